@@ -1,0 +1,136 @@
+"""What a plan needs of the machine: narrow protocols, owned here, met by the adapters.
+
+Every effect can be repeated without harm, and has a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from standfast.clock import Deadline
+from standfast.names import SnapshotName
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A read-only snapshot that is complete: taken here, or received, verified and published."""
+
+    name: SnapshotName
+    path: Path
+    content_id: str
+    """received UUID, or else UUID: equal on both sides of a replication."""
+    received: bool
+    """Published by a receive (in the standby directory), not taken here."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTree:
+    """The subvolume at the live path."""
+
+    path: Path
+    uuid: str
+    writable: bool
+
+
+class VolumeStore(Protocol):
+    """The volume's subvolumes on this node."""
+
+    def live(self) -> LiveTree | None:
+        """The live subvolume, or None when nothing is at its path."""
+
+    def snapshots(self) -> Sequence[Snapshot]:
+        """All complete snapshots here, own and published; partial ones never appear."""
+
+    def take_snapshot(self, name: SnapshotName) -> Snapshot:
+        """Read-only snapshot of the live subvolume, on disk when this returns."""
+
+    def create_live_from(self, base: Snapshot) -> LiveTree:
+        """A writable live subvolume with the content of `base`; the live path must be free."""
+
+    def set_live_writable(self, writable: bool) -> None: ...
+
+    def keep_aside(self, name: str) -> Path:
+        """Rename the live subvolume to `name` beside it; nothing is deleted."""
+
+    def aside(self) -> Sequence[Path]:
+        """Subvolumes kept aside (diverged and retired), sorted."""
+
+    def free_bytes(self) -> int: ...
+
+
+class NfsServer(Protocol):
+    """The NFS server and this volume's export."""
+
+    def export(self, fsid: str) -> None:
+        """Write the export with this fsid UUID; effective at the server's next start or reload."""
+
+    def unexport(self) -> None: ...
+
+    def start(self, deadline: Deadline) -> None:
+        """Start the server (the guard runs); Refused when the guard refused."""
+
+    def stop(self, deadline: Deadline) -> None:
+        """Stop the server and check that no thread is left."""
+
+    def is_running(self) -> bool:
+        """Whether any server thread exists, whoever started it."""
+
+    def check(self, deadline: Deadline) -> str | None:
+        """None when it really serves (threads, export, NULL call answered), else why not."""
+
+
+class Fence(Protocol):
+    """The kernel's cut-off of the NFS port."""
+
+    def ensure_closed(self) -> None:
+        """Put the rules in place with the port shut; nothing else of the firewall changes."""
+
+    def arm(self, until: float, latest: float) -> bool:
+        """Let the port pass until `until` (monotonic s), by kernel timeout.
+
+        Must not take effect after `latest` (monotonic s), whatever freezes on the way. Returns
+        whether the rules had to be put back first (someone flushed them).
+        """
+
+    def state(self) -> FenceState: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FenceState:
+    """What the kernel says."""
+
+    in_place: bool
+    """The rules that drop the port are there."""
+    open_for_s: float
+    """Seconds for which the port still passes; 0 when shut."""
+
+
+class BindMount(Protocol):
+    """The volume at the path where every node sees it."""
+
+    def mount(self, deadline: Deadline) -> None: ...
+
+    def unmount(self, deadline: Deadline) -> None:
+        """Fails, naming the users, when somebody holds it."""
+
+    def is_mounted(self) -> bool: ...
+
+
+class Units(Protocol):
+    """The service manager, for units of ours."""
+
+    def start(self, unit: str, deadline: Deadline) -> None: ...
+
+    def stop(self, unit: str, deadline: Deadline) -> None: ...
+
+    def is_active(self, unit: str) -> bool: ...
+
+
+class ReplicaSender(Protocol):
+    """One replication of one snapshot to one standby."""
+
+    def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
+        """Returns when the standby acknowledged it as published and on disk."""

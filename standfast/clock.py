@@ -1,0 +1,77 @@
+"""The only module that knows time.
+
+Leases and deadlines are measured on this machine's monotonic clock; no two machines' clocks are
+ever compared for safety. Wall-clock time appears only in names, records and messages.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from standfast.errors import TimedOut
+
+STAMP_FORMAT = "%Y%m%dT%H%M%SZ"
+
+
+def monotonic() -> float:
+    """Seconds on CLOCK_MONOTONIC: shared by all processes of this boot, never set back."""
+    return time.monotonic()
+
+
+def sleep(seconds: float) -> None:
+    """Sleep; a negative length returns at once."""
+    if seconds > 0:
+        time.sleep(seconds)
+
+
+def utc_now() -> float:
+    """Wall-clock seconds since the epoch, for records and messages only."""
+    return time.time()
+
+
+def format_stamp(seconds: float) -> str:
+    """UTC time as `20261122T101500Z`: sorts as text in the order of time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime(STAMP_FORMAT)
+
+
+def parse_stamp(text: str) -> float:
+    """Seconds since the epoch of a `20261122T101500Z`; ValueError for anything else."""
+    stamp = datetime.strptime(text, STAMP_FORMAT).replace(tzinfo=UTC)
+    if stamp.strftime(STAMP_FORMAT) != text:  # strptime accepts missing zeros
+        raise ValueError(f"{text!r} is not of the form {STAMP_FORMAT}")
+    return stamp.timestamp()
+
+
+def format_utc(seconds: float) -> str:
+    """Wall-clock seconds as people read them: `2026-11-22 10:15:00 UTC`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A point on the monotonic clock by which something has to be over."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(monotonic() + seconds)
+
+    def remaining_s(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.at - monotonic())
+
+    @property
+    def expired(self) -> bool:
+        return monotonic() >= self.at
+
+    def check(self, what: str) -> None:
+        """Raise TimedOut, naming `what`, when the deadline has passed."""
+        if self.expired:
+            raise TimedOut(f"{what}: the deadline passed")
+
+    def within(self, seconds: float) -> Deadline:
+        """The earlier of this deadline and `seconds` from now."""
+        return Deadline(min(self.at, monotonic() + seconds))

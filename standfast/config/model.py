@@ -1,0 +1,219 @@
+"""The configuration as frozen dataclasses: the one table behind parser, defaults, help, reference.
+
+Each field's metadata carries its help text, and for numbers the unit and the least value. Nothing
+here reads a file; `load` does, and `rules` holds what must be true between fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def _option(default: Any, help_text: str, **extra: Any) -> Any:
+    """A field with its documentation: `unit`, `least`, `choices`, `example`."""
+    return field(default=default, metadata={"help": help_text, **extra})
+
+
+def _required(help_text: str, **extra: Any) -> Any:
+    return field(metadata={"help": help_text, "required": True, **extra})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """[nodes.NAME]: a storage node, named as in Consul."""
+
+    address: str = _required(
+        "Address at which clients and other nodes reach it", example="192.168.1.2"
+    )
+    priority: int = _option(
+        100, "Higher goes first among candidates with equally new data", least=0
+    )
+    probe_port: int = _option(
+        8301, "TCP port that answers while the node's Consul agent lives (serf)", least=1
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """[paths]"""
+
+    live: Path = _option(Path("/persist/services"), "The exported subvolume")
+    snapshots: Path = _option(
+        Path("/persist"), "Directory of the primary's own snapshots, named after the live subvolume"
+    )
+    standby: Path = _option(
+        Path("/persist/services-standby"), "Directory of received, published snapshots"
+    )
+    bind: Path = _option(
+        Path("/data/services"), "Where the volume is seen on every node: bind mount or NFS mount"
+    )
+    state: Path = _option(
+        Path("/var/lib/standfast"), "Durable state; a directory per volume below it"
+    )
+    run: Path = _option(
+        Path("/run/standfast"), "Sockets and locks, gone at reboot; a directory per volume below it"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseTiming:
+    """[lease]: seconds, checked against the timing rule and refused when they break it."""
+
+    heartbeat: float = _option(2.0, "Time between heartbeats", unit="s", least=0.1)
+    request_timeout: float = _option(
+        2.0, "Deadline of one heartbeat's request", unit="s", least=0.1
+    )
+    length: float = _option(
+        8.0, "L: serving is allowed this long after a heartbeat", unit="s", least=0.5
+    )
+    fence: float = _option(
+        2.0, "F: by then after the end of the lease nothing is served", unit="s", least=0.5
+    )
+    wait: float = _option(
+        12.0, "W: how long a candidate must have seen no heartbeat", unit="s", least=1.0
+    )
+    drift: float = _option(0.01, "rho: by how much two clocks' rates may differ", least=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsulAccess:
+    """[consul]: empty values are taken from CONSUL_HTTP_ADDR, _TOKEN, _CACERT, _CLIENT_CERT/KEY."""
+
+    addresses: tuple[str, ...] = _option(
+        (),
+        "HTTP addresses tried in turn; the first is the node's own agent",
+        example=["127.0.0.1:8500"],
+    )
+    token_file: Path | None = _option(None, "File (mode 0600) with the ACL token")
+    ca_cert: Path | None = _option(None, "CA certificate; makes the scheme https")
+    client_cert: Path | None = _option(None, "Client certificate")
+    client_key: Path | None = _option(None, "Key of the client certificate")
+    service: str = _option("", "Name of the service; empty: the volume's name")
+    prefix: str = _option("standfast", "Key prefix; the volume's name is appended")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nfs:
+    """[nfs]"""
+
+    server: str = _option(
+        "kernel", "The NFS server's kind", choices=("kernel", "ganesha", "embedded")
+    )
+    unit: str = _option("nfs-server.service", "systemd unit of the NFS server")
+    clients: tuple[str, ...] = _option(
+        ("192.168.1.0/24",), "Networks or hosts that may mount the volume"
+    )
+    options: str = _option(
+        "rw,sync,no_subtree_check,no_root_squash", "Export options of the kernel server"
+    )
+    port: int = _option(2049, "TCP port", least=1)
+    ganesha_exports: Path = _option(
+        Path("/etc/ganesha/exports.d"), "Where the export block is written for nfs-ganesha"
+    )
+    start_timeout: float = _option(
+        30.0, "Deadline for starting or stopping the server", unit="s", least=1.0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fencing:
+    """[fence]"""
+
+    backend: str = _option(
+        "auto",
+        "Kernel-timed fence on the NFS port",
+        choices=("auto", "nftables", "ipset", "embedded"),
+    )
+    reboot: str = _option(
+        "never", "Last resort when the fence can't be confirmed", choices=("never", "sysrq")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarding:
+    """[guard]"""
+
+    deadline: float = _option(3.0, "For everything the guard asks", unit="s", least=0.5)
+    standby_hint: str = _option(
+        "nfs-services-standby.nix", "What the refusal tells to use on this host instead"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replication:
+    """[replication]"""
+
+    interval: float = _option(300.0, "Time between cycles", unit="s", least=1.0)
+    timeout: float = _option(3600.0, "Deadline of one cycle", unit="s", least=1.0)
+    ssh_key: Path = _option(Path("/etc/standfast/replication_key"), "Private key for replication")
+    ssh_user: str = _option("root", "User on the standby")
+    command: tuple[str, ...] = _option(
+        (), "Transport instead of ssh; {node}, {address} and {volume} are replaced"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """/etc/standfast/<volume>.toml; `volume` is the file's name."""
+
+    volume: str
+    source: Path
+    cluster: str = _required(
+        "Name of the cluster; a receiver refuses another cluster's data", example="alo"
+    )
+    node: str = _option("", "This node's name in Consul; empty: the host name")
+    preferred: str = _option("", "Node that failback moves the role to")
+    mode: str = _option("auto", "manual never promotes by itself", choices=("auto", "manual"))
+    store: str = _option("btrfs", "Kind of the volume's storage", choices=("btrfs", "directory"))
+    max_data_loss: float = _option(
+        600.0, "Older snapshots are not promoted without --accept-data-loss", unit="s", least=1.0
+    )
+    failover_after: float = _option(
+        60.0,
+        "Silence after which a primary without other signs of death is replaced",
+        unit="s",
+        least=1.0,
+    )
+    min_reign: float = _option(
+        600.0, "At most one automatic failover in this time", unit="s", least=0.0
+    )
+    nodes: dict[str, Node] = _required("The storage nodes, by their names in Consul")
+    paths: Paths = field(default_factory=Paths)
+    lease: LeaseTiming = field(default_factory=LeaseTiming)
+    consul: ConsulAccess = field(default_factory=ConsulAccess)
+    nfs: Nfs = field(default_factory=Nfs)
+    fence: Fencing = field(default_factory=Fencing)
+    guard: Guarding = field(default_factory=Guarding)
+    replication: Replication = field(default_factory=Replication)
+
+    @property
+    def service(self) -> str:
+        return self.consul.service or self.volume
+
+    @property
+    def me(self) -> Node:
+        return self.nodes[self.node]
+
+    @property
+    def standbys(self) -> tuple[str, ...]:
+        """The other storage nodes, sorted by name."""
+        return tuple(sorted(name for name in self.nodes if name != self.node))
+
+    @property
+    def base(self) -> str:
+        """Base of the snapshots' names: `services` of /persist/services."""
+        return self.paths.live.name
+
+    @property
+    def state_dir(self) -> Path:
+        return self.paths.state / self.volume
+
+    @property
+    def run_dir(self) -> Path:
+        return self.paths.run / self.volume
+
+    def key(self, name: str) -> str:
+        """Full name of one of the volume's keys in Consul."""
+        return f"{self.consul.prefix}/{self.volume}/{name}"

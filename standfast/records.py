@@ -1,0 +1,223 @@
+"""The values under `standfast/<volume>/` in Consul: parsed with suspicion, written in one way.
+
+Every value is a JSON object with a `v`. Anything else (hand-written, foreign, of a newer version)
+is a ForeignValue: the caller stops, nothing is overwritten.
+
+    epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
+    leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to"}
+    history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
+    standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "at"}
+    pause            {"v": 1, "by", "reason", "at"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from standfast.errors import ForeignValue
+
+VERSION = 1
+T = TypeVar("T")
+
+
+class LeaderState(StrEnum):
+    """What the holder says of itself; only CLEAN has a meaning for others."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    CLEAN = "clean"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A node in one of its boots: two machines with one name don't pass for each other."""
+
+    node: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """One heartbeat."""
+
+    epoch: int
+    holder: Holder
+    seq: int
+    state: LeaderState
+    candidates: tuple[str, ...] = ()
+    to: str | None = None
+
+    @property
+    def identity(self) -> tuple[int, str, str, int]:
+        """What a candidate has to see unchanged for W: (epoch, node, instance, seq)."""
+        return (self.epoch, self.holder.node, self.holder.instance, self.seq)
+
+    @property
+    def is_clean(self) -> bool:
+        return self.state is LeaderState.CLEAN
+
+    def dump(self) -> bytes:
+        return _dump(
+            epoch=self.epoch,
+            holder={"node": self.holder.node, "instance": self.holder.instance},
+            seq=self.seq,
+            state=str(self.state),
+            candidates=list(self.candidates),
+            to=self.to,
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes, key: str = "leader") -> Leader:
+        def build(doc: Mapping[str, Any]) -> Leader:
+            holder = doc["holder"]
+            return cls(
+                epoch=_number(doc["epoch"]),
+                holder=Holder(_text(holder["node"]), _text(holder["instance"])),
+                seq=_number(doc["seq"]),
+                state=LeaderState(doc["state"]),
+                candidates=tuple(_text(name) for name in _list(doc["candidates"])),
+                to=None if doc.get("to") is None else _text(doc["to"]),
+            )
+
+        return _parse(raw, key, build)
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """One entry of the history: who took over, from what, why, and what was lost."""
+
+    epoch: int
+    node: str
+    base: str | None
+    reason: str
+    operator: str | None
+    lost_s: float | None
+    at: float
+
+    def dump(self) -> bytes:
+        return _dump(
+            epoch=self.epoch,
+            node=self.node,
+            base=self.base,
+            reason=self.reason,
+            operator=self.operator,
+            lost_s=self.lost_s,
+            at=self.at,
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes, key: str = "history") -> Reign:
+        return _parse(
+            raw,
+            key,
+            lambda doc: cls(
+                epoch=_number(doc["epoch"]),
+                node=_text(doc["node"]),
+                base=None if doc["base"] is None else _text(doc["base"]),
+                reason=_text(doc["reason"]),
+                operator=None if doc["operator"] is None else _text(doc["operator"]),
+                lost_s=None if doc["lost_s"] is None else float(doc["lost_s"]),
+                at=float(doc["at"]),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyRecord:
+    """What the primary knows a standby to have on disk: written after the acknowledgement."""
+
+    node: str
+    epoch: int
+    snapshot: str
+    content_id: str
+    at: float
+
+    def dump(self) -> bytes:
+        return _dump(
+            node=self.node,
+            epoch=self.epoch,
+            snapshot=self.snapshot,
+            content_id=self.content_id,
+            at=self.at,
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes, key: str = "standbys") -> StandbyRecord:
+        return _parse(
+            raw,
+            key,
+            lambda doc: cls(
+                node=_text(doc["node"]),
+                epoch=_number(doc["epoch"]),
+                snapshot=_text(doc["snapshot"]),
+                content_id=_text(doc["content_id"]),
+                at=float(doc["at"]),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """While it exists nobody takes over by itself."""
+
+    by: str
+    reason: str
+    at: float
+
+    def dump(self) -> bytes:
+        return _dump(by=self.by, reason=self.reason, at=self.at)
+
+    @classmethod
+    def parse(cls, raw: bytes, key: str = "pause") -> Pause:
+        return _parse(
+            raw, key, lambda doc: cls(_text(doc["by"]), _text(doc["reason"]), float(doc["at"]))
+        )
+
+
+def dump_epoch(epoch: int) -> bytes:
+    return _dump(epoch=epoch)
+
+
+def parse_epoch(raw: bytes, key: str = "epoch") -> int:
+    return _parse(raw, key, lambda doc: _number(doc["epoch"]))
+
+
+def _dump(**fields: Any) -> bytes:
+    return json.dumps({"v": VERSION, **fields}, separators=(",", ":")).encode()
+
+
+def _parse(raw: bytes, key: str, build: Callable[[Mapping[str, Any]], T]) -> T:
+    shown = raw[:80].decode("utf-8", "replace")
+    try:
+        doc = json.loads(raw)
+        if not isinstance(doc, dict) or doc.get("v") != VERSION:
+            raise ValueError(f'it is not a JSON object with "v": {VERSION}')
+        return build(doc)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise ForeignValue(
+            f"{key} in Consul holds a value that Standfast did not write ({error!r}): {shown!r}. "
+            f"Nothing was changed. Look at it with `consul kv get`, and restore or delete it."
+        ) from error
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r} is not a whole number from 0")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a non-empty text")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    return value

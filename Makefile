@@ -1,0 +1,54 @@
+# One door to everything; each target sets up what it needs on a fresh machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lab check bench clean
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+venv: $(READY) ## the virtual environment with the locked dependencies
+
+# uv comes from PyPI into the venv itself; --inexact leaves it there.
+$(READY): pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=...")'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/uv || $(VENV)/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.5,<1'
+	@UV_PROJECT_ENVIRONMENT=$(abspath $(VENV)) VIRTUAL_ENV=$(abspath $(VENV)) \
+	  $(VENV)/bin/uv sync -q --locked --inexact --python $(VENV)/bin/python
+	@touch $@
+
+demo: $(READY) ## a cluster on loopback: failover and the way back, without root
+	@$(VENV)/bin/standfast demo
+
+test: check ## all checks and all tests; the lab needs root
+	@if [[ $$(id -u) == 0 ]]; then \
+	  $(VENV)/bin/pytest; \
+	else \
+	  $(VENV)/bin/pytest -m 'not lab'; \
+	  echo "make test: LEFT OUT: tests/lab, the container lab (overlay mounts, loop devices," \
+	    "network namespaces and systemd-nspawn need root): sudo make lab"; \
+	fi
+
+lab: $(READY) ## the container lab alone (root): three nodes with real parts
+	@if [[ $$(id -u) != 0 ]]; then \
+	  echo "make lab: needs root for overlay mounts, loop devices, network namespaces and" \
+	    "systemd-nspawn: sudo make lab" >&2; exit 1; \
+	fi
+	@tests/tools/lab-packages
+	@$(VENV)/bin/pytest tests/lab
+
+check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules
+	@tests/tools/static-checks
+
+bench: $(READY) ## what the lab's parts take, in milliseconds (root)
+	@$(VENV)/bin/python -m tests.lab.bench
+
+clean: ## everything made by the targets above
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

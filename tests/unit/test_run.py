@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from standfast import run as run_module
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.errors import CommandFailed, TimedOut
+from standfast.run import TOO_LATE, exec_before, failing, run
+
+
+def soon(seconds: float = 10.0) -> Deadline:
+    return Deadline.after(seconds)
+
+
+def sh(script: str, **options: object) -> run_module.Completed:
+    settings: dict[str, object] = {"deadline": soon(), "op": "test", **options}
+    return run(["/bin/sh", "-c", script], **settings)  # type: ignore[arg-type]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until_gone(pid: int) -> bool:
+    for _ in range(200):
+        if not is_alive(pid):
+            return True
+        sleep(0.01)
+    return False
+
+
+def test_output_status_and_words_of_a_command_come_back() -> None:
+    done = sh("echo out; echo err >&2; exit 3", check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 3)
+
+
+def test_input_longer_than_a_pipe_reaches_the_command() -> None:
+    assert run(["wc", "-c"], deadline=soon(), op="t", input="x" * 300_000).stdout.strip() == (
+        "300000"
+    )
+
+
+def test_a_failure_names_operation_program_status_and_last_words() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        sh("echo first >&2; echo 'target is busy' >&2; exit 32", op="umount:demote")
+    assert str(caught.value) == "umount:demote: /bin/sh ended with status 32: target is busy"
+    assert caught.value.returncode == 32
+
+
+def test_a_death_by_signal_is_said_as_such() -> None:
+    with pytest.raises(CommandFailed, match=r"was killed by signal 9 \(Killed\)"):
+        sh("kill -9 $$")
+
+
+def test_a_missing_program_is_named() -> None:
+    with pytest.raises(CommandFailed, match="no-such-program can't be started") as caught:
+        run(["no-such-program"], deadline=soon(), op="t")
+    assert caught.value.returncode == 127
+
+
+def test_at_the_deadline_the_grandchildren_die_too(tmp_path: Path) -> None:
+    with pytest.raises(TimedOut, match="before its deadline and was killed"):
+        sh(f"sleep 60 & echo $! > {tmp_path}/pid; sleep 60", deadline=soon(0.3))
+    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_grandchild_that_holds_the_pipes_delays_nothing(tmp_path: Path) -> None:
+    before = monotonic()
+    done = sh(f"sleep 60 & echo $! > {tmp_path}/pid; echo done")
+    assert done.stdout == "done\n"
+    assert monotonic() - before < 30
+    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_passed_deadline_starts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TimedOut, match="was not started"):
+        sh(f"touch {tmp_path}/started", deadline=Deadline(monotonic() - 1))
+    assert not (tmp_path / "started").exists()
+
+
+def test_output_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "MAX_OUTPUT_BYTES", 100_000)
+    with pytest.raises(CommandFailed, match="wrote more than 100000 bytes"):
+        run(["yes"], deadline=soon(), op="t")
+
+
+def test_a_slow_writer_does_not_outlive_its_deadline() -> None:
+    with pytest.raises(TimedOut):
+        sh("while :; do echo x; sleep 0.02; done", deadline=soon(0.3))
+
+
+def test_only_the_end_of_a_long_stderr_is_kept() -> None:
+    done = sh("seq 100000 >&2")
+    assert done.stderr.endswith("99999\n100000\n")
+    assert len(done.stderr) <= run_module.TAIL_BYTES
+
+
+def test_neither_environment_nor_input_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    sh('test -n "$TOKEN"', env={"TOKEN": "secret-1"}, input="secret-2")
+    assert "/bin/sh" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_messages_are_in_english_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert sh("echo $LC_ALL").stdout == "C\n"
+
+
+def test_exactly_one_operation_can_be_made_to_fail() -> None:
+    with failing("umount:demote", times=1):
+        sh("true", op="umount:promote")
+        with pytest.raises(CommandFailed, match="made to fail"):
+            sh("true", op="umount:demote")
+        sh("true", op="umount:demote")
+    assert run_module.hook is None
+
+
+def test_no_descriptor_is_left_open() -> None:
+    sh("true", input="x")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        sh("true", input="x")
+        with pytest.raises(TimedOut):
+            sh("sleep 5", deadline=soon(0.05))
+        exec_before(monotonic() + 5, ["true"], op="t")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_exec_before_gives_status_and_output() -> None:
+    done = exec_before(monotonic() + 5, ["sh", "-c", "echo o; echo e >&2; exit 4"], op="t")
+    assert (done.stdout, done.stderr, done.returncode) == ("o\n", "e\n", 4)
+
+
+def test_exec_before_starts_nothing_when_it_is_too_late(tmp_path: Path) -> None:
+    done = exec_before(monotonic() - 0.001, ["touch", str(tmp_path / "x")], op="t")
+    assert done.returncode == TOO_LATE
+    assert not (tmp_path / "x").exists()
+
+
+def test_exec_before_kills_a_program_that_is_still_at_it() -> None:
+    before = monotonic()
+    done = exec_before(before + 0.4, ["sleep", "30"], op="t")
+    assert done.returncode == -signal.SIGALRM
+    assert monotonic() < before + 0.4 + 10
+
+
+def test_exec_before_kills_a_stopped_program_whose_timer_can_not() -> None:
+    done = exec_before(monotonic() + 0.3, ["sh", "-c", "kill -STOP $$"], op="t")
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_exec_before_is_not_talked_out_of_its_timer_by_the_caller() -> None:
+    """An ignored or blocked SIGALRM is inherited through exec: the child must undo both."""
+    previous = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    try:
+        done = exec_before(monotonic() + 0.3, ["sleep", "30"], op="t")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        signal.signal(signal.SIGALRM, previous)
+    assert done.returncode == -signal.SIGALRM
+
+
+def test_exec_before_leaves_the_callers_timer_and_handlers_alone() -> None:
+    handler = signal.getsignal(signal.SIGALRM)
+    exec_before(monotonic() + 5, ["true"], op="t")
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0 or handler is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_exec_before_works_from_a_thread() -> None:
+    codes: list[int] = []
+
+    def arm() -> None:
+        codes.append(exec_before(monotonic() + 5, ["true"], op="t").returncode)
+
+    thread = threading.Thread(target=arm)
+    thread.start()
+    thread.join(20)
+    assert codes == [0]
+
+
+def test_exec_before_stopped_at_random_never_acts_late(tmp_path: Path) -> None:
+    """Stopped anywhere on the way and let go after `latest`, the program must do nothing."""
+    late = 0
+    for round_number in range(60):
+        mark = tmp_path / f"mark-{round_number}"
+        latest = monotonic() + 0.05
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            exec_before(latest, ["touch", str(mark)], op="t")
+            os._exit(0)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        sleep(0.0002 * round_number)
+        os.killpg(pid, signal.SIGSTOP)
+        sleep(latest + 0.01 - monotonic())
+        timely = mark.exists()
+        os.killpg(pid, signal.SIGCONT)
+        os.waitpid(pid, 0)
+        late += mark.exists() and not timely
+    assert late == 0

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.errors import CommandFailed, TimedOut
+from standfast.run import failing
+from standfast.streams import Conversation, pipeline
+
+
+def soon(seconds: float = 20.0) -> Deadline:
+    return Deadline.after(seconds)
+
+
+def wait_until_gone(pid: int) -> bool:
+    """Killed and reaped, or at least a zombie whose parent has yet to look."""
+    for _ in range(200):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        sleep(0.01)
+    return False
+
+
+def shell(script: str) -> list[str]:
+    return ["/bin/sh", "-c", script]
+
+
+def test_bytes_go_through_all_stages_and_are_counted(tmp_path: Path) -> None:
+    pieces: list[int] = []
+    with (tmp_path / "out").open("wb") as out:
+        moved = pipeline(
+            [shell("head -c 3000000 /dev/zero"), ["cat"], ["wc", "-c"]],
+            deadline=soon(),
+            op="t",
+            stdout=out.fileno(),
+            on_bytes=pieces.append,
+        )
+    assert (tmp_path / "out").read_text().strip() == "3000000"
+    assert moved == sum(pieces) == 3_000_000
+
+
+def test_a_single_stage_is_metered_at_its_input_when_it_has_one(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"x" * 200_000)
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as out:
+        moved = pipeline(
+            [["wc", "-c"]], deadline=soon(), op="t", stdin=source.fileno(), stdout=out.fileno()
+        )
+        os.fstat(source.fileno())  # still open: it is the caller's
+    assert moved == 200_000
+    assert (tmp_path / "out").read_text().strip() == "200000"
+
+
+def test_a_single_stage_without_input_is_metered_at_its_output() -> None:
+    assert pipeline([shell("head -c 100000 /dev/zero")], deadline=soon(), op="t") == 100_000
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_stage_that_failed_is_named_not_its_echo(stage: int) -> None:
+    stages = [["cat", "/dev/zero"], ["cat"], ["cat"]]
+    stages[stage] = shell("echo 'no space left' >&2; exit 7")
+    with pytest.raises(CommandFailed, match="/bin/sh ended with status 7: no space left"):
+        pipeline(stages, deadline=soon(), op="t")
+
+
+def test_a_failure_in_the_middle_of_success_is_no_success() -> None:
+    with pytest.raises(CommandFailed, match="status 1"):
+        pipeline([shell("echo whole; exit 1"), ["cat"]], deadline=soon(), op="t")
+
+
+def test_a_reader_that_stops_early_is_a_failure() -> None:
+    with pytest.raises(CommandFailed):
+        pipeline([["cat", "/dev/zero"], ["true"]], deadline=soon(), op="t")
+
+
+def test_a_caller_s_pipe_closed_by_its_reader_is_a_failure() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with pytest.raises(CommandFailed):
+        pipeline([shell("head -c 500000 /dev/zero")], deadline=soon(), op="t", stdout=write)
+    os.close(write)
+
+
+def test_silence_is_given_up_long_before_the_deadline() -> None:
+    before = monotonic()
+    with pytest.raises(TimedOut, match="stalled"):
+        pipeline([shell("echo x; sleep 60"), ["cat"]], deadline=soon(60), op="t", stall_s=0.3)
+    assert monotonic() - before < 30
+
+
+def test_a_reader_that_does_not_read_is_a_stall_too() -> None:
+    with pytest.raises(TimedOut, match="stalled"):
+        pipeline([["cat", "/dev/zero"], ["sleep", "60"]], deadline=soon(60), op="t", stall_s=0.3)
+
+
+def test_work_after_the_last_byte_is_no_stall() -> None:
+    pipeline([["echo", "x"], shell("cat; sleep 0.6")], deadline=soon(), op="t", stall_s=0.2)
+
+
+def test_at_the_deadline_all_stages_and_their_children_die(tmp_path: Path) -> None:
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
+    with pytest.raises(TimedOut):
+        pipeline([shell(script), ["cat"]], deadline=soon(0.4), op="t")
+    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_missing_later_stage_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(CommandFailed, match="can't be started"):
+        pipeline([["sleep", "60"], ["no-such-program"]], deadline=soon(), op="t")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_pipeline_can_be_made_to_fail() -> None:
+    with failing("send:x"), pytest.raises(CommandFailed):
+        pipeline([["true"]], deadline=soon(), op="send:x")
+
+
+RECEIVER = """
+read header; echo "go $header"
+head -c 100000 | wc -c
+cat > /dev/null
+echo finished
+"""
+
+
+def test_a_conversation_takes_lines_then_a_stream_then_answers() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with Conversation(shell(RECEIVER), op="t") as talk:
+        talk.send_line("header", soon())
+        assert talk.read_line(soon()) == "go header"
+        sender = shell("head -c 100000 /dev/zero")
+        assert pipeline([sender], deadline=soon(), op="t", stdout=talk.stdin_fd) == 100_000
+        assert talk.read_line(soon()).strip() == "100000"
+        talk.close_stdin()
+        assert talk.read_line(soon()) == "finished"
+        assert talk.finish(soon()).returncode == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_silent_partner_is_given_up_at_the_deadline_and_killed(tmp_path: Path) -> None:
+    script = f"echo $$ > {tmp_path}/pid; sleep 60"
+    with pytest.raises(TimedOut, match="no answer"), Conversation(shell(script), op="t") as talk:
+        talk.read_line(soon(0.4))
+    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_partner_that_ends_instead_of_answering_is_quoted() -> None:
+    script = "echo 'Permission denied (publickey).' >&2; exit 255"
+    with Conversation(shell(script), op="ssh:c2") as talk:
+        with pytest.raises(CommandFailed, match="status 255: Permission denied") as caught:
+            talk.read_line(soon())
+        assert caught.value.returncode == 255
+
+
+def test_speaking_to_a_partner_that_has_gone_is_a_failure() -> None:
+    talk = Conversation(shell("exec <&-; exit 9"), op="t")
+    with talk, pytest.raises(CommandFailed, match="status 9"):
+        for _ in range(1000):
+            talk.send_line("x" * 1000, soon())
+
+
+def test_a_partner_that_does_not_listen_is_given_up() -> None:
+    talk = Conversation(["sleep", "60"], op="t")
+    with talk, pytest.raises(TimedOut, match="does not read"):
+        talk.send_line("x" * 1_000_000, soon(0.4))
+
+
+def test_a_line_without_end_is_refused() -> None:
+    talk = Conversation(["cat", "/dev/zero"], op="t")
+    with talk, pytest.raises(CommandFailed, match="more than 65536 bytes"):
+        talk.read_line(soon())
+
+
+def test_a_bad_end_after_good_answers_is_a_failure() -> None:
+    with Conversation(shell("echo ok; cat; exit 5"), op="t") as talk:
+        assert talk.read_line(soon()) == "ok"
+        with pytest.raises(CommandFailed, match="status 5"):
+            talk.finish(soon())

@@ -1,0 +1,251 @@
+"""Whether a node that is not the holder takes over: who may, from what, when, and who goes first.
+
+Invariants: never before W has passed since this node first saw the last heartbeat, except upon
+`clean`; never from a snapshot outside the current lineage; an operator's word lifts the rules that
+protect against haste, never the wait.
+"""
+
+from __future__ import annotations
+
+from standfast.clock import format_utc
+from standfast.config.model import Config
+from standfast.decision import Action, Decision, Moment, Wish
+from standfast.names import SnapshotName
+from standfast.observe import Available, Cluster, Local, newest
+from standfast.reasons import Reason
+from standfast.records import Leader
+from standfast.reign import Stage
+
+
+def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wish) -> Decision:
+    """The decision of a node that is not the holder."""
+    leader = view.leader
+    handed = leader is not None and leader.is_clean and leader.to == local.node
+    in_place = _may_go_on_in_place(leader, local)
+    base = None if in_place else newest(local, view, now.utc)
+    if leader is not None:
+        alive = _primary_alive(leader, view, config, now)
+        if alive is not None:
+            return alive
+    if not handed and not wish.promote:
+        barred = _barred(view, local, config, now, in_place=in_place)
+        if barred is not None:
+            return barred
+    no_data = None if in_place else _unfit(base, local, config, now, wish, handed=handed)
+    if no_data is not None:
+        return no_data
+    waiting = still_waiting(view, config, now)
+    if waiting is not None:
+        return waiting
+    if not handed and not wish.promote:
+        patience = _patience(view, local, config, now, base, in_place=in_place)
+        if patience is not None:
+            return patience
+    return _promotion(view, local, now, base, wish, in_place=in_place)
+
+
+def _promotion(
+    view: Cluster,
+    local: Local,
+    now: Moment,
+    base: Available | None,
+    wish: Wish,
+    *,
+    in_place: bool,
+) -> Decision:
+    leader = view.leader
+    if leader is not None and leader.is_clean:
+        reason, lost_s = Reason.CLEAN_HANDOVER, 0.0
+        why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
+    else:
+        reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
+        seen_s = now.monotonic - view.sighting.first_seen
+        lost_s = 0.0 if base is None else max(0.0, now.utc - seen_s - base.snapshot.name.taken_at)
+        who = leader.holder.node if leader is not None else "the primary"
+        why = f"{who} has sent no heartbeat for {seen_s:.1f} s"
+    source = "its own live tree" if base is None else str(base.snapshot.name)
+    return Decision(
+        Action.PROMOTE,
+        reason,
+        f"{local.node} takes over from {source}: {why}",
+        base=base,
+        in_place=in_place,
+        lost_s=lost_s,
+    )
+
+
+def _may_go_on_in_place(leader: Leader | None, local: Local) -> bool:
+    own = local.own
+    return (
+        leader is not None
+        and own is not None
+        and own.stage in (Stage.READY, Stage.DRAINING, Stage.RELEASED)
+        and own.epoch == leader.epoch
+        and not leader.is_clean
+        and leader.holder.node == local.node
+        and local.has_live
+    )
+
+
+def _primary_alive(leader: Leader, view: Cluster, config: Config, now: Moment) -> Decision | None:
+    timing = config.lease
+    silent_s = now.monotonic - view.sighting.first_seen
+    if leader.is_clean or silent_s > 2 * timing.heartbeat + timing.request_timeout:
+        return None
+    return Decision(
+        Action.NOTHING,
+        Reason.PRIMARY_ALIVE,
+        f"{leader.holder.node} is primary with epoch {leader.epoch}",
+    )
+
+
+def _barred(
+    view: Cluster, local: Local, config: Config, now: Moment, *, in_place: bool
+) -> Decision | None:
+    leader = view.leader
+    assert leader is not None
+    if view.pause is not None:
+        return Decision(
+            Action.BLOCKED,
+            Reason.PAUSED,
+            f"paused by {view.pause.by} since {format_utc(view.pause.at)} ({view.pause.reason}): "
+            f"nobody takes over by itself; `standfast resume` ends that",
+        )
+    was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
+    if was_holder and leader.is_clean and leader.to is None:
+        return Decision(
+            Action.BLOCKED,
+            Reason.NOT_A_CANDIDATE,
+            f"{local.node} gave the role up by `standfast demote`: `standfast promote` on a node "
+            f"of your choice goes on",
+        )
+    if local.node not in leader.candidates and not was_holder:
+        return Decision(
+            Action.BLOCKED,
+            Reason.NOT_A_CANDIDATE,
+            f"{local.node} is not among the candidates of epoch {leader.epoch} "
+            f"({', '.join(leader.candidates) or 'none'}): add it to [nodes] on the primary",
+        )
+    if config.mode == "manual":
+        return Decision(
+            Action.BLOCKED,
+            Reason.MANUAL_MODE,
+            f"mode is manual: {local.node} would take over from {leader.holder.node}; "
+            f"run `standfast promote` to let it",
+        )
+    reign = view.history.get(leader.epoch)
+    age_s = now.utc - reign.at if reign is not None else config.min_reign
+    automatic = reign is not None and reign.reason == Reason.TAKEOVER
+    if automatic and not in_place and not leader.is_clean and 0 <= age_s < config.min_reign:
+        return Decision(
+            Action.BLOCKED,
+            Reason.MIN_REIGN,
+            f"epoch {leader.epoch} began by a takeover {age_s:.0f} s ago and min_reign is "
+            f"{config.min_reign:g} s: no second one yet; `standfast promote` goes at once",
+        )
+    return None
+
+
+def _unfit(
+    base: Available | None, local: Local, config: Config, now: Moment, wish: Wish, *, handed: bool
+) -> Decision | None:
+    if base is None:
+        return Decision(
+            Action.BLOCKED,
+            Reason.NO_PUBLISHED_SNAPSHOT,
+            f"{local.node} has no published snapshot of the current lineage in "
+            f"{config.paths.standby}: it can't take over; see `standfast snapshots`",
+        )
+    age_s = now.utc - base.snapshot.name.taken_at
+    if age_s > config.max_data_loss and not wish.accept_data_loss and not handed:
+        return Decision(
+            Action.BLOCKED,
+            Reason.TOO_OLD,
+            f"the newest snapshot on {local.node} ({base.snapshot.name}) is {age_s:.0f} s old and "
+            f"max_data_loss is {config.max_data_loss:g} s: "
+            f"`standfast promote --accept-data-loss` takes it all the same",
+        )
+    return None
+
+
+def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
+    """The wait for the certain end of the last lease; None: it is over."""
+    leader = view.leader
+    if leader is not None and leader.is_clean:
+        return None
+    seen_s = now.monotonic - view.sighting.first_seen
+    left_s = config.lease.wait - seen_s
+    if left_s <= 0:
+        return None
+    who = f"{leader.holder.node}'s last heartbeat" if leader else "the missing heartbeat"
+    return Decision(
+        Action.WAIT,
+        Reason.WAITING_FOR_LEASE_END,
+        f"{who} was first seen {seen_s:.1f} s ago: its lease is over for certain in {left_s:.1f} s",
+    )
+
+
+def _patience(
+    view: Cluster,
+    local: Local,
+    config: Config,
+    now: Moment,
+    base: Available | None,
+    *,
+    in_place: bool,
+) -> Decision | None:
+    """Evidence that the primary is dead, and the head start of better candidates."""
+    leader = view.leader
+    assert leader is not None
+    timing = config.lease
+    silent_s = now.monotonic - view.sighting.first_seen
+    dead = view.holder_health == "critical" or view.holder_unanswered_s >= timing.wait / 2
+    start_s = timing.wait
+    if leader.is_clean:
+        # Handed to another, or to nobody: the one it was meant for goes first.
+        start_s = timing.wait if leader.to is not None else 0.0
+        start_s += timing.wait if leader.holder.node == local.node else 0.0
+    elif not dead and not in_place:
+        start_s = max(config.failover_after, timing.wait)
+        if silent_s < start_s:
+            return Decision(
+                Action.WAIT,
+                Reason.WAITING_FOR_EVIDENCE,
+                f"{leader.holder.node} sends no heartbeats but looks alive "
+                f"(gossip: {view.holder_health}): waiting {start_s - silent_s:.0f} s more",
+            )
+    better = () if in_place else _better(view, local, config, base)
+    head_start_s = len(better) * (timing.heartbeat + timing.request_timeout)
+    if silent_s < start_s + head_start_s:
+        who = ", ".join(better) or leader.to or leader.holder.node
+        return Decision(
+            Action.WAIT,
+            Reason.WAITING_FOR_BETTER_CANDIDATE,
+            f"{who} may take over first: waiting {start_s + head_start_s - silent_s:.1f} s",
+        )
+    return None
+
+
+def _better(view: Cluster, local: Local, config: Config, base: Available | None) -> tuple[str, ...]:
+    """Candidates that are alive and rank above this node: (epoch, time, priority, name)."""
+    leader = view.leader
+    assert leader is not None and base is not None
+    mine = (base.epoch, base.snapshot.name.taken_at, config.me.priority, local.node)
+    found = []
+    for name in leader.candidates:
+        record, node = view.standbys.get(name), config.nodes.get(name)
+        if name == local.node or record is None or node is None or name not in view.alive:
+            continue
+        try:
+            taken_at = SnapshotName.parse(record.snapshot).taken_at
+        except ValueError:
+            continue
+        if (record.epoch, taken_at, node.priority, name) > mine:
+            found.append(name)
+    if (
+        leader.holder.node != local.node
+        and leader.holder.node in view.alive
+        and (leader.epoch > base.epoch)
+    ):
+        found.append(leader.holder.node)
+    return tuple(found)

@@ -1,0 +1,58 @@
+"""The answers that `decide` gives, and the little it is asked with besides what is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from standfast.observe import Available
+from standfast.reasons import Reason
+
+
+class Action(StrEnum):
+    """What follows from a decision."""
+
+    NOTHING = "nothing"
+    WAIT = "wait"
+    """Becomes possible by itself; look again."""
+    BLOCKED = "blocked"
+    """Somebody has to do something; the sentence says what."""
+    PROMOTE = "promote"
+    FINISH_PROMOTION = "finish-promotion"
+    FINISH_DEMOTION = "finish-demotion"
+    HOLD_LEASE = "hold-lease"
+    """This node holds the lease and its keeper is not running."""
+    STEP_DOWN = "step-down"
+    """The lease is another's: stop serving, keep what was written as diverged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An answer with its reason; the same sentence is logged, shown and tested."""
+
+    action: Action
+    reason: Reason
+    sentence: str
+    base: Available | None = None
+    """For a promotion: the snapshot to start from; None: the node's own live tree."""
+    in_place: bool = False
+    lost_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """An operator's word that lifts some of the rules; never the wait."""
+
+    promote: bool = False
+    accept_data_loss: bool = False
+
+
+NO_WISH = Wish()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Now, on this node's two clocks."""
+
+    monotonic: float
+    utc: float

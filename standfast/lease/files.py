@@ -1,0 +1,133 @@
+"""What the keeper and the agent tell each other and the guard, as small files under /run.
+
+Every file is replaced atomically; a file that can't be read counts as absent for "may I serve" and
+is an error for "is there something to lose".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from standfast.errors import StandfastError
+from standfast.lease.protocol import Claim
+from standfast.records import LeaderState
+
+
+def write_atomically(path: Path, text: str, *, durable: bool = False, mode: int = 0o644) -> None:
+    """Replace `path`; with `durable` it has reached the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
+    temporary.replace(path)
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    """The object in `path`, None when there is no such file; StandfastError when it is unusable."""
+    try:
+        doc = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StandfastError(
+            f"{path} can't be read: {error}. Look at it; delete it if it is of no use"
+        ) from error
+    if not isinstance(doc, dict):
+        raise StandfastError(
+            f"{path} holds no JSON object. Look at it; delete it if it is of no use"
+        )
+    return doc
+
+
+def boot_instance(run: Path) -> str:
+    """This boot's name, made at the first call after it: /run is new then, in containers too."""
+    path = run / "instance"
+    while True:
+        try:
+            text = path.read_text().strip()
+        except FileNotFoundError:
+            text = ""
+        if text:
+            return text
+        run.mkdir(parents=True, exist_ok=True, mode=0o755)
+        temporary = run / f".instance.{os.getpid()}"
+        temporary.write_text(uuid.uuid4().hex)
+        try:
+            os.link(temporary, path)  # the first one wins, and never half-written
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """The keeper's last word, in `lease.json`; times are this boot's monotonic seconds."""
+
+    epoch: int
+    instance: str
+    pid: int
+    state: LeaderState
+    serving: bool
+    valid_until: float
+    armed_until: float
+    seq: int
+    since: float
+    flushes: int = 0
+    """How often the fence's rules were found missing and put back."""
+    trouble: str | None = None
+
+    def remaining_s(self, now: float) -> float:
+        return max(0.0, self.valid_until - now)
+
+    def save(self, run_dir: Path) -> None:
+        write_atomically(run_dir / "lease.json", json.dumps({"v": 1, **asdict(self)}))
+
+    @classmethod
+    def load(cls, run_dir: Path) -> LeaseStatus | None:
+        """None when there is no keeper's word in this boot."""
+        doc = read_json(run_dir / "lease.json")
+        if doc is None:
+            return None
+        try:
+            fields = {name: doc[name] for name in cls.__dataclass_fields__}
+            return cls(**{**fields, "state": LeaderState(doc["state"])})
+        except (KeyError, ValueError, TypeError) as error:
+            raise StandfastError(
+                f"{run_dir}/lease.json is not a keeper's status: {error!r}"
+            ) from error
+
+
+def save_claim(run_dir: Path, claim: Claim) -> None:
+    write_atomically(run_dir / "claim.json", json.dumps({"v": 1, **asdict(claim)}))
+
+
+def take_claim(run_dir: Path) -> Claim | None:
+    """The agent's claim; it is removed, so that it is made good at most once."""
+    path = run_dir / "claim.json"
+    doc = read_json(path)
+    if doc is None:
+        return None
+    path.unlink(missing_ok=True)
+    try:
+        fields = {name: doc[name] for name in Claim.__dataclass_fields__}
+        seen = fields["seen"]
+        return Claim(**{**fields, "seen": None if seen is None else tuple(seen)})
+    except (KeyError, ValueError, TypeError) as error:
+        raise StandfastError(f"{path} is not a claim: {error!r}") from error

@@ -1,0 +1,215 @@
+"""The lease against a real Consul: acquire, take up, heartbeat, release.
+
+The decisions are in `protocol`; this module sends transactions and reads back. A write whose reply
+was lost is never assumed to have failed or to have worked.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from standfast.adapters.consul import (
+    Cas,
+    CheckIndex,
+    CheckNotExists,
+    Committed,
+    Conflict,
+    Entry,
+    Operation,
+    Set,
+)
+from standfast.clock import Deadline, monotonic, utc_now
+from standfast.config.model import Config
+from standfast.errors import ConsulError, Refused
+from standfast.lease import protocol
+from standfast.lease.protocol import Claim, Halted, Lost, Repair, StillMine, Tenure, Versioned
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState, Reign, dump_epoch, parse_epoch
+
+# A keeper that takes up the lease of a killed one must not use a sequence number that the killed
+# one may still have in flight: reading it back would be taken for its own commit.
+SEQ_JUMP = (1_000, 1_000_000)
+
+
+class Consul(Protocol):
+    """What the lease needs of the gateway."""
+
+    def read(
+        self, keys: Sequence[str], *, deadline: Deadline | None = None
+    ) -> Mapping[str, Entry | None]: ...
+
+    def txn(
+        self, ops: Sequence[Operation], *, deadline: Deadline | None = None
+    ) -> Committed | Conflict: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The lease is held; look at `tenure.remaining_s`."""
+
+    tenure: Tenure
+    trouble: str | None = None
+    """Why the last heartbeat brought no time, when it didn't."""
+
+
+class LeaseKeys:
+    """The volume's lease in Consul, as one node in one boot sees it."""
+
+    def __init__(self, config: Config, consul: Consul, me: Holder) -> None:
+        self._config = config
+        self._consul = consul
+        self._me = me
+        self._epoch_key = config.key("epoch")
+        self._leader_key = config.key("leader")
+
+    def _deadline(self) -> Deadline:
+        return Deadline.after(self._config.lease.request_timeout)
+
+    def read(self) -> Versioned:
+        """Both keys at one point in time, consistently; ForeignValue, ConsulError."""
+        entries = self._consul.read([self._epoch_key, self._leader_key], deadline=self._deadline())
+        epoch, leader = entries[self._epoch_key], entries[self._leader_key]
+        return Versioned(
+            epoch=None if epoch is None else parse_epoch(epoch.value, self._epoch_key),
+            epoch_index=0 if epoch is None else epoch.modify_index,
+            leader=None if leader is None else Leader.parse(leader.value, self._leader_key),
+            leader_index=0 if leader is None else leader.modify_index,
+        )
+
+    def acquire(self, claim: Claim) -> Tenure:
+        """Make good a claim: one transaction. Refused when it may not be or somebody was faster."""
+        held = self.read()
+        objection = protocol.objection(claim, held, monotonic(), self._config.lease.wait)
+        if objection is not None:
+            raise Refused(Reason.LEASE_NOT_HELD, f"the lease can't be taken: {objection}")
+        epoch = claim.epoch + 1
+        leader = Leader(epoch, self._me, 1, LeaderState.STARTING, self._config.standbys)
+        reign = Reign(
+            epoch, self._me.node, claim.base, claim.reason, claim.operator, claim.lost_s, utc_now()
+        )
+        t_s = monotonic()
+        operations: list[Operation] = [
+            Cas(self._epoch_key, held.epoch_index, dump_epoch(epoch)),
+            Cas(self._leader_key, held.leader_index, leader.dump()),
+            Set(self._config.key(f"history/{epoch}"), reign.dump()),
+        ]
+        try:
+            result = self._consul.txn(operations, deadline=self._deadline())
+        except ConsulError as error:
+            if not error.maybe_applied:
+                raise
+            result = Conflict((str(error),))
+        # Read back in every case: it gives the indexes, and tells a lost reply from a lost race.
+        now_held = self.read()
+        tenure = protocol.acquired(now_held, self._me, epoch, t_s, self._config.lease.length)
+        if tenure is None:
+            why = "; ".join(result.errors) if isinstance(result, Conflict) else "taken over since"
+            raise Refused(
+                Reason.LEASE_NOT_HELD,
+                f"the lease for epoch {epoch} went to another or changed meanwhile: {why}",
+            )
+        return tenure
+
+    def take_up(self) -> Tenure | None:
+        """The lease of a keeper of this boot that ended without giving it up; None: there is none.
+
+        It has no time left until its first heartbeat commits, which proves that nobody took over.
+        """
+        held = self.read()
+        leader = held.leader
+        if leader is None or held.epoch != leader.epoch or leader.holder != self._me:
+            return None
+        if leader.is_clean:
+            return None
+        return Tenure(
+            epoch=leader.epoch,
+            holder=self._me,
+            epoch_index=held.epoch_index,
+            leader_index=held.leader_index,
+            seq=leader.seq + random.randrange(*SEQ_JUMP),
+        )
+
+    def heartbeat(
+        self, tenure: Tenure, state: LeaderState, *, to: str | None = None
+    ) -> Kept | Lost | Halted:
+        """One heartbeat, with its read-back when it didn't plainly commit."""
+        attempt = protocol.next_attempt(tenure, state, self._config.standbys, to=to)
+        deadline = self._deadline()
+        tenure = protocol.sent(tenure, attempt, monotonic())
+        try:
+            result = self._consul.txn(
+                [
+                    CheckIndex(self._epoch_key, attempt.epoch_index),
+                    Cas(self._leader_key, attempt.leader_index, attempt.leader.dump()),
+                ],
+                deadline=deadline,
+            )
+        except ConsulError as error:
+            return Kept(tenure, str(error))
+        if isinstance(result, Committed):
+            index = result.indexes[self._leader_key]
+            length_s = self._config.lease.length
+            return Kept(protocol.committed(tenure, attempt.leader.seq, index, length_s))
+        return self._after_conflict(tenure, result)
+
+    def _after_conflict(self, tenure: Tenure, conflict: Conflict) -> Kept | Lost | Halted:
+        try:
+            held = self.read()
+        except ConsulError as error:
+            return Kept(tenure, str(error))
+        verdict = protocol.read_back(tenure, held, self._config.lease.length)
+        if isinstance(verdict, (Lost, Halted)):
+            return verdict
+        if isinstance(verdict, Repair):
+            return self._repair(verdict)
+        assert isinstance(verdict, StillMine)
+        return Kept(verdict.tenure, "; ".join(conflict.errors) or None)
+
+    def _repair(self, repair: Repair) -> Kept:
+        """Write a deleted key again; the transaction fails if anybody did anything meanwhile."""
+        # A sequence number of its own, not among the attempts: this write brings no time, the
+        # next heartbeat upon it does.
+        tenure = replace(repair.tenure, seq=repair.tenure.seq + 1)
+        leader = Leader(
+            tenure.epoch, tenure.holder, tenure.seq, LeaderState.STARTING, self._config.standbys
+        )
+        operations: list[Operation] = [
+            Cas(self._leader_key, tenure.leader_index, leader.dump()),
+        ]
+        if repair.missing_epoch:
+            operations += [
+                CheckNotExists(self._epoch_key),
+                Set(self._epoch_key, dump_epoch(tenure.epoch)),
+            ]
+        else:
+            operations.append(CheckIndex(self._epoch_key, tenure.epoch_index))
+        try:
+            self._consul.txn(operations, deadline=self._deadline())
+        except ConsulError as error:
+            return Kept(tenure, f"a key of the lease was deleted; writing it again failed: {error}")
+        return Kept(tenure, "a key of the lease was deleted by hand; written again")
+
+    def release(self, tenure: Tenure, to: str | None) -> Kept | Lost | Halted | None:
+        """Send `clean`; None when it is known to have committed.
+
+        The tenure has to be voided, and the fence closed, before. A Kept means unknown: to go on
+        serving, a heartbeat sent after this one has to commit first.
+        """
+        if tenure.valid_until != protocol.NEVER:
+            raise AssertionError("the lease has to be void before clean is sent")
+        outcome = self.heartbeat(tenure, LeaderState.CLEAN, to=to)
+        if isinstance(outcome, Kept):
+            if outcome.trouble is None:
+                return None
+            try:
+                held = self.read()
+            except ConsulError:
+                return outcome
+            if held.leader is not None and held.leader.holder == self._me and held.leader.is_clean:
+                return None
+            if held.epoch is not None and held.epoch > tenure.epoch:
+                return None  # it committed, and the successor was quick
+        return outcome

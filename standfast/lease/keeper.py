@@ -1,0 +1,321 @@
+"""`standfast-lease@V.service`: holds the lease and feeds the fence. As little code as possible.
+
+Invariants:
+- The port is open only while the lease is valid, and the kernel ends it, not this process.
+- A crash or restart of this process, taken up again within the lease, touches nothing.
+- It ends by itself only when the lease is given up or lost for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from standfast.act.ports import Fence, NfsServer
+from standfast.clock import Deadline, monotonic
+from standfast.config.model import Config
+from standfast.errors import Refused, StandfastError
+from standfast.lease import cutoff, protocol
+from standfast.lease.epochs import EpochFile
+from standfast.lease.files import LeaseStatus, take_claim
+from standfast.lease.holding import Kept, LeaseKeys
+from standfast.lease.protocol import Halted, Lost, Tenure
+from standfast.local_socket import listen, parse, read_line, send
+from standfast.reasons import Reason
+from standfast.records import Holder, LeaderState
+from standfast.sd_notify import notify
+
+log = logging.getLogger(__name__)
+
+# Of F, kept back for the kernel's own delay in ending a timeout, seconds (seen: 0.02-0.2).
+FENCE_MARGIN_S = 0.3
+RETRY_S = 0.5
+
+
+@dataclass(slots=True)
+class Keeper:
+    """The holder's state between two heartbeats."""
+
+    config: Config
+    keys: LeaseKeys
+    fence: Fence
+    nfs: NfsServer
+    tenure: Tenure
+    since: float
+    state: LeaderState = LeaderState.STARTING
+    serving: bool = False
+    holding_back: bool = False
+    """A `clean` is on its way: no heartbeat until somebody decides to go on."""
+    armed_until: float = protocol.NEVER
+    flushes: int = 0
+    trouble: str | None = None
+    cut_off: bool = False
+    over: bool = False
+
+    def beat(self) -> None:
+        """One heartbeat and what follows from it."""
+        outcome = self.keys.heartbeat(self.tenure, self.state)
+        if isinstance(outcome, Lost):
+            self._end(outcome.why)
+        elif isinstance(outcome, Halted):
+            self._note(outcome.why)
+        else:
+            self.tenure = outcome.tenure
+            self._note(outcome.trouble)
+            if self.serving:
+                self._arm()
+
+    def check_end(self) -> None:
+        """Past the lease's end: make sure that the port is shut."""
+        now = monotonic()
+        if now < self.tenure.valid_until + FENCE_MARGIN_S:
+            self.cut_off = False
+            return
+        if not self.serving or self.cut_off:
+            return
+        ended = max(self.tenure.valid_until, self.armed_until)
+        by = ended + self.config.lease.fence if ended > 0 else now + self.config.lease.fence
+        doubt = cutoff.confirm_shut(self.fence, self.nfs, by)
+        if doubt is None:
+            self.cut_off = True
+            log.warning("the lease ran out: the port is shut until a heartbeat commits again")
+            return
+        self._note(doubt)
+        if monotonic() >= by and self.config.fence.reboot == "sysrq":
+            cutoff.reboot_now()
+
+    def serve(self) -> None:
+        """Open the port; StandfastError when the lease has no time left."""
+        if self.tenure.remaining_s(monotonic()) <= 0:
+            self.holding_back = False
+            self.beat()
+        if self.tenure.remaining_s(monotonic()) <= 0 or self.over:
+            raise StandfastError(f"the lease has no time left: {self.trouble or 'it is lost'}")
+        self.holding_back = False
+        self.serving = True
+        self.state = LeaderState.SERVING
+        self._arm()
+        if self.armed_until < monotonic():
+            raise StandfastError(f"the port can't be opened: {self.trouble}")
+
+    def drain(self) -> None:
+        """Shut the port and keep the lease: nobody else starts while this node puts things away."""
+        self.serving = False
+        self.state = LeaderState.DRAINING
+        self.fence.ensure_closed()
+        self.armed_until = protocol.NEVER
+
+    def release(self, to: str | None) -> None:
+        """Give the lease up: void first, then `clean`. StandfastError when it is not certain."""
+        self.drain()
+        self.tenure = protocol.voided(self.tenure, monotonic())
+        self.holding_back = True
+        self.save()
+        outcome = self.keys.release(self.tenure, to)
+        if outcome is None:
+            self.over = True
+            return
+        if isinstance(outcome, Kept):
+            self.tenure = replace(outcome.tenure, valid_until=protocol.NEVER)
+            raise StandfastError(
+                f"whether the lease is given up is not known ({outcome.trouble}); "
+                f"ask for it again, or go on with `serve`"
+            )
+        self._end(outcome.why)
+        raise StandfastError(outcome.why)
+
+    def save(self) -> None:
+        status = LeaseStatus(
+            epoch=self.tenure.epoch,
+            instance=self.tenure.holder.instance,
+            pid=os.getpid(),
+            state=self.state,
+            serving=self.serving,
+            valid_until=self.tenure.valid_until,
+            armed_until=self.armed_until,
+            seq=self.tenure.seq,
+            since=self.since,
+            flushes=self.flushes,
+            trouble=self.trouble,
+        )
+        status.save(self.config.run_dir)
+
+    def _arm(self) -> None:
+        until = self.tenure.valid_until
+        now = monotonic()
+        if until <= now or until == self.armed_until:
+            return
+        try:
+            put_back = self.fence.arm(until, now + self.config.lease.fence - FENCE_MARGIN_S)
+        except StandfastError as error:
+            self._note(f"the port can't be opened: {error}")
+            return
+        self.armed_until = until
+        if put_back:
+            self.flushes += 1
+            log.error("the fence's rules were gone (flushed by somebody): put back")
+
+    def _note(self, trouble: str | None) -> None:
+        if trouble is not None and trouble != self.trouble:
+            log.warning("heartbeat: %s", trouble)
+        if trouble is None and self.trouble is not None:
+            log.info("heartbeats commit again")
+        self.trouble = trouble
+
+    def _end(self, why: str) -> None:
+        log.error("the lease is lost: %s. Stopping the NFS server", why)
+        self.trouble = why
+        self.serving = False
+        self.over = True
+        self.tenure = protocol.voided(self.tenure, monotonic())
+        self.armed_until = protocol.NEVER
+        self.save()
+        cutoff.stop_for_good(self.fence, self.nfs, Deadline.after(self.config.nfs.start_timeout))
+
+
+def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out one command of the agent's."""
+    command = request.get("cmd")
+    to = request.get("to")
+    try:
+        if command == "serve":
+            keeper.serve()
+        elif command == "drain":
+            keeper.drain()
+        elif command == "release" and (to is None or isinstance(to, str)):
+            keeper.release(to)
+        elif command != "status":
+            return {"ok": False, "error": f"unknown command {command!r}"}
+    except StandfastError as error:
+        return {"ok": False, "error": str(error)}
+    return {"ok": True, "epoch": keeper.tenure.epoch, "over": keeper.over}
+
+
+def _converse(keeper: Keeper, server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        try:
+            request = parse(read_line(connection, Deadline.after(0.5)))
+            reply = answer(keeper, request)
+            keeper.save()
+            send(connection, reply)
+        except (StandfastError, OSError) as error:
+            log.warning("a request on the lease socket failed: %s", error)
+
+
+def serve_lease(keeper: Keeper, server: socket.socket, stop: socket.socket) -> None:
+    """Heartbeats and commands until the lease is over or `stop` becomes readable."""
+    timing = keeper.config.lease
+    next_beat = monotonic()
+    with selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        selector.register(stop, selectors.EVENT_READ)
+        while True:
+            now = monotonic()
+            if now >= next_beat and not keeper.holding_back:
+                keeper.beat()
+                next_beat = now + (timing.heartbeat if keeper.trouble is None else RETRY_S)
+            keeper.check_end()
+            keeper.save()
+            notify("WATCHDOG=1")
+            if keeper.over:
+                return
+            pause = min(max(next_beat - monotonic(), 0.0), timing.heartbeat)
+            end = keeper.tenure.remaining_s(monotonic())
+            if keeper.serving and end > 0:
+                pause = min(pause, end + FENCE_MARGIN_S)
+            for key, _ in selector.select(pause if not keeper.holding_back else timing.heartbeat):
+                if key.fileobj is stop:
+                    log.info("asked to end: the lease stays valid until its time is over")
+                    return
+                _converse(keeper, server)
+
+
+def obtain(config: Config, keys: LeaseKeys) -> Tenure:
+    """The lease of this boot taken up again, or a claim of the agent's made good. Refused."""
+    highest = EpochFile(config.state_dir / "epoch")
+    tenure = keys.take_up()
+    if tenure is None:
+        claim = take_claim(config.run_dir)
+        if claim is None:
+            raise Refused(
+                Reason.LEASE_NOT_HELD,
+                "this node doesn't hold the lease and the agent made no claim to it; "
+                f"see `standfast status`, or ask with `standfast promote --volume {config.volume}`",
+            )
+        tenure = keys.acquire(claim)
+        log.info("epoch %d begins on %s (%s)", tenure.epoch, config.node, claim.reason)
+    highest.raise_to(tenure.epoch)
+    return tenure
+
+
+def previous_status(run_dir: Path, tenure: Tenure) -> LeaseStatus | None:
+    """What an earlier keeper of this same reign said last."""
+    try:
+        status = LeaseStatus.load(run_dir)
+    except StandfastError:
+        return None
+    if status is None or status.epoch != tenure.epoch:
+        return None
+    return status if status.instance == tenure.holder.instance else None
+
+
+def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keeper:
+    """A keeper with the lease in its hand."""
+    tenure = obtain(config, keys)
+    keeper = Keeper(config, keys, fence, nfs, tenure, since=monotonic())
+    earlier = previous_status(config.run_dir, tenure)
+    if earlier is None:
+        fence.ensure_closed()
+    else:
+        # Taken up: the kernel's timer goes on by itself, nothing is shut on the way.
+        keeper.since = earlier.since
+        keeper.serving = earlier.serving
+        keeper.state = earlier.state
+        keeper.flushes = earlier.flushes
+        keeper.armed_until = earlier.armed_until
+        keeper.tenure = replace(tenure, valid_until=earlier.valid_until)
+        if not fence.state().in_place:
+            fence.ensure_closed()
+    return keeper
+
+
+def run(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> int:
+    """The process, from the lock to the end. Exit 0: told to end, released or lost."""
+    stop_reader, stop_writer = socket.socketpair()
+    stop_writer.setblocking(False)
+    signal.signal(signal.SIGTERM, lambda *_: stop_writer.send(b"x"))
+    signal.signal(signal.SIGINT, lambda *_: stop_writer.send(b"x"))
+    keeper = build(config, keys, fence, nfs)
+    with listen(config.run_dir / "lease.sock") as server:
+        keeper.save()
+        notify(f"READY=1\nSTATUS=epoch {keeper.tenure.epoch}")
+        serve_lease(keeper, server, stop_reader)
+    keeper.save()
+    return 0
+
+
+def holder_of(config: Config) -> Holder:
+    """This node in this boot."""
+    from standfast.lease.files import boot_instance
+
+    return Holder(config.node, boot_instance(config.paths.run))
+
+
+def main(config: Config) -> int:
+    """`standfast lease VOLUME`; at most one per volume on a node."""
+    from standfast.adapters.consul import ConsulGateway
+    from standfast.adapters.machine import fence_from, nfs_from
+    from standfast.locks import exclusive
+
+    with exclusive(config.run_dir / "lease.lock", "another lease process of this volume"):
+        consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
+        keys = LeaseKeys(config, consul, holder_of(config))
+        return run(config, keys, fence_from(config), nfs_from(config))

@@ -1,0 +1,201 @@
+"""The compare-and-set lease, as pure functions over what Consul holds and one monotonic clock.
+
+Invariants:
+- A tenure is valid until `t_s + L`, where `t_s` was read before a heartbeat was sent that is known
+  to have committed. A heartbeat sent before the lease was voided never makes it valid again.
+- Nothing here compares two machines' clocks.
+- Two keys decide: `epoch` changes only at an acquisition, `leader` with each heartbeat. Whatever a
+  node does, it does by one transaction that fails as a whole when either has moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from standfast.records import Holder, Leader, LeaderState
+
+NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """What Consul holds of the two keys, read at one point in time; None: the key is not there."""
+
+    epoch: int | None
+    epoch_index: int
+    leader: Leader | None
+    leader_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """What the holder knows of its own lease."""
+
+    epoch: int
+    holder: Holder
+    epoch_index: int
+    leader_index: int
+    seq: int
+    """Highest sequence number used in an attempt, committed or not."""
+    valid_until: float = NEVER
+    """Monotonic seconds."""
+    voided_at: float = NEVER
+    """Attempts sent before this moment never make the lease valid."""
+    attempts: Mapping[int, float] = field(default_factory=dict)
+    """Sequence number -> monotonic time before sending, of attempts whose outcome is unknown."""
+
+    def remaining_s(self, now: float) -> float:
+        return max(0.0, self.valid_until - now)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A heartbeat to be sent: one transaction {check epoch's index, cas leader}."""
+
+    leader: Leader
+    epoch_index: int
+    leader_index: int
+
+
+class Verdict:
+    """What a read-back means for the holder."""
+
+
+@dataclass(frozen=True, slots=True)
+class StillMine(Verdict):
+    """Nobody took over; `tenure` carries the indexes to go on with."""
+
+    tenure: Tenure
+
+
+@dataclass(frozen=True, slots=True)
+class Lost(Verdict):
+    """Somebody else reigns, or somebody else's heartbeat stands in ours: it is over for good."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair(Verdict):
+    """A key of ours was deleted by hand and has to be written again, perhaps the epoch's too."""
+
+    tenure: Tenure
+    missing_epoch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Halted(Verdict):
+    """Consul holds an older epoch than ours (a restored backup): nothing is done without a word."""
+
+    why: str
+
+
+def next_attempt(
+    tenure: Tenure, state: LeaderState, candidates: tuple[str, ...], *, to: str | None = None
+) -> Attempt:
+    """The next heartbeat; each attempt has a sequence number of its own."""
+    leader = Leader(tenure.epoch, tenure.holder, tenure.seq + 1, state, candidates, to)
+    return Attempt(leader, tenure.epoch_index, tenure.leader_index)
+
+
+def sent(tenure: Tenure, attempt: Attempt, t_s: float) -> Tenure:
+    """The tenure once `attempt` is on its way: `t_s` was read before sending."""
+    return replace(
+        tenure,
+        seq=attempt.leader.seq,
+        attempts={**tenure.attempts, attempt.leader.seq: t_s},
+    )
+
+
+def committed(tenure: Tenure, seq: int, leader_index: int, length_s: float) -> Tenure:
+    """The tenure once the attempt `seq` is known to have committed at `leader_index`."""
+    t_s = tenure.attempts.get(seq, NEVER)
+    valid_until = tenure.valid_until
+    if t_s > tenure.voided_at:
+        valid_until = max(valid_until, t_s + length_s)
+    return replace(tenure, leader_index=leader_index, valid_until=valid_until, attempts={})
+
+
+def voided(tenure: Tenure, now: float) -> Tenure:
+    """The lease given up on purpose: the fence is closed and this is set before `clean` is sent."""
+    return replace(tenure, valid_until=NEVER, voided_at=now)
+
+
+def read_back(tenure: Tenure, held: Versioned, length_s: float) -> Verdict:
+    """What Consul's content says after an attempt that failed or whose reply was lost."""
+    if held.epoch is not None and held.epoch > tenure.epoch:
+        who = held.leader.holder.node if held.leader else "somebody"
+        return Lost(f"{who} took over with epoch {held.epoch}; epoch {tenure.epoch} is over")
+    if held.epoch is not None and held.epoch < tenure.epoch:
+        return Halted(
+            f"Consul holds epoch {held.epoch}, this node holds {tenure.epoch}: Consul was restored "
+            f"from a backup? Serving ends with the lease; go on with `standfast accept-epoch`"
+        )
+    leader = held.leader
+    if held.epoch is None:
+        ours = leader is None or (leader.epoch == tenure.epoch and leader.holder == tenure.holder)
+        if not ours:
+            return Lost("the epoch key is gone and the leader key is another node's")
+        return Repair(replace(tenure, leader_index=held.leader_index), missing_epoch=True)
+    tenure = replace(tenure, epoch_index=held.epoch_index)
+    if leader is None or leader.epoch < tenure.epoch:
+        return Repair(replace(tenure, leader_index=held.leader_index), missing_epoch=False)
+    if leader.epoch > tenure.epoch or leader.holder != tenure.holder:
+        return Lost(
+            f"epoch {leader.epoch} is held by {leader.holder.node} in another boot or place"
+        )
+    tenure = replace(tenure, seq=max(tenure.seq, leader.seq))
+    if leader.is_clean:
+        # A clean of ours that committed after all: the way on is a heartbeat upon it, whose
+        # commit proves that nobody had acquired. It gives no time of its own.
+        return StillMine(replace(tenure, leader_index=held.leader_index, attempts={}))
+    return StillMine(committed(tenure, leader.seq, held.leader_index, length_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A candidate's case: what it saw, since when, and what it takes over from."""
+
+    epoch: int
+    """The epoch it saw; the claim is for the next one. 0: there is none yet."""
+    seen: tuple[int, str, str, int] | None
+    """The identity of the last heartbeat, None when there is no leader key."""
+    first_seen: float
+    """When this node first saw it, on its own monotonic clock."""
+    base: str | None
+    reason: str
+    operator: str | None
+    lost_s: float | None
+
+
+def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str | None:
+    """Why the claim may not be made good now, by what a consistent read shows; None: it may."""
+    if (held.epoch or 0) != claim.epoch:
+        return f"the epoch is {held.epoch or 0} now, the claim was made on {claim.epoch}"
+    identity = held.leader.identity if held.leader else None
+    if identity != claim.seen:
+        return f"the last heartbeat is {identity} now, the claim was made on {claim.seen}"
+    if held.leader is not None and held.leader.is_clean:
+        return None
+    # Keys that are not there say nothing about who serves: they may have been deleted under a
+    # holder, so the wait counts from when this node first saw them gone.
+    waited = now - claim.first_seen
+    if waited < wait_s:
+        return f"the last heartbeat was first seen {waited:.1f} s ago, {wait_s:g} s are needed"
+    return None
+
+
+def acquired(held: Versioned, me: Holder, epoch: int, t_s: float, length_s: float) -> Tenure | None:
+    """The tenure if Consul shows that our acquisition of `epoch`, sent at `t_s`, committed."""
+    leader = held.leader
+    if held.epoch != epoch or leader is None or leader.epoch != epoch or leader.holder != me:
+        return None
+    return Tenure(
+        epoch=epoch,
+        holder=me,
+        epoch_index=held.epoch_index,
+        leader_index=held.leader_index,
+        seq=leader.seq,
+        valid_until=t_s + length_s,
+    )

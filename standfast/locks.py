@@ -1,0 +1,36 @@
+"""Locks that end with their holder: flock on files under /run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from standfast.clock import Deadline, sleep
+from standfast.errors import Refused
+from standfast.reasons import Reason
+
+POLL_S = 0.05
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iterator[None]:
+    """Hold the lock at `path`; Refused (busy), naming `holder`, when it isn't free in time."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if deadline is None or deadline.expired:
+                    raise Refused(
+                        Reason.BUSY, f"{holder} is at work (lock {path}); try again when it is done"
+                    ) from None
+                sleep(POLL_S)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""What a node knows at one moment, as frozen values; nothing here decides or acts.
+
+A candidate's knowledge of the primary is a value and a time of its own clock: the last heartbeat's
+identity and when this node first saw it. Indexes are only compared to notice a restored Consul.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from standfast.act.ports import Snapshot
+from standfast.lease.files import LeaseStatus
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from standfast.records import Leader, Pause, Reign, StandbyRecord
+from standfast.reign import OwnReign
+
+Identity = tuple[int, str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """The last heartbeat (None: no such key) and since when it has been seen unchanged."""
+
+    identity: Identity | None
+    index: int
+    first_seen: float
+    """Monotonic seconds of this node."""
+
+
+def sight(previous: Sighting | None, identity: Identity | None, index: int, now: float) -> Sighting:
+    """The sighting after a read that showed `identity` at `index`.
+
+    The time starts again with a new value, and with an index that goes back: Consul was restored
+    then, and what was seen before says nothing any more.
+    """
+    if previous is None or previous.identity != identity or index < previous.index:
+        return Sighting(identity, index, now)
+    return Sighting(identity, index, previous.first_seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What Consul shows, and what this node knows of the primary beyond it."""
+
+    epoch: int | None
+    leader: Leader | None
+    sighting: Sighting
+    pause: Pause | None = None
+    history: Mapping[int, Reign] = field(default_factory=dict)
+    standbys: Mapping[str, StandbyRecord] = field(default_factory=dict)
+    holder_health: str = "unknown"
+    """serfHealth of the holder's node: passing, critical, absent, unknown."""
+    holder_unanswered_s: float = 0.0
+    """For how long the holder's node has answered none of this node's probes."""
+    alive: frozenset[str] = frozenset()
+    """Nodes that gossip takes for alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """Consul can't be read, or holds what can't be understood."""
+
+    reason: Reason
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """A complete snapshot on this node and the epoch of the reign that it was taken in."""
+
+    snapshot: Snapshot
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What this node knows of itself."""
+
+    node: str
+    instance: str
+    highest_epoch: int
+    """The highest epoch ever seen here; 0: none."""
+    own: OwnReign | None = None
+    lease: LeaseStatus | None = None
+    lease_alive: bool = False
+    """A lease process holds the lease's lock."""
+    snapshots: tuple[Available, ...] = ()
+    has_live: bool = False
+    nfs_running: bool = False
+
+
+def in_lineage(available: Available, cluster: Cluster) -> bool:
+    """Whether the snapshot is part of the current reign's past.
+
+    A snapshot of reign r counts only up to the base of each later reign: what r wrote after that
+    is diverged data. A history that can't be followed is doubt, and doubt is no.
+    """
+    if cluster.epoch is None or available.epoch > cluster.epoch:
+        return False
+    for epoch in range(available.epoch + 1, cluster.epoch + 1):
+        reign = cluster.history.get(epoch)
+        if reign is None or reign.base is None:
+            return False
+        try:
+            base = SnapshotName.parse(reign.base)
+        except ValueError:
+            return False
+        if available.snapshot.name > base:
+            return False
+    return True
+
+
+def newest(local: Local, cluster: Cluster, utc_now: float) -> Available | None:
+    """The best snapshot that this node could be promoted from."""
+    fit = [
+        available
+        for available in local.snapshots
+        if in_lineage(available, cluster) and not available.snapshot.name.is_in_the_future(utc_now)
+    ]
+    return max(fit, key=lambda item: (item.epoch, item.snapshot.name), default=None)

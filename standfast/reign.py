@@ -1,0 +1,104 @@
+"""What this node durably knows of its own time as primary: `reign.json` in the state directory.
+
+It is written before the step that it describes, so that whoever goes on after a cut knows what may
+have happened. A node without it is a plain standby.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from standfast.errors import StandfastError
+from standfast.lease.files import read_json, write_atomically
+
+
+class Stage(StrEnum):
+    """How far the node is; each is written before its work begins."""
+
+    CLEARING = "clearing"
+    """Whatever lies at the live path is being put aside."""
+    CREATING = "creating"
+    """The live path is free; what appears there is made from `base`."""
+    READY = "ready"
+    """The live subvolume is this reign's; it is being exported, or served."""
+    DRAINING = "draining"
+    """An orderly demotion is under way."""
+    RELEASED = "released"
+    """`clean` was or is being sent; the tree equals the final snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnReign:
+    """One reign of this node's."""
+
+    epoch: int
+    stage: Stage
+    fsid: str
+    """UUID of the export: new for each new tree, so that an old handle fails cleanly."""
+    base: str | None
+    """Name of the snapshot it started from; None for a tree that was there before Standfast."""
+    in_place: bool
+    """The node goes on with its own live tree (it rebooted and nobody took over)."""
+    displaced_epoch: int = 0
+    """Epoch of the tree that lay at the live path before; 0: unknown."""
+    live_uuid: str | None = None
+    final: str | None = None
+    """Name of the final snapshot of an orderly demotion."""
+
+    def at(self, stage: Stage) -> OwnReign:
+        return replace(self, stage=stage)
+
+    def save(self, state_dir: Path) -> None:
+        text = json.dumps({"v": 1, **asdict(self)})
+        write_atomically(state_dir / "reign.json", text, durable=True)
+
+    @classmethod
+    def load(cls, state_dir: Path) -> OwnReign | None:
+        """None when this node is no primary; StandfastError when the file is unusable."""
+        doc = read_json(state_dir / "reign.json")
+        if doc is None:
+            return None
+        try:
+            fields = {name: doc[name] for name in cls.__dataclass_fields__}
+            reign = cls(**{**fields, "stage": Stage(doc["stage"])})
+        except (KeyError, ValueError, TypeError) as error:
+            raise StandfastError(
+                f"{state_dir}/reign.json is damaged ({error!r}). It says what this node's data is; "
+                f"restore it, or put the live subvolume aside by hand and delete the file"
+            ) from error
+        if type(reign.epoch) is not int or not isinstance(reign.fsid, str):
+            raise StandfastError(
+                f"{state_dir}/reign.json is damaged: epoch or fsid of a wrong type"
+            )
+        return reign
+
+    @staticmethod
+    def forget(state_dir: Path) -> None:
+        """The reign is over and put away; the node is a plain standby."""
+        (state_dir / "reign.json").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a promotion will start from: written before the claim, since the lease may be acquired
+    by a process that is cut off before it can say so."""
+
+    epoch: int
+    base: str | None
+    in_place: bool
+
+    def save(self, state_dir: Path) -> None:
+        text = json.dumps({"v": 1, **asdict(self)})
+        write_atomically(state_dir / "intent.json", text, durable=True)
+
+    @classmethod
+    def load(cls, state_dir: Path, epoch: int) -> Intent | None:
+        """The intent for `epoch`; None when there is none."""
+        doc = read_json(state_dir / "intent.json")
+        if doc is None or doc.get("epoch") != epoch:
+            return None
+        base = doc.get("base")
+        return cls(epoch, base if isinstance(base, str) else None, doc.get("in_place") is True)

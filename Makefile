@@ -13,14 +13,14 @@ help: ## this list
 
 venv: $(READY) ## the virtual environment with the locked dependencies
 
-# uv comes from PyPI into the venv itself; --inexact leaves it there.
-$(READY): pyproject.toml uv.lock
+# uv comes from PyPI into the venv itself; every other package is pinned with its hash.
+$(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=...")'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(VENV)/bin/uv || $(VENV)/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.5,<1'
-	@UV_PROJECT_ENVIRONMENT=$(abspath $(VENV)) VIRTUAL_ENV=$(abspath $(VENV)) \
-	  $(VENV)/bin/uv sync -q --locked --inexact --python $(VENV)/bin/python
+	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --require-hashes -r requirements.lock
+	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
 
 demo: $(READY) ## a cluster on loopback: failover and the way back, without root

@@ -1,0 +1,59 @@
+"""Fixtures of the container lab; without root or its tools they skip and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.host import why_not
+from tests.lab.lab import Lab
+
+HERE = Path(__file__).parent
+_labs: list[Lab] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test below this directory is a lab test; one message says why it is skipped."""
+    reason = why_not()
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def lab_factory() -> Iterator[Callable[..., Lab]]:
+    """Makes running labs: lab_factory(nodes=..., consul_config=...); all end with the session."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Lab:
+            lab = stack.enter_context(Lab(**options))
+            _labs.append(lab)
+            return lab
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def lab(lab_factory: Callable[..., Lab]) -> Iterator[Lab]:
+    """Three nodes with a Consul leader, shared by the tests of a module."""
+    made = lab_factory()
+    yield made
+    _labs.remove(made)
+    made.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failed test shows the end of every node's journal."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for lab in _labs:
+            for node in lab:
+                report.sections.append((f"journal of {node.name}", node.journal(lines=80)))
+    return report

@@ -1,0 +1,240 @@
+"""A cluster of nodes on this machine, made in seconds and gone without a trace.
+
+Invariant: leaving the context undoes everything, after a failure too; what a killed run
+left behind is undone by the next lab.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from tests.lab.client import EXPORT, Client
+from tests.lab.host import Claim, load_modules, sh, wait_for
+from tests.lab.image import Spec, exchange_host_keys
+from tests.lab.network import Network
+from tests.lab.node import Node, Place
+
+T = TypeVar("T")
+CHECKOUT = Path(__file__).resolve().parents[2]
+SUBNET = "192.168.1"
+CLIENT_ADDRESS = f"{SUBNET}.100"
+
+
+class Lab:
+    """Nodes n1, n2, ... at 192.168.1.2, .3, ...; a client at 192.168.1.100."""
+
+    def __init__(
+        self,
+        nodes: Sequence[str] = ("n1", "n2", "n3"),
+        consul_config: Mapping[str, Any] | None = None,
+        disk_bytes: int = 1 << 30,
+    ) -> None:
+        """consul_config is merged over the lab's own (see image.consul_config)."""
+        self._names = tuple(nodes)
+        self._consul_config = dict(consul_config or {})
+        self._disk_bytes = disk_bytes
+        self._claim: Claim | None = None
+        self.nodes: dict[str, Node] = {}
+
+    # -- life --------------------------------------------------------------------------
+
+    def __enter__(self) -> Lab:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Build and boot every node, and wait for a Consul leader."""
+        load_modules()
+        self._claim = claim = Claim()
+        try:
+            self._build(claim)
+            self.boot(self)
+            self.wait_for_leader()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, claim: Claim) -> None:
+        consul = Path(sh(CHECKOUT / "tests/tools/consul", timeout_s=180.0).split()[-1])
+        cluster = {name: f"{SUBNET}.{2 + i}" for i, name in enumerate(self._names)}
+        self.network = Network(claim.tag)
+        self.network.start()
+        self.client = Client(self.network.plug("client", CLIENT_ADDRESS))
+        # The checkout is bound even where the overlay shows it: edits during a run are safe,
+        # and it may lie on another file system or below /tmp.
+        binds = {CHECKOUT: str(CHECKOUT), consul.resolve(): "/usr/local/bin/consul"}
+        place = Place(claim.tag, claim.directory, self.network, binds)
+        for name, address in cluster.items():
+            spec = Spec(name, address, cluster, self._consul_config)
+            self.nodes[name] = Node(spec, place, self._disk_bytes)
+        self._together(Node.create, self)
+        exchange_host_keys(node.image for node in self)
+
+    def close(self) -> None:
+        """Undo everything; may be called again."""
+        if self._claim is not None:
+            claim, self._claim = self._claim, None
+            claim.release()
+            for node in self:
+                node.close()
+
+    # -- the nodes ---------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(list(self.nodes.values()))
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def _together(self, do: Callable[[Node], object], nodes: Iterable[Node]) -> None:
+        nodes = list(nodes)
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            list(pool.map(do, nodes))
+
+    def boot(self, nodes: Iterable[Node]) -> None:
+        """Boot several nodes at the same time."""
+        self._together(Node.boot, nodes)
+
+    def wait_for_leader(self, timeout_s: float = 30.0) -> str:
+        """The Consul leader's address, once every node that is up knows it."""
+
+        def agreed() -> str:
+            leaders = {node.consul_leader() for node in self if node.pid}
+            return leaders.pop() if len(leaders) == 1 else ""
+
+        return self.wait_for(agreed, timeout_s, "every node knows the Consul leader")
+
+    def consul_leader(self) -> Node:
+        """The node that is the Consul leader."""
+        address = self.wait_for_leader().rpartition(":")[0]
+        return next(node for node in self if node.address == address)
+
+    def wait_for(
+        self, predicate: Callable[[], T], timeout_s: float, what: str, interval_s: float = 0.05
+    ) -> T:
+        """The first truthy answer; else LabTimeout that names what was waited for."""
+        return wait_for(predicate, timeout_s, what, interval_s)
+
+    def heal(self) -> None:
+        """Undo every partition."""
+        self.network.heal_all()
+
+    def servers(self) -> list[str]:
+        """The addresses of the nodes, as a client's list of servers."""
+        return [node.address for node in self]
+
+    # -- NFS without the product ---------------------------------------------------------
+
+    def nfs_write(self, server: str, path: str, data: bytes, timeout_s: float = 5.0) -> None:
+        """Write a file from the client's host; see Client.nfs_write."""
+        self.client.nfs_write(server, path, data, timeout_s)
+
+    def nfs_read(self, server: str, path: str, timeout_s: float = 5.0) -> bytes:
+        """Read a file from the client's host; see Client.nfs_read."""
+        return self.client.nfs_read(server, path, timeout_s)
+
+    # -- the product ---------------------------------------------------------------------
+
+    def install(self, source: Path = CHECKOUT) -> None:
+        """Put the product into every node, as its package would.
+
+        source is a checkout with its `.venv`, or the prefix of a virtual environment into
+        which a wheel was installed (bound into the nodes already if it lies in the checkout).
+        """
+        if (source / "pyproject.toml").exists():
+            files = _from_checkout(source)
+        else:
+            files = _from_prefix(source)
+        for node in self:
+            for path, (text, mode) in files.items():
+                node.write(path, text, mode)
+            if node.pid:
+                node.run("systemctl", "daemon-reload")
+
+
+def _script(path: Path, interpreter: Path) -> str:
+    """A deployed executable as a wheel's installation leaves it: our interpreter's shebang."""
+    first, newline, rest = path.read_text().partition("\n")
+    if first.startswith("#!") and "python" in first:
+        first = f"#!{interpreter}" + (" -I" if first.endswith(" -I") else "")
+    return first + newline + rest
+
+
+def _files(directory: Path, to: str, mode: int = 0o644) -> dict[str, tuple[str, int]]:
+    return {
+        f"{to}/{path.relative_to(directory)}": (path.read_text(), mode)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def _from_checkout(source: Path) -> dict[str, tuple[str, int]]:
+    interpreter = source / ".venv/bin/python"
+    # The nodes see the checkout read-only: without compiled files each start pays for it.
+    subprocess.run(
+        [interpreter, "-m", "compileall", "-q", source / "standfast"], check=False, timeout=120
+    )
+    scripts = [
+        path
+        for pattern in (".venv/bin/standfast*", "handlers/*", "exporters/*")
+        for path in sorted(source.glob(pattern))
+        if path.is_file() and path.read_bytes()[:2] == b"#!"
+    ]
+    found = {f"/usr/local/bin/{p.name}": (_script(p, interpreter), 0o755) for p in scripts}
+    found |= _files(source / "systemd", "/etc/systemd/system")
+    return found | _files(source / "watches", "/usr/share/standfast/watches")
+
+
+def _from_prefix(prefix: Path) -> dict[str, tuple[str, int]]:
+    share = prefix / "share/standfast"
+    foreign = {"python", "python3", "pip", "pip3", "activate", "activate.csh", "activate.fish"}
+    scripts = [
+        path
+        for path in sorted((prefix / "bin").iterdir())
+        if path.is_file() and path.name not in foreign and path.read_bytes()[:2] == b"#!"
+    ]
+    found = {f"/usr/local/bin/{p.name}": (p.read_text(), 0o755) for p in scripts}
+    found |= _files(share / "systemd", "/etc/systemd/system")
+    return found | _files(share / "watches", "/usr/share/standfast/watches")
+
+
+def ganesha_export(export_id: int, path: str = EXPORT, fsid: str = "1.1") -> str:
+    """An export of nfs-ganesha that works on btrfs; path has to be a mount point.
+
+    fsid is "major.minor" of two 64-bit numbers. It can't be changed by a reload: ganesha
+    then drops the export.
+    """
+    return f"""\
+EXPORT {{
+  Export_Id = {export_id};
+  Path = {path};
+  Pseudo = {path};
+  Filesystem_Id = {fsid};
+  Protocols = 4;
+  Access_Type = RW;
+  Squash = No_Root_Squash;
+  SecType = sys;
+  FSAL {{ Name = VFS; }}
+}}
+"""
+
+
+if sys.platform != "linux":
+    raise ImportError("the lab runs on Linux only")

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 RECORD_BYTES = 16
-CHUNK_BYTES = 32 * 1024  # libnfs 4 does not encode 64 KiB in one call
+CHUNK_BYTES = 2048  # libnfs 4.0 fails to encode NFSv4 writes from 4 KiB on
 _lib: ctypes.CDLL | None = None
 
 

@@ -1,0 +1,279 @@
+"""What both kinds of storage have in common: which trees count, and under which names.
+
+Invariant: a tree counts only when it is read-only, carries a believable name, lies in its
+directory (own or standby) and, when received, has the sender's identity, which is given to it
+only at the end of a whole stream. Everything else is reported by `unfinished()` at most.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+
+from standfast.act.ports import LiveTree, Snapshot
+from standfast.clock import utc_now
+from standfast.config.model import Paths
+from standfast.errors import Refused, StandfastError
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+
+STAGING = ".staging"
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TreeInfo:
+    """Identity of a subvolume (or of what stands for one)."""
+
+    uuid: str
+    received_uuid: str | None
+    read_only: bool
+
+    @property
+    def content_id(self) -> str:
+        return self.received_uuid or self.uuid
+
+
+class Store(ABC):
+    """Both stores; a kind supplies the primitives at the end."""
+
+    def __init__(self, paths: Paths, *, utc: Callable[[], float] = utc_now) -> None:
+        self._paths = paths
+        self._utc = utc
+        self._base = paths.live.name
+
+    # What is here
+
+    def live(self) -> LiveTree | None:
+        path = self._paths.live
+        if not os.path.lexists(path):
+            return None
+        info = self._info(path)
+        if info is None:
+            raise Refused(
+                Reason.VOLUME_MISSING,
+                f"{path} exists but is no {self._kind}: Standfast serves and replicates only a "
+                f"{self._kind}; move it away, or make it one (copy its files into a new one)",
+            )
+        return LiveTree(path, info.uuid, writable=not info.read_only)
+
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        found = [*self._complete(received=False), *self._complete(received=True)]
+        return tuple(sorted(found, key=lambda one: (one.name, one.received)))
+
+    def unfinished(self) -> tuple[Path, ...]:
+        standby = self._paths.standby
+        counted = {one.path for one in self._complete(received=True)}
+        visible = {path for path in _entries(standby) if not path.name.startswith(".")}
+        return tuple(sorted(visible - counted)) + tuple(self._staged())
+
+    def aside(self) -> tuple[Path, ...]:
+        live = self._paths.live
+        prefixes = (f"{live.name}.diverged-", f"{live.name}.retired-")
+        kept = [path for path in _entries(live.parent) if path.name.startswith(prefixes)]
+        return tuple(sorted(path for path in kept if self._info(path) is not None))
+
+    def free_bytes(self) -> int:
+        for path in (self._paths.standby, self._paths.live.parent):
+            if path.exists():
+                return disk_usage(path).free
+        raise StandfastError(
+            f"neither {self._paths.standby} nor {self._paths.live.parent} exists; is the "
+            f"volume's file system mounted?"
+        )
+
+    # The live tree
+
+    def take_snapshot(self, name: SnapshotName) -> Snapshot:
+        """The name's time is moved on when needed: names here are unique and strictly rise."""
+        live = self.live()
+        if live is None:
+            raise Refused(
+                Reason.VOLUME_MISSING, f"{self._paths.live} does not exist: nothing to snapshot"
+            )
+        self._refuse_nested(live.path)
+        for _ in range(_ATTEMPTS):
+            chosen = self._next_name(name)
+            target = self._paths.snapshots / str(chosen)
+            if self._snapshot(live.path, target, read_only=True):
+                self._sync(target)
+                return self._load(target, chosen, received=False)
+        raise Refused(
+            Reason.BUSY, f"{self._paths.snapshots}: others keep taking snapshots there; try again"
+        )
+
+    def create_live_from(self, base: Snapshot) -> LiveTree:
+        path = self._paths.live
+        if os.path.lexists(path):
+            raise Refused(
+                Reason.UNEXPECTED,
+                f"{path} exists: a live tree is only made where nothing is; keep it aside first",
+            )
+        if not self._snapshot(base.path, path, read_only=False):
+            raise Refused(Reason.BUSY, f"{path} was created by somebody else just now")
+        self._sync(path)
+        live = self.live()
+        assert live is not None
+        return live
+
+    def set_live_writable(self, writable: bool) -> None:
+        live = self.live()
+        if live is None:
+            raise Refused(Reason.VOLUME_MISSING, f"{self._paths.live} does not exist")
+        if live.writable != writable:
+            self._set_read_only(live.path, not writable)
+
+    def keep_aside(self, name: str) -> Path:
+        live = self._paths.live
+        target = live.with_name(name)
+        if os.path.lexists(target):
+            raise Refused(
+                Reason.UNEXPECTED, f"{target} exists already: {live} can't be kept under that name"
+            )
+        self._rename(live, target)
+        return target
+
+    # Taking in
+
+    def open_staging(self) -> Path:
+        staging = self._paths.standby / STAGING
+        self._paths.standby.mkdir(parents=True, exist_ok=True, mode=0o755)
+        staging.mkdir(exist_ok=True, mode=0o700)
+        self.clear_staging()
+        return staging
+
+    def clear_staging(self) -> None:
+        leftovers = sorted(_entries(self._paths.standby / STAGING))
+        if leftovers:
+            self._delete(leftovers)
+
+    def verify_staged(self, name: SnapshotName, content_id: str) -> None:
+        staged = self._staged()
+        path = self._paths.standby / STAGING / str(name)
+        if staged != (path,):
+            names = ", ".join(one.name for one in staged) or "nothing"
+            raise Refused(
+                Reason.INCOMPLETE, f"the stream held {names}; announced was {name}: not published"
+            )
+        self._sync(path)
+        info = self._info(path)
+        if info is None or not info.read_only or info.received_uuid is None:
+            raise Refused(Reason.INCOMPLETE, f"{name} did not arrive whole: not published")
+        if info.received_uuid != content_id:
+            raise Refused(
+                Reason.INCOMPLETE,
+                f"{name} arrived with content {info.received_uuid}, announced was {content_id}: "
+                f"not published",
+            )
+
+    def publish(self, name: SnapshotName) -> Snapshot:
+        staged = self._paths.standby / STAGING / str(name)
+        target = self._paths.standby / str(name)
+        if os.path.lexists(target) or not self._snapshot(staged, target, read_only=True):
+            raise Refused(
+                Reason.BAD_NAME,
+                f"{target} exists already and is no published snapshot; look at it, delete it",
+            )
+        self._sync(target)
+        published = self._load(target, name, received=True)
+        self.clear_staging()
+        return published
+
+    def delete(self, snapshots: Sequence[Snapshot]) -> None:
+        if snapshots:
+            self._delete([one.path for one in snapshots])
+
+    # Names
+
+    def _complete(self, *, received: bool) -> Iterator[Snapshot]:
+        now = self._utc()
+        for path in _entries(self._paths.standby if received else self._paths.snapshots):
+            try:
+                name = SnapshotName.parse(path.name)
+            except ValueError:
+                continue
+            if name.base != self._base or name.is_in_the_future(now):
+                continue
+            info = self._info(path)
+            if info is None or not info.read_only or (received and info.received_uuid is None):
+                continue
+            yield Snapshot(name, path, info.content_id, received)
+
+    def _next_name(self, wanted: SnapshotName) -> SnapshotName:
+        """`wanted`, or the second after the newest name in use, complete or not."""
+        now = self._utc()
+        taken = wanted.taken_at
+        for directory in (self._paths.snapshots, self._paths.standby):
+            for path in _entries(directory):
+                try:
+                    name = SnapshotName.parse(path.name)
+                except ValueError:
+                    continue
+                if name.base == wanted.base and not name.is_in_the_future(now):
+                    taken = max(taken, name.taken_at + 1)
+        chosen = SnapshotName.at(wanted.base, taken)
+        if chosen.is_in_the_future(now):
+            raise Refused(
+                Reason.BAD_NAME,
+                f"the next free name {chosen} lies in the future: wait, or set this clock right",
+            )
+        return chosen
+
+    def _load(self, path: Path, name: SnapshotName, *, received: bool) -> Snapshot:
+        info = self._info(path)
+        if info is None or not info.read_only or (received and info.received_uuid is None):
+            raise StandfastError(f"{path} is not the {self._kind} that was just made there")
+        return Snapshot(name, path, info.content_id, received)
+
+    def _refuse_nested(self, live: Path) -> None:
+        nested = self._nested(live)
+        if nested:
+            raise Refused(
+                Reason.INCOMPLETE,
+                f"{live} contains other subvolumes, which a snapshot silently leaves out: "
+                f"{', '.join(nested)}. Turn them into directories, or move them elsewhere",
+            )
+
+    def _staged(self) -> tuple[Path, ...]:
+        entries = _entries(self._paths.standby / STAGING)
+        return tuple(sorted(path for path in entries if not path.name.startswith(".")))
+
+    # What a kind of storage supplies
+
+    _kind: str
+
+    @abstractmethod
+    def _info(self, path: Path) -> TreeInfo | None:
+        """Identity of the tree whose root is `path`; None when it is none, or is gone."""
+
+    @abstractmethod
+    def _snapshot(self, source: Path, target: Path, *, read_only: bool) -> bool:
+        """Snapshot `source` as `target`; False when `target` came into being meanwhile."""
+
+    @abstractmethod
+    def _sync(self, path: Path) -> None:
+        """Everything written so far to the file system of `path` has reached the disk."""
+
+    @abstractmethod
+    def _set_read_only(self, path: Path, read_only: bool) -> None: ...
+
+    @abstractmethod
+    def _delete(self, paths: Sequence[Path]) -> None:
+        """Delete trees, and whatever else is there under these names."""
+
+    @abstractmethod
+    def _rename(self, source: Path, target: Path) -> None: ...
+
+    @abstractmethod
+    def _nested(self, tree: Path) -> Sequence[str]: ...
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(directory)]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,42 @@
+"""What replication needs of a store beyond what a plan needs: owned here, met by the adapters.
+
+Only `publish` makes anything visible under its final name; everything before it happens in the
+staging directory, and can be thrown away at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from standfast.act.ports import Snapshot, VolumeStore
+from standfast.names import SnapshotName
+
+
+class ReplicaStore(VolumeStore, Protocol):
+    """A store that can send its snapshots and take in another node's."""
+
+    def unfinished(self) -> Sequence[Path]:
+        """What lies in the standby directory and never counts: partial, foreign, badly named."""
+
+    def send_argv(self, snapshot: Snapshot, parent: Snapshot | None) -> Sequence[str]:
+        """Command that writes the snapshot's stream to stdout, incremental from `parent`."""
+
+    def receive_argv(self, staging: Path) -> Sequence[str]:
+        """Command that reads one stream from stdin and builds its tree inside `staging`."""
+
+    def open_staging(self) -> Path:
+        """An empty staging directory; what an interrupted receive left there is deleted."""
+
+    def clear_staging(self) -> None:
+        """Delete everything in the staging directory."""
+
+    def verify_staged(self, name: SnapshotName, content_id: str) -> None:
+        """Sync, then Refused (incomplete) unless exactly this snapshot is staged, whole."""
+
+    def publish(self, name: SnapshotName) -> Snapshot:
+        """Make the staged snapshot visible under its final name; on disk when this returns."""
+
+    def delete(self, snapshots: Sequence[Snapshot]) -> None:
+        """Delete these snapshots."""

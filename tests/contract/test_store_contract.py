@@ -1,0 +1,384 @@
+"""One suite for both stores: on btrfs (root) and in plain directories."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import Snapshot
+from standfast.adapters import directory_stream
+from standfast.adapters.btrfs import BtrfsStore
+from standfast.adapters.directory import DirectoryStore, initialise
+from standfast.adapters.store import Store
+from standfast.errors import CommandFailed, Refused
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from tests.contract.volumes import (
+    btrfs_on_file,
+    command,
+    files,
+    paths_below,
+    require_btrfs,
+)
+
+NOW = 1_800_000_000.0
+
+
+@dataclass
+class Clock:
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Place:
+    """One node's volume."""
+
+    store: Store
+    root: Path
+    clock: Clock
+    create_tree: Callable[[Path], None]
+
+    def name(self, offset_s: float = 0.0) -> SnapshotName:
+        return SnapshotName.at("services", self.clock.now + offset_s)
+
+    def take(self) -> Snapshot:
+        return self.store.take_snapshot(self.name())
+
+    def write(self, name: str, text: str) -> None:
+        (self.root / "services" / name).write_text(text)
+
+
+def create_subvolume(path: Path) -> None:
+    command("btrfs", "subvolume", "create", path)
+
+
+@pytest.fixture(params=["btrfs", "directory"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Place]]:
+    """Makes places by name, each on a file system of its own, with an empty live tree."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str) -> Place:
+            root = tmp_path / name
+            clock = Clock()
+            if request.param == "btrfs":
+                require_btrfs()
+                stack.enter_context(btrfs_on_file(tmp_path / f"{name}.img", root))
+                create_subvolume(root / "services")
+                return Place(
+                    BtrfsStore(paths_below(root), utc=clock), root, clock, create_subvolume
+                )
+            initialise(root / "services")
+            return Place(DirectoryStore(paths_below(root), utc=clock), root, clock, initialise)
+
+        yield make
+
+
+@pytest.fixture
+def place(places: Callable[[str], Place]) -> Place:
+    return places("here")
+
+
+def stream(source: Place, snapshot: Snapshot, parent: Snapshot | None = None) -> bytes:
+    argv = source.store.send_argv(snapshot, parent)
+    return subprocess.run(argv, capture_output=True, check=True).stdout
+
+
+def receive(target: Place, data: bytes) -> int:
+    staging = target.store.open_staging()
+    argv = target.store.receive_argv(staging)
+    return subprocess.run(argv, input=data, capture_output=True).returncode
+
+
+def transfer(
+    source: Place, target: Place, snapshot: Snapshot, parent: Snapshot | None = None
+) -> Snapshot:
+    assert receive(target, stream(source, snapshot, parent)) == 0
+    target.store.verify_staged(snapshot.name, snapshot.content_id)
+    return target.store.publish(snapshot.name)
+
+
+def test_a_new_volume_is_live_and_writable_and_has_no_snapshots(place: Place) -> None:
+    live = place.store.live()
+    assert live is not None and live.writable and live.path == place.root / "services"
+    assert place.store.snapshots() == ()
+    assert place.store.aside() == ()
+    assert place.store.unfinished() == ()
+    assert place.store.free_bytes() > 0
+
+
+def test_nothing_at_the_live_path_is_none(place: Place) -> None:
+    place.store.keep_aside("services.retired-1-20270115T080000Z")
+    assert place.store.live() is None
+    with pytest.raises(Refused, match="does not exist") as refusal:
+        place.take()
+    assert refusal.value.reason is Reason.VOLUME_MISSING
+
+
+def test_a_plain_directory_at_the_live_path_is_refused(place: Place) -> None:
+    place.store.keep_aside("services.retired-1-20270115T080000Z")
+    (place.root / "services").mkdir()
+    with pytest.raises(Refused, match="move it away") as refusal:
+        place.store.live()
+    assert refusal.value.reason is Reason.VOLUME_MISSING
+
+
+def test_a_snapshot_keeps_what_was_written_before_it(place: Place) -> None:
+    place.write("f", "one")
+    snapshot = place.take()
+    place.write("f", "two")
+    assert str(snapshot.name) == "services@20270115T080000Z"
+    assert (snapshot.path / "f").read_text() == "one"
+    assert not snapshot.received
+    assert place.store.snapshots() == (snapshot,)
+
+
+def test_snapshots_of_one_second_get_rising_names_and_different_contents(place: Place) -> None:
+    taken = [place.take() for _ in range(3)]
+    assert [one.name.taken_at - NOW for one in taken] == [0, 1, 2]
+    assert len({one.content_id for one in taken}) == 3
+    assert list(place.store.snapshots()) == taken
+
+
+def test_a_snapshot_after_the_clock_went_back_a_little_is_still_the_newest(place: Place) -> None:
+    first = place.take()
+    place.clock.now -= 30
+    assert place.take().name > first.name
+
+
+def test_names_that_run_ahead_of_the_clock_end_in_a_refusal(place: Place) -> None:
+    place.take()
+    place.clock.now -= 60
+    with pytest.raises(Refused, match="in the future") as refusal:
+        place.take()
+    assert refusal.value.reason is Reason.BAD_NAME
+
+
+def test_foreign_future_and_writable_trees_are_no_snapshots(place: Place) -> None:
+    kept = place.take()
+    for name in (
+        "services@20990101T000000Z",
+        "services@yesterday",
+        "other@20270115T070000Z",
+        "services@20270115T070000Z",  # writable: an interrupted receive by hand
+    ):
+        place.create_tree(place.root / name)
+    (place.root / "services@20270115T060000Z").mkdir()
+    assert place.store.snapshots() == (kept,)
+
+
+def test_a_snapshot_from_the_future_counts_once_its_time_has_come(place: Place) -> None:
+    place.clock.now += 3600
+    early = place.take()
+    place.clock.now -= 3600
+    assert place.store.snapshots() == ()
+    place.clock.now += 3600
+    assert place.store.snapshots() == (early,)
+
+
+def test_the_live_tree_goes_read_only_and_back(place: Place) -> None:
+    for writable in (False, False, True, True):
+        place.store.set_live_writable(writable)
+        live = place.store.live()
+        assert live is not None and live.writable is writable
+
+
+def test_a_live_tree_is_made_from_a_snapshot_only_where_nothing_is(place: Place) -> None:
+    place.write("f", "one")
+    snapshot = place.take()
+    place.write("f", "two")
+    with pytest.raises(Refused, match="keep it aside first"):
+        place.store.create_live_from(snapshot)
+    aside = place.store.keep_aside("services.diverged-7-20270115T080000Z")
+    live = place.store.create_live_from(snapshot)
+    assert live.writable and (live.path / "f").read_text() == "one"
+    assert place.store.aside() == (aside,) and (aside / "f").read_text() == "two"
+    place.write("f", "three")
+    assert (snapshot.path / "f").read_text() == "one"
+
+
+def test_a_read_only_live_tree_can_be_kept_aside(place: Place) -> None:
+    place.store.set_live_writable(False)
+    aside = place.store.keep_aside("services.retired-7-20270115T080000Z")
+    assert place.store.aside() == (aside,)
+    with pytest.raises(Refused, match="already"):
+        place.store.keep_aside(aside.name)
+
+
+def test_a_published_snapshot_has_the_senders_content_id(places: Callable[[str], Place]) -> None:
+    a, b = places("a"), places("b")
+    a.write("f", "one")
+    sent = a.take()
+    published = transfer(a, b, sent)
+    assert published.received and published.content_id == sent.content_id
+    assert published.name == sent.name
+    assert files(published.path) == {"f": b"one"}
+    assert b.store.snapshots() == (published,)
+    assert b.store.unfinished() == ()
+
+
+def test_an_increment_arrives_and_each_snapshot_keeps_its_content(
+    places: Callable[[str], Place],
+) -> None:
+    a, b = places("a"), places("b")
+    a.write("f", "one")
+    first = a.take()
+    transfer(a, b, first)
+    a.write("f", "two")
+    a.write("g", "new")
+    second = a.take()
+    transfer(a, b, second, parent=first)
+    old, new = b.store.snapshots()
+    assert files(old.path) == {"f": b"one"}
+    assert files(new.path) == {"f": b"two", "g": b"new"}
+
+
+def test_a_promoted_tree_goes_back_as_an_increment_of_the_common_snapshot(
+    places: Callable[[str], Place],
+) -> None:
+    a, b = places("a"), places("b")
+    a.write("f", "one")
+    first = a.take()
+    published = transfer(a, b, first)
+    b.store.keep_aside("services.retired-0-20270115T080000Z")
+    b.store.create_live_from(published)
+    b.write("f", "two")
+    b.clock.now += 60
+    a.clock.now += 60
+    second = b.take()
+    assert second.content_id != published.content_id
+    back = transfer(b, a, second, parent=published)
+    assert files(back.path) == {"f": b"two"} and back.content_id == second.content_id
+    assert [one.content_id for one in a.store.snapshots()] == [
+        first.content_id,
+        second.content_id,
+    ]
+
+
+def test_staged_trees_never_count_and_are_reported(places: Callable[[str], Place]) -> None:
+    a, b = places("a"), places("b")
+    sent = a.take()
+    receive(b, stream(a, sent))
+    assert b.store.snapshots() == ()
+    assert [path.name for path in b.store.unfinished()] == [str(sent.name)]
+    b.store.open_staging()
+    assert b.store.unfinished() == ()
+
+
+@pytest.mark.parametrize("left_out", [1, 40, 200])
+def test_a_stream_without_its_end_is_not_published(
+    places: Callable[[str], Place], left_out: int
+) -> None:
+    a, b = places("a"), places("b")
+    a.write("f", "x" * 5000)
+    sent = a.take()
+    assert receive(b, stream(a, sent)[:-left_out]) != 0
+    with pytest.raises(Refused) as refusal:
+        b.store.verify_staged(sent.name, sent.content_id)
+    assert refusal.value.reason is Reason.INCOMPLETE
+    assert b.store.snapshots() == ()
+
+
+def test_a_stream_of_another_name_or_content_is_not_published(
+    places: Callable[[str], Place],
+) -> None:
+    a, b = places("a"), places("b")
+    sent = a.take()
+    receive(b, stream(a, sent))
+    with pytest.raises(Refused, match="announced was services@20270115T080001Z"):
+        b.store.verify_staged(SnapshotName.at("services", NOW + 1), sent.content_id)
+    with pytest.raises(Refused, match="announced was 1234"):
+        b.store.verify_staged(sent.name, "1234")
+
+
+def test_publishing_under_a_name_in_use_is_refused(places: Callable[[str], Place]) -> None:
+    a, b = places("a"), places("b")
+    sent = a.take()
+    receive(b, stream(a, sent))
+    b.create_tree(b.root / "services-standby" / str(sent.name))
+    with pytest.raises(Refused, match="exists already") as refusal:
+        b.store.publish(sent.name)
+    assert refusal.value.reason is Reason.BAD_NAME
+    assert b.store.snapshots() == ()
+
+
+def test_writable_trees_in_the_standby_directory_never_count(
+    places: Callable[[str], Place],
+) -> None:
+    a, b = places("a"), places("b")
+    published = transfer(a, b, a.take())
+    junk = b.root / "services-standby" / "services@20270115T080500Z"
+    b.create_tree(junk)
+    b.clock.now += 3600
+    assert b.store.snapshots() == (published,)
+    assert b.store.unfinished() == (junk,)
+
+
+def test_deleted_snapshots_are_gone_and_others_stay(place: Place) -> None:
+    first, second = place.take(), place.take()
+    place.store.delete([first])
+    assert place.store.snapshots() == (second,)
+    assert not first.path.exists()
+
+
+@pytest.mark.parametrize("places", ["btrfs"], indirect=True)
+def test_btrfs_refuses_to_leave_nested_subvolumes_out(place: Place) -> None:
+    (place.root / "services" / "sub dir").mkdir()
+    create_subvolume(place.root / "services" / "sub dir" / "nested one")
+    with pytest.raises(Refused, match="services/sub dir/nested one") as refusal:
+        place.take()
+    assert refusal.value.reason is Reason.INCOMPLETE
+    assert place.store.snapshots() == ()
+
+
+@pytest.mark.parametrize("places", ["btrfs"], indirect=True)
+def test_btrfs_never_makes_a_received_subvolume_writable(places: Callable[[str], Place]) -> None:
+    a, b = places("a"), places("b")
+    published = transfer(a, b, a.take())
+    b.store.keep_aside("services.retired-0-20270115T080000Z")
+    command("btrfs", "subvolume", "snapshot", "-r", published.path, b.root / "services")
+    with pytest.raises(CommandFailed):
+        b.store.set_live_writable(True)
+
+
+def test_a_directory_stream_that_leaves_the_tree_is_refused(tmp_path: Path) -> None:
+    def hostile(*members: tarfile.TarInfo) -> io.BytesIO:
+        out = io.BytesIO()
+        out.write(b'{"format": "standfast-tree", "name": "t", "content_id": "c"}\n')
+        frames = directory_stream.Frames(out)
+        with tarfile.open(fileobj=frames, mode="w|") as archive:
+            for member in members:
+                archive.addfile(member, io.BytesIO(b"x" * member.size))
+        frames.end()
+        return io.BytesIO(out.getvalue())
+
+    def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, link
+        return info
+
+    link = member("link", tarfile.SYMTYPE, str(tmp_path))
+    for number, members in enumerate(
+        [
+            [member("../out")],
+            [member(str(tmp_path / "out"))],
+            [link, member("link/out")],
+            [link, member("link")],
+            [member("hard", tarfile.LNKTYPE, "../../out")],
+            [member("device", tarfile.CHRTYPE)],
+        ]
+    ):
+        staging = tmp_path / str(number)
+        staging.mkdir()
+        with pytest.raises(ValueError):
+            directory_stream.receive(staging, hostile(*members))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,87 @@
+"""Volumes for tests: on btrfs in a file (root), or in plain directories."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.config.model import Config, Node, Paths
+
+SIZE = "384M"
+
+
+def why_no_btrfs() -> str | None:
+    """The reason for a skip, or None when btrfs can be used here."""
+    if os.geteuid() != 0:
+        return "needs root: mounts a btrfs file system from a file"
+    if shutil.which("mkfs.btrfs") is None:
+        return "needs btrfs-progs: mkfs.btrfs is not on PATH"
+    if not Path("/dev/loop-control").exists():
+        return "needs loop devices: there is no /dev/loop-control"
+    return None
+
+
+def require_btrfs() -> None:
+    reason = why_no_btrfs()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def command(*argv: str | Path, check: bool = True) -> str:
+    done = subprocess.run([str(part) for part in argv], capture_output=True, text=True)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{argv} ended with {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def btrfs_on_file(image: Path, mount: Path, *, make: bool = True) -> Iterator[Path]:
+    """A btrfs in the file `image`, mounted at `mount`; unmounted again at the end."""
+    mount.mkdir(parents=True, exist_ok=True)
+    if make:
+        command("truncate", "-s", SIZE, image)
+        command("mkfs.btrfs", "-q", "-m", "single", image)
+    command("mount", "-o", "loop", image, mount)
+    try:
+        yield mount
+    finally:
+        command("umount", mount)
+
+
+def paths_below(root: Path) -> Paths:
+    """The runbook's layout below `root`."""
+    return Paths(
+        live=root / "services",
+        snapshots=root,
+        standby=root / "services-standby",
+        bind=root / "bind",
+        state=root / ".." / f"{root.name}-state",
+        run=root / ".." / f"{root.name}-run",
+    )
+
+
+def config_for(root: Path, node: str, *, store: str, nodes: tuple[str, ...]) -> Config:
+    return Config(
+        volume="data-services",
+        source=root / "data-services.toml",
+        cluster="test",
+        node=node,
+        store=store,
+        nodes={name: Node(address="127.0.0.1") for name in nodes},
+        paths=paths_below(root),
+    )
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Every file below `root` with its content."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }

@@ -1,0 +1,319 @@
+"""The kernel's cut-off of the NFS port, by nftables: without a fresh permit the port is dropped.
+
+The permit is a set element with a kernel timeout, so a frozen process is cut off all the same, and
+established connections with it. All of it lives in a table of its own, which is replaced in one
+transaction; nothing else of the firewall is read or changed. A permit is relative to the moment the
+kernel takes it: it goes through `exec_before`, so it is never given after `latest`, and the port is
+shut by `until + (latest - now)` at the worst.
+
+Several volumes share the one port: each has a claim (a file with the end of its lease), and the
+port is open until the least of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGALRM, SIGKILL
+
+from standfast.act.ports import Fence, FenceState
+from standfast.clock import Deadline, monotonic
+from standfast.config.model import Config
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
+from standfast.lease.files import read_json, write_atomically
+from standfast.locks import exclusive
+from standfast.reasons import Reason
+from standfast.run import TOO_LATE, Completed, exec_before, run
+
+TABLE = "standfast"
+COMMAND_S = 2.0
+"""Deadline of a command that looks or shuts; opening has the caller's."""
+
+
+class Claims:
+    """Which volumes the port serves, and until when each of their leases runs (monotonic s)."""
+
+    def __init__(self, directory: Path, volume: str) -> None:
+        self.directory = directory
+        self._own = directory / f"{volume}.json"
+
+    @contextlib.contextmanager
+    def locked(self, by: Deadline) -> Iterator[None]:
+        """One volume's process at a time sets the fence."""
+        with exclusive(self.directory / "lock", "the fence of another volume", by):
+            yield
+
+    def write(self, until: float) -> None:
+        try:
+            write_atomically(self._own, f'{{"v": 1, "until": {until!r}}}\n')
+        except OSError as error:
+            raise StandfastError(
+                f"the fence's claim {self._own} can't be written ({error}): make room there"
+            ) from error
+
+    def void(self) -> None:
+        """The own claim, if there is one, has ended: it keeps the port shut until renewed."""
+        if self._own.exists():
+            self.write(0.0)
+
+    def make(self) -> None:
+        """Claim the port without opening it, for a volume about to be exported."""
+        if not self._own.exists():
+            self.write(0.0)
+
+    def drop(self) -> None:
+        """The volume is not exported any more: it has no say."""
+        self._own.unlink(missing_ok=True)
+
+    def least(self) -> tuple[float, str]:
+        """End of the first lease to end, and its volume; an unreadable claim has ended."""
+        ends = []
+        for path in sorted(self.directory.glob("*.json")):
+            until = 0.0
+            with contextlib.suppress(StandfastError, KeyError, TypeError, ValueError):
+                until = float((read_json(path) or {})["until"])
+            ends.append((until if math.isfinite(until) else 0.0, path.stem))
+        return min(ends)
+
+
+class KernelFence(ABC):
+    """What the backends share: claims, the order of arming, and who may be late."""
+
+    def __init__(self, port: int, run_dir: Path, volume: str) -> None:
+        self.port = port
+        self.claims = Claims(run_dir, volume)
+
+    def ensure_closed(self) -> None:
+        """Put the rules in place with the port shut, for every volume until its next `arm`."""
+        deadline = Deadline.after(COMMAND_S)
+        # Shutting waits for nobody: a process frozen with the lock in its hand must not keep the
+        # port open. A claim that can't be voided ends by itself, with the lease it was for.
+        with contextlib.suppress(StandfastError, OSError), self.claims.locked(Deadline.after(0)):
+            self.claims.void()
+        self._build(deadline)
+
+    def arm(self, until: float, latest: float) -> bool:
+        """Open until `until`; whether the rules had been flushed. See the Fence protocol.
+
+        TimedOut: `latest` passed (nothing was opened after it). Refused: another volume on this
+        node has no lease. CommandFailed: the rules can't be put in place.
+        """
+        with self.claims.locked(Deadline(latest)):
+            self.claims.write(until)
+            end, volume = self.claims.least()
+            if end <= monotonic():
+                raise Refused(
+                    Reason.FENCE_NOT_ARMED,
+                    f"the lease of {volume} has run out, and this node exports it: the port stays "
+                    f"shut for all volumes until that lease is renewed or {volume} is demoted",
+                )
+            if self._permit(end, latest):
+                return False
+            self._build(Deadline(latest))
+            if not self._permit(end, latest):
+                raise StandfastError(
+                    f"the rules for port {self.port} vanish as soon as they are put in place: "
+                    f"find out what rewrites this machine's firewall"
+                )
+            return True
+
+    def claim(self) -> None:
+        """Have a say in the port before the volume is exported; shut until armed."""
+        with self.claims.locked(Deadline.after(COMMAND_S)):
+            self.claims.make()
+
+    def release(self) -> None:
+        """The volume is not exported any more: the others' leases alone keep the port open."""
+        with self.claims.locked(Deadline.after(COMMAND_S)):
+            self.claims.drop()
+
+    @abstractmethod
+    def state(self) -> FenceState:
+        """What the kernel says now."""
+
+    @abstractmethod
+    def _build(self, deadline: Deadline) -> None:
+        """Put the rules in place, shut, whatever was there before."""
+
+    @abstractmethod
+    def _permit(self, until: float, latest: float) -> bool:
+        """Renew the permit; False when the rules are not in place."""
+
+
+def left_for(until: float) -> float:
+    """Seconds until `until`; TimedOut when it is over, as nothing must be opened then."""
+    left_s = until - monotonic()
+    if left_s <= 0:
+        raise TimedOut("the lease ran out before the port was opened: it stays shut")
+    return left_s
+
+
+def refuse_late(done: Completed) -> None:
+    """Turn the end of an `exec_before` that was not in time into TimedOut."""
+    if done.returncode in (TOO_LATE, -SIGALRM, -SIGKILL):
+        raise TimedOut(
+            "opening the port took too long and was given up; the next heartbeat retries"
+        )
+
+
+class NftFence(KernelFence):
+    """nftables; the permit ends to the millisecond (rounded down)."""
+
+    def __init__(self, port: int, run_dir: Path, volume: str, table: str = TABLE) -> None:
+        super().__init__(port, run_dir, volume)
+        self.table = table
+
+    def state(self) -> FenceState:
+        done = run(
+            ["nft", "list", "table", "inet", self.table],
+            deadline=Deadline.after(COMMAND_S),
+            op="fence:state",
+            check=False,
+        )
+        if done.returncode != 0:
+            if "No such file or directory" in done.stderr:
+                return FenceState(in_place=False, open_for_s=0.0)
+            raise CommandFailed(
+                f"nft can't list the table inet {self.table}: {done.stderr.strip()}",
+                returncode=done.returncode,
+                stderr=done.stderr,
+            )
+        return parse_table(done.stdout, self.port)
+
+    def _build(self, deadline: Deadline) -> None:
+        run(["nft", build_script(self.table, self.port)], deadline=deadline, op="fence:close")
+
+    def _permit(self, until: float, latest: float) -> bool:
+        done = exec_before(latest, ["nft", self._permit_script(left_for(until))], op="fence:arm")
+        refuse_late(done)
+        return done.returncode == 0 and parse_table(done.stdout, self.port).in_place
+
+    def _permit_script(self, left_s: float) -> str:
+        # An element's timeout can't be changed in old kernels: put it in anew. The first line is
+        # there because deleting what isn't there fails; the listing shows that the rules are.
+        element = f"element inet {self.table} open"
+        return (
+            f"add {element} {{ {self.port} timeout 1ms }}; "
+            f"delete {element} {{ {self.port} }}; "
+            f"add {element} {{ {self.port} timeout {max(1, int(left_s * 1000))}ms }}; "
+            f"list table inet {self.table}"
+        )
+
+
+def build_script(table: str, port: int) -> str:
+    """The table as one transaction: replaced as a whole, with the set empty."""
+    return (
+        f"add table inet {table}; delete table inet {table}; "
+        f"add table inet {table} {{ "
+        f"set open {{ type inet_service; flags timeout; }}; "
+        f"chain input {{ "
+        f"type filter hook input priority filter - 10; policy accept; "
+        f'iif "lo" accept; '
+        f"meta l4proto {{ tcp, udp }} th dport {port} th dport != @open drop; "
+        f"}}; }}"
+    )
+
+
+_ELEMENT = re.compile(r"\b(?P<port>\d+)(?: timeout \w+)?(?: expires (?P<left>\w+))?")
+_UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def parse_table(listing: str, port: int) -> FenceState:
+    """The state from nft's listing of the table; anything unexpected is "not in place"."""
+    lines = [" ".join(line.split()) for line in listing.splitlines()]
+    rules: list[str] = []
+    hooked = False
+    for line in lines:
+        if line.startswith("type filter hook input "):
+            hooked = True
+        elif hooked and line == "}":
+            break
+        elif hooked and line:
+            rules.append(line)
+    in_place = (
+        len(rules) >= 2
+        and rules[0] == 'iif "lo" accept'
+        and rules[1].endswith(f"th dport {port} th dport != @open drop")
+        and not any(line.startswith("flags dormant") for line in lines)
+    )
+    return FenceState(in_place=in_place, open_for_s=_open_for_s(listing, port))
+
+
+def _open_for_s(listing: str, port: int) -> float:
+    inside = re.search(r"elements = \{(.*?)\}", listing, re.DOTALL)
+    for match in _ELEMENT.finditer(inside[1] if inside else ""):
+        if int(match["port"]) == port:
+            # No end of its own: put there by hand, and open for ever.
+            return math.inf if match["left"] is None else parse_time(match["left"])
+    return 0.0
+
+
+def parse_time(text: str) -> float:
+    """Seconds of nft's `1m8s432ms`."""
+    parts = re.findall(r"(\d+)(ms|[dhms])", text)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+class FileFence:
+    """The demonstration's fence, without root: a file with the end of the permit.
+
+    The embedded NFS server looks at it before each answer. The end is an absolute time of this
+    machine's clock, so a late write opens nothing.
+    """
+
+    def __init__(self, run_dir: Path, port: int) -> None:
+        self.path = run_dir / f"port-{port}.fence"
+
+    def ensure_closed(self) -> None:
+        write_atomically(self.path, '{"v": 1, "until": 0.0}\n')
+
+    def arm(self, until: float, latest: float) -> bool:
+        missing = not self.state().in_place
+        if monotonic() >= latest:
+            raise TimedOut("opening the port took too long and was given up")
+        write_atomically(self.path, f'{{"v": 1, "until": {until!r}}}\n')
+        return missing
+
+    def claim(self) -> None:
+        """Nothing to do: one volume has the port for itself."""
+
+    def release(self) -> None:
+        """Nothing to do: one volume has the port for itself."""
+
+    def state(self) -> FenceState:
+        with contextlib.suppress(StandfastError, KeyError, TypeError, ValueError):
+            doc = read_json(self.path)
+            if doc is not None:
+                return FenceState(True, max(0.0, float(doc["until"]) - monotonic()))
+        return FenceState(in_place=False, open_for_s=0.0)
+
+
+def nft_works() -> bool:
+    """Whether nft is installed and this kernel has what the fence needs; leaves no trace."""
+    probe = f"{TABLE}-probe"
+    script = f"{build_script(probe, 2049)}; delete table inet {probe}"
+    try:
+        run(["nft", script], deadline=Deadline.after(COMMAND_S), op="fence:probe")
+    except CommandFailed as error:
+        # Not being root says nothing about the kernel: let nft itself complain later.
+        return "Operation not permitted" in error.stderr
+    except TimedOut:
+        return True
+    return True
+
+
+def fence_from(config: Config) -> Fence:
+    """The fence that the configuration names; `auto` is nftables where it works, else ipset."""
+    from standfast.adapters.fence_ipset import IpsetFence, ipset_installed
+
+    directory = config.paths.run / "fence"
+    backend = config.fence.backend
+    if backend == "embedded":
+        return FileFence(directory, config.nfs.port)
+    if backend == "ipset" or (backend == "auto" and not nft_works() and ipset_installed()):
+        return IpsetFence(config.nfs.port, directory, config.volume)
+    return NftFence(config.nfs.port, directory, config.volume)

@@ -1,0 +1,358 @@
+"""The fence on the real kernel: both backends, in network namespaces of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters.fence import KernelFence, NftFence
+from standfast.adapters.fence_ipset import IpsetFence
+from standfast.clock import monotonic, sleep
+from standfast.errors import StandfastError, TimedOut
+
+PORT = 2049
+SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
+TOOLS = ("nft", "ipset", "iptables-legacy", "ip")
+MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and firewalls"),
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def command(*argv: str, check: bool = True) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    assert not check or done.returncode == 0, f"{argv}: {done.stderr}"
+    return done.stdout
+
+
+def enter(namespace: Path) -> None:
+    with namespace.open() as handle:
+        assert libc.setns(handle.fileno(), 0x40000000) == 0, os.strerror(ctypes.get_errno())
+
+
+@contextlib.contextmanager
+def inside(namespace: Path) -> Iterator[None]:
+    """This thread, its new sockets and its children, in another network namespace."""
+    with Path("/proc/thread-self/ns/net").open() as home:
+        enter(namespace)
+        try:
+            yield
+        finally:
+            assert libc.setns(home.fileno(), 0x40000000) == 0
+
+
+@pytest.fixture
+def client_namespace() -> Iterator[Path]:
+    """The test runs on the server's side; this is the client's."""
+    names = [f"sf-{os.getpid()}-{side}" for side in "sc"]
+    for name in names:
+        command("ip", "netns", "add", name)
+    try:
+        server, client = (Path("/run/netns") / name for name in names)
+        with inside(server):
+            command("ip", "link", "set", "lo", "up")
+            command("ip", "link", "add", "e0", "type", "veth", "peer", "e1", "netns", names[1])
+            command("ip", "addr", "add", f"{SERVER}/24", "dev", "e0")
+            command("ip", "link", "set", "e0", "up")
+            with inside(client):
+                command("ip", "addr", "add", f"{CLIENT}/24", "dev", "e1")
+                command("ip", "link", "set", "e1", "up")
+            yield client
+    finally:
+        for name in names:
+            command("ip", "netns", "del", name)
+
+
+@dataclass
+class Firewall:
+    """A backend, and how somebody else handles it."""
+
+    fence: KernelFence
+    other_volume: Callable[[str], KernelFence]
+    span_s: float
+    listing: Callable[[], str]
+    disturb: dict[str, list[str]]
+
+
+def nft_firewall(directory: Path) -> Firewall:
+    def others() -> str:
+        tables = command("nft", "-a", "list", "ruleset").split("\n}\n")
+        return "\n".join(t for t in tables if not t.startswith("table inet standfast "))
+
+    command(
+        "nft", "add table ip other; add chain ip other c { type filter hook input priority 0; }"
+    )
+    command("nft", "add rule ip other c tcp dport 22 counter accept")
+    command("nft", "add set ip other s { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.7 }; }")
+    return Firewall(
+        NftFence(PORT, directory, "data"),
+        lambda volume: NftFence(PORT, directory, volume),
+        0.4,
+        others,
+        {
+            "all flushed": ["nft", "flush ruleset"],
+            "table deleted": ["nft", "delete table inet standfast"],
+            "rules flushed": ["nft", "flush table inet standfast"],
+            "chain deleted": [
+                "nft",
+                "flush chain inet standfast input; delete chain inet standfast input",
+            ],
+            "rule before": ["nft", "insert rule inet standfast input tcp dport 2049 accept"],
+        },
+    )
+
+
+def ipset_firewall(directory: Path) -> Firewall:
+    def others() -> str:
+        rules = [
+            command(f"{family}-legacy-save", "-t", "filter").splitlines()
+            for family in ("iptables", "ip6tables")
+        ]
+        kept = [r for lines in rules for r in lines if "standfast" not in r and r[:1] != "#"]
+        return "\n".join(kept) + command("ipset", "save", "other")
+
+    command("ipset", "create", "other", "hash:ip")
+    command("ipset", "add", "other", "10.0.0.7")
+    command("iptables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+    return Firewall(
+        IpsetFence(PORT, directory, "data"),
+        lambda volume: IpsetFence(PORT, directory, volume),
+        1.5,
+        others,
+        {
+            "input flushed": ["iptables-legacy", "-F", "INPUT"],
+            "all flushed": ["iptables-legacy", "-F"],
+            "IPv6 flushed": ["ip6tables-legacy", "-F"],
+            "set gone": [
+                "sh",
+                "-c",
+                "for t in iptables ip6tables; do $t-legacy -F; done; ipset destroy standfast",
+            ],
+            "rule before": [
+                *("iptables-legacy", "-I", "INPUT"),
+                *("-p", "tcp", "--dport", "2049", "-j", "ACCEPT"),
+            ],
+        },
+    )
+
+
+BACKENDS = {"nft": nft_firewall, "ipset": ipset_firewall}
+DISTURBANCES = [
+    *(("nft", d) for d in ("all flushed", "table deleted", "rules flushed", "chain deleted")),
+    ("nft", "rule before"),
+    *(("ipset", d) for d in ("input flushed", "all flushed", "IPv6 flushed", "set gone")),
+    ("ipset", "rule before"),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def firewall(request: pytest.FixtureRequest, client_namespace: Path, tmp_path: Path) -> Firewall:
+    return BACKENDS[request.param](tmp_path / "fence")
+
+
+@pytest.fixture
+def echo_server(client_namespace: Path) -> Iterator[None]:
+    listener = socket.create_server(("0.0.0.0", PORT))
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(1000):
+                connection.sendall(data)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+def connect(namespace: Path, timeout_s: float = 3.0) -> socket.socket:
+    with inside(namespace):
+        return socket.create_connection((SERVER, PORT), timeout_s)
+
+
+def answers(connection: socket.socket, within_s: float) -> bool:
+    connection.settimeout(within_s)
+    try:
+        connection.sendall(b"x")
+        return connection.recv(1000) != b""
+    except TimeoutError:
+        return False
+
+
+def arm(fence: KernelFence, seconds: float) -> bool:
+    return fence.arm(monotonic() + seconds, monotonic() + 5)
+
+
+def test_an_established_connection_is_cut_in_time_and_goes_on_after_a_refresh(
+    firewall: Firewall, client_namespace: Path, echo_server: None
+) -> None:
+    fence = firewall.fence
+    fence.ensure_closed()
+    arm(fence, 20)
+    with connect(client_namespace) as connection:
+        assert answers(connection, 3)
+        until = monotonic() + firewall.span_s
+        fence.arm(until, monotonic() + 5)
+        assert answers(connection, 3)
+        sleep(until - monotonic() + 0.02)
+        assert not answers(connection, 0.4)
+        assert fence.state().open_for_s == 0
+        assert arm(fence, 20) is False
+        connection.settimeout(10)
+        assert connection.recv(1000), "what was sent while shut arrives by itself"
+
+
+def test_a_shut_port_answers_nobody_but_this_machine(
+    firewall: Firewall, client_namespace: Path, echo_server: None
+) -> None:
+    firewall.fence.ensure_closed()
+    with pytest.raises(TimeoutError):
+        connect(client_namespace, 0.3)
+    for address in ("127.0.0.1", SERVER):
+        with socket.create_connection((address, PORT), 3) as connection:
+            assert answers(connection, 3)
+
+
+def test_shutting_twice_is_shutting_once(firewall: Firewall) -> None:
+    fence = firewall.fence
+    fence.ensure_closed()
+    arm(fence, 20)
+    assert fence.state().open_for_s > 15
+    fence.ensure_closed()
+    fence.ensure_closed()
+    state = fence.state()
+    assert (state.in_place, state.open_for_s) == (True, 0.0)
+
+
+def test_nothing_else_of_the_firewall_changes(firewall: Firewall) -> None:
+    before = firewall.listing()
+    assert "22" in before
+    assert "10.0.0.7" in before
+    firewall.fence.ensure_closed()
+    arm(firewall.fence, 5)
+    arm(firewall.fence, 3)
+    firewall.fence.ensure_closed()
+    assert firewall.listing() == before
+
+
+@pytest.mark.parametrize(("backend", "how"), DISTURBANCES)
+def test_a_flush_by_others_is_noticed_and_put_right(
+    client_namespace: Path, tmp_path: Path, backend: str, how: str
+) -> None:
+    firewall = BACKENDS[backend](tmp_path)
+    fence = firewall.fence
+    fence.ensure_closed()
+    arm(fence, 20)
+    assert fence.state().in_place
+    command(*firewall.disturb[how])
+    assert not fence.state().in_place
+    assert arm(fence, 20) is True
+    state = fence.state()
+    assert state.in_place
+    assert state.open_for_s > 15
+    assert arm(fence, 20) is False
+
+
+def test_arming_where_there_are_no_rules_makes_them(
+    firewall: Firewall, client_namespace: Path, echo_server: None
+) -> None:
+    assert not firewall.fence.state().in_place
+    assert arm(firewall.fence, firewall.span_s) is True
+    assert firewall.fence.state().in_place
+    sleep(firewall.span_s + 0.02)
+    with pytest.raises(TimeoutError):
+        connect(client_namespace, 0.3)
+
+
+def test_the_port_is_never_open_beyond_the_end(firewall: Firewall) -> None:
+    firewall.fence.ensure_closed()
+    for seconds in (1.999, 2.5, 7.3001):
+        until = monotonic() + seconds
+        asked = monotonic()
+        firewall.fence.arm(until, asked + 5)
+        took_s = monotonic() - asked
+        open_for_s = firewall.fence.state().open_for_s
+        assert 0 < open_for_s <= until - monotonic() + took_s + 0.01
+
+
+def test_a_shorter_permit_replaces_a_longer_one(firewall: Firewall) -> None:
+    arm(firewall.fence, 50)
+    arm(firewall.fence, 5)
+    assert 0 < firewall.fence.state().open_for_s <= 5
+
+
+def test_the_least_lease_of_the_volumes_counts(firewall: Firewall) -> None:
+    music = firewall.other_volume("music")
+    arm(firewall.fence, 10)
+    arm(music, 50)
+    assert 0 < music.state().open_for_s <= 10
+    firewall.fence.release()
+    arm(music, 50)
+    assert 40 < music.state().open_for_s <= 50
+    firewall.fence.claim()
+    with pytest.raises(StandfastError, match="the lease of data has run out"):
+        arm(music, 50)
+
+
+def test_too_late_is_not_at_all(firewall: Firewall) -> None:
+    firewall.fence.ensure_closed()
+    with pytest.raises(TimedOut):
+        firewall.fence.arm(monotonic() + 20, monotonic() - 0.001)
+    assert firewall.fence.state().open_for_s == 0
+
+
+def shut_by_hand(fence: KernelFence) -> None:
+    if isinstance(fence, NftFence):
+        command("nft", "flush set inet standfast open")
+    else:
+        command("ipset", "flush", "standfast")
+
+
+def test_frozen_at_a_random_moment_and_thawed_late_it_opens_nothing(firewall: Firewall) -> None:
+    """100 times: whatever opened the port in time is undone, then the process is let go."""
+    fence = firewall.fence
+    fence.ensure_closed()
+    chance = random.Random(7)
+    in_time = late = 0
+    for _ in range(100):
+        latest = monotonic() + 0.05
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            with contextlib.suppress(BaseException):
+                fence.arm(latest + 60, latest)
+            os._exit(0)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        sleep(chance.uniform(0, 0.012))
+        os.killpg(pid, signal.SIGSTOP)
+        sleep(latest + 0.005 - monotonic())
+        in_time += fence.state().open_for_s > 0
+        shut_by_hand(fence)
+        os.killpg(pid, signal.SIGCONT)
+        os.waitpid(pid, 0)
+        late += fence.state().open_for_s > 0
+        shut_by_hand(fence)
+    assert late == 0
+    assert 0 < in_time < 100, "the freezes were all before or all after the arming"

@@ -44,6 +44,7 @@ class OwnReign:
     """The node goes on with its own live tree (it rebooted and nobody took over)."""
     displaced_epoch: int = 0
     """Epoch of the tree that lay at the live path before; 0: unknown."""
+    base_content_id: str | None = None
     live_uuid: str | None = None
     final: str | None = None
     """Name of the final snapshot of an orderly demotion."""
@@ -88,6 +89,7 @@ class Intent:
 
     epoch: int
     base: str | None
+    base_content_id: str | None
     in_place: bool
 
     def save(self, state_dir: Path) -> None:
@@ -100,5 +102,10 @@ class Intent:
         doc = read_json(state_dir / "intent.json")
         if doc is None or doc.get("epoch") != epoch:
             return None
-        base = doc.get("base")
-        return cls(epoch, base if isinstance(base, str) else None, doc.get("in_place") is True)
+        base, content_id = doc.get("base"), doc.get("base_content_id")
+        return cls(
+            epoch,
+            base if isinstance(base, str) else None,
+            content_id if isinstance(content_id, str) else None,
+            doc.get("in_place") is True,
+        )

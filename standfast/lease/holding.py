@@ -18,7 +18,7 @@ from standfast.adapters.consul import (
     Committed,
     Conflict,
     Entry,
-    Operation,
+    Op,
     Set,
 )
 from standfast.clock import Deadline, monotonic, utc_now
@@ -42,7 +42,7 @@ class Consul(Protocol):
     ) -> Mapping[str, Entry | None]: ...
 
     def txn(
-        self, ops: Sequence[Operation], *, deadline: Deadline | None = None
+        self, ops: Sequence[Op], *, deadline: Deadline | None = None
     ) -> Committed | Conflict: ...
 
 
@@ -91,7 +91,7 @@ class LeaseKeys:
             epoch, self._me.node, claim.base, claim.reason, claim.operator, claim.lost_s, utc_now()
         )
         t_s = monotonic()
-        operations: list[Operation] = [
+        operations: list[Op] = [
             Cas(self._epoch_key, held.epoch_index, dump_epoch(epoch)),
             Cas(self._leader_key, held.leader_index, leader.dump()),
             Set(self._config.key(f"history/{epoch}"), reign.dump()),
@@ -176,7 +176,7 @@ class LeaseKeys:
         leader = Leader(
             tenure.epoch, tenure.holder, tenure.seq, LeaderState.STARTING, self._config.standbys
         )
-        operations: list[Operation] = [
+        operations: list[Op] = [
             Cas(self._leader_key, tenure.leader_index, leader.dump()),
         ]
         if repair.missing_epoch:

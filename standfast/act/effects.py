@@ -1,0 +1,244 @@
+"""One function for each step of a plan. Each can be repeated; each has a deadline.
+
+Invariant: nothing here decides. Whether a step is due was decided before; whether the node may
+serve is asked by the guard and enforced by the fence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from standfast.act import registration, volume
+from standfast.act.machine import Machine
+from standfast.clock import Deadline, monotonic, sleep, utc_now
+from standfast.decision import Decision
+from standfast.errors import ForeignValue, Refused, StandfastError, TimedOut
+from standfast.lease.files import LeaseStatus, save_claim
+from standfast.lease.protocol import Claim
+from standfast.local_socket import ask
+from standfast.names import SnapshotName
+from standfast.observe import Sighting
+from standfast.plan import Do
+from standfast.reasons import Reason
+from standfast.records import Reign
+from standfast.reign import Intent, OwnReign, Stage
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05
+RELEASE_TRIES = 3
+# From opening the port until the server answers over it: ganesha and nfsd take up to 2 s.
+SERVING_TIMEOUT_S = 15.0
+
+
+@dataclass(slots=True)
+class Effects:
+    """The steps of one plan on one machine."""
+
+    machine: Machine
+    decision: Decision | None = None
+    sighting: Sighting | None = None
+    operator: str | None = None
+    note: str | None = None
+    """The operator's --reason; goes to the history."""
+    to: str | None = None
+    deadline: Deadline = field(default_factory=lambda: Deadline.after(300.0))
+
+    def table(self) -> Mapping[Do, Callable[[], None]]:
+        """Every step's function."""
+        return {
+            Do.CLAIM_LEASE: self.claim_lease,
+            Do.START_LEASE: self.start_lease,
+            Do.PREPARE_VOLUME: self.prepare_volume,
+            Do.EXPORT: self.export,
+            Do.BIND: lambda: self.machine.bind.mount(self.deadline),
+            Do.START_NFS: lambda: self.machine.nfs.start(self._server_deadline()),
+            Do.OPEN_PORT: lambda: self._ask_lease({"cmd": "serve"}),
+            Do.CHECK_SERVING: self.check_serving,
+            Do.REGISTER: lambda: registration.register(self.machine, self.epoch()),
+            Do.PRE_COPY: self.pre_copy,
+            Do.DEREGISTER: self.deregister,
+            Do.CLOSE_PORT: self.close_port,
+            Do.SHUT_FENCE: self.machine.fence.ensure_closed,
+            Do.STOP_LEASE: self.stop_lease,
+            Do.STOP_NFS: self.stop_nfs,
+            Do.UNEXPORT: self.machine.nfs.unexport,
+            Do.UNBIND: lambda: self.machine.bind.unmount(self.deadline),
+            Do.READ_ONLY: lambda: volume.freeze(self.machine),
+            Do.FINAL_SNAPSHOT: self.final_snapshot,
+            Do.FINAL_COPY: self.final_copy,
+            Do.RELEASE: self.release,
+            Do.AWAIT_SUCCESSOR: self.await_successor,
+            Do.KEEP_DIVERGED: lambda: volume.put_aside(self.machine, diverged=True),
+            Do.RETIRE_TREE: lambda: volume.put_aside(self.machine, diverged=False),
+            Do.FORGET: lambda: OwnReign.forget(self.machine.config.state_dir),
+        }
+
+    # The lease
+
+    def epoch(self) -> int:
+        """The epoch that this node's lease process holds."""
+        status = LeaseStatus.load(self.machine.config.run_dir)
+        if status is None or status.instance != self.machine.me.instance:
+            raise Refused(Reason.LEASE_NOT_HELD, "this node's lease process holds nothing")
+        return status.epoch
+
+    def claim_lease(self) -> None:
+        decision, sighting = self.decision, self.sighting
+        if decision is None or sighting is None:
+            raise StandfastError("a promotion needs a decision and what it was made on")
+        epoch = 0 if sighting.identity is None else sighting.identity[0]
+        base, content_id = self._base(decision)
+        config = self.machine.config
+        Intent(epoch + 1, base, content_id, decision.in_place).save(config.state_dir)
+        reason = str(decision.reason) if self.note is None else f"{decision.reason}: {self.note}"
+        save_claim(
+            config.run_dir,
+            Claim(
+                epoch=epoch,
+                seen=sighting.identity,
+                first_seen=sighting.first_seen,
+                base=base,
+                reason=reason,
+                operator=self.operator,
+                lost_s=decision.lost_s,
+            ),
+        )
+        self.start_lease()
+        if self.epoch() != epoch + 1:
+            raise Refused(Reason.LEASE_NOT_HELD, f"epoch {epoch + 1} went to another node")
+
+    def _base(self, decision: Decision) -> tuple[str | None, str | None]:
+        if decision.base is not None:
+            return str(decision.base.snapshot.name), decision.base.snapshot.content_id
+        # The tree goes on as it is; the snapshot marks where this reign began.
+        name = SnapshotName.at(self.machine.config.base, utc_now())
+        snapshot = self.machine.store.take_snapshot(name)
+        return str(snapshot.name), snapshot.content_id
+
+    def start_lease(self) -> None:
+        self.machine.units.start(self.machine.lease_unit, self.deadline.within(15.0))
+        limit = self.deadline.within(10.0)
+        while True:
+            status = LeaseStatus.load(self.machine.config.run_dir)
+            if status is not None and status.remaining_s(monotonic()) > 0:
+                return
+            if limit.expired:
+                raise TimedOut(
+                    f"{self.machine.lease_unit} started and holds no lease after 10 s; "
+                    f"see `journalctl -u {self.machine.lease_unit}`"
+                )
+            sleep(POLL_S)
+
+    def stop_lease(self) -> None:
+        self.machine.units.stop(self.machine.lease_unit, self.deadline.within(15.0))
+
+    def _ask_lease(self, request: Mapping[str, str | None]) -> None:
+        path = self.machine.config.run_dir / "lease.sock"
+        reply = ask(path, request, self.deadline.within(10.0))
+        if reply.get("ok") is not True:
+            raise StandfastError(str(reply.get("error", "the lease process gave no reason")))
+
+    def close_port(self) -> None:
+        self._own().at(Stage.DRAINING).save(self.machine.config.state_dir)
+        self._ask_lease({"cmd": "drain"})
+
+    def release(self) -> None:
+        self._own().at(Stage.RELEASED).save(self.machine.config.state_dir)
+        for left in reversed(range(RELEASE_TRIES)):
+            try:
+                self._ask_lease({"cmd": "release", "to": self.to})
+                return
+            except StandfastError:
+                if left == 0 or self.deadline.expired:
+                    raise
+                sleep(0.5)
+
+    # The volume and the server
+
+    def _own(self) -> OwnReign:
+        own = OwnReign.load(self.machine.config.state_dir)
+        if own is None:
+            raise StandfastError("this node has no reign to end")
+        return own
+
+    def prepare_volume(self) -> None:
+        epoch = self.epoch()
+        volume.prepare(self.machine, epoch, self._recorded_base(epoch))
+
+    def _recorded_base(self, epoch: int) -> str | None:
+        key = self.machine.config.key(f"history/{epoch}")
+        entry = self.machine.consul.read([key])[key]
+        with contextlib.suppress(ForeignValue):
+            return None if entry is None else Reign.parse(entry.value, key).base
+        return None
+
+    def export(self) -> None:
+        self.machine.nfs.export(self._own().fsid)
+
+    def _server_deadline(self) -> Deadline:
+        return self.deadline.within(self.machine.config.nfs.start_timeout)
+
+    def check_serving(self) -> None:
+        limit = self.deadline.within(SERVING_TIMEOUT_S)
+        while True:
+            sick = registration.ailment(self.machine)
+            if sick is None:
+                return
+            if limit.expired:
+                raise StandfastError(f"the server does not serve: {sick}")
+            sleep(POLL_S)
+
+    def stop_nfs(self) -> None:
+        if others_serving(self.machine):
+            # nfsd is shared: the volume is unexported, the server goes on for the others.
+            self.machine.nfs.unexport()
+            return
+        self.machine.nfs.stop(self._server_deadline())
+
+    def deregister(self) -> None:
+        registration.deregister(self.machine)
+
+    # Copies
+
+    def pre_copy(self) -> None:
+        assert self.to is not None
+        name = SnapshotName.at(self.machine.config.base, utc_now())
+        snapshot = self.machine.store.take_snapshot(name)
+        self.machine.sender.replicate(self.to, snapshot, self.epoch(), self.deadline)
+
+    def final_snapshot(self) -> None:
+        volume.take_final_snapshot(self.machine, self._own())
+
+    def final_copy(self) -> None:
+        assert self.to is not None
+        final = volume.find_final(self.machine, self._own())
+        self.machine.sender.replicate(self.to, final, self.epoch(), self.deadline)
+
+    def await_successor(self) -> None:
+        config = self.machine.config
+        limit = self.deadline.within(config.lease.wait + SERVING_TIMEOUT_S + 15.0)
+        while not limit.expired:
+            for instance in self.machine.consul.instances(config.service):
+                if instance.node == self.to and instance.checks == "passing":
+                    return
+            sleep(4 * POLL_S)
+        raise TimedOut(
+            f"the role was given up in order, and {self.to} doesn't serve yet: see "
+            f"`standfast status`; if {self.to} stays away, another candidate takes over by itself"
+        )
+
+
+def others_serving(machine: Machine) -> tuple[str, ...]:
+    """Other volumes that this node serves at the moment."""
+    found = []
+    for path in sorted(machine.config.paths.run.glob("*/lease.json")):
+        if path.parent == machine.config.run_dir:
+            continue
+        status = LeaseStatus.load(path.parent)
+        if status is not None and status.serving and status.remaining_s(monotonic()) > 0:
+            found.append(path.parent.name)
+    return tuple(found)

@@ -1,0 +1,60 @@
+"""Runs a plan's steps in their order, under the volume's lock of the caller.
+
+A step that fails ends the plan; before the point of no return, what was done is undone. The error
+says which step it was and what goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from standfast.clock import monotonic
+from standfast.errors import Refused, StandfastError, StepFailed
+from standfast.plan import Do, Plan, Step
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str], None]
+
+
+def execute(plan: Plan, effects: Mapping[Do, Callable[[], None]], progress: Progress) -> None:
+    """Run the plan; StepFailed names the step, Refused keeps its reason."""
+    for number, step in enumerate(plan.steps, 1):
+        progress(f"{plan.name} {number}/{len(plan.steps)}: {step.says}")
+        started = monotonic()
+        try:
+            effects[step.do]()
+        except StandfastError as error:
+            _fail(plan, step, error, effects, progress)
+        log.info("%s: %s: %.2f s", plan.name, step.do, monotonic() - started)
+
+
+def _fail(
+    plan: Plan,
+    step: Step,
+    error: StandfastError,
+    effects: Mapping[Do, Callable[[], None]],
+    progress: Progress,
+) -> None:
+    log.error("%s: step %s failed: %s", plan.name, step.do, error)
+    if not plan.undo or step.do not in plan.undoable_at:
+        if isinstance(error, Refused):
+            raise error
+        raise StepFailed(
+            f"the {plan.name} stopped at the step {step.do}: {error}\n"
+            f"It is taken up again by itself; `standfast status` shows how it stands"
+        ) from error
+    progress(f"{step.says}: failed ({error}). Serving again")
+    for undo in plan.undo:
+        try:
+            effects[undo.do]()
+        except StandfastError as second:
+            raise StepFailed(
+                f"the {plan.name} stopped at the step {step.do}: {error}\n"
+                f"Serving again failed at {undo.do}: {second}. It is tried again by itself; "
+                f"`standfast status` shows how it stands"
+            ) from second
+    message = f"the {plan.name} stopped at the step {step.do}: {error}\nThis node serves again"
+    if isinstance(error, Refused):
+        raise Refused(error.reason, message) from error
+    raise StepFailed(message) from error

@@ -1,0 +1,129 @@
+"""The live subvolume through a reign: made, made read-only, put aside; never deleted.
+
+Each stage is on disk in `reign.json` before its work begins, so this can be called again after a
+cut at any point and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+
+from standfast.act.machine import Machine
+from standfast.act.ports import Snapshot
+from standfast.clock import utc_now
+from standfast.errors import StandfastError
+from standfast.names import SnapshotName, diverged_name, retired_name
+from standfast.reign import Intent, OwnReign, Stage
+
+
+def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnReign:
+    """A writable live subvolume for `epoch`.
+
+    `recorded_base` is the history's word, for the case that this node's own intent is gone.
+    """
+    state_dir = machine.config.state_dir
+    own = OwnReign.load(state_dir)
+    if own is None or own.epoch != epoch:
+        own = _begin(machine, epoch, recorded_base, own)
+    if own.stage is Stage.CLEARING:
+        live = machine.store.live()
+        if live is not None:
+            aside = diverged_name(machine.config.base, own.displaced_epoch, utc_now())
+            machine.store.keep_aside(aside)
+        own = own.at(Stage.CREATING)
+        own.save(state_dir)
+    if own.stage is Stage.CREATING:
+        tree = machine.store.live() or machine.store.create_live_from(_find(machine, own))
+        own = replace(own, stage=Stage.READY, live_uuid=tree.uuid)
+        own.save(state_dir)
+    return _ready(machine, own)
+
+
+def _begin(
+    machine: Machine, epoch: int, recorded_base: str | None, before: OwnReign | None
+) -> OwnReign:
+    intent = Intent.load(machine.config.state_dir, epoch)
+    if intent is None:
+        intent = Intent(epoch, recorded_base, None, in_place=False)
+    if intent.in_place:
+        # The same tree with the same inodes: the clients' handles stay good, so the id stays.
+        fsid = before.fsid if before is not None else str(uuid.uuid4())
+        live = machine.store.live()
+        if live is None:
+            raise StandfastError(f"the live subvolume {machine.config.paths.live} is gone")
+        own = OwnReign(epoch, Stage.READY, fsid, intent.base, in_place=True, live_uuid=live.uuid)
+    else:
+        displaced = before.epoch if before is not None else 0
+        own = OwnReign(
+            epoch,
+            Stage.CLEARING,
+            str(uuid.uuid4()),
+            intent.base,
+            in_place=False,
+            displaced_epoch=displaced,
+            base_content_id=intent.base_content_id,
+        )
+    own.save(machine.config.state_dir)
+    return own
+
+
+def _find(machine: Machine, own: OwnReign) -> Snapshot:
+    found = [s for s in machine.store.snapshots() if str(s.name) == own.base]
+    exact = [s for s in found if s.content_id == own.base_content_id]
+    for snapshot in exact or found:
+        return snapshot
+    raise StandfastError(
+        f"the snapshot {own.base} that epoch {own.epoch} starts from is not on this node any more; "
+        f"nothing was made. Run `standfast demote`, then promote the node that has it"
+    )
+
+
+def _ready(machine: Machine, own: OwnReign) -> OwnReign:
+    live = machine.store.live()
+    if live is None or (own.live_uuid is not None and live.uuid != own.live_uuid):
+        what = "missing" if live is None else f"another subvolume ({live.uuid})"
+        raise StandfastError(
+            f"{machine.config.paths.live} is {what}, epoch {own.epoch} had {own.live_uuid}: not "
+            f"served. Put the right one back, or run `standfast demote` on this node"
+        )
+    if not live.writable:
+        machine.store.set_live_writable(True)
+    if own.stage is not Stage.READY:
+        own = own.at(Stage.READY)
+        own.save(machine.config.state_dir)
+    return own
+
+
+def freeze(machine: Machine) -> None:
+    """Read-only from now on; nothing happens when there is no live subvolume."""
+    live = machine.store.live()
+    if live is not None and live.writable:
+        machine.store.set_live_writable(False)
+
+
+def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
+    """The snapshot that has all of this reign's data; the tree is read-only by now."""
+    snapshot = machine.store.take_snapshot(SnapshotName.at(machine.config.base, utc_now()))
+    replace(own, final=str(snapshot.name)).save(machine.config.state_dir)
+    return snapshot
+
+
+def find_final(machine: Machine, own: OwnReign) -> Snapshot:
+    for snapshot in machine.store.snapshots():
+        if not snapshot.received and str(snapshot.name) == own.final:
+            return snapshot
+    raise StandfastError(f"the final snapshot {own.final} of epoch {own.epoch} is not there")
+
+
+def put_aside(machine: Machine, *, diverged: bool) -> None:
+    """Rename the live subvolume of a reign that is over."""
+    own = OwnReign.load(machine.config.state_dir)
+    live = machine.store.live()
+    if own is None or live is None:
+        return
+    if live.writable:
+        raise StandfastError(f"{live.path} is still writable: not put aside")
+    # Without a final snapshot nobody else has what is in it, whatever the plan was called.
+    name = diverged_name if diverged or own.final is None else retired_name
+    machine.store.keep_aside(name(machine.config.base, own.epoch, utc_now()))

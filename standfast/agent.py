@@ -1,0 +1,259 @@
+"""`standfast-agent@V.service`: look, decide, act; one thread, one plan at a time.
+
+Invariants: every action follows from a decision made on what was just read; an event only makes
+the next look come sooner. A cut at any point is repaired by the next look.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from standfast import plan as plans
+from standfast.act import registration
+from standfast.act.effects import Effects
+from standfast.act.execute import execute
+from standfast.act.machine import Machine
+from standfast.agent_commands import Command, answer
+from standfast.clock import Deadline, monotonic, utc_now
+from standfast.config.model import Config
+from standfast.decide import decide
+from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.errors import StandfastError
+from standfast.local_view import LocalView
+from standfast.locks import exclusive
+from standfast.observe import Blind, Cluster, Local
+from standfast.plan import Names, Plan
+from standfast.reign import OwnReign
+from standfast.sd_notify import notify
+from standfast.watcher import Watcher
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+UPKEEP_EVERY_S = 5.0
+BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
+
+
+def now() -> Moment:
+    return Moment(monotonic(), utc_now())
+
+
+def names_of(config: Config) -> Names:
+    return Names(str(config.paths.live), str(config.paths.bind), config.service)
+
+
+def plan_for(decision: Decision, config: Config) -> Plan | None:
+    """The plan that carries a decision out; None: there is nothing to do."""
+    names = names_of(config)
+    match decision.action:
+        case Action.PROMOTE:
+            source = "its own tree" if decision.base is None else str(decision.base.snapshot.name)
+            return plans.promotion(names, source)
+        case Action.FINISH_PROMOTION | Action.HOLD_LEASE:
+            return plans.go_on(names)
+        case Action.FINISH_DEMOTION:
+            return plans.put_away(names)
+        case Action.STEP_DOWN:
+            return plans.step_down(names)
+        case _:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look and what it led to: what `status` shows."""
+
+    view: Cluster | Blind
+    local: Local
+    decision: Decision
+    at: Moment
+
+
+@dataclass(slots=True)
+class Agent:
+    """The loop's state between two looks."""
+
+    machine: Machine
+    watcher: Watcher
+    local: LocalView
+    commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    woken: threading.Event = field(default_factory=threading.Event)
+    seen: Seen | None = None
+    busy: str | None = None
+    """What is being done right now, for `status`."""
+    trouble: str | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    sick: str | None = None
+
+    @property
+    def config(self) -> Config:
+        return self.machine.config
+
+    def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
+        """Read, remember the epoch, decide."""
+        view = self.watcher.look(wait_s, fresh=fresh)
+        if isinstance(view, Cluster) and view.epoch is not None:
+            self.local.note_epoch(view.epoch)
+        local = self.local.look(fresh=fresh)
+        moment = now()
+        seen = Seen(view, local, decide(view, local, self.config, moment, wish), moment)
+        before = self.seen.decision if self.seen is not None else None
+        if before is None or before.reason != seen.decision.reason:
+            log.info("%s: %s", seen.decision.reason, seen.decision.sentence)
+        self.seen = seen
+        return seen
+
+    def step(self) -> None:
+        """One look and what follows from it."""
+        seen = self.look(self._pause_s())
+        if plan_for(seen.decision, self.config) is not None and monotonic() >= self.retry_at:
+            seen = self.look(fresh=True)
+            self._attempt(seen)
+        self.woken.clear()
+
+    def _pause_s(self) -> float:
+        if not self.commands.empty() or self.woken.is_set():
+            return 0.0
+        if self.seen is not None and self.seen.decision.action is Action.WAIT:
+            return min(TICK_S, self.config.lease.heartbeat) / 4
+        return TICK_S
+
+    def _attempt(self, seen: Seen) -> None:
+        try:
+            self.carry_out(seen)
+        except StandfastError as error:
+            self.failures += 1
+            pause_s = BACK_OFF_S[min(self.failures, len(BACK_OFF_S)) - 1]
+            self.retry_at = monotonic() + pause_s
+            self.trouble = str(error)
+            log.error("%s; trying again in %g s", error, pause_s)
+        else:
+            self.failures, self.retry_at, self.trouble = 0, 0.0, None
+
+    def carry_out(
+        self,
+        seen: Seen,
+        *,
+        operator: str | None = None,
+        note: str | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Run the plan of a decision; Refused, StepFailed."""
+        plan = plan_for(seen.decision, self.config)
+        if plan is None:
+            return
+        sighting = seen.view.sighting if isinstance(seen.view, Cluster) else None
+        effects = Effects(self.machine, seen.decision, sighting, operator, note)
+        self.run_plan(plan, effects, progress)
+
+    def run_plan(
+        self, plan: Plan, effects: Effects, progress: Callable[[str], None] | None = None
+    ) -> None:
+        """Run any plan under the volume's lock, saying where it is."""
+
+        def say(text: str) -> None:
+            self.busy = text
+            log.info("%s", text)
+            if progress is not None:
+                progress(text)
+
+        lock = self.config.run_dir / "plan.lock"
+        try:
+            with exclusive(lock, "another change of the role", Deadline.after(5.0)):
+                execute(plan, effects.table(), say)
+        finally:
+            self.busy = None
+
+    def upkeep(self) -> None:
+        """What has to be true all the time, whoever undid it."""
+        seen = self.seen
+        if seen is None:
+            return
+        own = seen.local.own
+        lease = seen.local.lease
+        serving = (
+            own is not None
+            and lease is not None
+            and seen.decision.action is Action.NOTHING
+            and lease.serving
+            and lease.epoch == own.epoch
+        )
+        try:
+            if serving and own is not None:
+                self._keep_registered(own)
+            elif own is None and self.busy is None:
+                self._keep_standby()
+        except StandfastError as error:
+            log.warning("upkeep: %s", error)
+
+    def _keep_registered(self, own: OwnReign) -> None:
+        if not registration.is_registered(self.machine, own.epoch):
+            if self.busy is not None:
+                return  # a plan is about to take the registration away, or has done so
+            log.warning("the registration in Consul was gone: registering again")
+            registration.register(self.machine, own.epoch)
+        sick = registration.feed(self.machine)
+        if sick != self.sick:
+            log.warning("serving: %s", sick or "well again")
+        self.sick = sick
+
+    def _keep_standby(self) -> None:
+        if not self.machine.fence.state().in_place:
+            log.warning("the fence's rules were not in place: put there, with the port shut")
+            self.machine.fence.ensure_closed()
+        if registration.service_id(self.machine) in self.machine.consul.local_services():
+            log.warning("a standby is no server: removing the leftover registration")
+            registration.deregister(self.machine)
+
+
+def keep_up(agent: Agent) -> None:
+    """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
+    while not agent.stopping.wait(UPKEEP_EVERY_S):
+        agent.upkeep()
+
+
+def serve(agent: Agent) -> None:
+    """Look, act and answer commands until told to stop."""
+    threading.Thread(target=keep_up, args=(agent,), name="upkeep", daemon=True).start()
+    notify("READY=1")
+    while not agent.stopping.is_set():
+        try:
+            agent.step()
+        except StandfastError as error:
+            # A file of ours that can't be understood: said, and looked at again; nothing is done.
+            if str(error) != agent.trouble:
+                log.error("%s", error)
+            agent.trouble = str(error)
+            agent.stopping.wait(TICK_S)
+        while not agent.commands.empty():
+            answer(agent, agent.commands.get())
+
+
+def build(config: Config) -> Agent:
+    """An agent on this machine's real parts, or those that the configuration names instead."""
+    from standfast.adapters.machine import machine_from
+
+    machine = machine_from(config)
+    return Agent(machine, Watcher(config, machine.consul), LocalView(machine))
+
+
+def main(config: Config) -> int:
+    """`standfast agent VOLUME`; at most one per volume on a node."""
+    from standfast.agent_socket import Listener
+
+    with exclusive(
+        config.run_dir / "agent.lock", "another agent of this volume", Deadline.after(2)
+    ):
+        agent = build(config)
+        signal.signal(signal.SIGTERM, lambda *_: agent.stopping.set())
+        signal.signal(signal.SIGINT, lambda *_: agent.stopping.set())
+        with Listener(agent):
+            serve(agent)
+    return 0

@@ -1,0 +1,232 @@
+"""What an operator may ask of the agent: promote, demote, switchover, failback.
+
+Each answers with progress lines and one last line; with `dry_run` the plan is told, not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from standfast import plan as plans
+from standfast.act.effects import Effects
+from standfast.clock import Deadline, monotonic
+from standfast.decision import Action, Wish
+from standfast.errors import Refused, StandfastError, TimedOut, UsageError
+from standfast.local_socket import send
+from standfast.names import SnapshotName
+from standfast.observe import Cluster
+from standfast.plan import Plan
+from standfast.reasons import Reason
+
+if TYPE_CHECKING:
+    from standfast.agent import Agent, Seen
+
+# Beyond W, for the wait of `promote`: Consul's own election after a death, seconds.
+PROMOTE_SLACK_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A request and the connection that waits for its end."""
+
+    connection: socket.socket
+    request: Mapping[str, Any]
+
+    @property
+    def dry_run(self) -> bool:
+        return self.request.get("dry_run") is True
+
+    def argument(self, name: str) -> Any:
+        arguments = self.request.get("args")
+        return arguments.get(name) if isinstance(arguments, Mapping) else None
+
+    def text(self, name: str) -> str | None:
+        value = self.argument(name)
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{name} is a text, not {value!r}")
+        return value or None
+
+    def progress(self, text: str) -> None:
+        # The operator may have gone; what was begun is finished all the same.
+        with contextlib.suppress(OSError):
+            send(self.connection, {"progress": text})
+
+
+def answer(agent: Agent, command: Command) -> None:
+    """Carry a command out and send its last line; the connection is closed."""
+    handlers: dict[str, Callable[[Agent, Command], str]] = {
+        "promote": promote,
+        "demote": demote,
+        "switchover": switchover,
+        "failback": failback,
+    }
+    with command.connection:
+        try:
+            name = command.request.get("command")
+            handler = handlers.get(name) if isinstance(name, str) else None
+            if handler is None:
+                raise UsageError(f"the agent knows no command {name!r}")
+            last: dict[str, Any] = {"done": True, "text": handler(agent, command)}
+        except StandfastError as error:
+            reason = str(error.reason) if isinstance(error, Refused) else None
+            last = {"error": str(error), "reason": reason, "exit_code": error.exit_code}
+        with contextlib.suppress(OSError):
+            send(command.connection, last)
+
+
+def describe(plan: Plan) -> str:
+    """A plan as `--dry-run` shows it."""
+    lines = [f"{number}. {step.says}" for number, step in enumerate(plan.steps, 1)]
+    return "\n".join([f"{plan.name}, nothing is done now:", *lines])
+
+
+def promote(agent: Agent, command: Command) -> str:
+    """Take the role on this node; waits until the last lease is over for certain."""
+    from standfast.agent import plan_for
+
+    wish = Wish(promote=True, accept_data_loss=command.argument("accept_data_loss") is True)
+    limit = Deadline.after(agent.config.lease.wait + PROMOTE_SLACK_S)
+    told = ""
+    while True:
+        seen = agent.look(fresh=True, wish=wish)
+        decision = seen.decision
+        if decision.action is Action.PROMOTE:
+            break
+        if decision.action is not Action.WAIT:
+            raise _not_promoted(agent, seen)
+        if limit.expired:
+            raise TimedOut(f"not promoted: {decision.sentence}")
+        if decision.reason != told and not command.dry_run:
+            command.progress(decision.sentence)
+            told = decision.reason
+        if command.dry_run:
+            return f"{decision.sentence}; then it would be promoted"
+        agent.look(0.2)
+    plan = plan_for(decision, agent.config)
+    assert plan is not None
+    if command.dry_run:
+        return f"{decision.sentence}\n{describe(plan)}"
+    started = monotonic()
+    agent.carry_out(
+        seen,
+        operator=command.text("operator"),
+        note=command.text("reason"),
+        progress=command.progress,
+    )
+    return f"{agent.config.node} is primary ({monotonic() - started:.1f} s)"
+
+
+def _not_promoted(agent: Agent, seen: Seen) -> Refused:
+    decision = seen.decision
+    if decision.reason is Reason.PRIMARY_ALIVE:
+        return Refused(
+            decision.reason,
+            f"{decision.sentence} and alive: `standfast switchover --to {agent.config.node}` "
+            f"there moves the role without loss",
+        )
+    if decision.action in (Action.NOTHING, Action.FINISH_PROMOTION, Action.HOLD_LEASE):
+        return Refused(Reason.ALREADY_PRIMARY, decision.sentence)
+    return Refused(decision.reason, decision.sentence)
+
+
+def demote(agent: Agent, command: Command) -> str:
+    """Stop serving in order; nobody is told to take over."""
+    return _hand_over(agent, command, None)
+
+
+def switchover(agent: Agent, command: Command) -> str:
+    """Move the role to a standby without losing anything."""
+    seen = _as_primary(agent)
+    return _hand_over(agent, command, command.text("to") or best_standby(agent, seen))
+
+
+def failback(agent: Agent, command: Command) -> str:
+    """Move the role to the preferred node."""
+    preferred = agent.config.preferred
+    if not preferred:
+        raise Refused(
+            Reason.UNKNOWN_NODE,
+            f'no preferred node: set preferred = "NODE" in {agent.config.source}, '
+            f"or use `standfast switchover --to NODE`",
+        )
+    _as_primary(agent)
+    if preferred == agent.config.node:
+        raise Refused(Reason.ALREADY_PRIMARY, f"{preferred} is the preferred node and primary")
+    return _hand_over(agent, command, preferred)
+
+
+def _as_primary(agent: Agent) -> Seen:
+    seen = agent.look(fresh=True)
+    if seen.decision.reason is Reason.SERVING:
+        return seen
+    where = "nobody"
+    if isinstance(seen.view, Cluster) and seen.view.leader is not None:
+        where = seen.view.leader.holder.node
+    raise Refused(
+        Reason.NOT_PRIMARY,
+        f"{agent.config.node} is not serving ({seen.decision.sentence}); the lease is "
+        f"{where}'s: run this there",
+    )
+
+
+def best_standby(agent: Agent, seen: Seen) -> str:
+    """The standby with the newest data, the higher priority, by the primary's own records."""
+    assert isinstance(seen.view, Cluster)
+
+    def rank(name: str) -> tuple[float, int, str]:
+        record = seen.view.standbys.get(name) if isinstance(seen.view, Cluster) else None
+        assert record is not None
+        node = agent.config.nodes[name]
+        return (SnapshotName.parse(record.snapshot).taken_at, node.priority, name)
+
+    known = [name for name in agent.config.standbys if name in seen.view.standbys]
+    alive = [name for name in known if agent.machine.consul.node_health(name) == "passing"]
+    if not alive:
+        raise Refused(
+            Reason.NO_STANDBY_READY,
+            "no standby is alive and has a snapshot: replicate to one first "
+            "(`standfast replicate NODE`)",
+        )
+    return max(alive, key=rank)
+
+
+def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
+    from standfast.agent import names_of
+
+    _as_primary(agent)
+    if to is not None:
+        _check_target(agent, to)
+    plan = plans.demotion(names_of(agent.config), to)
+    if command.dry_run:
+        return describe(plan)
+    started = monotonic()
+    effects = Effects(
+        agent.machine,
+        operator=command.text("operator"),
+        note=command.text("reason"),
+        to=to,
+        deadline=Deadline.after(agent.config.replication.timeout),
+    )
+    agent.run_plan(plan, effects, command.progress)
+    seconds = monotonic() - started
+    if to is None:
+        return f"{agent.config.node} is a standby, nobody serves ({seconds:.1f} s)"
+    return f"{to} is primary ({seconds:.1f} s)"
+
+
+def _check_target(agent: Agent, to: str) -> None:
+    if to not in agent.config.standbys:
+        raise Refused(
+            Reason.UNKNOWN_NODE,
+            f"{to} is not another storage node of {agent.config.volume}: "
+            f"{', '.join(agent.config.standbys) or 'there is none'}",
+        )
+    health = agent.machine.consul.node_health(to)
+    if health != "passing":
+        raise Refused(
+            Reason.NO_STANDBY_READY, f"{to} is {health} in Consul: it could not take over"
+        )

@@ -1,0 +1,222 @@
+"""`ExecStartPre` of the NFS server: refuses to start where another server is active, or in doubt.
+
+Invariants: fail closed (an error, a timeout and a doubt all refuse); one deadline for everything,
+set before the imports by `handlers/nfs-server-guard`; one message for each refusal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from standfast.adapters.consul import ConsulBlind, ConsulGateway, Instance
+from standfast.clock import Deadline, monotonic
+from standfast.errors import (
+    ConfigError,
+    ConsulError,
+    ForeignValue,
+    Refused,
+    StandfastError,
+    TimedOut,
+)
+from standfast.lease.epochs import EpochFile
+from standfast.lease.files import LeaseStatus, boot_instance
+from standfast.reasons import Reason
+from standfast.records import Leader, parse_epoch
+from standfast.reign import OwnReign, Stage
+from standfast.watcher import blindness
+
+if TYPE_CHECKING:
+    from standfast.act.ports import Fence, VolumeStore
+    from standfast.config.model import Config
+
+log = logging.getLogger(__name__)
+
+# Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
+ENOUGH_SHARE = 0.25
+
+OTHER_SERVER = """ERROR: Another NFS server is already active at {address}
+This host ({me}) is configured as NFS server but should be standby.
+To fix:
+  1. If this is intentional (failback), first demote the other server
+  2. Update this host's config to use {hint} instead
+  3. Sync data from active server before promoting this host"""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the guard asks with; `port_answers` tells whether a machine's NFS port is reachable."""
+
+    config: Config
+    consul: ConsulGateway
+    store: VolumeStore
+    fence: Fence
+    port_answers: Callable[[str, int], bool]
+    deadline: Deadline
+
+
+def active_elsewhere(
+    instances: Sequence[Instance], node: str, epoch: int, answers: Callable[[str, int], bool]
+) -> Instance | None:
+    """Another node's instance that counts as active, given the epoch of the lease held here.
+
+    One with a lower epoch is the leftover of a dead primary, and counts only if its port answers
+    this node: then the fence over there has failed. One without an epoch, or with this or a
+    higher one, counts when it passes.
+    """
+    for instance in instances:
+        if instance.node == node:
+            continue
+        text = instance.meta.get("epoch", "")
+        leftover = text.isdigit() and int(text) < epoch
+        if leftover:
+            if answers(instance.address, instance.port):
+                return instance
+        elif instance.checks != "critical" and instance.node_health != "critical":
+            return instance
+    return None
+
+
+def check(question: Question) -> None:
+    """Return when this node may serve the volume now; Refused says why it may not."""
+    config, limit = question.config, question.deadline
+    question.consul.self_check(deadline=limit)
+    epoch_key, leader_key = config.key("epoch"), config.key("leader")
+    entries = question.consul.read([epoch_key, leader_key], deadline=limit)
+    instances = question.consul.instances(config.service, deadline=limit)
+    lease = LeaseStatus.load(config.run_dir)
+    instance = boot_instance(config.paths.run)
+    held = lease if lease is not None and lease.instance == instance else None
+    other = active_elsewhere(
+        instances, config.node, 0 if held is None else held.epoch, question.port_answers
+    )
+    if other is not None:
+        text = OTHER_SERVER.format(
+            address=other.address, me=config.me.address, hint=config.guard.standby_hint
+        )
+        raise Refused(Reason.OTHER_SERVER_ACTIVE, text)
+    epoch_entry, leader_entry = entries[epoch_key], entries[leader_key]
+    epoch = None if epoch_entry is None else parse_epoch(epoch_entry.value, epoch_key)
+    leader = None if leader_entry is None else Leader.parse(leader_entry.value, leader_key)
+    _check_lease(config, held, epoch, leader)
+    assert held is not None
+    _check_volume(config, held.epoch, question.store)
+    if not question.fence.state().in_place:
+        raise Refused(
+            Reason.FENCE_NOT_ARMED,
+            f"the rules that fence port {config.nfs.port} are not in place: "
+            f"restart standfast-lease@{config.volume}.service, which puts them there",
+        )
+
+
+def _check_lease(
+    config: Config, held: LeaseStatus | None, epoch: int | None, leader: Leader | None
+) -> None:
+    highest = EpochFile(config.state_dir / "epoch").read()
+    if epoch is None and highest == 0:
+        raise Refused(
+            Reason.NOT_INITIALISED,
+            "there has been no primary yet: run `standfast promote` on the node with the data",
+        )
+    if epoch is None or epoch < highest:
+        raise Refused(
+            Reason.EPOCH_WENT_BACK,
+            f"Consul holds epoch {epoch}, this node has seen {highest}: Consul was restored from a "
+            f"backup or emptied; see `standfast accept-epoch`",
+        )
+    mine = leader is not None and leader.holder.node == config.node and not leader.is_clean
+    if held is None or leader is None or not mine or leader.holder.instance != held.instance:
+        who = "nobody" if leader is None else leader.holder.node
+        raise Refused(
+            Reason.LEASE_NOT_HELD,
+            f"the lease of {config.volume} is held by {who}, not by this boot of {config.node}: "
+            f"the agent starts the NFS server by itself when the role is this node's; "
+            f"see `standfast status`",
+        )
+    if epoch != held.epoch or leader.epoch != held.epoch:
+        raise Refused(
+            Reason.WRONG_EPOCH,
+            f"Consul holds epoch {epoch}, the lease here is of epoch {held.epoch}: it is over",
+        )
+    remaining_s = held.remaining_s(monotonic())
+    enough_s = ENOUGH_SHARE * config.lease.length
+    if remaining_s < enough_s:
+        raise Refused(
+            Reason.LEASE_TOO_SHORT,
+            f"the lease has {remaining_s:.1f} s left, {enough_s:.1f} s are needed to start: "
+            f"heartbeats don't reach Consul? ({held.trouble or 'no error noted'})",
+        )
+
+
+def _check_volume(config: Config, epoch: int, store: VolumeStore) -> None:
+    own = OwnReign.load(config.state_dir)
+    if own is None or own.epoch != epoch:
+        raise Refused(
+            Reason.NOT_PROMOTED_HERE,
+            f"{config.paths.live} was not promoted for epoch {epoch}: start it with "
+            f"`standfast promote`, not by hand",
+        )
+    if own.stage is not Stage.READY:
+        raise Refused(
+            Reason.VOLUME_QUARANTINED,
+            f"{config.paths.live} is being {own.stage}: it is not served in that state",
+        )
+    live = store.live()
+    if live is None or live.uuid != own.live_uuid:
+        raise Refused(
+            Reason.VOLUME_MISSING,
+            f"{config.paths.live} is not the subvolume that epoch {epoch} was given "
+            f"({own.live_uuid}); see `standfast snapshots`",
+        )
+    if not live.writable:
+        raise Refused(
+            Reason.VOLUME_READ_ONLY, f"{config.paths.live} is read-only: a demotion left it so"
+        )
+
+
+def refusal(error: BaseException) -> Refused:
+    """Any way of not getting a yes, as a refusal with its reason."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ConsulBlind):
+        return Refused(Reason.CONSUL_BLIND_TOKEN, str(error))
+    if isinstance(error, ConsulError):
+        return Refused(blindness(error).reason, str(error))
+    if isinstance(error, ForeignValue):
+        return Refused(Reason.FOREIGN_VALUE, str(error))
+    if isinstance(error, ConfigError):
+        return Refused(Reason.CONFIG_INVALID, str(error))
+    if isinstance(error, TimedOut):
+        return Refused(Reason.DEADLINE, str(error))
+    if isinstance(error, StandfastError):
+        return Refused(Reason.UNEXPECTED, str(error))
+    return Refused(Reason.UNEXPECTED, f"unexpected: {error!r}")
+
+
+def judge(config: Config, deadline: Deadline) -> None:
+    """The guard's question on this machine; Refused, nothing else."""
+    from standfast.adapters.machine import fence_from, store_from
+    from standfast.watcher import answers_nfs
+
+    try:
+        check(
+            Question(
+                config,
+                ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout),
+                store_from(config),
+                fence_from(config),
+                answers_nfs,
+                deadline,
+            )
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not a yes
+        raise refusal(error) from error
+
+
+def main(config: Config, deadline: Deadline | None = None) -> int:
+    """`standfast guard`: 0 this node may serve, else Refused with the one message."""
+    judge(config, deadline or Deadline.after(config.guard.deadline))
+    log.info("guard: %s may serve %s", config.node, config.volume)
+    return 0

@@ -1,0 +1,211 @@
+"""`standfast status`: who serves, since when, and can we fail over now, and if not, why.
+
+The document is built by the agent from its last look; where no agent runs, from Consul alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from standfast.clock import Deadline, monotonic, utc_now
+from standfast.config.model import Config
+from standfast.errors import StandfastError, Unreachable
+from standfast.local_socket import ask
+from standfast.names import SnapshotName
+from standfast.observe import Blind, Cluster, Local
+from standfast.reasons import Reason
+from standfast.views.text import render
+
+if TYPE_CHECKING:
+    from standfast.agent import Agent
+
+ANSWER_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Whether a standby could take over now; the reason when none could."""
+
+    possible: bool
+    reason: Reason | None
+    sentence: str
+
+
+def ages(cluster: Cluster, config: Config, utc: float) -> dict[str, float | None]:
+    """Replication age of each standby, seconds; None: it has no published snapshot."""
+    holder = cluster.leader.holder.node if cluster.leader else None
+    found: dict[str, float | None] = {}
+    for name in sorted(config.nodes):
+        if name == holder:
+            continue
+        record = cluster.standbys.get(name)
+        try:
+            taken_at = None if record is None else SnapshotName.parse(record.snapshot).taken_at
+        except ValueError:
+            taken_at = None
+        found[name] = None if taken_at is None else max(0.0, utc - taken_at)
+    return found
+
+
+def outlook(view: Cluster | Blind, config: Config, utc: float) -> Outlook:
+    """Can we fail over now? By what Consul shows; each standby has the last word on itself."""
+    if isinstance(view, Blind):
+        return Outlook(False, view.reason, view.sentence)
+    if view.epoch is None or view.leader is None:
+        return Outlook(False, Reason.NOT_INITIALISED, "there has been no primary yet")
+    if view.pause is not None:
+        return Outlook(
+            False, Reason.PAUSED, f"paused by {view.pause.by}: `standfast resume` ends that"
+        )
+    if config.mode == "manual":
+        return Outlook(False, Reason.MANUAL_MODE, "mode is manual: only by `standfast promote`")
+    known = {name: age for name, age in ages(view, config, utc).items() if age is not None}
+    known = {name: age for name, age in known.items() if name in view.leader.candidates}
+    if not known:
+        return Outlook(
+            False, Reason.NO_PUBLISHED_SNAPSHOT, "no candidate has a snapshot yet: replicate first"
+        )
+    best = min(known, key=lambda name: known[name])
+    if known[best] > config.max_data_loss:
+        return Outlook(
+            False,
+            Reason.TOO_OLD,
+            f"the newest snapshot ({best}) is {known[best]:.0f} s old, "
+            f"max_data_loss is {config.max_data_loss:g} s: is replication running?",
+        )
+    return Outlook(True, None, f"{best} would lose {known[best]:.0f} s of data at most")
+
+
+def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float) -> dict[str, Any]:
+    """The status document, as far as the cluster and this node's files tell it."""
+    doc: dict[str, Any] = {"v": 1, "volume": config.volume, "node": config.node, "role": "unknown"}
+    can = outlook(view, config, utc)
+    doc["failover"] = {
+        "possible": can.possible,
+        "reason": None if can.reason is None else str(can.reason),
+        "sentence": can.sentence,
+    }
+    if isinstance(view, Cluster):
+        doc |= _cluster(view, config, utc)
+    if local is not None:
+        doc |= _local(local, doc.get("holder"))
+    return doc
+
+
+def _cluster(view: Cluster, config: Config, utc: float) -> dict[str, Any]:
+    leader = view.leader
+    reign = view.history.get(view.epoch or 0)
+    records = view.standbys
+    return {
+        "epoch": view.epoch,
+        "holder": None if leader is None or leader.is_clean else leader.holder.node,
+        "state": None if leader is None else str(leader.state),
+        "last_heartbeat_seen_s": round(monotonic() - view.sighting.first_seen, 2),
+        "since": None if reign is None else reign.at,
+        "began_by": None if reign is None else reign.reason,
+        "lost_s": None if reign is None else reign.lost_s,
+        "paused": None
+        if view.pause is None
+        else {"by": view.pause.by, "reason": view.pause.reason, "at": view.pause.at},
+        "standbys": [
+            {
+                "node": name,
+                "age_s": None if age is None else round(age, 1),
+                "snapshot": records[name].snapshot if name in records else None,
+                "epoch": records[name].epoch if name in records else None,
+                "candidate": leader is not None and name in leader.candidates,
+            }
+            for name, age in ages(view, config, utc).items()
+        ],
+    }
+
+
+def _local(local: Local, holder: Any) -> dict[str, Any]:
+    lease = local.lease
+    holds = lease is not None and lease.instance == local.instance and local.lease_alive
+    primary = holds and lease is not None and lease.serving
+    return {
+        "role": "primary" if primary else ("changing" if holds or local.own else "standby"),
+        "highest_epoch": local.highest_epoch,
+        "lease_remaining_s": round(lease.remaining_s(monotonic()), 2) if holds and lease else None,
+        "lease_trouble": lease.trouble if holds and lease else None,
+        "fence_flushes": lease.flushes if holds and lease else 0,
+        "is_holder": holder == local.node,
+        "newest_snapshot": str(max(s.snapshot.name for s in local.snapshots))
+        if local.snapshots
+        else None,
+    }
+
+
+def document(agent: Agent) -> dict[str, Any]:
+    """What the agent knows, as of its last look."""
+    seen = agent.seen
+    if seen is None:
+        return {
+            "v": 1,
+            "volume": agent.config.volume,
+            "node": agent.config.node,
+            "role": "starting",
+        }
+    local = agent.local.look()
+    doc = build(seen.view, local, agent.config, utc_now())
+    decision = seen.decision
+    doc["decision"] = {
+        "action": str(decision.action),
+        "reason": str(decision.reason),
+        "sentence": decision.sentence,
+    }
+    fence = agent.machine.fence.state()
+    doc["fence"] = {"in_place": fence.in_place, "open_for_s": round(fence.open_for_s, 2)}
+    doc["aside"] = [str(path) for path in agent.machine.store.aside()]
+    doc["busy"], doc["trouble"], doc["sick"] = agent.busy, agent.trouble, agent.sick
+    doc["agent"] = True
+    return doc
+
+
+def without_agent(config: Config) -> dict[str, Any]:
+    """The same from Consul alone: on clients, and while the agent is down."""
+    from standfast.adapters.consul import ConsulGateway
+    from standfast.watcher import Watcher
+
+    consul = ConsulGateway.from_config(config, timeout_s=ANSWER_S)
+    view = Watcher(config, consul).look(0.0, fresh=True)
+    return build(view, None, config, utc_now()) | {"agent": False}
+
+
+def fetch(config: Config) -> Mapping[str, Any]:
+    """The status document, from the agent if there is one."""
+    path = config.run_dir / "agent.sock"
+    try:
+        reply = ask(path, {"v": 1, "command": "status"}, Deadline.after(ANSWER_S))
+    except Unreachable:
+        return without_agent(config)
+    status = reply.get("status")
+    if not isinstance(status, dict):
+        raise StandfastError(f"the agent's answer is not a status: {reply!r}")
+    return status
+
+
+def run(args: argparse.Namespace) -> int:
+    """`standfast status`: exit 0 when somebody serves, 1 when nobody does."""
+    from standfast.config.load import load_volume
+
+    config = load_volume(args.volume, require_storage=False)
+    while True:
+        doc = fetch(config)
+        if args.json:
+            sys.stdout.write(json.dumps(doc, indent=2) + "\n")
+        else:
+            clear = "\033[H\033[2J" if args.watch and sys.stdout.isatty() else ""
+            sys.stdout.write(clear + render(doc) + "\n")
+        sys.stdout.flush()
+        if not args.watch:
+            return 0 if doc.get("holder") else 1
+        from standfast.clock import sleep
+
+        sleep(1.0)

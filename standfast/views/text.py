@@ -1,0 +1,84 @@
+"""The status document as a person reads it at 3 a.m.: the answer first, the details below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from standfast.clock import format_utc
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `7 min`, `3.5 h`; `never` for None."""
+    if seconds is None:
+        return "never"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def render(doc: Mapping[str, Any]) -> str:
+    """Several lines of text for one status document."""
+    lines = [_headline(doc)]
+    decision = doc.get("decision")
+    if decision:
+        lines.append(f"this node: {doc['node']}, {doc['role']}: {decision['sentence']}")
+    elif doc.get("agent") is False:
+        lines.append(
+            f"this node: {doc['node']}: no agent runs here (what follows is Consul's word)"
+        )
+    if doc.get("lease_remaining_s") is not None:
+        trouble = f"; {doc['lease_trouble']}" if doc.get("lease_trouble") else ""
+        lines.append(f"lease:     {doc['lease_remaining_s']:.1f} s left{trouble}")
+    fence = doc.get("fence")
+    if fence:
+        lines.append(f"fence:     {_fence(fence)}")
+    lines += _standbys(doc)
+    outlook = doc.get("failover", {})
+    answer = "yes" if outlook.get("possible") else f"NO ({outlook.get('reason')})"
+    lines.append(f"failover:  {answer}: {outlook.get('sentence', '')}")
+    if doc.get("paused"):
+        pause = doc["paused"]
+        lines.append(
+            f"paused:    by {pause['by']} since {format_utc(pause['at'])}: {pause['reason']}"
+        )
+    lines += [f"kept:      {path}" for path in doc.get("aside", ())]
+    lines += [
+        f"{label:<10} {doc[key]}"
+        for key, label in (("busy", "doing:"), ("trouble", "TROUBLE:"), ("sick", "SICK:"))
+        if doc.get(key)
+    ]
+    return "\n".join(lines)
+
+
+def _headline(doc: Mapping[str, Any]) -> str:
+    volume = doc["volume"]
+    if doc.get("holder"):
+        since = f" since {format_utc(doc['since'])}" if doc.get("since") else ""
+        return f"{volume}: {doc['holder']} is primary, epoch {doc['epoch']}{since}"
+    if doc.get("state") == "clean":
+        return f"{volume}: NOBODY SERVES: the role was given up in order (epoch {doc['epoch']})"
+    return f"{volume}: NOBODY SERVES: {doc.get('failover', {}).get('sentence', 'no agent yet')}"
+
+
+def _fence(fence: Mapping[str, Any]) -> str:
+    if not fence["in_place"]:
+        return "RULES MISSING: somebody flushed the firewall"
+    if fence["open_for_s"] > 0:
+        return f"armed, the port is open for {fence['open_for_s']:.1f} s"
+    return "armed, the port is shut"
+
+
+def _standbys(doc: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for standby in doc.get("standbys", ()):
+        what = (
+            f"{duration(standby['age_s'])} behind ({standby['snapshot']})"
+            if standby["snapshot"]
+            else "no snapshot yet"
+        )
+        off = "" if standby["candidate"] else ", not a candidate"
+        lines.append(f"standby:   {standby['node']}: {what}{off}")
+    return lines

@@ -1,0 +1,179 @@
+"""Gathers what `observe` describes: the leader key by blocking query, the rest when it matters.
+
+Invariant: what could not be read is Blind, never a guess; a sighting survives blindness, because a
+value read again unchanged means that no heartbeat committed in between.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+
+from standfast.act.machine import Consul
+from standfast.adapters.consul import Entry
+from standfast.clock import monotonic
+from standfast.config.model import Config
+from standfast.errors import (
+    ConsulDenied,
+    ConsulError,
+    ConsulGarbled,
+    ConsulNoQuorum,
+    ConsulTimedOut,
+    ForeignValue,
+)
+from standfast.observe import Blind, Cluster, Sighting, sight
+from standfast.reasons import Reason
+from standfast.records import Leader, Pause, Reign, StandbyRecord, parse_epoch
+
+DETAILS_EVERY_S = 10.0
+SILENT_DETAILS_EVERY_S = 1.0
+PROBE_TIMEOUT_S = 0.4
+
+_REASONS: tuple[tuple[type[ConsulError], Reason], ...] = (
+    (ConsulTimedOut, Reason.CONSUL_TIMEOUT),
+    (ConsulNoQuorum, Reason.CONSUL_NO_QUORUM),
+    (ConsulDenied, Reason.CONSUL_DENIED),
+    (ConsulGarbled, Reason.CONSUL_GARBLED),
+)
+
+
+def blindness(error: ConsulError) -> Blind:
+    """A failed read as an observation."""
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return Blind(reason, str(error))
+    return Blind(Reason.CONSUL_UNREACHABLE, str(error))
+
+
+def answers(address: str, port: int) -> bool:
+    """Whether the machine at `address` is alive: a refused connection is an answer, too."""
+    try:
+        socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def answers_nfs(address: str, port: int) -> bool:
+    """Whether the NFS port of the machine at `address` lets this node in; refused is a no."""
+    try:
+        socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def assemble(config: Config, entries: tuple[Entry, ...], sighting: Sighting) -> Cluster:
+    """The volume's keys as a Cluster; ForeignValue when one of ours isn't ours."""
+    prefix = config.key("")
+    values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
+    epoch = values.get("epoch")
+    leader = values.get("leader")
+    pause = values.get("pause")
+    history = {}
+    standbys = {}
+    for name, value in values.items():
+        kind, _, rest = name.partition("/")
+        if kind == "history" and rest.isdigit():
+            history[int(rest)] = Reign.parse(value, config.key(name))
+        elif kind == "standbys" and rest:
+            standbys[rest] = StandbyRecord.parse(value, config.key(name))
+    return Cluster(
+        epoch=None if epoch is None else parse_epoch(epoch, config.key("epoch")),
+        leader=None if leader is None else Leader.parse(leader, config.key("leader")),
+        sighting=sighting,
+        pause=None if pause is None else Pause.parse(pause, config.key("pause")),
+        history=history,
+        standbys=standbys,
+    )
+
+
+@dataclass(slots=True)
+class _Details:
+    entries: tuple[Entry, ...]
+    at: float
+
+
+class Watcher:
+    """One volume's observer on one node; used by one thread."""
+
+    def __init__(self, config: Config, consul: Consul) -> None:
+        self._config = config
+        self._consul = consul
+        self._index = 0
+        self._sighting: Sighting | None = None
+        self._details: _Details | None = None
+        self._unanswered_since: float | None = None
+
+    def look(self, wait_s: float, *, fresh: bool = False) -> Cluster | Blind:
+        """The cluster as it is now; returns early when the leader key changes.
+
+        `fresh`: everything is read again, consistently.
+        """
+        try:
+            return self._look(wait_s, fresh)
+        except ConsulError as error:
+            self._index = 0
+            return blindness(error)
+        except ForeignValue as error:
+            return Blind(Reason.FOREIGN_VALUE, str(error))
+
+    def _look(self, wait_s: float, fresh: bool) -> Cluster:
+        key = self._config.key("leader")
+        self._index, entry = self._consul.wait(key, 0 if fresh else self._index, wait_s=wait_s)
+        leader = None if entry is None else Leader.parse(entry.value, key)
+        now = monotonic()
+        identity = None if leader is None else leader.identity
+        modified = self._index if entry is None else entry.modify_index
+        self._sighting = sight(self._sighting, identity, modified, now)
+        silent_s = now - self._sighting.first_seen
+        silent = silent_s > 1.5 * self._config.lease.heartbeat
+        details = self._refresh(leader, now, fresh=fresh, silent=silent)
+        cluster = replace(assemble(self._config, details.entries, self._sighting), leader=leader)
+        if leader is None or leader.is_clean or not silent:
+            self._unanswered_since = None
+            return cluster
+        return self._with_evidence(cluster, leader, silent_s)
+
+    def _refresh(self, leader: Leader | None, now: float, *, fresh: bool, silent: bool) -> _Details:
+        limit_s = SILENT_DETAILS_EVERY_S if silent else DETAILS_EVERY_S
+        details = self._details
+        due = details is None or now - details.at >= limit_s
+        if not due and details is not None:
+            key = self._config.key("epoch")
+            known = next((parse_epoch(e.value, key) for e in details.entries if e.key == key), None)
+            due = leader is not None and leader.epoch != known
+        if details is None or due or fresh:
+            entries = self._consul.get_many(self._config.key(""), consistent=True)
+            details = self._details = _Details(entries, now)
+        return details
+
+    def _with_evidence(self, cluster: Cluster, leader: Leader, silent_s: float) -> Cluster:
+        holder = leader.holder.node
+        unanswered_s = self._probe(holder)
+        alive: frozenset[str] = frozenset()
+        if silent_s > self._config.lease.wait / 2:
+            others = {*leader.candidates, holder} - {self._config.node}
+            alive = frozenset(
+                name for name in others if self._consul.node_health(name) == "passing"
+            )
+        return replace(
+            cluster,
+            holder_health=self._consul.node_health(holder),
+            holder_unanswered_s=unanswered_s,
+            alive=alive,
+        )
+
+    def _probe(self, holder: str) -> float:
+        """For how long the holder's machine has answered nothing, seconds."""
+        node = self._config.nodes.get(holder)
+        if node is None or holder == self._config.node or answers(node.address, node.probe_port):
+            self._unanswered_since = None
+            return 0.0
+        now = monotonic()
+        if self._unanswered_since is None:
+            # Not the time before the probe: what it missed was the answer of now.
+            self._unanswered_since = now
+        return now - self._unanswered_since

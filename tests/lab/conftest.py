@@ -55,5 +55,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.when == "call" and report.failed:
         for lab in _labs:
             for node in lab:
-                report.sections.append((f"journal of {node.name}", node.journal(lines=80)))
+                report.sections.append((f"journal of {node.name}", node.journal(lines=40)))
     return report

@@ -42,9 +42,11 @@ class Network:
         netns = namespace(self.tag, host)
         sh("ip", "netns", "add", netns)
         port = f"v-{host}"
+        # A machine keeps its MAC over a reboot, and so its place in its neighbours' caches.
+        mac = "02:5f:" + ":".join(f"{int(byte):02x}" for byte in address.split("."))
         sh(
             *("ip", "-n", self.bridge, "-batch", "-"),
-            input_text=f"link add {port} type veth peer name eth0 netns {netns}\n"
+            input_text=f"link add {port} type veth peer name eth0 address {mac} netns {netns}\n"
             f"link set {port} master br0 up\n",
         )
         sh(

@@ -13,6 +13,7 @@ Any of them ends by SIGALRM after NFS_TIMEOUT_S seconds, if that is set.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import select
@@ -30,7 +31,10 @@ _lib: ctypes.CDLL | None = None
 
 
 class NfsError(Exception):
-    """What libnfs says went wrong."""
+    """What libnfs says went wrong, and its errno."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def library() -> ctypes.CDLL:
@@ -59,7 +63,7 @@ class Mount:
     def _ok(self, result: int) -> int:
         if result < 0:
             said = self.lib.nfs_get_error(self.context) or b""
-            raise NfsError(f"{os.strerror(-result)}: {said.decode(errors='replace')}")
+            raise NfsError(f"{os.strerror(-result)}: {said.decode(errors='replace')}", -result)
         return result
 
     def open(self, path: str, flags: int) -> ctypes.c_void_p:
@@ -67,6 +71,18 @@ class Mount:
         name = f"/{path.lstrip('/')}".encode()
         self._ok(self.lib.nfs_open2(self.context, name, flags, 0o644, ctypes.byref(handle)))
         return handle
+
+    def open_or_create(self, path: str) -> ctypes.c_void_p:
+        """For writing; libnfs creates exclusively, so what is there is opened without."""
+        try:
+            return self.open(path, os.O_RDWR)
+        except NfsError as error:
+            if error.args[1] != errno.ENOENT:
+                raise
+        return self.open(path, os.O_CREAT | os.O_RDWR)
+
+    def truncate(self, handle: ctypes.c_void_p) -> None:
+        self._ok(self.lib.nfs_ftruncate(self.context, handle, ctypes.c_uint64(0)))
 
     def write(self, handle: ctypes.c_void_p, offset: int, data: bytes) -> None:
         """Write all of it and make it stable."""
@@ -98,7 +114,8 @@ def say(**event: object) -> None:
 
 def write(server: str, export: str, path: str) -> None:
     mount = Mount(server, export)
-    handle = mount.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
+    handle = mount.open_or_create(path)
+    mount.truncate(handle)
     mount.write(handle, 0, sys.stdin.buffer.read())
     mount.close(handle)
 
@@ -117,7 +134,7 @@ def probe(server: str, port: str, timeout_s: str) -> None:
 def records(server: str, export: str, path: str, interval_s: str, first: str) -> NoReturn:
     """Write record after record to one server; the process ends at the first error."""
     mount = Mount(server, export)
-    handle = mount.open(path, os.O_CREAT | os.O_RDWR)
+    handle = mount.open_or_create(path)
     number = int(first)
     while True:
         record = f"{number:0{RECORD_BYTES - 1}d}\n".encode()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from standfast.act.ports import Snapshot, VolumeStore
+from standfast.adapters.consul import Committed, Conflict, Entry, Op
+from standfast.clock import Deadline
 from standfast.names import SnapshotName
 
 
@@ -40,3 +42,15 @@ class ReplicaStore(VolumeStore, Protocol):
 
     def delete(self, snapshots: Sequence[Snapshot]) -> None:
         """Delete these snapshots."""
+
+
+class ReplicaGateway(Protocol):
+    """What replication asks of Consul."""
+
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None: ...
+
+    def txn(
+        self, ops: Sequence[Op], *, deadline: Deadline | None = None
+    ) -> Committed | Conflict: ...

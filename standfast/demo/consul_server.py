@@ -19,7 +19,8 @@ from typing import Any
 
 from standfast.clock import Deadline, monotonic
 from standfast.demo.consul_agents import Agent
-from standfast.demo.consul_http import BadRequest, Call, NoLeader, Reply, answer
+from standfast.demo.consul_calls import BadRequest, Call, NoLeader, Reply
+from standfast.demo.consul_http import answer
 from standfast.demo.consul_state import ClusterState
 
 HEALTHS = ("passing", "critical", "absent")

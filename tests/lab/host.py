@@ -208,13 +208,14 @@ class Claim:
 
     @staticmethod
     def _sweep() -> None:
-        for path in LABS.glob("*.lock"):
+        for tag in {path.name.removesuffix(".lock") for path in LABS.glob("[0-9]*")}:
+            path = LABS / f"{tag}.lock"
             with path.open("w") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                destroy(path.stem)
+                destroy(tag)
                 path.unlink()
 
     def release(self) -> None:

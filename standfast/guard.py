@@ -211,7 +211,7 @@ def judge(config: Config, deadline: Deadline) -> None:
                 deadline,
             )
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is not a yes
+    except Exception as error:
         raise refusal(error) from error
 
 

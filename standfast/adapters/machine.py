@@ -1,0 +1,71 @@
+"""Builds a node's parts from its configuration: the one place that knows which adapter is which."""
+
+from __future__ import annotations
+
+from standfast.act.machine import Machine
+from standfast.act.ports import BindMount, Fence, NfsServer, Units
+from standfast.adapters.stores import open_store as store_from
+from standfast.config.model import Config
+
+__all__ = ["bind_from", "fence_from", "machine_from", "nfs_from", "store_from", "units_from"]
+
+
+def fence_from(config: Config) -> Fence:
+    """The kernel's fence, or the demo's."""
+    from standfast.adapters import fence
+
+    return fence.fence_from(config)
+
+
+def units_from(config: Config) -> Units:
+    """systemd, or the demo's process starter."""
+    if config.nfs.server == "embedded":
+        from standfast.demo.embedded import EmbeddedUnits
+
+        return EmbeddedUnits(config)
+    from standfast.adapters.systemd import SystemdUnits
+
+    return SystemdUnits()
+
+
+def nfs_from(config: Config) -> NfsServer:
+    """The kernel's NFS server, nfs-ganesha, or the demo's stand-in."""
+    if config.nfs.server == "embedded":
+        from standfast.demo.embedded import EmbeddedNfs
+
+        return EmbeddedNfs(config)
+    from standfast.adapters import nfs
+
+    return nfs.nfs_from(config)
+
+
+def bind_from(config: Config) -> BindMount:
+    """A bind mount, or the demo's symbolic link."""
+    if config.nfs.server == "embedded":
+        from standfast.demo.embedded import EmbeddedBind
+
+        return EmbeddedBind(config)
+    from standfast.adapters import bind
+
+    return bind.bind_from(config)
+
+
+def machine_from(config: Config) -> Machine:
+    """This node, for one volume."""
+    from standfast.adapters.consul import ConsulGateway
+    from standfast.lease.keeper import holder_of
+    from standfast.replication.cycle import Sender
+
+    consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
+    store = store_from(config)
+    return Machine(
+        config=config,
+        me=holder_of(config),
+        consul=consul,
+        store=store,
+        nfs=nfs_from(config),
+        fence=fence_from(config),
+        bind=bind_from(config),
+        units=units_from(config),
+        sender=Sender(config, store, consul),
+    )

@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# No time in the configuration is longer, seconds: more would overflow timers further down.
+MOST_S = 31 * 86400.0
+
 
 def _option(default: Any, help_text: str, **extra: Any) -> Any:
-    """A field with its documentation: `unit`, `least`, `choices`, `example`."""
+    """A field with its documentation: `unit`, `least`, `most`, `choices`, `form`, `example`."""
+    if extra.get("unit") == "s":
+        extra.setdefault("most", MOST_S)
     return field(default=default, metadata={"help": help_text, **extra})
 
 
@@ -25,13 +30,18 @@ class Node:
     """[nodes.NAME]: a storage node, named as in Consul."""
 
     address: str = _required(
-        "Address at which clients and other nodes reach it", example="192.168.1.2"
+        "Address at which clients and other nodes reach it",
+        example="192.168.1.2",
+        form="address",
     )
     priority: int = _option(
-        100, "Higher goes first among candidates with equally new data", least=0
+        100, "Higher goes first among candidates with equally new data", least=0, most=1_000_000
     )
     probe_port: int = _option(
-        8301, "TCP port that answers while the node's Consul agent lives (serf)", least=1
+        8301,
+        "TCP port that answers while the node's Consul agent lives (serf)",
+        least=1,
+        most=65535,
     )
 
 
@@ -74,7 +84,12 @@ class LeaseTiming:
     wait: float = _option(
         12.0, "W: how long a candidate must have seen no heartbeat", unit="s", least=1.0
     )
-    drift: float = _option(0.01, "rho: by how much two clocks' rates may differ", least=0.0)
+    drift: float = _option(
+        0.01, "rho: by how much two clocks' rates may differ", least=0.0, most=0.2
+    )
+
+
+FAST_PROFILE = LeaseTiming(heartbeat=0.5, request_timeout=0.5, length=2.0, fence=1.0, wait=4.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +100,16 @@ class ConsulAccess:
         (),
         "HTTP addresses tried in turn; the first is the node's own agent",
         example=["127.0.0.1:8500"],
+        form="endpoint",
     )
     token_file: Path | None = _option(None, "File (mode 0600) with the ACL token")
     ca_cert: Path | None = _option(None, "CA certificate; makes the scheme https")
     client_cert: Path | None = _option(None, "Client certificate")
     client_key: Path | None = _option(None, "Key of the client certificate")
-    service: str = _option("", "Name of the service; empty: the volume's name")
-    prefix: str = _option("standfast", "Key prefix; the volume's name is appended")
+    service: str = _option(
+        "", "Name of the service; empty: the volume's name", form="name or empty"
+    )
+    prefix: str = _option("standfast", "Key prefix; the volume's name is appended", form="prefix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +119,16 @@ class Nfs:
     server: str = _option(
         "kernel", "The NFS server's kind", choices=("kernel", "ganesha", "embedded")
     )
-    unit: str = _option("nfs-server.service", "systemd unit of the NFS server")
+    unit: str = _option("nfs-server.service", "systemd unit of the NFS server", form="unit")
     clients: tuple[str, ...] = _option(
-        ("192.168.1.0/24",), "Networks or hosts that may mount the volume"
+        ("192.168.1.0/24",), "Networks or hosts that may mount the volume", form="word"
     )
     options: str = _option(
-        "rw,sync,no_subtree_check,no_root_squash", "Export options of the kernel server"
+        "rw,sync,no_subtree_check,no_root_squash",
+        "Export options of the kernel server",
+        form="word",
     )
-    port: int = _option(2049, "TCP port", least=1)
+    port: int = _option(2049, "TCP port", least=1, most=65535)
     ganesha_exports: Path = _option(
         Path("/etc/ganesha/exports.d"), "Where the export block is written for nfs-ganesha"
     )
@@ -148,7 +168,7 @@ class Replication:
     interval: float = _option(300.0, "Time between cycles", unit="s", least=1.0)
     timeout: float = _option(3600.0, "Deadline of one cycle", unit="s", least=1.0)
     ssh_key: Path = _option(Path("/etc/standfast/replication_key"), "Private key for replication")
-    ssh_user: str = _option("root", "User on the standby")
+    ssh_user: str = _option("root", "User on the standby", form="name")
     command: tuple[str, ...] = _option(
         (), "Transport instead of ssh; {node}, {address} and {volume} are replaced"
     )
@@ -161,10 +181,14 @@ class Config:
     volume: str
     source: Path
     cluster: str = _required(
-        "Name of the cluster; a receiver refuses another cluster's data", example="alo"
+        "Name of the cluster; a receiver refuses another cluster's data",
+        example="alo",
+        form="name",
     )
-    node: str = _option("", "This node's name in Consul; empty: the host name")
-    preferred: str = _option("", "Node that failback moves the role to")
+    node: str = _option(
+        "", "This node's name in Consul; empty: the host name", form="name or empty"
+    )
+    preferred: str = _option("", "Node that failback moves the role to", form="name or empty")
     mode: str = _option("auto", "manual never promotes by itself", choices=("auto", "manual"))
     store: str = _option("btrfs", "Kind of the volume's storage", choices=("btrfs", "directory"))
     max_data_loss: float = _option(

@@ -1,0 +1,198 @@
+"""Reads `/etc/standfast/<volume>.toml`: the result is whole and obeys every rule, or it is refused.
+
+Whatever the file holds, the only exception that leaves this module is ConfigError (as
+InvalidConfig, with all problems at once).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from standfast.config.model import Config
+from standfast.config.parse import parse_values
+from standfast.config.problems import InvalidConfig, Problem, shown
+from standfast.config.rules import check, check_together, names
+from standfast.errors import ConfigError
+
+DEFAULT_DIR = Path("/etc/standfast")
+MOST_BYTES = 1024 * 1024
+_VOLUME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+
+
+def load(path: Path, *, node: str | None = None, require_storage: bool = True) -> Config:
+    """The configuration in `path`; the volume is the file's name.
+
+    `node` replaces the file's and the host's name. With `require_storage` this node must be one
+    of [nodes]; without, it may be a client, and `Config.me` is not to be used. Raises ConfigError.
+    """
+    problems: list[Problem] = []
+    doc = _read(path)
+    volume = path.name.removesuffix(".toml")
+    if not path.name.endswith(".toml") or not _VOLUME.match(volume):
+        problems.append(_bad_volume(volume))
+        volume = "unnamed"
+    config = Config(volume=volume, source=path, **parse_values(Config, doc, (), problems))
+    problems += _unless_already_bad(check(config), problems)
+    config, unknown = _with_node(config, node, require_storage)
+    problems += _unless_already_bad(unknown, problems)
+    if problems:
+        raise InvalidConfig(path, problems)
+    return config
+
+
+def load_volume(
+    volume: str | None,
+    *,
+    require_storage: bool = True,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """The configuration of a volume, or of the only one when `volume` is None."""
+    directory = config_dir(environ)
+    if volume is not None:
+        if not _VOLUME.match(volume):
+            raise InvalidConfig(directory, [_bad_volume(volume)])
+        return load(directory / f"{volume}.toml", require_storage=require_storage)
+    files = config_files(directory)
+    if len(files) > 1:
+        choices = ", ".join(shown(path.stem) for path in files)
+        raise InvalidConfig(
+            directory,
+            [Problem("", "", f"there are several volumes ({choices})", "choose with --volume")],
+        )
+    return load(files[0], require_storage=require_storage)
+
+
+def load_all(
+    *, require_storage: bool = True, environ: Mapping[str, str] = os.environ
+) -> tuple[Config, ...]:
+    """All volumes of this node; refused when one is wrong or two are in each other's way."""
+    configs: list[Config] = []
+    wrong: list[ConfigError] = []
+    for path in config_files(config_dir(environ)):
+        try:
+            configs.append(load(path, require_storage=require_storage))
+        except ConfigError as error:
+            wrong.append(error)
+    wrong += together(configs)
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else ConfigError("\n".join(map(str, wrong)))
+    return tuple(configs)
+
+
+def together(configs: Sequence[Config]) -> list[InvalidConfig]:
+    """What is wrong between volumes of one node, by file."""
+    by_file: dict[Path, list[Problem]] = {}
+    for config, problem in check_together(configs):
+        by_file.setdefault(config.source, []).append(problem)
+    return [InvalidConfig(path, problems) for path, problems in by_file.items()]
+
+
+def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the configurations are: $STANDFAST_CONFIG_DIR, or else /etc/standfast."""
+    return Path(environ.get("STANDFAST_CONFIG_DIR") or DEFAULT_DIR)
+
+
+def config_files(directory: Path) -> tuple[Path, ...]:
+    """The *.toml files there, sorted; ConfigError when there are none."""
+    way_out = f"write one: standfast config example > {directory}/data-services.toml"
+    try:
+        files = sorted(path for path in directory.iterdir() if path.name.endswith(".toml"))
+    except FileNotFoundError:
+        raise InvalidConfig(
+            directory, [Problem("", "", "there is no such directory", way_out)]
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(directory, [_unreadable(error)]) from error
+    if not files:
+        raise InvalidConfig(directory, [Problem("", "", "it holds no *.toml file", way_out)])
+    return tuple(files)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # Not a FIFO or a device: opening those could wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            raw = file.read(MOST_BYTES + 1) or b""
+    except FileNotFoundError:
+        raise InvalidConfig(path, [_not_found(path)]) from None
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(path, [_unreadable(error)]) from error
+    if len(raw) > MOST_BYTES:
+        raise _whole(path, f"it is larger than {MOST_BYTES} bytes", "give a configuration file")
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _whole(path, f"it is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise _whole(path, f"it is not TOML: {error}", "correct the syntax there") from error
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise _whole(path, f"it is not usable TOML: {error}", "correct that value") from error
+
+
+def _whole(path: Path, rule: str, way_out: str) -> InvalidConfig:
+    return InvalidConfig(path, [Problem("", "", " ".join(rule.split()), way_out)])
+
+
+def _not_found(path: Path) -> Problem:
+    try:
+        there = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.toml"))[:20])
+    except (OSError, ValueError):
+        there = ""
+    way_out = f"write it: standfast config example > {path}"
+    if there:
+        way_out = f"the volumes there are: {there}"
+    return Problem("", "", "there is no such file", way_out)
+
+
+def _unreadable(error: Exception) -> Problem:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return Problem("", "", f"can't be read: {why}", "check its kind, owner and mode")
+
+
+def _bad_volume(volume: str) -> Problem:
+    return Problem(
+        "volume",
+        shown(volume),
+        "the file is VOLUME.toml, and a volume's name has 1 to 63 small letters, digits and "
+        "dashes, none of those at either end",
+        "rename the file, for example to data-services.toml",
+    )
+
+
+def _with_node(
+    config: Config, given: str | None, require_storage: bool
+) -> tuple[Config, list[Problem]]:
+    if given is None and config.node:
+        return config, []  # the rules have looked at it
+    name = given or socket.gethostname().split(".")[0]
+    config = replace(config, node=name)
+    if not require_storage or not config.nodes or name in config.nodes:
+        return config, []
+    source = "was asked for" if given else "is this host's name"
+    return config, [
+        Problem(
+            "node",
+            "",
+            f"{shown(name)} {source}, and the storage nodes are {names(config)}",
+            'set node = "NAME" to one of them, or add this node',
+            ("nodes",),
+        )
+    ]
+
+
+def _unless_already_bad(found: list[Problem], bad: list[Problem]) -> list[Problem]:
+    """Rules speak only of keys whose values could be read."""
+    wrong = {problem.key for problem in bad}
+
+    def is_bad(key: str) -> bool:
+        return any(key == other or key.startswith(other + ".") for other in wrong)
+
+    return [item for item in found if not any(map(is_bad, (item.key, *item.others)))]

@@ -147,7 +147,7 @@ class KernelFence(ABC):
 def left_for(until: float) -> float:
     """Seconds until `until`; TimedOut when it is over, as nothing must be opened then."""
     left_s = until - monotonic()
-    if left_s <= 0:
+    if left_s < 0.001:  # nft's smallest timeout
         raise TimedOut("the lease ran out before the port was opened: it stays shut")
     return left_s
 
@@ -199,7 +199,7 @@ class NftFence(KernelFence):
         return (
             f"add {element} {{ {self.port} timeout 1ms }}; "
             f"delete {element} {{ {self.port} }}; "
-            f"add {element} {{ {self.port} timeout {max(1, int(left_s * 1000))}ms }}; "
+            f"add {element} {{ {self.port} timeout {int(left_s * 1000)}ms }}; "
             f"list table inet {self.table}"
         )
 

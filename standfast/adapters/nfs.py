@@ -1,0 +1,178 @@
+"""The kernel's NFS server and this volume's export in /etc/exports.d.
+
+"Active" in systemd proves nothing here: running means that threads exist, whoever started them;
+serving means threads, the export with this epoch's fsid, and an answered call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from standfast.act.ports import NfsServer
+from standfast.adapters.rpc_null import null_call
+from standfast.adapters.systemd import JournalLine, SystemdUnits
+from standfast.clock import Deadline, sleep, utc_now
+from standfast.config.model import Config
+from standfast.errors import CommandFailed, Refused, StandfastError
+from standfast.lease.files import write_atomically
+from standfast.reasons import Reason
+from standfast.run import run
+
+EXPORTS = Path("/etc/exports.d")
+EXPORTED = Path("/var/lib/nfs/etab")
+NFSD = Path("/proc/fs/nfsd")
+COMMAND_S = 10.0
+POLL_S = 0.05
+
+
+class KernelNfs:
+    """nfsd. The paths can be others for a test."""
+
+    def __init__(
+        self,
+        config: Config,
+        units: SystemdUnits,
+        *,
+        exports: Path = EXPORTS,
+        exported: Path = EXPORTED,
+        nfsd: Path = NFSD,
+    ) -> None:
+        self._config = config
+        self._units = units
+        self._file = exports / f"standfast-{config.volume}.exports"
+        self._exported = exported
+        self._nfsd = nfsd
+
+    def export(self, fsid: str) -> None:
+        config = self._config
+        options = f"{config.nfs.options},fsid={fsid}"
+        clients = " ".join(f"{client}({options})" for client in config.nfs.clients)
+        line = f"{escaped(config.paths.live)} {clients}\n"
+        write_atomically(self._file, line, durable=True)
+        if self.is_running():
+            self._refresh()
+
+    def unexport(self) -> None:
+        """Take the export away, and from the kernel what it still holds of the file system."""
+        self._file.unlink(missing_ok=True)
+        if self.is_running():
+            self._refresh()
+            self._release_file_system()
+
+    def _refresh(self) -> None:
+        for option in ("-r", "-f"):
+            run(["exportfs", option], deadline=Deadline.after(COMMAND_S), op="exportfs:refresh")
+
+    def _release_file_system(self) -> None:
+        """Drop the clients' locks and opens, which would keep the volume busy."""
+        try:
+            (self._nfsd / "unlock_filesystem").write_text(f"{self._config.paths.live}\n")
+        except FileNotFoundError:
+            return  # nothing is at that path any more
+        except OSError as error:
+            raise StandfastError(
+                f"the kernel does not let go of {self._config.paths.live}: {error.strerror}"
+            ) from error
+
+    def start(self, deadline: Deadline) -> None:
+        """Refused with the guard's words when it refused; CommandFailed for other failures."""
+        start_server(self._units, self._config.nfs.unit, deadline)
+        if not self.is_running():
+            raise StandfastError(
+                f"{self._config.nfs.unit} is started, but nfsd has no threads: "
+                f"see `journalctl -u {self._config.nfs.unit}`"
+            )
+
+    def stop(self, deadline: Deadline) -> None:
+        self._units.stop(self._config.nfs.unit, deadline)
+        if self.is_running():  # started by hand, outside of the unit
+            run(["rpc.nfsd", "0"], deadline=deadline, op="rpc.nfsd:stop")
+        while self.is_running():
+            if deadline.expired:
+                raise StandfastError(
+                    f"{self.threads()} nfsd threads are left though {self._config.nfs.unit} is "
+                    f"stopped: the volume is still served; look at {self._nfsd}/threads"
+                )
+            sleep(POLL_S)
+
+    def threads(self) -> int:
+        """Threads of nfsd; without the nfsd file system there are none."""
+        try:
+            return int((self._nfsd / "threads").read_text().split()[0])
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, IndexError) as error:
+            raise StandfastError(f"{self._nfsd}/threads can't be read: {error}") from error
+
+    def is_running(self) -> bool:
+        return self.threads() > 0
+
+    def check(self, deadline: Deadline) -> str | None:
+        if not self.is_running():
+            return "nfsd has no threads"
+        problem = self._export_problem()
+        return problem or null_call("127.0.0.1", self._config.nfs.port, deadline)
+
+    def _export_problem(self) -> str | None:
+        live = self._config.paths.live
+        try:
+            wanted = re.search(r"fsid=([0-9a-fA-F-]+)", self._file.read_text())
+            exported = self._exported.read_text()
+        except OSError as error:
+            return f"the exports can't be read: {error}"
+        lines = [line for line in exported.splitlines() if line.split()[:1] == [escaped(live)]]
+        if not lines:
+            return f"{live} is not exported (`exportfs -v` doesn't list it)"
+        if wanted is None or not all(f"fsid={wanted[1]}" in line for line in lines):
+            return f"{live} is exported with another fsid than this epoch's"
+        return None
+
+
+def escaped(path: Path) -> str:
+    """A path as exports(5) wants it: blanks and the like in octal."""
+    return re.sub(r"[\s\"#\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))
+
+
+def start_server(units: SystemdUnits, unit: str, deadline: Deadline) -> None:
+    """Start the unit with the guard in front; its refusal comes back as Refused."""
+    since = utc_now() - 1
+    try:
+        units.start(unit, deadline)
+    except CommandFailed as error:
+        said = guard_s_words(units.journal(unit, since, Deadline.after(2.0)))
+        if said:
+            raise Refused(reason_in(said), said) from error
+        raise CommandFailed(
+            f"{error}; see `journalctl -u {unit}`",
+            returncode=error.returncode,
+            stderr=error.stderr,
+        ) from error
+
+
+def guard_s_words(lines: Sequence[JournalLine]) -> str:
+    """What the guard said at the last start, without a repetition; empty when it said nothing."""
+    said = [line.text for line in lines if "guard" in line.program or "standfast" in line.program]
+    return "\n".join(dict.fromkeys(said))
+
+
+def reason_in(text: str) -> Reason:
+    """The reason code that a refusal carries in brackets."""
+    for word in re.findall(r"[\[(]([a-z-]+)[\])]", text):
+        with contextlib.suppress(ValueError):
+            return Reason(word)
+    if "Another NFS server is already active" in text:
+        return Reason.OTHER_SERVER_ACTIVE
+    return Reason.UNEXPECTED
+
+
+def nfs_from(config: Config) -> NfsServer:
+    """The server that the configuration names."""
+    units = SystemdUnits()
+    if config.nfs.server == "ganesha":
+        from standfast.adapters.nfs_ganesha import GaneshaNfs
+
+        return GaneshaNfs(config, units)
+    return KernelNfs(config, units)

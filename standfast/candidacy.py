@@ -214,6 +214,17 @@ def _patience(
                 f"{leader.holder.node} sends no heartbeats but looks alive "
                 f"(gossip: {view.holder_health}): waiting {start_s - silent_s:.0f} s more",
             )
+        # Consul itself was away: a primary that lives heartbeats again within this time, and
+        # then the outage was a pause and not a failover.
+        chance_s = 2 * timing.heartbeat + timing.request_timeout
+        readable_s = now.monotonic - view.readable_since
+        if readable_s < chance_s:
+            return Decision(
+                Action.WAIT,
+                Reason.WAITING_FOR_EVIDENCE,
+                f"Consul has been readable again for {readable_s:.1f} s: {leader.holder.node} has "
+                f"{chance_s - readable_s:.1f} s more to heartbeat",
+            )
     better = () if in_place else _better(view, local, config, base)
     head_start_s = len(better) * (timing.heartbeat + timing.request_timeout)
     if silent_s < start_s + head_start_s:

@@ -50,6 +50,8 @@ class Cluster:
     pause: Pause | None = None
     history: Mapping[int, Reign] = field(default_factory=dict)
     standbys: Mapping[str, StandbyRecord] = field(default_factory=dict)
+    readable_since: float = float("-inf")
+    """Since when (monotonic) every read of Consul has succeeded here."""
     holder_health: str = "unknown"
     """serfHealth of the holder's node: passing, critical, absent, unknown."""
     holder_unanswered_s: float = 0.0

@@ -106,6 +106,7 @@ class Watcher:
         self._sighting: Sighting | None = None
         self._details: _Details | None = None
         self._unanswered_since: float | None = None
+        self._readable_since: float | None = None
 
     def look(self, wait_s: float, *, fresh: bool = False) -> Cluster | Blind:
         """The cluster as it is now; returns early when the leader key changes.
@@ -113,12 +114,16 @@ class Watcher:
         `fresh`: everything is read again, consistently.
         """
         try:
-            return self._look(wait_s, fresh)
+            cluster = self._look(wait_s, fresh)
         except ConsulError as error:
             self._index = 0
+            self._readable_since = None
             return blindness(error)
         except ForeignValue as error:
             return Blind(Reason.FOREIGN_VALUE, str(error))
+        if self._readable_since is None:
+            self._readable_since = monotonic()
+        return replace(cluster, readable_since=self._readable_since)
 
     def _look(self, wait_s: float, fresh: bool) -> Cluster:
         key = self._config.key("leader")

@@ -1,0 +1,26 @@
+# Enough for Standfast on a storage node or a client, for a volume and service `data-services`
+# with the default key prefix. tests/contract/test_consul_secured.py proves it on a real Consul.
+# With other names, change the first two rules. One service rule per volume.
+
+service "data-services" {
+  policy = "write"
+}
+
+key_prefix "standfast/" {
+  policy = "write"
+}
+
+# To tell "nobody serves" from "this token sees nothing": the servers themselves must be visible.
+service "consul" {
+  policy = "read"
+}
+
+# Which nodes are alive; without it Consul leaves instances out of its answers without a word.
+node_prefix "" {
+  policy = "read"
+}
+
+# `consul watch` asks its agent for its name.
+agent_prefix "" {
+  policy = "read"
+}

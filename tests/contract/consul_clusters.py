@@ -1,0 +1,152 @@
+"""Consul clusters for tests: the embedded one, and a real single server (not `-dev`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.adapters.transport import Answer, Endpoint, Request, TransportError, exchange
+from standfast.clock import Deadline, sleep
+from standfast.demo.consul_server import EmbeddedConsul
+
+NODE = "n1"
+START_S = 30.0
+CHECKOUT = Path(__file__).parents[2]
+
+
+@cache
+def consul_binary() -> str:
+    """The path of a consul binary; skips, with the script's own words, when there is none."""
+    found = subprocess.run(
+        [CHECKOUT / "tests/tools/consul"], capture_output=True, text=True, timeout=300
+    )
+    if found.returncode:
+        pytest.skip(f"no consul binary: {found.stderr.strip()[-300:]}")
+    return found.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One agent's HTTP address, host:port; its node is NODE."""
+
+    kind: str
+    address: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def gateway(self, **options: Any) -> ConsulGateway:
+        return ConsulGateway([self.address], timeout_s=5, **options)
+
+    def ask(self, method: str, target: str, body: bytes | None = None) -> Answer:
+        request = Request(method, target, self.headers, body)
+        return exchange(Endpoint.parse(self.address), request, Deadline.after(20))
+
+    def get_json(self, target: str) -> Any:
+        answer = self.ask("GET", target)
+        assert answer.status == 200, answer
+        return json.loads(answer.body)
+
+    def cli(self, *args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """The real `consul` command against this cluster."""
+        return subprocess.run(
+            [consul_binary(), *args],
+            env=self.cli_env(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+
+    def cli_env(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if "CONSUL" not in key}
+        return {**kept, "CONSUL_HTTP_ADDR": self.address}
+
+
+@contextmanager
+def embedded_cluster() -> Iterator[Cluster]:
+    with EmbeddedConsul() as consul:
+        consul.add_agent(NODE)
+        yield Cluster("embedded", consul.address(NODE))
+
+
+@contextmanager
+def real_cluster(
+    directory: Path, settings: Mapping[str, Any] | None = None, token: str = ""
+) -> Iterator[Cluster]:
+    """A server agent with `settings` added to its configuration; ended by its process id."""
+    binary = consul_binary()
+    http, server, lan, wan = free_ports(4)
+    headers = {"X-Consul-Token": token} if token else {}
+    cluster = Cluster("real", f"127.0.0.1:{http}", headers)
+    (directory / "agent.json").write_text(
+        json.dumps(
+            {
+                "node_name": NODE,
+                "server": True,
+                "bootstrap_expect": 1,
+                "bind_addr": "127.0.0.1",
+                "client_addr": "127.0.0.1",
+                "data_dir": str(directory / "data"),
+                "performance": {"raft_multiplier": 1},
+                **(settings or {}),
+                "ports": {
+                    "http": http,
+                    "server": server,
+                    "serf_lan": lan,
+                    "serf_wan": wan,
+                    "dns": -1,
+                    "grpc": -1,
+                    **(settings or {}).get("ports", {}),
+                },
+            }
+        )
+    )
+    with ExitStack() as stack:
+        log = stack.enter_context((directory / "log").open("wb"))
+        agent = subprocess.Popen(
+            [binary, "agent", "-config-file", directory / "agent.json"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=cluster.cli_env(),
+        )
+        try:
+            _wait_until_ready(cluster, agent, directory / "log")
+            yield cluster
+        finally:
+            agent.kill()
+            agent.wait(20)
+
+
+def _wait_until_ready(cluster: Cluster, agent: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = Deadline.after(START_S)
+    while not _is_ready(cluster):
+        if deadline.expired or agent.poll() is not None:
+            words = log.read_text(errors="replace")[-2000:]
+            pytest.fail(f"consul was not ready after {START_S} s:\n{words}")
+        sleep(0.1)
+
+
+def _is_ready(cluster: Cluster) -> bool:
+    try:
+        answer = cluster.ask("GET", f"/v1/health/node/{NODE}?consistent")
+    except TransportError:
+        return False
+    return answer.status == 200 and b"serfHealth" in answer.body
+
+
+def free_ports(count: int) -> Sequence[int]:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in taken]

@@ -1,0 +1,684 @@
+"""What Standfast relies on in Consul: one suite for the embedded server and a real one.
+
+Driven by the gateway, by the library and by the real `consul` command.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import consul as consul_library
+import pytest
+
+from standfast.adapters.consul import (
+    Cas,
+    CheckIndex,
+    CheckNotExists,
+    Committed,
+    Conflict,
+    ConsulGateway,
+    Delete,
+    Entry,
+    Set,
+)
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.errors import ConsulGarbled
+from tests.contract.consul_clusters import (
+    NODE,
+    Cluster,
+    consul_binary,
+    embedded_cluster,
+    real_cluster,
+)
+
+consul: Any = consul_library  # untyped
+_numbers = itertools.count(1)
+EVENTUALLY_S = 10.0
+
+
+@pytest.fixture(scope="module", params=["embedded", "real"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    if request.param == "embedded":
+        with embedded_cluster() as one:
+            yield one
+    else:
+        with real_cluster(tmp_path_factory.mktemp("consul")) as one:
+            yield one
+
+
+@pytest.fixture
+def gateway(cluster: Cluster) -> ConsulGateway:
+    return cluster.gateway()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Keys of this test alone."""
+    return f"t{next(_numbers)}/"
+
+
+@pytest.fixture
+def service(gateway: ConsulGateway) -> Iterator[str]:
+    """The name of a service of this test alone; its id is `<name>-id`."""
+    name = f"s{next(_numbers)}"
+    yield name
+    gateway.deregister(f"{name}-id")
+
+
+@pytest.fixture
+def library(cluster: Cluster) -> Any:
+    host, port = cluster.address.split(":")
+    return consul.Consul(host=host, port=int(port))
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = Deadline.after(EVENTUALLY_S)
+    while not what():
+        assert not deadline.expired
+        sleep(0.02)
+
+
+@contextmanager
+def after(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def register(gateway: ConsulGateway, name: str, ttl_s: float = 60, epoch: str = "1") -> None:
+    gateway.register(f"{name}-id", name, "10.1.2.3", 2049, {"epoch": epoch}, ttl_s, "answers NFS")
+
+
+# Keys
+
+
+def test_a_missing_key_is_none(gateway: ConsulGateway, prefix: str) -> None:
+    assert gateway.get(prefix + "k") is None
+    assert gateway.get(prefix + "k", consistent=True) is None
+    assert gateway.get_many(prefix) == ()
+    assert gateway.read([prefix + "a", prefix + "b"]) == {prefix + "a": None, prefix + "b": None}
+
+
+@pytest.mark.parametrize("value", [b"v", b"", bytes(range(256)), b"x" * 100_000])
+@pytest.mark.parametrize("name", ["k", "with blank", "gr\u00fc\u00df/\u20ac", "a?b#c%2Fd&e=f+g"])
+def test_a_value_comes_back_as_it_was_written(
+    gateway: ConsulGateway, prefix: str, name: str, value: bytes
+) -> None:
+    gateway.put(prefix + name, value)
+    by_put = gateway.get(prefix + name, consistent=True)
+    assert by_put is not None
+    assert (by_put.key, by_put.value) == (prefix + name, value)
+    gateway.delete(prefix + name)
+    assert gateway.get(prefix + name) is None
+    assert isinstance(gateway.txn([Set(prefix + name, value)]), Committed)
+    by_txn = gateway.get(prefix + name)
+    assert by_txn is not None and by_txn.value == value
+
+
+def test_deleting_a_missing_key_is_fine(gateway: ConsulGateway, prefix: str) -> None:
+    gateway.delete(prefix + "k")
+    assert gateway.txn([Delete(prefix + "k")]) == Committed({})
+
+
+def test_keys_under_a_prefix_come_sorted(gateway: ConsulGateway, prefix: str) -> None:
+    for name in ("b", "a/x", "c"):
+        gateway.put(prefix + name, name.encode())
+    found = gateway.get_many(prefix)
+    assert [(entry.key, entry.value) for entry in found] == [
+        (prefix + "a/x", b"a/x"),
+        (prefix + "b", b"b"),
+        (prefix + "c", b"c"),
+    ]
+
+
+# Transactions
+
+
+def test_cas_0_creates_and_only_once(gateway: ConsulGateway, prefix: str) -> None:
+    key = prefix + "k"
+    first = gateway.txn([Cas(key, 0, b"1")])
+    assert isinstance(first, Committed)
+    assert gateway.get(key) == Entry(key, b"1", first.indexes[key])
+    stale = f'operation 0: failed to set key "{key}", index is stale'
+    assert gateway.txn([Cas(key, 0, b"2")]) == Conflict((stale,))
+    gateway.delete(key)
+    assert isinstance(gateway.txn([Cas(key, 0, b"3")]), Committed)
+
+
+def test_cas_needs_the_very_index(gateway: ConsulGateway, prefix: str) -> None:
+    key = prefix + "k"
+    first = gateway.txn([Set(key, b"1")])
+    assert isinstance(first, Committed)
+    index = first.indexes[key]
+    assert isinstance(gateway.txn([Cas(key, index - 1, b"2")]), Conflict)
+    assert isinstance(gateway.txn([Cas(key, index + 1, b"2")]), Conflict)
+    second = gateway.txn([Cas(key, index, b"2")])
+    assert isinstance(second, Committed) and second.indexes[key] > index
+    assert isinstance(gateway.txn([Cas(key, index, b"3")]), Conflict)
+
+
+def test_a_transaction_is_all_or_nothing_and_tells_each_failed_condition(
+    gateway: ConsulGateway, prefix: str
+) -> None:
+    a, b, none = prefix + "a", prefix + "b", prefix + "none"
+    made = gateway.txn([Set(a, b"1")])
+    assert isinstance(made, Committed)
+    index = made.indexes[a]
+    outcome = gateway.txn(
+        [
+            Set(b, b"never"),
+            CheckIndex(a, index + 1),
+            CheckIndex(none, 5),
+            CheckNotExists(a),
+            CheckIndex(a, index),
+            Delete(a),
+        ]
+    )
+    assert outcome == Conflict(
+        (
+            f'operation 1: failed index check for key "{a}", '
+            f"current modify index {index} != {index + 1}",
+            f'operation 2: failed to check index, key "{none}" doesn\'t exist',
+            f'operation 3: key "{a}" exists',
+        )
+    )
+    assert gateway.read([a, b]) == {a: Entry(a, b"1", index), b: None}
+
+
+def test_the_lease_transactions_work_as_designed(gateway: ConsulGateway, prefix: str) -> None:
+    epoch, leader, history = prefix + "epoch", prefix + "leader", prefix + "history/1"
+    taken = gateway.txn([Cas(epoch, 0, b"1"), Cas(leader, 0, b"seq1"), Set(history, b"h")])
+    assert isinstance(taken, Committed)
+    assert set(taken.indexes) == {epoch, leader, history}
+    e, l1 = taken.indexes[epoch], taken.indexes[leader]
+    beat = gateway.txn([CheckIndex(epoch, e), Cas(leader, l1, b"seq2")])
+    assert isinstance(beat, Committed) and set(beat.indexes) == {leader}
+    # a candidate that saw the first heartbeat only
+    late = gateway.txn([Cas(epoch, e, b"2"), Cas(leader, l1, b"mine")])
+    assert isinstance(late, Conflict)
+    won = gateway.txn([Cas(epoch, e, b"2"), Cas(leader, beat.indexes[leader], b"mine")])
+    assert isinstance(won, Committed)
+    # the old primary goes on
+    old = gateway.txn([CheckIndex(epoch, e), Cas(leader, beat.indexes[leader], b"seq3")])
+    assert isinstance(old, Conflict)
+
+
+def test_operations_see_what_earlier_ones_in_the_transaction_did(
+    gateway: ConsulGateway, prefix: str
+) -> None:
+    key = prefix + "k"
+    assert isinstance(gateway.txn([Set(key, b"1"), CheckNotExists(key)]), Conflict)
+    assert gateway.get(key) is None
+    both = gateway.txn([Set(key, b"1"), Delete(key), CheckNotExists(key), Cas(key, 0, b"2")])
+    assert isinstance(both, Committed)
+    assert gateway.get(key) == Entry(key, b"2", both.indexes[key])
+
+
+def test_too_large_a_transaction_is_turned_down_unapplied(
+    gateway: ConsulGateway, prefix: str
+) -> None:
+    with pytest.raises(ConsulGarbled, match=r"413.*too many operations") as caught:
+        gateway.txn([Set(f"{prefix}{number}", b"") for number in range(65)])
+    assert not caught.value.maybe_applied
+    assert gateway.get_many(prefix) == ()
+
+
+def test_reading_and_unknown_verbs_over_the_wire(cluster: Cluster, prefix: str) -> None:
+    key = prefix + "k"
+    cluster.ask("PUT", f"/v1/kv/{key}?flags=42", b"hello")
+    ops = [
+        {"KV": {"Verb": "get", "Key": key}},
+        {"KV": {"Verb": "get-tree", "Key": prefix}},
+        {"KV": {"Verb": "get-tree", "Key": "nothing/"}},
+    ]
+    answer = cluster.ask("PUT", "/v1/txn", json.dumps(ops).encode())
+    entries = [result["KV"] for result in json.loads(answer.body)["Results"]]
+    assert [(e["Key"], e["Flags"], e["Value"]) for e in entries] == [(key, 42, "aGVsbG8=")] * 2
+    for verb, text in [("get", f'key "{key}x" doesn\'t exist'), ("foo", 'unknown KV verb "foo"')]:
+        body = json.dumps([{"KV": {"Verb": verb, "Key": f"{key}x"}}]).encode()
+        answer = cluster.ask("PUT", "/v1/txn", body)
+        assert answer.status == 409
+        assert json.loads(answer.body)["Errors"] == [{"OpIndex": 0, "What": text}]
+
+
+# Indexes and waiting
+
+
+def key_index(cluster: Cluster, target: str) -> int:
+    return int(cluster.ask("GET", f"/v1/kv/{target}").headers["X-Consul-Index"])
+
+
+def test_the_index_of_a_key_is_its_own(
+    cluster: Cluster, gateway: ConsulGateway, prefix: str
+) -> None:
+    gateway.put(prefix + "k", b"1")
+    entry = gateway.get(prefix + "k")
+    assert entry is not None
+    gateway.put(prefix + "other", b"1")
+    assert key_index(cluster, prefix + "k") == entry.modify_index
+    assert gateway.wait(prefix + "k", 0, wait_s=1) == (entry.modify_index, entry)
+
+
+def test_the_index_of_a_missing_key_is_that_of_all_keys(
+    cluster: Cluster, gateway: ConsulGateway, prefix: str
+) -> None:
+    gateway.put(prefix + "a", b"1")
+    entry = gateway.get(prefix + "a")
+    assert entry is not None
+    assert key_index(cluster, prefix + "none") == entry.modify_index
+    gateway.delete(prefix + "a")
+    assert key_index(cluster, prefix + "a") > entry.modify_index
+
+
+def test_the_index_of_a_prefix_rises_with_each_change_under_it(
+    cluster: Cluster, gateway: ConsulGateway, prefix: str
+) -> None:
+    gateway.put(prefix + "a", b"1")
+    gateway.put(prefix + "b", b"1")
+    first = key_index(cluster, prefix + "?recurse")
+    gateway.put("elsewhere", str(first).encode())
+    assert key_index(cluster, prefix + "?recurse") == first
+    gateway.delete(prefix + "a")
+    assert key_index(cluster, prefix + "?recurse") > first
+
+
+def test_writing_the_same_value_moves_no_index(gateway: ConsulGateway, prefix: str) -> None:
+    key = prefix + "k"
+    gateway.put(key, b"1")
+    before = gateway.get(key)
+    gateway.put(key, b"1")
+    assert gateway.get(key) == before
+    assert before is not None
+    again = gateway.txn([Cas(key, before.modify_index, b"1")])
+    assert again == Committed({key: before.modify_index})
+
+
+def test_a_wait_ends_with_the_change(gateway: ConsulGateway, prefix: str) -> None:
+    key = prefix + "k"
+    gateway.put(key, b"1")
+    index, _ = gateway.wait(key, 0, wait_s=1)
+    started = monotonic()
+    with after(0.3, lambda: gateway.put(key, b"2")):
+        new_index, entry = gateway.wait(key, index, wait_s=20)
+    assert 0.2 < monotonic() - started < 10
+    assert entry == Entry(key, b"2", new_index)
+    assert new_index > index
+
+
+def test_a_wait_for_a_missing_key_ends_with_its_creation(
+    gateway: ConsulGateway, prefix: str
+) -> None:
+    key = prefix + "k"
+    gateway.put(prefix + "seed", b"1")
+    index, nothing = gateway.wait(key, 0, wait_s=1)
+    assert nothing is None
+    with after(0.3, lambda: gateway.txn([Cas(key, 0, b"1")])):
+        new_index, entry = gateway.wait(key, index, wait_s=20)
+    assert new_index > index and entry is not None and entry.value == b"1"
+
+
+def test_a_wait_ends_with_the_deletion(gateway: ConsulGateway, prefix: str) -> None:
+    key = prefix + "k"
+    gateway.put(key, b"1")
+    index, _ = gateway.wait(key, 0, wait_s=1)
+    with after(0.3, lambda: gateway.delete(key)):
+        new_index, entry = gateway.wait(key, index, wait_s=20)
+    assert new_index > index and entry is None
+
+
+def test_a_wait_without_a_change_ends_with_the_same_index(
+    gateway: ConsulGateway, prefix: str
+) -> None:
+    key = prefix + "k"
+    gateway.put(key, b"1")
+    before = gateway.wait(key, 0, wait_s=1)
+    started = monotonic()
+    assert gateway.wait(key, before[0], wait_s=0.5) == before
+    assert 0.4 < monotonic() - started < 5
+
+
+def test_an_old_index_is_answered_at_once(gateway: ConsulGateway, prefix: str) -> None:
+    gateway.put(prefix + "k", b"1")
+    started = monotonic()
+    gateway.wait(prefix + "k", 1, wait_s=20)
+    assert monotonic() - started < 5
+
+
+# Services
+
+
+def test_a_service_is_critical_until_it_passes_and_again_when_its_ttl_ends(
+    gateway: ConsulGateway, service: str
+) -> None:
+    assert gateway.instances(service) == ()
+    register(gateway, service, ttl_s=1, epoch="7")
+    eventually(lambda: len(gateway.instances(service)) == 1)
+    (one,) = gateway.instances(service)
+    assert (one.service_id, one.node, one.address, one.port) == (
+        f"{service}-id",
+        NODE,
+        "10.1.2.3",
+        2049,
+    )
+    assert (one.meta, one.node_health, one.checks) == ({"epoch": "7"}, "passing", "critical")
+    gateway.pass_check(f"service:{service}-id", "fine & d\u00e4ndy")
+    eventually(lambda: gateway.instances(service)[0].checks == "passing")
+    eventually(lambda: gateway.instances(service)[0].checks == "critical")
+
+
+def test_a_failed_check_is_critical_at_once(gateway: ConsulGateway, service: str) -> None:
+    register(gateway, service)
+    gateway.pass_check(f"service:{service}-id", "")
+    eventually(lambda: [one.checks for one in gateway.instances(service)] == ["passing"])
+    gateway.fail_check(f"service:{service}-id", "no threads")
+    eventually(lambda: gateway.instances(service)[0].checks == "critical")
+
+
+def test_registering_again_changes_the_meta_and_keeps_the_check(
+    gateway: ConsulGateway, service: str
+) -> None:
+    register(gateway, service)
+    gateway.pass_check(f"service:{service}-id", "")
+    eventually(lambda: [one.checks for one in gateway.instances(service)] == ["passing"])
+    register(gateway, service, epoch="2")
+    eventually(lambda: gateway.instances(service)[0].meta == {"epoch": "2"})
+    assert gateway.instances(service)[0].checks == "passing"
+
+
+def test_the_agent_knows_its_own_services(gateway: ConsulGateway, service: str) -> None:
+    register(gateway, service)
+    assert gateway.local_services()[f"{service}-id"] == {"epoch": "1"}
+    gateway.deregister(f"{service}-id")
+    gateway.deregister(f"{service}-id")
+    assert f"{service}-id" not in gateway.local_services()
+    eventually(lambda: gateway.instances(service) == ())
+
+
+def test_a_health_query_waits_for_a_change_of_the_check(
+    cluster: Cluster, gateway: ConsulGateway, service: str
+) -> None:
+    register(gateway, service)
+    eventually(lambda: len(gateway.instances(service)) == 1)
+    path = f"/v1/health/service/{service}"
+    index = cluster.ask("GET", path).headers["X-Consul-Index"]
+    started = monotonic()
+    with after(0.3, lambda: gateway.pass_check(f"service:{service}-id", "")):
+        answer = cluster.ask("GET", f"{path}?index={index}&wait=15s")
+    assert 0.2 < monotonic() - started < 10
+    assert int(answer.headers["X-Consul-Index"]) > int(index)
+    assert [c["Status"] for c in json.loads(answer.body)[0]["Checks"]] == ["passing", "passing"]
+
+
+def test_a_health_query_for_an_unknown_service_waits_for_its_registration(
+    cluster: Cluster, gateway: ConsulGateway, service: str
+) -> None:
+    path = f"/v1/health/service/{service}"
+    index = cluster.ask("GET", path).headers["X-Consul-Index"]
+    with after(0.3, lambda: register(gateway, service)):
+        answer = cluster.ask("GET", f"{path}?index={index}&wait=15s")
+    assert len(json.loads(answer.body)) == 1
+
+
+def test_passing_leaves_out_what_does_not_pass(
+    cluster: Cluster, gateway: ConsulGateway, service: str
+) -> None:
+    register(gateway, service)
+    eventually(lambda: len(gateway.instances(service)) == 1)
+    assert cluster.get_json(f"/v1/health/service/{service}?passing") == []
+    gateway.pass_check(f"service:{service}-id", "")
+    path = f"/v1/health/service/{service}?passing"
+    eventually(lambda: len(cluster.get_json(path)) == 1)
+
+
+def test_gossip_knows_the_node_and_no_other(gateway: ConsulGateway) -> None:
+    assert gateway.node_health(NODE) == "passing"
+    assert gateway.node_health("nobody") == "absent"
+    gateway.self_check()
+
+
+# Over the wire
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status", "text"),
+    [
+        ("PUT", "/v1/kv/", b"x", 400, b"Missing key name"),
+        ("GET", "/v1/kv/", None, 400, b"Missing key name"),
+        ("PUT", "/v1/kv/w/a?cas=0", b"x", 200, b"true"),
+        ("PUT", "/v1/kv/w/a?cas=0", b"x", 200, b"false"),
+        ("PUT", "/v1/kv/w/a?cas=1", b"x", 200, b"false"),
+        ("PUT", "/v1/kv/w/b/c", b"x", 200, b"true"),
+        ("GET", "/v1/kv/w/?keys", None, 200, b'["w/a","w/b/c"]'),
+        ("GET", "/v1/kv/w/?keys&separator=/", None, 200, b'["w/a","w/b/"]'),
+        ("GET", "/v1/kv/w/a?raw", None, 200, b"x"),
+        ("DELETE", "/v1/kv/w/a?cas=1", None, 200, b"false"),
+        ("DELETE", "/v1/kv/w/none", None, 200, b"true"),
+        ("DELETE", "/v1/kv/w/?recurse", None, 200, b"true"),
+        ("GET", "/v1/kv/w/?recurse", None, 404, b""),
+        ("GET", "/v1/kv/w/a", None, 404, b""),
+        ("GET", "/v1/kv/w/a?index=xx", None, 400, b"Invalid index"),
+        ("GET", "/v1/kv/w/a?index=1&wait=zz", None, 400, b"Invalid wait time"),
+        (
+            "GET",
+            "/v1/kv/w/a?stale&consistent",
+            None,
+            400,
+            b"Cannot specify ?stale with ?consistent, conflicting semantics.",
+        ),
+        ("PUT", "/v1/catalog/nodes", b"", 405, b"method PUT not allowed"),
+        ("GET", "/v1/nope", None, 404, b""),
+        ("GET", "/v1/catalog/service/none", None, 200, b"[]"),
+        ("GET", "/v1/health/service/none", None, 200, b"[]"),
+        ("GET", "/v1/health/node/none", None, 200, b"[]"),
+        ("GET", "/v1/health/state/critical", None, 200, b"[]"),
+        (
+            "PUT",
+            "/v1/agent/check/pass/none",
+            None,
+            500,
+            b'CheckID "none" does not have associated TTL',
+        ),
+        (
+            "PUT",
+            "/v1/agent/check/update/none",
+            b'{"Status":"bad"}',
+            400,
+            b"Invalid check status: 'bad'",
+        ),
+    ],
+)
+def test_an_endpoint_answers_word_for_word(
+    cluster: Cluster, method: str, target: str, body: bytes | None, status: int, text: bytes
+) -> None:
+    answer = cluster.ask(method, target, body)
+    assert (answer.status, answer.body) == (status, text)
+    if method == "GET" and target.startswith(("/v1/kv/w/?", "/v1/health", "/v1/catalog")):
+        assert int(answer.headers["X-Consul-Index"]) >= 1
+        assert answer.headers["X-Consul-KnownLeader"] == "true"
+        assert answer.headers["X-Consul-LastContact"] == "0"
+
+
+def test_the_status_of_a_check_can_be_updated_with_a_document(
+    cluster: Cluster, gateway: ConsulGateway, service: str
+) -> None:
+    register(gateway, service)
+    body = b'{"Status":"warning","Output":"hm"}'
+    assert cluster.ask("PUT", f"/v1/agent/check/update/service:{service}-id", body).status == 200
+    eventually(lambda: [one.checks for one in gateway.instances(service)] == ["warning"])
+    (check,) = cluster.get_json(f"/v1/health/checks/{service}")
+    assert (check["Output"], check["Name"], check["Type"]) == ("hm", "answers NFS", "ttl")
+    assert check in cluster.get_json("/v1/health/state/any")
+
+
+def test_the_agent_tells_its_name_and_the_cluster_its_leader(cluster: Cluster) -> None:
+    config = cluster.get_json("/v1/agent/self")["Config"]
+    assert (config["NodeName"], config["Datacenter"]) == (NODE, "dc1")
+    assert ":" in cluster.get_json("/v1/status/leader")
+    assert [node["Node"] for node in cluster.get_json("/v1/catalog/nodes")] == [NODE]
+
+
+def test_no_object_of_the_embedded_server_has_a_field_that_consul_has_not(
+    cluster: Cluster, gateway: ConsulGateway, service: str
+) -> None:
+    with embedded_cluster() as embedded:
+        for one in (cluster, embedded):
+            register(one.gateway(), service)
+            eventually(lambda one=one: len(one.gateway().instances(service)) == 1)  # type: ignore[misc]
+        for path in (
+            f"/v1/health/service/{service}",
+            f"/v1/catalog/service/{service}",
+            f"/v1/health/node/{NODE}",
+            "/v1/catalog/nodes",
+            "/v1/agent/services",
+            "/v1/agent/checks",
+        ):
+            assert_same_shape(cluster.get_json(path), embedded.get_json(path), path)
+
+
+def assert_same_shape(real: Any, fake: Any, where: str) -> None:
+    assert type(real) is type(fake), where
+    if isinstance(fake, dict):
+        assert fake.keys() <= real.keys() or where.endswith("TaggedAddresses"), where
+        for key in fake.keys() & real.keys():
+            assert_same_shape(real[key], fake[key], f"{where}.{key}")
+    elif isinstance(fake, list) and fake and real:
+        assert len(real) == len(fake), where
+        for number, (a, b) in enumerate(zip(real, fake, strict=True)):
+            assert_same_shape(a, b, f"{where}[{number}]")
+
+
+# The library, with its own transport
+
+
+def test_the_library_reads_writes_and_waits(library: Any, prefix: str) -> None:
+    key = prefix + "k"
+    index, nothing = library.kv.get(key)
+    assert nothing is None and int(index) >= 1
+    assert library.kv.put(key, "v", cas=0) is True
+    assert library.kv.put(key, "w", cas=0) is False
+    index, entry = library.kv.get(key)
+    assert (entry["Value"], entry["Key"], entry["Flags"]) == (b"v", key, 0)
+    assert int(index) == entry["ModifyIndex"] == entry["CreateIndex"]
+    with after(0.2, lambda: library.kv.put(key, "x", flags=5)):
+        new_index, entry = library.kv.get(key, index=index, wait="15s")
+    assert int(new_index) > int(index)
+    assert (entry["Value"], entry["Flags"]) == (b"x", 5)
+    assert library.kv.get(prefix, keys=True)[1] == [key]
+    assert library.kv.delete(key) is True
+    assert library.kv.get(prefix, recurse=True)[1] is None
+
+
+def test_the_library_registers_and_finds_a_service(library: Any, service: str) -> None:
+    library.agent.service.register(
+        service, f"{service}-id", port=1234, tags=["a"], check=consul.Check.ttl("30s")
+    )
+    library.agent.check.ttl_pass(f"service:{service}-id", notes="fine")
+    eventually(lambda: len(library.health.service(service, passing=True)[1]) == 1)
+    assert library.catalog.services()[1][service] == ["a"]
+    (found,) = library.catalog.service(service)[1]
+    assert (found["ServicePort"], found["Node"]) == (1234, NODE)
+    assert library.agent.services()[f"{service}-id"]["Service"] == service
+    assert library.agent.self()["Config"]["NodeName"] == NODE
+    assert [node["Node"] for node in library.catalog.nodes()[1]] == [NODE]
+
+
+# The `consul` command
+
+
+def test_the_command_puts_and_gets_keys(cluster: Cluster, prefix: str) -> None:
+    key = prefix + "k"
+    assert cluster.cli("kv", "get", key).returncode == 1
+    assert cluster.cli("kv", "put", key, "hello").stdout == f"Success! Data written to: {key}\n"
+    assert cluster.cli("kv", "get", key).stdout == "hello\n"
+    assert cluster.cli("kv", "get", "-recurse", prefix).stdout == f"{key}:hello\n"
+    assert cluster.cli("kv", "put", "-cas", "-modify-index=0", key, "again").returncode == 1
+    assert cluster.cli("kv", "get", "-keys", prefix).stdout == f"{key}\n"
+    assert cluster.cli("kv", "put", key, "-", stdin="from stdin").returncode == 0
+    assert cluster.cli("kv", "get", key).stdout == "from stdin\n"
+    assert cluster.cli("kv", "delete", key).stdout == f"Success! Deleted key: {key}\n"
+
+
+def test_the_command_lists_services_and_nodes(
+    cluster: Cluster, gateway: ConsulGateway, service: str
+) -> None:
+    register(gateway, service)
+    eventually(lambda: len(gateway.instances(service)) == 1)
+    listed = cluster.cli("catalog", "services").stdout.split()
+    assert service in listed and "consul" in listed
+    assert NODE in cluster.cli("catalog", "nodes").stdout
+
+
+@contextmanager
+def watching(cluster: Cluster, directory: Path, *args: str) -> Iterator[Callable[[], list[Any]]]:
+    """`consul watch` with a handler; gives what the handler was called with so far."""
+    calls = directory / "calls"
+    handler = directory / "handler"
+    handler.write_text(f"#!/bin/sh\ncat >> {calls}\nprintf '%s\\n' \" $CONSUL_INDEX\" >> {calls}\n")
+    handler.chmod(0o755)
+    calls.touch()
+
+    def seen() -> list[Any]:
+        decoder, text, found = json.JSONDecoder(), calls.read_text(), []
+        for line in text.split("\n")[:-1]:
+            if line.startswith(" "):
+                assert int(line) >= 1
+            elif line:
+                found.append(decoder.raw_decode(line)[0])
+        return found
+
+    with subprocess.Popen(
+        [consul_binary(), "watch", *args, str(handler)],
+        env=cluster.cli_env(),
+        stdout=subprocess.DEVNULL,
+    ) as watch:
+        try:
+            yield seen
+        finally:
+            watch.terminate()
+            watch.wait(10)
+
+
+def test_a_watched_key_calls_the_handler_at_once_and_at_each_change(
+    cluster: Cluster, gateway: ConsulGateway, prefix: str, tmp_path: Path
+) -> None:
+    key = prefix + "epoch"
+    with watching(cluster, tmp_path, "-type=key", f"-key={key}") as seen:
+        eventually(lambda: seen() == [None])
+        gateway.put(key, b"7")
+        eventually(lambda: bool(seen()) and seen()[-1] is not None)
+        last = seen()[-1]
+        assert (last["Key"], base64.b64decode(last["Value"])) == (key, b"7")
+        gateway.delete(key)
+        eventually(lambda: seen()[-1] is None)
+
+
+def test_a_watched_service_calls_the_handler_at_once_and_at_each_change(
+    cluster: Cluster, gateway: ConsulGateway, service: str, tmp_path: Path
+) -> None:
+    with watching(cluster, tmp_path, "-type=service", f"-service={service}") as seen:
+        eventually(lambda: seen() == [[]])
+        register(gateway, service)
+        eventually(lambda: len(seen()[-1]) == 1)
+        gateway.pass_check(f"service:{service}-id", "")
+        eventually(lambda: seen()[-1][0]["Checks"][-1]["Status"] == "passing")
+        last = seen()[-1][0]
+        assert (last["Node"]["Node"], last["Service"]["Meta"]) == (NODE, {"epoch": "1"})
+        assert [check["CheckID"] for check in last["Checks"]] == [
+            "serfHealth",
+            f"service:{service}-id",
+        ]
+        gateway.deregister(f"{service}-id")
+        eventually(lambda: seen()[-1] == [])

@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from standfast.act.ports import NfsServer
 from standfast.adapters.rpc_null import null_call
@@ -28,13 +29,23 @@ COMMAND_S = 10.0
 POLL_S = 0.05
 
 
+class ServerUnits(Protocol):
+    """What the servers need of the service manager."""
+
+    def start(self, unit: str, deadline: Deadline) -> None: ...
+
+    def stop(self, unit: str, deadline: Deadline) -> None: ...
+
+    def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]: ...
+
+
 class KernelNfs:
     """nfsd. The paths can be others for a test."""
 
     def __init__(
         self,
         config: Config,
-        units: SystemdUnits,
+        units: ServerUnits,
         *,
         exports: Path = EXPORTS,
         exported: Path = EXPORTED,
@@ -136,7 +147,7 @@ def escaped(path: Path) -> str:
     return re.sub(r"[\s\"#\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))
 
 
-def start_server(units: SystemdUnits, unit: str, deadline: Deadline) -> None:
+def start_server(units: ServerUnits, unit: str, deadline: Deadline) -> None:
     """Start the unit with the guard in front; its refusal comes back as Refused."""
     since = utc_now() - 1
     try:

@@ -11,9 +11,8 @@ import signal
 from pathlib import Path
 from uuid import UUID
 
-from standfast.adapters.nfs import start_server
+from standfast.adapters.nfs import ServerUnits, start_server
 from standfast.adapters.rpc_null import null_call
-from standfast.adapters.systemd import SystemdUnits
 from standfast.clock import Deadline, sleep
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -26,7 +25,7 @@ POLL_S = 0.05
 class GaneshaNfs:
     """ganesha.nfsd, whoever started it. `proc` can be another directory for a test."""
 
-    def __init__(self, config: Config, units: SystemdUnits, *, proc: Path = Path("/proc")) -> None:
+    def __init__(self, config: Config, units: ServerUnits, *, proc: Path = Path("/proc")) -> None:
         self._config = config
         self._units = units
         self._proc = proc
@@ -75,17 +74,20 @@ class GaneshaNfs:
             sleep(POLL_S)
 
     def pids(self) -> list[int]:
-        """Living processes of the server."""
+        """Living processes of the server; one in another network (a container's) is not ours."""
         found = []
+        network = (self._proc / "self/ns/net").readlink()
         for entry in self._proc.iterdir():
             if not entry.name.isdigit():
                 continue
             try:
                 name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+                if name != PROGRAM or rest.split()[0] == "Z":
+                    continue
+                if (entry / "ns/net").readlink() == network:
+                    found.append(int(entry.name))
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if name == PROGRAM and rest.split()[0] != "Z":
-                found.append(int(entry.name))
         return sorted(found)
 
     def is_running(self) -> bool:

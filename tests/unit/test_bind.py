@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters.bind import LiveBind, drop_in, mounted_at, parse_mountinfo, root_of
+from standfast.clock import Deadline
+from standfast.errors import CommandFailed, StandfastError
+
+MOUNTINFO = """\
+22 1 0:21 /root / rw,relatime shared:1 - btrfs /dev/vda rw,subvol=/root
+40 22 0:44 /data /persist rw,noatime shared:7 master:2 - btrfs /dev/vdb rw,subvol=/data
+41 22 0:50 / /data/my\\040files rw - nfs4 192.168.1.2:/persist/services rw
+42 22 0:44 /data/services /data/services rw - btrfs /dev/vdb rw
+43 42 0:60 / /data/services rw - tmpfs tmpfs rw
+garbage
+"""
+
+
+def soon() -> Deadline:
+    return Deadline.after(10)
+
+
+def test_mountinfo_is_understood() -> None:
+    mounts = parse_mountinfo(MOUNTINFO)
+    assert len(mounts) == 5
+    assert mounts[2].point == "/data/my files"
+    assert mounts[2].kind == "nfs4"
+    assert mounts[1].root == "/data"
+
+
+def test_the_last_mount_hides_the_others() -> None:
+    found = mounted_at(parse_mountinfo(MOUNTINFO), Path("/data/services"))
+    assert found is not None
+    assert found.kind == "tmpfs"
+    assert mounted_at(parse_mountinfo(MOUNTINFO), Path("/data")) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("/persist/services", ("0:44", "/data/services")),
+        ("/persist", ("0:44", "/data")),
+        ("/var/lib", ("0:21", "/root/var/lib")),
+        ("/persistent", ("0:21", "/root/persistent")),
+    ],
+)
+def test_a_directory_s_place_in_its_file_system_is_known(path: str, root: tuple[str, str]) -> None:
+    assert root_of(parse_mountinfo(MOUNTINFO), Path(path)) == root
+
+
+def bind_with(mountinfo: str, tmp_path: Path) -> LiveBind:
+    (tmp_path / "self").mkdir(exist_ok=True)
+    (tmp_path / "self/mountinfo").write_text(mountinfo)
+    return LiveBind(Path("/persist/services"), Path("/data/services"), None, proc=tmp_path)
+
+
+def test_only_the_live_subvolume_counts_as_mounted(tmp_path: Path) -> None:
+    without_tmpfs = "\n".join(MOUNTINFO.splitlines()[:-2])
+    assert bind_with(without_tmpfs, tmp_path).is_mounted()
+    assert not bind_with(MOUNTINFO, tmp_path).is_mounted()
+    moved = without_tmpfs.replace("/data/services /data", "/data/services.diverged-3 /data")
+    assert not bind_with(moved, tmp_path).is_mounted()
+
+
+def test_what_somebody_else_mounted_there_is_not_touched(tmp_path: Path) -> None:
+    bind = bind_with(MOUNTINFO, tmp_path)
+    with pytest.raises(StandfastError, match="is taken: tmpfs / is mounted there"):
+        bind.mount(soon())
+    bind.unmount(soon())
+
+
+def test_the_drop_in_makes_any_mount_unit_a_bind_mount() -> None:
+    assert drop_in(Path("/persist/50%")) == (
+        "[Mount]\nWhat=/persist/50%%\nType=none\nOptions=bind\n"
+    )
+
+
+FAKE_MOUNT = """#!/bin/sh
+echo "$(basename "$0") $*" >> {log}
+case "$(basename "$0") $1" in
+"umount -l") grep -v nfs4 {info} > {info}.new; mv {info}.new {info};;
+"mount --bind") echo '50 22 0:44 /data/services /data/services rw - btrfs /dev/vdb rw' >> {info};;
+esac
+"""
+
+
+def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = "\n".join(MOUNTINFO.splitlines()[:2])
+    info += "\n41 22 0:50 / /data/services rw - nfs4 192.168.1.2:/persist/services rw\n"
+    bind = bind_with(info, tmp_path)
+    for name in ("mount", "umount"):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(FAKE_MOUNT.format(log=tmp_path / "calls", info=tmp_path / "self/mountinfo"))
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: None)
+    bind.mount(soon())
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "umount -l -- /data/services",
+        "mount --bind -- /persist/services /data/services",
+    ]
+
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")
+
+
+@pytest.fixture
+def bind(tmp_path: Path) -> Iterator[LiveBind]:
+    persist = tmp_path / "persist"
+    persist.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "standfast-test", persist], check=True, timeout=10)
+    (persist / "my services").mkdir()
+    (persist / "my services/file").write_text("x")
+    target = tmp_path / "data/services"
+    try:
+        yield LiveBind(persist / "my services", target, None)
+    finally:
+        while subprocess.run(["umount", target], capture_output=True, timeout=10).returncode == 0:
+            pass
+        subprocess.run(["umount", persist], check=True, timeout=10)
+
+
+@root_only
+def test_mounting_and_unmounting_can_be_repeated(bind: LiveBind, tmp_path: Path) -> None:
+    assert not bind.is_mounted()
+    for _ in range(2):
+        bind.mount(soon())
+        assert bind.is_mounted()
+        assert (tmp_path / "data/services/file").read_text() == "x"
+    for _ in range(2):
+        bind.unmount(soon())
+        assert not bind.is_mounted()
+    assert not (tmp_path / "data/services/file").exists()
+
+
+@root_only
+def test_a_busy_mount_stays_and_its_user_is_named(bind: LiveBind, tmp_path: Path) -> None:
+    bind.mount(soon())
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / "data/services") as user:
+        try:
+            with pytest.raises(CommandFailed, match=rf"in use by sleep \(pid {user.pid}: "):
+                bind.unmount(soon())
+            assert bind.is_mounted()
+        finally:
+            user.kill()
+    bind.unmount(soon())
+    assert not bind.is_mounted()
+
+
+@root_only
+def test_a_mount_of_a_tree_that_was_moved_away_is_taken_away_too(
+    bind: LiveBind, tmp_path: Path
+) -> None:
+    bind.mount(soon())
+    live = tmp_path / "persist/my services"
+    live.rename(tmp_path / "persist/aside")
+    live.mkdir()
+    assert not bind.is_mounted()
+    bind.unmount(soon())
+    bind.mount(soon())
+    assert bind.is_mounted()

@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from standfast.adapters import nfs as nfs_module
+from standfast.adapters.nfs import KernelNfs, escaped, reason_in
+from standfast.adapters.nfs_ganesha import GaneshaNfs, export_block
+from standfast.adapters.systemd import JournalLine, SystemdUnits, parse_journal
+from standfast.clock import Deadline
+from standfast.config.model import Config, Nfs, Node, Paths
+from standfast.errors import CommandFailed, Refused, StandfastError
+from standfast.reasons import Reason
+
+FSID = "6b1f1d5e-6d3e-4a8c-9c57-0c7a3b9e2f10"
+REFUSAL = """ERROR: Another NFS server is already active at 192.168.1.3
+This host (192.168.1.2) is configured as NFS server but should be standby.
+To fix:
+  1. If this is intentional (failback), first demote the other server"""
+
+
+def soon() -> Deadline:
+    return Deadline.after(5)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(
+        volume="data",
+        source=tmp_path / "data.toml",
+        cluster="alo",
+        node="zippy",
+        nodes={"zippy": Node(address="192.168.1.2")},
+        paths=Paths(live=tmp_path / "persist/my services", bind=tmp_path / "data/services"),
+        nfs=Nfs(clients=("192.168.1.0/24", "c9"), ganesha_exports=tmp_path / "ganesha"),
+    )
+
+
+class FakeUnits:
+    """A service manager whose starts and stops do what a test says."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.on_start: Callable[[], None] = lambda: None
+        self.on_stop: Callable[[], None] = lambda: None
+        self.said: list[JournalLine] = []
+
+    def start(self, unit: str, deadline: Deadline) -> None:
+        self.calls.append(f"start {unit}")
+        self.on_start()
+
+    def stop(self, unit: str, deadline: Deadline) -> None:
+        self.calls.append(f"stop {unit}")
+        self.on_stop()
+
+    def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
+        return self.said
+
+
+class Host:
+    """A machine with nfsd made of files, and programs made of scripts."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        self.directory = directory
+        self.units = FakeUnits()
+        (directory / "nfsd").mkdir()
+        self.threads(0)
+        self.nfs = KernelNfs(
+            config,
+            self.units,
+            exports=directory / "exports.d",
+            exported=directory / "etab",
+            nfsd=directory / "nfsd",
+        )
+
+    @property
+    def export_file(self) -> Path:
+        return self.directory / "exports.d/standfast-data.exports"
+
+    def threads(self, count: int) -> None:
+        (self.directory / "nfsd/threads").write_text(f"{count}\n")
+
+    def program(self, name: str, script: str) -> None:
+        tool = self.directory / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.directory}/calls\n{script}\n')
+        tool.chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.directory / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def host(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host(config, tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    made.program("exportfs", "")
+    made.program("rpc.nfsd", f"echo 0 > {tmp_path}/nfsd/threads")
+    return made
+
+
+def test_the_export_is_one_line_with_every_client_and_the_fsid(host: Host, config: Config) -> None:
+    host.nfs.export(FSID)
+    options = f"rw,sync,no_subtree_check,no_root_squash,fsid={FSID}"
+    live = str(config.paths.live).replace(" ", "\\040")
+    line = f"{live} 192.168.1.0/24({options}) c9({options})\n"
+    assert host.export_file.read_text() == line
+    assert host.calls == [], "nobody serves: nothing to refresh"
+
+
+def test_a_running_server_is_told_of_an_export_and_of_its_end(host: Host, config: Config) -> None:
+    host.threads(8)
+    host.nfs.export(FSID)
+    assert host.calls == ["exportfs -r", "exportfs -f"]
+    host.nfs.unexport()
+    assert host.calls[2:] == ["exportfs -r", "exportfs -f"]
+    assert not host.export_file.exists()
+    unlocked = host.directory / "nfsd/unlock_filesystem"
+    assert unlocked.read_text() == f"{config.paths.live}\n"
+    host.nfs.unexport()
+
+
+def test_paths_are_escaped_as_exports_wants_them() -> None:
+    assert escaped(Path('/a b/#c/"d')) == "/a\\040b/\\043c/\\042d"
+
+
+def test_a_started_server_has_threads(host: Host) -> None:
+    host.units.on_start = lambda: host.threads(8)
+    host.nfs.start(soon())
+    assert host.nfs.is_running()
+
+
+def test_active_without_threads_is_not_started(host: Host) -> None:
+    with pytest.raises(StandfastError, match="nfsd has no threads"):
+        host.nfs.start(soon())
+
+
+def fail_to_start() -> None:
+    raise CommandFailed("start: systemctl ended with status 1: Job canceled.", returncode=1)
+
+
+def test_the_guard_s_refusal_comes_back_in_its_own_words(host: Host) -> None:
+    host.units.on_start = fail_to_start
+    lines = REFUSAL.splitlines()
+    host.units.said = [
+        JournalLine("systemd", "Starting NFS server and services..."),
+        *(JournalLine("nfs-server-guard", line) for line in lines),
+        JournalLine("systemd", "Failed to start NFS server and services."),
+    ]
+    with pytest.raises(Refused) as caught:
+        host.nfs.start(soon())
+    assert str(caught.value) == REFUSAL
+    assert caught.value.reason is Reason.OTHER_SERVER_ACTIVE
+
+
+def test_another_failure_is_not_taken_for_a_refusal(host: Host) -> None:
+    host.units.on_start = fail_to_start
+    host.units.said = [JournalLine("rpc.nfsd", "writing fd to kernel failed: errno 98")]
+    with pytest.raises(CommandFailed, match=r"see `journalctl -u nfs-server\.service`"):
+        host.nfs.start(soon())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("refused [lease-too-short]: 0.2 s left", Reason.LEASE_TOO_SHORT),
+        ("refused (consul-timeout): no answer", Reason.CONSUL_TIMEOUT),
+        ("something (else) [happened]", Reason.UNEXPECTED),
+    ],
+)
+def test_the_reason_is_read_from_the_refusal(text: str, reason: Reason) -> None:
+    assert reason_in(text) is reason
+
+
+def test_stopping_ends_a_server_started_by_hand_too(host: Host) -> None:
+    host.threads(1)
+    host.nfs.stop(soon())
+    assert host.units.calls == ["stop nfs-server.service"]
+    assert host.calls == ["rpc.nfsd 0"]
+    assert not host.nfs.is_running()
+
+
+def test_threads_that_stay_are_an_error(host: Host) -> None:
+    host.threads(3)
+    host.program("rpc.nfsd", "")
+    with pytest.raises(StandfastError, match="3 nfsd threads are left"):
+        host.nfs.stop(Deadline.after(0.3))
+
+
+def test_without_the_nfsd_file_system_nothing_runs_and_garbage_is_an_error(host: Host) -> None:
+    (host.directory / "nfsd/threads").write_text("?")
+    with pytest.raises(StandfastError, match="can't be read"):
+        host.nfs.is_running()
+    (host.directory / "nfsd/threads").unlink()
+    assert not host.nfs.is_running()
+
+
+@pytest.mark.parametrize(
+    ("threads", "etab", "why"),
+    [
+        (0, "{live}\tc9(rw,fsid={fsid})", "no threads"),
+        (8, "/elsewhere\tc9(rw,fsid={fsid})", "is not exported"),
+        (8, "{live}\tc9(rw,fsid=6b1f1d5e-0000-4a8c-9c57-0c7a3b9e2f10)", "another fsid"),
+        (8, "{live}\tc9(rw,fsid={fsid})", "can't be reached"),
+    ],
+)
+def test_serving_takes_threads_export_and_an_answer(
+    host: Host, config: Config, monkeypatch: pytest.MonkeyPatch, threads: int, etab: str, why: str
+) -> None:
+    def nobody(address: str, port: int, deadline: Deadline) -> str:
+        return "can't be reached"
+
+    monkeypatch.setattr(nfs_module, "null_call", nobody)
+    host.nfs.export(FSID)
+    host.threads(threads)
+    text = etab.format(live=escaped(config.paths.live), fsid=FSID)
+    (host.directory / "etab").write_text(f"{text}\n")
+    assert why in (host.nfs.check(soon()) or "it serves")
+
+
+def test_a_serving_server_is_said_to_serve(
+    host: Host, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nfs_module, "null_call", lambda *_: None)
+    host.nfs.export(FSID)
+    host.threads(8)
+    etab = f"{escaped(config.paths.live)}\tc9(rw,fsid={FSID},anonuid=65534)\n"
+    (host.directory / "etab").write_text(etab)
+    assert host.nfs.check(soon()) is None
+
+
+def test_ganesha_s_ids_follow_from_the_fsid(config: Config) -> None:
+    first = export_block(config, UUID(FSID))
+    assert first == export_block(config, UUID(FSID))
+    other = export_block(config, UUID("00000000-6d3e-4a8c-9c57-0c7a3b9e2f10"))
+    ids = [[line for line in block.splitlines() if "_I" in line] for block in (first, other)]
+    assert ids[0] != ids[1]
+    assert f'Pseudo = "{config.paths.live}"' in first
+    assert "Clients = 192.168.1.0/24, c9;" in first
+
+
+def test_a_ganesha_in_another_network_is_not_ours(config: Config, tmp_path: Path) -> None:
+    proc = tmp_path / "proc"
+
+    def process(pid: str, stat: str, network: str) -> None:
+        (proc / pid / "ns").mkdir(parents=True)
+        (proc / pid / "stat").write_text(stat)
+        (proc / pid / "ns/net").symlink_to(network)
+
+    process("self", "1 (python3) R 1", "net:[1]")
+    process("7", "7 (ganesha.nfsd) S 1", "net:[1]")
+    process("8", "8 (ganesha.nfsd) Z 1", "net:[1]")
+    process("9", "9 (ganesha.nfsd) S 1", "net:[2]")
+    process("10", "10 (nfs (x) y) S 1", "net:[1]")
+    server = GaneshaNfs(replace(config), FakeUnits(), proc=proc)
+    assert server.pids() == [7]
+
+
+def test_the_journal_s_lines_come_with_their_program() -> None:
+    listing = "\n".join(
+        [
+            json.dumps({"MESSAGE": "refused", "SYSLOG_IDENTIFIER": "nfs-server-guard"}),
+            "not json",
+            json.dumps({"MESSAGE": [1, 2]}),
+            json.dumps({"MESSAGE": "plain"}),
+        ]
+    )
+    assert parse_journal(listing) == [
+        JournalLine("nfs-server-guard", "refused"),
+        JournalLine("", "plain"),
+    ]
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    def install(script: str) -> Path:
+        tool = tmp_path / "bin/systemctl"
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/systemctl-calls\n{script}\n')
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+        return tmp_path / "systemctl-calls"
+
+    return install
+
+
+def test_a_start_forgets_earlier_failures_first(systemctl: Callable[[str], Path]) -> None:
+    calls = systemctl('test "$1" != reset-failed')
+    SystemdUnits().start("a.service", soon())
+    assert calls.read_text().splitlines() == ["reset-failed -- a.service", "start -- a.service"]
+
+
+@pytest.mark.parametrize(
+    ("state", "active"),
+    [("active", True), ("reloading", True), ("activating", False), ("failed", False)],
+)
+def test_active_is_what_the_manager_says(
+    systemctl: Callable[[str], Path], state: str, active: bool
+) -> None:
+    systemctl(f"echo {state}")
+    assert SystemdUnits().is_active("a.service") is active
+
+
+@pytest.mark.parametrize("script", ["echo 'Failed to connect to bus' >&2; exit 1", "exit 0"])
+def test_a_manager_that_does_not_say_is_not_inactive(
+    systemctl: Callable[[str], Path], script: str
+) -> None:
+    systemctl(script)
+    with pytest.raises(StandfastError):
+        SystemdUnits().is_active("a.service")
+
+
+def test_a_drop_in_is_written_once_and_taken_away(
+    systemctl: Callable[[str], Path], tmp_path: Path
+) -> None:
+    calls = systemctl("")
+    units = SystemdUnits(tmp_path / "units")
+    for _ in range(2):
+        units.write_drop_in("a.mount", "x", "[Mount]\n", soon())
+    assert (tmp_path / "units/a.mount.d/x.conf").read_text() == "[Mount]\n"
+    for _ in range(2):
+        units.remove_drop_in("a.mount", "x", soon())
+    assert not (tmp_path / "units/a.mount.d").exists()
+    assert calls.read_text().splitlines() == ["daemon-reload"] * 2

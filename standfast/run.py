@@ -1,7 +1,8 @@
 """The only door to other processes.
 
 Whatever is started here has an operation name and a deadline, runs in a session of its own, and
-is gone, with everything it started, when the call returns. Arguments are logged; input and
+is gone, with everything it started, when the call returns (but for `start_detached`, for which the
+demo's stand-in of a service manager has to answer). Arguments are logged; input and
 environment never are, as they may hold secrets. Data streams are in `standfast.streams`, which
 builds on `spawn` here.
 
@@ -21,6 +22,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from standfast.clock import Deadline, monotonic
@@ -38,6 +40,8 @@ _CHUNK = 64 * 1024
 _READS = 32  # at a time: more than any pipe holds, and an endless writer doesn't keep us
 
 Child = subprocess.Popen[bytes]
+
+_detached: list[Child] = []
 
 hook: Callable[[str], None] | None = None
 """Called with the operation's name before each start; a test raises here."""
@@ -129,6 +133,22 @@ def spawn(
         )
     except OSError as error:
         raise _not_started(op, argv, error) from error
+
+
+def start_detached(
+    argv: Sequence[str], *, op: str, log_file: Path, env: Mapping[str, str] | None = None
+) -> Child:
+    """Start a program that may outlive this process; what it says is appended to `log_file`."""
+    announce(op, argv)
+    for earlier in list(_detached):
+        if earlier.poll() is not None:  # reaped here, as nobody else waits for it
+            _detached.remove(earlier)
+    with log_file.open("ab") as out:
+        process = spawn(
+            op, argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out.fileno(), env=env
+        )
+    _detached.append(process)
+    return process
 
 
 def kill_group(process: Child) -> int:

@@ -315,7 +315,9 @@ def main(config: Config) -> int:
     from standfast.adapters.machine import fence_from, nfs_from
     from standfast.locks import exclusive
 
-    with exclusive(config.run_dir / "lease.lock", "another lease process of this volume"):
+    # The agent's look at the lock (`is_locked`) holds it for an instant: worth a second try.
+    lock = config.run_dir / "lease.lock"
+    with exclusive(lock, "another lease process of this volume", Deadline.after(2.0)):
         consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
         keys = LeaseKeys(config, consul, holder_of(config))
         return run(config, keys, fence_from(config), nfs_from(config))

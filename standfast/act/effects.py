@@ -115,8 +115,8 @@ class Effects:
         if decision.base is not None:
             return str(decision.base.snapshot.name), decision.base.snapshot.content_id
         # The tree goes on as it is; the snapshot marks where this reign began.
-        name = SnapshotName.at(self.machine.config.base, utc_now())
-        snapshot = self.machine.store.take_snapshot(name)
+        own = OwnReign.load(self.machine.config.state_dir)
+        snapshot = volume.snapshot_of_reign(self.machine, 0 if own is None else own.epoch)
         return str(snapshot.name), snapshot.content_id
 
     def start_lease(self) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from standfast.act.ports import BindMount, Fence, NfsServer, ReplicaSender, Units, VolumeStore
-from standfast.adapters.consul import Committed, Conflict, Entry, Instance, Op
+from standfast.adapters.consul import Committed, Conflict, Entry, Instance
+from standfast.adapters.consul_wire import Op
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.records import Holder

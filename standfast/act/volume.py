@@ -15,6 +15,7 @@ from standfast.clock import utc_now
 from standfast.errors import StandfastError
 from standfast.names import SnapshotName, diverged_name, retired_name
 from standfast.reign import Intent, OwnReign, Stage
+from standfast.replication.published import note_epoch
 
 
 def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnReign:
@@ -104,8 +105,16 @@ def freeze(machine: Machine) -> None:
 
 def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
     """The snapshot that has all of this reign's data; the tree is read-only by now."""
-    snapshot = machine.store.take_snapshot(SnapshotName.at(machine.config.base, utc_now()))
+    snapshot = snapshot_of_reign(machine, own.epoch)
     replace(own, final=str(snapshot.name)).save(machine.config.state_dir)
+    return snapshot
+
+
+def snapshot_of_reign(machine: Machine, epoch: int) -> Snapshot:
+    """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
+    snapshot = machine.store.take_snapshot(SnapshotName.at(machine.config.base, utc_now()))
+    known = {one.content_id for one in machine.store.snapshots()}
+    note_epoch(machine.config, snapshot.content_id, epoch, known)
     return snapshot
 
 

@@ -18,12 +18,12 @@ from standfast.adapters.consul import (
     Committed,
     Conflict,
     Entry,
-    Op,
     Set,
 )
+from standfast.adapters.consul_wire import Op
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.errors import ConsulError, Refused
+from standfast.errors import ConsulError, ForeignValue, Refused
 from standfast.lease import protocol
 from standfast.lease.protocol import Claim, Halted, Lost, Repair, StillMine, Tenure, Versioned
 from standfast.reasons import Reason
@@ -156,17 +156,18 @@ class LeaseKeys:
         return self._after_conflict(tenure, result)
 
     def _after_conflict(self, tenure: Tenure, conflict: Conflict) -> Kept | Lost | Halted:
+        now = monotonic()
         try:
             held = self.read()
-        except ConsulError as error:
+        except (ConsulError, ForeignValue) as error:
             return Kept(tenure, str(error))
-        verdict = protocol.read_back(tenure, held, self._config.lease.length)
+        verdict = protocol.read_back(tenure, held, now, self._config.lease.length)
         if isinstance(verdict, (Lost, Halted)):
             return verdict
         if isinstance(verdict, Repair):
             return self._repair(verdict)
         assert isinstance(verdict, StillMine)
-        return Kept(verdict.tenure, "; ".join(conflict.errors) or None)
+        return Kept(verdict.tenure, "; ".join(conflict.errors) or "the heartbeat was refused")
 
     def _repair(self, repair: Repair) -> Kept:
         """Write a deleted key again; the transaction fails if anybody did anything meanwhile."""
@@ -206,7 +207,7 @@ class LeaseKeys:
                 return None
             try:
                 held = self.read()
-            except ConsulError:
+            except (ConsulError, ForeignValue):
                 return outcome
             if held.leader is not None and held.leader.holder == self._me and held.leader.is_clean:
                 return None

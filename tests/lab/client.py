@@ -85,6 +85,20 @@ class Client:
             return False
         return True
 
+    def listen(self, port: int) -> subprocess.Popen[bytes]:
+        """A process that accepts connections on this host; returns once it does. Kill it."""
+        script = (
+            "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); "
+            "print(flush=True)\nwhile True: s.accept()"
+        )
+        process = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-c", script, str(port)],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
     def stream(
         self,
         servers: Sequence[str],

@@ -1,0 +1,357 @@
+"""What only the embedded cluster can do: several nodes, deaths, lost quorum, lost replies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from standfast.adapters.consul import (
+    Cas,
+    CheckIndex,
+    Committed,
+    Conflict,
+    ConsulBlind,
+    ConsulGateway,
+    Entry,
+    Set,
+)
+from standfast.adapters.transport import Endpoint, Request, exchange
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.demo.consul_server import EmbeddedConsul
+from standfast.errors import (
+    ConsulError,
+    ConsulGarbled,
+    ConsulNoQuorum,
+    ConsulTimedOut,
+    ConsulUnreachable,
+)
+
+
+@pytest.fixture
+def cluster() -> Iterator[EmbeddedConsul]:
+    with EmbeddedConsul(no_leader_after_s=0.2, alive_timeout_s=0.3) as consul:
+        for number in (1, 2, 3):
+            consul.add_agent(f"n{number}", f"10.0.0.{number}")
+        yield consul
+
+
+def gateway(cluster: EmbeddedConsul, *nodes: str, timeout_s: float = 5.0) -> ConsulGateway:
+    return ConsulGateway([cluster.address(node) for node in nodes or ("n1",)], timeout_s=timeout_s)
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = Deadline.after(5)
+    while not what():
+        assert not deadline.expired
+        sleep(0.01)
+
+
+def serve_on(cluster: EmbeddedConsul, node: str, ttl_s: float = 60) -> None:
+    one = gateway(cluster, node)
+    one.register("ds", "ds", "", 2049, {"node": node}, ttl_s, "check")
+    one.pass_check("service:ds", "fine")
+
+
+# Nodes
+
+
+def test_all_agents_show_the_same_keys(cluster: EmbeddedConsul) -> None:
+    gateway(cluster, "n1").put("k", b"v")
+    seen = {node: gateway(cluster, node).get("k") for node in ("n1", "n2", "n3")}
+    assert len(set(seen.values())) == 1 and seen["n3"] is not None
+
+
+def test_a_service_belongs_to_the_agent_that_registered_it(cluster: EmbeddedConsul) -> None:
+    serve_on(cluster, "n2")
+    (one,) = gateway(cluster, "n1").instances("ds")
+    assert (one.node, one.address, one.checks) == ("n2", "10.0.0.2", "passing")
+    assert gateway(cluster, "n1").local_services() == {}
+    assert gateway(cluster, "n2").local_services() == {"ds": {"node": "n2"}}
+
+
+def test_a_dead_node_keeps_its_service_passing_and_its_health_critical(
+    cluster: EmbeddedConsul,
+) -> None:
+    serve_on(cluster, "n2", ttl_s=0.2)
+    cluster.set_node_health("n2", "critical")
+    sleep(0.4)
+    (one,) = gateway(cluster).instances("ds")
+    assert (one.node_health, one.checks) == ("critical", "passing")
+    assert gateway(cluster).node_health("n2") == "critical"
+
+
+def test_a_reaped_node_takes_its_service_along_and_brings_it_back(
+    cluster: EmbeddedConsul,
+) -> None:
+    serve_on(cluster, "n2")
+    cluster.set_node_health("n2", "absent")
+    assert gateway(cluster).instances("ds") == ()
+    assert gateway(cluster).node_health("n2") == "absent"
+    cluster.set_node_health("n2", "passing")
+    assert [one.node_health for one in gateway(cluster).instances("ds")] == ["passing"]
+
+
+def test_a_wait_for_a_service_ends_with_the_death_of_its_node(cluster: EmbeddedConsul) -> None:
+    serve_on(cluster, "n2")
+    timer = threading.Timer(0.2, cluster.set_node_health, ("n2", "critical"))
+    index, _ = cluster.state.services("ds")
+    timer.start()
+    started = monotonic()
+    while gateway(cluster).instances("ds")[0].node_health == "passing":
+        sleep(0.01)
+    assert monotonic() - started < 5
+    assert cluster.state.services("ds")[0] > index
+    timer.join()
+
+
+def test_a_node_whose_signs_of_life_stop_becomes_critical(cluster: EmbeddedConsul) -> None:
+    cluster.node_alive("n2")
+    assert gateway(cluster).node_health("n2") == "passing"
+    eventually(lambda: gateway(cluster).node_health("n2") == "critical")
+    cluster.node_alive("n2")
+    assert gateway(cluster).node_health("n2") == "passing"
+    assert gateway(cluster).node_health("n3") == "passing"
+
+
+def test_without_a_living_server_the_token_check_fails(cluster: EmbeddedConsul) -> None:
+    for node in ("n1", "n2", "n3"):
+        gateway(cluster).self_check()
+        cluster.set_node_health(node, "critical")
+    with pytest.raises(ConsulBlind):
+        gateway(cluster).self_check()
+
+
+def test_a_stopped_agent_refuses_and_the_next_address_answers(cluster: EmbeddedConsul) -> None:
+    gateway(cluster).put("k", b"v")
+    cluster.stop_agent("n1")
+    with pytest.raises(ConsulUnreachable):
+        gateway(cluster, "n1").get("k")
+    both = gateway(cluster, "n1", "n2")
+    assert both.get("k") is not None
+    assert isinstance(both.txn([Set("k", b"w")]), Committed)
+    cluster.start_agent("n1")
+    assert gateway(cluster, "n1").get("k") is not None
+
+
+def test_stopping_an_agent_ends_the_waits_on_it(cluster: EmbeddedConsul) -> None:
+    gateway(cluster).put("k", b"v")
+    index, _ = gateway(cluster).wait("k", 0, wait_s=1)
+    failed: list[ConsulError] = []
+
+    def wait() -> None:
+        try:
+            gateway(cluster).wait("k", index, wait_s=30)
+        except ConsulError as error:
+            failed.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    sleep(0.2)
+    cluster.stop_agent("n1")
+    waiter.join(5)
+    assert [type(error) for error in failed] == [ConsulGarbled]
+
+
+# Quorum
+
+
+def test_without_a_quorum_nothing_is_read_or_written(cluster: EmbeddedConsul) -> None:
+    one = gateway(cluster)
+    one.put("k", b"1")
+    cluster.set_quorum(False)
+    calls: list[Callable[[], object]] = [
+        lambda: one.get("k"),
+        lambda: one.get("k", consistent=True),
+        lambda: one.txn([Set("k", b"2")]),
+        lambda: one.put("k", b"2"),
+        lambda: one.instances("consul"),
+    ]
+    for call in calls:
+        with pytest.raises(ConsulNoQuorum, match="No cluster leader") as caught:
+            call()
+        assert not caught.value.maybe_applied
+    cluster.set_quorum(True)
+    entry = one.get("k")
+    assert entry is not None and entry.value == b"1"
+
+
+def test_what_an_agent_is_told_without_a_quorum_reaches_the_catalog_afterwards(
+    cluster: EmbeddedConsul,
+) -> None:
+    cluster.set_quorum(False)
+    serve_on(cluster, "n2")
+    assert "ds" in gateway(cluster, "n2").local_services()
+    cluster.set_quorum(True)
+    assert [one.checks for one in gateway(cluster).instances("ds")] == ["passing"]
+
+
+def test_a_quorum_that_comes_back_in_time_answers_who_waits(cluster: EmbeddedConsul) -> None:
+    cluster.set_quorum(False)
+    timer = threading.Timer(0.1, cluster.set_quorum, (True,))
+    timer.start()
+    assert gateway(cluster).get("k") is None
+    timer.join()
+
+
+# Replies and requests
+
+
+def test_a_lost_reply_leaves_the_write_committed(cluster: EmbeddedConsul) -> None:
+    one = gateway(cluster)
+    cluster.drop_next_reply()
+    with pytest.raises(ConsulGarbled, match="closed without an answer") as caught:
+        one.txn([Cas("k", 0, b"mine")])
+    assert caught.value.maybe_applied
+    entry = one.get("k")
+    assert entry is not None and entry.value == b"mine"
+    assert isinstance(one.txn([Set("k", b"again")]), Committed)
+
+
+def test_only_the_chosen_request_loses_its_reply(cluster: EmbeddedConsul) -> None:
+    cluster.drop_next_reply(lambda method, path: path == "/v1/txn")
+    gateway(cluster).put("k", b"1")
+    with pytest.raises(ConsulGarbled):
+        gateway(cluster).txn([Set("k", b"2")])
+
+
+def test_a_delayed_write_is_carried_out_late(cluster: EmbeddedConsul) -> None:
+    one = gateway(cluster, timeout_s=0.3)
+    assert isinstance(one.txn([Set("k", b"old")]), Committed)
+    cluster.delay_next(lambda method, path: path == "/v1/txn", 0.6)
+    with pytest.raises(ConsulTimedOut) as caught:
+        one.txn([Set("k", b"late")])
+    assert caught.value.maybe_applied
+    before = one.get("k")
+    assert before is not None and before.value == b"old"
+    eventually(lambda: (one.get("k") or before).value == b"late")
+
+
+def test_a_late_write_with_a_condition_is_refused_once_the_key_has_moved(
+    cluster: EmbeddedConsul,
+) -> None:
+    one = gateway(cluster, timeout_s=0.3)
+    made = one.txn([Set("k", b"1")])
+    assert isinstance(made, Committed)
+    cluster.delay_next(lambda method, path: path == "/v1/txn", 0.5)
+    with pytest.raises(ConsulTimedOut):
+        one.txn([Cas("k", made.indexes["k"], b"clean")])
+    assert isinstance(one.txn([Cas("k", made.indexes["k"], b"2")]), Committed)
+    sleep(0.5)
+    entry = one.get("k")
+    assert entry is not None and entry.value == b"2"
+
+
+# Backups
+
+
+def test_a_restore_takes_values_and_indexes_back(cluster: EmbeddedConsul) -> None:
+    one = gateway(cluster)
+    one.put("k", b"1")
+    backup, before = cluster.snapshot(), one.get("k")
+    one.put("k", b"2")
+    one.put("new", b"2")
+    after = one.get("k")
+    assert before is not None and after is not None
+    cluster.restore(backup)
+    assert one.get("k") == before
+    assert one.get("new") is None
+    assert one.wait("k", after.modify_index, wait_s=0.2) == (before.modify_index, before)
+    assert isinstance(one.txn([CheckIndex("k", after.modify_index)]), Conflict)
+
+
+def test_a_restore_sends_waiting_queries_home(cluster: EmbeddedConsul) -> None:
+    one = gateway(cluster)
+    one.put("k", b"1")
+    backup = cluster.snapshot()
+    index, _ = one.wait("k", 0, wait_s=1)
+    timer = threading.Timer(0.2, cluster.restore, (backup,))
+    timer.start()
+    started = monotonic()
+    assert one.wait("k", index, wait_s=20) == (index, Entry("k", b"1", index))
+    assert monotonic() - started < 5
+    timer.join()
+
+
+def test_services_survive_a_restore_because_their_agents_know_them(
+    cluster: EmbeddedConsul,
+) -> None:
+    backup = cluster.snapshot()
+    serve_on(cluster, "n2")
+    cluster.restore(backup)
+    assert [one.checks for one in gateway(cluster).instances("ds")] == ["passing"]
+
+
+# Ending
+
+
+def test_closing_ends_waits_delays_and_threads() -> None:
+    before = set(threading.enumerate())
+    with EmbeddedConsul() as consul:
+        consul.add_agent("n1")
+        one = ConsulGateway([consul.address("n1")], timeout_s=5)
+        one.put("k", b"v")
+        index, _ = one.wait("k", 0, wait_s=1)
+        consul.delay_next(lambda method, path: method == "PUT", 60)
+
+        def quietly(call: Callable[[], object]) -> None:
+            try:
+                call()
+            except ConsulError:
+                return
+
+        clients = [
+            threading.Thread(target=quietly, args=(lambda: one.wait("k", index, wait_s=60),)),
+            threading.Thread(target=quietly, args=(lambda: one.put("k", b"late"),)),
+        ]
+        for client in clients:
+            client.start()
+        sleep(0.2)
+        started = monotonic()
+    assert monotonic() - started < 2
+    for client in clients:
+        client.join(5)
+    assert set(threading.enumerate()) <= before
+
+
+def test_many_writers_at_once_lose_nothing(cluster: EmbeddedConsul) -> None:
+    def count(node: str) -> None:
+        one = gateway(cluster, node)
+        for _ in range(10):
+            while True:
+                entry = one.get("counter")
+                index, value = (entry.modify_index, int(entry.value)) if entry else (0, 0)
+                if isinstance(one.txn([Cas("counter", index, b"%d" % (value + 1))]), Committed):
+                    break
+
+    writers = [threading.Thread(target=count, args=(f"n{n}",)) for n in (1, 2, 3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    final = gateway(cluster).get("counter")
+    assert final is not None and final.value == b"30"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "text"),
+    [
+        ("PUT", "/v1/kv/k?acquire=x", b"", b"sessions are not offered"),
+        ("GET", "/v1/agent/services?filter=x", b"", b"filter is not offered"),
+        ("PUT", "/v1/agent/service/register", b'{"Name":"a","Check":{"http":"x"}}', b"TTL"),
+        ("PUT", "/v1/agent/service/register", b"[]", b"an object was expected"),
+        ("PUT", "/v1/agent/service/register", b"{}", b"Missing service name"),
+        ("PUT", "/v1/txn", b"{}", b"a list"),
+        ("PUT", "/v1/txn", b'[{"KV":{"Verb":"set"}}]', b"Key and Verb"),
+        ("PUT", "/v1/txn", b'[{"KV":{"Verb":"set","Key":"k","Value":"!"}}]', b"parse body"),
+    ],
+)
+def test_what_is_not_offered_is_refused_in_words(
+    cluster: EmbeddedConsul, method: str, target: str, body: bytes, text: bytes
+) -> None:
+    where = Endpoint.parse(cluster.address("n1"))
+    answer = exchange(where, Request(method, target, {}, body), Deadline.after(5))
+    assert answer.status == 400
+    assert text in answer.body
+    assert gateway(cluster).get("k") is None

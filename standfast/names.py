@@ -13,7 +13,7 @@ from standfast.clock import format_stamp, parse_stamp
 
 # A name ahead of this machine's clock by more than this is not believed, seconds.
 FUTURE_TOLERANCE_S = 60.0
-_SNAPSHOT = re.compile(r"^(?P<volume>[A-Za-z0-9][A-Za-z0-9_.-]*)@(?P<stamp>\d{8}T\d{6}Z)$")
+_SNAPSHOT = re.compile(r"(?P<volume>[A-Za-z0-9][A-Za-z0-9_.-]*)@(?P<stamp>[0-9]{8}T[0-9]{6}Z)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,7 +30,7 @@ class SnapshotName:
     @classmethod
     def parse(cls, text: str) -> SnapshotName:
         """ValueError when the text is not exactly a snapshot's name."""
-        match = _SNAPSHOT.match(text)
+        match = _SNAPSHOT.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not a snapshot name like services@20261122T101500Z")
         return cls(parse_stamp(match["stamp"]), match["volume"])

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from standfast.errors import ForeignValue
 
 VERSION = 1
+MOST_SECONDS = 253_402_300_800  # the year 10000 can't be printed
 T = TypeVar("T")
 
 
@@ -121,8 +122,8 @@ class Reign:
                 base=None if doc["base"] is None else _text(doc["base"]),
                 reason=_text(doc["reason"]),
                 operator=None if doc["operator"] is None else _text(doc["operator"]),
-                lost_s=None if doc["lost_s"] is None else float(doc["lost_s"]),
-                at=float(doc["at"]),
+                lost_s=None if doc["lost_s"] is None else _seconds(doc["lost_s"]),
+                at=_seconds(doc["at"]),
             ),
         )
 
@@ -156,7 +157,7 @@ class StandbyRecord:
                 epoch=_number(doc["epoch"]),
                 snapshot=_text(doc["snapshot"]),
                 content_id=_text(doc["content_id"]),
-                at=float(doc["at"]),
+                at=_seconds(doc["at"]),
             ),
         )
 
@@ -175,7 +176,7 @@ class Pause:
     @classmethod
     def parse(cls, raw: bytes, key: str = "pause") -> Pause:
         return _parse(
-            raw, key, lambda doc: cls(_text(doc["by"]), _text(doc["reason"]), float(doc["at"]))
+            raw, key, lambda doc: cls(_text(doc["by"]), _text(doc["reason"]), _seconds(doc["at"]))
         )
 
 
@@ -195,7 +196,7 @@ def _parse(raw: bytes, key: str, build: Callable[[Mapping[str, Any]], T]) -> T:
     shown = raw[:80].decode("utf-8", "replace")
     try:
         doc = json.loads(raw)
-        if not isinstance(doc, dict) or doc.get("v") != VERSION:
+        if not isinstance(doc, dict) or type(doc.get("v")) is not int or doc["v"] != VERSION:
             raise ValueError(f'it is not a JSON object with "v": {VERSION}')
         return build(doc)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
@@ -209,6 +210,13 @@ def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is not a whole number from 0")
     return value
+
+
+def _seconds(value: Any) -> float:
+    # A bool is an int, and json reads NaN and Infinity: none of them is a time.
+    if type(value) not in (int, float) or not 0 <= value < MOST_SECONDS:
+        raise ValueError(f"{value!r} is not a number of seconds from 0 to the year 9999")
+    return float(value)
 
 
 def _text(value: Any) -> str:

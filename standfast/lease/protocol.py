@@ -122,8 +122,9 @@ def voided(tenure: Tenure, now: float) -> Tenure:
     return replace(tenure, valid_until=NEVER, voided_at=now)
 
 
-def read_back(tenure: Tenure, held: Versioned, length_s: float) -> Verdict:
-    """What Consul's content says after an attempt that failed or whose reply was lost."""
+def read_back(tenure: Tenure, held: Versioned, now: float, length_s: float) -> Verdict:
+    """What Consul's content, read after `now`, says after an attempt that failed or whose reply
+    was lost."""
     if held.epoch is not None and held.epoch > tenure.epoch:
         who = held.leader.holder.node if held.leader else "somebody"
         return Lost(f"{who} took over with epoch {held.epoch}; epoch {tenure.epoch} is over")
@@ -137,6 +138,14 @@ def read_back(tenure: Tenure, held: Versioned, length_s: float) -> Verdict:
         ours = leader is None or (leader.epoch == tenure.epoch and leader.holder == tenure.holder)
         if not ours:
             return Lost("the epoch key is gone and the leader key is another node's")
+        if leader is None and tenure.remaining_s(now) <= 0:
+            # Within the lease nobody else can have reigned; later, the keys that are gone may
+            # have been a successor's, who is still serving.
+            return Halted(
+                f"the keys of the lease are gone from Consul, and the lease of epoch "
+                f"{tenure.epoch} ran out before: another may have reigned since. Check who has "
+                f"the newest data, then run `standfast accept-epoch`"
+            )
         return Repair(replace(tenure, leader_index=held.leader_index), missing_epoch=True)
     tenure = replace(tenure, epoch_index=held.epoch_index)
     if leader is None or leader.epoch < tenure.epoch:

@@ -1,0 +1,352 @@
+"""A storage node in memory, behind the ports of act.ports: what a plan did can be looked at.
+
+Only what the plans rely on is modelled; the real parts have contract tests and the lab.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from standfast.act.machine import Machine
+from standfast.act.ports import FenceState, LiveTree, Snapshot
+from standfast.adapters.consul import Committed, Conflict, Entry, Instance
+from standfast.adapters.consul_wire import Op
+from standfast.clock import Deadline, monotonic
+from standfast.config.model import Config, Node, Paths
+from standfast.errors import StandfastError
+from standfast.lease.files import LeaseStatus, take_claim
+from standfast.names import SnapshotName
+from standfast.records import Holder, LeaderState
+
+
+class Cut(BaseException):
+    """The power cut of a test: not an error that anything handles."""
+
+
+@dataclass
+class World:
+    """What is true of the node, and how many more effects happen before the cut."""
+
+    log: list[str] = field(default_factory=list)
+    cut_after: int | None = None
+
+    def effect(self, name: str) -> None:
+        if self.cut_after is not None and self.cut_after <= 0:
+            raise Cut(name)
+        if self.cut_after is not None:
+            self.cut_after -= 1
+        self.log.append(name)
+
+
+@dataclass
+class FakeStore:
+    world: World
+    base: str
+    parent: Path
+    tree: LiveTree | None = None
+    taken: list[Snapshot] = field(default_factory=list)
+    put_aside: list[Path] = field(default_factory=list)
+
+    def live(self) -> LiveTree | None:
+        return self.tree
+
+    def snapshots(self) -> Sequence[Snapshot]:
+        return tuple(self.taken)
+
+    def take_snapshot(self, name: SnapshotName) -> Snapshot:
+        assert self.tree is not None
+        latest = max((s.name.taken_at for s in self.taken), default=0.0)
+        name = SnapshotName(max(name.taken_at, latest + 1), name.base)
+        snapshot = Snapshot(name, self.parent / str(name), uuid.uuid4().hex, received=False)
+        self.world.effect("snapshot")
+        self.taken.append(snapshot)
+        return snapshot
+
+    def create_live_from(self, base: Snapshot) -> LiveTree:
+        assert self.tree is None, "the live path is not free"
+        self.world.effect("create")
+        self.tree = LiveTree(self.parent / self.base, uuid.uuid4().hex, writable=True)
+        return self.tree
+
+    def set_live_writable(self, writable: bool) -> None:
+        assert self.tree is not None
+        self.world.effect(f"writable={writable}")
+        self.tree = replace(self.tree, writable=writable)
+
+    def keep_aside(self, name: str) -> Path:
+        assert self.tree is not None
+        self.world.effect("aside")
+        self.tree = None
+        self.put_aside.append(self.parent / name)
+        return self.put_aside[-1]
+
+    def aside(self) -> Sequence[Path]:
+        return tuple(self.put_aside)
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+
+@dataclass
+class FakeNfs:
+    world: World
+    fsid: str | None = None
+    running: bool = False
+
+    def export(self, fsid: str) -> None:
+        self.world.effect("export")
+        self.fsid = fsid
+
+    def unexport(self) -> None:
+        self.world.effect("unexport")
+        self.fsid = None
+
+    def start(self, deadline: Deadline) -> None:
+        self.world.effect("start-nfs")
+        self.running = True
+
+    def stop(self, deadline: Deadline) -> None:
+        self.world.effect("stop-nfs")
+        self.running = False
+
+    def is_running(self) -> bool:
+        return self.running
+
+    def check(self, deadline: Deadline) -> str | None:
+        if self.running and self.fsid is not None:
+            return None
+        return "not running" if not self.running else "not exported"
+
+
+@dataclass
+class FakeFence:
+    world: World
+    open_until: float = 0.0
+
+    def ensure_closed(self) -> None:
+        self.world.effect("shut")
+        self.open_until = 0.0
+
+    def arm(self, until: float, latest: float) -> bool:
+        self.world.effect("open")
+        self.open_until = until
+        return False
+
+    def state(self) -> FenceState:
+        return FenceState(True, max(0.0, self.open_until - monotonic()))
+
+
+@dataclass
+class FakeBind:
+    world: World
+    mounted: bool = False
+
+    def mount(self, deadline: Deadline) -> None:
+        self.world.effect("bind")
+        self.mounted = True
+
+    def unmount(self, deadline: Deadline) -> None:
+        self.world.effect("unbind")
+        self.mounted = False
+
+    def is_mounted(self) -> bool:
+        return self.mounted
+
+
+@dataclass
+class FakeKeeper:
+    """The lease unit: makes good a claim, and answers as lease.sock does (see ask_keeper)."""
+
+    world: World
+    config: Config
+    me: Holder
+    fence: FakeFence
+    epoch: int | None = None
+    clean: bool = False
+
+    def start(self, unit: str, deadline: Deadline) -> None:
+        if ".timer" in unit:
+            return
+        claim = take_claim(self.config.run_dir)
+        self.world.effect("start-lease")
+        if claim is not None and self.epoch is None:
+            self.epoch, self.clean = claim.epoch + 1, False
+        if self.epoch is None:
+            raise StandfastError("nothing to hold")
+        self._save(LeaderState.STARTING, serving=False)
+
+    def stop(self, unit: str, deadline: Deadline) -> None:
+        if ".timer" not in unit:
+            self.world.effect("stop-lease")
+
+    def is_active(self, unit: str) -> bool:
+        return self.epoch is not None
+
+    def ask(
+        self, _path: Path, request: Mapping[str, str | None], _deadline: Deadline
+    ) -> Mapping[str, object]:
+        self.world.effect(f"lease:{request['cmd']}")
+        if request["cmd"] == "serve":
+            self.fence.open_until = monotonic() + 60
+            self._save(LeaderState.SERVING, serving=True)
+        else:
+            self.fence.open_until = 0.0
+            self._save(LeaderState.DRAINING, serving=False)
+        if request["cmd"] == "release":
+            self.clean, self.epoch = True, None
+        return {"ok": True}
+
+    def _save(self, state: LeaderState, *, serving: bool) -> None:
+        assert self.epoch is not None
+        until = monotonic() + 60
+        LeaseStatus(
+            self.epoch, self.me.instance, 1, state, serving, until, until, 1, monotonic()
+        ).save(self.config.run_dir)
+
+
+@dataclass
+class FakeConsul:
+    world: World
+    registered: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    successor: Instance | None = None
+
+    def read(
+        self, keys: Sequence[str], *, deadline: Deadline | None = None
+    ) -> Mapping[str, Entry | None]:
+        return dict.fromkeys(keys)
+
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]:
+        return ()
+
+    def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
+        return 1, None
+
+    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
+        return Conflict(("not modelled",))
+
+    def instances(
+        self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
+    ) -> tuple[Instance, ...]:
+        return () if self.successor is None else (self.successor,)
+
+    def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
+        return "passing"
+
+    def register(
+        self,
+        service_id: str,
+        name: str,
+        address: str,
+        port: int,
+        meta: Mapping[str, str],
+        check_ttl_s: float,
+        check_name: str,
+        *,
+        deadline: Deadline | None = None,
+    ) -> None:
+        self.world.effect("register")
+        self.registered[service_id] = meta
+
+    def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:
+        self.world.effect("deregister")
+        self.registered.pop(service_id, None)
+
+    def local_services(
+        self, *, deadline: Deadline | None = None
+    ) -> Mapping[str, Mapping[str, str]]:
+        return dict(self.registered)
+
+    def pass_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
+        self.world.effect("pass-check")
+
+    def fail_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
+        self.world.effect("fail-check")
+
+
+@dataclass
+class FakeSender:
+    world: World
+    sent: list[Snapshot] = field(default_factory=list)
+    broken: bool = False
+
+    def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
+        if self.broken:
+            raise StandfastError(f"{standby} can't be reached")
+        self.world.effect(f"replicate:{standby}")
+        self.sent.append(snapshot)
+
+
+@dataclass
+class FakeNode:
+    """All of a node's fakes, and the Machine made of them."""
+
+    world: World
+    config: Config
+    store: FakeStore
+    nfs: FakeNfs
+    fence: FakeFence
+    bind: FakeBind
+    keeper: FakeKeeper
+    consul: FakeConsul
+    sender: FakeSender
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(
+            config=self.config,
+            me=self.keeper.me,
+            consul=self.consul,
+            store=self.store,
+            nfs=self.nfs,
+            fence=self.fence,
+            bind=self.bind,
+            units=self.keeper,
+            sender=self.sender,
+        )
+
+    @property
+    def serves(self) -> bool:
+        """Whether a client could write: the server runs, exports, and the port is open."""
+        return self.nfs.running and self.nfs.fsid is not None and self.fence.state().open_for_s > 0
+
+
+def config_in(directory: Path, *nodes: str) -> Config:
+    names = nodes or ("n1", "n2", "n3")
+    return Config(
+        volume="data-services",
+        source=directory / "data-services.toml",
+        cluster="test",
+        node=names[0],
+        nodes={name: Node(address=f"192.168.1.{2 + i}") for i, name in enumerate(names)},
+        paths=Paths(
+            live=directory / "services",
+            snapshots=directory,
+            standby=directory / "services-standby",
+            bind=directory / "data",
+            state=directory / "state",
+            run=directory / "run",
+        ),
+    )
+
+
+def fake_node(directory: Path) -> FakeNode:
+    config = config_in(directory)
+    world = World()
+    fence = FakeFence(world)
+    me = Holder("n1", "boot-1")
+    return FakeNode(
+        world,
+        config,
+        FakeStore(world, config.base, directory),
+        FakeNfs(world),
+        fence,
+        FakeBind(world),
+        FakeKeeper(world, config, me, fence),
+        FakeConsul(world),
+        FakeSender(world),
+    )

@@ -1,0 +1,224 @@
+"""Every plan is cut before each of its effects and run again: it ends right each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast import plan as plans
+from standfast.act import effects as effects_module
+from standfast.act.effects import Effects
+from standfast.act.execute import execute
+from standfast.act.ports import Snapshot
+from standfast.adapters.consul import Instance
+from standfast.clock import utc_now
+from standfast.decision import Action, Decision
+from standfast.errors import Refused, StandfastError, StepFailed
+from standfast.names import SnapshotName
+from standfast.observe import Available, Sighting
+from standfast.plan import Do, Names, Plan
+from standfast.reasons import Reason
+from standfast.reign import OwnReign, Stage
+from tests.fakes.machine import Cut, FakeNode, fake_node
+
+NAMES = Names("/persist/services", "/data/services", "data-services")
+# No plan here has more effects than this.
+MANY = 40
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    return made(tmp_path, monkeypatch)
+
+
+def made(directory: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    directory.mkdir(parents=True, exist_ok=True)
+    node = fake_node(directory)
+    base = SnapshotName.at("services", utc_now() - 60)
+    node.store.taken.append(Snapshot(base, directory / str(base), "c0ffee", received=True))
+    node.consul.successor = Instance("x", "n2", "192.168.1.3", 2049, {}, "passing", "passing")
+    monkeypatch.setattr(effects_module, "ask", node.keeper.ask)
+    monkeypatch.setattr(effects_module, "RELEASE_TRIES", 1)
+    monkeypatch.setattr(effects_module, "SERVING_TIMEOUT_S", 0.0)
+    return node
+
+
+def promotion(node: FakeNode) -> Effects:
+    [base] = [s for s in node.store.taken if s.received]
+    decision = Decision(
+        Action.PROMOTE, Reason.TAKEOVER, "n1 takes over", base=Available(base, 4), lost_s=60.0
+    )
+    sighting = Sighting((4, "n9", "boot-9", 17), 100, 0.0)
+    return Effects(node.machine, decision, sighting)
+
+
+def run(plan: Plan, effects: Effects) -> None:
+    execute(plan, effects.table(), lambda _: None)
+
+
+def promote(node: FakeNode) -> None:
+    if node.keeper.epoch is None:
+        run(plans.promotion(NAMES, "a snapshot"), promotion(node))
+    else:
+        run(plans.go_on(NAMES), Effects(node.machine))
+
+
+def switch(node: FakeNode) -> None:
+    """What the agent does: the demotion, or its rest once the lease is given up."""
+    if node.keeper.clean:
+        run(plans.put_away(NAMES), Effects(node.machine))
+    else:
+        run(plans.go_on(NAMES), Effects(node.machine))
+        run(plans.demotion(NAMES, "n2"), Effects(node.machine, to="n2"))
+
+
+def step_down(node: FakeNode) -> None:
+    run(plans.step_down(NAMES), Effects(node.machine))
+
+
+def is_primary(node: FakeNode) -> None:
+    own = OwnReign.load(node.config.state_dir)
+    assert own is not None
+    assert (own.epoch, own.stage, own.fsid) == (5, Stage.READY, node.nfs.fsid)
+    assert node.serves
+    assert node.bind.mounted
+    assert node.store.tree is not None
+    assert node.store.tree.writable
+    assert node.store.tree.uuid == own.live_uuid
+    assert node.consul.registered == {"standfast-data-services": {"epoch": "5", "node": "n1"}}
+
+
+def is_standby(node: FakeNode) -> None:
+    assert OwnReign.load(node.config.state_dir) is None
+    assert not node.serves
+    assert not node.nfs.running
+    assert not node.bind.mounted
+    assert node.store.tree is None
+    assert node.consul.registered == {}
+
+
+@pytest.mark.parametrize(
+    ("start", "plan", "end"),
+    [
+        pytest.param([], promote, is_primary, id="promotion"),
+        pytest.param([promote], switch, is_standby, id="switchover"),
+        pytest.param([promote], step_down, is_standby, id="step-down"),
+    ],
+)
+def test_a_plan_cut_before_any_effect_ends_right_when_it_is_run_again(
+    start: list[Callable[[FakeNode], None]],
+    plan: Callable[[FakeNode], None],
+    end: Callable[[FakeNode], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuts = 0
+    for number in range(MANY):
+        node = made(tmp_path / str(number), monkeypatch)
+        for before in start:
+            before(node)
+        trees = 0 if node.store.tree is None else 1
+        node.world.cut_after = number
+        try:
+            plan(node)
+        except Cut:
+            cuts += 1
+        node.world.cut_after = None
+        if cuts == number + 1:
+            plan(node)
+        end(node)
+        # Nothing is ever deleted: each tree is live or aside.
+        kept = len(node.store.put_aside) + (0 if node.store.tree is None else 1)
+        assert kept >= trees
+        if cuts <= number:
+            assert cuts > 5, "the plan has hardly any effects: is it run at all?"
+            return
+    pytest.fail(f"more than {MANY} effects")
+
+
+def test_a_promotion_cut_while_creating_makes_one_tree_and_puts_none_of_its_own_aside(
+    node: FakeNode,
+) -> None:
+    promote(node)
+    assert node.world.log.count("create") == 1
+    assert node.store.put_aside == []
+
+
+def test_what_lay_at_the_live_path_is_kept_aside_before_a_promotion(node: FakeNode) -> None:
+    from standfast.act.ports import LiveTree
+
+    node.store.tree = LiveTree(node.config.paths.live, "somebody's", writable=True)
+    promote(node)
+    is_primary(node)
+    [aside] = node.store.put_aside
+    assert aside.name.startswith("services.diverged-0-")
+
+
+def test_a_demotion_deregisters_before_anything_else_and_sends_clean_after_everything(
+    node: FakeNode,
+) -> None:
+    promote(node)
+    node.world.log.clear()
+    run(plans.demotion(NAMES, "n2"), Effects(node.machine, to="n2"))
+    log = [name for name in node.world.log if name != "pass-check"]
+    assert log.index("deregister") < log.index("lease:drain") < log.index("stop-nfs")
+    final = len(log) - 1 - log[::-1].index("snapshot")
+    assert log.index("writable=False") < final < log.index("lease:release")
+    assert log[final + 1] == "replicate:n2"
+    assert log.index("lease:release") < log.index("aside")
+
+
+def test_a_switchover_whose_target_is_gone_serves_again(node: FakeNode) -> None:
+    promote(node)
+    node.sender.broken = True
+    with pytest.raises(
+        StepFailed, match=r"stopped at the step pre-copy(.|\n)*This node serves again"
+    ):
+        run(plans.demotion(NAMES, "n2"), Effects(node.machine, to="n2"))
+    is_primary(node)
+
+
+def test_a_switchover_whose_last_copy_fails_is_rolled_back(node: FakeNode) -> None:
+    promote(node)
+    effects = Effects(node.machine, to="n2")
+    table = dict(effects.table())
+
+    def fail() -> None:
+        raise Refused(Reason.REPLICATION_FAILED, "n2 died")
+
+    table[Do.FINAL_COPY] = fail
+    with pytest.raises(Refused, match="n2 died\nThis node serves again"):
+        execute(plans.demotion(NAMES, "n2"), table, lambda _: None)
+    is_primary(node)
+    assert not node.keeper.clean
+
+
+def test_a_release_that_fails_is_not_undone(node: FakeNode) -> None:
+    promote(node)
+    table: dict[Do, Callable[[], None]] = dict(Effects(node.machine, to="n2").table())
+
+    def fail() -> None:
+        raise StandfastError("whether the lease is given up is not known")
+
+    table[Do.RELEASE] = fail
+    with pytest.raises(StepFailed, match="stopped at the step release"):
+        execute(plans.demotion(NAMES, "n2"), table, lambda _: None)
+    assert not node.serves
+
+
+def test_a_reign_without_a_final_snapshot_is_kept_as_diverged_whatever_the_plan(
+    node: FakeNode,
+) -> None:
+    promote(node)
+    run(plans.put_away(NAMES), Effects(node.machine))
+    is_standby(node)
+    [aside] = node.store.put_aside
+    assert aside.name.startswith("services.diverged-5-")
+
+
+def test_every_step_has_a_function_and_every_function_a_step(node: FakeNode) -> None:
+    table: Mapping[Do, Any] = Effects(node.machine).table()
+    assert set(table) == set(Do)

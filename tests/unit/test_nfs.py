@@ -240,8 +240,11 @@ def test_ganesha_s_ids_follow_from_the_fsid(config: Config) -> None:
     first = export_block(config, UUID(FSID))
     assert first == export_block(config, UUID(FSID))
     other = export_block(config, UUID("00000000-6d3e-4a8c-9c57-0c7a3b9e2f10"))
-    ids = [[line for line in block.splitlines() if "_I" in line] for block in (first, other)]
-    assert ids[0] != ids[1]
+    for name in ("Export_Id", "Filesystem_Id"):
+        one, two = (
+            next(line for line in block.splitlines() if name in line) for block in (first, other)
+        )
+        assert one != two
     assert f'Pseudo = "{config.paths.live}"' in first
     assert "Clients = 192.168.1.0/24, c9;" in first
 

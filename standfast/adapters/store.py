@@ -137,7 +137,13 @@ class Store(ABC):
         self._rename(live, target)
         return target
 
-    # Taking in
+    # Sending and taking in
+
+    @abstractmethod
+    def send_argv(self, snapshot: Snapshot, parent: Snapshot | None) -> list[str]: ...
+
+    @abstractmethod
+    def receive_argv(self, staging: Path) -> list[str]: ...
 
     def open_staging(self) -> Path:
         staging = self._paths.standby / STAGING

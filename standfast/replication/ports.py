@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from standfast.act.ports import Snapshot, VolumeStore
-from standfast.adapters.consul import Committed, Conflict, Entry, Op
+from standfast.adapters.consul_wire import Committed, Conflict, Entry, Op
 from standfast.clock import Deadline
 from standfast.names import SnapshotName
 

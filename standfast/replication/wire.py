@@ -70,8 +70,8 @@ class Begin:
     name: SnapshotName
     content_id: str
     parent_content_id: str | None
-    keep: tuple[str, ...] = ()
-    """Content ids that other standbys have in common with the sender: not to be pruned."""
+    keep: tuple[str, ...] | None = None
+    """Content ids that standbys have in common with the sender; None: nothing may be pruned."""
     protocol: int = PROTOCOL
 
 
@@ -118,7 +118,7 @@ def dump(message: Message) -> str:
                 "name": str(message.name),
                 "content_id": message.content_id,
                 "parent_content_id": message.parent_content_id,
-                "keep": list(message.keep),
+                "keep": None if message.keep is None else list(message.keep),
                 "protocol": message.protocol,
             }
         case Ready():
@@ -158,7 +158,7 @@ def parse_welcome(line: str) -> Welcome:
 
 def parse_begin(line: str) -> Begin:
     def build(doc: Mapping[str, Any]) -> Begin:
-        parent = doc["parent_content_id"]
+        parent, keep = doc["parent_content_id"], doc["keep"]
         return Begin(
             cluster=_text(doc["cluster"]),
             volume=_text(doc["volume"]),
@@ -167,7 +167,7 @@ def parse_begin(line: str) -> Begin:
             name=SnapshotName.parse(_text(doc["name"])),
             content_id=_text(doc["content_id"]),
             parent_content_id=None if parent is None else _text(parent),
-            keep=tuple(_text(one) for one in _list(doc["keep"])),
+            keep=None if keep is None else tuple(_text(one) for one in _list(keep)),
             protocol=_number(doc["protocol"]),
         )
 

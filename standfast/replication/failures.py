@@ -1,0 +1,36 @@
+"""Every way in which a replication fails has a reason code: said to the peer, counted, shown."""
+
+from __future__ import annotations
+
+from standfast.errors import (
+    CommandFailed,
+    ConsulDenied,
+    ConsulError,
+    ConsulGarbled,
+    ConsulNoQuorum,
+    ConsulTimedOut,
+    ForeignValue,
+    Refused,
+    TimedOut,
+    Unreachable,
+)
+from standfast.reasons import Reason
+
+_REASONS: tuple[tuple[type[Exception], Reason], ...] = (
+    (ConsulTimedOut, Reason.CONSUL_TIMEOUT),
+    (ConsulNoQuorum, Reason.CONSUL_NO_QUORUM),
+    (ConsulDenied, Reason.CONSUL_DENIED),
+    (ConsulGarbled, Reason.CONSUL_GARBLED),
+    (ConsulError, Reason.CONSUL_UNREACHABLE),
+    (ForeignValue, Reason.FOREIGN_VALUE),
+    (TimedOut, Reason.DEADLINE),
+    (Unreachable, Reason.REPLICATION_FAILED),
+    (CommandFailed, Reason.REPLICATION_FAILED),
+)
+
+
+def reason_of(error: Exception) -> Reason:
+    """UNEXPECTED for what is not one of ours."""
+    if isinstance(error, Refused):
+        return error.reason
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.UNEXPECTED)

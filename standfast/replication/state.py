@@ -1,0 +1,140 @@
+"""What this node remembers of its replications: `<state_dir>/replication.json`.
+
+Read by status and the exporter; it also says which snapshot of this reign may be shared by the
+cycles to several standbys. Losing it costs nothing but history; nothing is deleted on its word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from standfast.clock import Deadline, utc_now
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.lease.files import read_json, write_atomically
+from standfast.locks import exclusive
+from standfast.reasons import Reason
+
+LOCK_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The newest snapshot that a cycle took."""
+
+    name: str
+    content_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyState:
+    """Times are UTC seconds, durations seconds; all since this node first replicated there."""
+
+    last_success_at: float | None = None
+    snapshot: str | None = None
+    content_id: str | None = None
+    epoch: int | None = None
+    duration_s: float | None = None
+    sent_bytes: int | None = None
+    sent_bytes_total: int = 0
+    successes: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Failures by reason code, ever."""
+    last_failure_at: float | None = None
+    last_failure_reason: str | None = None
+    last_failure: str | None = None
+    needs_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationState:
+    shared: Shared | None = None
+    standbys: Mapping[str, StandbyState] = field(default_factory=dict)
+
+
+def load(config: Config) -> ReplicationState:
+    """Empty when there is none; StandfastError when it can't be understood."""
+    path = config.state_dir / "replication.json"
+    doc = read_json(path)
+    if doc is None:
+        return ReplicationState()
+    try:
+        if doc["v"] != 1:
+            raise ValueError(f"version {doc['v']!r}")
+        shared = doc["shared"]
+        return ReplicationState(
+            None if shared is None else Shared(**shared),
+            {name: _standby(fields) for name, fields in doc["standbys"].items()},
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StandfastError(
+            f"{path} is no state of the replication ({error!r}); move it away, it is history only"
+        ) from error
+
+
+def note_shared(config: Config, shared: Shared) -> None:
+    _update(config, lambda state: replace(state, shared=shared))
+
+
+def note_success(
+    config: Config, standby: str, sent: Shared, *, duration_s: float, sent_bytes: int
+) -> None:
+    def change(before: StandbyState) -> StandbyState:
+        return replace(
+            before,
+            last_success_at=utc_now(),
+            snapshot=sent.name,
+            content_id=sent.content_id,
+            epoch=sent.epoch,
+            duration_s=duration_s,
+            sent_bytes=sent_bytes,
+            sent_bytes_total=before.sent_bytes_total + sent_bytes,
+            successes=before.successes + 1,
+            needs_full=False,
+        )
+
+    _update_standby(config, standby, change)
+
+
+def note_failure(config: Config, standby: str, reason: Reason, message: str) -> None:
+    def change(before: StandbyState) -> StandbyState:
+        counted = {**before.failures, str(reason): before.failures.get(str(reason), 0) + 1}
+        return replace(
+            before,
+            failures=counted,
+            last_failure_at=utc_now(),
+            last_failure_reason=str(reason),
+            last_failure=message,
+            needs_full=before.needs_full or reason is Reason.NEEDS_FULL,
+        )
+
+    _update_standby(config, standby, change)
+
+
+def _update_standby(
+    config: Config, standby: str, change: Callable[[StandbyState], StandbyState]
+) -> None:
+    def update(state: ReplicationState) -> ReplicationState:
+        before = state.standbys.get(standby, StandbyState())
+        return replace(state, standbys={**state.standbys, standby: change(before)})
+
+    _update(config, update)
+
+
+def _update(config: Config, change: Callable[[ReplicationState], ReplicationState]) -> None:
+    lock = config.run_dir / "replication-state.lock"
+    with exclusive(lock, "another replication", Deadline.after(LOCK_WAIT_S)):
+        doc = {"v": 1, **asdict(change(load(config)))}
+        path = config.state_dir / "replication.json"
+        write_atomically(path, json.dumps(doc), durable=True)
+
+
+def _standby(fields: Mapping[str, Any]) -> StandbyState:
+    state = StandbyState(**fields)
+    if not isinstance(state.failures, dict):
+        raise TypeError("failures")
+    return state

@@ -1,0 +1,192 @@
+"""Two nodes that replicate to each other in tests: the receiving end is a process of its own.
+
+python -m tests.contract.peers receive SPEC     what the standby's forced command is
+python -m tests.contract.peers paused SPEC      the same behind a link that stops mid-stream
+python -m tests.contract.peers cycle SPEC       a sender as a process, to be killed
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from standfast.adapters.consul_wire import CheckIndex, Committed, Conflict, Entry, Op, Set
+from standfast.adapters.stores import open_store
+from standfast.clock import Deadline
+from standfast.config.model import Config, Replication
+from standfast.errors import ConsulNoQuorum
+from standfast.locks import exclusive
+from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.replication.cycle import Sender
+from standfast.replication.ports import ReplicaStore
+from standfast.replication.receive import receive
+from tests.contract.volumes import config_for
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = ("a", "b", "c")
+PAUSED_AFTER_BYTES = 300_000
+
+
+class FileGateway:
+    """Consul's keys in a file, shared by processes; the operations that replication uses."""
+
+    def __init__(self, path: Path, *, later: dict[str, str] | None = None) -> None:
+        self._path = path
+        self._later = later or {}
+        self.failing = 0
+        """So many calls fail first."""
+
+    def _load(self) -> dict[str, Any]:
+        doc: dict[str, Any] = {"index": 1, "keys": {}}
+        if self._path.exists():
+            doc = json.loads(self._path.read_text())
+        return doc
+
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None:
+        self._fail()
+        found = self._load()["keys"].get(key)
+        if key in self._later:  # what the next reader sees
+            self.txn([Set(key, base64.b64decode(self._later.pop(key)))])
+        return None if found is None else Entry(key, base64.b64decode(found[0]), found[1])
+
+    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
+        self._fail()
+        with exclusive(self._path.with_suffix(".lock"), "another test", Deadline.after(5)):
+            doc = self._load()
+            for op in ops:
+                if isinstance(op, CheckIndex):
+                    if doc["keys"].get(op.key, [None, None])[1] != op.index:
+                        return Conflict((f"{op.key} changed",))
+                elif not isinstance(op, Set):
+                    raise AssertionError(f"replication doesn't use {op}")
+            doc["index"] += 1
+            for op in ops:
+                if isinstance(op, Set):
+                    doc["keys"][op.key] = [base64.b64encode(op.value).decode(), doc["index"]]
+            new = self._path.with_suffix(".new")
+            new.write_text(json.dumps(doc))
+            new.replace(self._path)
+        return Committed({op.key: doc["index"] for op in ops if isinstance(op, Set)})
+
+    def _fail(self) -> None:
+        if self.failing:
+            self.failing -= 1
+            raise ConsulNoQuorum("no leader, a test says")
+
+
+def leader_value(node: str, epoch: int, state: LeaderState) -> bytes:
+    return Leader(epoch, Holder(node, "boot-1"), 1, state, NODES).dump()
+
+
+@dataclass
+class Peer:
+    """One node: its configuration, its store, and the shared Consul."""
+
+    config: Config
+    store: ReplicaStore
+    gateway: FileGateway
+    spec: dict[str, Any]
+
+    @property
+    def sender(self) -> Sender:
+        return Sender(self.config, self.store, self.gateway)
+
+    def live(self, name: str) -> Path:
+        return self.config.paths.live / name
+
+    def published(self) -> list[str]:
+        return [str(one.name) for one in self.store.snapshots() if one.received]
+
+    def talk_to(self, other: Peer, mode: str = "receive", **spec: Any) -> Peer:
+        """This node, with a way to `other`."""
+        path = Path(other.spec["root"] + f".{mode}.json")
+        path.write_text(json.dumps({**other.spec, **spec}))
+        return replace_transport(self, process(mode, path))
+
+
+def replace_transport(peer: Peer, command: Sequence[str]) -> Peer:
+    config = replace(peer.config, replication=Replication(command=tuple(command), timeout=60.0))
+    spec = {**peer.spec, "command": list(command)}
+    return Peer(config, peer.store, peer.gateway, spec)
+
+
+def process(mode: str, spec: Path) -> list[str]:
+    return [
+        "env",
+        f"PYTHONPATH={ROOT}",
+        sys.executable,
+        "-m",
+        "tests.contract.peers",
+        mode,
+        str(spec),
+    ]
+
+
+def peer(root: Path, node: str, store: str, keys: Path) -> Peer:
+    return from_spec({"root": str(root), "node": node, "store": store, "keys": str(keys)})
+
+
+def from_spec(spec: dict[str, Any]) -> Peer:
+    config = config_for(Path(spec["root"]), spec["node"], store=spec["store"], nodes=NODES)
+    if "cluster" in spec:
+        config = replace(config, cluster=spec["cluster"])
+    gateway = FileGateway(Path(spec["keys"]), later=spec.get("later"))
+    found = Peer(config, open_store(config), gateway, spec)
+    return replace_transport(found, spec["command"]) if "command" in spec else found
+
+
+def lead(peer: Peer, epoch: int, state: LeaderState = LeaderState.SERVING) -> None:
+    """Consul says that this node is primary."""
+    config = peer.config
+    peer.gateway.txn(
+        [
+            Set(config.key("epoch"), dump_epoch(epoch)),
+            Set(config.key("leader"), leader_value(config.node, epoch, state)),
+        ]
+    )
+
+
+def _paused(spec: Path) -> int:
+    """Pass on some bytes, say so in a file, and wait until one of the ends is gone."""
+    said = Path(json.loads(spec.read_text())["said"])
+    receiver = subprocess.Popen(process("receive", spec), stdin=subprocess.PIPE)
+    assert receiver.stdin is not None
+    parent = os.getppid()
+    passed = 0
+    while passed < PAUSED_AFTER_BYTES:
+        data = os.read(0, 65536)
+        if not data:
+            break
+        passed += len(data)
+        receiver.stdin.write(data)
+        receiver.stdin.flush()
+    said.write_text(str(receiver.pid))
+    while os.getppid() == parent and receiver.poll() is None:
+        time.sleep(0.02)
+    receiver.stdin.close()
+    return receiver.wait(10)
+
+
+def main(mode: str, path: Path) -> int:
+    spec = json.loads(path.read_text())
+    if mode == "paused":
+        return _paused(path)
+    node = from_spec(spec)
+    if mode == "cycle":
+        node.sender.cycle(spec["standby"])
+        return 0
+    return receive(node.config, node.store, node.gateway, 0, sys.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

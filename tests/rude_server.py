@@ -31,7 +31,7 @@ def rude_server(manner: Manner) -> Iterator[RudeServer]:
 
     def treat(connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            request = connection.recv(65536)
+            request = _read_request(connection)
             if request:
                 server.requests.append(request)
                 manner(connection, ending)
@@ -57,6 +57,21 @@ def rude_server(manner: Manner) -> Iterator[RudeServer]:
         for thread in threads:
             thread.join(5)
         assert not any(thread.is_alive() for thread in threads)
+
+
+def _read_request(connection: socket.socket) -> bytes:
+    """Header and body, or the first bytes of something large or foreign."""
+    request = connection.recv(65536)
+    head, found, body = request.partition(b"\r\n\r\n")
+    _, length_given, rest = head.partition(b"Content-Length: ")
+    length = int(rest.split(b"\r\n")[0]) if found and length_given else 0
+    while length < 65536 and len(body) < length:
+        more = connection.recv(65536)
+        if not more:
+            break
+        body += more
+        request += more
+    return request
 
 
 @contextmanager

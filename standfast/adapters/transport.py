@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from standfast.clock import Deadline
+from standfast.clock import Deadline, monotonic
 from standfast.errors import ConfigError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -142,6 +142,7 @@ def exchange(
     `connect_by` (default: the deadline) limits connecting alone, so that another address can
     still be asked. `tls` is required for an https endpoint.
     """
+    started = monotonic()
     link = _connect(endpoint, connect_by or deadline, tls)
     link.deadline = deadline
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
@@ -154,9 +155,8 @@ def exchange(
         body = _read_body(response)
         return Answer(response.status, response.headers, body)
     except TimeoutError as error:
-        raise TransportError(
-            Failure.TIMEOUT, "no whole answer before the deadline", sent=link.sent
-        ) from error
+        text = f"no whole answer within {monotonic() - started:.1f} s"
+        raise TransportError(Failure.TIMEOUT, text, sent=link.sent) from error
     except (http.client.HTTPException, OSError, ValueError) as error:
         text = f"no whole HTTP answer: {_describe(error)}"
         raise TransportError(Failure.BROKEN, text, sent=link.sent) from error
@@ -238,6 +238,7 @@ class _Reader(io.RawIOBase):
 
 
 def _connect(endpoint: Endpoint, deadline: Deadline, tls: ssl.SSLContext | None) -> _Link:
+    started = monotonic()
     sock: socket.socket | None = None
     try:
         sock = _open_socket(endpoint, deadline)
@@ -247,9 +248,8 @@ def _connect(endpoint: Endpoint, deadline: Deadline, tls: ssl.SSLContext | None)
     except TimeoutError as error:
         if sock is not None:
             sock.close()
-        raise TransportError(
-            Failure.TIMEOUT, "no connection before the deadline", sent=False
-        ) from error
+        text = f"no connection within {monotonic() - started:.1f} s"
+        raise TransportError(Failure.TIMEOUT, text, sent=False) from error
     except (OSError, ValueError) as error:  # ValueError: a host name that can't be encoded
         if sock is not None:
             sock.close()

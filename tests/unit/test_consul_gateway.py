@@ -96,12 +96,17 @@ def test_the_library_is_the_one_this_run_is_about() -> None:
 DENIED = reply(b"Permission denied", status="403 Forbidden")
 READ_OUTCOMES = [
     pytest.param(None, ConsulUnreachable, "refused", id="refused"),
-    pytest.param(hang, ConsulTimedOut, "deadline", id="hung"),
-    pytest.param(drip(b"HTTP/1.1 200 OK\r\nX: ", b"y"), ConsulTimedOut, "deadline", id="drip head"),
+    pytest.param(hang, ConsulTimedOut, r"no whole answer within 0\.[45] s", id="hung"),
+    pytest.param(
+        drip(b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        ConsulTimedOut,
+        r"no whole answer within 0\.[45] s",
+        id="drip head",
+    ),
     pytest.param(
         drip(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"["),
         ConsulTimedOut,
-        "deadline",
+        r"no whole answer within 0\.[45] s",
         id="drip body",
     ),
     pytest.param(hang_up, ConsulGarbled, "closed without an answer", id="closed"),
@@ -402,7 +407,7 @@ def test_all_addresses_failing_is_told_of_each_and_named_after_the_best_answer(
     with pytest.raises(ConsulNoQuorum) as caught:
         gateway.get("k")
     text = str(caught.value)
-    assert "refused" in text and "deadline" in text and "No cluster leader" in text
+    assert "refused" in text and "within" in text and "No cluster leader" in text
     assert "raft list-peers" in text
 
 

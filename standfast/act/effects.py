@@ -23,7 +23,7 @@ from standfast.names import SnapshotName
 from standfast.observe import Sighting
 from standfast.plan import Do
 from standfast.reasons import Reason
-from standfast.records import Reign
+from standfast.records import LeaderState, Reign
 from standfast.reign import Intent, OwnReign, Stage
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,10 @@ class Effects:
             status = LeaseStatus.load(self.machine.config.run_dir)
             if status is not None and status.remaining_s(monotonic()) > 0:
                 return
+            if status is not None and status.state is LeaderState.DRAINING:
+                # After a release of unknown outcome it waits for this word before it heartbeats.
+                with contextlib.suppress(StandfastError):
+                    self._ask_lease({"cmd": "hold"})
             if limit.expired:
                 raise TimedOut(
                     f"{self.machine.lease_unit} started and holds no lease after 10 s; "

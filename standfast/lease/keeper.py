@@ -105,6 +105,11 @@ class Keeper:
         if self.armed_until < monotonic():
             raise StandfastError(f"the port can't be opened: {self.trouble}")
 
+    def hold(self) -> None:
+        """Go on with the lease after a `clean` of unknown outcome; one heartbeat at once."""
+        self.holding_back = False
+        self.beat()
+
     def drain(self) -> None:
         """Shut the port and keep the lease: nobody else starts while this node puts things away."""
         self.serving = False
@@ -187,6 +192,8 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if command == "serve":
             keeper.serve()
+        elif command == "hold":
+            keeper.hold()
         elif command == "drain":
             keeper.drain()
         elif command == "release" and (to is None or isinstance(to, str)):

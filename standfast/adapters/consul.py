@@ -265,7 +265,7 @@ class ConsulGateway:
         deadline: Deadline | None = None,
     ) -> None:
         """Register with a TTL check `service:<service_id>`, critical until `pass_check`."""
-        check = {"name": check_name, "ttl": f"{check_ttl_s:g}s"}
+        check = {"name": check_name, "ttl": f"{check_ttl_s:.3f}s"}
 
         def call(client: Client) -> None:
             _done(

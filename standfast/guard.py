@@ -6,13 +6,15 @@ set before the imports by `handlers/nfs-server-guard`; one message for each refu
 
 from __future__ import annotations
 
-import logging
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from standfast.adapters.consul import ConsulBlind, ConsulGateway, Instance
-from standfast.clock import Deadline, monotonic
+from standfast.clock import Deadline, monotonic, sleep
 from standfast.errors import (
     ConfigError,
     ConsulError,
@@ -31,8 +33,6 @@ from standfast.watcher import blindness
 if TYPE_CHECKING:
     from standfast.act.ports import Fence, VolumeStore
     from standfast.config.model import Config
-
-log = logging.getLogger(__name__)
 
 # Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
 ENOUGH_SHARE = 0.25
@@ -215,8 +215,52 @@ def judge(config: Config, deadline: Deadline) -> None:
         raise refusal(error) from error
 
 
-def main(config: Config, deadline: Deadline | None = None) -> int:
-    """`standfast guard`: 0 this node may serve, else Refused with the one message."""
-    judge(config, deadline or Deadline.after(config.guard.deadline))
-    log.info("guard: %s may serve %s", config.node, config.volume)
+def node_verdict(configs: Sequence[Config], deadline: Deadline) -> str:
+    """The node's one NFS server may start when it may serve at least one volume; Refused.
+
+    A volume that it may not serve has to be unexported: its reign is put away first.
+    """
+    refused: list[Refused] = []
+    allowed = []
+    for config in configs:
+        try:
+            judge(config, deadline)
+            allowed.append(config.volume)
+        except Refused as error:
+            if OwnReign.load(config.state_dir) is not None:
+                raise
+            refused.append(error)
+    if not allowed:
+        raise refused[0] if refused else Refused(Reason.CONFIG_INVALID, "no volume is configured")
+    return ", ".join(allowed)
+
+
+def words(error: Refused) -> str:
+    """The refusal as it stands in the journal; the runbook's text stands alone, as it is."""
+    if error.reason is Reason.OTHER_SERVER_ACTIVE:
+        return str(error)
+    return f"refused [{error.reason}]: {error}"
+
+
+def die_at(deadline: Deadline) -> None:
+    """End this process with a refusal when the deadline passes, whatever it is waiting for."""
+
+    def end() -> None:
+        sleep(deadline.remaining_s())
+        error = Refused(Reason.DEADLINE, "no answer in time; Consul hangs, or this machine does")
+        os.write(2, f"{words(error)}\n".encode())
+        os._exit(1)
+
+    threading.Thread(target=end, name="guard-deadline", daemon=True).start()
+
+
+def main(configs: Sequence[Config], deadline: Deadline) -> int:
+    """`standfast guard`: 0 the server may start, 1 it may not; one message either way."""
+    die_at(deadline)
+    try:
+        volumes = node_verdict(configs, deadline)
+    except Refused as error:
+        sys.stderr.write(f"{words(error)}\n")
+        return 1
+    sys.stderr.write(f"guard: {configs[0].node} may serve {volumes}\n")
     return 0

@@ -181,6 +181,7 @@ class Effects:
         return None
 
     def export(self) -> None:
+        self.machine.fence.claim()
         self.machine.nfs.export(self._own().fsid)
 
     def _server_deadline(self) -> Deadline:
@@ -200,6 +201,7 @@ class Effects:
         if others_serving(self.machine):
             # nfsd is shared: the volume is unexported, the server goes on for the others.
             self.machine.nfs.unexport()
+            self.machine.fence.release()
             return
         self.machine.nfs.stop(self._server_deadline())
 

@@ -83,7 +83,13 @@ class NfsServer(Protocol):
 
 
 class Fence(Protocol):
-    """The kernel's cut-off of the NFS port."""
+    """The kernel's cut-off of the NFS port; with several volumes the least lease counts."""
+
+    def claim(self) -> None:
+        """From now on the port passes only while this volume's lease lasts, too."""
+
+    def release(self) -> None:
+        """This volume is not served here any more; the port is the others'."""
 
     def ensure_closed(self) -> None:
         """Put the rules in place with the port shut; nothing else of the firewall changes."""

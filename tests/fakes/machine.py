@@ -126,6 +126,12 @@ class FakeFence:
     world: World
     open_until: float = 0.0
 
+    def claim(self) -> None:
+        self.world.effect("claim")
+
+    def release(self) -> None:
+        self.world.effect("release")
+
     def ensure_closed(self) -> None:
         self.world.effect("shut")
         self.open_until = 0.0

@@ -7,6 +7,8 @@ protect against haste, never the wait.
 
 from __future__ import annotations
 
+import contextlib
+
 from standfast.clock import format_utc
 from standfast.config.model import Config
 from standfast.decision import Action, Decision, Moment, Wish
@@ -21,7 +23,7 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
     """The decision of a node that is not the holder."""
     leader = view.leader
     handed = leader is not None and leader.is_clean and leader.to == local.node
-    in_place = _may_go_on_in_place(leader, local)
+    in_place = _may_go_on_in_place(view, local)
     base = None if in_place else newest(local, view, now.utc)
     if leader is not None:
         alive = _primary_alive(leader, view, config, now)
@@ -32,6 +34,8 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         if barred is not None:
             return barred
     no_data = None if in_place else _unfit(base, local, config, now, wish, handed=handed)
+    if no_data is None and handed:
+        no_data = _incomplete(base, view, local, wish)
     if no_data is not None:
         return no_data
     waiting = still_waiting(view, config, now)
@@ -54,13 +58,14 @@ def _promotion(
     in_place: bool,
 ) -> Decision:
     leader = view.leader
+    seen_s = now.monotonic - view.sighting.first_seen
+    reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
+    lost_s = 0.0 if base is None else max(0.0, now.utc - seen_s - base.snapshot.name.taken_at)
     if leader is not None and leader.is_clean:
-        reason, lost_s = Reason.CLEAN_HANDOVER, 0.0
         why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
+        if leader.to is not None and not is_behind(base, view):
+            reason, lost_s = Reason.CLEAN_HANDOVER, 0.0
     else:
-        reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
-        seen_s = now.monotonic - view.sighting.first_seen
-        lost_s = 0.0 if base is None else max(0.0, now.utc - seen_s - base.snapshot.name.taken_at)
         who = leader.holder.node if leader is not None else "the primary"
         why = f"{who} has sent no heartbeat for {seen_s:.1f} s"
     source = "its own live tree" if base is None else str(base.snapshot.name)
@@ -70,20 +75,23 @@ def _promotion(
         f"{local.node} takes over from {source}: {why}",
         base=base,
         in_place=in_place,
+        epoch=view.epoch or 0,
         lost_s=lost_s,
     )
 
 
-def _may_go_on_in_place(leader: Leader | None, local: Local) -> bool:
-    own = local.own
+def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
+    """Whether the newest data is this node's own tree: its reign was the last one."""
+    leader, own = view.leader, local.own
     return (
-        leader is not None
-        and own is not None
+        own is not None
         and own.stage in (Stage.READY, Stage.DRAINING, Stage.RELEASED)
-        and own.epoch == leader.epoch
-        and not leader.is_clean
-        and leader.holder.node == local.node
+        and own.epoch == view.epoch
         and local.has_live
+        and (
+            leader is None  # deleted by hand; the epoch tells that nobody followed
+            or (not leader.is_clean and leader.holder.node == local.node)
+        )
     )
 
 
@@ -168,6 +176,31 @@ def _unfit(
     return None
 
 
+def is_behind(base: Available | None, view: Cluster) -> bool:
+    """Whether a standby is known to have a newer snapshot of the reign that is being given up."""
+    if base is None or view.leader is None:
+        return False
+    for record in view.standbys.values():
+        with contextlib.suppress(ValueError):
+            newer = SnapshotName.parse(record.snapshot) > base.snapshot.name
+            if newer and record.epoch == view.leader.epoch:
+                return True
+    return False
+
+
+def _incomplete(base: Available | None, view: Cluster, local: Local, wish: Wish) -> Decision | None:
+    """A handover is without loss or not at all: the final snapshot has to be here."""
+    if base is None or wish.accept_data_loss or not is_behind(base, view):
+        return None
+    return Decision(
+        Action.BLOCKED,
+        Reason.TOO_OLD,
+        f"the role was handed to {local.node}, whose newest snapshot {base.snapshot.name} is older "
+        f"than the final one: `standfast promote` on the node that has that, or "
+        f"`standfast promote --accept-data-loss` here",
+    )
+
+
 def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
     """The wait for the certain end of the last lease; None: it is over."""
     leader = view.leader
@@ -205,6 +238,7 @@ def _patience(
         # Handed to another, or to nobody: the one it was meant for goes first.
         start_s = timing.wait if leader.to is not None else 0.0
         start_s += timing.wait if leader.holder.node == local.node else 0.0
+        start_s += 2 * timing.wait if is_behind(base, view) else 0.0
     elif not dead and not in_place:
         start_s = max(config.failover_after, timing.wait)
         if silent_s < start_s:

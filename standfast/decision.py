@@ -36,6 +36,8 @@ class Decision:
     base: Available | None = None
     """For a promotion: the snapshot to start from; None: the node's own live tree."""
     in_place: bool = False
+    epoch: int = 0
+    """For a promotion: the epoch that it follows; 0: there was none."""
     lost_s: float | None = None
 
 

@@ -76,7 +76,7 @@ def assemble(config: Config, entries: tuple[Entry, ...], sighting: Sighting) -> 
     standbys = {}
     for name, value in values.items():
         kind, _, rest = name.partition("/")
-        if kind == "history" and rest.isdigit():
+        if kind == "history" and rest.isascii() and rest.isdigit():
             history[int(rest)] = Reign.parse(value, config.key(name))
         elif kind == "standbys" and rest:
             standbys[rest] = StandbyRecord.parse(value, config.key(name))

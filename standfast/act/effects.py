@@ -90,7 +90,7 @@ class Effects:
         decision, sighting = self.decision, self.sighting
         if decision is None or sighting is None:
             raise StandfastError("a promotion needs a decision and what it was made on")
-        epoch = 0 if sighting.identity is None else sighting.identity[0]
+        epoch = decision.epoch  # not the last heartbeat's: its key may have been deleted
         base, content_id = self._base(decision)
         config = self.machine.config
         Intent(epoch + 1, base, content_id, decision.in_place).save(config.state_dir)

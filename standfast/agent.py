@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 UPKEEP_EVERY_S = 5.0
+SCHEDULE_EVERY_S = 60.0
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
 
 
@@ -91,6 +92,8 @@ class Agent:
     failures: int = 0
     retry_at: float = 0.0
     sick: str | None = None
+    scheduled_at: float | None = None
+    """When the replication timers were last seen to; None: they don't run."""
 
     @property
     def config(self) -> Config:
@@ -199,12 +202,18 @@ class Agent:
                 return  # a plan is about to take the registration away, or has done so
             log.warning("the registration in Consul was gone: registering again")
             registration.register(self.machine, own.epoch)
+        if self.scheduled_at is None or monotonic() - self.scheduled_at > SCHEDULE_EVERY_S:
+            self.machine.schedule.start()
+            self.scheduled_at = monotonic()
         sick = registration.feed(self.machine)
         if sick != self.sick:
             log.warning("serving: %s", sick or "well again")
         self.sick = sick
 
     def _keep_standby(self) -> None:
+        if self.scheduled_at is not None:
+            self.machine.schedule.stop()
+            self.scheduled_at = None
         if not self.machine.fence.state().in_place:
             log.warning("the fence's rules were not in place: put there, with the port shut")
             self.machine.fence.ensure_closed()

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from standfast.act.ports import BindMount, Fence, NfsServer, ReplicaSender, Units, VolumeStore
+from standfast.act.ports import (
+    BindMount,
+    Fence,
+    NfsServer,
+    ReplicaSender,
+    Schedule,
+    Units,
+    VolumeStore,
+)
 from standfast.adapters.consul import Committed, Conflict, Entry, Instance
 from standfast.adapters.consul_wire import Op
 from standfast.clock import Deadline
@@ -74,6 +82,7 @@ class Machine:
     bind: BindMount
     units: Units
     sender: ReplicaSender
+    schedule: Schedule
 
     @property
     def lease_unit(self) -> str:

@@ -140,3 +140,12 @@ class ReplicaSender(Protocol):
 
     def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
         """Returns when the standby acknowledged it as published and on disk."""
+
+
+class Schedule(Protocol):
+    """Replication to every standby at the configured interval."""
+
+    def start(self) -> None:
+        """Have it run; repeated at each upkeep of a primary."""
+
+    def stop(self) -> None: ...

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from standfast.act.machine import Machine
-from standfast.act.ports import BindMount, Fence, NfsServer, Units
+from standfast.act.ports import BindMount, Fence, NfsServer, Schedule, Units
 from standfast.adapters.stores import open_store as store_from
 from standfast.config.model import Config
 
-__all__ = ["bind_from", "fence_from", "machine_from", "nfs_from", "store_from", "units_from"]
+__all__ = [
+    "bind_from",
+    "fence_from",
+    "machine_from",
+    "nfs_from",
+    "schedule_from",
+    "store_from",
+    "units_from",
+]
 
 
 def fence_from(config: Config) -> Fence:
@@ -50,6 +58,18 @@ def bind_from(config: Config) -> BindMount:
     return bind.bind_from(config)
 
 
+def schedule_from(config: Config) -> Schedule:
+    """systemd timers; the demo replicates by its script."""
+    if config.nfs.server == "embedded":
+        from standfast.demo.schedule import OnDemand
+
+        return OnDemand()
+    from standfast.adapters.systemd import SystemdUnits
+    from standfast.adapters.timers import ReplicationTimers
+
+    return ReplicationTimers(config, SystemdUnits())
+
+
 def machine_from(config: Config) -> Machine:
     """This node, for one volume."""
     from standfast.adapters.consul import ConsulGateway
@@ -68,4 +88,5 @@ def machine_from(config: Config) -> Machine:
         bind=bind_from(config),
         units=units_from(config),
         sender=Sender(config, store, consul),
+        schedule=schedule_from(config),
     )

@@ -36,6 +36,8 @@ class ServerUnits(Protocol):
 
     def stop(self, unit: str, deadline: Deadline) -> None: ...
 
+    def reset_failed(self, unit: str, deadline: Deadline) -> None: ...
+
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]: ...
 
 
@@ -150,6 +152,8 @@ def escaped(path: Path) -> str:
 def start_server(units: ServerUnits, unit: str, deadline: Deadline) -> None:
     """Start the unit with the guard in front; its refusal comes back as Refused."""
     since = utc_now() - 1
+    # The guard's refusals count as failures; they must not use up the start limit.
+    units.reset_failed(unit, deadline)
     try:
         units.start(unit, deadline)
     except CommandFailed as error:

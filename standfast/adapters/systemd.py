@@ -39,8 +39,7 @@ class SystemdUnits:
         return run(["systemctl", verb, *args], deadline=deadline, op=op).stdout
 
     def start(self, unit: str, deadline: Deadline) -> None:
-        """Start and wait; a unit that failed too often before is started all the same."""
-        self.reset_failed(unit, deadline)
+        """Start and wait; CommandFailed for a unit that crashed too often, as systemd decided."""
         self._systemctl("start", ["--", unit], deadline)
 
     def stop(self, unit: str, deadline: Deadline) -> None:

@@ -16,6 +16,7 @@ from standfast.adapters.consul import Committed, Conflict, Entry, Instance
 from standfast.adapters.consul_wire import Op
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Node, Paths
+from standfast.demo.schedule import OnDemand
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus, take_claim
 from standfast.names import SnapshotName
@@ -313,6 +314,7 @@ class FakeNode:
             bind=self.bind,
             units=self.keeper,
             sender=self.sender,
+            schedule=OnDemand(),
         )
 
     @property

@@ -1,0 +1,37 @@
+"""Replication on the primary: one systemd timer for each standby, at the configured interval."""
+
+from __future__ import annotations
+
+from standfast.adapters.systemd import SystemdUnits
+from standfast.clock import Deadline
+from standfast.config.model import Config
+
+DEADLINE_S = 15.0
+
+
+class ReplicationTimers:
+    """`standfast-replicate@V:STANDBY.timer` of every standby."""
+
+    def __init__(self, config: Config, units: SystemdUnits) -> None:
+        self._config = config
+        self._units = units
+
+    def _names(self) -> list[str]:
+        volume = self._config.volume
+        return [f"standfast-replicate@{volume}:{name}.timer" for name in self._config.standbys]
+
+    def start(self) -> None:
+        """Have them run; nothing happens to those that do."""
+        deadline = Deadline.after(DEADLINE_S)
+        idle = [name for name in self._names() if not self._units.is_active(name)]
+        interval_s = self._config.replication.interval
+        text = f"[Timer]\nOnUnitInactiveSec=\nOnUnitInactiveSec={interval_s:g}s\n"
+        for name in idle:
+            self._units.write_drop_in(name, "interval", text, deadline)
+            self._units.start(name, deadline)
+
+    def stop(self) -> None:
+        """End them; a cycle under way is refused by the standby, for its epoch is over."""
+        for name in self._names():
+            if self._units.is_active(name):
+                self._units.stop(name, Deadline.after(DEADLINE_S))

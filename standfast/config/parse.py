@@ -23,8 +23,8 @@ _ENDPOINT = re.compile(
 )
 _TYPE_NAMES = {
     bool: "a boolean",
-    int: "a number",
-    float: "a number",
+    int: "a whole number",
+    float: "a decimal number",
     str: "a text",
     list: "a list",
     dict: "a table",
@@ -162,9 +162,9 @@ def _absolute(raw: str) -> Path:
 
 def _check(option: Option, value: Any) -> Any:
     if option.least is not None and value < option.least:
-        raise _Bad(f"must be at least {option.least:g}{_unit(option)}", "give a larger number")
+        raise _Bad(f"must be at least {shown(option.least)}{_unit(option)}", "give a larger number")
     if option.most is not None and value > option.most:
-        raise _Bad(f"must be at most {option.most:g}{_unit(option)}", "give a smaller number")
+        raise _Bad(f"must be at most {shown(option.most)}{_unit(option)}", "give a smaller number")
     if option.choices and value not in option.choices:
         raise _Bad(f"must be one of {', '.join(map(shown, option.choices))}", "choose one of them")
     for text in value if isinstance(value, tuple) else (value,):

@@ -1,0 +1,70 @@
+"""accept-epoch: after a restore of Consul, its epoch is raised to the highest seen here.
+
+Invariant: the epoch in Consul only grows, and only from the value that was looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from standfast.adapters.consul import Cas, ConsulGateway, Entry
+from standfast.adapters.consul_wire import Committed
+from standfast.cli.output import print_done
+from standfast.config.load import load_volume
+from standfast.config.model import Config
+from standfast.errors import Refused
+from standfast.lease.epochs import EpochFile
+from standfast.reasons import Reason
+from standfast.records import dump_epoch, parse_epoch
+
+ATTEMPTS = 3
+
+
+def run(args: argparse.Namespace) -> int:
+    """`standfast accept-epoch`."""
+    config = load_volume(args.volume)
+    seen = EpochFile(config.state_dir / "epoch").read()
+    gateway = ConsulGateway.from_config(config)
+    for _ in range(ATTEMPTS):
+        entry = gateway.get(config.key("epoch"), consistent=True)
+        stored = None if entry is None else parse_epoch(entry.value, entry.key)
+        if not seen or (stored is not None and stored >= seen):
+            print_done(args.json, _nothing_to_do(config, seen, stored), changed=False)
+            return 0
+        if args.dry_run:
+            print_done(args.json, f"would raise {_change(config, seen, stored)}", dry_run=True)
+            return 0
+        if _raise(gateway, config, seen, entry):
+            print_done(
+                args.json,
+                f"raised {_change(config, seen, stored)}. A server of an older reign loses its "
+                f"lease now; the next reign is {seen + 1}. Run this on the other storage nodes "
+                "too, then look with `standfast status`",
+                changed=True,
+            )
+            return 0
+    raise Refused(
+        Reason.BUSY,
+        f"{config.key('epoch')} changed {ATTEMPTS} times in the meantime; nothing was done. "
+        "Look with `standfast status` and run it again",
+    )
+
+
+def _raise(gateway: ConsulGateway, config: Config, seen: int, entry: Entry | None) -> bool:
+    index = 0 if entry is None else entry.modify_index
+    done = gateway.txn([Cas(config.key("epoch"), index, dump_epoch(seen))])
+    return isinstance(done, Committed)
+
+
+def _change(config: Config, seen: int, stored: int | None) -> str:
+    was = "missing" if stored is None else str(stored)
+    return (
+        f"{config.key('epoch')} in Consul from {was} to {seen}, the highest that {config.node} has "
+        "seen: Consul had lost the reigns between (restored from a backup?)"
+    )
+
+
+def _nothing_to_do(config: Config, seen: int, stored: int | None) -> str:
+    there = "has no epoch" if stored is None else f"is at epoch {stored}"
+    here = f"epoch {seen}" if seen else "none"
+    return f"nothing to do: Consul {there}, the highest that {config.node} has seen is {here}"

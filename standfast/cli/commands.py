@@ -1,0 +1,238 @@
+"""Every command in one table: parser, completion, man page and docs/cli.md derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An option (its name begins with --) or a positional."""
+
+    name: str
+    help: str
+    metavar: str = ""
+    """Empty for an option without a value."""
+    choices: tuple[str, ...] = ()
+    kind: str = "text"
+    """text, seconds (a positive number) or words (any number of them)."""
+    default: float | None = None
+    required: bool = True
+    """Of a positional only."""
+
+    @property
+    def is_option(self) -> bool:
+        return self.name.startswith("--")
+
+    @property
+    def dest(self) -> str:
+        return self.name.lstrip("-").replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`entry` is MODULE:FUNCTION, imported only when the command runs; it takes the namespace."""
+
+    name: str
+    help: str
+    entry: str
+    arguments: tuple[Argument, ...] = ()
+    more: str = ""
+    hidden: bool = False
+    """Run by units and handlers, not by people."""
+
+
+VOLUME = Argument("--volume", "which volume (default: the only one configured)", "VOLUME")
+JSON = Argument("--json", "print JSON")
+DRY_RUN = Argument("--dry-run", "print what would be done, do nothing")
+REASON = Argument("--reason", "why; noted for others to read", "TEXT")
+TIMEOUT = Argument(
+    "--timeout",
+    "give up waiting for the agent after this many seconds (what it began, it finishes)",
+    "SECONDS",
+    kind="seconds",
+    default=900.0,
+)
+_CHANGE = (VOLUME, DRY_RUN, JSON)
+_ROLE = (*_CHANGE, REASON, TIMEOUT)
+_SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "status",
+        "who serves, how old the standbys' data is, whether a failover is possible now",
+        "standfast.views.status:run",
+        (VOLUME, JSON, Argument("--watch", "print it again every second")),
+        "Exits 0 when a node serves and 1 when none does.",
+    ),
+    Command(
+        "promote",
+        "make this node the primary",
+        "standfast.cli.role:promote",
+        (
+            *_ROLE,
+            Argument("--accept-data-loss", "promote a snapshot that is older than max_data_loss"),
+        ),
+        "Waits until the last lease is over for certain. Refused while another node serves.",
+    ),
+    Command(
+        "switchover",
+        "move the role from this node to a standby, without losing anything",
+        "standfast.cli.role:switchover",
+        (*_ROLE, Argument("--to", "the standby (default: the one with the newest data)", "NODE")),
+    ),
+    Command(
+        "failback",
+        "move the role from this node to the preferred one",
+        "standfast.cli.role:failback",
+        _ROLE,
+    ),
+    Command(
+        "demote",
+        "stop serving in order; nobody is told to take over",
+        "standfast.cli.role:demote",
+        _ROLE,
+    ),
+    Command(
+        "pause",
+        "keep every node from taking over by itself",
+        "standfast.cli.pause:pause",
+        (*_CHANGE, REASON),
+        "Renewing the lease goes on, and so does replication. Ends with `standfast resume`.",
+    ),
+    Command("resume", "end a pause", "standfast.cli.pause:resume", _CHANGE),
+    Command(
+        "history",
+        "who was primary from when, why, and what was lost",
+        "standfast.cli.history:run",
+        (VOLUME, JSON),
+    ),
+    Command(
+        "replicate",
+        "one replication cycle to a standby, or to each",
+        "standfast.cli.replicate:run",
+        (
+            *_CHANGE,
+            Argument("--full", "send everything when there is no common snapshot"),
+            Argument("--instance", "volume and standby in one, for unit files", "VOLUME:STANDBY"),
+            Argument("standby", "which one (default: each in turn)", "STANDBY", required=False),
+        ),
+    ),
+    Command(
+        "standby list",
+        "the standbys and the newest snapshot that each has on disk",
+        "standfast.cli.standby:run",
+        (VOLUME, JSON),
+    ),
+    Command(
+        "snapshots",
+        "the complete snapshots on this node",
+        "standfast.cli.snapshots:run",
+        (VOLUME, JSON),
+    ),
+    Command(
+        "accept-epoch",
+        "after Consul was restored from a backup: raise its epoch to the highest seen here",
+        "standfast.cli.accept_epoch:run",
+        _CHANGE,
+        "Never lowers anything. Run it on each storage node: the highest one wins.",
+    ),
+    Command(
+        "guard",
+        "may this node serve now? what the NFS server asks before it starts",
+        "standfast.cli.services:guard",
+        (VOLUME,),
+    ),
+    Command(
+        "receive",
+        "take in one snapshot from stdin: the only command of the replication key",
+        "standfast.cli.services:receive",
+        (Argument("volume", "the volume", "VOLUME", required=False),),
+    ),
+    Command(
+        "config check",
+        "check the configuration of every volume, or the given files",
+        "standfast.cli.config:check",
+        (VOLUME, JSON, Argument("files", "check these files", "FILE", kind="words")),
+        "Every problem is printed with its key, the value, the rule and the way out.",
+    ),
+    Command(
+        "config example",
+        "print a commented configuration file with all keys",
+        "standfast.cli.config:example",
+        (VOLUME,),
+    ),
+    Command(
+        "completion",
+        "print the completion script of a shell",
+        "standfast.cli.completion:run",
+        (Argument("shell", "which shell", "SHELL", choices=("bash", "zsh", "fish")),),
+        'For bash: eval "$(standfast completion bash)".',
+    ),
+    Command(
+        "demo",
+        "a cluster of three nodes on this machine: failover and the way back, without root",
+        "standfast.demo.main:run",
+        (Argument("--keep", "keep the directory with the nodes' disks, configurations and logs"),),
+    ),
+    Command(
+        "agent",
+        "watch Consul, decide, promote and demote",
+        "standfast.cli.services:agent",
+        (_SERVICE_VOLUME,),
+        hidden=True,
+    ),
+    Command(
+        "lease",
+        "hold the lease: heartbeats, and feeding the fence",
+        "standfast.cli.services:lease",
+        (_SERVICE_VOLUME,),
+        hidden=True,
+    ),
+    Command(
+        "fence",
+        "the lease is lost for good: shut the port and stop the NFS server",
+        "standfast.cli.services:fence",
+        (_SERVICE_VOLUME,),
+        hidden=True,
+    ),
+    Command(
+        "watch",
+        "run the Consul watches with their handlers",
+        "standfast.cli.services:watch",
+        (_SERVICE_VOLUME,),
+        hidden=True,
+    ),
+    Command(
+        "reconcile",
+        "make this node's agents look again",
+        "standfast.cli.services:reconcile",
+        (VOLUME, Argument("--event", "what happened", "EVENT")),
+        hidden=True,
+    ),
+)
+
+# Exit status, and what it means: an interface.
+EXIT_CODES: tuple[tuple[int, str], ...] = (
+    (0, "done"),
+    (1, "refused: the message begins with a reason code (docs/reason-codes.md)"),
+    (2, "the command line or the configuration is wrong"),
+    (3, "something is unreachable, or a deadline passed"),
+    (4, "a step failed half-way: the message says which, and the command that goes on"),
+    (130, "interrupted"),
+)
+
+ENVIRONMENT: tuple[tuple[str, str], ...] = (
+    ("STANDFAST_CONFIG_DIR", "where the configuration files are, instead of /etc/standfast"),
+    ("STANDFAST_DEBUG", "1: show the traceback of an unexpected error"),
+    (
+        "CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY",
+        "used where [consul] of the configuration leaves a value empty",
+    ),
+)
+
+
+def visible() -> Sequence[Command]:
+    """What people run."""
+    return [command for command in COMMANDS if not command.hidden]

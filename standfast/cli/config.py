@@ -1,0 +1,81 @@
+"""config check and config example."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from standfast.cli.output import print_json
+from standfast.config.load import config_dir, config_files, load, together
+from standfast.config.model import Config
+from standfast.config.problems import InvalidConfig, Problem, plain
+
+DEFAULT_VOLUME = "data-services"
+
+
+def check(args: argparse.Namespace) -> int:
+    """`standfast config check`: 0 when all is well, else 2."""
+    try:
+        paths = _paths(args.volume, args.files)
+    except InvalidConfig as error:
+        return _report(args.json, [], {error.source: list(error.problems)})
+    good: list[Config] = []
+    bad: dict[Path, list[Problem]] = {}
+    for path in paths:
+        try:
+            # A client, which is no storage node, has the same files.
+            good.append(load(path, require_storage=False))
+        except InvalidConfig as error:
+            bad[path] = list(error.problems)
+    for conflict in together(good):
+        bad.setdefault(conflict.source, []).extend(conflict.problems)
+    return _report(args.json, [one for one in good if one.source not in bad], bad)
+
+
+def example(args: argparse.Namespace) -> int:
+    """`standfast config example`."""
+    from standfast.config import example as generator
+
+    print(generator.example(args.volume or DEFAULT_VOLUME), end="")
+    return 0
+
+
+def _paths(volume: str | None, files: Sequence[str]) -> Sequence[Path]:
+    if files:
+        return [Path(name) for name in dict.fromkeys(files)]
+    if volume is not None:
+        return [config_dir() / f"{volume}.toml"]
+    return config_files(config_dir())
+
+
+def _report(as_json: bool, good: Sequence[Config], bad: dict[Path, list[Problem]]) -> int:
+    if as_json:
+        files = [_good_document(config) for config in good]
+        files += [_bad_document(path, problems) for path, problems in bad.items()]
+        print_json({"ok": not bad, "files": files})
+    else:
+        for config in good:
+            print(f"{config.source}: ok: volume {config.volume}, {_role(config)}")
+        for path, problems in bad.items():
+            for problem in problems:
+                print(f"{plain(str(path))}: {problem}")
+    return 2 if bad else 0
+
+
+def _good_document(config: Config) -> dict[str, Any]:
+    return {"file": str(config.source), "ok": True, "volume": config.volume, "node": config.node,
+            "storage_node": config.node in config.nodes, "problems": []}  # fmt: skip
+
+
+def _bad_document(path: Path, problems: Sequence[Problem]) -> dict[str, Any]:
+    return {"file": str(path), "ok": False, "problems": [asdict(one) for one in problems]}
+
+
+def _role(config: Config) -> str:
+    if config.node not in config.nodes:
+        return f"{config.node} is a client (not in [nodes]: {', '.join(sorted(config.nodes))})"
+    others = f", with {', '.join(config.standbys)}" if config.standbys else ", alone"
+    return f"{config.node} is a storage node{others}"

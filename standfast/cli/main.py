@@ -1,0 +1,124 @@
+"""The `standfast` command: the only place that turns errors into messages and exit codes.
+
+Start-up is the user's time: only the command that runs is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from standfast.errors import ConfigError, Refused, StandfastError, UsageError
+
+if TYPE_CHECKING:
+    from standfast.reasons import Reason
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+UNEXPECTED = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; nothing is raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _tolerate_odd_encodings()
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as end:  # argparse's --help and --version
+        return end.code if isinstance(end.code, int) else 0
+    except Exception as error:  # noqa: BLE001  # the last door: reported, with its exit code
+        return _fail(error, as_json="--json" in words)
+
+
+def _run(words: Sequence[str]) -> int:
+    from standfast.cli.parser import build
+
+    parser = build()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(words)
+    module, _, function = args.entry.partition(":")
+    return int(getattr(import_module(module), function)(args))
+
+
+def _fail(error: Exception, *, as_json: bool) -> int:
+    code = error.exit_code if isinstance(error, StandfastError) else UNEXPECTED
+    try:
+        for line in _lines(error):
+            print(line, file=sys.stderr)
+        if as_json:
+            import json
+
+            doc = {"error": str(error), "reason": _reason(error), "exit_code": code}
+            print(json.dumps(doc))
+        if os.environ.get("STANDFAST_DEBUG") == "1" and not isinstance(error, UsageError):
+            import traceback
+
+            traceback.print_exception(error)
+        sys.stdout.flush()
+    except OSError:  # nobody reads
+        _drop_output()
+    return code
+
+
+def _lines(error: Exception) -> list[str]:
+    text = str(error)
+    if isinstance(error, Refused):
+        if text.startswith("ERROR: "):  # the runbook's text stands alone, to the letter
+            return [text, f"standfast: {error.reason}"]
+        return [f"standfast: {error.reason}: {text}"]
+    if isinstance(error, StandfastError):
+        return [f"standfast: {line}" for line in text.splitlines() or [type(error).__name__]]
+    if isinstance(error, PermissionError):
+        return [f"standfast: {text}; this needs root: run it with sudo"]
+    what = " ".join(f"{type(error).__name__}: {text}".split())
+    return [
+        f"standfast: unexpected: {what}; this is a bug, please report it with what "
+        "STANDFAST_DEBUG=1 shows"
+    ]
+
+
+def _reason(error: Exception) -> Reason | str | None:
+    from standfast.reasons import Reason
+    from standfast.replication.failures import reason_of
+
+    if isinstance(error, UsageError):
+        return None
+    if isinstance(error, ConfigError):
+        return Reason.CONFIG_INVALID
+    told = getattr(error, "reason", None)  # an agent's word
+    if isinstance(told, str):
+        return told
+    return reason_of(error)
+
+
+def _tolerate_odd_encodings() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Nothing more can be written; the interpreter's last flush must not complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            try:
+                descriptor = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(descriptor, stream.fileno())
+                os.close(descriptor)
+            except (OSError, ValueError):
+                continue

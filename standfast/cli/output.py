@@ -1,0 +1,60 @@
+"""What commands print: tables, JSON, ages. Text from elsewhere never steers the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from standfast.clock import utc_now
+from standfast.names import SnapshotName
+
+
+def clean(text: str) -> str:
+    """The text with everything unprintable replaced."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell, the last one as long as it is."""
+    cells = [list(heads), *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(padded).rstrip())
+
+
+def print_json(doc: Any) -> None:
+    print(json.dumps(doc, indent=2, allow_nan=False))
+
+
+def print_done(as_json: bool, text: str, **facts: Any) -> None:
+    """The last word of a command that changes something."""
+    if as_json:
+        print_json({"done": True, "text": text, **facts})
+    else:
+        print(clean_lines(text))
+
+
+def clean_lines(text: str) -> str:
+    return "\n".join(map(clean, text.splitlines()))
+
+
+def note(text: str) -> None:
+    """A line for people, beside the output."""
+    print(clean(text), file=sys.stderr, flush=True)
+
+
+def age_s(snapshot: str) -> float | None:
+    """Seconds since the time in a snapshot's name; None when it can't be believed."""
+    try:
+        name = SnapshotName.parse(snapshot)
+    except (ValueError, OverflowError):
+        return None
+    now = utc_now()
+    return None if name.is_in_the_future(now) else max(0.0, now - name.taken_at)
+
+
+def without_none(doc: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in doc.items() if value is not None}

@@ -1,0 +1,97 @@
+"""The table of commands as an argparse parser; usage errors are raised, not printed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from standfast import __version__
+from standfast.cli.commands import COMMANDS, Argument, Command
+from standfast.errors import UsageError
+
+MOST_TEXT = 500
+MOST_SECONDS = 86400.0
+DESCRIPTION = "Keeps exactly one NFS server alive for a Consul and Nomad cluster."
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def build() -> Parser:
+    """The whole command line; the namespace has `entry`, MODULE:FUNCTION."""
+    parser = Parser(prog="standfast", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"standfast {__version__}")
+    groups = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
+    nested: dict[str, Any] = {}
+    for command in COMMANDS:
+        first, _, second = command.name.partition(" ")
+        if not second:
+            _add(groups, first, command)
+            continue
+        if first not in nested:
+            parts = [one.name for one in COMMANDS if one.name.startswith(first + " ")]
+            group = groups.add_parser(first, help=f"see `{'`, `'.join(parts)}`")
+            nested[first] = group.add_subparsers(metavar="COMMAND", title="commands", required=True)
+        _add(nested[first], second, command)
+    return parser
+
+
+def _add(groups: Any, name: str, command: Command) -> None:
+    described = {} if command.hidden else {"help": command.help}
+    text = ". ".join(part for part in (_sentence(command.help), command.more) if part)
+    parser = groups.add_parser(name, description=text, allow_abbrev=False, **described)
+    parser.set_defaults(entry=command.entry, command=command.name, json=False, volume=None)
+    for argument in command.arguments:
+        parser.add_argument(*_names(argument), **_behaviour(argument))
+
+
+def _names(argument: Argument) -> tuple[str, ...]:
+    return (argument.name,) if argument.is_option else (argument.dest,)
+
+
+def _behaviour(argument: Argument) -> dict[str, Any]:
+    said: dict[str, Any] = {"help": argument.help}
+    if not argument.metavar:
+        return said | {"action": "store_true"}
+    said["metavar"] = argument.metavar
+    kinds: dict[str, Callable[[str], Any]] = {"seconds": _seconds}
+    said["type"] = kinds.get(argument.kind, _text)
+    if argument.choices:
+        said["choices"] = argument.choices
+    if argument.kind == "words":
+        said["nargs"] = "*"
+    elif not argument.is_option and not argument.required:
+        said["nargs"] = "?"
+    if argument.default is not None:
+        said["default"] = argument.default
+        said["help"] += f" (default: {argument.default:g})"
+    return said
+
+
+def _text(raw: str) -> str:
+    if not raw or not raw.isprintable() or len(raw) > MOST_TEXT:
+        raise argparse.ArgumentTypeError(
+            f"{raw[:40]!r} is not a text of 1 to {MOST_TEXT} printable characters"
+        )
+    return raw
+
+
+def _seconds(raw: str) -> float:
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{raw[:40]!r} is not a number of seconds above 0 and up to {MOST_SECONDS:g}"
+        )
+    return seconds
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

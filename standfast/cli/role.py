@@ -1,0 +1,48 @@
+"""promote, switchover, failback, demote: asked of this node's agent, which does the work."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from standfast.cli.agent_client import Request, ask_agent
+from standfast.cli.operator import operator_name
+from standfast.cli.output import clean, note, print_done
+from standfast.config.load import load_volume
+
+
+def promote(args: argparse.Namespace) -> int:
+    """`standfast promote`."""
+    return _ask(args, accept_data_loss=bool(args.accept_data_loss))
+
+
+def switchover(args: argparse.Namespace) -> int:
+    """`standfast switchover`."""
+    return _ask(args, to=args.to)
+
+
+def failback(args: argparse.Namespace) -> int:
+    """`standfast failback`."""
+    return _ask(args)
+
+
+def demote(args: argparse.Namespace) -> int:
+    """`standfast demote`."""
+    return _ask(args)
+
+
+def _ask(args: argparse.Namespace, **more: Any) -> int:
+    config = load_volume(args.volume)
+    wanted = {"reason": args.reason, "operator": operator_name(), **more}
+    answer = ask_agent(
+        config,
+        Request(args.command, wanted, args.dry_run),
+        timeout_s=args.timeout,
+        on_progress=note if args.json else _say,
+    )
+    print_done(args.json, str(answer.get("text", "done")), dry_run=args.dry_run)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(clean(text), flush=True)

@@ -1,0 +1,122 @@
+"""What units and handlers run: sets up the log, loads the configuration, hands over.
+
+The modules that do the work are imported when they are wanted, so that the guard pays for nothing
+else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from standfast.clock import Deadline, monotonic
+from standfast.config.load import config_dir, config_files, load, load_all, load_volume
+from standfast.errors import ConfigError
+
+
+class _JournalFormatter(logging.Formatter):
+    """Lines with the priority that journald reads, when it is journald that reads them."""
+
+    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4),
+                   (logging.INFO, 6), (logging.NOTSET, 7))  # fmt: skip
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        priority = next(number for least, number in self._PRIORITIES if record.levelno >= least)
+        return "\n".join(f"<{priority}>{line}" for line in text.splitlines() or [""])
+
+
+def set_up_log() -> None:
+    """To stderr; debug with STANDFAST_DEBUG=1."""
+    handler = logging.StreamHandler()
+    if os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logging.DEBUG if os.environ.get("STANDFAST_DEBUG") == "1" else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler])
+    for chatty in ("sh", "urllib3", "consul"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def agent(args: argparse.Namespace) -> int:
+    """`standfast agent VOLUME`."""
+    set_up_log()
+    from standfast import agent as body
+
+    return body.main(load_volume(args.volume))
+
+
+def lease(args: argparse.Namespace) -> int:
+    """`standfast lease VOLUME`."""
+    set_up_log()
+    from standfast.lease import keeper
+
+    return keeper.main(load_volume(args.volume))
+
+
+def watch(args: argparse.Namespace) -> int:
+    """`standfast watch VOLUME`: on every node, clients too."""
+    set_up_log()
+    from standfast import watch as body
+
+    return body.main(load_volume(args.volume, require_storage=False))
+
+
+def guard(args: argparse.Namespace) -> int:
+    """`standfast guard`: of one volume or, as the one NFS server asks, of all of this node."""
+    started = monotonic()
+    set_up_log()
+    from standfast import guard as body
+
+    try:
+        configs = load_all() if args.volume is None else (load_volume(args.volume),)
+    except ConfigError as error:
+        print(body.words(body.refusal(error)), file=sys.stderr)
+        return 1
+    deadline_s = min(config.guard.deadline for config in configs)
+    return body.main(configs, Deadline(started + deadline_s))
+
+
+def receive(args: argparse.Namespace) -> int:
+    """`standfast receive VOLUME`: stdout belongs to the sender."""
+    set_up_log()
+    from standfast.adapters.consul import ConsulGateway
+    from standfast.adapters.stores import open_store
+    from standfast.replication import receive as body
+
+    config = load_volume(args.volume)
+    gateway = ConsulGateway.from_config(config)
+    return body.receive(config, open_store(config), gateway, sys.stdin.fileno(), sys.stdout)
+
+
+def fence(args: argparse.Namespace) -> int:
+    """`standfast fence VOLUME`: shut the port, stop the server."""
+    set_up_log()
+    from standfast.adapters.machine import fence_from, nfs_from
+    from standfast.lease.cutoff import stop_for_good
+
+    config = load_volume(args.volume)
+    deadline = Deadline.after(config.nfs.start_timeout)
+    stop_for_good(fence_from(config), nfs_from(config), deadline)
+    return 0
+
+
+def reconcile(args: argparse.Namespace) -> int:
+    """`standfast reconcile`: the volume's agent, or each agent of this node, looks again."""
+    set_up_log()
+    from standfast import reconcile as body
+
+    if args.volume is not None:
+        return body.main(load_volume(args.volume, require_storage=False), args.event)
+    wrong: ConfigError | None = None
+    for path in config_files(config_dir()):
+        try:
+            body.main(load(path, require_storage=False), args.event)
+        except ConfigError as error:  # the other volumes are looked after all the same
+            wrong = error
+    if wrong is not None:
+        raise wrong
+    return 0

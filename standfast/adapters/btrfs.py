@@ -47,8 +47,9 @@ class BtrfsStore(Store):
         return ["btrfs", "-q", "send", *base, str(snapshot.path)]
 
     def receive_argv(self, staging: Path) -> list[str]:
-        # -e: one stream and no more. A stream cut anywhere lacks its end mark: status 1.
-        return ["btrfs", "-q", "receive", "-e", str(staging)]
+        # A stream cut anywhere lacks its end mark: status 1 (tried at every command's end). Not -e:
+        # btrfs would leave at the end mark, and closing the stream early counts as a failure.
+        return ["btrfs", "-q", "receive", str(staging)]
 
     def _btrfs(self, op: str, *arguments: str) -> Completed:
         return run(["btrfs", *arguments], deadline=Deadline.after(self._timeout_s), op=op)

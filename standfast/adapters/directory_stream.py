@@ -108,6 +108,8 @@ def receive(staging: Path, source: IO[bytes]) -> None:
             archive.utime(member, tree / member.name)
     while frames.read(_MAX_FRAME):
         pass  # the archive's padding
+    if source.read(1):
+        raise ValueError("something follows the end of the stream")
     received = str(header["content_id"])
     save_info(tree, TreeInfo(str(uuid.uuid4()), received, read_only=True))
 

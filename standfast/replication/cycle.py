@@ -318,8 +318,8 @@ class Sender:
         if shared is None or shared.epoch != epoch:
             return None
         done = before.standbys.get(standby)
-        if done is not None and done.content_id == shared.content_id:
-            return None
+        if done is not None and done.epoch == epoch and (done.snapshot or "") >= shared.name:
+            return None  # the standby has this one, or a newer one
         for one in self._store.snapshots():
             age_s = utc_now() - one.name.taken_at
             if one.content_id == shared.content_id and not one.received:

@@ -156,31 +156,51 @@ def lead(peer: Peer, epoch: int, state: LeaderState = LeaderState.SERVING) -> No
     )
 
 
-def _paused(spec: Path) -> int:
-    """Pass on some bytes, say so in a file, and wait until one of the ends is gone."""
-    said = Path(json.loads(spec.read_text())["said"])
-    receiver = subprocess.Popen(process("receive", spec), stdin=subprocess.PIPE)
+def _pass_on(receiver: subprocess.Popen[bytes], limit: int) -> None:
+    """The first `limit` bytes of our input."""
     assert receiver.stdin is not None
-    parent = os.getppid()
-    passed = 0
-    while passed < PAUSED_AFTER_BYTES:
-        data = os.read(0, 65536)
+    left = limit
+    while left > 0:
+        data = os.read(0, min(65536, left))
         if not data:
             break
-        passed += len(data)
+        left -= len(data)
         receiver.stdin.write(data)
         receiver.stdin.flush()
-    said.write_text(str(receiver.pid))
+
+
+def _start_receiver(spec: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(process("receive", spec), stdin=subprocess.PIPE)
+
+
+def _paused(spec: Path) -> int:
+    """Pass on some bytes, say so in a file, and wait until one of the ends is gone."""
+    receiver = _start_receiver(spec)
+    parent = os.getppid()
+    _pass_on(receiver, PAUSED_AFTER_BYTES)
+    said = Path(json.loads(spec.read_text())["said"])
+    # `env` has become the receiver: the same pid.
+    said.with_suffix(".new").write_text(str(receiver.pid))
+    said.with_suffix(".new").rename(said)
     while os.getppid() == parent and receiver.poll() is None:
         time.sleep(0.02)
-    receiver.stdin.close()
-    return receiver.wait(10)
+    receiver.communicate(timeout=10)
+    return receiver.returncode
+
+
+def _cut(spec: Path) -> int:
+    receiver = _start_receiver(spec)
+    _pass_on(receiver, json.loads(spec.read_text())["passed"])
+    receiver.communicate(timeout=10)
+    return receiver.returncode
 
 
 def main(mode: str, path: Path) -> int:
     spec = json.loads(path.read_text())
     if mode == "paused":
         return _paused(path)
+    if mode == "cut":
+        return _cut(path)
     node = from_spec(spec)
     if mode == "cycle":
         node.sender.cycle(spec["standby"])

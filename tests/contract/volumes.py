@@ -46,7 +46,7 @@ def btrfs_on_file(image: Path, mount: Path, *, make: bool = True) -> Iterator[Pa
     mount.mkdir(parents=True, exist_ok=True)
     if make:
         command("truncate", "-s", SIZE, image)
-        command("mkfs.btrfs", "-q", "-m", "single", image)
+        command("mkfs.btrfs", "-q", "-f", "-m", "single", image)
     command("mount", "-o", "loop", image, mount)
     try:
         yield mount

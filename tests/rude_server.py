@@ -117,6 +117,16 @@ def hang_up(_connection: socket.socket, _ending: threading.Event) -> None:
     """Read, then closed without a byte."""
 
 
+def late(seconds: float, manner: Manner) -> Manner:
+    """Treat the connection with `manner`, but only after a while."""
+
+    def late_manner(connection: socket.socket, ending: threading.Event) -> None:
+        ending.wait(seconds)
+        manner(connection, ending)
+
+    return late_manner
+
+
 def drip(start: bytes, byte: bytes, every_s: float = 0.05) -> Manner:
     """`start`, then one byte at a time for ever: each comes well within any per-read timeout."""
 

@@ -39,6 +39,7 @@ from tests.rude_server import (
     drip,
     hang,
     hang_up,
+    late,
     raw,
     refused_address,
     reply,
@@ -435,6 +436,12 @@ def test_a_write_that_may_have_been_applied_is_not_sent_to_another_address(
         gateway.txn([Set("k", b"")])
     assert caught.value.maybe_applied
     assert field.asked == [1, 0]
+
+
+def test_a_write_that_was_sent_gets_the_whole_deadline(field: Field) -> None:
+    gateway = field.gateway(late(0.8, WRITTEN), WRITTEN, WRITTEN, timeout_s=2)
+    assert gateway.txn([Set("k", b"")]) == Committed({"k": 9})
+    assert field.asked == [1, 0, 0]
 
 
 def test_after_a_hung_transaction_the_next_one_asks_another_address(field: Field) -> None:

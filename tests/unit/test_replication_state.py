@@ -1,0 +1,222 @@
+"""Epochs of snapshots, the highest epoch, retention, the cycles' memory, the transport."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import Snapshot
+from standfast.clock import Deadline
+from standfast.config.model import Config, Node, Paths, Replication
+from standfast.errors import (
+    CommandFailed,
+    ConsulNoQuorum,
+    ForeignValue,
+    Refused,
+    StandfastError,
+    TimedOut,
+)
+from standfast.lease.epochs import EpochFile
+from standfast.locks import exclusive
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from standfast.replication import state, wire
+from standfast.replication.cycle import newest_common, transport_argv
+from standfast.replication.failures import reason_of
+from standfast.replication.published import epochs_of_snapshots, note_epoch, ranked
+from standfast.replication.retention import own_to_delete, published_to_delete
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(
+        volume="data-services",
+        source=tmp_path / "data-services.toml",
+        cluster="test",
+        node="a",
+        nodes={name: Node(address=f"10.0.0.{number}") for number, name in enumerate("abc")},
+        paths=Paths(state=tmp_path / "state", run=tmp_path / "run"),
+    )
+
+
+def snapshot(second: int, content_id: str, *, received: bool = False) -> Snapshot:
+    name = SnapshotName.at("services", 1e9 + second)
+    return Snapshot(name, Path("/p") / str(name), content_id, received)
+
+
+# The highest epoch
+
+
+def test_the_highest_epoch_only_grows(tmp_path: Path) -> None:
+    epochs = EpochFile(tmp_path / "state" / "epoch")
+    assert epochs.read() == 0
+    for epoch, highest in ((3, 3), (2, 3), (3, 3), (4, 4)):
+        epochs.raise_to(epoch)
+        assert EpochFile(tmp_path / "state" / "epoch").read() == highest
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "{}", '{"v":1}', '{"v":1,"epoch":-1}', '{"v":1,"epoch":true}', "\0" * 20]
+)
+def test_an_unreadable_epoch_is_an_error_and_never_zero(tmp_path: Path, text: str) -> None:
+    (tmp_path / "epoch").write_text(text)
+    epochs = EpochFile(tmp_path / "epoch")
+    with pytest.raises(StandfastError, match="does not hold an epoch"):
+        epochs.read()
+    with pytest.raises(StandfastError):
+        epochs.raise_to(9)
+    assert (tmp_path / "epoch").read_text() == text
+
+
+# Epochs of snapshots
+
+
+def test_epochs_are_noted_and_those_of_deleted_snapshots_forgotten(config: Config) -> None:
+    assert epochs_of_snapshots(config) == {}
+    note_epoch(config, "one", 1, known=())
+    note_epoch(config, "two", 2, known=("one",))
+    assert epochs_of_snapshots(config) == {"one": 1, "two": 2}
+    note_epoch(config, "three", 2, known=("two",))
+    assert epochs_of_snapshots(config) == {"two": 2, "three": 2}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"v":1,"epochs":{"one":"1"}}', '{"v":1}'])
+def test_unreadable_epochs_are_an_error_and_stay(config: Config, text: str) -> None:
+    config.state_dir.mkdir(parents=True)
+    path = config.state_dir / "published.json"
+    path.write_text(text)
+    with pytest.raises(StandfastError):
+        epochs_of_snapshots(config)
+    with pytest.raises(StandfastError):
+        note_epoch(config, "one", 1, known=())
+    assert path.read_text() == text
+
+
+def test_a_snapshot_of_a_later_reign_is_better_than_a_newer_one_of_an_earlier() -> None:
+    lost = snapshot(50, "lost", received=True)
+    current = snapshot(40, "current", received=True)
+    unknown = snapshot(60, "unknown", received=True)
+    own = snapshot(70, "own")
+    order = ranked([current, own, lost, unknown], {"lost": 1, "current": 2, "own": 9})
+    assert [one.content_id for one in order] == ["unknown", "lost", "current"]
+
+
+# Retention
+
+
+def test_the_newest_own_snapshots_and_each_standbys_newest_are_kept() -> None:
+    own = [snapshot(second, f"id{second}") for second in range(30)]
+    published = [snapshot(99, "p", received=True)]
+    gone = own_to_delete([*reversed(own), *published], {"id2", "id29"}, keep=24)
+    assert [one.content_id for one in gone] == ["id0", "id1", "id3", "id4", "id5"]
+
+
+def test_the_best_published_snapshots_are_kept_whatever_their_names() -> None:
+    old_reign = [snapshot(100 + second, f"old{second}", received=True) for second in range(3)]
+    new_reign = [snapshot(second, f"new{second}", received=True) for second in range(3)]
+    epochs = {**{f"old{n}": 1 for n in range(3)}, **{f"new{n}": 2 for n in range(3)}}
+    own = [snapshot(0, "own")]
+    gone = published_to_delete([*new_reign, *old_reign, *own], epochs, {"old1"}, keep=3)
+    assert [one.content_id for one in gone] == ["old0", "old2"]
+
+
+def test_few_snapshots_are_all_kept() -> None:
+    few = [snapshot(second, f"id{second}", received=True) for second in range(3)]
+    assert published_to_delete(few, {}, set()) == []
+    assert own_to_delete([snapshot(1, "own")], set()) == []
+
+
+# The parent
+
+
+def test_the_parent_is_the_newest_common_content_before_the_snapshot() -> None:
+    ours = [
+        snapshot(1, "x"),
+        snapshot(2, "y", received=True),
+        snapshot(3, "only-ours"),
+        snapshot(4, "sent"),
+        snapshot(5, "later"),
+    ]
+    theirs = tuple(
+        wire.Offer(f"services@2001090{number}T014640Z", content_id, received=False)
+        for number, content_id in enumerate(["later", "x", "y", "only-theirs", "sent"])
+    )
+    parent = newest_common(ours, theirs, ours[3])
+    assert parent is not None and parent.content_id == "y"
+    assert newest_common(ours, theirs[3:4], ours[3]) is None
+
+
+# Memory of the cycles
+
+
+def test_outcomes_add_up_by_standby_and_reason(config: Config) -> None:
+    sent = state.Shared("services@20270115T080000Z", "id", 3)
+    state.note_shared(config, sent)
+    state.note_failure(config, "b", Reason.NEEDS_FULL, "no common")
+    assert state.load(config).standbys["b"].needs_full
+    state.note_failure(config, "b", Reason.BUSY, "later")
+    state.note_failure(config, "b", Reason.BUSY, "later")
+    for size in (10, 20):
+        state.note_success(config, "b", sent, duration_s=0.5, sent_bytes=size)
+    state.note_failure(config, "c", Reason.DEADLINE, "slow")
+    found = state.load(config)
+    b = found.standbys["b"]
+    assert found.shared == sent
+    assert (b.successes, b.sent_bytes, b.sent_bytes_total, b.epoch) == (2, 20, 30, 3)
+    assert b.failures == {"needs-full": 1, "busy": 2} and b.last_failure == "later"
+    assert not b.needs_full
+    assert found.standbys["c"].failures == {"deadline": 1}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"v":1,"shared":null,"standbys":{"b":{"x":1}}}', '{"v":1,"shared":5}']
+)
+def test_an_unreadable_memory_is_an_error_that_names_the_file(config: Config, text: str) -> None:
+    config.state_dir.mkdir(parents=True)
+    (config.state_dir / "replication.json").write_text(text)
+    with pytest.raises(StandfastError, match=r"replication\.json"):
+        state.load(config)
+
+
+def test_a_cycle_at_work_elsewhere_is_waited_for_only_so_long(config: Config) -> None:
+    lock = config.run_dir / "x.lock"
+    again = exclusive(lock, "a test", Deadline.after(0.1))
+    with exclusive(lock, "a test"), pytest.raises(Refused) as refusal, again:
+        pass
+    assert refusal.value.reason is Reason.BUSY
+
+
+# Transport and reasons
+
+
+def test_ssh_never_asks_and_never_waits_for_ever(config: Config) -> None:
+    argv = transport_argv(config, "b")
+    text = " ".join(argv)
+    assert argv[:2] == ["ssh", "-T"] and "BatchMode=yes" in text and "ConnectTimeout=10" in text
+    assert "ServerAliveInterval=5" in text
+    assert text.endswith(
+        "-i /etc/standfast/replication_key root@10.0.0.1 standfast receive data-services"
+    )
+
+
+def test_another_transport_gets_its_words_replaced(config: Config) -> None:
+    other = Replication(command=("link", "--to={node}/{address}", "{volume}", "{x}"))
+    config = dataclasses.replace(config, replication=other)
+    assert transport_argv(config, "c") == ["link", "--to=c/10.0.0.2", "data-services", "{x}"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Refused(Reason.BUSY, ""), Reason.BUSY),
+        (ConsulNoQuorum(""), Reason.CONSUL_NO_QUORUM),
+        (ForeignValue(""), Reason.FOREIGN_VALUE),
+        (CommandFailed("", returncode=1), Reason.REPLICATION_FAILED),
+        (TimedOut(""), Reason.DEADLINE),
+        (OSError("disk"), Reason.UNEXPECTED),
+    ],
+)
+def test_every_failure_has_a_reason(error: Exception, reason: Reason) -> None:
+    assert reason_of(error) is reason

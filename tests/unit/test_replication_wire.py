@@ -1,0 +1,129 @@
+"""The lines of a replication: what is written is read back, anything else is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from standfast.act.ports import Snapshot
+from standfast.errors import Refused
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from standfast.replication import wire
+
+NAME = SnapshotName.parse("services@20270115T080000Z")
+BEGIN = wire.Begin("alo", "data-services", "a", 7, NAME, "id-2", "id-1", ("id-0",))
+PARSERS: list[Callable[[str], object]] = [
+    wire.parse_hello,
+    wire.parse_welcome,
+    wire.parse_begin,
+    wire.parse_ready,
+    wire.parse_published,
+]
+
+
+@pytest.mark.parametrize(
+    ("message", "parse"),
+    [
+        (wire.Hello("alo", "data-services", "a"), wire.parse_hello),
+        (wire.Welcome((), 0), wire.parse_welcome),
+        (wire.Welcome((wire.Offer(str(NAME), "id", True),), 2**40), wire.parse_welcome),
+        (BEGIN, wire.parse_begin),
+        (wire.Begin("alo", "v", "a", 0, NAME, "id", None, None), wire.parse_begin),
+        (wire.Ready(), wire.parse_ready),
+        (wire.Published(str(NAME), "id"), wire.parse_published),
+    ],
+)
+def test_a_message_is_read_back_as_it_was_written(
+    message: wire.Message, parse: Callable[[str], object]
+) -> None:
+    line = wire.dump(message)
+    assert "\n" not in line
+    assert parse(line) == message
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+def test_a_refusal_instead_of_any_answer_is_raised_with_its_reason(
+    parse: Callable[[str], object],
+) -> None:
+    line = wire.dump(wire.Refusal(Reason.NO_SPACE, "b has 3 MiB left"))
+    with pytest.raises(Refused, match="b has 3 MiB left") as refusal:
+        parse(line)
+    assert refusal.value.reason is Reason.NO_SPACE
+
+
+def test_a_refusal_for_a_reason_of_a_newer_version_keeps_its_message() -> None:
+    line = json.dumps({"v": 1, "message_type": "refusal", "reason": "new", "message": "no\x1b[2J"})
+    with pytest.raises(Refused, match=r"^no \[2J$") as refusal:
+        wire.parse_ready(line)
+    assert refusal.value.reason is Reason.REPLICATION_FAILED
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Welcome to Debian",
+        "null",
+        "[]",
+        "{}",
+        "[" * 5000,
+        '{"v": 2, "message_type": "ready"}',
+        '{"v": 1, "message_type": "something"}',
+        '{"v": 1, "message_type": "refusal"}',
+    ],
+)
+def test_a_foreign_line_is_refused(parse: Callable[[str], object], line: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        parse(line)
+    assert refusal.value.reason is Reason.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cluster", ""),
+        ("volume", "a\nb"),
+        ("sender", None),
+        ("epoch", -1),
+        ("epoch", True),
+        ("epoch", "7"),
+        ("name", "services@yesterday"),
+        ("name", "../services@20270115T080000Z"),
+        ("content_id", "x" * 256),
+        ("parent_content_id", 5),
+        ("keep", "id"),
+        ("keep", [None]),
+        ("protocol", 1.5),
+    ],
+)
+def test_a_header_with_a_bad_field_is_refused(field: str, value: object) -> None:
+    doc = json.loads(wire.dump(BEGIN))
+    with pytest.raises(Refused):
+        wire.parse_begin(json.dumps({**doc, field: value}))
+    del doc[field]
+    with pytest.raises(Refused):
+        wire.parse_begin(json.dumps(doc))
+
+
+@given(st.text())
+def test_no_text_at_all_gets_past_the_parsers(line: str) -> None:
+    for parse in PARSERS:
+        with pytest.raises(Refused):
+            parse(line)
+
+
+def test_offers_of_very_many_snapshots_are_the_newest_and_fit_a_line() -> None:
+    many = [
+        Snapshot(SnapshotName.at("services", 1e9 + second), Path("/p"), "i" * 36, True)
+        for second in range(2000)
+    ]
+    offered = wire.offers(many)
+    assert offered[-1].name == str(many[-1].name)
+    assert len(wire.dump(wire.Welcome(offered, 0))) < wire.MAX_LINE_BYTES

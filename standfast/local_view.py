@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from standfast.act.machine import Machine
@@ -12,7 +13,7 @@ from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.observe import Available, Local
 from standfast.reign import OwnReign
-from standfast.replication.published import epochs_of_snapshots
+from standfast.replication.published import epochs_of_snapshots, published_file
 
 SNAPSHOTS_EVERY_S = 15.0
 
@@ -32,14 +33,29 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def changed_at(paths: Sequence[Path]) -> tuple[int, ...]:
+    """When each directory or file last changed, ns; 0 for one that isn't there."""
+    found = []
+    for path in paths:
+        try:
+            found.append(path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            found.append(0)
+    return tuple(found)
+
+
 class LocalView:
-    """This node, for one volume; the listing of snapshots is kept for a while."""
+    """This node, for one volume; the listing of snapshots is kept until a directory changes.
+
+    A listing from before the last replication would make a standby wait with its takeover.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._epochs = EpochFile(machine.config.state_dir / "epoch")
         self._snapshots: tuple[Available, ...] = ()
         self._listed_at = float("-inf")
+        self._listed: tuple[int, ...] = ()
 
     def note_epoch(self, epoch: int) -> None:
         """Durably remember that `epoch` was seen."""
@@ -50,14 +66,16 @@ class LocalView:
         machine, config = self._machine, self._machine.config
         own = OwnReign.load(config.state_dir)
         now = monotonic()
-        if fresh or now - self._listed_at >= SNAPSHOTS_EVERY_S:
+        paths = config.paths
+        changed = changed_at((paths.snapshots, paths.standby, published_file(config)))
+        if fresh or changed != self._listed or now - self._listed_at >= SNAPSHOTS_EVERY_S:
             epochs = epochs_of_snapshots(config)
             self._snapshots = tuple(
                 Available(snapshot, epochs[snapshot.content_id])
                 for snapshot in machine.store.snapshots()
                 if snapshot.content_id in epochs
             )
-            self._listed_at = now
+            self._listed_at, self._listed = now, changed
         return Local(
             node=config.node,
             instance=machine.me.instance,

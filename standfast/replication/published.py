@@ -23,7 +23,7 @@ LOCK_WAIT_S = 10.0
 
 def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
     """Content id -> epoch of the primary that took it; StandfastError when unreadable."""
-    path = _path(config)
+    path = published_file(config)
     doc = read_json(path)
     if doc is None:
         return {}
@@ -48,7 +48,7 @@ def note_epoch(config: Config, content_id: str, epoch: int, known: Collection[st
             return
         kept = {one: number for one, number in epochs.items() if one in known}
         doc = {"v": 1, "epochs": {**kept, content_id: epoch}}
-        write_atomically(_path(config), json.dumps(doc), durable=True)
+        write_atomically(published_file(config), json.dumps(doc), durable=True)
 
 
 def ranked(snapshots: Sequence[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
@@ -60,7 +60,8 @@ def ranked(snapshots: Sequence[Snapshot], epochs: Mapping[str, int]) -> list[Sna
     return sorted(received, key=lambda one: (epochs.get(one.content_id, -1), one.name))
 
 
-def _path(config: Config) -> Path:
+def published_file(config: Config) -> Path:
+    """Where the entries are; it changes before a snapshot becomes visible."""
     return config.state_dir / "published.json"
 
 

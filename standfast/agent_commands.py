@@ -105,7 +105,7 @@ def promote(agent: Agent, command: Command) -> str:
             told = decision.reason
         if command.dry_run:
             return f"{decision.sentence}; then it would be promoted"
-        agent.look(0.2)
+        agent.look(0.2, wish=wish)
     plan = plan_for(decision, agent.config)
     assert plan is not None
     if command.dry_run:

@@ -6,6 +6,7 @@ the next look come sooner. A cut at any point is repaired by the next look.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import signal
@@ -224,12 +225,16 @@ class Agent:
 
 def keep_up(agent: Agent) -> None:
     """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
-    while not agent.stopping.wait(UPKEEP_EVERY_S):
+    while True:
         agent.upkeep()
+        if agent.stopping.wait(UPKEEP_EVERY_S):
+            return
 
 
 def serve(agent: Agent) -> None:
     """Look, act and answer commands until told to stop."""
+    with contextlib.suppress(StandfastError):
+        agent.look()  # so that upkeep knows the role from its first turn
     threading.Thread(target=keep_up, args=(agent,), name="upkeep", daemon=True).start()
     notify("READY=1")
     while not agent.stopping.is_set():

@@ -25,7 +25,8 @@ class ReplicationTimers:
         deadline = Deadline.after(DEADLINE_S)
         idle = [name for name in self._names() if not self._units.is_active(name)]
         interval_s = self._config.replication.interval
-        text = f"[Timer]\nOnUnitInactiveSec=\nOnUnitInactiveSec={interval_s:g}s\n"
+        # An empty value resets every trigger of the timer, not only its own.
+        text = f"[Timer]\nOnActiveSec=\nOnActiveSec=1s\nOnUnitInactiveSec={interval_s:g}s\n"
         for name in idle:
             self._units.write_drop_in(name, "interval", text, deadline)
             self._units.start(name, deadline)

@@ -145,6 +145,10 @@ class EmbeddedConsul:
             self._last_alive[node] = monotonic()
         self.set_node_health(node, "passing")
 
+    def request(self, node: str, method: str, target: str, body: bytes = b"") -> Reply | None:
+        """What the node's agent answers, without a connection; blocking queries block."""
+        return self.serve(self._agents[node], method, target, body)
+
     # Faults
 
     def set_quorum(self, quorum: bool) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from standfast.adapters.nfs import reason_in
@@ -85,8 +86,10 @@ def last_words(log: Path) -> str:
 class EmbeddedNfs:
     """Starts, stops and asks the stand-in server (`demo.file_server`)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, env: Mapping[str, str] | None = None) -> None:
         self._config = config
+        self._env = env
+        """For the processes started here, when it isn't this process's own."""
 
     def export(self, fsid: str) -> None:
         write_atomically(export_file(self._config), f'{{"v": 1, "fsid": "{fsid}"}}\n')
@@ -104,6 +107,7 @@ class EmbeddedNfs:
             deadline=deadline,
             op="nfs:guard",
             check=False,
+            env=self._env,
         )
         if guard.returncode != 0:
             said = guard.stderr.strip() or f"the guard ended with status {guard.returncode}"
@@ -111,7 +115,7 @@ class EmbeddedNfs:
         pid_file(config).unlink(missing_ok=True)
         log = log_dir(config) / "nfs.log"
         argv = [sys.executable, "-m", "standfast.demo.file_server", config.volume]
-        server = start_detached(argv, op="nfs:start", log_file=log)
+        server = start_detached(argv, op="nfs:start", log_file=log, env=self._env)
         while not (pid_file(config).exists() and self.is_running()):
             _still_coming(server, "the stand-in server", log, deadline)
 

@@ -1,0 +1,194 @@
+"""The demo's client: what it wrote and got acknowledged, line by line, and the thread that writes.
+
+Invariant: a line counts as acknowledged only after the server answered the write and gave the same
+line back. Each line has its own place in the file, so a repeated write changes nothing.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.clock import Deadline, monotonic
+from standfast.demo.file_calls import Session
+from standfast.demo.invariants import Invariants
+from standfast.errors import StandfastError, Unreachable
+
+FILE = "journal"
+LINE_BYTES = 32
+CALL_S = 1.0
+PAUSE_S = 0.04
+RETRY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One acknowledged line."""
+
+    number: int
+    text: str
+    epoch: int
+    node: str
+    at: float
+    """Monotonic seconds of the acknowledgement."""
+
+
+def line_text(number: int, token: int) -> str:
+    """Exactly LINE_BYTES bytes."""
+    return f"line {number:06d} {token:016x}".ljust(LINE_BYTES - 1) + "\n"
+
+
+class Ledger:
+    """All acknowledged lines, in their order; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lines: list[Line] = []
+        self._lock = threading.Lock()
+
+    def add(self, line: Line) -> None:
+        with self._lock:
+            self._lines.append(line)
+
+    def lines(self) -> tuple[Line, ...]:
+        with self._lock:
+            return tuple(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def last(self) -> Line | None:
+        with self._lock:
+            return self._lines[-1] if self._lines else None
+
+    def before(self, moment: float) -> tuple[Line, ...]:
+        """Lines acknowledged before `moment` (monotonic s)."""
+        with self._lock:
+            return tuple(self._lines[: bisect.bisect_left(self._lines, moment, key=_at)])
+
+    def longest_pause(self, since: float, until: float) -> float:
+        """The longest time between two acknowledgements in a row in this span, seconds."""
+        times = [line.at for line in self.lines() if since <= line.at <= until]
+        return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+
+def _at(line: Line) -> float:
+    return line.at
+
+
+def missing(content: bytes, lines: Iterable[Line]) -> list[int]:
+    """Numbers of the lines that are not, byte for byte, in their place in `content`."""
+    return [
+        line.number
+        for line in lines
+        if content[line.number * LINE_BYTES : (line.number + 1) * LINE_BYTES] != line.text.encode()
+    ]
+
+
+class Client:
+    """Writes one line after the other, through whatever server Consul's catalog names."""
+
+    def __init__(
+        self, consul: ConsulGateway, service: str, ledger: Ledger, invariants: Invariants
+    ) -> None:
+        self._consul = consul
+        self._service = service
+        self._ledger = ledger
+        self._invariants = invariants
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
+        self.trouble: str | None = None
+        """Why it doesn't get on, for the view."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end; `join` waits for that."""
+        self._stop.set()
+
+    def join(self) -> None:
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._write_lines()
+            except StandfastError as error:
+                self.trouble = str(error)
+                self._stop.wait(RETRY_S)
+
+    def _find(self) -> tuple[str, str, int]:
+        found = self._consul.instances(self._service, consistent=False)
+        for one in found:
+            if one.checks == "passing" and one.node_health == "passing":
+                return one.node, one.address, one.port
+        raise Unreachable(f"{self._service} has no passing instance in Consul")
+
+    def _write_lines(self) -> None:
+        node, address, port = self._find()
+        with Session(address, port, Deadline.after(CALL_S)) as session:
+            fsid = session.mount(Deadline.after(CALL_S))
+            while not self._stop.wait(PAUSE_S):
+                self._write_one(session, fsid, node)
+                self.trouble = None
+
+    def _write_one(self, session: Session, fsid: str, node: str) -> None:
+        number = len(self._ledger)
+        text = line_text(number, random.getrandbits(64))
+        where = (FILE, number * LINE_BYTES)
+        limit = Deadline.after(CALL_S)
+        reply = session.write(fsid, where, text, limit)
+        if session.read(fsid, where, LINE_BYTES, limit) != text:
+            raise Unreachable(f"line {number} was read back with another content")
+        self._invariants.answered(node, reply["epoch"], reply["at"])
+        self._ledger.add(Line(number, text, reply["epoch"], node, monotonic()))
+
+
+def poll(node: str, address: str, port: int, invariants: Invariants) -> int | None:
+    """Ask one node's port whether it serves; the epoch in which it does, None when it doesn't."""
+    limit = Deadline.after(CALL_S)
+    with contextlib.suppress(StandfastError), Session(address, port, limit) as session:
+        reply = session.null(limit)
+        invariants.answered(node, reply["epoch"], reply["at"])
+        epoch = reply["epoch"]
+        return epoch if isinstance(epoch, int) else None
+    return None
+
+
+class Every:
+    """A thread that does something again and again until the block ends."""
+
+    def __init__(self, seconds: float, name: str, work: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._work = work
+        self._stop = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end; `join` waits for that."""
+        self._stop.set()
+
+    def join(self) -> None:
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            try:
+                self._work()
+            except StandfastError:
+                continue  # a node that is off, a Consul that closes: looked at again
+            except Exception as error:  # noqa: BLE001 - shown by the main thread
+                self.error = error
+                return

@@ -1,0 +1,682 @@
+"""The faults to survive, one test each. After every one: somebody serves again, or says why not,
+and no write is gone from every disk. The other invariants are checked all along (see `world`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.config.model import LeaseTiming
+from standfast.decision import Action, Wish
+from standfast.plan import Do
+from standfast.reasons import Reason
+from standfast.records import LeaderState
+from tests.sim.clockwork import Violation
+from tests.sim.node import Node
+from tests.sim.world import FAST, World
+
+TIMING = LeaseTiming()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as world:
+        yield world
+        world.check_settled()
+        world.run(20.0)
+        world.check_settled()
+        world.check_nothing_deleted()
+
+
+def successor(world: World) -> Node:
+    primary = world.primary()
+    assert primary is not None
+    return primary
+
+
+def reasons(world: World) -> dict[str, Reason]:
+    return {n.name: n.decision.reason for n in world.nodes.values() if n.decision is not None}
+
+
+def test_a_standby_takes_over_when_the_primary_loses_power(world: World) -> None:
+    world.begin().power_cut()
+    assert world.wait_for_primary() < TIMING.wait + 3
+    assert world.epoch() == 2
+
+
+def test_the_fast_profile_takes_over_in_a_few_seconds(tmp_path: Path) -> None:
+    with World(tmp_path, timing=FAST) as fast:
+        fast.begin().power_cut()
+        assert fast.wait_for_primary() < 9.0
+
+
+def test_the_death_of_the_agent_on_the_primary_changes_nothing(world: World) -> None:
+    primary = world.begin()
+    primary.kill_agent()
+    world.run(40.0)
+    assert primary.serves
+    primary.start_agent()
+    world.run(5.0)
+    assert (world.epoch(), primary.serves) == (1, True)
+
+
+def test_a_killed_lease_process_is_taken_up_again_without_a_pause(world: World) -> None:
+    primary = world.begin()
+    for _ in range(5):
+        primary.kill_keeper()
+        for _ in range(30):
+            world.run(0.1)
+            assert primary.serves
+    assert world.epoch() == 1
+
+
+def test_a_frozen_lease_process_is_cut_off_and_does_not_serve_after_its_thaw(world: World) -> None:
+    primary = world.begin()
+    primary.freeze_all(90.0)
+    world.wait_for("a successor", lambda: world.primary() is world["c"], 75.0)
+    world.run(60.0)
+    assert not primary.serves
+    assert primary.decision is not None
+    assert primary.decision.reason is Reason.PRIMARY_ALIVE
+    assert len(primary.disk.asides) == 1
+
+
+@pytest.mark.parametrize("clock_stops", [False, True])
+def test_a_paused_machine_serves_at_most_the_rest_of_its_lease(
+    world: World, clock_stops: bool
+) -> None:
+    primary = world.begin()
+    violations: list[float] = []
+
+    def look() -> None:
+        if sum(node.serves for node in world.nodes.values()) > 1:
+            violations.append(world.now)
+
+    if clock_stops:  # beyond what S3 promises: no timer of the machine can know
+        world.clockwork.after_event = look
+    primary.pause_vm(60.0, clock_stops=clock_stops)
+    world.wait_for_primary()
+    world.run(60.0)
+    assert not primary.serves
+    if violations:
+        assert violations[-1] - violations[0] <= TIMING.length + TIMING.fence
+
+
+def test_a_server_that_does_not_stop_keeps_the_switchover_from_giving_the_role_up(
+    world: World,
+) -> None:
+    primary = world.begin()
+    primary.nfs.stuck = True
+    primary.hand_to = "b"
+    world.run(20.0)
+    assert world.epoch() == 1
+    assert successor(world) is primary
+
+
+def test_a_stop_slower_than_the_fence_is_no_danger(world: World) -> None:
+    primary = world.begin()
+    primary.nfs.stop_s = 30.0
+    primary.hand_to = "b"
+    world.wait_for_primary("b", 90.0)
+
+
+@pytest.mark.parametrize("away_s", [1.5, 3.0])
+def test_a_restart_of_the_primarys_consul_agent_changes_no_role(
+    world: World, away_s: float
+) -> None:
+    primary = world.begin()
+    primary.client.agent_down = True
+    world.run(away_s)
+    primary.client.agent_down = False
+    for _ in range(200):
+        world.run(0.1)
+        assert primary.serves
+    assert world.epoch() == 1
+
+
+def test_a_primary_whose_consul_agent_stays_away_is_replaced(world: World) -> None:
+    primary = world.begin()
+    primary.client.agent_down = True
+    world.wait_for(
+        "a successor", lambda: world.primary() not in (None, primary), 61.0 + TIMING.wait
+    )
+    primary.client.agent_down = False
+    world.run(20.0)
+    assert not primary.serves
+
+
+def test_an_election_of_consul_during_a_failover_only_delays_it(world: World) -> None:
+    world.begin().power_cut()
+    world.run(8.0)
+    world.store.quorum = False
+    world.run(8.0)
+    world.store.quorum = True
+    assert world.wait_for_primary() < 10.0
+    assert world.epoch() == 2
+
+
+def test_a_consul_without_quorum_for_half_a_minute_is_a_pause(world: World) -> None:
+    primary = world.begin()
+    world.store.quorum = False
+    world.run(30.0)
+    assert not primary.serves
+    world.store.quorum = True
+    world.wait_for_primary("a", 5.0)
+    assert world.epoch() == 1
+
+
+def test_a_consul_backup_of_an_older_epoch_halts_everybody_with_a_reason(world: World) -> None:
+    world.begin()
+    saved = world.store.backup()
+    world["a"].power_cut()
+    world.wait_for_primary()
+    world["a"].boot()
+    world.run(10.0)
+    world.store.restore(saved)
+    world.run(60.0)
+    assert set(reasons(world).values()) == {Reason.EPOCH_WENT_BACK}
+    assert not any(node.serves for node in world.nodes.values())
+
+
+def test_a_consul_backup_of_the_same_epoch_costs_no_failover(world: World) -> None:
+    primary = world.begin()
+    saved = world.store.backup()
+    world.run(20.0)
+    world.store.restore(saved)
+    world.run(30.0)
+    assert (world.epoch(), primary.serves) == (1, True)
+
+
+@pytest.mark.parametrize("keys", [("leader",), ("epoch",), ("leader", "epoch")])
+def test_a_deleted_key_is_written_again_by_its_holder(
+    world: World, keys: tuple[str, ...]
+) -> None:
+    primary = world.begin()
+    world.store.delete(*map(world.key, keys))
+    for _ in range(100):
+        world.run(0.1)
+        assert primary.serves
+    assert world.leader() is not None
+    assert world.epoch() == 1
+
+
+def test_a_leader_key_deleted_with_its_holder_dead_needs_one_word(world: World) -> None:
+    world.begin().power_cut()
+    world.store.delete(world.key("leader"))
+    world.run(30.0)
+    assert set(reasons(world).values()) >= {Reason.LEADER_MISSING}
+    world["b"].wish = Wish(promote=True)
+    world.wait_for_primary("b")
+    assert world.epoch() == 2
+
+
+def test_keys_deleted_while_two_reigns_could_think_themselves_alive(world: World) -> None:
+    """The old holder must not write its older epoch back under a successor that serves."""
+    primary = world.begin()
+    world.isolate("a")
+    world.wait_for_primary("c")
+    world.run(1.9)
+    world.join("a")
+    world.store.delete(world.key("leader"), world.key("epoch"))
+    primary.kill_agent()
+    world.run(10.0)
+    assert world.epoch() in (0, 2)
+    primary.start_agent()
+
+
+def test_a_server_that_autopilot_removed_is_replaced(world: World) -> None:
+    world.begin().power_cut()
+    world.removed.add("a")
+    assert world.wait_for_primary() < 2 * TIMING.wait
+
+
+def test_a_primary_cut_off_from_consul_alone_is_replaced_when_its_time_is_over(
+    world: World,
+) -> None:
+    world.begin()
+    world.isolate("a", standbys=False)
+    world.wait_for("a successor", lambda: world.primary() is world["c"], 61 + TIMING.wait)
+    world.join("a")
+
+
+def test_a_primary_cut_off_from_everybody_is_replaced_at_once(world: World) -> None:
+    world.begin()
+    world.isolate("a")
+    world.wait_for("a successor", lambda: world.primary() is world["c"], TIMING.wait + 4)
+    world.run(30.0)
+    world.join("a")
+    world.run(10.0)
+    assert reasons(world)["a"] is Reason.PRIMARY_ALIVE
+
+
+def test_a_primary_cut_off_from_its_standbys_alone_goes_on(world: World) -> None:
+    primary = world.begin()
+    world.cut_links |= {frozenset(("a", "b")), frozenset(("a", "c"))}
+    world.run(90.0)
+    assert (world.epoch(), primary.serves) == (1, True)
+
+
+def test_a_primary_that_is_heard_and_hears_nothing_neither_serves_nor_is_replaced(
+    world: World,
+) -> None:
+    primary = world.begin()
+    primary.client.replies_cut = True
+    world.run(30.0)
+    assert not primary.serves or world.epoch() == 1
+    world.join("a")
+    world.run(15.0)
+    assert world.primary() is not None
+
+
+@pytest.mark.parametrize("rates", [(0.99, 1.01, 1.01), (1.01, 0.99, 0.99)])
+def test_clocks_that_drift_within_the_bound_are_safe(
+    tmp_path: Path, rates: tuple[float, ...]
+) -> None:
+    with World(tmp_path, rates=rates) as world:
+        primary = world.begin()
+        primary.freeze_all(90.0)
+        world.wait_for("a successor", lambda: world.primary() is world["c"], 75.0)
+        world.run(60.0)
+        world.check_nothing_deleted()
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
+def test_a_step_of_a_wall_clock_moves_no_lease(world: World, step_s: float) -> None:
+    primary = world.begin()
+    primary.clock.utc_step_s = step_s
+    world.run(30.0)
+    assert (world.epoch(), primary.serves) == (1, True)
+    primary.power_cut()
+    world.run(40.0)
+
+
+def test_a_heartbeat_whose_reply_was_lost_counts_all_the_same(world: World) -> None:
+    primary = world.begin()
+    for _ in range(5):
+        world.fault("a", "heartbeat", "reply-lost")
+        for _ in range(60):
+            world.run(0.1)
+            assert primary.serves
+    assert world.epoch() == 1
+
+
+def test_many_lost_replies_in_a_row_are_a_pause(world: World) -> None:
+    primary = world.begin()
+    world.fault("a", "heartbeat", "reply-lost", count=6)
+    world.run(20.0)
+    assert (world.epoch(), primary.serves) == (1, True)
+
+
+def test_heartbeats_that_arrive_late_are_told_apart(world: World) -> None:
+    primary = world.begin()
+    for delay_s in (1.9, 2.1, 3.5, 5.0):
+        world.fault("a", "heartbeat", "late", delay_s)
+        world.run(9.0)
+    assert (world.epoch(), primary.serves) == (1, True)
+
+
+@pytest.mark.parametrize("fault", ["reply-lost", "late", "lost"])
+def test_an_acquisition_whose_reply_was_lost_ends_in_one_primary(
+    world: World, fault: str
+) -> None:
+    world.begin()
+    for name in ("b", "c"):
+        world.fault(name, "acquire", fault, 3.0)
+    world["a"].power_cut()
+    world.wait_for_primary(limit_s=90.0)
+
+
+STEPS = [
+    Do.CLAIM_LEASE,
+    Do.PREPARE_VOLUME,
+    Do.BIND,
+    Do.EXPORT,
+    Do.START_NFS,
+    Do.OPEN_PORT,
+    Do.CHECK_SERVING,
+    Do.REGISTER,
+]
+
+
+@pytest.mark.parametrize("when", ["cut_before", "cut_after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_candidate_that_dies_at_a_step_of_its_promotion_is_followed(
+    world: World, step: Do, when: str
+) -> None:
+    world.begin()
+    setattr(world["c"], when, step)
+    world["a"].power_cut()
+    world.wait_for_primary("b", 60.0)
+    world["a"].boot()
+    world["c"].boot()
+    world.run(20.0)
+    assert successor(world) is world["b"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_candidate_that_dies_at_a_step_and_returns_alone_goes_on(
+    world: World, step: Do
+) -> None:
+    world.begin()
+    world["b"].power_cut()
+    world["c"].cut_before = step
+    world["a"].power_cut()
+    world.wait_for("the cut", lambda: not world["c"].powered)
+    world.run(3.0)
+    world["c"].boot()
+    if step is Do.PREPARE_VOLUME:
+        # Nothing on its disk proves yet that the reign is its own and not a namesake's.
+        world.run(30.0)
+        assert reasons(world)["c"] is Reason.NOT_A_CANDIDATE
+        world["c"].wish = Wish(promote=True)
+    world.wait_for_primary("c", 60.0)
+
+
+def test_the_first_node_that_returns_alone_after_two_failovers_does_not_serve_old_data(
+    world: World,
+) -> None:
+    world.begin()
+    world["a"].copies = False
+    world.run(20.0)
+    world["a"].power_cut()
+    world.wait_for_primary("c")
+    world["b"].power_cut()
+    world.run(20.0)
+    world["c"].power_cut()
+    world["a"].boot()
+    world.run(120.0)
+    if world.primary() is None:
+        assert reasons(world)["a"] in (Reason.NO_PUBLISHED_SNAPSHOT, Reason.NOT_A_CANDIDATE)
+    world["c"].boot()
+    world.wait_for_primary()
+
+
+def test_snapshots_of_a_primary_that_was_replaced_are_refused(world: World) -> None:
+    primary = world.begin()
+    world.cut_links |= {frozenset(("a", "b")), frozenset(("a", "c"))}
+    world.isolate("a", standbys=False)
+    world.wait_for("a successor", lambda: world.primary() is world["c"], 90.0)
+    world.cut_links.clear()
+    taken = primary.disk.snapshot("services", world["a"].clock.utc(world.now), 1)
+    routine = primary.copy(taken, "b", 1)
+    next(routine)
+    with pytest.raises(Exception, match="refused: a doesn't hold epoch 1"):
+        next(routine)
+    world.join("a")
+
+
+def test_an_epoch_that_changes_while_a_snapshot_is_on_its_way_ends_its_publication(
+    world: World,
+) -> None:
+    world.begin()
+    before = len(world["b"].disk.snapshots)
+    primary = world["a"]
+    taken = primary.disk.snapshot("services", primary.clock.utc(world.now), 1)
+    routine = primary.copy(taken, "b", 1)
+    next(routine)
+    primary.freeze_all(90.0)
+    world.wait_for_primary("c", 75.0)
+    arrived = {str(one.snapshot.name) for one in world["b"].disk.snapshots if one.epoch == 1}
+    with pytest.raises(Exception, match="refused"):
+        next(routine)
+    assert before > 0
+    assert str(taken.snapshot.name) not in arrived
+
+
+def test_what_the_dead_primary_alone_had_is_kept_aside_when_it_returns(world: World) -> None:
+    world.begin()
+    world["a"].copies = False
+    world.run(10.0)
+    alone = set(world["a"].disk.everything()) - world["c"].disk.everything()
+    assert alone
+    world["a"].power_cut()
+    world.wait_for_primary("c")
+    world["a"].boot()
+    world.run(10.0)
+    (name,) = world["a"].disk.asides
+    assert name.startswith("services.diverged-1-")
+    assert alone <= set(world["a"].disk.asides[name].writes)
+
+
+def test_standbys_that_are_all_too_old_say_so_and_wait_for_a_word(world: World) -> None:
+    world.begin()
+    world["a"].copies = False
+    world.run(700.0)
+    world["a"].power_cut()
+    world.run(60.0)
+    assert {reasons(world)["b"], reasons(world)["c"]} == {Reason.TOO_OLD}
+    world["b"].wish = Wish(promote=True, accept_data_loss=True)
+    world.wait_for_primary("b")
+
+
+def test_a_switchover_loses_nothing(world: World) -> None:
+    world.begin().hand_to = "b"
+    took_s = world.wait_for_primary("b", 20.0)
+    assert took_s < 8.0
+    assert world.reigns[2].tree.writes[: len(world.reigns[1].tree.writes)] == (
+        world.reigns[1].tree.writes
+    )
+
+
+def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world: World) -> None:
+    """The one with the complete data goes first, though it had just given the role up."""
+    primary = world.begin()
+    primary.hand_to = "b"
+    world.run(0.5)
+    primary.copies = False
+    world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean)
+    world["b"].power_cut()
+    world.wait_for_primary("a", 90.0)
+    before = world.reigns[1].tree.writes
+    assert world.reigns[2].tree.writes[: len(before)] == before
+
+
+def test_when_both_with_the_final_data_are_gone_an_older_standby_follows_and_says_what_is_lost(
+    world: World,
+) -> None:
+    primary = world.begin()
+    primary.copies = False
+    world.run(20.0)
+    primary.hand_to = "b"
+    world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean)
+    world["b"].power_cut()
+    world.run(1.0)
+    primary.power_cut()
+    world.wait_for_primary("c", 120.0)
+    raw = world.store.entries[world.key("history/2")].value
+    assert b'"takeover"' in raw
+    assert b'"lost_s":0.0' not in raw
+
+
+def test_a_flapping_primary_is_not_followed_by_a_second_takeover_within_min_reign(
+    tmp_path: Path,
+) -> None:
+    with World(tmp_path, min_reign_s=600.0) as world:
+        world.begin().power_cut()
+        world.wait_for_primary("c")
+        world["a"].boot()
+        world.run(30.0)
+        world["c"].power_cut()
+        world.run(60.0)
+        assert {reasons(world)["a"], reasons(world)["b"]} == {Reason.MIN_REIGN}
+        world["b"].wish = Wish(promote=True)
+        world.wait_for_primary("b")
+
+
+def test_two_nodes_told_to_promote_at_the_same_moment_make_one_primary(world: World) -> None:
+    world.begin().power_cut()
+    for name in ("b", "c"):
+        world[name].wish = Wish(promote=True)
+    world.wait_for_primary()
+    world.run(30.0)
+    assert world.epoch() == 2
+
+
+def test_nobody_follows_a_primary_that_dies_during_a_pause(world: World) -> None:
+    world.begin()
+    world.pause_failover()
+    world.run(15.0)
+    world["a"].power_cut()
+    world.run(120.0)
+    assert {reasons(world)["b"], reasons(world)["c"]} == {Reason.PAUSED}
+    world.store.delete(world.key("pause"))
+    world.wait_for_primary()
+
+
+def test_a_standby_that_joins_during_a_failover_waits_its_whole_time(world: World) -> None:
+    world.begin()
+    world["b"].power_cut()
+    world["c"].power_cut()
+    world.run(1.0)
+    world["a"].power_cut()
+    world.run(11.0)
+    world["b"].boot()
+    assert world.wait_for_primary("b") >= TIMING.wait
+
+
+@pytest.mark.parametrize("freeze_s", [0.5, 1.6, 5.0, 30.0])
+def test_a_process_frozen_while_it_opens_the_port_opens_it_in_time_or_not_at_all(
+    world: World, freeze_s: float
+) -> None:
+    primary = world.begin()
+    primary.fence.freeze_in_arm_s = freeze_s
+    world.run(60.0)
+
+
+def test_a_frozen_opener_stays_shut_out_after_the_takeover(world: World) -> None:
+    primary = world.begin()
+    primary.fence.freeze_in_arm_s = 40.0
+    world.run(2.5)
+    primary.freeze_all(40.0)
+    world.wait_for_primary("c", 30.0)
+    world.run(40.0)
+    assert not primary.serves
+
+
+@pytest.mark.parametrize("delay_s", [2.5, 6.0, 12.0])
+def test_a_clean_that_arrives_after_the_switchover_was_gone_back_on_is_refused(
+    world: World, delay_s: float
+) -> None:
+    primary = world.begin()
+    primary.hand_to = "b"
+    world.fault("a", "clean", "late", delay_s)
+    world.fault("a", "clean", "lost", count=5)
+    world.run(60.0)
+    world.wait_for_primary(limit_s=90.0)
+
+
+def test_a_release_that_never_arrives_is_gone_back_on(world: World) -> None:
+    """Nobody else may take over here: the role must not be stuck between two nodes."""
+    primary = world.begin()
+    world.pause_failover()
+    primary.hand_to = "b"
+    world.fault("a", "clean", "lost", count=3)
+    world.wait_for("the switchover", lambda: not primary.serves)
+    world.wait_for_primary("a", 40.0)
+    assert world.epoch() == 1
+
+
+@pytest.mark.parametrize("fault", ["reply-lost", "lost"])
+def test_a_release_that_is_not_heard_of_is_asked_for_again(world: World, fault: str) -> None:
+    world.begin().hand_to = "b"
+    world.fault("a", "clean", fault)
+    world.wait_for_primary("b", 30.0)
+    assert world.epoch() == 2
+
+
+def test_a_lease_process_killed_in_the_middle_of_a_release_serves_or_has_released(
+    world: World,
+) -> None:
+    primary = world.begin()
+    primary.hand_to = "b"
+    world.fault("a", "clean", "late", 4.0)
+    world.wait_for("the release", lambda: primary.keeper is not None and primary.keeper.holding_back)
+    primary.kill_keeper()
+    world.run(60.0)
+
+
+def test_flushed_rules_of_the_fence_are_put_back_by_the_next_heartbeat(world: World) -> None:
+    primary = world.begin()
+    primary.fence.in_place = False
+    world.run(3.0)
+    assert primary.fence.in_place
+    assert primary.serves
+
+
+def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: World) -> None:
+    primary = world.begin()
+    world.store.put(world.key("leader"), b'{"mine": true}')
+    world.run(30.0)
+    assert set(reasons(world).values()) == {Reason.FOREIGN_VALUE}
+    assert not primary.serves
+    world.store.delete(world.key("leader"))
+    world.wait_for_primary("a", 20.0)
+    assert world.epoch() == 1
+
+
+def test_in_manual_mode_nobody_takes_over_without_a_word(tmp_path: Path) -> None:
+    with World(tmp_path, mode="manual") as world:
+        world.begin().power_cut()
+        world.run(120.0)
+        assert {reasons(world)["b"], reasons(world)["c"]} == {Reason.MANUAL_MODE}
+        world["b"].wish = Wish(promote=True)
+        world.wait_for_primary("b")
+
+
+def test_a_primary_that_reboots_goes_on_with_its_own_tree(tmp_path: Path) -> None:
+    with World(tmp_path, mode="auto", names=("a", "b")) as world:
+        primary = world.begin()
+        world["b"].power_cut()
+        world.run(5.0)
+        primary.power_cut()
+        world.run(2.0)
+        primary.boot()
+        world.wait_for_primary("a")
+        assert world.epoch() == 2
+        assert primary.disk.asides == {}
+
+
+def test_a_whole_cluster_that_loses_power_comes_back_without_loss(world: World) -> None:
+    world.begin()
+    for node in world.nodes.values():
+        node.power_cut()
+    world.run(5.0)
+    for node in world.nodes.values():
+        node.boot()
+    world.wait_for_primary(limit_s=90.0)
+
+
+def test_there_is_no_primary_after_a_plain_wait_without_a_first_word(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        for node in world.nodes.values():
+            node.boot()
+        world.run(60.0)
+        assert set(reasons(world).values()) == {Reason.NOT_INITIALISED}
+        assert world.leader() is None
+
+
+def test_the_harness_sees_two_serving_nodes(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        world.begin()
+        world["b"].nfs.running = True
+        world["b"].fence.in_place = False
+        with pytest.raises(Violation, match="a and b serve"):
+            world.run(5.0)
+
+
+CHECKS: list[tuple[str, Callable[[World], bool]]] = [
+    ("state", lambda w: (now := w.leader()) is not None and now.state is LeaderState.SERVING),
+    ("action", lambda w: w["b"].decision is not None and w["b"].decision.action is Action.NOTHING),
+]
+
+
+@pytest.mark.parametrize(("what", "holds"), CHECKS, ids=[what for what, _ in CHECKS])
+def test_an_undisturbed_cluster_stays_as_it_is(
+    world: World, what: str, holds: Callable[[World], bool]
+) -> None:
+    primary = world.begin()
+    world.run(120.0)
+    assert holds(world)
+    assert (world.epoch(), primary.serves) == (1, True)

@@ -238,7 +238,9 @@ def _patience(
         # Handed to another, or to nobody: the one it was meant for goes first.
         start_s = timing.wait if leader.to is not None else 0.0
         start_s += timing.wait if leader.holder.node == local.node else 0.0
-        start_s += 2 * timing.wait if is_behind(base, view) else 0.0
+        if is_behind(base, view):
+            # Whoever has the final snapshot first, the old holder among them: nothing is lost then.
+            start_s += 2 * timing.wait + config.failover_after
     elif not dead and not in_place:
         start_s = max(config.failover_after, timing.wait)
         if silent_s < start_s:

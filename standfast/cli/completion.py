@@ -19,12 +19,6 @@ def run(args: argparse.Namespace) -> int:
 
 def bash() -> str:
     """For `eval`, or a file in /usr/share/bash-completion/completions."""
-    cases = "\n".join(
-        f'    "{command.name}") words="{" ".join(_words(command))}" ;;' for command in visible()
-    )
-    groups = "\n".join(
-        f'    "{group}") words="{" ".join(parts)}" ;;' for group, parts in _groups().items()
-    )
     return f"""\
 # bash completion of standfast
 _standfast() {{
@@ -34,19 +28,15 @@ _standfast() {{
     [[ $word == -* ]] && break
     command+="${{command:+ }}$word"
   done
-  COMPREPLY=()
   if [[ $previous == --volume ]]; then
     for file in "${{STANDFAST_CONFIG_DIR:-/etc/standfast}}"/*.toml; do
-      [[ -r $file ]] && words+=" $(basename "$file" .toml)"
+      [[ -r $file ]] && file=${{file##*/}} && words+=" ${{file%.toml}}"
     done
-    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
-    return
+  else
+    case $command in
+{_cases('words="{}"')}
+    esac
   fi
-  case $command in
-    "") words="{" ".join(_first_words())} --help --version" ;;
-{groups}
-{cases}
-  esac
   mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }}
 complete -o default -F _standfast standfast
@@ -54,8 +44,27 @@ complete -o default -F _standfast standfast
 
 
 def zsh() -> str:
-    """For `eval`; zsh runs bash's function."""
-    return f"autoload -U +X bashcompinit && bashcompinit\n{_zsh_ready(bash())}"
+    """For `eval` after compinit, or a file _standfast in a directory of $fpath."""
+    return f"""\
+#compdef standfast
+_standfast() {{
+  local -a names
+  local command="" word
+  for word in "${{(@)words[2,CURRENT-1]}}"; do
+    [[ $word == -* ]] && break
+    command+="${{command:+ }}$word"
+  done
+  if [[ $words[CURRENT-1] == --volume ]]; then
+    names=( ${{STANDFAST_CONFIG_DIR:-/etc/standfast}}/*.toml(N:t:r) )
+  else
+    case $command in
+{_cases("names=({})")}
+    esac
+  fi
+  compadd -- $names
+}}
+compdef _standfast standfast
+"""
 
 
 def fish() -> str:
@@ -95,12 +104,16 @@ def _fish(takes: str, condition: str, what: str, text: str) -> str:
     return f"complete -c standfast {condition} {takes}{what} -d '{quoted}'"
 
 
-def _zsh_ready(script: str) -> str:
-    # zsh has no mapfile; its (f) flag splits lines.
-    return script.replace(
-        'mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")',
-        'COMPREPLY=( ${(f)"$(compgen -W "$words" -- "$current")"} )',
-    )
+def _cases(assignment: str) -> str:
+    """The branches of `case $command`, which bash and zsh read alike."""
+    first = assignment.format(" ".join([*_first_words(), "--help", "--version"]))
+    lines = [f'      "") {first} ;;']
+    for group, parts in _groups().items():
+        lines.append(f'      "{group}") {assignment.format(" ".join(parts))} ;;')
+    for command in visible():
+        words = assignment.format(" ".join(_words(command)))
+        lines.append(f'      "{command.name}" | "{command.name} "*) {words} ;;')
+    return "\n".join(lines)
 
 
 def _words(command: Command) -> Sequence[str]:

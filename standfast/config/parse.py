@@ -19,7 +19,7 @@ from standfast.config.table import MISSING, Option, options, tables
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 _LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")
 _ENDPOINT = re.compile(
-    r"^(https?://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:(?P<port>\d{1,5}))?/?$"
+    r"^(https?://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})/?$"
 )
 _TYPE_NAMES = {
     bool: "a boolean",
@@ -135,8 +135,8 @@ def _convert(option: Option, raw: Any) -> Any:
     if kind in (str, int) and type(raw) is kind:
         return raw
     way_out = "give" + (f" one like {shown(option.example)}" if option.example else
-                        f" a {option.type_name}")  # fmt: skip
-    raise _Bad(f"must be a {option.type_name}, not {_type_name(raw)}", way_out)
+                        f" {_article(option.type_name)}")  # fmt: skip
+    raise _Bad(f"must be {_article(option.type_name)}, not {_type_name(raw)}", way_out)
 
 
 def _finite(raw: float) -> float:
@@ -199,9 +199,10 @@ def is_address(text: str) -> bool:
 
 def _is_endpoint(text: str) -> bool:
     match = _ENDPOINT.match(text)
-    if match is None or not 0 < int(match["port"] or 1) < 65536:
+    if match is None or not 0 < int(match["port"]) < 65536:
         return False
-    return is_address(match["host"].strip("[]"))
+    host = match["host"]
+    return is_address(host.strip("[]")) and host.startswith("[") == (":" in host)
 
 
 _NAME_RULE = "a name has up to 128 letters, digits, dots, dashes, underscores"
@@ -243,6 +244,10 @@ _FORMS: Mapping[str, tuple[Callable[[str], bool], str, str]] = {
 
 def _unit(option: Option) -> str:
     return f" {option.unit}" if option.unit else ""
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun.startswith("a") else f"a {noun}"
 
 
 def _type_name(value: Any) -> str:

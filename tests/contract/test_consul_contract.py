@@ -432,6 +432,22 @@ def test_a_health_query_for_an_unknown_service_waits_for_its_registration(
     assert len(json.loads(answer.body)) == 1
 
 
+def test_the_index_of_a_service_that_is_gone_does_not_move_with_others(
+    cluster: Cluster, gateway: ConsulGateway, service: str
+) -> None:
+    register(gateway, service)
+    eventually(lambda: len(gateway.instances(service)) == 1)
+    gateway.deregister(f"{service}-id")
+    eventually(lambda: gateway.instances(service) == ())
+    path = f"/v1/health/service/{service}"
+    index = cluster.ask("GET", path).headers["X-Consul-Index"]
+    other = f"{service}-other"
+    register(gateway, other)
+    eventually(lambda: len(gateway.instances(other)) == 1)
+    assert cluster.ask("GET", path).headers["X-Consul-Index"] == index
+    gateway.deregister(f"{other}-id")
+
+
 def test_passing_leaves_out_what_does_not_pass(
     cluster: Cluster, gateway: ConsulGateway, service: str
 ) -> None:

@@ -17,9 +17,10 @@ from standfast.config.reference import reference
 INTRODUCTION = f"""\
 # The command line
 
-{DESCRIPTION} Each command takes `--volume` where more than one volume is configured. Commands that
-change something have `--dry-run`, which prints what would be done. With `--json`, an error is
-printed as JSON, too: `{{"error": ..., "reason": ..., "exit_code": ...}}`.
+{DESCRIPTION}
+Each command takes `--volume` where more than one volume is configured. Commands that change
+something have `--dry-run`, which prints what would be done. With `--json`, an error is printed
+as JSON, too: `{{"error": ..., "reason": ..., "exit_code": ...}}`.
 
 This page is generated from the table that the parser uses.
 """
@@ -34,12 +35,11 @@ def markdown() -> str:
     """docs/cli.md."""
     parts = [INTRODUCTION]
     parts += [_markdown_command(command) for command in visible()]
-    parts += ["## Run by units and handlers\n\n| command | what it does |\n|---|---|\n"
-              + "".join(f"| `{synopsis(one)}` | {one.help} |\n" for one in COMMANDS if one.hidden)]  # fmt: skip
-    parts += ["## Exit status\n\n| code | meaning |\n|---|---|\n"
-              + "".join(f"| {code} | {text} |\n" for code, text in EXIT_CODES)]  # fmt: skip
-    parts += ["## Environment\n\n| variable | meaning |\n|---|---|\n"
-              + "".join(f"| `{names}` | {text} |\n" for names, text in ENVIRONMENT)]  # fmt: skip
+    internal = [(synopsis(one), one.help) for one in COMMANDS if one.hidden]
+    parts += [_markdown_table("Run by units and handlers", ("command", "what it does"), internal)]
+    codes = [(str(code), text) for code, text in EXIT_CODES]
+    parts += [_markdown_table("Exit status", ("code", "meaning"), codes)]
+    parts += [_markdown_table("Environment", ("variable", "meaning"), ENVIRONMENT)]
     return "\n".join(parts)
 
 
@@ -110,6 +110,12 @@ def _markdown_command(command: Command) -> str:
         lines += [f"| `{_usage(one)}` | {_meaning(one)} |" for one in command.arguments]
         lines.append("")
     return "\n".join(lines)
+
+
+def _markdown_table(title: str, heads: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"## {title}", "", f"| {heads[0]} | {heads[1]} |", "|---|---|"]
+    lines += [f"| `{left}` | {right} |" for left, right in rows]
+    return "\n".join(lines) + "\n"
 
 
 def _man_command(command: Command) -> list[str]:

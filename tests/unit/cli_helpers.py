@@ -1,0 +1,90 @@
+"""A volume whose Consul is the embedded one, for tests of the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.cli.main import main
+from standfast.config.load import load
+from standfast.config.model import Config
+from standfast.demo.consul_server import EmbeddedConsul
+
+PREFIX = "standfast/data-services"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where an operator sits: a configuration, Consul, and the command's output."""
+
+    config: Config
+    consul: EmbeddedConsul
+    gateway: ConsulGateway
+    captured: pytest.CaptureFixture[str]
+
+    def run(self, *argv: str) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        code = main(list(argv))
+        out, err = self.captured.readouterr()
+        return code, out, err
+
+    def run_json(self, *argv: str) -> Any:
+        code, out, err = self.run(*argv, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    def key(self, name: str) -> bytes | None:
+        entry = self.gateway.get(f"{PREFIX}/{name}", consistent=True)
+        return None if entry is None else entry.value
+
+    def put(self, name: str, value: bytes) -> None:
+        self.gateway.put(f"{PREFIX}/{name}", value)
+
+
+def write_config(directory: Path, root: Path, addresses: Sequence[str]) -> Path:
+    """data-services.toml for node `zippy`, with everything below `root`."""
+    directory.mkdir(exist_ok=True)
+    path = directory / "data-services.toml"
+    path.write_text(
+        f"""\
+cluster = "test"
+node = "zippy"
+store = "directory"
+[nodes.zippy]
+address = "192.168.1.2"
+[nodes.c1]
+address = "192.168.1.3"
+[consul]
+addresses = {json.dumps(list(addresses))}
+[lease]
+request_timeout = 1
+[paths]
+live = "{root}/persist/services"
+snapshots = "{root}/persist"
+standby = "{root}/persist/services-standby"
+bind = "{root}/data"
+state = "{root}/state"
+run = "{root}/run"
+"""
+    )
+    return path
+
+
+@contextmanager
+def a_desk(
+    root: Path, monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]
+) -> Iterator[Desk]:
+    """Commands find the configuration by STANDFAST_CONFIG_DIR."""
+    with EmbeddedConsul() as consul:
+        consul.add_agent("zippy")
+        address = consul.address("zippy")
+        path = write_config(root / "etc", root, [address])
+        monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(root / "etc"))
+        yield Desk(load(path), consul, ConsulGateway([address]), captured)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.clock import format_stamp, utc_now
+from standfast.lease.epochs import EpochFile
+from standfast.records import Pause, Reign, StandbyRecord, dump_epoch, parse_epoch
+from tests.unit.cli_helpers import Desk, a_desk
+
+FOREIGN = b'{"hello": "\x1b[31mworld"}'
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Desk]:
+    monkeypatch.setenv("SUDO_USER", "alice")
+    with a_desk(tmp_path, monkeypatch, capsys) as made:
+        yield made
+
+
+# pause, resume
+
+
+def test_a_pause_is_written_with_name_and_reason_and_taken_back(desk: Desk) -> None:
+    code, out, err = desk.run("pause", "--reason", "moving a rack")
+    assert (code, err) == (0, "")
+    assert out == (
+        "data-services is paused: nobody takes over by itself until `standfast resume`\n"
+    )
+    written = Pause.parse(desk.key("pause") or b"")
+    assert (written.by, written.reason) == ("alice", "moving a rack")
+    assert abs(written.at - utc_now()) < 60
+    code, out, err = desk.run("resume")
+    assert (code, err) == (0, "")
+    assert out.startswith("data-services goes on (paused by alice at ")
+    assert desk.key("pause") is None
+
+
+def test_a_second_pause_and_a_second_resume_change_nothing(desk: Desk) -> None:
+    desk.put("pause", Pause("bob", "first", 1e9).dump())
+    code, out, _ = desk.run("pause", "--reason", "second")
+    assert code == 0
+    assert out == "data-services is paused already, by bob at 2001-09-09 01:46:40 UTC: first\n"
+    assert Pause.parse(desk.key("pause") or b"").reason == "first"
+    desk.run("resume")
+    assert desk.run("resume")[:2] == (0, "data-services is not paused: nothing to do\n")
+
+
+def test_a_dry_run_neither_pauses_nor_resumes(desk: Desk) -> None:
+    assert desk.run("pause", "--dry-run")[1].startswith("would pause data-services")
+    assert desk.key("pause") is None
+    desk.put("pause", Pause("bob", "first", 1e9).dump())
+    assert desk.run("resume", "--dry-run")[1].startswith("would resume data-services")
+    assert desk.key("pause") is not None
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_a_foreign_value_in_the_pause_key_is_left_alone(desk: Desk, command: str) -> None:
+    desk.put("pause", FOREIGN)
+    code, out, err = desk.run(command)
+    assert (code, out) == (1, "")
+    assert "holds a value that Standfast did not write" in err
+    assert desk.key("pause") == FOREIGN
+
+
+def test_a_pause_that_comes_at_the_same_moment_is_not_overwritten(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ConsulGateway.get
+    seen: list[str] = []
+
+    def get_then_somebody_else(self: ConsulGateway, key: str, **options: Any) -> object:
+        entry = ask(self, key, **options)
+        if not seen:
+            seen.append(key)
+            desk.put("pause", Pause("bob", "faster", 1e9).dump())
+        return entry
+
+    monkeypatch.setattr(ConsulGateway, "get", get_then_somebody_else)
+    code, out, _ = desk.run("pause")
+    assert (code, out[:43]) == (0, "data-services is paused already, by bob at ")
+    assert Pause.parse(desk.key("pause") or b"").by == "bob"
+
+
+def test_a_pause_without_consul_is_unreachable(desk: Desk) -> None:
+    desk.consul.stop_agent("zippy")
+    code, out, err = desk.run("pause", "--json")
+    assert code == 3
+    assert json.loads(out)["reason"] == "consul-unreachable"
+    assert err.startswith("standfast: Consul")
+
+
+# history
+
+
+def reign(epoch: int, node: str, lost_s: float | None) -> bytes:
+    return Reign(epoch, node, "services@20261122T101500Z", "takeover", None, lost_s, 1e9).dump()
+
+
+def test_the_history_is_in_the_order_of_the_epochs(desk: Desk) -> None:
+    assert "has no history yet" in desk.run("history")[1]
+    desk.put("history/10", reign(10, "c1", 0.0))
+    desk.put("history/9", reign(9, "zippy", 40.0))
+    code, out, _ = desk.run("history")
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert [line[0] for line in lines] == ["EPOCH", "9", "10"]
+    assert lines[1][4:8] == ["zippy", "40", "s", "itself"]
+    assert lines[2][4:7] == ["c1", "nothing", "itself"]
+    listed = desk.run_json("history")["history"]
+    assert [item["epoch"] for item in listed] == [9, 10]
+    assert listed[0]["lost_s"] == 40.0
+
+
+def test_a_foreign_value_in_the_history_is_shown_as_one(desk: Desk) -> None:
+    desk.put("history/1", reign(1, "zippy", None))
+    desk.put("history/2", FOREIGN)
+    code, out, _ = desk.run("history")
+    assert code == 0
+    assert "\x1b" not in out
+    assert f"not Standfast's: standfast/data-services/history/2 = {{" in out  # noqa: F541
+    assert desk.run_json("history")["history"][1]["foreign"] == FOREIGN.decode()
+
+
+# standby list
+
+
+def test_standbys_are_listed_with_the_age_of_their_newest_snapshot(desk: Desk) -> None:
+    name = f"services@{format_stamp(utc_now() - 600)}"
+    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", 1e9).dump())
+    desk.put("standbys/c7", StandbyRecord("c7", 7, "nonsense", "id", 1e9).dump())
+    desk.put("standbys/c8", FOREIGN)
+    code, out, _ = desk.run("standby", "list")
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert f"{name}  10 min" in rows["c1"]
+    assert "not in [nodes]; the time in the name can't be believed" in rows["c7"]
+    assert "not Standfast's" in rows["c8"]
+    assert "nothing was replicated to it" in rows["zippy"]
+    listed = {item["node"]: item for item in desk.run_json("standby", "list")["standbys"]}
+    assert 590 < listed["c1"]["age_s"] < 660
+    assert listed["c7"]["age_s"] is None
+
+
+def test_a_snapshot_from_the_future_has_no_age(desk: Desk) -> None:
+    name = f"services@{format_stamp(utc_now() + 3600)}"
+    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", 1e9).dump())
+    listed = {item["node"]: item for item in desk.run_json("standby", "list")["standbys"]}
+    assert listed["c1"]["age_s"] is None
+
+
+# accept-epoch
+
+
+def has_seen(desk: Desk, epoch: int) -> None:
+    desk.config.state_dir.mkdir(parents=True, exist_ok=True)
+    EpochFile(desk.config.state_dir / "epoch").raise_to(epoch)
+
+
+@pytest.mark.parametrize("stored", [None, 4])
+def test_a_lost_epoch_is_raised_to_the_highest_seen(desk: Desk, stored: int | None) -> None:
+    has_seen(desk, 7)
+    if stored is not None:
+        desk.put("epoch", dump_epoch(stored))
+    before = desk.key("epoch")
+    code, out, _ = desk.run("accept-epoch", "--dry-run")
+    assert (code, desk.key("epoch")) == (0, before)
+    assert f"from {stored or 'missing'} to 7, the highest that zippy has seen" in out
+    code, out, _ = desk.run("accept-epoch")
+    assert code == 0
+    assert "the next reign is 8" in out
+    assert parse_epoch(desk.key("epoch") or b"") == 7
+    code, out, _ = desk.run("accept-epoch")
+    assert (code, out[:14]) == (0, "nothing to do:")
+
+
+@pytest.mark.parametrize(("seen", "stored"), [(7, 7), (7, 9), (0, 3), (0, None)])
+def test_an_epoch_is_never_lowered(desk: Desk, seen: int, stored: int | None) -> None:
+    if seen:
+        has_seen(desk, seen)
+    if stored is not None:
+        desk.put("epoch", dump_epoch(stored))
+    before = desk.key("epoch")
+    assert desk.run_json("accept-epoch")["changed"] is False
+    assert desk.key("epoch") == before
+
+
+def test_an_epoch_raised_by_somebody_else_meanwhile_is_not_overwritten(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_seen(desk, 7)
+    desk.put("epoch", dump_epoch(4))
+    ask = ConsulGateway.get
+
+    def get_then_an_acquisition(self: ConsulGateway, key: str, **options: Any) -> object:
+        entry = ask(self, key, **options)
+        if entry is not None and parse_epoch(entry.value) == 4:
+            desk.put("epoch", dump_epoch(8))
+        return entry
+
+    monkeypatch.setattr(ConsulGateway, "get", get_then_an_acquisition)
+    code, out, _ = desk.run("accept-epoch")
+    assert (code, out[:14]) == (0, "nothing to do:")
+    monkeypatch.undo()
+    assert parse_epoch(desk.key("epoch") or b"") == 8
+
+
+def test_a_foreign_epoch_is_left_alone(desk: Desk) -> None:
+    has_seen(desk, 7)
+    desk.put("epoch", b"8")
+    assert desk.run("accept-epoch")[0] == 1
+    assert desk.key("epoch") == b"8"
+
+
+# replicate, snapshots
+
+
+def test_a_replication_to_an_unknown_node_names_the_known_ones(desk: Desk) -> None:
+    code, out, err = desk.run("replicate", "c9")
+    assert (code, out) == (1, "")
+    assert err.startswith("standfast: unknown-node: c9 is not another storage node of "
+                          "data-services: c1.")  # fmt: skip
+
+
+def test_a_replication_s_dry_run_tells_what_the_standby_has(desk: Desk) -> None:
+    code, out, _ = desk.run("replicate", "--dry-run")
+    assert code == 0
+    assert "send it to c1 (192.168.1.3); nothing was replicated to it yet" in out
+    name = f"services@{format_stamp(utc_now() - 600)}"
+    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", 1e9).dump())
+    out = desk.run("replicate", "--instance", "data-services:c1", "--dry-run")[1]
+    assert f"the newest there is {name} (10 min old)" in out
+
+
+@pytest.mark.parametrize("words", [["x"], ["x:"], ["data-services:c1", "c1"]])
+def test_an_instance_is_a_volume_and_a_standby(desk: Desk, words: list[str]) -> None:
+    code, _, err = desk.run("replicate", "--instance", *words)
+    assert code == 2
+    assert "--instance takes VOLUME:STANDBY" in err
+
+
+def test_only_the_primary_replicates(desk: Desk) -> None:
+    code, _, err = desk.run("replicate", "c1")
+    assert code != 0
+    assert err.startswith("standfast: ")
+    assert desk.key("standbys/c1") is None
+
+
+def test_no_snapshots_are_no_error(desk: Desk) -> None:
+    desk.config.paths.standby.mkdir(parents=True)
+    code, out, _ = desk.run("snapshots")
+    assert code == 0
+    assert out.startswith("zippy has no snapshot of data-services: ")
+    assert desk.run_json("snapshots")["snapshots"] == []

@@ -26,7 +26,7 @@ def summary(times: Times, cluster: Cluster) -> str:
     lines = [
         "",
         "Measured (lease: fast profile, W = 4.1 s; the defaults are 12 s)",
-        *(f"  {what:<58} {value}" for what, value in times.rows()),
+        *(f"  {what:<63} {value}" for what, value in times.rows()),
         "",
         f"Invariants held: {'; '.join(NAMES)}",
         f"  ({watched.answers} answers of servers, {watched.looks} looks at Consul, "

@@ -23,11 +23,9 @@ from standfast.clock import Deadline, sleep
 from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.demo.consul_server import EmbeddedConsul
-from standfast.demo.embedded import handler, last_words, log_dir, read_pid
-from standfast.demo.file_server import lock_file, pid_file
+from standfast.demo.embedded import handler, last_words, log_dir
 from standfast.errors import StandfastError, TimedOut
 from standfast.local_socket import ask
-from standfast.local_view import is_locked
 from standfast.run import Child, Completed, kill_group, run, start_detached
 
 VOLUME = "data-services"
@@ -161,39 +159,15 @@ class Node:
         """Kill all of it; the pids that were killed."""
         with self._lock:
             self.is_on = False
-            pids = self.pids()
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            pids = kill_processes(self.environment())
             self.consul.stop_agent(self.name)
             for child in (*self._children, *([self._agent] if self._agent else [])):
                 kill_group(child)
             self._agent = None
             (self.root / "etc").rename(self.root / "etc.off")
-            gone = Deadline.after(5.0)
-            while self._runs_something():
-                gone.check(f"the death of {self.name}'s processes")
-                sleep(0.01)
             shutil.rmtree(self.config.paths.run, ignore_errors=True)
             self.config.paths.bind.unlink(missing_ok=True)
         return pids
-
-    def pids(self) -> tuple[int, ...]:
-        """Agent, lease process and server, as far as they run."""
-        run_dir = self.config.run_dir
-        found = [self._agent.pid] if self._agent is not None and self._agent.poll() is None else []
-        for lock, path in (
-            (run_dir / "lease.lock", run_dir / "lease.pid"),
-            (lock_file(self.config), pid_file(self.config)),
-        ):
-            pid = read_pid(path)
-            if pid is not None and is_locked(lock):
-                found.append(pid)
-        return tuple(found)
-
-    def _runs_something(self) -> bool:
-        run_dir = self.config.run_dir
-        return is_locked(run_dir / "lease.lock") or is_locked(lock_file(self.config))
 
     def end(self) -> None:
         """Clean up, whatever state it is in."""
@@ -293,3 +267,42 @@ def _tell(log: Path, told: int, progress: Callable[[str], None] | None) -> int:
     for line in lines:
         progress(line)
     return len(lines)
+
+
+def kill_processes(environment: Mapping[str, str]) -> tuple[int, ...]:
+    """Kill every process that was started with this environment, and what those start meanwhile.
+
+    A node's environment names its own directory, so nobody else's process has it. TimedOut.
+    """
+    wanted = {f"{name}={value}".encode() for name, value in environment.items()}
+    killed: list[int] = []
+    deadline = Deadline.after(5.0)
+    while found := [pid for pid in _own_pids() if _carries(pid, wanted)]:
+        deadline.check(f"the death of processes {found}")
+        for pid in found:
+            _kill(pid, wanted)
+        killed += [pid for pid in found if pid not in killed]
+        sleep(0.01)
+    return tuple(killed)
+
+
+def _own_pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]  # noqa: PTH208
+
+
+def _carries(pid: int, wanted: set[bytes]) -> bool:
+    """Whether the process has these variables; not when it is dead, or another user's."""
+    try:
+        return wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    except OSError:
+        return False
+
+
+def _kill(pid: int, wanted: set[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if _carries(pid, wanted):  # still the same process
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)

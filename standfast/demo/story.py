@@ -117,7 +117,10 @@ def _power_cut(cluster: Cluster, times: Times) -> tuple[Line, ...]:
     pids = cluster[FIRST].cut_power()
     last = cluster.ledger.last()
     assert last is not None
-    say(f"SIGKILL to {FIRST}: agent, lease process, server (pids {_joined(pids)})", mark="!")
+    say(
+        f"SIGKILL to all of {FIRST}: agent, lease process, server... (pids {_joined(pids)})",
+        mark="!",
+    )
     cluster.wait_for(
         "a standby takes over and the client goes on",
         STEP_S,

@@ -1,0 +1,142 @@
+"""The whole demo, for real: it ends well, it fails loudly, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.demo import main as demo
+from standfast.demo.cluster import Cluster
+from standfast.demo.embedded import EmbeddedNfs
+from standfast.demo.invariants import ONE_SERVER, Broken
+from standfast.demo.screen import Screen
+from standfast.demo.story import Times, _begin
+from standfast.run import start_detached
+
+REFUSAL = """ERROR: Another NFS server is already active at 127.0.0.{host}
+    | This host (127.0.0.1) is configured as NFS server but should be standby.
+    | To fix:
+    |   1. If this is intentional (failback), first demote the other server
+    |   2. Update this host's config to use nfs-services-standby.nix instead
+    |   3. Sync data from active server before promoting this host"""
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the demo makes its directory; afterwards no process has anything to do with it."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    base = Path(tempfile.mkdtemp(prefix="sf-"))  # a socket's path has to be short
+    monkeypatch.setenv("TMPDIR", str(base))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield base
+    assert processes_of(base) == []
+    assert list(base.iterdir()) == []
+    base.rmdir()
+
+
+def processes_of(base: Path) -> list[str]:
+    """Command lines of living processes whose environment names `base` as configuration."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (path / "environ").read_bytes()
+            dead = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue
+        if f"STANDFAST_CONFIG_DIR={base}/".encode() in environ and not dead:
+            found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+def quiet_cluster() -> Cluster:
+    started = monotonic()
+    return Cluster(Screen(io.StringIO(), started), started)
+
+
+def test_the_demo_fails_over_refuses_the_old_primary_and_goes_back_without_loss() -> None:
+    out = io.StringIO()
+    begun = monotonic()
+    status = demo.play(out)
+    text = out.getvalue()
+    assert status == 0, text
+    assert monotonic() - begun < 90
+    assert any(REFUSAL.format(host=host) in text for host in (2, 3))
+    assert "lines lost: 0" in text
+    assert re.search(r"history: epoch 1 zippy .*; epoch 2 c[12] \(takeover.*; epoch 3 zippy", text)
+    for handler in ("data-services-changed", "storage-role-changed"):
+        assert f"handlers/{handler} on zippy, c1, c2" in text
+    assert "failed" not in text
+    assert "`make lab` does it with real parts" in text
+
+
+def test_a_second_server_behind_an_open_fence_is_found_while_it_runs() -> None:
+    with quiet_cluster() as cluster:
+        _begin(cluster, Times())
+        rogue = cluster["c1"]
+        # What no part of Standfast does: an export, an open fence and a server, by hand.
+        EmbeddedNfs(rogue.config).export("rogue")
+        fence = rogue.config.paths.run / "fence" / f"port-{rogue.config.nfs.port}.fence"
+        argv = [sys.executable, "-m", "standfast.demo.file_server", rogue.config.volume]
+        environment = rogue.environment()
+        start_detached(argv, op="rogue", log_file=cluster.base / "rogue.log", env=environment)
+
+        def open_by_force() -> bool:
+            if fence.parent.exists():
+                fence.write_text(f'{{"v": 1, "until": {monotonic() + 60}}}')
+            return False
+
+        with pytest.raises(Broken) as caught:
+            cluster.wait_for("nothing", 10.0, open_by_force)
+        assert caught.value.name == ONE_SERVER
+        assert "c1 answered" in str(caught.value)
+
+
+def test_data_that_a_reign_loses_ends_the_demo_with_status_1_and_the_evidence(
+    monkeypatch: pytest.MonkeyPatch, scratch: Path
+) -> None:
+    def tell_with_a_loss(cluster: Cluster) -> Times:
+        _begin(cluster, Times())
+        journal = cluster["zippy"].config.paths.live
+        journal.rename(journal.with_name("elsewhere"))
+        end = Deadline.after(10.0)
+        while not end.expired:
+            cluster.check()
+            sleep(0.05)
+        return Times()
+
+    monkeypatch.setattr(demo, "tell", tell_with_a_loss)
+    out = io.StringIO()
+    assert demo.play(out, keep=True) == 1
+    assert "THE DEMO FAILED: INVARIANT BROKEN: no data is deleted: " in out.getvalue()
+    assert "--- zippy/var/log/agent.log" in out.getvalue()
+    kept = Path(out.getvalue().rsplit("Kept: ", 1)[1].strip())
+    assert kept.parent == scratch
+    assert (kept / "zippy/persist/elsewhere/journal").stat().st_size > 0
+    shutil.rmtree(kept)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_demo_cleans_up(number: signal.Signals, scratch: Path) -> None:
+    command = [sys.executable, "-m", "standfast", "demo"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)}
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "promotion 5/8" in line:
+                break
+        assert processes_of(scratch)
+        process.send_signal(number)
+        process.stdout.read()
+        assert process.wait(20) == 130

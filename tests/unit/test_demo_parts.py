@@ -1,0 +1,230 @@
+"""The demo's stand-ins and its bookkeeping, without the whole of it."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters.directory import DirectoryStore, initialise
+from standfast.adapters.fence import FileFence
+from standfast.adapters.machine import bind_from, fence_from, nfs_from, units_from
+from standfast.clock import Deadline, monotonic
+from standfast.config.load import load
+from standfast.config.model import Config
+from standfast.demo.cluster import free_port
+from standfast.demo.embedded import EmbeddedBind, EmbeddedNfs, EmbeddedUnits, handler
+from standfast.demo.file_calls import Session, Stale
+from standfast.demo.file_server import Files, FileServer, export_file
+from standfast.demo.ledger import LINE_BYTES, Ledger, Line, line_text, missing
+from standfast.demo.nodes import VOLUME, Place, config_text
+from standfast.demo.screen import NodeRow, Screen, node_line
+from standfast.errors import CommandFailed, Refused, StandfastError, Unreachable
+from standfast.reign import OwnReign, Stage
+
+PLACES = (
+    Place("zippy", "127.0.0.1", "http://127.0.0.1:1"),
+    Place("c1", "127.0.0.2", "http://127.0.0.1:1"),
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """zippy's, on a Consul that nobody answers at."""
+    etc = tmp_path / "zippy" / "etc"
+    etc.mkdir(parents=True)
+    path = etc / f"{VOLUME}.toml"
+    path.write_text(config_text(PLACES[0], PLACES, tmp_path, free_port(("127.0.0.1",))))
+    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(etc))
+    return load(path)
+
+
+@pytest.fixture
+def session(config: Config) -> Iterator[Session]:
+    """A stand-in server in this process, with its port open for long."""
+    initialise(config.paths.live)
+    OwnReign(4, Stage.READY, "f", None, in_place=False).save(config.state_dir)
+    EmbeddedNfs(config).export("fsid-1")
+    fence_from(config).arm(monotonic() + 60, monotonic() + 60)
+    files = Files(config, fence_from(config), DirectoryStore(config.paths))
+    with FileServer(config, files) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with Session(config.me.address, config.nfs.port, soon()) as connection:
+            yield connection
+        server.shutdown()
+
+
+def soon() -> Deadline:
+    return Deadline.after(2.0)
+
+
+# The configuration and the factory
+
+
+def test_the_generated_configuration_obeys_every_rule_and_names_the_stand_ins(
+    config: Config,
+) -> None:
+    assert config.lease.wait == 4.1
+    assert config.standbys == ("c1",)
+    assert isinstance(nfs_from(config), EmbeddedNfs)
+    assert isinstance(units_from(config), EmbeddedUnits)
+    assert isinstance(bind_from(config), EmbeddedBind)
+    assert isinstance(fence_from(config), FileFence)
+
+
+def test_every_deployed_handler_is_found() -> None:
+    for name in ("data-services-changed", "storage-role-changed", "nfs-server-guard"):
+        assert Path(handler(name)[1]).name == name
+    with pytest.raises(StandfastError, match="no-such-handler"):
+        handler("no-such-handler")
+
+
+# The stand-in server
+
+
+def test_what_is_written_is_read_back_and_each_answer_carries_its_epoch(session: Session) -> None:
+    fsid = session.mount(soon())
+    reply = session.write(fsid, ("journal", 5), "hello", soon())
+    assert reply["epoch"] == 4
+    assert reply["at"] <= monotonic()
+    assert session.read(fsid, ("journal", 5), 5, soon()) == "hello"
+
+
+def test_a_file_system_of_another_epoch_is_stale(session: Session, config: Config) -> None:
+    fsid = session.mount(soon())
+    EmbeddedNfs(config).export("fsid-2")
+    with pytest.raises(Stale):
+        session.write(fsid, ("journal", 0), "x", soon())
+
+
+def test_a_shut_port_cuts_the_connection_without_an_answer(
+    session: Session, config: Config
+) -> None:
+    session.null(soon())
+    fence_from(config).ensure_closed()
+    with pytest.raises(Unreachable, match="cut the connection"):
+        session.write("fsid-1", ("journal", 0), "x", soon())
+    assert not (config.paths.live / "journal").exists()
+
+
+def test_a_lease_that_ends_during_a_request_leaves_it_unanswered(
+    session: Session, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(self: Files, name: str, offset: int, text: str) -> dict[str, object]:
+        fence_from(config).ensure_closed()
+        return {"ok": True}
+
+    monkeypatch.setattr(Files, "_write", slow)
+    with pytest.raises(Unreachable, match="cut the connection"):
+        session.write("fsid-1", ("journal", 0), "x", soon())
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", ".hidden", "", "x" * 200])
+def test_a_name_that_leads_elsewhere_is_refused(session: Session, name: str) -> None:
+    with pytest.raises(StandfastError, match="no such file"):
+        session.write("fsid-1", (name, 0), "x", soon())
+
+
+def test_a_read_only_tree_and_a_missing_export_are_not_written(
+    session: Session, config: Config
+) -> None:
+    DirectoryStore(config.paths).set_live_writable(False)
+    with pytest.raises(StandfastError, match="read-only"):
+        session.write("fsid-1", ("journal", 0), "x", soon())
+    EmbeddedNfs(config).unexport()
+    assert not export_file(config).exists()
+    with pytest.raises(StandfastError, match="not exported"):
+        session.null(soon())
+
+
+# Starting and stopping
+
+
+def test_the_server_is_not_started_without_the_guard_s_yes(config: Config) -> None:
+    nfs = EmbeddedNfs(config)
+    with pytest.raises(Refused, match=r"127\.0\.0\.1:1"):
+        nfs.start(Deadline.after(15.0))
+    assert not nfs.is_running()
+    assert nfs.check(soon()) == "the stand-in server does not run"
+    nfs.stop(soon())
+
+
+def test_a_lease_process_that_ends_at_its_start_is_an_error_with_its_last_words(
+    config: Config,
+) -> None:
+    units = EmbeddedUnits(config)
+    unit = f"standfast-lease@{VOLUME}.service"
+    with pytest.raises(CommandFailed, match="ended with status 3 at its start: standfast: "):
+        units.start(unit, Deadline.after(15.0))
+    assert not units.is_active(unit)
+    units.stop(unit, soon())
+    with pytest.raises(StandfastError, match="no unit nfs-server"):
+        units.is_active("nfs-server.service")
+
+
+def test_the_bind_mount_is_a_link_that_comes_and_goes(config: Config) -> None:
+    bind = EmbeddedBind(config)
+    for _ in range(2):
+        bind.mount(soon())
+        assert bind.is_mounted()
+    assert config.paths.bind.readlink() == config.paths.live
+    for _ in range(2):
+        bind.unmount(soon())
+        assert not bind.is_mounted()
+
+
+# The ledger and the view
+
+
+def line(number: int, at: float = 0.0) -> Line:
+    return Line(number, line_text(number, number * 7), 1, "zippy", at)
+
+
+def test_lines_are_looked_for_byte_by_byte_in_their_place() -> None:
+    lines = [line(number) for number in range(4)]
+    content = "".join(one.text for one in lines).encode()
+    assert len(content) == 4 * LINE_BYTES
+    assert missing(content, lines) == []
+    assert missing(content[: 3 * LINE_BYTES - 1], lines) == [2, 3]
+    assert missing(b"\0" * LINE_BYTES + content[LINE_BYTES:], lines) == [0]
+    assert missing(content.replace(b"line 000001", b"line 000009"), lines) == [1]
+
+
+def test_the_ledger_knows_what_was_acknowledged_before_and_the_longest_pause() -> None:
+    ledger = Ledger()
+    for number, at in enumerate((1.0, 2.0, 5.0, 5.5)):
+        ledger.add(line(number, at))
+    assert [one.number for one in ledger.before(5.0)] == [0, 1]
+    assert ledger.longest_pause(0.0, 10.0) == 3.0
+    assert ledger.longest_pause(5.0, 10.0) == 0.5
+
+
+def test_a_log_file_gets_one_line_for_each_change_of_roles_and_no_escape() -> None:
+    out = io.StringIO()
+    screen = Screen(out, monotonic())
+    rows = [NodeRow("zippy", "127.0.0.1", False, None, None)]
+    for _ in range(3):
+        screen.table(rows, "client")
+    screen.say("hello\nthere", mark="!")
+    screen.close()
+    screen.say("too late")
+    assert "\033" not in out.getvalue()
+    assert [text.split("] ")[-1] for text in out.getvalue().splitlines()] == [
+        "= zippy OFF",
+        "! hello",
+        "            there",
+    ]
+
+
+def test_a_terminal_gets_a_table_that_is_drawn_over() -> None:
+    out = io.StringIO()
+    screen = Screen(out, monotonic(), live=True)
+    rows = [NodeRow("c1", "127.0.0.2", True, 3, {"role": "primary", "lease_remaining_s": 1.5})]
+    screen.table(rows, "client 5 lines")
+    screen.table(rows, "client 6 lines")
+    screen.close()
+    assert out.getvalue().count("\033[3A\r\033[J") == 2
+    assert "SERVES epoch 3" in node_line(rows[0])

@@ -15,7 +15,14 @@ from standfast.act.ports import Snapshot
 from standfast.adapters.consul_wire import CheckIndex, Conflict, Op, Set
 from standfast.clock import Deadline, monotonic, sleep, utc_now
 from standfast.config.model import Config
-from standfast.errors import CommandFailed, ConsulError, Refused, StandfastError, TimedOut
+from standfast.errors import (
+    CommandFailed,
+    ConsulError,
+    Refused,
+    StandfastError,
+    TimedOut,
+    Unreachable,
+)
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -29,6 +36,7 @@ from standfast.streams import Conversation, pipeline
 
 log = logging.getLogger(__name__)
 
+SSH_FAILED = 255
 ANSWER_S = 60.0
 """For the standby's next answer: connecting, asking Consul, cleaning up after a cut."""
 GOODBYE_S = 10.0
@@ -149,6 +157,12 @@ class Sender:
             yield
         except (StandfastError, OSError) as error:
             state.note_failure(self._config, standby, reason_of(error), str(error))
+            if isinstance(error, CommandFailed) and error.returncode == SSH_FAILED:
+                address = self._config.nodes[standby].address
+                raise Unreachable(
+                    f"{standby} can't be reached at {address}: {error}. Is it up, and is the "
+                    f"replication key in its authorized_keys?"
+                ) from error
             raise
 
     # The conversation

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab.client import missing_records
-from tests.lab.cluster import DEFAULT, FAST, Cluster, Timing
+from tests.lab.cluster import AGENT, DEFAULT, FAST, LEASE, Cluster, Timing
 from tests.lab.lab import Lab
+from tests.lab.node import Node
 
 ROUNDS = 5
 # What an operator was promised: power cut to the first write on the standby, seconds.
@@ -115,3 +116,40 @@ def test_switchover_and_failback_lose_no_acknowledged_write(cluster: Cluster) ->
         acknowledged = stream.acknowledged()
     print(f"\nswitchover: the client's longest pause {pause_s:.1f} s")
     assert missing_records(lab.client.nfs_read(last.server, "switch"), acknowledged) == []
+
+
+@pytest.mark.timeout(120)
+def test_agent_and_lease_together_cost_next_to_nothing_when_idle(cluster: Cluster) -> None:
+    for role, node in (("primary", cluster[cluster.primary()]), ("standby", standby(cluster))):
+        pids = [
+            node.run("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
+            for unit in (AGENT, LEASE)
+        ]
+        pids = [pid for pid in pids if pid != "0"]
+        start, began = cpu_s(node, pids), time.monotonic()
+        time.sleep(30)
+        share = (cpu_s(node, pids) - start) / (time.monotonic() - began)
+        memory = sum(resident_mb(node, pid) for pid in pids)
+        print(f"\nidle {role}: {100 * share:.2f} % of a core, {memory:.0f} MB")
+        if cluster.timing == DEFAULT:
+            assert share < 0.01
+        assert memory < 90
+
+
+def standby(cluster: Cluster) -> Node:
+    return next(n for n in cluster.lab if n.name != cluster.primary())
+
+
+def cpu_s(node: Node, pids: list[str]) -> float:
+    """User and system time of these processes and their reaped children, seconds."""
+    total = 0
+    for pid in pids:
+        fields = node.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        total += sum(int(fields[index]) for index in (11, 12, 13, 14))
+    return total / 100
+
+
+def resident_mb(node: Node, pid: str) -> float:
+    status = node.read(f"/proc/{pid}/status")
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024

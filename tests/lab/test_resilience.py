@@ -150,6 +150,7 @@ def test_a_frozen_lease_process_is_cut_off_by_the_kernel_and_never_serves_again(
             stream.wait_for_ack(node.address)
             frozen = time.monotonic()
             node.freeze_unit(LEASE)
+            node.freeze_unit(AGENT)  # it would end the frozen process as soon as it is replaced
             taken = lab.wait_for(
                 lambda: next((e for e in stream.acknowledged() if e.server in others), None),
                 60.0,
@@ -161,6 +162,7 @@ def test_a_frozen_lease_process_is_cut_off_by_the_kernel_and_never_serves_again(
             assert last - frozen <= FAST.length + FAST.fence
             assert last < taken.t_s
             node.thaw_unit(LEASE)
+            node.thaw_unit(AGENT)
             stream.wait_for_ack(taken.server, after_s=time.monotonic() + 3)
             assert not [e for e in stream.acknowledged(node.address) if e.t_s > taken.t_s]
         cluster.wait_for_role(name, "standby")
@@ -212,11 +214,10 @@ def test_a_clean_that_was_delayed_past_a_rolled_back_switchover_is_refused(
     name = cluster.primary()
     to = next(n.name for n in cluster.lab if n.name != name)
     key = f"standfast/{VOLUME}/leader"
-    cluster[to].run("systemctl", "stop", "ssh", check=False)
     cluster[to].sh("mv /root/.ssh/authorized_keys /root/.ssh/away")
     try:
         said = cluster.standfast(name, "switchover", "--to", to, check=False)
-        assert "serves again" in said or "NO" not in said
+        assert "This node serves again" in said
     finally:
         cluster[to].sh("mv /root/.ssh/away /root/.ssh/authorized_keys")
     entry = cluster[name].consul_get(f"kv/{key}")[0]
@@ -306,39 +307,3 @@ def test_flushed_firewall_rules_are_noticed_and_put_back(cluster: Cluster) -> No
     cluster.lab.wait_for(
         lambda: cluster.status(standby)["fence"]["in_place"], 15, "the standby's rules are back"
     )
-
-
-@pytest.mark.timeout(120)
-def test_agent_and_lease_together_cost_next_to_nothing_when_idle(cluster: Cluster) -> None:
-    for role, node in (("primary", cluster[cluster.primary()]), ("standby", standby(cluster))):
-        pids = [
-            node.run("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
-            for unit in (AGENT, LEASE)
-        ]
-        pids = [pid for pid in pids if pid != "0"]
-        start, began = cpu_s(node, pids), time.monotonic()
-        time.sleep(30)
-        share = (cpu_s(node, pids) - start) / (time.monotonic() - began)
-        memory = sum(resident_mb(node, pid) for pid in pids)
-        print(f"\nidle {role}: {100 * share:.2f} % of a core, {memory:.0f} MB")
-        assert share < 0.01 * (4 if FAST.heartbeat < 1 else 1)
-        assert memory < 90
-
-
-def standby(cluster: Cluster) -> Node:
-    return next(n for n in cluster.lab if n.name != cluster.primary())
-
-
-def cpu_s(node: Node, pids: list[str]) -> float:
-    """User and system time of these processes and their reaped children, seconds."""
-    total = 0
-    for pid in pids:
-        fields = node.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        total += sum(int(fields[index]) for index in (11, 12, 13, 14))
-    return total / 100
-
-
-def resident_mb(node: Node, pid: str) -> float:
-    status = node.read(f"/proc/{pid}/status")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024

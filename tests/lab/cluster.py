@@ -158,6 +158,20 @@ class Cluster:
         self.lab.wait_for(fresh, timeout_s, f"standbys of {name} are fresh", interval_s=0.3)
         return after
 
+    def wait_for_voters(self, timeout_s: float = 60.0) -> None:
+        """Every node that is up votes in Consul again.
+
+        A server that comes back is a non-voter for a while (autopilot's stabilization time); the
+        next death before that would cost Consul its quorum, which is not what these tests are for.
+        """
+        up = [n for n in self.lab if n.pid]
+
+        def all_vote() -> bool:
+            peers = up[0].consul("operator", "raft", "list-peers", check=False)
+            return sum(line.split()[-2:-1] == ["true"] for line in peers.splitlines()) >= len(up)
+
+        self.lab.wait_for(all_vote, timeout_s, "every Consul server votes", interval_s=0.5)
+
     def serving(self) -> list[str]:
         """Nodes whose NFS port lets the client in."""
         return [n.name for n in self.lab if n.pid and self.lab.client.port_answers(n.address)]
@@ -171,6 +185,7 @@ class Cluster:
         if down:
             self.lab.boot(down)
         self.lab.wait_for_leader()
+        self.wait_for_voters()
         self.lab.wait_for(
             lambda: (
                 self.primary() != ""

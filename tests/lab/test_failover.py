@@ -57,6 +57,7 @@ def test_a_power_cut_is_over_within_the_promised_time_and_loses_nothing_replicat
 def one_power_cut(cluster: Cluster, path: str) -> float:
     """Cut the primary; seconds to the next acknowledged write. Ends with all nodes healthy."""
     lab, old = cluster.lab, cluster.primary()
+    cluster.wait_for_voters()
     with lab.client.stream(lab.servers(), path, interval_s=0.05, silence_s=0.5) as stream:
         stream.wait_for_ack(lab[old].address)
         before = time.monotonic()

@@ -28,7 +28,8 @@ def summary(times: Times, cluster: Cluster) -> str:
         "Measured (lease: fast profile, W = 4.1 s; the defaults are 12 s)",
         *(f"  {what:<63} {value}" for what, value in times.rows()),
         "",
-        f"Invariants held: {'; '.join(NAMES)}",
+        "Invariants, checked all the time",
+        *(f"  held: {name}" for name in NAMES),
         f"  ({watched.answers} answers of servers, {watched.looks} looks at Consul, "
         f"{len(cluster.ledger)} lines of the client checked one by one)",
         "",

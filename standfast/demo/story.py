@@ -6,6 +6,7 @@ looked for byte by byte where they have to be, on the disks themselves.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ To fix:
   1. If this is intentional (failback), first demote the other server
   2. Update this host's config to use nfs-services-standby.nix instead
   3. Sync data from active server before promoting this host"""
+GUARD_TRIES = 3
 STEP_S = 30.0
 """The longest that anything here may take on a slow machine."""
 
@@ -249,7 +251,7 @@ def _served_by_another(cluster: Cluster, old: str, *, epoch: int = 2) -> bool:
 
 def _command(cluster: Cluster, node: Node, *words: str) -> None:
     """An operator's command; its words are shown. StandfastError when it failed."""
-    cluster.screen.say(f"{node.name}# standfast {' '.join(words)}")
+    cluster.screen.say(f"{node.name}# standfast {shlex.join(words)}")
     disk = str(node.root)
     done = node.standfast(
         *words, progress=lambda line: cluster.screen.say(line.replace(disk, ""), mark="|")
@@ -259,15 +261,21 @@ def _command(cluster: Cluster, node: Node, *words: str) -> None:
 
 
 def _refused_start(node: Node, active: Node) -> str:
-    """The guard's words on a start of the NFS server; StandfastError when they are others."""
-    try:
-        EmbeddedNfs(node.config, env=node.environment()).start(Deadline.after(10.0))
-    except Refused as refusal:
-        said = str(refusal)
-        words = REFUSAL.format(active=active.place.address, me=node.place.address)
-        if refusal.reason is Reason.OTHER_SERVER_ACTIVE and said == words:
-            return said
-        raise StandfastError(f"the guard refused with other words: {said}") from refusal
+    """The guard's words on a start of the NFS server; StandfastError when they are others.
+
+    A refusal for want of time, on a machine that is too busy, is a refusal too; asked again.
+    """
+    words = REFUSAL.format(active=active.place.address, me=node.place.address)
+    for left in reversed(range(GUARD_TRIES)):
+        try:
+            EmbeddedNfs(node.config, env=node.environment()).start(Deadline.after(10.0))
+        except Refused as refusal:
+            if str(refusal) == words:
+                return words
+            if refusal.reason not in (Reason.DEADLINE, Reason.CONSUL_TIMEOUT) or left == 0:
+                raise StandfastError(f"the guard refused with other words: {refusal}") from refusal
+        else:
+            break
     raise StandfastError(f"the NFS server of {node.name} started while another one serves")
 
 

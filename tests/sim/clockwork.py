@@ -81,9 +81,7 @@ class Clockwork:
         return self._stack[-1]
 
     def at(self, when: float, what: Callable[[], None], actor: Actor | None = None) -> None:
-        heapq.heappush(
-            self._queue, _Event(max(when, self.now), next(self._numbers), actor, what)
-        )
+        heapq.heappush(self._queue, _Event(max(when, self.now), next(self._numbers), actor, what))
 
     def after(self, delay_s: float, what: Callable[[], None], actor: Actor | None = None) -> None:
         self.at(self.now + delay_s, what, actor)
@@ -137,6 +135,7 @@ class Clockwork:
                 self.run_until(actor.frozen_until)
         finally:
             self._stack = stack
+        self.after_event()
         if actor.dead:
             raise Killed
 

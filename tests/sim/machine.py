@@ -48,6 +48,7 @@ class KernelFence:
             raise TimedOut("the timer ended the arming: nothing was opened")
         self.in_place = True
         self.open_until = self.clockwork.now + self.clock.real_s(left_s)
+        self.clockwork.pass_time(0.001)
         return put_back
 
     def _clock(self) -> float:

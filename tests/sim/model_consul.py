@@ -86,7 +86,7 @@ def kind_of(ops: Sequence[Op]) -> str:
 
 @dataclass(slots=True)
 class Fault:
-    """What happens to the next `count` transactions of a kind.
+    """What happens to the next `count` transactions of a kind, or to a `read` (its reply is late).
 
     `lost`: it never arrives. `reply-lost`: it commits, and nobody hears of it. `late`: the caller
     times out, it arrives `delay_s` after having been sent. `freeze-before` and `freeze-after`: the
@@ -137,8 +137,11 @@ class Client:
     def read(
         self, keys: Sequence[str], *, deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
+        fault = self._fault("read")
         self._way("a read", write=False)
         found = {key: self.store.get(key) for key in keys}
+        if fault is not None:
+            self.clockwork.pass_time(fault.delay_s)
         self._way_back("a read", write=False)
         return found
 
@@ -146,7 +149,9 @@ class Client:
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> tuple[Entry, ...]:
         self._way("a read", write=False)
-        found = [entry for key, entry in sorted(self.store.entries.items()) if key.startswith(prefix)]
+        found = [
+            entry for key, entry in sorted(self.store.entries.items()) if key.startswith(prefix)
+        ]
         self._way_back("a read", write=False)
         return tuple(found)
 
@@ -161,9 +166,7 @@ class Client:
         self._way("a read", write=False)
         return self.health(node)
 
-    def txn(
-        self, ops: Sequence[Op], *, deadline: Deadline | None = None
-    ) -> Committed | Conflict:
+    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
         fault = self._fault(kind_of(ops))
         what = fault.what if fault is not None else ""
         delay_s = fault.delay_s if fault is not None else 0.0
@@ -190,7 +193,9 @@ class Client:
 
     def _fault(self, kind: str) -> Fault | None:
         for fault in self.faults:
-            if fault.kind in (kind, "any") and fault.count > 0:
+            if fault.kind == kind:
                 fault.count -= 1
+                if fault.count == 0:
+                    self.faults.remove(fault)
                 return fault
         return None

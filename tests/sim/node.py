@@ -9,29 +9,29 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from standfast import plan as plans
+from standfast.act.machine import Consul
 from standfast.agent import names_of, plan_for
-from standfast.clock import format_stamp, monotonic, utc_now
+from standfast.clock import monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
-from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.decision import NO_WISH, Decision, Moment, Wish
 from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
 from standfast.lease import keeper as keeping
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.protocol import Claim
-from standfast.names import SnapshotName, diverged_name, retired_name
+from standfast.names import diverged_name, retired_name
 from standfast.observe import Available, Cluster, Local, Sighting
 from standfast.plan import Do, Plan
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, Reign
+from standfast.records import Holder, LeaderState, Reign
 from standfast.reign import Intent, OwnReign, Stage
 from standfast.watcher import Watcher
-from tests.sim.clockwork import Actor, NodeClock, Routine, Violation
+from tests.sim.clockwork import Actor, NodeClock, Routine
 from tests.sim.machine import Disk, KernelFence, KernelNfs, Tree
 from tests.sim.model_consul import Client
 
@@ -225,7 +225,7 @@ class Node:
     # The agent
 
     def _agent(self) -> Routine:
-        watcher = Watcher(self.config, self.client)
+        watcher = Watcher(self.config, cast(Consul, self.client))
         epochs = EpochFile(self.config.state_dir / "epoch")
         while True:
             view = watcher.look(0.0)
@@ -392,7 +392,10 @@ class Node:
     def _content(self, own: OwnReign) -> tuple[int, ...]:
         for available in self.disk.snapshots:
             snapshot = available.snapshot
-            if own.base_content_id in (None, snapshot.content_id) and str(snapshot.name) == own.base:
+            if (
+                own.base_content_id in (None, snapshot.content_id)
+                and str(snapshot.name) == own.base
+            ):
                 return self.disk.contents[snapshot.content_id]
         raise StandfastError(f"the snapshot {own.base} is not on this node any more")
 

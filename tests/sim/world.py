@@ -52,6 +52,7 @@ class World:
         rates: Sequence[float] = (1.0, 1.0, 1.0),
         mode: str = "auto",
         min_reign_s: float = 0.0,
+        max_data_loss_s: float = 600.0,
     ) -> None:
         self.clockwork = Clockwork()
         self.clockwork.after_event = self._check_serving
@@ -75,6 +76,7 @@ class World:
                 node=name,
                 mode=mode,
                 min_reign=min_reign_s,
+                max_data_loss=max_data_loss_s,
                 nodes=settings,
                 lease=timing or LeaseTiming(),
                 paths=Paths(state=directory / name / "state", run=directory / name / "run"),

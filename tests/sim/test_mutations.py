@@ -1,0 +1,197 @@
+"""The harness can fail: each safety rule, taken away, makes it report a violation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from standfast import observe
+from standfast.adapters.consul import Committed, Conflict
+from standfast.adapters.consul_wire import Cas, Op, Set
+from standfast.config.model import LeaseTiming
+from standfast.decision import Wish
+from standfast.lease import holding, protocol
+from standfast.lease.protocol import NEVER, Tenure
+from tests.sim.clockwork import Violation
+from tests.sim.model_consul import Client, kind_of
+from tests.sim.world import World
+
+
+def frozen_at_a_bad_moment(world: World) -> None:
+    """The keeper is frozen right after a heartbeat committed, until a successor serves."""
+    primary = world.begin()
+    world.fault("a", "heartbeat", "freeze-after", 90.0)
+    primary.freeze(primary.agent_actor, 120.0)
+    world.run(130.0)
+
+
+def a_dead_keeper(world: World) -> None:
+    """The kernel alone ends the permit of a keeper that is dead or frozen."""
+    world.begin()
+    world.run(1.0)
+    world["a"].freeze_all(90.0)
+    world["a"].down_since = world.now - 60.0
+    world.run(100.0)
+
+
+def a_late_clean(world: World) -> None:
+    """A switchover that was gone back on; its `clean` arrives when the old primary serves."""
+    primary = world.begin()
+    primary.hand_to = "b"
+    world.fault("a", "clean", "late", 12.0)
+    world.fault("a", "clean", "lost", count=5)
+    world.run(60.0)
+
+
+def a_frozen_opener(world: World) -> None:
+    primary = world.begin()
+    primary.fence.freeze_in_arm_s = 80.0
+    primary.freeze(primary.agent_actor, 120.0)
+    world.run(130.0)
+
+
+def two_failovers_and_the_first_node_alone(world: World) -> None:
+    """The first primary has what its successor never had, and is asked to serve it."""
+    world.begin()
+    world["a"].copies = False
+    world.run(20.0)
+    primary = world["a"]
+    primary.disk.snapshot("services", primary.clock.utc(world.now), 1)
+    primary.power_cut()
+    world.wait_for_primary("c")
+    world["c"].copies = False
+    primary.boot()
+    world.run(20.0)
+    world["b"].power_cut()
+    world["c"].power_cut()
+    primary.wish = Wish(promote=True)
+    world.run(40.0)
+
+
+def a_reused_number(world: World) -> None:
+    """A killed keeper's heartbeat commits after its successor on the node has looked, whose own
+    one, of the same number, is sent long after that and refused."""
+    primary = world.begin()
+    world.cut_links |= {frozenset(("a", "b")), frozenset(("a", "c"))}
+    primary.kill_agent()
+    beats = primary.config.lease.heartbeat
+    world.fault("a", "heartbeat", "late", 4.0)
+    world.wait_for("the time-out of a heartbeat", lambda: not primary.client.faults, beats)
+    primary.stop_keeper()
+    world.fault("a", "read", "freeze-after", 10.0)
+    primary.start_keeper()
+    world.after(10.3, lambda: world.isolate("a"))
+    world.run(40.0)
+
+
+def test_each_schedule_is_harmless_to_the_program_as_it_is(tmp_path: Path) -> None:
+    for number, schedule in enumerate(SCHEDULES):
+        with World(tmp_path / str(number)) as world:
+            schedule(world)
+
+
+SCHEDULES = (
+    frozen_at_a_bad_moment,
+    a_dead_keeper,
+    a_late_clean,
+    a_frozen_opener,
+    two_failovers_and_the_first_node_alone,
+    a_reused_number,
+)
+
+
+def test_a_wait_that_breaks_the_timing_rule_is_noticed(tmp_path: Path) -> None:
+    short = replace(LeaseTiming(), wait=4.0)
+    with pytest.raises(Violation, match="serve at"), World(tmp_path, timing=short) as world:
+        world.begin()
+        world.isolate("a")
+        world.run(60.0)
+
+
+def test_a_heartbeat_counted_from_its_reply_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = protocol.committed
+
+    def from_the_reply(tenure: Tenure, seq: int, index: int, length_s: float) -> Tenure:
+        return real(
+            replace(tenure, attempts={seq: vars(holding)["monotonic"]()}), seq, index, length_s
+        )
+
+    monkeypatch.setattr(protocol, "committed", from_the_reply)
+    with pytest.raises(Violation, match="serve at"), World(tmp_path) as world:
+        frozen_at_a_bad_moment(world)
+
+
+def test_a_late_clean_without_its_cas_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Client.txn
+
+    def forced(client: Client, ops: Sequence[Op], **rest: object) -> Committed | Conflict:
+        if kind_of(ops) == "clean":
+            ops = [Set(op.key, op.value) for op in ops if isinstance(op, Cas)]
+        return real(client, ops)
+
+    monkeypatch.setattr(Client, "txn", forced)
+    with pytest.raises(Violation, match=r"serve at|acknowledged"), World(tmp_path) as world:
+        a_late_clean(world)
+
+
+def test_an_opening_without_its_deadline_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(Violation, match="serve at"), World(tmp_path) as world:
+        world["a"].fence.keeps_latest = False
+        a_frozen_opener(world)
+
+
+def test_a_snapshot_outside_the_lineage_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observe, "in_lineage", lambda available, cluster: True)
+    with pytest.raises(Violation, match="outside the lineage"), World(tmp_path) as world:
+        two_failovers_and_the_first_node_alone(world)
+
+
+def test_a_number_that_is_used_twice_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "SEQ_JUMP", (0, 1))
+    with pytest.raises(Violation, match="serve at"), World(tmp_path) as world:
+        a_reused_number(world)
+
+
+def test_keys_written_back_by_a_lapsed_holder_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = protocol.read_back
+
+    def as_if_valid(
+        tenure: Tenure, held: protocol.Versioned, now: float, length_s: float
+    ) -> protocol.Verdict:
+        return real(tenure, held, NEVER, length_s)
+
+    monkeypatch.setattr(protocol, "read_back", as_if_valid)
+    with pytest.raises(Violation, match="epoch 1 after 2"), World(tmp_path) as world:
+        world.begin()
+        world.isolate("a")
+        world.wait_for_primary("c")
+        world.run(1.7)
+        world.join("a")
+        world.store.delete(world.key("leader"), world.key("epoch"))
+        world["a"].kill_agent()
+        world.run(10.0)
+
+
+def test_an_acknowledged_write_that_no_disk_has_is_noticed(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        primary = world.begin()
+        assert primary.disk.live is not None
+        primary.disk.live.writes.clear()
+        primary.disk.contents.clear()
+        world["b"].disk.contents.clear()
+        world["c"].disk.contents.clear()
+        with pytest.raises(Violation, match="on no disk"):
+            world.check_nothing_deleted()

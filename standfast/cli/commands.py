@@ -205,6 +205,13 @@ COMMANDS: tuple[Command, ...] = (
         hidden=True,
     ),
     Command(
+        "exporter",
+        "answer Prometheus with the metrics of this node's volumes",
+        "standfast.cli.services:exporter",
+        (Argument("--listen", "where (default: 127.0.0.1:9756)", "ADDRESS:PORT"),),
+        hidden=True,
+    ),
+    Command(
         "reconcile",
         "make this node's agents look again",
         "standfast.cli.services:reconcile",

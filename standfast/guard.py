@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
 ENOUGH_SHARE = 0.25
+# Of the deadline, kept back for the refusal's own words, seconds.
+TO_SAY_WHY_S = 0.2
 
 OTHER_SERVER = """ERROR: Another NFS server is already active at {address}
 This host ({me}) is configured as NFS server but should be standby.
@@ -70,7 +72,7 @@ def active_elsewhere(
         if instance.node == node:
             continue
         text = instance.meta.get("epoch", "")
-        leftover = text.isdigit() and int(text) < epoch
+        leftover = text.isascii() and text.isdigit() and int(text) < epoch
         if leftover:
             if answers(instance.address, instance.port):
                 return instance
@@ -227,12 +229,19 @@ def node_verdict(configs: Sequence[Config], deadline: Deadline) -> str:
             judge(config, deadline)
             allowed.append(config.volume)
         except Refused as error:
-            if OwnReign.load(config.state_dir) is not None:
+            if _may_have_a_reign(config):
                 raise
             refused.append(error)
     if not allowed:
         raise refused[0] if refused else Refused(Reason.CONFIG_INVALID, "no volume is configured")
     return ", ".join(allowed)
+
+
+def _may_have_a_reign(config: Config) -> bool:
+    try:
+        return OwnReign.load(config.state_dir) is not None
+    except StandfastError:
+        return True  # its file is damaged: what is exported is not known
 
 
 def words(error: Refused) -> str:
@@ -258,7 +267,8 @@ def main(configs: Sequence[Config], deadline: Deadline) -> int:
     """`standfast guard`: 0 the server may start, 1 it may not; one message either way."""
     die_at(deadline)
     try:
-        volumes = node_verdict(configs, deadline)
+        # A little earlier, so that what didn't answer is named.
+        volumes = node_verdict(configs, Deadline(deadline.at - TO_SAY_WHY_S))
     except Refused as error:
         sys.stderr.write(f"{words(error)}\n")
         return 1

@@ -1,0 +1,201 @@
+"""A storage node's files on loopback: everything that the guard looks at, made by the product."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from standfast.act.ports import LiveTree
+from standfast.adapters.consul import ConsulGateway
+from standfast.adapters.directory import initialise
+from standfast.adapters.fence import FileFence
+from standfast.adapters.stores import open_store
+from standfast.clock import monotonic
+from standfast.config.load import load
+from standfast.config.model import Config
+from standfast.demo.consul_server import EmbeddedConsul
+from standfast.lease.epochs import EpochFile
+from standfast.lease.files import LeaseStatus, boot_instance
+from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.reign import OwnReign, Stage
+from tests.contract.consul_clusters import free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+HANDLERS = ROOT / "handlers"
+VOLUME = "data-services"
+EPOCH = 7
+ADDRESSES = {"n1": "127.0.0.1", "n2": "127.0.0.2", "n3": "127.0.0.3"}
+
+
+@dataclass
+class StorageNode:
+    """The node n1: its configuration is written again by `configure`."""
+
+    root: Path
+    consul: str
+    port: int
+    name: str = "n1"
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        return self.root / "etc" / f"{VOLUME}.toml"
+
+    @property
+    def config(self) -> Config:
+        return load(self.file)
+
+    @property
+    def gateway(self) -> ConsulGateway:
+        return ConsulGateway([self.consul], timeout_s=5)
+
+    @property
+    def holder(self) -> Holder:
+        return Holder(self.name, boot_instance(self.config.paths.run))
+
+    def configure(self, **tables: dict[str, Any]) -> Config:
+        """Write the configuration, with more keys in its tables."""
+        self.tables |= tables
+        disk = self.root / "disk"
+        base: dict[str, dict[str, Any]] = {
+            "": {"cluster": "test", "node": self.name, "store": "directory"},
+            **{f"nodes.{name}": {"address": address} for name, address in ADDRESSES.items()},
+            "paths": {
+                "live": f"{disk}/persist/services",
+                "snapshots": f"{disk}/persist",
+                "standby": f"{disk}/persist/services-standby",
+                "bind": f"{disk}/data/services",
+                "state": f"{disk}/var",
+                "run": f"{disk}/run",
+            },
+            "consul": {"addresses": [self.consul]},
+            "nfs": {"server": "embedded", "port": self.port},
+            "fence": {"backend": "embedded"},
+        }
+        lines = []
+        for table in dict.fromkeys([*base, *self.tables]):
+            lines += [f"[{table}]"] if table else []
+            values = base.get(table, {}) | self.tables.get(table, {})
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("\n".join(lines) + "\n")
+        return self.config
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if "CONSUL" not in key}
+        return {**kept, "STANDFAST_CONFIG_DIR": str(self.file.parent), **more}
+
+    # What a primary has
+
+    def reign(self, epoch: int = EPOCH) -> None:
+        """All that makes the guard say yes, but for Consul's part."""
+        config = self.config
+        initialise(config.paths.live)
+        config.paths.standby.mkdir(parents=True, exist_ok=True)
+        EpochFile(config.state_dir / "epoch").raise_to(epoch)
+        OwnReign(
+            epoch, Stage.READY, "00000000-0000-4000-8000-000000000007", None, True,
+            live_uuid=self.live().uuid,
+        ).save(config.state_dir)  # fmt: skip
+        self.fence().ensure_closed()
+        self.hold()
+
+    def fence(self) -> FileFence:
+        return FileFence(self.config.paths.run / "fence", self.port)
+
+    def live(self) -> LiveTree:
+        live = open_store(self.config).live()
+        assert live is not None
+        return live
+
+    def hold(self, *, remaining_s: float = 60.0, **changes: Any) -> None:
+        """The keeper's last word."""
+        now = monotonic()
+        until = now + remaining_s
+        status = LeaseStatus(
+            EPOCH,
+            self.holder.instance,
+            os.getpid(),
+            LeaderState.STARTING,
+            False,
+            until,
+            until,
+            3,
+            now,
+        )
+        replace(status, **changes).save(self.config.run_dir)
+
+    def change_reign(self, **changes: Any) -> None:
+        own = OwnReign.load(self.config.state_dir)
+        assert own is not None
+        replace(own, **changes).save(self.config.state_dir)
+
+    def publish(self, epoch: int = EPOCH, leader: Leader | None = None) -> None:
+        """Consul's part: both keys."""
+        if leader is None:
+            leader = Leader(epoch, self.holder, 3, LeaderState.STARTING, ("n2", "n3"))
+        self.gateway.put(self.config.key("epoch"), dump_epoch(epoch))
+        self.gateway.put(self.config.key("leader"), leader.dump())
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and after how long."""
+
+    code: int
+    out: str
+    said: str
+    took_s: float
+
+
+def run_handler(
+    name: str,
+    *arguments: str,
+    env: Mapping[str, str],
+    stdin: int | bytes | None = b"",
+    limit_s: float = 20.0,
+    python: Sequence[str] = (sys.executable,),
+) -> Ended:
+    """A deployed handler as a process, with this interpreter."""
+    started = monotonic()
+    with subprocess.Popen(
+        [*python, str(HANDLERS / name), *arguments],
+        env=dict(env),
+        stdin=stdin if isinstance(stdin, int) else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            given = None if isinstance(stdin, int) else stdin
+            out, said = process.communicate(given, timeout=limit_s)
+        finally:
+            process.kill()
+    took_s = monotonic() - started
+    return Ended(
+        process.returncode, out.decode(errors="replace"), said.decode(errors="replace"), took_s
+    )
+
+
+def guard(node: StorageNode, **env: str) -> Ended:
+    return run_handler("nfs-server-guard", env=node.environment(**env))
+
+
+@contextlib.contextmanager
+def embedded_primary(root: Path) -> Iterator[tuple[StorageNode, EmbeddedConsul]]:
+    """A node that may serve, and the embedded cluster of three nodes that says so."""
+    with EmbeddedConsul(no_leader_after_s=0.2) as consul:
+        for name, address in ADDRESSES.items():
+            consul.add_agent(name, address)
+        [port] = free_ports(1)
+        node = StorageNode(root, consul.address("n1"), port)
+        node.configure()
+        node.reign()
+        node.publish()
+        yield node, consul

@@ -6,13 +6,17 @@ have happened. A node without it is a plain standby.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from standfast.clock import Deadline
+from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.lease.files import read_json, write_atomically
+from standfast.locks import exclusive
 
 
 class Stage(StrEnum):
@@ -28,6 +32,11 @@ class Stage(StrEnum):
     """An orderly demotion is under way."""
     RELEASED = "released"
     """`clean` was or is being sent; the tree equals the final snapshot."""
+
+
+def snapshot_lock(config: Config, deadline: Deadline) -> contextlib.AbstractContextManager[None]:
+    """Held while a snapshot of the live subvolume is taken: the stage doesn't change meanwhile."""
+    return exclusive(config.run_dir / "snapshot.lock", "another snapshot", deadline)
 
 
 @dataclass(frozen=True, slots=True)

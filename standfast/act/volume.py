@@ -11,11 +11,14 @@ from dataclasses import replace
 
 from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
-from standfast.clock import utc_now
+from standfast.clock import Deadline, utc_now
 from standfast.errors import StandfastError
 from standfast.names import SnapshotName, diverged_name, retired_name
-from standfast.reign import Intent, OwnReign, Stage
+from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
 from standfast.replication.published import note_epoch
+
+SNAPSHOT_LOCK_S = 30.0
+"""For a snapshot that a replication cycle is just taking."""
 
 
 def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnReign:
@@ -104,8 +107,13 @@ def freeze(machine: Machine) -> None:
 
 
 def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
-    """The snapshot that has all of this reign's data; the tree is read-only by now."""
-    snapshot = snapshot_of_reign(machine, own.epoch)
+    """The snapshot that has all of this reign's data; the tree is read-only by now.
+
+    It is the newest of its reign: a replication cycle that takes one at the same time is before it,
+    and none comes after it, as the stage says that this node is draining.
+    """
+    with snapshot_lock(machine.config, Deadline.after(SNAPSHOT_LOCK_S)):
+        snapshot = snapshot_of_reign(machine, own.epoch)
     replace(own, final=str(snapshot.name)).save(machine.config.state_dir)
     return snapshot
 

@@ -27,6 +27,7 @@ from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import Leader, LeaderState, StandbyRecord, parse_epoch
+from standfast.reign import OwnReign, Stage, snapshot_lock
 from standfast.replication import state, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
@@ -315,7 +316,8 @@ class Sender:
         """A snapshot of this reign: one that another cycle took just now, or a new one."""
         config = self._config
         waiting = Deadline.after(SNAPSHOT_LOCK_S)
-        with exclusive(config.run_dir / "snapshot.lock", "another snapshot", waiting):
+        with snapshot_lock(config, waiting):
+            self._check_not_draining()
             before = state.load(config)
             shared = self._shareable(before, standby, epoch)
             if shared is not None:
@@ -323,6 +325,16 @@ class Sender:
             taken = self._store.take_snapshot(SnapshotName.at(config.base, utc_now()))
             state.note_shared(config, state.Shared(str(taken.name), taken.content_id, epoch))
             return taken
+
+    def _check_not_draining(self) -> None:
+        """The final snapshot of a demotion is the newest of its reign: nothing comes after it."""
+        own = OwnReign.load(self._config.state_dir)
+        if own is not None and own.stage in (Stage.DRAINING, Stage.RELEASED):
+            raise Refused(
+                Reason.NOT_PRIMARY,
+                f"{self._config.node} is giving up the role (epoch {own.epoch}, {own.stage}): its "
+                f"final snapshot is the last one",
+            )
 
     def _shareable(
         self, before: state.ReplicationState, standby: str, epoch: int

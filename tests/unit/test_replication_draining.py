@@ -1,0 +1,98 @@
+"""The final snapshot of a demotion is the newest of its reign: the successor has all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters.consul import Committed, Conflict, Entry
+from standfast.adapters.directory import DirectoryStore, initialise
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.config.load import load
+from standfast.config.model import Config
+from standfast.demo.nodes import VOLUME, Place, config_text
+from standfast.errors import Refused, StandfastError
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.reign import OwnReign, Stage, snapshot_lock
+from standfast.replication.cycle import Sender
+
+PLACES = (
+    Place("zippy", "127.0.0.1", "http://127.0.0.1:1"),
+    Place("c1", "127.0.0.2", "http://127.0.0.1:1"),
+)
+OWN = OwnReign(2, Stage.READY, "f", None, in_place=True)
+
+
+class Keys:
+    """Consul in which zippy serves epoch 2, whatever it is doing meanwhile."""
+
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None:
+        if key.endswith("/leader"):
+            leader = Leader(2, Holder("zippy", "i"), 5, LeaderState.SERVING, ("c1",))
+            return Entry(key, leader.dump(), 7)
+        return Entry(key, dump_epoch(2), 6) if key.endswith("/epoch") else None
+
+    def txn(self, ops: object, *, deadline: Deadline | None = None) -> Committed | Conflict:
+        raise AssertionError("nothing is written")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    path = tmp_path / f"{VOLUME}.toml"
+    path.write_text(config_text(PLACES[0], PLACES, tmp_path, 20490))
+    made = load(path)
+    initialise(made.paths.live)
+    # A transport that ends at once: what counts here happens before it is used.
+    replication = dataclasses.replace(made.replication, command=("false",))
+    return dataclasses.replace(made, replication=replication)
+
+
+@pytest.mark.parametrize("stage", [Stage.DRAINING, Stage.RELEASED])
+def test_a_cycle_takes_no_snapshot_once_the_demotion_has_begun(
+    config: Config, stage: Stage
+) -> None:
+    OWN.at(stage).save(config.state_dir)
+    store = DirectoryStore(config.paths)
+    with pytest.raises(Refused, match="its final snapshot is the last one") as caught:
+        Sender(config, store, Keys()).cycle("c1")
+    assert caught.value.reason is Reason.NOT_PRIMARY
+    assert store.snapshots() == ()
+
+
+def test_a_cycle_of_a_serving_primary_takes_one(config: Config) -> None:
+    OWN.save(config.state_dir)
+    store = DirectoryStore(config.paths)
+    with pytest.raises(StandfastError):
+        Sender(config, store, Keys()).cycle("c1")
+    assert len(store.snapshots()) == 1
+
+
+def test_a_cycle_that_waited_while_the_final_snapshot_was_taken_comes_too_late(
+    config: Config,
+) -> None:
+    OWN.save(config.state_dir)
+    store = DirectoryStore(config.paths)
+    found: list[BaseException] = []
+
+    def cycle() -> None:
+        try:
+            Sender(config, store, Keys()).cycle("c1")
+        except StandfastError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=cycle)
+    with snapshot_lock(config, Deadline.after(1.0)):
+        thread.start()
+        sleep(0.3)  # it has asked Consul and waits for the lock
+        OWN.at(Stage.DRAINING).save(config.state_dir)
+    begun = monotonic()
+    thread.join(10.0)
+    assert monotonic() - begun < 5.0
+    assert [type(error) for error in found] == [Refused]
+    assert store.snapshots() == ()

@@ -14,7 +14,7 @@ import sys
 
 from standfast.clock import Deadline
 from standfast.config.model import Config
-from standfast.errors import Unreachable
+from standfast.errors import StandfastError, Unreachable
 from standfast.local_socket import ask
 
 log = logging.getLogger(__name__)
@@ -38,19 +38,25 @@ def drain(fd: int, deadline: Deadline) -> int:
 
 
 def wake(config: Config) -> bool:
-    """Make this node's agent look at once; False when none runs here."""
+    """Make this node's agent look at once; False when none runs here, or it doesn't answer.
+
+    Never an error: a handler that fails would end its watch, and the agent looks by itself anyway.
+    """
     path = config.run_dir / "agent.sock"
     try:
         ask(path, {"v": 1, "command": "wake"}, Deadline.after(WAKE_S))
     except Unreachable as error:
         log.info("no agent to wake on this node: %s", error)
         return False
+    except (StandfastError, OSError) as error:
+        log.warning("the agent at %s was not woken (%s); it looks again by itself", path, error)
+        return False
     return True
 
 
 def main(config: Config, event: str | None = None) -> int:
     """`standfast reconcile`: 0 in every case but a broken configuration."""
-    if event is not None and not sys.stdin.closed:
+    if event is not None and sys.stdin is not None and not sys.stdin.closed:
         drain(sys.stdin.fileno(), Deadline.after(DRAIN_S))
     wake(config)
     return 0

@@ -1,0 +1,646 @@
+"""The lease against Consul: the embedded one, and a real server where a binary can be had."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.adapters.fence import FileFence
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.config.model import FAST_PROFILE, Config
+from standfast.demo.consul_server import EmbeddedConsul
+from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError
+from standfast.lease import protocol
+from standfast.lease.epochs import EpochFile
+from standfast.lease.files import LeaseStatus, save_claim
+from standfast.lease.holding import Kept, LeaseKeys
+from standfast.lease.keeper import Keeper, answer, build, obtain, serve_lease
+from standfast.lease.protocol import Claim, Halted, Lost, Tenure
+from standfast.local_socket import ask, listen
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState, Reign, parse_epoch
+from tests.contract.consul_clusters import embedded_cluster, real_cluster
+from tests.contract.storage_node import VOLUME, StorageNode
+from tests.fakes.machine import FakeNfs, World, config_in
+
+ME = Holder("n1", "boot-1")
+OTHER = Holder("n2", "boot-1")
+FIRST = Claim(0, None, float("-inf"), None, "first-primary", None, 0.0)
+
+
+@dataclass
+class Volume:
+    """One volume's keys; every test has a volume of its own."""
+
+    config: Config
+    gateway: ConsulGateway
+
+    def keys(self, me: Holder = ME) -> LeaseKeys:
+        return LeaseKeys(self.config, self.gateway, me)
+
+    def leader(self) -> Leader:
+        found = self.gateway.get(self.config.key("leader"), consistent=True)
+        assert found is not None
+        return Leader.parse(found.value)
+
+    def epoch(self) -> int:
+        found = self.gateway.get(self.config.key("epoch"), consistent=True)
+        assert found is not None
+        return parse_epoch(found.value)
+
+    def seen(self, *, ago_s: float = 60.0) -> Claim:
+        """The claim of a candidate that has seen what stands there for a while."""
+        leader = self.leader()
+        first_seen = monotonic() - ago_s
+        return Claim(self.epoch(), leader.identity, first_seen, "a@1", "takeover", None, 3.0)
+
+
+@pytest.fixture(scope="module", params=["embedded", "real"])
+def address(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    if request.param == "embedded":
+        with embedded_cluster() as cluster:
+            yield cluster.address
+    else:
+        with real_cluster(tmp_path_factory.mktemp("consul")) as cluster:
+            yield cluster.address
+
+
+numbers = iter(range(10_000))
+
+
+def volume_at(address: str, directory: Path) -> Volume:
+    config = replace(config_in(directory), volume=f"v{next(numbers)}", lease=FAST_PROFILE)
+    return Volume(config, ConsulGateway([address], timeout_s=5))
+
+
+@pytest.fixture
+def volume(address: str, tmp_path: Path) -> Volume:
+    return volume_at(address, tmp_path)
+
+
+@pytest.fixture
+def embedded() -> Iterator[EmbeddedConsul]:
+    with EmbeddedConsul(no_leader_after_s=0.1) as consul:
+        consul.add_agent("n1")
+        yield consul
+
+
+@pytest.fixture
+def faulty(embedded: EmbeddedConsul, tmp_path: Path) -> Volume:
+    return volume_at(embedded.address("n1"), tmp_path)
+
+
+def kept(outcome: object) -> Tenure:
+    """The tenure after a heartbeat that committed."""
+    assert isinstance(outcome, Kept), outcome
+    assert outcome.trouble is None, outcome
+    return outcome.tenure
+
+
+def is_txn(method: str, path: str) -> bool:
+    return (method, path) == ("PUT", "/v1/txn")
+
+
+# Acquiring
+
+
+def test_the_first_primary_acquires_epoch_1(volume: Volume) -> None:
+    before = monotonic()
+    tenure = volume.keys().acquire(FIRST)
+    assert (tenure.epoch, volume.epoch(), volume.leader().holder) == (1, 1, ME)
+    assert before <= tenure.valid_until - FAST_PROFILE.length <= monotonic()
+    assert volume.leader().candidates == ("n2", "n3")
+    history = volume.gateway.get(volume.config.key("history/1"))
+    assert history is not None
+    reign = Reign.parse(history.value)
+    assert (reign.epoch, reign.node, reign.reason) == (1, "n1", "first-primary")
+
+
+def test_a_heartbeat_renews_the_lease(volume: Volume) -> None:
+    keys = volume.keys()
+    first = keys.acquire(FIRST)
+    sleep(0.05)
+    second = kept(keys.heartbeat(first, LeaderState.SERVING))
+    assert second.valid_until > first.valid_until
+    assert volume.leader().state is LeaderState.SERVING
+    assert volume.leader().seq == first.seq + 1
+
+
+def test_a_successor_takes_over_after_the_wait_and_the_old_holder_learns_it(
+    volume: Volume,
+) -> None:
+    old = volume.keys()
+    tenure = old.acquire(FIRST)
+    new = volume.keys(OTHER).acquire(volume.seen())
+    assert (new.epoch, volume.leader().holder) == (2, OTHER)
+    outcome = old.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(outcome, Lost)
+    assert "n2 took over with epoch 2" in outcome.why
+    assert volume.leader().holder == OTHER
+
+
+def test_before_the_wait_is_over_nobody_acquires(volume: Volume) -> None:
+    volume.keys().acquire(FIRST)
+    with pytest.raises(Refused, match=r"first seen 4\.0 s ago, 4\.1 s are needed"):
+        volume.keys(OTHER).acquire(volume.seen(ago_s=4.0))
+    assert (volume.epoch(), volume.leader().holder) == (1, ME)
+
+
+def test_a_heartbeat_that_came_in_between_ends_the_claim(volume: Volume) -> None:
+    keys = volume.keys()
+    tenure = keys.acquire(FIRST)
+    claim = volume.seen()
+    kept(keys.heartbeat(tenure, LeaderState.SERVING))
+    with pytest.raises(Refused, match="the claim was made on"):
+        volume.keys(OTHER).acquire(claim)
+    assert volume.epoch() == 1
+
+
+def test_of_20_candidates_exactly_one_acquires(volume: Volume) -> None:
+    volume.keys().acquire(FIRST)
+    claim = volume.seen()
+    start = threading.Barrier(20)
+    won: list[Holder] = []
+    refused: list[Reason] = []
+
+    def candidate(number: int) -> None:
+        me = Holder(f"c{number}", f"boot-{number}")
+        # A deadline per request that 20 at once don't reach: what is tested is the race.
+        timing = replace(volume.config.lease, request_timeout=20.0)
+        keys = LeaseKeys(replace(volume.config, lease=timing), volume.gateway, me)
+        start.wait()
+        try:
+            won.append(keys.acquire(claim).holder)
+        except Refused as error:
+            refused.append(error.reason)
+
+    in_threads([lambda number=number: candidate(number) for number in range(20)])  # type: ignore[misc]
+    assert len(won) == 1
+    assert refused == [Reason.LEASE_NOT_HELD] * 19
+    assert (volume.epoch(), volume.leader().holder) == (2, won[0])
+
+
+def test_of_20_first_primaries_exactly_one_acquires(volume: Volume) -> None:
+    start = threading.Barrier(20)
+    won: list[str] = []
+
+    def candidate(number: int) -> None:
+        timing = replace(volume.config.lease, request_timeout=20.0)
+        me = Holder(f"c{number}", "boot")
+        start.wait()
+        try:
+            config = replace(volume.config, lease=timing)
+            won.append(LeaseKeys(config, volume.gateway, me).acquire(FIRST).holder.node)
+        except Refused:
+            return
+
+    in_threads([lambda number=number: candidate(number) for number in range(20)])  # type: ignore[misc]
+    assert len(won) == 1
+    assert (volume.epoch(), volume.leader().holder.node) == (1, won[0])
+
+
+# Taking up
+
+
+def test_a_keeper_of_the_same_boot_takes_the_lease_up(volume: Volume) -> None:
+    volume.keys().acquire(FIRST)
+    tenure = volume.keys().take_up()
+    assert tenure is not None and tenure.epoch == 1
+    assert tenure.remaining_s(monotonic()) == 0, "time comes with its first heartbeat alone"
+    assert kept(volume.keys().heartbeat(tenure, LeaderState.SERVING)).remaining_s(monotonic()) > 0
+
+
+@pytest.mark.parametrize("me", [OTHER, Holder("n1", "boot-2")], ids=["node", "boot"])
+def test_another_s_lease_is_not_taken_up(volume: Volume, me: Holder) -> None:
+    volume.keys().acquire(FIRST)
+    assert volume.keys(me).take_up() is None
+
+
+def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
+    keys = volume.keys()
+    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
+    assert keys.release(tenure, None) is None
+    assert volume.keys().take_up() is None
+
+
+# Giving up
+
+
+def test_after_clean_a_candidate_does_not_wait(volume: Volume) -> None:
+    keys = volume.keys()
+    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
+    assert keys.release(tenure, "n2") is None
+    assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
+    assert volume.keys(OTHER).acquire(volume.seen(ago_s=0.0)).epoch == 2
+
+
+def test_a_lease_that_is_not_void_can_not_be_given_up(volume: Volume) -> None:
+    keys = volume.keys()
+    tenure = keys.acquire(FIRST)
+    with pytest.raises(AssertionError, match="void before clean"):
+        keys.release(tenure, None)
+    assert volume.leader().state is LeaderState.STARTING
+
+
+def test_a_clean_that_comes_late_is_refused(embedded: EmbeddedConsul, faulty: Volume) -> None:
+    keys = faulty.keys()
+    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
+    embedded.delay_next(is_txn, 1.5)
+    outcome = keys.release(tenure, "n2")  # its deadline passes at 0.5 s, it is still on its way
+    assert isinstance(outcome, Kept) and outcome.trouble is not None
+    going_on = kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
+    assert going_on.remaining_s(monotonic()) > 0
+    sleep(1.6)
+    assert faulty.leader().state is LeaderState.SERVING, "the late clean was carried out"
+    kept(keys.heartbeat(going_on, LeaderState.SERVING))
+
+
+# Replies that are lost
+
+
+def test_an_acquisition_whose_reply_is_lost_is_recognised(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    embedded.drop_next_reply(is_txn)
+    tenure = faulty.keys().acquire(FIRST)
+    assert tenure.epoch == 1
+    kept(faulty.keys().heartbeat(tenure, LeaderState.SERVING))
+
+
+def test_a_heartbeat_whose_reply_is_lost_counts_once_it_is_read_back(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    keys = faulty.keys()
+    tenure = keys.acquire(FIRST)
+    embedded.drop_next_reply(is_txn)
+    sent_at = monotonic()
+    lost = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(lost, Kept) and lost.trouble is not None
+    assert lost.tenure.valid_until == tenure.valid_until
+    known = keys.heartbeat(lost.tenure, LeaderState.SERVING)
+    assert isinstance(known, Kept)
+    assert known.tenure.valid_until >= sent_at + FAST_PROFILE.length
+    assert known.tenure.valid_until < monotonic() + FAST_PROFILE.length
+    kept(keys.heartbeat(known.tenure, LeaderState.SERVING))
+
+
+def test_a_clean_whose_reply_is_lost_is_recognised(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    keys = faulty.keys()
+    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
+    embedded.drop_next_reply(is_txn)
+    assert keys.release(tenure, "n2") is None
+    assert faulty.leader().is_clean
+
+
+# Keys that others touch
+
+
+@pytest.mark.parametrize("gone", [("epoch",), ("leader",), ("epoch", "leader")], ids="+".join)
+def test_deleted_keys_are_repaired_within_the_lease(volume: Volume, gone: Sequence[str]) -> None:
+    keys = volume.keys()
+    tenure = keys.acquire(FIRST)
+    for name in gone:
+        volume.gateway.delete(volume.config.key(name))
+    repaired = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(repaired, Kept) and "deleted by hand" in str(repaired.trouble)
+    assert repaired.tenure.valid_until == tenure.valid_until, "a repair brings no time"
+    again: Kept | Lost | Halted = repaired
+    for _ in range(2):
+        assert isinstance(again, Kept)
+        again = keys.heartbeat(again.tenure, LeaderState.SERVING)
+    assert kept(again).valid_until > tenure.valid_until
+    assert (volume.epoch(), volume.leader().holder) == (1, ME)
+
+
+def test_keys_deleted_after_the_lease_s_end_halt(volume: Volume) -> None:
+    keys = volume.keys()
+    tenure = replace(keys.acquire(FIRST), valid_until=monotonic() - 1)
+    for name in ("epoch", "leader"):
+        volume.gateway.delete(volume.config.key(name))
+    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(outcome, Halted) and "accept-epoch" in outcome.why
+    assert volume.gateway.get(volume.config.key("epoch")) is None
+
+
+@pytest.mark.parametrize("name", ["epoch", "leader"])
+def test_a_foreign_value_is_left_alone(volume: Volume, name: str) -> None:
+    keys = volume.keys()
+    tenure = keys.acquire(FIRST)
+    foreign = b'{"who": "somebody"}'
+    volume.gateway.put(volume.config.key(name), foreign)
+    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(outcome, Kept) and "did not write" in str(outcome.trouble)
+    assert outcome.tenure.valid_until == tenure.valid_until
+    for act in (keys.take_up, lambda: keys.acquire(FIRST)):
+        with pytest.raises(ForeignValue):
+            act()
+    entry = volume.gateway.get(volume.config.key(name))
+    assert entry is not None and entry.value == foreign
+
+
+def test_a_restored_backup_halts_the_holder(embedded: EmbeddedConsul, faulty: Volume) -> None:
+    faulty.keys().acquire(FIRST)
+    backup = embedded.snapshot()
+    keys = faulty.keys(OTHER)
+    tenure = keys.acquire(faulty.seen())
+    embedded.restore(backup)
+    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(outcome, Halted) and "accept-epoch" in outcome.why
+    assert faulty.epoch() == 1
+
+
+def test_a_backup_of_the_same_reign_is_gone_on_with(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    keys = faulty.keys()
+    tenure = keys.acquire(FIRST)
+    backup = embedded.snapshot()
+    for _ in range(3):
+        tenure = kept(keys.heartbeat(tenure, LeaderState.SERVING))
+    embedded.restore(backup)
+    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(outcome, Kept)
+    kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
+
+
+def test_without_quorum_the_lease_just_runs_out(embedded: EmbeddedConsul, faulty: Volume) -> None:
+    keys = faulty.keys()
+    tenure = keys.acquire(FIRST)
+    embedded.set_quorum(False)
+    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(outcome, Kept) and outcome.trouble
+    assert outcome.tenure.valid_until == tenure.valid_until
+    with pytest.raises(ConsulError):
+        keys.take_up()
+    embedded.set_quorum(True)
+    kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
+
+
+# The keeper
+
+
+@dataclass
+class Running:
+    """A keeper that runs in a thread, with a fence in a file."""
+
+    volume: Volume
+    keeper: Keeper
+    fence: FileFence
+    nfs: FakeNfs
+    thread: threading.Thread
+
+    def tell(self, **request: str | None) -> dict[str, object]:
+        path = self.volume.config.run_dir / "lease.sock"
+        return dict(ask(path, request, Deadline.after(5)))
+
+    def status(self) -> LeaseStatus:
+        found = LeaseStatus.load(self.volume.config.run_dir)
+        assert found is not None
+        return found
+
+    def is_open(self) -> bool:
+        return self.fence.state().open_for_s > 0
+
+
+@contextmanager
+def keeping(volume: Volume) -> Iterator[Running]:
+    config = volume.config
+    save_claim(config.run_dir, FIRST)
+    fence = FileFence(config.paths.run / "fence", config.nfs.port)
+    nfs = FakeNfs(World(), running=True)
+    keeper = build(config, volume.keys(), fence, nfs)
+    stop_reader, stop_writer = socket.socketpair()
+    with stop_reader, stop_writer, listen(config.run_dir / "lease.sock") as server:
+        thread = threading.Thread(target=serve_lease, args=(keeper, server, stop_reader))
+        thread.start()
+        try:
+            yield Running(volume, keeper, fence, nfs, thread)
+        finally:
+            stop_writer.send(b"x")
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def wait_until(what: Callable[[], bool], limit_s: float = 10.0) -> None:
+    deadline = Deadline.after(limit_s)
+    while not what():
+        assert not deadline.expired, "it did not come to that"
+        sleep(0.02)
+
+
+def test_the_port_opens_at_the_word_and_stays_open_by_heartbeats(volume: Volume) -> None:
+    with keeping(volume) as one:
+        assert one.fence.state().in_place and not one.is_open()
+        assert one.tell(cmd="serve") == {"ok": True, "epoch": 1, "over": False}
+        assert one.is_open()
+        first = one.status().armed_until
+        wait_until(lambda: one.status().armed_until > first)
+        wait_until(lambda: volume.leader().state is LeaderState.SERVING)
+        assert EpochFile(volume.config.state_dir / "epoch").read() == 1
+    assert one.is_open(), "an orderly end of the process touches nothing"
+
+
+def test_draining_shuts_the_port_and_keeps_the_lease(volume: Volume) -> None:
+    with keeping(volume) as one:
+        one.tell(cmd="serve")
+        assert one.tell(cmd="drain")["ok"] is True
+        assert not one.is_open()
+        wait_until(lambda: volume.leader().state is LeaderState.DRAINING)
+        assert one.status().remaining_s(monotonic()) > 0
+        assert one.tell(cmd="serve")["ok"] is True
+        assert one.is_open()
+
+
+def test_releasing_shuts_the_port_before_clean_and_ends_the_keeper(volume: Volume) -> None:
+    with keeping(volume) as one:
+        one.tell(cmd="serve")
+        assert one.tell(cmd="release", to="n2") == {"ok": True, "epoch": 1, "over": True}
+        assert not one.is_open()
+        assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
+        one.thread.join(5)
+        assert not one.thread.is_alive()
+        assert one.nfs.running, "the plan that asked for it stops the server, or has done so"
+
+
+def test_a_release_of_unknown_outcome_waits_for_a_word(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    with keeping(faulty) as one:
+        one.tell(cmd="serve")
+        embedded.set_quorum(False)
+        reply = one.tell(cmd="release", to="n2")
+        assert reply["ok"] is False and "not known" in str(reply["error"])
+        embedded.set_quorum(True)
+        seq = faulty.leader().seq
+        sleep(1.2)
+        assert faulty.leader().seq == seq, "it heartbeats though a clean may be on its way"
+        assert not one.is_open()
+        assert one.tell(cmd="hold")["ok"] is True
+        wait_until(lambda: one.status().remaining_s(monotonic()) > 0)
+        assert one.tell(cmd="serve")["ok"] is True
+        assert one.is_open()
+
+
+@pytest.mark.parametrize("foreign", [b'{"v":1,"epoch":1}', b"\xff"], ids=["JSON", "bytes"])
+def test_a_foreign_leader_changes_nothing_and_the_keeper_lives_on(
+    volume: Volume, foreign: bytes
+) -> None:
+    with keeping(volume) as one:
+        one.tell(cmd="serve")
+        key = volume.config.key("leader")
+        entry = volume.gateway.get(key)
+        assert entry is not None
+        volume.gateway.put(key, foreign)
+        wait_until(lambda: "did not write" in str(one.status().trouble))
+        wait_until(lambda: not one.is_open())  # the lease runs out
+        assert one.tell(cmd="serve")["ok"] is False
+        found = volume.gateway.get(key)
+        assert found is not None and found.value == foreign
+        assert one.thread.is_alive() and one.nfs.running
+        volume.gateway.put(key, volume_last(entry.value))
+        wait_until(one.is_open)
+
+
+def volume_last(value: bytes) -> bytes:
+    """What an operator writes back: the last heartbeat, as it stood there."""
+    return Leader.parse(value).dump()
+
+
+def test_a_lost_lease_shuts_the_port_and_stops_the_server(volume: Volume) -> None:
+    with keeping(volume) as one:
+        one.tell(cmd="serve")
+        # Between its heartbeats: again until none came in between.
+        wait_until(lambda: _taken_over(volume))
+        one.thread.join(5)
+        assert not one.thread.is_alive()
+        assert not one.is_open() and not one.nfs.running
+        assert "took over" in str(one.status().trouble)
+
+
+def _taken_over(volume: Volume) -> bool:
+    try:
+        return volume.keys(OTHER).acquire(volume.seen()).epoch == 2
+    except Refused:
+        return False
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"garbage\n", b"[]\n", b"{}\n", b'{"cmd": 7}\n', b'{"cmd":"release","to":7}\n', b""],
+)
+def test_garbage_on_the_socket_changes_nothing(faulty: Volume, request_line: bytes) -> None:
+    with keeping(faulty) as one:
+        one.tell(cmd="serve")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(faulty.config.run_dir / "lease.sock"))
+            client.sendall(request_line)
+            client.shutdown(socket.SHUT_WR)
+            client.settimeout(5)
+            assert b'"ok": true' not in client.recv(4096)
+        assert one.is_open() and one.tell(cmd="status")["ok"] is True
+
+
+def test_a_client_that_says_nothing_does_not_cost_the_lease(faulty: Volume) -> None:
+    with keeping(faulty) as one:
+        one.tell(cmd="serve")
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+        for client in clients:
+            client.connect(str(faulty.config.run_dir / "lease.sock"))
+        end = monotonic() + 3.0
+        while monotonic() < end:
+            assert one.is_open()
+            sleep(0.02)
+        for client in clients:
+            client.close()
+
+
+def test_a_claim_is_made_good_once(volume: Volume) -> None:
+    save_claim(volume.config.run_dir, FIRST)
+    obtain(volume.config, volume.keys())
+    with pytest.raises(Refused, match="made no claim"):
+        obtain(volume.config, volume.keys(OTHER))
+    assert (volume.epoch(), volume.leader().holder) == (1, ME)
+
+
+def test_an_unknown_command_is_answered(faulty: Volume) -> None:
+    keeper = Keeper(
+        faulty.config,
+        faulty.keys(),
+        FileFence(faulty.config.paths.run / "fence", 2049),
+        FakeNfs(World()),
+        faulty.keys().acquire(FIRST),
+        since=monotonic(),
+    )
+    assert answer(keeper, {"cmd": "explode"}) == {
+        "ok": False,
+        "error": "unknown command 'explode'",
+    }
+
+
+# The process
+
+
+def test_a_second_keeper_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with EmbeddedConsul() as consul:
+        for name in ("n1", "n2", "n3"):
+            consul.add_agent(name)
+        node = StorageNode(tmp_path, consul.address("n1"), 20490)
+        config = node.configure()
+        save_claim(config.run_dir, FIRST)
+        command = [sys.executable, "-m", "standfast", "lease", VOLUME]
+        with subprocess.Popen(command, env=node.environment(), stderr=subprocess.DEVNULL) as first:
+            try:
+                wait_until(lambda: LeaseStatus.load(config.run_dir) is not None, 30)
+                second = subprocess.run(
+                    command, env=node.environment(), capture_output=True, text=True, timeout=30
+                )
+                assert second.returncode in (1, 3), second
+                assert "another lease process of this volume" in second.stderr
+                assert first.poll() is None
+                status = LeaseStatus.load(config.run_dir)
+                assert status is not None and status.pid == first.pid
+                assert status.remaining_s(monotonic()) > 0
+            finally:
+                first.terminate()
+                assert first.wait(10) == 0
+
+
+def in_threads(bodies: Sequence[Callable[[], None]]) -> None:
+    errors: list[BaseException] = []
+
+    def guarded(body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(body,)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not errors, errors
+
+
+def test_what_can_not_be_said_of_the_lease_is_an_error(faulty: Volume) -> None:
+    path = faulty.config.run_dir / "claim.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"v": 1, "epoch": 3}')
+    with pytest.raises(StandfastError, match="not a claim"):
+        obtain(faulty.config, faulty.keys())
+    assert faulty.gateway.get(faulty.config.key("epoch")) is None
+    assert list(path.parent.iterdir()) == [], "a claim is made good at most once"

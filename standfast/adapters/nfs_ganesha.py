@@ -29,6 +29,7 @@ class GaneshaNfs:
         self._config = config
         self._units = units
         self._proc = proc
+        self._known: int | None = None
         self._file = config.nfs.ganesha_exports / f"{config.volume}.conf"
 
     def export(self, fsid: str) -> None:
@@ -75,23 +76,23 @@ class GaneshaNfs:
 
     def pids(self) -> list[int]:
         """Living processes of the server; one in another network (a container's) is not ours."""
-        found = []
-        network = (self._proc / "self/ns/net").readlink()
-        for entry in self._proc.iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
-                if name != PROGRAM or rest.split()[0] == "Z":
-                    continue
-                if (entry / "ns/net").readlink() == network:
-                    found.append(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        return sorted(found)
+        entries = (entry for entry in self._proc.iterdir() if entry.name.isdigit())
+        return sorted(int(entry.name) for entry in entries if self._is_server(entry))
+
+    def _is_server(self, entry: Path) -> bool:
+        try:
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+            if name != PROGRAM or rest.split()[0] == "Z":
+                return False
+            return (entry / "ns/net").readlink() == (self._proc / "self/ns/net").readlink()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     def is_running(self) -> bool:
-        return bool(self.pids())
+        # Asked every second: looking through all processes only when the known one is gone.
+        if self._known is None or not self._is_server(self._proc / str(self._known)):
+            self._known = next(iter(self.pids()), None)
+        return self._known is not None
 
     def check(self, deadline: Deadline) -> str | None:
         if not self.is_running():

@@ -131,6 +131,8 @@ def test_agent_and_lease_together_cost_next_to_nothing_when_idle(cluster: Cluste
         time.sleep(30)
         share = (cpu_s(node, pids) - start) / (time.monotonic() - began)
         memory = sum(resident_mb(node, pid) for pid in pids)
+        shares = {pid: round(cpu_s(node, [pid]), 2) for pid in pids}
+        print(f"\ncpu since its start, s: {shares}")
         print(f"\nidle {role}: {100 * share:.2f} % of a core, {memory:.0f} MB")
         if cluster.timing == DEFAULT:
             assert share < 0.01

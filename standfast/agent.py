@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from standfast import plan as plans
 from standfast.act import registration
 from standfast.act.effects import Effects
 from standfast.act.execute import execute
@@ -28,7 +27,7 @@ from standfast.errors import StandfastError
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
-from standfast.plan import Names, Plan
+from standfast.plan import Plan, plan_for
 from standfast.reign import OwnReign
 from standfast.sd_notify import notify
 from standfast.watcher import Watcher
@@ -43,27 +42,6 @@ BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
 
 def now() -> Moment:
     return Moment(monotonic(), utc_now())
-
-
-def names_of(config: Config) -> Names:
-    return Names(str(config.paths.live), str(config.paths.bind), config.service)
-
-
-def plan_for(decision: Decision, config: Config) -> Plan | None:
-    """The plan that carries a decision out; None: there is nothing to do."""
-    names = names_of(config)
-    match decision.action:
-        case Action.PROMOTE:
-            source = "its own tree" if decision.base is None else str(decision.base.snapshot.name)
-            return plans.promotion(names, source)
-        case Action.FINISH_PROMOTION | Action.HOLD_LEASE:
-            return plans.go_on(names)
-        case Action.FINISH_DEMOTION:
-            return plans.put_away(names)
-        case Action.STEP_DOWN:
-            return plans.step_down(names)
-        case _:
-            return None
 
 
 @dataclass(frozen=True, slots=True)

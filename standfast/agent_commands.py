@@ -19,7 +19,7 @@ from standfast.errors import Refused, StandfastError, TimedOut, UsageError
 from standfast.local_socket import send
 from standfast.names import SnapshotName
 from standfast.observe import Cluster
-from standfast.plan import Plan
+from standfast.plan import Plan, names_of, plan_for
 from standfast.reasons import Reason
 
 if TYPE_CHECKING:
@@ -86,8 +86,6 @@ def describe(plan: Plan) -> str:
 
 def promote(agent: Agent, command: Command) -> str:
     """Take the role on this node; waits until the last lease is over for certain."""
-    from standfast.agent import plan_for
-
     wish = Wish(promote=True, accept_data_loss=command.argument("accept_data_loss") is True)
     limit = Deadline.after(agent.config.lease.wait + PROMOTE_SLACK_S)
     told = ""
@@ -195,8 +193,6 @@ def best_standby(agent: Agent, seen: Seen) -> str:
 
 
 def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
-    from standfast.agent import names_of
-
     _as_primary(agent)
     if to is not None:
         _check_target(agent, to)

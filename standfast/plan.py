@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from standfast.config.model import Config
+from standfast.decision import Action, Decision
+
 
 class Do(StrEnum):
     """Every effect that a plan may have; `act.effects` has one function for each."""
@@ -168,3 +171,24 @@ def step_down(names: Names) -> Plan:
             Step(Do.FORGET, "be a standby"),
         ),
     )
+
+
+def names_of(config: Config) -> Names:
+    return Names(str(config.paths.live), str(config.paths.bind), config.service)
+
+
+def plan_for(decision: Decision, config: Config) -> Plan | None:
+    """The plan that carries a decision out; None: there is nothing to do."""
+    names = names_of(config)
+    match decision.action:
+        case Action.PROMOTE:
+            source = "its own tree" if decision.base is None else str(decision.base.snapshot.name)
+            return promotion(names, source)
+        case Action.FINISH_PROMOTION | Action.HOLD_LEASE:
+            return go_on(names)
+        case Action.FINISH_DEMOTION:
+            return put_away(names)
+        case Action.STEP_DOWN:
+            return step_down(names)
+        case _:
+            return None

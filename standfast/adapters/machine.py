@@ -73,7 +73,7 @@ def schedule_from(config: Config) -> Schedule:
 def machine_from(config: Config) -> Machine:
     """This node, for one volume."""
     from standfast.adapters.consul import ConsulGateway
-    from standfast.lease.keeper import holder_of
+    from standfast.lease.files import holder_of
     from standfast.replication.cycle import Sender
 
     consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)

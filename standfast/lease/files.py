@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.lease.protocol import Claim
-from standfast.records import LeaderState
+from standfast.records import Holder, LeaderState
 
 
 def write_atomically(path: Path, text: str, *, durable: bool = False, mode: int = 0o644) -> None:
@@ -74,6 +75,11 @@ def boot_instance(run: Path) -> str:
             pass
         finally:
             temporary.unlink()
+
+
+def holder_of(config: Config) -> Holder:
+    """This node in this boot."""
+    return Holder(config.node, boot_instance(config.paths.run))
 
 
 @dataclass(frozen=True, slots=True)

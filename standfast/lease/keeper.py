@@ -24,12 +24,12 @@ from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
 from standfast.lease import cutoff, protocol
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, take_claim
+from standfast.lease.files import LeaseStatus, holder_of, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.protocol import Halted, Lost, Tenure
 from standfast.local_socket import listen, parse, read_line, send
 from standfast.reasons import Reason
-from standfast.records import Holder, LeaderState
+from standfast.records import LeaderState
 from standfast.sd_notify import notify
 
 log = logging.getLogger(__name__)
@@ -307,13 +307,6 @@ def run(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> int:
         serve_lease(keeper, server, stop_reader)
     keeper.save()
     return 0
-
-
-def holder_of(config: Config) -> Holder:
-    """This node in this boot."""
-    from standfast.lease.files import boot_instance
-
-    return Holder(config.node, boot_instance(config.paths.run))
 
 
 def main(config: Config) -> int:

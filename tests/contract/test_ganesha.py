@@ -104,6 +104,9 @@ class DirectUnits:
         text = SITE_CONFIG.format(run=run, exports=directory / "exports")
         (directory / "ganesha.conf").write_text(text)
 
+    def reset_failed(self, unit: str, deadline: Deadline) -> None:
+        """Nothing is remembered here."""
+
     def start(self, unit: str, deadline: Deadline) -> None:
         names = {"-f": "ganesha.conf", "-L": "ganesha.log", "-p": "run/pid"}
         files = [word for option in names for word in (option, self._directory / names[option])]

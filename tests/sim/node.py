@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, cast
 
 from standfast import plan as plans
 from standfast.act.machine import Consul
-from standfast.agent import names_of, plan_for
 from standfast.clock import monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
@@ -26,7 +25,7 @@ from standfast.lease.holding import LeaseKeys
 from standfast.lease.protocol import Claim
 from standfast.names import diverged_name, retired_name
 from standfast.observe import Available, Cluster, Local, Sighting
-from standfast.plan import Do, Plan
+from standfast.plan import Do, Plan, names_of, plan_for
 from standfast.reasons import Reason
 from standfast.records import Holder, LeaderState, Reign
 from standfast.reign import Intent, OwnReign, Stage
@@ -243,7 +242,18 @@ class Node:
                 plan = plans.demotion(names_of(self.config), task.to)
             if plan is not None:
                 yield from self.execute(plan, task)
+            self._upkeep(local)
             yield AGENT_TICK_S
+
+    def _upkeep(self, local: Local) -> None:
+        """What the agent sees to beside its plans."""
+        serving = self.decision is not None and self.decision.reason is Reason.SERVING
+        if serving and local.own is not None:
+            self.registered = local.own.epoch
+        elif local.own is None:
+            self.registered = None
+            if not self.fence.in_place:
+                self.fence.ensure_closed()
 
     def local(self, highest: int) -> Local:
         return Local(

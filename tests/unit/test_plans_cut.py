@@ -49,7 +49,12 @@ def made(directory: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
 def promotion(node: FakeNode) -> Effects:
     [base] = [s for s in node.store.taken if s.received]
     decision = Decision(
-        Action.PROMOTE, Reason.TAKEOVER, "n1 takes over", base=Available(base, 4), epoch=4, lost_s=60.0
+        Action.PROMOTE,
+        Reason.TAKEOVER,
+        "n1 takes over",
+        base=Available(base, 4),
+        epoch=4,
+        lost_s=60.0,
     )
     sighting = Sighting((4, "n9", "boot-9", 17), 100, 0.0)
     return Effects(node.machine, decision, sighting)

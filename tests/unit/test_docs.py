@@ -1,0 +1,94 @@
+"""What the pages claim exists: tests, links, codes, commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from standfast.cli.parser import build
+from standfast.reasons import Reason
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FAILURES = ROOT / "docs/handled-failures.md"
+SCENARIOS = 45
+
+
+def rows() -> list[list[str]]:
+    """Cells of each numbered row."""
+    lines = FAILURES.read_text().splitlines()
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if re.match(r"\| \d+ \|", line)
+    ]
+
+
+def named_tests(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_every_failure_is_there_once_and_says_how_it_is_tested() -> None:
+    assert [int(row[0]) for row in rows()] == list(range(1, SCENARIOS + 1))
+    for number, failure, outcome, tested in rows():
+        assert failure and outcome, number
+        assert "`test_" in tested or "not tested" in tested, number
+
+
+def test_every_test_that_the_page_names_exists_where_it_says() -> None:
+    known: dict[str, set[str]] = {}
+    places = dict(re.findall(r"(?m)^\| (\w+) \| `(tests/[\w/.]+)` \|", FAILURES.read_text()))
+    for number, _, _, tested in rows():
+        for place, names in re.findall(r"(\w+): ((?:`test_\w+`(?:, )?)+)", tested):
+            path = places[place]
+            known.setdefault(path, named_tests(ROOT / path))
+            missing = set(re.findall(r"`(test_\w+)`", names)) - known[path]
+            assert not missing, f"{number}: {path} has no {missing}"
+        named = re.findall(r"`(test_\w+)`", tested)
+        placed = re.findall(r"(?:\w+: |, )`(test_\w+)`", tested)
+        assert named == placed, f"{number}: a test without its place"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if target.startswith("http"):
+            continue
+        aim = page.parent / path if path else page
+        assert aim.exists(), target
+        if anchor:
+            assert anchor in anchors(aim), target
+
+
+def anchors(page: Path) -> set[str]:
+    """As the usual renderers make them of headings."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_command_of_the_guide_is_one() -> None:
+    text = (ROOT / "docs/operators-guide.md").read_text()
+    commands = re.findall(r"(?m)^    (standfast .*)$", text)
+    commands += re.findall(r"`(standfast [^`]+)`", text)
+    assert len(commands) > 20
+    for command in commands:
+        words = shlex.split(command.split("   ")[0].split(" > ")[0].split(" && ")[0], comments=True)
+        build().parse_args(words[1:])
+
+
+def test_every_code_of_the_guide_s_tables_is_a_reason() -> None:
+    text = (ROOT / "docs/operators-guide.md").read_text()
+    codes = re.findall(r"(?m)^\| ((?:`[a-z]+-[a-z-]+\*?`(?:, )?)+)", text)
+    assert len(codes) > 15
+    for code in re.findall(r"`([a-z-]+)\*?`", " ".join(codes)):
+        assert any(str(reason).startswith(code) for reason in Reason), code

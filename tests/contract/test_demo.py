@@ -39,10 +39,12 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     base = Path(tempfile.mkdtemp(prefix="sf-"))  # a socket's path has to be short
     monkeypatch.setenv("TMPDIR", str(base))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    yield base
-    assert processes_of(base) == []
-    assert list(base.iterdir()) == []
-    base.rmdir()
+    try:
+        yield base
+        assert processes_of(base) == []
+        assert list(base.iterdir()) == []
+    finally:
+        shutil.rmtree(base)
 
 
 def processes_of(base: Path) -> list[str]:

@@ -1,0 +1,380 @@
+"""What a node makes of Consul's answers: a Cluster, or Blind; never a guess."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from standfast import watcher as watcher_module
+from standfast.adapters.consul import Entry
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import (
+    ConsulDenied,
+    ConsulError,
+    ConsulGarbled,
+    ConsulNoQuorum,
+    ConsulTimedOut,
+    ConsulUnreachable,
+    ForeignValue,
+)
+from standfast.observe import Blind, Cluster, Sighting
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
+from standfast.watcher import Watcher, answers, answers_nfs, assemble
+from tests.fakes.machine import FakeConsul, World, config_in
+
+PREFIX = "standfast/data-services/"
+
+
+@dataclass
+class Keys(FakeConsul):
+    """Consul's keys in memory, counting what is read."""
+
+    world: World = field(default_factory=World)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    index: int = 10
+    error: Exception | None = None
+    health: dict[str, str] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
+
+    def set(self, name: str, value: bytes) -> None:
+        self.index += 1
+        self.entries[PREFIX + name] = Entry(PREFIX + name, value, self.index)
+
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]:
+        assert consistent, "details are read consistently"
+        self.reads.append("details")
+        self._fail()
+        return tuple(self.entries.values())
+
+    def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
+        self.reads.append(f"wait:{index}")
+        self._fail()
+        return self.index, self.entries.get(key)
+
+    def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
+        self.reads.append(f"health:{node}")
+        return self.health.get(node, "passing")
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(watcher_module, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_in(tmp_path)
+
+
+@pytest.fixture
+def keys() -> Keys:
+    keys = Keys()
+    keys.set("epoch", dump_epoch(4))
+    beat(keys, 1)
+    return keys
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whom the watcher probed; nobody answers."""
+    asked: list[str] = []
+
+    def nobody(address: str, port: int) -> bool:
+        asked.append(address)
+        return False
+
+    monkeypatch.setattr(watcher_module, "answers", nobody)
+    return asked
+
+
+def beat(keys: Keys, seq: int, **changes: object) -> None:
+    leader = Leader(4, Holder("n2", "boot-2"), seq, LeaderState.SERVING, ("n1", "n3"))
+    keys.set("leader", replace(leader, **changes).dump())  # type: ignore[arg-type]
+
+
+def cluster(view: Cluster | Blind) -> Cluster:
+    assert isinstance(view, Cluster), view
+    return view
+
+
+def test_a_new_heartbeat_is_a_new_sighting(config: Config, keys: Keys, clock: Clock) -> None:
+    watcher = Watcher(config, keys)
+    assert cluster(watcher.look(0)).sighting == Sighting((4, "n2", "boot-2", 1), 12, 1000.0)
+    clock.now = 1002.0
+    beat(keys, 2)
+    assert cluster(watcher.look(0)).sighting.first_seen == 1002.0
+
+
+def test_a_value_seen_again_keeps_the_time_of_its_first_sight(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    for clock.now in (1001.0, 1009.0, 1030.0):
+        assert cluster(watcher.look(0)).sighting.first_seen == 1000.0
+
+
+def test_a_sighting_survives_blindness(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    keys.error = ConsulTimedOut("hangs")
+    clock.now = 1005.0
+    assert isinstance(watcher.look(0), Blind)
+    keys.error = None
+    clock.now = 1010.0
+    view = cluster(watcher.look(0))
+    assert view.sighting.first_seen == 1000.0
+    assert view.readable_since == 1010.0, "reading works again since now"
+
+
+def test_an_index_that_goes_back_starts_the_wait_again(
+    config: Config, keys: Keys, clock: Clock
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    name = PREFIX + "leader"
+    keys.entries[name] = replace(keys.entries[name], modify_index=3)
+    clock.now = 1002.0
+    assert cluster(watcher.look(0)).sighting.first_seen == 1002.0
+
+
+def test_keys_that_are_gone_are_a_sighting_too(config: Config, keys: Keys, clock: Clock) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    keys.entries.clear()
+    clock.now = 1002.0
+    view = cluster(watcher.look(0, fresh=True))
+    assert (view.epoch, view.leader, view.sighting.identity) == (None, None, None)
+    assert view.sighting.first_seen == 1002.0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConsulTimedOut("x"), Reason.CONSUL_TIMEOUT),
+        (ConsulNoQuorum("x"), Reason.CONSUL_NO_QUORUM),
+        (ConsulDenied("x"), Reason.CONSUL_DENIED),
+        (ConsulGarbled("x"), Reason.CONSUL_GARBLED),
+        (ConsulUnreachable("x"), Reason.CONSUL_UNREACHABLE),
+        (ConsulError("x"), Reason.CONSUL_UNREACHABLE),
+        (ForeignValue("x"), Reason.FOREIGN_VALUE),
+    ],
+)
+def test_what_can_not_be_read_is_blindness(
+    config: Config, keys: Keys, error: Exception, reason: Reason
+) -> None:
+    keys.error = error
+    assert Watcher(config, keys).look(0) == Blind(reason, "x")
+
+
+@pytest.mark.parametrize("name", ["epoch", "leader", "pause", "history/3", "standbys/n1"])
+@pytest.mark.parametrize("value", [b"", b"[]", b"7", b'{"v":1}', b"\xff"])
+def test_a_foreign_value_blinds_and_names_its_key(
+    config: Config, keys: Keys, name: str, value: bytes
+) -> None:
+    keys.set(name, value)
+    view = Watcher(config, keys).look(0)
+    assert isinstance(view, Blind) and view.reason is Reason.FOREIGN_VALUE
+    assert PREFIX + name in view.sentence
+
+
+def test_keys_of_others_under_the_prefix_are_passed_over(config: Config, keys: Keys) -> None:
+    for name in ("notes", "history/", "history/x", "history/\u00b2", "standbys/", "epoch/x"):
+        keys.set(name, b"whatever")
+    view = cluster(Watcher(config, keys).look(0))
+    assert (view.epoch, view.history, view.standbys) == (4, {}, {})
+
+
+def test_all_that_is_known_is_put_together(config: Config, keys: Keys) -> None:
+    reign = Reign(4, "n2", None, "takeover", None, None, 5.0)
+    record = StandbyRecord("n1", 4, "services@20261122T101500Z", "c0ffee", 6.0)
+    pause = Pause("ops", "disk swap", 7.0)
+    for name, value in (
+        ("history/4", reign.dump()),
+        ("standbys/n1", record.dump()),
+        ("pause", pause.dump()),
+    ):
+        keys.set(name, value)
+    view = assemble(config, tuple(keys.entries.values()), Sighting(None, 0, 0.0))
+    assert (view.epoch, view.history, view.standbys) == (4, {4: reign}, {"n1": record})
+    assert view.pause == pause
+
+
+def test_details_are_read_again_only_when_they_may_have_changed(
+    config: Config, keys: Keys, clock: Clock
+) -> None:
+    watcher = Watcher(config, keys)
+    for seq, clock.now in ((1, 1000.0), (2, 1002.0), (3, 1009.0)):
+        beat(keys, seq)
+        watcher.look(0)
+    assert keys.reads.count("details") == 1
+    clock.now = 1010.0
+    beat(keys, 4)
+    watcher.look(0)
+    assert keys.reads.count("details") == 2
+
+
+def test_a_new_epoch_in_the_heartbeat_has_the_details_read_at_once(
+    config: Config, keys: Keys, clock: Clock
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    keys.set("epoch", dump_epoch(5))
+    beat(keys, 1, epoch=5)
+    assert cluster(watcher.look(0)).epoch == 5
+
+
+def test_a_fresh_look_reads_everything_without_waiting(config: Config, keys: Keys) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    keys.reads.clear()
+    watcher.look(1.0, fresh=True)
+    assert keys.reads == ["wait:0", "details"]
+
+
+def test_the_index_is_waited_on_and_forgotten_after_an_error(config: Config, keys: Keys) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    watcher.look(1.0)
+    keys.error = ConsulTimedOut("hangs")
+    watcher.look(1.0)
+    watcher.look(1.0)
+    waits = [read for read in keys.reads if read.startswith("wait")]
+    assert waits == ["wait:0", "wait:12", "wait:12", "wait:0"]
+
+
+def test_a_primary_that_heartbeats_is_not_probed(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    for seq in range(5):
+        clock.now += 2.0
+        beat(keys, seq)
+        watcher.look(0)
+    assert probed == []
+    assert not [read for read in keys.reads if read.startswith("health")]
+
+
+def test_a_silent_primary_is_probed_and_gossip_is_asked(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    keys.health = {"n2": "critical", "n3": "passing"}
+    clock.now = 1004.0
+    view = cluster(watcher.look(0))
+    assert (view.holder_health, view.holder_unanswered_s) == ("critical", 0.0)
+    assert view.alive == frozenset()
+    clock.now = 1007.0
+    view = cluster(watcher.look(0))
+    assert view.holder_unanswered_s == 3.0, "counted from the first probe without an answer"
+    assert view.alive == {"n3"}, "past half of W the other candidates are looked at"
+    assert probed == ["192.168.1.3", "192.168.1.3"]
+
+
+def test_one_answer_starts_the_count_again(
+    config: Config, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = iter([False, False, True, False, False])
+    monkeypatch.setattr(watcher_module, "answers", lambda *_: next(replies))
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    unanswered = []
+    for clock.now in (1004.0, 1006.0, 1008.0, 1010.0, 1012.0):
+        unanswered.append(cluster(watcher.look(0)).holder_unanswered_s)
+    assert unanswered == [0.0, 2.0, 0.0, 0.0, 2.0]
+
+
+def test_a_heartbeat_starts_the_count_again(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    clock.now = 1006.0
+    watcher.look(0)
+    beat(keys, 2)
+    watcher.look(0)
+    clock.now = 1012.0
+    assert cluster(watcher.look(0)).holder_unanswered_s == 0.0
+
+
+@pytest.mark.parametrize("holder", ["n1", "n9"], ids=["this node", "an unknown one"])
+def test_nobody_probes_itself_or_a_stranger(
+    config: Config, keys: Keys, clock: Clock, probed: list[str], holder: str
+) -> None:
+    beat(keys, 1, holder=Holder(holder, "boot-1"))
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    clock.now = 1030.0
+    assert cluster(watcher.look(0)).holder_unanswered_s == 0.0
+    assert probed == []
+
+
+def test_a_role_that_was_given_up_needs_no_evidence(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    beat(keys, 2, state=LeaderState.CLEAN)
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    clock.now = 1030.0
+    watcher.look(0)
+    assert probed == []
+
+
+@pytest.fixture
+def port() -> Iterator[Callable[[bool], int]]:
+    sockets: list[socket.socket] = []
+
+    def take(listens: bool) -> int:
+        sockets.append(socket.socket())
+        sockets[-1].bind(("127.0.0.1", 0))
+        if listens:
+            sockets[-1].listen()
+        return int(sockets[-1].getsockname()[1])
+
+    yield take
+    for one in sockets:
+        one.close()
+
+
+ANSWERS: Mapping[str, tuple[bool, bool, bool]] = {
+    # listens -> the machine answers, the NFS port lets us in
+    "listens": (True, True, True),
+    "refuses": (False, True, False),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_a_port_that(case: str, port: Callable[[bool], int]) -> None:
+    listens, alive, nfs = ANSWERS[case]
+    number = port(listens)
+    assert (answers("127.0.0.1", number), answers_nfs("127.0.0.1", number)) == (alive, nfs)
+
+
+def test_a_name_that_leads_nowhere_is_no_answer() -> None:
+    assert not answers("no-such-host.invalid", 8301)
+    assert not answers_nfs("no-such-host.invalid", 2049)

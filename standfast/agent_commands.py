@@ -174,15 +174,17 @@ def _as_primary(agent: Agent) -> Seen:
 def best_standby(agent: Agent, seen: Seen) -> str:
     """The standby with the newest data, the higher priority, by the primary's own records."""
     assert isinstance(seen.view, Cluster)
+    taken_at = {}
+    for name in agent.config.standbys:
+        record = seen.view.standbys.get(name)
+        if record is not None:
+            with contextlib.suppress(ValueError):  # written by hand: as if it had none
+                taken_at[name] = SnapshotName.parse(record.snapshot).taken_at
 
     def rank(name: str) -> tuple[float, int, str]:
-        record = seen.view.standbys.get(name) if isinstance(seen.view, Cluster) else None
-        assert record is not None
-        node = agent.config.nodes[name]
-        return (SnapshotName.parse(record.snapshot).taken_at, node.priority, name)
+        return (taken_at[name], agent.config.nodes[name].priority, name)
 
-    known = [name for name in agent.config.standbys if name in seen.view.standbys]
-    alive = [name for name in known if agent.machine.consul.node_health(name) == "passing"]
+    alive = [name for name in taken_at if agent.machine.consul.node_health(name) == "passing"]
     if not alive:
         raise Refused(
             Reason.NO_STANDBY_READY,

@@ -56,8 +56,15 @@ def outlook(view: Cluster | Blind, config: Config, utc: float) -> Outlook:
     """Can we fail over now? By what Consul shows; each standby has the last word on itself."""
     if isinstance(view, Blind):
         return Outlook(False, view.reason, view.sentence)
-    if view.epoch is None or view.leader is None:
+    if view.epoch is None:
         return Outlook(False, Reason.NOT_INITIALISED, "there has been no primary yet")
+    if view.leader is None:
+        return Outlook(
+            False,
+            Reason.LEADER_MISSING,
+            f"epoch {view.epoch} has no heartbeat in Consul (deleted by hand?): its holder writes "
+            f"it again by itself; without one, run `standfast promote` on the best standby",
+        )
     if view.pause is not None:
         return Outlook(
             False, Reason.PAUSED, f"paused by {view.pause.by}: `standfast resume` ends that"

@@ -60,7 +60,12 @@ def _headline(doc: Mapping[str, Any]) -> str:
         return f"{volume}: {doc['holder']} is primary, epoch {doc['epoch']}{since}"
     if doc.get("state") == "clean":
         return f"{volume}: NOBODY SERVES: the role was given up in order (epoch {doc['epoch']})"
-    return f"{volume}: NOBODY SERVES: {doc.get('failover', {}).get('sentence', 'no agent yet')}"
+    if "holder" not in doc:  # Consul could not be read: that is no proof that nobody does
+        why = doc.get("failover", {}).get("sentence", "the agent has just started")
+        return f"{volume}: UNKNOWN WHO SERVES: {why}"
+    return (
+        f"{volume}: NOBODY SERVES: {doc.get('failover', {}).get('sentence', 'for no known reason')}"
+    )
 
 
 def _fence(fence: Mapping[str, Any]) -> str:

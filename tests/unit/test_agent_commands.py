@@ -1,0 +1,355 @@
+"""What an operator may ask of the agent: answers, refusals with reasons, plans told, not run."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast import agent_commands
+from standfast.act.effects import Effects
+from standfast.act.ports import Snapshot
+from standfast.agent import Agent, Seen
+from standfast.agent_commands import Command, answer, best_standby
+from standfast.clock import monotonic, utc_now
+from standfast.config.model import LeaseTiming
+from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.errors import Refused, StepFailed, UsageError
+from standfast.local_view import LocalView
+from standfast.names import SnapshotName
+from standfast.observe import Available, Blind, Cluster, Local, Sighting
+from standfast.plan import Plan
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState, StandbyRecord
+from standfast.watcher import Watcher
+from tests.fakes.machine import fake_node
+
+SERVING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
+STANDING_BY = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary with epoch 4")
+BLIND = Blind(Reason.CONSUL_TIMEOUT, "Consul hangs")
+
+
+@dataclass
+class FakeAgent(Agent):
+    """Looks that were written down beforehand; a plan is noted, not run."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    view: Cluster | Blind = BLIND
+    wishes: list[Wish] = field(default_factory=list)
+    ran: list[tuple[Plan, Effects]] = field(default_factory=list)
+    broken: Exception | None = None
+
+    def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
+        self.wishes.append(wish)
+        decision = self.decisions[0] if len(self.decisions) == 1 else self.decisions.pop(0)
+        local = Local("n1", "boot-1", 4)
+        return Seen(self.view, local, decision, Moment(monotonic(), utc_now()))
+
+    def run_plan(self, plan: Plan, effects: Effects, progress: Any = None) -> None:
+        self.ran.append((plan, effects))
+        if progress is not None:
+            progress(f"{plan.name} 1/1")
+        if self.broken is not None:
+            raise self.broken
+
+
+def view(*standbys: str, ages: tuple[float, ...] = ()) -> Cluster:
+    now = utc_now()
+    records = {}
+    for number, name in enumerate(standbys):
+        taken_at = now - (ages[number] if ages else 10.0)
+        records[name] = StandbyRecord(
+            name, 4, str(SnapshotName.at("services", taken_at)), "c0ffee", now
+        )
+    leader = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
+    return Cluster(4, leader, Sighting(leader.identity, 9, 0.0), standbys=records)
+
+
+def agent(
+    directory: Path, *decisions: Decision, standbys: tuple[str, ...] = ("n2", "n3")
+) -> FakeAgent:
+    node = fake_node(directory)
+    machine = node.machine
+    made = FakeAgent(machine, Watcher(machine.config, machine.consul), LocalView(machine))
+    made.decisions = list(decisions)
+    made.view = view(*standbys)
+    return made
+
+
+def with_config(agent: FakeAgent, **changes: Any) -> FakeAgent:
+    agent.machine = replace(agent.machine, config=replace(agent.machine.config, **changes))
+    return agent
+
+
+def say(agent: Agent, name: Any, *, dry_run: bool = False, **args: Any) -> list[dict[str, Any]]:
+    """All lines of the answer."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        request = {"v": 1, "command": name, "args": args, "dry_run": dry_run}
+        answer(agent, Command(theirs, request))
+        ours.settimeout(5)
+        data = b""
+        while chunk := ours.recv(65536):
+            data += chunk
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def refusal(lines: list[dict[str, Any]]) -> tuple[str | None, str]:
+    last = lines[-1]
+    assert last["exit_code"] == 1 and "done" not in last, last
+    return last["reason"], last["error"]
+
+
+@pytest.mark.parametrize("name", ["explode", None, 7, ["promote"], {}])
+def test_an_unknown_command_is_a_usage_error(tmp_path: Path, name: Any) -> None:
+    [last] = say(agent(tmp_path, SERVING), name)
+    assert (last["exit_code"], last["reason"]) == (2, None)
+    assert "knows no command" in last["error"]
+
+
+@pytest.mark.parametrize("command", ["demote", "switchover"])
+def test_an_argument_of_a_wrong_type_is_a_usage_error(tmp_path: Path, command: str) -> None:
+    made = agent(tmp_path, SERVING)
+    [last] = say(made, command, operator=7, to="n2", reason=["x"])
+    assert last["exit_code"] == 2
+    assert "is a text" in last["error"]
+    assert made.ran == []
+
+
+@pytest.mark.parametrize("args", [None, [], "x", 7])
+def test_arguments_that_are_no_object_count_as_none(args: Any) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert Command(theirs, {"args": args}).text("to") is None
+
+
+def test_an_operator_who_hung_up_stops_nothing(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    ours, theirs = socket.socketpair()
+    ours.close()
+    answer(made, Command(theirs, {"command": "demote"}))
+    assert len(made.ran) == 1
+
+
+# promote
+
+
+def promotion(epoch: int = 4) -> Decision:
+    name = SnapshotName.at("services", utc_now() - 60)
+    base = Available(Snapshot(name, Path(str(name)), "c0ffee", received=True), 4)
+    return Decision(Action.PROMOTE, Reason.OPERATOR, "n1 takes over", base=base, epoch=epoch)
+
+
+def test_promote_tells_its_steps_and_its_end(tmp_path: Path) -> None:
+    made = agent(tmp_path, promotion())
+    *progress, last = say(made, "promote", operator="ann", reason="disk swap")
+    assert last["done"] is True and last["text"].startswith("n1 is primary (")
+    assert progress == [{"progress": "promotion 1/1"}]
+    [(plan, effects)] = made.ran
+    assert plan.name == "promotion"
+    assert (effects.operator, effects.note) == ("ann", "disk swap")
+
+
+def test_promote_carries_the_operator_s_wish_into_every_look(tmp_path: Path) -> None:
+    waiting = Decision(Action.WAIT, Reason.WAITING_FOR_LEASE_END, "the lease is over in 0.1 s")
+    made = agent(tmp_path, waiting, waiting, promotion())
+    say(made, "promote", accept_data_loss=True)
+    assert set(made.wishes) == {Wish(promote=True, accept_data_loss=True)}
+
+
+@pytest.mark.parametrize("word", [None, False, 1, "yes"])
+def test_data_loss_is_accepted_by_true_alone(tmp_path: Path, word: Any) -> None:
+    made = agent(tmp_path, promotion())
+    say(made, "promote", accept_data_loss=word)
+    assert set(made.wishes) == {Wish(promote=True)}
+
+
+def test_promote_says_what_it_waits_for_once(tmp_path: Path) -> None:
+    waiting = Decision(Action.WAIT, Reason.WAITING_FOR_LEASE_END, "the lease is over in 0.1 s")
+    made = agent(tmp_path, *[waiting] * 6, promotion())
+    lines = say(made, "promote")
+    assert lines[0] == {"progress": waiting.sentence}
+    assert lines.count(lines[0]) == 1
+
+
+def test_promote_gives_up_waiting_after_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_commands, "PROMOTE_SLACK_S", 0.0)
+    waiting = Decision(Action.WAIT, Reason.CONSUL_TIMEOUT, "Consul hangs")
+    made = with_config(agent(tmp_path, waiting), lease=replace(LeaseTiming(), wait=0.01))
+    [*_, last] = say(made, "promote")
+    assert (last["exit_code"], last["error"]) == (3, "not promoted: Consul hangs")
+    assert made.ran == []
+
+
+def test_promote_shows_its_plan_in_a_dry_run(tmp_path: Path) -> None:
+    made = agent(tmp_path, promotion())
+    [last] = say(made, "promote", dry_run=True)
+    assert last["text"].startswith("n1 takes over\npromotion, nothing is done now:\n1. ")
+    assert made.ran == []
+
+
+def test_promote_in_a_dry_run_does_not_wait(tmp_path: Path) -> None:
+    waiting = Decision(Action.WAIT, Reason.WAITING_FOR_LEASE_END, "the lease is over in 9 s")
+    [last] = say(agent(tmp_path, waiting), "promote", dry_run=True)
+    assert last["text"] == "the lease is over in 9 s; then it would be promoted"
+
+
+REFUSED = {
+    "serving": (SERVING, Reason.ALREADY_PRIMARY),
+    "a living primary": (STANDING_BY, Reason.PRIMARY_ALIVE),
+    "half promoted": (
+        Decision(Action.FINISH_PROMOTION, Reason.RESUME_PROMOTION, "going on"),
+        Reason.ALREADY_PRIMARY,
+    ),
+    "without its lease process": (
+        Decision(Action.HOLD_LEASE, Reason.LEASE_LAPSED, "not running"),
+        Reason.ALREADY_PRIMARY,
+    ),
+    "too old": (Decision(Action.BLOCKED, Reason.TOO_OLD, "too old"), Reason.TOO_OLD),
+    "foreign": (Decision(Action.BLOCKED, Reason.FOREIGN_VALUE, "what?"), Reason.FOREIGN_VALUE),
+    "a former primary": (Decision(Action.STEP_DOWN, Reason.RETURNED, "over"), Reason.RETURNED),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_promote_is_refused_when(tmp_path: Path, case: str, dry_run: bool) -> None:
+    decision, reason = REFUSED[case]
+    made = agent(tmp_path, decision)
+    told, text = refusal(say(made, "promote", dry_run=dry_run))
+    assert told == reason and decision.sentence in text
+    assert made.ran == []
+
+
+def test_promote_against_a_living_primary_names_the_way_without_loss(tmp_path: Path) -> None:
+    _, text = refusal(say(agent(tmp_path, STANDING_BY), "promote"))
+    assert "`standfast switchover --to n1`" in text
+
+
+# demote, switchover, failback
+
+
+@pytest.mark.parametrize("command", ["demote", "switchover", "failback"])
+def test_only_the_primary_gives_the_role_up(tmp_path: Path, command: str) -> None:
+    made = with_config(agent(tmp_path, STANDING_BY), preferred="n3")
+    reason, text = refusal(say(made, command))
+    assert reason == Reason.NOT_PRIMARY
+    assert "the lease is n2's: run this there" in text
+    assert made.ran == []
+
+
+def test_who_is_blind_does_not_say_whose_lease_it_is(tmp_path: Path) -> None:
+    made = agent(tmp_path, Decision(Action.WAIT, Reason.CONSUL_TIMEOUT, "Consul hangs"))
+    made.view = BLIND
+    reason, text = refusal(say(made, "demote"))
+    assert reason == Reason.NOT_PRIMARY and "Consul hangs" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "to"),
+    [
+        ("demote", {}, None),
+        ("switchover", {"to": "n3"}, "n3"),
+        ("switchover", {}, "n2"),
+        ("switchover", {"to": ""}, "n2"),
+        ("failback", {}, "n3"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_role_is_given_to(
+    tmp_path: Path, command: str, args: dict[str, Any], to: str | None, dry_run: bool
+) -> None:
+    made = with_config(agent(tmp_path, SERVING), preferred="n3")
+    made.view = view("n2", "n3", ages=(5.0, 60.0))
+    lines = say(made, command, dry_run=dry_run, **args)
+    if dry_run:
+        assert "nothing is done now" in lines[-1]["text"]
+        assert (to or "demotion") in lines[-1]["text"]
+        assert made.ran == []
+        return
+    [(_plan, effects)] = made.ran
+    assert effects.to == to
+    expected = "n1 is a standby, nobody serves (" if to is None else f"{to} is primary ("
+    assert lines[-1]["text"].startswith(expected)
+
+
+@pytest.mark.parametrize("to", ["n1", "n9", "N2"])
+def test_the_role_is_given_to_no_stranger(tmp_path: Path, to: str) -> None:
+    made = agent(tmp_path, SERVING)
+    reason, text = refusal(say(made, "switchover", to=to))
+    assert reason == Reason.UNKNOWN_NODE and "n2, n3" in text
+    assert made.ran == []
+
+
+@pytest.mark.parametrize("health", ["critical", "absent", "unknown"])
+def test_the_role_is_given_to_no_dead_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, health: str
+) -> None:
+    made = agent(tmp_path, SERVING)
+    monkeypatch.setattr(made.machine.consul, "node_health", lambda *_: health)
+    for to in ("n2", None):
+        reason, _ = refusal(say(made, "switchover", to=to))
+        assert reason == Reason.NO_STANDBY_READY
+    assert made.ran == []
+
+
+def test_without_any_snapshot_elsewhere_nobody_is_chosen(tmp_path: Path) -> None:
+    reason, text = refusal(say(agent(tmp_path, SERVING, standbys=()), "switchover"))
+    assert reason == Reason.NO_STANDBY_READY and "standfast replicate" in text
+
+
+def test_failback_without_a_preferred_node(tmp_path: Path) -> None:
+    reason, text = refusal(say(agent(tmp_path, SERVING), "failback"))
+    assert reason == Reason.UNKNOWN_NODE and "preferred" in text
+
+
+def test_failback_on_the_preferred_node_itself(tmp_path: Path) -> None:
+    made = with_config(agent(tmp_path, SERVING), preferred="n1")
+    assert refusal(say(made, "failback"))[0] == Reason.ALREADY_PRIMARY
+    assert made.ran == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (StepFailed("stopped at the step final-copy"), 4, None),
+        (Refused(Reason.LEASE_NOT_HELD, "gone"), 1, "lease-not-held"),
+        (UsageError("no"), 2, None),
+    ],
+)
+def test_how_a_plan_failed_is_told(
+    tmp_path: Path, error: Exception, code: int, reason: str | None
+) -> None:
+    made = agent(tmp_path, SERVING)
+    made.broken = error
+    last = say(made, "demote")[-1]
+    assert (last["exit_code"], last["reason"], last["error"]) == (code, reason, str(error))
+
+
+def test_the_best_standby_has_the_newest_data_then_the_priority(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    newer = view("n2", "n3", ages=(60.0, 5.0))
+    seen = replace(made.look(), view=newer)
+    assert best_standby(made, seen) == "n3"
+    nodes = made.config.nodes
+    with_config(made, nodes={**nodes, "n2": replace(nodes["n2"], priority=200)})
+    same = StandbyRecord("x", 4, "services@20261122T101500Z", "c0ffee", 0.0)
+    seen = replace(seen, view=replace(newer, standbys={"n2": same, "n3": same}))
+    assert best_standby(made, seen) == "n2"
+
+
+def test_a_record_written_by_hand_does_not_stop_the_choice(tmp_path: Path) -> None:
+    """The name of its snapshot can't be read: it counts as having none."""
+    made = agent(tmp_path, SERVING)
+    good = view("n2", "n3")
+    odd = replace(good.standbys["n3"], snapshot="yesterday's")
+    made.view = replace(good, standbys={**good.standbys, "n3": odd})
+    say(made, "switchover")
+    [(_, effects)] = made.ran
+    assert effects.to == "n2"

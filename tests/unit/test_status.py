@@ -1,0 +1,230 @@
+"""`standfast status`: can we fail over now, and if not, why; the first line has the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.clock import monotonic
+from standfast.config.model import Config
+from standfast.lease.files import LeaseStatus
+from standfast.names import SnapshotName
+from standfast.observe import Blind, Cluster, Local, Sighting
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord
+from standfast.reign import OwnReign, Stage
+from standfast.views.status import ages, build, outlook
+from standfast.views.text import duration, render
+from tests.fakes.machine import config_in
+
+NOW = 1_795_000_000.0
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_in(tmp_path)
+
+
+def record(name: str, age_s: float) -> StandbyRecord:
+    return StandbyRecord(name, 4, str(SnapshotName.at("services", NOW - age_s)), "c0ffee", NOW)
+
+
+def view(**changes: Any) -> Cluster:
+    leader = Leader(4, Holder("n1", "boot-1"), 9, LeaderState.SERVING, ("n2", "n3"))
+    reign = Reign(4, "n1", None, "takeover", None, 3.0, NOW - 7200)
+    made = Cluster(
+        4,
+        leader,
+        Sighting(leader.identity, 9, monotonic()),
+        history={4: reign},
+        standbys={"n2": record("n2", 30), "n3": record("n3", 300)},
+    )
+    return replace(made, **changes)
+
+
+def led(**changes: Any) -> Cluster:
+    leader = view().leader
+    assert leader is not None
+    return view(leader=replace(leader, **changes))
+
+
+OUTLOOKS: Mapping[str, tuple[Cluster | Blind, Mapping[str, Any], Reason | None, str]] = {
+    "all is well": (view(), {}, None, "n2 would lose 30 s"),
+    "blind": (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), {}, Reason.CONSUL_TIMEOUT, "hangs"),
+    "foreign": (Blind(Reason.FOREIGN_VALUE, "what?"), {}, Reason.FOREIGN_VALUE, "what?"),
+    "no epoch": (view(epoch=None), {}, Reason.NOT_INITIALISED, "no primary yet"),
+    "paused": (view(pause=Pause("ann", "disk", NOW)), {}, Reason.PAUSED, "by ann"),
+    "manual": (view(), {"mode": "manual"}, Reason.MANUAL_MODE, "standfast promote"),
+    "no snapshot": (view(standbys={}), {}, Reason.NO_PUBLISHED_SNAPSHOT, "replicate"),
+    "no candidate": (led(candidates=()), {}, Reason.NO_PUBLISHED_SNAPSHOT, "no candidate"),
+    "other candidates": (
+        led(candidates=("n9",)),
+        {},
+        Reason.NO_PUBLISHED_SNAPSHOT,
+        "no candidate",
+    ),
+    "all too old": (view(), {"max_data_loss": 20.0}, Reason.TOO_OLD, "(n2) is 30 s old"),
+    "the newest counts": (view(), {"max_data_loss": 60.0}, None, "n2 would lose 30 s"),
+    "only n3 may": (led(candidates=("n3",)), {}, None, "n3 would lose 300 s"),
+    "a record by hand": (
+        view(standbys={"n2": replace(record("n2", 1), snapshot="yesterday's")}),
+        {},
+        Reason.NO_PUBLISHED_SNAPSHOT,
+        "no candidate",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OUTLOOKS)
+def test_can_we_fail_over_now(config: Config, case: str) -> None:
+    what, changes, reason, words = OUTLOOKS[case]
+    found = outlook(what, replace(config, **changes), NOW)
+    assert (found.possible, found.reason) == (reason is None, reason)
+    assert words in found.sentence
+
+
+def test_a_leader_key_deleted_by_hand_is_not_the_first_day(config: Config) -> None:
+    found = outlook(view(leader=None), config, NOW)
+    assert (found.possible, found.reason) == (False, Reason.LEADER_MISSING)
+
+
+def test_the_holder_has_no_replication_age(config: Config) -> None:
+    assert ages(view(), config, NOW) == {"n2": 30.0, "n3": 300.0}
+    assert ages(view(leader=None), config, NOW) == {"n1": None, "n2": 30.0, "n3": 300.0}
+
+
+def test_a_snapshot_of_the_future_is_not_younger_than_now(config: Config) -> None:
+    assert ages(view(standbys={"n2": record("n2", -500)}), config, NOW)["n2"] == 0.0
+
+
+def test_the_keys_of_the_document_are_stable(config: Config) -> None:
+    doc = build(view(), local(config), config, NOW)
+    assert sorted(doc) == [
+        "began_by",
+        "epoch",
+        "failover",
+        "fence_flushes",
+        "highest_epoch",
+        "holder",
+        "is_holder",
+        "last_heartbeat_seen_s",
+        "lease_remaining_s",
+        "lease_trouble",
+        "lost_s",
+        "newest_snapshot",
+        "node",
+        "paused",
+        "role",
+        "since",
+        "standbys",
+        "state",
+        "v",
+        "volume",
+    ]
+    assert sorted(doc["failover"]) == ["possible", "reason", "sentence"]
+    assert [sorted(one) for one in doc["standbys"]] == [
+        ["age_s", "candidate", "epoch", "node", "snapshot"]
+    ] * 2
+
+
+def local(config: Config, **changes: Any) -> Local:
+    until = monotonic() + 6
+    lease = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 9, 0.0)
+    made = Local("n1", "boot-1", 4, lease=lease, lease_alive=True)
+    return replace(made, **changes)
+
+
+def own(stage: Stage) -> OwnReign:
+    return OwnReign(4, stage, "fsid", None, True)
+
+
+ROLES: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "serves": ({}, "primary"),
+    "holds the lease and doesn't serve yet": ({"serving": False}, "changing"),
+    "lost its lease process": ({"lease_alive": False}, "standby"),
+    "lost its lease process, and has a tree": (
+        {"lease_alive": False, "own": own(Stage.READY)},
+        "changing",
+    ),
+    "rebooted": ({"instance": "boot-2"}, "standby"),
+    "is a plain standby": ({"lease": None, "lease_alive": False}, "standby"),
+}
+
+
+@pytest.mark.parametrize("case", ROLES)
+def test_the_role_of_a_node_that(config: Config, case: str) -> None:
+    changes, role = ROLES[case]
+    changes = dict(changes)
+    me = local(config)
+    if "serving" in changes:
+        assert me.lease is not None
+        changes = {"lease": replace(me.lease, serving=changes["serving"])}
+    doc = build(view(), replace(me, **changes), config, NOW)
+    assert doc["role"] == role
+    assert (doc["lease_remaining_s"] is not None) == (role == "primary" or "yet" in case)
+
+
+@pytest.mark.parametrize(
+    ("what", "first"),
+    [
+        (view(), "data-services: n1 is primary, epoch 4 since 2026-11-18 "),
+        (led(state=LeaderState.CLEAN), "data-services: NOBODY SERVES: the role was given up in"),
+        (view(epoch=None, leader=None), "data-services: NOBODY SERVES: there has been no primary"),
+        (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), "data-services: "),
+    ],
+    ids=["serving", "clean", "new", "blind"],
+)
+def test_the_answer_stands_in_the_first_line(
+    config: Config, what: Cluster | Blind, first: str
+) -> None:
+    assert render(build(what, None, config, NOW)).splitlines()[0].startswith(first)
+
+
+def test_who_can_not_see_does_not_claim_that_nobody_serves(config: Config) -> None:
+    text = render(build(Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), None, config, NOW))
+    assert "NOBODY SERVES" not in text
+    assert "Consul hangs" in text.splitlines()[0]
+
+
+def test_the_text_says_what_can_not_be_done_and_why(config: Config) -> None:
+    text = render(build(view(pause=Pause("ann", "disk swap", NOW)), None, config, NOW))
+    assert "failover:  NO (paused): paused by ann" in text
+    assert "paused:    by ann since 2026-11-18 " in text and text.endswith("disk swap")
+    assert "standby:   n2: 30 s behind (services@" in text
+
+
+def test_the_text_shows_trouble(config: Config) -> None:
+    doc = build(view(), local(config), config, NOW) | {
+        "decision": {"action": "nothing", "reason": "serving", "sentence": "n1 serves"},
+        "fence": {"in_place": False, "open_for_s": 0.0},
+        "aside": ["/persist/services.diverged-3-20261122T101500Z"],
+        "busy": "promotion 3/9",
+        "trouble": "no route",
+        "sick": "0 threads",
+    }
+    lines = render(doc).splitlines()
+    assert "fence:     RULES MISSING: somebody flushed the firewall" in lines
+    assert "kept:      /persist/services.diverged-3-20261122T101500Z" in lines
+    assert lines[-3:] == ["doing:     promotion 3/9", "TROUBLE:   no route", "SICK:      0 threads"]
+
+
+def test_a_client_s_text_says_whose_word_it_is(config: Config) -> None:
+    doc = build(view(), None, config, NOW) | {"agent": False}
+    assert "no agent runs here" in render(doc).splitlines()[1]
+
+
+def test_a_document_of_an_agent_that_has_just_started_can_be_shown() -> None:
+    doc = {"v": 1, "volume": "data-services", "node": "n1", "role": "starting"}
+    assert render(doc).splitlines()[0].startswith("data-services: ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "never"), (0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2.0 h")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

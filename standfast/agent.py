@@ -132,6 +132,8 @@ class Agent:
         if plan is None:
             return
         sighting = seen.view.sighting if isinstance(seen.view, Cluster) else None
+        if isinstance(seen.view, Cluster) and seen.view.leader is not None:
+            note = note or seen.view.leader.note
         effects = Effects(self.machine, seen.decision, sighting, operator, note)
         self.run_plan(plan, effects, progress)
 

@@ -4,7 +4,7 @@ Every value is a JSON object with a `v`. Anything else (hand-written, foreign, o
 is a ForeignValue: the caller stops, nothing is overwritten.
 
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
-    leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to"}
+    leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "at"}
     pause            {"v": 1, "by", "reason", "at"}
@@ -52,6 +52,8 @@ class Leader:
     state: LeaderState
     candidates: tuple[str, ...] = ()
     to: str | None = None
+    note: str | None = None
+    """The operator's reason for a handover; the successor writes it to the history."""
 
     @property
     def identity(self) -> tuple[int, str, str, int]:
@@ -70,6 +72,7 @@ class Leader:
             state=str(self.state),
             candidates=list(self.candidates),
             to=self.to,
+            **({} if self.note is None else {"note": self.note}),
         )
 
     @classmethod
@@ -83,6 +86,7 @@ class Leader:
                 state=LeaderState(doc["state"]),
                 candidates=tuple(_text(name) for name in _list(doc["candidates"])),
                 to=None if doc.get("to") is None else _text(doc["to"]),
+                note=None if doc.get("note") is None else _text(doc["note"]),
             )
 
         return _parse(raw, key, build)

@@ -154,7 +154,7 @@ class Effects:
         self._own().at(Stage.RELEASED).save(self.machine.config.state_dir)
         for left in reversed(range(RELEASE_TRIES)):
             try:
-                self._ask_lease({"cmd": "release", "to": self.to})
+                self._ask_lease({"cmd": "release", "to": self.to, "note": self.note})
                 return
             except StandfastError:
                 if left == 0 or self.deadline.expired:

@@ -133,10 +133,15 @@ class LeaseKeys:
         )
 
     def heartbeat(
-        self, tenure: Tenure, state: LeaderState, *, to: str | None = None
+        self,
+        tenure: Tenure,
+        state: LeaderState,
+        *,
+        to: str | None = None,
+        note: str | None = None,
     ) -> Kept | Lost | Halted:
         """One heartbeat, with its read-back when it didn't plainly commit."""
-        attempt = protocol.next_attempt(tenure, state, self._config.standbys, to=to)
+        attempt = protocol.next_attempt(tenure, state, self._config.standbys, to=to, note=note)
         deadline = self._deadline()
         tenure = protocol.sent(tenure, attempt, monotonic())
         try:
@@ -193,7 +198,9 @@ class LeaseKeys:
             return Kept(tenure, f"a key of the lease was deleted; writing it again failed: {error}")
         return Kept(tenure, "a key of the lease was deleted by hand; written again")
 
-    def release(self, tenure: Tenure, to: str | None) -> Kept | Lost | Halted | None:
+    def release(
+        self, tenure: Tenure, to: str | None, note: str | None = None
+    ) -> Kept | Lost | Halted | None:
         """Send `clean`; None when it is known to have committed.
 
         The tenure has to be voided, and the fence closed, before. A Kept means unknown: to go on
@@ -201,7 +208,7 @@ class LeaseKeys:
         """
         if tenure.valid_until != protocol.NEVER:
             raise AssertionError("the lease has to be void before clean is sent")
-        outcome = self.heartbeat(tenure, LeaderState.CLEAN, to=to)
+        outcome = self.heartbeat(tenure, LeaderState.CLEAN, to=to, note=note)
         if isinstance(outcome, Kept):
             if outcome.trouble is None:
                 return None

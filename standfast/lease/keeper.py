@@ -117,13 +117,13 @@ class Keeper:
         self.fence.ensure_closed()
         self.armed_until = protocol.NEVER
 
-    def release(self, to: str | None) -> None:
+    def release(self, to: str | None, note: str | None = None) -> None:
         """Give the lease up: void first, then `clean`. StandfastError when it is not certain."""
         self.drain()
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.holding_back = True
         self.save()
-        outcome = self.keys.release(self.tenure, to)
+        outcome = self.keys.release(self.tenure, to, note)
         if outcome is None:
             self.over = True
             return
@@ -188,7 +188,7 @@ class Keeper:
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one command of the agent's."""
     command = request.get("cmd")
-    to = request.get("to")
+    to, note = (request.get(name) for name in ("to", "note"))
     try:
         if command == "serve":
             keeper.serve()
@@ -196,8 +196,8 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
             keeper.hold()
         elif command == "drain":
             keeper.drain()
-        elif command == "release" and (to is None or isinstance(to, str)):
-            keeper.release(to)
+        elif command == "release" and all(v is None or isinstance(v, str) for v in (to, note)):
+            keeper.release(to, note)
         elif command != "status":
             return {"ok": False, "error": f"unknown command {command!r}"}
     except StandfastError as error:

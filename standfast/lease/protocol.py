@@ -92,10 +92,15 @@ class Halted(Verdict):
 
 
 def next_attempt(
-    tenure: Tenure, state: LeaderState, candidates: tuple[str, ...], *, to: str | None = None
+    tenure: Tenure,
+    state: LeaderState,
+    candidates: tuple[str, ...],
+    *,
+    to: str | None = None,
+    note: str | None = None,
 ) -> Attempt:
     """The next heartbeat; each attempt has a sequence number of its own."""
-    leader = Leader(tenure.epoch, tenure.holder, tenure.seq + 1, state, candidates, to)
+    leader = Leader(tenure.epoch, tenure.holder, tenure.seq + 1, state, candidates, to, note)
     return Attempt(leader, tenure.epoch_index, tenure.leader_index)
 
 

@@ -1,0 +1,235 @@
+"""What gets deployed fits together: watches, handlers, units and the wheel that carries them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.cli.commands import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+HANDLERS = sorted(path.name for path in (ROOT / "handlers").iterdir() if path.is_file())
+PROGRAMS = {
+    path.name: f"{folder}/{path.name}"
+    for folder in ("handlers", "exporters")
+    for path in sorted((ROOT / folder).glob("*"))
+    if path.is_file() and os.access(path, os.X_OK)
+}
+UNITS = sorted((ROOT / "systemd").glob("*.*")) + sorted((ROOT / "systemd").glob("*/*.conf"))
+UNITS = [path for path in UNITS if path.is_file()]
+NAMES = {command.name.split()[0]: command for command in COMMANDS}
+# Of the distribution, by its full path.
+FOREIGN = ("/usr/sbin/exportfs",)
+
+
+def watches() -> Iterator[tuple[str, dict[str, object]]]:
+    for path in sorted((ROOT / "watches").glob("*.json")):
+        for watch in json.loads(path.read_text())["watches"]:
+            yield path.name, watch
+
+
+def commands_of(unit: Path) -> Iterator[list[str]]:
+    for line in unit.read_text().splitlines():
+        match = re.match(r"Exec[A-Za-z]*=[-+!:@]*(.*)", line)
+        if match and match[1].strip():
+            yield match[1].split()
+
+
+def test_every_watch_names_a_handler_that_exists() -> None:
+    found = list(watches())
+    assert found
+    for file, watch in found:
+        handler = watch["handler"]
+        assert isinstance(handler, list)
+        assert handler[0] in HANDLERS, f"{file}: {handler}"
+
+
+def test_the_watches_look_at_the_service_and_the_epoch_and_never_at_the_heartbeats() -> None:
+    what = {str(watch.get("service") or watch.get("key")) for _, watch in watches()}
+    assert what == {"{service}", "{prefix}/{volume}/epoch"}
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_is_executable_and_short(name: str) -> None:
+    path = ROOT / "handlers" / name
+    assert os.access(path, os.X_OK)
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env python3", "the installation puts its own interpreter there"
+    assert len(lines) <= 15
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_calls_a_command_that_exists(name: str) -> None:
+    [command] = re.findall(r'main\(\["([a-z-]+)"', (ROOT / "handlers" / name).read_text())
+    assert command in NAMES
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_a_unit_runs_programs_that_exist(unit: Path) -> None:
+    for program, *arguments in commands_of(unit):
+        if program == "standfast":
+            assert arguments[0] in NAMES, f"{unit.name}: standfast {arguments[0]}"
+            options = [word for word in arguments if word.startswith("--")]
+            known = {argument.name for argument in NAMES[arguments[0]].arguments}
+            assert set(options) <= known, f"{unit.name}: {options}"
+        else:
+            assert program in PROGRAMS or program in FOREIGN, f"{unit.name}: {program}"
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_only_templates_use_their_instance(unit: Path) -> None:
+    text = unit.read_text()
+    executed = [word for command in commands_of(unit) for word in command]
+    if "@" not in unit.name:
+        assert "%i" not in text and "%I" not in text
+    elif unit.suffix == ".service":
+        assert executed.count("%i") == 1, "the instance is what the command works on"
+    # %I would turn the dashes of data-services into slashes.
+    assert "%I" not in text
+
+
+def test_the_units_that_units_name_exist() -> None:
+    names = {path.name for path in UNITS}
+    for unit in UNITS:
+        for named in re.findall(r"standfast-[a-z]+@?(?:%i)?\.(?:service|timer)", unit.read_text()):
+            assert named.replace("%i", "") in names, f"{unit.name}: {named}"
+
+
+def test_the_guard_comes_before_the_exports() -> None:
+    lines = (ROOT / "systemd/nfs-server.service.d/standfast.conf").read_text().splitlines()
+    pre = [line for line in lines if line.startswith("ExecStartPre=")]
+    assert pre == [
+        "ExecStartPre=",
+        "ExecStartPre=nfs-server-guard",
+        "ExecStartPre=-/usr/sbin/exportfs -r",
+    ]
+
+
+def test_every_program_is_installed() -> None:
+    doc = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = doc["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["shared-scripts"] == {path: name for name, path in PROGRAMS.items()}
+    assert set(HANDLERS) <= set(PROGRAMS)
+
+
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    uv = Path(sys.executable).parent / "uv"
+    if not uv.exists():
+        pytest.skip(f"needs uv, which `make venv` puts at {uv}")
+    out = tmp_path_factory.mktemp("wheel")
+    built = subprocess.run(
+        [uv, "build", "--quiet", "--wheel", "--out-dir", out, ROOT],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    if built.returncode and re.search(r"dns|connect|network|fetch", built.stderr, re.IGNORECASE):
+        pytest.skip(f"needs hatchling from the package index: {built.stderr.strip()[-200:]}")
+    assert built.returncode == 0, built.stderr
+    [path] = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin/ of a new venv; the dependencies come from the one that runs the tests."""
+    venv = tmp_path_factory.mktemp("installed") / "venv"
+    uv = Path(sys.executable).parent / "uv"
+    commands: list[list[str | Path]] = [
+        [uv, "venv", "--quiet", "--python", sys.executable, venv],
+        [uv, "pip", "install", "--quiet", "--no-deps", "--python", venv / "bin/python", wheel],
+    ]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    return venv / "bin"
+
+
+def run_installed(
+    installed: Path, name: str, *arguments: str, config: Path
+) -> subprocess.CompletedProcess[str]:
+    """Elsewhere than in the checkout, whose standfast must not be found."""
+    dependencies = installed.parent / "dependencies"
+    if not dependencies.exists():
+        dependencies.mkdir()
+        [library] = Path(sys.executable).parents[1].glob("lib/python*/site-packages")
+        for path in library.iterdir():
+            if "standfast" not in path.name and path.suffix != ".pth":
+                (dependencies / path.name).symlink_to(path)
+    return subprocess.run(
+        [installed / name, *arguments],
+        cwd=installed.parent,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(dependencies),
+            "STANDFAST_CONFIG_DIR": str(config),
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_the_wheel_carries_what_is_deployed(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    for unit in UNITS:
+        end = f".data/data/share/standfast/systemd/{unit.relative_to(ROOT / 'systemd')}"
+        assert any(name.endswith(end) for name in names), end
+    for path in (ROOT / "watches").iterdir():
+        assert any(name.endswith(f"share/standfast/watches/{path.name}") for name in names)
+    for name in PROGRAMS:
+        assert any(one.endswith(f".data/scripts/{name}") for one in names), name
+    assert not any(name.startswith(("tests/", "systemd/", "handlers/")) for name in names)
+
+
+def test_the_installed_command_runs_without_the_source(installed: Path, tmp_path: Path) -> None:
+    version = run_installed(installed, "standfast", "--version", config=tmp_path)
+    assert (version.returncode, version.stderr) == (0, "")
+    assert re.search(r"\d+\.\d+", version.stdout)
+    example = run_installed(installed, "standfast", "config", "example", config=tmp_path)
+    assert example.returncode == 0, example.stderr
+    tomllib.loads(example.stdout)
+
+
+def test_the_installed_guard_refuses_for_want_of_a_configuration(
+    installed: Path, tmp_path: Path
+) -> None:
+    refused = run_installed(installed, "nfs-server-guard", config=tmp_path / "none")
+    assert refused.returncode == 1, refused.stderr
+    assert refused.stderr.startswith("refused [config-invalid]: ")
+    first = (installed / "nfs-server-guard").read_bytes().splitlines()[0]
+    assert first == f"#!{installed}/python".encode() or b"/bin/sh" in first, first
+
+
+def test_the_installed_watch_finds_its_definitions(installed: Path, tmp_path: Path) -> None:
+    from standfast.config.example import example
+
+    text = example("data-services")
+    (tmp_path / "data-services.toml").write_text(text)
+    program = (
+        "from pathlib import Path\n"
+        "from standfast.config.load import load\n"
+        "from standfast import watch\n"
+        "import standfast\n"
+        f"config = load(Path({str(tmp_path)!r}) / 'data-services.toml', require_storage=False)\n"
+        "print(len(watch.definitions(config)), standfast.__file__)\n"
+    )
+    done = run_installed(installed, "python", "-c", program, config=tmp_path)
+    assert done.returncode == 0, done.stderr
+    count, path = done.stdout.split()
+    assert int(count) == len(list(watches()))
+    assert Path(path).is_relative_to(installed.parent)

@@ -1,0 +1,289 @@
+"""decide() answers anything that can be observed; records and names survive any bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from standfast.act.ports import Snapshot
+from standfast.config.model import Config
+from standfast.config.model import Node as NodeConfig
+from standfast.decide import decide
+from standfast.decision import Action, Moment, Wish
+from standfast.errors import ForeignValue
+from standfast.lease.files import LeaseStatus
+from standfast.names import SnapshotName
+from standfast.observe import Available, Blind, Cluster, Local, Sighting, in_lineage, sight
+from standfast.reasons import Reason
+from standfast.records import (
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+    StandbyRecord,
+    dump_epoch,
+    parse_epoch,
+)
+from standfast.reign import OwnReign, Stage
+
+NODES = ("a", "b", "c")
+UTC = 1_795_342_500.0
+
+nodes = st.sampled_from((*NODES, "stranger"))
+epochs = st.integers(0, 5)
+times = st.floats(0, 253_402_300_799, allow_nan=False)
+texts = st.text(min_size=1, max_size=8)
+holders = st.builds(Holder, nodes, st.sampled_from(["1", "2"]))
+names = st.builds(
+    SnapshotName,
+    st.integers(-2000, 100).map(lambda ago: UTC + ago),
+    st.just("services"),
+)
+leaders = st.builds(
+    Leader,
+    epochs,
+    holders,
+    st.integers(0, 9),
+    st.sampled_from(LeaderState),
+    st.lists(nodes, max_size=3).map(tuple),
+    st.none() | nodes,
+)
+reigns = st.builds(
+    Reign,
+    epochs,
+    nodes,
+    st.none() | texts | names.map(str),
+    st.sampled_from(["takeover", "operator: x"]) | texts,
+    st.none() | texts,
+    st.none() | times,
+    times,
+)
+records = st.builds(StandbyRecord, nodes, epochs, texts | names.map(str), texts, times)
+pauses = st.builds(Pause, texts, texts, times)
+sightings = st.builds(
+    Sighting, st.none() | leaders.map(lambda leader: leader.identity), epochs, st.floats(0, 200)
+)
+clusters = st.builds(
+    Cluster,
+    st.none() | epochs,
+    st.none() | leaders,
+    sightings,
+    st.none() | pauses,
+    st.dictionaries(epochs, reigns, max_size=5),
+    st.dictionaries(nodes, records, max_size=3),
+    st.floats(0, 200),
+    st.sampled_from(["passing", "critical", "absent", "unknown"]),
+    st.floats(0, 100),
+    st.frozensets(nodes),
+)
+available = st.builds(
+    Available,
+    names.map(lambda name: Snapshot(name, Path("/persist") / str(name), str(name), True)),
+    epochs,
+)
+own_reigns = st.builds(
+    OwnReign,
+    epochs,
+    st.sampled_from(Stage),
+    st.just("fsid"),
+    st.none() | texts,
+    st.booleans(),
+    epochs,
+)
+leases = st.builds(
+    LeaseStatus,
+    epochs,
+    st.sampled_from(["1", "2"]),
+    st.just(1),
+    st.sampled_from(LeaderState),
+    st.booleans(),
+    st.floats(allow_nan=False),
+    st.floats(allow_nan=False),
+    st.integers(0, 9),
+    st.floats(0, 100),
+)
+locals_ = st.builds(
+    Local,
+    st.sampled_from(NODES),
+    st.sampled_from(["1", "2"]),
+    epochs,
+    st.none() | own_reigns,
+    st.none() | leases,
+    st.booleans(),
+    st.lists(available, max_size=4).map(tuple),
+    st.booleans(),
+    st.booleans(),
+)
+views = clusters | st.builds(Blind, st.sampled_from(Reason), texts)
+wishes = st.builds(Wish, st.booleans(), st.booleans())
+
+
+def config(node: str, mode: str) -> Config:
+    return Config(
+        volume="data",
+        source=Path("data.toml"),
+        cluster="test",
+        node=node,
+        mode=mode,
+        nodes={name: NodeConfig(address="10.0.0.1") for name in NODES},
+    )
+
+
+@settings(max_examples=1500)
+@given(view=views, local=locals_, now_s=st.floats(0, 300), wish=wishes, mode=st.booleans())
+def test_every_observation_gets_a_safe_answer_with_a_sentence(
+    view: Cluster | Blind, local: Local, now_s: float, wish: Wish, mode: bool
+) -> None:
+    settings_ = config(local.node, "manual" if mode else "auto")
+    decision = decide(view, local, settings_, Moment(now_s, UTC), wish)
+    assert decision.sentence
+    if decision.action is not Action.PROMOTE:
+        return
+    assert isinstance(view, Cluster)
+    assert view.epoch is None or view.epoch >= local.highest_epoch
+    handed = view.leader is not None and view.leader.is_clean
+    assert handed or now_s - view.sighting.first_seen >= settings_.lease.wait
+    assert decision.in_place == (decision.base is None)
+    if decision.base is not None:
+        assert in_lineage(decision.base, view)
+    if view.pause is not None and not wish.promote:
+        assert handed
+        assert view.leader is not None
+        assert view.leader.to == local.node
+
+
+@settings(max_examples=300)
+@given(leader=leaders, reign=reigns, record=records, pause=pauses, epoch=epochs)
+def test_records_survive_the_way_to_consul_and_back(
+    leader: Leader, reign: Reign, record: StandbyRecord, pause: Pause, epoch: int
+) -> None:
+    assert Leader.parse(leader.dump()) == leader
+    assert Reign.parse(reign.dump()) == reign
+    assert StandbyRecord.parse(record.dump()) == record
+    assert Pause.parse(pause.dump()) == pause
+    assert parse_epoch(dump_epoch(epoch)) == epoch
+
+
+PARSERS = (Leader.parse, Reign.parse, StandbyRecord.parse, Pause.parse, parse_epoch)
+FIELDS = (
+    "v epoch holder node instance seq state candidates to base reason operator lost_s at "
+    "snapshot content_id by"
+).split()
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just(10**400)
+    | st.just(1),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+documents = st.dictionaries(st.sampled_from(FIELDS), odd).map(lambda doc: {"v": 1, **doc})
+
+
+def parse_all(raw: bytes) -> None:
+    for parse in PARSERS:
+        try:
+            value = parse(raw)
+        except ForeignValue as error:
+            assert "Nothing was changed" in str(error)
+            continue
+        for name in ("at", "lost_s"):
+            number = getattr(value, name, None)
+            assert number is None or math.isfinite(number)
+
+
+@settings(max_examples=300)
+@given(raw=st.binary(max_size=60) | odd.map(json.dumps).map(str.encode))
+def test_any_bytes_are_a_record_or_foreign(raw: bytes) -> None:
+    parse_all(raw)
+
+
+@settings(max_examples=500)
+@given(doc=documents)
+def test_any_document_is_a_record_or_foreign(doc: dict[str, object]) -> None:
+    parse_all(json.dumps(doc).encode())
+
+
+@settings(max_examples=300)
+@given(
+    base=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True),
+    seconds=st.integers(0, 253_402_300_799),
+)
+def test_snapshot_names_survive_being_written(base: str, seconds: int) -> None:
+    name = SnapshotName.at(base, seconds)
+    assert SnapshotName.parse(str(name)) == name
+
+
+@settings(max_examples=300)
+@given(text=st.text() | st.from_regex(r"[a-z]+@[0-9]{8}T[0-9]{6}Z\n?", fullmatch=True))
+def test_any_text_is_a_snapshot_name_as_written_or_none(text: str) -> None:
+    try:
+        name = SnapshotName.parse(text)
+    except ValueError:
+        return
+    assert str(name) == text
+
+
+@settings(max_examples=300)
+@given(
+    looks=st.lists(
+        st.tuples(
+            st.none() | st.sampled_from([(1, "a", "1", 1), (1, "a", "1", 2)]), st.integers(1, 9)
+        )
+    )
+)
+def test_a_sighting_is_as_old_as_the_unbroken_row_of_equal_looks(
+    looks: list[tuple[tuple[int, str, str, int] | None, int]],
+) -> None:
+    seen: Sighting | None = None
+    since = 0
+    for at, (identity, index) in enumerate(looks):
+        if seen is None or seen.identity != identity or index < seen.index:
+            since = at
+        seen = sight(seen, identity, index, float(at))
+        assert seen.first_seen == since
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"v": 2, "epoch": 7}',
+        b'{"v": true, "epoch": 7}',
+        b'{"v": 1, "epoch": NaN}',
+        b'{"v": 1, "epoch": -1}',
+        b'{"v": 1, "epoch": 7.0}',
+        b'{"v": 1, "epoch": true}',
+        b'{"v": 1, "epoch": 9007199254740992}',
+        b'{"v": 1, "epoch": ' + b"9" * 5000 + b"}",
+        b'{"v": 1, "epoch": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"\xff\xfe",
+        b'{"v": 1, "epoch": 7',
+        b'{"v": 1, "epoch": 7, "epoch": "x"}',
+    ],
+    ids=range(17),
+)
+def test_a_foreign_epoch_is_refused(raw: bytes) -> None:
+    with pytest.raises(ForeignValue, match="Standfast did not write"):
+        parse_epoch(raw)
+
+
+@pytest.mark.parametrize("at", ["NaN", "Infinity", "-1", "1e300", '"5"', "true", "null", "1" * 400])
+def test_a_time_that_cannot_be_one_is_refused(at: str) -> None:
+    with pytest.raises(ForeignValue):
+        Pause.parse(f'{{"v": 1, "by": "op", "reason": "r", "at": {at}}}'.encode())

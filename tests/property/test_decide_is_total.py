@@ -171,10 +171,25 @@ def test_records_survive_the_way_to_consul_and_back(
 
 
 PARSERS = (Leader.parse, Reign.parse, StandbyRecord.parse, Pause.parse, parse_epoch)
-FIELDS = (
-    "v epoch holder node instance seq state candidates to base reason operator lost_s at "
-    "snapshot content_id by"
-).split()
+FIELDS = [
+    "v",
+    "epoch",
+    "holder",
+    "node",
+    "instance",
+    "seq",
+    "state",
+    "candidates",
+    "to",
+    "base",
+    "reason",
+    "operator",
+    "lost_s",
+    "at",
+    "snapshot",
+    "content_id",
+    "by",
+]
 odd = st.recursive(
     st.none()
     | st.booleans()

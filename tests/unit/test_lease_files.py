@@ -1,0 +1,91 @@
+"""The small files under /run: whole or absent, and never guessed at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from standfast.errors import StandfastError
+from standfast.lease.files import (
+    LeaseStatus,
+    boot_instance,
+    read_json,
+    save_claim,
+    take_claim,
+    write_atomically,
+)
+from standfast.lease.protocol import NEVER, Claim
+from standfast.records import LeaderState
+
+STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
+CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
+
+
+def test_a_status_survives_the_file(tmp_path: Path) -> None:
+    STATUS.save(tmp_path)
+    assert LeaseStatus.load(tmp_path) == STATUS
+
+
+def test_a_lease_without_time_survives_the_file(tmp_path: Path) -> None:
+    void = LeaseStatus(5, "a1", 7, LeaderState.DRAINING, False, NEVER, NEVER, 12, 3.0)
+    void.save(tmp_path)
+    loaded = LeaseStatus.load(tmp_path)
+    assert loaded == void
+    assert loaded is not None
+    assert loaded.remaining_s(0.0) == 0.0
+
+
+def test_no_status_is_no_lease(tmp_path: Path) -> None:
+    assert LeaseStatus.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", '{"v": 1}', json.dumps({**asdict(STATUS), "state": "glad"}), "\x00"]
+)
+def test_an_unusable_status_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lease.json").write_text(text)
+    with pytest.raises(StandfastError, match=r"lease\.json"):
+        LeaseStatus.load(tmp_path)
+
+
+def test_a_claim_can_be_made_good_once(tmp_path: Path) -> None:
+    save_claim(tmp_path, CLAIM)
+    assert take_claim(tmp_path) == CLAIM
+    assert take_claim(tmp_path) is None
+
+
+def test_a_claim_on_nothing_survives_the_file(tmp_path: Path) -> None:
+    first = Claim(0, None, 100.0, None, "first-primary", "op", 0.0)
+    save_claim(tmp_path, first)
+    assert take_claim(tmp_path) == first
+
+
+def test_a_claim_of_a_wrong_shape_is_an_error_and_is_not_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "claim.json").write_text('{"v": 1, "epoch": 5}')
+    with pytest.raises(StandfastError, match="is not a claim"):
+        take_claim(tmp_path)
+    assert take_claim(tmp_path) is None
+
+
+def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, "one", durable=True)
+    write_atomically(path, "two")
+    assert path.read_text() == "two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "none") is None
+    with pytest.raises(StandfastError, match="can't be read"):
+        read_json(tmp_path)
+
+
+def test_a_boot_has_one_name_for_all_who_ask(tmp_path: Path) -> None:
+    name = boot_instance(tmp_path / "run")
+    assert name == boot_instance(tmp_path / "run")
+    assert name != boot_instance(tmp_path / "after-a-reboot")
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["instance"]

@@ -1,0 +1,96 @@
+"""What counts as seen, and which snapshots are part of the current past."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from standfast.observe import Cluster, Sighting, in_lineage, newest, sight
+from tests.unit.deciding import NOW_S, UTC, cluster, local, reign, snap
+
+SEEN = (5, "a", "a1", 7)
+NEXT = (5, "a", "a1", 8)
+
+
+@pytest.mark.parametrize(
+    ("identity", "index", "first_seen"),
+    [
+        (SEEN, 10, 100.0),
+        (SEEN, 11, 100.0),
+        (SEEN, 9, 200.0),
+        (NEXT, 11, 200.0),
+        ((5, "a", "a2", 7), 10, 200.0),
+        ((6, "a", "a1", 7), 10, 200.0),
+        (None, 11, 200.0),
+    ],
+)
+def test_a_heartbeat_is_as_old_as_its_first_unbroken_sight(
+    identity: tuple[int, str, str, int] | None, index: int, first_seen: float
+) -> None:
+    before = Sighting(SEEN, 10, 100.0)
+    assert sight(before, identity, index, 200.0) == Sighting(identity, index, first_seen)
+
+
+def test_the_first_look_starts_the_wait() -> None:
+    assert sight(None, SEEN, 10, 200.0).first_seen == 200.0
+
+
+def at_epoch(epoch: int, **bases: float | None) -> Cluster:
+    """Consul at that epoch; `e6=60` means that reign 6 started from a snapshot 60 s old."""
+    history = {int(name[1:]): reign(int(name[1:]), ago) for name, ago in bases.items()}
+    return replace(cluster(None), epoch=epoch, history=history)
+
+
+@pytest.mark.parametrize(
+    ("snapshot_epoch", "ago_s", "view", "counts"),
+    [
+        (5, 60, at_epoch(5), True),
+        (5, 60, at_epoch(6, e6=60), True),
+        (5, 61, at_epoch(6, e6=60), True),
+        (5, 59, at_epoch(6, e6=60), False),
+        (5, 70, at_epoch(7, e6=60, e7=30), True),
+        (5, 50, at_epoch(7, e6=60, e7=30), False),
+        (6, 20, at_epoch(7, e6=60, e7=30), False),
+        (5, 60, at_epoch(6), False),
+        (5, 60, at_epoch(6, e6=None), False),
+        (6, 60, at_epoch(5), False),
+    ],
+    ids=[
+        "of this reign",
+        "the base itself",
+        "before the base",
+        "after the base: diverged",
+        "two reigns ago",
+        "diverged two reigns ago",
+        "diverged one reign ago",
+        "no history",
+        "a history without a base",
+        "from an epoch to come",
+    ],
+)
+def test_the_lineage(snapshot_epoch: int, ago_s: float, view: Cluster, counts: bool) -> None:
+    assert in_lineage(snap(ago_s, snapshot_epoch), view) is counts
+
+
+def test_without_an_epoch_nothing_is_in_the_lineage() -> None:
+    assert not in_lineage(snap(60), cluster(None))
+
+
+def test_a_history_that_names_no_snapshot_is_doubt() -> None:
+    broken = replace(reign(6, 60), base="yesterday's")
+    assert not in_lineage(snap(60), replace(at_epoch(6), history={6: broken}))
+
+
+def test_the_newest_is_of_the_latest_reign_then_of_the_latest_time() -> None:
+    view = at_epoch(6, e6=60)
+    mine = [snap(70, 5), snap(60, 5), snap(40, 6), snap(50, 6), snap(30, 5), snap(-3600, 6)]
+    assert newest(local("b", mine), view, UTC) == snap(40, 6)
+    assert newest(local("b", mine[:2]), view, UTC) == snap(60, 5)
+    assert newest(local("b"), view, UTC) is None
+
+
+def test_a_clusters_defaults_blame_nobody() -> None:
+    view = cluster("e5 a/a1 #7 serving", silent=3)
+    assert (view.holder_health, view.holder_unanswered_s, view.alive) == ("unknown", 0, frozenset())
+    assert view.sighting.first_seen == NOW_S - 3

@@ -1,0 +1,179 @@
+"""The lease protocol's rules, one by one; `tests/sim` plays them against each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from standfast.lease import protocol
+from standfast.lease.protocol import (
+    NEVER,
+    Claim,
+    Halted,
+    Lost,
+    Repair,
+    StillMine,
+    Tenure,
+    Versioned,
+)
+from standfast.records import Holder, Leader, LeaderState
+
+A, B, A_REBOOTED = Holder("a", "a1"), Holder("b", "b1"), Holder("a", "a2")
+LENGTH_S, WAIT_S = 8.0, 12.0
+TENURE = Tenure(5, A, epoch_index=50, leader_index=60, seq=7, valid_until=108.0)
+
+
+def beat(epoch: int = 5, holder: Holder = A, seq: int = 7, state: str = "serving") -> Leader:
+    return Leader(epoch, holder, seq, LeaderState(state))
+
+
+def held(leader: Leader | None, epoch: int | None = 5, index: int = 61) -> Versioned:
+    return Versioned(epoch, 50 if epoch is not None else 0, leader, index if leader else 0)
+
+
+def after_sending(tenure: Tenure, at: float) -> Tenure:
+    return protocol.sent(tenure, protocol.next_attempt(tenure, LeaderState.SERVING, ()), at)
+
+
+def back(tenure: Tenure, now_held: Versioned, now: float = 105.0) -> protocol.Verdict:
+    return protocol.read_back(tenure, now_held, now, LENGTH_S)
+
+
+def test_each_attempt_has_a_number_of_its_own() -> None:
+    first = protocol.next_attempt(TENURE, LeaderState.SERVING, ("b",))
+    again = protocol.next_attempt(protocol.sent(TENURE, first, 104.0), LeaderState.SERVING, ("b",))
+    assert (first.leader.seq, again.leader.seq) == (8, 9)
+    assert (again.epoch_index, again.leader_index) == (50, 60)
+
+
+def test_a_commit_counts_from_the_moment_before_sending() -> None:
+    tenure = protocol.committed(after_sending(TENURE, 104.0), 8, 61, LENGTH_S)
+    assert (tenure.valid_until, tenure.leader_index, tenure.attempts) == (112.0, 61, {})
+
+
+def test_an_earlier_heartbeat_never_shortens_the_lease() -> None:
+    assert protocol.committed(after_sending(TENURE, 99.0), 8, 61, LENGTH_S).valid_until == 108.0
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "valid_until"), [(103.9, NEVER), (104.0, NEVER), (104.1, 112.1)]
+)
+def test_only_a_heartbeat_sent_after_the_voiding_makes_the_lease_valid(
+    sent_at: float, valid_until: float
+) -> None:
+    tenure = protocol.voided(after_sending(TENURE, sent_at), 104.0)
+    assert protocol.committed(tenure, 8, 61, LENGTH_S).valid_until == valid_until
+
+
+def test_a_lost_reply_is_recognised_by_its_number() -> None:
+    verdict = back(after_sending(after_sending(TENURE, 104.0), 106.0), held(beat(seq=8)))
+    assert isinstance(verdict, StillMine)
+    assert verdict.tenure.valid_until == 112.0
+    assert verdict.tenure.leader_index == 61
+
+
+def test_a_number_that_this_process_never_sent_gives_no_time() -> None:
+    verdict = back(after_sending(TENURE, 104.0), held(beat(seq=9)))
+    assert isinstance(verdict, StillMine)
+    assert verdict.tenure.valid_until == 108.0
+    assert verdict.tenure.seq == 9
+
+
+def test_a_clean_that_committed_after_all_gives_no_time() -> None:
+    void = protocol.voided(after_sending(TENURE, 104.0), 103.0)
+    verdict = back(void, held(beat(seq=8, state="clean")))
+    assert isinstance(verdict, StillMine)
+    assert verdict.tenure.valid_until == NEVER
+    assert verdict.tenure.leader_index == 61
+
+
+LOST = {
+    "a later epoch": held(beat(6, B, 1), epoch=6),
+    "a later epoch without a leader": held(None, epoch=6),
+    "the same epoch held elsewhere": held(beat(holder=B)),
+    "the same node in another boot": held(beat(holder=A_REBOOTED)),
+    "no epoch and another's leader": held(beat(6, B), epoch=None),
+    "a leader of a later epoch": held(beat(6, B)),
+}
+
+
+@pytest.mark.parametrize("now_held", LOST.values(), ids=LOST)
+def test_it_is_lost_when_another_reigns(now_held: Versioned) -> None:
+    verdict = back(TENURE, now_held)
+    assert isinstance(verdict, Lost)
+    assert verdict.why
+
+
+def test_an_older_epoch_halts() -> None:
+    verdict = back(TENURE, held(beat(4), epoch=4))
+    assert isinstance(verdict, Halted)
+    assert "accept-epoch" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("now_held", "missing_epoch"),
+    [
+        (held(None), False),
+        (held(beat(4, B)), False),
+        (held(None, epoch=None), True),
+        (held(beat(), epoch=None), True),
+    ],
+    ids=["no leader", "an older leader", "neither", "no epoch"],
+)
+def test_a_deleted_key_is_to_be_written_again(now_held: Versioned, missing_epoch: bool) -> None:
+    verdict = back(TENURE, now_held)
+    assert isinstance(verdict, Repair)
+    assert verdict.missing_epoch == missing_epoch
+    assert verdict.tenure.leader_index == now_held.leader_index
+
+
+def test_a_lapsed_holder_does_not_write_both_keys_again() -> None:
+    assert isinstance(back(TENURE, held(None, epoch=None), now=108.0), Halted)
+    assert isinstance(back(TENURE, held(None), now=108.0), Repair)
+
+
+CLAIM = Claim(5, beat().identity, 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("claim", "now_held", "now", "why"),
+    [
+        (CLAIM, held(beat()), 112.0, None),
+        (CLAIM, held(beat()), 111.9, "12 s are needed"),
+        (CLAIM, held(beat(seq=8)), 200.0, "the last heartbeat is"),
+        (CLAIM, held(beat(holder=A_REBOOTED)), 200.0, "the last heartbeat is"),
+        (CLAIM, held(beat(6, B), epoch=6), 200.0, "the epoch is 6 now"),
+        (CLAIM, held(None), 200.0, "the last heartbeat is None"),
+        (CLAIM, held(beat(), epoch=None), 200.0, "the epoch is 0 now"),
+        (replace(CLAIM, seen=None), held(None), 111.0, "12 s are needed"),
+        (replace(CLAIM, seen=None), held(None), 112.0, None),
+        (replace(CLAIM, epoch=0, seen=None), held(None, epoch=None), 112.0, None),
+    ],
+)
+def test_a_claim_is_made_good_when_the_same_heartbeat_was_seen_for_long_enough(
+    claim: Claim, now_held: Versioned, now: float, why: str | None
+) -> None:
+    objection = protocol.objection(claim, now_held, now, WAIT_S)
+    assert (objection is None) if why is None else (objection is not None and why in objection)
+
+
+def test_clean_needs_no_wait() -> None:
+    clean = beat(seq=8, state="clean")
+    assert protocol.objection(replace(CLAIM, seen=clean.identity), held(clean), 100.1, 12) is None
+
+
+def test_an_acquisition_is_ours_only_with_our_name_on_both_keys() -> None:
+    won = held(beat(6, B, 1), epoch=6)
+    tenure = protocol.acquired(won, B, 6, 100.0, LENGTH_S)
+    assert tenure is not None
+    assert (tenure.epoch, tenure.valid_until, tenure.seq) == (6, 108.0, 1)
+    for other in (held(beat(6, A, 1), epoch=6), held(beat(), epoch=6), held(None, epoch=6)):
+        assert protocol.acquired(other, B, 6, 100.0, LENGTH_S) is None
+    assert protocol.acquired(won, B, 7, 100.0, LENGTH_S) is None
+
+
+def test_the_time_left_is_never_negative() -> None:
+    assert TENURE.remaining_s(100.0) == 8.0
+    assert TENURE.remaining_s(200.0) == 0.0
+    assert protocol.voided(TENURE, 100.0).remaining_s(100.0) == 0.0

@@ -1,0 +1,70 @@
+"""The values in Consul: written in one way, and refused with a message in any other."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from standfast.errors import ForeignValue
+from standfast.records import Holder, Leader, LeaderState, Reign
+
+LEADER = Leader(5, Holder("a", "a1"), 7, LeaderState.CLEAN, ("b", "c"), "b")
+
+
+def test_a_heartbeat_is_written_in_one_way() -> None:
+    assert LEADER.dump() == (
+        b'{"v":1,"epoch":5,"holder":{"node":"a","instance":"a1"},"seq":7,"state":"clean",'
+        b'"candidates":["b","c"],"to":"b"}'
+    )
+
+
+def test_what_a_candidate_waits_for_is_the_number_of_one_boot_in_one_epoch() -> None:
+    assert LEADER.identity == (5, "a", "a1", 7)
+    assert LEADER.is_clean
+
+
+WRONG: dict[str, list[object]] = {
+    "holder": ["a", None, {"node": "a"}, {"node": "", "instance": "x"}, {"node": 1, "instance": 2}],
+    "seq": [-1, 1.5, "7", None, True],
+    "state": ["glad", None, [], {}],
+    "candidates": ["b", None, [""], [1], {"b": 1}],
+    "to": ["", 5, []],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in WRONG.items() for value in values]
+)
+def test_a_heartbeat_with_a_wrong_field_is_foreign(field: str, value: object) -> None:
+    doc = {**json.loads(LEADER.dump()), field: value}
+    with pytest.raises(ForeignValue, match="leader in Consul"):
+        Leader.parse(json.dumps(doc).encode())
+
+
+@pytest.mark.parametrize("field", ["epoch", "holder", "seq", "state", "candidates", "v"])
+def test_a_heartbeat_with_a_missing_field_is_foreign(field: str) -> None:
+    doc = json.loads(LEADER.dump())
+    del doc[field]
+    with pytest.raises(ForeignValue):
+        Leader.parse(json.dumps(doc).encode())
+
+
+def test_an_unknown_field_is_room_for_later() -> None:
+    doc = {**json.loads(LEADER.dump()), "later": 1}
+    assert Leader.parse(json.dumps(doc).encode()) == LEADER
+
+
+def test_the_message_shows_the_key_the_value_and_the_way_on() -> None:
+    with pytest.raises(ForeignValue) as caught:
+        Reign.parse(b"hello", "standfast/data/history/5")
+    text = str(caught.value)
+    assert text.startswith("standfast/data/history/5 in Consul holds a value that")
+    assert "'hello'" in text
+    assert "Nothing was changed. Look at it with `consul kv get`" in text
+
+
+def test_a_long_foreign_value_is_shown_in_part() -> None:
+    with pytest.raises(ForeignValue) as caught:
+        Leader.parse(b"x" * 10_000_000)
+    assert len(str(caught.value)) < 500

@@ -1,0 +1,79 @@
+"""What a node knows of its own reign, on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from standfast.errors import StandfastError
+from standfast.reign import Intent, OwnReign, Stage
+
+REIGN = OwnReign(
+    5, Stage.READY, "fsid", "services@20261122T101500Z", False, 4, "content", "uuid", None
+)
+
+
+def test_a_reign_survives_the_disk(tmp_path: Path) -> None:
+    REIGN.save(tmp_path)
+    assert OwnReign.load(tmp_path) == REIGN
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_each_stage_survives_the_disk(tmp_path: Path, stage: Stage) -> None:
+    REIGN.at(stage).save(tmp_path)
+    loaded = OwnReign.load(tmp_path)
+    assert loaded is not None
+    assert loaded.stage is stage
+
+
+def test_a_node_without_the_file_is_no_primary(tmp_path: Path) -> None:
+    assert OwnReign.load(tmp_path) is None
+    OwnReign.forget(tmp_path)
+    REIGN.save(tmp_path)
+    OwnReign.forget(tmp_path)
+    assert OwnReign.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"epoch": 5',
+        json.dumps({"v": 1, "epoch": "5"}),
+        REIGN.stage.value,
+    ],
+)
+def test_a_damaged_reign_is_an_error_and_never_no_reign(tmp_path: Path, text: str) -> None:
+    (tmp_path / "reign.json").write_text(text)
+    with pytest.raises(StandfastError, match=r"reign\.json"):
+        OwnReign.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("stage", "lost"), ("epoch", "5"), ("epoch", True), ("fsid", None)]
+)
+def test_a_field_of_a_wrong_type_is_damage(tmp_path: Path, field: str, value: object) -> None:
+    REIGN.save(tmp_path)
+    path = tmp_path / "reign.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(StandfastError, match="damaged"):
+        OwnReign.load(tmp_path)
+
+
+def test_an_intent_counts_for_its_own_epoch_only(tmp_path: Path) -> None:
+    intent = Intent(6, "services@20261122T101500Z", "content", in_place=True)
+    intent.save(tmp_path)
+    assert Intent.load(tmp_path, 6) == intent
+    assert Intent.load(tmp_path, 5) is None
+    assert Intent.load(tmp_path / "elsewhere", 6) is None
+
+
+def test_an_intent_with_wrong_types_promises_nothing(tmp_path: Path) -> None:
+    (tmp_path / "intent.json").write_text(
+        '{"v": 1, "epoch": 6, "base": 7, "base_content_id": [], "in_place": "yes"}'
+    )
+    assert Intent.load(tmp_path, 6) == Intent(6, None, None, in_place=False)

@@ -305,6 +305,16 @@ def test_without_a_lease_every_passing_instance_counts(
     assert (ended.code, ended.said) == (1, RUNBOOK.format(other="127.0.0.3"))
 
 
+def test_the_lease_of_an_earlier_boot_makes_no_leftover_of_another(
+    primary: tuple[StorageNode, EmbeddedConsul],
+) -> None:
+    node, consul = primary
+    node.hold(instance="an earlier boot")
+    with listening(ADDRESSES["n2"], answers=False) as port:
+        register(consul, "n2", port, {"epoch": str(EPOCH - 1)})
+        assert asked(node).said == RUNBOOK.format(other="127.0.0.2")
+
+
 def test_a_dead_node_s_instance_does_not_count(
     primary: tuple[StorageNode, EmbeddedConsul],
 ) -> None:

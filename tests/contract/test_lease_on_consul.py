@@ -295,6 +295,20 @@ def test_a_heartbeat_whose_reply_is_lost_counts_once_it_is_read_back(
     kept(keys.heartbeat(known.tenure, LeaderState.SERVING))
 
 
+def test_a_heartbeat_from_before_the_lease_was_voided_brings_no_time(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    keys = faulty.keys()
+    tenure = keys.acquire(FIRST)
+    embedded.drop_next_reply(is_txn)
+    lost = keys.heartbeat(tenure, LeaderState.SERVING)
+    assert isinstance(lost, Kept) and lost.trouble is not None
+    void = protocol.voided(lost.tenure, monotonic())
+    known = keys.heartbeat(void, LeaderState.DRAINING)  # reads the lost one back
+    assert isinstance(known, Kept)
+    assert known.tenure.remaining_s(monotonic()) == 0
+
+
 def test_a_clean_whose_reply_is_lost_is_recognised(
     embedded: EmbeddedConsul, faulty: Volume
 ) -> None:

@@ -34,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as end:  # argparse's --help and --version
-        return end.code if isinstance(end.code, int) else 0
     except Exception as error:  # noqa: BLE001  # the last door: reported, with its exit code
         return _fail(error, as_json="--json" in words)
 
@@ -47,7 +45,10 @@ def _run(words: Sequence[str]) -> int:
     if not words:
         parser.print_help(sys.stderr)
         return 2
-    args = parser.parse_args(words)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as end:  # --help and --version
+        return end.code if isinstance(end.code, int) else 0
     module, _, function = args.entry.partition(":")
     return int(getattr(import_module(module), function)(args))
 

@@ -28,7 +28,7 @@ class Problem:
     def __str__(self) -> str:
         subject = f"{self.key} = {self.value}" if self.value else self.key
         start = f"{subject}: " if subject else ""
-        return f"{start}{self.rule}; {self.way_out}"
+        return plain(f"{start}{self.rule}; {self.way_out}")
 
 
 class InvalidConfig(ConfigError):

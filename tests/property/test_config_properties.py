@@ -43,6 +43,7 @@ DOCUMENTS = st.dictionaries(
 
 @settings(max_examples=150, deadline=None)
 @given(DOCUMENTS)
+@example({"nodes": {"0": False, "\x1f": False}})
 def test_any_document_is_either_problems_or_a_configuration_that_obeys_the_rules(
     doc: dict[str, Any],
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -29,8 +30,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 @contextmanager
-def an_agent(config: Config, *pieces: bytes, hold: bool = False) -> Iterator[list[Any]]:
-    """Answers one request with these pieces; yields the requests that it got."""
+def an_agent(config: Config, *pieces: bytes, drips: int = 0) -> Iterator[list[Any]]:
+    """Answers one request with these pieces, then a byte every 0.1 s; yields what it got."""
     got: list[Any] = []
     done = threading.Event()
     with socket.socket(socket.AF_UNIX) as server:
@@ -45,8 +46,11 @@ def an_agent(config: Config, *pieces: bytes, hold: bool = False) -> Iterator[lis
                 got.append(json.loads(connection.makefile("rb").readline()))
                 for piece in pieces:
                     connection.sendall(piece)
-                if hold:
-                    done.wait(10)
+                with contextlib.suppress(BrokenPipeError):  # the client has had enough
+                    for _ in range(drips):
+                        connection.sendall(b" ")
+                        if done.wait(0.1):
+                            break
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -129,6 +133,13 @@ def test_a_failure_keeps_its_exit_code_if_it_is_one(
     assert (caught.value.exit_code, str(caught.value)) == (expected, "step 3 failed")
 
 
+def test_a_failure_with_a_known_reason_is_no_refusal(config: Config) -> None:
+    line = b'{"error": "x", "reason": "too-old", "exit_code": 3}\n'
+    with an_agent(config, line), pytest.raises(AgentFailed) as caught:
+        ask(config)
+    assert (caught.value.exit_code, caught.value.reason) == (3, "too-old")
+
+
 def test_no_agent_is_unreachable_with_the_command_that_starts_it(config: Config) -> None:
     with pytest.raises(Unreachable, match="systemctl start standfast-agent@data-services"):
         ask(config)
@@ -149,18 +160,11 @@ def test_an_agent_that_ends_half_way_leaves_the_outcome_unknown(
         ask(config)
 
 
-def test_an_agent_that_says_nothing_times_out(config: Config) -> None:
-    with (
-        an_agent(config, b'{"progress": "a"}\n', hold=True),
-        pytest.raises(TimedOut, match=r"within 0\.3 s; what it began goes on"),
-    ):
-        ask(config, timeout_s=0.3)
-
-
 def test_an_agent_that_drips_bytes_times_out(config: Config) -> None:
+    # It ends before it said anything: without a total deadline, that would be the error.
     with (
-        an_agent(config, b"x", hold=True),
-        pytest.raises(TimedOut),
+        an_agent(config, b'{"progress": "a"}\n', drips=20),
+        pytest.raises(TimedOut, match=r"within 0\.3 s; what it began goes on"),
     ):
         ask(config, timeout_s=0.3)
 
@@ -208,3 +212,13 @@ def test_escape_sequences_of_the_agent_do_not_reach_the_terminal(
     with an_agent(config, line + b'\n{"done": true, "text": "b\\u001b[2J\\nc"}\n'):
         assert main(["promote"]) == 0
     assert capsys.readouterr().out == "?[2Ja\nb?[2J\nc\n"
+
+
+def test_a_broken_volume_does_not_keep_the_others_from_being_woken(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config.source.parent / "a-broken-one.toml").write_text("x = 1\n")
+    with an_agent(config, b'{"done": true}\n') as got:
+        assert main(["reconcile"]) == 2
+    assert [request["command"] for request in got] == ["wake"]
+    assert "a-broken-one.toml: x = 1: unknown key" in capsys.readouterr().err

@@ -71,6 +71,7 @@ def test_bash_completes_commands_options_and_volumes(tmp_path: Path) -> None:
     assert complete("standfast", "switchover", "--t") == ["--timeout", "--to"]
     assert complete("standfast", "replicate", "c1", "--f") == ["--full"]
     assert complete("standfast", "completion", "z") == ["zsh"]
+    assert complete("standfast", "status", "--volume", "", config_dir=tmp_path) == []
     (tmp_path / "data-services.toml").touch()
     (tmp_path / "media.toml").touch()
     offered = complete("standfast", "status", "--volume", "", config_dir=tmp_path)
@@ -88,6 +89,10 @@ def test_each_shell_s_script_knows_every_command_and_parses(shell: str) -> None:
         pytest.skip(f"{shell} is not installed: its script was not parsed")
     done = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_quotes_in_a_help_text_do_not_end_fish_s_string() -> None:
+    assert "the standbys\\' data" in fish()
 
 
 def test_the_shells_get_scripts_of_their_own() -> None:

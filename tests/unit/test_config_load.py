@@ -125,6 +125,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 
 def test_a_table_of_the_wrong_kind_is_reported_once(tmp_path: Path) -> None:
     assert the_problem(write(tmp_path, top="lease = 3")).startswith("lease = 3: must be a table")
+    assert the_problem(write(tmp_path, tables="[nodes]\nc2 = 3")) == (
+        "nodes.c2 = 3: must be a table, not a whole number; write it as [nodes.c2]"
+    )
     path = tmp_path / "data-services.toml"
     path.write_text('cluster = "alo"\nnodes = [1]\n')
     assert problems(path) == ["nodes = [1]: must be a table of named tables; write [nodes.NAME]"]

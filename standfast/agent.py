@@ -95,9 +95,10 @@ class Agent:
     def step(self) -> None:
         """One look and what follows from it."""
         seen = self.look(self._pause_s())
-        if plan_for(seen.decision, self.config) is not None and monotonic() >= self.retry_at:
-            seen = self.look(fresh=True)
-            self._attempt(seen)
+        if plan_for(seen.decision, self.config) is None:
+            self.failures, self.retry_at, self.trouble = 0, 0.0, None
+        elif monotonic() >= self.retry_at:
+            self._attempt(self.look(fresh=True))
         self.woken.clear()
 
     def _pause_s(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from standfast.act.machine import Machine
@@ -86,4 +87,14 @@ class LocalView:
             snapshots=self._snapshots,
             has_live=config.paths.live.exists(),
             nfs_running=machine.nfs.is_running() if own is not None else False,
+        )
+
+    def glance(self, before: Local) -> Local:
+        """What changes from second to second, read again; for any thread, nothing is kept."""
+        run_dir = self._machine.config.run_dir
+        return replace(
+            before,
+            own=OwnReign.load(self._machine.config.state_dir),
+            lease=LeaseStatus.load(run_dir),
+            lease_alive=is_locked(run_dir / "lease.lock"),
         )

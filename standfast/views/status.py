@@ -19,6 +19,7 @@ from standfast.local_socket import ask
 from standfast.names import SnapshotName
 from standfast.observe import Blind, Cluster, Local
 from standfast.reasons import Reason
+from standfast.records import LeaderState
 from standfast.views.text import render
 
 if TYPE_CHECKING:
@@ -101,7 +102,15 @@ def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float
         doc |= _cluster(view, config, utc)
     if local is not None:
         doc |= _local(local, doc.get("holder"))
+    doc["serving"] = _serving(doc, config)
     return doc
+
+
+def _serving(doc: Mapping[str, Any], config: Config) -> str | None:
+    """Who serves; None: nobody, or a holder whose last heartbeat is older than a lease."""
+    fresh = doc.get("last_heartbeat_seen_s", 0.0) <= config.lease.length
+    serves = doc.get("state") == LeaderState.SERVING and fresh
+    return doc.get("holder") if serves else None
 
 
 def _cluster(view: Cluster, config: Config, utc: float) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def document(agent: Agent) -> dict[str, Any]:
             "node": agent.config.node,
             "role": "starting",
         }
-    local = agent.local.look()
+    local = agent.local.glance(seen.local)
     doc = build(seen.view, local, agent.config, utc_now())
     decision = seen.decision
     doc["decision"] = {
@@ -212,7 +221,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(clear + render(doc) + "\n")
         sys.stdout.flush()
         if not args.watch:
-            return 0 if doc.get("holder") else 1
+            return 0 if doc.get("serving") else 1
         from standfast.clock import sleep
 
         sleep(1.0)

@@ -24,7 +24,10 @@ def render(doc: Mapping[str, Any]) -> str:
     lines = [_headline(doc)]
     decision = doc.get("decision")
     if decision:
-        lines.append(f"this node: {doc['node']}, {doc['role']}: {decision['sentence']}")
+        lines.append(
+            f"this node: {doc['node']}, {doc['role']}: {decision['sentence']} "
+            f"[{decision['reason']}]"
+        )
     elif doc.get("agent") is False:
         lines.append(
             f"this node: {doc['node']}: no agent runs here (what follows is Consul's word)"
@@ -55,6 +58,12 @@ def render(doc: Mapping[str, Any]) -> str:
 
 def _headline(doc: Mapping[str, Any]) -> str:
     volume = doc["volume"]
+    if doc.get("holder") and not doc.get("serving", True):
+        return (
+            f"{volume}: NOBODY SERVES: {doc['holder']} holds epoch {doc['epoch']} "
+            f"({doc['state']}), its last heartbeat was seen "
+            f"{duration(doc.get('last_heartbeat_seen_s'))} ago"
+        )
     if doc.get("holder"):
         since = f" since {format_utc(doc['since'])}" if doc.get("since") else ""
         return f"{volume}: {doc['holder']} is primary, epoch {doc['epoch']}{since}"

@@ -106,7 +106,7 @@ def test_switchover_and_failback_lose_no_acknowledged_write(cluster: Cluster) ->
     to = next(n.name for n in lab if n.name != old)
     with lab.client.stream(lab.servers(), "switch", interval_s=0.05, silence_s=0.5) as stream:
         stream.wait_for_ack(lab[old].address)
-        cluster.standfast(old, "switchover", "--to", to, timeout_s=120)
+        cluster.standfast(old, "switchover", "--to", to, "--reason", "fire drill", timeout_s=120)
         stream.wait_for_ack(lab[to].address, after_s=time.monotonic())
         cluster.wait_for_role(old, "standby")
         if to != "n1":
@@ -115,6 +115,7 @@ def test_switchover_and_failback_lose_no_acknowledged_write(cluster: Cluster) ->
         last = stream.wait_for_ack(after_s=time.monotonic())
         pause_s = stream.longest_gap_s()
         acknowledged = stream.acknowledged()
+    assert "clean-handover: fire drill" in cluster.standfast(to, "history", "--json")
     print(f"\nswitchover: the client's longest pause {pause_s:.1f} s")
     assert missing_records(lab.client.nfs_read(last.server, "switch"), acknowledged) == []
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from standfast import plan as plans
@@ -17,37 +17,27 @@ from standfast.clock import monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import NO_WISH, Decision, Moment, Wish
-from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
+from standfast.errors import StandfastError, TimedOut
 from standfast.lease import keeper as keeping
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, save_claim
+from standfast.lease.files import LeaseStatus
 from standfast.lease.holding import LeaseKeys
-from standfast.lease.protocol import Claim
-from standfast.names import diverged_name, retired_name
-from standfast.observe import Available, Cluster, Local, Sighting
+from standfast.observe import Available, Cluster, Local
 from standfast.plan import Do, Plan, names_of, plan_for
 from standfast.reasons import Reason
-from standfast.records import Holder, LeaderState, Reign
-from standfast.reign import Intent, OwnReign, Stage
+from standfast.records import Holder
+from standfast.reign import OwnReign
 from standfast.watcher import Watcher
 from tests.sim.clockwork import Actor, NodeClock, Routine
-from tests.sim.machine import Disk, KernelFence, KernelNfs, Tree
+from tests.sim.machine import Disk, KernelFence, KernelNfs
 from tests.sim.model_consul import Client
+from tests.sim.steps import Steps, Task
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 AGENT_TICK_S = 0.25
 RESTART_S = 1.0
-
-
-@dataclass(slots=True)
-class Task:
-    """What the steps of one plan work on."""
-
-    decision: Decision | None = None
-    sighting: Sighting | None = None
-    to: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -295,227 +285,12 @@ class Node:
             self.power_cut()
         yield 0.02
         self.world.log(f"{self.name}: {do}")
-        effect: Callable[[Task], Routine] = getattr(self, f"_do_{do.name.lower()}")
+        effect: Callable[[Task], Routine] = getattr(Steps(self), f"do_{do.name.lower()}")
         yield from effect(task)
         if self.cut_after is do:
             self.cut_after = None
             self.power_cut()
             yield 0.02
-
-    # The steps
-
-    def _own(self) -> OwnReign:
-        own = OwnReign.load(self.config.state_dir)
-        if own is None:
-            raise StandfastError("this node has no reign to end")
-        return own
-
-    def _lease(self) -> LeaseStatus:
-        status = LeaseStatus.load(self.config.run_dir)
-        if status is None or status.instance != self.holder.instance:
-            raise Refused(Reason.LEASE_NOT_HELD, "this node's lease process holds nothing")
-        return status
-
-    def _do_claim_lease(self, task: Task) -> Routine:
-        decision, sighting = task.decision, task.sighting
-        assert decision is not None and sighting is not None
-        base = decision.base
-        if base is None:
-            own = OwnReign.load(self.config.state_dir)
-            base = self.disk.snapshot("services", utc_now(), 0 if own is None else own.epoch)
-        epoch = decision.epoch
-        name, content_id = str(base.snapshot.name), base.snapshot.content_id
-        Intent(epoch + 1, name, content_id, decision.in_place).save(self.config.state_dir)
-        reason = str(decision.reason)
-        claim = Claim(
-            epoch, sighting.identity, sighting.first_seen, name, reason, None, decision.lost_s
-        )
-        save_claim(self.config.run_dir, claim)
-        yield from self._do_start_lease(task)
-        if self._lease().epoch != epoch + 1:
-            raise Refused(Reason.LEASE_NOT_HELD, f"epoch {epoch + 1} went to another node")
-
-    def _do_start_lease(self, task: Task) -> Routine:
-        self.start_keeper()
-        for _ in range(100):
-            status = LeaseStatus.load(self.config.run_dir)
-            if status is not None and status.remaining_s(monotonic()) > 0:
-                return
-            if status is not None and status.state is LeaderState.DRAINING:
-                try:
-                    yield from self.ask_lease({"cmd": "hold"})
-                except StandfastError:
-                    yield 0.1
-            if self.keeper_actor is None or self.keeper_actor.dead:
-                raise StandfastError("the lease process ended at its start")
-            yield 0.1
-        raise TimedOut("the lease process holds no lease after 10 s")
-
-    def _do_prepare_volume(self, task: Task) -> Routine:
-        epoch = self._lease().epoch
-        state = self.config.state_dir
-        own = OwnReign.load(state)
-        if own is None or own.epoch != epoch:
-            own = self._begin(epoch, own)
-            own.save(state)
-        yield 0.02
-        if own.stage is Stage.CLEARING:
-            if self.disk.live is not None:
-                self.disk.live.writable = False
-                self.disk.keep_aside(self._aside_name(own.displaced_epoch))
-            own = own.at(Stage.CREATING)
-            own.save(state)
-            yield 0.02
-        if own.stage is Stage.CREATING:
-            if self.disk.live is None:
-                self.disk.live = Tree(list(self._content(own)))
-            own = own.at(Stage.READY)
-            own.save(state)
-        live = self.disk.live
-        if live is None:
-            raise StandfastError("the live subvolume is gone")
-        live.writable = True
-        own.at(Stage.READY).save(state)
-        self.world.reign_prepared(self, epoch, live, in_place=own.in_place)
-
-    def _begin(self, epoch: int, before: OwnReign | None) -> OwnReign:
-        intent = Intent.load(self.config.state_dir, epoch)
-        if intent is None:
-            key = self.config.key(f"history/{epoch}")
-            entry = self.client.read([key])[key]
-            base = None if entry is None else Reign.parse(entry.value).base
-            intent = Intent(epoch, base, None, in_place=False)
-        displaced = before.epoch if before is not None else 0
-        return OwnReign(
-            epoch,
-            Stage.READY if intent.in_place else Stage.CLEARING,
-            f"fsid-{epoch}",
-            intent.base,
-            intent.in_place,
-            displaced,
-            intent.base_content_id,
-        )
-
-    def _aside_name(self, epoch: int) -> str:
-        return diverged_name("services", epoch, utc_now())
-
-    def _content(self, own: OwnReign) -> tuple[int, ...]:
-        for available in self.disk.snapshots:
-            snapshot = available.snapshot
-            if (
-                own.base_content_id in (None, snapshot.content_id)
-                and str(snapshot.name) == own.base
-            ):
-                return self.disk.contents[snapshot.content_id]
-        raise StandfastError(f"the snapshot {own.base} is not on this node any more")
-
-    def _do_export(self, task: Task) -> Routine:
-        yield 0.01
-
-    _do_bind = _do_unbind = _do_unexport = _do_export
-
-    def _do_start_nfs(self, task: Task) -> Routine:
-        lease = self._lease()
-        if lease.remaining_s(monotonic()) <= 0 or not self.fence.state().in_place:
-            raise Refused(Reason.LEASE_TOO_SHORT, "the guard refused: no time left")
-        keys = LeaseKeys(self.config, self.client, self.holder)
-        held = keys.read()
-        if held.epoch != lease.epoch or held.leader is None or held.leader.holder != self.holder:
-            raise Refused(Reason.LEASE_NOT_HELD, "the guard refused: the lease is another's")
-        yield 0.3
-        self.nfs.running = True
-
-    def _do_open_port(self, task: Task) -> Routine:
-        yield from self.ask_lease({"cmd": "serve"})
-
-    def _do_check_serving(self, task: Task) -> Routine:
-        for _ in range(50):
-            if self.serves:
-                return
-            yield 0.1
-        raise StandfastError("the server does not serve")
-
-    def _do_register(self, task: Task) -> Routine:
-        self.registered = self._lease().epoch
-        yield 0.01
-
-    def _do_deregister(self, task: Task) -> Routine:
-        self.registered = None
-        yield 0.01
-
-    def _do_close_port(self, task: Task) -> Routine:
-        self._own().at(Stage.DRAINING).save(self.config.state_dir)
-        yield from self.ask_lease({"cmd": "drain"})
-
-    def _do_shut_fence(self, task: Task) -> Routine:
-        self.fence.ensure_closed()
-        yield 0.01
-
-    def _do_stop_lease(self, task: Task) -> Routine:
-        self.stop_keeper()
-        yield 0.05
-
-    def _do_stop_nfs(self, task: Task) -> Routine:
-        yield self.nfs.stop_s
-        if self.nfs.stuck:
-            raise StandfastError("threads of the NFS server are left")
-        self.nfs.running = False
-
-    def _do_read_only(self, task: Task) -> Routine:
-        if self.disk.live is not None:
-            self.disk.live.writable = False
-        yield 0.01
-
-    def _do_pre_copy(self, task: Task) -> Routine:
-        assert task.to is not None
-        taken = self.disk.snapshot("services", utc_now(), self._lease().epoch)
-        yield from self.copy(taken, task.to, self._lease().epoch)
-
-    def _do_final_snapshot(self, task: Task) -> Routine:
-        own = self._own()
-        final = self.disk.snapshot("services", utc_now(), own.epoch)
-        replace(own, final=str(final.snapshot.name)).save(self.config.state_dir)
-        yield 0.05
-
-    def _do_final_copy(self, task: Task) -> Routine:
-        assert task.to is not None
-        own = self._own()
-        final = next(one for one in self.disk.snapshots if str(one.snapshot.name) == own.final)
-        yield from self.copy(final, task.to, own.epoch)
-
-    def _do_release(self, task: Task) -> Routine:
-        self._own().at(Stage.RELEASED).save(self.config.state_dir)
-        for left in (2, 1, 0):
-            try:
-                yield from self.ask_lease({"cmd": "release", "to": task.to})
-                return
-            except StandfastError:
-                if left == 0:
-                    raise
-                yield 0.5
-
-    def _do_await_successor(self, task: Task) -> Routine:
-        for _ in range(60):
-            if task.to is not None and self.world.nodes[task.to].registered is not None:
-                return
-            yield 0.5
-        raise StepFailed(f"the role was given up in order, and {task.to} doesn't serve yet")
-
-    def _do_keep_diverged(self, task: Task) -> Routine:
-        if self.disk.live is not None:
-            self.disk.keep_aside(self._aside_name(self._own().epoch))
-        yield 0.01
-
-    def _do_retire_tree(self, task: Task) -> Routine:
-        own = self._own()
-        if self.disk.live is not None:
-            name = retired_name if own.final is not None else diverged_name
-            self.disk.keep_aside(name("services", own.epoch, utc_now()))
-        yield 0.01
-
-    def _do_forget(self, task: Task) -> Routine:
-        OwnReign.forget(self.config.state_dir)
-        yield 0.01
 
     # Replication
 

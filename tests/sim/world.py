@@ -24,6 +24,8 @@ from standfast.lease import cutoff, holding, keeper
 from standfast.observe import Available
 from standfast.reasons import Reason
 from standfast.records import Leader, Pause, Reign, StandbyRecord, parse_epoch
+from tests.sim import node as node_module
+from tests.sim import steps
 from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, Violation
 from tests.sim.machine import KernelFence, KernelNfs, Tree
 from tests.sim.model_consul import Client, Fault, Store
@@ -100,9 +102,9 @@ class World:
             self._patches.enter_context(patch.object(module, "monotonic", monotonic))
         for module in (clock, holding):
             self._patches.enter_context(patch.object(module, "utc_now", utc_now))
-        for name in ("monotonic", "utc_now"):
-            function = {"monotonic": monotonic, "utc_now": utc_now}[name]
-            self._patches.enter_context(patch(f"tests.sim.node.{name}", function))
+        for module in (node_module, steps):
+            self._patches.enter_context(patch.object(module, "monotonic", monotonic))
+            self._patches.enter_context(patch.object(module, "utc_now", utc_now))
         self._patches.enter_context(patch.object(watcher, "answers", self._answers))
         return self
 

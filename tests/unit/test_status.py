@@ -119,6 +119,7 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
         "node",
         "paused",
         "role",
+        "serving",
         "since",
         "standbys",
         "state",
@@ -173,6 +174,11 @@ def test_the_role_of_a_node_that(config: Config, case: str) -> None:
     [
         (view(), "data-services: n1 is primary, epoch 4 since 2026-11-18 "),
         (led(state=LeaderState.CLEAN), "data-services: NOBODY SERVES: the role was given up in"),
+        (led(state=LeaderState.STARTING), "data-services: NOBODY SERVES: n1 holds epoch 4"),
+        (
+            view(sighting=Sighting(view().sighting.identity, 9, monotonic() - 60)),
+            "data-services: NOBODY SERVES: n1 holds epoch 4 (serving), its last heartbeat was seen",
+        ),
         (view(epoch=None, leader=None), "data-services: NOBODY SERVES: there has been no primary"),
         (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), "data-services: "),
     ],

@@ -175,7 +175,7 @@ def test_a_resolver_that_hangs_does_not_hold_the_request(monkeypatch: pytest.Mon
     def slow(host: str, *args: object, flags: int = 0, **options: object) -> object:
         if not flags:
             released.wait(10)
-        return real(host, *args, flags=flags, **options)  # type: ignore[arg-type]
+        return real(host, *args, flags=flags, **options)  # type: ignore[misc,arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     started = monotonic()

@@ -182,7 +182,7 @@ def test_the_role_of_a_node_that(config: Config, case: str) -> None:
         (view(epoch=None, leader=None), "data-services: NOBODY SERVES: there has been no primary"),
         (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), "data-services: "),
     ],
-    ids=["serving", "clean", "new", "blind"],
+    ids=["serving", "clean", "starting", "silent", "new", "blind"],
 )
 def test_the_answer_stands_in_the_first_line(
     config: Config, what: Cluster | Blind, first: str

@@ -34,7 +34,7 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         if barred is not None:
             return barred
     no_data = None if in_place else _unfit(base, local, config, now, wish, handed=handed)
-    if no_data is None and handed:
+    if no_data is None and (handed or wish.promote):
         no_data = _incomplete(base, view, local, wish)
     if no_data is not None:
         return no_data
@@ -63,7 +63,7 @@ def _promotion(
     lost_s = 0.0 if base is None else max(0.0, now.utc - seen_s - base.snapshot.name.taken_at)
     if leader is not None and leader.is_clean:
         why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
-        if leader.to is not None and not is_behind(base, view):
+        if not is_behind(base, view):
             reason, lost_s = Reason.CLEAN_HANDOVER, 0.0
     else:
         who = leader.holder.node if leader is not None else "the primary"
@@ -120,12 +120,20 @@ def _barred(
             f"nobody takes over by itself; `standfast resume` ends that",
         )
     was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
-    if was_holder and leader.is_clean and leader.to is None:
+    if leader.is_clean and leader.to is None:
+        return Decision(
+            Action.BLOCKED,
+            Reason.DEMOTED,
+            f"{leader.holder.node} gave the role up by `standfast demote`, to nobody: "
+            f"`standfast promote` on a node of your choice goes on",
+        )
+    if leader.holder.node == local.node and not was_holder:
         return Decision(
             Action.BLOCKED,
             Reason.NOT_A_CANDIDATE,
-            f"{local.node} gave the role up by `standfast demote`: `standfast promote` on a node "
-            f"of your choice goes on",
+            f"a machine named {local.node} holds epoch {leader.epoch} and it is not this boot: it "
+            f"was cut off before it had data, or two machines have this name; if it was this one, "
+            f"run `standfast promote` on the best node",
         )
     if local.node not in leader.candidates and not was_holder:
         return Decision(
@@ -143,7 +151,7 @@ def _barred(
         )
     reign = view.history.get(leader.epoch)
     age_s = now.utc - reign.at if reign is not None else config.min_reign
-    automatic = reign is not None and reign.reason == Reason.TAKEOVER
+    automatic = reign is not None and reign.reason.partition(":")[0] == Reason.TAKEOVER
     if automatic and not in_place and not leader.is_clean and 0 <= age_s < config.min_reign:
         return Decision(
             Action.BLOCKED,
@@ -177,9 +185,12 @@ def _unfit(
 
 
 def is_behind(base: Available | None, view: Cluster) -> bool:
-    """Whether a standby is known to have a newer snapshot of the reign that is being given up."""
-    if base is None or view.leader is None:
+    """Whether there is a newer snapshot of the reign that was given up in order."""
+    if base is None or view.leader is None or not view.leader.is_clean:
         return False
+    if view.leader.final is not None:
+        with contextlib.suppress(ValueError):
+            return base.snapshot.name < SnapshotName.parse(view.leader.final)
     for record in view.standbys.values():
         with contextlib.suppress(ValueError):
             newer = SnapshotName.parse(record.snapshot) > base.snapshot.name
@@ -195,10 +206,17 @@ def _incomplete(base: Available | None, view: Cluster, local: Local, wish: Wish)
     return Decision(
         Action.BLOCKED,
         Reason.TOO_OLD,
-        f"the role was handed to {local.node}, whose newest snapshot {base.snapshot.name} is older "
-        f"than the final one: `standfast promote` on the node that has that, or "
+        f"the newest snapshot on {local.node} ({base.snapshot.name}) is older than the final one "
+        f"of the last reign: `standfast promote` on the node that has that{_final(view)}, or "
         f"`standfast promote --accept-data-loss` here",
     )
+
+
+def _final(view: Cluster) -> str:
+    leader = view.leader
+    if leader is None or leader.final is None:
+        return ""
+    return f" ({leader.final}, on {leader.holder.node} at least)"
 
 
 def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
@@ -235,8 +253,8 @@ def _patience(
     dead = view.holder_health == "critical" or view.holder_unanswered_s >= timing.wait / 2
     start_s = timing.wait
     if leader.is_clean:
-        # Handed to another, or to nobody: the one it was meant for goes first.
-        start_s = timing.wait if leader.to is not None else 0.0
+        # Handed to another: that one goes first.
+        start_s = timing.wait
         start_s += timing.wait if leader.holder.node == local.node else 0.0
         if is_behind(base, view):
             # Whoever has the final snapshot first, the old holder among them: nothing is lost then.

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     # Blocked: somebody has to do something
     MANUAL_MODE = "manual-mode"
     PAUSED = "paused"
+    DEMOTED = "demoted"
     NOT_A_CANDIDATE = "not-a-candidate"
     MIN_REIGN = "min-reign"
     NO_PUBLISHED_SNAPSHOT = "no-published-snapshot"

@@ -4,7 +4,8 @@ Every value is a JSON object with a `v`. Anything else (hand-written, foreign, o
 is a ForeignValue: the caller stops, nothing is overwritten.
 
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
-    leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note"}
+    leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
+                      "final"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "at"}
     pause            {"v": 1, "by", "reason", "at"}
@@ -43,6 +44,18 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class Handover:
+    """What a primary says when it gives the role up in order."""
+
+    to: str | None = None
+    """The node that is to take over; None: nobody does by itself."""
+    note: str | None = None
+    """The operator's reason; the successor writes it to the history."""
+    final: str | None = None
+    """Name of the snapshot that has everything."""
+
+
+@dataclass(frozen=True, slots=True)
 class Leader:
     """One heartbeat."""
 
@@ -53,7 +66,8 @@ class Leader:
     candidates: tuple[str, ...] = ()
     to: str | None = None
     note: str | None = None
-    """The operator's reason for a handover; the successor writes it to the history."""
+    final: str | None = None
+    """With CLEAN, these three: see Handover."""
 
     @property
     def identity(self) -> tuple[int, str, str, int]:
@@ -72,7 +86,11 @@ class Leader:
             state=str(self.state),
             candidates=list(self.candidates),
             to=self.to,
-            **({} if self.note is None else {"note": self.note}),
+            **{
+                name: text
+                for name, text in (("note", self.note), ("final", self.final))
+                if text is not None
+            },
         )
 
     @classmethod
@@ -85,8 +103,9 @@ class Leader:
                 seq=_number(doc["seq"]),
                 state=LeaderState(doc["state"]),
                 candidates=tuple(_text(name) for name in _list(doc["candidates"])),
-                to=None if doc.get("to") is None else _text(doc["to"]),
-                note=None if doc.get("note") is None else _text(doc["note"]),
+                to=_optional(doc.get("to")),
+                note=_optional(doc.get("note")),
+                final=_optional(doc.get("final")),
             )
 
         return _parse(raw, key, build)
@@ -227,6 +246,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is not a non-empty text")
     return value
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _list(value: Any) -> list[Any]:

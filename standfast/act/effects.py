@@ -151,10 +151,12 @@ class Effects:
         self._ask_lease({"cmd": "drain"})
 
     def release(self) -> None:
-        self._own().at(Stage.RELEASED).save(self.machine.config.state_dir)
+        own = self._own().at(Stage.RELEASED)
+        own.save(self.machine.config.state_dir)
+        request = {"cmd": "release", "to": self.to, "note": self.note, "final": own.final}
         for left in reversed(range(RELEASE_TRIES)):
             try:
-                self._ask_lease({"cmd": "release", "to": self.to, "note": self.note})
+                self._ask_lease(request)
                 return
             except StandfastError:
                 if left == 0 or self.deadline.expired:

@@ -27,7 +27,7 @@ from standfast.errors import ConsulError, ForeignValue, Refused
 from standfast.lease import protocol
 from standfast.lease.protocol import Claim, Halted, Lost, Repair, StillMine, Tenure, Versioned
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, Reign, dump_epoch, parse_epoch
+from standfast.records import Handover, Holder, Leader, LeaderState, Reign, dump_epoch, parse_epoch
 
 # A keeper that takes up the lease of a killed one must not use a sequence number that the killed
 # one may still have in flight: reading it back would be taken for its own commit.
@@ -136,12 +136,10 @@ class LeaseKeys:
         self,
         tenure: Tenure,
         state: LeaderState,
-        *,
-        to: str | None = None,
-        note: str | None = None,
+        handover: Handover = protocol.NO_HANDOVER,
     ) -> Kept | Lost | Halted:
         """One heartbeat, with its read-back when it didn't plainly commit."""
-        attempt = protocol.next_attempt(tenure, state, self._config.standbys, to=to, note=note)
+        attempt = protocol.next_attempt(tenure, state, self._config.standbys, handover)
         deadline = self._deadline()
         tenure = protocol.sent(tenure, attempt, monotonic())
         try:
@@ -161,12 +159,12 @@ class LeaseKeys:
         return self._after_conflict(tenure, result)
 
     def _after_conflict(self, tenure: Tenure, conflict: Conflict) -> Kept | Lost | Halted:
-        now = monotonic()
+        now, timing = monotonic(), self._config.lease
         try:
             held = self.read()
         except (ConsulError, ForeignValue) as error:
             return Kept(tenure, str(error))
-        verdict = protocol.read_back(tenure, held, now, self._config.lease.length)
+        verdict = protocol.read_back(tenure, held, now, timing.length, timing.wait)
         if isinstance(verdict, (Lost, Halted)):
             return verdict
         if isinstance(verdict, Repair):
@@ -199,7 +197,7 @@ class LeaseKeys:
         return Kept(tenure, "a key of the lease was deleted by hand; written again")
 
     def release(
-        self, tenure: Tenure, to: str | None, note: str | None = None
+        self, tenure: Tenure, handover: Handover = protocol.NO_HANDOVER
     ) -> Kept | Lost | Halted | None:
         """Send `clean`; None when it is known to have committed.
 
@@ -208,7 +206,7 @@ class LeaseKeys:
         """
         if tenure.valid_until != protocol.NEVER:
             raise AssertionError("the lease has to be void before clean is sent")
-        outcome = self.heartbeat(tenure, LeaderState.CLEAN, to=to, note=note)
+        outcome = self.heartbeat(tenure, LeaderState.CLEAN, handover)
         if isinstance(outcome, Kept):
             if outcome.trouble is None:
                 return None

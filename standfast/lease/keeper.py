@@ -29,7 +29,7 @@ from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.protocol import Halted, Lost, Tenure
 from standfast.local_socket import listen, parse, read_line, send
 from standfast.reasons import Reason
-from standfast.records import LeaderState
+from standfast.records import Handover, LeaderState
 from standfast.sd_notify import notify
 
 log = logging.getLogger(__name__)
@@ -117,13 +117,13 @@ class Keeper:
         self.fence.ensure_closed()
         self.armed_until = protocol.NEVER
 
-    def release(self, to: str | None, note: str | None = None) -> None:
+    def release(self, handover: Handover) -> None:
         """Give the lease up: void first, then `clean`. StandfastError when it is not certain."""
         self.drain()
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.holding_back = True
         self.save()
-        outcome = self.keys.release(self.tenure, to, note)
+        outcome = self.keys.release(self.tenure, handover)
         if outcome is None:
             self.over = True
             return
@@ -188,7 +188,7 @@ class Keeper:
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one command of the agent's."""
     command = request.get("cmd")
-    to, note = (request.get(name) for name in ("to", "note"))
+    words = {name: request.get(name) for name in ("to", "note", "final")}
     try:
         if command == "serve":
             keeper.serve()
@@ -196,8 +196,8 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
             keeper.hold()
         elif command == "drain":
             keeper.drain()
-        elif command == "release" and all(v is None or isinstance(v, str) for v in (to, note)):
-            keeper.release(to, note)
+        elif command == "release" and all(isinstance(v, str | None) for v in words.values()):
+            keeper.release(Handover(**words))
         elif command != "status":
             return {"ok": False, "error": f"unknown command {command!r}"}
     except StandfastError as error:

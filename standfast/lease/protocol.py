@@ -13,9 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from standfast.records import Holder, Leader, LeaderState
+from standfast.records import Handover, Holder, Leader, LeaderState
 
 NEVER = float("-inf")
+NO_HANDOVER = Handover()
+# Attempts of unknown outcome that are remembered; an older one that commits brings no time.
+MOST_ATTEMPTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +98,19 @@ def next_attempt(
     tenure: Tenure,
     state: LeaderState,
     candidates: tuple[str, ...],
-    *,
-    to: str | None = None,
-    note: str | None = None,
+    handover: Handover = NO_HANDOVER,
 ) -> Attempt:
     """The next heartbeat; each attempt has a sequence number of its own."""
-    leader = Leader(tenure.epoch, tenure.holder, tenure.seq + 1, state, candidates, to, note)
+    leader = Leader(
+        epoch=tenure.epoch,
+        holder=tenure.holder,
+        seq=tenure.seq + 1,
+        state=state,
+        candidates=candidates,
+        to=handover.to,
+        note=handover.note,
+        final=handover.final,
+    )
     return Attempt(leader, tenure.epoch_index, tenure.leader_index)
 
 
@@ -109,7 +119,7 @@ def sent(tenure: Tenure, attempt: Attempt, t_s: float) -> Tenure:
     return replace(
         tenure,
         seq=attempt.leader.seq,
-        attempts={**tenure.attempts, attempt.leader.seq: t_s},
+        attempts=dict([*tenure.attempts.items(), (attempt.leader.seq, t_s)][-MOST_ATTEMPTS:]),
     )
 
 
@@ -127,7 +137,9 @@ def voided(tenure: Tenure, now: float) -> Tenure:
     return replace(tenure, valid_until=NEVER, voided_at=now)
 
 
-def read_back(tenure: Tenure, held: Versioned, now: float, length_s: float) -> Verdict:
+def read_back(
+    tenure: Tenure, held: Versioned, now: float, length_s: float, wait_s: float = 0.0
+) -> Verdict:
     """What Consul's content, read after `now`, says after an attempt that failed or whose reply
     was lost."""
     if held.epoch is not None and held.epoch > tenure.epoch:
@@ -160,6 +172,10 @@ def read_back(tenure: Tenure, held: Versioned, now: float, length_s: float) -> V
             f"epoch {leader.epoch} is held by {leader.holder.node} in another boot or place"
         )
     tenure = replace(tenure, seq=max(tenure.seq, leader.seq))
+    if held.leader_index < tenure.leader_index and tenure.remaining_s(now) <= 0:
+        # Consul was restored from a backup, and this lease had lapsed before: a successor that
+        # the backup has forgotten may serve for the rest of its own lease.
+        tenure = replace(tenure, voided_at=max(tenure.voided_at, now + wait_s))
     if leader.is_clean:
         # A clean of ours that committed after all: the way on is a heartbeat upon it, whose
         # commit proves that nobody had acquired. It gives no time of its own.

@@ -29,7 +29,7 @@ from standfast.lease.keeper import Keeper, answer, build, obtain, serve_lease
 from standfast.lease.protocol import Claim, Halted, Lost, Tenure
 from standfast.local_socket import ask, listen
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, Reign, parse_epoch
+from standfast.records import Handover, Holder, Leader, LeaderState, Reign, parse_epoch
 from tests.contract.consul_clusters import embedded_cluster, real_cluster
 from tests.contract.storage_node import VOLUME, StorageNode
 from tests.fakes.machine import FakeNfs, World, config_in
@@ -236,7 +236,7 @@ def test_another_s_lease_is_not_taken_up(volume: Volume, me: Holder) -> None:
 def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
     keys = volume.keys()
     tenure = protocol.voided(keys.acquire(FIRST), monotonic())
-    assert keys.release(tenure, None) is None
+    assert keys.release(tenure) is None
     assert volume.keys().take_up() is None
 
 
@@ -246,7 +246,7 @@ def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
 def test_after_clean_a_candidate_does_not_wait(volume: Volume) -> None:
     keys = volume.keys()
     tenure = protocol.voided(keys.acquire(FIRST), monotonic())
-    assert keys.release(tenure, "n2") is None
+    assert keys.release(tenure, Handover("n2")) is None
     assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
     assert volume.keys(OTHER).acquire(volume.seen(ago_s=0.0)).epoch == 2
 
@@ -255,7 +255,7 @@ def test_a_lease_that_is_not_void_can_not_be_given_up(volume: Volume) -> None:
     keys = volume.keys()
     tenure = keys.acquire(FIRST)
     with pytest.raises(AssertionError, match="void before clean"):
-        keys.release(tenure, None)
+        keys.release(tenure)
     assert volume.leader().state is LeaderState.STARTING
 
 
@@ -263,7 +263,7 @@ def test_a_clean_that_comes_late_is_refused(embedded: EmbeddedConsul, faulty: Vo
     keys = faulty.keys()
     tenure = protocol.voided(keys.acquire(FIRST), monotonic())
     embedded.delay_next(is_txn, 1.5)
-    outcome = keys.release(tenure, "n2")  # its deadline passes at 0.5 s, it is still on its way
+    outcome = keys.release(tenure, Handover("n2"))  # past its deadline at 0.5 s, still on its way
     assert isinstance(outcome, Kept) and outcome.trouble is not None
     going_on = kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
     assert going_on.remaining_s(monotonic()) > 0
@@ -321,7 +321,7 @@ def test_a_clean_whose_reply_is_lost_is_recognised(
     keys = faulty.keys()
     tenure = protocol.voided(keys.acquire(FIRST), monotonic())
     embedded.drop_next_reply(is_txn)
-    assert keys.release(tenure, "n2") is None
+    assert keys.release(tenure, Handover("n2")) is None
     assert faulty.leader().is_clean
 
 

@@ -169,9 +169,9 @@ def test_keys_written_back_by_a_lapsed_holder_are_noticed(
     real = protocol.read_back
 
     def as_if_valid(
-        tenure: Tenure, held: protocol.Versioned, now: float, length_s: float
+        tenure: Tenure, held: protocol.Versioned, now: float, length_s: float, wait_s: float
     ) -> protocol.Verdict:
-        return real(tenure, held, NEVER, length_s)
+        return real(tenure, held, NEVER, length_s, wait_s)
 
     monkeypatch.setattr(protocol, "read_back", as_if_valid)
     with pytest.raises(Violation, match="epoch 1 after 2"), World(tmp_path) as world:

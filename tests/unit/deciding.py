@@ -34,13 +34,20 @@ def config(node: str = "b", **changes: Any) -> Config:
 
 
 def leader(text: str) -> Leader:
-    """`e5 a/a1 #7 serving ->b`: epoch, holder, number, state and whom it is handed to."""
+    """`e5 a/a1 #7 clean ->b final:60`: epoch, holder, number, state, whom it is handed to, and the
+    age of the final snapshot."""
     epoch, holder, seq, state, *rest = text.split()
     node, _, instance = holder.partition("/")
-    to = rest[0].removeprefix("->") if rest else None
-    others = tuple(name for name in NODES if name != node)
+    to = next((word[2:] for word in rest if word.startswith("->")), None)
+    finals = [word[6:] for word in rest if word.startswith("final:")]
     return Leader(
-        int(epoch[1:]), Holder(node, instance), int(seq[1:]), LeaderState(state), others, to
+        int(epoch[1:]),
+        Holder(node, instance),
+        int(seq[1:]),
+        LeaderState(state),
+        tuple(name for name in NODES if name != node),
+        to,
+        final=str(SnapshotName.at("services", UTC - float(finals[0]))) if finals else None,
     )
 
 

@@ -177,3 +177,28 @@ def test_the_time_left_is_never_negative() -> None:
     assert TENURE.remaining_s(100.0) == 8.0
     assert TENURE.remaining_s(200.0) == 0.0
     assert protocol.voided(TENURE, 100.0).remaining_s(100.0) == 0.0
+
+
+def test_a_lapsed_holder_that_finds_a_restored_consul_waits_out_a_forgotten_successor() -> None:
+    holder = Holder("a", "a1")
+    leader = Leader(5, holder, 3, LeaderState.SERVING)
+    lapsed = Tenure(
+        5, holder, epoch_index=10, leader_index=90, seq=9, valid_until=100.0, attempts={9: 99.0}
+    )
+    held = Versioned(5, 10, leader, 40)
+    verdict = protocol.read_back(lapsed, held, now=200.0, length_s=8.0, wait_s=12.0)
+    assert isinstance(verdict, StillMine)
+    early = protocol.committed(replace(verdict.tenure, attempts={10: 205.0}), 10, 41, 8.0)
+    assert early.remaining_s(205.0) == 0
+    late = protocol.committed(replace(verdict.tenure, attempts={11: 213.0}), 11, 42, 8.0)
+    assert late.remaining_s(213.0) == 8.0
+
+
+def test_a_holder_whose_lease_lasts_goes_on_with_a_restored_consul() -> None:
+    holder = Holder("a", "a1")
+    held = Versioned(5, 10, Leader(5, holder, 3, LeaderState.SERVING), 40)
+    tenure = Tenure(5, holder, epoch_index=10, leader_index=90, seq=9, valid_until=205.0)
+    verdict = protocol.read_back(tenure, held, now=200.0, length_s=8.0, wait_s=12.0)
+    assert isinstance(verdict, StillMine)
+    going_on = protocol.committed(replace(verdict.tenure, attempts={10: 201.0}), 10, 41, 8.0)
+    assert going_on.remaining_s(201.0) == 8.0

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -329,30 +330,60 @@ def shut_by_hand(fence: KernelFence) -> None:
         command("ipset", "flush", "standfast")
 
 
-def test_frozen_at_a_random_moment_and_thawed_late_it_opens_nothing(firewall: Firewall) -> None:
+# A process without threads: one forked from a test run with threads may inherit a locked lock.
+ARMER = """
+import os, sys
+from pathlib import Path
+from standfast.adapters.fence import NftFence
+from standfast.adapters.fence_ipset import IpsetFence
+backend = {"NftFence": NftFence, "IpsetFence": IpsetFence}[sys.argv[1]]
+fence = backend(int(sys.argv[2]), Path(sys.argv[3]), "data")
+for line in sys.stdin:
+    latest = float(line)
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        try:
+            fence.arm(latest + 60, latest)
+        finally:
+            os._exit(0)
+    try:
+        os.setpgid(pid, pid)
+    except OSError:
+        pass
+    print(pid, flush=True)
+    sys.stdin.readline()
+    os.waitpid(pid, 0)
+    print("ended", flush=True)
+"""
+
+
+def test_frozen_at_a_random_moment_and_thawed_late_it_opens_nothing(
+    firewall: Firewall, tmp_path: Path
+) -> None:
     """100 times: whatever opened the port in time is undone, then the process is let go."""
     fence = firewall.fence
     fence.ensure_closed()
     chance = random.Random(7)
     in_time = late = 0
-    for _ in range(100):
-        latest = monotonic() + 0.05
-        pid = os.fork()
-        if pid == 0:
-            os.setpgid(0, 0)
-            with contextlib.suppress(BaseException):
-                fence.arm(latest + 60, latest)
-            os._exit(0)
-        with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)
-        sleep(chance.uniform(0, 0.012))
-        os.killpg(pid, signal.SIGSTOP)
-        sleep(latest + 0.005 - monotonic())
-        in_time += fence.state().open_for_s > 0
-        shut_by_hand(fence)
-        os.killpg(pid, signal.SIGCONT)
-        os.waitpid(pid, 0)
-        late += fence.state().open_for_s > 0
-        shut_by_hand(fence)
+    argv = [sys.executable, "-c", ARMER, type(fence).__name__, str(PORT), str(tmp_path / "fence")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as armer:
+        assert armer.stdin is not None and armer.stdout is not None
+        for _ in range(100):
+            latest = monotonic() + 0.05
+            print(latest, file=armer.stdin, flush=True)
+            pid = int(armer.stdout.readline())
+            sleep(chance.uniform(0, 0.012))
+            os.killpg(pid, signal.SIGSTOP)
+            sleep(latest + 0.005 - monotonic())
+            in_time += fence.state().open_for_s > 0
+            shut_by_hand(fence)
+            os.killpg(pid, signal.SIGCONT)
+            print("reap it", file=armer.stdin, flush=True)
+            assert armer.stdout.readline() == "ended\n"
+            late += fence.state().open_for_s > 0
+            shut_by_hand(fence)
+        armer.stdin.close()
     assert late == 0
     assert 0 < in_time < 100, "the freezes were all before or all after the arming"

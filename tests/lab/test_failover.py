@@ -121,6 +121,7 @@ def test_switchover_and_failback_lose_no_acknowledged_write(cluster: Cluster) ->
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("cluster", [DEFAULT], indirect=True, ids=["default"])
 def test_agent_and_lease_together_cost_next_to_nothing_when_idle(cluster: Cluster) -> None:
     for role, node in (("primary", cluster[cluster.primary()]), ("standby", standby(cluster))):
         pids = [
@@ -135,8 +136,7 @@ def test_agent_and_lease_together_cost_next_to_nothing_when_idle(cluster: Cluste
         shares = {pid: round(cpu_s(node, [pid]), 2) for pid in pids}
         print(f"\ncpu since its start, s: {shares}")
         print(f"\nidle {role}: {100 * share:.2f} % of a core, {memory:.0f} MB")
-        if cluster.timing == DEFAULT:
-            assert share < 0.01
+        assert share < 0.01
         assert memory < 90
 
 

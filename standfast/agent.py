@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import signal
 import threading
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 UPKEEP_EVERY_S = 5.0
 SCHEDULE_EVERY_S = 60.0
+# Longer than any look with Consul away; the check in Consul then expires by itself.
+STUCK_S = 45.0
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
 
 
@@ -71,8 +74,8 @@ class Agent:
     failures: int = 0
     retry_at: float = 0.0
     sick: str | None = None
-    scheduled_at: float | None = None
-    """When the replication timers were last seen to; None: they don't run."""
+    scheduled_at: float | None = float("-inf")
+    """When the replication timers were last seen to; None: they don't run. Unknown at first."""
 
     @property
     def config(self) -> Config:
@@ -161,6 +164,10 @@ class Agent:
         seen = self.seen
         if seen is None:
             return
+        if self.busy is None and monotonic() - seen.at.monotonic > STUCK_S:
+            # A look that doesn't end: a hung disk or mount. The server may answer all the same.
+            log.error("the agent has not looked for %g s: not vouching for the server", STUCK_S)
+            return
         own = seen.local.own
         lease = seen.local.lease
         serving = (
@@ -175,7 +182,7 @@ class Agent:
                 self._keep_registered(own)
             elif own is None and self.busy is None:
                 self._keep_standby()
-        except StandfastError as error:
+        except (StandfastError, OSError) as error:
             log.warning("upkeep: %s", error)
 
     def _keep_registered(self, own: OwnReign) -> None:
@@ -184,13 +191,13 @@ class Agent:
                 return  # a plan is about to take the registration away, or has done so
             log.warning("the registration in Consul was gone: registering again")
             registration.register(self.machine, own.epoch)
-        if self.scheduled_at is None or monotonic() - self.scheduled_at > SCHEDULE_EVERY_S:
-            self.machine.schedule.start()
-            self.scheduled_at = monotonic()
         sick = registration.feed(self.machine)
         if sick != self.sick:
             log.warning("serving: %s", sick or "well again")
         self.sick = sick
+        if self.scheduled_at is None or monotonic() - self.scheduled_at > SCHEDULE_EVERY_S:
+            self.machine.schedule.start()
+            self.scheduled_at = monotonic()
 
     def _keep_standby(self) -> None:
         if self.scheduled_at is not None:
@@ -206,10 +213,15 @@ class Agent:
 
 def keep_up(agent: Agent) -> None:
     """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
-    while True:
-        agent.upkeep()
-        if agent.stopping.wait(UPKEEP_EVERY_S):
-            return
+    try:
+        while True:
+            agent.upkeep()
+            if agent.stopping.wait(UPKEEP_EVERY_S):
+                return
+    except Exception:
+        # Without upkeep the check expires while all is well: better a new agent at once.
+        log.exception("upkeep ended unexpectedly: the agent starts again")
+        os._exit(1)
 
 
 def serve(agent: Agent) -> None:

@@ -132,7 +132,17 @@ def _not_promoted(agent: Agent, seen: Seen) -> Refused:
 
 
 def demote(agent: Agent, command: Command) -> str:
-    """Stop serving in order; nobody is told to take over."""
+    """Stop serving in order; nobody is told to take over.
+
+    Also the way out for a node that holds the lease and can't serve.
+    """
+    seen = agent.look(fresh=True)
+    if seen.decision.action in (Action.FINISH_PROMOTION, Action.HOLD_LEASE):
+        plan = plans.surrender(names_of(agent.config))
+        if command.dry_run:
+            return describe(plan)
+        agent.run_plan(plan, _effects(agent, command, None), command.progress)
+        return f"{agent.config.node} gave up a role that it could not carry out; nobody serves"
     return _hand_over(agent, command, None)
 
 
@@ -202,18 +212,21 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
     if command.dry_run:
         return describe(plan)
     started = monotonic()
-    effects = Effects(
+    agent.run_plan(plan, _effects(agent, command, to), command.progress)
+    seconds = monotonic() - started
+    if to is None:
+        return f"{agent.config.node} is a standby, nobody serves ({seconds:.1f} s)"
+    return f"{to} is primary ({seconds:.1f} s)"
+
+
+def _effects(agent: Agent, command: Command, to: str | None) -> Effects:
+    return Effects(
         agent.machine,
         operator=command.text("operator"),
         note=command.text("reason"),
         to=to,
         deadline=Deadline.after(agent.config.replication.timeout),
     )
-    agent.run_plan(plan, effects, command.progress)
-    seconds = monotonic() - started
-    if to is None:
-        return f"{agent.config.node} is a standby, nobody serves ({seconds:.1f} s)"
-    return f"{to} is primary ({seconds:.1f} s)"
 
 
 def _check_target(agent: Agent, to: str) -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from standfast.agent_commands import Command
-from standfast.clock import Deadline
+from standfast.clock import Deadline, sleep
 from standfast.errors import StandfastError
 from standfast.local_socket import listen, parse, read_line, send
 from standfast.views.status import document
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ACCEPT_AGAIN_S = 0.2
+
 
 class Listener:
     """Listens on `agent.sock` while the context lasts."""
@@ -31,6 +33,7 @@ class Listener:
         self._agent = agent
         self._path = agent.config.run_dir / "agent.sock"
         self._server = listen(self._path)
+        self._closing = False
         self._thread = threading.Thread(target=self._accept, name="agent-socket", daemon=True)
 
     def __enter__(self) -> Self:
@@ -43,6 +46,7 @@ class Listener:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closing = True
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -51,12 +55,19 @@ class Listener:
         while True:
             try:
                 connection, _ = self._server.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closing or self._server.fileno() < 0:
+                    return
+                log.warning("the agent's socket: %s", error)
+                sleep(ACCEPT_AGAIN_S)
+                continue
             try:
                 self._take(connection)
             except (StandfastError, OSError) as error:
                 log.warning("a request on the agent's socket failed: %s", error)
+                connection.close()
+            except Exception:
+                log.exception("a request on the agent's socket failed unexpectedly")
                 connection.close()
 
     def _take(self, connection: socket.socket) -> None:

@@ -35,6 +35,7 @@ class Do(StrEnum):
     UNBIND = "unbind"
     READ_ONLY = "read-only"
     FINAL_SNAPSHOT = "final-snapshot"
+    SALVAGE_SNAPSHOT = "salvage-snapshot"
     FINAL_COPY = "final-copy"
     RELEASE = "release"
     AWAIT_SUCCESSOR = "await-successor"
@@ -134,6 +135,27 @@ def demotion(names: Names, to: str | None) -> Plan:
         ),
         undo=go_on(names).steps,
         no_return=Do.RELEASE,
+    )
+
+
+def surrender(names: Names) -> Plan:
+    """Give up a role that this node holds and can't carry out: it keeps others from it."""
+    return Plan(
+        "surrender",
+        (
+            Step(Do.START_LEASE, "have the lease process run"),
+            Step(Do.SHUT_FENCE, "shut the NFS port"),
+            Step(Do.DEREGISTER, f"deregister {names.service}"),
+            Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
+            Step(Do.UNEXPORT, "remove the export"),
+            Step(Do.UNBIND, f"unmount {names.bind}"),
+            Step(Do.READ_ONLY, f"make {names.live} read-only"),
+            Step(Do.SALVAGE_SNAPSHOT, "take the final snapshot, if there is anything new"),
+            Step(Do.RELEASE, "give the lease up"),
+            Step(Do.STOP_LEASE, "end the lease process"),
+            Step(Do.RETIRE_TREE, f"put {names.live} aside"),
+            Step(Do.FORGET, "be a standby"),
+        ),
     )
 
 

@@ -45,6 +45,8 @@ _detached: list[Child] = []
 
 hook: Callable[[str], None] | None = None
 """Called with the operation's name before each start; a test raises here."""
+# After SIGKILL, for a child to be gone, seconds.
+REAP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,11 @@ def kill_group(process: Child) -> int:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            process.wait(REAP_S)
+        except subprocess.TimeoutExpired:
+            # In the kernel's hands (a hung disk or mount): nothing here may wait for that.
+            return -signal.SIGKILL
     return process.returncode
 
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 
 from standfast.act import registration, volume
 from standfast.act.machine import Machine
-from standfast.clock import Deadline, monotonic, sleep, utc_now
+from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Decision
 from standfast.errors import ForeignValue, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
-from standfast.names import SnapshotName
 from standfast.observe import Sighting
 from standfast.plan import Do
 from standfast.reasons import Reason
@@ -30,6 +29,11 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 RELEASE_TRIES = 3
+# For a handover from its deregistration to its end; past it, the node serves again. Seconds.
+OUTAGE_LIMIT_S = 120.0
+UNDO_S = 120.0
+# Stages in which nobody can have written anything yet.
+UNBORN = (Stage.CLEARING, Stage.CREATING)
 # From opening the port until the server answers over it: ganesha and nfsd take up to 2 s.
 SERVING_TIMEOUT_S = 15.0
 
@@ -69,6 +73,7 @@ class Effects:
             Do.UNBIND: lambda: self.machine.bind.unmount(self.deadline),
             Do.READ_ONLY: lambda: volume.freeze(self.machine),
             Do.FINAL_SNAPSHOT: self.final_snapshot,
+            Do.SALVAGE_SNAPSHOT: self.salvage_snapshot,
             Do.FINAL_COPY: self.final_copy,
             Do.RELEASE: self.release,
             Do.AWAIT_SUCCESSOR: self.await_successor,
@@ -120,6 +125,8 @@ class Effects:
         return str(snapshot.name), snapshot.content_id
 
     def start_lease(self) -> None:
+        if self.deadline.remaining_s() < UNDO_S:  # an undo has time of its own
+            self.deadline = Deadline.after(UNDO_S)
         self.machine.units.start(self.machine.lease_unit, self.deadline.within(15.0))
         limit = self.deadline.within(10.0)
         while True:
@@ -151,9 +158,7 @@ class Effects:
         self._ask_lease({"cmd": "drain"})
 
     def release(self) -> None:
-        own = self._own().at(Stage.RELEASED)
-        own.save(self.machine.config.state_dir)
-        request = {"cmd": "release", "to": self.to, "note": self.note, "final": own.final}
+        request = {"cmd": "release", "to": self.to, "note": self.note, "final": self._released()}
         for left in reversed(range(RELEASE_TRIES)):
             try:
                 self._ask_lease(request)
@@ -162,6 +167,17 @@ class Effects:
                 if left == 0 or self.deadline.expired:
                     raise
                 sleep(0.5)
+
+    def _released(self) -> str | None:
+        """The name of the snapshot that has all of this reign; noted as released."""
+        state_dir = self.machine.config.state_dir
+        own = OwnReign.load(state_dir)
+        if own is None:
+            intent = Intent.load(state_dir, self.epoch())
+            return None if intent is None else intent.base
+        final = own.base if own.stage in UNBORN else own.final
+        own.at(Stage.RELEASED).save(state_dir)
+        return final
 
     # The volume and the server
 
@@ -206,20 +222,29 @@ class Effects:
             self.machine.fence.release()
             return
         self.machine.nfs.stop(self._server_deadline())
+        # A claim left behind, of a lease that is over, would keep the port shut for other volumes.
+        self.machine.fence.release()
 
     def deregister(self) -> None:
+        # From here on clients wait: a copy that hangs must not take all the time of a long one.
+        self.deadline = self.deadline.within(OUTAGE_LIMIT_S)
         registration.deregister(self.machine)
 
     # Copies
 
     def pre_copy(self) -> None:
         assert self.to is not None
-        name = SnapshotName.at(self.machine.config.base, utc_now())
-        snapshot = self.machine.store.take_snapshot(name)
+        snapshot = volume.snapshot_of_reign(self.machine, self.epoch())
         self.machine.sender.replicate(self.to, snapshot, self.epoch(), self.deadline)
 
     def final_snapshot(self) -> None:
         volume.take_final_snapshot(self.machine, self._own())
+
+    def salvage_snapshot(self) -> None:
+        """The final snapshot of a reign that may not have got as far as having data."""
+        own = OwnReign.load(self.machine.config.state_dir)
+        if own is not None and own.stage not in UNBORN and self.machine.store.live() is not None:
+            self.final_snapshot()
 
     def final_copy(self) -> None:
         assert self.to is not None

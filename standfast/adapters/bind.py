@@ -177,8 +177,10 @@ class LiveBind:
         targets = []
         try:
             links += list((process / "fd").iterdir())
-            targets += re.findall(r" (/.*)$", (process / "maps").read_text(), re.MULTILINE)
-            name = (process / "comm").read_text().strip()
+            targets += re.findall(
+                r" (/.*)$", (process / "maps").read_text(errors="replace"), re.MULTILINE
+            )
+            name = (process / "comm").read_text(errors="replace").strip()
         except OSError:
             return None  # it has ended, or is a kernel thread
         for link in links:

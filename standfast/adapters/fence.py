@@ -16,7 +16,7 @@ import contextlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGALRM, SIGKILL
 
@@ -314,6 +314,21 @@ def fence_from(config: Config) -> Fence:
     backend = config.fence.backend
     if backend == "embedded":
         return FileFence(directory, config.nfs.port)
-    if backend == "ipset" or (backend == "auto" and not nft_works() and ipset_installed()):
+    if backend == "auto":
+        backend = _chosen(directory, ipset_installed)
+    if backend == "ipset":
         return IpsetFence(config.nfs.port, directory, config.volume)
     return NftFence(config.nfs.port, directory, config.volume)
+
+
+def _chosen(directory: Path, ipset_installed: Callable[[], bool]) -> str:
+    """What `auto` means on this machine: decided once a boot, the same for every process."""
+    path = directory / "backend"
+    with contextlib.suppress(OSError):
+        known = path.read_text().strip()
+        if known in ("nftables", "ipset"):
+            return known
+    found = "ipset" if not nft_works() and ipset_installed() else "nftables"
+    with contextlib.suppress(OSError):  # without root nothing can be fenced anyway
+        write_atomically(path, found)
+    return found

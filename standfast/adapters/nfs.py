@@ -92,6 +92,9 @@ class KernelNfs:
 
     def start(self, deadline: Deadline) -> None:
         """Refused with the guard's words when it refused; CommandFailed for other failures."""
+        if not self.is_running():
+            # The unit is a oneshot: "active" with no threads left, a start would do nothing.
+            self._units.stop(self._config.nfs.unit, deadline)
         start_server(self._units, self._config.nfs.unit, deadline)
         if not self.is_running():
             raise StandfastError(

@@ -81,11 +81,13 @@ class GaneshaNfs:
 
     def _is_server(self, entry: Path) -> bool:
         try:
-            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+            name, _, rest = (
+                (entry / "stat").read_text(errors="replace").partition("(")[2].rpartition(")")
+            )
             if name != PROGRAM or rest.split()[0] == "Z":
                 return False
             return (entry / "ns/net").readlink() == (self._proc / "self/ns/net").readlink()
-        except (FileNotFoundError, ProcessLookupError):
+        except OSError:
             return False
 
     def is_running(self) -> bool:

@@ -182,7 +182,13 @@ class Keeper:
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.armed_until = protocol.NEVER
         self.save()
-        cutoff.stop_for_good(self.fence, self.nfs, Deadline.after(self.config.nfs.start_timeout))
+        try:
+            limit = Deadline.after(self.config.nfs.start_timeout)
+            cutoff.stop_for_good(self.fence, self.nfs, limit)
+        except StandfastError:
+            if self.config.fence.reboot == "sysrq":
+                cutoff.reboot_now()
+            raise
 
 
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:

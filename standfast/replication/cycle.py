@@ -31,7 +31,7 @@ from standfast.reign import OwnReign, Stage, snapshot_lock
 from standfast.replication import state, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
-from standfast.replication.published import note_epoch
+from standfast.replication.published import epochs_of_snapshots, note_epoch
 from standfast.replication.retention import own_to_delete
 from standfast.streams import Conversation, pipeline
 
@@ -323,6 +323,8 @@ class Sender:
             if shared is not None:
                 return shared
             taken = self._store.take_snapshot(SnapshotName.at(config.base, utc_now()))
+            known = {one.content_id for one in self._store.snapshots()}
+            note_epoch(config, taken.content_id, epoch, known)
             state.note_shared(config, state.Shared(str(taken.name), taken.content_id, epoch))
             return taken
 
@@ -359,7 +361,8 @@ class Sender:
             if commons is None:
                 return
             protected = {sent.content_id, *commons}
-            self._store.delete(own_to_delete(self._store.snapshots(), protected))
+            epochs = epochs_of_snapshots(self._config)
+            self._store.delete(own_to_delete(self._store.snapshots(), epochs, protected))
         except (StandfastError, OSError) as error:
             log.warning("old snapshots were not deleted: %s", error)
 

@@ -108,8 +108,7 @@ class _Receiver:
         self._check_space()
         _say(self.stdout, wire.Ready())
         try:
-            argv = self.store.receive_argv(staging)
-            pipeline([argv], deadline=deadline, op="receive", stdin=self.stdin_fd, stall_s=STALL_S)
+            self._take_in(staging, deadline)
             published = self._publish(begin)
         finally:
             self.store.clear_staging()

@@ -84,6 +84,14 @@ def step_down(node: FakeNode) -> None:
     run(plans.step_down(NAMES), Effects(node.machine))
 
 
+def surrender(node: FakeNode) -> None:
+    """What `standfast demote` does on a holder that doesn't serve."""
+    if node.keeper.clean:
+        run(plans.put_away(NAMES), Effects(node.machine))
+    else:
+        run(plans.surrender(NAMES), Effects(node.machine))
+
+
 def is_primary(node: FakeNode) -> None:
     own = OwnReign.load(node.config.state_dir)
     assert own is not None
@@ -111,6 +119,7 @@ def is_standby(node: FakeNode) -> None:
         pytest.param([], promote, is_primary, id="promotion"),
         pytest.param([promote], switch, is_standby, id="switchover"),
         pytest.param([promote], step_down, is_standby, id="step-down"),
+        pytest.param([promote], surrender, is_standby, id="surrender"),
     ],
 )
 def test_a_plan_cut_before_any_effect_ends_right_when_it_is_run_again(
@@ -222,6 +231,32 @@ def test_a_reign_without_a_final_snapshot_is_kept_as_diverged_whatever_the_plan(
     is_standby(node)
     [aside] = node.store.put_aside
     assert aside.name.startswith("services.diverged-5-")
+
+
+def test_a_role_that_never_got_data_is_given_up_naming_what_it_started_from(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [base] = node.store.taken
+    effects = promotion(node)
+    effects.claim_lease()
+    asked: list[Mapping[str, str | None]] = []
+
+    def ask(path: Path, request: Mapping[str, str | None], deadline: Any) -> Mapping[str, object]:
+        asked.append(request)
+        return node.keeper.ask(path, request, deadline)
+
+    monkeypatch.setattr(effects_module, "ask", ask)
+    surrender(node)
+    assert asked[-1] == {"cmd": "release", "to": None, "note": None, "final": str(base.name)}
+    assert node.keeper.clean
+    assert node.store.taken == [base]
+
+
+def test_a_demoted_volume_leaves_no_claim_on_the_port_behind(node: FakeNode) -> None:
+    promote(node)
+    node.world.log.clear()
+    switch(node)
+    assert node.world.log.index("stop-nfs") < node.world.log.index("release")
 
 
 def test_every_step_has_a_function_and_every_function_a_step(node: FakeNode) -> None:

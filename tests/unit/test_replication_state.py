@@ -109,7 +109,8 @@ def test_a_snapshot_of_a_later_reign_is_better_than_a_newer_one_of_an_earlier() 
 def test_the_newest_own_snapshots_and_each_standbys_newest_are_kept() -> None:
     own = [snapshot(second, f"id{second}") for second in range(30)]
     published = [snapshot(99, "p", received=True)]
-    gone = own_to_delete([*reversed(own), *published], {"id2", "id29"}, keep=24)
+    epochs = {f"id{second}": 1 for second in range(30)}
+    gone = own_to_delete([*reversed(own), *published], epochs, {"id2", "id29"}, keep=24)
     assert [one.content_id for one in gone] == ["id0", "id1", "id3", "id4", "id5"]
 
 
@@ -119,13 +120,30 @@ def test_the_best_published_snapshots_are_kept_whatever_their_names() -> None:
     epochs = {**{f"old{n}": 1 for n in range(3)}, **{f"new{n}": 2 for n in range(3)}}
     own = [snapshot(0, "own")]
     gone = published_to_delete([*new_reign, *old_reign, *own], epochs, {"old1"}, keep=3)
-    assert [one.content_id for one in gone] == ["old0", "old2"]
+    assert [one.content_id for one in gone] == ["old0"]
+
+
+def test_the_newest_snapshot_of_a_reign_is_kept_since_it_may_be_the_only_copy() -> None:
+    lost_reign = [snapshot(second, f"lost{second}", received=True) for second in range(3)]
+    current = [snapshot(100 + second, f"new{second}", received=True) for second in range(60)]
+    epochs = {**{f"lost{n}": 1 for n in range(3)}, **{f"new{n}": 2 for n in range(60)}}
+    gone = {one.content_id for one in published_to_delete([*current, *lost_reign], epochs, set())}
+    assert "lost2" not in gone
+    assert {"lost0", "lost1", "new0"} <= gone
+
+
+def test_a_snapshot_that_somebody_else_took_is_never_deleted() -> None:
+    by_hand = snapshot(0, "by hand")
+    own = [snapshot(1 + second, f"id{second}") for second in range(40)]
+    epochs = {f"id{second}": 1 for second in range(40)}
+    assert by_hand not in own_to_delete([by_hand, *own], epochs, set())
+    assert own_to_delete([by_hand, *own], {}, set()) == []
 
 
 def test_few_snapshots_are_all_kept() -> None:
     few = [snapshot(second, f"id{second}", received=True) for second in range(3)]
     assert published_to_delete(few, {}, set()) == []
-    assert own_to_delete([snapshot(1, "own")], set()) == []
+    assert own_to_delete([snapshot(1, "own")], {"own": 1}, set()) == []
 
 
 # The parent

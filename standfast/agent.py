@@ -29,6 +29,7 @@ from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
 from standfast.plan import Plan, plan_for
+from standfast.reasons import Reason
 from standfast.reign import OwnReign
 from standfast.sd_notify import notify
 from standfast.watcher import Watcher
@@ -41,6 +42,10 @@ SCHEDULE_EVERY_S = 60.0
 # Longer than any look with Consul away; the check in Consul then expires by itself.
 STUCK_S = 45.0
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
+
+
+# While Consul is in such a state no primary can heartbeat, alive or not.
+UNHOLDABLE = (Reason.EPOCH_WENT_BACK, Reason.EPOCH_MISSING, Reason.LEADER_MISSING)
 
 
 def now() -> Moment:
@@ -89,6 +94,8 @@ class Agent:
         local = self.local.look(fresh=fresh)
         moment = now()
         seen = Seen(view, local, decide(view, local, self.config, moment, wish), moment)
+        if seen.decision.reason in UNHOLDABLE:
+            self.watcher.distrust()
         before = self.seen.decision if self.seen is not None else None
         if before is None or before.reason != seen.decision.reason:
             log.info("%s: %s", seen.decision.reason, seen.decision.sentence)

@@ -120,10 +120,15 @@ class Watcher:
             self._readable_since = None
             return blindness(error)
         except ForeignValue as error:
+            self.distrust()
             return Blind(Reason.FOREIGN_VALUE, str(error))
         if self._readable_since is None:
             self._readable_since = monotonic()
         return replace(cluster, readable_since=self._readable_since)
+
+    def distrust(self) -> None:
+        """What Consul holds kept a living primary from its heartbeats: it gets a chance first."""
+        self._readable_since = None
 
     def _look(self, wait_s: float, fresh: bool) -> Cluster:
         key = self._config.key("leader")

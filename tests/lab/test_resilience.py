@@ -307,3 +307,25 @@ def test_flushed_firewall_rules_are_noticed_and_put_back(cluster: Cluster) -> No
     cluster.lab.wait_for(
         lambda: cluster.status(standby)["fence"]["in_place"], 15, "the standby's rules are back"
     )
+
+
+@pytest.mark.timeout(180)
+def test_a_holder_that_cannot_serve_gives_the_role_up_at_a_word(cluster: Cluster) -> None:
+    name = cluster.primary()
+    node = cluster[name]
+    other = next(n.name for n in cluster.lab if n.name != name)
+    cluster.wait_until_replicated(name)
+    broken = "/etc/systemd/system/nfs-server.service.d/zz-broken.conf"
+    node.write(broken, "[Service]\nExecStartPre=/bin/false\n")
+    node.run("systemctl", "daemon-reload")
+    try:
+        node.run("systemctl", "stop", "nfs-server")
+        node.wait_for(lambda: cluster.status(name)["trouble"], 60, "it fails to serve again")
+        assert "primary-alive" in cluster.standfast(other, "promote", check=False)
+        assert "gave up a role" in cluster.standfast(name, "demote")
+        assert "too-old" in cluster.standfast(other, "promote", check=False)
+        cluster.standfast(other, "promote", "--accept-data-loss")
+        assert cluster.serving() == [other]
+    finally:
+        node.run("rm", broken)
+        node.run("systemctl", "daemon-reload")

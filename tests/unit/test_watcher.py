@@ -378,3 +378,24 @@ def test_a_port_that(case: str, port: Callable[[bool], int]) -> None:
 def test_a_name_that_leads_nowhere_is_no_answer() -> None:
     assert not answers("no-such-host.invalid", 8301)
     assert not answers_nfs("no-such-host.invalid", 2049)
+
+
+def test_after_what_kept_a_primary_from_its_heartbeats_it_gets_a_chance_first(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    clock.now = 1050.0
+    assert cluster(watcher.look(0)).readable_since == 1000.0
+    watcher.distrust()
+    clock.now = 1060.0
+    assert cluster(watcher.look(0)).readable_since == 1060.0
+    good = keys.entries[PREFIX + "leader"]
+    keys.set("leader", b"not ours")
+    clock.now = 1070.0
+    assert isinstance(watcher.look(0), Blind)
+    keys.entries[PREFIX + "leader"] = good
+    clock.now = 1080.0
+    view = cluster(watcher.look(0))
+    assert view.readable_since == 1080.0
+    assert view.sighting.first_seen == 1000.0

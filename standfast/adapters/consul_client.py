@@ -122,7 +122,7 @@ class _Http(base.HTTPClient):  # type: ignore[misc]
         return callback(self._ask("DELETE", path, params, headers, data))
 
     def post(self, *_args: Any, **_options: Any) -> NoReturn:
-        raise NotImplementedError("nothing that the gateway asks is a POST")
+        raise ConsulError("nothing that Standfast asks of Consul is a POST")
 
     def close(self) -> None:
         """Every request has its own connection."""

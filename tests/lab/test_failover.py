@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab.client import missing_records
 from tests.lab.cluster import AGENT, DEFAULT, FAST, LEASE, Cluster, Timing
+from tests.lab.figures import note
 from tests.lab.lab import Lab
 from tests.lab.node import Node
 
@@ -39,19 +40,21 @@ def cluster(lab_factory: Callable[..., Lab], request: pytest.FixtureRequest) -> 
 
 @pytest.mark.timeout(600)
 def test_a_power_cut_is_over_within_the_promised_time_and_loses_nothing_replicated(
-    cluster: Cluster, record_testsuite_property: Callable[[str, object], None]
+    cluster: Cluster,
 ) -> None:
     measured = []
     for number in range(ROUNDS):
         measured.append(one_power_cut(cluster, f"round{number}"))
     median = statistics.median(measured)
-    name = "default" if cluster.timing == DEFAULT else "fast"
-    print(
-        f"\npower cut -> first acknowledged write, {name} timings: "
+    note(
+        f"power cut -> first acknowledged write, {name_of(cluster)} timings: "
         f"median {median:.1f} s of {sorted(round(m, 1) for m in measured)}"
     )
-    record_testsuite_property(f"failover_{name}_median_s", round(median, 2))
     assert median <= PROMISED_S[cluster.timing]
+
+
+def name_of(cluster: Cluster) -> str:
+    return "default" if cluster.timing == DEFAULT else "fast"
 
 
 def one_power_cut(cluster: Cluster, path: str) -> float:
@@ -116,8 +119,19 @@ def test_switchover_and_failback_lose_no_acknowledged_write(cluster: Cluster) ->
         pause_s = stream.longest_gap_s()
         acknowledged = stream.acknowledged()
     assert "clean-handover: fire drill" in cluster.standfast(to, "history", "--json")
-    print(f"\nswitchover: the client's longest pause {pause_s:.1f} s")
+    note(f"switchover ({name_of(cluster)} timings): the client's longest pause {pause_s:.1f} s")
     assert missing_records(lab.client.nfs_read(last.server, "switch"), acknowledged) == []
+
+
+@pytest.mark.parametrize("cluster", [DEFAULT], indirect=True, ids=["default"])
+def test_the_guard_of_a_healthy_primary_says_yes_quickly(cluster: Cluster) -> None:
+    script = (
+        "for _ in $(seq 15); do s=$EPOCHREALTIME; nfs-server-guard 2>/dev/null; "
+        "e=$EPOCHREALTIME; echo $(( (${e/./} - ${s/./}) / 1000 )); done"
+    )
+    taken_ms = [int(line) for line in cluster[cluster.primary()].sh(script).split()]
+    assert len(taken_ms) == 15
+    note(f"guard, healthy: median {statistics.median(taken_ms):.0f} ms of {sorted(taken_ms)}")
 
 
 @pytest.mark.timeout(120)
@@ -133,9 +147,9 @@ def test_agent_and_lease_together_cost_next_to_nothing_when_idle(cluster: Cluste
         time.sleep(30)
         share = (cpu_s(node, pids) - start) / (time.monotonic() - began)
         memory = sum(resident_mb(node, pid) for pid in pids)
-        shares = {pid: round(cpu_s(node, [pid]), 2) for pid in pids}
-        print(f"\ncpu since its start, s: {shares}")
-        print(f"\nidle {role}: {100 * share:.2f} % of a core, {memory:.0f} MB")
+        note(
+            f"idle {role}, agent and lease process: {100 * share:.2f} % of a core, {memory:.0f} MB"
+        )
         assert share < 0.01
         assert memory < 90
 

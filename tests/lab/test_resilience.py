@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab.cluster import AGENT, FAST, LEASE, VOLUME, Cluster
+from tests.lab.figures import note
 from tests.lab.host import LabError
 from tests.lab.lab import Lab
 from tests.lab.node import Node
@@ -94,7 +95,7 @@ def test_a_lost_consul_quorum_is_a_pause_and_not_a_failover(cluster: Cluster) ->
             node.run("systemctl", "start", "consul")
         back = time.monotonic()
         stream.wait_for_ack(after_s=back, timeout_s=60)
-        print(f"\nserving again {time.monotonic() - back:.1f} s after the quorum's return")
+        note(f"serving again {time.monotonic() - back:.1f} s after the quorum's return")
     assert cluster.primary() == name
     assert cluster.epoch(name) == epoch
 
@@ -189,7 +190,7 @@ def test_a_frozen_node_is_cut_off_and_puts_its_tree_aside_when_thawed(cluster: C
         )
         cluster[name].thaw()
         assert taken is not None
-        print(f"\nfrozen primary -> successor's first write {taken.t_s - frozen:.1f} s")
+        note(f"frozen primary -> successor's first write {taken.t_s - frozen:.1f} s")
         stream.wait_for_ack(taken.server, after_s=time.monotonic() + 3)
         late = [e for e in stream.acknowledged(cluster[name].address) if e.t_s > taken.t_s]
         assert late == []

@@ -171,8 +171,8 @@ class Effects:
     def _released(self) -> str | None:
         """The name of the snapshot that has all of this reign; noted as released."""
         state_dir = self.machine.config.state_dir
-        own = OwnReign.load(state_dir)
-        if own is None:
+        own = self._own_of_this_epoch()
+        if own is None:  # cut off before it began: nothing is newer than what it was to start from
             intent = Intent.load(state_dir, self.epoch())
             return None if intent is None else intent.base
         final = own.base if own.stage in UNBORN else own.final
@@ -186,6 +186,10 @@ class Effects:
         if own is None:
             raise StandfastError("this node has no reign to end")
         return own
+
+    def _own_of_this_epoch(self) -> OwnReign | None:
+        own = OwnReign.load(self.machine.config.state_dir)
+        return own if own is not None and own.epoch == self.epoch() else None
 
     def prepare_volume(self) -> None:
         epoch = self.epoch()
@@ -242,7 +246,7 @@ class Effects:
 
     def salvage_snapshot(self) -> None:
         """The final snapshot of a reign that may not have got as far as having data."""
-        own = OwnReign.load(self.machine.config.state_dir)
+        own = self._own_of_this_epoch()
         if own is not None and own.stage not in UNBORN and self.machine.store.live() is not None:
             self.final_snapshot()
 

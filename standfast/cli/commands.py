@@ -67,6 +67,13 @@ COMMANDS: tuple[Command, ...] = (
         "Exits 0 when a node serves and 1 when none does.",
     ),
     Command(
+        "doctor",
+        "what is wrong on this node: evidence and fix, check by check",
+        "standfast.views.doctor:run",
+        (VOLUME, JSON),
+        "Exits 0 when every check is well and 1 when one isn't.",
+    ),
+    Command(
         "promote",
         "make this node the primary",
         "standfast.cli.role:promote",

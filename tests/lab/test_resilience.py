@@ -303,6 +303,7 @@ def test_flushed_firewall_rules_are_noticed_and_put_back(cluster: Cluster) -> No
         lambda: cluster.status(name)["fence_flushes"] > 0, 10, "the flush is noticed"
     )
     assert cluster.status(name)["fence"]["in_place"] is True
+    assert "BAD  firewall" in cluster.standfast(name, "doctor", check=False)
     standby = next(n.name for n in cluster.lab if n.name != name)
     cluster[standby].run("nft", "flush", "ruleset")
     cluster.lab.wait_for(

@@ -105,7 +105,8 @@ def test_two_nodes_that_start_nfs_server_at_once_never_both_serve(cluster: Clust
     name = cluster.primary()
     other = next(n.name for n in cluster.lab if n.name != name)
     for _ in range(50):
-        cluster[name].run("systemctl", "stop", "nfs-server")
+        # The agent may be starting it again at this moment, which cancels the stop: no matter.
+        cluster[name].run("systemctl", "stop", "nfs-server", check=False)
         with ThreadPoolExecutor(2) as pool:
             done = list(
                 pool.map(
@@ -114,9 +115,10 @@ def test_two_nodes_that_start_nfs_server_at_once_never_both_serve(cluster: Clust
                 )
             )
         assert done[1].returncode != 0
-        assert done[0].returncode == 0, cluster[name].journal("nfs-server", 20)
-        active = [n for n in (name, other) if cluster[n].is_active("nfs-server")]
-        assert active == [name]
+        assert not cluster[other].is_active("nfs-server")
+        cluster[name].wait_for(
+            lambda: cluster[name].is_active("nfs-server"), 10, "the holder's server is up"
+        )
 
 
 @pytest.mark.timeout(300)

@@ -167,11 +167,67 @@ class Replication:
 
     interval: float = _option(300.0, "Time between cycles", unit="s", least=1.0)
     timeout: float = _option(3600.0, "Deadline of one cycle", unit="s", least=1.0)
+    stall_timeout: float = _option(
+        300.0, "A stream in which nothing moves for this long is given up", unit="s", least=1.0
+    )
     ssh_key: Path = _option(Path("/etc/standfast/replication_key"), "Private key for replication")
     ssh_user: str = _option("root", "User on the standby", form="name")
     command: tuple[str, ...] = _option(
         (), "Transport instead of ssh; {node}, {address} and {volume} are replaced"
     )
+    allow_full: bool = _option(
+        False,
+        "Send everything by itself to a standby that has nothing in common with the primary; "
+        "otherwise that waits for --full",
+    )
+    drop_pin_after: float = _option(
+        14 * 86400.0,
+        "A standby that took nothing in for this long loses its pinned snapshot, and needs "
+        "everything sent again",
+        unit="s",
+        least=60.0,
+    )
+    bandwidth_limit: int = _option(
+        0, "Bytes a second to one standby; 0: no limit", least=0, most=2**40
+    )
+    compression: str = _option(
+        "none", "Of the stream on the wire; zstd needs the program on both sides",
+        choices=("none", "zstd"),
+    )  # fmt: skip
+    compressed_data: bool = _option(
+        False, "Send compressed extents as they are, where both kernels and btrfs-progs can"
+    )
+    verify: str = _option(
+        "none",
+        "metadata: each cycle compares every name, mode, owner, size, time and xattr of both "
+        "sides before it publishes",
+        choices=("none", "metadata"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepOwn:
+    """[retention_own]: the primary's own snapshots; pinned ones stay whatever this says."""
+
+    keep_last: int = _option(24, "So many of the newest", least=1, most=100_000)
+    hourly: int = _option(0, "The last one of each of so many hours", least=0, most=100_000)
+    daily: int = _option(0, "The last one of each of so many days", least=0, most=100_000)
+    weekly: int = _option(0, "The last one of each of so many weeks", least=0, most=100_000)
+    monthly: int = _option(0, "The last one of each of so many months", least=0, most=100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepPublished:
+    """[retention_published]: received snapshots; the newest and pinned ones stay in any case."""
+
+    keep_last: int = _option(48, "So many of the newest", least=1, most=100_000)
+    hourly: int = _option(24, "The last one of each of so many hours", least=0, most=100_000)
+    daily: int = _option(7, "The last one of each of so many days", least=0, most=100_000)
+    weekly: int = _option(4, "The last one of each of so many weeks", least=0, most=100_000)
+    monthly: int = _option(0, "The last one of each of so many months", least=0, most=100_000)
+
+
+Keep = KeepOwn | KeepPublished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +267,8 @@ class Config:
     fence: Fencing = field(default_factory=Fencing)
     guard: Guarding = field(default_factory=Guarding)
     replication: Replication = field(default_factory=Replication)
+    retention_own: KeepOwn = field(default_factory=KeepOwn)
+    retention_published: KeepPublished = field(default_factory=KeepPublished)
 
     @property
     def service(self) -> str:

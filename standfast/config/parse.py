@@ -132,7 +132,7 @@ def _convert(option: Option, raw: Any) -> Any:
             if not isinstance(item, str):
                 raise _Bad(f"a list of texts can't hold {_type_name(item)}", "quote it")
         return tuple(raw)
-    if kind in (str, int) and type(raw) is kind:
+    if kind in (str, int, bool) and type(raw) is kind:
         return raw
     way_out = "give" + (f" one like {shown(option.example)}" if option.example else
                         f" {_article(option.type_name)}")  # fmt: skip
@@ -247,6 +247,8 @@ def _unit(option: Option) -> str:
 
 
 def _article(noun: str) -> str:
+    if noun == "true or false":
+        return noun
     return f"an {noun}" if noun.startswith("a") else f"a {noun}"
 
 

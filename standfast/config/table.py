@@ -22,7 +22,7 @@ class Option:
 
     name: str
     kind: Any
-    """str, int, float, Path, tuple (of texts) or a dataclass; `dict` for named sub-tables."""
+    """str, int, bool, float, Path, tuple (of texts) or a dataclass; `dict` for named sub-tables."""
     optional: bool
     """The default is to have no value at all."""
     default: Any
@@ -41,8 +41,8 @@ class Option:
     @property
     def type_name(self) -> str:
         """The type as the messages and the reference call it."""
-        return {str: "text", int: "whole number", float: "number", Path: "absolute path",
-                tuple: "list of texts"}.get(self.kind, "table")  # fmt: skip
+        return {str: "text", int: "whole number", bool: "true or false",
+                float: "number", Path: "absolute path", tuple: "list of texts"}.get(self.kind, "table")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

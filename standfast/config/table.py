@@ -14,6 +14,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from standfast.config.model import Config
 
 MISSING = dataclasses.MISSING
+_TYPE_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    bool: "true or false",
+    float: "number",
+    Path: "absolute path",
+    tuple: "list of texts",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +49,7 @@ class Option:
     @property
     def type_name(self) -> str:
         """The type as the messages and the reference call it."""
-        return {str: "text", int: "whole number", bool: "true or false",
-                float: "number", Path: "absolute path", tuple: "list of texts"}.get(self.kind, "table")  # fmt: skip
+        return _TYPE_NAMES.get(self.kind, "table")
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
         ('[consul]\nprefix = "/a"', 'consul.prefix = "/a": must be names with single slashes'),
         ('[nfs]\nclients = ["a b"]', 'nfs.clients = ["a b"]: must not be empty or hold blanks'),
         ('[nfs]\nunit = "nfs"', 'nfs.unit = "nfs": must be the full name of a service unit'),
-        ("[replication]\nallow_full = 1", "replication.allow_full = 1: must be true or false, not a"),
+        ("[replication]\nallow_full = 1", "replication.allow_full = 1: must be true or false"),
         ('[replication]\ncompression = "lz4"', 'replication.compression = "lz4": must be one of'),
         ("[retention_own]\nkeep_last = 0", "retention_own.keep_last = 0: must be at least 1; "),
         ('[guard]\nstandby_hint = "a\\u0007"', 'guard.standby_hint = "a\\u0007": a text has'),

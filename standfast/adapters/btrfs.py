@@ -41,7 +41,9 @@ class BtrfsStore(Store):
         super().__init__(paths, utc=utc)
         self._timeout_s = timeout_s
 
-    def send_argv(self, snapshot: Snapshot, parent: Snapshot | None) -> list[str]:
+    def send_argv(
+        self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
+    ) -> list[str]:
         # Always -p: -c alone fails after a promotion.
         base = ["-p", str(parent.path)] if parent is not None else []
         return ["btrfs", "-q", "send", *base, str(snapshot.path)]

@@ -71,7 +71,9 @@ class DirectoryStore(Store):
 
     _kind = "directory volume"
 
-    def send_argv(self, snapshot: Snapshot, parent: Snapshot | None) -> list[str]:
+    def send_argv(
+        self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
+    ) -> list[str]:
         """Always the whole tree; the parent is named all the same, and the receiver needs it."""
         named = [] if parent is None else [parent.content_id]
         return _stream("send", str(snapshot.path), snapshot.content_id, *named)

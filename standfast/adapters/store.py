@@ -140,7 +140,18 @@ class Store(ABC):
     # Sending and taking in
 
     @abstractmethod
-    def send_argv(self, snapshot: Snapshot, parent: Snapshot | None) -> list[str]: ...
+    def send_argv(
+        self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
+    ) -> list[str]: ...
+
+    def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
+        return None
+
+    def abilities(self) -> Sequence[str]:
+        return ()
+
+    def prepare_parent(self, content_id: str) -> None:
+        """Nothing to do, unless the kind of storage wants it."""
 
     @abstractmethod
     def receive_argv(self, staging: Path) -> list[str]: ...

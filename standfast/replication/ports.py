@@ -22,8 +22,22 @@ class ReplicaStore(VolumeStore, Protocol):
     def unfinished(self) -> Sequence[Path]:
         """What lies in the standby directory and never counts: partial, foreign, badly named."""
 
-    def send_argv(self, snapshot: Snapshot, parent: Snapshot | None) -> Sequence[str]:
-        """Command that writes the snapshot's stream to stdout, incremental from `parent`."""
+    def send_argv(
+        self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
+    ) -> Sequence[str]:
+        """Command that writes the snapshot's stream to stdout, incremental from `parent`.
+
+        `compressed_data` leaves compressed extents as they are, where this end can.
+        """
+
+    def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
+        """Bytes of data that the stream will hold, about; None when that can't be said soon."""
+
+    def abilities(self) -> Sequence[str]:
+        """What this end can take in beyond a plain stream (`wire.COMPRESSED_DATA`)."""
+
+    def prepare_parent(self, content_id: str) -> None:
+        """Make an increment on top of this snapshot receivable; between open_staging and it."""
 
     def receive_argv(self, staging: Path) -> Sequence[str]:
         """Command that reads one stream from stdin and builds its tree inside `staging`."""

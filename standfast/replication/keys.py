@@ -1,0 +1,142 @@
+"""The replication key of this node, and how ssh uses it.
+
+Invariant: an existing key is never overwritten, and ssh never asks anybody anything: a standby
+whose host key isn't known, or has changed, isn't spoken to.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import Refused
+from standfast.reasons import Reason
+from standfast.run import run
+
+KINDS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "ssh-rsa",
+)
+_COMMENT = re.compile(r"[A-Za-z0-9@._:+=/-]{0,100}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """One line of a .pub file, looked at."""
+
+    kind: str
+    blob: str
+    comment: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.kind, self.blob, self.comment)))
+
+    @classmethod
+    def parse(cls, text: str) -> PublicKey:
+        """Refused for anything but `KIND BASE64 [COMMENT]` on one line: nothing is injected."""
+        parts = text.strip().split(" ", 2)
+        if "\n" in text.strip() or len(parts) < 2 or parts[0] not in KINDS:
+            raise _no_key(text, "it is not `ssh-ed25519 AAAA... comment` on one line")
+        kind, blob, comment = parts[0], parts[1], parts[2].strip() if len(parts) == 3 else ""
+        try:
+            raw = base64.b64decode(blob, validate=True)
+        except (binascii.Error, ValueError):
+            raise _no_key(text, "its second word is not base64") from None
+        head = len(kind).to_bytes(4, "big") + kind.encode()
+        if not raw.startswith(head) or len(raw) < len(head) + 32:
+            raise _no_key(text, f"its second word does not hold a key of kind {kind}")
+        if not _COMMENT.match(comment):
+            raise _no_key(text, "its comment is not one word of letters, digits and @._:+=/-")
+        return cls(kind, blob, comment)
+
+
+def _no_key(text: str, why: str) -> Refused:
+    shown = "".join(char if char.isprintable() else "?" for char in text[:60])
+    return Refused(
+        Reason.BAD_KEY,
+        f"{shown!r} is no public key: {why}. `standfast standby add NODE` on the primary prints it",
+    )
+
+
+def ensure_key(config: Config, deadline: Deadline) -> bool:
+    """Make the replication key when there is none; whether it was made. Never overwrites."""
+    path = config.replication.ssh_key
+    if path.exists():
+        return False
+    public = public_path(path)
+    if public.exists() or public.is_symlink() or path.is_symlink():
+        raise Refused(
+            Reason.BAD_KEY,
+            f"{path} doesn't exist, but something of its is left ({public} or a broken symlink): "
+            f"put the private key back, or move that away and a new one is made",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    comment = f"standfast-{config.cluster}-{config.node}"
+    # Made beside its place and linked there: neither half-made nor over one that came meanwhile.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    made = (temporary, public_path(temporary))
+    try:
+        for leftover in made:
+            leftover.unlink(missing_ok=True)
+        argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment]
+        run([*argv, "-f", str(temporary)], deadline=deadline, op="make-key")
+        os.link(temporary, path)
+        os.link(public_path(temporary), public)
+    except FileExistsError:
+        return False
+    finally:
+        for leftover in made:
+            leftover.unlink(missing_ok=True)
+    return True
+
+
+def public_path(private: Path) -> Path:
+    return private.with_name(private.name + ".pub")
+
+
+def public_key(config: Config, deadline: Deadline) -> PublicKey:
+    """The public half, told by ssh-keygen when there is no .pub file beside the key."""
+    path = config.replication.ssh_key
+    mode = path.stat().st_mode
+    if mode & 0o077:
+        raise Refused(
+            Reason.BAD_KEY, f"{path} can be read by others (mode {mode & 0o777:04o}), so ssh "
+            f"doesn't use it: chmod 0600 {path}"
+        )  # fmt: skip
+    with contextlib.suppress(FileNotFoundError):
+        return PublicKey.parse(public_path(path).read_text())
+    told = run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], deadline=deadline, op="public-key")
+    return PublicKey.parse(told.stdout)
+
+
+def known_hosts(config: Config) -> Path:
+    """Host keys of the standbys, of all volumes, as `standby add` accepted them."""
+    return config.paths.state / "known_hosts"
+
+
+def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[str]:
+    """ssh to the standby with the replication key, up to the address; nobody is asked anything.
+
+    A host key has to be known: by our file, the user's or the system's. Only `standby add`, with
+    an operator before it, says `accept_new`: an unknown one is noted then, a changed one never.
+    """
+    options = config.replication
+    ours = str(known_hosts(config)).replace("%", "%%")
+    return [
+        *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
+        *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
+        *("-o", f'UserKnownHostsFile="{ours}" ~/.ssh/known_hosts'),
+        *("-o", f"StrictHostKeyChecking={'accept-new' if accept_new else 'yes'}"),
+        *("-o", "IdentitiesOnly=yes", "-i", str(options.ssh_key)),
+        f"{options.ssh_user}@{config.nodes[standby].address}",
+    ]

@@ -1,0 +1,319 @@
+"""The replication key, and its line on a standby."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pwd
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from standfast.clock import Deadline
+from standfast.config.model import Config, Node, Paths, Replication
+from standfast.errors import Refused, StandfastError
+from standfast.reasons import Reason
+from standfast.replication.authorized import (
+    Change,
+    authorize,
+    authorized_keys_of,
+    authorized_line,
+    nixos_form,
+    with_line,
+)
+from standfast.replication.keys import (
+    PublicKey,
+    ensure_key,
+    public_key,
+    public_path,
+    ssh_argv,
+)
+
+ME = pwd.getpwuid(os.getuid()).pw_name
+
+
+def blob_of(number: int, kind: str = "ssh-ed25519") -> str:
+    head = len(kind).to_bytes(4, "big") + kind.encode()
+    return base64.b64encode(head + b"\0\0\0\x20" + bytes([number]) * 32).decode()
+
+
+KEY = PublicKey("ssh-ed25519", blob_of(1), "root@c1-replication")
+OTHER = PublicKey("ssh-ed25519", blob_of(2), "somebody@else")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(
+        volume="data-services",
+        source=tmp_path / "data-services.toml",
+        cluster="alo",
+        node="zippy",
+        nodes={"zippy": Node(address="192.168.1.2"), "c1": Node(address="192.168.1.3")},
+        paths=Paths(state=tmp_path / "var"),
+        replication=Replication(ssh_key=tmp_path / "etc" / "replication_key"),
+    )
+
+
+@pytest.fixture
+def soon() -> Deadline:
+    return Deadline.after(20)
+
+
+# The key
+
+
+def test_a_missing_key_is_made_once_with_its_node_s_name(config: Config, soon: Deadline) -> None:
+    private = config.replication.ssh_key
+    assert ensure_key(config, soon)
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    key = public_key(config, soon)
+    assert key.kind == "ssh-ed25519" and key.comment == "standfast-alo-zippy"
+    before = private.read_bytes()
+    assert not ensure_key(config, soon)
+    assert private.read_bytes() == before
+    assert sorted(path.name for path in private.parent.iterdir()) == [
+        "replication_key",
+        "replication_key.pub",
+    ]
+
+
+def test_the_public_half_is_told_by_the_private_one(config: Config, soon: Deadline) -> None:
+    ensure_key(config, soon)
+    told = public_key(config, soon)
+    public_path(config.replication.ssh_key).unlink()
+    assert public_key(config, soon).blob == told.blob
+
+
+def test_half_a_key_is_not_made_good_by_a_new_one(config: Config, soon: Deadline) -> None:
+    ensure_key(config, soon)
+    config.replication.ssh_key.unlink()
+    with pytest.raises(Refused, match="put the private key back") as refusal:
+        ensure_key(config, soon)
+    assert refusal.value.reason is Reason.BAD_KEY
+
+
+def test_a_key_that_others_can_read_is_refused(config: Config, soon: Deadline) -> None:
+    ensure_key(config, soon)
+    config.replication.ssh_key.chmod(0o640)
+    with pytest.raises(Refused, match="chmod 0600"):
+        public_key(config, soon)
+
+
+BAD_KEYS = {
+    "two lines": f"ssh-ed25519 {blob_of(1)} c\nssh-ed25519 {blob_of(2)} d",
+    "options first": f'command="sh" ssh-ed25519 {blob_of(1)} c',
+    "quote in the comment": f'ssh-ed25519 {blob_of(1)} a"b',
+    "two words of comment": f"ssh-ed25519 {blob_of(1)} a b",
+    "not base64": "ssh-ed25519 AAAA!!!! c",
+    "other kind inside": f"ssh-ed25519 {blob_of(1, 'ssh-dss')} c",
+    "kind unknown": f"ssh-dss {blob_of(1, 'ssh-dss')} c",
+    "short": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 c",
+    "nothing": "",
+    "a return": f"ssh-ed25519 {blob_of(1)} a\rssh-ed25519",
+    "private": "-----BEGIN OPENSSH PRIVATE KEY-----",
+}
+
+
+@pytest.mark.parametrize("text", BAD_KEYS.values(), ids=BAD_KEYS.keys())
+def test_only_one_whole_public_key_is_taken(text: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        PublicKey.parse(text)
+    assert refusal.value.reason is Reason.BAD_KEY
+
+
+def test_a_public_key_is_read_with_and_without_a_comment() -> None:
+    assert PublicKey.parse(f"{KEY}\n") == KEY
+    assert PublicKey.parse(f"ssh-ed25519 {KEY.blob}").comment == ""
+
+
+def test_ssh_asks_nobody_and_notes_a_new_host_only_when_told(config: Config) -> None:
+    argv = ssh_argv(config, "c1")
+    assert argv[-1] == "root@192.168.1.3"
+    assert "BatchMode=yes" in argv and "StrictHostKeyChecking=yes" in argv
+    ours = config.paths.state / "known_hosts"
+    assert f'UserKnownHostsFile="{ours}" ~/.ssh/known_hosts' in argv
+    assert "StrictHostKeyChecking=accept-new" in ssh_argv(config, "c1", accept_new=True)
+
+
+# The line
+
+
+def test_the_line_restricts_the_key_to_the_volume_s_receive() -> None:
+    line = authorized_line("data-services", KEY)
+    assert line == f'restrict,command="standfast receive data-services" {KEY}'
+    assert authorized_line(None, KEY) == f'restrict,command="standfast receive" {KEY}'
+    assert nixos_form([KEY]) == f'nfsServicesStandby.replicationKeys = [ "{KEY}" ];'
+
+
+def changed(text: str, volume: str = "data-services") -> tuple[str, Change]:
+    after, change = with_line(text.encode(), volume, KEY, "authorized_keys")
+    return after.decode(), change
+
+
+FOREIGN = f'# mine\n\n{OTHER}\nfrom="10.0.0.0/8",command="a b" {OTHER}x\n'
+LINE = authorized_line("data-services", KEY) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [
+        ("", LINE, Change.ADDED),
+        (FOREIGN, FOREIGN + LINE, Change.ADDED),
+        (FOREIGN[:-1], FOREIGN + LINE, Change.ADDED),
+        (f"# {KEY}\n", f"# {KEY}\n{LINE}", Change.ADDED),
+        (FOREIGN + LINE + FOREIGN, FOREIGN + LINE + FOREIGN, Change.UNCHANGED),
+        (
+            f'command="standfast receive data-services" {KEY}\n{FOREIGN}',
+            LINE + FOREIGN,
+            Change.UPDATED,
+        ),
+        (
+            f'restrict,command="standfast receive media" {KEY}\n',
+            f'restrict,command="standfast receive" {KEY}\n',
+            Change.UPDATED,
+        ),
+        (
+            f'restrict,from="192.168.1.2",command="/opt/bin/standfast receive media" {KEY}\n',
+            f'restrict,from="192.168.1.2",command="/opt/bin/standfast receive" {KEY}\n',
+            Change.UPDATED,
+        ),
+        (
+            f'command="standfast receive",restrict {KEY}\n',
+            f'command="standfast receive",restrict {KEY}\n',
+            Change.UNCHANGED,
+        ),
+    ],
+)
+def test_the_key_gets_one_line_and_the_others_stay(before: str, after: str, change: Change) -> None:
+    assert changed(before) == (after, change)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{KEY}",
+        f"restrict {KEY}",
+        f'restrict,command="bash" {KEY}',
+        f'restrict,command="standfast receive data-services; sh" {KEY}',
+        f'restrict,command="sh -c standfast receive data-services" {KEY}',
+        f'restrict,pty,command="standfast receive data-services" {KEY}',
+        f'restrict,port-forwarding,command="standfast receive data-services" {KEY}',
+        f'restrict,environment="A=B",command="standfast receive data-services" {KEY}',
+        f'command="standfast receive data-services",command="sh" {KEY}',
+        f"cert-authority {KEY}",
+        f"nonsense nonsense {KEY}",
+    ],
+)
+def test_a_key_that_may_do_something_else_already_is_left_to_a_person(line: str) -> None:
+    with pytest.raises(Refused, match="line 2 of authorized_keys lets this key do something else"):
+        changed(f"{OTHER}\n{line}\n")
+
+
+def test_two_lines_of_one_key_are_left_to_a_person() -> None:
+    with pytest.raises(Refused, match="lines 1, 2 of authorized_keys"):
+        changed(LINE + LINE)
+
+
+# The file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / ".ssh" / "authorized_keys"
+
+
+def test_authorizing_twice_changes_the_file_once(file: Path) -> None:
+    assert authorize(file, ME, "data-services", KEY, dry_run=True) is Change.ADDED
+    assert not file.parent.exists()
+    assert authorize(file, ME, "data-services", KEY) is Change.ADDED
+    first = file.stat()
+    assert stat.S_IMODE(first.st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert authorize(file, ME, "data-services", KEY) is Change.UNCHANGED
+    assert file.stat().st_ino == first.st_ino
+    assert authorize(file, ME, "media", KEY) is Change.UPDATED
+    assert file.read_text() == authorized_line(None, KEY) + "\n"
+    assert [path.name for path in file.parent.iterdir()] == ["authorized_keys"]
+
+
+def test_bytes_that_are_no_text_stay_as_they_are(file: Path) -> None:
+    file.parent.mkdir(mode=0o700)
+    file.write_bytes(b"# \xff\xfe\r\n\x0bodd\n")
+    file.chmod(0o600)
+    authorize(file, ME, "data-services", KEY)
+    assert file.read_bytes() == b"# \xff\xfe\r\n\x0bodd\n" + LINE.encode()
+
+
+def make_symlink(file: Path) -> None:
+    file.parent.mkdir(mode=0o700)
+    file.with_name("real").touch(0o600)
+    file.symlink_to("real")
+
+
+def link_directory(file: Path) -> None:
+    (file.parent.parent / "real").mkdir(mode=0o700)
+    file.parent.symlink_to("real")
+
+
+def open_directory(file: Path) -> None:
+    file.parent.mkdir()
+    file.parent.chmod(0o770)
+
+
+def open_file(file: Path) -> None:
+    file.parent.mkdir(mode=0o700)
+    file.touch()
+    file.chmod(0o620)
+
+
+def make_fifo(file: Path) -> None:
+    file.parent.mkdir(mode=0o700)
+    os.mkfifo(file, 0o600)
+
+
+@pytest.mark.parametrize(
+    "spoil", [make_symlink, link_directory, open_directory, open_file, make_fifo]
+)
+def test_a_file_that_others_write_or_that_is_elsewhere_is_refused(
+    file: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(file)
+    with pytest.raises(Refused) as refusal:
+        authorize(file, ME, "data-services", KEY)
+    assert refusal.value.reason is Reason.BAD_KEY
+    assert "replicationKeys" in str(refusal.value)
+
+
+def test_a_file_of_another_user_is_refused(file: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: gives a file to another user")
+    file.parent.mkdir(mode=0o700)
+    file.touch(0o600)
+    os.chown(file, 65534, -1)
+    with pytest.raises(Refused, match="belongs to uid 65534"):
+        authorize(file, ME, "data-services", KEY)
+
+
+def test_an_unknown_user_is_named() -> None:
+    with pytest.raises(StandfastError, match="there is no user nobody-of-that-name"):
+        authorized_keys_of("nobody-of-that-name")
+    assert authorized_keys_of(ME).parts[-2:] == (".ssh", "authorized_keys")
+
+
+def test_a_new_file_belongs_to_the_user_of_the_replication(file: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: writes another user's file")
+    authorize(file, "nobody", "data-services", KEY)
+    nobody = pwd.getpwnam("nobody").pw_uid
+    assert (file.stat().st_uid, file.parent.stat().st_uid) == (nobody, nobody)
+
+
+def test_the_configured_user_and_path_are_used(config: Config, tmp_path: Path) -> None:
+    other = replace(
+        config, replication=replace(config.replication, ssh_user="sync", ssh_key=tmp_path / "k")
+    )
+    argv = ssh_argv(other, "c1")
+    assert argv[-1] == "sync@192.168.1.3" and argv[argv.index("-i") + 1] == str(tmp_path / "k")

@@ -27,6 +27,7 @@ MAGIC = "standfast-tree"
 _FRAME = struct.Struct(">I")
 _MAX_FRAME = 1 << 20
 _MAX_HEADER = 4096
+_MTIME = "STANDFAST.mtime_ns"  # tarfile's own are floating-point numbers, which lose digits
 
 
 class Frames(io.RawIOBase):
@@ -81,8 +82,13 @@ def send(tree: Path, content_id: str, parent: str | None, out: IO[bytes]) -> Non
     out.write(json.dumps(header).encode() + b"\n")
     frames = Frames(out)
     with tarfile.open(fileobj=frames, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        archive.add(tree, arcname=".")
+        archive.add(tree, arcname=".", filter=lambda member: _with_mtime(member, tree))
     frames.end()
+
+
+def _with_mtime(member: tarfile.TarInfo, tree: Path) -> tarfile.TarInfo:
+    member.pax_headers = {_MTIME: str((tree / member.name).lstat().st_mtime_ns)}
+    return member
 
 
 def receive(staging: Path, source: IO[bytes]) -> None:
@@ -103,15 +109,22 @@ def receive(staging: Path, source: IO[bytes]) -> None:
             archive.extract(member, tree, set_attrs=not member.isdir())
             if member.isdir():
                 directories.append(member)
+            else:
+                _set_mtime(member, tree)
         for member in reversed(directories):  # only now: a read-only one can't be filled
             archive.chmod(member, tree / member.name)
-            archive.utime(member, tree / member.name)
+            _set_mtime(member, tree)
     while frames.read(_MAX_FRAME):
         pass  # the archive's padding
     if source.read(1):
         raise ValueError("something follows the end of the stream")
     received = str(header["content_id"])
     save_info(tree, TreeInfo(str(uuid.uuid4()), received, read_only=True))
+
+
+def _set_mtime(member: tarfile.TarInfo, tree: Path) -> None:
+    mtime_ns = int(member.pax_headers.get(_MTIME, int(member.mtime) * 10**9))
+    os.utime(tree / member.name, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
 
 
 def _refuse_harmful(member: tarfile.TarInfo, tree: Path) -> None:

@@ -134,9 +134,31 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "snapshots",
-        "the complete snapshots on this node",
+        "what snapshots this node has, which are pinned for whom, and what lies beside them",
         "standfast.cli.snapshots:run",
-        (VOLUME, JSON),
+        (VOLUME, JSON, Argument("--all", "ask every other storage node for its own, too")),
+        "A partial one is what a replication left half done; it is never used.",
+    ),
+    Command(
+        "prune",
+        "delete the snapshots of this node that nothing speaks for",
+        "standfast.cli.prune:run",
+        _CHANGE,
+        "Each replication does the same afterwards. With --dry-run it says why each one is kept.",
+    ),
+    Command(
+        "verify",
+        "is what a standby has what this node has? compared entry by entry, nothing is changed",
+        "standfast.cli.verify:run",
+        (
+            VOLUME,
+            JSON,
+            Argument("--full", "read what is in the files, too (sha256), not only their metadata"),
+            Argument("--if-primary", "do nothing on a node that isn't the primary: for timers"),
+            Argument("standby", "which one (default: each in turn)", "STANDBY", required=False),
+        ),
+        "Compares the newest snapshot that both have. Exits 0 when all are equal, 1 with "
+        "`content-differs` and the first differences when one isn't, 3 when it can't be reached.",
     ),
     Command(
         "accept-epoch",

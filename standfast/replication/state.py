@@ -48,6 +48,12 @@ class StandbyState:
     last_failure_reason: str | None = None
     last_failure: str | None = None
     needs_full: bool = False
+    verified_at: float | None = None
+    verified_snapshot: str | None = None
+    verified_ok: bool | None = None
+    """Whether the last comparison found both sides equal; None: there was none."""
+    verified_full: bool = False
+    """Whether it read what is in the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,38 @@ def note_failure(config: Config, standby: str, reason: Reason, message: str) -> 
             last_failure_reason=str(reason),
             last_failure=message,
             needs_full=before.needs_full or reason is Reason.NEEDS_FULL,
+        )
+
+    _update_standby(config, standby, change)
+
+
+def note_verified(config: Config, standby: str, snapshot: str, *, ok: bool, full: bool) -> None:
+    """A look at the metadata alone doesn't clear what a look at the contents found."""
+
+    def change(before: StandbyState) -> StandbyState:
+        if ok and not full and before.verified_ok is False and before.verified_full:
+            return before
+        return replace(
+            before,
+            verified_at=utc_now(),
+            verified_snapshot=snapshot,
+            verified_ok=ok,
+            verified_full=full,
+        )
+
+    _update_standby(config, standby, change)
+
+
+def note_needs_full(config: Config, standby: str, message: str) -> None:
+    """Nothing is kept for `standby` any more; `message` says why."""
+
+    def change(before: StandbyState) -> StandbyState:
+        return replace(
+            before,
+            last_failure_at=utc_now(),
+            last_failure_reason=str(Reason.NEEDS_FULL),
+            last_failure=message,
+            needs_full=True,
         )
 
     _update_standby(config, standby, change)

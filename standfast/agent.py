@@ -24,7 +24,7 @@ from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
-from standfast.errors import StandfastError
+from standfast.errors import Refused, StandfastError
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
@@ -194,10 +194,8 @@ class Agent:
 
     def _keep_registered(self, own: OwnReign) -> None:
         if not registration.is_registered(self.machine, own.epoch):
-            if self.busy is not None:
-                return  # a plan is about to take the registration away, or has done so
-            log.warning("the registration in Consul was gone: registering again")
-            registration.register(self.machine, own.epoch)
+            log.warning("the registration in Consul is gone: registering again")
+            self._unless_changed(own, lambda: registration.register(self.machine, own.epoch))
         sick = registration.feed(self.machine)
         if sick != self.sick:
             log.warning("serving: %s", sick or "well again")
@@ -207,15 +205,30 @@ class Agent:
             self.scheduled_at = monotonic()
 
     def _keep_standby(self) -> None:
+        machine = self.machine
         if self.scheduled_at is not None:
-            self.machine.schedule.stop()
-            self.scheduled_at = None
-        if not self.machine.fence.state().in_place:
+            self._unless_changed(None, self._stop_schedule)
+        if not machine.fence.state().in_place:
             log.warning("the fence's rules were not in place: put there, with the port shut")
-            self.machine.fence.ensure_closed()
-        if registration.service_id(self.machine) in self.machine.consul.local_services():
+            self._unless_changed(None, machine.fence.ensure_closed)
+        if registration.service_id(machine) in machine.consul.local_services():
             log.warning("a standby is no server: removing the leftover registration")
-            registration.deregister(self.machine)
+            self._unless_changed(None, lambda: registration.deregister(machine))
+
+    def _stop_schedule(self) -> None:
+        self.machine.schedule.stop()
+        self.scheduled_at = None
+
+    def _unless_changed(self, seen: OwnReign | None, do: Callable[[], None]) -> None:
+        """What was seen may be from before a plan that has ended meanwhile: this node's own files
+        are asked again, and no plan begins until it is done. One that is at work goes first."""
+        with (
+            contextlib.suppress(Refused),
+            exclusive(self.config.run_dir / "plan.lock", "a change of the role"),
+        ):
+            own = OwnReign.load(self.config.state_dir)
+            if (own and (own.epoch, own.stage)) == (seen and (seen.epoch, seen.stage)):
+                do()
 
 
 def keep_up(agent: Agent) -> None:

@@ -126,6 +126,7 @@ class FakeNfs:
 class FakeFence:
     world: World
     open_until: float = 0.0
+    in_place: bool = True
 
     def claim(self) -> None:
         self.world.effect("claim")
@@ -143,7 +144,7 @@ class FakeFence:
         return False
 
     def state(self) -> FenceState:
-        return FenceState(True, max(0.0, self.open_until - monotonic()))
+        return FenceState(self.in_place, max(0.0, self.open_until - monotonic()))
 
 
 @dataclass

@@ -21,7 +21,7 @@ from typing import Any
 from standfast.adapters.consul_wire import CheckIndex, Committed, Conflict, Entry, Op, Set
 from standfast.adapters.stores import open_store
 from standfast.clock import Deadline
-from standfast.config.model import Config, Replication
+from standfast.config.model import Config
 from standfast.errors import ConsulNoQuorum
 from standfast.locks import exclusive
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
@@ -113,9 +113,14 @@ class Peer:
         path.write_text(json.dumps({**other.spec, **spec}))
         return replace_transport(self, process(mode, path))
 
+    def reaching(self, command: Sequence[str]) -> Peer:
+        """This node, with that transport."""
+        return replace_transport(self, command)
+
 
 def replace_transport(peer: Peer, command: Sequence[str]) -> Peer:
-    config = replace(peer.config, replication=Replication(command=tuple(command), timeout=60.0))
+    options = replace(peer.config.replication, command=tuple(command), timeout=60.0)
+    config = replace(peer.config, replication=options)
     spec = {**peer.spec, "command": list(command)}
     return Peer(config, peer.store, peer.gateway, spec)
 
@@ -132,12 +137,15 @@ def process(mode: str, spec: Path) -> list[str]:
     ]
 
 
-def peer(root: Path, node: str, store: str, keys: Path) -> Peer:
-    return from_spec({"root": str(root), "node": node, "store": store, "keys": str(keys)})
+def peer(root: Path, node: str, store: str, keys: Path, **more: Any) -> Peer:
+    return from_spec({"root": str(root), "node": node, "store": store, "keys": str(keys), **more})
 
 
 def from_spec(spec: dict[str, Any]) -> Peer:
-    config = config_for(Path(spec["root"]), spec["node"], store=spec["store"], nodes=NODES)
+    state = Path(spec["state"]) if "state" in spec else None
+    config = config_for(
+        Path(spec["root"]), spec["node"], store=spec["store"], nodes=NODES, state=state
+    )
     if "cluster" in spec:
         config = replace(config, cluster=spec["cluster"])
     gateway = FileGateway(Path(spec["keys"]), later=spec.get("later"))

@@ -47,26 +47,29 @@ def btrfs_on_file(image: Path, mount: Path, *, make: bool = True) -> Iterator[Pa
     if make:
         command("truncate", "-s", SIZE, image)
         command("mkfs.btrfs", "-q", "-f", "-m", "single", image)
-    command("mount", "-o", "loop", image, mount)
+    # Without discards: they would change the file behind a copy's back.
+    command("mount", "-o", "loop,nodiscard", image, mount)
     try:
         yield mount
     finally:
         command("umount", mount)
 
 
-def paths_below(root: Path) -> Paths:
-    """The runbook's layout below `root`."""
+def paths_below(root: Path, state: Path | None = None) -> Paths:
+    """The runbook's layout below `root`; the state beside it, or where told."""
     return Paths(
         live=root / "services",
         snapshots=root,
         standby=root / "services-standby",
         bind=root / "bind",
-        state=root / ".." / f"{root.name}-state",
+        state=state or root / ".." / f"{root.name}-state",
         run=root / ".." / f"{root.name}-run",
     )
 
 
-def config_for(root: Path, node: str, *, store: str, nodes: tuple[str, ...]) -> Config:
+def config_for(
+    root: Path, node: str, *, store: str, nodes: tuple[str, ...], state: Path | None = None
+) -> Config:
     return Config(
         volume="data-services",
         source=root / "data-services.toml",
@@ -74,7 +77,7 @@ def config_for(root: Path, node: str, *, store: str, nodes: tuple[str, ...]) -> 
         node=node,
         store=store,
         nodes={name: Node(address="127.0.0.1") for name in nodes},
-        paths=paths_below(root),
+        paths=paths_below(root, state),
     )
 
 

@@ -1,0 +1,40 @@
+"""Stopping a process before its n-th effect, whatever that is: no list of stages to go stale.
+
+An effect is what outlives the process: another program started, a file opened for writing, a name
+made, moved or removed. Python itself announces each (PEP 578); the hook can't be taken away again,
+so this is for processes that end anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_EFFECTS = frozenset(
+    {"subprocess.Popen", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink"}
+)
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+def is_effect(event: str, arguments: tuple[Any, ...]) -> bool:
+    if event != "open":
+        return event in _EFFECTS
+    path, _mode, flags = arguments
+    return isinstance(flags, int) and bool(flags & _WRITING) and str(path) != os.devnull
+
+
+def at_effect(number: int, happen: Callable[[], None]) -> None:
+    """From now on `happen` is called before this process's effect `number`, counted from 0."""
+    left = number
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if left < 0 or not is_effect(event, arguments):
+            return
+        left -= 1
+        if left < 0:
+            happen()
+
+    sys.addaudithook(hook)

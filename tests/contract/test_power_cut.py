@@ -1,0 +1,176 @@
+"""What a standby acknowledged survives a power cut: thirty of them, each right after a cycle.
+
+The standby's disk is copied at the moment of the acknowledgement, state directory and all, and the
+copy is mounted in its place. The same on a bare pipe, to see that this sees damage where there is.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import Snapshot
+from standfast.clock import utc_now
+from standfast.lease.epochs import EpochFile
+from standfast.names import SnapshotName
+from standfast.replication.published import epochs_of_snapshots
+from tests.contract.images import copy_image, quick_directory
+from tests.contract.links import Links
+from tests.contract.peers import Peer, lead, peer
+from tests.contract.trees import Tree, differences, read_tree
+from tests.contract.volumes import btrfs_on_file, command, require_btrfs
+
+FULLS = 6
+INCREMENTS = 4
+FILES = 300
+CHANGED = 60
+NEEDED_BYTES = 2 * 2**30
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    require_btrfs()
+    with quick_directory(tmp_path, NEEDED_BYTES) as directory:
+        yield directory
+
+
+@pytest.fixture
+def primary(place: Path) -> Iterator[Peer]:
+    with btrfs_on_file(place / "a.img", place / "a"):
+        a = peer(place / "a", "a", "btrfs", place / "keys.json")
+        command("btrfs", "subvolume", "create", a.config.paths.live)
+        lead(a, 1)
+        write_files(a, range(FILES))
+        yield a
+
+
+@pytest.fixture
+def links(place: Path) -> Iterator[Links]:
+    with Links(place / "links").serve() as links:
+        yield links
+
+
+def write_files(a: Peer, numbers: range) -> None:
+    for number in numbers:
+        path = a.live(f"d{number % 7}/file{number}")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(500 + number * 97 % 30_000))
+
+
+def change(a: Peer, round_number: int) -> None:
+    """Files that are new, changed, replaced, renamed and gone."""
+    first = round_number * 37 % FILES
+    write_files(a, range(first, first + CHANGED))
+    for number in range(first, first + CHANGED, 5):
+        old = a.live(f"d{number % 7}/file{number}")
+        old.rename(old.with_name(f"renamed{number}"))
+    a.live("appended").open("a").write(f"{round_number}\n" * 500)
+
+
+class Copies:
+    """The standby's disk after each acknowledgement, and what has to be on each."""
+
+    def __init__(self, place: Path, a: Peer) -> None:
+        self._place = place
+        self._a = a
+        self._taken: list[tuple[Path, list[str]]] = []
+        self._trees: dict[str, Tree] = {}
+
+    def take(self, acknowledged: list[str]) -> None:
+        copy = self._place / f"copy{len(self._taken)}.img"
+        copy_image(self._place / "b.img", copy)
+        self._taken.append((copy, list(acknowledged)))
+
+    def look(self, standby: Peer) -> list[list[str]]:
+        """For each copy what is wrong on it; the original must not be mounted any more."""
+        found = []
+        for copy, acknowledged in self._taken:
+            with btrfs_on_file(copy, self._place / "b", make=False):
+                found.append(self._wrong(standby, acknowledged))
+            copy.unlink()
+        self._taken.clear()
+        return found
+
+    def _wrong(self, standby: Peer, acknowledged: list[str]) -> list[str]:
+        wrong = []
+        there = {str(one.name): one for one in standby.store.snapshots() if one.received}
+        for name in acknowledged:
+            if name not in there:
+                wrong.append(f"{name} is gone")
+                continue
+            wrong += [
+                f"{name}: {line}"
+                for line in differences(self._expected(name), read_tree(there[name].path))
+            ]
+        return wrong
+
+    def _expected(self, name: str) -> Tree:
+        if name not in self._trees:
+            self._trees[name] = read_tree(self._a.config.paths.snapshots / name)
+        return self._trees[name]
+
+
+def standby_at(place: Path) -> Peer:
+    """Its state lies on the disk that is cut off, as on a node with one disk."""
+    return peer(place / "b", "b", "btrfs", place / "keys.json", state=str(place / "b" / "state"))
+
+
+def test_thirty_power_cuts_cost_nothing_that_was_acknowledged(
+    place: Path, primary: Peer, links: Links
+) -> None:
+    standby = standby_at(place)
+    links.reach("b", standby.spec)
+    a = primary.reaching(links.command("b"))
+    copies, seen = Copies(place, a), []
+    for full in range(FULLS):
+        with btrfs_on_file(place / "b.img", place / "b"):
+            acknowledged: list[str] = []
+            for increment in range(1 + INCREMENTS):
+                change(a, full * (1 + INCREMENTS) + increment)
+                result = a.sender.cycle("b", full=increment == 0)
+                assert result.was_full == (increment == 0)
+                acknowledged.append(str(result.snapshot))
+                copies.take(acknowledged)
+                assert knows_the_epochs(standby)
+        seen += copies.look(standby)
+    assert len(seen) == FULLS * (1 + INCREMENTS) == 30
+    assert seen == [[]] * 30
+
+
+def knows_the_epochs(standby: Peer) -> bool:
+    epochs = epochs_of_snapshots(standby.config)
+    published = [one.content_id for one in standby.store.snapshots() if one.received]
+    highest = EpochFile(standby.config.state_dir / "epoch").read()
+    return highest == 1 and all(epochs.get(one) == 1 for one in published)
+
+
+def bare_pipe(primary: Peer, snapshot: Snapshot, parent: Snapshot | None, into: Path) -> None:
+    base = [] if parent is None else ["-p", str(parent.path)]
+    with subprocess.Popen(
+        ["btrfs", "-q", "send", *base, str(snapshot.path)], stdout=subprocess.PIPE
+    ) as send:
+        receive = subprocess.run(["btrfs", "-q", "receive", str(into)], stdin=send.stdout)
+    assert (send.returncode, receive.returncode) == (0, 0)
+
+
+def test_on_a_bare_pipe_a_power_cut_shows(place: Path, primary: Peer) -> None:
+    a, standby = primary, standby_at(place)
+    copies, seen = Copies(place, a), []
+    with btrfs_on_file(place / "b.img", place / "b"):
+        standby.config.paths.standby.mkdir()
+        command("btrfs", "filesystem", "sync", place / "b")
+        parent, received = None, []
+        for round_number in range(1 + INCREMENTS):
+            change(a, round_number)
+            snapshot = a.store.take_snapshot(SnapshotName.at("services", utc_now()))
+            bare_pipe(a, snapshot, parent, standby.config.paths.standby)
+            received.append(str(snapshot.name))
+            copies.take(received)
+            parent = snapshot
+    seen = copies.look(standby)
+    print("wrong on each copy:", [len(lines) for lines in seen])
+    assert any(seen), "no damage seen where nothing was synced: this harness sees nothing"

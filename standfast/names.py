@@ -14,6 +14,9 @@ from standfast.clock import format_stamp, parse_stamp
 # A name ahead of this machine's clock by more than this is not believed, seconds.
 FUTURE_TOLERANCE_S = 60.0
 _SNAPSHOT = re.compile(r"(?P<volume>[A-Za-z0-9][A-Za-z0-9_.-]*)@(?P<stamp>[0-9]{8}T[0-9]{6}Z)")
+_ASIDE = re.compile(
+    r".+\.(?P<kind>diverged|retired)-(?P<epoch>[0-9]{1,15})-(?P<stamp>[0-9]{8}T[0-9]{6}Z)"
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,3 +53,25 @@ def diverged_name(base: str, epoch: int, seconds: float) -> str:
 def retired_name(base: str, epoch: int, seconds: float) -> str:
     """Where the tree of an orderly demotion goes: its final snapshot has the same content."""
     return f"{base}.retired-{epoch}-{format_stamp(seconds)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What the name of a tree that was kept aside says."""
+
+    kind: str
+    """`diverged` or `retired`."""
+    epoch: int
+    at: float
+    """UTC seconds."""
+
+
+def parse_aside(text: str) -> Aside | None:
+    """None for any other name."""
+    match = _ASIDE.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        return Aside(match["kind"], int(match["epoch"]), parse_stamp(match["stamp"]))
+    except ValueError:
+        return None

@@ -1,56 +1,192 @@
-"""snapshots: the complete snapshots on this node, the newest last."""
+"""snapshots: what is here (own, published, partial, kept aside), and what the other nodes have."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.stores import open_store
-from standfast.cli.output import age_s, print_json, print_table
+from standfast.cli.output import age_s, clean, note, print_json, print_table
+from standfast.clock import Deadline, utc_now
 from standfast.config.load import load_volume
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.names import parse_aside
+from standfast.replication import pins, talk, wire
+from standfast.replication.failures import reason_of
+from standfast.replication.ports import ReplicaStore
+from standfast.replication.published import epochs_of_snapshots
 from standfast.views.text import duration
+
+ASK_S = 20.0
+"""For everything that one other node is asked; ssh alone gives up after 10 s."""
+_AT_ONCE = 8
+
+Doc = dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> int:
     """`standfast snapshots`."""
     config = load_volume(args.volume)
-    store = open_store(config)
-    found = sorted(store.snapshots(), key=lambda one: one.name)
-    aside = [str(path) for path in store.aside()]
+    here = _here(config, open_store(config))
+    others = _others(config, here["snapshots"]) if args.all else None
     if args.json:
-        print_json(
-            {
-                "volume": config.volume,
-                "node": config.node,
-                "snapshots": [
-                    {
-                        "name": str(one.name),
-                        "path": str(one.path),
-                        "kind": _kind(one),
-                        "content_id": one.content_id,
-                        "age_s": age_s(str(one.name)),
-                    }
-                    for one in found
-                ],
-                "kept_aside": aside,
-            }
-        )
+        print_json(here if others is None else {**here, "others": others})
         return 0
-    if found:
-        print_table(("SNAPSHOT", "AGE", "KIND", "PATH"), [_row(one) for one in found])
-    else:
-        print(f"{config.node} has no snapshot of {config.volume}: `standfast replicate` on the "
-              "primary makes and sends one")  # fmt: skip
-    for path in aside:
-        print(f"kept aside: {path}")
+    for trouble in here["trouble"]:
+        note(trouble)
+    _print_here(config, here)
+    for other in others or ():
+        _print_other(other)
     return 0
 
 
-def _kind(snapshot: Snapshot) -> str:
+def kind_of(snapshot: Snapshot) -> str:
     return "published" if snapshot.received else "own"
 
 
-def _row(snapshot: Snapshot) -> tuple[str, ...]:
-    age = age_s(str(snapshot.name))
-    shown = "in the future: never used" if age is None else duration(age)
-    return (str(snapshot.name), shown, _kind(snapshot), str(snapshot.path))
+# This node
+
+
+def _here(config: Config, store: ReplicaStore) -> Doc:
+    trouble: list[str] = []
+    epochs: Mapping[str, int] = {}
+    pinned: Mapping[str, pins.Pin] = {}
+    try:
+        epochs = epochs_of_snapshots(config)
+    except StandfastError as error:
+        trouble.append(str(error))
+    try:
+        pinned = pins.load(config)
+    except StandfastError as error:
+        trouble.append(str(error))
+    found = sorted(store.snapshots(), key=lambda one: one.name)
+    return {
+        "volume": config.volume,
+        "node": config.node,
+        "snapshots": [_snapshot(one, epochs, pinned) for one in found],
+        "partial": [str(path) for path in store.unfinished()],
+        "kept_aside": [_aside(path.name, str(path)) for path in store.aside()],
+        "free_bytes": store.free_bytes(),
+        "trouble": trouble,
+    }
+
+
+def _snapshot(one: Snapshot, epochs: Mapping[str, int], pinned: Mapping[str, pins.Pin]) -> Doc:
+    return {
+        "name": str(one.name),
+        "path": str(one.path),
+        "kind": kind_of(one),
+        "content_id": one.content_id,
+        "age_s": age_s(str(one.name)),
+        "epoch": epochs.get(one.content_id),
+        "pinned_for": sorted(n for n, pin in pinned.items() if pin.content_id == one.content_id),
+    }
+
+
+def _aside(name: str, path: str) -> Doc:
+    """A tree whose name only looks like one of ours is shown all the same."""
+    parsed = parse_aside(name)
+    if parsed is None:
+        return {"path": path, "kind": "kept aside", "epoch": None, "age_s": None}
+    age = max(0.0, utc_now() - parsed.at)
+    return {"path": path, "kind": parsed.kind, "epoch": parsed.epoch, "age_s": age}
+
+
+def _print_here(config: Config, here: Doc) -> None:
+    rows = [
+        *(_row(one) for one in here["snapshots"]),
+        *((path, "-", "partial", "-", "never used") for path in here["partial"]),
+        *(_aside_row(one) for one in here["kept_aside"]),
+    ]
+    if not here["snapshots"]:
+        print(f"{config.node} has no snapshot of {config.volume}: `standfast replicate` on the "
+              "primary makes and sends one")  # fmt: skip
+    if rows:
+        print_table(("SNAPSHOT", "AGE", "KIND", "EPOCH", ""), rows)
+
+
+def _row(one: Doc) -> Sequence[str]:
+    believed = one["age_s"] is not None
+    remarks = [] if believed else ["in the future: never used"]
+    if one["pinned_for"]:
+        remarks.append(f"pinned for {', '.join(one['pinned_for'])}")
+    if one["epoch"] is None:
+        remarks.append("not made by Standfast")
+    return (
+        one["path"],
+        duration(one["age_s"]) if believed else "-",
+        one["kind"],
+        "-" if one["epoch"] is None else str(one["epoch"]),
+        "; ".join(remarks),
+    )
+
+
+def _aside_row(one: Doc) -> Sequence[str]:
+    why = {
+        "diverged": "what its successor never had: never deleted by itself",
+        "retired": "its final snapshot has the same content",
+    }
+    return (
+        one["path"],
+        "-" if one["age_s"] is None else duration(one["age_s"]),
+        one["kind"],
+        "-" if one["epoch"] is None else str(one["epoch"]),
+        why.get(one["kind"], ""),
+    )
+
+
+# The other nodes
+
+
+def _others(config: Config, here: Sequence[Doc]) -> list[Doc]:
+    """Each asked at the same time: one that hangs delays nobody."""
+    ours = {one["content_id"] for one in here}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda node: _other(config, node, ours), config.standbys))
+
+
+def _other(config: Config, node: str, ours: set[str]) -> Doc:
+    deadline = Deadline.after(ASK_S)
+    try:
+        with talk.greet(config, node, deadline, wire.Purpose.ASK) as (conversation, welcome):
+            talk.end(conversation, deadline)
+    except (StandfastError, OSError) as error:
+        return {"node": node, "error": str(error), "reason": str(reason_of(error))}
+    return {
+        "node": node,
+        "snapshots": [_offer(one, ours) for one in welcome.snapshots],
+        "partial": list(welcome.unfinished),
+        "free_bytes": welcome.free_bytes,
+    }
+
+
+def _offer(one: wire.Offer, ours: set[str]) -> Doc:
+    return {
+        "name": one.name,
+        "kind": "published" if one.received else "own",
+        "content_id": one.content_id,
+        "age_s": age_s(one.name),
+        "here_too": one.content_id in ours,
+    }
+
+
+def _print_other(other: Doc) -> None:
+    print()
+    if "error" in other:
+        print(clean(f"{other['node']}: {other['error']}"))
+        return
+    free = f"{other['free_bytes'] / 2**30:.1f} GiB free"
+    print(f"{other['node']}: {len(other['snapshots'])} snapshots, {free}")
+    rows = [_offer_row(one) for one in other["snapshots"]]
+    rows += [(name, "-", "partial", "never used") for name in other["partial"]]
+    if rows:
+        print_table(("SNAPSHOT", "AGE", "KIND", ""), rows)
+
+
+def _offer_row(one: Doc) -> tuple[str, str, str, str]:
+    age = "-" if one["age_s"] is None else duration(one["age_s"])
+    return (one["name"], age, one["kind"], "here, too" if one["here_too"] else "")

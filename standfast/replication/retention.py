@@ -3,18 +3,131 @@
 Invariants: nothing goes that may be the newest common snapshot of this node and another one: with
 it goes the chance of an increment, and the next replication would have to send everything. The
 newest snapshot of each reign stays: when that reign's primary is lost, it is the only copy of what
-its successor never had. What Standfast didn't make is not its to delete.
+its successor never had. What Standfast didn't make is not its to delete. However often they are
+taken, the number of snapshots kept is bounded: keep_last, the grid, one for each reign and what is
+protected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from standfast.act.ports import Snapshot
+from standfast.clock import format_stamp
+from standfast.config.model import Keep
+from standfast.replication.pins import Pin
 from standfast.replication.published import ranked
 
 KEEP_OWN = 24
 KEEP_PUBLISHED = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot that stays, and everything that speaks for it."""
+
+    snapshot: Snapshot
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SortedOut:
+    """Both oldest first."""
+
+    kept: tuple[Kept, ...]
+    old: tuple[Snapshot, ...]
+
+
+def sort_out(
+    snapshots: Sequence[Snapshot],
+    epochs: Mapping[str, int],
+    protected: Mapping[str, Sequence[str]],
+    keep: Keep,
+) -> SortedOut:
+    """What stays and what may go, of snapshots of one kind (own, or published).
+
+    `epochs` names what Standfast made (content id -> epoch), `protected` says for each content id
+    that has to stay why.
+    """
+    reasons: dict[Path, list[str]] = {
+        one.path: list(protected.get(one.content_id, ())) for one in snapshots
+    }
+    for one in snapshots:
+        if one.content_id not in epochs:
+            reasons[one.path].append("not made by Standfast")
+    ours = by_reign((one for one in snapshots if one.content_id in epochs), epochs)
+    for epoch, one in {epochs[one.content_id]: one for one in ours}.items():
+        reasons[one.path].append(f"newest of epoch {epoch}")
+    newest = max(1, keep.keep_last)
+    for one in ours[-newest:]:
+        reasons[one.path].append(f"among the newest {newest}" if newest > 1 else "newest")
+    for what, period in _PERIODS.items():
+        for one in _last_of_each(ours, period, getattr(keep, what)):
+            reasons[one.path].append(what)
+    by_time = sorted(snapshots, key=lambda one: one.name)
+    return SortedOut(
+        tuple(Kept(one, tuple(reasons[one.path])) for one in by_time if reasons[one.path]),
+        tuple(one for one in by_time if not reasons[one.path]),
+    )
+
+
+def by_reign(snapshots: Iterable[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
+    """Best last: by the reign they come from, then by time; all of them have an epoch."""
+    return sorted(snapshots, key=lambda one: (epochs[one.content_id], one.name))
+
+
+def overdue(
+    pins: Mapping[str, Pin], present: Collection[str], utc: float, limit_s: float
+) -> tuple[str, ...]:
+    """Nodes that took nothing in for `limit_s`, whose pins may go.
+
+    None as long as no other node is known to be up to date (`present`: content ids here): the
+    trouble may be on this side, and some standby must be left that can go on by increments.
+    """
+    late = {node for node, pin in pins.items() if utc - pin.at > limit_s}
+    if not any(pin.content_id in present for node, pin in pins.items() if node not in late):
+        return ()
+    return tuple(sorted(late))
+
+
+def _last_of_each(
+    ours: Sequence[Snapshot], period: Callable[[float], object], count: int
+) -> list[Snapshot]:
+    """The last snapshot of each of the newest `count` periods that have any.
+
+    Periods without a snapshot don't count: what is kept doesn't dwindle while nothing is taken.
+    """
+    last = {period(one.name.taken_at): one for one in ours}
+    newest_first = sorted(last.values(), key=lambda one: one.name, reverse=True)
+    return newest_first[:count]
+
+
+def _hour(utc: float) -> int:
+    return int(utc // 3600)
+
+
+def _day(utc: float) -> int:
+    return int(utc // 86400)
+
+
+def _week(utc: float) -> int:
+    """From Monday; the first of January 1970 was a Thursday."""
+    return (_day(utc) + 3) // 7
+
+
+def _month(utc: float) -> str:
+    return format_stamp(utc)[: len("YYYYMM")]
+
+
+# Of UTC, the time in the names: neither zones nor daylight saving move anything.
+_PERIODS: Mapping[str, Callable[[float], object]] = {
+    "hourly": _hour,
+    "daily": _day,
+    "weekly": _week,
+    "monthly": _month,
+}
 
 
 def own_to_delete(

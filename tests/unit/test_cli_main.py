@@ -119,7 +119,8 @@ def test_the_commands_of_the_interface_exist() -> None:
         "status --json --watch", "promote --accept-data-loss --dry-run --reason x",
         "switchover --to c1", "failback --dry-run", "demote --json", "pause", "resume",
         "history --json", "replicate c1", "replicate --instance v:c1", "standby list",
-        "snapshots --json", "accept-epoch --dry-run", "guard", "receive data-services",
+        "snapshots --json --all", "prune --dry-run", "accept-epoch --dry-run", "guard",
+        "receive data-services",
         "config check --json", "config example", "demo", "agent v", "lease v", "fence v",
         "watch v", "reconcile --event epoch --volume v", "completion bash",
     ):  # fmt: skip
@@ -135,7 +136,7 @@ def test_commands_without_a_volume_get_none() -> None:
 
 def test_commands_that_change_something_have_a_dry_run() -> None:
     changing = {"promote", "switchover", "failback", "demote", "pause", "resume", "replicate",
-                "accept-epoch"}  # fmt: skip
+                "accept-epoch", "prune"}  # fmt: skip
     with_dry_run = {
         one.name for one in COMMANDS if any(arg.name == "--dry-run" for arg in one.arguments)
     }

@@ -1,0 +1,100 @@
+"""prune: delete what may go, and say why the rest stays."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+from standfast.act.ports import Snapshot
+from standfast.adapters.stores import open_store
+from standfast.cli.output import age_s, note, print_json, print_table
+from standfast.cli.snapshots import kind_of
+from standfast.config.load import load_volume
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.replication.ports import ReplicaStore
+from standfast.replication.pruning import Pruned, prune
+from standfast.replication.retention import Kept
+from standfast.views.text import duration
+
+
+def run(args: argparse.Namespace) -> int:
+    """`standfast prune`."""
+    config = load_volume(args.volume)
+    store = open_store(config)
+    pruned = prune(config, store, also=(), dry_run=True) if args.dry_run else _all(config, store)
+    if args.json:
+        _print_document(config, pruned, args.dry_run)
+    elif pruned.deleted or pruned.kept:
+        _print_text(pruned, args.dry_run)
+    elif pruned.trouble is None:
+        print(f"{config.node} has no snapshot of {config.volume}: there is nothing to delete")
+    if pruned.trouble is not None:
+        raise StandfastError(
+            f"{pruned.trouble}. {_count(len(pruned.deleted))} deleted; `standfast prune` goes on"
+        )
+    return 0
+
+
+def _all(config: Config, store: ReplicaStore) -> Pruned:
+    """Batch after batch, so that replications at work get their turn in between."""
+    deleted: list[Snapshot] = []
+    dropped: list[str] = []
+    while True:
+        pruned = prune(config, store, also=())
+        deleted += pruned.deleted
+        dropped += pruned.dropped_pins
+        if not pruned.left or not pruned.deleted or pruned.trouble is not None:
+            return replace(pruned, deleted=tuple(deleted), dropped_pins=tuple(dropped))
+
+
+def _print_document(config: Config, pruned: Pruned, dry_run: bool) -> None:
+    print_json(
+        {
+            "volume": config.volume,
+            "node": config.node,
+            "dry_run": dry_run,
+            "done": pruned.trouble is None,
+            "deleted": [_item(one) for one in pruned.deleted],
+            "kept": [{**_item(one.snapshot), "why": list(one.reasons)} for one in pruned.kept],
+            "dropped_pins": list(pruned.dropped_pins),
+            "trouble": pruned.trouble,
+        }
+    )
+
+
+def _print_text(pruned: Pruned, dry_run: bool) -> None:
+    fate = "would be deleted" if dry_run else "deleted"
+    rows: list[Kept] = [*pruned.kept, *(Kept(one, (fate,)) for one in pruned.deleted)]
+    rows.sort(key=lambda one: one.snapshot.name)
+    print_table(("SNAPSHOT", "AGE", "KIND", "WHY"), [_row(one, fate) for one in rows])
+    print(f"{_count(len(pruned.deleted))} {fate}, {len(pruned.kept)} kept")
+    for node in pruned.dropped_pins:
+        said = "would no longer be" if dry_run else "is no longer"
+        note(
+            f"{node} took nothing in for longer than replication.drop_pin_after: nothing {said} "
+            f"kept for it; when it is back: `standfast replicate {node} --full`"
+        )
+
+
+def _row(one: Kept, fate: str) -> Sequence[str]:
+    name = str(one.snapshot.name)
+    why = ", ".join(one.reasons)
+    shown = why if one.reasons == (fate,) else f"kept: {why}"
+    return (name, duration(age_s(name)), kind_of(one.snapshot), shown)
+
+
+def _item(one: Snapshot) -> dict[str, object]:
+    name = str(one.name)
+    return {
+        "name": name,
+        "path": str(one.path),
+        "kind": kind_of(one),
+        "content_id": one.content_id,
+        "age_s": age_s(name),
+    }
+
+
+def _count(number: int) -> str:
+    return "1 snapshot" if number == 1 else f"{number} snapshots"

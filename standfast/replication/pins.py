@@ -1,0 +1,189 @@
+"""For each other node the newest snapshot that both have: `<state_dir>/pins.json`.
+
+Invariants: a pin is on disk before anything is deleted on its word, and it is replaced only by a
+newer snapshot that the other node is known to have. Whoever deletes snapshots holds the lock
+(`locked`) from reading the pins to the last deletion, and so does whoever begins to use some
+(`in_use`): nothing vanishes that a transfer at work still needs. Unreadable pins protect
+everything: nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from standfast.act.ports import Snapshot
+from standfast.clock import Deadline, utc_now
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.lease.files import read_json, write_atomically
+from standfast.locks import exclusive
+from standfast.names import SnapshotName
+
+LOCK_WAIT_S = 60.0
+"""Deleting one batch of snapshots is what one may have to wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The newest snapshot in common with another node."""
+
+    name: str
+    content_id: str
+    epoch: int
+    """Of the primary that took it."""
+    at: float
+    """When the other node was first known to have it, UTC seconds."""
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """Later reigns first, then time."""
+        return (self.epoch, self.name)
+
+
+def load(config: Config) -> Mapping[str, Pin]:
+    """By node; empty when there is no file, StandfastError when it can't be understood."""
+    path = config.state_dir / "pins.json"
+    doc = read_json(path)
+    if doc is None:
+        return {}
+    try:
+        if doc["v"] != 1:
+            raise ValueError(f"version {doc['v']!r}")
+        return {str(node): _pin(fields) for node, fields in doc["pins"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StandfastError(
+            f"{path} does not hold the pinned snapshots ({error!r}): no snapshot is deleted on "
+            f"this node. Move it away: the next replication to each standby notes its snapshot "
+            f"again"
+        ) from error
+
+
+def note(config: Config, node: str, pin: Pin) -> None:
+    """`node` is known to have this snapshot, and so is this node; on disk when this returns."""
+    with locked(config):
+        before = load(config)
+        if node not in before or before[node].content_id != pin.content_id:
+            save(config, {**before, node: pin})
+
+
+def learn(
+    config: Config,
+    commons: Mapping[str, str],
+    snapshots: Sequence[Snapshot],
+    epochs: Mapping[str, int],
+) -> None:
+    """On a standby: what the primary says that nodes have (node -> content id), in one write.
+
+    Noted is what this node has, too; never an older snapshot than the one already pinned. A node
+    that the primary names no more loses its pin here, too, when that is beyond the limit.
+    """
+    here = {one.content_id: one for one in snapshots if one.content_id in epochs}
+    now = utc_now()
+    with locked(config):
+        before = load(config)
+        oldest = now - config.replication.drop_pin_after
+        after = {node: pin for node, pin in before.items() if node in commons or pin.at > oldest}
+        for node, content_id in commons.items():
+            if node == config.node or content_id not in here:
+                continue
+            pin = Pin(str(here[content_id].name), content_id, epochs[content_id], now)
+            if node not in before or before[node].rank < pin.rank:
+                after[node] = pin
+        if after != before:
+            save(config, after)
+
+
+def drop(config: Config, node: str) -> None:
+    """Nothing is kept for `node` any more; on disk when this returns."""
+    with locked(config):
+        before = load(config)
+        if node in before:
+            save(config, {name: pin for name, pin in before.items() if name != node})
+
+
+def locked(
+    config: Config, deadline: Deadline | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Held while pins change and while snapshots are chosen and deleted; Refused (busy)."""
+    waiting = Deadline.after(LOCK_WAIT_S) if deadline is None else deadline
+    return exclusive(config.run_dir / "pins.lock", "the deletion of old snapshots", waiting)
+
+
+def save(config: Config, pins: Mapping[str, Pin]) -> None:
+    """The caller holds `locked`."""
+    doc = {"v": 1, "pins": {node: asdict(pin) for node, pin in sorted(pins.items())}}
+    write_atomically(config.state_dir / "pins.json", json.dumps(doc), durable=True)
+
+
+@contextlib.contextmanager
+def in_use(config: Config, content_ids: Collection[str]) -> Iterator[None]:
+    """While the block lasts no process prunes these: what is being sent, and what it builds on.
+
+    Ends with the process, however that ends. Note the pin before the block is left.
+    """
+    directory = config.run_dir / "in-use"
+    with locked(config):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, path = tempfile.mkstemp(dir=directory)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, json.dumps(sorted(content_ids)).encode())
+    try:
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def all_in_use(config: Config) -> frozenset[str]:
+    """Content ids that transfers at work need. The caller holds `locked`."""
+    found: set[str] = set()
+    directory = config.run_dir / "in-use"
+    for path in sorted(directory.iterdir()) if directory.exists() else ():
+        found.update(_held(path))
+    return frozenset(found)
+
+
+def _held(path: Path) -> list[str]:
+    """What the note says; it is removed when its process is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    with os.fdopen(descriptor) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _ids(stream.read(), path)
+        path.unlink(missing_ok=True)
+    return []
+
+
+def _ids(text: str, path: Path) -> list[str]:
+    try:
+        ids = json.loads(text)
+    except ValueError:
+        ids = None
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        raise StandfastError(
+            f"{path} does not say which snapshots the replication at work needs: no snapshot is "
+            f"deleted until that replication has ended"
+        )
+    return ids
+
+
+def _pin(fields: Mapping[str, Any]) -> Pin:
+    pin = Pin(**fields)
+    if type(pin.epoch) is not int or pin.epoch < 0 or not isinstance(pin.content_id, str):
+        raise ValueError(f"{fields!r}")
+    if type(pin.at) not in (int, float) or not pin.content_id:
+        raise ValueError(f"{fields!r}")
+    SnapshotName.parse(pin.name)
+    return pin

@@ -1,0 +1,205 @@
+"""Deleting old snapshots, of both kinds, on whatever this node is.
+
+Invariants: nothing is deleted unless the pins, the epochs and what transfers at work need could be
+read, all under the one lock that they change under. A pin is dropped only here (and by a standby
+whose primary names the node no more), never without a word in the log and a mark on the standby,
+and never when that would leave no other standby up to date.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from standfast.act.ports import Snapshot
+from standfast.clock import Deadline, format_utc, monotonic, utc_now
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.lease.files import LeaseStatus
+from standfast.reign import OwnReign, Stage
+from standfast.replication import pins, state
+from standfast.replication.pins import Pin
+from standfast.replication.ports import ReplicaStore
+from standfast.replication.published import epochs_of_snapshots
+from standfast.replication.retention import Kept, by_reign, overdue, sort_out
+
+log = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 64
+"""So many are deleted under one hold of the lock; the rest goes the next time."""
+LOCK_WAIT_S = 10.0
+GRACE_S = 86400.0
+"""After a shut-down of everything, however long, each standby gets this long to come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What went, or with dry_run would go; everything oldest first."""
+
+    deleted: tuple[Snapshot, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    """What is meant to stay."""
+    dropped_pins: tuple[str, ...] = ()
+    """Nodes for which nothing is kept any more."""
+    left: int = 0
+    """So many more may go, the next time."""
+    trouble: str | None = None
+    """Why nothing, or not all of it, was deleted."""
+
+
+def prune(
+    config: Config,
+    store: ReplicaStore,
+    *,
+    also: Collection[str],
+    dry_run: bool = False,
+) -> Pruned:
+    """Delete what may go, the oldest first; `also`: content ids that have to stay.
+
+    Doesn't raise for anything that the disk, the files or the store do: see `trouble`.
+    """
+    try:
+        with pins.locked(config, Deadline.after(LOCK_WAIT_S)):
+            found = _look(config, store, also)
+            if dry_run:
+                return Pruned(found.old, found.kept, found.late)
+            _drop_pins(config, found)
+            return _delete(store, found)
+    except (StandfastError, OSError) as error:
+        log.warning("old snapshots were not deleted: %s", error)
+        return Pruned(trouble=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    pins: Mapping[str, Pin]
+    late: tuple[str, ...]
+    """Nodes whose pins are to be dropped."""
+    kept: tuple[Kept, ...]
+    old: tuple[Snapshot, ...]
+
+
+def _look(config: Config, store: ReplicaStore, also: Collection[str]) -> _Found:
+    noted = pins.load(config)
+    known = {**_last_sent(config), **noted}
+    epochs = epochs_of_snapshots(config)
+    snapshots = store.snapshots()
+    late = _late(config, known, {one.content_id for one in snapshots})
+    counted = {node: pin for node, pin in known.items() if node not in late}
+    protected = _pinned(counted, snapshots, epochs)
+    for content_id in pins.all_in_use(config):
+        protected.setdefault(content_id, []).append("in use")
+    for content_id in (*also, *_base(config)):
+        protected.setdefault(content_id, []).append("still needed")
+    own = [one for one in snapshots if not one.received]
+    published = [one for one in snapshots if one.received]
+    both = (
+        sort_out(own, epochs, protected, config.retention_own),
+        sort_out(published, epochs, protected, config.retention_published),
+    )
+    kept = [one for kind in both for one in kind.kept]
+    old = [one for kind in both for one in kind.old]
+    return _Found(
+        noted,
+        late,
+        tuple(sorted(kept, key=lambda one: one.snapshot.name)),
+        tuple(sorted(old, key=lambda one: one.name)),
+    )
+
+
+def _last_sent(config: Config) -> dict[str, Pin]:
+    """What the memory of the cycles says, for nodes without a pin (the pins were moved away).
+
+    It only ever protects, so that an unreadable one is no reason to keep everything.
+    """
+    try:
+        standbys = state.load(config).standbys
+    except StandfastError:
+        return {}
+    found = {}
+    for node, last in standbys.items():
+        if node not in config.standbys or last.needs_full:
+            continue
+        if last.snapshot is None or last.content_id is None:
+            continue
+        at = last.last_success_at or 0.0
+        found[node] = Pin(last.snapshot, last.content_id, last.epoch or 0, at)
+    return found
+
+
+def _pinned(
+    known: Mapping[str, Pin], snapshots: Sequence[Snapshot], epochs: Mapping[str, int]
+) -> dict[str, list[str]]:
+    present = {one.content_id for one in snapshots}
+    ours = by_reign((one for one in snapshots if one.content_id in epochs), epochs)
+    protected: dict[str, list[str]] = {}
+    for node, pin in sorted(known.items()):
+        if pin.content_id in present:
+            protected.setdefault(pin.content_id, []).append(f"pinned for {node}")
+            continue
+        # Deleted by hand: the one before it is the likeliest to be common now.
+        before = [one for one in ours if (epochs[one.content_id], str(one.name)) <= pin.rank]
+        if before:
+            why = f"next to {pin.name}, pinned for {node} and gone"
+            protected.setdefault(before[-1].content_id, []).append(why)
+    return protected
+
+
+def _base(config: Config) -> tuple[str, ...]:
+    """What a promotion at work makes the live tree from."""
+    own = OwnReign.load(config.state_dir)
+    if own is None or own.base_content_id is None:
+        return ()
+    return (own.base_content_id,) if own.stage in (Stage.CLEARING, Stage.CREATING) else ()
+
+
+def _late(config: Config, known: Mapping[str, Pin], present: Collection[str]) -> tuple[str, ...]:
+    limit_s, utc = config.replication.drop_pin_after, utc_now()
+    gone = {node for node in known if node not in config.nodes and utc - known[node].at > limit_s}
+    if not _has_served_for(config, min(limit_s, GRACE_S)):
+        return tuple(sorted(gone))
+    others = {node: pin for node, pin in known.items() if node in config.standbys}
+    return tuple(sorted(gone | set(overdue(others, present, utc, limit_s))))
+
+
+def _has_served_for(config: Config, seconds: float) -> bool:
+    lease = LeaseStatus.load(config.run_dir)
+    if lease is None or not lease.serving:
+        return False
+    now = monotonic()
+    return lease.remaining_s(now) > 0 and now - lease.since > seconds
+
+
+def _drop_pins(config: Config, found: _Found) -> None:
+    for node in found.late:
+        if node in config.standbys:
+            pin = found.pins.get(node)
+            since = "" if pin is None else f" since {format_utc(pin.at)} ({pin.name})"
+            text = (
+                f"{node} took no snapshot in{since}, longer than replication.drop_pin_after "
+                f"({config.replication.drop_pin_after:.0f} s): nothing is kept for it any more. "
+                f"When it is back: `standfast replicate {node} --full`"
+            )
+            # First the mark: what happens to a pin must never go unseen.
+            state.note_needs_full(config, node, text)
+            log.warning("%s", text)
+        else:
+            log.info("%s is no storage node any more: its pin is dropped", node)
+    if found.late:
+        left = {node: pin for node, pin in found.pins.items() if node not in found.late}
+        pins.save(config, left)
+
+
+def _delete(store: ReplicaStore, found: _Found) -> Pruned:
+    now, later = found.old[:MOST_AT_ONCE], found.old[MOST_AT_ONCE:]
+    done = Pruned(now, found.kept, found.late, len(later))
+    try:
+        store.delete(now)
+    except (StandfastError, OSError) as error:
+        log.warning("not every old snapshot was deleted: %s", error)
+        gone = tuple(one for one in now if not os.path.lexists(one.path))
+        left = len(found.old) - len(gone)
+        return replace(done, deleted=gone, left=left, trouble=str(error))
+    return done

@@ -20,6 +20,7 @@ from standfast.run import TAIL_BYTES, Child, Completed, announce, failure, kill_
 MAX_LINE_BYTES = 64 * 1024
 """Longest line taken from the other side of a conversation."""
 _SPLICE_BYTES = 1024 * 1024
+_LIMITED_PIECE_S = 0.05
 # A stage killed by SIGPIPE is mostly the echo of another's failure, which this long is awaited.
 _SIGPIPE_GRACE_S = 1.0
 
@@ -32,20 +33,22 @@ def pipeline(
     stdin: int | None = None,
     stdout: int | None = None,
     stall_s: float | None = None,
+    limit_bytes_s: float | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> int:
     """Run stages connected by pipes; the number of bytes that passed the meter.
 
     The first stage may read from the descriptor `stdin`, the last write to `stdout`; both stay
-    open here. The meter sits after the first stage, or before it when it is the only one and
-    has a `stdin`; `on_bytes` gets the length of each piece. Raises CommandFailed naming the stage
-    that failed, TimedOut at the deadline or when nothing passed the meter for `stall_s` seconds.
+    open here. The meter sits at the `stdin` that was given, or else at the `stdout`, or else after
+    the first stage: it counts, `on_bytes` gets the length of each piece, and no more than
+    `limit_bytes_s` pass. Raises CommandFailed naming the stage that failed, TimedOut at the
+    deadline or when nothing passed the meter for `stall_s` seconds.
     """
     for stage in stages:
         announce(op, stage)
     deadline.check(f"{op}: {stages[0][0]} was not started")
     with _Descriptors() as fds, _Stages(op, fds) as running:
-        meter = _start(stages, stdin, stdout, running, fds)
+        meter = _start(stages, (stdin, stdout), running, fds, limit_bytes_s)
         stalled = deadline if stall_s is None else deadline.within(stall_s)
         while meter.open or running.alive:
             _wait(op, running, meter, stalled if meter.open else deadline)
@@ -140,11 +143,20 @@ class _Stages:
 class _Meter:
     """Moves bytes from one descriptor to another inside the kernel, and counts them."""
 
-    def __init__(self, source: int, sink: int, fds: _Descriptors) -> None:
+    def __init__(
+        self, source: int, sink: int, fds: _Descriptors, limit_bytes_s: float | None
+    ) -> None:
         self._source = source
         self._sink = sink
         self._fds = fds
         self._filled = False
+        self._limit_bytes_s = limit_bytes_s
+        # Small pieces under a limit: an even flow, and no long sleep that looks like a stall.
+        self._piece = _SPLICE_BYTES
+        if limit_bytes_s is not None:
+            self._piece = max(1, min(_SPLICE_BYTES, int(limit_bytes_s * _LIMITED_PIECE_S)))
+        self.rests = Deadline.after(0.0)
+        """Nothing more may pass before this is over."""
         self.open = True
         self.broken = False
         self.moved = 0
@@ -158,14 +170,14 @@ class _Meter:
 
     def step(self) -> int:
         """Move what can be moved now; how much that was."""
-        if not self.open or not _is_ready(*self.waits_for):
+        if not self.open or not self.rests.expired or not _is_ready(*self.waits_for):
             return 0
         if not self._filled:
             self._filled = True
             return 0
         self._filled = False
         try:
-            moved = os.splice(self._source, self._sink, _SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(self._source, self._sink, self._piece, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             return 0
         except BrokenPipeError:
@@ -176,37 +188,36 @@ class _Meter:
             self._fds.close(self._source)
             self._fds.close(self._sink)
         self.moved += moved
+        if self._limit_bytes_s is not None:
+            self.rests = Deadline.after(moved / self._limit_bytes_s)
         return moved
 
 
 def _start(
     stages: Sequence[Sequence[str]],
-    stdin: int | None,
-    stdout: int | None,
+    ends: tuple[int | None, int | None],
     running: _Stages,
     fds: _Descriptors,
+    limit_bytes_s: float | None,
 ) -> _Meter:
-    first = os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin
-    last = os.open(os.devnull, os.O_WRONLY) if stdout is None else stdout
-    if stdin is None:
-        fds.own(first)
-    if stdout is None:
-        fds.own(last)
-    if len(stages) == 1 and stdin is not None:
-        read, write = fds.pipe()
-        running.start(stages[0], read, last)
-        return _Meter(stdin, write, fds)
-    source, write = fds.pipe()
-    running.start(stages[0], first, write)
-    if len(stages) == 1:
-        return _Meter(source, last, fds)
-    upstream, sink = fds.pipe()
-    for stage in stages[1:-1]:
-        following, write = fds.pipe()
+    stdin, stdout = ends
+    if stdin is not None:
+        upstream, sink = fds.pipe()
+        source, metered = stdin, 0
+    else:
+        upstream = fds.own(os.open(os.devnull, os.O_RDONLY))
+        metered = len(stages) if stdout is not None else 1
+    last = fds.own(os.open(os.devnull, os.O_WRONLY)) if stdout is None else stdout
+    for number, stage in enumerate(stages, 1):
+        is_last = number == len(stages)
+        if number == metered:
+            source, write = fds.pipe()
+            following, sink = (-1, last) if is_last else fds.pipe()
+        else:
+            following, write = (-1, last) if is_last else fds.pipe()
         running.start(stage, upstream, write)
         upstream = following
-    running.start(stages[-1], upstream, last)
-    return _Meter(source, sink, fds)
+    return _Meter(source, sink, fds, limit_bytes_s)
 
 
 def _wait(op: str, running: _Stages, meter: _Meter, limit: Deadline) -> None:
@@ -218,9 +229,12 @@ def _wait(op: str, running: _Stages, meter: _Meter, limit: Deadline) -> None:
     with selectors.PollSelector() as selector:
         for pidfd in running.alive:
             selector.register(pidfd, selectors.EVENT_READ)
-        if meter.open:
+        patience_s = running.patience(limit).remaining_s()
+        if meter.open and meter.rests.expired:
             selector.register(*meter.waits_for)
-        selector.select(running.patience(limit).remaining_s())
+        elif meter.open:
+            patience_s = min(patience_s, meter.rests.remaining_s())
+        selector.select(patience_s)
 
 
 def _is_ready(fd: int, event: int = selectors.EVENT_READ, timeout_s: float = 0.0) -> bool:
@@ -291,6 +305,10 @@ class Conversation:
             raise self._gone(deadline) from None
         finally:
             os.set_blocking(self._stdin, True)
+
+    def has_answer(self) -> bool:
+        """Whether `read_line` has something to read now, be it the program's end."""
+        return bool(self._buffer) or self._ended or _is_ready(self._stdout)
 
     def read_line(self, deadline: Deadline) -> str:
         """The next line without its end; CommandFailed when the program ends instead."""

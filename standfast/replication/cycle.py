@@ -1,48 +1,35 @@
-"""The sending end: one snapshot to one standby, and the cycle that a timer runs.
+"""The cycle that a timer runs: one snapshot of this reign, sent to one standby, noted and pruned.
 
-Invariant: Consul hears of a standby's snapshot only after the standby acknowledged it as on disk,
-and only as long as the reign in which it was sent lasts (the epoch key is unchanged).
+Invariant: what a standby acknowledged is pinned here before anybody hears of it, so that the
+chance of an increment is never lost; what was pinned before goes only then. While pins can't be
+read or written, nothing is deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from standfast.act.ports import Snapshot
-from standfast.adapters.consul_wire import CheckIndex, Conflict, Op, Set
-from standfast.clock import Deadline, monotonic, sleep, utc_now
+from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.errors import (
-    CommandFailed,
-    ConsulError,
-    Refused,
-    StandfastError,
-    TimedOut,
-    Unreachable,
-)
+from standfast.errors import Refused, StandfastError
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.records import Leader, LeaderState, StandbyRecord, parse_epoch
 from standfast.reign import OwnReign, Stage, snapshot_lock
-from standfast.replication import state, wire
+from standfast.replication import pins, state
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
-from standfast.replication.published import epochs_of_snapshots, note_epoch
-from standfast.replication.retention import own_to_delete
-from standfast.streams import Conversation, pipeline
+from standfast.replication.pruning import prune
+from standfast.replication.published import note_epoch
+from standfast.replication.reporting import ReignInConsul
+from standfast.replication.shipment import OnProgress, Order, Shipped, ship
 
 log = logging.getLogger(__name__)
 
-SSH_FAILED = 255
-ANSWER_S = 60.0
-"""For the standby's next answer: connecting, asking Consul, cleaning up after a cut."""
-GOODBYE_S = 10.0
-STALL_S = 300.0
-CONSUL_PATIENCE_S = 20.0
 SNAPSHOT_LOCK_S = 60.0
 
 
@@ -57,91 +44,57 @@ class CycleResult:
     was_full: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    parent: Snapshot | None
-    sent_bytes: int
-    was_full: bool
-
-
-def transport_argv(config: Config, standby: str) -> list[str]:
-    """The command whose stdin and stdout are `standfast receive` on the standby."""
-    node, options = config.nodes[standby], config.replication
-    if options.command:
-        words = {"{node}": standby, "{address}": node.address, "{volume}": config.volume}
-        return [_replaced(part, words) for part in options.command]
-    return [
-        *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-        *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
-        *("-o", "IdentitiesOnly=yes", "-i", str(options.ssh_key)),
-        f"{options.ssh_user}@{node.address}",
-        f"standfast receive {config.volume}",
-    ]
-
-
-def _replaced(text: str, words: Mapping[str, str]) -> str:
-    for word, value in words.items():
-        text = text.replace(word, value)
-    return text
-
-
-def newest_common(
-    ours: tuple[Snapshot, ...] | list[Snapshot], theirs: tuple[wire.Offer, ...], snapshot: Snapshot
-) -> Snapshot | None:
-    """The newest snapshot before `snapshot` whose content both sides have, own or published."""
-    ids = {offer.content_id for offer in theirs}
-    common = [one for one in ours if one.content_id in ids and one.name < snapshot.name]
-    return max(common, key=lambda one: one.name, default=None)
-
-
 class Sender:
     """Sends this node's snapshots; meets `ReplicaSender`."""
 
     def __init__(self, config: Config, store: ReplicaStore, gateway: ReplicaGateway) -> None:
         self._config = config
         self._store = store
-        self._gateway = gateway
+        self._reign = ReignInConsul(config, gateway)
 
     def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
         """Returns when the standby acknowledged it; waits for a running cycle to that standby."""
         with self._lock(standby, deadline):
-            self.send(standby, snapshot, epoch, deadline)
+            self._send(Order(standby, snapshot, epoch, self._commons()), deadline)
 
-    def cycle(self, standby: str, *, full: bool = False) -> CycleResult:
-        """One whole cycle; Refused (busy) when one to this standby is at work."""
-        deadline = Deadline.after(self._config.replication.timeout)
-        with self._lock(standby, None):
-            epoch = self._reign()
-            with self._noting_failures(standby):
-                snapshot = self._snapshot(standby, epoch)
-            result = self.send(standby, snapshot, epoch, deadline, full=full)
-            self._prune(snapshot)
-        return result
-
-    def send(
+    def cycle(
         self,
         standby: str,
-        snapshot: Snapshot,
-        epoch: int,
-        deadline: Deadline,
         *,
         full: bool = False,
+        timeout_s: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> CycleResult:
+        """One whole cycle; Refused (busy) when one to this standby is at work.
+
+        `full` sends everything whatever there is in common; `timeout_s` replaces
+        `replication.timeout`.
+        """
+        deadline = Deadline.after(timeout_s or self._config.replication.timeout)
+        with self._lock(standby, None):
+            epoch = self._reign.epoch()
+            with self._noting_failures(standby):
+                snapshot = self._snapshot(standby, epoch)
+            order = Order(standby, snapshot, epoch, self._commons(), full, on_progress)
+            result = self._send(order, deadline)
+            prune(self._config, self._store, also=(snapshot.content_id,))
+        return result
+
+    def _send(self, order: Order, deadline: Deadline) -> CycleResult:
         """The caller holds the lock; the outcome is noted for status and metrics."""
+        config, standby, snapshot, epoch = self._config, order.standby, order.snapshot, order.epoch
         started = monotonic()
         with self._noting_failures(standby):
-            epoch_index = self._epoch_index(epoch)
-            sent = self._converse(standby, snapshot, epoch, deadline, full)
-            self._report(standby, snapshot, epoch, epoch_index)
+            epoch_index = self._reign.index_of(epoch)
+            with pins.in_use(config, (snapshot.content_id, *(order.commons or {}).values())):
+                shipped = ship(config, self._store, order, deadline)
+                self._note_epoch(snapshot, epoch)
+                self._pin(order)
+            self._reign.report(standby, snapshot, epoch, epoch_index)
         seconds = monotonic() - started
-        known = {one.content_id for one in self._store.snapshots()}
-        note_epoch(self._config, snapshot.content_id, epoch, known)
-        shared = state.Shared(str(snapshot.name), snapshot.content_id, epoch)
-        state.note_success(
-            self._config, standby, shared, duration_s=seconds, sent_bytes=sent.sent_bytes
-        )
-        parent = None if sent.parent is None else str(sent.parent.name)
-        return CycleResult(snapshot.name, parent, sent.sent_bytes, seconds, sent.was_full)
+        self._note_success(order, shipped, seconds)
+        parent = None if shipped.parent is None else str(shipped.parent.name)
+        return CycleResult(snapshot.name, parent, shipped.sent_bytes, seconds, shipped.was_full)
 
     def _lock(
         self, standby: str, deadline: Deadline | None
@@ -152,163 +105,42 @@ class Sender:
         path = self._config.run_dir / f"replicate-{standby}.lock"
         return exclusive(path, f"a replication to {standby}", deadline)
 
+    # What is remembered
+
     @contextlib.contextmanager
     def _noting_failures(self, standby: str) -> Iterator[None]:
         try:
             yield
         except (StandfastError, OSError) as error:
             state.note_failure(self._config, standby, reason_of(error), str(error))
-            if isinstance(error, CommandFailed) and error.returncode == SSH_FAILED:
-                address = self._config.nodes[standby].address
-                raise Unreachable(
-                    f"{standby} can't be reached at {address}: {error}. Is it up, and is the "
-                    f"replication key in its authorized_keys?"
-                ) from error
             raise
 
-    # The conversation
+    def _note_success(self, order: Order, shipped: Shipped, seconds: float) -> None:
+        snapshot = order.snapshot
+        shared = state.Shared(str(snapshot.name), snapshot.content_id, order.epoch)
+        sent = shipped.sent_bytes
+        state.note_success(self._config, order.standby, shared, duration_s=seconds, sent_bytes=sent)
 
-    def _converse(
-        self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline, full: bool
-    ) -> _Sent:
-        config = self._config
-        op = f"replicate:{standby}"
-        with Conversation(transport_argv(config, standby), op=op) as talk:
-            soon = deadline.within(ANSWER_S)
-            hello = wire.Hello(config.cluster, config.volume, config.node)
-            with contextlib.suppress(CommandFailed):  # its refusal says more
-                talk.send_line(wire.dump(hello), soon)
-            welcome = wire.parse_welcome(talk.read_line(soon))
-            there = {offer.content_id for offer in welcome.snapshots if offer.received}
-            if snapshot.content_id in there:  # only its acknowledgement was lost
-                _end(talk, deadline)
-                return _Sent(None, 0, was_full=False)
-            parent = self._parent(standby, snapshot, welcome, full)
-            begin = wire.Begin(
-                cluster=config.cluster,
-                volume=config.volume,
-                sender=config.node,
-                epoch=epoch,
-                name=snapshot.name,
-                content_id=snapshot.content_id,
-                parent_content_id=None if parent is None else parent.content_id,
-                keep=self._commons(),
-            )
-            soon = deadline.within(ANSWER_S)
-            talk.send_line(wire.dump(begin), soon)
-            wire.parse_ready(talk.read_line(soon))
-            sent_bytes = self._stream(talk, standby, self._send_argv(snapshot, parent), deadline)
-            talk.close_stdin()
-            published = wire.parse_published(talk.read_line(deadline))
-            if published.content_id != snapshot.content_id:
-                raise Refused(
-                    Reason.PROTOCOL,
-                    f"{standby} acknowledged {published.content_id}, sent was "
-                    f"{snapshot.content_id}",
-                )
-            _end(talk, deadline)
-            return _Sent(parent, sent_bytes, was_full=parent is None)
+    def _note_epoch(self, snapshot: Snapshot, epoch: int) -> None:
+        known = {one.content_id for one in self._store.snapshots()}
+        note_epoch(self._config, snapshot.content_id, epoch, known)
 
-    def _send_argv(self, snapshot: Snapshot, parent: Snapshot | None) -> list[str]:
-        return list(self._store.send_argv(snapshot, parent))
-
-    def _stream(self, talk: Conversation, standby: str, argv: list[str], deadline: Deadline) -> int:
-        op = f"send:{standby}"
+    def _pin(self, order: Order) -> None:
+        """Unreadable pins don't end the replication: they only keep everything from deletion."""
+        snapshot = order.snapshot
+        pin = pins.Pin(str(snapshot.name), snapshot.content_id, order.epoch, utc_now())
         try:
-            return pipeline([argv], deadline=deadline, op=op, stdout=talk.stdin_fd, stall_s=STALL_S)
-        except CommandFailed as error:
-            talk.close_stdin()
-            try:
-                wire.parse_published(talk.read_line(deadline.within(GOODBYE_S)))
-            except Refused as refusal:
-                raise Refused(refusal.reason, f"{error}; {standby} says: {refusal}") from error
-            except (CommandFailed, TimedOut) as other:
-                raise CommandFailed(
-                    f"{error}; {other}", returncode=error.returncode, stderr=error.stderr
-                ) from error
-            raise
+            pins.note(self._config, order.standby, pin)
+        except (StandfastError, OSError) as error:
+            log.error("%s has %s, which is not pinned: %s", order.standby, snapshot.name, error)
 
-    def _parent(
-        self, standby: str, snapshot: Snapshot, welcome: wire.Welcome, full: bool
-    ) -> Snapshot | None:
-        if full or not welcome.snapshots:
-            return None
-        parent = newest_common(tuple(self._store.snapshots()), welcome.snapshots, snapshot)
-        if parent is None:
-            newest = max(welcome.snapshots, key=lambda offer: offer.name)
-            raise Refused(
-                Reason.NEEDS_FULL,
-                f"{standby} has {len(welcome.snapshots)} snapshots (newest {newest.name}), none "
-                f"in common with {self._config.node}: everything has to be sent once, "
-                f"`standfast replicate {standby} --full`",
-            )
-        return parent
-
-    # Consul
-
-    def _reign(self) -> int:
-        """The epoch in which this node serves; Refused when it doesn't."""
-        key = self._config.key("leader")
-        entry = self._gateway.get(key, consistent=True)
-        if entry is None:
-            raise Refused(Reason.LEADER_MISSING, f"{key} doesn't exist: nobody is primary")
-        leader = Leader.parse(entry.value, key)
-        serving = leader.state in (LeaderState.SERVING, LeaderState.DRAINING)
-        if leader.holder.node != self._config.node or not serving:
-            raise Refused(
-                Reason.NOT_PRIMARY,
-                f"{self._config.node} is not serving (epoch {leader.epoch}: "
-                f"{leader.holder.node}, {leader.state}): only a serving primary replicates",
-            )
-        return leader.epoch
-
-    def _epoch_index(self, epoch: int) -> int:
-        key = self._config.key("epoch")
-        entry = self._gateway.get(key, consistent=True)
-        current = None if entry is None else parse_epoch(entry.value, key)
-        if entry is None or current != epoch:
-            raise Refused(
-                Reason.WRONG_EPOCH,
-                f"the epoch in Consul is {current}, this is the primary of {epoch}: its reign "
-                f"is over",
-            )
-        return entry.modify_index
-
-    def _report(self, standby: str, snapshot: Snapshot, epoch: int, epoch_index: int) -> None:
-        """Tell Consul what the standby has; the same again does no harm, so it is retried."""
-        record = StandbyRecord(standby, epoch, str(snapshot.name), snapshot.content_id, utc_now())
-        ops: list[Op] = [
-            CheckIndex(self._config.key("epoch"), epoch_index),
-            Set(self._config.key(f"standbys/{standby}"), record.dump()),
-        ]
-        patience = Deadline.after(CONSUL_PATIENCE_S)
-        while True:
-            try:
-                outcome = self._gateway.txn(ops)
-                break
-            except ConsulError:
-                if patience.remaining_s() < 1.0:
-                    raise
-                sleep(0.5)
-        if isinstance(outcome, Conflict):
-            raise Refused(
-                Reason.WRONG_EPOCH,
-                f"{standby} has {snapshot.name}, but the reign of epoch {epoch} ended meanwhile",
-            )
-
-    def _commons(self) -> tuple[str, ...] | None:
-        """Content ids that standbys were last known to have; None when that can't be said."""
-        ids = []
+    def _commons(self) -> dict[str, str] | None:
+        """By standby the content it has in common with this node; None when that can't be said."""
         try:
-            for standby in self._config.standbys:
-                key = self._config.key(f"standbys/{standby}")
-                entry = self._gateway.get(key)
-                if entry is not None:
-                    ids.append(StandbyRecord.parse(entry.value, key).content_id)
-        except StandfastError as error:
-            log.warning("nothing is pruned, the standbys' snapshots are unknown: %s", error)
+            return {node: pin.content_id for node, pin in pins.load(self._config).items()}
+        except (StandfastError, OSError) as error:
+            log.warning("nothing is pruned, the pinned snapshots are unknown: %s", error)
             return None
-        return tuple(ids)
 
     # Snapshots
 
@@ -323,8 +155,7 @@ class Sender:
             if shared is not None:
                 return shared
             taken = self._store.take_snapshot(SnapshotName.at(config.base, utc_now()))
-            known = {one.content_id for one in self._store.snapshots()}
-            note_epoch(config, taken.content_id, epoch, known)
+            self._note_epoch(taken, epoch)
             state.note_shared(config, state.Shared(str(taken.name), taken.content_id, epoch))
             return taken
 
@@ -353,26 +184,6 @@ class Sender:
             if one.content_id == shared.content_id and not one.received:
                 return one if age_s < self._config.replication.interval / 2 else None
         return None
-
-    def _prune(self, sent: Snapshot) -> None:
-        """Own snapshots that are of no use any more; a failure here is only logged."""
-        try:
-            commons = self._commons()
-            if commons is None:
-                return
-            protected = {sent.content_id, *commons}
-            epochs = epochs_of_snapshots(self._config)
-            self._store.delete(own_to_delete(self._store.snapshots(), epochs, protected))
-        except (StandfastError, OSError) as error:
-            log.warning("old snapshots were not deleted: %s", error)
-
-
-def _end(talk: Conversation, deadline: Deadline) -> None:
-    """The receiver has said all that matters: how it ends doesn't."""
-    try:
-        talk.finish(deadline.within(GOODBYE_S))
-    except (CommandFailed, TimedOut) as error:
-        log.warning("after the acknowledgement: %s", error)
 
 
 def run_cycle(

@@ -11,36 +11,30 @@ import contextlib
 import logging
 import os
 import select
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, sleep, utc_now
+from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
-from standfast.errors import CommandFailed, ConsulError, Refused, StandfastError, TimedOut
-from standfast.lease.epochs import EpochFile
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.locks import exclusive
 from standfast.reasons import Reason
-from standfast.records import Leader
-from standfast.replication import wire
+from standfast.replication import intake, pins, wire
 from standfast.replication.failures import reason_of
+from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
+from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots, note_epoch
-from standfast.replication.retention import published_to_delete
 from standfast.streams import pipeline
 
 log = logging.getLogger(__name__)
 
 LINE_TIMEOUT_S = 60.0
 """For the next line of the sender (it may have to take a snapshot in between)."""
-STALL_S = 300.0
-"""A stream that brings nothing for this long is given up."""
-CONSUL_PATIENCE_S = 20.0
-"""A whole stream is not thrown away because Consul elects a leader just then."""
-RESERVE_BYTES = 32 * 1024 * 1024
-"""Less free space than this, and nothing is taken in: btrfs needs some even to delete."""
+UNZSTD = ("zstd", "-q", "-d", "-c")
 
 
 def receive(
@@ -53,32 +47,18 @@ def receive(
     environ: Mapping[str, str] = os.environ,
 ) -> int:
     """One conversation; the exit status. Every refusal is answered with its reason."""
+    receiver = _Receiver(config, store, gateway, stdin_fd, stdout)
     try:
-        _check_original_command(config, environ)
+        intake.check_original_command(config, environ)
         config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with exclusive(config.run_dir / "receive.lock", f"another receive of {config.volume}"):
-            _Receiver(config, store, gateway, stdin_fd, stdout).run()
+        receiver.run()
     except (StandfastError, OSError) as error:
         refusal = wire.Refusal(reason_of(error), str(error))
         log.warning("refused: %s: %s", refusal.reason, refusal.message)
         with contextlib.suppress(OSError):
-            _say(stdout, refusal)
+            receiver.say(refusal)
         return 1
     return 0
-
-
-def _check_original_command(config: Config, environ: Mapping[str, str]) -> None:
-    asked = environ.get("SSH_ORIGINAL_COMMAND", "").strip()
-    if asked not in ("", f"standfast receive {config.volume}"):
-        raise Refused(
-            Reason.PROTOCOL,
-            f"this key may only run `standfast receive {config.volume}`, asked was {asked[:80]!r}",
-        )
-
-
-def _say(stdout: TextIO, message: wire.Message) -> None:
-    stdout.write(wire.dump(message) + "\n")
-    stdout.flush()
 
 
 @dataclass(slots=True)
@@ -89,163 +69,132 @@ class _Receiver:
     stdin_fd: int
     stdout: TextIO
 
+    def say(self, message: wire.Message) -> None:
+        self.stdout.write(wire.dump(message) + "\n")
+        self.stdout.flush()
+
     def run(self) -> None:
         deadline = Deadline.after(self.config.replication.timeout)
         line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S))
         if line is None:
             raise Refused(Reason.PROTOCOL, "the sender left without a word")
-        self._check_peer(wire.parse_hello(line))
+        hello = wire.parse_hello(line)
+        intake.check_peer(self.config, hello)
+        if hello.purpose is wire.Purpose.ASK:
+            self._answer(deadline)
+            return
+        lock = self.config.run_dir / "receive.lock"
+        with exclusive(lock, f"another receive of {self.config.volume}"):
+            self._take_one(deadline)
+
+    # Questions
+
+    def _answer(self, deadline: Deadline) -> None:
+        """Reads only, so it doesn't wait for a snapshot that is coming in."""
+        # Not needed for taking a snapshot in, whose start-up is waited for in every cycle.
+        from standfast.replication import preflight, verify
+
+        request = self._request(self.store.snapshots(), deadline)
+        match request:
+            case wire.Survey():
+                facts = preflight.facts_here(self.config, self.store)
+                self.say(wire.Surveyed(facts.document()))
+            case wire.Digest():
+                for line in verify.answer(self.config, self.store, request):
+                    self.stdout.write(line + "\n")
+                self.stdout.flush()
+            case wire.Begin():
+                raise Refused(Reason.PROTOCOL, "a snapshot was announced in a mere question")
+
+    def _request(self, snapshots: Sequence[Snapshot], deadline: Deadline) -> wire.Request | None:
+        """What the sender wants, after it was told what is here; None: nothing any more."""
+        unfinished = tuple(path.name for path in self.store.unfinished())
+        free, able = self.store.free_bytes(), tuple(self.store.abilities())
+        self.say(wire.Welcome(wire.offers(list(snapshots)), free, unfinished, able))
+        line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S))
+        return None if line is None else wire.parse_request(line)
+
+    # One snapshot
+
+    def _take_one(self, deadline: Deadline) -> None:
         staging = self.store.open_staging()
         snapshots = self.store.snapshots()
-        _say(self.stdout, wire.Welcome(wire.offers(list(snapshots)), self.store.free_bytes()))
-        line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S))
-        if line is None:
+        begin = self._request(snapshots, deadline)
+        if begin is None:
             return  # it has seen that there is nothing to send
-        begin = wire.parse_begin(line)
-        self._check_peer(begin)
-        self._check_lease(begin)
-        self._check_lineage(begin, list(snapshots))
-        self._check_space()
-        _say(self.stdout, wire.Ready())
-        try:
-            self._take_in(staging, deadline)
-            published = self._publish(begin)
-        finally:
-            self.store.clear_staging()
-        _say(self.stdout, wire.Published(str(published.name), published.content_id))
+        if not isinstance(begin, wire.Begin):
+            raise Refused(Reason.PROTOCOL, "a question in a conversation that is for sending")
+        lease = intake.Lease(self.config, self.gateway)
+        intake.check_peer(self.config, begin)
+        lease.check(begin)
+        intake.check_lineage(self.config, begin, snapshots)
+        intake.check_space(self.config, self.store.free_bytes(), begin)
+        intake.check_decompressor(self.config, begin)
+        parent = begin.parent_content_id
+        with pins.in_use(self.config, () if parent is None else (parent,)):
+            try:
+                if parent is not None:
+                    self.store.prepare_parent(parent)
+                self.say(wire.Ready())
+                self._take_in(staging, begin, deadline)
+                published = self._publish(staging, begin, lease, deadline)
+            finally:
+                self.store.clear_staging()
+            self._pin(begin, published)
+        self.say(wire.Published(str(published.name), published.content_id))
         self._prune(begin)
 
-    def _take_in(self, staging: Path, deadline: Deadline) -> None:
-        argv = self.store.receive_argv(staging)
+    def _take_in(self, staging: Path, begin: wire.Begin, deadline: Deadline) -> None:
+        grow = [UNZSTD] if begin.compression is wire.Compression.ZSTD else []
+        stages = [*grow, self.store.receive_argv(staging)]
+        stall_s = self.config.replication.stall_timeout
         try:
-            pipeline([argv], deadline=deadline, op="receive", stdin=self.stdin_fd, stall_s=STALL_S)
+            pipeline(stages, deadline=deadline, op="receive", stdin=self.stdin_fd, stall_s=stall_s)
         except CommandFailed as error:
-            raise Refused(Reason.INCOMPLETE, str(error)) from error
+            raise Refused(self._why(), str(error)) from error
 
-    def _publish(self, begin: wire.Begin) -> Snapshot:
+    def _why(self) -> Reason:
+        """A stream that broke because the disk is full is said to be that."""
+        full = self.store.free_bytes() < intake.RESERVE_BYTES
+        return Reason.NO_SPACE if full else Reason.INCOMPLETE
+
+    def _publish(
+        self, staging: Path, begin: wire.Begin, lease: intake.Lease, deadline: Deadline
+    ) -> Snapshot:
         self.store.verify_staged(begin.name, begin.content_id)
-        self._check_lease(begin)  # it may have moved on while the stream came in
+        if begin.fingerprint is not None:
+            found = digest_of(staging / str(begin.name), deadline)
+            if found != begin.fingerprint:
+                raise Refused(
+                    Reason.INCOMPLETE,
+                    f"{begin.name} arrived with other metadata than {begin.sender} has "
+                    f"(fingerprint {found[:12]}, there {begin.fingerprint[:12]}): not published",
+                )
+        lease.check(begin)  # it may have moved on while the stream came in
         known = {one.content_id for one in self.store.snapshots()}
         note_epoch(self.config, begin.content_id, begin.epoch, known)
         return self.store.publish(begin.name)
 
-    # What is asked before anything is taken in
+    # Afterwards
 
-    def _check_peer(self, peer: wire.Hello | wire.Begin) -> None:
-        config = self.config
-        if peer.protocol != wire.PROTOCOL:
-            raise Refused(
-                Reason.PROTOCOL,
-                f"{peer.sender} speaks version {peer.protocol} of the replication protocol, "
-                f"{config.node} speaks {wire.PROTOCOL}: install the same Standfast on both",
-            )
-        if (peer.cluster, peer.volume) != (config.cluster, config.volume):
-            raise Refused(
-                Reason.PROTOCOL,
-                f"{config.node} takes in volume {config.volume} of cluster {config.cluster}, not "
-                f"{peer.volume} of {peer.cluster}: check `cluster` in both configurations",
-            )
-        if peer.sender not in config.standbys:
-            raise Refused(
-                Reason.UNKNOWN_NODE,
-                f"{peer.sender} is not another storage node in {config.node}'s configuration "
-                f"({', '.join(config.standbys) or 'there is none'})",
-            )
+    def _pin(self, begin: wire.Begin, published: Snapshot) -> None:
+        """What other nodes have in common with this one, should it become primary.
 
-    def _check_lease(self, begin: wire.Begin) -> None:
-        """Refused unless Consul says now that the sender holds the lease, in this epoch."""
-        epochs = EpochFile(self.config.state_dir / "epoch")
-        highest = epochs.read()
-        if begin.epoch < highest:
-            raise Refused(
-                Reason.STALE_LINEAGE,
-                f"{begin.sender} sends as primary of epoch {begin.epoch}, but {self.config.node} "
-                f"has seen epoch {highest}: its reign is over",
-            )
-        leader = self._leader(Deadline.after(CONSUL_PATIENCE_S))
-        holds = leader.holder.node == begin.sender and leader.epoch == begin.epoch
-        if not holds or leader.is_clean:
-            raise Refused(
-                Reason.NOT_THE_LEASE_HOLDER,
-                f"{begin.sender} sends as primary of epoch {begin.epoch}, but the lease says: "
-                f"epoch {leader.epoch}, {leader.holder.node}, {leader.state}",
-            )
-        epochs.raise_to(begin.epoch)
-
-    def _leader(self, deadline: Deadline) -> Leader:
-        key = self.config.key("leader")
-        while True:
-            try:
-                entry = self.gateway.get(key, consistent=True)
-                break
-            except ConsulError:
-                if deadline.remaining_s() < 1.0:
-                    raise
-                sleep(0.5)
-        if entry is None:
-            raise Refused(
-                Reason.LEADER_MISSING, f"{key} doesn't exist in Consul: nobody holds the lease"
-            )
-        return Leader.parse(entry.value, key)
-
-    def _check_lineage(self, begin: wire.Begin, snapshots: list[Snapshot]) -> None:
-        name, now = begin.name, utc_now()
-        if name.base != self.config.base:
-            raise Refused(
-                Reason.BAD_NAME,
-                f"{name} is not a snapshot of {self.config.base}: `paths.live` must have the "
-                f"same last part on both nodes",
-            )
-        if name.is_in_the_future(now):
-            raise Refused(
-                Reason.BAD_NAME, f"{name} lies in the future of {self.config.node}: check clocks"
-            )
-        by_id = {one.content_id: one for one in snapshots}
-        if begin.parent_content_id is not None:
-            if begin.parent_content_id not in by_id:
-                raise Refused(
-                    Reason.UNKNOWN_PARENT,
-                    f"{self.config.node} has no snapshot {begin.parent_content_id} to build on",
-                )
-            self._check_newer(name, by_id[begin.parent_content_id], "its parent")
-        epochs = epochs_of_snapshots(self.config)
-        for one in snapshots:
-            epoch = epochs.get(one.content_id, -1)
-            if not one.received:
-                continue
-            if epoch > begin.epoch:
-                raise Refused(
-                    Reason.STALE_LINEAGE,
-                    f"{self.config.node} has {one.name} of epoch {epoch}: nothing of epoch "
-                    f"{begin.epoch} is taken in any more",
-                )
-            if epoch == begin.epoch:
-                self._check_newer(name, one, f"published here in epoch {epoch}")
-
-    def _check_newer(self, name: object, than: Snapshot, what: str) -> None:
-        if str(name) <= str(than.name):
-            raise Refused(Reason.BAD_NAME, f"{name} is not newer than {than.name}, {what}")
-
-    def _check_space(self) -> None:
-        free = self.store.free_bytes()
-        if free < RESERVE_BYTES:
-            raise Refused(
-                Reason.NO_SPACE,
-                f"{self.config.node} has {free // 2**20} MiB left for snapshots, at least "
-                f"{RESERVE_BYTES // 2**20} MiB are kept free: delete old snapshots there",
-            )
+        A failure costs an increment later, not what was published: it is only logged.
+        """
+        try:
+            pin = pins.Pin(str(published.name), published.content_id, begin.epoch, utc_now())
+            pins.note(self.config, begin.sender, pin)
+            if begin.commons is not None:
+                epochs = epochs_of_snapshots(self.config)
+                pins.learn(self.config, begin.commons, self.store.snapshots(), epochs)
+        except (StandfastError, OSError) as error:
+            log.warning("%s is published, but not pinned: %s", published.name, error)
 
     def _prune(self, begin: wire.Begin) -> None:
         """What is old goes; a failure here changes nothing of what was acknowledged."""
-        if begin.keep is None:
-            return
-        try:
-            protected = {begin.content_id, *begin.keep}
-            epochs = epochs_of_snapshots(self.config)
-            old = published_to_delete(self.store.snapshots(), epochs, protected)
-            self.store.delete(old)
-        except (StandfastError, OSError) as error:
-            log.warning("old snapshots were not deleted: %s", error)
+        if begin.commons is not None:
+            prune(self.config, self.store, also=(begin.content_id, *begin.commons.values()))
 
 
 def _read_line(descriptor: int, deadline: Deadline) -> str | None:

@@ -1,12 +1,19 @@
 """What the two ends of a replication say to each other: one JSON object per line.
 
     sender                                receiver
-    hello    who and what volume     ->
+    hello    who, what volume, why   ->
                                      <-   welcome    its snapshots, free bytes
     begin    one snapshot            ->
                                      <-   ready
     the stream, then end of input    ->
                                      <-   published  verified, visible and on disk
+
+A hello with the purpose `ask` is followed by a question instead, which changes nothing:
+
+    survey                           ->
+                                     <-   surveyed   what the node is and has
+    digest   of which snapshot       ->
+                                     <-   digested   its fingerprint, then the listing if wanted
 
 Instead of any answer a `refusal` may come, with a stable reason and a whole message; it ends the
 conversation. Both sides parse with suspicion: a foreign line is a refusal, never a guess.
@@ -15,8 +22,9 @@ conversation. Both sides parse with suspicion: a foreign line is a refusal, neve
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from standfast.act.ports import Snapshot
@@ -26,13 +34,43 @@ from standfast.reasons import Reason
 
 VERSION = 1
 """Version of the lines' form."""
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the conversation; both ends must speak the same."""
 MAX_LINE_BYTES = 64 * 1024
 MAX_OFFERED = 300
 """So many snapshots, the newest, are offered as parents: they fit one line."""
+MAX_UNFINISHED = 20
+COMPRESSED_DATA = "compressed-data"
+"""The ability to take extents in as they are compressed."""
 _MAX_TEXT = 255
-M = TypeVar("M", "Hello", "Welcome", "Begin", "Ready", "Published", "Refusal")
+M = TypeVar(
+    "M",
+    "Hello",
+    "Welcome",
+    "Begin",
+    "Ready",
+    "Published",
+    "Survey",
+    "Surveyed",
+    "Digest",
+    "Digested",
+)
+
+R = TypeVar("R")
+
+
+class Purpose(StrEnum):
+    """What a conversation is for."""
+
+    SEND = "send"
+    ASK = "ask"
+
+
+class Compression(StrEnum):
+    """Of the stream between the two ends."""
+
+    NONE = "none"
+    ZSTD = "zstd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +78,7 @@ class Hello:
     cluster: str
     volume: str
     sender: str
+    purpose: Purpose = Purpose.SEND
     protocol: int = PROTOCOL
 
 
@@ -56,6 +95,10 @@ class Offer:
 class Welcome:
     snapshots: tuple[Offer, ...]
     free_bytes: int
+    unfinished: tuple[str, ...] = ()
+    """Names of what lies there and doesn't count."""
+    abilities: tuple[str, ...] = ()
+    """What the receiving end can take beyond the plain stream."""
     protocol: int = PROTOCOL
 
 
@@ -70,8 +113,14 @@ class Begin:
     name: SnapshotName
     content_id: str
     parent_content_id: str | None
-    keep: tuple[str, ...] | None = None
-    """Content ids that standbys have in common with the sender; None: nothing may be pruned."""
+    commons: Mapping[str, str] | None = None
+    """By standby the content id that it has in common with the sender, as far as the sender
+    knows; None: it can't say, and nothing may be pruned."""
+    size_bytes: int | None = None
+    """What the stream will write, about; None: not known."""
+    compression: Compression = Compression.NONE
+    fingerprint: str | None = None
+    """Of the metadata of the sender's snapshot: the received one must have the same."""
     protocol: int = PROTOCOL
 
 
@@ -92,7 +141,35 @@ class Refusal:
     message: str
 
 
-Message = Hello | Welcome | Begin | Ready | Published | Refusal
+@dataclass(frozen=True, slots=True)
+class Survey:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    facts: Mapping[str, Any]
+    """A `preflight.Facts` document; whoever reads it parses it with suspicion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What is the fingerprint of a snapshot, with the contents of all files when `full`?"""
+
+    content_id: str
+    full: bool
+    listing: bool
+    """Also every entry, one a line, after the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digested:
+    digest: str
+    entries: int
+
+
+Request = Begin | Survey | Digest
+Message = Hello | Welcome | Request | Ready | Published | Surveyed | Digested | Refusal
 
 
 def offers(snapshots: tuple[Snapshot, ...] | list[Snapshot]) -> tuple[Offer, ...]:
@@ -103,26 +180,26 @@ def offers(snapshots: tuple[Snapshot, ...] | list[Snapshot]) -> tuple[Offer, ...
 def dump(message: Message) -> str:
     """One line, without its end."""
     match message:
-        case Hello(cluster, volume, sender, protocol):
+        case Hello(cluster, volume, sender, purpose, protocol):
             body: dict[str, Any] = {"cluster": cluster, "volume": volume, "sender": sender}
-            body["protocol"] = protocol
-        case Welcome(snapshots, free_bytes, protocol):
-            listed = [[one.name, one.content_id, one.received] for one in snapshots]
-            body = {"snapshots": listed, "free_bytes": free_bytes, "protocol": protocol}
+            body |= {"purpose": str(purpose), "protocol": protocol}
+        case Welcome():
+            listed = [[one.name, one.content_id, one.received] for one in message.snapshots]
+            body = {"snapshots": listed, "free_bytes": message.free_bytes}
+            body |= {"unfinished": list(message.unfinished[:MAX_UNFINISHED])}
+            body |= {"abilities": list(message.abilities), "protocol": message.protocol}
         case Begin():
-            body = {
-                "cluster": message.cluster,
-                "volume": message.volume,
-                "sender": message.sender,
-                "epoch": message.epoch,
-                "name": str(message.name),
-                "content_id": message.content_id,
-                "parent_content_id": message.parent_content_id,
-                "keep": None if message.keep is None else list(message.keep),
-                "protocol": message.protocol,
-            }
-        case Ready():
+            body = {item.name: getattr(message, item.name) for item in fields(message)}
+            body |= {"name": str(message.name), "compression": str(message.compression)}
+            body["commons"] = None if message.commons is None else dict(message.commons)
+        case Ready() | Survey():
             body = {}
+        case Surveyed(facts):
+            body = {"facts": dict(facts)}
+        case Digest(content_id, full, listing):
+            body = {"content_id": content_id, "full": full, "listing": listing}
+        case Digested(digest, entries):
+            body = {"digest": digest, "entries": entries}
         case Published(name, content_id):
             body = {"name": name, "content_id": content_id}
         case Refusal(reason, text):
@@ -140,6 +217,8 @@ def parse_hello(line: str) -> Hello:
             _text(doc["cluster"]),
             _text(doc["volume"]),
             _text(doc["sender"]),
+            # Version 1 had none: its number is refused by what it says, not by what it lacks.
+            Purpose(doc.get("purpose", "send")),
             _number(doc["protocol"]),
         ),
     )
@@ -151,27 +230,53 @@ def parse_welcome(line: str) -> Welcome:
             Offer(_text(name), _text(content_id), _flag(received))
             for name, content_id, received in _list(doc["snapshots"])
         )
-        return Welcome(listed, _number(doc["free_bytes"]), _number(doc["protocol"]))
+        unfinished = tuple(_words(name) for name in _list(doc["unfinished"]))
+        abilities = tuple(_text(one) for one in _list(doc["abilities"]))
+        free_bytes, protocol = _number(doc["free_bytes"]), _number(doc["protocol"])
+        return Welcome(listed, free_bytes, unfinished, abilities, protocol)
 
     return _parse(line, Welcome, build)
 
 
 def parse_begin(line: str) -> Begin:
-    def build(doc: Mapping[str, Any]) -> Begin:
-        parent, keep = doc["parent_content_id"], doc["keep"]
-        return Begin(
-            cluster=_text(doc["cluster"]),
-            volume=_text(doc["volume"]),
-            sender=_text(doc["sender"]),
-            epoch=_number(doc["epoch"]),
-            name=SnapshotName.parse(_text(doc["name"])),
-            content_id=_text(doc["content_id"]),
-            parent_content_id=None if parent is None else _text(parent),
-            keep=None if keep is None else tuple(_text(one) for one in _list(keep)),
-            protocol=_number(doc["protocol"]),
-        )
+    return _parse(line, Begin, _begin)
 
-    return _parse(line, Begin, build)
+
+def parse_request(line: str) -> Request:
+    """What follows the welcome."""
+    builds: dict[str, Callable[[Mapping[str, Any]], Request]] = {
+        "begin": _begin,
+        "survey": _survey,
+        "digest": _digest,
+    }
+    return _parse_one_of(line, builds)
+
+
+def _begin(doc: Mapping[str, Any]) -> Begin:
+    parent, fingerprint = doc["parent_content_id"], doc["fingerprint"]
+    commons, size = doc["commons"], doc["size_bytes"]
+    return Begin(
+        cluster=_text(doc["cluster"]),
+        volume=_text(doc["volume"]),
+        sender=_text(doc["sender"]),
+        epoch=_number(doc["epoch"]),
+        name=SnapshotName.parse(_text(doc["name"])),
+        content_id=_text(doc["content_id"]),
+        parent_content_id=None if parent is None else _text(parent),
+        commons=None if commons is None else _texts(commons),
+        size_bytes=None if size is None else _number(size),
+        compression=Compression(doc["compression"]),
+        fingerprint=None if fingerprint is None else _text(fingerprint),
+        protocol=_number(doc["protocol"]),
+    )
+
+
+def _survey(_: Mapping[str, Any]) -> Survey:
+    return Survey()
+
+
+def _digest(doc: Mapping[str, Any]) -> Digest:
+    return Digest(_text(doc["content_id"]), _flag(doc["full"]), _flag(doc["listing"]))
 
 
 def parse_ready(line: str) -> Ready:
@@ -184,23 +289,42 @@ def parse_published(line: str) -> Published:
     )
 
 
-def _parse(line: str, kind: type[M], build: Any) -> M:
+def parse_surveyed(line: str) -> Surveyed:
+    def build(doc: Mapping[str, Any]) -> Surveyed:
+        if not isinstance(doc["facts"], dict):
+            raise TypeError("facts")
+        return Surveyed(doc["facts"])
+
+    return _parse(line, Surveyed, build)
+
+
+def parse_digested(line: str) -> Digested:
+    return _parse(
+        line, Digested, lambda doc: Digested(_text(doc["digest"]), _number(doc["entries"]))
+    )
+
+
+def _parse(line: str, kind: type[M], build: Callable[[Mapping[str, Any]], M]) -> M:
     """The message of the kind that is expected now; the peer's own refusal is raised as such."""
+    return _parse_one_of(line, {kind.__name__.lower(): build})
+
+
+def _parse_one_of(line: str, builds: Mapping[str, Callable[[Mapping[str, Any]], R]]) -> R:
+    expected = " or ".join(builds)
     try:
         doc = json.loads(line)
         if not isinstance(doc, dict) or doc.get("v") != VERSION:
             raise ValueError(f'no JSON object with "v": {VERSION}')
         if doc.get("message_type") == "refusal":
             refusal = Refusal(_reason(doc["reason"]), _words(doc["message"]))
-        elif doc.get("message_type") != kind.__name__.lower():
-            raise ValueError(f"expected {kind.__name__.lower()}")
+        elif doc.get("message_type") not in builds:
+            raise ValueError(f"expected {expected}")
         else:
-            result: M = build(doc)
-            return result
+            return builds[doc["message_type"]](doc)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise Refused(
             Reason.PROTOCOL,
-            f"the other side said something that is no {kind.__name__.lower()} of Standfast's "
+            f"the other side said something that is no {expected} of Standfast's "
             f"replication ({error}): {line[:80]!r}. Are both ends of the same version, and does "
             f"the remote shell print anything at login?",
         ) from error
@@ -230,6 +354,12 @@ def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:40]!r} is not a whole number from 0")
     return value
+
+
+def _texts(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{str(value)[:40]!r} is not a table")
+    return {_text(key): _text(text) for key, text in value.items()}
 
 
 def _flag(value: Any) -> bool:

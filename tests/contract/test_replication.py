@@ -25,8 +25,10 @@ from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import LeaderState, StandbyRecord
-from standfast.replication import state
+from standfast.replication import pins, state
 from standfast.replication.published import epochs_of_snapshots, note_epoch
+from standfast.replication.reporting import ReignInConsul
+from standfast.replication.shipment import Order, ship
 from tests.contract.peers import Peer, lead, leader_value, peer, process
 from tests.contract.volumes import btrfs_on_file, command, files, require_btrfs
 
@@ -154,8 +156,9 @@ def test_a_lost_acknowledgement_is_made_up_for_without_sending_again(
 ) -> None:
     a, b = pair
     snapshot = replicate(a)
-    result = a.sender.send("b", snapshot, 1, Deadline.after(60))
-    assert result.sent_bytes == 0 and not result.was_full
+    a.sender.replicate("b", snapshot, 1, Deadline.after(60))
+    known = state.load(a.config).standbys["b"]
+    assert (known.successes, known.sent_bytes) == (2, 0)
     assert b.published() == [str(snapshot.name)]
 
 
@@ -213,14 +216,7 @@ def test_old_own_snapshots_go_but_never_a_standbys_newest(pair: tuple[Peer, Peer
     a, _ = pair
     first = a.sender.cycle("b")
     far = replicate(a)
-    a.gateway.txn(
-        [
-            Set(
-                a.config.key("standbys/c"),
-                StandbyRecord("c", 1, str(far.name), far.content_id, 1.0).dump(),
-            )
-        ]
-    )
+    pins.note(a.config, "c", pins.Pin(str(far.name), far.content_id, 1, utc_now()))
     for _ in range(25):
         taken = take(a)
         known = {one.content_id for one in a.store.snapshots()}
@@ -229,10 +225,12 @@ def test_old_own_snapshots_go_but_never_a_standbys_newest(pair: tuple[Peer, Peer
     left = [one.name for one in a.store.snapshots()]
     assert len(left) == 24 + 1
     assert far.name in left and first.snapshot not in left
-    a.gateway.txn([Set(a.config.key("standbys/c"), b"not ours")])
-    take(a)
-    a.sender.cycle("b")
-    assert len(a.store.snapshots()) == 24 + 3, "unreadable state: nothing is deleted"
+    assert pins.load(a.config)["b"].name == str(left[-1])
+    (a.config.state_dir / "pins.json").write_text("not ours")
+    for _ in range(2):
+        note_epoch(a.config, take(a).content_id, 1, {one.content_id for one in a.store.snapshots()})
+    assert a.sender.cycle("b").parent == str(left[-1]), "replication goes on"
+    assert len(a.store.snapshots()) == 24 + 1 + 3, "unreadable pins: nothing is deleted"
 
 
 # Cut on the way
@@ -453,7 +451,7 @@ def test_an_older_snapshot_than_the_published_one_is_refused(pair: tuple[Peer, P
     newer = replicate(a)
     config = a.config
     with pytest.raises(Refused, match="is not newer") as refusal:
-        a.sender.send("b", old, 1, Deadline.after(60), full=True)
+        ship(config, a.store, Order("b", old, 1, {}, full=True), Deadline.after(60))
     assert refusal.value.reason is Reason.BAD_NAME
     assert b.published() == [str(newer.name)] and config.node == "a"
 
@@ -481,9 +479,9 @@ def test_a_consul_without_leader_for_a_moment_doesnt_cost_the_replication(
 ) -> None:
     a, b = pair
     snapshot = take(a)
-    sender = a.sender
-    index = sender._epoch_index(1)
+    reign = ReignInConsul(a.config, a.gateway)
+    index = reign.index_of(1)
     a.gateway.failing = 2
-    sender._report("b", snapshot, 1, index)
+    reign.report("b", snapshot, 1, index)
     assert a.gateway.get(a.config.key("standbys/b")) is not None
     assert nothing_arrived(b)

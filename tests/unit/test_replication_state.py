@@ -22,11 +22,11 @@ from standfast.lease.epochs import EpochFile
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.replication import state, wire
-from standfast.replication.cycle import newest_common, transport_argv
+from standfast.replication import state
 from standfast.replication.failures import reason_of
 from standfast.replication.published import epochs_of_snapshots, note_epoch, ranked
 from standfast.replication.retention import own_to_delete, published_to_delete
+from standfast.replication.talk import transport_argv
 
 
 @pytest.fixture
@@ -144,26 +144,6 @@ def test_few_snapshots_are_all_kept() -> None:
     few = [snapshot(second, f"id{second}", received=True) for second in range(3)]
     assert published_to_delete(few, {}, set()) == []
     assert own_to_delete([snapshot(1, "own")], {"own": 1}, set()) == []
-
-
-# The parent
-
-
-def test_the_parent_is_the_newest_common_content_before_the_snapshot() -> None:
-    ours = [
-        snapshot(1, "x"),
-        snapshot(2, "y", received=True),
-        snapshot(3, "only-ours"),
-        snapshot(4, "sent"),
-        snapshot(5, "later"),
-    ]
-    theirs = tuple(
-        wire.Offer(f"services@2001090{number}T014640Z", content_id, received=False)
-        for number, content_id in enumerate(["later", "x", "y", "only-theirs", "sent"])
-    )
-    parent = newest_common(ours, theirs, ours[3])
-    assert parent is not None and parent.content_id == "y"
-    assert newest_common(ours, theirs[3:4], ours[3]) is None
 
 
 # Memory of the cycles

@@ -17,13 +17,19 @@ from standfast.reasons import Reason
 from standfast.replication import wire
 
 NAME = SnapshotName.parse("services@20270115T080000Z")
-BEGIN = wire.Begin("alo", "data-services", "a", 7, NAME, "id-2", "id-1", ("id-0",))
+BEGIN = wire.Begin(
+    "alo", "data-services", "a", 7, NAME, "id-2", "id-1", {"c": "id-0"}, 2**40,
+    wire.Compression.ZSTD, "sha256:0",
+)  # fmt: skip
 PARSERS: list[Callable[[str], object]] = [
     wire.parse_hello,
     wire.parse_welcome,
     wire.parse_begin,
     wire.parse_ready,
     wire.parse_published,
+    wire.parse_request,
+    wire.parse_surveyed,
+    wire.parse_digested,
 ]
 
 
@@ -31,6 +37,13 @@ PARSERS: list[Callable[[str], object]] = [
     ("message", "parse"),
     [
         (wire.Hello("alo", "data-services", "a"), wire.parse_hello),
+        (wire.Hello("alo", "data-services", "a", wire.Purpose.ASK), wire.parse_hello),
+        (wire.Welcome((), 0, (".staging",), ("compressed-data",)), wire.parse_welcome),
+        (BEGIN, wire.parse_request),
+        (wire.Survey(), wire.parse_request),
+        (wire.Surveyed({"kernel": "6.1", "nested": []}), wire.parse_surveyed),
+        (wire.Digest("id", True, False), wire.parse_request),
+        (wire.Digested("sha256:0", 12), wire.parse_digested),
         (wire.Welcome((), 0), wire.parse_welcome),
         (wire.Welcome((wire.Offer(str(NAME), "id", True),), 2**40), wire.parse_welcome),
         (BEGIN, wire.parse_begin),
@@ -98,8 +111,12 @@ def test_a_foreign_line_is_refused(parse: Callable[[str], object], line: str) ->
         ("name", "../services@20270115T080000Z"),
         ("content_id", "x" * 256),
         ("parent_content_id", 5),
-        ("keep", "id"),
-        ("keep", [None]),
+        ("commons", "id"),
+        ("commons", ["id"]),
+        ("commons", {"c": None}),
+        ("size_bytes", -1),
+        ("compression", "lzma"),
+        ("fingerprint", 5),
         ("protocol", 1.5),
     ],
 )

@@ -35,14 +35,44 @@ def test_bytes_go_through_all_stages_and_are_counted(tmp_path: Path) -> None:
     pieces: list[int] = []
     with (tmp_path / "out").open("wb") as out:
         moved = pipeline(
-            [shell("head -c 3000000 /dev/zero"), ["cat"], ["wc", "-c"]],
+            [shell("head -c 3000000 /dev/zero"), ["tr", "\\0", "a"], ["cat"]],
             deadline=soon(),
             op="t",
             stdout=out.fileno(),
             on_bytes=pieces.append,
         )
-    assert (tmp_path / "out").read_text().strip() == "3000000"
+    assert (tmp_path / "out").read_bytes() == b"a" * 3_000_000
     assert moved == sum(pieces) == 3_000_000
+
+
+def test_several_stages_are_metered_at_the_descriptor_that_was_given(tmp_path: Path) -> None:
+    """What counts is what goes over the wire: behind a compressor, before its counterpart."""
+    (tmp_path / "in").write_bytes(b"x" * 200_000)
+    shrink, grow = shell("tail -c 1000"), shell("cat; head -c 5000 /dev/zero")
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as out:
+        sent = pipeline(
+            [["cat", source.name], shrink], deadline=soon(), op="t", stdout=out.fileno()
+        )
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as out:
+        taken = pipeline(
+            [grow, ["cat"]], deadline=soon(), op="t", stdin=source.fileno(), stdout=out.fileno()
+        )
+        assert out.tell() == 205_000
+    assert (sent, taken) == (1000, 200_000)
+
+
+def test_no_more_passes_than_the_limit_allows(tmp_path: Path) -> None:
+    started = monotonic()
+    with (tmp_path / "out").open("wb") as out:
+        pipeline(
+            [shell("head -c 300000 /dev/zero")],
+            deadline=soon(),
+            op="t",
+            stdout=out.fileno(),
+            limit_bytes_s=500_000.0,
+            stall_s=0.3,
+        )
+    assert monotonic() - started >= 0.5
 
 
 def test_a_single_stage_is_metered_at_its_input_when_it_has_one(tmp_path: Path) -> None:

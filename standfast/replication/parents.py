@@ -1,0 +1,47 @@
+"""Which snapshot an increment builds on: pure.
+
+Invariant: parents are matched by content (received UUID, or else UUID), never by name: a name
+says when, not what. Everything is sent only where nothing was before, or when told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from standfast.act.ports import Snapshot
+from standfast.errors import Refused
+from standfast.reasons import Reason
+from standfast.replication.wire import Offer
+
+
+def newest_common(
+    ours: Sequence[Snapshot], theirs: Sequence[Offer], snapshot: Snapshot
+) -> Snapshot | None:
+    """The newest snapshot before `snapshot` whose content both sides have, own or published."""
+    ids = {offer.content_id for offer in theirs}
+    common = [one for one in ours if one.content_id in ids and one.name < snapshot.name]
+    return max(common, key=lambda one: one.name, default=None)
+
+
+def choose(
+    standby: str,
+    parent: Snapshot | None,
+    theirs: Sequence[Offer],
+    *,
+    may_be_full: bool,
+    served_before: bool,
+) -> Snapshot | None:
+    """The parent, or None for a full send; Refused (needs-full) where that wasn't asked for.
+
+    A standby that never had anything gets everything by itself; one that had something and has
+    nothing in common any more (`served_before`, or snapshots of another past) waits for a word.
+    """
+    if parent is not None or may_be_full or not (theirs or served_before):
+        return parent
+    newest = max((str(offer.name) for offer in theirs), default=None)
+    has = f"{len(theirs)} snapshots (newest {newest}), none" if newest else "no snapshot"
+    raise Refused(
+        Reason.NEEDS_FULL,
+        f"{standby} has {has} in common with this node: everything has to be sent once, "
+        f"`standfast replicate {standby} --full`",
+    )

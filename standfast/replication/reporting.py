@@ -1,0 +1,81 @@
+"""What a replication asks of Consul and tells it: who is primary, what a standby has.
+
+Invariant: Consul hears of a standby's snapshot only as long as the reign in which it was sent lasts
+(the epoch key is unchanged).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from standfast.act.ports import Snapshot
+from standfast.adapters.consul_wire import CheckIndex, Conflict, Op, Set
+from standfast.clock import Deadline, sleep, utc_now
+from standfast.config.model import Config
+from standfast.errors import ConsulError, Refused
+from standfast.reasons import Reason
+from standfast.records import Leader, LeaderState, StandbyRecord, parse_epoch
+from standfast.replication.ports import ReplicaGateway
+
+PATIENCE_S = 20.0
+"""What was sent is not sent again because Consul elects a leader just then."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReignInConsul:
+    """The reign of this node as Consul shows it."""
+
+    config: Config
+    gateway: ReplicaGateway
+
+    def epoch(self) -> int:
+        """The epoch in which this node serves; Refused when it doesn't."""
+        key = self.config.key("leader")
+        entry = self.gateway.get(key, consistent=True)
+        if entry is None:
+            raise Refused(Reason.LEADER_MISSING, f"{key} doesn't exist: nobody is primary")
+        leader = Leader.parse(entry.value, key)
+        serving = leader.state in (LeaderState.SERVING, LeaderState.DRAINING)
+        if leader.holder.node != self.config.node or not serving:
+            raise Refused(
+                Reason.NOT_PRIMARY,
+                f"{self.config.node} is not serving (epoch {leader.epoch}: "
+                f"{leader.holder.node}, {leader.state}): only a serving primary replicates",
+            )
+        return leader.epoch
+
+    def index_of(self, epoch: int) -> int:
+        """Modify index of the epoch key; Refused when it holds another epoch by now."""
+        key = self.config.key("epoch")
+        entry = self.gateway.get(key, consistent=True)
+        current = None if entry is None else parse_epoch(entry.value, key)
+        if entry is None or current != epoch:
+            raise Refused(
+                Reason.WRONG_EPOCH,
+                f"the epoch in Consul is {current}, this is the primary of {epoch}: its reign "
+                f"is over",
+            )
+        return entry.modify_index
+
+    def report(self, standby: str, snapshot: Snapshot, epoch: int, epoch_index: int) -> None:
+        """Tell what the standby has; the same again does no harm, so it is retried."""
+        config = self.config
+        record = StandbyRecord(standby, epoch, str(snapshot.name), snapshot.content_id, utc_now())
+        ops: list[Op] = [
+            CheckIndex(config.key("epoch"), epoch_index),
+            Set(config.key(f"standbys/{standby}"), record.dump()),
+        ]
+        patience = Deadline.after(PATIENCE_S)
+        while True:
+            try:
+                outcome = self.gateway.txn(ops)
+                break
+            except ConsulError:
+                if patience.remaining_s() < 1.0:
+                    raise
+                sleep(0.5)
+        if isinstance(outcome, Conflict):
+            raise Refused(
+                Reason.WRONG_EPOCH,
+                f"{standby} has {snapshot.name}, but the reign of epoch {epoch} ended meanwhile",
+            )

@@ -1,0 +1,149 @@
+"""One snapshot on its way to one standby.
+
+Invariant: `ship` returns only when the standby said that this content is verified, visible and on
+its disk; at the first failure both ends are killed, and what arrived counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from standfast.act.ports import Snapshot
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import CommandFailed, Refused, TimedOut
+from standfast.reasons import Reason
+from standfast.replication import parents, wire
+from standfast.replication.fingerprint import digest_of
+from standfast.replication.ports import ReplicaStore
+from standfast.replication.talk import ANSWER_S, GOODBYE_S, ask, end, greet
+from standfast.streams import Conversation, pipeline
+
+OnProgress = Callable[[int, int | None], None]
+"""Gets the bytes just sent, and how many the whole stream will have, about, if that is known."""
+ZSTD = ("zstd", "-q", "-1", "-c")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be sent, and how."""
+
+    standby: str
+    snapshot: Snapshot
+    epoch: int
+    commons: Mapping[str, str] | None
+    """By standby the content it has in common with this node; None: not known."""
+    full: bool = False
+    on_progress: OnProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """`sent_bytes` are those on the wire; a standby that had it already was sent nothing."""
+
+    parent: Snapshot | None
+    sent_bytes: int
+    was_full: bool
+
+
+def ship(config: Config, store: ReplicaStore, order: Order, deadline: Deadline) -> Shipped:
+    """Refused with the standby's reason, Unreachable, CommandFailed, TimedOut."""
+    with greet(config, order.standby, deadline, wire.Purpose.SEND) as (talk, welcome):
+        there = {offer.content_id for offer in welcome.snapshots if offer.received}
+        if order.snapshot.content_id in there:  # only its acknowledgement was lost
+            end(talk, deadline)
+            return Shipped(None, 0, was_full=False)
+        return _Shipment(config, store, order, talk, deadline).run(welcome)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shipment:
+    config: Config
+    store: ReplicaStore
+    order: Order
+    talk: Conversation
+    deadline: Deadline
+
+    def run(self, welcome: wire.Welcome) -> Shipped:
+        snapshot = self.order.snapshot
+        parent = self._parent(welcome)
+        begin = self._begin(parent)
+        wire.parse_ready(ask(self.talk, begin, self.deadline.within(ANSWER_S)))
+        sent_bytes = self._stream(parent, begin, welcome)
+        self.talk.close_stdin()
+        published = wire.parse_published(self.talk.read_line(self.deadline))
+        if published.content_id != snapshot.content_id:
+            raise Refused(
+                Reason.PROTOCOL,
+                f"{self.order.standby} acknowledged {published.content_id}, sent was "
+                f"{snapshot.content_id}",
+            )
+        end(self.talk, self.deadline)
+        return Shipped(parent, sent_bytes, was_full=parent is None)
+
+    def _parent(self, welcome: wire.Welcome) -> Snapshot | None:
+        if self.order.full:
+            return None
+        ours = self.store.snapshots()
+        commons = self.order.commons
+        return parents.choose(
+            self.order.standby,
+            parents.newest_common(ours, welcome.snapshots, self.order.snapshot),
+            welcome.snapshots,
+            may_be_full=self.config.replication.allow_full,
+            # Without a word on what was there before: doubt, and doubt sends nothing.
+            served_before=commons is None or self.order.standby in commons,
+        )
+
+    def _begin(self, parent: Snapshot | None) -> wire.Begin:
+        config, order = self.config, self.order
+        # An estimate reads all the metadata that is sent: worth it where somebody waits for hours,
+        # or where it may not fit.
+        asked = parent is None or order.on_progress is not None
+        verify = config.replication.verify == "metadata"
+        return wire.Begin(
+            cluster=config.cluster,
+            volume=config.volume,
+            sender=config.node,
+            epoch=order.epoch,
+            name=order.snapshot.name,
+            content_id=order.snapshot.content_id,
+            parent_content_id=None if parent is None else parent.content_id,
+            commons=order.commons,
+            size_bytes=self.store.estimate(order.snapshot, parent) if asked else None,
+            compression=wire.Compression(config.replication.compression),
+            fingerprint=digest_of(order.snapshot.path, self.deadline) if verify else None,
+        )
+
+    def _stream(self, parent: Snapshot | None, begin: wire.Begin, welcome: wire.Welcome) -> int:
+        options = self.config.replication
+        compressed = options.compressed_data and wire.COMPRESSED_DATA in welcome.abilities
+        argv = self.store.send_argv(self.order.snapshot, parent, compressed_data=compressed)
+        squeeze = [ZSTD] if begin.compression is wire.Compression.ZSTD else []
+        on_progress = self.order.on_progress
+        total = begin.size_bytes if not squeeze else None
+        try:
+            return pipeline(
+                [argv, *squeeze],
+                deadline=self.deadline,
+                op=f"send:{self.order.standby}",
+                stdout=self.talk.stdin_fd,
+                stall_s=options.stall_timeout,
+                limit_bytes_s=options.bandwidth_limit or None,
+                on_bytes=None if on_progress is None else lambda moved: on_progress(moved, total),
+            )
+        except CommandFailed as error:
+            raise self._told_by_the_standby(error) from error
+
+    def _told_by_the_standby(self, error: CommandFailed) -> CommandFailed | Refused:
+        """Mostly the stream broke because the other end gave up: it knows why."""
+        self.talk.close_stdin()
+        try:
+            wire.parse_published(self.talk.read_line(self.deadline.within(GOODBYE_S)))
+        except Refused as refusal:
+            return Refused(refusal.reason, f"{error}; {self.order.standby} says: {refusal}")
+        except (CommandFailed, TimedOut) as other:
+            code = other.returncode if isinstance(other, CommandFailed) else error.returncode
+            return CommandFailed(f"{error}; {other}", returncode=code, stderr=error.stderr)
+        return error

@@ -1,0 +1,95 @@
+"""Reaching a standby: the command whose stdin and stdout are `standfast receive` over there.
+
+Invariant: whatever happens in the conversation, the process that carries it is gone when the block
+is left, with all that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import CommandFailed, Refused, TimedOut, Unreachable
+from standfast.reasons import Reason
+from standfast.replication import wire
+from standfast.streams import Conversation
+
+log = logging.getLogger(__name__)
+
+SSH_FAILED = 255
+"""ssh's own failures; the status of the remote command is never that."""
+ANSWER_S = 60.0
+"""For the standby's next answer: connecting, asking Consul, cleaning up after a cut."""
+GOODBYE_S = 10.0
+
+
+def transport_argv(config: Config, standby: str) -> list[str]:
+    """The transport's command line."""
+    node, options = config.nodes[standby], config.replication
+    if options.command:
+        words = {"{node}": standby, "{address}": node.address, "{volume}": config.volume}
+        return [_replaced(part, words) for part in options.command]
+    return [
+        *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
+        *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
+        *("-o", "IdentitiesOnly=yes", "-i", str(options.ssh_key)),
+        f"{options.ssh_user}@{node.address}",
+        f"standfast receive {config.volume}",
+    ]
+
+
+def _replaced(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
+@contextlib.contextmanager
+def greet(
+    config: Config, standby: str, deadline: Deadline, purpose: wire.Purpose
+) -> Iterator[tuple[Conversation, wire.Welcome]]:
+    """A conversation that has been opened, and what the standby said to it.
+
+    Raises Unreachable when nobody answers, Refused with the standby's reason, TimedOut.
+    """
+    if standby not in config.standbys:
+        others = ", ".join(config.standbys) or "there is none"
+        raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node: {others}")
+    op = f"replicate:{standby}"
+    with Conversation(transport_argv(config, standby), op=op) as talk:
+        try:
+            soon = deadline.within(ANSWER_S)
+            hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
+            with contextlib.suppress(CommandFailed):  # its refusal says more
+                talk.send_line(wire.dump(hello), soon)
+            yield talk, wire.parse_welcome(talk.read_line(soon))
+        except CommandFailed as error:
+            if error.returncode == SSH_FAILED:
+                raise _unreachable(config, standby, error) from error
+            raise
+
+
+def ask(talk: Conversation, request: wire.Message, deadline: Deadline) -> str:
+    """The answer to a request, one line; for a `wire.parse_…`."""
+    with contextlib.suppress(CommandFailed):  # its refusal says more
+        talk.send_line(wire.dump(request), deadline)
+    return talk.read_line(deadline)
+
+
+def end(talk: Conversation, deadline: Deadline) -> None:
+    """The receiver has said all that matters: how it ends doesn't."""
+    try:
+        talk.finish(deadline.within(GOODBYE_S))
+    except (CommandFailed, TimedOut) as error:
+        log.warning("after the last answer: %s", error)
+
+
+def _unreachable(config: Config, standby: str, error: CommandFailed) -> Unreachable:
+    return Unreachable(
+        f"{standby} can't be reached at {config.nodes[standby].address}: {error}. Is it up, and is "
+        f"the replication key in its authorized_keys? `standfast standby add {standby}` says what "
+        f"is missing"
+    )

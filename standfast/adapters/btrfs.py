@@ -15,14 +15,17 @@ from shutil import rmtree
 
 from standfast.act.ports import Snapshot
 from standfast.adapters import btrfs_info
-from standfast.adapters.store import Store, TreeInfo
+from standfast.adapters.store import STAGING, Store, TreeInfo
 from standfast.clock import Deadline, utc_now
 from standfast.config.model import Paths
-from standfast.errors import CommandFailed
+from standfast.errors import CommandFailed, Refused
+from standfast.reasons import Reason
 from standfast.run import Completed, run
 
 COMMAND_TIMEOUT_S = 300.0
 """For one btrfs command; a sync with much unwritten data takes the longest."""
+_ANCHOR = ".parent-"
+"""Of a stand-in's name: what begins with a dot is never taken for what a stream brought."""
 _LISTED_PATH = re.compile(r" path (?P<path>.*)$")
 
 
@@ -46,12 +49,33 @@ class BtrfsStore(Store):
     ) -> list[str]:
         # Always -p: -c alone fails after a promotion.
         base = ["-p", str(parent.path)] if parent is not None else []
-        return ["btrfs", "-q", "send", *base, str(snapshot.path)]
+        as_it_is = ["--proto", "2", "--compressed-data"]
+        options = as_it_is if compressed_data and self.abilities() else []
+        return ["btrfs", "-q", "send", *options, *base, str(snapshot.path)]
+
+    def prepare_parent(self, content_id: str) -> None:
+        """What this node itself wrote stands in as received while something is built on it.
+
+        btrfs-progs before 6.10.1 look for the source of a reflink only among received
+        subvolumes ("clone: did not find source subvol"), so every increment that comes back to
+        the node its parent comes from would fail once it holds `cp big big.bak && rm big`.
+        """
+        known = [one for one in self.snapshots() if one.content_id == content_id]
+        if not known:
+            raise Refused(Reason.UNKNOWN_PARENT, f"no snapshot {content_id} is here to build on")
+        if any(one.received for one in known):
+            return
+        anchor = self._paths.standby / STAGING / f"{_ANCHOR}{content_id}"
+        if not self._snapshot(known[0].path, anchor, read_only=False):
+            raise Refused(Reason.BUSY, f"{anchor} is in use: another receive is under way")
+        btrfs_info.stand_in(anchor, content_id, known[0].path)
 
     def receive_argv(self, staging: Path) -> list[str]:
         # A stream cut anywhere lacks its end mark: status 1 (tried at every command's end). Not -e:
         # btrfs would leave at the end mark, and closing the stream early counts as a failure.
-        return ["btrfs", "-q", "receive", str(staging)]
+        # -C: btrfs believes every path in a stream, `../..` and links to elsewhere, too. It finds
+        # parents outside all the same, as it opens the file system before its chroot.
+        return ["btrfs", "-q", "receive", "-C", str(staging)]
 
     def _btrfs(self, op: str, *arguments: str) -> Completed:
         return run(["btrfs", *arguments], deadline=Deadline.after(self._timeout_s), op=op)
@@ -72,6 +96,11 @@ class BtrfsStore(Store):
             raise
         return True
 
+    def _create_standby(self, path: Path) -> None:
+        # A subvolume of its own, so that no snapshot of what lies above holds what is received.
+        # Not its parents: a file system that isn't mounted is not to be made up.
+        self._btrfs("create-standby", "subvolume", "create", str(path))
+
     def _sync(self, path: Path) -> None:
         self._btrfs("sync", "filesystem", "sync", str(path))
 
@@ -83,7 +112,8 @@ class BtrfsStore(Store):
     def _delete(self, paths: Sequence[Path]) -> None:
         subvolumes = [path for path in paths if self._info(path) is not None]
         if subvolumes:
-            self._btrfs("delete", "subvolume", "delete", "-c", *map(str, subvolumes))
+            # Not -c, which waits for a commit: what a power cut brings back is deleted again.
+            self._btrfs("delete", "subvolume", "delete", *map(str, subvolumes))
         for path in set(paths) - set(subvolumes):
             if path.is_dir() and not path.is_symlink():
                 rmtree(path)

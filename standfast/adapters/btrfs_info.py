@@ -1,4 +1,4 @@
-"""What the kernel says of a subvolume, without starting a process.
+"""What the kernel says of a subvolume and is told about one, without starting a process.
 
 BTRFS_IOC_GET_SUBVOL_INFO (Linux 4.18) needs no privilege and answers in microseconds, where
 `btrfs subvolume show` costs a process for each and a text to parse.
@@ -16,12 +16,20 @@ from pathlib import Path
 from standfast.adapters.store import TreeInfo
 
 _ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID: the root directory of every subvolume
-_READ_ONLY = 1  # BTRFS_ROOT_SUBVOL_RDONLY
+_ROOT_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_READ_ONLY = 1 << 1  # BTRFS_SUBVOL_RDONLY, as it is set
+_ROOT_READ_ONLY = 1  # BTRFS_ROOT_SUBVOL_RDONLY, as it is told
 # struct btrfs_ioctl_get_subvol_info_args: treeid, name, parent_id, dirid, generation, flags,
 # uuid, parent_uuid, received_uuid, then transaction ids, times and spare room.
 _HEAD = struct.Struct("=Q256sQQQQ16s16s16s")
 _SIZE = 504
 _GET_SUBVOL_INFO = (2 << 30) | (_SIZE << 16) | (0x94 << 8) | 60  # _IOR(0x94, 60, args)
+_CHANGED_IN = struct.Struct("=Q")  # ctransid, which follows the uuids
+# struct btrfs_ioctl_received_subvol_args: uuid, stransid, rtransid, two times, flags, reserved.
+_RECEIVED = struct.Struct("=16sQQ 16x 16x Q128x")
+_SET_RECEIVED_SUBVOL = (3 << 30) | (_RECEIVED.size << 16) | (0x94 << 8) | 37  # _IOWR(0x94, 37)
+_FLAGS = struct.Struct("=Q")
+_SUBVOL_SETFLAGS = (1 << 30) | (_FLAGS.size << 16) | (0x94 << 8) | 26  # _IOW(0x94, 26, u64)
 
 
 def parse(raw: bytes) -> TreeInfo:
@@ -33,7 +41,7 @@ def parse(raw: bytes) -> TreeInfo:
     return TreeInfo(
         uuid=str(uuid.UUID(bytes=own)),
         received_uuid=str(uuid.UUID(bytes=received)) if any(received) else None,
-        read_only=bool(flags & _READ_ONLY),
+        read_only=bool(flags & _ROOT_READ_ONLY),
     )
 
 
@@ -42,9 +50,31 @@ def read(path: Path) -> TreeInfo | None:
 
     OSError when the kernel can't say (damaged file system, no permission).
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    raw = _read_raw(path)
+    return None if raw is None else parse(raw)
+
+
+def stand_in(path: Path, content_id: str, of: Path) -> None:
+    """Make the writable subvolume `path` one that was received as `content_id`; read-only then.
+
+    `of` is the read-only subvolume that it is a snapshot of. Needs root; OSError as `read`.
+    """
+    original = _read_raw(of)
+    if original is None:
+        raise FileNotFoundError(f"{of} is no subvolume, or is gone")
+    (changed_in,) = _CHANGED_IN.unpack_from(original, _HEAD.size)
+    descriptor = os.open(path, _ROOT_FLAGS)
     try:
-        descriptor = os.open(path, flags)
+        mark = _RECEIVED.pack(uuid.UUID(content_id).bytes, changed_in, 0, 0)
+        fcntl.ioctl(descriptor, _SET_RECEIVED_SUBVOL, bytearray(mark))
+        fcntl.ioctl(descriptor, _SUBVOL_SETFLAGS, _FLAGS.pack(_READ_ONLY))
+    finally:
+        os.close(descriptor)
+
+
+def _read_raw(path: Path) -> bytes | None:
+    try:
+        descriptor = os.open(path, _ROOT_FLAGS)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
@@ -60,4 +90,4 @@ def read(path: Path) -> TreeInfo | None:
         raise
     finally:
         os.close(descriptor)
-    return parse(bytes(answer))
+    return bytes(answer)

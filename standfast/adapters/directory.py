@@ -72,7 +72,11 @@ class DirectoryStore(Store):
     _kind = "directory volume"
 
     def send_argv(
-        self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
+        self,
+        snapshot: Snapshot,
+        parent: Snapshot | None,
+        *,
+        compressed_data: bool = False,  # noqa: ARG002
     ) -> list[str]:
         """Always the whole tree; the parent is named all the same, and the receiver needs it."""
         named = [] if parent is None else [parent.content_id]
@@ -103,6 +107,9 @@ class DirectoryStore(Store):
         finally:
             shutil.rmtree(half, ignore_errors=True)
         return True
+
+    def _create_standby(self, path: Path) -> None:
+        path.mkdir(parents=True, mode=0o755)
 
     def _sync(self, path: Path) -> None:
         """Nothing: see the module's text."""

@@ -96,6 +96,7 @@ class Store(ABC):
                 Reason.VOLUME_MISSING, f"{self._paths.live} does not exist: nothing to snapshot"
             )
         self._refuse_nested(live.path)
+        self._refuse_received(live.path)
         for _ in range(_ATTEMPTS):
             chosen = self._next_name(name)
             target = self._paths.snapshots / str(chosen)
@@ -144,13 +145,19 @@ class Store(ABC):
         self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
     ) -> list[str]: ...
 
-    def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
+    def estimate(
+        self,
+        snapshot: Snapshot,  # noqa: ARG002
+        parent: Snapshot | None,  # noqa: ARG002
+    ) -> int | None:
+        """None, unless the kind of storage can say."""
         return None
 
     def abilities(self) -> Sequence[str]:
+        """Nothing more than a plain stream, unless the kind of storage can."""
         return ()
 
-    def prepare_parent(self, content_id: str) -> None:
+    def prepare_parent(self, content_id: str) -> None:  # noqa: B027
         """Nothing to do, unless the kind of storage wants it."""
 
     @abstractmethod
@@ -158,7 +165,8 @@ class Store(ABC):
 
     def open_staging(self) -> Path:
         staging = self._paths.standby / STAGING
-        self._paths.standby.mkdir(parents=True, exist_ok=True, mode=0o755)
+        if not os.path.lexists(self._paths.standby):
+            self._create_standby(self._paths.standby)
         staging.mkdir(exist_ok=True, mode=0o700)
         self.clear_staging()
         return staging
@@ -255,6 +263,16 @@ class Store(ABC):
                 f"{', '.join(nested)}. Turn them into directories, or move them elsewhere",
             )
 
+    def _refuse_received(self, live: Path) -> None:
+        """Every snapshot of such a tree would carry the same content id, whatever is in it."""
+        info = self._info(live)
+        if info is not None and info.received_uuid is not None:
+            raise Refused(
+                Reason.UNEXPECTED,
+                f"{live} is the live tree and has a received UUID ({info.received_uuid}), which "
+                f"all its snapshots would inherit; `standfast doctor` says how to remove it",
+            )
+
     def _staged(self) -> tuple[Path, ...]:
         entries = _entries(self._paths.standby / STAGING)
         return tuple(sorted(path for path in entries if not path.name.startswith(".")))
@@ -270,6 +288,10 @@ class Store(ABC):
     @abstractmethod
     def _snapshot(self, source: Path, target: Path, *, read_only: bool) -> bool:
         """Snapshot `source` as `target`; False when `target` came into being meanwhile."""
+
+    @abstractmethod
+    def _create_standby(self, path: Path) -> None:
+        """The directory of received snapshots, where nothing is yet."""
 
     @abstractmethod
     def _sync(self, path: Path) -> None:

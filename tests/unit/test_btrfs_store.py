@@ -61,6 +61,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/log\n'
         'case "$*" in "${FAKE_FAIL:-none}"*) echo "ERROR: broken" >&2; exit 1;; esac\n'
+        'case "$*" in "subvolume create"*) mkdir "$3";; esac\n'
         'case "$*" in "subvolume list"*) printf "%s" "$FAKE_LIST";; esac\n'
     )
     program.chmod(0o755)
@@ -138,10 +139,11 @@ def test_a_published_snapshot_is_synced_before_and_after_it_becomes_visible(fake
         store.publish(NAME)
     staged, final = staging / str(NAME), fake / "volume" / "standby" / str(NAME)
     assert commands(fake) == [
+        f"subvolume create {final.parent}",
         f"filesystem sync {staged}",
         f"subvolume snapshot -r {staged} {final}",
         f"filesystem sync {final}",
-        f"subvolume delete -c {staged}",
+        f"subvolume delete {staged}",
     ]
 
 

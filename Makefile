@@ -28,11 +28,11 @@ demo: $(READY) ## a cluster on loopback: failover and the way back, without root
 
 test: check ## all checks and all tests; the lab needs root
 	@if [[ $$(id -u) == 0 ]]; then \
-	  $(VENV)/bin/pytest; \
+	  tests/tools/run-tests; \
 	else \
-	  $(VENV)/bin/pytest -m 'not lab'; \
-	  echo "make test: LEFT OUT: tests/lab, the container lab (overlay mounts, loop devices," \
-	    "network namespaces and systemd-nspawn need root): sudo make lab"; \
+	  $(VENV)/bin/pytest -m 'not lab and not kernel_lab'; \
+	  echo "make test: LEFT OUT: tests/lab and tests/kernel_lab (overlay mounts, loop" \
+	    "devices, network namespaces, containers and virtual kernels need root): sudo make test"; \
 	fi
 
 lab: $(READY) ## the container lab alone (root): three nodes with real parts

@@ -173,6 +173,9 @@ def consul_config(spec: Spec) -> dict[str, Any]:
         "retry_join": others,
         "retry_interval": "250ms",
         "performance": {"raft_multiplier": 1},
+        # A server that comes back votes again after this instead of 10 s: the lab waits for it
+        # before the next cut.
+        "autopilot": {"server_stabilization_time": "2s"},
         "disable_update_check": True,
         "enable_debug": False,
         "ports": {"grpc": -1},

@@ -9,6 +9,11 @@ from standfast.config.model import Config
 DEADLINE_S = 15.0
 
 
+def timer_of(config: Config, standby: str) -> str:
+    """The unit's name."""
+    return f"standfast-replicate@{config.volume}:{standby}.timer"
+
+
 class ReplicationTimers:
     """`standfast-replicate@V:STANDBY.timer` of every standby."""
 
@@ -17,8 +22,7 @@ class ReplicationTimers:
         self._units = units
 
     def _names(self) -> list[str]:
-        volume = self._config.volume
-        return [f"standfast-replicate@{volume}:{name}.timer" for name in self._config.standbys]
+        return [timer_of(self._config, name) for name in self._config.standbys]
 
     def start(self) -> None:
         """Have them run; nothing happens to those that do."""
@@ -36,3 +40,12 @@ class ReplicationTimers:
         for name in self._names():
             if self._units.is_active(name):
                 self._units.stop(name, Deadline.after(DEADLINE_S))
+
+    def forget(self, standby: str) -> None:
+        """End the timer of a node that is no standby any more, and a cycle that it began."""
+        timer = timer_of(self._config, standby)
+        deadline = Deadline.after(DEADLINE_S)
+        for unit in (timer, timer.removesuffix("timer") + "service"):
+            if self._units.is_active(unit):
+                self._units.stop(unit, deadline)
+        self._units.remove_drop_in(timer, "interval", deadline)

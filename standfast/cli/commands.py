@@ -47,6 +47,7 @@ VOLUME = Argument("--volume", "which volume (default: the only one configured)",
 JSON = Argument("--json", "print JSON")
 DRY_RUN = Argument("--dry-run", "print what would be done, do nothing")
 REASON = Argument("--reason", "why; noted for others to read", "TEXT")
+QUIET = Argument("--quiet", "say nothing of how far it is")
 TIMEOUT = Argument(
     "--timeout",
     "give up waiting for the agent after this many seconds (what it began, it finishes)",
@@ -117,14 +118,61 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "replicate",
-        "one replication cycle to a standby, or to each",
+        "one replication cycle to a standby, or to all of them at once",
         "standfast.cli.replicate:run",
         (
             *_CHANGE,
-            Argument("--full", "send everything when there is no common snapshot"),
+            Argument("--full", "send everything, whatever both sides have in common"),
+            QUIET,
             Argument("--instance", "volume and standby in one, for unit files", "VOLUME:STANDBY"),
-            Argument("standby", "which one (default: each in turn)", "STANDBY", required=False),
+            Argument("standby", "which one (default: all)", "STANDBY", required=False),
         ),
+        "Shows a bar on a terminal and writes a line every 10 s elsewhere, both to stderr. With "
+        "--dry-run the standby is asked what would be sent.",
+    ),
+    Command(
+        "standby add",
+        "bring a storage node to where it has everything: key, door, both sides' state, first send",
+        "standfast.cli.standby_add:run",
+        (
+            *_CHANGE,
+            QUIET,
+            Argument("--install-key", "put our key in there by your own ssh, if it isn't yet"),
+            Argument(
+                "--timeout",
+                "give up after this many seconds; the standby's own limit is its "
+                "replication.timeout",
+                "SECONDS",
+                kind="seconds",
+                default=86400.0,
+            ),
+            Argument("node", "one of [nodes]", "NODE"),
+        ),
+        "Every step has a line, and can be repeated: what is done is found done. On a node that "
+        "isn't primary it makes the way ready for the day on which it is.",
+    ),
+    Command(
+        "standby authorize",
+        "on a standby: let another node's replication key receive the volume, and nothing else",
+        "standfast.cli.standby_authorize:run",
+        (
+            *_CHANGE,
+            Argument(
+                "--file",
+                "instead of .ssh/authorized_keys of replication.ssh_user, where sshd looks "
+                "elsewhere",
+                "FILE",
+            ),
+            Argument("key", "the public key, in quotes: 'ssh-ed25519 AAAA... comment'", "KEY"),
+        ),
+        "Every other line of the file stays as it is. `standfast standby add` prints the command.",
+    ),
+    Command(
+        "standby remove",
+        "forget a node that is no storage node any more; its data stays there",
+        "standfast.cli.standby_remove:run",
+        (*_CHANGE, Argument("node", "one that is not in [nodes] any more", "NODE")),
+        "Ends its timer, and no longer keeps a snapshot for it. Run it on every storage node.",
     ),
     Command(
         "standby list",

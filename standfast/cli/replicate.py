@@ -1,22 +1,33 @@
-"""replicate: one cycle to one standby, or to each; one that fails doesn't stop the others."""
+"""replicate: one cycle to a standby, or to all of them at once; none waits for another's result."""
 
 from __future__ import annotations
 
 import argparse
+import queue
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from standfast.act.ports import Snapshot
 from standfast.adapters.consul import ConsulGateway
 from standfast.adapters.stores import open_store
-from standfast.cli.output import age_s, note, print_done, print_json
+from standfast.cli.output import age_s, clean, note, print_done, print_json
+from standfast.clock import Deadline, utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, UsageError
+from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import StandbyRecord
-from standfast.replication.cycle import CycleResult, run_cycle
+from standfast.replication import parents, pins, talk, wire
+from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
+from standfast.replication.progress import above_bars, showing, size
 from standfast.views.text import duration
+
+ASK_S = 20.0
+"""For what a dry run asks of a standby."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +36,13 @@ class Outcome:
 
     standby: str
     result: CycleResult | None = None
-    error: StandfastError | None = None
+    error: Exception | None = None
 
     def sentence(self) -> str:
         if self.result is None:
             return f"{self.standby}: not replicated: {self.error}"
         done = self.result
-        since = f"since {done.parent}" if done.parent else "full"
+        since = f"since {done.parent}" if done.parent else "full" if done.was_full else "known"
         return (
             f"{self.standby}: {done.snapshot} is there ({since}, {size(done.sent_bytes)} in "
             f"{done.seconds:.1f} s)"
@@ -52,51 +63,95 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class How:
+    """What the command line says of every cycle."""
+
+    full: bool
+    quiet: bool
+
+
 def run(args: argparse.Namespace) -> int:
     """`standfast replicate`."""
     volume, standby = _target(args)
     config = load_volume(volume)
     standbys = _standbys(config, standby)
-    gateway = ConsulGateway.from_config(config)
     if args.dry_run:
-        lines = [_plan(config, gateway, name) for name in standbys]
-        print_done(args.json, "\n".join(lines), dry_run=True)
+        plans = [_plan(config, name, full=args.full) for name in standbys]
+        print_done(args.json, "\n".join(plan["text"] for plan in plans), dry_run=True, plans=plans)
         return 0
-    outcomes = [_one(config, gateway, name, args.full) for name in standbys]
-    failed = [one for one in outcomes if one.error is not None]
-    if len(outcomes) == 1 and failed and failed[0].error is not None:
+    how = How(args.full, args.quiet or args.json)
+    outcomes = []
+    for one in _cycles(config, standbys, how):
+        outcomes.append(one)
+        if not args.json and (one.error is None or len(standbys) > 1):
+            with above_bars():
+                _tell(one)
+    failed = sorted((one for one in outcomes if one.error), key=lambda one: one.standby)
+    if len(standbys) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
-    for one in outcomes:
-        if not args.json and one.error is None:
-            print(one.sentence())
-        elif one.error is not None:
-            note(one.sentence())
-    if failed:
-        names = ", ".join(one.standby for one in failed)
-        raise Refused(
-            Reason.REPLICATION_FAILED,
-            f"not replicated to {names} ({failed[0].error}); run `standfast replicate NODE` again",
-        )
+    refusal = _not_all(failed) if failed else None
     if args.json:
-        print_json({"done": True, "replicated": [one.document() for one in outcomes]})
+        print_json(_document(outcomes, refusal))
+        return 0 if refusal is None else refusal.exit_code
+    if refusal is not None:
+        raise refusal
     return 0
 
 
-def size(count: int) -> str:
-    """`112 B`, `3.4 MiB`."""
-    amount, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024 or unit == "GiB":
-            break
-        amount /= 1024
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+def _cycles(config: Config, standbys: Sequence[str], how: How) -> Iterator[Outcome]:
+    """Each as soon as it is known."""
+    if len(standbys) == 1:
+        yield _one(config, standbys[0], how, 0)
+        return
+    done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    for position, name in enumerate(standbys):
+        # Daemons: an interrupted command doesn't wait for them, and what they started ends at
+        # its closed pipes.
+        threading.Thread(
+            target=lambda name=name, position=position: done.put(_one(config, name, how, position)),
+            name=f"replicate {name}",
+            daemon=True,
+        ).start()
+    for _ in standbys:
+        yield done.get()
 
 
-def _one(config: Config, gateway: ConsulGateway, standby: str, full: bool) -> Outcome:
+def _one(config: Config, standby: str, how: How, position: int) -> Outcome:
     try:
-        return Outcome(standby, run_cycle(config, open_store(config), gateway, standby, full=full))
-    except StandfastError as error:
+        sender = Sender(config, open_store(config), ConsulGateway.from_config(config))
+        with showing(standby, quiet=how.quiet, position=position) as progress:
+            return Outcome(standby, sender.cycle(standby, full=how.full, on_progress=progress))
+    except Exception as error:  # noqa: BLE001  # every standby has its result, whatever happened
         return Outcome(standby, error=error)
+
+
+def _tell(one: Outcome) -> None:
+    if one.error is None:
+        print(clean(one.sentence()), flush=True)
+    else:
+        note(one.sentence())
+
+
+def _not_all(failed: Sequence[Outcome]) -> Refused:
+    names = ", ".join(one.standby for one in failed)
+    return Refused(
+        Reason.REPLICATION_FAILED,
+        f"not replicated to {names} ({failed[0].error}); run `standfast replicate NODE` again",
+    )
+
+
+def _document(outcomes: Sequence[Outcome], refusal: Refused | None) -> dict[str, Any]:
+    ordered = sorted(outcomes, key=lambda one: one.standby)
+    doc: dict[str, Any] = {"done": refusal is None}
+    doc["replicated"] = [one.document() for one in ordered]
+    if refusal is not None:
+        doc |= {
+            "error": str(refusal),
+            "reason": str(refusal.reason),
+            "exit_code": refusal.exit_code,
+        }
+    return doc
 
 
 def _target(args: argparse.Namespace) -> tuple[str | None, str | None]:
@@ -122,14 +177,88 @@ def _standbys(config: Config, standby: str | None) -> tuple[str, ...]:
     return (standby,)
 
 
-def _plan(config: Config, gateway: ConsulGateway, standby: str) -> str:
+# The dry run
+
+
+def _plan(config: Config, standby: str, *, full: bool) -> dict[str, Any]:
+    gateway = ConsulGateway.from_config(config)
     entry = gateway.get(config.key(f"standbys/{standby}"), consistent=True)
     if entry is None:
-        last = "nothing was replicated to it yet: this would send everything (--full)"
+        last = "nothing was replicated to it yet: this would send everything"
     else:
         snapshot = StandbyRecord.parse(entry.value, entry.key).snapshot
         last = f"the newest there is {snapshot} ({duration(age_s(snapshot))} old)"
     address = config.nodes[standby].address
-    return (
-        f"would take a snapshot of {config.paths.live} and send it to {standby} ({address}); {last}"
-    )
+    outlook = foresee(config, standby, full=full)
+    return {
+        "standby": standby,
+        **outlook.document(),
+        "text": f"would take a snapshot of {config.paths.live} and send it to {standby} "
+        f"({address}); {last}; {outlook.sentence()}",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a cycle would build on, by the standby's own word."""
+
+    parent: str | None = None
+    estimate_bytes: int | None = None
+    """From the parent to the newest snapshot here: the live tree itself can't be asked."""
+    refused: str | None = None
+    """Why nothing would be sent."""
+    silent: str | None = None
+    """Why the standby doesn't say."""
+
+    def sentence(self) -> str:
+        if self.silent is not None:
+            return f"it doesn't answer now ({self.silent})"
+        if self.refused is not None:
+            return f"nothing would be sent: {self.refused}"
+        kind = "everything" if self.parent is None else f"the changes since {self.parent}"
+        if self.estimate_bytes is None:
+            return f"it answers, and would be sent {kind}"
+        return f"it answers, and would be sent {kind}, about {size(self.estimate_bytes)} or more"
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "answers": self.silent is None,
+            "parent": self.parent,
+            "estimate_bytes": self.estimate_bytes,
+            "problem": self.silent or self.refused,
+        }
+
+
+def foresee(config: Config, standby: str, *, full: bool) -> Outlook:
+    """Ask the standby and choose as a cycle would; nothing is changed on either side."""
+    deadline = Deadline.after(ASK_S)
+    try:
+        with talk.greet(config, standby, deadline, wire.Purpose.ASK) as (_, welcome):
+            there = welcome.snapshots
+    except (StandfastError, OSError) as error:
+        return Outlook(silent=str(error))
+    store = open_store(config)
+    ours = store.snapshots()
+    name = SnapshotName.at(config.base, utc_now())
+    coming = Snapshot(name, config.paths.snapshots / str(name), "", received=False)
+    try:
+        common = parents.newest_common(ours, there, coming)
+        parent = None if full else parents.choose(
+            standby, common, there, may_be_full=config.replication.allow_full,
+            served_before=_served_before(config, standby),
+        )  # fmt: skip
+        own = [one for one in ours if not one.received and one.name < name]
+        newest = max(own, key=lambda one: one.name, default=None)
+        if newest is None or (parent is not None and newest.name <= parent.name):
+            return Outlook(None if parent is None else str(parent.name))
+        return Outlook(None if parent is None else str(parent.name), store.estimate(newest, parent))
+    except Refused as refusal:
+        return Outlook(refused=str(refusal))
+
+
+def _served_before(config: Config, standby: str) -> bool:
+    """As a cycle sees it: a pin, or doubt."""
+    try:
+        return standby in pins.load(config)
+    except StandfastError:
+        return True

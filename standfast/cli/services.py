@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
+from collections.abc import Mapping
 
 from standfast.clock import Deadline, monotonic
 from standfast.config.load import config_dir, config_files, load, load_all, load_volume
-from standfast.errors import ConfigError
+from standfast.errors import ConfigError, Refused
+from standfast.reasons import Reason
 
 # The handler of the guard is ended by its own timer 3.4 s after its start, and has answered by 3 s.
 AHEAD_OF_TIMER_S = 0.4
@@ -89,15 +92,39 @@ def guard(args: argparse.Namespace) -> int:
 
 
 def receive(args: argparse.Namespace) -> int:
-    """`standfast receive VOLUME`: stdout belongs to the sender."""
+    """`standfast receive VOLUME`: stdout belongs to the sender.
+
+    A key that may receive several volumes has a forced command without one: sshd then tells by
+    SSH_ORIGINAL_COMMAND which one the sender asked for.
+    """
     set_up_log()
     from standfast.adapters.consul import ConsulGateway
     from standfast.adapters.stores import open_store
     from standfast.replication import receive as body
+    from standfast.replication import wire
 
-    config = load_volume(args.volume)
+    try:
+        config = load_volume(args.volume or _asked_volume(os.environ))
+    except ConfigError as error:  # the sender's log is where somebody looks
+        print(wire.dump(wire.Refusal(Reason.CONFIG_INVALID, str(error))))
+        return error.exit_code
+    except Refused as refusal:
+        print(wire.dump(wire.Refusal(refusal.reason, str(refusal))))
+        return refusal.exit_code
     gateway = ConsulGateway.from_config(config)
     return body.receive(config, open_store(config), gateway, sys.stdin.fileno(), sys.stdout)
+
+
+def _asked_volume(environ: Mapping[str, str]) -> str | None:
+    """The volume that the sender named; None when it said nothing: then it is the only one."""
+    asked = environ.get("SSH_ORIGINAL_COMMAND", "").strip()
+    volume = asked.removeprefix("standfast receive ")
+    if asked and (volume == asked or not re.fullmatch(r"[a-z0-9-]{1,63}", volume)):
+        raise Refused(
+            Reason.PROTOCOL,
+            f"this key may only run `standfast receive VOLUME`, asked was {asked[:80]!r}",
+        )
+    return volume or None
 
 
 def fence(args: argparse.Namespace) -> int:

@@ -1,4 +1,7 @@
-"""standby list: what each standby has on disk, by the records that the primary writes."""
+"""standby list: what each standby has on disk, by the records that the primary writes.
+
+Beside that, what this node itself remembers: what it keeps for whom, and what went wrong last.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import argparse
 from typing import Any
 
 from standfast.adapters.consul import ConsulGateway, Entry
-from standfast.cli.output import age_s, print_json, print_table
+from standfast.cli.output import age_s, note, print_json, print_table
+from standfast.clock import utc_now
 from standfast.config.load import load_volume
-from standfast.errors import ForeignValue
+from standfast.config.model import Config
+from standfast.errors import ForeignValue, StandfastError
 from standfast.records import StandbyRecord
+from standfast.replication import pins, state
 from standfast.views.text import duration
 
 
@@ -20,14 +26,48 @@ def run(args: argparse.Namespace) -> int:
     entries = ConsulGateway.from_config(config).get_many(prefix)
     found = {entry.key.removeprefix(prefix): _item(entry) for entry in entries}
     items = []
-    for name in sorted({*config.nodes, *found}):
+    remembered, wrong = _remembered(config)
+    for name in sorted({*config.nodes, *found, *remembered}):
         facts = found.get(name, {"snapshot": None, "age_s": None, "epoch": None})
-        items.append({"node": name, "configured": name in config.nodes, **facts})
+        here = remembered.get(name, _NOTHING)
+        items.append({"node": name, "configured": name in config.nodes, **facts, **here})
     if args.json:
-        print_json({"volume": config.volume, "standbys": items})
+        print_json({"volume": config.volume, "standbys": items, "problems": wrong})
         return 0
-    print_table(("NODE", "NEWEST SNAPSHOT", "AGE", "EPOCH", ""), [_row(item) for item in items])
+    heads = ("NODE", "NEWEST SNAPSHOT", "AGE", "EPOCH", "PINNED HERE", "")
+    print_table(heads, [_row(item) for item in items])
+    for text in wrong:
+        note(text)
     return 0
+
+
+_NOTHING: dict[str, Any] = {"pin": None, "needs_full": False, "last_failure": None}
+
+
+def _remembered(config: Config) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """By node what is pinned for it and how it went, and what can't be read of that."""
+    found: dict[str, dict[str, Any]] = {}
+    wrong = []
+    try:
+        for name, pin in pins.load(config).items():
+            found[name] = {**_NOTHING, "pin": pin.name}
+    except StandfastError as error:
+        wrong.append(str(error))
+    try:
+        for name, one in state.load(config).standbys.items():
+            before = found.get(name, _NOTHING)
+            found[name] = {**before, "needs_full": one.needs_full, "last_failure": _failure(one)}
+    except StandfastError as error:
+        wrong.append(str(error))
+    return found, wrong
+
+
+def _failure(one: state.StandbyState) -> dict[str, Any] | None:
+    """The last one; None when a success came after it."""
+    at = one.last_failure_at
+    if at is None or (one.last_success_at is not None and one.last_success_at >= at):
+        return None
+    return {"at": at, "reason": one.last_failure_reason, "text": one.last_failure}
 
 
 def _item(entry: Entry) -> dict[str, Any]:
@@ -55,11 +95,18 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         remarks.append("nothing was replicated to it")
     elif item["age_s"] is None:
         remarks.append("the time in the name can't be believed")
+    if item["needs_full"]:
+        remarks.append(f"NEEDS EVERYTHING: standfast replicate {item['node']} --full")
+    if item["last_failure"] is not None:
+        failed = item["last_failure"]
+        ago = duration(max(0.0, utc_now() - failed["at"]))
+        remarks.append(f"failed {ago} ago: {failed['reason']}: {failed['text']}")
     known = item["age_s"] is not None
     return (
         item["node"],
         item["snapshot"] or "-",
         duration(item["age_s"]) if known else "-",
         "-" if item["epoch"] is None else str(item["epoch"]),
+        item["pin"] or "-",
         "; ".join(remarks),
     )

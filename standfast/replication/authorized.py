@@ -54,7 +54,7 @@ def _command(volume: str | None) -> str:
 
 
 def nixos_form(keys: Sequence[PublicKey]) -> str:
-    """The same for a NixOS node; the module puts the restriction before each key."""
+    """The same for a NixOS node whose module puts the restriction before each key."""
     listed = " ".join(f'"{key}"' for key in keys)
     return f"nfsServicesStandby.replicationKeys = [ {listed} ];"
 

@@ -153,6 +153,17 @@ def note_needs_full(config: Config, standby: str, message: str) -> None:
     _update_standby(config, standby, change)
 
 
+def forget(config: Config, standby: str) -> None:
+    """Nothing is remembered of `standby` any more."""
+
+    def change(state: ReplicationState) -> ReplicationState:
+        kept = {name: one for name, one in state.standbys.items() if name != standby}
+        return replace(state, standbys=kept)
+
+    if standby in load(config).standbys:
+        _update(config, change)
+
+
 def _update_standby(
     config: Config, standby: str, change: Callable[[StandbyState], StandbyState]
 ) -> None:

@@ -15,6 +15,7 @@ from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, TimedOut, Unreachable
 from standfast.reasons import Reason
 from standfast.replication import wire
+from standfast.replication.keys import ssh_argv
 from standfast.streams import Conversation
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,7 @@ def transport_argv(config: Config, standby: str) -> list[str]:
     if options.command:
         words = {"{node}": standby, "{address}": node.address, "{volume}": config.volume}
         return [_replaced(part, words) for part in options.command]
-    return [
-        *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-        *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
-        *("-o", "IdentitiesOnly=yes", "-i", str(options.ssh_key)),
-        f"{options.ssh_user}@{node.address}",
-        f"standfast receive {config.volume}",
-    ]
+    return [*ssh_argv(config, standby), f"standfast receive {config.volume}"]
 
 
 def _replaced(text: str, words: Mapping[str, str]) -> str:

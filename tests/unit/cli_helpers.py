@@ -63,6 +63,8 @@ address = "192.168.1.2"
 address = "192.168.1.3"
 [consul]
 addresses = {json.dumps(list(addresses))}
+[replication]
+command = ["false"]
 [lease]
 request_timeout = 1
 [paths]

@@ -136,7 +136,8 @@ def test_commands_without_a_volume_get_none() -> None:
 
 def test_commands_that_change_something_have_a_dry_run() -> None:
     changing = {"promote", "switchover", "failback", "demote", "pause", "resume", "replicate",
-                "accept-epoch", "prune"}  # fmt: skip
+                "accept-epoch", "prune", "standby add", "standby authorize",
+                "standby remove"}  # fmt: skip
     with_dry_run = {
         one.name for one in COMMANDS if any(arg.name == "--dry-run" for arg in one.arguments)
     }

@@ -193,7 +193,7 @@ def test_ssh_never_asks_and_never_waits_for_ever(config: Config) -> None:
     argv = transport_argv(config, "b")
     text = " ".join(argv)
     assert argv[:2] == ["ssh", "-T"] and "BatchMode=yes" in text and "ConnectTimeout=10" in text
-    assert "ServerAliveInterval=5" in text
+    assert "ServerAliveInterval=5" in text and "StrictHostKeyChecking=yes" in text
     assert text.endswith(
         "-i /etc/standfast/replication_key root@10.0.0.1 standfast receive data-services"
     )

@@ -1,0 +1,260 @@
+"""standby add: from a node in the configuration to a standby that has everything.
+
+Each step has a line, and each can be repeated: what is done already is found done. On a node that
+isn't primary only the way is made ready, for the day on which it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.adapters.stores import open_store
+from standfast.adapters.systemd import SystemdUnits
+from standfast.adapters.timers import timer_of
+from standfast.cli.output import note, print_json
+from standfast.cli.replicate import foresee
+from standfast.cli.standby_way import Way
+from standfast.cli.steps import Mark, Report, Step, node_name
+from standfast.clock import Deadline, sleep
+from standfast.config.load import load_volume
+from standfast.config.model import Config
+from standfast.errors import Refused, StandfastError
+from standfast.reasons import Reason
+from standfast.records import Leader
+from standfast.replication import preflight, talk, wire
+from standfast.replication.cycle import CycleResult, Sender
+from standfast.replication.failures import reason_of
+from standfast.replication.ports import ReplicaStore
+from standfast.replication.progress import showing, size
+from standfast.views.text import duration
+
+SURVEY_S = 60.0
+ATTEMPTS = 5
+FIRST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 60.0
+# What another attempt can cure: cuts, elections, a cycle of the timer that is at work.
+_PASSING = frozenset(
+    {
+        Reason.BUSY,
+        Reason.INCOMPLETE,
+        Reason.DEADLINE,
+        Reason.REPLICATION_FAILED,
+        Reason.CONSUL_UNREACHABLE,
+        Reason.CONSUL_TIMEOUT,
+        Reason.CONSUL_NO_QUORUM,
+        Reason.CONSUL_GARBLED,
+    }
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`standfast standby add NODE`."""
+    config = load_volume(args.volume)
+    node = node_name(args.node)
+    report = Report(quiet=args.json)
+    joining = _Joining(
+        config,
+        node,
+        Way(config, node, install_key=args.install_key, dry_run=args.dry_run),
+        timeout_s=args.timeout,
+        quiet=args.quiet or args.json,
+        dry_run=args.dry_run,
+    )
+    for step in joining.steps():
+        report.add(step)
+    bad = report.bad
+    error = None if bad is None else _error_of(bad, node)
+    if args.json:
+        doc = {"done": error is None, "volume": config.volume, "node": node}
+        doc |= {"dry_run": args.dry_run, "steps": report.documents()}
+        if error is not None:
+            doc |= {"error": str(error), "reason": str(reason_of(error))}
+            doc |= {"exit_code": error.exit_code}
+        print_json(doc)
+        return 0 if error is None else error.exit_code
+    if error is not None:
+        raise error
+    return 0
+
+
+def _error_of(bad: Step, node: str) -> StandfastError:
+    if isinstance(bad.error, StandfastError):
+        return bad.error
+    return Refused(
+        Reason.STANDBY_NOT_READY,
+        f"{bad.name}: {bad.evidence}. When that is put right: standfast standby add {node}",
+    )
+
+
+@dataclass
+class _Joining:
+    config: Config
+    node: str
+    way: Way
+    timeout_s: float
+    quiet: bool
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        self.deadline = Deadline.after(self.timeout_s)
+        self.store: ReplicaStore = open_store(self.config)
+
+    def steps(self) -> Iterator[Step]:
+        """Ends after a BAD one."""
+        for step in self.way.steps():
+            yield step
+            if step.mark is Mark.BAD:
+                return
+        if step.mark is Mark.LEFT and step.name == "door":  # a dry run that can't know more
+            return
+        for step in self._survey():
+            yield step
+            if step.mark is Mark.BAD:
+                return
+        step = self._role()
+        yield step
+        if step.mark is not Mark.OK:
+            return
+        if self.dry_run:
+            outlook = foresee(self.config, self.node, full=False)
+            yield Step("send", Mark.LEFT, f"would send: {outlook.sentence()}")
+            return
+        step = self._send()
+        yield step
+        if step.mark is Mark.OK:
+            yield self._timer()
+
+    # Both sides
+
+    def _survey(self) -> Iterator[Step]:
+        """What each side says of itself, and what doesn't fit between them."""
+        try:
+            ours = preflight.facts_here(self.config, self.store)
+            theirs = self._facts_there()
+        except (StandfastError, OSError) as error:
+            yield Step("survey", Mark.BAD, f"{self.node} can't be asked: {error}", error=error)
+            return
+        found = [
+            *(problem for facts in (ours, theirs) for problem in preflight.problems(facts)),
+            *preflight.problems_between(ours, theirs),
+        ]
+        if not found:
+            yield Step("survey", Mark.OK, f"{self.config.node} and {self.node} fit together")
+        for problem in found:
+            yield Step("survey", Mark.BAD, problem.evidence, (problem.fix,))
+
+    def _facts_there(self) -> preflight.Facts:
+        soon = self.deadline.within(SURVEY_S)
+        with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (conversation, _):
+            answer = talk.ask(conversation, wire.Survey(), soon)
+            return preflight.Facts.parse(wire.parse_surveyed(answer).facts)
+
+    # Who is primary
+
+    def _role(self) -> Step:
+        key = self.config.key("leader")
+        try:
+            entry = ConsulGateway.from_config(self.config).get(key, consistent=True)
+            leader = None if entry is None else Leader.parse(entry.value, key)
+        except StandfastError as error:
+            return Step("primary", Mark.BAD, str(error), error=error)
+        if leader is None:
+            text = f"{key} doesn't exist: nobody is primary yet"
+            fix = "standfast promote, on the node that has the data"
+            return Step("primary", Mark.BAD, text, (fix,))
+        holder = leader.holder.node
+        if holder == self.config.node:
+            return Step("primary", Mark.OK, f"{holder} is, in epoch {leader.epoch}")
+        return Step(
+            "primary",
+            Mark.LEFT,
+            f"{holder} is, not this node: the way to {self.node} is ready for when this node "
+            f"takes over, and nothing is sent now (on {holder}: standfast standby add {self.node})",
+        )
+
+    # The first snapshot
+
+    def _send(self) -> Step:
+        """Again after a cut, with the same snapshot while that is fresh; never for ever."""
+        pause_s = FIRST_PAUSE_S
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                result = self._cycle()
+                return Step("send", Mark.OK, _what_is_there(self.node, result))
+            except (StandfastError, OSError) as error:
+                left_s = self.deadline.remaining_s()
+                if attempt == ATTEMPTS or left_s < pause_s or reason_of(error) not in _PASSING:
+                    return _not_sent(self.node, error, attempt)
+                self._say(f"{error}; once more in {pause_s:.0f} s ({attempt} of {ATTEMPTS} tries)")
+            sleep(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        raise AssertionError("the last attempt returns")
+
+    def _cycle(self) -> CycleResult:
+        sender = Sender(self.config, self.store, ConsulGateway.from_config(self.config))
+        with showing(self.node, quiet=self.quiet) as progress:
+            return sender.cycle(
+                self.node,
+                full=not self._something_common(),
+                timeout_s=self.deadline.remaining_s(),
+                on_progress=progress,
+            )
+
+    def _something_common(self) -> bool:
+        """Whether an increment will do; an operator who adds a standby has said the rest."""
+        soon = self.deadline.within(SURVEY_S)
+        with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
+            there = {offer.content_id for offer in welcome.snapshots}
+        return any(one.content_id in there for one in self.store.snapshots())
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            note(f"{self.node}: {text}")
+
+    # What goes on by itself
+
+    def _timer(self) -> Step:
+        """The agent starts it; whether it did is worth a look, and no more than that."""
+        unit = timer_of(self.config, self.node)
+        every = duration(self.config.replication.interval)
+        try:
+            active = SystemdUnits().is_active(unit)
+        except StandfastError:
+            text = (
+                f"systemd doesn't tell about {unit}: `standfast replicate {self.node}` is a cycle"
+            )
+            return Step("timer", Mark.LEFT, text)
+        if active:
+            text = (
+                f"{unit} is active: the next cycle is at most {every} away, then one each {every}"
+            )
+            return Step("timer", Mark.OK, text)
+        agent = f"standfast-agent@{self.config.volume}"
+        return Step(
+            "timer",
+            Mark.BAD,
+            f"{unit} is not active: nothing is sent by itself",
+            (f"the agent starts it once it has read the configuration: systemctl restart {agent}",),
+        )
+
+
+def _what_is_there(node: str, done: CycleResult) -> str:
+    if done.sent_bytes == 0 and done.parent is None:
+        return f"{node} had {done.snapshot} already"
+    how = f"the changes since {done.parent}" if done.parent else "everything"
+    return f"{node} has {done.snapshot}: {how}, {size(done.sent_bytes)} in {done.seconds:.1f} s"
+
+
+def _not_sent(node: str, error: Exception, attempts: int) -> Step:
+    tries = "" if attempts == 1 else f", {attempts} times"
+    known = error if isinstance(error, StandfastError) else StandfastError(str(error))
+    return Step(
+        "send",
+        Mark.BAD,
+        f"not sent{tries}: {error}",
+        (f"nothing partial is visible on {node}; again: standfast standby add {node}",),
+        known,
+    )

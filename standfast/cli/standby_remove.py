@@ -1,0 +1,106 @@
+"""standby remove: forget a node that is no standby any more; what it has on disk stays there.
+
+Invariant: only what this node remembers of it goes. Snapshots that were kept for it here become
+ordinary ones, which retention looks after.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.adapters.systemd import SystemdUnits
+from standfast.adapters.timers import ReplicationTimers, timer_of
+from standfast.cli.output import print_json
+from standfast.cli.steps import Mark, Report, Step, node_name
+from standfast.config.load import load_volume
+from standfast.config.model import Config
+from standfast.errors import Refused, StandfastError
+from standfast.reasons import Reason
+from standfast.records import Leader
+from standfast.replication import pins, state
+
+
+def run(args: argparse.Namespace) -> int:
+    """`standfast standby remove NODE`."""
+    config = load_volume(args.volume)
+    node = node_name(args.node)
+    gateway = ConsulGateway.from_config(config)
+    _check(config, gateway, node)
+    report = Report(quiet=args.json)
+    report.add(_timer(config, node, args.dry_run))
+    report.add(_pin(config, node, args.dry_run))
+    report.add(_state(config, node, args.dry_run))
+    report.add(_key(config, gateway, node, args.dry_run))
+    stays = (
+        f"{node} keeps what it has: {config.paths.standby} there, and its lines in authorized_keys"
+    )
+    others = ", ".join(config.standbys) or "there is none"
+    last = f"the other storage nodes remember it, too ({others}): run this there as well"
+    report.add(Step("stays", Mark.LEFT, stays))
+    report.add(Step("others", Mark.LEFT, last))
+    if args.json:
+        doc = {"done": True, "dry_run": args.dry_run, "volume": config.volume, "node": node}
+        print_json({**doc, "steps": report.documents()})
+    return 0
+
+
+def _check(config: Config, gateway: ConsulGateway, node: str) -> None:
+    if node in config.nodes:
+        others = ", ".join(config.nodes)
+        raise Refused(
+            Reason.STILL_CONFIGURED,
+            f"{node} is in [nodes] of {config.source}: take [nodes.{node}] out of it on every "
+            f"storage node ({others}), then on each, standbys first, the primary last: systemctl "
+            f"restart standfast-agent@{config.volume}; on the primary also: systemctl restart "
+            f"standfast-lease@{config.volume}. Then: standfast standby remove {node}",
+        )
+    key = config.key("leader")
+    entry = gateway.get(key, consistent=True)
+    if entry is not None and Leader.parse(entry.value, key).holder.node == node:
+        raise Refused(
+            Reason.SERVING,
+            f"{node} is the primary of {config.volume} by Consul's word: move the role first "
+            f"(there: standfast switchover)",
+        )
+
+
+def _timer(config: Config, node: str, dry_run: bool) -> Step:
+    unit = timer_of(config, node)
+    if dry_run:
+        return Step("timer", Mark.LEFT, f"would stop {unit}")
+    try:
+        ReplicationTimers(config, SystemdUnits()).forget(node)
+    except StandfastError as error:
+        text = f"systemd doesn't tell about {unit} ({error}): it is gone at the next boot"
+        return Step("timer", Mark.LEFT, text)
+    return Step("timer", Mark.OK, f"{unit} is stopped")
+
+
+def _pin(config: Config, node: str, dry_run: bool) -> Step:
+    pin = pins.load(config).get(node)
+    if pin is None:
+        return Step("pin", Mark.OK, f"no snapshot is kept for {node}")
+    if dry_run:
+        return Step("pin", Mark.LEFT, f"would no longer keep {pin.name} for {node}")
+    pins.drop(config, node)
+    return Step("pin", Mark.OK, f"{pin.name} is no longer kept for {node}")
+
+
+def _state(config: Config, node: str, dry_run: bool) -> Step:
+    if node not in state.load(config).standbys:
+        return Step("history", Mark.OK, "nothing is remembered of its replications")
+    if dry_run:
+        return Step("history", Mark.LEFT, "would forget its replications")
+    state.forget(config, node)
+    return Step("history", Mark.OK, "its replications are forgotten")
+
+
+def _key(config: Config, gateway: ConsulGateway, node: str, dry_run: bool) -> Step:
+    key = config.key(f"standbys/{node}")
+    if gateway.get(key, consistent=True) is None:
+        return Step("consul", Mark.OK, f"{key} doesn't exist")
+    if dry_run:
+        return Step("consul", Mark.LEFT, f"would delete {key}")
+    gateway.delete(key)
+    return Step("consul", Mark.OK, f"{key} is deleted")

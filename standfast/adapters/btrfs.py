@@ -7,23 +7,32 @@ acknowledged before `btrfs filesystem sync`: `btrfs receive` with status 0 is no
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 
 from standfast.act.ports import Snapshot
-from standfast.adapters import btrfs_info
+from standfast.adapters import btrfs_info, btrfs_versions
+from standfast.adapters.btrfs_stream import size_from_outline
 from standfast.adapters.store import STAGING, Store, TreeInfo
 from standfast.clock import Deadline, utc_now
 from standfast.config.model import Paths
-from standfast.errors import CommandFailed, Refused
+from standfast.errors import CommandFailed, Refused, TimedOut
 from standfast.reasons import Reason
+from standfast.replication.wire import COMPRESSED_DATA
 from standfast.run import Completed, run
+from standfast.streams import pipeline
+
+log = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_S = 300.0
 """For one btrfs command; a sync with much unwritten data takes the longest."""
+ESTIMATE_TIMEOUT_S = 10.0
+"""Half a second for 20,000 files; no number is worth a longer wait."""
 _ANCHOR = ".parent-"
 """Of a stand-in's name: what begins with a dot is never taken for what a stream brought."""
 _LISTED_PATH = re.compile(r" path (?P<path>.*)$")
@@ -47,11 +56,36 @@ class BtrfsStore(Store):
     def send_argv(
         self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
     ) -> list[str]:
-        # Always -p: -c alone fails after a promotion.
-        base = ["-p", str(parent.path)] if parent is not None else []
         as_it_is = ["--proto", "2", "--compressed-data"]
-        options = as_it_is if compressed_data and self.abilities() else []
-        return ["btrfs", "-q", "send", *options, *base, str(snapshot.path)]
+        return _send(snapshot, parent, *(as_it_is if compressed_data and self.abilities() else []))
+
+    def abilities(self) -> Sequence[str]:
+        if btrfs_versions.moves_compressed_data(btrfs_versions.kernel(), btrfs_versions.progs()):
+            return (COMPRESSED_DATA,)
+        return ()
+
+    def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
+        """Bytes of the plain stream, from one without data; compressed extents count in full."""
+        outline, sink = os.pipe()
+        with ThreadPoolExecutor(1) as reader:
+            size = reader.submit(_size_of_outline, outline)
+            try:
+                pipeline(
+                    [_send(snapshot, parent, "--no-data")],
+                    deadline=Deadline.after(ESTIMATE_TIMEOUT_S),
+                    op="estimate",
+                    stdout=sink,
+                )
+            except (CommandFailed, TimedOut) as error:
+                log.debug("how much %s is can't be said: %s", snapshot.name, error)
+                return None
+            finally:
+                os.close(sink)  # the reader's end of input
+            try:
+                return size.result()
+            except ValueError as error:
+                log.debug("how much %s is can't be said: %s", snapshot.name, error)
+                return None
 
     def prepare_parent(self, content_id: str) -> None:
         """What this node itself wrote stands in as received while something is built on it.
@@ -127,6 +161,17 @@ class BtrfsStore(Store):
     def _nested(self, tree: Path) -> list[str]:
         listed = self._btrfs("list-nested", "subvolume", "list", "-o", str(tree)).stdout
         return parse_listed_paths(listed)
+
+
+def _send(snapshot: Snapshot, parent: Snapshot | None, *options: str) -> list[str]:
+    # Always -p: -c alone fails after a promotion.
+    base = ["-p", str(parent.path)] if parent is not None else []
+    return ["btrfs", "-q", "send", *options, *base, str(snapshot.path)]
+
+
+def _size_of_outline(descriptor: int) -> int:
+    with open(descriptor, "rb") as stream:
+        return size_from_outline(stream)
 
 
 def parse_listed_paths(text: str) -> list[str]:

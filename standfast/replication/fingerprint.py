@@ -51,8 +51,6 @@ _TYPES = {
 }
 # What the kernel says when the disk's content is wrong: EIO (a checksum), and its two relatives.
 _DAMAGE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
-_SUBVOLUME_ROOT = 256
-_EMPTY_SUBVOLUME = 2  # what stands in a btrfs snapshot for a subvolume inside; its times are "now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +202,9 @@ class _Walk:
             )
 
     def _is_outside(self, status: os.stat_result) -> bool:
-        """Whether another file system is mounted there, or a subvolume was left out there."""
+        """Another file system, or (in a snapshot, in place of) a subvolume: a device of its own."""
         assert self._root_status is not None
-        nested = (
-            status.st_ino == _EMPTY_SUBVOLUME
-            and stat.S_ISDIR(status.st_mode)
-            and self._root_status.st_ino == _SUBVOLUME_ROOT
-        )
-        return nested or status.st_dev != self._root_status.st_dev
+        return status.st_dev != self._root_status.st_dev
 
     # One entry
 

@@ -77,6 +77,11 @@ class Store(ABC):
         kept = [path for path in _entries(live.parent) if path.name.startswith(prefixes)]
         return tuple(sorted(path for path in kept if self._info(path) is not None))
 
+    def nested(self) -> Sequence[str]:
+        """Other trees inside the live one, which its snapshots would leave out."""
+        live = self.live()
+        return () if live is None else self._nested(live.path)
+
     def free_bytes(self) -> int:
         for path in (self._paths.standby, self._paths.live.parent):
             if path.exists():

@@ -22,6 +22,9 @@ class ReplicaStore(VolumeStore, Protocol):
     def unfinished(self) -> Sequence[Path]:
         """What lies in the standby directory and never counts: partial, foreign, badly named."""
 
+    def nested(self) -> Sequence[str]:
+        """Trees inside the live one that its snapshots leave out; CommandFailed without root."""
+
     def send_argv(
         self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
     ) -> Sequence[str]:

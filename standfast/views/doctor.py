@@ -1,6 +1,7 @@
-"""`standfast doctor`: what is wrong on this node, with the evidence and the fix, from its status.
+"""`standfast doctor`: what is wrong on this node, with the evidence and the fix.
 
-Pure but for `run`: each check looks at the status document and says what it found.
+Pure but for `run`: each check looks at the status document and says what it found. Those of the
+storage are in `storage_checks`, and need no agent.
 """
 
 from __future__ import annotations
@@ -129,8 +130,10 @@ def run(args: argparse.Namespace) -> int:
     """`standfast doctor`: exit 0 when every check is well, else 1."""
     from standfast.config.load import load_volume
     from standfast.views.status import fetch
+    from standfast.views.storage_checks import look
 
-    findings = examine(fetch(load_volume(args.volume, require_storage=False)))
+    config = load_volume(args.volume, require_storage=False)
+    findings = [*examine(fetch(config)), *look(config)]
     if args.json:
         print(json.dumps([asdict(one) for one in findings], indent=2), file=sys.stdout)
     else:

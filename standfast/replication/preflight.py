@@ -1,0 +1,319 @@
+"""What could go wrong is looked for before anything starts: facts of a node, then pure checks.
+
+Invariant: a problem says what was found, with its evidence, and what mends it; a grave one would
+lose or mix up data, or make every cycle fail.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from standfast.adapters import btrfs_info, btrfs_place, btrfs_versions
+from standfast.clock import utc_now
+from standfast.config.model import Config
+from standfast.errors import Refused
+from standfast.reasons import Reason
+from standfast.replication.intake import RESERVE_BYTES
+from standfast.replication.ports import ReplicaStore
+from standfast.replication.wire import COMPRESSED_DATA
+
+ZSTD = "zstd"
+ROLES = ("live", "snapshots", "standby")
+SKEW_WORTH_A_WORD_S = 1.0
+SKEW_TOO_LARGE_S = 30.0
+"""Half of what a name may lie in the future: a standby refuses those."""
+ASKED_APART_S = 5.0
+"""Two nodes' facts are not of one moment: so much of a difference says nothing."""
+_MOST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`check` is one word; a problem that is not `grave` is worth knowing."""
+
+    check: str
+    grave: bool
+    evidence: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One node's storage, as it is now."""
+
+    node: str
+    store: str
+    utc_s: float
+    """This node's wall clock."""
+    free_bytes: int
+    wants: tuple[str, ...]
+    """Of ZSTD and COMPRESSED_DATA those that the configuration asks for."""
+    has: tuple[str, ...]
+    """... and those that work here."""
+    kernel: str
+    progs: str | None
+    """Version of btrfs-progs, None when there are none."""
+    paths: Mapping[str, str]
+    """`live`, `snapshots` and `standby` of the configuration."""
+    file_systems: Mapping[str, str | None]
+    """UUID of the btrfs of each; None: something else. Empty for another store than btrfs."""
+    nested: tuple[str, ...]
+    """Subvolumes inside the live one, relative to the file system's top."""
+    live_received: str | None
+    """The received UUID of the live subvolume; one that is written to must have none."""
+    partial_mount: str | None
+    """A mount that shows a mere directory of a subvolume, and in it the standby directory."""
+    copies: tuple[str, ...]
+    """Devices with one and the same file system."""
+
+    def document(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def parse(cls, doc: Mapping[str, Any]) -> Facts:
+        """Refused (protocol) when that is no such document."""
+        try:
+            return cls(
+                **{field.name: _checked(field.name, doc[field.name]) for field in fields(cls)}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Refused(
+                Reason.PROTOCOL, f"the other side's facts can't be understood: {error}"
+            ) from error
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in ("paths", "file_systems"):
+        or_none = name == "file_systems"
+        return {role: _text(value[role], or_none=or_none) for role in ROLES if value or not or_none}
+    if name in ("wants", "has", "nested", "copies"):
+        if not isinstance(value, list) or len(value) > _MOST:
+            raise ValueError(f"{name} is no short list")
+        return tuple(_text(one) for one in value)
+    if name == "utc_s" or name == "free_bytes":
+        number = int if name == "free_bytes" else (int, float)
+        if not isinstance(value, number) or isinstance(value, bool) or not 0 <= value < 2**63:
+            raise ValueError(f"{name} is no such number")
+        return value
+    return _text(value, or_none=name in ("progs", "live_received", "partial_mount"))
+
+
+def _text(value: Any, *, or_none: bool = False) -> str | None:
+    if value is None and or_none:
+        return None
+    if not isinstance(value, str) or len(value) > 4096 or not value.isprintable():
+        raise ValueError(f"{str(value)[:40]!r} is not a printable text")
+    return value
+
+
+def facts_here(config: Config, store: ReplicaStore) -> Facts:
+    """StandfastError or OSError when something can't be found out; needs root on btrfs."""
+    on_btrfs = config.store == "btrfs"
+    paths = config.paths
+    options = config.replication
+    wants = [ZSTD] if options.compression == ZSTD else []
+    wants += [COMPRESSED_DATA] if options.compressed_data else []
+    has = [ZSTD] if shutil.which("zstd") else []
+    places: dict[str, Path] = {role: getattr(paths, role) for role in ROLES}
+    systems = {role: btrfs_place.file_system(path) for role, path in places.items() if on_btrfs}
+    live = btrfs_info.read(paths.live) if on_btrfs else None
+    ours = systems.get("standby")
+    return Facts(
+        node=config.node,
+        store=config.store,
+        utc_s=utc_now(),
+        free_bytes=store.free_bytes(),
+        wants=tuple(wants),
+        has=(*has, *store.abilities()),
+        kernel=btrfs_versions.kernel(),
+        progs=btrfs_versions.progs() if on_btrfs else None,
+        paths={role: str(path) for role, path in places.items()},
+        file_systems=systems,
+        nested=tuple(map(_printable, store.nested()))[:_MOST] if live is not None else (),
+        live_received=live.received_uuid if live is not None and not live.read_only else None,
+        partial_mount=_partial_mount(paths.standby) if ours is not None else None,
+        copies=btrfs_place.copies_of(ours)[:_MOST] if ours is not None else (),
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _partial_mount(standby: Path) -> str | None:
+    mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    mount = btrfs_place.mount_of(standby, mountinfo)
+    return None if mount.shows_a_subvolume else str(mount.point)
+
+
+# One node
+
+
+def problems(facts: Facts) -> list[Problem]:
+    """What one node's facts show, the gravest first."""
+    if facts.store != "btrfs":
+        found = list(_options(facts, facts))
+    else:
+        checks = (_tools, _disk, _received, _nested, _mounts, _copies)
+        found = [problem for check in checks for problem in check(facts)]
+        found += _options(facts, facts)
+    return sorted(found, key=lambda one: not one.grave)
+
+
+def _tools(facts: Facts) -> Iterator[Problem]:
+    if facts.progs is None:
+        evidence = f"{facts.node} has no program `btrfs`"
+        yield Problem("tools", True, evidence, "install btrfs-progs")
+    if btrfs_versions.parse(facts.kernel) < btrfs_versions.OLDEST_KERNEL:
+        oldest = ".".join(map(str, btrfs_versions.OLDEST_KERNEL))
+        evidence = f"{facts.node} runs Linux {facts.kernel}, needed is {oldest} or newer"
+        yield Problem("tools", True, evidence, "boot a newer kernel")
+
+
+def _disk(facts: Facts) -> Iterator[Problem]:
+    foreign = [facts.paths[role] for role, one in facts.file_systems.items() if one is None]
+    if foreign:
+        yield Problem(
+            "disk",
+            True,
+            f"no btrfs at {', '.join(foreign)} on {facts.node}",
+            "mount the volume's file system there; is it in /etc/fstab, and did it fail?",
+        )
+    elif len(set(facts.file_systems.values())) > 1:
+        where = ", ".join(f"{facts.paths[role]}: {one}" for role, one in facts.file_systems.items())
+        yield Problem(
+            "disk",
+            True,
+            f"{facts.node} has its paths on different file systems ({where}): no snapshot can "
+            f"be taken from one to the other",
+            "set [paths] so that live, snapshots and standby are on one btrfs",
+        )
+
+
+def _received(facts: Facts) -> Iterator[Problem]:
+    if facts.live_received is None:
+        return
+    live = facts.paths["live"]
+    yield Problem(
+        "received",
+        True,
+        f"{live} on {facts.node} can be written to and has the received UUID "
+        f"{facts.live_received}: its snapshots all inherit it, and pass for one content",
+        f"when nobody writes: btrfs property set -t subvol {live} ro true; "
+        f"btrfs property set -f -t subvol {live} ro false (which removes the UUID)",
+    )
+
+
+def _nested(facts: Facts) -> Iterator[Problem]:
+    if facts.nested:
+        yield Problem(
+            "nested",
+            True,
+            f"subvolumes inside the live one on {facts.node}, which a snapshot silently leaves "
+            f"out: {', '.join(facts.nested)}",
+            "for each: mv SUB SUB.old; mkdir SUB; cp -a --reflink=auto SUB.old/. SUB/; "
+            "btrfs subvolume delete SUB.old (or move it out of the volume)",
+        )
+
+
+def _mounts(facts: Facts) -> Iterator[Problem]:
+    if facts.partial_mount is not None:
+        yield Problem(
+            "mounts",
+            True,
+            f"{facts.partial_mount} on {facts.node} shows a mere directory of a subvolume (a "
+            f"bind mount?): `btrfs receive` looks for parents from the subvolume's root and "
+            f"finds none below it, so every increment fails; its option -C changes nothing there",
+            "mount the subvolume itself (mount -o subvol=...), or make the directory one",
+        )
+
+
+def _copies(facts: Facts) -> Iterator[Problem]:
+    if facts.copies:
+        yield Problem(
+            "copies",
+            True,
+            f"{' and '.join(facts.copies)} on {facts.node} have one and the same file system "
+            f"UUID: after a reboot the wrong one may be mounted",
+            f"detach the copy, or give it another UUID while it is not mounted: "
+            f"btrfstune -u DEVICE (which of {', '.join(facts.copies)} is in use: findmnt)",
+        )
+
+
+def _options(asking: Facts, able: Facts) -> Iterator[Problem]:
+    """What one node's configuration asks for and a node (itself, or its peer) can't."""
+    for wanted in asking.wants:
+        if wanted in able.has:
+            continue
+        if wanted == ZSTD:
+            evidence = f'{asking.node} is to send with compression = "zstd", {able.node} has none'
+            yield Problem("options", True, evidence, f"install zstd on {able.node}")
+        else:
+            yield Problem(
+                "options",
+                False,
+                f"{asking.node} is to send compressed_data, which {able.node} (Linux "
+                f"{able.kernel}, btrfs-progs {able.progs}) is not trusted with: sent as usual",
+                f"Linux {_dotted(btrfs_versions.COMPRESSED_DATA_KERNEL)} and btrfs-progs "
+                f"{_dotted(btrfs_versions.COMPRESSED_DATA_PROGS)}, or compressed_data = false",
+            )
+
+
+def _dotted(version: btrfs_versions.Version) -> str:
+    return ".".join(map(str, version))
+
+
+# Two nodes
+
+
+def problems_between(
+    ours: Facts,
+    theirs: Facts,
+    *,
+    size_bytes: int | None = None,
+    apart_s: float = ASKED_APART_S,
+) -> list[Problem]:
+    """What doesn't fit between a sender and a standby, the gravest first.
+
+    `size_bytes` are those that are to be sent, if known; `apart_s` passed at most between the
+    moments at which the two said what time it is.
+    """
+    found: list[Problem] = []
+    if ours.store != theirs.store:
+        evidence = f"{ours.node} stores in a {ours.store}, {theirs.node} in a {theirs.store}"
+        found.append(Problem("store", True, evidence, "set the same `store` on both"))
+    found += _clocks(ours, theirs, apart_s)
+    found += _space(theirs, size_bytes)
+    found += _options(ours, theirs)
+    found += _options(theirs, ours)  # as after a failover
+    return sorted(found, key=lambda one: not one.grave)
+
+
+def _clocks(ours: Facts, theirs: Facts, apart_s: float) -> Iterator[Problem]:
+    skew_s = theirs.utc_s - ours.utc_s
+    certain_s = abs(skew_s) - apart_s
+    if certain_s > SKEW_WORTH_A_WORD_S:
+        grave = certain_s > SKEW_TOO_LARGE_S
+        ahead, behind = (theirs, ours) if skew_s > 0 else (ours, theirs)
+        consequence = "a name in the future is refused" if grave else "names tell the wrong time"
+        yield Problem(
+            "clock",
+            grave,
+            f"{ahead.node}'s clock is {abs(skew_s):.0f} s ahead of {behind.node}'s: {consequence}",
+            "set both by NTP: timedatectl set-ntp true; chronyc tracking",
+        )
+
+
+def _space(theirs: Facts, size_bytes: int | None) -> Iterator[Problem]:
+    if size_bytes is not None and theirs.free_bytes < size_bytes + RESERVE_BYTES:
+        yield Problem(
+            "space",
+            True,
+            f"{size_bytes // 2**20} MiB are to be sent, {theirs.node} has "
+            f"{theirs.free_bytes // 2**20} MiB left (and keeps {RESERVE_BYTES // 2**20})",
+            f"delete old snapshots on {theirs.node}, or give it a larger disk",
+        )

@@ -1,0 +1,168 @@
+"""What is made of two nodes' facts, and what may come over the wire as facts."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from standfast.errors import Refused
+from standfast.reasons import Reason
+from standfast.replication.preflight import Facts, problems, problems_between
+from standfast.views.storage_checks import examine
+
+MIB = 2**20
+WELL = Facts(
+    node="n1",
+    store="btrfs",
+    utc_s=1_800_000_000.25,
+    free_bytes=500 * MIB,
+    wants=(),
+    has=("zstd",),
+    kernel="6.1.0-37-amd64",
+    progs="6.2",
+    paths={"live": "/p/services", "snapshots": "/p", "standby": "/p/services-standby"},
+    file_systems={"live": "u", "snapshots": "u", "standby": "u"},
+    nested=(),
+    live_received=None,
+    partial_mount=None,
+    copies=(),
+)
+PEER = replace(WELL, node="n2")
+
+
+def test_a_sound_node_has_no_problem_and_doctor_says_what_is_well() -> None:
+    assert problems(WELL) == []
+    assert problems_between(WELL, PEER, size_bytes=400 * MIB) == []
+    findings = examine(WELL)
+    assert len(findings) == 6 and all(one.ok and not one.fix for one in findings)
+    assert findings[0].evidence == "Linux 6.1.0-37-amd64, btrfs-progs 6.2"
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "evidence"),
+    [
+        ({"progs": None}, "tools", "no program `btrfs`"),
+        ({"kernel": "4.9.0-19-amd64"}, "tools", "needed is 4.18"),
+        (
+            {"file_systems": {"live": None, "snapshots": "u", "standby": "u"}},
+            "disk",
+            "no btrfs at /p/services on n1",
+        ),
+        (
+            {"file_systems": {"live": "u", "snapshots": "u", "standby": "v"}},
+            "disk",
+            "/p/services-standby: v",
+        ),
+        ({"live_received": "1234"}, "received", "/p/services on n1 .* received UUID 1234"),
+        ({"nested": ("p/services/db",)}, "nested", "p/services/db"),
+        ({"partial_mount": "/p"}, "mounts", "/p on n1 shows a mere directory"),
+        ({"copies": ("/dev/sdb", "/dev/sdc")}, "copies", "/dev/sdb and /dev/sdc on n1"),
+        ({"wants": ("zstd",), "has": ()}, "options", "n1 has none"),
+    ],
+)
+def test_each_grave_problem_has_its_evidence_and_its_fix(
+    change: dict[str, Any], check: str, evidence: str
+) -> None:
+    facts = replace(WELL, **change)
+    [found] = problems(facts)
+    assert found.check == check and found.grave and found.fix
+    assert re.search(evidence, found.evidence)
+    bad = [one for one in examine(facts) if not one.ok]
+    assert [(one.check, one.evidence, one.fix) for one in bad] == [
+        (found.check, found.evidence, found.fix)
+    ]
+    assert len(check) <= 9  # the width of doctor's column
+
+
+def test_a_problem_that_only_slows_down_is_not_grave_and_comes_last() -> None:
+    facts = replace(WELL, wants=("compressed-data",), nested=("x",))
+    assert [(one.check, one.grave) for one in problems(facts)] == [
+        ("nested", True),
+        ("options", False),
+    ]
+
+
+def test_plain_directories_need_nothing_of_btrfs() -> None:
+    facts = replace(WELL, store="directory", progs=None, file_systems={})
+    assert problems(facts) == [] and examine(facts) == []
+
+
+@pytest.mark.parametrize(
+    ("theirs", "size_bytes", "check", "grave", "evidence"),
+    [
+        ({"utc_s": WELL.utc_s + 36.5}, None, "clock", True, "n2's clock is 36 s ahead of n1's"),
+        ({"utc_s": WELL.utc_s - 36.5}, None, "clock", True, "n1's clock is 36 s ahead of n2's"),
+        ({"utc_s": WELL.utc_s + 34.0}, None, "clock", False, "wrong time"),
+        ({"utc_s": WELL.utc_s + 6.5}, None, "clock", False, "wrong time"),
+        ({"free_bytes": 131 * MIB}, 100 * MIB, "space", True, "100 MiB are to be sent, n2 has 131"),
+        ({"store": "directory"}, None, "store", True, "n1 stores in a btrfs, n2 in a directory"),
+    ],
+)
+def test_what_does_not_fit_between_two_nodes(
+    theirs: dict[str, Any], size_bytes: int | None, check: str, grave: bool, evidence: str
+) -> None:
+    found = problems_between(WELL, replace(PEER, **theirs), size_bytes=size_bytes)[-1]
+    assert (found.check, found.grave) == (check, grave)
+    assert evidence in found.evidence and found.fix
+
+
+@pytest.mark.parametrize(
+    ("theirs", "size_bytes"),
+    [({"utc_s": WELL.utc_s + 5.9}, None), ({"free_bytes": 132 * MIB}, 100 * MIB), ({}, None)],
+)
+def test_what_is_within_bounds_is_no_problem(
+    theirs: dict[str, Any], size_bytes: int | None
+) -> None:
+    assert problems_between(WELL, replace(PEER, **theirs), size_bytes=size_bytes) == []
+
+
+def test_what_was_asked_at_one_moment_is_compared_to_the_second() -> None:
+    ahead = replace(PEER, utc_s=WELL.utc_s + 2)
+    [found] = problems_between(WELL, ahead, apart_s=0)
+    assert found.check == "clock" and not found.grave
+
+
+def test_an_option_of_the_sender_is_looked_for_on_both_sides() -> None:
+    sender = replace(WELL, wants=("zstd", "compressed-data"), has=("zstd", "compressed-data"))
+    found = problems_between(sender, replace(PEER, has=()))
+    assert [(one.grave, "n2" in one.evidence) for one in found] == [(True, True), (False, True)]
+
+
+def test_facts_survive_the_wire() -> None:
+    odd = replace(WELL, live_received="1", nested=("a b",), copies=("/dev/x",), partial_mount="/m")
+    for facts in (WELL, odd, replace(WELL, store="directory", progs=None, file_systems={})):
+        assert Facts.parse(json.loads(json.dumps(facts.document(), sort_keys=True))) == facts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"node": None},
+        {"node": "n\x1b[2J"},
+        {"utc_s": "now"},
+        {"utc_s": True},
+        {"free_bytes": -1},
+        {"free_bytes": 1.5},
+        {"has": "zstd"},
+        {"nested": [1]},
+        {"nested": ["x"] * 1000},
+        {"paths": {"live": "/p"}},
+        {"paths": []},
+        {"file_systems": {"live": 1, "snapshots": None, "standby": None}},
+        {"kernel": "6" * 5000},
+    ],
+)
+def test_facts_that_are_none_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refusal:
+        Facts.parse({**WELL.document(), **change})
+    assert refusal.value.reason is Reason.PROTOCOL
+
+
+def test_facts_of_a_newer_version_may_say_more_but_not_less() -> None:
+    assert Facts.parse({**WELL.document(), "more": 1}) == WELL
+    with pytest.raises(Refused, match="kernel"):
+        Facts.parse({name: one for name, one in WELL.document().items() if name != "kernel"})

@@ -42,7 +42,13 @@ class Outcome:
         if self.result is None:
             return f"{self.standby}: not replicated: {self.error}"
         done = self.result
-        since = f"since {done.parent}" if done.parent else "full" if done.was_full else "known"
+        since = (
+            f"since {done.parent}"
+            if done.parent
+            else "full"
+            if done.was_full
+            else "it had it already"
+        )
         return (
             f"{self.standby}: {done.snapshot} is there ({since}, {size(done.sent_bytes)} in "
             f"{done.seconds:.1f} s)"
@@ -237,6 +243,11 @@ def foresee(config: Config, standby: str, *, full: bool) -> Outlook:
             there = welcome.snapshots
     except (StandfastError, OSError) as error:
         return Outlook(silent=str(error))
+    return outlook(config, standby, there, full=full)
+
+
+def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: bool) -> Outlook:
+    """With what the standby said it has."""
     store = open_store(config)
     ours = store.snapshots()
     name = SnapshotName.at(config.base, utc_now())

@@ -7,7 +7,7 @@ isn't primary only the way is made ready, for the day on which it is.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from standfast.adapters.consul import ConsulGateway
@@ -15,7 +15,7 @@ from standfast.adapters.stores import open_store
 from standfast.adapters.systemd import SystemdUnits
 from standfast.adapters.timers import timer_of
 from standfast.cli.output import note, print_json
-from standfast.cli.replicate import foresee
+from standfast.cli.replicate import Outlook, outlook
 from standfast.cli.standby_way import Way
 from standfast.cli.steps import Mark, Report, Step, node_name
 from standfast.clock import Deadline, sleep
@@ -101,6 +101,9 @@ class _Joining:
     def __post_init__(self) -> None:
         self.deadline = Deadline.after(self.timeout_s)
         self.store: ReplicaStore = open_store(self.config)
+        self.coming = Outlook()
+        self.there: Sequence[wire.Offer] | None = None
+        """What the standby just said it has; None when that is old."""
 
     def steps(self) -> Iterator[Step]:
         """Ends after a BAD one."""
@@ -110,17 +113,16 @@ class _Joining:
                 return
         if step.mark is Mark.LEFT and step.name == "door":  # a dry run that can't know more
             return
-        for step in self._survey():
-            yield step
-            if step.mark is Mark.BAD:
-                return
+        survey = list(self._survey())
+        yield from survey
+        if any(step.mark is Mark.BAD for step in survey):
+            return
         step = self._role()
         yield step
         if step.mark is not Mark.OK:
             return
         if self.dry_run:
-            outlook = foresee(self.config, self.node, full=False)
-            yield Step("send", Mark.LEFT, f"would send: {outlook.sentence()}")
+            yield Step("send", Mark.LEFT, f"would send: {self.coming.sentence()}")
             return
         step = self._send()
         yield step
@@ -133,24 +135,33 @@ class _Joining:
         """What each side says of itself, and what doesn't fit between them."""
         try:
             ours = preflight.facts_here(self.config, self.store)
-            theirs = self._facts_there()
+            theirs, size_bytes = self._facts_there()
         except (StandfastError, OSError) as error:
-            yield Step("survey", Mark.BAD, f"{self.node} can't be asked: {error}", error=error)
+            known = error if isinstance(error, StandfastError) else StandfastError(str(error))
+            yield Step("survey", Mark.BAD, f"both sides can't be looked at: {error}", error=known)
             return
         found = [
-            *(problem for facts in (ours, theirs) for problem in preflight.problems(facts)),
-            *preflight.problems_between(ours, theirs),
+            *preflight.problems(ours),
+            *preflight.problems(theirs),
+            *preflight.problems_between(ours, theirs, size_bytes=size_bytes),
         ]
-        if not found:
-            yield Step("survey", Mark.OK, f"{self.config.node} and {self.node} fit together")
-        for problem in found:
-            yield Step("survey", Mark.BAD, problem.evidence, (problem.fix,))
+        for problem in dict.fromkeys(found):
+            mark = Mark.BAD if problem.grave else Mark.WORD
+            yield Step(problem.check, mark, problem.evidence, (problem.fix,))
+        if not any(problem.grave for problem in found):
+            free = size(theirs.free_bytes)
+            names = f"{self.config.node} and {self.node}"
+            yield Step("survey", Mark.OK, f"{names} fit together; {free} are free on {self.node}")
 
-    def _facts_there(self) -> preflight.Facts:
+    def _facts_there(self) -> tuple[preflight.Facts, int | None]:
+        """And how much is to be sent, if that can be said."""
         soon = self.deadline.within(SURVEY_S)
-        with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (conversation, _):
-            answer = talk.ask(conversation, wire.Survey(), soon)
-            return preflight.Facts.parse(wire.parse_surveyed(answer).facts)
+        with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (asked, welcome):
+            answer = talk.ask(asked, wire.Survey(), soon)
+            facts = preflight.Facts.parse(wire.parse_surveyed(answer).facts)
+        self.there = welcome.snapshots
+        self.coming = outlook(self.config, self.node, welcome.snapshots, full=False)
+        return facts, self.coming.estimate_bytes
 
     # Who is primary
 
@@ -178,20 +189,24 @@ class _Joining:
     # The first snapshot
 
     def _send(self) -> Step:
-        """Again after a cut, with the same snapshot while that is fresh; never for ever."""
-        pause_s = FIRST_PAUSE_S
-        for attempt in range(1, ATTEMPTS + 1):
+        """Again after a cut, with the same snapshot while that is fresh; never for ever.
+
+        A cycle that the timer began is waited for, and counts as no try of ours.
+        """
+        pause_s, tries = FIRST_PAUSE_S, 0
+        while True:
             try:
-                result = self._cycle()
-                return Step("send", Mark.OK, _what_is_there(self.node, result))
+                return Step("send", Mark.OK, _what_is_there(self.node, self._cycle()))
             except (StandfastError, OSError) as error:
-                left_s = self.deadline.remaining_s()
-                if attempt == ATTEMPTS or left_s < pause_s or reason_of(error) not in _PASSING:
-                    return _not_sent(self.node, error, attempt)
-                self._say(f"{error}; once more in {pause_s:.0f} s ({attempt} of {ATTEMPTS} tries)")
+                reason = reason_of(error)
+                tries += reason is not Reason.BUSY
+                no_time = self.deadline.remaining_s() < pause_s
+                if tries == ATTEMPTS or no_time or reason not in _PASSING:
+                    return _not_sent(self.node, error, tries)
+                count = f" ({tries} of {ATTEMPTS} tries)" if tries else ""
+                self._say(f"{error}; once more in {pause_s:.0f} s{count}")
             sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-        raise AssertionError("the last attempt returns")
 
     def _cycle(self) -> CycleResult:
         sender = Sender(self.config, self.store, ConsulGateway.from_config(self.config))
@@ -205,9 +220,11 @@ class _Joining:
 
     def _something_common(self) -> bool:
         """Whether an increment will do; an operator who adds a standby has said the rest."""
-        soon = self.deadline.within(SURVEY_S)
-        with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
-            there = {offer.content_id for offer in welcome.snapshots}
+        if self.there is None:
+            soon = self.deadline.within(SURVEY_S)
+            with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
+                self.there = welcome.snapshots
+        there, self.there = {offer.content_id for offer in self.there}, None
         return any(one.content_id in there for one in self.store.snapshots())
 
     def _say(self, text: str) -> None:
@@ -249,7 +266,7 @@ def _what_is_there(node: str, done: CycleResult) -> str:
 
 
 def _not_sent(node: str, error: Exception, attempts: int) -> Step:
-    tries = "" if attempts == 1 else f", {attempts} times"
+    tries = "" if attempts <= 1 else f", {attempts} times"
     known = error if isinstance(error, StandfastError) else StandfastError(str(error))
     return Step(
         "send",

@@ -142,7 +142,8 @@ class Way:
     def _door(self, key: PublicKey) -> Step:
         """Ask for something else than receive: what comes back says who opens."""
         hosts = known_hosts(self.config)
-        hosts.parent.mkdir(parents=True, exist_ok=True)
+        if not self.dry_run:
+            hosts.parent.mkdir(parents=True, exist_ok=True)
         before = _text(hosts)
         argv = ssh_argv(self.config, self.standby, accept_new=not self.dry_run)
         try:

@@ -16,6 +16,8 @@ _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 class Mark(StrEnum):
     OK = "ok"
     BAD = "BAD"
+    WORD = "!"
+    """Worth knowing; it goes on."""
     LEFT = "-"
     """Not done, and nothing is wrong with that."""
 

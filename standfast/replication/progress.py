@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
@@ -17,6 +18,8 @@ FIRST_LINE_S = 5.0
 LINE_EVERY_S = 10.0
 RATE_OVER_S = 30.0
 """The rate is that of about this last time: what the remaining time is reckoned from."""
+_LOCK = threading.RLock()
+"""Bars of several standbys share a terminal."""
 
 
 class Progress(Protocol):
@@ -109,8 +112,9 @@ class Bar:
     def __init__(self, name: str, position: int, out: TextIO) -> None:
         from tqdm.std import tqdm
 
-        # Its monitor would be a thread of its own, in a process that starts others.
+        # Neither a monitor thread nor locks between processes, in a process that starts others.
         tqdm.monitor_interval = 0
+        tqdm.set_lock(_LOCK)
         self._make: Callable[[int | None], Any] = lambda total: tqdm(
             total=total,
             desc=name,

@@ -1,0 +1,384 @@
+"""Adding and removing standbys, through a real sshd on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.cli import standby_add
+from standfast.records import StandbyRecord
+from standfast.replication import pins, state
+from standfast.replication.authorized import authorized_line
+from standfast.replication.keys import PublicKey, known_hosts
+from tests.contract.two_nodes import (
+    ADDRESSES,
+    ME,
+    TwoNodes,
+    make_host_key,
+    operator_may_log_in,
+    two_nodes,
+    wait_for,
+)
+from tests.contract.volumes import files, require_btrfs
+
+THERE = f"{ME}@{ADDRESSES['c1']}"
+RECEIVE = "standfast receive data-services"
+
+
+@pytest.fixture(params=["btrfs", "directory"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "btrfs":
+        require_btrfs()
+    return str(request.param)
+
+
+@pytest.fixture
+def pair(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[TwoNodes]:
+    with two_nodes(tmp_path, kind, monkeypatch, capsys) as found:
+        yield found
+
+
+plain = pytest.mark.parametrize("kind", ["directory"])
+"""For what has nothing to do with the kind of storage."""
+
+
+def key_of(pair: TwoNodes) -> PublicKey:
+    return PublicKey.parse((pair.root / "zippy-key" / "replication_key.pub").read_text())
+
+
+def let_in(pair: TwoNodes) -> None:
+    """A key that c1 lets receive, by the commands that a person would run."""
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert code == 1, doc
+    [line] = [text for text in doc["steps"][-1]["fix"] if text.startswith("on c1: ")]
+    pair.on_c1(line.removeprefix("on c1: "))
+
+
+def marks(doc: dict[str, object]) -> list[tuple[str, str]]:
+    steps = doc["steps"]
+    assert isinstance(steps, list)
+    return [(one["step"], one["mark"]) for one in steps]
+
+
+# The whole way
+
+
+def test_a_standby_is_added_in_steps_each_of_which_says_what_is_missing(pair: TwoNodes) -> None:
+    live = pair.config("zippy").paths.live
+    (live / "a").write_text("one")
+    code, out, err = pair.run("standby", "add", "c1")
+    assert code == 1
+    assert err.startswith("standfast: standby-not-ready: c1 doesn't let the key in: ")
+    line = authorized_line("data-services", key_of(pair))
+    assert line in out and f'replicationKeys = [ "{key_of(pair)}" ]' in out
+    assert pair.names("c1", received=True) == []
+
+    let_in(pair)
+    assert pair.authorized.read_text() == line + "\n"
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert (code, doc["done"]) == (0, True), doc
+    assert [name for name, _ in marks(doc)] == ["node", "key", "door", "survey", "primary", "send",
+                                                "timer"]  # fmt: skip
+    assert files(pair.newest_on_c1()) == files(live)
+    assert "everything" in doc["steps"][-2]["evidence"]
+
+    (live / "b").write_text("two")
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert code == 0 and "the changes since services@" in doc["steps"][-2]["evidence"]
+    assert files(pair.newest_on_c1()) == files(live)
+    assert pair.authorized.read_text() == line + "\n"
+
+
+@plain
+def test_the_key_is_installed_over_the_operator_s_own_ssh(pair: TwoNodes) -> None:
+    operator_may_log_in(pair)
+    before = pair.authorized.read_text()
+    code, doc = pair.run_json("standby", "add", "c1", "--install-key")
+    assert code == 0, doc
+    assert ("install", "ok") in marks(doc)
+    line = authorized_line("data-services", key_of(pair))
+    assert pair.authorized.read_text() == f"{before}{line}\n"
+    code, doc = pair.run_json("standby", "add", "c1", "--install-key")
+    assert code == 0 and ("install", "ok") not in marks(doc)
+
+
+@plain
+def test_without_the_operator_s_ssh_the_key_is_not_installed(pair: TwoNodes) -> None:
+    code, doc = pair.run_json("standby", "add", "c1", "--install-key")
+    assert code != 0 and marks(doc)[-1] == ("install", "BAD")
+    assert any(
+        one.startswith("on c1: standfast standby authorize") for one in doc["steps"][-1]["fix"]
+    )
+
+
+@plain
+def test_a_dry_run_changes_nothing(pair: TwoNodes) -> None:
+    code, out, _ = pair.run("standby", "add", "c1", "--dry-run")
+    assert code == 0 and "would make" in out
+    assert not (pair.root / "zippy-key").exists()
+    let_in(pair)
+    known_hosts(pair.config("zippy")).unlink()
+    code, out, _ = pair.run("standby", "add", "c1", "--dry-run")
+    assert code == 0 and "would note the host key" in out
+    assert not known_hosts(pair.config("zippy")).exists()
+    assert pair.names("zippy", received=False) == []
+
+
+@plain
+def test_a_dry_run_says_what_would_be_sent(pair: TwoNodes) -> None:
+    let_in(pair)
+    pair.run("standby", "add", "c1")
+    [name] = pair.names("c1", received=True)
+    code, doc = pair.run_json("standby", "add", "c1", "--dry-run")
+    assert code == 0 and f"the changes since {name}" in doc["steps"][-1]["evidence"]
+    code, doc = pair.run_json("replicate", "--dry-run")
+    assert doc["plans"][0]["answers"] and doc["plans"][0]["parent"] == name
+    code, doc = pair.run_json("replicate", "c1", "--full", "--dry-run")
+    assert doc["plans"][0]["parent"] is None
+    assert pair.names("c1", received=True) == [name]
+
+
+@plain
+def test_a_node_that_is_not_configured_gets_the_lines_to_write(pair: TwoNodes) -> None:
+    code, out, err = pair.run("standby", "add", "c2")
+    assert code == 1 and err.startswith("standfast: unknown-node: c2 is not in [nodes] of ")
+    assert "[nodes.c2]" in out and "standfast-agent@data-services" in out
+    assert not (pair.root / "zippy-key").exists()
+    assert pair.run("standby", "add", "zippy")[0] == 1
+    assert pair.run("standby", "add", "../x")[0] == 2
+
+
+@plain
+def test_on_another_node_than_the_primary_only_the_way_is_made_ready(pair: TwoNodes) -> None:
+    let_in(pair)
+    pair.lead("c1")
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert code == 0 and marks(doc)[-1] == ("primary", "-")
+    assert pair.names("zippy", received=False) == []
+
+
+# The door
+
+
+@plain
+def test_a_host_key_is_noted_once_and_a_changed_one_is_refused(pair: TwoNodes) -> None:
+    let_in(pair)
+    assert pair.run("standby", "add", "c1")[0] == 0
+    hosts = known_hosts(pair.config("zippy"))
+    assert hosts.read_text().count("ssh-ed25519") == 1
+    make_host_key(pair.root)  # sshd reads it anew for each connection
+    code, _, err = pair.run("standby", "add", "c1")
+    assert code == 1 and "the host key of c1 is not the one that is known" in err
+    assert pair.run("replicate", "c1")[0] != 0
+    hosts.unlink()
+    assert pair.run("replicate", "c1")[0] == 3, "a cycle notes no host key by itself"
+    assert not hosts.exists()
+
+
+@plain
+def test_a_key_that_opens_a_shell_is_found(pair: TwoNodes) -> None:
+    pair.run("standby", "add", "c1")
+    pair.authorized.write_text(f"{key_of(pair)}\n")
+    code, out, err = pair.run("standby", "add", "c1")
+    assert code == 1 and "c1 lets the key run any command, a shell too" in err
+    assert "remove the key's line" in out
+    assert pair.names("c1", received=True) == []
+
+
+@plain
+def test_the_key_can_do_nothing_but_receive(pair: TwoNodes) -> None:
+    let_in(pair)
+    told = pair.by_key("ssh", THERE, RECEIVE, input="")
+    assert json.loads(told.stdout)["message_type"] == "refusal"
+    assert "left without a word" in told.stdout
+    for asked in (["id"], ["-tt"], ["standfast", "receive", "media"], [f"{RECEIVE}; id"],
+                  ["standfast", "standby", "list"]):  # fmt: skip
+        told = pair.by_key("ssh", THERE, *asked, input="id\n")
+        assert "uid=" not in told.stdout and told.returncode != 0, asked
+        if asked != ["-tt"]:
+            assert json.loads(told.stdout)["reason"] == "protocol", asked
+    local = pair.root / "stolen"
+    told = pair.by_key("scp", f"{THERE}:/etc/passwd", str(local))
+    assert told.returncode != 0 and not local.exists()
+    told = pair.by_key("ssh", "-s", THERE, "sftp", input="")
+    assert json.loads(told.stdout)["reason"] == "protocol"
+
+
+@plain
+def test_the_key_forwards_no_ports(pair: TwoNodes) -> None:
+    let_in(pair)
+    with socket.socket() as target, socket.socket() as probe:
+        target.bind(("127.0.0.1", 0))
+        target.listen()
+        probe.bind(("127.0.0.1", 0))
+        local = probe.getsockname()[1]
+        probe.close()
+        there = f"127.0.0.1:{target.getsockname()[1]}"
+        options = ["-F", f"{pair.root}/by_key.conf", "-N", "-L", f"{local}:{there}", THERE]
+        with subprocess.Popen(["ssh", *options], stderr=subprocess.PIPE, text=True) as ssh:
+            try:
+                wait_for(lambda: closed_at_once(local), "the forwarding is refused")
+            finally:
+                ssh.terminate()
+            assert ssh.stderr is not None
+            assert "administratively prohibited" in ssh.stderr.read()
+
+
+def closed_at_once(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as through:
+            through.settimeout(5)
+            return through.recv(1) == b""
+    except ConnectionRefusedError:
+        return False
+
+
+@plain
+def test_one_line_serves_several_volumes_of_one_key(pair: TwoNodes) -> None:
+    let_in(pair)
+    pair.write_config("c1", volume="media")
+    key = key_of(pair)
+    pair.on_c1(f"standfast standby authorize --volume media '{key}'")
+    assert pair.authorized.read_text() == authorized_line(None, key) + "\n"
+    assert pair.run("standby", "add", "c1")[0] == 0
+    told = pair.by_key("ssh", THERE, "standfast receive media", input="")
+    assert "the sender left without a word" in told.stdout
+    for asked in ("id", "standfast receive ../x", "standfast receive nothing", ""):
+        told = pair.by_key("ssh", THERE, *([asked] if asked else []), input="")
+        assert json.loads(told.stdout)["message_type"] == "refusal", asked
+        assert told.returncode != 0
+
+
+# Cuts
+
+
+def test_a_cut_in_the_first_send_is_followed_by_another_try_with_the_same_snapshot(
+    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_in(pair)
+    pair.write_config("zippy", replication={"bandwidth_limit": 4_000_000})
+    live = pair.config("zippy").paths.live
+    (live / "big").write_bytes(os.urandom(6_000_000))
+    monkeypatch.setattr(standby_add, "FIRST_PAUSE_S", 0.2)
+    cutter = threading.Thread(target=cut_in_the_middle, args=(pair,))
+    cutter.start()
+    code, _, err = pair.run("standby", "add", "c1")
+    cutter.join()
+    assert code == 0, err
+    assert "once more in 0 s (1 of 5 tries)" in err
+    assert pair.names("zippy", received=False) == pair.names("c1", received=True)
+    assert len(pair.names("c1", received=True)) == 1
+    assert files(pair.newest_on_c1()) == files(live)
+    remembered = state.load(pair.config("zippy")).standbys["c1"]
+    assert remembered.successes == 1 and sum(remembered.failures.values()) == 1
+
+
+def cut_in_the_middle(pair: TwoNodes) -> None:
+    """Kill the receiver, by its pid, when a part of the tree is there."""
+
+    def arriving() -> bool:
+        standby = pair.config("c1").paths.standby
+        return any(
+            path.is_file() and path.stat().st_size > 1_000_000 for path in standby.rglob("*")
+        )
+
+    wait_for(arriving, "a part of the first snapshot")
+    os.kill(pair.receiver_pids()[-1], signal.SIGKILL)
+
+
+@plain
+def test_what_another_try_cannot_cure_is_said_at_once(
+    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_in(pair)
+    monkeypatch.setattr(standby_add, "FIRST_PAUSE_S", 30.0)
+    pair.gateway.put(pair.config("zippy").key("epoch"), b'{"v": 1, "epoch": 9}')
+    code, _, err = pair.run("standby", "add", "c1")
+    assert code == 1 and err.startswith("standfast: wrong-epoch: ")
+
+
+# Afterwards
+
+
+@plain
+def test_a_removed_standby_is_forgotten_and_keeps_its_data(pair: TwoNodes) -> None:
+    let_in(pair)
+    assert pair.run("standby", "add", "c1")[0] == 0
+    there = pair.names("c1", received=True)
+    listed = {one["node"]: one for one in pair.run_json("standby", "list")[1]["standbys"]}
+    assert listed["c1"]["pin"] == there[0] and not listed["c1"]["needs_full"]
+    code, _, err = pair.run("standby", "remove", "c1")
+    assert code == 1 and err.startswith("standfast: still-configured: c1 is in [nodes] of ")
+    config = pair.write_config("zippy", nodes=("zippy", "c2"))
+    code, out, _ = pair.run("standby", "remove", "c1", "--dry-run")
+    assert code == 0 and "would no longer keep" in out
+    assert set(pins.load(config)) == {"c1"}
+    code, doc = pair.run_json("standby", "remove", "c1")
+    assert code == 0 and doc["done"]
+    assert dict(pins.load(config)) == {} and dict(state.load(config).standbys) == {}
+    assert pair.gateway.get(config.key("standbys/c1")) is None
+    assert pair.names("c1", received=True) == there
+    assert pair.run("standby", "remove", "c1")[0] == 0
+
+
+@plain
+def test_the_primary_is_not_removed(pair: TwoNodes) -> None:
+    config = pair.write_config("zippy", nodes=("zippy", "c2"))
+    pair.lead("c1")
+    record = StandbyRecord("c1", 3, "services@20260101T000000Z", "id", 1e9)
+    pair.gateway.put(config.key("standbys/c1"), record.dump())
+    code, _, err = pair.run("standby", "remove", "c1")
+    assert code == 1 and "c1 is the primary" in err
+    assert pair.gateway.get(config.key("standbys/c1")) is not None
+
+
+@plain
+def test_the_list_tells_what_failed_last(pair: TwoNodes) -> None:
+    assert pair.run("replicate", "c1")[0] == 3
+    listed = {one["node"]: one for one in pair.run_json("standby", "list")[1]["standbys"]}
+    assert listed["c1"]["last_failure"]["reason"] == "replication-failed"
+    out = pair.run("standby", "list")[1]
+    assert "failed 0 s ago: replication-failed: " in out
+
+
+# Several at once
+
+
+@plain
+def test_a_slow_standby_delays_nobody_s_result(pair: TwoNodes) -> None:
+    way, go = pair.root / "way", pair.root / "go"
+    receive = f"env STANDFAST_CONFIG_DIR={pair.etc('c1')} {sys.executable} -m standfast receive"
+    way.write_text(
+        f'if [ "$1" = c2 ]; then while [ ! -e {go} ]; do sleep 0.05; done; exit 1; fi\n'
+        f"exec {receive}\n"
+    )
+    nodes = ("zippy", "c1", "c2")
+    pair.write_config("zippy", nodes=nodes, replication={"command": ["sh", str(way), "{node}"]})
+    words = [sys.executable, "-m", "standfast", "replicate"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.readline().startswith("c1: services@")
+            assert process.poll() is None
+            go.touch()
+            assert process.wait(20) == 1
+            assert "c2: not replicated: " in process.stderr.read()
+        finally:
+            process.kill()
+    code, doc = pair.run_json("replicate")
+    assert code == 1 and not doc["done"] and doc["reason"] == "replication-failed"
+    assert [one["standby"] for one in doc["replicated"]] == ["c1", "c2"]
+    assert doc["replicated"][0]["parent"] is not None

@@ -6,16 +6,20 @@ BTRFS_IOC_GET_SUBVOL_INFO (Linux 4.18) needs no privilege and answers in microse
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import struct
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from standfast.adapters.store import TreeInfo
 
 _ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID: the root directory of every subvolume
+# It isn't there, is no directory, a link, on another file system, or was deleted just now.
+_IS_NONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTTY, errno.EINVAL)
 _ROOT_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _READ_ONLY = 1 << 1  # BTRFS_SUBVOL_RDONLY, as it is set
 _ROOT_READ_ONLY = 1  # BTRFS_ROOT_SUBVOL_RDONLY, as it is told
@@ -62,32 +66,36 @@ def stand_in(path: Path, content_id: str, of: Path) -> None:
     original = _read_raw(of)
     if original is None:
         raise FileNotFoundError(f"{of} is no subvolume, or is gone")
-    (changed_in,) = _CHANGED_IN.unpack_from(original, _HEAD.size)
+    mark_received(path, content_id, *_CHANGED_IN.unpack_from(original, _HEAD.size))
+    with _opened(path) as descriptor:
+        fcntl.ioctl(descriptor, _SUBVOL_SETFLAGS, _FLAGS.pack(_READ_ONLY))
+
+
+def mark_received(path: Path, content_id: str, changed_in: int = 0) -> None:
+    """Give the writable subvolume `path` a received UUID, with the sender's transaction."""
+    mark = _RECEIVED.pack(uuid.UUID(content_id).bytes, changed_in, 0, 0)
+    with _opened(path) as descriptor:
+        fcntl.ioctl(descriptor, _SET_RECEIVED_SUBVOL, bytearray(mark))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, _ROOT_FLAGS)
     try:
-        mark = _RECEIVED.pack(uuid.UUID(content_id).bytes, changed_in, 0, 0)
-        fcntl.ioctl(descriptor, _SET_RECEIVED_SUBVOL, bytearray(mark))
-        fcntl.ioctl(descriptor, _SUBVOL_SETFLAGS, _FLAGS.pack(_READ_ONLY))
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
 def _read_raw(path: Path) -> bytes | None:
+    answer = bytearray(_SIZE)
     try:
-        descriptor = os.open(path, _ROOT_FLAGS)
+        with _opened(path) as descriptor:
+            if os.fstat(descriptor).st_ino != _ROOT_INODE:
+                return None
+            fcntl.ioctl(descriptor, _GET_SUBVOL_INFO, answer)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno in _IS_NONE:
             return None
         raise
-    try:
-        if os.fstat(descriptor).st_ino != _ROOT_INODE:
-            return None
-        answer = bytearray(_SIZE)
-        fcntl.ioctl(descriptor, _GET_SUBVOL_INFO, answer)
-    except OSError as error:
-        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.ENOENT):  # not btrfs; just deleted
-            return None
-        raise
-    finally:
-        os.close(descriptor)
     return bytes(answer)

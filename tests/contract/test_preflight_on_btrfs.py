@@ -1,0 +1,257 @@
+"""Each problem that doctor names, made on a real btrfs, seen to do harm, and mended by its fix."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import Snapshot
+from standfast.adapters import btrfs_info
+from standfast.adapters.btrfs import BtrfsStore
+from standfast.clock import utc_now
+from standfast.config.model import Config
+from standfast.errors import Refused
+from standfast.names import SnapshotName
+from standfast.replication.preflight import Facts, Problem, facts_here, problems
+from standfast.views.storage_checks import look
+from tests.contract.volumes import btrfs_on_file, command, config_for, require_btrfs
+
+FOREIGN = "11111111-2222-4333-8444-555555555555"
+
+
+@dataclass
+class Node:
+    """A node with a btrfs of its own, `image`, mounted at `root`."""
+
+    image: Path
+    root: Path
+    config: Config
+
+    @property
+    def store(self) -> BtrfsStore:
+        return BtrfsStore(self.config.paths)
+
+    @property
+    def live(self) -> Path:
+        return self.config.paths.live
+
+    def facts(self) -> Facts:
+        return facts_here(self.config, self.store)
+
+    def problems(self) -> list[Problem]:
+        return problems(self.facts())
+
+    def the_problem(self) -> Problem:
+        [problem] = self.problems()
+        return problem
+
+    def with_paths(self, **paths: Path) -> Node:
+        return replace(self, config=replace(self.config, paths=replace(self.config.paths, **paths)))
+
+    def take(self) -> Snapshot:
+        return self.store.take_snapshot(SnapshotName.at("services", utc_now()))
+
+    def receive(
+        self, source: Node, snapshot: Snapshot, parent: Snapshot | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        argv = source.store.send_argv(snapshot, parent)
+        sent = subprocess.run(argv, capture_output=True, check=True).stdout
+        staging = self.store.open_staging()
+        if parent is not None:
+            self.store.prepare_parent(parent.content_id)
+        argv = self.store.receive_argv(staging)
+        return subprocess.run(argv, input=sent, capture_output=True)
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[[str], Node]]:
+    require_btrfs()
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str) -> Node:
+            root, image = tmp_path / name, tmp_path / f"{name}.img"
+            stack.enter_context(btrfs_on_file(image, root))
+            command("btrfs", "subvolume", "create", root / "services")
+            (root / "services" / "f").write_text("one")
+            config = config_for(root, name, store="btrfs", nodes=("n1", "n2"))
+            return Node(image, root, config)
+
+        yield make
+
+
+@pytest.fixture
+def node(make_node: Callable[[str], Node]) -> Node:
+    return make_node("n1")
+
+
+def sh(script: str) -> None:
+    done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fresh_volume_is_well_before_and_after_the_first_receive(node: Node) -> None:
+    facts = node.facts()
+    assert node.problems() == [] and facts.progs is not None and facts.free_bytes > 0
+    assert set(facts.file_systems.values()) == {facts.file_systems["live"]} != {None}
+    node.store.open_staging()
+    assert node.problems() == []
+    assert all(one.ok for one in look(node.config))
+
+
+def test_the_standby_directory_is_made_a_subvolume_and_a_plain_one_will_do(node: Node) -> None:
+    standby = node.config.paths.standby
+    node.store.open_staging()
+    assert btrfs_info.read(standby) is not None
+    plain = node.with_paths(standby=node.root / "plain")
+    (node.root / "plain").mkdir()
+    snapshot = node.take()
+    assert plain.receive(node, snapshot).returncode == 0
+    assert plain.store.publish(snapshot.name).content_id == snapshot.content_id
+    assert plain.problems() == []
+
+
+def test_nested_subvolumes_are_named_and_the_fix_turns_them_into_directories(node: Node) -> None:
+    nested = node.live / "db"
+    command("btrfs", "subvolume", "create", nested)
+    (nested / "rows").write_text("all")
+    problem = node.the_problem()
+    assert problem.check == "nested" and problem.grave and "services/db" in problem.evidence
+    with pytest.raises(Refused):
+        node.take()
+    [steps] = [problem.fix.removeprefix("for each: ").partition(" (or")[0]]
+    sh(f"cd {node.live}; {steps.replace('SUB', 'db')}")
+    assert node.problems() == []
+    assert (node.take().path / "db" / "rows").read_text() == "all"
+
+
+def test_a_live_tree_with_a_received_uuid_is_found_and_the_fix_leaves_its_identity(
+    node: Node,
+) -> None:
+    before = btrfs_info.read(node.live)
+    assert before is not None
+    btrfs_info.mark_received(node.live, FOREIGN)
+    problem = node.the_problem()
+    assert problem.check == "received" and problem.grave and FOREIGN in problem.evidence
+    inherited = node.root / "inherited"
+    command("btrfs", "subvolume", "snapshot", "-r", node.live, inherited)
+    found = btrfs_info.read(inherited)
+    assert found is not None and found.content_id == FOREIGN  # the harm
+    with pytest.raises(Refused, match="doctor"):
+        node.take()
+    sh(problem.fix.removeprefix("when nobody writes: ").partition(" (")[0])
+    assert node.problems() == []
+    assert btrfs_info.read(node.live) == before
+    assert node.take().content_id != FOREIGN
+
+
+def test_a_bind_mount_of_a_mere_directory_hides_parents_and_the_fix_shows_them(
+    make_node: Callable[[str], Node], tmp_path: Path
+) -> None:
+    a, b = make_node("n1"), make_node("n2")
+    seen = tmp_path / "seen"
+    hidden = b.root / "services-standby"
+    hidden.mkdir()
+    seen.mkdir()
+    there = b.with_paths(standby=seen)
+    first = a.take()
+    second = a.take()
+    with mounted("--bind", hidden, seen):
+        assert there.receive(a, first).returncode == 0
+        there.store.publish(first.name)
+        problem = there.the_problem()
+        assert problem.check == "mounts" and str(seen) in problem.evidence
+        done = there.receive(a, second, first)
+        assert done.returncode != 0 and b"default subvolume" in done.stderr  # the harm
+    as_subvolume(hidden)
+    with mounted("--bind", hidden, seen):
+        assert there.problems() == []
+        assert there.receive(a, second, first).returncode == 0
+        assert there.store.publish(second.name).content_id == second.content_id
+
+
+@contextlib.contextmanager
+def mounted(*argv: str | Path) -> Iterator[None]:
+    command("mount", *argv)
+    try:
+        yield
+    finally:
+        command("umount", argv[-1])
+
+
+def as_subvolume(directory: Path) -> None:
+    """Make a directory of snapshots a subvolume: they can't be moved, so it is received anew."""
+    for snapshot in directory.glob("*@*"):
+        inside = directory.with_name(f"{directory.name}.new")
+        command("btrfs", "subvolume", "create", inside)
+        command("btrfs", "subvolume", "snapshot", "-r", snapshot, inside / snapshot.name)
+        command("btrfs", "subvolume", "delete", snapshot)
+        shutil.rmtree(directory)
+        inside.rename(directory)
+
+
+def test_a_standby_directory_on_a_mount_of_its_own_takes_a_failback(
+    make_node: Callable[[str], Node], tmp_path: Path
+) -> None:
+    a, b = make_node("n1"), make_node("n2")
+    first = a.take()
+    assert b.receive(a, first).returncode == 0
+    base = b.store.publish(first.name)
+    command("btrfs", "subvolume", "delete", b.live)
+    b.store.create_live_from(base)
+    (b.live / "f").write_text("two")
+    second = b.take()
+    command("btrfs", "subvolume", "create", a.root / "received")
+    device = command("findmnt", "-no", "SOURCE", a.root).strip()
+    mount = tmp_path / "own"
+    mount.mkdir()
+    with mounted("-o", "subvol=received", device, mount):
+        apart = a.with_paths(standby=mount)
+        assert apart.problems() == []
+        # Its parent lies outside of the mount: `btrfs receive` alone would not reach it.
+        done = apart.receive(b, second, base)
+        assert done.returncode == 0, done.stderr
+        assert (apart.store.publish(second.name).path / "f").read_text() == "two"
+
+
+def test_paths_on_another_file_system_or_on_none_are_found(
+    make_node: Callable[[str], Node], tmp_path: Path
+) -> None:
+    a, b = make_node("n1"), make_node("n2")
+    two = a.with_paths(standby=b.root / "services-standby")
+    assert two.the_problem().check == "disk" and "different" in two.the_problem().evidence
+    missing = tmp_path / "unmounted" / "services"
+    missing.parent.mkdir()
+    none = a.with_paths(live=missing, snapshots=missing.parent)
+    assert "no btrfs at" in none.the_problem().evidence
+
+
+def test_a_copy_of_the_disk_is_found_and_the_fix_makes_it_another_file_system(
+    node: Node, tmp_path: Path
+) -> None:
+    if shutil.which("blkid") is None:
+        pytest.skip("needs blkid, which lists the devices")
+    command("sync", "-f", node.root)
+    copy = tmp_path / "copy.img"
+    shutil.copyfile(node.image, copy)
+    device = command("losetup", "-f", "--show", copy).strip()  # attached, never mounted
+    try:
+        problem = node.the_problem()
+        assert problem.check == "copies" and device in problem.evidence
+        command("btrfstune", "-f", "-u", device)
+        assert node.problems() == []
+    finally:
+        command("losetup", "-d", device)
+
+
+def test_what_only_root_may_ask_is_said_not_to_be_known(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    [finding] = look(node.config)
+    assert not finding.ok and "not known" in finding.evidence and finding.fix

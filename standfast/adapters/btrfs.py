@@ -33,6 +33,7 @@ COMMAND_TIMEOUT_S = 300.0
 """For one btrfs command; a sync with much unwritten data takes the longest."""
 ESTIMATE_TIMEOUT_S = 10.0
 """Half a second for 20,000 files; no number is worth a longer wait."""
+_PIECE_BYTES = 64 * 1024
 _ANCHOR = ".parent-"
 """Of a stand-in's name: what begins with a dot is never taken for what a stream brought."""
 _LISTED_PATH = re.compile(r" path (?P<path>.*)$")
@@ -171,7 +172,10 @@ def _send(snapshot: Snapshot, parent: Snapshot | None, *options: str) -> list[st
 
 def _size_of_outline(descriptor: int) -> int:
     with open(descriptor, "rb") as stream:
-        return size_from_outline(stream)
+        size = size_from_outline(stream)
+        while stream.read(_PIECE_BYTES):  # closed before its end, the stream would have failed
+            pass
+    return size
 
 
 def parse_listed_paths(text: str) -> list[str]:

@@ -121,8 +121,7 @@ def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
 def snapshot_of_reign(machine: Machine, epoch: int) -> Snapshot:
     """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
     snapshot = machine.store.take_snapshot(SnapshotName.at(machine.config.base, utc_now()))
-    known = {one.content_id for one in machine.store.snapshots()}
-    note_epoch(machine.config, snapshot.content_id, epoch, known)
+    note_epoch(machine.config, snapshot.content_id, epoch, machine.store.snapshots)
     return snapshot
 
 

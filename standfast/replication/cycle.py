@@ -122,8 +122,7 @@ class Sender:
         state.note_success(self._config, order.standby, shared, duration_s=seconds, sent_bytes=sent)
 
     def _note_epoch(self, snapshot: Snapshot, epoch: int) -> None:
-        known = {one.content_id for one in self._store.snapshots()}
-        note_epoch(self._config, snapshot.content_id, epoch, known)
+        note_epoch(self._config, snapshot.content_id, epoch, self._store.snapshots)
 
     def _pin(self, order: Order) -> None:
         """Unreadable pins don't end the replication: they only keep everything from deletion."""

@@ -8,7 +8,7 @@ A snapshot taken here gets its entry when a standby has acknowledged it.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from standfast.act.ports import Snapshot
@@ -36,16 +36,20 @@ def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
     return epochs
 
 
-def note_epoch(config: Config, content_id: str, epoch: int, known: Collection[str]) -> None:
+def note_epoch(
+    config: Config, content_id: str, epoch: int, snapshots: Callable[[], Iterable[Snapshot]]
+) -> None:
     """Note where `content_id` comes from; on disk when this returns.
 
-    Entries of snapshots that are not in `known` (content ids) any more are dropped.
+    Entries of what is no more among `snapshots` are dropped. They are listed under the lock: one
+    that another process took and noted meanwhile must not lose its entry.
     """
     lock = config.run_dir / "published.lock"
     with exclusive(lock, "another replication", Deadline.after(LOCK_WAIT_S)):
         epochs = dict(epochs_of_snapshots(config))
         if epochs.get(content_id) == epoch:
             return
+        known = {one.content_id for one in snapshots()}
         kept = {one: number for one, number in epochs.items() if one in known}
         doc = {"v": 1, "epochs": {**kept, content_id: epoch}}
         write_atomically(published_file(config), json.dumps(doc), durable=True)

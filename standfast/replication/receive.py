@@ -171,8 +171,7 @@ class _Receiver:
                     f"(fingerprint {found[:12]}, there {begin.fingerprint[:12]}): not published",
                 )
         lease.check(begin)  # it may have moved on while the stream came in
-        known = {one.content_id for one in self.store.snapshots()}
-        note_epoch(self.config, begin.content_id, begin.epoch, known)
+        note_epoch(self.config, begin.content_id, begin.epoch, self.store.snapshots)
         return self.store.publish(begin.name)
 
     # Afterwards

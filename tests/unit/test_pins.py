@@ -165,8 +165,8 @@ def test_what_is_in_use_is_so_as_long_as_the_block_lasts(config: Config) -> None
     assert in_use(config) == frozenset()
     with pins.in_use(config, ["x", "y"]), pins.in_use(config, ["y", "z"]):
         assert in_use(config) == {"x", "y", "z"}
-    assert in_use(config) == frozenset()
     assert list((config.run_dir / "in-use").iterdir()) == []
+    assert in_use(config) == frozenset()
 
 
 CHILD = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,6 @@ from standfast.reasons import Reason
 from standfast.replication import state
 from standfast.replication.failures import reason_of
 from standfast.replication.published import epochs_of_snapshots, note_epoch, ranked
-from standfast.replication.retention import own_to_delete, published_to_delete
 from standfast.replication.talk import transport_argv
 
 
@@ -75,11 +75,32 @@ def test_an_unreadable_epoch_is_an_error_and_never_zero(tmp_path: Path, text: st
 
 def test_epochs_are_noted_and_those_of_deleted_snapshots_forgotten(config: Config) -> None:
     assert epochs_of_snapshots(config) == {}
-    note_epoch(config, "one", 1, known=())
-    note_epoch(config, "two", 2, known=("one",))
+    one, two = snapshot(1, "one"), snapshot(2, "two")
+    note_epoch(config, "one", 1, lambda: ())
+    note_epoch(config, "two", 2, lambda: [one])
     assert epochs_of_snapshots(config) == {"one": 1, "two": 2}
-    note_epoch(config, "three", 2, known=("two",))
+    note_epoch(config, "three", 2, lambda: [two])
     assert epochs_of_snapshots(config) == {"two": 2, "three": 2}
+
+
+def test_what_another_process_takes_and_notes_meanwhile_keeps_its_epoch(config: Config) -> None:
+    """Two cycles at once: what the slower one lists is what is there when it writes."""
+    taken = [snapshot(1, "one")]
+
+    def take_and_note() -> None:
+        taken.append(snapshot(2, "two"))
+        note_epoch(config, "two", 1, lambda: taken)
+
+    def snapshots() -> list[Snapshot]:
+        listed = list(taken)
+        other.start()
+        other.join(0.3)
+        return listed
+
+    other = threading.Thread(target=take_and_note)
+    note_epoch(config, "one", 1, snapshots)
+    other.join()
+    assert epochs_of_snapshots(config) == {"one": 1, "two": 1}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"v":1,"epochs":{"one":"1"}}', '{"v":1}'])
@@ -90,7 +111,7 @@ def test_unreadable_epochs_are_an_error_and_stay(config: Config, text: str) -> N
     with pytest.raises(StandfastError):
         epochs_of_snapshots(config)
     with pytest.raises(StandfastError):
-        note_epoch(config, "one", 1, known=())
+        note_epoch(config, "one", 1, lambda: ())
     assert path.read_text() == text
 
 
@@ -101,49 +122,6 @@ def test_a_snapshot_of_a_later_reign_is_better_than_a_newer_one_of_an_earlier() 
     own = snapshot(70, "own")
     order = ranked([current, own, lost, unknown], {"lost": 1, "current": 2, "own": 9})
     assert [one.content_id for one in order] == ["unknown", "lost", "current"]
-
-
-# Retention
-
-
-def test_the_newest_own_snapshots_and_each_standbys_newest_are_kept() -> None:
-    own = [snapshot(second, f"id{second}") for second in range(30)]
-    published = [snapshot(99, "p", received=True)]
-    epochs = {f"id{second}": 1 for second in range(30)}
-    gone = own_to_delete([*reversed(own), *published], epochs, {"id2", "id29"}, keep=24)
-    assert [one.content_id for one in gone] == ["id0", "id1", "id3", "id4", "id5"]
-
-
-def test_the_best_published_snapshots_are_kept_whatever_their_names() -> None:
-    old_reign = [snapshot(100 + second, f"old{second}", received=True) for second in range(3)]
-    new_reign = [snapshot(second, f"new{second}", received=True) for second in range(3)]
-    epochs = {**{f"old{n}": 1 for n in range(3)}, **{f"new{n}": 2 for n in range(3)}}
-    own = [snapshot(0, "own")]
-    gone = published_to_delete([*new_reign, *old_reign, *own], epochs, {"old1"}, keep=3)
-    assert [one.content_id for one in gone] == ["old0"]
-
-
-def test_the_newest_snapshot_of_a_reign_is_kept_since_it_may_be_the_only_copy() -> None:
-    lost_reign = [snapshot(second, f"lost{second}", received=True) for second in range(3)]
-    current = [snapshot(100 + second, f"new{second}", received=True) for second in range(60)]
-    epochs = {**{f"lost{n}": 1 for n in range(3)}, **{f"new{n}": 2 for n in range(60)}}
-    gone = {one.content_id for one in published_to_delete([*current, *lost_reign], epochs, set())}
-    assert "lost2" not in gone
-    assert {"lost0", "lost1", "new0"} <= gone
-
-
-def test_a_snapshot_that_somebody_else_took_is_never_deleted() -> None:
-    by_hand = snapshot(0, "by hand")
-    own = [snapshot(1 + second, f"id{second}") for second in range(40)]
-    epochs = {f"id{second}": 1 for second in range(40)}
-    assert by_hand not in own_to_delete([by_hand, *own], epochs, set())
-    assert own_to_delete([by_hand, *own], {}, set()) == []
-
-
-def test_few_snapshots_are_all_kept() -> None:
-    few = [snapshot(second, f"id{second}", received=True) for second in range(3)]
-    assert published_to_delete(few, {}, set()) == []
-    assert own_to_delete([snapshot(1, "own")], {"own": 1}, set()) == []
 
 
 # Memory of the cycles

@@ -1,0 +1,241 @@
+"""`standfast snapshots` and `standfast prune`, on two nodes with plain directories."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.adapters.directory import initialise, save_info
+from standfast.adapters.store import TreeInfo
+from standfast.adapters.stores import open_store
+from standfast.cli.main import main
+from standfast.clock import utc_now
+from standfast.config.load import load
+from standfast.config.model import Config
+from standfast.names import SnapshotName, diverged_name, parse_aside, retired_name
+from standfast.replication import pins
+from standfast.replication.pins import Pin
+from standfast.replication.published import note_epoch
+
+OTHER = (
+    "import os, sys; from standfast.cli.main import main; "
+    "os.environ['STANDFAST_CONFIG_DIR'] = sys.argv[1]; sys.exit(main(['receive', sys.argv[2]]))"
+)
+
+
+@dataclass
+class Site:
+    """A node with a disk of its own."""
+
+    config: Config
+    captured: pytest.CaptureFixture[str]
+
+    def add(self, age_s: float, content_id: str, *, received: bool = False, epoch: int = 1) -> Path:
+        paths = self.config.paths
+        name = SnapshotName.at("services", utc_now() - age_s)
+        path = (paths.standby if received else paths.snapshots) / str(name)
+        path.mkdir(parents=True)
+        own, there = (content_id, None) if not received else (uuid.uuid4().hex, content_id)
+        save_info(path, TreeInfo(own, there, read_only=True))
+        if epoch:
+            note_epoch(self.config, content_id, epoch, open_store(self.config).snapshots)
+        return path
+
+    def run(self, *argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        out, err = self.captured.readouterr()
+        return code, out, err
+
+    def run_json(self, *argv: str) -> Any:
+        code, out, err = self.run(*argv, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+
+def configured(root: Path, node: str, transport: Sequence[str]) -> Config:
+    (root / "etc").mkdir(parents=True)
+    path = root / "etc" / "data-services.toml"
+    path.write_text(
+        f"""\
+cluster = "test"
+node = "{node}"
+store = "directory"
+[nodes.zippy]
+address = "192.168.1.2"
+[nodes.c1]
+address = "192.168.1.3"
+[replication]
+command = {json.dumps(list(transport))}
+[retention_own]
+keep_last = 2
+[paths]
+live = "{root}/persist/services"
+snapshots = "{root}/persist"
+standby = "{root}/persist/services-standby"
+bind = "{root}/data"
+state = "{root}/state"
+run = "{root}/run"
+"""
+    )
+    config = load(path)
+    initialise(config.paths.live)
+    return config
+
+
+@pytest.fixture
+def c1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Site:
+    return Site(configured(tmp_path / "c1", "c1", ["false"]), capsys)
+
+
+@pytest.fixture
+def zippy(
+    tmp_path: Path, c1: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Site:
+    transport = [sys.executable, "-c", OTHER, str(c1.config.source.parent), "{volume}"]
+    config = configured(tmp_path / "zippy", "zippy", transport)
+    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(config.source.parent))
+    return Site(config, capsys)
+
+
+# snapshots
+
+
+def test_each_snapshot_has_its_kind_epoch_and_for_whom_it_is_pinned(zippy: Site) -> None:
+    zippy.add(600, "x", epoch=3)
+    zippy.add(300, "y", received=True, epoch=4)
+    zippy.add(200, "z", epoch=0)
+    pins.note(zippy.config, "c1", Pin("services@20260101T000000Z", "x", 3, 1e9))
+    x, y, z = zippy.run_json("snapshots")["snapshots"]
+    assert (x["kind"], x["epoch"], x["pinned_for"]) == ("own", 3, ["c1"])
+    assert (y["kind"], y["epoch"], y["pinned_for"]) == ("published", 4, [])
+    assert 600 <= x["age_s"] < 700
+    out = zippy.run("snapshots")[1].splitlines()
+    assert out[0].split() == ["SNAPSHOT", "AGE", "KIND", "EPOCH"]
+    assert out[1].split("  ")[-1] == "pinned for c1" and out[1].startswith(x["path"])
+    assert out[3].endswith("not made by Standfast") and z["epoch"] is None
+
+
+def test_what_never_counts_is_shown_as_that(zippy: Site) -> None:
+    zippy.add(600, "x")
+    paths = zippy.config.paths
+    (paths.standby / "half").mkdir(parents=True)
+    for name in (diverged_name("services", 7, 1e9), retired_name("services", 8, 1e9)):
+        initialise(paths.live.with_name(name))
+    initialise(paths.live.with_name("services.diverged-odd"))
+    doc = zippy.run_json("snapshots")
+    assert doc["partial"] == [str(paths.standby / "half")]
+    aside = [(one["kind"], one["epoch"]) for one in doc["kept_aside"]]
+    assert aside == [("diverged", 7), ("kept aside", None), ("retired", 8)]
+    rows = [line.split() for line in zippy.run("snapshots")[1].splitlines()]
+    assert [row[-5:] for row in rows if "partial" in row] == [
+        [str(paths.standby / "half"), "-", "partial", "-", "never", "used"][-5:]
+    ]
+    assert sum("diverged" in row for row in rows) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["services", "services.diverged-7", "services.diverged-x-20260101T000000Z",
+     "services.diverged-7-20261301T000000Z", "services.retired-7-20260101T000000Z.old"],
+)  # fmt: skip
+def test_a_name_that_only_looks_like_ours_says_nothing(name: str) -> None:
+    assert parse_aside(name) is None
+
+
+def test_unreadable_files_are_named_and_hide_no_snapshot(zippy: Site) -> None:
+    zippy.add(600, "x")
+    for name in ("pins.json", "published.json"):
+        (zippy.config.state_dir / name).write_text("{")
+    code, out, err = zippy.run("snapshots")
+    assert code == 0 and "services@" in out
+    assert "pins.json" in err and "published.json" in err
+
+
+def test_the_other_node_says_what_it_has(zippy: Site, c1: Site) -> None:
+    zippy.add(600, "x")
+    c1.add(600, "x", received=True)
+    c1.add(300, "y", received=True)
+    (c1.config.paths.standby / "half").mkdir()
+    (other,) = zippy.run_json("snapshots", "--all")["others"]
+    assert other["node"] == "c1" and other["free_bytes"] > 0
+    assert [(one["content_id"], one["kind"], one["here_too"]) for one in other["snapshots"]] == [
+        ("x", "published", True), ("y", "published", False),
+    ]  # fmt: skip
+    assert other["partial"] == ["half"]
+    code, out, err = zippy.run("snapshots", "--all")
+    assert (code, err) == (0, "")
+    assert "c1: 2 snapshots, " in out and out.count("here, too") == 1
+    assert "others" not in zippy.run_json("snapshots")
+
+
+def test_asking_takes_no_lock_and_leaves_the_staging_alone(zippy: Site, c1: Site) -> None:
+    staged = c1.config.paths.standby / ".staging" / "services@20260101T000000Z"
+    staged.mkdir(parents=True)
+    assert "error" not in zippy.run_json("snapshots", "--all")["others"][0]
+    assert staged.exists()
+
+
+def test_a_node_that_can_t_be_reached_is_a_line_and_no_failure(zippy: Site, c1: Site) -> None:
+    zippy.add(600, "x")
+    c1.config.source.unlink()
+    code, out, err = zippy.run("snapshots", "--all")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if line.startswith("c1: ")]
+    assert len(line) > len("c1: ")
+    (other,) = zippy.run_json("snapshots", "--all")["others"]
+    assert other["error"] and other["reason"]
+
+
+# prune
+
+
+def test_prune_deletes_and_says_why_the_rest_stays(zippy: Site) -> None:
+    paths = [zippy.add(60.0 * age, f"id-{age}") for age in (5, 4, 3, 2, 1)]
+    pins.note(zippy.config, "c1", Pin(paths[0].name, "id-5", 1, utc_now()))
+    code, out, _ = zippy.run("prune", "--dry-run")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[1].endswith("own   kept: pinned for c1")
+    assert [line.split("  ")[-1].strip() for line in lines[2:4]] == ["would be deleted"] * 2
+    assert lines[-1] == "2 snapshots would be deleted, 3 kept"
+    assert all(path.exists() for path in paths)
+    doc = zippy.run_json("prune", "--dry-run")
+    assert doc["dry_run"] is True
+    assert [one["content_id"] for one in doc["deleted"]] == ["id-4", "id-3"]
+    assert doc["kept"][0]["why"] == ["pinned for c1"]
+    assert zippy.run("prune")[1].splitlines()[-1] == "2 snapshots deleted, 3 kept"
+    assert [path.exists() for path in paths] == [True, False, False, True, True]
+    assert zippy.run_json("prune")["deleted"] == []
+
+
+def test_prune_goes_on_until_nothing_is_left(zippy: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("standfast.replication.pruning.MOST_AT_ONCE", 2)
+    for age in range(1, 8):
+        zippy.add(60.0 * age, f"id-{age}")
+    assert zippy.run("prune")[1].splitlines()[-1] == "5 snapshots deleted, 2 kept"
+
+
+def test_prune_that_can_t_be_sure_fails_and_says_why(zippy: Site) -> None:
+    for age in range(1, 6):
+        zippy.add(60.0 * age, f"id-{age}")
+    (zippy.config.state_dir / "pins.json").write_text("{")
+    code, out, err = zippy.run("prune")
+    assert (code, out) == (4, "")
+    assert "pins.json" in err and "0 snapshots deleted" in err
+    assert len(open_store(zippy.config).snapshots()) == 5
+
+
+def test_nothing_to_prune_is_no_error(zippy: Site) -> None:
+    zippy.config.paths.standby.mkdir(parents=True)
+    code, out, _ = zippy.run("prune")
+    assert (code, out) == (
+        0,
+        "zippy has no snapshot of data-services: there is nothing to delete\n",
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from standfast.act.ports import Snapshot
 from standfast.clock import Deadline, monotonic, utc_now
@@ -55,7 +55,7 @@ class Sender:
     def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
         """Returns when the standby acknowledged it; waits for a running cycle to that standby."""
         with self._lock(standby, deadline):
-            self._send(Order(standby, snapshot, epoch, self._commons()), deadline)
+            self._send(self._order(standby, snapshot, epoch), deadline)
 
     def cycle(
         self,
@@ -75,10 +75,17 @@ class Sender:
             epoch = self._reign.epoch()
             with self._noting_failures(standby):
                 snapshot = self._snapshot(standby, epoch)
-            order = Order(standby, snapshot, epoch, self._commons(), full, on_progress)
-            result = self._send(order, deadline)
+            order = self._order(standby, snapshot, epoch)
+            result = self._send(replace(order, full=full, on_progress=on_progress), deadline)
             prune(self._config, self._store, also=(snapshot.content_id,))
         return result
+
+    def _order(self, standby: str, snapshot: Snapshot, epoch: int) -> Order:
+        commons = self._commons()
+        known = state.load(self._config).standbys.get(standby, state.StandbyState())
+        # Doubt counts as before: what was lost over there isn't sent again without a word.
+        before = commons is None or standby in commons or known.needs_full or known.successes > 0
+        return Order(standby, snapshot, epoch, commons, before)
 
     def _send(self, order: Order, deadline: Deadline) -> CycleResult:
         """The caller holds the lock; the outcome is noted for status and metrics."""

@@ -34,6 +34,8 @@ class Order:
     epoch: int
     commons: Mapping[str, str] | None
     """By standby the content it has in common with this node; None: not known."""
+    served_before: bool
+    """Something was replicated to it once."""
     full: bool = False
     on_progress: OnProgress | None = None
 
@@ -86,14 +88,12 @@ class _Shipment:
         if self.order.full:
             return None
         ours = self.store.snapshots()
-        commons = self.order.commons
         return parents.choose(
             self.order.standby,
             parents.newest_common(ours, welcome.snapshots, self.order.snapshot),
             welcome.snapshots,
             may_be_full=self.config.replication.allow_full,
-            # Without a word on what was there before: doubt, and doubt sends nothing.
-            served_before=commons is None or self.order.standby in commons,
+            served_before=self.order.served_before,
         )
 
     def _begin(self, parent: Snapshot | None) -> wire.Begin:

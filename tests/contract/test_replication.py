@@ -434,6 +434,23 @@ def test_without_a_common_snapshot_everything_is_sent_only_when_told(
     assert not state.load(a.config).standbys["b"].needs_full
 
 
+@pytest.mark.parametrize("kind", ["directory"], indirect=True)  # the rule is pure
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_standby_that_lost_everything_is_not_silently_filled_again(
+    pair: tuple[Peer, Peer], pinned: bool
+) -> None:
+    a, b = pair
+    a.sender.cycle("b")
+    b.store.delete([one for one in b.store.snapshots() if one.received])
+    if not pinned:
+        pins.drop(a.config, "b")
+    with pytest.raises(Refused, match="no snapshot in common") as refusal:
+        a.sender.cycle("b")
+    assert refusal.value.reason is Reason.NEEDS_FULL
+    told = replace(a.config, replication=replace(a.config.replication, allow_full=True))
+    assert replace(a, config=told).sender.cycle("b").was_full
+
+
 def test_a_node_that_is_not_serving_runs_no_cycle(pair: tuple[Peer, Peer]) -> None:
     a, _ = pair
     for node_name, phase in (("c", LeaderState.SERVING), ("a", LeaderState.STARTING)):
@@ -450,7 +467,7 @@ def test_an_older_snapshot_than_the_published_one_is_refused(pair: tuple[Peer, P
     newer = replicate(a)
     config = a.config
     with pytest.raises(Refused, match="is not newer") as refusal:
-        ship(config, a.store, Order("b", old, 1, {}, full=True), Deadline.after(60))
+        ship(config, a.store, Order("b", old, 1, {}, True, full=True), Deadline.after(60))
     assert refusal.value.reason is Reason.BAD_NAME
     assert b.published() == [str(newer.name)] and config.node == "a"
 

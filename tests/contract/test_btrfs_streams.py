@@ -116,6 +116,30 @@ def test_an_estimate_is_within_a_hundredth_of_the_stream(make_root: Callable[...
     assert len(sent(store, third, unchanged)) < 3_200_000  # a reflink weighs nothing
 
 
+def test_reflinks_within_one_snapshot_and_to_its_parent_arrive_as_reflinks(
+    make_root: Callable[..., Path],
+) -> None:
+    a_root, b_root = make_root("a"), make_root("b")
+    a, b = store_at(a_root), store_at(b_root)
+    large = a_root / "services" / "large"
+    large.write_bytes(os.urandom(4_000_000))
+    command("cp", "--reflink=always", large, a_root / "services" / "twin")
+    first = a.take_snapshot(NAME)
+    command("cp", "--reflink=always", large, a_root / "services" / "third")
+    second = a.take_snapshot(NAME)
+    for snapshot, parent in ((first, None), (second, first)):
+        stream = sent(a, snapshot, parent)
+        assert len(stream) < 4_100_000
+        staging = b.open_staging()
+        if parent is not None:
+            b.prepare_parent(parent.content_id)
+            assert list(staging.iterdir()) == []
+        done = receive(b.receive_argv(staging), stream)
+        assert done.returncode == 0, done.stderr
+        b.verify_staged(snapshot.name, snapshot.content_id)
+        assert files(b.publish(snapshot.name).path) == files(snapshot.path)
+
+
 def test_an_estimate_that_takes_too_long_or_fails_is_none(
     make_root: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""Three machines with real Linux kernels of their own, on one machine (user-mode Linux)."""

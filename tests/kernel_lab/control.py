@@ -1,0 +1,101 @@
+"""The lab's way into a node: commands by the agent of guest/agent.py.
+
+Invariant: every call has a deadline, and a command whose caller gave up is killed in the node
+(at once when the node runs, when it is thawed otherwise).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tests.kernel_lab.image import AGENT_PORT
+from tests.kernel_lab.network import KernelNetwork, control_address
+from tests.lab.host import LabError, LabTimeout
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
+
+
+class Control:
+    """Commands of one node, one connection each."""
+
+    def __init__(self, network: KernelNetwork, name: str, address: str) -> None:
+        self._network = network
+        self._name = name
+        self._address = control_address(address)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        timeout_s: float,
+        data: bytes = b"",
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command and wait. LabTimeout, LabError when there is no way to the node."""
+        request = {"argv": list(argv), "env": ENVIRONMENT | dict(env or {})}
+        parts = self._call(request, data, timeout_s, " ".join(argv))
+        text = {kind: b"".join(pieces).decode(errors="replace") for kind, pieces in parts.items()}
+        return subprocess.CompletedProcess(list(argv), int(text["x"]), text["o"], text["e"])
+
+    def detach(self, argv: Sequence[str], output: str, timeout_s: float = 30.0) -> int:
+        """Start a command that outlives the call; its pid in the node."""
+        request = {"argv": list(argv), "env": ENVIRONMENT, "detach": output}
+        parts = self._call(request, b"", timeout_s, " ".join(argv))
+        if parts["e"]:
+            raise LabError(f"{self._name}: {b''.join(parts['e']).decode()}")
+        return int(b"".join(parts["x"]))
+
+    def clocks(self, timeout_s: float = 5.0) -> tuple[float, float]:
+        """CLOCK_BOOTTIME and CLOCK_REALTIME of the node, seconds."""
+        parts = self._call({"clock": True}, b"", timeout_s, "its clocks")
+        boot, real = json.loads(b"".join(parts["x"]))
+        return float(boot), float(real)
+
+    def _call(
+        self, request: Mapping[str, Any], data: bytes, timeout_s: float, what: str
+    ) -> dict[str, list[bytes]]:
+        deadline = time.monotonic() + timeout_s
+        text = json.dumps({**request, "input_bytes": len(data)}).encode()
+        parts: dict[str, list[bytes]] = {"o": [], "e": [], "x": []}
+        try:
+            with self._network.connect(self._address, AGENT_PORT, timeout_s) as link:
+                link.settimeout(_left(deadline))
+                link.sendall(struct.pack(">I", len(text)) + text + data)
+                while not parts["x"]:
+                    kind, length = struct.unpack(">cI", _receive(link, 5, deadline))
+                    parts[kind.decode()].append(_receive(link, length, deadline))
+        except TimeoutError as error:
+            said = b"".join(parts["o"] + parts["e"]).decode(errors="replace")
+            raise LabTimeout(
+                f"{self._name}: {what}: still running after {timeout_s} s: {said}"
+            ) from error
+        except OSError as error:
+            raise LabError(f"{self._name}: {what}: no way to the node: {error}") from error
+        return parts
+
+
+def _left(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
+def _receive(link: socket.socket, length: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        link.settimeout(_left(deadline))
+        piece = link.recv(min(65536, length - len(data)))
+        if not piece:
+            raise ConnectionResetError("the node closed the connection")
+        data += piece
+    return bytes(data)

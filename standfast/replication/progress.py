@@ -133,11 +133,6 @@ class Bar:
     def __call__(self, piece_bytes: int, total_bytes: int | None) -> None:
         if self._bar is None:
             self._bar = self._make(total_bytes)
-        moved = self._bar.n + piece_bytes
-        if self._bar.total is not None and moved > self._bar.total:
-            self._bar.total = (
-                None  # an estimate that was too low: no end is better than a wrong one
-            )
         self._bar.update(piece_bytes)
 
     def close(self) -> None:

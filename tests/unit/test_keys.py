@@ -245,6 +245,9 @@ def test_bytes_that_are_no_text_stay_as_they_are(file: Path) -> None:
     file.chmod(0o600)
     authorize(file, ME, "data-services", KEY)
     assert file.read_bytes() == b"# \xff\xfe\r\n\x0bodd\n" + LINE.encode()
+    authorize(file, ME, "media", KEY)
+    changed_line = authorized_line(None, KEY).encode() + b"\n"
+    assert file.read_bytes() == b"# \xff\xfe\r\n\x0bodd\n" + changed_line
 
 
 def make_symlink(file: Path) -> None:

@@ -122,7 +122,7 @@ class _Joining:
         if step.mark is not Mark.OK:
             return
         if self.dry_run:
-            yield Step("send", Mark.LEFT, f"would send: {self.coming.sentence()}")
+            yield Step("send", Mark.LEFT, f"would take a snapshot; {self.coming.sentence()}")
             return
         step = self._send()
         yield step

@@ -6,6 +6,7 @@ Invariant: it goes to stderr alone, and nothing that happens in here ends a repl
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -150,7 +151,7 @@ def showing(
     progress: Progress
     if quiet:
         progress = Silent()
-    elif stream.isatty():
+    elif stream.isatty() and _columns(stream) > 0:
         progress = Bar(name, position, stream)
     else:
         progress = Lines(name, lambda text: _write(stream, text))
@@ -159,6 +160,14 @@ def showing(
         yield guarded
     finally:
         guarded.close()
+
+
+def _columns(terminal: TextIO) -> int:
+    """0 for a serial console that doesn't know: no bar fits there."""
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns
+    except (OSError, ValueError):
+        return 80
 
 
 class _Guarded:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 
 import pytest
 
@@ -114,6 +119,19 @@ def test_elsewhere_than_on_a_terminal_there_are_lines(monkeypatch: pytest.Monkey
     with showing("c1", out=out) as show:
         show(MIB, None)
     assert out.getvalue().startswith("c1: 1.0 MiB, ")
+
+
+@pytest.mark.parametrize(("columns", "begins"), [(80, "\rc1: "), (0, "c1: 1.0 MiB, ")])
+def test_a_console_without_a_width_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, columns: int, begins: str
+) -> None:
+    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.0)
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(writer, "w") as out, showing("c1", out=out) as show:
+        show(MIB, None)
+    with os.fdopen(reader, "rb") as shown:
+        assert shown.read1(1000).decode().startswith(begins)
 
 
 def test_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

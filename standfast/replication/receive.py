@@ -124,6 +124,8 @@ class _Receiver:
             return  # it has seen that there is nothing to send
         if not isinstance(begin, wire.Begin):
             raise Refused(Reason.PROTOCOL, "a question in a conversation that is for sending")
+        # A first send may take a day, as its sender knows; nothing here has to be set for it.
+        deadline = Deadline.after(begin.patience_s)
         lease = intake.Lease(self.config, self.gateway)
         intake.check_peer(self.config, begin)
         lease.check(begin)

@@ -51,12 +51,15 @@ class Shipped:
 
 def ship(config: Config, store: ReplicaStore, order: Order, deadline: Deadline) -> Shipped:
     """Refused with the standby's reason, Unreachable, CommandFailed, TimedOut."""
+    # Before the standby is kept waiting: it reads every inode.
+    asked = config.replication.verify == "metadata"
+    fingerprint = digest_of(order.snapshot.path, deadline) if asked else None
     with greet(config, order.standby, deadline, wire.Purpose.SEND) as (talk, welcome):
         there = {offer.content_id for offer in welcome.snapshots if offer.received}
         if order.snapshot.content_id in there:  # only its acknowledgement was lost
             end(talk, deadline)
             return Shipped(None, 0, was_full=False)
-        return _Shipment(config, store, order, talk, deadline).run(welcome)
+        return _Shipment(config, store, order, talk, deadline, fingerprint).run(welcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class _Shipment:
     order: Order
     talk: Conversation
     deadline: Deadline
+    fingerprint: str | None
 
     def run(self, welcome: wire.Welcome) -> Shipped:
         snapshot = self.order.snapshot
@@ -101,7 +105,6 @@ class _Shipment:
         # An estimate reads all the metadata that is sent: worth it where somebody waits for hours,
         # or where it may not fit.
         asked = parent is None or order.on_progress is not None
-        verify = config.replication.verify == "metadata"
         return wire.Begin(
             cluster=config.cluster,
             volume=config.volume,
@@ -113,7 +116,8 @@ class _Shipment:
             commons=order.commons,
             size_bytes=self.store.estimate(order.snapshot, parent) if asked else None,
             compression=wire.Compression(config.replication.compression),
-            fingerprint=digest_of(order.snapshot.path, self.deadline) if verify else None,
+            fingerprint=self.fingerprint,
+            patience_s=int(self.deadline.remaining_s()),
         )
 
     def _stream(self, parent: Snapshot | None, begin: wire.Begin, welcome: wire.Welcome) -> int:

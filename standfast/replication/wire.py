@@ -40,6 +40,7 @@ MAX_LINE_BYTES = 64 * 1024
 MAX_OFFERED = 300
 """So many snapshots, the newest, are offered as parents: they fit one line."""
 MAX_UNFINISHED = 20
+MOST_PATIENCE_S = 31 * 86400
 COMPRESSED_DATA = "compressed-data"
 """The ability to take extents in as they are compressed."""
 _MAX_TEXT = 255
@@ -121,6 +122,8 @@ class Begin:
     compression: Compression = Compression.NONE
     fingerprint: str | None = None
     """Of the metadata of the sender's snapshot: the received one must have the same."""
+    patience_s: int = 3600
+    """So long, from now on, the sender waits for the acknowledgement."""
     protocol: int = PROTOCOL
 
 
@@ -267,6 +270,7 @@ def _begin(doc: Mapping[str, Any]) -> Begin:
         size_bytes=None if size is None else _number(size),
         compression=Compression(doc["compression"]),
         fingerprint=None if fingerprint is None else _text(fingerprint),
+        patience_s=min(_number(doc["patience_s"]), MOST_PATIENCE_S),
         protocol=_number(doc["protocol"]),
     )
 

@@ -117,6 +117,7 @@ def test_a_foreign_line_is_refused(parse: Callable[[str], object], line: str) ->
         ("size_bytes", -1),
         ("compression", "lzma"),
         ("fingerprint", 5),
+        ("patience_s", 0.5),
         ("protocol", 1.5),
     ],
 )

@@ -1,14 +1,18 @@
 """This node's entry in Consul's catalog, and what its check says.
 
 The check is fed by the agent and expires by itself; it asks the NFS server, and it fails while the
-fence is shut, though a call over loopback would succeed then.
+fence is shut, though a call over loopback would succeed then. The entry's meta tells clients what
+they mount: the epoch, and the `fsid` of the export, which changes exactly when the tree does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from standfast.act.machine import Machine
 from standfast.clock import Deadline
 from standfast.errors import StandfastError
+from standfast.reign import OwnReign
 
 CHECK_TTL_S = 15.0
 CHECK_TIMEOUT_S = 2.0
@@ -31,11 +35,19 @@ def register(machine: Machine, epoch: int) -> None:
         config.service,
         config.me.address,
         config.nfs.port,
-        {"epoch": str(epoch), "node": config.node},
+        meta(machine, epoch),
         CHECK_TTL_S,
         "NFS answers and its port is open",
     )
     feed(machine)
+
+
+def meta(machine: Machine, epoch: int) -> Mapping[str, str]:
+    """What the entry says beyond the address."""
+    own = OwnReign.load(machine.config.state_dir)
+    told = {"epoch": str(epoch), "node": machine.config.node}
+    # Of another reign it would be a lie; without one, clients go by their mount's answer.
+    return {**told, "fsid": own.fsid} if own is not None and own.epoch == epoch else told
 
 
 def deregister(machine: Machine) -> None:
@@ -44,8 +56,9 @@ def deregister(machine: Machine) -> None:
 
 
 def is_registered(machine: Machine, epoch: int) -> bool:
-    meta = machine.consul.local_services().get(service_id(machine))
-    return meta is not None and meta.get("epoch") == str(epoch)
+    """Whether the entry is there and says all that it should (an older version said less)."""
+    found = machine.consul.local_services().get(service_id(machine))
+    return found is not None and dict(found) == dict(meta(machine, epoch))
 
 
 def ailment(machine: Machine) -> str | None:

@@ -231,6 +231,58 @@ Keep = KeepOwn | KeepPublished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """[client]: how a node that mounts the volume follows it from server to server."""
+
+    manage: str = _option(
+        "auto",
+        "auto: where a mount or automount unit exists for paths.bind (fstab counts), or NFS is "
+        "mounted there; always: everywhere; never: doctor looks, nothing is done",
+        choices=("auto", "always", "never"),
+    )
+    name: str = _option(
+        "", "Host name in the units; empty: SERVICE.service.consul", form="address or empty"
+    )
+    options: str = _option(
+        "vers=4.2,hard",
+        "Mount options where no unit gives any; never soft, and NFS 4.1 at least",
+        form="word",
+    )
+    spread: float = _option(
+        2.0,
+        "Clients that have to mount anew begin within this time, each at its own point of it; "
+        "about 1 s for 200 clients",
+        unit="s",
+        least=0.0,
+        most=30.0,
+    )
+    mount_timeout: float = _option(
+        10.0, "Deadline of one attempt to mount or unmount", unit="s", least=1.0, most=60.0
+    )
+    probe_timeout: float = _option(
+        5.0, "A mount that doesn't answer for this long hangs", unit="s", least=0.5, most=60.0
+    )
+    binds: tuple[str, ...] = _option(
+        (),
+        "Bind mounts of parts of the volume (their targets) that are made again on the new mount",
+        form="path",
+    )
+    restart_dependants: bool = _option(
+        True, "Restart the active services whose RequiresMountsFor= names the volume's path"
+    )
+    restart_units: tuple[str, ...] = _option(
+        (), "Services that are restarted beside those, if they are active", form="unit"
+    )
+    on_change: tuple[str, ...] = _option(
+        (),
+        "Shell commands run after a change, with STANDFAST_VOLUME, _PATH, _ADDRESS and _EPOCH set",
+    )
+    command_timeout: float = _option(
+        30.0, "Deadline of the restarts together, and of each command", unit="s", least=1.0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """/etc/standfast/<volume>.toml; `volume` is the file's name."""
 
@@ -269,6 +321,7 @@ class Config:
     replication: Replication = field(default_factory=Replication)
     retention_own: KeepOwn = field(default_factory=KeepOwn)
     retention_published: KeepPublished = field(default_factory=KeepPublished)
+    client: Client = field(default_factory=Client)
 
     @property
     def service(self) -> str:

@@ -212,6 +212,16 @@ _FORMS: Mapping[str, tuple[Callable[[str], bool], str, str]] = {
         "must be an IP address or a host name that a node can have",
         'give one like "192.168.1.2"',
     ),
+    "address or empty": (
+        lambda text: not text or is_address(text),
+        "must be an IP address or a host name",
+        'give one like "data-services.service.consul", or leave the key out',
+    ),
+    "path": (
+        lambda text: text.startswith("/") and ".." not in text.split("/") and text != "/",
+        "must be an absolute path without ..",
+        'give one like "/srv/www"',
+    ),
     "endpoint": (
         _is_endpoint,
         "must be HOST:PORT, with http:// or https:// before it if need be",

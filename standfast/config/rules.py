@@ -179,6 +179,42 @@ def clients_rule(config: Config) -> Iterator[Problem]:
         )
 
 
+def mount_options_rule(config: Config) -> Iterator[Problem]:
+    """`client.options` is a hard NFS 4.1 or 4.2 mount: a soft one tells programs that a write
+    failed which a failover would have carried out."""
+    given = config.client.options.split(",")
+    version = next((text.partition("=")[2] for text in given if text.startswith(("vers=",
+                    "nfsvers="))), None)  # fmt: skip
+    if version not in ("4.1", "4.2"):
+        yield Problem(
+            "client.options",
+            shown(config.client.options),
+            "must name the version: 4.0 and older can't tell a server that recovery is over",
+            "add vers=4.2",
+        )
+    for word in ("soft", "softerr"):
+        if word in given:
+            yield Problem(
+                "client.options",
+                shown(config.client.options),
+                f"{word} gives programs errors instead of letting them wait for a failover",
+                "use hard",
+            )
+
+
+def binds_rule(config: Config) -> Iterator[Problem]:
+    """`client.binds` lie outside `paths.bind`: what is below it comes and goes with the mount."""
+    for text in config.client.binds:
+        if _overlap(Path(text), config.paths.bind):
+            yield Problem(
+                "client.binds",
+                shown(text),
+                f"overlaps with paths.bind ({config.paths.bind})",
+                "name the targets of bind mounts elsewhere",
+                ("paths.bind",),
+            )
+
+
 def fence_rule(config: Config) -> Iterator[Problem]:
     """`fence.backend = "embedded"` goes with `nfs.server = "embedded"` only: it doesn't fence
     a real port."""
@@ -203,6 +239,8 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     consul_rule,
     clients_rule,
     fence_rule,
+    mount_options_rule,
+    binds_rule,
 )
 
 

@@ -101,7 +101,8 @@ def is_primary(node: FakeNode) -> None:
     assert node.store.tree is not None
     assert node.store.tree.writable
     assert node.store.tree.uuid == own.live_uuid
-    assert node.consul.registered == {"standfast-data-services": {"epoch": "5", "node": "n1"}}
+    meta = {"epoch": "5", "node": "n1", "fsid": own.fsid}
+    assert node.consul.registered == {"standfast-data-services": meta}
 
 
 def is_standby(node: FakeNode) -> None:

@@ -1,0 +1,108 @@
+"""What a configuration may ask of a cycle: compression, a limit, a look at the metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.clock import monotonic
+from standfast.errors import Refused
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from standfast.replication import intake, shipment, wire
+from tests.contract.peers import Peer, lead
+from tests.contract.test_replication import make_live, node
+from tests.contract.volumes import files, require_btrfs
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
+    require_btrfs()
+    with node(tmp_path, "a", "btrfs") as a, node(tmp_path, "b", "btrfs") as b:
+        make_live(a)
+        lead(a, 1)
+        yield a.talk_to(b), b
+
+
+def with_options(peer: Peer, **options: Any) -> Peer:
+    replication = replace(peer.config.replication, **options)
+    return replace(peer, config=replace(peer.config, replication=replication))
+
+
+def test_a_compressed_stream_is_smaller_on_the_wire_and_the_same_on_the_disk(
+    pair: tuple[Peer, Peer],
+) -> None:
+    a, b = pair
+    a.live("text").write_bytes(b"one line after another\n" * 100_000)
+    a = with_options(a, compression="zstd")
+    first = a.sender.cycle("b")
+    assert first.sent_bytes < 100_000
+    a.live("text").write_bytes(b"another line after one\n" * 100_000)
+    second = a.sender.cycle("b")
+    assert second.parent == str(first.snapshot) and second.sent_bytes < 100_000
+    assert files(b.store.snapshots()[-1].path) == files(a.config.paths.live)
+
+
+def test_a_compressed_stream_that_is_cut_is_refused(pair: tuple[Peer, Peer]) -> None:
+    a, b = pair
+    a.live("noise").write_bytes(os.urandom(3_000_000))
+    cut = with_options(a.talk_to(b, "cut", passed=1_000_000), compression="zstd")
+    with pytest.raises(Refused) as refusal:
+        cut.sender.cycle("b")
+    assert refusal.value.reason is Reason.INCOMPLETE
+    assert b.published() == [] and list(b.store.unfinished()) == []
+
+
+def test_a_node_that_can_not_decompress_says_so_before_anything_is_sent(
+    pair: tuple[Peer, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, b = pair
+    name = SnapshotName.parse("services@20270115T080000Z")
+    squeezed = wire.Compression.ZSTD
+    begin = wire.Begin("test", "v", "a", 1, name, "id", None, {}, compression=squeezed)
+    intake.check_decompressor(b.config, begin)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Refused, match=r'replication\.compression = "none"'):
+        intake.check_decompressor(b.config, begin)
+
+
+def test_a_limit_holds(pair: tuple[Peer, Peer]) -> None:
+    a, _ = pair
+    a.live("noise").write_bytes(os.urandom(500_000))
+    started = monotonic()
+    sent = with_options(a, bandwidth_limit=500_000).sender.cycle("b").sent_bytes
+    assert monotonic() - started >= 0.9 * sent / 500_000
+
+
+def test_with_a_look_at_the_metadata_what_differs_is_not_published(
+    pair: tuple[Peer, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair
+    a.live("f").write_text("one")
+    careful = with_options(a, verify="metadata")
+    first = careful.sender.cycle("b")
+    assert b.published() == [str(first.snapshot)]
+    a.live("f").write_text("two")
+    real = shipment.digest_of
+    monkeypatch.setattr(shipment, "digest_of", lambda *args: real(*args)[::-1])
+    with pytest.raises(Refused, match="arrived with other metadata") as refusal:
+        careful.sender.cycle("b")
+    assert refusal.value.reason is Reason.INCOMPLETE
+    assert b.published() == [str(first.snapshot)]
+
+
+def test_progress_gets_every_byte_and_an_estimate(pair: tuple[Peer, Peer]) -> None:
+    a, _ = pair
+    a.live("noise").write_bytes(os.urandom(3_000_000))
+    told: list[tuple[int, int | None]] = []
+    sent = a.sender.cycle("b", on_progress=lambda moved, total: told.append((moved, total)))
+    assert sum(moved for moved, _ in told) == sent.sent_bytes
+    totals = {total for _, total in told}
+    assert len(totals) == 1
+    [total] = totals
+    assert total is not None and abs(total - 3_000_000) < 100_000

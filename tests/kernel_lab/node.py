@@ -120,7 +120,7 @@ class Node:
         for group in groups:
             group.mkdir(parents=True, exist_ok=True)
         vectors = [
-            f"vec{i}:transport=tap,ifname={port},mac={mac(address)}"
+            f"vec{i}:transport=tap,ifname={port},mac={mac(address)},gro=1"
             for i, (port, address) in enumerate(zip(ports, addresses, strict=True))
         ]
         disk = [f"ubd1={self._disk}"] if self._disk_bytes else []

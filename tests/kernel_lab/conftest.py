@@ -1,0 +1,91 @@
+"""Fixtures of the kernel lab; without root or its tools they skip and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel_lab.cluster import Cluster
+from tests.kernel_lab.lab import KernelLab, why_not
+from tests.lab.figures import noted
+
+HERE = Path(__file__).parent
+START_S = 600.0
+"""For a test that is the first one: it may have to build the image."""
+_labs: list[KernelLab] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test below this directory is a kernel lab test; one message says why it is skipped."""
+    reason = why_not()
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.kernel_lab)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(START_S))
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def kernel_labs() -> Iterator[Callable[..., KernelLab]]:
+    """Makes running bare labs: kernel_labs(storage=..., clients=...); all end with the module."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> KernelLab:
+            lab = KernelLab(**options)
+            _labs.append(lab)
+            stack.callback(_labs.remove, lab)
+            return stack.enter_context(lab)
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def cluster_factory() -> Iterator[Callable[..., Cluster]]:
+    """Makes clusters with a first primary: cluster_factory(timing=...); they end with the module.
+
+    Keywords are Cluster's; `lab` those of KernelLab.
+    """
+    with ExitStack() as stack:
+
+        def make(lab: dict[str, Any] | None = None, **options: Any) -> Cluster:
+            cluster = Cluster(KernelLab(**(lab or {})), **options)
+            _labs.append(cluster.lab)
+            stack.callback(_labs.remove, cluster.lab)
+            stack.callback(cluster.lab.close)
+            cluster.create()
+            cluster.start()
+            cluster.begin()
+            return cluster
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def cluster(cluster_factory: Callable[..., Cluster]) -> Cluster:
+    """Three machines, n1 primary, n2 standby, c1 client; shared by the tests of a module."""
+    return cluster_factory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failed test (or its setup) shows the end of every node's journal."""
+    report = yield
+    if report.failed and HERE in item.path.parents:
+        for lab in _labs:
+            for node in lab:
+                report.sections.append((f"journal of {node.name}", node.journal(lines=60)))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that the labs measured."""
+    if noted() and not terminalreporter.config.pluginmanager.has_plugin("lab-figures"):
+        terminalreporter.section("measured in the kernel lab")
+        for line in noted():
+            terminalreporter.write_line(line)

@@ -228,6 +228,28 @@ COMMANDS: tuple[Command, ...] = (
         (Argument("volume", "the volume", "VOLUME", required=False),),
     ),
     Command(
+        "remount",
+        "bring this node's mount of the volume to the server that serves now",
+        "standfast.cli.clients:remount",
+        (
+            *_CHANGE,
+            Argument("--event", "called by a handler or the timer: log, and never fail", "EVENT"),
+        ),
+        "Without --volume: every volume of this node. Handlers and a timer do it by themselves. A "
+        "mount of the right server is never taken away; on the primary nothing is done.",
+    ),
+    Command(
+        "client units",
+        "print the systemd units that mount the volume on a client, or install them",
+        "standfast.cli.clients:units",
+        (
+            VOLUME,
+            DRY_RUN,
+            Argument("--install", "write them to /etc/systemd/system"),
+            Argument("--dir", "write them there instead", "DIR"),
+        ),
+    ),
+    Command(
         "config check",
         "check the configuration of every volume, or the given files",
         "standfast.cli.config:check",

@@ -407,7 +407,7 @@ def test_a_watch_that_ends_ends_all_of_them_and_the_unit_starts_them_again(
 
 def test_an_orderly_end_takes_the_watches_along(node: StorageNode) -> None:
     with watching(node, 'echo $$ >> "$PIDS"; exec sleep 60') as process:
-        wait_until(lambda: len(pids(node)) == 2)
+        wait_until(lambda: len(pids(node)) == 3)
         process.terminate()
         assert process.wait(10) == 0
     assert not any(is_alive(pid) for pid in pids(node))

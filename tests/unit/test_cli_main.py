@@ -123,6 +123,7 @@ def test_the_commands_of_the_interface_exist() -> None:
         "receive data-services",
         "config check --json", "config example", "demo", "agent v", "lease v", "fence v",
         "watch v", "reconcile --event epoch --volume v", "completion bash",
+        "remount --json --dry-run", "remount --event service --volume v", "client units --install",
     ):  # fmt: skip
         assert parser.parse_args(words.split()).entry
 
@@ -137,7 +138,7 @@ def test_commands_without_a_volume_get_none() -> None:
 def test_commands_that_change_something_have_a_dry_run() -> None:
     changing = {"promote", "switchover", "failback", "demote", "pause", "resume", "replicate",
                 "accept-epoch", "prune", "standby add", "standby authorize",
-                "standby remove"}  # fmt: skip
+                "standby remove", "remount", "client units"}  # fmt: skip
     with_dry_run = {
         one.name for one in COMMANDS if any(arg.name == "--dry-run" for arg in one.arguments)
     }

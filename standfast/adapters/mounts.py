@@ -1,0 +1,153 @@
+"""The kernel's mounts: tables are read from /proc, everything else is done by child processes.
+
+Invariant: this process touches no path that may lie on a dead mount. A child that hangs is killed
+at its deadline, or left behind where the kernel doesn't let it die; only one probe of a path is
+ever left behind, as the next one asks for it first.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from standfast.adapters.processes import unit_of
+from standfast.clients.mountinfo import Mount, canonical, parse_mountinfo, parse_volumes
+from standfast.clients.observed import Answer
+from standfast.clients.ports import Namespace
+from standfast.clock import Deadline
+from standfast.config.parse import is_address
+from standfast.errors import CommandFailed, StandfastError, TimedOut
+from standfast.run import run
+
+MAX_NAMED = 5
+# Its own pid first, where the next probe finds it. statvfs always asks the server; stat and a
+# directory may come from the client's cache. Its status is the errno, which fits.
+PROBE = """
+import os, sys
+path, mark = sys.argv[1:]
+with open(mark, "w") as file:
+    file.write(str(os.getpid()))
+try:
+    os.statvfs(path)
+    os.stat(path)
+    with os.scandir(path) as entries:
+        next(entries, None)
+except OSError as error:
+    sys.exit(error.errno)
+finally:
+    os.unlink(mark)
+"""
+
+
+class KernelMounts:
+    """This machine's mounts. `run_dir` is where a probe leaves its mark."""
+
+    def __init__(self, run_dir: Path, *, proc: Path = Path("/proc")) -> None:
+        self._mark = run_dir / "probe.pid"
+        self._proc = proc
+
+    def here(self) -> Sequence[Mount]:
+        return parse_mountinfo((self._proc / "self/mountinfo").read_text(errors="replace"))
+
+    def is_private(self) -> bool:
+        """Whether this process has a mount namespace of its own: nobody sees what it mounts."""
+        try:
+            return (self._proc / "self/ns/mnt").readlink() != (self._proc / "1/ns/mnt").readlink()
+        except OSError:
+            return False
+
+    def namespaces(self) -> Sequence[Namespace]:
+        mine = str((self._proc / "self/ns/mnt").readlink())
+        found: dict[str, list[int]] = {}
+        for pid in sorted(int(one.name) for one in self._proc.iterdir() if one.name.isdigit()):
+            try:
+                name = str((self._proc / str(pid) / "ns/mnt").readlink())
+            except OSError:
+                continue  # it has ended, or is a zombie
+            if name != mine:
+                found.setdefault(name, []).append(pid)
+        return [space for name, pids in found.items() if (space := self._namespace(name, pids))]
+
+    def _namespace(self, name: str, pids: list[int]) -> Namespace | None:
+        for pid in pids:
+            try:
+                text = (self._proc / str(pid) / "mountinfo").read_text(errors="replace")
+            except OSError:
+                continue
+            units = {unit for one in pids if (unit := unit_of(self._proc / str(one)))}
+            mounts = tuple(parse_mountinfo(text))
+            return Namespace(name, tuple(pids[:MAX_NAMED]), tuple(sorted(units)), mounts)
+        return None
+
+    def wires(self) -> Mapping[str, str]:
+        try:
+            return parse_volumes((self._proc / "fs/nfsfs/volumes").read_text())
+        except OSError:
+            return {}  # the NFS client's module isn't loaded
+
+    def mount(self, source: str, path: Path, options: str, deadline: Deadline) -> None:
+        argv = ["mount", "-t", "nfs4", "-o", options, "--", source, str(path)]
+        run(argv, deadline=deadline, op="mount:nfs")
+
+    def bind(self, source: Path, path: Path, deadline: Deadline) -> None:
+        argv = ["mount", "--bind", "--", str(source), str(path)]
+        run(argv, deadline=deadline, op="mount:rebind")
+
+    def let_go(self, path: Path, deadline: Deadline) -> None:
+        # No helper and no look at the path: both would ask a server that may be dead.
+        argv = ["umount", "-l", "-i", "-c", "--", str(path)]
+        run(argv, deadline=deadline, op="umount:lazy")
+
+    def probe(self, path: Path, deadline: Deadline) -> tuple[Answer, str]:
+        if self._still_hangs(path):
+            return Answer.HANGS, "an earlier look at it has not come back yet"
+        self._mark.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        argv = [sys.executable, "-I", "-S", "-c", PROBE, str(path), str(self._mark)]
+        try:
+            done = run(argv, deadline=deadline, op="probe", check=False)
+        except TimedOut as error:
+            return Answer.HANGS, str(error)
+        if done.returncode == 0:
+            return Answer.ANSWERS, ""
+        if done.returncode == errno.ESTALE:
+            return Answer.STALE, "stale file handle"
+        if done.returncode < 0:
+            return Answer.HANGS, f"the look at it was killed by signal {-done.returncode}"
+        name = errno.errorcode.get(done.returncode, str(done.returncode))
+        return Answer.FAILS, f"{name} {done.stderr.strip()[-200:]}".strip()
+
+    def _still_hangs(self, path: Path) -> bool:
+        """Whether the last probe of this path is still there: another one would stay, too."""
+        try:
+            pid = int(self._mark.read_text())
+            words = (self._proc / str(pid) / "cmdline").read_bytes().split(b"\0")
+            state = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, ValueError, IndexError):
+            return False
+        return state != "Z" and str(path).encode() in words and str(self._mark).encode() in words
+
+    def resolve(self, name: str, deadline: Deadline) -> frozenset[str]:
+        if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", name):
+            return frozenset({canonical(name)})
+        if not is_address(name):
+            return frozenset()
+        try:
+            done = run(["getent", "ahosts", "--", name], deadline=deadline, op="resolve")
+        except (CommandFailed, TimedOut):
+            return frozenset()
+        return frozenset(canonical(line.split()[0]) for line in done.stdout.splitlines() if line)
+
+
+def nfs_source(address: str, export: Path) -> str:
+    """What is mounted, as mount.nfs wants it."""
+    return f"[{address}]:{export}" if ":" in address else f"{address}:{export}"
+
+
+def mounts_from(run_dir: Path) -> KernelMounts:
+    """This machine's; StandfastError where there is no /proc."""
+    if not Path("/proc/self/mountinfo").exists():
+        raise StandfastError("/proc is not mounted: mounts can't be looked at")
+    return KernelMounts(run_dir)

@@ -1,0 +1,152 @@
+"""remount and client units: a client's side, for handlers, the timer and people."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from standfast.cli.output import clean, note, print_json
+from standfast.clients.plan import plan_for
+from standfast.clients.remount import Outcome, Remount, parts_of
+from standfast.clients.units import unit_files
+from standfast.clock import Deadline
+from standfast.config.load import config_dir, config_files, load, load_volume
+from standfast.config.model import Config
+from standfast.errors import ConfigError, Refused, StandfastError
+
+log = logging.getLogger(__name__)
+
+UNITS_DIR = Path("/etc/systemd/system")
+DRAIN_S = 2.0
+
+
+def remount(args: argparse.Namespace) -> int:
+    """`standfast remount`: one volume, or all of this node; with --event a handler's, which never
+    fails for what it could not do: the next event or the timer tries again."""
+    by_event = args.event is not None
+    if by_event:
+        from standfast.cli.services import set_up_log
+        from standfast.reconcile import drain
+
+        set_up_log()
+        # The timer has no event on stdin.
+        if args.event != "timer" and sys.stdin is not None and not sys.stdin.closed:
+            drain(sys.stdin.fileno(), Deadline.after(DRAIN_S))
+    code = 0
+    wrong: ConfigError | None = None
+    for config in _configs(args.volume):
+        if isinstance(config, ConfigError):  # the other volumes are looked after all the same
+            wrong = config
+        elif by_event:
+            _by_event(config, args.event)
+        else:
+            code = max(code, _by_hand(config, args.dry_run, args.json))
+    if wrong is not None:
+        raise wrong
+    return code
+
+
+def _configs(volume: str | None) -> Iterator[Config | ConfigError]:
+    if volume is not None:
+        yield load_volume(volume, require_storage=False)
+        return
+    for path in config_files(config_dir()):
+        try:
+            yield load(path, require_storage=False)
+        except ConfigError as error:
+            yield error
+
+
+def _is_pretended(config: Config) -> bool:
+    """The demo's server can't be mounted."""
+    return config.nfs.server == "embedded"
+
+
+def _by_event(config: Config, event: str) -> None:
+    if _is_pretended(config):
+        return
+    try:
+        outcome = Remount(parts_of(config), thorough=event != "timer").run()
+    except (StandfastError, OSError) as error:
+        log.warning("%s: %s", config.volume, error)
+        return
+    decision = outcome.decision
+    if outcome.trouble is not None:
+        log.warning("%s: %s", decision.reason, outcome.trouble)
+    elif event != "timer":
+        log.info("%s: %s", decision.reason, decision.sentence)
+
+
+def _by_hand(config: Config, dry_run: bool, as_json: bool) -> int:
+    if _is_pretended(config):
+        note(f"{config.volume}: the demo's server can't be mounted")
+        return 0
+    run = Remount(parts_of(config))
+    if dry_run:
+        observed, decision = run.decide()
+        outcome = Outcome(decision, plan_for(decision, observed, config))
+    else:
+        try:
+            outcome = run.run()
+        except Refused:
+            raise
+        except OSError as error:
+            raise StandfastError(f"{config.volume}: {error}; run it as root") from error
+    _show(config, outcome, dry_run, as_json)
+    return 0 if outcome.trouble is None else StandfastError.exit_code
+
+
+def _show(config: Config, outcome: Outcome, dry_run: bool, as_json: bool) -> None:
+    decision = outcome.decision
+    if as_json:
+        print_json(
+            {
+                "volume": config.volume,
+                "node": config.node,
+                "dry_run": dry_run,
+                "action": decision.action,
+                "reason": decision.reason,
+                "sentence": decision.sentence,
+                "server": None if decision.server is None else decision.server.address,
+                "epoch": None if decision.server is None else decision.server.epoch,
+                "steps": [asdict(step) for step in outcome.steps],
+                "said": list(outcome.said),
+                "trouble": outcome.trouble,
+            }
+        )
+        return
+    print(clean(f"{config.volume}: {decision.sentence} [{decision.reason}]"))
+    for step in outcome.steps:
+        print(clean(f"  {'would ' if dry_run else ''}{step.says}"))
+    for text in outcome.said:
+        print(clean(f"  {text}"))
+    if outcome.trouble is not None:
+        note(f"standfast: {outcome.trouble}")
+
+
+def units(args: argparse.Namespace) -> int:
+    """`standfast client units`: print the mount and automount unit, or write them."""
+    config = load_volume(args.volume, require_storage=False)
+    files = unit_files(config)
+    if not args.install:
+        for name, text in files.items():
+            print(f"# {UNITS_DIR}/{name}\n{text}")
+        return 0
+    directory = Path(args.dir) if args.dir else UNITS_DIR
+    for name, text in files.items():
+        path = directory / name
+        same = path.exists() and path.read_text() == text
+        if not same and not args.dry_run:
+            path.write_text(text)
+        done = "is there already" if same else "would be written" if args.dry_run else "written"
+        print(f"{path}: {done}")
+    mount, automount = files
+    note(
+        f"now: systemctl daemon-reload && systemctl enable --now {automount}   "
+        f"(or {mount}, to have it mounted all the time)"
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""The clients' room: a mount follows the volume from server to server."""

@@ -1,0 +1,109 @@
+"""Who has to be told that the mount is another one: services, commands, and whoever adds a hook.
+
+Invariant: nothing here fails the remount. What didn't work is a sentence in what is returned; the
+mount is right already.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from standfast.clients.ports import MountUnits
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.lease.files import read_json, write_atomically
+from standfast.run import run
+
+log = logging.getLogger(__name__)
+
+STOPPED = "stopped.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the path shows now."""
+
+    volume: str
+    path: Path
+    address: str
+    """Of the server; this node's own when it is the primary."""
+    epoch: int
+
+
+Hook = Callable[[Config, Change, Deadline], Sequence[str]]
+"""Sees to one kind of users (allocations of a scheduler, say); returns what it did, in sentences.
+StandfastError is logged like any other sentence."""
+
+HOOKS: list[Hook] = []
+
+
+def note_stopped(run_dir: Path, units: Sequence[str]) -> None:
+    """Services that are stopped along with the primary's bind mount; they are started again when
+    the path shows the volume again."""
+    known = {*stopped(run_dir), *units}
+    if known:
+        write_atomically(run_dir / STOPPED, json.dumps({"v": 1, "units": sorted(known)}))
+
+
+def stopped(run_dir: Path) -> tuple[str, ...]:
+    """Those; none when the file is unusable: starting services is no matter of safety."""
+    try:
+        doc = read_json(run_dir / STOPPED) or {}
+    except StandfastError as error:
+        log.warning("%s", error)
+        return ()
+    units = doc.get("units", [])
+    return tuple(u for u in units if isinstance(u, str)) if isinstance(units, list) else ()
+
+
+def restart(config: Config, units: MountUnits) -> Sequence[str]:
+    """Restart those that depend on the path, and start those that were stopped with it."""
+    client, path = config.client, config.paths.bind
+    before = stopped(config.run_dir)
+    said = []
+    try:
+        found = units.dependants(path) if client.restart_dependants else ()
+        active = units.active(client.restart_units)
+        wanted = tuple(dict.fromkeys([*before, *found, *active]))
+        if wanted:
+            units.restart(wanted, Deadline.after(client.command_timeout))
+            said.append(f"restarted {', '.join(wanted)}")
+    except StandfastError as error:
+        said.append(f"services that use {path} may not have been restarted: {error}")
+    # Once tried, a service that doesn't start is the service manager's and its operator's.
+    (config.run_dir / STOPPED).unlink(missing_ok=True)
+    return said
+
+
+def run_commands(config: Config, change: Change) -> Sequence[str]:
+    """client.on_change, one after the other."""
+    env = {
+        "STANDFAST_VOLUME": change.volume,
+        "STANDFAST_PATH": str(change.path),
+        "STANDFAST_ADDRESS": change.address,
+        "STANDFAST_EPOCH": str(change.epoch),
+    }
+    said = []
+    for command in config.client.on_change:
+        deadline = Deadline.after(config.client.command_timeout)
+        try:
+            run(["sh", "-c", command], deadline=deadline, op="on-change", env=env)
+            said.append(f"ran {command!r}")
+        except StandfastError as error:
+            said.append(f"client.on_change {command!r} failed: {error}")
+    return said
+
+
+def call_hooks(config: Config, change: Change) -> Sequence[str]:
+    said: list[str] = []
+    for hook in HOOKS:
+        try:
+            said += hook(config, change, Deadline.after(config.client.command_timeout))
+        except StandfastError as error:
+            said.append(str(error))
+    return said

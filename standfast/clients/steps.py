@@ -1,0 +1,180 @@
+"""One function for each step of a client's plan. Each can be repeated; each has a deadline.
+
+Invariant: nothing here decides. What is unmounted is looked at once more right before: only NFS
+mounts of the volume go, never the automount below them or what somebody else put there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from standfast.adapters.mounts import nfs_source
+from standfast.clients import dependants, notes
+from standfast.clients.decide import Decision
+from standfast.clients.mountinfo import Mount, canonical, elsewhere, mounted_at, stack_at
+from standfast.clients.observed import Answer, Note, Observed, Server
+from standfast.clients.plan import Do, Step
+from standfast.clients.ports import Mounts, MountUnits, Processes, Use
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+
+log = logging.getLogger(__name__)
+
+# More mounts on top of each other than this are somebody's loop.
+MOST_LAYERS = 16
+# retry=0: mount.nfs would go on for 2 min with the address that it began with.
+ALWAYS = "retry=0"
+
+
+@dataclass(slots=True)
+class Steps:
+    """The steps of one plan on this machine; `said` is for the journal and the command line."""
+
+    config: Config
+    decision: Decision
+    observed: Observed
+    mounts: Mounts
+    units: MountUnits
+    processes: Processes
+    still_client: Callable[[], bool]
+    """False when this node has a role by now."""
+    said: list[str] = field(default_factory=list)
+    users: tuple[Use, ...] = ()
+
+    def table(self) -> Mapping[Do, Callable[[Step], None]]:
+        return {
+            Do.LIST_USERS: lambda _: self.list_users(),
+            Do.LET_GO: lambda _: self.let_go(),
+            Do.MOUNT: lambda _: self.mount(),
+            Do.END_MOUNTING: lambda _: self.units.end_mounting(self._path, self._deadline()),
+            Do.VERIFY: lambda _: self.verify(),
+            Do.NOTE: lambda _: self.note(),
+            Do.REBIND: lambda step: self.rebind(Path(step.target)),
+            Do.RESTART: lambda _: self.said.extend(dependants.restart(self.config, self.units)),
+            Do.ON_CHANGE: lambda _: self.said.extend(
+                dependants.run_commands(self.config, self._change())
+            ),
+            Do.HOOKS: lambda _: self.said.extend(
+                dependants.call_hooks(self.config, self._change())
+            ),
+        }
+
+    @property
+    def _path(self) -> Path:
+        return self.config.paths.bind
+
+    def _deadline(self) -> Deadline:
+        return Deadline.after(self.config.client.mount_timeout)
+
+    def _server(self) -> Server:
+        if self.decision.server is None:
+            raise StandfastError(f"there is no server to mount {self._path} from")
+        return self.decision.server
+
+    def _change(self) -> dependants.Change:
+        server, config = self.decision.server, self.config
+        address = config.me.address if server is None else server.address
+        epoch = 0 if server is None else server.epoch
+        return dependants.Change(config.volume, self._path, address, epoch)
+
+    def _top(self) -> Mount | None:
+        return mounted_at(self.mounts.here(), self._path)
+
+    def list_users(self) -> None:
+        """Before the mount goes: its files show no path afterwards."""
+        ids = {one.id for one in self.observed.stack if one.is_nfs}
+        self.users = tuple(self.processes.users(self._path, ids))
+        for use in self.users:
+            who = f"{use.name} (pid {use.pid}{f', {use.unit}' if use.unit else ''})"
+            self.said.append(f"{who} has {use.target} of the old mount open: restart it")
+
+    def let_go(self) -> None:
+        """Every NFS mount at the path, from the top; nothing else."""
+        for _ in range(MOST_LAYERS):
+            top = self._top()
+            if top is None or not top.is_nfs:
+                return
+            if self.decision.server is not None:
+                gone = [one for one in stack_at(self.mounts.here(), self._path) if one.is_nfs]
+                notes.note_let_go(self.config.run_dir, gone)
+            self.mounts.let_go(self._path, self._deadline())
+        raise StandfastError(f"more than {MOST_LAYERS} mounts lie on top of each other at {top}")
+
+    def mount(self) -> None:
+        """By the address that Consul names, not by DNS, which may be late or away."""
+        server, top = self._server(), self._top()
+        if top is not None and top.is_nfs:
+            if canonical(top.address or "") in server.addresses:
+                return  # an automount was quicker
+            self.let_go()
+        if self._top() is None:
+            self._path.mkdir(parents=True, exist_ok=True)
+        # Sorted, so that each attempt has the same one of several; IPv4 before IPv6.
+        address = min(server.addresses, key=lambda text: (":" in text, text))
+        source = nfs_source(address, self.config.paths.live)
+        self.mounts.mount(source, self._path, self._options(), self._deadline())
+        if not self.still_client():
+            # Promoted meanwhile: the agent's bind mount has to be what is seen.
+            self.let_go()
+            raise StandfastError(f"this node has the role now: {self._path} is the agent's")
+
+    def _options(self) -> str:
+        options = self.units.options(self._path) or self.config.client.options
+        words = [word for word in options.split(",") if word != ALWAYS]
+        if self.config.nfs.port != 2049 and not any(w.startswith("port=") for w in words):
+            words.append(f"port={self.config.nfs.port}")
+        return ",".join([*words, ALWAYS])
+
+    def verify(self) -> None:
+        server, top = self._server(), self._top()
+        if top is None or not top.is_nfs or canonical(top.address or "") not in server.addresses:
+            what = "nothing" if top is None else f"{top.kind} {top.source}"
+            raise StandfastError(
+                f"{self._path} was mounted from {server.address}, and {what} is what is seen there"
+            )
+        deadline = Deadline.after(self.config.client.probe_timeout)
+        answer, detail = self.mounts.probe(self._path, deadline)
+        if answer is not Answer.ANSWERS:
+            raise StandfastError(
+                f"{self._path} is mounted from {server.address} and {answer} ({detail})"
+            )
+
+    def note(self) -> None:
+        top, server = self._top(), self.decision.server
+        if top is None or (server is not None) != top.is_nfs:
+            return  # somebody has changed it again: the next look sees to it
+        if server is None:
+            note = Note("bind", "", None, 0, top.id, top.device)
+        else:
+            address = top.address or server.address
+            note = Note("nfs", address, server.fsid, server.epoch, top.id, top.device)
+        notes.save(self.config.run_dir, note)
+
+    def rebind(self, target: Path) -> None:
+        """Another mount of a part of the volume; what failed doesn't keep the others from it."""
+        try:
+            self._rebind(target)
+            self.said.append(f"made the bind mount at {target} again")
+        except StandfastError as error:
+            self.said.append(f"the bind mount at {target} still shows the old server: {error}")
+
+    def _rebind(self, target: Path) -> None:
+        current = self._top()
+        export = str(self.config.paths.live)
+        layers = stack_at(elsewhere(self.mounts.here(), self._path, export), target)
+        if current is None or not current.is_nfs or not layers:
+            return
+        inside = Path(layers[-1].root)
+        base = Path(current.root)
+        if not inside.is_relative_to(base):
+            raise StandfastError(f"it shows {inside}, which is no part of {self._path}")
+        for _ in layers:
+            top = mounted_at(self.mounts.here(), target)
+            if top is None or not top.is_nfs:
+                break
+            self.mounts.let_go(target, self._deadline())
+        self.mounts.bind(self._path / inside.relative_to(base), target, self._deadline())

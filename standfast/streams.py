@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from signal import SIGPIPE
 from typing import Self
 
-from standfast.clock import Deadline
+from standfast.clock import Deadline, monotonic
 from standfast.errors import CommandFailed, TimedOut
 from standfast.run import TAIL_BYTES, Child, Completed, announce, failure, kill_group, spawn
 
@@ -23,6 +23,7 @@ _SPLICE_BYTES = 1024 * 1024
 _LIMITED_PIECE_S = 0.05
 # A stage killed by SIGPIPE is mostly the echo of another's failure, which this long is awaited.
 _SIGPIPE_GRACE_S = 1.0
+_LOOK_UP_S = 1.0
 
 
 def pipeline(
@@ -35,14 +36,17 @@ def pipeline(
     stall_s: float | None = None,
     limit_bytes_s: float | None = None,
     on_bytes: Callable[[int], None] | None = None,
+    give_up: Callable[[float], str | None] | None = None,
 ) -> int:
     """Run stages connected by pipes; the number of bytes that passed the meter.
 
     The first stage may read from the descriptor `stdin`, the last write to `stdout`; both stay
     open here. The meter sits at the `stdin` that was given, or else at the `stdout`, or else after
     the first stage: it counts, `on_bytes` gets the length of each piece, and no more than
-    `limit_bytes_s` pass. Raises CommandFailed naming the stage that failed, TimedOut at the
-    deadline or when nothing passed the meter for `stall_s` seconds.
+    `limit_bytes_s` pass. While nothing passes, `give_up` is asked every second, with the seconds
+    since the last piece: a text is the reason to end. Raises CommandFailed naming the stage that
+    failed, TimedOut at the deadline, when nothing passed the meter for `stall_s` seconds, or with
+    that reason.
     """
     for stage in stages:
         announce(op, stage)
@@ -50,13 +54,18 @@ def pipeline(
     with _Descriptors() as fds, _Stages(op, fds) as running:
         meter = _start(stages, (stdin, stdout), running, fds, limit_bytes_s)
         stalled = deadline if stall_s is None else deadline.within(stall_s)
+        last = monotonic()
+        at_most_s = None if give_up is None else _LOOK_UP_S
         while meter.open or running.alive:
-            _wait(op, running, meter, stalled if meter.open else deadline)
+            _wait(op, running, meter, stalled if meter.open else deadline, at_most_s)
             moved = meter.step()
             if moved:
+                last = monotonic()
                 stalled = deadline if stall_s is None else deadline.within(stall_s)
                 if on_bytes is not None:
                     on_bytes(moved)
+            elif give_up is not None and meter.open and (why := give_up(monotonic() - last)):
+                raise TimedOut(f"{op}: {why}, killed after {meter.moved} bytes")
             running.look()
         if meter.broken:
             raise CommandFailed(
@@ -220,8 +229,10 @@ def _start(
     return _Meter(source, sink, fds, limit_bytes_s)
 
 
-def _wait(op: str, running: _Stages, meter: _Meter, limit: Deadline) -> None:
-    """Until something happens; TimedOut when the time for that is over."""
+def _wait(
+    op: str, running: _Stages, meter: _Meter, limit: Deadline, at_most_s: float | None
+) -> None:
+    """Until something happens or `at_most_s` passed; TimedOut when the time for it is over."""
     if limit.expired:
         raise TimedOut(
             f"{op}: {running.names} stalled or took too long, killed after {meter.moved} bytes"
@@ -230,6 +241,8 @@ def _wait(op: str, running: _Stages, meter: _Meter, limit: Deadline) -> None:
         for pidfd in running.alive:
             selector.register(pidfd, selectors.EVENT_READ)
         patience_s = running.patience(limit).remaining_s()
+        if at_most_s is not None:
+            patience_s = min(patience_s, at_most_s)
         if meter.open and meter.rests.expired:
             selector.register(*meter.waits_for)
         elif meter.open:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import select
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 
 LINE_TIMEOUT_S = 60.0
 """For the next line of the sender (it may have to take a snapshot in between)."""
+STANDSTILL_S = 3.0
+"""A stream in which nothing moved for this long gives way to another sender."""
+TURN_S = STANDSTILL_S + 3.0
+"""So long another sender waits for that, and for what the first one leaves to clean up."""
 UNZSTD = ("zstd", "-q", "-d", "-c")
 
 
@@ -83,9 +87,35 @@ class _Receiver:
         if hello.purpose is wire.Purpose.ASK:
             self._answer(deadline)
             return
-        lock = self.config.run_dir / "receive.lock"
-        with exclusive(lock, f"another receive of {self.config.volume}"):
+        with self._turn():
             self._take_one(deadline)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One receive at a time; Refused (busy) while another one's stream moves.
+
+        One whose stream stands still gives way to whoever waits: a sender holds a lock of its own,
+        so the other one's is dead or not primary any more, which nobody told its connection.
+        """
+        what = f"another receive of {self.config.volume}"
+        with contextlib.ExitStack() as stack:
+            with exclusive(self._waiting, what, Deadline.after(TURN_S)):
+                lock = self.config.run_dir / "receive.lock"
+                stack.enter_context(exclusive(lock, what, Deadline.after(TURN_S)))
+            yield
+
+    @property
+    def _waiting(self) -> Path:
+        return self.config.run_dir / "receive.next"
+
+    def _give_way(self, idle_s: float) -> str | None:
+        if idle_s < STANDSTILL_S:
+            return None
+        from standfast.local_view import is_locked
+
+        if not is_locked(self._waiting):
+            return None
+        return f"nothing came for {idle_s:.0f} s, and another sender waits"
 
     # Questions
 
@@ -151,7 +181,14 @@ class _Receiver:
         stages = [*grow, self.store.receive_argv(staging)]
         stall_s = self.config.replication.stall_timeout
         try:
-            pipeline(stages, deadline=deadline, op="receive", stdin=self.stdin_fd, stall_s=stall_s)
+            pipeline(
+                stages,
+                deadline=deadline,
+                op="receive",
+                stdin=self.stdin_fd,
+                stall_s=stall_s,
+                give_up=self._give_way,
+            )
         except CommandFailed as error:
             raise Refused(self._why(), str(error)) from error
 

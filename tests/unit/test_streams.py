@@ -128,6 +128,37 @@ def test_a_reader_that_does_not_read_is_a_stall_too() -> None:
         pipeline([["cat", "/dev/zero"], ["sleep", "60"]], deadline=soon(60), op="t", stall_s=0.3)
 
 
+def test_a_stream_that_stands_still_is_given_up_for_a_reason() -> None:
+    asked: list[float] = []
+
+    def give_up(idle_s: float) -> str | None:
+        asked.append(idle_s)
+        return "somebody else waits" if idle_s > 0.5 else None
+
+    before = monotonic()
+    with pytest.raises(TimedOut, match="t: somebody else waits, killed after 2 bytes"):
+        pipeline(
+            [shell("echo x; sleep 60"), ["cat"]],
+            deadline=soon(60),
+            op="t",
+            stall_s=50,
+            give_up=give_up,
+        )
+    assert monotonic() - before < 30
+    assert max(asked) > 0.5
+
+
+def test_a_stream_that_moves_is_never_given_up() -> None:
+    slow = shell("for i in 1 2 3 4 5 6 7 8; do echo x; sleep 0.2; done")
+    moved = pipeline(
+        [slow, ["cat"]],
+        deadline=soon(),
+        op="t",
+        give_up=lambda idle_s: "it stands still" if idle_s > 1.0 else None,
+    )
+    assert moved == 16
+
+
 def test_work_after_the_last_byte_is_no_stall() -> None:
     pipeline([["echo", "x"], shell("cat; sleep 0.6")], deadline=soon(), op="t", stall_s=0.2)
 

@@ -235,6 +235,10 @@ class Image:
         self.write("etc/resolv.conf", "")
         self.write("etc/environment", "")
         self.write("etc/systemd/journald.conf.d/lab.conf", JOURNALD)
+        # The shell runs these before a forced command, and the host's (pyenv's, say) may wait for
+        # a lock that a killed session left behind.
+        for name in (".bashrc", ".bash_profile", ".bash_login", ".profile"):
+            self.write(f"root/{name}", "")
         # A locked root account would make sshd refuse the key.
         shadow = Path("/etc/shadow").read_text().splitlines()
         lines = ["root:*:19000:0:99999:7:::", *(ln for ln in shadow if ln.split(":")[0] != "root")]

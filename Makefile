@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lab check bench clean
+.PHONY: help venv demo test lab check bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -46,10 +46,17 @@ lab: $(READY) ## the container lab alone (root): three nodes with real parts
 check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules
 	@tests/tools/static-checks
 
-bench: $(READY) ## what the guard and (root) the lab's parts take, in milliseconds
+bench: $(READY) ## what the guard and (root) replication and the lab's parts take
 	@$(VENV)/bin/python -m tests.bench_guard
-	@if [[ $$(id -u) == 0 ]]; then $(VENV)/bin/python -m tests.lab.bench; \
-	  else echo "make bench: LEFT OUT: the lab's parts, which need root: sudo make bench"; fi
+	@if [[ $$(id -u) == 0 ]]; then $(VENV)/bin/python -m tests.bench_replication; \
+	  $(VENV)/bin/python -m tests.lab.bench; \
+	  else echo "make bench: LEFT OUT: replication and the lab's parts, which need root:" \
+	    "sudo make bench"; fi
+
+# Not ?=: a shell may export a SECONDS of its own.
+soak: SOAK_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)
+soak: $(READY) ## replication under a steady write load (root): make soak SECONDS=600
+	@$(VENV)/bin/python -m tests.soak_replication --seconds $(SOAK_SECONDS)
 
 clean: ## everything made by the targets above
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,177 @@
+"""Replication between real machines: ssh, its forced command, timers, cuts and failovers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab.cluster import FAST, Cluster
+from tests.lab.figures import note
+from tests.lab.lab import Lab
+from tests.lab.node import Node
+from tests.lab.replication import (
+    HEALS,
+    cut_in_mid_stream,
+    progress,
+    published,
+    ssh,
+    wait_for_success,
+)
+
+TREE_MIB = 64
+"""What a full send would carry at least."""
+LITTLE = 40 * 2**20
+"""No increment of these tests carries more, in bytes."""
+INTERVAL_S = 3.0
+# Seconds of work for the receiving end, and more behind them than all buffers on the way hold.
+MANY = (
+    "make() { mkdir /persist/services/$1; cd /persist/services/$1;"
+    " seq 10000000 10004999 | split -l 1 -a 4 -; head -c 24M /dev/urandom >zz; }; make"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(lab_factory: Callable[..., Lab]) -> Iterator[Cluster]:
+    lab = lab_factory()
+    made = Cluster(lab, FAST, extra="min_reign = 0\nfailover_after = 6")
+    made.install()
+    made.begin()
+    made["n1"].sh(f"head -c {TREE_MIB}M /dev/urandom >/persist/services/big; sync")
+    made.wait_until_replicated("n1")
+    yield made
+    lab.close()
+
+
+def roles(cluster: Cluster) -> tuple[str, str, str]:
+    """The primary, and two standbys."""
+    primary = cluster.primary()
+    one, other = (node.name for node in cluster.lab if node.name != primary)
+    return primary, one, other
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["touch /root/stolen; id"],
+        ["standfast receive data-services; id"],
+        ["standfast", "receive", "other"],
+        ["scp", "-t", "/root/stolen"],
+    ],
+    ids=" ".join,
+)
+def test_the_replication_key_runs_nothing_but_receive(cluster: Cluster, words: list[str]) -> None:
+    primary, standby, _ = roles(cluster)
+    status, said = ssh(cluster[primary], cluster[standby], *words)
+    assert status != 0
+    assert "uid=" not in said
+    assert "this key may only run `standfast receive data-services`" in said
+    assert cluster[standby].run("test", "-e", "/root/stolen", check=False).returncode == 1
+
+
+def test_the_replication_key_opens_neither_a_terminal_nor_a_tunnel(cluster: Cluster) -> None:
+    primary, standby, _ = roles(cluster)
+    sender, to = cluster[primary], cluster[standby]
+    status, said = ssh(sender, to, "id", options=("-tt",))
+    assert status != 0
+    assert "PTY allocation request failed" in said
+    status, said = ssh(sender, to, options=("-W", "127.0.0.1:8500"))
+    assert status != 0
+    assert "administratively prohibited" in said
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", ["killed", "dropped"])
+def test_a_connection_cut_in_mid_stream_is_made_good_by_the_next_cycle(
+    cluster: Cluster, how: str
+) -> None:
+    primary, standby, _ = roles(cluster)
+    sender, node = cluster[primary], cluster[standby]
+    before = progress(sender, standby)
+    sender.sh(f"{MANY} {how}")
+    cut_in_mid_stream(node, how)
+    cut, there = time.monotonic(), published(node)
+    failed = sender.wait_for(
+        lambda: found if (found := progress(sender, standby)).failures > before.failures else None,
+        60.0,
+        "the cut is noticed",
+    )
+    assert failed is not None
+    noticed_s = time.monotonic() - cut
+    assert published(node) == there, "something was published after the cut"
+    node.sh(HEALS[how])
+    healed = time.monotonic()
+    after = wait_for_success(cluster, primary, standby, more_than=failed.successes)
+    note(
+        f"ssh {how} in mid-stream: noticed after {noticed_s:.1f} s, replicated again "
+        f"{time.monotonic() - healed:.1f} s after the way was free"
+    )
+    assert after.sent_bytes - before.sent_bytes < LITTLE
+    newest = f"/persist/services-standby/{published(node)[-1]}"
+    assert summed(sender, f"/persist/services/{how}") == summed(node, f"{newest}/{how}")
+
+
+def summed(node: Node, path: str) -> str:
+    """One sum of all files below a directory."""
+    return node.sh(f"cd {path}; ls | wc -l; cat * | sha256sum")
+
+
+@pytest.mark.parametrize("how", ["frozen", "power cut"])
+def test_a_standby_that_is_away_delays_nobody_and_catches_up_by_itself(
+    cluster: Cluster, how: str
+) -> None:
+    primary, away, other = roles(cluster)
+    sender, node = cluster[primary], cluster[away]
+    before, gone = progress(sender, other), progress(sender, away)
+    (node.power_cut if how == "power cut" else node.freeze)()
+    sender.sh(f"echo {how} >/persist/services/meanwhile; sync")
+    done = wait_for_success(cluster, primary, other, more_than=before.successes + 2)
+    assert done.failures == before.failures
+    if how == "frozen":  # nothing answers, and nothing says so: each cycle there takes its time
+        tried = progress(sender, away).failures - gone.failures
+        assert done.successes - before.successes > tried + 1, "they wait for each other"
+    back = progress(sender, away)
+    returned = time.monotonic()
+    if how == "power cut":
+        node.boot()
+    else:
+        node.thaw()
+    after = wait_for_success(cluster, primary, away, more_than=back.successes, timeout_s=60.0)
+    note(f"{how} standby: caught up {time.monotonic() - returned:.1f} s after its return")
+    assert after.sent_bytes - gone.sent_bytes < LITTLE
+    there = "cat $(ls -d /persist/services-standby/services@* | tail -n 1)/meanwhile"
+    node.wait_for(lambda: how in node.sh(there, check=False), 30.0, "what was written meanwhile")
+
+
+@pytest.mark.timeout(180)
+def test_after_a_failover_nobody_needs_everything_sent_again(cluster: Cluster) -> None:
+    old = cluster.primary()
+    cluster.wait_for_voters()
+    cluster[old].sh(f"{MANY} lost")
+    # In mid-stream, so that the standbys' ends of the connections are left hanging.
+    cut_in_mid_stream(next(n for n in cluster.lab if n.name != old), "not")
+    cluster[old].power_cut()
+    cluster.lab.wait_for(lambda: cluster.primary() not in ("", old), 60.0, "a new primary", 0.2)
+    new = cluster.primary()
+    other = next(node.name for node in cluster.lab if node.name not in (old, new))
+    sender = cluster[new]
+    gone = sender.run("test", "-e", "/persist/services/lost/zz", check=False)
+    assert gone.returncode == 1, "it was no cut in mid-stream"
+    took_over = time.monotonic()
+    before = progress(sender, other), progress(sender, old)
+    done = wait_for_success(cluster, new, other, more_than=before[0].successes)
+    note(f"failover: the other standby has the new reign's data {time.monotonic() - took_over:.1f} "
+         f"s later, {done.sent_bytes - before[0].sent_bytes} bytes sent")  # fmt: skip
+    assert done.sent_bytes - before[0].sent_bytes < LITTLE
+    cluster.lab.boot([cluster[old]])
+    cluster.wait_for_role(old, "standby")
+    back = wait_for_success(cluster, new, old, more_than=before[1].successes, timeout_s=60.0)
+    assert back.sent_bytes - before[1].sent_bytes < LITTLE
+    shown = json.loads(cluster[old].run("standfast", "snapshots", "--json").stdout)
+    assert [kept for kept in shown["kept_aside"] if ".diverged-" in kept["path"]], shown
+    assert back.snapshot in [one["name"] for one in shown["snapshots"]]
+    listed = json.loads(sender.run("standfast", "standby", "list", "--json").stdout)["standbys"]
+    epochs = {item["node"]: item["epoch"] for item in listed if item["snapshot"]}
+    assert {epochs[other], epochs[old]} == {cluster.epoch(new)}

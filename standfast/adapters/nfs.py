@@ -74,6 +74,25 @@ class KernelNfs:
         if self.is_running():
             self._refresh()
             self._release_file_system()
+        elif self._may_be_listed():
+            # After a power cut the table is still there, and a server started by hand, without
+            # the unit's `exportfs -r`, would export by it.
+            run(["exportfs", "-r"], deadline=Deadline.after(COMMAND_S), op="exportfs:refresh")
+
+    def _may_be_listed(self) -> bool:
+        try:
+            return bool(self._listed())
+        except OSError:
+            return True
+
+    def _listed(self) -> list[str]:
+        """The volume's lines in the table of exports; none when there is no table."""
+        live = escaped(self._config.paths.live)
+        try:
+            lines = self._exported.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [line for line in lines if line.split()[:1] == [live]]
 
     def _refresh(self) -> None:
         for option in ("-r", "-f"):
@@ -136,10 +155,9 @@ class KernelNfs:
         live = self._config.paths.live
         try:
             wanted = re.search(r"fsid=([0-9a-fA-F-]+)", self._file.read_text())
-            exported = self._exported.read_text()
+            lines = self._listed()
         except OSError as error:
             return f"the exports can't be read: {error}"
-        lines = [line for line in exported.splitlines() if line.split()[:1] == [escaped(live)]]
         if not lines:
             return f"{live} is not exported (`exportfs -v` doesn't list it)"
         if wanted is None or not all(f"fsid={wanted[1]}" in line for line in lines):

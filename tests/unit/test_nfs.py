@@ -130,6 +130,16 @@ def test_a_running_server_is_told_of_an_export_and_of_its_end(host: Host, config
     host.nfs.unexport()
 
 
+def test_what_a_power_cut_left_among_the_exports_goes(host: Host, config: Config) -> None:
+    live = str(config.paths.live).replace(" ", "\\040")
+    (host.directory / "etab").write_text(f"/else\tc9(rw)\n{live}\tc9(rw,fsid={FSID})\n")
+    host.nfs.unexport()
+    assert host.calls == ["exportfs -r"]
+    (host.directory / "etab").unlink()
+    host.nfs.unexport()
+    assert host.calls == ["exportfs -r"]
+
+
 def test_paths_are_escaped_as_exports_wants_them() -> None:
     assert escaped(Path('/a b/#c/"d')) == "/a\\040b/\\043c/\\042d"
 

@@ -2,14 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lab check bench soak clean
+.PHONY: help venv demo test lab kernel-lab check bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 venv: $(READY) ## the virtual environment with the locked dependencies
 
@@ -42,6 +42,14 @@ lab: $(READY) ## the container lab alone (root): three nodes with real parts
 	fi
 	@tests/tools/lab-packages
 	@$(VENV)/bin/pytest tests/lab
+
+kernel-lab: $(READY) ## the kernel lab alone (root): three machines with real kernels and NFS
+	@if [[ $$(id -u) != 0 ]]; then \
+	  echo "make kernel-lab: needs root for tap devices, network namespaces and cgroups:" \
+	    "sudo make kernel-lab" >&2; exit 1; \
+	fi
+	@tests/tools/lab-packages
+	@$(VENV)/bin/pytest tests/kernel_lab
 
 check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules
 	@tests/tools/static-checks

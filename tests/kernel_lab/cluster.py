@@ -95,7 +95,12 @@ class Cluster:
         """n1 becomes the first primary, and every standby has a snapshot."""
         self[PRIMARY].run("btrfs", "subvolume", "create", EXPORT)
         self.standfast(PRIMARY, "promote", timeout_s=120)
-        self.wait_until_replicated(PRIMARY)
+        self.lab.wait_for(
+            lambda: all(s["age_s"] is not None for s in self.status(PRIMARY)["standbys"]),
+            120.0,
+            "every standby has a snapshot",
+            interval_s=1.0,
+        )
 
     # -- the product's own words ---------------------------------------------------------
 

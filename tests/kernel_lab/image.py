@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -151,7 +150,8 @@ def base_image() -> Path:
     with _alone():
         if not image.exists():
             _build(image, consul)
-        os.utime(image)
+        # Not the image itself: the nodes' layers refuse a base whose time has changed.
+        image.with_suffix(".used").touch()
     return image
 
 
@@ -176,10 +176,11 @@ def _alone() -> Iterator[None]:
 
 
 def _build(image: Path, consul: Path) -> None:
-    for old in CACHE.glob("base-*.ext4"):
-        # Another checkout's run may boot from it; nobody does after a day.
-        if time.time() - old.stat().st_mtime > KEEP_S:
-            old.unlink()
+    for used in CACHE.glob("base-*.used"):
+        # A run that goes on may boot from it; nobody does after a day.
+        if time.time() - used.stat().st_mtime > KEEP_S:
+            used.with_suffix(".ext4").unlink(missing_ok=True)
+            used.unlink()
     debs = CACHE / "debs"
     debs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build.", dir=CACHE) as directory:

@@ -26,8 +26,8 @@ KINDS = (*WRITERS, "reader", "walk")
 # mount namespace of its own, where what is mounted outside later doesn't show: as in a container.
 _SCRIPTS = {
     "bound": 'mkdir -p "$1" "$2" && mount --bind "$1" "$2" && shift 2 && exec "$@"',
-    "contained": 'mkdir -p "$1" "$2" && shift 2 && exec unshare -m --propagation private '
-    '/bin/sh -c \'mount --bind "$1" "$2" && shift 2 && exec "$@"\' sh "$0" "$@"',
+    "contained": 'mkdir -p "$1" "$2" && exec unshare -m --propagation private '
+    '/bin/sh -c \'mount --bind "$1" "$2" && shift 2 && exec "$@"\' sh "$@"',
 }
 
 
@@ -43,6 +43,12 @@ class Event:
     error: str
     """The errno's name: ESTALE, EIO, ..."""
     text: str
+    """What was read or counted; of a write the file's device, major:minor."""
+
+    @property
+    def on_volume(self) -> bool:
+        """Whether it was written to NFS or btrfs, and not below an empty mount point."""
+        return self.text.startswith("0:")
 
 
 class Workload:
@@ -73,8 +79,17 @@ class Workload:
         return found
 
     def done(self, after_s: float = 0.0) -> list[Event]:
-        """What succeeded after a host's monotonic time; of a writer: the acknowledged records."""
-        return [e for e in self.events() if e.event == "ok" and e.t_s >= after_s]
+        """What succeeded after a host's monotonic time; of a writer: the acknowledged records.
+
+        What a path-based writer wrote while nothing was mounted, on the node's own root, is no
+        success.
+        """
+        elsewhere = self.kind in WRITERS
+        return [
+            e
+            for e in self.events()
+            if e.event == "ok" and e.t_s >= after_s and (e.on_volume or not elsewhere)
+        ]
 
     def errors(self, after_s: float = 0.0) -> list[Event]:
         """What failed after a host's monotonic time."""
@@ -143,7 +158,7 @@ def start(
     doing = "reopened" if kind == "bound" else "kept_open" if kind == "contained" else kind
     argv = ["/usr/bin/python3", "-ISu", PROGRAM, doing, inside, name, str(interval_s)]
     if kind in _SCRIPTS:
-        argv = ["/bin/sh", "-c", _SCRIPTS[kind], subdirectory, subdirectory, inside, *argv]
+        argv = ["/bin/sh", "-c", _SCRIPTS[kind], "sh", subdirectory, inside, *argv]
     log = f"{LOGS}/{kind}.log"
     node.sh(f"mkdir -p {LOGS}; rm -f {log}")
     pid = node.control.detach(argv, log)

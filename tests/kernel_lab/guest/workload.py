@@ -2,10 +2,10 @@
 
     workload.py KIND DIRECTORY NAME INTERVAL_S
 
-One line of JSON per action on standard output: {t, kind, event, seq, took, error, text}. `t` is the
+One line of JSON per action on standard output: {t, event, seq, took, error, text}. `t` is the
 node's CLOCK_BOOTTIME when the action ended, `took` seconds. `ok` for a write means that fsync came
-back: the record was acknowledged. `begin` comes first, and `start` before an action (so a hanging
-one shows as a start without an end).
+back: the record was acknowledged; its text is the file's device (`major:minor`). `begin` comes
+first, and `start` before an action (so a hanging one shows as a start without an end).
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def opened(path: str, flags: int) -> Iterator[int]:
 def write(descriptor: int, seq: int) -> str:
     os.pwrite(descriptor, record(seq), seq * RECORD_BYTES)
     os.fsync(descriptor)
-    return ""
+    # Where nothing is mounted, a path leads to the node's own root: that's no acknowledgement.
+    device = os.fstat(descriptor).st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def kept_open(path: str) -> Callable[[int], str]:

@@ -8,12 +8,14 @@ is asked.
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPMessage
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NoReturn, TypeVar
-
-import consul.base  # noqa: TID251 - the gateway's own half
 
 from standfast.adapters.transport import Endpoint, Failure, Request, TransportError, exchange
 from standfast.clock import Deadline, monotonic
@@ -39,7 +41,28 @@ NEXT_STEP: dict[type[ConsulError], str] = {
     ConsulTimedOut: "Check whether the Consul agent hangs, and the network to it.",
     ConsulUnreachable: "Check that the Consul agent runs there and listens on this address.",
 }
-base: Any = consul.base  # python-consul2 or py-consul: neither has types that hold
+
+
+def _library() -> Any:
+    """`consul.base` of python-consul2 or py-consul: neither has types that hold.
+
+    The package itself would import its own HTTP client with `requests`, which costs every start
+    of a command 50 ms (receive's is waited for in each cycle), and is never used: see `_Http`.
+    """
+    spec = find_spec("consul")
+    if "consul" in sys.modules or spec is None or spec.submodule_search_locations is None:
+        return import_module("consul.base")
+    package = ModuleType("consul")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["consul"] = package
+    try:
+        return import_module("consul.base")
+    finally:
+        for name in [one for one in sys.modules if one.split(".")[0] == "consul"]:
+            del sys.modules[name]  # whoever imports the package gets a whole one
+
+
+base: Any = _library()
 # 5xx texts after which Consul's source shows that a write never reached the log of Raft.
 _NOTHING_APPLIED = ("No cluster leader", "No known Consul servers")
 DENIED = ("Permission denied", "ACL not found")

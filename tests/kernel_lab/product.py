@@ -13,6 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from tests.kernel_lab.image import CHECKOUT
 from tests.lab.host import LabError, sh
 
@@ -48,11 +51,9 @@ def _dependencies(name: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        for requirement in importlib.metadata.requires(name) or []:
-            if "extra ==" not in requirement:
-                match = re.match(r"[\w.-]+", requirement)
-                assert match is not None
-                todo.append(re.sub(r"[-_.]+", "-", match[0]).lower())
+        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo.append(canonicalize_name(requirement.name))
     return found
 
 

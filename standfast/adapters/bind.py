@@ -1,81 +1,61 @@
 """The volume at the path where every node sees it: a bind mount on the primary.
 
-Unmounting it is never lazy: what can't be let go of stays, and its users are named. Only an NFS
-mount that is in the way, of a primary that may be dead, is let go of lazily. Where a systemd
+Invariant: nobody goes on writing into a tree that is given away in order. Unmounting is lazy only
+when nobody can write through what is left: no file is open for writing, or the reign is over and
+the tree read-only already. Otherwise what can't be let go of stays, and its writers are named.
+An NFS mount that is in the way, of a primary that may be dead, is let go of lazily. Where a systemd
 mount unit owns the path (an NFS mount, on a node that is a client at other times), a runtime
-drop-in turns it into a bind mount; the next boot starts from the unit as it was written.
+drop-in turns it into a bind mount; the next boot starts from the unit as it was written. Stopping
+that unit stops the services that require it: they are noted, and started again by whoever mounts
+the volume there next.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from standfast.act.ports import BindMount
+from standfast.adapters.mount_units import mount_units
+from standfast.adapters.processes import ProcProcesses
 from standfast.adapters.systemd import SystemdUnits
+from standfast.clients.dependants import note_stopped
+from standfast.clients.mountinfo import Mount, mounted_at, parse_mountinfo, root_of
+from standfast.clients.ports import Use
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, StandfastError
 from standfast.run import run
 
+__all__ = ["LiveBind", "bind_from", "drop_in", "mounted_at", "parse_mountinfo", "root_of"]
+
+log = logging.getLogger(__name__)
+
 DROP_IN = "standfast-bind"
 MAX_NAMED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of mountinfo."""
-
-    device: str
-    root: str
-    point: str
-    kind: str
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """All mounts, in the order in which they were made; later ones hide earlier ones."""
-    mounts = []
-    for line in text.splitlines():
-        fields, _, rest = line.partition(" - ")
-        parts = fields.split()
-        if len(parts) >= 5 and rest:
-            mounts.append(
-                Mount(parts[2], _unescaped(parts[3]), _unescaped(parts[4]), rest.split()[0])
-            )
-    return mounts
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def mounted_at(mounts: list[Mount], path: Path) -> Mount | None:
-    """What is seen at `path`: the last mount made there."""
-    return next((mount for mount in reversed(mounts) if mount.point == str(path)), None)
-
-
-def root_of(mounts: list[Mount], path: Path) -> tuple[str, str] | None:
-    """Device and path inside its file system of a directory, to compare with a bind mount's."""
-    around = [m for m in mounts if path.is_relative_to(m.point)]
-    if not around:
-        return None
-    longest = max(len(mount.point) for mount in around)
-    mount = [m for m in around if len(m.point) == longest][-1]
-    inside = path.relative_to(mount.point)
-    return mount.device, str(Path(mount.root) / inside)
-
-
 class LiveBind:
-    """live -> bind. `proc` can be another directory for a test."""
+    """live -> bind. `proc` can be another directory for a test; `stopping` is called before the
+    services that require the path are stopped with it."""
 
     def __init__(
-        self, live: Path, bind: Path, units: SystemdUnits | None, *, proc: Path = Path("/proc")
+        self,
+        live: Path,
+        bind: Path,
+        units: SystemdUnits | None,
+        *,
+        proc: Path = Path("/proc"),
+        stopping: Callable[[], None] = lambda: None,
     ) -> None:
         self._live = live
         self._bind = bind
         self._units = units
         self._proc = proc
+        self._stopping = stopping
 
     def _mounts(self) -> list[Mount]:
         return parse_mountinfo((self._proc / "self/mountinfo").read_text())
@@ -117,25 +97,40 @@ class LiveBind:
             mounts = self._mounts()
 
     def unmount(self, deadline: Deadline) -> None:
-        """Mounts of others at the path are left alone; a busy one names its users."""
+        """Mounts of others at the path are left alone; a busy one names its writers."""
         unit = self._unit(deadline)
         while self._ours() is not None:
             try:
                 self._unmount_once(unit, deadline)
             except CommandFailed as error:
-                raise CommandFailed(
-                    f"{self._bind} is in use by {self.users()}: end them and try again ({error})",
-                    returncode=error.returncode,
-                    stderr=error.stderr,
-                ) from error
+                self._unmount_lazily(error, deadline)
         if unit is not None and self._units is not None:
             self._units.remove_drop_in(unit, DROP_IN, deadline)
 
     def _unmount_once(self, unit: str | None, deadline: Deadline) -> None:
         if unit is not None and self._units is not None and self._units.is_active(unit):
+            self._stopping()
             self._units.stop(unit, deadline)
         if self._ours() is not None:
             run(["umount", "--", str(self._bind)], deadline=deadline, op="umount:bind")
+
+    def _unmount_lazily(self, busy: CommandFailed, deadline: Deadline) -> None:
+        users = self._users()
+        writers = [use for use in users if use.writes]
+        # Where nobody is to be seen, somebody is where we can't look: they may be writing.
+        if not self._is_frozen() and (writers or not users):
+            raise CommandFailed(
+                f"{self._bind} is in use by {named(writers)}: end them and try again ({busy})",
+                returncode=busy.returncode,
+                stderr=busy.stderr,
+            ) from busy
+        log.warning("%s is let go of lazily, in use by %s: restart them", self._bind, named(users))
+        run(["umount", "-l", "--", str(self._bind)], deadline=deadline, op="umount:bind-lazily")
+
+    def _is_frozen(self) -> bool:
+        """Whether the live tree is read-only: nothing new can be written into it."""
+        # Root is refused by nothing but a read-only subvolume, or file system.
+        return self._live.is_dir() and not os.access(self._live, os.W_OK)
 
     def _ours(self) -> Mount | None:
         """The mount to take away: the live subvolume's, or what is left of a moved one."""
@@ -160,36 +155,36 @@ class LiveBind:
         ).stdout.strip()
         return unit if fragment else None
 
-    def users(self) -> str:
-        """Processes that have something open, mapped or their directory in the mount."""
-        found = [text for pid in self._pids() if (text := self._use_by(pid)) is not None]
-        named = ", ".join(found[:MAX_NAMED])
-        if len(found) > MAX_NAMED:
-            named += f" and {len(found) - MAX_NAMED} more"
-        return named or "nobody to be seen (a mount below it, or another mount namespace)"
+    def _users(self) -> Sequence[Use]:
+        """Processes that have something open or their directory in the mount, or map it to
+        write: never one of a hung mount, as this one is of a disk."""
+        ids = {mount.id for mount in self._mounts() if mount.point == str(self._bind)}
+        found = {use.pid: use for use in ProcProcesses(self._proc).users(self._bind, ids)}
+        for process in self._proc.iterdir():
+            if process.name.isdigit() and (use := self._mapping(process)) is not None:
+                known = found.get(use.pid)
+                found[use.pid] = known if known is not None and known.writes else use
+        return [found[pid] for pid in sorted(found)]
 
-    def _pids(self) -> list[int]:
-        return sorted(int(entry.name) for entry in self._proc.iterdir() if entry.name.isdigit())
-
-    def _use_by(self, pid: int) -> str | None:
-        process = self._proc / str(pid)
-        links = [process / "cwd", process / "root"]
-        targets = []
+    def _mapping(self, process: Path) -> Use | None:
         try:
-            links += list((process / "fd").iterdir())
-            targets += re.findall(
-                r" (/.*)$", (process / "maps").read_text(errors="replace"), re.MULTILINE
-            )
+            maps = (process / "maps").read_text(errors="replace")
             name = (process / "comm").read_text(errors="replace").strip()
         except OSError:
             return None  # it has ended, or is a kernel thread
-        for link in links:
-            try:
-                targets.append(str(link.readlink()))
-            except OSError:
-                continue
-        hit = next((t for t in targets if Path(t).is_relative_to(self._bind)), None)
-        return None if hit is None else f"{name} (pid {pid}: {hit})"
+        for permissions, path in re.findall(r"(?m)^\S+ (\S+) .*? (/.*)$", maps):
+            if Path(path).is_relative_to(self._bind):
+                writes = permissions[1] + permissions[3] == "ws"
+                return Use(int(process.name), name, path, "", writes=writes, hangs=False)
+        return None
+
+
+def named(users: Sequence[Use]) -> str:
+    """The users for a message."""
+    text = ", ".join(f"{use.name} (pid {use.pid}: {use.target})" for use in users[:MAX_NAMED])
+    if len(users) > MAX_NAMED:
+        text += f" and {len(users) - MAX_NAMED} more"
+    return text or "nobody to be seen (a mount below it, or another mount namespace)"
 
 
 def drop_in(live: Path) -> str:
@@ -200,4 +195,9 @@ def drop_in(live: Path) -> str:
 def bind_from(config: Config) -> BindMount:
     """The bind mount; without systemd as the service manager, plain mounts only."""
     managed = Path("/run/systemd/system").is_dir()
-    return LiveBind(config.paths.live, config.paths.bind, SystemdUnits() if managed else None)
+    path = config.paths.bind
+
+    def stopping() -> None:
+        note_stopped(config.run_dir, mount_units().dependants(path))
+
+    return LiveBind(config.paths.live, path, SystemdUnits() if managed else None, stopping=stopping)

@@ -145,8 +145,11 @@ def tree_of(observed: Observed, server: Server, mount: Mount) -> Tree:
     note = observed.note
     if note is None or note.fsid is None or not note.is_of(mount):
         return Tree.UNKNOWN
-    # A server that makes up fsids of its own on the wire (nfs-ganesha): the note alone speaks.
-    return Tree.CURRENT if note.fsid == server.fsid else Tree.OTHER
+    if note.fsid == server.fsid:
+        return Tree.CURRENT
+    # Without the kernel's word the mount's answer tells: an old handle fails. A server that makes
+    # up fsids of its own on the wire (nfs-ganesha) leaves the note alone to speak.
+    return Tree.UNKNOWN if told is None else Tree.OTHER
 
 
 def left_behind(observed: Observed, server: Server, current: Mount) -> tuple[Mount, ...]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,17 +143,63 @@ def test_mounting_and_unmounting_can_be_repeated(bind: LiveBind, tmp_path: Path)
 
 
 @root_only
-def test_a_busy_mount_stays_and_its_user_is_named(bind: LiveBind, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["a file", "a mapping"])
+def test_a_mount_that_is_written_to_stays_and_the_writer_is_named(
+    bind: LiveBind, tmp_path: Path, how: str
+) -> None:
     bind.mount(soon())
-    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / "data/services") as user:
+    program = "import sys; f = open(sys.argv[1], 'r+b')\n"
+    if how == "a mapping":
+        program += "import mmap; m = mmap.mmap(f.fileno(), 1); f.close()\n"
+    program += "print(flush=True); input()"
+    argv = [sys.executable, "-c", program, tmp_path / "data/services/file"]
+    argv: list[str | Path] = [sys.executable, "-c", program, tmp_path / "data/services/file"]
         try:
-            with pytest.raises(CommandFailed, match=rf"in use by sleep \(pid {user.pid}: "):
+            assert user.stdout is not None
+            user.stdout.readline()
+            with pytest.raises(CommandFailed, match=rf"in use by python\S* \(pid {user.pid}: "):
                 bind.unmount(soon())
             assert bind.is_mounted()
         finally:
             user.kill()
     bind.unmount(soon())
     assert not bind.is_mounted()
+
+
+@root_only
+def test_who_only_reads_does_not_keep_the_mount(bind: LiveBind, tmp_path: Path) -> None:
+    bind.mount(soon())
+    path = tmp_path / "data/services"
+    with (path / "file").open(), subprocess.Popen(["sleep", "60"], cwd=path) as user:
+        try:
+            bind.unmount(soon())
+            assert not bind.is_mounted()
+            assert list(path.iterdir()) == []
+        finally:
+            user.kill()
+
+
+@root_only
+def test_a_tree_that_is_read_only_is_let_go_of_whoever_had_it_open_to_write(
+    bind: LiveBind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the end of a reign that another node has taken over."""
+    bind.mount(soon())
+    monkeypatch.setattr(LiveBind, "_is_frozen", lambda _: True)
+    argv = [sys.executable, "-c", "f = open(__import__('sys').argv[1], 'r+b'); print(); input()"]
+    with subprocess.Popen(
+        [*argv, tmp_path / "data/services/file"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as user:
+        try:
+            assert user.stdout is not None
+            user.stdout.readline()
+            bind.unmount(soon())
+            assert not bind.is_mounted()
+        finally:
+            user.kill()
 
 
 @root_only

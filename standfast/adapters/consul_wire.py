@@ -50,6 +50,8 @@ class CheckIndex:
 
 @dataclass(frozen=True, slots=True)
 class CheckNotExists:
+    """Nobody has made the key."""
+
     key: str
 
 
@@ -64,12 +66,16 @@ class Cas:
 
 @dataclass(frozen=True, slots=True)
 class Set:
+    """Write the key whatever it holds."""
+
     key: str
     value: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
+    """Have the key gone."""
+
     key: str
 
 

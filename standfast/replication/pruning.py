@@ -74,6 +74,8 @@ def prune(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """What a look at snapshots and pins came to."""
+
     pins: Mapping[str, Pin]
     late: tuple[str, ...]
     """Nodes whose pins are to be dropped."""

@@ -58,6 +58,8 @@ class StandbyState:
 
 @dataclass(frozen=True, slots=True)
 class ReplicationState:
+    """The whole file."""
+
     shared: Shared | None = None
     standbys: Mapping[str, StandbyState] = field(default_factory=dict)
 

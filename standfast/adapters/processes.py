@@ -41,6 +41,16 @@ class ProcProcesses:
 
         return [use for process in self._all() if (use := _use(process, hit)) is not None]
 
+    def holders(self, mount_ids: Collection[int]) -> Sequence[Use]:
+        """Who has files of these mounts open; they need not be mounted any more."""
+        if not mount_ids:
+            return []
+        return [
+            use
+            for process in self._all()
+            if (use := _use(process, lambda _, mount_id: mount_id in mount_ids)) is not None
+        ]
+
     def hanging(self) -> Sequence[Use]:
         """Processes in uninterruptible sleep inside the NFS client."""
         found = []

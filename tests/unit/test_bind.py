@@ -152,8 +152,8 @@ def test_a_mount_that_is_written_to_stays_and_the_writer_is_named(
     if how == "a mapping":
         program += "import mmap; m = mmap.mmap(f.fileno(), 1); f.close()\n"
     program += "print(flush=True); input()"
-    argv = [sys.executable, "-c", program, tmp_path / "data/services/file"]
     argv: list[str | Path] = [sys.executable, "-c", program, tmp_path / "data/services/file"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
         try:
             assert user.stdout is not None
             user.stdout.readline()

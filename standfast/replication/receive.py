@@ -167,6 +167,8 @@ class _Receiver:
             try:
                 if parent is not None:
                     self.store.prepare_parent(parent)
+                # Before anything newer is here, for which older ones may be deleted.
+                self._learn(begin, snapshots)
                 self.say(wire.Ready())
                 self._take_in(staging, begin, deadline)
                 published = self._publish(staging, begin, lease, deadline)
@@ -213,19 +215,27 @@ class _Receiver:
         note_epoch(self.config, begin.content_id, begin.epoch, self.store.snapshots)
         return self.store.publish(begin.name)
 
-    # Afterwards
+    # What is remembered
+
+    def _learn(self, begin: wire.Begin, snapshots: Sequence[Snapshot]) -> None:
+        """What other nodes have of what is here, should this node become primary.
+
+        A failure costs an increment later, not this snapshot: it is only logged.
+        """
+        if begin.commons is None:
+            return
+        try:
+            epochs = epochs_of_snapshots(self.config)
+            pins.learn(self.config, begin.commons, snapshots, epochs)
+        except (StandfastError, OSError) as error:
+            log.warning("what other nodes have is not pinned: %s", error)
 
     def _pin(self, begin: wire.Begin, published: Snapshot) -> None:
-        """What other nodes have in common with this one, should it become primary.
-
-        A failure costs an increment later, not what was published: it is only logged.
-        """
+        """What the sender and this node have in common now, and so perhaps others."""
         try:
             pin = pins.Pin(str(published.name), published.content_id, begin.epoch, utc_now())
             pins.note(self.config, begin.sender, pin)
-            if begin.commons is not None:
-                epochs = epochs_of_snapshots(self.config)
-                pins.learn(self.config, begin.commons, self.store.snapshots(), epochs)
+            self._learn(begin, self.store.snapshots())
         except (StandfastError, OSError) as error:
             log.warning("%s is published, but not pinned: %s", published.name, error)
 

@@ -22,7 +22,8 @@ def is_effect(event: str, arguments: tuple[Any, ...]) -> bool:
     if event != "open":
         return event in _EFFECTS
     path, _mode, flags = arguments
-    return isinstance(flags, int) and bool(flags & _WRITING) and str(path) != os.devnull
+    nothing = str(path) == os.devnull or str(path).endswith(".lock")
+    return isinstance(flags, int) and bool(flags & _WRITING) and not nothing
 
 
 def at_effect(number: int, happen: Callable[[], None]) -> None:

@@ -49,7 +49,7 @@ class Fault:
     """What goes wrong in one connection, and when."""
 
     do: str
-    """cut (the link), kill-receiver, kill-sender; or copy (the standby's disk as it is then)."""
+    """cut (the link), kill-receiver, kill-sender, lose-consul, or watch (nothing)."""
     message: str | None = None
     passed: bool = False
     """At the message: after it was passed on, rather than before."""
@@ -58,14 +58,19 @@ class Fault:
     effect: int | None = None
     """Before the receiver's effect of this number."""
     image: str | None = None
+    """A disk that is copied at that moment: the power cut of its node."""
     copy: str | None = None
+    touch: str | None = None
+    """A file that exists from then on."""
 
 
 class Links:
     """The transport between the nodes of one test."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, be: Callable[[str], None] = lambda _: None) -> None:
+        """`be` is told in each receiver which node it is."""
         self._directory = directory
+        self._be = be
         directory.mkdir(parents=True, exist_ok=True)
         self._socket = directory / "links"
         self._server = 0
@@ -164,8 +169,12 @@ class Links:
         if fault is not None and fault.effect is not None:
             at_effect(fault.effect, lambda: self._fall(fault))
         one = from_spec(json.loads(spec.read_text()))
-        with os.fdopen(stdout, "w") as answers:
-            return receive(one.config, one.store, one.gateway, stdin, answers)
+        self._be(one.config.node)
+        status = 1
+        # What is left to write when the sender is gone.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(stdout, "w") as answers:
+            status = receive(one.config, one.store, one.gateway, stdin, answers)
+        return status
 
     def _fall(self, fault: Fault) -> None:
         self.come_to_pass(fault)
@@ -174,7 +183,19 @@ class Links:
     def come_to_pass(self, fault: Fault) -> None:
         if fault.image is not None and fault.copy is not None:
             copy_image(Path(fault.image), Path(fault.copy))
-        self.happened.write_text("")
+        if fault.touch is not None:
+            Path(fault.touch).touch()
+        self.note(f"{fault.message or fault.do}")
+        self.happened.touch()
+
+    def note(self, line: str) -> None:
+        """A line in the order of what happened in all the processes."""
+        with self.log.open("a") as stream:
+            stream.write(f"{line}\n")
+
+    @property
+    def log(self) -> Path:
+        return self._directory / "log"
 
     def start_receiver(self, spec: Path, others: tuple[int, ...]) -> tuple[int, int, int]:
         """A receiver behind two pipes: its pid, where to write, where to read."""
@@ -203,6 +224,7 @@ class _Link:
         self._up = list(UP)
         self._down = list(DOWN)
         self._receiver = 0
+        self._struck = False
 
     def run(self, spec: Path, up: int, down: int) -> int:
         others = (up, down, self._link.fileno())
@@ -250,8 +272,13 @@ class _Link:
 
     def _strike(self) -> None:
         """What dies first decides what the others notice; the link goes with either end."""
+        if self._struck:
+            return
+        self._struck = True
         self._links.come_to_pass(self._fault)
-        if self._fault.do in ("kill-receiver", "copy"):
+        if self._fault.do in ("lose-consul", "watch"):
+            return
+        if self._fault.do == "kill-receiver":
             os.kill(self._receiver, signal.SIGKILL)
         elif self._fault.do == "kill-sender":
             os.kill(self._sender, signal.SIGKILL)

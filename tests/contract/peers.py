@@ -21,7 +21,7 @@ from typing import Any
 from standfast.adapters.consul_wire import CheckIndex, Committed, Conflict, Entry, Op, Set
 from standfast.adapters.stores import open_store
 from standfast.clock import Deadline
-from standfast.config.model import Config
+from standfast.config.model import Config, KeepOwn, KeepPublished
 from standfast.errors import ConsulNoQuorum
 from standfast.locks import exclusive
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
@@ -78,7 +78,14 @@ class FileGateway:
             new.replace(self._path)
         return Committed({op.key: doc["index"] for op in ops if isinstance(op, Set)})
 
+    @property
+    def away(self) -> Path:
+        """As long as this file exists, nobody reaches Consul."""
+        return self._path.with_suffix(".away")
+
     def _fail(self) -> None:
+        if self.away.exists():
+            raise ConsulNoQuorum("no leader, a test says")
         if self.failing:
             self.failing -= 1
             raise ConsulNoQuorum("no leader, a test says")
@@ -146,11 +153,22 @@ def from_spec(spec: dict[str, Any]) -> Peer:
     config = config_for(
         Path(spec["root"]), spec["node"], store=spec["store"], nodes=NODES, state=state
     )
+    if "run" in spec:
+        config = replace(config, paths=replace(config.paths, run=Path(spec["run"])))
     if "cluster" in spec:
         config = replace(config, cluster=spec["cluster"])
+    if "keep" in spec:
+        config = keeping(config, spec["keep"])
     gateway = FileGateway(Path(spec["keys"]), later=spec.get("later"))
     found = Peer(config, open_store(config), gateway, spec)
     return replace_transport(found, spec["command"]) if "command" in spec else found
+
+
+def keeping(config: Config, last: int) -> Config:
+    """Only so many snapshots, and what has to stay anyway."""
+    published = KeepPublished(keep_last=last, hourly=0, daily=0, weekly=0, monthly=0)
+    own = KeepOwn(keep_last=last)
+    return replace(config, retention_own=own, retention_published=published)
 
 
 def lead(peer: Peer, epoch: int, state: LeaderState = LeaderState.SERVING) -> None:

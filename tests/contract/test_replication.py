@@ -310,30 +310,6 @@ def test_a_stream_cut_by_the_link_is_refused_and_leaves_nothing(
     assert files(b.store.snapshots()[-1].path) == files(a.config.paths.live)
 
 
-@pytest.mark.parametrize("kind", ["btrfs"], indirect=True)
-def test_what_was_acknowledged_survives_a_power_cut(kind: str, tmp_path: Path) -> None:
-    """The backing file as it is at the acknowledgement, mounted elsewhere."""
-    with node(tmp_path, "a", kind) as a:
-        make_live(a)
-        lead(a, 1)
-        for number in range(150):
-            a.live(f"file{number}").write_bytes(os.urandom(20_000))
-        for round_number in range(4):
-            root = tmp_path / "b"
-            image, copy = tmp_path / "b.img", tmp_path / "copy.img"
-            make_fresh = round_number % 2 == 0  # a full send, then an increment onto it
-            with btrfs_on_file(image, root, make=make_fresh):
-                b = peer(root, "b", kind, tmp_path / "keys.json")
-                a.live("changed").write_bytes(os.urandom(300_000))
-                a.talk_to(b).sender.cycle("b", full=make_fresh)
-                command("cp", "--sparse=always", image, copy)
-            with btrfs_on_file(copy, root, make=False):
-                newest = b.store.snapshots()[-1]
-                assert newest.received
-                assert files(newest.path) == files(a.config.paths.live)
-                assert newest.content_id in epochs_of_snapshots(b.config)
-
-
 # Refusals
 
 

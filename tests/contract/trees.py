@@ -153,6 +153,13 @@ class _Chooser:
         """A path at which something may be."""
         return self.place(self.other) / NAMES[self.one % len(NAMES)]
 
+    def place_for_a_file(self) -> Path:
+        """A free name, or a file's: whoever opens a pipe waits, and a link may lead outside."""
+        path = self.free_name()
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise FileExistsError(path)
+        return path
+
     def data(self) -> bytes:
         size = SIZES[self.other % len(SIZES)]
         seed = f"{self.one}-{self.other}".encode()
@@ -168,9 +175,7 @@ class _Chooser:
 
 
 def _write(choose: _Chooser) -> None:
-    path = choose.free_name()
-    if not path.is_symlink():
-        path.write_bytes(choose.data())
+    choose.place_for_a_file().write_bytes(choose.data())
 
 
 def _append(choose: _Chooser) -> None:
@@ -217,8 +222,8 @@ def clone(source: Path, target: Path) -> None:
 
 
 def _reflink(choose: _Chooser) -> None:
-    source, target = choose.file(choose.one), choose.free_name()
-    if source != target and not target.is_symlink():
+    source, target = choose.file(choose.one), choose.place_for_a_file()
+    if source != target:
         clone(source, target)
 
 
@@ -234,8 +239,10 @@ def _reflink_range(choose: _Chooser) -> None:
 def _copy_and_delete(choose: _Chooser) -> None:
     """`cp big big.bak && rm big`: what is left refers to data that has lost its name."""
     source = choose.file(choose.one)
-    clone(source, source.with_name(source.name[:200] + ".bak"))
-    source.unlink()
+    backup = source.with_name(source.name[:200] + ".bak")
+    if not os.path.lexists(backup) or stat.S_ISREG(backup.lstat().st_mode):
+        clone(source, backup)
+        source.unlink()
 
 
 def _rename(choose: _Chooser) -> None:

@@ -1,0 +1,308 @@
+"""Three nodes, what happens to them, and what must be true after everything that happened.
+
+The model knows every snapshot's tree from the moment in which it was taken, which snapshots the
+present history is made of, and what any two nodes have in common.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from standfast.act.ports import Snapshot
+from standfast.clock import Deadline, utc_now
+from standfast.errors import Refused, StandfastError
+from standfast.names import SnapshotName, diverged_name
+from standfast.reasons import Reason
+from standfast.records import LeaderState
+from standfast.replication.cycle import CycleResult
+from standfast.replication.pruning import prune
+from standfast.replication.published import epochs_of_snapshots, note_epoch
+from tests.contract.clocks import Clocks
+from tests.contract.links import Fault, Links
+from tests.contract.peers import NODES, Peer, lead, peer
+from tests.contract.trees import Mutation, Tree, differences, mutate, read_tree
+from tests.contract.volumes import command
+
+BETWEEN_S = 40.0
+"""So much time passes from one step to the next."""
+DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Three mounted disks, used by one history after the other."""
+
+    place: Path
+    links: Links
+    clocks: Clocks
+    tally: Counter[str] = field(default_factory=Counter)
+    """What came to pass in all the histories."""
+
+    @contextlib.contextmanager
+    def world(self, number: int) -> Iterator[World]:
+        self.clocks.reset()
+        nodes = {}
+        for node in NODES:
+            root, state = self.place / node / str(number), self.place / "state" / f"{number}-{node}"
+            root.mkdir()
+            keys = self.place / "state" / f"{number}.json"
+            paths = {"state": str(state), "run": str(state / "run")}
+            here = peer(root, node, "btrfs", keys, keep=1, **paths)
+            self.links.reach(node, here.spec)
+            nodes[node] = here.reaching(self.links.command("{node}"))
+        try:
+            yield World(self, nodes)
+        finally:
+            self.links.arm(None)
+            self.links.wait_idle()
+            for here in nodes.values():
+                delete_all(here)
+
+
+def delete_all(one: Peer) -> None:
+    store, paths = one.store, one.config.paths
+    store.clear_staging()
+    gone = [*(snapshot.path for snapshot in store.snapshots()), *store.aside(), *store.unfinished()]
+    gone += [path for path in (paths.live, paths.standby) if path.exists()]
+    if gone:
+        command("btrfs", "subvolume", "delete", *gone)
+
+
+class World:
+    """The primary, its standbys, and all that is known of them."""
+
+    def __init__(self, ground: Ground, nodes: dict[str, Peer]) -> None:
+        self.ground = ground
+        self.nodes = nodes
+        self.primary = "a"
+        self.epoch = 1
+        self.lineage: list[str] = []
+        """Content ids of the snapshots that the present history is made of, oldest first."""
+        self._trees: dict[str, Tree] = {}
+        self._seen: set[Path] = set()
+        self._acknowledged: dict[tuple[str, str], str] = {}
+        """By pair the newest snapshot of which both know that both have it."""
+        self._met: set[tuple[str, str]] = set()
+        """Pairs that had a snapshot in common once."""
+        self.act_as("a")
+        command("btrfs", "subvolume", "create", self.live)
+        lead(self.at_work, 1)
+
+    @property
+    def at_work(self) -> Peer:
+        return self.nodes[self.primary]
+
+    @property
+    def live(self) -> Path:
+        return self.at_work.config.paths.live
+
+    def standby(self, number: int) -> str:
+        others = [node for node in NODES if node != self.primary]
+        return others[number % len(others)]
+
+    def act_as(self, node: str) -> None:
+        self.ground.clocks.act_as(node)
+
+    def pass_time(self) -> None:
+        self.ground.clocks.advance(BETWEEN_S)
+        self.act_as(self.primary)
+
+    def common(self, one: str, other: str) -> Snapshot | None:
+        """The newest snapshot that both have."""
+        there = {snapshot.content_id for snapshot in self.nodes[other].store.snapshots()}
+        found = [s for s in self.nodes[one].store.snapshots() if s.content_id in there]
+        return max(found, key=lambda snapshot: snapshot.name, default=None)
+
+    # What must be true
+
+    def check(self) -> None:
+        self._learn()
+        for node, one in self.nodes.items():
+            epochs = epochs_of_snapshots(one.config)
+            for snapshot in one.store.snapshots():
+                if snapshot.received:
+                    assert snapshot.content_id in epochs, f"{node}: {snapshot.name} of no reign"
+                    self._check_whole(node, snapshot)
+        for pair in itertools.combinations(NODES, 2):
+            common = self.common(*pair)
+            if common is not None:
+                self._met.add(pair)
+            assert (common is not None) == (pair in self._met), f"{pair} have nothing in common now"
+            known = self._acknowledged.get(pair)
+            assert known is None or (common is not None and str(common.name) >= known), (
+                f"{pair} had {known} in common"
+            )
+
+    def _learn(self) -> None:
+        for snapshot in self.at_work.store.snapshots():
+            if snapshot.content_id not in self._trees:
+                assert not snapshot.received
+                self._trees[snapshot.content_id] = read_tree(snapshot.path)
+                self.lineage.append(snapshot.content_id)
+
+    def _check_whole(self, node: str, snapshot: Snapshot) -> None:
+        if snapshot.path not in self._seen:
+            wrong = differences(self._trees[snapshot.content_id], read_tree(snapshot.path))
+            assert wrong == [], f"{node}: {snapshot.name}"
+            self._seen.add(snapshot.path)
+
+    # What happens
+
+    def cycle(self, standby: str) -> CycleResult:
+        """A cycle that nothing disturbs: it succeeds, on top of what there is in common."""
+        common = self.common(self.primary, standby)
+        is_new = not self.nodes[standby].store.snapshots()
+        try:
+            result = self.at_work.sender.cycle(standby)
+        except Refused as refusal:
+            assert refusal.reason is Reason.NEEDS_FULL, str(refusal)
+            assert common is None and not is_new, f"{common} is common: {refusal}"
+            result = self.at_work.sender.cycle(standby, full=True)
+        assert result.was_full == (common is None)
+        one, other = sorted((self.primary, standby))
+        self._acknowledged[one, other] = str(result.snapshot)
+        # Not `<`: the standby may have it all, from a cycle of which only the end was cut off.
+        if common is not None and result.parent is not None:
+            assert result.parent == str(common.name)
+            self.count("increments")
+            if common.received:
+                self.count("increments onto what was once received")
+            if not self._has_received(standby, common):
+                self.count("failbacks")
+        received = [one for one in self.nodes[standby].store.snapshots() if one.received]
+        assert result.snapshot in [one.name for one in received]
+        assert self.nodes[standby].store.unfinished() == ()
+        return result
+
+    def _has_received(self, node: str, snapshot: Snapshot) -> bool:
+        ids = [one.content_id for one in self.nodes[node].store.snapshots() if one.received]
+        return snapshot.content_id in ids
+
+    def count(self, what: str) -> None:
+        self.ground.tally[what] += 1
+
+    def attempt(self, standby: str, fault: Fault) -> None:
+        """A cycle to which something happens."""
+        links = self.ground.links
+        links.arm(fault)
+        try:
+            self.at_work.sender.cycle(standby)
+        except (StandfastError, OSError):
+            self.count("cycles cut")
+        links.arm(None)
+        links.wait_idle()
+
+    def base_for(self, node: str) -> Snapshot | None:
+        """What this node would be promoted from: its newest of the present history."""
+        here = [one for one in self.nodes[node].store.snapshots() if one.content_id in self.lineage]
+        return max(here, key=lambda one: self.lineage.index(one.content_id), default=None)
+
+    def promote(self, node: str) -> None:
+        base = self.base_for(node)
+        if base is None:
+            return
+        self.epoch += 1
+        self.primary = node
+        self.count("promotions")
+        self.lineage = self.lineage[: self.lineage.index(base.content_id) + 1]
+        self.act_as(node)
+        lead(self.at_work, self.epoch)
+        store = self.at_work.store
+        if store.live() is not None:
+            store.keep_aside(diverged_name("services", self.epoch - 1, utc_now()))
+        store.create_live_from(base)
+
+    def hand_over(self, node: str) -> None:
+        """In order: nothing of the old reign is lost."""
+        if self.common(self.primary, node) is None and self.nodes[node].store.snapshots():
+            return
+        one = self.at_work
+        one.store.set_live_writable(False)
+        lead(one, self.epoch, LeaderState.DRAINING)
+        final = one.store.take_snapshot(SnapshotName.at("services", utc_now()))
+        note_epoch(one.config, final.content_id, self.epoch, one.store.snapshots)
+        one.sender.replicate(node, final, self.epoch, Deadline.after(DEADLINE_S))
+        self.check()
+        base = self.base_for(node)
+        assert base is not None and base.content_id == final.content_id
+        self.promote(node)
+
+    def prune(self, node: str) -> None:
+        self.act_as(node)
+        pruned = prune(self.nodes[node].config, self.nodes[node].store, also=())
+        assert pruned.trouble is None
+        self.ground.tally["snapshots pruned"] += len(pruned.deleted)
+
+
+# Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    mutations: tuple[Mutation, ...]
+
+    def happen(self, world: World) -> None:
+        for mutation in self.mutations:
+            mutate(world.live, mutation)
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    to: int
+
+    def happen(self, world: World) -> None:
+        world.cycle(world.standby(self.to))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A cycle that is cut: the link or the receiver, after some bytes or before an effect."""
+
+    to: int
+    fault: Fault
+
+    def happen(self, world: World) -> None:
+        world.attempt(world.standby(self.to), self.fault)
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """The primary is gone with all that it didn't send."""
+
+    to: int
+
+    def happen(self, world: World) -> None:
+        world.promote(world.standby(self.to))
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    to: int
+
+    def happen(self, world: World) -> None:
+        world.hand_over(world.standby(self.to))
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    node: str
+
+    def happen(self, world: World) -> None:
+        world.prune(self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class StepClock:
+    node: str
+    seconds: float
+
+    def happen(self, world: World) -> None:
+        world.ground.clocks.step(self.node, self.seconds)
+
+
+Step = Change | Cycle | Cut | Failover | HandOver | Prune | StepClock

@@ -7,7 +7,7 @@ touched. Whatever the order of events, the next look ends at the right mount.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -233,7 +233,8 @@ def turn_s(config: Config, epoch: int) -> float:
     """
     if config.node in config.nodes:
         return 0.0
-    point = zlib.crc32(f"{config.volume}/{config.node}/{epoch}".encode())
+    name = f"{config.volume}/{config.node}/{epoch}".encode()
+    point = int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")
     return config.client.spread * point / 2**32
 
 

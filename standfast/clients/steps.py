@@ -17,7 +17,7 @@ from standfast.clients.decide import Decision
 from standfast.clients.mountinfo import Mount, canonical, elsewhere, mounted_at, stack_at
 from standfast.clients.observed import Answer, Note, Observed, Server
 from standfast.clients.plan import Do, Step
-from standfast.clients.ports import Mounts, MountUnits, Processes, Use
+from standfast.clients.ports import Mounts, MountUnits, Processes
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -43,7 +43,6 @@ class Steps:
     still_client: Callable[[], bool]
     """False when this node has a role by now."""
     said: list[str] = field(default_factory=list)
-    users: tuple[Use, ...] = ()
 
     def table(self) -> Mapping[Do, Callable[[Step], None]]:
         return {
@@ -86,11 +85,21 @@ class Steps:
 
     def list_users(self) -> None:
         """Before the mount goes: its files show no path afterwards."""
-        ids = {one.id for one in self.observed.stack if one.is_nfs}
-        self.users = tuple(self.processes.users(self._path, ids))
-        for use in self.users:
+        old = [one for one in self.observed.stack if one.is_nfs]
+        for use in self.processes.users(self._path, {one.id for one in old}):
             who = f"{use.name} (pid {use.pid}{f', {use.unit}' if use.unit else ''})"
             self.said.append(f"{who} has {use.target} of the old mount open: restart it")
+        for one in self.observed.elsewhere:
+            if one.point not in self.config.client.binds:
+                self.said.append(f"the bind mount at {one.point} stays on the old server: make it "
+                                 "again, or name it in client.binds")  # fmt: skip
+        devices = {one.device for one in old}
+        for space in self.mounts.namespaces():
+            points = sorted({one.point for one in space.mounts if one.device in devices})
+            if points:
+                who = ", ".join(space.units) or f"pid {', '.join(map(str, space.pids))}"
+                self.said.append(f"{who} keeps the old mount at {', '.join(points)} in a mount "
+                                 "namespace of its own: restart it")  # fmt: skip
 
     def let_go(self) -> None:
         """Every NFS mount at the path, from the top; nothing else."""

@@ -58,7 +58,7 @@ class FakeClient:
 
     def run(self, *, thorough: bool = True, limit_s: float = 0.0) -> Remount:
         """One run of the handler; a limit of 0: one attempt."""
-        one = Remount(self.parts, thorough=thorough, limit=Deadline.after(limit_s + 0.001))
+        one = Remount(self.parts, thorough=thorough, limit=Deadline.after(limit_s))
         one.run()
         return one
 
@@ -73,7 +73,7 @@ class FakeClient:
         """Address and fsid that Consul names."""
         if not self.consul_up or not self.instances_:
             return None
-        return self.instances_[0].address, self.instances_[0].meta["fsid"]
+        return self.instances_[0].address, self.instances_[0].meta.get("fsid", "")
 
     @property
     def top(self) -> Mount | None:

@@ -1,0 +1,439 @@
+"""What a client decides, case by case, and what it then does in which order."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from standfast.clients import dependants, notes
+from standfast.clients.decide import PATIENCE_S, Action, decide, turn_s
+from standfast.clients.mountinfo import Mount
+from standfast.clients.observed import Answer, NoServer, Note, Observed, Role, Server, Tie
+from standfast.clients.ports import Namespace, Use
+from standfast.clients.remount import look, role_of, server_of
+from standfast.config.model import Client
+from standfast.locks import exclusive
+from standfast.reasons import Reason
+from standfast.reign import OwnReign, Stage
+from tests.fakes.client import FakeClient, fake_client, fsid, instance
+from tests.fakes.machine import config_in
+
+A, B = "192.168.1.2", "192.168.1.3"
+CONFIG = replace(config_in(Path("/x")), node="client", client=Client(spread=4.0))
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    monkeypatch.setattr("standfast.clients.remount.sleep", lambda _: None)
+    return fake_client(tmp_path)
+
+
+def nfs(address: str, number: int = 30) -> Mount:
+    path, live = str(CONFIG.paths.bind), str(CONFIG.paths.live)
+    return Mount("0:50", "/", path, "nfs4", number, f"name:{live}", f"rw,addr={address}")
+
+
+def server(address: str, epoch: int, tree: int) -> Server:
+    return Server("n", address, frozenset({address}), epoch, fsid(tree))
+
+
+# Which server
+
+
+def test_the_healthy_instance_with_the_highest_epoch_serves(client: FakeClient) -> None:
+    client.instances_ = [
+        instance("10.0.0.1", 9, fsid(9), checks="critical"),
+        instance("10.0.0.2", 8, fsid(8), node_health="critical"),
+        instance("10.0.0.3", 6, fsid(6)),
+        instance("10.0.0.4", 7, fsid(7)),
+        replace(instance("10.0.0.5", 7, fsid(7)), meta={"epoch": "many"}),
+        replace(instance("10.0.0.6", 7, fsid(7)), meta={}),
+    ]
+    found = server_of(client.parts)
+    assert isinstance(found, Server)
+    assert (found.address, found.epoch, found.fsid) == ("10.0.0.4", 7, fsid(7))
+
+
+def test_nobody_healthy_is_no_server_and_never_a_reason_to_unmount(client: FakeClient) -> None:
+    client.mounted(A, 1)
+    client.instances_ = [instance(A, 1, fsid(1), checks="critical")]
+    assert isinstance(server_of(client.parts), NoServer)
+    client.run()
+    assert client.log == []
+
+
+def test_a_name_that_does_not_resolve_changes_nothing() -> None:
+    unresolved = replace(server("n2.lan", 2, 2), addresses=frozenset())
+    decision = decide(Observed(unresolved, (nfs(A),), answer=Answer.HANGS), CONFIG)
+    assert (decision.action, decision.reason) == (Action.WAIT, Reason.NO_SERVER)
+    assert "can't be resolved" in decision.sentence
+
+
+# Turns
+
+
+def test_a_thousand_clients_are_spread_evenly_and_each_always_has_the_same_turn() -> None:
+    turns = [turn_s(replace(CONFIG, node=f"client-{n}"), 7) for n in range(1000)]
+    assert turns == [turn_s(replace(CONFIG, node=f"client-{n}"), 7) for n in range(1000)]
+    assert min(turns) >= 0 and max(turns) < 4.0
+    tenths = [sum(1 for turn in turns if n * 0.4 <= turn < (n + 1) * 0.4) for n in range(10)]
+    assert min(tenths) > 60 and max(tenths) < 140
+    later = [turn_s(replace(CONFIG, node=f"client-{n}"), 8) for n in range(1000)]
+    assert abs(statistics.correlation(turns, later)) < 0.2, "the last one isn't always the last"
+
+
+def test_a_storage_node_goes_first() -> None:
+    assert turn_s(replace(CONFIG, node="n2"), 7) == 0.0
+
+
+def test_what_was_waited_counts_and_a_mount_that_needs_no_change_never_waits() -> None:
+    observed = Observed(server(B, 7, 2), (nfs(A),))
+    turn = turn_s(CONFIG, 7)
+    assert decide(observed, CONFIG).later_s == turn > 0
+    assert decide(replace(observed, waited_s=turn), CONFIG).later_s == 0
+    well = Observed(server(A, 7, 2), (nfs(A),), answer=Answer.ANSWERS)
+    assert decide(well, CONFIG).later_s == 0
+
+
+def test_an_automount_s_own_attempt_gets_a_moment() -> None:
+    autofs = Mount("0:9", "/", str(CONFIG.paths.bind), "autofs")
+    tie = Tie(automount=True, mounting=True)
+    config = replace(CONFIG, client=Client(spread=0.0))
+    observed = Observed(server(B, 7, 2), (autofs,), tie=tie)
+    assert decide(observed, config).later_s == PATIENCE_S
+    assert decide(replace(observed, waited_s=PATIENCE_S), config).action is Action.MOUNT
+
+
+# What the note is worth
+
+
+def test_a_note_of_a_mount_with_the_same_number_does_not_condemn_a_healthy_one(
+    client: FakeClient,
+) -> None:
+    """Expired and mounted again by an access, while the server was promoted anew."""
+    client.tie_ = Tie(automount=True)
+    for kernel in (True, False):
+        client.kernel = kernel
+        client.serve(A, 1, 1)
+        before = client.mounted(A, 1)
+        client.run()
+        noted = notes.load(client.config.run_dir)
+        assert noted is not None and noted.mount_id == before.id
+        client.pop()
+        client.serve(A, 2, 2)
+        again = client.mounted(A, 2)
+        assert (again.id, again.device) == (before.id, before.device)
+        client.run()
+        assert client.sins == []
+        assert not [entry for entry in client.log if entry.startswith("let-go")]
+        client.pop()
+        (client.config.run_dir / "mounted.json").unlink()
+
+
+def test_an_older_epoch_than_was_mounted_is_not_followed(client: FakeClient) -> None:
+    client.serve(B, 5, 5)
+    client.run()
+    client.serve(A, 4, 4)
+    client.run()
+    assert client.top is not None and client.top.address == B
+
+
+def test_a_note_that_can_not_be_read_counts_as_none(client: FakeClient) -> None:
+    client.serve(A, 1, 1)
+    path = client.config.run_dir / "mounted.json"
+    path.parent.mkdir(parents=True)
+    for text in ("{", "[]", '{"v": 1}', '{"v":1,"kind":1,"address":[],"fsid":0,"epoch":"x"}'):
+        path.write_text(text)
+        assert notes.load(client.config.run_dir) is None
+    client.run()
+    assert client.is_right()
+
+
+# Steps, in their order
+
+
+def test_a_remount_lists_lets_go_mounts_verifies_and_then_sees_to_the_users(
+    client: FakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.config = replace(
+        client.config,
+        client=Client(spread=0.0, binds=("/srv/a",), restart_units=("web.service",)),
+    )
+    client.dependants_ = ("db.service",)
+    client.uses = (Use(41, "vi", "/data/x", "user@0.service", writes=True, hangs=True),)
+    client.serve(A, 1, 1)
+    old = client.mounted(A, 1)
+    client.bound(old, Path("/srv/a"), "/sub/dir")
+    client.bound(old, Path("/srv/b"))
+    client.others = (Namespace("mnt:[7]", (77,), ("box.service",), (old,)),)
+    client.run()
+    assert client.log == ["probe"], "an adopted mount of a first look restarts nobody"
+    client.log.clear()
+    client.serve(B, 2, 2)
+    one = client.run()
+    path, live = client.path, client.config.paths.live
+    assert client.log == [
+        "users",
+        f"let-go:{path}",
+        f"mount:{B}:{live}:vers=4.2,hard,retry=0",
+        "probe",
+        "let-go:/srv/a",
+        f"bind:{path}/sub/dir:/srv/a",
+        "restart:db.service,web.service",
+        "probe",
+    ]
+    said = "\n".join(one.said)
+    assert "vi (pid 41, user@0.service) has /data/x of the old mount open" in said
+    assert "box.service keeps the old mount at" in said
+    assert "the bind mount at /srv/b stays on the old server" in said
+    assert client.sins == []
+
+
+def test_a_server_that_rebooted_in_place_is_only_noted(client: FakeClient) -> None:
+    client.serve(A, 1, 1)
+    client.run()
+    client.log.clear()
+    client.serve(A, 2, 1)
+    client.run()
+    assert client.log == ["probe"]
+    noted = notes.load(client.config.run_dir)
+    assert noted is not None and noted.epoch == 2
+
+
+def test_a_stale_mount_of_the_right_server_is_replaced(client: FakeClient) -> None:
+    """Promoted anew at the same address, without a word of its fsid in the catalog."""
+    client.serve(A, 1, 1)
+    client.run()
+    client.serve(A, 2, 2)
+    client.instances_[0] = replace(client.instances_[0], meta={"epoch": "2"})
+    client.run()
+    top = client.top
+    assert top is not None and client.really[top.id] == (A, 2)
+
+
+def test_a_mount_that_hangs_while_its_server_is_still_named_is_waited_for(
+    client: FakeClient,
+) -> None:
+    client.serve(A, 1, 1)
+    client.run()
+    client.trees[A] = None
+    client.log.clear()
+    client.run()
+    assert client.log == ["probe"]
+
+
+def test_a_mount_made_by_hand_is_mounted_again_after_an_attempt_that_failed(
+    client: FakeClient,
+) -> None:
+    """Nothing else says then that this node is a client."""
+    client.tie_ = Tie()
+    client.serve(A, 1, 1)
+    client.mounted(A, 1)
+    client.run()
+    client.serve(B, 2, 2)
+    client.fail = "mount"
+    client.run()
+    assert client.top is None
+    client.run()
+    assert client.is_right()
+    client.pop()
+    client.run()
+    assert client.top is None, "who unmounts it by hand means it"
+
+
+def test_users_are_seen_to_even_when_a_run_is_cut_off_between_mount_and_note(
+    client: FakeClient,
+) -> None:
+    client.dependants_ = ("db.service",)
+    client.serve(A, 1, 1)
+    client.run()
+    client.serve(B, 2, 2)
+
+    def cut(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    client.dependants, kept = cut, client.dependants  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        client.run()
+    client.dependants = kept  # type: ignore[method-assign]
+    assert client.is_right()
+    client.run()
+    assert "restart:db.service" in client.log
+
+
+def test_a_service_that_can_not_be_restarted_does_not_undo_the_mount(client: FakeClient) -> None:
+    client.dependants_ = ("db.service",)
+    client.serve(A, 1, 1)
+    client.run()
+    client.serve(B, 2, 2)
+    client.fail = "restart"
+    one = client.run()
+    assert client.is_right()
+    assert any("may not have been restarted" in text for text in one.said)
+
+
+def test_the_unit_s_options_are_used_and_retries_are_our_own(client: FakeClient) -> None:
+    client.unit_options = "vers=4.1,hard,noatime"
+    client.serve(A, 1, 1)
+    client.run()
+    assert client.log[0].endswith(":vers=4.1,hard,noatime,retry=0")
+
+
+def test_a_hanging_attempt_of_the_automount_is_ended_after_the_right_one_is_mounted(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("standfast.clients.decide.PATIENCE_S", 0.0)
+    client.push("autofs", source="systemd-1")
+    client.tie_ = Tie(automount=True, mounting=True)
+    client.serve(B, 2, 2)
+    client.run()
+    assert [entry.split(":")[0] for entry in client.log[:3]] == ["mount", "end-mounting", "probe"]
+
+
+def test_the_timer_does_not_keep_an_automounted_mount_from_expiring(client: FakeClient) -> None:
+    client.tie_ = Tie(automount=True)
+    client.push("autofs", source="systemd-1")
+    client.serve(A, 1, 1)
+    client.mounted(A, 1)
+    client.run()
+    client.log.clear()
+    client.run(thorough=False)
+    assert client.log == []
+    client.run(thorough=True)
+    assert client.log == ["probe"]
+
+
+def test_a_changing_service_is_not_chased_within_one_run(client: FakeClient) -> None:
+    """What was just mounted is not taken away again by the same run."""
+    client.serve(A, 1, 1)
+    client.mounted(B, 9)
+    real = client.mount
+
+    def mount(*args: object) -> None:
+        real(*args)  # type: ignore[arg-type]
+        client.table[-1] = replace(client.table[-1], options=f"addr={A}")
+        client.really[client.table[-1].id] = (A, 1)
+
+    client.mount = mount  # type: ignore[method-assign, assignment]
+    client.probe = lambda *_: (Answer.ANSWERS, "")  # type: ignore[method-assign]
+    one = client.run(limit_s=5)
+    assert [entry.split(":")[0] for entry in client.log].count("mount") == 1
+    assert one.made == {(A, 1)}
+
+
+# On a storage node
+
+
+def primary(client: FakeClient, stage: Stage = Stage.READY) -> None:
+    client.config = replace(client.config, node="n1")
+    OwnReign(3, stage, fsid(3), None, False).save(client.config.state_dir)
+
+
+def bind_mount(client: FakeClient) -> Mount:
+    return client.push("btrfs", source="/dev/vdb", root="/services")
+
+
+def test_the_primary_s_path_is_left_to_the_agent(client: FakeClient) -> None:
+    primary(client)
+    client.serve(B, 9, 9)
+    client.run()
+    client.mounted(A, 1)
+    client.run()
+    assert client.log == []
+
+
+def test_an_nfs_mount_over_the_bind_mount_is_taken_away(client: FakeClient) -> None:
+    primary(client)
+    bind_mount(client)
+    client.mounted(A, 1)
+    client.run()
+    assert client.log == [f"let-go:{client.path}"]
+
+
+def test_users_of_the_nfs_mount_are_restarted_once_on_a_node_that_became_primary(
+    client: FakeClient,
+) -> None:
+    client.dependants_ = ("db.service",)
+    client.serve(A, 1, 1)
+    client.run()
+    client.pop()
+    primary(client)
+    bind_mount(client)
+    client.log.clear()
+    client.run()
+    client.run()
+    assert client.log == ["restart:db.service"]
+
+
+def test_services_stopped_with_the_bind_mount_are_started_on_the_nfs_mount_of_a_demoted_node(
+    client: FakeClient,
+) -> None:
+    primary(client)
+    bind_mount(client)
+    client.run()
+    dependants.note_stopped(client.config.run_dir, ["db.service"])
+    client.pop()
+    OwnReign.forget(client.config.state_dir)
+    client.serve(B, 4, 4)
+    client.run()
+    assert client.is_right()
+    assert "restart:db.service" in client.log
+    client.log.clear()
+    client.run()
+    assert client.log == ["probe"]
+
+
+def test_while_the_agent_is_at_work_nothing_is_restarted(client: FakeClient) -> None:
+    primary(client)
+    bind_mount(client)
+    dependants.note_stopped(client.config.run_dir, ["db.service"])
+    with exclusive(client.config.run_dir / "plan.lock", "the agent"):
+        assert role_of(client.config) is Role.CHANGING
+        client.run()
+    primary(client, Stage.DRAINING)
+    client.run()
+    assert client.log == []
+    primary(client)
+    client.run()
+    assert client.log == ["restart:db.service"]
+
+
+def test_a_promotion_that_comes_in_between_gets_its_path_back(client: FakeClient) -> None:
+    client.serve(A, 1, 1)
+    real = client.mount
+
+    def mount(*args: object) -> None:
+        real(*args)  # type: ignore[arg-type]
+        OwnReign(2, Stage.CLEARING, fsid(2), None, False).save(client.config.state_dir)
+
+    client.mount = mount  # type: ignore[method-assign, assignment]
+    client.run()
+    assert client.top is None
+
+
+def test_a_damaged_reign_is_a_role(client: FakeClient) -> None:
+    path = client.config.state_dir / "reign.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    client.serve(A, 1, 1)
+    assert look(client.parts).role is Role.CHANGING
+    client.run()
+    assert client.log == []
+
+
+def test_never_means_never(client: FakeClient) -> None:
+    client.config = replace(client.config, client=Client(manage="never"))
+    client.mounted(A, 1)
+    client.serve(B, 2, 2)
+    client.run()
+    assert client.log == []
+
+
+def test_a_note_speaks_of_a_mount_only_with_its_address() -> None:
+    note = Note("nfs", A, fsid(1), 1, 30, "0:50")
+    assert note.is_of(nfs(A))
+    assert not note.is_of(nfs(B)) and not note.is_of(nfs(A, 31))
+    assert not replace(note, kind="bind").is_of(nfs(A))

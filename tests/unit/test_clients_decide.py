@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from standfast.clients.decide import PATIENCE_S, Action, decide, turn_s
 from standfast.clients.mountinfo import Mount
 from standfast.clients.observed import Answer, NoServer, Note, Observed, Role, Server, Tie
 from standfast.clients.ports import Namespace, Use
-from standfast.clients.remount import look, role_of, server_of
+from standfast.clients.remount import Remount, look, role_of, server_of
+from standfast.clock import Deadline
 from standfast.config.model import Client
 from standfast.locks import exclusive
 from standfast.reasons import Reason
@@ -306,22 +308,16 @@ def test_the_timer_does_not_keep_an_automounted_mount_from_expiring(client: Fake
     assert client.log == ["probe"]
 
 
-def test_a_changing_service_is_not_chased_within_one_run(client: FakeClient) -> None:
-    """What was just mounted is not taken away again by the same run."""
+def test_a_mount_that_is_never_right_is_made_once_in_a_run(client: FakeClient) -> None:
+    """It answers when it was just mounted, and is stale at the next look."""
     client.serve(A, 1, 1)
-    client.mounted(B, 9)
-    real = client.mount
-
-    def mount(*args: object) -> None:
-        real(*args)  # type: ignore[arg-type]
-        client.table[-1] = replace(client.table[-1], options=f"addr={A}")
-        client.really[client.table[-1].id] = (A, 1)
-
-    client.mount = mount  # type: ignore[method-assign, assignment]
-    client.probe = lambda *_: (Answer.ANSWERS, "")  # type: ignore[method-assign]
-    one = client.run(limit_s=5)
+    client.mounted(A, 1)
+    answers = itertools.cycle([(Answer.STALE, ""), (Answer.ANSWERS, "")])
+    client.probe = lambda *_: next(answers)  # type: ignore[method-assign]
+    one = Remount(client.parts, limit=Deadline.after(5))
+    outcome = one.run()
     assert [entry.split(":")[0] for entry in client.log].count("mount") == 1
-    assert one.made == {(A, 1)}
+    assert outcome.trouble is not None and "left to the next run" in outcome.trouble
 
 
 # On a storage node

@@ -1,0 +1,451 @@
+"""Mount tables, unit files, units' words and processes, as they really look."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters.mount_units import SystemdMountUnits, parse_show, unit_options
+from standfast.adapters.mounts import KernelMounts, nfs_source
+from standfast.adapters.processes import ProcProcesses, unit_of
+from standfast.cli.main import main
+from standfast.clients import dependants
+from standfast.clients.checks import Facts, examine
+from standfast.clients.decide import decide
+from standfast.clients.mountinfo import (
+    Mount,
+    elsewhere,
+    parse_mountinfo,
+    parse_volumes,
+    same_address,
+    stack_at,
+    wire_fsid,
+)
+from standfast.clients.observed import Answer, NoServer, Observed, Server, Tie
+from standfast.clients.ports import Namespace, Use
+from standfast.clients.units import unit_files, unit_name
+from standfast.clock import Deadline
+from standfast.config.example import example
+from standfast.config.model import Client
+from standfast.errors import StandfastError
+from tests.fakes.client import fake_client, fsid
+from tests.fakes.machine import config_in
+
+PATH = Path("/data/services")
+MOUNTINFO = """\
+22 1 0:21 / / rw,relatime shared:1 - ext4 /dev/vda rw
+41 22 0:40 / /data/services rw,relatime shared:5 - autofs systemd-1 rw,fd=40,pgrp=1,timeout=60
+42 41 0:50 / /data/services rw,relatime shared:6 - nfs4 data-services.service.consul:/persist/services rw,vers=4.2,rsize=1048576,hard,proto=tcp,timeo=600,clientaddr=192.168.1.9,local_lock=none,addr=192.168.1.2
+43 22 0:50 /sub\\040dir /srv/www rw shared:7 - nfs4 data-services.service.consul:/persist/services rw,vers=4.2,addr=192.168.1.2
+44 22 0:51 / /mnt/nas rw - nfs4 [2001:db8::1]:/export rw,addr=2001:db8::1
+"""  # noqa: E501
+
+
+def soon() -> Deadline:
+    return Deadline.after(10)
+
+
+def test_an_automounted_nfs_mount_is_understood() -> None:
+    mounts = parse_mountinfo(MOUNTINFO)
+    autofs, nfs = stack_at(mounts, PATH)
+    assert autofs.is_autofs and not autofs.is_nfs and autofs.address is None
+    assert nfs.is_nfs and (nfs.id, nfs.device, nfs.address) == (42, "0:50", "192.168.1.2")
+    assert nfs.export == "/persist/services"
+    assert nfs.option("vers") == "4.2" and nfs.option("hard") is None
+    [bind] = elsewhere(mounts, PATH, "/persist/services")
+    assert (bind.point, bind.root) == ("/srv/www", "/sub dir")
+    assert mounts[-1].export == "/export"
+
+
+@pytest.mark.parametrize("line", ["", "x", "1 2 3", "a b c d e - nfs4", "42 41 0:50 / / rw - "])
+def test_lines_that_are_none_are_left_out_or_harmless(line: str) -> None:
+    for mount in parse_mountinfo(line):
+        assert mount.address is None
+
+
+def test_addresses_are_one_in_every_spelling() -> None:
+    assert same_address("2001:db8::1", "2001:0db8:0:0::1")
+    assert same_address("::ffff:192.168.1.2", "192.168.1.2")
+    assert same_address("Node.lan", "node.lan")
+    assert not same_address("192.168.1.2", "192.168.1.20")
+    assert nfs_source("2001:db8::1", PATH) == "[2001:db8::1]:/data/services"
+    assert nfs_source("192.168.1.2", PATH) == "192.168.1.2:/data/services"
+
+
+def test_the_kernel_s_list_of_nfs_file_systems() -> None:
+    text = (
+        "NV SERVER   PORT DEV          FSID                              FSC\n"
+        "v4 c0a80102  801 0:50         c3f2a1d400004a1b:8c00000000000007 no\n"
+        "garbage\n"
+    )
+    assert parse_volumes(text) == {"0:50": "c3f2a1d400004a1b:8c00000000000007"}
+    assert wire_fsid("c3f2a1d4-0000-4a1b-8c00-000000000007") == "c3f2a1d400004a1b:8c00000000000007"
+    assert wire_fsid("00000000-0000-4000-8000-000000000007") == "4000:8000000000000007"
+    assert wire_fsid("7") is None
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/services", "data-services.mount"),
+        ("/data/my-files", r"data-my\x2dfiles.mount"),
+        ("/srv/.x y", r"srv-.x\x20y.mount"),
+        ("/.x", r"\x2ex.mount"),
+        ("/", "-.mount"),
+        ("/ä_b:c", r"\xc3\xa4_b:c.mount"),
+    ],
+)
+def test_unit_names_are_systemd_s(path: str, name: str) -> None:
+    assert unit_name(Path(path), "mount") == name
+    argv = ["systemd-escape", "--path", "--suffix=mount", path]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10)
+    except FileNotFoundError:
+        pytest.skip("needs systemd-escape, to compare with")
+    assert done.stdout.strip() == name
+
+
+def test_the_units_are_the_runbook_s_and_systemd_takes_them(tmp_path: Path) -> None:
+    config = replace(config_in(tmp_path), volume="data-services")
+    config = replace(config, paths=replace(config.paths, bind=PATH))
+    files = unit_files(config)
+    assert list(files) == ["data-services.mount", "data-services.automount"]
+    mount, automount = files.values()
+    assert f"What=data-services.service.consul:{config.paths.live}" in mount
+    assert "Options=vers=4.2,hard,retry=0\n" in mount and "Type=nfs4\n" in mount
+    assert "TimeoutIdleSec=60s" in automount and "Where=/data/services\n" in automount
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    argv = ["systemd-analyze", "verify", *(str(tmp_path / name) for name in files)]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("needs systemd-analyze")
+    ours = [line for line in done.stderr.splitlines() if "data-services" in line]
+    assert not [line for line in ours if "man standfast" not in line], done.stderr
+
+
+def test_client_units_prints_and_installs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data-services.toml").write_text(example("data-services"))
+    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(tmp_path))
+    assert main(["client", "units"]) == 0
+    assert "What=data-services.service.consul:/persist/services" in capsys.readouterr().out
+    units = tmp_path / "units"
+    units.mkdir()
+    argv = ["client", "units", "--install", "--dir", str(units)]
+    assert main([*argv, "--dry-run"]) == 0
+    assert list(units.iterdir()) == []
+    assert main(argv) == 0 and main(argv) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert sorted(path.name for path in units.iterdir()) == [
+        "data-services.automount",
+        "data-services.mount",
+    ]
+
+
+def test_options_come_from_the_last_word_of_the_unit() -> None:
+    text = """\
+# /run/systemd/generator/data-services.mount
+[Mount]
+Where=/data/services
+Options=vers=4.2,hard,_netdev,x-systemd.automount,x-systemd.idle-timeout=60,bg
+# /etc/systemd/system/data-services.mount.d/more.conf
+[Mount]
+Options = noatime,vers=4.1,hard,nofail,retry=2
+"""
+    assert unit_options(text) == "noatime,vers=4.1,hard"
+    assert unit_options("[Mount]\nOptions=_netdev\n") is None
+    assert unit_options("[Mount]\nWhat=x\n") is None
+
+
+FAKE_SYSTEMCTL = """#!/bin/sh
+echo "$*" >> {log}
+case "$*" in
+*UnitFileState*) cat <<END
+Id=data-services.mount
+FragmentPath=/x
+ActiveState=activating
+UnitFileState=generated
+
+Id=data-services.automount
+ActiveState=active
+FragmentPath=/y
+UnitFileState=generated
+END
+;;
+*RequiredBy*)
+echo "RequiredBy=db.service remote-fs.target web.service off.service far.service"
+;;
+*RequiresMountsFor*) cat <<END
+Id=db.service
+ActiveState=active
+RequiresMountsFor=/var /data/services/db
+
+Id=web.service
+ActiveState=activating
+RequiresMountsFor=/data/services
+
+Id=off.service
+ActiveState=inactive
+RequiresMountsFor=/data/services
+
+Id=far.service
+ActiveState=active
+RequiresMountsFor=/data/services2
+END
+;;
+*) cat <<END
+Id=one.service
+ActiveState=active
+
+Id=two.service
+ActiveState=failed
+END
+;;
+esac
+"""
+
+
+def test_what_systemd_says_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "systemctl"
+    tool.write_text(FAKE_SYSTEMCTL.format(log=tmp_path / "calls"))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    units = SystemdMountUnits()
+    assert units.tie(PATH) == Tie(unit=True, automount=True, mounting=True)
+    assert units.dependants(PATH) == ("db.service", "web.service")
+    assert units.active(["one.service", "two.service"]) == ("one.service",)
+    assert units.active([]) == ()
+    units.restart(["a.service", "b.service"], soon())
+    units.end_mounting(PATH, soon())
+    assert (tmp_path / "calls").read_text().splitlines()[-2:] == [
+        "restart -- a.service b.service",
+        "kill -- data-services.mount",
+    ]
+
+
+def test_blocks_of_systemctl_show() -> None:
+    assert parse_show("Id=a\nX=1=2\n\n\nId=b\n") == [{"Id": "a", "X": "1=2"}, {"Id": "b"}]
+    assert parse_show("") == []
+
+
+# Probes and processes
+
+
+def test_a_probe_says_how_the_directory_is(tmp_path: Path) -> None:
+    mounts = KernelMounts(tmp_path / "run")
+    assert mounts.probe(tmp_path, soon()) == (Answer.ANSWERS, "")
+    answer, detail = mounts.probe(tmp_path / "none", soon())
+    assert answer is Answer.FAILS and "ENOENT" in detail
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_stale_handle_is_told_from_other_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = "import errno, os\ndef raises(path): raise OSError(errno.ESTALE, 'stale')\n"
+    from standfast.adapters import mounts as module
+
+    monkeypatch.setattr(module, "PROBE", f"{stale}os.statvfs = raises\n{module.PROBE}")
+    assert KernelMounts(tmp_path).probe(tmp_path, soon()) == (Answer.STALE, "stale file handle")
+
+
+def test_a_probe_that_hangs_is_ended_and_one_that_can_not_be_is_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from standfast.adapters import mounts as module
+
+    hangs = "import os, time\nos.statvfs = lambda path: time.sleep(60)\n"
+    monkeypatch.setattr(module, "PROBE", hangs + module.PROBE)
+    mounts = KernelMounts(tmp_path)
+    answer, _ = mounts.probe(tmp_path, Deadline.after(0.7))
+    assert answer is Answer.HANGS
+    # One that the kernel didn't let die: it goes on under its mark.
+    argv = [sys.executable, "-c", module.PROBE, str(tmp_path), str(tmp_path / "probe.pid")]
+    with subprocess.Popen(argv) as left:
+        try:
+            limit = soon()
+            while not (tmp_path / "probe.pid").exists() or (
+                (tmp_path / "probe.pid").read_text() != str(left.pid)
+            ):
+                assert not limit.expired
+            monkeypatch.setattr(module, "PROBE", "raise SystemExit(99)")
+            assert mounts.probe(tmp_path, soon())[0] is Answer.HANGS
+        finally:
+            left.kill()
+    monkeypatch.setattr(module, "PROBE", "")
+    assert mounts.probe(tmp_path, soon())[0] is Answer.ANSWERS
+
+
+def test_a_host_name_is_resolved_and_an_address_is_taken_as_it_is(tmp_path: Path) -> None:
+    mounts = KernelMounts(tmp_path)
+    assert mounts.resolve("192.168.1.2", soon()) == {"192.168.1.2"}
+    assert mounts.resolve("2001:0db8::1", soon()) == {"2001:db8::1"}
+    assert "127.0.0.1" in mounts.resolve("localhost", soon())
+    assert mounts.resolve("nobody.invalid", soon()) == frozenset()
+    assert mounts.resolve("--help", soon()) == frozenset()
+
+
+def test_who_has_a_file_open_is_found_by_path_and_by_the_number_of_the_mount(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("x")
+    program = "import sys; f = open(sys.argv[1], sys.argv[2]); print(flush=True); input()"
+    argv: list[str | Path] = [sys.executable, "-c", program, tmp_path / "file", "r+"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        try:
+            assert user.stdout is not None
+            user.stdout.readline()
+            processes = ProcProcesses()
+            [use] = processes.users(tmp_path, ())
+            assert (use.pid, use.target, use.writes) == (user.pid, f"{tmp_path}/file", True)
+            info = Path(f"/proc/{user.pid}/fdinfo").iterdir()
+            ids = {
+                line for one in info for line in one.read_text().splitlines() if "mnt_id" in line
+            }
+            numbers = [int(line.split()[1]) for line in ids]
+            assert user.pid in {one.pid for one in processes.holders(numbers)}
+            assert processes.holders([]) == [] and processes.holders([-5]) == []
+            assert processes.users(tmp_path / "other", ()) == []
+        finally:
+            user.kill()
+
+
+def test_the_unit_of_a_process(tmp_path: Path) -> None:
+    for text, unit in (
+        ("0::/system.slice/db.service\n", "db.service"),
+        ("0::/user.slice/user-0.slice/session-3.scope\n", "session-3.scope"),
+        ("0::/system.slice/docker-1f.scope/inner\n", "docker-1f.scope"),
+        ("0::/\n", ""),
+    ):
+        (tmp_path / "cgroup").write_text(text)
+        assert unit_of(tmp_path) == unit
+    assert unit_of(tmp_path / "none") == ""
+
+
+# Dependants
+
+
+def test_commands_and_hooks_are_told_and_their_failures_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    line = f'echo "$STANDFAST_VOLUME $STANDFAST_PATH $STANDFAST_ADDRESS $STANDFAST_EPOCH" > {out}'
+    config = fake_client(tmp_path, on_change=(line, "exit 7")).config
+    change = dependants.Change("data-services", PATH, "192.168.1.3", 8)
+    said = dependants.run_commands(config, change)
+    assert out.read_text() == "data-services /data/services 192.168.1.3 8\n"
+    assert "ended with status 7" in said[1]
+
+    def broken(*_: object) -> list[str]:
+        raise StandfastError("the scheduler does not answer")
+
+    monkeypatch.setattr(dependants, "HOOKS", [lambda *_: ["restarted 2"], broken])
+    assert dependants.call_hooks(config, change) == ["restarted 2", "the scheduler does not answer"]
+
+
+@pytest.mark.parametrize(
+    ("table", "word"),
+    [
+        ('options = "vers=3,hard"', "4.0 and older"),
+        ('options = "hard"', "4.0 and older"),
+        ('options = "vers=4.2,soft"', "soft gives programs errors"),
+        ('binds = ["/data/services/x"]', "overlaps with paths.bind"),
+        ('binds = ["srv"]', "must be an absolute path without"),
+        ('restart_units = ["web"]', "full name of a service unit"),
+        ('manage = "yes"', "must be one of"),
+    ],
+)
+def test_a_client_table_that_can_not_work_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    table: str, word: str,
+) -> None:  # fmt: skip
+    text = example("data-services").replace("[client]", f"[client]\n{table}")
+    tomllib.loads(text)
+    (tmp_path / "data-services.toml").write_text(text)
+    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(tmp_path))
+    assert main(["config", "check"]) == 2
+    said = capsys.readouterr()
+    assert word in said.err + said.out
+
+
+# doctor
+
+CONFIG = replace(config_in(Path("/x")), node="client", client=Client(spread=0.0))
+A, B = "192.168.1.2", "192.168.1.3"
+
+
+def nfs(address: str, device: str = "0:50", point: str = str(CONFIG.paths.bind)) -> Mount:
+    source = f"x:{CONFIG.paths.live}"
+    return Mount(device, "/", point, "nfs4", 30, source, f"rw,vers=4.2,hard,addr={address}")
+
+
+SERVER = Server("n1", A, frozenset({A}), 3, fsid(3))
+WELL = Observed(SERVER, (nfs(A),), answer=Answer.ANSWERS, tie=Tie(unit=True))
+
+
+def facts(observed: Observed = WELL, **changes: object) -> Facts:
+    base = Facts(
+        observed, decide(observed, CONFIG), "data-services.service.consul", frozenset({A}), None
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_a_client_that_is_well_has_no_fix() -> None:
+    findings = examine(facts(), CONFIG)
+    assert len(findings) == 9
+    assert all(one.ok and not one.fix for one in findings), findings
+
+
+def test_a_node_that_is_no_client_gets_no_word_of_it() -> None:
+    assert examine(facts(Observed(SERVER)), CONFIG) == []
+
+
+USE = Use(41, "mysqld", "/x/data/ibdata1", "mysql.service", writes=True, hangs=True)
+
+
+@pytest.mark.parametrize(
+    ("told", "check", "evidence", "fix"),
+    [
+        (facts(replace(WELL, stack=(nfs(B),))), "mount", "another server", "standfast remount"),
+        (facts(replace(WELL, answer=Answer.STALE)), "mount", "stale: ", "standfast remount"),
+        (facts(replace(WELL, answer=Answer.HANGS)), "mount", "hangs", "network"),
+        (facts(replace(WELL, stack=())), "mount", "is not mounted", "standfast-watch@"),
+        (facts(replace(WELL, service=NoServer("none"))), "server", "none", "standfast status"),
+        (facts(no_answer="it does not answer in time"), "server", "can't mount", "firewalls"),
+        (facts(name_gives=frozenset()), "dns", "does not resolve", "8600"),
+        (facts(name_gives=frozenset({B})), "dns", f"is {B}, and n1", "cache"),
+        (facts(has_helper=False), "nfs-tools", "no mount.nfs4", "nfs-common"),
+        (
+            facts(replace(WELL, stack=(replace(nfs(A), options=f"soft,vers=3,addr={A}"),))),
+            "options", "soft, vers=3", "vers=4.2,hard",
+        ),
+        (
+            facts(replace(WELL, elsewhere=(nfs(B, "0:49", "/srv/www"),))),
+            "binds", f"/srv/www still shows {B}", "client.binds",
+        ),
+        (
+            facts(others=((Namespace("mnt:[1]", (7,), ("box.service",), ()), (nfs(B),)),)),
+            "containers", "box.service: /x/data", "restart",
+        ),
+        (facts(old_users=(USE,)), "handles", "mysqld (pid 41, mysql.service", "restart_units"),
+        (facts(hanging=(USE,)), "hanging", "mysqld (pid 41", "kill -9"),
+    ],
+)  # fmt: skip
+def test_doctor_names_cause_evidence_and_fix(
+    told: Facts, check: str, evidence: str, fix: str
+) -> None:
+    bad = {one.check: one for one in examine(told, CONFIG) if not one.ok}
+    assert evidence in bad[check].evidence
+    assert fix in bad[check].fix

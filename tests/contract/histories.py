@@ -51,8 +51,8 @@ class Ground:
             root, state = self.place / node / str(number), self.place / "state" / f"{number}-{node}"
             root.mkdir()
             keys = self.place / "state" / f"{number}.json"
-            paths = {"state": str(state), "run": str(state / "run")}
-            here = peer(root, node, "btrfs", keys, keep=1, **paths)
+            more = {"state": str(state), "run": str(state / "run"), "verify": "metadata"}
+            here = peer(root, node, "btrfs", keys, keep=1, **more)
             self.links.reach(node, here.spec)
             nodes[node] = here.reaching(self.links.command("{node}"))
         try:

@@ -157,6 +157,8 @@ def from_spec(spec: dict[str, Any]) -> Peer:
         config = replace(config, paths=replace(config.paths, run=Path(spec["run"])))
     if "cluster" in spec:
         config = replace(config, cluster=spec["cluster"])
+    if "verify" in spec:
+        config = replace(config, replication=replace(config.replication, verify=spec["verify"]))
     if "keep" in spec:
         config = keeping(config, spec["keep"])
     gateway = FileGateway(Path(spec["keys"]), later=spec.get("later"))

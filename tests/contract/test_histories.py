@@ -29,7 +29,7 @@ from tests.contract.histories import (
 from tests.contract.images import quick_directory
 from tests.contract.links import Fault, Links
 from tests.contract.peers import NODES
-from tests.contract.trees import KINDS, Mutation
+from tests.contract.trees import KINDS, Mutation, differences, mutate, read_tree
 from tests.contract.volumes import btrfs_on_file, require_btrfs
 
 SEARCHING = os.environ.get("HYPOTHESIS_PROFILE") == "search"
@@ -79,6 +79,22 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         for node in NODES:
             stack.enter_context(btrfs_on_file(place / f"{node}.img", place / node))
         yield Ground(place, links, clocks)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_comparison_sees_every_kind_of_change(ground: Ground, kind: str) -> None:
+    root = ground.place / "a" / f"seen-{kind}"
+    (root / "d").mkdir(parents=True)
+    for number in range(5):
+        path = root / "d" / f"file{number}"
+        path.write_bytes(os.urandom(40_000))
+        os.setxattr(path, "user.x0", b"old")
+    for number in range(60):
+        before = read_tree(root)
+        mutate(root, Mutation(kind, number, number * 5 // 3))
+        if differences(before, read_tree(root)):
+            return
+    raise AssertionError(f"{kind}: nothing changes, or nobody sees it")
 
 
 @settings(

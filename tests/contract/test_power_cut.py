@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from standfast import run
 from standfast.act.ports import Snapshot
 from standfast.clock import utc_now
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
 from standfast.replication.published import epochs_of_snapshots
 from tests.contract.images import copy_image, quick_directory
-from tests.contract.links import Links
+from tests.contract.links import Fault, Links
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.trees import Tree, differences, read_tree
 from tests.contract.volumes import btrfs_on_file, command, require_btrfs
@@ -29,6 +30,13 @@ INCREMENTS = 4
 FILES = 300
 CHANGED = 60
 NEEDED_BYTES = 2 * 2**30
+ORDER = (
+    *("receive", "sync"),
+    *("published", "data-services"),  # the file that says of which reign it is, its directory
+    *("snapshot", "sync"),
+    *("pins", "data-services"),
+    "published",  # the message
+)
 
 
 @pytest.fixture
@@ -146,6 +154,41 @@ def knows_the_epochs(standby: Peer) -> bool:
     published = [one.content_id for one in standby.store.snapshots() if one.received]
     highest = EpochFile(standby.config.state_dir / "epoch").read()
     return highest == 1 and all(epochs.get(one) == 1 for one in published)
+
+
+def test_each_step_is_on_disk_before_the_next(
+    place: Path, primary: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it makes no difference today: that a snapshot takes all its data to the disk with
+    it is what btrfs does, not what it promises.
+    """
+    links = Links(place / "links")
+    here, fsync = os.getpid(), os.fsync
+
+    def note(line: str) -> None:
+        if os.getpid() != here:  # a receiver
+            links.note(line)
+
+    def noted_fsync(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        fsync(descriptor)
+        note(name.lstrip(".").partition(".json")[0])
+
+    monkeypatch.setattr(run, "hook", note)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    standby = standby_at(place)
+    with btrfs_on_file(place / "b.img", place / "b"), links.serve():
+        links.reach("b", standby.spec)
+        a = primary.reaching(links.command("b"))
+        a.sender.cycle("b")
+        change(primary, 1)
+        links.log.unlink()
+        links.arm(Fault("watch", message="published"))
+        a.sender.cycle("b")
+        links.wait_idle()
+    steps = iter(links.log.read_text().splitlines())
+    for step in ORDER:
+        assert step in steps, f"{step} is missing, or comes too early: {links.log.read_text()}"
 
 
 def bare_pipe(primary: Peer, snapshot: Snapshot, parent: Snapshot | None, into: Path) -> None:

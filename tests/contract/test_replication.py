@@ -114,6 +114,19 @@ def test_the_first_cycle_sends_everything_and_the_second_only_the_change(
     assert b.store.unfinished() == ()
 
 
+def test_a_new_file_in_a_directory_below_passes_the_fingerprint(pair: tuple[Peer, Peer]) -> None:
+    """`btrfs receive` makes it in the root first, whose time of change is another one then."""
+    here, b = pair
+    options = replace(here.config.replication, verify="metadata")
+    a = replace(here, config=replace(here.config, replication=options))
+    a.live("d").mkdir()
+    first = a.sender.cycle("b")
+    a.live("d/new").write_text("new")
+    second = a.sender.cycle("b")
+    assert second.parent == str(first.snapshot)
+    assert (b.store.snapshots()[-1].path / "d/new").read_text() == "new"
+
+
 def test_an_unchanged_volume_still_proves_its_freshness(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     first = a.sender.cycle("b")

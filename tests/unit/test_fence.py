@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.fence import Claims, FileFence, NftFence, parse_table, parse_time
+from standfast.adapters import fence as fence_module
+from standfast.adapters import fence_ipset
+from standfast.adapters.fence import (
+    Claims,
+    FileFence,
+    NftFence,
+    fence_from,
+    parse_table,
+    parse_time,
+)
 from standfast.adapters.fence_ipset import parse_members
 from standfast.clock import Deadline, monotonic
+from standfast.config.model import Config, Paths
 from standfast.errors import CommandFailed, Refused, TimedOut
 
 LISTING = """table inet standfast {
@@ -136,6 +146,31 @@ def test_an_nft_that_hangs_is_given_up_at_latest(
     fake_nft(tmp_path, monkeypatch, "exec sleep 60")
     with pytest.raises(TimedOut, match="took too long"):
         NftFence(2049, tmp_path, "data").arm(monotonic() + 30, monotonic() + 0.4)
+
+
+def chosen(directory: Path) -> str:
+    config = Config(
+        volume="data",
+        source=directory / "data.toml",
+        cluster="alo",
+        nodes={},
+        paths=Paths(run=directory / "run"),
+    )
+    return type(fence_from(config)).__name__
+
+
+def test_a_kernel_that_is_slow_to_answer_is_asked_again_instead_of_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence_module, "PROBE_S", 0.2)
+    monkeypatch.setattr(fence_ipset, "ipset_installed", lambda: True)
+    fake_nft(tmp_path, monkeypatch, "exec sleep 5")
+    with pytest.raises(TimedOut, match="fence:probe"):
+        chosen(tmp_path)
+    fake_nft(tmp_path, monkeypatch, "echo 'No such file or directory' >&2; exit 1")
+    assert chosen(tmp_path) == "IpsetFence"
+    fake_nft(tmp_path, monkeypatch, "exit 0")
+    assert chosen(tmp_path) == "IpsetFence", "every process of this boot has the same"
 
 
 def test_the_timeout_is_rounded_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,9 @@ def bind_from(config: Config) -> BindMount:
     path = config.paths.bind
 
     def stopping() -> None:
-        note_stopped(config.run_dir, mount_units().dependants(path))
+        try:
+            note_stopped(config.run_dir, mount_units().dependants(path))
+        except (StandfastError, OSError) as error:  # not to be taken for a busy mount
+            log.warning("services stopped with %s may not be started again: %s", path, error)
 
     return LiveBind(config.paths.live, path, SystemdUnits() if managed else None, stopping=stopping)

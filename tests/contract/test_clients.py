@@ -94,6 +94,18 @@ def test_the_handler_never_fails_and_what_stands_on_stdin_changes_nothing(
     assert [path.name for path in node.root.rglob("*.lock")] == ["remount.lock"]
 
 
+def test_a_handler_that_can_not_even_take_its_lock_says_so_and_does_not_fail(
+    tmp_path: Path,
+) -> None:
+    node = StorageNode(tmp_path, "127.0.0.1:1", 20490)
+    config = node.configure(nfs={"server": "kernel"}, fence={"backend": "auto"})
+    config.paths.run.parent.mkdir(parents=True)
+    config.paths.run.write_text("no directory")
+    ended = run_handler("data-services-remount", "--volume", VOLUME, env=node.environment())
+    assert ended.code == 0 and "Traceback" not in ended.said
+    assert str(config.paths.run) in ended.said
+
+
 def test_the_timer_s_run_looks_after_every_volume_though_one_is_configured_wrongly(
     tmp_path: Path,
 ) -> None:

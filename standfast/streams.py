@@ -7,7 +7,9 @@ at the first failure all stages are killed with what they started.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import select
 import selectors
 from collections.abc import Callable, Sequence
 from signal import SIGPIPE
@@ -21,6 +23,7 @@ MAX_LINE_BYTES = 64 * 1024
 """Longest line taken from the other side of a conversation."""
 _SPLICE_BYTES = 1024 * 1024
 _LIMITED_PIECE_S = 0.05
+_REST_S = 0.002
 # A stage killed by SIGPIPE is mostly the echo of another's failure, which this long is awaited.
 _SIGPIPE_GRACE_S = 1.0
 _LOOK_UP_S = 1.0
@@ -150,7 +153,11 @@ class _Stages:
 
 
 class _Meter:
-    """Moves bytes from one descriptor to another inside the kernel, and counts them."""
+    """Moves bytes from one descriptor to another inside the kernel, and counts them.
+
+    Large pipes and a rest between two looks: woken for every piece that a program writes or reads
+    it would take as much processor time as the programs do.
+    """
 
     def __init__(
         self, source: int, sink: int, fds: _Descriptors, limit_bytes_s: float | None
@@ -158,36 +165,49 @@ class _Meter:
         self._source = source
         self._sink = sink
         self._fds = fds
-        self._filled = False
+        self._can_read, self._can_write = select.poll(), select.poll()
+        self._can_read.register(source, select.POLLIN)
+        self._can_write.register(sink, select.POLLOUT)
         self._limit_bytes_s = limit_bytes_s
         # Small pieces under a limit: an even flow, and no long sleep that looks like a stall.
         self._piece = _SPLICE_BYTES
         if limit_bytes_s is not None:
             self._piece = max(1, min(_SPLICE_BYTES, int(limit_bytes_s * _LIMITED_PIECE_S)))
+        self._rest_below = min(_enlarge(source), _enlarge(sink)) // 2
         self.rests = Deadline.after(0.0)
         """Nothing more may pass before this is over."""
+        self.waits_for = (source, selectors.EVENT_READ)
+        """Descriptor and event: first something to read, then room to write it."""
         self.open = True
         self.broken = False
         self.moved = 0
 
-    @property
-    def waits_for(self) -> tuple[int, int]:
-        """Descriptor and event: first something to read, then room to write it."""
-        if self._filled:
-            return self._sink, selectors.EVENT_WRITE
-        return self._source, selectors.EVENT_READ
-
     def step(self) -> int:
         """Move what can be moved now; how much that was."""
-        if not self.open or not self.rests.expired or not _is_ready(*self.waits_for):
+        moved = 0
+        while self.open and self.rests.expired and moved < _SPLICE_BYTES:
+            piece = self._move()
+            if piece == 0:
+                break
+            moved += piece
+            if self._limit_bytes_s is not None:
+                self.rests = Deadline.after(piece / self._limit_bytes_s)
+        self.moved += moved
+        if self._limit_bytes_s is None and 0 < moved < self._rest_below:
+            self.rests = Deadline.after(_REST_S)
+        return moved
+
+    def _move(self) -> int:
+        if not self._can_read.poll(0):
+            self.waits_for = (self._source, selectors.EVENT_READ)
             return 0
-        if not self._filled:
-            self._filled = True
+        if not self._can_write.poll(0):
+            self.waits_for = (self._sink, selectors.EVENT_WRITE)
             return 0
-        self._filled = False
         try:
             moved = os.splice(self._source, self._sink, self._piece, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
+            self.rests = Deadline.after(_REST_S)
             return 0
         except BrokenPipeError:
             self.broken = True
@@ -196,10 +216,15 @@ class _Meter:
             self.open = False
             self._fds.close(self._source)
             self._fds.close(self._sink)
-        self.moved += moved
-        if self._limit_bytes_s is not None:
-            self.rests = Deadline.after(moved / self._limit_bytes_s)
         return moved
+
+
+def _enlarge(fd: int) -> int:
+    """Bytes that the pipe now holds; 0 for what is none, or may not grow."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _SPLICE_BYTES)
+    except OSError:
+        return 0
 
 
 def _start(

@@ -83,9 +83,18 @@ class Store(ABC):
         return () if live is None else self._nested(live.path)
 
     def free_bytes(self) -> int:
+        _used, free = self._usage()
+        return free
+
+    def used_bytes(self) -> int:
+        used, _free = self._usage()
+        return used
+
+    def _usage(self) -> tuple[int, int]:
         for path in (self._paths.standby, self._paths.live.parent):
             if path.exists():
-                return disk_usage(path).free
+                found = disk_usage(path)
+                return found.used, found.free
         raise StandfastError(
             f"neither {self._paths.standby} nor {self._paths.live.parent} exists; is the "
             f"volume's file system mounted?"

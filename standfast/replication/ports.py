@@ -36,6 +36,9 @@ class ReplicaStore(VolumeStore, Protocol):
     def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
         """Bytes of data that the stream will hold, about; None when that can't be said soon."""
 
+    def used_bytes(self) -> int:
+        """Of the file system that the volume is on, by everything there."""
+
     def abilities(self) -> Sequence[str]:
         """What this end can take in beyond a plain stream (`wire.COMPRESSED_DATA`)."""
 

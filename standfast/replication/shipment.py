@@ -22,6 +22,8 @@ from standfast.streams import Conversation, pipeline
 
 OnProgress = Callable[[int, int | None], None]
 """Gets the bytes just sent, and how many the whole stream will have, about, if that is known."""
+_ROOMY = 4
+"""Compressed on the sender's disk and not on the standby's, data may take so many times as much."""
 ZSTD = ("zstd", "-q", "-1", "-c")
 
 
@@ -74,7 +76,7 @@ class _Shipment:
     def run(self, welcome: wire.Welcome) -> Shipped:
         snapshot = self.order.snapshot
         parent = self._parent(welcome)
-        begin = self._begin(parent)
+        begin = self._begin(parent, welcome)
         wire.parse_ready(ask(self.talk, begin, self.deadline.within(ANSWER_S)))
         sent_bytes = self._stream(parent, begin, welcome)
         self.talk.close_stdin()
@@ -100,11 +102,16 @@ class _Shipment:
             served_before=self.order.served_before,
         )
 
-    def _begin(self, parent: Snapshot | None) -> wire.Begin:
+    def _size(self, parent: Snapshot | None, welcome: wire.Welcome) -> int | None:
+        """An estimate reads all the metadata that is sent: only where somebody watches, or where
+        it may not fit."""
+        is_tight = parent is None and _ROOMY * self.store.used_bytes() > welcome.free_bytes
+        if not is_tight and self.order.on_progress is None:
+            return None
+        return self.store.estimate(self.order.snapshot, parent)
+
+    def _begin(self, parent: Snapshot | None, welcome: wire.Welcome) -> wire.Begin:
         config, order = self.config, self.order
-        # An estimate reads all the metadata that is sent: worth it where somebody waits for hours,
-        # or where it may not fit.
-        asked = parent is None or order.on_progress is not None
         return wire.Begin(
             cluster=config.cluster,
             volume=config.volume,
@@ -114,7 +121,7 @@ class _Shipment:
             content_id=order.snapshot.content_id,
             parent_content_id=None if parent is None else parent.content_id,
             commons=order.commons,
-            size_bytes=self.store.estimate(order.snapshot, parent) if asked else None,
+            size_bytes=self._size(parent, welcome),
             compression=wire.Compression(config.replication.compression),
             fingerprint=self.fingerprint,
             patience_s=int(self.deadline.remaining_s()),

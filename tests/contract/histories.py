@@ -289,6 +289,26 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class WayBack:
+    """Another primary changes something, and the old one takes it in."""
+
+    to: int
+    in_order: bool
+    change: Change
+
+    def happen(self, world: World) -> None:
+        old, new = world.primary, world.standby(self.to)
+        if self.in_order:
+            world.hand_over(new)
+        else:
+            world.promote(new)
+        self.change.happen(world)
+        world.check()
+        if world.primary != old:
+            world.cycle(old)
+
+
+@dataclass(frozen=True, slots=True)
 class Prune:
     node: str
 
@@ -305,4 +325,4 @@ class StepClock:
         world.ground.clocks.step(self.node, self.seconds)
 
 
-Step = Change | Cycle | Cut | Failover | HandOver | Prune | StepClock
+Step = Change | Cycle | Cut | Failover | HandOver | WayBack | Prune | StepClock

@@ -25,6 +25,7 @@ from tests.contract.histories import (
     Prune,
     Step,
     StepClock,
+    WayBack,
 )
 from tests.contract.images import quick_directory
 from tests.contract.links import Fault, Links
@@ -38,7 +39,9 @@ NEEDED_BYTES = 2 * 2**30
 AT_LEAST = {"increments": 150, "failbacks": 20, "cycles cut": 60, "promotions": 100}
 
 _numbers = st.integers(0, 60)
-_mutations = st.builds(Mutation, st.sampled_from(sorted(KINDS)), _numbers, _numbers)
+# Where btrfs-progs had its bugs, more often.
+_kinds = [*sorted(KINDS), *("copy-and-delete", "reflink", "rename") * 4]
+_mutations = st.builds(Mutation, st.sampled_from(_kinds), _numbers, _numbers)
 _first_files = st.lists(
     st.builds(Mutation, st.sampled_from(["write", "mkdir"]), _numbers, _numbers),
     min_size=4,
@@ -58,6 +61,7 @@ _OFTEN: dict[st.SearchStrategy[Step], int] = {
     st.builds(Cut, _to, _faults): 2,
     st.builds(Failover, _to): 1,
     st.builds(HandOver, _to): 1,
+    st.builds(WayBack, _to, st.booleans(), _changes): 2,
     st.builds(Prune, _nodes): 1,
     st.builds(StepClock, _nodes, st.sampled_from([-1.0, 1.0])): 1,
 }

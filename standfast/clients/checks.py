@@ -149,12 +149,7 @@ def _options(facts: Facts) -> Finding:
 
 
 def _binds(facts: Facts) -> Finding:
-    observed = facts.observed
-    service, top = observed.service, observed.top
-    if isinstance(service, Server) and top is not None and top.is_nfs:
-        left = left_behind(observed, service, top)
-    else:
-        left = tuple(one for one in observed.elsewhere if _is_dead(one, observed))
+    left = _of_earlier(facts.observed.elsewhere, facts.observed)
     if not left:
         return Finding("binds", True, "no bind mount shows an earlier server")
     points = sorted({one.point for one in left})
@@ -167,9 +162,15 @@ def _binds(facts: Facts) -> Finding:
     )
 
 
-def _is_dead(mount: Mount, observed: Observed) -> bool:
-    service = observed.service
-    return isinstance(service, Server) and canonical(mount.address or "") not in service.addresses
+def _of_earlier(mounts: Sequence[Mount], observed: Observed) -> tuple[Mount, ...]:
+    """Those that show an earlier server, or tree; with nothing mounted here, only the address
+    tells."""
+    service, top = observed.service, observed.top
+    if not isinstance(service, Server) or not service.addresses:
+        return ()
+    if top is not None and top.is_nfs:
+        return left_behind(replace(observed, elsewhere=tuple(mounts)), service, top)
+    return tuple(one for one in mounts if canonical(one.address or "") not in service.addresses)
 
 
 def _namespaces(facts: Facts) -> Finding:
@@ -248,14 +249,11 @@ def _earlier(
     spaces: Sequence[Namespace], observed: Observed, config: Config
 ) -> tuple[tuple[Namespace, tuple[Mount, ...]], ...]:
     """The namespaces that show an earlier server or tree, with the mounts that do."""
-    service, top = observed.service, observed.top
-    if not isinstance(service, Server) or top is None or not top.is_nfs:
-        return ()
     export = str(config.paths.live)
     found = []
     for space in spaces:
-        theirs = tuple(one for one in space.mounts if one.is_nfs and one.export == export)
-        old = left_behind(replace(observed, elsewhere=theirs), service, top)
+        theirs = [one for one in space.mounts if one.is_nfs and one.export == export]
+        old = _of_earlier(theirs, observed)
         if old:
             found.append((space, old))
     return tuple(found)

@@ -408,6 +408,14 @@ def test_a_client_that_is_well_has_no_fix() -> None:
     assert all(one.ok and not one.fix for one in findings), findings
 
 
+def test_bind_mounts_of_an_earlier_server_are_named_while_the_automount_is_idle() -> None:
+    autofs = Mount("0:9", "/", str(CONFIG.paths.bind), "autofs")
+    strays = (nfs(B, "0:49", "/srv/www"), nfs(A, "0:48", "/srv/fine"))
+    told = facts(replace(WELL, stack=(autofs,), elsewhere=strays))
+    [bad] = [one for one in examine(told, CONFIG) if not one.ok]
+    assert bad.check == "binds" and "/srv/www" in bad.evidence and "fine" not in bad.evidence
+
+
 def test_a_node_that_is_no_client_gets_no_word_of_it() -> None:
     assert examine(facts(Observed(SERVER)), CONFIG) == []
 

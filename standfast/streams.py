@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 64 * 1024
 """Longest line taken from the other side of a conversation."""
 _SPLICE_BYTES = 1024 * 1024
 _LIMITED_PIECE_S = 0.05
-_REST_S = 0.002
+_REST_S = 0.001
 # A stage killed by SIGPIPE is mostly the echo of another's failure, which this long is awaited.
 _SIGPIPE_GRACE_S = 1.0
 _LOOK_UP_S = 1.0

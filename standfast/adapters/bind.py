@@ -20,6 +20,7 @@ from pathlib import Path
 
 from standfast.act.ports import BindMount
 from standfast.adapters.mount_units import mount_units
+from standfast.adapters.mounts import let_go
 from standfast.adapters.processes import ProcProcesses
 from standfast.adapters.systemd import SystemdUnits
 from standfast.clients.dependants import note_stopped
@@ -93,7 +94,7 @@ class LiveBind:
         """An NFS mount of the previous primary: its users hang for ever, and so would umount."""
         mounts = self._mounts()
         while (found := mounted_at(mounts, self._bind)) and found.kind in ("nfs", "nfs4"):
-            run(["umount", "-l", "--", str(self._bind)], deadline=deadline, op="umount:nfs")
+            let_go(self._bind, deadline, self._proc)
             mounts = self._mounts()
 
     def unmount(self, deadline: Deadline) -> None:

@@ -8,13 +8,20 @@ ever left behind, as the next one asks for it first.
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from standfast.adapters.processes import unit_of
-from standfast.clients.mountinfo import Mount, canonical, parse_mountinfo, parse_volumes
+from standfast.clients.mountinfo import (
+    Mount,
+    canonical,
+    mounted_at,
+    parse_mountinfo,
+    parse_volumes,
+)
 from standfast.clients.observed import Answer
 from standfast.clients.ports import Namespace
 from standfast.clock import Deadline
@@ -22,7 +29,11 @@ from standfast.config.parse import is_address
 from standfast.errors import CommandFailed, StandfastError, TimedOut
 from standfast.run import run
 
+log = logging.getLogger(__name__)
+
 MAX_NAMED = 5
+# For one umount of a living server, or of a dead one with users.
+PATIENCE_S = 2.0
 # Its own pid first, where the next probe finds it. statvfs always asks the server; stat and a
 # directory may come from the client's cache. Its status is the errno, which fits.
 PROBE = """
@@ -97,9 +108,7 @@ class KernelMounts:
         run(argv, deadline=deadline, op="mount:rebind")
 
     def let_go(self, path: Path, deadline: Deadline) -> None:
-        # No helper and no look at the path: both would ask a server that may be dead.
-        argv = ["umount", "-l", "-i", "-c", "--", str(path)]
-        run(argv, deadline=deadline, op="umount:lazy")
+        let_go(path, deadline, self._proc)
 
     def probe(self, path: Path, deadline: Deadline) -> tuple[Answer, str]:
         if self._still_hangs(path):
@@ -139,6 +148,33 @@ class KernelMounts:
         except (CommandFailed, TimedOut):
             return frozenset()
         return frozenset(canonical(line.split()[0]) for line in done.stdout.splitlines() if line)
+
+
+def let_go(path: Path, deadline: Deadline, proc: Path = Path("/proc")) -> None:
+    """Take the mount that is seen at `path` away lazily; TimedOut, CommandFailed.
+
+    Of a mount that nobody uses the kernel takes leave of the server before umount returns, which
+    takes minutes when that one is dead; what counts is that the mount is gone from the table.
+    """
+
+    def seen() -> int | None:
+        table = (proc / "self/mountinfo").read_text(errors="replace")
+        found = mounted_at(parse_mountinfo(table), path)
+        return None if found is None else found.id
+
+    before = seen()
+    # No helper and no look at the path: both would ask the server, too.
+    argv = ["umount", "-l", "-i", "-c", "--", str(path)]
+    while True:
+        try:
+            run(argv, deadline=deadline.within(PATIENCE_S), op="umount:lazy")
+        except TimedOut:
+            if seen() == before:
+                if deadline.expired:
+                    raise
+                continue
+            log.warning("%s is let go of; umount still waits for a server, and is ended", path)
+        return
 
 
 def nfs_source(address: str, export: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.kernel_lab.lab import KernelLab
@@ -19,21 +19,23 @@ from tests.lab.host import LabError
 __all__ = ["AGENT", "DEFAULT", "EXPORT", "LEASE", "PRIMARY", "VOLUME", "Cluster", "Timing"]
 EXPORT = "/persist/services"
 MOUNTED = "/data/services"
+AUTOMOUNT, MOUNT = "data-services.automount", "data-services.mount"
 SERVER = f"{VOLUME}.service.consul"
 INTERVAL_S = 5
 
 
 def configuration(lab: KernelLab, node: Node, timing: Timing, extra: str = "") -> str:
-    """A node's /etc/standfast/data-services.toml; only storage nodes are in [nodes]."""
+    """A node's /etc/standfast/data-services.toml; only storage nodes are in [nodes], and a client
+    goes by its host name."""
     addresses = ["127.0.0.1:8500", *(f"{n.address}:8500" for n in lab if n is not node)]
     nodes = "".join(
         f'[nodes.{name}]\naddress = "{lab[name].address}"\npriority = {100 - index}\n'
         for index, name in enumerate(lab.storage)
     )
+    own = f'node = "{node.name}"\n' if node.name in lab.storage else ""
     return f"""\
 cluster = "lab"
-node = "{node.name}"
-preferred = "{PRIMARY}"
+{own}preferred = "{PRIMARY}"
 {extra}
 [lease]
 heartbeat = {timing.heartbeat}
@@ -55,9 +57,17 @@ ssh_key = "/root/.ssh/id_ed25519"
 class Cluster:
     """A kernel lab with Standfast on it: `create`, then `start`, then `begin`."""
 
-    def __init__(self, lab: KernelLab, timing: Timing = DEFAULT, extra: str = "") -> None:
-        """`extra`: top-level lines of the configuration."""
+    def __init__(
+        self,
+        lab: KernelLab,
+        timing: Timing = DEFAULT,
+        extra: str = "",
+        binds: Sequence[str] | None = None,
+    ) -> None:
+        """`extra`: top-level lines of the configuration. `binds`: every node is a client that
+        follows by itself, and on the clients proper client.binds names these."""
         self.lab = lab
+        self.binds = binds
         self.timing = timing
         self.extra = extra
 
@@ -84,6 +94,8 @@ class Cluster:
         self.lab.boot(self.lab)
         self.lab.wait_for_leader()
         self.lab.together(self._enable, self.storage)
+        if self.binds is not None:
+            self.lab.together(lambda node: self.follow(node.name), self.lab)
 
     def _enable(self, node: Node) -> None:
         node.sh(
@@ -167,6 +179,28 @@ class Cluster:
         return self[name].sh(script, check=False).split()
 
     # -- clients -------------------------------------------------------------------------
+
+    def follow(self, name: str) -> None:
+        """Make a running node a client as the product's documentation has it: configuration, the
+        shipped mount units with the automount, watch and timer."""
+        node = self[name]
+        binds = [] if name in self.lab.storage else self.binds or []
+        text = configuration(self.lab, node, self.timing, self.extra)
+        text += f"[client]\nbinds = {json.dumps(list(binds))}\n"
+        node.write(f"/etc/standfast/{VOLUME}.toml", text)
+        self.standfast(name, "client", "units", "--install")
+        node.sh(
+            "mkdir -p /data/services; systemctl daemon-reload\n"
+            f"systemctl enable -q --now {AUTOMOUNT} standfast-watch@{VOLUME} standfast-resync.timer"
+        )
+
+    def mount_id(self, name: str, at: str = MOUNTED) -> str:
+        """Number, source and kind of the NFS or other mount that is seen at a path; "" for none."""
+        script = (
+            'awk -v at="$1" \'$5 == at { for (i = 7; $i != "-"; i++); '
+            'found = $1 " " $(i + 2) " " $(i + 1) } END { print found }\' /proc/self/mountinfo'
+        )
+        return self[name].run("/bin/bash", "-ec", script, "sh", at).stdout.strip()
 
     def mount(self, name: str, server: str = SERVER, at: str = MOUNTED, options: str = "") -> None:
         """A plain, hard NFSv4.1 mount on a node, as the runbook's clients have it."""

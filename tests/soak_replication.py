@@ -3,7 +3,7 @@
     python -m tests.soak_replication --seconds 600 [--interval 5] [--tail 60]
 
 Writes 5 MB and 200 small files a second, replicates as the timer does (a new process each time,
-`interval` seconds after the last one ended), and samples how old the standby is. Then the same
+`interval` seconds after the last one began), and samples how old the standby is. Then the same
 with an interval of 1 s for `tail` seconds, and what both cost beside the load alone.
 
 `load` is the writing process, started by itself.
@@ -178,17 +178,17 @@ class Run:
 
 
 def soak(place: Bed, interval_s: float, seconds: float) -> Run:
-    """Cycles as a timer with OnUnitInactiveSec starts them."""
+    """Cycles as a timer with OnUnitActiveSec starts them: from start to start."""
     run = Run(interval_s)
     before = Meter.read(place)
     end = time.monotonic() + seconds
     with Watch(place.config("a"), place.config("b")) as watch:
-        while time.monotonic() < end:
+        while (started := time.monotonic()) < end:
             try:
                 run.cycles.append(place.replicate("a", "b"))
             except Exception as error:
                 run.failures.append(str(error))
-            time.sleep(interval_s)
+            time.sleep(max(0.0, started + interval_s - time.monotonic()))
     run.samples, run.cost = watch.samples, cost(before, Meter.read(place))
     run.failures += watch.wrong
     return run

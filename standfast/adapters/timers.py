@@ -29,8 +29,9 @@ class ReplicationTimers:
         deadline = Deadline.after(DEADLINE_S)
         idle = [name for name in self._names() if not self._units.is_active(name)]
         interval_s = self._config.replication.interval
+        # From start to start: what a cycle takes doesn't add to the standby's age.
         # An empty value resets every trigger of the timer, not only its own.
-        text = f"[Timer]\nOnActiveSec=\nOnActiveSec=1s\nOnUnitInactiveSec={interval_s:g}s\n"
+        text = f"[Timer]\nOnActiveSec=\nOnActiveSec=1s\nOnUnitActiveSec={interval_s:g}s\n"
         for name in idle:
             self._units.write_drop_in(name, "interval", text, deadline)
             self._units.start(name, deadline)

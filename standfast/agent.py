@@ -196,6 +196,10 @@ class Agent:
         if not registration.is_registered(self.machine, own.epoch):
             log.warning("the registration in Consul is gone: registering again")
             self._unless_changed(own, lambda: registration.register(self.machine, own.epoch))
+        nfs = self.machine.nfs
+        if nfs.is_running() and not nfs.is_exported(own.fsid):
+            log.warning("the volume was not exported any more: exporting it again")
+            self._unless_changed(own, lambda: nfs.export(own.fsid))
         sick = registration.feed(self.machine)
         if sick != self.sick:
             log.warning("serving: %s", sick or "well again")

@@ -36,6 +36,9 @@ TAIL_BYTES = 8 * 1024
 """How much of the end of stderr is kept."""
 TOO_LATE = 75
 """Status of an `exec_before` whose time was over before the program was started."""
+LAST_LINES = 3
+LINE_CHARS = 300
+"""Of stderr, in the message of a failure."""
 _CHUNK = 64 * 1024
 _READS = 32  # at a time: more than any pipe holds, and an endless writer doesn't keep us
 
@@ -91,9 +94,12 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C", **(extra or {})}
 
 
-def _last_line(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing on stderr"
+def _last_words(stderr: str) -> str:
+    """The last lines that say something; not the `^^^^` below what a program points at."""
+    lines = [line.strip() for line in stderr.splitlines()]
+    telling = [line for line in lines if any(letter.isalnum() for letter in line)]
+    words = [line[:LINE_CHARS] for line in telling[-LAST_LINES:]]
+    return "; ".join(words) or "it said nothing on stderr"
 
 
 def failure(op: str, program: str, returncode: int, stderr: str) -> CommandFailed:
@@ -103,7 +109,7 @@ def failure(op: str, program: str, returncode: int, stderr: str) -> CommandFaile
     else:
         how = f"ended with status {returncode}"
     return CommandFailed(
-        f"{op}: {program} {how}: {_last_line(stderr)}", returncode=returncode, stderr=stderr
+        f"{op}: {program} {how}: {_last_words(stderr)}", returncode=returncode, stderr=stderr
     )
 
 

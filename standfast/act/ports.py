@@ -67,6 +67,9 @@ class NfsServer(Protocol):
     def export(self, fsid: str) -> None:
         """Write the export with this fsid UUID; effective at the server's next start or reload."""
 
+    def is_exported(self, fsid: str) -> bool:
+        """Whether a running server exports the volume with this fsid, and would after a restart."""
+
     def unexport(self) -> None: ...
 
     def start(self, deadline: Deadline) -> None:

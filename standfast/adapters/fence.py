@@ -31,7 +31,9 @@ from standfast.run import TOO_LATE, Completed, exec_before, run
 
 TABLE = "standfast"
 COMMAND_S = 2.0
-"""Deadline of a command that looks or shuts; opening has the caller's."""
+"""Deadline of a command that looks; opening has the caller's."""
+BUILD_S = 10.0
+"""For putting the rules in place: on a loaded machine a killed command would leave half of them."""
 PROBE_S = 10.0
 """For finding out what the kernel has, once a boot: modules may have to be loaded for it."""
 
@@ -91,7 +93,7 @@ class KernelFence(ABC):
 
     def ensure_closed(self) -> None:
         """Put the rules in place with the port shut, for every volume until its next `arm`."""
-        deadline = Deadline.after(COMMAND_S)
+        deadline = Deadline.after(BUILD_S)
         # Shutting waits for nobody: a process frozen with the lock in its hand must not keep the
         # port open. A claim that can't be voided ends by itself, with the lease it was for.
         with contextlib.suppress(StandfastError, OSError), self.claims.locked(Deadline.after(0)):
@@ -125,12 +127,12 @@ class KernelFence(ABC):
 
     def claim(self) -> None:
         """Have a say in the port before the volume is exported; shut until armed."""
-        with self.claims.locked(Deadline.after(COMMAND_S)):
+        with self.claims.locked(Deadline.after(BUILD_S)):
             self.claims.make()
 
     def release(self) -> None:
         """The volume is not exported any more: the others' leases alone keep the port open."""
-        with self.claims.locked(Deadline.after(COMMAND_S)):
+        with self.claims.locked(Deadline.after(BUILD_S)):
             self.claims.drop()
 
     @abstractmethod

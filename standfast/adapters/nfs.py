@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from standfast.act.ports import NfsServer
+from standfast.adapters.nfs_state import (
+    CLIENTS,
+    EXPORTS_FILE,
+    SETTINGS,
+    ClientRecords,
+    exports_anything,
+    write_settings,
+)
 from standfast.adapters.rpc_null import null_call
 from standfast.adapters.systemd import JournalLine, SystemdUnits
 from standfast.clock import Deadline, sleep, utc_now
@@ -25,6 +33,7 @@ from standfast.run import run
 EXPORTS = Path("/etc/exports.d")
 EXPORTED = Path("/var/lib/nfs/etab")
 NFSD = Path("/proc/fs/nfsd")
+FSID = re.compile(r"fsid=([0-9a-fA-F-]+)")
 COMMAND_S = 10.0
 POLL_S = 0.05
 
@@ -52,12 +61,16 @@ class KernelNfs:
         exports: Path = EXPORTS,
         exported: Path = EXPORTED,
         nfsd: Path = NFSD,
+        settings: Path = SETTINGS,
+        clients: Path = CLIENTS,
     ) -> None:
         self._config = config
         self._units = units
         self._file = exports / f"standfast-{config.volume}.exports"
         self._exported = exported
         self._nfsd = nfsd
+        self._settings = settings
+        self._records = ClientRecords(config, clients)
 
     def export(self, fsid: str) -> None:
         config = self._config
@@ -67,6 +80,9 @@ class KernelNfs:
         write_atomically(self._file, line, durable=True)
         if self.is_running():
             self._refresh()
+
+    def is_exported(self, fsid: str) -> bool:
+        return self._own_fsid() == fsid and self._export_problem() is None
 
     def unexport(self) -> None:
         """Take the export away, and from the kernel what it still holds of the file system."""
@@ -114,12 +130,30 @@ class KernelNfs:
         if not self.is_running():
             # The unit is a oneshot: "active" with no threads left, a start would do nothing.
             self._units.stop(self._config.nfs.unit, deadline)
+            self._prepare()
         start_server(self._units, self._config.nfs.unit, deadline)
         if not self.is_running():
             raise StandfastError(
                 f"{self._config.nfs.unit} is started, but nfsd has no threads: "
                 f"see `journalctl -u {self._config.nfs.unit}`"
             )
+
+    def _prepare(self) -> None:
+        """What has to be in place before there is a thread."""
+        write_settings(self._config, self._settings)
+        fsid = self._own_fsid()
+        if fsid is not None:
+            others = [p for p in self._file.parent.glob("*.exports") if p != self._file]
+            etc = self._file.parent.parent / EXPORTS_FILE.name
+            self._records.start_for(fsid, exports_anything(etc, *others))
+
+    def _own_fsid(self) -> str | None:
+        """The fsid in the volume's file; None when there is none."""
+        try:
+            found = FSID.search(self._file.read_text())
+        except FileNotFoundError:
+            return None
+        return None if found is None else found[1]
 
     def stop(self, deadline: Deadline) -> None:
         self._units.stop(self._config.nfs.unit, deadline)
@@ -154,13 +188,13 @@ class KernelNfs:
     def _export_problem(self) -> str | None:
         live = self._config.paths.live
         try:
-            wanted = re.search(r"fsid=([0-9a-fA-F-]+)", self._file.read_text())
+            wanted = self._own_fsid()
             lines = self._listed()
         except OSError as error:
             return f"the exports can't be read: {error}"
         if not lines:
             return f"{live} is not exported (`exportfs -v` doesn't list it)"
-        if wanted is None or not all(f"fsid={wanted[1]}" in line for line in lines):
+        if wanted is None or not all(f"fsid={wanted}" in line for line in lines):
             return f"{live} is exported with another fsid than this epoch's"
         return None
 

@@ -36,6 +36,12 @@ class GaneshaNfs:
         write_atomically(self._file, export_block(self._config, UUID(fsid)), durable=True)
         self._reload()
 
+    def is_exported(self, fsid: str) -> bool:
+        try:
+            return self._file.read_text() == export_block(self._config, UUID(fsid))
+        except FileNotFoundError:
+            return False
+
     def unexport(self) -> None:
         self._file.unlink(missing_ok=True)
         self._reload()

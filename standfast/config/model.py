@@ -135,6 +135,22 @@ class Nfs:
     start_timeout: float = _option(
         30.0, "Deadline for starting or stopping the server", unit="s", least=1.0
     )
+    grace_time: float = _option(
+        10.0,
+        "After a start of the kernel server, how long its clients may claim back what they had "
+        "open while new opens wait; whole seconds, rounded up",
+        unit="s",
+        least=1.0,
+        most=3600.0,
+    )
+    lease_time: float = _option(
+        10.0,
+        "A client that the kernel server hasn't heard of for this long may lose its opens and "
+        "locks; whole seconds, rounded up",
+        unit="s",
+        least=1.0,
+        most=3600.0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,9 @@ class EmbeddedNfs:
     def export(self, fsid: str) -> None:
         write_atomically(export_file(self._config), f'{{"v": 1, "fsid": "{fsid}"}}\n')
 
+    def is_exported(self, fsid: str) -> bool:
+        return export_file(self._config).exists()
+
     def unexport(self) -> None:
         export_file(self._config).unlink(missing_ok=True)
 

@@ -101,6 +101,9 @@ class FakeNfs:
         self.world.effect("export")
         self.fsid = fsid
 
+    def is_exported(self, fsid: str) -> bool:
+        return self.fsid == fsid
+
     def unexport(self) -> None:
         self.world.effect("unexport")
         self.fsid = None

@@ -70,6 +70,9 @@ class KernelNfs:
 
     def export(self, fsid: str) -> None: ...
 
+    def is_exported(self, fsid: str) -> bool:
+        return True
+
     def unexport(self) -> None: ...
 
     def start(self, deadline: Deadline) -> None:

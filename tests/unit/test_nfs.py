@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from standfast.adapters import nfs as nfs_module
 from standfast.adapters.nfs import KernelNfs, escaped, reason_in
 from standfast.adapters.nfs_ganesha import GaneshaNfs, export_block
+from standfast.adapters.nfs_state import settings
 from standfast.adapters.systemd import JournalLine, SystemdUnits, parse_journal
 from standfast.clock import Deadline
 from standfast.config.model import Config, Nfs, Node, Paths
@@ -36,7 +39,11 @@ def config(tmp_path: Path) -> Config:
         cluster="alo",
         node="zippy",
         nodes={"zippy": Node(address="192.168.1.2")},
-        paths=Paths(live=tmp_path / "persist/my services", bind=tmp_path / "data/services"),
+        paths=Paths(
+            live=tmp_path / "persist/my services",
+            bind=tmp_path / "data/services",
+            state=tmp_path / "state",
+        ),
         nfs=Nfs(clients=("192.168.1.0/24", "c9"), ganesha_exports=tmp_path / "ganesha"),
     )
 
@@ -79,6 +86,8 @@ class Host:
             exports=directory / "exports.d",
             exported=directory / "etab",
             nfsd=directory / "nfsd",
+            settings=directory / "nfs.conf.d/standfast.conf",
+            clients=directory / "main.sqlite",
         )
 
     @property
@@ -148,6 +157,122 @@ def test_a_started_server_has_threads(host: Host) -> None:
     host.units.on_start = lambda: host.threads(8)
     host.nfs.start(soon())
     assert host.nfs.is_running()
+
+
+OTHER_FSID = "11111111-6d3e-4a8c-9c57-0c7a3b9e2f10"
+
+
+def clients_known(host: Host, *names: str) -> sqlite3.Connection:
+    """A database as nfsdcld keeps it, in use."""
+    database = sqlite3.connect(host.directory / "main.sqlite")
+    with database:
+        for table in ("rec-0000000000000001", "rec-0000000000000002"):
+            database.execute(f'CREATE TABLE "{table}" (id BLOB PRIMARY KEY)')
+            database.executemany(f'INSERT INTO "{table}" VALUES (?)', [(n,) for n in names])
+        database.execute("CREATE TABLE grace (current INT, recovery INT)")
+        database.execute("INSERT INTO grace VALUES (2, 1)")
+    return database
+
+
+def known(database: sqlite3.Connection) -> int:
+    (count,) = database.execute('SELECT count(*) FROM "rec-0000000000000001"').fetchone()
+    (later,) = database.execute('SELECT count(*) FROM "rec-0000000000000002"').fetchone()
+    assert database.execute("SELECT * FROM grace").fetchall() == [(2, 1)]
+    return int(count) + int(later)
+
+
+def started_anew(host: Host, fsid: str) -> None:
+    host.threads(0)
+    host.nfs.export(fsid)
+    host.units.on_start = lambda: host.threads(8)
+    host.nfs.start(soon())
+
+
+def test_with_a_new_tree_the_server_starts_without_old_clients(host: Host) -> None:
+    database = clients_known(host, "a", "b")
+    started_anew(host, FSID)
+    assert known(database) == 0
+
+
+def test_with_the_same_tree_the_server_keeps_its_clients(host: Host) -> None:
+    started_anew(host, FSID)
+    database = clients_known(host, "a", "b")
+    started_anew(host, FSID)
+    assert known(database) == 4
+    started_anew(host, OTHER_FSID)
+    assert known(database) == 0
+
+
+def test_a_server_that_runs_for_another_volume_keeps_its_clients(host: Host) -> None:
+    database = clients_known(host, "a")
+    host.nfs.export(FSID)
+    host.threads(8)
+    host.nfs.start(soon())
+    assert known(database) == 2
+
+
+@pytest.mark.parametrize(("name", "kept"), [("exports", 2), ("exports.d/other.exports", 2)])
+def test_clients_of_another_export_are_kept(
+    host: Host, caplog: pytest.LogCaptureFixture, name: str, kept: int
+) -> None:
+    database = clients_known(host, "a")
+    path = host.directory / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("# a comment\n\n/else c9(rw)\n")
+    started_anew(host, FSID)
+    assert known(database) == kept
+    assert "their records stay" in caplog.text
+    path.write_text("# /else c9(rw)\n")
+    started_anew(host, OTHER_FSID)
+    assert known(database) == 0
+
+
+def test_a_database_that_is_none_keeps_no_server_from_starting(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    (host.directory / "main.sqlite").write_text("not a database" * 100)
+    caplog.set_level(logging.INFO)
+    started_anew(host, FSID)
+    assert "can't be dropped (file is not a database)" in caplog.text
+    assert host.nfs.is_running()
+
+
+def test_without_a_database_there_is_nothing_to_drop(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    started_anew(host, FSID)
+    assert caplog.text == ""
+    assert not (host.directory / "main.sqlite").exists()
+
+
+def test_times_and_versions_are_set_before_the_start(host: Host, config: Config) -> None:
+    conf = host.directory / "nfs.conf.d/standfast.conf"
+    host.units.on_start = lambda: host.threads(8 if conf.exists() else 0)
+    host.nfs.start(soon())
+    lines = conf.read_text().splitlines()
+    assert lines[1:] == ["[nfsd]", "grace-time=10", "lease-time=10", "vers3=n", "vers4.0=n"]
+    times = replace(config, nfs=replace(config.nfs, grace_time=12.2, lease_time=15.0))
+    assert "grace-time=13\nlease-time=15\n" in settings(times)
+
+
+def test_settings_that_can_t_be_written_keep_no_server_from_starting(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    (host.directory / "nfs.conf.d").write_text("a file")
+    host.units.on_start = lambda: host.threads(8)
+    host.nfs.start(soon())
+    assert "nfsd keeps its own grace and lease times" in caplog.text
+
+
+def test_exported_is_what_the_table_and_the_file_say(host: Host, config: Config) -> None:
+    host.nfs.export(FSID)
+    assert not host.nfs.is_exported(FSID)
+    line = f"{escaped(config.paths.live)}\tc9(rw,fsid={FSID})\n"
+    (host.directory / "etab").write_text(line)
+    assert host.nfs.is_exported(FSID)
+    assert not host.nfs.is_exported(OTHER_FSID)
+    host.export_file.unlink()
+    assert not host.nfs.is_exported(FSID)
 
 
 def test_active_without_threads_is_not_started(host: Host) -> None:

@@ -54,8 +54,19 @@ def test_input_longer_than_a_pipe_reaches_the_command() -> None:
 def test_a_failure_names_operation_program_status_and_last_words() -> None:
     with pytest.raises(CommandFailed) as caught:
         sh("echo first >&2; echo 'target is busy' >&2; exit 32", op="umount:demote")
-    assert str(caught.value) == "umount:demote: /bin/sh ended with status 32: target is busy"
+    assert str(caught.value) == "umount:demote: /bin/sh ended with status 32: first; target is busy"
     assert caught.value.returncode == 32
+
+
+def test_a_failure_tells_the_last_lines_that_say_something() -> None:
+    said = "nope; no; Error: syntax error, unexpected string; inet filter drop; ^^^^^^"
+    with pytest.raises(CommandFailed) as caught:
+        sh(f"echo '{said}' | sed 's/; /\\n/g' >&2; echo >&2; exit 1", op="nft")
+    last = "no; Error: syntax error, unexpected string; inet filter drop"
+    assert str(caught.value) == f"nft: /bin/sh ended with status 1: {last}"
+    with pytest.raises(CommandFailed) as caught:
+        sh("head -c 5000 /dev/zero | tr '\\0' x >&2; exit 1", op="t")
+    assert len(str(caught.value)) < 400
 
 
 def test_a_death_by_signal_is_said_as_such() -> None:

@@ -89,3 +89,23 @@ def test_a_demotion_that_ended_since_the_last_look_is_not_registered_again(
         now.save(node.config.state_dir)
     agent_that_saw(node, OWN).upkeep()
     assert node.consul.registered == {}
+
+
+def test_an_export_that_somebody_took_away_comes_back_and_nothing_else(node: FakeNode) -> None:
+    OWN.save(node.config.state_dir)
+    agent = agent_that_saw(node, OWN)
+    node.nfs.running = True
+    agent.upkeep()
+    assert node.nfs.fsid == OWN.fsid
+    node.world.log.clear()
+    agent.upkeep()
+    assert "export" not in node.world.log
+
+
+@pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING)])
+def test_what_a_demotion_unexported_stays_so(node: FakeNode, now: OwnReign | None) -> None:
+    if now is not None:
+        now.save(node.config.state_dir)
+    node.nfs.running = True
+    agent_that_saw(node, OWN).upkeep()
+    assert node.nfs.fsid is None

@@ -163,6 +163,7 @@ def let_go(path: Path, deadline: Deadline, proc: Path = Path("/proc")) -> None:
         return None if found is None else found.id
 
     before = seen()
+    _wake(path, deadline)
     # No helper and no look at the path: both would ask the server, too.
     argv = ["umount", "-l", "-i", "-c", "--", str(path)]
     while True:
@@ -175,6 +176,26 @@ def let_go(path: Path, deadline: Deadline, proc: Path = Path("/proc")) -> None:
                 continue
             log.warning("%s is let go of; umount still waits for a server, and is ended", path)
         return
+
+
+# The mount lives on in a mount namespace of its own for these seconds. There it is unmounted by
+# force again and again, each time in a copy: with no success needed, as that alone makes what waits
+# for the server fail.
+WAKE = """
+setsid sh -c 'for s in 0.2 0.5 1 2 4; do sleep $s; unshare -m umount -f -i -c -- "$1"; done' \
+    sh "$1" </dev/null >/dev/null 2>&1 &
+"""
+
+
+def _wake(path: Path, deadline: Deadline) -> None:
+    """Programs that wait for the server of a mount that is about to go get an error, rather than
+    hang for ever: one that opens a path each time goes on with the new mount then. Once isn't
+    enough, since closing a file asks the server, too. Best effort."""
+    argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", WAKE, "sh", str(path)]
+    try:
+        run(argv, deadline=deadline.within(PATIENCE_S), op="umount:wake")
+    except (CommandFailed, TimedOut) as error:
+        log.warning("who waits for the server of %s hangs on: %s", path, error)
 
 
 def nfs_source(address: str, export: Path) -> str:

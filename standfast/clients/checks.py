@@ -14,7 +14,7 @@ from standfast.adapters.processes import ProcProcesses
 from standfast.adapters.rpc_null import null_call
 from standfast.clients import notes
 from standfast.clients.decide import CHANGES, Action, Decision, decide
-from standfast.clients.mountinfo import Mount, canonical
+from standfast.clients.mountinfo import Mount, canonical, part_of
 from standfast.clients.observed import Observed, Role, Server, left_behind
 from standfast.clients.ports import Namespace, Use
 from standfast.clients.remount import look as observe
@@ -156,7 +156,7 @@ def _binds(facts: Facts) -> Finding:
     return Finding(
         "binds",
         False,
-        "; ".join(f"{one.point} still shows {one.address} {one.root}" for one in left[:MAX_NAMED]),
+        "; ".join(f"{one.point} still shows {one.address}" for one in left[:MAX_NAMED]),
         f"for each: umount -l, mount --bind again; or client.binds = {points!r} and "
         f"`standfast remount`",
     )
@@ -252,7 +252,7 @@ def _earlier(
     export = str(config.paths.live)
     found = []
     for space in spaces:
-        theirs = [one for one in space.mounts if one.is_nfs and one.export == export]
+        theirs = [one for one in space.mounts if part_of(one, export) is not None]
         old = _of_earlier(theirs, observed)
         if old:
             found.append((space, old))

@@ -105,13 +105,22 @@ def root_of(mounts: Sequence[Mount], path: Path) -> tuple[str, str] | None:
     return mount.device, str(Path(mount.root) / inside)
 
 
+def part_of(mount: Mount, export: str) -> Path | None:
+    """Which part of the server's `export` is seen, relative to it; None: no NFS mount of it.
+
+    Of a bind mount of a directory the NFS client shows the directory in the source (HOST:/PATH/DIR)
+    and "/" as the root; other file systems show it as the root.
+    """
+    if mount.export is None or not Path(mount.export).is_relative_to(export):
+        return None
+    return Path(mount.export).relative_to(export) / mount.root.lstrip("/")
+
+
 def elsewhere(mounts: Iterable[Mount], path: Path, export: str) -> tuple[Mount, ...]:
     """NFS mounts of this export at other places than `path`: bind mounts of it, whole or in
     part. Those on top of each other come as they were made."""
     return tuple(
-        mount
-        for mount in mounts
-        if mount.is_nfs and mount.export == export and mount.point != str(path)
+        mount for mount in mounts if part_of(mount, export) is not None and mount.point != str(path)
     )
 
 

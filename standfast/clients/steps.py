@@ -14,7 +14,7 @@ from pathlib import Path
 from standfast.adapters.mounts import nfs_source
 from standfast.clients import dependants, notes
 from standfast.clients.decide import Decision
-from standfast.clients.mountinfo import Mount, canonical, elsewhere, mounted_at, stack_at
+from standfast.clients.mountinfo import Mount, canonical, elsewhere, mounted_at, part_of, stack_at
 from standfast.clients.observed import Answer, Note, Observed, Server
 from standfast.clients.plan import Do, Step
 from standfast.clients.ports import Mounts, MountUnits, Processes
@@ -177,10 +177,9 @@ class Steps:
         layers = stack_at(elsewhere(self.mounts.here(), self._path, export), target)
         if current is None or not current.is_nfs or not layers:
             return
-        inside = Path(layers[-1].root)
-        base = Path(current.root)
-        if not inside.is_relative_to(base):
-            raise StandfastError(f"it shows {inside}, which is no part of {self._path}")
+        inside, base = part_of(layers[-1], export), part_of(current, export)
+        if inside is None or base is None or not inside.is_relative_to(base):
+            raise StandfastError(f"it shows {layers[-1].source}, which is no part of {self._path}")
         for _ in layers:
             top = mounted_at(self.mounts.here(), target)
             if top is None or not top.is_nfs:

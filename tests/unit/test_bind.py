@@ -82,7 +82,7 @@ def test_the_drop_in_makes_any_mount_unit_a_bind_mount() -> None:
 
 
 FAKE_MOUNT = """#!/bin/sh
-echo "$(basename "$0") $*" >> {log}
+[ "$(basename "$0")" = unshare ] || echo "$(basename "$0") $*" >> {log}
 case "$(basename "$0") $1" in
 "umount -l") grep -v nfs4 {info} > {info}.new; mv {info}.new {info}; {then};;
 "mount --bind") echo '50 22 0:44 /data/services /data/services rw - btrfs /dev/vdb rw' >> {info};;
@@ -99,7 +99,7 @@ def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
     info = "\n".join(MOUNTINFO.splitlines()[:2])
     info += "\n41 22 0:50 / /data/services rw - nfs4 192.168.1.2:/persist/services rw\n"
     bind = bind_with(info, tmp_path)
-    for name in ("mount", "umount"):
+    for name in ("mount", "umount", "unshare"):
         tool = tmp_path / "bin" / name
         tool.parent.mkdir(exist_ok=True)
         text = FAKE_MOUNT.format(

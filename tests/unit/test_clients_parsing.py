@@ -23,6 +23,7 @@ from standfast.clients.mountinfo import (
     elsewhere,
     parse_mountinfo,
     parse_volumes,
+    part_of,
     same_address,
     stack_at,
     wire_fsid,
@@ -61,6 +62,31 @@ def test_an_automounted_nfs_mount_is_understood() -> None:
     [bind] = elsewhere(mounts, PATH, "/persist/services")
     assert (bind.point, bind.root) == ("/srv/www", "/sub dir")
     assert mounts[-1].export == "/export"
+
+
+SUB = (
+    "45 22 0:50 / /srv/sub rw - nfs4 data-services.service.consul:/persist/services/a/b rw,addr=::1"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        (SUB, "a/b"),
+        (SUB.replace("/services/a/b ", "/services "), "."),
+        (SUB.replace(" / ", " /a/b ").replace("/services/a/b ", "/services "), "a/b"),
+        (SUB.replace("/services/a/b", "/services-standby"), None),
+        (SUB.replace("nfs4", "btrfs"), None),
+    ],
+)
+def test_a_bind_mount_of_a_directory_is_known_as_the_kernel_shows_it(
+    line: str, part: str | None
+) -> None:
+    [mount] = parse_mountinfo(line)
+    found = part_of(mount, "/persist/services")
+    assert found == (None if part is None else Path(part))
+    others = elsewhere([mount], Path("/data/services"), "/persist/services")
+    assert others == ((mount,) if part is not None else ())
 
 
 @pytest.mark.parametrize("line", ["", "x", "1 2 3", "a b c d e - nfs4", "42 41 0:50 / / rw - "])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -29,7 +30,8 @@ INTERVAL_S = 3.0
 # Seconds of work for the receiving end, and more behind them than all buffers on the way hold.
 MANY = (
     "make() { mkdir /persist/services/$1; cd /persist/services/$1;"
-    " seq 10000000 10004999 | split -l 1 -a 4 -; head -c 24M /dev/urandom >zz; }; make"
+    " seq 10000001 $((10000000 + ${2:-5000})) | split -l 1 -a 4 -;"
+    " head -c 24M /dev/urandom >zzzz.last; }; make"
 )
 
 
@@ -145,11 +147,27 @@ def test_a_standby_that_is_away_delays_nobody_and_catches_up_by_itself(
     node.wait_for(lambda: how in node.sh(there, check=False), 30.0, "what was written meanwhile")
 
 
+def test_a_standby_with_a_shut_door_says_what_opens_it_and_is_added(cluster: Cluster) -> None:
+    primary, standby, _ = roles(cluster)
+    sender, node = cluster[primary], cluster[standby]
+    node.sh("mv /root/.ssh/authorized_keys /root/.ssh/away")
+    said = cluster.standfast(primary, "standby", "add", standby, check=False)
+    found = re.search(r"standfast standby authorize .*", said)
+    assert found, said
+    node.sh(found[0])
+    assert "restrict,command=" in node.read("/root/.ssh/authorized_keys")
+    before = progress(sender, standby)
+    cluster.standfast(primary, "standby", "add", standby)
+    wait_for_success(cluster, primary, standby, more_than=before.successes)
+    test_the_replication_key_runs_nothing_but_receive(cluster, ["touch /root/stolen; id"])
+    node.sh("mv /root/.ssh/away /root/.ssh/authorized_keys")
+
+
 @pytest.mark.timeout(180)
 def test_after_a_failover_nobody_needs_everything_sent_again(cluster: Cluster) -> None:
     old = cluster.primary()
     cluster.wait_for_voters()
-    cluster[old].sh(f"{MANY} lost")
+    cluster[old].sh(f"{MANY} lost 20000")
     # In mid-stream, so that the standbys' ends of the connections are left hanging.
     cut_in_mid_stream(next(n for n in cluster.lab if n.name != old), "not")
     cluster[old].power_cut()
@@ -157,7 +175,7 @@ def test_after_a_failover_nobody_needs_everything_sent_again(cluster: Cluster) -
     new = cluster.primary()
     other = next(node.name for node in cluster.lab if node.name not in (old, new))
     sender = cluster[new]
-    gone = sender.run("test", "-e", "/persist/services/lost/zz", check=False)
+    gone = sender.run("test", "-e", "/persist/services/lost/zzzz.last", check=False)
     assert gone.returncode == 1, "it was no cut in mid-stream"
     took_over = time.monotonic()
     before = progress(sender, other), progress(sender, old)

@@ -82,7 +82,8 @@ def test_the_drop_in_makes_any_mount_unit_a_bind_mount() -> None:
 
 
 FAKE_MOUNT = """#!/bin/sh
-[ "$(basename "$0")" = unshare ] || echo "$(basename "$0") $*" >> {log}
+[ "$(basename "$0")" = unshare ] && set -- "$1"
+echo "$(basename "$0") $*" >> {log}
 case "$(basename "$0") $1" in
 "umount -l") grep -v nfs4 {info} > {info}.new; mv {info}.new {info}; {then};;
 "mount --bind") echo '50 22 0:44 /data/services /data/services rw - btrfs /dev/vdb rw' >> {info};;
@@ -111,6 +112,7 @@ def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
     monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: None)
     bind.mount(soon())
     assert (tmp_path / "calls").read_text().splitlines() == [
+        "unshare -m",
         "umount -l -i -c -- /data/services",
         "mount --bind -- /persist/services /data/services",
     ]

@@ -95,7 +95,8 @@ class EmbeddedNfs:
         write_atomically(export_file(self._config), f'{{"v": 1, "fsid": "{fsid}"}}\n')
 
     def is_exported(self, fsid: str) -> bool:
-        return export_file(self._config).exists()
+        path = export_file(self._config)
+        return path.exists() and fsid in path.read_text()
 
     def unexport(self) -> None:
         export_file(self._config).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import intake, shipment, wire
+from standfast.replication.fingerprint import digest_of
 from tests.contract.peers import Peer, lead
 from tests.contract.test_replication import make_live, node
 from tests.contract.volumes import files, require_btrfs
@@ -88,8 +89,7 @@ def test_with_a_look_at_the_metadata_what_differs_is_not_published(
     first = careful.sender.cycle("b")
     assert b.published() == [str(first.snapshot)]
     a.live("f").write_text("two")
-    real = shipment.digest_of
-    monkeypatch.setattr(shipment, "digest_of", lambda *args: real(*args)[::-1])
+    monkeypatch.setattr(shipment, "digest_of", lambda *args: digest_of(*args)[::-1])
     with pytest.raises(Refused, match="arrived with other metadata") as refusal:
         careful.sender.cycle("b")
     assert refusal.value.reason is Reason.INCOMPLETE

@@ -4,7 +4,7 @@
 set -e
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
-mount -t hostfs -o "$lab" none /mnt
+mount -t hostfs -o "${lab:?}" none /mnt
 if [ -e /mnt/files.tar ]; then tar -C / -xf /mnt/files.tar; fi
 ip -batch /mnt/network
 umount /mnt

@@ -181,9 +181,10 @@ def let_go(path: Path, deadline: Deadline, proc: Path = Path("/proc")) -> None:
 # The mount lives on in a mount namespace of its own for these seconds. There it is unmounted by
 # force again and again, each time in a copy: with no success needed, as that alone makes what waits
 # for the server fail.
+# The shell ends, and its group with it, only when the other one is in a session of its own.
 WAKE = """
-setsid sh -c 'for s in 0.2 0.5 1 2 4; do sleep $s; unshare -m umount -f -i -c -- "$1"; done' \
-    sh "$1" </dev/null >/dev/null 2>&1 &
+: "$(setsid -f sh -c 'exec >/dev/null 2>&1
+for s in 0.2 0.5 1 2 4; do sleep $s; unshare -m umount -f -i -c -- "$1"; done' sh "$1" </dev/null)"
 """
 
 

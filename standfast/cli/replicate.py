@@ -270,6 +270,7 @@ def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: 
 def _served_before(config: Config, standby: str) -> bool:
     """As a cycle sees it: a pin, or doubt."""
     try:
-        return standby in pins.load(config)
+        pin = pins.load(config).get(standby)
+        return pin is not None and pin.sure
     except StandfastError:
         return True

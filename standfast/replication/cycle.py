@@ -81,7 +81,7 @@ class Sender:
         return result
 
     def _order(self, standby: str, snapshot: Snapshot, epoch: int) -> Order:
-        commons = self._commons()
+        commons = self._commons(standby, snapshot)
         known = state.load(self._config).standbys.get(standby, state.StandbyState())
         # Doubt counts as before: what was lost over there isn't sent again without a word.
         before = commons is None or standby in commons or known.needs_full or known.successes > 0
@@ -140,10 +140,10 @@ class Sender:
         except (StandfastError, OSError) as error:
             log.error("%s has %s, which is not pinned: %s", order.standby, snapshot.name, error)
 
-    def _commons(self) -> dict[str, str] | None:
-        """By standby the content it has in common with this node; None when that can't be said."""
+    def _commons(self, standby: str, snapshot: Snapshot) -> dict[str, str] | None:
+        """By standby a content that it has; None when that can't be said."""
         try:
-            return {node: pin.content_id for node, pin in pins.load(self._config).items()}
+            return pins.to_tell(pins.load(self._config), standby, snapshot.content_id)
         except (StandfastError, OSError) as error:
             log.warning("nothing is pruned, the pinned snapshots are unknown: %s", error)
             return None

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ class Pin:
     """Of the primary that took it."""
     at: float
     """When the other node was first known to have it, UTC seconds."""
+    sure: bool = True
+    """Otherwise only likely: good for keeping the snapshot, never told to others."""
+    both: Mapping[str, str] = field(default_factory=dict)
+    """By third node the newest content that this other node has in common with that one, as far as
+    a primary here knew."""
 
     @property
     def rank(self) -> tuple[int, str]:
@@ -70,8 +75,49 @@ def note(config: Config, node: str, pin: Pin) -> None:
     """`node` is known to have this snapshot, and so is this node; on disk when this returns."""
     with locked(config):
         before = load(config)
-        if node not in before or before[node].content_id != pin.content_id:
-            save(config, {**before, node: pin})
+        known = before.get(node)
+        if known is None or not known.sure or known.content_id != pin.content_id:
+            save(config, _noted(before, node, pin))
+
+
+def _noted(before: Mapping[str, Pin], node: str, pin: Pin) -> dict[str, Pin]:
+    """With what the standbys have in common with each other: an older one of theirs never comes
+    into being later, as each gets the newest snapshot there is."""
+    known = before.get(node)
+    both = dict({} if known is None else known.both)
+    after = dict(before)
+    for other, its in before.items():
+        if other != node and its.sure and its.content_id == pin.content_id:
+            both[other] = pin.content_id
+            after[other] = replace(its, both={**its.both, node: pin.content_id})
+    return {**after, node: replace(pin, both=both)}
+
+
+def to_tell(known: Mapping[str, Pin], node: str, content_id: str) -> dict[str, str]:
+    """For `node`, which is about to get `content_id`: by node what that one has (content id).
+
+    If possible something that `node` has, too: should it become primary, it builds on that.
+    """
+    both = known[node].both if node in known else {}
+    told = {}
+    for other, pin in known.items():
+        if pin.sure:
+            latest = pin.content_id
+            told[other] = latest if latest == content_id else both.get(other, latest)
+    return told
+
+
+def expect(config: Config, node: str, pin: Pin, theirs: Collection[str]) -> None:
+    """`node`, which has `theirs` (content ids), is about to get this as the first one in common.
+
+    It may have it, whole, and be cut off before it can say so: from then on this is all that an
+    increment could build on.
+    """
+    with locked(config):
+        before = load(config)
+        known = before.get(node)
+        if known is None or known.content_id not in theirs:
+            save(config, {**before, node: replace(pin, sure=False)})
 
 
 def learn(
@@ -94,8 +140,10 @@ def learn(
         for node, content_id in commons.items():
             if node == config.node or content_id not in here:
                 continue
-            pin = Pin(str(here[content_id].name), content_id, epochs[content_id], now)
-            if node not in before or before[node].rank < pin.rank:
+            known = before.get(node)
+            both = {} if known is None else known.both
+            pin = Pin(str(here[content_id].name), content_id, epochs[content_id], now, both=both)
+            if known is None or not known.sure or known.rank < pin.rank:
                 after[node] = pin
         if after != before:
             save(config, after)
@@ -183,7 +231,9 @@ def _pin(fields: Mapping[str, Any]) -> Pin:
     pin = Pin(**fields)
     if type(pin.epoch) is not int or pin.epoch < 0 or not isinstance(pin.content_id, str):
         raise ValueError(f"{fields!r}")
-    if type(pin.at) not in (int, float) or not pin.content_id:
+    if type(pin.at) not in (int, float) or not pin.content_id or type(pin.sure) is not bool:
+        raise ValueError(f"{fields!r}")
+    if not isinstance(pin.both, dict) or not all(isinstance(v, str) for v in pin.both.values()):
         raise ValueError(f"{fields!r}")
     SnapshotName.parse(pin.name)
     return pin

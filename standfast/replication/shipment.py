@@ -6,19 +6,22 @@ its disk; at the first failure both ends are killed, and what arrived counts for
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from standfast.act.ports import Snapshot
-from standfast.clock import Deadline
+from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
-from standfast.errors import CommandFailed, Refused, TimedOut
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
-from standfast.replication import parents, wire
+from standfast.replication import parents, pins, wire
 from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.talk import ANSWER_S, GOODBYE_S, ask, end, greet
 from standfast.streams import Conversation, pipeline
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int | None], None]
 """Gets the bytes just sent, and how many the whole stream will have, about, if that is known."""
@@ -35,7 +38,7 @@ class Order:
     snapshot: Snapshot
     epoch: int
     commons: Mapping[str, str] | None
-    """By standby the content it has in common with this node; None: not known."""
+    """By standby a content that it has; None: not known."""
     served_before: bool
     """Something was replicated to it once."""
     full: bool = False
@@ -78,6 +81,8 @@ class _Shipment:
         parent = self._parent(welcome)
         begin = self._begin(parent, welcome)
         wire.parse_ready(ask(self.talk, begin, self.deadline.within(ANSWER_S)))
+        if parent is None:
+            self._expect(welcome)
         sent_bytes = self._stream(parent, begin, welcome)
         self.talk.close_stdin()
         published = wire.parse_published(self.talk.read_line(self.deadline))
@@ -89,6 +94,16 @@ class _Shipment:
             )
         end(self.talk, self.deadline)
         return Shipped(parent, sent_bytes, was_full=parent is None)
+
+    def _expect(self, welcome: wire.Welcome) -> None:
+        """Unreadable pins don't end the replication: they only keep everything from deletion."""
+        order, theirs = self.order, {offer.content_id for offer in welcome.snapshots}
+        snapshot = order.snapshot
+        pin = pins.Pin(str(snapshot.name), snapshot.content_id, order.epoch, utc_now())
+        try:
+            pins.expect(self.config, order.standby, pin, theirs)
+        except (StandfastError, OSError) as error:
+            log.warning("%s is not pinned for %s yet: %s", snapshot.name, order.standby, error)
 
     def _parent(self, welcome: wire.Welcome) -> Snapshot | None:
         if self.order.full:

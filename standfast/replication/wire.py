@@ -120,8 +120,8 @@ class Begin:
     content_id: str
     parent_content_id: str | None
     commons: Mapping[str, str] | None = None
-    """By standby the content id that it has in common with the sender, as far as the sender
-    knows; None: it can't say, and nothing may be pruned."""
+    """By standby the content id of something that it has, as far as the sender knows, and if
+    possible the receiver, too; None: it can't say, and nothing may be pruned."""
     size_bytes: int | None = None
     """What the stream will write, about; None: not known."""
     compression: Compression = Compression.NONE

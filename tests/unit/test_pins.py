@@ -126,7 +126,7 @@ def learn(config: Config, commons: dict[str, str], *seconds: int) -> None:
 
 
 def test_a_standby_pins_what_others_have_as_far_as_it_has_that_too(config: Config) -> None:
-    learn(config, {"b": "id-1", "c": "id-2"}, 1)
+    learn(config, {"b": "id-1"}, 1)
     assert content(config) == {"b": "id-1"}
     learn(config, {"b": "id-2", "c": "id-2"}, 1, 2)
     assert content(config) == {"b": "id-2", "c": "id-2"}
@@ -151,6 +151,43 @@ def test_a_node_that_the_primary_names_no_more_loses_an_old_pin_only(config: Con
     assert content(config) == {"b": "id-1", "c": "id-1"}
     learn(config, {}, 1)
     assert content(config) == {"c": "id-1"}
+
+
+# What a primary tells them of each other
+
+
+def test_a_standby_is_told_what_it_has_in_common_with_the_others(config: Config) -> None:
+    for node, second in (("b", 1), ("c", 1), ("b", 2), ("c", 2), ("c", 3)):
+        pins.note(config, node, pin(second))
+    known = pins.load(config)
+    assert pins.to_tell(known, "b", "id-4") == {"b": "id-2", "c": "id-2"}
+    assert pins.to_tell(known, "b", "id-3") == {"b": "id-2", "c": "id-3"}, "it is to get that now"
+    assert pins.to_tell(known, "c", "id-4") == {"b": "id-2", "c": "id-3"}
+    assert pins.to_tell(known, "d", "id-4") == {"b": "id-2", "c": "id-3"}
+
+
+def test_what_is_only_likely_is_told_to_nobody(config: Config) -> None:
+    pins.expect(config, "b", pin(1), ())
+    pins.note(config, "c", pin(1))
+    known = pins.load(config)
+    assert pins.to_tell(known, "c", "id-2") == {"c": "id-1"} and known["c"].both == {}
+    pins.note(config, "b", pin(1))
+    assert pins.load(config)["c"].both == {"b": "id-1"}
+
+
+# What is on its way
+
+
+def test_what_is_expected_is_pinned_unless_there_is_better(config: Config) -> None:
+    pins.expect(config, "b", pin(1), ())
+    assert content(config) == {"b": "id-1"} and not pins.load(config)["b"].sure
+    pins.expect(config, "b", pin(2), ())  # the first one did not arrive, as it turned out
+    assert content(config) == {"b": "id-2"}
+    pins.note(config, "b", pin(2))
+    pins.expect(config, "b", pin(3), ("id-2",))
+    assert content(config) == {"b": "id-2"} and pins.load(config)["b"].sure
+    pins.expect(config, "b", pin(3), ("id-1",))
+    assert content(config) == {"b": "id-3"} and not pins.load(config)["b"].sure
 
 
 # What is in use

@@ -87,8 +87,12 @@ class World:
         self._seen: set[Path] = set()
         self._acknowledged: dict[tuple[str, str], str] = {}
         """By pair the newest snapshot of which both know that both have it."""
+        self._acknowledged_by: dict[str, set[str]] = {node: set() for node in nodes}
+        """Content ids that a node is known to have had, as primary or standby."""
         self._met: set[tuple[str, str]] = set()
-        """Pairs that had a snapshot in common once."""
+        """Pairs of which that is known of one snapshot at the same time."""
+        self._delivered: set[str] = set()
+        """Standbys that have something of this primary's, whether it knows or not."""
         self.act_as("a")
         command("btrfs", "subvolume", "create", self.live)
         lead(self.at_work, 1)
@@ -130,13 +134,22 @@ class World:
                     self._check_whole(node, snapshot)
         for pair in itertools.combinations(NODES, 2):
             common = self.common(*pair)
-            if common is not None:
+            if self._knowingly_common(pair):
                 self._met.add(pair)
-            assert (common is not None) == (pair in self._met), f"{pair} have nothing in common now"
+            assert common is not None or pair not in self._met, f"{pair} have nothing in common now"
             known = self._acknowledged.get(pair)
             assert known is None or (common is not None and str(common.name) >= known), (
                 f"{pair} had {known} in common"
             )
+
+        for node in NODES:
+            if node != self.primary and self.common(self.primary, node) is not None:
+                self._delivered.add(node)
+
+    def _knowingly_common(self, pair: tuple[str, str]) -> bool:
+        known = self._acknowledged_by[pair[0]] & self._acknowledged_by[pair[1]]
+        here = [{s.content_id for s in self.nodes[node].store.snapshots()} for node in pair]
+        return bool(known & here[0] & here[1])
 
     def _learn(self) -> None:
         for snapshot in self.at_work.store.snapshots():
@@ -162,10 +175,16 @@ class World:
         except Refused as refusal:
             assert refusal.reason is Reason.NEEDS_FULL, str(refusal)
             assert common is None and not is_new, f"{common} is common: {refusal}"
+            assert standby not in self._delivered, f"{standby} had something in common: {refusal}"
             result = self.at_work.sender.cycle(standby, full=True)
         assert result.was_full == (common is None)
+        received = [one for one in self.nodes[standby].store.snapshots() if one.received]
         one, other = sorted((self.primary, standby))
         self._acknowledged[one, other] = str(result.snapshot)
+        for snapshot in received:
+            if snapshot.name == result.snapshot:
+                self._acknowledged_by[self.primary].add(snapshot.content_id)
+                self._acknowledged_by[standby].add(snapshot.content_id)
         # Not `<`: the standby may have it all, from a cycle of which only the end was cut off.
         if common is not None and result.parent is not None:
             assert result.parent == str(common.name)
@@ -174,7 +193,6 @@ class World:
                 self.count("increments onto what was once received")
             if not self._has_received(standby, common):
                 self.count("failbacks")
-        received = [one for one in self.nodes[standby].store.snapshots() if one.received]
         assert result.snapshot in [one.name for one in received]
         assert self.nodes[standby].store.unfinished() == ()
         return result
@@ -208,6 +226,7 @@ class World:
             return
         self.epoch += 1
         self.primary = node
+        self._delivered.clear()
         self.count("promotions")
         self.lineage = self.lineage[: self.lineage.index(base.content_id) + 1]
         self.act_as(node)
@@ -228,6 +247,8 @@ class World:
         note_epoch(one.config, final.content_id, self.epoch, one.store.snapshots)
         one.sender.replicate(node, final, self.epoch, Deadline.after(DEADLINE_S))
         self.check()
+        self._acknowledged_by[one.config.node].add(final.content_id)
+        self._acknowledged_by[node].add(final.content_id)
         base = self.base_for(node)
         assert base is not None and base.content_id == final.content_id
         self.promote(node)

@@ -109,7 +109,7 @@ def test_the_comparison_sees_every_kind_of_change(ground: Ground, kind: str) -> 
     phases=(Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
-@given(first=_first_files, steps=st.lists(_steps, min_size=5, max_size=12))
+@given(first=_first_files, steps=st.lists(_steps, min_size=5, max_size=10))
 def happens(ground: Ground, first: list[Mutation], steps: list[Step]) -> None:
     with ground.world(next(_numbering)) as world:
         Change(tuple(first)).happen(world)

@@ -94,7 +94,7 @@ class Fence(Protocol):
     def release(self) -> None:
         """This volume is not served here any more; the port is the others'."""
 
-    def ensure_closed(self) -> None:
+    def ensure_closed(self, deadline: Deadline | None = None) -> None:
         """Put the rules in place with the port shut; nothing else of the firewall changes."""
 
     def arm(self, until: float, latest: float) -> bool:

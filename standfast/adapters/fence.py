@@ -91,9 +91,9 @@ class KernelFence(ABC):
         self.port = port
         self.claims = Claims(run_dir, volume)
 
-    def ensure_closed(self) -> None:
+    def ensure_closed(self, deadline: Deadline | None = None) -> None:
         """Put the rules in place with the port shut, for every volume until its next `arm`."""
-        deadline = Deadline.after(BUILD_S)
+        deadline = deadline or Deadline.after(BUILD_S)
         # Shutting waits for nobody: a process frozen with the lock in its hand must not keep the
         # port open. A claim that can't be voided ends by itself, with the lease it was for.
         with contextlib.suppress(StandfastError, OSError), self.claims.locked(Deadline.after(0)):
@@ -272,7 +272,10 @@ class FileFence:
     def __init__(self, run_dir: Path, port: int) -> None:
         self.path = run_dir / f"port-{port}.fence"
 
-    def ensure_closed(self) -> None:
+    def ensure_closed(
+        self,
+        deadline: Deadline | None = None,  # noqa: ARG002 - a file is written at once
+    ) -> None:
         write_atomically(self.path, '{"v": 1, "until": 0.0}\n')
 
     def arm(self, until: float, latest: float) -> bool:

@@ -58,10 +58,15 @@ class ClientRecords:
         self._database = database
         self._note = config.state_dir / "nfs-clients.json"
 
-    def belong_to(self, fsid: str) -> bool:
-        """Whether this node's last server had the same tree."""
+    def are_of_another(self, fsid: str) -> bool:
+        """Whether this node's last server is known to have had another tree.
+
+        Without a note nothing is known: dropping the records of clients that have files open would
+        cost them their locks, keeping worthless ones costs new opens the grace period.
+        """
         with contextlib.suppress(StandfastError):
-            return (read_json(self._note) or {}).get("fsid") == fsid
+            noted = (read_json(self._note) or {}).get("fsid")
+            return noted is not None and noted != fsid
         return False
 
     def start_for(self, fsid: str, others: bool) -> None:
@@ -69,10 +74,10 @@ class ClientRecords:
 
         With `others` (more is exported here than the volume) they stay, as they may be the others'.
         """
-        if self.belong_to(fsid):
-            return
         try:
-            if others:
+            if not self.are_of_another(fsid):
+                log.info("the records of earlier clients stay: the tree is the same, or the first")
+            elif others:
                 log.warning(
                     "other exports of this node may have clients that reclaim: their records stay, "
                     "and new opens may wait for the grace period"

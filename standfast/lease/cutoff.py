@@ -17,6 +17,7 @@ from standfast.errors import StandfastError
 
 log = logging.getLogger(__name__)
 SYSRQ = Path("/proc/sysrq-trigger")
+SHUT_S = 2.0
 
 
 def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> str | None:
@@ -28,7 +29,8 @@ def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> str | None:
         state = fence.state()
         if state.in_place and state.open_for_s == 0:
             return None
-        fence.ensure_closed()
+        # Not for long: stopping the server is what still can be done in time.
+        fence.ensure_closed(Deadline.after(SHUT_S))
         log.warning("the port was not shut at the end of the lease: shut now")
         return None
     except StandfastError as error:

@@ -137,7 +137,7 @@ class FakeFence:
     def release(self) -> None:
         self.world.effect("release")
 
-    def ensure_closed(self) -> None:
+    def ensure_closed(self, deadline: Deadline | None = None) -> None:
         self.world.effect("shut")
         self.open_until = 0.0
 

@@ -34,7 +34,7 @@ class KernelFence:
         """Whether the port passes; without the rules nothing stops it."""
         return not self.in_place or self.clockwork.now < self.open_until
 
-    def ensure_closed(self) -> None:
+    def ensure_closed(self, deadline: Deadline | None = None) -> None:
         self.in_place, self.open_until = True, 0.0
 
     def arm(self, until: float, latest: float) -> bool:

@@ -191,6 +191,8 @@ def started_anew(host: Host, fsid: str) -> None:
 def test_with_a_new_tree_the_server_starts_without_old_clients(host: Host) -> None:
     database = clients_known(host, "a", "b")
     started_anew(host, FSID)
+    assert known(database) == 4, "nothing is known of the tree before: clients may have files open"
+    started_anew(host, OTHER_FSID)
     assert known(database) == 0
 
 
@@ -220,10 +222,11 @@ def test_clients_of_another_export_are_kept(
     path.parent.mkdir(exist_ok=True)
     path.write_text("# a comment\n\n/else c9(rw)\n")
     started_anew(host, FSID)
+    started_anew(host, OTHER_FSID)
     assert known(database) == kept
     assert "their records stay" in caplog.text
     path.write_text("# /else c9(rw)\n")
-    started_anew(host, OTHER_FSID)
+    started_anew(host, FSID)
     assert known(database) == 0
 
 
@@ -233,6 +236,7 @@ def test_a_database_that_is_none_keeps_no_server_from_starting(
     (host.directory / "main.sqlite").write_text("not a database" * 100)
     caplog.set_level(logging.INFO)
     started_anew(host, FSID)
+    started_anew(host, OTHER_FSID)
     assert "can't be dropped (file is not a database)" in caplog.text
     assert host.nfs.is_running()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, example, given, note, settings
 from hypothesis import strategies as st
 
 from tests.contract.clocks import Clocks
@@ -106,9 +106,14 @@ def test_the_comparison_sees_every_kind_of_change(ground: Ground, kind: str) -> 
     derandomize=not SEARCHING,
     deadline=None,
     database=None,
-    phases=(Phase.generate, Phase.shrink),
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
+@example(
+    first=[Mutation("write", 0, 2)],
+    steps=[Cycle(1), Cycle(0), Cycle(1), Cycle(1), WayBack(0, True, Change(()))],
+)
+@example(first=[Mutation("write", 0, 2)], steps=[Cycle(1), Cycle(1), HandOver(0), Cycle(0)])
 @given(first=_first_files, steps=st.lists(_steps, min_size=5, max_size=10))
 def happens(ground: Ground, first: list[Mutation], steps: list[Step]) -> None:
     with ground.world(next(_numbering)) as world:
@@ -126,3 +131,17 @@ def test_whatever_happened_what_is_published_is_what_was_sent(ground: Ground) ->
     print(dict(ground.tally))
     for what, least in AT_LEAST.items():
         assert ground.tally[what] >= least, f"{what}: these histories prove too little"
+
+
+def test_a_receiver_killed_anywhere_keeps_what_it_shares_with_the_others(ground: Ground) -> None:
+    """Even when old snapshots are deleted there before the next cycle."""
+    for number in itertools.count():
+        with ground.world(next(_numbering)) as world:
+            cut = Cut(0, Fault("kill-receiver", effect=number))
+            for step in (Cycle(0), Cycle(1), cut, Prune("b"), Cycle(0)):
+                world.pass_time()
+                step.happen(world)
+                world.check()
+            if not world.ground.tally.pop("cycles cut", 0):
+                break
+    assert number >= 12

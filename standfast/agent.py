@@ -194,6 +194,8 @@ class Agent:
 
     def _keep_registered(self, own: OwnReign) -> None:
         if not registration.is_registered(self.machine, own.epoch):
+            if self.busy is not None:
+                return  # a plan is about to take the registration away, or has done so
             log.warning("the registration in Consul is gone: registering again")
             self._unless_changed(own, lambda: registration.register(self.machine, own.epoch))
         nfs = self.machine.nfs

@@ -11,13 +11,13 @@ import contextlib
 import logging
 import os
 import select
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.locks import exclusive
@@ -35,9 +35,10 @@ log = logging.getLogger(__name__)
 LINE_TIMEOUT_S = 60.0
 """For the next line of the sender (it may have to take a snapshot in between)."""
 STANDSTILL_S = 3.0
-"""A stream in which nothing moved for this long gives way to another sender."""
+"""A sender of whom nothing came for this long gives way to another one."""
 TURN_S = STANDSTILL_S + 3.0
 """So long another sender waits for that, and for what the first one leaves to clean up."""
+LOOK_UP_S = 1.0
 UNZSTD = ("zstd", "-q", "-d", "-c")
 
 
@@ -141,7 +142,7 @@ class _Receiver:
         unfinished = tuple(path.name for path in self.store.unfinished())
         free, able = self.store.free_bytes(), tuple(self.store.abilities())
         self.say(wire.Welcome(wire.offers(list(snapshots)), free, unfinished, able))
-        line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S))
+        line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S), self._give_way)
         return None if line is None else wire.parse_request(line)
 
     # One snapshot
@@ -245,15 +246,22 @@ class _Receiver:
             prune(self.config, self.store, also=(begin.content_id, *begin.commons.values()))
 
 
-def _read_line(descriptor: int, deadline: Deadline) -> str | None:
+def _read_line(
+    descriptor: int, deadline: Deadline, give_up: Callable[[float], str | None] | None = None
+) -> str | None:
     """The next line; None at the end of input.
 
-    Byte by byte: what follows the line belongs to the stream.
+    Byte by byte: what follows the line belongs to the stream. `give_up` is asked each second,
+    with the seconds waited so far: a text is the reason to wait no longer.
     """
     line = bytearray()
+    since = monotonic()
     while not line.endswith(b"\n"):
-        if not select.select([descriptor], [], [], deadline.remaining_s())[0]:
-            raise TimedOut("the sender said nothing in time")
+        if not select.select([descriptor], [], [], min(LOOK_UP_S, deadline.remaining_s()))[0]:
+            deadline.check("the sender said nothing in time")
+            if give_up is not None and (why := give_up(monotonic() - since)):
+                raise TimedOut(why)
+            continue
         byte = os.read(descriptor, 1)
         if not byte:
             if line:

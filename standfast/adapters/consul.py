@@ -69,6 +69,10 @@ class ConsulBlind(ConsulDenied):
     """The token is accepted but sees nothing: `[]` from Consul would prove nothing."""
 
 
+PATIENT_S = 5.0
+"""For commands that hold no lease: with a fast profile a heartbeat's deadline is too short."""
+
+
 class ConsulGateway:
     """Consul through one or several addresses, tried in turn within the deadline of each call.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from standfast.act.ports import Snapshot
-from standfast.adapters.consul import ConsulGateway
+from standfast.adapters.consul import PATIENT_S, ConsulGateway
 from standfast.adapters.stores import open_store
 from standfast.cli.output import age_s, clean, note, print_done, print_json
 from standfast.clock import Deadline, utc_now
@@ -125,7 +125,9 @@ def _cycles(config: Config, standbys: Sequence[str], how: How) -> Iterator[Outco
 
 def _one(config: Config, standby: str, how: How, position: int) -> Outcome:
     try:
-        sender = Sender(config, open_store(config), ConsulGateway.from_config(config))
+        sender = Sender(
+            config, open_store(config), ConsulGateway.from_config(config, timeout_s=PATIENT_S)
+        )
         with showing(standby, quiet=how.quiet, position=position) as progress:
             return Outcome(standby, sender.cycle(standby, full=how.full, on_progress=progress))
     except Exception as error:  # noqa: BLE001  # every standby has its result, whatever happened
@@ -187,7 +189,7 @@ def _standbys(config: Config, standby: str | None) -> tuple[str, ...]:
 
 
 def _plan(config: Config, standby: str, *, full: bool) -> dict[str, Any]:
-    gateway = ConsulGateway.from_config(config)
+    gateway = ConsulGateway.from_config(config, timeout_s=PATIENT_S)
     entry = gateway.get(config.key(f"standbys/{standby}"), consistent=True)
     if entry is None:
         last = "nothing was replicated to it yet: this would send everything"

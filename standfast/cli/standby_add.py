@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from standfast.adapters.consul import ConsulGateway
+from standfast.adapters.consul import PATIENT_S, ConsulGateway
 from standfast.adapters.stores import open_store
 from standfast.adapters.systemd import SystemdUnits
 from standfast.adapters.timers import timer_of
@@ -168,7 +168,9 @@ class _Joining:
     def _role(self) -> Step:
         key = self.config.key("leader")
         try:
-            entry = ConsulGateway.from_config(self.config).get(key, consistent=True)
+            entry = ConsulGateway.from_config(self.config, timeout_s=PATIENT_S).get(
+                key, consistent=True
+            )
             leader = None if entry is None else Leader.parse(entry.value, key)
         except StandfastError as error:
             return Step("primary", Mark.BAD, str(error), error=error)
@@ -209,7 +211,9 @@ class _Joining:
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
     def _cycle(self) -> CycleResult:
-        sender = Sender(self.config, self.store, ConsulGateway.from_config(self.config))
+        sender = Sender(
+            self.config, self.store, ConsulGateway.from_config(self.config, timeout_s=PATIENT_S)
+        )
         with showing(self.node, quiet=self.quiet) as progress:
             return sender.cycle(
                 self.node,

@@ -53,8 +53,14 @@ class Sender:
         self._reign = ReignInConsul(config, gateway)
 
     def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
-        """Returns when the standby acknowledged it; waits for a running cycle to that standby."""
+        """Returns when the standby acknowledged it; waits for a running cycle to that standby.
+
+        That cycle may have brought a newer one of this reign: nothing is left to do then.
+        """
         with self._lock(standby, deadline):
+            if self._has_newer(standby, snapshot, epoch):
+                log.info("%s has a newer snapshot than %s already", standby, snapshot.name)
+                return
             self._send(self._order(standby, snapshot, epoch), deadline)
 
     def cycle(
@@ -79,6 +85,15 @@ class Sender:
             result = self._send(replace(order, full=full, on_progress=on_progress), deadline)
             prune(self._config, self._store, also=(snapshot.content_id,))
         return result
+
+    def _has_newer(self, standby: str, snapshot: Snapshot, epoch: int) -> bool:
+        try:
+            pin = pins.load(self._config).get(standby)
+        except (StandfastError, OSError):
+            return False
+        if pin is None or not pin.sure or pin.epoch != epoch:
+            return False
+        return pin.name > str(snapshot.name)
 
     def _order(self, standby: str, snapshot: Snapshot, epoch: int) -> Order:
         commons = self._commons(standby, snapshot)

@@ -175,6 +175,15 @@ def test_a_lost_acknowledgement_is_made_up_for_without_sending_again(
     assert b.published() == [str(snapshot.name)]
 
 
+def test_a_snapshot_that_a_cycle_overtook_is_not_sent_any_more(pair: tuple[Peer, Peer]) -> None:
+    """A switchover's first copy waits for the cycle that a timer has begun."""
+    a, b = pair
+    overtaken = take(a)
+    newer = replicate(a)
+    a.sender.replicate("b", overtaken, 1, Deadline.after(60))
+    assert b.published() == [str(newer.name)]
+
+
 def test_a_draining_holder_may_send_its_final_snapshot(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     a.live("f").write_text("last words")

@@ -14,7 +14,7 @@ from typing import Any
 from tests.kernel_lab.lab import KernelLab
 from tests.kernel_lab.node import Node
 from tests.lab.cluster import AGENT, DEFAULT, LEASE, PRIMARY, VOLUME, Timing
-from tests.lab.host import LabError
+from tests.machines.host import LabError
 
 __all__ = ["AGENT", "DEFAULT", "EXPORT", "LEASE", "PRIMARY", "VOLUME", "Cluster", "Timing"]
 EXPORT = "/persist/services"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kernel_lab.cluster import Cluster
 from tests.kernel_lab.lab import KernelLab, why_not
-from tests.lab.figures import noted
+from tests.machines.figures import noted
 
 HERE = Path(__file__).parent
 START_S = 600.0

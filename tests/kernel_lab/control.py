@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.kernel_lab.image import AGENT_PORT
 from tests.kernel_lab.network import KernelNetwork, control_address
-from tests.lab.host import LabError, LabTimeout
+from tests.machines.host import LabError, LabTimeout
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.lab.host import LabError, sh
-from tests.lab.image import CONSUL_UNIT, JOURNALD, MASKED, SSH_CONFIG, SSHD_CONFIG
+from tests.machines.host import LabError, sh
+from tests.machines.spec import CONSUL_UNIT, JOURNALD, MASKED, SSH_CONFIG, SSHD_CONFIG
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = CHECKOUT / ".cache/kernel_lab"

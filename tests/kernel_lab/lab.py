@@ -20,9 +20,9 @@ from tests.kernel_lab.image import CHECKOUT, KERNEL, base_image, preload
 from tests.kernel_lab.network import KernelNetwork
 from tests.kernel_lab.node import Node, Place
 from tests.kernel_lab.product import lay_out
-from tests.lab.client import Client
-from tests.lab.host import Claim, load_modules, wait_for
-from tests.lab.image import Spec, consul_config
+from tests.machines.client import Client
+from tests.machines.host import Claim, load_modules, wait_for
+from tests.machines.spec import Spec, consul_config
 
 T = TypeVar("T")
 SUBNET = "192.168.1"

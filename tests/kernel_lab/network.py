@@ -12,8 +12,8 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.lab.host import sh
-from tests.lab.network import PREFIX, Network
+from tests.machines.host import sh
+from tests.machines.network import PREFIX, Network
 
 CONTROL_SUBNET = "10.99.0"
 CONTROL_HOST = f"{CONTROL_SUBNET}.254"

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from tests.kernel_lab.control import ENVIRONMENT, Control
 from tests.kernel_lab.image import GUEST, KERNEL
 from tests.kernel_lab.network import KernelNetwork, control_address, mac
-from tests.lab.host import LabError, LabTimeout, cgroups, freezer, kill_group, sh, wait_for
-from tests.lab.image import Spec
-from tests.lab.network import PREFIX
+from tests.machines.host import LabError, LabTimeout, cgroups, freezer, kill_group, sh, wait_for
+from tests.machines.network import PREFIX
+from tests.machines.spec import Spec
 
 T = TypeVar("T")
 # Joins the cgroups named before "--", then becomes the command after it.

@@ -20,8 +20,8 @@ from tests.kernel_lab import workloads
 from tests.kernel_lab.cluster import EXPORT, MOUNTED, VOLUME, Cluster
 from tests.kernel_lab.node import Node
 from tests.kernel_lab.workloads import Workload, missing_records
-from tests.lab.figures import note
-from tests.lab.host import wait_for
+from tests.machines.figures import note
+from tests.machines.host import wait_for
 
 BOUND = "/mnt/bound"
 LEFT = "/mnt/left"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.lab.host import LABS, destroy
+from tests.machines.host import LABS, destroy
 
 
 def main() -> None:

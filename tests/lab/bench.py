@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.lab.host import why_not
 from tests.lab.lab import Lab, ganesha_export
+from tests.machines.host import why_not
 
 ROUNDS = 5
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.lab.host import LabError
 from tests.lab.lab import Lab
 from tests.lab.node import Node
+from tests.machines.host import LabError
 
 VOLUME = "data-services"
 PRIMARY = "n1"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.lab.figures import noted
-from tests.lab.host import why_not
 from tests.lab.lab import Lab
+from tests.machines.figures import noted
+from tests.machines.host import why_not
 
 HERE = Path(__file__).parent
 _labs: list[Lab] = []

@@ -15,7 +15,7 @@ import struct
 import time
 from pathlib import Path
 
-from tests.lab.host import LabError, sh
+from tests.machines.host import LabError, sh
 
 _CTL_GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A

@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tests.lab.client import EXPORT, Client
-from tests.lab.host import Claim, load_modules, sh, wait_for
-from tests.lab.image import Spec, exchange_host_keys
-from tests.lab.network import Network
+from tests.lab.image import exchange_host_keys
 from tests.lab.node import Node, Place
+from tests.machines.client import EXPORT, Client
+from tests.machines.host import Claim, load_modules, sh, wait_for
+from tests.machines.network import Network
+from tests.machines.spec import Spec
 
 T = TypeVar("T")
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.lab.client import Client
 from tests.lab.disk import Disk
-from tests.lab.host import LabError, LabTimeout, cgroups, freezer, kill_group, sh, wait_for
-from tests.lab.image import DISK, Image, Spec
-from tests.lab.network import Network
+from tests.lab.image import DISK, Image
+from tests.machines.client import Client
+from tests.machines.host import LabError, LabTimeout, cgroups, freezer, kill_group, sh, wait_for
+from tests.machines.network import Network
+from tests.machines.spec import Spec
 
 T = TypeVar("T")
 POWEROFF = signal.SIGRTMIN + 4

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.lab.client import missing_records
 from tests.lab.cluster import AGENT, DEFAULT, FAST, LEASE, Cluster, Timing
-from tests.lab.figures import note
 from tests.lab.lab import Lab
 from tests.lab.node import Node
+from tests.machines.client import missing_records
+from tests.machines.figures import note
 
 ROUNDS = 5
 # What an operator was promised: power cut to the first write on the standby, seconds.

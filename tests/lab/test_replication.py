@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab.cluster import FAST, Cluster
-from tests.lab.figures import note
 from tests.lab.lab import Lab
 from tests.lab.node import Node
 from tests.lab.replication import (
@@ -21,6 +20,7 @@ from tests.lab.replication import (
     ssh,
     wait_for_success,
 )
+from tests.machines.figures import note
 
 TREE_MIB = 64
 """What a full send would carry at least."""

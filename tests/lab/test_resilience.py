@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab.cluster import AGENT, FAST, LEASE, VOLUME, Cluster
-from tests.lab.figures import note
-from tests.lab.host import LabError
 from tests.lab.lab import Lab
 from tests.lab.node import Node
+from tests.machines.figures import note
+from tests.machines.host import LabError
 
 EXTRA = "min_reign = 0\nfailover_after = 6"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.lab.host import namespace, sh
+from tests.machines.host import namespace, sh
 
 PREFIX = 24
 _RULES = """

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab.host import LabError, LabTimeout, wait_for
+from tests.machines.host import LabError, LabTimeout, wait_for
 
 SCRIPT = Path(__file__).with_name("nfs_client.py")
 EXPORT = "/persist/services"

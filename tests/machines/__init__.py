@@ -1,0 +1,1 @@
+"""What the labs have in common, whatever their nodes are made of."""

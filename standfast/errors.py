@@ -6,6 +6,8 @@ Exit codes are an interface: 0 done, 1 refused, 2 usage or config, 3 unreachable
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from standfast.reasons import Reason
 
 
@@ -79,6 +81,36 @@ class ConsulDenied(ConsulError):
 
 class ConsulGarbled(ConsulError):
     """The answer is not what Consul sends: not JSON, a foreign shape, an unexpected status."""
+
+
+class NomadOutcome(StrEnum):
+    """Why Nomad gave no usable answer."""
+
+    UNREACHABLE = "unreachable"
+    """No connection: nothing was sent."""
+    TIMEOUT = "timeout"
+    """No whole answer before the deadline."""
+    DENIED = "denied"
+    """403: no token, an unknown one, or its policy is too small; Nomad doesn't say which."""
+    NOT_FOUND = "not-found"
+    """There is no such thing, or no way to the node."""
+    BAD_REQUEST = "bad-request"
+    SERVER_ERROR = "server-error"
+    """5xx: no leader, a node that doesn't answer the servers, or what it says itself."""
+    GARBLED = "garbled"
+    """The answer is not what Nomad sends."""
+
+
+class NomadError(Unreachable):
+    """Nomad gave no usable answer. Storage never waits for it.
+
+    `maybe_applied`: a write may have been carried out all the same; look before repeating it.
+    """
+
+    def __init__(self, message: str, outcome: NomadOutcome, *, maybe_applied: bool = False) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.maybe_applied = maybe_applied
 
 
 class ForeignValue(StandfastError):

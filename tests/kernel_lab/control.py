@@ -17,12 +17,7 @@ from typing import Any
 from tests.kernel_lab.image import AGENT_PORT
 from tests.kernel_lab.network import KernelNetwork, control_address
 from tests.machines.host import LabError, LabTimeout
-
-ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-    "LANG": "C.UTF-8",
-}
+from tests.machines.node import ENVIRONMENT
 
 
 class Control:

@@ -34,11 +34,6 @@ def control_address(address: str) -> str:
     return f"{CONTROL_SUBNET}.{address.rpartition('.')[2]}"
 
 
-def mac(address: str) -> str:
-    """A machine keeps its MAC over a reboot, and so its place in its neighbours' caches."""
-    return "02:5f:" + ":".join(f"{int(byte):02x}" for byte in address.split("."))
-
-
 class KernelNetwork(Network):
     """Ports of user-mode kernels are tap devices: `v-NAME` (tested) and `t-NAME` (control)."""
 

@@ -7,64 +7,59 @@ layer and the data's btrfs); memory, page cache, network and unsynced data don't
 from __future__ import annotations
 
 import io
-import shlex
 import subprocess
 import tarfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from tests.kernel_lab.control import ENVIRONMENT, Control
+from tests.kernel_lab.control import Control
 from tests.kernel_lab.image import GUEST, KERNEL
-from tests.kernel_lab.network import KernelNetwork, control_address, mac
-from tests.machines.host import LabError, LabTimeout, cgroups, freezer, kill_group, sh, wait_for
-from tests.machines.network import PREFIX
+from tests.kernel_lab.network import KernelNetwork, control_address
+from tests.machines import node
+from tests.machines.host import LabError, LabTimeout, sh, wait_for
+from tests.machines.network import PREFIX, mac
+from tests.machines.node import Machine, Pace
 from tests.machines.spec import Spec
 
-T = TypeVar("T")
-# Joins the cgroups named before "--", then becomes the command after it.
-_ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
-_ASK_CONSUL = (
-    "import sys, urllib.request as r; "
-    "print(r.urlopen('http://127.0.0.1:8500/v1/' + sys.argv[1], "
-    "timeout=float(sys.argv[2])).read().decode())"
-)
 Files = Mapping[str, tuple[str, int]]
+PACE = Pace(
+    command_s=60.0,
+    consul_s=10.0,
+    leader_s=5.0,
+    election_s=90.0,
+    product_s=120.0,
+    poll_s=0.2,
+    lab_poll_s=0.3,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Place(node.Place):
     """What a node shares with its lab."""
 
-    tag: str
-    directory: Path
     network: KernelNetwork
     base: Path
     preload: Path
     memory_mib: int
 
 
-class Node:
-    """One machine of the lab; `name` and `address` are what the others know of it."""
+class Node(Machine):
+    """A virtual machine."""
+
+    pace = PACE
+    place: Place
 
     def __init__(self, spec: Spec, place: Place, disk_bytes: int = 0) -> None:
         """disk_bytes: size of the data disk (btrfs, /persist); 0: none."""
-        self.spec = spec
-        self.name = spec.name
-        self.address = spec.address
-        self.place = place
-        self.directory = place.directory / spec.name
+        super().__init__(spec, place)
         self.control = Control(place.network, spec.name, spec.address)
-        self.pid = 0
-        """The kernel's process as the host sees it; 0 when the node is down."""
         self._disk_bytes = disk_bytes
         self._pending: dict[str, tuple[bytes, int]] = {}
         self._trees: list[Path] = []
-        self._kernel: subprocess.Popen[bytes] | None = None
         self._boot_offset_s = 0.0
 
     # -- life and death ----------------------------------------------------------------
@@ -116,16 +111,12 @@ class Node:
             )
         )
         self._pack()
-        groups = [group / self.name for group in cgroups(self.place.tag)]
-        for group in groups:
-            group.mkdir(parents=True, exist_ok=True)
         vectors = [
             f"vec{i}:transport=tap,ifname={port},mac={mac(address)},gro=1"
             for i, (port, address) in enumerate(zip(ports, addresses, strict=True))
         ]
         disk = [f"ubd1={self._disk}"] if self._disk_bytes else []
         argv = [
-            *("/bin/sh", "-c", _ENTER, "sh", *(str(g / "cgroup.procs") for g in groups), "--"),
             *("nsenter", f"--net=/run/netns/{self.place.network.bridge}", "--"),
             *("env", f"LD_PRELOAD={self.place.preload}"),
             *(str(KERNEL), f"mem={self.place.memory_mib}M", "root=/dev/ubda", "rw"),
@@ -134,23 +125,14 @@ class Node:
             *("con=null", "con0=null,fd:1", "ssl=null", "console=tty0", "panic=1"),
             *("systemd.show_status=0", f"uml_dir={self.directory}/uml/", f"umid={self.name}"),
         ]
-        with (self.directory / "console").open("ab") as console:
-            self._kernel = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                # Its memory is a file below TMPDIR: on the lab's own tmpfs.
-                env=ENVIRONMENT | {"TMPDIR": str(self.directory)},
-                start_new_session=True,
-            )
-        self.pid = self._kernel.pid
+        # Its memory is a file below TMPDIR: on the lab's own tmpfs.
+        self.pid = self._spawn(argv, {"TMPDIR": str(self.directory)}).pid
 
     def wait_until_booted(self, timeout_s: float = 90.0) -> None:
         """multi-user.target is reached; LabTimeout with the end of the console."""
 
         def booted() -> bool:
-            if self._kernel is None or self._kernel.poll() is not None:
+            if self._process is None or self._process.poll() is not None:
                 raise LabError(f"{self.name} has died: {self.console()[-2000:]}")
             with suppress(LabError):
                 return self._is_booted()
@@ -195,106 +177,30 @@ class Node:
 
     def shutdown(self, timeout_s: float = 90.0) -> None:
         """An orderly power-off: units are stopped, file systems unmounted and synced."""
-        assert self._kernel is not None
         with suppress(LabError):  # the answer may be lost with the network
             self.run("systemctl", "poweroff", "--no-block", timeout_s=10.0)
-        try:
-            self._kernel.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise LabTimeout(f"{self.name} did not shut down within {timeout_s} s") from error
+        self._wait_for_end(timeout_s)
         self.place.network.unplug_kernel(self.name)
         self._end()
 
     def _end(self) -> None:
-        # A SIGKILL to a frozen process waits for the thaw; the cables are out by then.
-        self.thaw()
-        kill_group(self.place.tag, self.name)
-        if self._kernel is not None:
-            self._kernel.wait(10.0)
-        self.pid, self._kernel = 0, None
+        self._kill()
         for memory in self.directory.glob("vm_file-*"):
             memory.unlink(missing_ok=True)
 
-    def freeze(self) -> None:
-        """Stop the machine, kernel included: its timers stand still, its clock goes on."""
-        self._freezer(freeze=True)
-
-    def thaw(self) -> None:
-        """Let a frozen node go on; no error when it isn't frozen."""
-        self._freezer(freeze=False)
-
-    def _freezer(self, freeze: bool) -> None:
-        state, frozen, thawed = freezer(self.place.tag, self.name)
-        if not state.exists():
-            return
-        word = frozen if freeze else thawed
-        state.write_text(word)
-        if freeze and state.name == "freezer.state":
-            wait_for(lambda: state.read_text().strip() == word, 5.0, f"{self.name} frozen", 0.005)
-        elif freeze:
-            events = state.parent / "cgroup.events"
-            wait_for(lambda: "frozen 1" in events.read_text(), 5.0, f"{self.name} frozen", 0.005)
-
-    def freeze_unit(self, unit: str) -> None:
-        """SIGSTOP to every process of one unit: the kernel and its timers go on."""
-        self.run("systemctl", "kill", "--signal=STOP", unit)
-
-    def thaw_unit(self, unit: str) -> None:
-        """SIGCONT to every process of one unit."""
-        self.run("systemctl", "kill", "--signal=CONT", unit)
-
-    # -- network -----------------------------------------------------------------------
-
-    def partition(self, from_: Iterable[str] | None = None, bidirectional: bool = True) -> None:
-        """Cut this node off from others by name (None: all other nodes and the host "client").
-
-        With bidirectional=False only what this node sends is lost, it still hears.
-        """
-        others = self._others() if from_ is None else list(from_)
-        pairs = [(self.name, other) for other in others]
-        if bidirectional:
-            pairs += [(other, self.name) for other in others]
-        self.place.network.cut(pairs)
-
-    def heal(self) -> None:
-        """Undo every partition that names this node."""
-        self.place.network.heal(self.name, self._others())
-
     def _others(self) -> list[str]:
-        return [*(name for name in self.spec.cluster if name != self.name), "client"]
+        """The other nodes and the client: whoever is on the bridge."""
+        return self._everybody()
 
     # -- commands ----------------------------------------------------------------------
 
-    def run(
-        self,
-        *argv: str,
-        timeout_s: float = 60.0,
-        check: bool = True,
-        input: str | bytes | None = None,
-        env: Mapping[str, str] | None = None,
+    def _run(
+        self, argv: Sequence[str], timeout_s: float, data: bytes, env: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the node. LabTimeout kills it; check=True raises LabError."""
-        if not self.pid:
-            raise LabError(f"{self.name} is down: {shlex.join(argv)}")
-        data = input.encode() if isinstance(input, str) else input or b""
-        done = self.control.run(argv, timeout_s, data, env)
-        if check and done.returncode != 0:
-            raise LabError(
-                f"{self.name}: {shlex.join(argv)}: exit {done.returncode}: "
-                f"{done.stdout}{done.stderr}"
-            )
-        return done
+        return self.control.run(argv, timeout_s, data, env)
 
-    def sh(self, script: str, timeout_s: float = 60.0, check: bool = True) -> str:
-        """The standard output of a shell script run in the node."""
-        return self.run("/bin/bash", "-ec", script, timeout_s=timeout_s, check=check).stdout
-
-    def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file; while the node is down it is there at the next boot, not on /persist."""
-        if self.pid:
-            self.run("install", "-D", "-m", f"{mode:o}", "/dev/stdin", path, input=text)
-        else:
-            self._pending[path] = (text.encode(), mode)
+    def _write_down(self, path: str, text: str, mode: int) -> None:
+        self._pending[path] = (text.encode(), mode)
 
     def write_all(self, files: Files) -> None:
         """Several files at once; as `write`."""
@@ -309,13 +215,6 @@ class Node:
         """What lies below a directory of the host is below / after the next boot."""
         self._trees.append(tree)
 
-    def read(self, path: str) -> str:
-        """The text of a file."""
-        return self.run("cat", path).stdout
-
-    def is_active(self, unit: str) -> bool:
-        return self.run("systemctl", "is-active", "-q", unit, check=False).returncode == 0
-
     def nfsd_threads(self) -> int:
         """Threads of the kernel's NFS server, as the kernel itself says."""
         script = "cat /proc/fs/nfsd/threads 2>/dev/null || echo 0"
@@ -329,34 +228,6 @@ class Node:
         with suppress(LabError):
             return self.run(*argv, *which, timeout_s=20.0, check=False).stdout
         return "\n".join(self.console().splitlines()[-lines:])
-
-    def console(self) -> str:
-        """What its kernel and journal said on the console, of all boots."""
-        try:
-            return (self.directory / "console").read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
-
-    def wait_for(
-        self, predicate: Callable[[], T], timeout_s: float, what: str, interval_s: float = 0.2
-    ) -> T:
-        """The first truthy answer; LabTimeout names the node and what was waited for."""
-        return wait_for(predicate, timeout_s, f"{self.name}: {what}", interval_s)
-
-    # -- services ----------------------------------------------------------------------
-
-    def consul_get(self, path: str, timeout_s: float = 10.0) -> Any:
-        """The JSON that the node's own agent answers to GET /v1/PATH; LabError if it doesn't."""
-        import json
-
-        argv = ("/usr/bin/python3", "-IS", "-c", _ASK_CONSUL, path, str(timeout_s))
-        return json.loads(self.run(*argv, timeout_s=timeout_s + 5).stdout)
-
-    def consul_leader(self) -> str:
-        """The Raft leader's address as this node's agent sees it; "" without one."""
-        with suppress(LabError):
-            return str(self.consul_get("status/leader", timeout_s=5.0))
-        return ""
 
     def authorized_keys(self, others: Sequence[Node], command: str) -> None:
         """Let root of other nodes log in here, with one forced command."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from tests.machines.host import namespace, sh
 
 PREFIX = 24
+CLIENT = "client"
+"""The host on the bridge that is no node."""
 _RULES = """
 table bridge lab {
   set cut {
@@ -22,6 +24,11 @@ table bridge lab {
   }
 }
 """
+
+
+def mac(address: str) -> str:
+    """A machine keeps its MAC over a reboot, and so its place in its neighbours' caches."""
+    return "02:5f:" + ":".join(f"{int(byte):02x}" for byte in address.split("."))
 
 
 class Network:
@@ -42,11 +49,10 @@ class Network:
         netns = namespace(self.tag, host)
         sh("ip", "netns", "add", netns)
         port = f"v-{host}"
-        # A machine keeps its MAC over a reboot, and so its place in its neighbours' caches.
-        mac = "02:5f:" + ":".join(f"{int(byte):02x}" for byte in address.split("."))
         sh(
             *("ip", "-n", self.bridge, "-batch", "-"),
-            input_text=f"link add {port} type veth peer name eth0 address {mac} netns {netns}\n"
+            input_text=f"link add {port} type veth peer name eth0"
+            f" address {mac(address)} netns {netns}\n"
             f"link set {port} master br0 up\n",
         )
         sh(

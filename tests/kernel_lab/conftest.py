@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.kernel_lab.cluster import Cluster
-from tests.kernel_lab.lab import KernelLab, why_not
+from tests.kernel_lab.lab import NEEDS, KernelLab
 from tests.machines.figures import noted
+from tests.machines.host import why_not
 
 HERE = Path(__file__).parent
 START_S = 600.0
@@ -21,7 +22,7 @@ _labs: list[KernelLab] = []
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test below this directory is a kernel lab test; one message says why it is skipped."""
-    reason = why_not()
+    reason = why_not(NEEDS)
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.kernel_lab)

@@ -16,10 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.machines.host import LabError, sh
+from tests.machines.host import CHECKOUT, LabError, sh
 from tests.machines.spec import CONSUL_UNIT, JOURNALD, MASKED, SSH_CONFIG, SSHD_CONFIG
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = CHECKOUT / ".cache/kernel_lab"
 GUEST = Path(__file__).with_name("guest")
 KERNEL = Path("/usr/bin/linux.uml")

@@ -33,7 +33,7 @@ PACE = Pace(
     election_s=90.0,
     product_s=120.0,
     poll_s=0.2,
-    lab_poll_s=0.3,
+    pause_s=1.0,
 )
 
 

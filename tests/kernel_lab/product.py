@@ -16,8 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.kernel_lab.image import CHECKOUT
-from tests.machines.host import LabError, sh
+from tests.machines.host import CHECKOUT, LabError, sh
 
 PREFIX = Path("opt/standfast")
 _FOREIGN = re.compile(r"^(python|pip|activate)")

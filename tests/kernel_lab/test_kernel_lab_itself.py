@@ -20,10 +20,9 @@ import pytest
 
 from tests.kernel_lab import workloads
 from tests.kernel_lab.cluster import DEFAULT, EXPORT, LEASE, MOUNTED, SERVER, Cluster
-from tests.kernel_lab.image import CHECKOUT
 from tests.kernel_lab.node import Node
 from tests.machines.figures import note
-from tests.machines.host import LABS, LabError, LabTimeout, cgroups, processes, wait_for
+from tests.machines.host import CHECKOUT, LABS, LabError, LabTimeout, cgroups, processes, wait_for
 
 OTHER_SERVER = """\
 ERROR: Another NFS server is already active at 192.168.1.2

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.lab.lab import Lab, ganesha_export
+from tests.lab.lab import NEEDS, Lab, ganesha_export
 from tests.machines.host import why_not
 
 ROUNDS = 5
@@ -65,7 +65,7 @@ def parts(lab: Lab) -> None:
 
 
 def main() -> None:
-    if reason := why_not():
+    if reason := why_not(NEEDS):
         sys.exit(f"bench: {reason}")
     start_and_stop()
     with Lab() as lab:

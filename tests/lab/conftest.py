@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.lab import Lab
+from tests.lab.lab import NEEDS, Lab
 from tests.machines.figures import noted
 from tests.machines.host import why_not
 
@@ -19,7 +19,7 @@ _labs: list[Lab] = []
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test below this directory is a lab test; one message says why it is skipped."""
-    reason = why_not()
+    reason = why_not(NEEDS)
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.lab)

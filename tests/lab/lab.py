@@ -8,27 +8,41 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from tests.lab.image import exchange_host_keys
-from tests.lab.node import Node, Place
-from tests.machines.client import EXPORT, Client
-from tests.machines.host import Claim, load_modules, sh, wait_for
+from tests.lab.node import PACE, Node, Place
+from tests.machines.client import EXPORT
+from tests.machines.host import CHECKOUT, Claim, Needs, sh
+from tests.machines.lab import Machines, addresses
 from tests.machines.network import Network
 from tests.machines.spec import Spec
 
-T = TypeVar("T")
-CHECKOUT = Path(__file__).resolve().parents[2]
-SUBNET = "192.168.1"
-CLIENT_ADDRESS = f"{SUBNET}.100"
+NEEDS = Needs(
+    lab="the container lab",
+    root="overlay mounts, loop devices, network namespaces and systemd-nspawn (sudo make lab)",
+    tools={
+        "btrfs": "btrfs-progs",
+        "ganesha.nfsd": "nfs-ganesha",
+        "ip": "iproute2",
+        "ipset": "ipset",
+        "mkfs.btrfs": "btrfs-progs",
+        "nfs-cat": "libnfs-utils",
+        "nft": "nftables",
+        "sshd": "openssh-server",
+        "systemd-nspawn": "systemd-container",
+    },
+    device=Path("/dev/loop-control"),
+    device_for="loop devices",
+)
 
 
-class Lab:
+class Lab(Machines[Node]):
     """Nodes n1, n2, ... at 192.168.1.2, .3, ...; a client at 192.168.1.100."""
+
+    pace = PACE
 
     def __init__(
         self,
@@ -36,53 +50,24 @@ class Lab:
         consul_config: Mapping[str, Any] | None = None,
         disk_bytes: int = 1 << 30,
     ) -> None:
-        """consul_config is merged over the lab's own (see image.consul_config)."""
-        self._names = tuple(nodes)
+        """consul_config is merged over the lab's own (see spec.consul_config)."""
+        super().__init__(storage=nodes)
         self._consul_config = dict(consul_config or {})
         self._disk_bytes = disk_bytes
-        self._claim: Claim | None = None
-        self.nodes: dict[str, Node] = {}
-
-    # -- life --------------------------------------------------------------------------
-
-    def __enter__(self) -> Lab:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Build and boot every node, and wait for a Consul leader."""
-        load_modules()
-        self._claim = claim = Claim()
-        try:
-            self._build(claim)
-            self.boot(self)
-            self.wait_for_leader()
-        except BaseException:
-            self.close()
-            raise
 
     def _build(self, claim: Claim) -> None:
         consul = Path(sh(CHECKOUT / "tests/tools/consul", timeout_s=180.0).split()[-1])
-        cluster = {name: f"{SUBNET}.{2 + i}" for i, name in enumerate(self._names)}
-        self.network = Network(claim.tag)
-        self.network.start()
-        self.client = Client(self.network.plug("client", CLIENT_ADDRESS))
+        network = Network(claim.tag)
+        self._connect(network)
         # The checkout is bound even where the overlay shows it: edits during a run are safe,
         # and it may lie on another file system or below /tmp.
         binds = {CHECKOUT: str(CHECKOUT), consul.resolve(): "/usr/local/bin/consul"}
-        place = Place(claim.tag, claim.directory, self.network, binds)
+        place = Place(claim.tag, claim.directory, network, binds)
+        cluster = addresses(self.storage)
         for name, address in cluster.items():
             spec = Spec(name, address, cluster, self._consul_config)
             self.nodes[name] = Node(spec, place, self._disk_bytes)
-        self._together(Node.create, self)
+        self.together(Node.create, self)
         exchange_host_keys(node.image for node in self)
 
     def close(self) -> None:
@@ -92,50 +77,6 @@ class Lab:
             claim.release()
             for node in self:
                 node.close()
-
-    # -- the nodes ---------------------------------------------------------------------
-
-    def __getitem__(self, name: str) -> Node:
-        return self.nodes[name]
-
-    def __iter__(self) -> Iterator[Node]:
-        return iter(list(self.nodes.values()))
-
-    def __len__(self) -> int:
-        return len(self.nodes)
-
-    def _together(self, do: Callable[[Node], object], nodes: Iterable[Node]) -> None:
-        nodes = list(nodes)
-        with ThreadPoolExecutor(len(nodes)) as pool:
-            list(pool.map(do, nodes))
-
-    def boot(self, nodes: Iterable[Node]) -> None:
-        """Boot several nodes at the same time."""
-        self._together(Node.boot, nodes)
-
-    def wait_for_leader(self, timeout_s: float = 30.0) -> str:
-        """The Consul leader's address, once every node that is up knows it."""
-
-        def agreed() -> str:
-            leaders = {node.consul_leader() for node in self if node.pid}
-            return leaders.pop() if len(leaders) == 1 else ""
-
-        return self.wait_for(agreed, timeout_s, "every node knows the Consul leader")
-
-    def consul_leader(self) -> Node:
-        """The node that is the Consul leader."""
-        address = self.wait_for_leader().rpartition(":")[0]
-        return next(node for node in self if node.address == address)
-
-    def wait_for(
-        self, predicate: Callable[[], T], timeout_s: float, what: str, interval_s: float = 0.05
-    ) -> T:
-        """The first truthy answer; else LabTimeout that names what was waited for."""
-        return wait_for(predicate, timeout_s, what, interval_s)
-
-    def heal(self) -> None:
-        """Undo every partition."""
-        self.network.heal_all()
 
     def servers(self) -> list[str]:
         """The addresses of the nodes, as a client's list of servers."""

@@ -32,7 +32,7 @@ PACE = Pace(
     election_s=30.0,
     product_s=60.0,
     poll_s=0.05,
-    lab_poll_s=0.05,
+    pause_s=0.3,
 )
 
 

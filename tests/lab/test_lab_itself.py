@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.lab import CHECKOUT, Lab, ganesha_export
+from tests.lab.lab import Lab, ganesha_export
 from tests.lab.node import Node
 from tests.machines.client import NfsFailed, NfsTimeout, missing_records
-from tests.machines.host import LABS, Claim, LabError, LabTimeout, cgroups
+from tests.machines.host import CHECKOUT, LABS, Claim, LabError, LabTimeout, cgroups
 
 # What the kernel does at the end of a lease: no element, no NFS.
 FENCE = """

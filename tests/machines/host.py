@@ -14,24 +14,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+CHECKOUT = Path(__file__).resolve().parents[2]
 LABS = Path("/run/standfast-labs")
 CGROUPS = Path("/sys/fs/cgroup")
-TOOLS = {
-    "btrfs": "btrfs-progs",
-    "ganesha.nfsd": "nfs-ganesha",
-    "ip": "iproute2",
-    "ipset": "ipset",
-    "mkfs.btrfs": "btrfs-progs",
-    "nfs-cat": "libnfs-utils",
-    "nft": "nftables",
-    "sshd": "openssh-server",
-    "systemd-nspawn": "systemd-container",
-}
 MODULES = ("overlay", "loop", "btrfs", "veth", "bridge", "nf_tables", "ip_set", "x_tables")
 
 
@@ -43,19 +34,29 @@ class LabTimeout(LabError):
     """A deadline of the lab passed."""
 
 
-def why_not() -> str | None:
-    """The reason why this machine can't run the lab, or None."""
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a lab asks of the machine it runs on."""
+
+    lab: str
+    root: str
+    """What it needs root for."""
+    tools: Mapping[str, str]
+    """Program -> Debian package."""
+    device: Path
+    device_for: str
+
+
+def why_not(needs: Needs) -> str | None:
+    """The reason why this machine can't run a lab, or None."""
     if os.geteuid() != 0:
-        return (
-            "the container lab needs root: overlay mounts, loop devices, network namespaces "
-            "and systemd-nspawn (sudo make lab)"
-        )
+        return f"{needs.lab} needs root: {needs.root}"
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    missing = sorted({pkg for tool, pkg in TOOLS.items() if not shutil.which(tool, path=path)})
-    if missing:
-        return f"the container lab lacks {', '.join(missing)}: run tests/tools/lab-packages"
-    if not Path("/dev/loop-control").exists():
-        return "the container lab needs loop devices: /dev/loop-control is missing"
+    absent = {pkg for tool, pkg in needs.tools.items() if not shutil.which(tool, path=path)}
+    if absent:
+        return f"{needs.lab} lacks {', '.join(sorted(absent))}: run tests/tools/lab-packages"
+    if not needs.device.exists():
+        return f"{needs.lab} needs {needs.device_for}: {needs.device} is missing"
     return None
 
 

@@ -57,8 +57,8 @@ class Pace:
     product_s: float
     """For the product's own command, and for what it is expected to do."""
     poll_s: float
-    """Between two looks at a node; `lab_poll_s` at several."""
-    lab_poll_s: float
+    """Between two looks; `pause_s` at what the product takes its time for."""
+    pause_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from standfast.config.model import FAST_PROFILE, MOST_S
+from standfast.config.fields import MOST_S
+from standfast.config.model import FAST_PROFILE
 from standfast.config.rules import least_wait_s
 from standfast.config.table import Option, Section, sections
 
@@ -75,12 +76,18 @@ def _section(section: Section) -> str:
     if section.title == "nodes.NAME":
         return _nodes(section)
     lines: list[str] = []
-    if section.title:
+    if section.absent:
+        lines += _comment(f"{sentence(section.doc)} Take the # away from [{section.title}] first:")
+        lines.append(f"# [{section.title}]")
+    elif section.title:
         lines += [f"[{section.title}]", *_comment(sentence(section.doc))]
     if section.title == "lease":
         lines += _fast_profile(section)
     for option in section.options:
-        lines += [*_comment(remark(option)), _line(option)]
+        line = _line(option)
+        if section.absent and not line.startswith("# "):
+            line = f"# {line.removeprefix('#')}"  # it would land in the table before
+        lines += [*_comment(remark(option)), line]
     return "\n".join(lines) + "\n"
 
 

@@ -8,36 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-# No time in the configuration is longer, seconds: more would overflow timers further down.
-MOST_S = 31 * 86400.0
-
-
-def _option(default: Any, help_text: str, **extra: Any) -> Any:
-    """A field with its documentation: `unit`, `least`, `most`, `choices`, `form`, `example`."""
-    if extra.get("unit") == "s":
-        extra.setdefault("most", MOST_S)
-    return field(default=default, metadata={"help": help_text, **extra})
-
-
-def _required(help_text: str, **extra: Any) -> Any:
-    return field(metadata={"help": help_text, "required": True, **extra})
+from standfast.config.fields import option, required
+from standfast.config.nomad import NomadAccess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """[nodes.NAME]: a storage node, named as in Consul."""
 
-    address: str = _required(
+    address: str = required(
         "Address at which clients and other nodes reach it",
         example="192.168.1.2",
         form="address",
     )
-    priority: int = _option(
+    priority: int = option(
         100, "Higher goes first among candidates with equally new data", least=0, most=1_000_000
     )
-    probe_port: int = _option(
+    probe_port: int = option(
         8301,
         "TCP port that answers while the node's Consul agent lives (serf)",
         least=1,
@@ -49,20 +37,20 @@ class Node:
 class Paths:
     """[paths]"""
 
-    live: Path = _option(Path("/persist/services"), "The exported subvolume")
-    snapshots: Path = _option(
+    live: Path = option(Path("/persist/services"), "The exported subvolume")
+    snapshots: Path = option(
         Path("/persist"), "Directory of the primary's own snapshots, named after the live subvolume"
     )
-    standby: Path = _option(
+    standby: Path = option(
         Path("/persist/services-standby"), "Directory of received, published snapshots"
     )
-    bind: Path = _option(
+    bind: Path = option(
         Path("/data/services"), "Where the volume is seen on every node: bind mount or NFS mount"
     )
-    state: Path = _option(
+    state: Path = option(
         Path("/var/lib/standfast"), "Durable state; a directory per volume below it"
     )
-    run: Path = _option(
+    run: Path = option(
         Path("/run/standfast"), "Sockets and locks, gone at reboot; a directory per volume below it"
     )
 
@@ -71,20 +59,18 @@ class Paths:
 class LeaseTiming:
     """[lease]: seconds, checked against the timing rule and refused when they break it."""
 
-    heartbeat: float = _option(2.0, "Time between heartbeats", unit="s", least=0.1)
-    request_timeout: float = _option(
-        2.0, "Deadline of one heartbeat's request", unit="s", least=0.1
-    )
-    length: float = _option(
+    heartbeat: float = option(2.0, "Time between heartbeats", unit="s", least=0.1)
+    request_timeout: float = option(2.0, "Deadline of one heartbeat's request", unit="s", least=0.1)
+    length: float = option(
         8.0, "L: serving is allowed this long after a heartbeat", unit="s", least=0.5
     )
-    fence: float = _option(
+    fence: float = option(
         2.0, "F: by then after the end of the lease nothing is served", unit="s", least=0.5
     )
-    wait: float = _option(
+    wait: float = option(
         12.0, "W: how long a candidate must have seen no heartbeat", unit="s", least=1.0
     )
-    drift: float = _option(
+    drift: float = option(
         0.01, "rho: by how much two clocks' rates may differ", least=0.0, most=0.2
     )
 
@@ -96,46 +82,44 @@ FAST_PROFILE = LeaseTiming(heartbeat=0.5, request_timeout=0.5, length=2.0, fence
 class ConsulAccess:
     """[consul]: empty values are taken from CONSUL_HTTP_ADDR, _TOKEN, _CACERT, _CLIENT_CERT/KEY."""
 
-    addresses: tuple[str, ...] = _option(
+    addresses: tuple[str, ...] = option(
         (),
         "HTTP addresses tried in turn; the first is the node's own agent",
         example=["127.0.0.1:8500"],
         form="endpoint",
     )
-    token_file: Path | None = _option(None, "File (mode 0600) with the ACL token")
-    ca_cert: Path | None = _option(None, "CA certificate; makes the scheme https")
-    client_cert: Path | None = _option(None, "Client certificate")
-    client_key: Path | None = _option(None, "Key of the client certificate")
-    service: str = _option(
-        "", "Name of the service; empty: the volume's name", form="name or empty"
-    )
-    prefix: str = _option("standfast", "Key prefix; the volume's name is appended", form="prefix")
+    token_file: Path | None = option(None, "File (mode 0600) with the ACL token")
+    ca_cert: Path | None = option(None, "CA certificate; makes the scheme https")
+    client_cert: Path | None = option(None, "Client certificate")
+    client_key: Path | None = option(None, "Key of the client certificate")
+    service: str = option("", "Name of the service; empty: the volume's name", form="name or empty")
+    prefix: str = option("standfast", "Key prefix; the volume's name is appended", form="prefix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nfs:
     """[nfs]"""
 
-    server: str = _option(
+    server: str = option(
         "kernel", "The NFS server's kind", choices=("kernel", "ganesha", "embedded")
     )
-    unit: str = _option("nfs-server.service", "systemd unit of the NFS server", form="unit")
-    clients: tuple[str, ...] = _option(
+    unit: str = option("nfs-server.service", "systemd unit of the NFS server", form="unit")
+    clients: tuple[str, ...] = option(
         ("192.168.1.0/24",), "Networks or hosts that may mount the volume", form="word"
     )
-    options: str = _option(
+    options: str = option(
         "rw,sync,no_subtree_check,no_root_squash",
         "Export options of the kernel server",
         form="word",
     )
-    port: int = _option(2049, "TCP port", least=1, most=65535)
-    ganesha_exports: Path = _option(
+    port: int = option(2049, "TCP port", least=1, most=65535)
+    ganesha_exports: Path = option(
         Path("/etc/ganesha/exports.d"), "Where the export block is written for nfs-ganesha"
     )
-    start_timeout: float = _option(
+    start_timeout: float = option(
         30.0, "Deadline for starting or stopping the server", unit="s", least=1.0
     )
-    grace_time: float = _option(
+    grace_time: float = option(
         10.0,
         "After a start of the kernel server, how long its clients may claim back what they had "
         "open while new opens wait; whole seconds, rounded up",
@@ -143,7 +127,7 @@ class Nfs:
         least=1.0,
         most=3600.0,
     )
-    lease_time: float = _option(
+    lease_time: float = option(
         10.0,
         "A client that the kernel server hasn't heard of for this long may lose its opens and "
         "locks; whole seconds, rounded up",
@@ -157,12 +141,12 @@ class Nfs:
 class Fencing:
     """[fence]"""
 
-    backend: str = _option(
+    backend: str = option(
         "auto",
         "Kernel-timed fence on the NFS port",
         choices=("auto", "nftables", "ipset", "embedded"),
     )
-    reboot: str = _option(
+    reboot: str = option(
         "never", "Last resort when the fence can't be confirmed", choices=("never", "sysrq")
     )
 
@@ -171,8 +155,8 @@ class Fencing:
 class Guarding:
     """[guard]"""
 
-    deadline: float = _option(3.0, "For everything the guard asks", unit="s", least=0.5)
-    standby_hint: str = _option(
+    deadline: float = option(3.0, "For everything the guard asks", unit="s", least=0.5)
+    standby_hint: str = option(
         "nfs-services-standby.nix", "What the refusal tells to use on this host instead"
     )
 
@@ -181,39 +165,39 @@ class Guarding:
 class Replication:
     """[replication]"""
 
-    interval: float = _option(300.0, "Time between cycles", unit="s", least=1.0)
-    timeout: float = _option(3600.0, "Deadline of one cycle", unit="s", least=1.0)
-    stall_timeout: float = _option(
+    interval: float = option(300.0, "Time between cycles", unit="s", least=1.0)
+    timeout: float = option(3600.0, "Deadline of one cycle", unit="s", least=1.0)
+    stall_timeout: float = option(
         300.0, "A stream in which nothing moves for this long is given up", unit="s", least=1.0
     )
-    ssh_key: Path = _option(Path("/etc/standfast/replication_key"), "Private key for replication")
-    ssh_user: str = _option("root", "User on the standby", form="name")
-    command: tuple[str, ...] = _option(
+    ssh_key: Path = option(Path("/etc/standfast/replication_key"), "Private key for replication")
+    ssh_user: str = option("root", "User on the standby", form="name")
+    command: tuple[str, ...] = option(
         (), "Transport instead of ssh; {node}, {address} and {volume} are replaced"
     )
-    allow_full: bool = _option(
+    allow_full: bool = option(
         False,
         "Send everything by itself to a standby that has nothing in common with the primary; "
         "otherwise that waits for --full",
     )
-    drop_pin_after: float = _option(
+    drop_pin_after: float = option(
         14 * 86400.0,
         "A standby that took nothing in for this long loses its pinned snapshot, and needs "
         "everything sent again",
         unit="s",
         least=60.0,
     )
-    bandwidth_limit: int = _option(
+    bandwidth_limit: int = option(
         0, "Bytes a second to one standby; 0: no limit", least=0, most=2**40
     )
-    compression: str = _option(
+    compression: str = option(
         "none", "Of the stream on the wire; zstd needs the program on both sides",
         choices=("none", "zstd"),
     )  # fmt: skip
-    compressed_data: bool = _option(
+    compressed_data: bool = option(
         False, "Send compressed extents as they are, where both kernels and btrfs-progs can"
     )
-    verify: str = _option(
+    verify: str = option(
         "none",
         "metadata: each cycle compares every name, mode, owner, size, time and xattr of both "
         "sides before it publishes",
@@ -225,22 +209,22 @@ class Replication:
 class KeepOwn:
     """[retention_own]: the primary's own snapshots; pinned ones stay whatever this says."""
 
-    keep_last: int = _option(24, "So many of the newest", least=1, most=100_000)
-    hourly: int = _option(0, "The last one of each of so many hours", least=0, most=100_000)
-    daily: int = _option(0, "The last one of each of so many days", least=0, most=100_000)
-    weekly: int = _option(0, "The last one of each of so many weeks", least=0, most=100_000)
-    monthly: int = _option(0, "The last one of each of so many months", least=0, most=100_000)
+    keep_last: int = option(24, "So many of the newest", least=1, most=100_000)
+    hourly: int = option(0, "The last one of each of so many hours", least=0, most=100_000)
+    daily: int = option(0, "The last one of each of so many days", least=0, most=100_000)
+    weekly: int = option(0, "The last one of each of so many weeks", least=0, most=100_000)
+    monthly: int = option(0, "The last one of each of so many months", least=0, most=100_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepPublished:
     """[retention_published]: received snapshots; the newest and pinned ones stay in any case."""
 
-    keep_last: int = _option(48, "So many of the newest", least=1, most=100_000)
-    hourly: int = _option(24, "The last one of each of so many hours", least=0, most=100_000)
-    daily: int = _option(7, "The last one of each of so many days", least=0, most=100_000)
-    weekly: int = _option(4, "The last one of each of so many weeks", least=0, most=100_000)
-    monthly: int = _option(0, "The last one of each of so many months", least=0, most=100_000)
+    keep_last: int = option(48, "So many of the newest", least=1, most=100_000)
+    hourly: int = option(24, "The last one of each of so many hours", least=0, most=100_000)
+    daily: int = option(7, "The last one of each of so many days", least=0, most=100_000)
+    weekly: int = option(4, "The last one of each of so many weeks", least=0, most=100_000)
+    monthly: int = option(0, "The last one of each of so many months", least=0, most=100_000)
 
 
 Keep = KeepOwn | KeepPublished
@@ -250,21 +234,21 @@ Keep = KeepOwn | KeepPublished
 class Client:
     """[client]: how a node that mounts the volume follows it from server to server."""
 
-    manage: str = _option(
+    manage: str = option(
         "auto",
         "auto: where a mount or automount unit exists for paths.bind (fstab counts), or NFS is "
         "mounted there; always: everywhere; never: doctor looks, nothing is done",
         choices=("auto", "always", "never"),
     )
-    name: str = _option(
+    name: str = option(
         "", "Host name in the units; empty: SERVICE.service.consul", form="address or empty"
     )
-    options: str = _option(
+    options: str = option(
         "vers=4.2,hard",
         "Mount options where no unit gives any; never soft, and NFS 4.1 at least",
         form="word",
     )
-    spread: float = _option(
+    spread: float = option(
         2.0,
         "Clients that have to mount anew begin within this time, each at its own point of it; "
         "about 1 s for 200 clients",
@@ -272,28 +256,28 @@ class Client:
         least=0.0,
         most=30.0,
     )
-    mount_timeout: float = _option(
+    mount_timeout: float = option(
         10.0, "Deadline of one attempt to mount or unmount", unit="s", least=1.0, most=60.0
     )
-    probe_timeout: float = _option(
+    probe_timeout: float = option(
         5.0, "A mount that doesn't answer for this long hangs", unit="s", least=0.5, most=60.0
     )
-    binds: tuple[str, ...] = _option(
+    binds: tuple[str, ...] = option(
         (),
         "Bind mounts of parts of the volume (their targets) that are made again on the new mount",
         form="path",
     )
-    restart_dependants: bool = _option(
+    restart_dependants: bool = option(
         True, "Restart the active services whose RequiresMountsFor= names the volume's path"
     )
-    restart_units: tuple[str, ...] = _option(
+    restart_units: tuple[str, ...] = option(
         (), "Services that are restarted beside those, if they are active", form="unit"
     )
-    on_change: tuple[str, ...] = _option(
+    on_change: tuple[str, ...] = option(
         (),
         "Shell commands run after a change, with STANDFAST_VOLUME, _PATH, _ADDRESS and _EPOCH set",
     )
-    command_timeout: float = _option(
+    command_timeout: float = option(
         30.0, "Deadline of the restarts together, and of each command", unit="s", least=1.0
     )
 
@@ -304,30 +288,28 @@ class Config:
 
     volume: str
     source: Path
-    cluster: str = _required(
+    cluster: str = required(
         "Name of the cluster; a receiver refuses another cluster's data",
         example="alo",
         form="name",
     )
-    node: str = _option(
-        "", "This node's name in Consul; empty: the host name", form="name or empty"
-    )
-    preferred: str = _option("", "Node that failback moves the role to", form="name or empty")
-    mode: str = _option("auto", "manual never promotes by itself", choices=("auto", "manual"))
-    store: str = _option("btrfs", "Kind of the volume's storage", choices=("btrfs", "directory"))
-    max_data_loss: float = _option(
+    node: str = option("", "This node's name in Consul; empty: the host name", form="name or empty")
+    preferred: str = option("", "Node that failback moves the role to", form="name or empty")
+    mode: str = option("auto", "manual never promotes by itself", choices=("auto", "manual"))
+    store: str = option("btrfs", "Kind of the volume's storage", choices=("btrfs", "directory"))
+    max_data_loss: float = option(
         600.0, "Older snapshots are not promoted without --accept-data-loss", unit="s", least=1.0
     )
-    failover_after: float = _option(
+    failover_after: float = option(
         60.0,
         "Silence after which a primary without other signs of death is replaced",
         unit="s",
         least=1.0,
     )
-    min_reign: float = _option(
+    min_reign: float = option(
         600.0, "At most one automatic failover in this time", unit="s", least=0.0
     )
-    nodes: dict[str, Node] = _required("The storage nodes, by their names in Consul")
+    nodes: dict[str, Node] = required("The storage nodes, by their names in Consul")
     paths: Paths = field(default_factory=Paths)
     lease: LeaseTiming = field(default_factory=LeaseTiming)
     consul: ConsulAccess = field(default_factory=ConsulAccess)
@@ -338,6 +320,7 @@ class Config:
     retention_own: KeepOwn = field(default_factory=KeepOwn)
     retention_published: KeepPublished = field(default_factory=KeepPublished)
     client: Client = field(default_factory=Client)
+    nomad: NomadAccess = field(default_factory=lambda: NomadAccess(enabled=False))
 
     @property
     def service(self) -> str:

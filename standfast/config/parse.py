@@ -48,7 +48,7 @@ def parse_table(cls: type, doc: Any, path: tuple[str, ...], problems: list[Probl
 def parse_values(
     cls: type, doc: Any, path: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, Any]:
-    """The constructor's arguments for `cls`, defaults included."""
+    """The constructor's arguments for `cls`; a table that isn't there is left to its default."""
     if not isinstance(doc, Mapping):
         heading = dotted(*path)
         problems.append(Problem(heading, shown(doc), f"must be a table, not {_type_name(doc)}",
@@ -59,6 +59,8 @@ def parse_values(
     _report_unknown(cls, doc, path, problems)
     values = {option.name: _value(option, doc, path, problems) for option in options(cls)}
     for name, inner, named in tables(cls):
+        if not named and name not in doc:
+            continue
         values[name] = _sub_table(inner, named, doc, (*path, name), problems)
     return values
 
@@ -227,7 +229,17 @@ _FORMS: Mapping[str, tuple[Callable[[str], bool], str, str]] = {
         "must be HOST:PORT, with http:// or https:// before it if need be",
         'give one like "127.0.0.1:8500"',
     ),
+    "endpoint or empty": (
+        lambda text: not text or _is_endpoint(text),
+        "must be HOST:PORT, with http:// or https:// before it if need be",
+        'give one like "127.0.0.1:4646", or leave the key out',
+    ),
     "name": (lambda text: bool(_NAME.match(text)), _NAME_RULE, "choose such a name"),
+    "name or *": (
+        lambda text: text == "*" or bool(_NAME.match(text)),
+        f"{_NAME_RULE}, or is *",
+        'choose such a name, or "*"',
+    ),
     "name or empty": (
         lambda text: not text or bool(_NAME.match(text)),
         _NAME_RULE,
@@ -276,4 +288,4 @@ def _blank(cls: type) -> dict[str, Any]:
         option.name: _empty(option) if option.default is MISSING else option.default
         for option in options(cls)
     }
-    return values | {name: {} if named else inner() for name, inner, named in tables(cls)}
+    return values | {name: {} for name, _, named in tables(cls) if named}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations
 from pathlib import Path
 
-from standfast.config.model import Config, LeaseTiming
+from standfast.config.model import Config, ConsulAccess, LeaseTiming
+from standfast.config.nomad import NomadAccess
 from standfast.config.problems import Problem, dotted, shown
 
 # Room for the last request's way and the kernel's timers, seconds.
@@ -154,18 +155,12 @@ def socket_rule(config: Config) -> Iterator[Problem]:
 
 def consul_rule(config: Config) -> Iterator[Problem]:
     """`consul.client_cert` and `consul.client_key` are given together."""
-    access = config.consul
-    if (access.client_cert is None) != (access.client_key is None):
-        given, other = ("client_cert", "client_key")
-        if access.client_cert is None:
-            given, other = other, given
-        yield Problem(
-            f"consul.{given}",
-            shown(getattr(access, given)),
-            f"is of no use without consul.{other}",
-            f"add consul.{other}, or leave both out",
-            (f"consul.{other}",),
-        )
+    yield from _both_or_none("consul", config.consul)
+
+
+def nomad_rule(config: Config) -> Iterator[Problem]:
+    """`nomad.client_cert` and `nomad.client_key` are given together."""
+    yield from _both_or_none("nomad", config.nomad)
 
 
 def clients_rule(config: Config) -> Iterator[Problem]:
@@ -237,6 +232,7 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     paths_rule,
     socket_rule,
     consul_rule,
+    nomad_rule,
     clients_rule,
     fence_rule,
     mount_options_rule,
@@ -247,6 +243,20 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
 def names(config: Config) -> str:
     """The storage nodes for a message."""
     return ", ".join(sorted(config.nodes)[:20])
+
+
+def _both_or_none(table: str, access: ConsulAccess | NomadAccess) -> Iterator[Problem]:
+    if (access.client_cert is None) != (access.client_key is None):
+        given, other = ("client_cert", "client_key")
+        if access.client_cert is None:
+            given, other = other, given
+        yield Problem(
+            f"{table}.{given}",
+            shown(getattr(access, given)),
+            f"is of no use without {table}.{other}",
+            f"add {table}.{other}, or leave both out",
+            (f"{table}.{other}",),
+        )
 
 
 def _duplicate_addresses(config: Config) -> Iterator[Problem]:
@@ -297,6 +307,17 @@ def _conflicts(first: Config, second: Config) -> Iterator[Problem]:
             "consul.service",
             shown(second.service),
             f"is also the service of volume {first.volume}",
+            "give each volume its own",
+        )
+    if (
+        first.nomad.enabled
+        and second.nomad.enabled
+        and first.nomad.meta_key == second.nomad.meta_key
+    ):
+        yield Problem(
+            "nomad.meta_key",
+            shown(second.nomad.meta_key),
+            f"is also the node meta of volume {first.volume}, whose primary may be another node",
             "give each volume its own",
         )
     for mine in ("live", "standby", "bind"):

@@ -59,6 +59,8 @@ class Section:
     title: str
     doc: str
     options: tuple[Option, ...]
+    absent: bool = False
+    """Leaving the table out is not the same as leaving it empty."""
 
 
 @cache
@@ -87,7 +89,12 @@ def sections() -> Iterator[Section]:
         title = f"{name}.NAME" if named else name
         # The part after the heading, where the docstring has one.
         doc = (inspect.getdoc(cls) or "").partition("]")[2].lstrip(": ")
-        yield Section(title, doc, options(cls))
+        yield Section(title, doc, options(cls), not named and _default(name) != cls())
+
+
+def _default(table: str) -> Any:
+    item = next(item for item in dataclasses.fields(Config) if item.name == table)
+    return None if item.default_factory is MISSING else item.default_factory()
 
 
 def _all(cls: type) -> Iterator[Option]:

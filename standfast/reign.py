@@ -15,7 +15,7 @@ from pathlib import Path
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 from standfast.locks import exclusive
 
 

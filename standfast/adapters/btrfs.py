@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 
@@ -61,12 +60,12 @@ class BtrfsStore(Store):
         return _send(snapshot, parent, *(as_it_is if compressed_data and self.abilities() else []))
 
     def abilities(self) -> Sequence[str]:
-        if btrfs_versions.moves_compressed_data(btrfs_versions.kernel(), btrfs_versions.progs()):
-            return (COMPRESSED_DATA,)
-        return ()
+        return (COMPRESSED_DATA,) if btrfs_versions.here_moves_compressed_data() else ()
 
     def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
         """Bytes of the plain stream, from one without data; compressed extents count in full."""
+        from concurrent.futures import ThreadPoolExecutor  # not for every cycle's start-up
+
         outline, sink = os.pipe()
         with ThreadPoolExecutor(1) as reader:
             size = reader.submit(_size_of_outline, outline)

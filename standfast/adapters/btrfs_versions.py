@@ -51,3 +51,11 @@ def moves_compressed_data(kernel_release: str, progs_version: str | None) -> boo
         parse(kernel_release) >= COMPRESSED_DATA_KERNEL
         and parse(progs_version or "") >= COMPRESSED_DATA_PROGS
     )
+
+
+def here_moves_compressed_data() -> bool:
+    """Of this machine; every receive asks, so a process is spent only where the kernel will do."""
+    release = kernel()
+    if parse(release) < COMPRESSED_DATA_KERNEL:
+        return False
+    return moves_compressed_data(release, progs())

@@ -21,7 +21,7 @@ from typing import Any
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.store import Store, TreeInfo
-from standfast.lease.files import write_atomically
+from standfast.files import write_atomically
 
 _HALF_MADE = ".making-"
 

@@ -24,7 +24,7 @@ from standfast.act.ports import Fence, FenceState
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 from standfast.locks import exclusive
 from standfast.reasons import Reason
 from standfast.run import TOO_LATE, Completed, exec_before, run

@@ -26,7 +26,7 @@ from standfast.adapters.systemd import JournalLine, SystemdUnits
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError
-from standfast.lease.files import write_atomically
+from standfast.files import write_atomically
 from standfast.reasons import Reason
 from standfast.run import run
 

@@ -16,7 +16,7 @@ from standfast.adapters.rpc_null import null_call
 from standfast.clock import Deadline, sleep
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.lease.files import write_atomically
+from standfast.files import write_atomically
 
 PROGRAM = "ganesha.nfsd"
 POLL_S = 0.05

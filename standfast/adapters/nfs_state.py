@@ -16,7 +16,7 @@ from pathlib import Path
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 
 log = logging.getLogger(__name__)
 

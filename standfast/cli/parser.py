@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from standfast import __version__
@@ -28,13 +28,17 @@ class Parser(argparse.ArgumentParser):
             (file or sys.stderr).write(message)
 
 
-def build() -> Parser:
-    """The whole command line; the namespace has `entry`, MODULE:FUNCTION."""
+def build(words: Sequence[str] = ()) -> Parser:
+    """The command line; the namespace has `entry`, MODULE:FUNCTION.
+
+    Only the part that these words can need: all of it takes longer than most commands.
+    """
+    asked = [one for one in COMMANDS if one.name.split()[0] in words[:1]]
     parser = Parser(prog="standfast", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"standfast {__version__}")
     groups = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
     nested: dict[str, Any] = {}
-    for command in COMMANDS:
+    for command in asked or COMMANDS:
         first, _, second = command.name.partition(" ")
         if not second:
             _add(groups, first, command)

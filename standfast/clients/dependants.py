@@ -16,7 +16,7 @@ from standfast.clients.ports import MountUnits
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 from standfast.run import run
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from standfast.clients.mountinfo import Mount
 from standfast.clients.observed import Note
 from standfast.errors import StandfastError
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from standfast.config.model import Config
 from standfast.demo.file_calls import Session
 from standfast.demo.file_server import export_file, lock_file, pid_file
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
-from standfast.lease.files import write_atomically
+from standfast.files import write_atomically
 from standfast.local_view import is_locked
 from standfast.run import Child, run, start_detached
 

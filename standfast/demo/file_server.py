@@ -21,7 +21,7 @@ from standfast.adapters.machine import fence_from, store_from
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 from standfast.local_socket import parse, read_line, send
 from standfast.locks import exclusive
 from standfast.reign import OwnReign

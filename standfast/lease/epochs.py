@@ -11,7 +11,7 @@ from pathlib import Path
 
 from standfast.clock import Deadline
 from standfast.errors import StandfastError
-from standfast.lease.files import write_atomically
+from standfast.files import write_atomically
 from standfast.locks import exclusive
 
 LOCK_WAIT_S = 5.0

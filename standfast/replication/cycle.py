@@ -27,6 +27,8 @@ from standfast.replication.pruning import prune
 from standfast.replication.published import note_epoch
 from standfast.replication.reporting import ReignInConsul
 from standfast.replication.shipment import OnProgress, Order, Shipped, ship
+from standfast.replication.talk import end, reach
+from standfast.streams import Conversation
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ class Sender:
             if self._has_newer(standby, snapshot, epoch):
                 log.info("%s has a newer snapshot than %s already", standby, snapshot.name)
                 return
-            self._send(self._order(standby, snapshot, epoch), deadline)
+            with reach(self._config, standby) as talk:
+                self._send(self._order(standby, snapshot, epoch), talk, deadline)
 
     def cycle(
         self,
@@ -77,12 +80,14 @@ class Sender:
         `replication.timeout`.
         """
         deadline = Deadline.after(timeout_s or self._config.replication.timeout)
-        with self._lock(standby, None):
+        # The standby's side starts up while the snapshot is taken here.
+        with self._lock(standby, None), reach(self._config, standby) as talk:
             epoch = self._reign.epoch()
             with self._noting_failures(standby):
                 snapshot = self._snapshot(standby, epoch)
             order = self._order(standby, snapshot, epoch)
-            result = self._send(replace(order, full=full, on_progress=on_progress), deadline)
+            order = replace(order, full=full, on_progress=on_progress)
+            result = self._send(order, talk, deadline)
             prune(self._config, self._store, also=(snapshot.content_id,))
         return result
 
@@ -102,19 +107,20 @@ class Sender:
         before = commons is None or standby in commons or known.needs_full or known.successes > 0
         return Order(standby, snapshot, epoch, commons, before)
 
-    def _send(self, order: Order, deadline: Deadline) -> CycleResult:
+    def _send(self, order: Order, talk: Conversation, deadline: Deadline) -> CycleResult:
         """The caller holds the lock; the outcome is noted for status and metrics."""
         config, standby, snapshot, epoch = self._config, order.standby, order.snapshot, order.epoch
         started = monotonic()
         with self._noting_failures(standby):
             epoch_index = self._reign.index_of(epoch)
             with pins.in_use(config, (snapshot.content_id, *(order.commons or {}).values())):
-                shipped = ship(config, self._store, order, deadline)
+                shipped = ship(config, self._store, order, talk, deadline)
                 self._note_epoch(snapshot, epoch)
                 self._pin(order)
             self._reign.report(standby, snapshot, epoch, epoch_index)
         seconds = monotonic() - started
         self._note_success(order, shipped, seconds)
+        end(talk, deadline)
         parent = None if shipped.parent is None else str(shipped.parent.name)
         return CycleResult(snapshot.name, parent, shipped.sent_bytes, seconds, shipped.was_full)
 

@@ -15,7 +15,7 @@ from standfast.act.ports import Snapshot
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 from standfast.locks import exclusive
 
 LOCK_WAIT_S = 10.0

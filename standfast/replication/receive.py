@@ -24,16 +24,14 @@ from standfast.locks import exclusive
 from standfast.reasons import Reason
 from standfast.replication import intake, pins, wire
 from standfast.replication.failures import reason_of
-from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
-from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots, note_epoch
 from standfast.streams import pipeline
 
 log = logging.getLogger(__name__)
 
 LINE_TIMEOUT_S = 60.0
-"""For the next line of the sender (it may have to take a snapshot in between)."""
+"""For the next line of a sender that has begun to speak."""
 STANDSTILL_S = 3.0
 """A sender of whom nothing came for this long gives way to another one."""
 TURN_S = STANDSTILL_S + 3.0
@@ -80,7 +78,8 @@ class _Receiver:
 
     def run(self) -> None:
         deadline = Deadline.after(self.config.replication.timeout)
-        line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S))
+        # The sender takes its snapshot meanwhile, and maybe reads all of it: nobody waits for that.
+        line = _read_line(self.stdin_fd, deadline)
         if line is None:
             raise Refused(Reason.PROTOCOL, "the sender left without a word")
         hello = wire.parse_hello(line)
@@ -205,6 +204,8 @@ class _Receiver:
     ) -> Snapshot:
         self.store.verify_staged(begin.name, begin.content_id)
         if begin.fingerprint is not None:
+            from standfast.replication.fingerprint import digest_of  # loads the hashes
+
             found = digest_of(staging / str(begin.name), deadline)
             if found != begin.fingerprint:
                 raise Refused(
@@ -243,6 +244,8 @@ class _Receiver:
     def _prune(self, begin: wire.Begin) -> None:
         """What is old goes; a failure here changes nothing of what was acknowledged."""
         if begin.commons is not None:
+            from standfast.replication.pruning import prune  # after what the sender waits for
+
             prune(self.config, self.store, also=(begin.content_id, *begin.commons.values()))
 
 

@@ -16,9 +16,8 @@ from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
 from standfast.replication import parents, pins, wire
-from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.talk import ANSWER_S, GOODBYE_S, ask, end, greet
+from standfast.replication.talk import ANSWER_S, GOODBYE_S, ask, greeting
 from standfast.streams import Conversation, pipeline
 
 log = logging.getLogger(__name__)
@@ -54,17 +53,25 @@ class Shipped:
     was_full: bool
 
 
-def ship(config: Config, store: ReplicaStore, order: Order, deadline: Deadline) -> Shipped:
+def ship(
+    config: Config, store: ReplicaStore, order: Order, talk: Conversation, deadline: Deadline
+) -> Shipped:
     """Refused with the standby's reason, Unreachable, CommandFailed, TimedOut."""
-    # Before the standby is kept waiting: it reads every inode.
-    asked = config.replication.verify == "metadata"
-    fingerprint = digest_of(order.snapshot.path, deadline) if asked else None
-    with greet(config, order.standby, deadline, wire.Purpose.SEND) as (talk, welcome):
+    fingerprint = _fingerprint(config, order, deadline)
+    with greeting(talk, config, order.standby, deadline, wire.Purpose.SEND) as welcome:
         there = {offer.content_id for offer in welcome.snapshots if offer.received}
         if order.snapshot.content_id in there:  # only its acknowledgement was lost
-            end(talk, deadline)
             return Shipped(None, 0, was_full=False)
         return _Shipment(config, store, order, talk, deadline, fingerprint).run(welcome)
+
+
+def _fingerprint(config: Config, order: Order, deadline: Deadline) -> str | None:
+    """Before the standby's other senders are kept waiting: it reads every inode."""
+    if config.replication.verify != "metadata":
+        return None
+    from standfast.replication.fingerprint import digest_of  # loads the hashes: not for every cycle
+
+    return digest_of(order.snapshot.path, deadline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,6 @@ class _Shipment:
                 f"{self.order.standby} acknowledged {published.content_id}, sent was "
                 f"{snapshot.content_id}",
             )
-        end(self.talk, self.deadline)
         return Shipped(parent, sent_bytes, was_full=parent is None)
 
     def _expect(self, welcome: wire.Welcome) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.lease.files import read_json, write_atomically
+from standfast.files import read_json, write_atomically
 from standfast.locks import exclusive
 from standfast.reasons import Reason
 

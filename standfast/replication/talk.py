@@ -42,29 +42,45 @@ def _replaced(text: str, words: Mapping[str, str]) -> str:
     return text
 
 
+def reach(config: Config, standby: str) -> Conversation:
+    """What carries a conversation, to be entered: from then on it starts up, on both sides, which
+    takes longer than anything that is said in it."""
+    if standby not in config.standbys:
+        others = ", ".join(config.standbys) or "there is none"
+        raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node: {others}")
+    return Conversation(transport_argv(config, standby), op=f"replicate:{standby}")
+
+
+@contextlib.contextmanager
+def greeting(
+    talk: Conversation, config: Config, standby: str, deadline: Deadline, purpose: wire.Purpose
+) -> Iterator[wire.Welcome]:
+    """Say who speaks; what the standby answers. The block is the rest of the conversation.
+
+    Raises Unreachable when nobody answers, Refused with the standby's reason, TimedOut.
+    """
+    try:
+        soon = deadline.within(ANSWER_S)
+        hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
+        with contextlib.suppress(CommandFailed):  # its refusal says more
+            talk.send_line(wire.dump(hello), soon)
+        yield wire.parse_welcome(talk.read_line(soon))
+    except CommandFailed as error:
+        if error.returncode == SSH_FAILED:
+            raise _unreachable(config, standby, error) from error
+        raise
+
+
 @contextlib.contextmanager
 def greet(
     config: Config, standby: str, deadline: Deadline, purpose: wire.Purpose
 ) -> Iterator[tuple[Conversation, wire.Welcome]]:
-    """A conversation that has been opened, and what the standby said to it.
-
-    Raises Unreachable when nobody answers, Refused with the standby's reason, TimedOut.
-    """
-    if standby not in config.standbys:
-        others = ", ".join(config.standbys) or "there is none"
-        raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node: {others}")
-    op = f"replicate:{standby}"
-    with Conversation(transport_argv(config, standby), op=op) as talk:
-        try:
-            soon = deadline.within(ANSWER_S)
-            hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
-            with contextlib.suppress(CommandFailed):  # its refusal says more
-                talk.send_line(wire.dump(hello), soon)
-            yield talk, wire.parse_welcome(talk.read_line(soon))
-        except CommandFailed as error:
-            if error.returncode == SSH_FAILED:
-                raise _unreachable(config, standby, error) from error
-            raise
+    """A conversation that has been opened, and what the standby said to it; errors as above."""
+    with (
+        reach(config, standby) as talk,
+        greeting(talk, config, standby, deadline, purpose) as welcome,
+    ):
+        yield talk, welcome
 
 
 def ask(talk: Conversation, request: wire.Message, deadline: Deadline) -> str:

@@ -17,7 +17,6 @@ import pytest
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.consul_wire import Set
-from standfast.adapters.directory import initialise
 from standfast.clock import Deadline, utc_now
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.lease.epochs import EpochFile
@@ -29,40 +28,16 @@ from standfast.replication import pins, state
 from standfast.replication.published import epochs_of_snapshots, note_epoch
 from standfast.replication.reporting import ReignInConsul
 from standfast.replication.shipment import Order, ship
-from tests.contract.peers import Peer, lead, leader_value, peer, process
-from tests.contract.volumes import btrfs_on_file, command, files, require_btrfs
-
-
-@pytest.fixture(params=["btrfs", "directory"])
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "btrfs":
-        require_btrfs()
-    return str(request.param)
-
-
-@contextlib.contextmanager
-def node(tmp_path: Path, name: str, kind: str) -> Iterator[Peer]:
-    root = tmp_path / name
-    with contextlib.ExitStack() as stack:
-        if kind == "btrfs":
-            stack.enter_context(btrfs_on_file(tmp_path / f"{name}.img", root))
-        yield peer(root, name, kind, tmp_path / "keys.json")
+from standfast.replication.talk import reach
+from tests.contract.pairs import node, primary_and_standby
+from tests.contract.peers import Peer, lead, leader_value, process
+from tests.contract.volumes import files
 
 
 @pytest.fixture
 def pair(kind: str, tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
-    """a, the primary of epoch 1 with a live tree, and b, an empty standby."""
-    with node(tmp_path, "a", kind) as a, node(tmp_path, "b", kind) as b:
-        make_live(a)
-        lead(a, 1)
-        yield a.talk_to(b), b
-
-
-def make_live(one: Peer) -> None:
-    if one.config.store == "btrfs":
-        command("btrfs", "subvolume", "create", one.config.paths.live)
-    else:
-        initialise(one.config.paths.live)
+    with primary_and_standby(tmp_path, kind) as found:
+        yield found
 
 
 def take(one: Peer) -> Snapshot:
@@ -464,8 +439,9 @@ def test_an_older_snapshot_than_the_published_one_is_refused(pair: tuple[Peer, P
     old = take(a)
     newer = replicate(a)
     config = a.config
-    with pytest.raises(Refused, match="is not newer") as refusal:
-        ship(config, a.store, Order("b", old, 1, {}, True, full=True), Deadline.after(60))
+    order = Order("b", old, 1, {}, True, full=True)
+    with pytest.raises(Refused, match="is not newer") as refusal, reach(config, "b") as talk:
+        ship(config, a.store, order, talk, Deadline.after(60))
     assert refusal.value.reason is Reason.BAD_NAME
     assert b.published() == [str(newer.name)] and config.node == "a"
 

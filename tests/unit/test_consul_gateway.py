@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -492,7 +493,9 @@ def test_a_wait_that_is_never_answered_ends(field: Field) -> None:
 
 def test_a_wait_asks_for_the_time_that_it_will_wait(field: Field) -> None:
     field.gateway(FOUND).wait("k", 5, wait_s=30)
-    assert b"/v1/kv/k?index=5&wait=30.000s " in field.servers[0].requests[0]
+    asked = re.search(rb"/v1/kv/k\?index=5&wait=([\d.]+)s ", field.servers[0].requests[0])
+    # Less what passed since the call, on a busy machine.
+    assert asked is not None and 25.0 < float(asked[1]) <= 30.0
 
 
 # Services

@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 
 from standfast.errors import StandfastError
-from standfast.lease.files import (
-    LeaseStatus,
-    boot_instance,
-    read_json,
-    save_claim,
-    take_claim,
-    write_atomically,
-)
+from standfast.files import read_json, write_atomically
+from standfast.lease.files import LeaseStatus, boot_instance, save_claim, take_claim
 from standfast.lease.protocol import NEVER, Claim
 from standfast.records import LeaderState
 

@@ -16,18 +16,16 @@ from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import intake, shipment, wire
 from standfast.replication.fingerprint import digest_of
-from tests.contract.peers import Peer, lead
-from tests.contract.test_replication import make_live, node
+from tests.contract.pairs import primary_and_standby
+from tests.contract.peers import Peer
 from tests.contract.volumes import files, require_btrfs
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
     require_btrfs()
-    with node(tmp_path, "a", "btrfs") as a, node(tmp_path, "b", "btrfs") as b:
-        make_live(a)
-        lead(a, 1)
-        yield a.talk_to(b), b
+    with primary_and_standby(tmp_path, "btrfs") as found:
+        yield found
 
 
 def with_options(peer: Peer, **options: Any) -> Peer:

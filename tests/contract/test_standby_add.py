@@ -28,17 +28,10 @@ from tests.contract.two_nodes import (
     two_nodes,
     wait_for,
 )
-from tests.contract.volumes import files, require_btrfs
+from tests.contract.volumes import files
 
 THERE = f"{ME}@{ADDRESSES['c1']}"
 RECEIVE = "standfast receive data-services"
-
-
-@pytest.fixture(params=["btrfs", "directory"])
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "btrfs":
-        require_btrfs()
-    return str(request.param)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
@@ -16,7 +15,6 @@ import pytest
 
 from standfast.act.ports import Snapshot
 from standfast.adapters import btrfs_info
-from standfast.adapters.directory import initialise
 from standfast.cli.main import main
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Replication
@@ -27,39 +25,19 @@ from standfast.reasons import Reason
 from standfast.replication import state, verify, wire
 from standfast.replication.fingerprint import manifest
 from standfast.replication.verify import REPORTED, Comparison, compare
-from tests.contract.peers import Peer, lead, peer
-from tests.contract.volumes import btrfs_on_file, command, require_btrfs
+from tests.contract.pairs import primary_and_standby
+from tests.contract.peers import Peer
+from tests.contract.volumes import command
 
 NASTY = (b"new\nline", b"\xff\xfe not utf-8", b" blanks = and \\x20", "grün".encode())
-
-
-@pytest.fixture(params=["btrfs", "directory"])
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "btrfs":
-        require_btrfs()
-    return str(request.param)
-
-
-@contextlib.contextmanager
-def node(tmp_path: Path, name: str, kind: str) -> Iterator[Peer]:
-    root = tmp_path / name
-    with contextlib.ExitStack() as stack:
-        if kind == "btrfs":
-            stack.enter_context(btrfs_on_file(tmp_path / f"{name}.img", root))
-        yield peer(root, name, kind, tmp_path / "keys.json")
 
 
 @pytest.fixture
 def pair(kind: str, tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
     """a, the primary with some files, and b, an empty standby."""
-    with node(tmp_path, "a", kind) as a, node(tmp_path, "b", kind) as b:
-        if kind == "btrfs":
-            command("btrfs", "subvolume", "create", a.config.paths.live)
-        else:
-            initialise(a.config.paths.live)
-        lead(a, 1)
+    with primary_and_standby(tmp_path, kind) as (a, b):
         fill(a.config.paths.live)
-        yield a.talk_to(b), b
+        yield a, b
 
 
 def fill(live: Path) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 import pytest
 
 from standfast.adapters.consul import ConsulGateway
-from standfast.adapters.directory import initialise
 from standfast.adapters.stores import open_store
 from standfast.cli.main import main
 from standfast.config.load import load
@@ -32,7 +31,7 @@ from standfast.config.model import Config
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from tests.contract.consul_clusters import free_ports
-from tests.contract.volumes import btrfs_on_file, command
+from tests.contract.volumes import btrfs_on_file, command, make_live
 
 ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "data-services"
@@ -175,10 +174,8 @@ def two_nodes(
                 stack.enter_context(btrfs_on_file(root / f"{node}.img", pair.disk(node)))
             pair.disk(node).mkdir(exist_ok=True)
             live = pair.write_config(node).paths.live
-            if node == "zippy" and kind == "btrfs":
-                command("btrfs", "subvolume", "create", live)
-            elif node == "zippy":
-                initialise(live)
+            if node == "zippy":
+                make_live(live, kind)
             pair.config(node).paths.standby.mkdir()
         pair.lead("zippy")
         stack.enter_context(_sshd(pair))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from standfast.adapters.directory import initialise
 from standfast.config.model import Config, Node, Paths
 
 SIZE = "384M"
@@ -53,6 +54,14 @@ def btrfs_on_file(image: Path, mount: Path, *, make: bool = True) -> Iterator[Pa
         yield mount
     finally:
         command("umount", mount)
+
+
+def make_live(live: Path, store: str) -> None:
+    """An empty live tree."""
+    if store == "btrfs":
+        command("btrfs", "subvolume", "create", live)
+    else:
+        initialise(live)
 
 
 def paths_below(root: Path, state: Path | None = None) -> Paths:

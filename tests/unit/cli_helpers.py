@@ -21,12 +21,10 @@ PREFIX = "standfast/data-services"
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """Where an operator sits: a configuration, Consul, and the command's output."""
+class Terminal:
+    """Where an operator sits: a configuration and the command's output."""
 
     config: Config
-    consul: EmbeddedConsul
-    gateway: ConsulGateway
     captured: pytest.CaptureFixture[str]
 
     def run(self, *argv: str) -> tuple[int, str, str]:
@@ -40,6 +38,14 @@ class Desk:
         assert (code, err) == (0, "")
         return json.loads(out)
 
+
+@dataclass(frozen=True, slots=True)
+class Desk(Terminal):
+    """The same with a Consul."""
+
+    consul: EmbeddedConsul
+    gateway: ConsulGateway
+
     def key(self, name: str) -> bytes | None:
         entry = self.gateway.get(f"{PREFIX}/{name}", consistent=True)
         return None if entry is None else entry.value
@@ -48,25 +54,19 @@ class Desk:
         self.gateway.put(f"{PREFIX}/{name}", value)
 
 
-def write_config(directory: Path, root: Path, addresses: Sequence[str]) -> Path:
-    """data-services.toml for node `zippy`, with everything below `root`."""
-    directory.mkdir(exist_ok=True)
+def write_node(directory: Path, root: Path, node: str, more: str) -> Path:
+    """data-services.toml for a node, with everything below `root`; `more`: other tables."""
+    directory.mkdir(parents=True, exist_ok=True)
     path = directory / "data-services.toml"
     path.write_text(
         f"""\
 cluster = "test"
-node = "zippy"
+node = "{node}"
 store = "directory"
 [nodes.zippy]
 address = "192.168.1.2"
 [nodes.c1]
 address = "192.168.1.3"
-[consul]
-addresses = {json.dumps(list(addresses))}
-[replication]
-command = ["false"]
-[lease]
-request_timeout = 1
 [paths]
 live = "{root}/persist/services"
 snapshots = "{root}/persist"
@@ -74,9 +74,22 @@ standby = "{root}/persist/services-standby"
 bind = "{root}/data"
 state = "{root}/state"
 run = "{root}/run"
-"""
+{more}"""
     )
     return path
+
+
+def write_config(directory: Path, root: Path, addresses: Sequence[str]) -> Path:
+    """The same for node `zippy`, which has a Consul and reaches no standby."""
+    more = f"""\
+[consul]
+addresses = {json.dumps(list(addresses))}
+[replication]
+command = ["false"]
+[lease]
+request_timeout = 1
+"""
+    return write_node(directory, root, "zippy", more)
 
 
 @contextmanager
@@ -89,4 +102,4 @@ def a_desk(
         address = consul.address("zippy")
         path = write_config(root / "etc", root, [address])
         monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(root / "etc"))
-        yield Desk(load(path), consul, ConsulGateway([address]), captured)
+        yield Desk(load(path), captured, consul, ConsulGateway([address]))

@@ -6,16 +6,13 @@ import json
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from standfast.adapters.directory import initialise, save_info
 from standfast.adapters.store import TreeInfo
 from standfast.adapters.stores import open_store
-from standfast.cli.main import main
 from standfast.clock import utc_now
 from standfast.config.load import load
 from standfast.config.model import Config
@@ -23,6 +20,7 @@ from standfast.names import SnapshotName, diverged_name, parse_aside, retired_na
 from standfast.replication import pins
 from standfast.replication.pins import Pin
 from standfast.replication.published import note_epoch
+from tests.unit.cli_helpers import Terminal, write_node
 
 OTHER = (
     "import os, sys; from standfast.cli.main import main; "
@@ -30,12 +28,8 @@ OTHER = (
 )
 
 
-@dataclass
-class Site:
+class Site(Terminal):
     """A node with a disk of its own."""
-
-    config: Config
-    captured: pytest.CaptureFixture[str]
 
     def add(self, age_s: float, content_id: str, *, received: bool = False, epoch: int = 1) -> Path:
         paths = self.config.paths
@@ -48,43 +42,15 @@ class Site:
             note_epoch(self.config, content_id, epoch, open_store(self.config).snapshots)
         return path
 
-    def run(self, *argv: str) -> tuple[int, str, str]:
-        code = main(list(argv))
-        out, err = self.captured.readouterr()
-        return code, out, err
-
-    def run_json(self, *argv: str) -> Any:
-        code, out, err = self.run(*argv, "--json")
-        assert (code, err) == (0, "")
-        return json.loads(out)
-
 
 def configured(root: Path, node: str, transport: Sequence[str]) -> Config:
-    (root / "etc").mkdir(parents=True)
-    path = root / "etc" / "data-services.toml"
-    path.write_text(
-        f"""\
-cluster = "test"
-node = "{node}"
-store = "directory"
-[nodes.zippy]
-address = "192.168.1.2"
-[nodes.c1]
-address = "192.168.1.3"
+    own = f"""\
 [replication]
 command = {json.dumps(list(transport))}
 [retention_own]
 keep_last = 2
-[paths]
-live = "{root}/persist/services"
-snapshots = "{root}/persist"
-standby = "{root}/persist/services-standby"
-bind = "{root}/data"
-state = "{root}/state"
-run = "{root}/run"
 """
-    )
-    config = load(path)
+    config = load(write_node(root / "etc", root, node, own))
     initialise(config.paths.live)
     return config
 

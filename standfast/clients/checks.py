@@ -189,25 +189,23 @@ def _namespaces(facts: Facts) -> Finding:
 
 
 def _handles(facts: Facts) -> Finding:
-    if not facts.old_users:
-        return Finding("handles", True, "no program holds files of an earlier mount")
-    return Finding(
-        "handles",
-        False,
-        f"files of an earlier mount are open in {_named(facts.old_users)}",
-        "restart them; client.restart_units does it by itself",
-    )
+    none = "no program holds files of an earlier mount"
+    some = "files of an earlier mount are open in "
+    fix = "restart them; client.restart_units does it by itself"
+    return _no_users("handles", facts.old_users, none, some, fix)
 
 
 def _hanging(facts: Facts) -> Finding:
-    if not facts.hanging:
-        return Finding("hanging", True, "no process hangs in NFS")
-    return Finding(
-        "hanging",
-        False,
-        f"in state D inside NFS: {_named(facts.hanging)}",
-        "they go on when their server answers; of an earlier one: kill -9, restart the service",
-    )
+    none, some = "no process hangs in NFS", "in state D inside NFS: "
+    fix = "they go on when their server answers; of an earlier one: kill -9, restart the service"
+    return _no_users("hanging", facts.hanging, none, some, fix)
+
+
+def _no_users(check: str, users: Sequence[Use], none: str, some: str, fix: str) -> Finding:
+    """Well when there are no users; `some` goes before their names."""
+    if not users:
+        return Finding(check, True, none)
+    return Finding(check, False, some + _named(users), fix)
 
 
 def _named(users: Sequence[Use]) -> str:

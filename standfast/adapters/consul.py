@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import os.path
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from standfast.adapters.access import check_token, env_path, read_token
 from standfast.adapters.consul_client import (
     DENIED,
     NEXT_STEP,
@@ -95,11 +95,7 @@ class ConsulGateway:
         endpoints = tuple(Endpoint.parse(address, default_scheme=scheme) for address in addresses)
         if not endpoints:
             raise ConfigError("consul.addresses is empty. Give at least one host:port.")
-        if token and not all("!" <= char <= "~" for char in token):
-            raise ConfigError(
-                "The Consul ACL token holds blanks or characters that no token has. "
-                "Put the token alone into the file or variable."
-            )
+        check_token(token or "", "Consul")
         uses_tls = any(endpoint.scheme == "https" for endpoint in endpoints)
         tls = tls_context(ca_cert, client_cert, client_key) if uses_tls else None
         self._addresses = Addresses(endpoints, token or "", tls)
@@ -118,13 +114,15 @@ class ConsulGateway:
         `timeout_s` defaults to lease.request_timeout. ConfigError for unusable values or files.
         """
         access = config.consul
-        token = _read_token(access.token_file) if access.token_file else None
+        token = None
+        if access.token_file:
+            token = read_token(access.token_file, "consul.token_file", "CONSUL_HTTP_TOKEN")
         return cls(
             access.addresses or (environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,),
             token=token or environ.get("CONSUL_HTTP_TOKEN") or None,
-            ca_cert=access.ca_cert or _env_path(environ, "CONSUL_CACERT"),
-            client_cert=access.client_cert or _env_path(environ, "CONSUL_CLIENT_CERT"),
-            client_key=access.client_key or _env_path(environ, "CONSUL_CLIENT_KEY"),
+            ca_cert=access.ca_cert or env_path(environ, "CONSUL_CACERT"),
+            client_cert=access.client_cert or env_path(environ, "CONSUL_CLIENT_CERT"),
+            client_key=access.client_key or env_path(environ, "CONSUL_CLIENT_KEY"),
             timeout_s=config.lease.request_timeout if timeout_s is None else timeout_s,
         )
 
@@ -359,27 +357,3 @@ def _consistency(consistent: bool) -> str:
 def _check_key(key: str) -> None:
     if not key or key.startswith("/"):
         raise ValueError(f"{key!r} is not a key or prefix")
-
-
-def _env_path(environ: Mapping[str, str], name: str) -> Path | None:
-    value = environ.get(name)
-    return Path(value) if value else None
-
-
-def _read_token(path: Path) -> str:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"consul.token_file = {str(path)!r} can't be read ({error}). Give a readable file "
-            "with the token alone, or leave it empty and set CONSUL_HTTP_TOKEN."
-        ) from error
-    if mode & 0o077:
-        raise ConfigError(
-            f"consul.token_file = {str(path)!r} has mode {mode:04o}: others can read the token. "
-            f"Run: chmod 600 {path}"
-        )
-    if not token:
-        raise ConfigError(f"consul.token_file = {str(path)!r} is empty. Put the token into it.")
-    return token

@@ -34,29 +34,40 @@ class Endpoint:
     scheme: str
     host: str
     port: int
+    server_name: str = ""
+    """Name that its certificate must have; empty: the host."""
 
     @classmethod
-    def parse(cls, text: str, *, default_scheme: str = "http") -> Endpoint:
+    def parse(
+        cls,
+        text: str,
+        *,
+        default_scheme: str = "http",
+        whose: str = "Consul",
+        server_name: str = "",
+    ) -> Endpoint:
         """ConfigError when the text is not `host:port` or `http(s)://host:port`."""
         try:
             parts = urlsplit(text if "://" in text else f"{default_scheme}://{text}")
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise _bad_address(text, str(error)) from error
+            raise _bad_address(whose, text, str(error)) from error
         if parts.scheme not in ("http", "https"):
-            raise _bad_address(text, f"the scheme {parts.scheme!r} is neither http nor https")
+            raise _bad_address(
+                whose, text, f"the scheme {parts.scheme!r} is neither http nor https"
+            )
         if "@" in parts.netloc:
             raise ConfigError(
-                "Consul address: user names and passwords are not supported. Write host:port, "
-                "and give the ACL token in consul.token_file or CONSUL_HTTP_TOKEN."
+                f"{whose} address: user names and passwords are not supported. Write host:port, "
+                f"and give the ACL token in {whose.lower()}.token_file."
             )
         if not host or any(char.isspace() or not char.isprintable() for char in host):
-            raise _bad_address(text, "the host name is missing or not a name")
+            raise _bad_address(whose, text, "the host name is missing or not a name")
         if not port:
-            raise _bad_address(text, "the port is missing")
+            raise _bad_address(whose, text, "the port is missing")
         if parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise _bad_address(text, "nothing may follow the port")
-        return cls(parts.scheme, host, port)
+            raise _bad_address(whose, text, "nothing may follow the port")
+        return cls(parts.scheme, host, port, server_name)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -101,9 +112,16 @@ class TransportError(Exception):
 
 
 def tls_context(
-    ca_cert: Path | None = None, client_cert: Path | None = None, client_key: Path | None = None
+    ca_cert: Path | None = None,
+    client_cert: Path | None = None,
+    client_key: Path | None = None,
+    *,
+    table: str = "consul",
 ) -> ssl.SSLContext:
-    """A context that verifies the server's certificate and name; ConfigError for bad files."""
+    """A context that verifies the server's certificate and name; ConfigError for bad files.
+
+    `table` of the configuration is the one that messages name.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -113,7 +131,7 @@ def tls_context(
             context.load_verify_locations(cafile=ca_cert)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"consul.ca_cert = {str(ca_cert)!r} can't be used ({error}). "
+            f"{table}.ca_cert = {str(ca_cert)!r} can't be used ({error}). "
             "Give a readable PEM file with the CA's certificate."
         ) from error
     if client_cert is not None:
@@ -122,7 +140,7 @@ def tls_context(
             context.load_cert_chain(client_cert, client_key, password=lambda: b"")
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"consul.client_cert = {str(client_cert)!r} with client_key = "
+                f"{table}.client_cert = {str(client_cert)!r} with client_key = "
                 f"{str(client_key)!r} can't be used ({error}). "
                 "Give readable PEM files that belong together, the key without a password."
             ) from error
@@ -165,9 +183,9 @@ def exchange(
         link.really_close()
 
 
-def _bad_address(text: str, why: str) -> ConfigError:
+def _bad_address(whose: str, text: str, why: str) -> ConfigError:
     return ConfigError(
-        f"Consul address {text!r}: {why}. Write host:port, http://host:port or https://host:port."
+        f"{whose} address {text!r}: {why}. Write host:port, http://host:port or https://host:port."
     )
 
 
@@ -243,7 +261,8 @@ def _connect(endpoint: Endpoint, deadline: Deadline, tls: ssl.SSLContext | None)
     try:
         sock = _open_socket(endpoint, deadline)
         if endpoint.scheme == "https":
-            sock = _start_tls(sock, endpoint.host, deadline, tls or tls_context())
+            name = endpoint.server_name or endpoint.host
+            sock = _start_tls(sock, name, deadline, tls or tls_context())
         return _Link(sock, deadline)
     except TimeoutError as error:
         if sock is not None:
@@ -275,9 +294,9 @@ def _open_socket(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
 
 
 def _start_tls(
-    sock: socket.socket, host: str, deadline: Deadline, context: ssl.SSLContext
+    sock: socket.socket, name: str, deadline: Deadline, context: ssl.SSLContext
 ) -> ssl.SSLSocket:
-    wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    wrapped = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
     try:
         wrapped.settimeout(max(deadline.remaining_s(), 0.001))
         wrapped.do_handshake()  # its timeout is a total, not one per read

@@ -157,9 +157,16 @@ def test_compressed_extents_go_as_they_are_where_both_ends_can(
     make_root: Callable[..., Path],
 ) -> None:
     if not btrfs_versions.moves_compressed_data(btrfs_versions.kernel(), btrfs_versions.progs()):
+        kernel, progs = (
+            ".".join(map(str, oldest))
+            for oldest in (
+                btrfs_versions.COMPRESSED_DATA_KERNEL,
+                btrfs_versions.COMPRESSED_DATA_PROGS,
+            )
+        )
         pytest.skip(
-            f"Linux {btrfs_versions.kernel()} and btrfs-progs {btrfs_versions.progs()} are not "
-            f"trusted with compressed data"
+            f"compressed extents are moved as they are from Linux {kernel} and btrfs-progs {progs} "
+            f"on; here are {btrfs_versions.kernel()} and {btrfs_versions.progs()}"
         )
     a_root = make_root("a", "compress=zstd")
     a, b = store_at(a_root), store_at(make_root("b"))

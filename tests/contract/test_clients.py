@@ -17,9 +17,11 @@ from tests.contract.storage_node import VOLUME, StorageNode, run_handler
 
 ROOT = Path(__file__).resolve().parents[2]
 
+NO_ROOT = "needs root: it mounts, in a mount namespace of its own"
+NO_UNSHARE = "needs unshare (util-linux) for a mount namespace of its own: none on PATH"
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None,
-    reason="needs root and unshare: it mounts, in a mount namespace of its own",
+    reason=NO_ROOT if os.geteuid() != 0 else NO_UNSHARE,
 )
 
 

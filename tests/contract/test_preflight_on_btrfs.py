@@ -235,7 +235,7 @@ def test_a_copy_of_the_disk_is_found_and_the_fix_makes_it_another_file_system(
     node: Node, tmp_path: Path
 ) -> None:
     if shutil.which("blkid") is None:
-        pytest.skip("needs blkid, which lists the devices")
+        pytest.skip("needs blkid (util-linux), which lists the devices: none on PATH")
     command("sync", "-f", node.root)
     copy = tmp_path / "copy.img"
     shutil.copyfile(node.image, copy)

@@ -14,7 +14,7 @@ from standfast.clock import monotonic
 from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.replication import intake, shipment, wire
+from standfast.replication import fingerprint, intake, wire
 from standfast.replication.fingerprint import digest_of
 from tests.contract.pairs import primary_and_standby
 from tests.contract.peers import Peer
@@ -87,7 +87,7 @@ def test_with_a_look_at_the_metadata_what_differs_is_not_published(
     first = careful.sender.cycle("b")
     assert b.published() == [str(first.snapshot)]
     a.live("f").write_text("two")
-    monkeypatch.setattr(shipment, "digest_of", lambda *args: digest_of(*args)[::-1])
+    monkeypatch.setattr(fingerprint, "digest_of", lambda *args: digest_of(*args)[::-1])
     with pytest.raises(Refused, match="arrived with other metadata") as refusal:
         careful.sender.cycle("b")
     assert refusal.value.reason is Reason.INCOMPLETE

@@ -7,6 +7,7 @@ serving means threads, the export with this epoch's fsid, and an answered call.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.files import write_atomically
 from standfast.reasons import Reason
 from standfast.run import run
+
+log = logging.getLogger(__name__)
 
 EXPORTS = Path("/etc/exports.d")
 EXPORTED = Path("/var/lib/nfs/etab")
@@ -156,6 +159,7 @@ class KernelNfs:
         return None if found is None else found[1]
 
     def stop(self, deadline: Deadline) -> None:
+        self._close_sessions()
         self._units.stop(self._config.nfs.unit, deadline)
         if self.is_running():  # started by hand, outside of the unit
             run(["rpc.nfsd", "0"], deadline=deadline, op="rpc.nfsd:stop")
@@ -166,6 +170,19 @@ class KernelNfs:
                     f"stopped: the volume is still served; look at {self._nfsd}/threads"
                 )
             sleep(POLL_S)
+
+    def _close_sessions(self) -> None:
+        """End the clients' connections while nfsd has them.
+
+        What it leaves behind for clients that don't answer the kernel keeps for minutes, and one
+        that comes back by the same port (NFS clients do) would meet it at the next reign here.
+        """
+        argv = ["ss", "-K", "-t", "-n", "-H", "state", "connected"]
+        sport = ["sport", "=", f":{self._config.nfs.port}"]
+        try:
+            run([*argv, *sport], deadline=Deadline.after(COMMAND_S), op="close-sessions")
+        except StandfastError as error:
+            log.warning("connections of clients may be left behind: %s", error)
 
     def threads(self) -> int:
         """Threads of nfsd; without the nfsd file system there are none."""

@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from types import TracebackType
 
 from tests.kernel_lab.image import GUEST
@@ -22,6 +22,7 @@ PROGRAM = "/usr/local/lib/lab/workload.py"
 LOGS = "/var/lib/lab"
 WRITERS = ("kept_open", "reopened", "flock", "bound", "contained")
 KINDS = (*WRITERS, "reader", "walk")
+_started = count()
 # `bound` and `contained` reach a subdirectory of the volume through a bind mount; the latter in a
 # mount namespace of its own, where what is mounted outside later doesn't show: as in a container.
 _SCRIPTS = {
@@ -159,8 +160,9 @@ def start(
     argv = ["/usr/bin/python3", "-ISu", PROGRAM, doing, inside, name, str(interval_s)]
     if kind in _SCRIPTS:
         argv = ["/bin/sh", "-c", _SCRIPTS[kind], "sh", subdirectory, inside, *argv]
-    log = f"{LOGS}/{kind}.log"
-    node.sh(f"mkdir -p {LOGS}; rm -f {log}")
+    # One of each: a program that hangs since an earlier test may still come back to its own.
+    log = f"{LOGS}/{kind}-{next(_started)}.log"
+    node.sh(f"mkdir -p {LOGS}")
     pid = node.control.detach(argv, log)
     workload = Workload(node, kind, pid, log, f"{subdirectory}/{name}")
     wait_for(workload.events, 30.0, f"{shlex.join(argv)} begins on {node.name}", 0.1)

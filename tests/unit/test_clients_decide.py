@@ -157,7 +157,7 @@ def test_a_note_that_can_not_be_read_counts_as_none(client: FakeClient) -> None:
 # Steps, in their order
 
 
-def test_a_remount_lists_lets_go_mounts_verifies_and_then_sees_to_the_users(
+def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_users(
     client: FakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.config = replace(
@@ -181,9 +181,9 @@ def test_a_remount_lists_lets_go_mounts_verifies_and_then_sees_to_the_users(
         "users",
         f"let-go:{path}",
         f"mount:{B}:{live}:vers=4.2,hard,retry=0",
-        "probe",
         "let-go:/srv/a",
         f"bind:{path}/sub/dir:/srv/a",
+        "probe",
         "restart:db.service,web.service",
         "probe",
     ]

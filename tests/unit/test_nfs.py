@@ -114,6 +114,7 @@ def host(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hos
     made = Host(config, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     made.program("exportfs", "")
+    made.program("ss", "")
     made.program("rpc.nfsd", f"echo 0 > {tmp_path}/nfsd/threads")
     return made
 
@@ -325,7 +326,14 @@ def test_stopping_ends_a_server_started_by_hand_too(host: Host) -> None:
     host.threads(1)
     host.nfs.stop(soon())
     assert host.units.calls == ["stop nfs-server.service"]
-    assert host.calls == ["rpc.nfsd 0"]
+    assert host.calls == ["ss -K -t -n -H state connected sport = :2049", "rpc.nfsd 0"]
+    assert not host.nfs.is_running()
+
+
+def test_connections_that_cannot_be_closed_do_not_keep_the_server_running(host: Host) -> None:
+    host.threads(1)
+    host.program("ss", "echo no such thing >&2; exit 1")
+    host.nfs.stop(soon())
     assert not host.nfs.is_running()
 
 

@@ -1,0 +1,159 @@
+"""What Nomad should look like next, from what was seen of it and this node's role: pure.
+
+Invariants: jobs are stopped on a node only where they can't be placed again (it is ineligible, or
+the servers don't show the meta on it); a node's eligibility is given back only where a note of ours
+says that we took it, and only when the servers don't show the meta on it, or it is the primary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from standfast.nomad.observed import Bound, Observed, Role
+from standfast.nomad.ports import READY, Node
+from standfast.reasons import Reason
+
+
+class Do(StrEnum):
+    """Every effect that following may have; `follow` has one function for each."""
+
+    QUARANTINE = "quarantine"
+    """Write the note, then make the node ineligible."""
+    LIFT = "lift"
+    """Make the node eligible, then delete the note."""
+    DROP_NOTE = "drop-note"
+    """Somebody else changed the eligibility: it is theirs."""
+    SET_META = "set-meta"
+    UNSET_META = "unset-meta"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One effect on a node or an allocation."""
+
+    do: Do
+    says: str
+    node: Node | None = None
+    bound: Bound | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The steps in their order, and how it stands."""
+
+    reason: Reason
+    sentence: str
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Nothing to do and nothing to wait for."""
+        return not self.steps and self.reason in (Reason.NOMAD_FOLLOWS, Reason.NOMAD_NOT_ELIGIBLE)
+
+
+def decide(seen: Observed) -> Decision:
+    """One round."""
+    match seen.role:
+        case Role.PRIMARY:
+            return _as_primary(seen)
+        case Role.STANDBY:
+            return _as_standby(seen)
+        case _:
+            return Decision(
+                Reason.NOMAD_ROLE_CHANGING, "the role is changing: Nomad is left as it is"
+            )
+
+
+def _as_primary(seen: Observed) -> Decision:
+    marked = [node for node in seen.others if seen.shows(node)]
+    held = [one for node in marked if node.status == READY for one in seen.on(node)]
+    held = [one for one in held if one.on_every_node]
+    steps = [_quarantine(node, "it shows the primary's meta") for node in marked if node.eligible]
+    steps += _own_eligibility(seen)
+    if not seen.local and not held:
+        steps.append(Step(Do.SET_META, f"set {_pair(seen)} on this node"))
+    ready = seen.shows(seen.own)
+    for node in seen.others:
+        for one in seen.on(node):
+            # Its node is ineligible by now, or doesn't show the meta: it can't come back there.
+            if one.wanted and (ready or one.on_every_node):
+                steps.append(_stop(one, node))
+    return _told(seen, tuple(steps), held)
+
+
+def _told(seen: Observed, steps: tuple[Step, ...], held: list[Bound]) -> Decision:
+    pair, own = _pair(seen), seen.own
+    left = [one for node in seen.others for one in seen.on(node)]
+    if held and not seen.local:
+        names = ", ".join(sorted({one.job for one in held}))
+        return Decision(Reason.NOMAD_MOVING, f"{names} has to end elsewhere before {pair} is set "
+                        "here: it would run on both", steps)  # fmt: skip
+    if not seen.shows(own):
+        return Decision(
+            Reason.NOMAD_META_ON_ITS_WAY, f"the servers don't show {pair} on {own.name} yet", steps
+        )
+    if not own.eligible and own.id not in seen.notes:
+        why = "is draining" if own.draining else "is ineligible"
+        return Decision(Reason.NOMAD_NOT_ELIGIBLE, f"{own.name} {why} by somebody's word: jobs of "
+                        f"the primary can't come here. nomad node eligibility -enable {own.id}",
+                        steps)  # fmt: skip
+    if left:
+        names = ", ".join(sorted({one.job for one in left}))
+        return Decision(Reason.NOMAD_MOVING, f"still on other nodes: {names}", steps)
+    if steps:
+        return Decision(Reason.NOMAD_MOVING, "; ".join(step.says for step in steps), steps)
+    return Decision(Reason.NOMAD_FOLLOWS, f"{own.name} shows {pair}, and no job is left behind")
+
+
+def _as_standby(seen: Observed) -> Decision:
+    own, pair = seen.own, _pair(seen)
+    shown = seen.shows(own)
+    steps = []
+    if (shown or seen.local) and own.eligible:
+        # At once, while the servers hear of an unset meta 5-10 s later.
+        steps.append(_quarantine(own, "it has the primary's meta and is a standby"))
+    if seen.local:
+        steps.append(Step(Do.UNSET_META, f"unset {pair} on this node"))
+    steps += [_stop(one, own) for one in seen.on(own) if one.wanted]
+    if shown:
+        sentence = f"the servers still show {pair} on {own.name}: no job is placed here until then"
+        return Decision(Reason.NOMAD_QUARANTINED, sentence, tuple(steps))
+    if not seen.local:
+        steps += _own_eligibility(seen)
+    if steps:
+        sentence = "; ".join(step.says for step in steps)
+        return Decision(Reason.NOMAD_QUARANTINED, sentence, tuple(steps))
+    if own.id in seen.notes:
+        sentence = f"{own.name} is just being made ineligible by {seen.notes[own.id].note.by}"
+        return Decision(Reason.NOMAD_QUARANTINED, sentence)
+    ending = sorted({one.job for one in seen.on(own)})
+    if ending:
+        return Decision(Reason.NOMAD_MOVING, f"ending here: {', '.join(ending)}")
+    return Decision(Reason.NOMAD_FOLLOWS, f"{own.name} is a standby and doesn't show {pair}")
+
+
+def _own_eligibility(seen: Observed) -> Iterator[Step]:
+    """Give back what a note says was taken; whoever drains the node has taken it over."""
+    own = seen.own
+    noted = seen.notes.get(own.id)
+    if noted is None or not noted.firm:
+        return
+    if own.eligible or own.draining:
+        yield Step(Do.DROP_NOTE, f"forget the quarantine of {own.name}: it is over", own)
+    else:
+        yield Step(Do.LIFT, f"make {own.name} eligible again", own)
+
+
+def _quarantine(node: Node, why: str) -> Step:
+    return Step(Do.QUARANTINE, f"make {node.name} ineligible: {why}", node)
+
+
+def _stop(one: Bound, node: Node) -> Step:
+    return Step(Do.STOP, f"stop {one.job} on {node.name}", node, one)
+
+
+def _pair(seen: Observed) -> str:
+    return f"{seen.meta.key}={seen.meta.value}"

@@ -1,0 +1,101 @@
+"""Notes in Consul of which nodes were made ineligible by Standfast: `nomad/<node id>`.
+
+Invariants: the note is there before the node is made ineligible, and goes after it was made
+eligible again; only the very note that was looked at is deleted. A primary's note of another node
+is written only while its epoch is the current one, and is made firm afterwards: the other one
+doesn't lift what is just being done, which would leave it ineligible without a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from standfast.adapters.consul import Committed, Conflict, Entry
+from standfast.adapters.consul_wire import CheckIndex, Delete, Op, Set
+from standfast.clock import Deadline, monotonic, utc_now
+from standfast.config.model import Config
+from standfast.errors import Refused
+from standfast.nomad.observed import Note, Noted
+from standfast.nomad.ports import Node
+from standfast.reasons import Reason
+from standfast.records import parse_epoch
+
+# By then whoever wrote a note has made the node ineligible, or never will.
+FIRM_AFTER_S = 30.0
+
+
+class Consul(Protocol):
+    """What notes need of the gateway."""
+
+    def read(
+        self, keys: Sequence[str], *, deadline: Deadline | None = None
+    ) -> Mapping[str, Entry | None]: ...
+
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]: ...
+
+    def txn(
+        self, ops: Sequence[Op], *, deadline: Deadline | None = None
+    ) -> Committed | Conflict: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """Those of one volume."""
+
+    config: Config
+    consul: Consul
+    _first_seen: dict[int, float] = field(default_factory=dict)
+    """ModifyIndex of a note that is not firm -> when, by this node's monotonic clock."""
+
+    def load(self) -> Mapping[str, Noted]:
+        """Node id -> note; ConsulError, ForeignValue."""
+        prefix = self.config.key("nomad/")
+        return {
+            entry.key.removeprefix(prefix): self._noted(entry)
+            for entry in self.consul.get_many(prefix, consistent=True)
+        }
+
+    def _noted(self, entry: Entry) -> Noted:
+        note, index = Note.parse(entry.value, entry.key), entry.modify_index
+        if note.firm:
+            return Noted(note, index)
+        now = monotonic()
+        firm = now - self._first_seen.setdefault(index, now) > FIRM_AFTER_S
+        return Noted(note, index, firm)
+
+    def write(self, node: Node, epoch: int, *, firm: bool = True) -> None:
+        """Note that `node` is being made ineligible; `epoch` 0: by the node itself.
+
+        Refused when `epoch` is over: whoever serves now sees to the node.
+        """
+        note = Note(node.name, self.config.node, epoch, utc_now(), firm)
+        ops: list[Op] = [Set(self._key(node.id), note.dump())]
+        if epoch:
+            ops.insert(0, CheckIndex(self.config.key("epoch"), self._index_of(epoch)))
+        outcome = self.consul.txn(ops)
+        if isinstance(outcome, Conflict):
+            raise self._over(epoch)
+
+    def delete(self, node_id: str, noted: Noted) -> None:
+        """Forget it, unless somebody has written it anew meanwhile: then it is theirs."""
+        key = self._key(node_id)
+        self.consul.txn([CheckIndex(key, noted.index), Delete(key)])
+
+    def _key(self, node_id: str) -> str:
+        return self.config.key(f"nomad/{node_id}")
+
+    def _index_of(self, epoch: int) -> int:
+        key = self.config.key("epoch")
+        entry = self.consul.read([key])[key]
+        if entry is None or parse_epoch(entry.value, key) != epoch:
+            raise self._over(epoch)
+        return entry.modify_index
+
+    def _over(self, epoch: int) -> Refused:
+        return Refused(
+            Reason.WRONG_EPOCH, f"the reign of epoch {epoch} is over: no node is made ineligible"
+        )

@@ -1,0 +1,166 @@
+"""What was seen of Nomad in one look, as frozen values; `decide` works on nothing else.
+
+Invariant: pure but for the reading in `follow`. A node's meta is what the servers know, since jobs
+are placed by that; only `local` is the own agent's word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from standfast.errors import ForeignValue
+from standfast.nomad.constraints import Meta, Tie, bond
+from standfast.nomad.ports import RUN, Allocation, Node
+
+
+class Role(StrEnum):
+    """This node's part in the storage, by its own files."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+    CHANGING = "changing"
+    """In between, or not known: Nomad is left as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """In Consul at `nomad/<node id>`: this node is ineligible by our doing, and it is ours to lift.
+
+    Written before, deleted after. A node that was ineligible already never gets one.
+    """
+
+    node: str
+    """Its name."""
+    by: str
+    """The node that did it."""
+    epoch: int
+    """The reign in which; 0: by the node itself."""
+    at: float
+    """Wall-clock seconds."""
+    firm: bool = True
+    """It has been done; else it is about to be, by another node."""
+
+    def dump(self) -> bytes:
+        return json.dumps({"v": 1, **asdict(self)}).encode()
+
+    @classmethod
+    def parse(cls, value: bytes, key: str) -> Note:
+        try:
+            doc = json.loads(value)
+            note = cls(
+                str(doc["node"]),
+                str(doc["by"]),
+                int(doc["epoch"]),
+                float(doc["at"]),
+                doc.get("firm") is not False,
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ForeignValue(
+                f"{key} in Consul holds something else ({error!r}). When nobody needs it: "
+                f"consul kv delete {key}"
+            ) from error
+        return note
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A note as it lies in Consul."""
+
+    note: Note
+    index: int
+    """Its ModifyIndex: only this very note is deleted."""
+    firm: bool = True
+    """The node is ineligible by now, or whoever wanted that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An allocation that may run only where the meta is, and isn't over."""
+
+    id: str
+    node_id: str
+    namespace: str
+    job_id: str
+    group: str
+    kind: str
+    """service, batch, system or sysbatch."""
+    priority: int
+    wanted: bool
+    """Nomad means it to run; else it is ending already."""
+    kill_timeout_s: float
+    """The longest of its tasks, with their shutdown delays."""
+
+    @property
+    def job(self) -> str:
+        """As messages name it."""
+        name = self.job_id if self.namespace == "default" else f"{self.namespace}/{self.job_id}"
+        return f"{name}.{self.group}"
+
+    @property
+    def on_every_node(self) -> bool:
+        """The job starts on each node that fits, whatever still runs elsewhere."""
+        return self.kind in ("system", "sysbatch")
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One look."""
+
+    role: Role
+    meta: Meta
+    own: Node
+    local: bool
+    """The own agent has the meta, whatever the servers know."""
+    others: tuple[Node, ...] = ()
+    """The other storage nodes, and whatever has one of their names."""
+    notes: Mapping[str, Noted] = field(default_factory=dict)
+    """Node id -> note."""
+    bound: tuple[Bound, ...] = ()
+    """On all of these nodes, as far as they were asked for."""
+
+    def shows(self, node: Node) -> bool:
+        """Whether jobs can be placed on a node by the meta, as far as that goes."""
+        return node.meta.get(self.meta.key) == self.meta.value
+
+    def on(self, node: Node) -> tuple[Bound, ...]:
+        return tuple(one for one in self.bound if one.node_id == node.id)
+
+
+def bound_of(allocation: Allocation, meta: Meta, node: Node) -> Bound | None:
+    """None: it is over, or may run elsewhere."""
+    job = allocation.job
+    if allocation.over or bond(job, allocation.group, meta, node).tie is not Tie.PRIMARY:
+        return None
+    priority = job.get("Priority")
+    return Bound(
+        allocation.id,
+        allocation.node_id,
+        allocation.namespace,
+        allocation.job_id,
+        allocation.group,
+        str(job.get("Type", "service")),
+        priority if isinstance(priority, int) else 50,
+        allocation.desired == RUN,
+        kill_timeout_s(job, allocation.group),
+    )
+
+
+def kill_timeout_s(job: Mapping[str, Any], group: str) -> float:
+    """How long a group may take to stop, seconds; Nomad's own default is 5."""
+    longest = 0.0
+    for one in job.get("TaskGroups") or ():
+        if one.get("Name") != group:
+            continue
+        delay = _seconds(one.get("ShutdownDelay"), 0.0)
+        for task in one.get("Tasks") or ():
+            own = delay + _seconds(task.get("ShutdownDelay"), 0.0)
+            longest = max(longest, own + _seconds(task.get("KillTimeout"), 5.0))
+    return longest
+
+
+def _seconds(nanoseconds: Any, default: float) -> float:
+    return nanoseconds / 1e9 if isinstance(nanoseconds, int) else default

@@ -1,0 +1,106 @@
+"""The ordered part of a demotion: nothing that is bound to the primary runs here any more.
+
+Invariant: the node is ineligible before the first job is stopped, so that none is placed here
+again; it stays so until the servers don't show the meta any more (`decide` gives it back).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.errors import NomadError, NomadOutcome
+from standfast.nomad.constraints import Meta
+from standfast.nomad.notes import Notes
+from standfast.nomad.observed import Bound, bound_of
+from standfast.nomad.ports import Node, NomadGateway
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+# From a task's end until the servers know of it.
+REPORT_S = 3.0
+# After these there is no sense in asking for the next one.
+AWAY = (NomadOutcome.UNREACHABLE, NomadOutcome.TIMEOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A job that was told to end here."""
+
+    bound: Bound
+    at: float
+    """Monotonic seconds."""
+    evaluation: str
+
+
+@dataclass(slots=True)
+class Released:
+    """What came of it; `failed` are whole sentences."""
+
+    stopped: list[Stopped] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def in_order(bound: Iterable[Bound]) -> list[Bound]:
+    """The least important first: what depends on others is rarely the most important one."""
+    return sorted(bound, key=lambda one: (one.priority, one.job, one.id))
+
+
+def release(
+    nomad: NomadGateway, notes: Notes, meta: Meta, limit_s: float, deadline: Deadline
+) -> Released:
+    """NomadError or ConsulError when it ended before anything was stopped, or Nomad went away."""
+    own = nomad.own_node(deadline=deadline)
+    if own.eligible:
+        notes.write(own, 0)
+        nomad.set_eligible(own.id, False, deadline=deadline)
+    outcome = Released()
+    bound = bound_on(nomad, own, meta, deadline)
+    stop(nomad, in_order(bound), outcome, deadline)
+    if bound:
+        longest_s = min(max(one.kill_timeout_s for one in bound), limit_s)
+        _wait(nomad, own, meta, outcome, deadline.within(longest_s + REPORT_S))
+    nomad.set_meta(meta.key, None, deadline=deadline)
+    return outcome
+
+
+def bound_on(nomad: NomadGateway, node: Node, meta: Meta, deadline: Deadline) -> tuple[Bound, ...]:
+    """What may run only on the primary, and runs on this node."""
+    found = (bound_of(one, meta, node) for one in nomad.allocations(node.id, deadline=deadline))
+    return tuple(one for one in found if one is not None)
+
+
+def stop(
+    nomad: NomadGateway, bound: Iterable[Bound], outcome: Released, deadline: Deadline
+) -> None:
+    """Each that is not ending already; one that is refused doesn't keep the others."""
+    for one in bound:
+        if not one.wanted:
+            continue
+        try:
+            evaluation = nomad.stop(one.id, deadline=deadline)
+        except NomadError as error:
+            if error.outcome in AWAY:
+                raise
+            outcome.failed.append(f"{one.job} was not stopped: {error}")
+            continue
+        log.info("stopped %s (%s)", one.job, one.id)
+        outcome.stopped.append(Stopped(one, monotonic(), evaluation))
+
+
+def _wait(
+    nomad: NomadGateway, own: Node, meta: Meta, outcome: Released, deadline: Deadline
+) -> None:
+    """Until all of them are over, or have had their time."""
+    while True:
+        left = bound_on(nomad, own, meta, Deadline.after(REPORT_S))
+        if not left:
+            return
+        if deadline.expired:
+            names = ", ".join(sorted({one.job for one in left}))
+            outcome.failed.append(f"still running on {own.name}: {names}")
+            return
+        sleep(POLL_S)

@@ -1,0 +1,334 @@
+"""A Nomad in memory for many rounds of following: its rules as measured, and a scheduler that puts
+a job back where it was whenever it may.
+
+Kept: meta that the servers see late and that survives a death, eligibility that survives
+everything, allocations that no change of meta moves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from standfast.adapters.consul import Committed, Conflict, Entry
+from standfast.adapters.consul_wire import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import NomadError, NomadOutcome
+from standfast.nomad.follow import Follower
+from standfast.nomad.ports import (
+    Agent,
+    Allocation,
+    Evaluation,
+    Job,
+    LocalMeta,
+    Node,
+)
+from standfast.records import dump_epoch
+
+KEY, VALUE = "storage_role", "primary"
+BOUND = [{"LTarget": "${meta.storage_role}", "Operand": "=", "RTarget": "primary"}]
+
+
+class Cut(BaseException):
+    """The follower's process dies between two effects."""
+
+
+def job(name: str, kind: str = "service", *, bound: bool = True) -> dict[str, Any]:
+    return {
+        "ID": name,
+        "Type": kind,
+        "Priority": 50,
+        "Constraints": BOUND if bound else None,
+        "TaskGroups": [{"Name": "g", "Tasks": [{"Name": "t", "KillTimeout": 1_000_000_000}]}],
+    }
+
+
+@dataclass
+class Client:
+    """A node of the cluster."""
+
+    name: str
+    alive: bool = True
+    local: bool = False
+    visible: bool = False
+    eligible: bool = True
+    draining: bool = False
+
+
+@dataclass
+class Placed:
+    id: str
+    job: dict[str, Any]
+    node: str
+    desired: str = "run"
+    status: str = "running"
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("complete", "lost")
+
+
+@dataclass
+class World:
+    clients: dict[str, Client]
+    jobs: list[dict[str, Any]]
+    placed: list[Placed] = field(default_factory=list)
+    kv: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    now_s: float = 0.0
+    budget: int | None = None
+    """So many more effects happen before the cut; None: no cut."""
+    lingering: bool = False
+    """What is stopped goes on running until `end` is called."""
+    by_operator: set[str] = field(default_factory=set)
+    log: list[str] = field(default_factory=list)
+    broken: dict[str, NomadOutcome] = field(default_factory=dict)
+    """Method -> how it fails."""
+    _index: Any = field(default_factory=lambda: itertools.count(1))
+    _ids: Any = field(default_factory=lambda: itertools.count(1))
+
+    def effect(self, text: str) -> None:
+        if self.budget is not None:
+            if self.budget <= 0:
+                raise Cut
+            self.budget -= 1
+        self.log.append(text)
+
+    # The cluster's own life
+
+    def propagate(self) -> None:
+        """The servers hear of every living node's meta."""
+        for client in self.clients.values():
+            if client.alive:
+                client.visible = client.local
+        self.schedule()
+
+    def schedule(self, first: str | None = None) -> None:
+        """Place what has no place; on `first` if that may be."""
+        names = sorted(self.clients, key=lambda name: name != first)
+        for document in self.jobs:
+            for name in names:
+                client = self.clients[name]
+                fits = client.alive and client.eligible and not client.draining
+                if not fits or (document["Constraints"] and not client.visible):
+                    continue
+                mine = [p for p in self.placed if p.job is document and p.desired == "run"]
+                mine = [p for p in mine if not p.over]
+                if document["Type"] == "system":
+                    mine = [p for p in mine if p.node == name]
+                if not mine:
+                    self.placed.append(Placed(f"alloc-{next(self._ids)}", document, name))
+
+    def end(self) -> None:
+        """What was told to stop has stopped."""
+        for one in self.placed:
+            if one.desired == "stop" and not one.over:
+                one.status = "complete"
+
+    def kill(self, name: str) -> None:
+        """The node is down, by the servers' word, too."""
+        self.clients[name].alive = False
+        for one in self.placed:
+            if one.node == name and not one.over:
+                one.desired, one.status = "stop", "lost"
+        self.schedule()
+
+    def revive(self, name: str) -> None:
+        self.clients[name].alive = True
+        self.schedule()
+
+    def disable(self, name: str) -> None:
+        """An operator's word; it counts as theirs where no note of ours is on the node."""
+        if not any(key.endswith(f"/nomad/id-{name}") for key in self.kv):
+            self.by_operator.add(name)
+        self.clients[name].eligible = False
+
+    def enable(self, name: str) -> None:
+        self.by_operator.discard(name)
+        self.clients[name].eligible = True
+        self.schedule()
+
+    def where(self, name: str) -> list[str]:
+        """Nodes on which a job runs now."""
+        return sorted(p.node for p in self.placed if p.job["ID"] == name and not p.over)
+
+    def set_epoch(self, config: Config, epoch: int) -> None:
+        self.kv[config.key("epoch")] = (next(self._index), dump_epoch(epoch))
+
+    def follower(self, config: Config) -> Follower:
+        return Follower(config, FakeNomad(self, config.node), FakeConsul(self))
+
+
+@dataclass
+class FakeConsul:
+    world: World
+
+    def read(
+        self, keys: Sequence[str], *, deadline: Deadline | None = None
+    ) -> Mapping[str, Entry | None]:
+        kv = self.world.kv
+        return {key: Entry(key, kv[key][1], kv[key][0]) if key in kv else None for key in keys}
+
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]:
+        found = sorted(self.world.kv.items())
+        return tuple(Entry(k, v, index) for k, (index, v) in found if k.startswith(prefix))
+
+    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
+        kv = self.world.kv
+        for op in ops:
+            match op:
+                case CheckIndex(key, index) if kv.get(key, (0, b""))[0] != index:
+                    return Conflict((key,))
+                case Cas() | CheckNotExists():
+                    raise AssertionError(f"not used: {op}")
+        self.world.effect(f"txn {ops[-1]}")
+        for op in ops:
+            match op:
+                case Set(key, value):
+                    kv[key] = (next(self.world._index), value)
+                case Delete(key):
+                    kv.pop(key, None)
+        return Committed({})
+
+
+@dataclass
+class FakeNomad:
+    """Meets NomadGateway, as far as following asks."""
+
+    world: World
+    name: str
+
+    def _check(self, method: str) -> None:
+        outcome = self.world.broken.get(method) or self.world.broken.get("*")
+        if outcome is not None:
+            raise NomadError(f"{method}: {outcome}", outcome)
+
+    def agent(self, *, deadline: Deadline | None = None) -> Agent:
+        raise AssertionError("not asked by following")
+
+    def own_node(self, *, deadline: Deadline | None = None) -> Node:
+        self._check("own_node")
+        return self._node(self.name)
+
+    def local_meta(self, *, deadline: Deadline | None = None) -> LocalMeta:
+        self._check("local_meta")
+        meta = {KEY: VALUE} if self.world.clients[self.name].local else {}
+        return LocalMeta(dict(meta), {}, meta)
+
+    def set_meta(
+        self, key: str, value: str | None, *, deadline: Deadline | None = None
+    ) -> LocalMeta:
+        self._check("set_meta")
+        self.world.effect(f"{self.name}: meta {value}")
+        self.world.clients[self.name].local = value is not None
+        return self.local_meta()
+
+    def leader(self, *, deadline: Deadline | None = None) -> str:
+        return ""
+
+    def _node(self, name: str) -> Node:
+        client = self.world.clients[name]
+        return Node(
+            id=f"id-{name}",
+            name=name,
+            status="ready" if client.alive else "down",
+            eligible=client.eligible and not client.draining,
+            draining=client.draining,
+            meta={KEY: VALUE} if client.visible else {},
+            host_volumes={},
+            attributes={},
+            datacenter="dc1",
+            node_class="",
+            pool="default",
+        )
+
+    def node(self, node_id: str, *, deadline: Deadline | None = None) -> Node:
+        return self._node(node_id.removeprefix("id-"))
+
+    def nodes(
+        self, names: Collection[str] | None = None, *, deadline: Deadline | None = None
+    ) -> Sequence[Node]:
+        self._check("nodes")
+        return [self._node(name) for name in self.world.clients if names is None or name in names]
+
+    def allocations(
+        self, node_id: str, *, deadline: Deadline | None = None
+    ) -> Sequence[Allocation]:
+        self._check("allocations")
+        if not self.world.lingering:
+            self.world.end()
+        return [self._allocation(p) for p in self.world.placed if f"id-{p.node}" == node_id]
+
+    @staticmethod
+    def _allocation(one: Placed) -> Allocation:
+        return Allocation(
+            id=one.id,
+            name=f"{one.job['ID']}.g[0]",
+            namespace="default",
+            job_id=one.job["ID"],
+            group="g",
+            node_id=f"id-{one.node}",
+            desired=one.desired,
+            client_status=one.status,
+            job=one.job,
+            tasks=(),
+            modify_index=1,
+            next_id="",
+        )
+
+    def allocation(self, alloc_id: str, *, deadline: Deadline | None = None) -> Allocation:
+        return next(self._allocation(p) for p in self.world.placed if p.id == alloc_id)
+
+    def jobs(self, *, deadline: Deadline | None = None) -> Sequence[Job]:
+        return ()
+
+    def job(
+        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
+    ) -> Mapping[str, Any]:
+        return next(one for one in self.world.jobs if one["ID"] == job_id)
+
+    def job_allocations(
+        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
+    ) -> Sequence[Allocation]:
+        return [self._allocation(p) for p in self.world.placed if p.job["ID"] == job_id]
+
+    def evaluation(self, eval_id: str, *, deadline: Deadline | None = None) -> Evaluation:
+        return Evaluation(eval_id, "default", "", "complete", "", {})
+
+    def set_eligible(
+        self, node_id: str, eligible: bool, *, deadline: Deadline | None = None
+    ) -> None:
+        self._check("set_eligible")
+        name = node_id.removeprefix("id-")
+        self.world.effect(f"{self.name}: {name} eligible {eligible}")
+        assert not (eligible and name in self.world.by_operator), (
+            f"an operator's word is undone: {self.world.log}"
+        )
+        self.world.clients[name].eligible = eligible
+        if eligible:
+            self.world.schedule()
+
+    def stop(self, alloc_id: str, *, deadline: Deadline | None = None) -> str:
+        self._check("stop")
+        one = next(p for p in self.world.placed if p.id == alloc_id)
+        self.world.effect(f"{self.name}: stop {one.job['ID']} on {one.node}")
+        one.desired = "stop"
+        if not self.world.lingering:
+            one.status = "complete"
+        before = len(self.world.placed)
+        self.world.schedule(first=one.node)
+        back = [p for p in self.world.placed[before:] if p.node == one.node and p.job is one.job]
+        assert not back, f"it came back to {one.node}: {self.world.log}"
+        return "eval-1"
+
+    def restart(self, alloc_id: str, *, deadline: Deadline | None = None) -> None:
+        raise AssertionError("not asked by following")
+
+    def signal(
+        self, alloc_id: str, task: str | None, signal: str, *, deadline: Deadline | None = None
+    ) -> None:
+        raise AssertionError("not asked by following")

@@ -1,0 +1,229 @@
+"""Whatever happens, in any order and with cuts anywhere: jobs end up on the primary, none is
+stopped where it could come back, and what an operator said of a node stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from standfast.clock import Deadline
+from standfast.config.model import Config, Node
+from standfast.config.nomad import NomadAccess
+from standfast.errors import StandfastError
+from standfast.nomad import follow, moves, notes
+from standfast.nomad.follow import Follower
+from standfast.nomad.observed import Role
+from tests.fakes.nomad_world import Client, Cut, World, job
+
+NAMES = ("a", "b", "c")
+BASE = Config(
+    volume="data",
+    source=Path("data.toml"),
+    cluster="test",
+    node="a",
+    nodes={name: Node(address=f"10.0.0.{n}") for n, name in enumerate(NAMES, 1)},
+    nomad=NomadAccess(kill_timeout_limit=0.0),
+)
+ROUNDS = 12
+ROUND_S = 20.0
+
+
+class Cluster:
+    """Three nodes, one of them primary, and a follower's process on each."""
+
+    def __init__(self, kind: str) -> None:
+        self.world = World({name: Client(name) for name in NAMES}, [job("db", kind), job("sys")])
+        self.world.jobs.append(job("free", bound=False))
+        self.configs = {name: replace(BASE, node=name) for name in NAMES}
+        self.followers: dict[str, Follower] = {}
+        self.primary: str | None = None
+        self.epoch = 0
+        for name in NAMES:
+            self.restart(name)
+
+    def restart(self, name: str) -> None:
+        self.followers[name] = self.world.follower(self.configs[name])
+
+    def promote(self, name: str) -> None:
+        if self.world.clients[name].alive:
+            self.primary, self.epoch = name, self.epoch + 1
+            self.world.set_epoch(BASE, self.epoch)
+
+    def round(self, name: str, cut_after: int | None = None) -> None:
+        if not self.world.clients[name].alive:
+            return
+        role = Role.PRIMARY if self.primary == name else Role.STANDBY
+        self.world.budget = cut_after
+        try:
+            self.followers[name].round(role, self.epoch)
+        except Cut:
+            self.restart(name)
+        finally:
+            self.world.budget = None
+
+    def switch(self, name: str, cut_after: int | None = None) -> None:
+        """The primary releases its jobs, then gives the storage to `name`."""
+        old = self.primary
+        if old is None or old == name or not self.world.clients[old].alive:
+            return
+        self.world.budget = cut_after
+        try:
+            self.followers[old].release(Deadline.after(1.0))
+        except Cut:
+            self.world.budget = None
+            self.restart(old)
+            return  # its agent starts again, as primary
+        except StandfastError:
+            pass
+        finally:
+            self.world.budget = None
+        self.promote(name)
+        self.followers[old].resume()
+
+    def kill(self, name: str) -> None:
+        self.world.kill(name)
+        self.restart(name)
+        if self.primary == name:
+            self.primary = None
+
+    def do(self, move: tuple[str, str, int | None]) -> None:
+        what, name, number = move
+        match what:
+            case "promote":
+                if self.primary is None or number == 0:
+                    self.promote(name)
+            case "switch":
+                self.switch(name, number)
+            case "round":
+                self.round(name, number)
+            case "kill":
+                self.kill(name)
+            case "revive":
+                self.world.revive(name)
+            case "propagate":
+                self.world.propagate()
+            case "disable":
+                self.world.disable(name)
+            case "enable":
+                self.world.enable(name)
+        self.world.now_s += 1.0
+
+    def settle(self) -> None:
+        for _ in range(ROUNDS):
+            self.world.now_s += ROUND_S
+            self.world.propagate()
+            for name in NAMES:
+                self.round(name)
+
+    def check(self) -> None:
+        world = self.world
+        for name, client in world.clients.items():
+            if not client.alive:
+                assert not (client.visible and client.eligible), f"{name} would attract jobs"
+                continue
+            assert client.visible is (name == self.primary), f"{name}: {client}"
+            assert client.eligible is (name not in world.by_operator), f"{name}: {world.log}"
+            assert not any(key.endswith(f"/nomad/id-{name}") for key in world.kv), name
+        here = [self.primary] if self.primary is not None else []
+        for bound in ("db", "sys"):
+            allowed = [] if self.primary in world.by_operator else here
+            assert set(world.where(bound)) <= set(here), f"{bound}: {world.where(bound)}"
+            if allowed:
+                assert world.where(bound) == allowed, f"{bound}: {world.log}"
+
+
+@contextmanager
+def clock(world: World) -> Iterator[None]:
+    def now() -> float:
+        return world.now_s
+
+    with (
+        patch.object(follow, "monotonic", now),
+        patch.object(notes, "monotonic", now),
+        patch.object(moves, "monotonic", now),
+    ):
+        yield
+
+
+CUTS = st.none() | st.integers(0, 6)
+MOVES = st.tuples(
+    st.sampled_from(
+        ("promote", "switch", "kill", "revive", "disable", "enable")
+        + 3 * ("round",)
+        + 2 * ("propagate",)
+    ),
+    st.sampled_from(NAMES),
+    CUTS,
+)
+
+
+@given(kind=st.sampled_from(["service", "system"]), moves=st.lists(MOVES, max_size=25))
+@example(
+    kind="service",
+    moves=[
+        ("promote", "a", None), ("round", "a", None), ("propagate", "a", None),
+        ("round", "a", None), ("kill", "a", None), ("promote", "b", None), ("round", "b", 1),
+        ("revive", "a", None), ("round", "b", None), ("round", "a", None),
+    ],
+)  # fmt: skip
+def test_jobs_end_up_on_the_primary_whatever_happened(
+    kind: str, moves: list[tuple[str, str, int | None]]
+) -> None:
+    cluster = Cluster(kind)
+    with clock(cluster.world):
+        for move in moves:
+            cluster.do(move)
+        # A dead node that nobody serves beside is nobody's to quarantine.
+        if cluster.primary is None:
+            alive = [name for name in NAMES if cluster.world.clients[name].alive]
+            if not alive:
+                return
+            cluster.promote(alive[0])
+        cluster.settle()
+        cluster.check()
+
+
+@given(st.integers(0, 12), st.integers(0, 6), st.sampled_from(["service", "system"]))
+def test_a_switchover_that_is_cut_anywhere_runs_nothing_twice(
+    cut_release: int, cut_round: int, kind: str
+) -> None:
+    cluster = Cluster(kind)
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        assert world.where("db") == world.where("sys") == ["a"]
+        cluster.switch("b", cut_release)
+        for turn in range(ROUNDS):
+            for name in NAMES:
+                cluster.round(name, cut_round if turn == 0 else None)
+                for bound in ("db", "sys"):
+                    assert len(world.where(bound)) <= 1, f"{bound} runs twice: {world.log}"
+            world.now_s += ROUND_S
+            world.propagate()
+        cluster.check()
+
+
+def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job() -> None:
+    cluster = Cluster("service")
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        cluster.kill("a")
+        cluster.promote("b")
+        cluster.settle()
+        assert world.clients["a"].visible and not world.clients["a"].eligible
+        world.revive("a")
+        assert world.where("db") == ["b"]
+        world.propagate()
+        assert world.where("db") == ["b"]
+        cluster.settle()
+        cluster.check()
+        assert world.clients["a"].eligible

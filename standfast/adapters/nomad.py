@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from standfast.adapters.nomad_client import Access, Library
 
 T = TypeVar("T")
-DEFAULT_ADDRESS = "http://127.0.0.1:4646"
+DEFAULT_ADDRESS = "127.0.0.1:4646"
 ALL = "*"
 
 

@@ -9,6 +9,8 @@ from standfast.nomad.ports import Agent, Allocation, Evaluation, Job, LocalMeta,
 
 ELIGIBLE = "eligible"
 _NS_PER_S = 1_000_000_000
+_DEFAULT_FAILOVER_TTL_S = 300.0
+"""Nomad's own, which the agent tells as 0."""
 
 
 def parse_agent(doc: Any) -> Agent:
@@ -19,7 +21,7 @@ def parse_agent(doc: Any) -> Agent:
     member = _table(doc.get("member"), "member")
     is_server = "nomad" in stats
     return Agent(
-        name=_text(member, "Name") if is_server else _text(config, "NodeName", ""),
+        name=_text(config, "NodeName", ""),
         region=_text(config, "Region"),
         version=_text(_table(config.get("Version"), "config.Version"), "Version"),
         node_id=_text(_table(stats.get("client"), "stats.client"), "node_id", ""),
@@ -183,9 +185,9 @@ def _rpc_address(member: Mapping[str, Any]) -> str:
     return f"{host}:{tags['port']}"
 
 
-def _failover_ttl_s(config: Mapping[str, Any]) -> float | None:
-    value = _table(config.get("Server"), "config.Server").get("FailoverHeartbeatTTL")
-    return value / _NS_PER_S if type(value) is int and value > 0 else None
+def _failover_ttl_s(config: Mapping[str, Any]) -> float:
+    server = _table(config.get("Server"), "config.Server", must=True)
+    return _number(server, "FailoverHeartbeatTTL") / _NS_PER_S or _DEFAULT_FAILOVER_TTL_S
 
 
 def _rows(doc: Any) -> list[Mapping[str, Any]]:

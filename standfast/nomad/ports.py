@@ -133,7 +133,7 @@ class Agent:
     rpc_address: str
     """HOST:PORT of its server part, to be compared with `leader`; empty: it is no server."""
     failover_heartbeat_ttl_s: float | None
-    """None: it is no server, or doesn't say."""
+    """For how long a dead node may look alive after a change of leader; None: it is no server."""
 
 
 class NomadGateway(Protocol):
@@ -199,7 +199,7 @@ class NomadGateway(Protocol):
         """Stop and place anew, as far as there is an eligible node; returns the evaluation's id."""
 
     def restart(self, alloc_id: str, *, deadline: Deadline | None = None) -> None:
-        """All tasks of it, in place, those that are done, too."""
+        """All tasks of it, in place. Two calls within milliseconds restart once."""
 
     def signal(
         self, alloc_id: str, task: str | None, signal: str, *, deadline: Deadline | None = None

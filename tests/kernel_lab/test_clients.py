@@ -24,7 +24,8 @@ from tests.kernel_lab.clients_scene import (
     is_on,
     wait_until_on,
 )
-from tests.kernel_lab.cluster import MOUNTED, VOLUME, Cluster
+from tests.kernel_lab.cluster import AUTOMOUNT, EXPORT, MOUNT, MOUNTED, VOLUME, Cluster
+from tests.kernel_lab.node import Node
 from tests.kernel_lab.workloads import Workload, missing_records
 from tests.machines.figures import note
 
@@ -42,8 +43,20 @@ BUSY = 2
 """So much slower a run may be, whose machine does something else as well, before the test fails."""
 FRESH_OPEN_S = 15.0
 GRACE_S = "10"
+DEPENDANT = "dependant.service"
+DEPENDANT_UNIT = f"""\
+[Unit]
+RequiresMountsFor={MOUNTED}
+[Service]
+ExecStart=/bin/sh -c 'exec >>{MOUNTED}/dependant; while :; do echo $$$$ && sync . ; sleep 1; done'
+"""
+"""A service with a file open; it says its pid."""
 OLD: list[Workload] = []
 """Of the first test: programs with files of an earlier server, which nobody restarts."""
+
+
+def main_pid(node: Node, unit: str) -> str:
+    return node.run("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +79,9 @@ def test_after_a_power_cut_every_program_that_opens_by_path_writes_again(followe
     running = {kind: workloads.start(c1, kind) for kind in workloads.KINDS}
     OLD.extend(running[kind] for kind in KEPT)
     c1.sh(f"mkdir -p {LEFT} && mount --bind {MOUNTED}/sub {LEFT}")
+    c1.write(f"/etc/systemd/system/{DEPENDANT}", DEPENDANT_UNIT)
+    c1.sh(f"systemctl daemon-reload && systemctl start {DEPENDANT}")
+    served = main_pid(c1, DEPENDANT)
     safe_s = time.monotonic()
     followed.wait_until_replicated("n1")
     for workload in running.values():
@@ -95,6 +111,13 @@ def test_after_a_power_cut_every_program_that_opens_by_path_writes_again(followe
         assert missing_records(content(n2, running[kind]), acknowledged) == [], kind
     for kind in KEPT:
         assert running[kind].done(cut_s + 1.0) == [], f"{kind} has written with an old handle"
+    followed.lab.wait_for(
+        lambda: main_pid(c1, DEPENDANT) not in ("0", served) and c1.is_active(DEPENDANT),
+        60.0,
+        f"{DEPENDANT} was restarted",
+    )
+    assert n2.read(f"{EXPORT}/dependant").splitlines()[-1] == main_pid(c1, DEPENDANT)
+    c1.run("systemctl", "stop", DEPENDANT)
     said = followed.standfast("c1", "doctor", check=False, timeout_s=120.0)
     for kind in PATH_BASED:
         running[kind].stop()
@@ -300,3 +323,24 @@ def test_doctor_names_what_a_client_without_its_handler_is_left_with(followed: C
         assert doctor(followed, "c1")["mount"]["ok"]
     finally:
         c1.sh(f"systemctl start {WATCH} {TIMER}; umount -l {LEFT}", check=False)
+
+
+def test_a_plain_mount_follows_and_a_client_that_was_off_is_right_within_a_minute(
+    followed: Cluster,
+) -> None:
+    c1 = followed["c1"]
+    c1.sh(f"systemctl disable -q --now {AUTOMOUNT}; systemctl enable -q --now {MOUNT}")
+    assert is_on(followed, "c1", "n2")
+    followed.wait_for_role("n1", "standby")
+    followed.wait_until_replicated("n2")
+    followed.standfast("n2", "switchover", "--to", "n1", timeout_s=240.0)
+    wait_until_on(followed, "c1", "n1", timeout_s=60.0)
+    c1.power_cut()
+    followed.wait_for_role("n2", "standby")
+    followed.wait_until_replicated("n1")
+    followed.standfast("n1", "switchover", "--to", "n2", timeout_s=240.0)
+    c1.power_on()
+    c1.wait_until_booted()
+    booted_s = time.monotonic()
+    there_s = wait_until_on(followed, "c1", "n2", timeout_s=60.0)
+    note(f"clients: off during a switchover: on the new server {there_s - booted_s:.1f} s after")

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from standfast import agent_jobs
 from standfast.act import registration
 from standfast.act.effects import Effects
 from standfast.act.execute import execute
@@ -165,6 +166,8 @@ class Agent:
                 execute(plan, effects.table(), say)
         finally:
             self.busy = None
+            if self.machine.jobs is not None:
+                self.machine.jobs.resume()
 
     def upkeep(self) -> None:
         """What has to be true all the time, whoever undid it."""
@@ -255,6 +258,7 @@ def serve(agent: Agent) -> None:
     with contextlib.suppress(StandfastError):
         agent.look()  # so that upkeep knows the role from its first turn
     threading.Thread(target=keep_up, args=(agent,), name="upkeep", daemon=True).start()
+    agent_jobs.begin(agent)
     notify("READY=1")
     while not agent.stopping.is_set():
         try:

@@ -26,6 +26,7 @@ class Do(StrEnum):
     CHECK_SERVING = "check-serving"
     REGISTER = "register"
     PRE_COPY = "pre-copy"
+    RELEASE_JOBS = "release-jobs"
     DEREGISTER = "deregister"
     CLOSE_PORT = "close-port"
     SHUT_FENCE = "shut-fence"
@@ -88,6 +89,14 @@ class Names:
     live: str
     bind: str
     service: str
+    jobs: bool = False
+    """Nomad's jobs follow the role."""
+
+
+def _release_jobs(names: Names) -> tuple[Step, ...]:
+    """While the storage still serves, so that they end in order; they never keep it from going."""
+    said = "stop the jobs that are bound to the primary, and keep Nomad from placing them here"
+    return (Step(Do.RELEASE_JOBS, said),) if names.jobs else ()
 
 
 def promotion(names: Names, source: str) -> Plan:
@@ -119,6 +128,7 @@ def demotion(names: Names, to: str | None) -> Plan:
         "switchover" if copies else "demotion",
         (
             *((Step(Do.PRE_COPY, f"replicate to {to} while still serving"),) if copies else ()),
+            *_release_jobs(names),
             Step(Do.DEREGISTER, f"deregister {names.service}"),
             Step(Do.CLOSE_PORT, "shut the NFS port"),
             Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
@@ -196,7 +206,8 @@ def step_down(names: Names) -> Plan:
 
 
 def names_of(config: Config) -> Names:
-    return Names(str(config.paths.live), str(config.paths.bind), config.service)
+    paths = config.paths
+    return Names(str(paths.live), str(paths.bind), config.service, config.nomad.enabled)
 
 
 def plan_for(decision: Decision, config: Config) -> Plan | None:

@@ -64,6 +64,7 @@ class Effects:
             Do.CHECK_SERVING: self.check_serving,
             Do.REGISTER: lambda: registration.register(self.machine, self.epoch()),
             Do.PRE_COPY: self.pre_copy,
+            Do.RELEASE_JOBS: self.release_jobs,
             Do.DEREGISTER: self.deregister,
             Do.CLOSE_PORT: self.close_port,
             Do.SHUT_FENCE: self.machine.fence.ensure_closed,
@@ -228,6 +229,18 @@ class Effects:
         self.machine.nfs.stop(self._server_deadline())
         # A claim left behind, of a lease that is over, would keep the port shut for other volumes.
         self.machine.fence.release()
+
+    def release_jobs(self) -> None:
+        """Never in the storage's way: what is left is seen to by whoever is primary then."""
+        jobs = self.machine.jobs
+        if jobs is None:
+            return
+        try:
+            jobs.release(self.deadline.within(jobs.release_limit_s()))
+        except StandfastError as error:
+            log.warning("the jobs of the primary are left to the next one: %s", error)
+        except Exception:
+            log.exception("the jobs of the primary are left to the next one")
 
     def deregister(self) -> None:
         # From here on clients wait: a copy that hangs must not take all the time of a long one.

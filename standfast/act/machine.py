@@ -9,6 +9,7 @@ from typing import Protocol
 from standfast.act.ports import (
     BindMount,
     Fence,
+    Jobs,
     NfsServer,
     ReplicaSender,
     Schedule,
@@ -83,6 +84,8 @@ class Machine:
     units: Units
     sender: ReplicaSender
     schedule: Schedule
+    jobs: Jobs | None = None
+    """None: no scheduler follows the role."""
 
     @property
     def lease_unit(self) -> str:

@@ -145,6 +145,19 @@ class ReplicaSender(Protocol):
         """Returns when the standby acknowledged it as published and on disk."""
 
 
+class Jobs(Protocol):
+    """What a scheduler runs on this node because it is the primary."""
+
+    def release(self, deadline: Deadline) -> None:
+        """End them in order and have none come back; StandfastError: some may be left."""
+
+    def release_limit_s(self) -> float:
+        """The longest that `release` takes, whatever hangs."""
+
+    def resume(self) -> None:
+        """The plan in which they were released is over, whichever way."""
+
+
 class Schedule(Protocol):
     """Replication to every standby at the configured interval."""
 

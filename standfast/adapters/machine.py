@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 from standfast.act.machine import Machine
 from standfast.act.ports import BindMount, Fence, NfsServer, Schedule, Units
 from standfast.adapters.stores import open_store as store_from
 from standfast.config.model import Config
+from standfast.errors import ConfigError
+from standfast.reasons import Reason
+
+if TYPE_CHECKING:
+    from standfast.adapters.consul import ConsulGateway
+    from standfast.nomad.follow import Follower
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "bind_from",
     "fence_from",
+    "jobs_from",
     "machine_from",
     "nfs_from",
     "schedule_from",
@@ -70,6 +82,23 @@ def schedule_from(config: Config) -> Schedule:
     return ReplicationTimers(config, SystemdUnits())
 
 
+def jobs_from(config: Config, consul: ConsulGateway) -> Follower | None:
+    """Nomad's jobs, where [nomad] is configured."""
+    if not config.nomad.enabled:
+        return None
+    from standfast.adapters.nomad import NomadAgent
+    from standfast.nomad import reports
+    from standfast.nomad.follow import Follower
+
+    try:
+        return Follower(config, NomadAgent.from_config(config), consul)
+    except ConfigError as error:
+        # No reason for the storage to stay away.
+        log.error("Nomad is not followed until the agent starts again: %s", error)
+        reports.save(config, reports.none(str(error), Reason.CONFIG_INVALID))
+        return None
+
+
 def machine_from(config: Config) -> Machine:
     """This node, for one volume."""
     from standfast.adapters.consul import ConsulGateway
@@ -89,4 +118,5 @@ def machine_from(config: Config) -> Machine:
         units=units_from(config),
         sender=Sender(config, store, consul),
         schedule=schedule_from(config),
+        jobs=jobs_from(config, consul),
     )

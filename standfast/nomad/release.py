@@ -52,24 +52,27 @@ def in_order(bound: Iterable[Bound]) -> list[Bound]:
 def release(
     nomad: NomadGateway, notes: Notes, meta: Meta, limit_s: float, deadline: Deadline
 ) -> Released:
-    """NomadError or ConsulError when it ended before anything was stopped, or Nomad went away."""
-    own = nomad.own_node(deadline=deadline)
+    """NomadError or ConsulError when it ended before anything was stopped, or Nomad went away.
+
+    Each call has the gateway's own deadline, which is a fraction of this one.
+    """
+    own = nomad.own_node()
     if own.eligible:
         notes.write(own, 0)
-        nomad.set_eligible(own.id, False, deadline=deadline)
+        nomad.set_eligible(own.id, False)
     outcome = Released()
-    bound = bound_on(nomad, own, meta, deadline)
+    bound = bound_on(nomad, own, meta)
     stop(nomad, in_order(bound), outcome, deadline)
     if bound:
         longest_s = min(max(one.kill_timeout_s for one in bound), limit_s)
         _wait(nomad, own, meta, outcome, deadline.within(longest_s + REPORT_S))
-    nomad.set_meta(meta.key, None, deadline=deadline)
+    nomad.set_meta(meta.key, None)
     return outcome
 
 
-def bound_on(nomad: NomadGateway, node: Node, meta: Meta, deadline: Deadline) -> tuple[Bound, ...]:
+def bound_on(nomad: NomadGateway, node: Node, meta: Meta) -> tuple[Bound, ...]:
     """What may run only on the primary, and runs on this node."""
-    found = (bound_of(one, meta, node) for one in nomad.allocations(node.id, deadline=deadline))
+    found = (bound_of(one, meta, node) for one in nomad.allocations(node.id))
     return tuple(one for one in found if one is not None)
 
 
@@ -80,8 +83,9 @@ def stop(
     for one in bound:
         if not one.wanted:
             continue
+        deadline.check(f"stopping {one.job}")
         try:
-            evaluation = nomad.stop(one.id, deadline=deadline)
+            evaluation = nomad.stop(one.id)
         except NomadError as error:
             if error.outcome in AWAY:
                 raise
@@ -96,7 +100,7 @@ def _wait(
 ) -> None:
     """Until all of them are over, or have had their time."""
     while True:
-        left = bound_on(nomad, own, meta, Deadline.after(REPORT_S))
+        left = bound_on(nomad, own, meta)
         if not left:
             return
         if deadline.expired:

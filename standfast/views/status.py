@@ -17,6 +17,7 @@ from standfast.config.model import Config
 from standfast.errors import StandfastError, Unreachable
 from standfast.local_socket import ask
 from standfast.names import SnapshotName
+from standfast.nomad import reports
 from standfast.observe import Blind, Cluster, Local
 from standfast.reasons import Reason
 from standfast.records import LeaderState
@@ -181,6 +182,8 @@ def document(agent: Agent) -> dict[str, Any]:
     doc["aside"] = [str(path) for path in agent.machine.store.aside()]
     doc["busy"], doc["trouble"], doc["sick"] = agent.busy, agent.trouble, agent.sick
     doc["agent"] = True
+    if agent.config.nomad.enabled:
+        doc["nomad"] = reports.load(agent.config)
     return doc
 
 

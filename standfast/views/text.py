@@ -39,6 +39,7 @@ def render(doc: Mapping[str, Any]) -> str:
     if fence:
         lines.append(f"fence:     {_fence(fence)}")
     lines += _standbys(doc)
+    lines += _nomad(doc.get("nomad"))
     outlook = doc.get("failover", {})
     answer = "yes" if outlook.get("possible") else f"NO ({outlook.get('reason')})"
     lines.append(f"failover:  {answer}: {outlook.get('sentence', '')}")
@@ -83,6 +84,21 @@ def _fence(fence: Mapping[str, Any]) -> str:
     if fence["open_for_s"] > 0:
         return f"armed, the port is open for {fence['open_for_s']:.1f} s"
     return "armed, the port is shut"
+
+
+def _nomad(nomad: Mapping[str, Any] | None) -> list[str]:
+    if nomad is None:
+        return []
+    lines = [f"nomad:     {nomad['sentence']} [{nomad['reason']}]"]
+    lines += [f"           FAILED: {text}" for text in nomad["failed"]]
+    for move in nomad["jobs"]:
+        if move["down_s"] is not None:
+            how = f"from {move['source']} to {move['target']}, {move['down_s']:.1f} s down"
+        else:
+            why = f" ({move['why']})" if move["why"] else ""
+            how = f"stopped on {move['source']}, runs nowhere yet{why}"
+        lines.append(f"job:       {move['job']}: {how}")
+    return lines
 
 
 def _standbys(doc: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,416 @@
+"""Following Nomad: what follows from what was seen, what a failure costs, what a demotion does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from standfast.adapters.consul_wire import Set
+from standfast.clock import Deadline
+from standfast.config.nomad import NomadAccess
+from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
+from standfast.nomad import follow, moves, notes, release
+from standfast.nomad.constraints import Meta
+from standfast.nomad.decide import Decision, Do, decide
+from standfast.nomad.follow import Follower
+from standfast.nomad.notes import Notes
+from standfast.nomad.observed import Bound, Note, Noted, Observed, Role, kill_timeout_s
+from standfast.nomad.ports import Node
+from standfast.reasons import Reason
+from tests.fakes.nomad_world import Client, FakeConsul, World, job
+from tests.unit.deciding import config
+
+META = Meta("storage_role", "primary")
+NOTE = Noted(Note("x", "b", 5, 0.0), 7)
+
+
+def node(name: str, words: str = "") -> Node:
+    """`shown ineligible draining down`, each as needed."""
+    said = words.split()
+    return Node(
+        id=f"id-{name}",
+        name=name,
+        status="down" if "down" in said else "ready",
+        eligible="ineligible" not in said and "draining" not in said,
+        draining="draining" in said,
+        meta={META.key: META.value} if "shown" in said else {},
+        host_volumes={},
+        attributes={},
+        datacenter="dc1",
+        node_class="",
+        pool="default",
+    )
+
+
+def bound(name: str, kind: str = "service", *, wanted: bool = True) -> Bound:
+    return Bound(f"alloc-{name}", f"id-{name}", "default", "db", "g", kind, 50, wanted, 5.0)
+
+
+def seen(role: Role, own: str, *, local: bool, other: str = "", **more: object) -> Observed:
+    base = Observed(role, META, node("a", own), local, (node("b", other),))
+    return replace(base, **more)  # type: ignore[arg-type]
+
+
+def steps(decision: Decision) -> list[tuple[Do, str]]:
+    return [(one.do, "" if one.node is None else one.node.name) for one in decision.steps]
+
+
+P, S = Role.PRIMARY, Role.STANDBY
+
+
+@pytest.mark.parametrize(
+    ("what", "expected", "reason"),
+    [
+        (seen(P, "", local=False), [(Do.SET_META, "")], Reason.NOMAD_META_ON_ITS_WAY),
+        (seen(P, "", local=True), [], Reason.NOMAD_META_ON_ITS_WAY),
+        (seen(P, "shown", local=True), [], Reason.NOMAD_FOLLOWS),
+        (
+            seen(P, "", local=False, other="shown down"),
+            [(Do.QUARANTINE, "b"), (Do.SET_META, "")],
+            Reason.NOMAD_META_ON_ITS_WAY,
+        ),
+        (seen(P, "shown", local=True, other="shown ineligible"), [], Reason.NOMAD_FOLLOWS),
+        (  # jobs are moved when they have somewhere to go
+            seen(P, "", local=True, other="shown ineligible", bound=(bound("b"),)),
+            [],
+            Reason.NOMAD_META_ON_ITS_WAY,
+        ),
+        (
+            seen(P, "shown", local=True, other="shown", bound=(bound("b"),)),
+            [(Do.QUARANTINE, "b"), (Do.STOP, "b")],
+            Reason.NOMAD_MOVING,
+        ),
+        (
+            seen(P, "shown", local=True, bound=(bound("b", wanted=False),)),
+            [],
+            Reason.NOMAD_MOVING,
+        ),
+        (  # a system job would start here while it runs there
+            seen(P, "", local=False, other="shown", bound=(bound("b", "system"),)),
+            [(Do.QUARANTINE, "b"), (Do.STOP, "b")],
+            Reason.NOMAD_MOVING,
+        ),
+        (
+            seen(P, "", local=False, other="shown ineligible",
+                 bound=(bound("b", "system", wanted=False),)),
+            [],
+            Reason.NOMAD_MOVING,
+        ),
+        (  # of a node that is down nobody hears any more
+            seen(P, "", local=False, other="shown down ineligible", bound=(bound("b", "system"),)),
+            [(Do.SET_META, ""), (Do.STOP, "b")],
+            Reason.NOMAD_META_ON_ITS_WAY,
+        ),
+        (seen(P, "shown ineligible", local=True), [], Reason.NOMAD_NOT_ELIGIBLE),
+        (seen(P, "shown draining", local=True), [], Reason.NOMAD_NOT_ELIGIBLE),
+        (
+            seen(P, "shown ineligible", local=True, notes={"id-a": NOTE}),
+            [(Do.LIFT, "a")],
+            Reason.NOMAD_MOVING,
+        ),
+        (seen(S, "", local=False), [], Reason.NOMAD_FOLLOWS),
+        (
+            seen(S, "shown", local=True),
+            [(Do.QUARANTINE, "a"), (Do.UNSET_META, "")],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (seen(S, "shown ineligible", local=False), [], Reason.NOMAD_QUARANTINED),
+        (
+            seen(S, "", local=True),
+            [(Do.QUARANTINE, "a"), (Do.UNSET_META, "")],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (
+            seen(S, "shown ineligible", local=True, bound=(bound("a"),)),
+            [(Do.UNSET_META, ""), (Do.STOP, "a")],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (seen(S, "ineligible", local=False), [], Reason.NOMAD_FOLLOWS),  # an operator's word
+        (
+            seen(S, "ineligible", local=False, notes={"id-a": NOTE}),
+            [(Do.LIFT, "a")],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (  # whoever is just doing it isn't done
+            seen(S, "ineligible", local=False, notes={"id-a": replace(NOTE, firm=False)}),
+            [],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (
+            seen(S, "", local=False, notes={"id-a": NOTE}),
+            [(Do.DROP_NOTE, "a")],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (  # a drain is an operator's, and so is what it leaves
+            seen(S, "draining", local=False, notes={"id-a": NOTE}),
+            [(Do.DROP_NOTE, "a")],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (seen(S, "", local=False, bound=(bound("a", wanted=False),)), [], Reason.NOMAD_MOVING),
+        (seen(Role.CHANGING, "shown", local=True), [], Reason.NOMAD_ROLE_CHANGING),
+    ],
+)  # fmt: skip
+def test_what_follows_from_what_was_seen(
+    what: Observed, expected: list[tuple[Do, str]], reason: Reason
+) -> None:
+    decision = decide(what)
+    assert (steps(decision), decision.reason) == (expected, reason)
+    assert decision.sentence
+
+
+def world(*jobs: str) -> World:
+    return World({name: Client(name) for name in "ab"}, [job(name) for name in jobs])
+
+
+def follower(where: World, name: str = "a") -> Follower:
+    base = config(name, nomad=NomadAccess(kill_timeout_limit=0.5))
+    where.set_epoch(base, 1)
+    return where.follower(base)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "POLL_S", 0.01)
+    monkeypatch.setattr(release, "REPORT_S", 0.05)
+
+
+def serving(*jobs: str) -> tuple[World, Follower]:
+    """`a` is primary and runs the jobs."""
+    where = world(*jobs)
+    one = follower(where)
+    one.round(P, 1)
+    where.propagate()
+    assert one.round(P, 1).reason is Reason.NOMAD_FOLLOWS
+    where.log.clear()
+    return where, one
+
+
+def test_a_release_makes_the_node_ineligible_then_stops_then_unsets() -> None:
+    where, one = serving("db", "web")
+    one.release(Deadline.after(5))
+    assert [text.partition(" Set")[0] for text in where.log] == [
+        "txn",
+        "a: a eligible False",
+        "a: stop db on a",
+        "a: stop web on a",
+        "a: meta None",
+    ]
+    assert where.where("db") == []
+
+
+def test_while_a_demotion_goes_on_its_node_doesnt_get_its_jobs_back() -> None:
+    where, one = serving("db")
+    one.release(Deadline.after(5))
+    where.log.clear()
+    assert one.round(P, 1).reason is Reason.NOMAD_ROLE_CHANGING
+    assert where.log == []
+    one.resume()
+    one.round(P, 1)
+    where.propagate()
+    assert where.where("db") == ["a"]
+
+
+def test_the_least_important_jobs_end_first() -> None:
+    some = [replace(bound("a"), job_id=name, priority=n) for name, n in (("x", 90), ("y", 10))]
+    assert [one.job_id for one in release.in_order(some)] == ["y", "x"]
+
+
+def test_a_node_that_was_ineligible_before_is_left_so() -> None:
+    where, one = serving("db")
+    where.disable("a")
+    one.release(Deadline.after(5))
+    one.resume()
+    assert not [key for key in where.kv if "nomad" in key]
+    for _ in range(3):
+        where.propagate()
+        one.round(S, 0)
+    assert not where.clients["a"].eligible
+
+
+def test_jobs_that_don_t_end_in_time_are_named_and_the_demotion_goes_on() -> None:
+    where, one = serving("db")
+    where.lingering = True
+    with pytest.raises(StandfastError, match=r"still running on a: db\.g"):
+        one.release(Deadline.after(5))
+    assert where.log[-1] == "a: meta None"
+    one.resume()
+    assert "still running" in one.round(S, 0).failed[0]
+
+
+@pytest.mark.parametrize("outcome", [NomadOutcome.UNREACHABLE, NomadOutcome.SERVER_ERROR])
+def test_a_release_without_nomad_raises_and_is_told_in_the_next_report(
+    outcome: NomadOutcome,
+) -> None:
+    where, one = serving("db")
+    where.broken["*"] = outcome
+    with pytest.raises(NomadError):
+        one.release(Deadline.after(5))
+    assert where.log == []
+    report = one.round(S, 0)
+    assert report.reason == f"nomad-{outcome}" and not report.settled
+    where.broken.clear()
+    assert "not released in order" in one.round(S, 0).failed[0]
+
+
+def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:
+    where, one = serving("db", "web")
+    denied = {"alloc-1"}
+    stop = one.nomad.stop
+
+    def refuse(alloc_id: str, *, deadline: Deadline | None = None) -> str:
+        if alloc_id in denied:
+            raise NomadError("Permission denied", NomadOutcome.DENIED)
+        return stop(alloc_id, deadline=deadline)
+
+    one.nomad.stop = refuse  # type: ignore[method-assign]
+    with pytest.raises(StandfastError, match=r"db\.g was not stopped: Permission denied"):
+        one.release(Deadline.after(5))
+    assert (where.where("db"), where.where("web")) == (["a"], [])
+
+
+def test_where_the_quarantine_is_refused_nothing_is_stopped_on_that_node() -> None:
+    where = world("db")
+    where.clients["b"].local = True
+    where.propagate()
+    where.clients["a"].local = where.clients["a"].visible = True
+    where.broken["set_eligible"] = NomadOutcome.DENIED
+    one = follower(where)
+    report = one.round(P, 1)
+    assert "make b ineligible" in report.failed[0]
+    assert where.where("db") == ["b"]
+    where.broken.clear()
+    one.round(P, 1)
+    assert where.where("db") == ["a"]
+
+
+def test_a_primary_moves_what_is_left_on_a_node_whose_agent_is_away() -> None:
+    where = world("db")
+    where.clients["b"].local = True
+    where.propagate()
+    assert where.where("db") == ["b"]
+    one = follower(where)
+    one.round(P, 1)
+    where.propagate()
+    one.round(P, 1)
+    assert where.where("db") == ["a"]
+    one.round(P, 1)
+    (move,) = one.document(one.round(P, 1))["jobs"]
+    assert (move["source"], move["target"]) == ("b", "a")
+
+
+def test_a_primary_of_a_reign_that_is_over_quarantines_nobody() -> None:
+    where = world("db")
+    where.clients["b"].local = True
+    where.propagate()
+    one = follower(where)
+    where.set_epoch(one.config, 2)
+    assert "reign of epoch 1 is over" in one.round(P, 1).failed[0]
+    assert where.clients["b"].eligible
+
+
+def test_a_note_that_was_written_anew_is_not_deleted_by_who_saw_the_old_one() -> None:
+    where = world()
+    one = Notes(config("a"), FakeConsul(where))
+    one.write(node("a"), 0)
+    old = one.load()["id-a"]
+    where.kv[one.config.key("nomad/id-a")] = (999, where.kv[one.config.key("nomad/id-a")][1])
+    one.delete("id-a", old)
+    assert "id-a" in one.load()
+
+
+def test_a_note_of_a_writer_that_died_counts_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(notes, "monotonic", lambda: now)
+    one = Notes(config("a"), FakeConsul(world()))
+    one.write(node("a"), 0, firm=False)
+    assert not one.load()["id-a"].firm
+    now = notes.FIRM_AFTER_S + 1
+    assert one.load()["id-a"].firm
+
+
+def test_a_foreign_note_ends_the_round_and_changes_nothing() -> None:
+    where = world()
+    one = follower(where)
+    FakeConsul(where).txn([Set(one.config.key("nomad/id-a"), b"[]")])
+    where.log.clear()
+    report = one.round(P, 1)
+    assert not report.settled and "consul kv delete" in report.sentence
+    assert where.log == []
+
+
+@pytest.mark.parametrize("outcome", list(NomadOutcome))
+def test_every_failure_of_nomad_has_a_reason_and_is_tried_again(outcome: NomadOutcome) -> None:
+    where = world("db")
+    one = follower(where)
+    where.broken["own_node"] = outcome
+    report = one.round(P, 1)
+    assert report.reason == f"nomad-{outcome}"
+    assert 0 < one.pause_s(report) <= follow.SLOW_S
+    where.broken.clear()
+    one.round(P, 1)
+    assert where.clients["a"].local
+
+
+def test_rounds_are_quick_while_something_moves_and_slow_afterwards() -> None:
+    where = world("db")
+    one = follower(where)
+    assert one.pause_s(one.round(P, 1)) == follow.QUICK_S
+    where.propagate()
+    assert one.pause_s(one.round(P, 1)) == follow.SLOW_S
+
+
+def test_what_takes_too_long_is_looked_at_slowly() -> None:
+    one = follower(world("db"))
+    for _ in range(follow.QUICK_ROUNDS + 1):
+        report = one.round(P, 1)
+    assert one.pause_s(report) == follow.SLOW_S
+
+
+def test_a_settled_round_asks_for_no_allocations() -> None:
+    where, one = serving("db")
+    one.round(P, 1)
+    where.broken["allocations"] = NomadOutcome.SERVER_ERROR
+    assert one.round(P, 1).settled
+
+
+def test_the_time_that_a_job_was_down_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    where, one = serving("db")
+    now = 100.0
+    monkeypatch.setattr(moves, "monotonic", lambda: now)
+    monkeypatch.setattr(release, "monotonic", lambda: now)
+    one.release(Deadline.after(5))
+    one.resume()
+    where.set_epoch(one.config, 2)
+    report = one.round(S, 0)
+    assert not report.settled
+    other = where.follower(config("b", nomad=one.config.nomad))
+    other.round(P, 2)
+    now = 109.5
+    where.propagate()
+    assert where.where("db") == ["b"]
+    assert one.document(one.round(S, 0))["jobs"] == [
+        {"job": "db.g", "source": "a", "target": "b", "down_s": 9.5, "why": ""}
+    ]
+
+
+def test_the_kill_timeout_is_the_longest_of_the_group_s_tasks_with_delays() -> None:
+    second = 1_000_000_000
+    tasks = [{"KillTimeout": 2 * second}, {"KillTimeout": 30 * second, "ShutdownDelay": second}]
+    groups = [{"Name": "g", "ShutdownDelay": second, "Tasks": tasks}, {"Name": "h"}]
+    assert kill_timeout_s({"TaskGroups": groups}, "g") == 32.0
+    assert kill_timeout_s({"TaskGroups": [{"Name": "g", "Tasks": [{}]}]}, "g") == 5.0
+
+
+def test_a_release_waits_for_a_round_and_not_for_ever() -> None:
+    _, one = serving("db")
+    one._lock.acquire()
+    with pytest.raises(StandfastError, match="doesn't end"):
+        one.release(Deadline.after(0.1))
+
+
+def test_an_unknown_state_is_no_refusal() -> None:
+    assert follow.reason_of(Refused(Reason.WRONG_EPOCH, "x")) is Reason.WRONG_EPOCH
+    assert follow.reason_of(StandfastError("x")) is Reason.UNEXPECTED

@@ -1,0 +1,165 @@
+"""The step of a demotion that lets Nomad's jobs go: before the storage, and never in its way."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from standfast import agent_jobs
+from standfast import plan as plans
+from standfast.act.effects import Effects
+from standfast.adapters.machine import jobs_from
+from standfast.clock import Deadline, monotonic
+from standfast.config.nomad import NomadAccess
+from standfast.errors import NomadError, NomadOutcome
+from standfast.lease.files import LeaseStatus
+from standfast.nomad import reports
+from standfast.nomad.observed import Role
+from standfast.plan import Do, Names
+from standfast.reasons import Reason
+from standfast.records import LeaderState
+from standfast.reign import OwnReign, Stage
+from standfast.views.text import render
+from tests.fakes.machine import fake_node
+from tests.unit.deciding import config
+
+NAMES = Names("/persist/services", "/data/services", "data-services", jobs=True)
+
+
+@dataclass
+class FakeJobs:
+    error: Exception | None = None
+    asked_s: float | None = None
+    resumed: int = 0
+
+    def release(self, deadline: Deadline) -> None:
+        self.asked_s = deadline.remaining_s()
+        if self.error is not None:
+            raise self.error
+
+    def release_limit_s(self) -> float:
+        return 40.0
+
+    def resume(self) -> None:
+        self.resumed += 1
+
+
+@pytest.mark.parametrize("to", ["b", None])
+def test_the_jobs_go_after_the_first_copy_and_before_the_deregistration(to: str | None) -> None:
+    order = [step.do for step in plans.demotion(NAMES, to).steps]
+    place = order.index(Do.RELEASE_JOBS)
+    assert order[place + 1] is Do.DEREGISTER
+    assert order[:place] == ([Do.PRE_COPY] if to else [])
+
+
+def test_without_nomad_no_plan_has_the_step() -> None:
+    without = replace(NAMES, jobs=False)
+    assert Do.RELEASE_JOBS not in [step.do for step in plans.demotion(without, "b").steps]
+    assert not plans.names_of(config()).jobs
+    assert plans.names_of(config(nomad=NomadAccess())).jobs
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NomadError("away", NomadOutcome.UNREACHABLE), KeyError("a surprise in an answer"), None],
+)
+def test_whatever_comes_of_it_the_demotion_goes_on(error: Exception | None, tmp_path: Path) -> None:
+    jobs = FakeJobs(error)
+    machine = replace(fake_node(tmp_path).machine, jobs=jobs)
+    Effects(machine, deadline=Deadline.after(1000.0)).table()[Do.RELEASE_JOBS]()
+    assert jobs.asked_s is not None and 35.0 < jobs.asked_s <= 40.0
+
+
+def test_without_a_follower_the_step_does_nothing(tmp_path: Path) -> None:
+    Effects(fake_node(tmp_path).machine).table()[Do.RELEASE_JOBS]()
+
+
+def agent_in(directory: Path) -> Any:
+    """As far as the thread needs one."""
+    machine = fake_node(directory).machine
+    return SimpleNamespace(
+        config=machine.config, machine=machine, seen=object(), stopping=threading.Event()
+    )
+
+
+def reign(agent: Any, stage: Stage) -> None:
+    OwnReign(5, stage, "fsid", None, in_place=False).save(agent.config.state_dir)
+
+
+def lease(agent: Any, *, epoch: int = 5, serving: bool = True, left_s: float = 60.0) -> None:
+    until = monotonic() + left_s
+    instance = agent.machine.me.instance
+    LeaseStatus(
+        epoch, instance, 1, LeaderState.SERVING, serving, until, until, 1, monotonic()
+    ).save(agent.config.run_dir)
+
+
+def test_a_node_without_a_reign_is_a_standby_once_it_has_looked(tmp_path: Path) -> None:
+    agent = agent_in(tmp_path)
+    assert agent_jobs.role_of(agent) == (Role.STANDBY, 0)
+    agent.seen = None
+    assert agent_jobs.role_of(agent) == (Role.CHANGING, 0)
+
+
+def test_only_who_serves_with_a_lease_of_its_epoch_is_primary(tmp_path: Path) -> None:
+    agent = agent_in(tmp_path)
+    reign(agent, Stage.READY)
+    assert agent_jobs.role_of(agent) == (Role.CHANGING, 5)
+    lease(agent)
+    assert agent_jobs.role_of(agent) == (Role.PRIMARY, 5)
+    for wrong in ({"epoch": 4}, {"serving": False}, {"left_s": -1.0}):
+        lease(agent, **wrong)
+        assert agent_jobs.role_of(agent) == (Role.CHANGING, 5), wrong
+    lease(agent)
+    for stage in (Stage.CREATING, Stage.DRAINING, Stage.RELEASED):
+        reign(agent, stage)
+        assert agent_jobs.role_of(agent) == (Role.CHANGING, 5), stage
+
+
+def test_a_reign_that_can_t_be_read_is_no_standby(tmp_path: Path) -> None:
+    agent = agent_in(tmp_path)
+    reign(agent, Stage.READY)
+    (agent.config.state_dir / "reign.json").write_text("{")
+    assert agent_jobs.role_of(agent) == (Role.CHANGING, 0)
+
+
+def test_a_token_that_can_t_be_read_doesn_t_keep_the_agent_from_starting(tmp_path: Path) -> None:
+    machine = fake_node(tmp_path).machine
+    wrong = NomadAccess(token_file=tmp_path / "missing")
+    broken = replace(machine.config, nomad=wrong)
+    assert jobs_from(broken, machine.consul) is None  # type: ignore[arg-type]
+    report = reports.load(broken)
+    assert report["reason"] == Reason.CONFIG_INVALID and "missing" in report["sentence"]
+
+
+def test_status_shows_the_last_round_and_the_jobs(tmp_path: Path) -> None:
+    made = fake_node(tmp_path).machine.config
+    assert "not looked" in reports.load(made)["sentence"]
+    moves = [
+        {"job": "db.g", "source": "a", "target": "b", "down_s": 12.34, "why": ""},
+        {"job": "web.g", "source": "a", "target": "", "down_s": None, "why": "no room"},
+    ]
+    reports.save(
+        made,
+        {**reports.load(made), "sentence": "b shows it", "reason": "nomad-follows",
+         "failed": ["stop x: denied"], "jobs": moves},
+    )  # fmt: skip
+    doc = {"volume": "v", "node": "b", "role": "primary", "nomad": reports.load(made)}
+    text = render(doc)
+    assert "nomad:     b shows it [nomad-follows]" in text
+    assert "FAILED: stop x: denied" in text
+    assert "db.g: from a to b, 12.3 s down" in text
+    assert "web.g: stopped on a, runs nowhere yet (no room)" in text
+
+
+def test_a_report_of_another_shape_counts_as_none(tmp_path: Path) -> None:
+    made = fake_node(tmp_path).machine.config
+    for text in ("{", "[]", '{"v": 1}'):
+        reports.path_of(made).parent.mkdir(parents=True, exist_ok=True)
+        reports.path_of(made).write_text(text)
+        assert reports.load(made)["settled"] is False

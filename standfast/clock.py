@@ -44,6 +44,14 @@ def parse_stamp(text: str) -> float:
     return stamp.timestamp()
 
 
+def parse_rfc3339(text: str) -> float:
+    """Seconds since the epoch of a `2026-11-22T14:46:17.246234081Z`; ValueError for others."""
+    parsed = datetime.fromisoformat(text)
+    if parsed.tzinfo is None:
+        raise ValueError(f"{text!r} names no time zone")
+    return parsed.timestamp()
+
+
 def format_utc(seconds: float) -> str:
     """Wall-clock seconds as people read them: `2026-11-22 10:15:00 UTC`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

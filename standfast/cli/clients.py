@@ -74,11 +74,25 @@ def _by_event(config: Config, event: str) -> None:
     except (StandfastError, OSError) as error:
         log.warning("%s: %s", config.volume, error)
         return
+    _restart_late(config)
     decision = outcome.decision
     if outcome.trouble is not None:
         log.warning("%s: %s", decision.reason, outcome.trouble)
     elif event != "timer":
         log.info("%s: %s", decision.reason, decision.sentence)
+
+
+def _restart_late(config: Config) -> None:
+    """What uses the path, and could not be restarted while Nomad was away."""
+    if not config.nomad.enabled:
+        return
+    from standfast.nomad import remounted
+
+    try:
+        for text in remounted.retry(config, Deadline.after(config.client.command_timeout)):
+            log.info("%s", text)
+    except StandfastError as error:
+        log.warning("%s", error)
 
 
 def _by_hand(config: Config, dry_run: bool, as_json: bool) -> int:

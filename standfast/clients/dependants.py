@@ -39,7 +39,18 @@ Hook = Callable[[Config, Change, Deadline], Sequence[str]]
 """Sees to one kind of users (allocations of a scheduler, say); returns what it did, in sentences.
 StandfastError is logged like any other sentence."""
 
-HOOKS: list[Hook] = []
+
+def restart_allocations(config: Config, change: Change, deadline: Deadline) -> Sequence[str]:
+    """Nomad's, where [nomad] is configured."""
+    if not config.nomad.enabled:
+        return ()
+    from standfast.nomad import remounted
+
+    log.info("looking for allocations that use %s", change.path)
+    return remounted.after(config, deadline)
+
+
+HOOKS: list[Hook] = [restart_allocations]
 
 
 def note_stopped(run_dir: Path, units: Sequence[str]) -> None:

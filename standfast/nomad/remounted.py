@@ -1,0 +1,172 @@
+"""After a client's remount: the allocations on this node that use the path get the new mount.
+
+Invariants: the mount is right before this begins, and nothing here changes it. What is due is
+written down first (`nomad-restart.json`, of this boot) and struck off when it is done, so that a
+Nomad that is away is asked again by the next run; an allocation that began after the change has
+the new mount already and is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from standfast.clock import Deadline, parse_rfc3339, sleep, utc_now
+from standfast.config.model import Config
+from standfast.errors import NomadError, StandfastError
+from standfast.files import read_json, write_atomically
+from standfast.nomad.path_use import uses
+from standfast.nomad.ports import RUN, Allocation, Node, NomadGateway
+
+log = logging.getLogger(__name__)
+
+PENDING = "nomad-restart.json"
+POLICY_KEY = "standfast_on_remount"
+POLICIES = ("restart", "signal", "none")
+SIGNAL = "SIGHUP"
+RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An allocation that uses the path, and what is done about it."""
+
+    allocation: Allocation
+    tasks: Mapping[str, str]
+    """Task -> how it uses the path."""
+    policy: str
+
+    @property
+    def name(self) -> str:
+        one = self.allocation
+        job = one.job_id if one.namespace == "default" else f"{one.namespace}/{one.job_id}"
+        return f"{job}.{one.group} ({one.id[:8]})"
+
+    @property
+    def how(self) -> str:
+        return ", ".join(f"{task}: {how}" for task, how in self.tasks.items())
+
+
+def after(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
+    """See to all of them; what was done, in sentences. StandfastError: it is tried again."""
+    path = config.run_dir / PENDING
+    write_atomically(path, json.dumps({"v": 1, "at": utc_now(), "done": []}))
+    return _see_to(config, deadline, nomad)
+
+
+def retry(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
+    """What an earlier run could not do; nothing when there is nothing left."""
+    if not (config.run_dir / PENDING).exists():
+        return ()
+    return _see_to(config, deadline, nomad)
+
+
+def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> Sequence[str]:
+    path = config.run_dir / PENDING
+    since, done = _pending(path)
+    if nomad is None:
+        from standfast.adapters.nomad import NomadAgent
+
+        nomad = NomadAgent.from_config(config)
+    try:
+        node = nomad.own_node()
+        found = users(nomad.allocations(node.id), node, config, since)
+    except NomadError as error:
+        raise StandfastError(
+            f"allocations that use {config.paths.bind} are restarted once Nomad answers: {error}"
+        ) from error
+    due = [one for one in found if one.allocation.id not in done and one.policy != "none"]
+    if due and not done:
+        # Whole clusters remount at once: not all of them shall start their jobs at once.
+        jitter_s = random.uniform(0.0, config.nomad.remount_jitter)
+        sleep(min(jitter_s, deadline.remaining_s() / 2))
+    said, failed = [], []
+    with ThreadPoolExecutor(config.nomad.remount_concurrency) as pool:
+        for user, wrong in zip(
+            due, pool.map(lambda one: _treat(nomad, one, deadline), due), strict=True
+        ):
+            if wrong is None:
+                done.append(user.allocation.id)
+                said.append(f"{_DONE[user.policy]} {user.name}: {user.how}")
+            else:
+                failed.append(f"{user.name} uses the old mount ({user.how}): {wrong}")
+    if failed:
+        write_atomically(path, json.dumps({"v": 1, "at": since, "done": done}))
+    else:
+        path.unlink(missing_ok=True)
+    left = [f"left {one.name} alone: {one.how}" for one in found if one.policy == "none"]
+    return (*said, *left, *failed)
+
+
+_DONE = {"restart": "restarted", "signal": f"sent {SIGNAL} to"}
+
+
+def users(
+    allocations: Sequence[Allocation], node: Node, config: Config, since: float
+) -> list[User]:
+    """Those that run, began before `since` (wall-clock seconds of this machine) and use the path:
+    pure."""
+    found = []
+    for one in allocations:
+        if one.desired != RUN or one.client_status != RUNNING or not _older(one, since):
+            continue
+        tasks = uses(one.job, one.group, str(config.paths.bind), node.host_volumes)
+        if tasks:
+            found.append(User(one, tasks, policy_of(one.job, config.nomad.on_remount)))
+    return found
+
+
+def policy_of(job: Mapping[str, Any], default: str) -> str:
+    """The job's own word, where it is one."""
+    meta = job.get("Meta")
+    said = meta.get(POLICY_KEY) if isinstance(meta, dict) else None
+    if said is None or said in POLICIES:
+        return said or default
+    log.warning("job %s: %s = %r is none of %s: %s", job.get("ID"), POLICY_KEY, said,
+                ", ".join(POLICIES), default)  # fmt: skip
+    return default
+
+
+def _older(one: Allocation, since: float) -> bool:
+    """Whether any of its tasks began before; one that can't be told counts as old."""
+    for task in one.tasks:
+        if not task.started_at:
+            continue
+        try:
+            if parse_rfc3339(task.started_at) < since:
+                return True
+        except ValueError:
+            return True
+    return not one.tasks
+
+
+def _treat(nomad: NomadGateway, user: User, deadline: Deadline) -> StandfastError | None:
+    try:
+        if user.policy == "signal":
+            for task in user.tasks:
+                nomad.signal(user.allocation.id, task, SIGNAL, deadline=deadline)
+        else:
+            nomad.restart(user.allocation.id, deadline=deadline)
+    except StandfastError as error:
+        return error
+    return None
+
+
+def _pending(path: Path) -> tuple[float, list[str]]:
+    """Since when, and whom not to ask again; a file of no use: everything, from now on."""
+    try:
+        doc = read_json(path) or {}
+    except StandfastError as error:
+        log.warning("%s", error)
+        doc = {}
+    at, done = doc.get("at"), doc.get("done")
+    return (
+        float(at) if isinstance(at, int | float) else utc_now(),
+        [one for one in done if isinstance(one, str)] if isinstance(done, list) else [],
+    )

@@ -1,0 +1,205 @@
+"""After a remount: which allocations are restarted, how, and what happens while Nomad is away."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.clients import dependants
+from standfast.clients.dependants import Change
+from standfast.clock import Deadline, parse_rfc3339, utc_now
+from standfast.config.model import Config, Paths
+from standfast.config.nomad import NomadAccess
+from standfast.errors import NomadError, NomadOutcome, StandfastError
+from standfast.nomad import remounted
+from standfast.nomad.ports import Allocation, Node, TaskState
+from tests.unit.deciding import config
+
+LONG_AGO = "2026-11-22T14:46:17.246234081Z"
+LATER = "2126-11-22T14:46:17Z"
+
+
+def job(name: str, policy: str | None = None, path: str = "/data/services") -> dict[str, Any]:
+    task = {"Name": "t", "Driver": "raw_exec", "Config": {"command": f"{path}/run"}}
+    return {
+        "ID": name,
+        "Meta": None if policy is None else {"standfast_on_remount": policy},
+        "TaskGroups": [{"Name": "g", "Tasks": [task, {"Name": "side"}]}],
+    }
+
+
+def allocation(document: dict[str, Any], started: str = LONG_AGO, **more: Any) -> Allocation:
+    base = Allocation(
+        id=f"{document['ID']}-0123456789",
+        name="x",
+        namespace="default",
+        job_id=document["ID"],
+        group="g",
+        node_id="id-a",
+        desired="run",
+        client_status="running",
+        job=document,
+        tasks=(TaskState("t", "running", False, 0, started, ""),),
+        modify_index=1,
+        next_id="",
+    )
+    return replace(base, **more)
+
+
+@dataclass
+class FakeNomad:
+    found: list[Allocation]
+    broken: dict[str, NomadError] = field(default_factory=dict)
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def own_node(self) -> Node:
+        if "*" in self.broken:
+            raise self.broken["*"]
+        return Node("id-a", "a", "ready", True, False, {}, {}, {}, "dc1", "", "default")
+
+    def allocations(self, node_id: str) -> list[Allocation]:
+        return self.found
+
+    def _ask(self, *words: str) -> None:
+        if words[1] in self.broken:
+            raise self.broken[words[1]]
+        self.asked.append(words)
+
+    def restart(self, alloc_id: str, *, deadline: Deadline) -> None:
+        self._ask("restart", alloc_id.partition("-")[0])
+
+    def signal(self, alloc_id: str, task: str, signal: str, *, deadline: Deadline) -> None:
+        self._ask("signal", alloc_id.partition("-")[0], task, signal)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Config:
+    return config(paths=Paths(run=tmp_path, state=tmp_path), nomad=NomadAccess(remount_jitter=0.0))
+
+
+def after(made: Config, nomad: FakeNomad) -> list[str]:
+    return list(remounted.after(made, Deadline.after(5), nomad))  # type: ignore[arg-type]
+
+
+def retry(made: Config, nomad: FakeNomad) -> list[str]:
+    return list(remounted.retry(made, Deadline.after(5), nomad))  # type: ignore[arg-type]
+
+
+def test_who_uses_the_path_is_restarted_and_nobody_else(made: Config) -> None:
+    nomad = FakeNomad([allocation(job("db")), allocation(job("web", path="/srv"))])
+    assert after(made, nomad) == ["restarted db.g (db-01234): t: raw_exec configuration"]
+    assert nomad.asked == [("restart", "db")]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        allocation(job("db"), desired="stop"),
+        allocation(job("db"), client_status="pending"),
+        allocation(job("db"), client_status="complete"),
+        allocation(job("db"), started=LATER),
+        allocation(job("db"), started=""),
+    ],
+    ids=["ending", "not-begun", "over", "begun-after", "no-task-begun"],
+)
+def test_who_has_the_new_mount_anyway_is_left_alone(made: Config, one: Allocation) -> None:
+    nomad = FakeNomad([one])
+    assert after(made, nomad) == []
+    assert nomad.asked == []
+
+
+def test_who_can_t_say_when_it_began_is_restarted(made: Config) -> None:
+    nomad = FakeNomad([allocation(job("db"), started="yesterday"), allocation(job("x"), tasks=())])
+    after(made, nomad)
+    assert sorted(nomad.asked) == [("restart", "db"), ("restart", "x")]
+
+
+def test_each_job_s_own_word_goes_before_the_configuration(made: Config) -> None:
+    jobs = [job("a"), job("b", "none"), job("c", "signal"), job("d", "restart"), job("e", "odd")]
+    nomad = FakeNomad([allocation(one) for one in jobs])
+    said = after(made, nomad)
+    assert sorted(nomad.asked) == [
+        ("restart", "a"),
+        ("restart", "d"),
+        ("restart", "e"),
+        ("signal", "c", "t", "SIGHUP"),
+    ]
+    assert "left b.g (b-012345) alone: t: raw_exec configuration" in said
+    nomad.asked.clear()
+    after(replace(made, nomad=replace(made.nomad, on_remount="none")), nomad)
+    assert sorted(nomad.asked) == [("restart", "d"), ("signal", "c", "t", "SIGHUP")]
+
+
+def test_while_nomad_is_away_it_is_written_down_and_done_later(made: Config) -> None:
+    nomad = FakeNomad([allocation(job("db"))])
+    nomad.broken["*"] = NomadError("refused", NomadOutcome.UNREACHABLE)
+    with pytest.raises(StandfastError, match="once Nomad answers: refused"):
+        after(made, nomad)
+    with pytest.raises(StandfastError):
+        retry(made, nomad)
+    nomad.broken.clear()
+    assert len(retry(made, nomad)) == 1
+    assert retry(made, nomad) == []
+    assert nomad.asked == [("restart", "db")]
+
+
+def test_one_that_fails_is_asked_again_and_the_others_are_not(made: Config) -> None:
+    nomad = FakeNomad([allocation(job("db")), allocation(job("web"))])
+    nomad.broken["web"] = NomadError("no path to node", NomadOutcome.NOT_FOUND)
+    said = after(made, nomad)
+    assert "web.g (web-0123) uses the old mount (t: raw_exec configuration): no path" in said[-1]
+    nomad.broken.clear()
+    retry(made, nomad)
+    assert sorted(nomad.asked) == [("restart", "db"), ("restart", "web")]
+    assert not (made.run_dir / remounted.PENDING).exists()
+
+
+def test_a_late_restart_spares_who_began_after_the_change(made: Config) -> None:
+    nomad = FakeNomad([])
+    nomad.broken["*"] = NomadError("refused", NomadOutcome.UNREACHABLE)
+    with pytest.raises(StandfastError):
+        after(made, nomad)
+    path = made.run_dir / remounted.PENDING
+    path.write_text(json.dumps({"v": 1, "at": parse_rfc3339(LONG_AGO) - 60, "done": []}))
+    nomad.broken.clear()
+    nomad.found = [allocation(job("db"))]
+    assert retry(made, nomad) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"at": "x", "done": 1}'])
+def test_a_damaged_list_of_what_is_due_means_everything(made: Config, text: str) -> None:
+    (made.run_dir).mkdir(parents=True)
+    (made.run_dir / remounted.PENDING).write_text(text)
+    nomad = FakeNomad([allocation(job("db"))])
+    retry(made, nomad)
+    assert nomad.asked == [("restart", "db")]
+
+
+def test_the_remount_calls_it_and_only_where_nomad_is_configured(
+    made: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Config] = []
+
+    def noted(config: Config, deadline: Deadline) -> list[str]:
+        calls.append(config)
+        return ["restarted db"]
+
+    monkeypatch.setattr(remounted, "after", noted)
+    change = Change("data", Path("/data/services"), "10.0.0.1", 5)
+    assert dependants.call_hooks(made, change) == ["restarted db"]
+    off = replace(made, nomad=NomadAccess(enabled=False))
+    assert dependants.call_hooks(off, change) == []
+    assert calls == [made]
+
+
+def test_times_are_read_as_nomad_writes_them() -> None:
+    assert parse_rfc3339("1970-01-01T00:00:01.500000000Z") == 1.5
+    assert parse_rfc3339("1970-01-01T01:00:00+01:00") == 0.0
+    assert parse_rfc3339(LONG_AGO) < utc_now() + 10**9
+    for wrong in ("", "x", "2026-11-22T14:46:17"):
+        with pytest.raises(ValueError, match=r"."):
+            parse_rfc3339(wrong)

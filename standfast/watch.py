@@ -2,7 +2,9 @@
 
 Invariants: the watches run under our own root unit, outside the Consul agent (Debian's can't become
 root). When one of them ends (a handler failed, the agent restarted), all end and the unit starts
-them again: the first call comes at once then, so nothing is missed.
+them again: the first call comes at once then, so nothing is missed. When Consul's leader changes,
+they begin anew as well: a query that waits at a server which died is given up only after 40 s
+(seen on Consul 1.8: the connection's keepalive), and the primary may have been that server.
 """
 
 from __future__ import annotations
@@ -13,18 +15,21 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from standfast.adapters.consul import DEFAULT_ADDRESS
+from standfast.adapters.consul import DEFAULT_ADDRESS, ConsulGateway
+from standfast.clock import Deadline
 from standfast.config.model import Config
-from standfast.errors import ConfigError, Unreachable
+from standfast.errors import ConfigError, ConsulError, Unreachable
 from standfast.run import Child, kill_group, spawn
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+LEADER_EVERY_S = 2.0
+LEADER_ANSWER_S = 1.5
 PLACES = (
     Path(sys.prefix) / "share/standfast/watches",
     Path("/usr/share/standfast/watches"),
@@ -76,6 +81,29 @@ def _start(op: str, command: list[str], config: Config) -> Child:
         return spawn(op, command, stdin=nothing, stdout=2, stderr=2, env=environment(config))
 
 
+class Leadership:
+    """Whether Consul has another leader, or is back after it gave no answer.
+
+    `ask` returns the leader's address, empty or None while there is none.
+    """
+
+    def __init__(self, ask: Callable[[], str | None]) -> None:
+        self._ask = ask
+        self._known = ask()
+
+    def changed(self) -> bool:
+        before, self._known = self._known, self._ask()
+        return bool(self._known) and self._known != before
+
+
+def _leader(gateway: ConsulGateway) -> str | None:
+    try:
+        return gateway.leader()
+    except ConsulError as error:
+        log.debug("%s", error)
+        return None
+
+
 def main(config: Config) -> int:
     """Run all watches until one ends (Unreachable) or SIGTERM (0)."""
     stop = threading.Event()
@@ -83,7 +111,17 @@ def main(config: Config) -> int:
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     places = (*config.consul.addresses, os.environ.get("CONSUL_HTTP_ADDR"), DEFAULT_ADDRESS)
     address = next(place for place in places if place)
+    gateway = ConsulGateway.from_config(config, timeout_s=LEADER_ANSWER_S)
+    leadership = Leadership(lambda: _leader(gateway))
+    while not stop.is_set():
+        _run(config, address, leadership, stop)
+    return 0
+
+
+def _run(config: Config, address: str, leadership: Leadership, stop: threading.Event) -> None:
+    """All watches, until they have to begin anew."""
     children: list[Child] = []
+    next_look = Deadline.after(LEADER_EVERY_S)
     try:
         for watch in definitions(config):
             command = argv(watch, address)
@@ -94,7 +132,11 @@ def main(config: Config) -> int:
                     raise Unreachable(
                         f"`consul watch` ended with status {child.returncode}: starting all again"
                     )
+            if next_look.expired:
+                if leadership.changed():
+                    log.info("Consul has another leader: the watches begin anew")
+                    return
+                next_look = Deadline.after(LEADER_EVERY_S)
     finally:
         for child in children:
             kill_group(child)
-    return 0

@@ -242,6 +242,17 @@ class ConsulGateway:
             question, lambda client: parse_node_health(_list(client, path, True))
         )
 
+    def leader(self, *, deadline: Deadline | None = None) -> str:
+        """Address of the server that leads the others, as the agent knows it; empty: none."""
+
+        def call(client: Client) -> str:
+            found = client.status.leader()
+            if not isinstance(found, str):
+                raise ValueError(f"{found!r} is no address")
+            return found
+
+        return self._addresses.ask(self._question("who leads", deadline), call)
+
     def self_check(self, *, deadline: Deadline | None = None) -> None:
         """ConsulBlind when the token can't see the passing instances of service `consul`."""
         seen = self.instances("consul", deadline=deadline)

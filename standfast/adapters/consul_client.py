@@ -282,7 +282,7 @@ def _check_status(method: str, path: str, status: int, headers: HTTPMessage, tex
     write = method != "GET"
     agent_local = path.startswith("/v1/agent/")
     if status == 200 or (status == 404 and method == "GET" and path.startswith("/v1/kv/")):
-        if not write and not agent_local:
+        if not write and not agent_local and not path.startswith("/v1/status/"):
             _check_read_headers(headers, said)
     elif status == 409 and path == "/v1/txn":
         return

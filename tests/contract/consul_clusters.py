@@ -127,6 +127,66 @@ def real_cluster(
             agent.wait(20)
 
 
+@dataclass(frozen=True)
+class Server:
+    """One of several real servers; `address` is that of its HTTP."""
+
+    cluster: Cluster
+    rpc: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def real_servers(directory: Path, count: int = 3) -> Iterator[Sequence[Server]]:
+    """Real servers that elected a leader; ended by their process ids, stopped ones too."""
+    ports = [free_ports(4) for _ in range(count)]
+    with ExitStack() as stack:
+        servers = []
+        for number, (http, rpc, lan, wan) in enumerate(ports, 1):
+            settings = {
+                "node_name": f"n{number}",
+                "server": True,
+                "bootstrap_expect": count,
+                "bind_addr": "127.0.0.1",
+                "client_addr": "127.0.0.1",
+                "data_dir": str(directory / f"data{number}"),
+                "retry_join": [f"127.0.0.1:{other[2]}" for other in ports],
+                "retry_interval": "1s",
+                "performance": {"raft_multiplier": 1},
+                "ports": {
+                    **{"http": http, "server": rpc, "serf_lan": lan, "serf_wan": wan},
+                    **{"dns": -1, "grpc": -1},
+                },
+            }
+            file = directory / f"n{number}.json"
+            file.write_text(json.dumps(settings))
+            cluster = Cluster("real", f"127.0.0.1:{http}")
+            log = stack.enter_context((directory / f"n{number}.log").open("wb"))
+            process = subprocess.Popen(
+                [consul_binary(), "agent", "-config-file", file],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=cluster.cli_env(),
+            )
+            stack.callback(process.wait, 20)
+            stack.callback(process.kill)
+            servers.append(Server(cluster, f"127.0.0.1:{rpc}", process))
+        deadline = Deadline.after(START_S)
+        while len(seen := {leader_seen_by(one) for one in servers}) > 1 or "" in seen:
+            if deadline.expired:
+                pytest.fail(f"{count} consul servers elected no leader within {START_S} s")
+            sleep(0.2)
+        yield servers
+
+
+def leader_seen_by(server: Server) -> str:
+    """The leader's RPC address; empty: none, or no answer."""
+    try:
+        return str(server.cluster.get_json("/v1/status/leader"))
+    except (TransportError, AssertionError):
+        return ""
+
+
 def _wait_until_ready(cluster: Cluster, agent: subprocess.Popen[bytes], log: Path) -> None:
     deadline = Deadline.after(START_S)
     while not _is_ready(cluster):

@@ -9,6 +9,7 @@ token, region, namespace and certificates from it, over explicit arguments left 
 from __future__ import annotations
 
 import io
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,10 +38,16 @@ NEXT_STEP = {
     NomadOutcome.SERVER_ERROR: "Check `nomad operator raft list-peers` and the agent's log.",
     NomadOutcome.GARBLED: "Check that the address is a Nomad agent's HTTP API.",
 }
-# 5xx texts after which nothing can have reached the log of Raft.
-_NOTHING_APPLIED = ("No cluster leader", "No path to region")
-# What comes from something else than Nomad, or from a Nomad that lacks the whole endpoint.
-_FOREIGN_404 = ("<", "404 page not found")
+# 5xx texts after which nothing can have been done.
+_NOTHING_APPLIED = (
+    "No cluster leader",
+    "No path to region",
+    "Task not running",
+    "should not run",
+)
+# An agent that passes a question on has 500 for what a server has 404 for; what a token may not
+# read is unknown, too.
+_NOT_FOUND = re.compile(r"^(rpc error: )?(Unknown (allocation|node|job)\b|[\w \"-]+ not found$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +228,8 @@ def _refused(access: Access, question: Question, reason: Any) -> NomadError:
     if isinstance(reason, requests.Response):
         text = reason.text[:200].strip()
         outcome = _outcome(reason.status_code, text)
-        maybe = reason.status_code >= 500 and not any(word in text for word in _NOTHING_APPLIED)
+        definite = outcome is NomadOutcome.NOT_FOUND or any(one in text for one in _NOTHING_APPLIED)
+        maybe = reason.status_code >= 500 and not definite
         said = f"{reason.status_code} {text!r}"
         return _error(access, question, outcome, said, maybe_applied=maybe)
     outcome = NomadOutcome.UNREACHABLE
@@ -235,8 +243,11 @@ def _outcome(status: int, text: str) -> NomadOutcome:
     if status in (401, 403):
         return NomadOutcome.DENIED
     if status == 404:
-        foreign = text.startswith(_FOREIGN_404)
+        # Something else than Nomad, or a Nomad that lacks the whole endpoint.
+        foreign = not text or text.startswith(("<", "404 page"))
         return NomadOutcome.GARBLED if foreign else NomadOutcome.NOT_FOUND
+    if status == 500 and _NOT_FOUND.match(text):
+        return NomadOutcome.NOT_FOUND
     if 500 <= status < 600 or status == 429:
         return NomadOutcome.SERVER_ERROR
     return NomadOutcome.BAD_REQUEST

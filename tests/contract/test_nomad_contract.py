@@ -1,0 +1,543 @@
+"""What Standfast relies on in Nomad: one suite for the stand-in and a real one.
+
+Everything is asked with a token that has the shipped policy alone. Each test has a meta key of its
+own, so that nobody waits for a meta of an earlier one to go.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from standfast.adapters.nomad import NomadAgent
+from standfast.clock import monotonic, sleep
+from standfast.errors import NomadError, NomadOutcome
+from standfast.nomad.ports import Allocation, Node
+from tests.contract.nomad_clusters import (
+    NODES,
+    POLICY,
+    SERVER,
+    Cluster,
+    eventually,
+    job,
+    real_cluster,
+    stand_in_cluster,
+    stays,
+)
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
+OLD, NEW = NODES
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module", params=["stand-in", "real"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    if request.param == "stand-in":
+        with stand_in_cluster() as one:
+            yield one
+    else:
+        with real_cluster(tmp_path_factory.mktemp("nomad")) as one:
+            yield one
+
+
+class Scene:
+    """One test's meta key and jobs; they are gone and both nodes in order when it is over."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.key = f"role_{next(_numbers)}"
+        self.jobs: list[str] = []
+
+    def submit(self, name: str, *, bound: bool = True, **options: Any) -> str:
+        job_id = f"{name}-{self.key}"
+        self.jobs.append(job_id)
+        self.cluster.submit(job(job_id, meta_key=self.key if bound else None, **options))
+        return job_id
+
+    def post(self, node: str, value: str | None = "primary") -> None:
+        self.cluster.gateway(node).set_meta(self.key, value)
+
+    def seen(self, node: str) -> str | None:
+        """What the servers know of the node's meta."""
+        return self.node(node).meta.get(self.key)
+
+    def node(self, name: str) -> Node:
+        (node,) = self.cluster.gateway(SERVER).nodes([name])
+        return node
+
+    def wait_until_seen(self, node: str, value: str | None = "primary") -> float:
+        return eventually(lambda: self.seen(node) == value, self.cluster.meta_s)
+
+    def make_primary(self, node: str) -> None:
+        self.post(node)
+        self.wait_until_seen(node)
+
+    def eligible(self, node: str, eligible: bool) -> None:
+        self.cluster.gateway(SERVER).set_eligible(self.cluster.node_id(node), eligible)
+
+    def allocs(self, job_id: str) -> list[Allocation]:
+        return list(self.cluster.gateway(SERVER).job_allocations("default", job_id))
+
+    def on(self, job_id: str, node: str) -> list[Allocation]:
+        node_id = self.cluster.node_id(node)
+        return [one for one in self.allocs(job_id) if one.node_id == node_id]
+
+    def runs_on(self, job_id: str, node: str) -> bool:
+        """There, by the client's word, and nowhere else."""
+        live = [one for one in self.allocs(job_id) if not one.over]
+        node_id = self.cluster.node_id(node)
+        return [(one.node_id, one.client_status) for one in live] == [(node_id, "running")]
+
+    def runs_nowhere(self, job_id: str) -> bool:
+        return all(one.over for one in self.allocs(job_id))
+
+    def wait_until_runs_on(self, job_id: str, node: str, within_s: float | None = None) -> float:
+        limit_s = within_s or self.cluster.meta_s
+        return eventually(lambda: self.runs_on(job_id, node), limit_s)
+
+    def running(self, job_id: str, node: str) -> Allocation:
+        (alloc,) = [one for one in self.on(job_id, node) if one.client_status == "running"]
+        return alloc
+
+    def stop(self, job_id: str, node: str) -> str:
+        alloc = self.running(job_id, node)
+        return self.cluster.gateway(OLD).stop(alloc.id)
+
+    def end(self) -> None:
+        for job_id in self.jobs:
+            self.cluster.purge(job_id)
+        for node in NODES:
+            self.eligible(node, True)
+
+
+@pytest.fixture
+def scene(cluster: Cluster) -> Iterator[Scene]:
+    made = Scene(cluster)
+    yield made
+    made.end()
+
+
+def outcome_of(call: Callable[[], object]) -> tuple[NomadOutcome, str]:
+    with pytest.raises(NomadError) as caught:
+        call()
+    return caught.value.outcome, str(caught.value)
+
+
+# The own agent and its meta
+
+
+def test_the_own_agent_knows_its_node_and_the_servers_know_it_too(cluster: Cluster) -> None:
+    for name in NODES:
+        gateway = cluster.gateway(name)
+        agent, node = gateway.agent(), gateway.own_node()
+        assert (agent.name, agent.server, agent.region) == (name, False, "global")
+        assert (node.name, node.id, node.status, node.eligible) == (
+            name,
+            agent.node_id,
+            "ready",
+            True,
+        )
+
+
+def test_a_server_is_no_node_and_may_be_the_leader(cluster: Cluster) -> None:
+    gateway = cluster.gateway(SERVER)
+    agent = gateway.agent()
+    assert (agent.server, agent.node_id, agent.failover_heartbeat_ttl_s) == (True, "", 300.0)
+    assert agent.rpc_address == gateway.leader() == cluster.gateway(NEW).leader()
+    assert outcome_of(gateway.own_node)[0] is NomadOutcome.NOT_FOUND
+    assert outcome_of(gateway.local_meta) == (
+        NomadOutcome.BAD_REQUEST,
+        f"Nomad at {cluster.machines.address(SERVER)}, reading this node's meta: 400 'No local "
+        "Node and node_id not provided'. Check that the agent is Nomad 1.5 or later and runs a "
+        "client.",
+    )
+
+
+def test_a_new_meta_is_there_at_once_for_the_agent_and_late_for_the_servers(scene: Scene) -> None:
+    gateway = scene.cluster.gateway(OLD)
+    started = monotonic()
+    assert gateway.set_meta(scene.key, "primary").meta[scene.key] == "primary"
+    assert gateway.local_meta().dynamic[scene.key] == "primary"
+    assert scene.seen(OLD) is None
+    scene.wait_until_seen(OLD)
+    print(f"{scene.cluster.kind}: visible after {monotonic() - started:.1f} s")
+    assert scene.seen(NEW) is None
+    assert scene.key not in gateway.set_meta(scene.key, None).meta
+    assert scene.seen(OLD) == "primary"
+    scene.wait_until_seen(OLD, None)
+
+
+def test_a_static_meta_that_is_unset_is_null(scene: Scene) -> None:
+    gateway = scene.cluster.gateway(NEW)
+    try:
+        made = gateway.set_meta("class_note", None)
+        assert (made.dynamic["class_note"], "class_note" in made.meta) == (None, False)
+        assert made.static["class_note"] == "x"
+    finally:
+        gateway.set_meta("class_note", "x")
+
+
+def test_a_meta_survives_the_death_of_its_agent_and_so_do_the_tasks(scene: Scene) -> None:
+    scene.make_primary(OLD)
+    job_id = scene.submit("steady")
+    scene.wait_until_runs_on(job_id, OLD)
+    before = scene.running(job_id, OLD)
+    scene.cluster.machines.kill(OLD)
+    assert outcome_of(scene.cluster.gateway(OLD).local_meta)[0] is NomadOutcome.UNREACHABLE
+    scene.cluster.machines.start(OLD)
+    assert scene.cluster.gateway(OLD).local_meta().dynamic[scene.key] == "primary"
+    eventually(lambda: scene.node(OLD).status == "ready", scene.cluster.down_s)
+    assert scene.seen(OLD) == "primary"
+    after = scene.running(job_id, OLD)
+    assert (after.id, [task.started_at for task in after.tasks]) == (
+        before.id,
+        [task.started_at for task in before.tasks],
+    )
+
+
+# Which moves there are
+
+
+@pytest.mark.parametrize("level", ["job", "group", "task"])
+def test_what_finds_no_node_waits_blocked_and_says_why(scene: Scene, level: str) -> None:
+    job_id = scene.submit("waiting", level=level)
+    assert scene.allocs(job_id) == []
+    gateway = scene.cluster.gateway(NEW)
+
+    def ids() -> list[str]:
+        listed = scene.cluster.must("GET", f"/v1/job/{job_id}/evaluations")
+        return [doc["ID"] for doc in listed]
+
+    eventually(lambda: len(ids()) == 2, 5)
+    found = {one.status: one for one in map(gateway.evaluation, ids())}
+    assert found["complete"].blocked_id == found["blocked"].id
+    said = {"g": f"of 2 nodes, 2 don't meet ${{meta.{scene.key}}} = primary"}
+    assert found["blocked"].unplaced == said
+    assert gateway.job("default", job_id)["ID"] == job_id
+    assert job_id in [one.id for one in gateway.jobs()]
+
+
+def test_a_node_that_gains_the_meta_gets_what_waits_and_keeps_what_runs(scene: Scene) -> None:
+    service, system = scene.submit("service"), scene.submit("system", kind="system")
+    assert scene.allocs(service) == scene.allocs(system) == []
+    scene.post(OLD)
+    scene.wait_until_runs_on(service, OLD)
+    scene.wait_until_runs_on(system, OLD)
+    ids = {one.id for job_id in (service, system) for one in scene.allocs(job_id)}
+
+    scene.post(OLD, None)
+    scene.post(NEW)
+    scene.wait_until_seen(OLD, None)
+    scene.wait_until_seen(NEW)
+    scene.cluster.must("POST", f"/v1/job/{service}/evaluate",
+                       {"JobID": service, "EvalOptions": {"ForceReschedule": True}})  # fmt: skip
+    stays(lambda: scene.runs_on(service, OLD), scene.cluster.watch_s)
+    # A system job starts on the new node while the old copy runs on: it would run twice.
+    eventually(lambda: len([one for one in scene.allocs(system) if not one.over]) == 2, 5)
+    assert ids <= {one.id for job_id in (service, system) for one in scene.allocs(job_id)}
+
+
+def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Scene) -> None:
+    scene.make_primary(OLD)
+    jobs = [scene.submit("service", stubborn_s=1.0), scene.submit("system", kind="system"),
+            scene.submit("task", level="task")]  # fmt: skip
+    elsewhere = scene.submit("elsewhere", bound=False)
+    for job_id in jobs:
+        scene.wait_until_runs_on(job_id, OLD)
+    eventually(lambda: len(scene.cluster.running(elsewhere)) == 1, 5)
+    stayed = [one.id for one in scene.allocs(elsewhere)]
+    twice: list[str] = []
+
+    def check() -> None:
+        for job_id in jobs:
+            if len([one for one in scene.allocs(job_id) if one.client_status == "running"]) > 1:
+                twice.append(job_id)
+
+    started = monotonic()
+    scene.eligible(OLD, False)
+    assert not scene.node(OLD).eligible
+    evaluations = [scene.stop(job_id, OLD) for job_id in jobs]
+
+    def all_over() -> bool:
+        check()
+        return all(scene.runs_nowhere(job_id) for job_id in jobs)
+
+    eventually(all_over, 5 + 1.0)
+    over_s = monotonic() - started
+    found = scene.cluster.gateway(NEW).evaluation(evaluations[0])
+    assert found.blocked_id
+    assert list(found.unplaced) == ["g"]
+    scene.post(OLD, None)
+    scene.post(NEW)
+
+    def all_moved() -> bool:
+        check()
+        return all(scene.runs_on(job_id, NEW) for job_id in jobs)
+
+    eventually(all_moved, scene.cluster.meta_s)
+    moved_s = monotonic() - started
+    scene.wait_until_seen(OLD, None)
+    scene.eligible(OLD, True)
+    stays(all_moved, scene.cluster.watch_s)
+    print(f"{scene.cluster.kind}: over after {over_s:.1f} s, moved after {moved_s:.1f} s")
+    assert twice == []
+    assert [one.id for one in scene.allocs(elsewhere)] == stayed
+    # What waited blocked has no link to what it replaces.
+    assert [one.next_id for one in scene.on(jobs[0], OLD)] == [""]
+
+
+def test_with_the_new_meta_visible_a_stopped_job_moves_and_starts_after_its_end(
+    scene: Scene,
+) -> None:
+    scene.make_primary(OLD)
+    job_id = scene.submit("stubborn", stubborn_s=2.0)
+    scene.wait_until_runs_on(job_id, OLD)
+    scene.make_primary(NEW)
+    scene.eligible(OLD, False)
+    started = monotonic()
+    scene.stop(job_id, OLD)
+    eventually(lambda: bool(scene.on(job_id, NEW)), 5)
+    assert scene.on(job_id, NEW)[0].client_status == "pending"
+    assert scene.on(job_id, OLD)[0].client_status == "running"
+    scene.wait_until_runs_on(job_id, NEW, 8)
+    (old,), (new,) = scene.on(job_id, OLD), scene.on(job_id, NEW)
+    assert old.tasks[0].finished_at < new.tasks[0].started_at
+    print(f"{scene.cluster.kind}: on the new node after {monotonic() - started:.1f} s")
+
+
+def test_what_waited_blocked_runs_twice_when_the_meta_comes_before_the_old_ones_end(
+    scene: Scene,
+) -> None:
+    """So everything has to be over before a new meta is on its way."""
+    scene.make_primary(OLD)
+    jobs = [
+        scene.submit(kind, kind=kind, stubborn_s=scene.cluster.stubborn_s)
+        for kind in ("service", "system")
+    ]
+    for job_id in jobs:
+        scene.wait_until_runs_on(job_id, OLD)
+    scene.eligible(OLD, False)
+    for job_id in jobs:
+        scene.stop(job_id, OLD)
+    scene.post(NEW)
+
+    def twice(job_id: str) -> bool:
+        both = [*scene.on(job_id, OLD), *scene.on(job_id, NEW)]
+        return [one.client_status for one in both] == ["running", "running"]
+
+    eventually(lambda: all(twice(job_id) for job_id in jobs), scene.cluster.meta_s)
+
+
+def test_a_stop_before_the_servers_see_the_new_meta_puts_the_job_back(scene: Scene) -> None:
+    scene.make_primary(OLD)
+    job_id = scene.submit("early")
+    scene.wait_until_runs_on(job_id, OLD)
+    first = scene.running(job_id, OLD).id
+    scene.post(OLD, None)
+    scene.post(NEW)
+    scene.stop(job_id, OLD)
+
+    def another() -> bool:
+        return scene.runs_on(job_id, OLD) and scene.running(job_id, OLD).id != first
+
+    eventually(another, 5)
+    scene.wait_until_seen(NEW)
+    scene.wait_until_seen(OLD, None)
+    stays(lambda: scene.runs_on(job_id, OLD), scene.cluster.watch_s)
+
+
+def test_a_dead_primary_in_quarantine_attracts_nothing_when_it_returns(scene: Scene) -> None:
+    scene.make_primary(OLD)
+    gateway = scene.cluster.gateway(NEW)
+    old_id = scene.cluster.node_id(OLD)
+    job_id = scene.submit("lost")
+    scene.wait_until_runs_on(job_id, OLD)
+    lost = scene.running(job_id, OLD)
+    scene.cluster.machines.kill(OLD)
+    try:
+        gateway.set_eligible(old_id, False)  # the servers do that without the node
+        down_s = eventually(lambda: gateway.node(old_id).status == "down", scene.cluster.down_s)
+        eventually(lambda: gateway.allocation(lost.id).client_status == "lost", 5)
+        assert gateway.node(old_id).meta[scene.key] == "primary"
+        assert outcome_of(lambda: gateway.restart(lost.id))[0] in (
+            NomadOutcome.NOT_FOUND,
+            NomadOutcome.SERVER_ERROR,
+        )
+    finally:
+        scene.cluster.machines.start(OLD)
+    eventually(lambda: gateway.node(old_id).status == "ready", scene.cluster.down_s)
+    print(f"{scene.cluster.kind}: down after {down_s:.1f} s")
+    node = gateway.node(old_id)
+    assert (node.eligible, node.meta[scene.key]) == (False, "primary")
+    later = scene.submit("later")
+    stays(lambda: scene.runs_nowhere(later) and not scene.on(later, OLD), scene.cluster.watch_s)
+    # Lifted too early, the old meta draws everything there: unset it first.
+    gateway.set_eligible(old_id, True)
+    took_s = eventually(lambda: scene.runs_on(later, OLD), 8)
+    print(f"{scene.cluster.kind}: drawn there within {took_s:.1f} s")
+
+
+def test_a_frozen_agent_is_a_node_that_the_servers_can_not_reach(scene: Scene) -> None:
+    old_id = scene.cluster.node_id(OLD)
+    gateway = scene.cluster.gateway(NEW)
+    machines = scene.cluster.machines
+    machines.freeze(OLD)
+    try:
+        own = NomadAgent(machines.address(OLD), token=scene.cluster.secret, timeout_s=0.5)
+        assert outcome_of(own.local_meta)[0] is NomadOutcome.TIMEOUT
+        gateway.set_eligible(old_id, False)
+        eventually(lambda: gateway.node(old_id).status == "down", scene.cluster.down_s)
+    finally:
+        machines.thaw(OLD)
+    eventually(lambda: gateway.node(old_id).status == "ready", scene.cluster.down_s)
+    assert not gateway.node(old_id).eligible
+
+
+# Allocations
+
+
+def test_a_restart_is_one_of_every_task_in_place(scene: Scene) -> None:
+    job_id = scene.submit("pair", bound=False, tasks=("t", "u"))
+    eventually(lambda: len(scene.cluster.running(job_id)) == 1, 5)
+    eventually(lambda: scene.allocs(job_id)[0].client_status == "running", 5)
+    before = scene.allocs(job_id)[0]
+    gateway = scene.cluster.gateway(NEW)
+    gateway.restart(before.id)
+
+    def again() -> bool:
+        tasks = gateway.allocation(before.id).tasks
+        return all(task.state == "running" and task.restarts == 1 for task in tasks)
+
+    eventually(again, 10)
+    after = gateway.allocation(before.id)
+    assert [task.name for task in after.tasks] == ["t", "u"]
+    for old, new in zip(before.tasks, after.tasks, strict=True):
+        assert new.started_at > old.started_at
+    assert [one.id for one in scene.allocs(job_id)] == [before.id]
+    (listed,) = [one for one in gateway.allocations(before.node_id) if one.id == before.id]
+    assert listed.job["TaskGroups"][0]["Tasks"][1]["Name"] == "u"
+    gateway.signal(before.id, "t", "SIGCONT")
+    gateway.signal(before.id, None, "SIGCONT")
+    assert outcome_of(lambda: gateway.signal(before.id, "x", "SIGCONT"))[0] == "not-found"
+    gateway.stop(before.id)
+    eventually(lambda: gateway.allocation(before.id).over, 5)
+    refusal = outcome_of(lambda: gateway.restart(before.id))
+    assert (refusal[0], "that should not run" in refusal[1]) == ("server-error", True)
+
+
+def test_what_does_not_exist_has_a_name(cluster: Cluster) -> None:
+    gateway = cluster.gateway(NEW)
+    calls: list[Callable[[], object]] = [
+        lambda: gateway.node(NOBODY),
+        lambda: gateway.allocation(NOBODY),
+        lambda: gateway.stop(NOBODY),
+        lambda: gateway.restart(NOBODY),
+        lambda: gateway.signal(NOBODY, None, "SIGHUP"),
+        lambda: gateway.evaluation(NOBODY),
+        lambda: gateway.job("default", "nobody/knows"),
+        lambda: gateway.set_eligible(NOBODY, False),
+    ]
+    assert [outcome_of(call)[0] for call in calls] == [NomadOutcome.NOT_FOUND] * len(calls)
+    assert gateway.nodes(["nobody"]) == ()
+    assert gateway.job_allocations("default", "nobody") == ()
+    outcome, text = outcome_of(lambda: gateway.set_meta("bad key!", "x"))
+    assert outcome is NomadOutcome.BAD_REQUEST
+    assert "must be valid dotted hcl identifiers" in text
+
+
+# ACLs
+
+
+def test_no_token_and_an_unknown_one_are_denied_alike(cluster: Cluster) -> None:
+    for secret in ("", NOBODY):
+        gateway = cluster.gateway(OLD, token=secret)
+        for call in (gateway.local_meta, gateway.nodes, gateway.agent):
+            outcome, text = outcome_of(call)
+            assert outcome is NomadOutcome.DENIED
+            assert "403 'Permission denied'" in text
+
+
+NODE_READ = 'node { policy = "read" }'
+AGENT_READ = 'agent { policy = "read" }'
+
+
+def _with(capabilities: str) -> str:
+    return f'node {{ policy = "write" }} {AGENT_READ} namespace "*" {{ capabilities = ' \
+           f"[{capabilities}] }}"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rules", "missing"),
+    [
+        (f'{NODE_READ} {AGENT_READ} namespace "*" {{ capabilities = ["read-job", "list-jobs", '
+         '"alloc-lifecycle"] }', {"set_meta", "set_eligible"}),
+        (_with('"list-jobs", "alloc-lifecycle"'),
+         {"allocation", "allocations", "job", "job_allocations", "evaluation"}),
+        (_with('"read-job", "alloc-lifecycle"'), {"jobs"}),
+        (_with('"read-job", "list-jobs"'), {"stop", "restart", "signal"}),
+        ('node { policy = "write" } namespace "*" { capabilities = ["read-job", "list-jobs", '
+         '"alloc-lifecycle"] }', {"agent", "own_node"}),
+        (POLICY.read_text(), set()),
+    ],
+    ids=["node read", "no read-job", "no list-jobs", "no alloc-lifecycle", "no agent", "shipped"],
+)  # fmt: skip
+def test_the_shipped_policy_is_enough_and_nothing_of_it_too_much(
+    scene: Scene, rules: str, missing: set[str]
+) -> None:
+    job_id = scene.submit("acl", bound=False)
+    eventually(lambda: len(scene.cluster.running(job_id)) == 1, 5)
+    eventually(lambda: scene.allocs(job_id)[0].client_status == "running", 5)
+    (alloc,) = scene.allocs(job_id)
+    (doc, *_) = scene.cluster.must("GET", f"/v1/job/{job_id}/evaluations")
+    gateway = scene.cluster.gateway(OLD, token=scene.cluster.token(rules))
+    calls: dict[str, Callable[[], object]] = {
+        "agent": gateway.agent,
+        "own_node": gateway.own_node,
+        "local_meta": gateway.local_meta,
+        "set_meta": lambda: gateway.set_meta(scene.key, None),
+        "leader": gateway.leader,
+        "nodes": gateway.nodes,
+        "node": lambda: gateway.node(alloc.node_id),
+        "set_eligible": lambda: gateway.set_eligible(alloc.node_id, True),
+        "allocations": lambda: _some(gateway.allocations(alloc.node_id)),
+        "allocation": lambda: gateway.allocation(alloc.id),
+        "jobs": lambda: _some(gateway.jobs()),
+        "job": lambda: gateway.job("default", job_id),
+        "job_allocations": lambda: gateway.job_allocations("default", job_id),
+        "evaluation": lambda: gateway.evaluation(doc["ID"]),
+        "restart": lambda: gateway.restart(alloc.id),
+        "signal": lambda: _when_it_runs(lambda: gateway.signal(alloc.id, None, "SIGCONT")),
+        "stop": lambda: gateway.stop(alloc.id),
+    }
+    denied = set()
+    for name, call in calls.items():
+        try:
+            call()
+        except NomadError as error:
+            unseen = name == "allocation" and error.outcome is NomadOutcome.NOT_FOUND
+            assert error.outcome is NomadOutcome.DENIED or unseen, error
+            denied.add(name)
+    assert denied == missing
+
+
+def _some(found: object) -> None:
+    """A namespace that can't be read is left out of a list without a word."""
+    if not found:
+        raise NomadError("an empty list", NomadOutcome.DENIED)
+
+
+def _when_it_runs(call: Callable[[], None]) -> None:
+    """Right after a restart there is nothing to be signalled for a moment."""
+    for left in range(50, -1, -1):
+        try:
+            return call()
+        except NomadError as error:
+            if error.outcome is NomadOutcome.DENIED or not left:
+                raise
+        sleep(0.1)
+    return None

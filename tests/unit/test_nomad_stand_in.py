@@ -1,0 +1,149 @@
+"""What the stand-in for Nomad adds to the contract that it shares with a real one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters.nomad import NomadAgent
+from standfast.adapters.transport import Endpoint, Request, exchange
+from standfast.clock import Deadline, monotonic
+from standfast.errors import NomadError, NomadOutcome
+from tests.contract.consul_clusters import free_ports
+from tests.fakes.nomad import StandIn
+from tests.fakes.nomad_api import Manner
+from tests.fakes.nomad_state import State
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def outcome_of(call: Callable[[], object]) -> NomadOutcome:
+    with pytest.raises(NomadError) as caught:
+        call()
+    return caught.value.outcome
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with StandIn(volumes={"services": "/data/services"}) as made:
+        yield made
+
+
+def test_without_acls_no_token_is_needed(stand_in: StandIn) -> None:
+    nomad = NomadAgent(stand_in.address("node1"))
+    assert nomad.own_node().host_volumes == {"services": "/data/services"}
+    assert stand_in.requests[0] == ("node1", "GET", "/v1/agent/self")
+
+
+@pytest.mark.parametrize(
+    ("manner", "outcome"),
+    [
+        (Manner.ERROR, NomadOutcome.SERVER_ERROR),
+        (Manner.HANG, NomadOutcome.TIMEOUT),
+        (Manner.DENY, NomadOutcome.DENIED),
+        (Manner.NO_LEADER, NomadOutcome.SERVER_ERROR),
+    ],
+)
+def test_it_misbehaves_until_it_is_told_to_stop(
+    stand_in: StandIn, manner: Manner, outcome: NomadOutcome
+) -> None:
+    nomad = NomadAgent(stand_in.address("node2"), timeout_s=0.3)
+    stand_in.misbehave(manner)
+    assert outcome_of(nomad.nodes) is outcome
+    assert outcome_of(lambda: nomad.set_eligible("x", True)) is outcome
+    stand_in.misbehave(Manner.NORMAL)
+    assert [node.name for node in nomad.nodes()] == ["node1", "node2"]
+
+
+def test_a_client_without_servers_still_answers_for_itself(stand_in: StandIn) -> None:
+    nomad = NomadAgent(stand_in.address("node1"))
+    stand_in.misbehave(Manner.NO_LEADER)
+    assert nomad.set_meta("storage_role", "primary").meta["storage_role"] == "primary"
+    assert nomad.agent().name == "node1"
+
+
+def test_closing_it_lets_go_who_waits_for_an_answer() -> None:
+    with StandIn() as stand_in:
+        stand_in.freeze("node1")
+        nomad = NomadAgent(stand_in.address("node1"), timeout_s=0.2)
+        assert outcome_of(nomad.local_meta) is NomadOutcome.TIMEOUT
+        started = monotonic()
+    assert monotonic() - started < 5
+
+
+def test_a_meta_takes_five_to_ten_seconds_unless_told_otherwise() -> None:
+    now = [100.0]
+    for _ in range(20):
+        state = State(("node1",), now=lambda: now[0])
+        node = state.nodes["node1"]
+        start = now[0]
+        state.set_meta(node, {"k": "v"})
+        while "k" not in node.seen:
+            now[0] += 0.05
+            state.advance()
+        assert 5.0 <= now[0] - start <= 10.1
+
+
+def test_of_two_metas_on_their_way_the_last_one_counts() -> None:
+    now = [0.0]
+    state = State(("node1",), now=lambda: now[0])
+    node = state.nodes["node1"]
+    state.set_meta(node, {"k": "v"})
+    now[0] = 1.0
+    state.set_meta(node, {"k": None})
+    for now[0] in (2.0, 6.0, 9.0, 12.0):
+        state.advance()
+        assert "k" not in node.seen
+
+
+def test_a_node_that_returns_before_anybody_noticed_has_lost_nothing() -> None:
+    now = [0.0]
+    state = State(("node1",), down_after_s=20.0, now=lambda: now[0])
+    state.kill("node1")
+    now[0] = 19.0
+    state.advance()
+    state.start("node1")
+    now[0] = 60.0
+    state.advance()
+    assert state.nodes["node1"].status == "ready"
+    state.kill("node1")
+    now[0] = 81.0
+    state.advance()
+    assert state.nodes["node1"].status == "down"
+
+
+@contextmanager
+def program(*args: str) -> Iterator[None]:
+    command = [sys.executable, "-m", "tests.fakes.nomad", *args]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+def test_as_a_program_it_is_steered_from_outside() -> None:
+    server, node = (f"127.0.0.1:{port}" for port in free_ports(2))
+
+    def steer(what: str) -> None:
+        request = Request("POST", f"/stand-in/{what}")
+        assert exchange(Endpoint.parse(server), request, Deadline.after(5)).status == 200
+
+    with program(f"server={server}", f"zippy={node}", "--meta-delay", "0", "0"):
+        nomad = NomadAgent(node, timeout_s=5)
+        nomad.set_meta("storage_role", "primary")
+        assert nomad.own_node().meta["storage_role"] == "primary"
+        steer("manner/error")
+        assert outcome_of(nomad.leader) is NomadOutcome.SERVER_ERROR
+        steer("manner/normal")
+        steer("kill/zippy")
+        assert outcome_of(nomad.leader) is NomadOutcome.UNREACHABLE
+        steer("start/zippy")
+        assert nomad.leader() == "127.0.0.1:4647"

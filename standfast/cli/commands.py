@@ -283,6 +283,13 @@ COMMANDS: tuple[Command, ...] = (
         hidden=True,
     ),
     Command(
+        "nomad-boot",
+        "before Nomad starts: have its servers place no jobs here by an old meta",
+        "standfast.nomad.boot:run",
+        (_SERVICE_VOLUME,),
+        hidden=True,
+    ),
+    Command(
         "lease",
         "hold the lease: heartbeats, and feeding the fence",
         "standfast.cli.services:lease",

@@ -106,8 +106,9 @@ class Follower:
 
     def pause_s(self, report: Report) -> float:
         """Until the next round."""
-        away = report.reason in (Reason.NOMAD_UNREACHABLE, Reason.NOMAD_TIMEOUT)
-        quick = not report.settled and not away and self._unsettled <= QUICK_ROUNDS
+        # A refused connection costs nothing, and at boot each second counts.
+        quick = not report.settled and self._unsettled <= QUICK_ROUNDS
+        quick = quick and report.reason is not Reason.NOMAD_TIMEOUT
         return QUICK_S if quick else SLOW_S
 
     def look(self, role: Role) -> Observed:

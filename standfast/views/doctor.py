@@ -1,8 +1,8 @@
 """`standfast doctor`: what is wrong on this node, with the evidence and the fix.
 
 Pure but for `run`: each check looks at the status document and says what it found. Those of the
-storage are in `storage_checks`, those of a client's mount in `clients.checks`; neither needs an
-agent.
+storage are in `storage_checks`, those of a client's mount in `clients.checks`, Nomad's in
+`nomad.checks`; none of these needs an agent.
 """
 
 from __future__ import annotations
@@ -131,11 +131,18 @@ def run(args: argparse.Namespace) -> int:
     """`standfast doctor`: exit 0 when every check is well, else 1."""
     from standfast.clients.checks import look as look_at_mounts
     from standfast.config.load import load_volume
+    from standfast.nomad.checks import look as look_at_nomad
     from standfast.views.status import fetch
     from standfast.views.storage_checks import look
 
     config = load_volume(args.volume, require_storage=False)
-    findings = [*examine(fetch(config)), *look(config), *look_at_mounts(config)]
+    doc = fetch(config)
+    findings = [
+        *examine(doc),
+        *look(config),
+        *look_at_mounts(config),
+        *look_at_nomad(config, doc.get("serving")),
+    ]
     if args.json:
         print(json.dumps([asdict(one) for one in findings], indent=2), file=sys.stdout)
     else:

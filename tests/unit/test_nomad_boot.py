@@ -1,0 +1,102 @@
+"""Before Nomad starts on a node that was primary: its servers place nothing there."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from standfast.clock import monotonic
+from standfast.config.model import Config, Paths
+from standfast.config.nomad import NomadAccess
+from standfast.errors import TimedOut
+from standfast.lease.files import LeaseStatus
+from standfast.nomad import boot
+from standfast.nomad.observed import Role
+from standfast.records import LeaderState
+from tests.fakes.nomad_world import Client, FakeConsul, FakeNomad, World, job
+from tests.unit.deciding import config
+
+CONFIG = config("a", nomad=NomadAccess())
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """`a` died as primary; nobody has quarantined it."""
+    made = World({"a": Client("a"), "b": Client("b")}, [job("db")])
+    made.clients["a"].local = True
+    made.propagate()
+    made.kill("a")
+    yield made
+
+
+def quarantine(world: World) -> Sequence[str]:
+    return boot.quarantine_own(CONFIG, FakeNomad(world, "b"), FakeConsul(world))
+
+
+def test_a_node_with_the_meta_of_before_comes_back_without_jobs(world: World) -> None:
+    assert "takes no jobs" in quarantine(world)[0]
+    world.revive("a")
+    assert world.where("db") == []
+    one = world.follower(CONFIG)
+    one.round(Role.STANDBY, 0)
+    world.propagate()
+    for _ in range(2):
+        one.round(Role.STANDBY, 0)
+    assert world.clients["a"].eligible and world.where("db") == []
+
+
+def test_without_it_the_job_would_be_there_at_once(world: World) -> None:
+    world.revive("a")
+    assert world.where("db") == ["a"]
+
+
+def test_a_node_without_the_meta_or_that_is_ineligible_already_is_left_alone(
+    world: World,
+) -> None:
+    world.disable("a")
+    assert quarantine(world) == []
+    world.clients["a"].visible = False
+    world.enable("a")
+    assert quarantine(world) == []
+    assert world.log == []
+
+
+def run(made: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """The status and how often it was tried."""
+    tries = []
+
+    def attempt(_: Config) -> Sequence[str]:
+        tries.append(1)
+        raise TimedOut("nobody there")
+
+    monkeypatch.setattr("standfast.config.load.load_volume", lambda *_, **__: made)
+    monkeypatch.setattr(boot, "attempt", attempt)
+    monkeypatch.setattr(boot, "LIMIT_S", 0.2)
+    monkeypatch.setattr(boot, "AGAIN_S", 0.05)
+    return boot.run(argparse.Namespace(volume="data")), len(tries)
+
+
+def test_it_tries_for_a_while_and_is_never_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config("a", nomad=NomadAccess(), paths=Paths(run=tmp_path))
+    status, tries = run(made, monkeypatch)
+    assert status == 0 and tries > 1
+
+
+def test_a_primary_whose_nomad_is_only_restarted_keeps_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config("a", nomad=NomadAccess(), paths=Paths(run=tmp_path))
+    until = monotonic() + 60
+    LeaseStatus(5, "i", 1, LeaderState.SERVING, True, until, until, 1, monotonic()).save(
+        made.run_dir
+    )
+    assert run(made, monkeypatch) == (0, 0)
+
+
+def test_where_nomad_is_not_configured_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(config("a"), monkeypatch) == (0, 0)

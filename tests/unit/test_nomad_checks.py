@@ -1,0 +1,121 @@
+"""What doctor says of Nomad."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from standfast.config.nomad import NomadAccess
+from standfast.nomad import reports
+from standfast.nomad.checks import FORGOTTEN_S, Facts, examine, look, stops_when_cut_off
+from standfast.nomad.observed import Note, Noted
+from standfast.nomad.ports import Node
+from tests.unit.deciding import config
+
+CONFIG = config("a", nomad=NomadAccess())
+
+
+def node(name: str, *, shown: bool = False, eligible: bool = True, status: str = "ready") -> Node:
+    meta = {"storage_role": "primary"} if shown else {}
+    return Node(f"id-{name}", name, status, eligible, False, meta, {}, {}, "dc1", "", "default")
+
+
+def noted(name: str, at: float) -> dict[str, Noted]:
+    return {f"id-{name}": Noted(Note(name, "a", 5, at), 1)}
+
+
+A = node("a", shown=True)
+WELL = Facts(CONFIG, A, (A, node("b")), ttl_s=30.0, serving="a", bound=2, now=10_000.0)
+
+
+def test_all_is_well() -> None:
+    findings = examine(WELL)
+    assert all(one.ok and not one.fix for one in findings)
+    assert {one.check for one in findings} == {"nomad", "meta", "cut-off", "heartbeat", "leaders"}
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "evidence"),
+    [
+        ({"own": node("zippy")}, "nomad", "zippy in Nomad and a in Consul"),
+        ({"nodes": (A, node("b", shown=True))}, "meta", "several nodes that take jobs: a, b"),
+        ({"nodes": (node("a"), node("b", shown=True))}, "meta", "on b, and a serves"),
+        (
+            {
+                "nodes": (A, node("b", eligible=False)),
+                "notes": noted("b", WELL.now - FORGOTTEN_S - 1),
+            },
+            "quarantine",
+            "b was made ineligible by a 10 min ago, is back, and still in quarantine",
+        ),
+        ({"unguarded": ("db.g", "web.g")}, "cut-off", "db.g, web.g"),
+        ({"ttl_s": 300.0}, "heartbeat", "300 s"),
+        ({"leads_nomad": True}, "leaders", "a is primary and leader of Nomad:"),
+        ({"leads_nomad": True, "leads_consul": True}, "leaders", "Nomad and Consul"),
+    ],
+)
+def test_what_is_wrong_is_named_with_a_fix(
+    change: dict[str, Any], check: str, evidence: str
+) -> None:
+    [bad] = [one for one in examine(replace(WELL, **change)) if not one.ok]
+    assert bad.check == check
+    assert evidence in bad.evidence
+    assert bad.fix
+
+
+@pytest.mark.parametrize(
+    ("other", "notes", "evidence"),
+    [
+        (node("b", shown=True, eligible=False), noted("b", 9_990.0), "until it doesn't show"),
+        (
+            node("b", shown=True, eligible=False, status="down"),
+            noted("b", 0.0),
+            "is down: until it is back",
+        ),
+        (node("b", eligible=False), {}, "by somebody's word"),
+    ],
+)
+def test_a_quarantine_at_work_and_an_operator_s_word_are_told_and_well(
+    other: Node, notes: dict[str, Noted], evidence: str
+) -> None:
+    findings = examine(replace(WELL, nodes=(A, other), notes=notes))
+    assert all(one.ok for one in findings)
+    assert any(evidence in one.evidence for one in findings)
+
+
+def test_an_agent_that_is_no_server_says_nothing_of_the_heartbeat() -> None:
+    assert "heartbeat" not in {one.check for one in examine(replace(WELL, ttl_s=None))}
+
+
+@pytest.mark.parametrize(
+    ("group", "stops"),
+    [
+        ({"Disconnect": {"StopOnClientAfter": 25_000_000_000}}, True),
+        ({"StopAfterClientDisconnect": 25_000_000_000}, True),
+        ({"Disconnect": {"LostAfter": 1, "StopOnClientAfter": None}}, False),
+        ({"Disconnect": None, "StopAfterClientDisconnect": None}, False),
+        ({}, False),
+    ],
+)
+def test_which_groups_end_on_a_node_that_is_cut_off(group: dict[str, Any], stops: bool) -> None:
+    assert stops_when_cut_off(group) is stops
+
+
+def test_without_nomad_there_is_nothing_to_say() -> None:
+    assert look(config("a"), "a") == []
+
+
+def test_a_nomad_that_is_away_is_a_finding_and_so_is_the_last_round(tmp_path: Any) -> None:
+    from standfast.config.model import Paths
+
+    away = config(
+        "a",
+        nomad=NomadAccess(address="127.0.0.1:1"),
+        paths=Paths(state=tmp_path, run=tmp_path),
+    )
+    reports.save(away, {**reports.load(away), "reason": "nomad-denied", "sentence": "403"})
+    round_, now = look(away, "a")
+    assert (round_.ok, round_.evidence) == (False, "403")
+    assert (now.ok, now.check) == (False, "nomad") and now.fix

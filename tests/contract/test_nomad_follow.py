@@ -1,0 +1,329 @@
+"""Jobs follow the storage on a Nomad cluster: the stand-in, and a real one where there is one.
+
+The storage is a word here: which node has it, and for how long nobody does. Everything else is the
+agent's: a follower for each node, called as its thread calls it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from standfast.clock import Deadline, monotonic, sleep
+from standfast.config.model import Config
+from standfast.config.model import Node as NodeConfig
+from standfast.config.nomad import NomadAccess
+from standfast.errors import StandfastError
+from standfast.nomad.follow import Follower
+from standfast.nomad.observed import Role
+from standfast.nomad.ports import Allocation
+from tests.contract.nomad_clusters import (
+    NODES,
+    SERVER,
+    Cluster,
+    eventually,
+    job,
+    real_cluster,
+    stand_in_cluster,
+    stays,
+)
+from tests.fakes.nomad import StandIn
+from tests.fakes.nomad_api import Manner
+from tests.fakes.nomad_world import FakeConsul, World
+
+KEY = "storage_role"
+ONE, TWO = NODES
+TICK_S = 0.2
+PAUSE_S = 1.0
+"""The storage's, from one primary to the next."""
+JOBS = ("db", "web", "sys")
+
+
+@pytest.fixture(scope="module", params=["stand-in", "real"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    if request.param == "stand-in":
+        with stand_in_cluster() as made:
+            yield made
+    else:
+        with real_cluster(tmp_path_factory.mktemp("nomad-follow")) as made:
+            yield made
+
+
+@dataclass
+class Site:
+    """Two storage nodes; each has a thread that follows, as the agent's does."""
+
+    cluster: Cluster
+    consul: World = field(default_factory=lambda: World({}, []))
+    primary: str | None = None
+    epoch: int = 0
+    dead: set[str] = field(default_factory=set)
+    followers: dict[str, Follower] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def config(self, name: str) -> Config:
+        return Config(
+            volume="data",
+            source=Path("data.toml"),
+            cluster="test",
+            node=name,
+            nodes={one: NodeConfig(address=f"10.0.0.{n}") for n, one in enumerate(NODES, 1)},
+            nomad=NomadAccess(),
+        )
+
+    def boot(self, name: str) -> None:
+        """The node's agent starts."""
+        gateway = self.cluster.gateway(name)
+        gateway.timeout_s = 5.0
+        follower = Follower(self.config(name), gateway, FakeConsul(self.consul))
+        self.followers[name] = follower
+        self.dead.discard(name)
+        thread = threading.Thread(target=self._follow, args=(name, follower), daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def _follow(self, name: str, follower: Follower) -> None:
+        last, due = None, 0.0
+        while not self.ended.wait(TICK_S) and self.followers.get(name) is follower:
+            role = self.role(name)
+            if role == last and monotonic() < due:
+                continue
+            last = role
+            report = follower.round(*role)
+            self.reports[name] = report.sentence
+            due = monotonic() + min(follower.pause_s(report), 2.0)
+
+    def role(self, name: str) -> tuple[Role, int]:
+        if self.primary == name:
+            return Role.PRIMARY, self.epoch
+        return Role.STANDBY, 0
+
+    def serve(self, name: str) -> None:
+        self.epoch += 1
+        self.consul.set_epoch(self.config(name), self.epoch)
+        self.primary = name
+
+    def switchover(self, name: str) -> tuple[float, bool]:
+        """How long the release took, and whether it was in order."""
+        old = self.followers[str(self.primary)]
+        started, orderly = monotonic(), True
+        try:
+            old.release(Deadline.after(old.release_limit_s()))
+        except StandfastError:
+            orderly = False
+        took_s = monotonic() - started
+        self.primary = None
+        sleep(PAUSE_S)
+        self.serve(name)
+        old.resume()
+        return took_s, orderly
+
+    def cut(self, name: str) -> None:
+        """The node is gone, its Nomad too."""
+        del self.followers[name]
+        self.dead.add(name)
+        if self.primary == name:
+            self.primary = None
+        self.cluster.machines.kill(name)
+
+    def end(self) -> None:
+        self.ended.set()
+        for thread in self.threads:
+            thread.join(30)
+
+
+@pytest.fixture
+def site(cluster: Cluster) -> Iterator[Site]:
+    made = Site(cluster)
+    cluster.submit(job("db", meta_key=KEY, level="job"))
+    cluster.submit(job("web", meta_key=KEY, level="task", tasks=("t", "u")))
+    cluster.submit(job("sys", meta_key=KEY, kind="system"))
+    for name in NODES:
+        made.boot(name)
+    made.serve(ONE)
+    eventually(lambda: all(where(made, one) == [ONE] for one in JOBS), 2 * cluster.meta_s)
+    try:
+        yield made
+    finally:
+        made.end()
+        for one in JOBS:
+            with suppress(AssertionError):
+                cluster.purge(one)
+        for name in NODES:
+            cluster.gateway(name).set_meta(KEY, None)
+            cluster.gateway(SERVER).set_eligible(cluster.node_id(name), True)
+        eventually(lambda: not any(shows(made, name) for name in NODES), cluster.meta_s)
+        eventually(lambda: not any(where(made, one) for one in JOBS), 30)
+
+
+def allocations(site: Site, job_id: str) -> list[Allocation]:
+    return list(site.cluster.gateway(SERVER).job_allocations("default", job_id))
+
+
+def where(site: Site, job_id: str) -> list[str]:
+    """Nodes on which a job really runs, by the servers' word."""
+    names = {site.cluster.node_id(name): name for name in NODES}
+    return sorted(
+        names[one.node_id] for one in allocations(site, job_id) if one.client_status == "running"
+    )
+
+
+def shows(site: Site, name: str) -> bool:
+    (node,) = site.cluster.gateway(SERVER).nodes([name])
+    return KEY in node.meta
+
+
+def eligible(site: Site, name: str) -> bool:
+    (node,) = site.cluster.gateway(SERVER).nodes([name])
+    return node.eligible
+
+
+class Watch:
+    """Where each job runs, looked at all the time: moments on both, and the time on neither."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._ids = {site.cluster.node_id(name): name for name in NODES}
+        self._gateway = site.cluster.gateway(SERVER)
+        self._ended = threading.Event()
+        self.seen: dict[str, list[tuple[float, tuple[str, ...]]]] = {one: [] for one in JOBS}
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(30)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.05):
+            for one in JOBS:
+                with suppress(StandfastError):
+                    found = self._gateway.job_allocations("default", one)
+                    nodes = sorted(
+                        self._ids[a.node_id] for a in found if a.client_status == "running"
+                    )
+                    self.seen[one].append((monotonic(), tuple(nodes)))
+
+    def twice(self) -> list[str]:
+        return [job_id for job_id, seen in self.seen.items() if any(len(n) > 1 for _, n in seen)]
+
+    def down_s(self, job_id: str, source: str, target: str) -> float:
+        """From the last moment on the one to the first on the other."""
+        seen = self.seen[job_id]
+        left = max(at for at, nodes in seen if nodes == (source,))
+        return min(at for at, nodes in seen if nodes == (target,) and at > left) - left
+
+    def came_back(self, job_id: str, source: str) -> bool:
+        path = [nodes for _, nodes in self.seen[job_id] if nodes]
+        changes = [n for n, before in zip(path[1:], path, strict=False) if n != before]
+        return (source,) in changes
+
+
+def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_back(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Watch(site) as watch:
+        release_s, orderly = site.switchover(TWO)
+        eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), 3 * site.cluster.meta_s)
+        eventually(lambda: eligible(site, ONE), 2 * site.cluster.meta_s)
+        stays(lambda: where(site, "db") == [TWO], site.cluster.watch_s)
+    assert orderly
+    assert watch.twice() == []
+    assert not any(watch.came_back(one, ONE) for one in JOBS)
+    assert not shows(site, ONE)
+    assert not [key for key in site.consul.kv if "/nomad/" in key]
+    told = site.followers[ONE].moves.document()
+    assert {one["job"]: one["target"] for one in told} == {f"{one}.g": TWO for one in JOBS}
+    down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
+    with capsys.disabled():
+        print(
+            f"\n{site.cluster.kind}: switchover with a pause of {PAUSE_S:g} s: release "
+            f"{release_s:.1f} s, jobs down {down} s, told {[one['down_s'] for one in told]}"
+        )
+
+
+def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.cut(ONE)
+    site.serve(TWO)
+    eventually(lambda: not eligible(site, ONE), site.cluster.meta_s)
+    eventually(
+        lambda: all(TWO in where(site, one) for one in JOBS),
+        2 * site.cluster.meta_s + site.cluster.down_s,
+    )
+    before = {a.id for one in JOBS for a in allocations(site, one)}
+    site.cluster.machines.start(ONE)
+    assert shows(site, ONE), "it returned without its meta: nothing is shown by this"
+    started = monotonic()
+    # Its agent is late: for so long the quarantine alone keeps the jobs away.
+    stays(lambda: not eligible(site, ONE), site.cluster.watch_s)
+    site.boot(ONE)
+    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), 3 * site.cluster.meta_s)
+    took_s = monotonic() - started
+    stays(lambda: TWO in where(site, "db"), site.cluster.watch_s)
+    new = [a for one in JOBS for a in allocations(site, one) if a.id not in before]
+    assert not [a for a in new if a.node_id == site.cluster.node_id(ONE)]
+    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), 30)
+    assert not [key for key in site.consul.kv if "/nomad/" in key]
+    with capsys.disabled():
+        print(f"\n{site.cluster.kind}: a standby like any other {took_s:.1f} s after its return")
+
+
+def down(cluster: Cluster) -> None:
+    if isinstance(cluster.machines, StandIn):
+        cluster.machines.misbehave(Manner.ERROR)
+    else:
+        cluster.machines.kill(SERVER)
+
+
+def back(cluster: Cluster) -> None:
+    if isinstance(cluster.machines, StandIn):
+        cluster.machines.misbehave(Manner.NORMAL)
+    else:
+        cluster.machines.start(SERVER)
+
+
+def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    down(site.cluster)
+    try:
+        took_s, orderly = site.switchover(TWO)
+        assert not orderly
+        assert site.primary == TWO
+        sleep(site.cluster.watch_s)
+    finally:
+        back(site.cluster)
+    waited_s = eventually(
+        lambda: all(where(site, one) == [TWO] for one in JOBS), 60 + 2 * site.cluster.meta_s
+    )
+    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), 3 * site.cluster.meta_s)
+    with capsys.disabled():
+        print(
+            f"\n{site.cluster.kind}: Nomad down: the release gave up after {took_s:.1f} s, the "
+            f"jobs were there {waited_s:.1f} s after Nomad was back"
+        )
+
+
+def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> None:
+    site.cluster.machines.kill(TWO)
+    _, orderly = site.switchover(TWO)
+    assert orderly
+    assert all(where(site, one) == [] for one in JOBS)
+    sleep(site.cluster.watch_s)
+    assert all(where(site, one) == [] for one in JOBS), "back on the old one"
+    site.cluster.machines.start(TWO)
+    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), 60 + site.cluster.meta_s)

@@ -15,7 +15,7 @@ from standfast.act import registration, volume
 from standfast.act.machine import Machine
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Decision
-from standfast.errors import ForeignValue, Refused, StandfastError, TimedOut
+from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
@@ -271,13 +271,19 @@ class Effects:
     def await_successor(self) -> None:
         config = self.machine.config
         limit = self.deadline.within(config.lease.wait + SERVING_TIMEOUT_S + 15.0)
+        blind = ""
         while not limit.expired:
-            for instance in self.machine.consul.instances(config.service):
+            try:
+                found = self.machine.consul.instances(config.service)
+                blind = ""
+            except ConsulError as error:  # it elects a leader, say: the role is given up already
+                found, blind = (), f" ({error})"
+            for instance in found:
                 if instance.node == self.to and instance.checks == "passing":
                     return
             sleep(4 * POLL_S)
         raise TimedOut(
-            f"the role was given up in order, and {self.to} doesn't serve yet: see "
+            f"the role was given up in order, and {self.to} doesn't serve yet{blind}: see "
             f"`standfast status`; if {self.to} stays away, another candidate takes over by itself"
         )
 

@@ -16,7 +16,7 @@ from standfast.act.ports import Snapshot
 from standfast.adapters.consul import Instance
 from standfast.clock import utc_now
 from standfast.decision import Action, Decision
-from standfast.errors import Refused, StandfastError, StepFailed
+from standfast.errors import ConsulNoQuorum, Refused, StandfastError, StepFailed
 from standfast.names import SnapshotName
 from standfast.observe import Available, Sighting
 from standfast.plan import Do, Names, Plan
@@ -263,3 +263,19 @@ def test_a_demoted_volume_leaves_no_claim_on_the_port_behind(node: FakeNode) -> 
 def test_every_step_has_a_function_and_every_function_a_step(node: FakeNode) -> None:
     table: Mapping[Do, Any] = Effects(node.machine).table()
     assert set(table) == set(Do)
+
+
+def test_a_switchover_waits_on_for_its_successor_while_consul_elects_a_leader(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Any] = [ConsulNoQuorum("leadership lost"), (), (node.consul.successor,)]
+
+    def instances(_service: str) -> tuple[Instance, ...]:
+        answer = answers.pop(0)
+        if isinstance(answer, ConsulNoQuorum):
+            raise answer
+        return tuple(answer)
+
+    monkeypatch.setattr(node.consul, "instances", instances)
+    Effects(node.machine, to="n2").await_successor()
+    assert answers == []

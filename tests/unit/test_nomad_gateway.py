@@ -34,6 +34,7 @@ from tests.rude_server import (
     flood,
     hang,
     hang_up,
+    late,
     raw,
     refused_address,
     reply,
@@ -431,6 +432,7 @@ def test_a_token_that_sees_nothing_gets_an_empty_list(replay: Replay, nomad: Nom
         (401, "", NomadOutcome.DENIED, False),
         (409, "", NomadOutcome.BAD_REQUEST, False),
         (204, "", NomadOutcome.GARBLED, True),
+        (202, "{}", NomadOutcome.GARBLED, True),
         (302, "", NomadOutcome.GARBLED, True),
     ],
 )
@@ -465,7 +467,18 @@ def test_what_the_library_could_raise_itself_has_an_outcome(
     assert (got, maybe_applied) == (outcome, maybe)
 
 
-GARBLED: list[Any] = [None, 7, "x", [], [7], {}, {"ID": 7}, {"ID": ""}]
+GARBLED: list[Any] = [
+    None,
+    7,
+    "x",
+    [],
+    [7],
+    {},
+    {"ID": 7},
+    {"ID": ""},
+    {"Dynamic": {}},
+    {"Dynamic": {"a": 1}, "Meta": {}},
+]
 
 
 @pytest.mark.parametrize("answer", GARBLED, ids=repr)
@@ -551,6 +564,12 @@ def test_several_requests_of_one_call_share_one_deadline() -> None:
         started = monotonic()
         assert outcome_of(lambda: nomad.nodes(deadline=Deadline.after(0.4)))[0] == "timeout"
         assert monotonic() - started < 0.4 + SLACK_S
+
+
+def test_two_requests_of_one_call_share_the_default_deadline_too() -> None:
+    with rude_server(late(0.4, reply_json(recorded("agent_self_client").answer))) as server:
+        assert outcome_of(NomadAgent(server.address, timeout_s=0.6).own_node)[0] == "timeout"
+        assert len(server.requests) == 2
 
 
 def test_nothing_is_asked_after_the_deadline() -> None:

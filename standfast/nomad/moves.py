@@ -77,7 +77,8 @@ class Moves:
             if not stopped.evaluation:
                 continue
             try:
-                told = nomad.evaluation(stopped.evaluation).unplaced
+                namespace = stopped.bound.namespace
+                told = nomad.evaluation(stopped.evaluation, namespace=namespace).unplaced
             except NomadError:
                 return
             self.known[name].why = told.get(stopped.bound.group, "")

@@ -296,8 +296,10 @@ class FakeNomad:
     ) -> Sequence[Allocation]:
         return [self._allocation(p) for p in self.world.placed if p.job["ID"] == job_id]
 
-    def evaluation(self, eval_id: str, *, deadline: Deadline | None = None) -> Evaluation:
-        return Evaluation(eval_id, "default", "", "complete", "", {})
+    def evaluation(
+        self, eval_id: str, *, namespace: str = "default", deadline: Deadline | None = None
+    ) -> Evaluation:
+        return Evaluation(eval_id, namespace, "", "complete", "", {})
 
     def set_eligible(
         self, node_id: str, eligible: bool, *, deadline: Deadline | None = None

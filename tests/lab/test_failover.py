@@ -14,7 +14,7 @@ from tests.lab.node import Node
 from tests.machines.client import missing_records
 from tests.machines.figures import note
 
-ROUNDS = 5
+ROUNDS = 3
 # What an operator was promised: power cut to the first write on the standby, seconds.
 PROMISED_S = {DEFAULT: 20.0, FAST: 9.0}
 IDLE_SHARE = 0.01

@@ -226,11 +226,13 @@ class NomadAgent:
 
         return self._read(f"reading the allocations of job {job_id}", deadline, call)
 
-    def evaluation(self, eval_id: str, *, deadline: Deadline | None = None) -> Evaluation:
+    def evaluation(
+        self, eval_id: str, *, namespace: str = "default", deadline: Deadline | None = None
+    ) -> Evaluation:
         return self._read(
             f"reading the evaluation {eval_id}",
             deadline,
-            lambda nomad: wire.parse_evaluation(nomad.evaluation.get_evaluation(_part(eval_id))),
+            lambda nomad: wire.parse_evaluation(nomad.evaluation.read(_part(eval_id), namespace)),
         )
 
     # What changes them

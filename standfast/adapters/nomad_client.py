@@ -42,6 +42,9 @@ NEXT_STEP = {
 _NOTHING_APPLIED = (
     "No cluster leader",
     "No path to region",
+    "failed to get conn",  # the agent finds no server
+    "failed to resolve ACL token",
+    "no servers",
     "Task not running",
     "should not run",
 )
@@ -148,6 +151,15 @@ class _ClientAllocation(_Untyped):  # type: ignore[misc]
         return self.request(alloc_id, "signal", json=body, method="post").json()
 
 
+class _Evaluation(_Untyped):  # type: ignore[misc]
+    """The library asks in the default namespace alone."""
+
+    ENDPOINT = "evaluation"
+
+    def read(self, eval_id: str, namespace: str) -> Any:
+        return self.request(eval_id, params={"namespace": namespace}, method="get").json()
+
+
 class Library:
     """The library's endpoints for one call. Its own client class would read the environment."""
 
@@ -164,6 +176,7 @@ class Library:
         }
         self.metadata = _ClientMetadata(**self._settings)
         self.client_allocation = _ClientAllocation(**self._settings)
+        self.evaluation = _Evaluation(**self._settings)
 
     @cached_property
     def agent(self) -> Any:
@@ -172,10 +185,6 @@ class Library:
     @cached_property
     def allocation(self) -> Any:
         return self._endpoint("allocation", "Allocation")
-
-    @cached_property
-    def evaluation(self) -> Any:
-        return self._endpoint("evaluation", "Evaluation")
 
     @cached_property
     def job(self) -> Any:

@@ -186,7 +186,10 @@ class NomadGateway(Protocol):
     ) -> Sequence[Allocation]:
         """Where a job runs and ran; without the job's document."""
 
-    def evaluation(self, eval_id: str, *, deadline: Deadline | None = None) -> Evaluation: ...
+    def evaluation(
+        self, eval_id: str, *, namespace: str = "default", deadline: Deadline | None = None
+    ) -> Evaluation:
+        """`namespace`: the job's; a token that may not read the asked one is denied."""
 
     # What changes them
 

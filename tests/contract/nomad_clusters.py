@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +39,12 @@ class Machines(Protocol):
     def address(self, agent: str) -> str: ...
 
     def kill(self, node: str) -> None:
-        """As kill -9 of the node's agent: tasks run on."""
+        """As kill -9 of the node's (or the server's) agent: tasks run on."""
 
     def start(self, node: str) -> None: ...
+
+    def launch(self, node: str) -> None:
+        """Start it, and don't wait until it and the servers have found each other."""
 
     def freeze(self, node: str) -> None: ...
 
@@ -66,10 +69,13 @@ class Cluster:
     """Of a token with the shipped policy."""
     _policies: int = field(default=0)
 
-    def gateway(self, agent: str = NODES[0], *, token: str | None = None) -> NomadAgent:
+    def gateway(
+        self, agent: str = NODES[0], *, token: str | None = None, **options: Any
+    ) -> NomadAgent:
         """With the shipped policy's token, like Standfast has it; 30 s for a busy machine."""
         secret = self.secret if token is None else token
-        return NomadAgent(self.machines.address(agent), token=secret, timeout_s=30)
+        address = self.machines.address(agent)
+        return NomadAgent(address, token=secret, timeout_s=30, **options)
 
     def ask(self, method: str, target: str, doc: Any = None, *, agent: str = SERVER) -> Answer:
         """As an operator who may do everything."""
@@ -138,6 +144,7 @@ def job(
     kind: str = "service",
     level: str = "group",
     stubborn_s: float = 0.0,
+    namespace: str = "default",
     tasks: Sequence[str] = ("t",),
 ) -> dict[str, Any]:
     """A raw_exec job of one allocation; `stubborn_s` is how long it ignores being told to end."""
@@ -167,6 +174,7 @@ def job(
     return {
         "ID": job_id,
         "Name": job_id,
+        "Namespace": namespace,
         "Type": kind,
         "Datacenters": ["dc1"],
         "Constraints": constraint if meta_key and level == "job" else None,
@@ -240,14 +248,16 @@ class RealMachines:
                 pytest.fail(f"nomad's {node} did not start within {START_S} s:\n{words}")
             sleep(0.1)
 
-    def configure(self) -> None:
+    def configure(self, settings: Mapping[str, Any] | None = None) -> None:
+        """`settings` are added to every agent's."""
         ports = iter(free_ports(9))
         base = {"region": "global", "datacenter": "dc1", "bind_addr": "127.0.0.1",
                 "advertise": dict.fromkeys(("http", "rpc", "serf"), "127.0.0.1"),
                 "acl": {"enabled": True}, "log_level": "INFO",
                 "disable_update_check": True,
                 "consul": {"auto_advertise": False, "server_auto_join": False,
-                           "client_auto_join": False}}  # fmt: skip
+                           "client_auto_join": False},
+                **(settings or {})}  # fmt: skip
         server_ports = {name: next(ports) for name in ("http", "rpc", "serf")}
         self._write(SERVER, server_ports, {
             **base,

@@ -398,6 +398,47 @@ def test_a_frozen_agent_is_a_node_that_the_servers_can_not_reach(scene: Scene) -
     assert not gateway.node(old_id).eligible
 
 
+def test_without_servers_a_client_answers_for_itself_to_those_it_knows_alone(scene: Scene) -> None:
+    """So with ACLs a client that has just booted can't be asked before it has found a server."""
+    machines = scene.cluster.machines
+    known = scene.cluster.gateway(OLD)
+    stranger = scene.cluster.gateway(OLD, token=scene.cluster.token(POLICY.read_text()))
+    old_id = known.own_node().id
+    machines.kill(SERVER)
+    try:
+        assert known.set_meta(scene.key, "primary").meta[scene.key] == "primary"
+        assert known.agent().node_id == old_id
+        calls: list[Callable[[], object]] = [
+            known.leader,
+            known.nodes,
+            known.own_node,
+            lambda: known.set_eligible(old_id, False),
+            stranger.agent,
+            stranger.local_meta,
+            lambda: stranger.set_meta(scene.key, None),
+        ]
+        for call in calls:
+            with pytest.raises(NomadError) as caught:
+                call()
+            error = caught.value
+            assert (error.outcome, error.maybe_applied) == (NomadOutcome.SERVER_ERROR, False)
+        machines.kill(OLD)
+        machines.launch(OLD)
+        eventually(lambda: outcome_of(known.local_meta)[0] is not NomadOutcome.UNREACHABLE, 20)
+        assert outcome_of(known.local_meta)[0] is NomadOutcome.SERVER_ERROR
+    finally:
+        machines.start(SERVER)
+
+    def back() -> bool:
+        try:
+            return known.own_node().status == "ready"
+        except NomadError:
+            return False
+
+    eventually(back, 30)
+    assert known.local_meta().dynamic[scene.key] == "primary"
+
+
 # Allocations
 
 
@@ -450,7 +491,52 @@ def test_what_does_not_exist_has_a_name(cluster: Cluster) -> None:
     assert "must be valid dotted hcl identifiers" in text
 
 
-# ACLs
+def test_a_region_that_nobody_knows_is_no_way_to_the_servers(cluster: Cluster) -> None:
+    gateway = cluster.gateway(region="nowhere")
+    outcome, text = outcome_of(gateway.nodes)
+    assert (outcome, "No path to region" in text) == (NomadOutcome.SERVER_ERROR, True)
+    assert cluster.gateway(region="global").nodes()
+
+
+# ACLs and namespaces
+
+
+def test_a_namespace_that_can_not_be_read_is_left_out_without_a_word(scene: Scene) -> None:
+    cluster = scene.cluster
+    cluster.must("POST", "/v1/namespace/web", {"Name": "web"})
+    here = scene.submit("here", bound=False, kind="system")
+    there = f"night/ly-{scene.key}"
+    cluster.submit(job(there, namespace="web", kind="system"))
+    gateway = cluster.gateway(NEW)
+    node_id = cluster.node_id(OLD)
+
+    def jobs(nomad: NomadAgent) -> set[tuple[str, str]]:
+        found = [one for one in nomad.allocations(node_id) if one.client_status == "running"]
+        return {(one.namespace, one.job_id) for one in found} & both
+
+    try:
+        both = {("default", here), ("web", there)}
+        eventually(lambda: jobs(gateway) == both, 5)
+        assert {(one.namespace, one.id) for one in gateway.jobs()} >= both
+        assert gateway.job("web", there)["ID"] == there
+        of_web = cluster.gateway(NEW, namespace="web")
+        assert jobs(of_web) == {("web", there)}
+        assert {one.namespace for one in of_web.jobs()} == {"web"}
+
+        rules = _with('"read-job", "list-jobs", "alloc-lifecycle"').replace('"*"', '"web"')
+        narrow = cluster.gateway(NEW, token=cluster.token(rules))
+        assert jobs(narrow) == {("web", there)}
+        assert {one.namespace for one in narrow.jobs()} == {"web"}
+        assert outcome_of(lambda: narrow.job("default", here))[0] is NomadOutcome.DENIED
+        (hidden, *_) = scene.allocs(here)
+        assert outcome_of(lambda: narrow.stop(hidden.id))[0] is NomadOutcome.DENIED
+        (shown, *_) = narrow.job_allocations("web", there)
+        assert narrow.allocation(shown.id).job_id == there
+        eval_id = narrow.stop(shown.id)
+        assert narrow.evaluation(eval_id, namespace="web").namespace == "web"
+        assert outcome_of(lambda: narrow.evaluation(eval_id))[0] is NomadOutcome.DENIED
+    finally:
+        cluster.purge(there, "web")
 
 
 def test_no_token_and_an_unknown_one_are_denied_alike(cluster: Cluster) -> None:

@@ -87,15 +87,22 @@ class StandIn:
         return f"{host}:{port}"
 
     def kill(self, node: str) -> None:
-        """As kill -9 of the agent: connections are refused."""
+        """As kill -9 of the agent, which may be the server's: connections are refused."""
         self._unlisten(node)
         with self._lock:
-            self.state.kill(node)
+            self._api.forget(node)
+            if node in self.state.nodes:
+                self.state.kill(node)
 
     def start(self, node: str) -> None:
         with self._lock:
-            self.state.start(node)
+            if node in self.state.nodes:
+                self.state.start(node)
         self._listen(node, self._addresses[node])
+
+    def launch(self, node: str) -> None:
+        """It needs no waiting for."""
+        self.start(node)
 
     def freeze(self, node: str) -> None:
         """As SIGSTOP: connections are accepted and nothing is answered."""
@@ -148,7 +155,8 @@ class StandIn:
                     raise Refusal(403, "Permission denied")
                 call = Call(agent, method, path[1:], query, self._doc(body), token)
                 leaderless = self.manner is Manner.NO_LEADER
-                return 200, self._api.answer(call, leaderless=leaderless)
+                serverless = SERVER not in self._servers
+                return 200, self._api.answer(call, leaderless=leaderless, serverless=serverless)
             except Refusal as refusal:
                 return refusal.status, str(refusal)
 

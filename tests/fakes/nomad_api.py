@@ -16,6 +16,7 @@ from tests.fakes.nomad_state import State
 READ = ("read", "write")
 _META_KEY = re.compile(r"^[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*$")
 NO_LEADER = Refusal(500, "No cluster leader")
+NO_SERVER = Refusal(500, "failed to get conn: dial tcp 127.0.0.1:4647: connect: connection refused")
 
 
 class Manner(Enum):
@@ -45,22 +46,34 @@ class Api:
     def __init__(self, state: State, acl: Acl) -> None:
         self._state = state
         self._acl = acl
+        self._tokens: dict[str, set[str]] = {}
+        """Agent -> the tokens that it has asked the servers about in this life."""
 
-    def answer(self, call: Call, *, leaderless: bool) -> Any:
+    def forget(self, agent: str) -> None:
+        """The agent died, and with it what it knew of tokens."""
+        self._tokens.pop(agent, None)
+
+    def answer(self, call: Call, *, leaderless: bool, serverless: bool = False) -> Any:
         """What a client's agent has from the servers, and has no word of its own for, is marked."""
         try:
-            return self._answer(call, leaderless=leaderless)
+            return self._answer(call, leaderless=leaderless, serverless=serverless)
         except Refusal as refusal:
             asked_a_client = call.agent in self._state.nodes
             if asked_a_client and (refusal.status == 500 or "Unknown" in str(refusal)):
                 raise Refusal(refusal.status, f"rpc error: {refusal}") from None
             raise
 
-    def _answer(self, call: Call, *, leaderless: bool) -> Any:
+    def _answer(self, call: Call, *, leaderless: bool, serverless: bool) -> Any:
         head, rest = call.path[0], list(call.path[1:])
         local = (head == "client" and rest[:1] == ["metadata"]) or head == "agent"
+        known = self._tokens.setdefault(call.agent, set())
+        if serverless and not (local and (call.token in known or not self._acl.management)):
+            raise NO_SERVER
+        known.add(call.token)
         if leaderless and not local:
             raise NO_LEADER
+        if not local and call.query.get("region", "global") != "global":
+            raise Refusal(500, "No path to region")
         found = {
             "agent": self._agent,
             "client": self._client,
@@ -72,6 +85,7 @@ class Api:
             "job": self._job,
             "evaluation": self._evaluation,
             "acl": self._acls,
+            "namespace": self._namespace,
         }.get(head)
         if found is None:
             raise Refusal(404, "")
@@ -264,13 +278,19 @@ class Api:
 
     def _evaluation(self, call: Call, rest: list[str]) -> Any:
         self._only(call, "GET")
+        self._acl.must_may(call.token, "read-job", call.query.get("namespace", "default"))
         doc = self._state.evals.get(rest[0])
         if doc is None:
             raise Refusal(404, "eval not found")
         self._acl.must_may(call.token, "read-job", doc["Namespace"])
         return doc
 
-    # ACLs
+    # ACLs and namespaces, of which there are as many as somebody uses
+
+    def _namespace(self, call: Call, rest: list[str]) -> Any:
+        self._only(call, "POST", "PUT")
+        self._acl.must_manage(call.token)
+        return None
 
     def _acls(self, call: Call, rest: list[str]) -> Any:
         self._only(call, "POST", "PUT")

@@ -412,6 +412,12 @@ def test_a_token_that_sees_nothing_gets_an_empty_list(replay: Replay, nomad: Nom
     [
         (500, "No cluster leader", NomadOutcome.SERVER_ERROR, False),
         (500, "rpc error: EOF", NomadOutcome.SERVER_ERROR, True),
+        (
+            500,
+            "rpc error: failed to get conn: dial tcp 127.0.0.1:1: connect: connection refused",
+            NomadOutcome.SERVER_ERROR,
+            False,
+        ),
         (500, "rpc error: node not found", NomadOutcome.NOT_FOUND, False),
         (500, "Task not found", NomadOutcome.NOT_FOUND, False),
         (500, f'rpc error: Unknown allocation "{NOBODY}"', NomadOutcome.NOT_FOUND, False),

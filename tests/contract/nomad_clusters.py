@@ -212,6 +212,7 @@ class RealMachines:
     directory: Path
     ports: dict[str, int] = field(default_factory=dict)
     agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    groups_before: frozenset[Path] = field(default_factory=lambda: frozenset(_cgroups()))
 
     def address(self, agent: str) -> str:
         return f"127.0.0.1:{self.ports[agent]}"
@@ -314,6 +315,19 @@ class RealMachines:
             target = line.split()[4]
             if Path(target).is_relative_to(self.directory):
                 subprocess.run(["umount", target], check=True, timeout=20)
+        for group in sorted(_cgroups() - self.groups_before, reverse=True):
+            with suppress(OSError):  # the kernel takes no group away that is in use
+                group.rmdir()
+
+
+def _cgroups() -> set[Path]:
+    """Nomad's control groups, all levels of them, in both layouts."""
+    found = set()
+    for top in Path("/sys/fs/cgroup").glob("*"):
+        for base in (top / "nomad", top):
+            if base.name in ("nomad", "nomad.slice") and base.is_dir():
+                found |= {base, *(entry for entry in base.rglob("*") if entry.is_dir())}
+    return found
 
 
 def _processes_below(directory: Path) -> list[int]:

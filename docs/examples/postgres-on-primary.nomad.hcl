@@ -20,6 +20,9 @@ job "postgres" {
   group "db" {
     count = 1
 
+    # Out of Consul first, then the stop: nobody is sent to one that is ending.
+    shutdown_delay = "1s"
+
     # A node that is cut off ends it by itself, before it runs a second time elsewhere.
     disconnect {
       stop_on_client_after = "25s"

@@ -231,7 +231,7 @@ def facts_here(config: Config, serving: str | None) -> Facts:
     consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
     own, agent = nomad.own_node(), nomad.agent()
     address = config.nodes[serving].address if serving in config.nodes else ""
-    bound, unguarded = _bound_groups(config, nomad, own)
+    bound, unguarded = bound_groups(config, nomad, own)
     return Facts(
         config,
         own,
@@ -251,7 +251,7 @@ def _host(endpoint: str) -> str:
     return endpoint.rpartition(":")[0].strip("[]")
 
 
-def _bound_groups(config: Config, nomad: NomadGateway, own: Node) -> tuple[int, tuple[str, ...]]:
+def bound_groups(config: Config, nomad: NomadGateway, own: Node) -> tuple[int, tuple[str, ...]]:
     """How many groups are bound to the primary, and which of them run on when cut off."""
     meta = Meta(config.nomad.meta_key, config.nomad.meta_value)
     count, found = 0, []

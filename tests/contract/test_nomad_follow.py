@@ -6,6 +6,7 @@ agent's: a follower for each node, called as its thread calls it.
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,15 +20,21 @@ from standfast.config.model import Config
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
 from standfast.errors import StandfastError
+from standfast.nomad.checks import bound_groups, stops_when_cut_off
+from standfast.nomad.constraints import Meta, Tie, bond
 from standfast.nomad.follow import Follower
-from standfast.nomad.observed import Role
+from standfast.nomad.observed import Role, kill_timeout_s
+from standfast.nomad.path_use import uses
 from standfast.nomad.ports import Allocation
+from tests.contract.consul_clusters import CHECKOUT
 from tests.contract.nomad_clusters import (
+    MANAGEMENT,
     NODES,
     SERVER,
     Cluster,
     eventually,
     job,
+    nomad_binary,
     real_cluster,
     stand_in_cluster,
     stays,
@@ -37,6 +44,7 @@ from tests.fakes.nomad_api import Manner
 from tests.fakes.nomad_world import FakeConsul, World
 
 KEY = "storage_role"
+EXAMPLE = CHECKOUT / "docs/examples/postgres-on-primary.nomad.hcl"
 ONE, TWO = NODES
 TICK_S = 0.2
 PAUSE_S = 1.0
@@ -327,3 +335,45 @@ def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> N
     assert all(where(site, one) == [] for one in JOBS), "back on the old one"
     site.cluster.machines.start(TWO)
     eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), 60 + site.cluster.meta_s)
+
+
+def test_doctor_counts_the_bound_groups_and_names_those_that_run_on_when_cut_off(
+    site: Site,
+) -> None:
+    guarded = job("guarded", meta_key=KEY)
+    guarded["TaskGroups"][0]["Disconnect"] = {"StopOnClientAfter": 25 * 10**9, "Replace": True}
+    site.cluster.submit(guarded)
+    site.cluster.submit(job("free"))
+    try:
+        gateway = site.cluster.gateway()
+        found = bound_groups(site.config(ONE), gateway, gateway.own_node())
+    finally:
+        site.cluster.purge("guarded")
+        site.cluster.purge("free")
+    assert found == (4, ("db.g", "sys.g", "web.g"))
+
+
+def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: Cluster) -> None:
+    if cluster.kind != "real":
+        pytest.skip("a stand-in reads no HCL: this is shown on a real Nomad only")
+    text = EXAMPLE.read_text()
+    where_and_who = (
+        f"-address=http://{cluster.machines.address(SERVER)}",
+        f"-token={MANAGEMENT}",
+    )
+    done = subprocess.run(
+        [nomad_binary(), "job", "validate", *where_and_who, str(EXAMPLE)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Job validation successful" in done.stdout
+    assert "Warning" not in done.stdout, done.stdout
+    parsed = cluster.must("POST", "/v1/jobs/parse", {"JobHCL": text, "Canonicalize": True})
+    node = cluster.gateway().own_node()
+    assert bond(parsed, "db", Meta(KEY, "primary"), node).tie is Tie.PRIMARY
+    volumes = {"services": "/data/services"}
+    assert "postgres" in uses(parsed, "db", "/data/services", volumes)
+    assert stops_when_cut_off(parsed["TaskGroups"][0])
+    assert kill_timeout_s(parsed, "db") == 26.0

@@ -74,7 +74,7 @@ class LiveBind:
         unit = self._unit(deadline)
         if unit is not None and self._units is not None:
             self._units.stop(unit, deadline)
-            self._units.write_drop_in(unit, DROP_IN, drop_in(self._live), deadline)
+            self._turn_into_bind(unit, deadline)
             self._units.start(unit, deadline)
         elif (foreign := mounted_at(self._mounts(), self._bind)) is not None:
             raise StandfastError(
@@ -100,11 +100,24 @@ class LiveBind:
     def unmount(self, deadline: Deadline) -> None:
         """Mounts of others at the path are left alone; a busy one names its writers."""
         unit = self._unit(deadline)
-        while self._ours() is not None:
-            try:
-                self._unmount_once(unit, deadline)
-            except CommandFailed as error:
-                self._unmount_lazily(error, deadline)
+        # Before, not after: with an automount the next access mounts what the unit says then.
+        self._turn_back(unit, deadline)
+        try:
+            while self._ours() is not None:
+                try:
+                    self._unmount_once(unit, deadline)
+                except CommandFailed as error:
+                    self._unmount_lazily(error, deadline)
+        except BaseException:
+            if self.is_mounted():
+                self._turn_into_bind(unit, deadline)
+            raise
+
+    def _turn_into_bind(self, unit: str | None, deadline: Deadline) -> None:
+        if unit is not None and self._units is not None:
+            self._units.write_drop_in(unit, DROP_IN, drop_in(self._live), deadline)
+
+    def _turn_back(self, unit: str | None, deadline: Deadline) -> None:
         if unit is not None and self._units is not None:
             self._units.remove_drop_in(unit, DROP_IN, deadline)
 

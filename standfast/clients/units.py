@@ -57,6 +57,8 @@ Documentation=man:standfast(1)
 # change of server they are restarted then.
 After=network-online.target consul.service
 Wants=network-online.target
+# With a limit the automount ends for good after five accesses while nobody serves.
+StartLimitIntervalSec=0
 
 [Mount]
 What={host_name(config)}:{_escaped(config.paths.live)}

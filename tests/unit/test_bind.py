@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from standfast.adapters.bind import LiveBind, drop_in, mounted_at, parse_mountinfo, root_of
+from standfast.adapters.systemd import SystemdUnits
 from standfast.clock import Deadline
 from standfast.errors import CommandFailed, StandfastError
 
@@ -116,6 +118,62 @@ def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
         "umount -l -i -c -- /data/services",
         "mount --bind -- /persist/services /data/services",
     ]
+
+
+class Units:
+    """The service manager of a node whose path has a mount unit."""
+
+    def __init__(self, mountinfo: Path, busy: bool) -> None:
+        self.calls: list[str] = []
+        self._mountinfo = mountinfo
+        self._busy = busy
+
+    def is_active(self, unit: str) -> bool:
+        return not self._busy
+
+    def stop(self, unit: str, deadline: Deadline) -> None:
+        self.calls.append("stop")
+        lines = self._mountinfo.read_text().splitlines()
+        kept = [line for line in lines if " /data/services " not in line]
+        self._mountinfo.write_text("\n".join(kept) + "\n")
+
+    def write_drop_in(self, unit: str, name: str, text: str, deadline: Deadline) -> None:
+        self.calls.append("write-drop-in")
+
+    def remove_drop_in(self, unit: str, name: str, deadline: Deadline) -> None:
+        self.calls.append("remove-drop-in")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_automount_finds_the_unit_turned_back_before_the_mount_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """An access right after it would show the tree that is given away, for good."""
+    bind_with("\n".join(MOUNTINFO.splitlines()[:-2]), tmp_path)
+    units = Units(tmp_path / "self/mountinfo", busy)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {
+        "systemd-escape": "echo data-services.mount",
+        "systemctl": "echo /etc/systemd/system/data-services.mount",
+        "umount": "echo target is busy >&2; exit 32",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    bind = LiveBind(
+        Path("/persist/services"),
+        Path("/data/services"),
+        cast("SystemdUnits", units),
+        proc=tmp_path,
+    )
+    if busy:
+        with pytest.raises(CommandFailed, match="is in use"):
+            bind.unmount(soon())
+        assert units.calls == ["remove-drop-in", "write-drop-in"]
+    else:
+        bind.unmount(soon())
+        assert units.calls == ["remove-drop-in", "stop"]
 
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")

@@ -16,9 +16,9 @@ from standfast.nomad.decide import Decision, Do, decide
 from standfast.nomad.follow import Follower
 from standfast.nomad.notes import Notes
 from standfast.nomad.observed import Bound, Note, Noted, Observed, Role, kill_timeout_s
-from standfast.nomad.ports import Node
+from standfast.nomad.ports import Allocation, Node
 from standfast.reasons import Reason
-from tests.fakes.nomad_world import Client, FakeConsul, World, job
+from tests.fakes.nomad_world import Client, FakeConsul, FakeNomad, Placed, World, job
 from tests.unit.deciding import config
 
 META = Meta("storage_role", "primary")
@@ -124,6 +124,11 @@ P, S = Role.PRIMARY, Role.STANDBY
         (
             seen(S, "shown ineligible", local=True, bound=(bound("a"),)),
             [(Do.UNSET_META, ""), (Do.STOP, "a")],
+            Reason.NOMAD_QUARANTINED,
+        ),
+        (  # the servers would hear of it yet
+            seen(S, "ineligible", local=True, notes={"id-a": NOTE}),
+            [(Do.UNSET_META, "")],
             Reason.NOMAD_QUARANTINED,
         ),
         (seen(S, "ineligible", local=False), [], Reason.NOMAD_FOLLOWS),  # an operator's word
@@ -414,3 +419,45 @@ def test_a_release_waits_for_a_round_and_not_for_ever() -> None:
 def test_an_unknown_state_is_no_refusal() -> None:
     assert follow.reason_of(Refused(Reason.WRONG_EPOCH, "x")) is Reason.WRONG_EPOCH
     assert follow.reason_of(StandfastError("x")) is Reason.UNEXPECTED
+
+
+def test_another_node_s_quarantine_is_firm_only_once_it_is_in_force() -> None:
+    where = world()
+    where.clients["b"].local = True
+    where.propagate()
+    one = follower(where)
+    make = one.nomad.set_eligible
+    firm: list[bool] = []
+
+    def look(node_id: str, eligible: bool, *, deadline: Deadline | None = None) -> None:
+        firm.append(one.notes.load()[node_id].firm)
+        make(node_id, eligible, deadline=deadline)
+
+    one.nomad.set_eligible = look  # type: ignore[method-assign]
+    one.round(P, 1)
+    assert firm == [False]
+    assert one.notes.load()["id-b"].firm
+
+
+def test_a_second_stop_of_a_job_doesn_t_begin_its_time_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(moves, "monotonic", lambda: now)
+    some = moves.Moves()
+    some.begin(release.Stopped(bound("a"), 90.0, "e1"), node("a"))
+    some.begin(release.Stopped(replace(bound("a"), id="later"), 99.0, "e2"), node("a"))
+    other = where_it_runs("new")
+    assert [one.down_s for one in some.look({"db.g": other})] == [10.0]
+    assert not some.pending
+
+
+def test_a_job_that_has_not_ended_yet_has_not_arrived() -> None:
+    some = moves.Moves()
+    some.begin(release.Stopped(bound("a"), 0.0, "e1"), node("a"))
+    assert some.look({"db.g": where_it_runs("alloc-a")}) == []
+
+
+def where_it_runs(alloc_id: str) -> tuple[Node, Allocation]:
+    base = FakeNomad._allocation(Placed(alloc_id, job("db"), "b"))
+    return node("b", "shown"), base

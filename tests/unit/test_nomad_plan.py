@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,14 @@ from standfast import agent_jobs
 from standfast import plan as plans
 from standfast.act.effects import Effects
 from standfast.adapters.machine import jobs_from
+from standfast.agent import Agent
 from standfast.clock import Deadline, monotonic
 from standfast.config.nomad import NomadAccess
 from standfast.errors import NomadError, NomadOutcome
 from standfast.lease.files import LeaseStatus
 from standfast.nomad import reports
 from standfast.nomad.observed import Role
-from standfast.plan import Do, Names
+from standfast.plan import Do, Names, Plan, Step
 from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
@@ -163,3 +165,15 @@ def test_a_report_of_another_shape_counts_as_none(tmp_path: Path) -> None:
         reports.path_of(made).parent.mkdir(parents=True, exist_ok=True)
         reports.path_of(made).write_text(text)
         assert reports.load(made)["settled"] is False
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_when_the_plan_is_over_the_jobs_are_followed_again(fails: bool, tmp_path: Path) -> None:
+    jobs = FakeJobs()
+    machine = replace(fake_node(tmp_path).machine, jobs=jobs)
+    agent = Agent(machine, SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    effects = Effects(machine)
+    plan = Plan("some", (Step(Do.PRE_COPY if fails else Do.RELEASE_JOBS, "a step"),))
+    with pytest.raises(AssertionError) if fails else nullcontext():
+        agent.run_plan(plan, effects)
+    assert jobs.resumed == 1

@@ -128,7 +128,7 @@ class State:
         self._later(random.uniform(*self.meta_delay_s), visible)
 
     def restart(self, alloc: Alloc) -> None:
-        if not alloc.live or not alloc.node.beats:
+        if not alloc.live:
             raise Refusal(500, "restart of an alloc that should not run")
         for task in alloc.tasks.values():
             task.restarts += 1

@@ -94,7 +94,8 @@ class Names:
 
 
 def _release_jobs(names: Names) -> tuple[Step, ...]:
-    """While the storage still serves, so that they end in order; they never keep it from going."""
+    """While their files are still there, so that they end in order; they never keep the storage
+    from going."""
     said = "stop the jobs that are bound to the primary, and keep Nomad from placing them here"
     return (Step(Do.RELEASE_JOBS, said),) if names.jobs else ()
 
@@ -155,6 +156,7 @@ def surrender(names: Names) -> Plan:
         (
             Step(Do.START_LEASE, "have the lease process run"),
             Step(Do.SHUT_FENCE, "shut the NFS port"),
+            *_release_jobs(names),
             Step(Do.DEREGISTER, f"deregister {names.service}"),
             Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
             Step(Do.UNEXPORT, "remove the export"),

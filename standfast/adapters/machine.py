@@ -89,8 +89,10 @@ def jobs_from(config: Config, consul: ConsulGateway) -> Follower | None:
     from standfast.adapters.nomad import NomadAgent
     from standfast.nomad import reports
     from standfast.nomad.follow import Follower
+    from standfast.nomad.rivals import refuse_rivals
 
     try:
+        refuse_rivals(config)
         return Follower(config, NomadAgent.from_config(config), consul)
     except ConfigError as error:
         # No reason for the storage to stay away.

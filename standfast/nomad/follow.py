@@ -82,6 +82,8 @@ class Follower:
                 role = Role.CHANGING
             if (role, epoch) != self._last:
                 self._last, self._thorough_at, self._unsettled = (role, epoch), float("-inf"), 0
+                if role is Role.PRIMARY:
+                    self.moves.forget()
             try:
                 report = self._round(role, epoch)
             except StandfastError as error:
@@ -106,6 +108,8 @@ class Follower:
 
     def pause_s(self, report: Report) -> float:
         """Until the next round."""
+        if report.role is Role.CHANGING:
+            return QUICK_S
         # A refused connection costs nothing, and at boot each second counts.
         quick = not report.settled and self._unsettled <= QUICK_ROUNDS
         quick = quick and report.reason is not Reason.NOMAD_TIMEOUT
@@ -136,6 +140,10 @@ class Follower:
             for allocation in those
             if (one := bound_of(allocation, seen.meta, nodes[node_id])) is not None
         )
+        if seen.role is Role.PRIMARY:
+            for one in bound:
+                if one.node_id != seen.own.id:
+                    self.moves.begin(Stopped(one, monotonic(), ""), nodes[one.node_id])
         self._arrived(nodes, found, seen)
         return Observed(seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, bound)
 

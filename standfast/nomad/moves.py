@@ -1,13 +1,13 @@
 """Jobs on their way from one node to another: how long each was down, and what keeps it.
 
-Measured on one clock: from the stop that was asked for here until the servers were first seen to
-have it running elsewhere.
+Measured on one clock: from the stop that was asked for here, or from the takeover of a dead node's
+storage, until the servers were first seen to have it running elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from standfast.clock import monotonic
@@ -42,11 +42,17 @@ class Moves:
     _stopped: dict[str, Stopped] = field(default_factory=dict)
 
     def begin(self, stopped: Stopped, source: Node) -> None:
-        """A second stop of the same job doesn't begin its time anew."""
+        """From when it was stopped, or was found in the wrong place (then without an evaluation).
+
+        A second stop of the same job doesn't begin its time anew.
+        """
         name = stopped.bound.job
-        if name not in self._stopped:
+        before = self._stopped.get(name)
+        if before is None:
             self.known[name] = Move(name, source.name)
             self._stopped[name] = stopped
+        elif stopped.evaluation:
+            self._stopped[name] = replace(stopped, at=before.at)
 
     def forget(self) -> None:
         """Another change of the role begins."""

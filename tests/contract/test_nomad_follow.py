@@ -10,16 +10,17 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from standfast.clock import Deadline, monotonic, sleep
-from standfast.config.model import Config
+from standfast.config.model import Config, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
 from standfast.errors import StandfastError
+from standfast.nomad import remounted
 from standfast.nomad.checks import bound_groups, stops_when_cut_off
 from standfast.nomad.constraints import Meta, Tie, bond
 from standfast.nomad.follow import Follower
@@ -377,3 +378,47 @@ def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: Cluster) 
     assert "postgres" in uses(parsed, "db", "/data/services", volumes)
     assert stops_when_cut_off(parsed["TaskGroups"][0])
     assert kill_timeout_s(parsed, "db") == 26.0
+
+
+def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Not the followers' work: a client's, by its own agent."""
+    path = "/data/services"
+    jobs = {"user": "restart", "idle": None, "spared": "none"}
+    for name, policy in jobs.items():
+        document = job(name)
+        document["Constraints"] = [
+            {"LTarget": "${node.unique.name}", "Operand": "=", "RTarget": ONE}
+        ]
+        document["Meta"] = {"standfast_on_remount": policy} if policy else None
+        if name != "idle":
+            document["TaskGroups"][0]["Tasks"][0]["Env"] = {"DIRECTORY": f"{path}/x"}
+        cluster.submit(document)
+    try:
+        eventually(lambda: all(cluster.running(name) == [ONE] for name in jobs), 30)
+        eventually(lambda: all(_started(cluster, name) for name in jobs), 30)
+        before = {name: _started(cluster, name) for name in jobs}
+        sleep(1.1)
+        made = replace(
+            Site(cluster).config(ONE),
+            paths=Paths(bind=Path(path), run=tmp_path, state=tmp_path),
+            nomad=NomadAccess(remount_jitter=0.0),
+        )
+        said = remounted.after(made, Deadline.after(30), cluster.gateway(ONE))
+        assert len(said) == 2
+        eventually(lambda: _started(cluster, "user") != before["user"], 30)
+        assert remounted.retry(made, Deadline.after(30), cluster.gateway(ONE)) == ()
+        assert {n: _started(cluster, n) for n in ("idle", "spared")} == {
+            n: before[n] for n in ("idle", "spared")
+        }
+    finally:
+        for name in jobs:
+            cluster.purge(name)
+
+
+def _started(cluster: Cluster, job_id: str) -> str:
+    """When the running task of a job began, as Nomad writes it; empty: none runs."""
+    found = cluster.gateway(SERVER).job_allocations("default", job_id)
+    running = [one.tasks for one in found if one.client_status == "running"]
+    return running[0][0].started_at if running and running[0] else ""

@@ -16,7 +16,7 @@ from standfast.nomad.decide import Decision, Do, decide
 from standfast.nomad.follow import Follower
 from standfast.nomad.notes import Notes
 from standfast.nomad.observed import Bound, Note, Noted, Observed, Role, kill_timeout_s
-from standfast.nomad.ports import Allocation, Node
+from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
 from tests.fakes.nomad_world import Client, FakeConsul, FakeNomad, Placed, World, job
 from tests.unit.deciding import config
@@ -461,3 +461,31 @@ def test_a_job_that_has_not_ended_yet_has_not_arrived() -> None:
 def where_it_runs(alloc_id: str) -> tuple[Node, Allocation]:
     base = FakeNomad._allocation(Placed(alloc_id, job("db"), "b"))
     return node("b", "shown"), base
+
+
+def test_jobs_of_a_dead_primary_are_told_though_nomad_itself_moves_them() -> None:
+    where = world("db")
+    where.clients["b"].local = True
+    where.propagate()
+    one = follower(where)
+    assert [move["job"] for move in one.document(one.round(P, 1))["jobs"]] == ["db.g"]
+    where.kill("b")
+    where.propagate()
+    (move,) = one.document(one.round(P, 1))["jobs"]
+    assert (move["source"], move["target"]) == ("b", "a")
+
+
+def test_the_scheduler_s_reason_is_asked_for_of_the_stop_s_evaluation() -> None:
+    some = moves.Moves()
+    some.begin(release.Stopped(bound("b"), 0.0, ""), node("b"))
+    some.begin(release.Stopped(bound("b"), 5.0, "eval-7"), node("b"))
+    asked: list[tuple[str, str]] = []
+
+    class Scheduler:
+        def evaluation(self, eval_id: str, *, namespace: str) -> Evaluation:
+            asked.append((eval_id, namespace))
+            return Evaluation(eval_id, namespace, "db", "blocked", "", {"g": "no node is left"})
+
+    some.ask_why(Scheduler())  # type: ignore[arg-type]
+    assert asked == [("eval-7", "default")]
+    assert some.document()[0]["why"] == "no node is left"

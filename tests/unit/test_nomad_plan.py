@@ -17,11 +17,13 @@ from standfast.act.effects import Effects
 from standfast.adapters.machine import jobs_from
 from standfast.agent import Agent
 from standfast.clock import Deadline, monotonic
+from standfast.config.load import load
 from standfast.config.nomad import NomadAccess
-from standfast.errors import NomadError, NomadOutcome
+from standfast.errors import ConfigError, NomadError, NomadOutcome
 from standfast.lease.files import LeaseStatus
 from standfast.nomad import reports
 from standfast.nomad.observed import Role
+from standfast.nomad.rivals import refuse_rivals
 from standfast.plan import Do, Names, Plan, Step
 from standfast.reasons import Reason
 from standfast.records import LeaderState
@@ -177,3 +179,26 @@ def test_when_the_plan_is_over_the_jobs_are_followed_again(fails: bool, tmp_path
     with pytest.raises(AssertionError) if fails else nullcontext():
         agent.run_plan(plan, effects)
     assert jobs.resumed == 1
+
+
+def test_who_can_t_carry_out_the_role_lets_its_jobs_go_before_their_files(tmp_path: Path) -> None:
+    order = [step.do for step in plans.surrender(NAMES).steps]
+    assert order.index(Do.RELEASE_JOBS) < order.index(Do.UNBIND)
+
+
+def test_two_volumes_of_a_node_never_follow_the_same_meta(tmp_path: Path) -> None:
+    text = 'cluster = "c"\nnode = "a"\n[nodes.a]\naddress = "10.0.0.1"\n[nomad]\n'
+    (tmp_path / "one.toml").write_text(text)
+    one = load(tmp_path / "one.toml")
+    refuse_rivals(one)
+    (tmp_path / "two.toml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r'one and two both have nomad\.meta_key = "storage_role"'
+    ):
+        refuse_rivals(one)
+    (tmp_path / "two.toml").write_text(text + 'meta_key = "other_role"\n')
+    refuse_rivals(one)
+    (tmp_path / "two.toml").write_text(text.replace("[nomad]\n", ""))
+    refuse_rivals(one)
+    (tmp_path / "two.toml").write_text("[broken")
+    refuse_rivals(one)

@@ -69,6 +69,10 @@ def recorded(name: str) -> Recorded:
     )
 
 
+def recorded_id(name: str, part: int = 3) -> str:
+    return recorded(name).path.split("/")[part]
+
+
 class Replay:
     """Nomad's recorded answers; each one that was put up has to be asked for."""
 
@@ -370,6 +374,11 @@ def test_a_signal_goes_to_one_task_or_to_all(replay: Replay, nomad: NomadAgent) 
         ("acl_weak_client_metadata", lambda n: n.set_meta("storage_role", "primary"),
          NomadOutcome.DENIED, "403 'Permission denied'. Check the ACL token", False),
         ("acl_weak_eligibility", lambda n: n.set_eligible(OTHER, False),
+         NomadOutcome.DENIED, "403", False),
+        ("acl_weak_allocation_stop", lambda n: n.stop(recorded_id("acl_weak_allocation_stop")),
+         NomadOutcome.DENIED, "403", False),
+        ("acl_weak_allocation_restart",
+         lambda n: n.restart(recorded_id("acl_weak_allocation_restart", 4)),
          NomadOutcome.DENIED, "403", False),
         ("node_unknown", lambda n: n.node(NOBODY),
          NomadOutcome.NOT_FOUND, "404 'node not found'", False),

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from standfast.adapters.nomad import NomadAgent
 from standfast.adapters.transport import Endpoint, Request, exchange
-from standfast.clock import Deadline, monotonic
+from standfast.clock import Deadline, monotonic, sleep
 from standfast.errors import NomadError, NomadOutcome
 from tests.contract.consul_clusters import free_ports
+from tests.contract.nomad_clusters import job
 from tests.fakes.nomad import StandIn
 from tests.fakes.nomad_api import Manner
 from tests.fakes.nomad_state import State
 
 CHECKOUT = Path(__file__).parents[2]
+
+
+ANSWERS = CHECKOUT / "tests/contract/nomad_answers"
+
+
+def recorded(name: str) -> Any:
+    return json.loads((ANSWERS / f"{name}.json").read_text())
 
 
 def outcome_of(call: Callable[[], object]) -> NomadOutcome:
@@ -65,6 +75,83 @@ def test_a_client_without_servers_still_answers_for_itself(stand_in: StandIn) ->
     stand_in.misbehave(Manner.NO_LEADER)
     assert nomad.set_meta("storage_role", "primary").meta["storage_role"] == "primary"
     assert nomad.agent().name == "node1"
+
+
+# Against the recorded answers of a real one
+
+
+def replay(stand_in: StandIn, name: str, node_id: str = "") -> tuple[int, str]:
+    """Put the recorded request to the agent that it was put to."""
+    doc = recorded(name)
+    request, agent = doc["request"], "node1" if doc["at"] == "client agent" else "server"
+    body = request["body"]
+    if node_id:
+        body = {**body, "NodeID": node_id}
+    answer = exchange(
+        Endpoint.parse(stand_in.address(agent)),
+        Request(request["method"], request["path"], {}, json.dumps(body).encode()),
+        Deadline.after(5),
+    )
+    return answer.status, answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "client_metadata_no_meta",
+        "client_metadata_put_not_allowed",
+        "client_metadata_bad_key",
+        "client_metadata_own_node_on_server_agent",
+        "node_unknown",
+        "allocation_stop_unknown",
+        "allocation_restart_unknown",
+    ],
+)
+def test_it_refuses_as_a_real_one_did(stand_in: StandIn, name: str) -> None:
+    doc = recorded(name)
+    assert replay(stand_in, name) == (doc["status"], doc["answer"])
+
+
+def test_the_meta_of_a_dead_node_can_not_be_unset(stand_in: StandIn) -> None:
+    node = stand_in.state.nodes["node2"]
+    stand_in.state.down_after_s = 0.2
+    stand_in.kill("node2")
+    just_died, down = recorded("client_metadata_frozen_node"), recorded("client_metadata_node_down")
+    said = replay(stand_in, "client_metadata_frozen_node", node.id)
+    assert said == (just_died["status"], just_died["answer"])
+    deadline = Deadline.after(5)
+    while replay(stand_in, "client_metadata_node_down", node.id)[0] == 500:
+        deadline.check("the node is not down")
+        sleep(0.05)
+    said = replay(stand_in, "client_metadata_node_down", node.id)
+    assert said == (down["status"], down["answer"])
+
+
+def test_its_documents_have_the_keys_of_real_ones_and_no_others(stand_in: StandIn) -> None:
+    stand_in.state.start_s = 0.0
+    stand_in.state.register(job("db"))
+    node_id = stand_in.state.nodes["node1"].id
+
+    def ask(path: str) -> Any:
+        endpoint = Endpoint.parse(stand_in.address("node1"))
+        return json.loads(exchange(endpoint, Request("GET", path), Deadline.after(5)).body)
+
+    mine = ask(f"/v1/node/{node_id}/allocations")[0]
+    real = recorded("node_allocations")["answer"][0]
+    pairs = [
+        (ask(f"/v1/node/{node_id}"), recorded("node_read")["answer"]),
+        (ask("/v1/nodes")[0], recorded("nodes_list")["answer"][0]),
+        (ask("/v1/client/metadata"), recorded("client_metadata_read")["answer"]),
+        (mine["TaskStates"]["t"], real["TaskStates"]["t"]),
+        (mine["Job"]["TaskGroups"][0], real["Job"]["TaskGroups"][0]),
+        (mine["Job"]["TaskGroups"][0]["Tasks"][0], real["Job"]["TaskGroups"][0]["Tasks"][0]),
+        (mine["Job"], real["Job"]),
+        (ask("/v1/agent/self"), recorded("agent_self_client")["answer"]),
+    ]
+    for made, recorded_one in pairs:
+        assert set(made) <= set(recorded_one), set(made) - set(recorded_one)
+    # Real ones leave these two out when there is nothing in them.
+    assert set(mine) - set(real) <= {"NextAllocation", "PreviousAllocation"}
 
 
 def test_closing_it_lets_go_who_waits_for_an_answer() -> None:

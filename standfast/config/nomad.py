@@ -11,7 +11,8 @@ from standfast.config.fields import option
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NomadAccess:
     """[nomad]: without this table Nomad is left alone. Empty values are taken from NOMAD_ADDR, \
-_REGION, _TOKEN, _CACERT, _CLIENT_CERT/KEY, _TLS_SERVER_NAME."""
+_REGION, _TOKEN, _CACERT, _CLIENT_CERT/KEY, _TLS_SERVER_NAME. Certificates are verified unless \
+NOMAD_SKIP_VERIFY is true."""
 
     enabled: bool = option(True, "Set the node's meta with the role, and move its jobs")
     address: str = option(

@@ -253,7 +253,9 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
     assert not any(watch.came_back(one, ONE) for one in JOBS)
     assert not shows(site, ONE)
     assert not [key for key in site.consul.kv if "/nomad/" in key]
-    told = site.followers[ONE].moves.document()
+    moves = site.followers[ONE].moves
+    eventually(lambda: not moves.pending, 15)
+    told = moves.document()
     assert {one["job"]: one["target"] for one in told} == {f"{one}.g": TWO for one in JOBS}
     down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
     with capsys.disabled():

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 
 from standfast.clock import Deadline, monotonic, sleep
-from standfast.config.model import Config, Paths
+from standfast.config.model import Config, ConsulAccess, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
 from standfast.errors import StandfastError
 from standfast.nomad import remounted
-from standfast.nomad.checks import bound_groups, stops_when_cut_off
+from standfast.nomad.checks import bound_groups, look, stops_when_cut_off
 from standfast.nomad.constraints import Meta, Tie, bond
 from standfast.nomad.follow import Follower
 from standfast.nomad.observed import Role, kill_timeout_s
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import Allocation
-from tests.contract.consul_clusters import CHECKOUT
+from tests.contract.consul_clusters import CHECKOUT, embedded_cluster
 from tests.contract.nomad_clusters import (
     MANAGEMENT,
     NODES,
@@ -424,3 +424,20 @@ def _started(cluster: Cluster, job_id: str) -> str:
     found = cluster.gateway(SERVER).job_allocations("default", job_id)
     running = [one.tasks for one in found if one.client_status == "running"]
     return running[0][0].started_at if running and running[0] else ""
+
+
+def test_doctor_can_read_everything_that_it_judges(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOMAD_TOKEN", cluster.secret)
+    with embedded_cluster() as consul:
+        made = replace(
+            Site(cluster).config(ONE),
+            paths=Paths(run=tmp_path, state=tmp_path),
+            consul=ConsulAccess(addresses=(consul.address,)),
+            nomad=NomadAccess(address=cluster.machines.address(ONE), request_timeout=20.0),
+        )
+        findings = {one.check: one for one in look(made, ONE)}
+    assert set(findings) == {"following", "nomad", "meta", "cut-off", "leaders"}
+    assert all(one.ok for one in findings.values()), findings
+    assert "it answers; node1 is ready and eligible" in findings["nomad"].evidence

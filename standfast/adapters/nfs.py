@@ -159,7 +159,7 @@ class KernelNfs:
         return None if found is None else found[1]
 
     def stop(self, deadline: Deadline) -> None:
-        self._close_sessions()
+        close_sessions(self._config.nfs.port)
         self._units.stop(self._config.nfs.unit, deadline)
         if self.is_running():  # started by hand, outside of the unit
             run(["rpc.nfsd", "0"], deadline=deadline, op="rpc.nfsd:stop")
@@ -170,19 +170,6 @@ class KernelNfs:
                     f"stopped: the volume is still served; look at {self._nfsd}/threads"
                 )
             sleep(POLL_S)
-
-    def _close_sessions(self) -> None:
-        """End the clients' connections while nfsd has them.
-
-        What it leaves behind for clients that don't answer the kernel keeps for minutes, and one
-        that comes back by the same port (NFS clients do) would meet it at the next reign here.
-        """
-        argv = ["ss", "-K", "-t", "-n", "-H", "state", "connected"]
-        sport = ["sport", "=", f":{self._config.nfs.port}"]
-        try:
-            run([*argv, *sport], deadline=Deadline.after(COMMAND_S), op="close-sessions")
-        except StandfastError as error:
-            log.warning("connections of clients may be left behind: %s", error)
 
     def threads(self) -> int:
         """Threads of nfsd; without the nfsd file system there are none."""
@@ -214,6 +201,19 @@ class KernelNfs:
         if wanted is None or not all(f"fsid={wanted}" in line for line in lines):
             return f"{live} is exported with another fsid than this epoch's"
         return None
+
+
+def close_sessions(port: int) -> None:
+    """End the clients' connections while nfsd has them; best effort.
+
+    What it leaves behind for clients that don't answer the kernel keeps for minutes, and one that
+    comes back by the same port (NFS clients do) would meet it at the next reign here.
+    """
+    argv = ["ss", "-K", "-t", "-n", "-H", "state", "connected", "sport", "=", f":{port}"]
+    try:
+        run(argv, deadline=Deadline.after(COMMAND_S), op="close-sessions")
+    except StandfastError as error:
+        log.warning("connections of clients may be left behind: %s", error)
 
 
 def escaped(path: Path) -> str:

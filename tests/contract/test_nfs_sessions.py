@@ -1,0 +1,52 @@
+"""Connections of the NFS port are ended by the kernel, in a network namespace of the test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+# A listener and two clients on other ports than the one whose connections are to go.
+SCRIPT = """
+import socket
+from pathlib import Path
+from standfast.adapters.nfs import close_sessions
+
+def pair(port):
+    server = socket.create_server(("127.0.0.1", port))
+    client = socket.create_connection(("127.0.0.1", port))
+    return server, client, server.accept()[0]
+
+def ends(client):
+    client.settimeout(1.0)
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+nfs, other = pair(2049), pair(2050)
+close_sessions(2049)
+assert ends(nfs[1]), "a client of the port is still connected"
+assert not ends(other[1]), "a client of another port was cut off"
+socket.create_connection(("127.0.0.1", 2049), timeout=1.0)
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("ss") is None,
+    reason="needs root for a network namespace, and ss of iproute2",
+)
+def test_the_clients_of_the_nfs_port_are_disconnected_and_nobody_else() -> None:
+    inside = 'ip link set lo up && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-ec", inside, sys.executable, SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr

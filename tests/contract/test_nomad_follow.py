@@ -48,6 +48,8 @@ KEY = "storage_role"
 EXAMPLE = CHECKOUT / "docs/examples/postgres-on-primary.nomad.hcl"
 ONE, TWO = NODES
 TICK_S = 0.2
+PATIENCE_S = 90.0
+"""On a busy machine; what takes how long is told, not judged."""
 PAUSE_S = 1.0
 """The storage's, from one primary to the next."""
 JOBS = ("db", "web", "sys")
@@ -159,7 +161,7 @@ def site(cluster: Cluster) -> Iterator[Site]:
     for name in NODES:
         made.boot(name)
     made.serve(ONE)
-    eventually(lambda: all(where(made, one) == [ONE] for one in JOBS), 2 * cluster.meta_s)
+    eventually(lambda: all(where(made, one) == [ONE] for one in JOBS), PATIENCE_S)
     try:
         yield made
     finally:
@@ -170,8 +172,8 @@ def site(cluster: Cluster) -> Iterator[Site]:
         for name in NODES:
             cluster.gateway(name).set_meta(KEY, None)
             cluster.gateway(SERVER).set_eligible(cluster.node_id(name), True)
-        eventually(lambda: not any(shows(made, name) for name in NODES), cluster.meta_s)
-        eventually(lambda: not any(where(made, one) for one in JOBS), 30)
+        eventually(lambda: not any(shows(made, name) for name in NODES), PATIENCE_S)
+        eventually(lambda: not any(where(made, one) for one in JOBS), PATIENCE_S)
 
 
 def allocations(site: Site, job_id: str) -> list[Allocation]:
@@ -209,6 +211,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._thread.start()
+        eventually(lambda: all(self.seen.values()), PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -245,8 +248,8 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
 ) -> None:
     with Watch(site) as watch:
         release_s, orderly = site.switchover(TWO)
-        eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), 3 * site.cluster.meta_s)
-        eventually(lambda: eligible(site, ONE), 2 * site.cluster.meta_s)
+        eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
+        eventually(lambda: eligible(site, ONE), PATIENCE_S)
         stays(lambda: where(site, "db") == [TWO], site.cluster.watch_s)
     assert orderly
     assert watch.twice() == []
@@ -254,7 +257,7 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
     assert not shows(site, ONE)
     assert not [key for key in site.consul.kv if "/nomad/" in key]
     moves = site.followers[ONE].moves
-    eventually(lambda: not moves.pending, 15)
+    eventually(lambda: not moves.pending, PATIENCE_S)
     told = moves.document()
     assert {one["job"]: one["target"] for one in told} == {f"{one}.g": TWO for one in JOBS}
     down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
@@ -270,10 +273,10 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(
 ) -> None:
     site.cut(ONE)
     site.serve(TWO)
-    eventually(lambda: not eligible(site, ONE), site.cluster.meta_s)
+    eventually(lambda: not eligible(site, ONE), PATIENCE_S)
     eventually(
         lambda: all(TWO in where(site, one) for one in JOBS),
-        2 * site.cluster.meta_s + site.cluster.down_s,
+        PATIENCE_S,
     )
     before = {a.id for one in JOBS for a in allocations(site, one)}
     site.cluster.machines.start(ONE)
@@ -282,12 +285,12 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(
     # Its agent is late: for so long the quarantine alone keeps the jobs away.
     stays(lambda: not eligible(site, ONE), site.cluster.watch_s)
     site.boot(ONE)
-    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), 3 * site.cluster.meta_s)
+    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), PATIENCE_S)
     took_s = monotonic() - started
     stays(lambda: TWO in where(site, "db"), site.cluster.watch_s)
     new = [a for one in JOBS for a in allocations(site, one) if a.id not in before]
     assert not [a for a in new if a.node_id == site.cluster.node_id(ONE)]
-    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), 30)
+    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
     assert not [key for key in site.consul.kv if "/nomad/" in key]
     with capsys.disabled():
         print(f"\n{site.cluster.kind}: a standby like any other {took_s:.1f} s after its return")
@@ -318,10 +321,8 @@ def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(
         sleep(site.cluster.watch_s)
     finally:
         back(site.cluster)
-    waited_s = eventually(
-        lambda: all(where(site, one) == [TWO] for one in JOBS), 60 + 2 * site.cluster.meta_s
-    )
-    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), 3 * site.cluster.meta_s)
+    waited_s = eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
+    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), PATIENCE_S)
     with capsys.disabled():
         print(
             f"\n{site.cluster.kind}: Nomad down: the release gave up after {took_s:.1f} s, the "
@@ -337,7 +338,7 @@ def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> N
     sleep(site.cluster.watch_s)
     assert all(where(site, one) == [] for one in JOBS), "back on the old one"
     site.cluster.machines.start(TWO)
-    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), 60 + site.cluster.meta_s)
+    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
 
 
 def test_doctor_counts_the_bound_groups_and_names_those_that_run_on_when_cut_off(
@@ -398,8 +399,8 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
             document["TaskGroups"][0]["Tasks"][0]["Env"] = {"DIRECTORY": f"{path}/x"}
         cluster.submit(document)
     try:
-        eventually(lambda: all(cluster.running(name) == [ONE] for name in jobs), 30)
-        eventually(lambda: all(_started(cluster, name) for name in jobs), 30)
+        eventually(lambda: all(cluster.running(name) == [ONE] for name in jobs), PATIENCE_S)
+        eventually(lambda: all(_started(cluster, name) for name in jobs), PATIENCE_S)
         before = {name: _started(cluster, name) for name in jobs}
         sleep(1.1)
         made = replace(
@@ -409,7 +410,7 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
         )
         said = remounted.after(made, Deadline.after(30), cluster.gateway(ONE))
         assert len(said) == 2
-        eventually(lambda: _started(cluster, "user") != before["user"], 30)
+        eventually(lambda: _started(cluster, "user") != before["user"], PATIENCE_S)
         assert remounted.retry(made, Deadline.after(30), cluster.gateway(ONE)) == ()
         assert {n: _started(cluster, n) for n in ("idle", "spared")} == {
             n: before[n] for n in ("idle", "spared")

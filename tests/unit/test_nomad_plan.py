@@ -22,6 +22,7 @@ from standfast.config.nomad import NomadAccess
 from standfast.errors import ConfigError, NomadError, NomadOutcome
 from standfast.lease.files import LeaseStatus
 from standfast.nomad import reports
+from standfast.nomad.follow import Report
 from standfast.nomad.observed import Role
 from standfast.nomad.rivals import refuse_rivals
 from standfast.plan import Do, Names, Plan, Step
@@ -202,3 +203,40 @@ def test_two_volumes_of_a_node_never_follow_the_same_meta(tmp_path: Path) -> Non
     refuse_rivals(one)
     (tmp_path / "two.toml").write_text("[broken")
     refuse_rivals(one)
+
+
+class FakeFollower:
+    """Rounds as they are asked for; the first one goes wrong in a way that nobody thought of."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+        self.rounds: list[tuple[Role, int]] = []
+
+    def round(self, role: Role, epoch: int) -> Report:
+        self.rounds.append((role, epoch))
+        if len(self.rounds) == 1:
+            raise KeyError("a surprise in an answer")
+        if len(self.rounds) == 2:
+            reign(self.agent, Stage.READY)
+            lease(self.agent)
+        else:
+            self.agent.stopping.set()
+        return Report(role, Reason.NOMAD_FOLLOWS, f"{role} of {epoch}", settled=True)
+
+    def document(self, report: Report) -> dict[str, Any]:
+        return {**reports.none(report.sentence, report.reason), "at": 1.0}
+
+    def pause_s(self, report: Report) -> float:
+        return 3600.0
+
+
+def test_a_change_of_the_role_is_followed_at_once_and_a_surprise_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_jobs, "TICK_S", 0.01)
+    monkeypatch.setattr(agent_jobs, "TROUBLE_PAUSE_S", 0.0)
+    agent = agent_in(tmp_path)
+    follower = FakeFollower(agent)
+    agent_jobs.keep_following(agent, follower)  # type: ignore[arg-type]
+    assert follower.rounds == [(Role.STANDBY, 0), (Role.STANDBY, 0), (Role.PRIMARY, 5)]
+    assert reports.load(agent.config)["sentence"] == "primary of 5"

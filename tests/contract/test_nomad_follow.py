@@ -20,10 +20,11 @@ from standfast.config.model import Config, ConsulAccess, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
 from standfast.errors import StandfastError
-from standfast.nomad import remounted
+from standfast.nomad import boot, remounted
 from standfast.nomad.checks import bound_groups, look, stops_when_cut_off
 from standfast.nomad.constraints import Meta, Tie, bond
 from standfast.nomad.follow import Follower
+from standfast.nomad.notes import Notes
 from standfast.nomad.observed import Role, kill_timeout_s
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import Allocation
@@ -442,3 +443,37 @@ def test_doctor_can_read_everything_that_it_judges(
     assert set(findings) == {"following", "nomad", "meta", "cut-off", "leaders"}
     assert all(one.ok for one in findings.values()), findings
     assert "it answers; node1 is ready and eligible" in findings["nomad"].evidence
+
+
+def test_before_its_nomad_starts_a_former_primary_is_made_ineligible_by_another_agent(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOMAD_TOKEN", cluster.secret)
+    there = cluster.machines.address(TWO)
+    host, _, port = there.rpartition(":")
+    cluster.gateway(ONE).set_meta(KEY, "primary")
+    site = Site(cluster)
+    eventually(lambda: shows(site, ONE), PATIENCE_S)
+    cluster.machines.kill(ONE)
+    try:
+        with embedded_cluster() as consul:
+            made = replace(
+                site.config(ONE),
+                paths=Paths(run=tmp_path, state=tmp_path),
+                consul=ConsulAccess(addresses=(consul.address,)),
+                nomad=NomadAccess(address=there, request_timeout=20.0),
+            )
+            with pytest.raises(StandfastError, match="Consul knows no other agent"):
+                boot.attempt(made)
+            consul.gateway().register("nomad-http", "nomad", host, int(port), {}, 60.0, "http")
+            (said,) = boot.attempt(made)
+            assert boot.attempt(made) == []
+            (noted,) = Notes(made, consul.gateway()).load().values()
+        assert "takes no jobs" in said
+        assert not eligible(site, ONE)
+        assert (noted.note.node, noted.note.by, noted.firm) == (ONE, ONE, True)
+    finally:
+        cluster.machines.start(ONE)
+        cluster.gateway(ONE).set_meta(KEY, None)
+        eventually(lambda: not shows(site, ONE), PATIENCE_S)
+        cluster.gateway(SERVER).set_eligible(cluster.node_id(ONE), True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -60,14 +60,12 @@ def main_pid(node: Node, unit: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def followed(cluster_factory: Callable[..., Cluster]) -> Iterator[Cluster]:
+def followed(cluster_factory: Callable[..., Cluster]) -> Cluster:
     """n1 is primary; every node has the path by its automount."""
     cluster = cluster_factory(binds=[BOUND])
     for node in cluster.lab:
         wait_until_on(cluster, node.name, "n1")
-    yield cluster
-    for workload in OLD:
-        workload.stop()
+    return cluster
 
 
 # -- power cut -------------------------------------------------------------------------------

@@ -168,14 +168,39 @@ def test_a_switchover_takes_as_long_whatever_nomad_does_and_the_jobs_follow_late
     assert "nomad:" in text
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_a_failover_with_a_nomad_that_hangs_takes_as_long_as_without(
     site: tuple[WithNomad, Nomad],
 ) -> None:
     cluster, nomad = site
+    took_s = {}
+    for manner in (Manner.NORMAL, Manner.HANG):
+        old = cluster.primary()
+        cluster.wait_for_voters()
+        nomad.be(manner)
+        took_s[manner] = power_cut(cluster, nomad, manner.value)
+        new = cluster.primary()
+        nomad.be(Manner.NORMAL)
+        later_s = follows(cluster, nomad, new)
+        assert nomad.node(old)["SchedulingEligibility"] == "ineligible"
+        cluster.lab.boot([cluster[old]])
+        nomad.steer("start", old)
+        returned = time.monotonic()
+        wait_until_plain(cluster, nomad, old, 60.0)
+        back_s = time.monotonic() - returned
+        assert nomad.where("db") == [new]
+        note(
+            f"power cut, Nomad {manner.value}: first acknowledged write after {took_s[manner]:.1f} s; "
+            f"the jobs were on {new} {later_s:.1f} s after Nomad was asked to be well; {old} was "
+            f"a plain standby {back_s:.1f} s after its return"
+        )
+    assert max(took_s.values()) <= BUSY * PROMISED_S
+
+
+def power_cut(cluster: WithNomad, nomad: Nomad, path: str) -> float:
+    """Of the primary and its Nomad client; seconds to the first write that a standby took."""
     lab, old = cluster.lab, cluster.primary()
-    nomad.be(Manner.HANG)
-    with lab.client.stream(lab.servers(), "hang", 0.05, 0.5) as stream:
+    with lab.client.stream(lab.servers(), path, 0.05, 0.5) as stream:
         stream.wait_for_ack(lab[old].address)
         cluster.wait_until_replicated(old)
         cut = time.monotonic()
@@ -187,20 +212,4 @@ def test_a_failover_with_a_nomad_that_hangs_takes_as_long_as_without(
             30.0,
             "a standby serves",
         )
-        took_s = time.monotonic() - cut
-    note(f"power cut with a Nomad that hangs -> first acknowledged write: {took_s:.1f} s")
-    assert took_s <= BUSY * PROMISED_S
-    new = cluster.primary()
-    nomad.be(Manner.NORMAL)
-    later_s = follows(cluster, nomad, new)
-    assert nomad.node(old)["SchedulingEligibility"] == "ineligible"
-    lab.boot([lab[old]])
-    nomad.steer("start", old)
-    returned = time.monotonic()
-    wait_until_plain(cluster, nomad, old, 60.0)
-    back_s = time.monotonic() - returned
-    assert nomad.where("db") == [new]
-    note(
-        f"the jobs were on {new} {later_s:.1f} s after Nomad was well; {old} was a plain standby "
-        f"{back_s:.1f} s after its return"
-    )
+        return time.monotonic() - cut

@@ -190,9 +190,9 @@ def test_a_failover_with_a_nomad_that_hangs_takes_as_long_as_without(
         back_s = time.monotonic() - returned
         assert nomad.where("db") == [new]
         note(
-            f"power cut, Nomad {manner.value}: first acknowledged write after {took_s[manner]:.1f} s; "
-            f"the jobs were on {new} {later_s:.1f} s after Nomad was asked to be well; {old} was "
-            f"a plain standby {back_s:.1f} s after its return"
+            f"power cut, Nomad {manner.value}: first acknowledged write after "
+            f"{took_s[manner]:.1f} s; the jobs were on {new} {later_s:.1f} s after Nomad was "
+            f"asked to be well; {old} was a plain standby {back_s:.1f} s after its return"
         )
     assert max(took_s.values()) <= BUSY * PROMISED_S
 

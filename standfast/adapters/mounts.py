@@ -107,8 +107,8 @@ class KernelMounts:
         argv = ["mount", "--bind", "--", str(source), str(path)]
         run(argv, deadline=deadline, op="mount:rebind")
 
-    def let_go(self, path: Path, deadline: Deadline) -> None:
-        let_go(path, deadline, self._proc)
+    def let_go(self, path: Path, deadline: Deadline, *, wake: bool = True) -> None:
+        let_go(path, deadline, self._proc, wake=wake)
 
     def probe(self, path: Path, deadline: Deadline) -> tuple[Answer, str]:
         if self._still_hangs(path):
@@ -150,11 +150,14 @@ class KernelMounts:
         return frozenset(canonical(line.split()[0]) for line in done.stdout.splitlines() if line)
 
 
-def let_go(path: Path, deadline: Deadline, proc: Path = Path("/proc")) -> None:
+def let_go(
+    path: Path, deadline: Deadline, proc: Path = Path("/proc"), *, wake: bool = True
+) -> None:
     """Take the mount that is seen at `path` away lazily; TimedOut, CommandFailed.
 
-    Of a mount that nobody uses the kernel takes leave of the server before umount returns, which
-    takes minutes when that one is dead; what counts is that the mount is gone from the table.
+    With `wake`, those who wait for its server get an error. Of a mount that nobody uses the kernel
+    takes leave of the server before umount returns, which takes minutes when that one is dead; what
+    counts is that the mount is gone from the table.
     """
 
     def seen() -> int | None:
@@ -163,7 +166,8 @@ def let_go(path: Path, deadline: Deadline, proc: Path = Path("/proc")) -> None:
         return None if found is None else found.id
 
     before = seen()
-    _wake(path, deadline)
+    if wake:
+        _wake(path, deadline)
     # No helper and no look at the path: both would ask the server, too.
     argv = ["umount", "-l", "-i", "-c", "--", str(path)]
     while True:

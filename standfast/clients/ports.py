@@ -57,7 +57,7 @@ class Mounts(Protocol):
 
     def bind(self, source: Path, path: Path, deadline: Deadline) -> None: ...
 
-    def let_go(self, path: Path, deadline: Deadline) -> None:
+    def let_go(self, path: Path, deadline: Deadline, *, wake: bool = True) -> None:
         """Take the uppermost mount at the path away, whoever uses it."""
 
     def probe(self, path: Path, deadline: Deadline) -> tuple[Answer, str]:

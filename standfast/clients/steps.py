@@ -43,6 +43,8 @@ class Steps:
     still_client: Callable[[], bool]
     """False when this node has a role by now."""
     said: list[str] = field(default_factory=list)
+    _woken: bool = False
+    """Who waited for the old server has got an error, by whatever mount of it."""
 
     def table(self) -> Mapping[Do, Callable[[Step], None]]:
         return {
@@ -111,6 +113,7 @@ class Steps:
                 gone = [one for one in stack_at(self.mounts.here(), self._path) if one.is_nfs]
                 notes.note_let_go(self.config.run_dir, gone)
             self.mounts.let_go(self._path, self._deadline())
+            self._woken = True
         raise StandfastError(f"more than {MOST_LAYERS} mounts lie on top of each other at {top}")
 
     def mount(self) -> None:
@@ -184,5 +187,5 @@ class Steps:
             top = mounted_at(self.mounts.here(), target)
             if top is None or not top.is_nfs:
                 break
-            self.mounts.let_go(target, self._deadline())
+            self.mounts.let_go(target, self._deadline(), wake=not self._woken)
         self.mounts.bind(self._path / inside.relative_to(base), target, self._deadline())

@@ -45,6 +45,8 @@ class FakeClient:
     others: tuple[Namespace, ...] = ()
     log: list[str] = field(default_factory=list)
     sins: list[str] = field(default_factory=list)
+    woken: list[Path] = field(default_factory=list)
+    """Mounts whose waiting users got an error."""
     fail: str | None = None
     """The next effect of this name fails."""
 
@@ -160,8 +162,10 @@ class FakeClient:
         inside = source.relative_to(self.path)
         self.bound(top, path, f"/{inside}" if inside.parts else "/")
 
-    def let_go(self, path: Path, deadline: Deadline) -> None:
+    def let_go(self, path: Path, deadline: Deadline, *, wake: bool = True) -> None:
         self._effect(f"let-go:{path}")
+        if wake:
+            self.woken.append(path)
         top = next(m for m in reversed(self.table) if m.point == str(path))
         if not top.is_nfs:
             self.sins.append(f"took a {top.kind} away")

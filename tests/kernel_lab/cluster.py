@@ -97,10 +97,11 @@ class Cluster(Installed[Node]):
 
     def follow(self, name: str) -> None:
         """Make a running node a client as the product's documentation has it: configuration, the
-        shipped mount units with the automount, watch and timer."""
+        shipped mount units with the automount, watch and timer. Nobody waits for a turn: there is
+        one client."""
         node = self[name]
         binds = [] if name in self.lab.storage else self.binds or []
-        self.configure(node, f"[client]\nbinds = {json.dumps(list(binds))}\n")
+        self.configure(node, f"[client]\nspread = 0\nbinds = {json.dumps(list(binds))}\n")
         self.standfast(name, "client", "units", "--install")
         node.sh(
             "mkdir -p /data/services; systemctl daemon-reload\n"

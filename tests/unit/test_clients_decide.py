@@ -187,6 +187,7 @@ def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_user
         "restart:db.service,web.service",
         "probe",
     ]
+    assert client.woken == [path], "one mount of a server wakes those who wait at another, too"
     said = "\n".join(one.said)
     assert "vi (pid 41, user@0.service) has /data/x of the old mount open" in said
     assert "box.service keeps the old mount at" in said

@@ -66,3 +66,20 @@ def content(node: Node, workload: Workload) -> str:
 def handle(node: Node, text: str = "[]") -> None:
     """Call the handler by hand, as `consul watch` does."""
     node.run(HANDLER, "--volume", VOLUME, input=text, timeout_s=120.0)
+
+
+def primary_and_standby(cluster: Cluster, timeout_s: float = 180.0) -> tuple[Node, Node]:
+    """The storage nodes by their roles, once the standby has what the primary had now."""
+    cluster.wait_until_settled(timeout_s)
+    primary = cluster.primary()
+    cluster.wait_until_replicated(primary)
+    [standby] = [node for node in cluster.storage if node.name != primary]
+    return cluster[primary], standby
+
+
+def switch_over(cluster: Cluster) -> float:
+    """The role goes to the standby; seconds that the command took."""
+    primary, standby = primary_and_standby(cluster)
+    began_s = time.monotonic()
+    cluster.standfast(primary.name, "switchover", "--to", standby.name, timeout_s=240.0)
+    return time.monotonic() - began_s

@@ -21,6 +21,8 @@ from tests.kernel_lab.clients_scene import (
     fresh_mount_s,
     handle,
     is_on,
+    primary_and_standby,
+    switch_over,
     wait_until_on,
 )
 from tests.kernel_lab.cluster import AUTOMOUNT, EXPORT, MOUNT, MOUNTED, VOLUME, Cluster
@@ -201,10 +203,10 @@ def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns
 ) -> None:
     """n1 lost power with files of three nodes open, and c1 is cut off when it serves again."""
     c1, n1 = followed["c1"], followed["n1"]
-    followed["n1"].wait_until_booted()
-    followed.wait_for_role("n1", "standby")
-    followed.wait_until_replicated("n2")
-    wait_until_on(followed, "c1", "n2")
+    n1.wait_until_booted()
+    assert primary_and_standby(followed) == (followed["n2"], n1)
+    for name in ("c1", "n2"):
+        wait_until_on(followed, name, "n2")
     here, there = workloads.start(followed["n2"], "reopened"), workloads.start(c1, "reopened")
     for workload in (here, there):
         workload.wait_until_done(time.monotonic())
@@ -217,21 +219,22 @@ def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns
             60.0,
             "the storage nodes know a Consul leader",
         )
-        began_s = time.monotonic()
-        followed.standfast("n2", "switchover", "--to", "n1", timeout_s=240.0)
+        took_s = switch_over(followed)
         serves_s = time.monotonic()
         assert followed.lab.client.port_answers(n1.address)
         opened = here.wait_until_done(serves_s, timeout_s=90.0)
         note(
             f"clients: a former primary with clients on record, one of them gone: the command "
-            f"{serves_s - began_s:.1f} s, after it a file was opened within "
+            f"{took_s:.1f} s, after it a file was opened within "
             f"{opened.t_s - serves_s:.1f} s"
         )
         assert opened.t_s - serves_s < FRESH_OPEN_S
         # n1 is back at its old address with another tree: who held files of its last reign gets an
         # error, and nobody another file.
         for workload in OLD:
-            assert workload.done(began_s) == [], f"{workload.kind} has written with an old handle"
+            assert workload.done(serves_s - took_s) == [], (
+                f"{workload.kind} has written with an old handle"
+            )
     finally:
         followed.lab.heal()
     healed_s = time.monotonic()
@@ -251,28 +254,27 @@ def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns
 def test_the_server_speaks_nfs_4_1_only_and_waits_ten_seconds_for_its_clients(
     followed: Cluster,
 ) -> None:
-    n1 = followed["n1"]
-    assert followed.primary() == "n1"
-    versions = n1.read("/proc/fs/nfsd/versions").split()
+    server = followed[followed.primary()]
+    versions = server.read("/proc/fs/nfsd/versions").split()
     assert {"+4.1", "+4.2", "-4.0"} <= set(versions)
     assert not {"+2", "+3"} & set(versions)
     for name in ("nfsv4gracetime", "nfsv4leasetime"):
-        assert n1.read(f"/proc/fs/nfsd/{name}").strip() == GRACE_S
+        assert server.read(f"/proc/fs/nfsd/{name}").strip() == GRACE_S
 
 
 def test_open_files_survive_a_reboot_of_the_server_without_failover(followed: Cluster) -> None:
-    n1 = followed["n1"]
-    epoch = followed.epoch("n2")
-    before = followed.mount_id("c1")
+    server, other = primary_and_standby(followed)
+    wait_until_on(followed, "c1", server.name)
+    epoch, before = followed.epoch(other.name), followed.mount_id("c1")
     with workloads.start(followed["c1"], "kept_open") as writer:
         writer.wait_until_done(time.monotonic())
-        followed.standfast("n2", "pause", "--reason", "n1 reboots")
+        followed.standfast(other.name, "pause", "--reason", "the primary reboots")
         try:
-            n1.power_cut()
-            n1.power_on()
-            n1.wait_until_booted()
+            server.power_cut()
+            server.power_on()
+            server.wait_until_booted()
         finally:
-            followed.standfast("n2", "resume")
+            followed.standfast(other.name, "resume")
         resumed_s = time.monotonic()
         back = writer.wait_until_done(resumed_s, timeout_s=120.0)
         note(
@@ -280,9 +282,9 @@ def test_open_files_survive_a_reboot_of_the_server_without_failover(followed: Cl
             f"{back.t_s - resumed_s:.1f} s after the pause"
         )
         assert writer.errors() == []
-        assert missing_records(content(n1, writer), writer.done()) == []
-    assert followed.primary() == "n1"
-    assert followed.epoch("n2") >= epoch
+        assert missing_records(content(server, writer), writer.done()) == []
+    assert followed.primary() == server.name
+    assert followed.epoch(other.name) >= epoch
     assert followed.mount_id("c1") == before
 
 
@@ -290,29 +292,27 @@ def test_open_files_survive_a_reboot_of_the_server_without_failover(followed: Cl
 
 
 def test_a_switchover_under_load_loses_no_acknowledged_write(followed: Cluster) -> None:
-    followed.wait_for_role("n2", "standby")
-    followed.wait_until_replicated("n1")
-    wait_until_on(followed, "n2", "n1")
+    old, new = primary_and_standby(followed)
+    for name in ("c1", new.name):
+        wait_until_on(followed, name, old.name)
     running = [
         workloads.start(followed["c1"], "reopened"),
         workloads.start(followed["c1"], "bound"),
-        workloads.start(followed["n1"], "reopened"),
-        workloads.start(followed["n2"], "reopened"),
+        workloads.start(old, "reopened"),
+        workloads.start(new, "reopened"),
     ]
     for workload in running:
         workload.wait_until_done(time.monotonic())
-    began_s = time.monotonic()
-    followed.standfast("n1", "switchover", "--to", "n2", timeout_s=240.0)
-    took_s = time.monotonic() - began_s
+    took_s = switch_over(followed)
     for workload in running:
         workload.wait_until_done(time.monotonic(), timeout_s=90.0)
-    assert followed.primary() == "n2"
+    assert followed.primary() == new.name
     for name in ("n1", "n2", "c1"):
-        assert is_on(followed, name, "n2"), followed.mount_id(name)
+        assert is_on(followed, name, new.name), followed.mount_id(name)
     pauses = []
     for workload in running:
         workload.stop()
-        assert missing_records(content(followed["n2"], workload), workload.done()) == []
+        assert missing_records(content(new, workload), workload.done()) == []
         pauses.append(f"{workload.kind} on {workload.node.name} {workload.longest_gap_s():.1f} s")
     note(f"clients: switchover: the command {took_s:.1f} s; pauses: {', '.join(pauses)}")
 
@@ -321,31 +321,27 @@ def test_a_switchover_under_load_loses_no_acknowledged_write(followed: Cluster) 
 
 
 def test_doctor_names_what_a_client_without_its_handler_is_left_with(followed: Cluster) -> None:
-    c1 = followed["c1"]
+    c1, (server, _other) = followed["c1"], primary_and_standby(followed)
     c1.sh(f"umount -l {LEFT}; umount -l {BOUND}; mkdir -p {MOUNTED}/sub", check=False)
-    wait_until_on(followed, "c1", "n2")
+    wait_until_on(followed, "c1", server.name)
     c1.sh(f"mount --bind {MOUNTED}/sub {LEFT}; systemctl stop {WATCH} {TIMER}")
     try:
-        followed.wait_for_role("n1", "standby")
-        followed.wait_until_replicated("n2")
-        followed.standfast("n2", "switchover", "--to", "n1", timeout_s=240.0)
+        switch_over(followed)
         found = doctor(followed, "c1")
         assert not found["mount"]["ok"]
         assert "a mount of another server is still there" in found["mount"]["evidence"]
         assert "standfast remount" in found["mount"]["fix"]
-        followed.wait_for_role("n2", "standby")
-        followed.wait_until_replicated("n1")
-        followed.standfast("n1", "switchover", "--to", "n2", timeout_s=240.0)
+        switch_over(followed)
         found = doctor(followed, "c1")
         assert not found["mount"]["ok"]
         assert found["mount"]["evidence"].startswith("stale: "), found["mount"]
         told = json.loads(followed.standfast("c1", "remount", "--json"))
         assert told["trouble"] is None, told
-        assert is_on(followed, "c1", "n2")
+        assert is_on(followed, "c1", server.name)
         found = doctor(followed, "c1")
         assert found["mount"]["ok"]
         assert not found["binds"]["ok"]
-        assert f"{LEFT} still shows {followed['n2'].address}" in found["binds"]["evidence"]
+        assert f"{LEFT} still shows {server.address}" in found["binds"]["evidence"]
     finally:
         c1.sh(f"systemctl start {WATCH} {TIMER}; umount -l {LEFT}", check=False)
 
@@ -353,19 +349,15 @@ def test_doctor_names_what_a_client_without_its_handler_is_left_with(followed: C
 def test_a_plain_mount_follows_and_a_client_that_was_off_is_right_within_a_minute(
     followed: Cluster,
 ) -> None:
-    c1 = followed["c1"]
+    c1, (server, other) = followed["c1"], primary_and_standby(followed)
     c1.sh(f"systemctl disable -q --now {AUTOMOUNT}; systemctl enable -q --now {MOUNT}")
-    wait_until_on(followed, "c1", "n2")
-    followed.wait_for_role("n1", "standby")
-    followed.wait_until_replicated("n2")
-    followed.standfast("n2", "switchover", "--to", "n1", timeout_s=240.0)
-    wait_until_on(followed, "c1", "n1", timeout_s=60.0)
+    wait_until_on(followed, "c1", server.name)
+    switch_over(followed)
+    wait_until_on(followed, "c1", other.name, timeout_s=60.0)
     c1.power_cut()
-    followed.wait_for_role("n2", "standby")
-    followed.wait_until_replicated("n1")
-    followed.standfast("n1", "switchover", "--to", "n2", timeout_s=240.0)
+    switch_over(followed)
     c1.power_on()
     c1.wait_until_booted()
     booted_s = time.monotonic()
-    there_s = wait_until_on(followed, "c1", "n2", timeout_s=60.0)
+    there_s = wait_until_on(followed, "c1", server.name, timeout_s=60.0)
     note(f"clients: off during a switchover: on the new server {there_s - booted_s:.1f} s after")

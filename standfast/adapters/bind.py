@@ -26,7 +26,7 @@ from standfast.adapters.systemd import SystemdUnits
 from standfast.clients.dependants import note_stopped
 from standfast.clients.mountinfo import Mount, mounted_at, parse_mountinfo, root_of
 from standfast.clients.ports import Use
-from standfast.clock import Deadline
+from standfast.clock import Deadline, sleep
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, StandfastError
 from standfast.run import run
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 DROP_IN = "standfast-bind"
 MAX_NAMED = 5
+POLL_S = 0.05
+CANCELED = "canceled"
+"""What systemctl says of a job that another one took the place of."""
 
 
 class LiveBind:
@@ -107,7 +110,10 @@ class LiveBind:
                 try:
                     self._unmount_once(unit, deadline)
                 except CommandFailed as error:
-                    self._unmount_lazily(error, deadline)
+                    # An access at that moment had the automount start the unit instead.
+                    if CANCELED not in str(error) or deadline.expired:
+                        self._unmount_lazily(error, deadline)
+                    sleep(POLL_S)
         except BaseException:
             if self.is_mounted():
                 self._turn_into_bind(unit, deadline)

@@ -123,16 +123,21 @@ def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
 class Units:
     """The service manager of a node whose path has a mount unit."""
 
-    def __init__(self, mountinfo: Path, busy: bool) -> None:
+    def __init__(self, mountinfo: Path, busy: bool, canceled: int = 0) -> None:
+        """`canceled`: stops that another job takes the place of, before the mount has gone."""
         self.calls: list[str] = []
         self._mountinfo = mountinfo
         self._busy = busy
+        self._canceled = canceled
 
     def is_active(self, unit: str) -> bool:
         return not self._busy
 
     def stop(self, unit: str, deadline: Deadline) -> None:
         self.calls.append("stop")
+        if self._canceled:
+            self._canceled -= 1
+            raise CommandFailed(f"Job for {unit} canceled.", returncode=1)
         lines = self._mountinfo.read_text().splitlines()
         kept = [line for line in lines if " /data/services " not in line]
         self._mountinfo.write_text("\n".join(kept) + "\n")
@@ -144,13 +149,21 @@ class Units:
         self.calls.append("remove-drop-in")
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize(
+    ("busy", "canceled", "calls"),
+    [
+        (False, 0, ["remove-drop-in", "stop"]),
+        (False, 2, ["remove-drop-in", "stop", "stop", "stop"]),
+        (True, 0, ["remove-drop-in", "write-drop-in"]),
+    ],
+    ids=["at rest", "with an access at that moment", "busy"],
+)
 def test_an_automount_finds_the_unit_turned_back_before_the_mount_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool, canceled: int, calls: list[str]
 ) -> None:
     """An access right after it would show the tree that is given away, for good."""
     bind_with("\n".join(MOUNTINFO.splitlines()[:-2]), tmp_path)
-    units = Units(tmp_path / "self/mountinfo", busy)
+    units = Units(tmp_path / "self/mountinfo", busy, canceled)
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in {
@@ -170,10 +183,9 @@ def test_an_automount_finds_the_unit_turned_back_before_the_mount_goes(
     if busy:
         with pytest.raises(CommandFailed, match="is in use"):
             bind.unmount(soon())
-        assert units.calls == ["remove-drop-in", "write-drop-in"]
     else:
         bind.unmount(soon())
-        assert units.calls == ["remove-drop-in", "stop"]
+    assert units.calls == calls
 
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")

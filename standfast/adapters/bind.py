@@ -76,8 +76,9 @@ class LiveBind:
         self._let_go_of_dead_nfs(deadline)
         unit = self._unit(deadline)
         if unit is not None and self._units is not None:
-            self._units.stop(unit, deadline)
+            # Before, not after: with an automount the next access mounts what the unit says then.
             self._turn_into_bind(unit, deadline)
+            self._stop(unit, deadline)
             self._units.start(unit, deadline)
         elif (foreign := mounted_at(self._mounts(), self._bind)) is not None:
             raise StandfastError(
@@ -110,10 +111,7 @@ class LiveBind:
                 try:
                     self._unmount_once(unit, deadline)
                 except CommandFailed as error:
-                    # An access at that moment had the automount start the unit instead.
-                    if CANCELED not in str(error) or deadline.expired:
-                        self._unmount_lazily(error, deadline)
-                    sleep(POLL_S)
+                    self._unmount_lazily(error, deadline)
         except BaseException:
             if self.is_mounted():
                 self._turn_into_bind(unit, deadline)
@@ -127,10 +125,22 @@ class LiveBind:
         if unit is not None and self._units is not None:
             self._units.remove_drop_in(unit, DROP_IN, deadline)
 
+    def _stop(self, unit: str, deadline: Deadline) -> None:
+        """Again when an access at that moment had the automount start it instead."""
+        assert self._units is not None
+        while True:
+            try:
+                self._units.stop(unit, deadline)
+                return
+            except CommandFailed as error:
+                if CANCELED not in str(error) or deadline.expired:
+                    raise
+            sleep(POLL_S)
+
     def _unmount_once(self, unit: str | None, deadline: Deadline) -> None:
         if unit is not None and self._units is not None and self._units.is_active(unit):
             self._stopping()
-            self._units.stop(unit, deadline)
+            self._stop(unit, deadline)
         if self._ours() is not None:
             run(["umount", "--", str(self._bind)], deadline=deadline, op="umount:bind")
 

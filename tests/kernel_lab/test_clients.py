@@ -324,6 +324,9 @@ def test_doctor_names_what_a_client_without_its_handler_is_left_with(followed: C
     c1, (server, _other) = followed["c1"], primary_and_standby(followed)
     c1.sh(f"umount -l {LEFT}; umount -l {BOUND}; mkdir -p {MOUNTED}/sub", check=False)
     wait_until_on(followed, "c1", server.name)
+    # Somebody is inside: the automount lets go of what nobody uses for a minute.
+    inside = ["/bin/sh", "-c", f"cd {MOUNTED} && exec sleep 900"]
+    pid = c1.control.detach(inside, "/dev/null")
     c1.sh(f"mount --bind {MOUNTED}/sub {LEFT}; systemctl stop {WATCH} {TIMER}")
     try:
         switch_over(followed)
@@ -343,6 +346,7 @@ def test_doctor_names_what_a_client_without_its_handler_is_left_with(followed: C
         assert not found["binds"]["ok"]
         assert f"{LEFT} still shows {server.address}" in found["binds"]["evidence"]
     finally:
+        c1.run("kill", "-KILL", str(pid), check=False)
         c1.sh(f"systemctl start {WATCH} {TIMER}; umount -l {LEFT}", check=False)
 
 

@@ -21,10 +21,10 @@ MAKE = f"""
 for tree in a b; do
   rm -f /persist/$tree.img
   truncate -s 120M /persist/$tree.img
-  mkfs.btrfs -q -m single -d single /persist/$tree.img
+  mkfs.btrfs -q -m single -d single /persist/$tree.img >/dev/null
   mkdir -p {PLACE}
   mount -o loop /persist/$tree.img {PLACE}
-  btrfs -q subvolume create {PLACE}/tree
+  btrfs -q subvolume create {PLACE}/tree >/dev/null
   echo "from $tree" >{PLACE}/tree/file
   sync -f {PLACE}
   stat -c '%i' {PLACE}/tree/file

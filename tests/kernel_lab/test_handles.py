@@ -50,7 +50,7 @@ def export(cluster: Cluster, tree: str, fsid: str) -> None:
     n1.freeze_unit(AGENT)
     try:
         n1.run("systemctl", "stop", "nfs-server", timeout_s=60.0)
-        n1.sh(f"mkdir -p {PLACE}; umount {PLACE} 2>/dev/null; true")
+        n1.sh(f"mkdir -p {PLACE}; umount {PLACE} 2>/dev/null || true")
         n1.sh(f"mount -o loop /persist/{tree}.img {PLACE}")
         n1.write(EXPORTS, f"{PLACE}/tree *(rw,no_subtree_check,no_root_squash,fsid={fsid})\n")
         n1.run("systemctl", "start", "nfs-server", timeout_s=60.0)

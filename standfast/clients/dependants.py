@@ -91,8 +91,10 @@ def restart(config: Config, units: MountUnits) -> Sequence[str]:
     return said
 
 
-def run_commands(config: Config, change: Change) -> Sequence[str]:
-    """client.on_change, one after the other."""
+def run_commands(
+    config: Config, name: str, commands: Sequence[str], change: Change
+) -> Sequence[str]:
+    """The shell commands of an option, one after the other; `change` is where it leads."""
     env = {
         "STANDFAST_VOLUME": change.volume,
         "STANDFAST_PATH": str(change.path),
@@ -100,13 +102,13 @@ def run_commands(config: Config, change: Change) -> Sequence[str]:
         "STANDFAST_EPOCH": str(change.epoch),
     }
     said = []
-    for command in config.client.on_change:
+    for command in commands:
         deadline = Deadline.after(config.client.command_timeout)
         try:
-            run(["sh", "-c", command], deadline=deadline, op="on-change", env=env)
+            run(["sh", "-c", command], deadline=deadline, op=name, env=env)
             said.append(f"ran {command!r}")
         except StandfastError as error:
-            said.append(f"client.on_change {command!r} failed: {error}")
+            said.append(f"{name} {command!r} failed: {error}")
     return said
 
 

@@ -18,6 +18,7 @@ class Do(StrEnum):
     """Every effect that a client's plan may have; `steps` has one function for each."""
 
     LIST_USERS = "list-users"
+    BEFORE_CHANGE = "before-change"
     LET_GO = "let-go"
     MOUNT = "mount"
     END_MOUNTING = "end-mounting"
@@ -67,6 +68,7 @@ def _mounting(
     if decision.action is Action.REMOUNT:
         steps += [
             Step(Do.LIST_USERS, f"list who has files of {path} open"),
+            *_before(config),
             Step(Do.LET_GO, f"unmount {path}, lazily: who hangs in it keeps hanging there"),
         ]
     steps.append(Step(Do.MOUNT, f"mount {server.address}:{config.paths.live} at {path}"))
@@ -81,6 +83,12 @@ def _mounting(
         *_after(decision, config),
         Step(Do.NOTE, "note what is mounted"),
     )
+
+
+def _before(config: Config) -> tuple[Step, ...]:
+    commands = config.client.before_change
+    says = f"run client.before_change ({len(commands)})"
+    return (Step(Do.BEFORE_CHANGE, says),) if commands else ()
 
 
 def _binds(observed: Observed, decision: Decision, config: Config) -> tuple[Step, ...]:

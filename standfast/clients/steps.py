@@ -47,8 +47,14 @@ class Steps:
     """Who waited for the old server has got an error, by whatever mount of it."""
 
     def table(self) -> Mapping[Do, Callable[[Step], None]]:
+        client = self.config.client
         return {
             Do.LIST_USERS: lambda _: self.list_users(),
+            Do.BEFORE_CHANGE: lambda _: self.said.extend(
+                dependants.run_commands(
+                    self.config, "client.before_change", client.before_change, self._change()
+                )
+            ),
             Do.LET_GO: lambda _: self.let_go(),
             Do.MOUNT: lambda _: self.mount(),
             Do.END_MOUNTING: lambda _: self.units.end_mounting(self._path, self._deadline()),
@@ -57,7 +63,9 @@ class Steps:
             Do.REBIND: lambda step: self.rebind(Path(step.target)),
             Do.RESTART: lambda _: self.said.extend(dependants.restart(self.config, self.units)),
             Do.ON_CHANGE: lambda _: self.said.extend(
-                dependants.run_commands(self.config, self._change())
+                dependants.run_commands(
+                    self.config, "client.on_change", client.on_change, self._change()
+                )
             ),
             Do.HOOKS: lambda _: self.said.extend(
                 dependants.call_hooks(self.config, self._change())

@@ -273,6 +273,11 @@ class Client:
     restart_units: tuple[str, ...] = option(
         (), "Services that are restarted beside those, if they are active", form="unit"
     )
+    before_change: tuple[str, ...] = option(
+        (),
+        "Shell commands run before the old mount goes, to stop or signal who uses it; the "
+        "environment as for on_change",
+    )
     on_change: tuple[str, ...] = option(
         (),
         "Shell commands run after a change, with STANDFAST_VOLUME, _PATH, _ADDRESS and _EPOCH set",

@@ -13,6 +13,7 @@ from standfast.clients import dependants, notes
 from standfast.clients.decide import PATIENCE_S, Action, decide, turn_s
 from standfast.clients.mountinfo import Mount
 from standfast.clients.observed import Answer, NoServer, Note, Observed, Role, Server, Tie
+from standfast.clients.plan import Do
 from standfast.clients.ports import Namespace, Use
 from standfast.clients.remount import Remount, look, role_of, server_of
 from standfast.clock import Deadline
@@ -434,3 +435,19 @@ def test_a_note_speaks_of_a_mount_only_with_its_address() -> None:
     assert note.is_of(nfs(A))
     assert not note.is_of(nfs(B)) and not note.is_of(nfs(A, 31))
     assert not replace(note, kind="bind").is_of(nfs(A))
+
+
+def test_who_uses_the_old_mount_is_stopped_before_it_goes_if_so_configured(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    before = f'echo "$STANDFAST_PATH $STANDFAST_ADDRESS" > {seen}'
+    client.config = replace(client.config, client=Client(spread=0.0, before_change=(before,)))
+    client.serve(A, 1, 1)
+    client.mounted(A, 1)
+    client.run()
+    assert not seen.exists(), "nothing changes"
+    client.serve(B, 2, 2)
+    done = [step.do for step in client.run().done]
+    assert done.index(Do.BEFORE_CHANGE) < done.index(Do.LET_GO)
+    assert seen.read_text() == f"{client.path} {B}\n"

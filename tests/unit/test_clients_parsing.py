@@ -370,7 +370,7 @@ def test_commands_and_hooks_are_told_and_their_failures_are_sentences(
     line = f'echo "$STANDFAST_VOLUME $STANDFAST_PATH $STANDFAST_ADDRESS $STANDFAST_EPOCH" > {out}'
     config = fake_client(tmp_path, on_change=(line, "exit 7")).config
     change = dependants.Change("data-services", PATH, "192.168.1.3", 8)
-    said = dependants.run_commands(config, change)
+    said = dependants.run_commands(config, "client.on_change", config.client.on_change, change)
     assert out.read_text() == "data-services /data/services 192.168.1.3 8\n"
     assert "ended with status 7" in said[1]
 

@@ -124,8 +124,13 @@ class Cluster(Installed[Node]):
         self[name].run(*argv, timeout_s=90.0)
 
     def unmount(self, name: str, at: str = MOUNTED) -> None:
-        """Lazily, so that a dead server keeps nobody."""
-        self[name].run("umount", "-l", at, timeout_s=30.0, check=False)
+        """Lazily, so that a dead server keeps nobody.
+
+        The kernel takes leave of the server before umount returns, which takes minutes when that
+        one doesn't answer; the mount is gone by then.
+        """
+        argv = ("timeout", "-s", "KILL", "10", "umount", "-l", at)
+        self[name].run(*argv, timeout_s=60.0, check=False)
 
     def repair(self, timeout_s: float = 180.0) -> None:
         """Every node up, connected and thawed again; one primary, the rest standbys."""

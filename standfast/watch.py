@@ -23,7 +23,7 @@ from standfast.adapters.consul import DEFAULT_ADDRESS, ConsulGateway
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import ConfigError, ConsulError, Unreachable
-from standfast.run import Child, kill_group, spawn
+from standfast.run import REAP_S, Child, kill_group, spawn
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _start(op: str, command: list[str], config: Config) -> Child:
 
 
 class Leadership:
-    """Whether Consul has another leader, or is back after it gave no answer.
+    """Whether Consul has another leader, or is back after it gave no answer, twice at least.
 
     `ask` returns the leader's address, empty or None while there is none.
     """
@@ -90,10 +90,16 @@ class Leadership:
     def __init__(self, ask: Callable[[], str | None]) -> None:
         self._ask = ask
         self._known = ask()
+        self._missed = 0
 
     def changed(self) -> bool:
-        before, self._known = self._known, self._ask()
-        return bool(self._known) and self._known != before
+        now = self._ask()
+        if not now:
+            self._missed += 1
+            return False
+        moved = now != self._known or self._missed > 1
+        self._known, self._missed = now, 0
+        return moved
 
 
 def _leader(gateway: ConsulGateway) -> str | None:
@@ -135,6 +141,10 @@ def _run(config: Config, address: str, leadership: Leadership, stop: threading.E
             if next_look.expired:
                 if leadership.changed():
                     log.info("Consul has another leader: the watches begin anew")
+                    for child in children:
+                        # Not its group: a handler at work goes on to its end.
+                        child.kill()
+                        child.wait(REAP_S)
                     return
                 next_look = Deadline.after(LEADER_EVERY_S)
     finally:

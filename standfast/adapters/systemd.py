@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,18 +83,36 @@ class SystemdUnits:
         path = self._drop_in(unit, name)
         if path.exists() and path.read_text() == text:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        self.daemon_reload(deadline)
+        before = path.read_text() if path.exists() else None
+        self._put(path, text)
+        self._reload_or(lambda: self._put(path, before), deadline)
 
     def remove_drop_in(self, unit: str, name: str, deadline: Deadline) -> None:
         path = self._drop_in(unit, name)
         if not path.exists():
             return
-        path.unlink()
-        if not any(path.parent.iterdir()):
+        before = path.read_text()
+        self._put(path, None)
+        self._reload_or(lambda: self._put(path, before), deadline)
+
+    @staticmethod
+    def _put(path: Path, text: str | None) -> None:
+        """Write a drop-in, or take it away."""
+        if text is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            return
+        path.unlink(missing_ok=True)
+        if path.parent.exists() and not any(path.parent.iterdir()):
             path.parent.rmdir()
-        self.daemon_reload(deadline)
+
+    def _reload_or(self, undo: Callable[[], None], deadline: Deadline) -> None:
+        """A file that systemd hasn't read yet would be taken for one in force the next time."""
+        try:
+            self.daemon_reload(deadline)
+        except BaseException:
+            undo()
+            raise
 
     def _drop_in(self, unit: str, name: str) -> Path:
         return self._runtime / f"{unit}.d" / f"{name}.conf"

@@ -100,11 +100,16 @@ def _wait(
 ) -> None:
     """Until all of them are over, or have had their time."""
     while True:
-        left = bound_on(nomad, own, meta)
-        if not left:
+        blind = None
+        try:
+            left = bound_on(nomad, own, meta)
+        except NomadError as error:  # an election, say: they are ending all the same
+            left, blind = (), error
+        if not left and blind is None:
             return
         if deadline.expired:
             names = ", ".join(sorted({one.job for one in left}))
-            outcome.failed.append(f"still running on {own.name}: {names}")
+            still = f"still running on {own.name}: {names}"
+            outcome.failed.append(still if blind is None else f"what still runs: {blind}")
             return
         sleep(POLL_S)

@@ -490,3 +490,23 @@ def test_a_drop_in_is_written_once_and_taken_away(
         units.remove_drop_in("a.mount", "x", soon())
     assert not (tmp_path / "units/a.mount.d").exists()
     assert calls.read_text().splitlines() == ["daemon-reload"] * 2
+
+
+def test_a_drop_in_that_systemd_has_not_read_is_written_or_removed_again(
+    systemctl: Callable[[str], Path], tmp_path: Path
+) -> None:
+    units = SystemdUnits(tmp_path / "units")
+    path = tmp_path / "units/a.mount.d/x.conf"
+    systemctl("exit 1")
+    with pytest.raises(StandfastError):
+        units.write_drop_in("a.mount", "x", "[Mount]\n", soon())
+    assert not path.exists()
+    systemctl("")
+    units.write_drop_in("a.mount", "x", "[Mount]\n", soon())
+    systemctl("exit 1")
+    with pytest.raises(StandfastError):
+        units.remove_drop_in("a.mount", "x", soon())
+    assert path.exists()
+    systemctl("")
+    units.remove_drop_in("a.mount", "x", soon())
+    assert not path.exists()

@@ -12,8 +12,9 @@ from standfast.watch import Leadership
     [
         (["a", "a", "a"], [False, False]),
         (["a", "b", "b"], [True, False]),
-        (["a", "", "a"], [False, True]),
-        (["a", None, None, "a"], [False, False, True]),
+        (["a", "", "a"], [False, False]),
+        (["a", None, None, "a", "a"], [False, False, True, False]),
+        (["a", None, "b"], [False, True]),
         ([None, "a"], [True]),
         (["", None, ""], [False, False]),
     ],

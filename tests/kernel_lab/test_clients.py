@@ -271,10 +271,14 @@ def test_open_files_survive_a_reboot_of_the_server_without_failover(followed: Cl
         followed.standfast(other.name, "pause", "--reason", "the primary reboots")
         try:
             server.power_cut()
+            followed.lab.wait_for(lambda: writer.state() == "D", 60.0, "the writer hangs")
+            hanging = doctor(followed, "c1")["hanging"]
             server.power_on()
             server.wait_until_booted()
         finally:
             followed.standfast(other.name, "resume")
+        assert not hanging["ok"]
+        assert f"pid {writer.pid}" in hanging["evidence"]
         resumed_s = time.monotonic()
         back = writer.wait_until_done(resumed_s, timeout_s=120.0)
         note(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -231,6 +232,30 @@ def test_a_node_that_was_ineligible_before_is_left_so() -> None:
         where.propagate()
         one.round(S, 0)
     assert not where.clients["a"].eligible
+
+
+@pytest.mark.parametrize("blind_looks", [1, 1000], ids=["an election", "until the end"])
+def test_a_failed_answer_while_jobs_end_doesnt_end_the_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch, blind_looks: int
+) -> None:
+    where, one = serving("db")
+    looks: list[str] = []
+
+    def bound_on(*given: Any) -> tuple[Any, ...]:
+        looks.append("look")
+        if 2 <= len(looks) < 2 + blind_looks:
+            raise NomadError("no cluster leader", NomadOutcome.SERVER_ERROR)
+        return real(*given)
+
+    real = release.bound_on
+    monkeypatch.setattr(release, "bound_on", bound_on)
+    if blind_looks == 1:
+        one.release(Deadline.after(5))
+        assert len(looks) == 3
+    else:
+        with pytest.raises(StandfastError, match="what still runs: no cluster leader"):
+            one.release(Deadline.after(5))
+    assert where.log[-1] == "a: meta None"
 
 
 def test_jobs_that_don_t_end_in_time_are_named_and_the_demotion_goes_on() -> None:

@@ -218,9 +218,7 @@ class Store(ABC):
                 f"{target} exists already and is no published snapshot; look at it, delete it",
             )
         self._sync(target)
-        published = self._load(target, name, received=True)
-        self.clear_staging()
-        return published
+        return self._load(target, name, received=True)
 
     def delete(self, snapshots: Sequence[Snapshot]) -> None:
         if snapshots:

@@ -6,18 +6,21 @@ else.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from standfast.clock import Deadline, monotonic
 from standfast.config.load import config_dir, config_files, load, load_all, load_volume
 from standfast.errors import ConfigError, Refused
 from standfast.reasons import Reason
+
+if TYPE_CHECKING:
+    import argparse
 
 # The handler of the guard is ended by its own timer 3.4 s after its start, and has answered by 3 s.
 AHEAD_OF_TIMER_S = 0.4

@@ -65,6 +65,7 @@ class Sender:
                 return
             with reach(self._config, standby) as talk:
                 self._send(self._order(standby, snapshot, epoch), talk, deadline)
+                end(talk, deadline)
 
     def cycle(
         self,
@@ -88,7 +89,9 @@ class Sender:
             order = self._order(standby, snapshot, epoch)
             order = replace(order, full=full, on_progress=on_progress)
             result = self._send(order, talk, deadline)
+            # The standby deletes what it no longer needs at the same time.
             prune(self._config, self._store, also=(snapshot.content_id,))
+            end(talk, deadline)
         return result
 
     def _has_newer(self, standby: str, snapshot: Snapshot, epoch: int) -> bool:
@@ -108,7 +111,7 @@ class Sender:
         return Order(standby, snapshot, epoch, commons, before)
 
     def _send(self, order: Order, talk: Conversation, deadline: Deadline) -> CycleResult:
-        """The caller holds the lock; the outcome is noted for status and metrics."""
+        """The caller holds the lock, and ends the conversation; the outcome is noted."""
         config, standby, snapshot, epoch = self._config, order.standby, order.snapshot, order.epoch
         started = monotonic()
         with self._noting_failures(standby):
@@ -120,7 +123,6 @@ class Sender:
             self._reign.report(standby, snapshot, epoch, epoch_index)
         seconds = monotonic() - started
         self._note_success(order, shipped, seconds)
-        end(talk, deadline)
         parent = None if shipped.parent is None else str(shipped.parent.name)
         return CycleResult(snapshot.name, parent, shipped.sent_bytes, seconds, shipped.was_full)
 

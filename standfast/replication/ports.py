@@ -58,7 +58,10 @@ class ReplicaStore(VolumeStore, Protocol):
         """Sync, then Refused (incomplete) unless exactly this snapshot is staged, whole."""
 
     def publish(self, name: SnapshotName) -> Snapshot:
-        """Make the staged snapshot visible under its final name; on disk when this returns."""
+        """Make the staged snapshot visible under its final name; on disk when this returns.
+
+        What is staged stays until `clear_staging`.
+        """
 
     def delete(self, snapshots: Sequence[Snapshot]) -> None:
         """Delete these snapshots."""

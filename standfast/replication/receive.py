@@ -172,10 +172,11 @@ class _Receiver:
                 self.say(wire.Ready())
                 self._take_in(staging, begin, deadline)
                 published = self._publish(staging, begin, lease, deadline)
+                self._pin(begin, published)
+                # Nobody has to wait for what is only tidied up.
+                self.say(wire.Published(str(published.name), published.content_id))
             finally:
                 self.store.clear_staging()
-            self._pin(begin, published)
-        self.say(wire.Published(str(published.name), published.content_id))
         self._prune(begin)
 
     def _take_in(self, staging: Path, begin: wire.Begin, deadline: Deadline) -> None:

@@ -233,7 +233,19 @@ def main(mode: str, path: Path) -> int:
     if mode == "cycle":
         node.sender.cycle(spec["standby"])
         return 0
+    if spec.get("untidy"):
+        _leave_untidy(node.store)
     return receive(node.config, node.store, node.gateway, 0, sys.stdout)
+
+
+def _leave_untidy(store: ReplicaStore) -> None:
+    """What was staged can't be deleted."""
+
+    def clear_staging() -> None:
+        if store.unfinished():
+            raise OSError("can't be deleted, a test says")
+
+    setattr(store, "clear_staging", clear_staging)  # noqa: B010  # for a type it isn't a variable
 
 
 if __name__ == "__main__":

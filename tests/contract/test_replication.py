@@ -102,6 +102,16 @@ def test_a_new_file_in_a_directory_below_passes_the_fingerprint(pair: tuple[Peer
     assert (b.store.snapshots()[-1].path / "d/new").read_text() == "new"
 
 
+def test_nobody_waits_for_what_is_only_tidied_up(pair: tuple[Peer, Peer]) -> None:
+    a, b = pair
+    first = a.talk_to(b, untidy=True).sender.cycle("b")
+    assert b.published() == [str(first.snapshot)]
+    assert [path.name for path in b.store.unfinished()] == [str(first.snapshot)]
+    second = a.talk_to(b).sender.cycle("b")
+    assert second.parent == str(first.snapshot)
+    assert b.store.unfinished() == ()
+
+
 def test_an_unchanged_volume_still_proves_its_freshness(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     first = a.sender.cycle("b")

@@ -104,7 +104,9 @@ def transfer(
 ) -> Snapshot:
     assert receive(target, stream(source, snapshot, parent)) == 0
     target.store.verify_staged(snapshot.name, snapshot.content_id)
-    return target.store.publish(snapshot.name)
+    published = target.store.publish(snapshot.name)
+    target.store.clear_staging()
+    return published
 
 
 def test_a_new_volume_is_live_and_writable_and_has_no_snapshots(place: Place) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from standfast import __version__
 from standfast.cli import config as config_command
+from standfast.cli import direct
 from standfast.cli.commands import COMMANDS
 from standfast.cli.main import main
 from standfast.cli.parser import build
@@ -126,6 +127,24 @@ def test_the_commands_of_the_interface_exist() -> None:
         "remount --json --dry-run", "remount --event service --volume v", "client units --install",
     ):  # fmt: skip
         assert parser.parse_args(words.split()).entry
+
+
+@pytest.mark.parametrize("words", [["receive"], ["receive", "data-services"]])
+def test_what_begins_without_the_parser_is_what_the_parser_says(words: list[str]) -> None:
+    entry, args = direct.recognise(words) or pytest.fail("not recognised")
+    parsed = build(words).parse_args(words)
+    assert (entry, args.volume) == (parsed.entry, parsed.volume)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["status"], ["receive", "--help"], ["receive", "-x"], ["receive", ""],
+        ["receive", "a/b"], ["receive", "../x"], ["receive", "a", "b"], ["--version"],
+    ],
+)  # fmt: skip
+def test_everything_else_is_the_parser_s(words: list[str]) -> None:
+    assert direct.recognise(words) is None
 
 
 def test_commands_without_a_volume_get_none() -> None:

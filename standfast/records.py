@@ -9,6 +9,7 @@ is a ForeignValue: the caller stops, nothing is overwritten.
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "at"}
     pause            {"v": 1, "by", "reason", "at"}
+    clients/<node>   {"v": 1, "node", "server", "epoch", "state", "at"}   shown, never acted on
 """
 
 from __future__ import annotations
@@ -200,6 +201,40 @@ class Pause:
     def parse(cls, raw: bytes, key: str = "pause") -> Pause:
         return _parse(
             raw, key, lambda doc: cls(_text(doc["by"]), _text(doc["reason"]), _seconds(doc["at"]))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """What a client says of its mount, for people to look at; nothing is decided on it."""
+
+    node: str
+    server: str | None
+    """Node, or else address, that the mount is of; None: nothing is mounted, or not known."""
+    epoch: int | None
+    """Reign that it was mounted in."""
+    state: str
+    """A reason code."""
+    at: float
+    """When it was written, by the client's clock."""
+
+    def dump(self) -> bytes:
+        return _dump(
+            node=self.node, server=self.server, epoch=self.epoch, state=self.state, at=self.at
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes, key: str = "clients") -> ClientRecord:
+        return _parse(
+            raw,
+            key,
+            lambda doc: cls(
+                node=_text(doc["node"]),
+                server=_optional(doc["server"]),
+                epoch=None if doc["epoch"] is None else _number(doc["epoch"]),
+                state=_text(doc["state"]),
+                at=_seconds(doc["at"]),
+            ),
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from standfast.cli.output import clean, note, print_json
 from standfast.clients.plan import plan_for
+from standfast.clients.record import report
 from standfast.clients.remount import Outcome, Remount, parts_of
 from standfast.clients.units import unit_files
 from standfast.clock import Deadline
@@ -70,11 +71,13 @@ def _by_event(config: Config, event: str) -> None:
     if _is_pretended(config):
         return
     try:
-        outcome = Remount(parts_of(config), thorough=event != "timer").run()
+        parts = parts_of(config)
+        outcome = Remount(parts, thorough=event != "timer").run()
     except (StandfastError, OSError) as error:
         log.warning("%s: %s", config.volume, error)
         return
     _restart_late(config)
+    report(config, parts.consul, outcome.decision)
     decision = outcome.decision
     if outcome.trouble is not None:
         log.warning("%s: %s", decision.reason, outcome.trouble)
@@ -99,7 +102,8 @@ def _by_hand(config: Config, dry_run: bool, as_json: bool) -> int:
     if _is_pretended(config):
         note(f"{config.volume}: the demo's server can't be mounted")
         return 0
-    run = Remount(parts_of(config))
+    parts = parts_of(config)
+    run = Remount(parts)
     if dry_run:
         observed, decision = run.decide()
         outcome = Outcome(decision, plan_for(decision, observed, config))
@@ -110,6 +114,7 @@ def _by_hand(config: Config, dry_run: bool, as_json: bool) -> int:
             raise
         except OSError as error:
             raise StandfastError(f"{config.volume}: {error}; run it as root") from error
+        report(config, parts.consul, outcome.decision)
     _show(config, outcome, dry_run, as_json)
     return 0 if outcome.trouble is None else StandfastError.exit_code
 

@@ -47,6 +47,8 @@ class FakeClient:
     sins: list[str] = field(default_factory=list)
     woken: list[Path] = field(default_factory=list)
     """Mounts whose waiting users got an error."""
+    told: dict[str, bytes] = field(default_factory=dict)
+    """What was written to Consul."""
     fail: str | None = None
     """The next effect of this name fails."""
 
@@ -216,6 +218,13 @@ class FakeClient:
         if not self.consul_up:
             raise ConsulNoQuorum("Consul has no leader")
         return tuple(self.instances_)
+
+    def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
+        assert deadline is not None and deadline.remaining_s() <= 2.0
+        self._effect(f"put:{key}")
+        if not self.consul_up:
+            raise ConsulNoQuorum("Consul has no leader")
+        self.told[key] = value
 
 
 def instance(

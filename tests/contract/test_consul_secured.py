@@ -19,6 +19,7 @@ from standfast.adapters.consul import (
 )
 from standfast.clock import Deadline, sleep
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
+from standfast.records import ClientRecord
 from tests.contract.consul_clusters import (
     CHECKOUT,
     NODE,
@@ -100,6 +101,22 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: s
     assert "ds" in gateway.local_services()
     gateway.deregister("ds")
     eventually(lambda: gateway.instances(SERVICE) == ())
+
+
+def test_a_client_s_policy_lets_it_say_what_it_mounts_and_change_nothing_else(
+    secured: Secured, enough: str
+) -> None:
+    rules = (CHECKOUT / "docs/consul-policy-client.hcl").read_text()
+    gateway = secured.cluster.gateway(token=secured.token("standfast-client", rules))
+    record = ClientRecord("c7", "n1", 5, "mount-current", 7.0)
+    gateway.self_check()
+    gateway.put(f"standfast/{SERVICE}/clients/c7", record.dump())
+    [entry] = gateway.get_many(f"standfast/{SERVICE}/clients/")
+    assert ClientRecord.parse(entry.value, entry.key) == record
+    for key in (f"standfast/{SERVICE}/epoch", f"standfast/{SERVICE}/clients", "elsewhere"):
+        with pytest.raises(ConsulDenied):
+            gateway.put(key, b"8")
+    secured.cluster.gateway(token=enough).delete(entry.key)
 
 
 def test_the_shipped_policy_is_enough_for_a_watch(secured: Secured, enough: str) -> None:

@@ -35,6 +35,7 @@ class Do(StrEnum):
     UNEXPORT = "unexport"
     UNBIND = "unbind"
     READ_ONLY = "read-only"
+    NO_WRITERS = "no-writers"
     FINAL_SNAPSHOT = "final-snapshot"
     SALVAGE_SNAPSHOT = "salvage-snapshot"
     FINAL_COPY = "final-copy"
@@ -136,6 +137,8 @@ def demotion(names: Names, to: str | None) -> Plan:
             Step(Do.UNEXPORT, "remove the export"),
             Step(Do.UNBIND, f"unmount {names.bind}"),
             Step(Do.READ_ONLY, f"make {names.live} read-only"),
+            # What was opened before goes on being written, after the final snapshot too.
+            Step(Do.NO_WRITERS, f"check that nobody has a file of {names.live} open for writing"),
             Step(Do.FINAL_SNAPSHOT, "take the final snapshot"),
             *((Step(Do.FINAL_COPY, f"replicate it to {to}"),) if copies else ()),
             Step(Do.RELEASE, f"give the lease up{f' to {to}' if to else ''}"),

@@ -73,6 +73,7 @@ class Effects:
             Do.UNEXPORT: self.machine.nfs.unexport,
             Do.UNBIND: lambda: self.machine.bind.unmount(self.deadline),
             Do.READ_ONLY: lambda: volume.freeze(self.machine),
+            Do.NO_WRITERS: lambda: volume.check_no_writers(self.machine, self.deadline),
             Do.FINAL_SNAPSHOT: self.final_snapshot,
             Do.SALVAGE_SNAPSHOT: self.salvage_snapshot,
             Do.FINAL_COPY: self.final_copy,

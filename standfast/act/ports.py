@@ -35,6 +35,15 @@ class LiveTree:
     writable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A process that can write into the live subvolume, though that is read-only."""
+
+    pid: int
+    name: str
+    file: str
+
+
 class VolumeStore(Protocol):
     """The volume's subvolumes on this node."""
 
@@ -51,6 +60,9 @@ class VolumeStore(Protocol):
         """A writable live subvolume with the content of `base`; the live path must be free."""
 
     def set_live_writable(self, writable: bool) -> None: ...
+
+    def writers(self, deadline: Deadline) -> Sequence[Writer]:
+        """Who has a file of the live subvolume open or mapped for writing, by any mount."""
 
     def keep_aside(self, name: str) -> Path:
         """Rename the live subvolume to `name` beside it; nothing is deleted."""

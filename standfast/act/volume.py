@@ -11,12 +11,16 @@ from dataclasses import replace
 
 from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline, sleep, utc_now
 from standfast.errors import StandfastError
 from standfast.names import SnapshotName, diverged_name, retired_name
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
 from standfast.replication.published import note_epoch
 
+LAST_WRITES_S = 2.0
+"""For a program that is just ending."""
+LOOK_S = 10.0
+POLL_S = 0.1
 SNAPSHOT_LOCK_S = 30.0
 """For a snapshot that a replication cycle is just taking."""
 
@@ -104,6 +108,21 @@ def freeze(machine: Machine) -> None:
     live = machine.store.live()
     if live is not None and live.writable:
         machine.store.set_live_writable(False)
+
+
+def check_no_writers(machine: Machine, deadline: Deadline) -> None:
+    """StandfastError naming them, when they don't end at once: the final snapshot would lack what
+    they write from then on."""
+    patience = deadline.within(LAST_WRITES_S)
+    while writers := machine.store.writers(deadline.within(LOOK_S)):
+        if patience.expired:
+            named = ", ".join(f"{one.name} (pid {one.pid}: {one.file})" for one in writers[:5])
+            raise StandfastError(
+                f"{machine.config.paths.live} is open for writing by another way than its export "
+                f"and {machine.config.paths.bind}: {named}. End what writes (a container? a job?) "
+                f"and try again"
+            )
+        sleep(POLL_S)
 
 
 def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree
 
-from standfast.act.ports import Snapshot
+from standfast.act.ports import Snapshot, Writer
 from standfast.adapters import btrfs_info, btrfs_versions
 from standfast.adapters.btrfs_stream import size_from_outline
 from standfast.adapters.store import STAGING, Store, TreeInfo
@@ -86,6 +86,11 @@ class BtrfsStore(Store):
             except ValueError as error:
                 log.debug("how much %s is can't be said: %s", snapshot.name, error)
                 return None
+
+    def writers(self, deadline: Deadline) -> Sequence[Writer]:
+        from standfast.adapters.writers import writers_of  # nothing that a cycle needs
+
+        return writers_of(self._paths.live, self._paths.run, deadline)
 
     def prepare_parent(self, content_id: str) -> None:
         """What this node itself wrote stands in as received while something is built on it.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
-from standfast.act.ports import LiveTree, Snapshot
-from standfast.clock import utc_now
+from standfast.act.ports import LiveTree, Snapshot, Writer
+from standfast.clock import Deadline, utc_now
 from standfast.config.model import Paths
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
@@ -141,6 +141,10 @@ class Store(ABC):
             raise Refused(Reason.VOLUME_MISSING, f"{self._paths.live} does not exist")
         if live.writable != writable:
             self._set_read_only(live.path, not writable)
+
+    def writers(self, deadline: Deadline) -> Sequence[Writer]:  # noqa: ARG002
+        """Nobody, unless the kind of storage can say."""
+        return ()
 
     def keep_aside(self, name: str) -> Path:
         live = self._paths.live

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from standfast.act.machine import Machine
-from standfast.act.ports import FenceState, LiveTree, Snapshot
+from standfast.act.ports import FenceState, LiveTree, Snapshot, Writer
 from standfast.adapters.consul import Committed, Conflict, Entry, Instance
 from standfast.adapters.consul_wire import Op
 from standfast.clock import Deadline, monotonic
@@ -50,6 +50,7 @@ class FakeStore:
     tree: LiveTree | None = None
     taken: list[Snapshot] = field(default_factory=list)
     put_aside: list[Path] = field(default_factory=list)
+    writing: Sequence[Writer] = ()
 
     def live(self) -> LiveTree | None:
         return self.tree
@@ -76,6 +77,10 @@ class FakeStore:
         assert self.tree is not None
         self.world.effect(f"writable={writable}")
         self.tree = replace(self.tree, writable=writable)
+
+    def writers(self, deadline: Deadline) -> Sequence[Writer]:
+        self.world.effect("look-for-writers")
+        return self.writing
 
     def keep_aside(self, name: str) -> Path:
         assert self.tree is not None

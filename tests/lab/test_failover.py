@@ -11,7 +11,7 @@ import pytest
 from tests.lab.cluster import AGENT, DEFAULT, FAST, LEASE, Cluster, Timing
 from tests.lab.lab import Lab
 from tests.lab.node import Node
-from tests.machines.client import missing_records
+from tests.machines.client import EXPORT, missing_records
 from tests.machines.figures import note
 
 ROUNDS = 3
@@ -112,6 +112,13 @@ def returned_is_refused(cluster: Cluster, old: str, new: str) -> None:
 def test_switchover_and_failback_lose_no_acknowledged_write(cluster: Cluster) -> None:
     lab, old = cluster.lab, cluster.primary()
     to = next(n.name for n in lab if n.name != old)
+    # A program with a mount of its own, as in a container: it would go on writing unseen.
+    held = f"exec 9>>{EXPORT}/held; exec sleep 600"
+    lab[old].run("systemd-run", "-q", "--unit=held", "-p", "PrivateMounts=yes", "sh", "-c", held)
+    lab[old].wait_for(lambda: lab[old].sh(f"ls {EXPORT}/held || true"), 10.0, "it holds its file")
+    refused = cluster.standfast(old, "switchover", "--to", to, timeout_s=120, check=False)
+    assert f": {EXPORT}/held)" in refused and "This node serves again" in refused
+    lab[old].run("systemctl", "stop", "held")
     with lab.client.stream(lab.servers(), "switch", interval_s=0.05, silence_s=0.5) as stream:
         stream.wait_for_ack(lab[old].address)
         cluster.standfast(old, "switchover", "--to", to, "--reason", "fire drill", timeout_s=120)

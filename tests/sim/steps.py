@@ -146,7 +146,7 @@ class Steps:
     def do_export(self, task: Task) -> Routine:
         yield 0.01
 
-    do_bind = do_unbind = do_unexport = do_export
+    do_bind = do_unbind = do_unexport = do_no_writers = do_export
 
     def do_start_nfs(self, task: Task) -> Routine:
         lease = self._lease()

@@ -51,7 +51,7 @@ def test_a_demotion_deregisters_first_and_releases_only_what_is_shut_and_complet
     assert_order(
         plan, Do.DEREGISTER, Do.CLOSE_PORT, Do.STOP_NFS, Do.READ_ONLY, Do.FINAL_SNAPSHOT, Do.RELEASE
     )
-    assert_order(plan, Do.UNBIND, Do.READ_ONLY)
+    assert_order(plan, Do.UNBIND, Do.READ_ONLY, Do.NO_WRITERS, Do.FINAL_SNAPSHOT)
     assert_order(plan, Do.RELEASE, Do.STOP_LEASE, Do.RETIRE_TREE, Do.FORGET)
 
 

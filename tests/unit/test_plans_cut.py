@@ -10,9 +10,10 @@ import pytest
 
 from standfast import plan as plans
 from standfast.act import effects as effects_module
+from standfast.act import volume
 from standfast.act.effects import Effects
 from standfast.act.execute import execute
-from standfast.act.ports import Snapshot
+from standfast.act.ports import Snapshot, Writer
 from standfast.adapters.consul import Instance
 from standfast.clock import utc_now
 from standfast.decision import Action, Decision
@@ -209,6 +210,20 @@ def test_a_switchover_whose_last_copy_fails_is_rolled_back(node: FakeNode) -> No
         execute(plans.demotion(NAMES, "n2"), table, lambda _: None)
     is_primary(node)
     assert not node.keeper.clean
+
+
+def test_who_still_writes_is_named_before_the_final_snapshot_and_the_node_serves_again(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "LAST_WRITES_S", 0.0)
+    promote(node)
+    node.store.writing = [Writer(47, "mysqld", "/persist/services/db")]
+    with pytest.raises(StepFailed, match=r"mysqld \(pid 47: /persist/services/db\)(.|\n)*again"):
+        run(plans.demotion(NAMES, "n2"), Effects(node.machine, to="n2"))
+    is_primary(node)
+    node.store.writing = []
+    run(plans.demotion(NAMES, "n2"), Effects(node.machine, to="n2"))
+    assert node.keeper.clean
 
 
 def test_a_release_that_fails_is_not_undone(node: FakeNode) -> None:

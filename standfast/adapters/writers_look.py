@@ -1,0 +1,108 @@
+"""A program: prints who has files of a subvolume open, or mapped, for writing; a line for each.
+
+    python -I -S writers_look.py LIVE DEVICE OWN OTHERS
+
+DEVICE is the file system's, as in mountinfo (0:42); OWN and OTHERS are numbers of mounts, of this
+file system and of others, joined by commas. The files of others are never touched: a dead server's
+would hang. It runs as a process of its own, since reading the maps of a process may wait for that
+process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+APART_S = 1
+
+
+def read(path: Path) -> str:
+    """Empty when it is gone, or not to be seen."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def is_of(subvolume: int, path: Path) -> bool:
+    try:
+        return path.stat().st_dev == subvolume
+    except OSError:
+        return False
+
+
+def is_of_apart(subvolume: int, path: Path) -> bool:
+    """The same of a mount that is in no table any more: a dead server's, or one of this disk."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(APART_S)  # even a wait for a dead server ends at a deadly signal
+        os._exit(0 if is_of(subvolume, path) else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def target_of(descriptor: Path) -> str:
+    """Empty when it was closed just now."""
+    try:
+        return str(descriptor.readlink())
+    except OSError:
+        return ""
+
+
+def opened(process: Path, subvolume: int, own: set[str], others: set[str]) -> Iterator[str]:
+    """What is open for writing."""
+    try:
+        descriptors = list((process / "fd").iterdir())
+    except OSError:
+        return
+    for descriptor in descriptors:
+        target = target_of(descriptor)
+        if not target.startswith("/"):  # a socket, a pipe
+            continue
+        lines = read(process / "fdinfo" / descriptor.name).splitlines()
+        info = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        flags = int(info.get("flags", "0"), 8)
+        if flags & os.O_ACCMODE == os.O_RDONLY or info.get("mnt_id") in others:
+            continue
+        look = is_of if info.get("mnt_id") in own else is_of_apart
+        if look(subvolume, descriptor):
+            yield target
+
+
+def mapped(process: Path, subvolume: int, device: str) -> Iterator[str]:
+    """What is shared memory for writing; a file that is closed stays mapped."""
+    if read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]:
+        return  # who reads its maps may hang with it
+    for line in read(process / "maps").splitlines():
+        fields = line.split(None, 5)
+        if len(fields) < 6 or fields[1][1] + fields[1][3] != "ws":
+            continue
+        major, _, minor = fields[3].partition(":")
+        start, _, end = fields[0].partition("-")
+        area = process / "map_files" / f"{int(start, 16):x}-{int(end, 16):x}"
+        if f"{int(major, 16)}:{int(minor, 16)}" == device and is_of(subvolume, area):
+            yield fields[5].strip()
+
+
+def main(live: str, device: str, own: str, others: str) -> None:
+    """One line a process: its id, its name, a file."""
+    subvolume = Path(live).stat().st_dev
+    numbers = set(own.split(",")), set(others.split(","))
+    for process in PROC.iterdir():
+        if not process.name.isdigit():
+            continue
+        files = itertools.chain(
+            opened(process, subvolume, *numbers), mapped(process, subvolume, device)
+        )
+        if (file := next(files, None)) is not None:
+            name = read(process / "comm").strip()
+            sys.stdout.write(f"{process.name}\t{name!a}\t{file!a}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,126 @@
+"""Who can write into a subvolume though it is read-only: real btrfs, real mount namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters import writers_look
+from standfast.adapters.btrfs import BtrfsStore
+from standfast.clock import Deadline, sleep
+from standfast.config.model import Paths
+from tests.contract.volumes import btrfs_on_file, command, require_btrfs
+
+OPEN = """
+import ctypes, mmap, sys
+how, path = sys.argv[1:]
+file = open(path, "rb" if how == "read" else "r+b")
+if how not in ("read", "write"):  # Python's own mmap keeps a copy of the descriptor
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    number = ctypes.c_int
+    call.restype = ctypes.c_void_p
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, number, number, number, ctypes.c_long]
+    flags = mmap.MAP_SHARED if how == "map" else mmap.MAP_PRIVATE
+    area = call(None, 1, mmap.PROT_READ | mmap.PROT_WRITE, flags, file.fileno(), 0)
+    assert area not in (None, ctypes.c_void_p(-1).value)
+    file.close()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    require_btrfs()
+    with btrfs_on_file(tmp_path / "disk.img", tmp_path / "disk") as mounted:
+        for name in ("services", "other"):
+            command("btrfs", "subvolume", "create", mounted / name)
+            (mounted / name / "file of it").write_text("x")
+        yield mounted
+
+
+@contextlib.contextmanager
+def holding(how: str, path: Path, *before: str) -> Iterator[int]:
+    """A process that has the file open, or mapped, until the block is left; its pid."""
+    argv = [*before, sys.executable, "-I", "-S", "-c", OPEN, how, str(path)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "open\n"
+        yield process.pid
+        process.stdin.close()
+
+
+def writers(disk: Path) -> list[int]:
+    paths = Paths(live=disk / "services", snapshots=disk, standby=disk / "standby")
+    found = BtrfsStore(paths).writers(Deadline.after(30))
+    return sorted(one.pid for one in found)
+
+
+@pytest.mark.parametrize("how", ["write", "map"])
+def test_what_was_opened_before_is_found_and_is_still_written(disk: Path, how: str) -> None:
+    path = disk / "services/file of it"
+    with holding(how, path) as pid:
+        command("btrfs", "property", "set", "-t", "subvol", disk / "services", "ro", "true")
+        assert writers(disk) == [pid]
+    assert writers(disk) == []
+
+
+def test_a_file_that_is_written_after_the_tree_is_read_only_shows_why_it_is_looked_for(
+    disk: Path,
+) -> None:
+    path = disk / "services/file of it"
+    with path.open("r+b", buffering=0) as file:
+        command("btrfs", "property", "set", "-t", "subvol", disk / "services", "ro", "true")
+        file.write(b"written")
+        os.fsync(file.fileno())
+        assert writers(disk) == [os.getpid()]
+    assert path.read_text() == "written"
+    with pytest.raises(OSError, match="Read-only"):
+        path.open("r+b")
+
+
+@pytest.mark.parametrize(
+    ("how", "tree"), [("read", "services"), ("private", "services"), ("write", "other")]
+)
+def test_readers_and_writers_of_other_subvolumes_don_t_count(
+    disk: Path, how: str, tree: str
+) -> None:
+    with holding(how, disk / tree / "file of it"):
+        assert writers(disk) == []
+
+
+def test_a_writer_in_a_mount_namespace_of_its_own_is_found(disk: Path) -> None:
+    """As a container has it: its mount is in no table but its own."""
+    there = disk.parent / "in the container"
+    there.mkdir()
+    script = 'mount --bind "$1" "$2"; umount -l "$3"; shift 3; exec "$@"'
+    inside = ("unshare", "-m", "sh", "-ec", script, "sh")
+    mounts = (str(disk / "services"), str(there), str(disk))
+    with holding("write", there / "file of it", *inside, *mounts) as pid:
+        assert writers(disk) == [pid]
+        assert not (there / "file of it").exists()
+
+
+def test_a_writer_in_a_mount_that_was_let_go_of_is_found(disk: Path) -> None:
+    """Its mount is in no table at all."""
+    there = disk.parent / "let go"
+    there.mkdir()
+    command("mount", "--bind", disk / "services", there)
+    with holding("write", there / "file of it") as pid:
+        command("umount", "-l", there)
+        assert writers(disk) == [pid]
+
+
+def test_a_look_at_a_dead_server_s_file_ends_and_says_no(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(writers_look, "is_of", lambda *_: sleep(600))
+    assert not writers_look.is_of_apart(tmp_path.stat().st_dev, tmp_path)

@@ -1,0 +1,426 @@
+"""/api/v1/status: the first line has the answer, and what can't be read is never taken for well."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.config.model import Config
+from standfast.errors import StandfastError, TimedOut
+from standfast.reasons import Reason
+from standfast.records import ClientRecord
+from standfast.replication.state import ReplicationState, StandbyState
+from standfast.views.advice import NEXT, next_step
+from standfast.views.headline import Level, time_of
+from standfast.views.looks import KEEP_S, Looks, Readers, Shelf, shelve
+from standfast.views.overview import MOST_REIGNS, SILENT_S, Keys, Seen, describe, document
+from standfast.views.trend import BUCKETS, MOST_STANDBYS, STEP_S, Trend
+from tests.fakes.machine import config_in
+from tests.unit.pictures import NOW, blind, dead, keys, served, snapshot, standby
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_in(tmp_path)
+
+
+def told(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> dict[str, Any]:
+    found = describe(replace(Seen(NOW, status, keys=shelve(keys()).keys), **changes), config)
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+NOT_SERVING: dict[str, Any] = {"serving": None, "holder": None}
+LINES: Mapping[str, tuple[Mapping[str, Any] | str, str, str, str | None]] = {
+    "well": (
+        served(),
+        "ok",
+        "n1 serves data-services since 12:06 UTC (epoch 7). A failover would lose 4 s.",
+        None,
+    ),
+    "yesterday": (
+        served(since=NOW - 86400),
+        "ok",
+        "n1 serves data-services since 2026-11-21 14:06 UTC (epoch 7). A failover would lose 4 s.",
+        None,
+    ),
+    "no failover": (
+        served(failover={"possible": False, "reason": "too-old", "sentence": "n2 is 700 s old"}),
+        "warning",
+        "n1 serves data-services since 12:06 UTC (epoch 7). No failover is possible now.",
+        "--accept-data-loss",
+    ),
+    "by hand": (
+        served(failover={"possible": False, "reason": "manual-mode", "sentence": "mode is manual"}),
+        "ok",
+        "A failover is done by hand and would lose 4 s.",
+        None,
+    ),
+    "dead": (
+        dead(),
+        "alarm",
+        "Nobody serves data-services: the last heartbeat of n1 (epoch 7) was seen 14 s ago.",
+        "takes over by itself, losing 4 s at most, 60 s after the last heartbeat at the latest",
+    ),
+    "dead and stuck": (
+        dead(failover={"possible": False, "reason": "paused", "sentence": "paused by ann"}),
+        "alarm",
+        "Nobody serves",
+        "No failover by itself: paused by ann. `standfast resume`",
+    ),
+    "given up": (
+        served(**NOT_SERVING, state="clean", decision={"reason": "demoted", "sentence": "x"}),
+        "alarm",
+        "Nobody serves data-services: epoch 7 was given up in order.",
+        "Nobody takes over by itself",
+    ),
+    "between two": (served(**NOT_SERVING, state="clean"), "alarm", "in order", "within seconds"),
+    "no heartbeat key": (
+        served(
+            **NOT_SERVING,
+            state=None,
+            failover={"possible": False, "reason": "leader-missing", "sentence": "no heartbeat"},
+        ),
+        "alarm",
+        "Nobody is known to serve data-services: no heartbeat.",
+        "A living primary writes it again.",
+    ),
+    "the first day": (
+        served(
+            **NOT_SERVING,
+            state=None,
+            epoch=None,
+            failover={"possible": False, "reason": "not-initialised", "sentence": "none yet"},
+        ),
+        "warning",
+        "data-services has never had a primary.",
+        "`standfast promote`",
+    ),
+    "starting": (served(state="starting", serving=None), "warning", "n1 is about to serve", None),
+    "draining": (served(state="draining", serving=None), "warning", "n1 is giving", None),
+    "blind standby": (
+        blind("n2", lease_remaining_s=None),
+        "unknown",
+        "It is not known who serves data-services: Consul at 127.0.0.1:8500 has no leader.",
+        "Bring back a majority",
+    ),
+    "blind primary": (
+        blind(),
+        "warning",
+        "n1 serves data-services by its own lease for another 7 s, and can't read Consul.",
+        "Bring back a majority",
+    ),
+    "blind primary at its end": (
+        blind(lease_remaining_s=-1.0),
+        "unknown",
+        "It is not known who serves",
+        None,
+    ),
+    "just started": (
+        {"v": 1, "volume": "data-services", "node": "n1", "role": "starting"},
+        "unknown",
+        "It is not known who serves data-services: the agent has just started.",
+        "systemctl status standfast-agent@data-services",
+    ),
+    "nothing": ("permission denied", "unknown", "not known who serves", "systemctl status"),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_the_first_line_says_who_serves_or_what_to_do(config: Config, case: str) -> None:
+    status, level, text, advice = LINES[case]
+    line = told(status, config)["headline"]
+    assert line["level"] == level, line
+    assert text in line["text"]
+    if advice is None:
+        assert level != "alarm"
+    else:
+        assert advice in (line["advice"] or "")
+
+
+def test_all_is_well_only_when_nothing_else_is_wrong(config: Config) -> None:
+    doc = told(served(), config)
+    assert (doc["level"], doc["notices"]) == ("ok", [])
+
+
+TROUBLES: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
+    "sick": ({"sick": "nfsd gone"}, "alarm", "sick"),
+    "stuck": ({"trouble": "umount: busy"}, "alarm", "trouble"),
+    "heartbeats": ({"lease_trouble": "timed out"}, "warning", "lease"),
+    "fence gone": ({"fence": {"in_place": False, "open_for_s": 0.0}}, "alarm", "fence"),
+    "flushed": ({"fence_flushes": 2}, "warning", "firewall"),
+    "paused": ({"paused": {"by": "ann", "reason": "disk", "at": NOW}}, "warning", "paused"),
+    "late": ({"standbys": [standby("n2", 4.0), standby("n3", 601.0)]}, "warning", "standby"),
+    "never": ({"standbys": [standby("n2", 4.0), standby("n3", None)]}, "warning", "standby"),
+    "not asked": (
+        {"standbys": [standby("n2", 4.0), standby("n3", 4.0, candidate=False)]},
+        "warning",
+        "standby",
+    ),
+    "nomad": ({"nomad": {"failed": ["no route"], "jobs": []}}, "warning", "nomad"),
+    "diverged": ({"aside": ["/p/services.diverged-6-x"]}, "note", "diverged"),
+    "busy": ({"busy": "demotion"}, "note", "busy"),
+    "no agent": ({"agent": False}, "unknown", "source-agent"),
+}
+
+
+@pytest.mark.parametrize("case", TROUBLES)
+def test_what_is_wrong_beside_it_is_a_notice_and_counts(config: Config, case: str) -> None:
+    changes, level, what = TROUBLES[case]
+    doc = told(served(**changes), config)
+    assert [(one["level"], one["what"]) for one in doc["notices"]] == [(level, what)]
+    assert doc["level"] == level
+    assert doc["headline"]["level"] == "ok"
+
+
+def test_the_gravest_comes_first(config: Config) -> None:
+    found = told(served(sick="gone", busy="demotion", fence_flushes=1), config)["notices"]
+    assert [one["level"] for one in found] == ["alarm", "warning", "note"]
+
+
+def test_what_consul_did_not_tell_is_null_and_not_a_no(config: Config) -> None:
+    doc = told(blind("n2"), config, keys="timed out")
+    assert doc["failover"]["possible"] is None
+    nulls = ("serving", "holder", "epoch", "standbys", "history", "clients")
+    assert [doc[key] for key in nulls] == [None] * len(nulls)
+    assert not doc["sources"]["consul"]["ok"] and doc["sources"]["keys"]["text"] == "timed out"
+    assert doc["level"] == "unknown"
+
+
+def test_the_agent_s_silence_is_told_though_consul_answers(config: Config) -> None:
+    doc = told(served(agent=False), config, agent_error="no whole line arrived in time")
+    assert doc["headline"]["level"] == "ok"
+    assert doc["sources"]["agent"] == {"ok": False, "text": "no whole line arrived in time"}
+    assert doc["level"] == "unknown"
+
+
+def test_only_the_primary_s_own_notes_tell_of_its_replications(config: Config) -> None:
+    failing = StandbyState(
+        last_success_at=NOW - 900,
+        last_failure_at=NOW - 10,
+        last_failure_reason="no-space",
+        last_failure="the disk is full",
+        verified_ok=False,
+        verified_at=NOW - 950,
+    )
+    notes = ReplicationState(standbys={"n2": failing})
+    doc = told(served(), config, replication=notes)
+    [n2, n3] = doc["standbys"]
+    assert n2["replication"]["failure"]["reason"] == "no-space"
+    assert n3["replication"]["failure"] is None
+    assert [one["what"] for one in doc["notices"]] == ["verify", "replication"]
+    from_n2 = told(served("n1", "n2"), replace(config, node="n2"), replication=notes)
+    assert [one["replication"] for one in from_n2["standbys"]] == [None, None]
+    healed = replace(failing, last_success_at=NOW - 1, verified_ok=True)
+    doc = told(served(), config, replication=ReplicationState(standbys={"n2": healed}))
+    assert doc["notices"] == []
+
+
+def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
+    config: Config,
+) -> None:
+    clients = [
+        ClientRecord("well", "n1", 7, "mount-current", NOW - 60),
+        ClientRecord("behind", "n2", 6, "mount-current", NOW - 60),
+        ClientRecord("hangs", "n1", 7, "server-away", NOW - 60),
+        ClientRecord("silent", "n1", 7, "mount-current", NOW - SILENT_S - 1),
+        ClientRecord("none", None, None, "not-a-client", NOW),
+        ClientRecord("idle", None, None, "automount-idle", NOW),
+    ]
+    doc = told(served(), config, keys=Keys(clients=clients))
+    assert {one["node"]: one["level"] for one in doc["clients"]} == {
+        "well": "ok",
+        "behind": "warning",
+        "hangs": "warning",
+        "silent": "unknown",
+        "idle": "ok",
+    }
+    texts = [one["text"] for one in doc["notices"]]
+    assert texts == [
+        "2 of 5 clients are not well on n1: behind, hangs",
+        "Nothing was heard for long of silent",
+    ]
+    assert told(dead(), config, keys=Keys(clients=clients))["notices"] == []
+
+
+def test_the_newest_twenty_reigns_are_told(config: Config) -> None:
+    [one] = [one for one in shelve(keys()).keys.history if one.epoch == 7]
+    many = [replace(one, epoch=epoch) for epoch in range(1, 100)]
+    found = told(served(), config, keys=Keys(history=many))["history"]
+    assert [one["epoch"] for one in found] == list(range(99, 99 - MOST_REIGNS, -1))
+
+
+def test_a_value_by_hand_hides_nothing_but_itself() -> None:
+    values = {**keys(), "clients/web-3": b"hello", "history/8": b"{}", "standbys/n9": b"7"}
+    shelf = shelve(values)
+    assert sorted(shelf.keys.foreign) == ["clients/web-3", "history/8", "standbys/n9"]
+    assert len(shelf.keys.history) == 3 and len(shelf.keys.clients) == 2
+    assert sorted(shelf.taken_at) == ["n2", "n3"]  # n1 is the holder
+
+
+def test_the_whole_is_as_well_as_its_worst_volume(config: Config) -> None:
+    well, sick = told(served(), config), told(dead(), config)
+    assert document([well, sick, well], NOW)["level"] == "alarm"
+    assert document([], NOW)["level"] == "unknown"
+
+
+def test_every_next_step_is_the_one_of_the_page_of_codes() -> None:
+    page = (ROOT / "docs/reason-codes.md").read_text()
+    for reason, step in NEXT.items():
+        row = re.search(rf"(?m)^\| `{reason}` \| .* \| (.*) \|$", page)
+        assert row is not None and row[1] == step, reason
+    assert next_step("too-old") == NEXT[Reason.TOO_OLD]
+    assert next_step("no-such-code") is None and next_step(None) is None
+
+
+def test_a_time_of_another_day_has_its_date() -> None:
+    assert time_of(NOW, NOW) == "14:06 UTC"
+    assert time_of(NOW - 86400, NOW) == "2026-11-21 14:06 UTC"
+
+
+def test_the_levels_go_from_well_to_alarm() -> None:
+    assert list(map(str, Level)) == ["ok", "note", "warning", "unknown", "alarm"]
+
+
+# The trend
+
+
+def test_the_trend_keeps_the_highest_age_of_each_bucket_for_an_hour() -> None:
+    trend = Trend()
+    start = 1_000_000 * STEP_S
+    for second in (0, 10, 20):
+        trend.note({"n2": [5.0, 9.0, 2.0][second // 10]}, start + second)
+    trend.note({"n2": 4.0, "n3": None}, start + 2 * STEP_S)
+    assert trend.ages(start + 2 * STEP_S) == {"n2": [9.0, None, 4.0], "n3": []}
+    end = start + (BUCKETS + 1) * STEP_S
+    assert trend.ages(end) == {"n2": [4.0, *[None] * (BUCKETS - 1)]}
+    assert trend.ages(end + 10 * BUCKETS * STEP_S) == {}
+
+
+def test_the_trend_of_many_standbys_stays_small() -> None:
+    trend = Trend()
+    for hour in range(3):
+        ages = {f"n{number}": 1.0 for number in range(MOST_STANDBYS + 500)}
+        trend.note(ages, hour * 3600.0)
+        found = trend.ages(hour * 3600.0)
+        assert len(found) == MOST_STANDBYS
+        assert all(len(ages) <= BUCKETS for ages in found.values())
+
+
+# The looks
+
+
+def readers(**changes: Any) -> Readers:
+    calm = Readers(
+        fetch=lambda config: served(),
+        from_consul=lambda config: served(agent=False),
+        shelf=lambda config: shelve(keys()),
+        replication=lambda config: ReplicationState(),
+        utc=lambda: NOW,
+        now=lambda: 5000.0,
+    )
+    return replace(calm, **changes)
+
+
+def raises(error: Exception) -> Any:
+    def read(config: Config) -> Any:
+        raise error
+
+    return read
+
+
+def answer(looks: Looks) -> dict[str, Any]:
+    doc: dict[str, Any] = json.loads(looks.body())
+    return doc
+
+
+def test_many_pages_cost_one_look_a_second(config: Config) -> None:
+    asked: list[str] = []
+    now = [100.0]
+
+    def fetch(config: Config) -> Mapping[str, Any]:
+        asked.append(config.volume)
+        now[0] += 3.0  # a slow look is fresh when it ends
+        return served()
+
+    looks = Looks([config], readers(fetch=fetch, now=lambda: now[0]))
+    assert len({looks.body() for _ in range(10)}) == 1
+    assert len(asked) == 1
+    now[0] += KEEP_S
+    looks.body()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [StandfastError("odd"), OSError("no"), KeyError("bug"), TimedOut("late")], ids=repr
+)
+def test_a_source_that_fails_is_named_and_the_others_are_shown(
+    config: Config, error: Exception
+) -> None:
+    for source, name in (("fetch", "agent"), ("shelf", "keys"), ("replication", "replication")):
+        [volume] = answer(Looks([config], readers(**{source: raises(error)})))["volumes"]
+        assert volume["serving"] == "n1"
+        bad = {one for one, found in volume["sources"].items() if not found["ok"]}
+        assert bad == {name}
+        assert volume["level"] == "unknown"
+    everything = {name: raises(error) for name in ("fetch", "from_consul", "shelf", "replication")}
+    [volume] = answer(Looks([config], readers(**everything)))["volumes"]
+    assert volume["headline"]["level"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{}, {"epoch": 7}, served(standbys=5), served(fence=[]), served(since="x"), [1]],
+    ids=repr,
+)
+def test_an_agent_s_answer_of_another_shape_is_no_answer(config: Config, odd: Any) -> None:
+    other = replace(config, volume="other")
+    looks = Looks([config, other], readers(fetch=lambda one: odd if one == config else served()))
+    first, second = answer(looks)["volumes"]
+    assert first["serving"] is None and first["headline"]["level"] == "unknown"
+    assert second["serving"] == "n1"
+
+
+def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_read(
+    config: Config,
+) -> None:
+    now = [100 * STEP_S]
+    shelves: list[Any] = [
+        shelve(keys()),
+        StandfastError("no Consul"),
+        Shelf(Keys(), {"n2": NOW - 30}),
+    ]
+
+    def shelf(config: Config) -> Shelf:
+        found = shelves.pop(0) if shelves else shelve(keys())
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    looks = Looks([config], readers(shelf=shelf, now=lambda: now[0]))
+    for _ in range(3):
+        looks.sample()
+        now[0] += STEP_S
+    now[0] -= STEP_S
+    [volume] = answer(looks)["volumes"]
+    trends = {one["node"]: one["trend"] for one in volume["standbys"]}
+    assert trends["n2"] == {"step_s": STEP_S, "ages_s": [4.0, None, 30.0]}
+    assert trends["n3"] == {"step_s": STEP_S, "ages_s": [65.0, None, None]}
+
+
+def test_an_age_without_end_is_no_json(config: Config) -> None:
+    doc = told(served(), config, trends={"n2": [math.inf, 3.14159, 12.7, None]})
+    assert doc["standbys"][0]["trend"]["ages_s"] == [None, 3.1, 13, None]
+
+
+def test_snapshots_of_the_pictures_are_as_old_as_they_say() -> None:
+    assert snapshot(400) == "services@20261122T140000Z"

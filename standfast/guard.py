@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from standfast.adapters import journal
 from standfast.adapters.consul import ConsulBlind, ConsulGateway, Instance
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.errors import (
@@ -23,6 +24,7 @@ from standfast.errors import (
     StandfastError,
     TimedOut,
 )
+from standfast.events import Kind, happened
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
 from standfast.reasons import Reason
@@ -251,13 +253,27 @@ def words(error: Refused) -> str:
     return f"refused [{error.reason}]: {error}"
 
 
-def die_at(deadline: Deadline) -> None:
+def announce(config: Config, error: Refused) -> None:
+    """An entry in the journal, and on stderr unless that is the journal, too."""
+    event = happened(
+        config,
+        Kind.GUARD_REFUSED,
+        words(error),
+        reason=error.reason,
+        # It is found with the server's own lines, also when this process is gone by then.
+        OBJECT_SYSTEMD_UNIT=config.nfs.unit,
+    )
+    if not (journal.deliver(event) and journal.is_stderr()):
+        os.write(2, f"{words(error)}\n".encode())
+
+
+def die_at(deadline: Deadline, config: Config) -> None:
     """End this process with a refusal when the deadline passes, whatever it is waiting for."""
 
     def end() -> None:
         sleep(deadline.remaining_s())
         error = Refused(Reason.DEADLINE, "no answer in time; Consul hangs, or this machine does")
-        os.write(2, f"{words(error)}\n".encode())
+        announce(config, error)
         os._exit(1)
 
     threading.Thread(target=end, name="guard-deadline", daemon=True).start()
@@ -265,12 +281,12 @@ def die_at(deadline: Deadline) -> None:
 
 def main(configs: Sequence[Config], deadline: Deadline) -> int:
     """`standfast guard`: 0 the server may start, 1 it may not; one message either way."""
-    die_at(deadline)
+    die_at(deadline, configs[0])
     try:
         # A little earlier, so that what didn't answer is named.
         volumes = node_verdict(configs, Deadline(deadline.at - TO_SAY_WHY_S))
     except Refused as error:
-        sys.stderr.write(f"{words(error)}\n")
+        announce(configs[0], error)
         return 1
     sys.stderr.write(f"guard: {configs[0].node} may serve {volumes}\n")
     return 0

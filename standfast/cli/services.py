@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from standfast.clock import Deadline, monotonic
 from standfast.config.load import config_dir, config_files, load, load_all, load_volume
@@ -38,9 +38,23 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in text.splitlines() or [""])
 
 
+class _LogHandler(logging.StreamHandler[TextIO]):
+    """Lines to stderr. An event goes to the journal with its fields, and when stderr ends up there
+    anyway, nowhere else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        if event is not None:
+            from standfast.adapters import journal
+
+            if journal.deliver(event) and journal.is_stderr():
+                return
+        super().emit(record)
+
+
 def set_up_log() -> None:
     """To stderr; debug with STANDFAST_DEBUG=1."""
-    handler = logging.StreamHandler()
+    handler = _LogHandler()
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
@@ -64,7 +78,15 @@ def lease(args: argparse.Namespace) -> int:
     set_up_log()
     from standfast.lease import keeper
 
-    return keeper.main(load_volume(args.volume))
+    config = load_volume(args.volume)
+    try:
+        return keeper.main(config)
+    except Refused as refusal:
+        from standfast.events import Kind, happened, tell
+
+        text = f"{refusal.reason}: {refusal}"
+        tell(happened(config, Kind.CLAIM_REFUSED, text, reason=refusal.reason))
+        return refusal.exit_code
 
 
 def watch(args: argparse.Namespace) -> int:

@@ -130,7 +130,11 @@ class Node:
         return log_dir(self.config) / "agent.log"
 
     def environment(self) -> dict[str, str]:
-        return {"STANDFAST_CONFIG_DIR": str(self.root / "etc"), "PYTHONUNBUFFERED": "1"}
+        return {
+            "STANDFAST_CONFIG_DIR": str(self.root / "etc"),
+            "STANDFAST_JOURNAL": "",  # what happens here is no news of this machine
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def create_volume(self, files: Mapping[str, str]) -> None:
         """What the operator has before Standfast: a subvolume with data."""

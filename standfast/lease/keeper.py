@@ -22,6 +22,7 @@ from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
+from standfast.events import Kind, happened, tell
 from standfast.lease import cutoff, protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of, take_claim
@@ -85,7 +86,8 @@ class Keeper:
         doubt = cutoff.confirm_shut(self.fence, self.nfs, by)
         if doubt is None:
             self.cut_off = True
-            log.warning("the lease ran out: the port is shut until a heartbeat commits again")
+            text = "the lease ran out: the port is shut until a heartbeat commits again"
+            self._tell(Kind.FENCE_CLOSED, text)
             return
         self._note(doubt)
         if monotonic() >= by and self.config.fence.reboot == "sysrq":
@@ -163,9 +165,15 @@ class Keeper:
             self._note(f"the port can't be opened: {error}")
             return
         self.armed_until = until
+        if self.cut_off:
+            self.cut_off = False
+            self._tell(Kind.FENCE_REOPENED, "a heartbeat committed: the port is open again")
         if put_back:
             self.flushes += 1
             log.error("the fence's rules were gone (flushed by somebody): put back")
+
+    def _tell(self, kind: Kind, sentence: str) -> None:
+        tell(happened(self.config, kind, sentence, epoch=self.tenure.epoch))
 
     def _note(self, trouble: str | None) -> None:
         if trouble is not None and trouble != self.trouble:
@@ -175,7 +183,7 @@ class Keeper:
         self.trouble = trouble
 
     def _end(self, why: str) -> None:
-        log.error("the lease is lost: %s. Stopping the NFS server", why)
+        self._tell(Kind.LEASE_LOST, f"the lease is lost: {why}. Stopping the NFS server")
         self.trouble = why
         self.serving = False
         self.over = True
@@ -264,7 +272,8 @@ def obtain(config: Config, keys: LeaseKeys) -> Tenure:
                 f"see `standfast status`, or ask with `standfast promote --volume {config.volume}`",
             )
         tenure = keys.acquire(claim)
-        log.info("epoch %d begins on %s (%s)", tenure.epoch, config.node, claim.reason)
+        text = f"epoch {tenure.epoch} begins on {config.node} ({claim.reason})"
+        tell(happened(config, Kind.LEASE_ACQUIRED, text, epoch=tenure.epoch))
     highest.raise_to(tenure.epoch)
     return tenure
 

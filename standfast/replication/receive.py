@@ -57,11 +57,18 @@ def receive(
         receiver.run()
     except (StandfastError, OSError) as error:
         refusal = wire.Refusal(reason_of(error), str(error))
-        log.warning("refused: %s: %s", refusal.reason, refusal.message)
+        _tell(config, refusal)
         with contextlib.suppress(OSError):
             receiver.say(refusal)
         return 1
     return 0
+
+
+def _tell(config: Config, refusal: wire.Refusal) -> None:
+    from standfast.events import Kind, happened, tell  # a start-up without a refusal is shorter
+
+    text = f"refused: {refusal.reason}: {refusal.message}"
+    tell(happened(config, Kind.RECEIVE_REFUSED, text, reason=refusal.reason))
 
 
 @dataclass(slots=True)

@@ -1,0 +1,204 @@
+"""Events: stable ids, the journal's own protocol, one entry instead of a line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.adapters import journal
+from standfast.events import NOTICE, Event, Kind, happened, tell
+from standfast.reasons import Reason
+from tests.fakes.machine import config_in
+
+# An interface: alerts of other people hang on these. Add to it; change nothing.
+IDS = {
+    "lease-acquired": "757c7abe96dc4d8f834d69e599e8e89f",
+    "failover-decided": "baea7a9a74a64d1e8597778a82102646",
+    "promoted": "d66514c58b6a4990b8a4ff66c149a93b",
+    "serving-again": "f36d35ecb0e845a49a43cf32671d9bab",
+    "switchover-begun": "9e308debf318444997f0c595d85744ae",
+    "switchover-ended": "901c72f5cf7942d99fa26310ad42db2e",
+    "demoted": "8b172cc8a36241e68ce354ac1f6aaf8f",
+    "role-change-failed": "60935f7fc1624a5b960c84ab8c68e5bc",
+    "lease-lost": "d422630ecfdc459bb7264acf5ffa6b45",
+    "fence-closed": "c59d7c7124644ed2bd1f38b335120f3a",
+    "fence-reopened": "c762f6091ad64191a25402445b20b8d8",
+    "promotion-refused": "b66cd79f9b3444ec80f7776346ff17b5",
+    "claim-refused": "d89b9104b9504cc990a75c6a854a4612",
+    "guard-refused": "33e8f58086134435a20a00c9b8f8f4e3",
+    "receive-refused": "158e4892576949938b23e353d38cf0ee",
+    "cycle-failed": "75deccc309d8413b82e0aa11f64545b3",
+    "hook-failed": "7fab8054c2824531b29fa4a655a9b987",
+}
+LOST = Event(Kind.LEASE_LOST, "the lease is lost", "data-services", "n1", epoch=4)
+
+
+class Journal:
+    """A journal's socket, and what arrived there, decoded as journald does it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(10)
+
+    def entry(self) -> dict[str, str]:
+        return decoded(self._socket.recv(1 << 20))
+
+    def close(self) -> None:
+        self._socket.close()
+        self.path.unlink()
+
+
+def decoded(data: bytes) -> dict[str, str]:
+    found = {}
+    while data:
+        line, _, data = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            [size] = struct.unpack("<Q", data[:8])
+            value, data = data[8 : 8 + size], data[8 + size :]
+            assert data[:1] == b"\n"
+            data = data[1:]
+        found[name.decode()] = value.decode()
+    return found
+
+
+@pytest.fixture
+def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    made = Journal(tmp_path / "journal")
+    monkeypatch.setenv(journal.VARIABLE, str(made.path))
+    yield made
+    made.close()
+
+
+def test_no_id_ever_changes() -> None:
+    assert {str(kind): kind.message_id for kind in Kind} == IDS
+    assert len(set(IDS.values())) == len(IDS)
+    assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in IDS.values())
+
+
+def test_an_entry_has_its_fields_and_nothing_that_is_not_known(
+    heard: Journal, tmp_path: Path
+) -> None:
+    event = happened(
+        config_in(tmp_path),
+        Kind.CYCLE_FAILED,
+        "no\nway",
+        reason=Reason.NO_SPACE,
+        standby="n2",
+        STANDFAST_TRIES="3",
+    )
+    assert journal.deliver(event)
+    entry = heard.entry()
+    assert entry.pop("SYSLOG_IDENTIFIER")
+    assert entry == {
+        "MESSAGE": "no\nway",
+        "MESSAGE_ID": IDS["cycle-failed"],
+        "PRIORITY": "3",
+        "STANDFAST_EVENT": "cycle-failed",
+        "STANDFAST_VOLUME": "data-services",
+        "STANDFAST_NODE": "n1",
+        "STANDFAST_REASON": "no-space",
+        "STANDFAST_STANDBY": "n2",
+        "STANDFAST_TRIES": "3",
+    }
+
+
+@pytest.mark.parametrize("where", ["", "/nowhere/at/all"])
+def test_without_a_journal_nothing_is_delivered(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv(journal.VARIABLE, where)
+    assert not journal.deliver(LOST)
+
+
+def test_a_journal_that_does_not_read_is_not_waited_for(heard: Journal) -> None:
+    delivered = [journal.deliver(LOST) for _ in range(5000)]
+    assert delivered[0] and not delivered[-1]
+
+
+def test_an_event_is_a_line_of_the_log_with_its_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    tell(LOST)
+    tell(Event(Kind.PROMOTED, "n1 is primary", "data-services", "n1"))
+    assert [(one.levelno, one.getMessage()) for one in caplog.records] == [
+        (logging.ERROR, "the lease is lost"),
+        (NOTICE, "n1 is primary"),
+    ]
+
+
+PROGRAM = """
+import logging, os, sys
+from standfast.cli.services import set_up_log
+from standfast.events import Event, Kind, tell
+if sys.argv[1] == "journal":
+    status = os.fstat(2)
+    os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+set_up_log()
+logging.getLogger("x").info("a plain line")
+tell(Event(Kind.LEASE_LOST, "the lease is lost", "data-services", "n1", epoch=4))
+"""
+
+
+def said(where: str) -> str:
+    """What a program writes to stderr, when that is the journal, or a terminal."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, where], capture_output=True, text=True, check=True
+    )
+    return done.stderr
+
+
+def test_where_stderr_is_the_journal_the_entry_takes_the_line_s_place(heard: Journal) -> None:
+    assert said("journal") == "<6>a plain line\n"
+    assert heard.entry()["MESSAGE"] == "the lease is lost"
+
+
+def test_elsewhere_it_is_a_line_as_well(heard: Journal) -> None:
+    assert "ERROR the lease is lost" in said("terminal")
+    assert heard.entry()["STANDFAST_EPOCH"] == "4"
+
+
+def test_an_entry_that_can_not_be_delivered_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(journal.VARIABLE, "/nowhere/at/all")
+    assert said("journal").splitlines() == ["<6>a plain line", "<3>the lease is lost"]
+
+
+def test_settle_waits_until_the_journal_has_read(
+    heard: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert journal.deliver(LOST)
+    pauses = []
+
+    def read_meanwhile(seconds: float) -> None:
+        pauses.append(seconds)
+        heard.entry()
+
+    monkeypatch.setattr(journal, "sleep", read_meanwhile)
+    monkeypatch.setattr(journal, "SETTLE_S", 60.0)
+    journal.settle()
+    assert len(pauses) == 1
+
+
+def test_the_guard_s_refusal_is_an_entry_with_the_server_s_unit(
+    heard: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from standfast import guard
+    from standfast.errors import Refused
+
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    guard.announce(config_in(tmp_path), Refused(Reason.LEASE_NOT_HELD, "held by n2"))
+    entry = heard.entry()
+    assert entry["MESSAGE"] == "refused [lease-not-held]: held by n2"
+    assert entry["STANDFAST_REASON"] == "lease-not-held"
+    assert entry["OBJECT_SYSTEMD_UNIT"] == "nfs-server.service"

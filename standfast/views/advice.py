@@ -31,6 +31,9 @@ NEXT: Mapping[Reason, str] = {
     '`node_prefix "" { policy = "read" }`.',
 }
 
+REPLICATE = "`standfast replicate` on the primary; `standfast doctor` there says what fails."
+"""While a primary serves, for too old a snapshot or none."""
+
 
 def next_step(code: str | None) -> str | None:
     """What to do about a reason code; None: nothing is known that would help."""

@@ -94,7 +94,8 @@ def _serving(doc: Mapping[str, Any], utc: float) -> Line:
         return Line(Level.OK, f"{text} A failover {loss}." if loss else text)
     if failover["reason"] == Reason.MANUAL_MODE and age_s is not None:
         return Line(Level.OK, f"{text} A failover is done by hand and {loss}.")
-    return Line(Level.WARNING, f"{text} No failover is possible now.", failover["next"])
+    advice = " ".join(part for part in (f"Why: {failover['sentence']}.", failover["next"]) if part)
+    return Line(Level.WARNING, f"{text} No failover is possible now.", advice)
 
 
 def _held(doc: Mapping[str, Any], config: Config) -> Line:

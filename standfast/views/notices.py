@@ -136,8 +136,10 @@ def _kept(doc: Mapping[str, Any]) -> Iterator[Notice]:
 
 
 def _sources(doc: Mapping[str, Any]) -> Iterator[Notice]:
+    told = set()
     for name, source in doc["sources"].items():
-        if not source["ok"]:
+        if not source["ok"] and source["text"] not in told:  # one cause, one notice
+            told.add(source["text"])
             text = f"{_SOURCES[name]}: {source['text']}"
             yield Notice(Level.UNKNOWN, f"source-{name}", text)
 

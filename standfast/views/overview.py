@@ -16,7 +16,7 @@ from standfast.config.model import Config
 from standfast.reasons import Reason
 from standfast.records import ClientRecord, Reign
 from standfast.replication.state import ReplicationState, StandbyState
-from standfast.views.advice import next_step
+from standfast.views.advice import REPLICATE, next_step
 from standfast.views.headline import Level, headline
 from standfast.views.notices import notices
 
@@ -141,11 +141,14 @@ def _failover(status: Mapping[str, Any]) -> dict[str, Any]:
     if found is None:
         sentence = "not known: there is no status"
         return {"possible": None, "reason": None, "sentence": sentence, "next": None}
+    # Nobody should be promoted over a server that is well.
+    serves, reason = status.get("serving"), found["reason"]
+    late = serves and reason in (Reason.TOO_OLD, Reason.NO_PUBLISHED_SNAPSHOT)
     return {
         "possible": found["possible"] if "epoch" in status else None,
         "reason": found["reason"],
         "sentence": found["sentence"],
-        "next": next_step(found["reason"]),
+        "next": REPLICATE if late else next_step(found["reason"]),
     }
 
 
@@ -217,6 +220,8 @@ def _clients(
 def _client_level(one: ClientRecord, serving: str | None, utc: float) -> Level:
     if utc - one.at > SILENT_S:
         return Level.UNKNOWN
+    if serving is None:  # whatever it said, its mount waits now
+        return Level.NOTE
     elsewhere = one.server is not None and one.server != serving
     return Level.WARNING if one.state not in _RIGHT or elsewhere else Level.OK
 

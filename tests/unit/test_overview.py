@@ -57,7 +57,7 @@ LINES: Mapping[str, tuple[Mapping[str, Any] | str, str, str, str | None]] = {
         served(failover={"possible": False, "reason": "too-old", "sentence": "n2 is 700 s old"}),
         "warning",
         "n1 serves data-services since 12:06 UTC (epoch 7). No failover is possible now.",
-        "--accept-data-loss",
+        "Why: n2 is 700 s old. `standfast replicate` on the primary;",
     ),
     "by hand": (
         served(failover={"possible": False, "reason": "manual-mode", "sentence": "mode is manual"}),
@@ -249,7 +249,9 @@ def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
         "2 of 5 clients are not well on n1: behind, hangs",
         "Nothing was heard for long of silent",
     ]
-    assert told(dead(), config, keys=Keys(clients=clients))["notices"] == []
+    waiting = told(dead(), config, keys=Keys(clients=clients))
+    assert waiting["notices"] == []
+    assert {one["level"] for one in waiting["clients"]} == {"note", "unknown"}
 
 
 def test_the_newest_twenty_reigns_are_told(config: Config) -> None:

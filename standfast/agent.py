@@ -26,6 +26,7 @@ from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
 from standfast.errors import Refused, StandfastError
+from standfast.herald import Herald
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
@@ -82,6 +83,10 @@ class Agent:
     sick: str | None = None
     scheduled_at: float | None = float("-inf")
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
+    herald: Herald = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.herald = Herald(self.machine.config)
 
     @property
     def config(self) -> Config:
@@ -99,7 +104,10 @@ class Agent:
             self.watcher.distrust()
         before = self.seen.decision if self.seen is not None else None
         if before is None or before.reason != seen.decision.reason:
-            log.info("%s: %s", seen.decision.reason, seen.decision.sentence)
+            if seen.decision.action is Action.BLOCKED and wish == NO_WISH:
+                self.herald.blocked(seen.decision)
+            else:
+                log.info("%s: %s", seen.decision.reason, seen.decision.sentence)
         self.seen = seen
         return seen
 
@@ -127,7 +135,7 @@ class Agent:
             pause_s = BACK_OFF_S[min(self.failures, len(BACK_OFF_S)) - 1]
             self.retry_at = monotonic() + pause_s
             self.trouble = str(error)
-            log.error("%s; trying again in %g s", error, pause_s)
+            log.info("trying again in %g s", pause_s)
         else:
             self.failures, self.retry_at, self.trouble = 0, 0.0, None
 
@@ -161,9 +169,15 @@ class Agent:
                 progress(text)
 
         lock = self.config.run_dir / "plan.lock"
+        course = self.herald.course(plan, effects)
         try:
             with exclusive(lock, "another change of the role", Deadline.after(5.0)):
-                execute(plan, effects.table(), say)
+                course.begun()
+                execute(plan, effects.table(), say, course.reached)
+            course.ended()
+        except StandfastError as error:
+            course.failed(error)
+            raise
         finally:
             self.busy = None
             if self.machine.jobs is not None:

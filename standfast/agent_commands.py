@@ -95,7 +95,10 @@ def promote(agent: Agent, command: Command) -> str:
         if decision.action is Action.PROMOTE:
             break
         if decision.action is not Action.WAIT:
-            raise _not_promoted(agent, seen)
+            refusal = _not_promoted(agent, seen)
+            if not command.dry_run:
+                agent.herald.refused(refusal.reason, str(refusal))
+            raise refusal
         if limit.expired:
             raise TimedOut(f"not promoted: {decision.sentence}")
         if decision.reason != told and not command.dry_run:

@@ -16,6 +16,8 @@ from standfast.decision import Action, Decision
 class Do(StrEnum):
     """Every effect that a plan may have; `act.effects` has one function for each."""
 
+    ASK_HOOKS = "ask-hooks"
+    TELL_HOOKS = "tell-hooks"
     CLAIM_LEASE = "claim-lease"
     START_LEASE = "start-lease"
     PREPARE_VOLUME = "prepare-volume"
@@ -92,6 +94,8 @@ class Names:
     service: str
     jobs: bool = False
     """Nomad's jobs follow the role."""
+    hooks: bool = False
+    """Programs of the operator's may run."""
 
 
 def _release_jobs(names: Names) -> tuple[Step, ...]:
@@ -101,11 +105,22 @@ def _release_jobs(names: Names) -> tuple[Step, ...]:
     return (Step(Do.RELEASE_JOBS, said),) if names.jobs else ()
 
 
+def _ask_hooks(names: Names) -> tuple[Step, ...]:
+    """Before the lease: a veto leaves everything as it was, for another node too."""
+    return (Step(Do.ASK_HOOKS, "ask the pre-promote hooks"),) if names.hooks else ()
+
+
+def _tell_hooks(names: Names) -> tuple[Step, ...]:
+    """While everything is still served; they have a deadline, and no veto."""
+    return (Step(Do.TELL_HOOKS, "run the pre-demote hooks"),) if names.hooks else ()
+
+
 def promotion(names: Names, source: str) -> Plan:
     """Take over: the lease first, the registration last."""
     return Plan(
         "promotion",
         (
+            *_ask_hooks(names),
             Step(Do.CLAIM_LEASE, f"take the lease, to start from {source}"),
             *_serve(names.live, names.bind, names.service),
         ),
@@ -130,6 +145,7 @@ def demotion(names: Names, to: str | None) -> Plan:
         "switchover" if copies else "demotion",
         (
             *((Step(Do.PRE_COPY, f"replicate to {to} while still serving"),) if copies else ()),
+            *_tell_hooks(names),
             *_release_jobs(names),
             Step(Do.DEREGISTER, f"deregister {names.service}"),
             Step(Do.CLOSE_PORT, "shut the NFS port"),
@@ -212,7 +228,13 @@ def step_down(names: Names) -> Plan:
 
 def names_of(config: Config) -> Names:
     paths = config.paths
-    return Names(str(paths.live), str(paths.bind), config.service, config.nomad.enabled)
+    return Names(
+        str(paths.live),
+        str(paths.bind),
+        config.service,
+        jobs=config.nomad.enabled,
+        hooks=config.hooks.enabled,
+    )
 
 
 def plan_for(decision: Decision, config: Config) -> Plan | None:

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     MANUAL_MODE = "manual-mode"
     PAUSED = "paused"
     DEMOTED = "demoted"
+    HOOK_VETOED = "hook-vetoed"
     NOT_A_CANDIDATE = "not-a-candidate"
     MIN_REIGN = "min-reign"
     NO_PUBLISHED_SNAPSHOT = "no-published-snapshot"

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from standfast import hooks
 from standfast.act import registration, volume
 from standfast.act.machine import Machine
 from standfast.clock import Deadline, monotonic, sleep
-from standfast.decision import Decision
+from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.protocol import Claim
@@ -54,6 +55,8 @@ class Effects:
     def table(self) -> Mapping[Do, Callable[[], None]]:
         """Every step's function."""
         return {
+            Do.ASK_HOOKS: lambda: hooks.ask(self.machine.config, self.facts()),
+            Do.TELL_HOOKS: self.tell_hooks,
             Do.CLAIM_LEASE: self.claim_lease,
             Do.START_LEASE: self.start_lease,
             Do.PREPARE_VOLUME: self.prepare_volume,
@@ -83,6 +86,28 @@ class Effects:
             Do.RETIRE_TREE: lambda: volume.put_aside(self.machine, diverged=False),
             Do.FORGET: lambda: OwnReign.forget(self.machine.config.state_dir),
         }
+
+    # Programs of the operator's
+
+    def facts(self) -> dict[str, object]:
+        """What hooks are told of this change; None: not known."""
+        decision = self.decision
+        own = OwnReign.load(self.machine.config.state_dir)
+        promoting = decision is not None and decision.action is Action.PROMOTE
+        base = decision.base if decision is not None else None
+        return {
+            "epoch": decision.epoch + 1 if decision and promoting else own.epoch if own else None,
+            "reason": Reason.OPERATOR if decision is None else decision.reason,
+            "message": None if decision is None else decision.sentence,
+            "snapshot": None if base is None else base.snapshot.name,
+            "lost_seconds": None if decision is None else decision.lost_s,
+            "to": self.to,
+            "operator": self.operator,
+            "note": self.note,
+        }
+
+    def tell_hooks(self) -> None:
+        hooks.announce(self.machine.config, hooks.Occasion.PRE_DEMOTE, self.facts())
 
     # The lease
 

@@ -15,18 +15,26 @@ from standfast.plan import Do, Plan, Step
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
+Reached = Callable[[Do], None]
 
 
-def execute(plan: Plan, effects: Mapping[Do, Callable[[], None]], progress: Progress) -> None:
-    """Run the plan; StepFailed names the step, Refused keeps its reason."""
+def execute(
+    plan: Plan,
+    effects: Mapping[Do, Callable[[], None]],
+    progress: Progress,
+    reached: Reached = lambda _: None,
+) -> None:
+    """Run the plan, telling each step that was done; StepFailed names the step that failed,
+    Refused keeps its reason."""
     for number, step in enumerate(plan.steps, 1):
         progress(f"{plan.name} {number}/{len(plan.steps)}: {step.says}")
         started = monotonic()
         try:
             effects[step.do]()
         except StandfastError as error:
-            _fail(plan, step, error, effects, progress)
+            _fail(plan, step, error, effects, progress, reached)
         log.info("%s: %s: %.2f s", plan.name, step.do, monotonic() - started)
+        reached(step.do)
 
 
 def _fail(
@@ -35,8 +43,8 @@ def _fail(
     error: StandfastError,
     effects: Mapping[Do, Callable[[], None]],
     progress: Progress,
+    reached: Reached,
 ) -> None:
-    log.error("%s: step %s failed: %s", plan.name, step.do, error)
     if not plan.undo or step.do not in plan.undoable_at:
         if isinstance(error, Refused):
             raise error
@@ -48,6 +56,7 @@ def _fail(
     for undo in plan.undo:
         try:
             effects[undo.do]()
+            reached(undo.do)
         except StandfastError as second:
             raise StepFailed(
                 f"the {plan.name} stopped at the step {step.do}: {error}\n"

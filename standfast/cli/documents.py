@@ -1,4 +1,4 @@
-"""Pages generated from the tables: docs/cli.md, docs/config.md and the man page.
+"""Pages generated from the tables: docs/cli.md, docs/config.md, the man page, journald's catalog.
 
 `python -m standfast.cli.documents docs` writes them; a test fails while one is out of date.
 """
@@ -13,6 +13,7 @@ from standfast import __version__
 from standfast.cli.commands import COMMANDS, ENVIRONMENT, EXIT_CODES, Argument, Command, visible
 from standfast.cli.parser import DESCRIPTION
 from standfast.config.reference import reference
+from standfast.event_texts import CATALOG, catalog
 
 INTRODUCTION = f"""\
 # The command line
@@ -28,7 +29,12 @@ This page is generated from the table that the parser uses.
 
 def pages() -> Mapping[str, str]:
     """Name below docs/ -> content."""
-    return {"cli.md": markdown(), "config.md": reference(), "standfast.1": man_page()}
+    return {
+        "cli.md": markdown(),
+        "config.md": reference(),
+        "standfast.1": man_page(),
+        CATALOG: catalog(),
+    }
 
 
 def markdown() -> str:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from standfast import hooks
 from standfast.act.ports import Snapshot
+from standfast.adapters import journal
 from standfast.adapters.consul import PATIENT_S, ConsulGateway
 from standfast.adapters.stores import open_store
 from standfast.cli.output import age_s, clean, note, print_done, print_json
@@ -17,6 +19,7 @@ from standfast.clock import Deadline, utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, UsageError
+from standfast.events import Kind, happened
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import StandbyRecord
@@ -26,6 +29,8 @@ from standfast.replication.failures import reason_of
 from standfast.replication.progress import above_bars, showing, size
 from standfast.views.text import duration
 
+# Another cycle is at work, or none is due: nothing failed.
+_NO_CYCLE = (Reason.BUSY, Reason.NOT_PRIMARY)
 ASK_S = 20.0
 """For what a dry run asks of a standby."""
 
@@ -37,6 +42,8 @@ class Outcome:
     standby: str
     result: CycleResult | None = None
     error: Exception | None = None
+    in_journal: bool = False
+    """The failure is an entry there, and so would be a line on stderr."""
 
     def sentence(self) -> str:
         if self.result is None:
@@ -95,7 +102,10 @@ def run(args: argparse.Namespace) -> int:
                 _tell(one)
     failed = sorted((one for one in outcomes if one.error), key=lambda one: one.standby)
     if len(standbys) == 1 and failed and failed[0].error is not None:
-        raise failed[0].error
+        error = failed[0].error
+        if failed[0].in_journal and isinstance(error, StandfastError):
+            return error.exit_code
+        raise error
     refusal = _not_all(failed) if failed else None
     if args.json:
         print_json(_document(outcomes, refusal))
@@ -131,7 +141,20 @@ def _one(config: Config, standby: str, how: How, position: int) -> Outcome:
         with showing(standby, quiet=how.quiet, position=position) as progress:
             return Outcome(standby, sender.cycle(standby, full=how.full, on_progress=progress))
     except Exception as error:  # noqa: BLE001  # every standby has its result, whatever happened
-        return Outcome(standby, error=error)
+        return Outcome(standby, error=error, in_journal=_announce(config, standby, error))
+
+
+def _announce(config: Config, standby: str, error: Exception) -> bool:
+    """A cycle that failed is an event, and has hooks; True: nobody misses a line on stderr."""
+    reason = reason_of(error)
+    if reason in _NO_CYCLE:
+        return False
+    text = f"not replicated to {standby}: {reason}: {error}"
+    event = happened(config, Kind.CYCLE_FAILED, text, reason=reason, standby=standby)
+    delivered = journal.deliver(event)
+    facts: dict[str, object] = {"standby": standby, "reason": reason, "message": str(error)}
+    hooks.announce(config, hooks.Occasion.FAILED_CYCLE, facts)
+    return delivered and journal.is_stderr()
 
 
 def _tell(one: Outcome) -> None:

@@ -288,6 +288,26 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """[hooks]: programs of your own that run at a change of role (docs/events.md)"""
+
+    enabled: bool = option(True, "false: none is run, whatever lies there")
+    dir: Path = option(
+        Path("/etc/standfast/hooks.d"),
+        "A directory for each event, such as pre-promote, with the programs in it",
+    )
+    timeout: float = option(
+        15.0, "Deadline of an event's programs together", unit="s", least=0.1, most=600.0
+    )
+    pre_promote_failure: str = option(
+        "go-on",
+        "What a program of pre-promote means by hanging, crashing, or any status but 0 and 75 "
+        "(which is a veto); go-on: nothing, a broken one keeps nobody from taking over",
+        choices=("go-on", "veto"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """/etc/standfast/<volume>.toml; `volume` is the file's name."""
 
@@ -325,6 +345,7 @@ class Config:
     retention_own: KeepOwn = field(default_factory=KeepOwn)
     retention_published: KeepPublished = field(default_factory=KeepPublished)
     client: Client = field(default_factory=Client)
+    hooks: Hooks = field(default_factory=Hooks)
     nomad: NomadAccess = field(default_factory=lambda: NomadAccess(enabled=False))
 
     @property

@@ -72,6 +72,7 @@ def config_text(me: Place, places: Sequence[Place], root: Path, port: int) -> st
                 "run": f"{disk}/run",
             },
         ),
+        ("hooks", {"enabled": False}),  # this machine's hooks are none of the demo's
         (
             "lease",
             {

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from standfast import clock, watcher
 from standfast.adapters.consul_wire import Cas, CheckIndex, Op, Set
-from standfast.config.model import Config, LeaseTiming, Paths
+from standfast.config.model import Config, Hooks, LeaseTiming, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.decision import Action, Decision, Wish
 from standfast.errors import ConsulError
@@ -81,6 +81,7 @@ class World:
                 max_data_loss=max_data_loss_s,
                 nodes=settings,
                 lease=timing or LeaseTiming(),
+                hooks=Hooks(enabled=False),
                 paths=Paths(state=directory / name / "state", run=directory / name / "run"),
             )
             self.nodes[name] = self._node(config, NodeClock(rates[number], origin=1000.0 * number))

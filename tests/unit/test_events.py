@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -202,3 +203,31 @@ def test_the_guard_s_refusal_is_an_entry_with_the_server_s_unit(
     assert entry["MESSAGE"] == "refused [lease-not-held]: held by n2"
     assert entry["STANDFAST_REASON"] == "lease-not-held"
     assert entry["OBJECT_SYSTEMD_UNIT"] == "nfs-server.service"
+
+
+PAGE = Path(__file__).parents[2] / "docs/events.md"
+
+
+def test_the_page_has_every_event_with_its_id_and_priority() -> None:
+    rows = re.findall(r"(?m)^\| `([a-z-]+)` \| `([0-9a-f]{32})` \| (\d) \|", PAGE.read_text())
+    assert rows == [(str(kind), kind.message_id, str(kind.priority)) for kind in Kind]
+
+
+def test_journalctl_explains_every_event(tmp_path: Path) -> None:
+    if shutil.which("journalctl") is None:
+        pytest.skip("journalctl is not installed (apt-get install systemd)")
+    places = [tmp_path / "usr/lib/systemd/catalog", tmp_path / "var/lib/systemd/catalog"]
+    for place in places:
+        place.mkdir(parents=True)
+    shutil.copy(PAGE.parents[1] / "systemd/standfast.catalog", places[0])
+    subprocess.run(["journalctl", f"--root={tmp_path}", "--update-catalog"], check=True)
+    listing = subprocess.run(
+        ["journalctl", f"--root={tmp_path}", "--dump-catalog", *IDS.values()],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert listing.count("Defined-By: Standfast") == len(IDS)
+    for line in listing.splitlines():
+        for field in re.findall(r"@(\w+)@", line):
+            assert field in ("STANDFAST_VOLUME", "STANDFAST_NODE"), "not in every entry"

@@ -426,3 +426,37 @@ def test_an_age_without_end_is_no_json(config: Config) -> None:
 
 def test_snapshots_of_the_pictures_are_as_old_as_they_say() -> None:
     assert snapshot(400) == "services@20261122T140000Z"
+
+
+def paths_of(value: Any, path: str = "") -> set[str]:
+    """Every key of a document as docs/status-page.md writes it."""
+    if isinstance(value, Mapping):
+        return {one for key in value for one in paths_of(value[key], f"{path}.{key}".lstrip("."))}
+    if isinstance(value, list) and not path.endswith("ages_s"):
+        return {one for item in value for one in paths_of(item, f"{path}[]")}
+    return {path}
+
+
+def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> None:
+    page = (ROOT / "docs/status-page.md").read_text()
+    rows = dict(re.findall(r"(?m)^\| `([^`]+)` \| (.+) \|$", page))
+    objects = {path for path, text in rows.items() if text.startswith("object")}
+    full = served(
+        sick="x",
+        aside=["/a"],
+        paused={"by": "ann", "reason": "disk", "at": NOW},
+        nomad={"role": "primary", "failed": [], "jobs": []},
+    )
+    notes = ReplicationState(standbys={"n2": StandbyState(last_failure_at=NOW)})
+    trends = {"n2": [1.0], "n3": [1.0]}
+    doc = document([told(full, config, trends=trends, replication=notes)], NOW)
+    found = {
+        next((one for one in objects if path.startswith(f"{one}.")), path)
+        for path in paths_of(json.loads(json.dumps(doc)))
+    }
+    assert found == set(rows)
+    whats = re.search(r"a stable name: (.*) \|", page)
+    assert whats is not None
+    source = (ROOT / "standfast/views/notices.py").read_text()
+    named = set(re.findall(r'Notice\(\s*Level\.[A-Z]+,\s*"([a-z-]+)"', source))
+    assert named == set(re.findall(r"`([a-z-]+)`", whats[1]))

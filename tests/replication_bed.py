@@ -2,7 +2,8 @@
 
 Invariant: leaving the bed ends every process that it started, by id, and unmounts every disk. The
 cycles are the product's: `standfast replicate` as a timer starts it, and `standfast receive` as
-the replication key does, only without ssh between them.
+the replication key does, only without ssh between them; each node's `standfast receiver` is started
+by its socket, as by systemd.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.replication.handing_over import VARIABLE
 from tests.contract.volumes import why_no_btrfs
 
 VOLUME = "data-services"
@@ -130,6 +132,7 @@ class Bed:
         disk, state = self.mount(node), self.root / "state" / f"{node}{variant}"
         receive = [
             *("env", f"STANDFAST_CONFIG_DIR={self.root}/etc/{{node}}"),
+            f"{VARIABLE}={self.receiver_socket('{node}')}",
             *(str(STANDFAST), "receive", "{volume}"),
         ]
         base: dict[str, dict[str, Any]] = {
@@ -188,6 +191,29 @@ class Bed:
             if disk.mount.is_mount():
                 disk.sync()
         os.sync()
+
+    def receiver_socket(self, node: str) -> str:
+        return f"{self.root}/{node}.sock"
+
+    @contextlib.contextmanager
+    def receiver(self, node: str) -> Iterator[int]:
+        """What the socket unit and its service are for a node; the process's id."""
+        path = self.receiver_socket(node)
+        activate = ["systemd-socket-activate", "--seqpacket", "-l", path]
+        activate += [f"--setenv=STANDFAST_CONFIG_DIR={self.directory(node)}"]
+        activate += ["--setenv=JOURNAL_STREAM=8:15"]  # as a service's log goes to the journal
+        with subprocess.Popen(
+            [*activate, str(STANDFAST), "receiver"], stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                deadline = time.monotonic() + 10.0
+                while not Path(path).exists():
+                    if time.monotonic() > deadline:
+                        raise SystemExit(f"{' '.join(activate)}: it does not listen")
+                    time.sleep(0.01)
+                yield process.pid
+            finally:
+                process.kill()
 
     # -- cycles ------------------------------------------------------------------------------
 
@@ -287,6 +313,7 @@ def bed(nodes: Mapping[str, int], tables: dict[str, dict[str, Any]] | None = Non
         for name in nodes:
             made.configure(name)
             made.reset(name)
+            stack.enter_context(made.receiver(name))
         made.lead("a", 1)
         yield made
 

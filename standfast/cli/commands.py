@@ -16,7 +16,8 @@ class Argument:
     """Empty for an option without a value."""
     choices: tuple[str, ...] = ()
     kind: str = "text"
-    """text, seconds (a positive number) or words (any number of them)."""
+    """text, seconds (a positive number), maybe seconds (the default without one) or words (any
+    number of them)."""
     default: float | None = None
     required: bool = True
     """Of a positional only."""
@@ -64,8 +65,19 @@ COMMANDS: tuple[Command, ...] = (
         "status",
         "who serves, how old the standbys' data is, whether a failover is possible now",
         "standfast.views.status:run",
-        (VOLUME, JSON, Argument("--watch", "print it again every second")),
-        "Exits 0 when a node serves and 1 when none does.",
+        (
+            VOLUME,
+            JSON,
+            Argument(
+                "--watch",
+                "show it again and again, in place on a terminal, until ^C",
+                "SECONDS",
+                kind="maybe seconds",
+                default=1.0,
+            ),
+        ),
+        "Exits 0 when a node serves and 1 when none does. With --json and --watch each look is one "
+        "line.",
     ),
     Command(
         "doctor",
@@ -224,7 +236,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "receive",
         "take in one snapshot from stdin: the only command of the replication key",
-        "standfast.cli.services:receive",
+        "standfast.replication.handing_over:receive",
         (Argument("volume", "the volume", "VOLUME", required=False),),
     ),
     Command(
@@ -280,6 +292,12 @@ COMMANDS: tuple[Command, ...] = (
         "watch Consul, decide, promote and demote",
         "standfast.cli.services:agent",
         (_SERVICE_VOLUME,),
+        hidden=True,
+    ),
+    Command(
+        "receiver",
+        "take over what `standfast receive` is asked for, loaded already: started by its socket",
+        "standfast.replication.resident:main",
         hidden=True,
     ),
     Command(

@@ -9,7 +9,7 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,18 @@ atexit.register(gc.freeze)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; nothing is raised."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return _reported(lambda: _run(words), as_json="--json" in words)
+
+
+def run_entry(entry: str, args: SimpleNamespace) -> int:
+    """The same for a command whose words were read already: MODULE:FUNCTION and its arguments."""
+    return _reported(lambda: _enter(entry, args), as_json=False)
+
+
+def _reported(run: Callable[[], int], *, as_json: bool) -> int:
     try:
         _tolerate_odd_encodings()
-        code = _run(words)
+        code = run()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -46,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last door: reported, with its exit code
-        return _fail(error, as_json="--json" in words)
+        return _fail(error, as_json=as_json)
 
 
 def _run(words: Sequence[str]) -> int:

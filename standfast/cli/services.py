@@ -21,6 +21,7 @@ from standfast.reasons import Reason
 
 if TYPE_CHECKING:
     import argparse
+    from types import SimpleNamespace
 
 # The handler of the guard is ended by its own timer 3.4 s after its start, and has answered by 3 s.
 AHEAD_OF_TIMER_S = 0.4
@@ -116,8 +117,8 @@ def guard(args: argparse.Namespace) -> int:
     return body.main(configs, Deadline(started + deadline_s))
 
 
-def receive(args: argparse.Namespace) -> int:
-    """`standfast receive VOLUME`: stdout belongs to the sender.
+def receive(args: argparse.Namespace | SimpleNamespace) -> int:
+    """`standfast receive VOLUME`, in this process: stdout belongs to the sender.
 
     A key that may receive several volumes has a forced command without one: sshd then tells by
     SSH_ORIGINAL_COMMAND which one the sender asked for.

@@ -18,13 +18,24 @@ from tests.machines.cluster import (
     EXPORT,
     LEASE,
     PRIMARY,
+    RECEIVER,
     UNITS,
     VOLUME,
     Installed,
     Timing,
 )
 
-__all__ = ["AGENT", "DEFAULT", "EXPORT", "LEASE", "PRIMARY", "VOLUME", "Cluster", "Timing"]
+__all__ = [
+    "AGENT",
+    "DEFAULT",
+    "EXPORT",
+    "LEASE",
+    "PRIMARY",
+    "RECEIVER",
+    "VOLUME",
+    "Cluster",
+    "Timing",
+]
 MOUNTED = "/data/services"
 AUTOMOUNT, MOUNT = "data-services.automount", "data-services.mount"
 SERVER = f"{VOLUME}.service.consul"
@@ -68,7 +79,7 @@ class Cluster(Installed[Node]):
     def _enable(self, node: Node) -> None:
         node.sh(
             "mkdir -p /persist/services-standby /data/services\n"
-            f"systemctl enable -q --now {AGENT} {UNITS}"
+            f"systemctl enable -q --now {AGENT} {RECEIVER} {UNITS}"
         )
 
     def begin(self) -> None:

@@ -19,7 +19,16 @@ from pathlib import Path
 import pytest
 
 from tests.kernel_lab import workloads
-from tests.kernel_lab.cluster import AGENT, DEFAULT, EXPORT, LEASE, MOUNTED, SERVER, Cluster
+from tests.kernel_lab.cluster import (
+    AGENT,
+    DEFAULT,
+    EXPORT,
+    LEASE,
+    MOUNTED,
+    RECEIVER,
+    SERVER,
+    Cluster,
+)
 from tests.kernel_lab.node import Node
 from tests.machines.figures import note
 from tests.machines.host import CHECKOUT, LABS, LabError, LabTimeout, cgroups, processes, wait_for
@@ -132,7 +141,7 @@ def test_after_a_power_cut_only_what_was_synced_is_there(cluster: Cluster) -> No
     before = n2.read("/proc/sys/kernel/random/boot_id")
     # A cycle of the replication ends with a sync of this filesystem: none may arrive now. And
     # the kernel's own commit comes 30 s after the first write that follows the sync.
-    n2.sh(f"systemctl stop ssh {AGENT}")
+    n2.sh(f"systemctl stop ssh {RECEIVER} standfast-receive.service {AGENT}")
     receiving = "pgrep -f '[s]tandfast receive' || true"
     n2.wait_for(lambda: not n2.sh(receiving), 30.0, "no snapshot is on its way")
     n2.sh("echo kept >/persist/kept; sync -f /persist; echo lost >/persist/lost")

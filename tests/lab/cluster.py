@@ -13,6 +13,7 @@ from tests.machines.cluster import (
     FAST,
     LEASE,
     PRIMARY,
+    RECEIVER,
     UNITS,
     VOLUME,
     Installed,
@@ -45,7 +46,7 @@ class Cluster(Installed[Node]):
         self.lab.together(self._start, self.lab)
 
     def _start(self, node: Node) -> None:
-        node.sh(f"systemctl daemon-reload; systemctl enable --now {AGENT} {UNITS}")
+        node.sh(f"systemctl daemon-reload; systemctl enable --now {AGENT} {RECEIVER} {UNITS}")
 
     def begin(self) -> None:
         """n1 becomes the first primary, and every standby has a snapshot."""

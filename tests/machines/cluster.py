@@ -22,6 +22,8 @@ EXPORT = "/persist/services"
 AGENT = f"standfast-agent@{VOLUME}"
 LEASE = f"standfast-lease@{VOLUME}"
 UNITS = f"standfast-watch@{VOLUME} standfast-resync.timer"
+RECEIVER = "standfast-receive.socket"
+"""On storage nodes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,213 @@
+"""`standfast receive` that hands over to `standfast receiver`: real processes and a real socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast import __version__
+from standfast.clock import Deadline, sleep
+from standfast.replication import wire
+from standfast.replication.handing_over import VARIABLE
+from tests.contract.volumes import require_btrfs
+from tests.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
+
+HELLO = wire.dump(wire.Hello("another", VOLUME, "a", wire.Purpose.SEND)) + "\n"
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Bed]:
+    require_btrfs()
+    with bed({"a": 256 * MIB, "b": 256 * MIB}) as found:
+        subprocess.run(["btrfs", "-q", "subvolume", "create", found.live("a")], check=True)
+        yield found
+
+
+@pytest.fixture
+def beside(place: Bed) -> dict[str, str]:
+    """The environment of a `standfast receive` that alone could do nothing."""
+    return {
+        **place.environment("b"),
+        "STANDFAST_CONFIG_DIR": "/nowhere",
+        VARIABLE: place.receiver_socket("b"),
+    }
+
+
+def receiving(environment: dict[str, str], volume: str = VOLUME) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(STANDFAST), "receive", volume],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def until(true: object, what: str) -> None:
+    deadline = Deadline.after(30)
+    assert callable(true)
+    while not true():
+        assert not deadline.expired, what
+        sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def resident(place: Bed) -> int:
+    """The process behind b's socket, which a first conversation has started."""
+    said = receiving({**place.environment("b"), VARIABLE: place.receiver_socket("b")})
+    said.communicate(HELLO, timeout=30)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(place.receiver_socket("b"))
+        assert connection.recv(100).decode() == __version__
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(raw[:4], sys.byteorder)
+
+
+def test_a_cycle_arrives_by_the_process_that_is_loaded(place: Bed) -> None:
+    (place.live("a") / "f").write_text("one")
+    pid = resident(place)
+    assert place.replicate("a", "b", full=True).full
+    (place.live("a") / "f").write_text("two")
+    assert not place.replicate("a", "b").full
+    newest = max((place.mount("b") / "services-standby").glob("services@*"))
+    assert (newest / "f").read_text() == "two"
+    until(lambda: children(pid) == [], "every conversation has ended")
+
+
+def test_what_is_refused_is_told_as_without_it(place: Bed, beside: dict[str, str]) -> None:
+    resident(place)
+    apart = {**place.environment("b"), VARIABLE: ""}
+    told = []
+    for environment in (beside, apart):
+        process = receiving(environment)
+        out, log = process.communicate(HELLO, timeout=30)
+        assert "check `cluster` in both configurations" in out
+        assert "refused: protocol" in log
+        assert not log.startswith("<"), "a priority for the journal, which the sender doesn't read"
+        told.append((out, process.returncode))
+    assert told[0] == told[1]
+
+
+def test_what_sshd_was_asked_for_is_passed_on(place: Bed, beside: dict[str, str]) -> None:
+    process = receiving({**beside, "SSH_ORIGINAL_COMMAND": "rm -rf /"})
+    out, _ = process.communicate("", timeout=30)
+    assert "asked was 'rm -rf /'" in out
+    assert process.returncode == 1
+
+
+def test_an_error_has_its_own_exit_status(beside: dict[str, str]) -> None:
+    process = receiving(beside, "no-such-volume")
+    out, _ = process.communicate("", timeout=30)
+    assert "no-such-volume" in out
+    assert process.returncode == 2
+
+
+def test_conversations_don_t_wait_for_each_other(place: Bed, beside: dict[str, str]) -> None:
+    pid = resident(place)
+    silent = receiving(beside)
+    until(lambda: len(children(pid)) == 1, "it was taken over")
+    other = receiving(beside)
+    out, _ = other.communicate(HELLO, timeout=30)
+    assert "refusal" in out
+    assert silent.poll() is None
+    silent.communicate("", timeout=30)
+    assert silent.returncode == 1
+
+
+def test_who_is_gone_takes_its_conversation_along(place: Bed, beside: dict[str, str]) -> None:
+    pid = resident(place)
+    process = receiving(beside)
+    until(lambda: len(children(pid)) == 1, "it was taken over")
+    process.kill()
+    until(lambda: children(pid) == [], "what was handed over has ended")
+    process.communicate(timeout=30)
+
+
+def test_a_conversation_that_is_killed_is_a_failure(place: Bed, beside: dict[str, str]) -> None:
+    pid = resident(place)
+    process = receiving(beside)
+    until(lambda: len(children(pid)) == 1, "it was taken over")
+    os.kill(children(pid)[0], signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+
+
+def test_other_users_are_not_let_in(place: Bed) -> None:
+    resident(place)
+    path = Path(place.receiver_socket("b"))
+    place.root.chmod(0o755)
+    path.chmod(0o666)
+    program = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); "
+        "s.settimeout(30); s.connect(sys.argv[1]); sys.stdout.write(repr(s.recv(100)))"
+    )
+    try:
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", program, path],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        path.chmod(0o600)
+        place.root.chmod(0o700)
+    assert done.stdout == "b''", done.stderr
+
+
+@pytest.mark.parametrize("says", [b"", b"0.0.0", None], ids=["it closes", "another", "nothing"])
+def test_where_nobody_takes_it_over_it_is_done_here(
+    place: Bed, tmp_path: Path, says: bytes | None
+) -> None:
+    """The configuration is there this time."""
+    path = str(tmp_path / "odd.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                if says:
+                    connection.send(says)
+                if says is None:
+                    connection.recv(100)  # until the other one gives up
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        process = receiving({**place.environment("b"), VARIABLE: path})
+        out, _ = process.communicate(HELLO, timeout=30)
+        thread.join()
+    assert "check `cluster` in both configurations" in out
+
+
+def test_when_what_is_loaded_is_killed_its_conversations_fail_and_the_next_is_done_here(
+    place: Bed, beside: dict[str, str]
+) -> None:
+    """The last one with b's process, which no service manager starts again here."""
+    pid = resident(place)
+    process = receiving(beside)
+    until(lambda: len(children(pid)) == 1, "it was taken over")
+    [child] = children(pid)
+    os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+    os.kill(child, signal.SIGKILL)  # as systemd does with a service's processes
+    place.replicate("a", "b")
+
+
+def test_without_a_socket_it_says_how_it_is_started() -> None:
+    done = subprocess.run([STANDFAST, "receiver"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "systemctl enable --now standfast-receive.socket" in done.stderr

@@ -236,7 +236,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "receive",
         "take in one snapshot from stdin: the only command of the replication key",
-        "standfast.replication.handing_over:receive",
+        "standfast.cli.services:receive",
         (Argument("volume", "the volume", "VOLUME", required=False),),
     ),
     Command(
@@ -292,12 +292,6 @@ COMMANDS: tuple[Command, ...] = (
         "watch Consul, decide, promote and demote",
         "standfast.cli.services:agent",
         (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "receiver",
-        "take over what `standfast receive` is asked for, loaded already: started by its socket",
-        "standfast.replication.resident:main",
         hidden=True,
     ),
     Command(
@@ -357,6 +351,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
 ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("STANDFAST_CONFIG_DIR", "where the configuration files are, instead of /etc/standfast"),
     ("STANDFAST_DEBUG", "1: show the traceback of an unexpected error"),
+    ("STANDFAST_JOURNAL", "the journal's socket, for events; empty: none (docs/events.md)"),
     (
         "CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY",
         "used where [consul] of the configuration leaves a value empty",

@@ -91,7 +91,7 @@ SHELLS: Mapping[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fis
 
 def _fish_argument(argument: Argument, seen: str) -> list[str]:
     if argument.is_option:
-        takes = "-r " if argument.metavar else ""
+        takes = "-r " if argument.metavar and argument.kind != "maybe seconds" else ""
         return [_fish(takes, f"-n '{seen}'", f"-l {argument.name[2:]}", argument.help)]
     if argument.choices:
         choices = " ".join(argument.choices)

@@ -136,7 +136,8 @@ def _man_command(command: Command) -> list[str]:
 def _usage(argument: Argument) -> str:
     if not argument.is_option:
         return "|".join(argument.choices) or argument.metavar
-    return f"{argument.name} {argument.metavar}".rstrip()
+    metavar = f"[{argument.metavar}]" if argument.kind == "maybe seconds" else argument.metavar
+    return f"{argument.name} {metavar}".rstrip()
 
 
 def _positional(argument: Argument) -> str:
@@ -148,6 +149,8 @@ def _positional(argument: Argument) -> str:
 def _meaning(argument: Argument) -> str:
     if argument.default is None:
         return argument.help
+    if argument.kind == "maybe seconds":
+        return f"{argument.help} (without a number: {argument.default:g})"
     return f"{argument.help} (default: {argument.default:g})"
 
 

@@ -69,7 +69,7 @@ def _behaviour(argument: Argument) -> dict[str, Any]:
     if not argument.metavar:
         return said | {"action": "store_true"}
     said["metavar"] = argument.metavar
-    kinds: dict[str, Callable[[str], Any]] = {"seconds": _seconds}
+    kinds: dict[str, Callable[[str], Any]] = {"seconds": _seconds, "maybe seconds": _seconds}
     said["type"] = kinds.get(argument.kind, _text)
     if argument.choices:
         said["choices"] = argument.choices
@@ -77,6 +77,9 @@ def _behaviour(argument: Argument) -> dict[str, Any]:
         said["nargs"] = "*"
     elif not argument.is_option and not argument.required:
         said["nargs"] = "?"
+    if argument.kind == "maybe seconds":
+        said["help"] += f" (without a number: {argument.default:g})"
+        return said | {"nargs": "?", "const": argument.default}
     if argument.default is not None:
         said["default"] = argument.default
         said["help"] += f" (default: {argument.default:g})"

@@ -21,6 +21,8 @@ from standfast.nomad import reports
 from standfast.observe import Blind, Cluster, Local
 from standfast.reasons import Reason
 from standfast.records import LeaderState
+from standfast.replication import state
+from standfast.replication.state import StandbyState
 from standfast.views.text import render
 
 if TYPE_CHECKING:
@@ -184,7 +186,35 @@ def document(agent: Agent) -> dict[str, Any]:
     doc["agent"] = True
     if agent.config.nomad.enabled:
         doc["nomad"] = reports.load(agent.config)
+    if doc["role"] == "primary":
+        _add_replication(doc, agent.config)
     return doc
+
+
+def _add_replication(doc: dict[str, Any], config: Config) -> None:
+    """What the primary alone knows of each standby; none of it when its file is damaged."""
+    try:
+        known = state.load(config).standbys
+    except StandfastError:
+        return
+    for one in doc.get("standbys", ()):
+        one |= replication_of(known.get(one["node"], StandbyState()))
+
+
+def replication_of(one: StandbyState) -> dict[str, Any]:
+    """Whether it was found equal, and why the last cycle failed, if it did."""
+    failed = (one.last_failure_at or 0.0) > (one.last_success_at or 0.0)
+    compared = {
+        "ok": one.verified_ok,
+        "at": one.verified_at,
+        "snapshot": one.verified_snapshot,
+        "full": one.verified_full,
+    }
+    return {
+        "verified": None if one.verified_ok is None else compared,
+        "failure": f"{one.last_failure_reason}: {one.last_failure}" if failed else None,
+        "needs_full": one.needs_full,
+    }
 
 
 def without_agent(config: Config) -> dict[str, Any]:
@@ -215,16 +245,10 @@ def run(args: argparse.Namespace) -> int:
     from standfast.config.load import load_volume
 
     config = load_volume(args.volume, require_storage=False)
-    while True:
-        doc = fetch(config)
-        if args.json:
-            sys.stdout.write(json.dumps(doc, indent=2) + "\n")
-        else:
-            clear = "\033[H\033[2J" if args.watch and sys.stdout.isatty() else ""
-            sys.stdout.write(clear + render(doc) + "\n")
-        sys.stdout.flush()
-        if not args.watch:
-            return 0 if doc.get("serving") else 1
-        from standfast.clock import sleep
+    if args.watch is not None:
+        from standfast.views.watching import Watch
 
-        sleep(1.0)
+        Watch(config, fetch, sys.stdout, args.watch, as_json=args.json).run()
+    doc = fetch(config)
+    sys.stdout.write((json.dumps(doc, indent=2) if args.json else render(doc)) + "\n")
+    return 0 if doc.get("serving") else 1

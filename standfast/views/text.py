@@ -110,5 +110,21 @@ def _standbys(doc: Mapping[str, Any]) -> list[str]:
             else "no snapshot yet"
         )
         off = "" if standby["candidate"] else ", not a candidate"
-        lines.append(f"standby:   {standby['node']}: {what}{off}")
+        lines.append(f"standby:   {standby['node']}: {what}{off}{_verified(standby)}")
+        if standby.get("needs_full"):
+            lines.append(
+                "           NEEDS EVERYTHING SENT AGAIN: "
+                f"standfast replicate {standby['node']} --full"
+            )
+        elif standby.get("failure"):
+            lines.append(f"           LAST CYCLE FAILED: {standby['failure'].splitlines()[0]}")
     return lines
+
+
+def _verified(standby: Mapping[str, Any]) -> str:
+    found = standby.get("verified")
+    if not found:
+        return ""
+    what = "all contents" if found["full"] else "metadata"
+    when = f"{found['snapshot']}, {what}, {format_utc(found['at'])}"
+    return f", verified ({when})" if found["ok"] else f", DIFFERS from this node ({when})"

@@ -1,0 +1,148 @@
+"""`status --watch`: again and again, whatever happens to the agent meanwhile."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.cli.parser import build
+from standfast.clock import monotonic
+from standfast.config.model import Config
+from standfast.errors import Refused, StandfastError, TimedOut
+from standfast.reasons import Reason
+from standfast.replication.state import StandbyState
+from standfast.views.status import replication_of
+from standfast.views.text import render
+from standfast.views.watching import Watch
+from tests.fakes.machine import config_in
+
+DOC: dict[str, Any] = {
+    "volume": "data-services",
+    "node": "n1",
+    "role": "primary",
+    "epoch": 4,
+    "holder": "n1",
+    "serving": "n1",
+    "state": "serving",
+    "last_heartbeat_seen_s": 1.0,
+    "failover": {"possible": True, "reason": None, "sentence": "n2 would lose 30 s"},
+    "standbys": [{"node": "n2", "age_s": 30.0, "snapshot": "services@x", "candidate": True}],
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_in(tmp_path)
+
+
+def looks(*answers: Mapping[str, Any] | StandfastError) -> Any:
+    """What is fetched, one after the other; then ^C."""
+    left = iter(answers)
+
+    def fetch(_config: Config) -> Mapping[str, Any]:
+        answer = next(left, None)
+        if answer is None:
+            raise KeyboardInterrupt
+        if isinstance(answer, StandfastError):
+            raise answer
+        return answer
+
+    return fetch
+
+
+def watched(config: Config, out: io.StringIO, *answers: Any, as_json: bool = False) -> str:
+    with pytest.raises(KeyboardInterrupt):
+        Watch(config, looks(*answers), out, 0.001, as_json).run()
+    return out.getvalue()
+
+
+def test_a_terminal_is_drawn_in_place_and_left_clean(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "standfast.views.watching.shutil.get_terminal_size", lambda: os.terminal_size((40, 4))
+    )
+    text = watched(config, Terminal(), DOC, DOC)
+    frames = text.split("\033[H")[1:]
+    assert len(frames) == 2
+    for frame in frames:
+        lines = frame.removesuffix("\033[J").splitlines()
+        assert len(lines) == 3 and frame.endswith("\n\033[J")
+        assert all(line.endswith("\033[K") and len(line) <= 39 + 3 for line in lines)
+
+
+def test_elsewhere_blocks_follow_each_other_without_control_characters(config: Config) -> None:
+    text = watched(config, io.StringIO(), DOC, DOC)
+    assert "\033" not in text
+    assert text.count("data-services: n1 is primary, epoch 4") == 2
+    assert text.count(" UTC, every 0.001 s\n") == 2
+
+
+def test_an_agent_that_is_away_leaves_the_last_look_with_growing_ages(config: Config) -> None:
+    out = io.StringIO()
+    watch = Watch(config, looks(DOC, TimedOut("no answer"), DOC), out, 1.0)
+    watch.turn()
+    watch.seen_at = monotonic() - 100.0
+    out.truncate(0)
+    watch.turn()
+    text = out.getvalue()
+    assert "NO ANSWER: no answer" in text
+    assert "what follows was seen 100 s ago" in text
+    assert "n2: 2 min behind" in text
+    watch.turn()
+    assert "n2: 30 s behind" in out.getvalue()
+
+
+def test_before_the_first_answer_there_is_only_the_error(config: Config) -> None:
+    text = watched(config, io.StringIO(), StandfastError("what is\nthis"))
+    assert text.splitlines()[1:3] == ["NO ANSWER: what is", "NO ANSWER: this"]
+
+
+def test_as_json_each_look_is_one_line(config: Config) -> None:
+    gone = Refused(Reason.CONSUL_DENIED, "no")
+    lines = watched(config, io.StringIO(), DOC, gone, as_json=True).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        DOC,
+        {"error": "no", "reason": "consul-denied", "exit_code": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "every_s"), [([], None), (["--watch"], 1.0), (["--watch", "0.5"], 0.5)]
+)
+def test_the_option_takes_a_number_or_none(words: list[str], every_s: float | None) -> None:
+    assert build().parse_args(["status", *words]).watch == every_s
+
+
+def test_the_text_tells_what_was_verified_and_what_failed() -> None:
+    well = StandbyState(
+        verified_ok=True, verified_at=1_795_000_000.0, verified_snapshot="s", verified_full=True
+    )
+    bad = StandbyState(verified_ok=False, verified_at=1_795_000_000.0, verified_snapshot="s")
+    failed = StandbyState(
+        last_success_at=1.0,
+        last_failure_at=2.0,
+        last_failure_reason="no-space",
+        last_failure="x\ny",
+    )
+    for state, said in (
+        (well, "behind (services@x), verified (s, all contents, 2026-11-18 "),
+        (bad, ", DIFFERS from this node (s, metadata, 2026-11-18 "),
+        (failed, "LAST CYCLE FAILED: no-space: x\n"),
+        (StandbyState(needs_full=True), "standfast replicate n2 --full"),
+    ):
+        text = render(DOC | {"standbys": [{**DOC["standbys"][0], **replication_of(state)}]})
+        assert said in text
+    mended = StandbyState(last_success_at=3.0, last_failure_at=2.0, last_failure="x")
+    assert replication_of(mended) == {"verified": None, "failure": None, "needs_full": False}

@@ -236,7 +236,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "receive",
         "take in one snapshot from stdin: the only command of the replication key",
-        "standfast.cli.services:receive",
+        "standfast.replication.handing_over:receive",
         (Argument("volume", "the volume", "VOLUME", required=False),),
     ),
     Command(
@@ -292,6 +292,12 @@ COMMANDS: tuple[Command, ...] = (
         "watch Consul, decide, promote and demote",
         "standfast.cli.services:agent",
         (_SERVICE_VOLUME,),
+        hidden=True,
+    ),
+    Command(
+        "receiver",
+        "take over what `standfast receive` is asked for, loaded already: started by its socket",
+        "standfast.replication.resident:main",
         hidden=True,
     ),
     Command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,15 +121,34 @@ def test_a_client_s_record_is_parsed_with_suspicion() -> None:
             ClientRecord.parse(json.dumps({**json.loads(good.dump()), **wrong}).encode())
 
 
-def test_what_is_refused_in_the_command_s_own_run_does_not_become_a_record(
+def test_each_run_of_the_command_and_of_the_handler_tells_it(
     client: FakeClient, now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handler's run fails: its record would say something that nobody looked at."""
     from standfast.cli import clients
 
-    def broken(config: object) -> object:
-        raise StandfastError("no such thing")
+    config = replace(client.config, nfs=replace(client.config.nfs, server="kernel"))
+    monkeypatch.setattr(clients, "parts_of", lambda config: client.parts)
+    clients._by_event(config, "timer")
+    assert KEY in client.told
+    client.told.clear()
+    now.append(now[-1] + RENEW_S)
+    assert clients._by_hand(config, True, False) == 0
+    assert KEY not in client.told  # a dry run
+    assert clients._by_hand(config, False, False) == 0
+    assert KEY in client.told
 
-    monkeypatch.setattr(clients, "parts_of", broken)
-    clients._by_event(client.config, "timer")
-    assert not client.told
+
+def test_a_run_that_found_nothing_out_tells_nothing(
+    client: FakeClient, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from standfast.cli import clients
+
+    config = replace(client.config, nfs=replace(client.config.nfs, server="kernel"))
+    monkeypatch.setattr(clients, "parts_of", lambda config: client.parts)
+    monkeypatch.setattr("standfast.clients.remount.Remount.run", broken)
+    clients._by_event(config, "timer")
+    assert KEY not in client.told
+
+
+def broken(self: object) -> None:
+    raise StandfastError("the mount table can't be read")

@@ -225,6 +225,22 @@ def test_only_the_primary_s_own_notes_tell_of_its_replications(config: Config) -
     assert doc["notices"] == []
 
 
+def test_a_standby_is_late_after_two_intervals_and_no_use_beyond_the_allowed_loss(
+    config: Config,
+) -> None:
+    ages = {"n1": None, "n2": 599.0, "n3": 601.0, "n4": 901.0, "n5": 4.0}
+    found = [standby(name, age_s, candidate=name != "n5") for name, age_s in ages.items()]
+    doc = told(served("n9", standbys=found), replace(config, max_data_loss=900.0))
+    levels = {one["node"]: one["level"] for one in doc["standbys"]}
+    assert levels == {
+        "n1": "alarm",
+        "n2": "ok",
+        "n3": "warning",
+        "n4": "alarm",
+        "n5": "warning",
+    }
+
+
 def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
     config: Config,
 ) -> None:

@@ -15,7 +15,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 LEADER_EVERY_S = 2.0
 LEADER_ANSWER_S = 1.5
+MISSED = 2
 PLACES = (
     Path(sys.prefix) / "share/standfast/watches",
     Path("/usr/share/standfast/watches"),
@@ -81,33 +83,59 @@ def _start(op: str, command: list[str], config: Config) -> Child:
         return spawn(op, command, stdin=nothing, stdout=2, stderr=2, env=environment(config))
 
 
-class Leadership:
-    """Whether Consul has another leader, or is back after it gave no answer, twice at least.
+class Vantage:
+    """The address to watch from, and whether what is seen there needs a new look.
 
-    `ask` returns the leader's address, empty or None while there is none.
+    `asks` has, by address and in the order of preference, who returns the address of Consul's
+    leader, empty or None while there is none. Invariant: an address that answers isn't left for one
+    before it in that order, so that watches don't begin anew for nothing.
     """
 
-    def __init__(self, ask: Callable[[], str | None]) -> None:
-        self._ask = ask
-        self._known = ask()
+    def __init__(self, asks: Mapping[str, Callable[[], str | None]]) -> None:
+        self._asks = asks
+        self.address = next(iter(asks))
+        self._known: str | None = None
         self._missed = 0
+        self._choose()
 
     def changed(self) -> bool:
-        now = self._ask()
-        if not now:
-            self._missed += 1
-            return False
-        moved = now != self._known or self._missed > 1
-        self._known, self._missed = now, 0
-        return moved
+        """Whether Consul has another leader, is back after it gave no answer, or has to be asked
+        elsewhere as this address gives none; two answers that are missing may be an election."""
+        now = self._asks[self.address]()
+        if now:
+            moved = now != self._known or self._missed >= MISSED
+            self._known, self._missed = now, 0
+            return moved
+        self._missed += 1
+        return self._missed >= MISSED and self._choose()
+
+    def _choose(self) -> bool:
+        """The first address that answers; whether there is one."""
+        for address, ask in self._asks.items():
+            if leader := ask():
+                self.address, self._known, self._missed = address, leader, 0
+                return True
+        return False
 
 
-def _leader(gateway: ConsulGateway) -> str | None:
-    try:
-        return gateway.leader()
-    except ConsulError as error:
-        log.debug("%s", error)
-        return None
+def _places(config: Config) -> Sequence[str]:
+    """Where to ask, the node's own agent first."""
+    return config.consul.addresses or (os.environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,)
+
+
+def _asking(config: Config, address: str) -> Callable[[], str | None]:
+    """Asks that address alone; every call ends within LEADER_ANSWER_S."""
+    there = replace(config, consul=replace(config.consul, addresses=(address,)))
+    gateway = ConsulGateway.from_config(there, timeout_s=LEADER_ANSWER_S)
+
+    def ask() -> str | None:
+        try:
+            return gateway.leader()
+        except ConsulError as error:
+            log.debug("%s", error)
+            return None
+
+    return ask
 
 
 def main(config: Config) -> int:
@@ -115,22 +143,19 @@ def main(config: Config) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    places = (*config.consul.addresses, os.environ.get("CONSUL_HTTP_ADDR"), DEFAULT_ADDRESS)
-    address = next(place for place in places if place)
-    gateway = ConsulGateway.from_config(config, timeout_s=LEADER_ANSWER_S)
-    leadership = Leadership(lambda: _leader(gateway))
+    vantage = Vantage({place: _asking(config, place) for place in _places(config)})
     while not stop.is_set():
-        _run(config, address, leadership, stop)
+        _run(config, vantage, stop)
     return 0
 
 
-def _run(config: Config, address: str, leadership: Leadership, stop: threading.Event) -> None:
+def _run(config: Config, vantage: Vantage, stop: threading.Event) -> None:
     """All watches, until they have to begin anew."""
     children: list[Child] = []
     next_look = Deadline.after(LEADER_EVERY_S)
     try:
         for watch in definitions(config):
-            command = argv(watch, address)
+            command = argv(watch, vantage.address)
             children.append(_start(f"watch:{watch['type']}", command, config))
         while not stop.wait(POLL_S):
             for child in children:
@@ -139,8 +164,8 @@ def _run(config: Config, address: str, leadership: Leadership, stop: threading.E
                         f"`consul watch` ended with status {child.returncode}: starting all again"
                     )
             if next_look.expired:
-                if leadership.changed():
-                    log.info("Consul has another leader: the watches begin anew")
+                if vantage.changed():
+                    log.info("the watches begin anew, at %s", vantage.address)
                     for child in children:
                         # Not its group: a handler at work goes on to its end.
                         child.kill()

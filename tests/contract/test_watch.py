@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from standfast.adapters.consul import ConsulGateway
 from standfast.clock import Deadline, sleep
-from tests.contract.consul_clusters import consul_binary, leader_seen_by, real_servers
+from tests.contract.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.contract.storage_node import VOLUME, StorageNode
 
 HANDLERS = ("data-services-changed", "data-services-remount", "storage-role-changed")
@@ -23,43 +25,89 @@ def calls(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_watch_sees_a_change_soon_though_it_waited_at_a_server_that_froze(
-    tmp_path: Path,
-) -> None:
-    tools, called = tmp_path / "tools", tmp_path / "called"
+FORWARD = """
+import asyncio, sys
+
+async def pour(source, sink):
+    while data := await source.read(65536):
+        sink.write(data)
+        await sink.drain()
+    sink.close()
+
+async def forward(reader, writer):
+    there = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(pour(reader, there[1]), pour(there[0], writer), return_exceptions=True)
+
+async def main():
+    server = await asyncio.start_server(forward, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def watching(directory: Path, *addresses: str) -> Iterator[Callable[[], list[str]]]:
+    """`standfast watch` of a node that knows these addresses; the calls of handlers so far."""
+    tools, called = directory / "tools", directory / "called"
     tools.mkdir()
     for name in HANDLERS:
         (tools / name).write_text(f'#!/bin/sh\necho "{name} $(tr -d " \\n")" >> {called}\n')
         (tools / name).chmod(0o755)
     (tools / "consul").symlink_to(consul_binary())
+    node = StorageNode(directory, addresses[0], 20490)
+    node.configure(consul={"addresses": list(addresses)})
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "standfast", "watch", VOLUME],
+        env=node.environment(PATH=f"{tools}:{os.environ['PATH']}"),
+    )
+    try:
+        wait_until(lambda: len(calls(called)) >= len(HANDLERS), 30.0)
+        yield lambda: calls(called)
+    finally:
+        watch.terminate()
+        watch.wait(20)
+
+
+def is_seen_soon(called: Callable[[], list[str]], consul: ConsulGateway) -> None:
+    """A change that is made now."""
+    consul.register("s1", VOLUME, "127.0.0.9", 2049, {"epoch": "2"}, 30.0, "serving")
+    changed = time.monotonic()
+    wait_until(
+        lambda: any(
+            line.startswith("data-services-remount") and "127.0.0.9" in line for line in called()
+        ),
+        60.0,
+    )
+    assert time.monotonic() - changed < SOON_S
+
+
+def test_a_watch_sees_a_change_soon_though_it_waited_at_a_server_that_froze(
+    tmp_path: Path,
+) -> None:
     with real_servers(tmp_path) as servers:
         leader = next(one for one in servers if leader_seen_by(one) == one.rpc)
         local = next(one for one in servers if one is not leader)
-        node = StorageNode(tmp_path, local.cluster.address, 20490)
-        node.configure()
-        watch = subprocess.Popen(
-            [sys.executable, "-m", "standfast", "watch", VOLUME],
-            env=node.environment(PATH=f"{tools}:{os.environ['PATH']}"),
-        )
-        try:
-            wait_until(lambda: len(calls(called)) >= len(HANDLERS), 30.0)
+        with watching(tmp_path, local.cluster.address) as called:
             leader.process.send_signal(signal.SIGSTOP)
             wait_until(lambda: leader_seen_by(local) not in ("", leader.rpc), 30.0)
-            local.cluster.gateway().register(
-                "s1", VOLUME, "127.0.0.9", 2049, {"epoch": "2"}, 30.0, "serving"
-            )
-            changed = time.monotonic()
-            wait_until(
-                lambda: any(
-                    line.startswith("data-services-remount") and "127.0.0.9" in line
-                    for line in calls(called)
-                ),
-                60.0,
-            )
-            assert time.monotonic() - changed < SOON_S
+            is_seen_soon(called, local.cluster.gateway())
+
+
+def test_a_watch_moves_on_when_the_node_s_own_agent_hangs(tmp_path: Path) -> None:
+    """What hangs is a way to it: connections are taken, and nothing is answered."""
+    with real_servers(tmp_path, 1) as [server]:
+        [port] = free_ports(1)
+        own = subprocess.Popen(
+            [sys.executable, "-c", FORWARD, str(port), server.cluster.address.split(":")[1]]
+        )
+        try:
+            with watching(tmp_path, f"127.0.0.1:{port}", server.cluster.address) as called:
+                own.send_signal(signal.SIGSTOP)
+                is_seen_soon(called, server.cluster.gateway())
         finally:
-            watch.terminate()
-            watch.wait(20)
+            own.kill()
+            own.wait()
 
 
 def wait_until(there: Callable[[], bool], limit_s: float) -> None:

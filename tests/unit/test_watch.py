@@ -1,10 +1,29 @@
-"""When watches have to begin anew."""
+"""When watches have to begin anew, and at which address."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from standfast.watch import Leadership
+from standfast.watch import Vantage
+
+Seen = str | None
+
+
+def looks(*seen: tuple[Seen, ...]) -> list[tuple[bool, int]]:
+    """Whether to begin anew, and where, at each look after the first; what each address says."""
+    current = seen[0]
+
+    def asking(place: int) -> Callable[[], Seen]:
+        return lambda: current[place]
+
+    vantage = Vantage({str(place): asking(place) for place in range(len(current))})
+    told = []
+    for answers in seen[1:]:
+        current = answers
+        told.append((vantage.changed(), int(vantage.address)))
+    return told
 
 
 @pytest.mark.parametrize(
@@ -20,8 +39,24 @@ from standfast.watch import Leadership
     ],
 )
 def test_watches_begin_anew_with_another_leader_and_when_consul_is_back(
-    seen: list[str | None], anew: list[bool]
+    seen: list[Seen], anew: list[bool]
 ) -> None:
-    answers = iter(seen)
-    leadership = Leadership(lambda: next(answers))
-    assert [leadership.changed() for _ in anew] == anew
+    assert looks(*((one,) for one in seen)) == [(one, 0) for one in anew]
+
+
+def test_watches_move_on_when_their_address_stays_silent_and_another_doesn_t() -> None:
+    assert looks(("a", "a"), (None, "a"), (None, "a"), (None, "a")) == [
+        (False, 0),
+        (True, 1),
+        (False, 1),
+    ]
+
+
+def test_watches_don_t_go_back_for_nothing() -> None:
+    down, up = (None, "a"), ("a", "a")
+    assert looks(up, down, down, up, up)[1:] == [(True, 1), (False, 1), (False, 1)]
+    assert looks(up, down, down, up, ("a", None), ("a", None))[-1] == (True, 0)
+
+
+def test_watches_begin_where_somebody_answers() -> None:
+    assert looks((None, "a"), (None, "a")) == [(False, 1)]

@@ -75,6 +75,9 @@ def dead(here: str = "n2", **changes: Any) -> dict[str, Any]:
     """n1 held the lease and is silent."""
     silent = {
         "serving": None,
+        "role": "standby",
+        "lease_remaining_s": None,
+        "fence": {"in_place": True, "open_for_s": 0.0},
         "last_heartbeat_seen_s": 14.2,
         "decision": {
             "action": "wait",

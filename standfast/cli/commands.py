@@ -81,10 +81,11 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "doctor",
-        "what is wrong on this node: evidence and fix, check by check",
-        "standfast.views.doctor:run",
+        "what is wrong on this node: cause, evidence and fix, check by check",
+        "standfast.views.diagnosis:run",
         (VOLUME, JSON),
-        "Exits 0 when every check is well and 1 when one isn't.",
+        "Exits 0 when every check is well and 1 when one isn't. On the primary it goes the way to "
+        "each standby, too.",
     ),
     Command(
         "promote",

@@ -14,6 +14,7 @@ from standfast.cli.commands import COMMANDS, ENVIRONMENT, EXIT_CODES, Argument, 
 from standfast.cli.parser import DESCRIPTION
 from standfast.config.reference import reference
 from standfast.event_texts import CATALOG, catalog
+from standfast.views.causes import page
 
 INTRODUCTION = f"""\
 # The command line
@@ -33,6 +34,7 @@ def pages() -> Mapping[str, str]:
         "cli.md": markdown(),
         "config.md": reference(),
         "standfast.1": man_page(),
+        "doctor.md": page(),
         CATALOG: catalog(),
     }
 

@@ -1,17 +1,13 @@
-"""`standfast doctor`: what is wrong on this node, with the evidence and the fix.
+"""What doctor says of the service: each check looks at the status document. Pure.
 
-Pure but for `run`: each check looks at the status document and says what it found. Those of the
-storage are in `storage_checks`, those of a client's mount in `clients.checks`, Nomad's in
-`nomad.checks`; none of these needs an agent.
+The other checks: `storage_checks`, `standby_checks`, `node_checks`, `clients.checks` and
+`nomad.checks`; none of these needs an agent. `diagnosis` makes one list of them all.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from standfast.views.text import duration
@@ -25,6 +21,8 @@ class Finding:
     ok: bool
     evidence: str
     fix: str = ""
+    subject: str = ""
+    """Of several alike: which one, such as a standby's name."""
 
 
 def examine(doc: Mapping[str, Any]) -> list[Finding]:
@@ -115,36 +113,3 @@ def _kept(doc: Mapping[str, Any]) -> Finding:
         f"kept aside: {', '.join(diverged)}",
         "get back from it what is needed, then `btrfs subvolume delete`",
     )
-
-
-def render(findings: list[Finding]) -> str:
-    """One line a check, and the fix below those that are not well."""
-    lines = []
-    for one in findings:
-        lines.append(f"{'ok ' if one.ok else 'BAD'}  {one.check:<9} {one.evidence}")
-        if one.fix:
-            lines.append(f"               -> {one.fix}")
-    return "\n".join(lines)
-
-
-def run(args: argparse.Namespace) -> int:
-    """`standfast doctor`: exit 0 when every check is well, else 1."""
-    from standfast.clients.checks import look as look_at_mounts
-    from standfast.config.load import load_volume
-    from standfast.nomad.checks import look as look_at_nomad
-    from standfast.views.status import fetch
-    from standfast.views.storage_checks import look
-
-    config = load_volume(args.volume, require_storage=False)
-    doc = fetch(config)
-    findings = [
-        *examine(doc),
-        *look(config),
-        *look_at_mounts(config),
-        *look_at_nomad(config, doc.get("serving")),
-    ]
-    if args.json:
-        print(json.dumps([asdict(one) for one in findings], indent=2), file=sys.stdout)
-    else:
-        print(render(findings))
-    return 0 if all(one.ok for one in findings) else 1

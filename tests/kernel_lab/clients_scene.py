@@ -55,7 +55,7 @@ def fresh_mount_s(cluster: Cluster, server: str) -> float:
 def doctor(cluster: Cluster, name: str) -> dict[str, dict[str, Any]]:
     """The findings on a node by check; of several with one name the bad one."""
     done = cluster[name].run("standfast", "doctor", "--json", timeout_s=120.0, check=False)
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout)["findings"]
     return {one["check"]: one for one in sorted(found, key=lambda one: not one["ok"])}
 
 

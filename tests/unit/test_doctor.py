@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from standfast.views.doctor import examine, render
+from standfast.views.diagnosis import listed, render
+from standfast.views.doctor import Finding, examine
 
 WELL: dict[str, Any] = {
     "volume": "data-services",
@@ -23,10 +24,14 @@ WELL: dict[str, Any] = {
 }
 
 
+def shown(findings: list[Finding]) -> str:
+    return render([listed("service", one) for one in findings])
+
+
 def test_a_healthy_primary_has_no_finding_and_no_fix() -> None:
     findings = examine(WELL)
     assert all(one.ok and not one.fix for one in findings)
-    assert "BAD" not in render(findings)
+    assert "BAD" not in shown(findings)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,8 @@ def test_what_is_wrong_is_named_with_its_evidence_and_a_fix(
     assert bad.check == check
     assert evidence in bad.evidence
     assert bad.fix
-    assert f"BAD  {check}" in render([bad])
+    assert f"BAD  {check}" in shown([bad])
+    assert listed("service", bad).cause in shown([bad])
 
 
 def test_without_consul_it_says_what_is_not_known() -> None:

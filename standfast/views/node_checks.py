@@ -1,0 +1,66 @@
+"""What doctor says of this machine: units that failed, the clock, hooks that aren't run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from standfast import hooks
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.run import run
+from standfast.views.doctor import Finding
+
+ASK_S = 10.0
+UNITS = ("standfast-*", "consul.service")
+
+
+def look(config: Config) -> list[Finding]:
+    """Of this node; in the demo there is neither systemd nor a clock of its own."""
+    embedded = config.nfs.server == "embedded"
+    found = [] if embedded else [*_units(config), *_clock()]
+    return [*found, *_hooks(config)]
+
+
+def _units(config: Config) -> Iterator[Finding]:
+    if shutil.which("systemctl") is None:
+        return
+    argv = ["systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]
+    patterns = [*UNITS, config.nfs.unit]
+    listing = run([*argv, *patterns], deadline=Deadline.after(ASK_S), op="failed-units").stdout
+    yield failed_units(listing)
+
+
+def failed_units(listing: str) -> Finding:
+    """From `systemctl list-units --state=failed --plain --no-legend`."""
+    names = [line.split()[0] for line in listing.splitlines() if line.strip()]
+    if not names:
+        return Finding("units", True, "none has failed")
+    fix = f"journalctl -u {' -u '.join(names)}; then systemctl reset-failed, or start it"
+    return Finding("units", False, f"failed: {', '.join(names)}", fix)
+
+
+def _clock() -> Iterator[Finding]:
+    if shutil.which("timedatectl") is None:
+        return
+    argv = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
+    answer = run(argv, deadline=Deadline.after(ASK_S), op="clock", check=False).stdout.strip()
+    if answer == "yes":
+        yield Finding("clock", True, "it is synchronised")
+    elif answer == "no":
+        fix = "timedatectl set-ntp true, or chrony; then `timedatectl` shows it within minutes"
+        yield Finding("clock", False, "nothing synchronises it", fix)
+
+
+def _hooks(config: Config) -> Iterator[Finding]:
+    all_of_them = [hook for one in hooks.Occasion for hook in hooks.found(config, one)]
+    wrong = [hook for hook in all_of_them if hook.wrong is not None]
+    strange = hooks.strangers(config) if config.hooks.enabled else []
+    evidence = [f"{hook.name}: {hook.wrong}" for hook in wrong]
+    evidence += [f"{config.hooks.dir / name} is no event's directory" for name in strange]
+    if evidence:
+        names = ", ".join(hooks.Occasion)
+        fix = f"as said there; the events are {names} (docs/events.md)"
+        yield Finding("hooks", False, "; ".join(evidence), fix)
+    elif all_of_them:
+        yield Finding("hooks", True, f"{', '.join(hook.name for hook in all_of_them)} can run")

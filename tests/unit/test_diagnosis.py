@@ -1,0 +1,246 @@
+"""All checks as one list: groups, causes, a check that fails or hangs, and the way to a standby."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.clock import Deadline
+from standfast.config.model import Config, Hooks, Node, Replication
+from standfast.errors import TimedOut, Unreachable
+from standfast.replication.preflight import Facts
+from standfast.views import diagnosis, node_checks, standby_checks, status
+from standfast.views.causes import CAUSES
+from standfast.views.diagnosis import GROUPS, document, gather, listed, render
+from standfast.views.doctor import Finding
+from tests.fakes.machine import config_in
+
+ROOT = Path(__file__).parents[2]
+SOURCES = {
+    "service": ["views/doctor.py", "views/diagnosis.py"],
+    "storage": ["views/storage_checks.py"],
+    "replication": ["views/standby_checks.py"],
+    "clients": ["clients/checks.py"],
+    "nomad": ["nomad/checks.py"],
+    "node": ["views/node_checks.py"],
+}
+# Problems of the preflight come with their own names; these are never bad, or of any group.
+NEVER_BAD = {"eligible", "look"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_in(tmp_path)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_check_says_what_it_means(group: str) -> None:
+    text = "".join((ROOT / "standfast" / name).read_text() for name in SOURCES[group])
+    named = set(re.findall(r'Finding\(\s*"([a-z-]+)"', text))
+    if group in ("storage", "replication"):
+        preflight = (ROOT / "standfast/replication/preflight.py").read_text()
+        named |= set(re.findall(r'Problem\(\s*"([a-z-]+)"', preflight))
+    if group == "storage":
+        named -= {"clock", "space", "store"}  # between two nodes
+    known = {check for one, check in CAUSES if one == group}
+    assert named - NEVER_BAD <= known, named - known
+    assert all(len(check) <= 10 and CAUSES[group, check].endswith(".") for check in known)
+
+
+def test_a_group_that_fails_or_hangs_is_a_finding_and_the_others_are_there() -> None:
+    hold = threading.Event()
+
+    def hangs() -> Iterator[Finding]:
+        hold.wait(60)
+        return iter(())
+
+    def breaks() -> list[Finding]:
+        raise KeyError("x")
+
+    def refuses() -> list[Finding]:
+        raise Unreachable("no way")
+
+    looks: dict[str, Any] = {
+        "service": lambda: [Finding("serving", True, "n1 serves", "a fix of no use")],
+        "storage": breaks,
+        "clients": refuses,
+        "node": hangs,
+    }
+    found = gather(looks, Deadline.after(1.0))
+    hold.set()
+    assert [(one.group, one.check, one.ok) for one in found] == [
+        ("service", "serving", True),
+        ("storage", "look", False),
+        ("clients", "look", False),
+        ("node", "look", False),
+    ]
+    assert found[0].fix == "" and found[0].cause == ""
+    assert "KeyError: 'x'" in found[1].evidence and "no way" in found[2].evidence
+    assert "no answer in time" in found[3].evidence
+    assert all(one.fix for one in found[1:])
+
+
+def test_the_text_has_a_heading_for_each_group_and_the_cause_and_fix_below() -> None:
+    found = [
+        listed("service", Finding("serving", False, "nobody", "do this")),
+        listed("replication", Finding("age", True, "3 s behind", "", "n2")),
+    ]
+    assert render(found).splitlines() == [
+        "service",
+        "BAD  serving   nobody",
+        "               Clients wait until somebody serves.",
+        "               -> do this",
+        "",
+        "replication",
+        "ok   age       n2: 3 s behind",
+        "",
+        "2 checks, 1 bad",
+    ]
+
+
+def test_the_names_of_the_json_are_stable(config: Config) -> None:
+    one = listed("replication", Finding("age", False, "a day behind", "do this", "n2"))
+    assert document(config, [one]) == {
+        "v": 1,
+        "volume": "data-services",
+        "node": "n1",
+        "ok": False,
+        "findings": [
+            {
+                "group": "replication",
+                "check": "age",
+                "subject": "n2",
+                "ok": False,
+                "cause": CAUSES["replication", "age"],
+                "evidence": "a day behind",
+                "fix": "do this",
+            }
+        ],
+    }
+
+
+def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hangs(_config: Config) -> dict[str, Any]:
+        raise TimedOut("no whole line arrived in time")
+
+    strange = config.paths.live.parent / "hooks.d"
+    (strange / "pre-promotion").mkdir(parents=True)
+    embedded = replace(
+        config,
+        nfs=replace(config.nfs, server="embedded"),
+        store="directory",
+        hooks=Hooks(dir=strange),
+    )
+    monkeypatch.setattr(status, "fetch", hangs)
+    monkeypatch.setattr("standfast.config.load.load_volume", lambda *_args, **_more: embedded)
+    assert diagnosis.run(argparse.Namespace(volume=None, json=True)) == 1
+    doc = json.loads(capsys.readouterr().out)
+    assert [one["check"] for one in doc["findings"] if one["group"] == "service"] == ["agent"]
+    assert [one["check"] for one in doc["findings"] if one["group"] == "node"] == ["hooks"]
+
+
+# Standbys
+
+TOLD: dict[str, Any] = {"node": "n2", "age_s": 30.0, "snapshot": "services@x", "candidate": True}
+VERIFIED = {"ok": True, "at": 1_795_000_000.0, "snapshot": "services@x", "full": True}
+DATA: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "well": ({"verified": VERIFIED}, set()),
+    "late": ({"age_s": 601.0}, {"age"}),
+    "empty": ({"age_s": None}, {"age"}),
+    "failed": ({"failure": "no-space: full"}, {"cycle"}),
+    "lost": ({"needs_full": True, "failure": "needs-full: x"}, {"full"}),
+    "damaged": ({"verified": {**VERIFIED, "ok": False}}, {"verified"}),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_what_status_knows_of_a_standby_is_judged(config: Config, case: str) -> None:
+    told, bad = DATA[case]
+    found = standby_checks.examine("n2", {**TOLD, **told}, config)
+    assert {one.check for one in found if not one.ok} == bad
+    assert all(one.subject == "n2" and one.fix for one in found if not one.ok)
+
+
+def facts(node: str, **changes: Any) -> Facts:
+    made = Facts(
+        node, "directory", 1000.0, 2**40, (), (), "6.1", None,
+        {"live": "/a", "snapshots": "/", "standby": "/b"}, {}, (), None, None, (),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def test_two_clocks_are_compared_within_the_time_that_the_question_took() -> None:
+    ahead = facts("n2", utc_s=1004.0)
+    assert [one.check for one in standby_checks.compare(facts("n1"), ahead, 4.0)] == ["survey"]
+    [clock] = standby_checks.compare(facts("n1"), ahead, 0.5)
+    assert (clock.check, clock.ok, clock.subject) == ("clock", False, "n2")
+
+
+def primary(config: Config, command: list[str]) -> Config:
+    return replace(
+        config,
+        store="directory",
+        nodes={"n1": Node(address="127.0.0.1"), "n2": Node(address="127.0.0.2")},
+        replication=Replication(command=tuple(command)),
+    )
+
+
+def test_a_standby_that_does_not_answer_is_named_with_the_command_that_goes_on(
+    config: Config,
+) -> None:
+    there = primary(config, [sys.executable, "-c", "raise SystemExit(255)"])
+    found = standby_checks.look(there, {"holder": "n1", "standbys": [TOLD]})
+    [bad] = [one for one in found if not one.ok]
+    assert (bad.check, bad.subject) == ("survey", "n2")
+    assert "n2 can't be reached" in bad.evidence and "standby add n2" in bad.fix
+    assert [one.check for one in found if one.ok] == ["age"]
+
+
+def test_without_a_key_nothing_is_made(config: Config, tmp_path: Path) -> None:
+    there = replace(config, replication=Replication(ssh_key=tmp_path / "key"))
+    found = standby_checks.look(there, {"holder": "n1", "standbys": []})
+    assert [(one.check, one.ok, one.subject) for one in found] == [
+        ("way", False, "n2"),
+        ("way", False, "n3"),
+    ]
+    assert "standfast standby add n2" in found[0].fix
+    assert not list(tmp_path.glob("key*"))
+
+
+def test_a_standby_looks_at_no_other(config: Config) -> None:
+    assert standby_checks.look(config, {"holder": "n2", "standbys": [TOLD]}) == []
+    assert standby_checks.look(config, {}) == []
+
+
+# The node
+
+
+def test_failed_units_are_named_with_their_journal() -> None:
+    assert node_checks.failed_units("\n").ok
+    found = node_checks.failed_units("standfast-agent@x.service loaded failed failed Standfast\n")
+    assert not found.ok
+    assert "journalctl -u standfast-agent@x.service" in found.fix
+
+
+def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> None:
+    place = tmp_path / "hooks.d"
+    (place / "post-promote").mkdir(parents=True)
+    (place / "pre-promotion").mkdir()
+    (place / "post-promote/10-mail").write_text("")
+    nfs = replace(config.nfs, server="embedded")
+    [found] = node_checks.look(replace(config, nfs=nfs, hooks=Hooks(dir=place)))
+    assert not found.ok
+    assert "10-mail is not executable" in found.evidence
+    assert "pre-promotion is no event's directory" in found.evidence
+    assert node_checks.look(replace(config, nfs=nfs, hooks=Hooks(dir=tmp_path / "none"))) == []

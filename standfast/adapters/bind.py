@@ -21,7 +21,7 @@ from pathlib import Path
 from standfast.act.ports import BindMount
 from standfast.adapters.mount_units import mount_units
 from standfast.adapters.mounts import let_go
-from standfast.adapters.processes import ProcProcesses
+from standfast.adapters.processes import ProcProcesses, hangs
 from standfast.adapters.systemd import SystemdUnits
 from standfast.clients.dependants import note_stopped
 from standfast.clients.mountinfo import Mount, mounted_at, parse_mountinfo, root_of
@@ -197,6 +197,8 @@ class LiveBind:
         return [found[pid] for pid in sorted(found)]
 
     def _mapping(self, process: Path) -> Use | None:
+        if hangs(process):  # who reads its maps may hang with it
+            return None
         try:
             maps = (process / "maps").read_text(errors="replace")
             name = (process / "comm").read_text(errors="replace").strip()

@@ -56,7 +56,7 @@ class ProcProcesses:
         found = []
         for process in self._all():
             where = _read(process / "wchan")
-            if _hangs(process) and where.startswith(("rpc_", "nfs", "__rpc", "wait_on_commit")):
+            if hangs(process) and where.startswith(("rpc_", "nfs", "__rpc", "wait_on_commit")):
                 name = _read(process / "comm")
                 found.append(
                     Use(int(process.name), name, where, unit_of(process), writes=False, hangs=True)
@@ -82,7 +82,7 @@ def _use(process: Path, hit: Callable[[str, int | None], bool]) -> Use | None:
         target,
         unit_of(process),
         writes=not reads,
-        hangs=_hangs(process),
+        hangs=hangs(process),
     )
 
 
@@ -110,7 +110,8 @@ def _open(process: Path) -> Iterator[tuple[str, int | None, bool]]:
             continue
 
 
-def _hangs(process: Path) -> bool:
+def hangs(process: Path) -> bool:
+    """Whether a /proc/PID is in uninterruptible sleep."""
     return _read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]
 
 

@@ -14,7 +14,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -36,14 +36,28 @@ def is_of(subvolume: int, path: Path) -> bool:
         return False
 
 
-def is_of_apart(subvolume: int, path: Path) -> bool:
-    """The same of a mount that is in no table any more: a dead server's, or one of this disk."""
+def apart(ask: Callable[[], str]) -> str:
+    """What it says in a process of its own; empty when that hangs.
+
+    Even waits for a dead server, and for the memory of a process that hangs there, end at a deadly
+    signal.
+    """
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(APART_S)  # even a wait for a dead server ends at a deadly signal
-        os._exit(0 if is_of(subvolume, path) else 1)
-    return os.waitpid(child, 0)[1] == 0
+        signal.alarm(APART_S)
+        os.write(write_end, ask().encode(errors="replace"))
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as told:
+        said = told.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    return said
+
+
+def is_of_apart(subvolume: int, path: Path) -> bool:
+    return apart(lambda: "yes" if is_of(subvolume, path) else "") == "yes"
 
 
 def target_of(descriptor: Path) -> str:
@@ -69,15 +83,14 @@ def opened(process: Path, subvolume: int, own: set[str], others: set[str]) -> It
         flags = int(info.get("flags", "0"), 8)
         if flags & os.O_ACCMODE == os.O_RDONLY or info.get("mnt_id") in others:
             continue
-        look = is_of if info.get("mnt_id") in own else is_of_apart
-        if look(subvolume, descriptor):
+        # A mount that is in no table any more may be a dead server's.
+        known = info.get("mnt_id") in own
+        if is_of(subvolume, descriptor) if known else is_of_apart(subvolume, descriptor):
             yield target
 
 
 def mapped(process: Path, subvolume: int, device: str) -> Iterator[str]:
     """What is shared memory for writing; a file that is closed stays mapped."""
-    if read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]:
-        return  # who reads its maps may hang with it
     for line in read(process / "maps").splitlines():
         fields = line.split(None, 5)
         if len(fields) < 6 or fields[1][1] + fields[1][3] != "ws":
@@ -89,6 +102,12 @@ def mapped(process: Path, subvolume: int, device: str) -> Iterator[str]:
             yield fields[5].strip()
 
 
+def mapped_by_hanging(process: Path, subvolume: int, device: str) -> Iterator[str]:
+    """The same of a process whose memory may be locked while it waits."""
+    if found := apart(lambda: next(mapped(process, subvolume, device), "")):
+        yield found
+
+
 def main(live: str, device: str, own: str, others: str) -> None:
     """One line a process: its id, its name, a file."""
     subvolume = Path(live).stat().st_dev
@@ -96,8 +115,10 @@ def main(live: str, device: str, own: str, others: str) -> None:
     for process in PROC.iterdir():
         if not process.name.isdigit():
             continue
+        hangs = read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]
+        maps = mapped_by_hanging if hangs else mapped
         files = itertools.chain(
-            opened(process, subvolume, *numbers), mapped(process, subvolume, device)
+            opened(process, subvolume, *numbers), maps(process, subvolume, device)
         )
         if (file := next(files, None)) is not None:
             name = read(process / "comm").strip()

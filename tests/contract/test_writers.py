@@ -122,5 +122,15 @@ def test_a_writer_in_a_mount_that_was_let_go_of_is_found(disk: Path) -> None:
 def test_a_look_at_a_dead_server_s_file_ends_and_says_no(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    device = tmp_path.stat().st_dev
+    assert writers_look.is_of_apart(device, tmp_path)
     monkeypatch.setattr(writers_look, "is_of", lambda *_: sleep(600))
-    assert not writers_look.is_of_apart(tmp_path.stat().st_dev, tmp_path)
+    assert not writers_look.is_of_apart(device, tmp_path)
+
+
+def test_what_a_hanging_process_has_mapped_is_looked_at_in_a_process_apart(disk: Path) -> None:
+    path, subvolume = disk / "services/file of it", (disk / "services").stat().st_dev
+    device = command("findmnt", "-no", "MAJ:MIN", disk).strip()
+    with holding("map", path) as pid:
+        look = writers_look.mapped_by_hanging(Path(f"/proc/{pid}"), subvolume, device)
+        assert list(look) == [str(path)]

@@ -188,6 +188,19 @@ def test_an_automount_finds_the_unit_turned_back_before_the_mount_goes(
     assert units.calls == calls
 
 
+def test_the_maps_of_a_process_that_hangs_are_not_waited_for(tmp_path: Path) -> None:
+    """Reading these, a pipe that nobody writes to, would take for ever."""
+    for pid, state in ((41, "S"), (42, "D")):
+        process = tmp_path / str(pid)
+        process.mkdir()
+        (process / "stat").write_text(f"{pid} (mysqld) {state} 1 2\n")
+        (process / "comm").write_text("mysqld\n")
+    (tmp_path / "41/maps").write_text("7f00-7f01 rw-s 00000000 00:2c 257 /data/services/db\n")
+    os.mkfifo(tmp_path / "42/maps")
+    bind = bind_with("\n".join(MOUNTINFO.splitlines()[:-2]), tmp_path)
+    assert [use.pid for use in bind._users()] == [41]
+
+
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")
 
 

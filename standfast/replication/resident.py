@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import NoReturn
 
 from standfast import __version__
+from standfast.adapters import journal
 from standfast.cli.main import run_entry
 from standfast.cli.services import set_up_log
 from standfast.errors import UsageError
@@ -165,5 +166,6 @@ def _converse(volume: str, asked: str, descriptors: list[int]) -> NoReturn:
         os.environ["SSH_ORIGINAL_COMMAND"] = asked
         logging.getLogger().handlers.clear()  # they speak to this node's journal
         code = run_entry(ENTRY, SimpleNamespace(volume=volume or None))
+        journal.settle()  # what would be done at an exit
     finally:
         os._exit(code)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from standfast.events import Kind
 from tests.lab.cluster import AGENT, DEFAULT, FAST, LEASE, Cluster, Timing
 from tests.lab.lab import Lab
 from tests.lab.node import Node
@@ -133,6 +135,54 @@ def test_switchover_and_failback_lose_no_acknowledged_write(cluster: Cluster) ->
     assert "clean-handover: fire drill" in cluster.standfast(to, "history", "--json")
     note(f"switchover ({name_of(cluster)} timings): the client's longest pause {pause_s:.1f} s")
     assert missing_records(lab.client.nfs_read(last.server, "switch"), acknowledged) == []
+
+
+HOOKS = "/etc/standfast/hooks.d"
+TELLS = "#!/bin/sh\necho $STANDFAST_EVENT $STANDFAST_EPOCH $STANDFAST_NOTE >> /run/told\n"
+
+
+def entries(node: Node, kind: Kind, since_s: float) -> list[dict[str, str]]:
+    """What the node's journal has of an event, as a program reads it."""
+    listing = node.sh(f"journalctl MESSAGE_ID={kind.message_id} --since=@{since_s:.0f} -o json -q")
+    return [json.loads(line) for line in listing.splitlines()]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("cluster", [DEFAULT], indirect=True, ids=["default"])
+def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(cluster: Cluster) -> None:
+    node, other = cluster[cluster.primary()], standby(cluster)
+    for event in ("post-demote", "post-promote"):
+        node.write(f"{HOOKS}/{event}/10-tell", TELLS, 0o755)
+    node.write(f"{HOOKS}/pre-promote/10-no", "#!/bin/sh\necho not yet; exit 75\n", 0o755)
+    since_s = int(float(node.sh("date +%s"))) - 1
+    epoch = cluster.status(node.name)["epoch"]
+    cluster.standfast(node.name, "demote", "--reason", "drill", timeout_s=120)
+    refused = cluster.standfast(node.name, "promote", timeout_s=120, check=False)
+    assert "hook-vetoed" in refused and "not yet" in refused
+    assert cluster.status(node.name)["epoch"] == epoch
+    node.sh(f"rm {HOOKS}/pre-promote/10-no")
+    cluster.standfast(node.name, "promote", timeout_s=120)
+    node.wait_for(lambda: "post-promote" in node.sh("cat /run/told"), 30.0, "the hook ran")
+    assert node.read("/run/told").splitlines() == [
+        f"post-demote {epoch} drill",
+        f"post-promote {epoch + 1}",
+    ]
+    other.run("systemctl", "start", "nfs-server", check=False)
+    for where, kind, unit, reason in (
+        (node, Kind.DEMOTED, AGENT, "operator"),
+        (node, Kind.PROMOTION_REFUSED, AGENT, "hook-vetoed"),
+        (node, Kind.LEASE_ACQUIRED, LEASE, None),
+        (node, Kind.PROMOTED, AGENT, "clean-handover"),
+        (other, Kind.GUARD_REFUSED, "nfs-server", "other-server-active"),
+    ):
+        [entry] = entries(where, kind, since_s)
+        assert entry["STANDFAST_EVENT"] == kind and entry["STANDFAST_NODE"] == where.name
+        assert entry.get("STANDFAST_REASON") == reason, entry
+        said = where.sh(f"journalctl -u {unit} --since=@{since_s} -o cat -q")
+        assert said.count(entry["MESSAGE"]) == 1, said
+    found = json.loads(cluster.standfast(node.name, "doctor", "--json", check=False))["findings"]
+    ways = [one for one in found if one["check"] == "way"]
+    assert len(ways) == len(list(cluster.lab)) - 1 and all(one["ok"] for one in ways), found
 
 
 @pytest.mark.parametrize("cluster", [DEFAULT], indirect=True, ids=["default"])

@@ -10,12 +10,16 @@ import socket
 import struct
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from standfast.adapters import journal
+from standfast.config.model import Hooks
+from standfast.errors import Refused
 from standfast.events import NOTICE, Event, Kind, happened, tell
 from standfast.reasons import Reason
 from tests.fakes.machine import config_in
@@ -194,7 +198,6 @@ def test_the_guard_s_refusal_is_an_entry_with_the_server_s_unit(
     heard: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from standfast import guard
-    from standfast.errors import Refused
 
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
@@ -203,6 +206,40 @@ def test_the_guard_s_refusal_is_an_entry_with_the_server_s_unit(
     assert entry["MESSAGE"] == "refused [lease-not-held]: held by n2"
     assert entry["STANDFAST_REASON"] == "lease-not-held"
     assert entry["OBJECT_SYSTEMD_UNIT"] == "nfs-server.service"
+
+
+def test_a_failed_cycle_is_an_entry_and_runs_its_hooks(heard: Journal, tmp_path: Path) -> None:
+    from standfast.cli import replicate
+
+    program = tmp_path / "hooks.d/failed-cycle/10-x"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\necho "$STANDFAST_STANDBY $STANDFAST_REASON" > {tmp_path}/told')
+    program.chmod(0o755)
+    config = replace(config_in(tmp_path), hooks=Hooks(dir=tmp_path / "hooks.d"))
+    assert not replicate._announce(config, "n2", Refused(Reason.BUSY, "another is at work"))
+    assert not replicate._announce(config, "n2", Refused(Reason.NO_SPACE, "full"))
+    entry = heard.entry()
+    assert (entry["STANDFAST_STANDBY"], entry["STANDFAST_REASON"]) == ("n2", "no-space")
+    assert entry["MESSAGE"] == "not replicated to n2: no-space: full"
+    assert (tmp_path / "told").read_text() == "n2 no-space\n"
+
+
+def test_a_failure_that_the_journal_has_is_not_said_on_stderr_too(
+    heard: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from standfast.cli import replicate
+
+    monkeypatch.setattr(replicate, "load_volume", lambda _volume: config_in(tmp_path))
+    failed = replicate.Outcome("n2", error=Refused(Reason.NO_SPACE, "full"), in_journal=True)
+    monkeypatch.setattr(replicate, "_cycles", lambda *_: iter([failed]))
+    words = Namespace(
+        instance="data-services:n2", standby=None, volume=None, dry_run=False, full=False,
+        quiet=True, json=False,
+    )  # fmt: skip
+    assert replicate.run(words) == 1
+    failed = replace(failed, in_journal=False)
+    with pytest.raises(Refused, match="full"):
+        replicate.run(words)
 
 
 PAGE = Path(__file__).parents[2] / "docs/events.md"

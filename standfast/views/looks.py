@@ -150,7 +150,9 @@ class Looks:
         if isinstance(found, str):
             agent_error = found
             found = _or_text(config, "consul", lambda: read.from_consul(config))
-        shelf = _or_text(config, "keys", lambda: read.shelf(config))
+        shelf: Shelf | str | None = _silence(found)
+        if shelf is None:
+            shelf = _or_text(config, "keys", lambda: read.shelf(config))
         seen = Seen(
             read.utc(),
             found,
@@ -166,6 +168,16 @@ class Looks:
             # An agent of another version: what it says must not hide that of the others.
             text = f"the agent's answer can't be understood ({error!r}): is it of this version?"
             return describe(Seen(seen.utc, text, text, seen.keys, seen.replication), config)
+
+
+def _silence(found: object) -> str | None:
+    """Why Consul gave this process no answer just now: asking again would only take as long."""
+    if isinstance(found, str):
+        return found
+    if not isinstance(found, Mapping) or found.get("agent") is not False or "epoch" in found:
+        return None
+    failover = found.get("failover")
+    return str(failover.get("sentence")) if isinstance(failover, Mapping) else None
 
 
 def _or_text(config: Config, source: str, read: Callable[[], T]) -> T | str:

@@ -395,6 +395,29 @@ def test_a_source_that_fails_is_named_and_the_others_are_shown(
     assert volume["headline"]["level"] == "unknown"
 
 
+def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
+    asked: list[Config] = []
+
+    def shelf(config: Config) -> Shelf:
+        asked.append(config)
+        return shelve(keys())
+
+    silent = blind("n2", agent=False)
+    for reads in (
+        {"fetch": lambda config: silent},
+        {"fetch": raises(TimedOut("late")), "from_consul": lambda config: silent},
+        {"fetch": raises(TimedOut("late")), "from_consul": raises(OSError("no"))},
+    ):
+        [volume] = answer(Looks([config], readers(shelf=shelf, **reads)))["volumes"]
+        assert (volume["history"], volume["headline"]["level"]) == (None, "unknown")
+    assert not asked
+    # An agent's blindness is its own: this process may see more.
+    [volume] = answer(Looks([config], readers(shelf=shelf, fetch=lambda config: blind("n2"))))[
+        "volumes"
+    ]
+    assert asked and volume["history"]
+
+
 @pytest.mark.parametrize(
     "odd",
     [{}, {"epoch": 7}, served(standbys=5), served(fence=[]), served(since="x"), [1]],

@@ -228,6 +228,7 @@ def test_a_standby_looks_at_no_other(config: Config) -> None:
 
 def test_failed_units_are_named_with_their_journal() -> None:
     assert node_checks.failed_units("\n").ok
+    assert node_checks.failed_units("standfast-replicate@x:n2.service loaded failed failed x\n").ok
     found = node_checks.failed_units("standfast-agent@x.service loaded failed failed Standfast\n")
     assert not found.ok
     assert "journalctl -u standfast-agent@x.service" in found.fix

@@ -77,8 +77,8 @@ class Course:
         epoch = self.facts.get("epoch")
         if do is Do.REGISTER:
             kind = Kind.PROMOTED if self.plan.name == "promotion" else Kind.SERVING_AGAIN
-            again = "" if kind is Kind.PROMOTED else " again"
-            self._tell(kind, f"{node} serves {volume}{again} with epoch {epoch}")
+            what = "is primary of" if kind is Kind.PROMOTED else "serves again:"
+            self._tell(kind, f"{node} {what} {volume}, epoch {epoch} ({self.facts.get('reason')})")
             self.herald.later.add(Occasion.POST_PROMOTE, self.facts)
         elif do is Do.FORGET:
             text = f"{node} is a standby of {volume}: its epoch {epoch} is over ({self.plan.name})"

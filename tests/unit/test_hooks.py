@@ -116,6 +116,7 @@ def test_elsewhere_75_is_no_veto(config: Config, put: Put, told: list[Event]) ->
     put("pre-demote/10-x", "exit 75")
     hooks.announce(config, Occasion.PRE_DEMOTE, {})
     assert [event.kind for event in told] == [Kind.HOOK_FAILED]
+    assert "ended with status 75" in told[0].sentence
 
 
 UNSAFE: dict[str, tuple[Callable[[Path], object], str]] = {

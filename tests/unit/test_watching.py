@@ -71,7 +71,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "standfast.views.watching.shutil.get_terminal_size", lambda: os.terminal_size((40, 4))
+        "standfast.views.watching.shutil.get_terminal_size", lambda: os.terminal_size((30, 4))
     )
     text = watched(config, Terminal(), DOC, DOC)
     frames = text.split("\033[H")[1:]
@@ -79,7 +79,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(
     for frame in frames:
         lines = frame.removesuffix("\033[J").splitlines()
         assert len(lines) == 3 and frame.endswith("\n\033[J")
-        assert all(line.endswith("\033[K") and len(line) <= 39 + 3 for line in lines)
+        assert all(line.endswith("\033[K") and len(line) <= 29 + 3 for line in lines)
 
 
 def test_elsewhere_blocks_follow_each_other_without_control_characters(config: Config) -> None:

@@ -223,7 +223,7 @@ def test_the_key_forwards_no_ports(pair: TwoNodes) -> None:
             try:
                 wait_for(lambda: closed_at_once(local), "the forwarding is refused")
             finally:
-                ssh.terminate()
+                ssh.kill()  # a mere SIGTERM may come just before it waits, and isn't seen then
             assert ssh.stderr is not None
             assert "administratively prohibited" in ssh.stderr.read()
 

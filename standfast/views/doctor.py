@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from standfast.views.advice import next_step
 from standfast.views.text import duration
 
 
@@ -89,11 +90,13 @@ def _failover(doc: Mapping[str, Any]) -> Finding:
         if one["age_s"] is not None
     ]
     sentence = outlook.get("sentence", "not known")
+    reason = str(outlook.get("reason"))
+    fix = next_step(reason) or "see the code in docs/reason-codes.md"
     return Finding(
         "failover",
         possible,
         f"{sentence} ({', '.join(ages)})" if ages else sentence,
-        "" if possible else f"docs/reason-codes.md: {outlook.get('reason')}",
+        "" if possible else f"[{reason}] {fix}",
     )
 
 

@@ -102,7 +102,8 @@ def way_and_facts(config: Config, name: str) -> list[Finding]:
     except (StandfastError, OSError) as error:
         fix = f"standfast standby add {name} goes through it step by step"
         return [Finding("survey", False, str(error), fix, name)]
-    evidence = "it is reached" if step is None else step.evidence
+    by_key = step is not None and step.mark is Mark.OK
+    evidence = step.evidence if step and by_key else "it answers, by replication.command"
     apart_s = monotonic() - asked_at + READING_S
     return [Finding("way", True, evidence, "", name), *compare(ours, theirs, apart_s)]
 

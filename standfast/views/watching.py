@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -19,6 +20,8 @@ from standfast.errors import Refused, StandfastError
 from standfast.views.text import duration, render
 
 Fetch = Callable[[Config], Mapping[str, Any]]
+_INDENT = " " * 11
+"""As wide as the labels of `views.text`."""
 _HOME, _END_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
 
 
@@ -74,7 +77,12 @@ class Watch:
     def _drawn(self, lines: list[str]) -> str:
         """Over what is there: without a flicker, and without what was longer before."""
         width, height = shutil.get_terminal_size()
-        fit = [line[: width - 1] + _END_OF_LINE for line in lines[: height - 1]]
+        wrapped = [
+            part
+            for line in lines
+            for part in textwrap.wrap(line, width - 1, subsequent_indent=_INDENT) or [""]
+        ]
+        fit = [line + _END_OF_LINE for line in wrapped[: height - 1]]
         return _HOME + "\n".join(fit) + f"\n{_REST}"
 
 

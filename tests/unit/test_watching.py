@@ -80,6 +80,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(
         lines = frame.removesuffix("\033[J").splitlines()
         assert len(lines) == 3 and frame.endswith("\n\033[J")
         assert all(line.endswith("\033[K") and len(line) <= 29 + 3 for line in lines)
+        assert lines[2] == "data-services: n1 is primary,\033[K"  # more of it doesn't fit
 
 
 def test_elsewhere_blocks_follow_each_other_without_control_characters(config: Config) -> None:

@@ -49,7 +49,7 @@ def headline(doc: Mapping[str, Any], config: Config, utc: float) -> Line:
         if doc["epoch"] is None:
             return Line(Level.WARNING, f"{volume} has never had a primary.", failover["next"])
         if doc["state"] != LeaderState.CLEAN:
-            text = f"Nobody is known to serve {volume}: {failover['sentence']}."
+            text = f"Nobody is known to serve {volume}: {ended(failover['sentence'])}"
             return Line(Level.ALARM, text, failover["next"])
         text = f"Nobody serves {volume}: epoch {doc['epoch']} was given up in order."
         return Line(Level.ALARM, text, _after_clean(doc))
@@ -82,7 +82,7 @@ def _unseen(doc: Mapping[str, Any]) -> Line:
         advice = f"`systemctl status standfast-agent@{volume}` on {doc['node']}."
     else:
         why = sources["consul"]["text"]
-    return Line(Level.UNKNOWN, f"It is not known who serves {volume}: {why}.", advice)
+    return Line(Level.UNKNOWN, f"It is not known who serves {volume}: {ended(why)}", advice)
 
 
 def _serving(doc: Mapping[str, Any], utc: float) -> Line:
@@ -94,7 +94,9 @@ def _serving(doc: Mapping[str, Any], utc: float) -> Line:
         return Line(Level.OK, f"{text} A failover {loss}." if loss else text)
     if failover["reason"] == Reason.MANUAL_MODE and age_s is not None:
         return Line(Level.OK, f"{text} A failover is done by hand and {loss}.")
-    advice = " ".join(part for part in (f"Why: {failover['sentence']}.", failover["next"]) if part)
+    advice = " ".join(
+        part for part in (f"Why: {ended(failover['sentence'])}", failover["next"]) if part
+    )
     return Line(Level.WARNING, f"{text} No failover is possible now.", advice)
 
 
@@ -126,7 +128,7 @@ def _what_now(doc: Mapping[str, Any], config: Config) -> str | None:
     failover, decision = doc["failover"], doc["decision"]
     parts = []
     if failover["possible"] is False:
-        parts += [f"No failover by itself: {failover['sentence']}.", failover["next"]]
+        parts += [f"No failover by itself: {ended(failover['sentence'])}", failover["next"]]
     elif failover["possible"]:
         age_s = best_age_s(doc)
         loss = "" if age_s is None else f", losing {duration(age_s)} at most"
@@ -135,8 +137,13 @@ def _what_now(doc: Mapping[str, Any], config: Config) -> str | None:
             "last heartbeat at the latest. If none does, `standfast promote` on it."
         )
     if decision is not None:
-        parts.append(f"{doc['node']} says: {decision['sentence']}.")
+        parts.append(f"{doc['node']} says: {ended(decision['sentence'])}")
     return " ".join(part for part in parts if part) or None
+
+
+def ended(sentence: str) -> str:
+    """With one full stop, whether it came with one or not."""
+    return f"{sentence.rstrip('.')}."
 
 
 def time_of(seconds: float, utc: float) -> str:

@@ -305,6 +305,13 @@ def test_a_time_of_another_day_has_its_date() -> None:
     assert time_of(NOW - 86400, NOW) == "2026-11-21 14:06 UTC"
 
 
+def test_a_sentence_ends_once(config: Config) -> None:
+    why = "connection refused. Check that the agent runs."
+    failover = {"possible": False, "reason": "consul-unreachable", "sentence": why}
+    line = told(blind("n2", failover=failover, lease_remaining_s=None), config)["headline"]
+    assert line["text"] == f"It is not known who serves data-services: {why}"
+
+
 def test_the_levels_go_from_well_to_alarm() -> None:
     assert list(map(str, Level)) == ["ok", "note", "warning", "unknown", "alarm"]
 

@@ -6,6 +6,8 @@
 const EVERY_S = 2, HIDDEN_S = 15, SLOWEST_S = 10, ANSWER_S = 8, STALE_S = 7, ASLEEP_S = 40;
 const SIGNS = { ok: "✓", note: "i", warning: "!", unknown: "?", alarm: "✕" };
 const WORDS = { ok: "Well", note: "Note", warning: "Warning", unknown: "Unknown", alarm: "Alarm" };
+// Without a name and password that may stand in the page's own address: fetch refuses those.
+const STATUS = location.origin + new URL("api/v1/status", location.href).pathname;
 const byId = (id) => document.getElementById(id);
 
 // --- building -----------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ async function poll() {
   const control = new AbortController();
   const limit = setTimeout(() => control.abort(), ANSWER_S * 1000);
   try {
-    const answer = await fetch("api/v1/status", { cache: "no-store", signal: control.signal });
+    const answer = await fetch(STATUS, { cache: "no-store", signal: control.signal });
     if (!answer.ok) throw new Error(`the exporter answers ${answer.status}`);
     const doc = await answer.json();
     show(doc);

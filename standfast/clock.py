@@ -6,6 +6,7 @@ ever compared for safety. Wall-clock time appears only in names, records and mes
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from standfast.errors import TimedOut
 
 STAMP_FORMAT = "%Y%m%dT%H%M%SZ"
+_STAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 
 
 def monotonic() -> float:
@@ -38,10 +40,13 @@ def format_stamp(seconds: float) -> str:
 
 def parse_stamp(text: str) -> float:
     """Seconds since the epoch of a `20261122T101500Z`; ValueError for anything else."""
-    stamp = datetime.strptime(text, STAMP_FORMAT).replace(tzinfo=UTC)
-    if stamp.strftime(STAMP_FORMAT) != text:  # strptime accepts missing zeros
+    # strptime would be ten times as slow and take missing zeros; a scrape reads thousands.
+    if _STAMP.fullmatch(text) is None:
         raise ValueError(f"{text!r} is not of the form {STAMP_FORMAT}")
-    return stamp.timestamp()
+    day = int(text[:4]), int(text[4:6]), int(text[6:8])
+    return datetime(
+        *day, int(text[9:11]), int(text[11:13]), int(text[13:15]), tzinfo=UTC
+    ).timestamp()
 
 
 def parse_rfc3339(text: str) -> float:

@@ -40,7 +40,7 @@ def test_names_sort_by_their_time() -> None:
     ],
 )
 def test_anything_else_is_not_a_snapshot(text: str) -> None:
-    with pytest.raises(ValueError, match=r"not|match|range|remains|day|month"):
+    with pytest.raises(ValueError, match=r"not|match|range|remains|hour|day|month"):
         SnapshotName.parse(text)
 
 

@@ -331,9 +331,15 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "exporter",
-        "answer Prometheus with the metrics of this node's volumes",
+        "answer Prometheus, browsers and health checks about this node's volumes",
         "standfast.cli.services:exporter",
-        (Argument("--listen", "where (default: 127.0.0.1:9756)", "ADDRESS:PORT"),),
+        (
+            Argument("--listen", "where (default: 127.0.0.1:9756)", "ADDRESS:PORT"),
+            Argument("--users", "htpasswd file with bcrypt hashes: who may ask", "FILE"),
+            Argument("--tls-cert", "certificate in PEM, with those that signed it", "FILE"),
+            Argument("--tls-key", "its key", "FILE"),
+            Argument("--textfile", "write once for node_exporter instead", "FILE.prom"),
+        ),
         hidden=True,
     ),
     Command(

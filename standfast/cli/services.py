@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from standfast.clock import Deadline, monotonic
@@ -168,9 +169,17 @@ def fence(args: argparse.Namespace) -> int:
 def exporter(args: argparse.Namespace) -> int:
     """`standfast exporter`: for every volume of this node."""
     set_up_log()
-    from standfast.views import metrics
+    configs = load_all()
+    if args.textfile is not None:
+        from standfast.views import textfile
 
-    metrics.serve(load_all(), args.listen or metrics.DEFAULT_LISTEN)
+        textfile.write(configs, Path(args.textfile))
+        return 0
+    from standfast.views.exporter import DEFAULT_LISTEN, Options, serve
+
+    asked = (args.users, args.tls_cert, args.tls_key)
+    files = (None if one is None else Path(one) for one in asked)
+    serve(configs, Options(args.listen or DEFAULT_LISTEN, *files))
     return 0
 
 

@@ -1,0 +1,406 @@
+"""The status page in a real browser, served by the real exporter, whose agent is a test's: what it
+shows, and that it stays right while what it shows changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+
+from standfast.adapters.consul import ConsulGateway
+from standfast.clock import Deadline, monotonic, sleep, utc_now
+from standfast.demo.cluster import Cluster
+from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.screen import Screen
+from standfast.demo.story import FIRST, Times, _begin
+from standfast.local_socket import listen, read_line, send
+from standfast.records import ClientRecord
+from tests.contract.browser import Browser, headless
+from tests.contract.consul_clusters import free_ports
+from tests.contract.storage_node import StorageNode
+from tests.unit.pictures import blind, dead, keys, served, standby
+
+MOST_BYTES = 100_000
+MOST_LOAD_MS = 200
+# A look, the time that it is kept, and the page's own round.
+TURN_S = 30.0
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+@dataclass
+class Agent:
+    """Answers `status` with `doc` on the agent's socket; None: nobody answers."""
+
+    path: Path
+    doc: Mapping[str, Any] | None = None
+    asked: int = 0
+    _server: socket.socket | None = field(default=None, repr=False)
+
+    def says(self, doc: Mapping[str, Any] | None) -> None:
+        self.doc = doc
+        if doc is None and self._server is not None:
+            self.path.unlink()
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)
+            self._server.close()
+            self._server = None
+        elif doc is not None and self._server is None:
+            self._server = listen(self.path)
+            threading.Thread(target=self._answer, args=[self._server], daemon=True).start()
+
+    def _answer(self, server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                read_line(connection, Deadline.after(5))
+                self.asked += 1
+                send(connection, {"done": True, "status": self.doc})
+
+
+@dataclass
+class Scene:
+    """The exporter of n1, its agent and its Consul."""
+
+    agent: Agent
+    consul: EmbeddedConsul
+    gateway: ConsulGateway
+    key: str
+    url: str
+    exporter: subprocess.Popen[bytes]
+
+    def put_keys(self) -> None:
+        for name, value in keys(utc_now()).items():
+            self.gateway.put(self.key + name, value)
+
+    def fetch(self, path: str = "api/v1/status") -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=20) as answer:
+            body: bytes = answer.read()
+            return body
+
+
+def fresh(doc: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture with the times of now."""
+    return {**doc, "since": utc_now() - 60} if "since" in doc else dict(doc)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with headless(tmp_path_factory.mktemp("chromium")) as one:
+        yield one
+
+
+@contextlib.contextmanager
+def exporting(
+    environment: Mapping[str, str], *options: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The real exporter as a process, and the address of its page."""
+    [port] = free_ports(1)
+    url = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "-m", "standfast", "exporter", "--listen", f"127.0.0.1:{port}"]
+    with subprocess.Popen([*command, *options], env=environment) as exporter:
+        try:
+            deadline = Deadline.after(30)
+            while not answers(url):
+                assert exporter.poll() is None
+                deadline.check("the exporter's start")
+                sleep(0.05)
+            yield url, exporter
+        finally:
+            exporter.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}-/healthy", timeout=20).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with EmbeddedConsul(no_leader_after_s=0.2) as consul:
+        for name in ("n1", "n2", "n3"):
+            consul.add_agent(name)
+        node = StorageNode(tmp_path, consul.address("n1"), free_ports(1)[0])
+        config = node.configure(lease={"request_timeout": 1.0})
+        agent = Agent(config.run_dir / "agent.sock")
+        agent.says(fresh(served()))
+        gateway = ConsulGateway([consul.address("n1")], timeout_s=5)
+        with exporting(node.environment()) as (url, exporter):
+            one = Scene(agent, consul, gateway, config.key(""), url, exporter)
+            one.put_keys()
+            yield one
+        agent.says(None)
+
+
+def headline(browser: Browser) -> str:
+    return browser.text(".headline")
+
+
+def shows(browser: Browser, *texts: str, hurry: bool = False) -> None:
+    """Until the first line has these, by the page's own doing: nothing is reloaded. With `hurry`
+    it is made to ask at once."""
+
+    def there() -> bool:
+        if hurry:
+            browser.run("poll()")
+        return all(text in headline(browser) for text in texts)
+
+    browser.wait(there, TURN_S)
+
+
+def width(browser: Browser) -> int:
+    return int(browser.run("return document.documentElement.scrollWidth"))
+
+
+def keep_shot(browser: Browser, name: str) -> None:
+    """For people to look at, where STANDFAST_SHOTS names a directory."""
+    directory = os.environ.get("STANDFAST_SHOTS")
+    if directory:
+        browser.screenshot(Path(directory) / f"{name}.png")
+
+
+def test_the_page_stays_right_while_what_it_shows_changes(browser: Browser, scene: Scene) -> None:
+    browser.size(1200, 900)
+    browser.dark(False)
+    browser.open(scene.url)
+    shows(browser, "WELL", "n1 serves data-services since", "(epoch 7). A failover would lose 4 s.")
+    assert browser.run("return document.title") == "✓ n1 · data-services"
+    page = browser.text("main")
+    for text in ("takeover, lost 3 s", "6.8 s of 8 s left", "yes, by itself", "clean-handover"):
+        assert text in page, text
+    assert "web-1" in browser.text("[aria-label=Clients]")
+    assert "mount-current" in browser.text("[aria-label=Clients]")
+    keep_shot(browser, "healthy")
+    browser.run(
+        "window.same = document.querySelector('.headline');"
+        "getSelection().selectAllChildren(document.querySelector('[aria-label=History] h3'))"
+    )
+
+    late = [standby("n2", 700.0), standby("n3", None)]
+    no = {"possible": False, "reason": "too-old", "sentence": "the newest snapshot is 700 s old"}
+    scene.agent.says(fresh(served(failover=no, standbys=late)))
+    shows(
+        browser,
+        "WARNING",
+        "No failover is possible now.",
+        "the newest snapshot is 700 s old",
+        hurry=True,
+    )
+    assert "too-old" in browser.text("main") and "too old" in browser.text(".standbys")
+    assert "n3 has no complete snapshot" in browser.text(".notices")
+    keep_shot(browser, "no-failover")
+
+    scene.agent.says(fresh(dead("n1")))
+    shows(browser, "ALARM", "Nobody serves data-services", "14 s ago", "takes over by itself")
+    assert browser.run("return document.title") == "✕ NOBODY · data-services"
+    assert "Nobody serves" in browser.run("return byId('announce').textContent")
+    keep_shot(browser, "dead")
+
+    scene.agent.says(fresh(served("n2", "n1", epoch=8)))
+    shows(browser, "n2 serves data-services since", "(epoch 8)")
+    scene.gateway.put(
+        scene.key + "clients/web-1",
+        ClientRecord("web-1", "n2", 8, "mount-current", utc_now()).dump(),
+    )
+    browser.wait(lambda: "1 of 2 clients are not well on n2: web-2" in browser.text(".notices"))
+    assert "known on n2 only" in browser.text("main")
+    # Nothing was built anew: what a person has selected stays.
+    assert browser.run("return window.same === document.querySelector('.headline')")
+    assert browser.run("return getSelection().toString()") == "History"
+
+    scene.consul.set_quorum(False)
+    scene.agent.says(blind("n1", lease_remaining_s=None, role="standby"))
+    shows(
+        browser,
+        "UNKNOWN",
+        "It is not known who serves data-services",
+        "Bring back a majority",
+        hurry=True,
+    )
+    assert browser.text("[aria-label=History]").split() == ["History", "not", "known"]
+    assert browser.text("[aria-label=Clients]").split() == ["Clients", "not", "known"]
+    keep_shot(browser, "blind")
+
+    scene.agent.says(None)
+    shows(browser, "UNKNOWN", "It is not known who serves data-services")
+    browser.wait(lambda: "agent" in browser.text("[aria-label^='This node']"))
+    scene.consul.set_quorum(True)
+    shows(browser, "data-services", "epoch 7", hurry=True)  # by Consul alone
+    assert "none answers on this node" in browser.text(".notices")
+
+    scene.agent.says(fresh(served()))
+    shows(browser, "WELL", "n1 serves", hurry=True)
+    scene.exporter.kill()
+    browser.wait(lambda: "No answer since" in browser.text("#stale"))
+    shows(browser, "?", "WAS SO AT", "n1 serves")
+    assert browser.run("return document.title").startswith("? no answer")
+    assert browser.run("return getComputedStyle(document.querySelector('main')).filter") != "none"
+    keep_shot(browser, "stale")
+
+
+def test_names_with_markup_are_shown_and_never_run(browser: Browser, scene: Scene) -> None:
+    browser.size(1200, 900)
+    gone = {"possible": False, "reason": HOSTILE, "sentence": HOSTILE}
+    decision = {"action": "wait", "reason": HOSTILE, "sentence": HOSTILE}
+    job = {"job": HOSTILE, "source": HOSTILE, "target": HOSTILE, "down_s": None, "why": HOSTILE}
+    nomad = {"reason": HOSTILE, "sentence": HOSTILE, "failed": [HOSTILE], "jobs": [job]}
+    doc = served(
+        HOSTILE, "n1", failover=gone, decision=decision, trouble=HOSTILE, sick=HOSTILE,
+        busy=HOSTILE, began_by=HOSTILE, role=HOSTILE, aside=[HOSTILE], lease_trouble=HOSTILE,
+        nomad={**nomad, "settled": False, "done": [], "at": None, "role": HOSTILE},
+        standbys=[standby(HOSTILE, 4.0, snapshot=HOSTILE)],
+        paused={"by": HOSTILE, "reason": HOSTILE, "at": 0},
+    )  # fmt: skip
+    scene.agent.says(fresh(doc))
+    record = ClientRecord(HOSTILE, HOSTILE, 7, HOSTILE, utc_now())
+    scene.gateway.put(scene.key + "clients/web-9", record.dump())
+    scene.gateway.put(scene.key + "history/9", HOSTILE.encode())
+    browser.open(scene.url)
+    shows(browser, HOSTILE)
+    browser.wait(lambda: browser.text("[aria-label=Clients]").count(HOSTILE) == 3)
+    assert browser.text("body").count(HOSTILE) > 20
+    assert browser.run("return document.querySelectorAll('main img, main script').length") == 0
+    # The policy would stop what the page let through; it was not needed.
+    assert "owned" not in browser.run("return document.title").replace(HOSTILE, "")
+    with urllib.request.urlopen(scene.url, timeout=20) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+    assert "script-src 'self'" in policy and "unsafe" not in policy
+    browser.size(360, 740, phone=True)
+    assert width(browser) == 360
+    keep_shot(browser, "hostile")
+
+
+def test_the_page_is_small_quick_dark_and_fits_a_phone(browser: Browser, scene: Scene) -> None:
+    many = [standby(f"standby-with-a-long-name-{number}.example.net", 4.0) for number in range(10)]
+    scene.agent.says(fresh(served(standbys=many)))
+    browser.size(1200, 900)
+    browser.open(scene.url)
+    shows(browser, "n1 serves")
+    times = []
+    for _ in range(3):
+        browser.open(scene.url)
+        shows(browser, "n1 serves")
+        times.append(
+            browser.run(
+                "const [page] = performance.getEntriesByType('navigation');"
+                "const all = performance.getEntriesByType('resource');"
+                "return [Math.max(page.loadEventEnd, ...all.slice(0, 4).map(o => o.responseEnd)),"
+                " page.transferSize + all.slice(0, 5).reduce((sum, o) => sum + o.transferSize, 0),"
+                " all.map(o => new URL(o.name).pathname)]"
+            )
+        )
+    load_ms, size, names = min(times)
+    print(f"the status page: loaded in {load_ms:.0f} ms, {size} bytes in all, {names}")
+    assert 0 < size < MOST_BYTES
+    assert set(names) == {"/page.css", "/page.js", "/icon.svg", "/api/v1/status"}
+    assert load_ms < 10 * MOST_LOAD_MS  # on a machine with nothing else to do it is below 1 x
+
+    def ground() -> str:
+        return str(browser.run("return getComputedStyle(document.body).backgroundColor"))
+
+    plotted = browser.run(
+        "const trend = {step_s: 30, ages_s: [10, 20, null, 30, 40]};"
+        "const [plotted, ends] = plot({trend}, {interval_s: 300, max_data_loss_s: 25});"
+        "return [plotted.querySelector('.curve').getAttribute('d').split('M').length - 1,"
+        " plotted.querySelectorAll('.limit').length, plotted.getAttribute('aria-label'),"
+        " ends.textContent]"
+    )
+    assert plotted == [
+        *(2, 1),  # a gap stays one
+        "Age in the last 3 min: between 10 s and 40 s",
+        "1 h agohighest 40 snow",
+    ]
+
+    light = ground()
+    browser.dark(True)
+    browser.wait(lambda: ground() != light)
+    keep_shot(browser, "dark")
+    for wide in (360, 768, 1200):
+        browser.size(wide, 740, phone=wide == 360)
+        assert width(browser) == wide
+    browser.size(360, 740, phone=True)
+    keep_shot(browser, "phone")
+    browser.dark(False)
+    assert browser.run(
+        "return [document.documentElement.lang, document.querySelectorAll('h1').length,"
+        " document.querySelectorAll('main').length,"
+        " [...document.querySelectorAll('svg.plot')].every(o => o.getAttribute('aria-label'))]"
+    ) == ["en", 1, 1, True]
+
+
+def test_the_page_works_behind_a_password_that_stands_in_its_address(
+    browser: Browser, tmp_path: Path
+) -> None:
+    node = StorageNode(tmp_path, "127.0.0.1:1", free_ports(1)[0])
+    node.configure()
+    users = tmp_path / "users"
+    users.write_bytes(b"ann:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)))
+    users.chmod(0o600)
+    with exporting(node.environment(), "--users", str(users)) as (url, _):
+        browser.open(url.replace("//", "//ann:secret@"))
+        shows(browser, "UNKNOWN", "connection refused")
+
+
+def test_ten_open_pages_cost_one_look(scene: Scene) -> None:
+    scene.fetch()
+    before = scene.agent.asked
+    bodies: list[bytes] = []
+    threads = [threading.Thread(target=lambda: bodies.append(scene.fetch())) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(bodies) == 10
+    assert all(json.loads(body)["volumes"][0]["serving"] == "n1" for body in bodies)
+    # One, or more where a slow machine needed seconds for the ten.
+    assert scene.agent.asked - before < 10
+
+
+@pytest.mark.timeout(180)
+def test_an_open_page_follows_a_power_cut_of_the_primary(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With agents, leases, replication and a takeover that are real."""
+    monkeypatch.setattr("tempfile.tempdir", "/tmp")  # a socket's path has to be short
+    started = monotonic()
+    with Cluster(Screen(io.StringIO(), started), started) as cluster:
+        _begin(cluster, Times())
+        node = cluster["c1"]
+        with exporting({**os.environ, **node.environment()}) as (url, _):
+            browser.size(1200, 900)
+            browser.open(url)
+            shows(browser, "WELL", f"{FIRST} serves data-services", "(epoch 1)", "would lose")
+            cut = monotonic()
+            cluster[FIRST].cut_power()
+            lines: list[str] = []
+
+            def somebody_else_serves() -> bool:
+                line = headline(browser)
+                if not lines or lines[-1] != line:
+                    lines.append(line)
+                return "serves data-services" in line and "(epoch 2)" in line
+
+            browser.wait(somebody_else_serves, 60.0)
+            print(f"an open page knew the new primary {monotonic() - cut:.1f} s after the cut")
+            assert "takeover" in browser.text("[aria-label=History]")
+            old = [f"{FIRST} serves" in line for line in lines]
+            assert old[0] and not old[-1] and sorted(old, reverse=True) == old, lines

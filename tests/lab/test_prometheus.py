@@ -23,9 +23,10 @@ INTERVAL_S = 10
 SCRAPE_S = 2
 LAG_S = 2 * INTERVAL_S + 60 / FACTOR
 """What docs/alerts.md promises of the lag: two intervals and a minute."""
-BUSY_S = 30.0
+BUSY_S = 15.0
 """So much later it may be on a machine that does something else as well."""
-# Nomad isn't configured here, and nothing was compared, failed, or is late.
+# Nomad isn't configured here, and nothing was compared, failed, or is late. The contract test,
+# whose exporters know all that, leaves nothing out.
 NOTHING_HERE = {
     "standfast_nomad_up",
     "standfast_nomad_pending",
@@ -86,11 +87,12 @@ def monitoring(cluster: Watched, tmp_path_factory: pytest.TempPathFactory) -> It
         yield made
 
 
-def test_every_query_has_an_answer(cluster: Watched, monitoring: Monitoring) -> None:
+def test_every_query_has_an_answer(monitoring: Monitoring) -> None:
     queries = dashboard_queries(VOLUME) | {name: name for name in names_in(RULES.read_text())}
-    empty = {name: text for name, text in queries.items() if not monitoring.query(text)}
-    unexplained = {name: text for name, text in empty.items() if not names_in(text) & NOTHING_HERE}
-    assert not unexplained
+    for name in [name for name, text in queries.items() if names_in(text) & NOTHING_HERE]:
+        del queries[name]
+    assert len(queries) > 20
+    assert monitoring.unanswered(queries) == {}
 
 
 @pytest.mark.timeout(240)
@@ -100,7 +102,7 @@ def test_replication_that_stops_is_told_at_the_promised_time_and_so_is_its_retur
     assert not {name for name in monitoring.alerts() if "Replication" in name}
     standby = cluster["n2"]
     standby.sh("mv /root/.ssh/authorized_keys /root/.ssh/away")
-    told = monitoring.wait_for_alert("StandfastReplicationLag", 2 * LAG_S + BUSY_S)
+    told = monitoring.wait_for_alert("StandfastReplicationLag", 4 * LAG_S)
     newest = monitoring.value(
         'max(standfast_replica_newest_snapshot_timestamp_seconds{standby="n2"})'
     )

@@ -11,13 +11,13 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from tests.machines.host import CHECKOUT, sh, wait_for
+from tests.machines.host import CHECKOUT, LabTimeout, sh, wait_for
 
 RULES = CHECKOUT / "exporters/prometheus/standfast-alerts.yml"
 DASHBOARD = CHECKOUT / "exporters/grafana/dashboard.json"
@@ -61,7 +61,7 @@ class Monitoring:
         targets: Sequence[str],
         rules: str,
         *,
-        interval_s: int = 1,
+        interval_s: int = 2,
         netns: str | None = None,
         ports: tuple[int, int] = (9090, 9093),
     ) -> None:
@@ -125,10 +125,30 @@ class Monitoring:
         found: list[Mapping[str, Any]] = json.loads(text)["data"]["result"]
         return found
 
+    def unanswered(self, queries: Mapping[str, str], within_s: float = 30.0) -> dict[str, str]:
+        """Those that returned nothing all the time: after one scrape that failed all are empty."""
+        left = dict(queries)
+
+        def ask() -> bool:
+            for name in [name for name, text in left.items() if self.query(text)]:
+                del left[name]
+            return not left
+
+        with suppress(LabTimeout):
+            wait_for(ask, within_s, "every query has an answer", 1.0)
+        return left
+
     def value(self, expression: str) -> float:
         """The one value of a query."""
         (sample,) = self.query(expression)
         return float(sample["value"][1])
+
+    def evaluated_rules(self) -> dict[str, Mapping[str, Any]] | None:
+        """Each rule by name, with its health and state; None before all were evaluated."""
+        groups = json.loads(self._get(self._ports[0], "/api/v1/rules"))["data"]["groups"]
+        rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
+        unknown = any(rule["health"] == "unknown" for rule in rules.values())
+        return None if unknown or not rules else rules
 
     def alerts(self) -> dict[str, Mapping[str, Any]]:
         """What Alertmanager was told and is not over, by the alert's name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,6 +242,21 @@ def test_a_failure_that_the_journal_has_is_not_said_on_stderr_too(
     failed = replace(failed, in_journal=False)
     with pytest.raises(Refused, match="full"):
         replicate.run(words)
+
+
+def test_a_snapshot_that_is_not_taken_in_is_an_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from standfast.replication.receive import receive
+
+    nothing: Any = None  # it is refused before anything is asked
+    environ = {"SSH_ORIGINAL_COMMAND": "sh"}
+    config = config_in(tmp_path)
+    assert receive(config, nothing, nothing, -1, io.StringIO(), environ=environ) == 1
+    [event] = [getattr(one, "event", None) for one in caplog.records]
+    assert isinstance(event, Event)
+    assert (event.kind, event.reason) == (Kind.RECEIVE_REFUSED, "protocol")
+    assert event.sentence.startswith("refused: protocol: this key may only run")
 
 
 PAGE = Path(__file__).parents[2] / "docs/events.md"

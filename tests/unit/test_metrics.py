@@ -53,7 +53,7 @@ PRIMARY: Mapping[str, Any] = {
     "trouble": None,
     "fence": {"in_place": True, "open_for_s": 6.5},
     "since": NOW - 3600,
-    "began_by": "operator",
+    "began_by": "operator: zippy is repaired",
     "paused": None,
     "nomad": {
         "at": NOW - 5,

@@ -30,6 +30,7 @@ MOST_BYTES = 1 << 20
 LONGEST_PASSWORD = 72
 MOST_REMEMBERED = 256
 MOST_COST = 15
+Stamp = tuple[int, int, int, int]
 _HASH = re.compile(r"\$2[aby]\$(?P<cost>[0-9]{2})\$[./A-Za-z0-9]{53}")
 
 
@@ -110,7 +111,7 @@ class Users:
         with self._lock:
             try:
                 found = self._path.stat()
-                if (found.st_mtime_ns, found.st_ino, found.st_mode) != self._stamp:
+                if _stamp(found) != self._stamp:
                     self._stamp, self._users = self._load()
                     self._right.clear()
                     self._complaint = ""
@@ -121,7 +122,7 @@ class Users:
                     log.warning("the names and passwords of before still count: %s", error)
             return self._users
 
-    def _load(self) -> tuple[tuple[int, int, int], Mapping[str, bytes]]:
+    def _load(self) -> tuple[Stamp, Mapping[str, bytes]]:
         try:
             with self._path.open("rb") as stream:
                 found = os.fstat(stream.fileno())
@@ -129,7 +130,11 @@ class Users:
                 text = stream.read(MOST_BYTES).decode()
         except (OSError, ValueError) as error:
             raise UsageError(f"{self._path} can't be read: {error}") from error
-        return (found.st_mtime_ns, found.st_ino, found.st_mode), parse(text, self._path)
+        return _stamp(found), parse(text, self._path)
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
 
 
 def _credentials(authorization: str | None) -> tuple[str, bytes] | None:

@@ -29,6 +29,7 @@ from standfast.demo.screen import Screen
 from standfast.demo.story import FIRST, Times, _begin
 from standfast.local_socket import listen, read_line, send
 from standfast.records import ClientRecord
+from standfast.views.looks import KEEP_S
 from tests.contract.browser import Browser, headless
 from tests.contract.consul_clusters import free_ports
 from tests.contract.storage_node import StorageNode
@@ -360,9 +361,8 @@ def test_the_page_works_behind_a_password_that_stands_in_its_address(
         shows(browser, "UNKNOWN", "connection refused")
 
 
-def test_ten_open_pages_cost_one_look(scene: Scene) -> None:
-    scene.fetch()
-    before = scene.agent.asked
+def test_ten_open_pages_cost_a_look_a_second_at_most(scene: Scene) -> None:
+    started, before = monotonic(), scene.agent.asked
     bodies: list[bytes] = []
     threads = [threading.Thread(target=lambda: bodies.append(scene.fetch())) for _ in range(10)]
     for thread in threads:
@@ -371,8 +371,7 @@ def test_ten_open_pages_cost_one_look(scene: Scene) -> None:
         thread.join(30)
     assert len(bodies) == 10
     assert all(json.loads(body)["volumes"][0]["serving"] == "n1" for body in bodies)
-    # One, or more where a slow machine needed seconds for the ten.
-    assert scene.agent.asked - before < 10
+    assert scene.agent.asked - before <= 1 + (monotonic() - started) / KEEP_S
 
 
 @pytest.mark.timeout(180)

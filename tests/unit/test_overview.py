@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -383,6 +384,26 @@ def test_many_pages_cost_one_look_a_second(config: Config) -> None:
     now[0] += KEEP_S
     looks.body()
     assert len(asked) == 2
+
+
+def test_who_asks_during_a_look_gets_the_same_one(config: Config) -> None:
+    asked: list[int] = []
+    go_on = threading.Event()
+
+    def fetch(config: Config) -> Mapping[str, Any]:
+        asked.append(1)
+        assert go_on.wait(30)
+        return served()
+
+    looks = Looks([config], readers(fetch=fetch))
+    bodies: list[bytes] = []
+    threads = [threading.Thread(target=lambda: bodies.append(looks.body())) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert (len(bodies), len(set(bodies)), len(asked)) == (5, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from standfast.config.model import Config
 from standfast.errors import StandfastError, Unreachable, UsageError
 from standfast.views import exposition, samples
 from standfast.views.gates import Gates
-from standfast.views.metrics import AGENT_S, SCRAPE_S, VolumeCollector
+from standfast.views.metrics import SCRAPE_S, VolumeCollector
 from standfast.views.samples import Status
-from standfast.views.status import fetch
+from standfast.views.status import ANSWER_S, fetch
 from standfast.views.web import Request, Response, Routes, plain
 from standfast.views.web_server import Server, Site
 
@@ -30,6 +30,8 @@ HEALTHY = "/-/healthy"
 # The scraper gives up then: an answer a little earlier is worth more.
 TIMEOUT_HEADER = "x-prometheus-scrape-timeout-seconds"
 AHEAD_S = 0.5
+# The agent itself takes ANSWER_S at most to be called silent.
+ROLE_S = ANSWER_S + 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def role_route(
         if config is None:
             return plain(f"no such volume here; there is {' and '.join(by_name)}", 404)
         try:
-            doc = gates.look(config.volume, lambda: look(config), Deadline.after(AGENT_S))
+            doc = gates.look(config.volume, lambda: look(config), Deadline.after(ROLE_S))
             is_so = wanted(doc)
         except (StandfastError, OSError, KeyError, TypeError, AttributeError) as error:
             log.debug("%s: %s", request.path, error)

@@ -35,9 +35,10 @@ T = TypeVar("T")
 
 # Below the 10 s that Prometheus gives a scrape by default.
 SCRAPE_S = 8.0
-# An agent that hangs is noticed in time for Consul to be asked instead.
-AGENT_S = 3.5
-CONSUL_S = 3.0
+# Shares of a scrape's time: an agent that hangs leaves enough to ask Consul instead, and Consul
+# enough for what this node knows by itself.
+AGENT_SHARE = 0.4
+CONSUL_SHARE = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ class _Look:
     ) -> None:
         self._collector, self._config = collector, config
         self._utc, self._deadline = utc, deadline
+        self._whole_s = deadline.remaining_s()
         self.found: list[Sample] = []
 
     def run(self) -> None:
@@ -181,8 +183,8 @@ class _Look:
             return doc, [*samples.from_status(doc, config, self._utc)]
 
         return (
-            self._try("agent", lambda: understood(read.fetch), AGENT_S)
-            or self._try("consul", lambda: understood(read.from_consul), CONSUL_S)
+            self._try("agent", lambda: understood(read.fetch), AGENT_SHARE)
+            or self._try("consul", lambda: understood(read.from_consul), CONSUL_SHARE)
             or ({}, ())
         )
 
@@ -196,6 +198,6 @@ class _Look:
             newest = samples.newest_of_standbys(config, doc, sent)
         return [("diverged_subvolumes", replica.diverged, ()), *samples.ages(newest, read.utc())]
 
-    def _try(self, source: str, read: Callable[[], T], most_s: float = SCRAPE_S) -> T | None:
-        deadline = Deadline(min(self._deadline.at, Deadline.after(most_s).at))
+    def _try(self, source: str, read: Callable[[], T], share: float = 1.0) -> T | None:
+        deadline = Deadline(min(self._deadline.at, Deadline.after(share * self._whole_s).at))
         return self._collector.try_to(self._config, source, read, deadline)

@@ -311,7 +311,7 @@ def test_an_address_that_could_mean_every_interface_is_refused(text: str) -> Non
 
 def test_what_is_open_to_others_is_said_loudly(users_file: Path) -> None:
     in_clear = site_of({}, Options(users=users_file))
-    safe = replace(in_clear, tls=lambda: ssl.create_default_context())
+    safe = replace(in_clear, tls=ssl.create_default_context)
     assert warnings("127.0.0.1", Site({})) == warnings("::1", Site({})) == ()
     assert "everybody" in warnings("0.0.0.0", Site({}))[0]
     assert "everybody" in warnings("fe80::1%eth0", Site({}))[0]

@@ -124,7 +124,9 @@ def values(text: str) -> dict[str, float]:
             if sample.name in ("standfast_time_seconds", "standfast_build_info"):
                 continue
             assert labels.pop("volume") == "data-services"
-            found[f"{sample.name}{{{','.join(labels.values())}}}"] = sample.value
+            found[f"{sample.name}{{{','.join(labels[key] for key in sorted(labels))}}}"] = (
+                sample.value
+            )
     return found
 
 

@@ -1,0 +1,304 @@
+"""The exporter as a process: what Prometheus, load balancers, slow clients and strangers get."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import math
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from standfast.clock import Deadline, sleep
+from standfast.config.load import load
+from standfast.config.model import Config
+from standfast.errors import Unreachable
+from standfast.lease.epochs import EpochFile
+from standfast.local_socket import listen, read_line, send
+from standfast.reasons import Reason
+from standfast.replication import state
+from standfast.views.exporter import Options, serve
+from standfast.views.web_server import MOST_FROM_ONE
+from tests.contract.consul_clusters import free_ports
+from tests.unit.cli_helpers import write_config
+from tests.unit.test_metrics import PRIMARY, values
+
+ROOT = Path(__file__).parents[2]
+HEADERS = ("Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy")
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A running one."""
+
+    port: int
+    log: Path
+    pid: int
+    tls: ssl.SSLContext | None = None
+
+    def get(
+        self, path: str, *, method: str = "GET", **headers: str
+    ) -> tuple[int, Mapping[str, str], str]:
+        """Status, headers, body."""
+        scheme = "http" if self.tls is None else "https"
+        request = urllib.request.Request(
+            f"{scheme}://127.0.0.1:{self.port}{path}",
+            method=method,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60, context=self.tls) as answer:
+                return answer.status, dict(answer.headers), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, dict(error.headers), error.read().decode()
+
+
+@contextlib.contextmanager
+def exporting(
+    config: Config, *options: str, tls: ssl.SSLContext | None = None
+) -> Iterator[Exporter]:
+    """`standfast-exporter` until the block ends."""
+    [port] = free_ports(1)
+    log = config.source.parent / "exporter.log"
+    command = [sys.executable, str(ROOT / "exporters/standfast-exporter")]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [*command, "--listen", f"127.0.0.1:{port}", *options],
+            env={"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(ROOT)},
+            stderr=stderr,
+        )
+    exporter = Exporter(port, log, process.pid, tls)
+    try:
+        deadline = Deadline.after(60)
+        while True:
+            assert process.poll() is None, log.read_text()
+            deadline.check("the exporter's start")
+            with contextlib.suppress(OSError):
+                exporter.get("/-/healthy")
+                break
+            sleep(0.05)
+        yield exporter
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def agent(config: Config, status: Mapping[str, Any] | None) -> Iterator[None]:
+    """Answers with that on the agent's socket; None: takes the question and says nothing."""
+    server = listen(config.run_dir / "agent.sock")
+
+    def answer() -> None:
+        silent = []
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                silent.append(connection)
+                if status is not None:
+                    read_line(connection, Deadline.after(20))
+                    send(connection, {"done": True, "status": status})
+                    silent.pop().close()
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join(20)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load(write_config(tmp_path / "etc", tmp_path, ["127.0.0.1:1"]))
+
+
+def test_a_scrape_where_nothing_else_runs(config: Config) -> None:
+    EpochFile(config.state_dir / "epoch").raise_to(3)
+    state.note_failure(config, "c1", Reason.REPLICATION_FAILED, "no route")
+    with exporting(config) as exporter:
+        status, headers, text = exporter.get("/metrics", Accept="text/plain;version=0.0.4")
+        found = values(text)
+        listening = [
+            line.split()[1]
+            for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+            if line.split()[3] == "0A" and line.split()[1].endswith(f":{exporter.port:04X}")
+        ]
+        roles = [exporter.get(path)[0] for path in ("/primary", "/standby")]
+        posted = exporter.get("/metrics", method="POST")[0]
+        head = exporter.get("/metrics", method="HEAD")
+        everything = [exporter.get(path)[1] for path in ("/", "/nothing", "/api/v1/status")]
+        log = exporter.log.read_text()
+    assert (status, found["standfast_up{agent}"], found["standfast_up{consul}"]) == (200, 0, 0)
+    assert found["standfast_up{store}"] == found["standfast_up{replication}"] == 1
+    assert found["standfast_failover_blocked{consul-unreachable}"] == 1
+    assert found["standfast_replication_failures_total{replication-failed,c1}"] == 1
+    assert found["standfast_replication_age_seconds{zippy}"] == math.inf
+    assert listening == [f"0100007F:{exporter.port:04X}"]
+    assert (roles, posted, head[0], head[2]) == ([503, 503], 405, 200, "")
+    for one in (headers, *everything):
+        assert all(name in one for name in HEADERS)
+        assert one["Cache-Control"] == "no-store"
+    assert "everybody" not in log
+
+
+def test_with_an_agent_both_formats_are_clean_and_the_roles_are_told(config: Config) -> None:
+    with agent(config, PRIMARY), exporting(config) as exporter:
+        plain = exporter.get("/metrics")
+        asked = "application/openmetrics-text;version=1.0.0"
+        openmetrics = exporter.get("/metrics", Accept=asked)
+        roles = [exporter.get(path)[0] for path in ("/primary", "/standby", "/primary?volume=x")]
+    assert values(plain[2])["standfast_serving{}"] == 1
+    assert openmetrics[1]["Content-Type"].startswith("application/openmetrics-text")
+    assert openmetrics[2].endswith("# EOF\n")
+    assert roles == [200, 503, 404]
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=plain[2], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_agent_that_hangs_costs_a_scrape_its_patience_and_nothing_else(config: Config) -> None:
+    with agent(config, None), exporting(config) as exporter:
+        timeout = {"X_Prometheus_Scrape_Timeout_Seconds": "6"}
+        texts: list[str] = []
+        scrapes = [
+            threading.Thread(target=lambda: texts.append(exporter.get("/metrics", **timeout)[2]))
+            for _ in range(4)
+        ]
+        for one in scrapes:
+            one.start()
+        healthy = exporter.get("/-/healthy")[0]
+        for one in scrapes:
+            one.join(60)
+    assert healthy == 200
+    assert len(texts) == 4
+    for text in texts:
+        found = values(text)
+        assert found["standfast_up{agent}"] == 0
+        assert found["standfast_up{replication}"] == found["standfast_up{store}"] == 1
+
+
+def test_slow_clients_of_one_address_keep_nobody_else_out(config: Config) -> None:
+    with exporting(config) as exporter, contextlib.ExitStack() as slow:
+        for number in range(3 * MOST_FROM_ONE):
+            one = socket.create_connection(
+                ("127.0.0.1", exporter.port), 20, source_address=("127.0.0.2", 0)
+            )
+            slow.enter_context(one)
+            with contextlib.suppress(OSError):  # turned away already
+                one.sendall(b"GET /metrics HTTP/1.1\r\nX: " + str(number).encode())
+        assert exporter.get("/metrics")[0] == 200
+        threads = len(list(Path(f"/proc/{exporter.pid}/task").iterdir()))
+    assert threads <= 2 * MOST_FROM_ONE
+
+
+def test_the_nonsense_of_strangers_ends_nothing_and_is_not_logged(config: Config) -> None:
+    nonsense = [
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET " + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 500 + b"\r\n",
+        b"\r\n\r\n",
+        b"HUNTER2 /HUNTER2 HTTP/1.1\r\nHUNTER2: HUNTER2\r\n\r\n",
+        b"",
+    ]
+    with exporting(config) as exporter:
+        for one in nonsense:
+            connection = socket.create_connection(("127.0.0.1", exporter.port), 20)
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(one)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+        assert exporter.get("/-/healthy")[0] == 200
+        log = exporter.log.read_text()
+    assert "HUNTER2" not in log
+    assert "Traceback" not in log
+
+
+def certificate(directory: Path, name: str) -> tuple[Path, Path]:
+    """Of its own signing, for 127.0.0.1."""
+    pem, key = directory / "cert.pem", directory / "key.pem"
+    command: Sequence[str] = [
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+        *("-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-keyout", str(key), "-out", str(pem)),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    key.chmod(0o600)
+    return pem, key
+
+
+def test_passwords_over_tls_and_a_renewed_certificate(config: Config, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    users = tmp_path / "users"
+    hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
+    users.write_text(f"ann:{hashed}\n")
+    users.chmod(0o600)
+    pem, key = certificate(tmp_path, "first")
+    trusted = ssl.create_default_context(cafile=str(pem))
+    files = ("--users", str(users), "--tls-cert", str(pem), "--tls-key", str(key))
+    right = "Basic " + base64.b64encode(b"ann:right").decode()
+    with exporting(config, *files, tls=trusted) as exporter:
+        assert exporter.get("/-/healthy")[0] == 200
+        for path in ("/", "/metrics", "/primary", "/api/v1/status", "/nothing"):
+            assert exporter.get(path)[0] == 401
+        status, _, text = exporter.get("/metrics", Authorization=right)
+        assert (status, "standfast_up" in text) == (200, True)
+        with contextlib.ExitStack() as stuck:  # in the middle of a handshake
+            for _ in range(3):
+                stuck.enter_context(socket.create_connection(("127.0.0.1", exporter.port), 20))
+            assert exporter.get("/metrics", Authorization=right)[0] == 200
+        certificate(tmp_path, "second")
+        os.utime(pem, ns=(1, 1))
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            exporter.get("/-/healthy")
+        trusted.load_verify_locations(str(pem))
+        assert exporter.get("/-/healthy")[0] == 200
+        log = exporter.log.read_text()
+    assert "right" not in log
+    assert base64.b64encode(b"ann:right").decode() not in log
+
+
+def test_an_address_in_use_is_named(config: Config) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        at = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(Unreachable, match=at):
+            serve([config], Options(at))
+
+
+def test_a_file_is_written_once_for_node_exporter(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "standfast.prom"
+    done = subprocess.run(
+        [sys.executable, ROOT / "exporters/standfast-exporter", "--textfile", path],
+        env={"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    names = {family.name for family in text_string_to_metric_families(path.read_text())}
+    assert {"standfast_up", "standfast_time_seconds"} <= names

@@ -23,7 +23,7 @@ INTERVAL_S = 10
 SCRAPE_S = 2
 LAG_S = 2 * INTERVAL_S + 60 / FACTOR
 """What docs/alerts.md promises of the lag: two intervals and a minute."""
-BUSY_S = 15.0
+BUSY_S = 20.0
 """So much later it may be on a machine that does something else as well."""
 # Nomad isn't configured here, and nothing was compared, failed, or is late. The contract test,
 # whose exporters know all that, leaves nothing out.
@@ -41,6 +41,10 @@ class Watched(Cluster):
     """Two storage nodes whose exporters listen on their addresses."""
 
     interval_s = INTERVAL_S
+
+    def other(self) -> str:
+        """The standby."""
+        return next(node.name for node in self.storage if node.name != self.primary())
 
     def install(self) -> None:
         self.lab.storage = ("n1", "n2")
@@ -99,12 +103,12 @@ def test_every_query_has_an_answer(monitoring: Monitoring) -> None:
 def test_replication_that_stops_is_told_at_the_promised_time_and_so_is_its_return(
     cluster: Watched, monitoring: Monitoring
 ) -> None:
-    assert not {name for name in monitoring.alerts() if "Replication" in name}
-    standby = cluster["n2"]
+    monitoring.wait_for(lambda: not monitoring.telling("Replication"), "replication is well", 60.0)
+    standby = cluster[cluster.other()]
     standby.sh("mv /root/.ssh/authorized_keys /root/.ssh/away")
     told = monitoring.wait_for_alert("StandfastReplicationLag", 4 * LAG_S)
     newest = monitoring.value(
-        'max(standfast_replica_newest_snapshot_timestamp_seconds{standby="n2"})'
+        f'max(standfast_replica_newest_snapshot_timestamp_seconds{{standby="{standby.name}"}})'
     )
     seen_s = datetime.fromisoformat(told["startsAt"]).timestamp() - newest
     note(
@@ -113,9 +117,7 @@ def test_replication_that_stops_is_told_at_the_promised_time_and_so_is_its_retur
     )
     assert LAG_S - SCRAPE_S <= seen_s <= LAG_S + BUSY_S
     standby.sh("mv /root/.ssh/away /root/.ssh/authorized_keys")
-    monitoring.wait_for(
-        lambda: "StandfastReplicationLag" not in monitoring.alerts(), "it resolves", 90.0
-    )
+    monitoring.wait_for(lambda: not monitoring.telling("Replication"), "it resolves", 90.0)
 
 
 @pytest.mark.timeout(240)
@@ -123,10 +125,12 @@ def test_a_power_cut_is_told_as_a_failover_and_as_lost_redundancy(
     cluster: Watched, monitoring: Monitoring
 ) -> None:
     assert "StandfastFailoverHappened" not in monitoring.alerts()
-    cluster.wait_until_replicated("n1")
-    cluster["n1"].power_cut()
+    primary = cluster.primary()
+    epoch = cluster.epoch(primary)
+    cluster.wait_until_replicated(primary)
+    cluster[primary].power_cut()
     told = monitoring.wait_for_alert("StandfastFailoverHappened", 120.0)
-    assert "epoch 2 began" in told["annotations"]["summary"]
+    assert f"epoch {epoch + 1} began" in told["annotations"]["summary"]
     lost = monitoring.wait_for_alert("StandfastNoFailoverPossible", 120.0)
     assert "Reason: " in lost["annotations"]["description"]
     monitoring.wait_for_alert("StandfastExporterDown", 60.0)

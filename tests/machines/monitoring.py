@@ -155,6 +155,10 @@ class Monitoring:
         told = json.loads(self._get(self._ports[1], "/api/v2/alerts?active=true"))
         return {one["labels"]["alertname"]: one for one in told}
 
+    def telling(self, part: str) -> set[str]:
+        """The alerts with that part in their names."""
+        return {name for name in self.alerts() if part in name}
+
     def wait_for(self, look: Callable[[], Any], what: str, timeout_s: float) -> Any:
         return wait_for(look, timeout_s, what, 0.5)
 

@@ -54,8 +54,9 @@ kernel-lab: $(READY) ## the kernel lab alone (root): three machines with real ke
 check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules
 	@tests/tools/static-checks
 
-bench: $(READY) ## what the guard and (root) replication and the lab's parts take
+bench: $(READY) ## what the guard, a scrape and (root) replication and the lab's parts take
 	@$(VENV)/bin/python -m tests.bench_guard
+	@$(VENV)/bin/python -m tests.bench_exporter
 	@if [[ $$(id -u) == 0 ]]; then $(VENV)/bin/python -m tests.bench_replication; \
 	  $(VENV)/bin/python -m tests.lab.bench; \
 	  else echo "make bench: LEFT OUT: replication and the lab's parts, which need root:" \

@@ -108,6 +108,8 @@ def returned_is_refused(cluster: Cluster, old: str, new: str) -> None:
     assert cluster.role(old) == "standby"
     assert any("diverged" in path for path in cluster.status(old)["aside"])
     assert cluster.primary() == new
+    assert entries(cluster[new], Kind.FAILOVER_DECIDED, "takeover", 0)
+    assert entries(node, Kind.DEMOTED, "returned", 0)
 
 
 @pytest.mark.timeout(300)

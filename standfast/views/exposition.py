@@ -10,39 +10,46 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
+
+from standfast.views.families import Table
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
-def answer_to(accept: str, metrics: Iterable[Metric]) -> tuple[str, bytes]:
+def answer_to(accept: str, tables: Iterable[Table]) -> tuple[str, bytes]:
     """Content type and text, by a request's `Accept`."""
     _, kind = choose_encoder(accept)
     if kind.startswith("application/openmetrics-text"):
-        return OPENMETRICS, encode(metrics, openmetrics=True).encode()
-    return PLAIN, encode(metrics, openmetrics=False).encode()
+        return OPENMETRICS, encode(tables, openmetrics=True).encode()
+    return PLAIN, encode(tables, openmetrics=False).encode()
 
 
-def encode(metrics: Iterable[Metric], *, openmetrics: bool) -> str:
-    """The text of these families."""
+def encode(tables: Iterable[Table], *, openmetrics: bool) -> str:
+    """The text of these families and their rows."""
     lines: list[str] = []
-    for metric in metrics:
-        name = metric.name
-        if metric.type == "counter" and not openmetrics:
-            name += "_total"
-        text = _escaped(metric.documentation) if openmetrics else _help(metric.documentation)
-        lines.append(f"# HELP {name} {text}\n# TYPE {name} {metric.type}\n")
-        for sample in metric.samples:
-            labels = ",".join(
-                [f'{key}="{_escaped(value)}"' for key, value in sample.labels.items()]
-            )
-            braces = f"{{{labels}}}" if labels else ""
-            lines.append(f"{sample.name}{braces} {_number(sample.value)}\n")
+    # The same standby stands in many families: its labels become text once.
+    texts: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
+    for family, rows in tables:
+        name, keys = family.full_name, family.label_names
+        about = name.removesuffix("_total") if openmetrics else name
+        text = _escaped(family.help) if openmetrics else _help(family.help)
+        kind = "counter" if family.counter else "gauge"
+        lines.append(f"# HELP {about} {text}\n# TYPE {about} {kind}\n")
+        for value, labels in rows:
+            braces = texts.get((keys, labels))
+            if braces is None:
+                braces = texts[keys, labels] = _labels(keys, labels)
+            lines.append(f"{name}{braces} {_number(value)}\n")
     if openmetrics:
         lines.append("# EOF\n")
     return "".join(lines)
+
+
+def _labels(keys: tuple[str, ...], values: tuple[str, ...]) -> str:
+    pairs = [f'{key}="{_escaped(value)}"' for key, value in zip(keys, values, strict=True)]
+    return f"{{{','.join(pairs)}}}" if pairs else ""
 
 
 def _help(text: str) -> str:

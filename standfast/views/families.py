@@ -6,7 +6,7 @@ them all; a test ties the two together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -19,6 +19,8 @@ SOURCES = ("agent", "consul", "replication", "store")
 MetricFamily = CounterMetricFamily | GaugeMetricFamily
 Sample = tuple[str, float, tuple[str, ...]]
 """Family without the prefix, value, values of its labels beyond `volume`."""
+Row = tuple[float, tuple[str, ...]]
+"""Value, values of all labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,21 @@ class Family:
         """As Prometheus stores it."""
         return f"{PREFIX}{self.name}{'_total' if self.counter else ''}"
 
-    def empty(self) -> MetricFamily:
-        """Without samples yet."""
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """All of them, in the order of their values."""
+        return self.labels if self.of_node else ("volume", *self.labels)
+
+    def metric(self, rows: Sequence[Row]) -> MetricFamily:
+        """As the library has it."""
         kind = CounterMetricFamily if self.counter else GaugeMetricFamily
-        first = () if self.of_node else ("volume",)
-        return kind(f"{PREFIX}{self.name}", self.help, labels=(*first, *self.labels))
+        metric = kind(f"{PREFIX}{self.name}", self.help, labels=self.label_names)
+        for value, labels in rows:
+            metric.add_metric(labels, value)
+        return metric
+
+
+Table = tuple[Family, Sequence[Row]]
 
 
 def by_name(families: Iterable[Family]) -> Mapping[str, Family]:

@@ -25,7 +25,7 @@ from standfast.reign import OwnReign
 from standfast.replication import state
 from standfast.replication.published import epochs_of_snapshots
 from standfast.views import samples, status
-from standfast.views.families import FAMILIES, SOURCES, Sample
+from standfast.views.families import FAMILIES, SOURCES, Row, Sample, Table
 from standfast.views.gates import Gates
 from standfast.views.samples import Status
 
@@ -94,19 +94,20 @@ class VolumeCollector(Collector):
         self._failing: set[tuple[str, str]] = set()
 
     def collect(self) -> Iterator[Metric]:
-        return self.scrape(Deadline.after(SCRAPE_S))
+        for family, rows in self.scrape(Deadline.after(SCRAPE_S)):
+            yield family.metric(rows)
 
-    def scrape(self, deadline: Deadline) -> Iterator[Metric]:
+    def scrape(self, deadline: Deadline) -> Sequence[Table]:
         """One scrape, over at the deadline or a moment later."""
         utc = self._read.utc()
-        metrics = {name: family.empty() for name, family in FAMILIES.items()}
-        metrics["build_info"].add_metric((__version__,), 1.0)
-        metrics["time_seconds"].add_metric((), utc)
+        rows: dict[str, list[Row]] = {name: [] for name in FAMILIES}
+        rows["build_info"].append((1.0, (__version__,)))
+        rows["time_seconds"].append((utc, ()))
         for config, found in zip(self._configs, self._volumes(utc, deadline), strict=True):
             first = (config.volume,)
             for name, value, labels in found:
-                metrics[name].add_metric(first + labels, value)
-        yield from (metric for metric in metrics.values() if metric.samples)
+                rows[name].append((value, first + labels))
+        return [(family, rows[name]) for name, family in FAMILIES.items() if rows[name]]
 
     def _volumes(self, utc: float, deadline: Deadline) -> Sequence[Sequence[Sample]]:
         """One after the other costs least; side by side, one that hangs delays no other."""

@@ -32,6 +32,7 @@ from tests.unit.cli_helpers import write_config
 ROOT = Path(__file__).parents[2]
 NOW = 1_700_000_000.0
 STANDBY = "standfast_replication_age_seconds"
+SOON = Deadline.after(600)
 # The library has no types for these.
 openmetrics_families: Any = openmetrics_parser.text_string_to_metric_families
 generate_openmetrics: Any = openmetrics_text.generate_latest
@@ -294,7 +295,7 @@ def test_a_difference_that_a_comparison_found_is_told(config: Config) -> None:
 
 
 def test_the_node_s_clock_and_version_have_no_volume(config: Config) -> None:
-    lines = encode(VolumeCollector([config], WELL).collect(), openmetrics=False).splitlines()
+    lines = encode(VolumeCollector([config], WELL).scrape(SOON), openmetrics=False).splitlines()
     assert f"standfast_time_seconds {NOW}" in lines
     assert f'standfast_build_info{{version="{__version__}"}} 1.0' in lines
 
@@ -348,7 +349,7 @@ def test_both_texts_mean_what_the_library_s_encoders_would_write(config: Config)
     collector = VolumeCollector(
         [config], replace(WELL, replication=lambda _: sent, fetch=lambda _: nothing)
     )
-    plain, openmetrics = (encode(collector.collect(), openmetrics=one) for one in (False, True))
+    plain, openmetrics = (encode(collector.scrape(SOON), openmetrics=one) for one in (False, True))
     assert [*text_string_to_metric_families(plain)] == [
         *text_string_to_metric_families(generate_latest(collector).decode())
     ]
@@ -371,7 +372,7 @@ def test_both_texts_mean_what_the_library_s_encoders_would_write(config: Config)
     ],
 )
 def test_the_scraper_gets_the_format_that_it_asks_for(accept: str, kind: str) -> None:
-    found, body = answer_to(accept, [FAMILIES["up"].empty()])
+    found, body = answer_to(accept, [(FAMILIES["up"], [])])
     assert found == kind
     assert body.endswith(b"# EOF\n") == ("openmetrics" in kind)
 

@@ -86,7 +86,11 @@ class Cluster(Installed[Node]):
         """n1 becomes the first primary, and every standby has a snapshot."""
         self.promote_first()
         self.lab.wait_for(
-            lambda: all(s["age_s"] is not None for s in self.status(PRIMARY)["standbys"]),
+            lambda: all(
+                # Not there while Consul doesn't answer in time.
+                s["age_s"] is not None
+                for s in self.status(PRIMARY).get("standbys", [{"age_s": None}])
+            ),
             120.0,
             "every standby has a snapshot",
             interval_s=1.0,

@@ -154,7 +154,7 @@ ssh_key = "/root/.ssh/id_ed25519"
         up = {n.name for n in self.storage if n.pid} - {name}
 
         def fresh() -> bool:
-            standbys = {s["node"]: s for s in self.status(name)["standbys"]}
+            standbys = {s["node"]: s for s in self.status(name).get("standbys", ())}
             return all(
                 n in standbys
                 and standbys[n]["age_s"] is not None

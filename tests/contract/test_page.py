@@ -27,7 +27,8 @@ from standfast.clock import Deadline, monotonic, sleep, utc_now
 from standfast.demo.cluster import Cluster
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.screen import Screen
-from standfast.demo.story import FIRST, Times, _begin
+from standfast.demo.story import Times, _begin
+from standfast.errors import StandfastError
 from standfast.local_socket import listen, read_line, send
 from standfast.records import ClientRecord
 from standfast.views.looks import KEEP_S
@@ -381,26 +382,44 @@ def test_an_open_page_follows_a_power_cut_of_the_primary(
 ) -> None:
     """With agents, leases, replication and a takeover that are real."""
     monkeypatch.setattr("tempfile.tempdir", "/tmp")  # a socket's path has to be short
-    started = monotonic()
-    with Cluster(Screen(io.StringIO(), started), started) as cluster:
-        _begin(cluster, Times())
-        node = cluster["c1"]
-        with exporting({**os.environ, **node.environment()}) as (url, _):
-            browser.size(1200, 900)
-            browser.open(url)
-            shows(browser, f"{FIRST} serves data-services", "would lose")
-            cut = monotonic()
-            cluster[FIRST].cut_power()
-            lines: list[str] = []
+    with a_demo() as cluster, exporting({**os.environ, **cluster["c2"].environment()}) as (url, _):
+        browser.size(1200, 900)
+        browser.open(url)
+        browser.wait(lambda: bool(who_serves(browser)) and "would lose" in headline(browser))
+        old = who_serves(browser)
+        cut = monotonic()
+        cluster[old].cut_power()
+        lines: list[str] = []
 
-            def somebody_else_serves() -> bool:
-                line = headline(browser)
-                if not lines or lines[-1] != line:
-                    lines.append(line)
-                return re.search(r"c[12] serves data-services", line) is not None
+        def somebody_else_serves() -> bool:
+            line = headline(browser)
+            if not lines or lines[-1] != line:
+                lines.append(line)
+            return who_serves(browser) not in ("", old)
 
-            browser.wait(somebody_else_serves, TURN_S)
-            print(f"an open page knew the new primary {monotonic() - cut:.1f} s after the cut:")
-            print("\n".join(" ".join(line.split()) for line in lines))
-            assert "takeover" in browser.text("[aria-label=History]")
-            browser.wait(lambda: FIRST not in headline(browser), TURN_S)
+        browser.wait(somebody_else_serves, TURN_S)
+        print(f"an open page knew the new primary {monotonic() - cut:.1f} s after the cut:")
+        print("\n".join(" ".join(line.split()) for line in lines))
+        assert "takeover" in browser.text("[aria-label=History]")
+
+
+def who_serves(browser: Browser) -> str:
+    found = re.search(r"(zippy|c1|c2) serves data-services", headline(browser))
+    return found[1] if found else ""
+
+
+@contextlib.contextmanager
+def a_demo() -> Iterator[Cluster]:
+    """The demo's three nodes with a primary. Its leases are short: where the machine has no time
+    for it, a promotion is given up in order, and it begins anew."""
+    for attempts_left in (2, 1, 0):
+        started = monotonic()
+        with Cluster(Screen(io.StringIO(), started), started) as cluster:
+            try:
+                _begin(cluster, Times())
+            except StandfastError:
+                if not attempts_left:
+                    raise
+                continue
+            yield cluster
+            return

@@ -18,6 +18,10 @@ from standfast.records import LeaderState
 from standfast.views.text import duration
 
 
+# What an agent says until the silence has lasted: no help to who reads that nobody serves.
+_CALM = (Reason.PRIMARY_ALIVE, Reason.STANDING_BY, Reason.SERVING)
+
+
 class Level(StrEnum):
     """How well it is, from the best to the worst."""
 
@@ -136,7 +140,7 @@ def _what_now(doc: Mapping[str, Any], config: Config) -> str | None:
             f"A standby takes over by itself{loss}, {duration(config.failover_after)} after the "
             "last heartbeat at the latest. If none does, `standfast promote` on it."
         )
-    if decision is not None:
+    if decision is not None and decision["reason"] not in _CALM:
         parts.append(f"{doc['node']} says: {ended(decision['sentence'])}")
     return " ".join(part for part in parts if part) or None
 

@@ -306,6 +306,12 @@ def test_a_time_of_another_day_has_its_date() -> None:
     assert time_of(NOW - 86400, NOW) == "2026-11-21 14:06 UTC"
 
 
+def test_an_agent_that_still_waits_quietly_is_not_quoted_in_an_alarm(config: Config) -> None:
+    assert "n1 says: n1 is silent" in told(dead(), config)["headline"]["advice"]
+    calm = {"reason": "primary-alive", "sentence": "n1 is primary with epoch 7", "action": "wait"}
+    assert "says" not in told(dead(decision=calm), config)["headline"]["advice"]
+
+
 def test_a_sentence_ends_once(config: Config) -> None:
     why = "connection refused. Check that the agent runs."
     failover = {"possible": False, "reason": "consul-unreachable", "sentence": why}

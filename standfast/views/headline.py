@@ -17,7 +17,6 @@ from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.views.text import duration
 
-
 # What an agent says until the silence has lasted: no help to who reads that nobody serves.
 _CALM = (Reason.PRIMARY_ALIVE, Reason.STANDING_BY, Reason.SERVING)
 

@@ -85,6 +85,7 @@ class Users:
         name, password = pair
         users = self._current()
         hashed = users.get(name)
+        # With the hash in it: what was remembered ends with a change of the password.
         digest = hmac.digest(
             self._key, b"\0".join([name.encode(), hashed or b"", password]), hashlib.sha256
         )
@@ -113,7 +114,6 @@ class Users:
                 found = self._path.stat()
                 if _stamp(found) != self._stamp:
                     self._stamp, self._users = self._load()
-                    self._right.clear()
                     self._complaint = ""
                     log.info("%s was read again: %d names", self._path, len(self._users))
             except (OSError, StandfastError) as error:

@@ -323,27 +323,31 @@ def test_a_source_that_hangs_is_down_by_the_deadline_and_is_not_asked_twice(
     assert found["standfast_up{agent}"] == 1
 
 
-def test_a_volume_that_hangs_does_not_hide_another(config: Config) -> None:
-    other = replace(config, volume="media")
+def test_volumes_that_hang_do_not_hide_another(config: Config) -> None:
+    hanging = [replace(config, volume=f"media-{number}") for number in range(3)]
     let_go = threading.Event()
 
     def fetch(asked: Config) -> Mapping[str, Any]:
-        if asked.volume == "media":
+        if asked is not config:
             let_go.wait(60)
         return PRIMARY
 
-    collector = VolumeCollector([other, config], replace(WELL, fetch=fetch))
+    collector = VolumeCollector([*hanging, config], replace(WELL, fetch=fetch))
     try:
-        text = encode(collector.scrape(Deadline.after(2)), openmetrics=False)
+        text = encode(collector.scrape(Deadline.after(4)), openmetrics=False)
     finally:
         let_go.set()
-    assert 'standfast_up{volume="media",source="agent"} 0.0' in text
+    assert 'standfast_up{volume="media-0",source="agent"} 0.0' in text
     assert 'standfast_up{volume="data-services",source="agent"} 1.0' in text
 
 
 def test_both_texts_mean_what_the_library_s_encoders_would_write(config: Config) -> None:
     sent = state.ReplicationState(
-        standbys={"c1": state.StandbyState(sent_bytes_total=10**15, failures={'a"b\\c\nd': 1})}
+        standbys={
+            "c1": state.StandbyState(
+                sent_bytes_total=10**15, failures={'a"b': 1, "c\\d": 2, "e\nf": 3}
+            )
+        }
     )
     nothing = {**PRIMARY, "standbys": [{"node": "c1", "snapshot": None}]}
     collector = VolumeCollector(
@@ -356,7 +360,7 @@ def test_both_texts_mean_what_the_library_s_encoders_would_write(config: Config)
     assert [*openmetrics_families(openmetrics)] == [
         *openmetrics_families(generate_openmetrics(collector).decode())
     ]
-    assert 'reason="a\\"b\\\\c\\nd"' in plain
+    assert 'reason="a\\"b"' in plain and 'reason="c\\\\d"' in plain and 'reason="e\\nf"' in plain
     assert "+Inf" in plain
 
 

@@ -138,7 +138,7 @@ class Server(ThreadingMixIn, TCPServer):
                 del self._taken[address]
 
 
-class _Reader(io.RawIOBase):
+class Reader(io.RawIOBase):
     """A connection whose reads end at the deadline, however slowly it drips."""
 
     def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = io.BufferedReader(_Reader(self.connection, self._deadline))
+        self.rfile = io.BufferedReader(Reader(self.connection, self._deadline))
 
     def handle(self) -> None:
         self.close_connection = True

@@ -145,6 +145,8 @@ def test_a_scrape_where_nothing_else_runs(config: Config) -> None:
         posted = exporter.get("/metrics", method="POST")[0]
         head = exporter.get("/metrics", method="HEAD")
         everything = [exporter.get(path)[1] for path in ("/", "/nothing", "/api/v1/status")]
+        for _ in range(2 * MOST_FROM_ONE):  # a place is given back
+            assert exporter.get("/-/healthy")[0] == 200
         log = exporter.log.read_text()
     assert (status, found["standfast_up{agent}"], found["standfast_up{consul}"]) == (200, 0, 0)
     assert found["standfast_up{store}"] == found["standfast_up{replication}"] == 1

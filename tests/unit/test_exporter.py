@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import socket
 import ssl
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +16,10 @@ from typing import Any
 import bcrypt
 import pytest
 
+from standfast.clock import Deadline, sleep
 from standfast.config.load import load
 from standfast.config.model import Config
-from standfast.errors import StandfastError, Unreachable, UsageError
+from standfast.errors import StandfastError, TimedOut, Unreachable, UsageError
 from standfast.views import passwords, samples, textfile
 from standfast.views.exporter import (
     Options,
@@ -30,7 +34,7 @@ from standfast.views.exporter import (
 from standfast.views.looks import Looks
 from standfast.views.metrics import Readers, VolumeCollector
 from standfast.views.web import Request, Response, plain, query_of
-from standfast.views.web_server import Site, answer
+from standfast.views.web_server import Reader, Site, answer
 from tests.unit.cli_helpers import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +117,26 @@ def test_a_route_that_fails_says_so_without_what_it_failed_of(
 )
 def test_a_scrape_ends_before_prometheus_gives_up(told: str | None, expected: float) -> None:
     assert scrape_s(told) == expected
+
+
+def test_a_request_that_drips_has_one_deadline_as_a_whole() -> None:
+    ours, theirs = socket.socketpair()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                theirs.sendall(b"x")
+                sleep(0.01)
+
+    dripping = threading.Thread(target=drip)
+    with ours, theirs:
+        dripping.start()
+        reader = Reader(ours, Deadline.after(0.3))
+        with pytest.raises((TimedOut, TimeoutError)):
+            while True:
+                reader.readinto(bytearray(100))
+        ours.close()
+        dripping.join(60)
 
 
 # Roles

@@ -9,13 +9,11 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,17 @@ import bcrypt
 import pytest
 
 from standfast.adapters.consul import ConsulGateway
-from standfast.clock import Deadline, monotonic, sleep, utc_now
+from standfast.clock import monotonic, utc_now
 from standfast.demo.cluster import Cluster
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.screen import Screen
 from standfast.demo.story import Times, _begin
 from standfast.errors import StandfastError
-from standfast.local_socket import listen, read_line, send
 from standfast.records import ClientRecord
 from standfast.views.looks import KEEP_S
 from tests.contract.browser import Browser, headless
 from tests.contract.consul_clusters import free_ports
+from tests.contract.exporter_scene import Agent, exporting
 from tests.contract.storage_node import StorageNode
 from tests.unit.pictures import blind, dead, keys, served, standby
 
@@ -44,39 +42,6 @@ MOST_BYTES = 100_000
 # A look, the time that it is kept, and the page's own round.
 TURN_S = 90.0
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-
-
-@dataclass
-class Agent:
-    """Answers `status` with `doc` on the agent's socket; None: nobody answers."""
-
-    path: Path
-    doc: Mapping[str, Any] | None = None
-    asked: int = 0
-    _server: socket.socket | None = field(default=None, repr=False)
-
-    def says(self, doc: Mapping[str, Any] | None) -> None:
-        self.doc = doc
-        if doc is None and self._server is not None:
-            self.path.unlink()
-            with contextlib.suppress(OSError):
-                self._server.shutdown(socket.SHUT_RDWR)
-            self._server.close()
-            self._server = None
-        elif doc is not None and self._server is None:
-            self._server = listen(self.path)
-            threading.Thread(target=self._answer, args=[self._server], daemon=True).start()
-
-    def _answer(self, server: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(OSError):
-                read_line(connection, Deadline.after(5))
-                self.asked += 1
-                send(connection, {"done": True, "status": self.doc})
 
 
 @dataclass
@@ -109,34 +74,6 @@ def fresh(doc: Mapping[str, Any]) -> dict[str, Any]:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with headless(tmp_path_factory.mktemp("chromium")) as one:
         yield one
-
-
-@contextlib.contextmanager
-def exporting(
-    environment: Mapping[str, str], *options: str
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The real exporter as a process, and the address of its page."""
-    [port] = free_ports(1)
-    url = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "standfast", "exporter", "--listen", f"127.0.0.1:{port}"]
-    with subprocess.Popen([*command, *options], env=environment) as exporter:
-        try:
-            deadline = Deadline.after(30)
-            while not answers(url):
-                assert exporter.poll() is None
-                deadline.check("the exporter's start")
-                sleep(0.05)
-            yield url, exporter
-        finally:
-            exporter.kill()
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(f"{url}-/healthy", timeout=20).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture

@@ -1,0 +1,79 @@
+"""The real exporter as a process, and an agent of the test's that it asks."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from standfast.clock import Deadline, sleep
+from standfast.local_socket import listen, read_line, send
+from tests.contract.consul_clusters import free_ports
+
+
+@dataclass
+class Agent:
+    """Answers `status` with `doc` on the agent's socket; None: nobody answers."""
+
+    path: Path
+    doc: Mapping[str, Any] | None = None
+    asked: int = 0
+    _server: socket.socket | None = field(default=None, repr=False)
+
+    def says(self, doc: Mapping[str, Any] | None) -> None:
+        self.doc = doc
+        if doc is None and self._server is not None:
+            self.path.unlink()
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)
+            self._server.close()
+            self._server = None
+        elif doc is not None and self._server is None:
+            self._server = listen(self.path)
+            threading.Thread(target=self._answer, args=[self._server], daemon=True).start()
+
+    def _answer(self, server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                read_line(connection, Deadline.after(5))
+                self.asked += 1
+                send(connection, {"done": True, "status": self.doc})
+
+
+@contextlib.contextmanager
+def exporting(
+    environment: Mapping[str, str], *options: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The real exporter as a process, and the address of its page."""
+    [port] = free_ports(1)
+    url = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "-m", "standfast", "exporter", "--listen", f"127.0.0.1:{port}"]
+    with subprocess.Popen([*command, *options], env=environment) as exporter:
+        try:
+            deadline = Deadline.after(30)
+            while not answers(url):
+                assert exporter.poll() is None
+                deadline.check("the exporter's start")
+                sleep(0.05)
+            yield url, exporter
+        finally:
+            exporter.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}-/healthy", timeout=20).close()
+    except OSError:
+        return False
+    return True

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from standfast.clock import Deadline, monotonic
 from standfast.config.load import config_dir, config_files, load, load_all, load_volume
-from standfast.errors import ConfigError, Refused
+from standfast.errors import ConfigError, Refused, UsageError
 from standfast.reasons import Reason
 
 if TYPE_CHECKING:
@@ -170,14 +170,16 @@ def exporter(args: argparse.Namespace) -> int:
     """`standfast exporter`: for every volume of this node."""
     set_up_log()
     configs = load_all()
+    asked = (args.users, args.tls_cert, args.tls_key)
     if args.textfile is not None:
+        if any((args.listen, *asked)):
+            raise UsageError("--textfile writes once and listens nowhere: leave the others out")
         from standfast.views import textfile
 
         textfile.write(configs, Path(args.textfile))
         return 0
     from standfast.views.exporter import DEFAULT_LISTEN, Options, serve
 
-    asked = (args.users, args.tls_cert, args.tls_key)
     files = (None if one is None else Path(one) for one in asked)
     serve(configs, Options(args.listen or DEFAULT_LISTEN, *files))
     return 0

@@ -294,13 +294,13 @@ def test_an_address_in_use_is_named(config: Config) -> None:
 
 def test_a_file_is_written_once_for_node_exporter(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "standfast.prom"
-    done = subprocess.run(
-        [sys.executable, ROOT / "exporters/standfast-exporter", "--textfile", path],
-        env={"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    command = [sys.executable, str(ROOT / "exporters/standfast-exporter"), "--textfile", str(path)]
+    environment = {"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "")
+    at_once = subprocess.run(
+        [*command, "--listen", "127.0.0.1:1"], env=environment, capture_output=True, timeout=100
+    )
+    assert (at_once.returncode, b"--textfile" in at_once.stderr) == (2, True)
     names = {family.name for family in text_string_to_metric_families(path.read_text())}
     assert {"standfast_up", "standfast_time_seconds"} <= names

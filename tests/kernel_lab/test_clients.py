@@ -156,10 +156,10 @@ def test_without_consul_the_handler_leaves_the_mount(followed: Cluster) -> None:
 
 
 def test_doctor_says_why_a_client_can_not_mount(followed: Cluster) -> None:
-    c1, n2 = followed["c1"], followed["n2"]
+    c1, (server, _other) = followed["c1"], primary_and_standby(followed)
     rules = {
         "dns": "OUTPUT -p udp --dport 53 -j REJECT",
-        "server": f"OUTPUT -p tcp -d {n2.address} --dport 2049 --syn -j REJECT",
+        "server": f"OUTPUT -p tcp -d {server.address} --dport 2049 --syn -j REJECT",
     }
     wrong = {
         "dns": ("data-services.service.consul does not resolve", "port 8600"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from standfast.clock import monotonic
@@ -51,6 +52,10 @@ def role_of(agent: Agent) -> tuple[Role, int]:
     return (Role.PRIMARY, own.epoch) if serves else (Role.CHANGING, own.epoch)
 
 
+def _has(agent: Agent, role: tuple[Role, int]) -> bool:
+    return role_of(agent) == role
+
+
 def begin(agent: Agent) -> None:
     """Start the thread, where Nomad is followed at all."""
     follower = agent.machine.jobs
@@ -71,7 +76,7 @@ def keep_following(agent: Agent, follower: Follower) -> None:
             continue
         last = role
         try:
-            report = follower.round(*role)
+            report = follower.round(*role, still=partial(_has, agent, role))
             document = follower.document(report)
         except Exception:
             # Not worth the agent: its storage goes on, and this is tried again.

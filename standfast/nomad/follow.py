@@ -75,8 +75,12 @@ class Follower:
 
     # One round
 
-    def round(self, role: Role, epoch: int) -> Report:
-        """Never raises what Nomad or Consul do: that is a report, too."""
+    def round(self, role: Role, epoch: int, still: Callable[[], bool] = lambda: True) -> Report:
+        """Never raises what Nomad or Consul do: that is a report, too.
+
+        `still` says whether the node has that role in that epoch: what was decided before it
+        changed is not done after it.
+        """
         with self._lock:
             if role is Role.PRIMARY and self.released:
                 role = Role.CHANGING
@@ -85,13 +89,13 @@ class Follower:
                 if role is Role.PRIMARY:
                     self.moves.forget()
             try:
-                report = self._round(role, epoch)
+                report = self._round(role, epoch, still)
             except StandfastError as error:
                 report = Report(role, reason_of(error), str(error), settled=False)
             self._unsettled = 0 if report.settled else self._unsettled + 1
             return report
 
-    def _round(self, role: Role, epoch: int) -> Report:
+    def _round(self, role: Role, epoch: int, still: Callable[[], bool]) -> Report:
         if role is Role.CHANGING:
             decision = Decision(
                 Reason.NOMAD_ROLE_CHANGING, "the role is changing: Nomad is left as it is"
@@ -99,7 +103,7 @@ class Follower:
             return Report(role, decision.reason, decision.sentence, settled=True)
         seen = self.look(role)
         decision = decide(seen)
-        done, failed = self._act(decision, role, epoch)
+        done, failed = self._act(decision, role, epoch, still)
         if self.moves.pending and self._unsettled % WHY_EVERY == WHY_EVERY - 1:
             self.moves.ask_why(self.nomad)
         settled = decision.settled and not self.moves.pending
@@ -158,7 +162,7 @@ class Follower:
                      move.down_s, move.source)  # fmt: skip
 
     def _act(
-        self, decision: Decision, role: Role, epoch: int
+        self, decision: Decision, role: Role, epoch: int, still: Callable[[], bool]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The steps in their order; one that fails keeps those of the same node."""
         done: list[str] = []
@@ -167,6 +171,8 @@ class Follower:
         for step in decision.steps:
             if self.released and role is Role.PRIMARY:
                 break  # a demotion waits for the lock
+            if not still():
+                break  # the look took so long that a role changed meanwhile
             where = "" if step.node is None else step.node.id
             if where in spoilt:
                 continue
@@ -230,9 +236,8 @@ class Follower:
             outcome = release(
                 self.nomad, self.notes, self.meta, self.config.nomad.kill_timeout_limit, deadline
             )
-            own = self.nomad.own_node()
             for one in outcome.stopped:
-                self.moves.begin(one, own)
+                self.moves.begin(one, outcome.node)
         except StandfastError as error:
             self.release_failed = (f"the jobs were not released in order: {error}",)
             raise

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from standfast.clock import Deadline, monotonic, sleep
-from standfast.errors import NomadError, NomadOutcome
+from standfast.errors import NomadError, NomadOutcome, TimedOut
 from standfast.nomad.constraints import Meta
 from standfast.nomad.notes import Notes
 from standfast.nomad.observed import Bound, bound_of
@@ -38,8 +38,9 @@ class Stopped:
 
 @dataclass(slots=True)
 class Released:
-    """What came of it; `failed` are whole sentences."""
+    """What came of it on `node`; `failed` are whole sentences."""
 
+    node: Node
     stopped: list[Stopped] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -52,21 +53,25 @@ def in_order(bound: Iterable[Bound]) -> list[Bound]:
 def release(
     nomad: NomadGateway, notes: Notes, meta: Meta, limit_s: float, deadline: Deadline
 ) -> Released:
-    """NomadError or ConsulError when it ended before anything was stopped, or Nomad went away.
+    """NomadError or ConsulError when it ended before anything was stopped.
 
+    A Nomad that goes away afterwards is waited for no longer: what was stopped until then is told.
     Each call has the gateway's own deadline, which is a fraction of this one.
     """
     own = nomad.own_node()
     if own.eligible:
         notes.write(own, 0)
         nomad.set_eligible(own.id, False)
-    outcome = Released()
+    outcome = Released(own)
     bound = bound_on(nomad, own, meta)
-    stop(nomad, in_order(bound), outcome, deadline)
-    if bound:
-        longest_s = min(max(one.kill_timeout_s for one in bound), limit_s)
-        _wait(nomad, own, meta, outcome, deadline.within(longest_s + REPORT_S))
-    nomad.set_meta(meta.key, None)
+    try:
+        stop(nomad, in_order(bound), outcome, deadline)
+        if bound:
+            longest_s = min(max(one.kill_timeout_s for one in bound), limit_s)
+            _wait(nomad, own, meta, outcome, deadline.within(longest_s + REPORT_S))
+        nomad.set_meta(meta.key, None)
+    except (NomadError, TimedOut) as error:
+        outcome.failed.append(f"the release of the jobs was not finished: {error}")
     return outcome
 
 

@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from standfast.clock import Deadline, parse_rfc3339, sleep, utc_now
 from standfast.config.model import Config
 from standfast.errors import NomadError, StandfastError
 from standfast.files import read_json, write_atomically
+from standfast.locks import exclusive
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import RUN, Allocation, Node, NomadGateway
 
 log = logging.getLogger(__name__)
 
 PENDING = "nomad-restart.json"
+LOCK = "nomad-restart.lock"
 POLICY_KEY = "standfast_on_remount"
 POLICIES = ("restart", "signal", "none")
 SIGNAL = "SIGHUP"
@@ -56,15 +59,26 @@ class User:
 def after(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
     """See to all of them; what was done, in sentences. StandfastError: it is tried again."""
     path = config.run_dir / PENDING
-    write_atomically(path, json.dumps({"v": 1, "at": utc_now(), "done": []}))
-    return _see_to(config, deadline, nomad)
+    with _alone(config, deadline):
+        write_atomically(path, json.dumps({"v": 1, "at": utc_now(), "done": []}))
+        return _see_to(config, deadline, nomad)
 
 
 def retry(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
-    """What an earlier run could not do; nothing when there is nothing left."""
-    if not (config.run_dir / PENDING).exists():
+    """What an earlier run could not do; nothing when there is nothing left.
+
+    Refused (busy) after the deadline, while another run is at it.
+    """
+    path = config.run_dir / PENDING
+    if not path.exists():
         return ()
-    return _see_to(config, deadline, nomad)
+    with _alone(config, deadline):
+        return _see_to(config, deadline, nomad) if path.exists() else ()
+
+
+def _alone(config: Config, deadline: Deadline) -> AbstractContextManager[None]:
+    """An event and the timer may come at once: nothing is restarted twice."""
+    return exclusive(config.run_dir / LOCK, "a restart of allocations", deadline)
 
 
 def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> Sequence[str]:

@@ -299,6 +299,33 @@ def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:
     assert (where.where("db"), where.where("web")) == (["a"], [])
 
 
+def test_what_was_stopped_is_known_when_nomad_goes_away_in_the_middle() -> None:
+    where, one = serving("db", "web")
+    stop, asked = one.nomad.stop, []
+
+    def once(alloc_id: str, *, deadline: Deadline | None = None) -> str:
+        asked.append(alloc_id)
+        if len(asked) > 1:
+            where.broken["*"] = NomadOutcome.UNREACHABLE
+        return stop(alloc_id, deadline=deadline)
+
+    one.nomad.stop = once  # type: ignore[method-assign]
+    with pytest.raises(StandfastError, match="the release of the jobs was not finished"):
+        one.release(Deadline.after(5))
+    assert [move["job"] for move in one.moves.document()] == ["db.g"]
+
+
+def test_what_was_decided_before_the_role_changed_is_not_done_after_it() -> None:
+    where = world("db")
+    where.clients["b"].local = where.clients["b"].visible = True
+    where.broken.clear()
+    one = follower(where)
+    one.round(P, 1, still=lambda: False)
+    assert where.log == []
+    one.round(P, 1)
+    assert where.log != []
+
+
 def test_where_the_quarantine_is_refused_nothing_is_stopped_on_that_node() -> None:
     where = world("db")
     where.clients["b"].local = True

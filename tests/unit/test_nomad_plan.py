@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -212,13 +213,15 @@ class FakeFollower:
         self.agent = agent
         self.rounds: list[tuple[Role, int]] = []
 
-    def round(self, role: Role, epoch: int) -> Report:
+    def round(self, role: Role, epoch: int, still: Callable[[], bool]) -> Report:
+        assert still()
         self.rounds.append((role, epoch))
         if len(self.rounds) == 1:
             raise KeyError("a surprise in an answer")
         if len(self.rounds) == 2:
             reign(self.agent, Stage.READY)
             lease(self.agent)
+            assert not still()
         else:
             self.agent.stopping.set()
         return Report(role, Reason.NOMAD_FOLLOWS, f"{role} of {epoch}", settled=True)

@@ -14,7 +14,8 @@ from standfast.clients.dependants import Change
 from standfast.clock import Deadline, parse_rfc3339, utc_now
 from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess
-from standfast.errors import NomadError, NomadOutcome, StandfastError
+from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
+from standfast.locks import exclusive
 from standfast.nomad import remounted
 from standfast.nomad.ports import Allocation, Node, TaskState
 from tests.unit.deciding import config
@@ -203,3 +204,16 @@ def test_times_are_read_as_nomad_writes_them() -> None:
     for wrong in ("", "x", "2026-11-22T14:46:17"):
         with pytest.raises(ValueError, match=r"."):
             parse_rfc3339(wrong)
+
+
+def test_an_event_and_the_timer_don_t_restart_the_same_twice(made: Config) -> None:
+    nomad = FakeNomad([allocation(job("db"))])
+    nomad.broken["*"] = NomadError("refused", NomadOutcome.UNREACHABLE)
+    with pytest.raises(StandfastError, match="once Nomad answers"):
+        after(made, nomad)
+    nomad.broken.clear()
+    with exclusive(made.run_dir / remounted.LOCK, "the other one"), pytest.raises(Refused):
+        remounted.retry(made, Deadline.after(0.1), nomad)  # type: ignore[arg-type]
+    assert nomad.asked == []
+    assert len(retry(made, nomad)) == 1
+    assert retry(made, nomad) == []

@@ -212,16 +212,17 @@ class FakeFollower:
     def __init__(self, agent: Any) -> None:
         self.agent = agent
         self.rounds: list[tuple[Role, int]] = []
+        self.still: list[bool] = []
 
     def round(self, role: Role, epoch: int, still: Callable[[], bool]) -> Report:
-        assert still()
         self.rounds.append((role, epoch))
+        self.still.append(still())
         if len(self.rounds) == 1:
             raise KeyError("a surprise in an answer")
         if len(self.rounds) == 2:
             reign(self.agent, Stage.READY)
             lease(self.agent)
-            assert not still()
+            self.still.append(still())
         else:
             self.agent.stopping.set()
         return Report(role, Reason.NOMAD_FOLLOWS, f"{role} of {epoch}", settled=True)
@@ -242,4 +243,6 @@ def test_a_change_of_the_role_is_followed_at_once_and_a_surprise_survived(
     follower = FakeFollower(agent)
     agent_jobs.keep_following(agent, follower)  # type: ignore[arg-type]
     assert follower.rounds == [(Role.STANDBY, 0), (Role.STANDBY, 0), (Role.PRIMARY, 5)]
+    # Each still had its role at first; during the second it became another one.
+    assert follower.still == [True, True, False, True]
     assert reports.load(agent.config)["sentence"] == "primary of 5"

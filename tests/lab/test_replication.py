@@ -84,6 +84,20 @@ def test_the_replication_key_opens_neither_a_terminal_nor_a_tunnel(cluster: Clus
     assert "administratively prohibited" in said
 
 
+def test_cycles_are_taken_over_by_the_process_that_is_loaded(cluster: Cluster) -> None:
+    _, standby, _ = roles(cluster)
+    node = cluster[standby]
+    node.wait_for(lambda: node.is_active("standfast-receive"), 30.0, "its socket has started it")
+    pid = node.run("systemctl", "show", "-P", "MainPID", "standfast-receive").stdout.strip()
+    there = published(node)
+    # A process of its own for each cycle; one comes every few seconds.
+    node.sh(
+        f"for _ in $(seq 1000); do pgrep -P {pid} && exit; sleep 0.02; done; exit 1", timeout_s=60.0
+    )
+    node.wait_for(lambda: published(node) != there, 30.0, "a snapshot came in that way")
+    assert node.run("systemctl", "show", "-P", "NRestarts", "standfast-receive").stdout == "0\n"
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", ["killed", "dropped"])
 def test_a_connection_cut_in_mid_stream_is_made_good_by_the_next_cycle(

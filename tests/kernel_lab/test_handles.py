@@ -53,7 +53,13 @@ def export(cluster: Cluster, tree: str, fsid: str) -> None:
         n1.sh(f"mkdir -p {PLACE}; umount {PLACE} 2>/dev/null || true")
         n1.sh(f"mount -o loop /persist/{tree}.img {PLACE}")
         n1.write(EXPORTS, f"{PLACE}/tree *(rw,no_subtree_check,no_root_squash,fsid={fsid})\n")
-        n1.run("systemctl", "start", "nfs-server", timeout_s=60.0)
+        # A virtual machine may be too slow for the guard's three seconds: it refuses then.
+        start = ("systemctl", "start", "nfs-server")
+        wait_for(
+            lambda: n1.run(*start, timeout_s=60.0, check=False).returncode == 0,
+            60.0,
+            "the server with the other tree",
+        )
     finally:
         n1.thaw_unit(AGENT)
 

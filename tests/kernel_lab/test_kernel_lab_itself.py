@@ -212,12 +212,15 @@ def test_every_workload_works_and_what_it_says_is_on_the_server(mounted: Cluster
 
 def test_the_guard_refuses_a_second_server_in_the_runbook_s_words(cluster: Cluster) -> None:
     n2 = cluster["n2"]
-    refused = n2.run("systemctl", "start", "nfs-server", check=False)
-    n2.run("systemctl", "reset-failed", "nfs-server", check=False)
-    assert refused.returncode != 0
-    said = n2.sh("journalctl -u nfs-server -o cat --no-pager -t nfs-server-guard")
-    assert OTHER_SERVER in said
-    assert n2.nfsd_threads() == 0
+
+    def said_by_the_guard() -> str:
+        assert n2.run("systemctl", "start", "nfs-server", check=False).returncode != 0
+        n2.run("systemctl", "reset-failed", "nfs-server", check=False)
+        assert n2.nfsd_threads() == 0
+        return n2.sh("journalctl -u nfs-server -o cat --no-pager -t nfs-server-guard")
+
+    # A virtual machine may be too slow for the guard's three seconds: that refuses as well.
+    wait_for(lambda: OTHER_SERVER in said_by_the_guard(), 60.0, "the runbook's words")
 
 
 def test_the_fence_drops_an_established_connection_when_its_time_is_over(mounted: Cluster) -> None:

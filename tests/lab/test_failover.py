@@ -208,7 +208,7 @@ def test_agent_and_lease_together_cost_next_to_nothing_when_idle(cluster: Cluste
         ]
         pids = [pid for pid in pids if pid != "0"]
         # What they still do after the tests before this one isn't idling: look again, then.
-        looks = []
+        looks: list[tuple[float, float]] = []
         while not looks or (looks[-1][0] >= IDLE_SHARE and len(looks) < 3):
             looks.append(idle(node, pids))
         share, often = min(looks)

@@ -27,6 +27,7 @@ class Do(StrEnum):
     OPEN_PORT = "open-port"
     CHECK_SERVING = "check-serving"
     REGISTER = "register"
+    PREPARE_JOBS = "prepare-jobs"
     PRE_COPY = "pre-copy"
     RELEASE_JOBS = "release-jobs"
     DEREGISTER = "deregister"
@@ -105,6 +106,12 @@ def _release_jobs(names: Names) -> tuple[Step, ...]:
     return (Step(Do.RELEASE_JOBS, said),) if names.jobs else ()
 
 
+def _prepare_jobs(names: Names, to: str) -> tuple[Step, ...]:
+    """Before the copy, so that what is written meanwhile is in that."""
+    said = f"have {to} show the primary's meta in Nomad, and take no jobs until it is primary"
+    return (Step(Do.PREPARE_JOBS, said),) if names.jobs else ()
+
+
 def _ask_hooks(names: Names) -> tuple[Step, ...]:
     """Before the lease: a veto leaves everything as it was, for another node too."""
     return (Step(Do.ASK_HOOKS, "ask the pre-promote hooks"),) if names.hooks else ()
@@ -144,6 +151,7 @@ def demotion(names: Names, to: str | None) -> Plan:
     return Plan(
         "switchover" if copies else "demotion",
         (
+            *(_prepare_jobs(names, to) if to is not None else ()),
             *((Step(Do.PRE_COPY, f"replicate to {to} while still serving"),) if copies else ()),
             *_tell_hooks(names),
             *_release_jobs(names),

@@ -101,6 +101,7 @@ class Reason(StrEnum):
     # Nomad
     NOMAD_FOLLOWS = "nomad-follows"
     NOMAD_ROLE_CHANGING = "nomad-role-changing"
+    NOMAD_META_AHEAD = "nomad-meta-ahead"
     NOMAD_META_ON_ITS_WAY = "nomad-meta-on-its-way"
     NOMAD_MOVING = "nomad-moving"
     NOMAD_QUARANTINED = "nomad-quarantined"

@@ -66,6 +66,7 @@ class Effects:
             Do.OPEN_PORT: lambda: self._ask_lease({"cmd": "serve"}),
             Do.CHECK_SERVING: self.check_serving,
             Do.REGISTER: lambda: registration.register(self.machine, self.epoch()),
+            Do.PREPARE_JOBS: self.prepare_jobs,
             Do.PRE_COPY: self.pre_copy,
             Do.RELEASE_JOBS: self.release_jobs,
             Do.DEREGISTER: self.deregister,
@@ -255,6 +256,18 @@ class Effects:
         self.machine.nfs.stop(self._server_deadline())
         # A claim left behind, of a lease that is over, would keep the port shut for other volumes.
         self.machine.fence.release()
+
+    def prepare_jobs(self) -> None:
+        """It only saves the jobs some seconds: never in the storage's way."""
+        jobs = self.machine.jobs
+        if jobs is None or self.to is None:
+            return
+        try:
+            log.info("nomad: %s", jobs.prepare(self.to, self.epoch(), self.deadline))
+        except StandfastError as error:
+            log.warning("the jobs will wait for %s's meta: %s", self.to, error)
+        except Exception:
+            log.exception("the jobs will wait for %s's meta", self.to)
 
     def release_jobs(self) -> None:
         """Never in the storage's way: what is left is seen to by whoever is primary then."""

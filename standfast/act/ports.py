@@ -160,6 +160,10 @@ class ReplicaSender(Protocol):
 class Jobs(Protocol):
     """What a scheduler runs on this node because it is the primary."""
 
+    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
+        """Have node `name` ready for them before it is primary; what came of it, or
+        StandfastError."""
+
     def release(self, deadline: Deadline) -> None:
         """End them in order and have none come back; StandfastError: some may be left."""
 

@@ -138,14 +138,13 @@ class NomadAgent:
         )
 
     def set_meta(
-        self, key: str, value: str | None, *, deadline: Deadline | None = None
+        self, key: str, value: str | None, *, node_id: str = "", deadline: Deadline | None = None
     ) -> LocalMeta:
-        what = f"unsetting this node's meta {key}"
-        if value is not None:
-            what = f"setting this node's meta {key} to {value}"
+        whose = f"the meta {key} of node {node_id}" if node_id else f"this node's meta {key}"
+        what = f"unsetting {whose}" if value is None else f"setting {whose} to {value}"
 
         def call(nomad: Library) -> LocalMeta:
-            made = wire.parse_local_meta(nomad.metadata.apply(key, value))
+            made = wire.parse_local_meta(nomad.metadata.apply(key, value, node_id))
             if made.meta.get(key) != value:
                 raise ValueError(f"{key} is {made.meta.get(key)!r} after that")
             return made

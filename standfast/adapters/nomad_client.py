@@ -126,15 +126,16 @@ class _Session(requests.Session):
 
 
 class _ClientMetadata(_Untyped):  # type: ignore[misc]
-    """The node meta of the agent's own client, which the library doesn't know."""
+    """A node's dynamic meta, which the library doesn't know."""
 
     ENDPOINT = "client/metadata"
 
     def read(self) -> Any:
         return self.request(method="get").json()
 
-    def apply(self, key: str, value: str | None) -> Any:
-        body = {"NodeID": "", "Meta": {key: value}}
+    def apply(self, key: str, value: str | None, node_id: str) -> Any:
+        """`node_id` empty: of the agent's own client."""
+        body = {"NodeID": node_id, "Meta": {key: value}}
         return self.request(json=body, method="post").json()
 
 

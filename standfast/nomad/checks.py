@@ -198,6 +198,7 @@ def look(config: Config, serving: str | None) -> list[Finding]:
 _WELL = (
     Reason.NOMAD_FOLLOWS,
     Reason.NOMAD_ROLE_CHANGING,
+    Reason.NOMAD_META_AHEAD,
     Reason.NOMAD_META_ON_ITS_WAY,
     Reason.NOMAD_MOVING,
     Reason.NOMAD_QUARANTINED,

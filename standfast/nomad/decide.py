@@ -72,9 +72,10 @@ def _as_primary(seen: Observed) -> Decision:
     held = [one for node in marked if node.status == READY for one in seen.on(node)]
     held = [one for one in held if one.on_every_node]
     steps = [_quarantine(node, "it shows the primary's meta") for node in marked if node.eligible]
-    steps += _own_eligibility(seen)
-    if not seen.local and not held:
-        steps.append(Step(Do.SET_META, f"set {_pair(seen)} on this node"))
+    if not held:
+        steps += _own_eligibility(seen)
+        if not seen.local:
+            steps.append(Step(Do.SET_META, f"set {_pair(seen)} on this node"))
     ready = seen.shows(seen.own)
     for node in seen.others:
         for one in seen.on(node):
@@ -87,9 +88,9 @@ def _as_primary(seen: Observed) -> Decision:
 def _told(seen: Observed, steps: tuple[Step, ...], held: list[Bound]) -> Decision:
     pair, own = _pair(seen), seen.own
     left = [one for node in seen.others for one in seen.on(node)]
-    if held and not seen.local:
+    if held and not (seen.local and own.eligible):
         names = ", ".join(sorted({one.job for one in held}))
-        return Decision(Reason.NOMAD_MOVING, f"{names} has to end elsewhere before {pair} is set "
+        return Decision(Reason.NOMAD_MOVING, f"{names} has to end elsewhere before jobs are placed "
                         "here: it would run on both", steps)  # fmt: skip
     if not seen.shows(own):
         return Decision(
@@ -111,6 +112,10 @@ def _told(seen: Observed, steps: tuple[Step, ...], held: list[Bound]) -> Decisio
 def _as_standby(seen: Observed) -> Decision:
     own, pair = seen.own, _pair(seen)
     shown = seen.shows(own)
+    noted = seen.notes.get(own.id)
+    if noted is not None and noted.ahead and not own.eligible:
+        sentence = f"{own.name} is to be the primary: it shows {pair}, and takes no jobs yet"
+        return Decision(Reason.NOMAD_META_AHEAD, sentence)
     steps = []
     if (shown or seen.local) and own.eligible:
         # At once, while the servers hear of an unset meta 5-10 s later.

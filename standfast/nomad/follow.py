@@ -15,6 +15,7 @@ from typing import Any
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import ConsulError, NomadError, Refused, StandfastError, TimedOut
+from standfast.nomad.ahead import prepare
 from standfast.nomad.constraints import Meta
 from standfast.nomad.decide import Decision, Do, Step, decide
 from standfast.nomad.moves import Moves, by_job
@@ -223,7 +224,12 @@ class Follower:
         evaluation = self.nomad.stop(step.bound.id)
         self.moves.begin(Stopped(step.bound, monotonic(), evaluation), _node(step))
 
-    # A demotion
+    # A switchover, a demotion
+
+    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
+        """Before a switchover to `name`, while this node serves; what came of it, or
+        StandfastError."""
+        return prepare(self.nomad, self.notes, self.meta, name, epoch, deadline)
 
     def release(self, deadline: Deadline) -> None:
         """Before the storage goes; StandfastError when it is not certain that all have ended."""

@@ -24,6 +24,8 @@ from standfast.records import parse_epoch
 
 # By then whoever wrote a note has made the node ineligible, or never will.
 FIRM_AFTER_S = 30.0
+# For so long the next primary waits for the role, with its meta: a switchover's copy may take long.
+AHEAD_S = 180.0
 
 
 class Consul(Protocol):
@@ -49,7 +51,7 @@ class Notes:
     config: Config
     consul: Consul
     _first_seen: dict[int, float] = field(default_factory=dict)
-    """ModifyIndex of a note that is not firm -> when, by this node's monotonic clock."""
+    """ModifyIndex of a note that has its time -> when, by this node's monotonic clock."""
 
     def load(self) -> Mapping[str, Noted]:
         """Node id -> note; ConsulError, ForeignValue."""
@@ -61,18 +63,17 @@ class Notes:
 
     def _noted(self, entry: Entry) -> Noted:
         note, index = Note.parse(entry.value, entry.key), entry.modify_index
-        if note.firm:
-            return Noted(note, index)
         now = monotonic()
-        firm = now - self._first_seen.setdefault(index, now) > FIRM_AFTER_S
-        return Noted(note, index, firm)
+        age_s = now - self._first_seen.setdefault(index, now)
+        firm = note.firm or age_s > FIRM_AFTER_S
+        return Noted(note, index, firm, note.ahead and age_s <= AHEAD_S)
 
-    def write(self, node: Node, epoch: int, *, firm: bool = True) -> None:
+    def write(self, node: Node, epoch: int, *, firm: bool = True, ahead: bool = False) -> None:
         """Note that `node` is being made ineligible; `epoch` 0: by the node itself.
 
         Refused when `epoch` is over: whoever serves now sees to the node.
         """
-        note = Note(node.name, self.config.node, epoch, utc_now(), firm)
+        note = Note(node.name, self.config.node, epoch, utc_now(), firm, ahead)
         ops: list[Op] = [Set(self._key(node.id), note.dump())]
         if epoch:
             ops.insert(0, CheckIndex(self.config.key("epoch"), self._index_of(epoch)))

@@ -43,6 +43,8 @@ class Note:
     """Wall-clock seconds."""
     firm: bool = True
     """It has been done; else it is about to be, by another node."""
+    ahead: bool = False
+    """It is to be the next primary, and shows the meta already."""
 
     def dump(self) -> bytes:
         return json.dumps({"v": 1, **asdict(self)}).encode()
@@ -57,6 +59,7 @@ class Note:
                 int(doc["epoch"]),
                 float(doc["at"]),
                 doc.get("firm") is not False,
+                doc.get("ahead") is True,
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ForeignValue(
@@ -75,6 +78,8 @@ class Noted:
     """Its ModifyIndex: only this very note is deleted."""
     firm: bool = True
     """The node is ineligible by now, or whoever wanted that is gone."""
+    ahead: bool = False
+    """The role may still come."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,9 +149,12 @@ class NomadGateway(Protocol):
     def local_meta(self, *, deadline: Deadline | None = None) -> LocalMeta: ...
 
     def set_meta(
-        self, key: str, value: str | None, *, deadline: Deadline | None = None
+        self, key: str, value: str | None, *, node_id: str = "", deadline: Deadline | None = None
     ) -> LocalMeta:
-        """Set, or with None unset, a dynamic meta of the own node, for good."""
+        """Set, or with None unset, a dynamic meta of the own node, for good.
+
+        With `node_id` of that node, through the servers: SERVER_ERROR, NOT_FOUND where it is dead.
+        """
 
     # What the servers know
 

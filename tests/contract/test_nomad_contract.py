@@ -352,6 +352,38 @@ def test_what_waited_blocked_runs_twice_when_the_meta_comes_before_the_old_ones_
     eventually(lambda: all(twice(job_id) for job_id in jobs), scene.cluster.meta_s)
 
 
+def test_a_meta_ahead_places_nothing_until_its_node_takes_jobs_and_then_at_once(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through another node's agent, as the old primary prepares the new one."""
+    scene.begin_with_primary()
+    service = scene.submit("service")
+    system = scene.submit("system", kind="system")
+    for job_id in (service, system):
+        scene.wait_until_runs_on(job_id, OLD)
+    old, new = (scene.cluster.node_id(node) for node in (OLD, NEW))
+    gateway = scene.cluster.gateway(OLD)
+    gateway.set_eligible(new, False)
+    assert gateway.set_meta(scene.key, "primary", node_id=new).meta[scene.key] == "primary"
+    scene.wait_until_seen(NEW)
+    stays(lambda: not scene.on(system, NEW), scene.cluster.watch_s)
+    gateway.set_eligible(old, False)
+    for job_id in (service, system):
+        scene.stop(job_id, OLD)
+    eventually(lambda: all(map(scene.runs_nowhere, (service, system))), 10)
+    stays(lambda: not scene.on(service, NEW) and not scene.on(system, NEW), scene.cluster.watch_s)
+    started = monotonic()
+    gateway.set_eligible(new, True)
+    for job_id in (service, system):
+        scene.wait_until_runs_on(job_id, NEW)
+    with capsys.disabled():
+        print(f"\n{scene.cluster.kind}: both jobs run {monotonic() - started:.1f} s after that")
+    scene.cluster.machines.kill(NEW)
+    with pytest.raises(NomadError):
+        gateway.set_meta(scene.key, None, node_id=new)
+    scene.cluster.machines.start(NEW)
+
+
 def test_a_stop_before_the_servers_see_the_new_meta_puts_the_job_back(scene: Scene) -> None:
     scene.begin_with_primary()
     job_id = scene.submit("early")
@@ -582,7 +614,7 @@ def _with(capabilities: str) -> str:
     ("rules", "missing"),
     [
         (f'{NODE_READ} {AGENT_READ} namespace "*" {{ capabilities = ["read-job", "list-jobs", '
-         '"alloc-lifecycle"] }', {"set_meta", "set_eligible"}),
+         '"alloc-lifecycle"] }', {"set_meta", "set_meta elsewhere", "set_eligible"}),
         (_with('"list-jobs", "alloc-lifecycle"'),
          {"allocation", "allocations", "job", "job_allocations", "evaluation"}),
         (_with('"read-job", "alloc-lifecycle"'), {"jobs"}),
@@ -607,6 +639,9 @@ def test_the_shipped_policy_is_enough_and_nothing_of_it_too_much(
         "own_node": gateway.own_node,
         "local_meta": gateway.local_meta,
         "set_meta": lambda: gateway.set_meta(scene.key, None),
+        "set_meta elsewhere": lambda: gateway.set_meta(
+            scene.key, None, node_id=scene.cluster.node_id(NEW)
+        ),
         "leader": gateway.leader,
         "nodes": gateway.nodes,
         "node": lambda: gateway.node(alloc.node_id),

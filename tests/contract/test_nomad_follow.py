@@ -124,9 +124,12 @@ class Site:
         self.consul.set_epoch(self.config(name), self.epoch)
         self.primary = name
 
-    def switchover(self, name: str) -> tuple[float, bool]:
+    def switchover(self, name: str, *, ahead: bool = True) -> tuple[float, bool]:
         """How long the release took, and whether it was in order."""
         old = self.followers[str(self.primary)]
+        if ahead:
+            with suppress(StandfastError):
+                old.prepare(name, self.epoch, Deadline.after(30.0))
         started, orderly = monotonic(), True
         try:
             old.release(Deadline.after(old.release_limit_s()))
@@ -244,11 +247,12 @@ class Watch:
         return (source,) in changes
 
 
+@pytest.mark.parametrize("ahead", [True, False], ids=["meta ahead", "meta afterwards"])
 def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_back(
-    site: Site, capsys: pytest.CaptureFixture[str]
+    site: Site, ahead: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Watch(site) as watch:
-        release_s, orderly = site.switchover(TWO)
+        release_s, orderly = site.switchover(TWO, ahead=ahead)
         eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
         eventually(lambda: eligible(site, ONE), PATIENCE_S)
         stays(lambda: where(site, "db") == [TWO], site.cluster.watch_s)
@@ -264,7 +268,8 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
     down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
     with capsys.disabled():
         print(
-            f"\n{site.cluster.kind}: switchover with a pause of {PAUSE_S:g} s: release "
+            f"\n{site.cluster.kind}: switchover with a pause of {PAUSE_S:g} s, the meta "
+            f"{'ahead' if ahead else 'afterwards'}: release "
             f"{release_s:.1f} s, jobs down {down} s, told {[one['down_s'] for one in told]}"
         )
 

@@ -220,12 +220,18 @@ class FakeNomad:
         return LocalMeta(dict(meta), {}, meta)
 
     def set_meta(
-        self, key: str, value: str | None, *, deadline: Deadline | None = None
+        self, key: str, value: str | None, *, node_id: str = "", deadline: Deadline | None = None
     ) -> LocalMeta:
         self._check("set_meta")
-        self.world.effect(f"{self.name}: meta {value}")
-        self.world.clients[self.name].local = value is not None
-        return self.local_meta()
+        name = node_id.removeprefix("id-") or self.name
+        client = self.world.clients[name]
+        if not client.alive:
+            raise NomadError("No path to node", NomadOutcome.NOT_FOUND)
+        whose = "" if name == self.name else f"{name}'s "
+        self.world.effect(f"{self.name}: {whose}meta {value}")
+        client.local = value is not None
+        meta = {KEY: VALUE} if client.local else {}
+        return LocalMeta(dict(meta), {}, meta)
 
     def leader(self, *, deadline: Deadline | None = None) -> str:
         return ""

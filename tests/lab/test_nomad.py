@@ -14,20 +14,36 @@ import pytest
 
 from tests.contract.nomad_clusters import job
 from tests.fakes.nomad_api import Manner
-from tests.lab.cluster import FAST, Cluster
+from tests.lab.cluster import AGENT, FAST, VOLUME, Cluster
 from tests.lab.lab import Lab
 from tests.machines.figures import note
 from tests.machines.host import CHECKOUT
 from tests.machines.node import Machine
 
 ADDRESS = "192.168.1.100"
-PORT = 4640
+PORT = 4646
 SERVER = f"http://{ADDRESS}:{PORT}"
+OF_THE_HOST = f"""
+device=$(ip -o -4 addr show to {ADDRESS} | awk '{{print $2}}')
+for address; do ip addr add "$address/24" dev "$device"; done
+"""
+# In Nomad's place on a node: what the servers said of it when it was started.
+STARTED = f"""[Unit]
+Description=Nomad's client, as far as it starts
+[Service]
+Type=exec
+ExecStart=/usr/bin/python3 -c 'import time, urllib.request as r; \
+  print(r.urlopen("{SERVER}/v1/nodes", timeout=10).read().decode(), flush=True); time.sleep(1e6)'
+StandardOutput=truncate:/run/nomad-started
+[Install]
+WantedBy=multi-user.target
+"""
 TIMES = ("--meta-delay", "1", "2", "--down-after", "5")
 PROMISED_S = 9.0
 """Of a power cut with the fast timings, as in test_failover."""
 BUSY = 2
 """So much slower a run may be, whose machine does something else as well."""
+BEFORE_NOMAD = f"standfast-nomad@{VOLUME}"
 ASK = """
 import sys, urllib.request
 request = urllib.request.Request(sys.argv[2], method=sys.argv[1], data=sys.stdin.buffer.read())
@@ -40,8 +56,11 @@ class Nomad:
 
     def __init__(self, lab: Lab) -> None:
         self._netns = f"--net=/run/netns/{lab.client.netns}"
-        self.ports = {name: PORT + number for number, name in enumerate(["server", *lab.storage])}
-        agents = [f"{name}={ADDRESS}:{port}" for name, port in self.ports.items()]
+        self.addresses = {name: f"192.168.1.{101 + n}" for n, name in enumerate(lab.storage)}
+        script = ["sh", "-euc", OF_THE_HOST, "sh", *self.addresses.values()]
+        subprocess.run(["nsenter", self._netns, *script], check=True, timeout=20)
+        everybody = {"server": ADDRESS, **self.addresses}
+        agents = [f"{name}={address}:{PORT}" for name, address in everybody.items()]
         self._process = subprocess.Popen(
             ["nsenter", self._netns, sys.executable, "-m", "tests.fakes.nomad", *agents, *TIMES],
             cwd=CHECKOUT,
@@ -88,10 +107,10 @@ class Nomad:
 class WithNomad(Cluster):
     """Each node has its own agent's address."""
 
-    ports: dict[str, int]
+    agents: dict[str, str]
 
     def configuration(self, node: Machine) -> str:
-        address = f"{ADDRESS}:{self.ports[node.name]}"
+        address = f"{self.agents[node.name]}:{PORT}"
         table = f'\n[nomad]\naddress = "{address}"\nrequest_timeout = 2\nkill_timeout_limit = 5\n'
         return super().configuration(node) + table  # type: ignore[arg-type]
 
@@ -102,7 +121,7 @@ def site(lab_factory: Callable[..., Lab]) -> Iterator[tuple[WithNomad, Nomad]]:
     nomad = Nomad(lab)
     try:
         made = WithNomad(lab, FAST, extra="min_reign = 0\nfailover_after = 6")
-        made.ports = nomad.ports
+        made.agents = nomad.addresses
         made.install()
         made.begin()
         nomad.ask("POST", "/v1/jobs", {"Job": job("db", meta_key="storage_role")})
@@ -195,6 +214,39 @@ def test_a_failover_with_a_nomad_that_hangs_takes_as_long_as_without(
             f"asked to be well; {old} was a plain standby {back_s:.1f} s after its return"
         )
     assert max(took_s.values()) <= BUSY * PROMISED_S
+
+
+@pytest.mark.timeout(180)
+def test_a_former_primary_takes_no_jobs_before_its_nomad_starts(
+    site: tuple[WithNomad, Nomad],
+) -> None:
+    """Nobody has taken over and made it ineligible, so that is left to the unit of its boot."""
+    cluster, nomad = site
+    old = cluster.primary()
+    node = cluster[old]
+    others = [one for one in cluster.lab if one.name != old]
+    for one in others:
+        one.run("systemctl", "stop", AGENT)
+    others[0].sh(f"consul services register -name=nomad -address={ADDRESS} -port={PORT}")
+    node.write("/etc/systemd/system/nomad.service", STARTED)
+    node.sh(f"systemctl daemon-reload; systemctl enable nomad {BEFORE_NOMAD}; sync")
+    nomad.steer("kill", old)
+    node.power_cut()
+    cluster.lab.wait_for(lambda: nomad.node(old)["Status"] == "down", 20.0, "the servers know")
+    assert nomad.node(old)["SchedulingEligibility"] == "eligible"
+    assert nomad.node(old)["Meta"]["storage_role"] == "primary"
+    cluster.lab.boot([node])
+    node.wait_for(lambda: node.is_active("nomad"), 40.0, "its Nomad has started")
+    seen = json.loads(node.wait_for(lambda: node.read("/run/nomad-started"), 10.0, "it looks"))
+    (itself,) = [one for one in seen if one["Name"] == old]
+    assert itself["SchedulingEligibility"] == "ineligible"
+    nomad.steer("start", old)
+    for one in others:
+        one.run("systemctl", "start", AGENT)
+    cluster.lab.wait_for(lambda: cluster.serving() != [], 60.0, "somebody serves")
+    follows(cluster, nomad, cluster.primary())
+    node.sh(f"systemctl disable --now nomad {BEFORE_NOMAD}")
+    others[0].sh("consul services deregister -id=nomad")
 
 
 def power_cut(cluster: WithNomad, nomad: Nomad, path: str) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from standfast.clock import Deadline
 from standfast.config.model import Config, Node
 from standfast.config.nomad import NomadAccess
 from standfast.errors import StandfastError
-from standfast.nomad import follow, moves, notes
+from standfast.nomad import ahead, follow, moves, notes
 from standfast.nomad.follow import Follower
 from standfast.nomad.observed import Role
 from tests.fakes.nomad_world import Client, Cut, World, job
@@ -86,6 +87,21 @@ class Cluster:
         self.promote(name)
         self.followers[old].resume()
 
+    def prepare(self, name: str, cut_after: int | None = None) -> None:
+        """The primary has `name` show the meta ahead; the servers hear of it later."""
+        old = self.primary
+        if old is None or old == name or not self.world.clients[old].alive:
+            return
+        self.world.budget = cut_after
+        try:
+            self.followers[old].prepare(name, self.epoch, Deadline.after(1.0))
+        except Cut:
+            self.restart(old)
+        except StandfastError:
+            pass
+        finally:
+            self.world.budget = None
+
     def kill(self, name: str) -> None:
         self.world.kill(name)
         self.restart(name)
@@ -99,6 +115,8 @@ class Cluster:
                 self.promote(name)
             case "switch":
                 self.switch(name, number)
+            case "prepare":
+                self.prepare(name, number)
             case "round":
                 self.round(name, number)
             case "kill":
@@ -146,6 +164,7 @@ def clock(world: World) -> Iterator[None]:
         patch.object(follow, "monotonic", now),
         patch.object(notes, "monotonic", now),
         patch.object(moves, "monotonic", now),
+        patch.object(ahead, "SHOWN_S", 0.0),
     ):
         yield
 
@@ -153,7 +172,7 @@ def clock(world: World) -> Iterator[None]:
 CUTS = st.none() | st.integers(0, 6)
 MOVES = st.tuples(
     st.sampled_from(
-        ("promote", "switch", "kill", "revive", "disable", "enable")
+        ("promote", "prepare", "switch", "kill", "revive", "disable", "enable")
         + 3 * ("round",)
         + 2 * ("propagate",)
     ),
@@ -191,15 +210,25 @@ def test_jobs_end_up_on_the_primary_whatever_happened(
         cluster.check()
 
 
-@given(st.integers(0, 12), st.integers(0, 6), st.sampled_from(["service", "system"]))
+@given(
+    st.integers(0, 6),
+    st.booleans(),
+    st.integers(0, 12),
+    st.integers(0, 6),
+    st.sampled_from(["service", "system"]),
+)
 def test_a_switchover_that_is_cut_anywhere_runs_nothing_twice(
-    cut_release: int, cut_round: int, kind: str
+    cut_prepare: int, heard: bool, cut_release: int, cut_round: int, kind: str
 ) -> None:
     cluster = Cluster(kind)
     world = cluster.world
     with clock(world):
         cluster.promote("a")
         cluster.settle()
+        assert world.where("db") == world.where("sys") == ["a"]
+        cluster.prepare("b", cut_prepare)
+        if heard:
+            world.propagate()
         assert world.where("db") == world.where("sys") == ["a"]
         cluster.switch("b", cut_release)
         for turn in range(ROUNDS):
@@ -229,3 +258,59 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job() -> None:
         cluster.settle()
         cluster.check()
         assert world.clients["a"].eligible
+
+
+@given(st.sampled_from(["service", "system"]))
+def test_with_the_meta_ahead_the_jobs_run_in_the_new_primary_s_first_round(kind: str) -> None:
+    cluster = Cluster(kind)
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        cluster.prepare("b")
+        world.propagate()
+        cluster.round("b")
+        assert world.clients["b"].visible and not world.clients["b"].eligible
+        cluster.switch("b")
+        assert world.where("db") == world.where("sys") == []
+        cluster.round("b")
+        assert world.where("db") == world.where("sys") == ["b"]
+        cluster.settle()
+        cluster.check()
+
+
+def test_a_node_whose_role_does_not_come_takes_the_meta_away_again() -> None:
+    cluster = Cluster("service")
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        cluster.prepare("b")
+        world.propagate()
+        cluster.round("b")
+        world.now_s += notes.AHEAD_S
+        cluster.round("b")
+        assert world.clients["b"].local
+        world.now_s += 1.0
+        cluster.settle()
+        assert world.where("db") == ["a"]
+        cluster.check()
+
+
+@pytest.mark.parametrize("trouble", ["disabled", "dead", "no jobs"])
+def test_a_node_that_can_t_be_made_ready_is_left_as_it_is(trouble: str) -> None:
+    cluster = Cluster("service")
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        match trouble:
+            case "disabled":
+                world.disable("b")
+            case "dead":
+                world.kill("b")
+            case _:
+                world.placed.clear()
+        before = list(world.log)
+        cluster.prepare("b")
+        assert world.log == before

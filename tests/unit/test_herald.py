@@ -166,7 +166,13 @@ def test_a_veto_comes_before_anything_was_done(tmp_path: Path, node: FakeNode) -
 def test_the_steps_for_hooks_stand_before_the_lease_and_before_the_jobs() -> None:
     assert plans.promotion(NAMES, "x").steps[0].do is Do.ASK_HOOKS
     order = [step.do for step in plans.demotion(replace(NAMES, jobs=True), "n2").steps]
-    assert order[:4] == [Do.PRE_COPY, Do.TELL_HOOKS, Do.RELEASE_JOBS, Do.DEREGISTER]
+    assert order[:5] == [
+        Do.PREPARE_JOBS,
+        Do.PRE_COPY,
+        Do.TELL_HOOKS,
+        Do.RELEASE_JOBS,
+        Do.DEREGISTER,
+    ]
     without = plans.step_down(NAMES)
     assert not {Do.ASK_HOOKS, Do.TELL_HOOKS} & {step.do for step in without.steps}
 

@@ -139,8 +139,10 @@ def test_the_own_meta_is_set_through_the_own_agent(replay: Replay, nomad: NomadA
 
 
 def test_a_meta_is_unset_with_null(replay: Replay, nomad: NomadAgent) -> None:
-    body = {"NodeID": "", "Meta": {"storage_role": None}}
-    replay.put("client_metadata_unset", body=body)
+    replay.put("client_metadata_unset")
+    node_id = "30285beb-f6bd-55f3-c4d2-fff94d480209"
+    assert "storage_role" not in nomad.set_meta("storage_role", None, node_id=node_id).meta
+    replay.put("client_metadata_unset", body={"NodeID": "", "Meta": {"storage_role": None}})
     assert "storage_role" not in nomad.set_meta("storage_role", None).meta
 
 

@@ -42,6 +42,13 @@ class FakeJobs:
     error: Exception | None = None
     asked_s: float | None = None
     resumed: int = 0
+    prepared: tuple[str, int] | None = None
+
+    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
+        self.prepared = (name, epoch)
+        if self.error is not None:
+            raise self.error
+        return "ready"
 
     def release(self, deadline: Deadline) -> None:
         self.asked_s = deadline.remaining_s()
@@ -60,12 +67,13 @@ def test_the_jobs_go_after_the_first_copy_and_before_the_deregistration(to: str 
     order = [step.do for step in plans.demotion(NAMES, to).steps]
     place = order.index(Do.RELEASE_JOBS)
     assert order[place + 1] is Do.DEREGISTER
-    assert order[:place] == ([Do.PRE_COPY] if to else [])
+    assert order[:place] == ([Do.PREPARE_JOBS, Do.PRE_COPY] if to else [])
 
 
 def test_without_nomad_no_plan_has_the_step() -> None:
     without = replace(NAMES, jobs=False)
-    assert Do.RELEASE_JOBS not in [step.do for step in plans.demotion(without, "b").steps]
+    order = [step.do for step in plans.demotion(without, "b").steps]
+    assert Do.RELEASE_JOBS not in order and Do.PREPARE_JOBS not in order
     assert not plans.names_of(config()).jobs
     assert plans.names_of(config(nomad=NomadAccess())).jobs
 
@@ -81,8 +89,24 @@ def test_whatever_comes_of_it_the_demotion_goes_on(error: Exception | None, tmp_
     assert jobs.asked_s is not None and 35.0 < jobs.asked_s <= 40.0
 
 
-def test_without_a_follower_the_step_does_nothing(tmp_path: Path) -> None:
-    Effects(fake_node(tmp_path).machine).table()[Do.RELEASE_JOBS]()
+@pytest.mark.parametrize(
+    "error",
+    [NomadError("away", NomadOutcome.UNREACHABLE), KeyError("a surprise in an answer"), None],
+)
+def test_whatever_comes_of_preparing_the_next_one_the_switchover_goes_on(
+    error: Exception | None, tmp_path: Path
+) -> None:
+    jobs = FakeJobs(error)
+    agent = agent_in(tmp_path)
+    lease(agent, epoch=7)
+    machine = replace(agent.machine, jobs=jobs)
+    Effects(machine, to="b").table()[Do.PREPARE_JOBS]()
+    assert jobs.prepared == ("b", 7)
+
+
+def test_without_a_follower_the_steps_do_nothing(tmp_path: Path) -> None:
+    for step in (Do.PREPARE_JOBS, Do.RELEASE_JOBS):
+        Effects(fake_node(tmp_path).machine, to="b").table()[step]()
 
 
 def agent_in(directory: Path) -> Any:

@@ -69,8 +69,7 @@ def decide(seen: Observed) -> Decision:
 
 def _as_primary(seen: Observed) -> Decision:
     marked = [node for node in seen.others if seen.shows(node)]
-    held = [one for node in marked if node.status == READY for one in seen.on(node)]
-    held = [one for one in held if one.on_every_node]
+    held = list(_unsafe(seen))
     steps = [_quarantine(node, "it shows the primary's meta") for node in marked if node.eligible]
     if not held:
         steps += _own_eligibility(seen)
@@ -85,13 +84,25 @@ def _as_primary(seen: Observed) -> Decision:
     return _told(seen, tuple(steps), held)
 
 
+def _unsafe(seen: Observed) -> Iterator[Bound]:
+    """What would run twice if this node took jobs now: Nomad doesn't wait for its end.
+
+    It does for the end of what it stops and places in one go; not for that of a system job on
+    another node, nor of what was stopped while no node could take it.
+    """
+    for node in (seen.own, *seen.others):
+        for one in seen.on(node) if node.status == READY else ():
+            if not one.wanted or (one.on_every_node and node is not seen.own):
+                yield one
+
+
 def _told(seen: Observed, steps: tuple[Step, ...], held: list[Bound]) -> Decision:
     pair, own = _pair(seen), seen.own
     left = [one for node in seen.others for one in seen.on(node)]
     if held and not (seen.local and own.eligible):
         names = ", ".join(sorted({one.job for one in held}))
-        return Decision(Reason.NOMAD_MOVING, f"{names} has to end elsewhere before jobs are placed "
-                        "here: it would run on both", steps)  # fmt: skip
+        return Decision(Reason.NOMAD_MOVING, f"{names} has to end before jobs are placed here: it "
+                        "would run twice", steps)  # fmt: skip
     if not seen.shows(own):
         return Decision(
             Reason.NOMAD_META_ON_ITS_WAY, f"the servers don't show {pair} on {own.name} yet", steps

@@ -145,6 +145,7 @@ TELLS = "#!/bin/sh\necho $STANDFAST_EVENT $STANDFAST_EPOCH $STANDFAST_NOTE >> /r
 
 def entries(node: Node, kind: Kind, reason: str | None, since_s: int) -> list[dict[str, str]]:
     """What the node's journal has of an event for this reason, as a program reads it."""
+    node.run("journalctl", "--sync")
     listing = node.sh(f"journalctl MESSAGE_ID={kind.message_id} --since=@{since_s} -o json -q")
     found = [json.loads(line) for line in listing.splitlines()]
     return [one for one in found if one.get("STANDFAST_REASON") == reason]
@@ -170,7 +171,13 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(cluster:
         f"post-demote {epoch} drill",
         f"post-promote {epoch + 1} drill",
     ]
-    other.run("systemctl", "start", "nfs-server", check=False)
+
+    def refused_by_the_guard() -> object:
+        """On a busy machine its three seconds may be over before it knows of the other server."""
+        other.run("systemctl", "start", "nfs-server", check=False)
+        return entries(other, Kind.GUARD_REFUSED, "other-server-active", since_s)
+
+    other.wait_for(refused_by_the_guard, 30.0, "the guard has said why")
     for where, kind, unit, reason in (
         (node, Kind.DEMOTED, AGENT, "operator"),
         (node, Kind.PROMOTION_REFUSED, AGENT, "hook-vetoed"),

@@ -232,7 +232,7 @@ def test_what_finds_no_node_waits_blocked_and_says_why(scene: Scene, level: str)
     def statuses() -> list[str]:
         return sorted(gateway.evaluation(one).status for one in ids())
 
-    eventually(lambda: statuses() == ["blocked", "complete"], 5)
+    eventually(lambda: statuses() == ["blocked", "complete"], 20)
     found = {one.status: one for one in map(gateway.evaluation, ids())}
     assert found["complete"].blocked_id == found["blocked"].id
     said = {"g": f"of 2 nodes, 2 don't meet ${{meta.{scene.key}}} = primary"}

@@ -98,17 +98,17 @@ def test_the_library_is_the_one_this_run_is_about() -> None:
 DENIED = reply(b"Permission denied", status="403 Forbidden")
 READ_OUTCOMES = [
     pytest.param(None, ConsulUnreachable, "refused", id="refused"),
-    pytest.param(hang, ConsulTimedOut, r"no whole answer within 0\.[45] s", id="hung"),
+    pytest.param(hang, ConsulTimedOut, r"no whole answer within 0\.\d s", id="hung"),
     pytest.param(
         drip(b"HTTP/1.1 200 OK\r\nX: ", b"y"),
         ConsulTimedOut,
-        r"no whole answer within 0\.[45] s",
+        r"no whole answer within 0\.\d s",
         id="drip head",
     ),
     pytest.param(
         drip(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"["),
         ConsulTimedOut,
-        r"no whole answer within 0\.[45] s",
+        r"no whole answer within 0\.\d s",
         id="drip body",
     ),
     pytest.param(hang_up, ConsulGarbled, "closed without an answer", id="closed"),

@@ -38,7 +38,9 @@ def prepare(
     node = _named(nomad, name)
     if node.status != READY:
         return f"{name} is {node.status} in Nomad"
-    if not node.eligible:
+    noted = notes.load().get(node.id)
+    again = noted is not None and noted.note.ahead
+    if not node.eligible and not again:
         return f"{name} takes no jobs by somebody's word"
     notes.write(node, epoch, firm=False, ahead=True)
     nomad.set_eligible(node.id, False)

@@ -302,6 +302,26 @@ def test_a_node_whose_role_does_not_come_takes_the_meta_away_again() -> None:
         cluster.check()
 
 
+def test_a_second_switchover_begins_the_time_of_the_first_anew() -> None:
+    cluster = Cluster("service")
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        for _ in range(3):
+            cluster.prepare("b")
+            world.propagate()
+            cluster.round("b")
+            world.now_s += notes.AHEAD_S
+            cluster.round("b")
+            assert world.clients["b"].visible and not world.clients["b"].eligible
+        cluster.switch("b")
+        cluster.round("b")
+        assert world.where("db") == ["b"]
+        cluster.settle()
+        cluster.check()
+
+
 @pytest.mark.parametrize("trouble", ["disabled", "dead", "no jobs"])
 def test_a_node_that_can_t_be_made_ready_is_left_as_it_is(trouble: str) -> None:
     cluster = Cluster("service")

@@ -37,11 +37,16 @@ class LiveTree:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A process that can write into the live subvolume, though that is read-only."""
+    """Who can write into the live subvolume, though that is read-only."""
 
     pid: int
+    """0: the kernel itself, for a block device."""
     name: str
+    """Of the program, or of the device."""
     file: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({f'pid {self.pid}: ' if self.pid else ''}{self.file})"
 
 
 class VolumeStore(Protocol):

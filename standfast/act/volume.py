@@ -116,11 +116,11 @@ def check_no_writers(machine: Machine, deadline: Deadline) -> None:
     patience = deadline.within(LAST_WRITES_S)
     while writers := machine.store.writers(deadline.within(LOOK_S)):
         if patience.expired:
-            named = ", ".join(f"{one.name} (pid {one.pid}: {one.file})" for one in writers[:5])
+            named = ", ".join(str(one) for one in writers[:5])
             raise StandfastError(
                 f"{machine.config.paths.live} is open for writing by another way than its export "
-                f"and {machine.config.paths.bind}: {named}. End what writes (a container? a job?) "
-                f"and try again"
+                f"and {machine.config.paths.bind}: {named}. End what writes (a container? a job? a "
+                f"mounted image?) and try again"
             )
         sleep(POLL_S)
 

@@ -22,7 +22,7 @@ from standfast.run import run
 
 
 def writers_of(live: Path, run_dir: Path, deadline: Deadline) -> Sequence[Writer]:
-    """Processes with a file of the subvolume open or mapped for writing, by process id.
+    """Processes with a file of the subvolume open or mapped for writing, and loop devices on one.
 
     Raises TimedOut, CommandFailed and StandfastError when that can't be said.
     """

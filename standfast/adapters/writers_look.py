@@ -2,6 +2,8 @@
 
     python -I -S writers_look.py LIVE DEVICE OWN OTHERS
 
+A loop device on a file of it counts, too, with 0 for the process and its own name.
+
 DEVICE is the file system's, as in mountinfo (0:42); OWN and OTHERS are numbers of mounts, of this
 file system and of others, joined by commas. The files of others are never touched: a dead server's
 would hang. It runs as a process of its own, since reading the maps of a process may wait for that
@@ -10,14 +12,21 @@ process.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
+BLOCK = Path("/sys/block")
+DEV = Path("/dev")
+# linux/loop.h: struct loop_info64 begins with the device of the file that is behind it.
+LOOP_GET_STATUS64 = 0x4C05
+LOOP_INFO_BYTES = 232
 APART_S = 1
 
 
@@ -108,10 +117,36 @@ def mapped_by_hanging(process: Path, subvolume: int, device: str) -> Iterator[st
         yield found
 
 
+def backing_device(loop: str) -> int | None:
+    """The file system of the file behind a loop device; None: none, or it can't be opened here."""
+    info = bytearray(LOOP_INFO_BYTES)
+    try:
+        descriptor = os.open(DEV / loop, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(descriptor, LOOP_GET_STATUS64, info)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return int(struct.unpack_from("=Q", info)[0])
+
+
+def looped(subvolume: int) -> Iterator[tuple[str, str]]:
+    """Loop devices that write into a file of the subvolume, and that file."""
+    for backing in BLOCK.glob("loop*/loop/backing_file"):
+        device = backing.parent.parent
+        if read(device / "ro").strip() == "0" and backing_device(device.name) == subvolume:
+            yield device.name, read(backing).rstrip("\n")
+
+
 def main(live: str, device: str, own: str, others: str) -> None:
     """One line a process: its id, its name, a file."""
     subvolume = Path(live).stat().st_dev
     numbers = set(own.split(",")), set(others.split(","))
+    for device_name, image in looped(subvolume):
+        sys.stdout.write(f"0\t{device_name!a}\t{image!a}\n")
     for process in PROC.iterdir():
         if not process.name.isdigit():
             continue

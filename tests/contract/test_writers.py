@@ -6,11 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from standfast.act.ports import Writer
 from standfast.adapters import writers_look
 from standfast.adapters.btrfs import BtrfsStore
 from standfast.clock import Deadline, sleep
@@ -58,10 +59,13 @@ def holding(how: str, path: Path, *before: str) -> Iterator[int]:
         process.stdin.close()
 
 
-def writers(disk: Path) -> list[int]:
+def look(disk: Path) -> Sequence[Writer]:
     paths = Paths(live=disk / "services", snapshots=disk, standby=disk / "standby")
-    found = BtrfsStore(paths).writers(Deadline.after(30))
-    return sorted(one.pid for one in found)
+    return BtrfsStore(paths).writers(Deadline.after(30))
+
+
+def writers(disk: Path) -> list[int]:
+    return sorted(one.pid for one in look(disk))
 
 
 @pytest.mark.parametrize("how", ["write", "map"])
@@ -117,6 +121,42 @@ def test_a_writer_in_a_mount_that_was_let_go_of_is_found(disk: Path) -> None:
     with holding("write", there / "file of it") as pid:
         command("umount", "-l", there)
         assert writers(disk) == [pid]
+
+
+@pytest.mark.parametrize(("options", "tree", "found"), [
+    ((), "services", True), (("--read-only",), "services", False), ((), "other", False),
+])  # fmt: skip
+def test_a_loop_device_on_a_file_of_it_is_found(
+    disk: Path, options: tuple[str, ...], tree: str, found: bool
+) -> None:
+    image = disk / tree / "an image"
+    with image.open("wb") as file:
+        file.truncate(1 << 20)
+    device = command("losetup", "--find", "--show", *options, image).strip()
+    try:
+        command("btrfs", "property", "set", "-t", "subvol", disk / tree, "ro", "true")
+        told = [str(one) for one in look(disk)]
+        assert told == ([f"{Path(device).name} ({image})"] if found else [])
+        if found:  # which is why it counts
+            with Path(device).open("r+b") as file:
+                file.write(b"written")
+                file.flush()
+                os.fsync(file.fileno())
+            assert image.read_bytes()[:7] == b"written"
+    finally:
+        command("losetup", "--detach", device)
+
+
+def test_a_tree_with_a_swap_file_has_no_snapshot(disk: Path) -> None:
+    """So what the kernel writes there is in no final one, either: the handover ends before."""
+    swap = disk / "services/swap"
+    command("btrfs", "filesystem", "mkswapfile", "--size", "4m", swap)
+    command("swapon", swap)
+    try:
+        with pytest.raises(AssertionError, match="swap"):
+            command("btrfs", "subvolume", "snapshot", "-r", disk / "services", disk / "final")
+    finally:
+        command("swapoff", swap)
 
 
 def test_a_look_at_a_dead_server_s_file_ends_and_says_no(

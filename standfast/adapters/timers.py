@@ -25,16 +25,16 @@ class ReplicationTimers:
         return [timer_of(self._config, name) for name in self._config.standbys]
 
     def start(self) -> None:
-        """Have them run; nothing happens to those that do."""
+        """Have them run, at the interval of now; nothing else happens to those that do."""
         deadline = Deadline.after(DEADLINE_S)
-        idle = [name for name in self._names() if not self._units.is_active(name)]
         interval_s = self._config.replication.interval
         # From start to start: what a cycle takes doesn't add to the standby's age.
         # An empty value resets every trigger of the timer, not only its own.
         text = f"[Timer]\nOnActiveSec=\nOnActiveSec=1s\nOnUnitActiveSec={interval_s:g}s\n"
-        for name in idle:
+        for name in self._names():
             self._units.write_drop_in(name, "interval", text, deadline)
-            self._units.start(name, deadline)
+            if not self._units.is_active(name):
+                self._units.start(name, deadline)
 
     def stop(self) -> None:
         """End them; a cycle under way is refused by the standby, for its epoch is over."""

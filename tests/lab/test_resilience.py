@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from tests.lab.node import Node
 from tests.machines.figures import note
 from tests.machines.host import LabError
 
+CONFIG = f"/etc/standfast/{VOLUME}.toml"
 EXTRA = "min_reign = 0\nfailover_after = 6"
 
 
@@ -73,6 +75,42 @@ def test_a_killed_or_restarted_process_of_ours_is_no_event(
 def test_a_restarted_consul_agent_on_the_primary_is_no_event(cluster: Cluster) -> None:
     undisturbed(cluster, restart_consul, settle_s=6.0)
     cluster.lab.wait_for_leader()
+
+
+@pytest.mark.timeout(180)
+def test_a_configuration_that_changes_under_a_running_primary_is_no_event(
+    cluster: Cluster,
+) -> None:
+    node = cluster[cluster.primary()]
+    good = cluster.configuration(node)
+    changed = good.replace(f"interval = {cluster.interval_s}\n", "interval = 7\n")
+    assert changed != good
+
+    def write_garbage(node: Node) -> None:
+        node.write(CONFIG, good + "\n[nonsense]\n")
+        refused = node.run("nfs-server-guard", check=False)
+        assert refused.returncode == 1 and "config-invalid" in refused.stderr
+        time.sleep(8)  # a lease, and more
+        node.write(CONFIG, good)
+
+    def change_the_interval(node: Node) -> None:
+        node.write(CONFIG, changed)
+        node.run("systemctl", "restart", AGENT, LEASE)
+        node.wait_for(lambda: intervals(node) == ["7s", "7s"], 90.0, "the timers have it")
+
+    try:
+        undisturbed(cluster, write_garbage, settle_s=1.0)
+        undisturbed(cluster, change_the_interval, settle_s=2.0)
+    finally:
+        node.write(CONFIG, good)
+        node.run("systemctl", "restart", AGENT, LEASE)
+    node.wait_for(lambda: intervals(node) == ["3s", "3s"], 90.0, "the timers have it back")
+
+
+def intervals(node: Node) -> list[str]:
+    """What systemd has of the replication timers."""
+    told = node.sh("systemctl show -P TimersMonotonic 'standfast-replicate@*.timer'")
+    return re.findall(r"OnUnitActiveUSec=(\S+)", told)
 
 
 def restart_consul(node: Node) -> None:

@@ -99,8 +99,8 @@ TEXTS: Mapping[Kind, tuple[str, str]] = {
         "@STANDFAST_NODE@ took no snapshot in for @STANDFAST_VOLUME@",
         "A sender was turned away; what this standby has is as it was. The message begins with a "
         "reason code.\n\n"
-        "What to do for that code: docs/reason-codes.md, Receiving; from the primary: standfast "
-        "doctor",
+        "What to do for that code: docs/reason-codes.md, A standby refuses a snapshot; from the "
+        "primary: standfast doctor",
     ),
     Kind.CYCLE_FAILED: (
         "A standby of @STANDFAST_VOLUME@ was not brought up to date",

@@ -101,7 +101,8 @@ def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 def config_files(directory: Path) -> tuple[Path, ...]:
     """The *.toml files there, sorted; ConfigError when there are none."""
-    way_out = f"write one: standfast config example > {directory}/data-services.toml"
+    name = f"{directory}/data-services.toml"
+    way_out = f"write one: mkdir -p {directory} && standfast config example > {name}"
     try:
         files = sorted(path for path in directory.iterdir() if path.name.endswith(".toml"))
     except FileNotFoundError:

@@ -182,8 +182,8 @@ class Replication:
     )
     drop_pin_after: float = option(
         14 * 86400.0,
-        "A standby that took nothing in for this long loses its pinned snapshot, and needs "
-        "everything sent again",
+        "A standby that took nothing in for this long loses its pinned snapshot, if another is up "
+        "to date, and needs everything sent again",
         unit="s",
         least=60.0,
     )

@@ -82,7 +82,8 @@ replication key, what the key may do, versions, clocks, space.
     ]}
 
 `subject` is the standby's name in the group `replication`, else empty; `cause` and `fix` are empty
-where all is well. Checks that don't apply to a node are left out.
+where all is well. Checks that don't apply to a node are left out. `eligible` (group `nomad`) only
+tells, and is never bad.
 
 | group | check | when it is bad |
 |---|---|---|

@@ -15,7 +15,7 @@ from standfast.decision import Action, Decision, Moment, Wish
 from standfast.names import SnapshotName
 from standfast.observe import Available, Cluster, Local, newest
 from standfast.reasons import Reason
-from standfast.records import Leader
+from standfast.records import Leader, longest_wait_s
 from standfast.reign import Stage
 
 
@@ -225,7 +225,7 @@ def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None
     if leader is not None and leader.is_clean:
         return None
     seen_s = now.monotonic - view.sighting.first_seen
-    left_s = config.lease.wait - seen_s
+    left_s = longest_wait_s(leader, config.lease.wait) - seen_s
     if left_s <= 0:
         return None
     who = f"{leader.holder.node}'s last heartbeat" if leader else "the missing heartbeat"

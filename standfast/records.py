@@ -69,6 +69,9 @@ class Leader:
     note: str | None = None
     final: str | None = None
     """With CLEAN, these three: see Handover."""
+    wait: float = 0.0
+    """The holder's own W, seconds: unheard of for so long it serves no more, whatever a candidate's
+    configuration says. 0: an older version's, which doesn't tell."""
 
     @property
     def identity(self) -> tuple[int, str, str, int]:
@@ -92,6 +95,7 @@ class Leader:
                 for name, text in (("note", self.note), ("final", self.final))
                 if text is not None
             },
+            **({"wait": self.wait} if self.wait else {}),
         )
 
     @classmethod
@@ -107,9 +111,18 @@ class Leader:
                 to=_optional(doc.get("to")),
                 note=_optional(doc.get("note")),
                 final=_optional(doc.get("final")),
+                wait=_seconds(doc.get("wait", 0)),
             )
 
         return _parse(raw, key, build)
+
+
+def longest_wait_s(leader: Leader | None, wait_s: float) -> float:
+    """After so long without a heartbeat a lease is over: by its holder's W and by ours, `wait_s`.
+
+    They differ while a configuration is changed node by node.
+    """
+    return wait_s if leader is None else max(wait_s, leader.wait)
 
 
 @dataclass(frozen=True, slots=True)

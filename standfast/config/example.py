@@ -114,8 +114,7 @@ def _line(option: Option) -> str:
 def _fast_profile(section: Section) -> Iterator[str]:
     yield from _comment(
         "Fast profile: an unplanned failover waits about a third as long, at the price of a short "
-        "pause at each Consul election. For Consul servers with raft_multiplier 1, and never on "
-        "some nodes only (operators-guide.md, Change a setting):"
+        "pause at each Consul election. For Consul servers with raft_multiplier 1:"
     )
     for option in section.options:
         value = getattr(FAST_PROFILE, option.name)

@@ -86,7 +86,14 @@ class LeaseKeys:
         if objection is not None:
             raise Refused(Reason.LEASE_NOT_HELD, f"the lease can't be taken: {objection}")
         epoch = claim.epoch + 1
-        leader = Leader(epoch, self._me, 1, LeaderState.STARTING, self._config.standbys)
+        leader = Leader(
+            epoch,
+            self._me,
+            1,
+            LeaderState.STARTING,
+            self._config.standbys,
+            wait=self._config.lease.wait,
+        )
         reign = Reign(
             epoch, self._me.node, claim.base, claim.reason, claim.operator, claim.lost_s, utc_now()
         )
@@ -139,7 +146,9 @@ class LeaseKeys:
         handover: Handover = protocol.NO_HANDOVER,
     ) -> Kept | Lost | Halted:
         """One heartbeat, with its read-back when it didn't plainly commit."""
-        attempt = protocol.next_attempt(tenure, state, self._config.standbys, handover)
+        attempt = protocol.next_attempt(
+            tenure, state, self._config.standbys, handover, self._config.lease.wait
+        )
         deadline = self._deadline()
         tenure = protocol.sent(tenure, attempt, monotonic())
         try:
@@ -178,7 +187,12 @@ class LeaseKeys:
         # next heartbeat upon it does.
         tenure = replace(repair.tenure, seq=repair.tenure.seq + 1)
         leader = Leader(
-            tenure.epoch, tenure.holder, tenure.seq, LeaderState.STARTING, self._config.standbys
+            tenure.epoch,
+            tenure.holder,
+            tenure.seq,
+            LeaderState.STARTING,
+            self._config.standbys,
+            wait=self._config.lease.wait,
         )
         operations: list[Op] = [
             Cas(self._leader_key, tenure.leader_index, leader.dump()),

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from standfast.records import Handover, Holder, Leader, LeaderState
+from standfast.records import Handover, Holder, Leader, LeaderState, longest_wait_s
 
 NEVER = float("-inf")
 NO_HANDOVER = Handover()
@@ -99,8 +99,9 @@ def next_attempt(
     state: LeaderState,
     candidates: tuple[str, ...],
     handover: Handover = NO_HANDOVER,
+    wait_s: float = 0.0,
 ) -> Attempt:
-    """The next heartbeat; each attempt has a sequence number of its own."""
+    """The next heartbeat; each attempt has a sequence number of its own. `wait_s`: our own W."""
     leader = Leader(
         epoch=tenure.epoch,
         holder=tenure.holder,
@@ -110,6 +111,7 @@ def next_attempt(
         to=handover.to,
         note=handover.note,
         final=handover.final,
+        wait=wait_s,
     )
     return Attempt(leader, tenure.epoch_index, tenure.leader_index)
 
@@ -210,9 +212,9 @@ def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str |
         return None
     # Keys that are not there say nothing about who serves: they may have been deleted under a
     # holder, so the wait counts from when this node first saw them gone.
-    waited = now - claim.first_seen
-    if waited < wait_s:
-        return f"the last heartbeat was first seen {waited:.1f} s ago, {wait_s:g} s are needed"
+    waited, needed = now - claim.first_seen, longest_wait_s(held.leader, wait_s)
+    if waited < needed:
+        return f"the last heartbeat was first seen {waited:.1f} s ago, {needed:g} s are needed"
     return None
 
 

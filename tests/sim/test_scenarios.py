@@ -52,6 +52,18 @@ def test_the_fast_profile_takes_over_in_a_few_seconds(tmp_path: Path) -> None:
         assert fast.wait_for_primary() < 9.0
 
 
+def test_standbys_with_shorter_timings_wait_for_the_primary_s_own(tmp_path: Path) -> None:
+    """As while a configuration is changed node by node; the world looks at who serves."""
+    quick = {"b": FAST, "c": FAST}
+    with World(tmp_path, timing=TIMING, timings=quick) as mixed:
+        primary = mixed.begin()
+        mixed.isolate(primary.name)
+        taken_s = mixed.wait_for("a takeover", lambda: mixed.epoch() == 2, 60.0)
+        assert TIMING.wait - TIMING.heartbeat <= taken_s < TIMING.wait + 6
+        mixed.join(primary.name)
+        mixed.run(40.0)
+
+
 def test_the_death_of_the_agent_on_the_primary_changes_nothing(world: World) -> None:
     primary = world.begin()
     primary.kill_agent()

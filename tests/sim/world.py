@@ -7,7 +7,7 @@ at each promotion that its data is a part of its predecessor's, and all of it af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ class World:
         names: Sequence[str] = ("a", "b", "c"),
         *,
         timing: LeaseTiming | None = None,
+        timings: Mapping[str, LeaseTiming] | None = None,
         rates: Sequence[float] = (1.0, 1.0, 1.0),
         mode: str = "auto",
         min_reign_s: float = 0.0,
@@ -80,7 +81,7 @@ class World:
                 min_reign=min_reign_s,
                 max_data_loss=max_data_loss_s,
                 nodes=settings,
-                lease=timing or LeaseTiming(),
+                lease=(timings or {}).get(name) or timing or LeaseTiming(),
                 hooks=Hooks(enabled=False),
                 paths=Paths(state=directory / name / "state", run=directory / name / "run"),
             )

@@ -202,3 +202,21 @@ def test_a_holder_whose_lease_lasts_goes_on_with_a_restored_consul() -> None:
     assert isinstance(verdict, StillMine)
     going_on = protocol.committed(replace(verdict.tenure, attempts={10: 201.0}), 10, 41, 8.0)
     assert going_on.remaining_s(201.0) == 8.0
+
+
+def test_a_holder_with_longer_timings_than_ours_is_given_its_own_time() -> None:
+    leader = replace(beat(), wait=20.0)
+    claim = Claim(5, leader.identity, first_seen=100.0, base=None, reason="", operator=None,
+                  lost_s=None)  # fmt: skip
+    early = protocol.objection(claim, held(leader), 119.9, WAIT_S)
+    assert early == "the last heartbeat was first seen 19.9 s ago, 20 s are needed"
+    assert protocol.objection(claim, held(leader), 120.0, WAIT_S) is None
+    shorter = replace(leader, wait=4.0)
+    assert protocol.objection(claim, held(shorter), 111.9, WAIT_S) is not None
+    assert protocol.objection(claim, held(shorter), 112.0, WAIT_S) is None
+
+
+def test_each_heartbeat_tells_the_holder_s_wait() -> None:
+    attempt = protocol.next_attempt(TENURE, LeaderState.SERVING, (), wait_s=WAIT_S)
+    assert Leader.parse(attempt.leader.dump()).wait == WAIT_S
+    assert Leader.parse(beat().dump()).wait == 0.0, "an older version's"

@@ -263,7 +263,8 @@ class Effects:
         if jobs is None or self.to is None:
             return
         try:
-            log.info("nomad: %s", jobs.prepare(self.to, self.epoch(), self.deadline))
+            half = self.deadline.within(self.deadline.remaining_s() / 2)
+            log.info("nomad: %s", jobs.prepare(self.to, self.epoch(), half))
         except StandfastError as error:
             log.warning("the jobs will wait for %s's meta: %s", self.to, error)
         except Exception:

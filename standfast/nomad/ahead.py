@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 
 from standfast.clock import Deadline, sleep
-from standfast.errors import NomadError, NomadOutcome
+from standfast.errors import NomadError, NomadOutcome, Refused
 from standfast.nomad.constraints import Meta
 from standfast.nomad.notes import Notes
 from standfast.nomad.ports import READY, Node, NomadGateway
@@ -39,12 +39,18 @@ def prepare(
     if node.status != READY:
         return f"{name} is {node.status} in Nomad"
     noted = notes.load().get(node.id)
-    again = noted is not None and noted.note.ahead
+    again = noted is not None and noted.note.ahead and not node.draining
     if not node.eligible and not again:
-        return f"{name} takes no jobs by somebody's word"
+        why = "by somebody's word" if noted is None else "yet: it was made ineligible before"
+        return f"{name} takes no jobs {why}"
     notes.write(node, epoch, firm=False, ahead=True)
     nomad.set_eligible(node.id, False)
-    notes.write(node, epoch, ahead=True)
+    try:
+        notes.write(node, epoch, ahead=True)
+    except Refused:
+        if node.eligible and node.id not in notes.load():
+            nomad.set_eligible(node.id, True)  # the reign is over, and its note is gone already
+        raise
     nomad.set_meta(meta.key, meta.value, node_id=node.id)
     limit = deadline.within(SHOWN_S)
     while not limit.expired:

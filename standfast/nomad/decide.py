@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from standfast.nomad.observed import Bound, Observed, Role
+from standfast.nomad.observed import Bound, Noted, Observed, Role
 from standfast.nomad.ports import READY, Node
 from standfast.reasons import Reason
 
@@ -38,6 +38,8 @@ class Step:
     says: str
     node: Node | None = None
     bound: Bound | None = None
+    noted: Noted | None = None
+    """The note that it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,10 @@ def _as_standby(seen: Observed) -> Decision:
     own, pair = seen.own, _pair(seen)
     shown = seen.shows(own)
     noted = seen.notes.get(own.id)
+    if noted is not None and noted.firm and own.draining:
+        # At once: when the drain is over, nothing tells it from our own doing.
+        sentence = f"{own.name} is being drained by somebody's word: it stays so"
+        return Decision(Reason.NOMAD_QUARANTINED, sentence, tuple(_own_eligibility(seen)))
     if noted is not None and noted.ahead and not own.eligible:
         sentence = f"{own.name} is to be the primary: it shows {pair}, and takes no jobs yet"
         return Decision(Reason.NOMAD_META_AHEAD, sentence)
@@ -158,9 +164,10 @@ def _own_eligibility(seen: Observed) -> Iterator[Step]:
     if noted is None or not noted.firm:
         return
     if own.eligible or own.draining:
-        yield Step(Do.DROP_NOTE, f"forget the quarantine of {own.name}: it is over", own)
+        said = f"forget the quarantine of {own.name}: it is over"
+        yield Step(Do.DROP_NOTE, said, own, noted=noted)
     else:
-        yield Step(Do.LIFT, f"make {own.name} eligible again", own)
+        yield Step(Do.LIFT, f"make {own.name} eligible again", own, noted=noted)
 
 
 def _quarantine(node: Node, why: str) -> Step:

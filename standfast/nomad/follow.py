@@ -20,7 +20,7 @@ from standfast.nomad.constraints import Meta
 from standfast.nomad.decide import Decision, Do, Step, decide
 from standfast.nomad.moves import Moves, by_job
 from standfast.nomad.notes import Consul, Notes
-from standfast.nomad.observed import Observed, Role, bound_of
+from standfast.nomad.observed import Noted, Observed, Role, bound_of
 from standfast.nomad.ports import Allocation, Node, NomadGateway
 from standfast.nomad.release import AWAY, Stopped, release
 from standfast.reasons import Reason
@@ -123,18 +123,24 @@ class Follower:
     def look(self, role: Role) -> Observed:
         """What the servers and the own agent say; allocations only where they may matter."""
         config, nomad, meta = self.config, self.nomad, self.meta
+        noted = self.notes.load()
         own = nomad.own_node()
         names = [name for name in config.nodes if name != own.name]
         others = () if role is not Role.PRIMARY and not self.moves.pending else nomad.nodes(names)
         others = tuple(node for node in others if node.id != own.id)
         local = nomad.local_meta().meta.get(meta.key) == meta.value
-        seen = Observed(role, meta, own, local, others, self.notes.load())
+        seen = Observed(role, meta, own, local, others, noted)
         now = monotonic()
         unsettled = self._unsettled > 0 or self.moves.pending
-        if not unsettled and now - self._thorough_at < THOROUGH_EVERY_S:
-            return seen
-        self._thorough_at = now
-        return self._with_allocations(seen)
+        if unsettled or now - self._thorough_at >= THOROUGH_EVERY_S:
+            self._thorough_at = now
+            seen = self._with_allocations(seen)
+        # The primary may be making this node ineligible at this moment: half of that is no picture.
+        if _index(self.notes.load(), own) != _index(noted, own):
+            raise Refused(
+                Reason.NOMAD_ROLE_CHANGING, f"{own.name}'s note in Consul changed during the look"
+            )
+        return seen
 
     def _with_allocations(self, seen: Observed) -> Observed:
         nodes = {node.id: node for node in (seen.own, *seen.others)}
@@ -194,8 +200,8 @@ class Follower:
         meta = self.meta
         return {
             Do.QUARANTINE: lambda step: self._quarantine(_node(step), epoch),
-            Do.LIFT: lambda step: self._lift(_node(step)),
-            Do.DROP_NOTE: lambda step: self._drop_note(_node(step)),
+            Do.LIFT: self._lift,
+            Do.DROP_NOTE: self._drop_note,
             Do.SET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, meta.value)),
             Do.UNSET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, None)),
             Do.STOP: self._stop,
@@ -207,17 +213,22 @@ class Follower:
         if epoch:
             self.notes.write(node, epoch)
 
-    def _lift(self, node: Node) -> None:
-        noted = self.notes.load().get(node.id)
-        if noted is None:
-            return
-        self.nomad.set_eligible(node.id, True)
-        self.notes.delete(node.id, noted)
-
-    def _drop_note(self, node: Node) -> None:
-        noted = self.notes.load().get(node.id)
+    def _lift(self, step: Step) -> None:
+        noted = self._still_noted(step)
         if noted is not None:
-            self.notes.delete(node.id, noted)
+            self.nomad.set_eligible(_node(step).id, True)
+            self.notes.delete(_node(step).id, noted)
+
+    def _drop_note(self, step: Step) -> None:
+        noted = self._still_noted(step)
+        if noted is not None:
+            self.notes.delete(_node(step).id, noted)
+
+    def _still_noted(self, step: Step) -> Noted | None:
+        """The very note that was decided on, if it is still there."""
+        noted = self.notes.load().get(_node(step).id)
+        same = noted is not None and step.noted is not None and noted.index == step.noted.index
+        return noted if same else None
 
     def _stop(self, step: Step) -> None:
         assert step.bound is not None
@@ -238,6 +249,7 @@ class Follower:
             raise TimedOut("the last round of following Nomad doesn't end: its jobs were not asked")
         try:
             self.moves.forget()
+            self._thorough_at = float("-inf")  # should the role stay, what is ending is looked for
             self.release_failed = ()
             outcome = release(
                 self.nomad, self.notes, self.meta, self.config.nomad.kill_timeout_limit, deadline
@@ -285,6 +297,12 @@ def reason_of(error: StandfastError) -> Reason:
     if isinstance(error, Refused):
         return error.reason
     return Reason.UNEXPECTED
+
+
+def _index(notes: Mapping[str, Noted], node: Node) -> int:
+    """0: there is no note."""
+    noted = notes.get(node.id)
+    return 0 if noted is None else noted.index
 
 
 def _node(step: Step) -> Node:

@@ -59,8 +59,10 @@ def release(
     Each call has the gateway's own deadline, which is a fraction of this one.
     """
     own = nomad.own_node()
+    noted = notes.load().get(own.id)
+    if own.eligible or (noted is not None and noted.note.ahead):
+        notes.write(own, 0)  # of one that was prepared, too: the role has come, and goes
     if own.eligible:
-        notes.write(own, 0)
         nomad.set_eligible(own.id, False)
     outcome = Released(own)
     bound = bound_on(nomad, own, meta)

@@ -20,6 +20,7 @@ from standfast.errors import StandfastError
 from standfast.nomad import ahead, follow, moves, notes
 from standfast.nomad.follow import Follower
 from standfast.nomad.observed import Role
+from standfast.nomad.ports import LocalMeta
 from tests.fakes.nomad_world import Client, Cut, World, job
 
 NAMES = ("a", "b", "c")
@@ -339,3 +340,65 @@ def test_a_node_that_can_t_be_made_ready_is_left_as_it_is(trouble: str) -> None:
         before = list(world.log)
         cluster.prepare("b")
         assert world.log == before
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["the role comes", "it doesn't"])
+def test_a_node_that_is_prepared_while_it_looks_is_not_left_out(comes: bool) -> None:
+    cluster = Cluster("service")
+    world = cluster.world
+    follower = cluster.followers["b"]
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        plain = follower.nomad.local_meta
+
+        def meanwhile(*, deadline: Deadline | None = None) -> LocalMeta:
+            seen = plain()
+            cluster.prepare("b")
+            return seen
+
+        with patch.object(follower.nomad, "local_meta", meanwhile):
+            cluster.round("b")
+        assert any(key.endswith("/nomad/id-b") for key in world.kv), "the note was taken away"
+        world.propagate()
+        if comes:
+            cluster.switch("b")
+        world.now_s += notes.AHEAD_S
+        cluster.settle()
+        assert world.where("db") == (["b"] if comes else ["a"])
+        cluster.check()
+
+
+def test_who_drains_a_node_that_was_prepared_has_taken_it_over() -> None:
+    cluster = Cluster("service")
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        cluster.prepare("b")
+        world.propagate()
+        world.clients["b"].draining = True
+        cluster.round("b")
+        world.clients["b"].draining = False
+        world.by_operator.add("b")
+        world.now_s += notes.AHEAD_S
+        cluster.settle()
+        cluster.check()
+
+
+def test_a_primary_that_was_prepared_and_gives_the_role_back_is_no_next_one() -> None:
+    cluster = Cluster("service")
+    world = cluster.world
+    with clock(world):
+        cluster.promote("a")
+        cluster.settle()
+        cluster.prepare("b")
+        world.propagate()
+        cluster.switch("b")  # and back, before its first round
+        cluster.switch("a")
+        for _ in range(6):
+            world.now_s += notes.AHEAD_S / 10
+            world.propagate()
+            for name in NAMES:
+                cluster.round(name)
+        cluster.check()

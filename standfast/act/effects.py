@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from standfast import hooks
 from standfast.act import registration, volume
 from standfast.act.machine import Machine
+from standfast.act.ports import Jobs
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut
@@ -258,25 +259,22 @@ class Effects:
         self.machine.fence.release()
 
     def prepare_jobs(self) -> None:
-        """It only saves the jobs some seconds: never in the storage's way."""
-        jobs = self.machine.jobs
-        if jobs is None or self.to is None:
-            return
-        try:
-            half = self.deadline.within(self.deadline.remaining_s() / 2)
-            log.info("nomad: %s", jobs.prepare(self.to, self.epoch(), half))
-        except StandfastError as error:
-            log.warning("the jobs will wait for %s's meta: %s", self.to, error)
-        except Exception:
-            log.exception("the jobs will wait for %s's meta", self.to)
+        """It saves the jobs some seconds; without, they wait for the new primary's meta."""
+        to = self.to
+        assert to is not None
+        half = self.deadline.within(self.deadline.remaining_s() / 2)
+        self._for_jobs(lambda jobs: log.info("nomad: %s", jobs.prepare(to, self.epoch(), half)))
 
     def release_jobs(self) -> None:
+        """In order, while their files are still there."""
+        self._for_jobs(lambda jobs: jobs.release(self.deadline.within(jobs.release_limit_s())))
+
+    def _for_jobs(self, act: Callable[[Jobs], None]) -> None:
         """Never in the storage's way: what is left is seen to by whoever is primary then."""
-        jobs = self.machine.jobs
-        if jobs is None:
+        if self.machine.jobs is None:
             return
         try:
-            jobs.release(self.deadline.within(jobs.release_limit_s()))
+            act(self.machine.jobs)
         except StandfastError as error:
             log.warning("the jobs of the primary are left to the next one: %s", error)
         except Exception:

@@ -86,14 +86,7 @@ class LeaseKeys:
         if objection is not None:
             raise Refused(Reason.LEASE_NOT_HELD, f"the lease can't be taken: {objection}")
         epoch = claim.epoch + 1
-        leader = Leader(
-            epoch,
-            self._me,
-            1,
-            LeaderState.STARTING,
-            self._config.standbys,
-            wait=self._config.lease.wait,
-        )
+        leader = self._starting(epoch, self._me, 1)
         reign = Reign(
             epoch, self._me.node, claim.base, claim.reason, claim.operator, claim.lost_s, utc_now()
         )
@@ -119,6 +112,13 @@ class LeaseKeys:
                 f"the lease for epoch {epoch} went to another or changed meanwhile: {why}",
             )
         return tenure
+
+    def _starting(self, epoch: int, holder: Holder, seq: int) -> Leader:
+        """A heartbeat that stands alone: of a reign's begin, or in a deleted one's place."""
+        config = self._config
+        return Leader(
+            epoch, holder, seq, LeaderState.STARTING, config.standbys, wait=config.lease.wait
+        )
 
     def take_up(self) -> Tenure | None:
         """The lease of a keeper of this boot that ended without giving it up; None: there is none.
@@ -186,14 +186,7 @@ class LeaseKeys:
         # A sequence number of its own, not among the attempts: this write brings no time, the
         # next heartbeat upon it does.
         tenure = replace(repair.tenure, seq=repair.tenure.seq + 1)
-        leader = Leader(
-            tenure.epoch,
-            tenure.holder,
-            tenure.seq,
-            LeaderState.STARTING,
-            self._config.standbys,
-            wait=self._config.lease.wait,
-        )
+        leader = self._starting(tenure.epoch, tenure.holder, tenure.seq)
         operations: list[Op] = [
             Cas(self._leader_key, tenure.leader_index, leader.dump()),
         ]

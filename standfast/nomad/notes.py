@@ -63,6 +63,8 @@ class Notes:
 
     def _noted(self, entry: Entry) -> Noted:
         note, index = Note.parse(entry.value, entry.key), entry.modify_index
+        if note.firm and not note.ahead:
+            return Noted(note, index)
         now = monotonic()
         age_s = now - self._first_seen.setdefault(index, now)
         firm = note.firm or age_s > FIRM_AFTER_S

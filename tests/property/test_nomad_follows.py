@@ -170,6 +170,16 @@ def clock(world: World) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def settled(kind: str) -> Iterator[Cluster]:
+    """A cluster with a as primary, on its world's clock; db is a job of this kind."""
+    cluster = Cluster(kind)
+    with clock(cluster.world):
+        cluster.promote("a")
+        cluster.settle()
+        yield cluster
+
+
 CUTS = st.none() | st.integers(0, 6)
 MOVES = st.tuples(
     st.sampled_from(
@@ -195,10 +205,7 @@ MOVES = st.tuples(
 def test_jobs_end_up_on_the_primary_whatever_happened(
     kind: str, moves: list[tuple[str, str, int | None]]
 ) -> None:
-    cluster = Cluster(kind)
-    with clock(cluster.world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled(kind) as cluster:
         for move in moves:
             cluster.do(move)
         # A dead node that nobody serves beside is nobody's to quarantine.
@@ -222,11 +229,8 @@ def test_jobs_end_up_on_the_primary_whatever_happened(
 def test_a_switchover_that_is_cut_anywhere_runs_nothing_twice(
     cut_prepare: int, heard: bool, stubborn: bool, cut_release: int, cut_round: int, kind: str
 ) -> None:
-    cluster = Cluster(kind)
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled(kind) as cluster:
+        world = cluster.world
         assert world.where("db") == world.where("sys") == ["a"]
         cluster.prepare("b", cut_prepare)
         if heard:
@@ -248,11 +252,8 @@ def test_a_switchover_that_is_cut_anywhere_runs_nothing_twice(
 
 
 def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job() -> None:
-    cluster = Cluster("service")
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled("service") as cluster:
+        world = cluster.world
         cluster.kill("a")
         cluster.promote("b")
         cluster.settle()
@@ -268,11 +269,8 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job() -> None:
 
 @given(st.sampled_from(["service", "system"]))
 def test_with_the_meta_ahead_the_jobs_run_in_the_new_primary_s_first_round(kind: str) -> None:
-    cluster = Cluster(kind)
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled(kind) as cluster:
+        world = cluster.world
         cluster.prepare("b")
         world.propagate()
         cluster.round("b")
@@ -286,11 +284,8 @@ def test_with_the_meta_ahead_the_jobs_run_in_the_new_primary_s_first_round(kind:
 
 
 def test_a_node_whose_role_does_not_come_takes_the_meta_away_again() -> None:
-    cluster = Cluster("service")
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled("service") as cluster:
+        world = cluster.world
         cluster.prepare("b")
         world.propagate()
         cluster.round("b")
@@ -304,11 +299,8 @@ def test_a_node_whose_role_does_not_come_takes_the_meta_away_again() -> None:
 
 
 def test_a_second_switchover_begins_the_time_of_the_first_anew() -> None:
-    cluster = Cluster("service")
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled("service") as cluster:
+        world = cluster.world
         for _ in range(3):
             cluster.prepare("b")
             world.propagate()
@@ -325,11 +317,8 @@ def test_a_second_switchover_begins_the_time_of_the_first_anew() -> None:
 
 @pytest.mark.parametrize("trouble", ["disabled", "dead", "no jobs"])
 def test_a_node_that_can_t_be_made_ready_is_left_as_it_is(trouble: str) -> None:
-    cluster = Cluster("service")
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled("service") as cluster:
+        world = cluster.world
         match trouble:
             case "disabled":
                 world.disable("b")
@@ -344,12 +333,8 @@ def test_a_node_that_can_t_be_made_ready_is_left_as_it_is(trouble: str) -> None:
 
 @pytest.mark.parametrize("comes", [True, False], ids=["the role comes", "it doesn't"])
 def test_a_node_that_is_prepared_while_it_looks_is_not_left_out(comes: bool) -> None:
-    cluster = Cluster("service")
-    world = cluster.world
-    follower = cluster.followers["b"]
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled("service") as cluster:
+        world, follower = cluster.world, cluster.followers["b"]
         plain = follower.nomad.local_meta
 
         def meanwhile(*, deadline: Deadline | None = None) -> LocalMeta:
@@ -370,11 +355,8 @@ def test_a_node_that_is_prepared_while_it_looks_is_not_left_out(comes: bool) -> 
 
 
 def test_who_drains_a_node_that_was_prepared_has_taken_it_over() -> None:
-    cluster = Cluster("service")
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled("service") as cluster:
+        world = cluster.world
         cluster.prepare("b")
         world.propagate()
         world.clients["b"].draining = True
@@ -387,11 +369,8 @@ def test_who_drains_a_node_that_was_prepared_has_taken_it_over() -> None:
 
 
 def test_a_primary_that_was_prepared_and_gives_the_role_back_is_no_next_one() -> None:
-    cluster = Cluster("service")
-    world = cluster.world
-    with clock(world):
-        cluster.promote("a")
-        cluster.settle()
+    with settled("service") as cluster:
+        world = cluster.world
         cluster.prepare("b")
         world.propagate()
         cluster.switch("b")  # and back, before its first round

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lab kernel-lab check bench soak clean
+.PHONY: help venv demo test lab kernel-lab torture fresh check bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,30 +26,21 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY) ## a cluster on loopback: failover and the way back, without root
 	@$(VENV)/bin/standfast demo
 
-test: check ## all checks and all tests; the lab needs root
-	@if [[ $$(id -u) == 0 ]]; then \
-	  tests/tools/run-tests; \
-	else \
-	  $(VENV)/bin/pytest -m 'not lab and not kernel_lab'; \
-	  echo "make test: LEFT OUT: tests/lab and tests/kernel_lab (overlay mounts, loop" \
-	    "devices, network namespaces, containers and virtual kernels need root): sudo make test"; \
-	fi
+# What each runs, and what it needs, is in tests/tools/suite.
+test: $(READY) ## static checks, every fast test and the lab's smoke test (root: all; else what it can)
+	@tests/tools/suite test
 
-lab: $(READY) ## the container lab alone (root): three nodes with real parts
-	@if [[ $$(id -u) != 0 ]]; then \
-	  echo "make lab: needs root for overlay mounts, loop devices, network namespaces and" \
-	    "systemd-nspawn: sudo make lab" >&2; exit 1; \
-	fi
-	@tests/tools/lab-packages
-	@$(VENV)/bin/pytest tests/lab
+lab: $(READY) ## the whole container lab (root): three nodes with real parts
+	@tests/tools/suite lab
 
-kernel-lab: $(READY) ## the kernel lab alone (root): three machines with real kernels and NFS
-	@if [[ $$(id -u) != 0 ]]; then \
-	  echo "make kernel-lab: needs root for tap devices, network namespaces and cgroups:" \
-	    "sudo make kernel-lab" >&2; exit 1; \
-	fi
-	@tests/tools/lab-packages
-	@$(VENV)/bin/pytest tests/kernel_lab
+kernel-lab: $(READY) ## the kernel lab (root): three machines with real kernels and NFS
+	@tests/tools/suite kernel-lab
+
+torture: $(READY) ## long searches: make torture MINUTES=30
+	@tests/tools/torture $(if $(MINUTES),$(MINUTES),30)
+
+fresh: ## both commands of the README on a bare Debian 12, as a user and as root (root)
+	@tests/tools/fresh
 
 check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules
 	@tests/tools/static-checks

@@ -11,7 +11,6 @@ import pytest
 
 from tests.kernel_lab.cluster import Cluster
 from tests.kernel_lab.lab import NEEDS, KernelLab
-from tests.machines.figures import noted
 from tests.machines.host import why_not
 
 HERE = Path(__file__).parent
@@ -82,11 +81,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             for node in lab:
                 report.sections.append((f"journal of {node.name}", node.journal(lines=60)))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The figures that the labs measured."""
-    if noted() and not terminalreporter.config.pluginmanager.has_plugin("lab-figures"):
-        terminalreporter.section("measured in the kernel lab")
-        for line in noted():
-            terminalreporter.write_line(line)

@@ -28,7 +28,7 @@ from tests.kernel_lab.clients_scene import (
 from tests.kernel_lab.cluster import AUTOMOUNT, EXPORT, MOUNT, MOUNTED, VOLUME, Cluster
 from tests.kernel_lab.node import Node
 from tests.kernel_lab.workloads import Workload, missing_records
-from tests.machines.figures import note
+from tests.support.figures import note
 
 BOUND = "/mnt/bound"
 LEFT = "/mnt/left"

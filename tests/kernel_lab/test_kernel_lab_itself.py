@@ -30,8 +30,8 @@ from tests.kernel_lab.cluster import (
     Cluster,
 )
 from tests.kernel_lab.node import Node
-from tests.machines.figures import note
 from tests.machines.host import CHECKOUT, LABS, LabError, LabTimeout, cgroups, processes, wait_for
+from tests.support.figures import note
 
 OTHER_SERVER = """\
 ERROR: Another NFS server is already active at 192.168.1.2

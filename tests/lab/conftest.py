@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.lab.lab import NEEDS, Lab
-from tests.machines.figures import noted
 from tests.machines.host import why_not
 
 HERE = Path(__file__).parent
@@ -58,11 +57,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             for node in lab:
                 report.sections.append((f"journal of {node.name}", node.journal(lines=40)))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The figures that the lab measured."""
-    if noted():
-        terminalreporter.section("measured in the lab")
-        for line in noted():
-            terminalreporter.write_line(line)

@@ -14,7 +14,7 @@ from tests.lab.cluster import AGENT, DEFAULT, FAST, LEASE, Cluster, Timing
 from tests.lab.lab import Lab
 from tests.lab.node import Node
 from tests.machines.client import EXPORT, missing_records
-from tests.machines.figures import note
+from tests.support.figures import note
 
 ROUNDS = 3
 # What an operator was promised: power cut to the first write on the standby, seconds.

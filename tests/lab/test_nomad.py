@@ -16,9 +16,9 @@ from tests.contract.nomad_clusters import job
 from tests.fakes.nomad_api import Manner
 from tests.lab.cluster import AGENT, FAST, VOLUME, Cluster
 from tests.lab.lab import Lab
-from tests.machines.figures import note
 from tests.machines.host import CHECKOUT
 from tests.machines.node import Machine
+from tests.support.figures import note
 
 ADDRESS = "192.168.1.100"
 PORT = 4646

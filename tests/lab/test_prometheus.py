@@ -15,8 +15,8 @@ import pytest
 from tests.lab.cluster import AGENT, FAST, VOLUME, Cluster
 from tests.lab.lab import Lab
 from tests.machines.cluster import UNITS
-from tests.machines.figures import note
 from tests.machines.monitoring import RULES, Monitoring, dashboard_queries, names_in, quicker
+from tests.support.figures import note
 
 FACTOR = 15.0
 INTERVAL_S = 10

@@ -20,7 +20,7 @@ from tests.lab.replication import (
     ssh,
     wait_for_success,
 )
-from tests.machines.figures import note
+from tests.support.figures import note
 
 TREE_MIB = 64
 """What a full send would carry at least."""

@@ -13,8 +13,8 @@ import pytest
 from tests.lab.cluster import AGENT, FAST, LEASE, VOLUME, Cluster
 from tests.lab.lab import Lab
 from tests.lab.node import Node
-from tests.machines.figures import note
 from tests.machines.host import LabError
+from tests.support.figures import note
 
 CONFIG = f"/etc/standfast/{VOLUME}.toml"
 EXTRA = "min_reign = 0\nfailover_after = 6"

@@ -13,11 +13,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from tests.support import waiting
 
 T = TypeVar("T")
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -80,16 +81,8 @@ def sh(
 def wait_for(
     predicate: Callable[[], T], timeout_s: float, what: str, interval_s: float = 0.05
 ) -> T:
-    """The first truthy answer of predicate, asked at least twice; else LabTimeout."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        late = time.monotonic() >= deadline
-        answer = predicate()
-        if answer:
-            return answer
-        if late:
-            raise LabTimeout(f"not within {timeout_s} s: {what} (last answer: {answer!r})")
-        time.sleep(interval_s)
+    """The first truthy answer of predicate; else LabTimeout. See `tests.support.waiting`."""
+    return waiting.wait_for(predicate, timeout_s, what, interval_s, late=LabTimeout)
 
 
 def _hierarchies() -> list[Path]:

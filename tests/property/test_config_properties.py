@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from standfast.adapters.transport import Endpoint
@@ -16,6 +16,7 @@ from standfast.config.problems import Problem
 from standfast.config.rules import check
 from standfast.config.table import options, sections, tables
 from standfast.errors import ConfigError
+from tests.support.examples import examples
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS = st.one_of(
@@ -41,7 +42,7 @@ DOCUMENTS = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(75)
 @given(DOCUMENTS)
 @example({"nodes": {"0": False, "\x1f": False}})
 def test_any_document_is_either_problems_or_a_configuration_that_obeys_the_rules(
@@ -57,7 +58,7 @@ def test_any_document_is_either_problems_or_a_configuration_that_obeys_the_rules
         assert problem.way_out
 
 
-@settings(max_examples=150, deadline=None)
+@examples(75)
 @given(st.binary(max_size=200))
 @example(b"\xef\xbb\xbfcluster = 1")
 @example(b"a.b.c = 1\na.b.c.d = 2")
@@ -72,7 +73,7 @@ def test_any_bytes_raise_nothing_but_a_config_error(raw: bytes) -> None:
             assert all(line.isprintable() for line in str(error).splitlines())
 
 
-@settings(max_examples=150, deadline=None)
+@examples(75)
 @given(st.sampled_from(NAMES), st.sampled_from(["", *TABLES, "nodes.c1"]), TEXTS)
 def test_any_text_at_any_key_raises_nothing_but_a_config_error(
     key: str, table: str, text: str
@@ -88,7 +89,7 @@ def test_any_text_at_any_key_raises_nothing_but_a_config_error(
             assert str(path) in str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(
     st.from_regex(
         r"(https?://)?(\[[0-9a-f:]{2,9}\]|[a-z0-9.-]{1,12})(:[0-9]{1,6})?/?", fullmatch=True

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from standfast.act.ports import Snapshot
@@ -31,6 +31,7 @@ from standfast.records import (
     parse_epoch,
 )
 from standfast.reign import OwnReign, Stage
+from tests.support.examples import examples
 
 NODES = ("a", "b", "c")
 UTC = 1_795_342_500.0
@@ -135,7 +136,7 @@ def config(node: str, mode: str) -> Config:
     )
 
 
-@settings(max_examples=1500)
+@examples(750)
 @given(view=views, local=locals_, now_s=st.floats(0, 300), wish=wishes, mode=st.booleans())
 def test_every_observation_gets_a_safe_answer_with_a_sentence(
     view: Cluster | Blind, local: Local, now_s: float, wish: Wish, mode: bool
@@ -158,7 +159,7 @@ def test_every_observation_gets_a_safe_answer_with_a_sentence(
         assert view.leader.to == local.node
 
 
-@settings(max_examples=300)
+@examples(150)
 @given(leader=leaders, reign=reigns, record=records, pause=pauses, epoch=epochs)
 def test_records_survive_the_way_to_consul_and_back(
     leader: Leader, reign: Reign, record: StandbyRecord, pause: Pause, epoch: int
@@ -218,19 +219,19 @@ def parse_all(raw: bytes) -> None:
             assert number is None or math.isfinite(number)
 
 
-@settings(max_examples=300)
+@examples(150)
 @given(raw=st.binary(max_size=60) | odd.map(json.dumps).map(str.encode))
 def test_any_bytes_are_a_record_or_foreign(raw: bytes) -> None:
     parse_all(raw)
 
 
-@settings(max_examples=500)
+@examples(250)
 @given(doc=documents)
 def test_any_document_is_a_record_or_foreign(doc: dict[str, object]) -> None:
     parse_all(json.dumps(doc).encode())
 
 
-@settings(max_examples=300)
+@examples(150)
 @given(
     base=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True),
     seconds=st.integers(0, 253_402_300_799),
@@ -240,7 +241,7 @@ def test_snapshot_names_survive_being_written(base: str, seconds: int) -> None:
     assert SnapshotName.parse(str(name)) == name
 
 
-@settings(max_examples=300)
+@examples(150)
 @given(text=st.text() | st.from_regex(r"[a-z]+@[0-9]{8}T[0-9]{6}Z\n?", fullmatch=True))
 def test_any_text_is_a_snapshot_name_as_written_or_none(text: str) -> None:
     try:
@@ -250,7 +251,7 @@ def test_any_text_is_a_snapshot_name_as_written_or_none(text: str) -> None:
     assert str(name) == text
 
 
-@settings(max_examples=300)
+@examples(150)
 @given(
     looks=st.lists(
         st.tuples(

@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from standfast.decision import Wish
 from tests.sim.world import FAST, World
+from tests.support.examples import examples
 
 NAMES = ("a", "b", "c")
 Deed = tuple[str, str, float, str]
@@ -161,14 +162,14 @@ def perform(world: World, schedule: list[tuple[float, Deed]]) -> None:
     world.check_nothing_deleted()
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(schedule=schedules)
 def test_no_schedule_of_faults_breaks_an_invariant(schedule: list[tuple[float, Deed]]) -> None:
     with tempfile.TemporaryDirectory() as directory, World(Path(directory)) as world:
         perform(world, schedule)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     schedule=schedules,
     rates=st.tuples(*[st.sampled_from([0.99, 1.0, 1.01])] * 3),

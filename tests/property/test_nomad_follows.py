@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from standfast.clock import Deadline
@@ -22,6 +22,7 @@ from standfast.nomad.follow import Follower
 from standfast.nomad.observed import Role
 from standfast.nomad.ports import LocalMeta
 from tests.fakes.nomad_world import Client, Cut, World, job
+from tests.support.examples import examples
 
 NAMES = ("a", "b", "c")
 BASE = Config(
@@ -192,7 +193,7 @@ MOVES = st.tuples(
 )
 
 
-@settings(max_examples=max(300, settings().max_examples))
+@examples(150)
 @given(kind=st.sampled_from(["service", "system"]), moves=st.lists(MOVES, max_size=25))
 @example(
     kind="service",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from standfast.act.ports import Snapshot
@@ -15,6 +15,7 @@ from standfast.config.model import Keep, KeepOwn, KeepPublished
 from standfast.names import SnapshotName
 from standfast.replication.pins import Pin
 from standfast.replication.retention import overdue, sort_out
+from tests.support.examples import examples
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
@@ -123,10 +124,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Snapshot], dict[str, int], dict[str
     return found, epochs, protected
 
 
-repeatable = settings(derandomize=True, deadline=None, database=None, max_examples=300)
-
-
-@repeatable
+@examples(150)
 @given(histories(), POLICIES)
 def test_what_must_stay_stays(
     history: tuple[list[Snapshot], dict[str, int], dict[str, list[str]]], policy: Keep
@@ -146,7 +144,7 @@ def test_what_must_stay_stays(
         assert max(reign, key=lambda one: one.name) not in old
 
 
-@repeatable
+@examples(150)
 @given(histories(), POLICIES)
 def test_no_more_is_kept_than_the_policy_says(
     history: tuple[list[Snapshot], dict[str, int], dict[str, list[str]]], policy: Keep
@@ -158,7 +156,7 @@ def test_no_more_is_kept_than_the_policy_says(
     assert count <= grid + len(set(epochs.values())) + len(protected) + foreign
 
 
-@repeatable
+@examples(150)
 @given(histories(), POLICIES)
 def test_deleting_twice_is_deleting_once(
     history: tuple[list[Snapshot], dict[str, int], dict[str, list[str]]], policy: Keep
@@ -168,7 +166,7 @@ def test_deleting_twice_is_deleting_once(
     assert sort_out(left, epochs, protected, policy).old == ()
 
 
-@repeatable
+@examples(150)
 @given(histories(), POLICIES, st.data())
 def test_a_more_generous_policy_deletes_no_more(
     history: tuple[list[Snapshot], dict[str, int], dict[str, list[str]]],
@@ -185,7 +183,7 @@ def test_a_more_generous_policy_deletes_no_more(
     assert set(sort_out(snapshots, epochs, protected, more).old) <= before
 
 
-@repeatable
+@examples(150)
 @given(histories(), POLICIES, st.integers(1, 90 * DAY_S))
 def test_what_was_old_once_is_never_missed_later(
     history: tuple[list[Snapshot], dict[str, int], dict[str, list[str]]], policy: Keep, later_s: int
@@ -243,7 +241,7 @@ def test_no_pin_goes_when_no_other_standby_is_up_to_date() -> None:
     assert late(("b", 15), ("c", 1), present="b") == ()
 
 
-@repeatable
+@examples(150)
 @example([("b", 15), ("c", 14)])
 @given(st.lists(st.tuples(st.sampled_from("bcdef"), st.integers(0, 40)), unique_by=lambda p: p[0]))
 def test_somebody_is_left_who_can_go_on(nodes: list[tuple[str, int]]) -> None:

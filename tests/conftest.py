@@ -1,0 +1,73 @@
+"""What holds for every test: its group, its time-out, and the one summary at the end.
+
+`make test`, `make lab`, `make kernel-lab` and `make torture` choose tests by marker; nothing is
+chosen here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import examples, figures, pace
+
+TIMEOUT_S = 120.0
+"""For one test on a quiet machine, where the test itself names no other time-out."""
+MEASURED = "measured"
+examples.load_profile()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run one after the other on one worker; time-outs fit the machine."""
+    slow = pace.factor()
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        named = item.get_closest_marker("timeout")
+        seconds = named.args[0] if named else TIMEOUT_S
+        item.add_marker(pytest.mark.timeout(seconds * slow), append=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """What a test measured travels with its report, from a worker of xdist, too."""
+    report = yield
+    report.user_properties.extend((MEASURED, line) for line in figures.taken())
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was left out and why, and what was measured."""
+    left_out = _left_out(terminalreporter.stats.get("skipped", []))
+    measured = [
+        line
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, line in getattr(report, "user_properties", ())
+        if name == MEASURED
+    ]
+    for title, lines in (("LEFT OUT", left_out), (MEASURED, measured)):
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
+    # The tier's last line names what was left out in all of its parts (tests/tools/suite).
+    if told := os.environ.get("STANDFAST_LEFT_OUT"):
+        with Path(told).open("a") as file:
+            file.writelines(f"{line}\n" for line in left_out)
+
+
+def _left_out(skipped: list[Any]) -> list[str]:
+    """One line for each reason: how many tests, and where."""
+    files: dict[str, list[str]] = defaultdict(list)
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        files[reason.removeprefix("Skipped: ")].append(report.nodeid.partition("::")[0])
+    return [
+        f"{len(found)} tests of {', '.join(sorted(set(found)))}: {reason}"
+        for reason, found in sorted(files.items())
+    ]

@@ -22,7 +22,11 @@ examples.load_profile()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run one after the other on one worker; time-outs fit the machine."""
+    """A file's tests run one after the other on one worker; time-outs fit the machine.
+
+    The lab's smoke test begins first: it mostly waits, and is the longest.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("smoke") is None)
     slow = pace.factor()
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
@@ -42,6 +46,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What was left out and why, and what was measured."""
+    if hasattr(terminalreporter.config, "workerinput"):
+        return  # the run's own process tells it, for all workers of xdist
     left_out = _left_out(terminalreporter.stats.get("skipped", []))
     measured = [
         line

@@ -34,6 +34,10 @@ from standfast.replication.keys import (
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 
+from tests.support import needs
+
+needs_ssh_keygen = needs.tool("ssh-keygen", "openssh-client")
+
 
 def blob_of(number: int, kind: str = "ssh-ed25519") -> str:
     head = len(kind).to_bytes(4, "big") + kind.encode()
@@ -65,6 +69,7 @@ def soon() -> Deadline:
 # The key
 
 
+@needs_ssh_keygen
 def test_a_missing_key_is_made_once_with_its_node_s_name(config: Config, soon: Deadline) -> None:
     private = config.replication.ssh_key
     assert ensure_key(config, soon)
@@ -80,6 +85,7 @@ def test_a_missing_key_is_made_once_with_its_node_s_name(config: Config, soon: D
     ]
 
 
+@needs_ssh_keygen
 def test_the_public_half_is_told_by_the_private_one(config: Config, soon: Deadline) -> None:
     ensure_key(config, soon)
     told = public_key(config, soon)
@@ -87,6 +93,7 @@ def test_the_public_half_is_told_by_the_private_one(config: Config, soon: Deadli
     assert public_key(config, soon).blob == told.blob
 
 
+@needs_ssh_keygen
 def test_half_a_key_is_not_made_good_by_a_new_one(config: Config, soon: Deadline) -> None:
     ensure_key(config, soon)
     config.replication.ssh_key.unlink()
@@ -95,6 +102,7 @@ def test_half_a_key_is_not_made_good_by_a_new_one(config: Config, soon: Deadline
     assert refusal.value.reason is Reason.BAD_KEY
 
 
+@needs_ssh_keygen
 def test_a_key_that_others_can_read_is_refused(config: Config, soon: Deadline) -> None:
     ensure_key(config, soon)
     config.replication.ssh_key.chmod(0o640)

@@ -31,10 +31,9 @@ from standfast.replication.keys import (
     public_path,
     ssh_argv,
 )
+from tests.support import needs
 
 ME = pwd.getpwuid(os.getuid()).pw_name
-
-from tests.support import needs
 
 needs_ssh_keygen = needs.tool("ssh-keygen", "openssh-client")
 

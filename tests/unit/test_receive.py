@@ -1,0 +1,222 @@
+"""Whole conversations of `standfast receive`: who is refused, and when a snapshot counts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.adapters.directory import DirectoryStore, save_info
+from standfast.adapters.store import TreeInfo
+from standfast.clock import monotonic, utc_now
+from standfast.config.model import Config
+from standfast.lease.epochs import EpochFile
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from standfast.records import LeaderState
+from standfast.replication import pins, wire
+from standfast.replication.intake import RESERVE_BYTES
+from standfast.replication.published import note_epoch
+from standfast.replication.receive import receive
+from tests.fakes.replication import LeaseKeys, storage_node
+from tests.support.pace import patient
+
+EPOCH = 4
+
+
+class Arriving(DirectoryStore):
+    """A store in whose staging directory `arrives` lies when the stream begins."""
+
+    arrives = "content"
+    free = 10**12
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def receive_argv(self, staging: Path) -> list[str]:
+        tree = staging / str(NAME)
+        tree.mkdir()
+        save_info(tree, TreeInfo("x", self.arrives, read_only=True))
+        return ["cat"]
+
+
+NAME = SnapshotName.at("services", utc_now() - 100)
+
+
+@dataclass
+class Standby:
+    """`b`, to which `a` speaks as the primary of EPOCH; what it answers is kept."""
+
+    config: Config
+    store: Arriving
+    keys: LeaseKeys = field(default_factory=lambda: LeaseKeys("a", EPOCH))
+    begin: wire.Begin = field(
+        default_factory=lambda: wire.Begin("test", "data-services", "a", EPOCH, NAME, "content",
+                                           None, patience_s=int(patient(10)))
+    )  # fmt: skip
+    asked: str = ""
+    """What sshd was asked for."""
+    says: Callable[[str], None] = lambda _: None
+    """Called with each line that it says, before the sender has it."""
+
+    def hear(self, *, ends: bool = True) -> list[dict[str, Any]]:
+        """One conversation; `ends`: the sender closes the stream, which is empty."""
+        hello = wire.Hello(self.begin.cluster, self.begin.volume, self.begin.sender)
+        read, write = os.pipe()
+        os.write(write, f"{wire.dump(hello)}\n{wire.dump(self.begin)}\n".encode())
+        if ends:
+            os.close(write)
+        said = _Lines(self.says)
+        environ = {"SSH_ORIGINAL_COMMAND": self.asked}
+        try:
+            receive(self.config, self.store, self.keys, read, said, environ=environ)
+        finally:
+            os.close(read)
+            if not ends:
+                os.close(write)
+        return [json.loads(line) for line in said.getvalue().splitlines()]
+
+    def refusal(self, **how: bool) -> Reason:
+        """Why nothing was taken in; nothing may be left of it."""
+        last = self.hear(**how)[-1]
+        assert last["message_type"] == "refusal", last
+        assert self.published == []
+        staging = self.config.paths.standby / ".staging"
+        assert not staging.exists() or not list(staging.iterdir())
+        return Reason(last["reason"])
+
+    @property
+    def published(self) -> list[str]:
+        return [str(one.name) for one in self.store.snapshots() if one.received]
+
+
+class _Lines(io.StringIO):
+    def __init__(self, says: Callable[[str], None]) -> None:
+        super().__init__()
+        self._says = says
+
+    def write(self, text: str) -> int:
+        self._says(text)
+        return super().write(text)
+
+
+@pytest.fixture
+def standby(tmp_path: Path) -> Standby:
+    config = storage_node(tmp_path, "b")
+    return Standby(config, Arriving(config.paths))
+
+
+def test_a_snapshot_of_the_primary_is_published(standby: Standby) -> None:
+    said = [one["message_type"] for one in standby.hear()]
+    assert said == ["welcome", "ready", "published"]
+    assert standby.published == [str(NAME)]
+
+
+# Who is refused
+
+
+def test_a_reign_that_is_over_here_is_refused_even_where_consul_still_names_it(
+    standby: Standby,
+) -> None:
+    EpochFile(standby.config.state_dir / "epoch").raise_to(EPOCH + 1)
+    assert standby.refusal() is Reason.STALE_LINEAGE
+
+
+def test_who_has_given_the_lease_up_is_refused(standby: Standby) -> None:
+    standby.keys.state = LeaderState.CLEAN
+    assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER
+
+
+@pytest.mark.parametrize(("holder", "epoch"), [("a", EPOCH + 1), ("c", EPOCH)])
+def test_who_does_not_hold_the_lease_in_this_epoch_is_refused(
+    standby: Standby, holder: str, epoch: int
+) -> None:
+    standby.keys.holder, standby.keys.epoch = holder, epoch
+    assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER
+
+
+def test_what_continues_an_older_history_than_is_here_is_refused(standby: Standby) -> None:
+    earlier = standby.config.paths.standby / str(SnapshotName.at("services", NAME.taken_at - 60))
+    earlier.mkdir(parents=True)
+    save_info(earlier, TreeInfo("y", "other", read_only=True))
+    note_epoch(standby.config, "other", EPOCH + 1, standby.store.snapshots)
+    said = standby.hear()[-1]
+    assert (said["message_type"], said["reason"]) == ("refusal", Reason.STALE_LINEAGE)
+    assert standby.published == [earlier.name]
+
+
+@pytest.mark.parametrize("other", [{"cluster": "another"}, {"volume": "another"}])
+def test_what_belongs_elsewhere_is_refused(standby: Standby, other: dict[str, Any]) -> None:
+    standby.begin = replace(standby.begin, **other)
+    assert standby.refusal() is Reason.PROTOCOL
+
+
+def test_a_command_that_only_begins_well_is_refused(standby: Standby) -> None:
+    standby.asked = "standfast receive data-services; rm -rf /"
+    assert standby.refusal() is Reason.PROTOCOL
+
+
+@pytest.mark.parametrize(("size", "free", "fits"), [
+    (None, RESERVE_BYTES - 1, False),
+    (5000, RESERVE_BYTES + 4999, False),
+    (5000, RESERVE_BYTES + 5000, True),
+])  # fmt: skip
+def test_what_leaves_no_reserve_of_free_space_is_refused(
+    standby: Standby, size: int | None, free: int, fits: bool
+) -> None:
+    standby.begin = replace(standby.begin, size_bytes=size)
+    standby.store.free = free
+    if fits:
+        assert standby.hear()[-1]["message_type"] == "published"
+    else:
+        assert standby.refusal() is Reason.NO_SPACE
+
+
+# When it counts
+
+
+def test_a_sender_whose_stream_stands_still_is_given_up(standby: Standby) -> None:
+    options = replace(standby.config.replication, stall_timeout=0.2)
+    standby.config = replace(standby.config, replication=options)
+    begun = monotonic()
+    assert standby.refusal(ends=False) is Reason.DEADLINE
+    assert monotonic() - begun < standby.begin.patience_s, "it waited as long as the sender would"
+
+
+def test_a_snapshot_is_not_published_when_the_lease_moved_on_while_it_came_in(
+    standby: Standby,
+) -> None:
+    def takeover(line: str) -> None:
+        if "ready" in line:
+            standby.keys.holder, standby.keys.epoch = "c", EPOCH + 1
+
+    standby.says = takeover
+    assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER
+
+
+def test_another_content_than_was_announced_is_not_published(standby: Standby) -> None:
+    standby.store.arrives = "something else"
+    assert standby.refusal() is Reason.INCOMPLETE
+
+
+def test_other_metadata_than_the_sender_s_is_not_published(standby: Standby) -> None:
+    standby.begin = replace(standby.begin, fingerprint="0" * 64)
+    assert standby.refusal() is Reason.INCOMPLETE
+
+
+def test_what_was_published_is_pinned_before_it_is_acknowledged(standby: Standby) -> None:
+    pinned: list[str] = []
+
+    def look(line: str) -> None:
+        if '"published"' in line:
+            pinned.extend(pin.content_id for pin in pins.load(standby.config).values())
+
+    standby.says = look
+    standby.hear()
+    assert pinned == ["content"]

@@ -57,9 +57,7 @@ def published(content_id: str) -> str:
     return wire.dump(wire.Published(str(NAME), content_id))
 
 
-def test_a_stream_in_which_nothing_moves_is_given_up(
-    tmp_path: Path, pipe: tuple[int, int]
-) -> None:
+def test_a_stream_in_which_nothing_moves_is_given_up(tmp_path: Path, pipe: tuple[int, int]) -> None:
     config = storage_node(tmp_path, "a", stall_timeout=0.2)
     cycle = Deadline.after(patient(10))
     with pytest.raises(TimedOut, match="stalled"):

@@ -51,6 +51,8 @@ class FakeClient:
     """What was written to Consul."""
     fail: str | None = None
     """The next effect of this name fails."""
+    given_s: dict[str, float] = field(default_factory=dict)
+    """Effect -> the longest that it was allowed to take, seconds."""
 
     @property
     def path(self) -> Path:
@@ -125,8 +127,10 @@ class FakeClient:
         self.really.pop(mount.id, None)
         return mount
 
-    def _effect(self, name: str) -> None:
-        if self.fail == name.split(":", maxsplit=1)[0]:
+    def _effect(self, name: str, deadline: Deadline) -> None:
+        kind = name.partition(":")[0]
+        self.given_s[kind] = max(self.given_s.get(kind, 0.0), deadline.remaining_s())
+        if self.fail == kind:
             self.fail = None
             raise CommandFailed(f"{name}: made to fail", returncode=1)
         self.log.append(name)
@@ -150,7 +154,7 @@ class FakeClient:
 
     def mount(self, source: str, path: Path, options: str, deadline: Deadline) -> None:
         address = source.partition(":")[0]
-        self._effect(f"mount:{source}:{options}")
+        self._effect(f"mount:{source}:{options}", deadline)
         tree = self.trees.get(address)
         if tree is None:
             raise TimedOut(f"mount from {address} did not end before its deadline")
@@ -158,14 +162,14 @@ class FakeClient:
         self.mounted(address, tree)
 
     def bind(self, source: Path, path: Path, deadline: Deadline) -> None:
-        self._effect(f"bind:{source}:{path}")
+        self._effect(f"bind:{source}:{path}", deadline)
         top = self.top
         assert top is not None
         inside = source.relative_to(self.path)
         self.bound(top, path, f"/{inside}" if inside.parts else "/")
 
     def let_go(self, path: Path, deadline: Deadline, *, wake: bool = True) -> None:
-        self._effect(f"let-go:{path}")
+        self._effect(f"let-go:{path}", deadline)
         if wake:
             self.woken.append(path)
         top = next(m for m in reversed(self.table) if m.point == str(path))
@@ -181,7 +185,7 @@ class FakeClient:
         return Answer.HANGS if now is None else Answer.ANSWERS if now == tree else Answer.STALE
 
     def probe(self, path: Path, deadline: Deadline) -> tuple[Answer, str]:
-        self.log.append("probe")
+        self._effect("probe", deadline)
         assert self.top is not None
         return self._answer(self.top), ""
 
@@ -207,10 +211,10 @@ class FakeClient:
         return tuple(units)
 
     def restart(self, units: Sequence[str], deadline: Deadline) -> None:
-        self._effect(f"restart:{','.join(units)}")
+        self._effect(f"restart:{','.join(units)}", deadline)
 
     def end_mounting(self, path: Path, deadline: Deadline) -> None:
-        self._effect("end-mounting")
+        self._effect("end-mounting", deadline)
 
     def instances(
         self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
@@ -221,7 +225,7 @@ class FakeClient:
 
     def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
         assert deadline is not None and deadline.remaining_s() <= 2.0
-        self._effect(f"put:{key}")
+        self._effect(f"put:{key}", deadline)
         if not self.consul_up:
             raise ConsulNoQuorum("Consul has no leader")
         self.told[key] = value

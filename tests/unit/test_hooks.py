@@ -18,6 +18,7 @@ from standfast.events import Event, Kind
 from standfast.hooks import Later, Occasion
 from standfast.reasons import Reason
 from tests.fakes.machine import config_in
+from tests.support.pace import patient
 
 Put = Callable[..., Path]
 
@@ -110,6 +111,20 @@ def test_a_broken_one_is_told_and_a_veto_only_where_that_was_asked_for(
     [event] = told
     assert event.kind is Kind.HOOK_FAILED and said in event.sentence
     assert event.fields()["STANDFAST_HOOK"] == "pre-promote/10-x"
+
+
+def test_the_hooks_of_an_event_share_one_deadline(
+    config: Config, put: Put, told: list[Event], tmp_path: Path
+) -> None:
+    """The first one uses it up: no other one begins."""
+    short = replace(config, hooks=replace(config.hooks, timeout=patient(1.0)))
+    began = tmp_path / "began"
+    for name in ("10-a", "20-b", "30-c"):
+        put(f"post-promote/{name}", f"echo {name} >> {began}; exec sleep 600")
+    hooks.announce(short, Occasion.POST_PROMOTE, {})
+    assert began.read_text().split() == ["10-a"]
+    assert [event.kind for event in told] == [Kind.HOOK_FAILED] * 3
+    assert all("didn't end in time" in event.sentence for event in told)
 
 
 def test_elsewhere_75_is_no_veto(config: Config, put: Put, told: list[Event]) -> None:

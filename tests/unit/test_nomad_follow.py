@@ -20,6 +20,7 @@ from standfast.nomad.observed import Bound, Note, Noted, Observed, Role, kill_ti
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
 from tests.fakes.nomad_world import Client, FakeConsul, FakeNomad, Placed, World, job
+from tests.support.pace import patient
 from tests.unit.deciding import config
 
 META = Meta("storage_role", "primary")
@@ -266,6 +267,20 @@ def test_jobs_that_don_t_end_in_time_are_named_and_the_demotion_goes_on() -> Non
     assert where.log[-1] == "a: meta None"
     one.resume()
     assert "still running" in one.round(S, 0).failed[0]
+
+
+def test_a_job_that_takes_hours_to_end_is_waited_for_no_longer_than_the_limit() -> None:
+    where = world("db")
+    where.jobs[0]["TaskGroups"][0]["Tasks"][0]["KillTimeout"] = 3600 * 10**9
+    one = follower(where)
+    one.round(P, 1)
+    where.propagate()
+    one.round(P, 1)
+    where.lingering = True
+    demotion = Deadline.after(patient(10))
+    with pytest.raises(StandfastError, match=r"still running on a: db\.g"):
+        one.release(demotion)
+    assert not demotion.expired, "it was the demotion's own deadline that ended it"
 
 
 @pytest.mark.parametrize("outcome", [NomadOutcome.UNREACHABLE, NomadOutcome.SERVER_ERROR])

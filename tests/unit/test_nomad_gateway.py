@@ -711,6 +711,19 @@ def test_the_name_of_the_certificate_can_be_given(secure_address: str, authority
     assert NomadAgent(secure_address, tls=tls).leader() == "127.0.0.1:4647"
 
 
+@pytest.mark.parametrize("by", ["configuration", "variable"])
+def test_the_name_of_the_certificate_is_the_configured_one(
+    secure_address: str, authority: Path, tmp_path: Path, by: str
+) -> None:
+    lines = [f'address = "{secure_address}"', f'ca_cert = "{authority}/cert.pem"']
+    environ = {"NOMAD_TLS_SERVER_NAME": "client.global.nomad"}
+    if by == "configuration":
+        lines.append('tls_server_name = "client.global.nomad"')
+        environ = {"NOMAD_TLS_SERVER_NAME": "wrong.global.nomad"}
+    config = load(_config(tmp_path, *lines))
+    assert NomadAgent.from_config(config, environ=environ).leader() == "127.0.0.1:4647"
+
+
 def test_only_nomads_own_variable_leaves_the_certificate_unverified(
     secure_address: str, tmp_path: Path
 ) -> None:

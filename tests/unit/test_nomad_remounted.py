@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
 from standfast.locks import exclusive
 from standfast.nomad import remounted
 from standfast.nomad.ports import Allocation, Node, TaskState
+from tests.support.pace import patient
 from tests.unit.deciding import config
 
 LONG_AGO = "2026-11-22T14:46:17.246234081Z"
@@ -133,6 +135,51 @@ def test_each_job_s_own_word_goes_before_the_configuration(made: Config) -> None
     nomad.asked.clear()
     after(replace(made, nomad=replace(made.nomad, on_remount="none")), nomad)
     assert sorted(nomad.asked) == [("restart", "d"), ("signal", "c", "t", "SIGHUP")]
+
+
+def test_as_many_are_restarted_at_once_as_may_be(made: Config) -> None:
+    lock, running, most = threading.Lock(), 0, 0
+    both, third = threading.Barrier(2), threading.Event()
+
+    class Slow(FakeNomad):
+        def restart(self, alloc_id: str, *, deadline: Deadline) -> None:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            if most < 3:
+                both.wait(patient(10))
+                third.wait(0.1)  # none comes; time for one that should not
+            else:
+                third.set()
+            with lock:
+                running -= 1
+
+    nomad = Slow([allocation(job(name)) for name in "abcd"])
+    two = replace(made, nomad=replace(made.nomad, remount_concurrency=2))
+    assert len(after(two, nomad)) == 4
+    assert most == 2
+
+
+def test_nodes_begin_at_different_moments_and_a_run_s_second_half_is_never_waited_for(
+    made: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, float]] = []
+    waited: list[float] = []
+
+    def uniform(least: float, most: float) -> float:
+        drawn.append((least, most))
+        return most
+
+    monkeypatch.setattr(remounted.random, "uniform", uniform)
+    monkeypatch.setattr(remounted, "sleep", waited.append)
+    for jitter_s in (2.0, 600.0):
+        nomad = FakeNomad([allocation(job("db"))])
+        spread = replace(made, nomad=replace(made.nomad, remount_jitter=jitter_s))
+        remounted.after(spread, Deadline.after(100), nomad)  # type: ignore[arg-type]
+        assert nomad.asked == [("restart", "db")]
+    assert drawn == [(0.0, 2.0), (0.0, 600.0)]
+    assert waited[0] == 2.0 and 0 < waited[1] <= 50.0
 
 
 def test_while_nomad_is_away_it_is_written_down_and_done_later(made: Config) -> None:

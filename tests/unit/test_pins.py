@@ -74,6 +74,22 @@ def test_the_same_snapshot_again_doesn_t_make_a_pin_younger(config: Config) -> N
     assert pins.load(config)["b"].at == 1e9
 
 
+def test_a_pin_is_on_disk_when_it_is_noted(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is deleted on its word is gone for good, a power cut may come right after."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    pins.note(config, "b", pin(1))
+    content, directory = synced
+    assert content.startswith(f"{config.state_dir}/.pins.json")
+    assert directory == str(config.state_dir)
+
+
 def test_many_at_once_lose_nothing(config: Config) -> None:
     nodes = [f"n{number}" for number in range(20)]
     threads = [threading.Thread(target=pins.note, args=(config, node, pin(1))) for node in nodes]

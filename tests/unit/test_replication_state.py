@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from standfast.act.ports import Snapshot
+from standfast.adapters.directory import DirectoryStore
 from standfast.clock import Deadline
 from standfast.config.model import Config, Node, Paths, Replication
 from standfast.errors import (
@@ -23,8 +25,9 @@ from standfast.lease.epochs import EpochFile
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.replication import state
+from standfast.replication import state, verify
 from standfast.replication.failures import reason_of
+from standfast.replication.fingerprint import Fingerprint
 from standfast.replication.published import epochs_of_snapshots, note_epoch, ranked
 from standfast.replication.talk import transport_argv
 
@@ -154,6 +157,45 @@ def test_an_unreadable_memory_is_an_error_that_names_the_file(config: Config, te
     (config.state_dir / "replication.json").write_text(text)
     with pytest.raises(StandfastError, match=r"replication\.json"):
         state.load(config)
+
+
+def test_a_standby_that_needs_everything_does_so_until_it_has_it(config: Config) -> None:
+    sent = state.Shared("services@20270115T080000Z", "id", 3)
+    state.note_needs_full(config, "b", "its pin was dropped")
+    state.note_failure(config, "b", Reason.DEADLINE, "slow")
+    assert state.load(config).standbys["b"].needs_full
+    state.note_success(config, "b", sent, duration_s=0.5, sent_bytes=1)
+    assert not state.load(config).standbys["b"].needs_full
+
+
+@pytest.mark.parametrize("theirs", ["same", "other", None])
+def test_what_a_comparison_found_is_noted(
+    config: Config, monkeypatch: pytest.MonkeyPatch, theirs: str | None
+) -> None:
+    """None: a file can't be read any more, here or there."""
+
+    def run(look: verify._Look) -> verify.Comparison:
+        look.snapshot = snapshot(1, "id")
+        if theirs is None:
+            raise Refused(Reason.CONTENT_DIFFERS, "a file can't be read")
+        ours, found = Fingerprint("same", 3), Fingerprint(theirs, 3)
+        return verify.Comparison("b", str(look.snapshot.name), "id", True, ours, found, 0.1, 9)
+
+    monkeypatch.setattr(verify._Look, "run", run)
+    store = DirectoryStore(config.paths)
+    with contextlib.suppress(Refused):
+        verify.compare(config, store, "b", full=True, deadline=Deadline.after(1))
+    noted = state.load(config).standbys["b"]
+    assert (noted.verified_ok, noted.verified_full) == (theirs == "same", True)
+    assert noted.verified_snapshot == str(snapshot(1, "id").name)
+
+
+def test_a_look_at_the_metadata_does_not_clear_what_the_contents_showed(config: Config) -> None:
+    for full in (True, False):
+        state.note_verified(config, "b", "s", ok=not full, full=full)
+    assert state.load(config).standbys["b"].verified_ok is False
+    state.note_verified(config, "b", "s", ok=True, full=True)
+    assert state.load(config).standbys["b"].verified_ok is True
 
 
 def test_a_cycle_at_work_elsewhere_is_waited_for_only_so_long(config: Config) -> None:

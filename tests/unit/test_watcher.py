@@ -85,7 +85,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return config_in(tmp_path)
+    made = config_in(tmp_path)
+    holder = replace(made.nodes["n2"], probe_port=7301)
+    return replace(made, nodes={**made.nodes, "n2": holder})
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     def nobody(address: str, port: int) -> bool:
-        asked.append(address)
+        asked.append(f"{address}:{port}")
         return False
 
     monkeypatch.setattr(watcher_module, "answers", nobody)
@@ -293,7 +295,7 @@ def test_a_silent_primary_is_probed_and_gossip_is_asked(
     view = cluster(watcher.look(0))
     assert view.holder_unanswered_s == 3.0, "counted from the first probe without an answer"
     assert view.alive == {"n3"}, "past half of W the other candidates are looked at"
-    assert probed == ["192.168.1.3", "192.168.1.3"]
+    assert probed == ["192.168.1.3:7301"] * 2
 
 
 def test_one_answer_starts_the_count_again(

@@ -1,0 +1,83 @@
+"""What the options of [client] change in a remount: time-outs, who is restarted, the port."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from standfast.config.model import Nfs
+from tests.fakes.client import FakeClient, fake_client
+
+A, B = "192.168.1.2", "192.168.1.3"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("standfast.clients.remount.sleep", lambda _: None)
+
+
+def moved(directory: Path, **options: object) -> FakeClient:
+    """A client of A that is about to find that B serves; two services use the mount."""
+    client = fake_client(directory, **options)
+    client.dependants_ = ("db.service",)
+    client.serve(A, 1, 1)
+    old = client.mounted(A, 1)
+    client.bound(old, Path("/srv/a"))
+    client.run()
+    client.log.clear()
+    client.given_s.clear()
+    client.serve(B, 2, 2)
+    return client
+
+
+def restarted(client: FakeClient) -> list[str]:
+    return [entry for entry in client.log if entry.startswith("restart")]
+
+
+def test_nothing_takes_longer_than_its_time_out(tmp_path: Path) -> None:
+    client = moved(
+        tmp_path, mount_timeout=7.0, probe_timeout=3.0, command_timeout=20.0, binds=("/srv/a",)
+    )
+    client.run()
+    assert client.is_right()
+    limits = {"let-go": 7.0, "mount": 7.0, "bind": 7.0, "probe": 3.0, "restart": 20.0}
+    assert client.given_s.keys() == limits.keys()
+    assert [kind for kind, given in client.given_s.items() if not 0 < given <= limits[kind]] == []
+
+
+@pytest.mark.parametrize(("units", "expected"), [
+    ((), []),
+    (("web.service",), ["restart:web.service"]),
+])  # fmt: skip
+def test_services_that_require_the_path_are_left_alone_where_that_was_asked_for(
+    tmp_path: Path, units: tuple[str, ...], expected: list[str]
+) -> None:
+    client = moved(tmp_path, restart_dependants=False, restart_units=units)
+    client.run()
+    assert client.is_right()
+    assert restarted(client) == expected
+
+
+def test_services_that_require_the_path_are_restarted_without_a_word(tmp_path: Path) -> None:
+    client = moved(tmp_path)
+    client.run()
+    assert restarted(client) == ["restart:db.service"]
+
+
+def test_a_server_on_another_port_is_mounted_by_that(tmp_path: Path) -> None:
+    client = moved(tmp_path)
+    client.config = replace(client.config, nfs=Nfs(port=20490))
+    client.run()
+    [mounted] = [entry for entry in client.log if entry.startswith("mount:")]
+    assert mounted.endswith(":vers=4.2,hard,port=20490,retry=0")
+
+
+def test_a_port_that_the_unit_names_is_not_named_twice(tmp_path: Path) -> None:
+    client = moved(tmp_path)
+    client.config = replace(client.config, nfs=Nfs(port=20490))
+    client.unit_options = "vers=4.1,hard,port=2050"
+    client.run()
+    [mounted] = [entry for entry in client.log if entry.startswith("mount:")]
+    assert mounted.endswith(":vers=4.1,hard,port=2050,retry=0")

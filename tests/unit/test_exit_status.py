@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from standfast import guard
-from standfast.cli import clients, replicate, verify
+from standfast.cli import clients, verify
 from standfast.clients.remount import Remount
 from standfast.clock import Deadline
 from standfast.config.load import load

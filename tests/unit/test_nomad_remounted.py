@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_nodes_begin_at_different_moments_and_a_run_s_second_half_is_never_waite
         drawn.append((least, most))
         return most
 
-    monkeypatch.setattr(remounted.random, "uniform", uniform)
+    monkeypatch.setattr(random, "uniform", uniform)
     monkeypatch.setattr(remounted, "sleep", waited.append)
     for jitter_s in (2.0, 600.0):
         nomad = FakeNomad([allocation(job("db"))])

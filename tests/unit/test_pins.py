@@ -80,7 +80,7 @@ def test_a_pin_is_on_disk_when_it_is_noted(config: Config, monkeypatch: pytest.M
     fsync = os.fsync
 
     def noting(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noting)

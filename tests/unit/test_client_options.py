@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from standfast.clients import notes
+from standfast.clock import Deadline
 from standfast.config.model import Nfs
 from tests.fakes.client import FakeClient, fake_client
 
@@ -81,3 +83,24 @@ def test_a_port_that_the_unit_names_is_not_named_twice(tmp_path: Path) -> None:
     client.run()
     [mounted] = [entry for entry in client.log if entry.startswith("mount:")]
     assert mounted.endswith(":vers=4.1,hard,port=2050,retry=0")
+
+
+def test_a_mount_that_hangs_right_after_it_was_made_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server dies in between: nobody is restarted to hang there, and the next run goes on."""
+    client = moved(tmp_path)
+    mount = client.mount
+
+    def and_dies(source: str, path: Path, options: str, deadline: Deadline) -> None:
+        mount(source, path, options, deadline)
+        client.trees[B] = None
+
+    monkeypatch.setattr(client, "mount", and_dies)
+    client.run()
+    assert restarted(client) == []
+    noted = notes.load(client.config.run_dir)
+    assert noted is not None and (noted.epoch, noted.let_go) == (1, True)
+    client.trees[B] = 2
+    client.run()
+    assert restarted(client) == ["restart:db.service"]

@@ -8,6 +8,7 @@ import pytest
 
 from standfast.config.model import (
     FAST_PROFILE,
+    Client,
     Config,
     ConsulAccess,
     Fencing,
@@ -39,6 +40,21 @@ def test_the_defaults_and_the_fast_profile_obey_every_rule() -> None:
     assert said(config()) == []
     assert said(config(lease=FAST_PROFILE)) == []
     assert (FAST_PROFILE.length, FAST_PROFILE.fence, FAST_PROFILE.wait) == (2.0, 1.0, 4.1)
+
+
+@pytest.mark.parametrize(("options", "rule"), [
+    ("vers=4.2,soft", "soft gives programs errors"),
+    ("softerr,vers=4.1", "softerr gives programs errors"),
+    ("vers=4.0,hard", "must name the version"),
+    ("vers=3,hard", "must name the version"),
+    ("hard", "must name the version"),
+])  # fmt: skip
+def test_mount_options_that_would_tell_programs_of_a_failover_are_refused(
+    options: str, rule: str
+) -> None:
+    [problem] = said(config(client=Client(options=options)))
+    assert problem.startswith("client.options") and rule in problem
+    assert said(config(client=Client(options="nfsvers=4.1,hard"))) == []
 
 
 def test_a_short_wait_is_refused_with_the_least_that_would_do() -> None:

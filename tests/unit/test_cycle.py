@@ -140,3 +140,35 @@ def test_a_node_that_does_not_serve_takes_and_sends_nothing(
         primary.cycle("b")
     assert caught.value.reason is Reason.NOT_PRIMARY
     assert primary.store.snapshots() == () and primary.orders == []
+
+
+# What it knows of a standby
+
+
+def test_a_standby_that_had_everything_is_not_new_when_the_pins_are_lost(primary: Primary) -> None:
+    primary.cycle("b")
+    (primary.config.state_dir / "pins.json").unlink()
+    primary.now += 2
+    primary.cycle("b")
+    assert [order.served_before for order in primary.orders] == [False, True]
+
+
+def test_pins_that_can_not_be_read_are_not_told_to_be_none(primary: Primary) -> None:
+    """A standby that was told of none would delete what others build on."""
+    primary.cycle("b")
+    (primary.config.state_dir / "pins.json").write_text("{")
+    primary.now += 2
+    primary.cycle("b")
+    assert [order.commons for order in primary.orders] == [{}, None]
+
+
+@pytest.mark.parametrize(("pinned_in", "sent"), [(2, 0), (1, 1)])
+def test_the_final_snapshot_is_left_out_only_for_a_newer_one_of_the_same_reign(
+    primary: Primary, pinned_in: int, sent: int
+) -> None:
+    final = primary.store.take_snapshot(SnapshotName.at("services", primary.now))
+    newer = str(SnapshotName.at("services", primary.now + 60))
+    pins.note(primary.config, "b", pins.Pin(newer, "newer", pinned_in, primary.now))
+    sender = Sender(primary.config, primary.store, primary.keys)
+    sender.replicate("b", final, 2, Deadline.after(60))
+    assert len(primary.orders) == sent

@@ -12,17 +12,21 @@ from typing import Any
 
 import pytest
 
+from standfast.act.ports import Snapshot
+from standfast.adapters.consul_wire import Entry
 from standfast.adapters.directory import DirectoryStore, save_info
 from standfast.adapters.store import TreeInfo
 from standfast.clock import monotonic, utc_now
-from standfast.config.model import Config
+from standfast.config.model import Config, KeepPublished
+from standfast.errors import ConsulNoQuorum
 from standfast.lease.epochs import EpochFile
+from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.replication import pins, wire
 from standfast.replication.intake import RESERVE_BYTES
-from standfast.replication.published import note_epoch
+from standfast.replication.published import epochs_of_snapshots, note_epoch
 from standfast.replication.receive import receive
 from tests.fakes.replication import LeaseKeys, storage_node
 from tests.support.pace import patient
@@ -220,3 +224,74 @@ def test_what_was_published_is_pinned_before_it_is_acknowledged(standby: Standby
     standby.says = look
     standby.hear()
     assert pinned == ["content"]
+
+
+def test_the_reign_of_a_snapshot_is_known_before_it_is_visible(
+    standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[int | None] = []
+    publish = standby.store.publish
+
+    def look_first(name: SnapshotName) -> Snapshot:
+        known.append(epochs_of_snapshots(standby.config).get("content"))
+        return publish(name)
+
+    monkeypatch.setattr(standby.store, "publish", look_first)
+    standby.hear()
+    assert known == [EPOCH]
+
+
+def test_the_epoch_of_whoever_was_let_in_is_kept(standby: Standby) -> None:
+    standby.hear()
+    assert EpochFile(standby.config.state_dir / "epoch").read() == EPOCH
+
+
+def test_an_election_of_consul_s_throws_no_stream_away(
+    standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    get = standby.keys.get
+
+    def twice_no_quorum(key: str, **how: Any) -> Entry | None:
+        if len(waited) < 2:
+            raise ConsulNoQuorum("there is no leader")
+        return get(key, **how)
+
+    monkeypatch.setattr(standby.keys, "get", twice_no_quorum)
+    monkeypatch.setattr("standfast.replication.intake.sleep", waited.append)
+    assert standby.hear()[-1]["message_type"] == "published"
+
+
+def test_a_sender_that_stands_still_gives_way_to_one_that_waits(
+    standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("standfast.replication.receive.STANDSTILL_S", 0.1)
+    waits = exclusive(standby.config.run_dir / "receive.next", "another sender")
+
+    def another_comes(line: str) -> None:
+        if "ready" in line:
+            waits.__enter__()
+
+    standby.says = another_comes
+    try:
+        said = standby.hear(ends=False)[-1]
+    finally:
+        waits.__exit__(None, None, None)
+    assert "another sender waits" in said["message"]
+
+
+@pytest.mark.parametrize("commons", [None, {}])
+def test_nothing_is_pruned_where_the_primary_can_not_say_what_others_need(
+    standby: Standby, commons: dict[str, str] | None
+) -> None:
+    keep_one = KeepPublished(keep_last=1, hourly=0, daily=0, weekly=0, monthly=0)
+    standby.config = replace(standby.config, retention_published=keep_one)
+    for age_s in (120, 60):
+        earlier = SnapshotName.at("services", NAME.taken_at - age_s)
+        path = standby.config.paths.standby / str(earlier)
+        path.mkdir(parents=True)
+        save_info(path, TreeInfo("y", f"{age_s}", read_only=True))
+        note_epoch(standby.config, f"{age_s}", EPOCH, standby.store.snapshots)
+    standby.begin = replace(standby.begin, commons=commons)
+    assert standby.hear()[-1]["message_type"] == "published"
+    assert len(standby.published) == (3 if commons is None else 1)

@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 
 from standfast.act.ports import Snapshot
-from standfast.adapters.directory import DirectoryStore
+from standfast.adapters.directory import DirectoryStore, save_info
+from standfast.adapters.store import TreeInfo
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import wire
+from standfast.replication.fingerprint import digest_of
 from standfast.replication.shipment import Order, Shipped, ship
 from tests.fakes.replication import Talk, storage_node
 from tests.support.pace import patient
 
+EARLIER = SnapshotName.parse("services@20261122T101000Z")
 NAME = SnapshotName.parse("services@20261122T101500Z")
 WELCOME = wire.dump(wire.Welcome((), 10**12))
 READY = wire.dump(wire.Ready())
@@ -45,11 +48,14 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def send(config: Config, program: Sequence[str], talk: Talk, deadline: Deadline) -> Shipped:
+def send(
+    config: Config, program: Sequence[str], talk: Talk, deadline: Deadline, *, full: bool = False
+) -> Shipped:
     store = Sends(config.paths)
     store.program = program
     snapshot = Snapshot(NAME, config.paths.snapshots / str(NAME), "content", received=False)
-    order = Order("b", snapshot, 2, {}, served_before=False)
+    snapshot.path.mkdir(exist_ok=True)
+    order = Order("b", snapshot, 2, {}, served_before=False, full=full)
     return ship(config, store, order, talk, deadline)  # type: ignore[arg-type]
 
 
@@ -100,3 +106,43 @@ def test_only_the_acknowledgement_was_lost_nothing_is_sent(
     talk = Talk([wire.dump(there)], pipe[1])
     done = send(storage_node(tmp_path, "a"), ("false",), talk, Deadline.after(patient(10)))
     assert done == Shipped(None, 0, was_full=False)
+
+
+# What is announced
+
+
+def announced(config: Config, pipe: tuple[int, int], there: str | None, **how: bool) -> wire.Begin:
+    """To a standby that has a snapshot with this content already."""
+    offers = () if there is None else (wire.Offer(str(EARLIER), there, received=True),)
+    welcome = wire.dump(wire.Welcome(offers, 10**12))
+    talk = Talk([welcome, READY, published("content")], pipe[1])
+    send(config, ("true",), talk, Deadline.after(patient(10)), **how)
+    return wire.parse_begin(talk.heard[1])
+
+
+@pytest.mark.parametrize(("full", "parent"), [(False, "common"), (True, None)])
+def test_an_increment_is_sent_unless_everything_was_asked_for(
+    tmp_path: Path, pipe: tuple[int, int], full: bool, parent: str | None
+) -> None:
+    config = storage_node(tmp_path, "a")
+    (config.paths.snapshots / str(EARLIER)).mkdir()
+    save_info(config.paths.snapshots / str(EARLIER), TreeInfo("common", None, read_only=True))
+    assert announced(config, pipe, "common", full=full).parent_content_id == parent
+
+
+def test_everything_is_sent_again_by_itself_only_where_that_was_allowed(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    with pytest.raises(Refused) as caught:
+        announced(storage_node(tmp_path, "a"), pipe, "another past")
+    assert caught.value.reason is Reason.NEEDS_FULL
+    allowed = storage_node(tmp_path, "a", allow_full=True)
+    assert announced(allowed, pipe, "another past").parent_content_id is None
+
+
+def test_the_metadata_s_fingerprint_is_announced_where_it_is_to_be_verified(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    assert announced(storage_node(tmp_path, "a"), pipe, None).fingerprint is None
+    told = announced(storage_node(tmp_path, "a", verify="metadata"), pipe, None).fingerprint
+    assert told == digest_of(tmp_path / str(NAME), Deadline.after(patient(10)))

@@ -277,7 +277,7 @@ def test_a_job_that_takes_hours_to_end_is_waited_for_no_longer_than_the_limit() 
     where.propagate()
     one.round(P, 1)
     where.lingering = True
-    demotion = Deadline.after(patient(10))
+    demotion = Deadline.after(patient(3))
     with pytest.raises(StandfastError, match=r"still running on a: db\.g"):
         one.release(demotion)
     assert not demotion.expired, "it was the demotion's own deadline that ended it"

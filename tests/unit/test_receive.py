@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,7 @@ class Standby:
     keys: LeaseKeys = field(default_factory=lambda: LeaseKeys("a", EPOCH))
     begin: wire.Begin = field(
         default_factory=lambda: wire.Begin("test", "data-services", "a", EPOCH, NAME, "content",
-                                           None, patience_s=int(patient(10)))
+                                           None, patience_s=int(patient(60)))
     )  # fmt: skip
     asked: str = ""
     """What sshd was asked for."""
@@ -188,6 +189,7 @@ def test_what_leaves_no_reserve_of_free_space_is_refused(
 def test_a_sender_whose_stream_stands_still_is_given_up(standby: Standby) -> None:
     options = replace(standby.config.replication, stall_timeout=0.2)
     standby.config = replace(standby.config, replication=options)
+    standby.begin = replace(standby.begin, patience_s=math.ceil(patient(3)))
     begun = monotonic()
     assert standby.refusal(ends=False) is Reason.DEADLINE
     assert monotonic() - begun < standby.begin.patience_s, "it waited as long as the sender would"

@@ -65,7 +65,7 @@ def published(content_id: str) -> str:
 
 def test_a_stream_in_which_nothing_moves_is_given_up(tmp_path: Path, pipe: tuple[int, int]) -> None:
     config = storage_node(tmp_path, "a", stall_timeout=0.2)
-    cycle = Deadline.after(patient(10))
+    cycle = Deadline.after(patient(3))
     with pytest.raises(TimedOut, match="stalled"):
         send(config, ("sleep", "600"), Talk([WELCOME, READY], pipe[1]), cycle)
     assert not cycle.expired, "it was the cycle's own deadline that ended it"
@@ -73,7 +73,7 @@ def test_a_stream_in_which_nothing_moves_is_given_up(tmp_path: Path, pipe: tuple
 
 def test_a_standby_that_reads_no_more_is_given_up(tmp_path: Path, pipe: tuple[int, int]) -> None:
     config = storage_node(tmp_path, "a", stall_timeout=0.2)
-    cycle = Deadline.after(patient(10))
+    cycle = Deadline.after(patient(3))
     with pytest.raises(TimedOut, match="stalled"):
         send(config, ("cat", "/dev/zero"), Talk([WELCOME, READY], pipe[1]), cycle)
     assert not cycle.expired, "it was the cycle's own deadline that ended it"

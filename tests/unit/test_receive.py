@@ -268,6 +268,7 @@ def test_a_sender_that_stands_still_gives_way_to_one_that_waits(
     standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("standfast.replication.receive.STANDSTILL_S", 0.1)
+    standby.begin = replace(standby.begin, patience_s=math.ceil(patient(5)))
     waits = exclusive(standby.config.run_dir / "receive.next", "another sender")
 
     def another_comes(line: str) -> None:

@@ -426,8 +426,9 @@ def test_never_means_never(client: FakeClient) -> None:
     client.config = replace(client.config, client=Client(manage="never"))
     client.mounted(A, 1)
     client.serve(B, 2, 2)
-    client.run()
+    decision = client.run().decide()[1]
     assert client.log == []
+    assert decision.reason is Reason.NOT_A_CLIENT, "nothing is wrong there, for doctor neither"
 
 
 def test_a_note_speaks_of_a_mount_only_with_its_address() -> None:

@@ -99,6 +99,12 @@ P, S = Role.PRIMARY, Role.STANDBY
             [],
             Reason.NOMAD_MOVING,
         ),
+        (  # any job would, as long as it still ends there, or here
+            seen(P, "", local=False, other="shown ineligible", bound=(bound("b", wanted=False),)),
+            [],
+            Reason.NOMAD_MOVING,
+        ),
+        (seen(P, "", local=False, bound=(bound("a", wanted=False),)), [], Reason.NOMAD_MOVING),
         (  # of a node that is down nobody hears any more
             seen(P, "", local=False, other="shown down ineligible", bound=(bound("b", "system"),)),
             [(Do.SET_META, ""), (Do.STOP, "b")],

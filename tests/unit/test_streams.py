@@ -116,6 +116,17 @@ def test_a_caller_s_pipe_closed_by_its_reader_is_a_failure() -> None:
     os.close(write)
 
 
+def test_what_nobody_read_was_not_sent_though_its_writer_ended_well() -> None:
+    """It wrote to a pipe of ours, and ended before the reader was seen to be gone."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        with pytest.raises(CommandFailed, match="the reader closed the stream after 0 bytes"):
+            pipeline([["echo", "all of it"]], deadline=soon(), op="t", stdout=write)
+    finally:
+        os.close(write)
+
+
 def test_silence_is_given_up_long_before_the_deadline() -> None:
     before = monotonic()
     with pytest.raises(TimedOut, match="stalled"):

@@ -225,8 +225,9 @@ def test_a_mount_that_hangs_while_its_server_is_still_named_is_waited_for(
     client.run()
     client.trees[A] = None
     client.log.clear()
-    client.run()
-    assert client.log == ["probe"]
+    decision = client.run().decide()[1]
+    assert client.log == ["probe"] * 2, "one look each"
+    assert (decision.action, decision.reason) == (Action.WAIT, Reason.SERVER_AWAY)
 
 
 def test_a_mount_made_by_hand_is_mounted_again_after_an_attempt_that_failed(

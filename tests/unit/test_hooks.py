@@ -117,7 +117,7 @@ def test_the_hooks_of_an_event_share_one_deadline(
     config: Config, put: Put, told: list[Event], tmp_path: Path
 ) -> None:
     """The first one uses it up: no other one begins."""
-    short = replace(config, hooks=replace(config.hooks, timeout=patient(1.0)))
+    short = replace(config, hooks=replace(config.hooks, timeout=patient(0.4)))
     began = tmp_path / "began"
     for name in ("10-a", "20-b", "30-c"):
         put(f"post-promote/{name}", f"echo {name} >> {began}; exec sleep 600")

@@ -51,6 +51,7 @@ class FakeStore:
     taken: list[Snapshot] = field(default_factory=list)
     put_aside: list[Path] = field(default_factory=list)
     writing: Sequence[Writer] = ()
+    made_from: Snapshot | None = None
 
     def live(self) -> LiveTree | None:
         return self.tree
@@ -70,6 +71,7 @@ class FakeStore:
     def create_live_from(self, base: Snapshot) -> LiveTree:
         assert self.tree is None, "the live path is not free"
         self.world.effect("create")
+        self.made_from = base
         self.tree = LiveTree(self.parent / self.base, uuid.uuid4().hex, writable=True)
         return self.tree
 
@@ -228,19 +230,23 @@ class FakeConsul:
     world: World
     registered: dict[str, Mapping[str, str]] = field(default_factory=dict)
     successor: Instance | None = None
+    keys: dict[str, bytes] = field(default_factory=dict)
 
     def read(
         self, keys: Sequence[str], *, deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
-        return dict.fromkeys(keys)
+        return {key: self._entry(key) for key in keys}
 
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> tuple[Entry, ...]:
-        return ()
+        return tuple(Entry(key, self.keys[key], 1) for key in self.keys if key.startswith(prefix))
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
-        return 1, None
+        return 1, self._entry(key)
+
+    def _entry(self, key: str) -> Entry | None:
+        return Entry(key, self.keys[key], 1) if key in self.keys else None
 
     def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
         return Conflict(("not modelled",))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from standfast.act import registration
-from standfast.agent import Agent, Seen
+from standfast.agent import SCHEDULE_EVERY_S, STUCK_S, Agent, Seen
 from standfast.clock import monotonic, utc_now
 from standfast.decision import Action, Decision, Moment
 from standfast.lease.files import LeaseStatus
@@ -19,6 +20,7 @@ from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
 from standfast.watcher import Watcher
+from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 
 OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
@@ -31,15 +33,21 @@ def node(tmp_path: Path) -> FakeNode:
     return fake_node(tmp_path)
 
 
-def agent_that_saw(node: FakeNode, own: OwnReign | None) -> Agent:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
+
+
+def agent_that_saw(
+    node: FakeNode, own: OwnReign | None, decision: Decision = NOTHING, **lease: Any
+) -> Agent:
+    """One that looked just now; `lease`: what differs from a lease that serves this reign."""
     machine = node.machine
     until = monotonic() + 60
-    lease = LeaseStatus(
-        4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic()
-    )  # fmt: skip
-    local = Local("n1", "boot-1", 4, own=own, lease=None if own is None else lease)
+    good = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic())
+    local = Local("n1", "boot-1", 4, own=own, lease=replace(good, **lease) if own else None)
     agent = Agent(machine, Watcher(machine.config, machine.consul), LocalView(machine))
-    agent.seen = Seen(VIEW, local, NOTHING, Moment(monotonic(), utc_now()))
+    agent.seen = Seen(VIEW, local, decision, Moment(monotonic(), utc_now()))
     return agent
 
 
@@ -109,3 +117,96 @@ def test_what_a_demotion_unexported_stays_so(node: FakeNode, now: OwnReign | Non
     node.nfs.running = True
     agent_that_saw(node, OWN).upkeep()
     assert node.nfs.fsid is None
+
+
+# Vouching for the server
+
+
+def vouches(agent: Agent, node: FakeNode) -> bool:
+    """Whether upkeep feeds the check in Consul, whatever it says."""
+    OWN.save(node.config.state_dir)
+    node.world.log.clear()
+    agent.upkeep()
+    return "pass-check" in node.world.log or "fail-check" in node.world.log
+
+
+def test_a_stuck_agent_does_not_vouch_for_its_server(node: FakeNode, clock: StoppedClock) -> None:
+    agent = agent_that_saw(node, OWN)
+    clock.now += STUCK_S - 1
+    assert vouches(agent, node)
+    clock.now += 2
+    assert not vouches(agent, node), "the check in Consul has to expire"
+    agent.busy = "switchover 2/9: replicate to n2"
+    assert vouches(agent, node), "a long copy is no look that hangs"
+
+
+@pytest.mark.parametrize(
+    ("decision", "lease"),
+    [
+        (Decision(Action.STEP_DOWN, Reason.LEASE_LOST, "epoch 4 is over"), {}),
+        (NOTHING, {"serving": False}),
+        (NOTHING, {"epoch": 3}),
+        (Decision(Action.WAIT, Reason.CONSUL_TIMEOUT, "Consul hangs"), {}),
+    ],
+    ids=["another one's lease", "a lease that drains", "an older lease", "a blind look"],
+)
+def test_nobody_vouches_for_a_server_with(
+    node: FakeNode, decision: Decision, lease: dict[str, Any]
+) -> None:
+    assert vouches(agent_that_saw(node, OWN), node)
+    assert not vouches(agent_that_saw(node, OWN, decision, **lease), node)
+
+
+# A standby
+
+
+@dataclass
+class Timers:
+    """The replication's timers."""
+
+    calls: list[str] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+
+def with_timers(agent: Agent) -> Timers:
+    timers = Timers()
+    agent.machine = replace(agent.machine, schedule=timers)
+    return timers
+
+
+def test_a_standby_stops_its_replication_once(node: FakeNode) -> None:
+    agent = agent_that_saw(node, None)
+    timers = with_timers(agent)
+    agent.upkeep()
+    agent.upkeep()
+    assert timers.calls == ["stop"]
+
+
+def test_a_primary_sees_to_its_replication_now_and_then(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    OWN.save(node.config.state_dir)
+    register(node)
+    agent = agent_that_saw(node, OWN)
+    timers = with_timers(agent)
+    for _ in range(3):
+        agent.upkeep()
+    assert timers.calls == ["start"]
+    clock.now += SCHEDULE_EVERY_S + 1
+    agent.busy = "so that the look counts"
+    agent.upkeep()
+    assert timers.calls == ["start", "start"]
+
+
+def test_a_standby_whose_rules_were_flushed_puts_them_back_shut(node: FakeNode) -> None:
+    agent = agent_that_saw(node, None)
+    agent.upkeep()
+    assert "shut" not in node.world.log
+    node.fence.in_place = False
+    agent.upkeep()
+    assert "shut" in node.world.log

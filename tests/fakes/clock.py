@@ -1,0 +1,34 @@
+"""A clock that only a test moves: for what pauses, backs off and gives up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from standfast import clock
+
+
+@dataclass(slots=True)
+class StoppedClock:
+    """Stands in for the module `time` in `standfast.clock`; who sleeps moves it."""
+
+    now: float = 1_000_000.0
+    slept: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_795_342_500.0 + self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        self.now += seconds
+
+
+def stop_the_clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    """For this test and the code that it calls, in whichever module that reads the time."""
+    stopped = StoppedClock()
+    monkeypatch.setattr(clock, "time", stopped)
+    return stopped

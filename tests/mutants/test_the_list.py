@@ -1,0 +1,61 @@
+"""The list of mutants fits the program: each has its one place, and a fast test to catch it."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import pytest
+
+from tests.mutants import ROOT, Mutant, load
+
+MUTANTS = load()
+AT_LEAST = 30
+SLOW = {"lab", "kernel_lab", "torture"}
+LABS = ("tests/lab/", "tests/kernel_lab/")
+each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+
+
+def test_there_are_many_and_each_stands_in_the_list_once() -> None:
+    assert len(MUTANTS) >= AT_LEAST
+    twice = [key for key, n in Counter((m.file, m.old, m.new) for m in MUTANTS).items() if n > 1]
+    assert not twice
+
+
+@each_mutant
+def test_a_mutant_has_one_place_and_is_another_program_that_compiles(mutant: Mutant) -> None:
+    path = ROOT / mutant.file
+    before = path.read_text()
+    after = mutant.applied(before)
+    assert after != before
+    if path.suffix == ".py" or before.startswith("#!/usr/bin/env python3"):
+        assert ast.dump(ast.parse(after)) != ast.dump(ast.parse(before)), "only words differ"
+
+
+@each_mutant
+def test_a_mutant_is_caught_by_a_test_of_the_fast_tier(mutant: Mutant) -> None:
+    file, _, name = mutant.caught_by.partition("::")
+    assert not file.startswith(LABS), f"{file} is a lab's"
+    tree = ast.parse((ROOT / file).read_text())
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert len(found) == 1, f"{file} has no test {name}"
+    assert not SLOW & (_marks(found[0].decorator_list) | _marks_of_all(tree))
+
+
+def _marks(expressions: list[ast.expr]) -> set[str]:
+    """The names after `pytest.mark.` (or any other dot) in these expressions."""
+    nodes = [node for one in expressions for node in ast.walk(one)]
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+def _marks_of_all(tree: ast.Module) -> set[str]:
+    """The same of the module's `pytestmark`."""
+    values = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and any(
+            isinstance(target, ast.Name) and target.id == "pytestmark" for target in node.targets
+        )
+    ]
+    return _marks(values)

@@ -1,0 +1,245 @@
+"""The agent's loop: it acts on a fresh look alone, pauses after a failure, and goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.act.effects import Effects
+from standfast.agent import BACK_OFF_S, Agent, Seen, keep_up, serve
+from standfast.clock import monotonic
+from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.errors import Refused, StandfastError, StepFailed
+from standfast.lease.epochs import EpochFile
+from standfast.local_view import LocalView
+from standfast.locks import exclusive
+from standfast.observe import Blind, Cluster, Local
+from standfast.plan import Do, Plan, Step, go_on, names_of
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.reign import OwnReign, Stage
+from standfast.watcher import Watcher
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.machine import FakeNode, fake_node
+from tests.unit.agents import FakeAgent, promotion, refusal, say, view
+
+SERVING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
+STANDING_BY = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary with epoch 4")
+TAKEOVER = Decision(Action.STEP_DOWN, Reason.LEASE_LOST, "epoch 4 of this node is over")
+OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+VIEW = Blind(Reason.CONSUL_TIMEOUT, "not looked at here")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return fake_node(tmp_path)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
+
+
+@dataclass
+class TwoFaced(FakeAgent):
+    """What it saw last differs from what a fresh look shows."""
+
+    stale: Decision = SERVING
+    fresh: Decision = STANDING_BY
+
+    def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
+        decision = self.fresh if fresh else self.stale
+        self.seen = Seen(self.view, Local("n1", "boot-1", 4), decision, Moment(monotonic(), 0.0))
+        return self.seen
+
+
+def two_faced(node: FakeNode, *, stale: Decision, fresh: Decision) -> TwoFaced:
+    machine = node.machine
+    made = TwoFaced(machine, Watcher(machine.config, machine.consul), LocalView(machine))
+    made.stale, made.fresh, made.view = stale, fresh, view("n2", "n3")
+    return made
+
+
+def plans_of(agent: FakeAgent) -> list[str]:
+    return [plan.name for plan, _ in agent.ran]
+
+
+def real_agent(node: FakeNode) -> Agent:
+    machine = node.machine
+    return Agent(machine, Watcher(machine.config, machine.consul), LocalView(machine))
+
+
+# Looks
+
+
+def test_the_loop_does_nothing_that_a_fresh_look_does_not_ask_for(node: FakeNode) -> None:
+    agent = two_faced(node, stale=TAKEOVER, fresh=STANDING_BY)
+    agent.step()
+    assert agent.ran == []
+    agent.fresh = TAKEOVER
+    agent.step()
+    assert plans_of(agent) == ["step-down"]
+
+
+def test_promote_does_nothing_that_a_fresh_look_does_not_ask_for(node: FakeNode) -> None:
+    agent = two_faced(node, stale=promotion(), fresh=STANDING_BY)
+    assert refusal(say(agent, "promote"))[0] == Reason.PRIMARY_ALIVE
+    assert agent.ran == []
+
+
+@pytest.mark.parametrize("command", ["demote", "switchover", "failback"])
+def test_the_role_is_given_up_by_who_has_it_at_a_fresh_look_alone(
+    node: FakeNode, command: str
+) -> None:
+    agent = two_faced(node, stale=SERVING, fresh=STANDING_BY)
+    agent.machine = replace(agent.machine, config=replace(node.config, preferred="n2"))
+    assert refusal(say(agent, command))[0] == Reason.NOT_PRIMARY
+    assert agent.ran == []
+
+
+def consul_holds(node: FakeNode, epoch: int) -> None:
+    """A primary on n2 that heartbeats."""
+    leader = Leader(epoch, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
+    node.consul.keys[node.config.key("epoch")] = dump_epoch(epoch)
+    node.consul.keys[node.config.key("leader")] = leader.dump()
+
+
+def test_an_epoch_that_was_seen_is_remembered_through_a_reboot(node: FakeNode) -> None:
+    consul_holds(node, 4)
+    real_agent(node).look()
+    assert EpochFile(node.config.state_dir / "epoch").read() == 4
+
+
+@pytest.mark.parametrize("gone", ["epoch", "leader"])
+def test_who_could_not_heartbeat_gets_a_chance_once_consul_is_mended(
+    node: FakeNode, clock: StoppedClock, gone: str
+) -> None:
+    """The time in which Consul held nonsense is no time in which a primary was silent."""
+    agent = real_agent(node)
+    consul_holds(node, 4)
+    agent.look()
+    kept = node.consul.keys.pop(node.config.key(gone))
+    clock.now += 60.0
+    agent.look(fresh=True)
+    node.consul.keys[node.config.key(gone)] = kept
+    clock.now += 60.0
+    seen = agent.look(fresh=True)
+    assert isinstance(seen.view, Cluster)
+    assert seen.view.readable_since == clock.now
+
+
+# Failures
+
+
+@dataclass
+class Failing(TwoFaced):
+    """Every plan fails, until it is `mended`."""
+
+    tried_at: list[float] = field(default_factory=list)
+    mended: bool = False
+
+    def run_plan(self, plan: Plan, effects: Effects, progress: Any = None) -> None:
+        self.tried_at.append(monotonic())
+        if not self.mended:
+            raise StepFailed("it does not work")
+
+
+def test_what_failed_is_tried_again_after_longer_and_longer_pauses(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    machine = node.machine
+    agent = Failing(machine, Watcher(machine.config, machine.consul), LocalView(machine))
+    agent.stale = agent.fresh = TAKEOVER
+    for _ in range(200):
+        agent.step()
+        clock.now += 0.25
+    tried = agent.tried_at
+    pauses = [later - earlier for earlier, later in pairwise(tried)]
+    assert pauses == [*BACK_OFF_S, BACK_OFF_S[-1]]
+    assert agent.trouble == "it does not work"
+    agent.mended = True
+    clock.now += BACK_OFF_S[-1]
+    agent.step()
+    assert agent.failures == 0 and agent.trouble is None
+
+
+def test_a_file_that_can_not_be_understood_is_said_and_looked_at_again(node: FakeNode) -> None:
+    agent = real_agent(node)
+    looks = []
+
+    def step() -> None:
+        looks.append(agent.trouble)
+        if len(looks) == 2:
+            agent.stopping.set()
+        raise StandfastError("reign.json is damaged")
+
+    agent.stopping.wait = lambda timeout=None: agent.stopping.is_set()  # type: ignore[method-assign]
+    agent_with(agent, step)
+    assert looks == [None, "reign.json is damaged"]
+
+
+def agent_with(agent: Agent, step: Callable[[], None]) -> None:
+    """Run the loop with this step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Agent, "step", lambda _self: step())
+        serve(agent)
+
+
+def a_bug(_agent: Agent) -> None:
+    raise ValueError("a bug")
+
+
+def test_upkeep_that_dies_takes_the_agent_with_it(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new agent vouches for the server again; without, its check in Consul would expire."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    agent = real_agent(node)
+    monkeypatch.setattr(Agent, "upkeep", a_bug)
+    agent.stopping.set()
+    keep_up(agent)
+    assert ended == [1]
+
+
+# Plans
+
+
+@dataclass
+class FakeJobs:
+    """Nomad's jobs, of which only the end of a plan is noted."""
+
+    resumed: int = 0
+
+    def resume(self) -> None:
+        self.resumed += 1
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+def test_when_a_plan(node: FakeNode, fails: bool) -> None:
+    """The jobs go on, and the agent is free again."""
+    agent = real_agent(node)
+    jobs = FakeJobs()
+    agent.machine = replace(agent.machine, jobs=jobs)  # type: ignore[arg-type]
+    # There is no reign whose port could be closed.
+    plan = Plan("some", (Step(Do.CLOSE_PORT if fails else Do.UNEXPORT, "do it"),))
+    with pytest.raises(StepFailed) if fails else nullcontext():
+        agent.run_plan(plan, Effects(agent.machine))
+    assert (jobs.resumed, agent.busy) == (1, None)
+
+
+def test_one_plan_at_a_time(node: FakeNode, clock: StoppedClock) -> None:
+    agent = real_agent(node)
+    with (
+        exclusive(node.config.run_dir / "plan.lock", "another process"),
+        pytest.raises(Refused, match="another change of the role is at work"),
+    ):
+        agent.run_plan(go_on(names_of(node.config)), Effects(agent.machine))
+    assert node.world.log == []

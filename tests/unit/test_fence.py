@@ -181,6 +181,30 @@ def test_the_timeout_is_rounded_down(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 3000 < int(timeout[:-2]) <= 5000
 
 
+def test_the_port_is_opened_until_the_first_lease_of_all_volumes_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_nft(tmp_path, monkeypatch, f"cat <<'X'\n{LISTING}\nX")
+    Claims(tmp_path / "run", "music").write(monotonic() + 60)
+    NftFence(2049, tmp_path / "run", "data").arm(monotonic() + 5000, monotonic() + 50)
+    (timeout,) = [w for w in calls.read_text().split() if w.endswith("ms") and w != "1ms"]
+    assert int(timeout[:-2]) <= 60_000
+
+
+def test_a_volume_that_was_shut_keeps_the_port_shut_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has its lease again, or is served here no more."""
+    fake_nft(tmp_path, monkeypatch, f"cat <<'X'\n{LISTING}\nX")
+    data, music = (NftFence(2049, tmp_path / "run", name) for name in ("data", "music"))
+    data.arm(monotonic() + 5000, monotonic() + 50)
+    data.ensure_closed()
+    with pytest.raises(Refused, match="the lease of data has run out"):
+        music.arm(monotonic() + 5000, monotonic() + 50)
+    data.release()
+    assert music.arm(monotonic() + 5000, monotonic() + 50) is False
+
+
 def test_rules_that_vanish_at_once_are_an_error_not_an_open_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

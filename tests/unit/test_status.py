@@ -15,11 +15,12 @@ from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
 from standfast.observe import Blind, Cluster, Local, Sighting
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord
+from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
 from standfast.reign import OwnReign, Stage
 from standfast.views.status import ages, build, outlook
 from standfast.views.text import duration, render
 from tests.fakes.machine import config_in
+from tests.unit.cli_helpers import a_desk
 
 NOW = 1_795_000_000.0
 # The tables below are made long before their tests run.
@@ -236,3 +237,22 @@ def test_a_document_of_an_agent_that_has_just_started_can_be_shown() -> None:
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [(LeaderState.SERVING, 0), (LeaderState.DRAINING, 1), (LeaderState.CLEAN, 1), (None, 1)],
+)
+def test_a_script_can_ask_whether_anybody_serves(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    state: LeaderState | None,
+    code: int,
+) -> None:
+    with a_desk(tmp_path, monkeypatch, capsys) as desk:
+        if state is not None:
+            desk.put("epoch", dump_epoch(4))
+            desk.put("leader", Leader(4, Holder("c1", "boot-1"), 9, state, ("zippy",)).dump())
+        for form in ((), ("--json",)):
+            assert desk.run("status", *form)[0] == code

@@ -1,0 +1,222 @@
+"""The end of serving when the lease has run out or is lost: one stage after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from standfast.act.ports import FenceState
+from standfast.clock import Deadline, monotonic
+from standfast.config.model import Config, Fencing
+from standfast.errors import StandfastError
+from standfast.lease import cutoff
+from standfast.lease.cutoff import SHUT_S, confirm_shut, stop_for_good
+from standfast.lease.holding import LeaseKeys
+from standfast.lease.keeper import Keeper
+from standfast.lease.protocol import Lost, Tenure
+from standfast.records import Holder, LeaderState
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.machine import config_in
+
+SHUT = FenceState(in_place=True, open_for_s=0.0)
+OPEN = FenceState(in_place=True, open_for_s=3.0)
+GONE = FenceState(in_place=False, open_for_s=0.0)
+
+
+@dataclass
+class Parts:
+    """Fence and server in one, as far as cutting off goes; `broken` names what fails."""
+
+    kernel: FenceState | None = SHUT
+    """None: the kernel doesn't answer."""
+    broken: frozenset[str] = frozenset()
+    did: list[str] = field(default_factory=list)
+    had_s: dict[str, float | None] = field(default_factory=dict)
+    """How long each may take; None: as long as it likes."""
+
+    def state(self) -> FenceState:
+        if self.kernel is None:
+            raise StandfastError("nft hangs")
+        return self.kernel
+
+    def ensure_closed(self, deadline: Deadline | None = None) -> None:
+        self._do("shut", deadline)
+
+    def stop(self, deadline: Deadline) -> None:
+        self._do("stop", deadline)
+
+    def _do(self, what: str, deadline: Deadline | None) -> None:
+        self.had_s[what] = None if deadline is None else round(deadline.remaining_s(), 3)
+        if what in self.broken:
+            raise StandfastError(f"{what} hangs")
+        self.did.append(what)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def reboots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """When the machine would have been rebooted; never this one, whatever is wrong."""
+    monkeypatch.setattr(cutoff, "SYSRQ", tmp_path / "sysrq-trigger")
+    at: list[float] = []
+    monkeypatch.setattr(cutoff, "reboot_now", lambda: at.append(monotonic()))
+    return at
+
+
+def confirmed(parts: Parts, within_s: float = 3.0) -> str | None:
+    return confirm_shut(cast(Any, parts), cast(Any, parts), monotonic() + within_s)
+
+
+# The lease ran out
+
+
+def test_a_port_that_the_kernel_shut_needs_nothing_more() -> None:
+    parts = Parts(SHUT)
+    assert confirmed(parts) is None
+    assert parts.did == []
+
+
+@pytest.mark.parametrize("kernel", [OPEN, GONE], ids=["still open", "without its rules"])
+def test_a_port_is_shut_when_it_is(kernel: FenceState) -> None:
+    parts = Parts(kernel)
+    assert confirmed(parts) is None
+    assert parts.did == ["shut"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "broken"),
+    [(None, frozenset[str]()), (OPEN, frozenset({"shut"}))],
+    ids=["no answer", "it stays open"],
+)
+def test_a_fence_that_can_not_be_confirmed_stops_the_server(
+    kernel: FenceState | None, broken: frozenset[str]
+) -> None:
+    parts = Parts(kernel, broken)
+    assert confirmed(parts) is None
+    assert parts.did == ["stop"]
+
+
+def test_a_server_that_does_not_stop_either_is_a_doubt_that_names_both() -> None:
+    doubt = confirmed(Parts(OPEN, frozenset({"shut", "stop"})))
+    assert doubt is not None and "shut hangs" in doubt and "stop hangs" in doubt
+
+
+def test_shutting_leaves_time_to_stop_the_server() -> None:
+    parts = Parts(OPEN, frozenset({"shut"}))
+    confirmed(parts, within_s=3.0)
+    assert parts.had_s == {"shut": SHUT_S, "stop": 3.0}
+    confirmed(parts, within_s=-5.0)
+    assert parts.had_s["stop"] == 1.0, "it is tried even when it is late"
+
+
+# The lease is lost for good
+
+
+def stopped(*broken: str) -> list[str]:
+    parts = Parts(OPEN, frozenset(broken))
+    stop_for_good(cast(Any, parts), cast(Any, parts), Deadline.after(10))
+    return parts.did
+
+
+def test_the_port_is_shut_before_the_server_is_stopped() -> None:
+    assert stopped() == ["shut", "stop"]
+
+
+def test_one_of_both_is_enough() -> None:
+    assert stopped("shut") == ["stop"]
+    assert stopped("stop") == ["shut"]
+
+
+def test_neither_of_both_is_an_error_with_both_reasons() -> None:
+    with pytest.raises(StandfastError, match=r"shut hangs.*stop hangs"):
+        stopped("shut", "stop")
+
+
+# The last resort
+
+
+def keeper(directory: Path, parts: Parts, *, reboot: str = "sysrq") -> Keeper:
+    """It serves, and its lease ends in 8 s."""
+    config: Config = replace(config_in(directory), fence=Fencing(reboot=reboot))
+    now = monotonic()
+    tenure = Tenure(4, Holder("n1", "boot-1"), 10, 11, 1, valid_until=now + 8)
+    keys = cast(LeaseKeys, LostKeys())
+    made = Keeper(config, keys, cast(Any, parts), cast(Any, parts), tenure, since=now)
+    made.state, made.serving, made.armed_until = LeaderState.SERVING, True, now + 8
+    return made
+
+
+class LostKeys:
+    """Consul's answer to each heartbeat: it is over."""
+
+    def heartbeat(self, _tenure: Tenure, _state: LeaderState) -> Lost:
+        return Lost("n2 took over with epoch 5")
+
+
+UNSTOPPABLE = frozenset({"shut", "stop"})
+
+
+def reboots_within(keeper: Keeper, clock: StoppedClock, seconds: int) -> None:
+    for _ in range(seconds * 10):
+        clock.now += 0.1
+        keeper.check_end()
+
+
+def test_a_machine_that_serves_on_is_rebooted_when_the_fence_s_time_is_over(
+    tmp_path: Path, clock: StoppedClock, reboots: list[float]
+) -> None:
+    one = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE))
+    ended = one.tenure.valid_until
+    reboots_within(one, clock, 15)
+    assert ended + one.config.lease.fence == pytest.approx(reboots[0], abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("reboot", "broken"), [("never", UNSTOPPABLE), ("sysrq", frozenset[str]())], ids=str
+)
+def test_a_machine_is_not_rebooted(
+    tmp_path: Path,
+    clock: StoppedClock,
+    reboots: list[float],
+    reboot: str,
+    broken: frozenset[str],
+) -> None:
+    """Where it is not configured, and where the port could be shut."""
+    reboots_within(keeper(tmp_path, Parts(OPEN, broken), reboot=reboot), clock, 15)
+    assert reboots == []
+
+
+def test_within_its_lease_nothing_is_cut_off(tmp_path: Path, clock: StoppedClock) -> None:
+    parts = Parts(OPEN)
+    one = keeper(tmp_path, parts)
+    reboots_within(one, clock, 8)
+    assert parts.did == []
+    reboots_within(one, clock, 1)
+    assert parts.did == ["shut"]
+
+
+def test_a_lease_that_another_one_took_stops_the_server(
+    tmp_path: Path, reboots: list[float]
+) -> None:
+    parts = Parts(OPEN)
+    one = keeper(tmp_path, parts)
+    one.beat()
+    assert parts.did == ["shut", "stop"]
+    assert one.over and not one.serving and one.tenure.remaining_s(monotonic()) == 0
+    assert reboots == []
+
+
+@pytest.mark.parametrize("reboot", ["sysrq", "never"])
+def test_a_lost_lease_whose_server_serves_on_is_the_last_resort_s(
+    tmp_path: Path, reboots: list[float], reboot: str
+) -> None:
+    one = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE), reboot=reboot)
+    with pytest.raises(StandfastError, match="shut hangs"):
+        one.beat()
+    assert len(reboots) == (reboot == "sysrq")

@@ -1,0 +1,75 @@
+"""One NFS server, several volumes: what the guard makes of its answers for each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from standfast import guard
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import Refused
+from standfast.guard import node_verdict
+from standfast.reasons import Reason
+from standfast.reign import OwnReign, Stage
+from tests.fakes.machine import config_in
+
+OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> tuple[Config, Config]:
+    """`data`, which may be served, and `music`, which may not."""
+    config = config_in(tmp_path)
+    return replace(config, volume="data"), replace(config, volume="music")
+
+
+@pytest.fixture(autouse=True)
+def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The volumes that may not be served."""
+    names = {"music"}
+
+    def judge(config: Config, _deadline: Deadline) -> None:
+        if config.volume in names:
+            raise Refused(Reason.LEASE_NOT_HELD, f"the lease of {config.volume} is n2's")
+
+    monkeypatch.setattr(guard, "judge", judge)
+    return names
+
+
+def verdict(volumes: tuple[Config, Config]) -> str:
+    return node_verdict(volumes, Deadline.after(60))
+
+
+def test_a_volume_that_is_a_standby_here_keeps_no_other_from_being_served(
+    volumes: tuple[Config, Config],
+) -> None:
+    assert verdict(volumes) == "data"
+
+
+def test_a_server_does_not_start_with_a_volume_whose_reign_is_not_put_away(
+    volumes: tuple[Config, Config],
+) -> None:
+    """It may be exported still: whoever starts the server would serve it, too."""
+    OWN.save(volumes[1].state_dir)
+    with pytest.raises(Refused, match="music"):
+        verdict(volumes)
+
+
+def test_a_reign_that_can_not_be_read_is_one(volumes: tuple[Config, Config]) -> None:
+    OWN.save(volumes[1].state_dir)
+    (volumes[1].state_dir / "reign.json").write_text("{}")
+    with pytest.raises(Refused, match="music"):
+        verdict(volumes)
+
+
+def test_a_server_without_any_volume_does_not_start(
+    volumes: tuple[Config, Config], refused: set[str]
+) -> None:
+    refused.add("data")
+    with pytest.raises(Refused, match="data"):
+        verdict(volumes)
+    with pytest.raises(Refused, match="no volume is configured"):
+        node_verdict((), Deadline.after(60))

@@ -1,0 +1,242 @@
+"""The lease's process between two heartbeats: what it opens, and what it takes up from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from standfast.clock import monotonic
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.lease import protocol
+from standfast.lease.epochs import EpochFile
+from standfast.lease.files import LeaseStatus
+from standfast.lease.holding import Kept, LeaseKeys
+from standfast.lease.keeper import Keeper, answer, build
+from standfast.lease.protocol import NEVER, Tenure
+from standfast.records import Handover, Holder, LeaderState
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.machine import FakeFence, FakeNfs, World, config_in
+
+ME = Holder("n1", "boot-1")
+LENGTH_S = 8.0
+
+
+@dataclass
+class Keys:
+    """Consul, to which every heartbeat commits at once unless it is `away`."""
+
+    away: bool = False
+    tenure: Tenure = field(default_factory=lambda: Tenure(4, ME, 10, 11, 1))
+    sent: list[LeaderState] = field(default_factory=list)
+    released: list[Tenure] = field(default_factory=list)
+
+    def heartbeat(self, tenure: Tenure, state: LeaderState) -> Kept:
+        self.sent.append(state)
+        attempt = protocol.next_attempt(tenure, state, ())
+        tenure = protocol.sent(tenure, attempt, monotonic())
+        if self.away:
+            return Kept(tenure, "Consul hangs")
+        return Kept(protocol.committed(tenure, attempt.leader.seq, 12, LENGTH_S))
+
+    def release(self, tenure: Tenure, _handover: Handover) -> Kept | None:
+        self.released.append(tenure)
+        return Kept(tenure, "the reply is lost") if self.away else None
+
+    def take_up(self) -> Tenure | None:
+        return self.tenure
+
+
+@dataclass
+class Fence(FakeFence):
+    """Notes by when the port must be open, if at all, seconds from then."""
+
+    had_s: list[float] = field(default_factory=list)
+
+    def arm(self, until: float, latest: float) -> bool:
+        self.had_s.append(latest - monotonic())
+        return FakeFence.arm(self, until, latest)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_in(tmp_path)
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+def fence() -> Fence:
+    return Fence(World())
+
+
+def started(config: Config, keys: Keys, fence: Fence) -> Keeper:
+    """A process that has just begun; its first heartbeat is still to come."""
+    return build(config, cast(LeaseKeys, keys), fence, FakeNfs(fence.world, running=True))
+
+
+def is_open(fence: Fence) -> bool:
+    return fence.state().open_for_s > 0
+
+
+# Opening
+
+
+def test_the_port_stays_shut_until_the_word_and_then_opens_for_the_lease_alone(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    keeper = started(config, keys, fence)
+    keeper.beat()
+    assert not is_open(fence)
+    assert answer(keeper, {"cmd": "serve"})["ok"] is True
+    assert fence.state().open_for_s == LENGTH_S
+
+
+def test_the_port_is_opened_soon_or_not_at_all(config: Config, keys: Keys, fence: Fence) -> None:
+    """What is frozen on the way opens it later than its lease allows: F is all it may take."""
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    assert 0 < fence.had_s[0] < config.lease.fence
+
+
+def test_a_lease_without_time_opens_nothing(config: Config, keys: Keys, fence: Fence) -> None:
+    keys.away = True
+    keeper = started(config, keys, fence)
+    reply = answer(keeper, {"cmd": "serve"})
+    assert reply["ok"] is False and "no time left: Consul hangs" in str(reply["error"])
+    assert not keeper.serving
+    keys.away = False
+    keeper.beat()
+    assert not is_open(fence), "the word was refused: the agent has to say it again"
+
+
+def test_a_port_that_does_not_open_is_no_success(
+    config: Config, keys: Keys, fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(until: float, latest: float) -> bool:
+        raise StandfastError("nft hangs")
+
+    monkeypatch.setattr(fence, "arm", fail)
+    reply = answer(started(config, keys, fence), {"cmd": "serve"})
+    assert reply["ok"] is False and "nft hangs" in str(reply["error"])
+
+
+# Giving up
+
+
+def test_no_heartbeat_opens_the_port_of_a_reign_that_drains(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    keeper.drain()
+    assert not is_open(fence)
+    clock.now += 2
+    keeper.beat()
+    assert not is_open(fence)
+    assert keys.sent[-1] is LeaderState.DRAINING
+
+
+def test_the_port_is_shut_and_the_lease_void_before_clean_is_sent(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    keeper.release(Handover(to="n2"))
+    assert not is_open(fence)
+    assert [tenure.valid_until for tenure in keys.released] == [NEVER]
+    assert keeper.over
+
+
+def test_after_a_clean_of_unknown_outcome_it_waits_for_a_word(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    """A heartbeat would make the lease valid while a successor may start."""
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    keys.away = True
+    reply = answer(keeper, {"cmd": "release", "to": "n2"})
+    assert reply["ok"] is False and "not known" in str(reply["error"])
+    assert waits_for_a_word(keeper) and not keeper.over
+    assert keeper.tenure.valid_until == NEVER
+    keys.away = False
+    clock.now += 1
+    assert answer(keeper, {"cmd": "hold"})["ok"] is True
+    assert not waits_for_a_word(keeper)
+    assert keeper.tenure.remaining_s(monotonic()) == LENGTH_S
+
+
+def waits_for_a_word(keeper: Keeper) -> bool:
+    """Its loop sends no heartbeat."""
+    return keeper.holding_back
+
+
+# Taking up
+
+
+def left_behind(config: Config, fence: Fence, **changes: Any) -> LeaseStatus:
+    """The last word of a keeper that was killed while it served."""
+    until = monotonic() + 5
+    fence.open_until = until
+    serving = LeaderState.SERVING
+    last = LeaseStatus(4, "boot-1", 1, serving, True, until, until, 7, monotonic() - 1e6, 3)
+    last = replace(last, **changes)
+    last.save(config.run_dir)
+    return last
+
+
+def test_a_restart_within_the_lease_touches_nothing(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    last = left_behind(config, fence)
+    keeper = started(config, keys, fence)
+    assert fence.world.log == [] and fence.state().open_for_s == 5
+    assert keeper.serving and keeper.state is LeaderState.SERVING
+    assert (keeper.tenure.valid_until, keeper.armed_until) == (last.valid_until, last.armed_until)
+
+
+def test_a_restart_does_not_make_the_reign_younger(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    """Only who has served for long drops the pin of a standby that is away."""
+    last = left_behind(config, fence)
+    keeper = started(config, keys, fence)
+    assert (keeper.since, keeper.flushes) == (last.since, last.flushes)
+
+
+def test_a_restart_puts_rules_that_are_gone_back_shut(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    left_behind(config, fence)
+    fence.in_place = False
+    started(config, keys, fence)
+    assert fence.world.log == ["shut"]
+
+
+@pytest.mark.parametrize("other", [{"epoch": 3}, {"instance": "boot-0"}], ids=str)
+def test_the_last_word_of_another_reign_or_boot_is_not_taken_up(
+    config: Config, keys: Keys, fence: Fence, other: dict[str, Any]
+) -> None:
+    left_behind(config, fence, **other)
+    keeper = started(config, keys, fence)
+    assert not is_open(fence) and not keeper.serving
+    assert keeper.tenure.remaining_s(monotonic()) == 0
+
+
+def test_the_own_epoch_is_remembered_through_a_reboot(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    """Else a restored backup of Consul would not be noticed here."""
+    started(config, keys, fence)
+    assert EpochFile(config.state_dir / "epoch").read() == 4

@@ -1,0 +1,92 @@
+"""What a node says of itself: its snapshots are those of now, and those it knows the reign of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import Snapshot
+from standfast.clock import Deadline, monotonic
+from standfast.lease.files import LeaseStatus
+from standfast.local_view import SNAPSHOTS_EVERY_S, LocalView
+from standfast.locks import exclusive
+from standfast.names import SnapshotName
+from standfast.records import LeaderState
+from standfast.replication.published import note_epoch, published_file
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.machine import FakeNode, fake_node
+
+LONG_AGO_NS = 10**18
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    made = fake_node(tmp_path)
+    made.config.paths.standby.mkdir()
+    publish(made, 1)
+    return made
+
+
+def publish(node: FakeNode, second: int, *, noted: bool = True) -> None:
+    """A snapshot appears, and no directory's time tells it."""
+    name = SnapshotName.at("services", 1_795_000_000.0 + second)
+    snapshot = Snapshot(name, node.config.paths.standby / str(name), f"id-{second}", received=True)
+    node.store.taken.append(snapshot)
+    if noted:
+        note_epoch(node.config, snapshot.content_id, 4, node.store.snapshots)
+    paths = node.config.paths
+    for path in (paths.snapshots, paths.standby, published_file(node.config)):
+        os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
+
+
+def seen(view: LocalView, *, fresh: bool = False) -> list[str]:
+    return [one.snapshot.content_id for one in view.look(fresh=fresh).snapshots]
+
+
+def test_a_fresh_look_lists_the_snapshots_again(node: FakeNode, clock: StoppedClock) -> None:
+    view = LocalView(node.machine)
+    assert seen(view) == ["id-1"]
+    publish(node, 2)
+    assert seen(view) == ["id-1"], "the listing is kept for a moment"
+    assert seen(view, fresh=True) == ["id-1", "id-2"]
+
+
+def test_a_listing_is_kept_only_so_long(node: FakeNode, clock: StoppedClock) -> None:
+    view = LocalView(node.machine)
+    seen(view)
+    publish(node, 2)
+    clock.now += SNAPSHOTS_EVERY_S
+    assert seen(view) == ["id-1", "id-2"]
+
+
+def test_a_directory_that_changed_is_listed_again(node: FakeNode, clock: StoppedClock) -> None:
+    view = LocalView(node.machine)
+    seen(view)
+    publish(node, 2)
+    os.utime(node.config.paths.standby, ns=(LONG_AGO_NS + 1, LONG_AGO_NS + 1))
+    assert seen(view) == ["id-1", "id-2"]
+
+
+def test_a_snapshot_of_an_unknown_reign_is_no_candidate(node: FakeNode) -> None:
+    publish(node, 2, noted=False)
+    assert seen(LocalView(node.machine), fresh=True) == ["id-1"]
+
+
+def test_a_glance_sees_the_lease_of_this_moment(node: FakeNode) -> None:
+    view = LocalView(node.machine)
+    before = view.look()
+    assert before.lease is None and not before.lease_alive
+    until = monotonic() + 60
+    lease = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, until)
+    lease.save(node.config.run_dir)
+    with exclusive(node.config.run_dir / "lease.lock", "the lease", Deadline.after(1)):
+        now = view.glance(before)
+    assert now.lease == lease and now.lease_alive
+    assert now.snapshots == before.snapshots

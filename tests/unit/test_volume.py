@@ -1,0 +1,153 @@
+"""The live subvolume through a reign: which snapshot it is made from, and what is never touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from standfast.act import volume
+from standfast.act.ports import LiveTree, Snapshot
+from standfast.clock import Deadline, utc_now
+from standfast.errors import Refused, StandfastError
+from standfast.names import SnapshotName
+from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.machine import FakeNode, fake_node
+
+BASE = SnapshotName.at("services", 1_795_000_000.0)
+BEFORE = OwnReign(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return fake_node(tmp_path)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
+
+
+def has(node: FakeNode, content_id: str, *, received: bool = True) -> Snapshot:
+    """A snapshot; all that are made by this have the same name."""
+    snapshot = Snapshot(BASE, node.store.parent / content_id, content_id, received)
+    node.store.taken.append(snapshot)
+    return snapshot
+
+
+def intends(node: FakeNode, epoch: int, content_id: str | None = None, **more: bool) -> None:
+    Intent(epoch, str(BASE), content_id, more.get("in_place", False)).save(node.config.state_dir)
+
+
+def lives(node: FakeNode, uuid: str = "tree-4", *, writable: bool = True) -> None:
+    node.store.tree = LiveTree(node.config.paths.live, uuid, writable)
+
+
+# Making it
+
+
+def test_it_is_made_from_what_was_decided_upon_and_not_from_a_namesake(node: FakeNode) -> None:
+    has(node, "somebody else's", received=False)
+    decided = has(node, "decided upon")
+    intends(node, 5, "decided upon")
+    volume.prepare(node.machine, 5, None)
+    assert node.store.made_from == decided
+
+
+def test_without_an_intent_the_history_s_word_counts(node: FakeNode) -> None:
+    """The state directory was lost between the acquisition and this."""
+    only = has(node, "c0ffee")
+    volume.prepare(node.machine, 5, str(BASE))
+    assert node.store.made_from == only
+
+
+def test_what_it_is_to_start_from_is_gone(node: FakeNode) -> None:
+    intends(node, 5, "gone")
+    with pytest.raises(StandfastError, match="is not on this node any more; nothing was made"):
+        volume.prepare(node.machine, 5, None)
+    assert node.store.tree is None
+
+
+def test_a_new_tree_has_a_new_id_so_that_old_handles_fail(node: FakeNode) -> None:
+    BEFORE.save(node.config.state_dir)
+    has(node, "c0ffee")
+    intends(node, 5, "c0ffee")
+    assert volume.prepare(node.machine, 5, None).fsid != BEFORE.fsid
+
+
+def test_the_same_tree_keeps_its_id_so_that_open_files_go_on(node: FakeNode) -> None:
+    BEFORE.save(node.config.state_dir)
+    lives(node)
+    intends(node, 5, in_place=True)
+    own = volume.prepare(node.machine, 5, None)
+    assert (own.epoch, own.fsid, own.live_uuid) == (5, BEFORE.fsid, "tree-4")
+    assert node.store.made_from is None
+
+
+def test_what_lay_there_is_put_aside_under_its_own_epoch(node: FakeNode) -> None:
+    BEFORE.save(node.config.state_dir)
+    lives(node)
+    has(node, "c0ffee")
+    intends(node, 5, "c0ffee")
+    volume.prepare(node.machine, 5, None)
+    [aside] = node.store.put_aside
+    assert aside.name.startswith("services.diverged-4-")
+
+
+def test_another_subvolume_in_its_place_is_not_served(node: FakeNode) -> None:
+    BEFORE.save(node.config.state_dir)
+    lives(node, "put there by hand", writable=False)
+    with pytest.raises(StandfastError, match=r"another subvolume \(put there by hand\)"):
+        volume.prepare(node.machine, 4, None)
+    assert node.world.log == [], "it is not even made writable"
+
+
+def test_a_demotion_that_is_gone_back_on_makes_it_writable_again(node: FakeNode) -> None:
+    BEFORE.at(Stage.DRAINING).save(node.config.state_dir)
+    lives(node, writable=False)
+    assert volume.prepare(node.machine, 4, None).stage is Stage.READY
+    assert node.store.tree is not None and node.store.tree.writable
+
+
+# Ending it
+
+
+def test_the_final_snapshot_is_the_last_one_that_is_taken(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    """A cycle that is just taking one comes first; the final one has all of this reign."""
+    BEFORE.at(Stage.DRAINING).save(node.config.state_dir)
+    lives(node, writable=False)
+    with (
+        snapshot_lock(node.config, Deadline.after(1)),
+        pytest.raises(Refused, match="another snapshot is at work"),
+    ):
+        volume.take_final_snapshot(node.machine, BEFORE)
+    assert node.store.taken == []
+    final = volume.take_final_snapshot(node.machine, BEFORE)
+    own = OwnReign.load(node.config.state_dir)
+    assert own is not None and own.final == str(final.name)
+    assert volume.find_final(node.machine, own) == final
+
+
+def test_a_snapshot_of_somebody_else_is_never_the_final_one(node: FakeNode) -> None:
+    has(node, "received under the same name")
+    ended = replace(BEFORE, final=str(BASE))
+    with pytest.raises(StandfastError, match="is not there"):
+        volume.find_final(node.machine, ended)
+    mine = has(node, "taken here", received=False)
+    assert volume.find_final(node.machine, ended) == mine
+
+
+def test_a_tree_that_can_still_change_is_not_put_aside(node: FakeNode) -> None:
+    replace(BEFORE, final=str(SnapshotName.at("services", utc_now()))).save(node.config.state_dir)
+    lives(node, writable=True)
+    with pytest.raises(StandfastError, match="still writable: not put aside"):
+        volume.put_aside(node.machine, diverged=False)
+    assert node.store.put_aside == []
+    volume.freeze(node.machine)
+    volume.put_aside(node.machine, diverged=False)
+    [aside] = node.store.put_aside
+    assert aside.name.startswith("services.retired-4-")

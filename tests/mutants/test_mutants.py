@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +19,23 @@ MUTANTS = load()
 FAILED = 1
 """pytest's exit status when tests ran and some failed: not an error of the copy's own."""
 LIMIT_S = 300.0
+# The fixed seed of `make test`: a mutant is caught there, or it is not.
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--basetemp=.t")
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(LIMIT_S * 2)]
 
 
 def run_there(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     """These tests, with the copy's program and no other."""
+    # Neither the summary nor the workers of this run are the copy's.
+    ours = ("STANDFAST_LEFT_OUT", "PYTEST_")
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
         "PYTHONPATH": str(copy),
         "STANDFAST_TEST_PACE": str(pace.factor()),
         "HYPOTHESIS_PROFILE": "test",
     }
-    # A summary of the copy's own tests is no part of this run's.
-    environment.pop("STANDFAST_LEFT_OUT", None)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", *OPTIONS, *tests],
         cwd=copy,
         env=environment,
         stdout=subprocess.PIPE,
@@ -41,13 +45,17 @@ def run_there(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def copied_to(directory: Path) -> Path:
-    """The tracked files; a new directory each time, so that no compiled file is an older one's."""
-    copy = directory / "copy"
-    for name in tracked_files():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, copy / name)
-    return copy
+@pytest.fixture
+def copy() -> Iterator[Path]:
+    """The tracked files; a new directory each time, so that no compiled file is an older one's.
+
+    Its path is short, as sockets below it have to be named.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
+        for name in tracked_files():
+            (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, Path(directory) / name)
+        yield Path(directory)
 
 
 def in_groups_of_workers() -> list[object]:
@@ -58,17 +66,18 @@ def in_groups_of_workers() -> list[object]:
     ]
 
 
-def test_without_a_fault_all_of_these_tests_pass(tmp_path: Path) -> None:
-    done = run_there(copied_to(tmp_path), *sorted({mutant.caught_by for mutant in MUTANTS}))
+def test_without_a_fault_all_of_these_tests_pass(copy: Path) -> None:
+    done = run_there(copy, *sorted({mutant.caught_by for mutant in MUTANTS}))
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("mutant", in_groups_of_workers())
-def test_a_mutant_is_caught(tmp_path: Path, mutant: Mutant) -> None:
-    copy = copied_to(tmp_path)
+def test_a_mutant_is_caught(copy: Path, mutant: Mutant) -> None:
     target = copy / mutant.file
     target.write_text(mutant.applied(target.read_text()))
     done = run_there(copy, mutant.caught_by)
+    if done.returncode == 0 and " passed" not in done.stdout:
+        pytest.skip(next(line for line in done.stdout.splitlines() if line.startswith("SKIPPED")))
     assert done.returncode == FAILED, (
         f"SURVIVES: {mutant.kind}: {mutant.caught_by} ended with {done.returncode} though "
         f"{mutant.file} was changed\n{done.stdout}"

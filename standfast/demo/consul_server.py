@@ -35,10 +35,14 @@ def is_write(method: str, _path: str) -> bool:
     return method in ("PUT", "DELETE")
 
 
-@dataclass(frozen=True, slots=True)
-class _Fault:
+@dataclass(slots=True, eq=False)
+class Held:
+    """A request that is held up on its way, until `EmbeddedConsul.let_go`."""
+
     applies: Predicate
-    delay_s: float = 0.0
+    arrived: bool = False
+    free: bool = False
+    reply: Reply | None = None
 
 
 class EmbeddedConsul:
@@ -59,8 +63,8 @@ class EmbeddedConsul:
         self._servers: dict[str, _AgentServer] = {}
         self._ports: dict[str, int] = {}
         self._last_alive: dict[str, float] = {}
-        self._drops: list[_Fault] = []
-        self._delays: list[_Fault] = []
+        self._drops: list[Predicate] = []
+        self._holds: list[Held] = []
         self._timer = threading.Thread(target=self._keep_time, name="consul timer", daemon=True)
         self._timer.start()
 
@@ -163,12 +167,24 @@ class EmbeddedConsul:
     def drop_next_reply(self, applies: Predicate = is_write) -> None:
         """The next request that `applies` is carried out, and its connection closed unanswered."""
         with self._lock:
-            self._drops.append(_Fault(applies))
+            self._drops.append(applies)
 
-    def delay_next(self, applies: Predicate, seconds: float) -> None:
-        """The next request that `applies` is carried out only after `seconds`."""
+    def hold_next(self, applies: Predicate) -> Held:
+        """The next request that `applies` is carried out when `let_go` says so, or at the end."""
         with self._lock:
-            self._delays.append(_Fault(applies, seconds))
+            held = Held(applies)
+            self._holds.append(held)
+            return held
+
+    def let_go(self, held: Held, deadline: Deadline) -> Reply:
+        """Have it carried out now; what the answer to it was. TimedOut when it never came."""
+        with self._lock:
+            held.free = True
+            self._lock.notify_all()
+            while held.reply is None:
+                deadline.check("a request that was held")
+                self._lock.wait(deadline.remaining_s())
+            return held.reply
 
     def snapshot(self) -> Any:
         """A backup of keys, catalog and indexes."""
@@ -222,29 +238,34 @@ class EmbeddedConsul:
     def serve(self, agent: Agent, method: str, target: str, body: bytes) -> Reply | None:
         """The reply to a request, or None when it is to be lost."""
         path = target.split("?", 1)[0]
-        delay = self._take(self._delays, method, path)
-        if delay is not None:
-            self._pause(delay.delay_s)
-        drop = self._take(self._drops, method, path)
+        held = self._hold(method, path)
+        dropped = self._is_dropped(method, path)
         try:
             reply = answer(self, Call.parse(agent, method, target, body))
         except BadRequest as refusal:
             reply = Reply(refusal.status, str(refusal).encode(), "text/plain")
-        return None if drop is not None else reply
+        if held is not None:
+            with self._lock:
+                held.reply = reply
+                self._lock.notify_all()
+        return None if dropped else reply
 
-    def _take(self, faults: list[_Fault], method: str, path: str) -> _Fault | None:
+    def _is_dropped(self, method: str, path: str) -> bool:
         with self._lock:
-            for fault in faults:
-                if fault.applies(method, path):
-                    faults.remove(fault)
-                    return fault
-        return None
+            drop = next((one for one in self._drops if one(method, path)), None)
+            if drop is not None:
+                self._drops.remove(drop)
+            return drop is not None
 
-    def _pause(self, seconds: float) -> None:
-        deadline = Deadline.after(seconds)
+    def _hold(self, method: str, path: str) -> Held | None:
         with self._lock:
-            while not deadline.expired and not self._closing:
-                self._lock.wait(deadline.remaining_s())
+            held = next((one for one in self._holds if one.applies(method, path)), None)
+            if held is not None:
+                self._holds.remove(held)
+                held.arrived = True
+                while not held.free and not self._closing:
+                    self._lock.wait()
+            return held
 
     def _require_quorum(self) -> None:
         deadline = Deadline.after(self._no_leader_after_s)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ import pytest
 from standfast.adapters.consul import Committed, Conflict, ConsulGateway, Entry
 from standfast.adapters.consul_wire import Op
 from standfast.adapters.fence import FileFence
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.clock import Deadline, monotonic
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError
+from standfast.lease import keeper as keeper_module
 from standfast.lease import protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, save_claim
@@ -33,10 +34,14 @@ from standfast.records import Handover, Holder, Leader, LeaderState, Reign, pars
 from tests.contract.consul_clusters import embedded_cluster, real_cluster
 from tests.contract.storage_node import VOLUME, StorageNode
 from tests.fakes.machine import FakeNfs, World, config_in
+from tests.support.pace import patient
+from tests.support.waiting import soon, wait_for
 
 ME = Holder("n1", "boot-1")
 OTHER = Holder("n2", "boot-1")
 FIRST = Claim(0, None, float("-inf"), None, "first-primary", None, 0.0)
+# Heartbeats come often, and no deadline and no lease passes because the machine is busy.
+STEADY = replace(FAST_PROFILE, heartbeat=0.1, request_timeout=20.0, length=60.0)
 
 
 @dataclass
@@ -82,8 +87,13 @@ numbers = iter(range(10_000))
 
 
 def volume_at(address: str, directory: Path) -> Volume:
-    config = replace(config_in(directory), volume=f"v{next(numbers)}", lease=FAST_PROFILE)
-    return Volume(config, ConsulGateway([address], timeout_s=5))
+    config = replace(config_in(directory), volume=f"v{next(numbers)}", lease=STEADY)
+    return Volume(config, ConsulGateway([address], timeout_s=20))
+
+
+def with_lease(volume: Volume, **timing: float) -> Volume:
+    """The volume of a lease that is STEADY but for this."""
+    return replace(volume, config=replace(volume.config, lease=replace(STEADY, **timing)))
 
 
 @pytest.fixture
@@ -121,7 +131,7 @@ def test_the_first_primary_acquires_epoch_1(volume: Volume) -> None:
     before = monotonic()
     tenure = volume.keys().acquire(FIRST)
     assert (tenure.epoch, volume.epoch(), volume.leader().holder) == (1, 1, ME)
-    assert before <= tenure.valid_until - FAST_PROFILE.length <= monotonic()
+    assert before <= tenure.valid_until - STEADY.length <= monotonic()
     assert volume.leader().candidates == ("n2", "n3")
     history = volume.gateway.get(volume.config.key("history/1"))
     assert history is not None
@@ -132,7 +142,6 @@ def test_the_first_primary_acquires_epoch_1(volume: Volume) -> None:
 def test_a_heartbeat_renews_the_lease(volume: Volume) -> None:
     keys = volume.keys()
     first = keys.acquire(FIRST)
-    sleep(0.05)
     second = kept(keys.heartbeat(first, LeaderState.SERVING))
     assert second.valid_until > first.valid_until
     assert volume.leader().state is LeaderState.SERVING
@@ -183,8 +192,8 @@ class Racer:
         return self._gateway.read(keys, deadline=deadline)
 
     def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        self._start.wait(30)
-        result = self._gateway.txn(ops, deadline=Deadline.after(20))
+        self._start.wait(patient(30.0))
+        result = self._gateway.txn(ops, deadline=soon(20.0))
         self.results.append(result)
         return result
 
@@ -195,8 +204,6 @@ def test_of_20_that_claim_the_same_exactly_one_acquires(volume: Volume, first: b
     if not first:
         volume.keys().acquire(FIRST)
         claim = volume.seen()
-    # A deadline that 20 at once don't reach: what is tested is the race.
-    config = replace(volume.config, lease=replace(FAST_PROFILE, request_timeout=20.0))
     racer = Racer(volume.gateway, threading.Barrier(20))
     won: list[Holder] = []
     refused: list[Reason] = []
@@ -204,7 +211,7 @@ def test_of_20_that_claim_the_same_exactly_one_acquires(volume: Volume, first: b
     def candidate(number: int) -> None:
         me = Holder(f"c{number}", f"boot-{number}")
         try:
-            won.append(LeaseKeys(config, racer, me).acquire(claim).holder)
+            won.append(LeaseKeys(volume.config, racer, me).acquire(claim).holder)
         except Refused as error:
             refused.append(error.reason)
 
@@ -260,14 +267,15 @@ def test_a_lease_that_is_not_void_can_not_be_given_up(volume: Volume) -> None:
 
 
 def test_a_clean_that_comes_late_is_refused(embedded: EmbeddedConsul, faulty: Volume) -> None:
-    keys = faulty.keys()
+    keys, hasty = faulty.keys(), with_lease(faulty, request_timeout=patient(0.5)).keys()
     tenure = protocol.voided(keys.acquire(FIRST), monotonic())
-    embedded.delay_next(is_txn, 1.5)
-    outcome = keys.release(tenure, Handover("n2"))  # past its deadline at 0.5 s, still on its way
+    held = embedded.hold_next(is_txn)
+    outcome = hasty.release(tenure, Handover("n2"))  # past its deadline, and still on its way
+    assert held.arrived
     assert isinstance(outcome, Kept) and outcome.trouble is not None
     going_on = kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
     assert going_on.remaining_s(monotonic()) > 0
-    sleep(1.6)
+    assert embedded.let_go(held, soon(20.0)).status == 409
     assert faulty.leader().state is LeaderState.SERVING, "the late clean was carried out"
     kept(keys.heartbeat(going_on, LeaderState.SERVING))
 
@@ -296,8 +304,8 @@ def test_a_heartbeat_whose_reply_is_lost_counts_once_it_is_read_back(
     assert lost.tenure.valid_until == tenure.valid_until
     known = keys.heartbeat(lost.tenure, LeaderState.SERVING)
     assert isinstance(known, Kept)
-    assert known.tenure.valid_until >= sent_at + FAST_PROFILE.length
-    assert known.tenure.valid_until < monotonic() + FAST_PROFILE.length
+    assert known.tenure.valid_until >= sent_at + STEADY.length
+    assert known.tenure.valid_until < monotonic() + STEADY.length
     kept(keys.heartbeat(known.tenure, LeaderState.SERVING))
 
 
@@ -424,7 +432,7 @@ class Running:
 
     def tell(self, **request: str | None) -> dict[str, object]:
         path = self.volume.config.run_dir / "lease.sock"
-        return dict(ask(path, request, Deadline.after(5)))
+        return dict(ask(path, request, soon(20.0)))
 
     def status(self) -> LeaseStatus:
         found = LeaseStatus.load(self.volume.config.run_dir)
@@ -450,15 +458,8 @@ def keeping(volume: Volume) -> Iterator[Running]:
             yield Running(volume, keeper, fence, nfs, thread)
         finally:
             stop_writer.send(b"x")
-            thread.join(10)
+            thread.join(patient(20.0))
             assert not thread.is_alive()
-
-
-def wait_until(what: Callable[[], bool], limit_s: float = 10.0) -> None:
-    deadline = Deadline.after(limit_s)
-    while not what():
-        assert not deadline.expired, "it did not come to that"
-        sleep(0.02)
 
 
 def test_the_port_opens_at_the_word_and_stays_open_by_heartbeats(volume: Volume) -> None:
@@ -467,8 +468,8 @@ def test_the_port_opens_at_the_word_and_stays_open_by_heartbeats(volume: Volume)
         assert one.tell(cmd="serve") == {"ok": True, "epoch": 1, "over": False}
         assert one.is_open()
         first = one.status().armed_until
-        wait_until(lambda: one.status().armed_until > first)
-        wait_until(lambda: volume.leader().state is LeaderState.SERVING)
+        wait_for(lambda: one.status().armed_until > first, 20.0, "a heartbeat arms the fence")
+        wait_for(lambda: volume.leader().state is LeaderState.SERVING, 20.0, "it says so in Consul")
         assert EpochFile(volume.config.state_dir / "epoch").read() == 1
     assert one.is_open(), "an orderly end of the process touches nothing"
 
@@ -478,7 +479,7 @@ def test_draining_shuts_the_port_and_keeps_the_lease(volume: Volume) -> None:
         one.tell(cmd="serve")
         assert one.tell(cmd="drain")["ok"] is True
         assert not one.is_open()
-        wait_until(lambda: volume.leader().state is LeaderState.DRAINING)
+        wait_for(lambda: volume.leader().state is LeaderState.DRAINING, 20.0, "it drains in Consul")
         assert one.status().remaining_s(monotonic()) > 0
         assert one.tell(cmd="serve")["ok"] is True
         assert one.is_open()
@@ -490,26 +491,30 @@ def test_releasing_shuts_the_port_before_clean_and_ends_the_keeper(volume: Volum
         assert one.tell(cmd="release", to="n2") == {"ok": True, "epoch": 1, "over": True}
         assert not one.is_open()
         assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
-        one.thread.join(5)
+        one.thread.join(patient(20.0))
         assert not one.thread.is_alive()
         assert one.nfs.running, "the plan that asked for it stops the server, or has done so"
 
 
 def test_a_release_of_unknown_outcome_waits_for_a_word(
-    embedded: EmbeddedConsul, faulty: Volume
+    embedded: EmbeddedConsul, faulty: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    turns: list[str] = []
+    monkeypatch.setattr(keeper_module, "notify", turns.append)
+    monkeypatch.setattr(keeper_module, "RETRY_S", STEADY.heartbeat)
     with keeping(faulty) as one:
         one.tell(cmd="serve")
         embedded.set_quorum(False)
         reply = one.tell(cmd="release", to="n2")
         assert reply["ok"] is False and "not known" in str(reply["error"])
         embedded.set_quorum(True)
-        seq = faulty.leader().seq
-        sleep(1.2)
+        seq, before = faulty.leader().seq, len(turns)
+        # Each turn takes no longer than a heartbeat, and has one when one is due.
+        wait_for(lambda: len(turns) > before + 5, 20.0, "a few turns of the keeper")
         assert faulty.leader().seq == seq, "it heartbeats though a clean may be on its way"
         assert not one.is_open()
         assert one.tell(cmd="hold")["ok"] is True
-        wait_until(lambda: one.status().remaining_s(monotonic()) > 0)
+        assert one.status().remaining_s(monotonic()) > 0
         assert one.tell(cmd="serve")["ok"] is True
         assert one.is_open()
 
@@ -518,20 +523,20 @@ def test_a_release_of_unknown_outcome_waits_for_a_word(
 def test_a_foreign_leader_changes_nothing_and_the_keeper_lives_on(
     volume: Volume, foreign: bytes
 ) -> None:
-    with keeping(volume) as one:
+    with keeping(with_lease(volume, length=1.0)) as one:
         one.tell(cmd="serve")
         key = volume.config.key("leader")
         entry = volume.gateway.get(key)
         assert entry is not None
         volume.gateway.put(key, foreign)
-        wait_until(lambda: "did not write" in str(one.status().trouble))
-        wait_until(lambda: not one.is_open())  # the lease runs out
+        wait_for(lambda: "did not write" in str(one.status().trouble), 20.0, "it is noted")
+        wait_for(lambda: not one.is_open(), 20.0, "the lease runs out")
         assert one.tell(cmd="serve")["ok"] is False
         found = volume.gateway.get(key)
         assert found is not None and found.value == foreign
         assert one.thread.is_alive() and one.nfs.running
         volume.gateway.put(key, volume_last(entry.value))
-        wait_until(one.is_open)
+        wait_for(one.is_open, 20.0, "the port is open again")
 
 
 def volume_last(value: bytes) -> bytes:
@@ -543,8 +548,8 @@ def test_a_lost_lease_shuts_the_port_and_stops_the_server(volume: Volume) -> Non
     with keeping(volume) as one:
         one.tell(cmd="serve")
         # Between its heartbeats: again until none came in between.
-        wait_until(lambda: _taken_over(volume))
-        one.thread.join(5)
+        wait_for(lambda: _taken_over(volume), 20.0, "a takeover")
+        one.thread.join(patient(20.0))
         assert not one.thread.is_alive()
         assert not one.is_open() and not one.nfs.running
         assert "took over" in str(one.status().trouble)
@@ -568,23 +573,24 @@ def test_garbage_on_the_socket_changes_nothing(faulty: Volume, request_line: byt
             client.connect(str(faulty.config.run_dir / "lease.sock"))
             client.sendall(request_line)
             client.shutdown(socket.SHUT_WR)
-            client.settimeout(5)
+            client.settimeout(patient(20.0))
             assert b'"ok": true' not in client.recv(4096)
         assert one.is_open() and one.tell(cmd="status")["ok"] is True
 
 
 def test_a_client_that_says_nothing_does_not_cost_the_lease(faulty: Volume) -> None:
-    with keeping(faulty) as one:
+    """The keeper gives up on each after a while, and has a heartbeat before the next one."""
+    with keeping(with_lease(faulty, length=5.0)) as one, ExitStack() as stack:
         one.tell(cmd="serve")
-        clients = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+        seq = faulty.leader().seq
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
         for client in clients:
             client.connect(str(faulty.config.run_dir / "lease.sock"))
-        end = monotonic() + 3.0
-        while monotonic() < end:
-            assert one.is_open()
-            sleep(0.02)
         for client in clients:
-            client.close()
+            client.settimeout(patient(20.0))
+            assert client.recv(1) == b""
+            assert one.is_open()
+        assert faulty.leader().seq >= seq + len(clients) - 1
 
 
 def test_a_claim_is_made_good_once(volume: Volume) -> None:
@@ -623,9 +629,13 @@ def test_a_second_keeper_process_is_refused_while_the_first_lives(tmp_path: Path
         command = [sys.executable, "-m", "standfast", "lease", VOLUME]
         with subprocess.Popen(command, env=node.environment(), stderr=subprocess.DEVNULL) as first:
             try:
-                wait_until(lambda: LeaseStatus.load(config.run_dir) is not None, 30)
+                wait_for(lambda: LeaseStatus.load(config.run_dir), 30.0, "the first one's status")
                 second = subprocess.run(
-                    command, env=node.environment(), capture_output=True, text=True, timeout=30
+                    command,
+                    env=node.environment(),
+                    capture_output=True,
+                    text=True,
+                    timeout=patient(30.0),
                 )
                 assert second.returncode in (1, 3), second
                 assert "another lease process of this volume" in second.stderr
@@ -635,7 +645,7 @@ def test_a_second_keeper_process_is_refused_while_the_first_lives(tmp_path: Path
                 assert status.remaining_s(monotonic()) > 0
             finally:
                 first.terminate()
-                assert first.wait(10) == 0
+                assert first.wait(patient(20.0)) == 0
 
 
 def in_threads(bodies: Sequence[Callable[[], None]]) -> None:
@@ -651,7 +661,7 @@ def in_threads(bodies: Sequence[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(patient(60.0))
         assert not thread.is_alive()
     assert not errors, errors
 

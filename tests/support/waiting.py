@@ -6,9 +6,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from standfast.clock import Deadline
 from tests.support import pace
 
 T = TypeVar("T")
+
+
+def soon(seconds: float) -> Deadline:
+    """A deadline to hand to the product: `seconds` on a quiet machine."""
+    return Deadline.after(pace.patient(seconds))
 
 
 class NotInTime(AssertionError):

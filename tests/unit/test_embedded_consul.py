@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ from standfast.adapters.consul import (
     Set,
 )
 from standfast.adapters.transport import Endpoint, Request, exchange
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.clock import Deadline, monotonic
+from standfast.demo.consul_calls import Call
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.errors import (
     ConsulError,
@@ -27,6 +29,11 @@ from standfast.errors import (
     ConsulTimedOut,
     ConsulUnreachable,
 )
+from tests.support.pace import patient
+from tests.support.waiting import soon, wait_for
+
+HANG_S = 100.0
+"""A wait that ends by its own time, and not by what ends it, has hung."""
 
 
 @pytest.fixture
@@ -41,17 +48,28 @@ def gateway(cluster: EmbeddedConsul, *nodes: str, timeout_s: float = 5.0) -> Con
     return ConsulGateway([cluster.address(node) for node in nodes or ("n1",)], timeout_s=timeout_s)
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = Deadline.after(5)
-    while not what():
-        assert not deadline.expired
-        sleep(0.01)
-
-
-def serve_on(cluster: EmbeddedConsul, node: str, ttl_s: float = 60) -> None:
+def serve_on(cluster: EmbeddedConsul, node: str, ttl_s: float = 60, *, service: str = "ds") -> None:
     one = gateway(cluster, node)
-    one.register("ds", "ds", "", 2049, {"node": node}, ttl_s, "check")
-    one.pass_check("service:ds", "fine")
+    one.register(service, service, "", 2049, {"node": node}, ttl_s, "check")
+    one.pass_check(f"service:{service}", "fine")
+
+
+@pytest.fixture
+def blocked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a query waits for a change."""
+    waits, read = threading.Event(), EmbeddedConsul.read
+
+    def noted(self: EmbeddedConsul, call: Call, compute: Any) -> Any:
+        if call.min_index > 0:
+            waits.set()
+        return read(self, call, compute)
+
+    monkeypatch.setattr(EmbeddedConsul, "read", noted)
+    return waits
+
+
+def is_txn(method: str, path: str) -> bool:
+    return (method, path) == ("PUT", "/v1/txn")
 
 
 # Nodes
@@ -76,7 +94,12 @@ def test_a_dead_node_keeps_its_service_passing_and_its_health_critical(
 ) -> None:
     serve_on(cluster, "n2", ttl_s=0.2)
     cluster.set_node_health("n2", "critical")
-    sleep(0.4)
+    serve_on(cluster, "n1", ttl_s=0.2, service="later")
+    wait_for(
+        lambda: gateway(cluster).instances("later")[0].checks == "critical",
+        10.0,
+        "a time to live that began later is over",
+    )
     (one,) = gateway(cluster).instances("ds")
     assert (one.node_health, one.checks) == ("critical", "passing")
     assert gateway(cluster).node_health("n2") == "critical"
@@ -98,10 +121,11 @@ def test_a_wait_for_a_service_ends_with_the_death_of_its_node(cluster: EmbeddedC
     timer = threading.Timer(0.2, cluster.set_node_health, ("n2", "critical"))
     index, _ = cluster.state.services("ds")
     timer.start()
-    started = monotonic()
-    while gateway(cluster).instances("ds")[0].node_health == "passing":
-        sleep(0.01)
-    assert monotonic() - started < 5
+    wait_for(
+        lambda: gateway(cluster).instances("ds")[0].node_health == "critical",
+        10.0,
+        "the death of its node is seen",
+    )
     assert cluster.state.services("ds")[0] > index
     timer.join()
 
@@ -109,7 +133,7 @@ def test_a_wait_for_a_service_ends_with_the_death_of_its_node(cluster: EmbeddedC
 def test_a_node_whose_signs_of_life_stop_becomes_critical(cluster: EmbeddedConsul) -> None:
     cluster.node_alive("n2")
     assert gateway(cluster).node_health("n2") == "passing"
-    eventually(lambda: gateway(cluster).node_health("n2") == "critical")
+    wait_for(lambda: gateway(cluster).node_health("n2") == "critical", 10.0, "n2 counts as dead")
     cluster.node_alive("n2")
     assert gateway(cluster).node_health("n2") == "passing"
     assert gateway(cluster).node_health("n3") == "passing"
@@ -135,22 +159,24 @@ def test_a_stopped_agent_refuses_and_the_next_address_answers(cluster: EmbeddedC
     assert gateway(cluster, "n1").get("k") is not None
 
 
-def test_stopping_an_agent_ends_the_waits_on_it(cluster: EmbeddedConsul) -> None:
+def test_stopping_an_agent_ends_the_waits_on_it(
+    cluster: EmbeddedConsul, blocked: threading.Event
+) -> None:
     gateway(cluster).put("k", b"v")
     index, _ = gateway(cluster).wait("k", 0, wait_s=1)
     failed: list[ConsulError] = []
 
     def wait() -> None:
         try:
-            gateway(cluster).wait("k", index, wait_s=30)
+            gateway(cluster).wait("k", index, wait_s=HANG_S)
         except ConsulError as error:
             failed.append(error)
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    sleep(0.2)
+    assert blocked.wait(patient(20.0))
     cluster.stop_agent("n1")
-    waiter.join(5)
+    waiter.join(patient(20.0))
     assert [type(error) for error in failed] == [ConsulGarbled]
 
 
@@ -217,28 +243,30 @@ def test_only_the_chosen_request_loses_its_reply(cluster: EmbeddedConsul) -> Non
 
 
 def test_a_delayed_write_is_carried_out_late(cluster: EmbeddedConsul) -> None:
-    one = gateway(cluster, timeout_s=0.3)
+    one, hasty = gateway(cluster), gateway(cluster, timeout_s=patient(0.3))
     assert isinstance(one.txn([Set("k", b"old")]), Committed)
-    cluster.delay_next(lambda method, path: path == "/v1/txn", 0.6)
+    held = cluster.hold_next(is_txn)
     with pytest.raises(ConsulTimedOut) as caught:
-        one.txn([Set("k", b"late")])
+        hasty.txn([Set("k", b"late")])
     assert caught.value.maybe_applied
     before = one.get("k")
     assert before is not None and before.value == b"old"
-    eventually(lambda: (one.get("k") or before).value == b"late")
+    assert cluster.let_go(held, soon(20.0)).status == 200
+    after = one.get("k")
+    assert after is not None and after.value == b"late"
 
 
 def test_a_late_write_with_a_condition_is_refused_once_the_key_has_moved(
     cluster: EmbeddedConsul,
 ) -> None:
-    one = gateway(cluster, timeout_s=0.3)
+    one, hasty = gateway(cluster), gateway(cluster, timeout_s=patient(0.3))
     made = one.txn([Set("k", b"1")])
     assert isinstance(made, Committed)
-    cluster.delay_next(lambda method, path: path == "/v1/txn", 0.5)
+    held = cluster.hold_next(is_txn)
     with pytest.raises(ConsulTimedOut):
-        one.txn([Cas("k", made.indexes["k"], b"clean")])
+        hasty.txn([Cas("k", made.indexes["k"], b"clean")])
     assert isinstance(one.txn([Cas("k", made.indexes["k"], b"2")]), Committed)
-    sleep(0.5)
+    assert cluster.let_go(held, soon(20.0)).status == 409
     entry = one.get("k")
     assert entry is not None and entry.value == b"2"
 
@@ -269,8 +297,8 @@ def test_a_restore_sends_waiting_queries_home(cluster: EmbeddedConsul) -> None:
     timer = threading.Timer(0.2, cluster.restore, (backup,))
     timer.start()
     started = monotonic()
-    assert one.wait("k", index, wait_s=20) == (index, Entry("k", b"1", index))
-    assert monotonic() - started < 5
+    assert one.wait("k", index, wait_s=HANG_S) == (index, Entry("k", b"1", index))
+    assert monotonic() - started < HANG_S
     timer.join()
 
 
@@ -286,14 +314,14 @@ def test_services_survive_a_restore_because_their_agents_know_them(
 # Ending
 
 
-def test_closing_ends_waits_delays_and_threads() -> None:
+def test_closing_ends_waits_delays_and_threads(blocked: threading.Event) -> None:
     before = set(threading.enumerate())
     with EmbeddedConsul() as consul:
         consul.add_agent("n1")
         one = ConsulGateway([consul.address("n1")], timeout_s=5)
         one.put("k", b"v")
         index, _ = one.wait("k", 0, wait_s=1)
-        consul.delay_next(lambda method, path: method == "PUT", 60)
+        held = consul.hold_next(lambda method, path: method == "PUT")
 
         def quietly(call: Callable[[], object]) -> None:
             try:
@@ -302,16 +330,17 @@ def test_closing_ends_waits_delays_and_threads() -> None:
                 return
 
         clients = [
-            threading.Thread(target=quietly, args=(lambda: one.wait("k", index, wait_s=60),)),
+            threading.Thread(target=quietly, args=(lambda: one.wait("k", index, wait_s=HANG_S),)),
             threading.Thread(target=quietly, args=(lambda: one.put("k", b"late"),)),
         ]
         for client in clients:
             client.start()
-        sleep(0.2)
+        assert blocked.wait(patient(20.0))
+        wait_for(lambda: held.arrived, 20.0, "a write is held up")
         started = monotonic()
-    assert monotonic() - started < 2
+    assert monotonic() - started < HANG_S
     for client in clients:
-        client.join(5)
+        client.join(patient(20.0))
     assert set(threading.enumerate()) <= before
 
 
@@ -329,7 +358,7 @@ def test_many_writers_at_once_lose_nothing(cluster: EmbeddedConsul) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(patient(60.0))
     final = gateway(cluster).get("counter")
     assert final is not None and final.value == b"30"
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import Deadline, sleep
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.local_socket import listen, parse, read_line, send
 from standfast.records import dump_epoch
@@ -33,13 +32,19 @@ from tests.contract.storage_node import (
     StorageNode,
     embedded_primary,
     run_handler,
+    unhurried_guard,
 )
 from tests.contract.volumes import files
+from tests.support.figures import note
+from tests.support.pace import patient
+from tests.support.waiting import soon, wait_for
 
 EVENTS = ("data-services-changed", "storage-role-changed")
 ALL = tuple(sorted(path.name for path in HANDLERS.iterdir() if path.is_file()))
-# drain (2 s) and wake (3 s), and the interpreter's start on a busy machine.
-BOUND_S = 9.0
+# What a handler waits for at most is 2 and 3 s as shipped.
+QUICK = "from standfast import reconcile; reconcile.DRAIN_S = reconcile.WAKE_S = 0.3"
+
+HANG_S = 100.0
 
 STDIN = {
     "empty": b"",
@@ -74,15 +79,15 @@ def agent_on(node: StorageNode, manner: str = "answers") -> Iterator[Agent]:
     def treat(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             if manner == "is deaf":
-                agent.ending.wait(30)
+                agent.ending.wait(HANG_S)
                 return
-            agent.requests.append(dict(parse(read_line(connection, Deadline.after(5)))))
+            agent.requests.append(dict(parse(read_line(connection, soon(20.0)))))
             if manner == "answers":
                 send(connection, {"done": True})
             elif manner == "answers garbage":
                 connection.sendall(b"\xff\x00 what?\n")
             elif manner == "hangs":
-                agent.ending.wait(30)
+                agent.ending.wait(HANG_S)
             elif manner == "drips":
                 while not agent.ending.wait(0.05):
                     connection.sendall(b"x")
@@ -102,19 +107,19 @@ def agent_on(node: StorageNode, manner: str = "answers") -> Iterator[Agent]:
             agent.ending.set()
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+            thread.join(patient(20.0))
 
 
-def call(node: StorageNode, name: str, stdin: int | bytes | None = b"") -> Ended:
-    arguments = () if name == "nfs-server-guard" else ("--volume", VOLUME)
-    return run_handler(name, *arguments, env=node.environment(), stdin=stdin)
+def call(node: StorageNode, name: str, stdin: int | bytes | None = b"", changed: str = "") -> Ended:
+    return run_handler(
+        name, "--volume", VOLUME, env=node.environment(), stdin=stdin, changed=changed
+    )
 
 
 def assert_harmless(ended: Ended) -> None:
     assert ended.code == 0, ended
     assert ended.out == ""
     assert "Traceback" not in ended.said, ended
-    assert ended.took_s <= BOUND_S
 
 
 @pytest.mark.parametrize("given", STDIN)
@@ -132,7 +137,10 @@ def test_a_closed_stdin(node: StorageNode, name: str) -> None:
     command = f"exec {sys.executable} {HANDLERS / name} --volume {VOLUME} <&-"
     with agent_on(node) as agent:
         done = subprocess.run(
-            ["sh", "-c", command], env=node.environment(), capture_output=True, timeout=20
+            ["sh", "-c", command],
+            env=node.environment(),
+            capture_output=True,
+            timeout=patient(20.0),
         )
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(agent.requests) == 1
@@ -153,13 +161,13 @@ def test_a_stdin_that_never_ends(node: StorageNode, writes: bool) -> None:
         thread.start()
     try:
         with agent_on(node) as agent:
-            assert_harmless(call(node, EVENTS[0], reader))
+            assert_harmless(call(node, EVENTS[0], reader, "" if writes else QUICK))
         assert len(agent.requests) == 1
     finally:
         ending.set()
         os.close(reader)
         if writes:
-            thread.join(5)
+            thread.join(patient(20.0))
         os.close(writer)
 
 
@@ -173,7 +181,7 @@ def test_called_twice_and_at_once_it_only_wakes_the_agent_more_often(node: Stora
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(patient(30.0))
     assert agent.requests == [{"v": 1, "command": "wake"}] * 4
     assert files(node.root) == before
 
@@ -190,7 +198,10 @@ def test_without_an_agent_there_is_nothing_to_do(node: StorageNode, name: str) -
 @pytest.mark.parametrize("manner", ["is deaf", "hangs", "drips", "answers garbage", "hangs up"])
 def test_an_agent_that(node: StorageNode, manner: str) -> None:
     with agent_on(node, manner):
-        assert_harmless(call(node, EVENTS[0], b"[]"))
+        ended = call(node, EVENTS[0], b"[]", "" if manner == "drips" else QUICK)
+    assert_harmless(ended)
+    if manner == "drips":
+        note(f"a handler gives up on an agent that drips after {ended.took_s:.1f} s")
 
 
 def test_a_socket_that_a_dead_agent_left(node: StorageNode) -> None:
@@ -218,7 +229,7 @@ def test_a_client_that_is_no_storage_node_may_have_handlers(node: StorageNode) -
 @pytest.mark.parametrize("given", ["garbage", "10 MB"])
 def test_the_guard_reads_nothing_of_stdin(tmp_path: Path, given: str) -> None:
     with embedded_primary(tmp_path) as (node, _consul):
-        ended = call(node, "nfs-server-guard", STDIN[given])
+        ended = unhurried_guard(node, stdin=STDIN[given])
     assert (ended.code, ended.out) == (0, "")
 
 
@@ -232,7 +243,7 @@ def test_resync_wakes_the_agents_of_all_volumes_though_one_s_configuration_is_br
             env=node.environment(),
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=patient(20.0),
         )
     assert done.returncode == 2
     assert "another.toml" in done.stderr
@@ -299,13 +310,6 @@ os.dup2(_again.fileno(), 0)
 """
 
 
-def wait_until(what: Callable[[], bool], limit_s: float = 20.0) -> None:
-    deadline = Deadline.after(limit_s)
-    while not what():
-        assert not deadline.expired, "it did not come to that"
-        sleep(0.05)
-
-
 def value(given: list[bytes]) -> bytes | None:
     """Of the key, in what the handler was given last."""
     entry = json.loads(given[-1])
@@ -325,7 +329,7 @@ def own_checks(given: bytes) -> list[str]:
 def test_the_watches_call_their_handlers_at_once_and_at_each_change(
     cluster: Cluster, tools: Path, tmp_path: Path
 ) -> None:
-    node = StorageNode(tmp_path / "node", cluster.address, 20490)
+    node = StorageNode(tmp_path, cluster.address, 20490)
     config = node.configure()
     calls = tmp_path / "calls"
     calls.mkdir()
@@ -345,31 +349,47 @@ def test_the_watches_call_their_handlers_at_once_and_at_each_change(
                 tools / watch["handler"][0]
             )
             process = subprocess.Popen(command, env=env)
-            stack.callback(process.wait, 10)
+            stack.callback(process.wait, patient(20.0))
             stack.callback(process.terminate)
-        wait_until(lambda: len(given(service)) == 1)
+        wait_for(lambda: given(service), 30.0, "a first call for the service")
         assert given(service) == [b"[]"]
-        wait_until(lambda: given(role) == [b"null"])
+        wait_for(lambda: given(role) == [b"null"], 30.0, "a first call for the epoch")
 
-        cluster.put("PUT", f"/v1/kv/{config.key('epoch')}", dump_epoch(1))
-        wait_until(lambda: value(given(role)) == dump_epoch(1))
-        cluster.put("PUT", f"/v1/kv/{config.key('epoch')}", dump_epoch(2))
-        wait_until(lambda: value(given(role)) == dump_epoch(2))
+        for epoch in (1, 2):
+            cluster.put("PUT", f"/v1/kv/{config.key('epoch')}", dump_epoch(epoch))
+            wait_for(
+                lambda epoch=epoch: value(given(role)) == dump_epoch(epoch),  # type: ignore[misc]
+                30.0,
+                f"a call for epoch {epoch}",
+            )
 
-        body = {"Name": config.service, "Port": 2049, "Check": {"Name": "NFS", "TTL": "60s"}}
-        cluster.put("PUT", "/v1/agent/service/register", json.dumps(body).encode())
-        wait_until(lambda: len(given(service)) == 2)
+        document = {"Name": config.service, "Port": 2049, "Check": {"Name": "NFS", "TTL": "60s"}}
+        cluster.put("PUT", "/v1/agent/service/register", json.dumps(document).encode())
+        wait_for(lambda: len(given(service)) == 2, 30.0, "a call for the registration")
         assert json.loads(given(service)[-1])[0]["Service"]["Service"] == config.service
         cluster.put("PUT", f"/v1/agent/check/pass/service:{config.service}", b"")
-        wait_until(lambda: "passing" in own_checks(given(service)[-1]))
+        wait_for(lambda: "passing" in own_checks(given(service)[-1]), 30.0, "a call for the check")
 
-        # A heartbeat is none of their business.
-        calls_before = (len(given(service)), len(given(role)))
-        for number in range(5):
-            cluster.put("PUT", f"/v1/kv/{config.key('leader')}", b"%d" % number)
-        sleep(0.5)
-        assert (len(given(service)), len(given(role))) == calls_before
-        wait_until(lambda: len(agent.requests) == sum(calls_before))
+        # A heartbeat is none of their business: while one handler is called again and again for
+        # something else, the other one isn't called.
+        changes = [
+            *((role, f"/v1/kv/{config.key('epoch')}", dump_epoch(epoch)) for epoch in (3, 4)),
+            *(
+                (service, f"/v1/agent/check/{check}/service:{config.service}", b"")
+                for check in ("fail", "pass", "fail")
+            ),
+        ]
+        counts = {name: len(given(name)) for name in EVENTS}
+        for name, path, body in changes:
+            for number in range(5):
+                cluster.put("PUT", f"/v1/kv/{config.key('leader')}", b"%d" % number)
+            cluster.put("PUT", path, body)
+            counts[name] += 1
+            wait_for(lambda name=name: len(given(name)) >= counts[name], 30.0, f"a call of {name}")  # type: ignore[misc]
+        assert {name: len(given(name)) for name in EVENTS} == counts
+        assert value(given(role)) == dump_epoch(4)
+        assert "critical" in own_checks(given(service)[-1])
+        wait_for(lambda: len(agent.requests) == sum(counts.values()), 30.0, "each woke the agent")
     assert {json.dumps(request) for request in agent.requests} == {'{"v": 1, "command": "wake"}'}
 
 
@@ -399,7 +419,7 @@ def test_a_watch_that_ends_ends_all_of_them_and_the_unit_starts_them_again(
     """The first of the two ends at once, the other would go on."""
     ends = 'echo $$ >> "$PIDS"; case "$*" in *-type=key*) exit 7;; esac; exec sleep 60'
     with watching(node, ends) as process:
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=patient(20.0))
         assert process.returncode == 3
         assert "ended with status 7" in said
     assert not any(is_alive(pid) for pid in pids(node))
@@ -407,9 +427,9 @@ def test_a_watch_that_ends_ends_all_of_them_and_the_unit_starts_them_again(
 
 def test_an_orderly_end_takes_the_watches_along(node: StorageNode) -> None:
     with watching(node, 'echo $$ >> "$PIDS"; exec sleep 60') as process:
-        wait_until(lambda: len(pids(node)) == 3)
+        wait_for(lambda: len(pids(node)) == 3, 30.0, "all watches run")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(patient(20.0)) == 0
     assert not any(is_alive(pid) for pid in pids(node))
 
 

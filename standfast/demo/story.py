@@ -76,7 +76,8 @@ class Times:
 def tell(cluster: Cluster) -> Times:
     """The whole story; Broken, TimedOut, StandfastError."""
     times = Times()
-    _begin(cluster, times)
+    first_promotion(cluster, times)
+    first_lines(cluster)
     lines_before = _power_cut(cluster, times)
     _return_of_the_old_primary(cluster, times, lines_before)
     _failback(cluster, times)
@@ -86,7 +87,8 @@ def tell(cluster: Cluster) -> Times:
     return times
 
 
-def _begin(cluster: Cluster, times: Times) -> None:
+def first_promotion(cluster: Cluster, times: Times) -> None:
+    """Everything starts, and the first node serves."""
     say, chapter = cluster.screen.say, cluster.screen.chapter
     chapter(f"1. Three nodes, one volume on {FIRST}, an embedded Consul")
     cluster.start()
@@ -97,6 +99,10 @@ def _begin(cluster: Cluster, times: Times) -> None:
     times.first_promotion = monotonic() - begun
     say(f"{FIRST} is primary of epoch 1 after {times.first_promotion:.1f} s", mark="+")
 
+
+def first_lines(cluster: Cluster) -> None:
+    """A client writes, and both standbys have something of it."""
+    say, chapter = cluster.screen.say, cluster.screen.chapter
     chapter("2. A client writes, snapshots are replicated")
     cluster.client.start()
     cluster.wait_for("the client's first lines", STEP_S, lambda: len(cluster.ledger) >= 5)

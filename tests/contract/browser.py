@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from standfast.clock import Deadline, sleep
-from standfast.errors import TimedOut
 from tests.contract.consul_clusters import free_ports
+from tests.support.pace import patient
+from tests.support.waiting import NotInTime, wait_for
 
 START_S = 60.0
 ANSWER_S = 60.0
@@ -63,12 +63,11 @@ class Browser:
         return str(self.run(script, selector))
 
     def wait(self, what: Callable[[], bool], limit_s: float = 60.0) -> None:
-        """Until it is so; TimedOut with what the page shows."""
-        deadline = Deadline.after(limit_s)
-        while not what():
-            if deadline.expired:
-                raise TimedOut(f"not in {limit_s:g} s; the page shows: {self.text()[:2000]}")
-            sleep(0.05)
+        """Until it is so; AssertionError with what the page shows."""
+        try:
+            wait_for(what, limit_s, "the page is as it should be", 0.05)
+        except NotInTime as error:
+            raise AssertionError(f"{error}; it shows: {self.text()[:2000]}") from error
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         self.devtools(
@@ -102,24 +101,23 @@ def headless(directory: Path) -> Iterator[Browser]:
             stderr=log,
         )
     try:
-        base = _session(f"http://127.0.0.1:{port}", directory, Deadline.after(START_S))
+        base = _session(f"http://127.0.0.1:{port}", directory)
         try:
             yield Browser(base)
         finally:
             _call(base, "DELETE")
     finally:
         driver.terminate()
-        driver.wait(20)
+        driver.wait(patient(20.0))
 
 
-def _session(driver: str, directory: Path, deadline: Deadline) -> str:
-    while True:
-        try:
-            if _call(f"{driver}/status", "GET")["ready"]:
-                break
-        except OSError:
-            deadline.check("the start of chromedriver")
-        sleep(0.05)
+def _session(driver: str, directory: Path) -> str:
+    def ready() -> bool:
+        with contextlib.suppress(OSError):
+            return bool(_call(f"{driver}/status", "GET")["ready"])
+        return False
+
+    wait_for(ready, START_S, "chromedriver is ready", 0.05)
     chrome = {"args": [*OPTIONS, f"--user-data-dir={directory / 'profile'}"]}
     wanted = {"browserName": "chrome", "goog:chromeOptions": chrome}
     made = _call(f"{driver}/session", "POST", {"capabilities": {"alwaysMatch": wanted}})
@@ -130,7 +128,7 @@ def _call(url: str, method: str, doc: object = None) -> Any:
     body = None if doc is None else json.dumps(doc).encode()
     request = urllib.request.Request(url, body, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+        with urllib.request.urlopen(request, timeout=patient(ANSWER_S)) as answer:
             return json.load(answer)["value"]
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{method} {url}: {error.read().decode()[:2000]}") from error

@@ -30,7 +30,10 @@ from standfast.clock import Deadline, monotonic
 from standfast.config.model import Client, Config
 from tests.fakes.client import fsid, instance
 from tests.fakes.machine import config_in
+from tests.support.waiting import soon, wait_for
 
+HUNG_S = 600.0
+"""So long a look at a mount that hangs takes."""
 A, B = "192.168.1.2", "192.168.1.3"
 
 
@@ -88,7 +91,7 @@ class Scene:
 
     def run(self) -> Outcome:
         parts = Parts(self.config, self.catalog, self.mounts, NoMountUnits(), ProcProcesses())
-        return Remount(parts, limit=Deadline.after(10)).run()
+        return Remount(parts, limit=soon(10.0)).run()
 
     def serve(self, address: str, epoch: int) -> None:
         self.catalog.found = (instance(address, epoch, fsid(epoch)),)
@@ -130,10 +133,8 @@ def main(root: Path) -> dict[str, Any]:
         stack.callback(user.kill)
         boxed = stack.enter_context(subprocess.Popen(["unshare", "-m", "sleep", "60"]))
         stack.callback(boxed.kill)
-        limit = Deadline.after(10)
         mine = Path("/proc/self/ns/mnt").readlink()
-        while Path(f"/proc/{boxed.pid}/ns/mnt").readlink() == mine:
-            assert not limit.expired
+        wait_for(lambda: Path(f"/proc/{boxed.pid}/ns/mnt").readlink() != mine, 10.0, "a namespace")
         scene.serve(B, 2)
         outcome = scene.run()
         told |= {
@@ -161,7 +162,8 @@ def hung(scene: Scene) -> float:
     """
     hangs = (
         "import os, sys, time\nreal = os.statvfs\n"
-        f"os.statvfs = lambda p: time.sleep(99) if open(p + '/who').read() == {B!r} else real(p)\n"
+        f"def look(p): open(p + '/who').read() == {B!r} and time.sleep({HUNG_S}); return real(p)\n"
+        "os.statvfs = look\n"
     )
     real = mounts_module.PROBE
     mounts_module.PROBE = hangs + real

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from standfast.clock import Deadline, sleep
 from standfast.local_socket import listen, read_line, send
 from tests.contract.consul_clusters import free_ports
+from tests.support.waiting import soon, wait_for
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Agent:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                read_line(connection, Deadline.after(5))
+                read_line(connection, soon(20.0))
                 self.asked += 1
                 send(connection, {"done": True, "status": self.doc})
 
@@ -61,11 +61,8 @@ def exporting(
     command = [sys.executable, "-m", "standfast", "exporter", "--listen", f"127.0.0.1:{port}"]
     with subprocess.Popen([*command, *options], env=environment) as exporter:
         try:
-            deadline = Deadline.after(30)
-            while not answers(url):
-                assert exporter.poll() is None
-                deadline.check("the exporter's start")
-                sleep(0.05)
+            wait_for(lambda: answers(url) or exporter.poll() is not None, 60.0, "its first answer")
+            assert exporter.poll() is None
             yield url, exporter
         finally:
             exporter.kill()

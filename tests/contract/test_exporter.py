@@ -23,7 +23,6 @@ import bcrypt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from standfast.clock import Deadline, sleep
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.errors import Unreachable
@@ -34,6 +33,8 @@ from standfast.replication import state
 from standfast.views.exporter import Options, serve
 from standfast.views.web_server import MOST_FROM_ONE
 from tests.contract.consul_clusters import free_ports
+from tests.support.pace import patient
+from tests.support.waiting import soon, wait_for
 from tests.unit.cli_helpers import write_config
 from tests.unit.test_metrics import PRIMARY, values
 
@@ -61,11 +62,16 @@ class Exporter:
             headers={name.replace("_", "-"): value for name, value in headers.items()},
         )
         try:
-            with urllib.request.urlopen(request, timeout=60, context=self.tls) as answer:
+            with urllib.request.urlopen(request, timeout=patient(60.0), context=self.tls) as answer:
                 return answer.status, dict(answer.headers), answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, dict(error.headers), error.read().decode()
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.get("/-/healthy")[0] == 200
+        return False
 
 
 @contextlib.contextmanager
@@ -84,18 +90,12 @@ def exporting(
         )
     exporter = Exporter(port, log, process.pid, tls)
     try:
-        deadline = Deadline.after(60)
-        while True:
-            assert process.poll() is None, log.read_text()
-            deadline.check("the exporter's start")
-            with contextlib.suppress(OSError):
-                exporter.get("/-/healthy")
-                break
-            sleep(0.05)
+        wait_for(lambda: exporter.answers() or process.poll() is not None, 60.0, "the first answer")
+        assert process.poll() is None, log.read_text()
         yield exporter
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(patient(20.0))
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def agent(config: Config, status: Mapping[str, Any] | None) -> Iterator[None]:
                 connection, _ = server.accept()
                 silent.append(connection)
                 if status is not None:
-                    read_line(connection, Deadline.after(20))
+                    read_line(connection, soon(20.0))
                     send(connection, {"done": True, "status": status})
                     silent.pop().close()
 
@@ -122,7 +122,7 @@ def agent(config: Config, status: Mapping[str, Any] | None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_RDWR)
         server.close()
-        thread.join(20)
+        thread.join(patient(20.0))
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_an_agent_that_hangs_costs_a_scrape_its_patience_and_nothing_else(config
             one.start()
         healthy = exporter.get("/-/healthy")[0]
         for one in scrapes:
-            one.join(60)
+            one.join(patient(60.0))
     assert healthy == 200
     assert len(texts) == 4
     for text in texts:

@@ -20,6 +20,8 @@ from standfast.adapters.systemd import JournalLine
 from standfast.clock import Deadline, sleep
 from standfast.config.model import Config, Nfs, Node, Paths
 from standfast.errors import CommandFailed
+from tests.support.pace import patient
+from tests.support.waiting import soon, wait_for
 
 TOOLS = ("ganesha.nfsd", "nfs-cat", "mkfs.btrfs", "ip", "ss")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -45,12 +47,10 @@ NFSV4 {{
 """
 
 
-def soon() -> Deadline:
-    return Deadline.after(20)
-
-
 def command(*argv: str | Path) -> str:
-    return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True).stdout
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=patient(30.0), check=True
+    ).stdout
 
 
 @pytest.fixture
@@ -129,17 +129,8 @@ class DirectUnits:
 def read(config: Config) -> str | None:
     """What a client gets; None when the export isn't there."""
     url = f"nfs://127.0.0.1{config.paths.live}/file?version=4"
-    done = subprocess.run(["nfs-cat", url], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["nfs-cat", url], capture_output=True, text=True, timeout=patient(30.0))
     return done.stdout if done.returncode == 0 else None
-
-
-def wait_for(config: Config, wanted: str | None) -> bool:
-    limit = soon()
-    while not limit.expired:
-        if read(config) == wanted:
-            return True
-        sleep(0.1)
-    return False
 
 
 def test_the_export_serves_goes_away_and_comes_back_with_a_new_epoch(
@@ -148,25 +139,25 @@ def test_the_export_serves_goes_away_and_comes_back_with_a_new_epoch(
     bind = LiveBind(config.paths.live, config.paths.bind, None)
     nfs = GaneshaNfs(config, DirectUnits(tmp_path))
     assert not nfs.is_running()
-    bind.mount(soon())
+    bind.mount(soon(30.0))
     try:
         nfs.export(str(uuid.uuid4()))
-        assert nfs.check(soon()) == "there is no ganesha.nfsd"
-        nfs.start(soon())
-        assert nfs.check(soon()) is None
+        assert nfs.check(soon(30.0)) == "there is no ganesha.nfsd"
+        nfs.start(soon(30.0))
+        assert nfs.check(soon(30.0)) is None
         assert read(config) == "hello"
         nfs.unexport()
-        assert wait_for(config, None), "the export is still there"
-        assert "is not exported" in (nfs.check(soon()) or "")
+        wait_for(lambda: read(config) is None, 30.0, "the export is gone", 0.1)
+        assert "is not exported" in (nfs.check(soon(30.0)) or "")
         nfs.export(str(uuid.uuid4()))
-        assert wait_for(config, "hello"), "the export did not come back"
-        nfs.stop(soon())
+        wait_for(lambda: read(config) == "hello", 30.0, "the export is back", 0.1)
+        nfs.stop(soon(30.0))
         assert not nfs.is_running()
-        bind.unmount(soon())
+        bind.unmount(soon(30.0))
         assert not bind.is_mounted()
     finally:
         with contextlib.suppress(Exception):
-            nfs.stop(soon())
+            nfs.stop(soon(30.0))
         subprocess.run(["umount", "-l", config.paths.bind], capture_output=True, timeout=10)
 
 
@@ -176,12 +167,12 @@ def test_a_ganesha_started_by_hand_is_seen_and_ended(
     by_hand = DirectUnits(tmp_path)
     (tmp_path / "other").mkdir()
     nfs = GaneshaNfs(config, DirectUnits(tmp_path / "other"))
-    by_hand.start("", soon())
+    by_hand.start("", soon(30.0))
     try:
         assert nfs.is_running()
-        nfs.stop(soon())
+        nfs.stop(soon(30.0))
         assert not nfs.is_running()
     finally:
-        by_hand.stop("", soon())
+        by_hand.stop("", soon(30.0))
     assert by_hand._process is not None
     assert by_hand._process.returncode == -signal.SIGKILL

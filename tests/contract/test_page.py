@@ -4,8 +4,6 @@ shows, and that it stays right while what it shows changes.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -22,21 +20,18 @@ import pytest
 
 from standfast.adapters.consul import ConsulGateway
 from standfast.clock import monotonic, utc_now
-from standfast.demo.cluster import Cluster
 from standfast.demo.consul_server import EmbeddedConsul
-from standfast.demo.screen import Screen
-from standfast.demo.story import Times, _begin
-from standfast.errors import StandfastError
+from standfast.demo.story import Times, first_lines, first_promotion
 from standfast.records import ClientRecord
 from standfast.views.looks import KEEP_S
 from tests.contract.browser import Browser, headless
 from tests.contract.consul_clusters import free_ports
+from tests.contract.demo_scene import keep_pace, quiet_cluster
 from tests.contract.exporter_scene import Agent, exporting
 from tests.contract.storage_node import StorageNode
+from tests.support.figures import note
+from tests.support.pace import patient
 from tests.unit.pictures import blind, dead, keys, served, standby
-
-# Browsers are slow on a machine that does other things as well.
-pytestmark = pytest.mark.timeout(500)
 
 MOST_BYTES = 100_000
 # A look, the time that it is kept, and the page's own round.
@@ -60,7 +55,7 @@ class Scene:
             self.gateway.put(self.key + name, value)
 
     def fetch(self, path: str = "api/v1/status") -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=20) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=patient(20.0)) as answer:
             body: bytes = answer.read()
             return body
 
@@ -97,9 +92,9 @@ def headline(browser: Browser) -> str:
     return browser.text(".headline")
 
 
-def shows(browser: Browser, *texts: str, hurry: bool = False) -> None:
-    """Until the first line has these, by the page's own doing: nothing is reloaded. With `hurry`
-    it is made to ask at once."""
+def shows(browser: Browser, *texts: str, hurry: bool = True) -> None:
+    """Until the first line has these; nothing is reloaded. Without `hurry` by the page's own
+    rounds, else it is made to ask at once."""
 
     def there() -> bool:
         if hurry:
@@ -145,7 +140,7 @@ def test_the_page_stays_right_while_what_it_shows_changes(browser: Browser, scen
         "WARNING",
         "No failover is possible now.",
         "the newest snapshot is 700 s old",
-        hurry=True,
+        hurry=False,
     )
     assert "too-old" in browser.text("main") and "too old" in browser.text(".standbys")
     assert "n3 has no complete snapshot" in browser.text(".notices")
@@ -176,7 +171,6 @@ def test_the_page_stays_right_while_what_it_shows_changes(browser: Browser, scen
         "UNKNOWN",
         "It is not known who serves data-services",
         "Bring back a majority",
-        hurry=True,
     )
     assert browser.text("[aria-label=History]").split() == ["History", "not", "known"]
     assert browser.text("[aria-label=Clients]").split() == ["Clients", "not", "known"]
@@ -186,12 +180,14 @@ def test_the_page_stays_right_while_what_it_shows_changes(browser: Browser, scen
     shows(browser, "UNKNOWN", "It is not known who serves data-services")
     browser.wait(lambda: "agent" in browser.text("[aria-label^='This node']"))
     scene.consul.set_quorum(True)
-    shows(browser, "data-services", "epoch 7", hurry=True)  # by Consul alone
+    shows(browser, "data-services", "epoch 7")  # by Consul alone
     assert "none answers on this node" in browser.text(".notices")
 
     scene.agent.says(fresh(served()))
-    shows(browser, "WELL", "n1 serves", hurry=True)
+    shows(browser, "WELL", "n1 serves")
     scene.exporter.kill()
+    later = "const real = performance.now.bind(performance); performance.now = () => real() + 8000;"
+    browser.run(later)
     browser.wait(lambda: "No answer since" in browser.text("#stale"))
     shows(browser, "?", "WAS SO AT", "n1 serves")
     assert browser.run("return document.title").startswith("? no answer")
@@ -251,7 +247,7 @@ def test_the_page_is_small_quick_dark_and_fits_a_phone(browser: Browser, scene: 
             )
         )
     load_ms, size, names = min(times)
-    print(f"the status page: loaded in {load_ms:.0f} ms, {size} bytes in all, {names}")
+    note(f"the status page: loaded in {load_ms:.0f} ms, {size} bytes in all, {names}")
     assert 0 < size < MOST_BYTES
     assert set(names) == {"/page.css", "/page.js", "/icon.svg", "/api/v1/status"}
 
@@ -308,7 +304,7 @@ def test_ten_open_pages_cost_a_look_a_second_at_most(scene: Scene) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(patient(30.0))
     assert len(bodies) == 10
     assert all(json.loads(body)["volumes"][0]["serving"] == "n1" for body in bodies)
     assert scene.agent.asked - before <= 1 + (monotonic() - started) / KEEP_S
@@ -319,7 +315,13 @@ def test_an_open_page_follows_a_power_cut_of_the_primary(
 ) -> None:
     """With agents, leases, replication and a takeover that are real."""
     monkeypatch.setattr("tempfile.tempdir", "/tmp")  # a socket's path has to be short
-    with a_demo() as cluster, exporting({**os.environ, **cluster["c2"].environment()}) as (url, _):
+    keep_pace(monkeypatch)
+    with (
+        quiet_cluster() as cluster,
+        exporting({**os.environ, **cluster["c2"].environment()}) as (url, _),
+    ):
+        first_promotion(cluster, Times())
+        first_lines(cluster)
         browser.size(1200, 900)
         browser.open(url)
         browser.wait(lambda: bool(who_serves(browser)) and "would lose" in headline(browser))
@@ -335,28 +337,11 @@ def test_an_open_page_follows_a_power_cut_of_the_primary(
             return who_serves(browser) not in ("", old)
 
         browser.wait(somebody_else_serves, TURN_S)
-        print(f"an open page knew the new primary {monotonic() - cut:.1f} s after the cut:")
-        print("\n".join(" ".join(line.split()) for line in lines))
+        told = " / ".join(" ".join(line.split()) for line in lines)
+        note(f"an open page knew the new primary {monotonic() - cut:.1f} s after the cut: {told}")
         assert "takeover" in browser.text("[aria-label=History]")
 
 
 def who_serves(browser: Browser) -> str:
     found = re.search(r"(zippy|c1|c2) serves data-services", headline(browser))
     return found[1] if found else ""
-
-
-@contextlib.contextmanager
-def a_demo() -> Iterator[Cluster]:
-    """The demo's three nodes with a primary. Its leases are short: where the machine has no time
-    for it, a promotion is given up in order, and it begins anew."""
-    for attempts_left in (2, 1, 0):
-        started = monotonic()
-        with Cluster(Screen(io.StringIO(), started), started) as cluster:
-            try:
-                _begin(cluster, Times())
-            except StandfastError:
-                if not attempts_left:
-                    raise
-                continue
-            yield cluster
-            return

@@ -35,6 +35,8 @@ from tests.machines.monitoring import (
     dashboard_queries,
     names_in,
 )
+from tests.support.pace import factor, patient
+from tests.support.waiting import wait_for
 from tests.unit.cli_helpers import write_node
 
 VOLUME = "data-services"
@@ -97,7 +99,7 @@ def agent(config: Config, say: Callable[[], Mapping[str, Any]]) -> Iterator[None
         thread.start()
         yield
         server.shutdown()
-        thread.join(10)
+        thread.join(patient(20.0))
 
 
 @contextmanager
@@ -125,7 +127,7 @@ def exporting(root: Path, node: str, other: str, port: int) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(patient(20.0))
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +142,15 @@ def monitoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring]
                 tmp_path_factory.mktemp("monitoring"),
                 [f"127.0.0.1:{port}" for port in (one, other)],
                 RULES.read_text(),
+                interval_s=min(4, round(factor())),
                 ports=(prometheus, alertmanager),
             )
         )
-        made.wait_for(
+        wait_for(
             lambda: len(made.query("count_over_time(standfast_serving[1m]) > 2")) == 2,
-            "a few scrapes of both",
             LATE_S,
+            "a few scrapes of both",
+            0.2,
         )
         yield made
 
@@ -162,6 +166,7 @@ def test_every_metric_that_an_alert_asks_for_is_there(monitoring: Monitoring) ->
 
 
 def test_every_rule_is_evaluated_without_an_error_and_none_fires(monitoring: Monitoring) -> None:
-    rules = monitoring.wait_for(monitoring.evaluated_rules, "all rules are evaluated", LATE_S)
+    rules = wait_for(monitoring.evaluated_rules, LATE_S, "all rules are evaluated", 0.2)
+    assert rules
     assert {name: rule for name, rule in rules.items() if rule["health"] != "ok"} == {}
     assert {name for name, rule in rules.items() if rule["state"] == "firing"} == set()

@@ -12,7 +12,7 @@ import pytest
 from standfast.adapters.directory import DirectoryStore, initialise
 from standfast.adapters.fence import FileFence
 from standfast.adapters.machine import bind_from, fence_from, nfs_from, units_from
-from standfast.clock import Deadline, monotonic
+from standfast.clock import monotonic
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.cluster import free_port
@@ -24,6 +24,8 @@ from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.demo.screen import NodeRow, Screen, node_line
 from standfast.errors import CommandFailed, Refused, StandfastError, Unreachable
 from standfast.reign import OwnReign, Stage
+from tests.support.pace import patient
+from tests.support.waiting import soon
 
 PLACES = (
     Place("zippy", "127.0.0.1", "http://127.0.0.1:1"),
@@ -48,17 +50,13 @@ def session(config: Config) -> Iterator[Session]:
     initialise(config.paths.live)
     OwnReign(4, Stage.READY, "f", None, in_place=False).save(config.state_dir)
     EmbeddedNfs(config).export("fsid-1")
-    fence_from(config).arm(monotonic() + 60, monotonic() + 60)
+    fence_from(config).arm(monotonic() + patient(60.0), monotonic() + patient(60.0))
     files = Files(config, fence_from(config), DirectoryStore(config.paths))
     with FileServer(config, files) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        with Session(config.me.address, config.nfs.port, soon()) as connection:
+        with Session(config.me.address, config.nfs.port, soon(10.0)) as connection:
             yield connection
         server.shutdown()
-
-
-def soon() -> Deadline:
-    return Deadline.after(2.0)
 
 
 # The configuration and the factory
@@ -86,27 +84,27 @@ def test_every_deployed_handler_is_found() -> None:
 
 
 def test_what_is_written_is_read_back_and_each_answer_carries_its_epoch(session: Session) -> None:
-    fsid = session.mount(soon())
-    reply = session.write(fsid, ("journal", 5), "hello", soon())
+    fsid = session.mount(soon(10.0))
+    reply = session.write(fsid, ("journal", 5), "hello", soon(10.0))
     assert reply["epoch"] == 4
     assert reply["at"] <= monotonic()
-    assert session.read(fsid, ("journal", 5), 5, soon()) == "hello"
+    assert session.read(fsid, ("journal", 5), 5, soon(10.0)) == "hello"
 
 
 def test_a_file_system_of_another_epoch_is_stale(session: Session, config: Config) -> None:
-    fsid = session.mount(soon())
+    fsid = session.mount(soon(10.0))
     EmbeddedNfs(config).export("fsid-2")
     with pytest.raises(Stale):
-        session.write(fsid, ("journal", 0), "x", soon())
+        session.write(fsid, ("journal", 0), "x", soon(10.0))
 
 
 def test_a_shut_port_cuts_the_connection_without_an_answer(
     session: Session, config: Config
 ) -> None:
-    session.null(soon())
+    session.null(soon(10.0))
     fence_from(config).ensure_closed()
     with pytest.raises(Unreachable, match="cut the connection"):
-        session.write("fsid-1", ("journal", 0), "x", soon())
+        session.write("fsid-1", ("journal", 0), "x", soon(10.0))
     assert not (config.paths.live / "journal").exists()
 
 
@@ -119,13 +117,13 @@ def test_a_lease_that_ends_during_a_request_leaves_it_unanswered(
 
     monkeypatch.setattr(Files, "_write", slow)
     with pytest.raises(Unreachable, match="cut the connection"):
-        session.write("fsid-1", ("journal", 0), "x", soon())
+        session.write("fsid-1", ("journal", 0), "x", soon(10.0))
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", ".hidden", "", "x" * 200])
 def test_a_name_that_leads_elsewhere_is_refused(session: Session, name: str) -> None:
     with pytest.raises(StandfastError, match="no such file"):
-        session.write("fsid-1", (name, 0), "x", soon())
+        session.write("fsid-1", (name, 0), "x", soon(10.0))
 
 
 def test_a_read_only_tree_and_a_missing_export_are_not_written(
@@ -133,11 +131,11 @@ def test_a_read_only_tree_and_a_missing_export_are_not_written(
 ) -> None:
     DirectoryStore(config.paths).set_live_writable(False)
     with pytest.raises(StandfastError, match="read-only"):
-        session.write("fsid-1", ("journal", 0), "x", soon())
+        session.write("fsid-1", ("journal", 0), "x", soon(10.0))
     EmbeddedNfs(config).unexport()
     assert not export_file(config).exists()
     with pytest.raises(StandfastError, match="not exported"):
-        session.null(soon())
+        session.null(soon(10.0))
 
 
 # Starting and stopping
@@ -146,10 +144,10 @@ def test_a_read_only_tree_and_a_missing_export_are_not_written(
 def test_the_server_is_not_started_without_the_guard_s_yes(config: Config) -> None:
     nfs = EmbeddedNfs(config)
     with pytest.raises(Refused, match=r"127\.0\.0\.1:1"):
-        nfs.start(Deadline.after(15.0))
+        nfs.start(soon(15.0))
     assert not nfs.is_running()
-    assert nfs.check(soon()) == "the stand-in server does not run"
-    nfs.stop(soon())
+    assert nfs.check(soon(10.0)) == "the stand-in server does not run"
+    nfs.stop(soon(10.0))
 
 
 def test_a_lease_process_that_ends_at_its_start_is_an_error_with_its_last_words(
@@ -158,9 +156,9 @@ def test_a_lease_process_that_ends_at_its_start_is_an_error_with_its_last_words(
     units = EmbeddedUnits(config)
     unit = f"standfast-lease@{VOLUME}.service"
     with pytest.raises(CommandFailed, match="ended with status 3 at its start: standfast: "):
-        units.start(unit, Deadline.after(15.0))
+        units.start(unit, soon(15.0))
     assert not units.is_active(unit)
-    units.stop(unit, soon())
+    units.stop(unit, soon(10.0))
     with pytest.raises(StandfastError, match="no unit nfs-server"):
         units.is_active("nfs-server.service")
 
@@ -168,11 +166,11 @@ def test_a_lease_process_that_ends_at_its_start_is_an_error_with_its_last_words(
 def test_the_bind_mount_is_a_link_that_comes_and_goes(config: Config) -> None:
     bind = EmbeddedBind(config)
     for _ in range(2):
-        bind.mount(soon())
+        bind.mount(soon(10.0))
         assert bind.is_mounted()
     assert config.paths.bind.readlink() == config.paths.live
     for _ in range(2):
-        bind.unmount(soon())
+        bind.unmount(soon(10.0))
         assert not bind.is_mounted()
 
 

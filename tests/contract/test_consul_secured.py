@@ -17,7 +17,6 @@ from standfast.adapters.consul import (
     ConsulGateway,
     Set,
 )
-from standfast.clock import Deadline, sleep
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
 from standfast.records import ClientRecord
 from tests.contract.consul_clusters import (
@@ -28,6 +27,8 @@ from tests.contract.consul_clusters import (
     free_ports,
     real_cluster,
 )
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
 
 MASTER = "3f1e0b7a-77c9-4d8c-8ad5-2e5f6ac4c7c1"
 SERVICE = "data-services"
@@ -74,13 +75,6 @@ def enough(secured: Secured) -> str:
     return secured.token("standfast", (CHECKOUT / "docs/consul-policy.hcl").read_text())
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = Deadline.after(10)
-    while not what():
-        assert not deadline.expired
-        sleep(0.02)
-
-
 def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: str) -> None:
     gateway = secured.cluster.gateway(token=enough)
     gateway.self_check()
@@ -96,11 +90,13 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: s
     assert gateway.node_health(NODE) == "passing"
     gateway.register("ds", SERVICE, "10.0.0.1", 2049, {"epoch": "1"}, 30, "answers NFS")
     gateway.pass_check("service:ds", "fine")
-    eventually(lambda: [one.checks for one in gateway.instances(SERVICE)] == ["passing"])
+    wait_for(
+        lambda: [one.checks for one in gateway.instances(SERVICE)] == ["passing"], 20.0, "it passes"
+    )
     gateway.fail_check("service:ds", "gone")
     assert "ds" in gateway.local_services()
     gateway.deregister("ds")
-    eventually(lambda: gateway.instances(SERVICE) == ())
+    wait_for(lambda: gateway.instances(SERVICE) == (), 20.0, "it is gone from the catalog")
 
 
 def test_a_client_s_policy_lets_it_say_what_it_mounts_and_change_nothing_else(
@@ -125,7 +121,7 @@ def test_the_shipped_policy_is_enough_for_a_watch(secured: Secured, enough: str)
         env={**secured.cluster.cli_env(), "CONSUL_HTTP_TOKEN": enough},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=patient(20.0),
     )
     assert (watch.returncode, watch.stdout.strip()) == (0, "[]")
 
@@ -221,7 +217,9 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
 def _make_certificates(directory: Path) -> None:
     for args in (["ca", "create"], ["cert", "create", "-server"], ["cert", "create", "-client"]):
         command = [consul_binary(), "tls", *args]
-        subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=30)
+        subprocess.run(
+            command, cwd=directory, check=True, capture_output=True, timeout=patient(30.0)
+        )
 
 
 def test_tls_with_both_certificates_works(encrypted: Encrypted) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.kernel_lab.image import AGENT_PORT
 from tests.kernel_lab.network import KernelNetwork, control_address
-from tests.machines.host import LabError, LabTimeout
+from tests.machines.commands import Finished, LabError, LabTimeout, words
 from tests.machines.node import ENVIRONMENT
 
 
@@ -34,30 +33,31 @@ class Control:
         timeout_s: float,
         data: bytes = b"",
         env: Mapping[str, str] | None = None,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Finished:
         """Run a command and wait. LabTimeout, LabError when there is no way to the node."""
         request = {"argv": list(argv), "env": ENVIRONMENT | dict(env or {})}
-        parts = self._call(request, data, timeout_s, " ".join(argv))
-        text = {kind: b"".join(pieces).decode(errors="replace") for kind, pieces in parts.items()}
-        return subprocess.CompletedProcess(list(argv), int(text["x"]), text["o"], text["e"])
+        what = words(argv, self._name)
+        said = self._call(request, data, timeout_s, what)
+        return Finished(what, int(said["x"]), said["o"], said["e"])
 
     def detach(self, argv: Sequence[str], output: str, timeout_s: float = 30.0) -> int:
         """Start a command that outlives the call; its pid in the node."""
         request = {"argv": list(argv), "env": ENVIRONMENT, "detach": output}
-        parts = self._call(request, b"", timeout_s, " ".join(argv))
-        if parts["e"]:
-            raise LabError(f"{self._name}: {b''.join(parts['e']).decode()}")
-        return int(b"".join(parts["x"]))
+        said = self._call(request, b"", timeout_s, words(argv, self._name))
+        if said["e"]:
+            raise LabError(f"{self._name}: {said['e'].decode()}")
+        return int(said["x"])
 
     def clocks(self, timeout_s: float = 5.0) -> tuple[float, float]:
         """CLOCK_BOOTTIME and CLOCK_REALTIME of the node, seconds."""
-        parts = self._call({"clock": True}, b"", timeout_s, "its clocks")
-        boot, real = json.loads(b"".join(parts["x"]))
+        said = self._call({"clock": True}, b"", timeout_s, f"{self._name}: its clocks")
+        boot, real = json.loads(said["x"])
         return float(boot), float(real)
 
     def _call(
         self, request: Mapping[str, Any], data: bytes, timeout_s: float, what: str
-    ) -> dict[str, list[bytes]]:
+    ) -> dict[str, bytes]:
+        """What the agent answers, by the kind of its frames."""
         deadline = time.monotonic() + timeout_s
         text = json.dumps({**request, "input_bytes": len(data)}).encode()
         parts: dict[str, list[bytes]] = {"o": [], "e": [], "x": []}
@@ -70,12 +70,10 @@ class Control:
                     parts[kind.decode()].append(_receive(link, length, deadline))
         except TimeoutError as error:
             said = b"".join(parts["o"] + parts["e"]).decode(errors="replace")
-            raise LabTimeout(
-                f"{self._name}: {what}: still running after {timeout_s} s: {said}"
-            ) from error
+            raise LabTimeout(f"{what}: still running after {timeout_s:.1f} s: {said}") from error
         except OSError as error:
-            raise LabError(f"{self._name}: {what}: no way to the node: {error}") from error
-        return parts
+            raise LabError(f"{what}: no way to the node: {error}") from error
+        return {kind: b"".join(pieces) for kind, pieces in parts.items()}
 
 
 def _left(deadline: float) -> float:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.machines.host import CHECKOUT, LabError, sh
+from tests.machines.commands import LabError, sh
+from tests.machines.host import CHECKOUT
 from tests.machines.spec import CONSUL_UNIT, JOURNALD, MASKED, SSH_CONFIG, SSHD_CONFIG
 
 CACHE = CHECKOUT / ".cache/kernel_lab"

@@ -7,7 +7,7 @@ the test run is killed, and the next lab what even that left behind.
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.kernel_lab.image import KERNEL, base_image, preload
 from tests.kernel_lab.network import KernelNetwork
 from tests.kernel_lab.node import PACE, Node, Place
 from tests.kernel_lab.product import lay_out
+from tests.machines.commands import Process
 from tests.machines.host import CHECKOUT, Claim, Needs
 from tests.machines.lab import Machines, addresses
 from tests.machines.spec import Spec, consul_config
@@ -67,7 +68,7 @@ class KernelLab(Machines[Node]):
         self._product = product
         self._memory_mib = memory_mib
         self._disk_bytes = disk_bytes
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._watchdog: Watchdog | None = None
 
     def create(self) -> None:
         """Everything but power; nodes can be written to before their first boot."""
@@ -75,7 +76,7 @@ class KernelLab(Machines[Node]):
         super().create()
 
     def _build(self, claim: Claim) -> None:
-        self._watchdog = _watch(claim.tag)
+        self._watchdog = Watchdog(claim.tag)
         network = KernelNetwork(claim.tag)
         self._connect(network)
         place = Place(claim.tag, claim.directory, network, self._base, preload(), self._memory_mib)
@@ -104,7 +105,7 @@ class KernelLab(Machines[Node]):
                 node.power_cut()
         claim.release()
         if self._watchdog is not None:
-            self._watchdog.communicate(b"released", 10.0)
+            self._watchdog.release()
 
 
 _WANTS_PERSIST = "[Unit]\nWants=persist.mount\n"
@@ -116,6 +117,17 @@ def consul_json(spec: Spec, **more: Any) -> str:
     return json.dumps({**config, "ports": {**config["ports"], "dns": 53}, **more}, indent=1)
 
 
-def _watch(tag: str) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "tests.kernel_lab.watchdog", tag]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, cwd=CHECKOUT, start_new_session=True)
+class Watchdog:
+    """A process that undoes a lab when this one ends without a word; see watchdog.py."""
+
+    def __init__(self, tag: str) -> None:
+        watched, self._word = os.pipe()
+        argv = [sys.executable, "-m", "tests.kernel_lab.watchdog", tag]
+        self._process = Process(argv, stdin=watched, cwd=CHECKOUT)
+        os.close(watched)
+
+    def release(self) -> None:
+        """The lab is undone: nothing is left to watch."""
+        os.write(self._word, b"released")
+        os.close(self._word)
+        self._process.wait(60.0)

@@ -12,7 +12,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.machines.host import sh
+from tests.machines.commands import sh
 from tests.machines.network import PREFIX, Network
 
 CONTROL_SUBNET = "10.99.0"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.machines.host import CHECKOUT, LabError, sh
+from tests.machines.commands import LabError, sh
+from tests.machines.host import CHECKOUT
 
 PREFIX = Path("opt/standfast")
 _FOREIGN = re.compile(r"^(python|pip|activate)")
@@ -91,4 +91,4 @@ def _compile(prefix: Path, library: Path) -> None:
     """Compiled here: there each first start would pay for it, ten times as much."""
     argv = [sys.executable, "-m", "compileall", "-q", "-s", str(prefix), "-p", f"/{PREFIX}"]
     argv.append(str(library))
-    subprocess.run(argv, check=True, timeout=120)
+    sh(*argv, timeout_s=120.0)

@@ -101,7 +101,7 @@ def test_a_command_gets_its_input_and_gives_its_output_and_status(cluster: Clust
 
 def test_a_command_that_takes_too_long_is_killed_in_the_node(cluster: Cluster) -> None:
     c1 = cluster["c1"]
-    with pytest.raises(LabTimeout, match=r"c1: sleep 4711: still running after 1.0 s"):
+    with pytest.raises(LabTimeout, match="c1: sleep 4711: still running after"):
         c1.run("sleep", "4711", timeout_s=1.0)
     c1.wait_for(lambda: not c1.sh("pgrep -fx 'sleep 4711' || true"), 10.0, "it is gone")
 

@@ -15,7 +15,8 @@ from types import TracebackType
 
 from tests.kernel_lab.image import GUEST
 from tests.kernel_lab.node import Node
-from tests.machines.host import LabError, wait_for
+from tests.machines.commands import LabError
+from tests.machines.host import wait_for
 
 RECORD_BYTES = 16
 PROGRAM = "/usr/local/lib/lab/workload.py"

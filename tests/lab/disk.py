@@ -12,10 +12,10 @@ import errno
 import fcntl
 import os
 import struct
-import time
 from pathlib import Path
 
-from tests.machines.host import LabError, sh
+from tests.machines.commands import sh
+from tests.machines.host import wait_for
 
 _CTL_GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
@@ -42,12 +42,13 @@ class Disk:
     def attach(self) -> Path:
         """Bind the disk to a free loop device; its path."""
         with Path("/dev/loop-control").open("rb") as control:
-            for _ in range(200):
-                number = fcntl.ioctl(control, _CTL_GET_FREE)
-                if self._configure(number):
-                    return self.device
-                time.sleep(0.02)
-        raise LabError("no loop device came free within 200 tries: see losetup -l")
+            wait_for(
+                lambda: self._configure(fcntl.ioctl(control, _CTL_GET_FREE)),
+                30.0,
+                "a loop device comes free (see losetup -l)",
+                0.02,
+            )
+        return self.device
 
     def _configure(self, number: int) -> bool:
         device = Path(f"/dev/loop{number}")

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.machines.host import sh
+from tests.machines.commands import sh
 from tests.machines.spec import (
     CONSUL_UNIT,
     JOURNALD,

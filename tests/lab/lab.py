@@ -6,7 +6,6 @@ left behind is undone by the next lab.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 from tests.lab.image import exchange_host_keys
 from tests.lab.node import PACE, Node, Place
 from tests.machines.client import EXPORT
-from tests.machines.host import CHECKOUT, Claim, Needs, sh
+from tests.machines.commands import sh
+from tests.machines.host import CHECKOUT, Claim, Needs
 from tests.machines.lab import Machines, addresses
 from tests.machines.network import Network
 from tests.machines.spec import Spec
@@ -130,9 +130,8 @@ def _files(directory: Path, to: str, mode: int = 0o644) -> dict[str, tuple[str, 
 def _from_checkout(source: Path) -> dict[str, tuple[str, int]]:
     interpreter = source / ".venv/bin/python"
     # The nodes see the checkout read-only: without compiled files each start pays for it.
-    subprocess.run(
-        [interpreter, "-m", "compileall", "-q", source / "standfast"], check=False, timeout=120
-    )
+    argv = (interpreter, "-m", "compileall", "-q", source / "standfast")
+    sh(*argv, check=False, timeout_s=120.0)
     scripts = [
         path
         for pattern in (".venv/bin/standfast*", "handlers/*", "exporters/*")

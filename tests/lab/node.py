@@ -10,8 +10,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,8 @@ from tests.lab.disk import Disk
 from tests.lab.image import DISK, Image
 from tests.machines import node
 from tests.machines.client import Client
-from tests.machines.host import LabError, LabTimeout, sh, wait_for
+from tests.machines.commands import Finished, LabError, Output, Process, sh, words
+from tests.machines.host import wait_for
 from tests.machines.node import ENVIRONMENT, Machine, Pace
 from tests.machines.spec import Spec
 
@@ -64,7 +63,7 @@ class Node(Machine):
         self.disk.attach()
         self.disk.format(self.name)
 
-    def boot(self, timeout_s: float = 30.0) -> None:
+    def boot(self, timeout_s: float = 60.0) -> None:
         """Power on, and wait until systemd has reached multi-user.target."""
         if self.pid:
             raise LabError(f"{self.name} is already up")
@@ -73,8 +72,10 @@ class Node(Machine):
         ready.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.bind(str(ready))
-            nspawn = self._spawn(self._nspawn(), {"NOTIFY_SOCKET": str(ready)})
-            self._wait_until_ready(notify, nspawn, time.monotonic() + timeout_s)
+            notify.setblocking(False)
+            self._spawn(self._nspawn(), {"NOTIFY_SOCKET": str(ready)})
+            booted = f"{self.name}: boot: multi-user.target is reached"
+            wait_for(lambda: self._is_ready(notify), timeout_s, booted, 0.01)
 
     def _nspawn(self) -> list[str]:
         return [
@@ -87,22 +88,17 @@ class Node(Machine):
             *(f"--bind-ro={host}:{inside}" for host, inside in self.place.binds.items()),
         ]
 
-    def _wait_until_ready(
-        self, notify: socket.socket, nspawn: subprocess.Popen[bytes], deadline: float
-    ) -> None:
-        while True:
-            notify.settimeout(max(0.01, min(0.5, deadline - time.monotonic())))
-            try:
-                message = notify.recv(4096).decode().splitlines()
-            except TimeoutError:
-                message = []
-            for line in message:
-                if line.startswith("X_NSPAWN_LEADER_PID="):
-                    self.pid = int(line.partition("=")[2])
-            if "READY=1" in message:
-                return
-            if nspawn.poll() is not None or time.monotonic() > deadline:
-                raise LabTimeout(f"{self.name} did not boot: {self.console()[-2000:]}")
+    def _is_ready(self, notify: socket.socket) -> bool:
+        """Whether nspawn says so; it also says the process id of the container's systemd."""
+        try:
+            message = notify.recv(4096).decode().splitlines()
+        except BlockingIOError:
+            self._check_alive()
+            return False
+        for line in message:
+            if line.startswith("X_NSPAWN_LEADER_PID="):
+                self.pid = int(line.partition("=")[2])
+        return "READY=1" in message
 
     def power_cut(self) -> None:
         """Off at once: cable and disk first, then every process. Boot it again by boot()."""
@@ -130,13 +126,13 @@ class Node(Machine):
         device = self.disk.device.name
         self.disk.detach()
         backing = Path(f"/sys/block/{device}/loop")
-        wait_for(lambda: not backing.exists(), 10.0, f"{device} of {self.name} is free", 0.005)
+        wait_for(lambda: not backing.exists(), 60.0, f"{device} of {self.name} is free", 0.005)
 
     def close(self) -> None:
         """Free the disk; the lab ends the processes."""
         self.disk.close()
         if self._process is not None:
-            self._process.wait(10.0)
+            self._process.wait(60.0)
             self._process = None
         self.pid = 0
 
@@ -147,37 +143,29 @@ class Node(Machine):
 
     # -- commands ----------------------------------------------------------------------
 
-    def argv(self, *argv: str) -> list[str]:
-        """The command as the host starts it inside this node."""
-        if not self.pid:
-            raise LabError(f"{self.name} is down: {' '.join(argv)}")
-        return ["nsenter", "-t", str(self.pid), "-a", "--wd=/", *argv]
-
-    def popen(self, *argv: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *argv: str,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        out: Output | None = None,
+    ) -> Process:
         """Start a command and return; it dies with the node at the latest."""
-        return subprocess.Popen(
-            self.argv(*argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        if not self.pid:
+            raise LabError(f"{self.name} is down: {words(argv)}")
+        enter = ("nsenter", "-t", str(self.pid), "-a", "--wd=/")
+        return Process(
+            [*enter, *argv],
+            what=words(argv, self.name),
+            stdin=input,
+            out=out,
             env=ENVIRONMENT | dict(env or {}),
-            start_new_session=True,
         )
 
     def _run(
         self, argv: Sequence[str], timeout_s: float, data: bytes, env: Mapping[str, str]
-    ) -> subprocess.CompletedProcess[str]:
-        process = self.popen(*argv, env=env)
-        try:
-            out, err = process.communicate(data.decode(), timeout_s)
-        except subprocess.TimeoutExpired as error:
-            # nsenter has forked: only the whole group takes the command along.
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            what = f"{self.name}: {' '.join(argv)}"
-            raise LabTimeout(f"{what}: still running after {timeout_s} s: {out}{err}") from error
-        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+    ) -> Finished:
+        return self.start(*argv, input=data, env=env).finish(timeout_s)
 
     def _write_down(self, path: str, text: str, mode: int) -> None:
         self.image.write(path, text, mode)
@@ -198,7 +186,7 @@ class Node(Machine):
             check=False,
         )
 
-    def consul(self, *argv: str, timeout_s: float = 10.0, check: bool = True) -> str:
+    def consul(self, *argv: str, timeout_s: float = 30.0, check: bool = True) -> str:
         """Standard output of the consul CLI against the node's own agent."""
         return self.run("consul", *argv, timeout_s=timeout_s, check=check).stdout.strip()
 

@@ -82,7 +82,6 @@ HEALS = {"dropped": "nft delete table inet cut", "killed": "true"}
 def cut_in_mid_stream(standby: Node, how: str) -> None:
     """Wait until something lies in the staging directory, and cut the connection right then."""
     standby.sh(
-        f"for _ in $(seq 3000); do set -- {STAGING}/services@*; [[ -e $1 ]] && break; sleep 0.01;"
-        f" done; [[ -e $1 ]]; {CUTS[how]}",
+        f"until set -- {STAGING}/services@*; [[ -e $1 ]]; do sleep 0.01; done; {CUTS[how]}",
         timeout_s=60.0,
     )

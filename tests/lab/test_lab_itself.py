@@ -59,11 +59,11 @@ def reaches(sender: Node, receiver: Node) -> bool:
         "import socket, sys, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "for _ in range(4): s.sendto(b'x', (sys.argv[1], 9999)); time.sleep(0.1)"
     )
-    with receiver.popen("/usr/bin/python3", "-ISc", listen) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        sender.run("/usr/bin/python3", "-ISc", send, receiver.address)
-        return process.wait(10.0) == 0
+    said: list[str] = []
+    listener = receiver.start("/usr/bin/python3", "-ISc", listen, out=said.append)
+    receiver.wait_for(lambda: said == ["ready\n"], 30.0, "it listens", 0.01)
+    sender.run("/usr/bin/python3", "-ISc", send, receiver.address)
+    return listener.wait(30.0) == 0
 
 
 def test_three_nodes_boot_with_real_systemd_and_one_consul_cluster(healthy: Lab) -> None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
-from tests.machines.host import LabError, LabTimeout, wait_for
+from tests.machines.commands import LabError, LabTimeout, Process
+from tests.machines.host import wait_for
+from tests.support import pace
 
 SCRIPT = Path(__file__).with_name("nfs_client.py")
 EXPORT = "/persist/services"
@@ -56,14 +56,13 @@ class Client:
 
     def _call(self, *argv: str, data: bytes = b"", timeout_s: float) -> bytes:
         env = dict(os.environ) | {"NFS_TIMEOUT_S": str(timeout_s)}
-        done = subprocess.run(
-            self._argv(*argv), input=data, capture_output=True, env=env, timeout=timeout_s + 10
-        )
+        process = Process(self._argv(*argv), stdin=data, env=env)
+        done = process.finish(timeout_s + pace.patient(10.0))
         if done.returncode == -signal.SIGALRM:
             raise NfsTimeout(f"nfs {' '.join(argv)}: no answer within {timeout_s} s")
         if done.returncode != 0:
-            raise NfsFailed(f"nfs {' '.join(argv)}: {done.stderr.decode().strip()}")
-        return done.stdout
+            raise NfsFailed(f"nfs {' '.join(argv)}: {done.stderr.strip()}")
+        return done.out
 
     def nfs_write(
         self, server: str, path: str, data: bytes, timeout_s: float = 5.0, export: str = EXPORT
@@ -85,18 +84,18 @@ class Client:
             return False
         return True
 
-    def listen(self, port: int) -> subprocess.Popen[bytes]:
+    def listen(self, port: int) -> Process:
         """A process that accepts connections on this host; returns once it does. Kill it."""
         script = (
             "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); "
             "print(flush=True)\nwhile True: s.accept()"
         )
-        process = subprocess.Popen(
+        said: list[str] = []
+        process = Process(
             ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-c", script, str(port)],
-            stdout=subprocess.PIPE,
+            out=said.append,
         )
-        assert process.stdout is not None
-        process.stdout.readline()
+        wait_for(lambda: said, 30.0, f"something listens at port {port} of {self.netns}", 0.01)
         return process
 
     def stream(
@@ -117,16 +116,10 @@ class Stream:
     def __init__(self, argv: list[str], path: str) -> None:
         self.path = path
         self._events: list[Event] = []
-        self._process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        self._reader = threading.Thread(target=self._follow, daemon=True)
-        self._reader.start()
+        self._process = Process(argv, out=self._take)
 
-    def _follow(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._events.append(Event(**json.loads(line)))
+    def _take(self, line: str) -> None:
+        self._events.append(Event(**json.loads(line)))
 
     def events(self) -> list[Event]:
         """Everything so far, in order."""
@@ -161,10 +154,8 @@ class Stream:
 
     def stop(self) -> list[Event]:
         """End it; every event."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(5.0)
-        self._reader.join(5.0)
+        self._process.kill()
+        self._process.wait(60.0)
         return self.events()
 
     def __enter__(self) -> Stream:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from tests.machines.host import LabError
+from tests.machines.commands import LabError
 from tests.machines.lab import Machines
 from tests.machines.node import Machine
 
@@ -111,12 +111,7 @@ ssh_key = "/root/.ssh/id_ed25519"
     ) -> str:
         """Output of the standfast command on a node, both streams."""
         within_s = self.lab.pace.product_s if timeout_s is None else timeout_s
-        done = self[name].run("standfast", *argv, timeout_s=within_s, check=False)
-        if check and done.returncode != 0:
-            raise LabError(
-                f"{name}: standfast {' '.join(argv)}: exit {done.returncode}: "
-                f"{done.stdout}{done.stderr}"
-            )
+        done = self[name].run("standfast", *argv, timeout_s=within_s, check=check)
         return done.stdout + done.stderr
 
     def status(self, name: str) -> Mapping[str, Any]:

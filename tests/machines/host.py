@@ -12,27 +12,20 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.machines.commands import LabError, LabTimeout, sh
 from tests.support import waiting
 
+__all__ = ["LabError", "LabTimeout", "sh"]
 T = TypeVar("T")
 CHECKOUT = Path(__file__).resolve().parents[2]
 LABS = Path("/run/standfast-labs")
 CGROUPS = Path("/sys/fs/cgroup")
 MODULES = ("overlay", "loop", "btrfs", "veth", "bridge", "nf_tables", "ip_set", "x_tables")
-
-
-class LabError(Exception):
-    """Something the lab itself needed did not happen; the message says what and where."""
-
-
-class LabTimeout(LabError):
-    """A deadline of the lab passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +52,6 @@ def why_not(needs: Needs) -> str | None:
     if not needs.device.exists():
         return f"{needs.lab} needs {needs.device_for}: {needs.device} is missing"
     return None
-
-
-def sh(
-    *argv: str | Path, input_text: str | None = None, check: bool = True, timeout_s: float = 30.0
-) -> str:
-    """Run a command on the host; its standard output. Raises LabError with what it said."""
-    command = [str(arg) for arg in argv]
-    try:
-        done = subprocess.run(
-            command, input=input_text, capture_output=True, text=True, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LabTimeout(f"{' '.join(command)}: still running after {timeout_s} s") from error
-    if check and done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        raise LabError(f"{' '.join(command)}: exit {done.returncode}: {said}")
-    return done.stdout
 
 
 def wait_for(
@@ -125,7 +101,7 @@ def kill_group(tag: str, node: str) -> None:
                 os.kill(pid, signal.SIGKILL)
         return not alive
 
-    wait_for(gone, 10.0, f"the processes of {tag}/{node} are gone", interval_s=0.01)
+    wait_for(gone, 60.0, f"the processes of {tag}/{node} are gone", interval_s=0.01)
 
 
 def mounts_below(directory: Path) -> list[str]:
@@ -154,7 +130,7 @@ def destroy(tag: str) -> None:
                 freeze.write_text("0")
     kill_group(tag, ".")
     directory = LABS / tag
-    wait_for(lambda: _unmounted(directory), 10.0, f"nothing is mounted below {directory}")
+    wait_for(lambda: _unmounted(directory), 60.0, f"nothing is mounted below {directory}")
     for netns in Path("/run/netns").glob(namespace(tag, "*")):
         sh("ip", "netns", "del", netns.name, check=False)
     for group in cgroups(tag):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,7 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from tests.machines.host import CHECKOUT, LabTimeout, sh, wait_for
+from tests.machines.commands import LabTimeout, Process, sh
+from tests.machines.host import CHECKOUT, wait_for
 
 RULES = CHECKOUT / "exporters/prometheus/standfast-alerts.yml"
 DASHBOARD = CHECKOUT / "exporters/grafana/dashboard.json"
@@ -104,13 +104,9 @@ class Monitoring:
 
     def _spawn(self, name: str, *argv: str) -> None:
         log = self._stack.enter_context((self._directory / f"{name}.log").open("wb"))
-        process = subprocess.Popen([*self._enter, name, *argv], stdout=log, stderr=log)
-
-        def end() -> None:
-            process.kill()
-            process.wait(20)
-
-        self._stack.callback(end)
+        process = Process([*self._enter, name, *argv], out=log)
+        self._stack.callback(process.wait, 60.0)
+        self._stack.callback(process.kill)
 
     def _ready(self) -> bool:
         return all(self._get(port, "/-/ready", check=False).strip() for port in self._ports)

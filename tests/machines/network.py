@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.machines.host import namespace, sh
+from tests.machines.commands import sh
+from tests.machines.host import namespace
 
 PREFIX = 24
 CLIENT = "client"

@@ -161,6 +161,7 @@ def stream(export: str, path: str, interval_s: str, silence_s: str, *servers: st
                 say(event="error", server=server, error=str(error))
             time.sleep(0.05)
             continue
+        # Not by the `sh` library: its import takes 0.1 s, which each question of a test would pay.
         argv = (sys.executable, __file__, "records", server, export, path, interval_s, str(number))
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as worker:
             number = follow(worker, server, number, float(silence_s))

@@ -7,8 +7,6 @@ has no power. What makes a machine, and what a power cut leaves of it, is its la
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,16 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from tests.machines.host import (
-    LabError,
-    LabTimeout,
-    cgroups,
-    freezer,
-    kill_group,
-    wait_for,
-)
+from tests.machines.commands import Finished, LabError, Process, words
+from tests.machines.host import cgroups, freezer, kill_group, wait_for
 from tests.machines.network import CLIENT, Network
 from tests.machines.spec import Spec
+from tests.support import pace
 
 T = TypeVar("T")
 ENVIRONMENT = {
@@ -83,7 +76,7 @@ class Machine(ABC):
         self.directory = place.directory / spec.name
         self.pid = 0
         """The machine's first process as the host sees it; 0 when the node is down."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     # -- life and death ----------------------------------------------------------------
 
@@ -99,29 +92,29 @@ class Machine(ABC):
     def power_cut(self) -> None:
         """Off at once: cables first, then every process. Boot it again by boot()."""
 
-    def _spawn(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, argv: Sequence[str], env: Mapping[str, str]) -> Process:
         """Start the machine in its cgroups, with the console as its output."""
         groups = [group / self.name for group in cgroups(self.place.tag)]
         for group in groups:
             group.mkdir(parents=True, exist_ok=True)
         enter = ("/bin/sh", "-c", _ENTER, "sh", *(str(g / "cgroup.procs") for g in groups), "--")
         with (self.directory / "console").open("ab") as console:
-            self._process = subprocess.Popen(
+            self._process = Process(
                 [*enter, *argv],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
+                what=f"{self.name}: {argv[0]}",
+                out=console,
                 env=ENVIRONMENT | dict(env),
-                start_new_session=True,
             )
         return self._process
 
+    def _check_alive(self) -> None:
+        """LabError when the machine that boots has ended by itself."""
+        if self._process is None or not self._process.alive():
+            raise LabError(f"{self.name}: boot: the machine has ended")
+
     def _wait_for_end(self, timeout_s: float) -> None:
         assert self._process is not None
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise LabTimeout(f"{self.name} did not shut down within {timeout_s} s") from error
+        self._process.wait(timeout_s)
 
     def _kill(self) -> None:
         """No process is left."""
@@ -129,7 +122,7 @@ class Machine(ABC):
         self.thaw()
         kill_group(self.place.tag, self.name)
         if self._process is not None:
-            self._process.wait(10.0)
+            self._process.wait(60.0)
         self.pid, self._process = 0, None
 
     def freeze(self) -> None:
@@ -147,10 +140,10 @@ class Machine(ABC):
         word = frozen if freeze else thawed
         state.write_text(word)
         if freeze and state.name == "freezer.state":
-            wait_for(lambda: state.read_text().strip() == word, 5.0, f"{self.name} frozen", 0.005)
+            wait_for(lambda: state.read_text().strip() == word, 30.0, f"{self.name} frozen", 0.005)
         elif freeze:
             events = state.parent / "cgroup.events"
-            wait_for(lambda: "frozen 1" in events.read_text(), 5.0, f"{self.name} frozen", 0.005)
+            wait_for(lambda: "frozen 1" in events.read_text(), 30.0, f"{self.name} frozen", 0.005)
 
     def freeze_unit(self, unit: str) -> None:
         """SIGSTOP to every process of one unit: the kernel and its timers go on."""
@@ -193,7 +186,7 @@ class Machine(ABC):
     @abstractmethod
     def _run(
         self, argv: Sequence[str], timeout_s: float, data: bytes, env: Mapping[str, str]
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Finished:
         """Run a command and wait; `env` is added to ENVIRONMENT. LabTimeout kills it."""
 
     def run(
@@ -203,19 +196,14 @@ class Machine(ABC):
         check: bool = True,
         input: str | bytes = "",
         env: Mapping[str, str] | None = None,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Finished:
         """Run a command in the node. LabTimeout kills it; check=True raises LabError."""
         if not self.pid:
-            raise LabError(f"{self.name} is down: {shlex.join(argv)}")
+            raise LabError(f"{self.name} is down: {words(argv)}")
         data = input.encode() if isinstance(input, str) else input
-        within_s = self.pace.command_s if timeout_s is None else timeout_s
+        within_s = pace.patient(self.pace.command_s if timeout_s is None else timeout_s)
         done = self._run(argv, within_s, data, env or {})
-        if check and done.returncode != 0:
-            raise LabError(
-                f"{self.name}: {shlex.join(argv)}: exit {done.returncode}: "
-                f"{done.stdout}{done.stderr}"
-            )
-        return done
+        return done.checked() if check else done
 
     def sh(self, script: str, timeout_s: float | None = None, check: bool = True) -> str:
         """The standard output of a shell script run in the node."""
@@ -249,6 +237,16 @@ class Machine(ABC):
             return (self.directory / "console").read_text(errors="replace")
         except FileNotFoundError:
             return ""
+
+    def trouble(self) -> str:
+        """What seems to be wrong with the node, in a few words; "" if nothing does."""
+        argv = ("systemctl", "list-units", "--plain", "--no-legend", "--state=failed,activating")
+        with suppress(LabError):
+            if self.pid:
+                units = self.run(*argv, timeout_s=10.0).stdout.splitlines()
+                return ", ".join(f"{u.split()[0]} is {u.split()[2]}" for u in units)
+        last = self.console().strip().splitlines()[-1:]
+        return f"its console ends with: {last[0]}" if last else ""
 
     def wait_for(
         self,

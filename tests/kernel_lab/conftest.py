@@ -12,11 +12,12 @@ import pytest
 from tests.kernel_lab.cluster import Cluster
 from tests.kernel_lab.lab import NEEDS, KernelLab
 from tests.machines.host import why_not
+from tests.machines.reporting import pytest_fixture_setup, pytest_runtest_makereport
 
+__all__ = ["pytest_fixture_setup", "pytest_runtest_makereport"]
 HERE = Path(__file__).parent
 START_S = 600.0
 """For a test that is the first one: it may have to build the image."""
-_labs: list[KernelLab] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,9 +39,9 @@ def kernel_labs() -> Iterator[Callable[..., KernelLab]]:
 
         def make(**options: Any) -> KernelLab:
             lab = KernelLab(**options)
-            _labs.append(lab)
-            stack.callback(_labs.remove, lab)
-            return stack.enter_context(lab)
+            stack.callback(lab.close)
+            lab.start()
+            return lab
 
         yield make
 
@@ -55,8 +56,6 @@ def cluster_factory() -> Iterator[Callable[..., Cluster]]:
 
         def make(lab: dict[str, Any] | None = None, **options: Any) -> Cluster:
             cluster = Cluster(KernelLab(**(lab or {})), **options)
-            _labs.append(cluster.lab)
-            stack.callback(_labs.remove, cluster.lab)
             stack.callback(cluster.lab.close)
             cluster.create()
             cluster.start()
@@ -70,14 +69,3 @@ def cluster_factory() -> Iterator[Callable[..., Cluster]]:
 def cluster(cluster_factory: Callable[..., Cluster]) -> Cluster:
     """Three machines, n1 primary, n2 standby, c1 client; shared by the tests of a module."""
     return cluster_factory()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """A failed test (or its setup) shows the end of every node's journal."""
-    report = yield
-    if report.failed and HERE in item.path.parents:
-        for lab in _labs:
-            for node in lab:
-                report.sections.append((f"journal of {node.name}", node.journal(lines=60)))
-    return report

@@ -95,11 +95,7 @@ class KernelLab(Machines[Node]):
         for node in self:
             node.write("/etc/ssh/ssh_known_hosts", known)
 
-    def close(self) -> None:
-        """Undo everything; may be called again."""
-        if self._claim is None:
-            return
-        claim, self._claim = self._claim, None
+    def _undo(self, claim: Claim) -> None:
         for node in self:
             if node.pid:
                 node.power_cut()

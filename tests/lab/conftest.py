@@ -11,9 +11,10 @@ import pytest
 
 from tests.lab.lab import NEEDS, Lab
 from tests.machines.host import why_not
+from tests.machines.reporting import pytest_fixture_setup, pytest_runtest_makereport
 
+__all__ = ["pytest_fixture_setup", "pytest_runtest_makereport"]
 HERE = Path(__file__).parent
-_labs: list[Lab] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,8 +33,9 @@ def lab_factory() -> Iterator[Callable[..., Lab]]:
     with ExitStack() as stack:
 
         def make(**options: Any) -> Lab:
-            lab = stack.enter_context(Lab(**options))
-            _labs.append(lab)
+            lab = Lab(**options)
+            stack.callback(lab.close)
+            lab.start()
             return lab
 
         yield make
@@ -44,16 +46,4 @@ def lab(lab_factory: Callable[..., Lab]) -> Iterator[Lab]:
     """Three nodes with a Consul leader, shared by the tests of a module."""
     made = lab_factory()
     yield made
-    _labs.remove(made)
     made.close()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """A failed test shows the end of every node's journal."""
-    report = yield
-    if report.when == "call" and report.failed:
-        for lab in _labs:
-            for node in lab:
-                report.sections.append((f"journal of {node.name}", node.journal(lines=40)))
-    return report

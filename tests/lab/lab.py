@@ -70,13 +70,10 @@ class Lab(Machines[Node]):
         self.together(Node.create, self)
         exchange_host_keys(node.image for node in self)
 
-    def close(self) -> None:
-        """Undo everything; may be called again."""
-        if self._claim is not None:
-            claim, self._claim = self._claim, None
-            claim.release()
-            for node in self:
-                node.close()
+    def _undo(self, claim: Claim) -> None:
+        claim.release()
+        for node in self:
+            node.close()
 
     def servers(self) -> list[str]:
         """The addresses of the nodes, as a client's list of servers."""

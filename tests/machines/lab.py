@@ -1,7 +1,7 @@
 """Machines on one network, with a claim that lets every trace of them be found again.
 
 Invariant: leaving the context undoes everything, after a failure too; what even a killed run
-left behind is undone by the next lab.
+left behind is undone by the next lab. A lab is in `alive` from its first trace to its last.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from tests.machines.client import Client
 from tests.machines.host import Claim, load_modules, wait_for
@@ -44,7 +44,11 @@ class Machines(ABC, Generic[N]):
     # -- life --------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -56,24 +60,17 @@ class Machines(ABC, Generic[N]):
         self.close()
 
     def start(self) -> None:
-        """Make and boot every node, and wait for a Consul leader."""
+        """Make and boot every node, and wait for a Consul leader; after a failure `close` it."""
         self.create()
-        try:
-            self.boot(self)
-            self.wait_for_leader()
-        except BaseException:
-            self.close()
-            raise
+        self.boot(self)
+        self.wait_for_leader()
 
     def create(self) -> None:
         """Everything but power; nodes can be written to before their first boot."""
         load_modules()
         self._claim = claim = Claim()
-        try:
-            self._build(claim)
-        except BaseException:
-            self.close()
-            raise
+        alive.append(self)
+        self._build(claim)
 
     @abstractmethod
     def _build(self, claim: Claim) -> None:
@@ -84,9 +81,16 @@ class Machines(ABC, Generic[N]):
         network.start()
         self.client = Client(network.plug(CLIENT, CLIENT_ADDRESS))
 
-    @abstractmethod
     def close(self) -> None:
         """Undo everything; may be called again."""
+        if self._claim is not None:
+            claim, self._claim = self._claim, None
+            alive.remove(self)
+            self._undo(claim)
+
+    @abstractmethod
+    def _undo(self, claim: Claim) -> None:
+        """End every node, and release the claim."""
 
     # -- the nodes ---------------------------------------------------------------------
 
@@ -142,3 +146,7 @@ class Machines(ABC, Generic[N]):
     def heal(self) -> None:
         """Undo every partition."""
         self.network.heal_all()
+
+
+alive: list[Machines[Any]] = []
+"""The labs of this process."""

@@ -77,10 +77,8 @@ class Cluster(Installed[Node]):
             self.lab.together(lambda node: self.follow(node.name), self.lab)
 
     def _enable(self, node: Node) -> None:
-        node.sh(
-            "mkdir -p /persist/services-standby /data/services\n"
-            f"systemctl enable -q --now {AGENT} {RECEIVER} {UNITS}"
-        )
+        node.sh("mkdir -p /persist/services-standby /data/services")
+        self.start_units(node, f"{AGENT} {RECEIVER} {UNITS}")
 
     def begin(self) -> None:
         """n1 becomes the first primary, and every standby has a snapshot."""

@@ -46,7 +46,8 @@ class Cluster(Installed[Node]):
         self.lab.together(self._start, self.lab)
 
     def _start(self, node: Node) -> None:
-        node.sh(f"systemctl daemon-reload; systemctl enable --now {AGENT} {RECEIVER} {UNITS}")
+        node.run("systemctl", "daemon-reload")
+        self.start_units(node, f"{AGENT} {RECEIVER} {UNITS}")
 
     def begin(self) -> None:
         """n1 becomes the first primary, and every standby has a snapshot."""

@@ -99,6 +99,17 @@ ssh_key = "/root/.ssh/id_ed25519"
         """Write a node's configuration; `more`: tables after the common ones."""
         node.write(f"/etc/standfast/{VOLUME}.toml", self.configuration(node) + more)
 
+    def start_units(self, node: N, units: str) -> None:
+        """Enable and start units, the agent's among them.
+
+        A machine may be too slow for the unit's own TimeoutStartSec: systemd starts it again.
+        """
+        node.sh(f"systemctl enable -q --now --no-block {units}")
+        pace = self.lab.pace
+        node.wait_for(
+            lambda: node.is_active(AGENT), pace.product_s, f"{AGENT} is active", pace.pause_s
+        )
+
     def promote_first(self) -> None:
         """n1 becomes the first primary."""
         self[PRIMARY].run("btrfs", "subvolume", "create", EXPORT)

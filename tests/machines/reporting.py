@@ -9,6 +9,7 @@ The labs' conftest.py import these hooks.
 from __future__ import annotations
 
 import tempfile
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -24,6 +25,8 @@ from tests.machines.lab import Machines, alive
 JOURNALS = CHECKOUT / ".cache/lab-journals"
 WHOLE = 1_000_000
 """Lines: more than a journal has."""
+REASON = 400
+"""Characters, of several lines if the error has them."""
 _first: dict[BaseException, str] = {}
 """Error of a shared fixture -> the test that met it first."""
 
@@ -79,7 +82,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def aftermath(labs: Sequence[Machines[Any]], error: BaseException) -> str:
     """Why the labs did not come up, in one line; below it, where all is that their nodes said."""
     why = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-    reasons = [why.partition("\n")[0]]
+    reasons = [textwrap.shorten(why, REASON)]
     said = traceback.format_exception(error)
     for node in (node for lab in labs for node in lab):
         if trouble := _told(node.trouble):

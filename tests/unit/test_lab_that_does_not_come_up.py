@@ -153,7 +153,7 @@ def test_a_boot_that_hangs_until_pytest_ends_it_is_one_error_too(pytester: pytes
 def test_the_product_s_first_set_up_is_one_error_and_names_the_unit_that_failed(
     pytester: pytest.Pytester,
 ) -> None:
-    failed = "raise LabError('n1: standfast promote: exit 1: no lease unit within 15 s\\nmore')"
+    failed = "raise LabError('n1: standfast promote: exit 1: no lease unit\\nwithin 15 s')"
     said = run(pytester, install=failed)
     assert "1 passed, 2 skipped, 1 error in" in said
     assert first_line_of_the_error(said) == (

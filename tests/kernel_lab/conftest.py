@@ -12,12 +12,15 @@ import pytest
 from tests.kernel_lab.cluster import Cluster
 from tests.kernel_lab.lab import NEEDS, KernelLab
 from tests.machines.host import why_not
-from tests.machines.reporting import pytest_fixture_setup, pytest_runtest_makereport
+from tests.machines.reporting import register
 
-__all__ = ["pytest_fixture_setup", "pytest_runtest_makereport"]
 HERE = Path(__file__).parent
 START_S = 600.0
 """For a test that is the first one: it may have to build the image."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    register(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,10 +11,13 @@ import pytest
 
 from tests.lab.lab import NEEDS, Lab
 from tests.machines.host import why_not
-from tests.machines.reporting import pytest_fixture_setup, pytest_runtest_makereport
+from tests.machines.reporting import register
 
-__all__ = ["pytest_fixture_setup", "pytest_runtest_makereport"]
 HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    register(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,11 +3,12 @@
 Invariant: an error of a fixture that tests share is the first test's; the others are skipped and
 name that one. What the nodes of a lab that did not come up said outlives the run, in a file.
 
-The labs' conftest.py import these hooks.
+The labs' conftest.py call `register`: their own hooks would not see a session's fixtures.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import textwrap
 import time
@@ -33,6 +34,12 @@ _first: dict[BaseException, str] = {}
 
 class NotUp(pytest.fail.Exception):  # type: ignore[name-defined, misc]
     """A lab, or the product's first set-up on it, did not come up; the first line says why."""
+
+
+def register(config: pytest.Config) -> None:
+    """Use these hooks in this run; may be called again."""
+    if not config.pluginmanager.has_plugin(__name__):
+        config.pluginmanager.register(sys.modules[__name__], __name__)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,7 +73,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "setup":
         # From the second test on it is the error itself, as the fixture raised it.
         cause = error.__context__ if isinstance(error, NotUp) and error.__context__ else error
-        first = _first.setdefault(cause, item.nodeid)
+        if isinstance(error, NotUp | LabError):
+            _first.setdefault(cause, item.nodeid)
+        first = _first.get(cause, item.nodeid)
         if first != item.nodeid:
             reason = f"Skipped: the lab did not come up: see {first}"
             report.outcome = "skipped"

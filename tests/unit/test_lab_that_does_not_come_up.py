@@ -19,7 +19,6 @@ import pytest
 from tests.machines import lab, reporting
 from tests.machines.commands import Finished, LabError, LabTimeout
 from tests.machines.node import Machine, Pace, Place
-from tests.machines.reporting import pytest_fixture_setup, pytest_runtest_makereport
 from tests.machines.spec import Spec
 
 HERE = Path(__file__).parent
@@ -75,6 +74,10 @@ class Lab(lab.Machines):
         return "n1"
 
 
+def pytest_configure(config):
+    reporting.register(config)
+
+
 def n2_boots():
     N2_BOOTS
 
@@ -83,13 +86,18 @@ def install(lab):
     INSTALL
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@pytest.fixture(scope="session")
+def lab_of_all():
     made = Lab(("n1", "n2"))
     made.start()
-    install(made)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(lab_of_all):
+    install(lab_of_all)
+    return lab_of_all
 
 
 @pytest.fixture
@@ -111,8 +119,8 @@ def test_without_a_lab(): pass
 
 def run(pytester: pytest.Pytester, n2_boots: str = "pass", install: str = "pass") -> str:
     """The output of a run of TESTS with the lab."""
-    pytester.makeconftest(CONFTEST.replace("N2_BOOTS", n2_boots).replace("INSTALL", install))
-    pytester.makepyfile(test_it=TESTS)
+    conftest = CONFTEST.replace("N2_BOOTS", n2_boots).replace("INSTALL", install)
+    pytester.makepyfile(**{"labs/conftest": conftest, "labs/test_it": TESTS})
     pytester.syspathinsert(CHECKOUT)
     done = pytester.runpytest_subprocess("-rs", "--color=no", "-p", "no:cacheprovider")
     assert done.ret == (n2_boots != "pass" or install != "pass")
@@ -132,10 +140,10 @@ def test_a_boot_that_fails_is_one_error_and_the_tests_behind_it_name_the_first(
 ) -> None:
     said = run(pytester, n2_boots="raise LabTimeout('n2: boot: too late')")
     assert "1 passed, 2 skipped, 1 error in" in said
-    assert said.count("the lab did not come up: see test_it.py::test_first") == 2
+    assert said.count("the lab did not come up: see labs/test_it.py::test_first") == 2
     reason = "n2: boot: too late; n2: its console ends with: kernel panic"
     assert first_line_of_the_error(said) == reason
-    assert (pytester.path / "undone").exists()
+    assert (pytester.path / "labs/undone").exists()
     [path] = re.findall(r"The journals and consoles of all nodes are in (.*)\.\n", said)
     told = Path(path).read_text()
     assert told.startswith(f"{reason}\n")

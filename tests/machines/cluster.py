@@ -145,7 +145,8 @@ ssh_key = "/root/.ssh/id_ed25519"
         return doc
 
     def role(self, name: str) -> str:
-        return str(self.status(name)["role"])
+        """ "unknown" where the command itself has failed: a deadline of the product passed, say."""
+        return str(self.status(name).get("role", "unknown"))
 
     def primary(self) -> str:
         """The node whose role is primary; "" when there is none. More than one is a failure."""

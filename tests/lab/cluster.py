@@ -5,6 +5,9 @@ Helpers read as words; times are the host's monotonic seconds.
 
 from __future__ import annotations
 
+import json
+
+from standfast.events import Kind
 from tests.lab.lab import Lab
 from tests.lab.node import Node
 from tests.machines.cluster import (
@@ -68,9 +71,49 @@ class Cluster(Installed[Node]):
 
         self.lab.wait_for(all_vote, timeout_s, "every Consul server votes", interval_s=0.5)
 
+    def standby(self) -> Node:
+        """The first node that isn't the primary."""
+        primary = self.primary()
+        return next(node for node in self.lab if node.name != primary)
+
+    def wait_for_heartbeats(self, count: int = 5) -> None:
+        """So many commit from now on, whoever sends them; the default is more than a lease."""
+        node, path = next(node for node in self.lab if node.pid), f"kv/standfast/{VOLUME}/leader"
+        seen = set()
+
+        def counted() -> bool:
+            seen.add(node.consul_get(path)[0]["ModifyIndex"])
+            return len(seen) > count
+
+        self.lab.wait_for(counted, 120.0, f"{count} heartbeats commit")
+
     def serving(self) -> list[str]:
         """Nodes whose NFS port lets the client in."""
         return [n.name for n in self.lab if n.pid and self.lab.client.port_answers(n.address)]
+
+    def cursor(self, name: str) -> str:
+        """Where a node's journal ends now, for `entries`."""
+        said = self[name].sh("journalctl --sync; journalctl -q -n 1 --show-cursor | tail -n 1")
+        return said.strip().removeprefix("-- cursor: ")
+
+    def entries(
+        self, name: str, kind: Kind, reason: str | None = None, after: str | None = None
+    ) -> list[dict[str, str]]:
+        """What a node's journal has of an event (None: for any reason), as a program reads it: of
+        this boot, or of all time after a cursor."""
+        which = "-b" if after is None else f"--after-cursor='{after}'"
+        listing = self[name].sh(
+            f"journalctl --sync; journalctl -q -o json {which} MESSAGE_ID={kind.message_id}"
+        )
+        found = [json.loads(line) for line in listing.splitlines()]
+        return [one for one in found if reason in (None, one.get("STANDFAST_REASON"))]
+
+    def use(self, timing: Timing) -> None:
+        """Change [lease] on every node; our processes begin anew, which is no event."""
+        self.timing = timing
+        for node in self.lab:
+            self.configure(node)
+            node.run("systemctl", "try-restart", AGENT, LEASE)
 
     def repair(self) -> None:
         """Every node up, connected and thawed again; one primary, the rest standbys."""

@@ -1,4 +1,9 @@
-"""Fixtures of the container lab; without root or its tools they skip and say why."""
+"""Fixtures of the container lab; without root or its tools they skip and say why.
+
+One cluster serves all files that ask for `cluster`, so a test leaves no more behind than `repair`
+undoes: nodes may be off, frozen or cut off, any of them may be primary, and trees lie aside. Files,
+units, keys and rules that a test changed, it puts back, also when it fails.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.lab.cluster import FAST
 from tests.lab.lab import NEEDS, Lab
+from tests.lab.nomad import WithNomad, with_nomad
 from tests.machines.host import why_not
 from tests.machines.reporting import register
 
@@ -21,11 +28,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test below this directory is a lab test; one message says why it is skipped."""
+    """Every test below this directory is of the lab, or its smoke test; one message says why it is
+    skipped."""
     reason = why_not(NEEDS)
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.lab)
+            if item.get_closest_marker("smoke") is None:
+                item.add_marker(pytest.mark.lab)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -42,6 +51,22 @@ def lab_factory() -> Iterator[Callable[..., Lab]]:
             return lab
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def shared(lab_factory: Callable[..., Lab]) -> Iterator[WithNomad]:
+    """Three nodes that replicate every 3 s; each failover may follow the last at once."""
+    lab = lab_factory()
+    with with_nomad(lab, FAST, "min_reign = 0\nfailover_after = 6") as made:
+        yield made
+    lab.close()
+
+
+@pytest.fixture
+def cluster(shared: WithNomad) -> WithNomad:
+    """The shared cluster, whole and healthy whatever the last test did."""
+    shared.repair()
+    return shared
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def progress(sender: Node, standby: str) -> Progress:
 
 
 def wait_for_success(
-    cluster: Cluster, sender: str, standby: str, *, more_than: int, timeout_s: float = 30.0
+    cluster: Cluster, sender: str, standby: str, *, more_than: int, timeout_s: float = 60.0
 ) -> Progress:
     """When the sender has replicated to the standby more often than that."""
     node = cluster[sender]

@@ -63,7 +63,7 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
 ) -> None:
     node, other = cluster[cluster.primary()], cluster.standby()
     epoch = cluster.epoch(node.name)
-    cursors = {one.name: cluster.cursor(one.name) for one in (node, other)}
+    began = {one.name: cluster.moment(one.name) for one in (node, other)}
     for event in ("post-demote", "post-promote"):
         node.write(f"{HOOKS}/{event}/10-tell", TELLS, 0o755)
     node.write(f"{HOOKS}/pre-promote/10-no", "#!/bin/sh\necho not yet; exit 75\n", 0o755)
@@ -83,8 +83,8 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
     def refused_by_the_guard() -> object:
         """On a busy machine its three seconds may be over before it knows of the other server."""
         other.run("systemctl", "start", "nfs-server", check=False)
-        after = cursors[other.name]
-        return cluster.entries(other.name, Kind.GUARD_REFUSED, "other-server-active", after)
+        since = began[other.name]
+        return cluster.entries(other.name, Kind.GUARD_REFUSED, "other-server-active", since)
 
     other.wait_for(refused_by_the_guard, 60.0, "the guard has said why")
     for where, kind, unit, reason in (
@@ -94,11 +94,10 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
         (node, Kind.PROMOTED, AGENT, "clean-handover"),
         (other, Kind.GUARD_REFUSED, "nfs-server", "other-server-active"),
     ):
-        entry, *more = cluster.entries(where.name, kind, reason, cursors[where.name])
+        entry, *more = cluster.entries(where.name, kind, reason, began[where.name])
         assert not more or kind is Kind.GUARD_REFUSED
         assert entry["STANDFAST_EVENT"] == kind and entry["STANDFAST_NODE"] == where.name
-        after = cursors[where.name]
-        said = where.sh(f"journalctl -u {unit} --after-cursor='{after}' -o cat -q")
+        said = where.sh(f"journalctl -u {unit} --since='{began[where.name]}' -o cat -q")
         assert said.count(entry["MESSAGE"]) == 1 + len(more), said
     found = json.loads(cluster.standfast(node.name, "doctor", "--json", check=False))["findings"]
     ways = [one for one in found if one["check"] == "way"]

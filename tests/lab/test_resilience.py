@@ -173,7 +173,7 @@ def test_a_lease_process_that_hangs_is_ended_by_its_watchdog_and_the_same_reign_
     """Nobody takes over while it is paused: what is left is systemd's own look at the process."""
     name = cluster.primary()
     node = cluster[name]
-    epoch, server, before = cluster.epoch(name), nfsd_pid(node), cluster.cursor(name)
+    epoch, server, before = cluster.epoch(name), nfsd_pid(node), cluster.moment(name)
     frozen = main_pid(node, LEASE)
     cluster.standfast(name, "pause", "--reason", "a process hangs")
     try:
@@ -198,7 +198,7 @@ def test_a_lease_process_that_hangs_beyond_a_takeover_is_ended_and_its_server_st
     """The agent hangs, too: systemd alone ends both, by the watchdog and OnFailure=."""
     name = cluster.primary()
     node = cluster[name]
-    epoch, before = cluster.epoch(name), cluster.cursor(name)
+    epoch, before = cluster.epoch(name), cluster.moment(name)
     cluster.wait_until_replicated(name)
     with Writers(cluster.lab, "hangs-on") as writers:
         writers.wait_for_ack(name)
@@ -219,8 +219,8 @@ def main_pid(node: Node, unit: str) -> str:
     return node.run("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
 
 
-def said_since(node: Node, unit: str, cursor: str) -> str:
-    return node.sh(f"journalctl -q -o cat -u {unit} --after-cursor='{cursor}'")
+def said_since(node: Node, unit: str, moment: str) -> str:
+    return node.sh(f"journalctl -q -o cat -u {unit} --since='{moment}'")
 
 
 @pytest.mark.timeout(180)

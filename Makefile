@@ -45,18 +45,14 @@ fresh: ## both commands of the README on a bare Debian 12, as a user and as root
 check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules
 	@tests/tools/static-checks
 
-bench: $(READY) ## what the guard, a scrape and (root) replication and the lab's parts take
-	@$(VENV)/bin/python -m tests.bench_guard
-	@$(VENV)/bin/python -m tests.bench_exporter
-	@if [[ $$(id -u) == 0 ]]; then $(VENV)/bin/python -m tests.bench_replication; \
-	  $(VENV)/bin/python -m tests.lab.bench; \
-	  else echo "make bench: LEFT OUT: replication and the lab's parts, which need root:" \
-	    "sudo make bench"; fi
+bench: $(READY) ## measure, and write docs/benchmarks.md (root: all of it): make bench ARGS="--quick guard"
+	@if [[ $$(id -u) == 0 ]]; then tests/tools/lab-packages; fi
+	@$(VENV)/bin/python -m benchmarks $(ARGS)
 
 # Not ?=: a shell may export a SECONDS of its own.
 soak: SOAK_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)
 soak: $(READY) ## replication under a steady write load (root): make soak SECONDS=600
-	@$(VENV)/bin/python -m tests.soak_replication --seconds $(SOAK_SECONDS)
+	@$(VENV)/bin/python -m benchmarks.soak --seconds $(SOAK_SECONDS)
 
 clean: ## everything made by the targets above
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -31,21 +31,18 @@ from standfast.demo.consul_server import EmbeddedConsul
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.replication.handing_over import VARIABLE
 from tests.contract.volumes import why_no_btrfs
+from tests.machines.host import sh, wait_for
 
 VOLUME = "data-services"
 STANDFAST = Path(sys.executable).parent / "standfast"
+COMMAND_S = 600.0
 MIB = 1 << 20
 GIB = 1 << 30
 
 
-def command(*argv: str | Path, timeout_s: float = 600.0) -> str:
-    """Standard output; SystemExit with what it said when it fails."""
-    done = subprocess.run(
-        [str(part) for part in argv], capture_output=True, text=True, timeout=timeout_s
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, argv))}: {done.stderr or done.stdout}")
-    return done.stdout
+def command(*argv: str | Path) -> str:
+    """Standard output; LabError with what it said when it fails."""
+    return sh(*argv, timeout_s=COMMAND_S)
 
 
 @dataclass
@@ -206,11 +203,7 @@ class Bed:
             [*activate, str(STANDFAST), "receiver"], stderr=subprocess.DEVNULL
         ) as process:
             try:
-                deadline = time.monotonic() + 10.0
-                while not Path(path).exists():
-                    if time.monotonic() > deadline:
-                        raise SystemExit(f"{' '.join(activate)}: it does not listen")
-                    time.sleep(0.01)
+                wait_for(Path(path).exists, 10.0, f"{' '.join(activate)} listens", 0.01)
                 yield process.pid
             finally:
                 process.kill()

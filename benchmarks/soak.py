@@ -1,6 +1,6 @@
 """Replication under a steady write load, for as long as wanted (root).
 
-    python -m tests.soak_replication --seconds 600 [--interval 5] [--tail 60]
+    python -m benchmarks.soak --seconds 600 [--interval 5] [--tail 60]
 
 Writes 5 MB and 200 small files a second, replicates as the timer does (a new process each time,
 `interval` seconds after the last one began), and samples how old the standby is. Then the same
@@ -16,7 +16,6 @@ import contextlib
 import os
 import random
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -27,9 +26,10 @@ from typing import Any
 
 from standfast.adapters.stores import open_store
 from standfast.config.model import Config
-from tests.replication_bed import GIB, MIB, Bed, Cycle, bed
+from tests.machines.commands import Process
+from tests.machines.host import CHECKOUT
+from tests.replication_bed import GIB, MIB, Bed, Cycle, bed, command
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 OLDEST_S = 8.0
 SAMPLE_S = 0.5
 BIG_BYTES_S = 5_000_000
@@ -70,17 +70,15 @@ def load(root: Path, pids_parent: int) -> None:
 
 @contextlib.contextmanager
 def writing(root: Path) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.soak_replication", "load", str(root), str(os.getpid())],
-        cwd=CHECKOUT,
-    )
+    argv = [sys.executable, "-m", "benchmarks.soak", "load", str(root), str(os.getpid())]
+    process = Process(argv, cwd=CHECKOUT, out=lambda line: print(line, end="", flush=True))
     try:
         yield
-        if process.poll() is not None:
+        if not process.alive():
             raise SystemExit("the writing process has ended; what it said stands above")
     finally:
         process.kill()
-        process.wait()
+        process.wait(30.0)
 
 
 # -- what is measured ------------------------------------------------------------------------
@@ -264,7 +262,7 @@ def soak_all(seconds: float, interval_s: float, tail_s: float) -> bool:
     }
     with bed({"a": 8 * GIB, "b": 8 * GIB}, tables) as place:
         live = place.live("a")
-        subprocess.run(["btrfs", "-q", "subvolume", "create", live], check=True)
+        command("btrfs", "-q", "subvolume", "create", live)
         with writing(live):
             time.sleep(10)
             place.settle()

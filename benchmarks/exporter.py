@@ -1,4 +1,4 @@
-"""What a scrape of the real exporter takes, by standbys: python -m tests.bench_exporter [ROUNDS].
+"""What a scrape of the real exporter takes, by standbys.
 
 An agent's socket answers with the status of a primary, replication.json has a line for each
 standby; the exporter is the process that systemd runs.
@@ -7,14 +7,14 @@ standby; the exporter is the process that systemd runs.
 from __future__ import annotations
 
 import json
-import statistics
-import sys
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Benchmark, Figure
 from standfast.adapters.directory import DirectoryStore, initialise
 from standfast.clock import monotonic, utc_now
 from standfast.config.load import load
@@ -22,7 +22,8 @@ from standfast.config.model import Config
 from standfast.files import write_atomically
 from standfast.names import SnapshotName
 from standfast.replication.published import note_epoch
-from tests.contract.test_exporter import agent, exporting
+from tests.contract.test_exporter import Exporter, agent, exporting
+from tests.machines.host import LabError
 
 # Standbys -> milliseconds promised on an idle machine.
 PROMISES = {10: 10, 1000: 60}
@@ -95,37 +96,54 @@ def initialise_store(config: Config) -> None:
     note_epoch(config, taken[0].content_id, 7, lambda: taken)
 
 
-def measure(standbys: int, rounds: int) -> tuple[list[float], float, int]:
-    """Milliseconds of each scrape, MB of the process (resident), bytes of an answer."""
+def asked(exporter: Exporter, path: str) -> tuple[float, bytes]:
+    """Milliseconds until the whole answer is there; the answer."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{exporter.port}{path}", headers={"Accept": OPENMETRICS}
+    )
+    begin = monotonic()
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        body = answer.read()
+    return (monotonic() - begin) * 1000, body
+
+
+def scrapes(standbys: int, promise_ms: float, rounds: int) -> Sequence[Figure]:
+    """In turns with a question that has nothing to tell; the first three warm up."""
     with tempfile.TemporaryDirectory() as directory:
         config = configuration(Path(directory), standbys)
+        took_ms, nothing_ms, body = [], [], b""
         with agent(config, fill(config)), exporting(config) as exporter:
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{exporter.port}/metrics", headers={"Accept": OPENMETRICS}
-            )
-            took_ms, body = [], b""
-            for _ in range(rounds + 3):  # the first three warm up
-                begin = monotonic()
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    body = answer.read()
-                took_ms.append((monotonic() - begin) * 1000)
+            for _ in range(rounds + 3):
+                took, body = asked(exporter, "/metrics")
+                took_ms.append(took)
+                nothing_ms.append(asked(exporter, "/-/healthy")[0])
             status = Path(f"/proc/{exporter.pid}/status").read_text()
-            rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         if body.count(b"standfast_replication_age_seconds{") != standbys:
-            raise SystemExit("a standby is missing in the answer")
-        return took_ms[3:], int(rss.split()[1]) / 1000, len(body)
+            raise LabError("a standby is missing in the answer")
+        rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    name, nothing = f"{standbys} standbys", {"`/-/healthy`": nothing_ms[3:]}
+    return [
+        Figure(f"a scrape, {name}", "ms", took_ms[3:], promise_ms, nothing),
+        Figure(f"its process, {name}", "MB", [int(rss.split()[1]) * 1024 / 1e6], PROMISE_MB),
+    ]
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-    for standbys, promise_ms in PROMISES.items():
-        took, mb, size = measure(standbys, rounds)
-        print(
-            f"exporter: {standbys} standbys, {len(took)} scrapes of {size // 1000} kB: median "
-            f"{statistics.median(took):.1f} ms, least {min(took):.1f}, most {max(took):.1f} "
-            f"(promised on an idle machine: {promise_ms}), {mb:.0f} MB ({PROMISE_MB})"
-        )
+def all_scrapes(_: None, rounds: int) -> Sequence[Figure]:
+    return [
+        figure
+        for standbys, promise_ms in PROMISES.items()
+        for figure in scrapes(standbys, promise_ms, rounds)
+    ]
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARKS = (
+    Benchmark(
+        "scrape",
+        "The exporter's answer to Prometheus, and its resident memory after them.",
+        on=nullcontext,
+        measure=all_scrapes,
+        rounds=30,
+        quick=5,
+        seconds=(2, 0.15),
+    ),
+)

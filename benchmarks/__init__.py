@@ -1,0 +1,1 @@
+"""What Standfast takes, measured: `make bench`. The figures are in docs/benchmarks.md."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from tests.contract.images import quick_directory
 from tests.contract.volumes import require_btrfs
 
 
@@ -13,3 +17,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     if request.param == "btrfs":
         require_btrfs()
     return str(request.param)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """For disk images: in memory where there is room, with a path short enough for a socket."""
+    with quick_directory(tmp_path) as directory:
+        yield directory

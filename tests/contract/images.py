@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PIECE = 4 * 1024 * 1024
+NEEDED_BYTES = 2 * 2**30
+"""For all images of one test, and for those of the tests that run beside it."""
 
 
 def copy_image(image: Path, copy: Path) -> None:
@@ -39,10 +41,10 @@ def _copy_range(read: int, write: int, start: int, end: int) -> None:
 
 
 @contextlib.contextmanager
-def quick_directory(fallback: Path, needed_bytes: int) -> Iterator[Path]:
+def quick_directory(fallback: Path) -> Iterator[Path]:
     """In memory where there is room for it: images are copied again and again."""
     memory = Path("/dev/shm")
-    if not memory.is_dir() or shutil.disk_usage(memory).free < needed_bytes:
+    if not memory.is_dir() or shutil.disk_usage(memory).free < NEEDED_BYTES:
         yield fallback
         return
     directory = Path(tempfile.mkdtemp(prefix="standfast-test-", dir=memory))

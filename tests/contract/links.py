@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +26,8 @@ from pathlib import Path
 
 from tests.contract.effects import at_effect
 from tests.contract.images import copy_image
-from tests.contract.peers import from_spec
+from tests.contract.peers import answer
+from tests.support.waiting import wait_for
 
 CONNECT = """
 import _socket, array, os, sys
@@ -74,6 +75,7 @@ class Links:
         directory.mkdir(parents=True, exist_ok=True)
         self._socket = directory / "links"
         self._server = 0
+        self._ways = itertools.count()
 
     def command(self, node: str) -> tuple[str, ...]:
         return (sys.executable, "-IS", "-c", CONNECT, str(self._socket), node)
@@ -81,6 +83,12 @@ class Links:
     def reach(self, node: str, spec: dict[str, object]) -> None:
         """From now on, what `spec` describes answers for the node."""
         (self._directory / f"{node}.json").write_text(json.dumps(spec))
+
+    def way_to(self, spec: dict[str, object]) -> tuple[str, ...]:
+        """The transport's command to what `spec` describes, beside all others."""
+        name = f"way{next(self._ways)}"
+        self.reach(name, spec)
+        return self.command(name)
 
     def arm(self, fault: Fault | None) -> None:
         path = self._directory / "fault.json"
@@ -99,17 +107,17 @@ class Links:
         """What the receivers wrote to their stderr."""
         return self._directory / "stderr"
 
-    def wait_idle(self, timeout_s: float = 20.0) -> None:
+    def wait_idle(self) -> None:
         """Until every receiver is gone."""
         with (self._directory / "busy").open("w") as busy:
-            end = time.monotonic() + timeout_s
-            while True:
-                try:
+
+            def is_idle() -> bool:
+                with contextlib.suppress(BlockingIOError):
                     fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return
-                except BlockingIOError:
-                    assert time.monotonic() < end, "a receiver is still at work"
-                    time.sleep(0.005)
+                    return True
+                return False
+
+            wait_for(is_idle, 30, "every receiver has ended", interval_s=0.005)
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[Links]:
@@ -124,6 +132,7 @@ class Links:
         finally:
             os.killpg(self._server, signal.SIGKILL)
             os.waitpid(self._server, 0)
+            self.wait_idle()
 
     def _accept(self, listener: socket.socket) -> int:
         os.setsid()
@@ -163,17 +172,14 @@ class Links:
             return None
 
     def _receive(self, spec: Path, stdin: int, stdout: int, fault: Fault | None) -> int:
-        """What the forced command does."""
-        from standfast.replication.receive import receive
-
         if fault is not None and fault.effect is not None:
             at_effect(fault.effect, lambda: self._fall(fault))
-        one = from_spec(json.loads(spec.read_text()))
-        self._be(one.config.node)
+        one = json.loads(spec.read_text())
+        self._be(one["node"])
         status = 1
         # What is left to write when the sender is gone.
         with contextlib.suppress(BrokenPipeError), os.fdopen(stdout, "w") as answers:
-            status = receive(one.config, one.store, one.gateway, stdin, answers)
+            status = answer(one, stdin, answers)
         return status
 
     def _fall(self, fault: Fault) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from standfast.adapters.consul_wire import CheckIndex, Committed, Conflict, Entry, Op, Set
 from standfast.adapters.stores import open_store
@@ -25,10 +25,13 @@ from standfast.config.model import Config, KeepOwn, KeepPublished
 from standfast.errors import ConsulNoQuorum
 from standfast.locks import exclusive
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.replication import receive
 from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.receive import receive
 from tests.contract.volumes import config_for
+
+if TYPE_CHECKING:
+    from tests.contract.links import Links
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = ("a", "b", "c")
@@ -103,6 +106,8 @@ class Peer:
     store: ReplicaStore
     gateway: FileGateway
     spec: dict[str, Any]
+    links: Links | None = None
+    """How others are reached; else each conversation is a Python of its own."""
 
     @property
     def sender(self) -> Sender:
@@ -116,8 +121,11 @@ class Peer:
 
     def talk_to(self, other: Peer, mode: str = "receive", **spec: Any) -> Peer:
         """This node, with a way to `other`."""
+        there = {**other.spec, **spec}
+        if mode == "receive" and self.links is not None:
+            return replace_transport(self, self.links.way_to(there))
         path = Path(other.spec["root"] + f".{mode}.json")
-        path.write_text(json.dumps({**other.spec, **spec}))
+        path.write_text(json.dumps(there))
         return replace_transport(self, process(mode, path))
 
     def reaching(self, command: Sequence[str]) -> Peer:
@@ -129,7 +137,7 @@ def replace_transport(peer: Peer, command: Sequence[str]) -> Peer:
     options = replace(peer.config.replication, command=tuple(command), timeout=60.0)
     config = replace(peer.config, replication=options)
     spec = {**peer.spec, "command": list(command)}
-    return Peer(config, peer.store, peer.gateway, spec)
+    return replace(peer, config=config, spec=spec)
 
 
 def process(mode: str, spec: Path) -> list[str]:
@@ -229,13 +237,19 @@ def main(mode: str, path: Path) -> int:
         return _paused(path)
     if mode == "cut":
         return _cut(path)
-    node = from_spec(spec)
     if mode == "cycle":
-        node.sender.cycle(spec["standby"])
+        from_spec(spec).sender.cycle(spec["standby"])
         return 0
+    return answer(spec, 0, sys.stdout)
+
+
+def answer(spec: dict[str, Any], stdin: int, stdout: TextIO) -> int:
+    """What a standby's forced command does, in a process of its own."""
+    node = from_spec(spec)
     if spec.get("untidy"):
         _leave_untidy(node.store)
-    return receive(node.config, node.store, node.gateway, 0, sys.stdout)
+    receive.TURN_S = spec.get("turn_s", receive.TURN_S)
+    return receive.receive(node.config, node.store, node.gateway, stdin, stdout)
 
 
 def _leave_untidy(store: ReplicaStore) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +30,13 @@ from standfast.replication.talk import reach
 from tests.contract.pairs import node, primary_and_standby
 from tests.contract.peers import Peer, lead, leader_value, process
 from tests.contract.volumes import files
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
-def pair(kind: str, tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
-    with primary_and_standby(tmp_path, kind) as found:
+def pair(kind: str, place: Path, tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
+    with primary_and_standby(place if kind == "btrfs" else tmp_path, kind) as found:
         yield found
 
 
@@ -206,11 +206,11 @@ def test_after_a_promotion_the_way_back_is_an_increment_of_the_common_snapshot(
 
 
 def test_two_cycles_close_together_share_a_snapshot(
-    pair: tuple[Peer, Peer], kind: str, tmp_path: Path
+    pair: tuple[Peer, Peer], kind: str
 ) -> None:
     a, _ = pair
     first = a.sender.cycle("b")
-    with node(tmp_path, "c", kind) as c:
+    with node(Path(a.spec["keys"]).parent, "c", kind) as c:
         shared = a.talk_to(c).sender.cycle("c")
         assert shared.snapshot == first.snapshot and shared.was_full
         # Of another reign it is another history, however new it is.
@@ -247,12 +247,13 @@ def big_change(a: Peer) -> None:
         a.live(f"file{number}").write_bytes(os.urandom(1_000_000))
 
 
-def wait_until(path: Path) -> int:
-    for _ in range(500):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return int(path.read_text())
-        time.sleep(0.02)
-    raise AssertionError(f"{path} did not appear")
+def pid_in(path: Path) -> int:
+    wait_for(path.exists, 30, f"{path} appears")
+    return int(path.read_text())
+
+
+def has_ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
@@ -267,8 +268,8 @@ def test_a_killed_receiver_publishes_nothing_and_the_next_cycle_succeeds(
     spec = tmp_path / "cycle.json"
     spec.write_text(json.dumps({**paused.spec, "standby": "b"}))
     cycle = subprocess.Popen(process("cycle", spec), stderr=subprocess.PIPE)
-    os.kill(wait_until(said), signal.SIGKILL)
-    assert cycle.wait(30) != 0
+    os.kill(pid_in(said), signal.SIGKILL)
+    assert cycle.wait(patient(60)) != 0
     assert b.published() == before
     result = a.sender.cycle("b")
     assert b.published() == [*before, str(result.snapshot)]
@@ -288,13 +289,10 @@ def test_a_killed_sender_publishes_nothing_and_the_next_cycle_succeeds(
     spec = tmp_path / "cycle.json"
     spec.write_text(json.dumps({**paused.spec, "standby": "b"}))
     cycle = subprocess.Popen(process("cycle", spec))
-    receiver = wait_until(said)
+    receiver = pid_in(said)
     cycle.kill()
-    cycle.wait(30)
-    for _ in range(500):
-        if not Path(f"/proc/{receiver}").exists():
-            break
-        time.sleep(0.02)
+    cycle.wait(patient(60))
+    wait_for(lambda: has_ended(receiver), 30, "the receiver notices that its sender has gone")
     assert b.published() == before
     result = a.sender.cycle("b")
     assert b.published() == [*before, str(result.snapshot)]
@@ -378,7 +376,7 @@ def test_the_senders_own_word_is_not_enough_for_consul(pair: tuple[Peer, Peer]) 
 def test_a_second_receive_at_the_same_time_is_busy(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     with exclusive(b.config.run_dir / "receive.lock", "this test"):
-        assert refusal_of(a).reason is Reason.BUSY
+        assert refusal_of(a.talk_to(b, turn_s=0.1)).reason is Reason.BUSY
     replicate(a)
 
 
@@ -406,7 +404,8 @@ def test_without_a_common_snapshot_everything_is_sent_only_when_told(
     a, b = pair
     first = a.sender.cycle("b")
     a.store.delete(a.store.snapshots())
-    time.sleep(1.0)  # the next name must differ though nothing here remembers the last one
+    # The next name must differ though nothing here remembers the last one.
+    wait_for(lambda: utc_now() >= first.snapshot.taken_at + 1, 30, "the second is over")
     with pytest.raises(Refused, match="none in common") as refusal:
         a.sender.cycle("b")
     assert refusal.value.reason is Reason.NEEDS_FULL

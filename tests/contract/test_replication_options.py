@@ -22,9 +22,9 @@ from tests.contract.volumes import files, require_btrfs
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
+def pair(place: Path) -> Iterator[tuple[Peer, Peer]]:
     require_btrfs()
-    with primary_and_standby(tmp_path, "btrfs") as found:
+    with primary_and_standby(place, "btrfs") as found:
         yield found
 
 

@@ -33,9 +33,9 @@ NASTY = (b"new\nline", b"\xff\xfe not utf-8", b" blanks = and \\x20", "grün".en
 
 
 @pytest.fixture
-def pair(kind: str, tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
+def pair(kind: str, place: Path, tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
     """a, the primary with some files, and b, an empty standby."""
-    with primary_and_standby(tmp_path, kind) as (a, b):
+    with primary_and_standby(place if kind == "btrfs" else tmp_path, kind) as (a, b):
         fill(a.config.paths.live)
         yield a, b
 
@@ -286,19 +286,19 @@ def test_only_the_first_differences_are_told(pair: tuple[Peer, Peer]) -> None:
 @pytest.mark.parametrize("kind", ["btrfs"], indirect=True)
 @pytest.mark.parametrize("damaged", ["a", "b"])
 def test_a_damaged_disk_is_named_with_node_and_file(
-    pair: tuple[Peer, Peer], tmp_path: Path, damaged: str
+    pair: tuple[Peer, Peer], place: Path, damaged: str
 ) -> None:
     a, b = pair
     content = os.urandom(100_000)
     a.live("precious").write_bytes(content)
     a.sender.cycle("b")
-    image = tmp_path / f"{damaged}.img"
+    image = place / f"{damaged}.img"
     root = (a if damaged == "a" else b).config.paths.live.parent
     command("btrfs", "filesystem", "sync", root)
     with image.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as data:
-        place = data.find(content[4096:8192])
-        assert place > 0
-        data[place] ^= 1
+        found_at = data.find(content[4096:8192])
+        assert found_at > 0
+        data[found_at] ^= 1
     for snapshot in (*a.store.snapshots(), *b.store.snapshots()):
         with (snapshot.path / "precious").open("rb") as precious:
             os.posix_fadvise(precious.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

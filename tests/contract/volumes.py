@@ -13,6 +13,7 @@ import pytest
 
 from standfast.adapters.directory import initialise
 from standfast.config.model import Config, Node, Paths
+from tests.support.waiting import wait_for
 
 SIZE = "384M"
 
@@ -46,14 +47,31 @@ def btrfs_on_file(image: Path, mount: Path, *, make: bool = True) -> Iterator[Pa
     """A btrfs in the file `image`, mounted at `mount`; unmounted again at the end."""
     mount.mkdir(parents=True, exist_ok=True)
     if make:
-        command("truncate", "-s", SIZE, image)
-        command("mkfs.btrfs", "-q", "-f", "-m", "single", image)
-    # Without discards: they would change the file behind a copy's back.
-    command("mount", "-o", "loop,nodiscard", image, mount)
+        make_btrfs(image)
+    mount_image(image, mount)
     try:
         yield mount
     finally:
-        command("umount", mount)
+        unmount(mount)
+
+
+def make_btrfs(image: Path) -> None:
+    command("truncate", "-s", SIZE, image)
+    command("mkfs.btrfs", "-q", "-f", "-m", "single", image)
+
+
+def mount_image(image: Path, mount: Path) -> None:
+    # Without discards: they would change the file behind a copy's back.
+    command("mount", "-o", "loop,nodiscard", image, mount)
+
+
+def unmount(mount: Path) -> None:
+    """When the last process that works on it, of a replication that was cut, has let go of it."""
+
+    def done() -> bool:
+        return subprocess.run(["umount", mount], capture_output=True).returncode == 0
+
+    wait_for(done, 30, f"{mount} can be unmounted")
 
 
 def make_live(live: Path, store: str) -> None:

@@ -7,11 +7,20 @@ so this is for processes that end anyway.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
+
+EFFECTS_AT_LEAST = 12
+"""If a process that takes part in a replication has fewer, the counting is broken."""
+some_or_every_effect = pytest.mark.parametrize(
+    "stride",
+    [pytest.param(5, id="some"), pytest.param(1, id="every", marks=pytest.mark.torture)],
+)
 _EFFECTS = frozenset(
     {"subprocess.Popen", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink"}
 )
@@ -39,3 +48,8 @@ def at_effect(number: int, happen: Callable[[], None]) -> None:
             happen()
 
     sys.addaudithook(hook)
+
+
+def effects(stride: int) -> Iterable[int]:
+    """Numbers to try until a run has no more effects: every one, or from the first ones on some."""
+    return itertools.count(stride // 2, stride)

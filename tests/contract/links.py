@@ -50,7 +50,9 @@ class Fault:
     """What goes wrong in one connection, and when."""
 
     do: str
-    """cut (the link), kill-receiver, kill-sender, lose-consul, or watch (nothing)."""
+    """cut (the link), end (of the receiver's input), kill-receiver, kill-sender, lose-consul, or
+    watch (nothing).
+    """
     message: str | None = None
     passed: bool = False
     """At the message: after it was passed on, rather than before."""
@@ -254,6 +256,8 @@ class _Link:
             room = self._fault.stream_bytes - self._streamed
             if room == 0:
                 self._strike()
+                if self._fault.do == "end":
+                    return False
         data = _read(source, min(PIECE, room))
         self._streamed += len(data)
         return _write(sink, data) and bool(data)
@@ -282,7 +286,7 @@ class _Link:
             return
         self._struck = True
         self._links.come_to_pass(self._fault)
-        if self._fault.do in ("lose-consul", "watch"):
+        if self._fault.do in ("end", "lose-consul", "watch"):
             return
         if self._fault.do == "kill-receiver":
             os.kill(self._receiver, signal.SIGKILL)

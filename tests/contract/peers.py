@@ -1,18 +1,11 @@
-"""Two nodes that replicate to each other in tests: the receiving end is a process of its own.
-
-python -m tests.contract.peers receive SPEC     what the standby's forced command is
-python -m tests.contract.peers paused SPEC      the same behind a link that stops mid-stream
-python -m tests.contract.peers cycle SPEC       a sender as a process, to be killed
+"""Nodes that replicate to each other in tests: each is made from a spec, which can be written
+down, so that a process of its own can be told which node it is.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,9 +26,7 @@ from tests.contract.volumes import config_for
 if TYPE_CHECKING:
     from tests.contract.links import Links
 
-ROOT = Path(__file__).resolve().parents[2]
 NODES = ("a", "b", "c")
-PAUSED_AFTER_BYTES = 300_000
 
 
 class FileGateway:
@@ -107,7 +98,7 @@ class Peer:
     gateway: FileGateway
     spec: dict[str, Any]
     links: Links | None = None
-    """How others are reached; else each conversation is a Python of its own."""
+    """How it reaches others."""
 
     @property
     def sender(self) -> Sender:
@@ -119,14 +110,10 @@ class Peer:
     def published(self) -> list[str]:
         return [str(one.name) for one in self.store.snapshots() if one.received]
 
-    def talk_to(self, other: Peer, mode: str = "receive", **spec: Any) -> Peer:
-        """This node, with a way to `other`."""
-        there = {**other.spec, **spec}
-        if mode == "receive" and self.links is not None:
-            return replace_transport(self, self.links.way_to(there))
-        path = Path(other.spec["root"] + f".{mode}.json")
-        path.write_text(json.dumps(there))
-        return replace_transport(self, process(mode, path))
+    def talk_to(self, other: Peer, **spec: Any) -> Peer:
+        """This node, with a way to `other`, which may be odd in some way."""
+        assert self.links is not None
+        return replace_transport(self, self.links.way_to({**other.spec, **spec}))
 
     def reaching(self, command: Sequence[str]) -> Peer:
         """This node, with that transport."""
@@ -138,18 +125,6 @@ def replace_transport(peer: Peer, command: Sequence[str]) -> Peer:
     config = replace(peer.config, replication=options)
     spec = {**peer.spec, "command": list(command)}
     return replace(peer, config=config, spec=spec)
-
-
-def process(mode: str, spec: Path) -> list[str]:
-    return [
-        "env",
-        f"PYTHONPATH={ROOT}",
-        sys.executable,
-        "-m",
-        "tests.contract.peers",
-        mode,
-        str(spec),
-    ]
 
 
 def peer(root: Path, node: str, store: str, keys: Path, **more: Any) -> Peer:
@@ -192,57 +167,6 @@ def lead(peer: Peer, epoch: int, state: LeaderState = LeaderState.SERVING) -> No
     )
 
 
-def _pass_on(receiver: subprocess.Popen[bytes], limit: int) -> None:
-    """The first `limit` bytes of our input."""
-    assert receiver.stdin is not None
-    left = limit
-    while left > 0:
-        data = os.read(0, min(65536, left))
-        if not data:
-            break
-        left -= len(data)
-        receiver.stdin.write(data)
-        receiver.stdin.flush()
-
-
-def _start_receiver(spec: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(process("receive", spec), stdin=subprocess.PIPE)
-
-
-def _paused(spec: Path) -> int:
-    """Pass on some bytes, say so in a file, and wait until one of the ends is gone."""
-    receiver = _start_receiver(spec)
-    parent = os.getppid()
-    _pass_on(receiver, PAUSED_AFTER_BYTES)
-    said = Path(json.loads(spec.read_text())["said"])
-    # `env` has become the receiver: the same pid.
-    said.with_suffix(".new").write_text(str(receiver.pid))
-    said.with_suffix(".new").rename(said)
-    while os.getppid() == parent and receiver.poll() is None:
-        time.sleep(0.02)
-    receiver.communicate(timeout=10)
-    return receiver.returncode
-
-
-def _cut(spec: Path) -> int:
-    receiver = _start_receiver(spec)
-    _pass_on(receiver, json.loads(spec.read_text())["passed"])
-    receiver.communicate(timeout=10)
-    return receiver.returncode
-
-
-def main(mode: str, path: Path) -> int:
-    spec = json.loads(path.read_text())
-    if mode == "paused":
-        return _paused(path)
-    if mode == "cut":
-        return _cut(path)
-    if mode == "cycle":
-        from_spec(spec).sender.cycle(spec["standby"])
-        return 0
-    return answer(spec, 0, sys.stdout)
-
-
 def answer(spec: dict[str, Any], stdin: int, stdout: TextIO) -> int:
     """What a standby's forced command does, in a process of its own."""
     node = from_spec(spec)
@@ -260,7 +184,3 @@ def _leave_untidy(store: ReplicaStore) -> None:
             raise OSError("can't be deleted, a test says")
 
     setattr(store, "clear_staging", clear_staging)  # noqa: B010  # for a type it isn't a variable
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -2,17 +2,17 @@
 
 The stages are data: each message of the conversation, before and after it passed, some numbers of
 bytes of the stream, and each effect of either process, counted until one run has no more of them.
+`make test` tries some of them, from the first to the last; `make torture` tries every one.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,20 +26,24 @@ from standfast.records import StandbyRecord
 from standfast.replication import intake, reporting
 from standfast.replication.cycle import CycleResult
 from standfast.replication.published import epochs_of_snapshots
-from tests.contract.effects import at_effect
-from tests.contract.images import copy_image, quick_directory
+from tests.contract.effects import EFFECTS_AT_LEAST, at_effect, effects, some_or_every_effect
+from tests.contract.images import copy_image
 from tests.contract.links import DOWN, UP, Fault, Links, fork
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.trees import Tree, differences, read_tree
-from tests.contract.volumes import SIZE, command, require_btrfs
+from tests.contract.volumes import (
+    btrfs_on_file,
+    command,
+    mount_image,
+    require_btrfs,
+    unmount,
+)
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
 
-NEEDED_BYTES = 2 * 2**30
+NODES = ("a", "b")
 STREAM = 400_000
 """Bytes of incompressible data in every snapshot that is cut."""
-PATIENCE_S = 30.0
-EFFECTS_AT_LEAST = 12
-"""Fewer, and the counting itself is broken."""
-
 MESSAGE_STAGES = [
     Fault("", message=name, passed=passed) for name in (*UP, *DOWN) for passed in (False, True)
 ]
@@ -47,44 +51,44 @@ LAST = MESSAGE_STAGES[-1]
 STREAM_STAGES = [
     Fault("", stream_bytes=count) for count in (0, 1, 17, 200, 5_000, STREAM // 2, STREAM)
 ]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    require_btrfs()
-    with quick_directory(tmp_path, NEEDED_BYTES) as directory:
-        yield directory
+HALF = Fault("", stream_bytes=STREAM // 2)
+SOME_STAGES = [
+    Fault("", message="hello"),
+    Fault("", message="begin", passed=True),
+    Fault("", message="ready"),
+    HALF,
+    Fault("", message="published"),
+    LAST,
+]
+stages = pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(SOME_STAGES, id="some"),
+        pytest.param([*MESSAGE_STAGES, *STREAM_STAGES], id="every", marks=pytest.mark.torture),
+    ],
+)
 
 
 @pytest.fixture
 def disks(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disks]:
+    require_btrfs()
     # Before the links: what answers there is forked from this process.
     monkeypatch.setattr(intake, "CONSUL_PATIENCE_S", 0.0)
     monkeypatch.setattr(reporting, "PATIENCE_S", 0.0)
-    with Links(place / "links").serve() as links:
-        mounted: list[Path] = []
-        try:
-            for node in ("a", "b"):
-                image, where = place / f"{node}.img", place / node
-                where.mkdir()
-                command("truncate", "-s", SIZE, image)
-                command("mkfs.btrfs", "-q", "-f", "-m", "single", image)
-                mount(image, where)
-                mounted.append(where)
-            yield Disks(place, links)
-        finally:
-            links.wait_idle()
-            for where in mounted:
-                unmount(where)
+    with ExitStack() as stack:
+        for node in NODES:
+            stack.enter_context(btrfs_on_file(place / f"{node}.img", place / node))
+        yield Disks(place, stack.enter_context(Links(place / "links").serve()))
 
 
 class Disks:
-    """The two nodes' disks, the links between them, and a new pair of nodes for each case."""
+    """The two nodes' disks and the links between them; each case begins with the same contents."""
 
     def __init__(self, place: Path, links: Links) -> None:
         self.place = place
         self.links = links
-        self._cases = itertools.count()
+        self._known: dict[Path, dict[str, Tree]] = {}
+        """By what was kept for the cases, the trees of the snapshots in it."""
 
     def image(self, node: str) -> Path:
         return self.place / f"{node}.img"
@@ -96,42 +100,62 @@ class Disks:
         """The node's disk is what it was when it was copied."""
         unmount(self.place / node)
         self.copy(node).replace(self.image(node))
-        mount(self.image(node), self.place / node)
+        mount_image(self.image(node), self.place / node)
 
     def pair(self, *, seeded: bool, state: Path | None = None) -> Pair:
-        """New nodes on the same disks; their state is there, too, or else in `state`."""
-        number = next(self._cases)
-        keys = self.place / f"keys{number}.json"
-        nodes = []
-        for node in ("a", "b"):
-            root = self.place / node / str(number)
-            root.mkdir()
-            place = str((state or root) / f"{node}-state")
-            nodes.append(peer(root, node, "btrfs", keys, keep=1, state=place, run=f"{place}/run"))
-        a, b = nodes
-        command("btrfs", "subvolume", "create", a.config.paths.live)
-        lead(a, 1)
+        """The nodes as they were before; their state is on their disks, or else in `state`."""
         self.links.arm(None)
-        self.links.reach("b", b.spec)
-        pair = Pair(a.reaching(self.links.command("b")), b)
-        if seeded:
-            pair.change(1_000)
-            for _ in range(2):
-                pair.succeed()
-        pair.change(STREAM)
-        for node in ("a", "b"):
+        self.links.wait_idle()
+        kept = self.place / ("kept seeded" if seeded else "kept")
+        files = [Path("keys.json"), *(self.image(node).relative_to(self.place) for node in NODES)]
+        if kept.exists():
+            for node in NODES:
+                unmount(self.place / node)
+            for file in files:
+                copy_image(kept / file, self.place / file)
+            for node in NODES:
+                mount_image(self.image(node), self.place / node)
+            return self._nodes(state, self._known[kept])
+        pair = self._nodes(state, {})
+        pair.begin(seeded=seeded)
+        for node in NODES:
             command("btrfs", "filesystem", "sync", self.place / node)
+        kept.mkdir()
+        for file in files:
+            copy_image(self.place / file, kept / file)
+        self._known[kept] = pair.trees.copy()
         return pair
+
+    def _nodes(self, state: Path | None, trees: dict[str, Tree]) -> Pair:
+        nodes = []
+        for node in NODES:
+            root = self.place / node
+            place = str((state or root) / f"{node}-state")
+            more = {"keep": 1, "state": place, "run": f"{place}/run"}
+            nodes.append(peer(root, node, "btrfs", self.place / "keys.json", **more))
+        a, b = nodes
+        self.links.reach("b", b.spec)
+        return Pair(a.reaching(self.links.command("b")), b, trees.copy())
 
 
 class Pair:
     """A primary and its standby, and what is known of every snapshot that was taken."""
 
-    def __init__(self, a: Peer, b: Peer) -> None:
+    def __init__(self, a: Peer, b: Peer, trees: dict[str, Tree]) -> None:
         self.a = a
         self.b = b
-        self._trees: dict[str, Tree] = {}
+        self.trees = trees
         self._sound: set[str] = set()
+
+    def begin(self, *, seeded: bool) -> None:
+        """`a` is primary, with a change that is to be sent; seeded: on top of what both have."""
+        command("btrfs", "subvolume", "create", self.a.config.paths.live)
+        lead(self.a, 1)
+        if seeded:
+            self.change(1_000)
+            for _ in range(2):
+                self.succeed()
+        self.change(STREAM)
 
     def change(self, size: int) -> None:
         live = self.a.config.paths.live
@@ -157,8 +181,9 @@ class Pair:
             return 0
 
         child = fork(cycle)
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
         try:
-            wait_until(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+            wait_for(lambda: os.waitid(os.P_PID, child, how), 60, "the cycle ends", 0.005)
         except BaseException:
             os.kill(child, signal.SIGKILL)
             raise
@@ -169,20 +194,20 @@ class Pair:
     def check(self) -> None:
         """Whatever is visible on the standby is whole, and of a known reign."""
         for one in self.a.store.snapshots():
-            if one.content_id not in self._trees:
-                self._trees[one.content_id] = read_tree(one.path)
+            if one.content_id not in self.trees:
+                self.trees[one.content_id] = read_tree(one.path)
         epochs = epochs_of_snapshots(self.b.config)
         for one in self.b.store.snapshots():
             assert epochs.get(one.content_id) == 1, f"{one.name}: nobody knows of which reign"
-            assert one.content_id in self._trees, f"{one.name} is not on the primary's disk"
+            assert one.content_id in self.trees, f"{one.name} is not on the primary's disk"
             if one.content_id not in self._sound:
-                assert differences(self._trees[one.content_id], read_tree(one.path)) == []
+                assert differences(self.trees[one.content_id], read_tree(one.path)) == []
                 self._sound.add(one.content_id)
 
     def succeed(self) -> CycleResult:
         """The next cycle, as the timer starts it: once more when another is still cleaning up."""
         common = self.commons()[-1:]
-        result = self._cycle(Deadline.after(PATIENCE_S))
+        result = self._cycle(Deadline.after(patient(60)))
         self.check()
         newest = self.b.store.snapshots()[-1]
         assert newest.received and newest.name == result.snapshot
@@ -212,29 +237,16 @@ class Pair:
         return self.succeed()
 
 
-def mount(image: Path, where: Path) -> None:
-    command("mount", "-o", "loop,nodiscard", image, where)
-
-
-def unmount(where: Path) -> None:
-    """When the last process of a cut replication has let go of it."""
-    wait_until(lambda: subprocess.run(["umount", where], capture_output=True).returncode == 0)
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    deadline = Deadline.after(PATIENCE_S)
-    while not true():
-        assert not deadline.expired, "waited in vain"
-        time.sleep(0.005)
-
-
 # Killed or cut in the conversation
 
 
+@stages
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
 @pytest.mark.parametrize("how", ["cut", "kill-receiver", "kill-sender"])
-def test_cut_at_each_message_and_in_the_stream(disks: Disks, how: str, seeded: bool) -> None:
-    for stage in (*MESSAGE_STAGES, *STREAM_STAGES):
+def test_cut_at_each_message_and_in_the_stream(
+    disks: Disks, how: str, seeded: bool, stages: list[Fault]
+) -> None:
+    for stage in stages:
         pair = disks.pair(seeded=seeded)
         common = pair.commons()
         disks.links.arm(replace(stage, do=how))
@@ -245,9 +257,12 @@ def test_cut_at_each_message_and_in_the_stream(disks: Disks, how: str, seeded: b
         pair.recover(common)
 
 
+@some_or_every_effect
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
-def test_the_receiver_killed_before_each_of_its_effects(disks: Disks, seeded: bool) -> None:
-    for number in itertools.count():
+def test_the_receiver_killed_before_each_of_its_effects(
+    disks: Disks, seeded: bool, stride: int
+) -> None:
+    for number in effects(stride):
         pair = disks.pair(seeded=seeded)
         common = pair.commons()
         disks.links.arm(Fault("kill-receiver", effect=number))
@@ -256,19 +271,20 @@ def test_the_receiver_killed_before_each_of_its_effects(disks: Disks, seeded: bo
             break
         disks.links.arm(None)
         pair.recover(common)
-    print(f"{number} effects")
     assert number >= EFFECTS_AT_LEAST
 
 
+@some_or_every_effect
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
-def test_the_sender_killed_before_each_of_its_effects(disks: Disks, seeded: bool) -> None:
-    for number in itertools.count():
+def test_the_sender_killed_before_each_of_its_effects(
+    disks: Disks, seeded: bool, stride: int
+) -> None:
+    for number in effects(stride):
         pair = disks.pair(seeded=seeded)
         common = pair.commons()
         if pair.attempt(partial(at_effect, number, die)) == 0:
             break
         pair.recover(common)
-    print(f"{number} effects")
     assert number >= EFFECTS_AT_LEAST
 
 
@@ -279,8 +295,9 @@ def die() -> None:
 # Power cuts
 
 
-def test_a_power_cut_of_the_standby_before_each_of_its_effects(disks: Disks) -> None:
-    for number in itertools.count():
+@some_or_every_effect
+def test_a_power_cut_of_the_standby_before_each_of_its_effects(disks: Disks, stride: int) -> None:
+    for number in effects(stride):
         pair = disks.pair(seeded=True)
         common = pair.commons()
         image, copy = str(disks.image("b")), str(disks.copy("b"))
@@ -291,16 +308,16 @@ def test_a_power_cut_of_the_standby_before_each_of_its_effects(disks: Disks) -> 
         disks.links.arm(None)
         disks.back_from_power_cut("b")
         pair.recover(common)
-    print(f"{number} effects")
     assert number >= EFFECTS_AT_LEAST
 
 
-def test_a_power_cut_of_the_primary_before_each_of_its_effects(disks: Disks) -> None:
+@some_or_every_effect
+def test_a_power_cut_of_the_primary_before_each_of_its_effects(disks: Disks, stride: int) -> None:
     def lose_power() -> None:
         copy_image(disks.image("a"), disks.copy("a"))
         die()
 
-    for number in itertools.count():
+    for number in effects(stride):
         pair = disks.pair(seeded=True)
         common = pair.commons()
         if pair.attempt(partial(at_effect, number, lose_power)) == 0:
@@ -308,20 +325,26 @@ def test_a_power_cut_of_the_primary_before_each_of_its_effects(disks: Disks) -> 
         disks.links.wait_idle()
         disks.back_from_power_cut("a")
         pair.recover(common)
-    print(f"{number} effects")
     assert number >= EFFECTS_AT_LEAST
 
 
-@pytest.mark.parametrize("stage", STREAM_STAGES, ids=str)
-def test_a_power_cut_of_the_standby_in_the_stream(disks: Disks, stage: Fault) -> None:
-    pair = disks.pair(seeded=True)
-    common = pair.commons()
-    image, copy = str(disks.image("b")), str(disks.copy("b"))
-    disks.links.arm(replace(stage, do="kill-receiver", image=image, copy=copy))
-    assert pair.attempt() == 1
-    disks.links.arm(None)
-    disks.back_from_power_cut("b")
-    pair.recover(common)
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param([HALF], id="some"),
+        pytest.param(STREAM_STAGES, id="every", marks=pytest.mark.torture),
+    ],
+)
+def test_a_power_cut_of_the_standby_in_the_stream(disks: Disks, stages: list[Fault]) -> None:
+    for stage in stages:
+        pair = disks.pair(seeded=True)
+        common = pair.commons()
+        image, copy = str(disks.image("b")), str(disks.copy("b"))
+        disks.links.arm(replace(stage, do="kill-receiver", image=image, copy=copy))
+        assert pair.attempt() == 1
+        disks.links.arm(None)
+        disks.back_from_power_cut("b")
+        pair.recover(common)
 
 
 # Nothing dies

@@ -1,20 +1,21 @@
-"""Two hundred random histories of three nodes on real btrfs.
-
-HYPOTHESIS_PROFILE=search looks for other ones, many more.
+"""Random histories of three nodes on real btrfs: a few in `make test`, a thousand in each round of
+`make torture`.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, note, settings
+from hypothesis import example, given, note
 from hypothesis import strategies as st
 
 from tests.contract.clocks import Clocks
+from tests.contract.effects import EFFECTS_AT_LEAST, effects, some_or_every_effect
 from tests.contract.histories import (
     Change,
     Cut,
@@ -32,11 +33,11 @@ from tests.contract.links import Fault, Links
 from tests.contract.peers import NODES
 from tests.contract.trees import KINDS, Mutation, differences, mutate, read_tree
 from tests.contract.volumes import btrfs_on_file, require_btrfs
+from tests.support.examples import examples
 
-SEARCHING = os.environ.get("HYPOTHESIS_PROFILE") == "search"
-HISTORIES = 3_000 if SEARCHING else 200
-NEEDED_BYTES = 2 * 2**30
+MANY = 200
 AT_LEAST = {"increments": 150, "failbacks": 20, "cycles cut": 60, "promotions": 100}
+"""What so many histories have to come to, or they prove too little. Few come to each of it once."""
 
 _numbers = st.integers(0, 60)
 # Where btrfs-progs had its bugs, more often.
@@ -76,13 +77,22 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     require_btrfs()
     with ExitStack() as stack:
         fallback = tmp_path_factory.mktemp("histories")
-        place = stack.enter_context(quick_directory(fallback, NEEDED_BYTES))
+        place = stack.enter_context(quick_directory(fallback))
         clocks = Clocks(NODES)
         clocks.rule(stack.enter_context(pytest.MonkeyPatch.context()))
         links = stack.enter_context(Links(place / "links", clocks.act_as).serve())
         for node in NODES:
             stack.enter_context(btrfs_on_file(place / f"{node}.img", place / node))
-        yield Ground(place, links, clocks)
+        ground = Ground(place, links, clocks)
+        yield ground
+        assert_they_prove_enough(ground.tally)
+
+
+def assert_they_prove_enough(tally: Counter[str]) -> None:
+    tried = tally["histories"]
+    for what, of_many in AT_LEAST.items():
+        least = of_many * tried // MANY if tried >= MANY else min(tried, 1)
+        assert tally[what] >= least, f"{what}: {tried} histories prove too little: {dict(tally)}"
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -101,21 +111,21 @@ def test_the_comparison_sees_every_kind_of_change(ground: Ground, kind: str) -> 
     raise AssertionError(f"{kind}: nothing changes, or nobody sees it")
 
 
-@settings(
-    max_examples=HISTORIES,
-    derandomize=not SEARCHING,
-    deadline=None,
-    database=None,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.mark.timeout(1800)
+@examples(20)
 @example(
     first=[Mutation("write", 0, 2)],
     steps=[Cycle(1), Cycle(0), Cycle(1), Cycle(1), WayBack(0, True, Change(()))],
 )
 @example(first=[Mutation("write", 0, 2)], steps=[Cycle(1), Cycle(1), HandOver(0), Cycle(0)])
+@example(
+    first=[Mutation("write", 0, 2)], steps=[Cut(1, Fault("cut", stream_bytes=100)), Failover(0)]
+)
 @given(first=_first_files, steps=st.lists(_steps, min_size=5, max_size=10))
-def happens(ground: Ground, first: list[Mutation], steps: list[Step]) -> None:
+def test_whatever_happened_what_is_published_is_what_was_sent(
+    ground: Ground, first: list[Mutation], steps: list[Step]
+) -> None:
+    ground.tally["histories"] += 1
     with ground.world(next(_numbering)) as world:
         Change(tuple(first)).happen(world)
         for step in [Cycle(0), *steps]:
@@ -125,23 +135,19 @@ def happens(ground: Ground, first: list[Mutation], steps: list[Step]) -> None:
             world.check()
 
 
-@pytest.mark.timeout(1800)
-def test_whatever_happened_what_is_published_is_what_was_sent(ground: Ground) -> None:
-    happens(ground)
-    print(dict(ground.tally))
-    for what, least in AT_LEAST.items():
-        assert ground.tally[what] >= least, f"{what}: these histories prove too little"
-
-
-def test_a_receiver_killed_anywhere_keeps_what_it_shares_with_the_others(ground: Ground) -> None:
+@some_or_every_effect
+def test_a_receiver_killed_anywhere_keeps_what_it_shares_with_the_others(
+    ground: Ground, stride: int
+) -> None:
     """Even when old snapshots are deleted there before the next cycle."""
-    for number in itertools.count():
+    for number in effects(stride):
+        before = ground.tally["cycles cut"]
         with ground.world(next(_numbering)) as world:
             cut = Cut(0, Fault("kill-receiver", effect=number))
             for step in (Cycle(0), Cycle(1), cut, Prune("b"), Cycle(0)):
                 world.pass_time()
                 step.happen(world)
                 world.check()
-            if not world.ground.tally.pop("cycles cut", 0):
-                break
-    assert number >= 12
+        if ground.tally["cycles cut"] == before:
+            break
+    assert number >= EFFECTS_AT_LEAST

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +24,10 @@ from standfast.replication.published import epochs_of_snapshots, note_epoch
 from standfast.replication.reporting import ReignInConsul
 from standfast.replication.shipment import Order, ship
 from standfast.replication.talk import reach
+from tests.contract.links import Fault, Links, fork
 from tests.contract.pairs import node, primary_and_standby
-from tests.contract.peers import Peer, lead, leader_value, process
+from tests.contract.peers import Peer, lead, leader_value
 from tests.contract.volumes import files
-from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 
@@ -205,9 +202,7 @@ def test_after_a_promotion_the_way_back_is_an_increment_of_the_common_snapshot(
     assert (b.store.snapshots()[-1].path / "f").read_text() == "from a again"
 
 
-def test_two_cycles_close_together_share_a_snapshot(
-    pair: tuple[Peer, Peer], kind: str
-) -> None:
+def test_two_cycles_close_together_share_a_snapshot(pair: tuple[Peer, Peer], kind: str) -> None:
     a, _ = pair
     first = a.sender.cycle("b")
     with node(Path(a.spec["keys"]).parent, "c", kind) as c:
@@ -247,57 +242,41 @@ def big_change(a: Peer) -> None:
         a.live(f"file{number}").write_bytes(os.urandom(1_000_000))
 
 
-def pid_in(path: Path) -> int:
-    wait_for(path.exists, 30, f"{path} appears")
-    return int(path.read_text())
+def arm(one: Peer, fault: Fault | None) -> Links:
+    assert one.links is not None
+    one.links.arm(fault)
+    return one.links
 
 
-def has_ended(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
+def cut_and_go_on(pair: tuple[Peer, Peer], fault: Fault, *, seeded: bool) -> None:
+    a, b = pair
+    before = [str(a.sender.cycle("b").snapshot)] if seeded else []
+    big_change(a)
+    links = arm(a, fault)
+    sender = fork(lambda: 0 if a.sender.cycle("b") else 1)
+    _, status = os.waitpid(sender, 0)
+    links.wait_idle()
+    assert links.happened.exists() and status != 0
+    assert b.published() == before
+    arm(a, None)
+    result = a.sender.cycle("b")
+    assert b.published() == [*before, str(result.snapshot)]
+    assert files(b.store.snapshots()[-1].path) == files(a.config.paths.live)
+    assert b.store.unfinished() == ()
 
 
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
 def test_a_killed_receiver_publishes_nothing_and_the_next_cycle_succeeds(
-    pair: tuple[Peer, Peer], tmp_path: Path, seeded: bool
+    pair: tuple[Peer, Peer], seeded: bool
 ) -> None:
-    a, b = pair
-    before = [str(a.sender.cycle("b").snapshot)] if seeded else []
-    big_change(a)
-    said = tmp_path / "said"
-    paused = a.talk_to(b, "paused", said=str(said))
-    spec = tmp_path / "cycle.json"
-    spec.write_text(json.dumps({**paused.spec, "standby": "b"}))
-    cycle = subprocess.Popen(process("cycle", spec), stderr=subprocess.PIPE)
-    os.kill(pid_in(said), signal.SIGKILL)
-    assert cycle.wait(patient(60)) != 0
-    assert b.published() == before
-    result = a.sender.cycle("b")
-    assert b.published() == [*before, str(result.snapshot)]
-    assert files(b.store.snapshots()[-1].path) == files(a.config.paths.live)
-    assert b.store.unfinished() == ()
+    cut_and_go_on(pair, Fault("kill-receiver", stream_bytes=300_000), seeded=seeded)
 
 
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
 def test_a_killed_sender_publishes_nothing_and_the_next_cycle_succeeds(
-    pair: tuple[Peer, Peer], tmp_path: Path, seeded: bool
+    pair: tuple[Peer, Peer], seeded: bool
 ) -> None:
-    a, b = pair
-    before = [str(a.sender.cycle("b").snapshot)] if seeded else []
-    big_change(a)
-    said = tmp_path / "said"
-    paused = a.talk_to(b, "paused", said=str(said))
-    spec = tmp_path / "cycle.json"
-    spec.write_text(json.dumps({**paused.spec, "standby": "b"}))
-    cycle = subprocess.Popen(process("cycle", spec))
-    receiver = pid_in(said)
-    cycle.kill()
-    cycle.wait(patient(60))
-    wait_for(lambda: has_ended(receiver), 30, "the receiver notices that its sender has gone")
-    assert b.published() == before
-    result = a.sender.cycle("b")
-    assert b.published() == [*before, str(result.snapshot)]
-    assert files(b.store.snapshots()[-1].path) == files(a.config.paths.live)
-    assert b.store.unfinished() == ()
+    cut_and_go_on(pair, Fault("kill-sender", stream_bytes=300_000), seeded=seeded)
 
 
 @pytest.mark.parametrize("passed", [2_000, 1_000_000])
@@ -306,11 +285,13 @@ def test_a_stream_cut_by_the_link_is_refused_and_leaves_nothing(
 ) -> None:
     a, b = pair
     big_change(a)
+    arm(a, Fault("end", stream_bytes=passed))
     with pytest.raises((Refused, CommandFailed)) as failure:
-        replicate(a.talk_to(b, "cut", passed=passed))
+        replicate(a)
     assert nothing_arrived(b)
     failed = state.load(a.config).standbys["b"]
     assert sum(failed.failures.values()) == 1 and failed.last_failure == str(failure.value)
+    arm(a, None)
     a.sender.cycle("b")
     assert files(b.store.snapshots()[-1].path) == files(a.config.paths.live)
 

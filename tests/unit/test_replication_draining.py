@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from standfast import locks
 from standfast.adapters.consul import Committed, Conflict, Entry
 from standfast.adapters.directory import DirectoryStore, initialise
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.clock import Deadline, sleep
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.nodes import VOLUME, Place, config_text
@@ -19,6 +20,7 @@ from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.reign import OwnReign, Stage, snapshot_lock
 from standfast.replication.cycle import Sender
+from tests.support.pace import patient
 
 PLACES = (
     Place("zippy", "127.0.0.1", "http://127.0.0.1:1"),
@@ -74,11 +76,18 @@ def test_a_cycle_of_a_serving_primary_takes_one(config: Config) -> None:
 
 
 def test_a_cycle_that_waited_while_the_final_snapshot_was_taken_comes_too_late(
-    config: Config,
+    config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     OWN.save(config.state_dir)
     store = DirectoryStore(config.paths)
     found: list[BaseException] = []
+    waits = threading.Event()
+
+    def wait(seconds: float) -> None:
+        waits.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(locks, "sleep", wait)
 
     def cycle() -> None:
         try:
@@ -89,10 +98,8 @@ def test_a_cycle_that_waited_while_the_final_snapshot_was_taken_comes_too_late(
     thread = threading.Thread(target=cycle)
     with snapshot_lock(config, Deadline.after(1.0)):
         thread.start()
-        sleep(0.3)  # it has asked Consul and waits for the lock
+        assert waits.wait(patient(30)), "it has asked Consul, and waits for the lock"
         OWN.at(Stage.DRAINING).save(config.state_dir)
-    begun = monotonic()
-    thread.join(10.0)
-    assert monotonic() - begun < 5.0
+    thread.join(patient(30))
     assert [type(error) for error in found] == [Refused]
     assert store.snapshots() == ()

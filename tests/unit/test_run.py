@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,31 +13,17 @@ from standfast import run as run_module
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.errors import CommandFailed, TimedOut
 from standfast.run import TOO_LATE, exec_before, failing, run
+from tests.support.pace import patient
+from tests.support.processes import wait_until_gone
 
 
-def soon(seconds: float = 10.0) -> Deadline:
-    return Deadline.after(seconds)
+def soon(seconds: float | None = None) -> Deadline:
+    return Deadline.after(patient(30) if seconds is None else seconds)
 
 
 def sh(script: str, **options: object) -> run_module.Completed:
     settings: dict[str, object] = {"deadline": soon(), "op": "test", **options}
     return run(["/bin/sh", "-c", script], **settings)  # type: ignore[arg-type]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until_gone(pid: int) -> bool:
-    for _ in range(200):
-        if not is_alive(pid):
-            return True
-        sleep(0.01)
-    return False
 
 
 def test_output_status_and_words_of_a_command_come_back() -> None:
@@ -82,16 +68,16 @@ def test_a_missing_program_is_named() -> None:
 
 def test_at_the_deadline_the_grandchildren_die_too(tmp_path: Path) -> None:
     with pytest.raises(TimedOut, match="before its deadline and was killed"):
-        sh(f"sleep 60 & echo $! > {tmp_path}/pid; sleep 60", deadline=soon(0.3))
-    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+        sh(f"sleep 60 & echo $! > {tmp_path}/pid; sleep 60", deadline=soon(patient(0.3)))
+    wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_grandchild_that_holds_the_pipes_delays_nothing(tmp_path: Path) -> None:
     before = monotonic()
     done = sh(f"sleep 60 & echo $! > {tmp_path}/pid; echo done")
     assert done.stdout == "done\n"
-    assert monotonic() - before < 30
-    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+    assert monotonic() - before < patient(30)
+    wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_passed_deadline_starts_nothing(tmp_path: Path) -> None:
@@ -145,12 +131,12 @@ def test_no_descriptor_is_left_open() -> None:
         sh("true", input="x")
         with pytest.raises(TimedOut):
             sh("sleep 5", deadline=soon(0.05))
-        exec_before(monotonic() + 5, ["true"], op="t")
+        exec_before(monotonic() + patient(5), ["true"], op="t")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_exec_before_gives_status_and_output() -> None:
-    done = exec_before(monotonic() + 5, ["sh", "-c", "echo o; echo e >&2; exit 4"], op="t")
+    done = exec_before(monotonic() + patient(5), ["sh", "-c", "echo o; echo e >&2; exit 4"], op="t")
     assert (done.stdout, done.stderr, done.returncode) == ("o\n", "e\n", 4)
 
 
@@ -162,13 +148,13 @@ def test_exec_before_starts_nothing_when_it_is_too_late(tmp_path: Path) -> None:
 
 def test_exec_before_kills_a_program_that_is_still_at_it() -> None:
     before = monotonic()
-    done = exec_before(before + 0.4, ["sleep", "30"], op="t")
+    done = exec_before(before + patient(0.4), ["sleep", "30"], op="t")
     assert done.returncode == -signal.SIGALRM
-    assert monotonic() < before + 0.4 + 10
+    assert monotonic() < before + patient(15)
 
 
 def test_exec_before_kills_a_stopped_program_whose_timer_can_not() -> None:
-    done = exec_before(monotonic() + 0.3, ["sh", "-c", "kill -STOP $$"], op="t")
+    done = exec_before(monotonic() + patient(0.3), ["sh", "-c", "kill -STOP $$"], op="t")
     assert done.returncode == -signal.SIGKILL
 
 
@@ -177,7 +163,7 @@ def test_exec_before_is_not_talked_out_of_its_timer_by_the_caller() -> None:
     previous = signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     try:
-        done = exec_before(monotonic() + 0.3, ["sleep", "30"], op="t")
+        done = exec_before(monotonic() + patient(0.3), ["sleep", "30"], op="t")
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
         signal.signal(signal.SIGALRM, previous)
@@ -185,42 +171,88 @@ def test_exec_before_is_not_talked_out_of_its_timer_by_the_caller() -> None:
 
 
 def test_exec_before_leaves_the_callers_timer_and_handlers_alone() -> None:
-    handler = signal.getsignal(signal.SIGALRM)
-    exec_before(monotonic() + 5, ["true"], op="t")
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0 or handler is not signal.SIG_DFL
-    assert signal.getsignal(signal.SIGALRM) is handler
+    def handler(*_: object) -> None: ...
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    timer = signal.setitimer(signal.ITIMER_REAL, 1000.0)
+    try:
+        exec_before(monotonic() + patient(5), ["true"], op="t")
+        left_s, interval_s = signal.setitimer(signal.ITIMER_REAL, *timer)
+        assert 500 < left_s <= 1000 and interval_s == 0
+        assert signal.getsignal(signal.SIGALRM) is handler
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def test_exec_before_works_from_a_thread() -> None:
     codes: list[int] = []
 
     def arm() -> None:
-        codes.append(exec_before(monotonic() + 5, ["true"], op="t").returncode)
+        codes.append(exec_before(monotonic() + patient(5), ["true"], op="t").returncode)
 
     thread = threading.Thread(target=arm)
     thread.start()
-    thread.join(20)
+    thread.join(patient(30))
     assert codes == [0]
 
 
-def test_exec_before_stopped_at_random_never_acts_late(tmp_path: Path) -> None:
-    """Stopped anywhere on the way and let go after `latest`, the program must do nothing."""
-    late = 0
-    for round_number in range(60):
-        mark = tmp_path / f"mark-{round_number}"
-        latest = monotonic() + 0.05
+ON_THE_WAY = (
+    (run_module, "monotonic"),
+    (signal, "signal"),
+    (signal, "setitimer"),
+    (signal, "pthread_sigmask"),
+    (os, "dup2"),
+    (os, "execv"),
+)
+"""What the process calls that becomes the program."""
+
+
+def test_exec_before_stopped_anywhere_never_acts_late(tmp_path: Path) -> None:
+    """Stopped before each of its calls and let go after `latest`, the program must do nothing."""
+    seconds, number = 0.2, 0
+    while True:
+        mark = tmp_path / f"mark-{number}"
+        latest = monotonic() + seconds
         pid = os.fork()
         if pid == 0:
-            os.setpgid(0, 0)
-            exec_before(latest, ["touch", str(mark)], op="t")
-            os._exit(0)
-        with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)
-        sleep(0.0002 * round_number)
-        os.killpg(pid, signal.SIGSTOP)
+            stopped_before(number)
+            os._exit(exec_before(latest, ["touch", str(mark)], op="t").returncode & 0xFF)
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            if os.waitstatus_to_exitcode(status) == 0:
+                break  # there is no call of this number
+            seconds *= 2  # the machine was too slow for it to begin in time
+            assert seconds < 60
+            continue
         sleep(latest + 0.01 - monotonic())
-        timely = mark.exists()
-        os.killpg(pid, signal.SIGCONT)
+        assert not mark.exists()
+        # It goes on first: what started it would kill it.
+        child = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        os.kill(child, signal.SIGCONT)
+        wait_until_gone(child)
+        os.kill(pid, signal.SIGCONT)
         os.waitpid(pid, 0)
-        late += mark.exists() and not timely
-    assert late == 0
+        assert not mark.exists(), f"stopped before call {number}, it acted late"
+        number += 1
+    assert mark.exists() and number >= len(ON_THE_WAY)
+
+
+def stopped_before(number: int) -> None:
+    """From now on each child of this process stops itself, and this one, before that call."""
+    os.setpgid(0, 0)
+    here, left = os.getpid(), number
+
+    def stopping(call: Callable[..., object]) -> Callable[..., object]:
+        def stop_or_call(*arguments: object) -> object:
+            nonlocal left
+            if os.getpid() != here:
+                left -= 1
+                if left == -1:
+                    os.killpg(here, signal.SIGSTOP)
+            return call(*arguments)
+
+        return stop_or_call
+
+    for module, name in ON_THE_WAY:
+        setattr(module, name, stopping(getattr(module, name)))

@@ -5,26 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.clock import Deadline, monotonic
 from standfast.errors import CommandFailed, TimedOut
 from standfast.run import failing
 from standfast.streams import Conversation, pipeline
+from tests.support.pace import patient
+from tests.support.processes import wait_until_gone
 
 
-def soon(seconds: float = 20.0) -> Deadline:
-    return Deadline.after(seconds)
-
-
-def wait_until_gone(pid: int) -> bool:
-    """Killed and reaped, or at least a zombie whose parent has yet to look."""
-    for _ in range(200):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        sleep(0.01)
-    return False
+def soon(seconds: float | None = None) -> Deadline:
+    return Deadline.after(patient(30) if seconds is None else seconds)
 
 
 def shell(script: str) -> list[str]:
@@ -70,7 +60,7 @@ def test_no_more_passes_than_the_limit_allows(tmp_path: Path) -> None:
             op="t",
             stdout=out.fileno(),
             limit_bytes_s=500_000.0,
-            stall_s=0.3,
+            stall_s=patient(0.3),
         )
     assert monotonic() - started >= 0.5
 
@@ -130,13 +120,17 @@ def test_what_nobody_read_was_not_sent_though_its_writer_ended_well() -> None:
 def test_silence_is_given_up_long_before_the_deadline() -> None:
     before = monotonic()
     with pytest.raises(TimedOut, match="stalled"):
-        pipeline([shell("echo x; sleep 60"), ["cat"]], deadline=soon(60), op="t", stall_s=0.3)
-    assert monotonic() - before < 30
+        pipeline(
+            [shell("echo x; sleep 60"), ["cat"]], deadline=soon(patient(60)), op="t", stall_s=0.3
+        )
+    assert monotonic() - before < patient(30)
 
 
 def test_a_reader_that_does_not_read_is_a_stall_too() -> None:
     with pytest.raises(TimedOut, match="stalled"):
-        pipeline([["cat", "/dev/zero"], ["sleep", "60"]], deadline=soon(60), op="t", stall_s=0.3)
+        pipeline(
+            [["cat", "/dev/zero"], ["sleep", "60"]], deadline=soon(patient(60)), op="t", stall_s=0.3
+        )
 
 
 def test_a_stream_that_stands_still_is_given_up_for_a_reason() -> None:
@@ -150,12 +144,12 @@ def test_a_stream_that_stands_still_is_given_up_for_a_reason() -> None:
     with pytest.raises(TimedOut, match="t: somebody else waits, killed after 2 bytes"):
         pipeline(
             [shell("echo x; sleep 60"), ["cat"]],
-            deadline=soon(60),
+            deadline=soon(patient(60)),
             op="t",
             stall_s=50,
             give_up=give_up,
         )
-    assert monotonic() - before < 30
+    assert monotonic() - before < patient(30)
     assert max(asked) > 0.5
 
 
@@ -165,20 +159,26 @@ def test_a_stream_that_moves_is_never_given_up() -> None:
         [slow, ["cat"]],
         deadline=soon(),
         op="t",
-        give_up=lambda idle_s: "it stands still" if idle_s > 1.0 else None,
+        give_up=lambda idle_s: "it stands still" if idle_s > patient(1.0) else None,
     )
     assert moved == 16
 
 
 def test_work_after_the_last_byte_is_no_stall() -> None:
-    pipeline([["echo", "x"], shell("cat; sleep 0.6")], deadline=soon(), op="t", stall_s=0.2)
+    stall_s = patient(0.2)
+    pipeline(
+        [["echo", "x"], shell(f"cat; sleep {3 * stall_s}")],
+        deadline=soon(),
+        op="t",
+        stall_s=stall_s,
+    )
 
 
 def test_at_the_deadline_all_stages_and_their_children_die(tmp_path: Path) -> None:
     script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
     with pytest.raises(TimedOut):
-        pipeline([shell(script), ["cat"]], deadline=soon(0.4), op="t")
-    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+        pipeline([shell(script), ["cat"]], deadline=soon(patient(0.4)), op="t")
+    wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_missing_later_stage_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_a_conversation_takes_lines_then_a_stream_then_answers() -> None:
 def test_a_silent_partner_is_given_up_at_the_deadline_and_killed(tmp_path: Path) -> None:
     script = f"echo $$ > {tmp_path}/pid; sleep 60"
     with pytest.raises(TimedOut, match="no answer"), Conversation(shell(script), op="t") as talk:
-        talk.read_line(soon(0.4))
-    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+        talk.read_line(soon(patient(0.4)))
+    wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_partner_that_ends_instead_of_answering_is_quoted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from tests.contract.storage_node import StorageNode, embedded_primary, guard, ru
 from tests.machines.host import LabError
 
 PROMISE_MS = 250
-NOTHING = (sys.executable, "-c", "pass")
+NOTHING = "raise SystemExit(0)"
+"""In the guard's place: what a start of the interpreter alone takes."""
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def healthy(node: StorageNode, rounds: int) -> Sequence[Figure]:
         if ended.code != 0:
             raise LabError(f"the guard refused a healthy node: {ended.said}")
         took_ms.append(ended.took_s * 1000)
-        bare = run_handler("nfs-server-guard", env=node.environment(), python=NOTHING)
+        bare = run_handler("nfs-server-guard", env=node.environment(), changed=NOTHING)
         nothing_ms.append(bare.took_s * 1000)
     return [
         Figure(

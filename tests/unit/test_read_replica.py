@@ -44,8 +44,9 @@ def test_a_node_without_a_snapshot_has_none(disk: Disk) -> None:
 
 
 def test_a_snapshot_of_unknown_origin_never_counts(disk: Disk) -> None:
-    known = disk.add(600, 3)
     disk.add(60, None)
+    assert read_replica(disk.config).newest is None
+    known = disk.add(600, 3)
     assert read_replica(disk.config).newest == known
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.mutants import ROOT, Mutant, load
 
 MUTANTS = load()
-AT_LEAST = 60
+AT_LEAST = 160
 SLOW = {"lab", "kernel_lab", "torture"}
 LABS = ("tests/lab/", "tests/kernel_lab/")
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)

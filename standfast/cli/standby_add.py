@@ -18,7 +18,7 @@ from standfast.cli.output import note, print_json
 from standfast.cli.replicate import Outlook, outlook
 from standfast.cli.standby_way import Way
 from standfast.cli.steps import Mark, Report, Step, node_name
-from standfast.clock import Deadline, sleep
+from standfast.clock import Deadline, monotonic, sleep
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
@@ -133,6 +133,7 @@ class _Joining:
 
     def _survey(self) -> Iterator[Step]:
         """What each side says of itself, and what doesn't fit between them."""
+        begun_at = monotonic()
         try:
             ours = preflight.facts_here(self.config, self.store)
             theirs, size_bytes = self._facts_there()
@@ -143,7 +144,9 @@ class _Joining:
         found = [
             *preflight.problems(ours),
             *preflight.problems(theirs),
-            *preflight.problems_between(ours, theirs, size_bytes=size_bytes),
+            *preflight.problems_between(
+                ours, theirs, size_bytes=size_bytes, apart_s=monotonic() - begun_at
+            ),
         ]
         for problem in dict.fromkeys(found):
             mark = Mark.BAD if problem.grave else Mark.WORD

@@ -20,6 +20,7 @@ from standfast.clock import utc_now
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
 from standfast.replication.published import epochs_of_snapshots
+from tests.contract import images
 from tests.contract.images import copy_image
 from tests.contract.links import Fault, Links
 from tests.contract.peers import Peer, lead, peer
@@ -52,6 +53,26 @@ def primary(place: Path) -> Iterator[Peer]:
 def links(place: Path) -> Iterator[Links]:
     with Links(place / "links").serve() as links:
         yield links
+
+
+def test_a_copy_shows_one_moment_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, copy = tmp_path / "image", tmp_path / "copy"
+    image.write_bytes(bytes(1 << 20))
+    copied = images.copy_data
+
+    def copy_while_it_commits(one: Path, other: Path) -> None:
+        copied(one, other)
+        if image.read_bytes()[-3:] != b"new":
+            with image.open("r+b") as stream:
+                for place in (images.SUPERBLOCK[1], (1 << 20) - 3):
+                    stream.seek(place)
+                    stream.write(b"new")
+
+    monkeypatch.setattr(images, "copy_data", copy_while_it_commits)
+    copy_image(image, copy)
+    assert copy.read_bytes() == image.read_bytes() != bytes(1 << 20)
 
 
 def write_files(a: Peer, numbers: range) -> None:

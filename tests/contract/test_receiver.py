@@ -8,17 +8,18 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from standfast import __version__
-from standfast.clock import Deadline, sleep
 from standfast.replication import wire
 from standfast.replication.handing_over import VARIABLE
 from tests.contract.volumes import require_btrfs
 from tests.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
 
 HELLO = wire.dump(wire.Hello("another", VOLUME, "a", wire.Purpose.SEND)) + "\n"
 
@@ -52,12 +53,8 @@ def receiving(environment: dict[str, str], volume: str = VOLUME) -> subprocess.P
     )
 
 
-def until(true: object, what: str) -> None:
-    deadline = Deadline.after(30)
-    assert callable(true)
-    while not true():
-        assert not deadline.expired, what
-        sleep(0.02)
+def until(true: Callable[[], bool], what: str) -> None:
+    wait_for(true, 30, what)
 
 
 def children(pid: int) -> list[int]:
@@ -67,7 +64,7 @@ def children(pid: int) -> list[int]:
 def resident(place: Bed) -> int:
     """The process behind b's socket, which a first conversation has started."""
     said = receiving({**place.environment("b"), VARIABLE: place.receiver_socket("b")})
-    said.communicate(HELLO, timeout=30)
+    said.communicate(HELLO, timeout=patient(60))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(place.receiver_socket("b"))
         assert connection.recv(100).decode() == __version__
@@ -92,7 +89,7 @@ def test_what_is_refused_is_told_as_without_it(place: Bed, beside: dict[str, str
     told = []
     for environment in (beside, apart):
         process = receiving(environment)
-        out, log = process.communicate(HELLO, timeout=30)
+        out, log = process.communicate(HELLO, timeout=patient(60))
         assert "check `cluster` in both configurations" in out
         assert "refused: protocol" in log
         assert not log.startswith("<"), "a priority for the journal, which the sender doesn't read"
@@ -102,14 +99,14 @@ def test_what_is_refused_is_told_as_without_it(place: Bed, beside: dict[str, str
 
 def test_what_sshd_was_asked_for_is_passed_on(place: Bed, beside: dict[str, str]) -> None:
     process = receiving({**beside, "SSH_ORIGINAL_COMMAND": "rm -rf /"})
-    out, _ = process.communicate("", timeout=30)
+    out, _ = process.communicate("", timeout=patient(60))
     assert "asked was 'rm -rf /'" in out
     assert process.returncode == 1
 
 
 def test_an_error_has_its_own_exit_status(beside: dict[str, str]) -> None:
     process = receiving(beside, "no-such-volume")
-    out, _ = process.communicate("", timeout=30)
+    out, _ = process.communicate("", timeout=patient(60))
     assert "no-such-volume" in out
     assert process.returncode == 2
 
@@ -119,10 +116,10 @@ def test_conversations_don_t_wait_for_each_other(place: Bed, beside: dict[str, s
     silent = receiving(beside)
     until(lambda: len(children(pid)) == 1, "it was taken over")
     other = receiving(beside)
-    out, _ = other.communicate(HELLO, timeout=30)
+    out, _ = other.communicate(HELLO, timeout=patient(60))
     assert "refusal" in out
     assert silent.poll() is None
-    silent.communicate("", timeout=30)
+    silent.communicate("", timeout=patient(60))
     assert silent.returncode == 1
 
 
@@ -132,7 +129,7 @@ def test_who_is_gone_takes_its_conversation_along(place: Bed, beside: dict[str, 
     until(lambda: len(children(pid)) == 1, "it was taken over")
     process.kill()
     until(lambda: children(pid) == [], "what was handed over has ended")
-    process.communicate(timeout=30)
+    process.communicate(timeout=patient(60))
 
 
 def test_a_conversation_that_is_killed_is_a_failure(place: Bed, beside: dict[str, str]) -> None:
@@ -140,7 +137,7 @@ def test_a_conversation_that_is_killed_is_a_failure(place: Bed, beside: dict[str
     process = receiving(beside)
     until(lambda: len(children(pid)) == 1, "it was taken over")
     os.kill(children(pid)[0], signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=patient(60))
     assert process.returncode == 1
 
 
@@ -158,7 +155,7 @@ def test_other_users_are_not_let_in(place: Bed) -> None:
             ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", program, path],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
         )
     finally:
         path.chmod(0o600)
@@ -187,7 +184,7 @@ def test_where_nobody_takes_it_over_it_is_done_here(
         thread = threading.Thread(target=answer)
         thread.start()
         process = receiving({**place.environment("b"), VARIABLE: path})
-        out, _ = process.communicate(HELLO, timeout=30)
+        out, _ = process.communicate(HELLO, timeout=patient(60))
         thread.join()
     assert "check `cluster` in both configurations" in out
 
@@ -201,7 +198,7 @@ def test_when_what_is_loaded_is_killed_its_conversations_fail_and_the_next_is_do
     until(lambda: len(children(pid)) == 1, "it was taken over")
     [child] = children(pid)
     os.kill(pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=patient(60))
     assert process.returncode == 1
     os.kill(child, signal.SIGKILL)  # as systemd does with a service's processes
     place.replicate("a", "b")

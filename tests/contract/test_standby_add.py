@@ -10,13 +10,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from standfast.cli import standby_add
+from standfast.clock import monotonic
 from standfast.records import StandbyRecord
-from standfast.replication import pins, state
+from standfast.replication import pins, preflight, state
 from standfast.replication.authorized import authorized_line
 from standfast.replication.keys import PublicKey, known_hosts
 from tests.contract.two_nodes import (
@@ -26,9 +30,10 @@ from tests.contract.two_nodes import (
     make_host_key,
     operator_may_log_in,
     two_nodes,
-    wait_for,
 )
 from tests.contract.volumes import files
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
 
 THERE = f"{ME}@{ADDRESSES['c1']}"
 RECEIVE = "standfast receive data-services"
@@ -161,6 +166,25 @@ def test_on_another_node_than_the_primary_only_the_way_is_made_ready(pair: TwoNo
     assert pair.names("zippy", received=False) == []
 
 
+@plain
+def test_a_standby_that_answers_late_is_not_said_to_have_another_clock(
+    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_in(pair)
+    late_s = 20.0
+
+    def facts_here(*arguments: Any) -> preflight.Facts:
+        """Of long ago, when the other one answers."""
+        facts = preflight.facts_here(*arguments)
+        monkeypatch.setattr(standby_add, "monotonic", lambda: monotonic() + late_s)
+        return replace(facts, utc_s=facts.utc_s - late_s)
+
+    asked = SimpleNamespace(**{**vars(preflight), "facts_here": facts_here})
+    monkeypatch.setattr(standby_add, "preflight", asked)
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert code == 0 and "clock" not in dict(marks(doc)), doc
+
+
 # The door
 
 
@@ -221,7 +245,7 @@ def test_the_key_forwards_no_ports(pair: TwoNodes) -> None:
         options = ["-F", f"{pair.root}/by_key.conf", "-N", "-L", f"{local}:{there}", THERE]
         with subprocess.Popen(["ssh", *options], stderr=subprocess.PIPE, text=True) as ssh:
             try:
-                wait_for(lambda: closed_at_once(local), "the forwarding is refused")
+                wait_for(lambda: closed_at_once(local), 30, "the forwarding is refused")
             finally:
                 ssh.kill()  # a mere SIGTERM may come just before it waits, and isn't seen then
             assert ssh.stderr is not None
@@ -231,7 +255,7 @@ def test_the_key_forwards_no_ports(pair: TwoNodes) -> None:
 def closed_at_once(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), 1) as through:
-            through.settimeout(5)
+            through.settimeout(patient(5))
             return through.recv(1) == b""
     except ConnectionRefusedError:
         return False
@@ -291,7 +315,7 @@ def cut_in_the_middle(pair: TwoNodes) -> None:
             path.is_file() and path.stat().st_size > 1_000_000 for path in standby.rglob("*")
         )
 
-    wait_for(arriving, "a part of the first snapshot")
+    wait_for(arriving, 30, "a part of the first snapshot arrives")
     os.kill(pair.receiver_pids()[-1], signal.SIGKILL)
 
 
@@ -373,7 +397,7 @@ def test_a_slow_standby_delays_nobody_s_result(pair: TwoNodes) -> None:
             assert process.stdout.readline().startswith("c2: services@")
             assert set(state.load(pair.config("zippy")).standbys) == {"c2"}, "c1 is at work"
             go.touch()
-            assert process.wait(20) == 1
+            assert process.wait(patient(60)) == 1
             assert "c1: not replicated: " in process.stderr.read()
         finally:
             process.kill()

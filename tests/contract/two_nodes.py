@@ -15,8 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from standfast.demo.consul_server import EmbeddedConsul
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from tests.contract.consul_clusters import free_ports
 from tests.contract.volumes import btrfs_on_file, command, make_live
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "data-services"
@@ -139,7 +140,7 @@ class TwoNodes:
         """ssh or scp with zippy's replication key."""
         options = ["-F", f"{self.root}/by_key.conf", "-o", "BatchMode=yes"]
         words = [argv[0], *options, *argv[1:]]
-        return subprocess.run(words, capture_output=True, text=True, timeout=30, **more)
+        return subprocess.run(words, capture_output=True, text=True, timeout=patient(60), **more)
 
     # What is there
 
@@ -218,11 +219,11 @@ SetEnv PATH={root}/c1-bin:{os.environ["PATH"]} STANDFAST_CONFIG_DIR={pair.etc("c
             [str(SSHD), "-D", "-e", "-f", str(root / "sshd.conf")], stderr=log
         )
         try:
-            wait_for(lambda: _answers(port), "sshd answers", root / "sshd.log")
+            wait_for(lambda: _answers(port), 30, f"sshd answers ({root}/sshd.log)")
             yield
         finally:
             daemon.terminate()
-            daemon.wait(10)
+            daemon.wait(patient(30))
 
 
 def _programs(pair: TwoNodes) -> None:
@@ -278,11 +279,3 @@ def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((ADDRESSES["c1"], port), 1):
         return True
     return False
-
-
-def wait_for(true: Callable[[], bool], what: str, log: Path | None = None) -> None:
-    until = time.monotonic() + 20
-    while not true():
-        if time.monotonic() > until:
-            raise AssertionError(f"not in time: {what}\n{log.read_text() if log else ''}")
-        time.sleep(0.02)

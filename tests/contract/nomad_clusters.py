@@ -22,9 +22,10 @@ import pytest
 
 from standfast.adapters.nomad import NomadAgent
 from standfast.adapters.transport import Answer, Endpoint, Request, TransportError, exchange
-from standfast.clock import Deadline, monotonic, sleep
 from tests.contract.consul_clusters import CHECKOUT, free_ports
 from tests.fakes.nomad import StandIn
+from tests.support.pace import patient
+from tests.support.waiting import soon, wait_for
 
 NODES = ("node1", "node2")
 SERVER = "server"
@@ -61,28 +62,27 @@ class Cluster:
     """A new meta is visible to the servers by then."""
     down_s: float
     """A dead node is down by then."""
-    watch_s: float
-    """Long enough to see that something doesn't happen."""
     stubborn_s: float
     """A task that lives this long after it was told to end outlives the way of a meta."""
     secret: str = ""
     """Of a token with the shipped policy."""
     _policies: int = field(default=0)
+    _marks: int = field(default=0)
 
     def gateway(
         self, agent: str = NODES[0], *, token: str | None = None, **options: Any
     ) -> NomadAgent:
-        """With the shipped policy's token, like Standfast has it; 30 s for a busy machine."""
+        """With the shipped policy's token, like Standfast has it."""
         secret = self.secret if token is None else token
         address = self.machines.address(agent)
-        return NomadAgent(address, token=secret, timeout_s=30, **options)
+        return NomadAgent(address, token=secret, timeout_s=patient(30.0), **options)
 
     def ask(self, method: str, target: str, doc: Any = None, *, agent: str = SERVER) -> Answer:
         """As an operator who may do everything."""
         body = None if doc is None else json.dumps(doc).encode()
         request = Request(method, target, {"X-Nomad-Token": MANAGEMENT}, body)
         endpoint = Endpoint.parse(self.machines.address(agent))
-        return exchange(endpoint, request, Deadline.after(30))
+        return exchange(endpoint, request, soon(30.0))
 
     def must(self, method: str, target: str, doc: Any = None) -> Any:
         answer = self.ask(method, target, doc)
@@ -118,23 +118,21 @@ class Cluster:
             names[one.node_id] for one in found if one.client_status in ("running", "pending")
         )
 
+    def stays(self, what: Callable[[], bool], nodes: Sequence[str] = NODES) -> None:
+        """It is so at every look until the servers know of a meta that these nodes set now: what
+        was on its way to them before that has arrived by then."""
+        self._marks += 1
+        mark = f"mark_{self._marks}"
+        for node in nodes:
+            self.gateway(node).set_meta(mark, "x")
 
-def eventually(what: Callable[[], bool], within_s: float, *, every_s: float = 0.1) -> float:
-    """Wait until it is so, and return how long it took, seconds."""
-    started = monotonic()
-    deadline = Deadline.after(within_s)
-    while not what():
-        assert not deadline.expired, f"not so after {within_s} s"
-        sleep(every_s)
-    return monotonic() - started
+        def arrived() -> bool:
+            assert what()
+            seen = self.gateway(SERVER).nodes(nodes)
+            return len(seen) == len(nodes) and all(mark in node.meta for node in seen)
 
-
-def stays(what: Callable[[], bool], for_s: float) -> None:
-    """It is so, again and again, for this long."""
-    deadline = Deadline.after(for_s)
-    while not deadline.expired:
+        wait_for(arrived, self.meta_s, "a meta that was set later is known to the servers")
         assert what()
-        sleep(0.1)
 
 
 def job(
@@ -186,12 +184,12 @@ def job(
 def stand_in_cluster() -> Iterator[Cluster]:
     with StandIn(
         NODES,
-        meta_delay_s=(0.2, 0.4),
-        down_after_s=1.0,
+        meta_delay_s=(patient(0.2), patient(0.4)),
+        down_after_s=patient(1.0),
         start_s=0.05,
         management=MANAGEMENT,
     ) as machines:
-        cluster = Cluster("stand-in", machines, meta_s=2, down_s=3, watch_s=0.4, stubborn_s=2)
+        cluster = Cluster("stand-in", machines, meta_s=5, down_s=10, stubborn_s=patient(1.5))
         cluster.secret = cluster.token(POLICY.read_text())
         yield cluster
 
@@ -199,10 +197,14 @@ def stand_in_cluster() -> Iterator[Cluster]:
 # The real one
 
 
+# Of a fixture's parameter. Real agents share the kernel's control groups: one cluster at a time.
+REAL = pytest.param("real", marks=pytest.mark.xdist_group("a real Nomad"))
+
+
 def nomad_binary() -> str:
     found = os.environ.get("NOMAD_BINARY") or shutil.which("nomad")
     if not found:
-        pytest.skip("no nomad on PATH, and NOMAD_BINARY is not set: the real half is LEFT OUT")
+        pytest.skip("no nomad on PATH (NOMAD_BINARY=/path/to/nomad adds the tests on a real one)")
     return found
 
 
@@ -219,7 +221,7 @@ class RealMachines:
 
     def kill(self, node: str) -> None:
         self.agents[node].kill()
-        self.agents[node].wait(20)
+        self.agents[node].wait(patient(20.0))
 
     def freeze(self, node: str) -> None:
         self.agents[node].send_signal(signal.SIGSTOP)
@@ -242,12 +244,15 @@ class RealMachines:
             )
 
     def wait_for(self, node: str) -> None:
-        deadline = Deadline.after(START_S)
-        while not self._answers(node):
-            if deadline.expired or self.agents[node].poll() is not None:
-                words = (self.directory / f"{node}.log").read_text(errors="replace")[-2000:]
-                pytest.fail(f"nomad's {node} did not start within {START_S} s:\n{words}")
-            sleep(0.1)
+        agent = self.agents[node]
+        try:
+            wait_for(
+                lambda: self._answers(node) or agent.poll() is not None, START_S, "it answers", 0.1
+            )
+            assert agent.poll() is None, "it ended"
+        except AssertionError as error:
+            words = (self.directory / f"{node}.log").read_text(errors="replace")[-2000:]
+            pytest.fail(f"nomad's {node} did not start: {error}:\n{words}")
 
     def configure(self, settings: Mapping[str, Any] | None = None) -> None:
         """`settings` are added to every agent's."""
@@ -294,7 +299,7 @@ class RealMachines:
     def _answers(self, agent: str) -> bool:
         request = Request("GET", "/v1/status/leader")
         with suppress(TransportError):
-            answer = exchange(Endpoint.parse(self.address(agent)), request, Deadline.after(2))
+            answer = exchange(Endpoint.parse(self.address(agent)), request, soon(2.0))
             return answer.status == 200 and len(answer.body) > 4
         return False
 
@@ -303,18 +308,20 @@ class RealMachines:
         for agent in self.agents.values():
             with suppress(ProcessLookupError):
                 agent.kill()
-            agent.wait(20)
-        deadline = Deadline.after(20)
-        while left := _processes_below(self.directory):
-            assert not deadline.expired, left
+            agent.wait(patient(20.0))
+
+        def all_gone() -> bool:
+            left = _processes_below(self.directory)
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            sleep(0.05)
+            return not left
+
+        wait_for(all_gone, 20.0, "what ran on without its agent is gone")
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             target = line.split()[4]
             if Path(target).is_relative_to(self.directory):
-                subprocess.run(["umount", target], check=True, timeout=20)
+                subprocess.run(["umount", target], check=True, timeout=patient(20.0))
         for group in sorted(_cgroups() - self.groups_before, reverse=True):
             with suppress(OSError):  # the kernel takes no group away that is in use
                 group.rmdir()
@@ -354,10 +361,10 @@ def real_cluster(directory: Path) -> Iterator[Cluster]:
             machines.launch(agent)
         for agent in (SERVER, *NODES):
             machines.wait_for(agent)
-        cluster = Cluster("real", machines, meta_s=20, down_s=30, watch_s=3, stubborn_s=15)
+        cluster = Cluster("real", machines, meta_s=20, down_s=30, stubborn_s=15)
         _bootstrap(cluster)
         cluster.secret = cluster.token(POLICY.read_text())
-        eventually(lambda: _all_ready(cluster), START_S)
+        wait_for(lambda: _all_ready(cluster), START_S, "both nodes are ready", 0.1)
         yield cluster
     finally:
         machines.end()
@@ -368,7 +375,7 @@ def _bootstrap(cluster: Cluster) -> None:
         answer = cluster.ask("POST", "/v1/acl/bootstrap", {"BootstrapSecret": MANAGEMENT})
         return answer.status == 200
 
-    eventually(done, 20)
+    wait_for(done, 20.0, "the ACLs are bootstrapped", 0.1)
 
 
 def _all_ready(cluster: Cluster) -> bool:

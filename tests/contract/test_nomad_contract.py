@@ -13,27 +13,29 @@ from typing import Any
 import pytest
 
 from standfast.adapters.nomad import NomadAgent
-from standfast.clock import monotonic, sleep
+from standfast.clock import monotonic
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.ports import Allocation, Node
 from tests.contract.nomad_clusters import (
     NODES,
     POLICY,
+    REAL,
     SERVER,
     Cluster,
-    eventually,
     job,
     real_cluster,
     stand_in_cluster,
-    stays,
 )
+from tests.support.figures import note
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 OLD, NEW = NODES
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module", params=["stand-in", "real"])
+@pytest.fixture(scope="module", params=["stand-in", REAL])
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
@@ -51,7 +53,11 @@ def prepared(cluster: Cluster) -> list[str]:
     keys = [f"prepared_{next(_numbers)}" for _ in range(10)]
     for key in keys:
         cluster.gateway(OLD).set_meta(key, "primary")
-    eventually(lambda: set(keys) <= set(cluster.gateway(OLD).own_node().meta), cluster.meta_s)
+    wait_for(
+        lambda: set(keys) <= set(cluster.gateway(OLD).own_node().meta),
+        cluster.meta_s,
+        "the servers know of all of them",
+    )
     return keys
 
 
@@ -81,8 +87,8 @@ class Scene:
         (node,) = self.cluster.gateway(SERVER).nodes([name])
         return node
 
-    def wait_until_seen(self, node: str, value: str | None = "primary") -> float:
-        return eventually(lambda: self.seen(node) == value, self.cluster.meta_s)
+    def wait_until_seen(self, node: str, value: str | None = "primary") -> None:
+        wait_for(lambda: self.seen(node) == value, self.cluster.meta_s, f"{node}'s meta is {value}")
 
     def begin_with_primary(self) -> None:
         """OLD is it, and the servers know."""
@@ -112,9 +118,9 @@ class Scene:
     def runs_nowhere(self, job_id: str) -> bool:
         return all(one.over for one in self.allocs(job_id))
 
-    def wait_until_runs_on(self, job_id: str, node: str, within_s: float | None = None) -> float:
+    def wait_until_runs_on(self, job_id: str, node: str, within_s: float | None = None) -> None:
         limit_s = within_s or self.cluster.meta_s
-        return eventually(lambda: self.runs_on(job_id, node), limit_s)
+        wait_for(lambda: self.runs_on(job_id, node), limit_s, f"{job_id} runs on {node}")
 
     def running(self, job_id: str, node: str) -> Allocation:
         (alloc,) = [one for one in self.on(job_id, node) if one.client_status == "running"]
@@ -181,7 +187,7 @@ def test_a_new_meta_is_there_at_once_for_the_agent_and_late_for_the_servers(scen
     assert gateway.local_meta().dynamic[scene.key] == "primary"
     assert scene.seen(OLD) is None
     scene.wait_until_seen(OLD)
-    print(f"{scene.cluster.kind}: visible after {monotonic() - started:.1f} s")
+    note(f"{scene.cluster.kind}: a meta is visible after {monotonic() - started:.1f} s")
     assert scene.seen(NEW) is None
     assert scene.key not in gateway.set_meta(scene.key, None).meta
     assert scene.seen(OLD) == "primary"
@@ -207,7 +213,7 @@ def test_a_meta_survives_the_death_of_its_agent_and_so_do_the_tasks(scene: Scene
     assert outcome_of(scene.cluster.gateway(OLD).local_meta)[0] is NomadOutcome.UNREACHABLE
     scene.cluster.machines.start(OLD)
     assert scene.cluster.gateway(OLD).local_meta().dynamic[scene.key] == "primary"
-    eventually(lambda: scene.node(OLD).status == "ready", scene.cluster.down_s)
+    wait_for(lambda: scene.node(OLD).status == "ready", scene.cluster.down_s, "it is ready again")
     assert scene.seen(OLD) == "primary"
     after = scene.running(job_id, OLD)
     assert (after.id, [task.started_at for task in after.tasks]) == (
@@ -232,7 +238,7 @@ def test_what_finds_no_node_waits_blocked_and_says_why(scene: Scene, level: str)
     def statuses() -> list[str]:
         return sorted(gateway.evaluation(one).status for one in ids())
 
-    eventually(lambda: statuses() == ["blocked", "complete"], 20)
+    wait_for(lambda: statuses() == ["blocked", "complete"], 20.0, "two evaluations, one blocked")
     found = {one.status: one for one in map(gateway.evaluation, ids())}
     assert found["complete"].blocked_id == found["blocked"].id
     said = {"g": f"of 2 nodes, 2 don't meet ${{meta.{scene.key}}} = primary"}
@@ -255,9 +261,11 @@ def test_a_node_that_gains_the_meta_gets_what_waits_and_keeps_what_runs(scene: S
     scene.wait_until_seen(NEW)
     scene.cluster.must("POST", f"/v1/job/{service}/evaluate",
                        {"JobID": service, "EvalOptions": {"ForceReschedule": True}})  # fmt: skip
-    stays(lambda: scene.runs_on(service, OLD), scene.cluster.watch_s)
+    scene.cluster.stays(lambda: scene.runs_on(service, OLD))
     # A system job starts on the new node while the old copy runs on: it would run twice.
-    eventually(lambda: len([one for one in scene.allocs(system) if not one.over]) == 2, 5)
+    wait_for(
+        lambda: len([one for one in scene.allocs(system) if not one.over]) == 2, 5.0, "two copies"
+    )
     assert ids <= {one.id for job_id in (service, system) for one in scene.allocs(job_id)}
 
 
@@ -268,7 +276,7 @@ def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Sce
     elsewhere = scene.submit("elsewhere", bound=False)
     for job_id in jobs:
         scene.wait_until_runs_on(job_id, OLD)
-    eventually(lambda: len(scene.cluster.running(elsewhere)) == 1, 5)
+    wait_for(lambda: len(scene.cluster.running(elsewhere)) == 1, 5.0, "the other one runs")
     stayed = [one.id for one in scene.allocs(elsewhere)]
     twice: list[str] = []
 
@@ -286,7 +294,7 @@ def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Sce
         check()
         return all(scene.runs_nowhere(job_id) for job_id in jobs)
 
-    eventually(all_over, 5 + 1.0)
+    wait_for(all_over, 10.0, "all are over")
     over_s = monotonic() - started
     found = scene.cluster.gateway(NEW).evaluation(evaluations[0])
     assert found.blocked_id
@@ -298,12 +306,12 @@ def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Sce
         check()
         return all(scene.runs_on(job_id, NEW) for job_id in jobs)
 
-    eventually(all_moved, scene.cluster.meta_s)
+    wait_for(all_moved, scene.cluster.meta_s, "all have moved")
     moved_s = monotonic() - started
     scene.wait_until_seen(OLD, None)
     scene.eligible(OLD, True)
-    stays(all_moved, scene.cluster.watch_s)
-    print(f"{scene.cluster.kind}: over after {over_s:.1f} s, moved after {moved_s:.1f} s")
+    scene.cluster.stays(all_moved)
+    note(f"{scene.cluster.kind}: a planned move: over {over_s:.1f} s, there {moved_s:.1f} s later")
     assert twice == []
     assert [one.id for one in scene.allocs(elsewhere)] == stayed
     # What waited blocked has no link to what it replaces.
@@ -314,19 +322,19 @@ def test_with_the_new_meta_visible_a_stopped_job_moves_and_starts_after_its_end(
     scene: Scene,
 ) -> None:
     scene.begin_with_primary()
-    job_id = scene.submit("stubborn", stubborn_s=2.0)
+    job_id = scene.submit("stubborn", stubborn_s=patient(1.5))
     scene.wait_until_runs_on(job_id, OLD)
     scene.make_primary(NEW)
     scene.eligible(OLD, False)
     started = monotonic()
     scene.stop(job_id, OLD)
-    eventually(lambda: bool(scene.on(job_id, NEW)), 5)
+    wait_for(lambda: scene.on(job_id, NEW), 5.0, "it is placed on the new node")
     assert scene.on(job_id, NEW)[0].client_status == "pending"
     assert scene.on(job_id, OLD)[0].client_status == "running"
-    scene.wait_until_runs_on(job_id, NEW, 8)
+    scene.wait_until_runs_on(job_id, NEW, 20.0)
     (old,), (new,) = scene.on(job_id, OLD), scene.on(job_id, NEW)
     assert old.tasks[0].finished_at < new.tasks[0].started_at
-    print(f"{scene.cluster.kind}: on the new node after {monotonic() - started:.1f} s")
+    note(f"{scene.cluster.kind}: a stubborn job has moved in {monotonic() - started:.1f} s")
 
 
 def test_what_waited_blocked_runs_twice_when_the_meta_comes_before_the_old_ones_end(
@@ -349,11 +357,11 @@ def test_what_waited_blocked_runs_twice_when_the_meta_comes_before_the_old_ones_
         both = [*scene.on(job_id, OLD), *scene.on(job_id, NEW)]
         return [one.client_status for one in both] == ["running", "running"]
 
-    eventually(lambda: all(twice(job_id) for job_id in jobs), scene.cluster.meta_s)
+    wait_for(lambda: all(map(twice, jobs)), scene.cluster.meta_s, "both run twice")
 
 
 def test_a_meta_ahead_places_nothing_until_its_node_takes_jobs_and_then_at_once(
-    scene: Scene, capsys: pytest.CaptureFixture[str]
+    scene: Scene,
 ) -> None:
     """Through another node's agent, as the old primary prepares the new one."""
     scene.begin_with_primary()
@@ -366,18 +374,17 @@ def test_a_meta_ahead_places_nothing_until_its_node_takes_jobs_and_then_at_once(
     gateway.set_eligible(new, False)
     assert gateway.set_meta(scene.key, "primary", node_id=new).meta[scene.key] == "primary"
     scene.wait_until_seen(NEW)
-    stays(lambda: not scene.on(system, NEW), scene.cluster.watch_s)
+    scene.cluster.stays(lambda: not scene.on(system, NEW))
     gateway.set_eligible(old, False)
     for job_id in (service, system):
         scene.stop(job_id, OLD)
-    eventually(lambda: all(map(scene.runs_nowhere, (service, system))), 10)
-    stays(lambda: not scene.on(service, NEW) and not scene.on(system, NEW), scene.cluster.watch_s)
+    wait_for(lambda: all(map(scene.runs_nowhere, (service, system))), 10.0, "both are over")
+    scene.cluster.stays(lambda: not scene.on(service, NEW) and not scene.on(system, NEW))
     started = monotonic()
     gateway.set_eligible(new, True)
     for job_id in (service, system):
         scene.wait_until_runs_on(job_id, NEW)
-    with capsys.disabled():
-        print(f"\n{scene.cluster.kind}: both jobs run {monotonic() - started:.1f} s after that")
+    note(f"{scene.cluster.kind}: with the meta ahead both run after {monotonic() - started:.1f} s")
     scene.cluster.machines.kill(NEW)
     with pytest.raises(NomadError):
         gateway.set_meta(scene.key, None, node_id=new)
@@ -396,10 +403,10 @@ def test_a_stop_before_the_servers_see_the_new_meta_puts_the_job_back(scene: Sce
     def another() -> bool:
         return scene.runs_on(job_id, OLD) and scene.running(job_id, OLD).id != first
 
-    eventually(another, 5)
+    wait_for(another, 5.0, "another one runs there")
     scene.wait_until_seen(NEW)
     scene.wait_until_seen(OLD, None)
-    stays(lambda: scene.runs_on(job_id, OLD), scene.cluster.watch_s)
+    scene.cluster.stays(lambda: scene.runs_on(job_id, OLD))
 
 
 def test_a_dead_primary_in_quarantine_attracts_nothing_when_it_returns(scene: Scene) -> None:
@@ -416,23 +423,25 @@ def test_a_dead_primary_in_quarantine_attracts_nothing_when_it_returns(scene: Sc
             NomadOutcome.SERVER_ERROR,  # the servers still think that there is a way
             NomadOutcome.NOT_FOUND,
         )
-        down_s = eventually(lambda: gateway.node(old_id).status == "down", scene.cluster.down_s)
-        eventually(lambda: gateway.allocation(lost.id).client_status == "lost", 5)
+        wait_for(
+            lambda: gateway.node(old_id).status == "down", scene.cluster.down_s, "it counts as down"
+        )
+        wait_for(lambda: gateway.allocation(lost.id).client_status == "lost", 5.0, "it is lost")
         assert gateway.node(old_id).meta[scene.key] == "primary"
         outcome, text = outcome_of(lambda: gateway.restart(lost.id))
         assert (outcome, "404 " in text) == (NomadOutcome.NOT_FOUND, True)
     finally:
         scene.cluster.machines.start(OLD)
-    eventually(lambda: gateway.node(old_id).status == "ready", scene.cluster.down_s)
-    print(f"{scene.cluster.kind}: down after {down_s:.1f} s")
+    wait_for(
+        lambda: gateway.node(old_id).status == "ready", scene.cluster.down_s, "it is ready again"
+    )
     node = gateway.node(old_id)
     assert (node.eligible, node.meta[scene.key]) == (False, "primary")
     later = scene.submit("later")
-    stays(lambda: scene.runs_nowhere(later) and not scene.on(later, OLD), scene.cluster.watch_s)
+    scene.cluster.stays(lambda: scene.runs_nowhere(later) and not scene.on(later, OLD))
     # Lifted too early, the old meta draws everything there: unset it first.
     gateway.set_eligible(old_id, True)
-    took_s = eventually(lambda: scene.runs_on(later, OLD), 8)
-    print(f"{scene.cluster.kind}: drawn there within {took_s:.1f} s")
+    wait_for(lambda: scene.runs_on(later, OLD), 10.0, "it is drawn there")
 
 
 def test_a_frozen_agent_is_a_node_that_the_servers_can_not_reach(scene: Scene) -> None:
@@ -444,10 +453,14 @@ def test_a_frozen_agent_is_a_node_that_the_servers_can_not_reach(scene: Scene) -
         own = NomadAgent(machines.address(OLD), token=scene.cluster.secret, timeout_s=0.5)
         assert outcome_of(own.local_meta)[0] is NomadOutcome.TIMEOUT
         gateway.set_eligible(old_id, False)
-        eventually(lambda: gateway.node(old_id).status == "down", scene.cluster.down_s)
+        wait_for(
+            lambda: gateway.node(old_id).status == "down", scene.cluster.down_s, "it counts as down"
+        )
     finally:
         machines.thaw(OLD)
-    eventually(lambda: gateway.node(old_id).status == "ready", scene.cluster.down_s)
+    wait_for(
+        lambda: gateway.node(old_id).status == "ready", scene.cluster.down_s, "it is ready again"
+    )
     assert not gateway.node(old_id).eligible
 
 
@@ -477,7 +490,11 @@ def test_without_servers_a_client_answers_for_itself_to_those_it_knows_alone(sce
             assert (error.outcome, error.maybe_applied) == (NomadOutcome.SERVER_ERROR, False)
         machines.kill(OLD)
         machines.launch(OLD)
-        eventually(lambda: outcome_of(known.local_meta)[0] is not NomadOutcome.UNREACHABLE, 20)
+        wait_for(
+            lambda: outcome_of(known.local_meta)[0] is not NomadOutcome.UNREACHABLE,
+            20.0,
+            "the agent answers",
+        )
         assert outcome_of(known.local_meta)[0] is NomadOutcome.SERVER_ERROR
     finally:
         machines.start(SERVER)
@@ -488,7 +505,7 @@ def test_without_servers_a_client_answers_for_itself_to_those_it_knows_alone(sce
         except NomadError:
             return False
 
-    eventually(back, 30)
+    wait_for(back, 30.0, "the servers are back")
     assert known.local_meta().dynamic[scene.key] == "primary"
 
 
@@ -497,8 +514,9 @@ def test_without_servers_a_client_answers_for_itself_to_those_it_knows_alone(sce
 
 def test_a_restart_is_one_of_every_task_in_place(scene: Scene) -> None:
     job_id = scene.submit("pair", bound=False, tasks=("t", "u"))
-    eventually(lambda: len(scene.cluster.running(job_id)) == 1, 5)
-    eventually(lambda: scene.allocs(job_id)[0].client_status == "running", 5)
+    wait_for(
+        lambda: [one.client_status for one in scene.allocs(job_id)] == ["running"], 10.0, "it runs"
+    )
     before = scene.allocs(job_id)[0]
     gateway = scene.cluster.gateway(NEW)
     gateway.restart(before.id)
@@ -507,7 +525,7 @@ def test_a_restart_is_one_of_every_task_in_place(scene: Scene) -> None:
         tasks = gateway.allocation(before.id).tasks
         return all(task.state == "running" and task.restarts == 1 for task in tasks)
 
-    eventually(again, 10)
+    wait_for(again, 10.0, "both tasks run again")
     after = gateway.allocation(before.id)
     assert [task.name for task in after.tasks] == ["t", "u"]
     for old, new in zip(before.tasks, after.tasks, strict=True):
@@ -519,7 +537,7 @@ def test_a_restart_is_one_of_every_task_in_place(scene: Scene) -> None:
     gateway.signal(before.id, None, "SIGCONT")
     assert outcome_of(lambda: gateway.signal(before.id, "x", "SIGCONT"))[0] == "not-found"
     gateway.stop(before.id)
-    eventually(lambda: gateway.allocation(before.id).over, 5)
+    wait_for(lambda: gateway.allocation(before.id).over, 10.0, "it is over")
     refusal = outcome_of(lambda: gateway.restart(before.id))
     assert (refusal[0], "that should not run" in refusal[1]) == ("server-error", True)
 
@@ -569,7 +587,7 @@ def test_a_namespace_that_can_not_be_read_is_left_out_without_a_word(scene: Scen
 
     try:
         both = {("default", here), ("web", there)}
-        eventually(lambda: jobs(gateway) == both, 5)
+        wait_for(lambda: jobs(gateway) == both, 10.0, "both run")
         assert {(one.namespace, one.id) for one in gateway.jobs()} >= both
         assert gateway.job("web", there)["ID"] == there
         of_web = cluster.gateway(NEW, namespace="web")
@@ -629,8 +647,9 @@ def test_the_shipped_policy_is_enough_and_nothing_of_it_too_much(
     scene: Scene, rules: str, missing: set[str]
 ) -> None:
     job_id = scene.submit("acl", bound=False)
-    eventually(lambda: len(scene.cluster.running(job_id)) == 1, 5)
-    eventually(lambda: scene.allocs(job_id)[0].client_status == "running", 5)
+    wait_for(
+        lambda: [one.client_status for one in scene.allocs(job_id)] == ["running"], 10.0, "it runs"
+    )
     (alloc,) = scene.allocs(job_id)
     (doc, *_) = scene.cluster.must("GET", f"/v1/job/{job_id}/evaluations")
     gateway = scene.cluster.gateway(OLD, token=scene.cluster.token(rules))
@@ -675,11 +694,14 @@ def _some(found: object) -> None:
 
 def _when_it_runs(call: Callable[[], None]) -> None:
     """Right after a restart there is nothing to be signalled for a moment."""
-    for left in range(50, -1, -1):
+
+    def signalled() -> bool:
         try:
-            return call()
+            call()
         except NomadError as error:
-            if error.outcome is NomadOutcome.DENIED or not left:
+            if error.outcome is NomadOutcome.DENIED:
                 raise
-        sleep(0.1)
-    return None
+            return False
+        return True
+
+    wait_for(signalled, 10.0, "there is something to be signalled")

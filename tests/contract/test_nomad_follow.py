@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.clock import monotonic, sleep
 from standfast.config.model import Config, ConsulAccess, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
@@ -32,18 +33,20 @@ from tests.contract.consul_clusters import CHECKOUT, embedded_cluster
 from tests.contract.nomad_clusters import (
     MANAGEMENT,
     NODES,
+    REAL,
     SERVER,
     Cluster,
-    eventually,
     job,
     nomad_binary,
     real_cluster,
     stand_in_cluster,
-    stays,
 )
 from tests.fakes.nomad import StandIn
 from tests.fakes.nomad_api import Manner
 from tests.fakes.nomad_world import FakeConsul, World
+from tests.support.figures import note
+from tests.support.pace import patient
+from tests.support.waiting import soon, wait_for
 
 KEY = "storage_role"
 EXAMPLE = CHECKOUT / "docs/examples/postgres-on-primary.nomad.hcl"
@@ -51,12 +54,12 @@ ONE, TWO = NODES
 TICK_S = 0.2
 PATIENCE_S = 90.0
 """On a busy machine; what takes how long is told, not judged."""
-PAUSE_S = 1.0
+PAUSE_S = 0.3
 """The storage's, from one primary to the next."""
 JOBS = ("db", "web", "sys")
 
 
-@pytest.fixture(scope="module", params=["stand-in", "real"])
+@pytest.fixture(scope="module", params=["stand-in", REAL])
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
@@ -78,7 +81,7 @@ class Site:
     epoch: int = 0
     dead: set[str] = field(default_factory=set)
     followers: dict[str, Follower] = field(default_factory=dict)
-    reports: dict[str, str] = field(default_factory=dict)
+    rounds: Counter[str] = field(default_factory=Counter)
     ended: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -95,7 +98,7 @@ class Site:
     def boot(self, name: str) -> None:
         """The node's agent starts."""
         gateway = self.cluster.gateway(name)
-        gateway.timeout_s = 5.0
+        gateway.timeout_s = patient(5.0)
         follower = Follower(self.config(name), gateway, FakeConsul(self.consul))
         self.followers[name] = follower
         self.dead.discard(name)
@@ -111,8 +114,8 @@ class Site:
                 continue
             last = role
             report = follower.round(*role)
-            self.reports[name] = report.sentence
-            due = monotonic() + min(follower.pause_s(report), 2.0)
+            self.rounds[name] += 1
+            due = monotonic() + min(follower.pause_s(report), 0.5)
 
     def role(self, name: str) -> tuple[Role, int]:
         if self.primary == name:
@@ -129,10 +132,10 @@ class Site:
         old = self.followers[str(self.primary)]
         if ahead:
             with suppress(StandfastError):
-                old.prepare(name, self.epoch, Deadline.after(30.0))
+                old.prepare(name, self.epoch, soon(30.0))
         started, orderly = monotonic(), True
         try:
-            old.release(Deadline.after(old.release_limit_s()))
+            old.release(soon(old.release_limit_s()))
         except StandfastError:
             orderly = False
         took_s = monotonic() - started
@@ -153,7 +156,8 @@ class Site:
     def end(self) -> None:
         self.ended.set()
         for thread in self.threads:
-            thread.join(30)
+            thread.join(patient(60.0))
+            assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -165,19 +169,22 @@ def site(cluster: Cluster) -> Iterator[Site]:
     for name in NODES:
         made.boot(name)
     made.serve(ONE)
-    eventually(lambda: all(where(made, one) == [ONE] for one in JOBS), PATIENCE_S)
+    wait_for(lambda: all_on(made, ONE), PATIENCE_S, "all jobs run on the primary")
     try:
         yield made
     finally:
         made.end()
         for one in JOBS:
-            with suppress(AssertionError):
-                cluster.purge(one)
+            cluster.purge(one)
         for name in NODES:
             cluster.gateway(name).set_meta(KEY, None)
             cluster.gateway(SERVER).set_eligible(cluster.node_id(name), True)
-        eventually(lambda: not any(shows(made, name) for name in NODES), PATIENCE_S)
-        eventually(lambda: not any(where(made, one) for one in JOBS), PATIENCE_S)
+        wait_for(
+            lambda: not any(shows(made, name) for name in NODES),
+            PATIENCE_S,
+            "no node shows the meta",
+        )
+        wait_for(lambda: not any(where(made, one) for one in JOBS), PATIENCE_S, "no job runs")
 
 
 def allocations(site: Site, job_id: str) -> list[Allocation]:
@@ -190,6 +197,10 @@ def where(site: Site, job_id: str) -> list[str]:
     return sorted(
         names[one.node_id] for one in allocations(site, job_id) if one.client_status == "running"
     )
+
+
+def all_on(site: Site, name: str) -> bool:
+    return all(where(site, one) == [name] for one in JOBS)
 
 
 def shows(site: Site, name: str) -> bool:
@@ -215,12 +226,12 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._thread.start()
-        eventually(lambda: all(self.seen.values()), PATIENCE_S)
+        wait_for(lambda: all(self.seen.values()), PATIENCE_S, "a look at each job")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(30)
+        self._thread.join(patient(60.0))
 
     def _watch(self) -> None:
         while not self._ended.wait(0.05):
@@ -249,57 +260,54 @@ class Watch:
 
 @pytest.mark.parametrize("ahead", [True, False], ids=["meta ahead", "meta afterwards"])
 def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_back(
-    site: Site, ahead: bool, capsys: pytest.CaptureFixture[str]
+    site: Site, ahead: bool
 ) -> None:
     with Watch(site) as watch:
         release_s, orderly = site.switchover(TWO, ahead=ahead)
-        eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
-        eventually(lambda: eligible(site, ONE), PATIENCE_S)
-        stays(lambda: where(site, "db") == [TWO], site.cluster.watch_s)
+        wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary")
+        wait_for(lambda: eligible(site, ONE), PATIENCE_S, "the old one takes jobs again")
+        site.cluster.stays(lambda: where(site, "db") == [TWO])
     assert orderly
     assert watch.twice() == []
     assert not any(watch.came_back(one, ONE) for one in JOBS)
     assert not shows(site, ONE)
     assert not [key for key in site.consul.kv if "/nomad/" in key]
     moves = site.followers[ONE].moves
-    eventually(lambda: not moves.pending, PATIENCE_S)
+    wait_for(lambda: not moves.pending, PATIENCE_S, "all moves are told")
     told = moves.document()
     assert {one["job"]: one["target"] for one in told} == {f"{one}.g": TWO for one in JOBS}
     down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
-    with capsys.disabled():
-        print(
-            f"\n{site.cluster.kind}: switchover with a pause of {PAUSE_S:g} s, the meta "
-            f"{'ahead' if ahead else 'afterwards'}: release "
-            f"{release_s:.1f} s, jobs down {down} s, told {[one['down_s'] for one in told]}"
-        )
+    note(
+        f"{site.cluster.kind}: switchover with a pause of {PAUSE_S:g} s, the meta "
+        f"{'ahead' if ahead else 'afterwards'}: release "
+        f"{release_s:.1f} s, jobs down {down} s, told {[one['down_s'] for one in told]}"
+    )
 
 
-def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(site: Site) -> None:
     site.cut(ONE)
     site.serve(TWO)
-    eventually(lambda: not eligible(site, ONE), PATIENCE_S)
-    eventually(
+    wait_for(lambda: not eligible(site, ONE), PATIENCE_S, "the dead one is in quarantine")
+    wait_for(
         lambda: all(TWO in where(site, one) for one in JOBS),
         PATIENCE_S,
+        "all jobs run on the other",
     )
     before = {a.id for one in JOBS for a in allocations(site, one)}
     site.cluster.machines.start(ONE)
     assert shows(site, ONE), "it returned without its meta: nothing is shown by this"
     started = monotonic()
-    # Its agent is late: for so long the quarantine alone keeps the jobs away.
-    stays(lambda: not eligible(site, ONE), site.cluster.watch_s)
+    # Its agent is late: until then the quarantine alone keeps the jobs away.
+    site.cluster.stays(lambda: not eligible(site, ONE))
     site.boot(ONE)
-    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), PATIENCE_S)
+    wait_for(lambda: eligible(site, ONE) and not shows(site, ONE), PATIENCE_S, "it is a standby")
     took_s = monotonic() - started
-    stays(lambda: TWO in where(site, "db"), site.cluster.watch_s)
+    site.cluster.stays(lambda: TWO in where(site, "db"))
     new = [a for one in JOBS for a in allocations(site, one) if a.id not in before]
     assert not [a for a in new if a.node_id == site.cluster.node_id(ONE)]
-    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
+    wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary alone")
     assert not [key for key in site.consul.kv if "/nomad/" in key]
-    with capsys.disabled():
-        print(f"\n{site.cluster.kind}: a standby like any other {took_s:.1f} s after its return")
+    note(f"{site.cluster.kind}: a standby like any other {took_s:.1f} s after its return")
 
 
 def down(cluster: Cluster) -> None:
@@ -316,35 +324,33 @@ def back(cluster: Cluster) -> None:
         cluster.machines.start(SERVER)
 
 
-def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(site: Site) -> None:
     down(site.cluster)
     try:
         took_s, orderly = site.switchover(TWO)
         assert not orderly
         assert site.primary == TWO
-        sleep(site.cluster.watch_s)
+        before = site.rounds[TWO]
+        wait_for(lambda: site.rounds[TWO] > before, PATIENCE_S, "the new primary found no Nomad")
     finally:
         back(site.cluster)
-    waited_s = eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
-    eventually(lambda: eligible(site, ONE) and not shows(site, ONE), PATIENCE_S)
-    with capsys.disabled():
-        print(
-            f"\n{site.cluster.kind}: Nomad down: the release gave up after {took_s:.1f} s, the "
-            f"jobs were there {waited_s:.1f} s after Nomad was back"
-        )
+    started = monotonic()
+    wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary")
+    waited_s = monotonic() - started
+    wait_for(lambda: eligible(site, ONE) and not shows(site, ONE), PATIENCE_S, "it is a standby")
+    note(
+        f"{site.cluster.kind}: Nomad down: the release gave up after {took_s:.1f} s, the "
+        f"jobs were there {waited_s:.1f} s after Nomad was back"
+    )
 
 
 def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> None:
     site.cluster.machines.kill(TWO)
     _, orderly = site.switchover(TWO)
     assert orderly
-    assert all(where(site, one) == [] for one in JOBS)
-    sleep(site.cluster.watch_s)
-    assert all(where(site, one) == [] for one in JOBS), "back on the old one"
+    site.cluster.stays(lambda: all(where(site, one) == [] for one in JOBS), nodes=[ONE])
     site.cluster.machines.start(TWO)
-    eventually(lambda: all(where(site, one) == [TWO] for one in JOBS), PATIENCE_S)
+    wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary")
 
 
 def test_doctor_counts_the_bound_groups_and_names_those_that_run_on_when_cut_off(
@@ -363,9 +369,8 @@ def test_doctor_counts_the_bound_groups_and_names_those_that_run_on_when_cut_off
     assert found == (4, ("db.g", "sys.g", "web.g"))
 
 
+@pytest.mark.parametrize("cluster", [REAL], indirect=True)  # a stand-in reads no HCL
 def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: Cluster) -> None:
-    if cluster.kind != "real":
-        pytest.skip("a stand-in reads no HCL: this is shown on a real Nomad only")
     text = EXAMPLE.read_text()
     where_and_who = (
         f"-address=http://{cluster.machines.address(SERVER)}",
@@ -375,7 +380,7 @@ def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: Cluster) 
         [nomad_binary(), "job", "validate", *where_and_who, str(EXAMPLE)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60.0),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Job validation successful" in done.stdout
@@ -405,8 +410,12 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
             document["TaskGroups"][0]["Tasks"][0]["Env"] = {"DIRECTORY": f"{path}/x"}
         cluster.submit(document)
     try:
-        eventually(lambda: all(cluster.running(name) == [ONE] for name in jobs), PATIENCE_S)
-        eventually(lambda: all(_started(cluster, name) for name in jobs), PATIENCE_S)
+        wait_for(
+            lambda: all(cluster.running(name) == [ONE] for name in jobs), PATIENCE_S, "all run"
+        )
+        wait_for(
+            lambda: all(_started(cluster, name) for name in jobs), PATIENCE_S, "all have begun"
+        )
         before = {name: _started(cluster, name) for name in jobs}
         sleep(1.1)
         made = replace(
@@ -414,10 +423,12 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
             paths=Paths(bind=Path(path), run=tmp_path, state=tmp_path),
             nomad=NomadAccess(remount_jitter=0.0),
         )
-        said = remounted.after(made, Deadline.after(30), cluster.gateway(ONE))
+        said = remounted.after(made, soon(30.0), cluster.gateway(ONE))
         assert len(said) == 2
-        eventually(lambda: _started(cluster, "user") != before["user"], PATIENCE_S)
-        assert remounted.retry(made, Deadline.after(30), cluster.gateway(ONE)) == ()
+        wait_for(
+            lambda: _started(cluster, "user") != before["user"], PATIENCE_S, "the user is restarted"
+        )
+        assert remounted.retry(made, soon(30.0), cluster.gateway(ONE)) == ()
         assert {n: _started(cluster, n) for n in ("idle", "spared")} == {
             n: before[n] for n in ("idle", "spared")
         }
@@ -458,7 +469,7 @@ def test_before_its_nomad_starts_a_former_primary_is_made_ineligible_by_another_
     host, _, port = there.rpartition(":")
     cluster.gateway(ONE).set_meta(KEY, "primary")
     site = Site(cluster)
-    eventually(lambda: shows(site, ONE), PATIENCE_S)
+    wait_for(lambda: shows(site, ONE), PATIENCE_S, "the servers know of its meta")
     cluster.machines.kill(ONE)
     try:
         with embedded_cluster() as consul:
@@ -480,5 +491,5 @@ def test_before_its_nomad_starts_a_former_primary_is_made_ineligible_by_another_
     finally:
         cluster.machines.start(ONE)
         cluster.gateway(ONE).set_meta(KEY, None)
-        eventually(lambda: not shows(site, ONE), PATIENCE_S)
+        wait_for(lambda: not shows(site, ONE), PATIENCE_S, "its meta is gone")
         cluster.gateway(SERVER).set_eligible(cluster.node_id(ONE), True)

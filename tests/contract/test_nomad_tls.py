@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from standfast.adapters.nomad import NomadAgent, Tls
-from standfast.clock import Deadline, sleep
 from standfast.errors import NomadError, NomadOutcome
 from tests.contract.nomad_clusters import SERVER, START_S, RealMachines, nomad_binary
+from tests.support.pace import patient
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.xdist_group("a real Nomad")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Secured:
         return Tls(**made)  # type: ignore[arg-type]
 
     def leader(self, tls: Tls, address: str = "") -> str:
-        return NomadAgent(address or self.address, tls=tls, timeout_s=10).leader()
+        return NomadAgent(address or self.address, tls=tls, timeout_s=patient(10.0)).leader()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,11 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     binary = nomad_binary()
     for words in (["ca", "create"], ["cert", "create", "-server"], ["cert", "create", "-client"]):
         subprocess.run(
-            [binary, "tls", *words], cwd=directory, check=True, capture_output=True, timeout=60
+            [binary, "tls", *words],
+            cwd=directory,
+            check=True,
+            capture_output=True,
+            timeout=patient(60.0),
         )
     settings = {
         "acl": {"enabled": False},
@@ -66,15 +73,14 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 
 def _wait_until_it_leads(secured: Secured, machines: RealMachines) -> None:
-    deadline = Deadline.after(START_S)
-    while True:
+    def leads() -> bool:
         try:
-            if secured.leader(secured.tls()):
-                return
+            return bool(secured.leader(secured.tls()))
         except NomadError as error:
-            assert not deadline.expired, error
             assert machines.agents[SERVER].poll() is None, error
-        sleep(0.1)
+            return False
+
+    wait_for(leads, START_S, "the server leads", 0.1)
 
 
 def outcome_of(secured: Secured, tls: Tls, address: str = "") -> tuple[NomadOutcome, str]:

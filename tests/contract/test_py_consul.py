@@ -23,7 +23,7 @@ def py_consul() -> Path:
     """A directory with py-consul alone, kept in the cache; what it needs is installed anyway."""
     target = CHECKOUT / ".cache" / REQUIREMENT.replace("==", "-")
     target.parent.mkdir(exist_ok=True)
-    with target.with_suffix(".lock").open("w") as lock:
+    with (target.parent / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.is_dir():
             # Filled aside and renamed whole: an interrupted run leaves no half of it.

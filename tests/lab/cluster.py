@@ -123,5 +123,7 @@ class Cluster(Installed[Node]):
     def repair(self) -> None:
         """Every node up, connected and thawed again; one primary, the rest standbys."""
         self.bring_up()
+        for node in self.lab:
+            node.run("systemctl", "kill", "--signal=CONT", AGENT, LEASE, check=False)
         self.wait_for_voters()
         self.wait_until_settled(90.0)

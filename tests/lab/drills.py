@@ -132,9 +132,7 @@ def power_cut(cluster: WithNomad, path: str) -> Takeover:
 
 def kept_aside(cluster: WithNomad, name: str, epoch: int) -> str:
     """The tree that a node put aside at the end of its epoch, as its status names it."""
-    (tree,) = [
-        path
-        for path in cluster.status(name)["aside"]
-        if path.startswith(f"{EXPORT}.diverged-{epoch}-")
-    ]
-    return str(tree)
+    aside = cluster.status(name)["aside"]
+    found = [path for path in aside if path.startswith(f"{EXPORT}.diverged-{epoch}-")]
+    assert len(found) == 1, f"what epoch {epoch} had is not kept aside: {aside}"
+    return str(found[0])

@@ -37,11 +37,6 @@ class Cluster(Installed[Node]):
         """`extra`: top-level lines of the configuration."""
         super().__init__(lab, timing, extra)
 
-    def configuration(self, node: Node) -> str:
-        """A guard in doubt refuses after three seconds, which may be over on a busy machine before
-        it has asked anybody."""
-        return f"{super().configuration(node)}[guard]\ndeadline = 20\n"
-
     def install(self) -> None:
         """Install, configure and start on every node; nobody is primary yet."""
         self.lab.install()

@@ -80,7 +80,13 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
         node.sh(f"rm -rf {HOOKS} /run/told")
     assert told == [f"post-demote {epoch} drill", f"post-promote {epoch + 1} drill"]
 
-    assert other.run("systemctl", "start", "nfs-server", check=False).returncode != 0
+    def refused_by_the_guard() -> object:
+        """On a busy machine its three seconds may be over before it knows of the other server."""
+        other.run("systemctl", "start", "nfs-server", check=False)
+        since = began[other.name]
+        return cluster.entries(other.name, Kind.GUARD_REFUSED, "other-server-active", since)
+
+    other.wait_for(refused_by_the_guard, 60.0, "the guard has said why")
     for where, kind, unit, reason in (
         (node, Kind.DEMOTED, AGENT, "operator"),
         (node, Kind.PROMOTION_REFUSED, AGENT, "hook-vetoed"),
@@ -88,10 +94,11 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
         (node, Kind.PROMOTED, AGENT, "clean-handover"),
         (other, Kind.GUARD_REFUSED, "nfs-server", "other-server-active"),
     ):
-        (entry,) = cluster.entries(where.name, kind, reason, began[where.name])
+        entry, *more = cluster.entries(where.name, kind, reason, began[where.name])
+        assert not more or kind is Kind.GUARD_REFUSED
         assert entry["STANDFAST_EVENT"] == kind and entry["STANDFAST_NODE"] == where.name
         said = where.sh(f"journalctl -u {unit} --since='{began[where.name]}' -o cat -q")
-        assert said.count(entry["MESSAGE"]) == 1, said
+        assert said.count(entry["MESSAGE"]) == 1 + len(more), said
     found = json.loads(cluster.standfast(node.name, "doctor", "--json", check=False))["findings"]
     ways = [one for one in found if one["check"] == "way"]
     assert len(ways) == len(list(cluster.lab)) - 1 and all(one["ok"] for one in ways), found

@@ -178,7 +178,9 @@ def test_a_machine_that_serves_on_is_rebooted_when_the_fence_s_time_is_over(
 
 
 @pytest.mark.parametrize(
-    ("reboot", "broken"), [("never", UNSTOPPABLE), ("sysrq", frozenset[str]())], ids=str
+    ("reboot", "broken"),
+    [("never", UNSTOPPABLE), ("sysrq", frozenset[str]())],
+    ids=["not wanted", "the server stops"],
 )
 def test_a_machine_is_not_rebooted(
     tmp_path: Path,

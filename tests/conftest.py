@@ -21,6 +21,7 @@ MEASURED = "measured"
 examples.load_profile()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests run one after the other on one worker; time-outs fit the machine.
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -230,6 +232,7 @@ def main() -> None:
     parser.add_argument("--management", default="", help="secret of the token that may do all")
     parser.add_argument("--manner", default="normal", choices=[one.value for one in Manner])
     given = parser.parse_args()
+    parent = os.getppid()
     addresses = {}
     for text in given.agents:
         agent, _, where = text.partition("=")
@@ -244,7 +247,9 @@ def main() -> None:
     ) as stand_in:
         stand_in.misbehave(Manner(given.manner))
         print("ready", flush=True)
-        threading.Event().wait()
+        # Its cluster's clean-up doesn't reach it: it ends with the run that started it.
+        while os.getppid() == parent:
+            time.sleep(1.0)
 
 
 if __name__ == "__main__":

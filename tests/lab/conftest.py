@@ -53,7 +53,7 @@ def lab_factory() -> Iterator[Callable[..., Lab]]:
         yield make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared(lab_factory: Callable[..., Lab]) -> Iterator[WithNomad]:
     """Three nodes that replicate every 3 s; each failover may follow the last at once."""
     lab = lab_factory()

@@ -14,9 +14,9 @@ from tests.contract.nomad_clusters import job
 from tests.fakes.nomad_api import Manner
 from tests.lab.cluster import Cluster, Timing
 from tests.lab.lab import Lab
+from tests.lab.node import Node
 from tests.machines.commands import Process, sh
 from tests.machines.host import CHECKOUT, wait_for
-from tests.machines.node import Machine
 
 ADDRESS = "192.168.1.100"
 PORT = 4646
@@ -107,10 +107,10 @@ class WithNomad(Cluster):
         super().__init__(lab, timing, extra)
         self.nomad = nomad
 
-    def configuration(self, node: Machine) -> str:
+    def configuration(self, node: Node) -> str:
         address = f"{self.nomad.addresses[node.name]}:{PORT}"
         table = f'\n[nomad]\naddress = "{address}"\nrequest_timeout = 2\nkill_timeout_limit = 5\n'
-        return super().configuration(node) + table  # type: ignore[arg-type]
+        return super().configuration(node) + table
 
     def power_cut(self, name: str) -> None:
         """A node and its Nomad client are off."""

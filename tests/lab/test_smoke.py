@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -178,6 +179,8 @@ def test_jobs_of_nomad_follow_a_switchover_and_never_run_on_two_nodes(cluster: W
     old = cluster.primary()
     to = cluster.standby().name
     cluster.wait_until_followed(old)
-    cluster.standfast(old, "switchover", "--to", to, timeout_s=120)
-    cluster.wait_until_followed(to)
+    with ThreadPoolExecutor(1) as pool:
+        moving = pool.submit(cluster.standfast, old, "switchover", "--to", to, timeout_s=120)
+        cluster.wait_until_followed(to)
+        moving.result()
     cluster.wait_until_plain(old)

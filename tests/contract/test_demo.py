@@ -23,9 +23,9 @@ from standfast.demo.invariants import ONE_SERVER, Broken
 from standfast.demo.story import Times, first_promotion
 from standfast.run import start_detached
 from tests.contract.consul_clusters import CHECKOUT
-from tests.contract.demo_scene import keep_pace, quiet_cluster
+from tests.contract.demo_scene import keep_pace, needed, quiet_cluster
 from tests.support.figures import note
-from tests.support.pace import factor, patient
+from tests.support.pace import patient
 
 REFUSAL = """ERROR: Another NFS server is already active at 127.0.0.{host}
     | This host (127.0.0.1) is configured as NFS server but should be standby.
@@ -130,7 +130,7 @@ def test_data_that_is_lost_ends_the_demo_with_status_1_and_the_evidence(
     ("number", "when"), [(signal.SIGINT, "promotion 5/8"), (signal.SIGHUP, "agents run on")]
 )
 def test_an_interrupted_demo_cleans_up(number: signal.Signals, when: str, scratch: Path) -> None:
-    command = [sys.executable, "-m", "tests.contract.demo_scene", str(factor())]
+    command = [sys.executable, "-m", "tests.contract.demo_scene", str(needed())]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

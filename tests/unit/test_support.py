@@ -81,6 +81,37 @@ def test_no_test_sets_a_number_of_examples_that_a_profile_can_not_multiply() -> 
     assert settings.default is not None and settings.default.database is None
 
 
+def run_apart(directory: Path, workers: int, **environment: str) -> str:
+    """What pytest says of the tests in a directory, with this project's conftest."""
+    (directory / "pytest.ini").write_text("[pytest]\nmarkers = smoke\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider",
+         "-n", str(workers), "--dist", "loadgroup", "--rootdir", directory, directory],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=pace.patient(60.0),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_tests_of_a_file_share_a_worker(tmp_path: Path) -> None:
+    """Else each worker boots the lab that a file's tests share."""
+    lines = "import os\nfrom pathlib import Path\n" + "".join(
+        f"def test_{n}(): Path({str(tmp_path)!r}, f'{{__name__}} {{os.getpid()}}').touch()\n"
+        for n in range(20)
+    )
+    for name in ("test_a.py", "test_b.py"):
+        (tmp_path / name).write_text(lines)
+    run_apart(tmp_path, 2)
+    assert [path.name.split()[0] for path in sorted(tmp_path.glob("test_* *"))] == [
+        "test_a",
+        "test_b",
+    ]
+
+
 A_RUN = """
 import pytest
 from tests.support.figures import note
@@ -101,19 +132,9 @@ def test_the_summary_names_what_was_left_out_and_what_was_measured(
     tmp_path: Path, workers: int
 ) -> None:
     (tmp_path / "test_it.py").write_text(A_RUN)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = smoke\n")
     left_out = tmp_path / "left-out"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider",
-         "-n", str(workers), "--dist", "loadgroup", "--rootdir", tmp_path, tmp_path],
-        cwd=CHECKOUT,
-        env={**os.environ, "STANDFAST_LEFT_OUT": str(left_out), "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=pace.patient(60.0),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = run_apart(tmp_path, workers, STANDFAST_LEFT_OUT=str(left_out))
     line = "2 tests of test_it.py: no nomad on PATH (NOMAD_BINARY=... adds it)"
-    assert line in done.stdout
+    assert line in said
     assert left_out.read_text() == line + "\n"
-    assert "power cut -> first write: 5.1 s" in done.stdout
+    assert "power cut -> first write: 5.1 s" in said

@@ -35,7 +35,9 @@ def utc_now() -> float:
 
 def format_stamp(seconds: float) -> str:
     """UTC time as `20261122T101500Z`: sorts as text in the order of time."""
-    return datetime.fromtimestamp(seconds, UTC).strftime(STAMP_FORMAT)
+    when = datetime.fromtimestamp(seconds, UTC)
+    # strftime writes a year before 1000 with fewer digits on Linux: it wouldn't be read again.
+    return f"{when.year:04}{when:%m%dT%H%M%SZ}"
 
 
 def parse_stamp(text: str) -> float:

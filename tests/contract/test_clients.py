@@ -83,7 +83,11 @@ def test_a_mount_that_hangs_keeps_nobody_from_the_new_server(told: Any) -> None:
 # The handler, as `consul watch` runs it
 
 
-@pytest.mark.parametrize("given", [b"", b"null", b"\xff{]", b"[" * 1_000_000])
+@pytest.mark.parametrize(
+    "given",
+    [b"", b"null", b"\xff{]", b"[" * 1_000_000],
+    ids=["nothing", "null", "garbage", "nested too deep"],
+)
 def test_the_handler_never_fails_and_what_stands_on_stdin_changes_nothing(
     tmp_path: Path, given: bytes
 ) -> None:

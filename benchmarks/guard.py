@@ -10,8 +10,11 @@ from pathlib import Path
 from benchmarks.figures import Benchmark, Figure
 from tests.contract.storage_node import StorageNode, embedded_primary, guard, run_handler
 from tests.machines.host import LabError
+from tests.rude_server import hang, rude_server
 
 PROMISE_MS = 250
+REFUSAL_MS = 3500
+"""Whatever hangs."""
 NOTHING = "raise SystemExit(0)"
 """In the guard's place: what a start of the interpreter alone takes."""
 
@@ -40,8 +43,16 @@ def healthy(node: StorageNode, rounds: int) -> Sequence[Figure]:
             took_ms[1:],
             PROMISE_MS,
             {"`python -c pass`": nothing_ms[1:]},
-        )
+        ),
+        Figure("its no, when Consul hangs", "ms", hanging(node), REFUSAL_MS),
     ]
+
+
+def hanging(node: StorageNode) -> list[float]:
+    """Milliseconds until it refuses; this is the last measurement on the node."""
+    with rude_server(hang) as server:
+        node.configure(consul={"addresses": [server.address]})
+        return [guard(node).took_s * 1000 for _ in range(3)]
 
 
 BENCHMARKS = (

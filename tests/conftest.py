@@ -34,6 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
         named = item.get_closest_marker("timeout")
         seconds = named.args[0] if named else TIMEOUT_S
+        if item.get_closest_marker("hypothesis"):
+            seconds *= examples.times()
         item.add_marker(pytest.mark.timeout(seconds * slow), append=False)
 
 

@@ -94,6 +94,10 @@ class Writers:
             stream.stop()
 
 
+REPLICATED = 20
+"""Records at least, of which a takeover may lose none."""
+
+
 @dataclass(frozen=True)
 class Takeover:
     """The primary lost power under the clients; it has none yet."""
@@ -121,7 +125,8 @@ def power_cut(cluster: WithNomad, path: str) -> Takeover:
     old = cluster.primary()
     epoch = cluster.epoch(old)
     with Writers(cluster.lab, path) as writers:
-        replicated_s = writers.wait_for_ack(old).t_s
+        for _ in range(REPLICATED):
+            replicated_s = writers.wait_for_ack(old, after_s=time.monotonic()).t_s
         cluster.wait_until_replicated(old)
         writers.wait_for_ack(old, after_s=time.monotonic())
         cluster.power_cut(old)

@@ -107,7 +107,9 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
 
 
 @pytest.mark.timeout(300)
-def test_the_guard_of_a_healthy_primary_says_yes_each_time(by_default: WithNomad) -> None:
+def test_a_healthy_primary_is_refused_only_for_want_of_time(
+    by_default: WithNomad,
+) -> None:
     by_default.wait_for_heartbeats()
     script = f"for _ in $(seq {GUARDS}); do nfs-server-guard 2>&1 && echo yes || echo no $?; done"
     said = by_default[by_default.primary()].sh(script, timeout_s=120.0)
@@ -115,5 +117,5 @@ def test_the_guard_of_a_healthy_primary_says_yes_each_time(by_default: WithNomad
     too_slow = re.findall(
         rf"refused \[(?:deadline|consul-timeout)\]|^no {128 + SIGALRM}$", said, re.M
     )
-    assert re.findall(r"^yes$", said, re.M)
+    assert len(re.findall(r"^yes$", said, re.M)) > GUARDS // 2, said
     assert len(re.findall(r"^no ", said, re.M)) == len(too_slow), said

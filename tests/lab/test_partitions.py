@@ -12,6 +12,7 @@ from tests.lab.nomad import WithNomad
 
 PREFIX = f"standfast/{VOLUME}"
 OVERDUE_S = 9.0
+"""Longer than a takeover needs, and three times what the kernel leaves a port open."""
 """Without a heartbeat for so long, a primary would have been replaced."""
 
 
@@ -36,7 +37,7 @@ def test_a_foreign_value_in_the_leader_key_is_left_alone_and_named(cluster: With
     foreign = '{"hello": "world"}'
     cluster[name].consul("kv", "put", f"{PREFIX}/leader", foreign)
     all_stand_still(cluster, "foreign-value")
-    cluster.lab.wait_for(lambda: not cluster.serving(), 60.0, "the port is shut")
+    assert cluster.serving() == []
     for node in cluster.lab:
         assert "hello" in cluster.status(node.name)["decision"]["sentence"]
     assert cluster[name].consul("kv", "get", f"{PREFIX}/leader") == foreign
@@ -51,7 +52,7 @@ def test_an_epoch_that_went_back_halts_everybody_until_it_is_accepted(cluster: W
     epoch = cluster.epoch(name)
     cluster[name].consul("kv", "put", f"{PREFIX}/epoch", '{"v":1,"epoch":0}')
     all_stand_still(cluster, "epoch-went-back")
-    cluster.lab.wait_for(lambda: not cluster.serving(), 60.0, "the port is shut")
+    assert cluster.serving() == []
     assert str(epoch) in cluster.standfast(name, "accept-epoch", "--dry-run")
     cluster.standfast(name, "accept-epoch")
     cluster.lab.wait_for(lambda: cluster.serving() == [name], 60.0, "the holder serves again")

@@ -249,6 +249,8 @@ def test_a_crash_loop_of_the_lease_process_stops_the_nfs_server(cluster: WithNom
         return not node.is_active("nfs-server")
 
     node.wait_for(stopped_by_crashes, 60.0, "the server is stopped", interval_s=0.3)
+    # Not by the first crash, but by their number.
+    assert node.sh(f"systemctl show -P Result {LEASE}") == "start-limit-hit\n"
     node.run("systemctl", "reset-failed", LEASE, check=False)
 
 

@@ -11,14 +11,20 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-SEARCH = 50
+SEARCH = 10
+"""A round of a long search ends in minutes; new seeds find more than more examples."""
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "test")
 _TIMES = {"test": 1, "search": SEARCH}
 
 
+def times() -> int:
+    """By how much this run's profile multiplies what a test asks for."""
+    return _TIMES[PROFILE]
+
+
 def examples(count: int) -> settings:
     """The decorator for a property that `make test` tries with `count` examples, twice."""
-    return settings(max_examples=count * _TIMES[PROFILE])
+    return settings(max_examples=count * times())
 
 
 def load_profile() -> None:
@@ -27,7 +33,7 @@ def load_profile() -> None:
         raise ValueError(f"HYPOTHESIS_PROFILE={PROFILE}: only {' and '.join(_TIMES)} are known")
     settings.register_profile(
         PROFILE,
-        max_examples=100 * _TIMES[PROFILE],
+        max_examples=100 * times(),
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),

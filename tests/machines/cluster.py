@@ -115,13 +115,21 @@ ssh_key = "/root/.ssh/id_ed25519"
     def promote_first(self) -> None:
         """n1 becomes the first primary.
 
-        On a slow machine a step may pass the product's own deadline: its agent takes it up again.
+        On a slow machine a step may pass the product's own deadline: its agent takes it up again, or
+        has undone it, and is asked again.
         """
         self[PRIMARY].run("btrfs", "subvolume", "create", EXPORT)
         within_s = self.lab.pace.product_s
-        done = self[PRIMARY].run("standfast", "promote", timeout_s=within_s, check=False)
-        if done.returncode != STEP_FAILED:
-            done.checked()
+
+        def promoted() -> bool:
+            done = self[PRIMARY].run("standfast", "promote", timeout_s=within_s, check=False)
+            if "refused [deadline]" in done.stdout + done.stderr:
+                return False
+            if done.returncode != STEP_FAILED:
+                done.checked()
+            return True
+
+        self.lab.wait_for(promoted, within_s, "the first promotion", self.lab.pace.pause_s)
         self.wait_for_role(PRIMARY, "primary")
 
     # -- the product's own words ---------------------------------------------------------

@@ -18,9 +18,22 @@ def test_a_command_that_passes_its_deadline_is_killed_with_its_children(tmp_path
     with pytest.raises(LabTimeout, match=r"n1: hangs: still running after 0\.1 s: begun"):
         hangs.finish(0.1)
     assert not hangs.alive()
-    # A process that nobody has waited for yet is still in /proc, but has no command line.
-    line = Path(f"/proc/{child.read_text().strip()}/cmdline")
-    wait_for(lambda: not line.exists() or not line.read_bytes(), 30.0, "its child is gone")
+    wait_until_gone(child)
+
+
+def test_a_child_that_outlives_its_parent_and_holds_the_output_is_killed(tmp_path: Path) -> None:
+    script = "sleep 4711 & echo $! >child; echo begun"
+    left = Process(["sh", "-c", script], what="n1: leaves one", cwd=tmp_path)
+    wait_for(lambda: not left.alive(), 30.0, "its parent has ended")
+    with pytest.raises(LabTimeout, match=r"n1: leaves one: still running after 0\.1 s: begun"):
+        left.finish(0.1)
+    wait_until_gone(tmp_path / "child")
+
+
+def wait_until_gone(pid: Path) -> None:
+    """A process that nobody has waited for yet is still in /proc, but has no command line."""
+    line = Path(f"/proc/{pid.read_text().strip()}/cmdline")
+    wait_for(lambda: not line.exists() or not line.read_bytes(), 30.0, "the child is gone")
 
 
 def test_a_command_that_fails_names_itself_its_status_and_what_it_said() -> None:

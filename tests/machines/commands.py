@@ -108,8 +108,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL to it and its children; no error when it is over."""
         if self.alive():
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill_group()
 
     def wait(self, within_s: float) -> int:
         """Its exit status; LabTimeout when it runs on."""
@@ -126,14 +125,14 @@ class Process:
 
         def end() -> None:
             late.set()
-            self.kill()
+            self._kill_group()
 
         deadline = threading.Timer(within_s, end)
         deadline.start()
         try:
             returncode = self._ended()
         except BaseException:
-            self.kill()
+            self._kill_group()
             raise
         finally:
             deadline.cancel()
@@ -142,6 +141,11 @@ class Process:
             said = f"{done.stdout}{done.stderr}".strip()
             raise LabTimeout(f"{self.what}: still running after {within_s:.1f} s: {said}")
         return done
+
+    def _kill_group(self) -> None:
+        """Also when it has ended itself: children that hold its output keep its group in being."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _ended(self) -> int:
         with suppress(ErrorReturnCode):

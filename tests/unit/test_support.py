@@ -84,11 +84,13 @@ def test_no_test_sets_a_number_of_examples_that_a_profile_can_not_multiply() -> 
 def run_apart(directory: Path, workers: int, **environment: str) -> str:
     """What pytest says of the tests in a directory, with this project's conftest."""
     (directory / "pytest.ini").write_text("[pytest]\nmarkers = smoke\n")
+    # The workers of this run are not the other's.
+    around = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider",
          "-n", str(workers), "--dist", "loadgroup", "--rootdir", directory, directory],
         cwd=CHECKOUT,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), **environment},
+        env={**around, "PYTHONPATH": str(CHECKOUT), **environment},
         capture_output=True,
         text=True,
         timeout=pace.patient(60.0),

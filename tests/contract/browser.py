@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -16,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.contract.consul_clusters import free_ports
+from tests.support import needs
 from tests.support.pace import patient
 from tests.support.waiting import NotInTime, wait_for
 
@@ -90,9 +88,7 @@ class Browser:
 @contextlib.contextmanager
 def headless(directory: Path) -> Iterator[Browser]:
     """A browser with an empty profile below `directory`; skips where there is none."""
-    for program in ("chromium", "chromedriver"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed (Debian: chromium, chromium-driver)")
+    needs.require({"chromium": "chromium", "chromedriver": "chromium-driver"})
     [port] = free_ports(1)
     with (directory / "chromedriver.log").open("wb") as log:
         driver = subprocess.Popen(

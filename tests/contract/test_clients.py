@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,17 @@ import pytest
 
 from tests.contract.client_scene import HUNG_S, A, B
 from tests.contract.storage_node import VOLUME, StorageNode, run_handler
+from tests.support import needs
 from tests.support.figures import note
 from tests.support.pace import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 
 NO_ROOT = "needs root: it mounts, in a mount namespace of its own"
-NO_UNSHARE = "needs unshare (util-linux) for a mount namespace of its own: none on PATH"
+NO_UNSHARE = needs.why_no("unshare", "util-linux")
 needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None,
-    reason=NO_ROOT if os.geteuid() != 0 else NO_UNSHARE,
+    os.geteuid() != 0 or NO_UNSHARE is not None,
+    reason=NO_ROOT if os.geteuid() != 0 else NO_UNSHARE or "",
 )
 
 

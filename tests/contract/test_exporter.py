@@ -6,7 +6,6 @@ import base64
 import contextlib
 import math
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -33,6 +32,7 @@ from standfast.replication import state
 from standfast.views.exporter import Options, serve
 from standfast.views.web_server import MOST_FROM_ONE
 from tests.contract.consul_clusters import free_ports
+from tests.support import needs
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 from tests.unit.cli_helpers import write_config
@@ -171,8 +171,7 @@ def test_with_an_agent_both_formats_are_clean_and_the_roles_are_told(config: Con
     assert openmetrics[1]["Content-Type"].startswith("application/openmetrics-text")
     assert openmetrics[2].endswith("# EOF\n")
     assert roles == [200, 503, 404]
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    needs.require({"promtool": "prometheus"})
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=plain[2], capture_output=True, text=True
     )
@@ -253,9 +252,8 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path]:
     return pem, key
 
 
+@needs.tool("openssl", "openssl")
 def test_passwords_over_tls_and_a_renewed_certificate(config: Config, tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     users = tmp_path / "users"
     hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
     users.write_text(f"ann:{hashed}\n")

@@ -7,7 +7,6 @@ import ctypes
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import statistics
@@ -24,16 +23,17 @@ from standfast.adapters.fence import KernelFence, NftFence
 from standfast.adapters.fence_ipset import IpsetFence
 from standfast.clock import monotonic, sleep
 from standfast.errors import StandfastError, TimedOut
+from tests.support import needs
 from tests.support.pace import patient
 
 PORT = 2049
 SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
-TOOLS = ("nft", "ipset", "iptables-legacy", "ip")
-MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
-
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and firewalls"),
-    pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}"),
+    needs.tool("nft", "nftables"),
+    needs.tool("ipset", "ipset"),
+    needs.tool("iptables-legacy", "iptables"),
+    needs.tool("ip", "iproute2"),
 ]
 libc = ctypes.CDLL(None, use_errno=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import uuid
@@ -20,14 +19,17 @@ from standfast.adapters.systemd import JournalLine
 from standfast.clock import Deadline, sleep
 from standfast.config.model import Config, Nfs, Node, Paths
 from standfast.errors import CommandFailed
+from tests.support import needs
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 
-TOOLS = ("ganesha.nfsd", "nfs-cat", "mkfs.btrfs", "ip", "ss")
-MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts and serves a file system"),
-    pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}"),
+    needs.tool("ganesha.nfsd", "nfs-ganesha nfs-ganesha-vfs"),
+    needs.tool("nfs-cat", "libnfs-utils"),
+    needs.tool("mkfs.btrfs", "btrfs-progs"),
+    needs.tool("ip", "iproute2"),
+    needs.tool("ss", "iproute2"),
 ]
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from tests.support import needs
 from tests.support.pace import patient
 
 # A listener and two clients on other ports than the one whose connections are to go.
@@ -39,10 +39,8 @@ socket.create_connection(("127.0.0.1", 2049), timeout=float(sys.argv[1]))
 """
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("ss") is None,
-    reason="needs root for a network namespace, and ss of iproute2",
-)
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a network namespace")
+@needs.tool("ss", "iproute2")
 def test_the_clients_of_the_nfs_port_are_disconnected_and_nobody_else() -> None:
     inside = 'ip link set lo up && exec "$0" -c "$1" "$2"'
     done = subprocess.run(

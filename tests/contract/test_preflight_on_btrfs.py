@@ -21,6 +21,7 @@ from standfast.names import SnapshotName
 from standfast.replication.preflight import Facts, Problem, facts_here, problems
 from standfast.views.storage_checks import look
 from tests.contract.volumes import btrfs_on_file, command, config_for, require_btrfs
+from tests.support import needs
 
 FOREIGN = "11111111-2222-4333-8444-555555555555"
 
@@ -231,11 +232,10 @@ def test_paths_on_another_file_system_or_on_none_are_found(
     assert "no btrfs at" in none.the_problem().evidence
 
 
+@needs.tool("blkid", "util-linux")
 def test_a_copy_of_the_disk_is_found_and_the_fix_makes_it_another_file_system(
     node: Node, tmp_path: Path
 ) -> None:
-    if shutil.which("blkid") is None:
-        pytest.skip("needs blkid (util-linux), which lists the devices: none on PATH")
     command("sync", "-f", node.root)
     copy = tmp_path / "copy.img"
     shutil.copyfile(node.image, copy)

@@ -7,7 +7,6 @@ may come back empty.
 from __future__ import annotations
 
 import json
-import shutil
 import socketserver
 import subprocess
 import sys
@@ -35,20 +34,19 @@ from tests.machines.monitoring import (
     dashboard_queries,
     names_in,
 )
+from tests.support import needs
 from tests.support.pace import factor, patient
 from tests.support.waiting import wait_for
 from tests.unit.cli_helpers import write_node
 
 VOLUME = "data-services"
-TOOLS = ("prometheus", "prometheus-alertmanager", "curl")
+TOOLS = {name: name for name in ("prometheus", "prometheus-alertmanager", "curl")}
 LATE_S = 90.0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tools() -> None:
-    absent = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if absent:
-        pytest.skip(f"{', '.join(absent)} not installed: run tests/tools/lab-packages")
+    needs.require(TOOLS)
 
 
 def document(node: str, now: float) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ from standfast.demo.consul_server import EmbeddedConsul
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from tests.contract.consul_clusters import free_ports
 from tests.contract.volumes import btrfs_on_file, command, make_live
+from tests.support import needs
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -44,9 +45,8 @@ RUN_SSHD = Path("/run/sshd")
 
 def require_sshd() -> None:
     if SSHD is None:
-        pytest.skip("needs a real sshd: none on PATH (apt-get install openssh-server)")
-    if shutil.which("ssh") is None:
-        pytest.skip("needs a real ssh: none on PATH (apt-get install openssh-client)")
+        pytest.skip("sshd is not installed (apt-get install openssh-server)")
+    needs.require({"ssh": "openssh-client"})
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from standfast.adapters.directory import initialise
 from standfast.config.model import Config, Node, Paths
+from tests.support import needs
 from tests.support.waiting import wait_for
 
 SIZE = "384M"
@@ -22,8 +22,8 @@ def why_no_btrfs() -> str | None:
     """The reason for a skip, or None when btrfs can be used here."""
     if os.geteuid() != 0:
         return "needs root: mounts a btrfs file system from a file"
-    if shutil.which("mkfs.btrfs") is None:
-        return "needs btrfs-progs: mkfs.btrfs is not on PATH"
+    if reason := needs.why_no("mkfs.btrfs", "btrfs-progs"):
+        return reason
     if not Path("/dev/loop-control").exists():
         return "needs loop devices: there is no /dev/loop-control"
     return None

@@ -1,15 +1,31 @@
-"""What a test needs of the machine, and the words of its absence."""
+"""What a test needs of the machine, and the words of its absence.
+
+`package` is always Debian's name of what has the program.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 
 import pytest
 
 
+def why_no(program: str, package: str) -> str | None:
+    """The reason for a skip, or None when `program` is here."""
+    if shutil.which(program):
+        return None
+    return f"{program} is not installed (apt-get install {package})"
+
+
 def tool(program: str, package: str) -> pytest.MarkDecorator:
-    """Leaves a test out where `program` is missing; `package` is Debian's name of what has it."""
-    return pytest.mark.skipif(
-        shutil.which(program) is None,
-        reason=f"{program} is not installed (apt-get install {package})",
-    )
+    """Leaves a test out where `program` is missing."""
+    reason = why_no(program, package)
+    return pytest.mark.skipif(reason is not None, reason=reason or "")
+
+
+def require(programs: Mapping[str, str]) -> None:
+    """Leaves out the test that is running, or asks for this fixture; program -> package."""
+    for program, package in programs.items():
+        if reason := why_no(program, package):
+            pytest.skip(reason)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from standfast.cli.commands import COMMANDS, visible
 from standfast.cli.completion import SHELLS, bash, fish, zsh
 from standfast.cli.documents import man_page, markdown, pages
 from standfast.reasons import Reason
+from tests.support import needs
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -41,9 +41,8 @@ def test_the_pages_know_every_command_and_option() -> None:
                 assert argument.name in text or argument.metavar in text
 
 
+@needs.tool("groff", "groff-base")
 def test_the_man_page_is_clean_for_groff() -> None:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed (apt-get install groff-base)")
     done = subprocess.run(
         ["groff", "-man", "-Tutf8", "-ww"], input=man_page(), capture_output=True, text=True
     )
@@ -85,8 +84,7 @@ def test_each_shell_s_script_knows_every_command_and_parses(shell: str) -> None:
         for argument in command.arguments:
             if argument.is_option:
                 assert argument.name.lstrip("-") in script
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed: its script was not parsed")
+    needs.require({shell: shell})
     done = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

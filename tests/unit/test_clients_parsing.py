@@ -37,6 +37,7 @@ from standfast.config.model import Client
 from standfast.errors import StandfastError
 from tests.fakes.client import fake_client, fsid
 from tests.fakes.machine import config_in
+from tests.support import needs
 
 PATH = Path("/data/services")
 MOUNTINFO = """\
@@ -133,10 +134,8 @@ def test_the_kernel_s_list_of_nfs_file_systems() -> None:
 def test_unit_names_are_systemd_s(path: str, name: str) -> None:
     assert unit_name(Path(path), "mount") == name
     argv = ["systemd-escape", "--path", "--suffix=mount", path]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10)
-    except FileNotFoundError:
-        pytest.skip("systemd-escape is not installed: nothing to compare the unit's name with")
+    needs.require({argv[0]: "systemd"})
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=10)
     assert done.stdout.strip() == name
 
 
@@ -152,10 +151,8 @@ def test_the_units_are_the_runbook_s_and_systemd_takes_them(tmp_path: Path) -> N
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     argv = ["systemd-analyze", "verify", *(str(tmp_path / name) for name in files)]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
-    except FileNotFoundError:
-        pytest.skip("systemd-analyze is not installed: the units were not verified")
+    needs.require({argv[0]: "systemd"})
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
     ours = [line for line in done.stderr.splitlines() if "data-services" in line]
     assert not [line for line in ours if "man standfast" not in line], done.stderr
 

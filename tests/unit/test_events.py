@@ -25,6 +25,7 @@ from standfast.errors import Refused
 from standfast.events import NOTICE, Event, Kind, happened, tell
 from standfast.reasons import Reason
 from tests.fakes.machine import config_in
+from tests.support import needs
 
 # An interface: alerts of other people hang on these. Add to it; change nothing.
 IDS = {
@@ -267,9 +268,8 @@ def test_the_page_has_every_event_with_its_id_and_priority() -> None:
     assert rows == [(str(kind), kind.message_id, str(kind.priority)) for kind in Kind]
 
 
+@needs.tool("journalctl", "systemd")
 def test_journalctl_explains_every_event(tmp_path: Path) -> None:
-    if shutil.which("journalctl") is None:
-        pytest.skip("journalctl is not installed (apt-get install systemd)")
     places = [tmp_path / "usr/lib/systemd/catalog", tmp_path / "var/lib/systemd/catalog"]
     for place in places:
         place.mkdir(parents=True)

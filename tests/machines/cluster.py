@@ -115,8 +115,8 @@ ssh_key = "/root/.ssh/id_ed25519"
     def promote_first(self) -> None:
         """n1 becomes the first primary.
 
-        On a slow machine a step may pass the product's own deadline: its agent takes it up again, or
-        has undone it, and is asked again.
+        On a slow machine a step may pass the product's own deadline: its agent takes it up again,
+        or has undone it and is asked again.
         """
         self[PRIMARY].run("btrfs", "subvolume", "create", EXPORT)
         within_s = self.lab.pace.product_s

@@ -45,6 +45,8 @@ def why_not(needs: Needs) -> str | None:
     """The reason why this machine can't run a lab, or None."""
     if os.geteuid() != 0:
         return f"{needs.lab} needs root: {needs.root}"
+    if not Path("/proc/1/root").samefile("/"):
+        return f"{needs.lab} can't run in a chroot: it needs a machine that has booted"
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     absent = {pkg for tool, pkg in needs.tools.items() if not shutil.which(tool, path=path)}
     if absent:

@@ -45,8 +45,9 @@ def why_not(needs: Needs) -> str | None:
     """The reason why this machine can't run a lab, or None."""
     if os.geteuid() != 0:
         return f"{needs.lab} needs root: {needs.root}"
-    if not Path("/proc/1/root").samefile("/"):
-        return f"{needs.lab} can't run in a chroot: it needs a machine that has booted"
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    if "/" not in (line.split()[4] for line in mounts):
+        return f"{needs.lab} can't run in a directory that is no mount point (a plain chroot)"
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     absent = {pkg for tool, pkg in needs.tools.items() if not shutil.which(tool, path=path)}
     if absent:

@@ -18,6 +18,9 @@ from tests.machines.host import CHECKOUT, LabError, why_not
 
 FIRST_WRITE_S = {DEFAULT: 20.0, FAST: 9.0}
 IDLE_PERCENT = 1.0
+IDLE_WAKE_UPS = 30.0
+"""Per second."""
+IDLE_MB = 90.0
 GUARD_MS = 250.0
 GUARDS = 15
 """Starts of the guard in a round."""
@@ -141,8 +144,8 @@ def idle(scene: Scene, rounds: int) -> Sequence[Figure]:
         memory = {"Consul": [resident_mb(node, consul)]}
         figures += [
             Figure(f"{role}: share of a core", "%", share["ours"], IDLE_PERCENT, beside(share)),
-            Figure(f"{role}: wake-ups", "per second", woken["ours"], baselines=beside(woken)),
-            Figure(f"{role}: memory", "MB", [resident_mb(node, ours)], baselines=memory),
+            Figure(f"{role}: wake-ups", "per second", woken["ours"], IDLE_WAKE_UPS, beside(woken)),
+            Figure(f"{role}: memory", "MB", [resident_mb(node, ours)], IDLE_MB, memory),
         ]
     return figures
 

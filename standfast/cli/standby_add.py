@@ -18,7 +18,7 @@ from standfast.cli.output import note, print_json
 from standfast.cli.replicate import Outlook, outlook
 from standfast.cli.standby_way import Way
 from standfast.cli.steps import Mark, Report, Step, node_name
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.clock import Deadline, sleep
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
@@ -29,6 +29,7 @@ from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.progress import showing, size
+from standfast.replication.survey import both_sides
 from standfast.views.text import duration
 
 SURVEY_S = 60.0
@@ -133,38 +134,31 @@ class _Joining:
 
     def _survey(self) -> Iterator[Step]:
         """What each side says of itself, and what doesn't fit between them."""
-        begun_at = monotonic()
         try:
-            ours = preflight.facts_here(self.config, self.store)
-            theirs, size_bytes = self._facts_there()
+            both = both_sides(self.config, self.store, self.node, self.deadline.within(SURVEY_S))
+            self.there = both.snapshots
+            self.coming = outlook(self.config, self.node, both.snapshots, full=False)
         except (StandfastError, OSError) as error:
             known = error if isinstance(error, StandfastError) else StandfastError(str(error))
             yield Step("survey", Mark.BAD, f"both sides can't be looked at: {error}", error=known)
             return
         found = [
-            *preflight.problems(ours),
-            *preflight.problems(theirs),
+            *preflight.problems(both.ours),
+            *preflight.problems(both.theirs),
             *preflight.problems_between(
-                ours, theirs, size_bytes=size_bytes, apart_s=monotonic() - begun_at
+                both.ours,
+                both.theirs,
+                size_bytes=self.coming.estimate_bytes,
+                apart_s=both.apart_s,
             ),
         ]
         for problem in dict.fromkeys(found):
             mark = Mark.BAD if problem.grave else Mark.WORD
             yield Step(problem.check, mark, problem.evidence, (problem.fix,))
         if not any(problem.grave for problem in found):
-            free = size(theirs.free_bytes)
+            free = size(both.theirs.free_bytes)
             names = f"{self.config.node} and {self.node}"
             yield Step("survey", Mark.OK, f"{names} fit together; {free} are free on {self.node}")
-
-    def _facts_there(self) -> tuple[preflight.Facts, int | None]:
-        """And how much is to be sent, if that can be said."""
-        soon = self.deadline.within(SURVEY_S)
-        with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (asked, welcome):
-            answer = talk.ask(asked, wire.Survey(), soon)
-            facts = preflight.Facts.parse(wire.parse_surveyed(answer).facts)
-        self.there = welcome.snapshots
-        self.coming = outlook(self.config, self.node, welcome.snapshots, full=False)
-        return facts, self.coming.estimate_bytes
 
     # Who is primary
 

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 # Of F, kept back for the kernel's own delay in ending a timeout, seconds (seen: 0.02-0.2).
 FENCE_MARGIN_S = 0.3
 RETRY_S = 0.5
+REQUEST_S = 0.5
+"""A client on the socket that says nothing holds the heartbeats up for so long; as long as the
+fast profile's heartbeat."""
 
 
 @dataclass(slots=True)
@@ -223,7 +226,7 @@ def _converse(keeper: Keeper, server: socket.socket) -> None:
     connection, _ = server.accept()
     with connection:
         try:
-            request = parse(read_line(connection, Deadline.after(0.5)))
+            request = parse(read_line(connection, Deadline.after(REQUEST_S)))
             reply = answer(keeper, request)
             keeper.save()
             send(connection, reply)

@@ -12,18 +12,17 @@ from typing import Any
 from standfast.adapters.stores import open_store
 from standfast.cli.standby_way import Way
 from standfast.cli.steps import Mark, Step
-from standfast.clock import Deadline, format_utc, monotonic
+from standfast.clock import Deadline, format_utc
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.replication import preflight, talk, wire
+from standfast.replication import preflight
 from standfast.replication.preflight import Facts, Problem
 from standfast.replication.progress import size
+from standfast.replication.survey import both_sides
 from standfast.views.doctor import Finding
 from standfast.views.text import duration
 
 ASK_S = 30.0
-# Beyond the time that a question took, two clocks may be read so far apart, seconds.
-READING_S = 0.5
 
 
 def look(config: Config, doc: Mapping[str, Any]) -> list[Finding]:
@@ -96,28 +95,20 @@ def way_and_facts(config: Config, name: str) -> list[Finding]:
         if step.mark is Mark.BAD or (step.mark is Mark.LEFT and not config.replication.command):
             return [_blocked(name, step)]
     try:
-        ours = preflight.facts_here(config, open_store(config))
-        asked_at = monotonic()
-        theirs = _facts_there(config, name)
+        both = both_sides(config, open_store(config), name, Deadline.after(ASK_S))
     except (StandfastError, OSError) as error:
         fix = f"standfast standby add {name} goes through it step by step"
         return [Finding("survey", False, str(error), fix, name)]
     by_key = step is not None and step.mark is Mark.OK
     evidence = step.evidence if step and by_key else "it answers, by replication.command"
-    apart_s = monotonic() - asked_at + READING_S
-    return [Finding("way", True, evidence, "", name), *compare(ours, theirs, apart_s)]
+    way = Finding("way", True, evidence, "", name)
+    return [way, *compare(both.ours, both.theirs, both.apart_s)]
 
 
 def _blocked(name: str, step: Step) -> Finding:
     """A dry run that would change something can't go on: that, too, is not done yet."""
     fix = "; ".join(step.fix) or f"standfast standby add {name}"
     return Finding("way", False, f"{step.name}: {step.evidence}", fix, name)
-
-
-def _facts_there(config: Config, name: str) -> Facts:
-    soon = Deadline.after(ASK_S)
-    with talk.greet(config, name, soon, wire.Purpose.ASK) as (asked, _):
-        return Facts.parse(wire.parse_surveyed(talk.ask(asked, wire.Survey(), soon)).facts)
 
 
 def compare(ours: Facts, theirs: Facts, apart_s: float) -> list[Finding]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ import pytest
 from standfast.cli import standby_add
 from standfast.clock import monotonic
 from standfast.records import StandbyRecord
-from standfast.replication import pins, preflight, state
+from standfast.replication import pins, preflight, state, survey, talk
 from standfast.replication.authorized import authorized_line
 from standfast.replication.keys import PublicKey, known_hosts
 from tests.contract.two_nodes import (
@@ -167,22 +168,39 @@ def test_on_another_node_than_the_primary_only_the_way_is_made_ready(pair: TwoNo
 
 
 @plain
-def test_a_standby_that_answers_late_is_not_said_to_have_another_clock(
-    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("late", "clock"), [("the answer", None), ("the way", "BAD")], ids=["answer", "way"]
+)
+def test_what_a_slow_answer_may_explain_is_no_wrong_clock_but_what_a_slow_way_does_is(
+    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch, late: str, clock: str | None
 ) -> None:
+    """A standby whose clock is far ahead, or that is only asked a minute before it is compared."""
     let_in(pair)
-    late_s = 20.0
+    late_s, moved = 60.0, []
+
+    @contextmanager
+    def greet(*arguments: Any) -> Iterator[Any]:
+        with talk.greet(*arguments) as greeted:
+            if late == "the way":
+                moved.append(late_s)
+            yield greeted
+
+    def ask(*arguments: Any) -> Any:
+        answer = talk.ask(*arguments)
+        if late == "the answer":
+            moved.append(late_s)
+        return answer
 
     def facts_here(*arguments: Any) -> preflight.Facts:
-        """Of long ago, when the other one answers."""
         facts = preflight.facts_here(*arguments)
-        monkeypatch.setattr(standby_add, "monotonic", lambda: monotonic() + late_s)
         return replace(facts, utc_s=facts.utc_s - late_s)
 
+    monkeypatch.setattr(survey, "talk", SimpleNamespace(greet=greet, ask=ask))
     asked = SimpleNamespace(**{**vars(preflight), "facts_here": facts_here})
-    monkeypatch.setattr(standby_add, "preflight", asked)
-    code, doc = pair.run_json("standby", "add", "c1")
-    assert code == 0 and "clock" not in dict(marks(doc)), doc
+    monkeypatch.setattr(survey, "preflight", asked)
+    monkeypatch.setattr(survey, "monotonic", lambda: monotonic() + sum(moved))
+    _, doc = pair.run_json("standby", "add", "c1")
+    assert dict(marks(doc)).get("clock") == clock, doc
 
 
 # The door

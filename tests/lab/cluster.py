@@ -22,6 +22,7 @@ from tests.machines.cluster import (
     Installed,
     Timing,
 )
+from tests.machines.commands import LabError
 
 __all__ = ["AGENT", "DEFAULT", "FAST", "LEASE", "PRIMARY", "VOLUME", "Cluster", "Timing"]
 
@@ -36,6 +37,8 @@ class Cluster(Installed[Node]):
     def __init__(self, lab: Lab, timing: Timing, extra: str = "") -> None:
         """`extra`: top-level lines of the configuration."""
         super().__init__(lab, timing, extra)
+        self.beyond_repair: LabError | None = None
+        """What the last attempt to repair it ended with."""
 
     def install(self) -> None:
         """Install, configure and start on every node; nobody is primary yet."""

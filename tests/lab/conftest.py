@@ -17,7 +17,7 @@ import pytest
 from tests.lab.cluster import FAST
 from tests.lab.lab import NEEDS, Lab
 from tests.lab.nomad import WithNomad, with_nomad
-from tests.machines.host import why_not
+from tests.machines.host import LabError, why_not
 from tests.machines.reporting import register
 
 HERE = Path(__file__).parent
@@ -64,8 +64,18 @@ def shared(lab_factory: Callable[..., Lab]) -> Iterator[WithNomad]:
 
 @pytest.fixture
 def cluster(shared: WithNomad) -> WithNomad:
-    """The shared cluster, whole and healthy whatever the last test did."""
-    shared.repair()
+    """The shared cluster, whole and healthy whatever the last test did.
+
+    One that can't be made healthy again is the same error for every test behind it, so that it is
+    waited for once and told once (tests/machines/reporting.py).
+    """
+    if shared.beyond_repair is not None:
+        raise shared.beyond_repair
+    try:
+        shared.repair()
+    except LabError as error:
+        shared.beyond_repair = error
+        raise
     return shared
 
 

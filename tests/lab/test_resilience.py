@@ -20,7 +20,6 @@ from tests.support.pace import patient
 
 CONFIG = f"/etc/standfast/{VOLUME}.toml"
 LEADER = f"kv/standfast/{VOLUME}/leader"
-RACES = 10
 OUTAGE_S = 12.0
 """A failover would have come by then: twice the shared cluster's failover_after."""
 
@@ -129,11 +128,19 @@ def test_a_lost_consul_quorum_is_a_pause_and_not_a_failover(cluster: WithNomad) 
     assert cluster.epoch(name) == epoch
 
 
-@pytest.mark.timeout(300)
-def test_two_nodes_that_start_nfs_server_at_once_never_both_serve(cluster: WithNomad) -> None:
+def races(few: int, many: int) -> pytest.MarkDecorator:
+    """A few in `make lab`, and many in `make torture`."""
+    return pytest.mark.parametrize("races", [few, pytest.param(many, marks=pytest.mark.torture)])
+
+
+@pytest.mark.timeout(600)
+@races(10, 50)
+def test_two_nodes_that_start_nfs_server_at_once_never_both_serve(
+    cluster: WithNomad, races: int
+) -> None:
     name = cluster.primary()
     other = cluster.standby().name
-    for _ in range(RACES):
+    for _ in range(races):
         # The agent may be starting it again at this moment, which cancels the stop: no matter.
         cluster[name].run("systemctl", "stop", "nfs-server", check=False)
         with ThreadPoolExecutor(2) as pool:
@@ -150,20 +157,24 @@ def test_two_nodes_that_start_nfs_server_at_once_never_both_serve(cluster: WithN
         )
 
 
-@pytest.mark.timeout(300)
-def test_two_nodes_that_promote_at_once_get_one_epoch_between_them(cluster: WithNomad) -> None:
-    old = cluster.primary()
-    epoch = cluster.epoch(old)
-    cluster.wait_until_replicated(old)
-    cluster.standfast(old, "demote")
-    with Writers(cluster.lab, "promoted") as writers, ThreadPoolExecutor(3) as pool:
-        names = [n.name for n in cluster.lab]
-        list(pool.map(lambda n: cluster.standfast(n, "promote", check=False), names))
-        cluster.wait_until_settled(90.0)
-        new = cluster.primary()
-        writers.wait_for_ack(new, after_s=time.monotonic())
-    assert writers.served() == [new]
-    assert cluster.epoch(new) == epoch + 1
+@pytest.mark.timeout(600)
+@races(1, 5)
+def test_two_nodes_that_promote_at_once_get_one_epoch_between_them(
+    cluster: WithNomad, races: int
+) -> None:
+    names = [n.name for n in cluster.lab]
+    for race in range(races):
+        old = cluster.primary()
+        epoch = cluster.epoch(old)
+        cluster.wait_until_replicated(old)
+        cluster.standfast(old, "demote")
+        with Writers(cluster.lab, f"promoted{race}") as writers, ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda n: cluster.standfast(n, "promote", check=False), names))
+            cluster.wait_until_settled(90.0)
+            new = cluster.primary()
+            writers.wait_for_ack(new, after_s=time.monotonic())
+        assert writers.served() == [new]
+        assert cluster.epoch(new) == epoch + 1
 
 
 @pytest.mark.timeout(300)

@@ -33,7 +33,8 @@ _first: dict[BaseException, str] = {}
 
 
 class NotUp(pytest.fail.Exception):  # type: ignore[name-defined, misc]
-    """A lab, or the product's first set-up on it, did not come up; the first line says why."""
+    """What tests share on a lab could not be set up: the lab itself, the product on it, or what is
+    done to it first. The first line says why."""
 
 
 def register(config: pytest.Config) -> None:
@@ -77,7 +78,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             _first.setdefault(cause, item.nodeid)
         first = _first.get(cause, item.nodeid)
         if first != item.nodeid:
-            reason = f"Skipped: the lab did not come up: see {first}"
+            reason = f"Skipped: what these tests share could not be set up: see {first}"
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.location[1], reason)
             return report

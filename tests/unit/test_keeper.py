@@ -9,13 +9,13 @@ from typing import Any, cast
 import pytest
 
 from standfast.clock import monotonic
-from standfast.config.model import Config
+from standfast.config.model import FAST_PROFILE, Config
 from standfast.errors import StandfastError
 from standfast.lease import protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.lease.holding import Kept, LeaseKeys
-from standfast.lease.keeper import Keeper, answer, build
+from standfast.lease.keeper import REQUEST_S, Keeper, answer, build
 from standfast.lease.protocol import NEVER, Tenure
 from standfast.records import Handover, Holder, LeaderState
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -180,6 +180,11 @@ def test_after_a_clean_of_unknown_outcome_it_waits_for_a_word(
 def waits_for_a_word(keeper: Keeper) -> bool:
     """Its loop sends no heartbeat."""
     return keeper.holding_back
+
+
+def test_a_silent_client_holds_heartbeats_up_for_no_longer_than_the_shortest() -> None:
+    """That none of them is waited for without end is in test_lease_on_consul.py."""
+    assert FAST_PROFILE.heartbeat >= REQUEST_S
 
 
 # Taking up

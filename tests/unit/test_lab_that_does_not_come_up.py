@@ -140,7 +140,7 @@ def test_a_boot_that_fails_is_one_error_and_the_tests_behind_it_name_the_first(
 ) -> None:
     said = run(pytester, n2_boots="raise LabTimeout('n2: boot: too late')")
     assert "1 passed, 2 skipped, 1 error in" in said
-    assert said.count("the lab did not come up: see labs/test_it.py::test_first") == 2
+    assert said.count("could not be set up: see labs/test_it.py::test_first") == 2
     reason = "n2: boot: too late; n2: its console ends with: kernel panic"
     assert first_line_of_the_error(said) == reason
     assert (pytester.path / "labs/undone").exists()

@@ -1,0 +1,43 @@
+"""What this node and a standby say of themselves at about the same moment.
+
+Invariant: nothing is changed on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from standfast.clock import Deadline, monotonic
+from standfast.config.model import Config
+from standfast.replication import preflight, talk, wire
+from standfast.replication.ports import ReplicaStore
+
+READING_S = 0.5
+"""Beyond the time that the questions took, two clocks may be read so far apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class BothSides:
+    """The answers."""
+
+    ours: preflight.Facts
+    theirs: preflight.Facts
+    snapshots: Sequence[wire.Offer]
+    """What the standby has."""
+    apart_s: float
+    """At most between the moments at which the two said what time it is."""
+
+
+def both_sides(config: Config, store: ReplicaStore, standby: str, deadline: Deadline) -> BothSides:
+    """Ask both, over a conversation as replication has it; StandfastError or OSError.
+
+    The clock runs from the question on: how long the way took says nothing of their clocks.
+    """
+    with talk.greet(config, standby, deadline, wire.Purpose.ASK) as (asked, welcome):
+        asked_at = monotonic()
+        answer = talk.ask(asked, wire.Survey(), deadline)
+        ours = preflight.facts_here(config, store)
+        apart_s = monotonic() - asked_at + READING_S
+    theirs = preflight.Facts.parse(wire.parse_surveyed(answer).facts)
+    return BothSides(ours, theirs, welcome.snapshots, apart_s)

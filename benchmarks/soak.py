@@ -285,7 +285,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Replication under a steady write load")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--interval", type=float, default=5.0)
-    parser.add_argument("--tail", type=float, default=60.0, help="seconds with an interval of 1 s")
+    parser.add_argument(
+        "--tail",
+        type=float,
+        default=60.0,
+        help="seconds with an interval of 1 s, shown and not judged",
+    )
     args = parser.parse_args()
     print(f"soak: {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f} at the start", flush=True)
     return 0 if soak_all(args.seconds, args.interval, args.tail) else 1

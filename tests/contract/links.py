@@ -39,7 +39,6 @@ os.close(0), os.close(1)
 status = link.recv(1)
 sys.exit(status[0] if status else 255)
 """
-LINK_LOST = 255
 PIECE = 65536
 UP = ("hello", "begin")
 DOWN = ("welcome", "ready", "published")

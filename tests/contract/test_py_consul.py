@@ -61,6 +61,7 @@ SOME = (
     ("tests", "which"),
     [
         pytest.param(CONTRACT, SOME, id="some"),
+        pytest.param(GATEWAY, "library_is_the_one", id="library"),
         pytest.param(CONTRACT, "", id="contract", marks=pytest.mark.torture),
         pytest.param(GATEWAY, "", id="gateway", marks=pytest.mark.torture),
     ],

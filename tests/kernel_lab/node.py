@@ -25,7 +25,6 @@ from tests.machines.network import PREFIX, mac
 from tests.machines.node import Machine, Pace
 from tests.machines.spec import Spec
 
-Files = Mapping[str, tuple[str, int]]
 PACE = Pace(
     command_s=60.0,
     consul_s=10.0,
@@ -197,15 +196,6 @@ class Node(Machine):
 
     def _write_down(self, path: str, text: str, mode: int) -> None:
         self._pending[path] = (text.encode(), mode)
-
-    def write_all(self, files: Files) -> None:
-        """Several files at once; as `write`."""
-        for path, (text, mode) in files.items():
-            self._pending[path] = (text.encode(), mode)
-        if self.pid:
-            self._pack()
-            data = (self.directory / "files.tar").read_bytes()
-            self.run("tar", "-C", "/", "-xf", "-", input=data)
 
     def add_tree(self, tree: Path) -> None:
         """What lies below a directory of the host is below / after the next boot."""

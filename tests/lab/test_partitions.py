@@ -12,8 +12,7 @@ from tests.lab.nomad import WithNomad
 
 PREFIX = f"standfast/{VOLUME}"
 OVERDUE_S = 9.0
-"""Longer than a takeover needs, and three times what the kernel leaves a port open."""
-"""Without a heartbeat for so long, a primary would have been replaced."""
+"""Without a heartbeat for so long a primary would have been replaced, and its port be shut."""
 
 
 @pytest.mark.timeout(120)

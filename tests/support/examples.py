@@ -1,7 +1,7 @@
 """How many examples Hypothesis tries: few in `make test`, many in a search.
 
 A test says with `@examples(n)` what `make test` can afford. It runs there twice: with a fixed
-seed, so that a failure is everybody's, and with a fresh one, which the run prints.
+seed, so that everybody sees the same failure, and with a fresh one, which the run prints.
 HYPOTHESIS_PROFILE=search (`make torture`) multiplies every such number by SEARCH.
 """
 

@@ -30,7 +30,7 @@ demo: $(READY) ## a cluster on loopback: failover and the way back, without root
 test: $(READY) ## static checks, every fast test and the lab's smoke test (root: all; else what it can)
 	@tests/tools/suite test
 
-lab: $(READY) ## the whole container lab (root): three nodes with real parts
+lab: $(READY) ## the container lab (root): three nodes with real parts
 	@tests/tools/suite lab
 
 kernel-lab: $(READY) ## the kernel lab (root): three machines with real kernels and NFS

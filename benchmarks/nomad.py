@@ -33,13 +33,14 @@ def moving(cluster: WithNomad, rounds: int) -> Sequence[Figure]:
     down_s: dict[str, list[float]] = {name: [] for name in JOBS}
     pauses_s: dict[Manner, list[float]] = {Manner.NORMAL: [], Manner.HANG: []}
     for number in range(rounds):
-        for manner, taken_s in pauses_s.items():
+        # Each goes both ways: the nodes may differ.
+        for manner in sorted(pauses_s, key=lambda one: one.value, reverse=number % 2 == 1):
             source, target = cluster.primary(), cluster.standby().name
             cluster.wait_until_replicated(source)
             cluster.nomad.be(manner)
             words = ("switchover", "--to", target)
             path = f"to-{target}-{manner.value}{number}"
-            taken_s.append(handover(cluster, source, target, words, path)[0])
+            pauses_s[manner].append(handover(cluster, source, target, words, path)[0])
             cluster.nomad.be(Manner.NORMAL)
             cluster.wait_until_followed(target)
             if manner is Manner.NORMAL:

@@ -13,9 +13,6 @@ from standfast.config.model import Config
 from standfast.replication import preflight, talk, wire
 from standfast.replication.ports import ReplicaStore
 
-READING_S = 0.5
-"""Beyond the time that the questions took, two clocks may be read so far apart."""
-
 
 @dataclass(frozen=True, slots=True)
 class BothSides:
@@ -30,14 +27,15 @@ class BothSides:
 
 
 def both_sides(config: Config, store: ReplicaStore, standby: str, deadline: Deadline) -> BothSides:
-    """Ask both, over a conversation as replication has it; StandfastError or OSError.
+    """Ask the standby, over a conversation as replication has it, then this node; StandfastError or
+    OSError.
 
-    The clock runs from the question on: how long the way took says nothing of their clocks.
+    `apart_s` counts from the question on: how long the way took says nothing of their clocks.
     """
     with talk.greet(config, standby, deadline, wire.Purpose.ASK) as (asked, welcome):
         asked_at = monotonic()
         answer = talk.ask(asked, wire.Survey(), deadline)
-        ours = preflight.facts_here(config, store)
-        apart_s = monotonic() - asked_at + READING_S
+    ours = preflight.facts_here(config, store)
+    apart_s = monotonic() - asked_at
     theirs = preflight.Facts.parse(wire.parse_surveyed(answer).facts)
     return BothSides(ours, theirs, welcome.snapshots, apart_s)

@@ -135,15 +135,16 @@ class Disks:
             nodes.append(peer(root, node, "btrfs", self.place / "keys.json", **more))
         a, b = nodes
         self.links.reach("b", b.spec)
-        return Pair(a.reaching(self.links.command("b")), b, trees.copy())
+        return Pair(a.reaching(self.links.command("b")), b, self.links, trees.copy())
 
 
 class Pair:
     """A primary and its standby, and what is known of every snapshot that was taken."""
 
-    def __init__(self, a: Peer, b: Peer, trees: dict[str, Tree]) -> None:
+    def __init__(self, a: Peer, b: Peer, links: Links, trees: dict[str, Tree]) -> None:
         self.a = a
         self.b = b
+        self.links = links
         self.trees = trees
         self._sound: set[str] = set()
 
@@ -193,6 +194,7 @@ class Pair:
 
     def check(self) -> None:
         """Whatever is visible on the standby is whole, and of a known reign."""
+        self.links.wait_idle()  # after its acknowledgement a receiver deletes what is old
         for one in self.a.store.snapshots():
             if one.content_id not in self.trees:
                 self.trees[one.content_id] = read_tree(one.path)

@@ -66,12 +66,33 @@ def mount_image(image: Path, mount: Path) -> None:
 
 
 def unmount(mount: Path) -> None:
-    """When the last process that works on it, of a replication that was cut, has let go of it."""
+    """When the last process that works on it, of a replication that was cut, has let go of it.
 
-    def done() -> bool:
+    The file system is gone then. A mount namespace that was made meanwhile (of a container of the
+    lab beside) has a copy of this mount, and what is mounted twice under one UUID is neither: with
+    the mount point the kernel removes that copy, too.
+    """
+    backing = Path("/sys/block") / source_of(mount).name / "loop/backing_file"
+    image = backing.read_text()
+
+    def unmounted() -> bool:
         return subprocess.run(["umount", mount], capture_output=True).returncode == 0
 
-    wait_for(done, 30, f"{mount} can be unmounted")
+    def is_gone() -> bool:
+        try:
+            return backing.read_text() != image
+        except OSError:
+            return True
+
+    wait_for(unmounted, 30, f"{mount} can be unmounted")
+    mount.rmdir()
+    mount.mkdir()
+    wait_for(is_gone, 30, f"{image.strip()} is free", 0.005)
+
+
+def source_of(mount: Path) -> Path:
+    """The device that is mounted there."""
+    return Path(command("findmnt", "-n", "-o", "SOURCE", "--mountpoint", mount).strip())
 
 
 def make_live(live: Path, store: str) -> None:

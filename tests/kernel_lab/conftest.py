@@ -23,7 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     register(config)
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests/conftest.py takes a test without one for a fast test
+@pytest.hookimpl(
+    tryfirst=True
+)  # before tests/conftest.py takes one without a time-out for a fast test
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test below this directory is a kernel lab test; one message says why it is skipped."""
     reason = why_not(NEEDS)

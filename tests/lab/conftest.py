@@ -73,9 +73,9 @@ def cluster(shared: WithNomad) -> WithNomad:
         raise shared.beyond_repair
     try:
         shared.repair()
-    except LabError as error:
-        shared.beyond_repair = error
-        raise
+    except (LabError, pytest.fail.Exception) as error:  # pytest-timeout's, too
+        shared.beyond_repair = LabError(f"the shared cluster can't be repaired: {error}")
+        raise shared.beyond_repair from error
     return shared
 
 

@@ -77,7 +77,8 @@ def test_a_mutant_is_caught(copy: Path, mutant: Mutant) -> None:
     target.write_text(mutant.applied(target.read_text()))
     done = run_there(copy, mutant.caught_by)
     if done.returncode == 0 and " passed" not in done.stdout:
-        pytest.skip(f"{mutant.caught_by} is left out here")
+        last = (done.stdout.splitlines() or ["no output"])[-1]
+        pytest.skip(f"{mutant.caught_by} is left out here: {last}")
     assert done.returncode == FAILED, (
         f"SURVIVES: {mutant.kind}: {mutant.caught_by} ended with {done.returncode} though "
         f"{mutant.file} was changed\n{done.stdout}"

@@ -267,24 +267,34 @@ def keep_up(agent: Agent) -> None:
         os._exit(1)
 
 
-def serve(agent: Agent) -> None:
-    """Look, act and answer commands until told to stop."""
+def start_thread(name: str, body: Callable[[], None]) -> None:
+    """Beside the main loop, for as long as the process lives."""
+    threading.Thread(target=body, name=name, daemon=True).start()
+
+
+def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], None] = start_thread) -> None:
+    """Look, act and answer commands until told to stop; `beside` runs what a thread runs."""
     with contextlib.suppress(StandfastError):
         agent.look()  # so that upkeep knows the role from its first turn
-    threading.Thread(target=keep_up, args=(agent,), name="upkeep", daemon=True).start()
+    beside("upkeep", lambda: keep_up(agent))
     agent_jobs.begin(agent)
     notify("READY=1")
     while not agent.stopping.is_set():
-        try:
-            agent.step()
-        except StandfastError as error:
-            # A file of ours that can't be understood: said, and looked at again; nothing is done.
-            if str(error) != agent.trouble:
-                log.error("%s", error)
-            agent.trouble = str(error)
-            agent.stopping.wait(TICK_S)
-        while not agent.commands.empty():
-            answer(agent, agent.commands.get())
+        go_on(agent)
+
+
+def go_on(agent: Agent) -> None:
+    """One turn of the loop."""
+    try:
+        agent.step()
+    except StandfastError as error:
+        # A file of ours that can't be understood: said, and looked at again; nothing is done.
+        if str(error) != agent.trouble:
+            log.error("%s", error)
+        agent.trouble = str(error)
+        agent.stopping.wait(TICK_S)
+    while not agent.commands.empty():
+        answer(agent, agent.commands.get())
 
 
 def build(config: Config) -> Agent:

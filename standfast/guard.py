@@ -199,27 +199,33 @@ def refusal(error: BaseException) -> Refused:
     return Refused(Reason.UNEXPECTED, f"unexpected: {error!r}")
 
 
-def judge(config: Config, deadline: Deadline) -> None:
-    """The guard's question on this machine; Refused, nothing else."""
+def asked_here(config: Config, deadline: Deadline) -> Question:
+    """The question with this machine's real parts."""
     from standfast.adapters.machine import fence_from, store_from
     from standfast.watcher import answers_nfs
 
+    return Question(
+        config,
+        ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout),
+        store_from(config),
+        fence_from(config),
+        answers_nfs,
+        deadline,
+    )
+
+
+Ask = Callable[["Config", Deadline], Question]
+
+
+def judge(config: Config, deadline: Deadline, ask: Ask = asked_here) -> None:
+    """The guard's question for one volume; Refused, nothing else."""
     try:
-        check(
-            Question(
-                config,
-                ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout),
-                store_from(config),
-                fence_from(config),
-                answers_nfs,
-                deadline,
-            )
-        )
+        check(ask(config, deadline))
     except Exception as error:
         raise refusal(error) from error
 
 
-def node_verdict(configs: Sequence[Config], deadline: Deadline) -> str:
+def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked_here) -> str:
     """The node's one NFS server may start when it may serve at least one volume; Refused.
 
     A volume that it may not serve has to be unexported: its reign is put away first.
@@ -228,7 +234,7 @@ def node_verdict(configs: Sequence[Config], deadline: Deadline) -> str:
     allowed = []
     for config in configs:
         try:
-            judge(config, deadline)
+            judge(config, deadline, ask)
             allowed.append(config.volume)
         except Refused as error:
             if _may_have_a_reign(config):

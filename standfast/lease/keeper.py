@@ -8,9 +8,9 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import selectors
 import signal
 import socket
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ from standfast.lease import cutoff, protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
+from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import Halted, Lost, Tenure
-from standfast.local_socket import listen, parse, read_line, send
 from standfast.reasons import Reason
 from standfast.records import Handover, LeaderState
 from standfast.sd_notify import notify
@@ -38,9 +38,6 @@ log = logging.getLogger(__name__)
 # Of F, kept back for the kernel's own delay in ending a timeout, seconds (seen: 0.02-0.2).
 FENCE_MARGIN_S = 0.3
 RETRY_S = 0.5
-REQUEST_S = 0.5
-"""A client on the socket that says nothing holds the heartbeats up for so long; as long as the
-fast profile's heartbeat."""
 
 
 @dataclass(slots=True)
@@ -222,44 +219,33 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"ok": True, "epoch": keeper.tenure.epoch, "over": keeper.over}
 
 
-def _converse(keeper: Keeper, server: socket.socket) -> None:
-    connection, _ = server.accept()
-    with connection:
-        try:
-            request = parse(read_line(connection, Deadline.after(REQUEST_S)))
-            reply = answer(keeper, request)
-            keeper.save()
-            send(connection, reply)
-        except (StandfastError, OSError) as error:
-            log.warning("a request on the lease socket failed: %s", error)
-
-
-def serve_lease(keeper: Keeper, server: socket.socket, stop: socket.socket) -> None:
-    """Heartbeats and commands until the lease is over or `stop` becomes readable."""
+def hold(keeper: Keeper, inbox: Inbox) -> None:
+    """Heartbeats and commands until the lease is over or the inbox says to end."""
     timing = keeper.config.lease
     next_beat = monotonic()
-    with selectors.DefaultSelector() as selector:
-        selector.register(server, selectors.EVENT_READ)
-        selector.register(stop, selectors.EVENT_READ)
-        while True:
-            now = monotonic()
-            if now >= next_beat and not keeper.holding_back:
-                keeper.beat()
-                next_beat = now + (timing.heartbeat if keeper.trouble is None else RETRY_S)
-            keeper.check_end()
-            keeper.save()
-            notify("WATCHDOG=1")
-            if keeper.over:
-                return
-            pause = min(max(next_beat - monotonic(), 0.0), timing.heartbeat)
-            end = keeper.tenure.remaining_s(monotonic())
-            if keeper.serving and end > 0:
-                pause = min(pause, end + FENCE_MARGIN_S)
-            for key, _ in selector.select(pause if not keeper.holding_back else timing.heartbeat):
-                if key.fileobj is stop:
-                    log.info("asked to end: the lease stays valid until its time is over")
-                    return
-                _converse(keeper, server)
+
+    def reply(request: Mapping[str, Any]) -> dict[str, Any]:
+        said = answer(keeper, request)
+        keeper.save()
+        return said
+
+    while True:
+        now = monotonic()
+        if now >= next_beat and not keeper.holding_back:
+            keeper.beat()
+            next_beat = now + (timing.heartbeat if keeper.trouble is None else RETRY_S)
+        keeper.check_end()
+        keeper.save()
+        notify("WATCHDOG=1")
+        if keeper.over:
+            return
+        pause = min(max(next_beat - monotonic(), 0.0), timing.heartbeat)
+        end = keeper.tenure.remaining_s(monotonic())
+        if keeper.serving and end > 0:
+            pause = min(pause, end + FENCE_MARGIN_S)
+        if not inbox.wait(pause if not keeper.holding_back else timing.heartbeat, reply):
+            log.info("asked to end: the lease stays valid until its time is over")
+            return
 
 
 def obtain(config: Config, keys: LeaseKeys) -> Tenure:
@@ -312,17 +298,19 @@ def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keep
     return keeper
 
 
-def run(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> int:
-    """The process, from the lock to the end. Exit 0: told to end, released or lost."""
-    stop_reader, stop_writer = socket.socketpair()
-    stop_writer.setblocking(False)
-    signal.signal(signal.SIGTERM, lambda *_: stop_writer.send(b"x"))
-    signal.signal(signal.SIGINT, lambda *_: stop_writer.send(b"x"))
+def run(
+    config: Config,
+    keys: LeaseKeys,
+    fence: Fence,
+    nfs: NfsServer,
+    inbox: contextlib.AbstractContextManager[Inbox],
+) -> int:
+    """The process, from the claim to the end. Exit 0: told to end, released or lost."""
     keeper = build(config, keys, fence, nfs)
-    with listen(config.run_dir / "lease.sock") as server:
+    with inbox as requests:
         keeper.save()
         notify(f"READY=1\nSTATUS=epoch {keeper.tenure.epoch}")
-        serve_lease(keeper, server, stop_reader)
+        hold(keeper, requests)
     keeper.save()
     return 0
 
@@ -333,9 +321,14 @@ def main(config: Config) -> int:
     from standfast.adapters.machine import fence_from, nfs_from
     from standfast.locks import exclusive
 
+    stop_reader, stop_writer = socket.socketpair()
+    stop_writer.setblocking(False)
+    signal.signal(signal.SIGTERM, lambda *_: stop_writer.send(b"x"))
+    signal.signal(signal.SIGINT, lambda *_: stop_writer.send(b"x"))
+    inbox = listening(config.run_dir / "lease.sock", stop_reader)
     # The agent's look at the lock (`is_locked`) holds it for an instant: worth a second try.
     lock = config.run_dir / "lease.lock"
     with exclusive(lock, "another lease process of this volume", Deadline.after(2.0)):
         consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
         keys = LeaseKeys(config, consul, holder_of(config))
-        return run(config, keys, fence_from(config), nfs_from(config))
+        return run(config, keys, fence_from(config), nfs_from(config), inbox)

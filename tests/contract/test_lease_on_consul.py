@@ -26,9 +26,10 @@ from standfast.lease import protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.holding import Kept, LeaseKeys
-from standfast.lease.keeper import Keeper, answer, build, obtain, serve_lease
+from standfast.lease.inbox import listening
+from standfast.lease.keeper import Keeper, answer, build, hold, obtain
 from standfast.lease.protocol import Claim, Halted, Lost, Tenure
-from standfast.local_socket import ask, listen
+from standfast.local_socket import ask
 from standfast.reasons import Reason
 from standfast.records import Handover, Holder, Leader, LeaderState, Reign, parse_epoch
 from tests.contract.consul_clusters import embedded_cluster, real_cluster
@@ -451,8 +452,9 @@ def keeping(volume: Volume) -> Iterator[Running]:
     nfs = FakeNfs(World(), running=True)
     keeper = build(config, volume.keys(), fence, nfs)
     stop_reader, stop_writer = socket.socketpair()
-    with stop_reader, stop_writer, listen(config.run_dir / "lease.sock") as server:
-        thread = threading.Thread(target=serve_lease, args=(keeper, server, stop_reader))
+    path = config.run_dir / "lease.sock"
+    with stop_reader, stop_writer, listening(path, stop_reader) as inbox:
+        thread = threading.Thread(target=hold, args=(keeper, inbox))
         thread.start()
         try:
             yield Running(volume, keeper, fence, nfs, thread)

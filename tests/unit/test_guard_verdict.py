@@ -31,7 +31,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The volumes that may not be served."""
     names = {"music"}
 
-    def judge(config: Config, _deadline: Deadline) -> None:
+    def judge(config: Config, _deadline: Deadline, _ask: object) -> None:
         if config.volume in names:
             raise Refused(Reason.LEASE_NOT_HELD, f"the lease of {config.volume} is n2's")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +17,8 @@ from standfast.lease import protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.lease.holding import Kept, LeaseKeys
-from standfast.lease.keeper import REQUEST_S, Keeper, answer, build
+from standfast.lease.inbox import REQUEST_S, Answer, listening
+from standfast.lease.keeper import Keeper, answer, build, hold
 from standfast.lease.protocol import NEVER, Tenure
 from standfast.records import Handover, Holder, LeaderState
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -245,3 +248,66 @@ def test_the_own_epoch_is_remembered_through_a_reboot(
     """Else a restored backup of Consul would not be noticed here."""
     started(config, keys, fence)
     assert EpochFile(config.state_dir / "epoch").read() == 4
+
+
+# The loop
+
+
+@dataclass
+class Script:
+    """An inbox that says one thing at each turn, after all the patience it was given."""
+
+    clock: StoppedClock
+    turns: list[str]
+    replies: list[dict[str, Any]] = field(default_factory=list)
+    patience_s: list[float] = field(default_factory=list)
+
+    def wait(self, patience_s: float, answer: Answer) -> bool:
+        self.patience_s.append(patience_s)
+        self.clock.now += patience_s
+        word = self.turns.pop(0)
+        if word not in ("", "end"):
+            self.replies.append(answer({"cmd": word}))
+        return word != "end"
+
+
+def test_the_loop_heartbeats_answers_and_ends_at_the_word(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    keeper = started(config, keys, fence)
+    script = Script(clock, ["serve", "", "", "end"])
+    hold(keeper, script)
+    assert script.replies == [{"ok": True, "epoch": 4, "over": False}]
+    assert keys.sent[0] is LeaderState.STARTING
+    assert keys.sent[1:] == [LeaderState.SERVING] * 3
+    assert set(script.patience_s) == {config.lease.heartbeat}
+    assert is_open(fence), "an orderly end touches nothing"
+
+
+def test_the_loop_ends_with_the_lease(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    hold(started(config, keys, fence), Script(clock, ["release", "never heard"]))
+    status = LeaseStatus.load(config.run_dir)
+    assert status is not None and status.valid_until == NEVER
+
+
+def test_a_request_on_the_socket_is_answered_and_a_broken_one_harms_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "lease.sock"
+    stop, ending = socket.socketpair()
+    asked: list[Mapping[str, Any]] = []
+
+    def reply(request: Mapping[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        return {"ok": True}
+
+    with stop, ending, listening(path, stop) as inbox:
+        for line in (b"nonsense\n", b'{"cmd": "status"}\n'):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.sendall(line)
+                assert inbox.wait(5.0, reply)
+                said = client.recv(100)
+        assert (asked, said) == ([{"cmd": "status"}], b'{"ok": true}\n')
+        ending.send(b"x")
+        assert not inbox.wait(5.0, reply)

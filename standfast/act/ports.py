@@ -90,7 +90,10 @@ class NfsServer(Protocol):
     def unexport(self) -> None: ...
 
     def start(self, deadline: Deadline) -> None:
-        """Start the server (the guard runs); Refused when the guard refused."""
+        """Start the server (the guard runs); Refused when the guard refused.
+
+        One that runs goes on, and the guard need not be asked.
+        """
 
     def stop(self, deadline: Deadline) -> None:
         """Stop the server and check that no thread is left."""
@@ -117,8 +120,9 @@ class Fence(Protocol):
     def arm(self, until: float, latest: float) -> bool:
         """Let the port pass until `until` (monotonic s), by kernel timeout.
 
-        Must not take effect after `latest` (monotonic s), whatever freezes on the way. Returns
-        whether the rules had to be put back first (someone flushed them).
+        Must not take effect after `latest` (monotonic s), whatever freezes on the way: TimedOut.
+        StandfastError when the lease is over. Returns whether the rules had to be put back first
+        (someone flushed them).
         """
 
     def state(self) -> FenceState: ...
@@ -135,14 +139,19 @@ class FenceState:
 
 
 class BindMount(Protocol):
-    """The volume at the path where every node sees it."""
+    """The volume at the path where every node sees it; what others put there is left alone."""
 
-    def mount(self, deadline: Deadline) -> None: ...
+    def mount(self, deadline: Deadline) -> None:
+        """StandfastError where the path is taken."""
 
     def unmount(self, deadline: Deadline) -> None:
-        """Fails, naming the users, when somebody holds it."""
+        """Fails, naming the writers, when somebody can still write through it.
 
-    def is_mounted(self) -> bool: ...
+        Of a tree that is read-only nobody keeps it.
+        """
+
+    def is_mounted(self) -> bool:
+        """Whether the volume, and nothing else, is what is seen there."""
 
 
 class Units(Protocol):

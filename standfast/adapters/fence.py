@@ -280,8 +280,8 @@ class FileFence:
 
     def arm(self, until: float, latest: float) -> bool:
         missing = not self.state().in_place
-        if monotonic() >= latest:
-            raise TimedOut("opening the port took too long and was given up")
+        if monotonic() >= min(until, latest):
+            raise TimedOut("opening the port took too long, or its lease is over: it stays shut")
         write_atomically(self.path, f'{{"v": 1, "until": {until!r}}}\n')
         return missing
 

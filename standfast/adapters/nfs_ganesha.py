@@ -38,9 +38,10 @@ class GaneshaNfs:
 
     def is_exported(self, fsid: str) -> bool:
         try:
-            return self._file.read_text() == export_block(self._config, UUID(fsid))
+            written = self._file.read_text() == export_block(self._config, UUID(fsid))
         except FileNotFoundError:
             return False
+        return written and self.is_running()
 
     def unexport(self) -> None:
         self._file.unlink(missing_ok=True)

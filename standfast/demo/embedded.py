@@ -96,7 +96,7 @@ class EmbeddedNfs:
 
     def is_exported(self, fsid: str) -> bool:
         path = export_file(self._config)
-        return path.exists() and fsid in path.read_text()
+        return self.is_running() and path.exists() and fsid in path.read_text()
 
     def unexport(self) -> None:
         export_file(self._config).unlink(missing_ok=True)
@@ -215,11 +215,14 @@ class EmbeddedBind:
         if self.is_mounted():
             return
         self._bind.parent.mkdir(parents=True, exist_ok=True)
-        self._bind.symlink_to(self._live)
+        try:
+            self._bind.symlink_to(self._live)
+        except FileExistsError as error:
+            raise StandfastError(f"{self._bind} is taken: move away what is there") from error
 
     def unmount(self, deadline: Deadline) -> None:  # noqa: ARG002 - a link doesn't wait
         if self.is_mounted():
             self._bind.unlink()
 
     def is_mounted(self) -> bool:
-        return self._bind.is_symlink()
+        return self._bind.is_symlink() and self._bind.readlink() == self._live

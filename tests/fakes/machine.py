@@ -6,7 +6,7 @@ Only what the plans rely on is modelled; the real parts have contract tests and 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from standfast.adapters.consul_wire import Op
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Node, Paths
 from standfast.demo.schedule import OnDemand
-from standfast.errors import StandfastError
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, take_claim
 from standfast.names import SnapshotName
+from standfast.reasons import Reason
 from standfast.records import Holder, LeaderState
 
 
@@ -102,20 +103,25 @@ class FakeStore:
 class FakeNfs:
     world: World
     fsid: str | None = None
+    """Of the export that a server has, or would have when it ran."""
     running: bool = False
+    guard: Callable[[], None] = lambda: None
+    """Refused: the server may not start."""
 
     def export(self, fsid: str) -> None:
         self.world.effect("export")
         self.fsid = fsid
 
     def is_exported(self, fsid: str) -> bool:
-        return self.fsid == fsid
+        return self.running and self.fsid == fsid
 
     def unexport(self) -> None:
         self.world.effect("unexport")
         self.fsid = None
 
     def start(self, deadline: Deadline) -> None:
+        if not self.running:
+            self.guard()
         self.world.effect("start-nfs")
         self.running = True
 
@@ -134,6 +140,8 @@ class FakeNfs:
 
 @dataclass
 class FakeFence:
+    """One volume has the port for itself."""
+
     world: World
     open_until: float = 0.0
     in_place: bool = True
@@ -146,12 +154,15 @@ class FakeFence:
 
     def ensure_closed(self, deadline: Deadline | None = None) -> None:
         self.world.effect("shut")
-        self.open_until = 0.0
+        self.in_place, self.open_until = True, 0.0
 
     def arm(self, until: float, latest: float) -> bool:
+        if monotonic() >= min(until, latest):
+            raise TimedOut("too late: nothing was opened")
         self.world.effect("open")
+        put_back, self.in_place = not self.in_place, True
         self.open_until = until
-        return False
+        return put_back
 
     def state(self) -> FenceState:
         return FenceState(self.in_place, max(0.0, self.open_until - monotonic()))
@@ -161,12 +172,23 @@ class FakeFence:
 class FakeBind:
     world: World
     mounted: bool = False
+    writer: str = ""
+    """Who has a file open for writing."""
+    foreign: str = ""
+    """What somebody else put at the path."""
+    store: FakeStore | None = None
+    """Whose live tree it is: of one that is read-only nobody keeps it."""
 
     def mount(self, deadline: Deadline) -> None:
+        if self.foreign:
+            raise StandfastError(f"the path is taken: {self.foreign}")
         self.world.effect("bind")
         self.mounted = True
 
     def unmount(self, deadline: Deadline) -> None:
+        live = None if self.store is None else self.store.live()
+        if self.mounted and self.writer and (live is None or live.writable):
+            raise CommandFailed(f"the path is in use by {self.writer}", returncode=32)
         self.world.effect("unbind")
         self.mounted = False
 
@@ -195,6 +217,11 @@ class FakeKeeper:
         if self.epoch is None:
             raise StandfastError("nothing to hold")
         self._save(LeaderState.STARTING, serving=False)
+
+    def guard(self) -> None:
+        """What the guard asks first."""
+        if self.epoch is None:
+            raise Refused(Reason.LEASE_NOT_HELD, "no lease is held here")
 
     def stop(self, unit: str, deadline: Deadline) -> None:
         if ".timer" not in unit:
@@ -362,14 +389,16 @@ def fake_node(directory: Path) -> FakeNode:
     world = World()
     fence = FakeFence(world)
     me = Holder("n1", "boot-1")
+    store = FakeStore(world, config.base, directory)
+    keeper = FakeKeeper(world, config, me, fence)
     return FakeNode(
         world,
         config,
-        FakeStore(world, config.base, directory),
-        FakeNfs(world),
+        store,
+        FakeNfs(world, guard=keeper.guard),
         fence,
-        FakeBind(world),
-        FakeKeeper(world, config, me, fence),
+        FakeBind(world, store=store),
+        keeper,
         FakeConsul(world),
         FakeSender(world),
     )

@@ -1,0 +1,216 @@
+"""What callers rely on in the bind mount of the volume.
+
+Run on the kernel's mounts (on a tmpfs, without systemd), on the demo's symbolic link and on the
+tests' fake. A path that a systemd mount unit owns needs systemd: that way of the real one is in the
+container lab (tests/lab/test_resilience.py) and, with programs made of scripts, in
+tests/unit/test_bind.py. A link holds nobody: who has a file open keeps it, and the tree is
+read-only by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import BindMount, LiveTree
+from standfast.adapters.bind import LiveBind
+from standfast.config.model import Config
+from standfast.demo.embedded import EmbeddedBind
+from standfast.errors import StandfastError
+from tests.contract.ports.implementations import Implementation, each
+from tests.contract.volumes import command
+from tests.fakes.machine import FakeBind, config_in, fake_node
+from tests.support.waiting import soon, wait_for
+
+PORTS = (BindMount,)
+HOLDER = """
+import os, sys
+flags = os.O_RDWR if sys.argv[1] == "write" else os.O_RDONLY
+os.open(sys.argv[2], flags)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass
+class Scene:
+    """A live tree with the file `file`, and the path where every node sees it."""
+
+    bind: BindMount
+    again: BindMount
+    """The same, as another process has it."""
+    shows: Callable[[], bool]
+    """Whether the live tree is what is seen there."""
+    take_the_path: Callable[[], object]
+    """Somebody else puts something there."""
+    is_theirs: Callable[[], bool]
+    """It is still there."""
+    freeze: Callable[[], object]
+    """The live tree is read-only from now on."""
+    hold: Callable[[str], AbstractContextManager[object]] | None = None
+    """A process has the file open to read or to write."""
+
+
+def at(config: Config) -> tuple[Path, Path]:
+    live, bind = config.paths.live, config.paths.bind
+    live.mkdir(parents=True)
+    (live / "file").write_text("x")
+    return live, bind
+
+
+@contextlib.contextmanager
+def holder(file: Path, how: str) -> Iterator[None]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, how, file],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield
+
+
+@contextlib.contextmanager
+def kernel(directory: Path) -> Iterator[Scene]:
+    directory.mkdir()
+    command("mount", "-t", "tmpfs", "standfast-test", directory)
+    live, bind = at(config_in(directory))
+
+    def take() -> None:
+        bind.mkdir()
+        command("mount", "-t", "tmpfs", "somebody", bind)
+
+    try:
+        yield Scene(
+            LiveBind(live, bind, None),
+            LiveBind(live, bind, None),
+            (bind / "file").exists,
+            take,
+            lambda: "somebody" in command("findmnt", "-n", "-o", "SOURCE", bind),
+            lambda: command("mount", "-o", "remount,bind,ro", directory),
+            lambda how: holder(bind / "file", how),
+        )
+    finally:
+        while subprocess.run(["umount", bind], capture_output=True).returncode == 0:
+            pass
+        wait_for(
+            lambda: subprocess.run(["umount", directory], capture_output=True).returncode == 0,
+            20.0,
+            f"{directory} can be unmounted",
+        )
+
+
+@contextlib.contextmanager
+def demo(directory: Path) -> Iterator[Scene]:
+    config = config_in(directory)
+    _live, bind = at(config)
+    theirs = bind / "theirs"
+
+    def take() -> None:
+        bind.mkdir()
+        theirs.touch()
+
+    yield Scene(
+        EmbeddedBind(config),
+        EmbeddedBind(config),
+        (bind / "file").exists,
+        take,
+        theirs.exists,
+        lambda: None,
+    )
+
+
+@contextlib.contextmanager
+def fake(directory: Path) -> Iterator[Scene]:
+    node = fake_node(directory)
+    node.store.tree = LiveTree(node.config.paths.live, "uuid", writable=True)
+    bind = node.bind
+
+    def freeze() -> None:
+        assert node.store.tree is not None
+        node.store.tree = replace(node.store.tree, writable=False)
+
+    def take() -> None:
+        bind.foreign = "tmpfs"
+
+    @contextlib.contextmanager
+    def hold(how: str) -> Iterator[None]:
+        bind.writer = "python3 (pid 42)" if how == "write" else ""
+        yield
+        bind.writer = ""
+
+    yield Scene(bind, bind, lambda: bind.mounted, take, lambda: bool(bind.foreign), freeze, hold)
+
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")
+IMPLEMENTATIONS = (
+    Implementation((LiveBind,), kernel, (ROOT,)),
+    Implementation((EmbeddedBind,), demo),
+    Implementation((FakeBind,), fake),
+)
+
+
+@pytest.fixture(params=each(IMPLEMENTATIONS))
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    with request.param.make(tmp_path / "disk") as made:
+        yield made
+
+
+def test_the_volume_is_seen_at_its_path_until_it_is_unmounted(scene: Scene) -> None:
+    assert not scene.bind.is_mounted()
+    for _ in range(2):
+        scene.bind.mount(soon(10))
+        assert scene.bind.is_mounted() and scene.again.is_mounted()
+        assert scene.shows()
+    for _ in range(2):
+        scene.bind.unmount(soon(10))
+        assert not scene.bind.is_mounted() and not scene.again.is_mounted()
+        assert not scene.shows()
+
+
+def test_what_somebody_else_put_there_is_not_taken_for_the_volume_and_stays(scene: Scene) -> None:
+    scene.take_the_path()
+    assert not scene.bind.is_mounted()
+    with pytest.raises(StandfastError, match="is taken"):
+        scene.bind.mount(soon(10))
+    assert not scene.bind.is_mounted()
+    scene.bind.unmount(soon(10))
+    assert scene.is_theirs()
+
+
+def test_who_can_still_write_keeps_it_mounted_and_is_named(scene: Scene) -> None:
+    if scene.hold is None:
+        return
+    scene.bind.mount(soon(10))
+    with scene.hold("write"):
+        with pytest.raises(StandfastError, match=r"is in use by \S*python\S* \(pid \d+"):
+            scene.bind.unmount(soon(10))
+        assert scene.bind.is_mounted() and scene.shows()
+    scene.bind.unmount(soon(10))
+    assert not scene.bind.is_mounted()
+
+
+def test_who_only_reads_does_not_keep_it(scene: Scene) -> None:
+    if scene.hold is None:
+        return
+    scene.bind.mount(soon(10))
+    with scene.hold("read"):
+        scene.bind.unmount(soon(10))
+        assert not scene.bind.is_mounted() and not scene.shows()
+
+
+def test_nobody_keeps_what_can_not_be_written_any_more(scene: Scene) -> None:
+    scene.bind.mount(soon(10))
+    with scene.hold("write") if scene.hold is not None else contextlib.nullcontext():
+        scene.freeze()
+        scene.bind.unmount(soon(10))
+        assert not scene.bind.is_mounted() and not scene.shows()

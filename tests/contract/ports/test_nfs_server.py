@@ -1,0 +1,170 @@
+"""What callers rely on in the NFS server.
+
+Run on a real nfs-ganesha (started without systemd, by what stands for its unit and the guard in
+front of it), on the demo's server behind the real guard, and on the tests' fake. The kernel's
+server needs a kernel of its own: it runs in the kernel lab (tests/kernel_lab), and with a /proc and
+programs made by the test in tests/unit/test_nfs.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import NfsServer
+from standfast.adapters.bind import LiveBind
+from standfast.adapters.nfs_ganesha import GaneshaNfs
+from standfast.clock import monotonic
+from standfast.demo.embedded import EmbeddedNfs
+from standfast.errors import Refused, StandfastError
+from standfast.reasons import Reason
+from standfast.records import Holder, Leader, LeaderState
+from tests.contract import ganesha
+from tests.contract.own_network import own_network
+from tests.contract.ports.implementations import Implementation, each
+from tests.contract.storage_node import EPOCH, embedded_primary
+from tests.fakes.machine import FakeNfs, World
+from tests.support.waiting import soon
+
+PORTS = (NfsServer,)
+FSID, OTHER = str(uuid.uuid4()), str(uuid.uuid4())
+START_S = 30.0
+
+
+@dataclass
+class Scene:
+    """A node whose guard says yes and whose port is open."""
+
+    nfs: NfsServer
+    again: NfsServer
+    """The same, as another process has it."""
+    forbid: Callable[[], object]
+    """From now on the guard says no: the lease is not held here."""
+
+
+@contextlib.contextmanager
+def real_ganesha(directory: Path) -> Iterator[Scene]:
+    with own_network(), ganesha.volume(directory) as config:
+        bind = LiveBind(config.paths.live, config.paths.bind, None)
+        bind.mount(soon(START_S))
+        units = ganesha.DirectUnits(directory)
+
+        def forbid() -> None:
+            units.guard_says = "refused [lease-not-held]: a test says so"
+
+        nfs = GaneshaNfs(config, units)
+        try:
+            yield Scene(nfs, GaneshaNfs(config, units), forbid)
+        finally:
+            nfs.stop(soon(START_S))
+            bind.unmount(soon(START_S))
+
+
+@contextlib.contextmanager
+def demo(directory: Path) -> Iterator[Scene]:
+    with embedded_primary(directory) as (node, _consul):
+        now = monotonic()
+        node.fence().arm(now + 600, now + 60)
+        nfs = EmbeddedNfs(node.config, env=node.environment())
+        leader = Leader(EPOCH, Holder("n2", "boot-2"), 3, LeaderState.SERVING)
+        try:
+            yield Scene(nfs, EmbeddedNfs(node.config), lambda: node.publish(leader=leader))
+        finally:
+            nfs.stop(soon(START_S))
+
+
+@contextlib.contextmanager
+def fake(_directory: Path) -> Iterator[Scene]:
+    nfs = FakeNfs(World())
+
+    def refuse() -> None:
+        raise Refused(Reason.LEASE_NOT_HELD, "a test says so")
+
+    def forbid() -> None:
+        nfs.guard = refuse
+
+    yield Scene(nfs, nfs, forbid)
+
+
+IMPLEMENTATIONS = (
+    Implementation((GaneshaNfs,), real_ganesha, ganesha.NEEDS),
+    Implementation((EmbeddedNfs,), demo),
+    Implementation((FakeNfs,), fake),
+)
+
+
+@pytest.fixture(params=each(IMPLEMENTATIONS))
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    with request.param.make(tmp_path) as made:
+        yield made
+
+
+def serves(scene: Scene, fsid: str) -> bool:
+    """By every word that there is, and the same for whoever asks."""
+    nfs, again = scene.nfs, scene.again
+    sick = nfs.check(soon(START_S))
+    said = {sick is None, nfs.is_running() and nfs.is_exported(fsid)}
+    said |= {again.check(soon(START_S)) is None, again.is_running() and again.is_exported(fsid)}
+    assert len(said) == 1, (said, sick)
+    return said == {True}
+
+
+def test_nothing_runs_and_nothing_is_exported_at_first(scene: Scene) -> None:
+    assert not scene.nfs.is_running()
+    assert not scene.nfs.is_exported(FSID)
+    assert scene.nfs.check(soon(START_S)), "it says why it doesn't serve"
+    scene.nfs.unexport()
+    scene.nfs.stop(soon(START_S))
+    assert not scene.nfs.is_running()
+
+
+def test_an_export_is_one_of_a_running_server(scene: Scene) -> None:
+    nfs = scene.nfs
+    nfs.export(FSID)
+    assert not nfs.is_running() and not nfs.is_exported(FSID), "nobody serves it yet"
+    for _ in range(2):
+        nfs.start(soon(START_S))
+        assert serves(scene, FSID)
+    assert not nfs.is_exported(OTHER)
+    nfs.stop(soon(START_S))
+    assert not nfs.is_running() and not nfs.is_exported(FSID)
+    assert not serves(scene, FSID)
+    nfs.start(soon(START_S))
+    assert serves(scene, FSID), "a restart has it, too"
+
+
+def test_a_running_server_is_told_of_an_export_and_of_its_end(scene: Scene) -> None:
+    nfs = scene.nfs
+    nfs.start(soon(START_S))
+    assert nfs.is_running() and not serves(scene, FSID)
+    nfs.export(FSID)
+    assert serves(scene, FSID)
+    nfs.export(OTHER)
+    assert serves(scene, OTHER) and not nfs.is_exported(FSID)
+    for _ in range(2):
+        nfs.unexport()
+        assert nfs.is_running() and not nfs.is_exported(OTHER)
+        assert "exported" in (nfs.check(soon(START_S)) or "")
+
+
+def test_without_the_guard_s_yes_nothing_starts(scene: Scene) -> None:
+    scene.nfs.export(FSID)
+    scene.forbid()
+    with pytest.raises(Refused) as refused:
+        scene.nfs.start(soon(START_S))
+    assert refused.value.reason is Reason.LEASE_NOT_HELD
+    assert not scene.nfs.is_running() and not scene.nfs.is_exported(FSID)
+
+
+def test_what_runs_goes_on_when_the_guard_would_say_no(scene: Scene) -> None:
+    scene.nfs.export(FSID)
+    scene.nfs.start(soon(START_S))
+    scene.forbid()
+    with contextlib.suppress(StandfastError):
+        scene.nfs.start(soon(START_S))
+    assert serves(scene, FSID)

@@ -33,7 +33,7 @@ from standfast.reign import OwnReign, Stage
 from standfast.watcher import blindness
 
 if TYPE_CHECKING:
-    from standfast.act.ports import Fence, VolumeStore
+    from standfast.act.ports import Fence, FenceState, VolumeStore
     from standfast.config.model import Config
 
 # Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
@@ -107,11 +107,25 @@ def check(question: Question) -> None:
     _check_lease(config, held, epoch, leader)
     assert held is not None
     _check_volume(config, held.epoch, question.store)
-    if not question.fence.state().in_place:
+    check_fence(config, question.fence.state())
+
+
+def check_fence(config: Config, fence: FenceState) -> None:
+    """Refused when the port would be open to clients for longer than the lease lasts."""
+    if not fence.in_place:
         raise Refused(
             Reason.FENCE_NOT_ARMED,
             f"the rules that fence port {config.nfs.port} are not in place: "
             f"restart standfast-lease@{config.volume}.service, which puts them there",
+        )
+    if not fence.claimed:
+        # It may be exported all the same, since before a power cut: another volume's lease alone
+        # would keep the port open for it.
+        raise Refused(
+            Reason.FENCE_NOT_ARMED,
+            f"the promotion of {config.volume} has not come to its export, and port "
+            f"{config.nfs.port} would not be shut at the end of its lease: the agent goes on with "
+            f"it by itself; see `standfast status`",
         )
 
 

@@ -109,7 +109,8 @@ class Fence(Protocol):
     """The kernel's cut-off of the NFS port; with several volumes the least lease counts."""
 
     def claim(self) -> None:
-        """From now on the port passes only while this volume's lease lasts, too."""
+        """From now on the port passes only while this volume's lease lasts, too: what is open was
+        given without asking for it, and is shut."""
 
     def release(self) -> None:
         """This volume is not served here any more; the port is the others'."""
@@ -133,9 +134,11 @@ class FenceState:
     """What the kernel says."""
 
     in_place: bool
-    """The rules that drop the port are there."""
+    """The rules that drop the port are there, both ways."""
     open_for_s: float
     """Seconds for which the port still passes; 0 when shut."""
+    claimed: bool = True
+    """This volume has a say in that."""
 
 
 class BindMount(Protocol):

@@ -1,13 +1,15 @@
 """The kernel's cut-off of the NFS port, by nftables: without a fresh permit the port is dropped.
 
 The permit is a set element with a kernel timeout, so a frozen process is cut off all the same, and
-established connections with it. All of it lives in a table of its own, which is replaced in one
+established connections with it: no request comes in without a permit, and no answer goes out, also
+to a request of before its end. All of it lives in a table of its own, which is replaced in one
 transaction; nothing else of the firewall is read or changed. A permit is relative to the moment the
 kernel takes it: it goes through `exec_before`, so it is never given after `latest`, and the port is
 shut by `until + (latest - now)` at the worst.
 
 Several volumes share the one port: each has a claim (a file with the end of its lease), and the
-port is open until the least of them.
+port is open until the least of them. A permit given before a claim was made is taken back when it
+is made, so the port is never open for longer than any of the claims says.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import contextlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from signal import SIGALRM, SIGKILL
 
@@ -34,6 +38,8 @@ COMMAND_S = 2.0
 """Deadline of a command that looks; opening has the caller's."""
 BUILD_S = 10.0
 """For putting the rules in place: on a loaded machine a killed command would leave half of them."""
+VOID_S = 1.0
+"""For another volume's process that is just opening the port: it is quicker, or frozen."""
 PROBE_S = 10.0
 """For finding out what the kernel has, once a boot: modules may have to be loaded for it."""
 
@@ -64,10 +70,9 @@ class Claims:
         if self._own.exists():
             self.write(0.0)
 
-    def make(self) -> None:
-        """Claim the port without opening it, for a volume about to be exported."""
-        if not self._own.exists():
-            self.write(0.0)
+    def exists(self) -> bool:
+        """Whether the volume has a say."""
+        return self._own.exists()
 
     def drop(self) -> None:
         """The volume is not exported any more: it has no say."""
@@ -95,10 +100,19 @@ class KernelFence(ABC):
         """Put the rules in place with the port shut, for every volume until its next `arm`."""
         deadline = deadline or Deadline.after(BUILD_S)
         # Shutting waits for nobody: a process frozen with the lock in its hand must not keep the
-        # port open. A claim that can't be voided ends by itself, with the lease it was for.
-        with contextlib.suppress(StandfastError, OSError), self.claims.locked(Deadline.after(0)):
-            self.claims.void()
+        # port open. One that is just opening it has counted the claim as it was: shut again after
+        # it. A claim that can't be voided ends by itself, with the lease it was for.
+        if not self._voided(Deadline.after(0)):
+            self._build(deadline)
+            self._voided(Deadline.after(VOID_S))
         self._build(deadline)
+
+    def _voided(self, by: Deadline) -> bool:
+        """Whether the own claim is over now: nobody opens the port by it any more."""
+        with contextlib.suppress(StandfastError, OSError), self.claims.locked(by):
+            self.claims.void()
+            return True
+        return False
 
     def arm(self, until: float, latest: float) -> bool:
         """Open until `until`; whether the rules had been flushed. See the Fence protocol.
@@ -126,17 +140,28 @@ class KernelFence(ABC):
             return True
 
     def claim(self) -> None:
-        """Have a say in the port before the volume is exported; shut until armed."""
-        with self.claims.locked(Deadline.after(BUILD_S)):
-            self.claims.make()
+        """Have a say in the port before the volume is exported.
+
+        A new claim shuts the port, for all volumes, until this one arms: what is open was given
+        without it. Shut first: a claim is never there beside a permit that didn't count it.
+        """
+        deadline = Deadline.after(BUILD_S)
+        with self.claims.locked(deadline):
+            if not self.claims.exists():
+                self._build(deadline)
+                self.claims.write(0.0)
 
     def release(self) -> None:
         """The volume is not exported any more: the others' leases alone keep the port open."""
         with self.claims.locked(Deadline.after(BUILD_S)):
             self.claims.drop()
 
-    @abstractmethod
     def state(self) -> FenceState:
+        """What the kernel says now, and whether this volume has a say in it."""
+        return replace(self._state(), claimed=self.claims.exists())
+
+    @abstractmethod
+    def _state(self) -> FenceState:
         """What the kernel says now."""
 
     @abstractmethod
@@ -171,7 +196,7 @@ class NftFence(KernelFence):
         super().__init__(port, run_dir, volume)
         self.table = table
 
-    def state(self) -> FenceState:
+    def _state(self) -> FenceState:
         done = run(
             ["nft", "list", "table", "inet", self.table],
             deadline=Deadline.after(COMMAND_S),
@@ -209,7 +234,12 @@ class NftFence(KernelFence):
 
 
 def build_script(table: str, port: int) -> str:
-    """The table as one transaction: replaced as a whole, with the set empty."""
+    """The table as one transaction: replaced as a whole, with the set empty.
+
+    `input` and `output` see all that this machine's own server takes in and sends, retransmissions
+    and resets too. `forward` is for packets of others (another machine, a container with a network
+    of its own), none of which reach the server of this network namespace.
+    """
     return (
         f"add table inet {table}; delete table inet {table}; "
         f"add table inet {table} {{ "
@@ -218,10 +248,16 @@ def build_script(table: str, port: int) -> str:
         f"type filter hook input priority filter - 10; policy accept; "
         f'iif "lo" accept; '
         f"meta l4proto {{ tcp, udp }} th dport {port} th dport != @open drop; "
+        f"}}; "
+        f"chain output {{ "
+        f"type filter hook output priority filter - 10; policy accept; "
+        f'oif "lo" accept; '
+        f"meta l4proto {{ tcp, udp }} th sport {port} th sport != @open drop; "
         f"}}; }}"
     )
 
 
+_CHAINS = {"input": ("iif", "dport"), "output": ("oif", "sport")}
 _ELEMENT = re.compile(r"\b(?P<port>\d+)(?: timeout \w+)?(?: expires (?P<left>\w+))?")
 _UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -229,22 +265,24 @@ _UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 def parse_table(listing: str, port: int) -> FenceState:
     """The state from nft's listing of the table; anything unexpected is "not in place"."""
     lines = [" ".join(line.split()) for line in listing.splitlines()]
-    rules: list[str] = []
-    hooked = False
-    for line in lines:
-        if line.startswith("type filter hook input "):
-            hooked = True
-        elif hooked and line == "}":
-            break
-        elif hooked and line:
-            rules.append(line)
-    in_place = (
-        len(rules) >= 2
-        and rules[0] == 'iif "lo" accept'
-        and rules[1].endswith(f"th dport {port} th dport != @open drop")
-        and not any(line.startswith("flags dormant") for line in lines)
-    )
+    in_place = not any(line.startswith("flags dormant") for line in lines)
+    for hook, (interface, end) in _CHAINS.items():
+        rules = _rules_of(hook, lines)
+        in_place = (
+            in_place
+            and len(rules) >= 2
+            and rules[0] == f'{interface} "lo" accept'
+            and rules[1].endswith(f"th {end} {port} th {end} != @open drop")
+        )
     return FenceState(in_place=in_place, open_for_s=_open_for_s(listing, port))
+
+
+def _rules_of(hook: str, lines: Sequence[str]) -> Sequence[str]:
+    """The rules of the chain at that hook, in their order; none without such a chain."""
+    starts = [n for n, line in enumerate(lines) if line.startswith(f"type filter hook {hook} ")]
+    if len(starts) != 1:
+        return ()
+    return tuple(takewhile(lambda line: line != "}", filter(None, lines[starts[0] + 1 :])))
 
 
 def _open_for_s(listing: str, port: int) -> float:

@@ -1,8 +1,8 @@
 """The fence for kernels without nftables' families: ipset and the legacy tables.
 
-The same rule as in `fence`: a set element with a kernel timeout lets the port pass. Here timeouts
-have whole seconds, always rounded down. The chain is our own; in INPUT there is one jump to it, and
-nothing else of the firewall is changed.
+The same rules as in `fence`: a set element with a kernel timeout lets the port pass. Here timeouts
+have whole seconds, always rounded down. The two chains are our own; INPUT and OUTPUT have one jump
+each to them, and nothing else of the firewall is changed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from standfast.act.ports import FenceState
@@ -36,15 +38,15 @@ class IpsetFence(KernelFence):
         return ("iptables", "ip6tables") if HAS_IPV6.exists() else ("iptables",)
 
     @property
-    def _chain(self) -> list[str]:
-        match = f"--dport {self.port} -m set ! --match-set {self.name} dst -j DROP"
-        return [
-            f"-A {self.name} -i lo -j RETURN",
-            f"-A {self.name} -p tcp -m tcp {match}",
-            f"-A {self.name} -p udp -m udp {match}",
-        ]
+    def _chains(self) -> Sequence[_Chain]:
+        return (
+            _Chain("INPUT", self.name, "-i lo", f"--dport {self.port}", f"{self.name} dst"),
+            _Chain(
+                "OUTPUT", f"{self.name}-out", "-o lo", f"--sport {self.port}", f"{self.name} src"
+            ),
+        )
 
-    def state(self) -> FenceState:
+    def _state(self) -> FenceState:
         deadline = Deadline.after(COMMAND_S)
         listing = run(
             ["ipset", "save", self.name], deadline=deadline, op="fence:state", check=False
@@ -59,18 +61,14 @@ class IpsetFence(KernelFence):
 
     def _rules_in_place(self, deadline: Deadline) -> bool:
         return all(
-            self._jumps_first(rules) and [r for r in rules if r in self._chain] == self._chain
+            chain.is_in_place(rules)
             for rules in (self._rules(family, deadline) for family in self._families)
+            for chain in self._chains
         )
 
     def _rules(self, family: str, deadline: Deadline) -> list[str]:
         listing = run([f"{family}-legacy", "-w", "2", "-S"], deadline=deadline, op="fence:state")
         return listing.stdout.splitlines()
-
-    def _jumps_first(self, rules: list[str]) -> bool:
-        """An earlier rule of INPUT could accept the port before ours drops it."""
-        first = next((rule for rule in rules if rule.startswith("-A INPUT ")), "")
-        return first == f"-A INPUT -j {self.name}"
 
     def _build(self, deadline: Deadline) -> None:
         script = (
@@ -80,27 +78,66 @@ class IpsetFence(KernelFence):
         run(["ipset", "restore"], deadline=deadline, op="fence:close", input=script)
         for family in self._families:
             rules = self._rules(family, deadline)
-            lines = ["*filter", f":{self.name} - [0:0]", *self._chain]
-            if not self._jumps_first(rules):
-                lines += [f"-D INPUT -j {self.name}"] * rules.count(f"-A INPUT -j {self.name}")
-                lines.append(f"-I INPUT 1 -j {self.name}")
+            lines = [line for chain in self._chains for line in chain.lines(rules)]
             run(
                 [f"{family}-legacy-restore", "-w", "2", "--noflush"],
                 deadline=deadline,
                 op="fence:close",
-                input="\n".join([*lines, "COMMIT", ""]),
+                input="\n".join(["*filter", *lines, "COMMIT", ""]),
             )
 
     def _permit(self, until: float, latest: float) -> bool:
         seconds = int(left_for(until))
-        # An entry with "timeout 0" would never end; the one that is there ends by itself.
-        if seconds > 0:
-            entry = ["ipset", "-exist", "add", self.name, str(self.port), "timeout", str(seconds)]
-            done = exec_before(latest, entry, op="fence:arm")
-            refuse_late(done)
-            if done.returncode != 0:
-                return False
+        entry = ["ipset", "-exist", "add", self.name, str(self.port), "timeout", str(seconds)]
+        if seconds == 0:  # it would never end
+            entry = ["ipset", "-exist", "del", self.name, str(self.port)]
+        done = exec_before(latest, entry, op="fence:arm")
+        refuse_late(done)
+        if done.returncode != 0:
+            return False
         return self._rules_in_place(Deadline.after(COMMAND_S))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """A chain of ours: `builtin` jumps there first of all."""
+
+    builtin: str
+    name: str
+    loopback: str
+    port: str
+    members: str
+
+    @property
+    def rules(self) -> list[str]:
+        """As `iptables -S` shows them."""
+        match = f"{self.port} -m set ! --match-set {self.members} -j DROP"
+        return [
+            f"-A {self.name} {self.loopback} -j RETURN",
+            f"-A {self.name} -p tcp -m tcp {match}",
+            f"-A {self.name} -p udp -m udp {match}",
+        ]
+
+    @property
+    def jump(self) -> str:
+        return f"{self.builtin} -j {self.name}"
+
+    def is_in_place(self, rules: Sequence[str]) -> bool:
+        """Whether nothing before ours, there or in the built-in chain, could accept the port."""
+        ours = [rule for rule in rules if rule.startswith(f"-A {self.name} ")]
+        return self._jumps_first(rules) and ours == self.rules
+
+    def _jumps_first(self, rules: Sequence[str]) -> bool:
+        first = next((rule for rule in rules if rule.startswith(f"-A {self.builtin} ")), "")
+        return first == f"-A {self.jump}"
+
+    def lines(self, rules: Sequence[str]) -> list[str]:
+        """For iptables-restore, which empties the chain when it is named."""
+        lines = [f":{self.name} - [0:0]", *self.rules]
+        if not self._jumps_first(rules):
+            lines += [f"-D {self.jump}"] * list(rules).count(f"-A {self.jump}")
+            lines.append(f"-I {self.builtin} 1 -j {self.name}")
+        return lines
 
 
 def parse_members(listing: str, name: str, port: int) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.fence import KernelFence, NftFence
+from standfast.adapters.fence import KernelFence, NftFence, build_script
 from standfast.adapters.fence_ipset import IpsetFence
 from standfast.clock import monotonic, sleep
 from standfast.errors import StandfastError, TimedOut
@@ -117,6 +117,11 @@ def nft_firewall(directory: Path) -> Firewall:
                 "flush chain inet standfast input; delete chain inet standfast input",
             ],
             "rule before": ["nft", "insert rule inet standfast input tcp dport 2049 accept"],
+            "way out deleted": [
+                "nft",
+                "flush chain inet standfast output; delete chain inet standfast output",
+            ],
+            "way out let through": ["nft", "insert rule inet standfast output accept"],
         },
     )
 
@@ -153,6 +158,9 @@ def ipset_firewall(directory: Path) -> Firewall:
                 *("iptables-legacy", "-I", "INPUT"),
                 *("-p", "tcp", "--dport", "2049", "-j", "ACCEPT"),
             ],
+            "rule inside": ["iptables-legacy", "-I", "standfast", "-p", "tcp", "-j", "ACCEPT"],
+            "way out flushed": ["iptables-legacy", "-F", "OUTPUT"],
+            "way out let through": ["ip6tables-legacy", "-I", "OUTPUT", "-j", "ACCEPT"],
         },
     )
 
@@ -160,9 +168,10 @@ def ipset_firewall(directory: Path) -> Firewall:
 BACKENDS = {"nft": nft_firewall, "ipset": ipset_firewall}
 DISTURBANCES = [
     *(("nft", d) for d in ("all flushed", "table deleted", "rules flushed", "chain deleted")),
-    ("nft", "rule before"),
+    *(("nft", d) for d in ("rule before", "way out deleted", "way out let through")),
     *(("ipset", d) for d in ("input flushed", "all flushed", "IPv6 flushed", "set gone")),
-    ("ipset", "rule before"),
+    *(("ipset", d) for d in ("rule before", "rule inside")),
+    *(("ipset", d) for d in ("way out flushed", "way out let through")),
 ]
 
 
@@ -227,6 +236,73 @@ def test_an_established_connection_is_cut_in_time_and_goes_on_after_a_refresh(
         assert arm(fence, 20) is False
         connection.settimeout(patient(20.0))
         assert connection.recv(1000), "what was sent while shut arrives by itself"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_an_answer_to_a_request_from_before_the_end_is_not_given_after_it(
+    firewall: Firewall, client_namespace: Path, kind: socket.SocketKind
+) -> None:
+    """A server that is slow: what it acknowledges then is not known to a successor."""
+    fence = firewall.fence
+    fence.ensure_closed()
+    arm(fence, 20)
+    with contextlib.ExitStack() as sockets:
+        server = sockets.enter_context(socket.socket(socket.AF_INET, kind))
+        server.bind(("0.0.0.0", PORT))
+        with inside(client_namespace):
+            client = sockets.enter_context(socket.socket(socket.AF_INET, kind))
+        client.settimeout(patient(5.0))
+        if kind is socket.SOCK_STREAM:
+            server.listen()
+            client.connect((SERVER, PORT))
+            server, _ = server.accept()
+            sockets.enter_context(server)
+        else:
+            client.connect((SERVER, PORT))
+        client.send(b"write this")
+        request, address = server.recvfrom(100)
+        assert request == b"write this"
+        arm(fence, firewall.span_s)
+        sleep(firewall.span_s + 0.02)
+        assert fence.state().open_for_s == 0
+        if kind is socket.SOCK_STREAM:
+            server.send(b"done")
+        else:
+            with contextlib.suppress(PermissionError):  # how the kernel tells of a drop
+                server.sendto(b"done", address)
+        client.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+
+
+def test_a_server_that_ends_while_the_port_is_shut_says_nothing_to_its_clients(
+    firewall: Firewall, client_namespace: Path, echo_server: None
+) -> None:
+    """Its connections' last packets would be taken for a server that is there."""
+    fence = firewall.fence
+    fence.ensure_closed()
+    arm(fence, 20)
+    with connect(client_namespace) as connection:
+        assert answers(connection, patient(5.0))
+        fence.ensure_closed()
+        command("ss", "-K", "-t", "-n", "-H", "state", "connected", "sport", "=", f":{PORT}")
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+
+
+def test_this_machine_reaches_the_servers_of_others_while_its_own_port_is_shut(
+    firewall: Firewall, client_namespace: Path
+) -> None:
+    """A standby is a client of the primary."""
+    firewall.fence.ensure_closed()
+    with inside(client_namespace):
+        listener = socket.create_server((CLIENT, PORT))
+    with listener, socket.create_connection((CLIENT, PORT), patient(5.0)) as connection:
+        other, _ = listener.accept()
+        with other:
+            other.send(b"hello")
+            assert connection.recv(100) == b"hello"
 
 
 def test_a_shut_port_answers_nobody_but_this_machine(
@@ -318,8 +394,54 @@ def test_the_least_lease_of_the_volumes_counts(firewall: Firewall) -> None:
     arm(music, 50)
     assert 40 < music.state().open_for_s <= 50
     firewall.fence.claim()
+    assert music.state().open_for_s == 0, "what was opened without it is shut"
     with pytest.raises(StandfastError, match="the lease of data has run out"):
         arm(music, 50)
+    arm(firewall.fence, 20)
+    arm(music, 50)
+    firewall.fence.claim()
+    assert 0 < music.state().open_for_s <= 20, "it had a say already"
+
+
+def test_the_end_of_one_volume_s_lease_is_the_end_for_all_though_another_goes_on(
+    firewall: Firewall, client_namespace: Path, echo_server: None
+) -> None:
+    """Its process is gone; the other's heartbeats keep coming."""
+    music = firewall.other_volume("music")
+    music.claim()
+    arm(music, 50)
+    firewall.fence.claim()
+    ends = monotonic() + firewall.span_s
+    firewall.fence.arm(ends, monotonic() + patient(5.0))
+    with connect(client_namespace) as connection:
+        while monotonic() < ends:
+            with contextlib.suppress(StandfastError):
+                arm(music, 50)
+        sleep(patient(0.3))  # the last permit's time began when the kernel took it
+        assert music.state().open_for_s == 0
+        assert not answers(connection, 0.4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rules_of_an_older_version_are_replaced(
+    client_namespace: Path, tmp_path: Path, backend: str
+) -> None:
+    """They let answers out. The upgraded process makes them anew and opens the port again."""
+    fence = BACKENDS[backend](tmp_path).fence
+    if backend == "nft":
+        old = build_script("standfast", PORT)
+        command("nft", old[: old.index("chain output")] + "}")
+        command("nft", "add element inet standfast open { 2049 timeout 20s }")
+    else:
+        fence.ensure_closed()
+        arm(fence, 20)
+        for family in ("iptables", "ip6tables"):
+            command(f"{family}-legacy", "-F", "OUTPUT")
+            command(f"{family}-legacy", "-F", "standfast-out")
+            command(f"{family}-legacy", "-X", "standfast-out")
+    assert not fence.state().in_place
+    assert arm(fence, 20) is True
+    assert fence.state().in_place
 
 
 def test_too_late_is_not_at_all(firewall: Firewall) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from standfast.adapters.fence import (
     Claims,
     FileFence,
     NftFence,
+    build_script,
     fence_from,
     parse_table,
     parse_time,
@@ -32,8 +34,15 @@ LISTING = """table inet standfast {
 \t\tiif "lo" accept
 \t\tmeta l4proto { tcp, udp } th dport 2049 th dport != @open drop
 \t}
+
+\tchain output {
+\t\ttype filter hook output priority filter - 10; policy accept;
+\t\toif "lo" accept
+\t\tmeta l4proto { tcp, udp } th sport 2049 th sport != @open drop
+\t}
 }
 """
+OF_THE_OLDER_FORM = LISTING[: LISTING.index("\n\tchain output")] + "}\n"
 
 
 def test_the_listing_of_an_open_port_is_understood() -> None:
@@ -47,7 +56,11 @@ def test_the_listing_of_an_open_port_is_understood() -> None:
     [
         ("th dport != @open drop", "th dport != @open counter accept"),
         ('\t\tiif "lo" accept\n', '\t\tiif "lo" accept\n\t\tip saddr 10.0.0.0/8 accept\n'),
-        ("type filter hook input", "type filter hook output"),
+        ("type filter hook input", "type filter hook forward"),
+        ("type filter hook output", "type filter hook forward"),
+        ("type filter hook output", "type filter hook input"),
+        ("th sport != @open drop", "th sport != @open counter accept"),
+        ('oif "lo" accept\n', 'oif "lo" accept\n\t\tct state established accept\n'),
         ("dport 2049 th", "dport 2050 th"),
         ("\t\tmeta l4proto { tcp, udp } th dport 2049 th dport != @open drop\n", ""),
         ("table inet standfast {\n", "table inet standfast {\n\tflags dormant\n"),
@@ -56,6 +69,17 @@ def test_the_listing_of_an_open_port_is_understood() -> None:
 def test_rules_that_somebody_changed_are_not_in_place(found: str, instead: str) -> None:
     assert found in LISTING
     assert not parse_table(LISTING.replace(found, instead), 2049).in_place
+
+
+def test_rules_that_let_answers_out_are_not_in_place() -> None:
+    """Those of a version before the chain for what goes out."""
+    assert not parse_table(OF_THE_OLDER_FORM, 2049).in_place
+
+
+def test_what_is_put_in_place_is_what_is_looked_for() -> None:
+    script = build_script("standfast", 2049)
+    lines = re.split(r"(?<=\{) (?=set|chain|type)|; (?!policy)", script)
+    assert parse_table("\n".join(lines), 2049).in_place
 
 
 def test_a_port_opened_by_hand_is_open_for_ever() -> None:
@@ -101,15 +125,12 @@ def test_an_unreadable_claim_keeps_the_port_shut(tmp_path: Path, garbage: str) -
     assert Claims(tmp_path, "a").least() == (0.0, "b")
 
 
-def test_only_an_existing_claim_is_voided_and_a_made_one_starts_shut(tmp_path: Path) -> None:
+def test_only_an_existing_claim_is_voided(tmp_path: Path) -> None:
     Claims(tmp_path, "a").write(100.0)
     Claims(tmp_path, "b").void()
     assert Claims(tmp_path, "a").least() == (100.0, "a")
-    Claims(tmp_path, "b").make()
-    assert Claims(tmp_path, "a").least() == (0.0, "b")
-    Claims(tmp_path, "b").write(200.0)
-    Claims(tmp_path, "b").make()
-    assert Claims(tmp_path, "a").least() == (100.0, "a")
+    Claims(tmp_path, "a").void()
+    assert Claims(tmp_path, "a").least() == (0.0, "a")
 
 
 def fake_nft(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from standfast import guard
+from standfast.act.ports import FenceState
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import Refused
-from standfast.guard import node_verdict
+from standfast.guard import check_fence, node_verdict
 from standfast.reasons import Reason
 from standfast.reign import OwnReign, Stage
 from tests.fakes.machine import config_in
@@ -73,3 +74,13 @@ def test_a_server_without_any_volume_does_not_start(
         verdict(volumes)
     with pytest.raises(Refused, match="no volume is configured"):
         node_verdict((), Deadline.after(60))
+
+
+def test_a_server_does_not_start_with_a_volume_that_has_no_say_in_the_port(
+    volumes: tuple[Config, Config],
+) -> None:
+    """An export that a power cut left behind is served with whatever else is."""
+    with pytest.raises(Refused, match="promotion of data has not come to its export") as caught:
+        check_fence(volumes[0], FenceState(in_place=True, open_for_s=8.0, claimed=False))
+    assert caught.value.reason is Reason.FENCE_NOT_ARMED
+    check_fence(volumes[0], FenceState(in_place=True, open_for_s=0.0, claimed=True))

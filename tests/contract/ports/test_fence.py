@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Fence, FenceState
+from standfast.act.ports import Fence
 from standfast.adapters.fence import FileFence, NftFence
 from standfast.adapters.fence_ipset import IpsetFence
 from standfast.clock import monotonic, sleep
@@ -111,18 +111,24 @@ def fence(scene: Scene) -> Fence:
     return scene.fence
 
 
+def told(fence: Fence) -> tuple[bool, float]:
+    """Whether the rules are there, and for how long they let the port pass."""
+    state = fence.state()
+    return state.in_place, state.open_for_s
+
+
 def test_where_nothing_was_done_there_are_no_rules_and_no_permit(fence: Fence) -> None:
-    assert fence.state() == FenceState(in_place=False, open_for_s=0.0)
+    assert told(fence) == (False, 0.0)
 
 
 def test_shutting_puts_the_rules_in_place_and_may_be_repeated(scene: Scene, fence: Fence) -> None:
     for _ in range(2):
         fence.ensure_closed()
-        assert fence.state() == FenceState(in_place=True, open_for_s=0.0)
+        assert told(fence) == (True, 0.0)
     scene.arm(20)
     fence.ensure_closed(soon(10))
     fence.ensure_closed(soon(10))
-    assert fence.state() == FenceState(in_place=True, open_for_s=0.0)
+    assert told(fence) == (True, 0.0)
 
 
 def test_a_permit_lasts_until_its_end_and_not_beyond(scene: Scene, fence: Fence) -> None:
@@ -143,7 +149,7 @@ def test_a_permit_ends_by_itself(scene: Scene, fence: Fence) -> None:
     asked = monotonic()
     scene.arm(span_s)
     sleep(asked + span_s - monotonic() + 0.02 + (monotonic() - asked))
-    assert fence.state() == FenceState(in_place=True, open_for_s=0.0)
+    assert told(fence) == (True, 0.0)
 
 
 def test_opening_where_there_are_no_rules_makes_them_and_says_so(
@@ -165,7 +171,7 @@ def test_rules_that_somebody_took_away_are_missed_and_put_back(scene: Scene, fen
     assert fence.state().in_place
     scene.flush()
     fence.ensure_closed()
-    assert fence.state() == FenceState(in_place=True, open_for_s=0.0)
+    assert told(fence) == (True, 0.0)
 
 
 @pytest.mark.parametrize("rules", [True, False], ids=["with rules", "without"])
@@ -191,7 +197,8 @@ def test_a_claim_opens_nothing_and_may_be_repeated_and_given_up_unmade(
     fence.ensure_closed()
     fence.claim()
     fence.claim()
-    assert fence.state() == FenceState(in_place=True, open_for_s=0.0)
+    assert fence.state().claimed
+    assert told(fence) == (True, 0.0)
     scene.arm(20)
     assert fence.state().open_for_s > 15
     fence.release()
@@ -205,8 +212,10 @@ def test_the_least_lease_of_the_volumes_counts(scene: Scene, fence: Fence) -> No
     scene.arm(50, scene.other)
     assert 0 < scene.other.state().open_for_s <= 10
     fence.release()
+    assert not fence.state().claimed
     scene.arm(50, scene.other)
     assert 40 < scene.other.state().open_for_s <= 50
     fence.claim()
+    assert scene.other.state().open_for_s == 0, "what was opened without it is shut"
     with pytest.raises(StandfastError, match="the lease of data has run out"):
         scene.arm(50, scene.other)

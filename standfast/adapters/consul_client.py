@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPMessage
 from importlib import import_module
@@ -55,11 +56,12 @@ def _library() -> Any:
     package = ModuleType("consul")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["consul"] = package
-    try:
-        return import_module("consul.base")
-    finally:
-        for name in [one for one in sys.modules if one.split(".")[0] == "consul"]:
-            del sys.modules[name]  # whoever imports the package gets a whole one
+    found: ModuleType | None = None
+    with suppress(ImportError):  # py-consul's parts take from the package
+        found = import_module("consul.base")
+    for name in [one for one in sys.modules if one.split(".")[0] == "consul"]:
+        del sys.modules[name]  # whoever imports the package gets a whole one
+    return found or import_module("consul.base")
 
 
 base: Any = _library()

@@ -5,16 +5,18 @@ down, so that a process of its own can be told which node it is.
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from standfast.adapters.consul_wire import CheckIndex, Committed, Conflict, Entry, Op, Set
+from standfast.adapters.consul_wire import Entry, Set
 from standfast.adapters.stores import open_store
 from standfast.clock import Deadline
 from standfast.config.model import Config, KeepOwn, KeepPublished
+from standfast.demo.consul_state import ClusterState
 from standfast.errors import ConsulNoQuorum
 from standfast.locks import exclusive
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
@@ -22,6 +24,7 @@ from standfast.replication import receive
 from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
 from tests.contract.volumes import config_for
+from tests.fakes.consul import MemoryConsul
 
 if TYPE_CHECKING:
     from tests.contract.links import Links
@@ -29,48 +32,39 @@ if TYPE_CHECKING:
 NODES = ("a", "b", "c")
 
 
-class FileGateway:
-    """Consul's keys in a file, shared by processes; the operations that replication uses."""
+class FileGateway(MemoryConsul):
+    """Consul's keys in a file, shared by processes."""
 
     def __init__(self, path: Path, *, later: dict[str, str] | None = None) -> None:
+        super().__init__()
         self._path = path
         self._later = later or {}
         self.failing = 0
         """So many calls fail first."""
 
-    def _load(self) -> dict[str, Any]:
-        doc: dict[str, Any] = {"index": 1, "keys": {}}
-        if self._path.exists():
-            doc = json.loads(self._path.read_text())
-        return doc
+    @contextmanager
+    def _call(self, effect: str = "") -> Iterator[ClusterState]:
+        self._fail()
+        with exclusive(self._path.with_suffix(".lock"), "another test", Deadline.after(5)):
+            if self._path.exists():
+                self.state.restore(pickle.loads(self._path.read_bytes()))
+            with super()._call(effect) as state:
+                yield state
+            if effect:
+                new = self._path.with_suffix(".new")
+                new.write_bytes(pickle.dumps(state.snapshot()))
+                new.replace(self._path)
 
     def get(
         self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> Entry | None:
-        self._fail()
-        found = self._load()["keys"].get(key)
+        found = super().get(key, consistent=consistent, deadline=deadline)
         if key in self._later:  # what the next reader sees
-            self.txn([Set(key, base64.b64decode(self._later.pop(key)))])
-        return None if found is None else Entry(key, base64.b64decode(found[0]), found[1])
+            self.put(key, base64.b64decode(self._later.pop(key)))
+        return found
 
-    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        self._fail()
-        with exclusive(self._path.with_suffix(".lock"), "another test", Deadline.after(5)):
-            doc = self._load()
-            for op in ops:
-                if isinstance(op, CheckIndex):
-                    if doc["keys"].get(op.key, [None, None])[1] != op.index:
-                        return Conflict((f"{op.key} changed",))
-                elif not isinstance(op, Set):
-                    raise AssertionError(f"replication doesn't use {op}")
-            doc["index"] += 1
-            for op in ops:
-                if isinstance(op, Set):
-                    doc["keys"][op.key] = [base64.b64encode(op.value).decode(), doc["index"]]
-            new = self._path.with_suffix(".new")
-            new.write_text(json.dumps(doc))
-            new.replace(self._path)
-        return Committed({op.key: doc["index"] for op in ops if isinstance(op, Set)})
+    def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
+        raise AssertionError("no change of another process wakes anybody here")
 
     @property
     def away(self) -> Path:

@@ -43,7 +43,7 @@ from tests.contract.nomad_clusters import (
 )
 from tests.fakes.nomad import StandIn
 from tests.fakes.nomad_api import Manner
-from tests.fakes.nomad_world import FakeConsul, World
+from tests.fakes.nomad_world import World
 from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
@@ -99,7 +99,7 @@ class Site:
         """The node's agent starts."""
         gateway = self.cluster.gateway(name)
         gateway.timeout_s = patient(5.0)
-        follower = Follower(self.config(name), gateway, FakeConsul(self.consul))
+        follower = Follower(self.config(name), gateway, self.consul.consul)
         self.followers[name] = follower
         self.dead.discard(name)
         thread = threading.Thread(target=self._follow, args=(name, follower), daemon=True)
@@ -271,7 +271,7 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
     assert watch.twice() == []
     assert not any(watch.came_back(one, ONE) for one in JOBS)
     assert not shows(site, ONE)
-    assert not [key for key in site.consul.kv if "/nomad/" in key]
+    assert site.consul.notes == []
     moves = site.followers[ONE].moves
     wait_for(lambda: not moves.pending, PATIENCE_S, "all moves are told")
     told = moves.document()
@@ -306,7 +306,7 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(site: Site) -
     new = [a for one in JOBS for a in allocations(site, one) if a.id not in before]
     assert not [a for a in new if a.node_id == site.cluster.node_id(ONE)]
     wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary alone")
-    assert not [key for key in site.consul.kv if "/nomad/" in key]
+    assert site.consul.notes == []
     note(f"{site.cluster.kind}: a standby like any other {took_s:.1f} s after its return")
 
 

@@ -48,7 +48,8 @@ def fetch(target: Path) -> None:
     assert install.returncode == 0, f"{REQUIREMENT} can't be fetched: {install.stderr[-2000:]}"
 
 
-GATEWAY, CONTRACT = "tests/unit/test_consul_gateway.py", "tests/contract/test_consul_contract.py"
+GATEWAY = "tests/unit/test_consul_gateway.py"
+CONTRACT = "tests/contract/ports/test_consul.py", "tests/contract/test_consul_server.py"
 # Each of the gateway's calls, and those of the library that the exporters of others would make.
 SOME = (
     "embedded and (comes_back_as_it_was_written or lease_transactions or prefix_come_sorted"
@@ -61,17 +62,19 @@ SOME = (
     ("tests", "which"),
     [
         pytest.param(CONTRACT, SOME, id="some"),
-        pytest.param(GATEWAY, "library_is_the_one", id="library"),
+        pytest.param((GATEWAY,), "library_is_the_one", id="library"),
         pytest.param(CONTRACT, "", id="contract", marks=pytest.mark.torture),
-        pytest.param(GATEWAY, "", id="gateway", marks=pytest.mark.torture),
+        pytest.param((GATEWAY,), "", id="gateway", marks=pytest.mark.torture),
     ],
 )
-def test_the_gateway_works_on_py_consul_too(py_consul: Path, tests: str, which: str) -> None:
+def test_the_gateway_works_on_py_consul_too(
+    py_consul: Path, tests: tuple[str, ...], which: str
+) -> None:
     # Neither the summary nor the workers of this run are the other's.
     ours = ("STANDFAST_LEFT_OUT", "PYTEST_")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, "-k", which],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", which],
         cwd=CHECKOUT,
         env={
             **environment,

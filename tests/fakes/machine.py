@@ -12,8 +12,6 @@ from pathlib import Path
 
 from standfast.act.machine import Machine
 from standfast.act.ports import FenceState, LiveTree, Snapshot, Writer
-from standfast.adapters.consul import Committed, Conflict, Entry, Instance
-from standfast.adapters.consul_wire import Op
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Node, Paths
 from standfast.demo.schedule import OnDemand
@@ -22,6 +20,7 @@ from standfast.lease.files import LeaseStatus, take_claim
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import Holder, LeaderState
+from tests.fakes.consul import MemoryConsul
 
 
 class Cut(BaseException):
@@ -253,71 +252,6 @@ class FakeKeeper:
 
 
 @dataclass
-class FakeConsul:
-    world: World
-    registered: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    successor: Instance | None = None
-    keys: dict[str, bytes] = field(default_factory=dict)
-
-    def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
-    ) -> Mapping[str, Entry | None]:
-        return {key: self._entry(key) for key in keys}
-
-    def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> tuple[Entry, ...]:
-        return tuple(Entry(key, self.keys[key], 1) for key in self.keys if key.startswith(prefix))
-
-    def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
-        return 1, self._entry(key)
-
-    def _entry(self, key: str) -> Entry | None:
-        return Entry(key, self.keys[key], 1) if key in self.keys else None
-
-    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        return Conflict(("not modelled",))
-
-    def instances(
-        self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
-    ) -> tuple[Instance, ...]:
-        return () if self.successor is None else (self.successor,)
-
-    def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
-        return "passing"
-
-    def register(
-        self,
-        service_id: str,
-        name: str,
-        address: str,
-        port: int,
-        meta: Mapping[str, str],
-        check_ttl_s: float,
-        check_name: str,
-        *,
-        deadline: Deadline | None = None,
-    ) -> None:
-        self.world.effect("register")
-        self.registered[service_id] = meta
-
-    def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:
-        self.world.effect("deregister")
-        self.registered.pop(service_id, None)
-
-    def local_services(
-        self, *, deadline: Deadline | None = None
-    ) -> Mapping[str, Mapping[str, str]]:
-        return dict(self.registered)
-
-    def pass_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
-        self.world.effect("pass-check")
-
-    def fail_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
-        self.world.effect("fail-check")
-
-
-@dataclass
 class FakeSender:
     world: World
     sent: list[Snapshot] = field(default_factory=list)
@@ -341,7 +275,7 @@ class FakeNode:
     fence: FakeFence
     bind: FakeBind
     keeper: FakeKeeper
-    consul: FakeConsul
+    consul: MemoryConsul
     sender: FakeSender
 
     @property
@@ -358,6 +292,12 @@ class FakeNode:
             sender=self.sender,
             schedule=OnDemand(),
         )
+
+    def successor_serves(self) -> None:
+        """n2 is registered as the primary, and its check passes."""
+        there, service = self.consul.at("n2"), self.config.service
+        there.register(service, service, "192.168.1.3", 2049, {}, 1e6, "answers NFS")
+        there.pass_check(f"service:{service}", "")
 
     @property
     def serves(self) -> bool:
@@ -391,6 +331,8 @@ def fake_node(directory: Path) -> FakeNode:
     me = Holder("n1", "boot-1")
     store = FakeStore(world, config.base, directory)
     keeper = FakeKeeper(world, config, me, fence)
+    consul = MemoryConsul(*config.nodes)
+    consul.effect = world.effect
     return FakeNode(
         world,
         config,
@@ -399,6 +341,6 @@ def fake_node(directory: Path) -> FakeNode:
         fence,
         FakeBind(world, store=store),
         keeper,
-        FakeConsul(world),
+        consul,
         FakeSender(world),
     )

@@ -12,8 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from standfast.adapters.consul import Committed, Conflict, Entry
-from standfast.adapters.consul_wire import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import NomadError, NomadOutcome
@@ -27,6 +25,7 @@ from standfast.nomad.ports import (
     Node,
 )
 from standfast.records import dump_epoch
+from tests.fakes.consul import MemoryConsul
 
 KEY, VALUE = "storage_role", "primary"
 BOUND = [{"LTarget": "${meta.storage_role}", "Operand": "=", "RTarget": "primary"}]
@@ -82,7 +81,7 @@ class World:
     clients: dict[str, Client]
     jobs: list[dict[str, Any]]
     placed: list[Placed] = field(default_factory=list)
-    kv: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    consul: MemoryConsul = field(default_factory=MemoryConsul)
     now_s: float = 0.0
     budget: int | None = None
     """So many more effects happen before the cut; None: no cut."""
@@ -92,8 +91,15 @@ class World:
     log: list[str] = field(default_factory=list)
     broken: dict[str, NomadOutcome] = field(default_factory=dict)
     """Method -> how it fails."""
-    _index: Any = field(default_factory=lambda: itertools.count(1))
     _ids: Any = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        self.consul.effect = self.effect
+
+    @property
+    def notes(self) -> list[str]:
+        """Keys in Consul of nodes that were made ineligible."""
+        return [one.key for one in self.consul.get_many("standfast/") if "/nomad/" in one.key]
 
     def effect(self, text: str) -> None:
         if self.budget is not None:
@@ -147,7 +153,7 @@ class World:
 
     def disable(self, name: str) -> None:
         """An operator's word; it counts as theirs where no note of ours is on the node."""
-        if not any(key.endswith(f"/nomad/id-{name}") for key in self.kv):
+        if not any(key.endswith(f"/nomad/id-{name}") for key in self.notes):
             self.by_operator.add(name)
         self.clients[name].eligible = False
 
@@ -162,44 +168,10 @@ class World:
         return sorted(p.node for p in mine if p.begun and not p.over)
 
     def set_epoch(self, config: Config, epoch: int) -> None:
-        self.kv[config.key("epoch")] = (next(self._index), dump_epoch(epoch))
+        self.consul.at("n1").put(config.key("epoch"), dump_epoch(epoch))
 
     def follower(self, config: Config) -> Follower:
-        return Follower(config, FakeNomad(self, config.node), FakeConsul(self))
-
-
-@dataclass
-class FakeConsul:
-    world: World
-
-    def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
-    ) -> Mapping[str, Entry | None]:
-        kv = self.world.kv
-        return {key: Entry(key, kv[key][1], kv[key][0]) if key in kv else None for key in keys}
-
-    def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> tuple[Entry, ...]:
-        found = sorted(self.world.kv.items())
-        return tuple(Entry(k, v, index) for k, (index, v) in found if k.startswith(prefix))
-
-    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        kv = self.world.kv
-        for op in ops:
-            match op:
-                case CheckIndex(key, index) if kv.get(key, (0, b""))[0] != index:
-                    return Conflict((key,))
-                case Cas() | CheckNotExists():
-                    raise AssertionError(f"not used: {op}")
-        self.world.effect(f"txn {ops[-1]}")
-        for op in ops:
-            match op:
-                case Set(key, value):
-                    kv[key] = (next(self.world._index), value)
-                case Delete(key):
-                    kv.pop(key, None)
-        return Committed({})
+        return Follower(config, FakeNomad(self, config.node), self.consul)
 
 
 @dataclass

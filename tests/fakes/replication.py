@@ -5,16 +5,18 @@ The volume itself is a directory store in a temporary directory: only the stream
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from standfast.adapters.consul_wire import CheckIndex, Committed, Conflict, Entry, Op, Set
+from standfast.adapters.consul_wire import Entry
 from standfast.adapters.directory import initialise
 from standfast.clock import Deadline
 from standfast.config.model import Config, Replication
 from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from tests.fakes.consul import MemoryConsul
 from tests.fakes.machine import config_in
+
+PREFIX = "standfast/data-services/"
 
 
 def storage_node(root: Path, node: str, **replication: object) -> Config:
@@ -29,32 +31,40 @@ def storage_node(root: Path, node: str, **replication: object) -> Config:
     return made
 
 
-@dataclass
-class LeaseKeys:
-    """`holder` serves `epoch`; a transaction is carried out as Consul does it."""
+class LeaseKeys(MemoryConsul):
+    """`holder` serves `epoch`, until `lead` says something else."""
 
-    holder: str = "a"
-    epoch: int = 2
-    state: LeaderState = LeaderState.SERVING
-    written: dict[str, bytes] = field(default_factory=dict)
-    before_txn: Callable[[], None] = lambda: None
+    def __init__(
+        self, holder: str = "a", epoch: int = 2, state: LeaderState = LeaderState.SERVING
+    ) -> None:
+        super().__init__(holder)
+        self.leads = (holder, epoch, state)
+        self.lead()
+
+    def lead(
+        self,
+        holder: str | None = None,
+        epoch: int | None = None,
+        state: LeaderState | None = None,
+    ) -> None:
+        """What is not given stays."""
+        before = self.leads
+        self.leads = (holder or before[0], epoch or before[1], state or before[2])
+        leader = Leader(self.leads[1], Holder(self.leads[0], "boot"), 5, self.leads[2])
+        self.put(f"{PREFIX}epoch", dump_epoch(leader.epoch))
+        self.put(f"{PREFIX}leader", leader.dump())
 
     def get(
         self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> Entry | None:
         assert consistent, "an old answer may name a primary of before"
-        if key.endswith("/leader"):
-            leader = Leader(self.epoch, Holder(self.holder, "boot"), 5, self.state)
-            return Entry(key, leader.dump(), 900 + self.epoch)
-        return Entry(key, dump_epoch(self.epoch), self.epoch) if key.endswith("/epoch") else None
+        return super().get(key, consistent=consistent, deadline=deadline)
 
-    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        self.before_txn()
-        for op in ops:
-            if isinstance(op, CheckIndex) and op.index != self.epoch:
-                return Conflict((f"{op.key}: its index is {self.epoch}",))
-        self.written |= {op.key: op.value for op in ops if isinstance(op, Set)}
-        return Committed({})
+    @property
+    def written(self) -> dict[str, bytes]:
+        """All but the lease."""
+        lease = (f"{PREFIX}epoch", f"{PREFIX}leader")
+        return {one.key: one.value for one in self.get_many(PREFIX) if one.key not in lease}
 
 
 @dataclass

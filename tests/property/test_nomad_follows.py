@@ -149,7 +149,7 @@ class Cluster:
                 continue
             assert client.visible is (name == self.primary), f"{name}: {client}"
             assert client.eligible is (name not in world.by_operator), f"{name}: {world.log}"
-            assert not any(key.endswith(f"/nomad/id-{name}") for key in world.kv), name
+            assert not any(key.endswith(f"/nomad/id-{name}") for key in world.notes), name
         here = [self.primary] if self.primary is not None else []
         for bound in ("db", "sys"):
             allowed = [] if self.primary in world.by_operator else here
@@ -349,7 +349,7 @@ def test_a_node_that_is_prepared_while_it_looks_is_not_left_out(comes: bool) -> 
 
         with patch.object(follower.nomad, "local_meta", meanwhile):
             cluster.round("b")
-        assert any(key.endswith("/nomad/id-b") for key in world.kv), "the note was taken away"
+        assert any(key.endswith("/nomad/id-b") for key in world.notes), "the note was taken away"
         world.propagate()
         if comes:
             cluster.switch("b")

@@ -107,8 +107,8 @@ def test_the_role_is_given_up_by_who_has_it_at_a_fresh_look_alone(
 def consul_holds(node: FakeNode, epoch: int) -> None:
     """A primary on n2 that heartbeats."""
     leader = Leader(epoch, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
-    node.consul.keys[node.config.key("epoch")] = dump_epoch(epoch)
-    node.consul.keys[node.config.key("leader")] = leader.dump()
+    node.consul.put(node.config.key("epoch"), dump_epoch(epoch))
+    node.consul.put(node.config.key("leader"), leader.dump())
 
 
 def test_an_epoch_that_was_seen_is_remembered_through_a_reboot(node: FakeNode) -> None:
@@ -125,10 +125,12 @@ def test_who_could_not_heartbeat_gets_a_chance_once_consul_is_mended(
     agent = real_agent(node)
     consul_holds(node, 4)
     agent.look()
-    kept = node.consul.keys.pop(node.config.key(gone))
+    kept = node.consul.get(node.config.key(gone))
+    assert kept is not None
+    node.consul.delete(kept.key)
     clock.now += 60.0
     agent.look(fresh=True)
-    node.consul.keys[node.config.key(gone)] = kept
+    node.consul.put(kept.key, kept.value)
     clock.now += 60.0
     seen = agent.look(fresh=True)
     assert isinstance(seen.view, Cluster)

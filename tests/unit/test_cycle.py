@@ -78,14 +78,14 @@ def test_a_standby_never_gets_the_same_snapshot_twice(primary: Primary) -> None:
 
 def test_a_snapshot_of_an_earlier_reign_is_not_shared(primary: Primary) -> None:
     first = primary.cycle("b")
-    primary.keys.epoch += 1
+    primary.keys.lead(epoch=3)
     primary.now += 2
     assert primary.cycle("c") > first
 
 
 def test_what_a_standby_acknowledged_is_pinned_before_consul_hears_of_it(primary: Primary) -> None:
     pinned: list[str] = []
-    primary.keys.before_txn = lambda: pinned.extend(
+    primary.keys.effect = lambda _: pinned.extend(
         pin.name for pin in pins.load(primary.config).values()
     )
     name = primary.cycle("b")
@@ -95,7 +95,7 @@ def test_what_a_standby_acknowledged_is_pinned_before_consul_hears_of_it(primary
 
 def test_consul_does_not_hear_of_what_was_sent_in_a_reign_that_is_over(primary: Primary) -> None:
     def another_takes_over(_: Order) -> None:
-        primary.keys.holder, primary.keys.epoch = "b", primary.keys.epoch + 1
+        primary.keys.lead("b", 3)
 
     primary.meanwhile = another_takes_over
     with pytest.raises(Refused, match="the reign of epoch 2 ended meanwhile") as caught:
@@ -135,7 +135,7 @@ def test_a_cycle_that_failed_is_noted_with_its_reason(primary: Primary) -> None:
 def test_a_node_that_does_not_serve_takes_and_sends_nothing(
     primary: Primary, said: LeaderState
 ) -> None:
-    primary.keys.state = said
+    primary.keys.lead(state=said)
     with pytest.raises(Refused, match="only a serving primary replicates") as caught:
         primary.cycle("b")
     assert caught.value.reason is Reason.NOT_PRIMARY

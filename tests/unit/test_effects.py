@@ -42,7 +42,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: StoppedClock) -
     made = fake_node(tmp_path)
     name = SnapshotName.at("services", utc_now() - 60)
     made.store.taken.append(Snapshot(name, tmp_path / str(name), "c0ffee", received=True))
-    made.consul.successor = Instance("x", "n2", "192.168.1.3", 2049, {}, "passing", "passing")
+    made.successor_serves()
     monkeypatch.setattr(effects_module, "ask", made.keeper.ask)
     return made
 
@@ -131,7 +131,7 @@ def test_a_port_that_the_lease_process_does_not_open_ends_the_promotion(
     asked_of_the_lease(node, monkeypatch, lambda command: command != "serve")
     with pytest.raises(StepFailed, match="open-port: the lease has no time left"):
         promote(node)
-    assert node.consul.registered == {}
+    assert node.consul.local_services() == {}
 
 
 def test_a_release_whose_reply_is_lost_is_asked_for_again(
@@ -228,7 +228,7 @@ def test_a_server_that_does_not_answer_is_not_registered(
     monkeypatch.setattr(node.nfs, "check", lambda _: "no answer to a NULL call")
     with pytest.raises(StepFailed, match=r"check-serving: .*no answer to a NULL call"):
         promote(node)
-    assert node.consul.registered == {}
+    assert node.consul.local_services() == {}
 
 
 def another_volume(node: FakeNode, *, serving: bool = True, left_s: float = 60.0) -> None:

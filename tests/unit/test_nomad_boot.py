@@ -16,7 +16,7 @@ from standfast.lease.files import LeaseStatus
 from standfast.nomad import boot
 from standfast.nomad.observed import Role
 from standfast.records import LeaderState
-from tests.fakes.nomad_world import Client, FakeConsul, FakeNomad, World, job
+from tests.fakes.nomad_world import Client, FakeNomad, World, job
 from tests.unit.deciding import config
 
 CONFIG = config("a", nomad=NomadAccess())
@@ -33,7 +33,7 @@ def world() -> Iterator[World]:
 
 
 def quarantine(world: World) -> Sequence[str]:
-    return boot.quarantine_own(CONFIG, FakeNomad(world, "b"), FakeConsul(world))
+    return boot.quarantine_own(CONFIG, FakeNomad(world, "b"), world.consul)
 
 
 def test_a_node_with_the_meta_of_before_comes_back_without_jobs(world: World) -> None:

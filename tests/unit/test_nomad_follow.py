@@ -19,7 +19,7 @@ from standfast.nomad.notes import Notes
 from standfast.nomad.observed import Bound, Note, Noted, Observed, Role, kill_timeout_s
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
-from tests.fakes.nomad_world import Client, FakeConsul, FakeNomad, Placed, World, job
+from tests.fakes.nomad_world import Client, FakeNomad, Placed, World, job
 from tests.support.pace import patient
 from tests.unit.deciding import config
 
@@ -234,7 +234,7 @@ def test_a_node_that_was_ineligible_before_is_left_so() -> None:
     where.disable("a")
     one.release(Deadline.after(5))
     one.resume()
-    assert not [key for key in where.kv if "nomad" in key]
+    assert where.notes == []
     for _ in range(3):
         where.propagate()
         one.round(S, 0)
@@ -389,10 +389,14 @@ def test_a_primary_of_a_reign_that_is_over_quarantines_nobody() -> None:
 
 def test_a_note_that_was_written_anew_is_not_deleted_by_who_saw_the_old_one() -> None:
     where = world()
-    one = Notes(config("a"), FakeConsul(where))
+    one = Notes(config("a"), where.consul)
     one.write(node("a"), 0)
     old = one.load()["id-a"]
-    where.kv[one.config.key("nomad/id-a")] = (999, where.kv[one.config.key("nomad/id-a")][1])
+    [key] = where.notes
+    noted = where.consul.get(key)
+    assert noted is not None
+    where.consul.delete(key)
+    where.consul.put(key, noted.value)
     one.delete("id-a", old)
     assert "id-a" in one.load()
 
@@ -402,7 +406,7 @@ def test_a_note_of_a_writer_that_died_counts_after_a_while(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(notes, "monotonic", lambda: now)
-    one = Notes(config("a"), FakeConsul(world()))
+    one = Notes(config("a"), world().consul)
     one.write(node("a"), 0, firm=False)
     assert not one.load()["id-a"].firm
     now = notes.FIRM_AFTER_S + 1
@@ -412,7 +416,7 @@ def test_a_note_of_a_writer_that_died_counts_after_a_while(
 def test_a_foreign_note_ends_the_round_and_changes_nothing() -> None:
     where = world()
     one = follower(where)
-    FakeConsul(where).txn([Set(one.config.key("nomad/id-a"), b"[]")])
+    where.consul.txn([Set(one.config.key("nomad/id-a"), b"[]")])
     where.log.clear()
     report = one.round(P, 1)
     assert not report.settled and "consul kv delete" in report.sentence

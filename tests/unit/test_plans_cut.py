@@ -40,7 +40,7 @@ def made(directory: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
     node = fake_node(directory)
     base = SnapshotName.at("services", utc_now() - 60)
     node.store.taken.append(Snapshot(base, directory / str(base), "c0ffee", received=True))
-    node.consul.successor = Instance("x", "n2", "192.168.1.3", 2049, {}, "passing", "passing")
+    node.successor_serves()
     monkeypatch.setattr(effects_module, "ask", node.keeper.ask)
     monkeypatch.setattr(effects_module, "RELEASE_TRIES", 1)
     monkeypatch.setattr(effects_module, "SERVING_TIMEOUT_S", 0.0)
@@ -103,7 +103,7 @@ def is_primary(node: FakeNode) -> None:
     assert node.store.tree.writable
     assert node.store.tree.uuid == own.live_uuid
     meta = {"epoch": "5", "node": "n1", "fsid": own.fsid}
-    assert node.consul.registered == {"standfast-data-services": meta}
+    assert node.consul.local_services() == {"standfast-data-services": meta}
 
 
 def is_standby(node: FakeNode) -> None:
@@ -112,7 +112,7 @@ def is_standby(node: FakeNode) -> None:
     assert not node.nfs.running
     assert not node.bind.mounted
     assert node.store.tree is None
-    assert node.consul.registered == {}
+    assert node.consul.local_services() == {}
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,8 @@ def test_every_step_has_a_function_and_every_function_a_step(node: FakeNode) -> 
 def test_a_switchover_waits_on_for_its_successor_while_consul_elects_a_leader(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers: list[Any] = [ConsulNoQuorum("leadership lost"), (), (node.consul.successor,)]
+    found = node.consul.instances(node.config.service)
+    answers: list[Any] = [ConsulNoQuorum("leadership lost"), (), found]
 
     def instances(_service: str) -> tuple[Instance, ...]:
         answer = answers.pop(0)

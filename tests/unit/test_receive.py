@@ -134,7 +134,7 @@ def test_a_reign_that_is_over_here_is_refused_even_where_consul_still_names_it(
 
 
 def test_who_has_given_the_lease_up_is_refused(standby: Standby) -> None:
-    standby.keys.state = LeaderState.CLEAN
+    standby.keys.lead(state=LeaderState.CLEAN)
     assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER
 
 
@@ -142,7 +142,7 @@ def test_who_has_given_the_lease_up_is_refused(standby: Standby) -> None:
 def test_who_does_not_hold_the_lease_in_this_epoch_is_refused(
     standby: Standby, holder: str, epoch: int
 ) -> None:
-    standby.keys.holder, standby.keys.epoch = holder, epoch
+    standby.keys.lead(holder, epoch)
     assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER
 
 
@@ -200,7 +200,7 @@ def test_a_snapshot_is_not_published_when_the_lease_moved_on_while_it_came_in(
 ) -> None:
     def takeover(line: str) -> None:
         if "ready" in line:
-            standby.keys.holder, standby.keys.epoch = "c", EPOCH + 1
+            standby.keys.lead("c", EPOCH + 1)
 
     standby.says = takeover
     assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER

@@ -24,6 +24,7 @@ def node(tmp_path: Path) -> FakeNode:
     OWN.save(made.config.state_dir)
     made.nfs.running, made.nfs.fsid = True, OWN.fsid
     made.fence.open_until = monotonic() + 60
+    registration.register(made.machine, OWN.epoch)
     return made
 
 
@@ -74,6 +75,7 @@ def test_an_entry_that_says_something_else_is_made_again(node: FakeNode) -> None
     registration.register(node.machine, 4)
     assert registration.is_registered(node.machine, 4)
     assert not registration.is_registered(node.machine, 5)
-    [name] = node.consul.registered
-    node.consul.registered[name] = {"epoch": "4", "node": "n1"}  # an older version's
+    [name] = node.consul.local_services()
+    older = {"epoch": "4", "node": "n1"}  # an older version's
+    node.consul.register(name, node.config.service, "192.168.1.2", 2049, older, 60, "answers NFS")
     assert not registration.is_registered(node.machine, 4)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from standfast import locks
-from standfast.adapters.consul import Committed, Conflict, Entry
 from standfast.adapters.directory import DirectoryStore, initialise
 from standfast.clock import Deadline, sleep
 from standfast.config.load import load
@@ -17,9 +16,9 @@ from standfast.config.model import Config
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.reign import OwnReign, Stage, snapshot_lock
 from standfast.replication.cycle import Sender
+from tests.fakes.replication import LeaseKeys
 from tests.support.pace import patient
 
 PLACES = (
@@ -27,21 +26,6 @@ PLACES = (
     Place("c1", "127.0.0.2", "http://127.0.0.1:1"),
 )
 OWN = OwnReign(2, Stage.READY, "f", None, in_place=True)
-
-
-class Keys:
-    """Consul in which zippy serves epoch 2, whatever it is doing meanwhile."""
-
-    def get(
-        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> Entry | None:
-        if key.endswith("/leader"):
-            leader = Leader(2, Holder("zippy", "i"), 5, LeaderState.SERVING, ("c1",))
-            return Entry(key, leader.dump(), 7)
-        return Entry(key, dump_epoch(2), 6) if key.endswith("/epoch") else None
-
-    def txn(self, ops: object, *, deadline: Deadline | None = None) -> Committed | Conflict:
-        raise AssertionError("nothing is written")
 
 
 @pytest.fixture
@@ -62,7 +46,7 @@ def test_a_cycle_takes_no_snapshot_once_the_demotion_has_begun(
     OWN.at(stage).save(config.state_dir)
     store = DirectoryStore(config.paths)
     with pytest.raises(Refused, match="its final snapshot is the last one") as caught:
-        Sender(config, store, Keys()).cycle("c1")
+        Sender(config, store, LeaseKeys("zippy")).cycle("c1")
     assert caught.value.reason is Reason.NOT_PRIMARY
     assert store.snapshots() == ()
 
@@ -71,7 +55,7 @@ def test_a_cycle_of_a_serving_primary_takes_one(config: Config) -> None:
     OWN.save(config.state_dir)
     store = DirectoryStore(config.paths)
     with pytest.raises(StandfastError):
-        Sender(config, store, Keys()).cycle("c1")
+        Sender(config, store, LeaseKeys("zippy")).cycle("c1")
     assert len(store.snapshots()) == 1
 
 
@@ -91,7 +75,7 @@ def test_a_cycle_that_waited_while_the_final_snapshot_was_taken_comes_too_late(
 
     def cycle() -> None:
         try:
-            Sender(config, store, Keys()).cycle("c1")
+            Sender(config, store, LeaseKeys("zippy")).cycle("c1")
         except StandfastError as error:
             found.append(error)
 

@@ -59,7 +59,7 @@ def register(node: FakeNode) -> None:
 def test_a_standby_loses_a_leftover_registration(node: FakeNode) -> None:
     register(node)
     agent_that_saw(node, None).upkeep()
-    assert node.consul.registered == {}
+    assert node.consul.local_services() == {}
 
 
 def test_a_promotion_that_ended_since_the_last_look_stays_registered_and_open(
@@ -70,7 +70,7 @@ def test_a_promotion_that_ended_since_the_last_look_stays_registered_and_open(
     OWN.save(node.config.state_dir)
     agent_that_saw(node, None).upkeep()
     assert node.world.log == []
-    assert len(node.consul.registered) == 1
+    assert len(node.consul.local_services()) == 1
 
 
 def test_a_plan_at_work_goes_first(node: FakeNode) -> None:
@@ -78,15 +78,15 @@ def test_a_plan_at_work_goes_first(node: FakeNode) -> None:
     agent = agent_that_saw(node, None)
     with exclusive(node.config.run_dir / "plan.lock", "a plan"):
         agent.upkeep()
-    assert len(node.consul.registered) == 1
+    assert len(node.consul.local_services()) == 1
     agent.upkeep()
-    assert node.consul.registered == {}
+    assert node.consul.local_services() == {}
 
 
 def test_a_server_whose_registration_vanished_gets_it_back(node: FakeNode) -> None:
     OWN.save(node.config.state_dir)
     agent_that_saw(node, OWN).upkeep()
-    assert len(node.consul.registered) == 1
+    assert len(node.consul.local_services()) == 1
 
 
 @pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING), replace(OWN, epoch=6)])
@@ -96,7 +96,7 @@ def test_a_demotion_that_ended_since_the_last_look_is_not_registered_again(
     if now is not None:
         now.save(node.config.state_dir)
     agent_that_saw(node, OWN).upkeep()
-    assert node.consul.registered == {}
+    assert node.consul.local_services() == {}
 
 
 def test_an_export_that_somebody_took_away_comes_back_and_nothing_else(node: FakeNode) -> None:

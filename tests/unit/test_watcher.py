@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,46 +26,40 @@ from standfast.observe import Blind, Cluster, Sighting
 from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
 from standfast.watcher import Watcher, answers, answers_nfs, assemble
-from tests.fakes.machine import FakeConsul, World, config_in
+from tests.fakes.consul import MemoryConsul
+from tests.fakes.machine import config_in
 
 PREFIX = "standfast/data-services/"
 
 
-@dataclass
-class Keys(FakeConsul):
-    """Consul's keys in memory, counting what is read."""
+class Keys(MemoryConsul):
+    """Consul in memory, counting what is read; nobody is waited for."""
 
-    world: World = field(default_factory=World)
-    entries: dict[str, Entry] = field(default_factory=dict)
-    index: int = 10
-    error: Exception | None = None
-    health: dict[str, str] = field(default_factory=dict)
-    reads: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__("n1", "n2", "n3")
+        self.reads: list[str] = []
 
     def set(self, name: str, value: bytes) -> None:
-        self.index += 1
-        self.entries[PREFIX + name] = Entry(PREFIX + name, value, self.index)
+        self.put(PREFIX + name, value)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return MemoryConsul.get_many(self, PREFIX)
 
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> tuple[Entry, ...]:
         assert consistent, "details are read consistently"
         self.reads.append("details")
-        self._fail()
-        return tuple(self.entries.values())
+        return super().get_many(prefix, consistent=consistent, deadline=deadline)
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
         self.reads.append(f"wait:{index}")
-        self._fail()
-        return self.index, self.entries.get(key)
+        return super().wait(key, 0, wait_s=wait_s)
 
     def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
         self.reads.append(f"health:{node}")
-        return self.health.get(node, "passing")
-
-    def _fail(self) -> None:
-        if self.error is not None:
-            raise self.error
+        return super().node_health(node, deadline=deadline)
 
 
 @dataclass
@@ -116,6 +110,12 @@ def beat(keys: Keys, seq: int, **changes: object) -> None:
     keys.set("leader", replace(leader, **changes).dump())  # type: ignore[arg-type]
 
 
+def index_of(keys: Keys) -> int:
+    """Of the leader's key."""
+    [entry] = [one for one in keys.entries if one.key == PREFIX + "leader"]
+    return entry.modify_index
+
+
 def cluster(view: Cluster | Blind) -> Cluster:
     assert isinstance(view, Cluster), view
     return view
@@ -123,7 +123,8 @@ def cluster(view: Cluster | Blind) -> Cluster:
 
 def test_a_new_heartbeat_is_a_new_sighting(config: Config, keys: Keys, clock: Clock) -> None:
     watcher = Watcher(config, keys)
-    assert cluster(watcher.look(0)).sighting == Sighting((4, "n2", "boot-2", 1), 12, 1000.0)
+    first = Sighting((4, "n2", "boot-2", 1), index_of(keys), 1000.0)
+    assert cluster(watcher.look(0)).sighting == first
     clock.now = 1002.0
     beat(keys, 2)
     assert cluster(watcher.look(0)).sighting.first_seen == 1002.0
@@ -156,10 +157,12 @@ def test_a_sighting_survives_blindness(
 def test_an_index_that_goes_back_starts_the_wait_again(
     config: Config, keys: Keys, clock: Clock
 ) -> None:
+    backup = keys.state.snapshot()
+    keys.set("leader", b"something else meanwhile")
+    beat(keys, 1)
     watcher = Watcher(config, keys)
     watcher.look(0)
-    name = PREFIX + "leader"
-    keys.entries[name] = replace(keys.entries[name], modify_index=3)
+    keys.state.restore(backup)
     clock.now = 1002.0
     assert cluster(watcher.look(0)).sighting.first_seen == 1002.0
 
@@ -167,7 +170,8 @@ def test_an_index_that_goes_back_starts_the_wait_again(
 def test_keys_that_are_gone_are_a_sighting_too(config: Config, keys: Keys, clock: Clock) -> None:
     watcher = Watcher(config, keys)
     watcher.look(0)
-    keys.entries.clear()
+    for entry in keys.entries:
+        keys.delete(entry.key)
     clock.now = 1002.0
     view = cluster(watcher.look(0, fresh=True))
     assert (view.epoch, view.leader, view.sighting.identity) == (None, None, None)
@@ -221,7 +225,7 @@ def test_all_that_is_known_is_put_together(config: Config, keys: Keys) -> None:
         ("pause", pause.dump()),
     ):
         keys.set(name, value)
-    view = assemble(config, tuple(keys.entries.values()), Sighting(None, 0, 0.0))
+    view = assemble(config, keys.entries, Sighting(None, 0, 0.0))
     assert (view.epoch, view.history, view.standbys) == (4, {4: reign}, {"n1": record})
     assert view.pause == pause
 
@@ -266,7 +270,9 @@ def test_the_index_is_waited_on_and_forgotten_after_an_error(config: Config, key
     watcher.look(1.0)
     watcher.look(1.0)
     waits = [read for read in keys.reads if read.startswith("wait")]
-    assert waits == ["wait:0", "wait:12", "wait:12", "wait:0"]
+    keys.error = None
+    index = index_of(keys)
+    assert waits == ["wait:0", f"wait:{index}", f"wait:{index}", "wait:0"]
 
 
 def test_a_primary_that_heartbeats_is_not_probed(
@@ -286,7 +292,7 @@ def test_a_silent_primary_is_probed_and_gossip_is_asked(
 ) -> None:
     watcher = Watcher(config, keys)
     watcher.look(0)
-    keys.health = {"n2": "critical", "n3": "passing"}
+    keys.gossip("n2", "critical")
     clock.now = 1004.0
     view = cluster(watcher.look(0))
     assert (view.holder_health, view.holder_unanswered_s) == ("critical", 0.0)
@@ -392,11 +398,11 @@ def test_after_what_kept_a_primary_from_its_heartbeats_it_gets_a_chance_first(
     watcher.distrust()
     clock.now = 1060.0
     assert cluster(watcher.look(0)).readable_since == 1060.0
-    good = keys.entries[PREFIX + "leader"]
+    good = keys.state.snapshot()
     keys.set("leader", b"not ours")
     clock.now = 1070.0
     assert isinstance(watcher.look(0), Blind)
-    keys.entries[PREFIX + "leader"] = good
+    keys.state.restore(good)
     clock.now = 1080.0
     view = cluster(watcher.look(0))
     assert view.readable_since == 1080.0

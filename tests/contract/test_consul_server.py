@@ -1,15 +1,12 @@
-"""What Standfast relies on in Consul: one suite for the embedded server and a real one.
-
-Driven by the gateway, by the library and by the real `consul` command.
+"""The embedded server and a real one, over the wire: by requests, by the library, and by the
+real `consul` command. What the gateway makes of it is in tests/contract/ports/test_consul.py.
 """
 
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,19 +15,8 @@ from typing import Any
 import consul as consul_library
 import pytest
 
-from standfast.adapters.consul import (
-    Cas,
-    CheckIndex,
-    CheckNotExists,
-    Committed,
-    Conflict,
-    ConsulGateway,
-    Delete,
-    Entry,
-    Set,
-)
+from standfast.adapters.consul import ConsulGateway
 from standfast.clock import monotonic
-from standfast.errors import ConsulGarbled
 from tests.contract.consul_clusters import (
     NODE,
     Cluster,
@@ -38,15 +24,11 @@ from tests.contract.consul_clusters import (
     embedded_cluster,
     real_cluster,
 )
+from tests.contract.consul_scene import HANG_S, SYNC_S, after, listed, numbers, register
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 consul: Any = consul_library  # untyped
-_numbers = itertools.count(1)
-SYNC_S = 20.0
-"""From an agent's word until the catalog has it."""
-HANG_S = 100.0
-"""A blocking query that takes so long was not ended by what should end it."""
 
 
 @pytest.fixture(scope="module", params=["embedded", "real"])
@@ -69,13 +51,13 @@ def gateway(cluster: Cluster) -> ConsulGateway:
 @pytest.fixture
 def prefix() -> str:
     """Keys of this test alone."""
-    return f"t{next(_numbers)}/"
+    return f"t{next(numbers)}/"
 
 
 @pytest.fixture
 def service(gateway: ConsulGateway) -> Iterator[str]:
     """The name of a service of this test alone; its id is `<name>-id`."""
-    name = f"s{next(_numbers)}"
+    name = f"s{next(numbers)}"
     yield name
     gateway.deregister(f"{name}-id")
 
@@ -86,162 +68,7 @@ def library(cluster: Cluster) -> Any:
     return consul.Consul(host=host, port=int(port))
 
 
-def listed(gateway: ConsulGateway, name: str, checks: str | None = None) -> None:
-    """Wait until the catalog has the service once, with these checks."""
-
-    def as_it_should() -> bool:
-        found = gateway.instances(name)
-        return len(found) == 1 and checks in (None, found[0].checks)
-
-    wait_for(as_it_should, SYNC_S, f"{name} is listed, {checks or 'with any checks'}")
-
-
-@contextmanager
-def after(seconds: float, act: Callable[[], object]) -> Iterator[None]:
-    timer = threading.Timer(seconds, act)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-
-
-def register(gateway: ConsulGateway, name: str, ttl_s: float = 60, epoch: str = "1") -> None:
-    gateway.register(f"{name}-id", name, "10.1.2.3", 2049, {"epoch": epoch}, ttl_s, "answers NFS")
-
-
-# Keys
-
-
-def test_a_missing_key_is_none(gateway: ConsulGateway, prefix: str) -> None:
-    assert gateway.get(prefix + "k") is None
-    assert gateway.get(prefix + "k", consistent=True) is None
-    assert gateway.get_many(prefix) == ()
-    assert gateway.read([prefix + "a", prefix + "b"]) == {prefix + "a": None, prefix + "b": None}
-
-
-@pytest.mark.parametrize("value", [b"v", b"", bytes(range(256)), b"x" * 100_000])
-@pytest.mark.parametrize("name", ["k", "with blank", "gr\u00fc\u00df/\u20ac", "a?b#c%2Fd&e=f+g"])
-def test_a_value_comes_back_as_it_was_written(
-    gateway: ConsulGateway, prefix: str, name: str, value: bytes
-) -> None:
-    gateway.put(prefix + name, value)
-    by_put = gateway.get(prefix + name, consistent=True)
-    assert by_put is not None
-    assert (by_put.key, by_put.value) == (prefix + name, value)
-    gateway.delete(prefix + name)
-    assert gateway.get(prefix + name) is None
-    assert isinstance(gateway.txn([Set(prefix + name, value)]), Committed)
-    by_txn = gateway.get(prefix + name)
-    assert by_txn is not None and by_txn.value == value
-
-
-def test_deleting_a_missing_key_is_fine(gateway: ConsulGateway, prefix: str) -> None:
-    gateway.delete(prefix + "k")
-    assert gateway.txn([Delete(prefix + "k")]) == Committed({})
-
-
-def test_keys_under_a_prefix_come_sorted(gateway: ConsulGateway, prefix: str) -> None:
-    for name in ("b", "a/x", "c"):
-        gateway.put(prefix + name, name.encode())
-    found = gateway.get_many(prefix)
-    assert [(entry.key, entry.value) for entry in found] == [
-        (prefix + "a/x", b"a/x"),
-        (prefix + "b", b"b"),
-        (prefix + "c", b"c"),
-    ]
-
-
 # Transactions
-
-
-def test_cas_0_creates_and_only_once(gateway: ConsulGateway, prefix: str) -> None:
-    key = prefix + "k"
-    first = gateway.txn([Cas(key, 0, b"1")])
-    assert isinstance(first, Committed)
-    assert gateway.get(key) == Entry(key, b"1", first.indexes[key])
-    stale = f'operation 0: failed to set key "{key}", index is stale'
-    assert gateway.txn([Cas(key, 0, b"2")]) == Conflict((stale,))
-    gateway.delete(key)
-    assert isinstance(gateway.txn([Cas(key, 0, b"3")]), Committed)
-
-
-def test_cas_needs_the_very_index(gateway: ConsulGateway, prefix: str) -> None:
-    key = prefix + "k"
-    first = gateway.txn([Set(key, b"1")])
-    assert isinstance(first, Committed)
-    index = first.indexes[key]
-    assert isinstance(gateway.txn([Cas(key, index - 1, b"2")]), Conflict)
-    assert isinstance(gateway.txn([Cas(key, index + 1, b"2")]), Conflict)
-    second = gateway.txn([Cas(key, index, b"2")])
-    assert isinstance(second, Committed) and second.indexes[key] > index
-    assert isinstance(gateway.txn([Cas(key, index, b"3")]), Conflict)
-
-
-def test_a_transaction_is_all_or_nothing_and_tells_each_failed_condition(
-    gateway: ConsulGateway, prefix: str
-) -> None:
-    a, b, none = prefix + "a", prefix + "b", prefix + "none"
-    made = gateway.txn([Set(a, b"1")])
-    assert isinstance(made, Committed)
-    index = made.indexes[a]
-    outcome = gateway.txn(
-        [
-            Set(b, b"never"),
-            CheckIndex(a, index + 1),
-            CheckIndex(none, 5),
-            CheckNotExists(a),
-            CheckIndex(a, index),
-            Delete(a),
-        ]
-    )
-    assert outcome == Conflict(
-        (
-            f'operation 1: failed index check for key "{a}", '
-            f"current modify index {index} != {index + 1}",
-            f'operation 2: failed to check index, key "{none}" doesn\'t exist',
-            f'operation 3: key "{a}" exists',
-        )
-    )
-    assert gateway.read([a, b]) == {a: Entry(a, b"1", index), b: None}
-
-
-def test_the_lease_transactions_work_as_designed(gateway: ConsulGateway, prefix: str) -> None:
-    epoch, leader, history = prefix + "epoch", prefix + "leader", prefix + "history/1"
-    taken = gateway.txn([Cas(epoch, 0, b"1"), Cas(leader, 0, b"seq1"), Set(history, b"h")])
-    assert isinstance(taken, Committed)
-    assert set(taken.indexes) == {epoch, leader, history}
-    e, l1 = taken.indexes[epoch], taken.indexes[leader]
-    beat = gateway.txn([CheckIndex(epoch, e), Cas(leader, l1, b"seq2")])
-    assert isinstance(beat, Committed) and set(beat.indexes) == {leader}
-    # a candidate that saw the first heartbeat only
-    late = gateway.txn([Cas(epoch, e, b"2"), Cas(leader, l1, b"mine")])
-    assert isinstance(late, Conflict)
-    won = gateway.txn([Cas(epoch, e, b"2"), Cas(leader, beat.indexes[leader], b"mine")])
-    assert isinstance(won, Committed)
-    # the old primary goes on
-    old = gateway.txn([CheckIndex(epoch, e), Cas(leader, beat.indexes[leader], b"seq3")])
-    assert isinstance(old, Conflict)
-
-
-def test_operations_see_what_earlier_ones_in_the_transaction_did(
-    gateway: ConsulGateway, prefix: str
-) -> None:
-    key = prefix + "k"
-    assert isinstance(gateway.txn([Set(key, b"1"), CheckNotExists(key)]), Conflict)
-    assert gateway.get(key) is None
-    both = gateway.txn([Set(key, b"1"), Delete(key), CheckNotExists(key), Cas(key, 0, b"2")])
-    assert isinstance(both, Committed)
-    assert gateway.get(key) == Entry(key, b"2", both.indexes[key])
-
-
-def test_too_large_a_transaction_is_turned_down_unapplied(
-    gateway: ConsulGateway, prefix: str
-) -> None:
-    with pytest.raises(ConsulGarbled, match=r"413.*too many operations") as caught:
-        gateway.txn([Set(f"{prefix}{number}", b"") for number in range(65)])
-    assert not caught.value.maybe_applied
-    assert gateway.get_many(prefix) == ()
 
 
 def test_reading_and_unknown_verbs_over_the_wire(cluster: Cluster, prefix: str) -> None:
@@ -303,120 +130,7 @@ def test_the_index_of_a_prefix_rises_with_each_change_under_it(
     assert key_index(cluster, prefix + "?recurse") > first
 
 
-def test_writing_the_same_value_moves_no_index(gateway: ConsulGateway, prefix: str) -> None:
-    key = prefix + "k"
-    gateway.put(key, b"1")
-    before = gateway.get(key)
-    gateway.put(key, b"1")
-    assert gateway.get(key) == before
-    assert before is not None
-    again = gateway.txn([Cas(key, before.modify_index, b"1")])
-    assert again == Committed({key: before.modify_index})
-
-
-def test_a_wait_ends_with_the_change(gateway: ConsulGateway, prefix: str) -> None:
-    key = prefix + "k"
-    gateway.put(key, b"1")
-    index, _ = gateway.wait(key, 0, wait_s=1)
-    started = monotonic()
-    with after(0.3, lambda: gateway.put(key, b"2")):
-        new_index, entry = gateway.wait(key, index, wait_s=HANG_S)
-    assert 0.2 < monotonic() - started < HANG_S
-    assert entry == Entry(key, b"2", new_index)
-    assert new_index > index
-
-
-def test_a_wait_for_a_missing_key_ends_with_its_creation(
-    gateway: ConsulGateway, prefix: str
-) -> None:
-    key = prefix + "k"
-    gateway.put(prefix + "seed", b"1")
-    index, nothing = gateway.wait(key, 0, wait_s=1)
-    assert nothing is None
-    with after(0.3, lambda: gateway.txn([Cas(key, 0, b"1")])):
-        new_index, entry = gateway.wait(key, index, wait_s=HANG_S)
-    assert new_index > index and entry is not None and entry.value == b"1"
-
-
-def test_a_wait_ends_with_the_deletion(gateway: ConsulGateway, prefix: str) -> None:
-    key = prefix + "k"
-    gateway.put(key, b"1")
-    index, _ = gateway.wait(key, 0, wait_s=1)
-    with after(0.3, lambda: gateway.delete(key)):
-        new_index, entry = gateway.wait(key, index, wait_s=HANG_S)
-    assert new_index > index and entry is None
-
-
-def test_a_wait_without_a_change_ends_with_the_same_index(
-    gateway: ConsulGateway, prefix: str
-) -> None:
-    key = prefix + "k"
-    gateway.put(key, b"1")
-    before = gateway.wait(key, 0, wait_s=1)
-    started = monotonic()
-    assert gateway.wait(key, before[0], wait_s=0.5) == before
-    assert monotonic() - started > 0.4
-
-
-def test_an_old_index_is_answered_at_once(gateway: ConsulGateway, prefix: str) -> None:
-    gateway.put(prefix + "k", b"1")
-    started = monotonic()
-    gateway.wait(prefix + "k", 1, wait_s=HANG_S)
-    assert monotonic() - started < HANG_S
-
-
 # Services
-
-
-def test_a_service_is_critical_until_it_passes_and_again_when_its_ttl_ends(
-    gateway: ConsulGateway, service: str
-) -> None:
-    assert gateway.instances(service) == ()
-    register(gateway, service, ttl_s=patient(1.0), epoch="7")
-    listed(gateway, service)
-    (one,) = gateway.instances(service)
-    assert (one.service_id, one.node, one.address, one.port) == (
-        f"{service}-id",
-        NODE,
-        "10.1.2.3",
-        2049,
-    )
-    assert (one.meta, one.node_health, one.checks) == ({"epoch": "7"}, "passing", "critical")
-    gateway.pass_check(f"service:{service}-id", "fine & d\u00e4ndy")
-    listed(gateway, service, "passing")
-    listed(gateway, service, "critical")
-
-
-def test_a_failed_check_is_critical_at_once(gateway: ConsulGateway, service: str) -> None:
-    register(gateway, service)
-    gateway.pass_check(f"service:{service}-id", "")
-    listed(gateway, service, "passing")
-    gateway.fail_check(f"service:{service}-id", "no threads")
-    listed(gateway, service, "critical")
-
-
-def test_registering_again_changes_the_meta_and_keeps_the_check(
-    gateway: ConsulGateway, service: str
-) -> None:
-    register(gateway, service)
-    gateway.pass_check(f"service:{service}-id", "")
-    listed(gateway, service, "passing")
-    register(gateway, service, epoch="2")
-    wait_for(
-        lambda: gateway.instances(service)[0].meta == {"epoch": "2"},
-        SYNC_S,
-        "the new meta is there",
-    )
-    assert gateway.instances(service)[0].checks == "passing"
-
-
-def test_the_agent_knows_its_own_services(gateway: ConsulGateway, service: str) -> None:
-    register(gateway, service)
-    assert gateway.local_services()[f"{service}-id"] == {"epoch": "1"}
-    gateway.deregister(f"{service}-id")
-    gateway.deregister(f"{service}-id")
-    assert f"{service}-id" not in gateway.local_services()
-    wait_for(lambda: gateway.instances(service) == (), SYNC_S, "it is gone from the catalog")
 
 
 def test_a_health_query_waits_for_a_change_of_the_check(
@@ -469,12 +183,6 @@ def test_passing_leaves_out_what_does_not_pass(
     gateway.pass_check(f"service:{service}-id", "")
     path = f"/v1/health/service/{service}?passing"
     wait_for(lambda: len(cluster.get_json(path)) == 1, SYNC_S, "it is among what passes")
-
-
-def test_gossip_knows_the_node_and_no_other(gateway: ConsulGateway) -> None:
-    assert gateway.node_health(NODE) == "passing"
-    assert gateway.node_health("nobody") == "absent"
-    gateway.self_check()
 
 
 # Over the wire
@@ -714,3 +422,8 @@ def test_a_watched_service_calls_the_handler_at_once_and_at_each_change(
         ]
         gateway.deregister(f"{service}-id")
         wait_for(lambda: seen()[-1] == [], SYNC_S, "a call for its end")
+
+
+def test_a_token_that_sees_the_servers_is_not_blind(gateway: ConsulGateway) -> None:
+    gateway.self_check()
+    assert ":" in gateway.leader()

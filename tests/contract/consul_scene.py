@@ -1,0 +1,43 @@
+"""What the tests of Consul share, whatever stands for it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from standfast.adapters.consul import ConsulGateway
+from tests.fakes.consul import MemoryConsul
+from tests.support.waiting import wait_for
+
+Gateway = ConsulGateway | MemoryConsul
+SYNC_S = 20.0
+"""From an agent's word until the catalog has it."""
+HANG_S = 100.0
+"""A blocking query that takes so long was not ended by what should end it."""
+numbers = itertools.count(1)
+
+
+def listed(gateway: Gateway, name: str, checks: str | None = None) -> None:
+    """Wait until the catalog has the service once, with these checks."""
+
+    def as_it_should() -> bool:
+        found = gateway.instances(name)
+        return len(found) == 1 and checks in (None, found[0].checks)
+
+    wait_for(as_it_should, SYNC_S, f"{name} is listed, {checks or 'with any checks'}")
+
+
+@contextmanager
+def after(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def register(gateway: Gateway, name: str, ttl_s: float = 60, epoch: str = "1") -> None:
+    gateway.register(f"{name}-id", name, "10.1.2.3", 2049, {"epoch": epoch}, ttl_s, "answers NFS")

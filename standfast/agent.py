@@ -25,7 +25,8 @@ from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
-from standfast.errors import Refused, StandfastError
+from standfast.errors import Refused, ours
+from standfast.files import keep_reserve
 from standfast.herald import Herald
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
@@ -81,6 +82,8 @@ class Agent:
     failures: int = 0
     retry_at: float = 0.0
     sick: str | None = None
+    unkept: str | None = None
+    """Why the last turn of upkeep failed."""
     scheduled_at: float | None = float("-inf")
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
     herald: Herald = field(init=False)
@@ -130,11 +133,11 @@ class Agent:
     def _attempt(self, seen: Seen) -> None:
         try:
             self.carry_out(seen)
-        except StandfastError as error:
+        except Exception as error:  # noqa: BLE001  # tried again, whatever it was
             self.failures += 1
             pause_s = BACK_OFF_S[min(self.failures, len(BACK_OFF_S)) - 1]
             self.retry_at = monotonic() + pause_s
-            self.trouble = str(error)
+            self.trouble = str(ours(error))
             log.info("trying again in %g s", pause_s)
         else:
             self.failures, self.retry_at, self.trouble = 0, 0.0, None
@@ -175,9 +178,10 @@ class Agent:
                 course.begun()
                 execute(plan, effects.table(), say, course.reached)
             course.ended()
-        except StandfastError as error:
-            course.failed(error)
-            raise
+        except Exception as error:
+            failure = ours(error)
+            course.failed(failure)
+            raise failure from error
         finally:
             self.busy = None
             if self.machine.jobs is not None:
@@ -201,13 +205,28 @@ class Agent:
             and lease.serving
             and lease.epoch == own.epoch
         )
-        try:
+
+        def keep_role() -> None:
             if serving and own is not None:
                 self._keep_registered(own)
             elif own is None and self.busy is None:
                 self._keep_standby()
-        except (StandfastError, OSError) as error:
-            log.warning("upkeep: %s", error)
+
+        # A disk without room for a reserve is no reason not to vouch for the server.
+        unkept = self._failure_of(keep_role) or self._failure_of(
+            lambda: keep_reserve(self.config.state_dir)
+        )
+        if unkept not in (None, self.unkept):
+            log.warning("upkeep: %s", unkept)
+        self.unkept = unkept
+
+    @staticmethod
+    def _failure_of(part: Callable[[], None]) -> str | None:
+        try:
+            part()
+        except Exception as error:  # noqa: BLE001  # the next turn comes in a few seconds
+            return str(ours(error))
+        return None
 
     def _keep_registered(self, own: OwnReign) -> None:
         if not registration.is_registered(self.machine, own.epoch):
@@ -274,7 +293,7 @@ def start_thread(name: str, body: Callable[[], None]) -> None:
 
 def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], None] = start_thread) -> None:
     """Look, act and answer commands until told to stop; `beside` runs what a thread runs."""
-    with contextlib.suppress(StandfastError):
+    with contextlib.suppress(Exception):  # said by the loop
         agent.look()  # so that upkeep knows the role from its first turn
     beside("upkeep", lambda: keep_up(agent))
     agent_jobs.begin(agent)
@@ -287,11 +306,12 @@ def go_on(agent: Agent) -> None:
     """One turn of the loop."""
     try:
         agent.step()
-    except StandfastError as error:
-        # A file of ours that can't be understood: said, and looked at again; nothing is done.
-        if str(error) != agent.trouble:
-            log.error("%s", error)
-        agent.trouble = str(error)
+    except Exception as error:  # noqa: BLE001  # an agent that ends serves nobody
+        # A file that can't be understood, a disk that can't be read: said, and looked at again.
+        trouble = str(ours(error))
+        if trouble != agent.trouble:
+            log.error("%s", trouble)
+        agent.trouble = trouble
         agent.stopping.wait(TICK_S)
     while not agent.commands.empty():
         answer(agent, agent.commands.get())

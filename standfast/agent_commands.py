@@ -15,7 +15,7 @@ from standfast import plan as plans
 from standfast.act.effects import Effects
 from standfast.clock import Deadline, monotonic
 from standfast.decision import Action, Wish
-from standfast.errors import Refused, StandfastError, TimedOut, UsageError
+from standfast.errors import Refused, TimedOut, UsageError, ours
 from standfast.local_socket import send
 from standfast.names import SnapshotName
 from standfast.observe import Cluster
@@ -71,7 +71,8 @@ def answer(agent: Agent, command: Command) -> None:
             if handler is None:
                 raise UsageError(f"the agent knows no command {name!r}")
             last: dict[str, Any] = {"done": True, "text": handler(agent, command)}
-        except StandfastError as error:
+        except Exception as failure:  # noqa: BLE001  # told to whoever asked, and the agent goes on
+            error = ours(failure)
             reason = str(error.reason) if isinstance(error, Refused) else None
             last = {"error": str(error), "reason": reason, "exit_code": error.exit_code}
         with contextlib.suppress(OSError):

@@ -36,7 +36,7 @@ def role_of(agent: Agent) -> tuple[Role, int]:
     try:
         own = OwnReign.load(config.state_dir)
         lease = LeaseStatus.load(config.run_dir)
-    except StandfastError:
+    except (StandfastError, OSError):
         return Role.CHANGING, 0  # said by the agent's own look
     if own is None:
         # Until the first look it is not known whether the files are of this boot.
@@ -78,15 +78,14 @@ def keep_following(agent: Agent, follower: Follower) -> None:
         try:
             report = follower.round(*role, still=partial(_has, agent, role))
             document = follower.document(report)
+            what = {key: value for key, value in document.items() if key != "at"}
+            if what != said:
+                log.info("%s: %s", report.reason, report.sentence)
+            if what != said or monotonic() - saved_at > SAVE_EVERY_S:
+                reports.save(agent.config, document)
+                said, saved_at = what, monotonic()
+            due = monotonic() + follower.pause_s(report)
         except Exception:
             # Not worth the agent: its storage goes on, and this is tried again.
             log.exception("following Nomad failed unexpectedly")
             due = monotonic() + TROUBLE_PAUSE_S
-            continue
-        what = {key: value for key, value in document.items() if key != "at"}
-        if what != said:
-            log.info("%s: %s", report.reason, report.sentence)
-        if what != said or monotonic() - saved_at > SAVE_EVERY_S:
-            reports.save(agent.config, document)
-            said, saved_at = what, monotonic()
-        due = monotonic() + follower.pause_s(report)

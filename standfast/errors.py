@@ -6,6 +6,7 @@ Exit codes are an interface: 0 done, 1 refused, 2 usage or config, 3 unreachable
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 
 from standfast.reasons import Reason
@@ -132,3 +133,59 @@ class StepFailed(StandfastError):
     """A plan stopped at a step; the text says which one and the command that goes on."""
 
     exit_code = 4
+
+
+class Unexpected(StandfastError):
+    """What nobody raised on purpose: the system refused something, or there is a bug.
+
+    Made by `ours` where a step, a look or a request ends, so that all of them fail in one way.
+    """
+
+
+def ours(error: Exception) -> StandfastError:
+    """Any exception as one that every caller understands; the traceback of a bug is logged.
+
+    A disk that is full, read-only or broken and a name that isn't UTF-8 are states of the machine:
+    what was begun failed, is undone and tried again, like everything else that fails.
+    """
+    if isinstance(error, StandfastError):
+        return error
+    if not isinstance(error, OSError):
+        _tell_bug(error)
+    unexpected = Unexpected(said(error))
+    unexpected.__cause__ = error
+    return unexpected
+
+
+_bugs: set[str] = set()
+"""Told already: a step is tried again every few seconds."""
+_MOST_BUGS = 100
+
+
+def _tell_bug(error: Exception) -> None:
+    import logging  # a start-up without a bug is shorter
+
+    text = said(error)
+    if text not in _bugs and len(_bugs) < _MOST_BUGS:
+        _bugs.add(text)
+        logging.getLogger(__name__).error("unexpected: %s", text, exc_info=error)
+
+
+def said(error: Exception) -> str:
+    """An exception as a message: ours as it is, the system's with path and code, else its name."""
+    if isinstance(error, StandfastError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        paths = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        code = errno.errorcode.get(error.errno or 0, str(error.errno))
+        return f"{' -> '.join(paths)}{': ' if paths else ''}{error.strerror} ({code})"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def is_lack_of(error: BaseException | None, *codes: int) -> bool:
+    """Whether the system's refusal behind an error, or behind what caused it, has such a code."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in codes:
+            return True
+        error = error.__cause__
+    return False

@@ -1,11 +1,14 @@
 """Small files of our own: replaced as a whole, read with an error that says what to do.
 
-Invariant: a reader sees the old content or the new one, never a part; also after a power cut where
-the writer asked for that.
+Invariants: a reader sees the old content or the new one, never a part; also after a power cut where
+the writer asked for that. A disk that is full keeps the old content, and what the way back needs is
+written all the same (`reserved`), into room that was taken while there was some.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -14,24 +17,104 @@ from typing import Any
 
 from standfast.errors import StandfastError
 
+RESERVE = ".reserve"
+"""In a directory: files that stand for the room of those that are replaced there."""
+RESERVE_FILES = 16
+"""A failover and its undoing write less than ten."""
+RESERVE_BYTES = 16 * 1024
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
-def write_atomically(path: Path, text: str, *, durable: bool = False, mode: int = 0o644) -> None:
-    """Replace `path`; with `durable` it has reached the disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-        if durable:
-            stream.flush()
-            os.fsync(stream.fileno())
-    temporary.replace(path)
-    if durable:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+def write_atomically(
+    path: Path, text: str, *, durable: bool = False, reserved: bool = False, mode: int = 0o644
+) -> None:
+    """Replace `path`; with `durable` it has reached the disk when this returns.
+
+    An OSError names the file, and leaves it as it was. With `reserved` a full disk is none as long
+    as the directory's reserve lasts.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            _write(temporary, text, os.O_CREAT | os.O_TRUNC, durable=durable, mode=mode)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if not reserved or error.errno not in FULL:
+                raise
+            _write_into_reserve(path, temporary, text, mode)
+        if durable:
+            _sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write(path: Path, text: str, flags: int, *, durable: bool, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        stream.truncate()
+        if durable:
+            os.fsync(descriptor)
+
+
+def _write_into_reserve(path: Path, temporary: Path, text: str, mode: int) -> None:
+    """Write over a file of the reserve and rename it: neither takes room that others could have
+    taken meanwhile, as would room that was let go of."""
+    for spare in _spares(path.parent):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            spare.rename(temporary)
+            break
+    else:
+        raise OSError(errno.ENOSPC, "No space left on device, and the reserve is used up")
+    try:
+        temporary.chmod(mode)
+        _write(temporary, text, 0, durable=True, mode=mode)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _spares(directory: Path) -> list[Path]:
+    try:
+        return [one for one in (directory / RESERVE).iterdir() if one.name.isdigit()]
+    except FileNotFoundError:
+        return []
+
+
+def keep_reserve(directory: Path) -> None:
+    """Have room for the files that `directory` has to be able to replace; OSError when there isn't.
+
+    Cheap where it is there; called now and then, it makes up for what was used.
+    """
+    there = {one.name for one in _spares(directory)}
+    missing = [name for name in map(str, range(RESERVE_FILES)) if name not in there]
+    reserve = directory / RESERVE
+    if missing:
+        reserve.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in missing:
+        half = reserve / f".{name}"
+        try:
+            descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+            finally:
+                os.close(descriptor)
+            half.rename(reserve / name)
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(reserve)) from error
+
+
+def _sync(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
@@ -49,3 +132,9 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
             f"{path} holds no JSON object. Look at it; delete it if it is of no use"
         )
     return doc
+
+
+def read_foreign_text(path: Path) -> str:
+    """A text that others wrote: the names in it may be any bytes, and come back from `str(Path)`
+    in the same form. Nothing of it is lost; who shows it cleans it (`cli.output.clean`)."""
+    return path.read_text(encoding="utf-8", errors="surrogateescape")

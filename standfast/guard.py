@@ -284,7 +284,7 @@ def announce(config: Config, error: Refused) -> None:
         OBJECT_SYSTEMD_UNIT=config.nfs.unit,
     )
     if not (journal.deliver(event) and journal.is_stderr()):
-        os.write(2, f"{words(error)}\n".encode())
+        os.write(2, f"{words(error)}\n".encode(errors="backslashreplace"))
 
 
 def die_at(deadline: Deadline, config: Config) -> None:

@@ -6,14 +6,16 @@ again is told once.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ParamSpec
 
 from standfast.act.effects import Effects
 from standfast.config.model import Config
 from standfast.decision import Decision
-from standfast.errors import Refused, StandfastError
+from standfast.errors import Refused, ours
 from standfast.events import Kind, happened, tell
 from standfast.hooks import Later, Occasion
 from standfast.plan import Do, Plan
@@ -21,6 +23,20 @@ from standfast.reasons import Reason
 from standfast.replication.failures import reason_of
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+
+
+def _harmless(say: Callable[P, None]) -> Callable[P, None]:
+    """Whatever keeps something from being told changes nothing of what is told of."""
+
+    @functools.wraps(say)
+    def safely(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            say(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001
+            log.warning("an event was not told: %s", ours(error))
+
+    return safely
 
 
 @dataclass(slots=True)
@@ -37,10 +53,10 @@ class Herald:
     def course(self, plan: Plan, effects: Effects) -> Course:
         """For one run of a plan, from before its first step."""
         facts: dict[str, object] = {}
-        with contextlib.suppress(StandfastError):  # what is wrong is said by the step that fails
-            facts = effects.facts()
+        _harmless(lambda: facts.update(effects.facts()))()
         return Course(self, plan, effects, facts)
 
+    @_harmless
     def refused(self, reason: Reason, sentence: str) -> None:
         """This node is not promoted, by itself or though somebody asked."""
         tell(happened(self.config, Kind.PROMOTION_REFUSED, f"{reason}: {sentence}", reason=reason))
@@ -61,6 +77,7 @@ class Course:
     effects: Effects
     facts: dict[str, object]
 
+    @_harmless
     def begun(self) -> None:
         node, volume = self.herald.config.node, self.herald.config.volume
         if self.plan.name == "switchover":
@@ -69,6 +86,7 @@ class Course:
         elif self.plan.name == "promotion" and self.facts.get("reason") is Reason.TAKEOVER:
             self._tell(Kind.FAILOVER_DECIDED, str(self.facts.get("message")))
 
+    @_harmless
     def reached(self, do: Do) -> None:
         """A step was done, of the plan or of its undoing."""
         node, volume = self.herald.config.node, self.herald.config.volume
@@ -87,6 +105,7 @@ class Course:
         elif do is Do.AWAIT_SUCCESSOR:
             self._tell(Kind.SWITCHOVER_ENDED, f"{self.effects.to} serves {volume}")
 
+    @_harmless
     def failed(self, error: Exception) -> None:
         text = str(error)
         if text == self.herald.last_failure:

@@ -81,7 +81,10 @@ def connect(path: Path, deadline: Deadline) -> Iterator[socket.socket]:
 def ask(path: Path, doc: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
     """Send one request and return its one answer."""
     with connect(path, deadline) as connection:
-        send(connection, doc)
+        try:
+            send(connection, doc)
+        except OSError as error:
+            raise Unreachable(f"the process at {path} takes no request: {error}") from error
         line = read_line(connection, deadline)
     if not line:
         raise Unreachable(f"the process at {path} ended without an answer")

@@ -63,7 +63,7 @@ class OwnReign:
 
     def save(self, state_dir: Path) -> None:
         text = json.dumps({"v": 1, **asdict(self)})
-        write_atomically(state_dir / "reign.json", text, durable=True)
+        write_atomically(state_dir / "reign.json", text, durable=True, reserved=True)
 
     @classmethod
     def load(cls, state_dir: Path) -> OwnReign | None:
@@ -103,7 +103,7 @@ class Intent:
 
     def save(self, state_dir: Path) -> None:
         text = json.dumps({"v": 1, **asdict(self)})
-        write_atomically(state_dir / "intent.json", text, durable=True)
+        write_atomically(state_dir / "intent.json", text, durable=True, reserved=True)
 
     @classmethod
     def load(cls, state_dir: Path, epoch: int) -> Intent | None:

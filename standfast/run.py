@@ -188,7 +188,12 @@ class _Tail:
             del self._kept[: len(self._kept) - self._limit]
 
     def text(self) -> str:
+        """For people: what is no text is replaced."""
         return self._kept.decode("utf-8", "replace")
+
+    def foreign_text(self) -> str:
+        """For programs: names in it may be any bytes, as `files.read_foreign_text` has them."""
+        return self._kept.decode("utf-8", "surrogateescape")
 
 
 def _memory_file(data: bytes) -> int:
@@ -217,7 +222,7 @@ def run(
     """
     announce(op, argv)
     deadline.check(f"{op}: {argv[0]} was not started")
-    stdin = subprocess.DEVNULL if input is None else _memory_file(input.encode())
+    stdin = subprocess.DEVNULL if input is None else _memory_file(os.fsencode(input))
     try:
         process = spawn(
             op, argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
@@ -238,7 +243,7 @@ def run(
         )
     if check and returncode != 0:
         raise failure(op, argv[0], returncode, stderr.text())
-    return Completed(stdout.text(), stderr.text(), returncode)
+    return Completed(stdout.foreign_text(), stderr.text(), returncode)
 
 
 def _collect(process: Child, deadline: Deadline, what: str) -> tuple[_Tail, _Tail]:

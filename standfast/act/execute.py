@@ -1,7 +1,7 @@
 """Runs a plan's steps in their order, under the volume's lock of the caller.
 
-A step that fails ends the plan; before the point of no return, what was done is undone. The error
-says which step it was and what goes on from there.
+A step that fails ends the plan, whatever it raises; before the point of no return, what was done is
+undone. The error says which step it was and what goes on from there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from standfast.clock import monotonic
-from standfast.errors import Refused, StandfastError, StepFailed
+from standfast.errors import Refused, StandfastError, StepFailed, ours
 from standfast.plan import Do, Plan, Step
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ def execute(
         started = monotonic()
         try:
             effects[step.do]()
-        except StandfastError as error:
-            _fail(plan, step, error, effects, progress, reached)
+        except Exception as error:  # noqa: BLE001  # a full disk or a bug fails a step like the rest
+            _fail(plan, step, ours(error), effects, progress, reached)
         log.info("%s: %s: %.2f s", plan.name, step.do, monotonic() - started)
         reached(step.do)
 
@@ -57,10 +57,10 @@ def _fail(
         try:
             effects[undo.do]()
             reached(undo.do)
-        except StandfastError as second:
+        except Exception as second:
             raise StepFailed(
                 f"the {plan.name} stopped at the step {step.do}: {error}\n"
-                f"Serving again failed at {undo.do}: {second}. It is tried again by itself; "
+                f"Serving again failed at {undo.do}: {ours(second)}. It is tried again by itself; "
                 f"`standfast status` shows how it stands"
             ) from second
     message = f"the {plan.name} stopped at the step {step.do}: {error}\nThis node serves again"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from standfast.act.machine import Machine
 from standfast.clock import Deadline
-from standfast.errors import StandfastError
+from standfast.errors import ours
 from standfast.reign import OwnReign
 
 CHECK_TTL_S = 15.0
@@ -70,8 +70,8 @@ def ailment(machine: Machine) -> str | None:
         if fence.open_for_s <= 0:
             return "the NFS port is shut: the lease has run out"
         return machine.nfs.check(Deadline.after(CHECK_TIMEOUT_S))
-    except StandfastError as error:
-        return str(error)
+    except Exception as error:  # noqa: BLE001  # what can't be looked at isn't vouched for
+        return str(ours(error))
 
 
 def feed(machine: Machine) -> str | None:

@@ -140,7 +140,7 @@ def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
 def snapshot_of_reign(machine: Machine, epoch: int) -> Snapshot:
     """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
     snapshot = machine.store.take_snapshot(SnapshotName.at(machine.config.base, utc_now()))
-    note_epoch(machine.config, snapshot.content_id, epoch, machine.store.snapshots)
+    note_epoch(machine.config, snapshot.content_id, epoch, machine.store.snapshots, reserved=True)
     return snapshot
 
 

@@ -29,6 +29,7 @@ from standfast.clients.ports import Use
 from standfast.clock import Deadline, sleep
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, StandfastError
+from standfast.files import read_foreign_text
 from standfast.run import run
 
 __all__ = ["LiveBind", "bind_from", "drop_in", "mounted_at", "parse_mountinfo", "root_of"]
@@ -62,7 +63,7 @@ class LiveBind:
         self._stopping = stopping
 
     def _mounts(self) -> list[Mount]:
-        return parse_mountinfo((self._proc / "self/mountinfo").read_text())
+        return parse_mountinfo(read_foreign_text(self._proc / "self/mountinfo"))
 
     def is_mounted(self) -> bool:
         """Whether the live subvolume, and not something else, is what is seen there."""
@@ -200,8 +201,8 @@ class LiveBind:
         if hangs(process):  # who reads its maps may hang with it
             return None
         try:
-            maps = (process / "maps").read_text(errors="replace")
-            name = (process / "comm").read_text(errors="replace").strip()
+            maps = read_foreign_text(process / "maps")
+            name = read_foreign_text(process / "comm").strip()
         except OSError:
             return None  # it has ended, or is a kernel thread
         for permissions, path in re.findall(r"(?m)^\S+ (\S+) .*? (/.*)$", maps):

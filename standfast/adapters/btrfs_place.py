@@ -71,7 +71,7 @@ def mount_of(path: Path, mountinfo: str) -> Mount:
 
 
 def _mounts(mountinfo: str) -> Iterator[Mount]:
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         fields = line.split(" ")
         if len(fields) > 5:
             yield Mount(Path(_unescaped(fields[4])), _unescaped(fields[3]))

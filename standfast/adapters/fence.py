@@ -28,7 +28,7 @@ from standfast.act.ports import Fence, FenceState
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
-from standfast.files import read_json, write_atomically
+from standfast.files import read_foreign_text, read_json, write_atomically
 from standfast.locks import exclusive
 from standfast.reasons import Reason
 from standfast.run import TOO_LATE, Completed, exec_before, run
@@ -372,7 +372,7 @@ def _chosen(directory: Path, ipset_installed: Callable[[], bool]) -> str:
     """What `auto` means on this machine: decided once a boot, the same for every process."""
     path = directory / "backend"
     with contextlib.suppress(OSError):
-        known = path.read_text().strip()
+        known = read_foreign_text(path).strip()
         if known in ("nftables", "ipset"):
             return known
     found = "ipset" if not nft_works() and ipset_installed() else "nftables"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from standfast.clients.ports import Namespace
 from standfast.clock import Deadline
 from standfast.config.parse import is_address
 from standfast.errors import CommandFailed, StandfastError, TimedOut
+from standfast.files import read_foreign_text
 from standfast.run import run
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class KernelMounts:
         self._proc = proc
 
     def here(self) -> Sequence[Mount]:
-        return parse_mountinfo((self._proc / "self/mountinfo").read_text(errors="replace"))
+        return parse_mountinfo(read_foreign_text(self._proc / "self/mountinfo"))
 
     def is_private(self) -> bool:
         """Whether this process has a mount namespace of its own: nobody sees what it mounts."""
@@ -85,7 +87,7 @@ class KernelMounts:
     def _namespace(self, name: str, pids: list[int]) -> Namespace | None:
         for pid in pids:
             try:
-                text = (self._proc / str(pid) / "mountinfo").read_text(errors="replace")
+                text = read_foreign_text(self._proc / str(pid) / "mountinfo")
             except OSError:
                 continue
             units = {unit for one in pids if (unit := unit_of(self._proc / str(one)))}
@@ -95,7 +97,7 @@ class KernelMounts:
 
     def wires(self) -> Mapping[str, str]:
         try:
-            return parse_volumes((self._proc / "fs/nfsfs/volumes").read_text())
+            return parse_volumes(read_foreign_text(self._proc / "fs/nfsfs/volumes"))
         except OSError:
             return {}  # the NFS client's module isn't loaded
 
@@ -133,10 +135,11 @@ class KernelMounts:
         try:
             pid = int(self._mark.read_text())
             words = (self._proc / str(pid) / "cmdline").read_bytes().split(b"\0")
-            state = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+            stat = read_foreign_text(self._proc / str(pid) / "stat")
+            state = stat.rpartition(")")[2].split()[0]
         except (OSError, ValueError, IndexError):
             return False
-        return state != "Z" and str(path).encode() in words and str(self._mark).encode() in words
+        return state != "Z" and {os.fsencode(path), os.fsencode(self._mark)} <= set(words)
 
     def resolve(self, name: str, deadline: Deadline) -> frozenset[str]:
         if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", name):
@@ -161,7 +164,7 @@ def let_go(
     """
 
     def seen() -> int | None:
-        table = (proc / "self/mountinfo").read_text(errors="replace")
+        table = read_foreign_text(proc / "self/mountinfo")
         found = mounted_at(parse_mountinfo(table), path)
         return None if found is None else found.id
 

@@ -27,7 +27,7 @@ from standfast.adapters.systemd import JournalLine, SystemdUnits
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError
-from standfast.files import write_atomically
+from standfast.files import read_foreign_text, write_atomically
 from standfast.reasons import Reason
 from standfast.run import run
 
@@ -108,7 +108,7 @@ class KernelNfs:
         """The volume's lines in the table of exports; none when there is no table."""
         live = escaped(self._config.paths.live)
         try:
-            lines = self._exported.read_text().splitlines()
+            lines = read_foreign_text(self._exported).split("\n")
         except FileNotFoundError:
             return []
         return [line for line in lines if line.split()[:1] == [live]]
@@ -153,7 +153,7 @@ class KernelNfs:
     def _own_fsid(self) -> str | None:
         """The fsid in the volume's file; None when there is none."""
         try:
-            found = FSID.search(self._file.read_text())
+            found = FSID.search(read_foreign_text(self._file))
         except FileNotFoundError:
             return None
         return None if found is None else found[1]

@@ -16,7 +16,7 @@ from standfast.adapters.rpc_null import null_call
 from standfast.clock import Deadline, sleep
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import write_atomically
+from standfast.files import read_foreign_text, write_atomically
 
 PROGRAM = "ganesha.nfsd"
 POLL_S = 0.05
@@ -38,7 +38,7 @@ class GaneshaNfs:
 
     def is_exported(self, fsid: str) -> bool:
         try:
-            written = self._file.read_text() == export_block(self._config, UUID(fsid))
+            written = read_foreign_text(self._file) == export_block(self._config, UUID(fsid))
         except FileNotFoundError:
             return False
         return written and self.is_running()
@@ -88,9 +88,7 @@ class GaneshaNfs:
 
     def _is_server(self, entry: Path) -> bool:
         try:
-            name, _, rest = (
-                (entry / "stat").read_text(errors="replace").partition("(")[2].rpartition(")")
-            )
+            name, _, rest = read_foreign_text(entry / "stat").partition("(")[2].rpartition(")")
             if name != PROGRAM or rest.split()[0] == "Z":
                 return False
             return (entry / "ns/net").readlink() == (self._proc / "self/ns/net").readlink()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
+from standfast.files import read_foreign_text, read_json, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def write_settings(config: Config, path: Path = SETTINGS) -> None:
     """Times and versions, read by every later start of nfsd, also one by hand."""
     text = settings(config)
     try:
-        if path.exists() and path.read_text() == text:
+        if path.exists() and read_foreign_text(path) == text:
             return
         write_atomically(path, text, durable=True)
     except (OSError, StandfastError) as error:
@@ -113,7 +113,7 @@ def exports_anything(*files: Path) -> bool:
     """Whether one of the files (exports(5)) has an export; unreadable ones may have."""
     for path in files:
         try:
-            lines = path.read_text(errors="replace").splitlines()
+            lines = read_foreign_text(path).splitlines()
         except FileNotFoundError:
             continue
         except OSError:

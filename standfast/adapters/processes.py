@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from standfast.clients.ports import Use
+from standfast.files import read_foreign_text
 
 PROC = Path("/proc")
 
@@ -19,7 +20,7 @@ PROC = Path("/proc")
 def unit_of(process: Path) -> str:
     """The innermost systemd unit of a /proc/PID; empty when there is none."""
     try:
-        text = (process / "cgroup").read_text()
+        text = read_foreign_text(process / "cgroup")
     except OSError:
         return ""
     for line in text.splitlines():
@@ -95,7 +96,7 @@ def _open(process: Path) -> Iterator[tuple[str, int | None, bool]]:
     for number in numbers:
         try:
             target = str((process / "fd" / number).readlink())
-            info = (process / "fdinfo" / number).read_text()
+            info = read_foreign_text(process / "fdinfo" / number)
         except OSError:
             continue
         if target.startswith("/"):
@@ -117,6 +118,6 @@ def hangs(process: Path) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(errors="replace").strip()
+        return read_foreign_text(path).strip()
     except OSError:
         return ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from standfast.clock import Deadline
 from standfast.errors import StandfastError
+from standfast.files import read_foreign_text
 from standfast.run import run
 
 RUNTIME_UNITS = Path("/run/systemd/system")
@@ -81,9 +82,9 @@ class SystemdUnits:
     def write_drop_in(self, unit: str, name: str, text: str, deadline: Deadline) -> None:
         """A drop-in until the next boot, in force when this returns."""
         path = self._drop_in(unit, name)
-        if path.exists() and path.read_text() == text:
+        if path.exists() and read_foreign_text(path) == text:
             return
-        before = path.read_text() if path.exists() else None
+        before = read_foreign_text(path) if path.exists() else None
         self._put(path, text)
         self._reload_or(lambda: self._put(path, before), deadline)
 
@@ -91,7 +92,7 @@ class SystemdUnits:
         path = self._drop_in(unit, name)
         if not path.exists():
             return
-        before = path.read_text()
+        before = read_foreign_text(path)
         self._put(path, None)
         self._reload_or(lambda: self._put(path, before), deadline)
 
@@ -100,7 +101,7 @@ class SystemdUnits:
         """Write a drop-in, or take it away."""
         if text is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
             return
         path.unlink(missing_ok=True)
         if path.parent.exists() and not any(path.parent.iterdir()):

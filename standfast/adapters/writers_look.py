@@ -33,7 +33,7 @@ APART_S = 1
 def read(path: Path) -> str:
     """Empty when it is gone, or not to be seen."""
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return ""
 
@@ -56,11 +56,11 @@ def apart(ask: Callable[[], str]) -> str:
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(APART_S)
-        os.write(write_end, ask().encode(errors="replace"))
+        os.write(write_end, os.fsencode(ask()))
         os._exit(0)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as told:
-        said = told.read().decode(errors="replace")
+        said = os.fsdecode(told.read())
     os.waitpid(child, 0)
     return said
 
@@ -100,7 +100,7 @@ def opened(process: Path, subvolume: int, own: set[str], others: set[str]) -> It
 
 def mapped(process: Path, subvolume: int, device: str) -> Iterator[str]:
     """What is shared memory for writing; a file that is closed stays mapped."""
-    for line in read(process / "maps").splitlines():
+    for line in read(process / "maps").split("\n"):
         fields = line.split(None, 5)
         if len(fields) < 6 or fields[1][1] + fields[1][3] != "ws":
             continue

@@ -18,6 +18,7 @@ from standfast.clock import Deadline
 from standfast.config.load import config_dir, config_files, load, load_volume
 from standfast.config.model import Config
 from standfast.errors import ConfigError, Refused, StandfastError
+from standfast.files import read_foreign_text
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def units(args: argparse.Namespace) -> int:
     directory = Path(args.dir) if args.dir else UNITS_DIR
     for name, text in files.items():
         path = directory / name
-        same = path.exists() and path.read_text() == text
+        same = path.exists() and read_foreign_text(path) == text
         if not same and not args.dry_run:
             path.write_text(text)
         done = "is there already" if same else "would be written" if args.dry_run else "written"

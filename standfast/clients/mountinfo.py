@@ -59,11 +59,13 @@ class Mount:
 def parse_mountinfo(text: str) -> list[Mount]:
     """All mounts, in the order in which they were made; later ones hide earlier ones."""
     mounts = []
-    for line in text.splitlines():
+    # Only what the kernel parts by counts: a name may hold any other blank or line end that Unicode
+    # has, and bytes that are no text.
+    for line in text.split("\n"):
         # Super options may hold " - "; the optional fields before the separator never do.
         fields, _, rest = line.partition(" - ")
-        parts, after = fields.split(), rest.split()
-        if len(parts) < 5 or not after:
+        parts, after = fields.split(" "), rest.split(" ")
+        if len(parts) < 5 or not after[0]:
             continue
         mounts.append(
             Mount(

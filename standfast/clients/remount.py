@@ -28,7 +28,7 @@ from standfast.clients.ports import Consul, Mounts, MountUnits, Processes
 from standfast.clients.steps import Steps
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.config.model import Config
-from standfast.errors import ConsulError, Refused, StandfastError
+from standfast.errors import ConsulError, Refused, StandfastError, ours
 from standfast.locks import exclusive
 from standfast.reign import OwnReign, Stage
 from standfast.watcher import blindness
@@ -181,10 +181,11 @@ class Remount:
             return self._late(decision, "its turn among the clients has not come yet")
         try:
             self._act(decision, observed, plan)
-        except (StandfastError, OSError) as error:
-            log.warning("%s; looking again", error)
+        except Exception as error:  # noqa: BLE001  # looked at again, whatever it was
+            failure = str(ours(error))
+            log.warning("%s; looking again", failure)
             sleep(min(RETRY_S, self.limit.remaining_s()))
-            return self._late(decision, str(error))
+            return self._late(decision, failure)
         # Bind mounts and users were seen to; what is still left is for the next event.
         if aim is None:
             return self._outcome(decision)

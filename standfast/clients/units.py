@@ -5,6 +5,7 @@ The runbook's: an automount that lets go after 60 s without use, or the plain mo
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from standfast.config.model import Config
@@ -20,7 +21,7 @@ def unit_name(path: Path, suffix: str) -> str:
     if not text:
         return f"-.{suffix}"
     escaped = ""
-    for number, byte in enumerate(text.encode()):
+    for number, byte in enumerate(os.fsencode(text)):
         char = chr(byte)
         if char == "/":
             escaped += "-"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
-from standfast.errors import StandfastError
+from standfast.errors import StandfastError, ours
 
 log = logging.getLogger(__name__)
 SYSRQ = Path("/proc/sysrq-trigger")
@@ -33,13 +33,16 @@ def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> str | None:
         fence.ensure_closed(Deadline.after(SHUT_S))
         log.warning("the port was not shut at the end of the lease: shut now")
         return None
-    except StandfastError as error:
-        fence_error = str(error)
+    except Exception as error:  # noqa: BLE001  # doubt, whatever it comes from
+        fence_error = str(ours(error))
     log.error("the fence can't be confirmed (%s): stopping the NFS server", fence_error)
     try:
         nfs.stop(Deadline(max(by, monotonic() + 1.0)))
-    except StandfastError as error:
-        return f"the fence can't be confirmed ({fence_error}) and the server not stopped ({error})"
+    except Exception as error:  # noqa: BLE001
+        return (
+            f"the fence can't be confirmed ({fence_error}) and the server not stopped "
+            f"({ours(error)})"
+        )
     return None
 
 
@@ -53,8 +56,8 @@ def stop_for_good(fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
     for what, step in steps:
         try:
             step()
-        except StandfastError as error:
-            problems.append(f"{what} failed: {error}")
+        except Exception as error:  # noqa: BLE001  # the other one is tried all the same
+            problems.append(f"{what} failed: {ours(error)}")
     if len(problems) == len(steps):
         raise StandfastError("; ".join(problems))
     for problem in problems:

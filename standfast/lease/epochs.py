@@ -52,4 +52,4 @@ class EpochFile:
         with exclusive(lock, "another writer of the epoch", Deadline.after(LOCK_WAIT_S)):
             if epoch > self.read():
                 text = json.dumps({"v": 1, "epoch": epoch})
-                write_atomically(self._path, text, durable=True)
+                write_atomically(self._path, text, durable=True, reserved=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
+from standfast.files import read_foreign_text, read_json, write_atomically
 from standfast.lease.protocol import Claim
 from standfast.records import Holder, LeaderState
 
@@ -24,7 +24,7 @@ def boot_instance(run: Path) -> str:
     path = run / "instance"
     while True:
         try:
-            text = path.read_text().strip()
+            text = read_foreign_text(path).strip()
         except FileNotFoundError:
             text = ""
         if text:

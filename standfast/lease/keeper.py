@@ -13,15 +13,15 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
-from standfast.errors import Refused, StandfastError
+from standfast.errors import Refused, StandfastError, ours
 from standfast.events import Kind, happened, tell
 from standfast.lease import cutoff, protocol
 from standfast.lease.epochs import EpochFile
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # Of F, kept back for the kernel's own delay in ending a timeout, seconds (seen: 0.02-0.2).
 FENCE_MARGIN_S = 0.3
 RETRY_S = 0.5
+# Sequence numbers that one heartbeat may use at most, its repair of a deleted key included.
+SKIPPED = 2
 
 
 @dataclass(slots=True)
@@ -59,10 +61,19 @@ class Keeper:
     trouble: str | None = None
     cut_off: bool = False
     over: bool = False
+    failures: dict[str, str] = field(default_factory=dict)
+    """What the parts of a turn failed with last, so that it is said once."""
 
     def beat(self) -> None:
         """One heartbeat and what follows from it."""
-        outcome = self.keys.heartbeat(self.tenure, self.state)
+        try:
+            outcome = self.keys.heartbeat(self.tenure, self.state)
+        except Exception as error:  # noqa: BLE001  # a primary is not to end by what it can repeat
+            # Whether it was sent is not known. Used again, its number would be credited with the
+            # time of the later one.
+            self.tenure = replace(self.tenure, seq=self.tenure.seq + SKIPPED)
+            self._note(str(ours(error)))
+            return
         if isinstance(outcome, Lost):
             self._end(outcome.why)
         elif isinstance(outcome, Halted):
@@ -154,6 +165,24 @@ class Keeper:
         )
         status.save(self.config.run_dir)
 
+    def turn(self, part: Callable[[], None]) -> None:
+        """One part of a turn of the loop: what it raises keeps the others from nothing.
+
+        A lease that is lost and a server that could not be stopped end the process all the same:
+        that is for the service manager then (`OnFailure=`).
+        """
+        try:
+            part()
+        except Exception as error:
+            if self.over:
+                raise
+            failure = str(ours(error))
+            if failure != self.failures.get(part.__name__):
+                log.error("%s: %s", part.__name__, failure)
+            self.failures[part.__name__] = failure
+        else:
+            self.failures.pop(part.__name__, None)
+
     def _arm(self) -> None:
         until = self.tenure.valid_until
         now = monotonic()
@@ -161,8 +190,8 @@ class Keeper:
             return
         try:
             put_back = self.fence.arm(until, now + self.config.lease.fence - FENCE_MARGIN_S)
-        except StandfastError as error:
-            self._note(f"the port can't be opened: {error}")
+        except Exception as error:  # noqa: BLE001  # tried again by the next heartbeat
+            self._note(f"the port can't be opened: {ours(error)}")
             return
         self.armed_until = until
         if self.cut_off:
@@ -214,8 +243,8 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
             keeper.release(Handover(**words))
         elif command != "status":
             return {"ok": False, "error": f"unknown command {command!r}"}
-    except StandfastError as error:
-        return {"ok": False, "error": str(error)}
+    except Exception as error:  # noqa: BLE001  # told to who asked; the heartbeats go on
+        return {"ok": False, "error": str(ours(error))}
     return {"ok": True, "epoch": keeper.tenure.epoch, "over": keeper.over}
 
 
@@ -226,16 +255,16 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
 
     def reply(request: Mapping[str, Any]) -> dict[str, Any]:
         said = answer(keeper, request)
-        keeper.save()
+        keeper.turn(keeper.save)
         return said
 
     while True:
         now = monotonic()
         if now >= next_beat and not keeper.holding_back:
-            keeper.beat()
+            keeper.turn(keeper.beat)
             next_beat = now + (timing.heartbeat if keeper.trouble is None else RETRY_S)
-        keeper.check_end()
-        keeper.save()
+        keeper.turn(keeper.check_end)
+        keeper.turn(keeper.save)
         notify("WATCHDOG=1")
         if keeper.over:
             return

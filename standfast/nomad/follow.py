@@ -14,7 +14,7 @@ from typing import Any
 
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.errors import ConsulError, NomadError, Refused, StandfastError, TimedOut
+from standfast.errors import ConsulError, NomadError, Refused, StandfastError, TimedOut, ours
 from standfast.nomad.ahead import prepare
 from standfast.nomad.constraints import Meta
 from standfast.nomad.decide import Decision, Do, Step, decide
@@ -91,7 +91,8 @@ class Follower:
                     self.moves.forget()
             try:
                 report = self._round(role, epoch, still)
-            except StandfastError as error:
+            except Exception as failure:  # noqa: BLE001  # a report, too
+                error = ours(failure)
                 report = Report(role, reason_of(error), str(error), settled=False)
             self._unsettled = 0 if report.settled else self._unsettled + 1
             return report

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from standfast.act.ports import Snapshot
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.errors import Refused, StandfastError
+from standfast.errors import Refused, StandfastError, ours
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -141,8 +141,12 @@ class Sender:
     def _noting_failures(self, standby: str) -> Iterator[None]:
         try:
             yield
-        except (StandfastError, OSError) as error:
-            state.note_failure(self._config, standby, reason_of(error), str(error))
+        except Exception as error:
+            failure = ours(error)
+            try:
+                state.note_failure(self._config, standby, reason_of(failure), str(failure))
+            except (StandfastError, OSError) as second:
+                log.error("the failure to replicate to %s is not noted: %s", standby, ours(second))
             raise
 
     def _note_success(self, order: Order, shipped: Shipped, seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from standfast.errors import (
     CommandFailed,
     ConsulDenied,
@@ -13,6 +15,7 @@ from standfast.errors import (
     Refused,
     TimedOut,
     Unreachable,
+    is_lack_of,
 )
 from standfast.reasons import Reason
 
@@ -33,4 +36,6 @@ def reason_of(error: Exception) -> Reason:
     """UNEXPECTED for what is not one of ours."""
     if isinstance(error, Refused):
         return error.reason
+    if is_lack_of(error, errno.ENOSPC, errno.EDQUOT):
+        return Reason.NO_SPACE
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.UNEXPECTED)

@@ -17,6 +17,7 @@ from pathlib import Path
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import Refused
+from standfast.files import read_foreign_text
 from standfast.reasons import Reason
 from standfast.run import run
 
@@ -114,7 +115,7 @@ def public_key(config: Config, deadline: Deadline) -> PublicKey:
             f"doesn't use it: chmod 0600 {path}"
         )  # fmt: skip
     with contextlib.suppress(FileNotFoundError):
-        return PublicKey.parse(public_path(path).read_text())
+        return PublicKey.parse(read_foreign_text(public_path(path)))
     told = run(["ssh-keygen", "-y", "-P", "", "-f", str(path)], deadline=deadline, op="public-key")
     return PublicKey.parse(told.stdout)
 

@@ -16,6 +16,7 @@ from standfast.adapters import btrfs_info, btrfs_place, btrfs_versions
 from standfast.clock import utc_now
 from standfast.config.model import Config
 from standfast.errors import Refused
+from standfast.files import read_foreign_text
 from standfast.reasons import Reason
 from standfast.replication.intake import RESERVE_BYTES
 from standfast.replication.ports import ReplicaStore
@@ -145,7 +146,7 @@ def _printable(text: str) -> str:
 
 
 def _partial_mount(standby: Path) -> str | None:
-    mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    mountinfo = read_foreign_text(Path("/proc/self/mountinfo"))
     mount = btrfs_place.mount_of(standby, mountinfo)
     return None if mount.shows_a_subvolume else str(mount.point)
 

@@ -37,9 +37,14 @@ def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
 
 
 def note_epoch(
-    config: Config, content_id: str, epoch: int, snapshots: Callable[[], Iterable[Snapshot]]
+    config: Config,
+    content_id: str,
+    epoch: int,
+    snapshots: Callable[[], Iterable[Snapshot]],
+    *,
+    reserved: bool = False,
 ) -> None:
-    """Note where `content_id` comes from; on disk when this returns.
+    """Note where `content_id` comes from; on disk when this returns. `reserved`: on a full one too.
 
     Entries of what is no more among `snapshots` are dropped. They are listed under the lock: one
     that another process took and noted meanwhile must not lose its entry.
@@ -52,7 +57,7 @@ def note_epoch(
         known = {one.content_id for one in snapshots()}
         kept = {one: number for one, number in epochs.items() if one in known}
         doc = {"v": 1, "epochs": {**kept, content_id: epoch}}
-        write_atomically(published_file(config), json.dumps(doc), durable=True)
+        write_atomically(published_file(config), json.dumps(doc), durable=True, reserved=reserved)
 
 
 def ranked(snapshots: Sequence[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:

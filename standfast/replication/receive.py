@@ -19,7 +19,7 @@ from typing import TextIO
 from standfast.act.ports import Snapshot
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
 from standfast.locks import exclusive
 from standfast.reasons import Reason
 from standfast.replication import intake, pins, wire
@@ -55,7 +55,8 @@ def receive(
         intake.check_original_command(config, environ)
         config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         receiver.run()
-    except (StandfastError, OSError) as error:
+    except Exception as failure:  # noqa: BLE001  # each refusal is answered, whatever it comes from
+        error = ours(failure)
         refusal = wire.Refusal(reason_of(error), str(error))
         _tell(config, refusal)
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from standfast.clock import Deadline
 from standfast.config.model import Config
-from standfast.errors import StandfastError, Unreachable, UsageError
+from standfast.errors import Unreachable, UsageError, said
 from standfast.views import exposition, samples
 from standfast.views.gates import Gates
 from standfast.views.metrics import SCRAPE_S, VolumeCollector
@@ -90,8 +90,8 @@ def role_route(
         try:
             doc = gates.look(config.volume, lambda: look(config), Deadline.after(ROLE_S))
             is_so = wanted(doc)
-        except (StandfastError, OSError, KeyError, TypeError, AttributeError) as error:
-            log.debug("%s: %s", request.path, error)
+        except Exception as error:  # noqa: BLE001  # not sure is 503
+            log.debug("%s: %s", request.path, said(error))
             return plain("unknown: the agent gives no answer", 503)
         if doc.get("agent") is not True:
             return plain("unknown: no agent runs here", 503)

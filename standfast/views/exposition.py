@@ -22,8 +22,8 @@ def answer_to(accept: str, tables: Iterable[Table]) -> tuple[str, bytes]:
     """Content type and text, by a request's `Accept`."""
     _, kind = choose_encoder(accept)
     if kind.startswith("application/openmetrics-text"):
-        return OPENMETRICS, encode(tables, openmetrics=True).encode()
-    return PLAIN, encode(tables, openmetrics=False).encode()
+        return OPENMETRICS, encode(tables, openmetrics=True).encode(errors="replace")
+    return PLAIN, encode(tables, openmetrics=False).encode(errors="replace")
 
 
 def encode(tables: Iterable[Table], *, openmetrics: bool) -> str:

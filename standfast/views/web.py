@@ -64,7 +64,7 @@ def query_of(text: str) -> Mapping[str, Sequence[str]]:
 
 def plain(text: str, status: int = HTTPStatus.OK) -> Response:
     """One line for people and load balancers."""
-    return Response(f"{text}\n".encode(), status=status)
+    return Response(f"{text}\n".encode(errors="backslashreplace"), status=status)
 
 
 def as_json(document: Any, status: int = HTTPStatus.OK) -> Response:

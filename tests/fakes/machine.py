@@ -33,9 +33,18 @@ class World:
 
     log: list[str] = field(default_factory=list)
     cut_after: int | None = None
+    breaks_with: Exception | None = None
+    """What that effect raises, once, instead of the cut."""
+
+    def break_at(self, number: int, error: Exception) -> None:
+        """The effect after `number` more fails with this; those after it don't."""
+        self.cut_after, self.breaks_with = number, error
 
     def effect(self, name: str) -> None:
         if self.cut_after is not None and self.cut_after <= 0:
+            if self.breaks_with is not None:
+                self.cut_after = None
+                raise self.breaks_with
             raise Cut(name)
         if self.cut_after is not None:
             self.cut_after -= 1

@@ -20,7 +20,7 @@ from standfast.agent import Agent
 from standfast.clock import Deadline, monotonic
 from standfast.config.load import load
 from standfast.config.nomad import NomadAccess
-from standfast.errors import ConfigError, NomadError, NomadOutcome
+from standfast.errors import ConfigError, NomadError, NomadOutcome, StepFailed
 from standfast.lease.files import LeaseStatus
 from standfast.nomad import reports
 from standfast.nomad.follow import Report
@@ -202,7 +202,7 @@ def test_when_the_plan_is_over_the_jobs_are_followed_again(fails: bool, tmp_path
     agent = Agent(machine, SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
     effects = Effects(machine)
     plan = Plan("some", (Step(Do.PRE_COPY if fails else Do.RELEASE_JOBS, "a step"),))
-    with pytest.raises(AssertionError) if fails else nullcontext():
+    with pytest.raises(StepFailed) if fails else nullcontext():
         agent.run_plan(plan, effects)
     assert jobs.resumed == 1
 

@@ -1,0 +1,131 @@
+"""Our own small files: whole or as before; on a full disk, too, where the way back needs it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.errors import is_lack_of
+from standfast.files import (
+    RESERVE,
+    RESERVE_BYTES,
+    RESERVE_FILES,
+    keep_reserve,
+    read_foreign_text,
+    write_atomically,
+)
+from standfast.lease.epochs import EpochFile
+from standfast.reign import Intent, OwnReign, Stage
+
+OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+
+
+def fill(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOSPC) -> None:
+    """From now on nothing new has room; what is there can be written over."""
+    real = os.open
+
+    def full(path: Any, flags: int, *args: Any, **words: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, flags, *args, **words)
+
+    monkeypatch.setattr(os, "open", full)
+
+
+def spares(directory: Path) -> int:
+    return len(list((directory / RESERVE).iterdir()))
+
+
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    write_atomically(path, "old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"x\.json") as raised:
+        write_atomically(path, "new", durable=True)
+    assert raised.value.errno == errno.ENOSPC
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_the_way_back_is_written_into_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    keep_reserve(tmp_path)
+    EpochFile(tmp_path / "epoch").raise_to(3)
+    fill(monkeypatch, code)
+    OWN.save(tmp_path)
+    assert OwnReign.load(tmp_path) == OWN
+    OWN.at(Stage.DRAINING).save(tmp_path)
+    assert OwnReign.load(tmp_path) == OWN.at(Stage.DRAINING)
+    Intent(5, None, None, in_place=True).save(tmp_path)
+    assert Intent.load(tmp_path, 5) is not None
+    assert spares(tmp_path) == RESERVE_FILES - 3
+    monkeypatch.undo()
+    keep_reserve(tmp_path)
+    assert spares(tmp_path) == RESERVE_FILES
+
+
+def test_other_files_leave_the_reserve_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_reserve(tmp_path)
+    fill(monkeypatch)
+    with pytest.raises(OSError, match="replication"):
+        write_atomically(tmp_path / "replication.json", "x", durable=True)
+    assert spares(tmp_path) == RESERVE_FILES
+
+
+def test_a_reserve_that_is_used_up_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_reserve(tmp_path)
+    fill(monkeypatch)
+    for _ in range(RESERVE_FILES):
+        OWN.save(tmp_path)
+    with pytest.raises(OSError, match=r"reserve is used up.*reign\.json") as raised:
+        OWN.at(Stage.DRAINING).save(tmp_path)
+    assert is_lack_of(raised.value, errno.ENOSPC)
+    assert OwnReign.load(tmp_path) == OWN
+
+
+def test_another_trouble_than_a_full_disk_is_no_case_for_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_reserve(tmp_path)
+    fill(monkeypatch, errno.EROFS)
+    with pytest.raises(OSError, match="Read-only"):
+        OWN.save(tmp_path)
+    assert spares(tmp_path) == RESERVE_FILES
+
+
+def test_the_reserve_has_its_room(tmp_path: Path) -> None:
+    keep_reserve(tmp_path)
+    for spare in (tmp_path / RESERVE).iterdir():
+        assert spare.stat().st_blocks * 512 >= RESERVE_BYTES
+    assert RESERVE_BYTES > 4096
+
+
+def test_what_is_in_the_reserve_never_shows_behind_a_shorter_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_reserve(tmp_path)
+    fill(monkeypatch)
+    write_atomically(tmp_path / "x", "short", reserved=True, mode=0o600)
+    assert (tmp_path / "x").read_bytes() == b"short"
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
+def test_names_of_any_bytes_come_back_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "mountinfo"
+    path.write_bytes(b"/mnt/caf\xe9\n")
+    [line] = read_foreign_text(path).splitlines()
+    assert os.fsencode(line) == b"/mnt/caf\xe9"

@@ -51,13 +51,13 @@ class SocketInbox:
         return True
 
     def _converse(self, answer: Answer) -> None:
-        connection, _ = self._server.accept()
-        with connection:
-            try:
+        try:
+            connection, _ = self._server.accept()
+            with connection:
                 request = parse(read_line(connection, Deadline.after(REQUEST_S)))
                 send(connection, answer(request))
-            except (StandfastError, OSError) as error:
-                log.warning("a request on the lease socket failed: %s", error)
+        except (StandfastError, OSError) as error:  # no descriptor left, say: no end of the lease
+            log.warning("a request on the lease socket failed: %s", error)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 UTC_START = 1_795_342_500.0  # 2026-11-22 10:15:00 UTC
 
 
-class Violation(AssertionError):
-    """An invariant was broken; the text tells how."""
+class Violation(BaseException):
+    """An invariant was broken; the text tells how. No Exception: the program takes those as failures
+    of its own steps, and goes on."""
 
 
 class Killed(BaseException):

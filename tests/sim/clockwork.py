@@ -17,8 +17,8 @@ UTC_START = 1_795_342_500.0  # 2026-11-22 10:15:00 UTC
 
 
 class Violation(BaseException):
-    """An invariant was broken; the text tells how. No Exception: the program takes those as failures
-    of its own steps, and goes on."""
+    """An invariant was broken; the text tells how. The program takes an Exception for a failure
+    of its own, and goes on."""
 
 
 class Killed(BaseException):

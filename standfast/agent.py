@@ -33,7 +33,7 @@ from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
 from standfast.plan import Plan, plan_for
 from standfast.reasons import Reason
-from standfast.reign import OwnReign
+from standfast.reign import OwnReign, keep_name
 from standfast.sd_notify import notify
 from standfast.watcher import Watcher
 
@@ -332,6 +332,7 @@ def main(config: Config) -> int:
     with exclusive(
         config.run_dir / "agent.lock", "another agent of this volume", Deadline.after(2)
     ):
+        keep_name(config)
         agent = build(config)
         signal.signal(signal.SIGTERM, lambda *_: agent.stopping.set())
         signal.signal(signal.SIGINT, lambda *_: agent.stopping.set())

@@ -38,6 +38,7 @@ class Do(StrEnum):
     UNEXPORT = "unexport"
     UNBIND = "unbind"
     READ_ONLY = "read-only"
+    READ_ONLY_IF_THERE = "read-only-if-there"
     NO_WRITERS = "no-writers"
     FINAL_SNAPSHOT = "final-snapshot"
     SALVAGE_SNAPSHOT = "salvage-snapshot"
@@ -188,7 +189,7 @@ def surrender(names: Names) -> Plan:
             Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
             Step(Do.UNEXPORT, "remove the export"),
             Step(Do.UNBIND, f"unmount {names.bind}"),
-            Step(Do.READ_ONLY, f"make {names.live} read-only"),
+            Step(Do.READ_ONLY_IF_THERE, f"make {names.live} read-only, if it is there"),
             Step(Do.SALVAGE_SNAPSHOT, "take the final snapshot, if there is anything new"),
             Step(Do.RELEASE, "give the lease up"),
             Step(Do.STOP_LEASE, "end the lease process"),

@@ -14,9 +14,49 @@ from pathlib import Path
 
 from standfast.clock import Deadline
 from standfast.config.model import Config
+from standfast.config.problems import InvalidConfig, Problem, shown
 from standfast.errors import StandfastError
 from standfast.files import read_json, write_atomically
 from standfast.locks import exclusive
+
+_NAME = "node"
+"""In the state directory: the name of the node whose state it is."""
+
+
+def check_name(config: Config) -> None:
+    """InvalidConfig when this node's state is of a node of another name, as after a renaming.
+
+    All that it knows of itself (its lease, its reign, whose snapshots it has) is by its name: under
+    another one a healthy primary would step down for itself. What can't be read is let pass.
+    """
+    path = config.state_dir / _NAME
+    try:
+        known = path.read_text().strip()
+    except (OSError, ValueError):
+        return
+    if known not in ("", config.node):
+        raise InvalidConfig(
+            config.source,
+            [
+                Problem(
+                    "node",
+                    shown(config.node),
+                    f"this node is {shown(known)}, by its own state ({path})",
+                    "go back to that name, on every node. To rename it, make it a standby first "
+                    "(standfast switchover), stop its units, change the name in every node's "
+                    "configuration, delete that file and start the units again",
+                    ("nodes",),
+                )
+            ],
+        )
+
+
+def keep_name(config: Config) -> None:
+    """Check, and at the first start remember, the name that this node's state is of."""
+    check_name(config)
+    path = config.state_dir / _NAME
+    if not path.exists():
+        write_atomically(path, f"{config.node}\n", durable=True)
 
 
 class Stage(StrEnum):
@@ -32,6 +72,10 @@ class Stage(StrEnum):
     """An orderly demotion is under way."""
     RELEASED = "released"
     """`clean` was or is being sent; the tree equals the final snapshot."""
+
+
+_LATER = ("file_system", "aside")
+"""Fields that a file of an older version doesn't have."""
 
 
 def snapshot_lock(config: Config, deadline: Deadline) -> contextlib.AbstractContextManager[None]:
@@ -57,6 +101,10 @@ class OwnReign:
     live_uuid: str | None = None
     final: str | None = None
     """Name of the final snapshot of an orderly demotion."""
+    file_system: str | None = None
+    """UUID of the file system that has the tree; None: not known yet, an older version began it."""
+    aside: str | None = None
+    """Name under which the tree is, or was just going to be, put aside."""
 
     def at(self, stage: Stage) -> OwnReign:
         return replace(self, stage=stage)
@@ -72,7 +120,8 @@ class OwnReign:
         if doc is None:
             return None
         try:
-            fields = {name: doc[name] for name in cls.__dataclass_fields__}
+            fields = {name: doc[name] for name in cls.__dataclass_fields__ if name not in _LATER}
+            fields |= {name: doc.get(name) for name in _LATER}
             reign = cls(**{**fields, "stage": Stage(doc["stage"])})
         except (KeyError, ValueError, TypeError) as error:
             raise StandfastError(

@@ -36,6 +36,24 @@ OUTAGE_LIMIT_S = 120.0
 UNDO_S = 120.0
 # Stages in which nobody can have written anything yet.
 UNBORN = (Stage.CLEARING, Stage.CREATING)
+# What looks for the volume's tree, makes it or takes it for put away; and the claim to a lease, as
+# one that is held without a tree keeps others from serving. What ends serving needs no disk.
+ON_THE_TREE = frozenset(
+    {
+        Do.CLAIM_LEASE,
+        Do.PREPARE_VOLUME,
+        Do.BIND,
+        Do.EXPORT,
+        Do.PRE_COPY,
+        Do.READ_ONLY,
+        Do.NO_WRITERS,
+        Do.FINAL_SNAPSHOT,
+        Do.FINAL_COPY,
+        Do.KEEP_DIVERGED,
+        Do.RETIRE_TREE,
+        Do.FORGET,
+    }
+)
 # From opening the port until the server answers over it: ganesha and nfsd take up to 2 s.
 SERVING_TIMEOUT_S = 15.0
 
@@ -55,6 +73,19 @@ class Effects:
 
     def table(self) -> Mapping[Do, Callable[[], None]]:
         """Every step's function."""
+        return {
+            do: self._where_it_belongs(act) if do in ON_THE_TREE else act
+            for do, act in self._functions().items()
+        }
+
+    def _where_it_belongs(self, act: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            volume.check_place(self.machine)
+            act()
+
+        return step
+
+    def _functions(self) -> Mapping[Do, Callable[[], None]]:
         return {
             Do.ASK_HOOKS: lambda: hooks.ask(self.machine.config, self.facts()),
             Do.TELL_HOOKS: self.tell_hooks,
@@ -78,6 +109,7 @@ class Effects:
             Do.UNEXPORT: self.machine.nfs.unexport,
             Do.UNBIND: lambda: self.machine.bind.unmount(self.deadline),
             Do.READ_ONLY: lambda: volume.freeze(self.machine),
+            Do.READ_ONLY_IF_THERE: lambda: volume.freeze_if_there(self.machine),
             Do.NO_WRITERS: lambda: volume.check_no_writers(self.machine, self.deadline),
             Do.FINAL_SNAPSHOT: self.final_snapshot,
             Do.SALVAGE_SNAPSHOT: self.salvage_snapshot,
@@ -86,7 +118,7 @@ class Effects:
             Do.AWAIT_SUCCESSOR: self.await_successor,
             Do.KEEP_DIVERGED: lambda: volume.put_aside(self.machine, diverged=True),
             Do.RETIRE_TREE: lambda: volume.put_aside(self.machine, diverged=False),
-            Do.FORGET: lambda: OwnReign.forget(self.machine.config.state_dir),
+            Do.FORGET: lambda: volume.forget(self.machine),
         }
 
     # Programs of the operator's
@@ -298,7 +330,7 @@ class Effects:
     def salvage_snapshot(self) -> None:
         """The final snapshot of a reign that may not have got as far as having data."""
         own = self._own_of_this_epoch()
-        if own is not None and own.stage not in UNBORN and self.machine.store.live() is not None:
+        if own is not None and own.stage not in UNBORN and volume.is_there(self.machine):
             self.final_snapshot()
 
     def final_copy(self) -> None:

@@ -52,6 +52,10 @@ class Writer:
 class VolumeStore(Protocol):
     """The volume's subvolumes on this node."""
 
+    def file_system(self) -> str:
+        """UUID of the file system that is mounted where the volume lies; empty where the kind of
+        storage has none. StandfastError when what is there can't have the volume."""
+
     def live(self) -> LiveTree | None:
         """The live subvolume, or None when nothing is at its path."""
 

@@ -6,6 +6,7 @@ cut at any point and goes on where it was.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ from standfast.errors import StandfastError
 from standfast.names import SnapshotName, diverged_name, retired_name
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
 from standfast.replication.published import note_epoch
+
+log = logging.getLogger(__name__)
 
 LAST_WRITES_S = 2.0
 """For a program that is just ending."""
@@ -48,6 +51,21 @@ def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnReign
     return _ready(machine, own)
 
 
+def check_place(machine: Machine) -> None:
+    """StandfastError unless the file system of this node's reign is mounted where it belongs.
+
+    A disk that is mounted late leaves an empty directory there: nothing is to be looked for in it,
+    made in it, or taken for put away.
+    """
+    own = OwnReign.load(machine.config.state_dir)
+    found = machine.store.file_system()
+    if own is not None and own.file_system not in (None, found):
+        raise StandfastError(
+            f"the disk of epoch {own.epoch} (file system {own.file_system}) is not mounted at "
+            f"{machine.config.paths.live.parent}: {found} is there. Mount it; nothing was touched"
+        )
+
+
 def _begin(
     machine: Machine, epoch: int, recorded_base: str | None, before: OwnReign | None
 ) -> OwnReign:
@@ -72,6 +90,7 @@ def _begin(
             displaced_epoch=displaced,
             base_content_id=intent.base_content_id,
         )
+    own = replace(own, file_system=machine.store.file_system())
     own.save(machine.config.state_dir)
     return own
 
@@ -97,17 +116,36 @@ def _ready(machine: Machine, own: OwnReign) -> OwnReign:
         )
     if not live.writable:
         machine.store.set_live_writable(True)
-    if own.stage is not Stage.READY:
-        own = own.at(Stage.READY)
-        own.save(machine.config.state_dir)
-    return own
+    ready = replace(own, stage=Stage.READY, file_system=machine.store.file_system())
+    if ready != own:
+        ready.save(machine.config.state_dir)
+    return ready
 
 
 def freeze(machine: Machine) -> None:
-    """Read-only from now on; nothing happens when there is no live subvolume."""
+    """Read-only from now on. StandfastError when the reign's tree is nowhere to be found."""
     live = machine.store.live()
-    if live is not None and live.writable:
+    if live is None:
+        _check_put_aside(machine, OwnReign.load(machine.config.state_dir))
+    elif live.writable:
         machine.store.set_live_writable(False)
+
+
+def freeze_if_there(machine: Machine) -> None:
+    """The same for a role that has to be given up, whatever became of its tree; when that comes
+    back, it is put away."""
+    if is_there(machine):
+        freeze(machine)
+
+
+def is_there(machine: Machine) -> bool:
+    """Whether there is a tree where this node's reign has its own."""
+    try:
+        check_place(machine)
+        return machine.store.live() is not None
+    except (StandfastError, OSError) as error:
+        log.warning("%s", error)
+        return False
 
 
 def check_no_writers(machine: Machine, deadline: Deadline) -> None:
@@ -152,13 +190,46 @@ def find_final(machine: Machine, own: OwnReign) -> Snapshot:
 
 
 def put_aside(machine: Machine, *, diverged: bool) -> None:
-    """Rename the live subvolume of a reign that is over."""
+    """Rename the live subvolume of a reign that is over; its new name is noted before."""
     own = OwnReign.load(machine.config.state_dir)
     live = machine.store.live()
-    if own is None or live is None:
+    if own is None:
+        return
+    if live is None:
+        _check_put_aside(machine, own)
         return
     if live.writable:
         raise StandfastError(f"{live.path} is still writable: not put aside")
-    # Without a final snapshot nobody else has what is in it, whatever the plan was called.
-    name = diverged_name if diverged or own.final is None else retired_name
-    machine.store.keep_aside(name(machine.config.base, own.epoch, utc_now()))
+    if own.aside is None or _is_aside(machine, own):
+        # Without a final snapshot nobody else has what is in it, whatever the plan was called.
+        name = diverged_name if diverged or own.final is None else retired_name
+        own = replace(own, aside=name(machine.config.base, own.epoch, utc_now()))
+        own.save(machine.config.state_dir)
+    assert own.aside is not None
+    machine.store.keep_aside(own.aside)
+
+
+def forget(machine: Machine) -> None:
+    """Be a plain standby. StandfastError while the reign's tree isn't put aside."""
+    own = OwnReign.load(machine.config.state_dir)
+    live = machine.store.live()
+    if own is not None and live is not None and live.uuid == own.live_uuid:
+        raise StandfastError(f"{live.path} is not put aside: epoch {own.epoch} is not forgotten")
+    _check_put_aside(machine, own)
+    OwnReign.forget(machine.config.state_dir)
+
+
+def _is_aside(machine: Machine, own: OwnReign) -> bool:
+    return any(path.name == own.aside for path in machine.store.aside())
+
+
+def _check_put_aside(machine: Machine, own: OwnReign | None) -> None:
+    """A tree that a reign had doesn't end by not being there."""
+    if own is None or own.live_uuid is None or _is_aside(machine, own):
+        return
+    path = machine.config.paths.live
+    raise StandfastError(
+        f"the tree of epoch {own.epoch} ({own.live_uuid}) is neither at {path} nor put aside: "
+        f"nothing was touched. Put it back there; if it is gone for good, delete "
+        f"{machine.config.state_dir}/reign.json"
+    )

@@ -20,7 +20,7 @@ from standfast.adapters.btrfs_stream import size_from_outline
 from standfast.adapters.store import STAGING, Store, TreeInfo
 from standfast.clock import Deadline, utc_now
 from standfast.config.model import Paths
-from standfast.errors import CommandFailed, Refused, TimedOut
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
 from standfast.replication.wire import COMPRESSED_DATA
 from standfast.run import Completed, run
@@ -86,6 +86,18 @@ class BtrfsStore(Store):
             except ValueError as error:
                 log.debug("how much %s is can't be said: %s", snapshot.name, error)
                 return None
+
+    def file_system(self) -> str:
+        from standfast.adapters.btrfs_place import file_system  # nothing that a cycle needs
+
+        place = self._paths.live.parent
+        found = file_system(place)
+        if found is None:
+            raise StandfastError(
+                f"{place} is on no btrfs: the volume's disk is not mounted there. Mount it; "
+                f"nothing was touched"
+            )
+        return found
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
         from standfast.adapters.writers import writers_of  # nothing that a cycle needs

@@ -48,6 +48,10 @@ class Store(ABC):
 
     # What is here
 
+    def file_system(self) -> str:
+        """Nothing is known of it, unless the kind of storage can say."""
+        return ""
+
     def live(self) -> LiveTree | None:
         path = self._paths.live
         if not os.path.lexists(path):

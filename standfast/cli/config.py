@@ -12,6 +12,7 @@ from standfast.cli.output import print_json
 from standfast.config.load import config_dir, config_files, load, together
 from standfast.config.model import Config
 from standfast.config.problems import InvalidConfig, Problem, plain
+from standfast.reign import check_name
 
 DEFAULT_VOLUME = "data-services"
 
@@ -27,7 +28,9 @@ def check(args: argparse.Namespace) -> int:
     for path in paths:
         try:
             # A client, which is no storage node, has the same files.
-            good.append(load(path, require_storage=False))
+            config = load(path, require_storage=False)
+            check_name(config)
+            good.append(config)
         except InvalidConfig as error:
             bad[path] = list(error.problems)
     for conflict in together(good):

@@ -31,6 +31,7 @@ from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import Halted, Lost, Tenure
 from standfast.reasons import Reason
 from standfast.records import Handover, LeaderState
+from standfast.reign import keep_name
 from standfast.sd_notify import notify
 
 log = logging.getLogger(__name__)
@@ -358,6 +359,7 @@ def main(config: Config) -> int:
     # The agent's look at the lock (`is_locked`) holds it for an instant: worth a second try.
     lock = config.run_dir / "lease.lock"
     with exclusive(lock, "another lease process of this volume", Deadline.after(2.0)):
+        keep_name(config)
         consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
         keys = LeaseKeys(config, consul, holder_of(config))
         return run(config, keys, fence_from(config), nfs_from(config), inbox)

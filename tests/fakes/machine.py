@@ -62,11 +62,22 @@ class FakeStore:
     writing: Sequence[Writer] = ()
     made_from: Snapshot | None = None
 
+    disk: str = "disk-1"
+    mounted: bool = True
+    """Without its disk there is nothing at its paths."""
+
+    def file_system(self) -> str:
+        if not self.mounted:
+            raise StandfastError(
+                f"{self.parent} is on no btrfs: it is not mounted; nothing was touched"
+            )
+        return self.disk
+
     def live(self) -> LiveTree | None:
-        return self.tree
+        return self.tree if self.mounted else None
 
     def snapshots(self) -> Sequence[Snapshot]:
-        return tuple(self.taken)
+        return tuple(self.taken) if self.mounted else ()
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
         assert self.tree is not None
@@ -101,7 +112,7 @@ class FakeStore:
         return self.put_aside[-1]
 
     def aside(self) -> Sequence[Path]:
-        return tuple(self.put_aside)
+        return tuple(self.put_aside) if self.mounted else ()
 
     def free_bytes(self) -> int:
         return 1 << 40

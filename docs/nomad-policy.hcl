@@ -1,7 +1,7 @@
 # Enough for Standfast on a storage node or a client, and not more than it uses:
 #   nomad acl policy apply -description standfast standfast nomad-policy.hcl
 #   nomad acl token create -name standfast -policy standfast
-# tests/contract/test_nomad_contract.py proves both on a real Nomad.
+# tests/contract/ports/test_nomad.py proves both on a real Nomad.
 
 # The node's meta and its eligibility, which is what a dead primary is kept out with.
 node {

@@ -197,8 +197,10 @@ def stand_in_cluster() -> Iterator[Cluster]:
 # The real one
 
 
-# Of a fixture's parameter. Real agents share the kernel's control groups: one cluster at a time.
-REAL = pytest.param("real", marks=pytest.mark.xdist_group("a real Nomad"))
+# Real agents share the kernel's control groups: one cluster at a time.
+ONE_AT_A_TIME = pytest.mark.xdist_group("a real Nomad")
+REAL = pytest.param("real", marks=ONE_AT_A_TIME)
+"""Of a fixture's parameter."""
 
 
 def nomad_binary() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from standfast.adapters.consul import Instance
-from standfast.clients.mountinfo import Mount, wire_fsid
+from standfast.clients.mountinfo import Mount, canonical, mounted_at, wire_fsid
 from standfast.clients.observed import Answer, Tie
 from standfast.clients.ports import Namespace, Use
 from standfast.clients.remount import Parts, Remount
@@ -41,6 +41,8 @@ class FakeClient:
     tie_: Tie = field(default_factory=lambda: Tie(unit=True))
     unit_options: str | None = None
     dependants_: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+    """Services that are active, besides the dependants."""
     uses: tuple[Use, ...] = ()
     others: tuple[Namespace, ...] = ()
     log: list[str] = field(default_factory=list)
@@ -172,7 +174,9 @@ class FakeClient:
         self._effect(f"let-go:{path}", deadline)
         if wake:
             self.woken.append(path)
-        top = next(m for m in reversed(self.table) if m.point == str(path))
+        top = mounted_at(self.table, path)
+        if top is None:
+            raise CommandFailed(f"{path} is not mounted", returncode=32)
         if not top.is_nfs:
             self.sins.append(f"took a {top.kind} away")
         if path == self.path and self.is_right() and self._answer(top) is Answer.ANSWERS:
@@ -190,13 +194,13 @@ class FakeClient:
         return self._answer(self.top), ""
 
     def resolve(self, name: str, deadline: Deadline) -> frozenset[str]:
-        return frozenset({name}) if name[0].isdigit() else frozenset()
+        return frozenset({canonical(name)}) if name[0].isdigit() else frozenset()
 
     # Processes, units, Consul
 
     def users(self, path: Path, mount_ids: Collection[int]) -> Sequence[Use]:
         self.log.append("users")
-        return self.uses
+        return [one for one in self.uses if Path(one.target).is_relative_to(path)]
 
     def tie(self, path: Path) -> Tie:
         return self.tie_
@@ -208,7 +212,7 @@ class FakeClient:
         return self.dependants_
 
     def active(self, units: Sequence[str]) -> tuple[str, ...]:
-        return tuple(units)
+        return tuple(one for one in units if one in self.dependants_ + self.running)
 
     def restart(self, units: Sequence[str], deadline: Deadline) -> None:
         self._effect(f"restart:{','.join(units)}", deadline)

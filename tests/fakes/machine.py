@@ -77,10 +77,17 @@ class FakeStore:
         return self.tree if self.mounted else None
 
     def snapshots(self) -> Sequence[Snapshot]:
-        return tuple(self.taken) if self.mounted else ()
+        found = self.taken if self.mounted else ()
+        return tuple(sorted(found, key=lambda one: (one.name, one.received)))
+
+    def _live(self) -> LiveTree:
+        live = self.live()
+        if live is None:
+            raise Refused(Reason.VOLUME_MISSING, "there is no live tree")
+        return live
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
-        assert self.tree is not None
+        self._live()
         latest = max((s.name.taken_at for s in self.taken), default=0.0)
         name = SnapshotName(max(name.taken_at, latest + 1), name.base)
         snapshot = Snapshot(name, self.parent / str(name), uuid.uuid4().hex, received=False)
@@ -89,30 +96,33 @@ class FakeStore:
         return snapshot
 
     def create_live_from(self, base: Snapshot) -> LiveTree:
-        assert self.tree is None, "the live path is not free"
+        if self.tree is not None:
+            raise Refused(Reason.UNEXPECTED, "there is a live tree: keep it aside first")
         self.world.effect("create")
         self.made_from = base
         self.tree = LiveTree(self.parent / self.base, uuid.uuid4().hex, writable=True)
         return self.tree
 
     def set_live_writable(self, writable: bool) -> None:
-        assert self.tree is not None
+        live = self._live()
         self.world.effect(f"writable={writable}")
-        self.tree = replace(self.tree, writable=writable)
+        self.tree = replace(live, writable=writable)
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
         self.world.effect("look-for-writers")
         return self.writing
 
     def keep_aside(self, name: str) -> Path:
-        assert self.tree is not None
+        self._live()
+        if self.parent / name in self.put_aside:
+            raise Refused(Reason.UNEXPECTED, f"{name} is there already")
         self.world.effect("aside")
         self.tree = None
         self.put_aside.append(self.parent / name)
         return self.put_aside[-1]
 
     def aside(self) -> Sequence[Path]:
-        return tuple(self.put_aside) if self.mounted else ()
+        return tuple(sorted(self.put_aside)) if self.mounted else ()
 
     def free_bytes(self) -> int:
         return 1 << 40
@@ -225,16 +235,16 @@ class FakeKeeper:
     fence: FakeFence
     epoch: int | None = None
     clean: bool = False
+    running: bool = False
 
     def start(self, unit: str, deadline: Deadline) -> None:
-        if ".timer" in unit:
-            return
         claim = take_claim(self.config.run_dir)
         self.world.effect("start-lease")
         if claim is not None and self.epoch is None:
             self.epoch, self.clean = claim.epoch + 1, False
         if self.epoch is None:
             raise StandfastError("nothing to hold")
+        self.running = True
         self._save(LeaderState.STARTING, serving=False)
 
     def guard(self) -> None:
@@ -243,11 +253,11 @@ class FakeKeeper:
             raise Refused(Reason.LEASE_NOT_HELD, "no lease is held here")
 
     def stop(self, unit: str, deadline: Deadline) -> None:
-        if ".timer" not in unit:
-            self.world.effect("stop-lease")
+        self.world.effect("stop-lease")
+        self.running = False
 
     def is_active(self, unit: str) -> bool:
-        return self.epoch is not None
+        return self.running
 
     def ask(
         self, _path: Path, request: Mapping[str, str | None], _deadline: Deadline
@@ -260,7 +270,7 @@ class FakeKeeper:
             self.fence.open_until = 0.0
             self._save(LeaderState.DRAINING, serving=False)
         if request["cmd"] == "release":
-            self.clean, self.epoch = True, None
+            self.clean, self.epoch, self.running = True, None, False
         return {"ok": True}
 
     def _save(self, state: LeaderState, *, serving: bool) -> None:
@@ -276,12 +286,64 @@ class FakeSender:
     world: World
     sent: list[Snapshot] = field(default_factory=list)
     broken: bool = False
+    standbys: tuple[str, ...] = ("n2", "n3")
 
     def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
+        if standby not in self.standbys:
+            raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node")
+        deadline.check(f"a replication to {standby}")
         if self.broken:
             raise StandfastError(f"{standby} can't be reached")
         self.world.effect(f"replicate:{standby}")
-        self.sent.append(snapshot)
+        if snapshot not in self.sent:
+            self.sent.append(snapshot)
+
+
+@dataclass
+class FakeSchedule:
+    """The replication's timers."""
+
+    calls: list[str] = field(default_factory=list)
+    runs: bool = False
+
+    def start(self) -> None:
+        self.calls.append("start")
+        self.runs = True
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+        self.runs = False
+
+
+@dataclass
+class FakeJobs:
+    """The jobs of the primary, which run on this node until they are released."""
+
+    error: Exception | None = None
+    """How everything ends that is asked of the scheduler."""
+    asked_s: float | None = None
+    """How long the release was given."""
+    prepared: tuple[str, int] | None = None
+    resumed: int = 0
+    running: bool = True
+
+    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
+        self.prepared = (name, epoch)
+        if self.error is not None:
+            raise self.error
+        return "ready"
+
+    def release(self, deadline: Deadline) -> None:
+        self.asked_s = deadline.remaining_s()
+        if self.error is not None:
+            raise self.error
+        self.running = False
+
+    def release_limit_s(self) -> float:
+        return 40.0
+
+    def resume(self) -> None:
+        self.resumed += 1
 
 
 @dataclass

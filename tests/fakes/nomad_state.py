@@ -1,6 +1,6 @@
 """A Nomad cluster in memory: what its servers know, what its clients do, and how late.
 
-It keeps to what a real 2.0.6 was seen to do (tests/contract/test_nomad_contract.py holds it to
+It keeps to what a real 2.0.6 was seen to do (tests/contract/ports/test_nomad.py holds it to
 that): a client's new meta reaches the servers late, nothing running moves because of it, it
 survives the death of the agent, as does an eligibility; what can't be placed waits blocked until a
 node changes. Not kept to: resources, deployments, drains, disconnected clients, reschedule delays.

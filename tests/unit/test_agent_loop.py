@@ -27,7 +27,7 @@ from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.reign import OwnReign, Stage
 from standfast.watcher import Watcher
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import FakeNode, fake_node
+from tests.fakes.machine import FakeJobs, FakeNode, fake_node
 from tests.unit.agents import FakeAgent, promotion, refusal, say, view
 
 SERVING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
@@ -227,22 +227,12 @@ def test_what_runs_beside_the_loop_is_begun_once_and_after_a_first_look(node: Fa
 # Plans
 
 
-@dataclass
-class FakeJobs:
-    """Nomad's jobs, of which only the end of a plan is noted."""
-
-    resumed: int = 0
-
-    def resume(self) -> None:
-        self.resumed += 1
-
-
 @pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
 def test_when_a_plan(node: FakeNode, fails: bool) -> None:
     """The jobs go on, and the agent is free again."""
     agent = real_agent(node)
     jobs = FakeJobs()
-    agent.machine = replace(agent.machine, jobs=jobs)  # type: ignore[arg-type]
+    agent.machine = replace(agent.machine, jobs=jobs)
     # There is no reign whose port could be closed.
     plan = Plan("some", (Step(Do.CLOSE_PORT if fails else Do.UNEXPORT, "do it"),))
     with pytest.raises(StepFailed) if fails else nullcontext():

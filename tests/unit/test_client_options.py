@@ -23,7 +23,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def moved(directory: Path, **options: object) -> FakeClient:
     """A client of A that is about to find that B serves; two services use the mount."""
     client = fake_client(directory, **options)
-    client.dependants_ = ("db.service",)
+    client.dependants_, client.running = ("db.service",), ("web.service",)
     client.serve(A, 1, 1)
     old = client.mounted(A, 1)
     client.bound(old, Path("/srv/a"))

@@ -165,8 +165,8 @@ def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_user
         client.config,
         client=Client(spread=0.0, binds=("/srv/a",), restart_units=("web.service",)),
     )
-    client.dependants_ = ("db.service",)
-    client.uses = (Use(41, "vi", "/data/x", "user@0.service", writes=True, hangs=True),)
+    client.dependants_, client.running = ("db.service",), ("web.service",)
+    client.uses = (Use(41, "vi", f"{client.path}/x", "user@0.service", writes=True, hangs=True),)
     client.serve(A, 1, 1)
     old = client.mounted(A, 1)
     client.bound(old, Path("/srv/a"), "/sub/dir")
@@ -190,7 +190,7 @@ def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_user
     ]
     assert client.woken == [path], "one mount of a server wakes those who wait at another, too"
     said = "\n".join(one.said)
-    assert "vi (pid 41, user@0.service) has /data/x of the old mount open" in said
+    assert f"vi (pid 41, user@0.service) has {client.path}/x of the old mount open" in said
     assert "box.service keeps the old mount at" in said
     assert "the bind mount at /srv/b stays on the old server" in said
     assert client.sins == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +35,19 @@ PLACES = (
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def root() -> Iterator[Path]:
+    """A path short enough for a socket below it."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """zippy's, on a Consul that nobody answers at."""
-    etc = tmp_path / "zippy" / "etc"
+    etc = root / "zippy" / "etc"
     etc.mkdir(parents=True)
     path = etc / f"{VOLUME}.toml"
-    path.write_text(config_text(PLACES[0], PLACES, tmp_path, free_port(("127.0.0.1",))))
+    path.write_text(config_text(PLACES[0], PLACES, root, free_port(("127.0.0.1",))))
     monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(etc))
     return load(path)
 
@@ -161,17 +169,6 @@ def test_a_lease_process_that_ends_at_its_start_is_an_error_with_its_last_words(
     units.stop(unit, soon(10.0))
     with pytest.raises(StandfastError, match="no unit nfs-server"):
         units.is_active("nfs-server.service")
-
-
-def test_the_bind_mount_is_a_link_that_comes_and_goes(config: Config) -> None:
-    bind = EmbeddedBind(config)
-    for _ in range(2):
-        bind.mount(soon(10.0))
-        assert bind.is_mounted()
-    assert config.paths.bind.readlink() == config.paths.live
-    for _ in range(2):
-        bind.unmount(soon(10.0))
-        assert not bind.is_mounted()
 
 
 # The ledger and the view

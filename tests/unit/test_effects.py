@@ -26,7 +26,7 @@ from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import Intent, OwnReign, Stage
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import FakeNode, fake_node
+from tests.fakes.machine import FakeJobs, FakeNode, fake_node
 
 NAMES = Names("/persist/services", "/data/services", "data-services")
 
@@ -262,25 +262,9 @@ def test_a_server_that_no_other_volume_needs_is_stopped(
 # Jobs
 
 
-class Nomad:
-    """Fails in a way that nobody thought of."""
-
-    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
-        raise ValueError("a bug")
-
-    def release(self, deadline: Deadline) -> None:
-        raise ValueError("a bug")
-
-    def release_limit_s(self) -> float:
-        return 60.0
-
-    def resume(self) -> None:
-        return
-
-
 def test_jobs_never_keep_the_storage_from_moving(node: FakeNode) -> None:
     promote(node)
-    machine = replace(node.machine, jobs=Nomad())
+    machine = replace(node.machine, jobs=FakeJobs(ValueError("a bug")))
     run(plans.demotion(replace(NAMES, jobs=True), "n2"), Effects(machine, to="n2"))
     assert node.keeper.clean
 

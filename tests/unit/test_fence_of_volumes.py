@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from standfast import locks
 from standfast.act.ports import FenceState
 from standfast.adapters.fence import KernelFence
-from standfast.clock import Deadline
-from standfast.errors import CommandFailed, StandfastError
+from standfast.clock import Deadline, monotonic
+from standfast.errors import CommandFailed, StandfastError, TimedOut
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.support.examples import examples
 
@@ -41,7 +41,7 @@ class OneOf(KernelFence):
         self.kernel = kernel
 
     def _state(self) -> FenceState:
-        return FenceState(self.kernel.in_place, self.kernel.open_until)
+        return FenceState(self.kernel.in_place, max(0.0, self.kernel.open_until - monotonic()))
 
     def _build(self, deadline: Deadline) -> None:
         if self.kernel.broken:
@@ -51,6 +51,8 @@ class OneOf(KernelFence):
     def _permit(self, until: float, latest: float) -> bool:
         if self.kernel.broken:
             raise CommandFailed("nft: no memory", returncode=1)
+        if monotonic() >= latest:
+            raise TimedOut("too late: nothing was opened")
         if self.kernel.in_place:
             self.kernel.open_until = until
         return self.kernel.in_place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,35 +31,10 @@ from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
 from standfast.views.text import render
-from tests.fakes.machine import fake_node
+from tests.fakes.machine import FakeJobs, fake_node
 from tests.unit.deciding import config
 
 NAMES = Names("/persist/services", "/data/services", "data-services", jobs=True)
-
-
-@dataclass
-class FakeJobs:
-    error: Exception | None = None
-    asked_s: float | None = None
-    resumed: int = 0
-    prepared: tuple[str, int] | None = None
-
-    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
-        self.prepared = (name, epoch)
-        if self.error is not None:
-            raise self.error
-        return "ready"
-
-    def release(self, deadline: Deadline) -> None:
-        self.asked_s = deadline.remaining_s()
-        if self.error is not None:
-            raise self.error
-
-    def release_limit_s(self) -> float:
-        return 40.0
-
-    def resume(self) -> None:
-        self.resumed += 1
 
 
 @pytest.mark.parametrize("to", ["b", None])

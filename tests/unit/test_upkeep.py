@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
 from standfast.watcher import Watcher
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import FakeNode, fake_node
+from tests.fakes.machine import FakeNode, FakeSchedule, fake_node
 
 OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
 NOTHING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
@@ -160,21 +160,8 @@ def test_nobody_vouches_for_a_server_with(
 # A standby
 
 
-@dataclass
-class Timers:
-    """The replication's timers."""
-
-    calls: list[str] = field(default_factory=list)
-
-    def start(self) -> None:
-        self.calls.append("start")
-
-    def stop(self) -> None:
-        self.calls.append("stop")
-
-
-def with_timers(agent: Agent) -> Timers:
-    timers = Timers()
+def with_timers(agent: Agent) -> FakeSchedule:
+    timers = FakeSchedule()
     agent.machine = replace(agent.machine, schedule=timers)
     return timers
 

@@ -1,8 +1,9 @@
 """What Standfast relies on in Consul, by the calls of the gateway.
 
-Run on the gateway before a real Consul and before the demo's embedded one, on the tests' Consul in
-memory, and, as far as keys go, on the one that processes share through a file. What passes over the
-wire, and the library and the `consul` command, are in tests/contract/test_consul_server.py.
+Run on the gateway before a real Consul and before the demo's embedded one, and on the tests' Consul
+in memory; as far as keys go, on the one that processes share through a file, and, as far as a
+client asks, on the tests' client in memory. What passes over the wire, and the library and the
+`consul` command, are in tests/contract/test_consul_server.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from standfast.adapters.consul import (
     Set,
 )
 from standfast.clients import ports as clients
-from standfast.clock import monotonic
+from standfast.clock import Deadline, monotonic
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.errors import ConsulError, ConsulGarbled
 from standfast.lease import holding
@@ -36,6 +37,7 @@ from tests.contract.consul_clusters import NODE, embedded_cluster, real_cluster
 from tests.contract.consul_scene import HANG_S, SYNC_S, Gateway, after, listed, numbers, register
 from tests.contract.peers import FileGateway
 from tests.contract.ports.implementations import Implementation, each
+from tests.fakes.client import FakeClient, fake_client
 from tests.fakes.consul import MemoryConsul
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
@@ -67,11 +69,17 @@ def in_a_file(directory: Path) -> Iterator[Gateway]:
     yield FileGateway(directory / "keys")
 
 
+@contextmanager
+def of_a_client(directory: Path) -> Iterator[FakeClient]:
+    yield fake_client(directory)
+
+
 IMPLEMENTATIONS = (
     Implementation((ConsulGateway,), real, name="real"),
     Implementation((ConsulGateway, EmbeddedConsul), embedded, name="embedded"),
     Implementation((MemoryConsul,), in_memory),
 )
+OF_CLIENTS = (Implementation((FakeClient,), of_a_client),)
 OF_KEYS = (Implementation((FileGateway,), in_a_file),)
 
 
@@ -372,3 +380,21 @@ def test_a_check_that_the_agent_does_not_know_can_not_pass(gateway: Gateway) -> 
     for call in (gateway.pass_check, gateway.fail_check):
         with pytest.raises(ConsulError, match="does not have associated TTL"):
             call("service:nobody", "")
+
+
+# What a client asks
+
+
+@pytest.fixture(params=[*each(IMPLEMENTATIONS[1:]), *each(OF_CLIENTS)])
+def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[clients.Consul]:
+    with request.param.make(tmp_path) as made:
+        yield made
+
+
+def test_what_nobody_registered_has_no_instances(told: clients.Consul) -> None:
+    assert told.instances("nobody") == ()
+
+
+def test_a_client_may_write_what_it_is_again_and_again(told: clients.Consul) -> None:
+    for value in (b"1", b"1", b"2"):
+        told.put("standfast/clients/a", value, deadline=Deadline.after(1.0))

@@ -1,8 +1,8 @@
 """What callers rely on in the fence of the NFS port.
 
 Run on the kernel, by nft and by ipset, in a network of the test's own; on the demo's file, and on
-the tests' fake. What packets meet, and a process that is frozen while it opens, is in
-tests/contract/test_fence_kernel.py. The file and the fake have the port for one volume alone.
+the tests' fakes. What packets meet, and a process that is frozen while it opens, is in
+tests/contract/test_fence_kernel.py. The file and FakeFence have the port for one volume alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.fakes.machine import FakeFence, World
 from tests.support import needs
 from tests.support.pace import patient
 from tests.support.waiting import soon
+from tests.unit.test_fence_of_volumes import Kernel, OneOf
 
 PORTS = (Fence,)
 PORT = 2049
@@ -77,6 +78,17 @@ def by_file(directory: Path) -> Iterator[Scene]:
 
 
 @contextlib.contextmanager
+def fake_kernel(directory: Path) -> Iterator[Scene]:
+    kernel = Kernel(in_place=False)
+
+    def flush() -> None:
+        kernel.in_place = False
+
+    data, music = (OneOf(kernel, directory, volume) for volume in ("data", "music"))
+    yield Scene(data, flush, other=music)
+
+
+@contextlib.contextmanager
 def fake(_directory: Path) -> Iterator[Scene]:
     fence = FakeFence(World(), in_place=False)
 
@@ -96,6 +108,7 @@ IMPLEMENTATIONS = (
         (*KERNEL, needs.tool("ipset", "ipset"), needs.tool("iptables-legacy", "iptables")),
     ),
     Implementation((FileFence,), by_file),
+    Implementation((OneOf,), fake_kernel),
     Implementation((FakeFence,), fake),
 )
 

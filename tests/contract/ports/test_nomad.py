@@ -1,4 +1,4 @@
-"""What Standfast relies on in Nomad: one suite for the stand-in and a real one.
+"""What Standfast relies on in Nomad, by the calls of the gateway: a stand-in and a real one.
 
 Everything is asked with a token that has the shipped policy alone. Each test has a meta key of its
 own, so that nobody waits for a meta of an earlier one to go.
@@ -15,36 +15,41 @@ import pytest
 from standfast.adapters.nomad import NomadAgent
 from standfast.clock import monotonic
 from standfast.errors import NomadError, NomadOutcome
-from standfast.nomad.ports import Allocation, Node
+from standfast.nomad.ports import Allocation, Node, NomadGateway
 from tests.contract.nomad_clusters import (
     NODES,
+    ONE_AT_A_TIME,
     POLICY,
-    REAL,
     SERVER,
     Cluster,
     job,
     real_cluster,
     stand_in_cluster,
 )
+from tests.contract.ports.implementations import Implementation, each
+from tests.fakes.nomad import StandIn
 from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
+PORTS = (NomadGateway,)
 NOBODY = "00000000-0000-0000-0000-000000000000"
 OLD, NEW = NODES
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module", params=["stand-in", REAL])
+IMPLEMENTATIONS = (
+    Implementation((NomadAgent, StandIn), lambda _: stand_in_cluster(), name="stand-in"),
+    Implementation((NomadAgent,), real_cluster, (ONE_AT_A_TIME,), name="real"),
+)
+
+
+@pytest.fixture(scope="module", params=each(IMPLEMENTATIONS))
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    if request.param == "stand-in":
-        with stand_in_cluster() as one:
-            yield one
-    else:
-        with real_cluster(tmp_path_factory.mktemp("nomad")) as one:
-            yield one
+    with request.param.make(tmp_path_factory.mktemp("nomad")) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,124 @@
+"""What a plan relies on in a replication of one snapshot to one standby.
+
+Run on the real sender, with a receiver in a process of its own and both volumes in directories, and
+on the tests' fake. On btrfs, cut anywhere, and with every fault of a standby it is in
+tests/contract/test_replication.py and test_cuts.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import ReplicaSender, Snapshot
+from standfast.clock import Deadline, utc_now
+from standfast.errors import Refused, StandfastError
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from standfast.replication.cycle import Sender
+from tests.contract.pairs import primary_and_standby
+from tests.contract.ports.implementations import Implementation, each
+from tests.fakes.machine import FakeSender, World
+from tests.support.waiting import soon
+
+PORTS = (ReplicaSender,)
+EPOCH = 1
+
+
+@dataclass
+class Scene:
+    """The primary of EPOCH and its standby `b`."""
+
+    sender: ReplicaSender
+    take: Callable[[], Snapshot]
+    published: Callable[[], Sequence[str]]
+    """Names of the standby's snapshots, in their order."""
+    cut: Callable[[], object]
+    """From now on nobody reaches the standby."""
+
+
+@contextlib.contextmanager
+def real(directory: Path) -> Iterator[Scene]:
+    with primary_and_standby(directory, "directory") as (a, b):
+
+        class Way:
+            """The sender with the transport of the moment."""
+
+            peer = a
+
+            def replicate(
+                self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline
+            ) -> None:
+                self.peer.sender.replicate(standby, snapshot, epoch, deadline)
+
+        way = Way()
+
+        def cut() -> None:
+            way.peer = a.reaching(["false"])
+
+        yield Scene(
+            way,
+            lambda: a.store.take_snapshot(SnapshotName.at("services", utc_now())),
+            b.published,
+            cut,
+        )
+
+
+@contextlib.contextmanager
+def fake(directory: Path) -> Iterator[Scene]:
+    sender = FakeSender(World(), standbys=("b",))
+    taken: list[Snapshot] = []
+
+    def take() -> Snapshot:
+        name = SnapshotName.at("services", utc_now() + len(taken))
+        taken.append(Snapshot(name, directory / str(name), f"content-{len(taken)}", False))
+        return taken[-1]
+
+    def cut() -> None:
+        sender.broken = True
+
+    yield Scene(sender, take, lambda: [str(one.name) for one in sender.sent], cut)
+
+
+IMPLEMENTATIONS = (
+    Implementation((Sender,), real),
+    Implementation((FakeSender,), fake),
+)
+
+
+@pytest.fixture(params=each(IMPLEMENTATIONS))
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    with request.param.make(tmp_path) as made:
+        yield made
+
+
+def test_what_was_replicated_is_published_over_there_once(scene: Scene) -> None:
+    first, second = scene.take(), scene.take()
+    for snapshot in (first, second, second):
+        scene.sender.replicate("b", snapshot, EPOCH, soon(60))
+        assert scene.published()[-1] == str(snapshot.name)
+    assert scene.published() == [str(first.name), str(second.name)]
+
+
+def test_a_standby_that_can_not_be_reached_is_an_error_and_has_nothing(scene: Scene) -> None:
+    scene.cut()
+    with pytest.raises(StandfastError):
+        scene.sender.replicate("b", scene.take(), EPOCH, soon(60))
+    assert scene.published() == []
+
+
+def test_who_is_no_standby_gets_nothing(scene: Scene) -> None:
+    with pytest.raises(Refused) as refused:
+        scene.sender.replicate("nobody", scene.take(), EPOCH, soon(60))
+    assert refused.value.reason is Reason.UNKNOWN_NODE
+    assert scene.published() == []
+
+
+def test_when_the_time_is_over_nothing_is_begun(scene: Scene) -> None:
+    with pytest.raises(StandfastError):
+        scene.sender.replicate("b", scene.take(), EPOCH, Deadline.after(-1))
+    assert scene.published() == []

@@ -1,0 +1,102 @@
+"""What a plan relies on in the service manager: the lease's unit is started, stopped and asked.
+
+Run on the demo's process starter, which runs the real lease process, and on the tests' fake of that
+process. The real service manager is a machine's first process: tests/lab/test_ports.py runs this
+suite in a node of the container lab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from standfast.act.ports import Units
+from standfast.demo.embedded import EmbeddedUnits
+from standfast.errors import StandfastError
+from standfast.lease.files import save_claim
+from standfast.lease.protocol import Claim
+from standfast.records import Holder, Leader, LeaderState
+from tests.contract.ports.implementations import Implementation, each
+from tests.contract.storage_node import EPOCH, embedded_primary
+from tests.fakes.machine import FakeKeeper, fake_node
+from tests.support.waiting import soon
+
+PORTS = (Units,)
+START_S = 30.0
+
+
+@dataclass
+class Scene:
+    """A service manager that knows a unit which is not started."""
+
+    units: Units
+    unit: str
+    spoil: Callable[[], object]
+    """From now on a start of the unit fails."""
+
+
+@contextlib.contextmanager
+def demo(_directory: Path) -> Iterator[Scene]:
+    with (
+        tempfile.TemporaryDirectory(prefix="units-") as short,  # for the sockets below it
+        embedded_primary(Path(short)) as (node, _consul),
+    ):
+        config = node.config
+        units, unit = EmbeddedUnits(config), f"standfast-lease@{config.volume}.service"
+        (config.run_dir / "lease.json").unlink()
+        other = Leader(EPOCH, Holder("n2", "boot-2"), 3, LeaderState.SERVING)
+        with patch.dict("os.environ", node.environment()):
+            try:
+                yield Scene(units, unit, lambda: node.publish(leader=other))
+            finally:
+                units.stop(unit, soon(START_S))
+
+
+@contextlib.contextmanager
+def fake(directory: Path) -> Iterator[Scene]:
+    node = fake_node(directory)
+    claim = Claim(4, None, float("-inf"), None, "a test", None, 0.0)
+    save_claim(node.config.run_dir, claim)
+
+    def spoil() -> None:
+        (node.config.run_dir / "claim.json").unlink()
+
+    yield Scene(node.keeper, node.machine.lease_unit, spoil)
+
+
+IMPLEMENTATIONS = (
+    Implementation((EmbeddedUnits,), demo),
+    Implementation((FakeKeeper,), fake),
+)
+
+
+@pytest.fixture(params=each(IMPLEMENTATIONS))
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    with request.param.make(tmp_path) as made:
+        yield made
+
+
+def test_a_unit_is_active_from_its_start_to_its_stop(scene: Scene) -> None:
+    units, unit = scene.units, scene.unit
+    assert not units.is_active(unit)
+    units.stop(unit, soon(START_S))
+    for _ in range(2):
+        for _ in range(2):
+            units.start(unit, soon(START_S))
+            assert units.is_active(unit)
+        for _ in range(2):
+            units.stop(unit, soon(START_S))
+            assert not units.is_active(unit)
+
+
+def test_a_unit_that_ends_at_its_start_is_an_error_and_not_active(scene: Scene) -> None:
+    scene.spoil()
+    with pytest.raises(StandfastError):
+        scene.units.start(scene.unit, soon(START_S))
+    assert not scene.units.is_active(scene.unit)

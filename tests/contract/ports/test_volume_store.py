@@ -1,0 +1,191 @@
+"""What a plan relies on in the store of the volume.
+
+Run on btrfs, on plain directories and on the tests' fake, in which trees have no content. What is
+in the trees, and sending and taking in, is in test_replica_store.py beside this; who writes into a
+subvolume that is read-only is in tests/contract/test_writers.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from standfast.act.ports import LiveTree, Snapshot, VolumeStore
+from standfast.adapters.btrfs import BtrfsStore
+from standfast.adapters.directory import DirectoryStore
+from standfast.errors import Refused, StandfastError
+from standfast.names import SnapshotName
+from standfast.reasons import Reason
+from tests.contract.ports.implementations import Implementation, each
+from tests.contract.volumes import (
+    btrfs_on_file,
+    make_live,
+    mount_image,
+    paths_below,
+    unmount,
+    why_no_btrfs,
+)
+from tests.fakes.machine import FakeStore, World
+from tests.support.waiting import soon
+
+PORTS = (VolumeStore,)
+NOW = 1_700_000_000.0
+KEPT = "services.retired-7-20270115T080000Z"
+
+
+@dataclass
+class Scene:
+    """A new volume `services`: an empty live tree."""
+
+    store: VolumeStore
+    without_disk: Callable[[], AbstractContextManager[object]] | None = None
+    """The file system is not mounted meanwhile; None: it is the system's own."""
+
+    def take(self, offset_s: float = 0.0) -> Snapshot:
+        return self.store.take_snapshot(SnapshotName.at("services", NOW + offset_s))
+
+
+@contextlib.contextmanager
+def on_btrfs(directory: Path) -> Iterator[Scene]:
+    root = directory / "disk"
+    with btrfs_on_file(directory / "image", root):
+        make_live(root / "services", "btrfs")
+
+        @contextlib.contextmanager
+        def without_disk() -> Iterator[None]:
+            unmount(root)
+            yield
+            mount_image(directory / "image", root)
+
+        yield Scene(BtrfsStore(paths_below(root)), without_disk)
+
+
+@contextlib.contextmanager
+def in_directories(directory: Path) -> Iterator[Scene]:
+    root = directory / "disk"
+    root.mkdir()
+    make_live(root / "services", "directory")
+    yield Scene(DirectoryStore(paths_below(root)))
+
+
+@contextlib.contextmanager
+def fake(directory: Path) -> Iterator[Scene]:
+    store = FakeStore(World(), "services", directory)
+    store.tree = LiveTree(directory / "services", "uuid", writable=True)
+
+    @contextlib.contextmanager
+    def without_disk() -> Iterator[None]:
+        store.mounted = False
+        yield
+        store.mounted = True
+
+    yield Scene(store, without_disk)
+
+
+NO_BTRFS = why_no_btrfs()
+IMPLEMENTATIONS = (
+    Implementation(
+        (BtrfsStore,), on_btrfs, (pytest.mark.skipif(NO_BTRFS is not None, reason=NO_BTRFS or ""),)
+    ),
+    Implementation((DirectoryStore,), in_directories),
+    Implementation((FakeStore,), fake),
+)
+
+
+@pytest.fixture(params=each(IMPLEMENTATIONS))
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    with request.param.make(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def store(scene: Scene) -> VolumeStore:
+    return scene.store
+
+
+def test_a_new_volume_is_live_and_writable_and_has_no_snapshots(store: VolumeStore) -> None:
+    live = store.live()
+    assert live is not None
+    assert (live.path.name, live.writable) == ("services", True)
+    assert store.live() == live
+    assert (list(store.snapshots()), list(store.aside())) == ([], [])
+    assert list(store.writers(soon(10))) == []
+    assert store.free_bytes() > 0
+
+
+def test_without_its_disk_the_volume_is_not_there_and_that_is_told(
+    scene: Scene, store: VolumeStore
+) -> None:
+    snapshot, disk = scene.take(), store.file_system()
+    assert store.file_system() == disk
+    if scene.without_disk is None:
+        assert disk == ""
+        return
+    assert disk
+    with scene.without_disk():
+        with pytest.raises(StandfastError, match="not mounted"):
+            store.file_system()
+        assert store.live() is None
+        assert (list(store.snapshots()), list(store.aside())) == ([], [])
+    assert store.file_system() == disk
+    assert list(store.snapshots()) == [snapshot]
+
+
+def test_where_no_live_tree_is_there_is_nothing_to_do(scene: Scene, store: VolumeStore) -> None:
+    store.keep_aside(KEPT)
+    assert store.live() is None
+    for attempt in (scene.take, lambda: store.set_live_writable(True)):
+        with pytest.raises(Refused) as refused:
+            attempt()
+        assert refused.value.reason is Reason.VOLUME_MISSING
+    assert list(store.snapshots()) == []
+
+
+def test_names_rise_and_contents_differ_whatever_the_clock_says(
+    scene: Scene, store: VolumeStore
+) -> None:
+    taken = [scene.take(), scene.take(), scene.take(10.0), scene.take(5.0)]
+    assert [one.name for one in taken] == sorted({one.name for one in taken})
+    assert len({one.content_id for one in taken}) == len(taken)
+    assert not any(one.received for one in taken)
+    assert list(store.snapshots()) == taken
+
+
+def test_the_live_tree_goes_read_only_and_back(store: VolumeStore) -> None:
+    before = store.live()
+    assert before is not None
+    for writable in (False, False, True, True):
+        store.set_live_writable(writable)
+        live = store.live()
+        assert live is not None
+        assert (live.writable, live.uuid) == (writable, before.uuid)
+
+
+def test_a_live_tree_is_made_only_where_nothing_is(scene: Scene, store: VolumeStore) -> None:
+    first, base = store.live(), scene.take()
+    with pytest.raises(Refused, match="keep it aside first"):
+        store.create_live_from(base)
+    assert store.live() == first
+    kept = store.keep_aside(KEPT)
+    assert (kept.name, list(store.aside())) == (KEPT, [kept])
+    made = store.create_live_from(base)
+    assert store.live() == made
+    assert made.writable and first is not None and made.uuid != first.uuid
+    assert list(store.snapshots()) == [base], "a tree of it is no reason for it to go"
+
+
+def test_a_name_is_kept_aside_once(scene: Scene, store: VolumeStore) -> None:
+    base = scene.take()
+    store.set_live_writable(False)
+    kept = store.keep_aside(KEPT)
+    store.create_live_from(base)
+    with pytest.raises(Refused, match="already"):
+        store.keep_aside(KEPT)
+    assert store.live() is not None
+    later = store.keep_aside("services.diverged-8-20270115T080000Z")
+    assert list(store.aside()) == sorted([kept, later])

@@ -1,0 +1,173 @@
+"""A fake is a promise: whoever stands behind a port is held to it by the port's suite.
+
+Looked for are the Protocols, and the classes of the program, the demo, the tests and the benchmarks
+that have the methods of one. Each is in the list of the port's suite, or below with the reason why
+it isn't. Not found is what takes a port's place by a cast or by a method that is exchanged.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+
+from tests.contract.ports.implementations import Implementation
+from tests.mutants import ROOT
+
+SUITES = "tests.contract.ports"
+NO_PORTS = {
+    "standfast.adapters.nfs.ServerUnits": "what the servers' adapters use of the one for systemd",
+    "standfast.demo.consul_http.Cluster": "a part of the demo's Consul, whose suite is test_consul",
+    "standfast.nomad.boot.Servers": "two calls of NomadGateway",
+    "standfast.replication.ports.ReplicaStore": "VolumeStore and more: test_store_contract",
+    "standfast.replication.progress.Progress": "says how far a replication is, and does nothing",
+    "tests.contract.nomad_clusters.Machines": "a part of the tests' clusters",
+}
+ELSEWHERE = {
+    "standfast.adapters.fence.KernelFence": "what both backends of the kernel share",
+    "standfast.adapters.mount_units.SystemdMountUnits": "needs systemd: tests/lab/test_ports.py",
+    "standfast.adapters.nfs.KernelNfs": "needs a kernel of its own: the kernel lab",
+    "standfast.adapters.store.Store": "what both stores share",
+    "standfast.adapters.systemd.SystemdUnits": "needs systemd: tests/lab/test_ports.py",
+    "standfast.adapters.timers.ReplicationTimers": "needs systemd: tests/lab/test_ports.py",
+    "standfast.demo.ledger.Client": "alike by chance",
+    "standfast.demo.ledger.Every": "alike by chance",
+    "standfast.views.looks.Looks": "alike by chance",
+    "tests.contract.client_scene.Catalog": "one answer, which the test writes down",
+    "tests.contract.test_lease_on_consul.Racer": "a gateway that waits for others before it asks",
+    "tests.fakes.nomad_world.FakeNomad": "as far as following asks: see its docstring",
+    "tests.fakes.replication.LeaseKeys": "a MemoryConsul with a lease in it",
+    "tests.unit.test_keeper.Fence": "a FakeFence that notes what it is asked",
+    "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",
+    "tests.unit.test_receive.Arriving": "a DirectoryStore in which something arrives",
+    "tests.unit.test_shipment.Sends": "a DirectoryStore that sends what a test says",
+    "tests.unit.test_watcher.Keys": "a MemoryConsul that notes what is read",
+}
+"""Why a class that implements a port isn't in the list of its suite."""
+Methods = Mapping[str, tuple[str, ...]]
+"""Name -> its positional parameters."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A class as it stands in its module."""
+
+    own: Methods
+    bases: tuple[str, ...]
+    """Full names, as far as the module's imports tell them."""
+
+
+def classes_of(module: str, tree: ast.Module) -> Iterator[tuple[str, Found]]:
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            own = {
+                one.name: tuple(arg.arg.lstrip("_") for arg in one.args.args[1:])
+                for one in node.body
+                if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")
+            }
+            names = [ast.unparse(base).partition("[")[0] for base in node.bases]
+            bases = tuple(imported.get(name, f"{module}.{name}") for name in names)
+            yield f"{module}.{node.name}", Found(own, bases)
+
+
+@cache
+def classes() -> Mapping[str, Found]:
+    files = (
+        path for top in ("standfast", "tests", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py")
+    )
+    found: dict[str, Found] = {}
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found |= classes_of(module, ast.parse(path.read_text()))
+    return found
+
+
+def methods(name: str) -> Methods:
+    """With those of its bases."""
+    found = classes().get(name)
+    if found is None:
+        return {}
+    inherited: dict[str, tuple[str, ...]] = {}
+    for base in reversed(found.bases):
+        inherited |= methods(base)
+    return {**inherited, **found.own}
+
+
+def protocols() -> list[str]:
+    return sorted(name for name, one in classes().items() if "typing.Protocol" in one.bases)
+
+
+def implementers(port: str) -> list[str]:
+    wanted = methods(port)
+    return sorted(
+        name
+        for name in classes()
+        if name not in protocols()
+        and not name.startswith(f"{SUITES}.")
+        and wanted.items() <= methods(name).items()
+    )
+
+
+@cache
+def suites() -> Mapping[str, ModuleType]:
+    names = sorted(path.stem for path in ROOT.joinpath(*SUITES.split(".")).glob("test_*.py"))
+    return {name: import_module(f"{SUITES}.{name}") for name in names}
+
+
+def full_name(part: type) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def lists(suite: ModuleType) -> Iterator[Implementation[object]]:
+    for value in vars(suite).values():
+        if isinstance(value, tuple):
+            yield from (one for one in value if isinstance(one, Implementation))
+
+
+def listed(port: str) -> set[str]:
+    """Who is in the lists of the port's suites."""
+    return {
+        full_name(part)
+        for suite in suites().values()
+        if port in {full_name(one) for one in suite.PORTS}
+        for implementation in lists(suite)
+        for part in implementation.parts
+    }
+
+
+@pytest.mark.parametrize("port", [name for name in protocols() if name not in NO_PORTS])
+def test_every_port_has_a_suite_on_everybody_who_implements_it(port: str) -> None:
+    found = listed(port)
+    assert found, f"{port} has no suite in {SUITES}, and is not among those that need none"
+    missing = set(implementers(port)) - found - set(ELSEWHERE)
+    missing = {one for one in missing if not one.startswith("tests.sim.")}
+    assert not missing, f"{sorted(missing)} implement {port}, and no suite holds them to it"
+
+
+def test_what_is_said_to_be_elsewhere_is_there() -> None:
+    assert set(NO_PORTS) <= set(protocols())
+    found = {one for port in protocols() for one in implementers(port)}
+    assert set(ELSEWHERE) <= found
+    for port in protocols():
+        assert not listed(port) & set(ELSEWHERE), "it is in a list after all"
+
+
+def test_a_new_fake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "class New:\n" + "".join(
+        f"    def {name}(self{''.join(f', {one}' for one in given)}): ...\n"
+        for name, given in methods("standfast.act.ports.Fence").items()
+    )
+    more = {**classes(), **dict(classes_of("tests.new", ast.parse(text)))}
+    monkeypatch.setattr(f"{__name__}.classes", lambda: more)
+    assert "tests.new.New" in implementers("standfast.act.ports.Fence")

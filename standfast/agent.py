@@ -21,6 +21,7 @@ from standfast.act.effects import Effects
 from standfast.act.execute import execute
 from standfast.act.machine import Machine
 from standfast.agent_commands import Command, answer
+from standfast.agent_fence import FenceWatch
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
@@ -87,9 +88,11 @@ class Agent:
     scheduled_at: float | None = float("-inf")
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
     herald: Herald = field(init=False)
+    fence: FenceWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.herald = Herald(self.machine.config)
+        self.fence = FenceWatch(self.machine)
 
     @property
     def config(self) -> Config:
@@ -276,9 +279,14 @@ class Agent:
 def keep_up(agent: Agent) -> None:
     """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
     try:
+        due_at = monotonic()
         while True:
-            agent.upkeep()
-            if agent.stopping.wait(UPKEEP_EVERY_S):
+            agent.fence.look()
+            if monotonic() >= due_at:
+                agent.upkeep()
+                due_at = monotonic() + UPKEEP_EVERY_S
+            pause_s = min(agent.config.lease.heartbeat, due_at - monotonic())
+            if agent.stopping.wait(max(pause_s, 0.0)):
                 return
     except Exception:
         # Without upkeep the check expires while all is well: better a new agent at once.

@@ -22,7 +22,7 @@ from standfast.reign import Stage
 def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wish) -> Decision:
     """The decision of a node that is not the holder."""
     leader = view.leader
-    handed = leader is not None and leader.is_clean and leader.to == local.node
+    handed = _is_handed(view, local)
     in_place = _may_go_on_in_place(view, local)
     base = None if in_place else newest(local, view, now.utc)
     if leader is not None:
@@ -48,6 +48,11 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
     return _promotion(view, local, now, base, wish, in_place=in_place)
 
 
+def _is_handed(view: Cluster, local: Local) -> bool:
+    """Whether the last holder gave the current epoch up in order, and to this node."""
+    return view.given_up and view.leader is not None and view.leader.to == local.node
+
+
 def _promotion(
     view: Cluster,
     local: Local,
@@ -61,7 +66,7 @@ def _promotion(
     seen_s = now.monotonic - view.sighting.first_seen
     reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
     lost_s = 0.0 if base is None else max(0.0, now.utc - seen_s - base.snapshot.name.taken_at)
-    if leader is not None and leader.is_clean:
+    if leader is not None and view.given_up:
         why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
         if not is_behind(base, view):
             reason, lost_s = Reason.CLEAN_HANDOVER, 0.0
@@ -77,6 +82,7 @@ def _promotion(
         in_place=in_place,
         epoch=view.epoch or 0,
         lost_s=lost_s,
+        unless_paused=not wish.promote and not _is_handed(view, local),
     )
 
 
@@ -222,7 +228,7 @@ def _final(view: Cluster) -> str:
 def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
     """The wait for the certain end of the last lease; None: it is over."""
     leader = view.leader
-    if leader is not None and leader.is_clean:
+    if view.given_up:
         return None
     seen_s = now.monotonic - view.sighting.first_seen
     left_s = longest_wait_s(leader, config.lease.wait) - seen_s

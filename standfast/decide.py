@@ -27,7 +27,7 @@ def decide(
         local.node,
         local.instance,
     )
-    if view.epoch is None or view.epoch < local.highest_epoch:
+    if view.epoch is None or view.epoch < max(local.highest_epoch, view.highest_epoch):
         return _without_epoch(view, local, wish, config, now)
     if leader is None or leader.epoch != view.epoch:
         if wish.promote:
@@ -50,7 +50,8 @@ def decide(
 def _without_epoch(
     view: Cluster, local: Local, wish: Wish, config: Config, now: Moment
 ) -> Decision:
-    if local.highest_epoch > 0:
+    highest = max(local.highest_epoch, view.highest_epoch)
+    if highest > 0:
         if view.epoch is None:
             reason, what = Reason.EPOCH_MISSING, "no epoch"
         else:
@@ -58,8 +59,8 @@ def _without_epoch(
         return Decision(
             Action.BLOCKED,
             reason,
-            f"Consul holds {what}, this node has seen epoch {local.highest_epoch}: Consul was "
-            f"restored from a backup or emptied. Check who has the newest data, then run "
+            f"Consul holds {what}, {_who_knows(view, local)} epoch {highest}: Consul was restored "
+            f"from a backup, or keys were deleted. Check who has the newest data, then run "
             f"`standfast accept-epoch`",
         )
     if not wish.promote:
@@ -85,6 +86,12 @@ def _without_epoch(
         in_place=True,
         lost_s=0.0,
     )
+
+
+def _who_knows(view: Cluster, local: Local) -> str:
+    if local.highest_epoch >= view.highest_epoch:
+        return "this node has seen"
+    return "other keys of the volume there tell of"
 
 
 def _holder(leader: Leader, local: Local, config: Config) -> Decision:

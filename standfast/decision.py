@@ -39,6 +39,8 @@ class Decision:
     epoch: int = 0
     """For a promotion: the epoch that it follows; 0: there was none."""
     lost_s: float | None = None
+    unless_paused: bool = False
+    """For a promotion that nobody asked for: a pause that is set meanwhile ends it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,9 @@ class Cluster:
     pause: Pause | None = None
     history: Mapping[int, Reign] = field(default_factory=dict)
     standbys: Mapping[str, StandbyRecord] = field(default_factory=dict)
+    highest_epoch: int = 0
+    """The highest epoch that any of the volume's keys tells of; above `epoch` when that was deleted
+    or set back by hand."""
     readable_since: float = float("-inf")
     """Since when (monotonic) every read of Consul has succeeded here."""
     holder_health: str = "unknown"
@@ -58,6 +61,11 @@ class Cluster:
     """For how long the holder's node has answered none of this node's probes."""
     alive: frozenset[str] = frozenset()
     """Nodes that gossip takes for alive."""
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the current epoch ended in order, so that nobody serves."""
+        return self.leader is not None and self.leader.gives_up(self.epoch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,13 @@ class Leader:
     def is_clean(self) -> bool:
         return self.state is LeaderState.CLEAN
 
+    def gives_up(self, epoch: int | None) -> bool:
+        """Whether it is the orderly end of this very epoch: nobody serves, nothing to wait for.
+
+        Where the epoch's key is gone or tells of a later reign, an old `clean` proves nothing.
+        """
+        return self.is_clean and self.epoch == epoch
+
     def dump(self) -> bytes:
         return _dump(
             epoch=self.epoch,
@@ -123,6 +130,31 @@ def longest_wait_s(leader: Leader | None, wait_s: float) -> float:
     They differ while a configuration is changed node by node.
     """
     return wait_s if leader is None else max(wait_s, leader.wait)
+
+
+def highest_epoch(values: Mapping[str, bytes]) -> int:
+    """The highest epoch that any of the volume's keys tells of; 0: none does.
+
+    `values` is by the key's name below the volume's prefix. The epoch's own key may be gone or
+    written by hand: none of these numbers may be given to a reign again. ForeignValue.
+    """
+    found = [0]
+    for name, raw in values.items():
+        kind, _, rest = name.partition("/")
+        if name == "epoch":
+            found.append(parse_epoch(raw, name))
+        elif name == "leader":
+            found.append(Leader.parse(raw, name).epoch)
+        elif kind == "history" and is_epoch(rest):
+            found.append(int(rest))
+        elif kind == "standbys" and rest:
+            found.append(StandbyRecord.parse(raw, name).epoch)
+    return max(found)
+
+
+def is_epoch(text: str) -> bool:
+    """Whether the last part of a history's key is a number of ours."""
+    return text.isascii() and text.isdigit() and len(text) < 16
 
 
 @dataclass(frozen=True, slots=True)

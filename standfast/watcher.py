@@ -23,7 +23,15 @@ from standfast.errors import (
 )
 from standfast.observe import Blind, Cluster, Sighting, sight
 from standfast.reasons import Reason
-from standfast.records import Leader, Pause, Reign, StandbyRecord, parse_epoch
+from standfast.records import (
+    Leader,
+    Pause,
+    Reign,
+    StandbyRecord,
+    highest_epoch,
+    is_epoch,
+    parse_epoch,
+)
 
 DETAILS_EVERY_S = 10.0
 SILENT_DETAILS_EVERY_S = 1.0
@@ -76,7 +84,7 @@ def assemble(config: Config, entries: tuple[Entry, ...], sighting: Sighting) -> 
     standbys = {}
     for name, value in values.items():
         kind, _, rest = name.partition("/")
-        if kind == "history" and rest.isascii() and rest.isdigit():
+        if kind == "history" and is_epoch(rest):
             history[int(rest)] = Reign.parse(value, config.key(name))
         elif kind == "standbys" and rest:
             standbys[rest] = StandbyRecord.parse(value, config.key(name))
@@ -87,6 +95,7 @@ def assemble(config: Config, entries: tuple[Entry, ...], sighting: Sighting) -> 
         pause=None if pause is None else Pause.parse(pause, config.key("pause")),
         history=history,
         standbys=standbys,
+        highest_epoch=highest_epoch(values),
     )
 
 

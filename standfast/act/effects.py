@@ -171,6 +171,7 @@ class Effects:
                 reason=reason,
                 operator=self.operator,
                 lost_s=decision.lost_s,
+                unless_paused=decision.unless_paused,
             ),
         )
         self.start_lease()

@@ -1,4 +1,5 @@
-"""accept-epoch: after a restore of Consul, its epoch is raised to the highest seen here.
+"""accept-epoch: after a restore of Consul, or when keys were deleted, the epoch there is raised to
+the highest that this node has seen or that any key of the volume tells of.
 
 Invariant: the epoch in Consul only grows, and only from the value that was looked at.
 """
@@ -15,7 +16,7 @@ from standfast.config.model import Config
 from standfast.errors import Refused
 from standfast.lease.epochs import EpochFile
 from standfast.reasons import Reason
-from standfast.records import dump_epoch, parse_epoch
+from standfast.records import dump_epoch, highest_epoch, parse_epoch
 
 ATTEMPTS = 3
 
@@ -23,10 +24,15 @@ ATTEMPTS = 3
 def run(args: argparse.Namespace) -> int:
     """`standfast accept-epoch`."""
     config = load_volume(args.volume)
-    seen = EpochFile(config.state_dir / "epoch").read()
+    here = EpochFile(config.state_dir / "epoch").read()
     gateway = ConsulGateway.from_config(config)
+    prefix = config.key("")
     for _ in range(ATTEMPTS):
-        entry = gateway.get(config.key("epoch"), consistent=True)
+        entries = {
+            one.key.removeprefix(prefix): one for one in gateway.get_many(prefix, consistent=True)
+        }
+        told = highest_epoch({name: one.value for name, one in entries.items()})
+        entry, seen = entries.get("epoch"), max(here, told)
         stored = None if entry is None else parse_epoch(entry.value, entry.key)
         if not seen or (stored is not None and stored >= seen):
             print_done(args.json, _nothing_to_do(config, seen, stored), changed=False)
@@ -60,11 +66,11 @@ def _change(config: Config, seen: int, stored: int | None) -> str:
     was = "missing" if stored is None else str(stored)
     return (
         f"{config.key('epoch')} in Consul from {was} to {seen}, the highest that {config.node} has "
-        "seen: Consul had lost the reigns between (restored from a backup?)"
+        "seen or other keys there tell of: the reigns between were lost (restored from a backup?)"
     )
 
 
 def _nothing_to_do(config: Config, seen: int, stored: int | None) -> str:
     there = "has no epoch" if stored is None else f"is at epoch {stored}"
     here = f"epoch {seen}" if seen else "none"
-    return f"nothing to do: Consul {there}, the highest that {config.node} has seen is {here}"
+    return f"nothing to do: Consul {there}, the highest that is known on {config.node} is {here}"

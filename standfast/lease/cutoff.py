@@ -3,12 +3,16 @@
 1. The kernel has shut the port by itself when the set element's timeout ended.
 2. When that can't be confirmed, the rules are put back shut; failing that, the server is stopped.
 3. Not confirmed by `valid_until + F`: the machine is rebooted, where configured.
+
+It is confirmed again and again for as long as the lease isn't valid: somebody who flushes the
+firewall opens the port, and may do so *because* it is shut.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 
 from standfast.act.ports import Fence, NfsServer
@@ -20,30 +24,44 @@ SYSRQ = Path("/proc/sysrq-trigger")
 SHUT_S = 2.0
 
 
-def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> str | None:
-    """Make sure that nobody is served any more; None once that is certain, else what is not.
+class Found(Enum):
+    """How it came that nobody is served."""
+
+    SHUT = "the port was shut"
+    OPEN = "the port was open, and is shut now"
+    FLUSHED = "the fence's rules were gone (flushed by somebody), and are back with the port shut"
+    NO_SERVER = "no NFS server runs"
+
+
+def put_back_shut(fence: Fence) -> Found:
+    """Have the port shut whoever opened it; StandfastError when it can't be."""
+    state = fence.state()
+    if state.in_place and state.open_for_s == 0:
+        return Found.SHUT
+    # Not for long: stopping the server is what still can be done in time.
+    fence.ensure_closed(Deadline.after(SHUT_S))
+    return Found.OPEN if state.in_place else Found.FLUSHED
+
+
+def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> Found:
+    """Make sure that nobody is served any more; StandfastError when that is not certain.
 
     `by` is the monotonic time at which it has to be certain.
     """
     try:
-        state = fence.state()
-        if state.in_place and state.open_for_s == 0:
-            return None
-        # Not for long: stopping the server is what still can be done in time.
-        fence.ensure_closed(Deadline.after(SHUT_S))
-        log.warning("the port was not shut at the end of the lease: shut now")
-        return None
+        return put_back_shut(fence)
     except Exception as error:  # noqa: BLE001  # doubt, whatever it comes from
         fence_error = str(ours(error))
-    log.error("the fence can't be confirmed (%s): stopping the NFS server", fence_error)
     try:
-        nfs.stop(Deadline(max(by, monotonic() + 1.0)))
-    except Exception as error:  # noqa: BLE001
-        return (
+        if nfs.is_running():
+            log.error("the fence can't be confirmed (%s): stopping the NFS server", fence_error)
+            nfs.stop(Deadline(max(by, monotonic() + 1.0)))
+    except Exception as error:
+        raise StandfastError(
             f"the fence can't be confirmed ({fence_error}) and the server not stopped "
             f"({ours(error)})"
-        )
-    return None
+        ) from error
+    return Found.NO_SERVER
 
 
 def stop_for_good(fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:

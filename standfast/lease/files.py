@@ -11,12 +11,16 @@ import os
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from standfast.clock import monotonic
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.files import read_foreign_text, read_json, write_atomically
-from standfast.lease.protocol import Claim
+from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.records import Holder, LeaderState
+
+UNTOLD_LENGTH_S = 3600.0
 
 
 def boot_instance(run: Path) -> str:
@@ -61,26 +65,47 @@ class LeaseStatus:
     flushes: int = 0
     """How often the fence's rules were found missing and put back."""
     trouble: str | None = None
+    leader_index: int = 0
+    """Where the last heartbeat stands in Consul that is known to have committed."""
+    voided_at: float = NEVER
+    """Heartbeats sent before that make nothing valid."""
+    longest_s: float = UNTOLD_LENGTH_S
+    """No lease of this keeper's is longer: `length`, or that of whom it took the lease up from."""
 
     def remaining_s(self, now: float) -> float:
         return max(0.0, self.valid_until - now)
+
+    @property
+    def memory(self) -> Memory:
+        """What the next process of this boot has to know of it."""
+        return Memory(
+            self.epoch, self.instance, self.leader_index, self.valid_until, self.voided_at
+        )
 
     def save(self, run_dir: Path) -> None:
         write_atomically(run_dir / "lease.json", json.dumps({"v": 1, **asdict(self)}))
 
     @classmethod
     def load(cls, run_dir: Path) -> LeaseStatus | None:
-        """None when there is no keeper's word in this boot."""
+        """None when there is no keeper's word in this boot, or one that can't be of it.
+
+        A lease that lasts longer than any keeper could have made it (the file is of before a
+        reboot, or was written by hand) permits nothing.
+        """
         doc = read_json(run_dir / "lease.json")
         if doc is None:
             return None
         try:
-            fields = {name: doc[name] for name in cls.__dataclass_fields__}
-            return cls(**{**fields, "state": LeaderState(doc["state"])})
+            # What a keeper of an older version didn't say has its default.
+            fields: dict[str, Any] = {n: doc[n] for n in cls.__dataclass_fields__ if n in doc}
+            status = cls(**{**fields, "state": LeaderState(doc["state"])})
+            latest = monotonic() + status.longest_s
+            sane = status.valid_until <= latest and status.armed_until <= latest
         except (KeyError, ValueError, TypeError) as error:
             raise StandfastError(
                 f"{run_dir}/lease.json is not a keeper's status: {error!r}"
             ) from error
+        return status if sane else None
 
 
 def save_claim(run_dir: Path, claim: Claim) -> None:

@@ -25,13 +25,35 @@ from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import ConsulError, ForeignValue, Refused
 from standfast.lease import protocol
-from standfast.lease.protocol import Claim, Halted, Lost, Repair, StillMine, Tenure, Versioned
+from standfast.lease.protocol import (
+    NO_MEMORY,
+    Claim,
+    Halted,
+    Lost,
+    Memory,
+    Repair,
+    StillMine,
+    Tenure,
+    Versioned,
+)
 from standfast.reasons import Reason
-from standfast.records import Handover, Holder, Leader, LeaderState, Reign, dump_epoch, parse_epoch
+from standfast.records import (
+    Handover,
+    Holder,
+    Leader,
+    LeaderState,
+    Reign,
+    dump_epoch,
+    highest_epoch,
+    parse_epoch,
+)
 
 # A keeper that takes up the lease of a killed one must not use a sequence number that the killed
 # one may still have in flight: reading it back would be taken for its own commit.
 SEQ_JUMP = (1_000, 1_000_000)
+# Where a reign's numbers begin. Each attempt at an acquisition has its own: an earlier one of this
+# node's that commits late must not be taken for the one that was sent last.
+FIRST_SEQ = (1, 1_000_000_000)
 
 
 class Consul(Protocol):
@@ -40,6 +62,10 @@ class Consul(Protocol):
     def read(
         self, keys: Sequence[str], *, deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]: ...
+
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]: ...
 
     def txn(
         self, ops: Sequence[Op], *, deadline: Deadline | None = None
@@ -71,7 +97,10 @@ class LeaseKeys:
     def read(self) -> Versioned:
         """Both keys at one point in time, consistently; ForeignValue, ConsulError."""
         entries = self._consul.read([self._epoch_key, self._leader_key], deadline=self._deadline())
-        epoch, leader = entries[self._epoch_key], entries[self._leader_key]
+        return self._versioned(entries)
+
+    def _versioned(self, entries: Mapping[str, Entry | None]) -> Versioned:
+        epoch, leader = entries.get(self._epoch_key), entries.get(self._leader_key)
         return Versioned(
             epoch=None if epoch is None else parse_epoch(epoch.value, self._epoch_key),
             epoch_index=0 if epoch is None else epoch.modify_index,
@@ -79,32 +108,38 @@ class LeaseKeys:
             leader_index=0 if leader is None else leader.modify_index,
         )
 
+    def read_all(self) -> Versioned:
+        """As `read`, and whatever the volume's other keys say of epochs and of a pause."""
+        prefix = self._config.key("")
+        entries = self._consul.get_many(prefix, consistent=True, deadline=self._deadline())
+        held = self._versioned({entry.key: entry for entry in entries})
+        values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
+        return replace(held, highest=highest_epoch(values), paused="pause" in values)
+
     def acquire(self, claim: Claim) -> Tenure:
-        """Make good a claim: one transaction. Refused when it may not be or somebody was faster."""
-        held = self.read()
+        """Make good a claim: one transaction. Refused when it may not be or somebody was faster.
+
+        It has no time yet where an earlier attempt of this node's turns out to have committed.
+        """
+        # Before anything is read: whatever commits in Consul from what is read here commits later.
+        t_s = monotonic()
+        held = self.read_all()
+        if claim.unless_paused and held.paused:
+            raise Refused(Reason.PAUSED, "somebody paused automatic takeovers: `standfast resume`")
         objection = protocol.objection(claim, held, monotonic(), self._config.lease.wait)
         if objection is not None:
             raise Refused(Reason.LEASE_NOT_HELD, f"the lease can't be taken: {objection}")
         epoch = claim.epoch + 1
-        leader = self._starting(epoch, self._me, 1)
-        reign = Reign(
-            epoch, self._me.node, claim.base, claim.reason, claim.operator, claim.lost_s, utc_now()
-        )
-        t_s = monotonic()
-        operations: list[Op] = [
-            Cas(self._epoch_key, held.epoch_index, dump_epoch(epoch)),
-            Cas(self._leader_key, held.leader_index, leader.dump()),
-            Set(self._config.key(f"history/{epoch}"), reign.dump()),
-        ]
+        leader = self._starting(epoch, random.randrange(*FIRST_SEQ), self._config.lease.wait)
         try:
+            operations = self._acquisition(claim, held, leader)
             result = self._consul.txn(operations, deadline=self._deadline())
         except ConsulError as error:
             if not error.maybe_applied:
                 raise
             result = Conflict((str(error),))
         # Read back in every case: it gives the indexes, and tells a lost reply from a lost race.
-        now_held = self.read()
-        tenure = protocol.acquired(now_held, self._me, epoch, t_s, self._config.lease.length)
+        tenure = protocol.acquired(self.read(), leader, t_s, self._config.lease.length)
         if tenure is None:
             why = "; ".join(result.errors) if isinstance(result, Conflict) else "taken over since"
             raise Refused(
@@ -113,31 +148,40 @@ class LeaseKeys:
             )
         return tenure
 
-    def _starting(self, epoch: int, holder: Holder, seq: int) -> Leader:
-        """A heartbeat that stands alone: of a reign's begin, or in a deleted one's place."""
-        config = self._config
-        return Leader(
-            epoch, holder, seq, LeaderState.STARTING, config.standbys, wait=config.lease.wait
+    def _acquisition(self, claim: Claim, held: Versioned, leader: Leader) -> list[Op]:
+        """All of it or nothing: the new epoch, its first heartbeat, and a history without it."""
+        reign = Reign(
+            leader.epoch,
+            self._me.node,
+            claim.base,
+            claim.reason,
+            claim.operator,
+            claim.lost_s,
+            utc_now(),
         )
+        pause = [CheckNotExists(self._config.key("pause"))] if claim.unless_paused else []
+        return [
+            *pause,
+            Cas(self._epoch_key, held.epoch_index, dump_epoch(leader.epoch)),
+            Cas(self._leader_key, held.leader_index, leader.dump()),
+            Cas(self._config.key(f"history/{leader.epoch}"), 0, reign.dump()),
+        ]
 
-    def take_up(self) -> Tenure | None:
+    def _starting(self, epoch: int, seq: int, wait_s: float) -> Leader:
+        """A heartbeat that stands alone: of a reign's begin, or in a deleted one's place."""
+        state, standbys = LeaderState.STARTING, self._config.standbys
+        return Leader(epoch, self._me, seq, state, standbys, wait=wait_s)
+
+    def take_up(self, memory: Memory = NO_MEMORY) -> Tenure | None:
         """The lease of a keeper of this boot that ended without giving it up; None: there is none.
 
-        It has no time left until its first heartbeat commits, which proves that nobody took over.
+        It gets no time until its first heartbeat commits, which proves that nobody took over.
         """
         held = self.read()
-        leader = held.leader
-        if leader is None or held.epoch != leader.epoch or leader.holder != self._me:
+        tenure = protocol.taken_up(held, self._me, memory, monotonic(), self._config.lease.wait)
+        if tenure is None:
             return None
-        if leader.is_clean:
-            return None
-        return Tenure(
-            epoch=leader.epoch,
-            holder=self._me,
-            epoch_index=held.epoch_index,
-            leader_index=held.leader_index,
-            seq=leader.seq + random.randrange(*SEQ_JUMP),
-        )
+        return replace(tenure, seq=tenure.seq + random.randrange(*SEQ_JUMP))
 
     def heartbeat(
         self,
@@ -146,11 +190,11 @@ class LeaseKeys:
         handover: Handover = protocol.NO_HANDOVER,
     ) -> Kept | Lost | Halted:
         """One heartbeat, with its read-back when it didn't plainly commit."""
-        attempt = protocol.next_attempt(
-            tenure, state, self._config.standbys, handover, self._config.lease.wait
-        )
         deadline = self._deadline()
-        tenure = protocol.sent(tenure, attempt, monotonic())
+        t_s = monotonic()
+        wait_s = tenure.wait_s(self._config.lease.wait, t_s)
+        attempt = protocol.next_attempt(tenure, state, self._config.standbys, handover, wait_s)
+        tenure = protocol.sent(tenure, attempt, t_s)
         try:
             result = self._consul.txn(
                 [
@@ -173,7 +217,8 @@ class LeaseKeys:
             held = self.read()
         except (ConsulError, ForeignValue) as error:
             return Kept(tenure, str(error))
-        verdict = protocol.read_back(tenure, held, now, timing.length, timing.wait)
+        wait_s = tenure.wait_s(timing.wait, now)
+        verdict = protocol.read_back(tenure, held, now, timing.length, wait_s)
         if isinstance(verdict, (Lost, Halted)):
             return verdict
         if isinstance(verdict, Repair):
@@ -186,7 +231,8 @@ class LeaseKeys:
         # A sequence number of its own, not among the attempts: this write brings no time, the
         # next heartbeat upon it does.
         tenure = replace(repair.tenure, seq=repair.tenure.seq + 1)
-        leader = self._starting(tenure.epoch, tenure.holder, tenure.seq)
+        wait_s = tenure.wait_s(self._config.lease.wait, monotonic())
+        leader = self._starting(tenure.epoch, tenure.seq, wait_s)
         operations: list[Op] = [
             Cas(self._leader_key, tenure.leader_index, leader.dump()),
         ]

@@ -2,6 +2,8 @@
 
 Invariants:
 - The port is open only while the lease is valid, and the kernel ends it, not this process.
+- The fence's rules are looked at each heartbeat interval, whether heartbeats commit or not and
+  whether the lease lasts or not: what was flushed is put back.
 - A crash or restart of this process, taken up again within the lease, touches nothing.
 - It ends by itself only when the lease is given up or lost for good.
 """
@@ -28,7 +30,7 @@ from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
-from standfast.lease.protocol import Halted, Lost, Tenure
+from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
 from standfast.reasons import Reason
 from standfast.records import Handover, LeaderState
 from standfast.reign import keep_name
@@ -61,6 +63,11 @@ class Keeper:
     flushes: int = 0
     trouble: str | None = None
     cut_off: bool = False
+    """The lease ran out while it served, and the port is known to be shut: that was told."""
+    sure_at: float = protocol.NEVER
+    """When the rules were last seen in place, and the port shut where that has to be."""
+    longest_s: float = 0.0
+    """Of all permits that may still run: `length`, or an earlier keeper's."""
     over: bool = False
     failures: dict[str, str] = field(default_factory=dict)
     """What the parts of a turn failed with last, so that it is said once."""
@@ -86,24 +93,59 @@ class Keeper:
                 self._arm()
 
     def check_end(self) -> None:
-        """Past the lease's end: make sure that the port is shut."""
+        """Past the lease's end make sure that the port is shut, at once and then each heartbeat
+        interval; at any other time, that the rules are there."""
         now = monotonic()
-        if now < self.tenure.valid_until + FENCE_MARGIN_S:
+        lapsed = self.serving and now >= self.tenure.valid_until + FENCE_MARGIN_S
+        if not lapsed:
             self.cut_off = False
+        if now - self.sure_at < self.config.lease.heartbeat and self.cut_off == lapsed:
             return
-        if not self.serving or self.cut_off:
+        if lapsed:
+            self._confirm_shut(now)
+        else:
+            self._confirm_rules(now)
+
+    def _confirm_shut(self, now: float) -> None:
+        # From the end of the lease; later on, from when it was last known.
+        known = max(self.tenure.valid_until, self.armed_until)
+        if self.cut_off:
+            known = max(known, self.sure_at + self.config.lease.heartbeat)
+        by = (known if known > 0 else now) + self.config.lease.fence
+        try:
+            found = cutoff.confirm_shut(self.fence, self.nfs, by)
+        except StandfastError as doubt:
+            self._note(str(doubt))
+            if monotonic() >= by and self.config.fence.reboot == "sysrq":
+                cutoff.reboot_now()
             return
-        ended = max(self.tenure.valid_until, self.armed_until)
-        by = ended + self.config.lease.fence if ended > 0 else now + self.config.lease.fence
-        doubt = cutoff.confirm_shut(self.fence, self.nfs, by)
-        if doubt is None:
+        self.sure_at = now
+        if found is not cutoff.Found.SHUT:
+            log.warning("the lease has run out: %s", found.value)
+        self.flushes += found is cutoff.Found.FLUSHED
+        if not self.cut_off:
             self.cut_off = True
             text = "the lease ran out: the port is shut until a heartbeat commits again"
             self._tell(Kind.FENCE_CLOSED, text)
-            return
-        self._note(doubt)
-        if monotonic() >= by and self.config.fence.reboot == "sysrq":
-            cutoff.reboot_now()
+
+    def _confirm_rules(self, now: float) -> None:
+        """For as long as no heartbeat looks at them: each one that arms the port does.
+
+        What is left of the permit is given again: it ends with the lease as the last one did. Where
+        there is none, the port may be open for another volume, and the rules alone count.
+        """
+        try:
+            if self.fence.state().in_place:
+                self.sure_at = now
+                return
+            self.armed_until = protocol.NEVER
+            if self.serving:
+                self._arm()
+            if self.armed_until == protocol.NEVER:
+                self.fence.ensure_closed(Deadline.after(cutoff.SHUT_S))
+                self._count_flush(now)
+        except Exception as error:  # noqa: BLE001  # looked at again, whatever it was
+            self._note(f"the fence's rules can't be confirmed: {ours(error)}")
 
     def serve(self) -> None:
         """Open the port; StandfastError when the lease has no time left."""
@@ -163,6 +205,9 @@ class Keeper:
             since=self.since,
             flushes=self.flushes,
             trouble=self.trouble,
+            leader_index=self.tenure.leader_index,
+            voided_at=self.tenure.voided_at,
+            longest_s=max(self.longest_s, self.config.lease.length),
         )
         status.save(self.config.run_dir)
 
@@ -195,12 +240,17 @@ class Keeper:
             self._note(f"the port can't be opened: {ours(error)}")
             return
         self.armed_until = until
+        self.sure_at = now
         if self.cut_off:
             self.cut_off = False
             self._tell(Kind.FENCE_REOPENED, "a heartbeat committed: the port is open again")
         if put_back:
-            self.flushes += 1
-            log.error("the fence's rules were gone (flushed by somebody): put back")
+            self._count_flush(now)
+
+    def _count_flush(self, now: float) -> None:
+        self.sure_at = now
+        self.flushes += 1
+        log.error("the fence's rules were gone (flushed by somebody): put back")
 
     def _tell(self, kind: Kind, sentence: str) -> None:
         tell(happened(self.config, kind, sentence, epoch=self.tenure.epoch))
@@ -278,11 +328,13 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
             return
 
 
-def obtain(config: Config, keys: LeaseKeys) -> Tenure:
+def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) -> Tenure:
     """The lease of this boot taken up again, or a claim of the agent's made good. Refused."""
     highest = EpochFile(config.state_dir / "epoch")
-    tenure = keys.take_up()
-    if tenure is None:
+    tenure = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
+    if tenure is not None:
+        _refuse_older(tenure.epoch, highest.read())
+    else:
         claim = take_claim(config.run_dir)
         if claim is None:
             raise Refused(
@@ -290,6 +342,7 @@ def obtain(config: Config, keys: LeaseKeys) -> Tenure:
                 "this node doesn't hold the lease and the agent made no claim to it; "
                 f"see `standfast status`, or ask with `standfast promote --volume {config.volume}`",
             )
+        _refuse_older(claim.epoch, highest.read())
         tenure = keys.acquire(claim)
         text = f"epoch {tenure.epoch} begins on {config.node} ({claim.reason})"
         tell(happened(config, Kind.LEASE_ACQUIRED, text, epoch=tenure.epoch))
@@ -297,23 +350,32 @@ def obtain(config: Config, keys: LeaseKeys) -> Tenure:
     return tenure
 
 
-def previous_status(run_dir: Path, tenure: Tenure) -> LeaseStatus | None:
-    """What an earlier keeper of this same reign said last."""
+def _refuse_older(epoch: int, highest: int) -> None:
+    """A reign that this node has seen the end of is not taken up, nor gone on from."""
+    if epoch < highest:
+        raise Refused(
+            Reason.EPOCH_WENT_BACK,
+            f"Consul holds epoch {epoch}, this node has seen {highest}: Consul was restored from a "
+            f"backup? Nothing is served; check who has the newest data, then run "
+            f"`standfast accept-epoch`",
+        )
+
+
+def previous_status(run_dir: Path) -> LeaseStatus | None:
+    """What an earlier keeper said last; one of another boot or reign is not gone on from."""
     try:
-        status = LeaseStatus.load(run_dir)
+        return LeaseStatus.load(run_dir)
     except StandfastError:
         return None
-    if status is None or status.epoch != tenure.epoch:
-        return None
-    return status if status.instance == tenure.holder.instance else None
 
 
 def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keeper:
     """A keeper with the lease in its hand."""
-    tenure = obtain(config, keys)
+    earlier = previous_status(config.run_dir)
+    tenure = obtain(config, keys, earlier)
     keeper = Keeper(config, keys, fence, nfs, tenure, since=monotonic())
-    earlier = previous_status(config.run_dir, tenure)
-    if earlier is None:
+    now_held = (tenure.epoch, tenure.holder.instance)
+    if earlier is None or (earlier.epoch, earlier.instance) != now_held:
         fence.ensure_closed()
     else:
         # Taken up: the kernel's timer goes on by itself, nothing is shut on the way.
@@ -322,7 +384,7 @@ def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keep
         keeper.state = earlier.state
         keeper.flushes = earlier.flushes
         keeper.armed_until = earlier.armed_until
-        keeper.tenure = replace(tenure, valid_until=earlier.valid_until)
+        keeper.longest_s = max(0.0, earlier.valid_until - monotonic())
         if not fence.state().in_place:
             fence.ensure_closed()
     return keeper

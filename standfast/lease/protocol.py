@@ -3,6 +3,10 @@
 Invariants:
 - A tenure is valid until `t_s + L`, where `t_s` was read before a heartbeat was sent that is known
   to have committed. A heartbeat sent before the lease was voided never makes it valid again.
+- What a heartbeat tells as `wait` covers what the kernel still permits by an earlier one.
+- A lease that had lapsed when Consul's keys turn out to be older than what is known of them, or
+  written by another, gives no time for a whole wait: a successor that Consul has forgotten may
+  serve for the rest of its own lease.
 - Nothing here compares two machines' clocks.
 - Two keys decide: `epoch` changes only at an acquisition, `leader` with each heartbeat. Whatever a
   node does, it does by one transaction that fails as a whole when either has moved.
@@ -29,6 +33,24 @@ class Versioned:
     epoch_index: int
     leader: Leader | None
     leader_index: int
+    highest: int = 0
+    """The highest epoch that any of the volume's keys speaks of."""
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What an earlier process of this boot left behind of its lease; times are monotonic s."""
+
+    epoch: int = 0
+    instance: str = ""
+    leader_index: int = 0
+    """Where its last heartbeat stood that is known to have committed."""
+    valid_until: float = NEVER
+    voided_at: float = NEVER
+
+
+NO_MEMORY = Memory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +69,21 @@ class Tenure:
     """Attempts sent before this moment never make the lease valid."""
     attempts: Mapping[int, float] = field(default_factory=dict)
     """Sequence number -> monotonic time before sending, of attempts whose outcome is unknown."""
+    earlier_wait_s: float = 0.0
+    """The wait that was told when this lease was taken up: by another configuration, perhaps."""
+    earlier_until: float = NEVER
+    """By then whatever that heartbeat permitted is over for certain, monotonic seconds."""
 
     def remaining_s(self, now: float) -> float:
         return max(0.0, self.valid_until - now)
+
+    def wait_s(self, own_s: float, now: float) -> float:
+        """What a heartbeat sent at `now` has to tell, with our own W `own_s`.
+
+        A shorter `[lease]` counts for candidates at once, and for the kernel's permit only when
+        the longer one has run out.
+        """
+        return max(own_s, self.earlier_wait_s) if now < self.earlier_until else own_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +135,8 @@ def next_attempt(
     handover: Handover = NO_HANDOVER,
     wait_s: float = 0.0,
 ) -> Attempt:
-    """The next heartbeat; each attempt has a sequence number of its own. `wait_s`: our own W."""
+    """The next heartbeat; each attempt has a sequence number of its own. `wait_s`: what it tells,
+    see Tenure.wait_s."""
     leader = Leader(
         epoch=tenure.epoch,
         holder=tenure.holder,
@@ -153,11 +188,17 @@ def read_back(
             f"from a backup? Serving ends with the lease; go on with `standfast accept-epoch`"
         )
     leader = held.leader
+    lapsed = tenure.remaining_s(now) <= 0
+    if lapsed and not _unbroken(tenure, held):
+        # Restored from a backup, or another's heartbeat stood here (`accept-epoch` ended that
+        # reign): whoever it was may serve for the rest of a lease.
+        wait_s = longest_wait_s(leader, wait_s)
+        tenure = replace(tenure, voided_at=max(tenure.voided_at, now + wait_s))
     if held.epoch is None:
         ours = leader is None or (leader.epoch == tenure.epoch and leader.holder == tenure.holder)
         if not ours:
             return Lost("the epoch key is gone and the leader key is another node's")
-        if leader is None and tenure.remaining_s(now) <= 0:
+        if leader is None and lapsed:
             # Within the lease nobody else can have reigned; later, the keys that are gone may
             # have been a successor's, who is still serving.
             return Halted(
@@ -174,15 +215,51 @@ def read_back(
             f"epoch {leader.epoch} is held by {leader.holder.node} in another boot or place"
         )
     tenure = replace(tenure, seq=max(tenure.seq, leader.seq))
-    if held.leader_index < tenure.leader_index and tenure.remaining_s(now) <= 0:
-        # Consul was restored from a backup, and this lease had lapsed before: a successor that
-        # the backup has forgotten may serve for the rest of its own lease.
-        tenure = replace(tenure, voided_at=max(tenure.voided_at, now + wait_s))
     if leader.is_clean:
         # A clean of ours that committed after all: the way on is a heartbeat upon it, whose
         # commit proves that nobody had acquired. It gives no time of its own.
         return StillMine(replace(tenure, leader_index=held.leader_index, attempts={}))
     return StillMine(committed(tenure, leader.seq, held.leader_index, length_s))
+
+
+def _unbroken(tenure: Tenure, held: Versioned) -> bool:
+    """Whether the last heartbeat is ours, and no older than the last one that is known of."""
+    leader = held.leader
+    return (
+        leader is not None
+        and (leader.epoch, leader.holder) == (tenure.epoch, tenure.holder)
+        and held.leader_index >= tenure.leader_index
+    )
+
+
+def taken_up(
+    held: Versioned, me: Holder, memory: Memory, now: float, wait_s: float
+) -> Tenure | None:
+    """The lease of a process of this boot that ended without giving it up; None: there is none.
+
+    It has the time that the earlier process had, and no more until a heartbeat commits. `held` was
+    read before `now`; the sequence number is the last one in Consul, to be jumped ahead of.
+    """
+    leader = held.leader
+    if leader is None or held.epoch != leader.epoch or leader.holder != me or leader.is_clean:
+        return None
+    if (memory.epoch, memory.instance) != (leader.epoch, me.instance):
+        memory = NO_MEMORY
+    tenure = Tenure(
+        epoch=leader.epoch,
+        holder=me,
+        epoch_index=held.epoch_index,
+        leader_index=held.leader_index,
+        seq=leader.seq,
+        valid_until=memory.valid_until,
+        voided_at=memory.voided_at,
+        earlier_wait_s=leader.wait,
+        earlier_until=now + leader.wait,
+    )
+    if held.leader_index < memory.leader_index and tenure.remaining_s(now) <= 0:
+        void_s = longest_wait_s(leader, wait_s)
+        tenure = replace(tenure, voided_at=max(tenure.voided_at, now + void_s))
+    return tenure
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +276,8 @@ class Claim:
     reason: str
     operator: str | None
     lost_s: float | None
+    unless_paused: bool = False
+    """By itself, not by an operator's word: a pause that is set meanwhile wins."""
 
 
 def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str | None:
@@ -208,7 +287,12 @@ def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str |
     identity = held.leader.identity if held.leader else None
     if identity != claim.seen:
         return f"the last heartbeat is {identity} now, the claim was made on {claim.seen}"
-    if held.leader is not None and held.leader.is_clean:
+    if held.highest > claim.epoch:
+        return (
+            f"other keys of the volume tell of epoch {held.highest}, the claim was made on "
+            f"{claim.epoch}: check who has the newest data, then run `standfast accept-epoch`"
+        )
+    if held.leader is not None and held.leader.gives_up(held.epoch):
         return None
     # Keys that are not there say nothing about who serves: they may have been deleted under a
     # holder, so the wait counts from when this node first saw them gone.
@@ -218,16 +302,22 @@ def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str |
     return None
 
 
-def acquired(held: Versioned, me: Holder, epoch: int, t_s: float, length_s: float) -> Tenure | None:
-    """The tenure if Consul shows that our acquisition of `epoch`, sent at `t_s`, committed."""
+def acquired(held: Versioned, sent: Leader, t_s: float, length_s: float) -> Tenure | None:
+    """The tenure if Consul shows that our acquisition, `sent` at `t_s`, committed.
+
+    An earlier attempt of this node's for the same epoch, which came late, is ours too: it is known
+    by another sequence number, and it gives no time, as nobody knows when it was sent.
+    """
     leader = held.leader
-    if held.epoch != epoch or leader is None or leader.epoch != epoch or leader.holder != me:
+    if leader is None or held.epoch != sent.epoch:
+        return None
+    if (leader.epoch, leader.holder) != (sent.epoch, sent.holder) or leader.is_clean:
         return None
     return Tenure(
-        epoch=epoch,
-        holder=me,
+        epoch=sent.epoch,
+        holder=sent.holder,
         epoch_index=held.epoch_index,
         leader_index=held.leader_index,
-        seq=leader.seq,
-        valid_until=t_s + length_s,
+        seq=max(sent.seq, leader.seq),
+        valid_until=t_s + length_s if leader.seq == sent.seq else NEVER,
     )

@@ -183,6 +183,7 @@ def document(agent: Agent) -> dict[str, Any]:
     doc["fence"] = {"in_place": fence.in_place, "open_for_s": round(fence.open_for_s, 2)}
     doc["aside"] = [str(path) for path in agent.machine.store.aside()]
     doc["busy"], doc["trouble"], doc["sick"] = agent.busy, agent.trouble or agent.unkept, agent.sick
+    doc["fence_flushes"] += agent.fence.flushes
     doc["agent"] = True
     if agent.config.nomad.enabled:
         doc["nomad"] = reports.load(agent.config)

@@ -23,6 +23,7 @@ from standfast.adapters.fence import KernelFence, NftFence, build_script
 from standfast.adapters.fence_ipset import IpsetFence
 from standfast.clock import monotonic, sleep
 from standfast.errors import StandfastError, TimedOut
+from standfast.lease.cutoff import Found, put_back_shut
 from tests.support import needs
 from tests.support.pace import patient
 
@@ -449,6 +450,24 @@ def test_too_late_is_not_at_all(firewall: Firewall) -> None:
     with pytest.raises(TimedOut):
         firewall.fence.arm(monotonic() + 20, monotonic() - 0.001)
     assert firewall.fence.state().open_for_s == 0
+
+
+@pytest.mark.parametrize(("backend", "how"), DISTURBANCES)
+def test_a_flush_after_the_lease_s_end_opens_nothing_for_longer_than_a_look(
+    client_namespace: Path, tmp_path: Path, backend: str, how: str, echo_server: None
+) -> None:
+    """The lease process looks at it again and again, and so does the agent by itself."""
+    firewall = BACKENDS[backend](tmp_path)
+    fence = firewall.fence
+    arm(fence, firewall.span_s)
+    with connect(client_namespace) as connection:
+        assert answers(connection, patient(5.0))
+        sleep(firewall.span_s + 0.02)
+        for _ in range(2):
+            command(*firewall.disturb[how])
+            assert put_back_shut(fence) is Found.FLUSHED
+            assert not answers(connection, 0.3)
+        assert put_back_shut(fence) is Found.SHUT
 
 
 def shut_by_hand(fence: KernelFence) -> None:

@@ -28,10 +28,19 @@ from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import listening
 from standfast.lease.keeper import Keeper, answer, build, hold, obtain
-from standfast.lease.protocol import Claim, Halted, Lost, Tenure
+from standfast.lease.protocol import Claim, Halted, Lost, Memory, Tenure
 from standfast.local_socket import ask
 from standfast.reasons import Reason
-from standfast.records import Handover, Holder, Leader, LeaderState, Reign, parse_epoch
+from standfast.records import (
+    Handover,
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+    dump_epoch,
+    parse_epoch,
+)
 from tests.contract.consul_clusters import embedded_cluster, real_cluster
 from tests.contract.storage_node import VOLUME, StorageNode
 from tests.fakes.machine import FakeNfs, World, config_in
@@ -40,6 +49,7 @@ from tests.support.waiting import soon, wait_for
 
 ME = Holder("n1", "boot-1")
 OTHER = Holder("n2", "boot-1")
+SERVING = LeaderState.SERVING
 FIRST = Claim(0, None, float("-inf"), None, "first-primary", None, 0.0)
 # Heartbeats come often, and no deadline and no lease passes because the machine is busy.
 STEADY = replace(FAST_PROFILE, heartbeat=0.1, request_timeout=20.0, length=60.0)
@@ -140,6 +150,116 @@ def test_the_first_primary_acquires_epoch_1(volume: Volume) -> None:
     assert (reign.epoch, reign.node, reign.reason) == (1, "n1", "first-primary")
 
 
+def test_an_acquisition_counts_from_before_its_look(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stalled between the look and the sending, it must not be given the time of its stall."""
+    looked: list[float] = []
+    read_all = LeaseKeys.read_all
+
+    def look(keys: LeaseKeys) -> protocol.Versioned:
+        looked.append(monotonic())
+        return read_all(keys)
+
+    monkeypatch.setattr(LeaseKeys, "read_all", look)
+    tenure = volume.keys().acquire(FIRST)
+    assert tenure.valid_until <= looked[0] + STEADY.length
+
+
+def test_an_earlier_attempt_that_commits_late_gives_the_later_one_no_time(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    """Both are this node's, in one boot; nobody knows when the first was sent."""
+    hasty = with_lease(faulty, request_timeout=patient(0.5)).keys()
+    held = embedded.hold_next(is_txn)
+    with pytest.raises(Refused):
+        hasty.acquire(FIRST)  # past its deadline, and still on its way
+    assert held.arrived
+
+    class Stalled(Racer):
+        def txn(
+            self, ops: Sequence[Op], *, deadline: Deadline | None = None
+        ) -> Committed | Conflict:
+            assert embedded.let_go(held, soon(20.0)).status == 200
+            return super().txn(ops, deadline=deadline)
+
+    late = LeaseKeys(faulty.config, Stalled(faulty.gateway, threading.Barrier(1)), ME)
+    tenure = late.acquire(FIRST)
+    assert tenure.epoch == 1
+    assert tenure.remaining_s(monotonic()) == 0
+    assert kept(late.heartbeat(tenure, LeaderState.SERVING)).remaining_s(monotonic()) > 0
+
+
+def paused(volume: Volume) -> None:
+    volume.gateway.put(volume.config.key("pause"), Pause("op", "a rack moves", 1e9).dump())
+
+
+def test_a_pause_set_between_the_look_and_the_acquisition_wins(volume: Volume) -> None:
+    volume.keys().acquire(FIRST)
+    claim = replace(volume.seen(), unless_paused=True)
+
+    class Paused(Racer):
+        def txn(
+            self, ops: Sequence[Op], *, deadline: Deadline | None = None
+        ) -> Committed | Conflict:
+            paused(volume)
+            return super().txn(ops, deadline=deadline)
+
+    racer = Paused(volume.gateway, threading.Barrier(1))
+    with pytest.raises(Refused, match="changed meanwhile"):
+        LeaseKeys(volume.config, racer, OTHER).acquire(claim)
+    with pytest.raises(Refused) as refused:
+        volume.keys(OTHER).acquire(claim)
+    assert refused.value.reason is Reason.PAUSED
+    assert (volume.epoch(), volume.leader().holder) == (1, ME)
+
+
+def test_an_operators_word_goes_on_in_spite_of_a_pause(volume: Volume) -> None:
+    volume.keys().acquire(FIRST)
+    paused(volume)
+    assert volume.keys(OTHER).acquire(volume.seen()).epoch == 2
+
+
+def test_a_number_that_any_key_tells_of_is_not_given_to_another_reign(volume: Volume) -> None:
+    """The epoch's key is deleted; a node that has seen nothing of it is to be the first primary."""
+    volume.keys().acquire(FIRST)
+    other = volume.keys(OTHER)
+    tenure = other.acquire(volume.seen())
+    assert other.release(protocol.voided(tenure, monotonic())) is None
+    volume.gateway.delete(volume.config.key("epoch"))
+    for gone in ("leader", "history/2"):
+        with pytest.raises(Refused, match=r"tell of epoch [12].*accept-epoch"):
+            volume.keys().acquire(first_on(volume))
+        volume.gateway.delete(volume.config.key(gone))
+    with pytest.raises(Refused, match=r"tell of epoch 1"):
+        volume.keys().acquire(first_on(volume))
+    assert volume.gateway.get(volume.config.key("epoch")) is None
+
+
+def first_on(volume: Volume) -> Claim:
+    """A first primary's claim, made long after it saw what stands there."""
+    found = volume.gateway.get(volume.config.key("leader"), consistent=True)
+    return replace(FIRST, seen=None if found is None else Leader.parse(found.value).identity)
+
+
+def test_a_history_is_written_once(volume: Volume) -> None:
+    """By the transaction itself, whatever was looked at before."""
+    volume.keys().acquire(FIRST)
+    key = volume.config.key("history/2")
+
+    class Racing(Racer):
+        def txn(
+            self, ops: Sequence[Op], *, deadline: Deadline | None = None
+        ) -> Committed | Conflict:
+            volume.gateway.put(key, Reign(2, "n3", None, "x", None, 0.0, 1e9).dump())
+            return super().txn(ops, deadline=deadline)
+
+    racer = Racing(volume.gateway, threading.Barrier(1))
+    with pytest.raises(Refused, match="changed meanwhile"):
+        LeaseKeys(volume.config, racer, OTHER).acquire(volume.seen())
+    assert volume.epoch() == 1
+
+
 def test_a_heartbeat_renews_the_lease(volume: Volume) -> None:
     keys = volume.keys()
     first = keys.acquire(FIRST)
@@ -192,6 +312,11 @@ class Racer:
     ) -> Mapping[str, Entry | None]:
         return self._gateway.read(keys, deadline=deadline)
 
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]:
+        return self._gateway.get_many(prefix, consistent=consistent, deadline=deadline)
+
     def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
         self._start.wait(patient(30.0))
         result = self._gateway.txn(ops, deadline=soon(20.0))
@@ -239,6 +364,54 @@ def test_a_keeper_of_the_same_boot_takes_the_lease_up(volume: Volume) -> None:
 def test_another_s_lease_is_not_taken_up(volume: Volume, me: Holder) -> None:
     volume.keys().acquire(FIRST)
     assert volume.keys(me).take_up() is None
+
+
+def test_a_shorter_lease_is_told_when_the_longer_one_is_over(volume: Volume) -> None:
+    """The documented way: the configuration is changed, and the lease process started again."""
+    keys = with_lease(volume, wait=30.0).keys()
+    kept(keys.heartbeat(keys.acquire(FIRST), LeaderState.SERVING))
+    quick = volume.keys()  # wait is 4.1
+    before = monotonic()
+    tenure = quick.take_up()
+    assert tenure is not None
+    tenure = kept(quick.heartbeat(tenure, LeaderState.SERVING))
+    assert volume.leader().wait == 30.0
+    with pytest.raises(Refused, match="30 s are needed"):
+        volume.keys(OTHER).acquire(volume.seen(ago_s=20.0))
+    assert tenure.earlier_until >= before + 30.0
+    later = replace(tenure, earlier_until=monotonic() - 0.001)
+    kept(quick.heartbeat(later, LeaderState.SERVING))
+    assert volume.leader().wait == STEADY.wait
+
+
+def test_a_repair_tells_the_longer_wait_too(volume: Volume) -> None:
+    keys = with_lease(volume, wait=30.0).keys()
+    kept(keys.heartbeat(keys.acquire(FIRST), LeaderState.SERVING))
+    tenure = volume.keys().take_up()
+    assert tenure is not None
+    volume.gateway.delete(volume.config.key("leader"))
+    outcome = volume.keys().heartbeat(replace(tenure, valid_until=monotonic() + 20), SERVING)
+    assert isinstance(outcome, Kept) and "deleted by hand" in str(outcome.trouble)
+    assert volume.leader().wait == 30.0
+
+
+def test_a_lapsed_lease_in_a_restored_consul_is_taken_up_without_time(
+    embedded: EmbeddedConsul, faulty: Volume
+) -> None:
+    """A successor that the backup has forgotten serves for the rest of its lease."""
+    keys = faulty.keys()
+    tenure = keys.acquire(FIRST)
+    backup = embedded.snapshot()
+    tenure = kept(keys.heartbeat(tenure, SERVING))
+    left = Memory(1, ME.instance, tenure.leader_index, valid_until=monotonic() - 1)
+    faulty.keys(OTHER).acquire(faulty.seen())
+    embedded.restore(backup)
+    again = faulty.keys().take_up(left)
+    assert again is not None
+    again = kept(keys.heartbeat(again, SERVING))
+    assert again.remaining_s(monotonic()) == 0
+    over = kept(keys.heartbeat(replace(again, voided_at=monotonic() - 0.001), SERVING))
+    assert over.remaining_s(monotonic()) > 0
 
 
 def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
@@ -389,6 +562,36 @@ def test_a_restored_backup_halts_the_holder(embedded: EmbeddedConsul, faulty: Vo
     outcome = keys.heartbeat(tenure, LeaderState.SERVING)
     assert isinstance(outcome, Halted) and "accept-epoch" in outcome.why
     assert faulty.epoch() == 1
+
+
+@pytest.mark.parametrize("lapsed", [False, True])
+def test_the_owner_of_an_accepted_epoch_waits_for_the_end_of_the_interim_reign(
+    embedded: EmbeddedConsul, faulty: Volume, lapsed: bool
+) -> None:
+    """Consul was restored to epoch 1; the one who holds that serves on until `accept-epoch`."""
+    interim = faulty.keys(OTHER)
+    before = interim.acquire(FIRST)
+    backup = embedded.snapshot()
+    owner = faulty.keys()
+    tenure = owner.acquire(faulty.seen())
+    embedded.restore(backup)
+    read = interim.heartbeat(before, SERVING)
+    assert isinstance(read, Kept)
+    kept(interim.heartbeat(read.tenure, SERVING))
+    if lapsed:
+        tenure = replace(tenure, valid_until=monotonic() - 1)
+    faulty.gateway.put(faulty.config.key("epoch"), dump_epoch(2))  # accept-epoch
+    begun = monotonic()
+    repaired = owner.heartbeat(tenure, SERVING)
+    assert isinstance(repaired, Kept) and "deleted by hand" in str(repaired.trouble)
+    read = owner.heartbeat(repaired.tenure, SERVING)
+    assert isinstance(read, Kept)
+    again = kept(owner.heartbeat(read.tenure, SERVING))
+    if lapsed:
+        assert again.remaining_s(monotonic()) == 0
+        assert again.voided_at >= begun + STEADY.wait
+    else:
+        assert again.valid_until > begun + STEADY.length - 1
 
 
 def test_a_backup_of_the_same_reign_is_gone_on_with(

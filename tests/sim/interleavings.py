@@ -282,7 +282,7 @@ def _candidate(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
         return
     index = store.counter + 1
     mine = Store(2, index, Leader(2, B, 1, LeaderState.STARTING), index, index)
-    tenure = protocol.acquired(mine.held, B, 2, t_s, bounds.length_s)
+    tenure = protocol.acquired(mine.held, mine.leader, t_s, bounds.length_s)
     assert tenure is not None
     # Its next heartbeats prolong that: it counts as open for as long as A could be.
     yield "b reigns", after._replace(store=mine, reigns_b=True, open_b=bounds.wait_s)

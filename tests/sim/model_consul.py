@@ -74,7 +74,7 @@ class Store:
 
 def kind_of(ops: Sequence[Op]) -> str:
     """heartbeat, clean, acquire, repair or other: what the lease means by a transaction."""
-    if any(isinstance(op, Set) and "/history/" in op.key for op in ops):
+    if any(isinstance(op, (Cas, Set)) and "/history/" in op.key for op in ops):
         return "acquire"
     for op in ops:
         if isinstance(op, (Cas, Set)) and op.key.endswith("/leader"):

@@ -20,7 +20,7 @@ from standfast.config.model import Config, Hooks, LeaseTiming, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.decision import Action, Decision, Wish
 from standfast.errors import ConsulError
-from standfast.lease import cutoff, holding, keeper
+from standfast.lease import cutoff, files, holding, keeper
 from standfast.observe import Available
 from standfast.reasons import Reason
 from standfast.records import Leader, Pause, Reign, StandbyRecord, parse_epoch
@@ -100,7 +100,7 @@ class World:
         def utc_now() -> float:
             return self.clockwork.active.clock.utc(self.now)
 
-        for module in (clock, holding, keeper, cutoff, watcher):
+        for module in (clock, files, holding, keeper, cutoff, watcher):
             self._patches.enter_context(patch.object(module, "monotonic", monotonic))
         for module in (clock, holding):
             self._patches.enter_context(patch.object(module, "utc_now", utc_now))

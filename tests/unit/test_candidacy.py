@@ -8,7 +8,7 @@ import pytest
 
 from standfast.candidacy import consider, is_behind, still_waiting
 from standfast.config.model import Node as NodeConfig
-from standfast.decision import NO_WISH, Action, Moment
+from standfast.decision import NO_WISH, Action, Moment, Wish
 from standfast.reasons import Reason
 from tests.unit.deciding import NOW_S, UTC, cluster, config, local, record, reign, snap
 
@@ -67,6 +67,30 @@ def test_a_better_candidate_gets_a_head_start(
 def test_the_wait_is_over_to_the_tenth() -> None:
     assert still_waiting(cluster(ALIVE, silent=11.99), config(), NOW) is not None
     assert still_waiting(cluster(ALIVE, silent=12.01), config(), NOW) is None
+
+
+def test_a_clean_of_an_earlier_reign_does_not_end_the_wait() -> None:
+    """`accept-epoch` has raised the epoch since: whoever reigned in between may still serve."""
+    view = cluster("e5 a/a1 #7 clean ->b", silent=5, epoch=6)
+    assert still_waiting(view, config(), NOW) is not None
+    assert still_waiting(cluster("e5 a/a1 #7 clean ->b", silent=5), config(), NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "wish", "unless_paused"),
+    [
+        (ALIVE, NO_WISH, True),
+        (ALIVE, Wish(promote=True), False),
+        ("e5 a/a1 #7 clean ->b final:60", NO_WISH, False),
+        ("e5 a/a1 #7 clean ->c final:60", NO_WISH, True),
+    ],
+    ids=["by itself", "by a word", "handed over", "handed to another, who stays away"],
+)
+def test_a_pause_ends_what_nobody_asked_for(text: str, wish: Wish, unless_paused: bool) -> None:
+    view = cluster(text, silent=200, holder_health="critical")
+    decision = consider(view, local("b", [snap(60)]), config(), NOW, wish)
+    assert decision.action is Action.PROMOTE
+    assert decision.unless_paused is unless_paused
 
 
 def test_behind_is_who_lacks_a_snapshot_that_another_is_known_to_have() -> None:

@@ -10,7 +10,16 @@ import pytest
 from standfast.adapters.consul import ConsulGateway
 from standfast.clock import format_stamp, utc_now
 from standfast.lease.epochs import EpochFile
-from standfast.records import Pause, Reign, StandbyRecord, dump_epoch, parse_epoch
+from standfast.records import (
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+    StandbyRecord,
+    dump_epoch,
+    parse_epoch,
+)
 from tests.unit.cli_helpers import Desk, a_desk
 
 FOREIGN = b'{"hello": "\x1b[31mworld"}'
@@ -181,6 +190,25 @@ def test_a_lost_epoch_is_raised_to_the_highest_seen(desk: Desk, stored: int | No
     assert (code, out[:14]) == (0, "nothing to do:")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("leader", Leader(7, Holder("c1", "1"), 9, LeaderState.CLEAN).dump()),
+        ("history/7", Reign(7, "c1", None, "takeover", None, 0.0, 1e9).dump()),
+        ("standbys/c1", StandbyRecord("c1", 7, "services@20261122T101500Z", "id", 1e9).dump()),
+    ],
+    ids=["leader", "history", "standbys"],
+)
+def test_a_lost_epoch_is_raised_to_what_the_other_keys_tell_of(
+    desk: Desk, name: str, value: bytes
+) -> None:
+    """On a node that has seen nothing of it, too: a number is never given twice."""
+    desk.put(name, value)
+    code, out, _ = desk.run("accept-epoch")
+    assert code == 0 and "the next reign is 8" in out
+    assert parse_epoch(desk.key("epoch") or b"") == 7
+
+
 @pytest.mark.parametrize(("seen", "stored"), [(7, 7), (7, 9), (0, 3), (0, None)])
 def test_an_epoch_is_never_lowered(desk: Desk, seen: int, stored: int | None) -> None:
     if seen:
@@ -197,15 +225,15 @@ def test_an_epoch_raised_by_somebody_else_meanwhile_is_not_overwritten(
 ) -> None:
     has_seen(desk, 7)
     desk.put("epoch", dump_epoch(4))
-    ask = ConsulGateway.get
+    ask = ConsulGateway.get_many
 
-    def get_then_an_acquisition(self: ConsulGateway, key: str, **options: Any) -> object:
-        entry = ask(self, key, **options)
-        if entry is not None and parse_epoch(entry.value) == 4:
+    def get_then_an_acquisition(self: ConsulGateway, prefix: str, **options: Any) -> object:
+        entries = ask(self, prefix, **options)
+        if any(e.key.endswith("/epoch") and parse_epoch(e.value) == 4 for e in entries):
             desk.put("epoch", dump_epoch(8))
-        return entry
+        return entries
 
-    monkeypatch.setattr(ConsulGateway, "get", get_then_an_acquisition)
+    monkeypatch.setattr(ConsulGateway, "get_many", get_then_an_acquisition)
     code, out, _ = desk.run("accept-epoch")
     assert (code, out[:14]) == (0, "nothing to do:")
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Fencing
 from standfast.errors import StandfastError
 from standfast.lease import cutoff
-from standfast.lease.cutoff import SHUT_S, confirm_shut, stop_for_good
+from standfast.lease.cutoff import SHUT_S, Found, confirm_shut, stop_for_good
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.keeper import Keeper
 from standfast.lease.protocol import Lost, Tenure
@@ -33,6 +33,8 @@ class Parts:
     kernel: FenceState | None = SHUT
     """None: the kernel doesn't answer."""
     broken: frozenset[str] = frozenset()
+    runs: bool = True
+    """The server."""
     did: list[str] = field(default_factory=list)
     had_s: dict[str, float | None] = field(default_factory=dict)
     """How long each may take; None: as long as it likes."""
@@ -44,9 +46,20 @@ class Parts:
 
     def ensure_closed(self, deadline: Deadline | None = None) -> None:
         self._do("shut", deadline)
+        self.kernel = SHUT
+
+    def arm(self, until: float, latest: float) -> bool:
+        flushed = not self.state().in_place
+        self._do("open", Deadline(latest))
+        self.kernel = FenceState(True, until - monotonic())
+        return flushed
 
     def stop(self, deadline: Deadline) -> None:
         self._do("stop", deadline)
+        self.runs = False
+
+    def is_running(self) -> bool:
+        return self.runs
 
     def _do(self, what: str, deadline: Deadline | None) -> None:
         self.had_s[what] = None if deadline is None else round(deadline.remaining_s(), 3)
@@ -69,7 +82,7 @@ def reboots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
     return at
 
 
-def confirmed(parts: Parts, within_s: float = 3.0) -> str | None:
+def confirmed(parts: Parts, within_s: float = 3.0) -> Found:
     return confirm_shut(cast(Any, parts), cast(Any, parts), monotonic() + within_s)
 
 
@@ -78,14 +91,18 @@ def confirmed(parts: Parts, within_s: float = 3.0) -> str | None:
 
 def test_a_port_that_the_kernel_shut_needs_nothing_more() -> None:
     parts = Parts(SHUT)
-    assert confirmed(parts) is None
+    assert confirmed(parts) is Found.SHUT
     assert parts.did == []
 
 
-@pytest.mark.parametrize("kernel", [OPEN, GONE], ids=["still open", "without its rules"])
-def test_a_port_is_shut_when_it_is(kernel: FenceState) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "found"),
+    [(OPEN, Found.OPEN), (GONE, Found.FLUSHED)],
+    ids=["still open", "without its rules"],
+)
+def test_a_port_is_shut_when_it_is(kernel: FenceState, found: Found) -> None:
     parts = Parts(kernel)
-    assert confirmed(parts) is None
+    assert confirmed(parts) is found
     assert parts.did == ["shut"]
 
 
@@ -98,19 +115,22 @@ def test_a_fence_that_can_not_be_confirmed_stops_the_server(
     kernel: FenceState | None, broken: frozenset[str]
 ) -> None:
     parts = Parts(kernel, broken)
-    assert confirmed(parts) is None
+    assert confirmed(parts) is Found.NO_SERVER
     assert parts.did == ["stop"]
+    assert confirmed(parts) is Found.NO_SERVER
+    assert parts.did == ["stop"], "one that doesn't run is not stopped again and again"
 
 
 def test_a_server_that_does_not_stop_either_is_a_doubt_that_names_both() -> None:
-    doubt = confirmed(Parts(OPEN, frozenset({"shut", "stop"})))
-    assert doubt is not None and "shut hangs" in doubt and "stop hangs" in doubt
+    with pytest.raises(StandfastError, match=r"shut hangs.*stop hangs"):
+        confirmed(Parts(OPEN, frozenset({"shut", "stop"})))
 
 
 def test_shutting_leaves_time_to_stop_the_server() -> None:
     parts = Parts(OPEN, frozenset({"shut"}))
     confirmed(parts, within_s=3.0)
     assert parts.had_s == {"shut": SHUT_S, "stop": 3.0}
+    parts.runs = True
     confirmed(parts, within_s=-5.0)
     assert parts.had_s["stop"] == 1.0, "it is tried even when it is late"
 
@@ -201,6 +221,108 @@ def test_within_its_lease_nothing_is_cut_off(tmp_path: Path, clock: StoppedClock
     assert parts.did == []
     reboots_within(one, clock, 1)
     assert parts.did == ["shut"]
+
+
+# The firewall is flushed
+
+
+def test_a_port_that_was_shut_is_looked_at_again_and_again(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    """Somebody flushes the rules because the port is shut, as Consul is away."""
+    parts = Parts(OPEN)
+    one = keeper(tmp_path, parts)
+    reboots_within(one, clock, 9)
+    assert parts.did == ["shut"]
+    for flushes in (1, 2, 3):
+        parts.kernel = GONE
+        reboots_within(one, clock, 2)
+        assert (parts.kernel, one.flushes) == (SHUT, flushes)
+    assert parts.runs, "the port is shut: a heartbeat may open it again"
+
+
+def test_a_shut_port_costs_one_look_each_heartbeat_interval(
+    tmp_path: Path, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(SHUT)
+    one = keeper(tmp_path, parts)
+    reboots_within(one, clock, 9)
+    looks: list[float] = []
+
+    def state(_parts: Parts) -> FenceState:
+        looks.append(monotonic())
+        return SHUT
+
+    monkeypatch.setattr(Parts, "state", state)
+    reboots_within(one, clock, 20)
+    assert len(looks) == pytest.approx(20 / one.config.lease.heartbeat, abs=1)
+
+
+def test_rules_that_go_while_no_heartbeat_gets_through_come_back_for_the_rest_of_the_lease(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    parts = Parts(OPEN)
+    one = keeper(tmp_path, parts)
+    one.sure_at = monotonic()
+    clock.now += 3
+    parts.kernel = GONE
+    one.check_end()
+    assert parts.did == ["open"]
+    assert parts.kernel == FenceState(in_place=True, open_for_s=5.0)
+    assert one.flushes == 1
+
+
+def test_rules_that_can_not_be_put_back_open_are_put_back_shut(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    parts = Parts(GONE, frozenset({"open"}))
+    one = keeper(tmp_path, parts)
+    clock.now += 3
+    one.check_end()
+    assert parts.did == ["shut"]
+    assert (parts.kernel, one.flushes) == (SHUT, 1)
+
+
+def test_rules_that_go_while_the_node_drains_come_back_shut(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    """Within its lease and after its end: until the reign is put away."""
+    parts = Parts(OPEN)
+    one = keeper(tmp_path, parts)
+    one.drain()
+    for _ in range(4):
+        parts.kernel = GONE
+        reboots_within(one, clock, 3)
+        assert parts.kernel == SHUT
+    assert one.flushes == 4 and parts.runs
+
+
+def test_a_port_that_is_open_for_another_volume_is_left_to_it(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    """This volume's lease lasts or not: it isn't served here yet."""
+    parts = Parts(OPEN)
+    one = keeper(tmp_path, parts)
+    one.serving = False
+    reboots_within(one, clock, 15)
+    assert parts.did == []
+
+
+def test_a_port_that_opens_again_and_can_not_be_shut_is_the_last_resort_s(
+    tmp_path: Path, clock: StoppedClock, reboots: list[float]
+) -> None:
+    parts = Parts(SHUT)
+    one = keeper(tmp_path, parts)
+    reboots_within(one, clock, 60)
+    assert reboots == []
+    parts.kernel, parts.broken = GONE, UNSTOPPABLE
+    noticed = monotonic()
+    reboots_within(one, clock, 10)
+    limit_s = one.config.lease.heartbeat + one.config.lease.fence
+    assert 0 < reboots[0] - noticed <= limit_s + 0.2
+
+
+# Lost for good
 
 
 def test_a_lease_that_another_one_took_stops_the_server(

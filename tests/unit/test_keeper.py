@@ -12,15 +12,16 @@ import pytest
 
 from standfast.clock import monotonic
 from standfast.config.model import FAST_PROFILE, Config
-from standfast.errors import StandfastError
+from standfast.errors import Refused, StandfastError
 from standfast.lease import protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper, answer, build, hold
-from standfast.lease.protocol import NEVER, Tenure
-from standfast.records import Handover, Holder, LeaderState
+from standfast.lease.protocol import NEVER, Memory, Tenure, Versioned
+from standfast.reasons import Reason
+from standfast.records import Handover, Holder, Leader, LeaderState
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeFence, FakeNfs, World, config_in
 
@@ -33,7 +34,6 @@ class Keys:
     """Consul, to which every heartbeat commits at once unless it is `away`."""
 
     away: bool = False
-    tenure: Tenure = field(default_factory=lambda: Tenure(4, ME, 10, 11, 1))
     sent: list[LeaderState] = field(default_factory=list)
     released: list[Tenure] = field(default_factory=list)
 
@@ -49,8 +49,9 @@ class Keys:
         self.released.append(tenure)
         return Kept(tenure, "the reply is lost") if self.away else None
 
-    def take_up(self) -> Tenure | None:
-        return self.tenure
+    def take_up(self, memory: Memory) -> Tenure | None:
+        leader = Leader(4, ME, 1, LeaderState.SERVING)
+        return protocol.taken_up(Versioned(4, 10, leader, 11), ME, memory, monotonic(), 12.0)
 
 
 @dataclass
@@ -240,6 +241,51 @@ def test_the_last_word_of_another_reign_or_boot_is_not_taken_up(
     keeper = started(config, keys, fence)
     assert not is_open(fence) and not keeper.serving
     assert keeper.tenure.remaining_s(monotonic()) == 0
+
+
+def test_what_was_voided_stays_void_over_a_restart(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    """Else a crash would end the wait for a successor that Consul has forgotten."""
+    now = monotonic()
+    left_behind(config, fence, valid_until=now - 1, armed_until=now - 1, voided_at=now + 5)
+    fence.open_until = now - 1
+    keeper = started(config, keys, fence)
+    keeper.beat()
+    assert keeper.tenure.remaining_s(monotonic()) == 0 and not is_open(fence)
+    clock.now += 5.1
+    keeper.beat()
+    assert is_open(fence)
+
+
+def test_an_earlier_keepers_longer_lease_goes_on_under_a_shorter_configuration(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    until = monotonic() + 38
+    left_behind(config, fence, valid_until=until, armed_until=until, longest_s=40.0)
+    started(config, keys, fence).save()
+    clock.now += 1
+    again = started(config, keys, fence)
+    assert again.tenure.valid_until == until, "its file is one of this boot's"
+
+
+def test_a_lease_of_before_a_reboot_opens_nothing(config: Config, keys: Keys, fence: Fence) -> None:
+    until = monotonic() + 500
+    left_behind(config, fence, valid_until=until, armed_until=until, longest_s=8.0)
+    keeper = started(config, keys, fence)
+    assert keeper.tenure.valid_until == NEVER and not keeper.serving
+    assert not is_open(fence)
+
+
+def test_a_reign_whose_end_this_node_has_seen_is_not_taken_up(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    """Consul was restored to it, and the one that followed may serve."""
+    left_behind(config, fence)
+    EpochFile(config.state_dir / "epoch").raise_to(5)
+    with pytest.raises(Refused, match=r"this node has seen 5.*accept-epoch") as refused:
+        started(config, keys, fence)
+    assert refused.value.reason is Reason.EPOCH_WENT_BACK
 
 
 def test_the_own_epoch_is_remembered_through_a_reboot(

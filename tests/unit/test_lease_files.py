@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ import pytest
 from standfast.errors import StandfastError
 from standfast.files import read_json, write_atomically
 from standfast.lease.files import LeaseStatus, boot_instance, save_claim, take_claim
-from standfast.lease.protocol import NEVER, Claim
+from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.records import LeaderState
+from tests.fakes.clock import stop_the_clock
 
 STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
 CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
@@ -36,8 +37,44 @@ def test_no_status_is_no_lease(tmp_path: Path) -> None:
     assert LeaseStatus.load(tmp_path) is None
 
 
+@pytest.mark.parametrize(("valid_s", "armed_s"), [(8.5, 7.5), (7.5, 8.5), (7.5, 7.5)])
+def test_a_lease_longer_than_any_permits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valid_s: float, armed_s: float
+) -> None:
+    """The file is of before a reboot, when the clock began anew, or somebody wrote it."""
+    clock = stop_the_clock(monkeypatch)
+    valid_until, armed_until = clock.now + valid_s, clock.now + armed_s
+    status = replace(STATUS, longest_s=8.0, valid_until=valid_until, armed_until=armed_until)
+    status.save(tmp_path)
+    assert (LeaseStatus.load(tmp_path) is None) == (max(valid_s, armed_s) > 8.0)
+
+
+def test_what_an_older_version_did_not_say_has_its_default(tmp_path: Path) -> None:
+    STATUS.save(tmp_path)
+    doc = json.loads((tmp_path / "lease.json").read_text())
+    for name in ("leader_index", "voided_at", "longest_s"):
+        del doc[name]
+    (tmp_path / "lease.json").write_text(json.dumps(doc))
+    assert LeaseStatus.load(tmp_path) == STATUS
+
+
+def test_the_next_process_is_told_what_it_has_to_know(tmp_path: Path) -> None:
+    replace(STATUS, leader_index=61, voided_at=90.0).save(tmp_path)
+    loaded = LeaseStatus.load(tmp_path)
+    assert loaded is not None
+    assert loaded.memory == Memory(5, "a1", 61, 108.0, 90.0)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "7", '{"v": 1}', json.dumps({**asdict(STATUS), "state": "glad"}), "\x00"]
+    "text",
+    [
+        "",
+        "7",
+        '{"v": 1}',
+        json.dumps({**asdict(STATUS), "state": "glad"}),
+        "\x00",
+        json.dumps({**asdict(STATUS), "valid_until": "soon"}),
+    ],
 )
 def test_an_unusable_status_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "lease.json").write_text(text)

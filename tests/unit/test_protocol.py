@@ -9,9 +9,11 @@ import pytest
 from standfast.lease import protocol
 from standfast.lease.protocol import (
     NEVER,
+    NO_MEMORY,
     Claim,
     Halted,
     Lost,
+    Memory,
     Repair,
     StillMine,
     Tenure,
@@ -37,7 +39,7 @@ def after_sending(tenure: Tenure, at: float) -> Tenure:
 
 
 def back(tenure: Tenure, now_held: Versioned, now: float = 105.0) -> protocol.Verdict:
-    return protocol.read_back(tenure, now_held, now, LENGTH_S)
+    return protocol.read_back(tenure, now_held, now, LENGTH_S, WAIT_S)
 
 
 def test_each_attempt_has_a_number_of_its_own() -> None:
@@ -149,6 +151,14 @@ CLAIM = Claim(5, beat().identity, 100.0, "services@20261122T101500Z", "takeover"
         (replace(CLAIM, seen=None), held(None), 111.0, "12 s are needed"),
         (replace(CLAIM, seen=None), held(None), 112.0, None),
         (replace(CLAIM, epoch=0, seen=None), held(None, epoch=None), 112.0, None),
+        (CLAIM, replace(held(beat()), highest=6), 200.0, "tell of epoch 6"),
+        (CLAIM, replace(held(beat()), highest=5), 112.0, None),
+        (
+            replace(CLAIM, epoch=0, seen=None),
+            replace(held(None, epoch=None), highest=5),
+            200.0,
+            "accept-epoch",
+        ),
     ],
 )
 def test_a_claim_is_made_good_when_the_same_heartbeat_was_seen_for_long_enough(
@@ -163,14 +173,34 @@ def test_clean_needs_no_wait() -> None:
     assert protocol.objection(replace(CLAIM, seen=clean.identity), held(clean), 100.1, 12) is None
 
 
+def test_a_clean_of_an_earlier_reign_needs_the_wait() -> None:
+    """After `accept-epoch` a later reign that Consul has forgotten may not be over yet."""
+    clean = beat(seq=8, state="clean")
+    claim = replace(CLAIM, epoch=6, seen=clean.identity)
+    early = protocol.objection(claim, held(clean, epoch=6), 111.9, WAIT_S)
+    assert early is not None and "12 s are needed" in early
+    assert protocol.objection(claim, held(clean, epoch=6), 112.0, WAIT_S) is None
+
+
 def test_an_acquisition_is_ours_only_with_our_name_on_both_keys() -> None:
-    won = held(beat(6, B, 1), epoch=6)
-    tenure = protocol.acquired(won, B, 6, 100.0, LENGTH_S)
+    sent = beat(6, B, 31)
+    won = held(sent, epoch=6)
+    tenure = protocol.acquired(won, sent, 100.0, LENGTH_S)
     assert tenure is not None
-    assert (tenure.epoch, tenure.valid_until, tenure.seq) == (6, 108.0, 1)
-    for other in (held(beat(6, A, 1), epoch=6), held(beat(), epoch=6), held(None, epoch=6)):
-        assert protocol.acquired(other, B, 6, 100.0, LENGTH_S) is None
-    assert protocol.acquired(won, B, 7, 100.0, LENGTH_S) is None
+    assert (tenure.epoch, tenure.valid_until, tenure.seq) == (6, 108.0, 31)
+    for other in (held(beat(6, A, 31), epoch=6), held(beat(), epoch=6), held(None, epoch=6)):
+        assert protocol.acquired(other, sent, 100.0, LENGTH_S) is None
+    assert protocol.acquired(won, beat(7, B, 31), 100.0, LENGTH_S) is None
+
+
+def test_an_acquisition_sent_earlier_is_ours_and_gives_no_time() -> None:
+    """Nobody knows any more when it was sent: the first heartbeat upon it brings time."""
+    earlier = held(beat(6, B, 17), epoch=6)
+    tenure = protocol.acquired(earlier, beat(6, B, 31), 100.0, LENGTH_S)
+    assert tenure is not None and tenure.valid_until == NEVER
+    assert tenure.seq == 31, "none of the numbers that were used is used again"
+    going_on = protocol.committed(after_sending(tenure, 101.0), 32, 70, LENGTH_S)
+    assert going_on.valid_until == 109.0
 
 
 def test_the_time_left_is_never_negative() -> None:
@@ -220,3 +250,107 @@ def test_each_heartbeat_tells_the_holder_s_wait() -> None:
     attempt = protocol.next_attempt(TENURE, LeaderState.SERVING, (), wait_s=WAIT_S)
     assert Leader.parse(attempt.leader.dump()).wait == WAIT_S
     assert Leader.parse(beat().dump()).wait == 0.0, "an older version's"
+
+
+# A wait that is told
+
+
+@pytest.mark.parametrize(
+    ("own_s", "now", "told_s"),
+    [(4.0, 100.0, 20.0), (4.0, 119.9, 20.0), (4.0, 120.0, 4.0), (30.0, 100.0, 30.0)],
+)
+def test_a_shorter_wait_is_told_when_what_the_longer_one_permitted_is_over(
+    own_s: float, now: float, told_s: float
+) -> None:
+    leader = replace(beat(), wait=20.0)
+    tenure = protocol.taken_up(held(leader), A, NO_MEMORY, 100.0, 4.0)
+    assert tenure is not None
+    assert tenure.wait_s(own_s, now) == told_s
+
+
+def test_a_lease_that_was_not_taken_up_tells_its_own_wait() -> None:
+    assert TENURE.wait_s(12.0, 100.0) == 12.0
+
+
+# Taking up from an earlier process of this boot
+
+LEFT = Memory(5, "a1", leader_index=61, valid_until=108.0, voided_at=90.0)
+
+
+def taken_up(now_held: Versioned, memory: Memory = LEFT, now: float = 105.0) -> Tenure | None:
+    return protocol.taken_up(now_held, A, memory, now, WAIT_S)
+
+
+def test_what_the_earlier_process_had_goes_on() -> None:
+    tenure = taken_up(held(beat(seq=9)))
+    assert tenure is not None
+    assert (tenure.seq, tenure.leader_index, tenure.valid_until) == (9, 61, 108.0)
+    assert tenure.voided_at == 90.0, "what it had voided stays so"
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [NO_MEMORY, replace(LEFT, epoch=4), replace(LEFT, instance="a0")],
+    ids=["none", "another reign's", "another boot's"],
+)
+def test_without_a_memory_of_this_reign_there_is_no_time(memory: Memory) -> None:
+    tenure = taken_up(held(beat(), index=10), memory)
+    assert tenure is not None
+    assert (tenure.valid_until, tenure.voided_at) == (NEVER, NEVER)
+
+
+@pytest.mark.parametrize(
+    ("index", "now", "voided_at"),
+    [(61, 200.0, 90.0), (70, 200.0, 90.0), (60, 200.0, 212.0), (60, 105.0, 90.0)],
+    ids=["as it was", "a lost reply", "restored, lapsed", "restored, not lapsed"],
+)
+def test_a_lapsed_lease_in_a_restored_consul_is_void_for_a_wait(
+    index: int, now: float, voided_at: float
+) -> None:
+    """Its successor, which that backup has forgotten, may serve until then."""
+    tenure = taken_up(held(beat(), index=index), now=now)
+    assert tenure is not None and tenure.voided_at == voided_at
+
+
+def test_the_longer_wait_counts_for_what_is_void() -> None:
+    tenure = taken_up(held(replace(beat(), wait=20.0), index=60), now=200.0)
+    assert tenure is not None and tenure.voided_at == 220.0
+
+
+@pytest.mark.parametrize(
+    "now_held",
+    [
+        held(None),
+        held(beat(), epoch=None),
+        held(beat(), epoch=6),
+        held(beat(holder=B)),
+        held(beat(holder=A_REBOOTED)),
+        held(beat(state="clean")),
+    ],
+    ids=["no leader", "no epoch", "a later epoch", "another's", "another boot's", "given up"],
+)
+def test_what_is_not_this_boots_lease_is_not_taken_up(now_held: Versioned) -> None:
+    assert taken_up(now_held) is None
+
+
+# A repair
+
+
+@pytest.mark.parametrize(
+    ("leader", "now", "voided_at"),
+    [
+        (None, 107.9, NEVER),
+        (beat(4, B), 107.9, NEVER),
+        (None, 108.0, 120.0),
+        (beat(4, B), 108.0, 120.0),
+        (replace(beat(4, B), wait=20.0), 108.0, 128.0),
+    ],
+    ids=["no leader", "another's", "no leader, lapsed", "another's, lapsed", "its own wait"],
+)
+def test_a_lapsed_lease_that_is_written_again_is_void_for_a_wait(
+    leader: Leader | None, now: float, voided_at: float
+) -> None:
+    """After `accept-epoch`: the one whose reign that ended may serve for the rest of its lease."""
+    verdict = back(TENURE, held(leader), now=now)
+    assert isinstance(verdict, Repair)
+    assert verdict.tenure.voided_at == voided_at

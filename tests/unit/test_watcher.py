@@ -228,6 +228,24 @@ def test_all_that_is_known_is_put_together(config: Config, keys: Keys) -> None:
     view = assemble(config, keys.entries, Sighting(None, 0, 0.0))
     assert (view.epoch, view.history, view.standbys) == (4, {4: reign}, {"n1": record})
     assert view.pause == pause
+    assert view.highest_epoch == 4
+
+
+@pytest.mark.parametrize("name", ["leader", "history/7", "standbys/n1"])
+def test_each_key_may_tell_of_a_higher_epoch_than_the_epochs_own(
+    config: Config, keys: Keys, name: str
+) -> None:
+    snapshot = "services@20261122T101500Z"
+    values = {
+        "leader": Leader(7, Holder("n1", "1"), 9, LeaderState.CLEAN).dump(),
+        "history/7": Reign(7, "n1", None, "takeover", None, 0.0, 1e9).dump(),
+        "standbys/n1": StandbyRecord("n1", 7, snapshot, "id", 1e9).dump(),
+    }
+    keys.set("epoch", dump_epoch(4))
+    keys.set(name, values[name])
+    keys.set("history/007x", b"{}")
+    view = assemble(config, tuple(keys.entries.values()), Sighting(None, 0, 0.0))
+    assert (view.epoch, view.highest_epoch) == (4, 7)
 
 
 def test_details_are_read_again_only_when_they_may_have_changed(

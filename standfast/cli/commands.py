@@ -223,10 +223,11 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "accept-epoch",
-        "after Consul was restored from a backup: raise its epoch to the highest seen here",
+        "after Consul was restored from a backup: raise its epoch to the highest known",
         "standfast.cli.accept_epoch:run",
         _CHANGE,
-        "Never lowers anything. Run it on each storage node: the highest one wins.",
+        "The highest that this node has seen or that any key of the volume tells of; never lowers "
+        "anything. Run it on each storage node: the highest one wins.",
     ),
     Command(
         "guard",

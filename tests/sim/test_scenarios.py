@@ -4,12 +4,14 @@ and no write is gone from every disk. The other invariants are checked all along
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action, Wish
+from standfast.lease.keeper import RETRY_S
 from standfast.plan import Do
 from standfast.reasons import Reason
 from standfast.records import LeaderState
@@ -611,6 +613,62 @@ def test_flushed_rules_of_the_fence_are_put_back_by_the_next_heartbeat(world: Wo
     world.run(3.0)
     assert primary.fence.in_place
     assert primary.serves
+
+
+def test_a_flush_while_cut_off_is_put_back_shut_by_the_lease_process(tmp_path: Path) -> None:
+    """Somebody restarts the firewall because the port is shut; the agent is frozen."""
+    with World(tmp_path, mode="manual") as world:
+        primary = world.begin()
+        world.isolate("a")
+        primary.freeze(primary.agent_actor, 90.0)
+        world.wait_for("the end of the lease", lambda: not primary.serves, 10.0)
+        for _ in range(3):
+            world.run(5.0)
+            primary.fence.in_place = False
+            world.run(TIMING.request_timeout + RETRY_S + 0.1)
+            assert primary.fence.in_place and not primary.serves
+        world["b"].wish = Wish(promote=True)
+        world.wait_for_primary("b")
+        world.run(30.0)
+
+
+@pytest.mark.parametrize(("length_s", "wait_s"), [(8.0, 12.0), (40.0, 45.0)])
+def test_a_shorter_lease_on_the_primary_is_told_when_the_longer_one_is_over(
+    tmp_path: Path, length_s: float, wait_s: float
+) -> None:
+    """The configuration is changed everywhere, the primary's lease process started again; it is
+    frozen right after its first heartbeat, so that the kernel alone ends the longer permit."""
+    long = replace(TIMING, length=length_s, wait=wait_s)
+    short = FAST if length_s == TIMING.length else TIMING
+    timings = {"a": long, "b": short, "c": short}
+    with World(tmp_path, timings=timings) as mixed:
+        primary = mixed.begin()
+        primary.config = replace(primary.config, lease=short)
+        mixed.fault("a", "heartbeat", "freeze-after", 90.0)
+        primary.stop_keeper()
+        primary.freeze(primary.agent_actor, 120.0)
+        primary.down_since = mixed.now - 60.0
+        mixed.cut_links |= {frozenset(("a", "b")), frozenset(("a", "c"))}
+        primary.start_keeper()
+        mixed.wait_for("a successor", lambda: mixed.epoch() == 2, 130.0)
+        mixed.run(40.0)
+
+
+def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: World) -> None:
+    """It has never seen its successor, and its lease process begins anew meanwhile."""
+    primary = world.begin()
+    primary.kill_agent()
+    saved = world.store.backup()
+    world.run(5.0)
+    world.isolate("a")
+    world.wait_for_primary("c")
+    primary.stop_keeper()
+    world.run(5.0)
+    world.store.restore(saved)
+    world.join("a")
+    primary.start_keeper()
+    world.run(30.0)
+    primary.start_agent()
 
 
 def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: World) -> None:

@@ -244,7 +244,7 @@ def test_each_key_may_tell_of_a_higher_epoch_than_the_epochs_own(
     keys.set("epoch", dump_epoch(4))
     keys.set(name, values[name])
     keys.set("history/007x", b"{}")
-    view = assemble(config, tuple(keys.entries.values()), Sighting(None, 0, 0.0))
+    view = assemble(config, keys.entries, Sighting(None, 0, 0.0))
     assert (view.epoch, view.highest_epoch) == (4, 7)
 
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from standfast import agent_jobs
+from standfast import agent_jobs, isolated
 from standfast.act import registration
 from standfast.act.effects import Effects
 from standfast.act.execute import execute
@@ -29,6 +29,7 @@ from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
 from standfast.errors import Refused, ours
 from standfast.files import keep_reserve
 from standfast.herald import Herald
+from standfast.lease.files import LeaseStatus
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
@@ -87,6 +88,8 @@ class Agent:
     """Why the last turn of upkeep failed."""
     scheduled_at: float | None = float("-inf")
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
+    since: float = field(default_factory=monotonic)
+    """When this process began: of what was before it only the files tell."""
     herald: Herald = field(init=False)
     fence: FenceWatch = field(init=False)
 
@@ -215,9 +218,15 @@ class Agent:
             elif own is None and self.busy is None:
                 self._keep_standby()
 
+        def freeze() -> None:
+            if own is not None and self.busy is None:
+                self._freeze_if_due(own)
+
         # A disk without room for a reserve is no reason not to vouch for the server.
-        unkept = self._failure_of(keep_role) or self._failure_of(
-            lambda: keep_reserve(self.config.state_dir)
+        unkept = (
+            self._failure_of(keep_role)
+            or self._failure_of(lambda: keep_reserve(self.config.state_dir))
+            or self._failure_of(freeze)
         )
         if unkept not in (None, self.unkept):
             log.warning("upkeep: %s", unkept)
@@ -259,6 +268,12 @@ class Agent:
         if registration.service_id(machine) in machine.consul.local_services():
             log.warning("a standby is no server: removing the leftover registration")
             self._unless_changed(None, lambda: registration.deregister(machine))
+
+    def _freeze_if_due(self, own: OwnReign) -> None:
+        """Before the lock is taken, a look: a plan must not find it taken at each turn."""
+        lease = LeaseStatus.load(self.config.run_dir)
+        if isolated.is_due(own, lease, self.config.lease.wait, self.since, monotonic()):
+            self._unless_changed(own, lambda: isolated.freeze_if_due(self.machine, own, self.since))
 
     def _stop_schedule(self) -> None:
         self.machine.schedule.stop()

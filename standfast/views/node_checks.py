@@ -1,17 +1,22 @@
-"""What doctor says of this machine: units that failed, the clock, hooks that aren't run."""
+"""What doctor says of this machine: units that failed or don't wait for the volume's disk, the
+clock, hooks that aren't run."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from standfast import hooks
+from standfast.adapters.btrfs_place import mount_of
 from standfast.clock import Deadline
 from standfast.config.model import Config
+from standfast.files import read_foreign_text
 from standfast.run import run
 from standfast.views.doctor import Finding
 
 ASK_S = 10.0
+MOUNTS = Path("/proc/self/mountinfo")
 UNITS = ("standfast-*", "consul.service")
 CYCLES = "standfast-replicate@"
 """Of these the last failure is told on the primary; a former one's last cycle fails by nature."""
@@ -20,7 +25,7 @@ CYCLES = "standfast-replicate@"
 def look(config: Config) -> list[Finding]:
     """Of this node; in the demo there is neither systemd nor a clock of its own."""
     embedded = config.nfs.server == "embedded"
-    found = [] if embedded else [*_units(), *_clock()]
+    found = [] if embedded else [*_units(), *_order(config), *_clock()]
     return [*found, *_hooks(config)]
 
 
@@ -40,6 +45,30 @@ def failed_units(listing: str) -> Finding:
         return Finding("units", True, "none has failed")
     fix = f"journalctl -u {' -u '.join(names)}; then systemctl reset-failed, or start it"
     return Finding("units", False, f"failed: {', '.join(names)}", fix)
+
+
+def _order(config: Config) -> Iterator[Finding]:
+    if config.node not in config.nodes or shutil.which("systemctl") is None:
+        return
+    point = mount_of(config.paths.live.parent, read_foreign_text(MOUNTS)).point
+    agent = f"standfast-agent@{config.volume}.service"
+    ask = ["systemd-escape", "--path", "--suffix=mount", str(point)]
+    unit = run(ask, deadline=Deadline.after(ASK_S), op="escape").stdout.strip()
+    show = ["systemctl", "show", "--property=After", "--value", "--", agent]
+    after = run(show, deadline=Deadline.after(ASK_S), op="order", check=False).stdout.split()
+    yield waits_for_disk(point, unit, agent, after)
+
+
+def waits_for_disk(point: Path, unit: str, agent: str, after: Sequence[str]) -> Finding:
+    """From `systemctl show --property=After`; the root file system is there before all units."""
+    if point == Path("/") or unit in after:
+        return Finding("order", True, f"{agent} starts after {point} is mounted")
+    fix = (
+        f"systemctl edit {agent}, with [Unit], Wants={unit} and After={unit}; and "
+        f"RequiresMountsFor={point} for standfast-replicate@ and standfast-verify@ "
+        f"(docs/operators-guide.md)"
+    )
+    return Finding("order", False, f"{agent} doesn't wait for {unit}", fix)
 
 
 def _clock() -> Iterator[Finding]:

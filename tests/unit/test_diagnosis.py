@@ -226,6 +226,16 @@ def test_a_standby_looks_at_no_other(config: Config) -> None:
 # The node
 
 
+def test_an_agent_that_starts_before_its_disk_is_mounted_is_named_with_the_drop_in() -> None:
+    agent, after = "standfast-agent@x.service", ["consul.service", "persist.mount"]
+    assert node_checks.waits_for_disk(Path("/persist"), "persist.mount", agent, after).ok
+    assert node_checks.waits_for_disk(Path("/"), "-.mount", agent, after).ok
+    found = node_checks.waits_for_disk(Path("/srv/x"), "srv-x.mount", agent, after)
+    assert not found.ok
+    assert "Wants=srv-x.mount and After=srv-x.mount" in found.fix
+    assert "RequiresMountsFor=/srv/x" in found.fix
+
+
 def test_failed_units_are_named_with_their_journal() -> None:
     assert node_checks.failed_units("\n").ok
     assert node_checks.failed_units("standfast-replicate@x:n2.service loaded failed failed x\n").ok

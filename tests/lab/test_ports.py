@@ -1,0 +1,131 @@
+"""The ports' suites on a real service manager: the adapters run here, their `systemctl` in a node.
+
+What is in the suites' own lists runs in tests/contract/ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from standfast.adapters.mount_units import SystemdMountUnits
+from standfast.adapters.systemd import SystemdUnits
+from standfast.adapters.timers import ReplicationTimers, timer_of
+from standfast.clients.observed import Tie
+from tests.contract.ports import test_mount_units, test_schedule, test_units
+from tests.fakes.machine import config_in
+from tests.lab.lab import Lab
+from tests.lab.node import Node
+from tests.machines.host import CHECKOUT
+from tests.support.waiting import soon
+
+UNITS = "/run/systemd/system"
+UNIT = "held-to-the-contract.service"
+
+
+def held_to(suite: ModuleType) -> Callable[[type], type]:
+    """The suite's tests, on the `scene` of the class."""
+
+    def add(made: type) -> type:
+        for name, value in vars(suite).items():
+            if name.startswith("test_") and callable(value):
+                setattr(made, name, staticmethod(value))
+        return made
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def lab_node(lab_factory: Callable[..., Lab]) -> Iterator[Node]:
+    lab = lab_factory(nodes=("n1",))
+    yield lab["n1"]
+    lab.close()
+
+
+@pytest.fixture
+def node(lab_node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """Its `systemctl` is the first on the path."""
+    tool = tmp_path / "bin" / "systemctl"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nexec nsenter -t {lab_node.pid} -a --wd=/ systemctl "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    return lab_node
+
+
+def units_of(node: Node) -> SystemdUnits:
+    return SystemdUnits(Path(f"/proc/{node.pid}/root{UNITS}"))
+
+
+def unit(node: Node, name: str, text: str) -> None:
+    node.write(f"{UNITS}/{name}", text)
+    node.run("systemctl", "daemon-reload")
+
+
+@held_to(test_units)
+class TestUnits:
+    @pytest.fixture
+    def scene(self, node: Node) -> Iterator[test_units.Scene]:
+        unit(node, UNIT, "[Service]\nExecStart=/bin/sleep infinity\n")
+        yield test_units.Scene(
+            units_of(node),
+            UNIT,
+            lambda: unit(node, UNIT, "[Service]\nType=oneshot\nExecStart=/bin/false\n"),
+        )
+        node.sh(f"systemctl stop {UNIT}; systemctl reset-failed {UNIT} || true")
+
+
+@held_to(test_schedule)
+class TestSchedule:
+    @pytest.fixture
+    def scene(self, node: Node, tmp_path: Path) -> Iterator[test_schedule.Scene]:
+        config = config_in(tmp_path)
+        name = "standfast-replicate@.timer"
+        unit(node, name, (CHECKOUT / "systemd" / name).read_text())
+        unit(node, name.replace("timer", "service"), "[Service]\nExecStart=/bin/true\n")
+        units = units_of(node)
+        timers = [timer_of(config, standby) for standby in config.standbys]
+
+        def runs() -> bool:
+            active = {units.is_active(timer) for timer in timers}
+            assert len(active) == 1, "all of them or none"
+            return active == {True}
+
+        schedule = ReplicationTimers(config, units)
+        yield test_schedule.Scene(schedule, runs)
+        schedule.stop()
+
+
+@held_to(test_mount_units)
+class TestMountUnits:
+    @pytest.fixture
+    def scene(self, node: Node) -> test_mount_units.Scene:
+        return test_mount_units.Scene(SystemdMountUnits(), Path("/nowhere/at/all"))
+
+
+def test_the_unit_of_a_path_and_who_requires_it_are_known(node: Node) -> None:
+    path, mount, units = Path("/mnt/contract"), "mnt-contract.mount", SystemdMountUnits()
+    unit(
+        node,
+        mount,
+        f"[Mount]\nWhat=tmpfs\nType=tmpfs\nWhere={path}\nOptions=noatime,x-systemd.automount\n"
+        "[Install]\nWantedBy=multi-user.target\n",
+    )
+    unit(node, UNIT, f"[Unit]\nRequiresMountsFor={path}\n[Service]\nExecStart=/bin/sleep 999\n")
+    try:
+        assert units.dependants(path) == ()
+        node.run("systemctl", "start", UNIT)
+        assert units.options(path) == "noatime"
+        assert units.dependants(path) == (UNIT,)
+        assert units.active([UNIT, mount]) == (UNIT, mount)
+        before = units_of(node).show(UNIT, "MainPID")
+        units.restart([UNIT], soon(20.0))
+        assert units_of(node).show(UNIT, "MainPID") != before
+        assert units.tie(path) == Tie(unit=False), "it isn't enabled: nobody wants it at boot"
+        node.run("systemctl", "enable", "--runtime", mount)
+        assert units.tie(path) == Tie(unit=True)
+    finally:
+        node.sh(f"systemctl stop {UNIT} {mount}; systemctl disable --runtime {mount} || true")

@@ -1,4 +1,7 @@
-"""The fence on the real kernel: both backends, in network namespaces of the test's own."""
+"""The fence on the real kernel: both backends, in network namespaces of the test's own.
+
+What packets meet; what callers rely on is in tests/contract/ports/test_fence.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ import pytest
 from standfast.adapters.fence import KernelFence, NftFence, build_script
 from standfast.adapters.fence_ipset import IpsetFence
 from standfast.clock import monotonic, sleep
-from standfast.errors import StandfastError, TimedOut
+from standfast.errors import StandfastError
 from standfast.lease.cutoff import Found, put_back_shut
 from tests.support import needs
 from tests.support.pace import patient
@@ -317,17 +320,6 @@ def test_a_shut_port_answers_nobody_but_this_machine(
             assert answers(connection, patient(5.0))
 
 
-def test_shutting_twice_is_shutting_once(firewall: Firewall) -> None:
-    fence = firewall.fence
-    fence.ensure_closed()
-    arm(fence, 20)
-    assert fence.state().open_for_s > 15
-    fence.ensure_closed()
-    fence.ensure_closed()
-    state = fence.state()
-    assert (state.in_place, state.open_for_s) == (True, 0.0)
-
-
 def test_nothing_else_of_the_firewall_changes(firewall: Firewall) -> None:
     before = firewall.listing()
     assert "22" in before
@@ -366,42 +358,6 @@ def test_arming_where_there_are_no_rules_makes_them(
     sleep(firewall.span_s + 0.02)
     with pytest.raises(TimeoutError):
         connect(client_namespace, 0.3)
-
-
-def test_the_port_is_never_open_beyond_the_end(firewall: Firewall) -> None:
-    firewall.fence.ensure_closed()
-    for seconds in (1.999, 2.5, 7.3001):
-        until = monotonic() + seconds
-        asked = monotonic()
-        firewall.fence.arm(until, asked + 5)
-        took_s = monotonic() - asked
-        looked = monotonic()  # the kernel's answer is of some moment after it
-        open_for_s = firewall.fence.state().open_for_s
-        assert 0 < open_for_s <= until - looked + took_s + 0.01
-
-
-def test_a_shorter_permit_replaces_a_longer_one(firewall: Firewall) -> None:
-    arm(firewall.fence, 50)
-    arm(firewall.fence, 5)
-    assert 0 < firewall.fence.state().open_for_s <= 5
-
-
-def test_the_least_lease_of_the_volumes_counts(firewall: Firewall) -> None:
-    music = firewall.other_volume("music")
-    arm(firewall.fence, 10)
-    arm(music, 50)
-    assert 0 < music.state().open_for_s <= 10
-    firewall.fence.release()
-    arm(music, 50)
-    assert 40 < music.state().open_for_s <= 50
-    firewall.fence.claim()
-    assert music.state().open_for_s == 0, "what was opened without it is shut"
-    with pytest.raises(StandfastError, match="the lease of data has run out"):
-        arm(music, 50)
-    arm(firewall.fence, 20)
-    arm(music, 50)
-    firewall.fence.claim()
-    assert 0 < music.state().open_for_s <= 20, "it had a say already"
 
 
 def test_the_end_of_one_volume_s_lease_is_the_end_for_all_though_another_goes_on(
@@ -443,13 +399,6 @@ def test_rules_of_an_older_version_are_replaced(
     assert not fence.state().in_place
     assert arm(fence, 20) is True
     assert fence.state().in_place
-
-
-def test_too_late_is_not_at_all(firewall: Firewall) -> None:
-    firewall.fence.ensure_closed()
-    with pytest.raises(TimedOut):
-        firewall.fence.arm(monotonic() + 20, monotonic() - 0.001)
-    assert firewall.fence.state().open_for_s == 0
 
 
 @pytest.mark.parametrize(("backend", "how"), DISTURBANCES)

@@ -39,7 +39,10 @@ ELSEWHERE = {
     "standfast.demo.ledger.Every": "alike by chance",
     "standfast.views.looks.Looks": "alike by chance",
     "tests.contract.client_scene.Catalog": "one answer, which the test writes down",
-    "tests.contract.test_lease_on_consul.Racer": "a gateway that waits for others before it asks",
+    "tests.contract.test_lease_on_consul.Paused": "a gateway that is held up on purpose",
+    "tests.contract.test_lease_on_consul.Racer": "a gateway that is held up on purpose",
+    "tests.contract.test_lease_on_consul.Racing": "a gateway that is held up on purpose",
+    "tests.contract.test_lease_on_consul.Stalled": "a gateway that is held up on purpose",
     "tests.fakes.nomad_world.FakeNomad": "as far as following asks: see its docstring",
     "tests.fakes.replication.LeaseKeys": "a MemoryConsul with a lease in it",
     "tests.unit.test_keeper.Fence": "a FakeFence that notes what it is asked",
@@ -152,7 +155,10 @@ def test_every_port_has_a_suite_on_everybody_who_implements_it(port: str) -> Non
     assert found, f"{port} has no suite in {SUITES}, and is not among those that need none"
     missing = set(implementers(port)) - found - set(ELSEWHERE)
     missing = {one for one in missing if not one.startswith("tests.sim.")}
-    assert not missing, f"{sorted(missing)} implement {port}, and no suite holds them to it"
+    assert not missing, (
+        f"{sorted(missing)} implement {port}, and no suite holds them to it: add them to "
+        f"IMPLEMENTATIONS of the port's suite in {SUITES}, or say in ELSEWHERE why not"
+    )
 
 
 def test_what_is_said_to_be_elsewhere_is_there() -> None:

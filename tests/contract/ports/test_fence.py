@@ -232,3 +232,7 @@ def test_the_least_lease_of_the_volumes_counts(scene: Scene, fence: Fence) -> No
     assert scene.other.state().open_for_s == 0, "what was opened without it is shut"
     with pytest.raises(StandfastError, match="the lease of data has run out"):
         scene.arm(50, scene.other)
+    scene.arm(20)
+    scene.arm(50, scene.other)
+    fence.claim()
+    assert 0 < scene.other.state().open_for_s <= 20, "it had a say already"

@@ -21,9 +21,9 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.files import write_atomically
 from standfast.names import SnapshotName
-from standfast.replication.published import note_epoch
 from tests.contract.test_exporter import Exporter, agent, exporting
 from tests.machines.host import LabError
+from tests.support.origins import note_epoch
 
 # Standbys -> milliseconds promised on an idle machine.
 PROMISES = {10: 10, 1000: 60}

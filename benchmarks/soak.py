@@ -153,7 +153,7 @@ class Watch:
     def _sample(self) -> Sample:
         there, here = open_store(self.standby), open_store(self.primary)
         published = [one for one in there.snapshots() if one.received]
-        newest = max(one.name.taken_at for one in published)
+        newest = max(one.name.stamp for one in published)
         own = [one for one in here.snapshots() if not one.received]
         staged = len(there.unfinished())
         return Sample(time.monotonic(), time.time() - newest, len(published), len(own), staged)

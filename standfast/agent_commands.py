@@ -188,17 +188,17 @@ def _as_primary(agent: Agent) -> Seen:
 def best_standby(agent: Agent, seen: Seen) -> str:
     """The standby with the newest data, the higher priority, by the primary's own records."""
     assert isinstance(seen.view, Cluster)
-    taken_at = {}
+    stamps = {}
     for name in agent.config.standbys:
         record = seen.view.standbys.get(name)
         if record is not None:
             with contextlib.suppress(ValueError):  # written by hand: as if it had none
-                taken_at[name] = SnapshotName.parse(record.snapshot).taken_at
+                stamps[name] = SnapshotName.parse(record.snapshot).stamp
 
     def rank(name: str) -> tuple[float, int, str]:
-        return (taken_at[name], agent.config.nodes[name].priority, name)
+        return (stamps[name], agent.config.nodes[name].priority, name)
 
-    alive = [name for name in taken_at if agent.machine.consul.node_health(name) == "passing"]
+    alive = [name for name in stamps if agent.machine.consul.node_health(name) == "passing"]
     if not alive:
         raise Refused(
             Reason.NO_STANDBY_READY,

@@ -13,7 +13,7 @@ from standfast.clock import format_utc
 from standfast.config.model import Config
 from standfast.decision import Action, Decision, Moment, Wish
 from standfast.names import SnapshotName
-from standfast.observe import Available, Cluster, Local, newest
+from standfast.observe import Available, Cluster, Local, is_final, newest
 from standfast.reasons import Reason
 from standfast.records import Leader, longest_wait_s
 from standfast.reign import Stage
@@ -24,7 +24,7 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
     leader = view.leader
     handed = _is_handed(view, local)
     in_place = _may_go_on_in_place(view, local)
-    base = None if in_place else newest(local, view, now.utc)
+    base = None if in_place else newest(local, view)
     if leader is not None:
         alive = _primary_alive(leader, view, config, now)
         if alive is not None:
@@ -65,7 +65,7 @@ def _promotion(
     leader = view.leader
     seen_s = now.monotonic - view.sighting.first_seen
     reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
-    lost_s = 0.0 if base is None else max(0.0, now.utc - seen_s - base.snapshot.name.taken_at)
+    lost_s = 0.0 if base is None else _lost_s(base, seen_s, now)
     if leader is not None and view.given_up:
         why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
         if not is_behind(base, view):
@@ -84,6 +84,12 @@ def _promotion(
         lost_s=lost_s,
         unless_paused=not wish.promote and not _is_handed(view, local),
     )
+
+
+def _lost_s(base: Available, seen_s: float, now: Moment) -> float | None:
+    """At most so much was written after `base` until the last heartbeat; None: not known."""
+    age_s = base.age_s(now.utc)
+    return None if age_s is None else max(0.0, age_s - seen_s)
 
 
 def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
@@ -178,25 +184,27 @@ def _unfit(
             f"{local.node} has no published snapshot of the current lineage in "
             f"{config.paths.standby}: it can't take over; see `standfast snapshots`",
         )
-    age_s = now.utc - base.snapshot.name.taken_at
-    if age_s > config.max_data_loss and not wish.accept_data_loss and not handed:
-        return Decision(
-            Action.BLOCKED,
-            Reason.TOO_OLD,
-            f"the newest snapshot on {local.node} ({base.snapshot.name}) is {age_s:.0f} s old and "
-            f"max_data_loss is {config.max_data_loss:g} s: "
-            f"`standfast promote --accept-data-loss` takes it all the same",
-        )
-    return None
+    age_s = base.age_s(now.utc)
+    if age_s is not None and age_s <= config.max_data_loss:
+        return None
+    if wish.accept_data_loss or handed:
+        return None
+    old = "of unknown age (a clock was set back)" if age_s is None else f"{age_s:.0f} s old"
+    return Decision(
+        Action.BLOCKED,
+        Reason.TOO_OLD,
+        f"the newest snapshot on {local.node} ({base.snapshot.name}) is {old} and "
+        f"max_data_loss is {config.max_data_loss:g} s: "
+        f"`standfast promote --accept-data-loss` takes it all the same",
+    )
 
 
 def is_behind(base: Available | None, view: Cluster) -> bool:
-    """Whether there is a newer snapshot of the reign that was given up in order."""
+    """Whether `base` lacks something of the reign that was given up in order."""
     if base is None or view.leader is None or not view.leader.is_clean:
         return False
     if view.leader.final is not None:
-        with contextlib.suppress(ValueError):
-            return base.snapshot.name < SnapshotName.parse(view.leader.final)
+        return not is_final(base, view.leader)
     for record in view.standbys.values():
         with contextlib.suppress(ValueError):
             newer = SnapshotName.parse(record.snapshot) > base.snapshot.name
@@ -212,7 +220,7 @@ def _incomplete(base: Available | None, view: Cluster, local: Local, wish: Wish)
     return Decision(
         Action.BLOCKED,
         Reason.TOO_OLD,
-        f"the newest snapshot on {local.node} ({base.snapshot.name}) is older than the final one "
+        f"the newest snapshot on {local.node} ({base.snapshot.name}) is not the final one "
         f"of the last reign: `standfast promote` on the node that has that{_final(view)}, or "
         f"`standfast promote --accept-data-loss` here",
     )
@@ -298,20 +306,20 @@ def _patience(
 
 
 def _better(view: Cluster, local: Local, config: Config, base: Available | None) -> tuple[str, ...]:
-    """Candidates that are alive and rank above this node: (epoch, time, priority, name)."""
+    """Candidates that are alive and rank above this node: (epoch, stamp, priority, name)."""
     leader = view.leader
     assert leader is not None and base is not None
-    mine = (base.epoch, base.snapshot.name.taken_at, config.me.priority, local.node)
+    mine = (base.epoch, base.snapshot.name.stamp, config.me.priority, local.node)
     found = []
     for name in leader.candidates:
         record, node = view.standbys.get(name), config.nodes.get(name)
         if name == local.node or record is None or node is None or name not in view.alive:
             continue
         try:
-            taken_at = SnapshotName.parse(record.snapshot).taken_at
+            stamp = SnapshotName.parse(record.snapshot).stamp
         except ValueError:
             continue
-        if (record.epoch, taken_at, node.priority, name) > mine:
+        if (record.epoch, stamp, node.priority, name) > mine:
             found.append(name)
     if (
         leader.holder.node != local.node

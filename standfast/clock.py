@@ -10,6 +10,8 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 
 from standfast.errors import TimedOut
 
@@ -31,6 +33,28 @@ def sleep(seconds: float) -> None:
 def utc_now() -> float:
     """Wall-clock seconds since the epoch, for records and messages only."""
     return time.time()
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """One moment on the clocks of this machine."""
+
+    utc: float
+    up: float
+    """Seconds since the machine started, those that it slept among them; nobody sets it."""
+    boot: str
+    """Which start that was."""
+
+
+def instant() -> Instant:
+    """Now."""
+    return Instant(utc_now(), time.clock_gettime(time.CLOCK_BOOTTIME), _boot())
+
+
+@cache
+def _boot() -> str:
+    """The kernel's, as its uptime is: that of the host in a container."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def format_stamp(seconds: float) -> str:

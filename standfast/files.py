@@ -21,7 +21,7 @@ RESERVE = ".reserve"
 """In a directory: files that stand for the room of those that are replaced there."""
 RESERVE_FILES = 16
 """A failover and its undoing write less than ten."""
-RESERVE_BYTES = 16 * 1024
+RESERVE_BYTES = 32 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

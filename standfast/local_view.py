@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Sequence
@@ -9,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from standfast.act.machine import Machine
-from standfast.clock import monotonic
+from standfast.clock import Instant, instant
+from standfast.errors import StandfastError
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.observe import Available, Local
 from standfast.reign import OwnReign
-from standfast.replication.published import epochs_of_snapshots, published_file
+from standfast.replication.published import note_clock, origins_of_snapshots, published_file
 
 SNAPSHOTS_EVERY_S = 15.0
+WAS_SET_S = 1.0
+"""A wall clock that moved by more than that against the uptime was set."""
 
 
 def is_locked(path: Path) -> bool:
@@ -57,6 +61,7 @@ class LocalView:
         self._snapshots: tuple[Available, ...] = ()
         self._listed_at = float("-inf")
         self._listed: tuple[int, ...] = ()
+        self._offset = float("-inf")
 
     def note_epoch(self, epoch: int) -> None:
         """Durably remember that `epoch` was seen."""
@@ -66,17 +71,15 @@ class LocalView:
         """StandfastError when a file of ours can't be understood."""
         machine, config = self._machine, self._machine.config
         own = OwnReign.load(config.state_dir)
-        now = monotonic()
+        now = instant()
         paths = config.paths
         changed = changed_at((paths.snapshots, paths.standby, published_file(config)))
-        if fresh or changed != self._listed or now - self._listed_at >= SNAPSHOTS_EVERY_S:
-            epochs = epochs_of_snapshots(config)
-            self._snapshots = tuple(
-                Available(snapshot, epochs[snapshot.content_id])
-                for snapshot in machine.store.snapshots()
-                if snapshot.content_id in epochs
-            )
-            self._listed_at, self._listed = now, changed
+        # Their times are by the clock as it was then.
+        was_set = abs(now.utc - now.up - self._offset) > WAS_SET_S
+        late = now.up - self._listed_at >= SNAPSHOTS_EVERY_S
+        if fresh or was_set or late or changed != self._listed:
+            self._snapshots = self._list(now)
+            self._listed_at, self._listed, self._offset = now.up, changed, now.utc - now.up
         return Local(
             node=config.node,
             instance=machine.me.instance,
@@ -87,6 +90,17 @@ class LocalView:
             snapshots=self._snapshots,
             has_live=config.paths.live.exists(),
             nfs_running=machine.nfs.is_running() if own is not None else False,
+        )
+
+    def _list(self, now: Instant) -> tuple[Available, ...]:
+        config, store = self._machine.config, self._machine.store
+        origins = origins_of_snapshots(config, now)
+        with contextlib.suppress(StandfastError, OSError):  # busy, or no space: next time
+            note_clock(config, now)
+        return tuple(
+            Available(one, origin.epoch, origin.time(one.name))
+            for one in store.snapshots()
+            if (origin := origins.get(one.content_id)) is not None
         )
 
     def glance(self, before: Local) -> Local:

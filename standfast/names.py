@@ -1,18 +1,21 @@
 """Names of snapshots and of subvolumes kept aside.
 
-Only the UTC time in a snapshot's name is true (mtime, otime and send time all mislead), so a name
-that can't be parsed, or lies in the future, never counts as the newest.
+Invariant: a name says what it comes after. Its stamp is the wall clock's time where that is later
+than every name known before, and else one second more than the latest of those: within a history
+the order of the stamps is the order in which the snapshots were taken, whatever the clocks did
+meanwhile. How old a snapshot is, is another question: see `ages`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from standfast.clock import format_stamp, parse_stamp
 
-# A name ahead of this machine's clock by more than this is not believed, seconds.
-FUTURE_TOLERANCE_S = 60.0
+STEP_S = 1.0
+"""Between a name and the next one: what is written is whole seconds."""
 _SNAPSHOT = re.compile(r"(?P<volume>[A-Za-z0-9][A-Za-z0-9_.-]*)@(?P<stamp>[0-9]{8}T[0-9]{6}Z)")
 _ASIDE = re.compile(
     r".+\.(?P<kind>diverged|retired)-(?P<epoch>[0-9]{1,15})-(?P<stamp>[0-9]{8}T[0-9]{6}Z)"
@@ -21,9 +24,10 @@ _ASIDE = re.compile(
 
 @dataclass(frozen=True, slots=True, order=True)
 class SnapshotName:
-    """`services@20261122T101500Z`; ordered by time, then by base name."""
+    """`services@20261122T101500Z`; ordered by its stamp, then by base name."""
 
-    taken_at: float
+    stamp: float
+    """UTC seconds, as the order has it; the clock may have said less."""
     base: str
 
     @classmethod
@@ -39,10 +43,12 @@ class SnapshotName:
         return cls(parse_stamp(match["stamp"]), match["volume"])
 
     def __str__(self) -> str:
-        return f"{self.base}@{format_stamp(self.taken_at)}"
+        return f"{self.base}@{format_stamp(self.stamp)}"
 
-    def is_in_the_future(self, utc_now: float) -> bool:
-        return self.taken_at > utc_now + FUTURE_TOLERANCE_S
+    def after(self, others: Iterable[SnapshotName]) -> SnapshotName:
+        """This name, or the next one after the latest of `others` where that is later."""
+        latest = max((other.stamp + STEP_S for other in others), default=self.stamp)
+        return SnapshotName(max(self.stamp, latest), self.base)
 
 
 def diverged_name(base: str, epoch: int, seconds: float) -> str:

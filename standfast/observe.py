@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from standfast.act.ports import Snapshot
+from standfast.ages import age_of
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -82,6 +83,13 @@ class Available:
 
     snapshot: Snapshot
     epoch: int
+    taken_at: float | None = None
+    """When it was taken, UTC seconds by this node's clock; None: only its name tells."""
+
+    def age_s(self, utc: float) -> float | None:
+        """Seconds, at least so many; None: not known."""
+        at = self.snapshot.name.stamp if self.taken_at is None else self.taken_at
+        return age_of(at, utc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +130,24 @@ def in_lineage(available: Available, cluster: Cluster) -> bool:
     return True
 
 
-def newest(local: Local, cluster: Cluster, utc_now: float) -> Available | None:
-    """The best snapshot that this node could be promoted from."""
-    fit = [
-        available
-        for available in local.snapshots
-        if in_lineage(available, cluster) and not available.snapshot.name.is_in_the_future(utc_now)
-    ]
-    return max(fit, key=lambda item: (item.epoch, item.snapshot.name), default=None)
+def newest(local: Local, cluster: Cluster) -> Available | None:
+    """The best snapshot that this node could be promoted from.
+
+    After an orderly end that is the final one, whatever else there is; else the last one taken.
+    """
+    fit = [available for available in local.snapshots if in_lineage(available, cluster)]
+    ended = cluster.leader if cluster.given_up else None
+    final = [available for available in fit if is_final(available, ended)]
+    return max(final or fit, key=lambda item: (item.epoch, item.snapshot.name), default=None)
+
+
+def is_final(available: Available, leader: Leader | None) -> bool:
+    """Whether it is the snapshot that has everything of the reign that was given up in order.
+
+    An older version's primary tells only its name.
+    """
+    if leader is None or not leader.is_clean or leader.final is None:
+        return False
+    if leader.final_id is not None:
+        return available.snapshot.content_id == leader.final_id
+    return str(available.snapshot.name) == leader.final

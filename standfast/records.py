@@ -5,9 +5,9 @@ is a ForeignValue: the caller stops, nothing is overwritten.
 
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
     leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
-                      "final"}
+                      "final", "final_id"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
-    standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "at"}
+    standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at"}
     pause            {"v": 1, "by", "reason", "at"}
     clients/<node>   {"v": 1, "node", "server", "epoch", "state", "at"}   shown, never acted on
 """
@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from standfast.ages import time_of
 from standfast.errors import ForeignValue
+from standfast.names import SnapshotName
 
 VERSION = 1
 MOST_SECONDS = 253_402_300_800  # the year 10000 can't be printed
@@ -54,6 +56,8 @@ class Handover:
     """The operator's reason; the successor writes it to the history."""
     final: str | None = None
     """Name of the snapshot that has everything."""
+    final_id: str | None = None
+    """... and its content id: a name says when, not what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,12 @@ class Leader:
     to: str | None = None
     note: str | None = None
     final: str | None = None
-    """With CLEAN, these three: see Handover."""
+    """With CLEAN, these three and `final_id`: see Handover."""
     wait: float = 0.0
     """The holder's own W, seconds: unheard of for so long it serves no more, whatever a candidate's
     configuration says. 0: an older version's, which doesn't tell."""
+    final_id: str | None = None
+    """None: an older version's, which tells only the name."""
 
     @property
     def identity(self) -> tuple[int, str, str, int]:
@@ -99,8 +105,8 @@ class Leader:
             to=self.to,
             **{
                 name: text
-                for name, text in (("note", self.note), ("final", self.final))
-                if text is not None
+                for name in ("note", "final", "final_id")
+                if (text := getattr(self, name)) is not None
             },
             **({"wait": self.wait} if self.wait else {}),
         )
@@ -119,6 +125,7 @@ class Leader:
                 note=_optional(doc.get("note")),
                 final=_optional(doc.get("final")),
                 wait=_seconds(doc.get("wait", 0)),
+                final_id=_optional(doc.get("final_id")),
             )
 
         return _parse(raw, key, build)
@@ -206,6 +213,9 @@ class StandbyRecord:
     snapshot: str
     content_id: str
     at: float
+    taken_at: float | None = None
+    """When the snapshot was taken, UTC seconds by the primary's clock; None: an older version's, of
+    which only the name is known."""
 
     def dump(self) -> bytes:
         return _dump(
@@ -214,7 +224,16 @@ class StandbyRecord:
             snapshot=self.snapshot,
             content_id=self.content_id,
             at=self.at,
+            **({} if self.taken_at is None else {"taken_at": self.taken_at}),
         )
+
+    @property
+    def time(self) -> float | None:
+        """When it was taken, UTC seconds, the older of two words; None: its name is none."""
+        try:
+            return time_of(SnapshotName.parse(self.snapshot), self.taken_at)
+        except ValueError:
+            return None
 
     @classmethod
     def parse(cls, raw: bytes, key: str = "standbys") -> StandbyRecord:
@@ -227,6 +246,7 @@ class StandbyRecord:
                 snapshot=_text(doc["snapshot"]),
                 content_id=_text(doc["content_id"]),
                 at=_seconds(doc["at"]),
+                taken_at=None if doc.get("taken_at") is None else _seconds(doc["taken_at"]),
             ),
         )
 

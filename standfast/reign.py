@@ -74,7 +74,7 @@ class Stage(StrEnum):
     """`clean` was or is being sent; the tree equals the final snapshot."""
 
 
-_LATER = ("file_system", "aside")
+_LATER = ("file_system", "aside", "final_id")
 """Fields that a file of an older version doesn't have."""
 
 
@@ -105,6 +105,8 @@ class OwnReign:
     """UUID of the file system that has the tree; None: not known yet, an older version began it."""
     aside: str | None = None
     """Name under which the tree is, or was just going to be, put aside."""
+    final_id: str | None = None
+    """Its content id; None: an older version noted only the name."""
 
     def at(self, stage: Stage) -> OwnReign:
         return replace(self, stage=stage)

@@ -220,7 +220,9 @@ class Effects:
         self._ask_lease({"cmd": "drain"})
 
     def release(self) -> None:
-        request = {"cmd": "release", "to": self.to, "note": self.note, "final": self._released()}
+        final, final_id = self._released()
+        request = {"cmd": "release", "to": self.to, "note": self.note}
+        request |= {"final": final, "final_id": final_id}
         for left in reversed(range(RELEASE_TRIES)):
             try:
                 self._ask_lease(request)
@@ -230,16 +232,16 @@ class Effects:
                     raise
                 sleep(0.5)
 
-    def _released(self) -> str | None:
-        """The name of the snapshot that has all of this reign; noted as released."""
+    def _released(self) -> tuple[str | None, str | None]:
+        """Name and content id of the snapshot that has all of this reign; noted as released."""
         state_dir = self.machine.config.state_dir
         own = self._own_of_this_epoch()
         if own is None:  # cut off before it began: nothing is newer than what it was to start from
             intent = Intent.load(state_dir, self.epoch())
-            return None if intent is None else intent.base
-        final = own.base if own.stage in UNBORN else own.final
+            return (None, None) if intent is None else (intent.base, intent.base_content_id)
+        unborn = own.stage in UNBORN
         own.at(Stage.RELEASED).save(state_dir)
-        return final
+        return (own.base, own.base_content_id) if unborn else (own.final, own.final_id)
 
     # The volume and the server
 

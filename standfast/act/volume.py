@@ -12,11 +12,12 @@ from dataclasses import replace
 
 from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
+from standfast.ages import Origin
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.errors import StandfastError
-from standfast.names import SnapshotName, diverged_name, retired_name
+from standfast.names import diverged_name, retired_name
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
-from standfast.replication.published import note_epoch
+from standfast.replication.published import next_name, note_origin
 
 log = logging.getLogger(__name__)
 
@@ -171,20 +172,25 @@ def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
     """
     with snapshot_lock(machine.config, Deadline.after(SNAPSHOT_LOCK_S)):
         snapshot = snapshot_of_reign(machine, own.epoch)
-    replace(own, final=str(snapshot.name)).save(machine.config.state_dir)
+    own = replace(own, final=str(snapshot.name), final_id=snapshot.content_id)
+    own.save(machine.config.state_dir)
     return snapshot
 
 
 def snapshot_of_reign(machine: Machine, epoch: int) -> Snapshot:
     """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
-    snapshot = machine.store.take_snapshot(SnapshotName.at(machine.config.base, utc_now()))
-    note_epoch(machine.config, snapshot.content_id, epoch, machine.store.snapshots, reserved=True)
+    config, store = machine.config, machine.store
+    taken_at = utc_now()
+    snapshot = store.take_snapshot(next_name(config, taken_at))
+    note_origin(config, snapshot, Origin(epoch, taken_at), store.snapshots, reserved=True)
     return snapshot
 
 
 def find_final(machine: Machine, own: OwnReign) -> Snapshot:
     for snapshot in machine.store.snapshots():
-        if not snapshot.received and str(snapshot.name) == own.final:
+        if own.final_id not in (None, snapshot.content_id) or snapshot.received:
+            continue
+        if str(snapshot.name) == own.final:
             return snapshot
     raise StandfastError(f"the final snapshot {own.final} of epoch {own.epoch} is not there")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
 
@@ -18,7 +18,7 @@ from standfast.act.ports import Snapshot, Writer
 from standfast.adapters import btrfs_info, btrfs_versions
 from standfast.adapters.btrfs_stream import size_from_outline
 from standfast.adapters.store import STAGING, Store, TreeInfo
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
@@ -47,10 +47,9 @@ class BtrfsStore(Store):
         self,
         paths: Paths,
         *,
-        utc: Callable[[], float] = utc_now,
         timeout_s: float = COMMAND_TIMEOUT_S,
     ) -> None:
-        super().__init__(paths, utc=utc)
+        super().__init__(paths)
         self._timeout_s = timeout_s
 
     def send_argv(

@@ -7,19 +7,21 @@ only at the end of a whole stream. Everything else is reported by `unfinished()`
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
 from standfast.act.ports import LiveTree, Snapshot, Writer
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline
 from standfast.config.model import Paths
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
+from standfast.records import MOST_SECONDS
 
 STAGING = ".staging"
 _ATTEMPTS = 5
@@ -41,9 +43,8 @@ class TreeInfo:
 class Store(ABC):
     """Both stores; a kind supplies the primitives at the end."""
 
-    def __init__(self, paths: Paths, *, utc: Callable[[], float] = utc_now) -> None:
+    def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._utc = utc
         self._base = paths.live.name
 
     # What is here
@@ -107,7 +108,7 @@ class Store(ABC):
     # The live tree
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
-        """The name's time is moved on when needed: names here are unique and strictly rise."""
+        """The name is moved on where needed: names here are unique and strictly rise."""
         live = self.live()
         if live is None:
             raise Refused(
@@ -235,13 +236,12 @@ class Store(ABC):
     # Names
 
     def _complete(self, *, received: bool) -> Iterator[Snapshot]:
-        now = self._utc()
         for path in _entries(self._paths.standby if received else self._paths.snapshots):
             try:
                 name = SnapshotName.parse(path.name)
             except ValueError:
                 continue
-            if name.base != self._base or name.is_in_the_future(now):
+            if name.base != self._base:
                 continue
             info = self._info(path)
             if info is None or not info.read_only or (received and info.received_uuid is None):
@@ -249,22 +249,18 @@ class Store(ABC):
             yield Snapshot(name, path, info.content_id, received)
 
     def _next_name(self, wanted: SnapshotName) -> SnapshotName:
-        """`wanted`, or the second after the newest name in use, complete or not."""
-        now = self._utc()
-        taken = wanted.taken_at
+        """`wanted`, or the second after the latest name in use, complete or not."""
+        used = []
         for directory in (self._paths.snapshots, self._paths.standby):
             for path in _entries(directory):
-                try:
-                    name = SnapshotName.parse(path.name)
-                except ValueError:
-                    continue
-                if name.base == wanted.base and not name.is_in_the_future(now):
-                    taken = max(taken, name.taken_at + 1)
-        chosen = SnapshotName.at(wanted.base, taken)
-        if chosen.is_in_the_future(now):
+                with contextlib.suppress(ValueError):
+                    used.append(SnapshotName.parse(path.name))
+        chosen = wanted.after(name for name in used if name.base == wanted.base)
+        if chosen.stamp >= MOST_SECONDS:
             raise Refused(
                 Reason.BAD_NAME,
-                f"the next free name {chosen} lies in the future: wait, or set this clock right",
+                f"no name comes after {max(used)} ({self._paths.snapshots}, "
+                f"{self._paths.standby}): delete or rename that one, if it is no snapshot of yours",
             )
         return chosen
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from standfast import ages
 from standfast.clock import utc_now
 from standfast.names import SnapshotName
 
@@ -46,14 +47,14 @@ def note(text: str) -> None:
     print(clean(text), file=sys.stderr, flush=True)
 
 
-def age_s(snapshot: str) -> float | None:
-    """Seconds since the time in a snapshot's name; None when it can't be believed."""
+def age_s(snapshot: str, taken_at: float | None = None) -> float | None:
+    """Seconds since `taken_at` (UTC seconds), or else since the time in a snapshot's name; None
+    when that lies in the future: a clock was set back, and nobody knows."""
     try:
-        name = SnapshotName.parse(snapshot)
+        at = SnapshotName.parse(snapshot).stamp if taken_at is None else taken_at
     except (ValueError, OverflowError):
         return None
-    now = utc_now()
-    return None if name.is_in_the_future(now) else max(0.0, now - name.taken_at)
+    return ages.age_of(at, utc_now())
 
 
 def without_none(doc: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.stores import open_store
+from standfast.ages import Origin
 from standfast.cli.output import age_s, note, print_json, print_table
 from standfast.cli.snapshots import kind_of
+from standfast.clock import instant
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.pruning import Pruned, prune
+from standfast.replication.published import origins_of_snapshots
 from standfast.replication.retention import Kept
 from standfast.views.text import duration
+
+Taken = Mapping[str, Origin]
+"""By content id."""
 
 
 def run(args: argparse.Namespace) -> int:
     """`standfast prune`."""
     config = load_volume(args.volume)
     store = open_store(config)
+    taken = _taken(config)
     pruned = prune(config, store, also=(), dry_run=True) if args.dry_run else _all(config, store)
     if args.json:
-        _print_document(config, pruned, args.dry_run)
+        _print_document(config, pruned, taken, args.dry_run)
     elif pruned.deleted or pruned.kept:
-        _print_text(pruned, args.dry_run)
+        _print_text(pruned, taken, args.dry_run)
     elif pruned.trouble is None:
         print(f"{config.node} has no snapshot of {config.volume}: there is nothing to delete")
     if pruned.trouble is not None:
@@ -35,6 +43,18 @@ def run(args: argparse.Namespace) -> int:
             f"{pruned.trouble}. {_count(len(pruned.deleted))} deleted; `standfast prune` goes on"
         )
     return 0
+
+
+def _taken(config: Config) -> Taken:
+    """Without it the names tell; what is wrong with it, `prune` says."""
+    with contextlib.suppress(StandfastError):
+        return origins_of_snapshots(config, instant())
+    return {}
+
+
+def _time(one: Snapshot, taken: Taken) -> float | None:
+    origin = taken.get(one.content_id)
+    return None if origin is None else origin.time(one.name)
 
 
 def _all(config: Config, store: ReplicaStore) -> Pruned:
@@ -49,26 +69,28 @@ def _all(config: Config, store: ReplicaStore) -> Pruned:
             return replace(pruned, deleted=tuple(deleted), dropped_pins=tuple(dropped))
 
 
-def _print_document(config: Config, pruned: Pruned, dry_run: bool) -> None:
+def _print_document(config: Config, pruned: Pruned, taken: Taken, dry_run: bool) -> None:
     print_json(
         {
             "volume": config.volume,
             "node": config.node,
             "dry_run": dry_run,
             "done": pruned.trouble is None,
-            "deleted": [_item(one) for one in pruned.deleted],
-            "kept": [{**_item(one.snapshot), "why": list(one.reasons)} for one in pruned.kept],
+            "deleted": [_item(one, taken) for one in pruned.deleted],
+            "kept": [
+                {**_item(one.snapshot, taken), "why": list(one.reasons)} for one in pruned.kept
+            ],
             "dropped_pins": list(pruned.dropped_pins),
             "trouble": pruned.trouble,
         }
     )
 
 
-def _print_text(pruned: Pruned, dry_run: bool) -> None:
+def _print_text(pruned: Pruned, taken: Taken, dry_run: bool) -> None:
     fate = "would be deleted" if dry_run else "deleted"
     rows: list[Kept] = [*pruned.kept, *(Kept(one, (fate,)) for one in pruned.deleted)]
     rows.sort(key=lambda one: one.snapshot.name)
-    print_table(("SNAPSHOT", "AGE", "KIND", "WHY"), [_row(one, fate) for one in rows])
+    print_table(("SNAPSHOT", "AGE", "KIND", "WHY"), [_row(one, taken, fate) for one in rows])
     print(f"{_count(len(pruned.deleted))} {fate}, {len(pruned.kept)} kept")
     for node in pruned.dropped_pins:
         said = "would no longer be" if dry_run else "is no longer"
@@ -78,21 +100,22 @@ def _print_text(pruned: Pruned, dry_run: bool) -> None:
         )
 
 
-def _row(one: Kept, fate: str) -> Sequence[str]:
+def _row(one: Kept, taken: Taken, fate: str) -> Sequence[str]:
     name = str(one.snapshot.name)
+    old_s = age_s(name, _time(one.snapshot, taken))
     why = ", ".join(one.reasons)
     shown = why if one.reasons == (fate,) else f"kept: {why}"
-    return (name, duration(age_s(name)), kind_of(one.snapshot), shown)
+    return (name, "-" if old_s is None else duration(old_s), kind_of(one.snapshot), shown)
 
 
-def _item(one: Snapshot) -> dict[str, object]:
+def _item(one: Snapshot, taken: Taken) -> dict[str, object]:
     name = str(one.name)
     return {
         "name": name,
         "path": str(one.path),
         "kind": kind_of(one),
         "content_id": one.content_id,
-        "age_s": age_s(name),
+        "age_s": age_s(name, _time(one, taken)),
     }
 
 

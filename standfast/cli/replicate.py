@@ -20,13 +20,13 @@ from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, UsageError
 from standfast.events import Kind, happened
-from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import StandbyRecord
 from standfast.replication import parents, pins, talk, wire
 from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
 from standfast.replication.progress import above_bars, showing, size
+from standfast.replication.published import next_name
 from standfast.views.text import duration
 
 # Another cycle is at work, or none is due: nothing failed.
@@ -217,8 +217,10 @@ def _plan(config: Config, standby: str, *, full: bool) -> dict[str, Any]:
     if entry is None:
         last = "nothing was replicated to it yet: this would send everything"
     else:
-        snapshot = StandbyRecord.parse(entry.value, entry.key).snapshot
-        last = f"the newest there is {snapshot} ({duration(age_s(snapshot))} old)"
+        record = StandbyRecord.parse(entry.value, entry.key)
+        old_s = age_s(record.snapshot, record.time)
+        old = "of unknown age" if old_s is None else f"{duration(old_s)} old"
+        last = f"the newest there is {record.snapshot} ({old})"
     address = config.nodes[standby].address
     outlook = foresee(config, standby, full=full)
     return {
@@ -275,7 +277,7 @@ def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: 
     """With what the standby said it has."""
     store = open_store(config)
     ours = store.snapshots()
-    name = SnapshotName.at(config.base, utc_now())
+    name = next_name(config, utc_now()).after(one.name for one in ours)
     coming = Snapshot(name, config.paths.snapshots / str(name), "", received=False)
     try:
         common = parents.newest_common(ours, there, coming)

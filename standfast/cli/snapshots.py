@@ -9,8 +9,9 @@ from typing import Any
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.stores import open_store
+from standfast.ages import Origin
 from standfast.cli.output import age_s, clean, note, print_json, print_table
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline, instant, utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -18,7 +19,7 @@ from standfast.names import parse_aside
 from standfast.replication import pins, talk, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.published import epochs_of_snapshots
+from standfast.replication.published import origins_of_snapshots
 from standfast.views.text import duration
 
 ASK_S = 20.0
@@ -53,10 +54,10 @@ def kind_of(snapshot: Snapshot) -> str:
 
 def _here(config: Config, store: ReplicaStore) -> Doc:
     trouble: list[str] = []
-    epochs: Mapping[str, int] = {}
+    origins: Mapping[str, Origin] = {}
     pinned: Mapping[str, pins.Pin] = {}
     try:
-        epochs = epochs_of_snapshots(config)
+        origins = origins_of_snapshots(config, instant())
     except StandfastError as error:
         trouble.append(str(error))
     try:
@@ -67,7 +68,7 @@ def _here(config: Config, store: ReplicaStore) -> Doc:
     return {
         "volume": config.volume,
         "node": config.node,
-        "snapshots": [_snapshot(one, epochs, pinned) for one in found],
+        "snapshots": [_snapshot(one, origins.get(one.content_id), pinned) for one in found],
         "partial": [str(path) for path in store.unfinished()],
         "kept_aside": [_aside(path.name, str(path)) for path in store.aside()],
         "free_bytes": store.free_bytes(),
@@ -75,14 +76,14 @@ def _here(config: Config, store: ReplicaStore) -> Doc:
     }
 
 
-def _snapshot(one: Snapshot, epochs: Mapping[str, int], pinned: Mapping[str, pins.Pin]) -> Doc:
+def _snapshot(one: Snapshot, origin: Origin | None, pinned: Mapping[str, pins.Pin]) -> Doc:
     return {
         "name": str(one.name),
         "path": str(one.path),
         "kind": kind_of(one),
         "content_id": one.content_id,
-        "age_s": age_s(str(one.name)),
-        "epoch": epochs.get(one.content_id),
+        "age_s": age_s(str(one.name), None if origin is None else origin.time(one.name)),
+        "epoch": None if origin is None else origin.epoch,
         "pinned_for": sorted(n for n, pin in pinned.items() if pin.content_id == one.content_id),
     }
 
@@ -111,7 +112,7 @@ def _print_here(config: Config, here: Doc) -> None:
 
 def _row(one: Doc) -> Sequence[str]:
     believed = one["age_s"] is not None
-    remarks = [] if believed else ["in the future: never used"]
+    remarks = [] if believed else ["of unknown age: a clock was set back"]
     if one["pinned_for"]:
         remarks.append(f"pinned for {', '.join(one['pinned_for'])}")
     if one["epoch"] is None:
@@ -144,12 +145,12 @@ def _aside_row(one: Doc) -> Sequence[str]:
 
 def _others(config: Config, here: Sequence[Doc]) -> list[Doc]:
     """Each asked at the same time: one that hangs delays nobody."""
-    ours = {one["content_id"] for one in here}
+    ours = {one["content_id"]: one for one in here}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda node: _other(config, node, ours), config.standbys))
 
 
-def _other(config: Config, node: str, ours: set[str]) -> Doc:
+def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
     deadline = Deadline.after(ASK_S)
     try:
         with talk.greet(config, node, deadline, wire.Purpose.ASK) as (conversation, welcome):
@@ -164,13 +165,14 @@ def _other(config: Config, node: str, ours: set[str]) -> Doc:
     }
 
 
-def _offer(one: wire.Offer, ours: set[str]) -> Doc:
+def _offer(one: wire.Offer, ours: Mapping[str, Doc]) -> Doc:
+    here = ours.get(one.content_id)
     return {
         "name": one.name,
         "kind": "published" if one.received else "own",
         "content_id": one.content_id,
-        "age_s": age_s(one.name),
-        "here_too": one.content_id in ours,
+        "age_s": age_s(one.name) if here is None else here["age_s"],
+        "here_too": here is not None,
     }
 
 

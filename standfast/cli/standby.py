@@ -78,7 +78,7 @@ def _item(entry: Entry) -> dict[str, Any]:
         return {"snapshot": None, "age_s": None, "epoch": None, "foreign": shown}
     return {
         "snapshot": record.snapshot,
-        "age_s": age_s(record.snapshot),
+        "age_s": age_s(record.snapshot, record.time),
         "epoch": record.epoch,
         "content_id": record.content_id,
         "at": record.at,
@@ -94,7 +94,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     elif item["snapshot"] is None:
         remarks.append("nothing was replicated to it")
     elif item["age_s"] is None:
-        remarks.append("the time in the name can't be believed")
+        remarks.append("nobody knows how old that is")
     if item["needs_full"]:
         remarks.append(f"NEEDS EVERYTHING: standfast replicate {item['node']} --full")
     if item["last_failure"] is not None:

@@ -282,7 +282,7 @@ class Keeper:
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one command of the agent's."""
     command = request.get("cmd")
-    words = {name: request.get(name) for name in ("to", "note", "final")}
+    words = {name: request.get(name) for name in ("to", "note", "final", "final_id")}
     try:
         if command == "serve":
             keeper.serve()

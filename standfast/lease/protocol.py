@@ -146,6 +146,7 @@ def next_attempt(
         to=handover.to,
         note=handover.note,
         final=handover.final,
+        final_id=handover.final_id,
         wait=wait_s,
     )
     return Attempt(leader, tenure.epoch_index, tenure.leader_index)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, monotonic, utc_now
+from standfast.ages import Origin, age_of
+from standfast.clock import Deadline, instant, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, ours
 from standfast.locks import exclusive
@@ -24,7 +25,7 @@ from standfast.replication import pins, state
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
-from standfast.replication.published import note_epoch
+from standfast.replication.published import next_name, note_origin, origins_of_snapshots
 from standfast.replication.reporting import ReignInConsul
 from standfast.replication.shipment import OnProgress, Order, Shipped, ship
 from standfast.replication.talk import end, reach
@@ -57,15 +58,13 @@ class Sender:
     def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
         """Returns when the standby acknowledged it; waits for a running cycle to that standby.
 
-        That cycle may have brought a newer one of this reign: nothing is left to do then.
+        That cycle may have brought a later one of this reign: nothing is left to do when the
+        standby says so. Nothing is later than a final snapshot.
         """
-        with self._lock(standby, deadline):
-            if self._has_newer(standby, snapshot, epoch):
-                log.info("%s has a newer snapshot than %s already", standby, snapshot.name)
-                return
-            with reach(self._config, standby) as talk:
-                self._send(self._order(standby, snapshot, epoch), talk, deadline)
-                end(talk, deadline)
+        with self._lock(standby, deadline), reach(self._config, standby) as talk:
+            order = self._order(standby, snapshot, epoch)
+            self._send(replace(order, later=self._later(snapshot, epoch)), talk, deadline)
+            end(talk, deadline)
 
     def cycle(
         self,
@@ -94,33 +93,44 @@ class Sender:
             end(talk, deadline)
         return result
 
-    def _has_newer(self, standby: str, snapshot: Snapshot, epoch: int) -> bool:
-        try:
-            pin = pins.load(self._config).get(standby)
-        except (StandfastError, OSError):
-            return False
-        if pin is None or not pin.sure or pin.epoch != epoch:
-            return False
-        return pin.name > str(snapshot.name)
+    def _later(self, snapshot: Snapshot, epoch: int) -> frozenset[str]:
+        """What was taken after it, in the same reign."""
+        origins = self._origins()
+        return frozenset(
+            one.content_id
+            for one in self._store.snapshots()
+            if one.name > snapshot.name
+            and not one.received
+            and origins.get(one.content_id, Origin(-1)).epoch == epoch
+        )
+
+    def _origins(self) -> Mapping[str, Origin]:
+        return origins_of_snapshots(self._config, instant())
 
     def _order(self, standby: str, snapshot: Snapshot, epoch: int) -> Order:
         commons = self._commons(standby, snapshot)
         known = state.load(self._config).standbys.get(standby, state.StandbyState())
         # Doubt counts as before: what was lost over there isn't sent again without a word.
         before = commons is None or standby in commons or known.needs_full or known.successes > 0
-        return Order(standby, snapshot, epoch, commons, before)
+        origin = self._origins().get(snapshot.content_id, Origin(epoch))
+        taken_at = origin.time(snapshot.name)
+        return Order(standby, snapshot, epoch, commons, before, taken_at)
 
     def _send(self, order: Order, talk: Conversation, deadline: Deadline) -> CycleResult:
         """The caller holds the lock, and ends the conversation; the outcome is noted."""
-        config, standby, snapshot, epoch = self._config, order.standby, order.snapshot, order.epoch
+        config, standby, snapshot = self._config, order.standby, order.snapshot
+        origin = Origin(order.epoch, order.taken_at)
         started = monotonic()
         with self._noting_failures(standby):
-            epoch_index = self._reign.index_of(epoch)
+            epoch_index = self._reign.index_of(origin.epoch)
             with pins.in_use(config, (snapshot.content_id, *(order.commons or {}).values())):
                 shipped = ship(config, self._store, order, talk, deadline)
-                self._note_epoch(snapshot, epoch)
+                if shipped.overtaken:
+                    log.info("%s has a later snapshot than %s already", standby, snapshot.name)
+                    return CycleResult(snapshot.name, None, 0, monotonic() - started, False)
+                self._note_origin(snapshot, origin)
                 self._pin(order)
-            self._reign.report(standby, snapshot, epoch, epoch_index)
+            self._reign.report(standby, snapshot, origin, epoch_index)
         seconds = monotonic() - started
         self._note_success(order, shipped, seconds)
         parent = None if shipped.parent is None else str(shipped.parent.name)
@@ -155,8 +165,8 @@ class Sender:
         sent = shipped.sent_bytes
         state.note_success(self._config, order.standby, shared, duration_s=seconds, sent_bytes=sent)
 
-    def _note_epoch(self, snapshot: Snapshot, epoch: int) -> None:
-        note_epoch(self._config, snapshot.content_id, epoch, self._store.snapshots)
+    def _note_origin(self, snapshot: Snapshot, origin: Origin) -> None:
+        note_origin(self._config, snapshot, origin, self._store.snapshots)
 
     def _pin(self, order: Order) -> None:
         """Unreadable pins don't end the replication: they only keep everything from deletion."""
@@ -187,8 +197,9 @@ class Sender:
             shared = self._shareable(before, standby, epoch)
             if shared is not None:
                 return shared
-            taken = self._store.take_snapshot(SnapshotName.at(config.base, utc_now()))
-            self._note_epoch(taken, epoch)
+            taken_at = utc_now()
+            taken = self._store.take_snapshot(next_name(config, taken_at))
+            self._note_origin(taken, Origin(epoch, taken_at))
             state.note_shared(config, state.Shared(str(taken.name), taken.content_id, epoch))
             return taken
 
@@ -213,9 +224,11 @@ class Sender:
         if done is not None and done.epoch == epoch and (done.snapshot or "") >= shared.name:
             return None  # the standby has this one, or a newer one
         for one in self._store.snapshots():
-            age_s = utc_now() - one.name.taken_at
             if one.content_id == shared.content_id and not one.received:
-                return one if age_s < self._config.replication.interval / 2 else None
+                origin = self._origins().get(one.content_id, Origin(epoch))
+                old_s = age_of(origin.time(one.name), utc_now())
+                fresh = old_s is not None and old_s < self._config.replication.interval / 2
+                return one if fresh else None
         return None
 
 

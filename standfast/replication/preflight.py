@@ -26,7 +26,7 @@ ZSTD = "zstd"
 ROLES = ("live", "snapshots", "standby")
 SKEW_WORTH_A_WORD_S = 1.0
 SKEW_TOO_LARGE_S = 30.0
-"""Half of what a name may lie in the future: a standby refuses those."""
+"""By so much ages would be told wrong, and data would be taken for too old."""
 ASKED_APART_S = 5.0
 """Two nodes' facts are not of one moment: so much of a difference says nothing."""
 _MOST = 200
@@ -300,7 +300,7 @@ def _clocks(ours: Facts, theirs: Facts, apart_s: float) -> Iterator[Problem]:
     if certain_s > SKEW_WORTH_A_WORD_S:
         grave = certain_s > SKEW_TOO_LARGE_S
         ahead, behind = (theirs, ours) if skew_s > 0 else (ours, theirs)
-        consequence = "a name in the future is refused" if grave else "names tell the wrong time"
+        consequence = "ages are told wrong" if grave else "names tell the wrong time"
         yield Problem(
             "clock",
             grave,

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, format_utc, monotonic, utc_now
+from standfast.clock import Deadline, format_utc, instant, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
@@ -22,7 +22,7 @@ from standfast.reign import OwnReign, Stage
 from standfast.replication import pins, state
 from standfast.replication.pins import Pin
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.published import epochs_of_snapshots
+from standfast.replication.published import origins_of_snapshots
 from standfast.replication.retention import Kept, by_reign, overdue, sort_out
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,14 @@ class _Found:
 def _look(config: Config, store: ReplicaStore, also: Collection[str]) -> _Found:
     noted = pins.load(config)
     known = {**_last_sent(config), **noted}
-    epochs = epochs_of_snapshots(config)
     snapshots = store.snapshots()
+    origins = origins_of_snapshots(config, instant())
+    epochs = {one: origin.epoch for one, origin in origins.items()}
+    times = {
+        one.content_id: origins[one.content_id].time(one.name)
+        for one in snapshots
+        if one.content_id in origins
+    }
     late = _late(config, known, {one.content_id for one in snapshots})
     counted = {node: pin for node, pin in known.items() if node not in late}
     protected = _pinned(counted, snapshots, epochs)
@@ -98,8 +104,8 @@ def _look(config: Config, store: ReplicaStore, also: Collection[str]) -> _Found:
     own = [one for one in snapshots if not one.received]
     published = [one for one in snapshots if one.received]
     both = (
-        sort_out(own, epochs, protected, config.retention_own),
-        sort_out(published, epochs, protected, config.retention_published),
+        sort_out(own, epochs, protected, config.retention_own, times),
+        sort_out(published, epochs, protected, config.retention_published, times),
     )
     kept = [one for kind in both for one in kind.kept]
     old = [one for kind in both for one in kind.old]

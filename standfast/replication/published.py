@@ -1,4 +1,12 @@
-"""Which reign each replicated snapshot comes from: `<state_dir>/published.json`.
+"""Where each replicated snapshot comes from: `<state_dir>/published.json`.
+
+    {"v": 1, "epochs": {content id: epoch}, "clock": {"utc", "up", "boot", "floor"}, "last": name,
+     "taken_at": {content id: UTC seconds}, "counted_at": {content id: UTC seconds}}
+
+`last` is the latest name ever noted here: the next one comes after it, though everything that had a
+name may be deleted by then. What was noted since the start that `clock` is of is in `counted_at`,
+by that very clock: when it is found to have been set, so much is added. See `ages`. An older
+version wrote only `epochs`.
 
 Invariant: an entry is on disk before its snapshot becomes visible. So a power cut can leave an
 entry without a snapshot, which means nothing, but never a published snapshot of unknown epoch.
@@ -7,57 +15,207 @@ A snapshot taken here gets its entry when a standby has acknowledged it.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from standfast.act.ports import Snapshot
-from standfast.clock import Deadline
+from standfast.ages import Origin, Seen
+from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.files import read_json, write_atomically
 from standfast.locks import exclusive
+from standfast.names import SnapshotName
+from standfast.records import MOST_SECONDS
+from standfast.reign import OwnReign
 
 LOCK_WAIT_S = 10.0
+CLOCK_EVERY_S = 60.0
+CLOCK_LOCK_S = 1.0
+"""Not having noted the clock costs less than an agent that waits."""
+
+
+class Named(Protocol):
+    """A snapshot that isn't visible yet: announced, or just staged."""
+
+    @property
+    def name(self) -> SnapshotName: ...
+
+    @property
+    def content_id(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """The whole file."""
+
+    epochs: Mapping[str, int]
+    taken_at: Mapping[str, float]
+    counted_at: Mapping[str, float]
+    """Of what was noted since the start that `seen` is of, by that clock."""
+    last: SnapshotName | None
+    seen: Seen | None
+
+    def going_on(self, now: Instant) -> _Noted:
+        """As of now; after a start of the machine nothing is counted any more."""
+        if self.seen is None:
+            return replace(self, seen=Seen(now))
+        seen = self.seen.going_on(now)
+        if self.seen.at.boot != now.boot:
+            before = {**self.taken_at, **self.counted_at}
+            return replace(self, seen=seen, taken_at=before, counted_at={})
+        set_by = self.seen.set_by(now)
+        return replace(
+            self,
+            seen=seen,
+            counted_at={one: at + set_by for one, at in self.counted_at.items()},
+        )
+
+    def origins(self) -> dict[str, Origin]:
+        assert self.seen is not None
+        by_clock = self.seen.by_clock
+        found = {}
+        for one, epoch in self.epochs.items():
+            if one in self.counted_at:
+                found[one] = Origin(epoch, self.counted_at[one], counted=True)
+            else:
+                at = self.taken_at.get(one)
+                found[one] = Origin(epoch, None if at is None else by_clock(at))
+        return found
+
+    def keeping(self, known: Collection[str]) -> _Noted:
+        """Of these only."""
+        return replace(
+            self,
+            epochs={one: epoch for one, epoch in self.epochs.items() if one in known},
+            taken_at={one: at for one, at in self.taken_at.items() if one in known},
+            counted_at={one: at for one, at in self.counted_at.items() if one in known},
+        )
+
+    def adding(self, snapshot: Named, origin: Origin) -> _Noted:
+        one, at = snapshot.content_id, origin.taken_at
+        counted = self.counted_at if at is None else {**self.counted_at, one: at}
+        last = snapshot.name if self.last is None else max(self.last, snapshot.name)
+        epochs = {**self.epochs, one: origin.epoch}
+        return replace(self, epochs=epochs, counted_at=counted, last=last)
+
+    def save(self, config: Config, *, durable: bool = True, reserved: bool = False) -> None:
+        seen = self.seen
+        clock = None if seen is None else {**asdict(seen.at), "floor": seen.floor}
+        last = None if self.last is None else str(self.last)
+        times = {"taken_at": _short(self.taken_at), "counted_at": _short(self.counted_at)}
+        text = json.dumps({"v": 1, "epochs": self.epochs, "last": last, "clock": clock, **times})
+        write_atomically(published_file(config), text, durable=durable, reserved=reserved)
+
+
+def _short(times: Mapping[str, float]) -> dict[str, float]:
+    """To the thousandth of a second: room may be reserved."""
+    return {one: round(at, 3) for one, at in times.items()}
+
+
+def _load(config: Config) -> _Noted:
+    path = published_file(config)
+    doc = read_json(path)
+    if doc is None:
+        return _Noted({}, {}, {}, None, None)
+    try:
+        if doc["v"] != 1:
+            raise ValueError(f"version {doc['v']!r}")
+        for epoch in doc["epochs"].values():
+            if type(epoch) is not int or epoch < 0:
+                raise ValueError(f"epoch {epoch!r}")
+        last, clock = doc.get("last"), doc.get("clock")
+        return _Noted(
+            doc["epochs"],
+            {one: _finite(at) for one, at in doc.get("taken_at", {}).items()},
+            {one: _finite(at) for one, at in doc.get("counted_at", {}).items()},
+            None if last is None else SnapshotName.parse(last),
+            None if clock is None else _seen(clock),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StandfastError(
+            f"{path} does not hold the epochs of the published snapshots ({error!r}). Move it "
+            f"away: snapshots published so far then count as older than all others, until the next "
+            f"replication"
+        ) from error
+
+
+def _seen(clock: Mapping[str, Any]) -> Seen:
+    now = Instant(_finite(clock["utc"]), _finite(clock["up"]), str(clock["boot"]))
+    floor = clock["floor"]
+    return Seen(now, None if floor is None else _finite(floor))
+
+
+def _finite(value: Any) -> float:
+    # A bool is an int, and json reads NaN and Infinity: none of them is a time.
+    if type(value) not in (int, float) or not abs(value) < MOST_SECONDS:
+        raise ValueError(f"{value!r} is not a time")
+    return float(value)
 
 
 def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
     """Content id -> epoch of the primary that took it; StandfastError when unreadable."""
-    path = published_file(config)
-    doc = read_json(path)
-    if doc is None:
-        return {}
-    epochs = doc.get("epochs")
-    if doc.get("v") != 1 or not isinstance(epochs, dict):
-        raise _unusable(path)
-    for epoch in epochs.values():
-        if type(epoch) is not int or epoch < 0:
-            raise _unusable(path)
-    return epochs
+    return _load(config).epochs
 
 
-def note_epoch(
+def origins_of_snapshots(config: Config, now: Instant) -> Mapping[str, Origin]:
+    """Content id -> origin; StandfastError when unreadable."""
+    return _load(config).going_on(now).origins()
+
+
+def next_name(config: Config, utc: float) -> SnapshotName:
+    """The name of a snapshot taken now: after every one that this node's files know of.
+
+    The store adds what lies in its directories.
+    """
+    known = [_load(config).last]
+    own = OwnReign.load(config.state_dir)
+    for text in () if own is None else (own.base, own.final):
+        with contextlib.suppress(ValueError):  # written by hand: no name
+            known.append(None if text is None else SnapshotName.parse(text))
+    return SnapshotName.at(config.base, utc).after(one for one in known if one is not None)
+
+
+def note_origin(
     config: Config,
-    content_id: str,
-    epoch: int,
+    snapshot: Named,
+    origin: Origin,
     snapshots: Callable[[], Iterable[Snapshot]],
     *,
     reserved: bool = False,
 ) -> None:
-    """Note where `content_id` comes from; on disk when this returns. `reserved`: on a full one too.
+    """Note where `snapshot` comes from; on disk when this returns. `reserved`: on a full one too.
 
-    Entries of what is no more among `snapshots` are dropped. They are listed under the lock: one
-    that another process took and noted meanwhile must not lose its entry.
+    What was noted of it before stays, if it is of this epoch. Entries of what is no more among
+    `snapshots` are dropped. They are listed under the lock: one that another process took and noted
+    meanwhile must not lose its entry.
     """
+    with _locked(config, LOCK_WAIT_S):
+        noted = _load(config).going_on(instant())
+        if noted.epochs.get(snapshot.content_id) != origin.epoch:
+            known = {one.content_id for one in snapshots()}
+            noted.keeping(known).adding(snapshot, origin).save(config, reserved=reserved)
+
+
+def note_clock(config: Config, now: Instant) -> None:
+    """Have it known, after a start of the machine, which time it was; now and then is enough.
+
+    Refused (busy), StandfastError, OSError.
+    """
+    seen = _load(config).seen
+    if seen is None or (seen.at.boot == now.boot and now.up - seen.at.up < CLOCK_EVERY_S):
+        return
+    with _locked(config, CLOCK_LOCK_S):
+        _load(config).going_on(now).save(config, durable=False)
+
+
+def _locked(config: Config, wait_s: float) -> contextlib.AbstractContextManager[None]:
     lock = config.run_dir / "published.lock"
-    with exclusive(lock, "another replication", Deadline.after(LOCK_WAIT_S)):
-        epochs = dict(epochs_of_snapshots(config))
-        if epochs.get(content_id) == epoch:
-            return
-        known = {one.content_id for one in snapshots()}
-        kept = {one: number for one, number in epochs.items() if one in known}
-        doc = {"v": 1, "epochs": {**kept, content_id: epoch}}
-        write_atomically(published_file(config), json.dumps(doc), durable=True, reserved=reserved)
+    return exclusive(lock, "another replication", Deadline.after(wait_s))
 
 
 def ranked(snapshots: Sequence[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
@@ -72,10 +230,3 @@ def ranked(snapshots: Sequence[Snapshot], epochs: Mapping[str, int]) -> list[Sna
 def published_file(config: Config) -> Path:
     """Where the entries are; it changes before a snapshot becomes visible."""
     return config.state_dir / "published.json"
-
-
-def _unusable(path: Path) -> StandfastError:
-    return StandfastError(
-        f"{path} does not hold the epochs of the published snapshots. Move it away: snapshots "
-        f"published so far then count as older than all others, until the next replication"
-    )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from standfast.act.ports import Snapshot
+from standfast.ages import Origin
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
@@ -25,7 +26,7 @@ from standfast.reasons import Reason
 from standfast.replication import intake, pins, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
-from standfast.replication.published import epochs_of_snapshots, note_epoch
+from standfast.replication.published import epochs_of_snapshots, note_origin
 from standfast.streams import pipeline
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,21 @@ TURN_S = STANDSTILL_S + 3.0
 """So long another sender waits for that, and for what the first one leaves to clean up."""
 LOOK_UP_S = 1.0
 UNZSTD = ("zstd", "-q", "-d", "-c")
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """What is coming in, and since when (monotonic)."""
+
+    begin: wire.Begin
+    at: float
+
+    def origin(self) -> Origin:
+        """By this node's clock as it is now, however long the stream took."""
+        if self.begin.age_s is None:
+            return Origin(self.begin.epoch)
+        age_s = self.begin.age_s + monotonic() - self.at
+        return Origin(self.begin.epoch, utc_now() - age_s)
 
 
 def receive(
@@ -162,6 +178,7 @@ class _Receiver:
             return  # it has seen that there is nothing to send
         if not isinstance(begin, wire.Begin):
             raise Refused(Reason.PROTOCOL, "a question in a conversation that is for sending")
+        announced = _Announced(begin, monotonic())
         # A first send may take a day, as its sender knows; nothing here has to be set for it.
         deadline = Deadline.after(begin.patience_s)
         lease = intake.Lease(self.config, self.gateway)
@@ -179,7 +196,7 @@ class _Receiver:
                 self._learn(begin, snapshots)
                 self.say(wire.Ready())
                 self._take_in(staging, begin, deadline)
-                published = self._publish(staging, begin, lease, deadline)
+                published = self._publish(staging, announced, lease, deadline)
                 self._pin(begin, published)
                 # Nobody has to wait for what is only tidied up.
                 self.say(wire.Published(str(published.name), published.content_id))
@@ -209,8 +226,9 @@ class _Receiver:
         return Reason.NO_SPACE if full else Reason.INCOMPLETE
 
     def _publish(
-        self, staging: Path, begin: wire.Begin, lease: intake.Lease, deadline: Deadline
+        self, staging: Path, announced: _Announced, lease: intake.Lease, deadline: Deadline
     ) -> Snapshot:
+        begin = announced.begin
         self.store.verify_staged(begin.name, begin.content_id)
         if begin.fingerprint is not None:
             from standfast.replication.fingerprint import digest_of  # loads the hashes
@@ -223,7 +241,7 @@ class _Receiver:
                     f"(fingerprint {found[:12]}, there {begin.fingerprint[:12]}): not published",
                 )
         lease.check(begin)  # it may have moved on while the stream came in
-        note_epoch(self.config, begin.content_id, begin.epoch, self.store.snapshots)
+        note_origin(self.config, begin, announced.origin(), self.store.snapshots)
         return self.store.publish(begin.name)
 
     # What is remembered

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.consul_wire import CheckIndex, Conflict, Op, Set
+from standfast.ages import Origin
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Config
 from standfast.errors import ConsulError, Refused
@@ -57,10 +58,12 @@ class ReignInConsul:
             )
         return entry.modify_index
 
-    def report(self, standby: str, snapshot: Snapshot, epoch: int, epoch_index: int) -> None:
+    def report(self, standby: str, snapshot: Snapshot, origin: Origin, epoch_index: int) -> None:
         """Tell what the standby has; the same again does no harm, so it is retried."""
-        config = self.config
-        record = StandbyRecord(standby, epoch, str(snapshot.name), snapshot.content_id, utc_now())
+        config, epoch, name = self.config, origin.epoch, str(snapshot.name)
+        record = StandbyRecord(
+            standby, epoch, name, snapshot.content_id, utc_now(), origin.taken_at
+        )
         ops: list[Op] = [
             CheckIndex(config.key("epoch"), epoch_index),
             Set(config.key(f"standbys/{standby}"), record.dump()),

@@ -41,11 +41,12 @@ def sort_out(
     epochs: Mapping[str, int],
     protected: Mapping[str, Sequence[str]],
     keep: Keep,
+    times: Mapping[str, float] | None = None,
 ) -> SortedOut:
     """What stays and what may go, of snapshots of one kind (own, or published).
 
     `epochs` names what Standfast made (content id -> epoch), `protected` says for each content id
-    that has to stay why.
+    that has to stay why, `times` when it was taken, as far as that is known beside its name.
     """
     reasons: dict[Path, list[str]] = {
         one.path: list(protected.get(one.content_id, ())) for one in snapshots
@@ -60,7 +61,7 @@ def sort_out(
     for one in ours[-newest:]:
         reasons[one.path].append(f"among the newest {newest}" if newest > 1 else "newest")
     for what, period in _PERIODS.items():
-        for one in _last_of_each(ours, period, getattr(keep, what)):
+        for one in _last_of_each(ours, times or {}, period, getattr(keep, what)):
             reasons[one.path].append(what)
     by_time = sorted(snapshots, key=lambda one: one.name)
     return SortedOut(
@@ -89,13 +90,18 @@ def overdue(
 
 
 def _last_of_each(
-    ours: Sequence[Snapshot], period: Callable[[float], object], count: int
+    ours: Sequence[Snapshot],
+    times: Mapping[str, float],
+    period: Callable[[float], object],
+    count: int,
 ) -> list[Snapshot]:
     """The last snapshot of each of the newest `count` periods that have any.
 
-    Periods without a snapshot don't count: what is kept doesn't dwindle while nothing is taken.
+    Periods without a snapshot don't count: what is kept doesn't dwindle while nothing is taken. The
+    names order them; the hours are those of the clock, or one that was a year ahead once would have
+    all snapshots of a year in one hour.
     """
-    last = {period(one.name.taken_at): one for one in ours}
+    last = {period(times.get(one.content_id, one.name.stamp)): one for one in ours}
     newest_first = sorted(last.values(), key=lambda one: one.name, reverse=True)
     return newest_first[:count]
 
@@ -117,7 +123,7 @@ def _month(utc: float) -> str:
     return format_stamp(utc)[: len("YYYYMM")]
 
 
-# Of UTC, the time in the names: neither zones nor daylight saving move anything.
+# Of UTC: neither zones nor daylight saving move anything.
 _PERIODS: Mapping[str, Callable[[float], object]] = {
     "hourly": _hour,
     "daily": _day,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from standfast.act.ports import Snapshot
+from standfast.ages import age_of
 from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
@@ -40,6 +41,11 @@ class Order:
     """By standby a content that it has; None: not known."""
     served_before: bool
     """Something was replicated to it once."""
+    taken_at: float | None = None
+    """When the snapshot was taken, UTC seconds by this node's clock, as far as that is known."""
+    later: frozenset[str] = frozenset()
+    """Content ids of snapshots that were taken after it, in the same reign: a standby that has one
+    of them needs it no more."""
     full: bool = False
     on_progress: OnProgress | None = None
 
@@ -51,6 +57,8 @@ class Shipped:
     parent: Snapshot | None
     sent_bytes: int
     was_full: bool
+    overtaken: bool = False
+    """Nothing was sent since the standby has a later one, as it said just now."""
 
 
 def ship(
@@ -62,6 +70,8 @@ def ship(
         there = {offer.content_id for offer in welcome.snapshots if offer.received}
         if order.snapshot.content_id in there:  # only its acknowledgement was lost
             return Shipped(None, 0, was_full=False)
+        if order.later & there:
+            return Shipped(None, 0, was_full=False, overtaken=True)
         return _Shipment(config, store, order, talk, deadline, fingerprint).run(welcome)
 
 
@@ -146,6 +156,7 @@ class _Shipment:
             compression=wire.Compression(config.replication.compression),
             fingerprint=self.fingerprint,
             patience_s=int(self.deadline.remaining_s()),
+            age_s=age_of(order.taken_at, utc_now()),
         )
 
     def _stream(self, parent: Snapshot | None, begin: wire.Begin, welcome: wire.Welcome) -> int:

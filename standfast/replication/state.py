@@ -19,6 +19,8 @@ from standfast.locks import exclusive
 from standfast.reasons import Reason
 
 LOCK_WAIT_S = 10.0
+A_MOMENT_S = 0.001
+"""The later of two times says which came last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,11 @@ def note_success(
     config: Config, standby: str, sent: Shared, *, duration_s: float, sent_bytes: int
 ) -> None:
     def change(before: StandbyState) -> StandbyState:
+        now = utc_now()
         return replace(
             before,
-            last_success_at=utc_now(),
+            last_success_at=now,
+            last_failure_at=_not_after(before.last_failure_at, now),
             snapshot=sent.name,
             content_id=sent.content_id,
             epoch=sent.epoch,
@@ -111,16 +115,23 @@ def note_success(
 def note_failure(config: Config, standby: str, reason: Reason, message: str) -> None:
     def change(before: StandbyState) -> StandbyState:
         counted = {**before.failures, str(reason): before.failures.get(str(reason), 0) + 1}
+        now = utc_now()
         return replace(
             before,
             failures=counted,
-            last_failure_at=utc_now(),
+            last_success_at=_not_after(before.last_success_at, now - A_MOMENT_S),
+            last_failure_at=now,
             last_failure_reason=str(reason),
             last_failure=message,
             needs_full=before.needs_full or reason is Reason.NEEDS_FULL,
         )
 
     _update_standby(config, standby, change)
+
+
+def _not_after(at: float | None, now: float) -> float | None:
+    """What came before didn't come later: a clock was set back since."""
+    return None if at is None else min(at, now)
 
 
 def note_verified(config: Config, standby: str, snapshot: str, *, ok: bool, full: bool) -> None:
@@ -144,9 +155,11 @@ def note_needs_full(config: Config, standby: str, message: str) -> None:
     """Nothing is kept for `standby` any more; `message` says why."""
 
     def change(before: StandbyState) -> StandbyState:
+        now = utc_now()
         return replace(
             before,
-            last_failure_at=utc_now(),
+            last_success_at=_not_after(before.last_success_at, now - A_MOMENT_S),
+            last_failure_at=now,
             last_failure_reason=str(Reason.NEEDS_FULL),
             last_failure=message,
             needs_full=True,

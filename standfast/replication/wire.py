@@ -31,6 +31,7 @@ from standfast.act.ports import Snapshot
 from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
+from standfast.records import MOST_SECONDS
 
 VERSION = 1
 """Version of the lines' form."""
@@ -129,6 +130,9 @@ class Begin:
     """Of the metadata of the sender's snapshot: the received one must have the same."""
     patience_s: int = 3600
     """So long, from now on, the sender waits for the acknowledgement."""
+    age_s: float | None = None
+    """How long ago it was taken, by the sender's clock: no two clocks are compared. None: not
+    known, or an older version's, which doesn't tell."""
     protocol: int = PROTOCOL
 
 
@@ -284,6 +288,7 @@ def _begin(doc: Mapping[str, Any]) -> Begin:
         compression=Compression(doc["compression"]),
         fingerprint=None if fingerprint is None else _text(fingerprint),
         patience_s=min(_number(doc["patience_s"]), MOST_PATIENCE_S),
+        age_s=None if doc.get("age_s") is None else _seconds(doc["age_s"]),
         protocol=_number(doc["protocol"]),
     )
 
@@ -371,6 +376,13 @@ def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:40]!r} is not a whole number from 0")
     return value
+
+
+def _seconds(value: Any) -> float:
+    # A bool is an int, and json reads NaN and Infinity: none of them is a time.
+    if type(value) not in (int, float) or not 0 <= value < MOST_SECONDS:
+        raise ValueError(f"{str(value)[:40]!r} is not a number of seconds")
+    return float(value)
 
 
 def _texts(value: Any) -> dict[str, str]:

@@ -139,12 +139,12 @@ FAMILIES = by_name(
         Family(
             "replication_age_seconds",
             "Age of the standby's newest complete snapshot: the data that a failover to it would "
-            "lose; +Inf: it has none",
+            "lose; +Inf: it has none, or nobody knows",
             _STANDBY,
         ),
         Family(
             "replica_newest_snapshot_timestamp_seconds",
-            "UTC time in the name of the standby's newest complete snapshot",
+            "When the standby's newest complete snapshot was taken",
             _STANDBY,
         ),
         Family(

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from standfast.ages import age_of
 from standfast.clock import monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import ForeignValue, StandfastError
-from standfast.names import SnapshotName
 from standfast.records import ClientRecord, Leader, Reign, StandbyRecord
 from standfast.replication import state
 from standfast.views import status
@@ -68,7 +68,9 @@ def shelve(values: Mapping[str, bytes]) -> Shelf:
                 clients.append(ClientRecord.parse(value, key))
             elif kind == "standbys":
                 record = StandbyRecord.parse(value, key)
-                taken_at[record.node] = SnapshotName.parse(record.snapshot).taken_at
+                if record.time is None:
+                    raise ValueError(record.snapshot)
+                taken_at[record.node] = record.time
             elif key == "leader":
                 leader = Leader.parse(value, key)
                 holder = None if leader.is_clean else leader.holder.node
@@ -126,10 +128,7 @@ class Looks:
             shelf = _or_text(config, "keys", partial(self._read.shelf, config))
             if isinstance(shelf, Shelf):
                 utc = self._read.utc()
-                ages = {
-                    name: max(0.0, utc - shelf.taken_at[name]) if name in shelf.taken_at else None
-                    for name in config.nodes
-                }
+                ages = {name: age_of(shelf.taken_at.get(name), utc) for name in config.nodes}
                 self._trends[config.volume].note(ages, self._read.now())
 
     def _sample_on(self) -> None:

@@ -10,24 +10,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from standfast import __version__
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline, instant, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.names import SnapshotName
 from standfast.reign import OwnReign
 from standfast.replication import state
-from standfast.replication.published import epochs_of_snapshots
+from standfast.replication.published import origins_of_snapshots
 from standfast.views import samples, status
 from standfast.views.families import FAMILIES, SOURCES, Row, Sample, Table
 from standfast.views.gates import Gates
-from standfast.views.samples import Status
+from standfast.views.samples import Copy, Status
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +44,11 @@ CONSUL_SHARE = 0.35
 class Replica:
     """What the store of this node says."""
 
-    newest: SnapshotName | None
+    newest: Copy | None
     """The best snapshot that this node could start from; None: it has none."""
     diverged: int
+    times: Mapping[str, float] = field(default_factory=dict)
+    """When the snapshots here were taken, UTC seconds by their names."""
 
 
 def read_replica(config: Config) -> Replica:
@@ -55,13 +56,16 @@ def read_replica(config: Config) -> Replica:
     from standfast.adapters.stores import open_store
 
     store = open_store(config)
-    epochs = epochs_of_snapshots(config)
-    usable = [one for one in store.snapshots() if one.content_id in epochs]
-    best = max(usable, key=lambda one: (epochs[one.content_id], one.name), default=None)
+    snapshots = store.snapshots()
+    origins = origins_of_snapshots(config, instant())
+    usable = [one for one in snapshots if one.content_id in origins]
+    best = max(usable, key=lambda one: (origins[one.content_id].epoch, one.name), default=None)
+    times = {str(one.name): origins[one.content_id].time(one.name) for one in usable}
     kept = f"{config.base}.diverged-"
     return Replica(
-        newest=None if best is None else best.name,
+        newest=None if best is None else Copy(best.name, times[str(best.name)]),
         diverged=sum(path.name.startswith(kept) for path in store.aside()),
+        times=times,
     )
 
 
@@ -194,9 +198,9 @@ class _Look:
         replica = read.replica(config)
         holder = doc.get("holder")
         leads = read.has_reign(config) if holder is None else holder == config.node
-        newest: Mapping[str, SnapshotName | None] = {config.node: replica.newest}
+        newest: Mapping[str, Copy | None] = {config.node: replica.newest}
         if leads:
-            newest = samples.newest_of_standbys(config, doc, sent)
+            newest = samples.newest_of_standbys(config, doc, sent, replica.times)
         return [("diverged_subvolumes", replica.diverged, ()), *samples.ages(newest, read.utc())]
 
     def _try(self, source: str, read: Callable[[], T], share: float = 1.0) -> T | None:

@@ -86,7 +86,9 @@ def _standbys(doc: Mapping[str, Any], config: Config) -> Iterator[Notice]:
     for one in doc["standbys"] or ():
         name, note = one["node"], one["replication"]
         if one["age_s"] is None:
-            text = f"{name} has no complete snapshot"
+            none = f"{name} has no complete snapshot"
+            unknown = f"nobody knows how old {name}'s newest snapshot is: a clock was set back"
+            text = unknown if one["snapshot"] else none
             yield Notice(Level.WARNING, "standby", text, f"`standfast replicate {name}`.")
         elif one["level"] != Level.OK and one["candidate"]:
             text = (

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from standfast.ages import age_of, time_of
 from standfast.config.model import Config
 from standfast.errors import NomadOutcome
 from standfast.names import SnapshotName
@@ -96,36 +98,65 @@ def from_replication(config: Config, sent: state.ReplicationState) -> Iterator[S
             yield "replication_verify_failed", float(not standby.verified_ok), labels
 
 
-def ages(newest: Mapping[str, SnapshotName | None], utc: float) -> Iterator[Sample]:
-    """Of each standby, by its newest snapshot; None: it has none."""
-    for standby, name in newest.items():
-        age_s = math.inf if name is None else max(0.0, utc - name.taken_at)
-        yield "replication_age_seconds", age_s, (standby,)
-        if name is not None:
-            yield "replica_newest_snapshot_timestamp_seconds", name.taken_at, (standby,)
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The newest snapshot that a node has, and when it was taken, UTC seconds."""
+
+    name: SnapshotName
+    taken_at: float
+
+
+def ages(newest: Mapping[str, Copy | None], utc: float) -> Iterator[Sample]:
+    """Of each standby, by its newest snapshot; None: it has none.
+
+    An age that isn't known, as a clock was set back, is not a small one.
+    """
+    for standby, copy in newest.items():
+        age_s = None if copy is None else age_of(copy.taken_at, utc)
+        yield "replication_age_seconds", math.inf if age_s is None else age_s, (standby,)
+        if copy is not None and age_s is not None:
+            yield "replica_newest_snapshot_timestamp_seconds", copy.taken_at, (standby,)
 
 
 def newest_of_standbys(
-    config: Config, doc: Status, sent: state.ReplicationState | None
-) -> Mapping[str, SnapshotName | None]:
+    config: Config,
+    doc: Status,
+    sent: state.ReplicationState | None,
+    times: Mapping[str, float],
+) -> Mapping[str, Copy | None]:
     """By Consul's records and by what this node saw acknowledged, whichever is newer.
 
-    With neither at hand a standby is left out: unknown is not "none".
+    With neither at hand a standby is left out: unknown is not "none". `times`: when the snapshots
+    that this node has itself were taken, by their names.
     """
-    records = {one["node"]: one["snapshot"] for one in doc.get("standbys", ())}
-    names: dict[str | None, SnapshotName | None] = {}
-    found: dict[str, SnapshotName | None] = {}
+    records = {one["node"]: one for one in doc.get("standbys", ())}
+    found: dict[str, Copy | None] = {}
+    copies: dict[tuple[str | None, float | None], Copy | None] = {}
     for standby in config.standbys:
         own = sent.standbys.get(standby) if sent is not None else None
+        told = records.get(standby, {})
         both = []
-        for text in (records.get(standby), own.snapshot if own is not None else None):
-            if text not in names:  # one snapshot goes to all standbys: its name is read once
-                names[text] = _parsed(text)
-            if (name := names[text]) is not None:
-                both.append(name)
+        for text, at in (
+            (told.get("snapshot"), told.get("taken_at")),
+            (own.snapshot if own is not None else None, None),
+        ):
+            key = (text, at)
+            if key not in copies:  # one snapshot goes to all standbys: its name is read once
+                copies[key] = _copy(text, at, times)
+            if (copy := copies[key]) is not None:
+                both.append(copy)
         if both or standby in records:
-            found[standby] = max(both, default=None)
+            # Of one snapshot the older time.
+            found[standby] = max(both, key=lambda one: (one.name, -one.taken_at), default=None)
     return found
+
+
+def _copy(text: str | None, taken_at: float | None, times: Mapping[str, float]) -> Copy | None:
+    name = _parsed(text)
+    if name is None:
+        return None
+    here = times.get(str(name))
+    return Copy(name, time_of(name, taken_at) if here is None else here)
 
 
 def _parsed(text: str | None) -> SnapshotName | None:

@@ -69,7 +69,10 @@ def _data(name: str, told: Mapping[str, Any], config: Config) -> Iterator[Findin
     age_s, limit_s = told["age_s"], 2 * config.replication.interval
     again = f"standfast replicate {name}"
     if age_s is None:
-        yield Finding("age", False, "no snapshot yet", again, name)
+        text = "no snapshot yet"
+        if told.get("snapshot"):
+            text = "of unknown age: a clock was set back (timedatectl on both nodes)"
+        yield Finding("age", False, text, again, name)
     else:
         text = f"{duration(age_s)} behind; one cycle each {config.replication.interval:g} s"
         fix = f"systemctl list-timers 'standfast-replicate@*'; {again}"

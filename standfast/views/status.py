@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from standfast.ages import age_of
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError, Unreachable
 from standfast.local_socket import ask
-from standfast.names import SnapshotName
 from standfast.nomad import reports
 from standfast.observe import Blind, Cluster, Local
 from standfast.reasons import Reason
@@ -40,23 +40,27 @@ class Outlook:
     sentence: str
 
 
-def ages(cluster: Cluster, config: Config, utc: float) -> dict[str, float | None]:
-    """Replication age of each standby, seconds; None: it has no published snapshot."""
+def times(cluster: Cluster, config: Config, local: Local | None = None) -> dict[str, float | None]:
+    """When each standby's newest snapshot was taken, UTC seconds; None: it has none.
+
+    A node that has the same snapshot knows better than the record, whose clock may be another.
+    """
     holder = cluster.leader.holder.node if cluster.leader else None
+    own = {one.snapshot.content_id: one for one in local.snapshots} if local is not None else {}
     found: dict[str, float | None] = {}
     for name in sorted(config.nodes):
         if name == holder:
             continue
         record = cluster.standbys.get(name)
-        try:
-            taken_at = None if record is None else SnapshotName.parse(record.snapshot).taken_at
-        except ValueError:
-            taken_at = None
-        found[name] = None if taken_at is None else max(0.0, utc - taken_at)
+        at = None if record is None else record.time
+        here = None if record is None else own.get(record.content_id)
+        found[name] = at if here is None or here.taken_at is None else here.taken_at
     return found
 
 
-def outlook(view: Cluster | Blind, config: Config, utc: float) -> Outlook:
+def outlook(
+    view: Cluster | Blind, config: Config, utc: float, local: Local | None = None
+) -> Outlook:
     """Can we fail over now? By what Consul shows; each standby has the last word on itself."""
     if isinstance(view, Blind):
         return Outlook(False, view.reason, view.sentence)
@@ -75,11 +79,20 @@ def outlook(view: Cluster | Blind, config: Config, utc: float) -> Outlook:
         )
     if config.mode == "manual":
         return Outlook(False, Reason.MANUAL_MODE, "mode is manual: only by `standfast promote`")
-    known = {name: age for name, age in ages(view, config, utc).items() if age is not None}
-    known = {name: age for name, age in known.items() if name in view.leader.candidates}
-    if not known:
+    taken = {name: at for name, at in times(view, config, local).items() if at is not None}
+    taken = {name: at for name, at in taken.items() if name in view.leader.candidates}
+    if not taken:
         return Outlook(
             False, Reason.NO_PUBLISHED_SNAPSHOT, "no candidate has a snapshot yet: replicate first"
+        )
+    ages = {name: age_of(at, utc) for name, at in taken.items()}
+    known = {name: age_s for name, age_s in ages.items() if age_s is not None}
+    if not known:
+        return Outlook(
+            False,
+            Reason.TOO_OLD,
+            f"nobody knows how old the newest snapshots are ({', '.join(taken)}): a clock was set "
+            f"back; the next replication tells",
         )
     best = min(known, key=lambda name: known[name])
     if known[best] > config.max_data_loss:
@@ -95,14 +108,14 @@ def outlook(view: Cluster | Blind, config: Config, utc: float) -> Outlook:
 def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float) -> dict[str, Any]:
     """The status document, as far as the cluster and this node's files tell it."""
     doc: dict[str, Any] = {"v": 1, "volume": config.volume, "node": config.node, "role": "unknown"}
-    can = outlook(view, config, utc)
+    can = outlook(view, config, utc, local)
     doc["failover"] = {
         "possible": can.possible,
         "reason": None if can.reason is None else str(can.reason),
         "sentence": can.sentence,
     }
     if isinstance(view, Cluster):
-        doc |= _cluster(view, config, utc)
+        doc |= _cluster(view, config, utc, local)
     if local is not None:
         doc |= _local(local, doc.get("holder"))
     doc["serving"] = _serving(doc, config)
@@ -116,7 +129,7 @@ def _serving(doc: Mapping[str, Any], config: Config) -> str | None:
     return doc.get("holder") if serves else None
 
 
-def _cluster(view: Cluster, config: Config, utc: float) -> dict[str, Any]:
+def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> dict[str, Any]:
     leader = view.leader
     reign = view.history.get(view.epoch or 0)
     records = view.standbys
@@ -134,12 +147,13 @@ def _cluster(view: Cluster, config: Config, utc: float) -> dict[str, Any]:
         "standbys": [
             {
                 "node": name,
-                "age_s": None if age is None else round(age, 1),
+                "age_s": None if (age_s := age_of(at, utc)) is None else round(age_s, 1),
+                "taken_at": at,
                 "snapshot": records[name].snapshot if name in records else None,
                 "epoch": records[name].epoch if name in records else None,
                 "candidate": leader is not None and name in leader.candidates,
             }
-            for name, age in ages(view, config, utc).items()
+            for name, at in times(view, config, local).items()
         ],
     }
 

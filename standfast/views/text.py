@@ -104,11 +104,9 @@ def _nomad(nomad: Mapping[str, Any] | None) -> list[str]:
 def _standbys(doc: Mapping[str, Any]) -> list[str]:
     lines = []
     for standby in doc.get("standbys", ()):
-        what = (
-            f"{duration(standby['age_s'])} behind ({standby['snapshot']})"
-            if standby["snapshot"]
-            else "no snapshot yet"
-        )
+        age_s, snapshot = standby["age_s"], standby["snapshot"]
+        behind = "of unknown age" if age_s is None else f"{duration(age_s)} behind"
+        what = f"{behind} ({snapshot})" if snapshot else "no snapshot yet"
         off = "" if standby["candidate"] else ", not a candidate"
         lines.append(f"standby:   {standby['node']}: {what}{off}{_verified(standby)}")
         if standby.get("needs_full"):

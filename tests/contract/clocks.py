@@ -16,6 +16,7 @@ START_UTC = 1_790_000_000.0
 class Clocks:
     """Stands in for the module `time` in `standfast.clock`; monotonic time goes on as ever."""
 
+    CLOCK_BOOTTIME = 7
     monotonic = staticmethod(time.monotonic)
     sleep = staticmethod(time.sleep)
 
@@ -43,6 +44,10 @@ class Clocks:
 
     def time(self) -> float:
         return self._get(0) + (self._get(self._me) if self._me else 0.0)
+
+    def clock_gettime(self, _: int) -> float:
+        """Uptime: it goes on with everybody's time, and nobody sets it."""
+        return self._get(0)
 
     def rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("standfast.clock.time", self)

@@ -21,12 +21,13 @@ from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.replication.cycle import CycleResult
 from standfast.replication.pruning import prune
-from standfast.replication.published import epochs_of_snapshots, note_epoch
+from standfast.replication.published import epochs_of_snapshots
 from tests.contract.clocks import Clocks
 from tests.contract.links import Fault, Links
 from tests.contract.peers import NODES, Peer, lead, peer
 from tests.contract.trees import Mutation, Tree, differences, mutate, read_tree
 from tests.contract.volumes import command
+from tests.support.origins import note_epoch
 
 BETWEEN_S = 40.0
 """So much time passes from one step to the next."""

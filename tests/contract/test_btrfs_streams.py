@@ -41,7 +41,7 @@ def make_root(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 def store_at(root: Path) -> BtrfsStore:
-    return BtrfsStore(paths_below(root), utc=lambda: NOW + 600)
+    return BtrfsStore(paths_below(root))
 
 
 def receive(argv: list[str], stream: bytes) -> subprocess.CompletedProcess[bytes]:

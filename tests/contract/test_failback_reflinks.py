@@ -25,7 +25,7 @@ FIXED_IN = (6, 10, 1)
 
 
 def store_at(root: Path, at_s: float) -> BtrfsStore:
-    return BtrfsStore(paths_below(root), utc=lambda: NOW + at_s)
+    return BtrfsStore(paths_below(root))
 
 
 @dataclass

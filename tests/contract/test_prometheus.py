@@ -25,7 +25,6 @@ from standfast.config.model import Config
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import state
-from standfast.replication.published import note_epoch
 from tests.contract.consul_clusters import free_ports
 from tests.machines.host import CHECKOUT
 from tests.machines.monitoring import (
@@ -35,6 +34,7 @@ from tests.machines.monitoring import (
     names_in,
 )
 from tests.support import needs
+from tests.support.origins import note_epoch
 from tests.support.pace import factor, patient
 from tests.support.waiting import wait_for
 from tests.unit.cli_helpers import write_node

@@ -12,6 +12,7 @@ import pytest
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.consul_wire import Set
+from standfast.ages import Origin
 from standfast.clock import Deadline, utc_now
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.lease.epochs import EpochFile
@@ -20,7 +21,7 @@ from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import LeaderState, StandbyRecord
 from standfast.replication import pins, state
-from standfast.replication.published import epochs_of_snapshots, note_epoch
+from standfast.replication.published import epochs_of_snapshots
 from standfast.replication.reporting import ReignInConsul
 from standfast.replication.shipment import Order, ship
 from standfast.replication.talk import reach
@@ -28,6 +29,7 @@ from tests.contract.links import Fault, Links, fork
 from tests.contract.pairs import node, primary_and_standby
 from tests.contract.peers import Peer, lead, leader_value
 from tests.contract.volumes import files
+from tests.support.origins import note_epoch
 from tests.support.waiting import wait_for
 
 
@@ -386,7 +388,7 @@ def test_without_a_common_snapshot_everything_is_sent_only_when_told(
     first = a.sender.cycle("b")
     a.store.delete(a.store.snapshots())
     # The next name must differ though nothing here remembers the last one.
-    wait_for(lambda: utc_now() >= first.snapshot.taken_at + 1, 30, "the second is over")
+    wait_for(lambda: utc_now() >= first.snapshot.stamp + 1, 30, "the second is over")
     with pytest.raises(Refused, match="none in common") as refusal:
         a.sender.cycle("b")
     assert refusal.value.reason is Reason.NEEDS_FULL
@@ -462,6 +464,6 @@ def test_a_consul_without_leader_for_a_moment_doesnt_cost_the_replication(
     reign = ReignInConsul(a.config, a.gateway)
     index = reign.index_of(1)
     a.gateway.failing = 2
-    reign.report("b", snapshot, 1, index)
+    reign.report("b", snapshot, Origin(1), index)
     assert a.gateway.get(a.config.key("standbys/b")) is not None
     assert nothing_arrived(b)

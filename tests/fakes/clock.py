@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
 from standfast import clock
 
 
-@dataclass(slots=True)
+@dataclass
 class StoppedClock:
     """Stands in for the module `time` in `standfast.clock`; who sleeps moves it."""
+
+    CLOCK_BOOTTIME: ClassVar[int] = 7
 
     now: float = 1_000_000.0
     slept: float = 0.0
@@ -21,6 +24,9 @@ class StoppedClock:
 
     def time(self) -> float:
         return 1_795_342_500.0 + self.now
+
+    def clock_gettime(self, _: int) -> float:
+        return self.now
 
     def sleep(self, seconds: float) -> None:
         self.slept += seconds

@@ -88,8 +88,8 @@ class FakeStore:
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
         self._live()
-        latest = max((s.name.taken_at for s in self.taken), default=0.0)
-        name = SnapshotName(max(name.taken_at, latest + 1), name.base)
+        latest = max((s.name.stamp for s in self.taken), default=0.0)
+        name = SnapshotName(max(name.stamp, latest + 1), name.base)
         snapshot = Snapshot(name, self.parent / str(name), uuid.uuid4().hex, received=False)
         self.world.effect("snapshot")
         self.taken.append(snapshot)

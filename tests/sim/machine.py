@@ -116,7 +116,7 @@ class Disk:
         taken = {one.snapshot.name for one in self.snapshots}
         name = SnapshotName.at(base, utc)
         while name in taken:
-            name = SnapshotName.at(base, name.taken_at + 1)
+            name = SnapshotName.at(base, name.stamp + 1)
         content_id = f"{name}#{epoch}#{len(self.live.writes)}"
         snapshot = Snapshot(name, Path("/persist") / str(name), content_id, received=False)
         self.contents[content_id] = tuple(self.live.writes)

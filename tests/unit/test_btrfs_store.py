@@ -79,7 +79,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store_in(root: Path) -> BtrfsStore:
     volume = root / "volume"
     paths = Paths(live=volume / "services", snapshots=volume, standby=volume / "standby")
-    return BtrfsStore(paths, utc=lambda: 1_800_000_000.0)
+    return BtrfsStore(paths)
 
 
 def commands(root: Path) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from standfast.candidacy import consider, is_behind, still_waiting
 from standfast.config.model import Node as NodeConfig
 from standfast.decision import NO_WISH, Action, Moment, Wish
+from standfast.observe import Available, Cluster
 from standfast.reasons import Reason
 from tests.unit.deciding import NOW_S, UTC, cluster, config, local, record, reign, snap
 
@@ -101,6 +102,79 @@ def test_behind_is_who_lacks_a_snapshot_that_another_is_known_to_have() -> None:
     assert not is_behind(None, cluster(clean, standbys=record("b", 10)))
     garbled = {"b": replace(record("b", 10)["b"], snapshot="zzz")}
     assert not is_behind(snap(60), cluster(clean, standbys=garbled))
+
+
+def handed(final_id: str | None = None) -> Cluster:
+    """a gave epoch 5 up to b; its final snapshot is 10 s old."""
+    view = cluster("e5 a/a1 #7 clean ->b final:10")
+    assert view.leader is not None
+    return replace(view, leader=replace(view.leader, final_id=final_id))
+
+
+LOSSY = Wish(promote=True, accept_data_loss=True)
+
+
+def test_a_handover_is_clean_only_from_the_final_snapshot_by_its_content() -> None:
+    here, elsewhere = handed("id-10"), handed("of another tree with the same name")
+    found = consider(here, local("b", [snap(10), snap(60)]), config(), NOW, NO_WISH)
+    assert (found.action, found.base) == (Action.PROMOTE, snap(10))
+    assert (found.reason, found.lost_s) == (Reason.CLEAN_HANDOVER, 0.0)
+    found = consider(elsewhere, local("b", [snap(10)]), config(), NOW, NO_WISH)
+    assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+    found = consider(elsewhere, local("b", [snap(10)]), config(), NOW, LOSSY)
+    assert (found.action, found.reason, found.lost_s) == (Action.PROMOTE, Reason.OPERATOR, 10.0)
+
+
+def test_an_older_versions_final_snapshot_is_known_by_its_name() -> None:
+    found = consider(handed(), local("b", [snap(10)]), config(), NOW, NO_WISH)
+    assert found.reason is Reason.CLEAN_HANDOVER
+
+
+def test_a_snapshot_from_the_future_is_not_taken_for_the_final_one() -> None:
+    """Clocks were an hour ahead: what was taken then has the later name and the older content."""
+    early = snap(-3600)
+    for view in (handed("id-10"), handed()):
+        assert is_behind(early, view)
+        found = consider(view, local("b", [early]), config(), NOW, NO_WISH)
+        assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+        found = consider(view, local("b", [early, snap(10)]), config(), NOW, NO_WISH)
+        assert (found.action, found.base) == (Action.PROMOTE, snap(10))
+
+
+def unseen_for_13_s() -> Cluster:
+    return cluster(ALIVE, silent=13, holder_health="critical")
+
+
+@pytest.mark.parametrize(
+    ("base", "lost_s"),
+    [
+        (snap(60), 47.0),
+        (replace(snap(-3000), taken_at=UTC - 500), 487.0),
+        (replace(snap(60), taken_at=UTC - 500), 487.0),
+        (replace(snap(3600), taken_at=UTC - 60), 47.0),
+    ],
+    ids=["by its name", "a name from the future", "noted as older", "a name that is behind"],
+)
+def test_what_a_failover_loses_is_told_by_when_the_base_was_really_taken(
+    base: Available, lost_s: float
+) -> None:
+    found = consider(unseen_for_13_s(), local("b", [base]), config(), NOW, NO_WISH)
+    assert (found.action, found.base, found.lost_s) == (Action.PROMOTE, base, lost_s)
+
+
+def test_data_is_too_old_by_when_it_was_really_taken() -> None:
+    hour_old = replace(snap(10), taken_at=UTC - 3600)
+    found = consider(unseen_for_13_s(), local("b", [hour_old]), config(), NOW, NO_WISH)
+    assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+    assert "3600 s old" in found.sentence
+
+
+def test_a_loss_that_nobody_knows_is_told_as_unknown_and_never_as_nothing() -> None:
+    found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, NO_WISH)
+    assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+    assert "of unknown age (a clock was set back)" in found.sentence
+    found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, LOSSY)
+    assert (found.action, found.lost_s) == (Action.PROMOTE, None)
 
 
 def test_a_first_takeover_within_min_reign_of_an_operators_promotion_is_allowed() -> None:

@@ -19,7 +19,7 @@ from standfast.config.model import Config
 from standfast.names import SnapshotName, diverged_name, parse_aside, retired_name
 from standfast.replication import pins
 from standfast.replication.pins import Pin
-from standfast.replication.published import note_epoch
+from tests.support.origins import note_epoch
 from tests.unit.cli_helpers import Terminal, write_node
 
 OTHER = (

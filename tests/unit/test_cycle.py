@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from standfast.act.ports import Snapshot
 from standfast.adapters.directory import DirectoryStore
-from standfast.clock import Deadline, utc_now
+from standfast.ages import Origin
+from standfast.clock import Deadline, Instant, instant, utc_now
 from standfast.config.model import Config
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.replication import cycle, pins, state
+from standfast.records import LeaderState, StandbyRecord
+from standfast.reign import OwnReign, Stage
+from standfast.replication import cycle, pins, published, state
 from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
+from standfast.replication.published import note_origin
 from standfast.replication.shipment import Order, Shipped
 from standfast.streams import Conversation
 from tests.fakes.replication import LeaseKeys, storage_node
@@ -36,6 +40,15 @@ class Primary:
     orders: list[Order] = field(default_factory=list)
     meanwhile: Callable[[Order], None] = lambda _: None
     """What happens while a stream is under way."""
+    overtaken: bool = False
+    """The standby says that it has a later one."""
+
+    set_by: float = 0.0
+    """By so much the clock was set."""
+
+    @property
+    def utc(self) -> float:
+        return self.now + self.set_by
 
     def cycle(self, standby: str) -> SnapshotName:
         return Sender(self.config, self.store, self.keys).cycle(standby).snapshot
@@ -45,7 +58,7 @@ class Primary:
     ) -> Shipped:
         self.orders.append(order)
         self.meanwhile(order)
-        return Shipped(None, 0, was_full=True)
+        return Shipped(None, 0, was_full=True, overtaken=self.overtaken)
 
 
 @pytest.fixture
@@ -54,7 +67,12 @@ def primary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Primary:
     config = storage_node(tmp_path, "a", interval=INTERVAL_S, command=("true",))
     made = Primary(config, DirectoryStore(config.paths))
     monkeypatch.setattr(cycle, "ship", made.ship)
-    monkeypatch.setattr(cycle, "utc_now", lambda: made.now)
+    start, boot = made.now, instant().boot
+    for module in (cycle, published):
+        monkeypatch.setattr(
+            module, "instant", lambda: Instant(made.utc, 1e6 + made.now - start, boot)
+        )
+    monkeypatch.setattr(cycle, "utc_now", lambda: made.utc)
     return made
 
 
@@ -162,13 +180,79 @@ def test_pins_that_can_not_be_read_are_not_told_to_be_none(primary: Primary) -> 
     assert [order.commons for order in primary.orders] == [{}, None]
 
 
-@pytest.mark.parametrize(("pinned_in", "sent"), [(2, 0), (1, 1)])
-def test_the_final_snapshot_is_left_out_only_for_a_newer_one_of_the_same_reign(
-    primary: Primary, pinned_in: int, sent: int
-) -> None:
-    final = primary.store.take_snapshot(SnapshotName.at("services", primary.now))
-    newer = str(SnapshotName.at("services", primary.now + 60))
-    pins.note(primary.config, "b", pins.Pin(newer, "newer", pinned_in, primary.now))
+def replicate(primary: Primary, snapshot: Snapshot) -> None:
     sender = Sender(primary.config, primary.store, primary.keys)
-    sender.replicate("b", final, 2, Deadline.after(60))
-    assert len(primary.orders) == sent
+    sender.replicate("b", snapshot, 2, Deadline.after(60))
+
+
+def take(primary: Primary, epoch: int) -> Snapshot:
+    taken = primary.store.take_snapshot(SnapshotName.at("services", primary.now))
+    note_origin(primary.config, taken, Origin(epoch, primary.now), primary.store.snapshots)
+    return taken
+
+
+def test_the_final_snapshot_is_sent_whatever_the_pins_say(primary: Primary) -> None:
+    """A pin with a later name was taken when the clock was ahead, say: the standby is asked."""
+    final = take(primary, 2)
+    newer = str(SnapshotName.at("services", primary.now + 3600))
+    pins.note(primary.config, "b", pins.Pin(newer, "newer", 2, primary.now))
+    replicate(primary, final)
+    assert [(order.snapshot, order.later) for order in primary.orders] == [(final, frozenset())]
+
+
+def test_what_the_standby_may_have_instead_was_taken_later_in_the_same_reign(
+    primary: Primary,
+) -> None:
+    take(primary, 1)
+    asked = take(primary, 2)
+    later = take(primary, 2)
+    take(primary, 1)  # of another reign, by its note
+    replicate(primary, asked)
+    assert [order.later for order in primary.orders] == [{later.content_id}]
+
+
+def test_one_that_the_standby_has_no_need_of_is_noted_nowhere(primary: Primary) -> None:
+    """The standby has a later one, which was noted when it was acknowledged."""
+    asked = take(primary, 2)
+    primary.overtaken = True
+    replicate(primary, asked)
+    assert pins.load(primary.config) == {}
+    assert state.load(primary.config).standbys == {}
+    assert primary.keys.written == {}
+
+
+@pytest.mark.parametrize("back_s", [3.0, 3600.0, 1e8])
+def test_a_clock_that_goes_back_changes_neither_the_order_nor_the_freshness(
+    primary: Primary, back_s: float
+) -> None:
+    first = primary.cycle("b")
+    primary.set_by -= back_s
+    second = primary.cycle("b")
+    assert second > first
+    record = StandbyRecord.parse(primary.keys.written[primary.config.key("standbys/b")])
+    assert record.snapshot == str(second)
+    assert record.taken_at == pytest.approx(primary.utc, abs=1)
+
+
+def test_names_go_on_where_all_that_had_one_was_deleted(primary: Primary) -> None:
+    """By hand, and the clock was set back: the standby takes nothing with an earlier name."""
+    first = primary.cycle("b")
+    primary.store.delete(primary.store.snapshots())
+    primary.set_by -= 3600
+    assert primary.cycle("b") > first
+
+
+def test_a_reign_goes_on_above_what_it_started_from(primary: Primary) -> None:
+    """The new primary's clock is behind the old one's, and the base was deleted by hand since."""
+    base = str(SnapshotName.at("services", primary.now + 3600))
+    OwnReign(2, Stage.READY, "fsid", base, in_place=False).save(primary.config.state_dir)
+    assert str(primary.cycle("b")) > base
+
+
+def test_a_snapshot_from_the_future_is_shared_no_longer_than_another(primary: Primary) -> None:
+    first = primary.cycle("b")
+    primary.set_by -= 3600
+    second = primary.cycle("b")
+    assert primary.cycle("c") == second > first
+    primary.now += INTERVAL_S
+    assert primary.cycle("c") > second

@@ -274,11 +274,11 @@ CASES = [
         Reason.NO_PUBLISHED_SNAPSHOT,
     ),
     Case(
-        "a snapshot from the future does not count",
+        "a snapshot from the future is of unknown age, which is too old",
         cluster(ALIVE, silent=13, **DEAD),
         local("b", [snap(-3600)]),
         Action.BLOCKED,
-        Reason.NO_PUBLISHED_SNAPSHOT,
+        Reason.TOO_OLD,
     ),
     Case(
         "a node that the primary doesn't list is no candidate",

@@ -156,7 +156,8 @@ def test_the_role_is_given_up_naming_the_snapshot_that_has_all_of_it(
     switch(node)
     final = node.store.taken[-1]
     assert node.sender.sent[-1] == final
-    assert asked[-1] == {"cmd": "release", "to": "n2", "note": None, "final": str(final.name)}
+    said = {"cmd": "release", "to": "n2", "note": None}
+    assert asked[-1] == {**said, "final": str(final.name), "final_id": final.content_id}
 
 
 def test_the_reign_is_noted_as_draining_before_its_port_is_shut(

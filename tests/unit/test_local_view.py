@@ -14,9 +14,10 @@ from standfast.local_view import SNAPSHOTS_EVERY_S, LocalView
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.records import LeaderState
-from standfast.replication.published import note_epoch, published_file
+from standfast.replication.published import published_file
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
+from tests.support.origins import note_epoch
 
 LONG_AGO_NS = 10**18
 

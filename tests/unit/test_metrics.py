@@ -23,10 +23,11 @@ from standfast.config.model import Config
 from standfast.errors import StandfastError, Unreachable
 from standfast.names import SnapshotName
 from standfast.replication import state
-from standfast.replication.published import note_epoch
 from standfast.views.exposition import answer_to, encode
 from standfast.views.families import FAMILIES
 from standfast.views.metrics import Readers, Replica, VolumeCollector, read_replica
+from standfast.views.samples import Copy
+from tests.support.origins import note_epoch
 from tests.unit.cli_helpers import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,10 @@ generate_openmetrics: Any = openmetrics_text.generate_latest
 
 def name_of(age_s: float) -> str:
     return str(SnapshotName.at("services", NOW - age_s))
+
+
+def copy_of(age_s: float) -> Copy:
+    return Copy(SnapshotName.parse(name_of(age_s)), NOW - age_s)
 
 
 PRIMARY: Mapping[str, Any] = {
@@ -103,7 +108,7 @@ WELL = Readers(
     fetch=lambda config: PRIMARY,
     from_consul=lambda config: {**PRIMARY, "agent": False, "role": "unknown"},
     replication=lambda config: SENT,
-    replica=lambda config: Replica(SnapshotName.parse(name_of(100)), 1),
+    replica=lambda config: Replica(copy_of(100), 1),
     has_reign=lambda config: True,
     utc=lambda: NOW,
 )
@@ -395,7 +400,7 @@ def test_only_a_lasting_failure_s_beginning_is_logged(
 def test_the_newest_reign_s_snapshot_counts_and_one_of_unknown_origin_does_not(
     config: Config,
 ) -> None:
-    store = DirectoryStore(config.paths, utc=lambda: NOW)
+    store = DirectoryStore(config.paths)
     assert read_replica(config) == Replica(None, 0)
     config.paths.live.parent.mkdir()
     initialise(config.paths.live)
@@ -403,7 +408,9 @@ def test_the_newest_reign_s_snapshot_counts_and_one_of_unknown_origin_does_not(
     for snapshot, epoch in zip(taken, (2, 1), strict=False):
         note_epoch(config, snapshot.content_id, epoch, lambda: taken)
     store.keep_aside("services.diverged-1-20261122T101500Z")
-    assert read_replica(config) == Replica(taken[0].name, 1)
+    found = read_replica(config)
+    assert found.newest == Copy(taken[0].name, taken[0].name.stamp)
+    assert found.diverged == 1
 
 
 def test_the_page_names_every_metric_and_no_other() -> None:

@@ -44,9 +44,16 @@ def test_anything_else_is_not_a_snapshot(text: str) -> None:
         SnapshotName.parse(text)
 
 
-@pytest.mark.parametrize(("ahead_s", "believed"), [(-5, True), (60, True), (61, False)])
-def test_a_name_ahead_of_the_clock_is_not_believed(ahead_s: float, believed: bool) -> None:
-    assert SnapshotName.at("services", UTC + ahead_s).is_in_the_future(UTC) is not believed
+@pytest.mark.parametrize(
+    ("known_s", "stamp_s"), [((), 0), ((-60, -5), 0), ((-1,), 0), ((0,), 1), ((3600, 7), 3601)]
+)
+def test_the_next_name_comes_after_every_one_that_is_known(
+    known_s: tuple[float, ...], stamp_s: float
+) -> None:
+    """Whatever the clock says: it may have been set back since."""
+    known = [SnapshotName.at("services", UTC + s) for s in known_s]
+    chosen = SnapshotName.at("services", UTC).after(known)
+    assert chosen == SnapshotName.at("services", UTC + stamp_s)
 
 
 def test_names_of_trees_put_aside_tell_the_reign_and_the_time() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from standfast.observe import Cluster, Sighting, in_lineage, newest, sight
-from tests.unit.deciding import NOW_S, UTC, cluster, local, reign, snap
+from tests.unit.deciding import NOW_S, cluster, local, reign, snap
 
 SEEN = (5, "a", "a1", 7)
 NEXT = (5, "a", "a1", 8)
@@ -84,10 +84,27 @@ def test_a_history_that_names_no_snapshot_is_doubt() -> None:
 
 def test_the_newest_is_of_the_latest_reign_then_of_the_latest_time() -> None:
     view = at_epoch(6, e6=60)
-    mine = [snap(70, 5), snap(60, 5), snap(40, 6), snap(50, 6), snap(30, 5), snap(-3600, 6)]
-    assert newest(local("b", mine), view, UTC) == snap(40, 6)
-    assert newest(local("b", mine[:2]), view, UTC) == snap(60, 5)
-    assert newest(local("b"), view, UTC) is None
+    mine = [snap(70, 5), snap(60, 5), snap(40, 6), snap(50, 6), snap(30, 5)]
+    assert newest(local("b", mine), view) == snap(40, 6)
+    assert newest(local("b", mine[:2]), view) == snap(60, 5)
+    assert newest(local("b"), view) is None
+
+
+def test_a_name_from_the_future_comes_after_the_others_all_the_same() -> None:
+    """The clock was set back after it was taken: nobody knows when, but in which order."""
+    mine = [snap(70), snap(-3600), snap(-3601), snap(10)]
+    assert newest(local("b", mine), at_epoch(5)) == snap(-3601)
+
+
+def test_after_an_orderly_end_the_final_snapshot_is_the_newest_whatever_the_names_say() -> None:
+    """Of an older version, say, that took it when the clock had been set back."""
+    mine = [snap(-3600), snap(10), snap(60)]
+    view = cluster("e5 a/a1 #7 clean ->b final:10")
+    assert newest(local("b", mine), view) == snap(10)
+    assert newest(local("b", mine[::2]), view) == snap(-3600)
+    assert view.leader is not None
+    other = replace(view, leader=replace(view.leader, final_id="id-60"))
+    assert newest(local("b", mine), other) == snap(60)
 
 
 def test_a_clusters_defaults_blame_nobody() -> None:

@@ -263,7 +263,8 @@ def test_a_role_that_never_got_data_is_given_up_naming_what_it_started_from(
 
     monkeypatch.setattr(effects_module, "ask", ask)
     surrender(node)
-    assert asked[-1] == {"cmd": "release", "to": None, "note": None, "final": str(base.name)}
+    said = {"cmd": "release", "to": None, "note": None}
+    assert asked[-1] == {**said, "final": str(base.name), "final_id": base.content_id}
     assert node.keeper.clean
     assert node.store.taken == [base]
 

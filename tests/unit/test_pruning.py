@@ -24,8 +24,8 @@ from standfast.reign import OwnReign, Stage
 from standfast.replication import pins, pruning, state
 from standfast.replication.pins import Pin
 from standfast.replication.pruning import MOST_AT_ONCE, Pruned, prune
-from standfast.replication.published import note_epoch
 from tests.contract.volumes import btrfs_on_file, command, paths_below, require_btrfs
+from tests.support.origins import note_epoch
 
 DAY_S = 86400.0
 T0 = 1_700_000_000.0

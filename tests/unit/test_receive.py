@@ -17,7 +17,8 @@ from standfast.act.ports import Snapshot
 from standfast.adapters.consul_wire import Entry
 from standfast.adapters.directory import DirectoryStore, save_info
 from standfast.adapters.store import TreeInfo
-from standfast.clock import monotonic, utc_now
+from standfast.ages import Origin
+from standfast.clock import instant, monotonic, utc_now
 from standfast.config.model import Config, KeepPublished
 from standfast.errors import ConsulNoQuorum
 from standfast.lease.epochs import EpochFile
@@ -27,12 +28,14 @@ from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.replication import pins, wire
 from standfast.replication.intake import RESERVE_BYTES
-from standfast.replication.published import epochs_of_snapshots, note_epoch
+from standfast.replication.published import epochs_of_snapshots, origins_of_snapshots
 from standfast.replication.receive import receive
 from tests.fakes.replication import LeaseKeys, storage_node
+from tests.support.origins import note_epoch
 from tests.support.pace import patient
 
 EPOCH = 4
+NAME = SnapshotName.at("services", utc_now() - 100)
 
 
 class Arriving(DirectoryStore):
@@ -40,18 +43,16 @@ class Arriving(DirectoryStore):
 
     arrives = "content"
     free = 10**12
+    name = NAME
 
     def free_bytes(self) -> int:
         return self.free
 
     def receive_argv(self, staging: Path) -> list[str]:
-        tree = staging / str(NAME)
+        tree = staging / str(self.name)
         tree.mkdir()
         save_info(tree, TreeInfo("x", self.arrives, read_only=True))
         return ["cat"]
-
-
-NAME = SnapshotName.at("services", utc_now() - 100)
 
 
 @dataclass
@@ -123,6 +124,26 @@ def test_a_snapshot_of_the_primary_is_published(standby: Standby) -> None:
     assert standby.published == [str(NAME)]
 
 
+def test_a_name_from_the_future_is_taken_in_and_its_age_is_counted_by_this_nodes_clock(
+    standby: Standby,
+) -> None:
+    """The primary's clock is an hour ahead: what its names say is no reason to go without it."""
+    ahead = SnapshotName.at("services", utc_now() + 3600)
+    standby.store.name = ahead
+    standby.begin = replace(standby.begin, name=ahead, age_s=40.0)
+    standby.hear()
+    assert standby.published == [str(ahead)]
+    now = instant()
+    taken_at = origins_of_snapshots(standby.config, now)["content"].taken_at
+    assert taken_at is not None
+    assert 40 <= now.utc - taken_at < 40 + patient(30)
+
+
+def test_what_an_older_sender_does_not_tell_is_not_made_up(standby: Standby) -> None:
+    standby.hear()
+    assert origins_of_snapshots(standby.config, instant()) == {"content": Origin(EPOCH)}
+
+
 # Who is refused
 
 
@@ -147,7 +168,7 @@ def test_who_does_not_hold_the_lease_in_this_epoch_is_refused(
 
 
 def test_what_continues_an_older_history_than_is_here_is_refused(standby: Standby) -> None:
-    earlier = standby.config.paths.standby / str(SnapshotName.at("services", NAME.taken_at - 60))
+    earlier = standby.config.paths.standby / str(SnapshotName.at("services", NAME.stamp - 60))
     earlier.mkdir(parents=True)
     save_info(earlier, TreeInfo("y", "other", read_only=True))
     note_epoch(standby.config, "other", EPOCH + 1, standby.store.snapshots)
@@ -290,7 +311,7 @@ def test_nothing_is_pruned_where_the_primary_can_not_say_what_others_need(
     keep_one = KeepPublished(keep_last=1, hourly=0, daily=0, weekly=0, monthly=0)
     standby.config = replace(standby.config, retention_published=keep_one)
     for age_s in (120, 60):
-        earlier = SnapshotName.at("services", NAME.taken_at - age_s)
+        earlier = SnapshotName.at("services", NAME.stamp - age_s)
         path = standby.config.paths.standby / str(earlier)
         path.mkdir(parents=True)
         save_info(path, TreeInfo("y", f"{age_s}", read_only=True))

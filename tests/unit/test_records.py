@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from standfast.errors import ForeignValue
-from standfast.records import Holder, Leader, LeaderState, Reign
+from standfast.records import Holder, Leader, LeaderState, Reign, StandbyRecord
 
 LEADER = Leader(5, Holder("a", "a1"), 7, LeaderState.CLEAN, ("b", "c"), "b")
 
@@ -48,6 +49,35 @@ def test_a_heartbeat_with_a_missing_field_is_foreign(field: str) -> None:
     del doc[field]
     with pytest.raises(ForeignValue):
         Leader.parse(json.dumps(doc).encode())
+
+
+def test_the_final_snapshot_is_named_with_its_content_and_an_older_version_named_it_alone() -> None:
+    final = replace(LEADER, final="services@20261122T101500Z", final_id="c0ffee")
+    assert Leader.parse(final.dump()) == final
+    doc = json.loads(final.dump())
+    del doc["final_id"]
+    assert Leader.parse(json.dumps(doc).encode()) == replace(final, final_id=None)
+
+
+RECORD = StandbyRecord("b", 5, "services@20261122T101500Z", "c0ffee", 1_795_342_600.0)
+NAMED_AT = 1_795_342_500.0
+
+
+def test_a_record_tells_when_its_snapshot_was_taken_and_an_older_version_only_named_it() -> None:
+    told = replace(RECORD, taken_at=NAMED_AT - 60)
+    assert StandbyRecord.parse(told.dump()) == told
+    assert told.time == NAMED_AT - 60
+    assert b"taken_at" not in RECORD.dump()
+    assert StandbyRecord.parse(RECORD.dump()).time == NAMED_AT
+    assert replace(RECORD, taken_at=NAMED_AT + 60).time == NAMED_AT
+    assert replace(RECORD, snapshot="yesterday's").time is None
+
+
+@pytest.mark.parametrize("taken_at", ["now", -1, True, [], 1e300])
+def test_a_record_with_a_time_that_is_none_is_foreign(taken_at: object) -> None:
+    doc = {**json.loads(RECORD.dump()), "taken_at": taken_at}
+    with pytest.raises(ForeignValue):
+        StandbyRecord.parse(json.dumps(doc).encode())
 
 
 def test_an_unknown_field_is_room_for_later() -> None:

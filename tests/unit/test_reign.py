@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def test_each_stage_survives_the_disk(tmp_path: Path, stage: Stage) -> None:
     loaded = OwnReign.load(tmp_path)
     assert loaded is not None
     assert loaded.stage is stage
+
+
+def test_a_reign_that_an_older_version_wrote_names_its_final_snapshot_alone(tmp_path: Path) -> None:
+    replace(REIGN, final="services@20261122T111500Z", final_id="c0ffee").save(tmp_path)
+    path = tmp_path / "reign.json"
+    doc = json.loads(path.read_text())
+    del doc["final_id"]
+    path.write_text(json.dumps(doc))
+    assert OwnReign.load(tmp_path) == replace(REIGN, final="services@20261122T111500Z")
 
 
 def test_a_node_without_the_file_is_no_primary(tmp_path: Path) -> None:

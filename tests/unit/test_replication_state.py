@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.directory import DirectoryStore
-from standfast.clock import Deadline
+from standfast.ages import Origin
+from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config, Node, Paths, Replication
 from standfast.errors import (
     CommandFailed,
@@ -25,11 +28,21 @@ from standfast.lease.epochs import EpochFile
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
+from standfast.reign import OwnReign, Stage
 from standfast.replication import state, verify
 from standfast.replication.failures import reason_of
 from standfast.replication.fingerprint import Fingerprint
-from standfast.replication.published import epochs_of_snapshots, note_epoch, ranked
+from standfast.replication.published import (
+    epochs_of_snapshots,
+    next_name,
+    note_clock,
+    note_origin,
+    origins_of_snapshots,
+    ranked,
+)
 from standfast.replication.talk import transport_argv
+from standfast.views.status import replication_of
+from tests.support.origins import note_epoch
 
 
 @pytest.fixture
@@ -116,6 +129,143 @@ def test_unreadable_epochs_are_an_error_and_stay(config: Config, text: str) -> N
     with pytest.raises(StandfastError):
         note_epoch(config, "one", 1, lambda: ())
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("back_s", [0.0, 3600.0])
+def test_a_failure_after_the_clock_was_set_back_is_the_last_word(
+    config: Config, monkeypatch: pytest.MonkeyPatch, back_s: float
+) -> None:
+    """And a success after that one, however the times that were noted compare."""
+    now = 1e9
+    monkeypatch.setattr(state, "utc_now", lambda: now)
+    sent = state.Shared("services@20261122T101500Z", "id", 1)
+    state.note_success(config, "b", sent, duration_s=1.0, sent_bytes=1)
+    now -= back_s
+    state.note_failure(config, "b", Reason.BUSY, "later")
+    assert failure_shown(config) == "busy: later"
+    state.note_success(config, "b", sent, duration_s=1.0, sent_bytes=1)
+    assert failure_shown(config) is None
+    state.note_needs_full(config, "b", "too long away")
+    assert failure_shown(config) == "needs-full: too long away"
+    now -= back_s
+    state.note_success(config, "b", sent, duration_s=1.0, sent_bytes=1)
+    assert failure_shown(config) is None
+
+
+def failure_shown(config: Config) -> str | None:
+    shown: str | None = replication_of(state.load(config).standbys["b"])["failure"]
+    return shown
+
+
+def test_what_an_older_version_noted_is_read_and_of_unknown_time(config: Config) -> None:
+    config.state_dir.mkdir(parents=True)
+    path = config.state_dir / "published.json"
+    path.write_text('{"v":1,"epochs":{"one":1}}')
+    assert origins_of_snapshots(config, instant()) == {"one": Origin(1)}
+    one, two = snapshot(1, "one"), snapshot(2, "two")
+    note_origin(config, two, Origin(1, instant().utc - 30), lambda: [one, two])
+    assert json.loads(path.read_text())["epochs"] == {"one": 1, "two": 1}
+    assert origins_of_snapshots(config, instant())["one"] == Origin(1)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"taken_at": {"one": "now"}},
+        {"taken_at": [1]},
+        {"counted_at": {"one": True}},
+        {"taken_at": {"one": 1e300}},
+        {"last": "yesterday's"},
+        {"last": 5},
+        {"clock": {"utc": 1.0}},
+        {"clock": 5},
+    ],
+    ids=str,
+)
+def test_times_that_are_none_are_an_error_and_stay(config: Config, field: object) -> None:
+    config.state_dir.mkdir(parents=True)
+    path = config.state_dir / "published.json"
+    text = json.dumps({"v": 1, "epochs": {"one": 1}} | cast("dict[str, object]", field))
+    path.write_text(text)
+    with pytest.raises(StandfastError, match="does not hold"):
+        origins_of_snapshots(config, instant())
+    with pytest.raises(StandfastError):
+        note_clock(config, instant())
+    assert path.read_text() == text
+
+
+def at(now: Instant, seconds: float, *, set_by: float = 0.0, boot: str = "") -> Instant:
+    """So much later, on a clock that was set by so much; `boot`: after a start of the machine."""
+    up = 20.0 if boot else now.up + seconds
+    return Instant(now.utc + seconds + set_by, up, boot or now.boot)
+
+
+def told_age_s(config: Config, now: Instant) -> float:
+    taken_at = origins_of_snapshots(config, now)["one"].taken_at
+    assert taken_at is not None
+    return now.utc - taken_at
+
+
+@pytest.mark.parametrize("set_by", [-3600.0, -3e8, 0.0, 3600.0, 3e8])
+def test_a_clock_that_is_set_makes_nothing_younger_or_older(config: Config, set_by: float) -> None:
+    now = instant()
+    one = snapshot(1, "one")
+    note_origin(config, one, Origin(1, now.utc - 100), lambda: [one])
+    later = at(now, 500, set_by=set_by)
+    assert told_age_s(config, later) == pytest.approx(600, abs=1)
+    note_clock(config, later)
+    assert told_age_s(config, at(later, 7200)) == pytest.approx(7800, abs=1)
+    # It counts by the clock as it was last, not as it was when this was noted.
+    after = at(later, 900, boot="another")
+    assert told_age_s(config, after) == pytest.approx(1500, abs=1)
+
+
+def test_after_a_start_with_a_clock_that_is_behind_nothing_is_younger_than_before(
+    config: Config,
+) -> None:
+    """RTC in local time: hours behind, until NTP has set it right."""
+    now = instant()
+    one = snapshot(1, "one")
+    note_origin(config, one, Origin(1, now.utc - 100), lambda: [one])
+    note_clock(config, at(now, 500))
+    behind = at(now, 600, set_by=-7200, boot="another")
+    assert told_age_s(config, behind) == pytest.approx(620, abs=1)
+    note_clock(config, behind)
+    assert told_age_s(config, at(behind, 300)) == pytest.approx(920, abs=1)
+    right = at(behind, 300, set_by=7200)
+    assert told_age_s(config, right) == pytest.approx(1000, abs=1)
+
+
+def test_the_clock_is_noted_once_a_minute_and_after_a_start(config: Config) -> None:
+    now = instant()
+    note_clock(config, now)
+    assert not (config.state_dir / "published.json").exists(), "there is nothing to count for"
+    one = snapshot(1, "one")
+    note_origin(config, one, Origin(1, now.utc), lambda: [one])
+    path = config.state_dir / "published.json"
+    before = path.read_text()
+    note_clock(config, at(now, 50))
+    assert path.read_text() == before
+    for moment in (at(now, 100), at(now, 110, boot="another")):
+        note_clock(config, moment)
+        assert path.read_text() != before
+        before = path.read_text()
+
+
+def test_the_next_name_comes_after_all_that_this_node_ever_noted(config: Config) -> None:
+    now = snapshot(0, "x").name.stamp
+    assert next_name(config, now).stamp == now
+    late = snapshot(500, "late")
+    note_origin(config, late, Origin(1, 0.0), lambda: [])
+    note_origin(config, snapshot(2, "two"), Origin(1, 0.0), lambda: [])
+    assert next_name(config, now).stamp == now + 501
+    assert next_name(config, now + 600).stamp == now + 600
+    base, final = str(snapshot(700, "b").name), str(snapshot(800, "f").name)
+    reign = OwnReign(2, Stage.READY, "fsid", base, in_place=False)
+    reign.save(config.state_dir)
+    assert next_name(config, now).stamp == now + 701
+    dataclasses.replace(reign, final=final).save(config.state_dir)
+    assert next_name(config, now).stamp == now + 801
 
 
 def test_a_snapshot_of_a_later_reign_is_better_than_a_newer_one_of_an_earlier() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,27 @@ def test_a_message_is_read_back_as_it_was_written(
     line = wire.dump(message)
     assert "\n" not in line
     assert parse(line) == message
+
+
+def test_an_older_senders_header_has_no_age_and_is_understood() -> None:
+    doc = json.loads(wire.dump(replace(BEGIN, age_s=12.5)))
+    assert wire.parse_begin(json.dumps(doc)).age_s == 12.5
+    del doc["age_s"]
+    assert wire.parse_begin(json.dumps(doc)) == BEGIN
+
+
+def test_what_a_newer_sender_says_beyond_that_is_passed_over() -> None:
+    """As this version's age is by an older standby."""
+    doc = {**json.loads(wire.dump(BEGIN)), "later": 1}
+    assert wire.parse_begin(json.dumps(doc)) == BEGIN
+
+
+@pytest.mark.parametrize("age", ["-1", "true", '"1"', "NaN", "Infinity", "1e300", "[]"])
+def test_an_age_that_is_none_is_foreign(age: str) -> None:
+    line = wire.dump(replace(BEGIN, age_s=7.0)).replace('"age_s":7.0', f'"age_s":{age}')
+    assert f'"age_s":{age}' in line
+    with pytest.raises(Refused):
+        wire.parse_begin(line)
 
 
 @pytest.mark.parametrize("parse", PARSERS)

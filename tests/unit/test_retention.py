@@ -211,7 +211,7 @@ def test_an_interval_of_five_seconds_doesn_t_pile_up(policy: Keep, bound: int) -
         most = max(most, len(held))
         assert len(sorted_out.old) <= 2
     assert most <= bound
-    hours = {int(one.name.taken_at // HOUR_S) for one in held}
+    hours = {int(one.name.stamp // HOUR_S) for one in held}
     assert len(hours) >= 24 if policy.hourly else len(held) == policy.keep_last
 
 

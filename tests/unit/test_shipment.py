@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from standfast.config.model import Config
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.replication import wire
+from standfast.replication import shipment, wire
 from standfast.replication.fingerprint import digest_of
 from standfast.replication.shipment import Order, Shipped, ship
 from tests.fakes.replication import Talk, storage_node
@@ -49,14 +50,14 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def send(
-    config: Config, program: Sequence[str], talk: Talk, deadline: Deadline, *, full: bool = False
+    config: Config, program: Sequence[str], talk: Talk, deadline: Deadline, **order: Any
 ) -> Shipped:
     store = Sends(config.paths)
     store.program = program
     snapshot = Snapshot(NAME, config.paths.snapshots / str(NAME), "content", received=False)
     snapshot.path.mkdir(exist_ok=True)
-    order = Order("b", snapshot, 2, {}, served_before=False, full=full)
-    return ship(config, store, order, talk, deadline)  # type: ignore[arg-type]
+    asked = Order("b", snapshot, 2, {}, served_before=False, **order)
+    return ship(config, store, asked, talk, deadline)  # type: ignore[arg-type]
 
 
 def published(content_id: str) -> str:
@@ -108,10 +109,41 @@ def test_only_the_acknowledgement_was_lost_nothing_is_sent(
     assert done == Shipped(None, 0, was_full=False)
 
 
+@pytest.mark.parametrize(("has", "overtaken"), [("later", True), ("earlier", False)])
+def test_a_snapshot_is_left_out_only_when_the_standby_itself_says_that_it_has_a_later_one(
+    tmp_path: Path, pipe: tuple[int, int], has: str, overtaken: bool
+) -> None:
+    there = wire.Welcome((wire.Offer("services@20991122T101500Z", has, received=True),), 10**12)
+    talk = Talk([wire.dump(there), READY, published("content")], pipe[1])
+    config = storage_node(tmp_path, "a", allow_full=True)
+    done = send(config, ("true",), talk, Deadline.after(patient(10)), later=frozenset({"later"}))
+    assert done.overtaken is overtaken
+    assert (len(talk.heard) == 1) is overtaken
+
+
 # What is announced
 
 
-def announced(config: Config, pipe: tuple[int, int], there: str | None, **how: bool) -> wire.Begin:
+@pytest.mark.parametrize(
+    ("ago_s", "told_s"),
+    [(100, 100), (0, 0), (-5, 0), (-3600, None), (None, None)],
+    ids=["as it was", "just now", "a moment", "from the future", "not known"],
+)
+def test_how_old_it_is_is_told_as_a_span_and_not_as_a_time(
+    tmp_path: Path,
+    pipe: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    ago_s: float | None,
+    told_s: float | None,
+) -> None:
+    now = 1_795_342_500.0
+    monkeypatch.setattr(shipment, "utc_now", lambda: now)
+    taken_at = None if ago_s is None else now - ago_s
+    begin = announced(storage_node(tmp_path, "a"), pipe, None, taken_at=taken_at)
+    assert begin.age_s == told_s
+
+
+def announced(config: Config, pipe: tuple[int, int], there: str | None, **how: Any) -> wire.Begin:
     """To a standby that has a snapshot with this content already."""
     offers = () if there is None else (wire.Offer(str(EARLIER), there, received=True),)
     welcome = wire.dump(wire.Welcome(offers, 10**12))

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
+from standfast.act.ports import Snapshot
 from standfast.clock import monotonic
 from standfast.config.model import Config
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.observe import Blind, Cluster, Local, Sighting
+from standfast.observe import Available, Blind, Cluster, Local, Sighting
 from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
 from standfast.reign import OwnReign, Stage
-from standfast.views.status import ages, build, outlook
+from standfast.views.status import build, outlook, times
 from standfast.views.text import duration, render
 from tests.fakes.machine import config_in
 from tests.unit.cli_helpers import a_desk
@@ -96,12 +97,35 @@ def test_a_leader_key_deleted_by_hand_is_not_the_first_day(config: Config) -> No
 
 
 def test_the_holder_has_no_replication_age(config: Config) -> None:
-    assert ages(view(), config, NOW) == {"n2": 30.0, "n3": 300.0}
-    assert ages(view(leader=None), config, NOW) == {"n1": None, "n2": 30.0, "n3": 300.0}
+    assert times(view(), config) == {"n2": NOW - 30, "n3": NOW - 300}
+    assert times(view(leader=None), config) == {"n1": None, "n2": NOW - 30, "n3": NOW - 300}
 
 
-def test_a_snapshot_of_the_future_is_not_younger_than_now(config: Config) -> None:
-    assert ages(view(standbys={"n2": record("n2", -500)}), config, NOW)["n2"] == 0.0
+def test_a_snapshot_of_the_future_is_of_unknown_age(config: Config) -> None:
+    """A clock was set back; it is told as too old, not as new."""
+    seen = view(standbys={"n2": record("n2", -500)})
+    told = {one["node"]: one for one in build(seen, None, config, NOW)["standbys"]}
+    assert told["n2"]["age_s"] is None
+    can = outlook(seen, config, NOW)
+    assert (can.possible, can.reason) == (False, Reason.TOO_OLD)
+    assert "a clock was set back" in can.sentence
+
+
+def test_of_the_record_and_the_time_in_its_name_the_older_counts(config: Config) -> None:
+    ahead = replace(record("n2", -500), taken_at=NOW - 100)
+    behind = replace(record("n3", 300), taken_at=NOW - 100)
+    seen = view(standbys={"n2": ahead, "n3": behind})
+    assert times(seen, config) == {"n2": NOW - 100, "n3": NOW - 300}
+
+
+def test_a_node_that_has_the_same_snapshot_knows_how_old_it_really_is(config: Config) -> None:
+    """The record was written by a clock that was set back since; this node counts by its uptime."""
+    name = SnapshotName.at("services", NOW - 10)
+    mine = Available(Snapshot(name, Path("/x"), "c0ffee", False), 4, taken_at=NOW - 3610)
+    here = replace(local(config), snapshots=(mine,))
+    told = build(view(standbys={"n2": record("n2", 10)}), here, config, NOW)
+    assert told["standbys"][0]["age_s"] == 3610
+    assert told["failover"]["reason"] == Reason.TOO_OLD
 
 
 def test_the_keys_of_the_document_are_stable(config: Config) -> None:
@@ -131,7 +155,7 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
     ]
     assert sorted(doc["failover"]) == ["possible", "reason", "sentence"]
     assert [sorted(one) for one in doc["standbys"]] == [
-        ["age_s", "candidate", "epoch", "node", "snapshot"]
+        ["age_s", "candidate", "epoch", "node", "snapshot", "taken_at"]
     ] * 2
 
 

@@ -208,7 +208,7 @@ function standby(one, volume) {
   const done = one.replication;
   return el("li", {}, el("div", { class: "name" }, el("span", {}, one.node),
     levelled(one.level, readiness(one))),
-  el("div", { class: "age" }, one.age_s === null ? "no snapshot" : duration(one.age_s),
+  el("div", { class: "age" }, one.age_s === null ? (one.snapshot ? "unknown age" : "no snapshot") : duration(one.age_s),
     one.age_s === null ? null : el("span", { class: "soft small" }, " would be lost")),
   plot(one, volume.limits),
   el("p", { class: "soft small" }, one.snapshot || "nothing was received yet"),

@@ -17,16 +17,19 @@ from standfast.act import registration
 from standfast.act.effects import Effects
 from standfast.act.execute import execute
 from standfast.agent import Agent, keep_up, serve
+from standfast.agent_fence import FenceWatch
+from standfast.clock import Deadline
 from standfast.errors import Refused, StandfastError, StepFailed, Unexpected, is_lack_of, ours, said
 from standfast.lease import cutoff
 from standfast.lease.keeper import RETRY_S, SKIPPED, answer
 from standfast.local_view import LocalView
 from standfast.plan import Do, Plan
 from standfast.reasons import Reason
+from standfast.reign import OwnReign, Stage
 from standfast.replication.failures import reason_of
 from standfast.watcher import Watcher
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import Cut, FakeFence, FakeNfs, FakeNode, World
+from tests.fakes.machine import Cut, FakeFence, FakeNfs, FakeNode, World, fake_node
 from tests.unit.agents import agent as agent_with
 from tests.unit.agents import promotion as decision_to_promote
 from tests.unit.agents import say
@@ -300,8 +303,28 @@ def test_the_end_of_a_lease_is_seen_to_whatever_the_fence_raises(
         raise error
 
     monkeypatch.setattr(fence, "state", broken)
-    assert cutoff.confirm_shut(fence, nfs, by=0.0) is None
+    assert cutoff.confirm_shut(fence, nfs, by=0.0) is cutoff.Found.NO_SERVER
     assert not nfs.running
+
+
+@each_error
+def test_the_agent_looks_at_the_fence_again_whatever_it_raises(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    node = fake_node(tmp_path)
+    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
+    watch = FenceWatch(node.machine)
+    node.fence.in_place = False
+
+    def broken(_deadline: Deadline | None = None) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.fence, "ensure_closed", broken)
+        watch.look()
+    assert watch.trouble == str(ours(error)) and not node.fence.in_place
+    watch.look()
+    assert node.fence.in_place and watch.trouble is None
 
 
 # Words

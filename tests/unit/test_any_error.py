@@ -322,9 +322,9 @@ def test_the_agent_looks_at_the_fence_again_whatever_it_raises(
     with monkeypatch.context() as patch:
         patch.setattr(node.fence, "ensure_closed", broken)
         watch.look()
-    assert watch.trouble == str(ours(error)) and not node.fence.in_place
+    assert watch.trouble == str(ours(error)) and not node.fence.state().in_place
     watch.look()
-    assert node.fence.in_place and watch.trouble is None
+    assert watch.trouble is None and node.fence.state().in_place
 
 
 # Words

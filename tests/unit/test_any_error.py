@@ -324,7 +324,7 @@ def test_the_agent_looks_at_the_fence_again_whatever_it_raises(
         watch.look()
     assert watch.trouble == str(ours(error)) and not node.fence.state().in_place
     watch.look()
-    assert watch.trouble is None and node.fence.state().in_place
+    assert not watch.trouble and node.fence.state().in_place
 
 
 # Words

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.lab.cluster import LEASE
-from tests.lab.drills import Writers
+from tests.lab.drills import Writers, kept_aside
 from tests.lab.node import Node
 from tests.lab.nomad import WithNomad
 
@@ -63,3 +63,79 @@ def test_the_agent_shuts_what_is_flushed_beside_a_frozen_lease_process(cluster: 
         node.thaw_unit(LEASE)
         lab.heal()
     lab.wait_for(lambda: len(cluster.serving()) == 1, 60.0, "one of them serves")
+
+
+def local_write(node: Node) -> bool:
+    """Whether a program on the node can write where it sees the volume."""
+    return node.run("sh", "-c", "echo x >>/data/services/local", check=False).returncode == 0
+
+
+@pytest.mark.timeout(240)
+def test_programs_on_a_primary_that_is_cut_off_can_write_until_a_successor_may_serve(
+    cluster: WithNomad,
+) -> None:
+    """Nobody takes over: with its lease back the same reign goes on, and so do they."""
+    lab, old = cluster.lab, cluster.primary()
+    node, epoch = cluster[old], cluster.epoch(old)
+    cluster.standfast(old, "pause", "--reason", "nobody is to take over")
+    try:
+        with Writers(lab, "cut-off") as writers:
+            writers.wait_for_ack(old)
+            node.partition()
+            lab.wait_for(lambda: not lab.client.port_answers(node.address), 60.0, "it is shut")
+            assert local_write(node)
+            node.wait_for(lambda: not local_write(node), 90.0, "its tree is read-only")
+            lab.heal()
+            writers.wait_for_ack(old, after_s=time.monotonic())
+            assert local_write(node)
+        assert (writers.served(), cluster.epoch(old)) == ([old], epoch)
+    finally:
+        lab.heal()
+        cluster.wait_for_heartbeats(1)
+        cluster.standfast(old, "resume")
+
+
+@pytest.mark.timeout(240)
+def test_what_programs_wrote_on_a_primary_that_is_cut_off_is_kept_aside(
+    cluster: WithNomad,
+) -> None:
+    lab, old = cluster.lab, cluster.primary()
+    node, epoch = cluster[old], cluster.epoch(old)
+    cluster.wait_until_replicated(old)
+    with Writers(lab, "aside") as writers:
+        writers.wait_for_ack(old)
+        node.partition()
+        node.sh("echo only here >/data/services/only-here; sync")
+        writers.wait_for_successor(old)
+        node.wait_for(lambda: not local_write(node), 90.0, "its tree is read-only")
+    lab.heal()
+    cluster.wait_for_role(old, "standby")
+    assert node.read(f"{kept_aside(cluster, old, epoch)}/only-here") == "only here\n"
+
+
+@pytest.mark.timeout(300)
+def test_a_returned_primary_whose_disk_is_mounted_late_touches_nothing_before(
+    cluster: WithNomad,
+) -> None:
+    lab, old = cluster.lab, cluster.primary()
+    node, epoch = cluster[old], cluster.epoch(old)
+    late = "/etc/systemd/system/persist.mount.d"
+    cluster.wait_until_replicated(old)
+    node.write(f"{late}/late.conf", "[Unit]\nConditionPathExists=/run/disk-is-there\n")
+    try:
+        with Writers(lab, "late") as writers:
+            writers.wait_for_ack(old)
+            cluster.power_cut(old)
+            writers.wait_for_successor(old)
+            lab.boot([node])
+            lab.wait_for(
+                lambda: "not mounted" in (cluster.status(old)["trouble"] or ""), 90.0, "it says so"
+            )
+            assert node.sh("ls -A /persist") == ""
+            assert "BAD  trouble" in cluster.standfast(old, "doctor", check=False)
+            node.sh("touch /run/disk-is-there; systemctl start persist.mount")
+            cluster.wait_for_role(old, "standby")
+        assert writers.missing_aside(old, kept_aside(cluster, old, epoch)) == []
+        assert node.run("test", "-e", "/persist/services", check=False).returncode != 0
+    finally:
+        node.sh(f"rm -r {late}; systemctl daemon-reload; systemctl start persist.mount")

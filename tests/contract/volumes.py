@@ -35,6 +35,11 @@ def require_btrfs() -> None:
         pytest.skip(reason)
 
 
+_REASON = why_no_btrfs()
+BTRFS = pytest.mark.skipif(_REASON is not None, reason=_REASON or "")
+"""Leaves a test out where btrfs can't be used."""
+
+
 def command(*argv: str | Path, check: bool = True) -> str:
     done = subprocess.run([str(part) for part in argv], capture_output=True, text=True)
     if check and done.returncode != 0:

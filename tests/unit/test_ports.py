@@ -24,7 +24,6 @@ NO_PORTS = {
     "standfast.adapters.nfs.ServerUnits": "what the servers' adapters use of the one for systemd",
     "standfast.demo.consul_http.Cluster": "a part of the demo's Consul, whose suite is test_consul",
     "standfast.nomad.boot.Servers": "two calls of NomadGateway",
-    "standfast.replication.ports.ReplicaStore": "VolumeStore and more: test_store_contract",
     "standfast.replication.progress.Progress": "says how far a replication is, and does nothing",
     "tests.contract.nomad_clusters.Machines": "a part of the tests' clusters",
 }
@@ -77,7 +76,9 @@ def classes_of(module: str, tree: ast.Module) -> Iterator[tuple[str, Found]]:
             own = {
                 one.name: tuple(arg.arg.lstrip("_") for arg in one.args.args[1:])
                 for one in node.body
-                if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")
+                if isinstance(one, ast.FunctionDef)
+                and not one.name.startswith("_")
+                and "property" not in map(ast.unparse, one.decorator_list)
             }
             names = [ast.unparse(base).partition("[")[0] for base in node.bases]
             bases = tuple(imported.get(name, f"{module}.{name}") for name in names)
@@ -108,7 +109,9 @@ def methods(name: str) -> Methods:
 
 
 def protocols() -> list[str]:
-    return sorted(name for name, one in classes().items() if "typing.Protocol" in one.bases)
+    """But those of values, which do nothing."""
+    found = (name for name, one in classes().items() if "typing.Protocol" in one.bases)
+    return sorted(name for name in found if methods(name))
 
 
 def implementers(port: str) -> list[str]:

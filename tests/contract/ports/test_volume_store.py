@@ -23,12 +23,12 @@ from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.volumes import (
+    BTRFS,
     btrfs_on_file,
     make_live,
     mount_image,
     paths_below,
     unmount,
-    why_no_btrfs,
 )
 from tests.fakes.machine import FakeStore, World
 from tests.support.waiting import soon
@@ -87,11 +87,8 @@ def fake(directory: Path) -> Iterator[Scene]:
     yield Scene(store, without_disk)
 
 
-NO_BTRFS = why_no_btrfs()
 IMPLEMENTATIONS = (
-    Implementation(
-        (BtrfsStore,), on_btrfs, (pytest.mark.skipif(NO_BTRFS is not None, reason=NO_BTRFS or ""),)
-    ),
+    Implementation((BtrfsStore,), on_btrfs, (BTRFS,)),
     Implementation((DirectoryStore,), in_directories),
     Implementation((FakeStore,), fake),
 )

@@ -1,4 +1,8 @@
-"""One suite for both stores: on btrfs (root) and in plain directories."""
+"""What replication relies on in a store that sends its snapshots and takes in another node's.
+
+Run on btrfs (root) and in plain directories: no fake stands for either, as what counts is in the
+trees. What a plan needs of them is in test_volume_store.py beside this.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,17 @@ from standfast.adapters.store import Store
 from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
+from standfast.replication.ports import ReplicaStore
+from tests.contract.ports.implementations import Implementation, each
 from tests.contract.volumes import (
+    BTRFS,
     btrfs_on_file,
     command,
     files,
     paths_below,
-    require_btrfs,
 )
 
+PORTS = (ReplicaStore,)
 NOW = 1_800_000_000.0
 
 
@@ -54,22 +61,31 @@ def create_subvolume(path: Path) -> None:
     command("btrfs", "subvolume", "create", path)
 
 
-@pytest.fixture(params=["btrfs", "directory"])
+@contextlib.contextmanager
+def on_btrfs(root: Path) -> Iterator[Place]:
+    with btrfs_on_file(root.with_suffix(".img"), root):
+        create_subvolume(root / "services")
+        yield Place(BtrfsStore(paths_below(root)), root, create_subvolume)
+
+
+@contextlib.contextmanager
+def in_directories(root: Path) -> Iterator[Place]:
+    initialise(root / "services")
+    yield Place(DirectoryStore(paths_below(root)), root, initialise)
+
+
+IMPLEMENTATIONS = (
+    Implementation((BtrfsStore,), on_btrfs, (BTRFS,), name="btrfs"),
+    Implementation((DirectoryStore,), in_directories, name="directory"),
+)
+ON_BTRFS = each(IMPLEMENTATIONS[:1])
+
+
+@pytest.fixture(params=each(IMPLEMENTATIONS))
 def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Place]]:
     """Makes places by name, each on a file system of its own, with an empty live tree."""
     with contextlib.ExitStack() as stack:
-
-        def make(name: str) -> Place:
-            root = tmp_path / name
-            if request.param == "btrfs":
-                require_btrfs()
-                stack.enter_context(btrfs_on_file(tmp_path / f"{name}.img", root))
-                create_subvolume(root / "services")
-                return Place(BtrfsStore(paths_below(root)), root, create_subvolume)
-            initialise(root / "services")
-            return Place(DirectoryStore(paths_below(root)), root, initialise)
-
-        yield make
+        yield lambda name: stack.enter_context(request.param.make(tmp_path / name))
 
 
 @pytest.fixture
@@ -179,13 +195,6 @@ def test_a_snapshot_from_the_future_is_a_snapshot(place: Place) -> None:
     assert place.store.snapshots() == (early,)
 
 
-def test_the_live_tree_goes_read_only_and_back(place: Place) -> None:
-    for writable in (False, False, True, True):
-        place.store.set_live_writable(writable)
-        live = place.store.live()
-        assert live is not None and live.writable is writable
-
-
 def test_a_live_tree_is_made_from_a_snapshot_only_where_nothing_is(place: Place) -> None:
     place.write("f", "one")
     snapshot = place.take()
@@ -198,14 +207,6 @@ def test_a_live_tree_is_made_from_a_snapshot_only_where_nothing_is(place: Place)
     assert place.store.aside() == (aside,) and (aside / "f").read_text() == "two"
     place.write("f", "three")
     assert (snapshot.path / "f").read_text() == "one"
-
-
-def test_a_read_only_live_tree_can_be_kept_aside(place: Place) -> None:
-    place.store.set_live_writable(False)
-    aside = place.store.keep_aside("services.retired-7-20270115T080000Z")
-    assert place.store.aside() == (aside,)
-    with pytest.raises(Refused, match="already"):
-        place.store.keep_aside(aside.name)
 
 
 def test_a_published_snapshot_has_the_senders_content_id(places: Callable[[str], Place]) -> None:
@@ -324,7 +325,7 @@ def test_deleted_snapshots_are_gone_and_others_stay(place: Place) -> None:
     assert not first.path.exists()
 
 
-@pytest.mark.parametrize("places", ["btrfs"], indirect=True)
+@pytest.mark.parametrize("places", ON_BTRFS, indirect=True)
 def test_btrfs_refuses_to_leave_nested_subvolumes_out(place: Place) -> None:
     (place.root / "services" / "sub dir").mkdir()
     create_subvolume(place.root / "services" / "sub dir" / "nested one")
@@ -334,7 +335,7 @@ def test_btrfs_refuses_to_leave_nested_subvolumes_out(place: Place) -> None:
     assert place.store.snapshots() == ()
 
 
-@pytest.mark.parametrize("places", ["btrfs"], indirect=True)
+@pytest.mark.parametrize("places", ON_BTRFS, indirect=True)
 def test_btrfs_never_makes_a_received_subvolume_writable(places: Callable[[str], Place]) -> None:
     a, b = places("a"), places("b")
     published = transfer(a, b, a.take())

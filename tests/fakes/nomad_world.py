@@ -183,6 +183,8 @@ class FakeNomad:
 
     def _check(self, method: str) -> None:
         outcome = self.world.broken.get(method) or self.world.broken.get("*")
+        if not self.world.clients[self.name].alive:
+            outcome = NomadOutcome.UNREACHABLE
         if outcome is not None:
             raise NomadError(f"{method}: {outcome}", outcome)
 

@@ -42,7 +42,6 @@ ELSEWHERE = {
     "tests.contract.test_lease_on_consul.Racer": "a gateway that is held up on purpose",
     "tests.contract.test_lease_on_consul.Racing": "a gateway that is held up on purpose",
     "tests.contract.test_lease_on_consul.Stalled": "a gateway that is held up on purpose",
-    "tests.fakes.nomad_world.FakeNomad": "as far as following asks: see its docstring",
     "tests.fakes.replication.LeaseKeys": "a MemoryConsul with a lease in it",
     "tests.unit.test_keeper.Fence": "a FakeFence that notes what it is asked",
     "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",

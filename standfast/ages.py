@@ -18,6 +18,9 @@ from standfast.names import SnapshotName
 FUTURE_TOLERANCE_S = 10.0
 """Two nodes' clocks that agree may differ by so much; an alert speaks of more."""
 
+WAS_SET_S = 1.0
+"""A wall clock that moved by more than that against the uptime was set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -44,6 +47,8 @@ class Seen:
     at: Instant
     floor: float | None = None
     """UTC seconds that the wall clock had reached, or passed, before this machine started."""
+    set_up: float | None = None
+    """Uptime when the wall clock was last found to have been set; None: not since this start."""
 
     def latest(self) -> float:
         """The time that it is at least, by the wall clock as it was before this start: a clock that
@@ -52,7 +57,10 @@ class Seen:
 
     def going_on(self, now: Instant) -> Seen:
         """With another look; `now` may be after a start of the machine."""
-        return Seen(now, self.floor if now.boot == self.at.boot else self.latest())
+        if now.boot != self.at.boot:
+            return Seen(now, self.latest())
+        was_set = abs(self.set_by(now)) > WAS_SET_S
+        return Seen(now, self.floor, now.up if was_set else self.set_up)
 
     def set_by(self, now: Instant) -> float:
         """Seconds by which the wall clock was set since, by the uptime; of the same start."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from standfast.act.machine import Machine
+from standfast.ages import WAS_SET_S
 from standfast.clock import Instant, instant
 from standfast.errors import StandfastError
 from standfast.lease.epochs import EpochFile
@@ -19,8 +20,6 @@ from standfast.reign import OwnReign
 from standfast.replication.published import note_clock, origins_of_snapshots, published_file
 
 SNAPSHOTS_EVERY_S = 15.0
-WAS_SET_S = 1.0
-"""A wall clock that moved by more than that against the uptime was set."""
 
 
 def is_locked(path: Path) -> bool:

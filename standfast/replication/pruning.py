@@ -22,7 +22,7 @@ from standfast.reign import OwnReign, Stage
 from standfast.replication import pins, state
 from standfast.replication.pins import Pin
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.published import origins_of_snapshots
+from standfast.replication.published import clock_was_set_s_ago, origins_of_snapshots
 from standfast.replication.retention import Kept, by_reign, overdue, sort_out
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ MOST_AT_ONCE = 64
 """So many are deleted under one hold of the lock; the rest goes the next time."""
 LOCK_WAIT_S = 10.0
 GRACE_S = 86400.0
-"""After a shut-down of everything, however long, each standby gets this long to come back."""
+"""After a shut-down of everything, however long, and after the clock was set, however far, each
+standby gets this long to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,11 @@ def _base(config: Config) -> tuple[str, ...]:
 
 def _late(config: Config, known: Mapping[str, Pin], present: Collection[str]) -> tuple[str, ...]:
     limit_s, utc = config.replication.drop_pin_after, utc_now()
+    grace_s = min(limit_s, GRACE_S)
+    if clock_was_set_s_ago(config, instant()) <= grace_s:
+        return ()  # by how much nobody knows: a year may have passed, or a moment
     gone = {node for node in known if node not in config.nodes and utc - known[node].at > limit_s}
-    if not _has_served_for(config, min(limit_s, GRACE_S)):
+    if not _has_served_for(config, grace_s):
         return tuple(sorted(gone))
     others = {node: pin for node, pin in known.items() if node in config.standbys}
     return tuple(sorted(gone | set(overdue(others, present, utc, limit_s))))

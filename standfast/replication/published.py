@@ -1,6 +1,7 @@
 """Where each replicated snapshot comes from: `<state_dir>/published.json`.
 
-    {"v": 1, "epochs": {content id: epoch}, "clock": {"utc", "up", "boot", "floor"}, "last": name,
+    {"v": 1, "epochs": {content id: epoch}, "clock": {"utc", "up", "boot", "floor", "set_up"},
+     "last": name,
      "taken_at": {content id: UTC seconds}, "counted_at": {content id: UTC seconds}}
 
 `last` is the latest name ever noted here: the next one comes after it, though everything that had a
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -105,7 +107,9 @@ class _Noted:
 
     def save(self, config: Config, *, durable: bool = True, reserved: bool = False) -> None:
         seen = self.seen
-        clock = None if seen is None else {**asdict(seen.at), "floor": seen.floor}
+        clock = None
+        if seen is not None:
+            clock = {**asdict(seen.at), "floor": seen.floor, "set_up": seen.set_up}
         last = None if self.last is None else str(self.last)
         times = {"taken_at": _short(self.taken_at), "counted_at": _short(self.counted_at)}
         text = json.dumps({"v": 1, "epochs": self.epochs, "last": last, "clock": clock, **times})
@@ -146,8 +150,10 @@ def _load(config: Config) -> _Noted:
 
 def _seen(clock: Mapping[str, Any]) -> Seen:
     now = Instant(_finite(clock["utc"]), _finite(clock["up"]), str(clock["boot"]))
-    floor = clock["floor"]
-    return Seen(now, None if floor is None else _finite(floor))
+    floor, set_up = (
+        None if clock[name] is None else _finite(clock[name]) for name in ("floor", "set_up")
+    )
+    return Seen(now, floor, set_up)
 
 
 def _finite(value: Any) -> float:
@@ -165,6 +171,12 @@ def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
 def origins_of_snapshots(config: Config, now: Instant) -> Mapping[str, Origin]:
     """Content id -> origin; StandfastError when unreadable."""
     return _load(config).going_on(now).origins()
+
+
+def clock_was_set_s_ago(config: Config, now: Instant) -> float:
+    """Seconds since the wall clock was set; infinity: not since this machine started."""
+    seen = _load(config).going_on(now).seen
+    return math.inf if seen is None or seen.set_up is None else now.up - seen.set_up
 
 
 def next_name(config: Config, utc: float) -> SnapshotName:

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from standfast import clock
 from standfast.act.ports import Snapshot
 from standfast.adapters.btrfs import BtrfsStore
 from standfast.adapters.directory import DirectoryStore, initialise, save_info
 from standfast.adapters.store import TreeInfo
-from standfast.clock import monotonic, utc_now
+from standfast.clock import Instant, monotonic, utc_now
 from standfast.config.model import Config, KeepOwn, KeepPublished, Node, Paths, Replication
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
 from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
-from standfast.replication import pins, pruning, state
+from standfast.replication import pins, pruning, published, state
 from standfast.replication.pins import Pin
 from standfast.replication.pruning import MOST_AT_ONCE, Pruned, prune
 from tests.contract.volumes import btrfs_on_file, command, paths_below, require_btrfs
@@ -273,6 +274,35 @@ def test_only_who_has_served_for_a_while_drops_pins(
         node.serve(**serving)  # type: ignore[arg-type]
     assert node.prune().dropped_pins == ()
     assert "own-1" in node.ids()
+
+
+def test_a_clock_that_jumps_a_year_drops_no_pin_before_everybody_had_a_day(
+    node: Node1, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is up to date is back in the next minutes, the other is just starting again."""
+    node.add(*range(1, 6))
+    node.pin("b", "own-1", days=0.1)
+    node.pin("c", "own-5")
+    node.serve()
+    assert node.prune().dropped_pins == ()
+    start = clock.instant()
+    before = pins.load(node.config)
+
+    def later(days: float) -> None:
+        utc = start.utc + (365 + days) * DAY_S
+        at = Instant(utc, start.up + days * DAY_S, start.boot)
+        for module in (pruning, published):
+            monkeypatch.setattr(module, "instant", lambda: at)
+        monkeypatch.setattr(pruning, "utc_now", lambda: utc)
+        pins.save(node.config, {**before, "c": dataclasses.replace(before["c"], at=utc)})
+        published.note_clock(node.config, at)
+
+    later(0.01)
+    assert node.prune().dropped_pins == ()
+    later(0.9)
+    assert node.prune().dropped_pins == ()
+    later(1.1)
+    assert node.prune().dropped_pins == ("b",)
 
 
 def test_no_pin_is_dropped_when_no_other_standby_could_go_on(node: Node1) -> None:

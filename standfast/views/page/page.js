@@ -143,7 +143,7 @@ function primary(volume) {
     volume.holder && !volume.serving ? ["Last holder", volume.holder] : null,
     ["Epoch", volume.epoch ?? "not known"],
     ["Since", moment(volume.since)],
-    volume.began_by ? ["Began by", el("span", {}, volume.began_by, volume.lost_s === null ? "" : `, lost ${duration(volume.lost_s)}`)] : null,
+    volume.began_by ? ["Began by", el("span", {}, volume.began_by, volume.lost_s === null ? ", loss not known" : `, lost ${duration(volume.lost_s)}`)] : null,
     ["Heartbeat", volume.last_heartbeat_seen_s === null ? "not known" : `seen ${duration(volume.last_heartbeat_seen_s)} ago`],
     ["Lease", lease(volume)],
     [`Fence on ${volume.node}`, fence(volume)]));

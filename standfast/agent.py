@@ -15,11 +15,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from standfast import agent_jobs, isolated
+from standfast import agent_jobs, isolated, readiness
 from standfast.act import registration
 from standfast.act.effects import Effects
 from standfast.act.execute import execute
 from standfast.act.machine import Machine
+from standfast.adapters.consul import Committed
+from standfast.adapters.consul_wire import Set
 from standfast.agent_commands import Command, answer
 from standfast.agent_fence import FenceWatch
 from standfast.clock import Deadline, monotonic, utc_now
@@ -29,12 +31,13 @@ from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
 from standfast.errors import Refused, ours
 from standfast.files import keep_reserve
 from standfast.herald import Herald
-from standfast.lease.files import LeaseStatus
-from standfast.local_view import LocalView
+from standfast.lease.files import LeaseStatus, Vouch
+from standfast.local_view import LocalView, is_locked
 from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
 from standfast.plan import Plan, plan_for
 from standfast.reasons import Reason
+from standfast.records import CandidateRecord
 from standfast.reign import OwnReign, keep_name
 from standfast.sd_notify import notify
 from standfast.watcher import Watcher
@@ -90,6 +93,9 @@ class Agent:
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
     since: float = field(default_factory=monotonic)
     """When this process began: of what was before it only the files tell."""
+    told: CandidateRecord | None = None
+    told_at: float = 0.0
+    """The last word on whether this node could take over, and when it was written."""
     herald: Herald = field(init=False)
     fence: FenceWatch = field(init=False)
 
@@ -196,9 +202,13 @@ class Agent:
     def upkeep(self) -> None:
         """What has to be true all the time, whoever undid it."""
         seen = self.seen
+        stuck = seen is not None and self._is_stuck(seen)
+        holds = is_locked(self.config.run_dir / "lease.lock")
+        sick = self._ailment(stuck=stuck) if holds else None
+        unheard = self._failure_of(lambda: self._vouch(sick)) if holds else None
         if seen is None:
             return
-        if self.busy is None and monotonic() - seen.at.monotonic > STUCK_S:
+        if stuck:
             # A look that doesn't end: a hung disk or mount. The server may answer all the same.
             log.error("the agent has not looked for %g s: not vouching for the server", STUCK_S)
             return
@@ -214,20 +224,18 @@ class Agent:
 
         def keep_role() -> None:
             if serving and own is not None:
-                self._keep_registered(own)
+                self._keep_registered(own, sick if holds else self._ailment(stuck=False))
             elif own is None and self.busy is None:
-                self._keep_standby()
+                self._keep_standby(seen)
 
         def freeze() -> None:
             if own is not None and self.busy is None:
                 self._freeze_if_due(own)
 
-        # A disk without room for a reserve is no reason not to vouch for the server.
-        unkept = (
-            self._failure_of(keep_role)
-            or self._failure_of(lambda: keep_reserve(self.config.state_dir))
-            or self._failure_of(freeze)
-        )
+        # Each has its turn: a disk without room is no reason not to vouch for the server.
+        parts = (keep_role, lambda: keep_reserve(self.config.state_dir), freeze)
+        failures = [unheard, *map(self._failure_of, parts)]
+        unkept = next((failure for failure in failures if failure is not None), None)
         if unkept not in (None, self.unkept):
             log.warning("upkeep: %s", unkept)
         self.unkept = unkept
@@ -240,7 +248,18 @@ class Agent:
             return str(ours(error))
         return None
 
-    def _keep_registered(self, own: OwnReign) -> None:
+    def _is_stuck(self, seen: Seen) -> bool:
+        return self.busy is None and monotonic() - seen.at.monotonic > STUCK_S
+
+    def _ailment(self, *, stuck: bool) -> str | None:
+        return "the agent's look doesn't end" if stuck else registration.ailment(self.machine)
+
+    def _vouch(self, sick: str | None) -> None:
+        """Tell the lease process whether this node serves, and if not, why."""
+        why = sick if sick is None or self.trouble is None else f"{sick}; {self.trouble}"
+        Vouch(monotonic(), why).save(self.config.run_dir)
+
+    def _keep_registered(self, own: OwnReign, sick: str | None) -> None:
         if not registration.is_registered(self.machine, own.epoch):
             if self.busy is not None:
                 return  # a plan is about to take the registration away, or has done so
@@ -250,7 +269,7 @@ class Agent:
         if nfs.is_running() and not nfs.is_exported(own.fsid):
             log.warning("the volume was not exported any more: exporting it again")
             self._unless_changed(own, lambda: nfs.export(own.fsid))
-        sick = registration.feed(self.machine)
+        registration.feed(self.machine, sick)
         if sick != self.sick:
             log.warning("serving: %s", sick or "well again")
         self.sick = sick
@@ -258,8 +277,9 @@ class Agent:
             self.machine.schedule.start()
             self.scheduled_at = monotonic()
 
-    def _keep_standby(self) -> None:
+    def _keep_standby(self, seen: Seen) -> None:
         machine = self.machine
+        self._tell_readiness(seen)
         if self.scheduled_at is not None:
             self._unless_changed(None, self._stop_schedule)
         if not machine.fence.state().in_place:
@@ -274,6 +294,17 @@ class Agent:
         lease = LeaseStatus.load(self.config.run_dir)
         if isolated.is_due(own, lease, self.config.lease.wait, self.since, monotonic()):
             self._unless_changed(own, lambda: isolated.freeze_if_due(self.machine, own, self.since))
+
+    def _tell_readiness(self, seen: Seen) -> None:
+        """Whether this node would take over, for a holder that can't serve."""
+        if not isinstance(seen.view, Cluster):
+            return
+        word = readiness.judge(seen.view, seen.local, self.config, seen.at)
+        if word is None or not readiness.is_due(self.told, word, monotonic() - self.told_at):
+            return
+        key = self.config.key(f"candidates/{word.node}")
+        if isinstance(self.machine.consul.txn([Set(key, word.dump())]), Committed):
+            self.told, self.told_at = word, monotonic()
 
     def _stop_schedule(self) -> None:
         self.machine.schedule.stop()
@@ -299,7 +330,7 @@ def keep_up(agent: Agent) -> None:
             agent.fence.look()
             if monotonic() >= due_at:
                 agent.upkeep()
-                due_at = monotonic() + UPKEEP_EVERY_S
+                due_at = monotonic() + (TICK_S if agent.seen is None else UPKEEP_EVERY_S)
             pause_s = min(agent.config.lease.heartbeat, due_at - monotonic())
             if agent.stopping.wait(max(pause_s, 0.0)):
                 return
@@ -316,8 +347,7 @@ def start_thread(name: str, body: Callable[[], None]) -> None:
 
 def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], None] = start_thread) -> None:
     """Look, act and answer commands until told to stop; `beside` runs what a thread runs."""
-    with contextlib.suppress(Exception):  # said by the loop
-        agent.look()  # so that upkeep knows the role from its first turn
+    # Before the first look: that may hang with the disk, which the lease process has to hear of.
     beside("upkeep", lambda: keep_up(agent))
     agent_jobs.begin(agent)
     notify("READY=1")

@@ -25,6 +25,8 @@ from standfast.reasons import Reason
 if TYPE_CHECKING:
     from standfast.agent import Agent, Seen
 
+# For a look at the disk, seconds.
+LOOK_S = 3.0
 # Beyond W, for the wait of `promote`: Consul's own election after a death, seconds.
 PROMOTE_SLACK_S = 30.0
 
@@ -212,7 +214,7 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
     _as_primary(agent)
     if to is not None:
         _check_target(agent, to)
-    plan = plans.demotion(names_of(agent.config), to)
+    plan = _orderly_or_not(agent, command, to)
     if command.dry_run:
         return describe(plan)
     started = monotonic()
@@ -221,6 +223,25 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
     if to is None:
         return f"{agent.config.node} is a standby, nobody serves ({seconds:.1f} s)"
     return f"{to} is primary ({seconds:.1f} s)"
+
+
+def _orderly_or_not(agent: Agent, command: Command, to: str | None) -> Plan:
+    """Without loss, where a final snapshot can be written; Refused where it can't, unless told."""
+    names = names_of(agent.config)
+    store, live = agent.machine.store, agent.config.paths.live
+    sick = store.ailment(Deadline.after(LOOK_S))
+    if sick is None or not store.is_read_only():
+        return plans.demotion(names, to)
+    if command.argument("accept_data_loss") is not True:
+        what = f"`standfast {command.request.get('command')} --accept-data-loss`"
+        raise Refused(
+            Reason.VOLUME_READ_ONLY,
+            f"{sick}: the final snapshot can't be written. What was written to {live} after the "
+            f"last replication stays on this node's disk and would be missing {to or 'elsewhere'} "
+            f"(`standfast status`: how old the standbys are). {what} gives the role up all the "
+            f"same; or repair the file system and mount it writable",
+        )
+    return plans.hand_over_as_it_is(names, to)
 
 
 def _effects(agent: Agent, command: Command, to: str | None) -> Effects:

@@ -33,7 +33,9 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         barred = _barred(view, local, config, now, in_place=in_place)
         if barred is not None:
             return barred
-    no_data = None if in_place else _unfit(base, local, config, now, wish, handed=handed)
+    # What is handed over in order is the newest there is, however old; what is surrendered isn't.
+    whole = handed and leader is not None and not leader.surrendered
+    no_data = None if in_place else _unfit(base, local, config, now, wish, handed=whole)
     if no_data is None and (handed or wish.promote):
         no_data = _incomplete(base, view, local, wish)
     if no_data is not None:
@@ -66,7 +68,11 @@ def _promotion(
     seen_s = now.monotonic - view.sighting.first_seen
     reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
     lost_s = 0.0 if base is None else _lost_s(base, seen_s, now)
-    if leader is not None and view.given_up:
+    if leader is not None and view.given_up and leader.surrendered:
+        note = leader.note or "it could not serve"
+        why = f"{leader.holder.node} surrendered epoch {leader.epoch}: {note}"
+        reason = Reason.OPERATOR if wish.promote else Reason.SURRENDERED
+    elif leader is not None and view.given_up:
         why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
         if not is_behind(base, view):
             reason, lost_s = Reason.CLEAN_HANDOVER, 0.0
@@ -163,7 +169,7 @@ def _barred(
         )
     reign = view.history.get(leader.epoch)
     age_s = now.utc - reign.at if reign is not None else config.min_reign
-    automatic = reign is not None and reign.reason.partition(":")[0] == Reason.TAKEOVER
+    automatic = reign is not None and reign.is_automatic
     if automatic and not in_place and not leader.is_clean and 0 <= age_s < config.min_reign:
         return Decision(
             Action.BLOCKED,
@@ -203,6 +209,8 @@ def is_behind(base: Available | None, view: Cluster) -> bool:
     """Whether `base` lacks something of the reign that was given up in order."""
     if base is None or view.leader is None or not view.leader.is_clean:
         return False
+    if view.leader.surrendered:
+        return False  # there is no final one
     if view.leader.final is not None:
         return not is_final(base, view.leader)
     for record in view.standbys.values():

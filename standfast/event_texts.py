@@ -66,6 +66,14 @@ TEXTS: Mapping[Kind, tuple[str, str]] = {
         "server stopped; what was written here and not replicated is kept as `diverged`.\n\n"
         "Find out why Consul was out of reach: the network, `consul members`, this machine's load",
     ),
+    Kind.SURRENDERED: (
+        "@STANDFAST_NODE@ surrenders @STANDFAST_VOLUME@",
+        "It held the lease and could not serve: the server doesn't start or answer, the file "
+        "system is read-only, or the disk hangs. A standby that says it is ready takes over from "
+        "its newest snapshot; what was written after that is kept here as `diverged`.\n\n"
+        "Find out what is wrong here (the message, dmesg, journalctl -u nfs-server). The node "
+        "becomes a standby when its disk lets it; what is lost: standfast history",
+    ),
     Kind.FENCE_CLOSED: (
         "The NFS port of @STANDFAST_NODE@ is shut",
         "The lease ran out before a heartbeat reached Consul. Clients wait. If Consul comes back "

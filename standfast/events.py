@@ -32,6 +32,7 @@ class Kind(StrEnum):
     DEMOTED = "demoted"
     ROLE_CHANGE_FAILED = "role-change-failed"
     LEASE_LOST = "lease-lost"
+    SURRENDERED = "surrendered"
     FENCE_CLOSED = "fence-closed"
     FENCE_REOPENED = "fence-reopened"
     PROMOTION_REFUSED = "promotion-refused"
@@ -71,6 +72,7 @@ _TABLE: Mapping[Kind, tuple[str, int]] = {
     Kind.DEMOTED: ("8b172cc8a36241e68ce354ac1f6aaf8f", NOTICE),
     Kind.ROLE_CHANGE_FAILED: ("60935f7fc1624a5b960c84ab8c68e5bc", logging.ERROR),
     Kind.LEASE_LOST: ("d422630ecfdc459bb7264acf5ffa6b45", logging.ERROR),
+    Kind.SURRENDERED: ("84bb068b9c1b479087969e0f802c177b", logging.ERROR),
     Kind.FENCE_CLOSED: ("c59d7c7124644ed2bd1f38b335120f3a", logging.WARNING),
     Kind.FENCE_REOPENED: ("c762f6091ad64191a25402445b20b8d8", NOTICE),
     Kind.PROMOTION_REFUSED: ("b66cd79f9b3444ec80f7776346ff17b5", logging.WARNING),

@@ -83,7 +83,10 @@ class Course:
         if self.plan.name == "switchover":
             text = f"{node} hands {volume} over to {self.effects.to}"
             self._tell(Kind.SWITCHOVER_BEGUN, text)
-        elif self.plan.name == "promotion" and self.facts.get("reason") is Reason.TAKEOVER:
+        elif self.plan.name == "promotion" and self.facts.get("reason") in (
+            Reason.TAKEOVER,
+            Reason.SURRENDERED,
+        ):
             self._tell(Kind.FAILOVER_DECIDED, str(self.facts.get("message")))
 
     @_harmless

@@ -44,6 +44,7 @@ class Do(StrEnum):
     SALVAGE_SNAPSHOT = "salvage-snapshot"
     FINAL_COPY = "final-copy"
     RELEASE = "release"
+    SURRENDER = "surrender"
     AWAIT_SUCCESSOR = "await-successor"
     KEEP_DIVERGED = "keep-diverged"
     RETIRE_TREE = "retire-tree"
@@ -195,6 +196,24 @@ def surrender(names: Names) -> Plan:
             Step(Do.STOP_LEASE, "end the lease process"),
             Step(Do.RETIRE_TREE, f"put {names.live} aside"),
             Step(Do.FORGET, "be a standby"),
+        ),
+    )
+
+
+def hand_over_as_it_is(names: Names, to: str | None) -> Plan:
+    """Give up a role whose file system takes no writes: there is no final snapshot to wait for.
+
+    What is left to do here follows by itself, when the disk lets it (`put_away`).
+    """
+    where = f" to {to}" if to else ""
+    return Plan(
+        "surrender",
+        (
+            *_tell_hooks(names),
+            *_release_jobs(names),
+            Step(Do.DEREGISTER, f"deregister {names.service}"),
+            Step(Do.SURRENDER, f"shut the NFS port and give the lease up{where}"),
+            *((Step(Do.AWAIT_SUCCESSOR, f"wait until {to} serves"),) if to else ()),
         ),
     )
 

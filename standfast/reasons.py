@@ -20,6 +20,7 @@ class Reason(StrEnum):
     LEASE_LAPSED = "lease-lapsed"
     # Acting
     TAKEOVER = "takeover"
+    SURRENDERED = "surrendered"
     CLEAN_HANDOVER = "clean-handover"
     OPERATOR = "operator"
     RESUME_PROMOTION = "resume-promotion"

@@ -5,9 +5,11 @@ is a ForeignValue: the caller stops, nothing is overwritten.
 
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
     leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
-                      "final", "final_id"}
+                      "final", "final_id", "surrendered", "unserved"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at"}
+    candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
+                      "at"}
     pause            {"v": 1, "by", "reason", "at"}
     clients/<node>   {"v": 1, "node", "server", "epoch", "state", "at"}   shown, never acted on
 """
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 from standfast.ages import time_of
 from standfast.errors import ForeignValue
 from standfast.names import SnapshotName
+from standfast.reasons import Reason
 
 VERSION = 1
 MOST_SECONDS = 253_402_300_800  # the year 10000 can't be printed
@@ -58,6 +61,10 @@ class Handover:
     """Name of the snapshot that has everything."""
     final_id: str | None = None
     """... and its content id: a name says when, not what."""
+    surrendered: bool = False
+    """It can't serve, and has no such snapshot: what it wrote last is lost to the next one."""
+    unserved: float = 0.0
+    """With any state: for how long it has not served, seconds; 0: it serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,9 @@ class Leader:
     configuration says. 0: an older version's, which doesn't tell."""
     final_id: str | None = None
     """None: an older version's, which tells only the name."""
+    surrendered: bool = False
+    unserved: float = 0.0
+    """See Handover."""
 
     @property
     def identity(self) -> tuple[int, str, str, int]:
@@ -109,6 +119,8 @@ class Leader:
                 if (text := getattr(self, name)) is not None
             },
             **({"wait": self.wait} if self.wait else {}),
+            **({"surrendered": True} if self.surrendered else {}),
+            **({"unserved": round(self.unserved, 1)} if self.unserved else {}),
         )
 
     @classmethod
@@ -126,6 +138,8 @@ class Leader:
                 final=_optional(doc.get("final")),
                 wait=_seconds(doc.get("wait", 0)),
                 final_id=_optional(doc.get("final_id")),
+                surrendered=doc.get("surrendered") is True,
+                unserved=_seconds(doc.get("unserved", 0)),
             )
 
         return _parse(raw, key, build)
@@ -175,6 +189,11 @@ class Reign:
     operator: str | None
     lost_s: float | None
     at: float
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether it began by itself, without an operator's word."""
+        return self.reason.partition(":")[0] in (Reason.TAKEOVER, Reason.SURRENDERED)
 
     def dump(self) -> bytes:
         return _dump(
@@ -266,6 +285,48 @@ class Pause:
     def parse(cls, raw: bytes, key: str = "pause") -> Pause:
         return _parse(
             raw, key, lambda doc: cls(_text(doc["by"]), _text(doc["reason"]), _seconds(doc["at"]))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRecord:
+    """What a standby says of itself: whether it would take over if the holder gave the role up."""
+
+    node: str
+    epoch: int
+    """Of the reign that it would end."""
+    ready: bool
+    reason: str
+    """A reason code: why not, or what it would do."""
+    snapshot: str | None
+    snapshot_epoch: int
+    at: float
+
+    def dump(self) -> bytes:
+        return _dump(
+            node=self.node,
+            epoch=self.epoch,
+            ready=self.ready,
+            reason=self.reason,
+            snapshot=self.snapshot,
+            snapshot_epoch=self.snapshot_epoch,
+            at=self.at,
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes, key: str = "candidates") -> CandidateRecord:
+        return _parse(
+            raw,
+            key,
+            lambda doc: cls(
+                node=_text(doc["node"]),
+                epoch=_number(doc["epoch"]),
+                ready=doc["ready"] is True,
+                reason=_text(doc["reason"]),
+                snapshot=_optional(doc["snapshot"]),
+                snapshot_epoch=_number(doc["snapshot_epoch"]),
+                at=_seconds(doc["at"]),
+            ),
         )
 
 

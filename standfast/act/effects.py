@@ -17,7 +17,7 @@ from standfast.act.machine import Machine
 from standfast.act.ports import Jobs
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
-from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut
+from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
 from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
@@ -115,6 +115,7 @@ class Effects:
             Do.SALVAGE_SNAPSHOT: self.salvage_snapshot,
             Do.FINAL_COPY: self.final_copy,
             Do.RELEASE: self.release,
+            Do.SURRENDER: self.surrender,
             Do.AWAIT_SUCCESSOR: self.await_successor,
             Do.KEEP_DIVERGED: lambda: volume.put_aside(self.machine, diverged=True),
             Do.RETIRE_TREE: lambda: volume.put_aside(self.machine, diverged=False),
@@ -209,7 +210,7 @@ class Effects:
     def stop_lease(self) -> None:
         self.machine.units.stop(self.machine.lease_unit, self.deadline.within(15.0))
 
-    def _ask_lease(self, request: Mapping[str, str | None]) -> None:
+    def _ask_lease(self, request: Mapping[str, str | bool | None]) -> None:
         path = self.machine.config.run_dir / "lease.sock"
         reply = ask(path, request, self.deadline.within(10.0))
         if reply.get("ok") is not True:
@@ -221,8 +222,18 @@ class Effects:
 
     def release(self) -> None:
         final, final_id = self._released()
+        request: dict[str, str | bool | None]
         request = {"cmd": "release", "to": self.to, "note": self.note}
         request |= {"final": final, "final_id": final_id}
+        # Without one nobody may take the next reign for one that lacks nothing.
+        self._give_up(request if final is not None else {**request, "surrendered": True})
+
+    def surrender(self) -> None:
+        """As it is, without a final snapshot."""
+        note = self.note or f"{self.machine.config.node} could not write its final snapshot"
+        self._give_up({"cmd": "surrender", "to": self.to, "note": note})
+
+    def _give_up(self, request: Mapping[str, str | bool | None]) -> None:
         for left in reversed(range(RELEASE_TRIES)):
             try:
                 self._ask_lease(request)
@@ -333,8 +344,15 @@ class Effects:
     def salvage_snapshot(self) -> None:
         """The final snapshot of a reign that may not have got as far as having data."""
         own = self._own_of_this_epoch()
-        if own is not None and own.stage not in UNBORN and volume.is_there(self.machine):
+        if own is None or own.stage in UNBORN or not volume.is_there(self.machine):
+            return
+        try:
             self.final_snapshot()
+        except Exception as error:
+            if not self.machine.store.is_read_only():
+                raise
+            # What is in it stays here, and the successor is told that it lacks that.
+            log.error("there is no final snapshot: %s", ours(error))
 
     def final_copy(self) -> None:
         assert self.to is not None

@@ -73,6 +73,13 @@ class VolumeStore(Protocol):
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
         """Who has a file of the live subvolume open or mapped for writing, by any mount."""
 
+    def ailment(self, deadline: Deadline) -> str | None:
+        """Why the live subvolume's file system can't be served from; None: nothing is seen to be
+        wrong. One that doesn't answer in time is wrong, too."""
+
+    def is_read_only(self) -> bool:
+        """Whether the whole file system takes no writes, as after an error."""
+
     def keep_aside(self, name: str) -> Path:
         """Rename the live subvolume to `name` beside it; nothing is deleted."""
 

@@ -39,7 +39,7 @@ def register(machine: Machine, epoch: int) -> None:
         CHECK_TTL_S,
         "NFS answers and its port is open",
     )
-    feed(machine)
+    feed(machine, ailment(machine))
 
 
 def meta(machine: Machine, epoch: int) -> Mapping[str, str]:
@@ -69,19 +69,19 @@ def ailment(machine: Machine) -> str | None:
             return "the fence's rules are not in place"
         if fence.open_for_s <= 0:
             return "the NFS port is shut: the lease has run out"
-        return machine.nfs.check(Deadline.after(CHECK_TIMEOUT_S))
+        return machine.nfs.check(Deadline.after(CHECK_TIMEOUT_S)) or machine.store.ailment(
+            Deadline.after(CHECK_TIMEOUT_S)
+        )
     except Exception as error:  # noqa: BLE001  # what can't be looked at isn't vouched for
         return str(ours(error))
 
 
-def feed(machine: Machine) -> str | None:
-    """Tell Consul how the server is; returns the ailment.
+def feed(machine: Machine, sick: str | None) -> None:
+    """Tell Consul how the server is.
 
     The notes are constant: each new text would wake every watch in the cluster.
     """
-    sick = ailment(machine)
     if sick is None:
         machine.consul.pass_check(check_id(machine), "NFS answers and its port is open")
     else:
         machine.consul.fail_check(check_id(machine), "not serving: see `standfast status`")
-    return sick

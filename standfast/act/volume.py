@@ -14,10 +14,12 @@ from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
 from standfast.ages import Origin
 from standfast.clock import Deadline, sleep, utc_now
-from standfast.errors import StandfastError
+from standfast.errors import StandfastError, ours
 from standfast.names import diverged_name, retired_name
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
 from standfast.replication.published import next_name, note_origin
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -124,12 +126,20 @@ def _ready(machine: Machine, own: OwnReign) -> OwnReign:
 
 
 def freeze(machine: Machine) -> None:
-    """Read-only from now on. StandfastError when the reign's tree is nowhere to be found."""
+    """Read-only from now on. StandfastError when the reign's tree is nowhere to be found.
+
+    A whole file system that takes no writes is as good.
+    """
     live = machine.store.live()
     if live is None:
         _check_put_aside(machine, OwnReign.load(machine.config.state_dir))
     elif live.writable:
-        machine.store.set_live_writable(False)
+        try:
+            machine.store.set_live_writable(False)
+        except Exception as error:
+            if not machine.store.is_read_only():
+                raise
+            log.warning("%s is read-only with its whole file system: %s", live.path, ours(error))
 
 
 def freeze_if_there(machine: Machine) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from standfast.adapters.store import nearest
 from standfast.clock import Deadline
 from standfast.errors import CommandFailed, TimedOut
 from standfast.run import run
@@ -36,11 +37,6 @@ class Mount:
     def shows_a_subvolume(self) -> bool:
         """False for a bind mount of a mere directory."""
         return self.point.stat().st_ino == _SUBVOLUME_ROOT_INODE
-
-
-def nearest(path: Path) -> Path:
-    """The path itself, or of those above it the first that exists."""
-    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def file_system(path: Path) -> str | None:

@@ -18,7 +18,8 @@ from shutil import disk_usage
 from standfast.act.ports import LiveTree, Snapshot, Writer
 from standfast.clock import Deadline
 from standfast.config.model import Paths
-from standfast.errors import Refused, StandfastError
+from standfast.errors import Refused, StandfastError, TimedOut, said
+from standfast.gates import Gates
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.records import MOST_SECONDS
@@ -46,6 +47,7 @@ class Store(ABC):
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._base = paths.live.name
+        self._gates = Gates()
 
     # What is here
 
@@ -150,6 +152,26 @@ class Store(ABC):
     def writers(self, deadline: Deadline) -> Sequence[Writer]:  # noqa: ARG002
         """Nobody, unless the kind of storage can say."""
         return ()
+
+    def ailment(self, deadline: Deadline) -> str | None:
+        live = self._paths.live
+
+        def look() -> str | None:
+            if self.is_read_only():
+                return f"the file system of {live} is read-only (an error? see `dmesg`)"
+            with os.scandir(live) as entries:
+                next(entries, None)
+            return None
+
+        try:
+            return self._gates.look(live, look, deadline)
+        except TimedOut as error:
+            return f"{live} can't be looked at: {error}"
+        except OSError as error:
+            return f"{live} can't be read: {said(error)}"
+
+    def is_read_only(self) -> bool:
+        return bool(os.statvfs(nearest(self._paths.live)).f_flag & os.ST_RDONLY)
 
     def keep_aside(self, name: str) -> Path:
         live = self._paths.live
@@ -325,6 +347,11 @@ class Store(ABC):
 
     @abstractmethod
     def _nested(self, tree: Path) -> Sequence[str]: ...
+
+
+def nearest(path: Path) -> Path:
+    """The path itself, or of those above it the first that exists."""
+    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def _entries(directory: Path) -> list[Path]:

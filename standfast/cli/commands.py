@@ -58,6 +58,13 @@ TIMEOUT = Argument(
 )
 _CHANGE = (VOLUME, DRY_RUN, JSON)
 _ROLE = (*_CHANGE, REASON, TIMEOUT)
+_GIVE_UP = (
+    *_ROLE,
+    Argument(
+        "--accept-data-loss",
+        "where the file system takes no writes: without the final snapshot",
+    ),
+)
 _SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")
 
 COMMANDS: tuple[Command, ...] = (
@@ -101,19 +108,22 @@ COMMANDS: tuple[Command, ...] = (
         "switchover",
         "move the role from this node to a standby, without losing anything",
         "standfast.cli.role:switchover",
-        (*_ROLE, Argument("--to", "the standby (default: the one with the newest data)", "NODE")),
+        (
+            *_GIVE_UP,
+            Argument("--to", "the standby (default: the one with the newest data)", "NODE"),
+        ),
     ),
     Command(
         "failback",
         "move the role from this node to the preferred one",
         "standfast.cli.role:failback",
-        _ROLE,
+        _GIVE_UP,
     ),
     Command(
         "demote",
         "stop serving in order; nobody is told to take over",
         "standfast.cli.role:demote",
-        _ROLE,
+        _GIVE_UP,
     ),
     Command(
         "pause",

@@ -18,17 +18,17 @@ def promote(args: argparse.Namespace) -> int:
 
 def switchover(args: argparse.Namespace) -> int:
     """`standfast switchover`."""
-    return _ask(args, to=args.to)
+    return _ask(args, to=args.to, accept_data_loss=bool(args.accept_data_loss))
 
 
 def failback(args: argparse.Namespace) -> int:
     """`standfast failback`."""
-    return _ask(args)
+    return _ask(args, accept_data_loss=bool(args.accept_data_loss))
 
 
 def demote(args: argparse.Namespace) -> int:
     """`standfast demote`."""
-    return _ask(args)
+    return _ask(args, accept_data_loss=bool(args.accept_data_loss))
 
 
 def _ask(args: argparse.Namespace, **more: Any) -> int:

@@ -331,8 +331,16 @@ class Config:
         unit="s",
         least=1.0,
     )
+    surrender_after: float = option(
+        60.0,
+        "A primary that holds the lease and has not served for this long gives the role up by "
+        "itself to a standby that says it is ready; what was not replicated is lost to that one, "
+        "and kept here; 0: never",
+        unit="s",
+        least=0.0,
+    )
     min_reign: float = option(
-        600.0, "At most one automatic failover in this time", unit="s", least=0.0
+        600.0, "At most one automatic failover or surrender in this time", unit="s", least=0.0
     )
     nodes: dict[str, Node] = required("The storage nodes, by their names in Consul")
     paths: Paths = field(default_factory=Paths)

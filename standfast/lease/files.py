@@ -6,6 +6,7 @@ is an error for "is there something to lose".
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -106,6 +107,29 @@ class LeaseStatus:
                 f"{run_dir}/lease.json is not a keeper's status: {error!r}"
             ) from error
         return status if sane else None
+
+
+@dataclass(frozen=True, slots=True)
+class Vouch:
+    """The agent's last word on this node's serving, in `vouch.json`."""
+
+    at: float
+    """When it looked, monotonic seconds of this boot."""
+    why: str | None
+    """Why it doesn't serve; None: it does."""
+
+    def save(self, run_dir: Path) -> None:
+        write_atomically(run_dir / "vouch.json", json.dumps({"v": 1, **asdict(self)}))
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Vouch | None:
+        """None when there is none, or nothing that could be understood: nobody vouches then."""
+        with contextlib.suppress(StandfastError):
+            doc = read_json(run_dir / "vouch.json") or {}
+            at, why = doc.get("at"), doc.get("why")
+            if isinstance(at, float) and isinstance(why, str | None):
+                return cls(at, why)
+        return None
 
 
 def save_claim(run_dir: Path, claim: Claim) -> None:

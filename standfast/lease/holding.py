@@ -6,6 +6,7 @@ was lost is never assumed to have failed or to have worked.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,10 +39,12 @@ from standfast.lease.protocol import (
 )
 from standfast.reasons import Reason
 from standfast.records import (
+    CandidateRecord,
     Handover,
     Holder,
     Leader,
     LeaderState,
+    Pause,
     Reign,
     dump_epoch,
     highest_epoch,
@@ -81,6 +84,16 @@ class Kept:
     """Why the last heartbeat brought no time, when it didn't."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prospects:
+    """Who could succeed, and what forbids it."""
+
+    pause: Pause | None
+    reign: Reign | None
+    candidates: Mapping[str, tuple[CandidateRecord, int]]
+    """Each node's word on itself, and the index at which it was written."""
+
+
 class LeaseKeys:
     """The volume's lease in Consul, as one node in one boot sees it."""
 
@@ -115,6 +128,24 @@ class LeaseKeys:
         held = self._versioned({entry.key: entry for entry in entries})
         values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
         return replace(held, highest=highest_epoch(values), paused="pause" in values)
+
+    def prospects(self, epoch: int) -> Prospects:
+        """What a surrender of `epoch` depends on; ForeignValue, ConsulError."""
+        pause_key, reign_key = self._config.key("pause"), self._config.key(f"history/{epoch}")
+        entries = self._consul.read([pause_key, reign_key], deadline=self._deadline())
+        pause, reign = entries[pause_key], entries[reign_key]
+        prefix = self._config.key("candidates/")
+        words = {}
+        for entry in self._consul.get_many(prefix, consistent=True, deadline=self._deadline()):
+            with contextlib.suppress(ForeignValue):  # whoever wrote it is no candidate
+                word = CandidateRecord.parse(entry.value, entry.key)
+                if entry.key == prefix + word.node:
+                    words[word.node] = (word, entry.modify_index)
+        return Prospects(
+            None if pause is None else Pause.parse(pause.value, pause_key),
+            None if reign is None else Reign.parse(reign.value, reign_key),
+            words,
+        )
 
     def acquire(self, claim: Claim) -> Tenure:
         """Make good a claim: one transaction. Refused when it may not be or somebody was faster.

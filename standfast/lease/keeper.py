@@ -31,10 +31,12 @@ from standfast.lease.files import LeaseStatus, holder_of, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
+from standfast.lease.unserved import Now, Service
 from standfast.reasons import Reason
 from standfast.records import Handover, LeaderState
 from standfast.reign import keep_name
 from standfast.sd_notify import notify
+from standfast.surrender import Spell
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +71,48 @@ class Keeper:
     longest_s: float = 0.0
     """Of all permits that may still run: `length`, or an earlier keeper's."""
     over: bool = False
+    surrendering: Handover | None = None
+    """The role is being given up for want of a server: there is no way back."""
+    service: Service = field(init=False)
     failures: dict[str, str] = field(default_factory=dict)
     """What the parts of a turn failed with last, so that it is said once."""
+
+    def __post_init__(self) -> None:
+        self.service = Service(self.config, self.keys, self.nfs, Spell(monotonic()))
+
+    def see_to_serving(self) -> None:
+        """Give the role up when this node can't carry it out and another one can."""
+        now = monotonic()
+        if self.surrendering is None:
+            at = Now(
+                now,
+                self.tenure.epoch,
+                self.since,
+                self.tenure.remaining_s(now) > 0,
+                self.serving,
+                self.state is LeaderState.DRAINING,
+            )
+            handover = self.service.look(at)
+            if handover is not None:
+                self.surrender(handover)
+        else:
+            self.surrender(self.surrendering)
+
+    def surrender(self, handover: Handover) -> None:
+        """Shut the port and give the lease up as it is; repeated until it is certain.
+
+        The server may run and the disk may hang: what counts for others is the port.
+        """
+        self.surrendering = handover
+        self.release(handover)
+        to = handover.to or "nobody"
+        self._tell(Kind.SURRENDERED, f"the role is surrendered to {to}: {handover.note}")
 
     def beat(self) -> None:
         """One heartbeat and what follows from it."""
         try:
-            outcome = self.keys.heartbeat(self.tenure, self.state)
+            word = Handover(unserved=self.service.told_s(monotonic()))
+            outcome = self.keys.heartbeat(self.tenure, self.state, word)
         except Exception as error:  # noqa: BLE001  # a primary is not to end by what it can repeat
             # Whether it was sent is not known. Used again, its number would be credited with the
             # time of the later one.
@@ -149,6 +186,7 @@ class Keeper:
 
     def serve(self) -> None:
         """Open the port; StandfastError when the lease has no time left."""
+        self._refuse_after_surrender()
         if self.tenure.remaining_s(monotonic()) <= 0:
             self.holding_back = False
             self.beat()
@@ -163,8 +201,13 @@ class Keeper:
 
     def hold(self) -> None:
         """Go on with the lease after a `clean` of unknown outcome; one heartbeat at once."""
+        self._refuse_after_surrender()
         self.holding_back = False
         self.beat()
+
+    def _refuse_after_surrender(self) -> None:
+        if self.surrendering is not None:
+            raise StandfastError(f"the role is being surrendered: {self.surrendering.note}")
 
     def drain(self) -> None:
         """Shut the port and keep the lease: nobody else starts while this node puts things away."""
@@ -290,8 +333,12 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
             keeper.hold()
         elif command == "drain":
             keeper.drain()
-        elif command == "release" and all(isinstance(v, str | None) for v in words.values()):
-            keeper.release(Handover(**words))
+        elif command in ("release", "surrender") and all(
+            isinstance(word, str | None) for word in words.values()
+        ):
+            lost = request.get("surrendered") is True or command == "surrender"
+            handover = Handover(**words, surrendered=lost)  # type: ignore[arg-type]
+            (keeper.surrender if command == "surrender" else keeper.release)(handover)
         elif command != "status":
             return {"ok": False, "error": f"unknown command {command!r}"}
     except Exception as error:  # noqa: BLE001  # told to who asked; the heartbeats go on
@@ -315,6 +362,7 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
             keeper.turn(keeper.beat)
             next_beat = now + (timing.heartbeat if keeper.trouble is None else RETRY_S)
         keeper.turn(keeper.check_end)
+        keeper.turn(keeper.see_to_serving)
         keeper.turn(keeper.save)
         notify("WATCHDOG=1")
         if keeper.over:

@@ -147,6 +147,8 @@ def next_attempt(
         note=handover.note,
         final=handover.final,
         final_id=handover.final_id,
+        surrendered=handover.surrendered,
+        unserved=handover.unserved,
         wait=wait_s,
     )
     return Attempt(leader, tenure.epoch_index, tenure.leader_index)

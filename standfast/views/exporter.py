@@ -15,8 +15,8 @@ from pathlib import Path
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import Unreachable, UsageError, said
+from standfast.gates import Gates
 from standfast.views import exposition, samples
-from standfast.views.gates import Gates
 from standfast.views.metrics import SCRAPE_S, VolumeCollector
 from standfast.views.samples import Status
 from standfast.views.status import ANSWER_S, fetch

@@ -107,6 +107,8 @@ def _held(doc: Mapping[str, Any], config: Config) -> Line:
     volume, holder, epoch = doc["volume"], doc["holder"], doc["epoch"]
     seen_s = doc["last_heartbeat_seen_s"]
     if seen_s is not None and seen_s <= config.lease.length:
+        if doc["unserved_s"]:
+            return _unserved(doc, config)
         if doc["state"] == LeaderState.STARTING:
             text = f"{holder} is about to serve {volume} (epoch {epoch})."
             return Line(Level.WARNING, text)
@@ -117,6 +119,21 @@ def _held(doc: Mapping[str, Any], config: Config) -> Line:
         f"{duration(seen_s)} ago."
     )
     return Line(Level.ALARM, text, _what_now(doc, config))
+
+
+def _unserved(doc: Mapping[str, Any], config: Config) -> Line:
+    volume, holder, epoch = doc["volume"], doc["holder"], doc["epoch"]
+    text = (
+        f"Nobody serves {volume}: {holder} holds epoch {epoch} and has not served for "
+        f"{duration(doc['unserved_s'])}."
+    )
+    advice = f"`standfast status` on {holder} says why; `standfast demote` there gives the role up."
+    if config.surrender_after:
+        advice = (
+            f"It gives the role up by itself after {duration(config.surrender_after)} if a standby "
+            f"is ready. {advice}"
+        )
+    return Line(Level.ALARM, text, advice)
 
 
 def _after_clean(doc: Mapping[str, Any]) -> str:

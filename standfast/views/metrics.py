@@ -20,12 +20,12 @@ from standfast import __version__
 from standfast.clock import Deadline, instant, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
+from standfast.gates import Gates
 from standfast.reign import OwnReign
 from standfast.replication import state
 from standfast.replication.published import origins_of_snapshots
 from standfast.views import samples, status
 from standfast.views.families import FAMILIES, SOURCES, Row, Sample, Table
-from standfast.views.gates import Gates
 from standfast.views.samples import Copy, Status
 
 log = logging.getLogger(__name__)

@@ -89,6 +89,7 @@ def describe(seen: Seen, config: Config) -> dict[str, Any]:
         "began_by": status.get("began_by"),
         "lost_s": status.get("lost_s"),
         "last_heartbeat_seen_s": status.get("last_heartbeat_seen_s"),
+        "unserved_s": status.get("unserved_s"),
         "lease": _lease(status, config),
         "fence": _fence(status),
         "failover": _failover(status),

@@ -125,7 +125,7 @@ def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float
 def _serving(doc: Mapping[str, Any], config: Config) -> str | None:
     """Who serves; None: nobody, or a holder whose last heartbeat is older than a lease."""
     fresh = doc.get("last_heartbeat_seen_s", 0.0) <= config.lease.length
-    serves = doc.get("state") == LeaderState.SERVING and fresh
+    serves = doc.get("state") == LeaderState.SERVING and fresh and not doc.get("unserved_s")
     return doc.get("holder") if serves else None
 
 
@@ -138,6 +138,7 @@ def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> 
         "holder": None if leader is None or leader.is_clean else leader.holder.node,
         "state": None if leader is None else str(leader.state),
         "last_heartbeat_seen_s": round(monotonic() - view.sighting.first_seen, 2),
+        "unserved_s": None if leader is None or not leader.unserved else leader.unserved,
         "since": None if reign is None else reign.at,
         "began_by": None if reign is None else reign.reason,
         "lost_s": None if reign is None else reign.lost_s,

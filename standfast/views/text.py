@@ -59,6 +59,11 @@ def render(doc: Mapping[str, Any]) -> str:
 
 def _headline(doc: Mapping[str, Any]) -> str:
     volume = doc["volume"]
+    if doc.get("holder") and doc.get("unserved_s"):
+        return (
+            f"{volume}: NOBODY SERVES: {doc['holder']} holds epoch {doc['epoch']} and has not "
+            f"served for {duration(doc['unserved_s'])}"
+        )
     if doc.get("holder") and not doc.get("serving", True):
         return (
             f"{volume}: NOBODY SERVES: {doc['holder']} holds epoch {doc['epoch']} "

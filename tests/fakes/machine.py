@@ -5,6 +5,7 @@ Only what the plans rely on is modelled; the real parts have contract tests and 
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,8 @@ class FakeStore:
     put_aside: list[Path] = field(default_factory=list)
     writing: Sequence[Writer] = ()
     made_from: Snapshot | None = None
+    read_only: bool = False
+    """The whole file system, after an error."""
 
     disk: str = "disk-1"
     mounted: bool = True
@@ -91,6 +94,7 @@ class FakeStore:
         latest = max((s.name.stamp for s in self.taken), default=0.0)
         name = SnapshotName(max(name.stamp, latest + 1), name.base)
         snapshot = Snapshot(name, self.parent / str(name), uuid.uuid4().hex, received=False)
+        self._write()
         self.world.effect("snapshot")
         self.taken.append(snapshot)
         return snapshot
@@ -98,6 +102,7 @@ class FakeStore:
     def create_live_from(self, base: Snapshot) -> LiveTree:
         if self.tree is not None:
             raise Refused(Reason.UNEXPECTED, "there is a live tree: keep it aside first")
+        self._write()
         self.world.effect("create")
         self.made_from = base
         self.tree = LiveTree(self.parent / self.base, uuid.uuid4().hex, writable=True)
@@ -105,6 +110,7 @@ class FakeStore:
 
     def set_live_writable(self, writable: bool) -> None:
         live = self._live()
+        self._write()
         self.world.effect(f"writable={writable}")
         self.tree = replace(live, writable=writable)
 
@@ -112,10 +118,21 @@ class FakeStore:
         self.world.effect("look-for-writers")
         return self.writing
 
+    def ailment(self, deadline: Deadline) -> str | None:
+        return f"the file system of {self.base} is read-only" if self.read_only else None
+
+    def is_read_only(self) -> bool:
+        return self.read_only
+
+    def _write(self) -> None:
+        if self.read_only:
+            raise OSError(errno.EROFS, "Read-only file system", str(self.parent))
+
     def keep_aside(self, name: str) -> Path:
         self._live()
         if self.parent / name in self.put_aside:
             raise Refused(Reason.UNEXPECTED, f"{name} is there already")
+        self._write()
         self.world.effect("aside")
         self.tree = None
         self.put_aside.append(self.parent / name)

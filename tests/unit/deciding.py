@@ -35,7 +35,7 @@ def config(node: str = "b", **changes: Any) -> Config:
 
 def leader(text: str) -> Leader:
     """`e5 a/a1 #7 clean ->b final:60`: epoch, holder, number, state, whom it is handed to, and the
-    age of the final snapshot."""
+    age of the final snapshot; `surrendered`: there is none, for want of a disk."""
     epoch, holder, seq, state, *rest = text.split()
     node, _, instance = holder.partition("/")
     to = next((word[2:] for word in rest if word.startswith("->")), None)
@@ -48,6 +48,7 @@ def leader(text: str) -> Leader:
         tuple(name for name in NODES if name != node),
         to,
         final=str(SnapshotName.at("services", UTC - float(finals[0]))) if finals else None,
+        surrendered="surrendered" in rest,
     )
 
 

@@ -14,6 +14,7 @@ from standfast.agent_commands import Command, answer, best_standby
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action, Decision, Wish
 from standfast.errors import Refused, StepFailed, UsageError
+from standfast.plan import Do
 from standfast.reasons import Reason
 from standfast.records import StandbyRecord
 from tests.unit.agents import (
@@ -58,6 +59,24 @@ def test_an_operator_who_hung_up_stops_nothing(tmp_path: Path) -> None:
     ours.close()
     answer(made, Command(theirs, {"command": "demote"}))
     assert len(made.ran) == 1
+
+
+@pytest.mark.parametrize("command", ["switchover", "demote", "failback"])
+def test_a_switchover_from_a_disk_that_takes_no_writes_needs_a_word(
+    tmp_path: Path, command: str
+) -> None:
+    made = with_config(agent(tmp_path, SERVING, standbys=("n2",)), preferred="n2")
+    made.machine.store.read_only = True  # type: ignore[attr-defined]
+    reason, text = refusal(say(made, command))
+    assert reason == Reason.VOLUME_READ_ONLY
+    assert f"standfast {command} --accept-data-loss" in text
+    assert made.ran == []
+    [*_, last] = say(made, command, accept_data_loss=True)
+    assert last["done"] is True
+    [(plan, effects)] = made.ran
+    assert plan.name == "surrender"
+    assert effects.to == (None if command == "demote" else "n2")
+    assert not {Do.FINAL_SNAPSHOT, Do.READ_ONLY} & {step.do for step in plan.steps}
 
 
 # promote

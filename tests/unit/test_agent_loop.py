@@ -211,12 +211,14 @@ def test_upkeep_that_dies_takes_the_agent_with_it(
     assert ended == [1]
 
 
-def test_what_runs_beside_the_loop_is_begun_once_and_after_a_first_look(node: FakeNode) -> None:
+def test_what_runs_beside_the_loop_is_begun_once_and_before_a_look_that_may_hang(
+    node: FakeNode,
+) -> None:
     agent = real_agent(node)
     begun: list[str] = []
 
     def beside(name: str, body: Callable[[], None]) -> None:
-        assert agent.seen is not None
+        assert agent.seen is None
         begun.append(name)
 
     agent.stopping.set()

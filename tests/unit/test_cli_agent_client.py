@@ -83,7 +83,12 @@ def test_the_request_says_what_is_wanted(
         {
             "v": 1,
             "command": "switchover",
-            "args": {"reason": "rack", "operator": "alice", "to": "c1"},
+            "args": {
+                "reason": "rack",
+                "operator": "alice",
+                "to": "c1",
+                "accept_data_loss": False,
+            },
             "dry_run": True,
         }
     ]

@@ -17,7 +17,7 @@ from standfast.lease.cutoff import SHUT_S, Found, confirm_shut, stop_for_good
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.keeper import Keeper
 from standfast.lease.protocol import Lost, Tenure
-from standfast.records import Holder, LeaderState
+from standfast.records import Handover, Holder, LeaderState
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import config_in
 
@@ -175,7 +175,7 @@ def keeper(directory: Path, parts: Parts, *, reboot: str = "sysrq") -> Keeper:
 class LostKeys:
     """Consul's answer to each heartbeat: it is over."""
 
-    def heartbeat(self, _tenure: Tenure, _state: LeaderState) -> Lost:
+    def heartbeat(self, _tenure: Tenure, _state: LeaderState, _word: Handover) -> Lost:
         return Lost("n2 took over with epoch 5")
 
 

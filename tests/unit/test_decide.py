@@ -151,6 +151,39 @@ CASES = [
         Reason.CLEAN_HANDOVER,
     ),
     Case(
+        "the one that the role is surrendered to takes it at once, and claims no handover",
+        cluster("e5 a/a1 #9 clean ->b surrendered", standbys=record("b", 10)),
+        READY,
+        Action.PROMOTE,
+        Reason.SURRENDERED,
+    ),
+    Case(
+        "what is surrendered may have become too old all the same",
+        cluster("e5 a/a1 #9 clean ->b surrendered"),
+        local("b", [snap(601)]),
+        Action.BLOCKED,
+        Reason.TOO_OLD,
+    ),
+    Case(
+        "another one takes a surrendered role when the one it is given to doesn't",
+        cluster("e5 a/a1 #9 clean ->c surrendered", silent=13, standbys=record("c", 10)),
+        READY,
+        Action.PROMOTE,
+        Reason.SURRENDERED,
+    ),
+    Case(
+        "a reign that began by a surrender is not followed by a takeover within min_reign",
+        cluster(
+            "e5 a/a1 #7 serving",
+            silent=61,
+            history={5: reign(5, 60, "surrendered: n9 could not serve", age_s=100)},
+            **DEAD,
+        ),
+        READY,
+        Action.BLOCKED,
+        Reason.MIN_REIGN,
+    ),
+    Case(
         "a handover without the final snapshot is refused",
         cluster(CLEAN_B, standbys=record("b", 10)),
         READY,
@@ -546,6 +579,12 @@ def test_a_takeover_counts_its_loss_from_the_last_heartbeat() -> None:
 
 def test_a_handover_loses_nothing() -> None:
     assert the("the one that the role is handed to takes it at once", NOW)[3] == 0.0
+
+
+def test_a_surrender_counts_its_loss_from_the_last_heartbeat() -> None:
+    """It may have served until then for all that anybody knows."""
+    words = "the one that the role is surrendered to takes it at once, and claims no handover"
+    assert the(words, NOW)[3] == pytest.approx(60, abs=1.1)
 
 
 def test_a_rebooted_primary_promotes_its_own_tree() -> None:

@@ -38,6 +38,7 @@ IDS = {
     "demoted": "8b172cc8a36241e68ce354ac1f6aaf8f",
     "role-change-failed": "60935f7fc1624a5b960c84ab8c68e5bc",
     "lease-lost": "d422630ecfdc459bb7264acf5ffa6b45",
+    "surrendered": "84bb068b9c1b479087969e0f802c177b",
     "fence-closed": "c59d7c7124644ed2bd1f38b335120f3a",
     "fence-reopened": "c762f6091ad64191a25402445b20b8d8",
     "promotion-refused": "b66cd79f9b3444ec80f7776346ff17b5",

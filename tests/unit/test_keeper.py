@@ -16,7 +16,7 @@ from standfast.errors import Refused, StandfastError
 from standfast.lease import protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
-from standfast.lease.holding import Kept, LeaseKeys
+from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper, answer, build, hold
 from standfast.lease.protocol import NEVER, Memory, Tenure, Versioned
@@ -36,17 +36,26 @@ class Keys:
     away: bool = False
     sent: list[LeaderState] = field(default_factory=list)
     released: list[Tenure] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
+    told_s: float = 0.0
+    """How long it has not served, by the last heartbeat."""
+    found: Prospects = field(default_factory=lambda: Prospects(None, None, {}))
 
-    def heartbeat(self, tenure: Tenure, state: LeaderState) -> Kept:
+    def heartbeat(self, tenure: Tenure, state: LeaderState, word: Handover) -> Kept:
         self.sent.append(state)
+        self.told_s = word.unserved
         attempt = protocol.next_attempt(tenure, state, ())
         tenure = protocol.sent(tenure, attempt, monotonic())
         if self.away:
             return Kept(tenure, "Consul hangs")
         return Kept(protocol.committed(tenure, attempt.leader.seq, 12, LENGTH_S))
 
-    def release(self, tenure: Tenure, _handover: Handover) -> Kept | None:
+    def prospects(self, _epoch: int) -> Prospects:
+        return self.found
+
+    def release(self, tenure: Tenure, handover: Handover) -> Kept | None:
         self.released.append(tenure)
+        self.handovers.append(handover)
         return Kept(tenure, "the reply is lost") if self.away else None
 
     def take_up(self, memory: Memory) -> Tenure | None:

@@ -31,7 +31,7 @@ def node(tmp_path: Path) -> FakeNode:
 def fed(node: FakeNode) -> list[str]:
     """What the check says when it is fed now."""
     node.world.log.clear()
-    registration.feed(node.machine)
+    registration.feed(node.machine, registration.ailment(node.machine))
     return node.world.log
 
 

@@ -150,6 +150,7 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
         "since",
         "standbys",
         "state",
+        "unserved_s",
         "v",
         "volume",
     ]

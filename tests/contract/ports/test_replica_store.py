@@ -7,20 +7,25 @@ trees. What a plan needs of them is in test_volume_store.py beside this.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from standfast.act import volume
 from standfast.act.ports import Snapshot
 from standfast.adapters import directory_stream
 from standfast.adapters.btrfs import BtrfsStore
 from standfast.adapters.directory import DirectoryStore, initialise
 from standfast.adapters.store import Store
+from standfast.clock import Deadline, utc_now
 from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -33,6 +38,8 @@ from tests.contract.volumes import (
     files,
     paths_below,
 )
+from tests.fakes.machine import fake_node
+from tests.support.waiting import wait_for
 
 PORTS = (ReplicaStore,)
 NOW = 1_800_000_000.0
@@ -377,3 +384,62 @@ def test_a_directory_stream_that_leaves_the_tree_is_refused(tmp_path: Path) -> N
         with pytest.raises(ValueError):
             directory_stream.receive(staging, hostile(*members))
     assert not (tmp_path / "out").exists()
+
+
+# What is wrong with the disk
+
+
+def test_a_file_system_that_takes_no_writes_is_an_ailment(tmp_path: Path) -> None:
+    require_btrfs()
+    with btrfs_on_file(tmp_path / "disk.img", tmp_path / "disk") as root:
+        create_subvolume(root / "services")
+        store = BtrfsStore(paths_below(root))
+        assert store.ailment(Deadline.after(10)) is None and not store.is_read_only()
+        store.set_live_writable(False)
+        assert store.ailment(Deadline.after(10)) is None, "a demoted volume is no broken disk"
+        store.set_live_writable(True)
+        command("mount", "-o", "remount,ro", root)
+        assert "read-only" in str(store.ailment(Deadline.after(10)))
+        assert store.is_read_only()
+        # As a switchover meets it: the flag can't be set, and needn't be.
+        node = fake_node(tmp_path / "node")
+        volume.freeze(replace(node.machine, store=store))
+        with pytest.raises(CommandFailed, match="Read-only"):
+            store.take_snapshot(SnapshotName.at("services", utc_now()))
+        command("mount", "-o", "remount,rw", root)
+        assert store.ailment(Deadline.after(10)) is None
+
+
+def test_a_disk_that_hangs_is_an_ailment_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = paths_below(tmp_path)
+    initialise(paths.live)
+    store = DirectoryStore(paths)
+    mended = threading.Event()
+    real = os.scandir
+
+    def hang(path: Path) -> object:
+        mended.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", hang)
+    before = threading.active_count()
+    for _ in range(3):
+        assert "can't be looked at" in str(store.ailment(Deadline.after(0.05)))
+    assert threading.active_count() <= before + 1, "looks at a dead disk don't pile up"
+    mended.set()
+    wait_for(lambda: store.ailment(Deadline.after(5)) is None, 10, "the disk is well again")
+
+
+def test_a_disk_that_can_not_be_read_is_an_ailment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = paths_below(tmp_path)
+    initialise(paths.live)
+
+    def broken(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(os, "scandir", broken)
+    assert "(EIO)" in str(DirectoryStore(paths).ailment(Deadline.after(5)))

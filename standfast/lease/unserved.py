@@ -1,0 +1,118 @@
+"""For how long the holder has not served, and to whom it surrenders then.
+
+It is the lease process that looks, and not the agent: it has nothing to do with the disk, and goes
+on where the agent is dead or hangs in the kernel's hands.
+
+Invariants: the agent vouches for serving by a file; while it says nothing, the server itself is
+asked (an agent that is merely away is no reason to lose data). Nothing here waits longer than a
+heartbeat's request.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from standfast.act.ports import NfsServer
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.errors import ours
+from standfast.lease.files import Vouch
+from standfast.lease.holding import LeaseKeys
+from standfast.lease.protocol import NEVER
+from standfast.reasons import Reason
+from standfast.records import Handover
+from standfast.surrender import TOLD_FROM_S, Sign, Spell, Standing, successor, watch
+
+log = logging.getLogger(__name__)
+
+VOUCH_S = 20.0
+"""An agent that has said nothing for so long says nothing: it looks every 5 s."""
+ASK_EVERY_S = 5.0
+ASK_S = 1.0
+HANDOVER_S = 120.0
+"""What an orderly handover may take while it doesn't serve (`effects.OUTAGE_LIMIT_S`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The lease process at one moment."""
+
+    at: float
+    epoch: int
+    since: float
+    valid: bool
+    """The lease has time left."""
+    serving: bool
+    """The port is meant to be open."""
+    draining: bool
+
+
+@dataclass(slots=True)
+class Service:
+    """Of one tenure, since this process has it."""
+
+    config: Config
+    keys: LeaseKeys
+    nfs: NfsServer
+    spell: Spell
+    signs: dict[str, Sign] = field(default_factory=dict)
+    asked_at: float = NEVER
+    looked_at: float = NEVER
+    said: Reason | None = None
+    """Why it doesn't surrender, as it was logged last."""
+
+    def look(self, now: Now) -> Handover | None:
+        """What to surrender with, when it is time and somebody else could do better."""
+        self.spell = self.spell.seen(now.at, self._why_not(now), valid=now.valid)
+        unserved_s = self.spell.unserved_s(now.at)
+        patience_s = self.config.surrender_after
+        if not patience_s or unserved_s < min(TOLD_FROM_S, patience_s / 3):
+            self.signs, self.said = {}, None
+            return None
+        if now.at - self.looked_at < ASK_EVERY_S:
+            return None
+        self.looked_at = now.at
+        found = self.keys.prospects(now.epoch)
+        self.signs = watch(self.signs, found.candidates, now.at)
+        standing = Standing(
+            now.epoch,
+            now.at - now.since,
+            unserved_s,
+            patience_s + (HANDOVER_S if now.draining else 0.0),
+            found.pause,
+            found.reign,
+            self.signs,
+        )
+        return self._handover(successor(standing, self.config, now.at), unserved_s)
+
+    def told_s(self, now: float) -> float:
+        """What the heartbeat tells; 0: it serves, or has for most of the last seconds."""
+        unserved_s = self.spell.unserved_s(now)
+        return unserved_s if unserved_s >= TOLD_FROM_S else 0.0
+
+    def _handover(self, to: str | Reason | None, unserved_s: float) -> Handover | None:
+        why = f"{self.config.node} had not served for {unserved_s:.0f} s: {self.spell.why}"
+        if isinstance(to, Reason):
+            if to is not self.said:
+                log.warning("%s; not surrendered: %s", why, to)
+            self.said = to
+            return None
+        return None if to is None else Handover(to=to, note=why, surrendered=True)
+
+    def _why_not(self, now: Now) -> str | None:
+        """Why this node doesn't serve; None: it does, as far as anybody can say."""
+        vouch = Vouch.load(self.config.run_dir)
+        if vouch is not None and now.at - vouch.at <= VOUCH_S:
+            return vouch.why
+        if not now.serving:
+            return "the port was not opened, and the agent says nothing"
+        if now.at - self.asked_at < ASK_EVERY_S:
+            return self.spell.why
+        self.asked_at = now.at
+        limit_s = min(ASK_S, self.config.lease.request_timeout)
+        try:
+            sick = self.nfs.check(Deadline.after(limit_s))
+        except Exception as error:  # noqa: BLE001  # what can't be looked at doesn't serve
+            sick = str(ours(error))
+        return None if sick is None else f"{sick}, and the agent says nothing"

@@ -1,0 +1,472 @@
+"""A holder that can't serve gives the role up by itself: when, to whom, and what it is told as."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast import readiness
+from standfast.act import registration, volume
+from standfast.act.ports import FenceState, LiveTree, Snapshot
+from standfast.agent import Agent, Seen
+from standfast.clock import Deadline, monotonic, utc_now
+from standfast.config.model import Config
+from standfast.decide import decide
+from standfast.decision import Action, Decision, Moment
+from standfast.lease.files import LeaseStatus, Vouch
+from standfast.lease.holding import LeaseKeys
+from standfast.lease.keeper import Keeper, answer, hold
+from standfast.lease.protocol import Claim
+from standfast.lease.unserved import ASK_EVERY_S, HANDOVER_S, VOUCH_S
+from standfast.local_view import LocalView
+from standfast.locks import exclusive
+from standfast.names import SnapshotName
+from standfast.observe import Available, Cluster, Local, Sighting
+from standfast.reasons import Reason
+from standfast.records import (
+    CandidateRecord,
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+)
+from standfast.reign import OwnReign, Stage
+from standfast.surrender import FRESH_S, TOLD_EVERY_S, TOLD_FROM_S, Sign, Spell, Standing, watch
+from standfast.surrender import successor as judge
+from standfast.watcher import Watcher
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.consul import MemoryConsul
+from tests.fakes.machine import FakeFence, FakeNfs, FakeNode, World, config_in, fake_node
+
+NOW = 10_000.0
+AFTER_S = 60.0
+
+
+def word(node: str = "n2", *, ready: bool = True, epoch: int = 5, age_s: float = 30) -> Any:
+    snapshot = str(SnapshotName.at("services", 1_795_342_500 - age_s))
+    return CandidateRecord(node, epoch, ready, "surrendered", snapshot, epoch, 0.0)
+
+
+def sign(node: str = "n2", *, changed_ago_s: float | None = 5.0, **more: Any) -> dict[str, Sign]:
+    changed_at = None if changed_ago_s is None else NOW - changed_ago_s
+    return {node: Sign(word(node, **more), 7, changed_at)}
+
+
+def reign(reason: str = "operator") -> Reign:
+    return Reign(5, "n1", None, reason, None, 0.0, 0.0)
+
+
+STANDING = Standing(5, 100.0, AFTER_S, AFTER_S, None, reign(), sign())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_in(tmp_path)
+
+
+# When, and to whom
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, "n2"),
+        ({"unserved_s": AFTER_S - 0.1}, None),
+        ({"pause": Pause("ann", "disks", 0.0)}, Reason.PAUSED),
+        ({"signs": {}}, Reason.NO_STANDBY_READY),
+        ({"signs": sign(ready=False)}, Reason.NO_STANDBY_READY),
+        ({"signs": sign(epoch=4)}, Reason.NO_STANDBY_READY),
+        ({"signs": sign(changed_ago_s=None)}, Reason.NO_STANDBY_READY),
+        ({"signs": sign(changed_ago_s=FRESH_S + 1)}, Reason.NO_STANDBY_READY),
+        ({"signs": sign("n9")}, Reason.NO_STANDBY_READY),
+        ({"signs": {**sign("n2", age_s=90), **sign("n3", age_s=30)}}, "n3"),
+        ({"signs": {**sign("n2", age_s=30), **sign("n3", ready=False)}}, "n2"),
+        ({"reign": reign("takeover: n9 was dead")}, Reason.MIN_REIGN),
+        ({"reign": reign("surrendered: n9 could not serve")}, Reason.MIN_REIGN),
+        ({"reign": reign("takeover"), "held_s": 600.0}, "n2"),
+        ({"reign": reign("clean-handover")}, "n2"),
+        ({"reign": None}, "n2"),
+    ],
+)
+def test_a_role_is_surrendered_to(
+    changes: dict[str, Any], outcome: str | Reason | None, config: Config
+) -> None:
+    assert judge(replace(STANDING, **changes), config, NOW) == outcome
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [({"surrender_after": 0.0}, None), ({"mode": "manual"}, Reason.MANUAL_MODE)],
+)
+def test_a_configuration_keeps_the_role_here(
+    changes: dict[str, Any], outcome: Reason | None, config: Config
+) -> None:
+    assert judge(STANDING, replace(config, **changes), NOW) == outcome
+
+
+def test_a_word_from_before_the_first_look_is_nobody_s() -> None:
+    found = {"n2": (word(), 7)}
+    signs = watch({}, found, NOW)
+    assert signs["n2"].changed_at is None
+    signs = watch(signs, found, NOW + 5)
+    assert signs["n2"].changed_at is None
+    signs = watch(signs, {"n2": (word(), 8)}, NOW + 10)
+    assert signs["n2"].changed_at == NOW + 10
+    assert watch(signs, {"n2": (word(), 8)}, NOW + 20)["n2"].changed_at == NOW + 10
+    assert watch(signs, {}, NOW + 20) == {}
+
+
+def test_time_without_a_lease_is_consul_s() -> None:
+    spell = Spell(NOW).seen(NOW + 5, "nfsd has no threads", valid=True)
+    assert spell.unserved_s(NOW + 5) == 5
+    spell = spell.seen(NOW + 300, "the NFS port is shut", valid=False)
+    assert spell.unserved_s(NOW + 300) == 0
+    spell = spell.seen(NOW + 310, "nfsd has no threads", valid=True)
+    assert spell.unserved_s(NOW + 310) == 10
+    assert spell.seen(NOW + 311, None, valid=True).unserved_s(NOW + 400) == 0
+
+
+# Readiness
+
+
+LEADER = Leader(5, Holder("n1", "boot-1"), 9, LeaderState.SERVING, ("n2", "n3"))
+
+
+def seen_by(
+    config: Config, *, age_s: float = 60.0, pause: Pause | None = None, leader: Leader = LEADER
+) -> tuple[Cluster, Local, Moment]:
+    now = Moment(NOW, utc_now())
+    name = SnapshotName.at("services", now.utc - age_s)
+    base = Available(Snapshot(name, Path(str(name)), "c0ffee", received=True), 5)
+    history = {5: Reign(5, "n1", None, "first-primary", None, 0.0, 0.0)}
+    view = Cluster(5, leader, Sighting(leader.identity, 9, NOW - 1), pause, history)
+    return view, Local(config.node, "boot-2", 5, snapshots=(base,)), now
+
+
+@pytest.mark.parametrize(
+    ("scene", "changes", "ready", "reason"),
+    [
+        ({}, {}, True, Reason.WAITING_FOR_BETTER_CANDIDATE),
+        ({"age_s": 601.0}, {}, False, Reason.TOO_OLD),
+        ({"pause": Pause("ann", "disks", 0.0)}, {}, False, Reason.PAUSED),
+        ({"leader": replace(LEADER, candidates=("n3",))}, {}, False, Reason.NOT_A_CANDIDATE),
+        ({}, {"mode": "manual"}, False, Reason.MANUAL_MODE),
+    ],
+)
+def test_a_standby_is_ready_when_it_would_take_over(
+    scene: dict[str, Any], changes: dict[str, Any], ready: bool, reason: Reason, config: Config
+) -> None:
+    config = replace(config, node="n2", **changes)
+    view, local, now = seen_by(config, **scene)
+    found = readiness.judge(view, local, config, now)
+    assert found is not None
+    assert (found.ready, found.reason) == (ready, reason)
+    assert CandidateRecord.parse(found.dump()) == found
+    # And then it does.
+    gone = replace(LEADER, state=LeaderState.CLEAN, to="n2", surrendered=True)
+    decision = decide(replace(view, leader=gone), local, config, now)
+    if ready:
+        assert (decision.action, decision.reason) == (Action.PROMOTE, Reason.SURRENDERED)
+
+
+def test_the_holder_says_nothing_of_itself(config: Config) -> None:
+    assert readiness.judge(*seen_by(config)[:2], config, Moment(NOW, utc_now())) is None
+
+
+def test_readiness_is_told_when_it_changes_and_now_and_then() -> None:
+    first = word()
+    assert readiness.is_due(None, first, 0.0)
+    assert not readiness.is_due(first, replace(first, at=9.0), 1.0)
+    assert readiness.is_due(first, first, TOLD_EVERY_S)
+    assert readiness.is_due(first, replace(first, ready=False), 1.0)
+
+
+# The lease's process, on Consul in memory
+
+
+@dataclass
+class Holding:
+    """n1 with the lease, a standby n2 that can be alive, and a clock that only this moves."""
+
+    config: Config
+    clock: StoppedClock
+    consul: MemoryConsul
+    keeper: Keeper
+    nfs: FakeNfs
+    vouches: str | bool | None = None
+    """What the agent says of the server every 5 s; False: nothing."""
+    told: float = float("-inf")
+    standby_lives: bool = True
+
+    def wait(self, patience_s: float, _answer: Any) -> bool:
+        """The inbox of `hold`: time passes, and the others do what they do."""
+        self.clock.now += max(min(patience_s, 1.0), 0.1)
+        if self.vouches is not False and not isinstance(self.vouches, bool):
+            Vouch(self.clock.now, self.vouches).save(self.config.run_dir)
+        if self.standby_lives and self.clock.now - self.told >= TOLD_EVERY_S:
+            told = replace(word(epoch=1), at=self.clock.now)
+            with contextlib.suppress(OSError):
+                self.consul.put(self.config.key("candidates/n2"), told.dump())
+            self.told = self.clock.now
+        return self.clock.now < self.until
+
+    until: float = 0.0
+
+    def run(self, seconds: float) -> float:
+        """The process for so long, or until it ends; how long that was."""
+        begun = self.clock.now
+        self.until = begun + seconds
+        hold(self.keeper, self)
+        return self.clock.now - begun
+
+    @property
+    def leader(self) -> Leader:
+        entry = self.consul.get(self.config.key("leader"))
+        assert entry is not None
+        return Leader.parse(entry.value)
+
+
+@pytest.fixture
+def holding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Holding:
+    clock = stop_the_clock(monkeypatch)
+    config = config_in(tmp_path)
+    consul = MemoryConsul("n1", "n2", "n3")
+    keys = LeaseKeys(config, consul, Holder("n1", "boot-1"))
+    tenure = keys.acquire(Claim(0, None, clock.now - 100, None, "first-primary", None, 0.0))
+    world = World()
+    nfs = FakeNfs(world, fsid="fsid", running=True)
+    keeper = Keeper(config, keys, FakeFence(world), nfs, tenure, since=clock.now)
+    keeper.serve()
+    return Holding(config, clock, consul, keeper, nfs)
+
+
+def test_a_holder_that_serves_keeps_the_role(holding: Holding) -> None:
+    holding.run(1000.0)
+    assert not holding.keeper.over
+    assert holding.leader.unserved == 0
+
+
+def test_a_holder_that_can_not_serve_hands_the_role_to_one_that_is_ready(holding: Holding) -> None:
+    holding.run(30.0)
+    holding.vouches = "nfsd has no threads"
+    took_s = holding.run(1000.0)
+    assert holding.keeper.over
+    assert AFTER_S <= took_s <= AFTER_S + 10
+    left = holding.leader
+    assert (left.state, left.to, left.final, left.surrendered) == (
+        LeaderState.CLEAN,
+        "n2",
+        None,
+        True,
+    )
+    assert left.note is not None and "nfsd has no threads" in left.note
+    assert holding.keeper.fence.state() == FenceState(in_place=True, open_for_s=0.0)
+
+
+def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:
+    holding.vouches = "nfsd has no threads"
+    holding.run(TOLD_FROM_S - 3)
+    assert holding.leader.unserved == 0
+    holding.run(20.0)
+    assert 15 <= holding.leader.unserved <= 30
+    holding.vouches = None
+    holding.run(5.0)
+    assert holding.leader.unserved == 0
+
+
+@pytest.mark.parametrize("why", ["no candidate", "a dead candidate", "paused", "never", "flapping"])
+def test_nobody_else_could_do_better(why: str, holding: Holding) -> None:
+    holding.vouches = "nfsd has no threads"
+    if why == "no candidate":
+        holding.standby_lives = False
+    elif why == "a dead candidate":
+        holding.consul.put(holding.config.key("candidates/n2"), word(epoch=1).dump())
+        holding.standby_lives = False
+    elif why == "paused":
+        holding.consul.put(holding.config.key("pause"), Pause("ann", "disks", 0.0).dump())
+    elif why == "never":
+        holding.keeper.config = holding.config = replace(holding.config, surrender_after=0.0)
+        holding.keeper.service.config = holding.config
+    else:
+        began = Reign(1, "n1", None, "takeover", None, 0.0, 0.0)
+        holding.consul.put(holding.config.key("history/1"), began.dump())
+    holding.run(500.0)
+    assert not holding.keeper.over
+    assert holding.leader.state is LeaderState.SERVING
+
+
+def test_an_agent_that_is_away_while_the_server_answers_surrenders_nothing(
+    holding: Holding,
+) -> None:
+    holding.vouches = False
+    holding.run(500.0)
+    assert not holding.keeper.over and holding.leader.unserved == 0
+
+
+def test_an_agent_that_is_dead_beside_a_dead_server_keeps_nobody_from_serving(
+    holding: Holding,
+) -> None:
+    holding.vouches = False
+    holding.nfs.running = False
+    took_s = holding.run(500.0)
+    assert holding.keeper.over
+    assert took_s <= AFTER_S + VOUCH_S + ASK_EVERY_S + 10
+
+
+def test_a_handover_at_work_has_its_own_time_and_no_more(holding: Holding) -> None:
+    """A step that hangs on a dead disk must not keep everybody waiting for ever."""
+    holding.vouches = "the NFS port is shut"
+    holding.keeper.drain()
+    holding.run(HANDOVER_S + AFTER_S - 5)
+    assert not holding.keeper.over
+    holding.run(20.0)
+    assert holding.keeper.over
+
+
+def test_a_release_whose_outcome_is_not_known_is_repeated_and_not_gone_back_on(
+    holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding.vouches = "nfsd has no threads"
+    real = holding.keeper.keys.release
+    tries: list[float] = []
+
+    def release(*args: Any) -> Any:
+        tries.append(holding.clock.now)
+        if len(tries) < 3:
+            holding.consul.error = OSError("away")
+            try:
+                return real(*args)
+            finally:
+                holding.consul.error = None
+        return real(*args)
+
+    monkeypatch.setattr(holding.keeper.keys, "release", release)
+    holding.run(AFTER_S + 2)
+    while not holding.keeper.over and len(tries) < 5:
+        holding.run(5.0)
+        if not holding.keeper.over:
+            assert answer(holding.keeper, {"cmd": "serve"})["ok"] is False
+            assert not holding.keeper.serving
+    assert holding.keeper.over and len(tries) == 3
+
+
+def test_an_outage_of_consul_is_no_time_in_which_it_did_not_serve(holding: Holding) -> None:
+    holding.consul.error = OSError("away")
+    holding.vouches = "the NFS port is shut: the lease has run out"
+    holding.run(300.0)
+    holding.consul.error = None
+    holding.run(20.0)
+    assert not holding.keeper.over
+    holding.vouches = None
+    holding.run(100.0)
+    assert not holding.keeper.over and holding.leader.state is LeaderState.SERVING
+
+
+# The agent
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return fake_node(tmp_path)
+
+
+def agent_of(node: FakeNode) -> Agent:
+    machine = node.machine
+    return Agent(machine, Watcher(machine.config, machine.consul), LocalView(machine))
+
+
+def test_the_agent_vouches_for_what_really_serves_alone(node: FakeNode) -> None:
+    agent = agent_of(node)
+    run_dir = node.config.run_dir
+    agent.upkeep()
+    assert Vouch.load(run_dir) is None, "there is no lease process that could ask"
+    with exclusive(run_dir / "lease.lock", "the lease process"):
+        agent.upkeep()
+        assert (told := Vouch.load(run_dir)) is not None and told.why is not None
+        node.nfs.running, node.nfs.fsid = True, "fsid"
+        node.fence.open_until = monotonic() + 60
+        agent.upkeep()
+        assert (told := Vouch.load(run_dir)) is not None and told.why is None
+        node.store.read_only = True
+        agent.trouble = "it does not work"
+        agent.upkeep()
+        assert (told := Vouch.load(run_dir)) is not None and told.why is not None
+        assert "read-only" in told.why and "it does not work" in told.why
+
+
+def test_a_standby_tells_whether_it_is_ready(node: FakeNode, monkeypatch: Any) -> None:
+    clock = stop_the_clock(monkeypatch)
+    agent = agent_of(node)
+    leader = replace(LEADER, holder=Holder("n2", "boot-2"), candidates=("n1", "n3"))
+    view, local, _ = seen_by(node.config, leader=leader)
+    decision = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary")
+
+    def look() -> CandidateRecord:
+        now = Moment(monotonic(), utc_now())
+        base = replace(view.sighting, first_seen=now.monotonic - 1)
+        agent.seen = Seen(replace(view, sighting=base), local, decision, now)
+        agent.upkeep()
+        entry = node.consul.get(node.config.key("candidates/n1"))
+        assert entry is not None
+        return CandidateRecord.parse(entry.value)
+
+    first = look()
+    assert (first.node, first.epoch) == ("n1", 5)
+    clock.now += 5
+    assert look().at == first.at
+    clock.now += TOLD_EVERY_S
+    assert look().at > first.at
+
+
+# A file system that takes no writes
+
+
+def test_a_read_only_file_system_is_told_as_sick_and_counts_as_frozen(node: FakeNode) -> None:
+    node.nfs.running, node.nfs.fsid = True, "fsid"
+    node.fence.open_until = monotonic() + 60
+    node.store.tree = LiveTree(node.config.paths.live, "uuid", writable=True)
+    assert registration.ailment(node.machine) is None
+    node.store.read_only = True
+    assert "read-only" in str(registration.ailment(node.machine))
+    volume.freeze(node.machine)
+    node.store.read_only = False
+    volume.freeze(node.machine)
+    assert node.store.tree.writable is False
+
+
+OWN = OwnReign(5, Stage.READY, "fsid", None, in_place=True)
+
+
+def test_giving_up_a_role_without_a_disk_claims_no_final_snapshot(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from standfast.act import effects as effects_module
+    from standfast.act.effects import Effects
+
+    OWN.save(node.config.state_dir)
+    until = monotonic() + 60
+    LeaseStatus(5, "boot-1", 1, LeaderState.DRAINING, False, until, until, 1, monotonic()).save(
+        node.config.run_dir
+    )
+    node.store.tree = LiveTree(node.config.paths.live, "uuid", writable=True)
+    node.store.read_only = True
+    asked: list[Mapping[str, Any]] = []
+
+    def ask(_path: Path, request: Mapping[str, Any], _deadline: Deadline) -> Mapping[str, Any]:
+        asked.append(request)
+        return {"ok": True}
+
+    monkeypatch.setattr(effects_module, "ask", ask)
+    effects = Effects(node.machine)
+    effects.salvage_snapshot()
+    effects.release()
+    assert asked[-1]["surrendered"] is True and asked[-1]["final"] is None
+    effects.to = "n2"
+    effects.surrender()
+    assert (asked[-1]["cmd"], asked[-1]["to"]) == ("surrender", "n2")

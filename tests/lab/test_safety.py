@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from tests.lab.cluster import LEASE
+from standfast.events import Kind
+from tests.lab.cluster import AGENT, LEASE, VOLUME
 from tests.lab.drills import Writers, kept_aside
 from tests.lab.node import Node
 from tests.lab.nomad import WithNomad
@@ -139,3 +143,120 @@ def test_a_returned_primary_whose_disk_is_mounted_late_touches_nothing_before(
         assert node.run("test", "-e", "/persist/services", check=False).returncode != 0
     finally:
         node.sh(f"rm -r {late}; systemctl daemon-reload; systemctl start persist.mount")
+
+
+# A primary that can't serve
+
+SURRENDER_S = 90.0
+"""`surrender_after` with what comes before and after it."""
+
+
+def its_successor(cluster: WithNomad, writers: Writers, old: str) -> str:
+    """Who serves after `old` surrendered, as its history tells."""
+    lab = cluster.lab
+    lab.wait_for(
+        lambda: cluster.serving() not in ([], [old]), SURRENDER_S, "another one serves", 0.5
+    )
+    new = cluster.primary()
+    writers.wait_for_ack(new, after_s=time.monotonic())
+    assert writers.served() == [old, new]
+    status = cluster.status(new)
+    assert status["began_by"].startswith(f"surrendered: {old} had not served for ")
+    assert status["lost_s"] is not None and status["lost_s"] >= 0
+    return new
+
+
+@pytest.mark.timeout(300)
+def test_a_primary_whose_server_does_not_start_gives_the_role_to_a_standby(
+    cluster: WithNomad,
+) -> None:
+    old = cluster.primary()
+    node = cluster[old]
+    epoch = cluster.epoch(old)
+    cluster.wait_until_replicated(old)
+    with Writers(cluster.lab, "no-server") as writers:
+        writers.wait_for_ack(old)
+        since = cluster.moment(old)
+        node.run("systemctl", "mask", "--runtime", "--now", "nfs-server")
+        try:
+            cluster.lab.wait_for(
+                lambda: (cluster.status(old).get("unserved_s") or 0) > 10, 60.0, "it says so", 0.5
+            )
+            assert cluster.status(old)["serving"] is None
+            new = its_successor(cluster, writers, old)
+        finally:
+            node.run("systemctl", "unmask", "--runtime", "nfs-server")
+    assert cluster.epoch(new) == epoch + 1
+    assert len(cluster.entries(old, Kind.SURRENDERED, since=since)) == 1
+    cluster.wait_for_role(old, "standby")
+    assert writers.missing_aside(old, kept_aside(cluster, old, epoch)) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_file_system_that_went_read_only_is_handed_over_with_its_loss(
+    cluster: WithNomad,
+) -> None:
+    old = cluster.primary()
+    node, epoch = cluster[old], cluster.epoch(old)
+    cluster.wait_until_replicated(old)
+    with Writers(cluster.lab, "read-only") as writers:
+        writers.wait_for_ack(old)
+        node.run("mount", "-o", "remount,ro", "/persist")
+        try:
+            cluster.lab.wait_for(
+                lambda: "read-only" in str(cluster.status(old)["sick"]), 60.0, "it is sick", 0.5
+            )
+            said = cluster.standfast(old, "switchover", check=False)
+            assert "volume-read-only" in said and "--accept-data-loss" in said
+            cluster.standfast(old, "switchover", "--accept-data-loss", check=False)
+            new = cluster.primary()
+            writers.wait_for_ack(new, after_s=time.monotonic())
+        finally:
+            node.run("mount", "-o", "remount,rw", "/persist")
+    assert cluster.epoch(new) == epoch + 1
+    assert cluster.status(new)["began_by"].startswith("surrendered")
+    cluster.wait_for_role(old, "standby")
+    kept_aside(cluster, old, epoch)
+
+
+STATE = "/var/lib/standfast"
+
+
+@contextlib.contextmanager
+def small_disk(node: Node) -> Iterator[None]:
+    """The node's state on a file system of 1 MiB."""
+    move = f"systemctl stop {AGENT}; rm -rf /tmp/state; cp -a {STATE} /tmp/state"
+    node.sh(f"{move}; mount -t tmpfs -o size=1m small {STATE}; cp -a /tmp/state/. {STATE}")
+    node.run("systemctl", "start", AGENT)
+    try:
+        yield
+    finally:
+        node.sh(
+            f"rm -f {STATE}/full; systemctl stop {AGENT}; rm -rf /tmp/state; "
+            f"cp -a {STATE} /tmp/state; umount {STATE}; cp -a /tmp/state/. {STATE}; "
+            f"systemctl start {AGENT}"
+        )
+
+
+def has_reserve(node: Node) -> bool:
+    there = node.run("test", "-e", f"{STATE}/{VOLUME}/.reserve/15", check=False)
+    return there.returncode == 0
+
+
+@pytest.mark.timeout(300)
+def test_a_failover_to_a_node_whose_state_directory_is_full(cluster: WithNomad) -> None:
+    old = cluster.primary()
+    standbys = [node for node in cluster.lab if node.name != old]
+    with contextlib.ExitStack() as stack:
+        for node in standbys:
+            stack.enter_context(small_disk(node))
+        for node in standbys:
+            cluster.wait_for_role(node.name, "standby")
+            cluster.lab.wait_for(partial(has_reserve, node), 30.0, "the reserve is there", 0.5)
+        cluster.wait_until_replicated(old)
+        for node in standbys:
+            node.sh(f"dd if=/dev/zero of={STATE}/full bs=4k 2>/dev/null || true")
+        cluster.power_cut(old)
+        cluster.lab.wait_for(lambda: len(cluster.serving()) == 1, 60.0, "a standby serves", 0.5)
+        new = cluster.primary()
+        assert "No space" not in str(cluster.status(new)["busy"])

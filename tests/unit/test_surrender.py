@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +21,7 @@ from standfast.decide import decide
 from standfast.decision import Action, Decision, Moment
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.holding import LeaseKeys
+from standfast.lease.inbox import Inbox
 from standfast.lease.keeper import Keeper, answer, hold
 from standfast.lease.protocol import Claim
 from standfast.lease.unserved import ASK_EVERY_S, HANDOVER_S, VOUCH_S
@@ -204,8 +206,8 @@ class Holding:
     told: float = float("-inf")
     standby_lives: bool = True
 
-    def wait(self, patience_s: float, _answer: Any) -> bool:
-        """The inbox of `hold`: time passes, and the others do what they do."""
+    def pass_time(self, patience_s: float, _answer: Any) -> bool:
+        """As the inbox of `hold`: time passes, and the others do what they do."""
         self.clock.now += max(min(patience_s, 1.0), 0.1)
         if self.vouches is not False and not isinstance(self.vouches, bool):
             Vouch(self.clock.now, self.vouches).save(self.config.run_dir)
@@ -222,7 +224,7 @@ class Holding:
         """The process for so long, or until it ends; how long that was."""
         begun = self.clock.now
         self.until = begun + seconds
-        hold(self.keeper, self)
+        hold(self.keeper, cast(Inbox, SimpleNamespace(wait=self.pass_time)))
         return self.clock.now - begun
 
     @property

@@ -389,8 +389,8 @@ def test_a_directory_stream_that_leaves_the_tree_is_refused(tmp_path: Path) -> N
 # What is wrong with the disk
 
 
+@BTRFS
 def test_a_file_system_that_takes_no_writes_is_an_ailment(tmp_path: Path) -> None:
-    require_btrfs()
     with btrfs_on_file(tmp_path / "disk.img", tmp_path / "disk") as root:
         create_subvolume(root / "services")
         store = BtrfsStore(paths_below(root))

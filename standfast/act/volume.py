@@ -21,8 +21,6 @@ from standfast.replication.published import next_name, note_origin
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 LAST_WRITES_S = 2.0
 """For a program that is just ending."""
 LOOK_S = 10.0

@@ -335,7 +335,7 @@ class Config:
         60.0,
         "A primary that holds the lease and has not served for this long gives the role up by "
         "itself to a standby that says it is ready; what was not replicated is lost to that one, "
-        "and kept here; 0: never",
+        "and kept here. Longer than the server's start may take; 0: never",
         unit="s",
         least=0.0,
     )

@@ -19,6 +19,7 @@ from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import Action, Decision, Moment
+from standfast.errors import ConsulTimedOut
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Inbox
@@ -337,25 +338,26 @@ def test_a_release_whose_outcome_is_not_known_is_repeated_and_not_gone_back_on(
     holding.vouches = "nfsd has no threads"
     real = holding.keeper.keys.release
     tries: list[float] = []
+    away = True
 
     def release(*args: Any) -> Any:
         tries.append(holding.clock.now)
-        if len(tries) < 3:
-            holding.consul.error = OSError("away")
-            try:
-                return real(*args)
-            finally:
-                holding.consul.error = None
-        return real(*args)
+        holding.consul.error = ConsulTimedOut("away", maybe_applied=True) if away else None
+        try:
+            return real(*args)
+        finally:
+            holding.consul.error = None
 
     monkeypatch.setattr(holding.keeper.keys, "release", release)
-    holding.run(AFTER_S + 2)
-    while not holding.keeper.over and len(tries) < 5:
-        holding.run(5.0)
-        if not holding.keeper.over:
-            assert answer(holding.keeper, {"cmd": "serve"})["ok"] is False
-            assert not holding.keeper.serving
-    assert holding.keeper.over and len(tries) == 3
+    holding.run(AFTER_S + 15)
+    assert len(tries) > 2 and not holding.keeper.over
+    for word_to_go_on in ("serve", "hold"):
+        assert answer(holding.keeper, {"cmd": word_to_go_on})["ok"] is False
+    assert not holding.keeper.serving
+    away = False
+    holding.run(5.0)
+    assert holding.leader.to == "n2"
+    assert [holding.keeper.over] == [True]
 
 
 def test_an_outage_of_consul_is_no_time_in_which_it_did_not_serve(holding: Holding) -> None:

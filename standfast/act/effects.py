@@ -344,7 +344,11 @@ class Effects:
     def salvage_snapshot(self) -> None:
         """The final snapshot of a reign that may not have got as far as having data."""
         own = self._own_of_this_epoch()
-        if own is None or own.stage in UNBORN or not volume.is_there(self.machine):
+        if own is None or own.stage in UNBORN:
+            return
+        # One of an earlier attempt lacks what was written since: none is handed over, or a new one.
+        volume.without_final(self.machine, own)
+        if not volume.is_there(self.machine):
             return
         try:
             self.final_snapshot()

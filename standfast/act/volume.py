@@ -115,6 +115,7 @@ def _ready(machine: Machine, own: OwnReign) -> OwnReign:
             f"{machine.config.paths.live} is {what}, epoch {own.epoch} had {own.live_uuid}: not "
             f"served. Put the right one back, or run `standfast demote` on this node"
         )
+    own = without_final(machine, own)
     if not live.writable:
         machine.store.set_live_writable(True)
     ready = replace(own, stage=Stage.READY, file_system=machine.store.file_system())
@@ -185,6 +186,15 @@ def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
     return snapshot
 
 
+def without_final(machine: Machine, own: OwnReign) -> OwnReign:
+    """The reign noted as having no final snapshot: from now on the tree may have more than that."""
+    if own.final is None and own.final_id is None:
+        return own
+    own = replace(own, final=None, final_id=None)
+    own.save(machine.config.state_dir)
+    return own
+
+
 def snapshot_of_reign(machine: Machine, epoch: int) -> Snapshot:
     """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
     config, store = machine.config, machine.store
@@ -215,8 +225,10 @@ def put_aside(machine: Machine, *, diverged: bool) -> None:
     if live.writable:
         raise StandfastError(f"{live.path} is still writable: not put aside")
     if own.aside is None or _is_aside(machine, own):
-        # Without a final snapshot nobody else has what is in it, whatever the plan was called.
-        name = diverged_name if diverged or own.final is None else retired_name
+        # Nobody else has what is in it unless the reign was handed over with a final snapshot,
+        # whatever the plan was called: one that wasn't is of a handover that didn't end.
+        handed = own.final is not None and own.stage is Stage.RELEASED
+        name = retired_name if handed and not diverged else diverged_name
         own = replace(own, aside=name(machine.config.base, own.epoch, utc_now()))
         own.save(machine.config.state_dir)
     assert own.aside is not None

@@ -22,6 +22,8 @@ from standfast.errors import StandfastError, ours
 log = logging.getLogger(__name__)
 SYSRQ = Path("/proc/sysrq-trigger")
 SHUT_S = 2.0
+GIVE_UP_S = 15.0
+"""For shutting the port, and stopping the server where that fails; below `WatchdogSec=`."""
 
 
 class Found(Enum):
@@ -48,8 +50,23 @@ def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> Found:
 
     `by` is the monotonic time at which it has to be certain.
     """
+    return _or_stop(lambda: put_back_shut(fence), nfs, by)
+
+
+def shut_to_give_up(fence: Fence, nfs: NfsServer) -> None:
+    """The same before the lease is void: whatever the port's state is, nobody opens it again by
+    this volume's claim."""
+
+    def shut() -> Found:
+        fence.ensure_closed()
+        return Found.SHUT
+
+    _or_stop(shut, nfs, monotonic() + GIVE_UP_S)
+
+
+def _or_stop(shut: Callable[[], Found], nfs: NfsServer, by: float) -> Found:
     try:
-        return put_back_shut(fence)
+        return shut()
     except Exception as error:  # noqa: BLE001  # doubt, whatever it comes from
         fence_error = str(ours(error))
     try:

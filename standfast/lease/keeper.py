@@ -66,6 +66,8 @@ class Keeper:
     trouble: str | None = None
     cut_off: bool = False
     """The lease ran out while it served, and the port is known to be shut: that was told."""
+    in_doubt: bool = False
+    """The port has to be shut for good, and isn't known to be."""
     sure_at: float = protocol.NEVER
     """When the rules were last seen in place, and the port shut where that has to be."""
     longest_s: float = 0.0
@@ -83,6 +85,8 @@ class Keeper:
     def see_to_serving(self) -> None:
         """Give the role up when this node can't carry it out and another one can."""
         now = monotonic()
+        if self.over:
+            return
         if self.surrendering is None:
             at = Now(
                 now,
@@ -101,9 +105,11 @@ class Keeper:
     def surrender(self, handover: Handover) -> None:
         """Shut the port and give the lease up as it is; repeated until it is certain.
 
-        The server may run and the disk may hang: what counts for others is the port.
+        The server may run and the disk may hang: what counts for others is the port. Where neither
+        can be ended, the lease isn't kept from running out, and the kernel's permit with it.
         """
         self.surrendering = handover
+        self.holding_back = True
         self.release(handover)
         to = handover.to or "nobody"
         self._tell(Kind.SURRENDERED, f"the role is surrendered to {to}: {handover.note}")
@@ -133,7 +139,8 @@ class Keeper:
         """Past the lease's end make sure that the port is shut, at once and then each heartbeat
         interval; at any other time, that the rules are there."""
         now = monotonic()
-        lapsed = self.serving and now >= self.tenure.valid_until + FENCE_MARGIN_S
+        lapsed = now >= self.tenure.valid_until + FENCE_MARGIN_S
+        lapsed = lapsed and (self.serving or self.in_doubt)
         if not lapsed:
             self.cut_off = False
         if now - self.sure_at < self.config.lease.heartbeat and self.cut_off == lapsed:
@@ -160,7 +167,9 @@ class Keeper:
         if found is not cutoff.Found.SHUT:
             log.warning("the lease has run out: %s", found.value)
         self.flushes += found is cutoff.Found.FLUSHED
-        if not self.cut_off:
+        if not self.serving:
+            self._known_shut()
+        elif not self.cut_off:
             self.cut_off = True
             text = "the lease ran out: the port is shut until a heartbeat commits again"
             self._tell(Kind.FENCE_CLOSED, text)
@@ -172,16 +181,21 @@ class Keeper:
         there is none, the port may be open for another volume, and the rules alone count.
         """
         try:
-            if self.fence.state().in_place:
+            in_place = self.fence.state().in_place
+            if in_place and not self.in_doubt:
                 self.sure_at = now
                 return
-            self.armed_until = protocol.NEVER
             if self.serving:
+                self.armed_until = protocol.NEVER
                 self._arm()
-            if self.armed_until == protocol.NEVER:
+            if not self.serving or self.armed_until == protocol.NEVER:
                 self.fence.ensure_closed(Deadline.after(cutoff.SHUT_S))
-                self._count_flush(now)
+                self._known_shut()
+                self.sure_at = now
+                if not in_place:
+                    self._count_flush(now)
         except Exception as error:  # noqa: BLE001  # looked at again, whatever it was
+            self.in_doubt = not self.serving
             self._note(f"the fence's rules can't be confirmed: {ours(error)}")
 
     def serve(self) -> None:
@@ -193,7 +207,7 @@ class Keeper:
         if self.tenure.remaining_s(monotonic()) <= 0 or self.over:
             raise StandfastError(f"the lease has no time left: {self.trouble or 'it is lost'}")
         self.holding_back = False
-        self.serving = True
+        self.serving, self.in_doubt = True, False
         self.state = LeaderState.SERVING
         self._arm()
         if self.armed_until < monotonic():
@@ -211,14 +225,25 @@ class Keeper:
 
     def drain(self) -> None:
         """Shut the port and keep the lease: nobody else starts while this node puts things away."""
-        self.serving = False
-        self.state = LeaderState.DRAINING
+        self._open_no_more()
         self.fence.ensure_closed()
+        self._known_shut()
+
+    def _open_no_more(self) -> None:
+        """No heartbeat opens the port, and until it is known to be shut, it is seen to that."""
+        self.serving, self.in_doubt = False, True
+        self.state = LeaderState.DRAINING
+
+    def _known_shut(self) -> None:
+        self.in_doubt = False
         self.armed_until = protocol.NEVER
 
     def release(self, handover: Handover) -> None:
-        """Give the lease up: void first, then `clean`. StandfastError when it is not certain."""
-        self.drain()
+        """Give the lease up: nobody is served, then void, then `clean`. StandfastError when it is
+        not certain."""
+        self._open_no_more()
+        cutoff.shut_to_give_up(self.fence, self.nfs)
+        self._known_shut()
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.holding_back = True
         self.save()
@@ -432,6 +457,7 @@ def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keep
         keeper.state = earlier.state
         keeper.flushes = earlier.flushes
         keeper.armed_until = earlier.armed_until
+        keeper.in_doubt = not earlier.serving and earlier.armed_until > monotonic()
         keeper.longest_s = max(0.0, earlier.valid_until - monotonic())
         if not fence.state().in_place:
             fence.ensure_closed()

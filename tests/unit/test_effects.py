@@ -26,7 +26,7 @@ from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import Intent, OwnReign, Stage
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import FakeJobs, FakeNode, fake_node
+from tests.fakes.machine import FakeJobs, FakeNode, FakeStore, fake_node
 
 NAMES = Names("/persist/services", "/data/services", "data-services")
 
@@ -158,6 +158,68 @@ def test_the_role_is_given_up_naming_the_snapshot_that_has_all_of_it(
     assert node.sender.sent[-1] == final
     said = {"cmd": "release", "to": "n2", "note": None}
     assert asked[-1] == {**said, "final": str(final.name), "final_id": final.content_id}
+
+
+def failed_at_the_final_copy(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> OwnReign:
+    """It serves again, after a final snapshot that was not the last word."""
+    promote(node)
+
+    def fail(_self: Effects) -> None:
+        raise StandfastError("n2 has no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Effects, "final_copy", fail)
+        with pytest.raises(StepFailed):
+            switch(node)
+    assert node.serves
+    own = OwnReign.load(node.config.state_dir)
+    assert own is not None and own.stage is Stage.READY
+    return own
+
+
+def test_a_reign_that_serves_again_has_no_final_snapshot(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = failed_at_the_final_copy(node, monkeypatch)
+    assert (own.final, own.final_id) == (None, None)
+
+
+def test_the_final_snapshot_is_forgotten_before_the_tree_takes_writes_again(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut between the two must not leave a tree that has more than its final snapshot."""
+    known: list[str | None] = []
+    real = FakeStore.set_live_writable
+
+    def look(store: FakeStore, writable: bool) -> None:
+        own = OwnReign.load(node.config.state_dir)
+        assert own is not None
+        if writable:
+            known.append(own.final)
+        real(store, writable)
+
+    monkeypatch.setattr(FakeStore, "set_live_writable", look)
+    failed_at_the_final_copy(node, monkeypatch)
+    assert known == [None]
+
+
+@pytest.mark.parametrize("lost", ["the file system is read-only", "the disk is gone"])
+def test_a_final_snapshot_of_before_is_not_handed_over_as_everything(
+    lost: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever left it in reign.json: what was written since is in the tree alone."""
+    own = failed_at_the_final_copy(node, monkeypatch)
+    before = replace(own, final="services.20261122T060000Z", final_id="c0ffee")
+    before.save(node.config.state_dir)
+    node.store.read_only = lost == "the file system is read-only"
+    node.store.mounted = lost != "the disk is gone"
+    effects = Effects(node.machine)
+    asked = asked_of_the_lease(node, monkeypatch)
+    effects.salvage_snapshot()
+    effects.release()
+    assert asked[-1]["final"] is None and asked[-1].get("surrendered")
+    known = OwnReign.load(node.config.state_dir)
+    assert known is not None and known.final is None
 
 
 def test_the_reign_is_noted_as_draining_before_its_port_is_shut(

@@ -10,10 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from standfast.clock import monotonic
+from standfast.act.ports import NfsServer
+from standfast.clock import Deadline, monotonic
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.errors import Refused, StandfastError
-from standfast.lease import protocol
+from standfast.events import Kind
+from standfast.lease import cutoff, protocol
+from standfast.lease import keeper as keeper_module
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
@@ -188,6 +191,124 @@ def test_after_a_clean_of_unknown_outcome_it_waits_for_a_word(
     assert answer(keeper, {"cmd": "hold"})["ok"] is True
     assert not waits_for_a_word(keeper)
     assert keeper.tenure.remaining_s(monotonic()) == LENGTH_S
+
+
+def can_not_be_set(fence: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nft can't be run; what the kernel has goes on."""
+
+    def fail(deadline: Deadline | None = None) -> None:
+        raise StandfastError("nft can't be run")
+
+    monkeypatch.setattr(fence, "ensure_closed", fail)
+
+
+@pytest.mark.parametrize("command", ["release", "surrender"])
+def test_a_port_that_can_not_be_shut_stops_the_server_before_the_lease_is_given_up(
+    command: str, config: Config, keys: Keys, fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    can_not_be_set(fence, monkeypatch)
+    assert answer(keeper, {"cmd": command, "to": "n2"}) == {"ok": True, "epoch": 4, "over": True}
+    assert not keeper.nfs.is_running()
+    assert [tenure.valid_until for tenure in keys.released] == [NEVER]
+
+
+def unstoppable(nfs: NfsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(deadline: Deadline) -> None:
+        raise StandfastError("a thread of nfsd is left")
+
+    monkeypatch.setattr(nfs, "stop", hang)
+
+
+def test_a_role_is_not_given_up_while_clients_may_be_served(
+    config: Config, keys: Keys, fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    can_not_be_set(fence, monkeypatch)
+    unstoppable(keeper.nfs, monkeypatch)
+    reply = answer(keeper, {"cmd": "surrender", "to": "n2"})
+    assert reply["ok"] is False and "nft can't be run" in str(reply["error"])
+    assert keys.released == [] and not keeper.over
+
+
+def test_a_surrender_that_can_not_shut_the_port_lets_the_lease_run_out(
+    config: Config,
+    keys: Keys,
+    fence: Fence,
+    clock: StoppedClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel's permit ends with it, and others take over as from a dead node."""
+    config = replace(config, fence=replace(config.fence, reboot="sysrq"))
+    keeper = started(config, keys, fence)
+    reboots: list[float] = []
+    monkeypatch.setattr(cutoff, "reboot_now", lambda: reboots.append(clock.now))
+    keeper.serve()
+    can_not_be_set(fence, monkeypatch)
+    unstoppable(keeper.nfs, monkeypatch)
+    # Whatever the kernel was told is not in effect: the rules were flushed.
+    fence.in_place = False
+    end = keeper.tenure.valid_until
+    before = len(keys.sent)
+    answer(keeper, {"cmd": "surrender", "to": "n2"})
+    hold(keeper, Script(clock, [""] * 20 + ["end"]))
+    assert len(keys.sent) == before
+    assert reboots and reboots[0] <= end + config.lease.fence + config.lease.heartbeat
+
+
+@pytest.mark.parametrize("since", ["the drain failed", "flushed after it"])
+def test_past_the_lease_the_server_of_a_drained_reign_is_stopped_in_doubt(
+    since: str,
+    config: Config,
+    keys: Keys,
+    fence: Fence,
+    clock: StoppedClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    if since == "flushed after it":
+        keeper.drain()
+    can_not_be_set(fence, monkeypatch)
+    if since == "the drain failed":
+        assert answer(keeper, {"cmd": "drain"})["ok"] is False
+    fence.in_place = False
+    keys.away = True
+    hold(keeper, Script(clock, [""] * 3 + ["end"]))
+    assert keeper.nfs.is_running(), "the lease lasts: nobody else serves"
+    hold(keeper, Script(clock, [""] * 20 + ["end"]))
+    assert not keeper.nfs.is_running()
+
+
+def test_a_drain_that_fails_opens_nothing_again(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = started(config, keys, fence)
+    keeper.serve()
+    until = fence.open_until
+    can_not_be_set(fence, monkeypatch)
+    answer(keeper, {"cmd": "drain"})
+    clock.now += 2
+    keeper.beat()
+    assert fence.open_until == until
+
+
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
+    kinds: list[Kind] = []
+    monkeypatch.setattr(keeper_module, "tell", lambda event: kinds.append(event.kind))
+    return kinds
+
+
+def test_a_surrender_that_is_over_is_not_carried_out_again(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the successor's lease stands there: it would be told as a lease that was lost."""
+    kinds = told(monkeypatch)
+    hold(started(config, keys, fence), Script(clock, ["surrender", "never heard"]))
+    assert len(keys.released) == 1
+    assert kinds == [Kind.SURRENDERED]
 
 
 def waits_for_a_word(keeper: Keeper) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from standfast.act import volume
 from standfast.act.ports import LiveTree, Snapshot
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
@@ -141,8 +141,31 @@ def test_a_snapshot_of_somebody_else_is_never_the_final_one(node: FakeNode) -> N
     assert volume.find_final(node.machine, ended) == mine
 
 
+HANDED = replace(BEFORE, stage=Stage.RELEASED, final=str(BASE))
+
+
+@pytest.mark.parametrize(
+    ("own", "kind"),
+    [
+        (HANDED, "retired"),
+        (replace(HANDED, final=None), "diverged"),
+        # Surrendered from the middle of a handover: its final snapshot was nowhere else yet.
+        (replace(HANDED, stage=Stage.DRAINING), "diverged"),
+        (replace(HANDED, stage=Stage.READY), "diverged"),
+    ],
+)
+def test_a_tree_that_nobody_else_has_is_not_called_retired(
+    own: OwnReign, kind: str, node: FakeNode
+) -> None:
+    own.save(node.config.state_dir)
+    lives(node, writable=False)
+    volume.put_aside(node.machine, diverged=False)
+    [aside] = node.store.put_aside
+    assert aside.name.startswith(f"services.{kind}-4-")
+
+
 def test_a_tree_that_can_still_change_is_not_put_aside(node: FakeNode) -> None:
-    replace(BEFORE, final=str(SnapshotName.at("services", utc_now()))).save(node.config.state_dir)
+    HANDED.save(node.config.state_dir)
     lives(node, writable=True)
     with pytest.raises(StandfastError, match="still writable: not put aside"):
         volume.put_aside(node.machine, diverged=False)

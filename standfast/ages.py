@@ -1,15 +1,18 @@
 """How old a snapshot is, by times that may have come from a wrong clock: pure.
 
-Invariants: an age is never negative and never flatters. What was taken or received since this
-machine started counts by its uptime, which nobody sets: no clock has a say in it, neither its own
-nor that of the primary, whose names may be hours behind. What was there before counts by what the
-clock said then, and by the latest that it ever said (`Seen`); of that and of the stamp in the name
-the older one counts. A time that lies in the future all the same is no time: the age is not known
-(None), and whoever has a limit takes that for beyond it.
+Invariants: an age is never negative and flatters by no more than a time that the machine was off or
+stood still and its clock doesn't know of. What was taken or received since this machine started
+counts by its uptime, which nobody sets: not by the primary's clock, and a clock that is set back
+makes nothing younger. One that is set forward may make it older, as it does after the pause of a
+virtual machine, of which the uptime knows nothing. What was there before (`Before`) counts by the
+clock, unless that is behind what it said then: how long the machine was off, nobody knows. Of that
+and of the stamp in the name the older one counts. A time that lies in the future all the same is no
+time: the age is not known (None), and whoever has a limit takes that for beyond it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from standfast.clock import Instant
@@ -17,6 +20,9 @@ from standfast.names import SnapshotName
 
 FUTURE_TOLERANCE_S = 10.0
 """Two nodes' clocks that agree may differ by so much; an alert speaks of more."""
+
+UNKNOWN = math.inf
+"""A time of which nothing is known, whatever the name says; `age_of` tells no age."""
 
 WAS_SET_S = 1.0
 """A wall clock that moved by more than that against the uptime was set."""
@@ -32,12 +38,14 @@ class Origin:
     """When it was taken, UTC seconds by this node's clock as it is now; None: noted by an older
     version, which knew of nothing but the name."""
     counted: bool = False
-    """By this machine's uptime: no clock has a say in it."""
+    """By this machine's uptime: the name has no say in it."""
 
     def time(self, name: SnapshotName) -> float:
-        """When it was taken, UTC seconds by this node's clock as it is now."""
+        """When it was taken, UTC seconds by this node's clock as it is now, or UNKNOWN."""
         at = self.taken_at
-        return at if self.counted and at is not None else time_of(name, at)
+        if at is not None and (self.counted or at == UNKNOWN):
+            return at
+        return time_of(name, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +53,43 @@ class Seen:
     """This machine's clocks when they were last looked at."""
 
     at: Instant
-    floor: float | None = None
-    """UTC seconds that the wall clock had reached, or passed, before this machine started."""
     set_up: float | None = None
     """Uptime when the wall clock was last found to have been set; None: not since this start."""
-
-    def latest(self) -> float:
-        """The time that it is at least, by the wall clock as it was before this start: a clock that
-        is behind that one was set back."""
-        return self.at.utc if self.floor is None else max(self.at.utc, self.floor + self.at.up)
 
     def going_on(self, now: Instant) -> Seen:
         """With another look; `now` may be after a start of the machine."""
         if now.boot != self.at.boot:
-            return Seen(now, self.latest())
+            return Seen(now)
         was_set = abs(self.set_by(now)) > WAS_SET_S
-        return Seen(now, self.floor, now.up if was_set else self.set_up)
+        return Seen(now, now.up if was_set else self.set_up)
 
     def set_by(self, now: Instant) -> float:
         """Seconds by which the wall clock was set since, by the uptime; of the same start."""
         return (now.utc - now.up) - (self.at.utc - self.at.up)
 
-    def by_clock(self, utc: float) -> float:
-        """UTC seconds, by the clock as it is now, of a moment before this start, that was noted as
-        `utc`."""
-        return self.at.utc - (self.latest() - utc)
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A time that was noted before the last start of the machine.
+
+    Each has its own floor: a clock that was ahead once has no say in what is noted after that.
+    """
+
+    at: float
+    """UTC seconds by the clock as it was then."""
+    floor: float
+    """UTC seconds that the wall clock had reached, or passed, since then, before this start."""
+
+    def time(self, now: Instant) -> float:
+        """UTC seconds by the clock as it is now; UNKNOWN while that is behind what it was."""
+        behind_s = self.floor + now.up - now.utc
+        if behind_s > FUTURE_TOLERANCE_S:
+            return UNKNOWN
+        return self.at - max(0.0, behind_s)
+
+    def over_start(self, last: Instant) -> Before:
+        """The machine started again; `last` is the last look before that."""
+        return Before(self.at, max(last.utc, self.floor + last.up))
 
 
 def time_of(name: SnapshotName, *taken_at: float | None) -> float:

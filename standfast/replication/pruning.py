@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from standfast.act.ports import Snapshot
+from standfast.ages import UNKNOWN
 from standfast.clock import Deadline, format_utc, instant, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -91,9 +92,9 @@ def _look(config: Config, store: ReplicaStore, also: Collection[str]) -> _Found:
     origins = origins_of_snapshots(config, instant())
     epochs = {one: origin.epoch for one, origin in origins.items()}
     times = {
-        one.content_id: origins[one.content_id].time(one.name)
+        one.content_id: at
         for one in snapshots
-        if one.content_id in origins
+        if one.content_id in origins and (at := origins[one.content_id].time(one.name)) != UNKNOWN
     }
     late = _late(config, known, {one.content_id for one in snapshots})
     counted = {node: pin for node, pin in known.items() if node not in late}

@@ -1,13 +1,12 @@
 """Where each replicated snapshot comes from: `<state_dir>/published.json`.
 
-    {"v": 1, "epochs": {content id: epoch}, "clock": {"utc", "up", "boot", "floor", "set_up"},
-     "last": name,
-     "taken_at": {content id: UTC seconds}, "counted_at": {content id: UTC seconds}}
+    {"v": 1, "epochs": {content id: epoch}, "clock": {"utc", "up", "boot", "set_up"}, "last": name,
+     "counted_at": {content id: UTC seconds}, "before": {content id: [UTC seconds, floor]}}
 
 `last` is the latest name ever noted here: the next one comes after it, though everything that had a
 name may be deleted by then. What was noted since the start that `clock` is of is in `counted_at`,
-by that very clock: when it is found to have been set, so much is added. See `ages`. An older
-version wrote only `epochs`.
+by that very clock: when it is found to have been set back, so much is taken off; `before` has the
+others. See `ages`. An older version wrote only `epochs`.
 
 Invariant: an entry is on disk before its snapshot becomes visible. So a power cut can leave an
 entry without a snapshot, which means nothing, but never a published snapshot of unknown epoch.
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from standfast.act.ports import Snapshot
-from standfast.ages import Origin, Seen
+from standfast.ages import WAS_SET_S, Before, Origin, Seen
 from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -56,7 +55,7 @@ class _Noted:
     """The whole file."""
 
     epochs: Mapping[str, int]
-    taken_at: Mapping[str, float]
+    before: Mapping[str, Before]
     counted_at: Mapping[str, float]
     """Of what was noted since the start that `seen` is of, by that clock."""
     last: SnapshotName | None
@@ -66,27 +65,26 @@ class _Noted:
         """As of now; after a start of the machine nothing is counted any more."""
         if self.seen is None:
             return replace(self, seen=Seen(now))
-        seen = self.seen.going_on(now)
-        if self.seen.at.boot != now.boot:
-            before = {**self.taken_at, **self.counted_at}
-            return replace(self, seen=seen, taken_at=before, counted_at={})
-        set_by = self.seen.set_by(now)
-        return replace(
-            self,
-            seen=seen,
-            counted_at={one: at + set_by for one, at in self.counted_at.items()},
-        )
+        last, seen = self.seen.at, self.seen.going_on(now)
+        if last.boot != now.boot:
+            before = {one: at.over_start(last) for one, at in self.before.items()}
+            before |= {one: Before(at, last.utc) for one, at in self.counted_at.items()}
+            return replace(self, seen=seen, before=before, counted_at={})
+        # Set forward may mean that the machine stood still: it makes nothing younger.
+        set_back = min(0.0, self.seen.set_by(now))
+        counted = {one: at + set_back for one, at in self.counted_at.items()}
+        return replace(self, seen=seen, counted_at=counted)
 
     def origins(self) -> dict[str, Origin]:
         assert self.seen is not None
-        by_clock = self.seen.by_clock
         found = {}
         for one, epoch in self.epochs.items():
             if one in self.counted_at:
                 found[one] = Origin(epoch, self.counted_at[one], counted=True)
             else:
-                at = self.taken_at.get(one)
-                found[one] = Origin(epoch, None if at is None else by_clock(at))
+                before = self.before.get(one)
+                at = None if before is None else before.time(self.seen.at)
+                found[one] = Origin(epoch, at)
         return found
 
     def keeping(self, known: Collection[str]) -> _Noted:
@@ -94,7 +92,7 @@ class _Noted:
         return replace(
             self,
             epochs={one: epoch for one, epoch in self.epochs.items() if one in known},
-            taken_at={one: at for one, at in self.taken_at.items() if one in known},
+            before={one: at for one, at in self.before.items() if one in known},
             counted_at={one: at for one, at in self.counted_at.items() if one in known},
         )
 
@@ -109,16 +107,14 @@ class _Noted:
         seen = self.seen
         clock = None
         if seen is not None:
-            clock = {**asdict(seen.at), "floor": seen.floor, "set_up": seen.set_up}
+            clock = {**asdict(seen.at), "set_up": seen.set_up}
         last = None if self.last is None else str(self.last)
-        times = {"taken_at": _short(self.taken_at), "counted_at": _short(self.counted_at)}
+        # To the thousandth of a second: room may be reserved.
+        counted = {one: round(at, 3) for one, at in self.counted_at.items()}
+        before = {one: [round(of.at, 3), round(of.floor, 3)] for one, of in self.before.items()}
+        times = {"counted_at": counted, "before": before}
         text = json.dumps({"v": 1, "epochs": self.epochs, "last": last, "clock": clock, **times})
         write_atomically(published_file(config), text, durable=durable, reserved=reserved)
-
-
-def _short(times: Mapping[str, float]) -> dict[str, float]:
-    """To the thousandth of a second: room may be reserved."""
-    return {one: round(at, 3) for one, at in times.items()}
 
 
 def _load(config: Config) -> _Noted:
@@ -135,7 +131,7 @@ def _load(config: Config) -> _Noted:
         last, clock = doc.get("last"), doc.get("clock")
         return _Noted(
             doc["epochs"],
-            {one: _finite(at) for one, at in doc.get("taken_at", {}).items()},
+            {one: _before(*of) for one, of in doc.get("before", {}).items()},
             {one: _finite(at) for one, at in doc.get("counted_at", {}).items()},
             None if last is None else SnapshotName.parse(last),
             None if clock is None else _seen(clock),
@@ -150,10 +146,11 @@ def _load(config: Config) -> _Noted:
 
 def _seen(clock: Mapping[str, Any]) -> Seen:
     now = Instant(_finite(clock["utc"]), _finite(clock["up"]), str(clock["boot"]))
-    floor, set_up = (
-        None if clock[name] is None else _finite(clock[name]) for name in ("floor", "set_up")
-    )
-    return Seen(now, floor, set_up)
+    return Seen(now, None if clock["set_up"] is None else _finite(clock["set_up"]))
+
+
+def _before(at: Any, floor: Any) -> Before:
+    return Before(_finite(at), _finite(floor))
 
 
 def _finite(value: Any) -> float:
@@ -214,12 +211,16 @@ def note_origin(
 
 
 def note_clock(config: Config, now: Instant) -> None:
-    """Have it known, after a start of the machine, which time it was; now and then is enough.
+    """Have it known which time it was, for after a start of the machine: now and then is enough.
 
+    At once when the clock was set: with the next time that it is, this one couldn't be told apart.
     Refused (busy), StandfastError, OSError.
     """
     seen = _load(config).seen
-    if seen is None or (seen.at.boot == now.boot and now.up - seen.at.up < CLOCK_EVERY_S):
+    if seen is None:
+        return
+    same = seen.at.boot == now.boot and abs(seen.set_by(now)) <= WAS_SET_S
+    if same and now.up - seen.at.up < CLOCK_EVERY_S:
         return
     with _locked(config, CLOCK_LOCK_S):
         _load(config).going_on(now).save(config, durable=False)

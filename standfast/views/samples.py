@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from standfast.ages import age_of, time_of
+from standfast.ages import UNKNOWN, age_of, time_of
 from standfast.config.model import Config
 from standfast.errors import NomadOutcome
 from standfast.names import SnapshotName
@@ -100,7 +100,7 @@ def from_replication(config: Config, sent: state.ReplicationState) -> Iterator[S
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The newest snapshot that a node has, and when it was taken, UTC seconds."""
+    """The newest snapshot that a node has, and when it was taken, UTC seconds or UNKNOWN."""
 
     name: SnapshotName
     taken_at: float
@@ -135,14 +135,16 @@ def newest_of_standbys(
     for standby in config.standbys:
         own = sent.standbys.get(standby) if sent is not None else None
         told = records.get(standby, {})
+        at = told.get("taken_at")
+        unknown = at is None and "taken_at" in told
         both = []
-        for text, at in (
-            (told.get("snapshot"), told.get("taken_at")),
+        for text, taken_at in (
+            (told.get("snapshot"), UNKNOWN if unknown else at),
             (own.snapshot if own is not None else None, None),
         ):
-            key = (text, at)
+            key = (text, taken_at)
             if key not in copies:  # one snapshot goes to all standbys: its name is read once
-                copies[key] = _copy(text, at, times)
+                copies[key] = _copy(text, taken_at, times)
             if (copy := copies[key]) is not None:
                 both.append(copy)
         if both or standby in records:
@@ -156,7 +158,9 @@ def _copy(text: str | None, taken_at: float | None, times: Mapping[str, float]) 
     if name is None:
         return None
     here = times.get(str(name))
-    return Copy(name, time_of(name, taken_at) if here is None else here)
+    if here is None:
+        here = UNKNOWN if taken_at == UNKNOWN else time_of(name, taken_at)
+    return Copy(name, here)
 
 
 def _parsed(text: str | None) -> SnapshotName | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from standfast.ages import age_of
+from standfast.ages import UNKNOWN, age_of
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError, Unreachable
@@ -41,7 +41,7 @@ class Outlook:
 
 
 def times(cluster: Cluster, config: Config, local: Local | None = None) -> dict[str, float | None]:
-    """When each standby's newest snapshot was taken, UTC seconds; None: it has none.
+    """When each standby's newest snapshot was taken, UTC seconds, or UNKNOWN; None: it has none.
 
     A node that has the same snapshot knows better than the record, whose clock may be another.
     """
@@ -149,7 +149,7 @@ def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> 
             {
                 "node": name,
                 "age_s": None if (age_s := age_of(at, utc)) is None else round(age_s, 1),
-                "taken_at": at,
+                "taken_at": None if at == UNKNOWN else at,
                 "snapshot": records[name].snapshot if name in records else None,
                 "epoch": records[name].epoch if name in records else None,
                 "candidate": leader is not None and name in leader.candidates,

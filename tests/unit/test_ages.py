@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from standfast.ages import Origin, Seen, age_of, time_of
+from standfast.ages import UNKNOWN, Before, Origin, Seen, age_of, time_of
 from standfast.clock import Instant
 from standfast.names import SnapshotName
 
@@ -57,40 +57,55 @@ def now(hours: float, up_hours: float, boot: str = "one") -> Instant:
     return Instant(UTC + 3600 * hours, 3600 * up_hours, boot)
 
 
-def age_hours(seen: Seen) -> float:
-    """Of what was noted at UTC, before the last start."""
-    return (seen.at.utc - seen.by_clock(UTC)) / 3600
-
-
 def test_what_is_of_this_start_counts_by_the_uptime() -> None:
     """The clock was two hours ahead, and is right an hour later."""
     assert Seen(now(2, 10)).set_by(now(1, 11)) == -2 * 3600
     assert Seen(now(2, 10)).set_by(now(3, 11)) == 0
 
 
+def age_hours(before: Before, after: Instant) -> float | None:
+    age = age_of(Origin(1, before.time(after)).time(NAME), after.utc)
+    return None if age is None else age / 3600
+
+
+NOTED = Before(UTC, UTC + 3600)
+"""At 0, and it was at least 1 when the machine stopped."""
+
+
 @pytest.mark.parametrize(
     ("after", "age"),
     [
         (now(3, 0.5, "two"), 3),
-        (now(1.2, 0.5, "two"), 1.5),
-        (now(-5, 0.5, "two"), 1.5),
-        (now(-5, 7, "two"), 8),
+        (now(1.5 - 9 / 3600, 0.5, "two"), 1.5),
+        (now(1.5 - 11 / 3600, 0.5, "two"), None),
+        (now(-5, 0.5, "two"), None),
     ],
-    ids=["a right clock", "a little behind", "hours behind", "hours behind, and hours later"],
+    ids=["a right clock", "clocks that agree", "a little behind", "hours behind"],
 )
-def test_after_a_start_the_time_is_later_than_any_seen_before(after: Instant, age: float) -> None:
-    """Noted at 0, last seen at 1; the machine was off for no one knows how long."""
-    assert age_hours(Seen(now(1, 11)).going_on(after)) == pytest.approx(age)
+def test_after_a_start_with_a_clock_that_is_behind_nobody_knows_how_long_it_was_off(
+    after: Instant, age: float | None
+) -> None:
+    assert age_hours(NOTED, after) == (age if age is None else pytest.approx(age))
 
 
-@pytest.mark.parametrize("wrong", [9, -9])
-def test_a_start_with_a_wrong_clock_that_is_set_right_soon_costs_nothing(wrong: float) -> None:
-    seen = Seen(now(1, 11)).going_on(now(wrong, 0.1, "two"))
-    assert age_hours(seen) == pytest.approx(max(wrong, 1.1)), "never too young"
-    assert age_hours(seen.going_on(now(2, 0.2, "two"))) == pytest.approx(2)
+@pytest.mark.parametrize(("wrong", "age"), [(9, 9), (-9, None)])
+def test_a_start_with_a_wrong_clock_that_is_set_right_soon_costs_nothing(
+    wrong: float, age: float | None
+) -> None:
+    assert age_hours(NOTED, now(wrong, 0.1, "two")) == age
+    assert age_hours(NOTED, now(2, 0.2, "two")) == 2
 
 
-def test_of_several_starts_with_a_clock_that_is_behind_all_count() -> None:
-    second = Seen(now(1, 11)).going_on(now(-5, 0, "two")).going_on(now(-4, 1, "two"))
-    third = second.going_on(now(-9, 0, "three"))
-    assert age_hours(third) == pytest.approx(2)
+def test_what_a_clock_that_was_ahead_at_one_start_said_is_not_believed_by_later_ones() -> None:
+    """Of several starts with wrong clocks the latest that any of them said counts."""
+    ahead = NOTED.over_start(now(5, 1, "two"))
+    assert age_hours(ahead, now(3, 0.5, "three")) is None
+    assert age_hours(ahead, now(6, 0.5, "three")) == 6
+    behind = NOTED.over_start(now(-5, 1, "two"))
+    assert age_hours(behind, now(2.5, 0.5, "three")) == 2.5
+    assert age_hours(behind, now(2.4, 0.5, "three")) is None
+
+
+def test_an_unknown_time_is_not_made_known_by_the_name() -> None:
+    assert Origin(1, UNKNOWN).time(NAME) == UNKNOWN
+    assert age_of(UNKNOWN, UTC) is None

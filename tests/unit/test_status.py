@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from standfast.act.ports import Snapshot
+from standfast.ages import UNKNOWN
 from standfast.clock import monotonic
 from standfast.config.model import Config
 from standfast.lease.files import LeaseStatus
@@ -18,6 +19,7 @@ from standfast.observe import Available, Blind, Cluster, Local, Sighting
 from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
 from standfast.reign import OwnReign, Stage
+from standfast.views import samples
 from standfast.views.status import build, outlook, times
 from standfast.views.text import duration, render
 from tests.fakes.machine import config_in
@@ -126,6 +128,18 @@ def test_a_node_that_has_the_same_snapshot_knows_how_old_it_really_is(config: Co
     told = build(view(standbys={"n2": record("n2", 10)}), here, config, NOW)
     assert told["standbys"][0]["age_s"] == 3610
     assert told["failover"]["reason"] == Reason.TOO_OLD
+
+
+def test_a_time_that_nobody_knows_is_told_as_none_and_blocks_a_takeover(config: Config) -> None:
+    """This node started with its clock behind: the name of the snapshot says nothing any more."""
+    name = SnapshotName.at("services", NOW - 10)
+    mine = Available(Snapshot(name, Path("/x"), "c0ffee", False), 4, taken_at=UNKNOWN)
+    here = replace(local(config), snapshots=(mine,))
+    told = build(view(standbys={"n2": record("n2", 10)}), here, config, NOW)
+    assert (told["standbys"][0]["age_s"], told["standbys"][0]["taken_at"]) == (None, None)
+    assert told["failover"]["reason"] == Reason.TOO_OLD
+    newest = samples.newest_of_standbys(config, told, None, {})
+    assert newest["n2"] == samples.Copy(name, UNKNOWN)
 
 
 def test_the_keys_of_the_document_are_stable(config: Config) -> None:

@@ -6,7 +6,6 @@ the next look come sooner. A cut at any point is repaired by the next look.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -15,30 +14,28 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from standfast import agent_jobs, isolated, readiness
+from standfast import agent_jobs, agent_upkeep
 from standfast.act import registration
 from standfast.act.effects import Effects
 from standfast.act.execute import execute
 from standfast.act.machine import Machine
-from standfast.adapters.consul import Committed
-from standfast.adapters.consul_wire import Set
 from standfast.agent_commands import Command, answer
 from standfast.agent_fence import FenceWatch
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
-from standfast.errors import Refused, ours
+from standfast.errors import ours
 from standfast.files import keep_reserve
 from standfast.herald import Herald
-from standfast.lease.files import LeaseStatus, Vouch
+from standfast.lease.files import Vouch
 from standfast.local_view import LocalView, is_locked
 from standfast.locks import exclusive
 from standfast.observe import Blind, Cluster, Local
 from standfast.plan import Plan, plan_for
 from standfast.reasons import Reason
 from standfast.records import CandidateRecord
-from standfast.reign import OwnReign, keep_name
+from standfast.reign import keep_name
 from standfast.sd_notify import notify
 from standfast.watcher import Watcher
 
@@ -46,7 +43,6 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 UPKEEP_EVERY_S = 5.0
-SCHEDULE_EVERY_S = 60.0
 # Longer than any look with Consul away; the check in Consul then expires by itself.
 STUCK_S = 45.0
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
@@ -93,6 +89,8 @@ class Agent:
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
     since: float = field(default_factory=monotonic)
     """When this process began: of what was before it only the files tell."""
+    moved_at: float = field(default_factory=monotonic)
+    """When a look or a plan ended last, well or not: one that fails doesn't hang."""
     told: CandidateRecord | None = None
     told_at: float = 0.0
     """The last word on whether this node could take over, and when it was written."""
@@ -108,13 +106,11 @@ class Agent:
         return self.machine.config
 
     def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
-        """Read, remember the epoch, decide."""
-        view = self.watcher.look(wait_s, fresh=fresh)
-        if isinstance(view, Cluster) and view.epoch is not None:
-            self.local.note_epoch(view.epoch)
-        local = self.local.look(fresh=fresh)
-        moment = now()
-        seen = Seen(view, local, decide(view, local, self.config, moment, wish), moment)
+        """Read, remember the epoch, decide; whatever can't be understood is raised."""
+        try:
+            seen = self._seen(wait_s, fresh=fresh, wish=wish)
+        finally:
+            self.moved_at = monotonic()
         if seen.decision.reason in UNHOLDABLE:
             self.watcher.distrust()
         before = self.seen.decision if self.seen is not None else None
@@ -125,6 +121,14 @@ class Agent:
                 log.info("%s: %s", seen.decision.reason, seen.decision.sentence)
         self.seen = seen
         return seen
+
+    def _seen(self, wait_s: float, *, fresh: bool, wish: Wish) -> Seen:
+        view = self.watcher.look(wait_s, fresh=fresh)
+        if isinstance(view, Cluster) and view.epoch is not None:
+            self.local.note_epoch(view.epoch)
+        local = self.local.look(fresh=fresh)
+        moment = now()
+        return Seen(view, local, decide(view, local, self.config, moment, wish), moment)
 
     def step(self) -> None:
         """One look and what follows from it."""
@@ -195,16 +199,16 @@ class Agent:
             course.failed(failure)
             raise failure from error
         finally:
-            self.busy = None
+            self.moved_at, self.busy = monotonic(), None
             if self.machine.jobs is not None:
                 self.machine.jobs.resume()
 
     def upkeep(self) -> None:
         """What has to be true all the time, whoever undid it."""
         seen = self.seen
-        stuck = seen is not None and self._is_stuck(seen)
+        stuck = self._is_stuck()
         holds = is_locked(self.config.run_dir / "lease.lock")
-        sick = self._ailment(stuck=stuck) if holds else None
+        sick = self._ailment(stuck) if holds else None
         unheard = self._failure_of(lambda: self._vouch(sick)) if holds else None
         if seen is None:
             return
@@ -222,18 +226,16 @@ class Agent:
             and lease.epoch == own.epoch
         )
 
-        def keep_role() -> None:
-            if serving and own is not None:
-                self._keep_registered(own, sick if holds else self._ailment(stuck=False))
-            elif own is None and self.busy is None:
-                self._keep_standby(seen)
-
-        def freeze() -> None:
-            if own is not None and self.busy is None:
-                self._freeze_if_due(own)
-
-        # Each has its turn: a disk without room is no reason not to vouch for the server.
-        parts = (keep_role, lambda: keep_reserve(self.config.state_dir), freeze)
+        parts: list[Callable[[], None]] = []
+        if serving and own is not None:
+            parts += agent_upkeep.of_primary(self, own, sick if holds else self._ailment(stuck))
+        elif own is None and self.busy is None:
+            parts += agent_upkeep.of_standby(self, seen)
+        parts.append(lambda: keep_reserve(self.config.state_dir))
+        if own is not None and self.busy is None:
+            parts.append(lambda: agent_upkeep.freeze_if_due(self, own))
+        # Each has its turn: a disk without room is no reason not to vouch for the server, and
+        # what Consul refuses none to leave the fence open.
         failures = [unheard, *map(self._failure_of, parts)]
         unkept = next((failure for failure in failures if failure is not None), None)
         if unkept not in (None, self.unkept):
@@ -248,78 +250,17 @@ class Agent:
             return str(ours(error))
         return None
 
-    def _is_stuck(self, seen: Seen) -> bool:
-        return self.busy is None and monotonic() - seen.at.monotonic > STUCK_S
+    def _is_stuck(self) -> bool:
+        """A look that fails is told as trouble; the server may be well all the same."""
+        return self.busy is None and monotonic() - self.moved_at > STUCK_S
 
-    def _ailment(self, *, stuck: bool) -> str | None:
+    def _ailment(self, stuck: bool) -> str | None:
         return "the agent's look doesn't end" if stuck else registration.ailment(self.machine)
 
     def _vouch(self, sick: str | None) -> None:
         """Tell the lease process whether this node serves, and if not, why."""
         why = sick if sick is None or self.trouble is None else f"{sick}; {self.trouble}"
         Vouch(monotonic(), why).save(self.config.run_dir)
-
-    def _keep_registered(self, own: OwnReign, sick: str | None) -> None:
-        if not registration.is_registered(self.machine, own.epoch):
-            if self.busy is not None:
-                return  # a plan is about to take the registration away, or has done so
-            log.warning("the registration in Consul is gone: registering again")
-            self._unless_changed(own, lambda: registration.register(self.machine, own.epoch))
-        nfs = self.machine.nfs
-        if nfs.is_running() and not nfs.is_exported(own.fsid):
-            log.warning("the volume was not exported any more: exporting it again")
-            self._unless_changed(own, lambda: nfs.export(own.fsid))
-        registration.feed(self.machine, sick)
-        if sick != self.sick:
-            log.warning("serving: %s", sick or "well again")
-        self.sick = sick
-        if self.scheduled_at is None or monotonic() - self.scheduled_at > SCHEDULE_EVERY_S:
-            self.machine.schedule.start()
-            self.scheduled_at = monotonic()
-
-    def _keep_standby(self, seen: Seen) -> None:
-        machine = self.machine
-        self._tell_readiness(seen)
-        if self.scheduled_at is not None:
-            self._unless_changed(None, self._stop_schedule)
-        if not machine.fence.state().in_place:
-            log.warning("the fence's rules were not in place: put there, with the port shut")
-            self._unless_changed(None, machine.fence.ensure_closed)
-        if registration.service_id(machine) in machine.consul.local_services():
-            log.warning("a standby is no server: removing the leftover registration")
-            self._unless_changed(None, lambda: registration.deregister(machine))
-
-    def _freeze_if_due(self, own: OwnReign) -> None:
-        """Before the lock is taken, a look: a plan must not find it taken at each turn."""
-        lease = LeaseStatus.load(self.config.run_dir)
-        if isolated.is_due(own, lease, self.config.lease.wait, self.since, monotonic()):
-            self._unless_changed(own, lambda: isolated.freeze_if_due(self.machine, own, self.since))
-
-    def _tell_readiness(self, seen: Seen) -> None:
-        """Whether this node would take over, for a holder that can't serve."""
-        if not isinstance(seen.view, Cluster):
-            return
-        word = readiness.judge(seen.view, seen.local, self.config, seen.at)
-        if word is None or not readiness.is_due(self.told, word, monotonic() - self.told_at):
-            return
-        key = self.config.key(f"candidates/{word.node}")
-        if isinstance(self.machine.consul.txn([Set(key, word.dump())]), Committed):
-            self.told, self.told_at = word, monotonic()
-
-    def _stop_schedule(self) -> None:
-        self.machine.schedule.stop()
-        self.scheduled_at = None
-
-    def _unless_changed(self, seen: OwnReign | None, do: Callable[[], None]) -> None:
-        """What was seen may be from before a plan that has ended meanwhile: this node's own files
-        are asked again, and no plan begins until it is done. One that is at work goes first."""
-        with (
-            contextlib.suppress(Refused),
-            exclusive(self.config.run_dir / "plan.lock", "a change of the role"),
-        ):
-            own = OwnReign.load(self.config.state_dir)
-            if (own and (own.epoch, own.stage)) == (seen and (seen.epoch, seen.stage)):
-                do()
 
 
 def keep_up(agent: Agent) -> None:

@@ -1,5 +1,7 @@
 """The tree of a primary that is cut off: read-only once a successor may be serving.
 
+On a node without standbys nobody follows, so its tree stays as it is.
+
 The fence ends what clients do, not what local programs write through the bind mount or the live
 path: from a takeover on that would be lost in silence. So the tree is made read-only when the lease
 has been over for as long as a successor waits. The lease process lets go of the port before: it is
@@ -18,6 +20,7 @@ from dataclasses import replace
 from standfast.act import volume
 from standfast.act.machine import Machine
 from standfast.clock import Deadline, monotonic
+from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.local_socket import ask
@@ -31,21 +34,23 @@ ASK_S = 5.0
 
 
 def is_due(
-    own: OwnReign, lease: LeaseStatus | None, wait_s: float, since: float, now: float
+    config: Config, own: OwnReign, lease: LeaseStatus | None, since: float, now: float
 ) -> bool:
-    """Pure. Whether nobody may write into the tree any more: no lease has been valid for `wait_s`.
+    """Pure. Whether nobody may write into the tree any more: no lease has been valid for as long as
+    a successor waits, and there can be one.
 
     `since` is a time (monotonic s, as `now`) up to which there may have been one that is not known.
     """
     ended = since if lease is None else max(since, lease.valid_until)
-    return own.stage is Stage.READY and now > ended + wait_s
+    over = now > ended + config.lease.wait
+    return bool(config.standbys) and own.stage is Stage.READY and over
 
 
 def freeze_if_due(machine: Machine, own: OwnReign, since: float) -> None:
     """To be called while no plan is at work; the next turn tries again what fails."""
     config = machine.config
     lease = LeaseStatus.load(config.run_dir)
-    if not is_due(own, lease, config.lease.wait, since, monotonic()):
+    if not is_due(config, own, lease, since, monotonic()):
         return
     live = machine.store.live()
     if live is None or not live.writable or live.uuid != own.live_uuid:

@@ -144,7 +144,8 @@ def take_claim(run_dir: Path) -> Claim | None:
         return None
     path.unlink(missing_ok=True)
     try:
-        fields = {name: doc[name] for name in Claim.__dataclass_fields__}
+        # What an agent of an older version didn't say has its default.
+        fields: dict[str, Any] = {n: doc[n] for n in Claim.__dataclass_fields__ if n in doc}
         seen = fields["seen"]
         return Claim(**{**fields, "seen": None if seen is None else tuple(seen)})
     except (KeyError, ValueError, TypeError) as error:

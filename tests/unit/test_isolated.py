@@ -84,6 +84,7 @@ def look(agent: Agent) -> None:
     local = Local("n1", "boot-1", 4, own=own, lease=LeaseStatus.load(agent.config.run_dir))
     decision = Decision(Action.WAIT, BLIND.reason, BLIND.sentence)
     agent.seen = Seen(BLIND, local, decision, Moment(monotonic(), utc_now()))
+    agent.moved_at = monotonic()
 
 
 def upkeep(agent: Agent) -> None:
@@ -190,6 +191,32 @@ def test_after_a_reboot_without_consul_it_is_read_only_too(
     clock.now += 2
     upkeep(agent)
     assert not writable(node)
+
+
+@pytest.mark.usefixtures("lease_process")
+def test_a_tree_that_can_not_be_made_read_only_is_told(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise Refused(Reason.VOLUME_MISSING, "it exists but is no subvolume")
+
+    agent = agent_of(node)
+    clock.now += 1000
+    monkeypatch.setattr(node.store, "live", refused)
+    upkeep(agent)
+    assert agent.unkept is not None and "no subvolume" in agent.unkept
+
+
+@pytest.mark.usefixtures("lease_process")
+def test_without_standbys_nobody_follows_and_it_stays_writable(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    alone = replace(node.config, nodes={"n1": node.config.me})
+    agent = agent_of(node)
+    agent.machine = replace(node.machine, config=alone)
+    clock.now += 1000
+    upkeep(agent)
+    assert writable(node)
 
 
 @pytest.mark.usefixtures("lease_process")

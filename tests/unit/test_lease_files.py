@@ -94,6 +94,14 @@ def test_a_claim_on_nothing_survives_the_file(tmp_path: Path) -> None:
     assert take_claim(tmp_path) == first
 
 
+def test_a_claim_of_an_older_version_is_made_good(tmp_path: Path) -> None:
+    save_claim(tmp_path, CLAIM)
+    doc = json.loads((tmp_path / "claim.json").read_text())
+    del doc["unless_paused"]
+    (tmp_path / "claim.json").write_text(json.dumps(doc))
+    assert take_claim(tmp_path) == CLAIM
+
+
 def test_a_claim_of_a_wrong_shape_is_an_error_and_is_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "claim.json").write_text('{"v": 1, "epoch": 5}')
     with pytest.raises(StandfastError, match="is not a claim"):

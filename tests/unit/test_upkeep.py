@@ -8,20 +8,27 @@ from typing import Any
 
 import pytest
 
+from standfast import agent as agent_module
+from standfast import plan as plans
 from standfast.act import registration
-from standfast.agent import SCHEDULE_EVERY_S, STUCK_S, Agent, Seen
+from standfast.act.effects import Effects
+from standfast.agent import STUCK_S, Agent, Seen, go_on
+from standfast.agent_upkeep import SCHEDULE_EVERY_S
 from standfast.clock import monotonic, utc_now
 from standfast.decision import Action, Decision, Moment
-from standfast.lease.files import LeaseStatus
+from standfast.errors import ConsulDenied
+from standfast.lease.files import LeaseStatus, Vouch
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.observe import Blind, Local
+from standfast.plan import names_of
 from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
 from standfast.watcher import Watcher
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, FakeSchedule, fake_node
+from tests.unit.agents import view
 
 OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
 NOTHING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
@@ -140,6 +147,47 @@ def test_a_stuck_agent_does_not_vouch_for_its_server(node: FakeNode, clock: Stop
     assert vouches(agent, node), "a long copy is no look that hangs"
 
 
+def serves(node: FakeNode) -> None:
+    node.nfs.running, node.nfs.fsid = True, OWN.fsid
+    node.fence.open_until = monotonic() + 1000
+    OWN.save(node.config.state_dir)
+
+
+def test_looks_that_fail_do_not_make_a_server_sick_that_is_well(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    """The role would be surrendered, with a loss, for a file that the server doesn't need."""
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    agent.stopping.set()  # so that a failed look isn't followed by a pause
+    (node.config.state_dir / "epoch").write_text("no epoch")
+    with exclusive(node.config.run_dir / "lease.lock", "the lease process"):
+        for _ in range(3):
+            clock.now += STUCK_S - 5
+            go_on(agent)
+            node.world.log.clear()
+            agent.upkeep()
+            told = Vouch.load(node.config.run_dir)
+            assert told == Vouch(clock.now, None)
+            assert "pass-check" in node.world.log
+    assert agent.trouble is not None and "does not hold an epoch" in agent.trouble
+
+
+def test_the_end_of_a_long_plan_is_no_look_that_hangs(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next look comes a moment later."""
+
+    def long_copy(*_: Any) -> None:
+        clock.now += 10 * STUCK_S
+
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    monkeypatch.setattr(agent_module, "execute", long_copy)
+    agent.run_plan(plans.demotion(names_of(node.config), "n2"), Effects(node.machine))
+    assert vouches(agent, node)
+
+
 @pytest.mark.parametrize(
     ("decision", "lease"),
     [
@@ -185,9 +233,37 @@ def test_a_primary_sees_to_its_replication_now_and_then(
         agent.upkeep()
     assert timers.calls == ["start"]
     clock.now += SCHEDULE_EVERY_S + 1
-    agent.busy = "so that the look counts"
+    agent.moved_at = clock.now
     agent.upkeep()
     assert timers.calls == ["start", "start"]
+
+
+@pytest.mark.parametrize("failing", ["the word", "the registration", "the timers"])
+def test_a_word_that_consul_refuses_and_the_like_keep_nothing_else_from_its_turn(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def denied(*_: Any, **__: Any) -> Any:
+        raise ConsulDenied("403: the policy is too small")
+
+    agent = agent_that_saw(node, None)
+    seen = agent.seen
+    assert seen is not None
+    agent.seen = replace(seen, view=view("n1"), at=Moment(monotonic(), utc_now()))
+    timers = with_timers(agent)
+    place = {
+        "the word": (node.consul, "txn"),
+        "the registration": (node.consul, "local_services"),
+        "the timers": (timers, "stop"),
+    }[failing]
+    monkeypatch.setattr(*place, denied)
+    register(node)
+    node.fence.in_place = False
+    agent.upkeep()
+    assert "shut" in node.world.log
+    assert ("deregister" in node.world.log) == (failing != "the registration")
+    assert (timers.calls == ["stop"]) == (failing != "the timers")
+    assert (agent.told is not None) == (failing != "the word")
+    assert agent.unkept is not None and "403" in agent.unkept
 
 
 def test_a_standby_whose_rules_were_flushed_puts_them_back_shut(node: FakeNode) -> None:

@@ -241,7 +241,22 @@ def _orderly_or_not(agent: Agent, command: Command, to: str | None) -> Plan:
             f"(`standfast status`: how old the standbys are). {what} gives the role up all the "
             f"same; or repair the file system and mount it writable",
         )
+    if to is not None:
+        _check_understands(agent, to)
     return plans.hand_over_as_it_is(names, to)
+
+
+def _check_understands(agent: Agent, to: str) -> None:
+    """An older version takes what is given up without a final snapshot for a clean handover: it
+    would lose what this node wrote, and say that nothing was lost. It tells no word on itself."""
+    key = agent.config.key(f"candidates/{to}")
+    if agent.machine.consul.read([key])[key] is None:
+        raise Refused(
+            Reason.NO_STANDBY_READY,
+            f"{to} has told nothing of itself in Consul, as an older version of Standfast does: it "
+            f"would call the loss a clean handover. Upgrade it, restart its agent, and try again "
+            f"after some seconds; or name another node with `--to`",
+        )
 
 
 def _effects(agent: Agent, command: Command, to: str | None) -> Effects:

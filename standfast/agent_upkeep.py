@@ -22,6 +22,7 @@ from standfast.lease.files import LeaseStatus
 from standfast.locks import exclusive
 from standfast.observe import Cluster
 from standfast.reign import OwnReign
+from standfast.surrender import TOLD_EVERY_S
 
 if TYPE_CHECKING:
     from standfast.agent import Agent, Seen
@@ -103,8 +104,8 @@ def _keep_unscheduled(agent: Agent) -> None:
 
 def _tell_readiness(agent: Agent, seen: Seen) -> None:
     """Whether this node would take over, for a holder that can't serve."""
-    if not isinstance(seen.view, Cluster):
-        return
+    if not isinstance(seen.view, Cluster) or monotonic() - seen.at.monotonic > TOLD_EVERY_S:
+        return  # since then the looks fail: nothing is known any more
     word = readiness.judge(seen.view, seen.local, agent.config, seen.at)
     if word is None or not readiness.is_due(agent.told, word, monotonic() - agent.told_at):
         return

@@ -1,8 +1,8 @@
 """Whether a node that is not the holder takes over: who may, from what, when, and who goes first.
 
 Invariants: never before W has passed since this node first saw the last heartbeat, except upon
-`clean`; never from a snapshot outside the current lineage; an operator's word lifts the rules that
-protect against haste, never the wait.
+`clean`; never from a snapshot outside the current lineage, nor on a disk that takes no writes; an
+operator's word lifts the rules that protect against haste, never the wait.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         barred = _barred(view, local, config, now, in_place=in_place)
         if barred is not None:
             return barred
+    unfit = _unwritable(local, config)
+    if unfit is not None:
+        return unfit
     # What is handed over in order is the newest there is, however old; what is surrendered isn't.
     whole = handed and leader is not None and not leader.surrendered
     no_data = None if in_place else _unfit(base, local, config, now, wish, handed=whole)
@@ -178,6 +181,18 @@ def _barred(
             f"{config.min_reign:g} s: no second one yet; `standfast promote` goes at once",
         )
     return None
+
+
+def _unwritable(local: Local, config: Config) -> Decision | None:
+    """No word lifts this: the promotion would fail with the lease in its hands."""
+    if not local.read_only:
+        return None
+    return Decision(
+        Action.BLOCKED,
+        Reason.VOLUME_READ_ONLY,
+        f"the file system of {config.paths.live.parent} on {local.node} takes no writes (an error? "
+        f"see `dmesg`): it can't take over. Repair it and mount it writable",
+    )
 
 
 def _unfit(

@@ -89,6 +89,7 @@ class LocalView:
             snapshots=self._snapshots,
             has_live=config.paths.live.exists(),
             nfs_running=machine.nfs.is_running() if own is not None else False,
+            read_only=machine.store.is_read_only(),
         )
 
     def _list(self, now: Instant) -> tuple[Available, ...]:

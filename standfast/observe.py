@@ -107,6 +107,8 @@ class Local:
     snapshots: tuple[Available, ...] = ()
     has_live: bool = False
     nfs_running: bool = False
+    read_only: bool = False
+    """The volume's file system takes no writes: nothing could be served from it."""
 
 
 def in_lineage(available: Available, cluster: Cluster) -> bool:

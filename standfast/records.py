@@ -5,7 +5,7 @@ is a ForeignValue: the caller stops, nothing is overwritten.
 
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
     leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
-                      "final", "final_id", "surrendered", "unserved"}
+                      "final", "final_id", "wait", "surrendered", "unserved"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at"}
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",

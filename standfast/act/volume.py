@@ -59,11 +59,14 @@ def check_place(machine: Machine) -> None:
     made in it, or taken for put away.
     """
     own = OwnReign.load(machine.config.state_dir)
+    path = machine.config.state_dir / "reign.json"
     found = machine.store.file_system()
     if own is not None and own.file_system not in (None, found):
         raise StandfastError(
             f"the disk of epoch {own.epoch} (file system {own.file_system}) is not mounted at "
-            f"{machine.config.paths.live.parent}: {found} is there. Mount it; nothing was touched"
+            f"{machine.config.paths.live.parent}: {found} is there; nothing was touched. Mount it. "
+            f"If it is the same disk with a new UUID, write that as file_system in {path}; if it "
+            f"is gone for good, end its role with `standfast demote` and delete {path}"
         )
 
 

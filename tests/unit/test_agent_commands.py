@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from standfast import agent_commands
+from standfast.adapters.consul_wire import Set
 from standfast.agent_commands import Command, answer, best_standby
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action, Decision, Wish
 from standfast.errors import Refused, StepFailed, UsageError
 from standfast.plan import Do
 from standfast.reasons import Reason
-from standfast.records import StandbyRecord
+from standfast.records import CandidateRecord, StandbyRecord
 from tests.unit.agents import (
     BLIND,
     SERVING,
@@ -71,12 +72,28 @@ def test_a_switchover_from_a_disk_that_takes_no_writes_needs_a_word(
     assert reason == Reason.VOLUME_READ_ONLY
     assert f"standfast {command} --accept-data-loss" in text
     assert made.ran == []
+    word = CandidateRecord("n2", 4, True, "surrendered", None, 0, 0.0)
+    made.machine.consul.txn([Set(made.config.key("candidates/n2"), word.dump())])
     [*_, last] = say(made, command, accept_data_loss=True)
     assert last["done"] is True
     [(plan, effects)] = made.ran
     assert plan.name == "surrender"
     assert effects.to == (None if command == "demote" else "n2")
     assert not {Do.FINAL_SNAPSHOT, Do.READ_ONLY} & {step.do for step in plan.steps}
+
+
+@pytest.mark.parametrize("command", ["switchover", "failback"])
+def test_a_node_of_an_older_version_gets_no_role_without_a_final_snapshot(
+    tmp_path: Path, command: str
+) -> None:
+    """It would call the loss a clean handover."""
+    made = with_config(agent(tmp_path, SERVING, standbys=("n2",)), preferred="n2")
+    made.machine.store.read_only = True  # type: ignore[attr-defined]
+    reason, text = refusal(say(made, command, accept_data_loss=True))
+    assert (reason, made.ran) == (Reason.NO_STANDBY_READY, [])
+    assert "Upgrade it" in text
+    made.machine.store.read_only = False  # type: ignore[attr-defined]
+    assert say(made, command)[-1]["done"] is True, "in order it gets it"
 
 
 # promote

@@ -65,6 +65,24 @@ def test_a_better_candidate_gets_a_head_start(
     assert goes_at(standbys, mine_ago_s, priority=priority) == pytest.approx(at_s, abs=0.11)
 
 
+@pytest.mark.parametrize(
+    ("heartbeat", "wish"),
+    [
+        (ALIVE, NO_WISH),
+        (ALIVE, Wish(promote=True, accept_data_loss=True)),
+        ("e5 a/a1 #7 clean ->b", NO_WISH),
+        ("e5 a/a1 #7 clean ->b surrendered", NO_WISH),
+        ("e5 a/a1 #7 clean ->c", NO_WISH),
+    ],
+)
+def test_nobody_takes_over_on_a_disk_that_takes_no_writes(heartbeat: str, wish: Wish) -> None:
+    view = cluster(heartbeat, silent=500, holder_health="critical")
+    good = local("b", [snap(60)])
+    assert consider(view, good, config(), NOW, wish).action is Action.PROMOTE
+    decision = consider(view, replace(good, read_only=True), config(), NOW, wish)
+    assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.VOLUME_READ_ONLY)
+
+
 def test_the_wait_is_over_to_the_tenth() -> None:
     assert still_waiting(cluster(ALIVE, silent=11.99), config(), NOW) is not None
     assert still_waiting(cluster(ALIVE, silent=12.01), config(), NOW) is None

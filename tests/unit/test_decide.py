@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +163,13 @@ CASES = [
         local("b", [snap(601)]),
         Action.BLOCKED,
         Reason.TOO_OLD,
+    ),
+    Case(
+        "a disk that takes no writes can't be served from",
+        cluster("e5 a/a1 #9 clean ->b surrendered", standbys=record("b", 10)),
+        replace(READY, read_only=True),
+        Action.BLOCKED,
+        Reason.VOLUME_READ_ONLY,
     ),
     Case(
         "another one takes a surrendered role when the one it is given to doesn't",

@@ -51,6 +51,13 @@ def seen(view: LocalView, *, fresh: bool = False) -> list[str]:
     return [one.snapshot.content_id for one in view.look(fresh=fresh).snapshots]
 
 
+def test_each_look_tells_whether_the_disk_takes_writes(node: FakeNode) -> None:
+    view = LocalView(node.machine)
+    assert not view.look().read_only
+    node.store.read_only = True
+    assert view.look().read_only
+
+
 def test_a_fresh_look_lists_the_snapshots_again(node: FakeNode, clock: StoppedClock) -> None:
     view = LocalView(node.machine)
     assert seen(view) == ["id-1"]

@@ -178,6 +178,14 @@ def test_a_standby_is_ready_when_it_would_take_over(
         assert (decision.action, decision.reason) == (Action.PROMOTE, Reason.SURRENDERED)
 
 
+def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> None:
+    config = replace(config, node="n2")
+    view, local, now = seen_by(config)
+    found = readiness.judge(view, replace(local, read_only=True), config, now)
+    assert found is not None
+    assert (found.ready, found.reason) == (False, Reason.VOLUME_READ_ONLY)
+
+
 def test_the_holder_says_nothing_of_itself(config: Config) -> None:
     assert readiness.judge(*seen_by(config)[:2], config, Moment(NOW, utc_now())) is None
 

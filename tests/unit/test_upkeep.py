@@ -25,6 +25,7 @@ from standfast.plan import names_of
 from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
+from standfast.surrender import TOLD_EVERY_S
 from standfast.watcher import Watcher
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, FakeSchedule, fake_node
@@ -264,6 +265,25 @@ def test_a_word_that_consul_refuses_and_the_like_keep_nothing_else_from_its_turn
     assert (timers.calls == ["stop"]) == (failing != "the timers")
     assert (agent.told is not None) == (failing != "the word")
     assert agent.unkept is not None and "403" in agent.unkept
+
+
+def test_a_standby_whose_looks_fail_says_nothing_of_itself(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    """What it saw last may be over; a holder that can't serve would surrender to it."""
+    agent = agent_that_saw(node, None)
+    assert agent.seen is not None
+    agent.seen = replace(agent.seen, view=view("n1"))
+    agent.upkeep()
+    first = agent.told_at
+    for _ in range(10):
+        clock.now += TOLD_EVERY_S + 1
+        agent.moved_at = clock.now
+        agent.upkeep()
+    assert (agent.told_at, agent.unkept) == (first, None)
+    agent.seen = replace(agent.seen, at=Moment(clock.now, utc_now()))
+    agent.upkeep()
+    assert agent.told_at == clock.now
 
 
 def test_a_standby_whose_rules_were_flushed_puts_them_back_shut(node: FakeNode) -> None:

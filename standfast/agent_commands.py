@@ -17,8 +17,7 @@ from standfast.clock import Deadline, monotonic
 from standfast.decision import Action, Wish
 from standfast.errors import Refused, TimedOut, UsageError, ours
 from standfast.local_socket import send
-from standfast.names import SnapshotName
-from standfast.observe import Cluster
+from standfast.observe import Cluster, rank
 from standfast.plan import Plan, names_of, plan_for
 from standfast.reasons import Reason
 
@@ -188,26 +187,22 @@ def _as_primary(agent: Agent) -> Seen:
 
 
 def best_standby(agent: Agent, seen: Seen) -> str:
-    """The standby with the newest data, the higher priority, by the primary's own records."""
+    """The standby with the newest data of the latest reign, the higher priority, by the records."""
     assert isinstance(seen.view, Cluster)
-    stamps = {}
+    ranks = {}
     for name in agent.config.standbys:
         record = seen.view.standbys.get(name)
-        if record is not None:
-            with contextlib.suppress(ValueError):  # written by hand: as if it had none
-                stamps[name] = SnapshotName.parse(record.snapshot).stamp
-
-    def rank(name: str) -> tuple[float, int, str]:
-        return (stamps[name], agent.config.nodes[name].priority, name)
-
-    alive = [name for name in stamps if agent.machine.consul.node_health(name) == "passing"]
+        if record is not None and record.time is not None:  # written by hand: as if it had none
+            priority = agent.config.nodes[name].priority
+            ranks[name] = rank(record.epoch, record.snapshot, priority, name)
+    alive = [name for name in ranks if agent.machine.consul.node_health(name) == "passing"]
     if not alive:
         raise Refused(
             Reason.NO_STANDBY_READY,
             "no standby is alive and has a snapshot: replicate to one first "
             "(`standfast replicate NODE`)",
         )
-    return max(alive, key=rank)
+    return max(alive, key=lambda name: ranks[name])
 
 
 def _hand_over(agent: Agent, command: Command, to: str | None) -> str:

@@ -13,7 +13,7 @@ from standfast.clock import format_utc
 from standfast.config.model import Config
 from standfast.decision import Action, Decision, Moment, Wish
 from standfast.names import SnapshotName
-from standfast.observe import Available, Cluster, Local, is_final, newest
+from standfast.observe import Available, Cluster, Local, is_final, newest, rank
 from standfast.reasons import Reason
 from standfast.records import Leader, longest_wait_s
 from standfast.reign import Stage
@@ -332,17 +332,14 @@ def _better(view: Cluster, local: Local, config: Config, base: Available | None)
     """Candidates that are alive and rank above this node: (epoch, stamp, priority, name)."""
     leader = view.leader
     assert leader is not None and base is not None
-    mine = (base.epoch, base.snapshot.name.stamp, config.me.priority, local.node)
+    mine = rank(base.epoch, str(base.snapshot.name), config.me.priority, local.node)
     found = []
     for name in leader.candidates:
         record, node = view.standbys.get(name), config.nodes.get(name)
         if name == local.node or record is None or node is None or name not in view.alive:
             continue
-        try:
-            stamp = SnapshotName.parse(record.snapshot).stamp
-        except ValueError:
-            continue
-        if (record.epoch, stamp, node.priority, name) > mine:
+        theirs = rank(record.epoch, record.snapshot, node.priority, name)
+        if theirs > mine and record.time is not None:
             found.append(name)
     if (
         leader.holder.node != local.node

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from standfast.act.machine import Machine
-from standfast.ages import WAS_SET_S
+from standfast.act.ports import Snapshot
+from standfast.ages import FUTURE_TOLERANCE_S, WAS_SET_S, Origin
 from standfast.clock import Instant, instant
 from standfast.errors import StandfastError
 from standfast.lease.epochs import EpochFile
@@ -46,6 +47,14 @@ def changed_at(paths: Sequence[Path]) -> tuple[int, ...]:
         except FileNotFoundError:
             found.append(0)
     return tuple(found)
+
+
+def available(snapshot: Snapshot, origin: Origin, utc: float) -> Available:
+    """As it is known at `utc`."""
+    if origin.taken_at is not None:
+        return Available(snapshot, origin.epoch, origin.time(snapshot.name))
+    ahead = snapshot.name.stamp > utc + FUTURE_TOLERANCE_S
+    return Available(snapshot, origin.epoch, ahead=ahead)
 
 
 class LocalView:
@@ -98,7 +107,7 @@ class LocalView:
         with contextlib.suppress(StandfastError, OSError):  # busy, or no space: next time
             note_clock(config, now)
         return tuple(
-            Available(one, origin.epoch, origin.time(one.name))
+            available(one, origin, now.utc)
             for one in store.snapshots()
             if (origin := origins.get(one.content_id)) is not None
         )

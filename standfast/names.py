@@ -16,6 +16,8 @@ from standfast.clock import format_stamp, parse_stamp
 
 STEP_S = 1.0
 """Between a name and the next one: what is written is whole seconds."""
+MOST_AHEAD_S = 100 * 366 * 86400.0
+"""A name that lies further ahead was made by hand, and is no reason to go on from there."""
 _SNAPSHOT = re.compile(r"(?P<volume>[A-Za-z0-9][A-Za-z0-9_.-]*)@(?P<stamp>[0-9]{8}T[0-9]{6}Z)")
 _ASIDE = re.compile(
     r".+\.(?P<kind>diverged|retired)-(?P<epoch>[0-9]{1,15})-(?P<stamp>[0-9]{8}T[0-9]{6}Z)"
@@ -49,6 +51,10 @@ class SnapshotName:
         """This name, or the next one after the latest of `others` where that is later."""
         latest = max((other.stamp + STEP_S for other in others), default=self.stamp)
         return SnapshotName(max(self.stamp, latest), self.base)
+
+    def after_found(self, others: Iterable[SnapshotName]) -> SnapshotName:
+        """The same, of names that anybody may have made."""
+        return self.after(one for one in others if one.stamp - self.stamp <= MOST_AHEAD_S)
 
 
 def diverged_name(base: str, epoch: int, seconds: float) -> str:

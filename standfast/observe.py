@@ -18,6 +18,7 @@ from standfast.records import Leader, Pause, Reign, StandbyRecord
 from standfast.reign import OwnReign
 
 Identity = tuple[int, str, str, int]
+Rank = tuple[int, float, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,9 @@ class Available:
     epoch: int
     taken_at: float | None = None
     """When it was taken, UTC seconds by this node's clock; None: only its name tells."""
+    ahead: bool = False
+    """Only its name tells, which lies in the future: of an older version whose clock was ahead, so
+    that it isn't known what it comes after."""
 
     def age_s(self, utc: float) -> float | None:
         """Seconds, at least so many; None: not known."""
@@ -140,7 +144,23 @@ def newest(local: Local, cluster: Cluster) -> Available | None:
     fit = [available for available in local.snapshots if in_lineage(available, cluster)]
     ended = cluster.leader if cluster.given_up else None
     final = [available for available in fit if is_final(available, ended)]
-    return max(final or fit, key=lambda item: (item.epoch, item.snapshot.name), default=None)
+    return max(final or fit, key=_order, default=None)
+
+
+def _order(item: Available) -> tuple[int, bool, SnapshotName]:
+    return (item.epoch, not item.ahead, item.snapshot.name)
+
+
+def rank(epoch: int, snapshot: str | None, priority: int, node: str) -> Rank:
+    """Who should rather take over, highest best: by reign, snapshot, priority, name.
+
+    What is no name, as nobody of ours writes it, comes before all.
+    """
+    try:
+        stamp = SnapshotName.parse(snapshot or "").stamp
+    except ValueError:
+        stamp = float("-inf")
+    return (epoch, stamp, priority, node)
 
 
 def is_final(available: Available, leader: Leader | None) -> bool:

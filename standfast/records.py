@@ -265,7 +265,7 @@ class StandbyRecord:
                 snapshot=_text(doc["snapshot"]),
                 content_id=_text(doc["content_id"]),
                 at=_seconds(doc["at"]),
-                taken_at=None if doc.get("taken_at") is None else _seconds(doc["taken_at"]),
+                taken_at=shown_seconds(doc.get("taken_at")),
             ),
         )
 
@@ -394,6 +394,14 @@ def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is not a whole number from 0")
     return value
+
+
+def shown_seconds(value: Any) -> float | None:
+    """Of what is only shown: None for a time that is none, which makes no record foreign."""
+    try:
+        return None if value is None else _seconds(value)
+    except ValueError:
+        return None
 
 
 def _seconds(value: Any) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from standfast.config.model import Config
-from standfast.names import SnapshotName
+from standfast.observe import rank
 from standfast.reasons import Reason
 from standfast.records import CandidateRecord, Pause, Reign
 
@@ -101,14 +101,11 @@ def successor(standing: Standing, config: Config, now: float) -> str | Reason | 
         and sign.changed_at is not None
         and now - sign.changed_at <= FRESH_S
     ]
-    best = max(ready, key=lambda record: _rank(record, config), default=None)
+    best = max(
+        ready,
+        key=lambda one: rank(
+            one.snapshot_epoch, one.snapshot, config.nodes[one.node].priority, one.node
+        ),
+        default=None,
+    )
     return Reason.NO_STANDBY_READY if best is None else best.node
-
-
-def _rank(record: CandidateRecord, config: Config) -> tuple[int, bool, str, int, str]:
-    try:
-        name = str(SnapshotName.parse(record.snapshot or ""))  # sorts as its time does
-    except ValueError:
-        name = ""
-    priority = config.nodes[record.node].priority
-    return (record.snapshot_epoch, bool(name), name, priority, record.node)

@@ -277,12 +277,13 @@ class Store(ABC):
             for path in _entries(directory):
                 with contextlib.suppress(ValueError):
                     used.append(SnapshotName.parse(path.name))
-        chosen = wanted.after(name for name in used if name.base == wanted.base)
+        chosen = wanted.after_found(name for name in used if name.base == wanted.base)
         if chosen.stamp >= MOST_SECONDS:
             raise Refused(
                 Reason.BAD_NAME,
-                f"no name comes after {max(used)} ({self._paths.snapshots}, "
-                f"{self._paths.standby}): delete or rename that one, if it is no snapshot of yours",
+                f"no name comes after that of the latest snapshot in {self._paths.snapshots} and "
+                f"{self._paths.standby}, as the year 10000 has none: set the clock, and delete or "
+                f"rename that snapshot",
             )
         return chosen
 

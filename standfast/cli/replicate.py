@@ -277,9 +277,9 @@ def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: 
     """With what the standby said it has."""
     store = open_store(config)
     ours = store.snapshots()
-    name = next_name(config, utc_now()).after(one.name for one in ours)
-    coming = Snapshot(name, config.paths.snapshots / str(name), "", received=False)
     try:
+        name = next_name(config, utc_now()).after_found(one.name for one in ours)
+        coming = Snapshot(name, config.paths.snapshots / str(name), "", received=False)
         common = parents.newest_common(ours, there, coming)
         parent = None if full else parents.choose(
             standby, common, there, may_be_full=config.replication.allow_full,

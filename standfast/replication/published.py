@@ -27,10 +27,11 @@ from standfast.act.ports import Snapshot
 from standfast.ages import WAS_SET_S, Before, Origin, Seen
 from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config
-from standfast.errors import StandfastError
+from standfast.errors import Refused, StandfastError
 from standfast.files import read_json, write_atomically
 from standfast.locks import exclusive
-from standfast.names import SnapshotName
+from standfast.names import MOST_AHEAD_S, SnapshotName
+from standfast.reasons import Reason
 from standfast.records import MOST_SECONDS
 from standfast.reign import OwnReign
 
@@ -179,14 +180,40 @@ def clock_was_set_s_ago(config: Config, now: Instant) -> float:
 def next_name(config: Config, utc: float) -> SnapshotName:
     """The name of a snapshot taken now: after every one that this node's files know of.
 
-    The store adds what lies in its directories.
+    The store adds what lies in its directories. Refused (bad-name) when nothing comes after them.
     """
     known = [_load(config).last]
     own = OwnReign.load(config.state_dir)
     for text in () if own is None else (own.base, own.final):
         with contextlib.suppress(ValueError):  # written by hand: no name
             known.append(None if text is None else SnapshotName.parse(text))
-    return SnapshotName.at(config.base, utc).after(one for one in known if one is not None)
+    found = [one for one in known if one is not None]
+    chosen = SnapshotName.at(config.base, utc).after(found)
+    if chosen.stamp >= MOST_SECONDS:
+        latest = f"{max(found)}, the latest noted in" if found else "the clock's time; see"
+        raise Refused(
+            Reason.BAD_NAME,
+            f"no name comes after {latest} {published_file(config)} or reign.json beside it: set "
+            f"the clock, and if no snapshot has that name, correct it there",
+        )
+    return chosen
+
+
+def note_names(config: Config, names: Iterable[str]) -> None:
+    """The next name comes after these, too: another node has them.
+
+    An older version, whose clock was ahead, named by the clock alone.
+    """
+    now = instant()
+    found = []
+    for text in names:
+        with contextlib.suppress(ValueError):  # made by hand: no name
+            found.append(SnapshotName.parse(text))
+    ours = [one for one in found if one.base == config.base and one.stamp <= now.utc + MOST_AHEAD_S]
+    with _locked(config, LOCK_WAIT_S):
+        noted = _load(config).going_on(now)
+        known = ours if noted.last is None else [*ours, noted.last]
+        replace(noted, last=max(known, default=None)).save(config)
 
 
 def note_origin(

@@ -15,7 +15,7 @@ from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Config
 from standfast.errors import ConsulError, Refused
 from standfast.reasons import Reason
-from standfast.records import Leader, LeaderState, StandbyRecord, parse_epoch
+from standfast.records import Leader, LeaderState, StandbyRecord, parse_epoch, shown_seconds
 from standfast.replication.ports import ReplicaGateway
 
 PATIENCE_S = 20.0
@@ -62,7 +62,7 @@ class ReignInConsul:
         """Tell what the standby has; the same again does no harm, so it is retried."""
         config, epoch, name = self.config, origin.epoch, str(snapshot.name)
         record = StandbyRecord(
-            standby, epoch, name, snapshot.content_id, utc_now(), origin.taken_at
+            standby, epoch, name, snapshot.content_id, utc_now(), shown_seconds(origin.taken_at)
         )
         ops: list[Op] = [
             CheckIndex(config.key("epoch"), epoch_index),

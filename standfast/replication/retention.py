@@ -97,13 +97,14 @@ def _last_of_each(
 ) -> list[Snapshot]:
     """The last snapshot of each of the newest `count` periods that have any.
 
-    Periods without a snapshot don't count: what is kept doesn't dwindle while nothing is taken. The
-    names order them; the hours are those of the clock, or one that was a year ahead once would have
-    all snapshots of a year in one hour.
+    Periods without a snapshot don't count: what is kept doesn't dwindle while nothing is taken. As
+    in `ours`, reigns come first, then names: those of a clock that was a year ahead don't keep a
+    later reign's out. The hours are the clock's, or it would have had all of that year in one.
     """
-    last = {period(times.get(one.content_id, one.name.stamp)): one for one in ours}
-    newest_first = sorted(last.values(), key=lambda one: one.name, reverse=True)
-    return newest_first[:count]
+    newest_first: dict[object, Snapshot] = {}
+    for one in reversed(ours):
+        newest_first.setdefault(period(times.get(one.content_id, one.name.stamp)), one)
+    return list(newest_first.values())[:count]
 
 
 def _hour(utc: float) -> int:

@@ -18,6 +18,7 @@ from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
 from standfast.replication import parents, pins, wire
 from standfast.replication.ports import ReplicaStore
+from standfast.replication.published import note_names
 from standfast.replication.talk import ANSWER_S, GOODBYE_S, ask, greeting
 from standfast.streams import Conversation, pipeline
 
@@ -97,7 +98,12 @@ class _Shipment:
         snapshot = self.order.snapshot
         parent = self._parent(welcome)
         begin = self._begin(parent, welcome)
-        wire.parse_ready(ask(self.talk, begin, self.deadline.within(ANSWER_S)))
+        try:
+            wire.parse_ready(ask(self.talk, begin, self.deadline.within(ANSWER_S)))
+        except Refused as refusal:
+            if refusal.reason is Reason.BAD_NAME:  # it has a later one: the next time all is well
+                note_names(self.config, (offer.name for offer in welcome.snapshots))
+            raise
         if parent is None:
             self._expect(welcome)
         sent_bytes = self._stream(parent, begin, welcome)

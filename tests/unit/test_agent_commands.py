@@ -299,6 +299,14 @@ def test_the_best_standby_has_the_newest_data_then_the_priority(tmp_path: Path) 
     assert best_standby(made, seen) == "n2"
 
 
+def test_the_best_standby_is_of_the_latest_reign_whatever_the_names_say(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    good = view("n2", "n3")
+    late = replace(good.standbys["n2"], epoch=3, snapshot="services@20991122T101500Z")
+    seen = replace(made.look(), view=replace(good, standbys={**good.standbys, "n2": late}))
+    assert best_standby(made, seen) == "n3"
+
+
 def test_a_record_written_by_hand_does_not_stop_the_choice(tmp_path: Path) -> None:
     """The name of its snapshot can't be read: it counts as having none."""
     made = agent(tmp_path, SERVING)

@@ -10,7 +10,7 @@ import pytest
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.directory import DirectoryStore
-from standfast.ages import Origin
+from standfast.ages import UNKNOWN, Origin
 from standfast.clock import Deadline, Instant, instant, utc_now
 from standfast.config.model import Config
 from standfast.errors import Refused, TimedOut
@@ -22,6 +22,7 @@ from standfast.replication import cycle, pins, published, state
 from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import note_origin
+from standfast.replication.reporting import ReignInConsul
 from standfast.replication.shipment import Order, Shipped
 from standfast.streams import Conversation
 from tests.fakes.replication import LeaseKeys, storage_node
@@ -256,3 +257,13 @@ def test_a_snapshot_from_the_future_is_shared_no_longer_than_another(primary: Pr
     assert primary.cycle("c") == second > first
     primary.now += INTERVAL_S
     assert primary.cycle("c") > second
+
+
+@pytest.mark.parametrize("taken_at", [-5.0, UNKNOWN, 1e12])
+def test_consul_is_told_no_time_that_nobody_could_read(tmp_path: Path, taken_at: float) -> None:
+    config, consul = storage_node(tmp_path, "a"), LeaseKeys()
+    snapshot = Snapshot(SnapshotName.at("services", 0.0), tmp_path, "content", received=False)
+    reign = ReignInConsul(config, consul)
+    reign.report("b", snapshot, Origin(2, taken_at), reign.index_of(2))
+    record = StandbyRecord.parse(consul.written["standfast/data-services/standbys/b"])
+    assert (record.content_id, record.taken_at) == ("content", None)

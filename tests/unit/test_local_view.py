@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from standfast.act.ports import Snapshot
+from standfast.ages import Origin
 from standfast.clock import Deadline, monotonic
 from standfast.lease.files import LeaseStatus
-from standfast.local_view import SNAPSHOTS_EVERY_S, LocalView
+from standfast.local_view import SNAPSHOTS_EVERY_S, LocalView, available
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
+from standfast.observe import Available
 from standfast.records import LeaderState
 from standfast.replication.published import published_file
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -56,6 +58,16 @@ def test_each_look_tells_whether_the_disk_takes_writes(node: FakeNode) -> None:
     assert not view.look().read_only
     node.store.read_only = True
     assert view.look().read_only
+
+
+def test_only_what_an_older_version_noted_is_doubted_for_its_name_from_the_future() -> None:
+    now = 1_795_000_000.0
+    name = SnapshotName.at("services", now + 60)
+    one = Snapshot(name, Path("/x"), "id", received=True)
+    assert available(one, Origin(4), now) == Available(one, 4, ahead=True)
+    assert available(one, Origin(4), now + 60) == Available(one, 4)
+    noted = available(one, Origin(4, now - 60), now)
+    assert noted == Available(one, 4, taken_at=now - 60)
 
 
 def test_a_fresh_look_lists_the_snapshots_again(node: FakeNode, clock: StoppedClock) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from standfast.observe import Cluster, Sighting, in_lineage, newest, sight
+from standfast.observe import Cluster, Rank, Sighting, in_lineage, newest, rank, sight
 from tests.unit.deciding import NOW_S, cluster, local, reign, snap
 
 SEEN = (5, "a", "a1", 7)
@@ -94,6 +94,35 @@ def test_a_name_from_the_future_comes_after_the_others_all_the_same() -> None:
     """The clock was set back after it was taken: nobody knows when, but in which order."""
     mine = [snap(70), snap(-3600), snap(-3601), snap(10)]
     assert newest(local("b", mine), at_epoch(5)) == snap(-3601)
+
+
+def test_a_future_name_of_an_older_version_comes_before_the_others() -> None:
+    """Its clock was ahead, and what was taken after it was set right has earlier names."""
+    old = replace(snap(-3600), ahead=True)
+    assert newest(local("b", [old, snap(10), snap(60)]), at_epoch(5)) == snap(10)
+    assert newest(local("b", [old, snap(10, 4)]), at_epoch(5, e5=-3600)) == old
+    assert newest(local("b", [old]), at_epoch(5)) == old
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ((6, 60.0, 10, "a"), (5, 10.0, 99, "b")),
+        ((5, 10.0, 10, "a"), (5, 60.0, 99, "b")),
+        ((5, 10.0, 99, "a"), (5, 10.0, 10, "b")),
+        ((5, 10.0, 10, "b"), (5, 10.0, 10, "a")),
+        ((5, 60.0, 10, "a"), (5, None, 99, "b")),
+    ],
+    ids=["reign", "snapshot", "priority", "name", "no snapshot's name"],
+)
+def test_who_should_rather_take_over(
+    better: tuple[int, float | None, int, str], worse: tuple[int, float | None, int, str]
+) -> None:
+    def ranked(epoch: int, ago_s: float | None, priority: int, node: str) -> Rank:
+        name = "yesterday's" if ago_s is None else str(snap(ago_s).snapshot.name)
+        return rank(epoch, name, priority, node)
+
+    assert ranked(*better) > ranked(*worse)
 
 
 def test_after_an_orderly_end_the_final_snapshot_is_the_newest_whatever_the_names_say() -> None:

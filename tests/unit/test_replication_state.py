@@ -16,6 +16,7 @@ import pytest
 from standfast.act.ports import Snapshot
 from standfast.adapters.directory import DirectoryStore
 from standfast.ages import Origin
+from standfast.cli import replicate
 from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config, Node, Paths, Replication
 from standfast.errors import (
@@ -55,7 +56,14 @@ def config(tmp_path: Path) -> Config:
         cluster="test",
         node="a",
         nodes={name: Node(address=f"10.0.0.{number}") for number, name in enumerate("abc")},
-        paths=Paths(state=tmp_path / "state", run=tmp_path / "run"),
+        paths=Paths(
+            live=tmp_path / "services",
+            snapshots=tmp_path / "snapshots",
+            standby=tmp_path / "standby",
+            state=tmp_path / "state",
+            run=tmp_path / "run",
+        ),
+        store="directory",
     )
 
 
@@ -299,6 +307,20 @@ def test_the_clock_is_noted_once_a_minute_and_after_a_start(config: Config) -> N
         note_clock(config, moment)
         assert path.read_text() != before
         before = path.read_text()
+
+
+def test_when_no_name_comes_after_the_noted_one_the_file_is_named(config: Config) -> None:
+    last = "services@99991231T235959Z"
+    config.state_dir.mkdir(parents=True)
+    path = config.state_dir / "published.json"
+    path.write_text(json.dumps({"v": 1, "epochs": {}, "last": last}))
+    with pytest.raises(Refused, match=rf"{last}.*{path}") as refusal:
+        next_name(config, instant().utc)
+    assert refusal.value.reason is Reason.BAD_NAME
+    config.paths.snapshots.mkdir(parents=True)
+    config.paths.standby.mkdir(parents=True)
+    told = replicate.outlook(config, "b", (), full=False)
+    assert told.refused is not None and str(path) in told.refused
 
 
 def test_the_next_name_comes_after_all_that_this_node_ever_noted(config: Config) -> None:

@@ -86,6 +86,16 @@ def test_each_one_that_stays_says_why() -> None:
     assert sorted_out.old == ()
 
 
+def test_names_a_year_ahead_keep_no_later_reign_out_of_the_grid() -> None:
+    """The clock was a year ahead for 30 hours; its successor's was right."""
+    ahead = [snapshot(NOW + 365 * DAY_S + hour * HOUR_S) for hour in range(30)]
+    right = [snapshot(NOW + hour * HOUR_S) for hour in range(24)]
+    epochs = {one.content_id: 1 for one in ahead} | {one.content_id: 2 for one in right}
+    sorted_out = sort_out([*ahead, *right], epochs, {}, keep(hourly=24))
+    hourly = [one.snapshot for one in sorted_out.kept if "hourly" in one.reasons]
+    assert hourly == right
+
+
 def test_the_newest_counts_by_reign_then_by_time() -> None:
     """What an earlier primary took last may be later by the clock than its successor's first."""
     early, late = snapshot(NOW), snapshot(NOW + 60)

@@ -19,6 +19,7 @@ from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import shipment, wire
 from standfast.replication.fingerprint import digest_of
+from standfast.replication.published import next_name
 from standfast.replication.shipment import Order, Shipped, ship
 from tests.fakes.replication import Talk, storage_node
 from tests.support.pace import patient
@@ -119,6 +120,21 @@ def test_a_snapshot_is_left_out_only_when_the_standby_itself_says_that_it_has_a_
     done = send(config, ("true",), talk, Deadline.after(patient(10)), later=frozenset({"later"}))
     assert done.overtaken is overtaken
     assert (len(talk.heard) == 1) is overtaken
+
+
+def test_a_name_that_the_standby_has_a_later_one_than_is_refused_once(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    """An older version named by a clock that was ahead; the next name comes after that one."""
+    config = storage_node(tmp_path, "a", allow_full=True)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    names = ("services@20991122T101500Z", "services@99991231T235958Z", "other@20991201T000000Z")
+    offers = tuple(wire.Offer(name, f"id-{name}", received=True) for name in names)
+    refusal = wire.dump(wire.Refusal(Reason.BAD_NAME, "not newer"))
+    talk = Talk([wire.dump(wire.Welcome(offers, 10**12)), refusal], pipe[1])
+    with pytest.raises(Refused, match="not newer"):
+        send(config, ("true",), talk, Deadline.after(patient(10)))
+    assert str(next_name(config, NAME.stamp)) == "services@20991122T101501Z"
 
 
 # What is announced

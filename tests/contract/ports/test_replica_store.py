@@ -174,9 +174,15 @@ def test_a_snapshot_after_the_clock_went_back_is_still_the_newest(
     assert place.store.snapshots() == (first, second)
 
 
-def test_a_name_that_nothing_can_come_after_is_refused_and_named(place: Place) -> None:
-    place.create_tree(place.root / "services@99991231T235959Z")
-    with pytest.raises(Refused, match="99991231T235959Z") as refusal:
+def test_a_name_made_by_hand_far_ahead_is_passed_over(place: Place) -> None:
+    (place.root / "services@99991231T235958Z").mkdir()
+    assert place.take().name.stamp == place.now
+
+
+def test_when_no_name_is_left_that_is_refused(place: Place) -> None:
+    place.now = SnapshotName.parse("services@99991231T235959Z").stamp
+    place.take()
+    with pytest.raises(Refused, match="year 10000") as refusal:
         place.take()
     assert refusal.value.reason is Reason.BAD_NAME
 

@@ -94,3 +94,12 @@ def test_every_code_of_the_guide_s_tables_is_a_reason() -> None:
     assert len(codes) > 15
     for code in re.findall(r"`([a-z-]+)\*?`", " ".join(codes)):
         assert any(str(reason).startswith(code) for reason in Reason), code
+
+
+def test_the_lease_process_is_upgraded_before_the_agent() -> None:
+    """The new agent's check wants the fence's rules in the form that a new lease process makes."""
+    guide = (ROOT / "docs/operators-guide.md").read_text()
+    section = guide.partition("## Another version\n")[2].partition("\n## ")[0]
+    restarts = [line for line in section.splitlines() if "systemctl restart standfast" in line]
+    assert "standfast-lease@" in restarts[0]
+    assert "standfast-agent@" in restarts[1]

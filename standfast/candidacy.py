@@ -38,7 +38,7 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         return unfit
     # What is handed over in order is the newest there is, however old; what is surrendered isn't.
     whole = handed and leader is not None and not leader.surrendered
-    no_data = None if in_place else _unfit(base, local, config, now, wish, handed=whole)
+    no_data = None if in_place else _unfit(base, view, local, config, now, wish, handed=whole)
     if no_data is None and (handed or wish.promote):
         no_data = _incomplete(base, view, local, wish)
     if no_data is not None:
@@ -70,7 +70,7 @@ def _promotion(
     leader = view.leader
     seen_s = now.monotonic - view.sighting.first_seen
     reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
-    lost_s = 0.0 if base is None else _lost_s(base, seen_s, now)
+    lost_s = 0.0 if base is None else _lost_s(base, view, seen_s, now)
     if leader is not None and view.given_up and leader.surrendered:
         note = leader.note or "it could not serve"
         why = f"{leader.holder.node} surrendered epoch {leader.epoch}: {note}"
@@ -95,8 +95,24 @@ def _promotion(
     )
 
 
-def _lost_s(base: Available, seen_s: float, now: Moment) -> float | None:
+def _behind_idle_s(base: Available, view: Cluster) -> float | None:
+    """What `base` lacks of a reign that was given up without ever having served: what that began
+    with, and nothing more. None: it is no such reign, or one whose beginning is not known."""
+    leader = view.leader
+    if leader is None or not view.given_up or not leader.idle:
+        return None
+    reign = view.history.get(leader.epoch)
+    with contextlib.suppress(ValueError):
+        began = SnapshotName.parse((reign.base if reign is not None else None) or "")
+        return max(0.0, began.stamp - base.snapshot.name.stamp)
+    return None
+
+
+def _lost_s(base: Available, view: Cluster, seen_s: float, now: Moment) -> float | None:
     """At most so much was written after `base` until the last heartbeat; None: not known."""
+    behind_s = _behind_idle_s(base, view)
+    if behind_s is not None:
+        return behind_s
     age_s = base.age_s(now.utc)
     return None if age_s is None else max(0.0, age_s - seen_s)
 
@@ -196,7 +212,14 @@ def _unwritable(local: Local, config: Config) -> Decision | None:
 
 
 def _unfit(
-    base: Available | None, local: Local, config: Config, now: Moment, wish: Wish, *, handed: bool
+    base: Available | None,
+    view: Cluster,
+    local: Local,
+    config: Config,
+    now: Moment,
+    wish: Wish,
+    *,
+    handed: bool,
 ) -> Decision | None:
     if base is None:
         return Decision(
@@ -205,7 +228,9 @@ def _unfit(
             f"{local.node} has no published snapshot of the current lineage in "
             f"{config.paths.standby}: it can't take over; see `standfast snapshots`",
         )
-    age_s = base.age_s(now.utc)
+    age_s = _behind_idle_s(base, view)
+    if age_s is None:
+        age_s = base.age_s(now.utc)
     if age_s is not None and age_s <= config.max_data_loss:
         return None
     if wish.accept_data_loss or handed:

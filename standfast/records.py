@@ -5,7 +5,8 @@ is a ForeignValue: the caller stops, nothing is overwritten.
 
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
     leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
-                      "final", "final_id", "wait", "surrendered", "unserved"}
+                      "final", "final_id", "wait", "surrendered", "unserved",
+                      "idle"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at"}
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
@@ -65,6 +66,8 @@ class Handover:
     """It can't serve, and has no such snapshot: what it wrote last is lost to the next one."""
     unserved: float = 0.0
     """With any state: for how long it has not served, seconds; 0: it serves."""
+    idle: bool = False
+    """With any state: it has never served in this reign, so it wrote nothing that could be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ class Leader:
     """None: an older version's, which tells only the name."""
     surrendered: bool = False
     unserved: float = 0.0
-    """See Handover."""
+    idle: bool = False
+    """These three: see Handover."""
 
     @property
     def identity(self) -> tuple[int, str, str, int]:
@@ -121,6 +125,7 @@ class Leader:
             **({"wait": self.wait} if self.wait else {}),
             **({"surrendered": True} if self.surrendered else {}),
             **({"unserved": round(self.unserved, 1)} if self.unserved else {}),
+            **({"idle": True} if self.idle else {}),
         )
 
     @classmethod
@@ -140,6 +145,7 @@ class Leader:
                 final_id=_optional(doc.get("final_id")),
                 surrendered=doc.get("surrendered") is True,
                 unserved=_seconds(doc.get("unserved", 0)),
+                idle=doc.get("idle") is True,
             )
 
         return _parse(raw, key, build)

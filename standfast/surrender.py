@@ -1,8 +1,9 @@
 """When a holder that can't serve gives the role up by itself, and to whom: pure.
 
 Invariants: never while nobody else could do better (no candidate that says it is ready, a pause,
-mode manual), and not by a reign that began by itself within `min_reign`: two nodes that both can't
-serve don't throw the role at each other. What is given up so is told as a loss, never as a clean
+mode manual). A reign that began by itself waits for `min_reign`; one that has never served goes
+before that only to a node that hasn't had the role since somebody gave it one: nodes that can't
+serve don't throw it at each other. What is given up so is told as a loss, never as a clean
 handover.
 """
 
@@ -22,22 +23,41 @@ FRESH_S = 3 * TOLD_EVERY_S
 """A candidate that has written nothing for so long may be dead."""
 TOLD_FROM_S = 10.0
 """A shorter time is between two looks."""
+MOST_S = 20.0
+"""Between two looks: a process that was frozen for longer doesn't know what was meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """Until when this node is known to have served, and what has been in the way since."""
+    """For how long this node has not served, and what is in the way."""
 
-    served_at: float
-    """Monotonic seconds."""
+    at: float
+    """The last look, monotonic seconds."""
+    lacked_s: float = 0.0
+    """Until then."""
     why: str | None = None
+    counts: bool = True
+    """The lease was valid at the last look: the time since is this node's."""
+    served: bool = False
+    """It has served in this reign."""
 
     def unserved_s(self, now: float) -> float:
-        return 0.0 if self.why is None else max(0.0, now - self.served_at)
+        return self.lacked_s if self.why is None else self.lacked_s + self._since_s(now)
 
-    def seen(self, now: float, why: str | None, *, valid: bool) -> Spell:
-        """After a look; while the lease isn't valid the time is Consul's, and isn't counted."""
-        return Spell(now) if why is None or not valid else replace(self, why=why)
+    def seen(self, now: float, why: str | None) -> Spell:
+        """After a look within the lease."""
+        if why is None:
+            return Spell(now, served=True)
+        lacked_s = self.lacked_s + self._since_s(now)
+        return replace(self, at=now, lacked_s=lacked_s, why=why, counts=True)
+
+    def paused(self, now: float) -> Spell:
+        """While the lease isn't valid the time is Consul's, and isn't counted; what was before it
+        is kept."""
+        return replace(self, at=now, counts=False)
+
+    def _since_s(self, now: float) -> float:
+        return min(max(0.0, now - self.at), MOST_S) if self.counts else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,22 @@ class Standing:
     """`surrender_after`, and more while a handover is at work."""
     pause: Pause | None = None
     reign: Reign | None = None
+    served: bool = True
+    """In this reign."""
+    had_it: frozenset[str] = frozenset()
+    """See `had_it`."""
     signs: Mapping[str, Sign] = field(default_factory=dict)
+
+
+def had_it(reigns: Mapping[int, Reign], epoch: int) -> frozenset[str]:
+    """The nodes that have lost the role, one after the other, since it last was given by an
+    operator or in order; `epoch`'s is not among them. `reigns` is by epoch."""
+    nodes = set()
+    while (reign := reigns.get(epoch)) is not None and reign.is_automatic:
+        epoch -= 1
+        if epoch in reigns:
+            nodes.add(reigns[epoch].node)
+    return frozenset(nodes)
 
 
 def successor(standing: Standing, config: Config, now: float) -> str | Reason | None:
@@ -90,12 +125,16 @@ def successor(standing: Standing, config: Config, now: float) -> str | Reason | 
     if config.mode == "manual":
         return Reason.MANUAL_MODE
     reign = standing.reign
-    if reign is not None and reign.is_automatic and standing.held_s < config.min_reign:
+    young = reign is not None and reign.is_automatic and standing.held_s < config.min_reign
+    if young and standing.served:
         return Reason.MIN_REIGN
+    # Else each node of those that can't serve has its turn once, and the last one keeps it.
+    barred = standing.had_it if young else frozenset()
     ready = [
         sign.record
         for name, sign in standing.signs.items()
         if name in config.standbys
+        and name not in barred
         and sign.record.ready
         and sign.record.epoch == standing.epoch
         and sign.changed_at is not None

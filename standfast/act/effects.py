@@ -18,7 +18,7 @@ from standfast.act.ports import Jobs
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
-from standfast.lease.files import LeaseStatus, save_claim
+from standfast.lease.files import LeaseStatus, others_serving, save_claim
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
 from standfast.observe import Sighting
@@ -295,7 +295,7 @@ class Effects:
             sleep(POLL_S)
 
     def stop_nfs(self) -> None:
-        if others_serving(self.machine):
+        if others_serving(self.machine.config):
             # nfsd is shared: the volume is unexported, the server goes on for the others.
             self.machine.nfs.unexport()
             self.machine.fence.release()
@@ -381,15 +381,3 @@ class Effects:
             f"the role was given up in order, and {self.to} doesn't serve yet{blind}: see "
             f"`standfast status`; if {self.to} stays away, another candidate takes over by itself"
         )
-
-
-def others_serving(machine: Machine) -> tuple[str, ...]:
-    """Other volumes that this node serves at the moment."""
-    found = []
-    for path in sorted(machine.config.paths.run.glob("*/lease.json")):
-        if path.parent == machine.config.run_dir:
-            continue
-        status = LeaseStatus.load(path.parent)
-        if status is not None and status.serving and status.remaining_s(monotonic()) > 0:
-            found.append(path.parent.name)
-    return tuple(found)

@@ -72,6 +72,10 @@ class LeaseStatus:
     """Heartbeats sent before that make nothing valid."""
     longest_s: float = UNTOLD_LENGTH_S
     """No lease of this keeper's is longer: `length`, or that of whom it took the lease up from."""
+    unserved_s: float = 0.0
+    """For how long it has not served, within its lease."""
+    served: bool = True
+    """It has served in this reign, or may have."""
 
     def remaining_s(self, now: float) -> float:
         return max(0.0, self.valid_until - now)
@@ -130,6 +134,18 @@ class Vouch:
             if isinstance(at, float) and isinstance(why, str | None):
                 return cls(at, why)
         return None
+
+
+def others_serving(config: Config) -> tuple[str, ...]:
+    """Other volumes that this node serves at the moment."""
+    found = []
+    for path in sorted(config.paths.run.glob("*/lease.json")):
+        if path.parent == config.run_dir:
+            continue
+        status = LeaseStatus.load(path.parent)
+        if status is not None and status.serving and status.remaining_s(monotonic()) > 0:
+            found.append(path.parent.name)
+    return tuple(found)
 
 
 def save_claim(run_dir: Path, claim: Claim) -> None:

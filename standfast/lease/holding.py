@@ -50,6 +50,7 @@ from standfast.records import (
     highest_epoch,
     parse_epoch,
 )
+from standfast.surrender import had_it
 
 # A keeper that takes up the lease of a killed one must not use a sequence number that the killed
 # one may still have in flight: reading it back would be taken for its own commit.
@@ -92,6 +93,8 @@ class Prospects:
     reign: Reign | None
     candidates: Mapping[str, tuple[CandidateRecord, int]]
     """Each node's word on itself, and the index at which it was written."""
+    had_it: frozenset[str] = frozenset()
+    """See `surrender.had_it`."""
 
 
 class LeaseKeys:
@@ -129,22 +132,32 @@ class LeaseKeys:
         values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
         return replace(held, highest=highest_epoch(values), paused="pause" in values)
 
-    def prospects(self, epoch: int) -> Prospects:
+    def prospects(self, epoch: int, deadline: Deadline) -> Prospects:
         """What a surrender of `epoch` depends on; ForeignValue, ConsulError."""
-        pause_key, reign_key = self._config.key("pause"), self._config.key(f"history/{epoch}")
-        entries = self._consul.read([pause_key, reign_key], deadline=self._deadline())
-        pause, reign = entries[pause_key], entries[reign_key]
+        pause_key = self._config.key("pause")
+        oldest = max(0, epoch - len(self._config.nodes))
+        reign_keys = {
+            past: self._config.key(f"history/{past}") for past in range(epoch, oldest, -1)
+        }
+        entries = self._consul.read([pause_key, *reign_keys.values()], deadline=deadline)
+        pause = entries[pause_key]
+        reigns = {
+            past: Reign.parse(entry.value, key)
+            for past, key in reign_keys.items()
+            if (entry := entries[key]) is not None
+        }
         prefix = self._config.key("candidates/")
         words = {}
-        for entry in self._consul.get_many(prefix, consistent=True, deadline=self._deadline()):
+        for entry in self._consul.get_many(prefix, consistent=True, deadline=deadline):
             with contextlib.suppress(ForeignValue):  # whoever wrote it is no candidate
                 word = CandidateRecord.parse(entry.value, entry.key)
                 if entry.key == prefix + word.node:
                     words[word.node] = (word, entry.modify_index)
         return Prospects(
             None if pause is None else Pause.parse(pause.value, pause_key),
-            None if reign is None else Reign.parse(reign.value, reign_key),
+            reigns.get(epoch),
             words,
+            had_it(reigns, epoch),
         )
 
     def acquire(self, claim: Claim) -> Tenure:

@@ -27,7 +27,7 @@ from standfast.errors import Refused, StandfastError, ours
 from standfast.events import Kind, happened, tell
 from standfast.lease import cutoff, protocol
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, holder_of, take_claim
+from standfast.lease.files import LeaseStatus, holder_of, others_serving, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
@@ -76,6 +76,8 @@ class Keeper:
     surrendering: Handover | None = None
     """The role is being given up for want of a server: there is no way back."""
     service: Service = field(init=False)
+    heard: bool = False
+    """A heartbeat has committed in this turn."""
     failures: dict[str, str] = field(default_factory=dict)
     """What the parts of a turn failed with last, so that it is said once."""
 
@@ -95,6 +97,7 @@ class Keeper:
                 self.tenure.remaining_s(now) > 0,
                 self.serving,
                 self.state is LeaderState.DRAINING,
+                self.heard,
             )
             handover = self.service.look(at)
             if handover is not None:
@@ -114,10 +117,23 @@ class Keeper:
         to = handover.to or "nobody"
         self._tell(Kind.SURRENDERED, f"the role is surrendered to {to}: {handover.note}")
 
+    def end_surrender(self) -> None:
+        """Stop the server as well: nobody looks at the fence from here any more, and the agent may
+        be dead. StandfastError: that is for the service manager then (`OnFailure=`)."""
+        if self.surrendering is None or not self.over:
+            return
+        if others := others_serving(self.config):
+            # They need the server: without its export this volume is not served beside them.
+            log.info("%s served here as well: the NFS server goes on", ", ".join(others))
+            self.nfs.unexport()
+            self.fence.release()
+        else:
+            self.nfs.stop(Deadline.after(cutoff.GIVE_UP_S))
+
     def beat(self) -> None:
         """One heartbeat and what follows from it."""
         try:
-            word = Handover(unserved=self.service.told_s(monotonic()))
+            word = self.service.word(monotonic())
             outcome = self.keys.heartbeat(self.tenure, self.state, word)
         except Exception as error:  # noqa: BLE001  # a primary is not to end by what it can repeat
             # Whether it was sent is not known. Used again, its number would be credited with the
@@ -131,6 +147,7 @@ class Keeper:
             self._note(outcome.why)
         else:
             self.tenure = outcome.tenure
+            self.heard = outcome.trouble is None
             self._note(outcome.trouble)
             if self.serving:
                 self._arm()
@@ -247,7 +264,9 @@ class Keeper:
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.holding_back = True
         self.save()
-        outcome = self.keys.release(self.tenure, handover)
+        idle = handover.surrendered and self.service.word(monotonic()).idle
+        word = replace(handover, idle=idle)
+        outcome = self.keys.release(self.tenure, word)
         if outcome is None:
             self.over = True
             return
@@ -276,6 +295,8 @@ class Keeper:
             leader_index=self.tenure.leader_index,
             voided_at=self.tenure.voided_at,
             longest_s=max(self.longest_s, self.config.lease.length),
+            unserved_s=self.service.spell.unserved_s(monotonic()),
+            served=self.service.spell.served,
         )
         status.save(self.config.run_dir)
 
@@ -383,6 +404,7 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
 
     while True:
         now = monotonic()
+        keeper.heard = False
         if now >= next_beat and not keeper.holding_back:
             keeper.turn(keeper.beat)
             next_beat = now + (timing.heartbeat if keeper.trouble is None else RETRY_S)
@@ -450,9 +472,13 @@ def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keep
     now_held = (tenure.epoch, tenure.holder.instance)
     if earlier is None or (earlier.epoch, earlier.instance) != now_held:
         fence.ensure_closed()
+        # Of one that is taken up nobody knows whether it has served: then it has.
+        taken_up = tenure.earlier_until != protocol.NEVER
+        keeper.service.spell = Spell(monotonic(), served=taken_up)
     else:
         # Taken up: the kernel's timer goes on by itself, nothing is shut on the way.
         keeper.since = earlier.since
+        keeper.service.spell = Spell(monotonic(), earlier.unserved_s, served=earlier.served)
         keeper.serving = earlier.serving
         keeper.state = earlier.state
         keeper.flushes = earlier.flushes
@@ -478,6 +504,7 @@ def run(
         notify(f"READY=1\nSTATUS=epoch {keeper.tenure.epoch}")
         hold(keeper, requests)
     keeper.save()
+    keeper.end_surrender()
     return 0
 
 

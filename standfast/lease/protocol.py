@@ -149,6 +149,7 @@ def next_attempt(
         final_id=handover.final_id,
         surrendered=handover.surrendered,
         unserved=handover.unserved,
+        idle=handover.idle,
         wait=wait_s,
     )
     return Attempt(leader, tenure.epoch_index, tenure.leader_index)

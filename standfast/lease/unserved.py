@@ -4,8 +4,8 @@ It is the lease process that looks, and not the agent: it has nothing to do with
 on where the agent is dead or hangs in the kernel's hands.
 
 Invariants: the agent vouches for serving by a file; while it says nothing, the server itself is
-asked (an agent that is merely away is no reason to lose data). Nothing here waits longer than a
-heartbeat's request.
+asked (an agent that is merely away is no reason to lose data). It waits for others only right after
+a heartbeat that committed, and for all of them together no longer than `LOOK_S`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ VOUCH_S = 20.0
 """An agent that has said nothing for so long says nothing: it looks every 5 s."""
 ASK_EVERY_S = 5.0
 ASK_S = 1.0
+LOOK_S = 2.0
+"""For the server and Consul together; with `request_timeout`, where that is less."""
 HANDOVER_S = 120.0
 """What an orderly handover may take while it doesn't serve (`effects.OUTAGE_LIMIT_S`)."""
 
@@ -46,6 +48,8 @@ class Now:
     serving: bool
     """The port is meant to be open."""
     draining: bool
+    heard: bool
+    """A heartbeat has just committed: there is time to ask somebody."""
 
 
 @dataclass(slots=True)
@@ -64,16 +68,21 @@ class Service:
 
     def look(self, now: Now) -> Handover | None:
         """What to surrender with, when it is time and somebody else could do better."""
-        self.spell = self.spell.seen(now.at, self._why_not(now), valid=now.valid)
+        if not now.valid:
+            self.spell = self.spell.paused(now.at)
+            self.signs, self.said = {}, None
+            return None
+        limit = Deadline.after(min(LOOK_S, self.config.lease.request_timeout))
+        self._see(now, limit)
         unserved_s = self.spell.unserved_s(now.at)
         patience_s = self.config.surrender_after
         if not patience_s or unserved_s < min(TOLD_FROM_S, patience_s / 3):
             self.signs, self.said = {}, None
             return None
-        if now.at - self.looked_at < ASK_EVERY_S:
+        if not now.heard or now.at - self.looked_at < ASK_EVERY_S:
             return None
         self.looked_at = now.at
-        found = self.keys.prospects(now.epoch)
+        found = self.keys.prospects(now.epoch, limit)
         self.signs = watch(self.signs, found.candidates, now.at)
         standing = Standing(
             now.epoch,
@@ -82,14 +91,18 @@ class Service:
             patience_s + (HANDOVER_S if now.draining else 0.0),
             found.pause,
             found.reign,
+            self.spell.served,
+            found.had_it,
             self.signs,
         )
         return self._handover(successor(standing, self.config, now.at), unserved_s)
 
-    def told_s(self, now: float) -> float:
-        """What the heartbeat tells; 0: it serves, or has for most of the last seconds."""
+    def word(self, now: float) -> Handover:
+        """What the heartbeat tells; nothing: it serves, or has for most of the last seconds."""
         unserved_s = self.spell.unserved_s(now)
-        return unserved_s if unserved_s >= TOLD_FROM_S else 0.0
+        if unserved_s < TOLD_FROM_S:
+            return Handover()
+        return Handover(unserved=unserved_s, idle=not self.spell.served)
 
     def _handover(self, to: str | Reason | None, unserved_s: float) -> Handover | None:
         why = f"{self.config.node} had not served for {unserved_s:.0f} s: {self.spell.why}"
@@ -100,19 +113,21 @@ class Service:
             return None
         return None if to is None else Handover(to=to, note=why, surrendered=True)
 
-    def _why_not(self, now: Now) -> str | None:
-        """Why this node doesn't serve; None: it does, as far as anybody can say."""
+    def _see(self, now: Now, limit: Deadline) -> None:
+        """Whether this node serves, as far as anybody can say at the moment."""
         vouch = Vouch.load(self.config.run_dir)
-        if vouch is not None and now.at - vouch.at <= VOUCH_S:
-            return vouch.why
-        if not now.serving:
-            return "the port was not opened, and the agent says nothing"
-        if now.at - self.asked_at < ASK_EVERY_S:
-            return self.spell.why
-        self.asked_at = now.at
-        limit_s = min(ASK_S, self.config.lease.request_timeout)
+        if vouch is not None and 0 <= now.at - vouch.at <= VOUCH_S:
+            self.spell = self.spell.seen(now.at, vouch.why)
+        elif not now.serving:
+            why = "the port was not opened, and the agent says nothing"
+            self.spell = self.spell.seen(now.at, why)
+        elif now.heard and now.at - self.asked_at >= ASK_EVERY_S:
+            self.asked_at = now.at
+            self.spell = self.spell.seen(now.at, self._ailment(limit))
+
+    def _ailment(self, limit: Deadline) -> str | None:
         try:
-            sick = self.nfs.check(Deadline.after(limit_s))
+            sick = self.nfs.check(limit.within(ASK_S))
         except Exception as error:  # noqa: BLE001  # what can't be looked at doesn't serve
             sick = str(ours(error))
         return None if sick is None else f"{sick}, and the agent says nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
-from standfast.lease.keeper import Keeper, answer, build, hold
+from standfast.lease.keeper import Keeper, answer, build, hold, run
 from standfast.lease.protocol import NEVER, Memory, Tenure, Versioned
 from standfast.reasons import Reason
 from standfast.records import Handover, Holder, Leader, LeaderState
@@ -53,7 +54,7 @@ class Keys:
             return Kept(tenure, "Consul hangs")
         return Kept(protocol.committed(tenure, attempt.leader.seq, 12, LENGTH_S))
 
-    def prospects(self, _epoch: int) -> Prospects:
+    def prospects(self, _epoch: int, _deadline: Deadline) -> Prospects:
         return self.found
 
     def release(self, tenure: Tenure, handover: Handover) -> Kept | None:
@@ -487,3 +488,60 @@ def test_a_request_on_the_socket_is_answered_and_a_broken_one_harms_nobody(tmp_p
         assert (asked, said) == ([{"cmd": "status"}], b'{"ok": true}\n')
         ending.send(b"x")
         assert not inbox.wait(5.0, reply)
+
+
+# The end of a surrender
+
+
+def ends_by_surrender(keeper: Keeper, clock: StoppedClock, config: Config) -> int:
+    script = contextlib.nullcontext(Script(clock, ["surrender", "never heard"]))
+    return run(config, keeper.keys, keeper.fence, keeper.nfs, script)
+
+
+def test_a_surrender_ends_with_the_server_stopped(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    """Nobody looks at the fence from here any more, and the agent may be dead."""
+    keeper = started(config, keys, fence)
+    assert ends_by_surrender(keeper, clock, config) == 0
+    assert not keeper.nfs.is_running()
+
+
+def test_a_surrender_that_leaves_a_server_ends_in_failure(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service manager stops it then; the role is given up all the same."""
+    keeper = started(config, keys, fence)
+    unstoppable(keeper.nfs, monkeypatch)
+    with pytest.raises(StandfastError, match="a thread of nfsd is left"):
+        ends_by_surrender(keeper, clock, config)
+    assert len(keys.released) == 1
+
+
+def test_a_surrender_leaves_the_server_to_other_volumes(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    keeper = started(config, keys, fence)
+    until = monotonic() + 60
+    other = config.paths.run / "other"
+    other.mkdir(parents=True)
+    LeaseStatus(2, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, 0.0).save(other)
+    assert ends_by_surrender(keeper, clock, config) == 0
+    assert keeper.nfs.is_running()
+    assert fence.world.log[-2:] == ["unexport", "release"]
+
+
+def test_a_restart_does_not_make_the_time_without_service_shorter(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    left_behind(config, fence, unserved_s=42.0, served=False)
+    keeper = started(config, keys, fence)
+    keeper.save()
+    status = LeaseStatus.load(config.run_dir)
+    assert status is not None and (status.unserved_s, status.served) == (42.0, False)
+
+
+def test_who_takes_a_lease_up_without_knowing_more_takes_it_for_one_that_served(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    assert started(config, keys, fence).service.spell.served

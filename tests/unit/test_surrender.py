@@ -40,7 +40,17 @@ from standfast.records import (
     Reign,
 )
 from standfast.reign import OwnReign, Stage
-from standfast.surrender import FRESH_S, TOLD_EVERY_S, TOLD_FROM_S, Sign, Spell, Standing, watch
+from standfast.surrender import (
+    FRESH_S,
+    MOST_S,
+    TOLD_EVERY_S,
+    TOLD_FROM_S,
+    Sign,
+    Spell,
+    Standing,
+    had_it,
+    watch,
+)
 from standfast.surrender import successor as judge
 from standfast.watcher import Watcher
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -65,7 +75,7 @@ def reign(reason: str = "operator") -> Reign:
     return Reign(5, "n1", None, reason, None, 0.0, 0.0)
 
 
-STANDING = Standing(5, 100.0, AFTER_S, AFTER_S, None, reign(), sign())
+STANDING = Standing(5, 100.0, AFTER_S, AFTER_S, None, reign(), signs=sign())
 
 
 @pytest.fixture
@@ -93,6 +103,16 @@ def config(tmp_path: Path) -> Config:
         ({"reign": reign("takeover: n9 was dead")}, Reason.MIN_REIGN),
         ({"reign": reign("surrendered: n9 could not serve")}, Reason.MIN_REIGN),
         ({"reign": reign("takeover"), "held_s": 600.0}, "n2"),
+        ({"reign": reign("takeover"), "served": False}, "n2"),
+        (
+            {"reign": reign("surrendered"), "served": False, "had_it": frozenset({"n2"})},
+            Reason.NO_STANDBY_READY,
+        ),
+        (
+            {"reign": reign("surrendered"), "had_it": frozenset({"n2"}), "held_s": 600.0},
+            "n2",
+        ),
+        ({"served": False, "had_it": frozenset({"n2"})}, "n2"),
         ({"reign": reign("clean-handover")}, "n2"),
         ({"reign": None}, "n2"),
     ],
@@ -125,14 +145,39 @@ def test_a_word_from_before_the_first_look_is_nobody_s() -> None:
     assert watch(signs, {}, NOW + 20) == {}
 
 
+def test_nodes_that_can_not_serve_have_the_role_once_each() -> None:
+    def began(epoch: int, node: str, reason: str) -> Reign:
+        return Reign(epoch, node, None, reason, None, 0.0, 0.0)
+
+    reigns = {
+        4: began(4, "n4", "takeover"),
+        5: began(5, "n1", "operator"),
+        6: began(6, "n2", "takeover: n1 was dead"),
+        7: began(7, "n3", "surrendered: n2 could not serve"),
+    }
+    assert had_it(reigns, 7) == {"n1", "n2"}
+    assert had_it(reigns, 6) == {"n1"}
+    assert had_it(reigns, 5) == set()
+    assert had_it({7: reigns[7]}, 7) == set()
+
+
 def test_time_without_a_lease_is_consul_s() -> None:
-    spell = Spell(NOW).seen(NOW + 5, "nfsd has no threads", valid=True)
+    spell = Spell(NOW).seen(NOW + 5, "nfsd has no threads")
     assert spell.unserved_s(NOW + 5) == 5
-    spell = spell.seen(NOW + 300, "the NFS port is shut", valid=False)
-    assert spell.unserved_s(NOW + 300) == 0
-    spell = spell.seen(NOW + 310, "nfsd has no threads", valid=True)
-    assert spell.unserved_s(NOW + 310) == 10
-    assert spell.seen(NOW + 311, None, valid=True).unserved_s(NOW + 400) == 0
+    spell = spell.paused(NOW + 300)
+    assert spell.unserved_s(NOW + 300) == 5, "what was before it is not forgotten"
+    spell = spell.seen(NOW + 310, "nfsd has no threads")
+    assert spell.unserved_s(NOW + 310) == 5
+    spell = spell.seen(NOW + 315, "nfsd has no threads")
+    assert (spell.unserved_s(NOW + 315), spell.unserved_s(NOW + 317)) == (10, 12)
+    assert not spell.served
+    spell = spell.seen(NOW + 320, None)
+    assert (spell.unserved_s(NOW + 400), spell.served) == (0, True)
+
+
+def test_a_process_that_was_frozen_does_not_know_what_was_meanwhile() -> None:
+    spell = Spell(NOW).seen(NOW + 5, "nfsd has no threads").seen(NOW + 900, "nfsd has no threads")
+    assert spell.unserved_s(NOW + 900) == 5 + MOST_S
 
 
 # Readiness
@@ -186,6 +231,34 @@ def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> No
     assert (found.ready, found.reason) == (False, Reason.VOLUME_READ_ONLY)
 
 
+@pytest.mark.parametrize(
+    ("idle", "behind_s", "reason"),
+    [
+        (True, 0, Reason.SURRENDERED),
+        (True, 590, Reason.SURRENDERED),
+        (True, 610, Reason.TOO_OLD),
+        (False, 0, Reason.TOO_OLD),
+    ],
+)
+def test_a_reign_that_never_served_makes_no_snapshot_older(
+    idle: bool, behind_s: float, reason: Reason, config: Config
+) -> None:
+    """What is lost with it is what it began with and the next one lacks."""
+    config = replace(config, node="n2")
+    view, local, now = seen_by(config, age_s=2000.0)
+    began = str(SnapshotName.at("services", now.utc - 2000.0 + behind_s))
+    history = {5: Reign(5, "n1", began, "takeover", None, 0.0, now.utc - 900)}
+    holder = replace(LEADER, unserved=900.0, idle=idle)
+    view = replace(view, history=history, leader=holder)
+    told = readiness.judge(view, local, config, now)
+    assert told is not None and told.ready is (reason is Reason.SURRENDERED)
+    gone = replace(holder, state=LeaderState.CLEAN, to="n2", surrendered=True)
+    decision = decide(replace(view, leader=gone), local, config, now)
+    assert decision.reason is reason
+    if decision.action is Action.PROMOTE:
+        assert decision.lost_s == pytest.approx(behind_s, abs=1)
+
+
 def test_the_holder_says_nothing_of_itself(config: Config) -> None:
     assert readiness.judge(*seen_by(config)[:2], config, Moment(NOW, utc_now())) is None
 
@@ -214,6 +287,7 @@ class Holding:
     """What the agent says of the server every 5 s; False: nothing."""
     told: float = float("-inf")
     standby_lives: bool = True
+    epoch: int = 1
 
     def pass_time(self, patience_s: float, _answer: Any) -> bool:
         """As the inbox of `hold`: time passes, and the others do what they do."""
@@ -221,7 +295,7 @@ class Holding:
         if self.vouches is not False and not isinstance(self.vouches, bool):
             Vouch(self.clock.now, self.vouches).save(self.config.run_dir)
         if self.standby_lives and self.clock.now - self.told >= TOLD_EVERY_S:
-            told = replace(word(epoch=1), at=self.clock.now)
+            told = replace(word(epoch=self.epoch), at=self.clock.now)
             with contextlib.suppress(OSError):
                 self.consul.put(self.config.key("candidates/n2"), told.dump())
             self.told = self.clock.now
@@ -280,6 +354,94 @@ def test_a_holder_that_can_not_serve_hands_the_role_to_one_that_is_ready(holding
     assert holding.keeper.fence.state() == FenceState(in_place=True, open_for_s=0.0)
 
 
+def test_a_reign_that_never_served_is_no_dead_end(holding: Holding) -> None:
+    """It took over and can't serve either: it has nothing that another one lacks."""
+    began = Reign(1, "n1", None, "takeover", None, 0.0, 0.0)
+    holding.consul.put(holding.config.key("history/1"), began.dump())
+    holding.vouches = "nfsd has no threads"
+    Vouch(holding.clock.now, holding.vouches).save(holding.config.run_dir)
+    assert holding.run(500.0) <= AFTER_S + TOLD_EVERY_S + 10
+    assert (holding.leader.to, holding.leader.idle) == ("n2", True)
+
+
+def test_the_last_of_those_that_can_not_serve_keeps_the_role(holding: Holding) -> None:
+    holding.keeper.tenure = replace(holding.keeper.tenure, epoch=2)
+    leader = replace(holding.leader, epoch=2)
+    for key, value in {
+        "epoch": b'{"v": 1, "epoch": 2}',
+        "leader": leader.dump(),
+        "history/1": Reign(1, "n2", None, "operator", None, 0.0, 0.0).dump(),
+        "history/2": Reign(2, "n1", None, "surrendered", None, 0.0, 0.0).dump(),
+    }.items():
+        holding.consul.put(holding.config.key(key), value)
+    holding.epoch = 2
+    holding.vouches = "nfsd has no threads"
+    holding.run(500.0)
+    assert not holding.keeper.over and holding.leader.idle
+    holding.run(200.0)
+    assert holding.keeper.over, "the other may have been seen to, `min_reign` later"
+
+
+def test_a_lease_that_lapses_now_and_then_does_not_reset_the_time(holding: Holding) -> None:
+    holding.run(10.0)
+    holding.vouches = "nfsd has no threads"
+    for _ in range(8):
+        holding.run(20.0)
+        holding.consul.error = OSError("away")
+        holding.run(holding.config.lease.length + 2)
+        holding.consul.error = None
+    assert holding.keeper.over
+
+
+def test_a_word_from_a_time_that_has_not_come_vouches_for_nothing(holding: Holding) -> None:
+    """It is of before a reboot, or written by hand."""
+    holding.vouches = False
+    Vouch(holding.clock.now + 1e6, None).save(holding.config.run_dir)
+    holding.nfs.running = False
+    holding.run(500.0)
+    assert holding.keeper.over
+
+
+def test_others_are_asked_right_after_a_heartbeat_and_not_for_long(
+    holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease must not run out over the question who else could have it."""
+    asked: list[tuple[float, float]] = []
+    beats: list[float] = []
+    keys, nfs = holding.keeper.keys, holding.nfs
+    prospects, heartbeat = keys.prospects, keys.heartbeat
+
+    def look(epoch: int, deadline: Deadline) -> Any:
+        asked.append((holding.clock.now, deadline.remaining_s()))
+        return prospects(epoch, deadline)
+
+    def check(deadline: Deadline) -> str | None:
+        asked.append((holding.clock.now, deadline.remaining_s()))
+        holding.clock.now += 1.0
+        return "no answer"
+
+    def beat(*args: Any) -> Any:
+        outcome = heartbeat(*args)
+        if getattr(outcome, "trouble", "lost") is None:
+            beats.append(holding.clock.now)
+        return outcome
+
+    for part, name, fake in (
+        (keys, "prospects", look),
+        (nfs, "check", check),
+        (keys, "heartbeat", beat),
+    ):
+        monkeypatch.setattr(part, name, fake)
+    holding.vouches = False
+    holding.standby_lives = False
+    holding.run(200.0)
+    assert len(asked) > 20
+    limit_s = min(2.0, holding.config.lease.request_timeout)
+    for at, left_s in asked:
+        assert at in beats or at - 1.0 in beats
+        assert left_s <= limit_s - (0.0 if at in beats else 1.0)
+
+
 def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:
     holding.vouches = "nfsd has no threads"
     holding.run(TOLD_FROM_S - 3)
@@ -305,6 +467,9 @@ def test_nobody_else_could_do_better(why: str, holding: Holding) -> None:
         holding.keeper.config = holding.config = replace(holding.config, surrender_after=0.0)
         holding.keeper.service.config = holding.config
     else:
+        holding.vouches = None
+        holding.run(5.0)
+        holding.vouches = "nfsd has no threads"
         began = Reign(1, "n1", None, "takeover", None, 0.0, 0.0)
         holding.consul.put(holding.config.key("history/1"), began.dump())
     holding.run(500.0)

@@ -44,28 +44,21 @@ class Instant:
     utc: float
     up: float
     """Seconds since the machine started, those that it slept among them; nobody sets it."""
-    boot: str
-    """Which start that was."""
+    boot: str = ""
+    """Which start that was, where it is known."""
 
 
 def instant() -> Instant:
     """Now."""
-    up = time.clock_gettime(time.CLOCK_BOOTTIME) - started_at(FIRST_PROCESS)
-    return Instant(utc_now(), up, _boot())
+    return Instant(utc_now(), time.clock_gettime(time.CLOCK_BOOTTIME) - started_at(FIRST_PROCESS))
 
 
 @cache
 def started_at(process: Path) -> float:
     """When that process started, on CLOCK_BOOTTIME. The first one of a container starts long after
-    the kernel, whose clock it has, and with a boot id of its own."""
+    the kernel, whose clock it has."""
     fields = process.read_text().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-@cache
-def _boot() -> str:
-    """Of this start of the machine, or of the container where that has its own."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def format_stamp(seconds: float) -> str:

@@ -29,6 +29,7 @@ from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
 from standfast.files import read_json, write_atomically
+from standfast.lease.files import boot_instance
 from standfast.locks import exclusive
 from standfast.names import MOST_AHEAD_S, SnapshotName
 from standfast.reasons import Reason
@@ -168,12 +169,12 @@ def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
 
 def origins_of_snapshots(config: Config, now: Instant) -> Mapping[str, Origin]:
     """Content id -> origin; StandfastError when unreadable."""
-    return _load(config).going_on(now).origins()
+    return _load(config).going_on(_here(config, now)).origins()
 
 
 def clock_was_set_s_ago(config: Config, now: Instant) -> float:
     """Seconds since the wall clock was set; infinity: not since this machine started."""
-    seen = _load(config).going_on(now).seen
+    seen = _load(config).going_on(_here(config, now)).seen
     return math.inf if seen is None or seen.set_up is None else now.up - seen.set_up
 
 
@@ -231,7 +232,7 @@ def note_origin(
     meanwhile must not lose its entry.
     """
     with _locked(config, LOCK_WAIT_S):
-        noted = _load(config).going_on(instant())
+        noted = _load(config).going_on(_here(config, instant()))
         if noted.epochs.get(snapshot.content_id) != origin.epoch:
             known = {one.content_id for one in snapshots()}
             noted.keeping(known).adding(snapshot, origin).save(config, reserved=reserved)
@@ -243,7 +244,7 @@ def note_clock(config: Config, now: Instant) -> None:
     At once when the clock was set: with the next time that it is, this one couldn't be told apart.
     Refused (busy), StandfastError, OSError.
     """
-    seen = _load(config).seen
+    seen, now = _load(config).seen, _here(config, now)
     if seen is None:
         return
     same = seen.at.boot == now.boot and abs(seen.set_by(now)) <= WAS_SET_S
@@ -251,6 +252,17 @@ def note_clock(config: Config, now: Instant) -> None:
         return
     with _locked(config, CLOCK_LOCK_S):
         _load(config).going_on(now).save(config, durable=False)
+
+
+def _here(config: Config, now: Instant) -> Instant:
+    """With the start that it is of, by our own name for it: in a container the kernel's is not the
+    same for a service with its own /proc."""
+    if now.boot:
+        return now
+    try:
+        return replace(now, boot=boot_instance(config.paths.run))
+    except OSError:  # somebody who only looks, before this start has a name
+        return now
 
 
 def _locked(config: Config, wait_s: float) -> contextlib.AbstractContextManager[None]:

@@ -68,7 +68,7 @@ def primary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Primary:
     config = storage_node(tmp_path, "a", interval=INTERVAL_S, command=("true",))
     made = Primary(config, DirectoryStore(config.paths))
     monkeypatch.setattr(cycle, "ship", made.ship)
-    start, boot = made.now, instant().boot
+    start, boot = made.now, "one"
     for module in (cycle, published):
         monkeypatch.setattr(
             module, "instant", lambda: Instant(made.utc, 1e6 + made.now - start, boot)

@@ -459,3 +459,12 @@ def test_another_transport_gets_its_words_replaced(config: Config) -> None:
 )
 def test_every_failure_has_a_reason(error: Exception, reason: Reason) -> None:
     assert reason_of(error) is reason
+
+
+def test_a_start_is_named_by_our_own_file(config: Config) -> None:
+    """In a container not every process sees the same boot id of the kernel."""
+    one = snapshot(1, "one")
+    note_origin(config, one, Origin(1, instant().utc - 30), lambda: [one])
+    assert origins_of_snapshots(config, instant())["one"].counted
+    (config.paths.run / "instance").unlink()  # /run is new
+    assert not origins_of_snapshots(config, instant())["one"].counted

@@ -11,7 +11,7 @@ import pytest
 from standfast.act.ports import Snapshot
 from standfast.adapters.directory import DirectoryStore
 from standfast.ages import UNKNOWN, Origin
-from standfast.clock import Deadline, Instant, instant, utc_now
+from standfast.clock import Deadline, Instant, utc_now
 from standfast.config.model import Config
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName

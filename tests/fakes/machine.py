@@ -304,6 +304,8 @@ class FakeSender:
     sent: list[Snapshot] = field(default_factory=list)
     broken: bool = False
     standbys: tuple[str, ...] = ("n2", "n3")
+    latest: dict[tuple[str, int], Snapshot] = field(default_factory=dict)
+    """By standby and epoch: it needs none that was taken before."""
 
     def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
         if standby not in self.standbys:
@@ -312,6 +314,10 @@ class FakeSender:
         if self.broken:
             raise StandfastError(f"{standby} can't be reached")
         self.world.effect(f"replicate:{standby}")
+        latest = self.latest.setdefault((standby, epoch), snapshot)
+        if latest.name > snapshot.name:
+            return
+        self.latest[(standby, epoch)] = snapshot
         if snapshot not in self.sent:
             self.sent.append(snapshot)
 

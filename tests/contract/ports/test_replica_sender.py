@@ -104,6 +104,13 @@ def test_what_was_replicated_is_published_over_there_once(scene: Scene) -> None:
     assert scene.published() == [str(first.name), str(second.name)]
 
 
+def test_an_earlier_one_is_left_out_where_a_later_one_is_there(scene: Scene) -> None:
+    first, second = scene.take(), scene.take()
+    for snapshot in (second, first):
+        scene.sender.replicate("b", snapshot, EPOCH, soon(60))
+    assert scene.published() == [str(second.name)]
+
+
 def test_a_standby_that_can_not_be_reached_is_an_error_and_has_nothing(scene: Scene) -> None:
     scene.cut()
     with pytest.raises(StandfastError):

@@ -132,7 +132,11 @@ class Agent:
 
     def step(self) -> None:
         """One look and what follows from it."""
-        seen = self.look(self._pause_s())
+        due = Deadline.after(self._pause_s())
+        seen = self.look(due.remaining_s())
+        if isinstance(seen.view, Blind):
+            # A refused connection is no wait for a change: it would be asked again at once.
+            self.stopping.wait(due.remaining_s())
         if plan_for(seen.decision, self.config) is None:
             self.failures, self.retry_at, self.trouble = 0, 0.0, None
         elif monotonic() >= self.retry_at:

@@ -176,7 +176,7 @@ class Watcher:
         if silent_s > self._config.lease.wait / 2:
             others = {*leader.candidates, holder} - {self._config.node}
             alive = frozenset(
-                name for name in others if self._consul.node_health(name) == "passing"
+                name for name in sorted(others) if self._consul.node_health(name) == "passing"
             )
         return replace(
             cluster,

@@ -1,19 +1,24 @@
 """Virtual time: one queue of events on the real time, and a clock of its own for each node.
 
-Nothing sleeps and nothing runs beside anything else. A program under test that makes a call which
-takes time lets the queue run on in the meantime (`Clockwork.pass_time`), so other nodes act
-between its reading of the clock and what follows.
+The program's own loops run as tasks (greenlets) of processes. Whatever would wait for something
+switches back to the queue, so that calls of different processes overlap in any order; nothing
+sleeps really, and nothing runs beside anything else.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from greenlet import getcurrent, greenlet
+
 UTC_START = 1_795_342_500.0  # 2026-11-22 10:15:00 UTC
+FOREVER = float("inf")
+LEAST_S = 1e-6
+"""Every wait takes some time; less is lost when it is added to the time."""
 
 
 class Violation(BaseException):
@@ -22,7 +27,11 @@ class Violation(BaseException):
 
 
 class Killed(BaseException):
-    """Unwinds a program that was killed in the middle of a call."""
+    """Unwinds a program that was killed, wherever it waits."""
+
+
+class Exited(BaseException):
+    """A program ended itself by os._exit."""
 
 
 @dataclass(slots=True)
@@ -46,25 +55,36 @@ class NodeClock:
 
 
 @dataclass(slots=True, eq=False)
-class Actor:
-    """One process: frozen, killed, or busy inside a call that takes time."""
+class Process:
+    """One process of a node; frozen or dead with all its tasks."""
 
     name: str
     clock: NodeClock
+    owner: object = None
+    """The node."""
+    pid: int = 0
+    booted_at: float = 0.0
+    """When its machine started, by that machine's clock."""
     frozen_until: float = 0.0
     dead: bool = False
-    busy: bool = False
+    stall_in: int = -1
+    """It stands still at the so-many-th look at a clock, or call, from now; -1: at none."""
+    stall_s: float = 0.0
+    tasks: list[Task] = field(default_factory=list)
+    ended: Callable[[Process, BaseException | None], None] = lambda _process, _error: None
+    """Called once when the main task has ended by itself, with what it raised."""
 
 
-Routine = Generator[float, None, None]
+class Task:
+    """One thread of a process."""
 
+    __slots__ = ("done", "greenlet", "process", "ticket")
 
-@dataclass(order=True, slots=True)
-class _Event:
-    at: float
-    number: int
-    actor: Actor | None = field(compare=False)
-    what: Callable[[], None] = field(compare=False)
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.greenlet: greenlet
+        self.ticket = 0
+        self.done = False
 
 
 class Clockwork:
@@ -73,79 +93,270 @@ class Clockwork:
     def __init__(self) -> None:
         self.now = 0.0
         self.after_event: Callable[[], None] = lambda: None
-        self._queue: list[_Event] = []
+        self.on_crash: Callable[[Process, BaseException, str], None] = lambda *_: None
+        self.on_stall: Callable[[Process, float], None] = lambda _process, _seconds: None
+        self.current: Task | None = None
+        self.events = 0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        self._stack: list[Actor] = []
+        self._hub = getcurrent()
 
-    @property
-    def active(self) -> Actor:
-        return self._stack[-1]
+    # The queue
 
-    def at(self, when: float, what: Callable[[], None], actor: Actor | None = None) -> None:
-        heapq.heappush(self._queue, _Event(max(when, self.now), next(self._numbers), actor, what))
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (max(when, self.now), next(self._numbers), what))
 
-    def after(self, delay_s: float, what: Callable[[], None], actor: Actor | None = None) -> None:
-        self.at(self.now + delay_s, what, actor)
+    def after(self, delay_s: float, what: Callable[[], None]) -> None:
+        self.at(self.now + delay_s, what)
 
-    def run_until(self, end: float) -> None:
-        while self._queue and self._queue[0].at <= end:
-            event = heapq.heappop(self._queue)
-            self.now = max(self.now, event.at)
-            self._run(event)
+    def run_until(self, end: float, enough: Callable[[], bool] | None = None) -> None:
+        """To `end`, or until `enough` is seen true after an event."""
+        queue = self._queue
+        while queue and queue[0][0] <= end:
+            at, _, what = heapq.heappop(queue)
+            self.now = max(self.now, at)
+            self.events += 1
+            what()
+            self.after_event()
+            if enough is not None and enough():
+                return
         self.now = max(self.now, end)
 
-    def _run(self, event: _Event) -> None:
-        actor = event.actor
-        if actor is None:
-            event.what()
-            self.after_event()
-            return
-        if actor.dead:
-            return
-        if actor.busy:
-            self.after(0.01, event.what, actor)
-        elif actor.frozen_until > self.now:
-            self.at(actor.frozen_until, event.what, actor)
-        else:
-            with self.acting(actor):
-                event.what()
-            self.after_event()
+    # Processes
 
-    @contextmanager
-    def acting(self, actor: Actor) -> Iterator[None]:
-        """Run code as this process; its being killed on the way ends the code, not the test."""
-        was_busy = actor.busy
-        actor.busy = True
-        self._stack.append(actor)
-        try:
-            yield
-        except Killed:
-            if not actor.dead:
+    def start(self, process: Process, body: Callable[[], object]) -> Process:
+        """Begin a process with its main task."""
+        process.pid = next(self._numbers)
+        self.begin_task(process, body, main=True)
+        return process
+
+    def begin_task(
+        self, process: Process, body: Callable[[], object], *, main: bool = False
+    ) -> None:
+        """A further thread of the process; it begins as an event of its own."""
+        task = Task(process)
+
+        def run() -> None:
+            error: BaseException | None = None
+            try:
+                body()
+            except Killed:
+                task.done = True
+                return
+            except Violation:
                 raise
-        finally:
-            self._stack.pop()
-            actor.busy = was_busy
+            except BaseException as caught:
+                error = caught
+                if not isinstance(caught, Exited):
+                    self.on_crash(process, caught, traceback.format_exc())
+            task.done = True
+            if main or error is not None:
+                self._ended(process, error)
 
-    def pass_time(self, seconds: float) -> None:
-        """The active process is inside a call for so long, longer when it is frozen then."""
-        actor, stack = self.active, self._stack
-        self._stack = []
-        try:
-            self.run_until(self.now + seconds)
-            while actor.frozen_until > self.now and not actor.dead:
-                self.run_until(actor.frozen_until)
-        finally:
-            self._stack = stack
-        self.after_event()
-        if actor.dead:
+        task.greenlet = greenlet(run, self._hub)
+        process.tasks.append(task)
+        self.at(self.now, lambda: self._resume(task, 0))
+
+    def _ended(self, process: Process, error: BaseException | None) -> None:
+        if not process.dead:
+            self.kill(process)
+            process.ended(process, error)
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL; whoever is killed while it runs this has to call `check` afterwards."""
+        if process.dead:
+            return
+        process.dead = True
+        for task in process.tasks:
+            if not task.done and task is not self.current:
+                self.at(self.now, lambda task=task: self._reap(task))  # type: ignore[misc]
+
+    def check(self) -> None:
+        """Killed when the running process is dead."""
+        if self.current is not None and self.current.process.dead:
             raise Killed
 
-    def start(self, actor: Actor, routine: Routine) -> None:
-        """Run a routine; each value that it yields is how long it sleeps, in its own seconds."""
+    def _reap(self, task: Task) -> None:
+        if task.done:
+            return
+        if not task.greenlet:  # it never began
+            task.done = True
+            return
+        self.current = task
+        try:
+            task.greenlet.throw(Killed)
+        finally:
+            self.current = None
+        if not task.done:
+            raise AssertionError(f"{task.process.name} goes on though it was killed")
 
-        def step() -> None:
-            pause_s = next(routine, None)
-            if pause_s is not None:
-                self.after(actor.clock.real_s(max(pause_s, 0.001)), step, actor)
+    def _resume(self, task: Task, ticket: int) -> None:
+        if task.done or task.ticket != ticket or task.process.dead:
+            return
+        until = task.process.frozen_until
+        if until > self.now:
+            self.at(until, lambda: self._resume(task, ticket))
+            return
+        task.ticket += 1
+        self.current = task
+        try:
+            task.greenlet.switch()
+        finally:
+            self.current = None
 
-        self.after(0.0, step, actor)
+    # What a running task calls
+
+    def pause(self, until: float) -> None:
+        """The running task waits until then, longer when it is frozen at that moment."""
+        task = self._running()
+        ticket = task.ticket
+        self.at(until, lambda: self._resume(task, ticket))
+        self.suspend()
+
+    def suspend(self) -> None:
+        """Wait for a `wake` (see Signal)."""
+        task = self._running()
+        self.current = None
+        self._hub.switch()
+        self.current = task
+        if task.process.dead:
+            raise Killed
+
+    def wake(self, task: Task, ticket: int) -> None:
+        self.at(self.now, lambda: self._resume(task, ticket))
+
+    def _running(self) -> Task:
+        task = self.current
+        if task is None:
+            raise AssertionError("only a process of the simulation can wait")
+        if task.process.dead:
+            raise Killed
+        return task
+
+    def sleep(self, local_s: float) -> None:
+        """By the clock of the running process."""
+        self.pause(self.now + max(self._running().process.clock.real_s(local_s), LEAST_S))
+
+    def take(self, seconds: float) -> None:
+        """A call that takes so long in real time; it may stall at its beginning."""
+        self.door()
+        self.pause(self.now + seconds)
+
+    def door(self) -> None:
+        """A look at a clock, or a call: where a process may stand still."""
+        task = self.current
+        if task is None:
+            return
+        process = task.process
+        if process.dead:
+            raise Killed
+        if process.stall_in >= 0:
+            process.stall_in -= 1
+            if process.stall_in < 0:
+                self.stall(process.stall_s)
+
+    def stall(self, seconds: float) -> None:
+        """The running process stands still, with all its threads."""
+        process = self._running().process
+        self.on_stall(process, seconds)
+        process.frozen_until = max(process.frozen_until, self.now + seconds)
+        self.pause(process.frozen_until)
+
+    @property
+    def clock(self) -> NodeClock | None:
+        return None if self.current is None else self.current.process.clock
+
+
+class SimTime:
+    """Stands in for the module `time` in `standfast.clock`."""
+
+    def __init__(self, clockwork: Clockwork) -> None:
+        self._clockwork = clockwork
+
+    def monotonic(self) -> float:
+        clockwork = self._clockwork
+        task = clockwork.current
+        if task is None:
+            return clockwork.now
+        read = task.process.clock.monotonic(clockwork.now)
+        if task.process.stall_in >= 0 or task.process.dead:
+            clockwork.door()
+        return read
+
+    def time(self) -> float:
+        clock = self._clockwork.clock
+        now = self._clockwork.now
+        return UTC_START + now if clock is None else clock.utc(now)
+
+    def sleep(self, seconds: float) -> None:
+        self._clockwork.sleep(seconds)
+
+    CLOCK_BOOTTIME = 7
+
+    def clock_gettime(self, _clock: int) -> float:
+        """Seconds since this machine started."""
+        task = self._clockwork.current
+        booted_at = 0.0 if task is None else task.process.booted_at
+        return self.monotonic() - booted_at
+
+
+class Signal:
+    """Tasks wait for it; `set` wakes all that wait at that moment."""
+
+    __slots__ = ("_clockwork", "_waiting")
+
+    def __init__(self, clockwork: Clockwork) -> None:
+        self._clockwork = clockwork
+        self._waiting: list[tuple[Task, int]] = []
+
+    def wait(self, until: float) -> None:
+        """Until it is set, or that real time is reached."""
+        clockwork = self._clockwork
+        task = clockwork.current
+        assert task is not None
+        entry = (task, task.ticket)
+        self._waiting.append(entry)
+        try:
+            if until < FOREVER:
+                clockwork.pause(until)
+            else:
+                clockwork.suspend()
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+
+    def set(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for task, ticket in waiting:
+            self._clockwork.wake(task, ticket)
+
+
+class SimEvent:
+    """threading.Event in virtual time."""
+
+    def __init__(self, clockwork: Clockwork) -> None:
+        self._clockwork = clockwork
+        self._signal = Signal(clockwork)
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+        self._signal.set()
+
+    def clear(self) -> None:
+        self._set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """`timeout` by the clock of whoever waits."""
+        clockwork = self._clockwork
+        clock = clockwork.clock
+        assert clock is not None
+        until = FOREVER
+        if timeout is not None:
+            until = clockwork.now + max(clock.real_s(timeout), LEAST_S)
+        while not self._set and clockwork.now < until:
+            self._signal.wait(until)
+        return self._set

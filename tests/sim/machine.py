@@ -1,144 +1,185 @@
-"""One storage node's parts in virtual time: the kernel's fence, the NFS server, the volume."""
+"""One storage node's kernel in virtual time: the fence's rules and timer, nfsd, the bind mounts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from standfast.act.ports import FenceState, Snapshot
-from standfast.clock import Deadline
-from standfast.errors import StandfastError, TimedOut
-from standfast.names import SnapshotName
-from standfast.observe import Available
-from tests.sim.clockwork import Clockwork, NodeClock
+from standfast.act.ports import FenceState
+from standfast.adapters.fence import KernelFence, left_for
+from standfast.clock import Deadline, monotonic
+from standfast.errors import CommandFailed, StandfastError, TimedOut
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+
+ARM_S = 0.002
 
 
 @dataclass(slots=True)
-class KernelFence:
-    """The permit ends by the kernel's own time, whoever is frozen or dead."""
+class PacketFilter:
+    """The table of rules; the permit ends by the kernel's own time, whoever is frozen or dead."""
 
-    clockwork: Clockwork
-    clock: NodeClock
-    in_place: bool = False
+    asks: bool = False
+    """The half that drops what comes in is there."""
+    answers: bool = False
+    """The half that drops what goes out is there."""
     open_until: float = 0.0
     """Real time."""
     freeze_in_arm_s: float = 0.0
     """The next arming is frozen so long between its last look at the clock and the kernel."""
+    flushed_at: float = float("-inf")
+    slow_s: float = 0.0
+    """So long the kernel takes to do what it was told."""
+    permits: int = 0
+    """How many were given."""
     keeps_latest: bool = True
 
-    def claim(self) -> None: ...
+    def lets_in(self, now: float) -> bool:
+        return not self.asks or now < self.open_until
 
-    def release(self) -> None: ...
+    def lets_out(self, now: float) -> bool:
+        return not self.answers or now < self.open_until
 
-    def passes(self) -> bool:
-        """Whether the port passes; without the rules nothing stops it."""
-        return not self.in_place or self.clockwork.now < self.open_until
+    def flush(self, half: str = "both", now: float = float("-inf")) -> None:
+        """Somebody else's firewall takes the rules away."""
+        if self.asks or self.answers:
+            self.flushed_at = now
+        self.asks = self.asks and half == "answers"
+        self.answers = self.answers and half == "asks"
 
-    def ensure_closed(self, deadline: Deadline | None = None) -> None:
-        self.in_place, self.open_until = True, 0.0
 
-    def arm(self, until: float, latest: float) -> bool:
-        put_back = not self.in_place
-        if put_back:
-            self.ensure_closed()
-        left_s = until - self._clock()
-        freeze_s, self.freeze_in_arm_s = self.freeze_in_arm_s, 0.0
-        self.clockwork.pass_time(0.002 + freeze_s)
-        if self.keeps_latest and self._clock() > latest:
+class SimFence(KernelFence):
+    """The shipped claims and order of arming, over this kernel."""
+
+    def __init__(self, node: Node, port: int, run_dir: Path, volume: str) -> None:
+        super().__init__(port, run_dir, volume)
+        self._node = node
+
+    def _state(self) -> FenceState:
+        world, rules = self._node.world, self._node.rules
+        world.clockwork.take(ARM_S)
+        left_s = (rules.open_until - world.now) * self._node.clock.rate
+        return FenceState(rules.asks and rules.answers, max(0.0, left_s))
+
+    def _build(self, deadline: Deadline) -> None:
+        world, rules = self._node.world, self._node.rules
+        world.clockwork.take(ARM_S)
+        rules.asks = rules.answers = True
+        rules.open_until = 0.0
+
+    def _permit(self, until: float, latest: float) -> bool:
+        """As `exec_before`: frozen on the way past `latest`, nothing is opened."""
+        world, rules = self._node.world, self._node.rules
+        left_s = left_for(until)
+        freeze_s, rules.freeze_in_arm_s = rules.freeze_in_arm_s, 0.0
+        if freeze_s:
+            world.clockwork.stall(freeze_s)
+        world.clockwork.take(ARM_S)
+        if rules.keeps_latest and monotonic() > latest:
             raise TimedOut("the timer ended the arming: nothing was opened")
-        self.in_place = True
-        self.open_until = self.clockwork.now + self.clock.real_s(left_s)
-        self.clockwork.pass_time(0.001)
-        return put_back
-
-    def _clock(self) -> float:
-        return self.clock.monotonic(self.clockwork.now)
-
-    def state(self) -> FenceState:
-        return FenceState(self.in_place, max(0.0, self.open_until - self.clockwork.now))
+        if not (rules.asks and rules.answers):
+            return False
+        if rules.slow_s:
+            world.clockwork.take(rules.slow_s)
+        rules.open_until = world.now + self._node.clock.real_s(left_s)
+        rules.permits += 1
+        return True
 
 
 @dataclass(slots=True)
-class KernelNfs:
-    """nfsd's threads: they outlive every process of ours."""
+class Nfsd:
+    """The server of the whole node: its threads outlive every process of ours."""
 
-    clockwork: Clockwork
     running: bool = False
     stuck: bool = False
     """Threads hang: no stop succeeds."""
+    broken: bool = False
+    """No start succeeds, and it answers nobody."""
     stop_s: float = 0.1
+    start_s: float = 0.1
+    files: dict[str, str] = field(default_factory=dict)
+    """Export files: volume -> fsid; they survive a reboot."""
+    table: dict[str, str] = field(default_factory=dict)
+    """What the running server exports."""
 
-    def export(self, fsid: str) -> None: ...
+
+class SimNfs:
+    """One volume's view of the server."""
+
+    def __init__(self, node: Node, volume: str) -> None:
+        self._node = node
+        self._volume = volume
+
+    @property
+    def _server(self) -> Nfsd:
+        return self._node.nfsd
+
+    def export(self, fsid: str) -> None:
+        self._node.world.clockwork.take(0.01)
+        self._server.files[self._volume] = fsid
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._server.running:
+            self._node.world.clockwork.take(0.01)
+            self._server.table = dict(self._server.files)
 
     def is_exported(self, fsid: str) -> bool:
-        return True
+        table, files = self._server.table, self._server.files
+        return table.get(self._volume) == files.get(self._volume) == fsid
 
-    def unexport(self) -> None: ...
+    def unexport(self) -> None:
+        self._node.world.clockwork.take(0.01)
+        self._server.files.pop(self._volume, None)
+        self._refresh()
 
     def start(self, deadline: Deadline) -> None:
-        self.clockwork.pass_time(0.1)
-        self.running = True
+        self._node.systemd.start_nfs(deadline)
+        if not self.is_running():
+            raise StandfastError("the unit is started, but nfsd has no threads")
 
     def stop(self, deadline: Deadline) -> None:
-        self.clockwork.pass_time(min(self.stop_s, 30.0))
-        if self.stuck:
+        clockwork = self._node.world.clockwork
+        self._node.systemd.cancel_nfs()
+        until = clockwork.now + self._node.clock.real_s(deadline.remaining_s())
+        clockwork.take(min(self._server.stop_s, max(until - clockwork.now, 0.0)))
+        if self._server.stuck or clockwork.now >= until:
             raise StandfastError("threads of the NFS server are left")
-        self.running = False
+        self._server.running = False
+        self._server.table = {}
 
     def is_running(self) -> bool:
-        return self.running
+        return self._server.running
 
     def check(self, deadline: Deadline) -> str | None:
-        return None if self.running else "no threads"
+        self._node.world.clockwork.take(0.005)
+        if not self._server.running:
+            return "no threads"
+        if self._server.broken:
+            return "no answer"
+        return None if self._volume in self._server.table else "not exported"
 
 
-@dataclass(slots=True, eq=False)
-class Tree:
-    """A subvolume: the writes in it, in their order."""
+class SimBind:
+    """The bind mount; gone at a reboot, as it is in a set of the node's."""
 
-    writes: list[int]
-    writable: bool = True
+    def __init__(self, node: Node, volume: str) -> None:
+        self._node = node
+        self._volume = volume
 
+    def mount(self, deadline: Deadline) -> None:
+        self._node.world.clockwork.take(0.01)
+        if self._node.disk_of(self._volume) is None:
+            raise CommandFailed("mount: the live subvolume does not exist", returncode=32)
+        self._node.binds.add(self._volume)
 
-@dataclass(slots=True)
-class Disk:
-    """A node's subvolumes; nothing is ever taken away from here."""
+    def unmount(self, deadline: Deadline) -> None:
+        self._node.world.clockwork.take(0.01)
+        if self._node.busy:
+            raise CommandFailed("umount: target is busy", returncode=32)
+        self._node.binds.discard(self._volume)
 
-    live: Tree | None = None
-    snapshots: list[Available] = field(default_factory=list)
-    contents: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Content id -> the writes in it."""
-    asides: dict[str, Tree] = field(default_factory=dict)
-
-    def snapshot(self, base: str, utc: float, epoch: int) -> Available:
-        """A snapshot of the live tree."""
-        assert self.live is not None
-        taken = {one.snapshot.name for one in self.snapshots}
-        name = SnapshotName.at(base, utc)
-        while name in taken:
-            name = SnapshotName.at(base, name.stamp + 1)
-        content_id = f"{name}#{epoch}#{len(self.live.writes)}"
-        snapshot = Snapshot(name, Path("/persist") / str(name), content_id, received=False)
-        self.contents[content_id] = tuple(self.live.writes)
-        found = Available(snapshot, epoch)
-        self.snapshots.append(found)
-        return found
-
-    def receive(self, available: Available, content: tuple[int, ...]) -> None:
-        self.contents[available.snapshot.content_id] = content
-        if all(one.snapshot.name != available.snapshot.name for one in self.snapshots):
-            self.snapshots.append(available)
-
-    def keep_aside(self, name: str) -> None:
-        assert self.live is not None
-        while name in self.asides:
-            name += "+"
-        self.asides[name] = self.live
-        self.live = None
-
-    def everything(self) -> set[int]:
-        """Every write that is somewhere on this disk."""
-        trees = [tree.writes for tree in self.asides.values()]
-        if self.live is not None:
-            trees.append(self.live.writes)
-        return set().union(*trees, *self.contents.values())
+    def is_mounted(self) -> bool:
+        return self._volume in self._node.binds

@@ -1,48 +1,86 @@
-"""A model of Consul: keys with indexes, atomic transactions, and every way for a reply to get lost.
+"""A model of Consul: keys with indexes, atomic transactions, a catalog, and every way for a reply
+to get lost.
 
-`Store` is what the Raft log decides, one thing after another. `Client` is one process's way to it:
-slow, cut off, answered by a server without quorum, its replies lost or its requests late.
+`Store` is what the Raft log decides, one thing after another. `Link` is a node's way to it: slow,
+cut off, answered by a server without quorum or with an older state. `Client` is one process's
+gateway over the link of its node.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from standfast.adapters.consul import Committed, Conflict, Entry
+from standfast.adapters.consul import Committed, Conflict, Entry, Instance
 from standfast.adapters.consul_wire import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
 from standfast.clock import Deadline
 from standfast.errors import ConsulNoQuorum, ConsulTimedOut, ConsulUnreachable
 from standfast.records import Leader, LeaderState
-from tests.sim.clockwork import Clockwork
+from tests.sim.clockwork import Clockwork, Signal
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
 
 Saved = tuple[dict[str, Entry], int]
+MEMORY_S = 60.0
+"""How far back a server may answer from."""
 
 
 class Store:
-    """The keys. `watchers` see every committed transaction."""
+    """The keys. `on_commit` sees every committed transaction."""
 
-    def __init__(self) -> None:
+    def __init__(self, clockwork: Clockwork) -> None:
+        self._clockwork = clockwork
         self.entries: dict[str, Entry] = {}
         self.index = 10
-        self.quorum = True
+        self._quorum = True
+        self.changed = Signal(clockwork)
         self.on_commit: Callable[[Sequence[Op]], None] = lambda ops: None
+        self._times: list[float] = [float("-inf")]
+        self._past: list[dict[str, Entry]] = [{}]
+
+    @property
+    def quorum(self) -> bool:
+        return self._quorum
+
+    @quorum.setter
+    def quorum(self, has: bool) -> None:
+        self._quorum = has
+        self.changed.set()
 
     def get(self, key: str) -> Entry | None:
         return self.entries.get(key)
+
+    def at(self, when: float) -> Mapping[str, Entry]:
+        """The keys as they were at that time."""
+        return self._past[bisect_right(self._times, when) - 1]
 
     def txn(self, ops: Sequence[Op]) -> Committed | Conflict:
         for number, op in enumerate(ops):
             if not self._holds(op):
                 return Conflict((f"operation {number}: the condition on {op.key} does not hold",))
         self.index += 1
+        after = dict(self.entries)
         for op in ops:
             if isinstance(op, (Cas, Set)):
-                self.entries[op.key] = Entry(op.key, op.value, self.index)
+                after[op.key] = Entry(op.key, op.value, self.index)
             elif isinstance(op, Delete):
-                self.entries.pop(op.key, None)
+                after.pop(op.key, None)
+        self._become(after)
         self.on_commit(ops)
         return Committed({op.key: self.index for op in ops if isinstance(op, (Cas, Set))})
+
+    def _become(self, entries: dict[str, Entry]) -> None:
+        self.entries = entries
+        now = self._clockwork.now
+        self._times.append(now)
+        self._past.append(entries)
+        if self._times[len(self._times) // 2] < now - MEMORY_S:
+            old = bisect_right(self._times, now - MEMORY_S) - 1
+            del self._times[:old], self._past[:old]
+        self.changed.set()
 
     def _holds(self, op: Op) -> bool:
         entry = self.entries.get(op.key)
@@ -58,8 +96,7 @@ class Store:
 
     def delete(self, *keys: str) -> None:
         self.index += 1
-        for key in keys:
-            self.entries.pop(key, None)
+        self._become({key: entry for key, entry in self.entries.items() if key not in keys})
 
     def put(self, key: str, value: bytes) -> None:
         self.txn([Set(key, value)])
@@ -69,7 +106,8 @@ class Store:
 
     def restore(self, saved: Saved) -> None:
         """Indexes go back with the keys, as they do in Consul."""
-        self.entries, self.index = dict(saved[0]), saved[1]
+        self.index = saved[1]
+        self._become(dict(saved[0]))
 
 
 def kind_of(ops: Sequence[Op]) -> str:
@@ -90,7 +128,7 @@ class Fault:
 
     `lost`: it never arrives. `reply-lost`: it commits, and nobody hears of it. `late`: the caller
     times out, it arrives `delay_s` after having been sent. `freeze-before` and `freeze-after`: the
-    caller is frozen between reading its clock and sending, or between the commit and the reply.
+    caller is frozen between reading its clock and sending, or when the reply has come.
     """
 
     kind: str
@@ -100,98 +138,52 @@ class Fault:
 
 
 @dataclass(slots=True)
-class Client:
-    """One process's gateway. All that takes time lets the clockwork run on."""
+class Service:
+    """One entry of a node's own agent; its check expires by itself."""
+
+    name: str
+    address: str
+    port: int
+    meta: Mapping[str, str]
+    ttl_s: float
+    passing: bool = False
+    fed_at: float = 0.0
+
+    def state(self, now: float) -> str:
+        return "passing" if self.passing and now - self.fed_at < self.ttl_s else "critical"
+
+
+@dataclass(slots=True)
+class Link:
+    """One node's way to Consul, and its own agent."""
 
     clockwork: Clockwork
     store: Store
-    timeout_s: float
-    latency_s: float = 0.004
+    latency_s: Callable[[], float] = lambda: 0.004
     cut: bool = False
     replies_cut: bool = False
     """Requests arrive, answers don't."""
     agent_down: bool = False
     """The node's Consul agent is away, and no other address is configured."""
-    health: Callable[[str], str] = lambda node: "passing"
+    stale_s: float = 0.0
+    """Reads that are not consistent are answered from so long ago."""
     faults: list[Fault] = field(default_factory=list)
+    services: dict[str, Service] = field(default_factory=dict)
+    """Of the node's own agent: they survive its restart."""
+    catalog: dict[str, tuple[Service, str]] = field(default_factory=dict)
+    """What the servers last heard of them, with the state of the check."""
 
-    def _way(self, what: str, *, write: bool) -> None:
-        """The way to the servers; raises what a client of an unreachable Consul gets."""
-        if self.agent_down:
-            self.clockwork.pass_time(0.001)
-            raise ConsulUnreachable(f"{what}: connection refused")
-        if self.cut:
-            self.clockwork.pass_time(self.timeout_s)
-            raise ConsulTimedOut(f"{what}: no answer", maybe_applied=write)
-        self.clockwork.pass_time(self.latency_s)
-        if not self.store.quorum:
-            self.clockwork.pass_time(self.timeout_s / 4)
-            raise ConsulNoQuorum(f"{what}: no cluster leader", maybe_applied=write)
+    @property
+    def joined(self) -> bool:
+        return not (self.cut or self.replies_cut or self.agent_down)
 
-    def _way_back(self, what: str, *, write: bool) -> None:
-        if self.replies_cut or self.cut:
-            self.clockwork.pass_time(self.timeout_s)
-            raise ConsulTimedOut(f"{what}: no answer", maybe_applied=write)
-        self.clockwork.pass_time(self.latency_s)
+    def tell_servers(self) -> None:
+        """The agent's own synchronisation; nothing while it is cut off."""
+        if self.joined:
+            now = self.clockwork.now
+            self.catalog = {key: (one, one.state(now)) for key, one in self.services.items()}
 
-    def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
-    ) -> Mapping[str, Entry | None]:
-        fault = self._fault("read")
-        self._way("a read", write=False)
-        found = {key: self.store.get(key) for key in keys}
-        if fault is not None:
-            self.clockwork.pass_time(fault.delay_s)
-        self._way_back("a read", write=False)
-        return found
-
-    def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> tuple[Entry, ...]:
-        self._way("a read", write=False)
-        found = [
-            entry for key, entry in sorted(self.store.entries.items()) if key.startswith(prefix)
-        ]
-        self._way_back("a read", write=False)
-        return tuple(found)
-
-    def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
-        self._way("a blocking query", write=False)
-        entry = self.store.get(key)
-        now_index = self.store.index if entry is None else entry.modify_index
-        self._way_back("a blocking query", write=False)
-        return now_index, entry
-
-    def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
-        self._way("a read", write=False)
-        return self.health(node)
-
-    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        fault = self._fault(kind_of(ops))
-        what = fault.what if fault is not None else ""
-        delay_s = fault.delay_s if fault is not None else 0.0
-        if what == "freeze-before":
-            self.clockwork.pass_time(delay_s)
-        if what in ("lost", "late"):
-            if what == "late":
-                self.clockwork.after(delay_s, lambda: self._arrive(ops))
-            self.clockwork.pass_time(self.timeout_s)
-            raise ConsulTimedOut("a transaction: no answer", maybe_applied=True)
-        self._way("a transaction", write=True)
-        result = self.store.txn(ops)
-        if what == "freeze-after":
-            self.clockwork.pass_time(delay_s)
-        if what == "reply-lost":
-            self.clockwork.pass_time(self.timeout_s)
-            raise ConsulTimedOut("a transaction: no answer", maybe_applied=True)
-        self._way_back("a transaction", write=True)
-        return result
-
-    def _arrive(self, ops: Sequence[Op]) -> None:
-        if self.store.quorum:
-            self.store.txn(ops)
-
-    def _fault(self, kind: str) -> Fault | None:
+    def fault(self, kind: str) -> Fault | None:
         for fault in self.faults:
             if fault.kind == kind:
                 fault.count -= 1
@@ -199,3 +191,222 @@ class Client:
                     self.faults.remove(fault)
                 return fault
         return None
+
+
+@dataclass(slots=True)
+class Client:
+    """One process's gateway; meets what the program needs of `ConsulGateway`."""
+
+    node: Node
+    timeout_s: float
+
+    @property
+    def _link(self) -> Link:
+        return self.node.link
+
+    @property
+    def _clockwork(self) -> Clockwork:
+        return self.node.link.clockwork
+
+    @property
+    def _store(self) -> Store:
+        return self.node.link.store
+
+    def _left_s(self, deadline: Deadline | None) -> float:
+        """Real seconds until the caller gives up."""
+        left_s = self.timeout_s if deadline is None else deadline.remaining_s()
+        return self.node.clock.real_s(left_s)
+
+    def _pass(self, seconds: float, until: float) -> None:
+        """Time on the way; TimeoutError when the caller's patience ends before."""
+        clockwork = self._clockwork
+        clockwork.pause(min(clockwork.now + seconds, until))
+        if clockwork.now >= until:
+            raise TimeoutError
+
+    def _there(self, what: str, deadline: Deadline | None, *, write: bool = False) -> float:
+        """The way to the servers; until when (real time) the caller waits for the answer."""
+        clockwork, link = self._clockwork, self._link
+        until = clockwork.now + self._left_s(deadline)
+        clockwork.door()
+        if link.agent_down:
+            clockwork.pause(clockwork.now + 0.001)
+            raise ConsulUnreachable(f"{what}: connection refused")
+        try:
+            if link.cut:
+                self._pass(float("inf"), until)
+            self._pass(link.latency_s(), until)
+        except TimeoutError:
+            raise ConsulTimedOut(f"{what}: no answer", maybe_applied=write) from None
+        if not self._store.quorum:
+            clockwork.pause(min(until, clockwork.now + self.timeout_s / 4))
+            raise ConsulNoQuorum(f"{what}: no cluster leader", maybe_applied=write)
+        return until
+
+    def _back(self, what: str, until: float, *, write: bool = False) -> None:
+        link = self._link
+        try:
+            if link.replies_cut or link.cut:
+                self._pass(float("inf"), until)
+            self._pass(link.latency_s(), until)
+        except TimeoutError:
+            raise ConsulTimedOut(f"{what}: no answer", maybe_applied=write) from None
+
+    # KV
+
+    def _seen(self, consistent: bool) -> Mapping[str, Entry]:
+        link = self._link
+        if consistent or not link.stale_s:
+            return link.store.entries
+        return link.store.at(self._clockwork.now - link.stale_s)
+
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None:
+        until = self._there("a read", deadline)
+        found = self._seen(consistent).get(key)
+        self._back("a read", until)
+        return found
+
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]:
+        until = self._there("a read", deadline)
+        seen = self._seen(consistent)
+        found = tuple(seen[key] for key in sorted(seen) if key.startswith(prefix))
+        self._back("a read", until)
+        return found
+
+    def read(
+        self, keys: Sequence[str], *, deadline: Deadline | None = None
+    ) -> Mapping[str, Entry | None]:
+        fault = self._link.fault("read")
+        until = self._there("a read", deadline)
+        found = {key: self._store.get(key) for key in keys}
+        self._back("a read", until)
+        if fault is not None:
+            self._clockwork.stall(fault.delay_s)
+        return found
+
+    def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
+        what = f"waiting for {key}"
+        clockwork, store = self._clockwork, self._store
+        whole = Deadline.after(wait_s * 17 / 16 + self.timeout_s)
+        until = self._there(what, whole)
+        answer_at = clockwork.now + self.node.clock.real_s(max(wait_s, 0.01))
+        while True:
+            entry = self._seen(False).get(key)
+            now_index = store.index if entry is None else entry.modify_index
+            if index == 0 or (now_index != index if entry is not None else now_index < index):
+                break
+            if clockwork.now >= answer_at or not store.quorum:
+                break
+            patience = answer_at if not self._link.stale_s else min(answer_at, clockwork.now + 0.2)
+            store.changed.wait(patience)
+        if not store.quorum:
+            clockwork.pause(clockwork.now + 0.05)
+            raise ConsulNoQuorum(f"{what}: no cluster leader")
+        self._back(what, until)
+        return max(1, now_index), entry
+
+    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
+        fault = self._link.fault(kind_of(ops))
+        what = fault.what if fault is not None else ""
+        delay_s = fault.delay_s if fault is not None else 0.0
+        clockwork = self._clockwork
+        if what == "freeze-before":
+            clockwork.stall(delay_s)
+        if what in ("lost", "late"):
+            if what == "late":
+                clockwork.after(delay_s, lambda: self._arrive(ops))
+            clockwork.take(self._left_s(deadline))
+            raise ConsulTimedOut("a transaction: no answer", maybe_applied=True)
+        until = self._there("a transaction", deadline, write=True)
+        result = self._store.txn(ops)
+        if what == "reply-lost":
+            clockwork.pause(max(until, clockwork.now))
+            raise ConsulTimedOut("a transaction: no answer", maybe_applied=True)
+        self._back("a transaction", until, write=True)
+        if what == "freeze-after":
+            clockwork.stall(delay_s)
+        return result
+
+    def _arrive(self, ops: Sequence[Op]) -> None:
+        if self._store.quorum:
+            self._store.txn(ops)
+
+    # Nodes and services
+
+    def self_check(self, *, deadline: Deadline | None = None) -> None:
+        self.instances("consul", deadline=deadline)
+
+    def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
+        until = self._there("a read", deadline)
+        found = self.node.world.health(node)
+        self._back("a read", until)
+        return found
+
+    def instances(
+        self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
+    ) -> tuple[Instance, ...]:
+        until = self._there("a read", deadline)
+        found = []
+        for name, node in self.node.world.nodes.items():
+            if node.powered:
+                node.link.tell_servers()
+            for key, (one, state) in node.link.catalog.items():
+                if one.name == service:
+                    health = self.node.world.health(name)
+                    found.append(
+                        Instance(key, name, one.address, one.port, one.meta, health, state)
+                    )
+        self._back("a read", until)
+        return tuple(found)
+
+    # The node's own agent
+
+    def _local(self, what: str) -> None:
+        clockwork = self._clockwork
+        clockwork.take(0.002)
+        if self._link.agent_down:
+            raise ConsulUnreachable(f"{what}: connection refused")
+
+    def register(
+        self,
+        service_id: str,
+        name: str,
+        address: str,
+        port: int,
+        meta: Mapping[str, str],
+        check_ttl_s: float,
+        check_name: str,
+        *,
+        deadline: Deadline | None = None,
+    ) -> None:
+        self._local("registering")
+        self._link.services[service_id] = Service(name, address, port, dict(meta), check_ttl_s)
+        self._link.tell_servers()
+
+    def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:
+        self._local("deregistering")
+        self._link.services.pop(service_id, None)
+        self._link.tell_servers()
+
+    def local_services(
+        self, *, deadline: Deadline | None = None
+    ) -> Mapping[str, Mapping[str, str]]:
+        self._local("reading the agent's services")
+        return {key: one.meta for key, one in self._link.services.items()}
+
+    def pass_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
+        self._feed(check_id, True)
+
+    def fail_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
+        self._feed(check_id, False)
+
+    def _feed(self, check_id: str, passing: bool) -> None:
+        self._local("a check")
+        one = self._link.services.get(check_id.removeprefix("service:"))
+        if one is not None:
+            one.passing, one.fed_at = passing, self._clockwork.now
+            self._link.tell_servers()

@@ -1,156 +1,578 @@
-"""A storage node: the real keeper, watcher, decision and plans on a modelled machine.
+"""A storage node: the shipped agent, lease process, guard, sender and receiver on simulated parts.
 
-The keeper's loop and the agent's loop are written again as routines that sleep by yielding; what
-they call is the program's own code.
+A Node is the machine: power, clock, disk, kernel, service manager, network. A Seat is one volume
+on it: its configuration, its services, and how their programs are put together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from standfast import plan as plans
-from standfast.act.machine import Consul
-from standfast.clock import monotonic, utc_now
+from standfast.act.machine import Consul, Machine
+from standfast.agent import Agent, serve
+from standfast.agent_commands import Command
+from standfast.ages import Origin
+from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
-from standfast.decide import decide
-from standfast.decision import NO_WISH, Decision, Moment, Wish
-from standfast.errors import StandfastError, TimedOut
+from standfast.decision import Decision
+from standfast.errors import TimedOut, Unreachable
 from standfast.lease import keeper as keeping
-from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus
+from standfast.lease.files import LeaseStatus, holder_of
 from standfast.lease.holding import LeaseKeys
-from standfast.observe import Available, Cluster, Local
-from standfast.plan import Do, Plan, names_of, plan_for
-from standfast.reasons import Reason
-from standfast.records import Holder
-from standfast.reign import OwnReign
+from standfast.lease.inbox import Answer, Inbox
+from standfast.local_view import LocalView
+from standfast.locks import exclusive
+from standfast.plan import Do
+from standfast.reign import keep_name
+from standfast.replication.cycle import Sender
+from standfast.replication.published import next_name, note_origin
 from standfast.watcher import Watcher
-from tests.sim.clockwork import Actor, NodeClock, Routine
-from tests.sim.machine import Disk, KernelFence, KernelNfs
-from tests.sim.model_consul import Client
-from tests.sim.steps import Steps, Task
+from tests.sim.clockwork import NodeClock, Process, Signal, SimEvent
+from tests.sim.disk import Disk, SimStore, Tree
+from tests.sim.machine import Nfsd, PacketFilter, SimBind, SimFence, SimNfs
+from tests.sim.model_consul import Client, Link
+from tests.sim.streams import SimConversation, serve_receiver
+from tests.sim.systemd import (
+    AGENT_RESTART_S,
+    EXEC_S,
+    LEASE_RESTART_S,
+    Service,
+    SimSchedule,
+    SimUnits,
+    Systemd,
+)
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-AGENT_TICK_S = 0.25
-RESTART_S = 1.0
+BOOT_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class Node:
-    world: World
+class SimInbox:
+    """The lease process's socket, and the signal that ends it."""
+
+    node: Node
+    requests: deque[tuple[Mapping[str, Any], list[dict[str, Any] | None], Signal]] = field(
+        default_factory=deque
+    )
+    listening: bool = False
+    stopped: bool = False
+    more: Signal = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.more = Signal(self.node.world.clockwork)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Inbox]:
+        self.requests.clear()
+        self.listening, self.stopped = True, False
+        try:
+            yield self
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.listening = False
+        for _, reply, answered in self.requests:
+            reply.append(None)
+            answered.set()
+        self.requests.clear()
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.more.set()
+
+    def wait(self, patience_s: float, answer: Answer) -> bool:
+        clockwork = self.node.world.clockwork
+        clockwork.door()
+        if not self.requests and not self.stopped:
+            self.more.wait(clockwork.now + self.node.clock.real_s(max(patience_s, 0.0005)))
+        if self.stopped:
+            return False
+        if self.requests:
+            request, reply, answered = self.requests.popleft()
+            reply.append(answer(request))
+            answered.set()
+        return True
+
+    def ask(self, request: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
+        """What `local_socket.ask` does, from another process."""
+        clockwork = self.node.world.clockwork
+        clockwork.take(0.001)
+        if not self.listening:
+            raise Unreachable("nobody answers at lease.sock")
+        reply: list[dict[str, Any] | None] = []
+        answered = Signal(clockwork)
+        self.requests.append((dict(request), reply, answered))
+        self.more.set()
+        until = clockwork.now + self.node.clock.real_s(deadline.remaining_s())
+        while not reply:
+            if clockwork.now >= until:
+                raise TimedOut("no whole line arrived in time")
+            answered.wait(until)
+        if reply[0] is None:
+            raise Unreachable("the process at lease.sock ended without an answer")
+        return reply[0]
+
+
+class Connection:
+    """The operator's end of a command to the agent."""
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+        self.closed = False
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def sendall(self, data: bytes) -> None:
+        self.said.append(data)
+
+    @property
+    def last(self) -> str:
+        return self.said[-1].decode().strip() if self.said else ""
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One volume on one node."""
+
+    node: Node
     config: Config
-    clock: NodeClock
-    client: Client
-    fence: KernelFence
-    nfs: KernelNfs
-    disk: Disk = field(default_factory=Disk)
-    powered: bool = False
-    paused_until: float = 0.0
-    down_since: float = 0.0
-    boots: int = 0
-    actors: list[Actor] = field(default_factory=list)
-    keeper: keeping.Keeper | None = None
-    keeper_actor: Actor | None = None
-    agent_actor: Actor | None = None
-    agent_busy: bool = False
-    registered: int | None = None
-    decision: Decision | None = None
-    wish: Wish = NO_WISH
-    hand_to: str | None = None
-    """An operator asked for a switchover to this node."""
+    agent_service: Service = field(init=False)
+    lease: Service = field(init=False)
+    inbox: SimInbox = field(init=False)
+    agent: Agent | None = None
+    timers: float | None = None
+    """Since when they run; None: they don't."""
+    cycles: dict[str, Process] = field(default_factory=dict)
+    copies: bool = True
+    """False: no timer starts a cycle."""
     cut_before: Do | None = None
     """The power fails when this step is about to begin."""
     cut_after: Do | None = None
     failures: list[str] = field(default_factory=list)
-    copies: bool = True
+    claimed_at: float = 0.0
+    """When its last promotion began."""
+
+    def __post_init__(self) -> None:
+        node = self.node
+        name = self.config.volume
+        self.inbox = SimInbox(node)
+        self.agent_service = Service(
+            node, f"agent@{name}", self._run_agent, AGENT_RESTART_S, always=True
+        )
+        self.lease = Service(
+            node,
+            f"lease@{name}",
+            self._run_lease,
+            LEASE_RESTART_S,
+            on_failure=lambda: node.systemd.lost(self),
+        )
 
     @property
-    def name(self) -> str:
-        return self.config.node
+    def volume(self) -> str:
+        return self.config.volume
+
+    # Parts
+
+    def client(self, timeout_s: float) -> Client:
+        return Client(self.node, timeout_s)
+
+    def store(self) -> SimStore:
+        return SimStore(self.config.paths, self.node, self.volume)
+
+    def fence(self) -> SimFence:
+        directory = self.config.paths.run / "fence"
+        return SimFence(self.node, self.config.nfs.port, directory, self.volume)
+
+    def nfs(self) -> SimNfs:
+        return SimNfs(self.node, self.volume)
+
+    def sender(self) -> Sender:
+        return Sender(self.config, self.store(), self.client(5.0))
+
+    # Programs
+
+    def _run_agent(self) -> None:
+        """agent.main"""
+        config = self.config
+        clockwork = self.node.world.clockwork
+        lock = config.run_dir / "agent.lock"
+        with exclusive(lock, "another agent of this volume", Deadline.after(2)):
+            keep_name(config)
+            consul = cast(Consul, self.client(config.lease.request_timeout))
+            machine = Machine(
+                config=config,
+                me=holder_of(config),
+                consul=consul,
+                store=self.store(),
+                nfs=self.nfs(),
+                fence=self.fence(),
+                bind=SimBind(self.node, self.volume),
+                units=SimUnits(self),
+                sender=self.sender(),
+                schedule=SimSchedule(self),
+            )
+            agent = Agent(
+                machine,
+                Watcher(config, consul),
+                LocalView(machine),
+                stopping=cast(Any, SimEvent(clockwork)),
+                woken=cast(Any, SimEvent(clockwork)),
+            )
+            self.agent = agent
+            process = self.agent_service.process
+            assert process is not None
+            serve(agent, lambda _name, body: clockwork.begin_task(process, body))
+
+    def _run_lease(self) -> None:
+        """keeper.main"""
+        config = self.config
+        lock = config.run_dir / "lease.lock"
+        with exclusive(lock, "another lease process of this volume", Deadline.after(2.0)):
+            keep_name(config)
+            client = self.client(config.lease.request_timeout)
+            keys = LeaseKeys(config, client, holder_of(config))
+            keeping.run(config, keys, self.fence(), self.nfs(), self.inbox.open())
+
+    # The replication's timers
+
+    def start_timers(self) -> None:
+        if self.timers is None:
+            self.timers = self.node.world.now
+            for standby in self.config.standbys:
+                self._tick_in(1.0, standby, self.timers)
+
+    def _tick_in(self, seconds: float, standby: str, began: float) -> None:
+        def tick() -> None:
+            if self.timers != began or not self.node.powered:
+                return
+            self._tick_in(self.config.replication.interval, standby, began)
+            running = self.cycles.get(standby)
+            if self.copies and (running is None or running.dead):
+                name = f"replicate@{self.volume}:{standby}"
+                self.cycles[standby] = self.node.spawn(name, lambda: self.cycle(standby))
+
+        self.node.after(seconds, tick)
+
+    def cycle(self, standby: str) -> None:
+        """One `standfast replicate`."""
+        try:
+            self.sender().cycle(standby)
+        except Exception as error:
+            self.note(f"cycle to {standby}: {error}")
+
+    def snapshot(self, epoch: int) -> None:
+        """One of this reign, known as such, as a cycle takes it."""
+        store, taken_at = self.store(), utc_now()
+        snapshot = store.take_snapshot(next_name(self.config, taken_at))
+        note_origin(self.config, snapshot, Origin(epoch, taken_at), store.snapshots)
+
+    def note(self, failure: str) -> None:
+        self.failures.append(failure)
+        self.node.world.log(f"{self.node.name}: {failure:.200}", detail=True)
+
+    # What is known of it
 
     @property
-    def holder(self) -> Holder:
-        return Holder(self.name, f"{self.name}{self.boots}")
+    def decision(self) -> Decision | None:
+        seen = None if self.agent is None else self.agent.seen
+        return None if seen is None else seen.decision
+
+    @property
+    def live(self) -> Tree | None:
+        return self.node.disk.here.trees.get(self.config.paths.live)
+
+    @property
+    def serves(self) -> bool:
+        """Whether a client that asks for this volume now gets an answer."""
+        node = self.node
+        return node.answers and self.volume in node.nfsd.table and self.live is not None
+
+    @property
+    def registered(self) -> str | None:
+        """The epoch that the node's own Consul agent tells; None: it has no entry."""
+        service = self.node.link.services.get(f"standfast-{self.volume}")
+        return None if service is None else service.meta.get("epoch")
+
+    def status(self) -> LeaseStatus | None:
+        return LeaseStatus.load(self.config.run_dir)
+
+    # What is done to it
+
+    def ask(self, command: str, **arguments: object) -> Connection:
+        """An operator's command to the agent; it is carried out later, if the agent lives."""
+        connection = Connection()
+        if self.agent is not None and self.agent_service.runs:
+            request = {"command": command, "args": arguments}
+            self.agent.commands.put(Command(cast(Any, connection), request))
+        return connection
+
+    def configure(self, config: Config) -> None:
+        """A changed file, and the restarts that the guide names."""
+        self.config = config
+        for service in (self.agent_service, self.lease):
+            if service.runs and service.process is not None:
+                self.node.world.clockwork.kill(service.process)
+                service.launch()
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One machine."""
+
+    world: World
+    name: str
+    address: str
+    directory: Path
+    clock: NodeClock
+    disk: Disk
+    link: Link
+    rules: PacketFilter = field(default_factory=PacketFilter)
+    nfsd: Nfsd = field(default_factory=Nfsd)
+    systemd: Systemd = field(init=False)
+    seats: dict[str, Seat] = field(default_factory=dict)
+    binds: set[str] = field(default_factory=set)
+    processes: list[Process] = field(default_factory=list)
+    powered: bool = False
+    paused_until: float = 0.0
+    down_since: float = 0.0
+    boots: int = 0
+    booted_at: float = 0.0
+    """By its own clock."""
+    busy: bool = False
+    """Somebody holds the bind mounts."""
+    exec_s: float = EXEC_S
+    watchdogs: bool = True
+    """False: the service manager itself stands still."""
+    var_error: int = 0
+    """errno of every write to the state directory; 0: they succeed."""
+    late_mount_s: float = 0.0
+    """At the next boot the disk is mounted so long after the agent's start."""
+
+    def __post_init__(self) -> None:
+        self.systemd = Systemd(self)
+
+    # One volume's, for a world that has one
+
+    @property
+    def seat(self) -> Seat:
+        return next(iter(self.seats.values()))
+
+    @property
+    def config(self) -> Config:
+        return self.seat.config
+
+    @property
+    def live(self) -> Tree | None:
+        return self.seat.live
+
+    @property
+    def decision(self) -> Decision | None:
+        return self.seat.decision
+
+    @property
+    def serves(self) -> bool:
+        return self.seat.serves
+
+    @property
+    def answers(self) -> bool:
+        """Whether the server answers clients at all."""
+        rules, now = self.rules, self.world.now
+        return (
+            self.nfsd.running
+            and self.runs
+            and not self.nfsd.broken
+            and rules.lets_in(now)
+            and rules.lets_out(now)
+        )
 
     @property
     def runs(self) -> bool:
         return self.powered and self.world.now >= self.paused_until
 
-    @property
-    def serves(self) -> bool:
-        """Whether a client that asks this node now gets an answer."""
-        return self.runs and self.nfs.running and self.fence.passes()
+    def disk_of(self, volume: str) -> Tree | None:
+        return self.seats[volume].live
 
-    # Power and processes
+    def asides(self, volume: str | None = None) -> dict[str, Tree]:
+        """What was kept aside, by name."""
+        seat = self.seat if volume is None else self.seats[volume]
+        live = seat.config.paths.live
+        return {
+            path.name: tree
+            for path, tree in self.disk.data.trees.items()
+            if path.parent == live.parent and path.name.startswith(f"{live.name}.")
+        }
+
+    def snapshots(self, volume: str | None = None) -> list[str]:
+        """Names of what is published or taken here."""
+        seat = self.seat if volume is None else self.seats[volume]
+        base = seat.config.base
+        return sorted(
+            path.name
+            for path in self.disk.data.trees
+            if path.name.startswith(f"{base}@") and ".staging" not in path.parts
+        )
+
+    # An operator's words, for a world with one volume
+
+    def ask(self, command: str, **arguments: object) -> Connection:
+        return self.seat.ask(command, **arguments)
+
+    def hand_to(self, name: str) -> Connection:
+        return self.ask("switchover", to=name)
+
+    # Power
 
     def boot(self) -> None:
         if self.powered:
             return
         self.boots += 1
+        self.booted_at = self.clock.monotonic(self.world.now)
         self.powered = True
-        shutil.rmtree(self.config.paths.run, ignore_errors=True)
-        self.config.run_dir.mkdir(parents=True)
-        (self.config.paths.run / "instance").write_text(self.holder.instance)
-        self.fence.ensure_closed()
-        self.nfs.running = False
-        self.start_agent()
-        self._start("replicator", self._replicate())
+        run = self.directory / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir(parents=True)
+        (run / "instance").write_text(f"{self.name}{self.boots}")
+        (self.directory / "state").mkdir(exist_ok=True)
+        self.rules.asks = self.rules.answers = False
+        self.rules.open_until = 0.0
+        self.world.log(f"{self.name}: boots")
+        if self.late_mount_s:
+            self.disk.unmount()
+            self.after(self.late_mount_s, self.disk.mount)
+            self.late_mount_s = 0.0
+        else:
+            self.disk.mount()
+        for seat in self.seats.values():
+            self.after(0.0, seat.agent_service.launch)
+        self.after(BOOT_S, lambda: self.systemd.begin_nfs() and None)
+        self._watchdog()
+
+    def _watchdog(self) -> None:
+        boot = self.boots
+
+        def look() -> None:
+            if self.powered and self.boots == boot and self.watchdogs:
+                for seat in self.seats.values():
+                    seat.lease.look_at_watchdog()
+                self.after(5.0, look)
+
+        self.after(5.0, look)
 
     def power_cut(self) -> None:
+        if not self.powered:
+            return
+        self.world.log(f"{self.name}: power cut")
         self.powered = False
         self.down_since = self.world.now
-        for actor in self.actors:
-            actor.dead = True
-        self.actors = []
-        self.keeper = self.keeper_actor = self.agent_actor = None
-        self.nfs.running = False
-        self.fence.in_place, self.fence.open_until = True, 0.0
-        self.registered = None
-        self.agent_busy = False
+        self.paused_until = 0.0
+        for process in self.processes:
+            self.world.clockwork.kill(process)
+        self.processes = []
+        for seat in self.seats.values():
+            seat.agent = None
+            seat.timers = None
+            seat.inbox.close()
+            seat.agent_service.forget()
+            seat.lease.forget()
+        self.systemd.job = None
+        self.nfsd.running = False
+        self.nfsd.table = {}
+        self.binds.clear()
+        for service in self.link.services.values():
+            service.passing = False
 
-    def _start(self, what: str, routine: Routine) -> Actor:
-        actor = Actor(f"{self.name}/{what}", self.clock)
-        self.actors.append(actor)
-        self.world.clockwork.start(actor, routine)
-        return actor
+    def spawn(
+        self,
+        name: str,
+        body: Callable[[], object],
+        ended: Callable[[Process, BaseException | None], None] | None = None,
+    ) -> Process:
+        process = Process(f"{self.name}/{name}", self.clock, self)
+        process.frozen_until = self.paused_until
+        process.booted_at = self.booted_at
+        if ended is not None:
+            process.ended = ended
+        if len(self.processes) > 40:
+            self.processes = [one for one in self.processes if not one.dead]
+        self.processes.append(process)
+        return self.world.clockwork.start(process, body)
 
-    def start_agent(self) -> None:
-        if self.powered and (self.agent_actor is None or self.agent_actor.dead):
-            self.agent_busy = False
-            self.agent_actor = self._start("agent", self._agent())
+    def after(self, delay_s: float, what: Callable[[], object]) -> None:
+        """An event of this machine's: not while it is paused, and not after a power cut."""
+        boot = self.boots
 
-    def kill_agent(self) -> None:
-        if self.agent_actor is not None:
-            self.agent_actor.dead = True
+        def event() -> None:
+            if self.boots != boot or not self.powered:
+                return
+            if self.paused_until > self.world.now:
+                self.world.clockwork.at(self.paused_until, event)
+                return
+            what()
 
-    def start_keeper(self) -> None:
-        if self.powered and (self.keeper_actor is None or self.keeper_actor.dead):
-            self.keeper = None
-            self.keeper_actor = self._start("lease", self._keep())
+        self.world.after(delay_s, event)
 
-    def kill_keeper(self) -> None:
+    def receive(self, talk: SimConversation) -> Process:
+        volume = talk._volume
+        return self.spawn("receive", lambda: serve_receiver(self, volume, talk),
+                          lambda _process, _error: talk.back.close())  # fmt: skip
+
+    # Processes, as deeds treat them
+
+    def start_agent(self, volume: str | None = None) -> None:
+        seat = self.seat if volume is None else self.seats[volume]
+        if self.powered and not seat.agent_service.runs:
+            seat.agent_service.launch()
+
+    def kill_agent(self, volume: str | None = None, *, again: bool = False) -> None:
+        """kill -9; `again`: as its unit does, otherwise it stays away."""
+        service = (self.seat if volume is None else self.seats[volume]).agent_service
+        if again:
+            service.killed()
+        elif service.process is not None:
+            service.wanted = False
+            self.world.clockwork.kill(service.process)
+
+    def kill_keeper(self, volume: str | None = None) -> None:
         """kill -9; the service manager starts it again."""
-        if self.keeper_actor is not None and not self.keeper_actor.dead:
-            self.stop_keeper()
-            self.world.after(RESTART_S, self.start_keeper)
+        seat = self.seat if volume is None else self.seats[volume]
+        seat.lease.killed()
 
     def stop_keeper(self) -> None:
-        if self.keeper_actor is not None:
-            self.keeper_actor.dead = True
-        self.keeper = None
+        """kill -9, and it stays away."""
+        service = self.seat.lease
+        if service.process is not None:
+            service.wanted = False
+            self.world.clockwork.kill(service.process)
 
-    def freeze(self, actor: Actor | None, seconds: float) -> None:
-        if actor is not None:
-            actor.frozen_until = max(actor.frozen_until, self.world.now + seconds)
+    def freeze(self, service: Service, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT later."""
+        if service.process is not None:
+            self._freeze(service.process, seconds)
+
+    def _freeze(self, process: Process, seconds: float) -> None:
+        process.frozen_until = max(process.frozen_until, self.world.now + seconds)
 
     def freeze_all(self, seconds: float) -> None:
-        for actor in self.actors:
-            self.freeze(actor, seconds)
+        """All of user space stands still, the service manager with it; the kernel goes on."""
+        for process in self.processes:
+            self._freeze(process, seconds)
+        for seat in self.seats.values():
+            # systemd doesn't look at its watchdogs either, and gives each the whole time after.
+            if seat.lease.watched_at is not None:
+                seat.lease.watched_at = max(seat.lease.watched_at, self.world.now + seconds)
 
     def pause_vm(self, seconds: float, *, clock_stops: bool) -> None:
         """The hypervisor stops the machine; its kernel's timers stop with it or catch up."""
@@ -158,165 +580,10 @@ class Node:
         self.freeze_all(seconds)
         self.down_since = self.world.now
         if clock_stops:
-            self.fence.open_until += seconds if self.fence.open_until > self.world.now else 0.0
+            if self.rules.open_until > self.world.now:
+                self.rules.open_until += seconds
+            # Nobody on this node reads the clock before the end of the pause.
             self.world.after(0.0, lambda: self._stop_clock(seconds))
 
     def _stop_clock(self, seconds: float) -> None:
-        # Nobody on this node reads the clock before the end of the pause.
         self.clock.stopped_s += seconds
-
-    # The lease process
-
-    def _keep(self) -> Routine:
-        yield 0.05
-        keys = LeaseKeys(self.config, self.client, self.holder)
-        try:
-            keeper = self.keeper = keeping.build(self.config, keys, self.fence, self.nfs)
-        except StandfastError as error:
-            self.failures.append(f"lease: {error}")
-            self.stop_keeper()
-            return
-        keeper.save()
-        timing = self.config.lease
-        next_beat = monotonic()
-        while True:
-            now = monotonic()
-            if now >= next_beat and not keeper.holding_back:
-                keeper.beat()
-                next_beat = now + (timing.heartbeat if not keeper.trouble else keeping.RETRY_S)
-            keeper.check_end()
-            keeper.save()
-            if keeper.over:
-                break
-            yield min(max(next_beat - monotonic(), 0.05), timing.heartbeat)
-        self.stop_keeper()
-
-    def ask_lease(self, request: Mapping[str, str | None]) -> Routine:
-        """A command over the lease socket: it is carried out by the lease's process."""
-        for _ in range(100):
-            keeper, actor = self.keeper, self.keeper_actor
-            free = keeper is not None and actor is not None and not actor.dead and not actor.busy
-            if free and actor is not None and actor.frozen_until <= self.world.now:
-                break
-            yield 0.1
-        else:
-            raise TimedOut("the lease process doesn't answer")
-        assert keeper is not None and actor is not None
-        reply: dict[str, object] = {"ok": False, "error": "the lease process was killed"}
-        with self.world.clockwork.acting(actor):
-            reply = keeping.answer(keeper, request)
-            keeper.save()
-        if keeper.over:
-            self.stop_keeper()
-        if reply["ok"] is not True:
-            raise StandfastError(str(reply.get("error")))
-
-    # The agent
-
-    def _agent(self) -> Routine:
-        watcher = Watcher(self.config, cast(Consul, self.client))
-        epochs = EpochFile(self.config.state_dir / "epoch")
-        while True:
-            view = watcher.look(0.0)
-            if isinstance(view, Cluster) and view.epoch is not None:
-                epochs.raise_to(view.epoch)
-            local = self.local(epochs.read())
-            moment = Moment(monotonic(), utc_now())
-            decision = self.decision = decide(view, local, self.config, moment, self.wish)
-            self.world.check_decision(decision)
-            sighting = view.sighting if isinstance(view, Cluster) else None
-            plan = plan_for(decision, self.config)
-            task = Task(decision, sighting)
-            if self.hand_to is not None and decision.reason is Reason.SERVING:
-                task.to, self.hand_to = self.hand_to, None
-                plan = plans.demotion(names_of(self.config), task.to)
-            if plan is not None:
-                yield from self.execute(plan, task)
-            self._upkeep(local)
-            yield AGENT_TICK_S
-
-    def _upkeep(self, local: Local) -> None:
-        """What the agent sees to beside its plans."""
-        serving = self.decision is not None and self.decision.reason is Reason.SERVING
-        if serving and local.own is not None:
-            self.registered = local.own.epoch
-        elif local.own is None:
-            self.registered = None
-            if not self.fence.in_place:
-                self.fence.ensure_closed()
-
-    def local(self, highest: int) -> Local:
-        return Local(
-            node=self.name,
-            instance=self.holder.instance,
-            highest_epoch=highest,
-            own=OwnReign.load(self.config.state_dir),
-            lease=LeaseStatus.load(self.config.run_dir),
-            lease_alive=self.keeper_actor is not None and not self.keeper_actor.dead,
-            snapshots=tuple(self.disk.snapshots),
-            has_live=self.disk.live is not None,
-            nfs_running=self.nfs.running,
-        )
-
-    def execute(self, plan: Plan, task: Task) -> Routine:
-        """act.execute with sleeps in between; failures are noted, the next look goes on."""
-        for step in plan.steps:
-            try:
-                yield from self._step(step.do, task)
-            except StandfastError as error:
-                self.failures.append(f"{plan.name} {step.do}: {error}")
-                if plan.undo and step.do in plan.undoable_at:
-                    yield from self._undo(plan, task)
-                yield 1.0
-                return
-        if plan.name == "promotion":
-            self.wish = NO_WISH
-
-    def _undo(self, plan: Plan, task: Task) -> Routine:
-        try:
-            for undo in plan.undo:
-                yield from self._step(undo.do, task)
-        except StandfastError as error:
-            self.failures.append(f"undo of {plan.name}: {error}")
-
-    def _step(self, do: Do, task: Task) -> Routine:
-        if self.cut_before is do:
-            self.cut_before = None
-            self.power_cut()
-        yield 0.02
-        self.world.log(f"{self.name}: {do}")
-        effect: Callable[[Task], Routine] = getattr(Steps(self), f"do_{do.name.lower()}")
-        yield from effect(task)
-        if self.cut_after is do:
-            self.cut_after = None
-            self.power_cut()
-            yield 0.02
-
-    # Replication
-
-    def _replicate(self) -> Routine:
-        """A cycle to every standby, for as long as this node takes itself for the primary."""
-        while True:
-            yield 5.0
-            keeper, own = self.keeper, OwnReign.load(self.config.state_dir)
-            if keeper is None or own is None or not keeper.serving or not self.copies:
-                continue
-            taken = self.disk.snapshot("services", utc_now(), own.epoch)
-            for standby in self.config.standbys:
-                try:
-                    yield from self.copy(taken, standby, own.epoch)
-                except StandfastError as error:
-                    self.failures.append(f"replication to {standby}: {error}")
-
-    def copy(self, taken: Available, to: str, epoch: int) -> Routine:
-        """One snapshot to one standby; the receiver asks Consul whether the sender reigns."""
-        yield 0.2
-        other = self.world.nodes[to]
-        if not other.runs or not self.world.linked(self.name, to):
-            yield 2.0
-            raise TimedOut(f"{to} doesn't answer")
-        if not self.world.may_receive(self, other, epoch):
-            raise StandfastError(f"{to} refused: {self.name} doesn't hold epoch {epoch}")
-        other.disk.receive(taken, self.disk.contents[taken.snapshot.content_id])
-        self.world.note_standby(self, to, taken, epoch)
-        yield 0.05

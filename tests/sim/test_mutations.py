@@ -12,7 +12,6 @@ from standfast import observe
 from standfast.adapters.consul import Committed, Conflict
 from standfast.adapters.consul_wire import Cas, Op, Set
 from standfast.config.model import LeaseTiming
-from standfast.decision import Wish
 from standfast.lease import holding, protocol
 from standfast.lease.protocol import NEVER, Tenure
 from tests.sim.clockwork import Violation
@@ -24,7 +23,8 @@ def frozen_at_a_bad_moment(world: World) -> None:
     """The keeper is frozen right after a heartbeat committed, until a successor serves."""
     primary = world.begin()
     world.fault("a", "heartbeat", "freeze-after", 90.0)
-    primary.freeze(primary.agent_actor, 120.0)
+    primary.watchdogs = False
+    primary.freeze(primary.seat.agent_service, 120.0)
     world.run(130.0)
 
 
@@ -40,7 +40,7 @@ def a_dead_keeper(world: World) -> None:
 def a_late_clean(world: World) -> None:
     """A switchover that was gone back on; its `clean` arrives when the old primary serves."""
     primary = world.begin()
-    primary.hand_to = "b"
+    primary.hand_to("b")
     world.fault("a", "clean", "late", 12.0)
     world.fault("a", "clean", "lost", count=5)
     world.run(60.0)
@@ -48,26 +48,28 @@ def a_late_clean(world: World) -> None:
 
 def a_frozen_opener(world: World) -> None:
     primary = world.begin()
-    primary.fence.freeze_in_arm_s = 80.0
-    primary.freeze(primary.agent_actor, 120.0)
+    primary.rules.freeze_in_arm_s = 80.0
+    primary.freeze(primary.seat.agent_service, 120.0)
+    primary.watchdogs = False
     world.run(130.0)
 
 
 def two_failovers_and_the_first_node_alone(world: World) -> None:
     """The first primary has what its successor never had, and is asked to serve it."""
     world.begin()
-    world["a"].copies = False
+    world["a"].seat.copies = False
     world.run(20.0)
     primary = world["a"]
-    primary.disk.snapshot("services", primary.clock.utc(world.now), 1)
+    primary.spawn("snapshot", lambda: primary.seat.snapshot(1))
+    world.run(1.0)
     primary.power_cut()
     world.wait_for_primary("c")
-    world["c"].copies = False
+    world["c"].seat.copies = False
     primary.boot()
     world.run(20.0)
     world["b"].power_cut()
     world["c"].power_cut()
-    primary.wish = Wish(promote=True)
+    primary.ask("promote")
     world.run(40.0)
 
 
@@ -75,14 +77,15 @@ def a_reused_number(world: World) -> None:
     """A killed keeper's heartbeat commits after its successor on the node has looked, whose own
     one, of the same number, is sent long after that and refused."""
     primary = world.begin()
-    world.cut_links |= {frozenset(("a", "b")), frozenset(("a", "c"))}
+    world.unlink("a", "b")
+    world.unlink("a", "c")
     primary.kill_agent()
     beats = primary.config.lease.heartbeat
     world.fault("a", "heartbeat", "late", 4.0)
-    world.wait_for("the time-out of a heartbeat", lambda: not primary.client.faults, beats)
+    world.wait_for("the time-out of a heartbeat", lambda: not primary.link.faults, beats)
     primary.stop_keeper()
     world.fault("a", "read", "freeze-after", 10.0)
-    primary.start_keeper()
+    primary.seat.lease.launch()
     world.after(10.3, lambda: world.isolate("a"))
     world.run(40.0)
 
@@ -105,7 +108,7 @@ SCHEDULES = (
 
 def test_a_wait_that_breaks_the_timing_rule_is_noticed(tmp_path: Path) -> None:
     short = replace(LeaseTiming(), wait=4.0)
-    with pytest.raises(Violation, match="serve at"), World(tmp_path, timing=short) as world:
+    with pytest.raises(Violation, match="serve data at"), World(tmp_path, timing=short) as world:
         world.begin()
         world.isolate("a")
         world.run(60.0)
@@ -122,7 +125,7 @@ def test_a_heartbeat_counted_from_its_reply_is_noticed(
         )
 
     monkeypatch.setattr(protocol, "committed", from_the_reply)
-    with pytest.raises(Violation, match="serve at"), World(tmp_path) as world:
+    with pytest.raises(Violation, match="serve data at"), World(tmp_path) as world:
         frozen_at_a_bad_moment(world)
 
 
@@ -137,13 +140,13 @@ def test_a_late_clean_without_its_cas_is_noticed(
         return real(client, ops)
 
     monkeypatch.setattr(Client, "txn", forced)
-    with pytest.raises(Violation, match=r"serve at|acknowledged"), World(tmp_path) as world:
+    with pytest.raises(Violation, match=r"serve data at|acknowledged"), World(tmp_path) as world:
         a_late_clean(world)
 
 
 def test_an_opening_without_its_deadline_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(Violation, match="serve at"), World(tmp_path) as world:
-        world["a"].fence.keeps_latest = False
+    with pytest.raises(Violation, match="serve data at"), World(tmp_path) as world:
+        world["a"].rules.keeps_latest = False
         a_frozen_opener(world)
 
 
@@ -159,7 +162,7 @@ def test_a_number_that_is_used_twice_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holding, "SEQ_JUMP", (0, 1))
-    with pytest.raises(Violation, match="serve at"), World(tmp_path) as world:
+    with pytest.raises(Violation, match="serve data at"), World(tmp_path) as world:
         a_reused_number(world)
 
 
@@ -188,10 +191,8 @@ def test_keys_written_back_by_a_lapsed_holder_are_noticed(
 def test_an_acknowledged_write_that_no_disk_has_is_noticed(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         primary = world.begin()
-        assert primary.disk.live is not None
-        primary.disk.live.writes.clear()
-        primary.disk.contents.clear()
-        world["b"].disk.contents.clear()
-        world["c"].disk.contents.clear()
-        with pytest.raises(Violation, match="on no disk"):
+        for node in (primary, world["b"], world["c"]):
+            for tree in node.disk.data.trees.values():
+                tree.writes.clear()
+        with pytest.raises(Violation, match="were deleted"):
             world.check_nothing_deleted()

@@ -1,47 +1,46 @@
 """Two or three storage nodes, a Consul, clients that write, and the invariants that must hold.
 
-`with World(tmp_path) as world:` puts the program on virtual time. After each event it is checked
-that at most one node serves clients; at each transaction that epochs only grow and have one owner;
-at each promotion that its data is a part of its predecessor's, and all of it after a handover.
+`with World(tmp_path) as world:` puts the program on virtual time. After each event it is looked at
+who serves; at each transaction that epochs only grow and have one owner; at each promotion where
+its data comes from (see `invariants`).
 """
 
 from __future__ import annotations
 
+import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from unittest.mock import patch
 
-from standfast import clock, watcher
-from standfast.adapters.consul_wire import Cas, CheckIndex, Op, Set
-from standfast.config.model import Config, Hooks, LeaseTiming, Paths
+from standfast.config.model import (
+    Config,
+    Hooks,
+    KeepOwn,
+    KeepPublished,
+    LeaseTiming,
+    Replication,
+)
 from standfast.config.model import Node as NodeConfig
-from standfast.decision import Action, Decision, Wish
-from standfast.errors import ConsulError
-from standfast.lease import cutoff, files, holding, keeper
-from standfast.observe import Available
-from standfast.reasons import Reason
-from standfast.records import Leader, Pause, Reign, StandbyRecord, parse_epoch
-from tests.sim import node as node_module
-from tests.sim import steps
-from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, Violation
-from tests.sim.machine import KernelFence, KernelNfs, Tree
-from tests.sim.model_consul import Client, Fault, Store
-from tests.sim.node import Node
+from standfast.decision import Action
+from standfast.errors import StandfastError
+from standfast.records import CandidateRecord, Leader, Pause, Reign, parse_epoch
+from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, Process, Violation
+from tests.sim.disk import Disk, Tree, paths_of
+from tests.sim.doors import entered, run_accept_epoch
+from tests.sim.invariants import Invariants
+from tests.sim.model_consul import Fault, Link, Saved, Store
+from tests.sim.node import Connection, Node, Seat
+from tests.sim.systemd import EXEC_S
 
 CRITICAL_AFTER_S = 6.0
 WRITE_EVERY_S = 0.5
+INTERVAL_S = 5.0
 FAST = LeaseTiming(heartbeat=0.5, request_timeout=0.5, length=2.0, fence=1.0, wait=4.1, drift=0.01)
-
-
-@dataclass(slots=True)
-class Prepared:
-    """A reign whose subvolume was made."""
-
-    node: str
-    tree: Tree
+VOLUMES = {"data": "services", "media": "films"}
+"""Volume -> base name of its live subvolume."""
 
 
 class World:
@@ -50,64 +49,92 @@ class World:
         directory: Path,
         names: Sequence[str] = ("a", "b", "c"),
         *,
+        volumes: Sequence[str] = ("data",),
         timing: LeaseTiming | None = None,
         timings: Mapping[str, LeaseTiming] | None = None,
         rates: Sequence[float] = (1.0, 1.0, 1.0),
         mode: str = "auto",
         min_reign_s: float = 0.0,
         max_data_loss_s: float = 600.0,
+        seed: int = 1,
     ) -> None:
+        self.rng = random.Random(seed)
         self.clockwork = Clockwork()
-        self.clockwork.after_event = self._check_serving
-        self.store = Store()
-        self.store.on_commit = self._check_commit
-        self.cut_links: set[frozenset[str]] = set()
+        self.store = Store(self.clockwork)
+        self.cut_ways: set[tuple[str, str]] = set()
+        """(from, to): packets that way don't arrive."""
         self.removed: set[str] = set()
-        self.lines: list[str] = []
-        self.written = 0
-        self.reigns: dict[int, Prepared] = {}
-        self.owners: dict[int, str] = {}
+        self.lines: list[tuple[float, str, bool]] = []
+        self.copy_s = 0.2
+        self.copies_held = False
+        """No stream arrives whole until this ends."""
         self.nodes: dict[str, Node] = {}
-        self._patches = ExitStack()
-        self._writing = True
-        settings = {name: NodeConfig(address=f"10.0.0.{n}") for n, name in enumerate(names, 1)}
+        self.volumes = tuple(volumes)
+        self.timing = timing or LeaseTiming()
+        self.lasting = ""
+        """A node whose faults of disk and server are there to stay."""
+        self.seed = seed
+        self._directory = directory
+        self._disks: dict[Path, Disk | None] = {}
+        self._stack = ExitStack()
+        self.writing = True
+        self.invariants = Invariants(self)
+        self.store.on_commit = self.invariants.committed
+        self.clockwork.after_event = self.invariants.look
+        self.clockwork.on_crash = self._crashed
+        self.clockwork.on_stall = lambda process, seconds: self.log(
+            f"{process.name} stands still for {seconds:g} s"
+        )
         for number, name in enumerate(names):
-            config = Config(
-                volume="data",
-                source=directory / "data.toml",
-                cluster="sim",
-                node=name,
-                mode=mode,
-                min_reign=min_reign_s,
-                max_data_loss=max_data_loss_s,
-                nodes=settings,
-                lease=(timings or {}).get(name) or timing or LeaseTiming(),
-                hooks=Hooks(enabled=False),
-                paths=Paths(state=directory / name / "state", run=directory / name / "run"),
-            )
-            self.nodes[name] = self._node(config, NodeClock(rates[number], origin=1000.0 * number))
+            clock = NodeClock(rates[number], origin=1000.0 * number)
+            self._add(name, number, clock)
+        for name in names:
+            timing_here = (timings or {}).get(name) or timing or LeaseTiming()
+            for volume in volumes:
+                config = Config(
+                    volume=volume,
+                    source=directory / f"{volume}.toml",
+                    cluster="sim",
+                    node=name,
+                    mode=mode,
+                    min_reign=min_reign_s,
+                    max_data_loss=max_data_loss_s,
+                    nodes={n: NodeConfig(address=one.address) for n, one in self.nodes.items()},
+                    lease=timing_here,
+                    replication=Replication(interval=INTERVAL_S),
+                    hooks=Hooks(enabled=False),
+                    paths=paths_of(directory / name, VOLUMES[volume]),
+                )
+                self.nodes[name].seats[volume] = Seat(self.nodes[name], config)
+        self.longest_lease_s = 0.0
+        """And what of the fence follows it: the longest that was ever configured."""
+        self._note_leases()
 
-    def _node(self, config: Config, node_clock: NodeClock) -> Node:
-        client = Client(self.clockwork, self.store, config.lease.request_timeout)
-        client.health = self._health
-        fence = KernelFence(self.clockwork, node_clock)
-        return Node(self, config, node_clock, client, fence, KernelNfs(self.clockwork))
+    def _add(self, name: str, number: int, clock: NodeClock) -> Node:
+        home = self._directory / name
+        node = Node(
+            self,
+            name,
+            f"10.0.0.{number + 1}",
+            home,
+            clock,
+            Disk(home / "persist", f"disk-{name}"),
+            Link(self.clockwork, self.store),
+        )
+        node.disk.root.mkdir(parents=True)
+        self.nodes[name] = node
+        return node
+
+    def _note_leases(self) -> None:
+        for seat in self.seats():
+            timing = seat.config.lease
+            self.longest_lease_s = max(self.longest_lease_s, timing.length + timing.fence)
 
     def __enter__(self) -> World:
-        def monotonic() -> float:
-            return self.clockwork.active.clock.monotonic(self.now)
-
-        def utc_now() -> float:
-            return self.clockwork.active.clock.utc(self.now)
-
-        for module in (clock, files, holding, keeper, cutoff, watcher):
-            self._patches.enter_context(patch.object(module, "monotonic", monotonic))
-        for module in (clock, holding):
-            self._patches.enter_context(patch.object(module, "utc_now", utc_now))
-        for module in (node_module, steps):
-            self._patches.enter_context(patch.object(module, "monotonic", monotonic))
-            self._patches.enter_context(patch.object(module, "utc_now", utc_now))
-        self._patches.enter_context(patch.object(watcher, "answers", self._answers))
+        self._stack.enter_context(entered(self))
+        state = random.getstate()
+        random.seed(self.seed)
+        self._stack.callback(random.setstate, state)
         return self
 
     def __exit__(
@@ -116,10 +143,26 @@ class World:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._patches.close()
+        # Whatever still waits is unwound, so that its locks and files are closed.
+        self.clockwork.after_event = lambda: None
+        for node in self.nodes.values():
+            for process in node.processes:
+                self.clockwork.kill(process)
+        self.clockwork.run_until(self.now)
+        self._stack.close()
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
+
+    def node_named(self, name: str) -> Node:
+        """By the name in a configuration, which somebody may have changed."""
+        return self.nodes[name.removesuffix("-renamed")]
+
+    def _crashed(self, process: Process, error: BaseException, text: str) -> None:
+        if "/agent@" in process.name and not isinstance(error, StandfastError):
+            raise Violation(f"{process.name} ended by a traceback\n{text}\n{self.story()}")
+        self.log(f"{process.name} crashed: {text.strip().splitlines()[-1]:.200}")
+        logging.getLogger("sim").debug("%s", text)
 
     # Time
 
@@ -127,8 +170,11 @@ class World:
     def now(self) -> float:
         return self.clockwork.now
 
-    def after(self, delay_s: float, what: Callable[[], None]) -> None:
-        self.clockwork.after(delay_s, what)
+    def after(self, delay_s: float, what: Callable[[], object]) -> None:
+        def event() -> None:
+            what()
+
+        self.clockwork.after(delay_s, event)
 
     def run(self, seconds: float) -> None:
         self.clockwork.run_until(self.now + seconds)
@@ -142,196 +188,304 @@ class World:
             self.run(0.1)
         return self.now - started
 
-    def log(self, line: str) -> None:
-        self.lines.append(f"{self.now:8.3f} {line}")
+    def log(self, line: str, *, detail: bool = False) -> None:
+        self.lines.append((self.now, line, detail))
 
-    def story(self) -> str:
-        nodes = "\n".join(
-            f"{node.name}: {node.decision.action}, {node.decision.sentence}; {node.failures[-3:]}"
+    def story(self, last: int = 60, *, details: bool = True) -> str:
+        """The timeline's end, and what each node says."""
+        lines = [f"{at:8.3f} {line}" for at, line, detail in self.lines if details or not detail]
+        nodes = [
+            f"{seat.node.name}/{seat.volume}: {seat.decision.action}: {seat.decision.sentence}"
+            for seat in self.seats()
+            if seat.decision is not None
+        ]
+        return "\n".join([*lines[-last:], *nodes])
+
+    def seats(self, volume: str | None = None) -> list[Seat]:
+        return [
+            seat
             for node in self.nodes.values()
-            if node.decision is not None
-        )
-        return "\n".join([*self.lines[-40:], nodes])
+            for seat in node.seats.values()
+            if volume in (None, seat.volume)
+        ]
 
     # How it begins
 
-    def begin(self) -> Node:
+    def begin(self, first: str | None = None) -> Node:
         """All nodes up, the first one serves, and every standby has a snapshot."""
         for node in self.nodes.values():
             node.boot()
-        first = next(iter(self.nodes.values()))
-        first.disk.live = Tree([])
-        first.wish = Wish(promote=True)
+        primary = self.nodes[first] if first else next(iter(self.nodes.values()))
+        for seat in primary.seats.values():
+            live = seat.config.paths.live
+            live.mkdir()
+            primary.disk.data.put(live, Tree(primary.disk.new_uuid(), []))
+        self.run(0.5)
+        for seat in primary.seats.values():
+            seat.ask("promote")
         self.after(WRITE_EVERY_S, self._write)
-        self.wait_for_primary(first.name)
+        for volume in self.volumes:
+            self.wait_for_primary(primary.name, volume=volume)
         self.wait_for(
-            "a first replication", lambda: all(self.nodes[n].disk.snapshots for n in self.nodes)
+            "a first replication",
+            lambda: all(node.snapshots(v) for node in self.nodes.values() for v in self.volumes),
         )
         self.run(1.0)
-        return first
+        return primary
 
-    def wait_for_primary(self, name: str | None = None, limit_s: float = 60.0) -> float:
+    def wait_for_primary(
+        self, name: str | None = None, limit_s: float = 60.0, *, volume: str | None = None
+    ) -> float:
         def happened() -> bool:
-            primary = self.primary()
+            primary = self.primary(volume)
             return primary is not None and (name is None or primary.name == name)
 
         return self.wait_for(f"{name or 'somebody'} serves", happened, limit_s)
 
-    def primary(self) -> Node | None:
+    def primary(self, volume: str | None = None) -> Node | None:
         """The node that serves and says so."""
         for node in self.nodes.values():
-            if node.serves and node.registered is not None:
+            seat = node.seats[volume or self.volumes[0]]
+            if seat.serves and seat.registered is not None:
                 return node
         return None
 
-    def check_settled(self, limit_s: float = 120.0) -> None:
+    def settled(self, volume: str) -> bool:
         """Somebody serves, or every node that lives says who has to do what."""
+        if self.primary(volume) is not None:
+            return True
+        living = [seat for seat in self.seats(volume) if seat.node.runs]
+        return bool(living) and all(self._says_why(seat) for seat in living)
 
-        def settled() -> bool:
-            if self.primary() is not None:
-                return True
-            living = [node for node in self.nodes.values() if node.runs]
-            return bool(living) and all(
-                node.decision is not None and node.decision.action is Action.BLOCKED
-                for node in living
+    def _says_why(self, seat: Seat) -> bool:
+        """Blocked; or it holds the lease, can't serve, and nobody else could do better."""
+        if seat.decision is not None and seat.decision.action is Action.BLOCKED:
+            return True
+        leader, agent = self.leader(seat.volume), seat.agent
+        if leader is None or agent is None:
+            return False
+        holder = self.nodes.get(leader.holder.node)
+        entry = self.store.get(self.key(f"history/{leader.epoch}", seat.volume))
+        began = None if entry is None else Reign.parse(entry.value)
+        if began is not None and began.is_automatic and seat.config.min_reign:
+            return True  # no second change of the role by itself
+        if holder is seat.node:
+            return agent.trouble is not None
+        word = self.store.get(self.key(f"candidates/{seat.node.name}", seat.volume))
+        return word is not None and not CandidateRecord.parse(word.value).ready
+
+    def check_settled(self, limit_s: float = 120.0) -> None:
+        for volume in self.volumes:
+            what = f"{volume}: a primary again, or a reason why not"
+            self.wait_for(what, lambda volume=volume: self.settled(volume), limit_s)  # type: ignore[misc]
+
+    # A random run
+
+    def be_random(self, quick: bool) -> None:
+        """Replies and programs take different times; short histories; quick to give up."""
+        rng = self.rng
+
+        def latency_s() -> float:
+            return 0.0005 if quick else rng.choice((0.001, 0.004, 0.004, 0.02, 0.15))
+
+        for node in self.nodes.values():
+            node.link.latency_s = latency_s
+            node.nfsd.start_s = node.nfsd.stop_s = 0.002 if quick else 0.1
+            node.exec_s = 0.002 if quick else EXEC_S
+        for seat in self.seats():
+            seat.config = replace(
+                seat.config,
+                failover_after=2 * seat.config.lease.wait,
+                surrender_after=2 * seat.config.lease.wait,
+                replication=Replication(interval=15.0, timeout=60.0, stall_timeout=30.0),
+                retention_own=KeepOwn(keep_last=4),
+                retention_published=KeepPublished(
+                    keep_last=4, hourly=0, daily=0, weekly=0, monthly=0
+                ),
             )
 
-        self.wait_for("a primary again, or a reason why not", settled, limit_s)
+    def repair(self) -> None:
+        """The faults stop, but those that last."""
+        self.store.quorum = True
+        self.cut_ways.clear()
+        self.copy_s, self.copies_held = 0.2, False
+        for name, node in self.nodes.items():
+            node.link.faults.clear()
+            node.link.agent_down, node.link.stale_s = False, 0.0
+            self.join(name)
+            node.busy = node.nfsd.stuck = False
+            if name != self.lasting:
+                node.disk.full = node.disk.broken = node.disk.frozen = False
+                node.nfsd.broken, node.var_error = False, 0
+            node.boot()
+            for seat in node.seats.values():
+                if not seat.agent_service.runs and not seat.agent_service.wanted:
+                    seat.agent_service.launch()
+
+    def settle(self, limit_s: float) -> None:
+        """Within that time, and for a while longer: somebody serves, or all say why not."""
+        end = self.now + limit_s
+        quiet_since: float | None = None
+        while True:
+            if all(self.settled(volume) for volume in self.volumes):
+                quiet_since = self.now if quiet_since is None else quiet_since
+                if self.now - quiet_since > 3.0:
+                    return
+            else:
+                quiet_since = None
+                if self.now > end:
+                    raise Violation(f"it does not settle in {limit_s:g} s\n{self.story()}")
+            self.run(0.5)
 
     # What happens to it
 
     def isolate(self, name: str, *, standbys: bool = True) -> None:
         """Cut off from Consul, and from the other nodes."""
-        self[name].client.cut = True
+        self[name].link.cut = True
         self[name].down_since = self.now
         if standbys:
-            self.cut_links |= {frozenset((name, other)) for other in self.nodes if other != name}
+            for other in self.nodes:
+                if other != name:
+                    self.unlink(name, other)
+
+    def unlink(self, one: str, other: str) -> None:
+        self.cut_ways |= {(one, other), (other, one)}
 
     def join(self, name: str) -> None:
-        self[name].client.cut = self[name].client.replies_cut = False
-        self.cut_links = {link for link in self.cut_links if name not in link}
+        link = self[name].link
+        link.cut = link.replies_cut = False
+        self.cut_ways = {way for way in self.cut_ways if name not in way}
 
     def fault(self, name: str, kind: str, what: str, delay_s: float = 0.0, count: int = 1) -> None:
-        self[name].client.faults.append(Fault(kind, what, delay_s, count))
+        self[name].link.faults.append(Fault(kind, what, delay_s, count))
 
-    def pause_failover(self) -> None:
-        self.store.put(self.key("pause"), Pause("op", "maintenance", UTC_START).dump())
+    def pause_failover(self, volume: str | None = None) -> None:
+        pause = Pause("op", "maintenance", UTC_START)
+        self.store.put(self.key("pause", volume), pause.dump())
 
-    def key(self, name: str) -> str:
-        return next(iter(self.nodes.values())).config.key(name)
+    def restore(self, saved: Saved) -> None:
+        """Consul from a backup."""
+        self.store.restore(saved)
+        for volume in self.volumes:
+            self.invariants.restored(volume, self.epoch(volume))
 
-    def leader(self) -> Leader | None:
-        entry = self.store.get(self.key("leader"))
+    def accept_epoch(self, name: str, volume: str | None = None) -> None:
+        node = self[name]
+        seat = node.seats[volume or self.volumes[0]]
+        node.spawn("accept-epoch", lambda: run_accept_epoch(seat))
+
+    def ask(self, name: str, command: str, volume: str | None = None, **args: object) -> Connection:
+        seat = self[name].seats[volume or self.volumes[0]]
+        return seat.ask(command, **args)
+
+    def configure(self, name: str, timing: LeaseTiming) -> None:
+        """A new [lease] on one node, taken up as the guide says."""
+        for seat in self[name].seats.values():
+            seat.configure(replace(seat.config, lease=timing))
+        self._note_leases()
+
+    def key(self, name: str, volume: str | None = None) -> str:
+        seat = next(iter(self.nodes.values())).seats[volume or self.volumes[0]]
+        return seat.config.key(name)
+
+    def leader(self, volume: str | None = None) -> Leader | None:
+        entry = self.store.get(self.key("leader", volume))
         return None if entry is None else Leader.parse(entry.value)
 
-    def epoch(self) -> int:
-        entry = self.store.get(self.key("epoch"))
+    def epoch(self, volume: str | None = None) -> int:
+        entry = self.store.get(self.key("epoch", volume))
         return 0 if entry is None else parse_epoch(entry.value)
 
     # What the nodes see of each other
 
     def linked(self, one: str, other: str) -> bool:
-        return frozenset((one, other)) not in self.cut_links
+        """Whether a connection between the two works: it needs both ways."""
+        return (one, other) not in self.cut_ways and (other, one) not in self.cut_ways
 
-    def _health(self, name: str) -> str:
+    def health(self, name: str) -> str:
+        """serfHealth."""
+        if name not in self.nodes:
+            return "absent"
         node = self.nodes[name]
-        if node.runs and not node.client.cut:
+        if node.runs and not node.link.cut:
             return "passing"
         if name in self.removed:
             return "absent"
         return "critical" if self.now - node.down_since >= CRITICAL_AFTER_S else "passing"
 
-    def _answers(self, address: str, port: int) -> bool:
-        asking = self.clockwork.active.name.partition("/")[0]
-        name = next(n for n, node in self.nodes.items() if node.config.me.address == address)
-        return self.nodes[name].runs and self.linked(asking, name)
+    def _at(self, address: str) -> Node:
+        return next(node for node in self.nodes.values() if node.address == address)
 
-    def may_receive(self, sender: Node, receiver: Node, epoch: int) -> bool:
-        """What a receiver asks Consul right before it publishes a snapshot."""
-        if receiver.client.cut or not self.store.quorum:
-            return False
-        leader = self.leader()
-        return leader is not None and (leader.epoch, leader.holder) == (epoch, sender.holder)
+    def answers(self, asking: Node, address: str) -> bool:
+        """The watcher's probe."""
+        asked = self._at(address)
+        self.clockwork.take(0.002)
+        if asked.runs and self.linked(asking.name, asked.name):
+            return True
+        self.clockwork.take(0.4)
+        return False
 
-    def note_standby(self, sender: Node, to: str, taken: Available, epoch: int) -> None:
-        snapshot = taken.snapshot
-        record = StandbyRecord(to, epoch, str(snapshot.name), snapshot.content_id, UTC_START)
-        try:
-            held = sender.client.read([self.key("epoch")])[self.key("epoch")]
-            if held is not None and parse_epoch(held.value) == epoch:
-                sender.client.txn(
-                    [
-                        CheckIndex(self.key("epoch"), held.modify_index),
-                        Set(self.key(f"standbys/{to}"), record.dump()),
-                    ]
-                )
-        except ConsulError as error:
-            sender.failures.append(f"the record of {to}: {error}")
+    def answers_nfs(self, asking: Node, address: str) -> bool:
+        """The guard's probe of another node's NFS port."""
+        asked = self._at(address)
+        self.clockwork.take(0.002)
+        if asked.answers and self.linked(asking.name, asked.name):
+            return True
+        self.clockwork.take(0.4)
+        return False
+
+    def changed_at(self, paths: Sequence[Path]) -> tuple[int, ...]:
+        """`local_view.changed_at`: real times of change are too coarse for virtual time."""
+        found = []
+        for path in paths:
+            disk = self._disk_of(path)
+            if disk is not None:
+                found.append(disk.changes)
+                continue
+            try:
+                found.append(path.stat().st_ino)
+            except FileNotFoundError:
+                found.append(0)
+        return tuple(found)
+
+    def _disk_of(self, path: Path) -> Disk | None:
+        if path not in self._disks:
+            here = (node.disk for node in self.nodes.values())
+            self._disks[path] = next((one for one in here if path.is_relative_to(one.root)), None)
+        return self._disks[path]
+
+    def reign_prepared(self, seat: Seat) -> None:
+        self.invariants.prepared(seat)
 
     # Clients
 
     def _write(self) -> None:
-        for node in self.nodes.values():
-            if self._writing and node.serves and node.disk.live is not None:
-                if not node.disk.live.writable:
-                    continue
-                self.written += 1
-                node.disk.live.writes.append(self.written)
+        if self.writing:
+            for node in self.nodes.values():
+                if node.nfsd.running and node.answers:
+                    for volume in list(node.nfsd.table):
+                        self._write_to(node, volume)
         self.after(WRITE_EVERY_S, self._write)
 
-    # Invariants
-
-    def _check_serving(self) -> None:
-        serving = [node.name for node in self.nodes.values() if node.serves]
-        if len(serving) > 1:
-            raise Violation(f"{' and '.join(serving)} serve at {self.now:.3f}\n{self.story()}")
-
-    def _check_commit(self, ops: Sequence[Op]) -> None:
-        written = {op.key: op.value for op in ops if isinstance(op, (Cas, Set))}
-        raw = written.get(self.key("epoch"))
-        if raw is None:
+    def _write_to(self, node: Node, volume: str) -> None:
+        live = node.seats[volume].live
+        disk = node.disk
+        if live is None or live.read_only or disk.frozen or disk.full or disk.broken:
             return
-        epoch = parse_epoch(raw)
-        leader = Leader.parse(written[self.key("leader")])
-        if epoch < max(self.owners, default=0):
-            raise Violation(f"epoch {epoch} after {max(self.owners)}\n{self.story()}")
-        owner = f"{leader.holder.node}/{leader.holder.instance}"
-        if self.owners.setdefault(epoch, owner) != owner:
-            raise Violation(f"epoch {epoch} has two owners: {self.owners[epoch]} and {owner}")
-        self.log(f"epoch {epoch} is {owner}'s")
+        fenced = node.rules.asks and node.rules.answers
+        live.writes.append(self.invariants.acknowledged(volume, fenced=fenced))
 
-    def reign_prepared(self, node: Node, epoch: int, tree: Tree, *, in_place: bool) -> None:
-        """A live subvolume is ready for `epoch`: look at where its data comes from."""
-        known = self.reigns.get(epoch)
-        if known is not None:
-            if known.tree is not tree:
-                raise Violation(f"epoch {epoch} has two trees")
-            return
-        self.reigns[epoch] = Prepared(node.name, tree)
-        before = max((number for number in self.reigns if number < epoch), default=None)
-        if before is None:
-            return
-        old = self.reigns[before].tree.writes
-        new = tree.writes
-        if old[: len(new)] != new:
-            raise Violation(
-                f"epoch {epoch} on {node.name} starts from data outside the lineage of {before}:"
-                f" {sorted(set(new) - set(old))}\n{self.story()}"
-            )
-        entry = self.store.get(self.key(f"history/{epoch}"))
-        clean = entry is not None and Reign.parse(entry.value).reason == Reason.CLEAN_HANDOVER
-        if clean and new != old:
-            raise Violation(
-                f"the handover to epoch {epoch} lost {len(old) - len(new)} acknowledged writes"
-                f"\n{self.story()}"
-            )
+    def check_kept(self, volume: str, writes: Sequence[int]) -> None:
+        """These are still somewhere else: what had them was just deleted."""
+        kept = set().union(*(self.kept_on(node, volume) for node in self.nodes.values()))
+        lost = set(writes) - kept
+        if lost:
+            raise Violation(f"writes {sorted(lost)[:10]} were deleted\n{self.story()}")
 
-    def check_decision(self, decision: Decision) -> None:
-        if len(decision.sentence) < 10:
-            raise Violation(f"{decision.reason} has no sentence")
+    def kept_on(self, node: Node, volume: str) -> set[int]:
+        base = node.seats[volume].config.base
+        return node.disk.everything(base)
 
     def check_nothing_deleted(self) -> None:
-        kept = set().union(*(node.disk.everything() for node in self.nodes.values()))
-        lost = set(range(1, self.written + 1)) - kept
-        if lost:
-            raise Violation(f"writes {sorted(lost)[:10]} are on no disk any more")
+        for volume in self.volumes:
+            self.check_kept(volume, self.invariants.all_acknowledged(volume))

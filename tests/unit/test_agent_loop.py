@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from standfast.act.effects import Effects
-from standfast.agent import BACK_OFF_S, Agent, Seen, keep_up, serve
+from standfast.agent import BACK_OFF_S, TICK_S, Agent, Seen, keep_up, serve
 from standfast.clock import monotonic
 from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
-from standfast.errors import Refused, StandfastError, StepFailed
+from standfast.errors import ConsulUnreachable, Refused, StandfastError, StepFailed
 from standfast.lease.epochs import EpochFile
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
@@ -135,6 +135,22 @@ def test_who_could_not_heartbeat_gets_a_chance_once_consul_is_mended(
     seen = agent.look(fresh=True)
     assert isinstance(seen.view, Cluster)
     assert seen.view.readable_since == clock.now
+
+
+def test_a_consul_that_refuses_at_once_is_asked_a_few_times_a_second_only(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = real_agent(node)
+    waited: list[float] = []
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConsulUnreachable("connection refused")
+
+    monkeypatch.setattr(agent.machine.consul, "wait", refuse)
+    agent.stopping.wait = lambda timeout=None: bool(waited.append(timeout or 0))  # type: ignore[method-assign, func-returns-value]
+    agent.step()
+    agent.step()
+    assert waited == [TICK_S, TICK_S / 4]
 
 
 # Failures

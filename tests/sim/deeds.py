@@ -1,0 +1,483 @@
+"""What may happen to a cluster, as data: a schedule is a seed's list of deeds, and can be shown.
+
+Deeds are what the promises allow. What they don't is left out here, each with its reason, so that
+every violation is a fault of the program:
+
+- The firewall is not flushed while both the lease process and the agent of that node stand still:
+  nobody is left who could notice (README, "What breaks it"). Otherwise a node whose lease is over
+  may serve until its next look (the same place; see `Invariants`).
+- A machine is not paused together with its kernel's timers (the same place).
+- Clocks' rates differ by no more than `lease.drift`.
+- A restored backup is of some seconds ago at least, so that it doesn't hold the very last
+  heartbeat of a holder that goes on (the same place).
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from standfast.config.model import LeaseTiming
+from standfast.config.model import Node as NodeConfig
+from standfast.lease.keeper import FENCE_MARGIN_S
+from tests.sim.model_consul import Fault
+from tests.sim.node import Node, Seat
+from tests.sim.systemd import Service
+from tests.sim.world import FAST, World
+
+SLOW = LeaseTiming()
+MIDDLE = LeaseTiming(heartbeat=1.0, request_timeout=1.0, length=4.0, fence=2.0, wait=7.2)
+TIMINGS = {"fast": FAST, "middle": MIDDLE, "slow": SLOW}
+KERNEL_S = FENCE_MARGIN_S + 1.0
+"""The rule's one second, and what of F is kept back: so late the kernel may do what it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """One thing that happens, `pause_s` after the one before."""
+
+    pause_s: float
+    name: str
+    node: str
+    length_s: float
+    number: int
+    """Chooses between the ways in which it can happen."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.node} {self.length_s:g} s ({self.number})"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """All that is random about one run."""
+
+    seed: int
+    timing: str
+    volumes: tuple[str, ...]
+    rates: tuple[float, ...]
+    min_reign_s: float
+    quick: bool
+    """Programs and replies take next to no time."""
+    deeds: tuple[Deed, ...]
+    lasting: str = ""
+    """A node whose faults of disk and server stay when all others stop."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}: lease {self.timing}, volumes {', '.join(self.volumes)}, clocks at "
+            f"{self.rates}, min_reign {self.min_reign_s:g} s{', quick' if self.quick else ''}"
+            f"{f', faults of {self.lasting} last' if self.lasting else ''}"
+        ]
+        return "\n".join([*lines, *(f"  after {d.pause_s:6.2f} s: {d}" for d in self.deeds)])
+
+
+Act = Callable[[World, Deed], None]
+NAMES = ("a", "b", "c")
+
+
+def chosen(world: World, deed: Deed) -> Node:
+    return world[deed.node]
+
+
+def seat_of(world: World, deed: Deed) -> Seat:
+    seats = list(chosen(world, deed).seats.values())
+    return seats[deed.number % len(seats)]
+
+
+def services_of(node: Node) -> list[Service]:
+    return [service for seat in node.seats.values() for service in (seat.lease, seat.agent_service)]
+
+
+def everybody_frozen(node: Node) -> bool:
+    """Nobody is left who could notice a flush: of some volume both processes stand still."""
+    now = node.world.now
+    return any(
+        all(
+            service.process is None or service.process.dead or service.process.frozen_until > now
+            for service in (seat.lease, seat.agent_service)
+        )
+        for seat in node.seats.values()
+    )
+
+
+# Machines and processes
+
+
+def power(world: World, deed: Deed) -> None:
+    chosen(world, deed).power_cut()
+    world.after(deed.length_s, chosen(world, deed).boot)
+
+
+def everything(world: World, deed: Deed) -> None:
+    for node in world.nodes.values():
+        node.power_cut()
+        world.after(deed.length_s * (1 + deed.number % 3) / 3, node.boot)
+
+
+def kill(world: World, deed: Deed) -> None:
+    services = services_of(chosen(world, deed))
+    services[deed.number % len(services)].killed()
+
+
+def crash_loop(world: World, deed: Deed) -> None:
+    lease = seat_of(world, deed).lease
+    for number in range(deed.number % 8):
+        world.after(number * 0.5, lease.killed)
+
+
+def kill_transfer(world: World, deed: Deed) -> None:
+    node = chosen(world, deed)
+    transfers = [one for one in node.processes if "rece" in one.name or "repl" in one.name]
+    living = [one for one in transfers if not one.dead]
+    if living:
+        world.clockwork.kill(living[deed.number % len(living)])
+
+
+def freeze(world: World, deed: Deed) -> None:
+    services = services_of(chosen(world, deed))
+    chosen(world, deed).freeze(services[deed.number % len(services)], deed.length_s)
+
+
+def freeze_all(world: World, deed: Deed) -> None:
+    chosen(world, deed).freeze_all(deed.length_s)
+
+
+def stall(world: World, deed: Deed) -> None:
+    """At the n-th look at a clock, or call, from now: mostly soon."""
+    living = [one for one in chosen(world, deed).processes if not one.dead]
+    if living:
+        process = living[deed.number % len(living)]
+        process.stall_in, process.stall_s = deed.number // 7 % 40, deed.length_s
+
+
+def pause_vm(world: World, deed: Deed) -> None:
+    if chosen(world, deed).powered:
+        chosen(world, deed).pause_vm(deed.length_s, clock_stops=False)
+
+
+# Networks and Consul
+
+
+def isolate(world: World, deed: Deed) -> None:
+    world.isolate(deed.node, standbys=deed.number % 3 > 0)
+    world.after(deed.length_s, lambda: world.join(deed.node))
+
+
+def one_way(world: World, deed: Deed) -> None:
+    others = [name for name in world.nodes if name != deed.node]
+    other = others[deed.number % len(others)]
+    way = (deed.node, other) if deed.number % 4 < 2 else (other, deed.node)
+    world.cut_ways.add(way)
+    world.after(deed.length_s, lambda: world.cut_ways.discard(way))
+
+
+def deaf(world: World, deed: Deed) -> None:
+    chosen(world, deed).link.replies_cut = True
+    world.after(deed.length_s, lambda: world.join(deed.node))
+
+
+def consul_agent(world: World, deed: Deed) -> None:
+    link = chosen(world, deed).link
+    link.agent_down = True
+    world.after(deed.length_s, lambda: setattr(link, "agent_down", False))
+
+
+def election(world: World, deed: Deed) -> None:
+    world.store.quorum = False
+    world.after(deed.length_s / 2, lambda: setattr(world.store, "quorum", True))
+
+
+def delete(world: World, deed: Deed) -> None:
+    volume = world.volumes[deed.number % len(world.volumes)]
+    keys = (("leader",), ("epoch",), ("leader", "epoch"))[deed.number % 3]
+    world.store.delete(*(world.key(key, volume) for key in keys))
+
+
+def restore(world: World, deed: Deed) -> None:
+    """A backup of some time ago."""
+    ago_s = 2 * SLOW.length + deed.length_s * 2
+    entries = world.store.at(world.now - ago_s)
+    if not entries:
+        return
+    index = max(entry.modify_index for entry in entries.values())
+    world.restore((dict(entries), index))
+
+
+def stale(world: World, deed: Deed) -> None:
+    link = chosen(world, deed).link
+    link.stale_s = min(deed.length_s, 8.0)
+    world.after(deed.length_s, lambda: setattr(link, "stale_s", 0.0))
+
+
+def fault(world: World, deed: Deed) -> None:
+    kinds = ("heartbeat", "heartbeat", "clean", "acquire", "acquire")
+    ways = ("lost", "late", "reply-lost", "freeze-before", "freeze-after")
+    kind, way = kinds[deed.number % 5], ways[deed.number // 5 % 5]
+    count = 1 + deed.number // 25 % 3
+    chosen(world, deed).link.faults.append(Fault(kind, way, deed.length_s, count))
+
+
+# The fence
+
+
+def flush(world: World, deed: Deed) -> None:
+    """Once, or again and again for as long as it lasts."""
+    node = chosen(world, deed)
+    half = ("both", "both", "asks", "answers")[deed.number % 4]
+
+    def once() -> None:
+        if node.powered and not everybody_frozen(node):
+            world.log(f"{node.name}: the rules are flushed ({half})")
+            node.rules.flush(half, world.now)
+
+    times = 1 if deed.number % 3 else max(1, int(deed.length_s / 3))
+    for number in range(times):
+        world.after(3.0 * number, once)
+
+
+def cut_off_and_flush(world: World, deed: Deed) -> None:
+    """An admin restarts the firewall because the port is shut."""
+    isolate(world, deed)
+    lease = seat_of(world, deed).config.lease
+    after_s = lease.length + lease.fence + deed.number % 3
+    if after_s < deed.length_s:
+        world.after(after_s, lambda: flush(world, replace(deed, length_s=1.0)))
+
+
+def arm_late(world: World, deed: Deed) -> None:
+    """The next arming is slow, and all that this node does afterwards."""
+    node = chosen(world, deed)
+    lease = seat_of(world, deed).config.lease
+    rules = node.rules
+    if deed.number % 2:
+        rules.freeze_in_arm_s = deed.length_s
+        return
+    rules.freeze_in_arm_s = lease.fence - FENCE_MARGIN_S - 0.05
+    rules.slow_s = KERNEL_S
+    begun = rules.permits
+
+    def then() -> None:
+        if rules.permits == begun and node.powered:
+            world.after(0.05, then)
+            return
+        rules.slow_s = 0.0
+        world.isolate(node.name)
+        world.after(5 * lease.wait, lambda: world.join(node.name))
+
+    world.after(0.05, then)
+
+
+# Clocks
+
+
+def clock_step(world: World, deed: Deed) -> None:
+    clock = chosen(world, deed).clock
+    step_s = (3600.0, 3600.0, -3600.0, 90.0, -90.0, 7200.0)[deed.number % 6]
+    clock.utc_step_s += step_s
+    if deed.number // 6 % 3:
+        world.after(deed.length_s * 2, lambda: setattr(clock, "utc_step_s", 0.0))
+
+
+# Disks and the server
+
+
+def disk_full(world: World, deed: Deed) -> None:
+    _disk(world, deed, "full")
+
+
+def disk_broken(world: World, deed: Deed) -> None:
+    _disk(world, deed, "broken")
+
+
+def disk_frozen(world: World, deed: Deed) -> None:
+    _disk(world, deed, "frozen")
+
+
+def _disk(world: World, deed: Deed, what: str) -> None:
+    disk = chosen(world, deed).disk
+    setattr(disk, what, True)
+    if not lasts(world, deed):
+        world.after(deed.length_s, lambda: setattr(disk, what, False))
+
+
+def lasts(world: World, deed: Deed) -> bool:
+    return world.lasting == deed.node
+
+
+def var_error(world: World, deed: Deed) -> None:
+    node = chosen(world, deed)
+    node.var_error = (errno.ENOSPC, errno.EIO, errno.EROFS)[deed.number % 3]
+    if not lasts(world, deed):
+        world.after(deed.length_s, lambda: setattr(node, "var_error", 0))
+
+
+def late_mount(world: World, deed: Deed) -> None:
+    node = chosen(world, deed)
+    node.power_cut()
+    node.late_mount_s = deed.length_s
+    world.after(1.0 + deed.number % 20, node.boot)
+
+
+def server(world: World, deed: Deed) -> None:
+    nfsd = chosen(world, deed).nfsd
+    what = ("broken", "broken", "stuck")[deed.number % 3]
+    setattr(nfsd, what, True)
+    if what == "stuck" or not lasts(world, deed):
+        world.after(deed.length_s, lambda: setattr(nfsd, what, False))
+
+
+def busy(world: World, deed: Deed) -> None:
+    node = chosen(world, deed)
+    node.busy = True
+    world.after(deed.length_s, lambda: setattr(node, "busy", False))
+
+
+def start_by_hand(world: World, deed: Deed) -> None:
+    """systemctl start nfs-server."""
+    node = chosen(world, deed)
+    if node.powered and not node.nfsd.running:
+        node.systemd.begin_nfs()
+
+
+def slow_copies(world: World, deed: Deed) -> None:
+    world.copy_s = deed.length_s
+    world.after(deed.length_s, lambda: setattr(world, "copy_s", 0.2))
+
+
+# Operators
+
+
+def rename(world: World, deed: Deed) -> None:
+    """[nodes.a] and `node` get another name on one node, and the old one back later."""
+    node = chosen(world, deed)
+    for seat in node.seats.values():
+        before, other = seat.config, f"{node.name}-renamed"
+        nodes = {other if name == node.name else name: one for name, one in before.nodes.items()}
+        seat.configure(replace(before, node=other, nodes=nodes))
+
+        def back(seat: Seat = seat, nodes: dict[str, NodeConfig] = before.nodes) -> None:
+            seat.configure(replace(seat.config, node=node.name, nodes=nodes))
+
+        world.after(deed.length_s, back)
+
+
+def configure(world: World, deed: Deed) -> None:
+    """Another [lease], node by node; sometimes it is rolled back half-way."""
+    timing = TIMINGS[("fast", "middle", "slow")[deed.number % 3]]
+    names = list(world.nodes)
+    first = names.index(deed.node)
+    order = names[first:] + names[:first]
+    for position, name in enumerate(order):
+        world.after(position * deed.length_s / 3, partial(world.configure, name, timing))
+    if deed.number // 3 % 4 == 0:
+        world.after(deed.length_s / 2, lambda: world.configure(order[0], world.timing))
+
+
+def configure_and_cut(world: World, deed: Deed) -> None:
+    """A shorter lease on the primary, and a partition soon after."""
+    timing = FAST if world.timing is not FAST else MIDDLE
+    world.configure(deed.node, timing)
+    pause_s = 0.2 + deed.number % 12 / 4
+    world.after(pause_s, lambda: isolate(world, deed))
+
+
+def promote(world: World, deed: Deed) -> None:
+    loss = deed.number % 4 == 0
+    seat_of(world, deed).ask("promote", accept_data_loss=loss)
+
+
+def demote(world: World, deed: Deed) -> None:
+    seat_of(world, deed).ask("demote")
+
+
+def switchover(world: World, deed: Deed) -> None:
+    seat = seat_of(world, deed)
+    for one in world.seats(seat.volume):
+        if one.serves and one.node.name != deed.node:
+            one.ask("switchover", to=deed.node)
+
+
+def pause(world: World, deed: Deed) -> None:
+    volume = world.volumes[deed.number % len(world.volumes)]
+    world.pause_failover(volume)
+    world.after(deed.length_s, lambda: world.store.delete(world.key("pause", volume)))
+
+
+def accept_epoch(world: World, deed: Deed) -> None:
+    if chosen(world, deed).powered:
+        world.accept_epoch(deed.node, seat_of(world, deed).volume)
+
+
+DEEDS: dict[str, tuple[int, Act]] = {
+    "power": (4, power),
+    "power-of-all": (1, everything),
+    "kill": (4, kill),
+    "crash-loop": (1, crash_loop),
+    "kill-transfer": (1, kill_transfer),
+    "freeze": (4, freeze),
+    "freeze-all": (2, freeze_all),
+    "stall": (6, stall),
+    "pause-vm": (1, pause_vm),
+    "isolate": (5, isolate),
+    "one-way": (2, one_way),
+    "deaf": (2, deaf),
+    "consul-agent": (2, consul_agent),
+    "election": (2, election),
+    "delete": (2, delete),
+    "restore": (1, restore),
+    "stale": (2, stale),
+    "fault": (6, fault),
+    "flush": (3, flush),
+    "cut-off-and-flush": (2, cut_off_and_flush),
+    "arm-late": (2, arm_late),
+    "clock-step": (3, clock_step),
+    "disk-full": (1, disk_full),
+    "disk-broken": (1, disk_broken),
+    "disk-read-only": (2, disk_frozen),
+    "var-error": (3, var_error),
+    "late-mount": (2, late_mount),
+    "server": (3, server),
+    "busy": (1, busy),
+    "start-by-hand": (1, start_by_hand),
+    "slow-copies": (1, slow_copies),
+    "rename": (1, rename),
+    "configure": (2, configure),
+    "configure-and-cut": (2, configure_and_cut),
+    "promote": (3, promote),
+    "demote": (1, demote),
+    "switchover": (5, switchover),
+    "pause": (1, pause),
+    "accept-epoch": (1, accept_epoch),
+}
+LASTING_SHARE = 0.15
+LASTING = ("disk-read-only", "var-error", "server")
+_NAMES = list(DEEDS)
+_WEIGHTS = [weight for weight, _ in DEEDS.values()]
+
+
+def schedule_of(seed: int, *, only: str = "") -> Schedule:
+    """The schedule of a seed."""
+    rng = random.Random(seed)
+    timing = rng.choices(("fast", "middle", "slow"), (6, 2, 2))[0]
+    wait_s = TIMINGS[timing].wait
+    rates = tuple(rng.choice((0.99, 1.0, 1.0, 1.01)) for _ in NAMES)
+    volumes = ("data", "media") if rng.random() < 0.2 else ("data",)
+    deeds = []
+    for _ in range(rng.randint(2, 7)):
+        name = only if only and rng.random() < 0.3 else rng.choices(_NAMES, _WEIGHTS)[0]
+        node = rng.choices(NAMES, (3, 1, 1))[0]
+        pause_s = round(rng.choice((0.3, wait_s / 2, wait_s * 2)) * rng.random(), 2)
+        length_s = round(rng.choice((1.0, wait_s, 3 * wait_s)) * (0.1 + rng.random()), 2)
+        deeds.append(Deed(pause_s, name, node, length_s, rng.randrange(10_000)))
+    lasting = rng.choice(NAMES) if rng.random() < LASTING_SHARE else ""
+    if lasting:
+        deeds.append(
+            Deed(1.0, rng.choice(LASTING), lasting, round(wait_s, 2), rng.randrange(10_000))
+        )
+    return Schedule(
+        seed, timing, volumes, rates, rng.choice((0.0, 0.0, 600.0)), rng.random() < 0.5,
+        tuple(deeds), lasting,
+    )  # fmt: skip

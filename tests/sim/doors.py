@@ -1,0 +1,249 @@
+"""Where the shipped program meets the simulation: time, small files, and what leaves a process.
+
+One list of what is replaced while a World is entered; everything else is the program's own code.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from standfast import agent, clock, files, isolated, local_view, names, records, watcher
+from standfast.act import effects
+from standfast.act.execute import execute
+from standfast.adapters import store
+from standfast.cli import accept_epoch
+from standfast.clock import Deadline
+from standfast.config.model import Config
+from standfast.lease import keeper
+from standfast.plan import Do, Plan
+from standfast.replication import cycle, receive, shipment
+from tests.sim import streams
+from tests.sim.clockwork import Exited, SimTime
+from tests.sim.disk import entries
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node, Seat
+    from tests.sim.world import World
+
+FSYNC_S = 0.001
+PARSED = lru_cache(4096)(clock.parse_stamp)
+"""The same few names are read again and again."""
+
+
+class FilesOs:
+    """`os` as `standfast.files` sees it: a state directory's disk may be full, or slow."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        clockwork = self._world.clockwork
+        clockwork.door()
+        if flags & os.O_WRONLY and clockwork.current is not None:
+            node: Node = clockwork.current.process.owner  # type: ignore[assignment]
+            # What is there already has its room.
+            hit = node.var_error and (flags & os.O_CREAT or node.var_error != errno.ENOSPC)
+            if hit and Path(path).is_relative_to(node.directory / "state"):
+                raise OSError(node.var_error, os.strerror(node.var_error), str(path))
+        return os.open(path, flags, mode)
+
+    def posix_fallocate(self, descriptor: int, offset: int, length: int) -> None:
+        """Not of this machine's memory."""
+
+    def fsync(self, descriptor: int) -> None:
+        if self._world.clockwork.current is not None:
+            self._world.clockwork.take(FSYNC_S)
+
+    def getpid(self) -> int:
+        task = self._world.clockwork.current
+        return 0 if task is None else task.process.pid
+
+
+class AgentOs:
+    """`os` as `standfast.agent` sees it: it may end its process."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def _exit(self, status: int) -> None:
+        raise Exited(status)
+
+
+# What follows changes nothing but the time that a run takes.
+
+
+def quick_read_text(path: Path, encoding: str | None = None, errors: str | None = None) -> str:
+    """Path.read_text without a stream."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(descriptor, 1 << 24)
+    finally:
+        os.close(descriptor)
+    return data.decode(encoding or "utf-8", errors or "strict")
+
+
+def quick_parse(raw: bytes, key: str, build: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """records._parse, which gives a frozen value, once for each raw one."""
+    known = (raw, key, build.__code__)
+    if known not in VALUES:
+        if len(VALUES) > 10_000:
+            VALUES.clear()
+        VALUES[known] = PARSE(raw, key, build)
+    return VALUES[known]
+
+
+VALUES: dict[object, object] = {}
+PARSE = records._parse
+below = lru_cache(256)(Path.__truediv__)
+QUICK: Sequence[tuple[object, str, object]] = (
+    (Path, "read_text", quick_read_text),
+    (records, "_parse", quick_parse),
+    (names, "parse_stamp", PARSED),
+    (Config, "run_dir", property(lambda config: below(config.paths.run, config.volume))),
+    (Config, "state_dir", property(lambda config: below(config.paths.state, config.volume))),
+)
+
+
+@contextmanager
+def entered(world: World) -> Iterator[None]:
+    """The program on virtual time, in this world."""
+    clockwork = world.clockwork
+
+    def here() -> tuple[Node, Seat]:
+        """Whose process runs: of a world with several volumes the first one's seat."""
+        assert clockwork.current is not None
+        node: Node = clockwork.current.process.owner  # type: ignore[assignment]
+        return node, node.seat
+
+    def answers(address: str, port: int) -> bool:
+        return world.answers(here()[0], address)
+
+    def ask(path: Path, request: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
+        node, _ = here()
+        return node.seats[path.parent.name].inbox.ask(request, deadline)
+
+    def notify(message: str) -> None:
+        assert clockwork.current is not None
+        for seat in here()[0].seats.values():
+            service = seat.lease
+            if service.process is clockwork.current.process:
+                service.watched_at = world.now
+                if message.startswith("READY=1"):
+                    service.ready = True
+                    service.changed.set()
+
+    def run_plan(
+        plan: Plan,
+        table: Mapping[Do, Callable[[], None]],
+        progress: Callable[[str], None],
+        reached: Callable[[Do], None] = lambda _: None,
+    ) -> None:
+        assert clockwork.current is not None
+        node = here()[0]
+        seat = next(
+            one
+            for one in node.seats.values()
+            if clockwork.current.process is one.agent_service.process
+        )
+        execute(plan, Watched(seat, plan, table), progress, reached)
+
+    def boot() -> str:
+        node, _ = here()
+        return f"{node.name}{node.boots}"
+
+    replaced: Sequence[tuple[object, str, object]] = (
+        (clock, "time", SimTime(clockwork)),
+        (clock, "_boot", boot),
+        (files, "os", FilesOs(world)),
+        (agent, "os", AgentOs()),
+        (agent, "execute", run_plan),
+        (effects, "ask", ask),
+        (isolated, "ask", ask),
+        (keeper, "notify", notify),
+        (local_view, "changed_at", world.changed_at),
+        (watcher, "answers", answers),
+        (store, "_entries", partial(entries, [node.disk for node in world.nodes.values()])),
+        (cycle, "reach", streams.reach(world)),
+        (shipment, "pipeline", streams.Pipeline(world)),
+        (receive, "pipeline", streams.Pipeline(world)),
+        (receive, "_read_line", streams.read_line),
+        *QUICK,
+    )
+    patches = [patch.object(module, name, new) for module, name, new in replaced]
+    for one in patches:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in reversed(patches):
+            one.stop()
+
+
+class Watched(Mapping[Do, Callable[[], None]]):
+    """A plan's effects; the world sees each step, and may cut the power before or after it."""
+
+    def __init__(self, seat: Seat, plan: Plan, table: Mapping[Do, Callable[[], None]]) -> None:
+        self._seat = seat
+        self._plan = plan
+        self._table = table
+
+    def __iter__(self) -> Iterator[Do]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, do: Do) -> Callable[[], None]:
+        seat, effect = self._seat, self._table[do]
+        node, world = seat.node, seat.node.world
+
+        def run() -> None:
+            if do is Do.CLAIM_LEASE:
+                seat.claimed_at = world.now
+            if seat.cut_before is do:
+                seat.cut_before = None
+                node.power_cut()
+            world.clockwork.take(0.01)
+            world.log(f"{node.name}: {self._plan.name}: {do}", detail=do is not Do.CLAIM_LEASE)
+            try:
+                effect()
+            except Exception as error:
+                seat.note(f"{self._plan.name} {do}: {error}")
+                raise
+            if do is Do.PREPARE_VOLUME:
+                world.reign_prepared(seat)
+            if seat.cut_after is do:
+                seat.cut_after = None
+                node.power_cut()
+                world.clockwork.check()
+
+        return run
+
+
+def run_accept_epoch(seat: Seat) -> None:
+    """`standfast accept-epoch`, as an operator runs it on the node."""
+    said: list[str] = []
+
+    class Gateway:
+        @staticmethod
+        def from_config(_config: object) -> object:
+            return seat.client(5.0)
+
+    with (
+        patch.object(accept_epoch, "load_volume", lambda _volume: seat.config),
+        patch.object(accept_epoch, "ConsulGateway", Gateway),
+        patch.object(accept_epoch, "print_done", lambda _json, text, **_: said.append(text)),
+    ):
+        accept_epoch.run(SimpleNamespace(volume=None, json=False, dry_run=False))  # type: ignore[arg-type]
+    seat.node.world.log(f"{seat.node.name}: accept-epoch: {said}")

@@ -1,0 +1,31 @@
+"""After how many random schedules the search finds a rule that was taken away.
+
+python -m tests.sim.find flush-not-noticed --seed 1 --most 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.sim.mutations import MUTATIONS
+from tests.sim.search import search
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Search with one safety rule taken away.")
+    parser.add_argument("rule", choices=sorted(MUTATIONS))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--most", type=int, default=2000)
+    args = parser.parse_args(arguments)
+    with MUTATIONS[args.rule]():
+        done, found = search(range(args.seed, args.seed + args.most))
+    if found is None:
+        print(f"{args.rule}: not found by {done} schedules from seed {args.seed}")
+        return 1
+    print(f"{args.rule}: found by schedule {done} from seed {args.seed}\n{found.text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,245 @@
+"""What must hold at every moment: looked at after each event, each commit and each preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from standfast.adapters.consul_wire import Cas, Op, Set
+from standfast.adapters.store import STAGING
+from standfast.lease.epochs import EpochFile
+from standfast.lease.keeper import RETRY_S
+from standfast.reasons import Reason
+from standfast.records import Leader, Reign, parse_epoch
+from standfast.reign import OwnReign
+from standfast.replication.published import epochs_of_snapshots
+from tests.sim.clockwork import Violation
+from tests.sim.disk import Tree
+
+if TYPE_CHECKING:
+    from tests.sim.node import Seat
+    from tests.sim.world import World
+
+FLATTERY_S = 4.0
+"""Of a loss that is told: names have whole seconds, clients write twice a second, and a heartbeat
+may be seen late. A primary that is cut off goes on for the rest of its lease, besides."""
+
+SEEN_S = 2.0
+"""So long a snapshot may be there before the node's own look has it."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A reign whose subvolume was made."""
+
+    node: str
+    tree: Tree
+
+
+class Invariants:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.written: dict[str, list[float]] = {}
+        """By volume, when each write was acknowledged; a write is its number from 1."""
+        self.reigns: dict[tuple[str, int], Prepared] = {}
+        self.owners: dict[tuple[str, int], str] = {}
+        self._serving: dict[str, str] = {}
+        self._unfenced: set[tuple[str, int]] = set()
+        self.allowed_two_s = 0.0
+        """For a scenario beyond what S3 promises: so long may two serve in all."""
+        self._two_since: float | None = None
+        self.two_s = 0.0
+
+    def acknowledged(self, volume: str, *, fenced: bool) -> int:
+        """`fenced`: by a server whose rules are in place; others may go on without a lease."""
+        times = self.written.setdefault(volume, [])
+        times.append(self._world.now)
+        if not fenced:
+            self._unfenced.add((volume, len(times)))
+        return len(times)
+
+    def all_acknowledged(self, volume: str) -> range:
+        return range(1, len(self.written.get(volume, ())) + 1)
+
+    # At most one node serves
+
+    def look(self) -> None:
+        serving: dict[str, str] = {}
+        for node in self._world.nodes.values():
+            nfsd = node.nfsd
+            if not nfsd.running or not nfsd.table or not node.answers:
+                continue
+            for volume in nfsd.table:
+                if not node.seats[volume].serves:
+                    continue
+                if volume in serving:
+                    self._two(volume, serving[volume], node.name)
+                    continue
+                serving[volume] = node.name
+        if serving != self._serving:
+            self._changed(serving)
+            self._serving = serving
+            self._two_since = None
+
+    def _two(self, volume: str, one: str, other: str) -> None:
+        world = self._world
+        if self._just_flushed(volume, one) or self._just_flushed(volume, other):
+            return
+        if self.allowed_two_s:
+            if self._two_since is not None:
+                self.two_s += world.now - self._two_since
+            self._two_since = world.now
+            if self.two_s <= self.allowed_two_s:
+                return
+        raise Violation(f"{one} and {other} serve {volume} at {world.now:.3f}\n{world.story()}")
+
+    def _just_flushed(self, volume: str, name: str) -> bool:
+        """Its port is open for want of rules, until the next look: this is documented. The lease
+        process may be waiting for Consul just then, and the agent stand still."""
+        node = self._world.nodes[name]
+        rules, lease, now = node.rules, node.seats[volume].config.lease, self._world.now
+        look_s = lease.heartbeat + lease.request_timeout + RETRY_S + 0.3
+        return not (rules.asks and rules.answers) and now - rules.flushed_at <= look_s
+
+    def _changed(self, serving: dict[str, str]) -> None:
+        world = self._world
+        for volume in world.volumes:
+            now, before = serving.get(volume), self._serving.get(volume)
+            if now == before:
+                continue
+            world.log(f"{volume}: {f'{now} serves' if now else f'{before} serves no more'}")
+            if now is not None:
+                self._check_served(world.nodes[now].seats[volume])
+
+    def _check_served(self, seat: Seat) -> None:
+        own = OwnReign.load(seat.config.state_dir)
+        known = None if own is None else self.reigns.get((seat.volume, own.epoch))
+        if known is None or known.tree is not seat.live:
+            raise Violation(
+                f"{seat.node.name} serves a tree of {seat.volume} that was prepared for no reign "
+                f"({own})\n{self._world.story()}"
+            )
+
+    # One owner for each epoch
+
+    def committed(self, ops: Sequence[Op]) -> None:
+        for op in ops:
+            if isinstance(op, (Cas, Set)) and op.key.endswith("/epoch"):
+                written = {one.key: one.value for one in ops if isinstance(one, (Cas, Set))}
+                volume = op.key.split("/")[-2]
+                raw = written.get(op.key.removesuffix("epoch") + "leader")
+                self._epoch(volume, parse_epoch(op.value), raw)
+
+    def _epoch(self, volume: str, epoch: int, raw: bytes | None) -> None:
+        world = self._world
+        highest = max((number for name, number in self.owners if name == volume), default=0)
+        if epoch < highest:
+            raise Violation(f"epoch {epoch} after {highest}\n{world.story()}")
+        if raw is None:
+            world.log(f"{volume}: epoch {epoch} is written, by nobody's claim")
+            return
+        leader = Leader.parse(raw)
+        owner = f"{leader.holder.node}/{leader.holder.instance}"
+        known = self.owners.setdefault((volume, epoch), owner)
+        if known != owner:
+            raise Violation(
+                f"{volume}: epoch {epoch} has two owners: {known} and {owner}\n{world.story()}"
+            )
+        world.log(f"{volume}: epoch {epoch} is {owner}'s")
+
+    def restored(self, volume: str, epoch: int) -> None:
+        """Consul forgot what came after: its numbers may be used again (documented), by somebody
+        who never heard of them."""
+        for table in (self.owners, self.reigns):
+            for key in [key for key in table if key[0] == volume and key[1] > epoch]:
+                del table[key]
+
+    # What a standby takes in
+
+    def before_publishing(self, seat: Seat) -> tuple[int, int | None]:
+        """What a receiver has to find out: the highest epoch seen here, and whose lease it is."""
+        leader = self._world.leader(seat.volume)
+        held = None if leader is None or leader.is_clean else leader.epoch
+        return EpochFile(seat.config.state_dir / "epoch").read(), held
+
+    def published(self, seat: Seat, content_id: str, before: tuple[int, int | None]) -> None:
+        """A snapshot became visible; `before` was true when it had come in whole."""
+        seen, held = before
+        epoch = epochs_of_snapshots(seat.config)[content_id]
+        _, holds = self.before_publishing(seat)
+        why = None
+        if epoch < seen:
+            why = f"which had seen epoch {seen}"
+        elif epoch not in (held, holds):
+            why = f"though the lease was that of epoch {holds}"
+        if why is not None:
+            raise Violation(
+                f"{seat.volume}: {seat.node.name} took in a snapshot of epoch {epoch}, {why}\n"
+                f"{self._world.story()}"
+            )
+
+    # Where the data of a reign comes from
+
+    def prepared(self, seat: Seat) -> None:
+        """A live subvolume is ready for the epoch that this node's file names."""
+        own, tree, world = OwnReign.load(seat.config.state_dir), seat.live, self._world
+        assert own is not None and tree is not None
+        volume, epoch = seat.volume, own.epoch
+        known = self.reigns.get((volume, epoch))
+        if known is not None:
+            if known.tree is not tree:
+                raise Violation(f"{volume}: epoch {epoch} has two trees\n{world.story()}")
+            return
+        self.reigns[volume, epoch] = Prepared(seat.node.name, tree)
+        before = max((n for name, n in self.reigns if name == volume and n < epoch), default=None)
+        if before is None:
+            return
+        old, new = self.reigns[volume, before].tree.writes, tree.writes
+        if old[: len(new)] != new:
+            raise Violation(
+                f"{volume}: epoch {epoch} on {seat.node.name} starts from data outside the lineage "
+                f"of {before}: {sorted(set(new) - set(old))[:10]}\n{world.story()}"
+            )
+        self._check_newest(seat, epoch, old, new)
+        self._check_loss(volume, epoch, old[len(new) :])
+
+    def _check_newest(self, seat: Seat, epoch: int, old: Sequence[int], new: Sequence[int]) -> None:
+        """Of what this node had when its promotion began, the one that lost least."""
+        known = epochs_of_snapshots(seat.config)
+        base = f"{seat.config.base}@"
+        for path, tree in seat.node.disk.here.trees.items():
+            fits = path.name.startswith(base) and STAGING not in path.parts and tree.read_only
+            if not fits or tree.info.content_id not in known:
+                continue
+            there = tree.made_at < seat.claimed_at - SEEN_S
+            if there and len(tree.writes) > len(new) and old[: len(tree.writes)] == tree.writes:
+                raise Violation(
+                    f"{seat.volume}: epoch {epoch} on {seat.node.name} starts from "
+                    f"{len(new)} writes, and {path.name} has {len(tree.writes)} of them\n"
+                    f"{self._world.story()}"
+                )
+
+    def _check_loss(self, volume: str, epoch: int, lost: Sequence[int]) -> None:
+        """A clean handover loses nothing; another tells no less than what it loses."""
+        world = self._world
+        entry = world.store.get(world.key(f"history/{epoch}", volume))
+        if entry is None or not lost:
+            return
+        reign = Reign.parse(entry.value)
+        if reign.reason.partition(":")[0] == Reason.CLEAN_HANDOVER:
+            raise Violation(
+                f"{volume}: the handover to epoch {epoch} lost {len(lost)} acknowledged writes\n"
+                f"{world.story()}"
+            )
+        lost = [number for number in lost if (volume, number) not in self._unfenced]
+        if not lost:
+            return
+        times = self.written[volume]
+        span_s = times[lost[-1] - 1] - times[lost[0] - 1]
+        slack_s = FLATTERY_S + world.longest_lease_s
+        if reign.lost_s is not None and reign.lost_s < span_s - slack_s:
+            raise Violation(
+                f"{volume}: epoch {epoch} lost {span_s:.1f} s of writes and tells "
+                f"{reign.lost_s:.1f} s\n{world.story()}"
+            )

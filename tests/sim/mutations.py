@@ -1,0 +1,208 @@
+"""Safety rules taken away, by name: what the simulation has to notice."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import standfast
+from standfast import agent_fence, candidacy, clock, observe
+from standfast.adapters.consul import Committed, Conflict
+from standfast.adapters.consul_wire import Cas, Op, Set
+from standfast.adapters.store import Store
+from standfast.config.model import LeaseTiming
+from standfast.errors import StandfastError
+from standfast.lease import holding, keeper, protocol, unserved
+from standfast.lease.protocol import NEVER, Tenure
+from standfast.names import SnapshotName
+from standfast.replication import intake
+from tests.sim import deeds
+from tests.sim.model_consul import Client, kind_of
+
+Mutation = Callable[[], AbstractContextManager[object]]
+
+
+@contextmanager
+def forced(kind: str, key: str) -> Iterator[None]:
+    """Transactions of a kind set this key whatever it holds."""
+    real = Client.txn
+
+    def txn(client: Client, ops: Sequence[Op], **rest: Any) -> Committed | Conflict:
+        if kind_of(ops) == kind:
+            ops = [
+                Set(op.key, op.value) if isinstance(op, Cas) and op.key.endswith(key) else op
+                for op in ops
+                if isinstance(op, (Cas, Set)) or kind != "clean"
+            ]
+        return real(client, ops, **rest)
+
+    with patch.object(Client, "txn", txn):
+        yield
+
+
+@contextmanager
+def counted_from_the_reply() -> Iterator[None]:
+    real = protocol.committed
+
+    def committed(tenure: Tenure, seq: int, index: int, length_s: float) -> Tenure:
+        now = clock.monotonic()
+        return real(replace(tenure, attempts={seq: now}), seq, index, length_s)
+
+    with patch.object(protocol, "committed", committed):
+        yield
+
+
+@contextmanager
+def taken_for_valid() -> Iterator[None]:
+    real = protocol.read_back
+
+    def read_back(
+        tenure: Tenure,
+        held: protocol.Versioned,
+        _now: float,
+        length_s: float,
+        wait_s: float = 0.0,
+    ) -> protocol.Verdict:
+        return real(tenure, held, NEVER, length_s, wait_s)
+
+    with patch.object(protocol, "read_back", read_back):
+        yield
+
+
+@contextmanager
+def a_flush_is_not_noticed() -> Iterator[None]:
+    """Once the port has been shut nobody looks at the rules any more."""
+    real = keeper.Keeper.check_end
+
+    def check_end(one: keeper.Keeper) -> None:
+        if not one.cut_off:
+            real(one)
+
+    with (
+        patch.object(keeper.Keeper, "check_end", check_end),
+        patch.object(agent_fence.FenceWatch, "look", lambda _self: None),
+    ):
+        yield
+
+
+@contextmanager
+def no_second_look() -> Iterator[None]:
+    """The receiver asks who holds the lease before the stream, and not before it publishes."""
+    real = intake.Lease.check
+    asked: set[int] = set()
+
+    def check(lease: intake.Lease, begin: Any) -> None:
+        if id(begin) not in asked:
+            asked.add(id(begin))
+            real(lease, begin)
+
+    with patch.object(intake.Lease, "check", check):
+        yield
+
+
+@contextmanager
+def no_look_at_the_epoch() -> Iterator[None]:
+    class Nothing:
+        def __init__(self, _path: object) -> None: ...
+
+        def read(self) -> int:
+            return 0
+
+        def raise_to(self, _epoch: int) -> None: ...
+
+    with patch.object(intake, "EpochFile", Nothing):
+        yield
+
+
+@contextmanager
+def no_look_at_the_holder() -> Iterator[None]:
+    def check(lease: intake.Lease, begin: Any) -> None:
+        epochs = intake.EpochFile(lease.config.state_dir / "epoch")
+        if begin.epoch < epochs.read():
+            raise intake.Refused(intake.Reason.STALE_LINEAGE, "its reign is over")
+        epochs.raise_to(begin.epoch)
+
+    with patch.object(intake.Lease, "check", check):
+        yield
+
+
+@contextmanager
+def only_our_own_exceptions_are_states() -> Iterator[None]:
+    """What a step raises beyond them ends the program."""
+
+    def ours(error: Exception) -> StandfastError:
+        if isinstance(error, StandfastError):
+            return error
+        raise error
+
+    with ExitStack() as stack:
+        for info in pkgutil.walk_packages(standfast.__path__, "standfast."):
+            if info.name.startswith(("standfast.adapters", "standfast.demo", "standfast.__main__")):
+                continue
+            module = importlib.import_module(info.name)
+            if "ours" in vars(module):
+                stack.enter_context(patch.object(module, "ours", ours))
+        yield
+
+
+@contextmanager
+def order_by_the_clock() -> Iterator[None]:
+    """A name is the wall clock's time, and one that lies in the future doesn't count."""
+    real = Store._complete
+
+    def complete(store: Store, *, received: bool) -> Iterator[Any]:
+        now = clock.utc_now()
+        for snapshot in real(store, received=received):
+            if snapshot.name.stamp <= now + 60.0:
+                yield snapshot
+
+    def after(name: SnapshotName, others: Any) -> SnapshotName:
+        now = clock.utc_now()
+        known = [one.stamp + 1.0 for one in others if one.stamp <= now + 60.0]
+        return SnapshotName(max([name.stamp, *known]), name.base)
+
+    with (
+        patch.object(Store, "_complete", complete),
+        patch.object(SnapshotName, "after", after),
+        patch.object(observe, "is_final", lambda available, leader: False),
+        patch.object(candidacy, "is_final", lambda available, leader: True),
+    ):
+        yield
+
+
+@contextmanager
+def a_shorter_wait(by_s: float = 1.0) -> Iterator[None]:
+    """Every `wait` is so much below what the timing rule asks for."""
+    shorter = {name: _least(timing, by_s) for name, timing in deeds.TIMINGS.items()}
+    with patch.dict(deeds.TIMINGS, shorter):
+        yield
+
+
+def _least(timing: LeaseTiming, by_s: float) -> LeaseTiming:
+    needed = ((timing.length + timing.fence) * (1 + timing.drift) + 1) / (1 - timing.drift)
+    return replace(timing, wait=round(needed - by_s, 2))
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "acquire-without-cas": lambda: forced("acquire", "/leader"),
+    "clean-without-cas": lambda: forced("clean", "/leader"),
+    "counted-from-the-reply": counted_from_the_reply,
+    "taken-for-valid": taken_for_valid,
+    "number-used-twice": lambda: patch.object(holding, "SEQ_JUMP", (0, 1)),
+    "any-lineage": lambda: patch.object(observe, "in_lineage", lambda available, cluster: True),
+    "check-end-off": lambda: patch.object(keeper.Keeper, "check_end", lambda _self: None),
+    "flush-not-noticed": a_flush_is_not_noticed,
+    "told-wait-too-short": lambda: patch.object(Tenure, "wait_s", lambda _self, own_s, now: own_s),
+    "receiver-without-epoch": no_look_at_the_epoch,
+    "receiver-without-holder": no_look_at_the_holder,
+    "receiver-without-second-look": no_second_look,
+    "order-by-the-clock": order_by_the_clock,
+    "errors-not-caught": only_our_own_exceptions_are_states,
+    "no-surrender": lambda: patch.object(unserved, "successor", lambda *_: None),
+    "wait-too-short": a_shorter_wait,
+}

@@ -16,10 +16,12 @@ from standfast.adapters.consul import Committed, Conflict
 from standfast.adapters.consul_wire import Cas, Op, Set
 from standfast.adapters.store import Store
 from standfast.config.model import LeaseTiming
-from standfast.errors import StandfastError
+from standfast.errors import Refused, StandfastError
 from standfast.lease import holding, keeper, protocol, unserved
+from standfast.lease.epochs import EpochFile
 from standfast.lease.protocol import NEVER, Tenure
 from standfast.names import SnapshotName
+from standfast.reasons import Reason
 from standfast.replication import intake
 from tests.sim import deeds
 from tests.sim.model_consul import Client, kind_of
@@ -122,9 +124,9 @@ def no_look_at_the_epoch() -> Iterator[None]:
 @contextmanager
 def no_look_at_the_holder() -> Iterator[None]:
     def check(lease: intake.Lease, begin: Any) -> None:
-        epochs = intake.EpochFile(lease.config.state_dir / "epoch")
+        epochs = EpochFile(lease.config.state_dir / "epoch")
         if begin.epoch < epochs.read():
-            raise intake.Refused(intake.Reason.STALE_LINEAGE, "its reign is over")
+            raise Refused(Reason.STALE_LINEAGE, "its reign is over")
         epochs.raise_to(begin.epoch)
 
     with patch.object(intake.Lease, "check", check):

@@ -158,13 +158,8 @@ def entered(world: World) -> Iterator[None]:
         )
         execute(plan, Watched(seat, plan, table), progress, reached)
 
-    def boot() -> str:
-        node, _ = here()
-        return f"{node.name}{node.boots}"
-
     replaced: Sequence[tuple[object, str, object]] = (
         (clock, "time", SimTime(clockwork)),
-        (clock, "_boot", boot),
         (files, "os", FilesOs(world)),
         (agent, "os", AgentOs()),
         (agent, "execute", run_plan),

@@ -175,6 +175,7 @@ def test_what_failed_is_tried_again_after_longer_and_longer_pauses(
     machine = node.machine
     agent = Failing(machine, Watcher(machine.config, machine.consul), LocalView(machine))
     agent.stale = agent.fresh = TAKEOVER
+    agent.view = view("n2", "n3")
     for _ in range(200):
         agent.step()
         clock.now += 0.25

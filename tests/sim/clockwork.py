@@ -97,6 +97,8 @@ class Clockwork:
         self.on_stall: Callable[[Process, float], None] = lambda _process, _seconds: None
         self.current: Task | None = None
         self.events = 0
+        self.pace = 1.0
+        """What calls take, as a share of what they ordinarily do."""
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._hub = getcurrent()
@@ -238,9 +240,10 @@ class Clockwork:
         self.pause(self.now + max(self._running().process.clock.real_s(local_s), LEAST_S))
 
     def take(self, seconds: float) -> None:
-        """A call that takes so long in real time; it may stall at its beginning."""
+        """A call that takes so long in real time, on a machine of an ordinary pace; it may stall
+        at its beginning."""
         self.door()
-        self.pause(self.now + seconds)
+        self.pause(self.now + max(seconds * self.pace, LEAST_S))
 
     def door(self) -> None:
         """A look at a clock, or a call: where a process may stand still."""

@@ -255,19 +255,26 @@ def arm_late(world: World, deed: Deed) -> None:
     if deed.number % 2:
         rules.freeze_in_arm_s = deed.length_s
         return
+    # The last moment at which the port may be opened, by a heartbeat that was the last one.
     rules.freeze_in_arm_s = lease.fence - FENCE_MARGIN_S - 0.05
     rules.slow_s = KERNEL_S
-    begun = rules.permits
 
     def then() -> None:
-        if rules.permits == begun and node.powered:
-            world.after(0.05, then)
-            return
-        rules.slow_s = 0.0
-        world.isolate(node.name)
-        world.after(5 * lease.wait, lambda: world.join(node.name))
+        if not node.powered:
+            rules.freeze_in_arm_s = rules.slow_s = 0.0
+        elif rules.freeze_in_arm_s:
+            world.after(0.02, then)
+        else:
+            world.isolate(node.name)
+            world.after(lease.fence + KERNEL_S, still)
+            world.after(5 * lease.wait, lambda: world.join(node.name))
 
-    world.after(0.05, then)
+    def still() -> None:
+        """From then on the kernel alone ends the permit."""
+        rules.slow_s = 0.0
+        node.freeze_all(4 * lease.wait)
+
+    world.after(0.02, then)
 
 
 # Clocks

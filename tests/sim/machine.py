@@ -32,8 +32,6 @@ class PacketFilter:
     flushed_at: float = float("-inf")
     slow_s: float = 0.0
     """So long the kernel takes to do what it was told."""
-    permits: int = 0
-    """How many were given."""
     keeps_latest: bool = True
 
     def lets_in(self, now: float) -> bool:
@@ -82,9 +80,8 @@ class SimFence(KernelFence):
         if not (rules.asks and rules.answers):
             return False
         if rules.slow_s:
-            world.clockwork.take(rules.slow_s)
+            world.clockwork.pause(world.now + rules.slow_s)
         rules.open_until = world.now + self._node.clock.real_s(left_s)
-        rules.permits += 1
         return True
 
 
@@ -144,7 +141,8 @@ class SimNfs:
         clockwork = self._node.world.clockwork
         self._node.systemd.cancel_nfs()
         until = clockwork.now + self._node.clock.real_s(deadline.remaining_s())
-        clockwork.take(min(self._server.stop_s, max(until - clockwork.now, 0.0)))
+        clockwork.door()
+        clockwork.pause(min(clockwork.now + self._server.stop_s, max(until, clockwork.now)))
         if self._server.stuck or clockwork.now >= until:
             raise StandfastError("threads of the NFS server are left")
         self._server.running = False

@@ -319,7 +319,8 @@ class Client:
         if what in ("lost", "late"):
             if what == "late":
                 clockwork.after(delay_s, lambda: self._arrive(ops))
-            clockwork.take(self._left_s(deadline))
+            clockwork.door()
+            clockwork.pause(clockwork.now + self._left_s(deadline))
             raise ConsulTimedOut("a transaction: no answer", maybe_applied=True)
         until = self._there("a transaction", deadline, write=True)
         result = self._store.txn(ops)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import standfast
-from standfast import agent_fence, candidacy, clock, observe
+from standfast import agent_fence, clock, observe
 from standfast.adapters.consul import Committed, Conflict
 from standfast.adapters.consul_wire import Cas, Op, Set
-from standfast.adapters.store import Store
 from standfast.config.model import LeaseTiming
 from standfast.errors import Refused, StandfastError
 from standfast.lease import holding, keeper, protocol, unserved
@@ -154,26 +153,16 @@ def only_our_own_exceptions_are_states() -> Iterator[None]:
 
 @contextmanager
 def order_by_the_clock() -> Iterator[None]:
-    """A name is the wall clock's time, and one that lies in the future doesn't count."""
-    real = Store._complete
+    """A name is the wall clock's time, whatever names there are; only a second name of it moves."""
 
-    def complete(store: Store, *, received: bool) -> Iterator[Any]:
-        now = clock.utc_now()
-        for snapshot in real(store, received=received):
-            if snapshot.name.stamp <= now + 60.0:
-                yield snapshot
+    def after(name: SnapshotName, others: Iterable[SnapshotName]) -> SnapshotName:
+        used = {one.stamp for one in others}
+        stamp = name.stamp
+        while stamp in used:
+            stamp += 1.0
+        return SnapshotName(stamp, name.base)
 
-    def after(name: SnapshotName, others: Any) -> SnapshotName:
-        now = clock.utc_now()
-        known = [one.stamp + 1.0 for one in others if one.stamp <= now + 60.0]
-        return SnapshotName(max([name.stamp, *known]), name.base)
-
-    with (
-        patch.object(Store, "_complete", complete),
-        patch.object(SnapshotName, "after", after),
-        patch.object(observe, "is_final", lambda available, leader: False),
-        patch.object(candidacy, "is_final", lambda available, leader: True),
-    ):
+    with patch.object(SnapshotName, "after", after):
         yield
 
 

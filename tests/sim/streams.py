@@ -216,7 +216,8 @@ class Pipeline:
             raise CommandFailed(f"send: {path} is gone", returncode=1)
         content_id = tree.received_uuid or tree.uuid
         writes = tuple(tree.writes)
-        self.world.clockwork.take(self.world.copy_s)
+        self.world.clockwork.door()
+        self.world.clockwork.pause(self.world.now + self.world.copy_s)
         while self.world.copies_held:
             self.world.clockwork.take(0.1)
         if pipe.ended:

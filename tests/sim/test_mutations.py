@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -13,9 +15,15 @@ from standfast.adapters.consul import Committed, Conflict
 from standfast.adapters.consul_wire import Cas, Op, Set
 from standfast.config.model import LeaseTiming
 from standfast.lease import holding, protocol
+from standfast.lease.epochs import EpochFile
 from standfast.lease.protocol import NEVER, Tenure
+from standfast.replication.reporting import ReignInConsul
 from tests.sim.clockwork import Violation
+from tests.sim.deeds import Deed, Schedule
 from tests.sim.model_consul import Client, kind_of
+from tests.sim.mutations import MUTATIONS, a_shorter_wait
+from tests.sim.node import Node
+from tests.sim.search import run
 from tests.sim.world import World
 
 
@@ -196,3 +204,185 @@ def test_an_acknowledged_write_that_no_disk_has_is_noticed(tmp_path: Path) -> No
                 tree.writes.clear()
         with pytest.raises(Violation, match="were deleted"):
             world.check_nothing_deleted()
+
+
+# Rules that later faults asked for: each with the shortest schedule that needs it
+
+
+def stale_sender(world: World) -> Node:
+    """The first primary, replaced, still believes that it holds epoch 1."""
+    primary = world.begin()
+    primary.seat.copies = False
+    world["b"].kill_agent()
+    world.isolate("a")
+    world.wait_for_primary("c", 90.0)
+    world["c"].seat.copies = False
+    world.cut_ways.clear()
+    return primary
+
+
+def send(world: World, node: Node) -> None:
+    with (
+        patch.object(ReignInConsul, "epoch", lambda _self: 1),
+        patch.object(ReignInConsul, "index_of", lambda _self, _epoch: 1),
+    ):
+        node.spawn("replicate", lambda: node.seat.cycle("b"))
+        world.run(40.0)
+
+
+def a_heartbeat_within_an_acquisition(world: World) -> None:
+    """The holder's process wakes while a candidate stands between its look and its transaction."""
+    primary = world.begin()
+    primary.watchdogs = False
+    world.unlink("a", "b")
+    world.unlink("a", "c")
+    world["b"].power_cut()
+    world.fault("c", "acquire", "freeze-before", 1.5)
+
+    def keep_frozen() -> None:
+        if world["c"].link.faults:
+            primary.freeze(primary.seat.lease, 0.4)
+            world.after(0.3, keep_frozen)
+
+    keep_frozen()
+    world.run(90.0)
+
+
+def flushed_beside_a_successor(world: World) -> None:
+    primary = world.begin()
+    world.isolate("a")
+    world.wait_for_primary("c")
+    primary.rules.flush("both", world.now)
+    world.run(15.0)
+
+
+def flushed_beside_a_successor_with_the_agent_frozen(world: World) -> None:
+    primary = world.begin()
+    world.isolate("a")
+    primary.freeze(primary.seat.agent_service, 90.0)
+    world.wait_for_primary("c")
+    primary.rules.flush("both", world.now)
+    world.run(15.0)
+
+
+def a_shorter_lease_told_at_once(world: World) -> None:
+    primary = world.begin()
+    primary.seat.config = replace(primary.config, lease=LeaseTiming())
+    world.fault("a", "heartbeat", "freeze-after", 90.0)
+    primary.watchdogs = False
+    primary.stop_keeper()
+    primary.freeze(primary.seat.agent_service, 120.0)
+    primary.down_since = world.now - 60.0
+    world.unlink("a", "b")
+    world.unlink("a", "c")
+    primary.seat.lease.launch()
+    world.run(90.0)
+
+
+def a_stale_sender_after_a_restore(world: World) -> None:
+    """Consul names it holder again; the receiver knows better."""
+    saved = None
+
+    def save() -> None:
+        nonlocal saved
+        saved = world.store.backup()
+
+    world.after(18.0, save)
+    primary = stale_sender(world)
+    EpochFile(world["b"].config.state_dir / "epoch").raise_to(2)
+    assert saved is not None
+    world.restore(saved)
+    send(world, primary)
+
+
+def a_stale_sender(world: World) -> None:
+    send(world, stale_sender(world))
+
+
+def an_epoch_that_changes_under_a_stream(world: World) -> None:
+    primary = world.begin()
+    primary.seat.copies = False
+    world["b"].kill_agent()
+    world.copies_held = True
+    primary.spawn("replicate", lambda: primary.seat.cycle("b"))
+    world.run(1.0)
+    world.isolate("a", standbys=False)
+    world.wait_for("a takeover", lambda: world.epoch() == 2, 90.0)
+    world.copies_held = False
+    world.run(20.0)
+
+
+def clocks_that_were_ahead(world: World) -> None:
+    """Set right later: what is taken then still comes after the names from the future."""
+    primary = world.begin()
+    for node in world.nodes.values():
+        node.clock.utc_step_s = 3600.0
+    world.run(12.0)
+    for node in world.nodes.values():
+        node.clock.utc_step_s = 0.0
+    world.run(20.0)
+    primary.hand_to("b")
+    world.wait_for_primary("b", 40.0)
+
+
+def a_state_directory_that_fails(world: World) -> None:
+    primary = world.begin()
+    for name in ("b", "c"):
+        world[name].var_error = errno.EIO
+    primary.power_cut()
+    world.run(40.0)
+
+
+def a_server_that_is_dead(world: World) -> None:
+    world.begin().nfsd.broken = True
+    world.wait_for("another one serves", lambda: world.epoch() == 2, 180.0)
+
+
+LONG = LeaseTiming(length=40.0, wait=45.0)
+SHORT_LATER = {"a": LONG, "b": LeaseTiming(), "c": LeaseTiming()}
+RULES = {
+    "acquire-without-cas": (a_heartbeat_within_an_acquisition, "serve data|and tells"),
+    "check-end-off": (flushed_beside_a_successor_with_the_agent_frozen, "serve data"),
+    "flush-not-noticed": (flushed_beside_a_successor, "serve data"),
+    "told-wait-too-short": (a_shorter_lease_told_at_once, "serve data"),
+    "receiver-without-epoch": (a_stale_sender_after_a_restore, "had seen epoch 2"),
+    "receiver-without-holder": (a_stale_sender, "the lease was that of epoch 2"),
+    "receiver-without-second-look": (
+        an_epoch_that_changes_under_a_stream,
+        "the lease was that of epoch 2",
+    ),
+    "order-by-the-clock": (clocks_that_were_ahead, "b serves: not within|starts from"),
+    "errors-not-caught": (a_state_directory_that_fails, "by a traceback"),
+    "no-surrender": (a_server_that_is_dead, "not within 180 s"),
+}
+
+
+def in_its_world(directory: Path, schedule: Callable[[World], None]) -> None:
+    timings = SHORT_LATER if schedule is a_shorter_lease_told_at_once else None
+    with World(directory, timings=timings) as world:
+        schedule(world)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_the_schedule_of_a_rule_is_harmless_with_it(tmp_path: Path, rule: str) -> None:
+    in_its_world(tmp_path, RULES[rule][0])
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_rule_that_is_taken_away_is_noticed(tmp_path: Path, rule: str) -> None:
+    schedule, what = RULES[rule]
+    with MUTATIONS[rule](), pytest.raises(Violation, match=what):
+        in_its_world(tmp_path, schedule)
+
+
+@pytest.mark.parametrize(("by_s", "safe"), [(0.0, True), (0.3, False)])
+@pytest.mark.parametrize("timing", ["fast", "slow"])
+def test_the_timing_rule_is_tight(timing: str, by_s: float, safe: bool) -> None:
+    """The last heartbeat opens the port at the last moment, the kernel takes the rule's second for
+    it, clocks differ by all that they may, and the successor loses no time: 0.3 s less of
+    `wait` puts two servers up."""
+    late = Deed(1.0, "arm-late", "a", 60.0, 0)
+    schedule = Schedule(1, timing, ("data",), (0.99, 1.01, 1.01), 0.0, True, (late,))
+    with a_shorter_wait(by_s):
+        _, violation = run(schedule)
+    assert (violation is None) is safe, violation

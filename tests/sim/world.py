@@ -284,6 +284,7 @@ class World:
     def be_random(self, quick: bool) -> None:
         """Replies and programs take different times; short histories; quick to give up."""
         rng = self.rng
+        self.clockwork.pace = 0.05 if quick else 1.0
 
         def latency_s() -> float:
             return 0.0005 if quick else rng.choice((0.001, 0.004, 0.004, 0.02, 0.15))

@@ -23,6 +23,9 @@ FRESH_S = 3 * TOLD_EVERY_S
 """A candidate that has written nothing for so long may be dead."""
 TOLD_FROM_S = 10.0
 """A shorter time is between two looks."""
+OUTAGE_LIMIT_S = 120.0
+"""For an orderly handover from its deregistration to its end: past it, the node serves again. Until
+then it isn't surrendered."""
 MOST_S = 20.0
 """Between two looks: a process that was frozen for longer doesn't know what was meanwhile."""
 

@@ -26,13 +26,12 @@ from standfast.plan import Do
 from standfast.reasons import Reason
 from standfast.records import LeaderState, Reign
 from standfast.reign import Intent, OwnReign, Stage
+from standfast.surrender import OUTAGE_LIMIT_S
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 RELEASE_TRIES = 3
-# For a handover from its deregistration to its end; past it, the node serves again. Seconds.
-OUTAGE_LIMIT_S = 120.0
 UNDO_S = 120.0
 # Stages in which nobody can have written anything yet.
 UNBORN = (Stage.CLEARING, Stage.CREATING)

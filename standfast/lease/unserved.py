@@ -22,7 +22,15 @@ from standfast.lease.holding import LeaseKeys
 from standfast.lease.protocol import NEVER
 from standfast.reasons import Reason
 from standfast.records import Handover
-from standfast.surrender import TOLD_FROM_S, Sign, Spell, Standing, successor, watch
+from standfast.surrender import (
+    OUTAGE_LIMIT_S,
+    TOLD_FROM_S,
+    Sign,
+    Spell,
+    Standing,
+    successor,
+    watch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +40,6 @@ ASK_EVERY_S = 5.0
 ASK_S = 1.0
 LOOK_S = 2.0
 """For the server and Consul together; with `request_timeout`, where that is less."""
-HANDOVER_S = 120.0
-"""What an orderly handover may take while it doesn't serve (`effects.OUTAGE_LIMIT_S`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Service:
             now.epoch,
             now.at - now.since,
             unserved_s,
-            patience_s + (HANDOVER_S if now.draining else 0.0),
+            patience_s + (OUTAGE_LIMIT_S if now.draining else 0.0),
             found.pause,
             found.reign,
             self.spell.served,

@@ -11,7 +11,7 @@ import pytest
 
 from standfast import plan as plans
 from standfast.act import effects as effects_module
-from standfast.act.effects import OUTAGE_LIMIT_S, UNDO_S, Effects
+from standfast.act.effects import UNDO_S, Effects
 from standfast.act.execute import execute
 from standfast.act.ports import Snapshot
 from standfast.adapters.consul import Instance
@@ -25,6 +25,7 @@ from standfast.plan import Do, Names, Plan, Step
 from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import Intent, OwnReign, Stage
+from standfast.surrender import OUTAGE_LIMIT_S
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeJobs, FakeNode, FakeStore, fake_node
 

@@ -25,7 +25,7 @@ from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Inbox
 from standfast.lease.keeper import Keeper, answer, hold
 from standfast.lease.protocol import Claim
-from standfast.lease.unserved import ASK_EVERY_S, HANDOVER_S, VOUCH_S
+from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
@@ -43,6 +43,7 @@ from standfast.reign import OwnReign, Stage
 from standfast.surrender import (
     FRESH_S,
     MOST_S,
+    OUTAGE_LIMIT_S,
     TOLD_EVERY_S,
     TOLD_FROM_S,
     Sign,
@@ -442,6 +443,32 @@ def test_others_are_asked_right_after_a_heartbeat_and_not_for_long(
         assert left_s <= limit_s - (0.0 if at in beats else 1.0)
 
 
+@pytest.mark.parametrize("heard", [True, False])
+def test_in_a_turn_without_a_heartbeat_nobody_is_asked(
+    heard: bool, holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That turn's time is the lease's: both questions wait for the next one that commits."""
+    asked: list[str] = []
+    keys, nfs, service = holding.keeper.keys, holding.nfs, holding.keeper.service
+    prospects = keys.prospects
+
+    def look(epoch: int, deadline: Deadline) -> Any:
+        asked.append("Consul")
+        return prospects(epoch, deadline)
+
+    def check(_: Deadline) -> str:
+        asked.append("server")
+        return "no answer"
+
+    monkeypatch.setattr(keys, "prospects", look)
+    monkeypatch.setattr(nfs, "check", check)
+    service.spell = service.spell.seen(holding.clock.now, "no answer")
+    holding.clock.now += TOLD_FROM_S + 1
+    now = holding.clock.now
+    service.look(Now(now, 1, now - 100, valid=True, serving=True, draining=False, heard=heard))
+    assert asked == (["server", "Consul"] if heard else [])
+
+
 def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:
     holding.vouches = "nfsd has no threads"
     holding.run(TOLD_FROM_S - 3)
@@ -499,7 +526,7 @@ def test_a_handover_at_work_has_its_own_time_and_no_more(holding: Holding) -> No
     """A step that hangs on a dead disk must not keep everybody waiting for ever."""
     holding.vouches = "the NFS port is shut"
     holding.keeper.drain()
-    holding.run(HANDOVER_S + AFTER_S - 5)
+    holding.run(OUTAGE_LIMIT_S + AFTER_S - 5)
     assert not holding.keeper.over
     holding.run(20.0)
     assert holding.keeper.over

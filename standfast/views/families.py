@@ -143,6 +143,11 @@ FAMILIES = by_name(
             _STANDBY,
         ),
         Family(
+            "replica_has_snapshot",
+            "1: the standby has a complete snapshot, of whatever age; 0: it has none",
+            _STANDBY,
+        ),
+        Family(
             "replica_newest_snapshot_timestamp_seconds",
             "When the standby's newest complete snapshot was taken",
             _STANDBY,

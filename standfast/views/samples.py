@@ -114,6 +114,7 @@ def ages(newest: Mapping[str, Copy | None], utc: float) -> Iterator[Sample]:
     for standby, copy in newest.items():
         age_s = None if copy is None else age_of(copy.taken_at, utc)
         yield "replication_age_seconds", math.inf if age_s is None else age_s, (standby,)
+        yield "replica_has_snapshot", float(copy is not None), (standby,)
         if copy is not None and age_s is not None:
             yield "replica_newest_snapshot_timestamp_seconds", copy.taken_at, (standby,)
 

@@ -33,6 +33,7 @@ from tests.unit.cli_helpers import write_config
 ROOT = Path(__file__).parents[2]
 NOW = 1_700_000_000.0
 STANDBY = "standfast_replication_age_seconds"
+HAS_SNAPSHOT = "standfast_replica_has_snapshot"
 SOON = Deadline.after(600)
 # The library has no types for these.
 openmetrics_families: Any = openmetrics_parser.text_string_to_metric_families
@@ -169,6 +170,7 @@ def test_a_primary_tells_all_it_knows(config: Config) -> None:
         "standfast_failover_possible{}": 1,
         "standfast_diverged_subvolumes{}": 1,
         "standfast_replication_age_seconds{c1}": 42,
+        "standfast_replica_has_snapshot{c1}": 1,
         "standfast_replica_newest_snapshot_timestamp_seconds{c1}": NOW - 42,
         "standfast_replication_last_success_timestamp_seconds{c1}": NOW - 40,
         "standfast_replication_duration_seconds{c1}": 1.5,
@@ -197,11 +199,21 @@ def test_a_standby_without_a_snapshot_is_infinitely_old(config: Config) -> None:
     empty = Replica(None, 0)
     found = scrape(config, fetch=lambda config: ON_STANDBY, replica=lambda config: empty)
     assert found[f"{STANDBY}{{zippy}}"] == math.inf
+    assert found[f"{HAS_SNAPSHOT}{{zippy}}"] == 0
     none = {**PRIMARY, "standbys": [{"node": "c1", "snapshot": None}]}
     found = scrape(
         config, fetch=lambda config: none, replication=lambda config: state.ReplicationState()
     )
     assert found[f"{STANDBY}{{c1}}"] == math.inf
+    assert found[f"{HAS_SNAPSHOT}{{c1}}"] == 0
+
+
+def test_a_snapshot_of_unknown_age_is_there_all_the_same(config: Config) -> None:
+    """Its only word is a name from the future: an age that nobody knows, and no empty standby."""
+    there = Replica(copy_of(-3600), 0)
+    found = scrape(config, fetch=lambda config: ON_STANDBY, replica=lambda config: there)
+    assert found[f"{STANDBY}{{zippy}}"] == math.inf
+    assert found[f"{HAS_SNAPSHOT}{{zippy}}"] == 1
 
 
 def test_a_primary_without_consul_still_knows_what_it_sent(config: Config) -> None:

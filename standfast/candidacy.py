@@ -15,7 +15,7 @@ from standfast.decision import Action, Decision, Moment, Wish
 from standfast.names import SnapshotName
 from standfast.observe import Available, Cluster, Local, is_final, newest, rank
 from standfast.reasons import Reason
-from standfast.records import Leader, longest_wait_s
+from standfast.records import Leader, Reign, longest_wait_s
 from standfast.reign import Stage
 
 
@@ -187,16 +187,30 @@ def _barred(
             f"run `standfast promote` to let it",
         )
     reign = view.history.get(leader.epoch)
-    age_s = now.utc - reign.at if reign is not None else config.min_reign
-    automatic = reign is not None and reign.is_automatic
-    if automatic and not in_place and not leader.is_clean and 0 <= age_s < config.min_reign:
-        return Decision(
-            Action.BLOCKED,
-            Reason.MIN_REIGN,
-            f"epoch {leader.epoch} began by a takeover {age_s:.0f} s ago and min_reign is "
-            f"{config.min_reign:g} s: no second one yet; `standfast promote` goes at once",
-        )
-    return None
+    if reign is None or not reign.is_automatic or in_place or leader.is_clean:
+        return None
+    age_s = _reigned_s(reign, view, now)
+    if age_s >= config.min_reign:
+        return None
+    return Decision(
+        Action.BLOCKED,
+        Reason.MIN_REIGN,
+        f"epoch {leader.epoch} began by a takeover {age_s:.0f} s ago and min_reign is "
+        f"{config.min_reign:g} s: no second one yet; `standfast promote` goes at once",
+    )
+
+
+def _reigned_s(reign: Reign, view: Cluster, now: Moment) -> float:
+    """For how long, by this node's own count where it saw the reign begin.
+
+    Else it may have lasted for longer than this node knows: as two nodes' wall clocks tell it, and
+    at least for as long as it has been seen, so that none of them makes it last for ever.
+    """
+    seen = view.beginning
+    seen_s = 0.0 if seen is None else now.monotonic - seen.first_seen
+    if seen is not None and seen.witnessed:
+        return seen_s
+    return max(seen_s, now.utc - reign.at)
 
 
 def _unwritable(local: Local, config: Config) -> Decision | None:

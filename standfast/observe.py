@@ -43,6 +43,17 @@ def sight(previous: Sighting | None, identity: Identity | None, index: int, now:
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """When this node first saw the current epoch."""
+
+    epoch: int | None
+    first_seen: float
+    """Monotonic seconds of this node."""
+    witnessed: bool = False
+    """It saw another one right before: that is when the reign began."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """What Consul shows, and what this node knows of the primary beyond it."""
 
@@ -63,6 +74,8 @@ class Cluster:
     """For how long the holder's node has answered none of this node's probes."""
     alive: frozenset[str] = frozenset()
     """Nodes that gossip takes for alive."""
+    beginning: Beginning | None = None
+    """None: it was not looked for."""
 
     @property
     def given_up(self) -> bool:

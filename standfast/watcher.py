@@ -21,7 +21,7 @@ from standfast.errors import (
     ConsulTimedOut,
     ForeignValue,
 )
-from standfast.observe import Blind, Cluster, Sighting, sight
+from standfast.observe import Beginning, Blind, Cluster, Sighting, sight
 from standfast.reasons import Reason
 from standfast.records import (
     Leader,
@@ -113,6 +113,7 @@ class Watcher:
         self._consul = consul
         self._index = 0
         self._sighting: Sighting | None = None
+        self._beginning: Beginning | None = None
         self._details: _Details | None = None
         self._unanswered_since: float | None = None
         self._readable_since: float | None = None
@@ -151,6 +152,10 @@ class Watcher:
         silent = silent_s > 1.5 * self._config.lease.heartbeat
         details = self._refresh(leader, now, fresh=fresh, silent=silent)
         cluster = replace(assemble(self._config, details.entries, self._sighting), leader=leader)
+        if self._beginning is None or self._beginning.epoch != cluster.epoch:
+            gapless = self._readable_since is not None
+            self._beginning = Beginning(cluster.epoch, now, witnessed=gapless)
+        cluster = replace(cluster, beginning=self._beginning)
         if leader is None or leader.is_clean or not silent:
             self._unanswered_since = None
             return cluster

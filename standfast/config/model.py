@@ -340,7 +340,13 @@ class Config:
         least=0.0,
     )
     min_reign: float = option(
-        600.0, "At most one automatic failover or surrender in this time", unit="s", least=0.0
+        600.0,
+        "At most one automatic failover or surrender in this time. A reign that began so and has "
+        "never served is surrendered before, to a node that hasn't had the role since somebody "
+        "gave it one. A standby counts from when it saw the reign begin; one that started later, "
+        "or couldn't read Consul then, goes by both nodes' clocks, too",
+        unit="s",
+        least=0.0,
     )
     nodes: dict[str, Node] = required("The storage nodes, by their names in Consul")
     paths: Paths = field(default_factory=Paths)

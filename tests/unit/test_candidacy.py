@@ -9,7 +9,7 @@ import pytest
 from standfast.candidacy import consider, is_behind, still_waiting
 from standfast.config.model import Node as NodeConfig
 from standfast.decision import NO_WISH, Action, Moment, Wish
-from standfast.observe import Available, Cluster
+from standfast.observe import Available, Beginning, Cluster
 from standfast.reasons import Reason
 from tests.unit.deciding import NOW_S, UTC, cluster, config, local, record, reign, snap
 
@@ -204,6 +204,37 @@ def test_a_first_takeover_within_min_reign_of_an_operators_promotion_is_allowed(
     )
     decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH)
     assert decision.reason is Reason.TAKEOVER
+
+
+@pytest.mark.parametrize(
+    ("began_ago_s", "seen_ago_s", "witnessed", "barred"),
+    [
+        (100, 100, True, True),
+        (700, 700, True, False),
+        # Of a node that saw it begin, no clock has a say.
+        (-9e6, 100, True, True),
+        (9e6, 100, True, True),
+        (-9e6, 700, True, False),
+        # One that came later knows at least for how long it has seen it.
+        (700, 100, False, False),
+        (100, 700, False, False),
+        (-9e6, 100, False, True),
+        (-9e6, 700, False, False),
+    ],
+)
+def test_a_wrong_clock_neither_bars_a_second_takeover_for_ever_nor_lets_it_be(
+    began_ago_s: float, seen_ago_s: float, witnessed: bool, barred: bool
+) -> None:
+    view = cluster(
+        "e6 a/a1 #7 serving",
+        silent=13,
+        history={6: reign(6, 60, "takeover", age_s=began_ago_s)},
+        holder_health="critical",
+        beginning=Beginning(6, NOW_S - seen_ago_s, witnessed),
+    )
+    decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH)
+    assert decision.reason is (Reason.MIN_REIGN if barred else Reason.TAKEOVER)
+    assert "-" not in decision.sentence.partition(" s ago")[0]
 
 
 def test_a_node_outside_the_configuration_is_not_asked_about() -> None:

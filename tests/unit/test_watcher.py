@@ -22,7 +22,7 @@ from standfast.errors import (
     ConsulUnreachable,
     ForeignValue,
 )
-from standfast.observe import Blind, Cluster, Sighting
+from standfast.observe import Beginning, Blind, Cluster, Sighting
 from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
 from standfast.watcher import Watcher, answers, answers_nfs, assemble
@@ -270,6 +270,27 @@ def test_a_new_epoch_in_the_heartbeat_has_the_details_read_at_once(
     keys.set("epoch", dump_epoch(5))
     beat(keys, 1, epoch=5)
     assert cluster(watcher.look(0)).epoch == 5
+
+
+def test_a_reign_counts_from_when_it_was_first_seen_and_whether_it_was_seen_to_begin(
+    config: Config, keys: Keys, clock: Clock
+) -> None:
+    watcher = Watcher(config, keys)
+
+    def look(epoch: int, at: float) -> Beginning | None:
+        clock.now = at
+        keys.set("epoch", dump_epoch(epoch))
+        beat(keys, int(at), epoch=epoch)
+        return cluster(watcher.look(0)).beginning
+
+    assert look(5, 1000.0) == Beginning(5, 1000.0, witnessed=False)
+    assert look(5, 1100.0) == Beginning(5, 1000.0, witnessed=False)
+    assert look(6, 1200.0) == Beginning(6, 1200.0, witnessed=True)
+    assert look(6, 1300.0) == Beginning(6, 1200.0, witnessed=True)
+    keys.error = ConsulTimedOut("hangs")
+    assert isinstance(watcher.look(0), Blind)
+    keys.error = None
+    assert look(7, 5000.0) == Beginning(7, 5000.0, witnessed=False), "it may have begun long before"
 
 
 def test_a_fresh_look_reads_everything_without_waiting(config: Config, keys: Keys) -> None:

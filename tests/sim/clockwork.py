@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from greenlet import getcurrent, greenlet
@@ -158,6 +159,29 @@ class Clockwork:
         task.greenlet = greenlet(run, self._hub)
         process.tasks.append(task)
         self.at(self.now, lambda: self._resume(task, 0))
+
+    @contextmanager
+    def joined_by(self, process: Process) -> Iterator[None]:
+        """The caller itself is a task of the process; whatever it waits for comes about meanwhile.
+
+        What is raised in an event, an invariant's violation above all, is raised here.
+        """
+        task, outside = Task(process), self._hub
+        process.pid = next(self._numbers)
+        process.tasks.append(task)
+        task.greenlet = getcurrent()
+        self._hub = greenlet(self._go_on)
+        self.current = task
+        try:
+            yield
+        finally:
+            self.current = None
+            self._hub.throw()  # what is still to come nobody waits for
+            self._hub = outside
+
+    def _go_on(self) -> None:
+        self.run_until(FOREVER)
+        raise AssertionError("somebody waits, and nothing is to come")
 
     def _ended(self, process: Process, error: BaseException | None) -> None:
         if not process.dead:

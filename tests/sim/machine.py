@@ -169,14 +169,18 @@ class SimBind:
 
     def mount(self, deadline: Deadline) -> None:
         self._node.world.clockwork.take(0.01)
+        if self._volume in self._node.taken:
+            raise StandfastError("the path is taken: tmpfs / is mounted there")
         if self._node.disk_of(self._volume) is None:
             raise CommandFailed("mount: the live subvolume does not exist", returncode=32)
         self._node.binds.add(self._volume)
 
     def unmount(self, deadline: Deadline) -> None:
         self._node.world.clockwork.take(0.01)
-        if self._node.busy:
-            raise CommandFailed("umount: target is busy", returncode=32)
+        live = self._node.disk_of(self._volume)
+        frozen = live is not None and live.read_only
+        if self.is_mounted() and self._node.busy and not frozen:
+            raise CommandFailed("the path is in use by python3 (pid 42: file)", returncode=32)
         self._node.binds.discard(self._volume)
 
     def is_mounted(self) -> bool:

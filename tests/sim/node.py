@@ -351,8 +351,10 @@ class Node:
     boots: int = 0
     booted_at: float = 0.0
     """By its own clock."""
+    taken: set[str] = field(default_factory=set)
+    """Volumes at whose path somebody else mounted something."""
     busy: bool = False
-    """Somebody holds the bind mounts."""
+    """Somebody has a file open to write through each of the bind mounts."""
     exec_s: float = EXEC_S
     watchdogs: bool = True
     """False: the service manager itself stands still."""
@@ -491,6 +493,7 @@ class Node:
         self.nfsd.running = False
         self.nfsd.table = {}
         self.binds.clear()
+        self.taken.clear()
         for service in self.link.services.values():
             service.passing = False
 

@@ -1,7 +1,8 @@
 """What callers rely on in the NFS server.
 
 Run on a real nfs-ganesha (started without systemd, by what stands for its unit and the guard in
-front of it), on the demo's server behind the real guard, and on the tests' fake. The kernel's
+front of it), on the demo's and the simulation's server behind the real guard, and on the tests'
+fake. The kernel's
 server needs a kernel of its own: it runs in the kernel lab (tests/kernel_lab), and with a /proc and
 programs made by the test in tests/unit/test_nfs.py.
 """
@@ -27,8 +28,10 @@ from standfast.records import Holder, Leader, LeaderState
 from tests.contract import ganesha
 from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each
+from tests.contract.ports.simulated import give_the_lease, let_serve, on_a_node
 from tests.contract.storage_node import EPOCH, embedded_primary
 from tests.fakes.machine import FakeNfs, World
+from tests.sim.machine import SimNfs
 from tests.support.waiting import soon
 
 PORTS = (NfsServer,)
@@ -91,10 +94,19 @@ def fake(_directory: Path) -> Iterator[Scene]:
     yield Scene(nfs, nfs, forbid)
 
 
+@contextlib.contextmanager
+def simulated(directory: Path) -> Iterator[Scene]:
+    with on_a_node(directory) as node:
+        seat = node.seat
+        let_serve(seat)
+        yield Scene(seat.nfs(), seat.nfs(), lambda: give_the_lease(seat, Holder("b", "boot-2")))
+
+
 IMPLEMENTATIONS = (
     Implementation((GaneshaNfs,), real_ganesha, ganesha.NEEDS),
     Implementation((EmbeddedNfs,), demo),
     Implementation((FakeNfs,), fake),
+    Implementation((SimNfs,), simulated),
 )
 
 

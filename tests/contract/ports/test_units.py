@@ -1,8 +1,8 @@
 """What a plan relies on in the service manager: the lease's unit is started, stopped and asked.
 
-Run on the demo's process starter, which runs the real lease process, and on the tests' fake of that
-process. The real service manager is a machine's first process: tests/lab/test_ports.py runs this
-suite in a node of the container lab.
+Run on the demo's process starter and on the simulation's service manager, which run the real lease
+process, and on the tests' fake of that process. The real service manager is a machine's first
+process: tests/lab/test_ports.py runs this suite in a node of the container lab.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from standfast.lease.files import save_claim
 from standfast.lease.protocol import Claim
 from standfast.records import Holder, Leader, LeaderState
 from tests.contract.ports.implementations import Implementation, each
+from tests.contract.ports.simulated import give_the_lease, let_serve, on_a_node
 from tests.contract.storage_node import EPOCH, embedded_primary
 from tests.fakes.machine import FakeKeeper, fake_node
+from tests.sim.systemd import SimUnits
 from tests.support.waiting import soon
 
 PORTS = (Units,)
@@ -70,9 +72,23 @@ def fake(directory: Path) -> Iterator[Scene]:
     yield Scene(node.keeper, node.machine.lease_unit, spoil)
 
 
+@contextlib.contextmanager
+def simulated(directory: Path) -> Iterator[Scene]:
+    with on_a_node(directory) as node:
+        seat = node.seat
+        let_serve(seat)
+        (seat.config.run_dir / "lease.json").unlink()
+        yield Scene(
+            SimUnits(seat),
+            f"standfast-lease@{seat.volume}.service",
+            lambda: give_the_lease(seat, Holder("b", "boot-2")),
+        )
+
+
 IMPLEMENTATIONS = (
     Implementation((EmbeddedUnits,), demo),
     Implementation((FakeKeeper,), fake),
+    Implementation((SimUnits,), simulated),
 )
 
 

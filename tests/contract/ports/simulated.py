@@ -1,0 +1,78 @@
+"""The simulation in the ports' suites: the test is a process of a node, and time is virtual.
+
+Nothing runs beside it on that node but what the test itself starts: no agent, no invariants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+from standfast.clock import monotonic
+from standfast.lease.epochs import EpochFile
+from standfast.lease.files import LeaseStatus, holder_of
+from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.reign import OwnReign, Stage
+from tests.sim.clockwork import Process, SimTime
+from tests.sim.disk import Tree
+from tests.sim.node import Node, Seat
+from tests.sim.world import World
+from tests.support import waiting
+
+EPOCH = 7
+BOOTED_S = 2.0
+"""The guard has refused the start of the NFS server at boot by then."""
+
+
+@contextlib.contextmanager
+def on_a_node(directory: Path, *, volumes: Sequence[str] = ("data",)) -> Iterator[Node]:
+    """The first node of three, all of them up, with nothing on their disks."""
+    with World(directory, volumes=volumes) as world:
+        clockwork = world.clockwork
+        clockwork.after_event = lambda: None
+        world.writing = False
+        for node in world.nodes.values():
+            node.boot()
+        world.run(0.0)
+        for seat in world.seats():
+            seat.node.kill_agent(seat.volume)
+        world.run(BOOTED_S)
+        node = world["a"]
+        process = Process("a/test", node.clock, node, booted_at=node.booted_at)
+        virtual = patch.object(waiting, "time", SimTime(clockwork))
+        with virtual, clockwork.joined_by(process):
+            yield node
+
+
+def make_live(seat: Seat) -> Tree:
+    """An empty live subvolume."""
+    live, disk = seat.config.paths.live, seat.node.disk
+    live.mkdir()
+    tree = Tree(disk.new_uuid(), [])
+    disk.data.put(live, tree)
+    return tree
+
+
+def give_the_lease(seat: Seat, holder: Holder | None = None) -> None:
+    """Consul says that this boot, or somebody else, holds the lease."""
+    store, config = seat.node.world.store, seat.config
+    leader = Leader(EPOCH, holder or holder_of(config), 3, LeaderState.STARTING)
+    store.put(config.key("epoch"), dump_epoch(EPOCH))
+    store.put(config.key("leader"), leader.dump())
+
+
+def let_serve(seat: Seat) -> None:
+    """All that makes the guard say yes."""
+    config, live, now = seat.config, make_live(seat), monotonic()
+    holder, until = holder_of(config), now + 60.0
+    give_the_lease(seat)
+    EpochFile(config.state_dir / "epoch").raise_to(EPOCH)
+    fsid = "00000000-0000-4000-8000-000000000007"
+    OwnReign(EPOCH, Stage.READY, fsid, None, True, live_uuid=live.uuid).save(config.state_dir)
+    LeaseStatus(
+        EPOCH, holder.instance, 0, LeaderState.STARTING, False, until, until, 3, now
+    ).save(config.run_dir)  # fmt: skip
+    seat.fence().claim()
+    seat.fence().arm(until, until)

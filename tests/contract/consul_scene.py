@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 
 from standfast.adapters.consul import ConsulGateway
 from tests.fakes.consul import MemoryConsul
+from tests.sim.model_consul import Client
 from tests.support.waiting import wait_for
 
-Gateway = ConsulGateway | MemoryConsul
+Gateway = ConsulGateway | MemoryConsul | Client
 SYNC_S = 20.0
 """From an agent's word until the catalog has it."""
 HANG_S = 100.0
@@ -31,7 +32,7 @@ def listed(gateway: Gateway, name: str, checks: str | None = None) -> None:
 
 @contextmanager
 def after(seconds: float, act: Callable[[], object]) -> Iterator[None]:
-    timer = threading.Timer(seconds, act)
+    timer = Timer(seconds, act)
     timer.start()
     try:
         yield

@@ -13,10 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from standfast.adapters.consul import Committed, Conflict, Entry, Instance
+from standfast.adapters.consul import Committed, Conflict, Entry, Instance, _check_key
 from standfast.adapters.consul_wire import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
 from standfast.clock import Deadline
-from standfast.errors import ConsulNoQuorum, ConsulTimedOut, ConsulUnreachable
+from standfast.demo.consul_http import MAX_OPS
+from standfast.errors import (
+    ConsulError,
+    ConsulGarbled,
+    ConsulNoQuorum,
+    ConsulTimedOut,
+    ConsulUnreachable,
+)
 from standfast.records import Leader, LeaderState
 from tests.sim.clockwork import Clockwork, Signal
 
@@ -35,6 +42,8 @@ class Store:
         self._clockwork = clockwork
         self.entries: dict[str, Entry] = {}
         self.index = 10
+        self.moved_at = self.index
+        """When the last key changed: the index of one that doesn't exist."""
         self._quorum = True
         self.changed = Signal(clockwork)
         self.on_commit: Callable[[Sequence[Op]], None] = lambda ops: None
@@ -58,22 +67,31 @@ class Store:
         return self._past[bisect_right(self._times, when) - 1]
 
     def txn(self, ops: Sequence[Op]) -> Committed | Conflict:
-        for number, op in enumerate(ops):
-            if not self._holds(op):
-                return Conflict((f"operation {number}: the condition on {op.key} does not hold",))
+        """Each operation sees what those before it did; a value that is there moves no index."""
         self.index += 1
         after = dict(self.entries)
-        for op in ops:
-            if isinstance(op, (Cas, Set)):
-                after[op.key] = Entry(op.key, op.value, self.index)
+        refused = []
+        indexes = {}
+        for number, op in enumerate(ops):
+            there = after.get(op.key)
+            if why := refusal(op, there):
+                refused.append(f"operation {number}: {why}")
+            elif isinstance(op, (Cas, Set)):
+                if there is None or there.value != op.value:
+                    after[op.key] = Entry(op.key, op.value, self.index)
+                indexes[op.key] = after[op.key].modify_index
             elif isinstance(op, Delete):
                 after.pop(op.key, None)
-        self._become(after)
+        if refused:
+            return Conflict(tuple(refused))
+        if after != self.entries:
+            self._become(after)
         self.on_commit(ops)
-        return Committed({op.key: self.index for op in ops if isinstance(op, (Cas, Set))})
+        return Committed(indexes)
 
     def _become(self, entries: dict[str, Entry]) -> None:
         self.entries = entries
+        self.moved_at = self.index
         now = self._clockwork.now
         self._times.append(now)
         self._past.append(entries)
@@ -81,16 +99,6 @@ class Store:
             old = bisect_right(self._times, now - MEMORY_S) - 1
             del self._times[:old], self._past[:old]
         self.changed.set()
-
-    def _holds(self, op: Op) -> bool:
-        entry = self.entries.get(op.key)
-        if isinstance(op, CheckNotExists):
-            return entry is None
-        if isinstance(op, CheckIndex):
-            return entry is not None and entry.modify_index == op.index
-        if isinstance(op, Cas):
-            return (0 if entry is None else entry.modify_index) == op.index
-        return True
 
     # What operators do
 
@@ -108,6 +116,21 @@ class Store:
         """Indexes go back with the keys, as they do in Consul."""
         self.index = saved[1]
         self._become(dict(saved[0]))
+
+
+def refusal(op: Op, there: Entry | None) -> str:
+    """Consul's words where the condition doesn't hold, else none."""
+    if isinstance(op, CheckNotExists) and there is not None:
+        return f'key "{op.key}" exists'
+    if isinstance(op, CheckIndex) and there is None:
+        return f'failed to check index, key "{op.key}" doesn\'t exist'
+    index = 0 if there is None else there.modify_index
+    if isinstance(op, CheckIndex) and index != op.index:
+        found = f"current modify index {index} != {op.index}"
+        return f'failed index check for key "{op.key}", {found}'
+    if isinstance(op, Cas) and index != op.index:
+        return f'failed to set key "{op.key}", index is stale'
+    return ""
 
 
 def kind_of(ops: Sequence[Op]) -> str:
@@ -263,6 +286,7 @@ class Client:
     def get(
         self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> Entry | None:
+        _check_key(key)
         until = self._there("a read", deadline)
         found = self._seen(consistent).get(key)
         self._back("a read", until)
@@ -271,6 +295,7 @@ class Client:
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> tuple[Entry, ...]:
+        _check_key(prefix)
         until = self._there("a read", deadline)
         seen = self._seen(consistent)
         found = tuple(seen[key] for key in sorted(seen) if key.startswith(prefix))
@@ -296,8 +321,8 @@ class Client:
         answer_at = clockwork.now + self.node.clock.real_s(max(wait_s, 0.01))
         while True:
             entry = self._seen(False).get(key)
-            now_index = store.index if entry is None else entry.modify_index
-            if index == 0 or (now_index != index if entry is not None else now_index < index):
+            now_index = store.moved_at if entry is None else entry.modify_index
+            if now_index != index or index == 0:
                 break
             if clockwork.now >= answer_at or not store.quorum:
                 break
@@ -310,7 +335,11 @@ class Client:
         return max(1, now_index), entry
 
     def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        fault = self._link.fault(kind_of(ops))
+        for op in ops:
+            _check_key(op.key)
+        if len(ops) > MAX_OPS:
+            raise ConsulGarbled(f"unexpected 413 'too many operations ({len(ops)} > {MAX_OPS})'")
+        fault = self._link.fault(kind_of(ops)) if self._link.faults else None
         what = fault.what if fault is not None else ""
         delay_s = fault.delay_s if fault is not None else 0.0
         clockwork = self._clockwork
@@ -331,6 +360,12 @@ class Client:
         if what == "freeze-after":
             clockwork.stall(delay_s)
         return result
+
+    def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
+        self.txn([Set(key, value)], deadline=deadline)
+
+    def delete(self, key: str, *, deadline: Deadline | None = None) -> None:
+        self.txn([Delete(key)], deadline=deadline)
 
     def _arrive(self, ops: Sequence[Op]) -> None:
         if self._store.quorum:
@@ -385,7 +420,11 @@ class Client:
         deadline: Deadline | None = None,
     ) -> None:
         self._local("registering")
-        self._link.services[service_id] = Service(name, address, port, dict(meta), check_ttl_s)
+        known = self._link.services.get(service_id)
+        passing = known is not None and known.state(self._clockwork.now) == "passing"
+        self._link.services[service_id] = Service(
+            name, address, port, dict(meta), check_ttl_s, passing, self._clockwork.now
+        )
         self._link.tell_servers()
 
     def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:
@@ -408,6 +447,8 @@ class Client:
     def _feed(self, check_id: str, passing: bool) -> None:
         self._local("a check")
         one = self._link.services.get(check_id.removeprefix("service:"))
-        if one is not None:
-            one.passing, one.fed_at = passing, self._clockwork.now
-            self._link.tell_servers()
+        if one is None:
+            text = f'CheckID "{check_id}" does not have associated TTL'
+            raise ConsulError(f"unexpected 500 {text!r}", maybe_applied=True)
+        one.passing, one.fed_at = passing, self._clockwork.now
+        self._link.tell_servers()

@@ -244,8 +244,11 @@ class Pipeline:
                 raise TimedOut("receive: too late")
             if give_up is not None and (why := give_up(monotonic() - since)):
                 raise TimedOut(f"receive: {why}")
-        store = SimStore(self.world.nodes[name].seats[volume].config.paths,
-                         self.world.nodes[name], volume)  # fmt: skip
+        node = self.world.nodes[name]
+        here = {tree.info.content_id for tree in node.disk.here.trees.values()}
+        if item.parent is not None and item.parent not in here:
+            raise CommandFailed("receive: cannot find parent subvolume", returncode=1)
+        store = SimStore(node.seats[volume].config.paths, node, volume)
         store.stage(Path(staging) / item.name, item.content_id, item.writes)
         self.world.clockwork.take(0.01)
         return len(item.writes)

@@ -17,6 +17,7 @@ from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.reign import OwnReign, Stage
 from tests.sim.clockwork import Process, SimTime
 from tests.sim.disk import Tree
+from tests.sim.invariants import Invariants
 from tests.sim.node import Node, Seat
 from tests.sim.world import World
 from tests.support import waiting
@@ -27,20 +28,29 @@ BOOTED_S = 2.0
 
 
 @contextlib.contextmanager
-def on_a_node(directory: Path, *, volumes: Sequence[str] = ("data",)) -> Iterator[Node]:
-    """The first node of three, all of them up, with nothing on their disks."""
-    with World(directory, volumes=volumes) as world:
+def on_a_node(
+    directory: Path,
+    *,
+    names: Sequence[str] = ("a", "b", "c"),
+    volumes: Sequence[str] = ("data",),
+) -> Iterator[Node]:
+    """The first of these nodes, all of them up, with nothing on their disks."""
+    no_invariants = patch.multiple(
+        Invariants,
+        look=lambda *_: None,
+        committed=lambda *_: None,
+        published=lambda *_: None,
+    )
+    with no_invariants, World(directory, names, volumes=volumes) as world:
         clockwork = world.clockwork
-        clockwork.after_event = lambda: None
-        world.writing = False
         for node in world.nodes.values():
             node.boot()
         world.run(0.0)
         for seat in world.seats():
             seat.node.kill_agent(seat.volume)
         world.run(BOOTED_S)
-        node = world["a"]
-        process = Process("a/test", node.clock, node, booted_at=node.booted_at)
+        node = world[names[0]]
+        process = Process(f"{node.name}/test", node.clock, node, booted_at=node.booted_at)
         virtual = patch.object(waiting, "time", SimTime(clockwork))
         with virtual, clockwork.joined_by(process):
             yield node

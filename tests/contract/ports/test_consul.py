@@ -1,16 +1,19 @@
 """What Standfast relies on in Consul, by the calls of the gateway.
 
-Run on the gateway before a real Consul and before the demo's embedded one, and on the tests' Consul
-in memory; as far as keys go, on the one that processes share through a file, and, as far as a
-client asks, on the tests' client in memory. What passes over the wire, and the library and the
-`consul` command, are in tests/contract/test_consul_server.py.
+Run on the gateway before a real Consul and before the demo's embedded one, on the tests' Consul in
+memory and on the simulation's; as far as keys go, on the one that processes share through a file,
+and, as far as a client asks, on the tests' client in memory. What passes over the wire, and the
+library and the `consul` command, are in tests/contract/test_consul_server.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -33,12 +36,15 @@ from standfast.errors import ConsulError, ConsulGarbled
 from standfast.lease import holding
 from standfast.nomad import notes
 from standfast.replication.ports import ReplicaGateway
+from tests.contract import consul_scene
 from tests.contract.consul_clusters import NODE, embedded_cluster, real_cluster
 from tests.contract.consul_scene import HANG_S, SYNC_S, Gateway, after, listed, numbers, register
 from tests.contract.peers import FileGateway
 from tests.contract.ports.implementations import Implementation, each
+from tests.contract.ports.simulated import on_a_node
 from tests.fakes.client import FakeClient, fake_client
 from tests.fakes.consul import MemoryConsul
+from tests.sim.model_consul import Client
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -65,6 +71,20 @@ def in_memory(_directory: Path) -> Iterator[Gateway]:
 
 
 @contextmanager
+def simulated(directory: Path) -> Iterator[Gateway]:
+    with on_a_node(directory, names=(NODE,)) as node:
+
+        def timer(seconds: float, act: Callable[[], object]) -> SimpleNamespace:
+            return SimpleNamespace(
+                start=lambda: node.after(seconds, lambda: node.spawn("later", act)),
+                join=lambda: None,
+            )
+
+        with patch.object(consul_scene, "Timer", timer):
+            yield node.seat.client(5.0)
+
+
+@contextmanager
 def in_a_file(directory: Path) -> Iterator[Gateway]:
     yield FileGateway(directory / "keys")
 
@@ -78,25 +98,48 @@ IMPLEMENTATIONS = (
     Implementation((ConsulGateway,), real, name="real"),
     Implementation((ConsulGateway, EmbeddedConsul), embedded, name="embedded"),
     Implementation((MemoryConsul,), in_memory),
+    Implementation((Client,), simulated, name="simulated"),
 )
 OF_CLIENTS = (Implementation((FakeClient,), of_a_client),)
 OF_KEYS = (Implementation((FileGateway,), in_a_file),)
 
 
-@pytest.fixture(scope="module", params=each(IMPLEMENTATIONS))
-def gateway(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Gateway]:
-    with request.param.make(tmp_path_factory.mktemp("consul")) as made:
-        yield made
+WHO: Mapping[str, Sequence[Implementation[Any]]] = {
+    "gateway": IMPLEMENTATIONS,
+    "keys": (*IMPLEMENTATIONS, *OF_KEYS),
+    "told": (*IMPLEMENTATIONS, *OF_CLIENTS),
+}
+"""By the fixture that a test asks for."""
 
 
-@pytest.fixture(scope="module", params=each((*IMPLEMENTATIONS, *OF_KEYS)))
-def keys(
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for fixture, implementations in WHO.items():
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize("made", each(implementations), indirect=True)
+
+
+@pytest.fixture(scope="module")
+def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Keys]:
-    with request.param.make(tmp_path_factory.mktemp("consul")) as made:
-        yield made
+) -> Iterator[object]:
+    """One at a time, whoever asks for it: beside the simulated one there is no real time."""
+    with request.param.make(tmp_path_factory.mktemp("consul")) as one:
+        yield one
+
+
+@pytest.fixture
+def gateway(made: Gateway) -> Gateway:
+    return made
+
+
+@pytest.fixture
+def keys(made: Keys) -> Keys:
+    return made
+
+
+@pytest.fixture
+def told(made: clients.Consul) -> clients.Consul:
+    return made
 
 
 @pytest.fixture
@@ -383,12 +426,6 @@ def test_a_check_that_the_agent_does_not_know_can_not_pass(gateway: Gateway) -> 
 
 
 # What a client asks
-
-
-@pytest.fixture(params=[*each(IMPLEMENTATIONS[1:]), *each(OF_CLIENTS)])
-def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[clients.Consul]:
-    with request.param.make(tmp_path) as made:
-        yield made
 
 
 def test_what_nobody_registered_has_no_instances(told: clients.Consul) -> None:

@@ -1,7 +1,8 @@
 """What replication relies on in a store that sends its snapshots and takes in another node's.
 
-Run on btrfs (root) and in plain directories: no fake stands for either, as what counts is in the
-trees. What a plan needs of them is in test_volume_store.py beside this.
+Run on btrfs (root), in plain directories, and on the simulation's disks, whose trees have numbers
+for files and whose streams pass through its pipes. The tests' fake stands for none of them, as what
+counts is in the trees. What a plan needs of them is in test_volume_store.py beside this.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,7 @@ from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication.ports import ReplicaStore
 from tests.contract.ports.implementations import Implementation, each
+from tests.contract.ports.simulated import make_live, on_a_node
 from tests.contract.volumes import (
     BTRFS,
     btrfs_on_file,
@@ -39,6 +43,10 @@ from tests.contract.volumes import (
     paths_below,
 )
 from tests.fakes.machine import fake_node
+from tests.sim.clockwork import Signal
+from tests.sim.disk import SimStore, Tree
+from tests.sim.node import Seat
+from tests.sim.streams import Pipe, Pipeline
 from tests.support.waiting import wait_for
 
 PORTS = (ReplicaStore,)
@@ -51,7 +59,7 @@ class Place:
 
     store: Store
     root: Path
-    create_tree: Callable[[Path], None]
+    create_tree: Callable[[Path], object]
     now: float = NOW
 
     def name(self, offset_s: float = 0.0) -> SnapshotName:
@@ -62,6 +70,62 @@ class Place:
 
     def write(self, name: str, text: str) -> None:
         (self.root / "services" / name).write_text(text)
+
+    def files(self, tree: Path) -> Mapping[str, bytes]:
+        return files(tree)
+
+    def stream(self, snapshot: Snapshot, parent: Snapshot | None = None) -> Sequence[Any]:
+        argv = self.store.send_argv(snapshot, parent)
+        return subprocess.run(argv, capture_output=True, check=True).stdout
+
+    def receive(self, data: Sequence[Any]) -> bool:
+        """Whether the whole of it came in."""
+        argv = self.store.receive_argv(self.store.open_staging())
+        return subprocess.run(argv, input=bytes(data), capture_output=True).returncode == 0
+
+
+@dataclass
+class Simulated(Place):
+    """A node's disk: a file's content is a write, known by its number."""
+
+    seat: Seat = field(kw_only=True)
+    known: list[tuple[str, bytes]] = field(kw_only=True)
+    """All writes of the test, by number."""
+
+    def write(self, name: str, text: str) -> None:
+        assert self.seat.live is not None
+        self.seat.live.writes.append(len(self.known))
+        self.known.append((name, text.encode()))
+
+    def files(self, tree: Path) -> Mapping[str, bytes]:
+        return dict(self.known[number] for number in self.seat.node.disk.here.trees[tree].writes)
+
+    def stream(self, snapshot: Snapshot, parent: Snapshot | None = None) -> Sequence[Any]:
+        pipe = self._pipe()
+        self._run(self.store.send_argv(snapshot, parent), stdout=pipe)
+        return tuple(pipe.items)
+
+    def receive(self, data: Sequence[Any]) -> bool:
+        pipe = self._pipe()
+        pipe.items.extend(data)
+        pipe.close()
+        try:
+            self._run(self.store.receive_argv(self.store.open_staging()), stdin=pipe)
+        except CommandFailed:
+            return False
+        return True
+
+    def _pipe(self) -> Pipe:
+        node = self.seat.node
+        return Pipe(node, node, Signal(node.world.clockwork))
+
+    def _run(self, argv: Sequence[str], **ends: Any) -> None:
+        run = Pipeline(self.seat.node.world)
+        run([argv], deadline=Deadline.after(60), op="a test", **ends)
+
+
+Places = Callable[[str], Place]
+"""Makes places by name, each on a file system of its own, with an empty live tree."""
 
 
 def create_subvolume(path: Path) -> None:
@@ -81,40 +145,61 @@ def in_directories(root: Path) -> Iterator[Place]:
     yield Place(DirectoryStore(paths_below(root)), root, initialise)
 
 
+@contextlib.contextmanager
+def simulated(directory: Path) -> Iterator[Places]:
+    known: list[tuple[str, bytes]] = []
+    with on_a_node(directory, names=("a", "b", "here")) as node:
+
+        def place(name: str) -> Place:
+            seat = node.world[name].seat
+            disk = seat.node.disk
+
+            def create_tree(path: Path) -> None:
+                path.mkdir()
+                disk.data.put(path, Tree(disk.new_uuid(), []))
+
+            make_live(seat)
+            return Simulated(seat.store(), disk.root, create_tree, seat=seat, known=known)
+
+        yield place
+
+
+def each_alone(
+    make: Callable[[Path], AbstractContextManager[Place]],
+) -> Callable[[Path], AbstractContextManager[Places]]:
+    @contextlib.contextmanager
+    def places(directory: Path) -> Iterator[Places]:
+        with contextlib.ExitStack() as stack:
+            yield lambda name: stack.enter_context(make(directory / name))
+
+    return places
+
+
 IMPLEMENTATIONS = (
-    Implementation((BtrfsStore,), on_btrfs, (BTRFS,), name="btrfs"),
-    Implementation((DirectoryStore,), in_directories, name="directory"),
+    Implementation((BtrfsStore,), each_alone(on_btrfs), (BTRFS,), name="btrfs"),
+    Implementation((DirectoryStore,), each_alone(in_directories), name="directory"),
+    Implementation((SimStore,), simulated, name="simulated"),
 )
 ON_BTRFS = each(IMPLEMENTATIONS[:1])
+LIKE_BTRFS = each((IMPLEMENTATIONS[0], IMPLEMENTATIONS[2]))
+"""Plain directories send the whole tree always."""
 
 
 @pytest.fixture(params=each(IMPLEMENTATIONS))
-def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Place]]:
-    """Makes places by name, each on a file system of its own, with an empty live tree."""
-    with contextlib.ExitStack() as stack:
-        yield lambda name: stack.enter_context(request.param.make(tmp_path / name))
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Places]:
+    with request.param.make(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
-def place(places: Callable[[str], Place]) -> Place:
+def place(places: Places) -> Place:
     return places("here")
-
-
-def stream(source: Place, snapshot: Snapshot, parent: Snapshot | None = None) -> bytes:
-    argv = source.store.send_argv(snapshot, parent)
-    return subprocess.run(argv, capture_output=True, check=True).stdout
-
-
-def receive(target: Place, data: bytes) -> int:
-    staging = target.store.open_staging()
-    argv = target.store.receive_argv(staging)
-    return subprocess.run(argv, input=data, capture_output=True).returncode
 
 
 def transfer(
     source: Place, target: Place, snapshot: Snapshot, parent: Snapshot | None = None
 ) -> Snapshot:
-    assert receive(target, stream(source, snapshot, parent)) == 0
+    assert target.receive(source.stream(snapshot, parent))
     target.store.verify_staged(snapshot.name, snapshot.content_id)
     published = target.store.publish(snapshot.name)
     target.store.clear_staging()
@@ -151,7 +236,7 @@ def test_a_snapshot_keeps_what_was_written_before_it(place: Place) -> None:
     snapshot = place.take()
     place.write("f", "two")
     assert str(snapshot.name) == "services@20270115T080000Z"
-    assert (snapshot.path / "f").read_text() == "one"
+    assert place.files(snapshot.path)["f"] == b"one"
     assert not snapshot.received
     assert place.store.snapshots() == (snapshot,)
 
@@ -216,26 +301,26 @@ def test_a_live_tree_is_made_from_a_snapshot_only_where_nothing_is(place: Place)
         place.store.create_live_from(snapshot)
     aside = place.store.keep_aside("services.diverged-7-20270115T080000Z")
     live = place.store.create_live_from(snapshot)
-    assert live.writable and (live.path / "f").read_text() == "one"
-    assert place.store.aside() == (aside,) and (aside / "f").read_text() == "two"
+    assert live.writable and place.files(live.path)["f"] == b"one"
+    assert place.store.aside() == (aside,) and place.files(aside)["f"] == b"two"
     place.write("f", "three")
-    assert (snapshot.path / "f").read_text() == "one"
+    assert place.files(snapshot.path)["f"] == b"one"
 
 
-def test_a_published_snapshot_has_the_senders_content_id(places: Callable[[str], Place]) -> None:
+def test_a_published_snapshot_has_the_senders_content_id(places: Places) -> None:
     a, b = places("a"), places("b")
     a.write("f", "one")
     sent = a.take()
     published = transfer(a, b, sent)
     assert published.received and published.content_id == sent.content_id
     assert published.name == sent.name
-    assert files(published.path) == {"f": b"one"}
+    assert b.files(published.path) == {"f": b"one"}
     assert b.store.snapshots() == (published,)
     assert b.store.unfinished() == ()
 
 
 def test_an_increment_arrives_and_each_snapshot_keeps_its_content(
-    places: Callable[[str], Place],
+    places: Places,
 ) -> None:
     a, b = places("a"), places("b")
     a.write("f", "one")
@@ -246,12 +331,21 @@ def test_an_increment_arrives_and_each_snapshot_keeps_its_content(
     second = a.take()
     transfer(a, b, second, parent=first)
     old, new = b.store.snapshots()
-    assert files(old.path) == {"f": b"one"}
-    assert files(new.path) == {"f": b"two", "g": b"new"}
+    assert b.files(old.path) == {"f": b"one"}
+    assert b.files(new.path) == {"f": b"two", "g": b"new"}
+
+
+@pytest.mark.parametrize("places", LIKE_BTRFS, indirect=True)
+def test_an_increment_does_not_arrive_where_its_parent_is_not(places: Places) -> None:
+    a, b = places("a"), places("b")
+    first = a.take()
+    a.write("f", "two")
+    assert not b.receive(a.stream(a.take(), parent=first))
+    assert b.store.snapshots() == ()
 
 
 def test_a_promoted_tree_goes_back_as_an_increment_of_the_common_snapshot(
-    places: Callable[[str], Place],
+    places: Places,
 ) -> None:
     a, b = places("a"), places("b")
     a.write("f", "one")
@@ -265,17 +359,17 @@ def test_a_promoted_tree_goes_back_as_an_increment_of_the_common_snapshot(
     second = b.take()
     assert second.content_id != published.content_id
     back = transfer(b, a, second, parent=published)
-    assert files(back.path) == {"f": b"two"} and back.content_id == second.content_id
+    assert a.files(back.path) == {"f": b"two"} and back.content_id == second.content_id
     assert [one.content_id for one in a.store.snapshots()] == [
         first.content_id,
         second.content_id,
     ]
 
 
-def test_staged_trees_never_count_and_are_reported(places: Callable[[str], Place]) -> None:
+def test_staged_trees_never_count_and_are_reported(places: Places) -> None:
     a, b = places("a"), places("b")
     sent = a.take()
-    receive(b, stream(a, sent))
+    b.receive(a.stream(sent))
     assert b.store.snapshots() == ()
     assert [path.name for path in b.store.unfinished()] == [str(sent.name)]
     b.store.open_staging()
@@ -283,13 +377,11 @@ def test_staged_trees_never_count_and_are_reported(places: Callable[[str], Place
 
 
 @pytest.mark.parametrize("left_out", [1, 40, 200])
-def test_a_stream_without_its_end_is_not_published(
-    places: Callable[[str], Place], left_out: int
-) -> None:
+def test_a_stream_without_its_end_is_not_published(places: Places, left_out: int) -> None:
     a, b = places("a"), places("b")
     a.write("f", "x" * 5000)
     sent = a.take()
-    assert receive(b, stream(a, sent)[:-left_out]) != 0
+    assert not b.receive(a.stream(sent)[:-left_out])
     with pytest.raises(Refused) as refusal:
         b.store.verify_staged(sent.name, sent.content_id)
     assert refusal.value.reason is Reason.INCOMPLETE
@@ -297,21 +389,21 @@ def test_a_stream_without_its_end_is_not_published(
 
 
 def test_a_stream_of_another_name_or_content_is_not_published(
-    places: Callable[[str], Place],
+    places: Places,
 ) -> None:
     a, b = places("a"), places("b")
     sent = a.take()
-    receive(b, stream(a, sent))
+    b.receive(a.stream(sent))
     with pytest.raises(Refused, match="announced was services@20270115T080001Z"):
         b.store.verify_staged(SnapshotName.at("services", NOW + 1), sent.content_id)
     with pytest.raises(Refused, match="announced was 1234"):
         b.store.verify_staged(sent.name, "1234")
 
 
-def test_publishing_under_a_name_in_use_is_refused(places: Callable[[str], Place]) -> None:
+def test_publishing_under_a_name_in_use_is_refused(places: Places) -> None:
     a, b = places("a"), places("b")
     sent = a.take()
-    receive(b, stream(a, sent))
+    b.receive(a.stream(sent))
     b.create_tree(b.root / "services-standby" / str(sent.name))
     with pytest.raises(Refused, match="exists already") as refusal:
         b.store.publish(sent.name)
@@ -320,7 +412,7 @@ def test_publishing_under_a_name_in_use_is_refused(places: Callable[[str], Place
 
 
 def test_writable_trees_in_the_standby_directory_never_count(
-    places: Callable[[str], Place],
+    places: Places,
 ) -> None:
     a, b = places("a"), places("b")
     published = transfer(a, b, a.take())
@@ -349,7 +441,7 @@ def test_btrfs_refuses_to_leave_nested_subvolumes_out(place: Place) -> None:
 
 
 @pytest.mark.parametrize("places", ON_BTRFS, indirect=True)
-def test_btrfs_never_makes_a_received_subvolume_writable(places: Callable[[str], Place]) -> None:
+def test_btrfs_never_makes_a_received_subvolume_writable(places: Places) -> None:
     a, b = places("a"), places("b")
     published = transfer(a, b, a.take())
     b.store.keep_aside("services.retired-0-20270115T080000Z")

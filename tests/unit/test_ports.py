@@ -30,7 +30,6 @@ NO_PORTS = {
 ELSEWHERE = {
     "standfast.adapters.fence.KernelFence": "what both backends of the kernel share",
     "standfast.adapters.mount_units.SystemdMountUnits": "needs systemd: tests/lab/test_ports.py",
-    "standfast.adapters.nfs.KernelNfs": "needs a kernel of its own: the kernel lab",
     "standfast.adapters.store.Store": "what both stores share",
     "standfast.adapters.systemd.SystemdUnits": "needs systemd: tests/lab/test_ports.py",
     "standfast.adapters.timers.ReplicationTimers": "needs systemd: tests/lab/test_ports.py",

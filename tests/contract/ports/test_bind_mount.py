@@ -1,10 +1,10 @@
 """What callers rely on in the bind mount of the volume.
 
-Run on the kernel's mounts (on a tmpfs, without systemd), on the demo's symbolic link, on the tests'
-fake and on the simulation's mounts. A path that a systemd mount unit owns is the storage nodes' in
-the kernel lab (tests/kernel_lab/test_clients.py: a switchover of nodes that are clients, too), and
-with programs made of scripts in tests/unit/test_bind.py. A link holds nobody: who has a file open
-keeps it, and the tree is read-only by then.
+Run on the kernel's mounts (on a tmpfs) without systemd, and with a mount unit that owns the path,
+for which a script stands that mounts as systemd would; on the demo's symbolic link, on the tests'
+fake and on the simulation's mounts. Systemd itself and its automounts are in the kernel lab, whose
+storage nodes are clients, too (tests/kernel_lab/test_clients.py: a switchover). A link holds
+nobody: who has a file open keeps it, and the tree is read-only by then.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from standfast.act.ports import BindMount, LiveTree
 from standfast.adapters.bind import LiveBind
+from standfast.adapters.systemd import SystemdUnits
 from standfast.config.model import Config
 from standfast.demo.embedded import EmbeddedBind
 from standfast.errors import StandfastError
@@ -33,6 +35,18 @@ from tests.sim.machine import SimBind
 from tests.support.waiting import soon, wait_for
 
 PORTS = (BindMount,)
+SYSTEMCTL = """#!/bin/sh
+# One mount unit: it mounts a tmpfs of its own, or what the drop-in says.
+what=$(sed -n 's/^What=//p' {drop_in} 2>/dev/null)
+case "$*" in
+  *FragmentPath*) echo /etc/systemd/system/{unit} ;;
+  *ActiveState*) mountpoint -q {bind} && echo active || echo inactive ;;
+  start*)
+    mkdir -p {bind}
+    mountpoint -q {bind} || mount ${{what:+--bind}} ${{what:--t tmpfs unit}} {bind} ;;
+  stop*) ! mountpoint -q {bind} || umount {bind} ;;
+esac
+"""
 HOLDER = """
 import os, sys
 flags = os.O_RDWR if sys.argv[1] == "write" else os.O_RDONLY
@@ -51,8 +65,8 @@ class Scene:
     """The same, as another process has it."""
     shows: Callable[[], bool]
     """Whether the live tree is what is seen there."""
-    take_the_path: Callable[[], object]
-    """Somebody else puts something there."""
+    take_the_path: Callable[[], object] | None
+    """Somebody else puts something there; None: what is there is the volume's to replace."""
     is_theirs: Callable[[], bool]
     """It is still there."""
     freeze: Callable[[], object]
@@ -82,7 +96,25 @@ def holder(file: Path, how: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kernel(directory: Path) -> Iterator[Scene]:
+def of_a_unit(directory: Path) -> Iterator[Scene]:
+    tools = directory.with_name("bin")
+    tools.mkdir()
+    runtime, unit = directory.with_name("units"), "the.mount"
+    systemctl = SYSTEMCTL.format(
+        drop_in=runtime / f"{unit}.d/standfast-bind.conf",
+        unit=unit,
+        bind=config_in(directory).paths.bind,
+    )
+    for name, script in (("systemd-escape", f"#!/bin/sh\necho {unit}\n"), ("systemctl", systemctl)):
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    with patch.dict(os.environ, path), kernel(directory, SystemdUnits(runtime)) as scene:
+        yield replace(scene, take_the_path=None)
+
+
+@contextlib.contextmanager
+def kernel(directory: Path, units: SystemdUnits | None = None) -> Iterator[Scene]:
     directory.mkdir()
     command("mount", "-t", "tmpfs", "standfast-test", directory)
     live, bind = at(config_in(directory))
@@ -93,8 +125,8 @@ def kernel(directory: Path) -> Iterator[Scene]:
 
     try:
         yield Scene(
-            LiveBind(live, bind, None),
-            LiveBind(live, bind, None),
+            LiveBind(live, bind, units),
+            LiveBind(live, bind, units),
             (bind / "file").exists,
             take,
             lambda: "somebody" in command("findmnt", "-n", "-o", "SOURCE", bind),
@@ -182,6 +214,7 @@ LINK = "a link holds nobody: who has a file open keeps the file"
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")
 IMPLEMENTATIONS = (
     Implementation((LiveBind,), kernel, (ROOT,)),
+    Implementation((LiveBind,), of_a_unit, (ROOT,), name="LiveBind-of-a-unit"),
     Implementation((EmbeddedBind,), demo),
     Implementation((FakeBind,), fake),
     Implementation((SimBind,), simulated),
@@ -207,6 +240,8 @@ def test_the_volume_is_seen_at_its_path_until_it_is_unmounted(scene: Scene) -> N
 
 
 def test_what_somebody_else_put_there_is_not_taken_for_the_volume_and_stays(scene: Scene) -> None:
+    if scene.take_the_path is None:
+        pytest.skip("a mount unit's path is given to the volume, whatever the unit mounted there")
     scene.take_the_path()
     assert not scene.bind.is_mounted()
     with pytest.raises(StandfastError, match="is taken"):

@@ -1,28 +1,33 @@
 """What callers rely on in the NFS server.
 
 Run on a real nfs-ganesha (started without systemd, by what stands for its unit and the guard in
-front of it), on the demo's and the simulation's server behind the real guard, and on the tests'
-fake. The kernel's
-server needs a kernel of its own: it runs in the kernel lab (tests/kernel_lab), and with a /proc and
-programs made by the test in tests/unit/test_nfs.py.
+front of it), on the adapter of the kernel's server with files and scripts for the kernel and its
+programs, on the demo's and the simulation's server behind the real guard, and on the tests' fake.
+The kernel's server itself needs a kernel of its own: promoted and demoted it is in
+tests/kernel_lab/test_kernel_lab_itself.py, with clients in test_clients.py beside that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from standfast.act.ports import NfsServer
+from standfast.adapters import nfs as nfs_module
 from standfast.adapters.bind import LiveBind
+from standfast.adapters.nfs import KernelNfs
 from standfast.adapters.nfs_ganesha import GaneshaNfs
-from standfast.clock import monotonic
+from standfast.adapters.systemd import JournalLine
+from standfast.clock import Deadline, monotonic
 from standfast.demo.embedded import EmbeddedNfs
-from standfast.errors import Refused, StandfastError
+from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState
 from tests.contract import ganesha
@@ -30,13 +35,15 @@ from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import give_the_lease, let_serve, on_a_node
 from tests.contract.storage_node import EPOCH, embedded_primary
-from tests.fakes.machine import FakeNfs, World
+from tests.contract.volumes import command
+from tests.fakes.machine import FakeNfs, World, config_in
 from tests.sim.machine import SimNfs
 from tests.support.waiting import soon
 
 PORTS = (NfsServer,)
 FSID, OTHER = str(uuid.uuid4()), str(uuid.uuid4())
 START_S = 30.0
+GUARD_S_NO = "refused [lease-not-held]: a test says so"
 
 
 @dataclass
@@ -58,7 +65,7 @@ def real_ganesha(directory: Path) -> Iterator[Scene]:
         units = ganesha.DirectUnits(directory)
 
         def forbid() -> None:
-            units.guard_says = "refused [lease-not-held]: a test says so"
+            units.guard_says = GUARD_S_NO
 
         nfs = GaneshaNfs(config, units)
         try:
@@ -66,6 +73,69 @@ def real_ganesha(directory: Path) -> Iterator[Scene]:
         finally:
             nfs.stop(soon(START_S))
             bind.unmount(soon(START_S))
+
+
+class NfsdUnit:
+    """nfs-server.service, with files for what the kernel says and scripts for the programs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.guard_says = ""
+        self._threads = directory / "nfsd/threads"
+        self._table = directory / "etab"
+        scripts = {
+            "exportfs": f"cat {directory}/exports.d/*.exports > {self._table} 2>/dev/null; exit 0",
+            "rpc.nfsd": f"echo $1 > {self._threads}",
+            "ss": "",
+        }
+        for name, script in scripts.items():
+            path = directory / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+        self._threads.parent.mkdir()
+        self._threads.write_text("0\n")
+
+    def reset_failed(self, unit: str, deadline: Deadline) -> None:
+        """Nothing is remembered here."""
+
+    def start(self, unit: str, deadline: Deadline) -> None:
+        if self._threads.read_text() != "0\n":
+            return  # the unit is active
+        if self.guard_says:
+            raise CommandFailed(f"Job for {unit} failed", returncode=1)
+        command("exportfs", "-r")
+        command("rpc.nfsd", "8")
+
+    def stop(self, unit: str, deadline: Deadline) -> None:
+        command("rpc.nfsd", "0")
+        self._table.write_text("")
+
+    def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
+        return [JournalLine("nfs-server-guard", self.guard_says)] if self.guard_says else []
+
+
+@contextlib.contextmanager
+def kernel_of_files(directory: Path) -> Iterator[Scene]:
+    unit = NfsdUnit(directory)
+
+    def server() -> KernelNfs:
+        return KernelNfs(
+            config_in(directory),
+            unit,
+            exports=directory / "exports.d",
+            exported=directory / "etab",
+            nfsd=directory / "nfsd",
+            settings=directory / "nfs.conf.d/standfast.conf",
+            clients=directory / "main.sqlite",
+        )
+
+    def forbid() -> None:
+        unit.guard_says = GUARD_S_NO
+
+    path = {"PATH": f"{directory}/bin:{os.environ['PATH']}"}
+    answers = patch.object(nfs_module, "null_call", lambda *_: None)
+    with patch.dict(os.environ, path), answers:
+        yield Scene(server(), server(), forbid)
 
 
 @contextlib.contextmanager
@@ -104,6 +174,7 @@ def simulated(directory: Path) -> Iterator[Scene]:
 
 IMPLEMENTATIONS = (
     Implementation((GaneshaNfs,), real_ganesha, ganesha.NEEDS),
+    Implementation((KernelNfs,), kernel_of_files),
     Implementation((EmbeddedNfs,), demo),
     Implementation((FakeNfs,), fake),
     Implementation((SimNfs,), simulated),

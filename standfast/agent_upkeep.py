@@ -18,6 +18,7 @@ from standfast.adapters.consul import Committed
 from standfast.adapters.consul_wire import Set
 from standfast.clock import monotonic
 from standfast.errors import Refused
+from standfast.lease import exports
 from standfast.lease.files import LeaseStatus
 from standfast.locks import exclusive
 from standfast.observe import Cluster
@@ -65,10 +66,11 @@ def _keep_registered(agent: Agent, own: OwnReign, sick: str | None) -> None:
 
 
 def _keep_exported(agent: Agent, own: OwnReign) -> None:
-    nfs = agent.machine.nfs
+    fence, nfs = agent.machine.fence, agent.machine.nfs
     if nfs.is_running() and not nfs.is_exported(own.fsid):
         log.warning("the volume was not exported any more: exporting it again")
-        unless_changed(agent, own, lambda: nfs.export(own.fsid))
+        again = partial(exports.export, agent.config, fence, nfs, own.epoch, own.fsid)
+        unless_changed(agent, own, again)
 
 
 def _keep_scheduled(agent: Agent) -> None:

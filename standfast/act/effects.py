@@ -18,6 +18,7 @@ from standfast.act.ports import Jobs
 from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
+from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, others_serving, save_claim
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
@@ -277,8 +278,8 @@ class Effects:
         return None
 
     def export(self) -> None:
-        self.machine.fence.claim()
-        self.machine.nfs.export(self._own().fsid)
+        machine = self.machine
+        exports.export(machine.config, machine.fence, machine.nfs, self.epoch(), self._own().fsid)
 
     def _server_deadline(self) -> Deadline:
         return self.deadline.within(self.machine.config.nfs.start_timeout)
@@ -296,8 +297,7 @@ class Effects:
     def stop_nfs(self) -> None:
         if others_serving(self.machine.config):
             # nfsd is shared: the volume is unexported, the server goes on for the others.
-            self.machine.nfs.unexport()
-            self.machine.fence.release()
+            exports.unexport(self.machine.config, self.machine.fence, self.machine.nfs)
             return
         self.machine.nfs.stop(self._server_deadline())
         # A claim left behind, of a lease that is over, would keep the port shut for other volumes.

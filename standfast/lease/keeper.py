@@ -25,7 +25,7 @@ from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, ours
 from standfast.events import Kind, happened, tell
-from standfast.lease import cutoff, protocol
+from standfast.lease import cutoff, exports, protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of, others_serving, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
@@ -125,8 +125,7 @@ class Keeper:
         if others := others_serving(self.config):
             # They need the server: without its export this volume is not served beside them.
             log.info("%s served here as well: the NFS server goes on", ", ".join(others))
-            self.nfs.unexport()
-            self.fence.release()
+            exports.unexport(self.config, self.fence, self.nfs)
         else:
             self.nfs.stop(Deadline.after(cutoff.GIVE_UP_S))
 

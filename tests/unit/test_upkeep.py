@@ -18,6 +18,7 @@ from standfast.clock import monotonic, utc_now
 from standfast.decision import Action, Decision, Moment
 from standfast.errors import ConsulDenied
 from standfast.lease.files import LeaseStatus, Vouch
+from standfast.lease.protocol import NEVER
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.observe import Blind, Local
@@ -53,6 +54,8 @@ def agent_that_saw(
     machine = node.machine
     until = monotonic() + 60
     good = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic())
+    if own:
+        replace(good, **lease).save(node.config.run_dir)
     local = Local("n1", "boot-1", 4, own=own, lease=replace(good, **lease) if own else None)
     agent = Agent(machine, Watcher(machine.config, machine.consul), LocalView(machine))
     agent.seen = Seen(VIEW, local, decision, Moment(monotonic(), utc_now()))
@@ -116,6 +119,19 @@ def test_an_export_that_somebody_took_away_comes_back_and_nothing_else(node: Fak
     node.world.log.clear()
     agent.upkeep()
     assert "export" not in node.world.log
+
+
+def test_what_a_surrender_unexported_since_the_last_look_stays_so(node: FakeNode) -> None:
+    """The lease process gives the role up without the agent, whose look may hang with the disk."""
+    OWN.save(node.config.state_dir)
+    agent = agent_that_saw(node, OWN)
+    node.nfs.running = True  # for another volume
+    lease = LeaseStatus.load(node.config.run_dir)
+    assert lease is not None
+    replace(lease, serving=False, valid_until=NEVER).save(node.config.run_dir)
+    agent.upkeep()
+    assert node.nfs.fsid is None
+    assert "is not exported: the lease of epoch 4 is over" in str(agent.unkept)
 
 
 @pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING)])

@@ -1,0 +1,74 @@
+"""The export and the claim to the port change together, within the lease, one process at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standfast.clock import monotonic
+from standfast.errors import Refused
+from standfast.lease import exports
+from standfast.lease.files import LeaseStatus
+from standfast.lease.protocol import NEVER
+from standfast.reasons import Reason
+from standfast.records import LeaderState
+from tests.fakes.machine import FakeNode, fake_node
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return fake_node(tmp_path)
+
+
+def says(node: FakeNode, *, epoch: int = 4, until: float | None = None) -> None:
+    """The lease process's last word."""
+    until = monotonic() + 60 if until is None else until
+    status = LeaseStatus(epoch, "boot-1", 1, LeaderState.STARTING, False, until, NEVER, 1, 0.0)
+    status.save(node.config.run_dir)
+
+
+def export(node: FakeNode) -> None:
+    exports.export(node.config, node.fence, node.nfs, 4, "fsid")
+
+
+def test_what_is_exported_has_its_claim_before(node: FakeNode) -> None:
+    says(node)
+    export(node)
+    assert node.world.log == ["claim", "export"]
+
+
+@pytest.mark.parametrize("said", [None, {"until": NEVER}, {"until": 0.0}, {"epoch": 5}])
+def test_nothing_is_exported_for_a_lease_that_is_over(
+    node: FakeNode, said: dict[str, Any] | None
+) -> None:
+    if said is not None:
+        says(node, **said)
+    with pytest.raises(Refused) as refusal:
+        export(node)
+    assert refusal.value.reason is Reason.LEASE_NOT_HELD
+    assert node.world.log == []
+
+
+def test_an_export_under_way_is_not_taken_for_unexported(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who surrenders the lease waits for it; else it would come back beside a successor."""
+    says(node)
+    monkeypatch.setattr(exports, "LOCK_S", 0.0)
+    meanwhile = []
+    done = node.nfs.export
+
+    def slow(fsid: str) -> None:
+        with pytest.raises(Refused) as refusal:
+            exports.unexport(node.config, node.fence, node.nfs)
+        meanwhile.append(refusal.value.reason)
+        done(fsid)
+
+    monkeypatch.setattr(node.nfs, "export", slow)
+    export(node)
+    assert meanwhile == [Reason.BUSY]
+    assert node.world.log == ["claim", "export"]
+    exports.unexport(node.config, node.fence, node.nfs)
+    assert node.world.log[2:] == ["unexport", "release"]

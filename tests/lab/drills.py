@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
 from types import TracebackType
 
 from tests.lab.lab import Lab
+from tests.lab.node import Node
 from tests.lab.nomad import WithNomad
 from tests.machines.client import EXPORT, Event, missing_records
 
@@ -133,6 +135,20 @@ def power_cut(cluster: WithNomad, path: str) -> Takeover:
         new = writers.wait_for_successor(old)
         writers.wait_for_ack(new, after_s=time.monotonic())
     return Takeover(old, new, epoch, writers, replicated_s)
+
+
+@contextmanager
+def broken_server(node: Node) -> Iterator[None]:
+    """The NFS server of this node stops, and no start of it succeeds."""
+    dropin = "/run/systemd/system/nfs-server.service.d/zz-broken.conf"
+    node.write(dropin, "[Service]\nExecStartPre=/bin/false\n")
+    node.run("systemctl", "daemon-reload")
+    node.run("systemctl", "stop", "nfs-server")
+    try:
+        yield
+    finally:
+        node.run("rm", dropin)
+        node.run("systemctl", "daemon-reload")
 
 
 def kept_aside(cluster: WithNomad, name: str, epoch: int) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab.cluster import AGENT, LEASE, VOLUME
-from tests.lab.drills import Writers, kept_aside
+from tests.lab.drills import Writers, broken_server, kept_aside
 from tests.lab.node import Node
 from tests.lab.nomad import WithNomad
 from tests.machines.host import LabError
@@ -372,17 +372,10 @@ def test_a_holder_that_cannot_serve_gives_the_role_up_at_a_word(cluster: WithNom
     node = cluster[name]
     other = cluster.standby().name
     cluster.wait_until_replicated(name)
-    broken = "/etc/systemd/system/nfs-server.service.d/zz-broken.conf"
-    node.write(broken, "[Service]\nExecStartPre=/bin/false\n")
-    node.run("systemctl", "daemon-reload")
-    try:
-        node.run("systemctl", "stop", "nfs-server")
+    with broken_server(node):
         node.wait_for(lambda: cluster.status(name)["trouble"], 60, "it fails to serve again")
         assert "primary-alive" in cluster.standfast(other, "promote", check=False)
         assert "gave up a role" in cluster.standfast(name, "demote")
         assert "too-old" in cluster.standfast(other, "promote", check=False)
         cluster.standfast(other, "promote", "--accept-data-loss")
         assert cluster.serving() == [other]
-    finally:
-        node.run("rm", broken)
-        node.run("systemctl", "daemon-reload")

@@ -50,7 +50,7 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         patience = _patience(view, local, config, now, base, in_place=in_place)
         if patience is not None:
             return patience
-    return _promotion(view, local, now, base, wish, in_place=in_place)
+    return _promotion(view, local, config, now, base, wish, in_place=in_place)
 
 
 def _is_handed(view: Cluster, local: Local) -> bool:
@@ -61,6 +61,7 @@ def _is_handed(view: Cluster, local: Local) -> bool:
 def _promotion(
     view: Cluster,
     local: Local,
+    config: Config,
     now: Moment,
     base: Available | None,
     wish: Wish,
@@ -70,7 +71,7 @@ def _promotion(
     leader = view.leader
     seen_s = now.monotonic - view.sighting.first_seen
     reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
-    lost_s = 0.0 if base is None else _lost_s(base, view, seen_s, now)
+    lost_s = 0.0 if base is None else _lost_s(base, view, config, now)
     if leader is not None and view.given_up and leader.surrendered:
         note = leader.note or "it could not serve"
         why = f"{leader.holder.node} surrendered epoch {leader.epoch}: {note}"
@@ -108,13 +109,20 @@ def _behind_idle_s(base: Available, view: Cluster) -> float | None:
     return None
 
 
-def _lost_s(base: Available, view: Cluster, seen_s: float, now: Moment) -> float | None:
-    """At most so much was written after `base` until the last heartbeat; None: not known."""
+def _lost_s(base: Available, view: Cluster, config: Config, now: Moment) -> float | None:
+    """At most so much was written after `base`; None: not known.
+
+    A primary that is cut off serves on until its lease is over: only from then on is nothing lost.
+    """
     behind_s = _behind_idle_s(base, view)
     if behind_s is not None:
         return behind_s
     age_s = base.age_s(now.utc)
-    return None if age_s is None else max(0.0, age_s - seen_s)
+    if age_s is None:
+        return None
+    silent_s = now.monotonic - view.sighting.first_seen
+    lease_s = 0.0 if view.given_up else longest_wait_s(view.leader, config.lease.wait)
+    return max(0.0, age_s - max(0.0, silent_s - lease_s))
 
 
 def _may_go_on_in_place(view: Cluster, local: Local) -> bool:

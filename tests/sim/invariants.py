@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FLATTERY_S = 4.0
 """Of a loss that is told: names have whole seconds, clients write twice a second, and a heartbeat
-may be seen late. A primary that is cut off goes on for the rest of its lease, besides."""
+may be seen late."""
 
 SEEN_S = 2.0
 """So long a snapshot may be there before the node's own look has it."""
@@ -237,8 +237,7 @@ class Invariants:
             return
         times = self.written[volume]
         span_s = times[lost[-1] - 1] - times[lost[0] - 1]
-        slack_s = FLATTERY_S + world.longest_lease_s
-        if reign.lost_s is not None and reign.lost_s < span_s - slack_s:
+        if reign.lost_s is not None and reign.lost_s < span_s - FLATTERY_S:
             raise Violation(
                 f"{volume}: epoch {epoch} lost {span_s:.1f} s of writes and tells "
                 f"{reign.lost_s:.1f} s\n{world.story()}"

@@ -79,9 +79,16 @@ class SimFence(KernelFence):
             raise TimedOut("the timer ended the arming: nothing was opened")
         if not (rules.asks and rules.answers):
             return False
+
+        def permit() -> None:
+            rules.open_until = world.now + self._node.clock.real_s(left_s)
+
         if rules.slow_s:
+            # From here on it is the kernel's: neither freezing nor killing the process stops it.
+            self._node.after(rules.slow_s, permit)
             world.clockwork.pause(world.now + rules.slow_s)
-        rules.open_until = world.now + self._node.clock.real_s(left_s)
+        else:
+            permit()
         return True
 
 

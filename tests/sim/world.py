@@ -106,9 +106,6 @@ class World:
                     paths=paths_of(directory / name, VOLUMES[volume]),
                 )
                 self.nodes[name].seats[volume] = Seat(self.nodes[name], config)
-        self.longest_lease_s = 0.0
-        """And what of the fence follows it: the longest that was ever configured."""
-        self._note_leases()
 
     def _add(self, name: str, number: int, clock: NodeClock) -> Node:
         home = self._directory / name
@@ -124,11 +121,6 @@ class World:
         node.disk.root.mkdir(parents=True)
         self.nodes[name] = node
         return node
-
-    def _note_leases(self) -> None:
-        for seat in self.seats():
-            timing = seat.config.lease
-            self.longest_lease_s = max(self.longest_lease_s, timing.length + timing.fence)
 
     def __enter__(self) -> World:
         self._stack.enter_context(entered(self))
@@ -383,7 +375,6 @@ class World:
         """A new [lease] on one node, taken up as the guide says."""
         for seat in self[name].seats.values():
             seat.configure(replace(seat.config, lease=timing))
-        self._note_leases()
 
     def key(self, name: str, volume: str | None = None) -> str:
         seat = next(iter(self.nodes.values())).seats[volume or self.volumes[0]]

@@ -223,9 +223,9 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
 def _orderly_or_not(agent: Agent, command: Command, to: str | None) -> Plan:
     """Without loss, where a final snapshot can be written; Refused where it can't, unless told."""
     names = names_of(agent.config)
-    store, live = agent.machine.store, agent.config.paths.live
-    sick = store.ailment(Deadline.after(LOOK_S))
-    if sick is None or not store.is_read_only():
+    live = agent.config.paths.live
+    sick = agent.machine.store.ailment(Deadline.after(LOOK_S))
+    if sick is None:
         return plans.demotion(names, to)
     if command.argument("accept_data_loss") is not True:
         what = f"`standfast {command.request.get('command')} --accept-data-loss`"

@@ -76,10 +76,34 @@ class LocalView:
         self._epochs.raise_to(epoch)
 
     def look(self, *, fresh: bool = False) -> Local:
-        """StandfastError when a file of ours can't be understood."""
+        """StandfastError when a file of ours can't be understood; what a failing disk raises, but
+        on the holder of the lease: it has to be able to give the role up."""
         machine, config = self._machine, self._machine.config
         own = OwnReign.load(config.state_dir)
-        now = instant()
+        held = is_locked(config.run_dir / "lease.lock")
+        local = Local(
+            node=config.node,
+            instance=machine.me.instance,
+            highest_epoch=self._epochs.read(),
+            own=own,
+            lease=LeaseStatus.load(config.run_dir),
+            lease_alive=held,
+            nfs_running=machine.nfs.is_running() if own is not None else False,
+        )
+        try:
+            return replace(
+                local,
+                snapshots=self._known(fresh=fresh),
+                has_live=config.paths.live.exists(),
+                read_only=machine.store.is_read_only(),
+            )
+        except (StandfastError, OSError):
+            if own is None or not held:
+                raise
+            return replace(local, read_only=True)
+
+    def _known(self, *, fresh: bool) -> tuple[Available, ...]:
+        config, now = self._machine.config, instant()
         paths = config.paths
         changed = changed_at((paths.snapshots, paths.standby, published_file(config)))
         # Their times are by the clock as it was then.
@@ -88,18 +112,7 @@ class LocalView:
         if fresh or was_set or late or changed != self._listed:
             self._snapshots = self._list(now)
             self._listed_at, self._listed, self._offset = now.up, changed, now.utc - now.up
-        return Local(
-            node=config.node,
-            instance=machine.me.instance,
-            highest_epoch=self._epochs.read(),
-            own=own,
-            lease=LeaseStatus.load(config.run_dir),
-            lease_alive=is_locked(config.run_dir / "lease.lock"),
-            snapshots=self._snapshots,
-            has_live=config.paths.live.exists(),
-            nfs_running=machine.nfs.is_running() if own is not None else False,
-            read_only=machine.store.is_read_only(),
-        )
+        return self._snapshots
 
     def _list(self, now: Instant) -> tuple[Available, ...]:
         config, store = self._machine.config, self._machine.store

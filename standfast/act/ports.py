@@ -78,7 +78,8 @@ class VolumeStore(Protocol):
         wrong. One that doesn't answer in time is wrong, too."""
 
     def is_read_only(self) -> bool:
-        """Whether the whole file system takes no writes, as after an error."""
+        """Whether the whole file system takes no writes, as after an error; one that can't be asked
+        takes none."""
 
     def keep_aside(self, name: str) -> Path:
         """Rename the live subvolume to `name` beside it; nothing is deleted."""

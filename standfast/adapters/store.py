@@ -158,7 +158,7 @@ class Store(ABC):
 
         def look() -> str | None:
             if self.is_read_only():
-                return f"the file system of {live} is read-only (an error? see `dmesg`)"
+                return f"the file system of {live} is read-only, or its disk fails (see `dmesg`)"
             with os.scandir(live) as entries:
                 next(entries, None)
             return None
@@ -171,7 +171,10 @@ class Store(ABC):
             return f"{live} can't be read: {said(error)}"
 
     def is_read_only(self) -> bool:
-        return bool(os.statvfs(nearest(self._paths.live)).f_flag & os.ST_RDONLY)
+        try:
+            return bool(os.statvfs(nearest(self._paths.live)).f_flag & os.ST_RDONLY)
+        except OSError:  # what can't even be asked takes no writes
+            return True
 
     def keep_aside(self, name: str) -> Path:
         live = self._paths.live

@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from standfast.ages import UNKNOWN, age_of
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.errors import StandfastError, Unreachable
+from standfast.errors import StandfastError, Unreachable, ours
 from standfast.local_socket import ask
 from standfast.nomad import reports
 from standfast.observe import Blind, Cluster, Local
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from standfast.agent import Agent
 
 ANSWER_S = 3.0
+LONGEST_S = 86400.0
+"""A permit that somebody put there by hand may have no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +197,13 @@ def document(agent: Agent) -> dict[str, Any]:
         "reason": str(decision.reason),
         "sentence": decision.sentence,
     }
-    fence = agent.machine.fence.state()
-    doc["fence"] = {"in_place": fence.in_place, "open_for_s": round(fence.open_for_s, 2)}
-    doc["aside"] = [str(path) for path in agent.machine.store.aside()]
-    doc["busy"], doc["trouble"], doc["sick"] = agent.busy, agent.trouble or agent.unkept, agent.sick
+    doc["aside"] = []
+    failed = [
+        _put(doc, "fence", partial(_fence, agent)),
+        _put(doc, "aside", partial(_aside, agent)),
+    ]
+    doc["busy"], doc["sick"] = agent.busy, agent.sick
+    doc["trouble"] = agent.trouble or agent.unkept or next(filter(None, failed), None)
     doc["fence_flushes"] += agent.fence.flushes
     doc["agent"] = True
     if agent.config.nomad.enabled:
@@ -205,6 +211,25 @@ def document(agent: Agent) -> dict[str, Any]:
     if doc["role"] == "primary":
         _add_replication(doc, agent.config)
     return doc
+
+
+def _fence(agent: Agent) -> Mapping[str, Any]:
+    fence = agent.machine.fence.state()
+    open_for_s = min(fence.open_for_s, LONGEST_S)
+    return {"in_place": fence.in_place, "open_for_s": round(open_for_s, 2)}
+
+
+def _aside(agent: Agent) -> list[str]:
+    return [str(path) for path in agent.machine.store.aside()]
+
+
+def _put(doc: dict[str, Any], key: str, read: Callable[[], object]) -> str | None:
+    """What failed: a disk that can't be read is told, and hides nothing else."""
+    try:
+        doc[key] = read()
+    except Exception as error:  # noqa: BLE001  # told, whatever it was
+        return str(ours(error))
+    return None
 
 
 def _add_replication(doc: dict[str, Any], config: Config) -> None:

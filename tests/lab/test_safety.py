@@ -203,20 +203,22 @@ def test_a_file_system_that_went_read_only_is_handed_over_with_its_loss(
     with Writers(cluster.lab, "read-only") as writers:
         writers.wait_for_ack(old)
         node.disk.cut()
-        cluster.lab.wait_for(
-            lambda: "read-only" in str(cluster.status(old)["sick"]), 60.0, "it is sick", 0.5
-        )
-        said = cluster.standfast(old, "switchover", check=False)
-        assert "volume-read-only" in said
-        assert "--accept-data-loss" in said
-        cluster.standfast(old, "switchover", "--accept-data-loss", check=False)
-        new = cluster.primary()
-        writers.wait_for_ack(new, after_s=time.monotonic())
-    assert new != old
-    assert cluster.epoch(new) == epoch + 1
-    assert cluster.status(new)["began_by"].startswith("surrendered")
-    cluster.power_cut(old)  # the disk is good again after it
-    cluster.lab.boot([node])
+        try:
+            cluster.lab.wait_for(
+                lambda: "read-only" in str(cluster.status(old).get("sick")), 60.0, "it is sick", 0.5
+            )
+            said = cluster.standfast(old, "switchover", check=False)
+            assert "volume-read-only" in said
+            assert "--accept-data-loss" in said
+            cluster.standfast(old, "switchover", "--accept-data-loss", check=False)
+            new = cluster.primary()
+            writers.wait_for_ack(new, after_s=time.monotonic())
+            assert new != old
+            assert cluster.epoch(new) == epoch + 1
+            assert cluster.status(new)["began_by"].startswith("surrendered")
+        finally:
+            cluster.power_cut(old)  # the disk is good again after it
+            cluster.lab.boot([node])
     cluster.wait_for_role(old, "standby")
     kept_aside(cluster, old, epoch)
 

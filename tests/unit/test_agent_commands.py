@@ -82,6 +82,16 @@ def test_a_switchover_from_a_disk_that_takes_no_writes_needs_a_word(
     assert not {Do.FINAL_SNAPSHOT, Do.READ_ONLY} & {step.do for step in plan.steps}
 
 
+def test_a_disk_that_can_not_be_read_is_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = agent(tmp_path, SERVING, standbys=("n2",))
+    monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline: "it can't be read: EIO")
+    reason, text = refusal(say(made, "demote"))
+    assert (reason, made.ran) == (Reason.VOLUME_READ_ONLY, [])
+    assert text.startswith("it can't be read: EIO: the final snapshot can't be written.")
+
+
 @pytest.mark.parametrize("command", ["switchover", "failback"])
 def test_a_node_of_an_older_version_gets_no_role_without_a_final_snapshot(
     tmp_path: Path, command: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.observe import Available
 from standfast.records import LeaderState
+from standfast.reign import OwnReign, Stage
 from standfast.replication.published import published_file
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
@@ -58,6 +60,28 @@ def test_each_look_tells_whether_the_disk_takes_writes(node: FakeNode) -> None:
     assert not view.look().read_only
     node.store.read_only = True
     assert view.look().read_only
+
+
+def test_a_disk_that_can_not_be_read_keeps_only_a_holder_from_nothing(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to be able to give the role up; any other node does nothing, and says why."""
+
+    def fails() -> list[Snapshot]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/persist")
+
+    view = LocalView(node.machine)
+    monkeypatch.setattr(node.store, "snapshots", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        view.look()
+    own = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+    own.save(node.config.state_dir)
+    with pytest.raises(OSError, match="Input/output error"):
+        view.look()
+    with exclusive(node.config.run_dir / "lease.lock", "the lease", Deadline.after(1)):
+        local = view.look()
+    assert (local.own, local.lease_alive) == (own, True)
+    assert (local.snapshots, local.has_live, local.read_only) == ((), False, True)
 
 
 def test_only_what_an_older_version_noted_is_doubted_for_its_name_from_the_future() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,10 @@ from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
 from standfast.reign import OwnReign, Stage
 from standfast.views import samples
-from standfast.views.status import build, outlook, times
+from standfast.views.status import build, document, outlook, times
 from standfast.views.text import duration, render
 from tests.fakes.machine import config_in
+from tests.unit.agents import SERVING, agent
 from tests.unit.cli_helpers import a_desk
 
 NOW = 1_795_000_000.0
@@ -258,6 +261,22 @@ def test_the_text_shows_trouble(config: Config) -> None:
     assert "fence:     RULES MISSING: somebody flushed the firewall" in lines
     assert "kept:      /persist/services.diverged-3-20261122T101500Z" in lines
     assert lines[-3:] == ["doing:     promotion 3/9", "TROUBLE:   no route", "SICK:      0 threads"]
+
+
+def test_a_disk_that_can_not_be_read_leaves_the_rest_of_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = agent(tmp_path, SERVING)
+    made.seen = made.look()
+
+    def fails() -> list[Path]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/persist")
+
+    monkeypatch.setattr(made.machine.store, "aside", fails)
+    doc = document(made)
+    assert (doc["agent"], doc["aside"]) == (True, [])
+    assert doc["trouble"] == "/persist: Input/output error (EIO)"
+    assert "TROUBLE:   /persist: Input/output error (EIO)" in render(doc).splitlines()
 
 
 def test_a_client_s_text_says_whose_word_it_is(config: Config) -> None:

@@ -336,6 +336,15 @@ def server(world: World, deed: Deed) -> None:
         world.after(deed.length_s, lambda: setattr(nfsd, what, False))
 
 
+def slow_answers(world: World, deed: Deed) -> None:
+    """Half of the time the primary is cut off meanwhile."""
+    nfsd = chosen(world, deed).nfsd
+    nfsd.answer_s = seat_of(world, deed).config.lease.wait * (0.2 + deed.number % 8 / 4)
+    world.after(deed.length_s, lambda: setattr(nfsd, "answer_s", 0.0))
+    if deed.number % 2:
+        isolate(world, deed)
+
+
 def busy(world: World, deed: Deed) -> None:
     node = chosen(world, deed)
     node.busy = True
@@ -369,6 +378,24 @@ def rename(world: World, deed: Deed) -> None:
             seat.configure(replace(seat.config, node=node.name, nodes=nodes))
 
         world.after(deed.length_s, back)
+
+
+def standby_added(world: World, deed: Deed) -> None:
+    """The others don't know the node, and learn of it one after the other."""
+    others = [node for name, node in world.nodes.items() if name != deed.node]
+
+    def know(node: Node, entry: NodeConfig | None) -> None:
+        for seat in node.seats.values():
+            nodes = {name: one for name, one in seat.config.nodes.items() if name != deed.node}
+            nodes |= {} if entry is None else {deed.node: entry}
+            seat.configure(replace(seat.config, nodes=nodes))
+
+    entry = seat_of(world, deed).config.nodes.get(deed.node)
+    if entry is None:
+        return  # it has another name at the moment
+    for position, node in enumerate(others):
+        know(node, None)
+        world.after((1 + position) * deed.length_s / 2, partial(know, node, entry))
 
 
 def configure(world: World, deed: Deed) -> None:
@@ -447,10 +474,12 @@ DEEDS: dict[str, tuple[int, Act]] = {
     "var-error": (3, var_error),
     "late-mount": (2, late_mount),
     "server": (3, server),
+    "slow-answers": (2, slow_answers),
     "busy": (1, busy),
     "start-by-hand": (1, start_by_hand),
     "slow-copies": (1, slow_copies),
     "rename": (1, rename),
+    "standby-added": (1, standby_added),
     "configure": (2, configure),
     "configure-and-cut": (2, configure_and_cut),
     "promote": (3, promote),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,7 +42,9 @@ class Invariants:
     def __init__(self, world: World) -> None:
         self._world = world
         self.written: dict[str, list[float]] = {}
-        """By volume, when each write was acknowledged; a write is its number from 1."""
+        """By volume, when each write was done; a write is its number from 1."""
+        self.unanswered: dict[str, set[int]] = defaultdict(set)
+        """By volume, those that no client knows to be done."""
         self.reigns: dict[tuple[str, int], Prepared] = {}
         self.owners: dict[tuple[str, int], str] = {}
         self._serving: dict[str, str] = {}
@@ -51,13 +54,21 @@ class Invariants:
         self._two_since: float | None = None
         self.two_s = 0.0
 
-    def acknowledged(self, volume: str, *, fenced: bool) -> int:
-        """`fenced`: by a server whose rules are in place; others may go on without a lease."""
+    def asked(self, volume: str) -> int:
+        """The number of a write that is in the tree from now on."""
         times = self.written.setdefault(volume, [])
         times.append(self._world.now)
-        if not fenced:
-            self._unfenced.add((volume, len(times)))
+        self.unanswered[volume].add(len(times))
         return len(times)
+
+    def acknowledged(self, volume: str, number: int, by: str, *, fenced: bool) -> None:
+        """`fenced`: by a server whose rules are in place; others may go on without a lease."""
+        self.unanswered[volume].discard(number)
+        serves = self._serving.get(volume, by)
+        if serves != by:
+            self._two(volume, by, serves)
+        if not fenced:
+            self._unfenced.add((volume, number))
 
     def all_acknowledged(self, volume: str) -> range:
         return range(1, len(self.written.get(volume, ())) + 1)
@@ -223,6 +234,7 @@ class Invariants:
     def _check_loss(self, volume: str, epoch: int, lost: Sequence[int]) -> None:
         """A clean handover loses nothing; another tells no less than what it loses."""
         world = self._world
+        lost = [number for number in lost if number not in self.unanswered[volume]]
         entry = world.store.get(world.key(f"history/{epoch}", volume))
         if entry is None or not lost:
             return

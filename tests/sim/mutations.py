@@ -23,6 +23,7 @@ from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import intake
 from tests.sim import deeds
+from tests.sim.machine import PacketFilter
 from tests.sim.model_consul import Client, kind_of
 
 Mutation = Callable[[], AbstractContextManager[object]]
@@ -188,6 +189,7 @@ MUTATIONS: dict[str, Mutation] = {
     "any-lineage": lambda: patch.object(observe, "in_lineage", lambda available, cluster: True),
     "check-end-off": lambda: patch.object(keeper.Keeper, "check_end", lambda _self: None),
     "flush-not-noticed": a_flush_is_not_noticed,
+    "answers-not-fenced": lambda: patch.object(PacketFilter, "lets_out", lambda _self, now: True),
     "told-wait-too-short": lambda: patch.object(Tenure, "wait_s", lambda _self, own_s, now: own_s),
     "receiver-without-epoch": no_look_at_the_epoch,
     "receiver-without-holder": no_look_at_the_holder,

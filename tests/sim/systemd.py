@@ -58,7 +58,9 @@ class Service:
         return self.process is not None and not self.process.dead
 
     def launch(self) -> bool:
-        """Start the program; False: the start limit is reached."""
+        """Start the program, unless it runs; False: the start limit is reached."""
+        if self.runs:
+            return True
         now = self.node.world.now
         if not self.always:
             self.starts = [at for at in self.starts if now - at < LEASE_INTERVAL_S]

@@ -307,6 +307,7 @@ class World:
             node.link.agent_down, node.link.stale_s = False, 0.0
             self.join(name)
             node.busy = node.nfsd.stuck = False
+            node.nfsd.answer_s = 0.0
             if name != self.lasting:
                 node.disk.full = node.disk.broken = node.disk.frozen = False
                 node.nfsd.broken, node.var_error = False, 0
@@ -464,13 +465,23 @@ class World:
         disk = node.disk
         if live is None or live.read_only or disk.frozen or disk.full or disk.broken:
             return
-        fenced = node.rules.asks and node.rules.answers
-        live.writes.append(self.invariants.acknowledged(volume, fenced=fenced))
+        number = self.invariants.asked(volume)
+        live.writes.append(number)
+
+        def answer() -> None:
+            if node.nfsd.running and node.runs and node.rules.lets_out(self.now):
+                fenced = node.rules.asks and node.rules.answers
+                self.invariants.acknowledged(volume, number, node.name, fenced=fenced)
+
+        if node.nfsd.answer_s:
+            node.after(node.nfsd.answer_s, answer)
+        else:
+            answer()
 
     def check_kept(self, volume: str, writes: Sequence[int]) -> None:
         """These are still somewhere else: what had them was just deleted."""
         kept = set().union(*(self.kept_on(node, volume) for node in self.nodes.values()))
-        lost = set(writes) - kept
+        lost = set(writes) - kept - self.invariants.unanswered[volume]
         if lost:
             raise Violation(f"writes {sorted(lost)[:10]} were deleted\n{self.story()}")
 

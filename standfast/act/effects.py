@@ -295,13 +295,18 @@ class Effects:
             sleep(POLL_S)
 
     def stop_nfs(self) -> None:
-        if others_serving(self.machine.config):
-            # nfsd is shared: the volume is unexported, the server goes on for the others.
-            exports.unexport(self.machine.config, self.machine.fence, self.machine.nfs)
-            return
-        self.machine.nfs.stop(self._server_deadline())
-        # A claim left behind, of a lease that is over, would keep the port shut for other volumes.
-        self.machine.fence.release()
+        machine = self.machine
+        if others_serving(machine.config) and self._holds():
+            exports.unexport(machine.config, machine.fence, machine.nfs)
+        else:
+            exports.end(machine.config, machine.fence, machine.nfs, self._server_deadline())
+
+    def _holds(self) -> bool:
+        """Whether what the server is asked is still this reign's, and goes into its data."""
+        own = OwnReign.load(self.machine.config.state_dir)
+        lease = LeaseStatus.load(self.machine.config.run_dir)
+        mine = own is not None and lease is not None and lease.epoch == own.epoch
+        return mine and lease is not None and lease.remaining_s(monotonic()) > 0
 
     def prepare_jobs(self) -> None:
         """It saves the jobs some seconds; without, they wait for the new primary's meta."""

@@ -7,21 +7,23 @@ so that a plan that hangs with a disk keeps nobody from taking an export away.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused
-from standfast.lease.files import LeaseStatus
+from standfast.lease.files import LeaseStatus, others_serving
 from standfast.locks import exclusive
 from standfast.reasons import Reason
 
 LOCK_S = 10.0
-"""Longer than one change of the export and of the claim takes on a machine that is well."""
+"""Longer than a change of the export and of the claim takes on a machine that is well."""
 
 
 def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) -> None:
     """Refused when this node's lease isn't valid, or is another epoch's; StandfastError."""
-    with exclusive(config.run_dir / "export.lock", "a change of the export", _patience()):
+    with _alone(config):
         lease = LeaseStatus.load(config.run_dir)
         if lease is None or lease.epoch != epoch or lease.remaining_s(monotonic()) <= 0:
             raise Refused(
@@ -33,12 +35,30 @@ def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) 
 
 
 def unexport(config: Config, fence: Fence, nfs: NfsServer) -> None:
-    """The port is the other volumes' alone afterwards. StandfastError: it may still be exported,
-    and what is left of the claim keeps the port shut for all of them."""
-    with exclusive(config.run_dir / "export.lock", "a change of the export", _patience()):
+    """While the lease is held: the server goes on for other volumes, and the port is theirs alone.
+
+    StandfastError: it may still be exported; what is left of the claim keeps the port shut for all.
+    """
+    with _alone(config):
         nfs.unexport()
         fence.release()
 
 
-def _patience() -> Deadline:
-    return Deadline.after(LOCK_S)
+def end(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
+    """After the lease: no server goes on, also not for other volumes, whose agents start it again.
+
+    What it was asked before the end is answered as soon as the port is open, and for this volume
+    that would be a promise about data that nobody has any more. StandfastError as above.
+    """
+    with _alone(config):
+        try:
+            if others_serving(config):
+                nfs.unexport()  # the guard lets nobody start a server that exports it
+        finally:
+            nfs.stop(deadline)
+        fence.release()
+
+
+def _alone(config: Config) -> AbstractContextManager[None]:
+    limit = Deadline.after(LOCK_S)
+    return exclusive(config.run_dir / "export.lock", "a change of the export", limit)

@@ -27,7 +27,7 @@ from standfast.errors import Refused, StandfastError, ours
 from standfast.events import Kind, happened, tell
 from standfast.lease import cutoff, exports, protocol
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, holder_of, others_serving, take_claim
+from standfast.lease.files import LeaseStatus, holder_of, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
@@ -122,12 +122,7 @@ class Keeper:
         be dead. StandfastError: that is for the service manager then (`OnFailure=`)."""
         if self.surrendering is None or not self.over:
             return
-        if others := others_serving(self.config):
-            # They need the server: without its export this volume is not served beside them.
-            log.info("%s served here as well: the NFS server goes on", ", ".join(others))
-            exports.unexport(self.config, self.fence, self.nfs)
-        else:
-            self.nfs.stop(Deadline.after(cutoff.GIVE_UP_S))
+        exports.end(self.config, self.fence, self.nfs, Deadline.after(cutoff.GIVE_UP_S))
 
     def beat(self) -> None:
         """One heartbeat and what follows from it."""

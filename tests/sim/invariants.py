@@ -65,7 +65,8 @@ class Invariants:
         """`fenced`: by a server whose rules are in place; others may go on without a lease."""
         self.unanswered[volume].discard(number)
         serves = self._serving.get(volume, by)
-        if serves != by:
+        live = self._world.nodes[serves].seats[volume].live
+        if serves != by and (live is None or number not in live.writes):
             self._two(volume, by, serves)
         if not fenced:
             self._unfenced.add((volume, number))

@@ -103,6 +103,8 @@ class Nfsd:
     """No start succeeds, and it answers nobody."""
     stop_s: float = 0.1
     start_s: float = 0.1
+    starts: int = 0
+    """So many servers there were; what one was asked dies with it."""
     answer_s: float = 0.0
     """From doing what a client asks for to telling it: a disk that is slow to sync."""
     files: dict[str, str] = field(default_factory=dict)

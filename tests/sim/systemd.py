@@ -207,6 +207,7 @@ class Systemd:
             if node.nfsd.broken:
                 raise CommandFailed("rpc.nfsd: it failed", returncode=1)
             node.nfsd.running = True
+            node.nfsd.starts += 1
             node.nfsd.table = dict(node.nfsd.files)
         except StandfastError as error:
             job.error = error

@@ -338,10 +338,20 @@ def a_server_that_is_dead(world: World) -> None:
     world.wait_for("another one serves", lambda: world.epoch() == 2, 180.0)
 
 
+def answers_that_come_late(world: World) -> None:
+    """What was asked before the cut is answered when another node serves."""
+    primary = world.begin()
+    primary.nfsd.answer_s = 20.0
+    world.run(1.0)
+    world.isolate("a")
+    world.run(40.0)
+
+
 LONG = LeaseTiming(length=40.0, wait=45.0)
 SHORT_LATER = {"a": LONG, "b": LeaseTiming(), "c": LeaseTiming()}
 RULES = {
     "acquire-without-cas": (a_heartbeat_within_an_acquisition, "serve data|and tells"),
+    "answers-not-fenced": (answers_that_come_late, "serve data"),
     "check-end-off": (flushed_beside_a_successor_with_the_agent_frozen, "serve data"),
     "flush-not-noticed": (flushed_beside_a_successor, "serve data"),
     "told-wait-too-short": (a_shorter_lease_told_at_once, "serve data"),

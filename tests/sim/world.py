@@ -467,9 +467,11 @@ class World:
             return
         number = self.invariants.asked(volume)
         live.writes.append(number)
+        server = node.nfsd.starts
 
         def answer() -> None:
-            if node.nfsd.running and node.runs and node.rules.lets_out(self.now):
+            alive = node.nfsd.running and node.nfsd.starts == server
+            if alive and node.runs and node.rules.lets_out(self.now):
                 fenced = node.rules.asks and node.rules.answers
                 self.invariants.acknowledged(volume, number, node.name, fenced=fenced)
 

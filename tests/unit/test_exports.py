@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from standfast.clock import monotonic
-from standfast.errors import Refused
+from standfast.clock import Deadline, monotonic
+from standfast.errors import Refused, StandfastError
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER
@@ -72,3 +72,18 @@ def test_an_export_under_way_is_not_taken_for_unexported(
     assert node.world.log == ["claim", "export"]
     exports.unexport(node.config, node.fence, node.nfs)
     assert node.world.log[2:] == ["unexport", "release"]
+
+
+def test_a_server_that_does_not_stop_leaves_the_port_shut_for_every_volume(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(node)
+    export(node)
+
+    def stuck(_deadline: Deadline) -> None:
+        raise StandfastError("a thread of nfsd is left")
+
+    monkeypatch.setattr(node.nfs, "stop", stuck)
+    with pytest.raises(StandfastError, match="is left"):
+        exports.end(node.config, node.fence, node.nfs, Deadline.after(1.0))
+    assert "release" not in node.world.log

@@ -518,17 +518,18 @@ def test_a_surrender_that_leaves_a_server_ends_in_failure(
     assert len(keys.released) == 1
 
 
-def test_a_surrender_leaves_the_server_to_other_volumes(
+def test_a_surrender_ends_the_server_of_other_volumes_as_well(
     config: Config, keys: Keys, fence: Fence, clock: StoppedClock
 ) -> None:
+    """It would answer what it was asked before; their agents start another one."""
     keeper = started(config, keys, fence)
     until = monotonic() + 60
     other = config.paths.run / "other"
     other.mkdir(parents=True)
     LeaseStatus(2, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, 0.0).save(other)
     assert ends_by_surrender(keeper, clock, config) == 0
-    assert keeper.nfs.is_running()
-    assert fence.world.log[-2:] == ["unexport", "release"]
+    assert not keeper.nfs.is_running()
+    assert fence.world.log[-3:] == ["unexport", "stop-nfs", "release"]
 
 
 def test_a_restart_does_not_make_the_time_without_service_shorter(

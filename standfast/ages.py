@@ -97,6 +97,15 @@ def time_of(name: SnapshotName, *taken_at: float | None) -> float:
     return min([name.stamp, *(at for at in taken_at if at is not None)])
 
 
+def time_told(at: float, told_at: float, utc: float) -> float:
+    """`at`, by the clock of another node that told it at `told_at`: as right as that clock is.
+
+    UNKNOWN when it lies after that, or that lies in the future: one of the clocks was wrong then.
+    """
+    then, since = age_of(at, told_at), age_of(told_at, utc)
+    return UNKNOWN if then is None or since is None else at
+
+
 def age_of(at: float | None, utc: float) -> float | None:
     """Seconds since `at`; None: not known, or `at` lies in the future."""
     if at is None or at > utc + FUTURE_TOLERANCE_S:

@@ -8,7 +8,8 @@ is a ForeignValue: the caller stops, nothing is overwritten.
                       "final", "final_id", "wait", "surrendered", "unserved",
                       "idle"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
-    standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at"}
+    standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at",
+                      "by"}
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
                       "at"}
     pause            {"v": 1, "by", "reason", "at"}
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from standfast.ages import time_of
+from standfast.ages import time_of, time_told
 from standfast.errors import ForeignValue
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -241,6 +242,8 @@ class StandbyRecord:
     taken_at: float | None = None
     """When the snapshot was taken, UTC seconds by the primary's clock; None: an older version's, of
     which only the name is known."""
+    by: str | None = None
+    """The primary that wrote it; None: an older version's."""
 
     def dump(self) -> bytes:
         return _dump(
@@ -250,15 +253,21 @@ class StandbyRecord:
             content_id=self.content_id,
             at=self.at,
             **({} if self.taken_at is None else {"taken_at": self.taken_at}),
+            **({} if self.by is None else {"by": self.by}),
         )
 
     @property
     def time(self) -> float | None:
-        """When it was taken, UTC seconds, the older of two words; None: its name is none."""
+        """When it was taken by the primary's clock, UTC seconds, the older of two words; None: its
+        name is none."""
         try:
             return time_of(SnapshotName.parse(self.snapshot), self.taken_at)
         except ValueError:
             return None
+
+    def told(self, utc: float) -> float | None:
+        """The same, or UNKNOWN where it can't be so."""
+        return None if (at := self.time) is None else time_told(at, self.at, utc)
 
     @classmethod
     def parse(cls, raw: bytes, key: str = "standbys") -> StandbyRecord:
@@ -272,6 +281,7 @@ class StandbyRecord:
                 content_id=_text(doc["content_id"]),
                 at=_seconds(doc["at"]),
                 taken_at=shown_seconds(doc.get("taken_at")),
+                by=by if isinstance(by := doc.get("by"), str) else None,
             ),
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,25 +11,24 @@ from standfast.adapters.stores import open_store
 from standfast.ages import Origin
 from standfast.cli.output import age_s, note, print_json, print_table
 from standfast.cli.snapshots import kind_of
-from standfast.clock import instant
+from standfast.cli.told import origins_here
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.pruning import Pruned, prune
-from standfast.replication.published import origins_of_snapshots
 from standfast.replication.retention import Kept
 from standfast.views.text import duration
 
 Taken = Mapping[str, Origin]
-"""By content id."""
+"""By content id. Where it can't be read, the names tell; what is wrong with it, `prune` says."""
 
 
 def run(args: argparse.Namespace) -> int:
     """`standfast prune`."""
     config = load_volume(args.volume)
     store = open_store(config)
-    taken = _taken(config)
+    taken = origins_here(config)
     pruned = prune(config, store, also=(), dry_run=True) if args.dry_run else _all(config, store)
     if args.json:
         _print_document(config, pruned, taken, args.dry_run)
@@ -43,13 +41,6 @@ def run(args: argparse.Namespace) -> int:
             f"{pruned.trouble}. {_count(len(pruned.deleted))} deleted; `standfast prune` goes on"
         )
     return 0
-
-
-def _taken(config: Config) -> Taken:
-    """Without it the names tell; what is wrong with it, `prune` says."""
-    with contextlib.suppress(StandfastError):
-        return origins_of_snapshots(config, instant())
-    return {}
 
 
 def _time(one: Snapshot, taken: Taken) -> float | None:

@@ -14,7 +14,8 @@ from standfast.act.ports import Snapshot
 from standfast.adapters import journal
 from standfast.adapters.consul import PATIENT_S, ConsulGateway
 from standfast.adapters.stores import open_store
-from standfast.cli.output import age_s, clean, note, print_done, print_json
+from standfast.cli.output import clean, note, print_done, print_json
+from standfast.cli.told import origins_here, told_age
 from standfast.clock import Deadline, utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
@@ -27,7 +28,6 @@ from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
 from standfast.replication.progress import above_bars, showing, size
 from standfast.replication.published import next_name
-from standfast.views.text import duration
 
 # Another cycle is at work, or none is due: nothing failed.
 _NO_CYCLE = (Reason.BUSY, Reason.NOT_PRIMARY)
@@ -218,9 +218,8 @@ def _plan(config: Config, standby: str, *, full: bool) -> dict[str, Any]:
         last = "nothing was replicated to it yet: this would send everything"
     else:
         record = StandbyRecord.parse(entry.value, entry.key)
-        old_s = age_s(record.snapshot, record.time)
-        old = "of unknown age" if old_s is None else f"{duration(old_s)} old"
-        last = f"the newest there is {record.snapshot} ({old})"
+        old = told_age(record, origins_here(config))
+        last = f"the newest there is {record.snapshot} ({old.sentence()})"
     address = config.nodes[standby].address
     outlook = foresee(config, standby, full=full)
     return {

@@ -6,10 +6,13 @@ Beside that, what this node itself remembers: what it keeps for whom, and what w
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from standfast.adapters.consul import ConsulGateway, Entry
-from standfast.cli.output import age_s, note, print_json, print_table
+from standfast.ages import Origin
+from standfast.cli.output import note, print_json, print_table
+from standfast.cli.told import origins_here, told_age
 from standfast.clock import utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
@@ -24,13 +27,14 @@ def run(args: argparse.Namespace) -> int:
     config = load_volume(args.volume, require_storage=False)
     prefix = config.key("standbys/")
     entries = ConsulGateway.from_config(config).get_many(prefix)
-    found = {entry.key.removeprefix(prefix): _item(entry) for entry in entries}
+    here = origins_here(config)
+    found = {entry.key.removeprefix(prefix): _item(entry, here) for entry in entries}
     items = []
     remembered, wrong = _remembered(config)
     for name in sorted({*config.nodes, *found, *remembered}):
-        facts = found.get(name, {"snapshot": None, "age_s": None, "epoch": None})
-        here = remembered.get(name, _NOTHING)
-        items.append({"node": name, "configured": name in config.nodes, **facts, **here})
+        facts = found.get(name, _NO_SNAPSHOT)
+        own = remembered.get(name, _NOTHING)
+        items.append({"node": name, "configured": name in config.nodes, **facts, **own})
     if args.json:
         print_json({"volume": config.volume, "standbys": items, "problems": wrong})
         return 0
@@ -41,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+_NO_SNAPSHOT: dict[str, Any] = {"snapshot": None, "age_s": None, "clock": None, "epoch": None}
 _NOTHING: dict[str, Any] = {"pin": None, "needs_full": False, "last_failure": None}
 
 
@@ -70,15 +75,17 @@ def _failure(one: state.StandbyState) -> dict[str, Any] | None:
     return {"at": at, "reason": one.last_failure_reason, "text": one.last_failure}
 
 
-def _item(entry: Entry) -> dict[str, Any]:
+def _item(entry: Entry, here: Mapping[str, Origin]) -> dict[str, Any]:
     try:
         record = StandbyRecord.parse(entry.value, entry.key)
     except ForeignValue:
         shown = entry.value[:80].decode("utf-8", "replace")
-        return {"snapshot": None, "age_s": None, "epoch": None, "foreign": shown}
+        return {**_NO_SNAPSHOT, "foreign": shown}
+    old = told_age(record, here)
     return {
         "snapshot": record.snapshot,
-        "age_s": age_s(record.snapshot, record.time),
+        "age_s": old.age_s,
+        "clock": old.clock,
         "epoch": record.epoch,
         "content_id": record.content_id,
         "at": record.at,
@@ -95,6 +102,8 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         remarks.append("nothing was replicated to it")
     elif item["age_s"] is None:
         remarks.append("nobody knows how old that is")
+    elif item["clock"] is not None:
+        remarks.append(f"by {item['clock']}'s clock")
     if item["needs_full"]:
         remarks.append(f"NEEDS EVERYTHING: standfast replicate {item['node']} --full")
     if item["last_failure"] is not None:

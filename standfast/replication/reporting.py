@@ -62,7 +62,13 @@ class ReignInConsul:
         """Tell what the standby has; the same again does no harm, so it is retried."""
         config, epoch, name = self.config, origin.epoch, str(snapshot.name)
         record = StandbyRecord(
-            standby, epoch, name, snapshot.content_id, utc_now(), shown_seconds(origin.taken_at)
+            standby,
+            epoch,
+            name,
+            snapshot.content_id,
+            utc_now(),
+            shown_seconds(origin.taken_at),
+            by=config.node,
         )
         ops: list[Op] = [
             CheckIndex(config.key("epoch"), epoch_index),

@@ -12,11 +12,10 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from standfast.ages import age_of
 from standfast.clock import monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import ForeignValue, StandfastError
@@ -36,29 +35,18 @@ CONSUL_S = 2.0
 MOST_AT_ONCE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """The volume's keys in Consul, as far as they are shown."""
-
-    keys: Keys
-    taken_at: Mapping[str, float] = field(default_factory=dict)
-    """UTC seconds of the newest snapshot that each standby has, by the primary's records."""
-
-
-def read_shelf(config: Config) -> Shelf:
+def read_keys(config: Config) -> Keys:
     """One read of everything below the volume's prefix; ConsulError."""
     from standfast.adapters.consul import ConsulGateway
 
     entries = ConsulGateway.from_config(config, timeout_s=CONSUL_S).get_many(config.key(""))
     prefix = config.key("")
-    return shelve({one.key.removeprefix(prefix): one.value for one in entries})
+    return sort_keys({one.key.removeprefix(prefix): one.value for one in entries})
 
 
-def shelve(values: Mapping[str, bytes]) -> Shelf:
+def sort_keys(values: Mapping[str, bytes]) -> Keys:
     """Values by their keys without the prefix; what isn't ours is named, and hides nothing else."""
     history, clients, foreign = [], [], []
-    taken_at: dict[str, float] = {}
-    holder = None
     for key, value in values.items():
         kind = key.partition("/")[0]
         try:
@@ -70,15 +58,11 @@ def shelve(values: Mapping[str, bytes]) -> Shelf:
                 record = StandbyRecord.parse(value, key)
                 if record.time is None:
                     raise ValueError(record.snapshot)
-                taken_at[record.node] = record.time
             elif key == "leader":
-                leader = Leader.parse(value, key)
-                holder = None if leader.is_clean else leader.holder.node
+                Leader.parse(value, key)
         except (ForeignValue, ValueError):
             foreign.append(key)
-    # What a primary had received before its reign tells nothing of it now.
-    standbys = {name: at for name, at in taken_at.items() if name != holder}
-    return Shelf(Keys(history, clients, foreign), standbys)
+    return Keys(history, clients, foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +72,7 @@ class Readers:
     fetch: Callable[[Config], Mapping[str, Any]] = status.fetch
     from_consul: Callable[[Config], Mapping[str, Any]] = status.without_agent
     """Asked when `fetch` fails: an agent that hangs must not hide the cluster."""
-    shelf: Callable[[Config], Shelf] = read_shelf
+    keys: Callable[[Config], Keys] = read_keys
     replication: Callable[[Config], state.ReplicationState] = state.load
     utc: Callable[[], float] = utc_now
     now: Callable[[], float] = monotonic
@@ -123,13 +107,13 @@ class Looks:
         self._stopped.set()
 
     def sample(self) -> None:
-        """Note each standby's age once; what can't be read leaves a gap."""
+        """Note each standby's age once, as status tells it; what can't be read leaves a gap."""
         for config in self._configs:
-            shelf = _or_text(config, "keys", partial(self._read.shelf, config))
-            if isinstance(shelf, Shelf):
-                utc = self._read.utc()
-                ages = {name: age_of(shelf.taken_at.get(name), utc) for name in config.nodes}
-                self._trends[config.volume].note(ages, self._read.now())
+            found, _ = self._status(config)
+            if isinstance(found, Mapping):
+                with suppress(KeyError, TypeError, ValueError):  # an agent of another version
+                    ages = {one["node"]: one["age_s"] for one in found.get("standbys", ())}
+                    self._trends[config.volume].note(ages, self._read.now())
 
     def _sample_on(self) -> None:
         while True:
@@ -143,20 +127,24 @@ class Looks:
         with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
             return list(pool.map(self._volume, self._configs))
 
+    def _status(self, config: Config) -> tuple[Mapping[str, Any] | str, str | None]:
+        """The document, or why there is none; and why the agent didn't answer."""
+        found = _or_text(config, "agent", lambda: self._read.fetch(config))
+        if not isinstance(found, str):
+            return found, None
+        return _or_text(config, "consul", lambda: self._read.from_consul(config)), found
+
     def _volume(self, config: Config) -> Mapping[str, Any]:
         read = self._read
-        found, agent_error = _or_text(config, "agent", lambda: read.fetch(config)), None
-        if isinstance(found, str):
-            agent_error = found
-            found = _or_text(config, "consul", lambda: read.from_consul(config))
-        shelf: Shelf | str | None = _silence(found)
-        if shelf is None:
-            shelf = _or_text(config, "keys", lambda: read.shelf(config))
+        found, agent_error = self._status(config)
+        keys: Keys | str | None = _silence(found)
+        if keys is None:
+            keys = _or_text(config, "keys", lambda: read.keys(config))
         seen = Seen(
             read.utc(),
             found,
             agent_error,
-            shelf.keys if isinstance(shelf, Shelf) else shelf,
+            keys,
             _or_text(config, "replication", lambda: read.replication(config)),
             self._trends[config.volume].ages(read.now()),
             STEP_S,

@@ -43,7 +43,9 @@ class Outlook:
     sentence: str
 
 
-def times(cluster: Cluster, config: Config, local: Local | None = None) -> dict[str, float | None]:
+def times(
+    cluster: Cluster, config: Config, utc: float, local: Local | None = None
+) -> dict[str, float | None]:
     """When each standby's newest snapshot was taken, UTC seconds, or UNKNOWN; None: it has none.
 
     A node that has the same snapshot knows better than the record, whose clock may be another.
@@ -55,7 +57,7 @@ def times(cluster: Cluster, config: Config, local: Local | None = None) -> dict[
         if name == holder:
             continue
         record = cluster.standbys.get(name)
-        at = None if record is None else record.time
+        at = None if record is None else record.told(utc)
         here = None if record is None else own.get(record.content_id)
         found[name] = at if here is None or here.taken_at is None else here.taken_at
     return found
@@ -82,7 +84,7 @@ def outlook(
         )
     if config.mode == "manual":
         return Outlook(False, Reason.MANUAL_MODE, "mode is manual: only by `standfast promote`")
-    taken = {name: at for name, at in times(view, config, local).items() if at is not None}
+    taken = {name: at for name, at in times(view, config, utc, local).items() if at is not None}
     taken = {name: at for name, at in taken.items() if name in view.leader.candidates}
     if not taken:
         return Outlook(
@@ -157,7 +159,7 @@ def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> 
                 "epoch": records[name].epoch if name in records else None,
                 "candidate": leader is not None and name in leader.candidates,
             }
-            for name, at in times(view, config, local).items()
+            for name, at in times(view, config, utc, local).items()
         ],
     }
 

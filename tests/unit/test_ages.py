@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from standfast.ages import UNKNOWN, Before, Origin, Seen, age_of, time_of
+from standfast.ages import UNKNOWN, Before, Origin, Seen, age_of, time_of, time_told
 from standfast.clock import Instant
 from standfast.names import SnapshotName
 
@@ -46,6 +46,29 @@ def test_what_is_counted_by_the_uptime_is_believed_whatever_the_name_says(named_
     """The primary's clock may be behind for good: its standbys are not too old for that."""
     name = SnapshotName.at("services", UTC + named_s)
     assert age_of(Origin(1, UTC - 60, counted=True).time(name), UTC) == 60
+
+
+@pytest.mark.parametrize(
+    ("at_s", "told_s", "age_s"),
+    [
+        (-60, -30, 60),
+        (-60, 5, 60),
+        (-7200, 3600 - 30, None),
+        (-60, -90, None),
+        (3600, 3630, None),
+    ],
+    ids=[
+        "both right",
+        "clocks that agree",
+        "told by a clock that is ahead, of what looks old enough",
+        "named by a clock that was set back before it was told",
+        "all of it in the future",
+    ],
+)
+def test_what_another_node_tells_is_no_age_where_its_clock_was_wrong(
+    at_s: float, told_s: float, age_s: float | None
+) -> None:
+    assert age_of(time_told(UTC + at_s, UTC + told_s, UTC), UTC) == age_s
 
 
 def test_nothing_known_is_no_age() -> None:

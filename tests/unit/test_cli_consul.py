@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from standfast.adapters.consul import ConsulGateway
+from standfast.ages import Origin
 from standfast.clock import format_stamp, utc_now
 from standfast.lease.epochs import EpochFile
+from standfast.names import SnapshotName
 from standfast.records import (
     Holder,
     Leader,
@@ -20,6 +22,8 @@ from standfast.records import (
     dump_epoch,
     parse_epoch,
 )
+from standfast.replication.published import note_origin
+from tests.support.origins import Named
 from tests.unit.cli_helpers import Desk, a_desk
 
 FOREIGN = b'{"hello": "\x1b[31mworld"}'
@@ -143,19 +147,19 @@ def test_a_foreign_value_in_the_history_is_shown_as_one(desk: Desk) -> None:
 
 def test_standbys_are_listed_with_the_age_of_their_newest_snapshot(desk: Desk) -> None:
     name = f"services@{format_stamp(utc_now() - 600)}"
-    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", 1e9).dump())
+    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", utc_now(), by="c9").dump())
     desk.put("standbys/c7", StandbyRecord("c7", 7, "nonsense", "id", 1e9).dump())
     desk.put("standbys/c8", FOREIGN)
     code, out, _ = desk.run("standby", "list")
     rows = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
-    assert f"{name}  10 min" in rows["c1"]
+    assert f"{name}  10 min" in rows["c1"] and rows["c1"].endswith("by c9's clock")
     assert "not in [nodes]; nobody knows how old that is" in rows["c7"]
     assert "not Standfast's" in rows["c8"]
     assert "nothing was replicated to it" in rows["zippy"]
     listed = {item["node"]: item for item in desk.run_json("standby", "list")["standbys"]}
-    assert 590 < listed["c1"]["age_s"] < 660
-    assert listed["c7"]["age_s"] is None
+    assert 590 < listed["c1"]["age_s"] < 660 and listed["c1"]["clock"] == "c9"
+    assert listed["c7"]["age_s"] is None and listed["c7"]["clock"] is None
 
 
 def test_a_snapshot_from_the_future_has_no_age(desk: Desk) -> None:
@@ -163,6 +167,30 @@ def test_a_snapshot_from_the_future_has_no_age(desk: Desk) -> None:
     desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", 1e9).dump())
     listed = {item["node"]: item for item in desk.run_json("standby", "list")["standbys"]}
     assert listed["c1"]["age_s"] is None
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+def test_what_this_node_noted_itself_goes_by_no_other_clock(desk: Desk, ahead_s: float) -> None:
+    """The record is of a primary whose clock was wrong."""
+    told = utc_now() + ahead_s
+    name = SnapshotName.at("services", told - 600)
+    record = StandbyRecord("c1", 7, str(name), "id", told, told - 600, by="c1")
+    desk.put("standbys/c1", record.dump())
+
+    def shown() -> tuple[dict[str, Any], str]:
+        listed = {item["node"]: item for item in desk.run_json("standby", "list")["standbys"]}
+        return listed["c1"], desk.run("replicate", "c1", "--dry-run")[1]
+
+    item, plan = shown()
+    if ahead_s > 0:
+        assert item["age_s"] is None and "(of unknown age)" in plan
+    else:
+        assert item["age_s"] == pytest.approx(4200, abs=60) and item["clock"] == "c1"
+        assert "(70 min old by c1's clock)" in plan
+    note_origin(desk.config, Named(name, "id"), Origin(7, utc_now() - 900), list)
+    item, plan = shown()
+    assert item["age_s"] == pytest.approx(900, abs=60) and item["clock"] is None
+    assert "(15 min old)" in plan
 
 
 # accept-epoch
@@ -262,9 +290,9 @@ def test_a_replication_s_dry_run_tells_what_the_standby_has(desk: Desk) -> None:
     assert code == 0
     assert "send it to c1 (192.168.1.3); nothing was replicated to it yet" in out
     name = f"services@{format_stamp(utc_now() - 600)}"
-    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", 1e9).dump())
+    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", utc_now()).dump())
     out = desk.run("replicate", "--instance", "data-services:c1", "--dry-run")[1]
-    assert f"the newest there is {name} (10 min old)" in out
+    assert f"the newest there is {name} (10 min old by the primary's clock)" in out
 
 
 @pytest.mark.parametrize("words", [["x"], ["x:"], ["data-services:c1", "c1"]])

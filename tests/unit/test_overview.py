@@ -20,7 +20,7 @@ from standfast.records import ClientRecord
 from standfast.replication.state import ReplicationState, StandbyState
 from standfast.views.advice import NEXT, next_step
 from standfast.views.headline import Level, time_of
-from standfast.views.looks import KEEP_S, Looks, Readers, Shelf, shelve
+from standfast.views.looks import KEEP_S, Looks, Readers, sort_keys
 from standfast.views.overview import MOST_REIGNS, SILENT_S, Keys, Seen, describe, document
 from standfast.views.trend import BUCKETS, MOST_STANDBYS, STEP_S, Trend
 from tests.fakes.machine import config_in
@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def told(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> dict[str, Any]:
-    found = describe(replace(Seen(NOW, status, keys=shelve(keys()).keys), **changes), config)
+    found = describe(replace(Seen(NOW, status, keys=sort_keys(keys())), **changes), config)
     json.dumps(found, allow_nan=False)
     return found
 
@@ -272,7 +272,7 @@ def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
 
 
 def test_the_newest_twenty_reigns_are_told(config: Config) -> None:
-    [one] = [one for one in shelve(keys()).keys.history if one.epoch == 7]
+    [one] = [one for one in sort_keys(keys()).history if one.epoch == 7]
     many = [replace(one, epoch=epoch) for epoch in range(1, 100)]
     found = told(served(), config, keys=Keys(history=many))["history"]
     assert [one["epoch"] for one in found] == list(range(99, 99 - MOST_REIGNS, -1))
@@ -280,10 +280,9 @@ def test_the_newest_twenty_reigns_are_told(config: Config) -> None:
 
 def test_a_value_by_hand_hides_nothing_but_itself() -> None:
     values = {**keys(), "clients/web-3": b"hello", "history/8": b"{}", "standbys/n9": b"7"}
-    shelf = shelve(values)
-    assert sorted(shelf.keys.foreign) == ["clients/web-3", "history/8", "standbys/n9"]
-    assert len(shelf.keys.history) == 3 and len(shelf.keys.clients) == 2
-    assert sorted(shelf.taken_at) == ["n2", "n3"]  # n1 is the holder
+    found = sort_keys(values)
+    assert sorted(found.foreign) == ["clients/web-3", "history/8", "standbys/n9"]
+    assert len(found.history) == 3 and len(found.clients) == 2
 
 
 def test_the_whole_is_as_well_as_its_worst_volume(config: Config) -> None:
@@ -355,7 +354,7 @@ def readers(**changes: Any) -> Readers:
     calm = Readers(
         fetch=lambda config: served(),
         from_consul=lambda config: served(agent=False),
-        shelf=lambda config: shelve(keys()),
+        keys=lambda config: sort_keys(keys()),
         replication=lambda config: ReplicationState(),
         utc=lambda: NOW,
         now=lambda: 5000.0,
@@ -418,13 +417,13 @@ def test_who_asks_during_a_look_gets_the_same_one(config: Config) -> None:
 def test_a_source_that_fails_is_named_and_the_others_are_shown(
     config: Config, error: Exception
 ) -> None:
-    for source, name in (("fetch", "agent"), ("shelf", "keys"), ("replication", "replication")):
+    for source, name in (("fetch", "agent"), ("keys", "keys"), ("replication", "replication")):
         [volume] = answer(Looks([config], readers(**{source: raises(error)})))["volumes"]
         assert volume["serving"] == "n1"
         bad = {one for one, found in volume["sources"].items() if not found["ok"]}
         assert bad == {name}
         assert volume["level"] == "unknown"
-    everything = {name: raises(error) for name in ("fetch", "from_consul", "shelf", "replication")}
+    everything = {name: raises(error) for name in ("fetch", "from_consul", "keys", "replication")}
     [volume] = answer(Looks([config], readers(**everything)))["volumes"]
     assert volume["headline"]["level"] == "unknown"
 
@@ -432,9 +431,9 @@ def test_a_source_that_fails_is_named_and_the_others_are_shown(
 def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
     asked: list[Config] = []
 
-    def shelf(config: Config) -> Shelf:
+    def read(config: Config) -> Keys:
         asked.append(config)
-        return shelve(keys())
+        return sort_keys(keys())
 
     silent = blind("n2", agent=False)
     for reads in (
@@ -442,11 +441,11 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
         {"fetch": raises(TimedOut("late")), "from_consul": lambda config: silent},
         {"fetch": raises(TimedOut("late")), "from_consul": raises(OSError("no"))},
     ):
-        [volume] = answer(Looks([config], readers(shelf=shelf, **reads)))["volumes"]
+        [volume] = answer(Looks([config], readers(keys=read, **reads)))["volumes"]
         assert (volume["history"], volume["headline"]["level"]) == (None, "unknown")
     assert not asked
     # An agent's blindness is its own: this process may see more.
-    [volume] = answer(Looks([config], readers(shelf=shelf, fetch=lambda config: blind("n2"))))[
+    [volume] = answer(Looks([config], readers(keys=read, fetch=lambda config: blind("n2"))))[
         "volumes"
     ]
     assert asked and volume["history"]
@@ -469,27 +468,39 @@ def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_re
     config: Config,
 ) -> None:
     now = [100 * STEP_S]
-    shelves: list[Any] = [
-        shelve(keys()),
-        StandfastError("no Consul"),
-        Shelf(Keys(), {"n2": NOW - 30}),
+    answers: list[Any] = [
+        served(),
+        StandfastError("no agent"),
+        served(standbys=5),
+        served(standbys=[standby("n2", 30.0)]),
     ]
 
-    def shelf(config: Config) -> Shelf:
-        found = shelves.pop(0) if shelves else shelve(keys())
+    def fetch(config: Config) -> Mapping[str, Any]:
+        found = answers.pop(0) if answers else served()
         if isinstance(found, Exception):
             raise found
-        return found
+        return dict(found)
 
-    looks = Looks([config], readers(shelf=shelf, now=lambda: now[0]))
-    for _ in range(3):
+    looks = Looks(
+        [config], readers(fetch=fetch, from_consul=raises(OSError("no")), now=lambda: now[0])
+    )
+    for _ in range(4):
         looks.sample()
         now[0] += STEP_S
     now[0] -= STEP_S
     [volume] = answer(looks)["volumes"]
     trends = {one["node"]: one["trend"] for one in volume["standbys"]}
-    assert trends["n2"] == {"step_s": STEP_S, "ages_s": [4.0, None, 30.0]}
-    assert trends["n3"] == {"step_s": STEP_S, "ages_s": [65.0, None, None]}
+    assert trends["n2"] == {"step_s": STEP_S, "ages_s": [4.0, None, None, 30.0]}
+    assert trends["n3"] == {"step_s": STEP_S, "ages_s": [4.0, None, None, None]}
+
+
+def test_the_trend_is_of_the_ages_that_status_tells(config: Config) -> None:
+    """The record in Consul goes by the primary's clock, an hour ahead; the agent counts."""
+    told = served(standbys=[standby("n2", 3700.0)])
+    looks = Looks([config], readers(fetch=lambda config: told))
+    looks.sample()
+    [volume] = answer(looks)["volumes"]
+    assert volume["standbys"][0]["trend"]["ages_s"] == [3700]
 
 
 def test_an_age_without_end_is_no_json(config: Config) -> None:

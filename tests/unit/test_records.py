@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from standfast.ages import UNKNOWN
 from standfast.errors import ForeignValue
 from standfast.records import Holder, Leader, LeaderState, Reign, StandbyRecord
 
@@ -71,6 +72,21 @@ def test_a_record_tells_when_its_snapshot_was_taken_and_an_older_version_only_na
     assert StandbyRecord.parse(RECORD.dump()).time == NAMED_AT
     assert replace(RECORD, taken_at=NAMED_AT + 60).time == NAMED_AT
     assert replace(RECORD, snapshot="yesterday's").time is None
+
+
+def test_a_record_of_a_clock_that_was_ahead_tells_no_time() -> None:
+    """What it says of two hours ago may be of three, or of one that comes yet."""
+    record = replace(RECORD, taken_at=NAMED_AT - 60, by="a")
+    assert StandbyRecord.parse(record.dump()) == record
+    assert record.told(record.at + 30) == NAMED_AT - 60
+    assert record.told(record.at - 30) == UNKNOWN
+    assert replace(record, taken_at=None, at=NAMED_AT - 30).told(NAMED_AT + 30) == UNKNOWN
+    assert replace(record, snapshot="yesterday's").told(record.at) is None
+
+
+def test_who_wrote_a_record_is_only_shown() -> None:
+    odd = RECORD.dump().replace(b"{", b'{"by": 7, ', 1)
+    assert StandbyRecord.parse(odd) == RECORD
 
 
 @pytest.mark.parametrize("taken_at", ["now", -1, True, [], 1e300])

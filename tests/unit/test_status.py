@@ -102,8 +102,8 @@ def test_a_leader_key_deleted_by_hand_is_not_the_first_day(config: Config) -> No
 
 
 def test_the_holder_has_no_replication_age(config: Config) -> None:
-    assert times(view(), config) == {"n2": NOW - 30, "n3": NOW - 300}
-    assert times(view(leader=None), config) == {"n1": None, "n2": NOW - 30, "n3": NOW - 300}
+    assert times(view(), config, NOW) == {"n2": NOW - 30, "n3": NOW - 300}
+    assert times(view(leader=None), config, NOW) == {"n1": None, "n2": NOW - 30, "n3": NOW - 300}
 
 
 def test_a_snapshot_of_the_future_is_of_unknown_age(config: Config) -> None:
@@ -116,11 +116,18 @@ def test_a_snapshot_of_the_future_is_of_unknown_age(config: Config) -> None:
     assert "a clock was set back" in can.sentence
 
 
+def test_a_record_of_a_clock_that_was_ahead_tells_no_age(config: Config) -> None:
+    """By an hour, of a snapshot that would look two hours younger than it is when it is an hour."""
+    ahead = replace(record("n2", 300), taken_at=NOW - 300, at=NOW + 3600)
+    told = build(view(standbys={"n2": ahead}), None, config, NOW)["standbys"]
+    assert told[0]["age_s"] is None and told[0]["snapshot"] == ahead.snapshot
+
+
 def test_of_the_record_and_the_time_in_its_name_the_older_counts(config: Config) -> None:
     ahead = replace(record("n2", -500), taken_at=NOW - 100)
     behind = replace(record("n3", 300), taken_at=NOW - 100)
     seen = view(standbys={"n2": ahead, "n3": behind})
-    assert times(seen, config) == {"n2": NOW - 100, "n3": NOW - 300}
+    assert times(seen, config, NOW) == {"n2": NOW - 100, "n3": NOW - 300}
 
 
 def test_a_node_that_has_the_same_snapshot_knows_how_old_it_really_is(config: Config) -> None:

@@ -1,0 +1,46 @@
+"""How old a snapshot is, as far as anybody here knows: for commands that show what others have."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from standfast.ages import Origin, age_of
+from standfast.clock import instant, utc_now
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.names import SnapshotName
+from standfast.records import StandbyRecord
+from standfast.replication.published import origins_of_snapshots
+from standfast.views.text import duration
+
+
+def origins_here(config: Config) -> Mapping[str, Origin]:
+    """What this node has noted of snapshots, by content id; nothing where it can't be read."""
+    with contextlib.suppress(StandfastError, OSError):
+        return origins_of_snapshots(config, instant())
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How old a snapshot is that Consul tells of, as far as anybody here knows."""
+
+    age_s: float | None
+    clock: str | None = None
+    """Whose it goes by, as nobody counts here; None: this node has noted it, or nobody knows."""
+
+    def sentence(self) -> str:
+        if self.age_s is None:
+            return "of unknown age"
+        return f"{duration(self.age_s)} old" + (f" by {self.clock}'s clock" if self.clock else "")
+
+
+def told_age(record: StandbyRecord, here: Mapping[str, Origin]) -> Told:
+    """By this node's own count (`origins_here`) where it has one, else by the record."""
+    origin, utc = here.get(record.content_id), utc_now()
+    if origin is not None and origin.taken_at is not None and record.time is not None:
+        return Told(age_of(origin.time(SnapshotName.parse(record.snapshot)), utc))
+    found_s = age_of(record.told(utc), utc)
+    return Told(found_s, None if found_s is None else record.by or "the primary")

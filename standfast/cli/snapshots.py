@@ -167,11 +167,13 @@ def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
 
 def _offer(one: wire.Offer, ours: Mapping[str, Doc]) -> Doc:
     here = ours.get(one.content_id)
+    ages = (one.age_s, None if here is None else here["age_s"])
     return {
         "name": one.name,
         "kind": "published" if one.received else "own",
         "content_id": one.content_id,
-        "age_s": age_s(one.name) if here is None else here["age_s"],
+        # The node that has it counts itself, and so does this one: a name gives only the order.
+        "age_s": max((age for age in ages if age is not None), default=None),
         "here_too": here is not None,
     }
 
@@ -191,4 +193,6 @@ def _print_other(other: Doc) -> None:
 
 def _offer_row(one: Doc) -> tuple[str, str, str, str]:
     age = "-" if one["age_s"] is None else duration(one["age_s"])
-    return (one["name"], age, one["kind"], "here, too" if one["here_too"] else "")
+    remarks = ["here, too"] if one["here_too"] else []
+    remarks += ["nobody knows how old that is"] if one["age_s"] is None else []
+    return (one["name"], age, one["kind"], "; ".join(remarks))

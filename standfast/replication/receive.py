@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TextIO
 
 from standfast.act.ports import Snapshot
-from standfast.ages import Origin
-from standfast.clock import Deadline, monotonic, utc_now
+from standfast.ages import Origin, age_of
+from standfast.clock import Deadline, instant, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
 from standfast.locks import exclusive
@@ -26,7 +26,7 @@ from standfast.reasons import Reason
 from standfast.replication import intake, pins, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
-from standfast.replication.published import epochs_of_snapshots, note_origin
+from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
 from standfast.streams import pipeline
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,8 @@ class _Receiver:
         # Not needed for taking a snapshot in, whose start-up is waited for in every cycle.
         from standfast.replication import preflight, verify
 
-        request = self._request(self.store.snapshots(), deadline)
+        snapshots = self.store.snapshots()
+        request = self._request(wire.offers(snapshots, self._ages(snapshots)), deadline)
         match request:
             case wire.Survey():
                 facts = preflight.facts_here(self.config, self.store)
@@ -160,11 +161,23 @@ class _Receiver:
             case wire.Begin():
                 raise Refused(Reason.PROTOCOL, "a snapshot was announced in a mere question")
 
-    def _request(self, snapshots: Sequence[Snapshot], deadline: Deadline) -> wire.Request | None:
+    def _ages(self, snapshots: Sequence[Snapshot]) -> Mapping[str, float | None]:
+        """Seconds, by content id, of what is noted here: who asks has another clock."""
+        now = instant()
+        with contextlib.suppress(StandfastError):
+            origins = origins_of_snapshots(self.config, now)
+            return {
+                one.content_id: age_of(origins[one.content_id].time(one.name), now.utc)
+                for one in snapshots
+                if one.content_id in origins
+            }
+        return {}
+
+    def _request(self, offered: tuple[wire.Offer, ...], deadline: Deadline) -> wire.Request | None:
         """What the sender wants, after it was told what is here; None: nothing any more."""
         unfinished = tuple(path.name for path in self.store.unfinished())
         free, able = self.store.free_bytes(), tuple(self.store.abilities())
-        self.say(wire.Welcome(wire.offers(list(snapshots)), free, unfinished, able))
+        self.say(wire.Welcome(offered, free, unfinished, able))
         line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S), self._give_way)
         return None if line is None else wire.parse_request(line)
 
@@ -173,7 +186,7 @@ class _Receiver:
     def _take_one(self, deadline: Deadline) -> None:
         staging = self.store.open_staging()
         snapshots = self.store.snapshots()
-        begin = self._request(snapshots, deadline)
+        begin = self._request(wire.offers(snapshots), deadline)
         if begin is None:
             return  # it has seen that there is nothing to send
         if not isinstance(begin, wire.Begin):

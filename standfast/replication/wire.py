@@ -22,7 +22,7 @@ conversation. Both sides parse with suspicion: a foreign line is a refusal, neve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -94,6 +94,8 @@ class Offer:
     name: str
     content_id: str
     received: bool
+    age_s: float | None = None
+    """By the receiver's own count, told to who asks; None: not known, or an older version's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +194,15 @@ Request = Begin | Survey | Digest
 Message = Hello | Welcome | Request | Ready | Published | Surveyed | Digested | Refusal
 
 
-def offers(snapshots: tuple[Snapshot, ...] | list[Snapshot]) -> tuple[Offer, ...]:
-    newest = sorted(snapshots, key=lambda one: one.name)[-MAX_OFFERED:]
-    return tuple(Offer(str(one.name), one.content_id, one.received) for one in newest)
+def offers(
+    snapshots: Sequence[Snapshot], ages: Mapping[str, float | None] | None = None
+) -> tuple[Offer, ...]:
+    """`ages`: seconds, by content id."""
+    newest, known = sorted(snapshots, key=lambda one: one.name)[-MAX_OFFERED:], ages or {}
+    return tuple(
+        Offer(str(one.name), one.content_id, one.received, known.get(one.content_id))
+        for one in newest
+    )
 
 
 def dump(message: Message) -> str:
@@ -206,6 +214,8 @@ def dump(message: Message) -> str:
         case Welcome():
             listed = [[one.name, one.content_id, one.received] for one in message.snapshots]
             body = {"snapshots": listed, "free_bytes": message.free_bytes}
+            ages = [None if (s := one.age_s) is None else round(s, 1) for one in message.snapshots]
+            body |= {"ages": ages} if any(age is not None for age in ages) else {}
             body |= {"unfinished": list(message.unfinished[:MAX_UNFINISHED])}
             body |= {"abilities": list(message.abilities), "protocol": message.protocol}
         case Begin():
@@ -246,9 +256,17 @@ def parse_hello(line: str) -> Hello:
 
 def parse_welcome(line: str) -> Welcome:
     def build(doc: Mapping[str, Any]) -> Welcome:
+        snapshots = _list(doc["snapshots"])
+        # Beside them, as an older version would refuse a longer item.
+        ages = _list(doc.get("ages", [None] * len(snapshots)))
         listed = tuple(
-            Offer(_text(name), _text(content_id), _flag(received))
-            for name, content_id, received in _list(doc["snapshots"])
+            Offer(
+                _text(name),
+                _text(content_id),
+                _flag(received),
+                None if age_s is None else _seconds(age_s),
+            )
+            for (name, content_id, received), age_s in zip(snapshots, ages, strict=True)
         )
         unfinished = tuple(_words(name) for name in _list(doc["unfinished"]))
         abilities = tuple(_text(one) for one in _list(doc["abilities"]))

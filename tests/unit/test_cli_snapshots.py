@@ -13,13 +13,15 @@ import pytest
 from standfast.adapters.directory import initialise, save_info
 from standfast.adapters.store import TreeInfo
 from standfast.adapters.stores import open_store
+from standfast.ages import Origin
 from standfast.clock import utc_now
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.names import SnapshotName, diverged_name, parse_aside, retired_name
 from standfast.replication import pins
 from standfast.replication.pins import Pin
-from tests.support.origins import note_epoch
+from standfast.replication.published import note_origin
+from tests.support.origins import Named, note_epoch
 from tests.unit.cli_helpers import Terminal, write_node
 
 OTHER = (
@@ -139,6 +141,25 @@ def test_the_other_node_says_what_it_has(zippy: Site, c1: Site) -> None:
     assert (code, err) == (0, "")
     assert "c1: 2 snapshots, " in out and out.count("here, too") == 1
     assert "others" not in zippy.run_json("snapshots")
+
+
+def test_the_age_of_what_another_node_has_is_its_own_count_and_no_name_s(
+    zippy: Site, c1: Site
+) -> None:
+    """The names are of a primary whose clock was wrong; c1 knows of the one, and of the other not.
+    Of what both have the older age counts."""
+    for content_id, told_s, noted_s in (("x", -3600, 900), ("y", 60, 7200), ("z", 90, None)):
+        c1.add(told_s, content_id, received=True, epoch=0)
+        if noted_s is not None:
+            named = Named(SnapshotName.at("services", 0.0), content_id)
+            note_origin(c1.config, named, Origin(1, utc_now() - noted_s), list)
+    zippy.add(60, "x", epoch=0)
+    (other,) = zippy.run_json("snapshots", "--all")["others"]
+    ages = {one["content_id"]: one["age_s"] for one in other["snapshots"]}
+    assert ages["x"] == pytest.approx(900, abs=60)
+    assert ages["y"] == pytest.approx(7200, abs=60)
+    assert ages["z"] is None
+    assert "nobody knows how old that is" in zippy.run("snapshots", "--all")[1]
 
 
 def test_asking_takes_no_lock_and_leaves_the_staging_alone(zippy: Site, c1: Site) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ BEGIN = wire.Begin(
     "alo", "data-services", "a", 7, NAME, "id-2", "id-1", {"c": "id-0"}, 2**40,
     wire.Compression.ZSTD, "sha256:0",
 )  # fmt: skip
+OFFER = wire.Offer(str(NAME), "id", True, 93.5)
 PARSERS: list[Callable[[str], object]] = [
     wire.parse_hello,
     wire.parse_welcome,
@@ -47,6 +49,7 @@ PARSERS: list[Callable[[str], object]] = [
         (wire.Digested("sha256:0", 12), wire.parse_digested),
         (wire.Welcome((), 0), wire.parse_welcome),
         (wire.Welcome((wire.Offer(str(NAME), "id", True),), 2**40), wire.parse_welcome),
+        (wire.Welcome((OFFER, replace(OFFER, age_s=None)), 2**40), wire.parse_welcome),
         (BEGIN, wire.parse_begin),
         (wire.Begin("alo", "v", "a", 0, NAME, "id", None, None), wire.parse_begin),
         (wire.Ready(), wire.parse_ready),
@@ -159,11 +162,21 @@ def test_no_text_at_all_gets_past_the_parsers(line: str) -> None:
             parse(line)
 
 
+@pytest.mark.parametrize("ages", [[], [1.0, 2.0], [-1.0], ["1"], [float("nan")], 7])
+def test_ages_that_do_not_fit_what_is_offered_are_refused(ages: Any) -> None:
+    doc = json.loads(wire.dump(wire.Welcome((OFFER,), 0)))
+    assert wire.parse_welcome(json.dumps(doc)).snapshots == (OFFER,)
+    with pytest.raises(Refused):
+        wire.parse_welcome(json.dumps({**doc, "ages": ages}))
+    del doc["ages"]
+    assert wire.parse_welcome(json.dumps(doc)).snapshots == (replace(OFFER, age_s=None),)
+
+
 def test_offers_of_very_many_snapshots_are_the_newest_and_fit_a_line() -> None:
     many = [
         Snapshot(SnapshotName.at("services", 1e9 + second), Path("/p"), "i" * 36, True)
         for second in range(2000)
     ]
-    offered = wire.offers(many)
+    offered = wire.offers(many, {one.content_id: 1e9 + 1 / 3 for one in many})
     assert offered[-1].name == str(many[-1].name)
     assert len(wire.dump(wire.Welcome(offered, 0))) < wire.MAX_LINE_BYTES

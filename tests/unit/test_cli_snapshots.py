@@ -152,7 +152,8 @@ def test_the_age_of_what_another_node_has_is_its_own_count_and_no_name_s(
         c1.add(told_s, content_id, received=True, epoch=0)
         if noted_s is not None:
             named = Named(SnapshotName.at("services", 0.0), content_id)
-            note_origin(c1.config, named, Origin(1, utc_now() - noted_s), list)
+            origin = Origin(1, utc_now() - noted_s)
+            note_origin(c1.config, named, origin, open_store(c1.config).snapshots)
     zippy.add(60, "x", epoch=0)
     (other,) = zippy.run_json("snapshots", "--all")["others"]
     ages = {one["content_id"]: one["age_s"] for one in other["snapshots"]}

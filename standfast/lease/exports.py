@@ -7,15 +7,19 @@ so that a plan that hangs with a disk keeps nobody from taking an export away.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 
 from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
-from standfast.errors import Refused
+from standfast.errors import Refused, ours
 from standfast.lease.files import LeaseStatus, others_serving
 from standfast.locks import exclusive
 from standfast.reasons import Reason
+from standfast.reign import OwnReign
+
+log = logging.getLogger(__name__)
 
 LOCK_S = 10.0
 """Longer than a change of the export and of the claim takes on a machine that is well."""
@@ -45,18 +49,29 @@ def unexport(config: Config, fence: Fence, nfs: NfsServer) -> None:
 
 
 def end(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
-    """After the lease: no server goes on, also not for other volumes, whose agents start it again.
+    """After the lease: a server that exports the volume doesn't go on, also not for other volumes,
+    whose agents start it again.
 
     What it was asked before the end is answered as soon as the port is open, and for this volume
     that would be a promise about data that nobody has any more. StandfastError as above.
     """
     with _alone(config):
-        try:
-            if others_serving(config):
-                nfs.unexport()  # the guard lets nobody start a server that exports it
-        finally:
+        shared = bool(others_serving(config))
+        if not shared or _may_be_exported(config, nfs):
             nfs.stop(deadline)
+        if shared:
+            nfs.unexport()  # only now: the guard lets nobody start a server that exports it
         fence.release()
+
+
+def _may_be_exported(config: Config, nfs: NfsServer) -> bool:
+    """A server that was started without this volume was asked nothing for it."""
+    try:
+        own = OwnReign.load(config.state_dir)
+        return own is not None and nfs.is_exported(own.fsid)
+    except Exception as error:  # noqa: BLE001  # in doubt it is
+        log.warning("whether %s is exported can't be found out: %s", config.volume, ours(error))
+        return True
 
 
 def _alone(config: Config) -> AbstractContextManager[None]:

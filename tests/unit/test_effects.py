@@ -321,7 +321,11 @@ def test_after_the_lease_the_server_goes_on_for_nobody(node: FakeNode) -> None:
     replace(lease, valid_until=0.0).save(node.config.run_dir)
     node.world.log.clear()
     Effects(node.machine).stop_nfs()
-    assert node.world.log == ["unexport", "stop-nfs", "release"]
+    assert node.world.log == ["stop-nfs", "unexport", "release"]
+    node.nfs.running = True  # by another volume's agent
+    node.world.log.clear()
+    Effects(node.machine).stop_nfs()
+    assert node.world.log == ["unexport", "release"], "that one was asked nothing for this volume"
 
 
 @pytest.mark.parametrize("other", [{"serving": False}, {"left_s": -1.0}], ids=str)

@@ -26,6 +26,7 @@ from standfast.lease.keeper import Keeper, answer, build, hold, run
 from standfast.lease.protocol import NEVER, Memory, Tenure, Versioned
 from standfast.reasons import Reason
 from standfast.records import Handover, Holder, Leader, LeaderState
+from standfast.reign import OwnReign, Stage
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeFence, FakeNfs, World, config_in
 
@@ -523,13 +524,15 @@ def test_a_surrender_ends_the_server_of_other_volumes_as_well(
 ) -> None:
     """It would answer what it was asked before; their agents start another one."""
     keeper = started(config, keys, fence)
+    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(config.state_dir)
+    keeper.nfs.export("fsid")
     until = monotonic() + 60
     other = config.paths.run / "other"
     other.mkdir(parents=True)
     LeaseStatus(2, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, 0.0).save(other)
     assert ends_by_surrender(keeper, clock, config) == 0
     assert not keeper.nfs.is_running()
-    assert fence.world.log[-3:] == ["unexport", "stop-nfs", "release"]
+    assert fence.world.log[-3:] == ["stop-nfs", "unexport", "release"]
 
 
 def test_a_restart_does_not_make_the_time_without_service_shorter(

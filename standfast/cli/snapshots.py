@@ -9,7 +9,7 @@ from typing import Any
 
 from standfast.act.ports import Snapshot
 from standfast.adapters.stores import open_store
-from standfast.ages import Origin
+from standfast.ages import Origin, age_of
 from standfast.cli.output import age_s, clean, note, print_json, print_table
 from standfast.clock import Deadline, instant, utc_now
 from standfast.config.load import load_volume
@@ -93,8 +93,8 @@ def _aside(name: str, path: str) -> Doc:
     parsed = parse_aside(name)
     if parsed is None:
         return {"path": path, "kind": "kept aside", "epoch": None, "age_s": None}
-    age = max(0.0, utc_now() - parsed.at)
-    return {"path": path, "kind": parsed.kind, "epoch": parsed.epoch, "age_s": age}
+    old_s = age_of(parsed.at, utc_now())
+    return {"path": path, "kind": parsed.kind, "epoch": parsed.epoch, "age_s": old_s}
 
 
 def _print_here(config: Config, here: Doc) -> None:

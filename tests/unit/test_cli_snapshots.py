@@ -94,13 +94,15 @@ def test_what_never_counts_is_shown_as_that(zippy: Site) -> None:
     zippy.add(600, "x")
     paths = zippy.config.paths
     (paths.standby / "half").mkdir(parents=True)
-    for name in (diverged_name("services", 7, 1e9), retired_name("services", 8, 1e9)):
+    ahead = utc_now() + 3600
+    for name in (diverged_name("services", 7, 1e9), retired_name("services", 8, ahead)):
         initialise(paths.live.with_name(name))
     initialise(paths.live.with_name("services.diverged-odd"))
     doc = zippy.run_json("snapshots")
     assert doc["partial"] == [str(paths.standby / "half")]
     aside = [(one["kind"], one["epoch"]) for one in doc["kept_aside"]]
     assert aside == [("diverged", 7), ("kept aside", None), ("retired", 8)]
+    assert [one["age_s"] is None for one in doc["kept_aside"]] == [False, True, True]
     rows = [line.split() for line in zippy.run("snapshots")[1].splitlines()]
     assert [row[-5:] for row in rows if "partial" in row] == [
         [str(paths.standby / "half"), "-", "partial", "-", "never", "used"][-5:]

@@ -22,7 +22,7 @@ from tests.sim.node import Node, Seat
 from tests.sim.world import World
 from tests.support import waiting
 
-EPOCH = 7
+EPOCH = 1
 BOOTED_S = 2.0
 """The guard has refused the start of the NFS server at boot by then."""
 

@@ -1,7 +1,8 @@
 """What a plan relies on in a replication of one snapshot to one standby.
 
 Run on the real sender, with a receiver in a process of its own and both volumes in directories, and
-on the tests' fake. On btrfs, cut anywhere, and with every fault of a standby it is in
+with the simulation's network and disks between it and the real receiver, and on the tests' fake. On
+btrfs, cut anywhere, and with every fault of a standby it is in
 tests/contract/test_replication.py and test_cuts.py.
 """
 
@@ -22,11 +23,11 @@ from standfast.reasons import Reason
 from standfast.replication.cycle import Sender
 from tests.contract.pairs import primary_and_standby
 from tests.contract.ports.implementations import Implementation, each
+from tests.contract.ports.simulated import EPOCH, give_the_lease, make_live, on_a_node
 from tests.fakes.machine import FakeSender, World
 from tests.support.waiting import soon
 
 PORTS = (ReplicaSender,)
-EPOCH = 1
 
 
 @dataclass
@@ -69,6 +70,20 @@ def real(directory: Path) -> Iterator[Scene]:
 
 
 @contextlib.contextmanager
+def simulated(directory: Path) -> Iterator[Scene]:
+    with on_a_node(directory, names=("a", "b")) as node:
+        world, seat = node.world, node.seat
+        make_live(seat)
+        give_the_lease(seat)
+
+        def take() -> Snapshot:
+            seat.snapshot(EPOCH)
+            return seat.store().snapshots()[-1]
+
+        yield Scene(seat.sender(), take, world["b"].snapshots, lambda: world.unlink("a", "b"))
+
+
+@contextlib.contextmanager
 def fake(directory: Path) -> Iterator[Scene]:
     sender = FakeSender(World(), standbys=("b",))
     taken: list[Snapshot] = []
@@ -86,6 +101,7 @@ def fake(directory: Path) -> Iterator[Scene]:
 
 IMPLEMENTATIONS = (
     Implementation((Sender,), real),
+    Implementation((Sender,), simulated, name="simulated"),
     Implementation((FakeSender,), fake),
 )
 

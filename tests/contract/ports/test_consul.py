@@ -317,8 +317,10 @@ def test_a_wait_for_a_missing_key_ends_with_its_creation(gateway: Gateway, prefi
     gateway.put(prefix + "seed", b"1")
     index, nothing = gateway.wait(key, 0, wait_s=1)
     assert nothing is None
+    started = monotonic()
     with after(0.3, lambda: gateway.txn([Cas(key, 0, b"1")])):
         new_index, entry = gateway.wait(key, index, wait_s=HANG_S)
+    assert monotonic() - started < HANG_S
     assert new_index > index and entry is not None and entry.value == b"1"
 
 
@@ -326,8 +328,10 @@ def test_a_wait_ends_with_the_deletion(gateway: Gateway, prefix: str) -> None:
     key = prefix + "k"
     gateway.put(key, b"1")
     index, _ = gateway.wait(key, 0, wait_s=1)
+    started = monotonic()
     with after(0.3, lambda: gateway.delete(key)):
         new_index, entry = gateway.wait(key, index, wait_s=HANG_S)
+    assert monotonic() - started < HANG_S
     assert new_index > index and entry is None
 
 

@@ -99,7 +99,10 @@ class MemoryConsul:
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
         with self._call() as state:
-            self.changed.wait_for(lambda: state.key(_checked(key))[0] != index, wait_s)
+            restores = state.generation
+            self.changed.wait_for(
+                lambda: state.key(_checked(key))[0] > index or state.generation != restores, wait_s
+            )
             now, row = state.key(key)
             return now, _entry(row)
 

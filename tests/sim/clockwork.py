@@ -156,7 +156,13 @@ class Clockwork:
             if main or error is not None:
                 self._ended(process, error)
 
-        task.greenlet = greenlet(run, self._hub)
+        def whole() -> None:
+            try:
+                run()
+            finally:
+                task.greenlet.parent = self._hub  # where the queue runs by now: see `joined_by`
+
+        task.greenlet = greenlet(whole, self._hub)
         process.tasks.append(task)
         self.at(self.now, lambda: self._resume(task, 0))
 

@@ -44,6 +44,7 @@ class Store:
         self.index = 10
         self.moved_at = self.index
         """When the last key changed: the index of one that doesn't exist."""
+        self.restores = 0
         self._quorum = True
         self.changed = Signal(clockwork)
         self.on_commit: Callable[[Sequence[Op]], None] = lambda ops: None
@@ -113,8 +114,9 @@ class Store:
         return dict(self.entries), self.index
 
     def restore(self, saved: Saved) -> None:
-        """Indexes go back with the keys, as they do in Consul."""
+        """Indexes go back with the keys, as they do in Consul, and who waits is answered."""
         self.index = saved[1]
+        self.restores += 1
         self._become(dict(saved[0]))
 
 
@@ -319,10 +321,11 @@ class Client:
         whole = Deadline.after(wait_s * 17 / 16 + self.timeout_s)
         until = self._there(what, whole)
         answer_at = clockwork.now + self.node.clock.real_s(max(wait_s, 0.01))
+        restores = store.restores
         while True:
             entry = self._seen(False).get(key)
             now_index = store.moved_at if entry is None else entry.modify_index
-            if now_index != index or index == 0:
+            if now_index > index or store.restores != restores:
                 break
             if clockwork.now >= answer_at or not store.quorum:
                 break

@@ -351,6 +351,16 @@ def test_an_old_index_is_answered_at_once(gateway: Gateway, prefix: str) -> None
     assert monotonic() - started < HANG_S
 
 
+def test_an_index_that_is_still_to_come_is_waited_for(gateway: Gateway, prefix: str) -> None:
+    """As after a restore, which took the indexes back: whoever waited before it is answered."""
+    key = prefix + "k"
+    gateway.put(key, b"1")
+    before = gateway.wait(key, 0, wait_s=1)
+    started = monotonic()
+    assert gateway.wait(key, before[0] + 1000, wait_s=0.5) == before
+    assert monotonic() - started > 0.4
+
+
 # Services
 
 

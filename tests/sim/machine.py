@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from standfast.act.ports import FenceState
 from standfast.adapters.fence import KernelFence, left_for
-from standfast.clock import Deadline, monotonic
+from standfast.clock import Deadline
 from standfast.errors import CommandFailed, StandfastError, TimedOut
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class SimFence(KernelFence):
         if freeze_s:
             world.clockwork.stall(freeze_s)
         world.clockwork.take(ARM_S)
-        if rules.keeps_latest and monotonic() > latest:
+        # The child's timer is the kernel's: nobody stands still between its look and the permit.
+        if rules.keeps_latest and self._node.clock.monotonic(world.now) > latest:
             raise TimedOut("the timer ended the arming: nothing was opened")
         if not (rules.asks and rules.answers):
             return False

@@ -239,12 +239,11 @@ def flush(world: World, deed: Deed) -> None:
 
 
 def cut_off_and_flush(world: World, deed: Deed) -> None:
-    """An admin restarts the firewall because the port is shut."""
-    isolate(world, deed)
+    """An admin restarts the firewall because the port is shut, soon or when another node serves."""
     lease = seat_of(world, deed).config.lease
-    after_s = lease.length + lease.fence + deed.number % 3
-    if after_s < deed.length_s:
-        world.after(after_s, lambda: flush(world, replace(deed, length_s=1.0)))
+    after_s = lease.length + lease.fence + deed.number % 7 / 2 * lease.wait
+    isolate(world, replace(deed, length_s=max(deed.length_s, after_s + lease.wait)))
+    world.after(after_s, lambda: flush(world, replace(deed, length_s=1.0)))
 
 
 def arm_late(world: World, deed: Deed) -> None:

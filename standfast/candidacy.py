@@ -203,8 +203,9 @@ def _barred(
     return Decision(
         Action.BLOCKED,
         Reason.MIN_REIGN,
-        f"epoch {leader.epoch} began by a takeover {age_s:.0f} s ago and min_reign is "
-        f"{config.min_reign:g} s: no second one yet; `standfast promote` goes at once",
+        f"epoch {leader.epoch} began by itself ({reign.reason}) at least {age_s:.0f} s ago, as far "
+        f"as {local.node} has seen, and min_reign is {config.min_reign:g} s: no second time yet; "
+        f"`standfast promote` goes at once",
     )
 
 

@@ -182,6 +182,22 @@ def test_what_a_failover_loses_is_told_by_when_the_base_was_really_taken(
     assert found.lost_s == pytest.approx(age_s - (13 - config().lease.wait))
 
 
+def test_what_was_surrendered_was_written_until_then_and_no_longer() -> None:
+    """Its port was shut before: no lease is to be counted on top."""
+    view = cluster("e5 a/a1 #7 clean ->b surrendered", silent=20)
+    found = consider(view, local("b", [snap(500)]), config(), NOW, NO_WISH)
+    assert found.reason is Reason.SURRENDERED and found.lost_s == pytest.approx(480)
+
+
+def test_a_primary_with_a_longer_wait_may_have_written_for_longer() -> None:
+    """The configuration is changed node by node."""
+    view = cluster(ALIVE, silent=25, holder_health="critical")
+    assert view.leader is not None
+    view = replace(view, leader=replace(view.leader, wait=20.0))
+    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_WISH)
+    assert found.reason is Reason.TAKEOVER and found.lost_s == pytest.approx(60 - (25 - 20))
+
+
 def test_data_is_too_old_by_when_it_was_really_taken() -> None:
     hour_old = replace(snap(10), taken_at=UTC - 3600)
     found = consider(unseen_for_13_s(), local("b", [hour_old]), config(), NOW, NO_WISH)
@@ -237,6 +253,22 @@ def test_a_wrong_clock_neither_bars_a_second_takeover_for_ever_nor_lets_it_be(
     decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH)
     assert decision.reason is (Reason.MIN_REIGN if barred else Reason.TAKEOVER)
     assert "-" not in decision.sentence.partition(" s ago")[0]
+
+
+@pytest.mark.parametrize("reason", ["takeover", "surrendered"])
+def test_a_reign_that_nobody_here_saw_begin_is_told_by_how_it_began_and_at_its_least(
+    reason: str,
+) -> None:
+    """The clock is behind, and this node came 3 s ago: it may have begun long before that."""
+    view = cluster(
+        "e6 a/a1 #7 serving",
+        silent=13,
+        history={6: reign(6, 60, reason, age_s=-50)},
+        holder_health="critical",
+        beginning=Beginning(6, NOW_S - 3),
+    )
+    sentence = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH).sentence
+    assert f"began by itself ({reason}) at least 3 s ago, as far as b has seen" in sentence
 
 
 def test_a_node_outside_the_configuration_is_not_asked_about() -> None:

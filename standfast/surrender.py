@@ -2,9 +2,9 @@
 
 Invariants: never while nobody else could do better (no candidate that says it is ready, a pause,
 mode manual). A reign that began by itself waits for `min_reign`; one that has never served goes
-before that only to a node that hasn't had the role since somebody gave it one: nodes that can't
-serve don't throw it at each other. What is given up so is told as a loss, never as a clean
-handover.
+before that only to a node that hasn't had the role since it was last given by an operator or in
+order: nodes that can't serve don't throw it at each other. What is given up so is told as a loss,
+never as a clean handover.
 """
 
 from __future__ import annotations

@@ -342,9 +342,9 @@ class Config:
     min_reign: float = option(
         600.0,
         "At most one automatic failover or surrender in this time. A reign that began so and has "
-        "never served is surrendered before, to a node that hasn't had the role since somebody "
-        "gave it one. A standby counts from when it saw the reign begin; one that started later, "
-        "or couldn't read Consul then, goes by both nodes' clocks, too",
+        "never served is surrendered before that, to a node that hasn't had the role since it was "
+        "last given by an operator or in order. A standby counts from when it saw the reign begin; "
+        "one that started later, or couldn't read Consul then, goes by both nodes' clocks, too",
         unit="s",
         least=0.0,
     )

@@ -97,12 +97,13 @@ def time_of(name: SnapshotName, *taken_at: float | None) -> float:
     return min([name.stamp, *(at for at in taken_at if at is not None)])
 
 
-def time_told(at: float, told_at: float, utc: float) -> float:
-    """`at`, by the clock of another node that told it at `told_at`: as right as that clock is.
+def time_by_record(at: float, written_at: float, utc: float) -> float:
+    """`at`, by the clock of another node, which wrote it down at `written_at`.
 
-    UNKNOWN when it lies after that, or that lies in the future: one of the clocks was wrong then.
+    As right as that clock is; UNKNOWN when `at` lies after `written_at`, or that in the future: one
+    of the clocks was wrong then.
     """
-    then, since = age_of(at, told_at), age_of(told_at, utc)
+    then, since = age_of(at, written_at), age_of(written_at, utc)
     return UNKNOWN if then is None or since is None else at
 
 

@@ -75,7 +75,7 @@ class Cluster:
     alive: frozenset[str] = frozenset()
     """Nodes that gossip takes for alive."""
     beginning: Beginning | None = None
-    """None: it was not looked for."""
+    """A `Watcher` looks for it; None: keys that were merely put together (`watcher.assemble`)."""
 
     @property
     def given_up(self) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from standfast.ages import time_of, time_told
+from standfast.ages import time_by_record, time_of
 from standfast.errors import ForeignValue
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -265,9 +265,9 @@ class StandbyRecord:
         except ValueError:
             return None
 
-    def told(self, utc: float) -> float | None:
-        """The same, or UNKNOWN where it can't be so."""
-        return None if (at := self.time) is None else time_told(at, self.at, utc)
+    def believed_time(self, utc: float) -> float | None:
+        """The same, to a node whose clock says `utc`; UNKNOWN where one of the clocks was wrong."""
+        return None if (at := self.time) is None else time_by_record(at, self.at, utc)
 
     @classmethod
     def parse(cls, raw: bytes, key: str = "standbys") -> StandbyRecord:

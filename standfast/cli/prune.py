@@ -10,8 +10,8 @@ from standfast.act.ports import Snapshot
 from standfast.adapters.stores import open_store
 from standfast.ages import Origin
 from standfast.cli.output import age_s, note, print_json, print_table
+from standfast.cli.shown_ages import origins_here
 from standfast.cli.snapshots import kind_of
-from standfast.cli.told import origins_here
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import StandfastError

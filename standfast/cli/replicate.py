@@ -15,7 +15,7 @@ from standfast.adapters import journal
 from standfast.adapters.consul import PATIENT_S, ConsulGateway
 from standfast.adapters.stores import open_store
 from standfast.cli.output import clean, note, print_done, print_json
-from standfast.cli.told import origins_here, told_age
+from standfast.cli.shown_ages import age_by_record, origins_here
 from standfast.clock import Deadline, utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
@@ -218,7 +218,7 @@ def _plan(config: Config, standby: str, *, full: bool) -> dict[str, Any]:
         last = "nothing was replicated to it yet: this would send everything"
     else:
         record = StandbyRecord.parse(entry.value, entry.key)
-        old = told_age(record, origins_here(config))
+        old = age_by_record(record, origins_here(config))
         last = f"the newest there is {record.snapshot} ({old.sentence()})"
     address = config.nodes[standby].address
     outlook = foresee(config, standby, full=full)

@@ -12,7 +12,7 @@ from typing import Any
 from standfast.adapters.consul import ConsulGateway, Entry
 from standfast.ages import Origin
 from standfast.cli.output import note, print_json, print_table
-from standfast.cli.told import origins_here, told_age
+from standfast.cli.shown_ages import age_by_record, origins_here
 from standfast.clock import utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
@@ -81,7 +81,7 @@ def _item(entry: Entry, here: Mapping[str, Origin]) -> dict[str, Any]:
     except ForeignValue:
         shown = entry.value[:80].decode("utf-8", "replace")
         return {**_NO_SNAPSHOT, "foreign": shown}
-    old = told_age(record, here)
+    old = age_by_record(record, here)
     return {
         "snapshot": record.snapshot,
         "age_s": old.age_s,

@@ -57,7 +57,7 @@ def times(
         if name == holder:
             continue
         record = cluster.standbys.get(name)
-        at = None if record is None else record.told(utc)
+        at = None if record is None else record.believed_time(utc)
         here = None if record is None else own.get(record.content_id)
         found[name] = at if here is None or here.taken_at is None else here.taken_at
     return found

@@ -27,7 +27,8 @@ class Trend:
         """Number of the newest bucket."""
 
     def note(self, ages: Mapping[str, float | None], now: float) -> None:
-        """What was seen at `now` (monotonic seconds): ages in seconds, None: no snapshot."""
+        """What was seen at `now` (monotonic seconds): ages in seconds; None: no snapshot, or
+        one of unknown age."""
         with self._lock:
             bucket = self._advance(now)
             for name, age_s in ages.items():

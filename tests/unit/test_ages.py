@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from standfast.ages import UNKNOWN, Before, Origin, Seen, age_of, time_of, time_told
+from standfast.ages import UNKNOWN, Before, Origin, Seen, age_of, time_by_record, time_of
 from standfast.clock import Instant
 from standfast.names import SnapshotName
 
@@ -68,7 +68,7 @@ def test_what_is_counted_by_the_uptime_is_believed_whatever_the_name_says(named_
 def test_what_another_node_tells_is_no_age_where_its_clock_was_wrong(
     at_s: float, told_s: float, age_s: float | None
 ) -> None:
-    assert age_of(time_told(UTC + at_s, UTC + told_s, UTC), UTC) == age_s
+    assert age_of(time_by_record(UTC + at_s, UTC + told_s, UTC), UTC) == age_s
 
 
 def test_nothing_known_is_no_age() -> None:

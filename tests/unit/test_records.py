@@ -78,10 +78,10 @@ def test_a_record_of_a_clock_that_was_ahead_tells_no_time() -> None:
     """What it says of two hours ago may be of three, or of one that comes yet."""
     record = replace(RECORD, taken_at=NAMED_AT - 60, by="a")
     assert StandbyRecord.parse(record.dump()) == record
-    assert record.told(record.at + 30) == NAMED_AT - 60
-    assert record.told(record.at - 30) == UNKNOWN
-    assert replace(record, taken_at=None, at=NAMED_AT - 30).told(NAMED_AT + 30) == UNKNOWN
-    assert replace(record, snapshot="yesterday's").told(record.at) is None
+    assert record.believed_time(record.at + 30) == NAMED_AT - 60
+    assert record.believed_time(record.at - 30) == UNKNOWN
+    assert replace(record, taken_at=None, at=NAMED_AT - 30).believed_time(NAMED_AT + 30) == UNKNOWN
+    assert replace(record, snapshot="yesterday's").believed_time(record.at) is None
 
 
 def test_who_wrote_a_record_is_only_shown() -> None:

@@ -24,7 +24,7 @@ def origins_here(config: Config) -> Mapping[str, Origin]:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ShownAge:
     """How old a snapshot is that Consul tells of, as far as anybody here knows."""
 
     age_s: float | None
@@ -37,10 +37,10 @@ class Told:
         return f"{duration(self.age_s)} old" + (f" by {self.clock}'s clock" if self.clock else "")
 
 
-def told_age(record: StandbyRecord, here: Mapping[str, Origin]) -> Told:
+def age_by_record(record: StandbyRecord, here: Mapping[str, Origin]) -> ShownAge:
     """By this node's own count (`origins_here`) where it has one, else by the record."""
     origin, utc = here.get(record.content_id), utc_now()
     if origin is not None and origin.taken_at is not None and record.time is not None:
-        return Told(age_of(origin.time(SnapshotName.parse(record.snapshot)), utc))
-    found_s = age_of(record.told(utc), utc)
-    return Told(found_s, None if found_s is None else record.by or "the primary")
+        return ShownAge(age_of(origin.time(SnapshotName.parse(record.snapshot)), utc))
+    found_s = age_of(record.believed_time(utc), utc)
+    return ShownAge(found_s, None if found_s is None else record.by or "the primary")

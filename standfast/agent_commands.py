@@ -229,9 +229,11 @@ def _orderly_or_not(agent: Agent, command: Command, to: str | None) -> Plan:
         return plans.demotion(names, to)
     if command.argument("accept_data_loss") is not True:
         what = f"`standfast {command.request.get('command')} --accept-data-loss`"
+        hangs = sick.reason is Reason.VOLUME_HANGS
+        whether = "may not come about: try again in a moment" if hangs else "can't be written"
         raise Refused(
-            Reason.VOLUME_READ_ONLY,
-            f"{sick}: the final snapshot can't be written. What was written to {live} after the "
+            sick.reason,
+            f"{sick}: the final snapshot {whether}. What was written to {live} after the "
             f"last replication stays on this node's disk and would be missing {to or 'elsewhere'} "
             f"(`standfast status`: how old the standbys are). {what} gives the role up all the "
             f"same; or repair the file system and mount it writable",

@@ -68,8 +68,11 @@ def _keep_registered(agent: Agent, own: OwnReign, sick: str | None) -> None:
 def _keep_exported(agent: Agent, own: OwnReign) -> None:
     fence, nfs = agent.machine.fence, agent.machine.nfs
     if nfs.is_running() and not nfs.is_exported(own.fsid):
-        log.warning("the volume was not exported any more: exporting it again")
-        again = partial(exports.export, agent.config, fence, nfs, own.epoch, own.fsid)
+
+        def again() -> None:
+            exports.export(agent.config, fence, nfs, own.epoch, own.fsid)
+            log.warning("the volume was not exported any more: it is again")
+
         unless_changed(agent, own, again)
 
 

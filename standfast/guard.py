@@ -33,7 +33,7 @@ from standfast.reign import OwnReign, Stage
 from standfast.watcher import blindness
 
 if TYPE_CHECKING:
-    from standfast.act.ports import Fence, FenceState, VolumeStore
+    from standfast.act.ports import Fence, FenceState, NfsServer, VolumeStore
     from standfast.config.model import Config
 
 # Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
@@ -57,6 +57,7 @@ class Question:
     consul: ConsulGateway
     store: VolumeStore
     fence: Fence
+    nfs: NfsServer
     port_answers: Callable[[str, int], bool]
     deadline: Deadline
 
@@ -215,7 +216,7 @@ def refusal(error: BaseException) -> Refused:
 
 def asked_here(config: Config, deadline: Deadline) -> Question:
     """The question with this machine's real parts."""
-    from standfast.adapters.machine import fence_from, store_from
+    from standfast.adapters.machine import fence_from, nfs_from, store_from
     from standfast.watcher import answers_nfs
 
     return Question(
@@ -223,6 +224,7 @@ def asked_here(config: Config, deadline: Deadline) -> Question:
         ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout),
         store_from(config),
         fence_from(config),
+        nfs_from(config),
         answers_nfs,
         deadline,
     )
@@ -242,7 +244,8 @@ def judge(config: Config, deadline: Deadline, ask: Ask = asked_here) -> None:
 def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked_here) -> str:
     """The node's one NFS server may start when it may serve at least one volume; Refused.
 
-    A volume that it may not serve has to be unexported: its reign is put away first.
+    A volume that it may not serve must not be exported. Its reign may be there still: what is left
+    to put away may wait for a disk that is gone, and the others don't.
     """
     refused: list[Refused] = []
     allowed = []
@@ -251,7 +254,7 @@ def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked
             judge(config, deadline, ask)
             allowed.append(config.volume)
         except Refused as error:
-            if _may_have_a_reign(config):
+            if _may_be_served(config, deadline, ask):
                 raise
             refused.append(error)
     if not allowed:
@@ -259,11 +262,12 @@ def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked
     return ", ".join(allowed)
 
 
-def _may_have_a_reign(config: Config) -> bool:
+def _may_be_served(config: Config, deadline: Deadline, ask: Ask) -> bool:
     try:
-        return OwnReign.load(config.state_dir) is not None
-    except StandfastError:
-        return True  # its file is damaged: what is exported is not known
+        reign = OwnReign.load(config.state_dir)
+        return reign is not None and ask(config, deadline).nfs.would_export()
+    except Exception:  # noqa: BLE001  # what can't be found out may be
+        return True
 
 
 def words(error: Refused) -> str:

@@ -13,7 +13,7 @@ from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
 from standfast.ages import FUTURE_TOLERANCE_S, WAS_SET_S, Origin
 from standfast.clock import Instant, instant
-from standfast.errors import StandfastError
+from standfast.errors import StandfastError, ours
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.observe import Available, Local
@@ -76,8 +76,11 @@ class LocalView:
         self._epochs.raise_to(epoch)
 
     def look(self, *, fresh: bool = False) -> Local:
-        """StandfastError when a file of ours can't be understood; what a failing disk raises, but
-        on the holder of the lease: it has to be able to give the role up."""
+        """StandfastError when a file of ours can't be understood; what a failing disk raises.
+
+        But not on the holder of the lease, which has to be able to give the role up: there it is
+        `unread`, and told.
+        """
         machine, config = self._machine, self._machine.config
         own = OwnReign.load(config.state_dir)
         held = is_locked(config.run_dir / "lease.lock")
@@ -89,18 +92,15 @@ class LocalView:
             lease=LeaseStatus.load(config.run_dir),
             lease_alive=held,
             nfs_running=machine.nfs.is_running() if own is not None else False,
+            read_only=machine.store.is_read_only(),
         )
         try:
-            return replace(
-                local,
-                snapshots=self._known(fresh=fresh),
-                has_live=config.paths.live.exists(),
-                read_only=machine.store.is_read_only(),
-            )
-        except (StandfastError, OSError):
+            seen = replace(local, snapshots=self._known(fresh=fresh))
+            return replace(seen, has_live=config.paths.live.exists())
+        except (StandfastError, OSError) as error:
             if own is None or not held:
                 raise
-            return replace(local, read_only=True)
+            return replace(local, unread=str(ours(error)))
 
     def _known(self, *, fresh: bool) -> tuple[Available, ...]:
         config, now = self._machine.config, instant()

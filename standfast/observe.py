@@ -126,6 +126,8 @@ class Local:
     nfs_running: bool = False
     read_only: bool = False
     """The volume's file system takes no writes: nothing could be served from it."""
+    unread: str | None = None
+    """Why the snapshots and the tree of a holder are not known: its disk, or a file of ours."""
 
 
 def in_lineage(available: Available, cluster: Cluster) -> bool:

@@ -57,6 +57,8 @@ class Reason(StrEnum):
     FENCE_NOT_ARMED = "fence-not-armed"
     VOLUME_MISSING = "volume-missing"
     VOLUME_READ_ONLY = "volume-read-only"
+    VOLUME_UNREADABLE = "volume-unreadable"
+    VOLUME_HANGS = "volume-hangs"
     VOLUME_QUARANTINED = "volume-quarantined"
     NOT_PROMOTED_HERE = "not-promoted-here"
     CONFIG_INVALID = "config-invalid"

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from standfast.clock import Deadline
 from standfast.names import SnapshotName
+from standfast.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,17 @@ class Writer:
         return f"{self.name} ({f'pid {self.pid}: ' if self.pid else ''}{self.file})"
 
 
+@dataclass(frozen=True, slots=True)
+class Ailment:
+    """Why a volume can't be served from its file system."""
+
+    reason: Reason
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class VolumeStore(Protocol):
     """The volume's subvolumes on this node."""
 
@@ -73,7 +85,7 @@ class VolumeStore(Protocol):
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
         """Who has a file of the live subvolume open or mapped for writing, by any mount."""
 
-    def ailment(self, deadline: Deadline) -> str | None:
+    def ailment(self, deadline: Deadline) -> Ailment | None:
         """Why the live subvolume's file system can't be served from; None: nothing is seen to be
         wrong. One that doesn't answer in time is wrong, too."""
 
@@ -98,6 +110,9 @@ class NfsServer(Protocol):
 
     def is_exported(self, fsid: str) -> bool:
         """Whether a running server exports the volume with this fsid, and would after a restart."""
+
+    def would_export(self) -> bool:
+        """Whether a server that starts now would export the volume; in doubt it would."""
 
     def unexport(self) -> None: ...
 

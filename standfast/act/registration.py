@@ -69,9 +69,10 @@ def ailment(machine: Machine) -> str | None:
             return "the fence's rules are not in place"
         if fence.open_for_s <= 0:
             return "the NFS port is shut: the lease has run out"
-        return machine.nfs.check(Deadline.after(CHECK_TIMEOUT_S)) or machine.store.ailment(
-            Deadline.after(CHECK_TIMEOUT_S)
-        )
+        if (sick := machine.nfs.check(Deadline.after(CHECK_TIMEOUT_S))) is not None:
+            return sick
+        ailment = machine.store.ailment(Deadline.after(CHECK_TIMEOUT_S))
+        return None if ailment is None else str(ailment)
     except Exception as error:  # noqa: BLE001  # what can't be looked at isn't vouched for
         return str(ours(error))
 

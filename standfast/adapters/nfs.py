@@ -87,6 +87,9 @@ class KernelNfs:
     def is_exported(self, fsid: str) -> bool:
         return self._own_fsid() == fsid and self._export_problem() is None
 
+    def would_export(self) -> bool:
+        return self._file.exists() or self._may_be_listed()
+
     def unexport(self) -> None:
         """Take the export away, and from the kernel what it still holds of the file system."""
         self._file.unlink(missing_ok=True)

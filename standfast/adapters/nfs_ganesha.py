@@ -43,6 +43,9 @@ class GaneshaNfs:
             return False
         return written and self.is_running()
 
+    def would_export(self) -> bool:
+        return self._file.exists()
+
     def unexport(self) -> None:
         self._file.unlink(missing_ok=True)
         self._reload()

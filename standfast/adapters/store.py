@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
-from standfast.act.ports import LiveTree, Snapshot, Writer
+from standfast.act.ports import Ailment, LiveTree, Snapshot, Writer
 from standfast.clock import Deadline
 from standfast.config.model import Paths
 from standfast.errors import Refused, StandfastError, TimedOut, said
@@ -153,12 +153,13 @@ class Store(ABC):
         """Nobody, unless the kind of storage can say."""
         return ()
 
-    def ailment(self, deadline: Deadline) -> str | None:
+    def ailment(self, deadline: Deadline) -> Ailment | None:
         live = self._paths.live
 
-        def look() -> str | None:
+        def look() -> Ailment | None:
             if self.is_read_only():
-                return f"the file system of {live} is read-only, or its disk fails (see `dmesg`)"
+                text = f"the file system of {live} is read-only, or its disk fails (see `dmesg`)"
+                return Ailment(Reason.VOLUME_READ_ONLY, text)
             with os.scandir(live) as entries:
                 next(entries, None)
             return None
@@ -166,9 +167,11 @@ class Store(ABC):
         try:
             return self._gates.look(live, look, deadline)
         except TimedOut as error:
-            return f"{live} can't be looked at: {error}"
+            return Ailment(Reason.VOLUME_HANGS, f"{live} can't be looked at: {error}")
+        except FileNotFoundError:
+            return Ailment(Reason.VOLUME_MISSING, f"there is no {live}")
         except OSError as error:
-            return f"{live} can't be read: {said(error)}"
+            return Ailment(Reason.VOLUME_UNREADABLE, f"{live} can't be read: {said(error)}")
 
     def is_read_only(self) -> bool:
         try:

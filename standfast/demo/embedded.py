@@ -98,6 +98,9 @@ class EmbeddedNfs:
         path = export_file(self._config)
         return self.is_running() and path.exists() and fsid in path.read_text()
 
+    def would_export(self) -> bool:
+        return export_file(self._config).exists()
+
     def unexport(self) -> None:
         export_file(self._config).unlink(missing_ok=True)
 

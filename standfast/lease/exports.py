@@ -1,4 +1,4 @@
-"""A volume's export and its say in the port change together, and only while this node may serve.
+"""A volume's export and its claim to the port change together, and only while this node may serve.
 
 Invariants: nothing is exported for a lease that has been given up or has run out, whoever looked
 when; what is exported has its claim to the port before. The lock is held for these few calls alone,
@@ -8,6 +8,7 @@ so that a plan that hangs with a disk keeps nobody from taking an export away.
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import AbstractContextManager
 
 from standfast.act.ports import Fence, NfsServer
@@ -22,20 +23,35 @@ from standfast.reign import OwnReign
 log = logging.getLogger(__name__)
 
 LOCK_S = 10.0
-"""Longer than a change of the export and of the claim takes on a machine that is well."""
+"""For a change of the other process's; a stop of the server within it may take longer, and then
+this one has failed, to be tried again."""
 
 
 def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) -> None:
     """Refused when this node's lease isn't valid, or is another epoch's; StandfastError."""
-    with _alone(config):
+    with _alone(config, Deadline.after(LOCK_S)):
         lease = LeaseStatus.load(config.run_dir)
-        if lease is None or lease.epoch != epoch or lease.remaining_s(monotonic()) <= 0:
+        why = _why_not(lease, epoch)
+        if why is not None:
             raise Refused(
                 Reason.LEASE_NOT_HELD,
-                f"{config.volume} is not exported: the lease of epoch {epoch} is over",
+                f"{config.volume} is not exported: {why}; it is when the lease is back, see "
+                f"`standfast status`",
             )
         fence.claim()
         nfs.export(fsid)
+
+
+def _why_not(lease: LeaseStatus | None, epoch: int) -> str | None:
+    if lease is None:
+        return f"no lease process has said that it holds epoch {epoch}"
+    if lease.epoch != epoch:
+        return f"the lease is that of epoch {lease.epoch}, not of {epoch}"
+    over_s = monotonic() - lease.valid_until
+    if over_s < 0:
+        return None
+    since = f" {over_s:.1f} s ago" if math.isfinite(over_s) else ", as it was given up"
+    return f"the lease of epoch {epoch} ended{since}"
 
 
 def unexport(config: Config, fence: Fence, nfs: NfsServer) -> None:
@@ -43,24 +59,23 @@ def unexport(config: Config, fence: Fence, nfs: NfsServer) -> None:
 
     StandfastError: it may still be exported; what is left of the claim keeps the port shut for all.
     """
-    with _alone(config):
+    with _alone(config, Deadline.after(LOCK_S)):
         nfs.unexport()
         fence.release()
 
 
 def end(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
-    """After the lease: a server that exports the volume doesn't go on, also not for other volumes,
-    whose agents start it again.
+    """Without the lease, or for no other volume: a server that exports this one doesn't go on.
 
-    What it was asked before the end is answered as soon as the port is open, and for this volume
-    that would be a promise about data that nobody has any more. StandfastError as above.
+    What it was asked before the lease's end is answered as soon as the port is open, and for this
+    volume that would be a promise about data that nobody has any more. So it ends for other volumes
+    as well; their agents start one without this export. StandfastError as above.
     """
-    with _alone(config):
-        shared = bool(others_serving(config))
-        if not shared or _may_be_exported(config, nfs):
+    with _alone(config, deadline.within(LOCK_S)):
+        if not others_serving(config) or _may_be_exported(config, nfs):
             nfs.stop(deadline)
-        if shared:
-            nfs.unexport()  # only now: the guard lets nobody start a server that exports it
+        # Only now: the guard lets nobody start a server that would export it.
+        nfs.unexport()
         fence.release()
 
 
@@ -74,6 +89,5 @@ def _may_be_exported(config: Config, nfs: NfsServer) -> bool:
         return True
 
 
-def _alone(config: Config) -> AbstractContextManager[None]:
-    limit = Deadline.after(LOCK_S)
-    return exclusive(config.run_dir / "export.lock", "a change of the export", limit)
+def _alone(config: Config, patience: Deadline) -> AbstractContextManager[None]:
+    return exclusive(config.run_dir / "export.lock", "a change of the export", patience)

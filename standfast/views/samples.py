@@ -64,7 +64,7 @@ def _from_agent(doc: Status, utc: float) -> Iterator[Sample]:
     yield "serving", float(is_serving(doc)), ()
     yield "fence_flushes", doc["fence_flushes"], ()
     yield "trouble", float(doc["trouble"] is not None), ()
-    if doc["role"] == "primary":
+    if doc["role"] == "primary" and "fence" in doc:
         yield "fence_armed", float(doc["fence"]["in_place"]), ()
     if doc.get("lease_remaining_s") is not None:
         yield "lease_remaining_seconds", max(0.0, doc["lease_remaining_s"]), ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from standfast.agent import Agent
 
 ANSWER_S = 3.0
-LONGEST_S = 86400.0
-"""A permit that somebody put there by hand may have no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +198,13 @@ def document(agent: Agent) -> dict[str, Any]:
         "reason": str(decision.reason),
         "sentence": decision.sentence,
     }
-    doc["aside"] = []
     failed = [
         _put(doc, "fence", partial(_fence, agent)),
         _put(doc, "aside", partial(_aside, agent)),
     ]
     doc["busy"], doc["sick"] = agent.busy, agent.sick
-    doc["trouble"] = agent.trouble or agent.unkept or next(filter(None, failed), None)
+    failed += [agent.trouble, agent.unkept, local.unread]
+    doc["trouble"] = next(filter(None, reversed(failed)), None)
     doc["fence_flushes"] += agent.fence.flushes
     doc["agent"] = True
     if agent.config.nomad.enabled:
@@ -217,8 +216,9 @@ def document(agent: Agent) -> dict[str, Any]:
 
 def _fence(agent: Agent) -> Mapping[str, Any]:
     fence = agent.machine.fence.state()
-    open_for_s = min(fence.open_for_s, LONGEST_S)
-    return {"in_place": fence.in_place, "open_for_s": round(open_for_s, 2)}
+    # A permit that somebody put there by hand may have no end.
+    open_for_s = round(fence.open_for_s, 2) if math.isfinite(fence.open_for_s) else None
+    return {"in_place": fence.in_place, "open_for_s": open_for_s}
 
 
 def _aside(agent: Agent) -> list[str]:

@@ -86,6 +86,8 @@ def _headline(doc: Mapping[str, Any]) -> str:
 def _fence(fence: Mapping[str, Any]) -> str:
     if not fence["in_place"]:
         return "RULES MISSING: somebody flushed the firewall"
+    if fence["open_for_s"] is None:
+        return "armed, the port is open WITHOUT END: put there by hand"
     if fence["open_for_s"] > 0:
         return f"armed, the port is open for {fence['open_for_s']:.1f} s"
     return "armed, the port is shut"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from standfast.act.machine import Machine
-from standfast.act.ports import FenceState, LiveTree, Snapshot, Writer
+from standfast.act.ports import Ailment, FenceState, LiveTree, Snapshot, Writer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Node, Paths
 from standfast.demo.schedule import OnDemand
@@ -118,8 +118,10 @@ class FakeStore:
         self.world.effect("look-for-writers")
         return self.writing
 
-    def ailment(self, deadline: Deadline) -> str | None:
-        return f"the file system of {self.base} is read-only" if self.read_only else None
+    def ailment(self, deadline: Deadline) -> Ailment | None:
+        if not self.read_only:
+            return None
+        return Ailment(Reason.VOLUME_READ_ONLY, f"the file system of {self.base} is read-only")
 
     def is_read_only(self) -> bool:
         return self.read_only
@@ -160,6 +162,9 @@ class FakeNfs:
 
     def is_exported(self, fsid: str) -> bool:
         return self.running and self.fsid == fsid
+
+    def would_export(self) -> bool:
+        return self.fsid is not None
 
     def unexport(self) -> None:
         self.world.effect("unexport")

@@ -303,8 +303,11 @@ def disk_frozen(world: World, deed: Deed) -> None:
 
 
 def _disk(world: World, deed: Deed, what: str) -> None:
+    """Of the node's one disk, or of two volumes on disks of their own one's."""
     disk = chosen(world, deed).disk
     setattr(disk, what, True)
+    own = deed.number % 3 and len(world.volumes) > 1
+    disk.only = seat_of(world, deed).volume if own else ""
     if not lasts(world, deed):
         world.after(deed.length_s, lambda: setattr(disk, what, False))
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standfast.act.ports import Snapshot
+from standfast.act.ports import Ailment, Snapshot
 from standfast.adapters.store import STAGING, Store, TreeInfo
 from standfast.clock import Deadline
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed
 from standfast.names import SnapshotName
+from standfast.reasons import Reason
 
 if TYPE_CHECKING:
     from tests.sim.node import Node, Seat
@@ -74,6 +75,8 @@ class Disk:
     """The kernel made the file system read-only after an error."""
     broken: bool = False
     """Every access fails."""
+    only: str = ""
+    """These faults are of this volume's disk alone; empty: of the node's one disk."""
     changes: int = 0
     numbers: int = 0
 
@@ -107,7 +110,13 @@ class Disk:
         self.mounted = mounted
         self.changes += 1
 
-    def check(self, *, write: bool) -> None:
+    def hits(self, volume: str) -> bool:
+        """Whether this volume lies on what is faulty; empty: what all volumes lie on."""
+        return not self.only or self.only == volume
+
+    def check(self, volume: str, *, write: bool) -> None:
+        if not self.hits(volume):
+            return
         if self.broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         if write and self.frozen:
@@ -144,27 +153,30 @@ class SimStore(Store):
     def _work(self, *, write: bool = True) -> None:
         """What a program of btrfs takes, and how it fails."""
         self._node.world.clockwork.take(COMMAND_S)
-        self._disk.check(write=write)
+        self._disk.check(self._volume, write=write)
 
     def _usage(self) -> tuple[int, int]:
-        self._disk.check(write=False)
-        return 0, 0 if self._disk.full else ROOM
+        self._disk.check(self._volume, write=False)
+        full = self._disk.full and self._disk.hits(self._volume)
+        return 0, 0 if full else ROOM
 
     def file_system(self) -> str:
-        self._disk.check(write=False)
+        self._disk.check(self._volume, write=False)
         return self._disk.uuid if self._disk.mounted else "the root file system"
 
-    def ailment(self, deadline: Deadline) -> str | None:
+    def ailment(self, deadline: Deadline) -> Ailment | None:
         if self.is_read_only():
-            return f"the file system of {self._paths.live} is read-only"
+            text = f"the file system of {self._paths.live} is read-only"
+            return Ailment(Reason.VOLUME_READ_ONLY, text)
         try:
-            self._disk.check(write=False)
+            self._disk.check(self._volume, write=False)
         except OSError as error:
-            return f"{self._paths.live} can't be read: {error.strerror}"
+            text = f"{self._paths.live} can't be read: {error.strerror}"
+            return Ailment(Reason.VOLUME_UNREADABLE, text)
         return None
 
     def is_read_only(self) -> bool:
-        return self._disk.frozen
+        return self._disk.frozen and self._disk.hits(self._volume)
 
     # Sending and taking in
 
@@ -199,7 +211,7 @@ class SimStore(Store):
     # What the store asks of a kind of storage
 
     def _info(self, path: Path) -> TreeInfo | None:
-        self._disk.check(write=False)
+        self._disk.check(self._volume, write=False)
         tree = self._disk.here.trees.get(path)
         return None if tree is None else tree.info
 
@@ -265,7 +277,7 @@ def entries(disks: Sequence[Disk], directory: Path) -> list[Path]:
     text = str(directory)
     for disk in disks:
         if text.startswith(disk.prefix):
-            disk.check(write=False)
+            disk.check("", write=False)
             return list(disk.here.inside.get(text, ()))
     return []
 

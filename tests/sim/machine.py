@@ -139,6 +139,9 @@ class SimNfs:
         table, files = self._server.table, self._server.files
         return table.get(self._volume) == files.get(self._volume) == fsid
 
+    def would_export(self) -> bool:
+        return self._volume in self._server.files
+
     def unexport(self) -> None:
         self._node.world.clockwork.take(0.01)
         self._server.files.pop(self._volume, None)

@@ -210,7 +210,7 @@ class Pipeline:
     def _send(self, arguments: Sequence[str], pipe: Pipe) -> int:
         name, text, *parent = arguments
         node, path = self.world.nodes[name], Path(text)
-        node.disk.check(write=False)
+        node.disk.check("", write=False)
         tree = node.disk.here.trees.get(path)
         if tree is None:
             raise CommandFailed(f"send: {path} is gone", returncode=1)

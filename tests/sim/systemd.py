@@ -236,6 +236,7 @@ class Systemd:
             seat.client(config.lease.request_timeout),  # type: ignore[arg-type]
             seat.store(),
             seat.fence(),
+            seat.nfs(),
             lambda address, port: world.answers_nfs(self.node, address),
             deadline,
         )

@@ -734,6 +734,21 @@ def test_there_is_no_primary_after_a_plain_wait_without_a_first_word(tmp_path: P
         assert world.leader() is None
 
 
+@pytest.mark.parametrize("fault", ["frozen", "broken"])
+def test_a_volume_whose_disk_is_gone_takes_no_other_with_it(tmp_path: Path, fault: str) -> None:
+    """It goes to another node, and what is left of it here may never be put away."""
+    with World(tmp_path, volumes=("data", "media")) as world:
+        primary = world.begin()
+        setattr(primary.disk, fault, True)
+        primary.disk.only = "data"
+        world.wait_for("another one has it", lambda: world.epoch("data") == 2, 180.0)
+        world.wait_for_primary("a", volume="media", limit_s=20.0)
+        world.run(120.0)
+        assert (world.epoch("data"), world.epoch("media")) == (2, 1)
+        assert [world.primary(volume) for volume in world.volumes] != [primary, primary]
+        assert world.primary("media") is primary
+
+
 def serve_beside(node: Node) -> None:
     """By hand, around the guard and without the fence's rules."""
     live = node.config.paths.live

@@ -310,6 +310,7 @@ class World:
             node.nfsd.answer_s = 0.0
             if name != self.lasting:
                 node.disk.full = node.disk.broken = node.disk.frozen = False
+                node.disk.only = ""
                 node.nfsd.broken, node.var_error = False, 0
             node.boot()
             for seat in node.seats.values():
@@ -463,7 +464,8 @@ class World:
     def _write_to(self, node: Node, volume: str) -> None:
         live = node.seats[volume].live
         disk = node.disk
-        if live is None or live.read_only or disk.frozen or disk.full or disk.broken:
+        faulty = disk.hits(volume) and (disk.frozen or disk.full or disk.broken)
+        if live is None or live.read_only or faulty:
             return
         number = self.invariants.asked(volume)
         live.writes.append(number)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from standfast import agent_commands
+from standfast.act.ports import Ailment
 from standfast.adapters.consul_wire import Set
 from standfast.agent_commands import Command, answer, best_standby
 from standfast.config.model import LeaseTiming
@@ -86,10 +87,25 @@ def test_a_disk_that_can_not_be_read_is_no_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = agent(tmp_path, SERVING, standbys=("n2",))
-    monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline: "it can't be read: EIO")
+    for why in (Reason.VOLUME_UNREADABLE, Reason.VOLUME_MISSING):
+        sick = Ailment(why, "it can't be read: EIO")
+        monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline, sick=sick: sick)
+        reason, text = refusal(say(made, "demote"))
+        assert (reason, made.ran) == (why, [])
+        assert text.startswith("it can't be read: EIO: the final snapshot can't be written.")
+
+
+def test_a_disk_that_is_only_slow_is_not_said_to_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = agent(tmp_path, SERVING, standbys=("n2",))
+    sick = Ailment(Reason.VOLUME_HANGS, "no answer in 3 s")
+    monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline: sick)
     reason, text = refusal(say(made, "demote"))
-    assert (reason, made.ran) == (Reason.VOLUME_READ_ONLY, [])
-    assert text.startswith("it can't be read: EIO: the final snapshot can't be written.")
+    assert (reason, made.ran) == (Reason.VOLUME_HANGS, [])
+    assert text.startswith(
+        "no answer in 3 s: the final snapshot may not come about: try again in a moment."
+    )
 
 
 @pytest.mark.parametrize("command", ["switchover", "failback"])

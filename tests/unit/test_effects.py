@@ -312,13 +312,16 @@ def test_a_server_that_another_volume_needs_goes_on_without_this_one(node: FakeN
     assert node.nfs.running
 
 
-def test_after_the_lease_the_server_goes_on_for_nobody(node: FakeNode) -> None:
+@pytest.mark.parametrize("over", [{"valid_until": 0.0}, {"epoch": 99}], ids=str)
+def test_after_the_lease_the_server_goes_on_for_nobody(
+    node: FakeNode, over: dict[str, Any]
+) -> None:
     """What it was asked before the end would be answered beside a successor."""
     promote(node)
     another_volume(node)
     lease = LeaseStatus.load(node.config.run_dir)
     assert lease is not None
-    replace(lease, valid_until=0.0).save(node.config.run_dir)
+    replace(lease, **over).save(node.config.run_dir)
     node.world.log.clear()
     Effects(node.machine).stop_nfs()
     assert node.world.log == ["stop-nfs", "unexport", "release"]
@@ -336,7 +339,7 @@ def test_a_server_that_no_other_volume_needs_is_stopped(
     another_volume(node, **other)
     node.world.log.clear()
     Effects(node.machine).stop_nfs()
-    assert node.world.log == ["stop-nfs", "release"]
+    assert node.world.log == ["stop-nfs", "unexport", "release"]
 
 
 # Jobs

@@ -64,11 +64,14 @@ def test_an_export_under_way_is_not_taken_for_unexported(
         with pytest.raises(Refused) as refusal:
             exports.unexport(node.config, node.fence, node.nfs)
         meanwhile.append(refusal.value.reason)
+        with pytest.raises(Refused) as refusal:
+            exports.end(node.config, node.fence, node.nfs, Deadline.after(60))
+        meanwhile.append(refusal.value.reason)
         done(fsid)
 
     monkeypatch.setattr(node.nfs, "export", slow)
     export(node)
-    assert meanwhile == [Reason.BUSY]
+    assert meanwhile == [Reason.BUSY, Reason.BUSY]
     assert node.world.log == ["claim", "export"]
     exports.unexport(node.config, node.fence, node.nfs)
     assert node.world.log[2:] == ["unexport", "release"]
@@ -87,3 +90,16 @@ def test_a_server_that_does_not_stop_leaves_the_port_shut_for_every_volume(
     with pytest.raises(StandfastError, match="is left"):
         exports.end(node.config, node.fence, node.nfs, Deadline.after(1.0))
     assert "release" not in node.world.log
+
+
+def test_in_doubt_the_volume_was_exported_by_the_server_that_runs(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(node)
+    export(node)
+    node.nfs.running = True
+    monkeypatch.setattr(exports, "others_serving", lambda _config: ("music",))
+    (node.config.state_dir / "reign.json").parent.mkdir(parents=True, exist_ok=True)
+    (node.config.state_dir / "reign.json").write_text("{}")
+    exports.end(node.config, node.fence, node.nfs, Deadline.after(1.0))
+    assert node.world.log[2:] == ["stop-nfs", "unexport", "release"]

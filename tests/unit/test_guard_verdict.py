@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -12,10 +14,10 @@ from standfast.act.ports import FenceState
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import Refused
-from standfast.guard import check_fence, node_verdict
+from standfast.guard import Question, check_fence, node_verdict
 from standfast.reasons import Reason
 from standfast.reign import OwnReign, Stage
-from tests.fakes.machine import config_in
+from tests.fakes.machine import FakeNfs, World, config_in
 
 OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
 
@@ -40,8 +42,10 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-def verdict(volumes: tuple[Config, Config]) -> str:
-    return node_verdict(volumes, Deadline.after(60))
+def verdict(volumes: tuple[Config, Config], nfs: FakeNfs | None = None) -> str:
+    """`nfs`: the server, as the volume that may not be served has it."""
+    question = SimpleNamespace(nfs=nfs or FakeNfs(World(), "fsid"))
+    return node_verdict(volumes, Deadline.after(60), lambda *_: cast("Question", question))
 
 
 def test_a_volume_that_is_a_standby_here_keeps_no_other_from_being_served(
@@ -50,13 +54,29 @@ def test_a_volume_that_is_a_standby_here_keeps_no_other_from_being_served(
     assert verdict(volumes) == "data"
 
 
-def test_a_server_does_not_start_with_a_volume_whose_reign_is_not_put_away(
+def test_a_server_does_not_start_with_a_volume_that_is_exported_still(
+    volumes: tuple[Config, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts the server would serve it, too."""
+    OWN.save(volumes[1].state_dir)
+    nfs = FakeNfs(World(), "fsid")
+    with pytest.raises(Refused, match="music"):
+        verdict(volumes, nfs)
+
+    def unknown() -> bool:
+        raise PermissionError("/etc/exports.d")
+
+    monkeypatch.setattr(nfs, "would_export", unknown)
+    with pytest.raises(Refused, match="music"):
+        verdict(volumes, nfs)
+
+
+def test_what_is_left_of_a_reign_that_is_not_exported_keeps_no_other_from_being_served(
     volumes: tuple[Config, Config],
 ) -> None:
-    """It may be exported still: whoever starts the server would serve it, too."""
+    """To put it away may take a disk that is gone."""
     OWN.save(volumes[1].state_dir)
-    with pytest.raises(Refused, match="music"):
-        verdict(volumes)
+    assert verdict(volumes, FakeNfs(World())) == "data"
 
 
 def test_a_reign_that_can_not_be_read_is_one(volumes: tuple[Config, Config]) -> None:

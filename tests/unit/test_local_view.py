@@ -81,7 +81,19 @@ def test_a_disk_that_can_not_be_read_keeps_only_a_holder_from_nothing(
     with exclusive(node.config.run_dir / "lease.lock", "the lease", Deadline.after(1)):
         local = view.look()
     assert (local.own, local.lease_alive) == (own, True)
-    assert (local.snapshots, local.has_live, local.read_only) == ((), False, True)
+    assert (local.snapshots, local.has_live) == ((), False)
+    assert local.unread == "/persist: Input/output error (EIO)"
+
+
+def test_what_else_a_holder_can_not_read_is_no_fault_of_its_disk(node: FakeNode) -> None:
+    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
+    published_file(node.config).parent.mkdir(parents=True, exist_ok=True)
+    published_file(node.config).write_text("{")
+    view = LocalView(node.machine)
+    with exclusive(node.config.run_dir / "lease.lock", "the lease", Deadline.after(1)):
+        local = view.look()
+    assert not local.read_only
+    assert str(published_file(node.config)) in str(local.unread)
 
 
 def test_only_what_an_older_version_noted_is_doubted_for_its_name_from_the_future() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from standfast.act.ports import Snapshot
+from standfast.act.ports import FenceState, Snapshot
 from standfast.ages import UNKNOWN
 from standfast.clock import monotonic
 from standfast.config.model import Config
+from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
 from standfast.observe import Available, Blind, Cluster, Local, Sighting
@@ -281,9 +284,39 @@ def test_a_disk_that_can_not_be_read_leaves_the_rest_of_the_document(
 
     monkeypatch.setattr(made.machine.store, "aside", fails)
     doc = document(made)
-    assert (doc["agent"], doc["aside"]) == (True, [])
+    assert doc["agent"] is True
+    assert "aside" not in doc, "what is not known is not none"
     assert doc["trouble"] == "/persist: Input/output error (EIO)"
     assert "TROUBLE:   /persist: Input/output error (EIO)" in render(doc).splitlines()
+
+
+def test_a_fence_that_can_not_be_asked_leaves_the_rest_of_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = agent(tmp_path, SERVING)
+    made.seen = made.look()
+
+    def fails() -> FenceState:
+        raise StandfastError("nft can't list the table")
+
+    monkeypatch.setattr(made.machine.fence, "state", fails)
+    doc = document(made) | {"role": "primary"}
+    assert (doc["trouble"], "fence" in doc) == ("nft can't list the table", False)
+    told = {sample[0] for sample in samples.from_status(doc, made.config, NOW)}
+    assert {"serving", "trouble"} <= told
+    assert "fence_armed" not in told
+
+
+def test_a_port_that_was_opened_by_hand_has_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = agent(tmp_path, SERVING)
+    made.seen = made.look()
+    monkeypatch.setattr(made.machine.fence, "state", lambda: FenceState(True, math.inf))
+    doc = document(made)
+    assert doc["fence"]["open_for_s"] is None
+    json.dumps(doc, allow_nan=False)
+    assert any("WITHOUT END" in line for line in render(doc).splitlines())
 
 
 def test_a_client_s_text_says_whose_word_it_is(config: Config) -> None:

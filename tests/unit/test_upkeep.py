@@ -131,7 +131,7 @@ def test_what_a_surrender_unexported_since_the_last_look_stays_so(node: FakeNode
     replace(lease, serving=False, valid_until=NEVER).save(node.config.run_dir)
     agent.upkeep()
     assert node.nfs.fsid is None
-    assert "is not exported: the lease of epoch 4 is over" in str(agent.unkept)
+    assert "the lease of epoch 4 ended, as it was given up" in str(agent.unkept)
 
 
 @pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING)])

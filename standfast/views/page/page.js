@@ -133,6 +133,7 @@ function fence(volume) {
   const found = volume.fence;
   if (!found) return el("span", { class: "soft" }, "not known: no agent answers here");
   if (!found.in_place) return levelled("alarm", "rules missing");
+  if (found.open_for_s === null) return levelled("alarm", "port open without end, by hand");
   return levelled("ok", found.open_for_s > 0
     ? `armed, port open for ${found.open_for_s.toFixed(1)} s` : "armed, port shut");
 }

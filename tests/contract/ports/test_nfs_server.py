@@ -221,6 +221,19 @@ def test_an_export_is_one_of_a_running_server(scene: Scene) -> None:
     assert serves(scene, FSID), "a restart has it, too"
 
 
+def test_what_a_start_would_export_is_known_before(scene: Scene) -> None:
+    nfs = scene.nfs
+    assert not nfs.would_export()
+    nfs.export(FSID)
+    assert nfs.would_export() and scene.again.would_export()
+    nfs.start(soon(START_S))
+    assert nfs.would_export()
+    nfs.unexport()
+    assert not nfs.would_export()
+    nfs.stop(soon(START_S))
+    assert not scene.again.would_export()
+
+
 def test_a_running_server_is_told_of_an_export_and_of_its_end(scene: Scene) -> None:
     nfs = scene.nfs
     nfs.start(soon(START_S))

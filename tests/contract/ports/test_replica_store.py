@@ -541,3 +541,20 @@ def test_a_disk_that_can_not_be_read_is_an_ailment(
 
     monkeypatch.setattr(os, "scandir", broken)
     assert "(EIO)" in str(DirectoryStore(paths).ailment(Deadline.after(5)))
+
+
+def test_a_disk_that_can_not_be_asked_takes_no_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = paths_below(tmp_path)
+    initialise(paths.live)
+    store = DirectoryStore(paths)
+    assert not store.is_read_only()
+
+    def broken(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(os, "statvfs", broken)
+    assert store.is_read_only()
+    ailment = store.ailment(Deadline.after(5))
+    assert ailment is not None and ailment.reason is Reason.VOLUME_READ_ONLY

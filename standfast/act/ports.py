@@ -165,7 +165,7 @@ class FenceState:
     open_for_s: float
     """Seconds for which the port still passes; 0 when shut."""
     claimed: bool = True
-    """This volume has a say in that."""
+    """This volume has a claim to the port."""
 
 
 class BindMount(Protocol):

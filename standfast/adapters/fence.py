@@ -71,11 +71,11 @@ class Claims:
             self.write(0.0)
 
     def exists(self) -> bool:
-        """Whether the volume has a say."""
+        """Whether the volume has a claim."""
         return self._own.exists()
 
     def drop(self) -> None:
-        """The volume is not exported any more: it has no say."""
+        """The volume is not exported any more: it has no claim."""
         self._own.unlink(missing_ok=True)
 
     def least(self) -> tuple[float, str]:
@@ -140,7 +140,7 @@ class KernelFence(ABC):
             return True
 
     def claim(self) -> None:
-        """Have a say in the port before the volume is exported.
+        """Claim the port before the volume is exported.
 
         A new claim shuts the port, for all volumes, until this one arms: what is open was given
         without it. Shut first: a claim is never there beside a permit that didn't count it.
@@ -157,7 +157,7 @@ class KernelFence(ABC):
             self.claims.drop()
 
     def state(self) -> FenceState:
-        """What the kernel says now, and whether this volume has a say in it."""
+        """What the kernel says now, and whether this volume has a claim to it."""
         return replace(self._state(), claimed=self.claims.exists())
 
     @abstractmethod

@@ -280,7 +280,7 @@ def test_going_back_on_a_demotion_has_time_of_its_own(
 # The server
 
 
-def test_the_volume_has_a_say_in_the_port_before_it_is_exported(node: FakeNode) -> None:
+def test_the_volume_claims_the_port_before_it_is_exported(node: FakeNode) -> None:
     promote(node)
     log = node.world.log
     assert log.index("claim") < log.index("export") < log.index("lease:serve")

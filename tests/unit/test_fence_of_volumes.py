@@ -110,7 +110,9 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Port:
     return Port(tmp_path, stop_the_clock(monkeypatch))
 
 
-def test_a_volume_that_gets_a_say_shuts_the_port_that_was_opened_without_it(port: Port) -> None:
+def test_a_volume_that_claims_the_port_shuts_the_port_that_was_opened_without_it(
+    port: Port,
+) -> None:
     port.claim("music", 0)
     port.arm("music", 8.0)
     assert port.kernel.open_until == port.clock.now + 8.0
@@ -120,7 +122,7 @@ def test_a_volume_that_gets_a_say_shuts_the_port_that_was_opened_without_it(port
     assert port.kernel.open_until == port.clock.now + 3.0
 
 
-def test_a_volume_that_has_a_say_already_shuts_nothing(port: Port) -> None:
+def test_a_volume_that_claims_it_already_shuts_nothing(port: Port) -> None:
     port.claim("data", 0)
     port.arm("data", 8.0)
     port.claim("data", 0)

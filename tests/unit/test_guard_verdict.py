@@ -96,7 +96,7 @@ def test_a_server_without_any_volume_does_not_start(
         node_verdict((), Deadline.after(60))
 
 
-def test_a_server_does_not_start_with_a_volume_that_has_no_say_in_the_port(
+def test_a_server_does_not_start_with_a_volume_that_has_no_claim_to_the_port(
     volumes: tuple[Config, Config],
 ) -> None:
     """An export that a power cut left behind is served with whatever else is."""

@@ -246,4 +246,4 @@ def test_the_least_lease_of_the_volumes_counts(scene: Scene, fence: Fence) -> No
     scene.arm(20)
     scene.arm(50, scene.other)
     fence.claim()
-    assert 0 < scene.other.state().open_for_s <= 20, "it had a say already"
+    assert 0 < scene.other.state().open_for_s <= 20, "it had a claim already"

@@ -162,6 +162,7 @@ def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
         "snapshots": [_offer(one, ours) for one in welcome.snapshots],
         "partial": list(welcome.unfinished),
         "free_bytes": welcome.free_bytes,
+        "tells_ages": welcome.tells_ages,
     }
 
 
@@ -185,14 +186,17 @@ def _print_other(other: Doc) -> None:
         return
     free = f"{other['free_bytes'] / 2**30:.1f} GiB free"
     print(f"{other['node']}: {len(other['snapshots'])} snapshots, {free}")
-    rows = [_offer_row(one) for one in other["snapshots"]]
+    ageless = "nobody knows how old that is"
+    if not other["tells_ages"]:
+        ageless = f"{other['node']}'s version doesn't tell its ages"
+    rows = [_offer_row(one, ageless) for one in other["snapshots"]]
     rows += [(name, "-", "partial", "never used") for name in other["partial"]]
     if rows:
         print_table(("SNAPSHOT", "AGE", "KIND", ""), rows)
 
 
-def _offer_row(one: Doc) -> tuple[str, str, str, str]:
+def _offer_row(one: Doc, ageless: str) -> tuple[str, str, str, str]:
     age = "-" if one["age_s"] is None else duration(one["age_s"])
     remarks = ["here, too"] if one["here_too"] else []
-    remarks += ["nobody knows how old that is"] if one["age_s"] is None else []
+    remarks += [ageless] if one["age_s"] is None else []
     return (one["name"], age, one["kind"], "; ".join(remarks))

@@ -149,7 +149,8 @@ class _Receiver:
         from standfast.replication import preflight, verify
 
         snapshots = self.store.snapshots()
-        request = self._request(wire.offers(snapshots, self._ages(snapshots)), deadline)
+        offered = wire.offers(snapshots, self._ages(snapshots))
+        request = self._request(offered, deadline, tells_ages=True)
         match request:
             case wire.Survey():
                 facts = preflight.facts_here(self.config, self.store)
@@ -173,11 +174,13 @@ class _Receiver:
             }
         return {}
 
-    def _request(self, offered: tuple[wire.Offer, ...], deadline: Deadline) -> wire.Request | None:
+    def _request(
+        self, offered: tuple[wire.Offer, ...], deadline: Deadline, *, tells_ages: bool = False
+    ) -> wire.Request | None:
         """What the sender wants, after it was told what is here; None: nothing any more."""
         unfinished = tuple(path.name for path in self.store.unfinished())
         free, able = self.store.free_bytes(), tuple(self.store.abilities())
-        self.say(wire.Welcome(offered, free, unfinished, able))
+        self.say(wire.Welcome(offered, free, unfinished, able, tells_ages))
         line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S), self._give_way)
         return None if line is None else wire.parse_request(line)
 

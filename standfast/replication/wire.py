@@ -2,7 +2,8 @@
 
     sender                                receiver
     hello    who, what volume, why   ->
-                                     <-   welcome    its snapshots, free bytes
+                                     <-   welcome    its snapshots, free bytes; to a question
+                                                     also `ages`, of each snapshot, in seconds
     begin    one snapshot            ->
                                      <-   ready
     the stream, then end of input    ->
@@ -95,7 +96,7 @@ class Offer:
     content_id: str
     received: bool
     age_s: float | None = None
-    """By the receiver's own count, told to who asks; None: not known, or an older version's."""
+    """By the receiver's own count; None: not known, or not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ class Welcome:
     """Names of what lies there and doesn't count."""
     abilities: tuple[str, ...] = ()
     """What the receiving end can take beyond the plain stream."""
+    tells_ages: bool = False
+    """To who asks; an older version doesn't."""
     protocol: int = PROTOCOL
 
 
@@ -215,7 +218,7 @@ def dump(message: Message) -> str:
             listed = [[one.name, one.content_id, one.received] for one in message.snapshots]
             body = {"snapshots": listed, "free_bytes": message.free_bytes}
             ages = [None if (s := one.age_s) is None else round(s, 1) for one in message.snapshots]
-            body |= {"ages": ages} if any(age is not None for age in ages) else {}
+            body |= {"ages": ages} if message.tells_ages else {}
             body |= {"unfinished": list(message.unfinished[:MAX_UNFINISHED])}
             body |= {"abilities": list(message.abilities), "protocol": message.protocol}
         case Begin():
@@ -271,7 +274,7 @@ def parse_welcome(line: str) -> Welcome:
         unfinished = tuple(_words(name) for name in _list(doc["unfinished"]))
         abilities = tuple(_text(one) for one in _list(doc["abilities"]))
         free_bytes, protocol = _number(doc["free_bytes"]), _number(doc["protocol"])
-        return Welcome(listed, free_bytes, unfinished, abilities, protocol)
+        return Welcome(listed, free_bytes, unfinished, abilities, "ages" in doc, protocol)
 
     return _parse(line, Welcome, build)
 

@@ -18,7 +18,7 @@ from standfast.clock import utc_now
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.names import SnapshotName, diverged_name, parse_aside, retired_name
-from standfast.replication import pins
+from standfast.replication import pins, wire
 from standfast.replication.pins import Pin
 from standfast.replication.published import note_origin
 from tests.support.origins import Named, note_epoch
@@ -163,6 +163,32 @@ def test_the_age_of_what_another_node_has_is_its_own_count_and_no_name_s(
     assert ages["y"] == pytest.approx(7200, abs=60)
     assert ages["z"] is None
     assert "nobody knows how old that is" in zippy.run("snapshots", "--all")[1]
+
+
+def test_a_node_of_an_older_version_knows_its_ages_and_doesn_t_tell(
+    zippy: Site, c1: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c1.add(600, "x", received=True)
+    parse = wire.parse_welcome
+
+    def of_older(line: str) -> wire.Welcome:
+        doc = json.loads(line)
+        del doc["ages"]
+        return parse(json.dumps(doc))
+
+    monkeypatch.setattr(wire, "parse_welcome", of_older)
+    (other,) = zippy.run_json("snapshots", "--all")["others"]
+    assert (other["tells_ages"], other["snapshots"][0]["age_s"]) == (False, None)
+    out = zippy.run("snapshots", "--all")[1]
+    assert "c1's version doesn't tell its ages" in out and "nobody knows" not in out
+
+
+def test_another_node_s_notes_that_can_t_be_read_hide_no_snapshot(zippy: Site, c1: Site) -> None:
+    c1.add(600, "x", received=True)
+    (c1.config.state_dir / "published.json").write_text("{")
+    (other,) = zippy.run_json("snapshots", "--all")["others"]
+    assert [(one["content_id"], one["age_s"]) for one in other["snapshots"]] == [("x", None)]
+    assert other["tells_ages"]
 
 
 def test_asking_takes_no_lock_and_leaves_the_staging_alone(zippy: Site, c1: Site) -> None:

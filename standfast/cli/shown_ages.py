@@ -18,7 +18,7 @@ from standfast.views.text import duration
 
 def origins_here(config: Config) -> Mapping[str, Origin]:
     """What this node has noted of snapshots, by content id; nothing where it can't be read."""
-    with contextlib.suppress(StandfastError, OSError):
+    with contextlib.suppress(StandfastError):
         return origins_of_snapshots(config, instant())
     return {}
 

@@ -22,7 +22,7 @@ from standfast.records import (
     dump_epoch,
     parse_epoch,
 )
-from standfast.replication.published import note_origin
+from standfast.replication.published import note_origin, published_file
 from tests.support.origins import Named
 from tests.unit.cli_helpers import Desk, a_desk
 
@@ -191,6 +191,15 @@ def test_what_this_node_noted_itself_goes_by_no_other_clock(desk: Desk, ahead_s:
     item, plan = shown()
     assert item["age_s"] == pytest.approx(900, abs=60) and item["clock"] is None
     assert "(15 min old)" in plan
+
+
+def test_notes_that_can_t_be_read_leave_the_clock_of_the_record(desk: Desk) -> None:
+    name = f"services@{format_stamp(utc_now() - 600)}"
+    desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", utc_now(), by="c9").dump())
+    desk.config.state_dir.mkdir(parents=True, exist_ok=True)
+    published_file(desk.config).write_text("{")
+    assert "by c9's clock" in desk.run("standby", "list")[1]
+    assert "(10 min old by c9's clock)" in desk.run("replicate", "c1", "--dry-run")[1]
 
 
 # accept-epoch

@@ -86,10 +86,12 @@ def _standbys(doc: Mapping[str, Any], config: Config) -> Iterator[Notice]:
     for one in doc["standbys"] or ():
         name, note = one["node"], one["replication"]
         if one["age_s"] is None:
-            none = f"{name} has no complete snapshot"
-            unknown = f"nobody knows how old {name}'s newest snapshot is: a clock was set back"
-            text = unknown if one["snapshot"] else none
-            yield Notice(Level.WARNING, "standby", text, f"`standfast replicate {name}`.")
+            text, step = f"{name} has no complete snapshot", f"`standfast replicate {name}`."
+            if one["snapshot"]:
+                text = f"nobody here knows how old {name}'s newest snapshot is: this node's clock, "
+                text += "or that of the node that told it, was wrong"
+                step = f"`timedatectl` on both; `standfast snapshots` on {name}: its own count."
+            yield Notice(Level.WARNING, "standby", text, step)
         elif one["level"] != Level.OK and one["candidate"]:
             text = (
                 f"{name} is {duration(one['age_s'])} behind; a cycle is due every "

@@ -71,7 +71,7 @@ def _data(name: str, told: Mapping[str, Any], config: Config) -> Iterator[Findin
     if age_s is None:
         text = "no snapshot yet"
         if told.get("snapshot"):
-            text = "of unknown age: a clock was set back (timedatectl on both nodes)"
+            text = "of unknown age: a clock was wrong (timedatectl on both nodes)"
         yield Finding("age", False, text, again, name)
     else:
         text = f"{duration(age_s)} behind; one cycle each {config.replication.interval:g} s"

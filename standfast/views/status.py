@@ -95,8 +95,9 @@ def outlook(
         return Outlook(
             False,
             Reason.TOO_OLD,
-            f"nobody knows how old the newest snapshots are ({', '.join(taken)}): a clock was set "
-            f"back; the next replication tells",
+            f"nobody here knows how old the newest snapshots are ({', '.join(taken)}): this node's "
+            f"clock, or that of the node that told it, was wrong: `timedatectl` on both; "
+            f"`standfast snapshots` on the standby tells its own count",
         )
     best = min(known, key=lambda name: known[name])
     if known[best] > config.max_data_loss:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from standfast.clock import format_utc
+from standfast.reasons import Reason
 
 
 def duration(seconds: float | None) -> str:
@@ -41,8 +42,7 @@ def render(doc: Mapping[str, Any]) -> str:
     lines += _standbys(doc)
     lines += _nomad(doc.get("nomad"))
     outlook = doc.get("failover", {})
-    answer = "yes" if outlook.get("possible") else f"NO ({outlook.get('reason')})"
-    lines.append(f"failover:  {answer}: {outlook.get('sentence', '')}")
+    lines.append(f"failover:  {_answer(doc, outlook)}: {outlook.get('sentence', '')}")
     if doc.get("paused"):
         pause = doc["paused"]
         lines.append(
@@ -55,6 +55,16 @@ def render(doc: Mapping[str, Any]) -> str:
         if doc.get(key)
     ]
     return "\n".join(lines)
+
+
+def _answer(doc: Mapping[str, Any], outlook: Mapping[str, Any]) -> str:
+    if outlook.get("possible"):
+        return "yes"
+    reason = outlook.get("reason")
+    # The standby counts itself; what Consul alone tells of an age goes by two nodes' clocks.
+    by_clock = doc.get("agent") is False and reason == Reason.TOO_OLD
+    no = "NO by this node's clock" if by_clock else "NO"
+    return f"{no} ({reason})"
 
 
 def _headline(doc: Mapping[str, Any]) -> str:

@@ -242,6 +242,17 @@ def test_a_standby_is_late_after_two_intervals_and_no_use_beyond_the_allowed_los
     }
 
 
+def test_an_age_that_nobody_knows_is_a_matter_of_clocks_and_none_of_a_replication(
+    config: Config,
+) -> None:
+    unknown = standby("n2", None, snapshot="services@20270115T080000Z")
+    [one] = told(served(standbys=[unknown]), config)["notices"]
+    assert one["text"].startswith("nobody here knows how old n2's newest snapshot is: this node's")
+    assert one["next"] == "`timedatectl` on both; `standfast snapshots` on n2: its own count."
+    [one] = told(served(standbys=[standby("n2", None)]), config)["notices"]
+    assert one["next"] == "`standfast replicate n2`."
+
+
 def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
     config: Config,
 ) -> None:

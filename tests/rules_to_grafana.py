@@ -18,7 +18,7 @@ RULES = ROOT / "exporters/prometheus/standfast-alerts.yml"
 GRAFANA = ROOT / "exporters/grafana/alerts.yaml"
 DATASOURCE = "prometheus"
 """The uid that an operator replaces by that of their own datasource."""
-LOOK_BACK_S = 900
+LOOK_BACK_S = 86400
 """As long as the longest range in a rule."""
 HEAD = """\
 # Made of exporters/prometheus/standfast-alerts.yml by `python -m tests.rules_to_grafana`.

@@ -195,6 +195,8 @@ class Reign:
     reason: str
     operator: str | None
     lost_s: float | None
+    """At most so much was written after `base`, to the end of the old primary's lease; None: not
+    known."""
     at: float
 
     @property

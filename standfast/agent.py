@@ -201,6 +201,8 @@ class Agent:
         except Exception as error:
             failure = ours(error)
             course.failed(failure)
+            if failure is error:
+                raise  # one that causes itself has no end
             raise failure from error
         finally:
             self.moved_at, self.busy = monotonic(), None
@@ -270,19 +272,22 @@ class Agent:
 def keep_up(agent: Agent) -> None:
     """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
     try:
-        due_at = monotonic()
         while True:
-            agent.fence.look()
-            if monotonic() >= due_at:
-                agent.upkeep()
-                due_at = monotonic() + (TICK_S if agent.seen is None else UPKEEP_EVERY_S)
-            pause_s = min(agent.config.lease.heartbeat, due_at - monotonic())
-            if agent.stopping.wait(max(pause_s, 0.0)):
+            agent.upkeep()
+            if agent.stopping.wait(TICK_S if agent.seen is None else UPKEEP_EVERY_S):
                 return
     except Exception:
         # Without upkeep the check expires while all is well: better a new agent at once.
         log.exception("upkeep ended unexpectedly: the agent starts again")
         os._exit(1)
+
+
+def keep_fenced(agent: Agent) -> None:
+    """In a thread of its own: it waits for no disk, no server and no other process."""
+    while True:
+        agent.fence.look()
+        if agent.stopping.wait(agent.config.lease.heartbeat):
+            return
 
 
 def start_thread(name: str, body: Callable[[], None]) -> None:
@@ -294,6 +299,7 @@ def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], None] = star
     """Look, act and answer commands until told to stop; `beside` runs what a thread runs."""
     # Before the first look: that may hang with the disk, which the lease process has to hear of.
     beside("upkeep", lambda: keep_up(agent))
+    beside("fence", lambda: keep_fenced(agent))
     agent_jobs.begin(agent)
     notify("READY=1")
     while not agent.stopping.is_set():

@@ -1,8 +1,8 @@
 """The agent's own look at the fence, independent of the lease process, which may be frozen or dead.
 
 Invariant: while this node has a reign that it has not put away and its lease isn't valid, rules
-that were flushed are back shut a heartbeat interval after the last look, later by what the upkeep,
-in the same thread, waits for a disk or a server that hangs.
+that were flushed are back shut a heartbeat interval after the last look. It has a thread of its
+own, which waits for no disk, no server and no other process.
 
 What it costs: a look is a process (`nft list`, some milliseconds). While the lease is valid none is
 needed: the lease process sees the rules at each heartbeat, and were it to hang, nobody else serves

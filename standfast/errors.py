@@ -184,7 +184,9 @@ def said(error: Exception) -> str:
 
 def is_lack_of(error: BaseException | None, *codes: int) -> bool:
     """Whether the system's refusal behind an error, or behind what caused it, has such a code."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in codes:
             return True
         error = error.__cause__

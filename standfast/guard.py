@@ -237,6 +237,8 @@ def judge(config: Config, deadline: Deadline, ask: Ask = asked_here) -> None:
     """The guard's question for one volume; Refused, nothing else."""
     try:
         check(ask(config, deadline))
+    except Refused:
+        raise
     except Exception as error:
         raise refusal(error) from error
 

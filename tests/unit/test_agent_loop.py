@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from standfast.act.effects import Effects
-from standfast.agent import BACK_OFF_S, TICK_S, Agent, Seen, keep_up, serve
+from standfast.agent import BACK_OFF_S, TICK_S, Agent, Seen, keep_fenced, keep_up, serve
+from standfast.agent_fence import FenceWatch
 from standfast.clock import monotonic
 from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
 from standfast.errors import ConsulUnreachable, Refused, StandfastError, StepFailed
@@ -240,7 +241,26 @@ def test_what_runs_beside_the_loop_is_begun_once_and_before_a_look_that_may_hang
 
     agent.stopping.set()
     serve(agent, beside)
-    assert begun == ["upkeep"]
+    assert begun == ["upkeep", "fence"]
+
+
+def test_the_fence_is_looked_at_while_the_upkeep_waits(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a disk, a server, or a lease process that is frozen."""
+    agent = real_agent(node)
+    looks: list[int] = []
+
+    def look(_fence: FenceWatch) -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            agent.stopping.set()
+
+    monkeypatch.setattr(FenceWatch, "look", look)
+    monkeypatch.setattr(agent.stopping, "wait", lambda _seconds: agent.stopping.is_set())
+    monkeypatch.setattr(Agent, "upkeep", a_bug)
+    keep_fenced(agent)
+    assert len(looks) == 3
 
 
 # Plans
@@ -254,8 +274,9 @@ def test_when_a_plan(node: FakeNode, fails: bool) -> None:
     agent.machine = replace(agent.machine, jobs=jobs)
     # There is no reign whose port could be closed.
     plan = Plan("some", (Step(Do.CLOSE_PORT if fails else Do.UNEXPORT, "do it"),))
-    with pytest.raises(StepFailed) if fails else nullcontext():
+    with pytest.raises(StepFailed) if fails else nullcontext() as failed:
         agent.run_plan(plan, Effects(agent.machine))
+    assert failed is None or failed.value.__cause__ is not failed.value
     assert (jobs.resumed, agent.busy) == (1, None)
 
 

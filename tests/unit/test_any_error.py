@@ -348,6 +348,9 @@ def test_only_a_bug_has_its_traceback_in_the_log_and_only_once(
     full = ours(ERRORS[0])
     assert caplog.records == []
     assert isinstance(full, Unexpected) and is_lack_of(full, errno.ENOSPC)
+    around = StandfastError("one that is its own cause")
+    around.__cause__ = around
+    assert not is_lack_of(around, errno.ENOSPC), "and there is an end to it"
     assert reason_of(full) is Reason.NO_SPACE
     bug = ours(ERRORS[-1])
     ours(ERRORS[-1])

@@ -169,12 +169,12 @@ def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
 
 def origins_of_snapshots(config: Config, now: Instant) -> Mapping[str, Origin]:
     """Content id -> origin; StandfastError when unreadable."""
-    return _load(config).going_on(_here(config, now)).origins()
+    return _as_of(config, now).origins()
 
 
 def clock_was_set_s_ago(config: Config, now: Instant) -> float:
     """Seconds since the wall clock was set; infinity: not since this machine started."""
-    seen = _load(config).going_on(_here(config, now)).seen
+    seen = _as_of(config, now).seen
     return math.inf if seen is None or seen.set_up is None else now.up - seen.set_up
 
 
@@ -212,7 +212,7 @@ def note_names(config: Config, names: Iterable[str]) -> None:
             found.append(SnapshotName.parse(text))
     ours = [one for one in found if one.base == config.base and one.stamp <= now.utc + MOST_AHEAD_S]
     with _locked(config, LOCK_WAIT_S):
-        noted = _load(config).going_on(now)
+        noted = _as_of(config, now)
         known = ours if noted.last is None else [*ours, noted.last]
         replace(noted, last=max(known, default=None)).save(config)
 
@@ -232,7 +232,7 @@ def note_origin(
     meanwhile must not lose its entry.
     """
     with _locked(config, LOCK_WAIT_S):
-        noted = _load(config).going_on(_here(config, instant()))
+        noted = _as_of(config, instant())
         if noted.epochs.get(snapshot.content_id) != origin.epoch:
             known = {one.content_id for one in snapshots()}
             noted.keeping(known).adding(snapshot, origin).save(config, reserved=reserved)
@@ -251,7 +251,13 @@ def note_clock(config: Config, now: Instant) -> None:
     if same and now.up - seen.at.up < CLOCK_EVERY_S:
         return
     with _locked(config, CLOCK_LOCK_S):
-        _load(config).going_on(now).save(config, durable=False)
+        _as_of(config, now).save(config, durable=False)
+
+
+def _as_of(config: Config, now: Instant) -> _Noted:
+    """The one door to what is noted: without the start that it is of, any moment would be of
+    another one, and nothing be counted any more."""
+    return _load(config).going_on(_here(config, now))
 
 
 def _here(config: Config, now: Instant) -> Instant:

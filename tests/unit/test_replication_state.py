@@ -36,9 +36,11 @@ from standfast.replication import published, state, verify
 from standfast.replication.failures import reason_of
 from standfast.replication.fingerprint import Fingerprint
 from standfast.replication.published import (
+    clock_was_set_s_ago,
     epochs_of_snapshots,
     next_name,
     note_clock,
+    note_names,
     note_origin,
     origins_of_snapshots,
     ranked,
@@ -291,6 +293,23 @@ def test_a_clock_that_was_ahead_at_one_start_says_nothing_of_what_is_noted_later
         a_day_later = at(a_day_later, 35, boot=boot)
         note_clock(config, a_day_later)
     assert told_age_s(config, a_day_later) == pytest.approx(70, abs=1)
+
+
+def test_names_that_another_node_has_change_no_age(config: Config) -> None:
+    """They are noted after a `bad-name`; it was taken for a start of the machine."""
+    now = instant()
+    one = snapshot(1, "one")
+    note_origin(config, one, Origin(1, now.utc - 100), lambda: [one])
+    note_clock(config, at(now, 60, set_by=-30))
+    later = at(now, 80, set_by=-30)
+    theirs = SnapshotName.at(config.base, later.utc + 3600)
+    other_base = SnapshotName.at("other", later.utc + 7200)
+    with patch.object(published, "instant", lambda: later):
+        note_names(config, [str(theirs), str(other_base), "made by hand"])
+    assert next_name(config, later.utc) == theirs.after([theirs])
+    assert origins_of_snapshots(config, later)["one"].counted
+    assert told_age_s(config, later) == pytest.approx(180, abs=1)
+    assert clock_was_set_s_ago(config, later) == pytest.approx(20, abs=1)
 
 
 def test_the_clock_is_noted_once_a_minute_and_after_a_start(config: Config) -> None:

@@ -126,20 +126,23 @@ class OwnReign:
             fields |= {name: doc.get(name) for name in _LATER}
             reign = cls(**{**fields, "stage": Stage(doc["stage"])})
         except (KeyError, ValueError, TypeError) as error:
-            raise StandfastError(
-                f"{state_dir}/reign.json is damaged ({error!r}). It says what this node's data is; "
-                f"restore it, or put the live subvolume aside by hand and delete the file"
-            ) from error
+            raise StandfastError(_damaged(state_dir, repr(error))) from error
         if type(reign.epoch) is not int or not isinstance(reign.fsid, str):
-            raise StandfastError(
-                f"{state_dir}/reign.json is damaged: epoch or fsid of a wrong type"
-            )
+            raise StandfastError(_damaged(state_dir, "epoch or fsid of a wrong type"))
         return reign
 
     @staticmethod
     def forget(state_dir: Path) -> None:
         """The reign is over and put away; the node is a plain standby."""
         (state_dir / "reign.json").unlink(missing_ok=True)
+
+
+def _damaged(state_dir: Path, what: str) -> str:
+    return (
+        f"{state_dir}/reign.json is damaged ({what}). It says what this node's data is: restore "
+        f"it. If it can't be, delete it and, where this node holds the lease, run `standfast "
+        f"demote`: the live subvolume is kept"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ class Intent:
     base: str | None
     base_content_id: str | None
     in_place: bool
+    begun: bool | None = False
+    """The reign has, or may have, its tree: noted before that is made; None: an older version's."""
 
     def save(self, state_dir: Path) -> None:
         text = json.dumps({"v": 1, **asdict(self)})
@@ -163,9 +168,11 @@ class Intent:
         if doc is None or doc.get("epoch") != epoch:
             return None
         base, content_id = doc.get("base"), doc.get("base_content_id")
+        begun = doc.get("begun")
         return cls(
             epoch,
             base if isinstance(base, str) else None,
             content_id if isinstance(content_id, str) else None,
             doc.get("in_place") is True,
+            begun if isinstance(begun, bool) else None,
         )

@@ -247,9 +247,12 @@ class Effects:
         """Name and content id of the snapshot that has all of this reign; noted as released."""
         state_dir = self.machine.config.state_dir
         own = self._own_of_this_epoch()
-        if own is None:  # cut off before it began: nothing is newer than what it was to start from
+        if own is None:
             intent = Intent.load(state_dir, self.epoch())
-            return (None, None) if intent is None else (intent.base, intent.base_content_id)
+            if intent is None or volume.has_begun(self.machine, intent.epoch):
+                return None, None
+            # Cut off before it began: nothing is newer than what it was to start from.
+            return intent.base, intent.base_content_id
         unborn = own.stage in UNBORN
         own.at(Stage.RELEASED).save(state_dir)
         return (own.base, own.base_content_id) if unborn else (own.final, own.final_id)

@@ -15,6 +15,7 @@ from standfast.act.ports import Snapshot
 from standfast.ages import Origin
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.errors import StandfastError, ours
+from standfast.lease.files import LeaseStatus
 from standfast.names import diverged_name, retired_name
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
 from standfast.replication.published import next_name, note_origin
@@ -46,6 +47,7 @@ def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnReign
         own = own.at(Stage.CREATING)
         own.save(state_dir)
     if own.stage is Stage.CREATING:
+        _note_begun(machine, own)
         tree = machine.store.live() or machine.store.create_live_from(_find(machine, own))
         own = replace(own, stage=Stage.READY, live_uuid=tree.uuid)
         own.save(state_dir)
@@ -76,6 +78,13 @@ def _begin(
     intent = Intent.load(machine.config.state_dir, epoch)
     if intent is None:
         intent = Intent(epoch, recorded_base, None, in_place=False)
+    if not intent.in_place and has_begun(machine, epoch):
+        raise StandfastError(
+            f"{machine.config.state_dir}/reign.json says nothing of epoch {epoch}, which had its "
+            f"tree already: nothing was touched, as a new one would lack what is in that. Put the "
+            f"file back, or run `standfast demote` on this node: {machine.config.paths.live} is "
+            f"kept aside then"
+        )
     if intent.in_place:
         # The same tree with the same inodes: the clients' handles stay good, so the id stays.
         fsid = before.fsid if before is not None else str(uuid.uuid4())
@@ -83,6 +92,7 @@ def _begin(
         if live is None:
             raise StandfastError(f"the live subvolume {machine.config.paths.live} is gone")
         own = OwnReign(epoch, Stage.READY, fsid, intent.base, in_place=True, live_uuid=live.uuid)
+        _note_begun(machine, own)
     else:
         displaced = before.epoch if before is not None else 0
         own = OwnReign(
@@ -97,6 +107,24 @@ def _begin(
     own = replace(own, file_system=machine.store.file_system())
     own.save(machine.config.state_dir)
     return own
+
+
+def has_begun(machine: Machine, epoch: int) -> bool:
+    """Whether `epoch` has, or may have, a tree here, by what tells of it besides `reign.json`.
+
+    A reign is never gone on with after a reboot, so there is the lease's own file where the whole
+    state directory is gone.
+    """
+    intent = Intent.load(machine.config.state_dir, epoch)
+    if intent is not None and intent.begun is not None:
+        return intent.begun
+    lease = LeaseStatus.load(machine.config.run_dir)
+    return lease is not None and lease.epoch == epoch and (lease.serving or lease.served)
+
+
+def _note_begun(machine: Machine, own: OwnReign) -> None:
+    intent = Intent(own.epoch, own.base, own.base_content_id, own.in_place, begun=True)
+    intent.save(machine.config.state_dir)
 
 
 def _find(machine: Machine, own: OwnReign) -> Snapshot:
@@ -218,7 +246,7 @@ def find_final(machine: Machine, own: OwnReign) -> Snapshot:
 
 def put_aside(machine: Machine, *, diverged: bool) -> None:
     """Rename the live subvolume of a reign that is over; its new name is noted before."""
-    own = OwnReign.load(machine.config.state_dir)
+    own = _to_put_aside(machine)
     live = machine.store.live()
     if own is None:
         return
@@ -236,6 +264,16 @@ def put_aside(machine: Machine, *, diverged: bool) -> None:
         own.save(machine.config.state_dir)
     assert own.aside is not None
     machine.store.keep_aside(own.aside)
+
+
+def _to_put_aside(machine: Machine) -> OwnReign | None:
+    """The reign whose tree is at the live path, where `reign.json` says nothing of it, too."""
+    own = OwnReign.load(machine.config.state_dir)
+    lease = LeaseStatus.load(machine.config.run_dir)
+    later = lease is not None and (own is None or own.epoch < lease.epoch)
+    if lease is not None and later and has_begun(machine, lease.epoch):
+        return OwnReign(lease.epoch, Stage.READY, "", None, in_place=False)
+    return own
 
 
 def forget(machine: Machine) -> None:
@@ -259,6 +297,7 @@ def _check_put_aside(machine: Machine, own: OwnReign | None) -> None:
     path = machine.config.paths.live
     raise StandfastError(
         f"the tree of epoch {own.epoch} ({own.live_uuid}) is neither at {path} nor put aside: "
-        f"nothing was touched. Put it back there; if it is gone for good, delete "
+        f"nothing was touched. Put it back there. If it is gone for good, end the role with "
+        f"`standfast demote` where this node still has it, then delete "
         f"{machine.config.state_dir}/reign.json"
     )

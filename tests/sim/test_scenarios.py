@@ -14,7 +14,7 @@ from standfast.decision import Action
 from standfast.lease.keeper import RETRY_S
 from standfast.plan import Do
 from standfast.reasons import Reason
-from standfast.records import LeaderState
+from standfast.records import LeaderState, Reign
 from standfast.replication.reporting import ReignInConsul
 from tests.sim.clockwork import Violation
 from tests.sim.disk import Tree
@@ -713,6 +713,34 @@ def test_a_primary_that_reboots_goes_on_with_its_own_tree(tmp_path: Path) -> Non
         world.wait_for_primary("a")
         assert world.epoch() == 2
         assert primary.asides() == {}
+
+
+def test_a_reign_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
+    """It is not begun anew from its base; `demote` tells the loss and puts the tree aside."""
+    world.begin().hand_to("b")
+    world.wait_for_primary("b")
+    world.run(30.0)
+    primary = world["b"]
+    primary.seat.copies = False
+    world.run(20.0)
+    tree = primary.live
+    assert tree is not None
+    (primary.config.state_dir / "reign.json").unlink()
+    world.run(20.0)
+    assert primary.live is tree and primary.asides() == {}
+    assert "standfast demote" in str(primary.seat.agent and primary.seat.agent.trouble)
+    primary.ask("demote")
+    world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean)
+    world.run(10.0)
+    [(name, aside)] = primary.asides().items()
+    assert name.startswith("services.diverged-2-") and aside is tree
+    now = world.leader()
+    assert now is not None and now.surrendered and now.final is None
+    primary.seat.copies = True
+    world["c"].ask("promote", accept_data_loss=True)
+    world.wait_for_primary("c", 60.0)
+    history = world.store.get(world.key("history/3"))
+    assert history is not None and (Reign.parse(history.value).lost_s or 0.0) > 10.0
 
 
 def test_a_whole_cluster_that_loses_power_comes_back_without_loss(world: World) -> None:

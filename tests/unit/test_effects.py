@@ -13,7 +13,7 @@ from standfast import plan as plans
 from standfast.act import effects as effects_module
 from standfast.act.effects import UNDO_S, Effects
 from standfast.act.execute import execute
-from standfast.act.ports import Snapshot
+from standfast.act.ports import LiveTree, Snapshot
 from standfast.adapters.consul import Instance
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.decision import Action, Decision
@@ -221,6 +221,27 @@ def test_a_final_snapshot_of_before_is_not_handed_over_as_everything(
     assert asked[-1]["final"] is None and asked[-1].get("surrendered")
     known = OwnReign.load(node.config.state_dir)
     assert known is not None and known.final is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_role_whose_reign_is_not_known_any_more_is_given_up_without_a_final_snapshot(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    """What it began with is not all of it; a file that is missing doesn't say that it is."""
+    if in_place:
+        node.store.tree = LiveTree(node.config.paths.live, "mine", writable=True)
+        decision = Decision(Action.PROMOTE, Reason.TAKEOVER, "on", in_place=True, epoch=4)
+        sighting = Sighting((4, "n1", "boot-0", 17), 100, 0.0)
+        run(plans.promotion(NAMES, "its tree"), Effects(node.machine, decision, sighting))
+    else:
+        promote(node)
+    OwnReign.forget(node.config.state_dir)
+    asked = asked_of_the_lease(node, monkeypatch)
+    run(plans.surrender(NAMES), Effects(node.machine))
+    assert asked[-1]["final"] is None and asked[-1].get("surrendered")
+    [aside] = node.store.put_aside
+    assert aside.name.startswith("services.diverged-5-")
+    assert not node.nfs.running
 
 
 def test_the_reign_is_noted_as_draining_before_its_port_is_shut(

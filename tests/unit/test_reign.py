@@ -86,4 +86,4 @@ def test_an_intent_with_wrong_types_promises_nothing(tmp_path: Path) -> None:
     (tmp_path / "intent.json").write_text(
         '{"v": 1, "epoch": 6, "base": 7, "base_content_id": [], "in_place": "yes"}'
     )
-    assert Intent.load(tmp_path, 6) == Intent(6, None, None, in_place=False)
+    assert Intent.load(tmp_path, 6) == Intent(6, None, None, in_place=False, begun=None)

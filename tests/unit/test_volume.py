@@ -9,9 +9,11 @@ import pytest
 
 from standfast.act import volume
 from standfast.act.ports import LiveTree, Snapshot
-from standfast.clock import Deadline
+from standfast.clock import Deadline, monotonic
 from standfast.errors import Refused, StandfastError
+from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.records import LeaderState
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
@@ -104,6 +106,43 @@ def test_another_subvolume_in_its_place_is_not_served(node: FakeNode) -> None:
     assert node.world.log == [], "it is not even made writable"
 
 
+def has_lease(node: FakeNode, epoch: int, *, served: bool, serving: bool = False) -> None:
+    """In this boot, says the lease process."""
+    state = LeaderState.SERVING if serving else LeaderState.STARTING
+    until = monotonic() + 60
+    said = LeaseStatus(epoch, "boot-1", 1, state, serving, until, until, 1, monotonic())
+    replace(said, served=served).save(node.config.run_dir)
+
+
+@pytest.mark.parametrize("lost", ["reign.json", "the state", "the state, at the first moment"])
+def test_a_reign_whose_file_is_gone_does_not_begin_anew(node: FakeNode, lost: str) -> None:
+    """A second tree from its base would lack everything that was written since."""
+    has(node, "c0ffee")
+    intends(node, 5, "c0ffee")
+    volume.prepare(node.machine, 5, None)
+    had = node.store.tree
+    has_lease(node, 5, served=lost != "the state, at the first moment", serving=True)
+    for path in node.config.state_dir.iterdir():
+        if lost != "reign.json" or path.name == lost:
+            path.unlink()
+    with pytest.raises(StandfastError, match=r"epoch 5, which had its tree already.*demote"):
+        volume.prepare(node.machine, 5, str(BASE))
+    assert node.store.tree is had and node.store.put_aside == []
+
+
+def test_what_a_cut_left_before_the_tree_was_made_is_begun_again(node: FakeNode) -> None:
+    only = has(node, "c0ffee")
+    has_lease(node, 5, served=False)
+    volume.prepare(node.machine, 5, str(BASE))
+    assert node.store.made_from == only
+    # A lease process that took the lease up says that it may have served: the intent knows better.
+    node.store.tree = None
+    OwnReign.forget(node.config.state_dir)
+    has_lease(node, 6, served=True)
+    intends(node, 6, "c0ffee")
+    assert volume.prepare(node.machine, 6, None).epoch == 6
+
+
 def test_a_demotion_that_is_gone_back_on_makes_it_writable_again(node: FakeNode) -> None:
     BEFORE.at(Stage.DRAINING).save(node.config.state_dir)
     lives(node, writable=False)
@@ -162,6 +201,30 @@ def test_a_tree_that_nobody_else_has_is_not_called_retired(
     volume.put_aside(node.machine, diverged=False)
     [aside] = node.store.put_aside
     assert aside.name.startswith(f"services.{kind}-4-")
+
+
+@pytest.mark.parametrize("earlier", [None, HANDED])
+def test_the_tree_of_a_reign_whose_file_is_gone_is_kept_aside_as_diverged(
+    node: FakeNode, earlier: OwnReign | None
+) -> None:
+    """Nobody knows what is in it; an earlier file that somebody put back is not of it."""
+    has_lease(node, 5, served=True)
+    if earlier is not None:
+        earlier.save(node.config.state_dir)
+    lives(node, "tree-5", writable=False)
+    volume.put_aside(node.machine, diverged=False)
+    volume.forget(node.machine)
+    volume.put_aside(node.machine, diverged=False)
+    [aside] = node.store.put_aside
+    assert aside.name.startswith("services.diverged-5-")
+    assert OwnReign.load(node.config.state_dir) is None
+
+
+def test_a_tree_that_was_there_before_any_reign_stays(node: FakeNode) -> None:
+    has_lease(node, 5, served=False)
+    lives(node, "not ours", writable=False)
+    volume.put_aside(node.machine, diverged=False)
+    assert node.store.put_aside == []
 
 
 def test_a_tree_that_can_still_change_is_not_put_aside(node: FakeNode) -> None:

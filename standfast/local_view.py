@@ -13,7 +13,7 @@ from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
 from standfast.ages import FUTURE_TOLERANCE_S, WAS_SET_S, Origin
 from standfast.clock import Instant, instant
-from standfast.errors import StandfastError, ours
+from standfast.errors import Refused, StandfastError, ours
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
 from standfast.observe import Available, Local
@@ -96,11 +96,20 @@ class LocalView:
         )
         try:
             seen = replace(local, snapshots=self._known(fresh=fresh))
-            return replace(seen, has_live=config.paths.live.exists())
+            return replace(seen, has_live=self._has_live(own))
         except (StandfastError, OSError) as error:
             if own is None or not held:
                 raise
             return replace(local, unread=str(ours(error)))
+
+    def _has_live(self, own: OwnReign | None) -> bool:
+        """Of a node that has, or had, a reign: that one's tree, and not what somebody put there."""
+        if own is None or own.live_uuid is None:
+            return self._machine.config.paths.live.exists()
+        with contextlib.suppress(Refused):  # something else than a subvolume
+            live = self._machine.store.live()
+            return live is not None and live.uuid == own.live_uuid
+        return False
 
     def _known(self, *, fresh: bool) -> tuple[Available, ...]:
         config, now = self._machine.config, instant()

@@ -123,6 +123,7 @@ class Local:
     """A lease process holds the lease's lock."""
     snapshots: tuple[Available, ...] = ()
     has_live: bool = False
+    """There is a tree at the live path; once this node had a reign: that one's."""
     nfs_running: bool = False
     read_only: bool = False
     """The volume's file system takes no writes: nothing could be served from it."""

@@ -89,8 +89,14 @@ def _begin(
         # The same tree with the same inodes: the clients' handles stay good, so the id stays.
         fsid = before.fsid if before is not None else str(uuid.uuid4())
         live = machine.store.live()
-        if live is None:
-            raise StandfastError(f"the live subvolume {machine.config.paths.live} is gone")
+        if live is None or (before and before.live_uuid not in (None, live.uuid)):
+            there = "gone" if live is None else f"another one ({live.uuid})"
+            had = f", epoch {before.epoch} had {before.live_uuid}" if before else ""
+            raise StandfastError(
+                f"the live subvolume {machine.config.paths.live} that epoch {epoch} was to go on "
+                f"with is {there}{had}: nothing is served. Put the right one back, or run "
+                f"`standfast demote` on this node"
+            )
         own = OwnReign(epoch, Stage.READY, fsid, intent.base, in_place=True, live_uuid=live.uuid)
         _note_begun(machine, own)
     else:

@@ -715,6 +715,30 @@ def test_a_primary_that_reboots_goes_on_with_its_own_tree(tmp_path: Path) -> Non
         assert primary.asides() == {}
 
 
+def test_a_primary_that_reboots_goes_on_with_no_other_tree(tmp_path: Path) -> None:
+    """Somebody put an older one in its place while it was down: that is a loss, and told as one."""
+    with World(tmp_path, mode="auto", names=("a", "b")) as world:
+        primary = world.begin()
+        world.run(30.0)
+        world["b"].power_cut()
+        world.run(30.0)
+        primary.power_cut()
+        disk, live = primary.disk, primary.config.paths.live
+        tree = primary.live
+        assert tree is not None
+        older, away = Tree(disk.new_uuid(), tree.writes[:10]), live.with_name("services.mine")
+        live.rename(away)
+        disk.data.put(away, tree)
+        live.mkdir()
+        disk.data.put(live, older)
+        primary.boot()
+        world.wait_for_primary("a", 90.0)
+        history = world.store.get(world.key("history/2"))
+        assert history is not None and (Reign.parse(history.value).lost_s or 0.0) > 0.0
+        assert primary.live is not older and older in primary.asides().values()
+        assert primary.live is not None and len(primary.live.writes) > len(older.writes)
+
+
 def test_a_reign_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
     """It is not begun anew from its base; `demote` tells the loss and puts the tree aside."""
     world.begin().hand_to("b")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
+from standfast.act.ports import LiveTree, Snapshot
 from standfast.ages import Origin
 from standfast.clock import Deadline, monotonic
+from standfast.errors import Refused
 from standfast.lease.files import LeaseStatus
 from standfast.local_view import SNAPSHOTS_EVERY_S, LocalView, available
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.observe import Available
+from standfast.reasons import Reason
 from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
 from standfast.replication.published import published_file
@@ -83,6 +86,29 @@ def test_a_disk_that_can_not_be_read_keeps_only_a_holder_from_nothing(
     assert (local.own, local.lease_alive) == (own, True)
     assert (local.snapshots, local.has_live) == ((), False)
     assert local.unread == "/persist: Input/output error (EIO)"
+
+
+def test_only_its_reign_s_own_tree_can_be_gone_on_with(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, path = LocalView(node.machine), node.config.paths.live
+    assert not view.look().has_live
+    path.mkdir()
+    assert view.look().has_live, "the first primary's"
+    own = OwnReign(4, Stage.READY, "fsid", None, in_place=False, live_uuid="mine")
+    own.save(node.config.state_dir)
+    node.store.tree = LiveTree(path, "put there by hand", writable=True)
+    assert not view.look().has_live
+    node.store.tree = LiveTree(path, "mine", writable=True)
+    assert view.look().has_live
+
+    def refuses() -> LiveTree:
+        raise Refused(Reason.VOLUME_MISSING, f"{path} exists but is no subvolume")
+
+    monkeypatch.setattr(node.store, "live", refuses)
+    assert not view.look().has_live, "and what ends serving is done all the same"
+    replace(own, live_uuid=None).save(node.config.state_dir)
+    assert view.look().has_live, "an older version's, which noted none"
 
 
 def test_what_else_a_holder_can_not_read_is_no_fault_of_its_disk(node: FakeNode) -> None:

@@ -88,6 +88,20 @@ def test_the_same_tree_keeps_its_id_so_that_open_files_go_on(node: FakeNode) -> 
     assert node.store.made_from is None
 
 
+@pytest.mark.parametrize("there", ["another", "nothing"])
+def test_a_reign_that_was_to_go_on_in_place_adopts_no_other_tree(
+    node: FakeNode, there: str
+) -> None:
+    """It would be told as a beginning without loss."""
+    BEFORE.save(node.config.state_dir)
+    if there == "another":
+        lives(node, "put there by hand")
+    intends(node, 5, in_place=True)
+    with pytest.raises(StandfastError, match=r"is (gone|another one).*epoch 4 had tree-4: nothing"):
+        volume.prepare(node.machine, 5, None)
+    assert OwnReign.load(node.config.state_dir) == BEFORE
+
+
 def test_what_lay_there_is_put_aside_under_its_own_epoch(node: FakeNode) -> None:
     BEFORE.save(node.config.state_dir)
     lives(node)

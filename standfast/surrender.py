@@ -26,6 +26,9 @@ TOLD_FROM_S = 10.0
 OUTAGE_LIMIT_S = 120.0
 """For an orderly handover from its deregistration to its end: past it, the node serves again. Until
 then it isn't surrendered."""
+WELL_S = 30.0
+"""It serves again when it has for so long: a server that starts anew lets nobody open anything for
+its grace time (10 s by default), and one that dies again and again never serves."""
 MOST_S = 20.0
 """Between two looks: a process that was frozen for longer doesn't know what was meanwhile."""
 
@@ -43,21 +46,27 @@ class Spell:
     """The lease was valid at the last look: the time since is this node's."""
     served: bool = False
     """It has served in this reign."""
+    opened: bool = False
+    """The port was opened in this reign: a client may have written, whatever was seen of it."""
+    well_since: float | None = None
+    """Nothing is in the way since then."""
 
     def unserved_s(self, now: float) -> float:
         return self.lacked_s if self.why is None else self.lacked_s + self._since_s(now)
 
     def seen(self, now: float, why: str | None) -> Spell:
         """After a look within the lease."""
-        if why is None:
-            return Spell(now, served=True)
-        lacked_s = self.lacked_s + self._since_s(now)
-        return replace(self, at=now, lacked_s=lacked_s, why=why, counts=True)
+        at = replace(self, at=now, why=why, counts=True)
+        if why is not None:
+            return replace(at, lacked_s=self.lacked_s + self._since_s(now), well_since=None)
+        since = now if self.well_since is None else self.well_since
+        lacked_s = 0.0 if now - since >= WELL_S else self.lacked_s
+        return replace(at, lacked_s=lacked_s, served=True, well_since=since)
 
     def paused(self, now: float) -> Spell:
         """While the lease isn't valid the time is Consul's, and isn't counted; what was before it
         is kept."""
-        return replace(self, at=now, counts=False)
+        return replace(self, at=now, counts=False, well_since=None)
 
     def _since_s(self, now: float) -> float:
         return min(max(0.0, now - self.at), MOST_S) if self.counts else 0.0

@@ -19,7 +19,7 @@ from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
 from standfast.lease import exports
-from standfast.lease.files import LeaseStatus, others_serving, save_claim
+from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
 from standfast.observe import Sighting
@@ -299,17 +299,7 @@ class Effects:
 
     def stop_nfs(self) -> None:
         machine = self.machine
-        if others_serving(machine.config) and self._holds():
-            exports.unexport(machine.config, machine.fence, machine.nfs)
-        else:
-            exports.end(machine.config, machine.fence, machine.nfs, self._server_deadline())
-
-    def _holds(self) -> bool:
-        """Whether what the server is asked is still this reign's, and goes into its data."""
-        own = OwnReign.load(self.machine.config.state_dir)
-        lease = LeaseStatus.load(self.machine.config.run_dir)
-        mine = own is not None and lease is not None and lease.epoch == own.epoch
-        return mine and lease is not None and lease.remaining_s(monotonic()) > 0
+        exports.withdraw(machine.config, machine.fence, machine.nfs, self._server_deadline())
 
     def prepare_jobs(self) -> None:
         """It saves the jobs some seconds; without, they wait for the new primary's meta."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused, ours
+from standfast.files import write_atomically
 from standfast.lease.files import LeaseStatus, others_serving
 from standfast.locks import exclusive
 from standfast.reasons import Reason
@@ -39,6 +41,7 @@ def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) 
                 f"`standfast status`",
             )
         fence.claim()
+        write_atomically(_mark(config), "")
         nfs.export(fsid)
 
 
@@ -54,39 +57,46 @@ def _why_not(lease: LeaseStatus | None, epoch: int) -> str | None:
     return f"the lease of epoch {epoch} ended{since}"
 
 
-def unexport(config: Config, fence: Fence, nfs: NfsServer) -> None:
-    """While the lease is held: the server goes on for other volumes, and the port is theirs alone.
+def withdraw(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
+    """The volume is not served here any more. StandfastError: it may be, and what is left of the
+    claim keeps the port shut for all volumes.
 
-    StandfastError: it may still be exported; what is left of the claim keeps the port shut for all.
-    """
-    with _alone(config, Deadline.after(LOCK_S)):
-        nfs.unexport()
-        fence.release()
-
-
-def end(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
-    """Without the lease, or for no other volume: a server that exports this one doesn't go on.
-
-    What it was asked before the lease's end is answered as soon as the port is open, and for this
-    volume that would be a promise about data that nobody has any more. So it ends for other volumes
-    as well; their agents start one without this export. StandfastError as above.
+    Within the lease, as in a handover, the server goes on for other volumes: what it was asked for
+    this one is in the final snapshot. Without, it doesn't: it would answer as soon as the port is
+    open for another volume, and that would be a promise about data that nobody has any more. The
+    agents of the others start one without this export.
     """
     with _alone(config, deadline.within(LOCK_S)):
-        if not others_serving(config) or _may_be_exported(config, nfs):
+        if not others_serving(config) or not (_holds(config) or _was_asked_nothing(config, nfs)):
             nfs.stop(deadline)
+            _mark(config).unlink(missing_ok=True)
         # Only now: the guard lets nobody start a server that would export it.
         nfs.unexport()
         fence.release()
 
 
-def _may_be_exported(config: Config, nfs: NfsServer) -> bool:
-    """A server that was started without this volume was asked nothing for it."""
+def _holds(config: Config) -> bool:
+    """Whether what the server is asked is still this reign's, and goes into its data."""
+    own = OwnReign.load(config.state_dir)
+    return own is not None and _why_not(LeaseStatus.load(config.run_dir), own.epoch) is None
+
+
+def _was_asked_nothing(config: Config, nfs: NfsServer) -> bool:
+    """A server that was started without this volume was. That it isn't exported any more says
+    nothing: a request may be stuck in it since before."""
+    if _mark(config).exists():
+        return False
     try:
         own = OwnReign.load(config.state_dir)
-        return own is not None and nfs.is_exported(own.fsid)
-    except Exception as error:  # noqa: BLE001  # in doubt it is
+        return own is None or not nfs.is_exported(own.fsid)
+    except Exception as error:  # noqa: BLE001  # in doubt it was
         log.warning("whether %s is exported can't be found out: %s", config.volume, ours(error))
-        return True
+        return False
+
+
+def _mark(config: Config) -> Path:
+    """There while a server may run that exported the volume, whatever it exports now."""
+    return config.run_dir / "exported"
 
 
 def _alone(config: Config, patience: Deadline) -> AbstractContextManager[None]:

@@ -76,6 +76,8 @@ class LeaseStatus:
     """For how long it has not served, within its lease."""
     served: bool = True
     """It has served in this reign, or may have."""
+    opened: bool = True
+    """The port was opened in this reign, or may have been."""
 
     def remaining_s(self, now: float) -> float:
         return max(0.0, self.valid_until - now)

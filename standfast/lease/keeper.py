@@ -122,7 +122,7 @@ class Keeper:
         be dead. StandfastError: that is for the service manager then (`OnFailure=`)."""
         if self.surrendering is None or not self.over:
             return
-        exports.end(self.config, self.fence, self.nfs, Deadline.after(cutoff.GIVE_UP_S))
+        exports.withdraw(self.config, self.fence, self.nfs, Deadline.after(cutoff.GIVE_UP_S))
 
     def beat(self) -> None:
         """One heartbeat and what follows from it."""
@@ -220,6 +220,8 @@ class Keeper:
         self.holding_back = False
         self.serving, self.in_doubt = True, False
         self.state = LeaderState.SERVING
+        self.service.spell = replace(self.service.spell, opened=True)
+        self.save()  # before anybody can write: a killed process is followed by one that knows
         self._arm()
         if self.armed_until < monotonic():
             raise StandfastError(f"the port can't be opened: {self.trouble}")
@@ -291,6 +293,7 @@ class Keeper:
             longest_s=max(self.longest_s, self.config.lease.length),
             unserved_s=self.service.spell.unserved_s(monotonic()),
             served=self.service.spell.served,
+            opened=self.service.spell.opened,
         )
         status.save(self.config.run_dir)
 
@@ -468,11 +471,13 @@ def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keep
         fence.ensure_closed()
         # Of one that is taken up nobody knows whether it has served: then it has.
         taken_up = tenure.earlier_until != protocol.NEVER
-        keeper.service.spell = Spell(monotonic(), served=taken_up)
+        keeper.service.spell = Spell(monotonic(), served=taken_up, opened=taken_up)
     else:
         # Taken up: the kernel's timer goes on by itself, nothing is shut on the way.
         keeper.since = earlier.since
-        keeper.service.spell = Spell(monotonic(), earlier.unserved_s, served=earlier.served)
+        keeper.service.spell = Spell(
+            monotonic(), earlier.unserved_s, served=earlier.served, opened=earlier.opened
+        )
         keeper.serving = earlier.serving
         keeper.state = earlier.state
         keeper.flushes = earlier.flushes

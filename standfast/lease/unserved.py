@@ -90,6 +90,8 @@ class Service:
         self.looked_at = now.at
         found = self.keys.prospects(now.epoch, limit)
         self.signs = watch(self.signs, found.candidates, now.at)
+        if self.spell.why is None:
+            return None  # for the moment; it may be about to die again
         standing = Standing(
             now.epoch,
             now.at - now.since,
@@ -106,9 +108,9 @@ class Service:
     def word(self, now: float) -> Handover:
         """What the heartbeat tells; nothing: it serves, or has for most of the last seconds."""
         unserved_s = self.spell.unserved_s(now)
-        if unserved_s < TOLD_FROM_S:
+        if self.spell.why is None or unserved_s < TOLD_FROM_S:
             return Handover()
-        return Handover(unserved=unserved_s, idle=not self.spell.served)
+        return Handover(unserved=unserved_s, idle=not self.spell.opened)
 
     def _handover(self, to: str | Reason | None, unserved_s: float) -> Handover | None:
         why = f"{self.config.node} had not served for {unserved_s:.0f} s: {self.spell.why}"

@@ -334,6 +334,8 @@ def server(world: World, deed: Deed) -> None:
     nfsd = chosen(world, deed).nfsd
     what = ("broken", "broken", "stuck")[deed.number % 3]
     setattr(nfsd, what, True)
+    if what == "broken" and deed.number % 2:
+        nfsd.running, nfsd.table = False, {}
     if what == "stuck" or not lasts(world, deed):
         world.after(deed.length_s, lambda: setattr(nfsd, what, False))
 
@@ -341,7 +343,9 @@ def server(world: World, deed: Deed) -> None:
 def slow_answers(world: World, deed: Deed) -> None:
     """Half of the time the primary is cut off meanwhile."""
     nfsd = chosen(world, deed).nfsd
-    nfsd.answer_s = seat_of(world, deed).config.lease.wait * (0.2 + deed.number % 8 / 4)
+    nfsd.answer_s = (
+        seat_of(world, deed).config.lease.wait * (0.1, 0.5, 1, 1.5, 2, 3, 8, 20)[deed.number % 8]
+    )
     world.after(deed.length_s, lambda: setattr(nfsd, "answer_s", 0.0))
     if deed.number % 2:
         isolate(world, deed)

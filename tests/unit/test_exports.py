@@ -14,6 +14,7 @@ from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER
 from standfast.reasons import Reason
 from standfast.records import LeaderState
+from standfast.reign import OwnReign, Stage
 from tests.fakes.machine import FakeNode, fake_node
 
 
@@ -31,6 +32,10 @@ def says(node: FakeNode, *, epoch: int = 4, until: float | None = None) -> None:
 
 def export(node: FakeNode) -> None:
     exports.export(node.config, node.fence, node.nfs, 4, "fsid")
+
+
+def withdraw(node: FakeNode) -> None:
+    exports.withdraw(node.config, node.fence, node.nfs, Deadline.after(60))
 
 
 def test_what_is_exported_has_its_claim_before(node: FakeNode) -> None:
@@ -62,19 +67,16 @@ def test_an_export_under_way_is_not_taken_for_unexported(
 
     def slow(fsid: str) -> None:
         with pytest.raises(Refused) as refusal:
-            exports.unexport(node.config, node.fence, node.nfs)
-        meanwhile.append(refusal.value.reason)
-        with pytest.raises(Refused) as refusal:
-            exports.end(node.config, node.fence, node.nfs, Deadline.after(60))
+            withdraw(node)
         meanwhile.append(refusal.value.reason)
         done(fsid)
 
     monkeypatch.setattr(node.nfs, "export", slow)
     export(node)
-    assert meanwhile == [Reason.BUSY, Reason.BUSY]
+    assert meanwhile == [Reason.BUSY]
     assert node.world.log == ["claim", "export"]
-    exports.unexport(node.config, node.fence, node.nfs)
-    assert node.world.log[2:] == ["unexport", "release"]
+    withdraw(node)
+    assert node.world.log[2:] == ["stop-nfs", "unexport", "release"]
 
 
 def test_a_server_that_does_not_stop_leaves_the_port_shut_for_every_volume(
@@ -88,18 +90,56 @@ def test_a_server_that_does_not_stop_leaves_the_port_shut_for_every_volume(
 
     monkeypatch.setattr(node.nfs, "stop", stuck)
     with pytest.raises(StandfastError, match="is left"):
-        exports.end(node.config, node.fence, node.nfs, Deadline.after(1.0))
+        withdraw(node)
     assert "release" not in node.world.log
 
 
-def test_in_doubt_the_volume_was_exported_by_the_server_that_runs(
-    node: FakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+OTHERS = ("music",)
+
+
+@pytest.fixture
+def shared(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    """Another volume is served by the same server, and the reign's server runs."""
     says(node)
+    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
     export(node)
     node.nfs.running = True
-    monkeypatch.setattr(exports, "others_serving", lambda _config: ("music",))
-    (node.config.state_dir / "reign.json").parent.mkdir(parents=True, exist_ok=True)
-    (node.config.state_dir / "reign.json").write_text("{}")
-    exports.end(node.config, node.fence, node.nfs, Deadline.after(1.0))
-    assert node.world.log[2:] == ["stop-nfs", "unexport", "release"]
+    monkeypatch.setattr(exports, "others_serving", lambda _config: OTHERS)
+    node.world.log.clear()
+    return node
+
+
+def test_within_the_lease_the_server_goes_on_for_others(shared: FakeNode) -> None:
+    withdraw(shared)
+    assert shared.world.log == ["unexport", "release"]
+
+
+@pytest.mark.parametrize("said", [{"until": NEVER}, {"until": 0.0}, {"epoch": 5}], ids=str)
+def test_what_a_server_was_asked_before_is_not_answered_after_the_lease(
+    shared: FakeNode, said: dict[str, Any]
+) -> None:
+    """Also when the export was taken away within it: a request may be stuck since before."""
+    withdraw(shared)
+    says(shared, **said)
+    shared.world.log.clear()
+    withdraw(shared)
+    assert shared.world.log == ["stop-nfs", "unexport", "release"]
+    shared.nfs.running = True  # another volume's agent started it
+    shared.world.log.clear()
+    withdraw(shared)
+    assert shared.world.log == ["unexport", "release"], "this one was asked nothing"
+
+
+def test_in_doubt_the_volume_was_exported_by_the_server_that_runs(
+    shared: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by one that an older version started, which left no mark."""
+    says(shared, until=NEVER)
+    (shared.config.run_dir / "exported").unlink()
+
+    def unknown(_fsid: str) -> bool:
+        raise PermissionError("/var/lib/nfs/etab")
+
+    monkeypatch.setattr(shared.nfs, "is_exported", unknown)
+    withdraw(shared)
+    assert shared.world.log == ["stop-nfs", "unexport", "release"]

@@ -173,7 +173,9 @@ def test_time_without_a_lease_is_consul_s() -> None:
     assert (spell.unserved_s(NOW + 315), spell.unserved_s(NOW + 317)) == (10, 12)
     assert not spell.served
     spell = spell.seen(NOW + 320, None)
-    assert (spell.unserved_s(NOW + 400), spell.served) == (0, True)
+    assert (spell.unserved_s(NOW + 345), spell.served) == (10, True)
+    assert spell.seen(NOW + 345, None).unserved_s(NOW + 345) == 10, "it may be about to die again"
+    assert spell.seen(NOW + 350, None).unserved_s(NOW + 400) == 0
 
 
 def test_a_process_that_was_frozen_does_not_know_what_was_meanwhile() -> None:
@@ -355,8 +357,34 @@ def test_a_holder_that_can_not_serve_hands_the_role_to_one_that_is_ready(holding
     assert holding.keeper.fence.state() == FenceState(in_place=True, open_for_s=0.0)
 
 
+def never_opened(holding: Holding) -> None:
+    """The promotion didn't come so far."""
+    holding.keeper.service.spell = Spell(holding.clock.now)
+
+
+def test_a_server_that_dies_again_and_again_does_not_serve(holding: Holding) -> None:
+    """It is seen well now and then, and lets nobody open anything in its grace time."""
+    for _ in range(60):
+        holding.vouches = None
+        holding.run(8.0)
+        holding.vouches = "nfsd has no threads"
+        holding.run(6.0)
+    assert holding.keeper.over
+    assert holding.leader.to == "n2"
+
+
+def test_a_reign_whose_port_was_opened_for_a_moment_is_not_idle(holding: Holding) -> None:
+    """A client may have written before anybody looked."""
+    holding.vouches = "nfsd has no threads"
+    Vouch(holding.clock.now, holding.vouches).save(holding.config.run_dir)
+    holding.run(500.0)
+    assert holding.keeper.over
+    assert (holding.keeper.service.spell.served, holding.leader.idle) == (False, False)
+
+
 def test_a_reign_that_never_served_is_no_dead_end(holding: Holding) -> None:
     """It took over and can't serve either: it has nothing that another one lacks."""
+    never_opened(holding)
     began = Reign(1, "n1", None, "takeover", None, 0.0, 0.0)
     holding.consul.put(holding.config.key("history/1"), began.dump())
     holding.vouches = "nfsd has no threads"
@@ -366,6 +394,7 @@ def test_a_reign_that_never_served_is_no_dead_end(holding: Holding) -> None:
 
 
 def test_the_last_of_those_that_can_not_serve_keeps_the_role(holding: Holding) -> None:
+    never_opened(holding)
     holding.keeper.tenure = replace(holding.keeper.tenure, epoch=2)
     leader = replace(holding.leader, epoch=2)
     for key, value in {

@@ -98,7 +98,7 @@ class LocalView:
             seen = replace(local, snapshots=self._known(fresh=fresh))
             return replace(seen, has_live=self._has_live(own))
         except (StandfastError, OSError) as error:
-            if own is None or not held:
+            if not held:
                 raise
             return replace(local, unread=str(ours(error)))
 

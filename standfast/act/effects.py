@@ -36,8 +36,9 @@ RELEASE_TRIES = 3
 UNDO_S = 120.0
 # Stages in which nobody can have written anything yet.
 UNBORN = (Stage.CLEARING, Stage.CREATING)
-# What looks for the volume's tree, makes it or takes it for put away; and the claim to a lease, as
-# one that is held without a tree keeps others from serving. What ends serving needs no disk.
+# What looks for the volume's tree or makes it; and the claim to a lease, as one that is held
+# without a tree keeps others from serving. What ends serving needs no disk, and what puts the tree
+# away looks for itself: of a reign that never had one there is nothing to put away.
 ON_THE_TREE = frozenset(
     {
         Do.CLAIM_LEASE,
@@ -49,9 +50,6 @@ ON_THE_TREE = frozenset(
         Do.NO_WRITERS,
         Do.FINAL_SNAPSHOT,
         Do.FINAL_COPY,
-        Do.KEEP_DIVERGED,
-        Do.RETIRE_TREE,
-        Do.FORGET,
     }
 )
 # From opening the port until the server answers over it: ganesha and nfsd take up to 2 s.

@@ -253,9 +253,10 @@ def find_final(machine: Machine, own: OwnReign) -> Snapshot:
 def put_aside(machine: Machine, *, diverged: bool) -> None:
     """Rename the live subvolume of a reign that is over; its new name is noted before."""
     own = _to_put_aside(machine)
-    live = machine.store.live()
     if own is None:
         return
+    check_place(machine)
+    live = machine.store.live()
     if live is None:
         _check_put_aside(machine, own)
         return
@@ -277,7 +278,8 @@ def _to_put_aside(machine: Machine) -> OwnReign | None:
     own = OwnReign.load(machine.config.state_dir)
     lease = LeaseStatus.load(machine.config.run_dir)
     later = lease is not None and (own is None or own.epoch < lease.epoch)
-    if lease is not None and later and has_begun(machine, lease.epoch):
+    lost = lease is not None and later and has_begun(machine, lease.epoch)
+    if lease is not None and lost and machine.store.live() is not None:
         return OwnReign(lease.epoch, Stage.READY, "", None, in_place=False)
     return own
 
@@ -285,8 +287,11 @@ def _to_put_aside(machine: Machine) -> OwnReign | None:
 def forget(machine: Machine) -> None:
     """Be a plain standby. StandfastError while the reign's tree isn't put aside."""
     own = OwnReign.load(machine.config.state_dir)
+    if own is None:
+        return
+    check_place(machine)
     live = machine.store.live()
-    if own is not None and live is not None and live.uuid == own.live_uuid:
+    if live is not None and live.uuid == own.live_uuid:
         raise StandfastError(f"{live.path} is not put aside: epoch {own.epoch} is not forgotten")
     _check_put_aside(machine, own)
     OwnReign.forget(machine.config.state_dir)

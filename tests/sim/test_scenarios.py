@@ -3,12 +3,13 @@ and no write is gone from every disk. The other invariants are checked all along
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from standfast.adapters.consul_wire import Op
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action
 from standfast.lease.keeper import RETRY_S
@@ -799,6 +800,28 @@ def test_a_volume_whose_disk_is_gone_takes_no_other_with_it(tmp_path: Path, faul
         assert (world.epoch("data"), world.epoch("media")) == (2, 1)
         assert [world.primary(volume) for volume in world.volumes] != [primary, primary]
         assert world.primary("media") is primary
+
+
+def test_a_disk_that_dies_before_a_reign_has_its_tree_leaves_a_way_out(tmp_path: Path) -> None:
+    """There is no reign.json yet: in mode manual `demote` is the only way."""
+    with World(tmp_path, mode="manual") as world:
+        primary, target = world.begin(), world["b"]
+        committed = world.store.on_commit
+
+        def breaks(ops: Sequence[Op]) -> None:
+            committed(ops)
+            target.disk.broken = target.disk.broken or world.epoch() == 2
+
+        world.store.on_commit = breaks
+        primary.hand_to("b")
+        world.wait_for("epoch 2", lambda: world.epoch() == 2)
+        world.run(20.0)
+        answer = target.ask("demote")
+        world.run(20.0)
+        assert "gave up a role" in answer.last
+        primary.ask("promote")
+        world.wait_for_primary("a", 60.0)
+        assert world.epoch() == 3
 
 
 def serve_beside(node: Node) -> None:

@@ -131,6 +131,27 @@ def test_a_role_is_given_up_without_its_tree_and_the_tree_put_away_when_it_is_ba
     assert aside.name.startswith("services.diverged-4-")
 
 
+def test_a_role_that_never_had_a_tree_is_given_up_without_a_disk(node: FakeNode) -> None:
+    OwnReign.forget(node.config.state_dir)
+    node.keeper.epoch = 4
+    late(node)
+    run(plans.surrender(NAMES), Effects(node.machine))
+    assert node.keeper.clean and OwnReign.load(node.config.state_dir) is None
+
+
+def test_another_disk_at_the_path_is_not_taken_for_the_one_with_the_tree(node: FakeNode) -> None:
+    """The steps that put it away look where they are, whatever was before them."""
+    as_before(node)
+    volume.freeze(node.machine)
+    node.store.disk = "disk-2"
+    with pytest.raises(StandfastError, match=r"nothing was touched\. Mount it"):
+        volume.put_aside(node.machine, diverged=True)
+    replace(OWN, live_uuid=None).save(node.config.state_dir)
+    with pytest.raises(StandfastError, match=r"nothing was touched\. Mount it"):
+        volume.forget(node.machine)
+    assert node.store.put_aside == [] and OwnReign.load(node.config.state_dir) is not None
+
+
 def test_a_tree_that_has_its_new_name_is_put_aside_and_one_that_has_not_gets_that_one(
     node: FakeNode,
 ) -> None:

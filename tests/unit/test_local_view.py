@@ -83,6 +83,9 @@ def test_a_disk_that_can_not_be_read_keeps_only_a_holder_from_nothing(
         view.look()
     with exclusive(node.config.run_dir / "lease.lock", "the lease", Deadline.after(1)):
         local = view.look()
+        OwnReign.forget(node.config.state_dir)
+        unborn = view.look()
+    assert (unborn.own, unborn.unread) == (None, local.unread), "its tree was never made"
     assert (local.own, local.lease_alive) == (own, True)
     assert (local.snapshots, local.has_live) == ((), False)
     assert local.unread == "/persist: Input/output error (EIO)"

@@ -23,7 +23,8 @@ Rank = tuple[int, float, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """The last heartbeat (None: no such key) and since when it has been seen unchanged."""
+    """The last heartbeat (None: no such key) and since when it has been seen unchanged, by a node
+    that was looking all the time."""
 
     identity: Identity | None
     index: int
@@ -35,7 +36,7 @@ def sight(previous: Sighting | None, identity: Identity | None, index: int, now:
     """The sighting after a read that showed `identity` at `index`.
 
     The time starts again with a new value, and with an index that goes back: Consul was restored
-    then, and what was seen before says nothing any more.
+    then, and what was seen before says nothing any more. A time without looks is the watcher's.
     """
     if previous is None or previous.identity != identity or index < previous.index:
         return Sighting(identity, index, now)

@@ -1,13 +1,16 @@
 """Gathers what `observe` describes: the leader key by blocking query, the rest when it matters.
 
-Invariant: what could not be read is Blind, never a guess; a sighting survives blindness, because a
-value read again unchanged means that no heartbeat committed in between.
+Invariants: what could not be read is Blind, never a guess. A value read again unchanged means that
+no heartbeat committed in between only while this node was looking: it may have changed and changed
+back (a restored Consul, a key deleted twice). After a time without an answer, whether Consul was
+away or this process stood still, the sighting begins anew.
 """
 
 from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from standfast.act.machine import Consul
 from standfast.adapters.consul import Entry
@@ -21,6 +24,7 @@ from standfast.errors import (
     ConsulTimedOut,
     ForeignValue,
 )
+from standfast.lease.protocol import NEVER
 from standfast.observe import Beginning, Blind, Cluster, Sighting, sight
 from standfast.reasons import Reason
 from standfast.records import (
@@ -32,6 +36,8 @@ from standfast.records import (
     is_epoch,
     parse_epoch,
 )
+
+Answer = TypeVar("Answer")
 
 DETAILS_EVERY_S = 10.0
 SILENT_DETAILS_EVERY_S = 1.0
@@ -117,6 +123,8 @@ class Watcher:
         self._details: _Details | None = None
         self._unanswered_since: float | None = None
         self._readable_since: float | None = None
+        self._heard_at = NEVER
+        self._unbroken_since = NEVER
 
     def look(self, wait_s: float, *, fresh: bool = False) -> Cluster | Blind:
         """The cluster as it is now; returns early when the leader key changes.
@@ -130,19 +138,37 @@ class Watcher:
             self._readable_since = None
             return blindness(error)
         except ForeignValue as error:
+            self._sighting = None  # as far as is known, something else stood there meanwhile
             self.distrust()
             return Blind(Reason.FOREIGN_VALUE, str(error))
         if self._readable_since is None:
             self._readable_since = monotonic()
-        return replace(cluster, readable_since=self._readable_since)
+        # Last, as it may have been within this look that the process stood still.
+        first_seen = max(cluster.sighting.first_seen, self._unbroken_since)
+        self._sighting = replace(cluster.sighting, first_seen=first_seen)
+        return replace(cluster, sighting=self._sighting, readable_since=self._readable_since)
 
     def distrust(self) -> None:
         """What Consul holds kept a living primary from its heartbeats: it gets a chance first."""
         self._readable_since = None
 
+    def _heard(self, answer: Answer) -> Answer:
+        """What Consul answers comes through here.
+
+        From one answer to the next W/2 may pass: more than the long poll and the deadline of a
+        request, or a short election of Consul's. A whole look may take longer, where each of its
+        answers is slow.
+        """
+        now = monotonic()
+        if now - self._heard_at > self._config.lease.wait / 2:
+            self._unbroken_since, self._readable_since = now, None
+        self._heard_at = now
+        return answer
+
     def _look(self, wait_s: float, fresh: bool) -> Cluster:
         key = self._config.key("leader")
-        self._index, entry = self._consul.wait(key, 0 if fresh else self._index, wait_s=wait_s)
+        index = 0 if fresh else self._index
+        self._index, entry = self._heard(self._consul.wait(key, index, wait_s=wait_s))
         leader = None if entry is None else Leader.parse(entry.value, key)
         now = monotonic()
         identity = None if leader is None else leader.identity
@@ -170,7 +196,7 @@ class Watcher:
             known = next((parse_epoch(e.value, key) for e in details.entries if e.key == key), None)
             due = leader is not None and leader.epoch != known
         if details is None or due or fresh:
-            entries = self._consul.get_many(self._config.key(""), consistent=True)
+            entries = self._heard(self._consul.get_many(self._config.key(""), consistent=True))
             details = self._details = _Details(entries, now)
         return details
 
@@ -180,15 +206,16 @@ class Watcher:
         alive: frozenset[str] = frozenset()
         if silent_s > self._config.lease.wait / 2:
             others = {*leader.candidates, holder} - {self._config.node}
-            alive = frozenset(
-                name for name in sorted(others) if self._consul.node_health(name) == "passing"
-            )
+            alive = frozenset(name for name in sorted(others) if self._health(name) == "passing")
         return replace(
             cluster,
-            holder_health=self._consul.node_health(holder),
+            holder_health=self._health(holder),
             holder_unanswered_s=unanswered_s,
             alive=alive,
         )
+
+    def _health(self, node: str) -> str:
+        return self._heard(self._consul.node_health(node))
 
     def _probe(self, holder: str) -> float:
         """For how long the holder's machine has answered nothing, seconds."""

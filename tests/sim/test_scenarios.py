@@ -13,6 +13,7 @@ from standfast.adapters.consul_wire import Op
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action
 from standfast.lease.keeper import RETRY_S
+from standfast.observe import Cluster, Identity
 from standfast.plan import Do
 from standfast.reasons import Reason
 from standfast.records import LeaderState, Reign
@@ -47,6 +48,21 @@ def written_in(world: World, epoch: int) -> list[int]:
 
 def reasons(world: World) -> dict[str, Reason]:
     return {n.name: n.decision.reason for n in world.nodes.values() if n.decision is not None}
+
+
+def told(world: World) -> Identity | None:
+    """The last heartbeat in Consul."""
+    leader = world.leader()
+    return None if leader is None else leader.identity
+
+
+def seen_by(node: Node) -> Identity | None:
+    """The last heartbeat as that node saw it."""
+    agent = node.seat.agent
+    assert agent is not None and agent.seen is not None
+    view = agent.seen.view
+    assert isinstance(view, Cluster)
+    return view.sighting.identity
 
 
 def test_a_standby_takes_over_when_the_primary_loses_power(world: World) -> None:
@@ -160,13 +176,17 @@ def test_a_primary_whose_consul_agent_stays_away_is_replaced(world: World) -> No
     assert not primary.serves
 
 
-def test_an_election_of_consul_during_a_failover_only_delays_it(world: World) -> None:
+@pytest.mark.parametrize(("election_s", "limit_s"), [(4.0, 4.0), (8.0, TIMING.wait + 3)])
+def test_an_election_of_consul_during_a_failover_only_delays_it(
+    world: World, election_s: float, limit_s: float
+) -> None:
+    """One that is longer than W/2 by a whole wait: nobody saw what happened meanwhile."""
     world.begin().power_cut()
     world.run(8.0)
     world.store.quorum = False
-    world.run(8.0)
+    world.run(election_s)
     world.store.quorum = True
-    assert world.wait_for_primary() < 10.0
+    assert world.wait_for_primary() < limit_s
     assert world.epoch() == 2
 
 
@@ -664,6 +684,52 @@ def test_a_shorter_lease_on_the_primary_is_told_when_the_longer_one_is_over(
         primary.seat.lease.launch()
         mixed.wait_for("a successor", lambda: mixed.epoch() == 2, 130.0)
         mixed.run(40.0)
+
+
+@pytest.mark.parametrize("how", ["frozen", "blind"])
+def test_a_consul_backup_of_what_a_candidate_saw_last_starts_its_wait_anew(
+    world: World, how: str
+) -> None:
+    """It saw nothing of the heartbeats after that, and the primary is cut off right then."""
+    world.begin()
+    world["b"].power_cut()
+    candidate = world["c"]
+    world.wait_for("c saw it", lambda: seen_by(candidate) == told(world))
+    saved, seen = world.store.backup(), seen_by(candidate)
+    if how == "frozen":
+        candidate.freeze(candidate.seat.agent_service, 70.0)
+    else:
+        candidate.link.cut = True
+    world.run(69.7)
+    # Right after a heartbeat: that is how long the primary serves on.
+    before = told(world)
+    world.wait_for("a heartbeat", lambda: told(world) != before)
+    world.restore(saved)
+    assert told(world) == seen
+    world.isolate("a")
+    candidate.link.cut = False
+    world.wait_for_primary("c")
+    world.join("a")
+    world["b"].boot()
+
+
+def test_a_leader_key_deleted_twice_while_nobody_looked_starts_the_wait_anew(world: World) -> None:
+    world.begin()
+    world["b"].power_cut()
+    candidate = world["c"]
+    world.store.delete(world.key("leader"))
+    while seen_by(candidate) is not None:  # before its holder writes it again
+        world.run(0.002)
+    candidate.link.cut = True
+    world.run(300.0)
+    assert told(world) is not None, "it was written again"
+    world.store.delete(world.key("leader"))
+    candidate.link.cut = False
+    world.isolate("a")
+    candidate.ask("promote", accept_data_loss=True)
+    world.wait_for_primary("c")
+    world.join("a")
+    world["b"].boot()
 
 
 def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: World) -> None:

@@ -125,7 +125,7 @@ def has_begun(machine: Machine, epoch: int) -> bool:
     if intent is not None and intent.begun is not None:
         return intent.begun
     lease = LeaseStatus.load(machine.config.run_dir)
-    return lease is not None and lease.epoch == epoch and (lease.serving or lease.served)
+    return lease is not None and lease.epoch == epoch and lease.opened
 
 
 def _note_begun(machine: Machine, own: OwnReign) -> None:

@@ -120,22 +120,21 @@ def test_another_subvolume_in_its_place_is_not_served(node: FakeNode) -> None:
     assert node.world.log == [], "it is not even made writable"
 
 
-def has_lease(node: FakeNode, epoch: int, *, served: bool, serving: bool = False) -> None:
-    """In this boot, says the lease process."""
-    state = LeaderState.SERVING if serving else LeaderState.STARTING
+def has_lease(node: FakeNode, epoch: int, *, opened: bool) -> None:
+    """In this boot, says the lease process, which has not yet seen it serve."""
     until = monotonic() + 60
-    said = LeaseStatus(epoch, "boot-1", 1, state, serving, until, until, 1, monotonic())
-    replace(said, served=served).save(node.config.run_dir)
+    said = LeaseStatus(epoch, "boot-1", 1, LeaderState.STARTING, False, until, until, 1, until)
+    replace(said, served=False, opened=opened).save(node.config.run_dir)
 
 
-@pytest.mark.parametrize("lost", ["reign.json", "the state", "the state, at the first moment"])
+@pytest.mark.parametrize("lost", ["reign.json", "the state"])
 def test_a_reign_whose_file_is_gone_does_not_begin_anew(node: FakeNode, lost: str) -> None:
     """A second tree from its base would lack everything that was written since."""
     has(node, "c0ffee")
     intends(node, 5, "c0ffee")
     volume.prepare(node.machine, 5, None)
     had = node.store.tree
-    has_lease(node, 5, served=lost != "the state, at the first moment", serving=True)
+    has_lease(node, 5, opened=lost == "the state")
     for path in node.config.state_dir.iterdir():
         if lost != "reign.json" or path.name == lost:
             path.unlink()
@@ -146,13 +145,13 @@ def test_a_reign_whose_file_is_gone_does_not_begin_anew(node: FakeNode, lost: st
 
 def test_what_a_cut_left_before_the_tree_was_made_is_begun_again(node: FakeNode) -> None:
     only = has(node, "c0ffee")
-    has_lease(node, 5, served=False)
+    has_lease(node, 5, opened=False)
     volume.prepare(node.machine, 5, str(BASE))
     assert node.store.made_from == only
-    # A lease process that took the lease up says that it may have served: the intent knows better.
+    # A lease process that took the lease up says that it may have opened the port: the intent knows better.
     node.store.tree = None
     OwnReign.forget(node.config.state_dir)
-    has_lease(node, 6, served=True)
+    has_lease(node, 6, opened=True)
     intends(node, 6, "c0ffee")
     assert volume.prepare(node.machine, 6, None).epoch == 6
 
@@ -222,7 +221,7 @@ def test_the_tree_of_a_reign_whose_file_is_gone_is_kept_aside_as_diverged(
     node: FakeNode, earlier: OwnReign | None
 ) -> None:
     """Nobody knows what is in it; an earlier file that somebody put back is not of it."""
-    has_lease(node, 5, served=True)
+    has_lease(node, 5, opened=True)
     if earlier is not None:
         earlier.save(node.config.state_dir)
     lives(node, "tree-5", writable=False)
@@ -235,7 +234,7 @@ def test_the_tree_of_a_reign_whose_file_is_gone_is_kept_aside_as_diverged(
 
 
 def test_a_tree_that_was_there_before_any_reign_stays(node: FakeNode) -> None:
-    has_lease(node, 5, served=False)
+    has_lease(node, 5, opened=False)
     lives(node, "not ours", writable=False)
     volume.put_aside(node.machine, diverged=False)
     assert node.store.put_aside == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import uuid
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from standfast.errors import StandfastError
 from standfast.files import read_foreign_text, read_json, write_atomically
 from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.records import Holder, LeaderState
+
+log = logging.getLogger(__name__)
 
 UNTOLD_LENGTH_S = 3600.0
 
@@ -139,12 +142,19 @@ class Vouch:
 
 
 def others_serving(config: Config) -> tuple[str, ...]:
-    """Other volumes that this node serves at the moment."""
+    """Other volumes that this node serves at the moment, or may: a file that can't be understood,
+    perhaps of one that is long gone, stops no server that others need, nor a change of this role.
+    """
     found = []
     for path in sorted(config.paths.run.glob("*/lease.json")):
         if path.parent == config.run_dir:
             continue
-        status = LeaseStatus.load(path.parent)
+        try:
+            status = LeaseStatus.load(path.parent)
+        except StandfastError as error:
+            log.debug("taken for served: %s", error)
+            found.append(path.parent.name)
+            continue
         if status is not None and status.serving and status.remaining_s(monotonic()) > 0:
             found.append(path.parent.name)
     return tuple(found)

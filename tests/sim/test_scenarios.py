@@ -890,6 +890,25 @@ def test_a_disk_that_dies_before_a_reign_has_its_tree_leaves_a_way_out(tmp_path:
         assert world.epoch() == 3
 
 
+@pytest.mark.parametrize("ends", ["switchover", "surrender"])
+def test_a_damaged_file_of_another_volume_is_in_nobody_s_way(tmp_path: Path, ends: str) -> None:
+    with World(tmp_path, volumes=("data", "media")) as world:
+        primary = world.begin()
+        world.run(5.0)
+        gone = primary.directory / "run" / "gone"
+        gone.mkdir()
+        (gone / "lease.json").write_text('{"v": 1}')
+        if ends == "switchover":
+            world.ask("a", "switchover", "data", to="b")
+            world.wait_for_primary("b", volume="data")
+        else:
+            primary.disk.broken, primary.disk.only = True, "data"
+            world.wait_for("another one has it", lambda: world.epoch("data") == 2, 180.0)
+        world.wait_for_primary("a", volume="media", limit_s=20.0)
+        world.run(30.0)
+        assert "data" not in primary.nfsd.table and world.epoch("media") == 1
+
+
 def serve_beside(node: Node) -> None:
     """By hand, around the guard and without the fence's rules."""
     live = node.config.paths.live

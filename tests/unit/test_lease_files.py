@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from standfast.clock import monotonic
 from standfast.errors import StandfastError
 from standfast.files import read_json, write_atomically
-from standfast.lease.files import LeaseStatus, boot_instance, save_claim, take_claim
+from standfast.lease.files import (
+    LeaseStatus,
+    boot_instance,
+    others_serving,
+    save_claim,
+    take_claim,
+)
 from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.records import LeaderState
 from tests.fakes.clock import stop_the_clock
+from tests.fakes.machine import config_in
 
 STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
 CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
@@ -92,6 +100,22 @@ def test_a_claim_on_nothing_survives_the_file(tmp_path: Path) -> None:
     first = Claim(0, None, 100.0, None, "first-primary", "op", 0.0)
     save_claim(tmp_path, first)
     assert take_claim(tmp_path) == first
+
+
+def test_a_neighbour_s_file_that_can_not_be_understood_may_be_of_one_that_serves(
+    tmp_path: Path,
+) -> None:
+    """It is no reason to fail: it may be of a volume that is long gone."""
+    config = config_in(tmp_path)
+    now = monotonic()
+    for name in ("ours", "damaged", "over", "serves"):
+        (config.paths.run / name).mkdir(parents=True)
+    config = replace(config, volume="ours")
+    for name, until in (("ours", now + 60), ("over", now - 1), ("serves", now + 60)):
+        status = replace(STATUS, valid_until=until, armed_until=until)
+        status.save(config.paths.run / name)
+    (config.paths.run / "damaged" / "lease.json").write_text('{"v": 1}')
+    assert others_serving(config) == ("damaged", "serves")
 
 
 def test_a_claim_of_an_older_version_is_made_good(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def test_what_a_cut_left_before_the_tree_was_made_is_begun_again(node: FakeNode)
     has_lease(node, 5, opened=False)
     volume.prepare(node.machine, 5, str(BASE))
     assert node.store.made_from == only
-    # A lease process that took the lease up says that it may have opened the port: the intent knows better.
+    # A lease process that took the lease up says that the port may have been open: the intent
+    # knows better.
     node.store.tree = None
     OwnReign.forget(node.config.state_dir)
     has_lease(node, 6, opened=True)

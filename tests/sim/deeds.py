@@ -417,8 +417,11 @@ def configure(world: World, deed: Deed) -> None:
 
 
 def configure_and_cut(world: World, deed: Deed) -> None:
-    """A shorter lease on the primary, and a partition soon after."""
+    """A shorter lease on one node, the last to get it or the first, and a partition soon after."""
     timing = FAST if world.timing is not FAST else MIDDLE
+    if deed.number % 2:
+        for name in world.nodes:
+            world.configure(name, timing)
     world.configure(deed.node, timing)
     pause_s = 0.2 + deed.number % 12 / 4
     world.after(pause_s, lambda: isolate(world, deed))

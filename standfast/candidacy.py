@@ -96,17 +96,22 @@ def _promotion(
     )
 
 
-def _behind_idle_s(base: Available, view: Cluster) -> float | None:
+def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
     """What `base` lacks of a reign that was given up without ever having served: what that began
-    with, and nothing more. None: it is no such reign, or one whose beginning is not known."""
+    with, and nothing more. None: it is no such reign, or not known."""
     leader = view.leader
     if leader is None or not view.given_up or not leader.idle:
         return None
     reign = view.history.get(leader.epoch)
     with contextlib.suppress(ValueError):
         began = SnapshotName.parse((reign.base if reign is not None else None) or "")
-        return max(0.0, began.stamp - base.snapshot.name.stamp)
-    return None
+        if base.snapshot.name >= began:
+            return 0.0
+    # Two names tell an order and no time. By our own count nothing was written since it began.
+    age_s, seen = base.age_s(now.utc), view.beginning
+    if age_s is None or seen is None:
+        return None
+    return max(0.0, age_s - (now.monotonic - seen.first_seen))
 
 
 def _lost_s(base: Available, view: Cluster, config: Config, now: Moment) -> float | None:
@@ -114,7 +119,7 @@ def _lost_s(base: Available, view: Cluster, config: Config, now: Moment) -> floa
 
     A primary that is cut off serves on until its lease is over: only from then on is nothing lost.
     """
-    behind_s = _behind_idle_s(base, view)
+    behind_s = _behind_idle_s(base, view, now)
     if behind_s is not None:
         return behind_s
     age_s = base.age_s(now.utc)
@@ -251,7 +256,7 @@ def _unfit(
             f"{local.node} has no published snapshot of the current lineage in "
             f"{config.paths.standby}: it can't take over; see `standfast snapshots`",
         )
-    age_s = _behind_idle_s(base, view)
+    age_s = _behind_idle_s(base, view, now)
     if age_s is None:
         age_s = base.age_s(now.utc)
     if age_s is not None and age_s <= config.max_data_loss:

@@ -760,6 +760,31 @@ def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: 
     assert world.epoch() == 1
 
 
+@pytest.mark.parametrize("ahead_s", [0.0, 7200.0])
+def test_what_a_reign_that_never_served_makes_lost_goes_by_no_names(
+    tmp_path: Path, ahead_s: float
+) -> None:
+    """After clocks that were ahead, minutes lie between names that are a second apart."""
+    with World(tmp_path, min_reign_s=0.0, max_data_loss_s=120.0) as world:
+        for node in world.nodes.values():
+            node.clock.utc_step_s = ahead_s
+        world.begin()
+        world.unlink("a", "b")
+        world.run(12.0)
+        for node in world.nodes.values():
+            node.clock.utc_step_s = 0.0
+        world.run(300.0)
+        world.cut_ways.clear()
+        world["c"].nfsd.broken = True
+        world["a"].seat.copies = False
+        world["a"].power_cut()
+        world.wait_for("epoch 2", lambda: world.epoch() == 2)
+        world.run(120.0)
+        assert world.epoch() == 2, "b lacks five minutes"
+        world["c"].nfsd.broken = False
+        world.wait_for_primary("c")
+
+
 def test_in_manual_mode_nobody_takes_over_without_a_word(tmp_path: Path) -> None:
     with World(tmp_path, mode="manual") as world:
         world.begin().power_cut()

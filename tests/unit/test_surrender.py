@@ -15,10 +15,11 @@ from standfast import readiness
 from standfast.act import registration, volume
 from standfast.act.ports import FenceState, LiveTree, Snapshot
 from standfast.agent import Agent, Seen
+from standfast.ages import UNKNOWN
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
-from standfast.decision import Action, Decision, Moment
+from standfast.decision import Action, Decision, Moment, Wish
 from standfast.errors import ConsulTimedOut
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.holding import LeaseKeys
@@ -29,7 +30,7 @@ from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
 from standfast.local_view import LocalView
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
-from standfast.observe import Available, Cluster, Local, Sighting
+from standfast.observe import Available, Beginning, Cluster, Local, Sighting
 from standfast.reasons import Reason
 from standfast.records import (
     CandidateRecord,
@@ -246,13 +247,17 @@ def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> No
 def test_a_reign_that_never_served_makes_no_snapshot_older(
     idle: bool, behind_s: float, reason: Reason, config: Config
 ) -> None:
-    """What is lost with it is what it began with and the next one lacks."""
+    """What is lost with it is what it began with and the next one lacks: by the next one's own
+    count, as names are a second apart where a clock was ahead before."""
     config = replace(config, node="n2")
     view, local, now = seen_by(config, age_s=2000.0)
-    began = str(SnapshotName.at("services", now.utc - 2000.0 + behind_s))
+    [base] = local.snapshots
+    local = replace(local, snapshots=(replace(base, taken_at=now.utc - 2000.0),))
+    began = str(SnapshotName(base.snapshot.name.stamp + (behind_s > 0), "services"))
     history = {5: Reign(5, "n1", began, "takeover", None, 0.0, now.utc - 900)}
     holder = replace(LEADER, unserved=900.0, idle=idle)
-    view = replace(view, history=history, leader=holder)
+    beginning = Beginning(5, NOW - 2000.0 + behind_s)
+    view = replace(view, history=history, leader=holder, beginning=beginning)
     told = readiness.judge(view, local, config, now)
     assert told is not None and told.ready is (reason is Reason.SURRENDERED)
     gone = replace(holder, state=LeaderState.CLEAN, to="n2", surrendered=True)
@@ -260,6 +265,24 @@ def test_a_reign_that_never_served_makes_no_snapshot_older(
     assert decision.reason is reason
     if decision.action is Action.PROMOTE:
         assert decision.lost_s == pytest.approx(behind_s, abs=1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_of_a_reign_that_began_unseen_nothing_is_told_as_less_than_it_is(
+    known: bool, config: Config
+) -> None:
+    config = replace(config, node="n2")
+    view, local, now = seen_by(config, age_s=2000.0)
+    [base] = local.snapshots
+    if not known:
+        local = replace(local, snapshots=(replace(base, taken_at=UNKNOWN),))
+    began = str(SnapshotName(base.snapshot.name.stamp + 1, "services"))
+    history = {5: Reign(5, "n1", began, "takeover", None, 0.0, now.utc - 1999)}
+    gone = replace(LEADER, idle=True, state=LeaderState.CLEAN, to="n2", surrendered=True)
+    view = replace(view, history=history, leader=gone)
+    assert decide(view, local, config, now).reason is Reason.TOO_OLD
+    found = decide(view, local, config, now, Wish(promote=True, accept_data_loss=True))
+    assert found.lost_s == (pytest.approx(1999, abs=1) if known else None)
 
 
 def test_the_holder_says_nothing_of_itself(config: Config) -> None:

@@ -12,7 +12,7 @@ from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
 from standfast.observe import Blind, Cluster, Local
 from standfast.reasons import Reason
 from standfast.records import Leader
-from standfast.reign import Stage
+from standfast.reign import OwnReign, Stage
 
 
 def decide(
@@ -126,6 +126,13 @@ def _leaving(leader: Leader, local: Local) -> Decision | None:
         if not leader.is_clean:
             # It was this node before a reboot, and nobody took over since: its tree is the newest.
             return None
+        if own.final is not None and not _is_handed_over(leader, own):
+            return Decision(
+                Action.STEP_DOWN,
+                Reason.RESUME_DEMOTION,
+                f"epoch {own.epoch} of this node is given up without its final snapshot: becoming "
+                f"a standby; what only this node has is kept aside",
+            )
         return Decision(
             Action.FINISH_DEMOTION,
             Reason.RESUME_DEMOTION,
@@ -137,3 +144,13 @@ def _leaving(leader: Leader, local: Local) -> Decision | None:
         f"epoch {own.epoch} of this node is over, {leader.holder.node} holds epoch {leader.epoch}: "
         f"becoming a standby; what was written here after the takeover is kept aside",
     )
+
+
+def _is_handed_over(leader: Leader, own: OwnReign) -> bool:
+    """Whether the final snapshot that this node took is the one that the role was given up with.
+
+    The lease process may have surrendered it as it was, before the agent came to its release.
+    """
+    if leader.final_id is None:  # an older version tells only the name
+        return not leader.surrendered and leader.final == own.final
+    return leader.final_id == own.final_id

@@ -23,7 +23,7 @@ class Action(StrEnum):
     HOLD_LEASE = "hold-lease"
     """This node holds the lease and its keeper is not running."""
     STEP_DOWN = "step-down"
-    """The lease is another's: stop serving, keep what was written as diverged."""
+    """The lease is another's, or was surrendered: stop serving, keep what was written aside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from standfast.act import volume
+from standfast.act.machine import Machine
+from standfast.act.ports import Snapshot
 from standfast.adapters.consul_wire import Op
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action
@@ -17,6 +20,7 @@ from standfast.observe import Cluster, Identity
 from standfast.plan import Do
 from standfast.reasons import Reason
 from standfast.records import LeaderState, Reign
+from standfast.reign import OwnReign
 from standfast.replication.reporting import ReignInConsul
 from tests.sim.clockwork import Violation
 from tests.sim.disk import Tree
@@ -913,6 +917,34 @@ def test_a_disk_that_dies_before_a_reign_has_its_tree_leaves_a_way_out(tmp_path:
         primary.ask("promote")
         world.wait_for_primary("a", 60.0)
         assert world.epoch() == 3
+
+
+def test_a_tree_given_up_without_its_final_snapshot_is_not_called_retired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent is frozen before its release, and the lease process surrenders meanwhile."""
+    with World(tmp_path) as world:
+        primary = world.begin()
+        world.run(5.0)
+        primary.seat.copies = False
+        world.run(20.0)
+        take = volume.take_final_snapshot
+
+        def take_and_freeze(machine: Machine, own: OwnReign) -> Snapshot:
+            primary.freeze(primary.seat.agent_service, 202.0)
+            return take(machine, own)
+
+        monkeypatch.setattr(volume, "take_final_snapshot", take_and_freeze)
+        primary.ask("demote")
+        world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean, 202.0)
+        now = world.leader()
+        assert now is not None and now.surrendered and now.to is not None
+        world[now.to].power_cut()
+        world.wait_for("the tree is put away", lambda: primary.asides() != {}, 30.0)
+        assert (world.epoch(), primary.live) == (1, None), "nobody has followed yet"
+        [aside] = primary.asides()
+        assert aside.startswith("services.diverged-1-")
+        world.wait_for_primary(limit_s=120.0)
 
 
 @pytest.mark.parametrize("ends", ["switchover", "surrender"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -610,6 +611,30 @@ def test_the_last_holder_goes_on_in_place_when_the_leader_key_was_deleted() -> N
     node = local("a", [snap(60)], own=own(5), instance="a2", has_live=True)
     decision = decide(cluster(None, epoch=5, silent=13), node, config("a"), NOW, PROMOTE)
     assert (decision.action, decision.in_place) == (Action.PROMOTE, True)
+
+
+@pytest.mark.parametrize(
+    ("given_up", "action"),
+    [
+        ({"final": "final", "final_id": "c0ffee"}, Action.FINISH_DEMOTION),
+        ({"final": "final"}, Action.FINISH_DEMOTION),  # by an older version
+        ({"final": "final", "final_id": "another"}, Action.STEP_DOWN),
+        ({"surrendered": True}, Action.STEP_DOWN),
+        ({"final": "final", "surrendered": True}, Action.STEP_DOWN),
+        ({}, Action.STEP_DOWN),
+    ],
+)
+def test_a_tree_is_as_its_final_snapshot_only_where_that_was_handed_over(
+    given_up: dict[str, Any], action: Action
+) -> None:
+    """The lease process may have surrendered while the agent was between the snapshot and its
+    release: what is in the tree is nowhere else then."""
+    view = cluster(CLEAN_B)
+    assert view.leader is not None
+    view = replace(view, leader=replace(view.leader, **given_up))
+    ended = replace(own(5, Stage.RELEASED), final="final", final_id="c0ffee")
+    decision = decide(view, local("a", own=ended), config("a"), NOW)
+    assert (decision.action, decision.reason) == (action, Reason.RESUME_DEMOTION)
 
 
 def test_a_sentence_names_values_and_the_way_on() -> None:

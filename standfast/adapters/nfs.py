@@ -29,7 +29,7 @@ from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.files import read_foreign_text, write_atomically
 from standfast.reasons import Reason
-from standfast.run import run
+from standfast.run import failure, run
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,14 @@ class KernelNfs:
         line = f"{escaped(config.paths.live)} {clients}\n"
         write_atomically(self._file, line, durable=True)
         if self.is_running():
-            self._refresh()
+            said = self._refresh()
+            problem = self._export_problem()
+            if problem is not None:
+                raise StandfastError(f"{problem}. {said}")
 
     def is_exported(self, fsid: str) -> bool:
-        return self._own_fsid() == fsid and self._export_problem() is None
+        # The table outlives a power cut.
+        return self._own_fsid() == fsid and self._export_problem() is None and self.is_running()
 
     def would_export(self) -> bool:
         return self._file.exists() or self._may_be_listed()
@@ -93,13 +97,18 @@ class KernelNfs:
     def unexport(self) -> None:
         """Take the export away, and from the kernel what it still holds of the file system."""
         self._file.unlink(missing_ok=True)
-        if self.is_running():
-            self._refresh()
+        running = self.is_running()
+        # After a power cut the table is still there, and a server started by hand, without
+        # the unit's `exportfs -r`, would export by it.
+        if running or self._may_be_listed():
+            said = self._refresh(flush=running)
+            if self._may_be_listed():
+                raise StandfastError(
+                    f"{self._config.paths.live} may still be exported, it is listed in "
+                    f"{self._exported} or that can't be read. {said}"
+                )
+        if running:
             self._release_file_system()
-        elif self._may_be_listed():
-            # After a power cut the table is still there, and a server started by hand, without
-            # the unit's `exportfs -r`, would export by it.
-            run(["exportfs", "-r"], deadline=Deadline.after(COMMAND_S), op="exportfs:refresh")
 
     def _may_be_listed(self) -> bool:
         try:
@@ -116,9 +125,21 @@ class KernelNfs:
             return []
         return [line for line in lines if line.split()[:1] == [live]]
 
-    def _refresh(self) -> None:
-        for option in ("-r", "-f"):
-            run(["exportfs", option], deadline=Deadline.after(COMMAND_S), op="exportfs:refresh")
+    def _refresh(self, *, flush: bool = True) -> str:
+        """Have the table follow the files, and the kernel the table; what exportfs said to it.
+
+        Look at the table then: exportfs ends with an error for whatever is wrong in anybody's
+        file, and has done the rest.
+        """
+        op, argv = "exportfs:refresh", ["exportfs", "-r"]
+        done = run(argv, deadline=Deadline.after(COMMAND_S), op=op, check=False)
+        said = "`exportfs -r` named no error"
+        if done.returncode != 0:
+            said = str(failure(op, "exportfs", done.returncode, done.stderr))
+            log.warning("mend the exports that are named: %s", said)
+        if flush:
+            run(["exportfs", "-f"], deadline=Deadline.after(COMMAND_S), op="exportfs:flush")
+        return said
 
     def _release_file_system(self) -> None:
         """Drop the clients' locks and opens, which would keep the volume busy."""

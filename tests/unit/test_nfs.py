@@ -27,6 +27,11 @@ To fix:
   1. If this is intentional (failback), first demote the other server"""
 
 
+FOLLOW = 'if [ "$1" = -r ]; then cat exports.d/*.exports > etab 2> /dev/null || true; fi'
+"""What `exportfs -r` does: one line for all clients will do."""
+ANOTHER_S_ERROR = "exportfs: /etc/exports.d/else.exports:1: syntax error: bad option list"
+
+
 def soon() -> Deadline:
     return Deadline.after(5)
 
@@ -77,6 +82,7 @@ class Host:
 
     def __init__(self, config: Config, directory: Path) -> None:
         self.directory = directory
+        self.live = config.paths.live
         self.units = FakeUnits()
         (directory / "nfsd").mkdir()
         self.threads(0)
@@ -100,7 +106,8 @@ class Host:
     def program(self, name: str, script: str) -> None:
         tool = self.directory / "bin" / name
         tool.parent.mkdir(exist_ok=True)
-        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.directory}/calls\n{script}\n')
+        begin = f'cd {self.directory}\necho "{name} $*" >> calls'
+        tool.write_text(f"#!/bin/sh\n{begin}\n{script}\n")
         tool.chmod(0o755)
 
     @property
@@ -113,7 +120,7 @@ class Host:
 def host(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host(config, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    made.program("exportfs", "")
+    made.program("exportfs", FOLLOW)
     made.program("ss", "")
     made.program("rpc.nfsd", f"echo 0 > {tmp_path}/nfsd/threads")
     return made
@@ -148,6 +155,48 @@ def test_what_a_power_cut_left_among_the_exports_goes(host: Host, config: Config
     (host.directory / "etab").unlink()
     host.nfs.unexport()
     assert host.calls == ["exportfs -r"]
+
+
+def test_what_is_wrong_in_another_s_file_keeps_no_export_from_changing(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """exportfs does the rest and ends with EINVAL."""
+    said = f"exportfs ended with status 22: {ANOTHER_S_ERROR}"
+    host.program(
+        "exportfs", f"{FOLLOW}; [ $1 = -f ] || {{ echo '{ANOTHER_S_ERROR}' >&2; exit 22; }}"
+    )
+    host.threads(8)
+    for fsid in (FSID, OTHER_FSID):
+        host.nfs.export(fsid)
+        assert host.nfs.is_exported(fsid)
+    host.nfs.unexport()
+    assert host.calls == 3 * ["exportfs -r", "exportfs -f"]
+    assert f"mend the exports that are named: exportfs:refresh: {said}" in caplog.text
+    # With no server, too.
+    (host.directory / "etab").write_text(f"{escaped(host.live)}\tc9(rw,fsid={FSID})\n")
+    host.nfs.unexport()
+    assert not host.nfs.would_export()
+
+
+def test_an_export_that_did_not_change_is_told_in_exportfs_s_words(host: Host) -> None:
+    said = f"exportfs ended with status 22: {ANOTHER_S_ERROR}"
+    host.program("exportfs", f"[ $1 = -f ] || {{ echo '{ANOTHER_S_ERROR}' >&2; exit 22; }}")
+    host.threads(8)
+    with pytest.raises(StandfastError, match="is not exported") as caught:
+        host.nfs.export(FSID)
+    assert said in str(caught.value)
+    (host.directory / "etab").write_text(f"{escaped(host.live)}\tc9(rw,fsid={FSID})\n")
+    with pytest.raises(StandfastError, match="may still be exported, it is listed in") as caught:
+        host.nfs.unexport()
+    assert said in str(caught.value)
+    assert not (host.directory / "nfsd/unlock_filesystem").exists()
+
+
+def test_a_kernel_that_was_not_told_is_an_error(host: Host) -> None:
+    host.program("exportfs", f"{FOLLOW}; [ $1 = -r ] || exit 1")
+    host.threads(8)
+    with pytest.raises(CommandFailed, match="exportfs:flush"):
+        host.nfs.unexport()
 
 
 def test_paths_are_escaped_as_exports_wants_them() -> None:
@@ -274,6 +323,8 @@ def test_exported_is_what_the_table_and_the_file_say(host: Host, config: Config)
     assert not host.nfs.is_exported(FSID)
     line = f"{escaped(config.paths.live)}\tc9(rw,fsid={FSID})\n"
     (host.directory / "etab").write_text(line)
+    assert not host.nfs.is_exported(FSID), "a power cut left the table: nobody exports by it"
+    host.threads(8)
     assert host.nfs.is_exported(FSID)
     assert not host.nfs.is_exported(OTHER_FSID)
     host.export_file.unlink()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from standfast.act import volume
 from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
 from standfast.ages import FUTURE_TOLERANCE_S, WAS_SET_S, Origin
@@ -82,8 +83,8 @@ class LocalView:
         `unread`, and told.
         """
         machine, config = self._machine, self._machine.config
-        own = OwnReign.load(config.state_dir)
         held = is_locked(config.run_dir / "lease.lock")
+        own = OwnReign.load(config.state_dir) if held else volume.own_reign(machine)
         local = Local(
             node=config.node,
             instance=machine.me.instance,

@@ -128,8 +128,8 @@ def has_begun(machine: Machine, epoch: int) -> bool:
     return lease is not None and lease.epoch == epoch and lease.opened
 
 
-def _note_begun(machine: Machine, own: OwnReign) -> None:
-    intent = Intent(own.epoch, own.base, own.base_content_id, own.in_place, begun=True)
+def _note_begun(machine: Machine, own: OwnReign, *, begun: bool = True) -> None:
+    intent = Intent(own.epoch, own.base, own.base_content_id, own.in_place, begun)
     intent.save(machine.config.state_dir)
 
 
@@ -252,7 +252,7 @@ def find_final(machine: Machine, own: OwnReign) -> Snapshot:
 
 def put_aside(machine: Machine, *, diverged: bool) -> None:
     """Rename the live subvolume of a reign that is over; its new name is noted before."""
-    own = _to_put_aside(machine)
+    own = own_reign(machine)
     if own is None:
         return
     check_place(machine)
@@ -273,14 +273,15 @@ def put_aside(machine: Machine, *, diverged: bool) -> None:
     machine.store.keep_aside(own.aside)
 
 
-def _to_put_aside(machine: Machine) -> OwnReign | None:
-    """The reign whose tree is at the live path, where `reign.json` says nothing of it, too."""
+def own_reign(machine: Machine) -> OwnReign | None:
+    """This node's reign; where `reign.json` says nothing of the one whose tree is at the live path,
+    one that nothing more is known of: its tree is only to be put aside."""
     own = OwnReign.load(machine.config.state_dir)
     lease = LeaseStatus.load(machine.config.run_dir)
     later = lease is not None and (own is None or own.epoch < lease.epoch)
     lost = lease is not None and later and has_begun(machine, lease.epoch)
     if lease is not None and lost and machine.store.live() is not None:
-        return OwnReign(lease.epoch, Stage.READY, "", None, in_place=False)
+        return OwnReign(lease.epoch, Stage.CREATING, "", None, in_place=False)
     return own
 
 
@@ -294,6 +295,7 @@ def forget(machine: Machine) -> None:
     if live is not None and live.uuid == own.live_uuid:
         raise StandfastError(f"{live.path} is not put aside: epoch {own.epoch} is not forgotten")
     _check_put_aside(machine, own)
+    _note_begun(machine, own, begun=False)  # what comes to the live path later is not of it
     OwnReign.forget(machine.config.state_dir)
 
 

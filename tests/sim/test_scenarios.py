@@ -863,6 +863,24 @@ def test_a_reign_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
     assert history is not None and (Reign.parse(history.value).lost_s or 0.0) > 10.0
 
 
+def test_a_replaced_primary_whose_file_is_deleted_steps_down_all_the_same(world: World) -> None:
+    """Else programs on it would write into its tree for ever, and lose that without a word."""
+    world.begin().hand_to("b")
+    world.wait_for_primary("b")
+    world.run(10.0)
+    primary = world["b"]
+    tree = primary.live
+    (primary.config.state_dir / "reign.json").unlink()
+    world.isolate("b")
+    world.wait_for("a successor", lambda: world.epoch() == 3, 120.0)
+    world.join("b")
+    world.wait_for("the tree is put away", lambda: primary.asides() != {})
+    world.run(10.0)
+    [(name, aside)] = primary.asides().items()
+    assert name.startswith("services.diverged-2-") and aside is tree and aside.read_only
+    assert not (primary.config.state_dir / "reign.json").exists()
+
+
 def test_a_whole_cluster_that_loses_power_comes_back_without_loss(world: World) -> None:
     world.begin()
     for node in world.nodes.values():

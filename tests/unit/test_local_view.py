@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from standfast.act import volume
 from standfast.act.ports import LiveTree, Snapshot
 from standfast.ages import Origin
 from standfast.clock import Deadline, monotonic
@@ -89,6 +90,23 @@ def test_a_disk_that_can_not_be_read_keeps_only_a_holder_from_nothing(
     assert (local.own, local.lease_alive) == (own, True)
     assert (local.snapshots, local.has_live) == ((), False)
     assert local.unread == "/persist: Input/output error (EIO)"
+
+
+def test_a_reign_whose_file_is_gone_is_seen_until_its_tree_is_put_away(node: FakeNode) -> None:
+    """Once the lease is over: to step down it takes a reign. Its holder must not go on with it."""
+    view, path, run_dir = LocalView(node.machine), node.config.paths.live, node.config.run_dir
+    until = monotonic() + 60
+    LeaseStatus(5, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, until).save(run_dir)
+    assert view.look().own is None, "there is no tree"
+    node.store.tree = LiveTree(path, "tree-5", writable=False)
+    with exclusive(run_dir / "lease.lock", "the lease", Deadline.after(1)):
+        assert view.look().own is None
+    own = view.look().own
+    assert own is not None and (own.epoch, own.stage) == (5, Stage.CREATING)
+    volume.put_aside(node.machine, diverged=True)
+    volume.forget(node.machine)
+    node.store.tree = LiveTree(path, "put there by hand", writable=True)
+    assert view.look().own is None
 
 
 def test_only_its_reign_s_own_tree_can_be_gone_on_with(

@@ -218,7 +218,7 @@ class Invariants:
                 f"of {before}: {sorted(set(new) - set(old))[:10]}\n{world.story()}"
             )
         self._check_newest(seat, epoch, old, new)
-        self._check_loss(volume, epoch, old[len(new) :])
+        self._check_loss(volume, range(before + 1, epoch + 1), old[len(new) :])
 
     def _check_newest(self, seat: Seat, epoch: int, old: Sequence[int], new: Sequence[int]) -> None:
         """Of what this node had when its promotion began, the one that lost least."""
@@ -236,27 +236,32 @@ class Invariants:
                     f"{self._world.story()}"
                 )
 
-    def _check_loss(self, volume: str, epoch: int, lost: Sequence[int]) -> None:
-        """A clean handover loses nothing; another tells no less than what it loses."""
+    def _check_loss(self, volume: str, epochs: range, lost: Sequence[int]) -> None:
+        """A clean handover loses nothing; another tells no less than what it loses.
+
+        `epochs`: those since the last one that had a tree; each tells of its own.
+        """
         world = self._world
         lost = [number for number in lost if number not in self.unanswered[volume]]
-        entry = world.store.get(world.key(f"history/{epoch}", volume))
-        if entry is None or not lost:
+        entries = [world.store.get(world.key(f"history/{epoch}", volume)) for epoch in epochs]
+        reigns = [Reign.parse(entry.value) for entry in entries if entry is not None]
+        if len(reigns) < len(epochs) or not lost:
             return
-        reign = Reign.parse(entry.value)
-        if reign.reason.partition(":")[0] == Reason.CLEAN_HANDOVER:
+        epoch, reason = epochs[-1], reigns[0].reason
+        if len(reigns) == 1 and reason.partition(":")[0] == Reason.CLEAN_HANDOVER:
             raise Violation(
                 f"{volume}: the handover to epoch {epoch} lost {len(lost)} acknowledged writes\n"
                 f"{world.story()}"
             )
         lost = [number for number in lost if (volume, number) not in self._unfenced]
-        if not lost:
+        if not lost or any(reign.lost_s is None for reign in reigns):
             return
         times = self.written[volume]
         span_s = times[lost[-1] - 1] - times[lost[0] - 1]
-        nothing = reign.lost_s == 0.0 and len(lost) > 1
-        if reign.lost_s is not None and (nothing or reign.lost_s < span_s - FLATTERY_S):
+        told_s = sum(reign.lost_s or 0.0 for reign in reigns)
+        nothing = told_s == 0.0 and len(lost) > 1
+        if nothing or told_s < span_s - FLATTERY_S:
             raise Violation(
                 f"{volume}: epoch {epoch} lost {span_s:.1f} s of writes and tells "
-                f"{reign.lost_s:.1f} s\n{world.story()}"
+                f"{told_s:.1f} s\n{world.story()}"
             )

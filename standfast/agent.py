@@ -283,7 +283,7 @@ def keep_up(agent: Agent) -> None:
 
 
 def keep_fenced(agent: Agent) -> None:
-    """In a thread of its own: it waits for no disk, no server and no other process."""
+    """In a thread of its own: it waits for no volume's disk, no server and no lease process."""
     while True:
         agent.fence.look()
         if agent.stopping.wait(agent.config.lease.heartbeat):

@@ -90,12 +90,16 @@ def promote(agent: Agent, command: Command) -> str:
     """Take the role on this node; waits until the last lease is over for certain."""
     wish = Wish(promote=True, accept_data_loss=command.argument("accept_data_loss") is True)
     limit = Deadline.after(agent.config.lease.wait + PROMOTE_SLACK_S)
-    told = ""
+    told, fresh = "", True
     while True:
-        seen = agent.look(fresh=True, wish=wish)
+        # A fresh one lists the snapshots again: where that takes long it would be all that is done.
+        seen = agent.look(0.0 if fresh else 0.2, fresh=fresh, wish=wish)
         decision = seen.decision
         if decision.action is Action.PROMOTE:
-            break
+            if fresh:
+                break
+            fresh = True
+            continue
         if decision.action is not Action.WAIT:
             refusal = _not_promoted(agent, seen)
             if not command.dry_run:
@@ -108,7 +112,7 @@ def promote(agent: Agent, command: Command) -> str:
             told = decision.reason
         if command.dry_run:
             return f"{decision.sentence}; then it would be promoted"
-        agent.look(0.2, wish=wish)
+        fresh = False
     plan = plan_for(decision, agent.config)
     assert plan is not None
     if command.dry_run:

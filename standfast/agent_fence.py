@@ -2,7 +2,7 @@
 
 Invariant: while this node has a reign that it has not put away and its lease isn't valid, rules
 that were flushed are back shut a heartbeat interval after the last look. It has a thread of its
-own, which waits for no disk, no server and no other process.
+own, which waits neither for the volume's disk nor for the server or the lease process.
 
 What it costs: a look is a process (`nft list`, some milliseconds). While the lease is valid none is
 needed: the lease process sees the rules at each heartbeat, and were it to hang, nobody else serves
@@ -16,6 +16,7 @@ import logging
 import math
 from dataclasses import dataclass
 
+from standfast.act import volume
 from standfast.act.machine import Machine
 from standfast.clock import Deadline, monotonic
 from standfast.errors import ours
@@ -55,10 +56,11 @@ class FenceWatch:
     def _has_to_be_shut(self) -> bool:
         config = self.machine.config
         try:
-            if OwnReign.load(config.state_dir) is None:
+            own = OwnReign.load(config.state_dir)
+            lease = LeaseStatus.load(config.run_dir)
+            if own is None and (lease is None or not volume.has_begun(self.machine, lease.epoch)):
                 self.flushes = 0
                 return False
-            lease = LeaseStatus.load(config.run_dir)
         except Exception:  # noqa: BLE001
             return True  # in doubt there is a reign, and no lease
         mine = lease is not None and lease.instance == self.machine.me.instance

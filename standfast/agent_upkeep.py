@@ -16,7 +16,7 @@ from standfast import isolated, readiness
 from standfast.act import registration
 from standfast.adapters.consul import Committed
 from standfast.adapters.consul_wire import Set
-from standfast.clock import monotonic
+from standfast.clock import Deadline, monotonic
 from standfast.errors import Refused
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus
@@ -46,6 +46,7 @@ def of_standby(agent: Agent, seen: Seen) -> Sequence[Callable[[], None]]:
     """For a node without a reign, while no plan is at work."""
     return (
         partial(_keep_shut, agent),
+        partial(_keep_unexported, agent),
         partial(_keep_unregistered, agent),
         partial(_keep_unscheduled, agent),
         partial(_tell_readiness, agent, seen),
@@ -89,6 +90,16 @@ def _keep_shut(agent: Agent) -> None:
     if not fence.state().in_place:
         log.warning("the fence's rules were not in place: put there, with the port shut")
         unless_changed(agent, None, fence.ensure_closed)
+
+
+def _keep_unexported(agent: Agent) -> None:
+    """What a power cut left, with a state directory that was lost: nobody else takes it away, and
+    the guard lets no other volume be served beside it."""
+    config, fence, nfs = agent.config, agent.machine.fence, agent.machine.nfs
+    if nfs.would_export():
+        log.warning("a standby exports nothing: taking the leftover export away")
+        limit = Deadline.after(config.nfs.start_timeout)
+        unless_changed(agent, None, lambda: exports.withdraw(config, fence, nfs, limit))
 
 
 def _keep_unregistered(agent: Agent) -> None:

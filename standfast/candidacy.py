@@ -340,6 +340,7 @@ def _patience(
     assert leader is not None
     timing = config.lease
     silent_s = now.monotonic - view.sighting.first_seen
+    waited_s = silent_s
     dead = view.holder_health == "critical" or view.holder_unanswered_s >= timing.wait / 2
     start_s = timing.wait
     if leader.is_clean:
@@ -351,12 +352,13 @@ def _patience(
             start_s += 2 * timing.wait + config.failover_after
     elif not dead and not in_place:
         start_s = max(config.failover_after, timing.wait)
-        if silent_s < start_s:
+        waited_s = now.monotonic - view.sighting.evident_since
+        if waited_s < start_s:
             return Decision(
                 Action.WAIT,
                 Reason.WAITING_FOR_EVIDENCE,
                 f"{leader.holder.node} sends no heartbeats but looks alive "
-                f"(gossip: {view.holder_health}): waiting {start_s - silent_s:.0f} s more",
+                f"(gossip: {view.holder_health}): waiting {start_s - waited_s:.0f} s more",
             )
         # Consul itself was away: a primary that lives heartbeats again within this time, and
         # then the outage was a pause and not a failover.
@@ -371,7 +373,7 @@ def _patience(
             )
     better = () if in_place else _better(view, local, config, base)
     head_start_s = len(better) * (timing.heartbeat + timing.request_timeout)
-    if silent_s < start_s + head_start_s:
+    if waited_s < start_s + head_start_s:
         who = ", ".join(better) or leader.to or leader.holder.node
         return Decision(
             Action.WAIT,

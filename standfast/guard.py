@@ -266,8 +266,8 @@ def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked
 
 def _may_be_served(config: Config, deadline: Deadline, ask: Ask) -> bool:
     try:
-        reign = OwnReign.load(config.state_dir)
-        return reign is not None and ask(config, deadline).nfs.would_export()
+        OwnReign.load(config.state_dir)
+        return ask(config, deadline).nfs.would_export()
     except Exception:  # noqa: BLE001  # what can't be found out may be
         return True
 

@@ -121,7 +121,9 @@ class LocalView:
         late = now.up - self._listed_at >= SNAPSHOTS_EVERY_S
         if fresh or was_set or late or changed != self._listed:
             self._snapshots = self._list(now)
-            self._listed_at, self._listed, self._offset = now.up, changed, now.utc - now.up
+            # From its end: where it takes long it isn't all that this node does.
+            self._listed_at, self._listed = instant().up, changed
+            self._offset = now.utc - now.up
         return self._snapshots
 
     def _list(self, now: Instant) -> tuple[Available, ...]:

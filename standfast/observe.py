@@ -7,7 +7,7 @@ identity and when this node first saw it. Indexes are only compared to notice a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from standfast.act.ports import Snapshot
 from standfast.ages import age_of
@@ -30,6 +30,13 @@ class Sighting:
     index: int
     first_seen: float
     """Monotonic seconds of this node."""
+    unchanged_since: float | None = None
+    """The same, by a node that may not have looked for a while; None: `first_seen`. It is evidence,
+    and no proof."""
+
+    @property
+    def evident_since(self) -> float:
+        return self.first_seen if self.unchanged_since is None else self.unchanged_since
 
 
 def sight(previous: Sighting | None, identity: Identity | None, index: int, now: float) -> Sighting:
@@ -40,7 +47,7 @@ def sight(previous: Sighting | None, identity: Identity | None, index: int, now:
     """
     if previous is None or previous.identity != identity or index < previous.index:
         return Sighting(identity, index, now)
-    return Sighting(identity, index, previous.first_seen)
+    return replace(previous, index=index)
 
 
 @dataclass(frozen=True, slots=True)

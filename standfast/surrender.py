@@ -9,6 +9,7 @@ never as a clean handover.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +30,8 @@ then it isn't surrendered."""
 WELL_S = 30.0
 """It serves again when it has for so long: a server that starts anew lets nobody open anything for
 its grace time (10 s by default), and one that dies again and again never serves."""
+PAID_OFF = 0.25
+"""So much of the time that it didn't serve is made up for by each second in which it does."""
 MOST_S = 20.0
 """Between two looks: a process that was frozen for longer doesn't know what was meanwhile."""
 
@@ -56,12 +59,14 @@ class Spell:
 
     def seen(self, now: float, why: str | None) -> Spell:
         """After a look within the lease."""
-        at = replace(self, at=now, why=why, counts=True)
+        at, since_s = replace(self, at=now, why=why, counts=True), self._since_s(now)
         if why is not None:
-            return replace(at, lacked_s=self.lacked_s + self._since_s(now), well_since=None)
+            # Until now it was well, as far as is known.
+            lacked_s = self.lacked_s + (0.0 if self.well_since is not None else since_s)
+            return replace(at, lacked_s=lacked_s, well_since=None)
         since = now if self.well_since is None else self.well_since
-        lacked_s = 0.0 if now - since >= WELL_S else self.lacked_s
-        return replace(at, lacked_s=lacked_s, served=True, well_since=since)
+        paid_s = math.inf if now - since >= WELL_S else since_s * PAID_OFF
+        return replace(at, lacked_s=max(0.0, self.lacked_s - paid_s), served=True, well_since=since)
 
     def paused(self, now: float) -> Spell:
         """While the lease isn't valid the time is Consul's, and isn't counted; what was before it

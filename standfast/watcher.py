@@ -8,6 +8,7 @@ away or this process stood still, the sighting begins anew.
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -36,6 +37,8 @@ from standfast.records import (
     is_epoch,
     parse_epoch,
 )
+
+log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -144,9 +147,12 @@ class Watcher:
         if self._readable_since is None:
             self._readable_since = monotonic()
         # Last, as it may have been within this look that the process stood still.
-        first_seen = max(cluster.sighting.first_seen, self._unbroken_since)
-        self._sighting = replace(cluster.sighting, first_seen=first_seen)
-        return replace(cluster, sighting=self._sighting, readable_since=self._readable_since)
+        sighting = cluster.sighting
+        if self._unbroken_since > sighting.first_seen:
+            since = sighting.evident_since
+            sighting = replace(sighting, first_seen=self._unbroken_since, unchanged_since=since)
+        self._sighting = sighting
+        return replace(cluster, sighting=sighting, readable_since=self._readable_since)
 
     def distrust(self) -> None:
         """What Consul holds kept a living primary from its heartbeats: it gets a chance first."""
@@ -160,7 +166,10 @@ class Watcher:
         answers is slow.
         """
         now = monotonic()
-        if now - self._heard_at > self._config.lease.wait / 2:
+        gap_s = now - self._heard_at
+        if gap_s > self._config.lease.wait / 2:
+            if self._heard_at != NEVER:
+                log.info("no answer of Consul's for %.1f s: the wait begins anew", gap_s)
             self._unbroken_since, self._readable_since = now, None
         self._heard_at = now
         return answer

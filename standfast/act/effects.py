@@ -117,7 +117,7 @@ class Effects:
             Do.AWAIT_SUCCESSOR: self.await_successor,
             Do.KEEP_DIVERGED: lambda: volume.put_aside(self.machine, diverged=True),
             Do.RETIRE_TREE: lambda: volume.put_aside(self.machine, diverged=False),
-            Do.FORGET: lambda: volume.forget(self.machine),
+            Do.FORGET: self.forget,
         }
 
     # Programs of the operator's
@@ -295,8 +295,14 @@ class Effects:
                 raise StandfastError(f"the server does not serve: {sick}")
             sleep(POLL_S)
 
+    def forget(self) -> None:
+        volume.forget(self.machine)
+        exports.put_away(self.machine.config)
+
     def stop_nfs(self) -> None:
         machine = self.machine
+        if self.decision is not None and self.decision.action is Action.FINISH_DEMOTION:
+            exports.put_away(machine.config)  # it was given up with its final snapshot
         exports.withdraw(machine.config, machine.fence, machine.nfs, self._server_deadline())
 
     def prepare_jobs(self) -> None:

@@ -125,7 +125,9 @@ def has_begun(machine: Machine, epoch: int) -> bool:
     if intent is not None and intent.begun is not None:
         return intent.begun
     lease = LeaseStatus.load(machine.config.run_dir)
-    return lease is not None and lease.epoch == epoch and lease.opened
+    # Of one that was given up, or lost, an older version noted nothing.
+    held = lease is not None and lease.epoch == epoch and lease.valid_until > 0
+    return held and lease is not None and lease.opened
 
 
 def _note_begun(machine: Machine, own: OwnReign, *, begun: bool = True) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
-from standfast.errors import Refused, ours
+from standfast.errors import Refused, StandfastError, ours
 from standfast.files import write_atomically
 from standfast.lease.files import LeaseStatus, others_serving
 from standfast.locks import exclusive
@@ -25,8 +25,8 @@ from standfast.reign import OwnReign
 log = logging.getLogger(__name__)
 
 LOCK_S = 10.0
-"""For a change of the other process's; a stop of the server within it may take longer, and then
-this one has failed, to be tried again."""
+"""For the other process's change. A stop of the server takes longer: who waits fails then, and
+tries again."""
 
 
 def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) -> None:
@@ -77,8 +77,12 @@ def withdraw(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -
 
 def _holds(config: Config) -> bool:
     """Whether what the server is asked is still this reign's, and goes into its data."""
-    own = OwnReign.load(config.state_dir)
-    return own is not None and _why_not(LeaseStatus.load(config.run_dir), own.epoch) is None
+    try:
+        own = OwnReign.load(config.state_dir)
+        lease = LeaseStatus.load(config.run_dir)
+    except StandfastError:
+        return False
+    return own is not None and _why_not(lease, own.epoch) is None
 
 
 def _was_asked_nothing(config: Config, nfs: NfsServer) -> bool:
@@ -92,6 +96,12 @@ def _was_asked_nothing(config: Config, nfs: NfsServer) -> bool:
     except Exception as error:  # noqa: BLE001  # in doubt it was
         log.warning("whether %s is exported can't be found out: %s", config.volume, ours(error))
         return False
+
+
+def put_away(config: Config) -> None:
+    """What the server was asked for this reign is in the data that somebody has: nothing is left
+    for which it would have to end."""
+    _mark(config).unlink(missing_ok=True)
 
 
 def _mark(config: Config) -> Path:

@@ -218,10 +218,10 @@ class Keeper:
         if self.tenure.remaining_s(monotonic()) <= 0 or self.over:
             raise StandfastError(f"the lease has no time left: {self.trouble or 'it is lost'}")
         self.holding_back = False
-        self.serving, self.in_doubt = True, False
-        self.state = LeaderState.SERVING
         self.service.spell = replace(self.service.spell, opened=True)
         self.save()  # before anybody can write: a killed process is followed by one that knows
+        self.serving, self.in_doubt = True, False
+        self.state = LeaderState.SERVING
         self._arm()
         if self.armed_until < monotonic():
             raise StandfastError(f"the port can't be opened: {self.trouble}")

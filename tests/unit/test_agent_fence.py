@@ -13,7 +13,7 @@ from standfast.clock import Deadline, monotonic
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
+from standfast.reign import Intent, OwnReign, Stage
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 
@@ -90,10 +90,21 @@ def test_a_node_that_has_put_its_reign_away_is_the_upkeeps(
     node: FakeNode, clock: StoppedClock
 ) -> None:
     OwnReign.forget(node.config.state_dir)
+    Intent(4, None, None, in_place=True, begun=False).save(node.config.state_dir)
     clock.now += 9
     flush(node)
     FenceWatch(node.machine).look()
     assert node.world.log == []
+
+
+def test_a_reign_whose_file_is_gone_is_shut_all_the_same(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    OwnReign.forget(node.config.state_dir)
+    clock.now += 9
+    flush(node)
+    FenceWatch(node.machine).look()
+    assert node.world.log == ["shut"]
 
 
 def test_a_permit_without_an_end_is_ended_and_a_rest_of_one_ends_by_itself(

@@ -352,6 +352,17 @@ def test_after_the_lease_the_server_goes_on_for_nobody(
     assert node.world.log == ["unexport", "release"], "that one was asked nothing for this volume"
 
 
+def test_what_was_handed_over_in_order_ends_no_server_later(node: FakeNode) -> None:
+    """It goes on for another volume; what it was asked for this one is with the successor."""
+    promote(node)
+    another_volume(node)
+    switch(node)
+    assert node.nfs.running
+    node.world.log.clear()
+    Effects(node.machine).stop_nfs()
+    assert "stop-nfs" not in node.world.log
+
+
 @pytest.mark.parametrize("other", [{"serving": False}, {"left_s": -1.0}], ids=str)
 def test_a_server_that_no_other_volume_needs_is_stopped(
     node: FakeNode, other: dict[str, Any]

@@ -51,7 +51,13 @@ def verdict(volumes: tuple[Config, Config], nfs: FakeNfs | None = None) -> str:
 def test_a_volume_that_is_a_standby_here_keeps_no_other_from_being_served(
     volumes: tuple[Config, Config],
 ) -> None:
-    assert verdict(volumes) == "data"
+    assert verdict(volumes, FakeNfs(World())) == "data"
+
+
+def test_an_export_whose_reign_nobody_knows_is_one(volumes: tuple[Config, Config]) -> None:
+    """The state directory was lost, and a power cut left the export."""
+    with pytest.raises(Refused, match="music"):
+        verdict(volumes)
 
 
 def test_a_server_does_not_start_with_a_volume_that_is_exported_still(

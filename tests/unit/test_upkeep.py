@@ -121,6 +121,13 @@ def test_an_export_that_somebody_took_away_comes_back_and_nothing_else(node: Fak
     assert "export" not in node.world.log
 
 
+def test_a_standby_takes_a_leftover_export_away(node: FakeNode) -> None:
+    """Of a reign that nobody knows of any more: the guard would let no other volume be served."""
+    node.nfs.fsid = "of before a power cut"
+    agent_that_saw(node, None).upkeep()
+    assert node.nfs.fsid is None
+
+
 def test_what_a_surrender_unexported_since_the_last_look_stays_so(node: FakeNode) -> None:
     """The lease process gives the role up without the agent, whose look may hang with the disk."""
     OWN.save(node.config.state_dir)

@@ -173,6 +173,19 @@ def test_after_a_longer_blindness_the_same_value_is_a_new_sighting(
     assert cluster(watcher.look(0)).sighting == view.sighting
 
 
+def test_a_time_without_answers_is_no_time_in_which_a_heartbeat_was_seen(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    """The value is the same for all that anybody knows: evidence, though not proof, that its holder
+    is dead. Else a Consul that is away now and then would keep everybody from taking over."""
+    watcher = Watcher(config, keys)
+    first = cluster(watcher.look(0)).sighting
+    for _ in range(3):
+        clock.now += config.lease.wait
+        later = cluster(watcher.look(0)).sighting
+    assert (later.first_seen, later.evident_since) == (clock.now, first.first_seen)
+
+
 def test_a_process_that_stood_still_within_a_look_has_seen_nothing_unchanged(
     config: Config, keys: Keys, clock: Clock, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,6 +233,14 @@ def _orderly_or_not(agent: Agent, command: Command, to: str | None) -> Plan:
         return plans.demotion(names, to)
     if command.argument("accept_data_loss") is not True:
         what = f"`standfast {command.request.get('command')} --accept-data-loss`"
+        if sick.reason is Reason.VOLUME_MISSING:
+            raise Refused(
+                sick.reason,
+                f"{sick}: there is nothing to take the final snapshot of. Put it back (`standfast "
+                f"snapshots` shows what there is), or {what} gives the role up without it: what "
+                f"was written to it after the last replication would be missing "
+                f"{to or 'elsewhere'} (`standfast status`: how old the standbys are)",
+            )
         hangs = sick.reason is Reason.VOLUME_HANGS
         whether = "may not come about: try again in a moment" if hangs else "can't be written"
         raise Refused(

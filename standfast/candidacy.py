@@ -322,7 +322,8 @@ def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None
     return Decision(
         Action.WAIT,
         Reason.WAITING_FOR_LEASE_END,
-        f"{who} was first seen {seen_s:.1f} s ago: its lease is over for certain in {left_s:.1f} s",
+        f"{who} has been looked at without a gap for {seen_s:.1f} s: its lease is over for certain "
+        f"in {left_s:.1f} s",
     )
 
 

@@ -81,9 +81,9 @@ def _begin(
     if not intent.in_place and has_begun(machine, epoch):
         raise StandfastError(
             f"{machine.config.state_dir}/reign.json says nothing of epoch {epoch}, which had its "
-            f"tree already: nothing was touched, as a new one would lack what is in that. Put the "
-            f"file back, or run `standfast demote` on this node: {machine.config.paths.live} is "
-            f"kept aside then"
+            f"tree already: nothing was touched, as a new one would lack what is in that; "
+            f"meanwhile it is not replicated and not registered. Put the file back, or run "
+            f"`standfast demote` on this node: {machine.config.paths.live} is kept aside then"
         )
     if intent.in_place:
         # The same tree with the same inodes: the clients' handles stay good, so the id stays.

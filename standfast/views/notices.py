@@ -73,6 +73,14 @@ def _fence(doc: Mapping[str, Any]) -> Iterator[Notice]:
             "They are put back within seconds; if not, "
             f"`journalctl -u standfast-lease@{doc['volume']}`.",
         )
+    elif fence["open_for_s"] is None:
+        yield Notice(
+            Level.ALARM,
+            "fence-open",
+            f"The NFS port is open without end on {doc['node']}: somebody put that there by hand",
+            "The next heartbeat ends that, or the agent while there is no lease; if not, "
+            f"`journalctl -u standfast-lease@{doc['volume']}`.",
+        )
     if fence["flushes"]:
         yield Notice(
             Level.WARNING,

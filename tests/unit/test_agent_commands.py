@@ -87,12 +87,27 @@ def test_a_disk_that_can_not_be_read_is_no_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = agent(tmp_path, SERVING, standbys=("n2",))
-    for why in (Reason.VOLUME_UNREADABLE, Reason.VOLUME_MISSING):
-        sick = Ailment(why, "it can't be read: EIO")
-        monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline, sick=sick: sick)
-        reason, text = refusal(say(made, "demote"))
-        assert (reason, made.ran) == (why, [])
-        assert text.startswith("it can't be read: EIO: the final snapshot can't be written.")
+    sick = Ailment(Reason.VOLUME_UNREADABLE, "it can't be read: EIO")
+    monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline: sick)
+    reason, text = refusal(say(made, "demote"))
+    assert (reason, made.ran) == (Reason.VOLUME_UNREADABLE, [])
+    assert text.startswith("it can't be read: EIO: the final snapshot can't be written.")
+
+
+@pytest.mark.parametrize(("command", "where"), [("demote", "elsewhere"), ("switchover", "n2")])
+def test_a_tree_that_is_gone_is_to_be_put_back_and_no_disk_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, where: str
+) -> None:
+    made = agent(tmp_path, SERVING, standbys=("n2",))
+    sick = Ailment(Reason.VOLUME_MISSING, "there is no /p/services")
+    monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline: sick)
+    reason, text = refusal(say(made, command, to=None if command == "demote" else "n2"))
+    assert (reason, made.ran) == (Reason.VOLUME_MISSING, [])
+    assert text.startswith("there is no /p/services: there is nothing to take the final snapshot")
+    assert "Put it back (`standfast snapshots` shows what there is)" in text
+    assert f"standfast {command} --accept-data-loss` gives the role up without it" in text
+    assert f"would be missing {where} " in text
+    assert "repair" not in text and "this node's disk" not in text
 
 
 def test_a_disk_that_is_only_slow_is_not_said_to_be_lost(

@@ -331,6 +331,20 @@ def test_exported_is_what_the_table_and_the_file_say(host: Host, config: Config)
     assert not host.nfs.is_exported(FSID)
 
 
+def test_a_table_that_a_power_cut_left_would_export_without_the_file(host: Host) -> None:
+    """A server that is started by hand goes by it."""
+    assert not host.nfs.would_export(), "neither a file nor a table"
+    (host.directory / "etab").write_text("/else\tc9(rw)\n")
+    assert not host.nfs.would_export(), "another's"
+    (host.directory / "etab").write_text(f"{escaped(host.live)}\tc9(rw,fsid={FSID})\n")
+    assert host.nfs.would_export()
+
+
+def test_a_table_that_can_not_be_read_may_export_without_the_file(host: Host) -> None:
+    (host.directory / "etab").mkdir()
+    assert host.nfs.would_export()
+
+
 def test_active_without_threads_is_not_started(host: Host) -> None:
     with pytest.raises(StandfastError, match="nfsd has no threads"):
         host.nfs.start(soon())

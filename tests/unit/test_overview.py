@@ -158,6 +158,7 @@ TROUBLES: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "stuck": ({"trouble": "umount: busy"}, "alarm", "trouble"),
     "heartbeats": ({"lease_trouble": "timed out"}, "warning", "lease"),
     "fence gone": ({"fence": {"in_place": False, "open_for_s": 0.0}}, "alarm", "fence"),
+    "open by hand": ({"fence": {"in_place": True, "open_for_s": None}}, "alarm", "fence-open"),
     "flushed": ({"fence_flushes": 2}, "warning", "firewall"),
     "paused": ({"paused": {"by": "ann", "reason": "disk", "at": NOW}}, "warning", "paused"),
     "late": ({"standbys": [standby("n2", 4.0), standby("n3", 601.0)]}, "warning", "standby"),

@@ -138,7 +138,9 @@ def test_a_reign_whose_file_is_gone_does_not_begin_anew(node: FakeNode, lost: st
     for path in node.config.state_dir.iterdir():
         if lost != "reign.json" or path.name == lost:
             path.unlink()
-    with pytest.raises(StandfastError, match=r"epoch 5, which had its tree already.*demote"):
+    with pytest.raises(
+        StandfastError, match=r"epoch 5, which had its tree already.*not replicated.*demote"
+    ):
         volume.prepare(node.machine, 5, str(BASE))
     assert node.store.tree is had and node.store.put_aside == []
 

@@ -949,12 +949,12 @@ def test_a_tree_given_up_without_its_final_snapshot_is_not_called_retired(
         take = volume.take_final_snapshot
 
         def take_and_freeze(machine: Machine, own: OwnReign) -> Snapshot:
-            primary.freeze(primary.seat.agent_service, 202.0)
+            primary.freeze(primary.seat.agent_service, 208.0)
             return take(machine, own)
 
         monkeypatch.setattr(volume, "take_final_snapshot", take_and_freeze)
         primary.ask("demote")
-        world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean, 202.0)
+        world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean, 208.0)
         now = world.leader()
         assert now is not None and now.surrendered and now.to is not None
         world[now.to].power_cut()

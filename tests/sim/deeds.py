@@ -8,8 +8,8 @@ every violation is a fault of the program:
   may serve until its next look (the same place; see `Invariants`).
 - A machine is not paused together with its kernel's timers (the same place).
 - Clocks' rates differ by no more than `lease.drift`.
-- A restored backup is of some seconds ago at least, so that it doesn't hold the very last
-  heartbeat of a holder that goes on (the same place).
+- A restored backup doesn't hold the very last heartbeat of a holder that was replaced (the same
+  place).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from functools import partial
 from standfast.config.model import LeaseTiming
 from standfast.config.model import Node as NodeConfig
 from standfast.lease.keeper import FENCE_MARGIN_S
+from standfast.records import Leader
 from tests.sim.model_consul import Fault
 from tests.sim.node import Node, Seat
 from tests.sim.systemd import Service
@@ -200,10 +201,21 @@ def restore(world: World, deed: Deed) -> None:
     """A backup of some time ago."""
     ago_s = 2 * SLOW.length + deed.length_s * 2
     entries = world.store.at(world.now - ago_s)
-    if not entries:
+    if not entries or any(_holds_the_last(world, volume, ago_s) for volume in world.volumes):
         return
     index = max(entry.modify_index for entry in entries.values())
     world.restore((dict(entries), index))
+
+
+def _holds_the_last(world: World, volume: str, ago_s: float) -> bool:
+    """Whether the backup has the very last heartbeat of a reign that was followed: of a holder that
+    was dead or frozen by then."""
+    key = world.key("leader", volume)
+    entries = [state.get(key) for state in world.store.since(world.now - ago_s)]
+    told = [Leader.parse(entry.value) for entry in entries if entry is not None]
+    if not told or not (then := told[0]).epoch < world.epoch(volume):
+        return False
+    return all(one == then for one in told if one.epoch == then.epoch)
 
 
 def stale(world: World, deed: Deed) -> None:

@@ -67,6 +67,10 @@ class Store:
         """The keys as they were at that time."""
         return self._past[bisect_right(self._times, when) - 1]
 
+    def since(self, when: float) -> Sequence[Mapping[str, Entry]]:
+        """The same, and as they were after each change since then."""
+        return self._past[bisect_right(self._times, when) - 1 :]
+
     def txn(self, ops: Sequence[Op]) -> Committed | Conflict:
         """Each operation sees what those before it did; a value that is there moves no index."""
         self.index += 1

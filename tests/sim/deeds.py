@@ -6,7 +6,8 @@ every violation is a fault of the program:
 - The firewall is not flushed while both the lease process and the agent of that node stand still:
   nobody is left who could notice (README, "What breaks it"). Otherwise a node whose lease is over
   may serve until its next look (the same place; see `Invariants`).
-- A machine is not paused together with its kernel's timers (the same place).
+- A machine is not paused together with its kernel's timers, nor while the kernel opens the port
+  (the same place).
 - Clocks' rates differ by no more than `lease.drift`.
 - A restored backup doesn't hold the very last heartbeat of a holder that was replaced (the same
   place).
@@ -155,8 +156,9 @@ def stall(world: World, deed: Deed) -> None:
 
 
 def pause_vm(world: World, deed: Deed) -> None:
-    if chosen(world, deed).powered:
-        chosen(world, deed).pause_vm(deed.length_s, clock_stops=False)
+    node = chosen(world, deed)
+    if node.powered and not node.rules.slow_s:
+        node.pause_vm(deed.length_s, clock_stops=False)
 
 
 # Networks and Consul

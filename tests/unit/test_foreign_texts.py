@@ -95,7 +95,10 @@ def test_an_export_of_any_bytes_hides_no_other(tmp_path: Path) -> None:
     )
     config = config_in(tmp_path)
     config = replace(config, paths=replace(config.paths, live=LIVE))
-    nfs = KernelNfs(config, cast(Any, None), exports=exports, exported=table)
+    nfsd = tmp_path / "nfsd"
+    nfsd.mkdir()
+    (nfsd / "threads").write_text("8\n")
+    nfs = KernelNfs(config, cast(Any, None), exports=exports, exported=table, nfsd=nfsd)
     assert nfs.is_exported("c0ffee-1")
 
 

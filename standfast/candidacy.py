@@ -13,7 +13,7 @@ from standfast.clock import format_utc
 from standfast.config.model import Config
 from standfast.decision import Action, Decision, Moment, Wish
 from standfast.names import SnapshotName
-from standfast.observe import Available, Cluster, Local, is_final, newest, rank
+from standfast.observe import Available, Cluster, Local, is_beyond, is_final, newest, rank
 from standfast.reasons import Reason
 from standfast.records import Leader, Reign, longest_wait_s
 from standfast.reign import Stage
@@ -91,9 +91,18 @@ def _promotion(
         base=base,
         in_place=in_place,
         epoch=view.epoch or 0,
+        follows=_follows(base, view),
         lost_s=lost_s,
         unless_paused=not wish.promote and not _is_handed(view, local),
     )
+
+
+def _follows(base: Available | None, view: Cluster) -> int | None:
+    """See Reign.follows: one that never served is left out, unless its own snapshot is taken."""
+    unused = view.unused
+    if unused is None or base is None or base.epoch >= unused.epoch:
+        return None
+    return unused.before
 
 
 def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
@@ -277,8 +286,8 @@ def is_behind(base: Available | None, view: Cluster) -> bool:
     """Whether `base` lacks something of the reign that was given up in order."""
     if base is None or view.leader is None or not view.leader.is_clean:
         return False
-    if view.leader.surrendered:
-        return False  # there is no final one
+    if view.leader.surrendered or is_beyond(base, view):
+        return False  # there is no final one, or it has more than that
     if view.leader.final is not None:
         return not is_final(base, view.leader)
     for record in view.standbys.values():

@@ -37,7 +37,9 @@ class Decision:
     """For a promotion: the snapshot to start from; None: the node's own live tree."""
     in_place: bool = False
     epoch: int = 0
-    """For a promotion: the epoch that it follows; 0: there was none."""
+    """For a promotion: the epoch that it comes after; 0: there was none."""
+    follows: int | None = None
+    """For a promotion: see Reign.follows."""
     lost_s: float | None = None
     unless_paused: bool = False
     """For a promotion that nobody asked for: a pause that is set meanwhile ends it."""

@@ -90,6 +90,20 @@ class Cluster:
         """Whether the current epoch ended in order, so that nobody serves."""
         return self.leader is not None and self.leader.gives_up(self.epoch)
 
+    @property
+    def unused(self) -> Reign | None:
+        """The current reign, where it was given up without ever having served: nobody wrote in it,
+        so that what its base lacks of the reign before is not lost yet.
+
+        One that hands over a snapshot of its own may have gone on in its own tree, which has more
+        than its base.
+        """
+        leader = self.leader
+        if leader is None or not self.given_up or not leader.idle:
+            return None
+        reign = self.history.get(leader.epoch)
+        return reign if reign is not None and leader.final in (None, reign.base) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Blind:
@@ -145,19 +159,34 @@ def in_lineage(available: Available, cluster: Cluster) -> bool:
     A snapshot of reign r counts only up to the base of each later reign: what r wrote after that
     is diverged data. A history that can't be followed is doubt, and doubt is no.
     """
-    if cluster.epoch is None or available.epoch > cluster.epoch:
-        return False
-    for epoch in range(available.epoch + 1, cluster.epoch + 1):
-        reign = cluster.history.get(epoch)
-        if reign is None or reign.base is None:
-            return False
+    return cluster.epoch is not None and _in_past(available, cluster.epoch, cluster.history)
+
+
+def _in_past(available: Available, epoch: int, history: Mapping[int, Reign]) -> bool:
+    while epoch > available.epoch:
+        reign = history.get(epoch)
         try:
-            base = SnapshotName.parse(reign.base)
+            base = SnapshotName.parse((reign.base if reign is not None else None) or "")
         except ValueError:
             return False
-        if available.snapshot.name > base:
+        if reign is None or reign.epoch != epoch or available.snapshot.name > base:
             return False
-    return True
+        epoch = reign.before
+    return epoch == available.epoch
+
+
+def is_beyond(available: Available, cluster: Cluster) -> bool:
+    """Whether it has more than a reign that never served began with: then it is as good a base as
+    any for the next one, and the better one."""
+    unused = cluster.unused
+    if unused is None or available.ahead:
+        return False
+    try:
+        began = SnapshotName.parse(unused.base or "")
+    except ValueError:
+        return False
+    more = available.snapshot.name > began
+    return more and _in_past(available, unused.before, cluster.history)
 
 
 def newest(local: Local, cluster: Cluster) -> Available | None:
@@ -165,10 +194,11 @@ def newest(local: Local, cluster: Cluster) -> Available | None:
 
     After an orderly end that is the final one, whatever else there is; else the last one taken.
     """
+    beyond = [available for available in local.snapshots if is_beyond(available, cluster)]
     fit = [available for available in local.snapshots if in_lineage(available, cluster)]
     ended = cluster.leader if cluster.given_up else None
     final = [available for available in fit if is_final(available, ended)]
-    return max(final or fit, key=_order, default=None)
+    return max(beyond or final or fit, key=_order, default=None)
 
 
 def _order(item: Available) -> tuple[int, bool, SnapshotName]:

@@ -7,7 +7,8 @@ is a ForeignValue: the caller stops, nothing is overwritten.
     leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
                       "final", "final_id", "wait", "surrendered", "unserved",
                       "idle"}
-    history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at"}
+    history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at",
+                      "follows"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at",
                       "by"}
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
@@ -198,6 +199,14 @@ class Reign:
     """At most so much was written after `base`, to the end of the old primary's lease; None: not
     known."""
     at: float
+    follows: int | None = None
+    """The reign whose data it goes on from, where those since were given up without ever having
+    served; None: the one right before."""
+
+    @property
+    def before(self) -> int:
+        """The reign whose data it goes on from."""
+        return self.epoch - 1 if self.follows is None else self.follows
 
     @property
     def is_automatic(self) -> bool:
@@ -213,6 +222,7 @@ class Reign:
             operator=self.operator,
             lost_s=self.lost_s,
             at=self.at,
+            **({} if self.follows is None else {"follows": self.follows}),
         )
 
     @classmethod
@@ -228,8 +238,16 @@ class Reign:
                 operator=None if doc["operator"] is None else _text(doc["operator"]),
                 lost_s=None if doc["lost_s"] is None else _seconds(doc["lost_s"]),
                 at=_seconds(doc["at"]),
+                follows=_earlier(doc.get("follows"), _number(doc["epoch"])),
             ),
         )
+
+
+def _earlier(value: Any, epoch: int) -> int | None:
+    """None, or a reign before `epoch`; ValueError."""
+    if value is not None and not 0 <= _number(value) < epoch:
+        raise ValueError(f"epoch {epoch} can't follow {value}")
+    return None if value is None else _number(value)
 
 
 @dataclass(frozen=True, slots=True)

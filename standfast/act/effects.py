@@ -170,6 +170,7 @@ class Effects:
                 reason=reason,
                 operator=self.operator,
                 lost_s=decision.lost_s,
+                follows=decision.follows,
                 unless_paused=decision.unless_paused,
             ),
         )

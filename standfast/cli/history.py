@@ -58,5 +58,10 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         "unknown" if item["lost_s"] is None else lost,
         item["operator"] or "itself",
         item["reason"],
-        item["base"] or "-",
+        _base(item),
     )
+
+
+def _base(item: dict[str, Any]) -> str:
+    base = item["base"] or "-"
+    return base if item["follows"] is None else f"{base} (goes on from epoch {item['follows']})"

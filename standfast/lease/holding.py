@@ -202,6 +202,7 @@ class LeaseKeys:
             claim.operator,
             claim.lost_s,
             utc_now(),
+            claim.follows,
         )
         pause = [CheckNotExists(self._config.key("pause"))] if claim.unless_paused else []
         return [

@@ -260,8 +260,7 @@ class Keeper:
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.holding_back = True
         self.save()
-        idle = handover.surrendered and self.service.word(monotonic()).idle
-        word = replace(handover, idle=idle)
+        word = replace(handover, idle=not self.service.spell.opened)
         outcome = self.keys.release(self.tenure, word)
         if outcome is None:
             self.over = True

@@ -280,6 +280,8 @@ class Claim:
     reason: str
     operator: str | None
     lost_s: float | None
+    follows: int | None = None
+    """See Reign.follows."""
     unless_paused: bool = False
     """By itself, not by an operator's word: a pause that is set meanwhile wins."""
 

@@ -214,6 +214,13 @@ def test_a_pause_set_between_the_look_and_the_acquisition_wins(volume: Volume) -
     assert (volume.epoch(), volume.leader().holder) == (1, ME)
 
 
+def test_the_history_tells_which_reign_the_new_one_goes_on_from(volume: Volume) -> None:
+    volume.keys().acquire(FIRST)
+    volume.keys(OTHER).acquire(replace(volume.seen(), follows=0))
+    entries = [volume.gateway.get(volume.config.key(f"history/{n}")) for n in (1, 2)]
+    assert [one and Reign.parse(one.value).follows for one in entries] == [None, 0]
+
+
 def test_an_operators_word_goes_on_in_spite_of_a_pause(volume: Volume) -> None:
     volume.keys().acquire(FIRST)
     paused(volume)

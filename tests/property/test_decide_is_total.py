@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,16 @@ from standfast.decision import Action, Moment, Wish
 from standfast.errors import ForeignValue
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.observe import Available, Blind, Cluster, Local, Sighting, in_lineage, sight
+from standfast.observe import (
+    Available,
+    Blind,
+    Cluster,
+    Local,
+    Sighting,
+    in_lineage,
+    is_beyond,
+    sight,
+)
 from standfast.reasons import Reason
 from standfast.records import (
     Holder,
@@ -54,6 +64,8 @@ leaders = st.builds(
     st.sampled_from(LeaderState),
     st.lists(nodes, max_size=3).map(tuple),
     st.none() | nodes,
+    surrendered=st.booleans(),
+    idle=st.booleans(),
 )
 reigns = st.builds(
     Reign,
@@ -64,7 +76,8 @@ reigns = st.builds(
     st.none() | texts,
     st.none() | times,
     times,
-)
+    st.none() | epochs,
+).map(lambda reign: reign if reign.before < reign.epoch else replace(reign, follows=None))
 records = st.builds(StandbyRecord, nodes, epochs, texts | names.map(str), texts, times)
 pauses = st.builds(Pause, texts, texts, times)
 sightings = st.builds(
@@ -76,7 +89,8 @@ clusters = st.builds(
     st.none() | leaders,
     sightings,
     st.none() | pauses,
-    st.dictionaries(epochs, reigns, max_size=5),
+    st.lists(reigns, max_size=5).map(lambda found: {one.epoch: one for one in found})
+    | st.dictionaries(epochs, reigns, max_size=5),
     st.dictionaries(nodes, records, max_size=3),
     st.floats(0, 200),
     st.sampled_from(["passing", "critical", "absent", "unknown"]),
@@ -152,7 +166,9 @@ def test_every_observation_gets_a_safe_answer_with_a_sentence(
     assert handed or now_s - view.sighting.first_seen >= settings_.lease.wait
     assert decision.in_place == (decision.base is None)
     if decision.base is not None:
-        assert in_lineage(decision.base, view)
+        assert in_lineage(decision.base, view) or is_beyond(decision.base, view)
+        assert view.epoch is not None
+        assert decision.follows is None or decision.base.epoch <= decision.follows < view.epoch
     if view.pause is not None and not wish.promote:
         assert handed
         assert view.leader is not None

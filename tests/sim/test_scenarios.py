@@ -789,6 +789,40 @@ def test_what_a_reign_that_never_served_makes_lost_goes_by_no_names(
         world.wait_for_primary("c")
 
 
+@pytest.mark.parametrize("ends", ["surrender", "demote"])
+def test_a_reign_that_never_served_cuts_nothing_off(tmp_path: Path, ends: str) -> None:
+    """It began from older data than somebody else had, and found its own disk full."""
+    with World(tmp_path, min_reign_s=0.0) as world:
+        primary = world.begin()
+        world.unlink("a", "b")
+        world.run(15.0)
+        world.cut_ways.clear()
+        world["c"].power_cut()
+        most = world.kept_on(world["c"], "data")
+        primary.seat.copies = False
+        primary.power_cut()
+        world["b"].disk.full = True
+        world.wait_for("epoch 2", lambda: world.epoch() == 2)
+        world["c"].boot()
+        if ends == "demote":
+            world.run(10.0)
+            world["b"].ask("demote")
+            world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean)
+            world["c"].ask("promote")
+        world.wait_for_primary("c", 120.0)
+        assert most > world.kept_on(world["b"], "data")
+        assert set(written_in(world, 3)) >= most
+        raw = world.store.entries[world.key("history/3")].value
+        assert Reign.parse(raw).follows == 1
+        # What c had is part of the past that those after it go on from.
+        world["b"].power_cut()
+        primary.boot()
+        world.run(1.0)
+        world["c"].power_cut()
+        world.wait_for_primary("a", limit_s=120.0)
+        assert set(written_in(world, 4)) >= most
+
+
 def test_in_manual_mode_nobody_takes_over_without_a_word(tmp_path: Path) -> None:
     with World(tmp_path, mode="manual") as world:
         world.begin().power_cut()

@@ -35,7 +35,8 @@ def config(node: str = "b", **changes: Any) -> Config:
 
 def leader(text: str) -> Leader:
     """`e5 a/a1 #7 clean ->b final:60`: epoch, holder, number, state, whom it is handed to, and the
-    age of the final snapshot; `surrendered`: there is none, for want of a disk."""
+    age of the final snapshot; `surrendered`: there is none, for want of a disk; `idle`: nobody was
+    served in that reign."""
     epoch, holder, seq, state, *rest = text.split()
     node, _, instance = holder.partition("/")
     to = next((word[2:] for word in rest if word.startswith("->")), None)
@@ -49,6 +50,7 @@ def leader(text: str) -> Leader:
         to,
         final=str(SnapshotName.at("services", UTC - float(finals[0]))) if finals else None,
         surrendered="surrendered" in rest,
+        idle="idle" in rest,
     )
 
 
@@ -73,10 +75,14 @@ def record(node: str, ago_s: float, epoch: int = 5) -> dict[str, StandbyRecord]:
 
 
 def reign(
-    epoch: int, base_ago_s: float | None, reason: str = "operator", age_s: float = 9e4
+    epoch: int,
+    base_ago_s: float | None,
+    reason: str = "operator",
+    age_s: float = 9e4,
+    follows: int | None = None,
 ) -> Reign:
     base = None if base_ago_s is None else str(SnapshotName.at("services", UTC - base_ago_s))
-    return Reign(epoch, "a", base, reason, None, 0.0, UTC - age_s)
+    return Reign(epoch, "a", base, reason, None, 0.0, UTC - age_s, follows)
 
 
 def local(

@@ -189,6 +189,29 @@ def test_what_was_surrendered_was_written_until_then_and_no_longer() -> None:
     assert found.reason is Reason.SURRENDERED and found.lost_s == pytest.approx(480)
 
 
+@pytest.mark.parametrize(
+    ("word", "mine", "age_s", "follows", "lost_s"),
+    [
+        ("surrendered idle", [snap(60, 4), snap(40, 4)], 40, 4, 0),
+        ("surrendered idle", [snap(60, 4)], 60, 4, 0),
+        ("surrendered idle", [snap(60, 4), snap(50, 5)], 50, None, 0),
+        ("surrendered", [snap(60, 4), snap(40, 4)], 60, None, 60),
+        ("final:60 idle", [snap(60, 4), snap(40, 4)], 40, 4, 0),
+        ("final:60", [snap(60, 4), snap(40, 4)], 60, None, 0),
+    ],
+    ids=["more", "the same", "its own", "it served", "handed over", "handed over, it served"],
+)
+def test_who_follows_a_reign_that_never_served_goes_on_from_the_one_before(
+    word: str, mine: list[Available], age_s: float, follows: int | None, lost_s: float
+) -> None:
+    view = cluster(f"e5 a/a1 #7 clean ->b {word}", history={5: reign(5, 60)})
+    found = consider(view, local("b", mine), config(), NOW, NO_WISH)
+    assert found.action is Action.PROMOTE and found.base is not None
+    assert found.base.age_s(NOW.utc) == pytest.approx(age_s)
+    assert found.follows == follows
+    assert found.lost_s == pytest.approx(lost_s)
+
+
 def test_a_primary_with_a_longer_wait_may_have_written_for_longer() -> None:
     """The configuration is changed node by node."""
     view = cluster(ALIVE, silent=25, holder_health="critical")

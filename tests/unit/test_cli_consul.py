@@ -132,6 +132,19 @@ def test_the_history_is_in_the_order_of_the_epochs(desk: Desk) -> None:
     assert listed[0]["lost_s"] == 40.0
 
 
+def test_a_reign_that_left_one_out_says_which_it_goes_on_from(desk: Desk) -> None:
+    base = "services@20261122T101500Z"
+    desk.put("history/2", reign(2, "b1", 40.0))
+    desk.put("history/3", Reign(3, "c1", base, "surrendered", None, 0.0, 1e9, 1).dump())
+    _, out, _ = desk.run("history")
+    assert [line.endswith(" (goes on from epoch 1)") for line in out.splitlines()] == [
+        False,
+        False,
+        True,
+    ]
+    assert [one["follows"] for one in desk.run_json("history")["history"]] == [None, 1]
+
+
 def test_a_foreign_value_in_the_history_is_shown_as_one(desk: Desk) -> None:
     desk.put("history/1", reign(1, "zippy", None))
     desk.put("history/2", FOREIGN)

@@ -27,6 +27,7 @@ from standfast.lease.protocol import NEVER, Memory, Tenure, Versioned
 from standfast.reasons import Reason
 from standfast.records import Handover, Holder, Leader, LeaderState
 from standfast.reign import OwnReign, Stage
+from standfast.surrender import Spell
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeFence, FakeNfs, World, config_in
 
@@ -175,6 +176,20 @@ def test_the_port_is_shut_and_the_lease_void_before_clean_is_sent(
     assert not is_open(fence)
     assert [tenure.valid_until for tenure in keys.released] == [NEVER]
     assert keeper.over
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("surrendered", [False, True])
+def test_who_gives_up_says_whether_the_port_was_ever_open(
+    config: Config, keys: Keys, fence: Fence, *, opened: bool, surrendered: bool
+) -> None:
+    """The next one may take data that this reign had cut off, when nobody wrote in it."""
+    keeper = started(config, keys, fence)
+    keeper.service.spell = Spell(monotonic())
+    if opened:
+        keeper.serve()
+    keeper.release(Handover(to="n2", surrendered=surrendered))
+    assert [one.idle for one in keys.handovers] == [not opened]
 
 
 def test_after_a_clean_of_unknown_outcome_it_waits_for_a_word(

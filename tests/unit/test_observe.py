@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from standfast.observe import Cluster, Rank, Sighting, in_lineage, newest, rank, sight
+from standfast.observe import Available, Cluster, Rank, Sighting, in_lineage, newest, rank, sight
+from standfast.records import Reign
 from tests.unit.deciding import NOW_S, cluster, local, reign, snap
 
 SEEN = (5, "a", "a1", 7)
@@ -71,6 +72,63 @@ def at_epoch(epoch: int, **bases: float | None) -> Cluster:
 )
 def test_the_lineage(snapshot_epoch: int, ago_s: float, view: Cluster, counts: bool) -> None:
     assert in_lineage(snap(ago_s, snapshot_epoch), view) is counts
+
+
+IDLE = "e6 a/a1 #7 clean ->b surrendered idle"
+"""It took over from a snapshot 60 s old, and never served."""
+
+
+def ended(heartbeat: str, *reigns: Reign) -> Cluster:
+    return cluster(heartbeat, history={one.epoch: one for one in (reign(6, 60), *reigns)})
+
+
+@pytest.mark.parametrize(
+    ("mine", "view", "best"),
+    [
+        ([snap(60), snap(40), snap(50)], ended(IDLE), snap(40)),
+        ([snap(40), snap(30, 6)], ended(IDLE), snap(40)),
+        ([snap(60), snap(30, 6)], ended(IDLE), snap(30, 6)),
+        ([snap(60), replace(snap(40), ahead=True)], ended(IDLE), snap(60)),
+        ([snap(60), snap(40, 4)], ended(IDLE, reign(5, 55)), snap(60)),
+        ([snap(60), snap(40)], ended(IDLE.removesuffix(" idle")), snap(60)),
+        ([snap(60), snap(40)], ended("e6 a/a1 #7 serving ->b idle"), snap(60)),
+        ([snap(60), snap(40)], replace(ended(IDLE), epoch=7), None),
+        ([snap(60), snap(40)], ended("e6 a/a1 #7 clean ->b final:60 idle"), snap(40)),
+        ([snap(60), snap(40), snap(20, 6)], ended("e6 a/a1 #7 clean final:20 idle"), snap(20, 6)),
+        ([snap(60), snap(40)], ended(IDLE, reign(6, None)), None),
+    ],
+    ids=[
+        "what its base lacks",
+        "though it took one of its own",
+        "nobody has more than its base",
+        "a name of a clock that was ahead proves no order",
+        "diverged before",
+        "it served",
+        "it may serve yet",
+        "another came after it",
+        "handed over with what it began with",
+        "handed over with a tree that it went on in",
+        "its base is not known",
+    ],
+)
+def test_a_reign_that_never_served_cuts_nothing_off(
+    mine: list[Available], view: Cluster, best: Available | None
+) -> None:
+    assert newest(local("b", mine), view) == best
+
+
+def test_the_next_reign_goes_on_from_the_one_before_the_one_that_never_served() -> None:
+    view = at_epoch(7, e5=90, e6=60, e7=40)
+    follows = replace(view, history={**view.history, 7: reign(7, 40, follows=5)})
+    assert not in_lineage(snap(40), view) and in_lineage(snap(40), follows)
+    assert in_lineage(snap(90, 4), follows) and not in_lineage(snap(80, 4), follows)
+    assert not in_lineage(snap(65, 6), follows) and in_lineage(snap(65, 6), view)
+    # What is written by hand may name itself another, and lead round and round.
+    circle = {**view.history, 7: replace(reign(9, 40), follows=8), 8: reign(8, 40)}
+    assert not in_lineage(snap(90, 4), replace(view, history=circle))
+    # Two that never served, one after the other.
+    unused = cluster("e7 a/a1 #7 clean ->b surrendered idle", history=follows.history)
+    assert newest(local("b", [snap(40), snap(20)]), unused) == snap(20)
 
 
 def test_without_an_epoch_nothing_is_in_the_lineage() -> None:

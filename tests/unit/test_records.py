@@ -84,6 +84,24 @@ def test_a_record_of_a_clock_that_was_ahead_tells_no_time() -> None:
     assert replace(record, snapshot="yesterday's").believed_time(record.at) is None
 
 
+REIGN = Reign(7, "b", "services@20261122T101500Z", "takeover", None, 60.0, 1_795_342_600.0)
+
+
+def test_a_reign_follows_the_one_before_it_unless_it_says_another() -> None:
+    """An older version says none, and leaves out what it doesn't know."""
+    told = replace(REIGN, follows=5)
+    assert (Reign.parse(told.dump()), told.before) == (told, 5)
+    assert (Reign.parse(REIGN.dump()), REIGN.before) == (REIGN, 6)
+    assert b"follows" not in REIGN.dump()
+
+
+@pytest.mark.parametrize("follows", [7, 8, -1, "6", True, 1.5])
+def test_a_reign_that_follows_none_before_it_is_foreign(follows: object) -> None:
+    doc = {**json.loads(REIGN.dump()), "follows": follows}
+    with pytest.raises(ForeignValue):
+        Reign.parse(json.dumps(doc).encode())
+
+
 def test_who_wrote_a_record_is_only_shown() -> None:
     odd = RECORD.dump().replace(b"{", b'{"by": 7, ', 1)
     assert StandbyRecord.parse(odd) == RECORD

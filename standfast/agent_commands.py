@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOOK_S = 3.0
 # Beyond W, for the wait of `promote`: Consul's own election after a death, seconds.
 PROMOTE_SLACK_S = 30.0
+PROMOTE = "nobody serves now: `standfast promote` on the node that is to have the role"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def demote(agent: Agent, command: Command) -> str:
         if command.dry_run:
             return describe(plan)
         agent.run_plan(plan, _effects(agent, command, None), command.progress)
-        return f"{agent.config.node} gave up a role that it could not carry out; nobody serves"
+        return f"{agent.config.node} gave up a role that it could not carry out; {PROMOTE}"
     return _hand_over(agent, command, None)
 
 
@@ -180,14 +181,20 @@ def _as_primary(agent: Agent) -> Seen:
     seen = agent.look(fresh=True)
     if seen.decision.reason is Reason.SERVING:
         return seen
-    where = "nobody"
-    if isinstance(seen.view, Cluster) and seen.view.leader is not None:
-        where = seen.view.leader.holder.node
-    raise Refused(
-        Reason.NOT_PRIMARY,
-        f"{agent.config.node} is not serving ({seen.decision.sentence}); the lease is "
-        f"{where}'s: run this there",
-    )
+    here = f"{agent.config.node} is not serving ({seen.decision.sentence})"
+    if not isinstance(seen.view, Cluster):
+        raise Refused(Reason.NOT_PRIMARY, f"{here}, and can't see who has the role")
+    leader = seen.view.leader
+    if leader is None or leader.is_clean:
+        what_now = "nobody has the role: `standfast promote` on the node that is to have it"
+    elif leader.holder.node == agent.config.node:
+        what_now = (
+            "it has the role and can't move it in order: `standfast demote` here gives it up, "
+            "then `standfast promote` on the node that is to have it"
+        )
+    else:
+        what_now = f"{leader.holder.node} has the role: run this there"
+    raise Refused(Reason.NOT_PRIMARY, f"{here}; {what_now}")
 
 
 def best_standby(agent: Agent, seen: Seen) -> str:
@@ -220,7 +227,7 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
     agent.run_plan(plan, _effects(agent, command, to), command.progress)
     seconds = monotonic() - started
     if to is None:
-        return f"{agent.config.node} is a standby, nobody serves ({seconds:.1f} s)"
+        return f"{agent.config.node} is a standby ({seconds:.1f} s); {PROMOTE}"
     return f"{to} is primary ({seconds:.1f} s)"
 
 

@@ -22,7 +22,7 @@ from standfast.clock import Deadline, monotonic
 from standfast.errors import ours
 from standfast.events import Kind, happened, tell
 from standfast.lease.cutoff import SHUT_S
-from standfast.lease.files import LeaseStatus
+from standfast.lease.files import LeaseStatus, note_flush
 from standfast.reign import OwnReign
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class FenceWatch:
             if self._has_to_be_shut() and not self._is_shut() and self._has_to_be_shut():
                 # A lease renewed in between has put the rules back itself.
                 self.machine.fence.ensure_closed(Deadline.after(SHUT_S))
+                note_flush(self.machine.config.run_dir)
                 self.flushes += 1
                 text = "the fence's rules were gone while the lease was over: put back shut"
                 tell(happened(self.machine.config, Kind.FENCE_CLOSED, text))

@@ -112,6 +112,8 @@ def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
     if leader is None or not view.given_up or not leader.idle:
         return None
     reign = view.history.get(leader.epoch)
+    if leader.final is not None and (reign is None or leader.final != reign.base):
+        return None  # it went on in a tree that had more
     with contextlib.suppress(ValueError):
         began = SnapshotName.parse((reign.base if reign is not None else None) or "")
         if base.snapshot.name >= began:
@@ -183,8 +185,8 @@ def _barred(
         return Decision(
             Action.BLOCKED,
             Reason.DEMOTED,
-            f"{leader.holder.node} gave the role up by `standfast demote`, to nobody: "
-            f"`standfast promote` on a node of your choice goes on",
+            f"{leader.holder.node} gave the role up by `standfast demote`, to nobody"
+            f"{_left_behind(leader)}: `standfast promote` on a node of your choice goes on",
         )
     if leader.holder.node == local.node and not was_holder:
         return Decision(
@@ -220,6 +222,15 @@ def _barred(
         f"epoch {leader.epoch} began by itself ({reign.reason}) at least {age_s:.0f} s ago, as far "
         f"as {local.node} has seen, and min_reign is {config.min_reign:g} s: no second time yet; "
         f"`standfast promote` goes at once",
+    )
+
+
+def _left_behind(leader: Leader) -> str:
+    if not leader.surrendered or leader.idle:
+        return ""
+    return (
+        f", and without a final snapshot (what {leader.holder.node} wrote since the last "
+        f"replication is in the tree that it keeps aside, and nowhere else)"
     )
 
 
@@ -272,7 +283,12 @@ def _unfit(
         return None
     if wish.accept_data_loss or handed:
         return None
-    old = "of unknown age (a clock was set back)" if age_s is None else f"{age_s:.0f} s old"
+    old = (
+        "of unknown age (this node started with its clock behind, or a name is from the future: "
+        "see `timedatectl`; with the clock right it may be known again)"
+        if age_s is None
+        else f"{age_s:.0f} s old"
+    )
     return Decision(
         Action.BLOCKED,
         Reason.TOO_OLD,

@@ -61,7 +61,7 @@ def _without_epoch(
             reason,
             f"Consul holds {what}, {_who_knows(view, local)} epoch {highest}: Consul was restored "
             f"from a backup, or keys were deleted. Check who has the newest data, then run "
-            f"`standfast accept-epoch`",
+            f"`standfast accept-epoch` on each storage node",
         )
     if not wish.promote:
         return Decision(

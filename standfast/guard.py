@@ -143,7 +143,8 @@ def _check_lease(
         raise Refused(
             Reason.EPOCH_WENT_BACK,
             f"Consul holds epoch {epoch}, this node has seen {highest}: Consul was restored from a "
-            f"backup or emptied; see `standfast accept-epoch`",
+            f"backup or emptied; check who has the newest data, then run "
+            f"`standfast accept-epoch` on each storage node",
         )
     mine = leader is not None and leader.holder.node == config.node and not leader.is_clean
     if held is None or leader is None or not mine or leader.holder.instance != held.instance:

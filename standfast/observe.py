@@ -179,8 +179,8 @@ def is_beyond(available: Available, cluster: Cluster) -> bool:
     """Whether it has more than a reign that never served began with: then it is as good a base as
     any for the next one, and the better one."""
     unused = cluster.unused
-    if unused is None or available.ahead:
-        return False
+    if unused is None or available.ahead or not available.epoch:
+        return False  # (what is of no reign was taken of a tree that nobody else knows)
     try:
         began = SnapshotName.parse(unused.base or "")
     except ValueError:

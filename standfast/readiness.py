@@ -26,7 +26,8 @@ def judge(view: Cluster, local: Local, config: Config, now: Moment) -> Candidate
     gone = replace(
         leader, state=LeaderState.CLEAN, to=leader.holder.node, final=None, surrendered=True
     )
-    decision = decide(replace(view, leader=gone), local, config, now)
+    view = replace(view, leader=gone)
+    decision = decide(view, local, config, now)
     base = newest(local, view)
     return CandidateRecord(
         node=local.node,

@@ -23,17 +23,21 @@ _NAME = "node"
 """In the state directory: the name of the node whose state it is."""
 
 
+def known_name(config: Config) -> str:
+    """The name that this node's state is of; empty: none, or none that can be read."""
+    try:
+        return (config.state_dir / _NAME).read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def check_name(config: Config) -> None:
     """InvalidConfig when this node's state is of a node of another name, as after a renaming.
 
     All that it knows of itself (its lease, its reign, whose snapshots it has) is by its name: under
     another one a healthy primary would step down for itself. What can't be read is let pass.
     """
-    path = config.state_dir / _NAME
-    try:
-        known = path.read_text().strip()
-    except (OSError, ValueError):
-        return
+    path, known = config.state_dir / _NAME, known_name(config)
     if known not in ("", config.node):
         raise InvalidConfig(
             config.source,
@@ -140,8 +144,8 @@ class OwnReign:
 def _damaged(state_dir: Path, what: str) -> str:
     return (
         f"{state_dir}/reign.json is damaged ({what}). It says what this node's data is: restore "
-        f"it. If it can't be, delete it and, where this node holds the lease, run `standfast "
-        f"demote`: the live subvolume is kept"
+        f"it. If it can't be, delete it first, and then, where this node holds the lease, run "
+        f"`standfast demote`: the live subvolume is kept aside as diverged"
     )
 
 

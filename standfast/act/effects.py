@@ -19,7 +19,7 @@ from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
 from standfast.lease import exports
-from standfast.lease.files import LeaseStatus, save_claim
+from standfast.lease.files import LeaseStatus, save_claim, was_never_open
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
 from standfast.observe import Sighting
@@ -252,9 +252,13 @@ class Effects:
                 return None, None
             # Cut off before it began: nothing is newer than what it was to start from.
             return intent.base, intent.base_content_id
-        unborn = own.stage in UNBORN
+        unborn = own.stage in UNBORN or self._never_served(own)
         own.at(Stage.RELEASED).save(state_dir)
         return (own.base, own.base_content_id) if unborn else (own.final, own.final_id)
+
+    def _never_served(self, own: OwnReign) -> bool:
+        """Nobody was served from the tree that was made for this reign: its base has all of it."""
+        return not own.in_place and was_never_open(self.machine.config.run_dir)
 
     # The volume and the server
 
@@ -346,7 +350,7 @@ class Effects:
     def salvage_snapshot(self) -> None:
         """The final snapshot of a reign that may not have got as far as having data."""
         own = self._own_of_this_epoch()
-        if own is None or own.stage in UNBORN:
+        if own is None or own.stage in UNBORN or self._never_served(own):
             return
         # One of an earlier attempt lacks what was written since: none is handed over, or a new one.
         volume.without_final(self.machine, own)

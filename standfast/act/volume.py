@@ -68,7 +68,8 @@ def check_place(machine: Machine) -> None:
             f"the disk of epoch {own.epoch} (file system {own.file_system}) is not mounted at "
             f"{machine.config.paths.live.parent}: {found} is there; nothing was touched. Mount it. "
             f"If it is the same disk with a new UUID, write that as file_system in {path}; if it "
-            f"is gone for good, end its role with `standfast demote` and delete {path}"
+            f"is gone for good, end the role with `standfast demote` where this node still has it, "
+            f"then delete {path}"
         )
 
 

@@ -38,14 +38,13 @@ def run(args: argparse.Namespace) -> int:
             print_done(args.json, _nothing_to_do(config, seen, stored), changed=False)
             return 0
         if args.dry_run:
-            print_done(args.json, f"would raise {_change(config, seen, stored)}", dry_run=True)
+            would = f"would raise {_change(config, seen, stored)}. {_meaning(seen)}"
+            print_done(args.json, would, dry_run=True)
             return 0
         if _raise(gateway, config, seen, entry):
             print_done(
                 args.json,
-                f"raised {_change(config, seen, stored)}. A server of an older reign loses its "
-                f"lease now; the next reign is {seen + 1}. Run this on the other storage nodes "
-                "too, then look with `standfast status`",
+                f"raised {_change(config, seen, stored)}. {_meaning(seen)}",
                 changed=True,
             )
             return 0
@@ -67,6 +66,13 @@ def _change(config: Config, seen: int, stored: int | None) -> str:
     return (
         f"{config.key('epoch')} in Consul from {was} to {seen}, the highest that {config.node} has "
         "seen or other keys there tell of: the reigns between were lost (restored from a backup?)"
+    )
+
+
+def _meaning(seen: int) -> str:
+    return (
+        f"A server of an older reign loses its lease by that; the next reign is {seen + 1}. Run "
+        "this on the other storage nodes too, then look with `standfast status`"
     )
 
 

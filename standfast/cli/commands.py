@@ -62,7 +62,7 @@ _GIVE_UP = (
     *_ROLE,
     Argument(
         "--accept-data-loss",
-        "where the file system takes no writes: without the final snapshot",
+        "without the final snapshot, where the disk takes no writes, hangs or is gone",
     ),
 )
 _SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")
@@ -124,6 +124,8 @@ COMMANDS: tuple[Command, ...] = (
         "stop serving in order; nobody is told to take over",
         "standfast.cli.role:demote",
         _GIVE_UP,
+        "On a node that has the role and can't serve: gives it up as far as its disk allows. Then "
+        "`standfast promote` on the node that is to have it.",
     ),
     Command(
         "pause",
@@ -138,6 +140,9 @@ COMMANDS: tuple[Command, ...] = (
         "who was primary from when, why, and what was lost",
         "standfast.cli.history:run",
         (VOLUME, JSON),
+        "LOST: at most so much was written after BASE, the snapshot that the reign started from, "
+        "to the end of the last primary's lease. `goes on from epoch N`: the reigns between never "
+        "served, and nothing of epoch N is cut off by them.",
     ),
     Command(
         "replicate",

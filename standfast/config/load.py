@@ -20,6 +20,7 @@ from standfast.config.parse import parse_values
 from standfast.config.problems import InvalidConfig, Problem, shown
 from standfast.config.rules import check, check_together, names
 from standfast.errors import ConfigError
+from standfast.reign import known_name
 
 DEFAULT_DIR = Path("/etc/standfast")
 MOST_BYTES = 1024 * 1024
@@ -178,12 +179,17 @@ def _with_node(
     if not require_storage or not config.nodes or name in config.nodes:
         return config, []
     source = "was asked for" if given else "is this host's name"
+    known = known_name(config)
+    if known in config.nodes:
+        what_now = f'set node = "{known}": that is this node, by its own state ({config.state_dir})'
+    else:
+        what_now = 'set node = "NAME" to one of them, or add this node'
     return config, [
         Problem(
             "node",
             "",
             f"{shown(name)} {source}, and the storage nodes are {names(config)}",
-            'set node = "NAME" to one of them, or add this node',
+            what_now,
             ("nodes",),
         )
     ]

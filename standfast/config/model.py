@@ -335,9 +335,8 @@ class Config:
         60.0,
         "A primary that holds the lease and has not served for this long gives the role up by "
         "itself to a standby that says it is ready; what was not replicated is lost to that one, "
-        "and kept here. The time is summed: time in which nothing is in the way pays it off at a "
-        "quarter, and 30 s of that in a row begin it anew. Longer than the server's start may "
-        "take; 0: never",
+        "and kept here. Seconds without service are summed: four seconds of service take one off "
+        "again, 30 of them in a row all. Longer than the server's start may take; 0: never",
         unit="s",
         least=0.0,
     )

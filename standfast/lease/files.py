@@ -160,6 +160,28 @@ def others_serving(config: Config) -> tuple[str, ...]:
     return tuple(found)
 
 
+def note_flush(run_dir: Path) -> None:
+    """The fence's rules were gone: whatever the lease process was told, the port may have been
+    open."""
+    write_atomically(run_dir / "flushed", "")
+
+
+def was_flushed(run_dir: Path) -> bool:
+    """Whether they were, in the reign that this node holds."""
+    return (run_dir / "flushed").exists()
+
+
+def forget_flush(run_dir: Path) -> None:
+    """A new reign begins."""
+    (run_dir / "flushed").unlink(missing_ok=True)
+
+
+def was_never_open(run_dir: Path) -> bool:
+    """Whether no client was served in the reign that this node holds; in doubt one was."""
+    status = LeaseStatus.load(run_dir)
+    return status is not None and not status.opened and not was_flushed(run_dir)
+
+
 def save_claim(run_dir: Path, claim: Claim) -> None:
     write_atomically(run_dir / "claim.json", json.dumps({"v": 1, **asdict(claim)}))
 

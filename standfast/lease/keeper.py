@@ -27,7 +27,7 @@ from standfast.errors import Refused, StandfastError, ours
 from standfast.events import Kind, happened, tell
 from standfast.lease import cutoff, exports, protocol
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, holder_of, take_claim
+from standfast.lease.files import LeaseStatus, forget_flush, holder_of, note_flush, take_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
@@ -177,7 +177,9 @@ class Keeper:
         self.sure_at = now
         if found is not cutoff.Found.SHUT:
             log.warning("the lease has run out: %s", found.value)
-        self.flushes += found is cutoff.Found.FLUSHED
+        if found is cutoff.Found.FLUSHED:
+            self.flushes += 1
+            note_flush(self.config.run_dir)
         if not self.serving:
             self._known_shut()
         elif not self.cut_off:
@@ -260,7 +262,7 @@ class Keeper:
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.holding_back = True
         self.save()
-        word = replace(handover, idle=not self.service.spell.opened)
+        word = replace(handover, idle=self.service.idle)
         outcome = self.keys.release(self.tenure, word)
         if outcome is None:
             self.over = True
@@ -335,6 +337,7 @@ class Keeper:
     def _count_flush(self, now: float) -> None:
         self.sure_at = now
         self.flushes += 1
+        note_flush(self.config.run_dir)
         log.error("the fence's rules were gone (flushed by somebody): put back")
 
     def _tell(self, kind: Kind, sentence: str) -> None:
@@ -448,7 +451,7 @@ def _refuse_older(epoch: int, highest: int) -> None:
             Reason.EPOCH_WENT_BACK,
             f"Consul holds epoch {epoch}, this node has seen {highest}: Consul was restored from a "
             f"backup? Nothing is served; check who has the newest data, then run "
-            f"`standfast accept-epoch`",
+            f"`standfast accept-epoch` on each storage node",
         )
 
 
@@ -468,6 +471,7 @@ def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keep
     now_held = (tenure.epoch, tenure.holder.instance)
     if earlier is None or (earlier.epoch, earlier.instance) != now_held:
         fence.ensure_closed()
+        forget_flush(config.run_dir)
         # Of one that is taken up nobody knows whether it has served: then it has.
         taken_up = tenure.earlier_until != protocol.NEVER
         keeper.service.spell = Spell(monotonic(), served=taken_up, opened=taken_up)
@@ -485,6 +489,7 @@ def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keep
         keeper.longest_s = max(0.0, earlier.valid_until - monotonic())
         if not fence.state().in_place:
             fence.ensure_closed()
+            note_flush(config.run_dir)
     return keeper
 
 

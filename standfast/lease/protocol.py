@@ -189,7 +189,8 @@ def read_back(
     if held.epoch is not None and held.epoch < tenure.epoch:
         return Halted(
             f"Consul holds epoch {held.epoch}, this node holds {tenure.epoch}: Consul was restored "
-            f"from a backup? Serving ends with the lease; go on with `standfast accept-epoch`"
+            f"from a backup? Serving ends with the lease. Check who has the newest data, then run "
+            f"`standfast accept-epoch` on each storage node"
         )
     leader = held.leader
     lapsed = tenure.remaining_s(now) <= 0
@@ -208,7 +209,7 @@ def read_back(
             return Halted(
                 f"the keys of the lease are gone from Consul, and the lease of epoch "
                 f"{tenure.epoch} ran out before: another may have reigned since. Check who has "
-                f"the newest data, then run `standfast accept-epoch`"
+                f"the newest data, then run `standfast accept-epoch` on each storage node"
             )
         return Repair(replace(tenure, leader_index=held.leader_index), missing_epoch=True)
     tenure = replace(tenure, epoch_index=held.epoch_index)
@@ -296,7 +297,8 @@ def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str |
     if held.highest > claim.epoch:
         return (
             f"other keys of the volume tell of epoch {held.highest}, the claim was made on "
-            f"{claim.epoch}: check who has the newest data, then run `standfast accept-epoch`"
+            f"{claim.epoch}: check who has the newest data, then run `standfast accept-epoch` on "
+            f"each storage node"
         )
     if held.leader is not None and held.leader.gives_up(held.epoch):
         return None

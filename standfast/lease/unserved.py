@@ -17,7 +17,7 @@ from standfast.act.ports import NfsServer
 from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import ours
-from standfast.lease.files import Vouch
+from standfast.lease.files import Vouch, was_flushed
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.protocol import NEVER
 from standfast.reasons import Reason
@@ -110,7 +110,12 @@ class Service:
         unserved_s = self.spell.unserved_s(now)
         if self.spell.why is None or unserved_s < TOLD_FROM_S:
             return Handover()
-        return Handover(unserved=unserved_s, idle=not self.spell.opened)
+        return Handover(unserved=unserved_s, idle=self.idle)
+
+    @property
+    def idle(self) -> bool:
+        """No client was served in this reign."""
+        return not self.spell.opened and not was_flushed(self.config.run_dir)
 
     def _handover(self, to: str | Reason | None, unserved_s: float) -> Handover | None:
         why = f"{self.config.node} had not served for {unserved_s:.0f} s: {self.spell.why}"

@@ -15,7 +15,7 @@ from standfast.clock import format_utc
 from standfast.config.model import Config
 from standfast.reasons import Reason
 from standfast.records import LeaderState
-from standfast.views.text import duration
+from standfast.views.text import duration, given_up
 
 # What an agent says until the silence has lasted: no help to who reads that nobody serves.
 _CALM = (Reason.PRIMARY_ALIVE, Reason.STANDING_BY, Reason.SERVING)
@@ -54,8 +54,8 @@ def headline(doc: Mapping[str, Any], config: Config, utc: float) -> Line:
         if doc["state"] != LeaderState.CLEAN:
             text = f"Nobody is known to serve {volume}: {ended(failover['sentence'])}"
             return Line(Level.ALARM, text, failover["next"])
-        text = f"Nobody serves {volume}: epoch {doc['epoch']} was given up in order."
-        return Line(Level.ALARM, text, _after_clean(doc))
+        text, what_now = given_up(doc)
+        return Line(Level.ALARM, f"Nobody serves {volume}: {text}.", what_now)
     return _held(doc, config)
 
 
@@ -134,13 +134,6 @@ def _unserved(doc: Mapping[str, Any], config: Config) -> Line:
             f"is ready. {advice}"
         )
     return Line(Level.ALARM, text, advice)
-
-
-def _after_clean(doc: Mapping[str, Any]) -> str:
-    promote = "`standfast promote` on the node of your choice."
-    if (doc["decision"] or {}).get("reason") == Reason.DEMOTED:
-        return f"Nobody takes over by itself after `standfast demote`: {promote}"
-    return f"In a switchover another one serves within seconds. After `standfast demote`: {promote}"
 
 
 def _what_now(doc: Mapping[str, Any], config: Config) -> str | None:

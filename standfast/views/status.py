@@ -22,7 +22,7 @@ from standfast.local_socket import ask
 from standfast.nomad import reports
 from standfast.observe import Blind, Cluster, Local
 from standfast.reasons import Reason
-from standfast.records import LeaderState
+from standfast.records import Leader, LeaderState
 from standfast.replication import state
 from standfast.replication.state import StandbyState
 from standfast.views.text import render
@@ -144,6 +144,7 @@ def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> 
         "state": None if leader is None else str(leader.state),
         "last_heartbeat_seen_s": round(monotonic() - view.sighting.first_seen, 2),
         "unserved_s": None if leader is None or not leader.unserved else leader.unserved,
+        "given_up": None if leader is None or not leader.is_clean else _given_up(leader),
         "since": None if reign is None else reign.at,
         "began_by": None if reign is None else reign.reason,
         "lost_s": None if reign is None else reign.lost_s,
@@ -162,6 +163,10 @@ def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> 
             for name, at in times(view, config, utc, local).items()
         ],
     }
+
+
+def _given_up(leader: Leader) -> dict[str, Any]:
+    return {"by": leader.holder.node, "to": leader.to, "surrendered": leader.surrendered}
 
 
 def _local(local: Local, holder: Any) -> dict[str, Any]:

@@ -67,6 +67,21 @@ def _answer(doc: Mapping[str, Any], outlook: Mapping[str, Any]) -> str:
     return f"{no} ({reason})"
 
 
+def given_up(doc: Mapping[str, Any]) -> tuple[str, str]:
+    """How the last reign ended, of a status document whose state is `clean`, and what is to do."""
+    how, promote = doc.get("given_up"), "`standfast promote` on the node of your choice."
+    soon = "another one serves within seconds"
+    if how is None:  # an older agent's document
+        text = f"epoch {doc['epoch']} was given up"
+        return text, f"In a switchover {soon}. After `standfast demote`: {promote}"
+    to = "nobody" if how["to"] is None else how["to"]
+    manner = "without a final snapshot" if how["surrendered"] else "in order"
+    text = f"{how['by']} gave epoch {doc['epoch']} up {manner}, to {to}"
+    if how["to"] is None:
+        return text, f"Nobody takes over by itself after `standfast demote`: {promote}"
+    return text, f"{soon.capitalize()}; if none does: {promote}"
+
+
 def _headline(doc: Mapping[str, Any]) -> str:
     volume = doc["volume"]
     if doc.get("holder") and doc.get("unserved_s"):
@@ -84,7 +99,8 @@ def _headline(doc: Mapping[str, Any]) -> str:
         since = f" since {format_utc(doc['since'])}" if doc.get("since") else ""
         return f"{volume}: {doc['holder']} is primary, epoch {doc['epoch']}{since}"
     if doc.get("state") == "clean":
-        return f"{volume}: NOBODY SERVES: the role was given up in order (epoch {doc['epoch']})"
+        text, what_now = given_up(doc)
+        return f"{volume}: NOBODY SERVES: {text}. {what_now}"
     if "holder" not in doc:  # Consul could not be read: that is no proof that nobody does
         why = doc.get("failover", {}).get("sentence", "the agent has just started")
         return f"{volume}: UNKNOWN WHO SERVES: {why}"

@@ -258,12 +258,13 @@ class FakeKeeper:
     epoch: int | None = None
     clean: bool = False
     running: bool = False
+    opened: bool = False
 
     def start(self, unit: str, deadline: Deadline) -> None:
         claim = take_claim(self.config.run_dir)
         self.world.effect("start-lease")
         if claim is not None and self.epoch is None:
-            self.epoch, self.clean = claim.epoch + 1, False
+            self.epoch, self.clean, self.opened = claim.epoch + 1, False, False
         if self.epoch is None:
             raise StandfastError("nothing to hold")
         self.running = True
@@ -287,6 +288,7 @@ class FakeKeeper:
         self.world.effect(f"lease:{request['cmd']}")
         if request["cmd"] == "serve":
             self.fence.open_until = monotonic() + 60
+            self.opened = True
             self._save(LeaderState.SERVING, serving=True)
         else:
             self.fence.open_until = 0.0
@@ -298,9 +300,10 @@ class FakeKeeper:
     def _save(self, state: LeaderState, *, serving: bool) -> None:
         assert self.epoch is not None
         until = monotonic() + 60
-        LeaseStatus(
+        status = LeaseStatus(
             self.epoch, self.me.instance, 1, state, serving, until, until, 1, monotonic()
-        ).save(self.config.run_dir)
+        )
+        replace(status, opened=self.opened).save(self.config.run_dir)
 
 
 @dataclass

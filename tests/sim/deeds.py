@@ -215,9 +215,12 @@ def _holds_the_last(world: World, volume: str, ago_s: float) -> bool:
     key = world.key("leader", volume)
     entries = [state.get(key) for state in world.store.since(world.now - ago_s)]
     told = [Leader.parse(entry.value) for entry in entries if entry is not None]
-    if not told or not (then := told[0]).epoch < world.epoch(volume):
+    if not told:
         return False
-    return all(one == then for one in told if one.epoch == then.epoch)
+    then, *later = told
+    # By what was told, as the keys may have been deleted since.
+    followed = any(one.epoch > then.epoch for one in later)
+    return followed and all(one == then for one in later if one.epoch == then.epoch)
 
 
 def stale(world: World, deed: Deed) -> None:

@@ -210,7 +210,11 @@ class Invariants:
                 raise Violation(f"{volume}: epoch {epoch} has two trees\n{world.story()}")
             return
         self.reigns[volume, epoch] = Prepared(seat.node.name, tree)
-        before = max((n for name, n in self.reigns if name == volume and n < epoch), default=None)
+        # One that never served is no part of the past, unless it is what the next goes on from.
+        entry = world.store.get(world.key(f"history/{epoch}", volume))
+        follows = epoch - 1 if entry is None else Reign.parse(entry.value).before
+        past = (n for name, n in self.reigns if name == volume and n <= follows)
+        before = max(past, default=None)
         if before is None:
             return
         old, new = self.reigns[volume, before].tree.writes, tree.writes

@@ -789,38 +789,110 @@ def test_what_a_reign_that_never_served_makes_lost_goes_by_no_names(
         world.wait_for_primary("c")
 
 
+def has_fewer(world: World) -> Node:
+    """b takes over from a, and c, which is off, has more than b."""
+    primary = world.begin()
+    world.unlink("a", "b")
+    world.run(15.0)
+    world.cut_ways.clear()
+    world["c"].power_cut()
+    primary.seat.copies = False
+    primary.power_cut()
+    return world["b"]
+
+
 @pytest.mark.parametrize("ends", ["surrender", "demote"])
-def test_a_reign_that_never_served_cuts_nothing_off(tmp_path: Path, ends: str) -> None:
-    """It began from older data than somebody else had, and found its own disk full."""
+@pytest.mark.parametrize("sick", ["disk", "server"])
+def test_a_reign_that_never_served_cuts_nothing_off(tmp_path: Path, sick: str, ends: str) -> None:
+    """It began from older data than somebody else had, and found its disk full or its server
+    broken."""
     with World(tmp_path, min_reign_s=0.0) as world:
-        primary = world.begin()
-        world.unlink("a", "b")
-        world.run(15.0)
-        world.cut_ways.clear()
-        world["c"].power_cut()
+        idle = has_fewer(world)
         most = world.kept_on(world["c"], "data")
-        primary.seat.copies = False
-        primary.power_cut()
-        world["b"].disk.full = True
+        idle.disk.full, idle.nfsd.broken = sick == "disk", sick == "server"
         world.wait_for("epoch 2", lambda: world.epoch() == 2)
         world["c"].boot()
         if ends == "demote":
             world.run(10.0)
-            world["b"].ask("demote")
+            idle.ask("demote")
             world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean)
             world["c"].ask("promote")
         world.wait_for_primary("c", 120.0)
-        assert most > world.kept_on(world["b"], "data")
+        assert most > world.kept_on(idle, "data")
         assert set(written_in(world, 3)) >= most
         raw = world.store.entries[world.key("history/3")].value
         assert Reign.parse(raw).follows == 1
-        # What c had is part of the past that those after it go on from.
-        world["b"].power_cut()
-        primary.boot()
+        world.run(30.0)  # both others get it
+        idle.power_cut()
+        world["a"].boot()
         world.run(1.0)
         world["c"].power_cut()
         world.wait_for_primary("a", limit_s=120.0)
         assert set(written_in(world, 4)) >= most
+        world.check_nothing_deleted()
+
+
+def test_what_a_reign_that_never_served_had_cut_off_goes_to_who_has_most_of_it(
+    tmp_path: Path,
+) -> None:
+    with World(tmp_path, min_reign_s=0.0) as world:
+        primary = world.begin()
+        world.unlink("a", "b")
+        world.run(10.0)
+        world.unlink("a", "c")
+        world.run(15.0)
+        primary.power_cut()
+        world.cut_ways.clear()
+        world["c"].link.cut = True
+        world["b"].nfsd.broken = True
+        world.wait_for("epoch 2", lambda: world.epoch() == 2)
+        world["c"].link.cut = False
+        primary.boot()
+        world.wait_for_primary("a", 200.0)
+        assert len(written_in(world, 3)) > len(world.kept_on(world["c"], "data"))
+
+
+def test_a_tree_that_no_reign_knows_follows_nobody(tmp_path: Path) -> None:
+    """Two nodes with a tree of their own are told to be the first primary; one can't serve."""
+    with World(tmp_path, min_reign_s=0.0) as world:
+        for name, count in (("a", 5), ("b", 2)):
+            node = world[name]
+            node.boot()
+            node.seat.config.paths.live.mkdir()
+            writes = [world.invariants.asked("data") for _ in range(count)]
+            node.disk.data.put(node.seat.config.paths.live, Tree(node.disk.new_uuid(), writes))
+        world["a"].nfsd.broken = True
+        world["b"].clock.utc_step_s = 2.0
+        world.run(0.5)
+        for name in ("a", "b"):
+            world[name].ask("promote")
+        world.run(150.0)
+        leader = world.leader()
+        assert leader is not None and (leader.epoch, leader.holder.node) == (1, "a")
+        world["a"].nfsd.broken = False
+        world.wait_for_primary("a")
+
+
+def test_a_reign_whose_port_was_open_by_a_flush_may_have_been_written_to(tmp_path: Path) -> None:
+    """It goes on in its own tree, and so do clients; its agent dies before the port opens."""
+    with World(tmp_path, min_reign_s=0.0) as world:
+        primary = world.begin()
+        for name in ("b", "c", "a"):
+            world[name].power_cut()
+        world.run(1.0)
+        primary.boot()
+        world.wait_for("epoch 2", lambda: world.epoch() == 2, 100.0)
+        while not primary.nfsd.running:
+            world.run(0.003)
+        primary.kill_agent()
+        for _ in range(6):
+            primary.rules.flush("both", world.now)
+            world.run(2.0)
+        world["b"].boot()
+        world["c"].boot()
+        world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean, 200.0)
+        leader = world.leader()
+        assert leader is not None and leader.surrendered and not leader.idle
 
 
 def test_in_manual_mode_nobody_takes_over_without_a_word(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from standfast.agent_commands import Command, answer, best_standby
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action, Decision, Wish
 from standfast.errors import Refused, StepFailed, UsageError
+from standfast.observe import Cluster
 from standfast.plan import Do
 from standfast.reasons import Reason
-from standfast.records import CandidateRecord, StandbyRecord
+from standfast.records import CandidateRecord, Holder, LeaderState, StandbyRecord
 from tests.unit.agents import (
     BLIND,
     SERVING,
@@ -236,7 +237,7 @@ def test_only_the_primary_gives_the_role_up(tmp_path: Path, command: str) -> Non
     made = with_config(agent(tmp_path, STANDING_BY), preferred="n3")
     reason, text = refusal(say(made, command))
     assert reason == Reason.NOT_PRIMARY
-    assert "the lease is n2's: run this there" in text
+    assert "n2 has the role: run this there" in text
     assert made.ran == []
 
 
@@ -244,7 +245,28 @@ def test_who_is_blind_does_not_say_whose_lease_it_is(tmp_path: Path) -> None:
     made = agent(tmp_path, Decision(Action.WAIT, Reason.CONSUL_TIMEOUT, "Consul hangs"))
     made.view = BLIND
     reason, text = refusal(say(made, "demote"))
-    assert reason == Reason.NOT_PRIMARY and "Consul hangs" in text
+    assert reason == Reason.NOT_PRIMARY
+    assert text.endswith("(Consul hangs), and can't see who has the role")
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "what_now"),
+    [
+        ("starting", "`standfast demote` here gives it up, then `standfast promote`"),
+        ("clean", "nobody has the role: `standfast promote` on the node"),
+    ],
+)
+def test_who_can_not_move_the_role_in_order_is_told_how_else(
+    tmp_path: Path, heartbeat: str, what_now: str
+) -> None:
+    """`run this there` would send an operator to the node that he is on."""
+    made = agent(tmp_path, Decision(Action.WAIT, Reason.LEASE_LAPSED, "not yet"))
+    assert isinstance(made.view, Cluster) and made.view.leader is not None
+    leader = replace(made.view.leader, holder=Holder("n1", "1"), state=LeaderState(heartbeat))
+    made.view = replace(made.view, leader=leader)
+    reason, text = refusal(say(made, "switchover", to="n2"))
+    assert reason == Reason.NOT_PRIMARY
+    assert what_now in text and made.ran == []
 
 
 @pytest.mark.parametrize(
@@ -271,7 +293,7 @@ def test_the_role_is_given_to(
         return
     [(_plan, effects)] = made.ran
     assert effects.to == to
-    expected = "n1 is a standby, nobody serves (" if to is None else f"{to} is primary ("
+    expected = "n1 is a standby (" if to is None else f"{to} is primary ("
     assert lines[-1]["text"].startswith(expected)
 
 

@@ -11,7 +11,7 @@ import pytest
 from standfast.agent_fence import FenceWatch
 from standfast.clock import Deadline, monotonic
 from standfast.errors import StandfastError
-from standfast.lease.files import LeaseStatus
+from standfast.lease.files import LeaseStatus, was_flushed
 from standfast.records import LeaderState
 from standfast.reign import Intent, OwnReign, Stage
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -53,6 +53,7 @@ def test_rules_that_are_flushed_while_the_lease_is_over_are_back_shut_each_time(
         watch.look()
         assert node.fence.in_place and node.fence.state().open_for_s == 0
         assert watch.flushes == flushes
+        assert was_flushed(node.machine.config.run_dir)
     watch.look()
     assert watch.flushes == 3
 

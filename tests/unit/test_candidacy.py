@@ -198,14 +198,24 @@ def test_what_was_surrendered_was_written_until_then_and_no_longer() -> None:
         ("surrendered", [snap(60, 4), snap(40, 4)], 60, None, 60),
         ("final:60 idle", [snap(60, 4), snap(40, 4)], 40, 4, 0),
         ("final:60", [snap(60, 4), snap(40, 4)], 60, None, 0),
+        ("final:50 idle", [snap(60, 4)], 60, None, 60),
     ],
-    ids=["more", "the same", "its own", "it served", "handed over", "handed over, it served"],
+    ids=[
+        "more",
+        "the same",
+        "its own",
+        "it served",
+        "handed over",
+        "handed over, it served",
+        "it went on in a tree that had more",
+    ],
 )
 def test_who_follows_a_reign_that_never_served_goes_on_from_the_one_before(
     word: str, mine: list[Available], age_s: float, follows: int | None, lost_s: float
 ) -> None:
     view = cluster(f"e5 a/a1 #7 clean ->b {word}", history={5: reign(5, 60)})
-    found = consider(view, local("b", mine), config(), NOW, NO_WISH)
+    wish = Wish(promote=True, accept_data_loss=True) if lost_s and "final" in word else NO_WISH
+    found = consider(view, local("b", mine), config(), NOW, wish)
     assert found.action is Action.PROMOTE and found.base is not None
     assert found.base.age_s(NOW.utc) == pytest.approx(age_s)
     assert found.follows == follows
@@ -231,7 +241,7 @@ def test_data_is_too_old_by_when_it_was_really_taken() -> None:
 def test_a_loss_that_nobody_knows_is_told_as_unknown_and_never_as_nothing() -> None:
     found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, NO_WISH)
     assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
-    assert "of unknown age (a clock was set back)" in found.sentence
+    assert "of unknown age (this node started with its clock behind" in found.sentence
     found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, LOSSY)
     assert (found.action, found.lost_s) == (Action.PROMOTE, None)
 
@@ -276,6 +286,16 @@ def test_a_wrong_clock_neither_bars_a_second_takeover_for_ever_nor_lets_it_be(
     decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH)
     assert decision.reason is (Reason.MIN_REIGN if barred else Reason.TAKEOVER)
     assert "-" not in decision.sentence.partition(" s ago")[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "left"), [("", False), ("surrendered", True), ("surrendered idle", False)]
+)
+def test_after_a_demotion_it_is_said_what_no_other_node_has(word: str, left: bool) -> None:
+    view = cluster(f"e5 a/a1 #7 clean {word}", silent=20)
+    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_WISH)
+    assert found.reason is Reason.DEMOTED
+    assert ("without a final snapshot (what a wrote since" in found.sentence) is left
 
 
 @pytest.mark.parametrize("reason", ["takeover", "surrendered"])

@@ -202,6 +202,10 @@ def test_the_host_name_is_the_default_of_the_node(
     assert the_problem(path).startswith(
         'node: "laptop" is this host\'s name, and the storage nodes are c1, zippy; '
     )
+    path.write_text(path.read_text() + f'\n[paths]\nstate = "{tmp_path}"\n')
+    (tmp_path / "data-services").mkdir()
+    (tmp_path / "data-services/node").write_text("zippy\n")
+    assert 'set node = "zippy": that is this node, by its own state' in the_problem(path)
     client = load(path, require_storage=False)
     assert (client.node, client.standbys) == ("laptop", ("c1", "zippy"))
 

@@ -18,7 +18,7 @@ from standfast.adapters.consul import Instance
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.decision import Action, Decision
 from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
-from standfast.lease.files import LeaseStatus
+from standfast.lease.files import LeaseStatus, note_flush
 from standfast.names import SnapshotName
 from standfast.observe import Available, Sighting
 from standfast.plan import Do, Names, Plan, Step
@@ -221,6 +221,29 @@ def test_a_final_snapshot_of_before_is_not_handed_over_as_everything(
     assert asked[-1]["final"] is None and asked[-1].get("surrendered")
     known = OwnReign.load(node.config.state_dir)
     assert known is not None and known.final is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_what_is_given_up_without_having_served_is_what_it_began_with(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, in_place: bool, flushed: bool
+) -> None:
+    """Somebody else may have more of the reign before than that. A tree that it went on in has
+    more than its base, and one that a flush of the firewall opened may have."""
+    promote(node)
+    config = node.config
+    own = OwnReign.load(config.state_dir)
+    assert own is not None
+    replace(own, in_place=in_place).save(config.state_dir)
+    node.keeper.opened = False
+    if flushed:
+        note_flush(config.run_dir)
+    asked = asked_of_the_lease(node, monkeypatch)
+    run(plans.surrender(NAMES), Effects(node.machine))
+    [aside] = node.store.put_aside
+    began_with = asked[-1]["final"] == own.base
+    assert began_with is not (in_place or flushed)
+    assert aside.name.startswith("services.diverged-5-") is began_with
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -19,7 +19,7 @@ from standfast.events import Kind
 from standfast.lease import cutoff, protocol
 from standfast.lease import keeper as keeper_module
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus
+from standfast.lease.files import LeaseStatus, note_flush, was_flushed, was_never_open
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper, answer, build, hold, run
@@ -190,6 +190,31 @@ def test_who_gives_up_says_whether_the_port_was_ever_open(
         keeper.serve()
     keeper.release(Handover(to="n2", surrendered=surrendered))
     assert [one.idle for one in keys.handovers] == [not opened]
+
+
+def test_a_port_that_a_flush_opened_may_have_been_written_through(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock
+) -> None:
+    """The server ran already, and nobody had said `serve` yet."""
+    keeper = started(config, keys, fence)
+    keeper.service.spell = Spell(monotonic())
+    hold(keeper, Script(clock, [""] * 3 + ["end"]))
+    assert (keeper.service.idle, was_never_open(config.run_dir)) == (True, True)
+    fence.in_place = False
+    hold(keeper, Script(clock, [""] * 3 + ["end"]))
+    assert keeper.flushes == 1
+    assert (keeper.service.idle, was_never_open(config.run_dir)) == (False, False)
+    keeper.release(Handover(to="n2", surrendered=True))
+    assert [one.idle for one in keys.handovers] == [False]
+
+
+def test_a_flush_of_an_earlier_reign_says_nothing_of_the_next(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    note_flush(config.run_dir)
+    assert was_flushed(config.run_dir)
+    started(config, keys, fence)
+    assert not was_flushed(config.run_dir)
 
 
 def test_after_a_clean_of_unknown_outcome_it_waits_for_a_word(

@@ -40,6 +40,10 @@ def told(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> dic
     return found
 
 
+def given_up(by: str, to: str | None, *, surrendered: bool = False) -> dict[str, Any]:
+    return {"by": by, "to": to, "surrendered": surrendered}
+
+
 NOT_SERVING: dict[str, Any] = {"serving": None, "holder": None}
 LINES: Mapping[str, tuple[Mapping[str, Any] | str, str, str, str | None]] = {
     "well": (
@@ -79,12 +83,29 @@ LINES: Mapping[str, tuple[Mapping[str, Any] | str, str, str, str | None]] = {
         "No failover by itself: paused by ann. `standfast resume`",
     ),
     "given up": (
-        served(**NOT_SERVING, state="clean", decision={"reason": "demoted", "sentence": "x"}),
+        served(**NOT_SERVING, state="clean", given_up=given_up("n1", None)),
         "alarm",
-        "Nobody serves data-services: epoch 7 was given up in order.",
-        "Nobody takes over by itself",
+        "Nobody serves data-services: n1 gave epoch 7 up in order, to nobody.",
+        "Nobody takes over by itself after `standfast demote`: `standfast promote`",
     ),
-    "between two": (served(**NOT_SERVING, state="clean"), "alarm", "in order", "within seconds"),
+    "between two": (
+        served(**NOT_SERVING, state="clean", given_up=given_up("n1", "n2")),
+        "alarm",
+        "n1 gave epoch 7 up in order, to n2.",
+        "Another one serves within seconds; if none does: `standfast promote`",
+    ),
+    "surrendered": (
+        served(**NOT_SERVING, state="clean", given_up=given_up("n1", "n2", surrendered=True)),
+        "alarm",
+        "n1 gave epoch 7 up without a final snapshot, to n2.",
+        "Another one serves within seconds",
+    ),
+    "given up, by an older agent": (
+        served(**NOT_SERVING, state="clean"),
+        "alarm",
+        "Nobody serves data-services: epoch 7 was given up.",
+        "In a switchover another one serves within seconds. After `standfast demote`:",
+    ),
     "no heartbeat key": (
         served(
             **NOT_SERVING,
@@ -542,6 +563,7 @@ def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> Non
         aside=["/a"],
         paused={"by": "ann", "reason": "disk", "at": NOW},
         nomad={"role": "primary", "failed": [], "jobs": []},
+        given_up=given_up("n1", "n2"),
     )
     notes = ReplicationState(standbys={"n2": StandbyState(last_failure_at=NOW)})
     trends = {"n2": [1.0], "n3": [1.0]}

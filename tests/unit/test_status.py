@@ -172,6 +172,7 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
         "epoch",
         "failover",
         "fence_flushes",
+        "given_up",
         "highest_epoch",
         "holder",
         "is_holder",
@@ -238,7 +239,14 @@ def test_the_role_of_a_node_that(config: Config, case: str) -> None:
     ("what", "first"),
     [
         (view(), "data-services: n1 is primary, epoch 4 since 2026-11-18 "),
-        (led(state=LeaderState.CLEAN), "data-services: NOBODY SERVES: the role was given up in"),
+        (
+            led(state=LeaderState.CLEAN),
+            "data-services: NOBODY SERVES: n1 gave epoch 4 up in order, to nobody. Nobody takes",
+        ),
+        (
+            led(state=LeaderState.CLEAN, to="n2", surrendered=True),
+            "data-services: NOBODY SERVES: n1 gave epoch 4 up without a final snapshot, to n2. A",
+        ),
         (led(state=LeaderState.STARTING), "data-services: NOBODY SERVES: n1 holds epoch 4"),
         (
             view(sighting=Sighting(view().sighting.identity, 9, monotonic() - 60)),
@@ -247,7 +255,7 @@ def test_the_role_of_a_node_that(config: Config, case: str) -> None:
         (view(epoch=None, leader=None), "data-services: NOBODY SERVES: there has been no primary"),
         (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), "data-services: "),
     ],
-    ids=["serving", "clean", "starting", "silent", "new", "blind"],
+    ids=["serving", "demoted", "surrendered", "starting", "silent", "new", "blind"],
 )
 def test_the_answer_stands_in_the_first_line(
     config: Config, what: Cluster | Blind, first: str

@@ -298,6 +298,22 @@ def test_of_a_reign_that_began_unseen_nothing_is_told_as_less_than_it_is(
     assert found.lost_s == (pytest.approx(1999, abs=1) if known else None)
 
 
+def test_a_candidate_tells_what_it_would_start_from(config: Config) -> None:
+    """Of a reign that never served the holder can't know who has more than it began with."""
+    config = replace(config, node="n2")
+    view, local, now = seen_by(config, age_s=20.0)
+    [newer] = local.snapshots
+    older = replace(newer, snapshot=replace(newer.snapshot, name=SnapshotName.at("services", 1e9)))
+    local = replace(local, snapshots=(older, newer))
+    history = {5: Reign(5, "n1", str(older.snapshot.name), "takeover", None, 0.0, now.utc - 900)}
+    mine = tuple(replace(one, epoch=4) for one in local.snapshots)
+    view, local = replace(view, history=history), replace(local, snapshots=mine)
+    for idle, best in ((False, older), (True, newer)):
+        holder = replace(LEADER, unserved=900.0, idle=idle)
+        told = readiness.judge(replace(view, leader=holder), local, config, now)
+        assert told is not None and told.snapshot == str(best.snapshot.name)
+
+
 def test_the_holder_says_nothing_of_itself(config: Config) -> None:
     assert readiness.judge(*seen_by(config)[:2], config, Moment(NOW, utc_now())) is None
 

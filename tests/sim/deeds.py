@@ -93,18 +93,6 @@ def services_of(node: Node) -> list[Service]:
     return [service for seat in node.seats.values() for service in (seat.lease, seat.agent_service)]
 
 
-def everybody_frozen(node: Node) -> bool:
-    """Nobody is left who could notice a flush: of some volume both processes stand still."""
-    now = node.world.now
-    return any(
-        all(
-            service.process is None or service.process.dead or service.process.frozen_until > now
-            for service in (seat.lease, seat.agent_service)
-        )
-        for seat in node.seats.values()
-    )
-
-
 # Machines and processes
 
 
@@ -246,7 +234,7 @@ def flush(world: World, deed: Deed) -> None:
     half = ("both", "both", "asks", "answers")[deed.number % 4]
 
     def once() -> None:
-        if node.powered and not everybody_frozen(node):
+        if node.powered and not node.everybody_frozen():
             world.log(f"{node.name}: the rules are flushed ({half})")
             node.rules.flush(half, world.now)
 

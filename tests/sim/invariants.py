@@ -49,6 +49,8 @@ class Invariants:
         self.owners: dict[tuple[str, int], str] = {}
         self._serving: dict[str, str] = {}
         self._unfenced: set[tuple[str, int]] = set()
+        self._unwatched: dict[str, float] = {}
+        """By node, until when nobody could have noticed that its rules are gone."""
         self.allowed_two_s = 0.0
         """For a scenario beyond what S3 promises: so long may two serve in all."""
         self._two_since: float | None = None
@@ -83,6 +85,8 @@ class Invariants:
     def look(self) -> None:
         serving: dict[str, str] = {}
         for node in self._world.nodes.values():
+            if not (node.rules.asks and node.rules.answers) and node.everybody_frozen():
+                self._unwatched[node.name] = self._world.now
             nfsd = node.nfsd
             if not nfsd.running or not nfsd.table or not node.answers:
                 continue
@@ -112,11 +116,13 @@ class Invariants:
 
     def _just_flushed(self, volume: str, name: str) -> bool:
         """Its port is open for want of rules, until the next look: this is documented. The lease
-        process may be waiting for Consul just then, and the agent stand still."""
+        process may be waiting for Consul just then, and the agent stand still; while both do, it
+        stays open."""
         node = self._world.nodes[name]
         rules, lease, now = node.rules, node.seats[volume].config.lease, self._world.now
         look_s = lease.heartbeat + lease.request_timeout + RETRY_S + 0.3
-        return not (rules.asks and rules.answers) and now - rules.flushed_at <= look_s
+        since = max(rules.flushed_at, self._unwatched.get(name, rules.flushed_at))
+        return not (rules.asks and rules.answers) and now - since <= look_s
 
     def _changed(self, serving: dict[str, str]) -> None:
         world = self._world

@@ -568,6 +568,19 @@ class Node:
     def _freeze(self, process: Process, seconds: float) -> None:
         process.frozen_until = max(process.frozen_until, self.world.now + seconds)
 
+    def everybody_frozen(self) -> bool:
+        """Nobody is left who could notice a flush: of some volume both processes stand still."""
+        now = self.world.now
+        return any(
+            all(
+                service.process is None
+                or service.process.dead
+                or service.process.frozen_until > now
+                for service in (seat.lease, seat.agent_service)
+            )
+            for seat in self.seats.values()
+        )
+
     def freeze_all(self, seconds: float) -> None:
         """All of user space stands still, the service manager with it; the kernel goes on."""
         for process in self.processes:

@@ -104,7 +104,7 @@ def _keep_unexported(agent: Agent) -> None:
 
 def _keep_unregistered(agent: Agent) -> None:
     machine = agent.machine
-    if registration.service_id(machine) in machine.consul.local_services():
+    if machine.config.service_id in machine.consul.local_services():
         log.warning("a standby is no server: removing the leftover registration")
         unless_changed(agent, None, lambda: registration.deregister(machine))
 

@@ -18,20 +18,15 @@ CHECK_TTL_S = 15.0
 CHECK_TIMEOUT_S = 2.0
 
 
-def service_id(machine: Machine) -> str:
-    """One id per volume, so that a second registration replaces the first."""
-    return f"standfast-{machine.config.volume}"
-
-
 def check_id(machine: Machine) -> str:
-    return f"service:{service_id(machine)}"
+    return f"service:{machine.config.service_id}"
 
 
 def register(machine: Machine, epoch: int) -> None:
     """Register with the local agent, passing from the start: it was checked just before."""
     config = machine.config
     machine.consul.register(
-        service_id(machine),
+        machine.config.service_id,
         config.service,
         config.me.address,
         config.nfs.port,
@@ -52,12 +47,12 @@ def meta(machine: Machine, epoch: int) -> Mapping[str, str]:
 
 def deregister(machine: Machine) -> None:
     """Remove the entry; nothing happens when there is none."""
-    machine.consul.deregister(service_id(machine))
+    machine.consul.deregister(machine.config.service_id)
 
 
 def is_registered(machine: Machine, epoch: int) -> bool:
     """Whether the entry is there and says all that it should (an older version said less)."""
-    found = machine.consul.local_services().get(service_id(machine))
+    found = machine.consul.local_services().get(machine.config.service_id)
     return found is not None and dict(found) == dict(meta(machine, epoch))
 
 

@@ -389,6 +389,11 @@ class Config:
     def run_dir(self) -> Path:
         return self.paths.run / self.volume
 
+    @property
+    def service_id(self) -> str:
+        """Of this node's entry in Consul: one per volume, so that a second one replaces it."""
+        return f"standfast-{self.volume}"
+
     def key(self, name: str) -> str:
         """Full name of one of the volume's keys in Consul."""
         return f"{self.consul.prefix}/{self.volume}/{name}"

@@ -75,6 +75,8 @@ class Consul(Protocol):
         self, ops: Sequence[Op], *, deadline: Deadline | None = None
     ) -> Committed | Conflict: ...
 
+    def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -293,6 +295,10 @@ class LeaseKeys:
         except ConsulError as error:
             return Kept(tenure, f"a key of the lease was deleted; writing it again failed: {error}")
         return Kept(tenure, "a key of the lease was deleted by hand; written again")
+
+    def deregister(self) -> None:
+        """Remove this node's entry from Consul's catalogue; ConsulError. None there is fine."""
+        self._consul.deregister(self._config.service_id, deadline=self._deadline())
 
     def release(
         self, tenure: Tenure, handover: Handover = protocol.NO_HANDOVER

@@ -124,6 +124,17 @@ class Keeper:
             return
         exports.withdraw(self.config, self.fence, self.nfs, Deadline.after(cutoff.GIVE_UP_S))
 
+    def sign_off(self) -> None:
+        """The entry in Consul's catalogue ends with the role. The agent may be unable to remove it,
+        and where the server goes on for another volume, the successor's guard would take it for a
+        server of this one."""
+        if not self.over:
+            return
+        try:
+            self.keys.deregister()
+        except Exception as error:  # noqa: BLE001  # the agent does the same, when it can
+            log.warning("the entry in Consul is still there: %s", ours(error))
+
     def beat(self) -> None:
         """One heartbeat and what follows from it."""
         try:
@@ -508,6 +519,7 @@ def run(
         hold(keeper, requests)
     keeper.save()
     keeper.end_surrender()
+    keeper.sign_off()  # only now: nobody is served from here
     return 0
 
 

@@ -330,6 +330,9 @@ class Racer:
         self.results.append(result)
         return result
 
+    def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:
+        self._gateway.deregister(service_id, deadline=deadline)
+
 
 @pytest.mark.parametrize("first", [True, False], ids=["first primaries", "candidates"])
 def test_of_20_that_claim_the_same_exactly_one_acquires(volume: Volume, first: bool) -> None:

@@ -1071,6 +1071,27 @@ def test_a_tree_given_up_without_its_final_snapshot_is_not_called_retired(
         world.wait_for_primary(limit_s=120.0)
 
 
+def test_who_gave_one_of_two_volumes_up_keeps_no_successor_from_serving_it(tmp_path: Path) -> None:
+    """Its agent is dead, and its port answers for the other volume."""
+    with World(tmp_path, volumes=("data", "media"), min_reign_s=0.0) as world:
+        primary = world.begin()
+        world.run(5.0)
+        primary.disk.broken, primary.disk.only = True, "media"
+        for name in ("b", "c"):
+            world[name].nfsd.broken = True  # until a's server is there again, for `data`
+        service = primary.seats["media"].agent_service
+        assert service.process is not None
+        service.wanted = False
+        world.clockwork.kill(service.process)
+        primary.nfsd.table.pop("media")
+        world.wait_for("epoch 2", lambda: world.epoch("media") == 2, 300.0)
+        world.run(10.0)
+        for name in ("b", "c"):
+            world[name].nfsd.broken = False
+        world.wait_for_primary(volume="media", limit_s=60.0)
+        world.wait_for_primary("a", volume="data", limit_s=20.0)
+
+
 @pytest.mark.parametrize("ends", ["switchover", "surrender"])
 def test_a_damaged_file_of_another_volume_is_in_nobody_s_way(tmp_path: Path, ends: str) -> None:
     with World(tmp_path, volumes=("data", "media")) as world:

@@ -14,7 +14,7 @@ import pytest
 from standfast.act.ports import NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import FAST_PROFILE, Config
-from standfast.errors import Refused, StandfastError
+from standfast.errors import ConsulTimedOut, Refused, StandfastError
 from standfast.events import Kind
 from standfast.lease import cutoff, protocol
 from standfast.lease import keeper as keeper_module
@@ -43,6 +43,7 @@ class Keys:
     sent: list[LeaderState] = field(default_factory=list)
     released: list[Tenure] = field(default_factory=list)
     handovers: list[Handover] = field(default_factory=list)
+    registered: bool = True
     told_s: float = 0.0
     """How long it has not served, by the last heartbeat."""
     found: Prospects = field(default_factory=lambda: Prospects(None, None, {}))
@@ -63,6 +64,11 @@ class Keys:
         self.released.append(tenure)
         self.handovers.append(handover)
         return Kept(tenure, "the reply is lost") if self.away else None
+
+    def deregister(self) -> None:
+        if self.away:
+            raise ConsulTimedOut("no answer")
+        self.registered = False
 
     def take_up(self, memory: Memory) -> Tenure | None:
         leader = Leader(4, ME, 1, LeaderState.SERVING)
@@ -545,7 +551,21 @@ def test_a_surrender_ends_with_the_server_stopped(
     """Nobody looks at the fence from here any more, and the agent may be dead."""
     keeper = started(config, keys, fence)
     assert ends_by_surrender(keeper, clock, config) == 0
-    assert not keeper.nfs.is_running()
+    assert not keeper.nfs.is_running() and not keys.registered
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_lease_that_is_over_leaves_no_entry_in_the_catalogue(
+    config: Config, keys: Keys, fence: Fence, away: bool
+) -> None:
+    """Its agent may be unable to remove it."""
+    keeper = started(config, keys, fence)
+    keys.away = away
+    keeper.sign_off()
+    assert keys.registered, "it only ends, and will be taken up again"
+    keeper.over = True
+    keeper.sign_off()
+    assert keys.registered is away
 
 
 def test_a_surrender_that_leaves_a_server_ends_in_failure(
@@ -556,7 +576,7 @@ def test_a_surrender_that_leaves_a_server_ends_in_failure(
     unstoppable(keeper.nfs, monkeypatch)
     with pytest.raises(StandfastError, match="a thread of nfsd is left"):
         ends_by_surrender(keeper, clock, config)
-    assert len(keys.released) == 1
+    assert len(keys.released) == 1 and keys.registered
 
 
 def test_a_surrender_ends_the_server_of_other_volumes_as_well(

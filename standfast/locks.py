@@ -16,8 +16,12 @@ POLL_S = 0.05
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iterator[None]:
-    """Hold the lock at `path`; Refused (busy), naming `holder`, when it isn't free in time."""
+def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iterator[int]:
+    """Hold the lock at `path`; Refused (busy), naming `holder`, when it isn't free in time.
+
+    The value is its descriptor: a program that inherits it holds the lock as long as it runs,
+    also when this process is killed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -31,6 +35,6 @@ def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iter
                         Reason.BUSY, f"{holder} is at work (lock {path}); try again when it is done"
                     ) from None
                 sleep(POLL_S)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

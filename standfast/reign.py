@@ -82,7 +82,7 @@ _LATER = ("file_system", "aside", "final_id")
 """Fields that a file of an older version doesn't have."""
 
 
-def snapshot_lock(config: Config, deadline: Deadline) -> contextlib.AbstractContextManager[None]:
+def snapshot_lock(config: Config, deadline: Deadline) -> contextlib.AbstractContextManager[object]:
     """Held while a snapshot of the live subvolume is taken: the stage doesn't change meanwhile."""
     return exclusive(config.run_dir / "snapshot.lock", "another snapshot", deadline)
 

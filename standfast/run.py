@@ -128,8 +128,12 @@ def spawn(
     stdout: int | IO[bytes],
     stderr: int,
     env: Mapping[str, str] | None = None,
+    keep_open: Sequence[int] = (),
 ) -> Child:
-    """Start a program in a session of its own; the caller ends it by `kill_group`."""
+    """Start a program in a session of its own; the caller ends it by `kill_group`.
+
+    It inherits the descriptors `keep_open`, and no others.
+    """
     try:
         return subprocess.Popen(
             list(argv),
@@ -138,6 +142,7 @@ def spawn(
             stderr=stderr,
             env=_environment(env),
             start_new_session=True,
+            pass_fds=tuple(keep_open),
         )
     except OSError as error:
         raise _not_started(op, argv, error) from error

@@ -109,5 +109,5 @@ def _mark(config: Config) -> Path:
     return config.run_dir / "exported"
 
 
-def _alone(config: Config, patience: Deadline) -> AbstractContextManager[None]:
+def _alone(config: Config, patience: Deadline) -> AbstractContextManager[object]:
     return exclusive(config.run_dir / "export.lock", "a change of the export", patience)

@@ -76,7 +76,7 @@ def retry(config: Config, deadline: Deadline, nomad: NomadGateway | None = None)
         return _see_to(config, deadline, nomad) if path.exists() else ()
 
 
-def _alone(config: Config, deadline: Deadline) -> AbstractContextManager[None]:
+def _alone(config: Config, deadline: Deadline) -> AbstractContextManager[object]:
     """An event and the timer may come at once: nothing is restarted twice."""
     return exclusive(config.run_dir / LOCK, "a restart of allocations", deadline)
 

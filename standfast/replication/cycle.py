@@ -138,7 +138,7 @@ class Sender:
 
     def _lock(
         self, standby: str, deadline: Deadline | None
-    ) -> contextlib.AbstractContextManager[None]:
+    ) -> contextlib.AbstractContextManager[object]:
         if standby not in self._config.standbys:
             others = ", ".join(self._config.standbys) or "there is none"
             raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node: {others}")

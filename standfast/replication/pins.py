@@ -159,7 +159,7 @@ def drop(config: Config, node: str) -> None:
 
 def locked(
     config: Config, deadline: Deadline | None = None
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[object]:
     """Held while pins change and while snapshots are chosen and deleted; Refused (busy)."""
     waiting = Deadline.after(LOCK_WAIT_S) if deadline is None else deadline
     return exclusive(config.run_dir / "pins.lock", "the deletion of old snapshots", waiting)

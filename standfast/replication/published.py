@@ -271,7 +271,7 @@ def _here(config: Config, now: Instant) -> Instant:
         return now
 
 
-def _locked(config: Config, wait_s: float) -> contextlib.AbstractContextManager[None]:
+def _locked(config: Config, wait_s: float) -> contextlib.AbstractContextManager[object]:
     lock = config.run_dir / "published.lock"
     return exclusive(lock, "another replication", Deadline.after(wait_s))
 

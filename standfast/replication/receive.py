@@ -111,22 +111,23 @@ class _Receiver:
         if hello.purpose is wire.Purpose.ASK:
             self._answer(deadline)
             return
-        with self._turn():
-            self._take_one(deadline)
+        with self._turn() as turn:
+            self._take_one(deadline, turn)
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self) -> Iterator[int]:
         """One receive at a time; Refused (busy) while another one's stream moves.
 
         One whose stream stands still gives way to whoever waits: a sender holds a lock of its own,
-        so the other one's is dead or not primary any more, which nobody told its connection.
+        so the other one's is dead or not primary any more, which nobody told its connection. The
+        value is the lock's descriptor, for the programs that write to the staging directory.
         """
         what = f"another receive of {self.config.volume}"
         with contextlib.ExitStack() as stack:
             with exclusive(self._waiting, what, Deadline.after(TURN_S)):
                 lock = self.config.run_dir / "receive.lock"
-                stack.enter_context(exclusive(lock, what, Deadline.after(TURN_S)))
-            yield
+                turn = stack.enter_context(exclusive(lock, what, Deadline.after(TURN_S)))
+            yield turn
 
     @property
     def _waiting(self) -> Path:
@@ -186,7 +187,7 @@ class _Receiver:
 
     # One snapshot
 
-    def _take_one(self, deadline: Deadline) -> None:
+    def _take_one(self, deadline: Deadline, turn: int) -> None:
         staging = self.store.open_staging()
         snapshots = self.store.snapshots()
         begin = self._request(wire.offers(snapshots), deadline)
@@ -211,7 +212,7 @@ class _Receiver:
                 # Before anything newer is here, for which older ones may be deleted.
                 self._learn(begin, snapshots)
                 self.say(wire.Ready())
-                self._take_in(staging, begin, deadline)
+                self._take_in(staging, begin, deadline, turn)
                 published = self._publish(staging, announced, lease, deadline)
                 self._pin(begin, published)
                 # Nobody has to wait for what is only tidied up.
@@ -220,7 +221,7 @@ class _Receiver:
                 self.store.clear_staging()
         self._prune(begin)
 
-    def _take_in(self, staging: Path, begin: wire.Begin, deadline: Deadline) -> None:
+    def _take_in(self, staging: Path, begin: wire.Begin, deadline: Deadline, turn: int) -> None:
         grow = [UNZSTD] if begin.compression is wire.Compression.ZSTD else []
         stages = [*grow, self.store.receive_argv(staging)]
         stall_s = self.config.replication.stall_timeout
@@ -232,6 +233,8 @@ class _Receiver:
                 stdin=self.stdin_fd,
                 stall_s=stall_s,
                 give_up=self._give_way,
+                # What a killed receiver started may still fill the staging directory.
+                lock=turn,
             )
         except CommandFailed as error:
             raise Refused(self._why(), str(error)) from error

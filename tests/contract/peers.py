@@ -166,6 +166,8 @@ def answer(spec: dict[str, Any], stdin: int, stdout: TextIO) -> int:
     node = from_spec(spec)
     if spec.get("untidy"):
         _leave_untidy(node.store)
+    if "late_s" in spec:
+        _start_late(node.store, spec["late_s"])
     receive.TURN_S = spec.get("turn_s", receive.TURN_S)
     return receive.receive(node.config, node.store, node.gateway, stdin, stdout)
 
@@ -178,3 +180,13 @@ def _leave_untidy(store: ReplicaStore) -> None:
             raise OSError("can't be deleted, a test says")
 
     setattr(store, "clear_staging", clear_staging)  # noqa: B010  # for a type it isn't a variable
+
+
+def _start_late(store: ReplicaStore, late_s: float) -> None:
+    """The program that takes the stream in needs so long until it looks at it."""
+    argv = store.receive_argv
+
+    def receive_argv(staging: Path) -> Sequence[str]:
+        return ("sh", "-c", 'sleep "$0"; exec "$@"', str(late_s), *argv(staging))
+
+    setattr(store, "receive_argv", receive_argv)  # noqa: B010

@@ -274,6 +274,12 @@ def test_a_killed_receiver_publishes_nothing_and_the_next_cycle_succeeds(
     cut_and_go_on(pair, Fault("kill-receiver", stream_bytes=300_000), seeded=seeded)
 
 
+def test_what_a_killed_receiver_started_is_waited_for(pair: tuple[Peer, Peer]) -> None:
+    a, b = pair
+    slow = a.talk_to(b, late_s=0.5)
+    cut_and_go_on((slow, b), Fault("kill-receiver", stream_bytes=300_000), seeded=False)
+
+
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
 def test_a_killed_sender_publishes_nothing_and_the_next_cycle_succeeds(
     pair: tuple[Peer, Peer], seeded: bool

@@ -201,6 +201,7 @@ class Pipeline:
         limit_bytes_s: float | None = None,
         on_bytes: Callable[[int], None] | None = None,
         give_up: Callable[[float], str | None] | None = None,
+        lock: int | None = None,
     ) -> int:
         ((kind, *arguments),) = stages
         if kind == "send":

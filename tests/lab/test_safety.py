@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import time
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from functools import partial
 import pytest
 
 from standfast.events import Kind
+from standfast.records import Reign
 from tests.lab.cluster import AGENT, LEASE, VOLUME
 from tests.lab.drills import Writers, broken_server, kept_aside
 from tests.lab.node import Node
 from tests.lab.nomad import WithNomad
+from tests.lab.replication import progress, wait_for_success
 
 
 def has_rules(node: Node) -> bool:
@@ -221,6 +224,46 @@ def test_a_file_system_that_went_read_only_is_handed_over_with_its_loss(
             cluster.lab.boot([node])
     cluster.wait_for_role(old, "standby")
     kept_aside(cluster, old, epoch)
+
+
+@contextlib.contextmanager
+def takes_nothing_in(node: Node) -> Iterator[None]:
+    """No replication key opens this standby."""
+    keys = "/root/.ssh/authorized_keys"
+    node.run("mv", keys, f"{keys}.away")
+    try:
+        yield
+    finally:
+        node.run("mv", f"{keys}.away", keys)
+
+
+@pytest.mark.timeout(400)
+def test_a_successor_that_never_served_costs_nothing_that_another_standby_has(
+    cluster: WithNomad,
+) -> None:
+    """The one with less data takes over while the other's agent is away, and can't serve."""
+    lab, old = cluster.lab, cluster.primary()
+    epoch = cluster.epoch(old)
+    idle, other = (node for node in lab if node.name != old)
+    cluster.wait_until_replicated(old)
+    with Writers(lab, "idle") as writers, takes_nothing_in(idle), broken_server(idle):
+        writers.wait_for_ack(old, after_s=time.monotonic() + 1.0)
+        replicated_s = writers.wait_for_ack(old, after_s=time.monotonic()).t_s
+        sent = progress(cluster[old], other.name).successes
+        wait_for_success(cluster, old, other.name, more_than=sent + 1)
+        other.run("systemctl", "stop", AGENT)
+        cluster.power_cut(old)
+        lab.wait_for(
+            lambda: cluster.status(idle.name).get("epoch") == epoch + 1, 120.0, "it has the role"
+        )
+        other.run("systemctl", "start", AGENT)
+        lab.wait_for(lambda: cluster.serving() == [other.name], SURRENDER_S, "the other serves")
+        writers.wait_for_ack(other.name, after_s=time.monotonic())
+    assert writers.served() == [old, other.name]
+    assert writers.missing(other.name, [old], replicated_s) == []
+    assert cluster.epoch(other.name) == epoch + 2
+    (entry,) = other.consul_get(f"kv/standfast/{VOLUME}/history/{epoch + 2}")
+    assert Reign.parse(base64.b64decode(entry["Value"])).follows == epoch
 
 
 STATE = "/var/lib/standfast"

@@ -47,6 +47,8 @@ class Invariants:
         """By volume, those that no client knows to be done."""
         self.reigns: dict[tuple[str, int], Prepared] = {}
         self.owners: dict[tuple[str, int], str] = {}
+        self._forgotten: dict[tuple[str, int], tuple[str, Prepared]] = {}
+        """Owner and tree of each reign that a restored Consul knows nothing of."""
         self._serving: dict[str, str] = {}
         self._unfenced: set[tuple[str, int]] = set()
         self._unwatched: dict[str, float] = {}
@@ -166,6 +168,9 @@ class Invariants:
         leader = Leader.parse(raw)
         owner = f"{leader.holder.node}/{leader.holder.instance}"
         known = self.owners.setdefault((volume, epoch), owner)
+        before, prepared = self._forgotten.pop((volume, epoch), (None, None))
+        if prepared is not None and before == owner:  # its lease is valid: it writes the keys again
+            self.reigns.setdefault((volume, epoch), prepared)
         if known != owner:
             raise Violation(
                 f"{volume}: epoch {epoch} has two owners: {known} and {owner}\n{world.story()}"
@@ -175,9 +180,10 @@ class Invariants:
     def restored(self, volume: str, epoch: int) -> None:
         """Consul forgot what came after: its numbers may be used again (documented), by somebody
         who never heard of them."""
-        for table in (self.owners, self.reigns):
-            for key in [key for key in table if key[0] == volume and key[1] > epoch]:
-                del table[key]
+        for key in [key for key in self.owners if key[0] == volume and key[1] > epoch]:
+            owner, prepared = self.owners.pop(key), self.reigns.pop(key, None)
+            if prepared is not None:
+                self._forgotten[key] = owner, prepared
 
     # What a standby takes in
 
@@ -215,6 +221,9 @@ class Invariants:
             if known.tree is not tree:
                 raise Violation(f"{volume}: epoch {epoch} has two trees\n{world.story()}")
             return
+        _, forgotten = self._forgotten.get((volume, epoch), (None, None))
+        if forgotten is not None and forgotten.tree is tree:
+            return  # it goes on with what it had before Consul was restored
         self.reigns[volume, epoch] = Prepared(seat.node.name, tree)
         # One that never served is no part of the past, unless it is what the next goes on from.
         entry = world.store.get(world.key(f"history/{epoch}", volume))

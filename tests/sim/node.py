@@ -153,8 +153,8 @@ class Seat:
     lease: Service = field(init=False)
     inbox: SimInbox = field(init=False)
     agent: Agent | None = None
-    timers: float | None = None
-    """Since when they run; None: they don't."""
+    timers: dict[str, float] = field(default_factory=dict)
+    """Of each standby whose timer runs: since when."""
     cycles: dict[str, Process] = field(default_factory=dict)
     copies: bool = True
     """False: no timer starts a cycle."""
@@ -249,14 +249,19 @@ class Seat:
     # The replication's timers
 
     def start_timers(self) -> None:
-        if self.timers is None:
-            self.timers = self.node.world.now
-            for standby in self.config.standbys:
-                self._tick_in(1.0, standby, self.timers)
+        """Those of the standbys of now; nothing happens to one that runs."""
+        for standby in self.config.standbys:
+            if standby not in self.timers:
+                self.timers[standby] = self.node.world.now
+                self._tick_in(1.0, standby, self.timers[standby])
+
+    def stop_timers(self) -> None:
+        for standby in self.config.standbys:
+            self.timers.pop(standby, None)
 
     def _tick_in(self, seconds: float, standby: str, began: float) -> None:
         def tick() -> None:
-            if self.timers != began or not self.node.powered:
+            if self.timers.get(standby) != began or not self.node.powered:
                 return
             self._tick_in(self.config.replication.interval, standby, began)
             running = self.cycles.get(standby)
@@ -305,6 +310,15 @@ class Seat:
         """The epoch that the node's own Consul agent tells; None: it has no entry."""
         service = self.node.link.services.get(f"standfast-{self.volume}")
         return None if service is None else service.meta.get("epoch")
+
+    def has(self, write: int) -> bool:
+        """Whether a snapshot here holds this write."""
+        base = f"{self.config.base}@"
+        return any(
+            tree.read_only and write in tree.writes
+            for path, tree in self.node.disk.data.trees.items()
+            if path.name.startswith(base) and ".staging" not in path.parts
+        )
 
     def status(self) -> LeaseStatus | None:
         return LeaseStatus.load(self.config.run_dir)
@@ -485,7 +499,7 @@ class Node:
         self.processes = []
         for seat in self.seats.values():
             seat.agent = None
-            seat.timers = None
+            seat.timers.clear()
             seat.inbox.close()
             seat.agent_service.forget()
             seat.lease.forget()

@@ -29,7 +29,10 @@ from tests.sim.world import World
 SHM = Path("/dev/shm")
 SETTLE_S = 260.0
 """A surrender may wait for an orderly handover that was begun."""
+REPLICATES_S = 120.0
+"""Two intervals, and a cycle that was begun into a fault and ends at its time-out of 60 s."""
 CHUNK = 20
+TELL_EVERY = 1000
 
 
 @contextlib.contextmanager
@@ -68,7 +71,7 @@ def perform(schedule: Schedule, world: World) -> None:
     world.log("* the faults stop")
     world.repair()
     world.settle(SETTLE_S)
-    world.run(5.0)
+    world.check_replicates(REPLICATES_S)
     world.check_nothing_deleted()
 
 
@@ -177,6 +180,8 @@ def main(arguments: list[str]) -> int:
             for one in ready:
                 waiting.discard(one)
                 count, found = one.result()
+                if (done + count) // TELL_EVERY > done // TELL_EVERY:
+                    print(f"{done + count} schedules", flush=True)
                 done += count
                 if found is not None:
                     print(f"after {done} schedules:\n{found.text}")

@@ -294,4 +294,4 @@ class SimSchedule:
 
     def stop(self) -> None:
         self.seat.node.world.clockwork.take(0.01)
-        self.seat.timers = None
+        self.seat.stop_timers()

@@ -332,6 +332,36 @@ class World:
                     raise Violation(f"it does not settle in {limit_s:g} s\n{self.story()}")
             self.run(0.5)
 
+    def check_replicates(self, limit_s: float) -> None:
+        """Within that time: what the primary has by now arrives at every standby that can take it.
+
+        A primary that changes meanwhile is asked anew, what was not replicated is lost with it.
+        """
+        for volume in self.volumes:
+            wanted: tuple[Node, int] | None = None
+            end = self.now + limit_s
+            while (primary := self.primary(volume)) is not None:
+                live = primary.seats[volume].live
+                if live is None or not live.writes:
+                    break
+                if wanted is None or wanted[0] is not primary:
+                    wanted = primary, live.writes[-1]
+                behind = [
+                    node.name
+                    for node in self.nodes.values()
+                    if node is not primary
+                    and node.name not in (self.lasting, *self.removed)
+                    and not node.seats[volume].has(wanted[1])
+                ]
+                if not behind or primary.name == self.lasting:
+                    break
+                if self.now > end:
+                    raise Violation(
+                        f"{volume}: {', '.join(behind)} got nothing newer from {primary.name} "
+                        f"in {limit_s:g} s\n{self.story()}"
+                    )
+                self.run(0.5)
+
     # What happens to it
 
     def isolate(self, name: str, *, standbys: bool = True) -> None:

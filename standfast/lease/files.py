@@ -81,6 +81,8 @@ class LeaseStatus:
     """It has served in this reign, or may have."""
     opened: bool = True
     """The port was opened in this reign, or may have been."""
+    not_surrendered: str | None = None
+    """Reason code: why it keeps the role, though it has not served for `surrender_after`."""
 
     def remaining_s(self, now: float) -> float:
         return max(0.0, self.valid_until - now)

@@ -306,6 +306,7 @@ class Keeper:
             unserved_s=self.service.spell.unserved_s(monotonic()),
             served=self.service.spell.served,
             opened=self.service.spell.opened,
+            not_surrendered=self.service.said,
         )
         status.save(self.config.run_dir)
 

@@ -70,7 +70,7 @@ class Service:
     asked_at: float = NEVER
     looked_at: float = NEVER
     said: Reason | None = None
-    """Why it doesn't surrender, as it was logged last."""
+    """Why it doesn't surrender although it is time, as it was logged last."""
 
     def look(self, now: Now) -> Handover | None:
         """What to surrender with, when it is time and somebody else could do better."""
@@ -124,6 +124,7 @@ class Service:
                 log.warning("%s; not surrendered: %s", why, to)
             self.said = to
             return None
+        self.said = None
         return None if to is None else Handover(to=to, note=why, surrendered=True)
 
     def _see(self, now: Now, limit: Deadline) -> None:

@@ -128,7 +128,9 @@ def _unserved(doc: Mapping[str, Any], config: Config) -> Line:
         f"{duration(doc['unserved_s'])}."
     )
     advice = f"`standfast status` on {holder} says why; `standfast demote` there gives the role up."
-    if config.surrender_after:
+    if doc.get("not_surrendered"):
+        advice = f"It keeps the role ({doc['not_surrendered']}). {advice}"
+    elif config.surrender_after:
         advice = (
             f"It gives the role up by itself after {duration(config.surrender_after)} if a standby "
             f"is ready. {advice}"

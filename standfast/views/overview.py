@@ -90,6 +90,7 @@ def describe(seen: Seen, config: Config) -> dict[str, Any]:
         "lost_s": status.get("lost_s"),
         "last_heartbeat_seen_s": status.get("last_heartbeat_seen_s"),
         "unserved_s": status.get("unserved_s"),
+        "not_surrendered": status.get("not_surrendered"),
         "given_up": status.get("given_up"),
         "lease": _lease(status, config),
         "fence": _fence(status),

@@ -178,6 +178,7 @@ def _local(local: Local, holder: Any) -> dict[str, Any]:
         "highest_epoch": local.highest_epoch,
         "lease_remaining_s": round(lease.remaining_s(monotonic()), 2) if holds and lease else None,
         "lease_trouble": lease.trouble if holds and lease else None,
+        "not_surrendered": lease.not_surrendered if holds and lease else None,
         "fence_flushes": lease.flushes if holds and lease else 0,
         "is_holder": holder == local.node,
         "newest_snapshot": str(max(s.snapshot.name for s in local.snapshots))

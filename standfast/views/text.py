@@ -48,6 +48,8 @@ def render(doc: Mapping[str, Any]) -> str:
         lines.append(
             f"paused:    by {pause['by']} since {format_utc(pause['at'])}: {pause['reason']}"
         )
+    if doc.get("not_surrendered"):
+        lines.append(f"surrender: NO ({doc['not_surrendered']})")
     lines += [f"kept:      {path}" for path in doc.get("aside", ())]
     lines += [
         f"{label:<10} {doc[key]}"

@@ -48,6 +48,7 @@ def served(by: str = "n1", here: str = "n1", **changes: Any) -> dict[str, Any]:
         "last_heartbeat_seen_s": 0.8,
         "lease_remaining_s": 6.8 if is_holder else None,
         "lease_trouble": None,
+        "not_surrendered": None,
         "fence": {"in_place": True, "open_for_s": 6.8 if is_holder else 0.0},
         "fence_flushes": 0,
         "failover": {
@@ -92,7 +93,7 @@ def blind(here: str = "n1", **changes: Any) -> dict[str, Any]:
     """Consul has no leader."""
     known = {
         *("v", "agent", "volume", "node", "role", "decision", "busy", "trouble", "sick", "aside"),
-        *("lease_remaining_s", "lease_trouble", "fence", "fence_flushes"),
+        *("lease_remaining_s", "lease_trouble", "not_surrendered", "fence", "fence_flushes"),
     }
     sentence = "Consul at 127.0.0.1:8500 has no leader"
     doc = {key: value for key, value in served("n1", here).items() if key in known}

@@ -70,6 +70,18 @@ LINES: Mapping[str, tuple[Mapping[str, Any] | str, str, str, str | None]] = {
         "A failover is done by hand and would lose 4 s.",
         None,
     ),
+    "can't serve": (
+        served(serving=None, unserved_s=40.0),
+        "alarm",
+        "Nobody serves data-services: n1 holds epoch 7 and has not served for 40 s.",
+        "It gives the role up by itself after 60 s if a standby is ready. `standfast status` on n1",
+    ),
+    "keeps the role": (
+        served(serving=None, unserved_s=70.0, not_surrendered="no-standby-ready"),
+        "alarm",
+        "has not served for 70 s.",
+        "It keeps the role (no-standby-ready). `standfast status` on n1",
+    ),
     "dead": (
         dead(),
         "alarm",

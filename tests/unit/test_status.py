@@ -30,6 +30,7 @@ from standfast.views.text import duration, render
 from tests.fakes.machine import config_in
 from tests.unit.agents import SERVING, agent
 from tests.unit.cli_helpers import a_desk
+from tests.unit.pictures import served
 
 NOW = 1_795_000_000.0
 # The tables below are made long before their tests run.
@@ -165,6 +166,12 @@ def test_a_time_that_nobody_knows_is_told_as_none_and_blocks_a_takeover(config: 
     assert newest["n2"] == samples.Copy(name, UNKNOWN)
 
 
+def test_a_holder_tells_why_it_keeps_a_role_that_it_can_not_serve() -> None:
+    doc = served(serving=None, unserved_s=70.0, not_surrendered="no-standby-ready")
+    assert "surrender: NO (no-standby-ready)" in render(doc).splitlines()
+    assert "surrender" not in render(served())
+
+
 def test_the_keys_of_the_document_are_stable(config: Config) -> None:
     doc = build(view(), local(config), config, NOW)
     assert sorted(doc) == [
@@ -182,6 +189,7 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
         "lost_s",
         "newest_snapshot",
         "node",
+        "not_surrendered",
         "paused",
         "role",
         "serving",

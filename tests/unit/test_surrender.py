@@ -561,8 +561,17 @@ def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:
     assert holding.leader.unserved == 0
 
 
-@pytest.mark.parametrize("why", ["no candidate", "a dead candidate", "paused", "never", "flapping"])
-def test_nobody_else_could_do_better(why: str, holding: Holding) -> None:
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        ("no candidate", Reason.NO_STANDBY_READY),
+        ("a dead candidate", Reason.NO_STANDBY_READY),
+        ("paused", Reason.PAUSED),
+        ("never", None),
+        ("flapping", Reason.MIN_REIGN),
+    ],
+)
+def test_nobody_else_could_do_better(why: str, told: Reason | None, holding: Holding) -> None:
     holding.vouches = "nfsd has no threads"
     if why == "no candidate":
         holding.standby_lives = False
@@ -583,6 +592,12 @@ def test_nobody_else_could_do_better(why: str, holding: Holding) -> None:
     holding.run(500.0)
     assert not holding.keeper.over
     assert holding.leader.state is LeaderState.SERVING
+    status = LeaseStatus.load(holding.config.run_dir)
+    assert status is not None and status.not_surrendered == told
+    holding.vouches = None
+    holding.run(200.0)
+    status = LeaseStatus.load(holding.config.run_dir)
+    assert status is not None and status.not_surrendered is None
 
 
 def test_an_agent_that_is_away_while_the_server_answers_surrenders_nothing(

@@ -140,7 +140,7 @@ COMMANDS: tuple[Command, ...] = (
         "who was primary from when, why, and what was lost",
         "standfast.cli.history:run",
         (VOLUME, JSON),
-        "LOST: at most so much was written after BASE, the snapshot that the reign started from, "
+        "LOST AT MOST: so much was written after BASE, the snapshot that the reign started from, "
         "to the end of the last primary's lease. `goes on from epoch N`: the reigns between never "
         "served, and nothing of epoch N is cut off by them.",
     ),

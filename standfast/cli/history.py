@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{config.volume} has no history yet: `standfast promote` begins it")
     else:
         print_table(
-            ("EPOCH", "FROM", "PRIMARY", "LOST", "BY", "WHY", "BASE"),
+            ("EPOCH", "FROM", "PRIMARY", "LOST AT MOST", "BY", "WHY", "BASE"),
             [_row(item) for item in items],
         )
     return 0

@@ -36,6 +36,8 @@ class FenceWatch:
     flushes: int = 0
     """How often the rules were found gone here in this node's reign."""
     trouble: str | None = None
+    seen: bool = False
+    """The rules were in place at some look of this process."""
 
     def look(self) -> None:
         """Put back shut what is missing; what can't be done is logged and tried again."""
@@ -44,9 +46,11 @@ class FenceWatch:
                 # A lease renewed in between has put the rules back itself.
                 self.machine.fence.ensure_closed(Deadline.after(SHUT_S))
                 note_flush(self.machine.config.run_dir)
-                self.flushes += 1
-                text = "the fence's rules were gone while the lease was over: put back shut"
-                tell(happened(self.machine.config, Kind.FENCE_CLOSED, text))
+                if self._were_there():
+                    self.flushes += 1
+                    text = "the fence's rules were gone while the lease was over: put back shut"
+                    tell(happened(self.machine.config, Kind.FENCE_CLOSED, text))
+            self.seen = True
             trouble = None
         except Exception as error:  # noqa: BLE001  # tried again, whatever it was
             trouble = str(ours(error))
@@ -66,6 +70,10 @@ class FenceWatch:
             return True  # in doubt there is a reign, and no lease
         mine = lease is not None and lease.instance == self.machine.me.instance
         return not mine or lease is None or lease.remaining_s(monotonic()) <= 0
+
+    def _were_there(self) -> bool:
+        """After a boot they aren't, and nobody flushed them; the lease process leaves its file."""
+        return self.seen or (self.machine.config.run_dir / "lease.json").exists()
 
     def _is_shut(self) -> bool:
         """Whether the rules are there. What is left of a permit ends by itself, unless somebody put

@@ -150,7 +150,9 @@ def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
         and own.epoch == view.epoch
         and local.has_live
         and (
-            leader is None  # deleted by hand; the epoch tells that nobody followed
+            # Deleted by hand, or of a restored Consul; the epoch tells that nobody followed.
+            leader is None
+            or leader.epoch < own.epoch
             or (not leader.is_clean and leader.holder.node == local.node)
         )
     )

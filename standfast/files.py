@@ -22,6 +22,7 @@ RESERVE = ".reserve"
 RESERVE_FILES = 16
 """A failover and its undoing write less than ten."""
 RESERVE_BYTES = 32 * 1024
+"""Of each at least, and twice the largest file beside it."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -88,9 +89,11 @@ def _spares(directory: Path) -> list[Path]:
 def keep_reserve(directory: Path) -> None:
     """Have room for the files that `directory` has to be able to replace; OSError when there isn't.
 
-    Cheap where it is there; called now and then, it makes up for what was used.
+    Cheap where it is there; called now and then, it makes up for what was used, and for files that
+    have grown.
     """
-    there = {one.name for one in _spares(directory)}
+    wanted = max(RESERVE_BYTES, 2 * _largest(directory))
+    there = {one.name for one in _spares(directory) if one.stat().st_size >= wanted}
     missing = [name for name in map(str, range(RESERVE_FILES)) if name not in there]
     reserve = directory / RESERVE
     if missing:
@@ -100,13 +103,22 @@ def keep_reserve(directory: Path) -> None:
         try:
             descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+                os.posix_fallocate(descriptor, 0, wanted)
             finally:
                 os.close(descriptor)
             half.rename(reserve / name)
         except OSError as error:
             half.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(reserve)) from error
+
+
+def _largest(directory: Path) -> int:
+    """Bytes of the largest file in it."""
+    try:
+        with os.scandir(directory) as entries:
+            return max((one.stat().st_size for one in entries if one.is_file()), default=0)
+    except FileNotFoundError:
+        return 0
 
 
 def _sync(path: Path) -> None:

@@ -43,7 +43,9 @@ def is_due(
     """
     ended = since if lease is None else max(since, lease.valid_until)
     over = now > ended + config.lease.wait
-    return bool(config.standbys) and own.stage is Stage.READY and over
+    # What a plan was about to put away and left (its node lost Consul, its agent died) counts, too.
+    alive = own.stage in (Stage.READY, Stage.DRAINING, Stage.RELEASED)
+    return bool(config.standbys) and alive and over
 
 
 def freeze_if_due(machine: Machine, own: OwnReign, since: float) -> None:
@@ -69,6 +71,8 @@ def freeze_if_due(machine: Machine, own: OwnReign, since: float) -> None:
 def _let_go_of_the_port(machine: Machine, lease: LeaseStatus | None) -> None:
     """Have no lease process, this one or the next, open the port by itself."""
     run_dir = machine.config.run_dir
+    if lease is not None and not lease.serving:
+        return
     try:
         with exclusive(run_dir / "lease.lock", "the lease process"):
             if lease is not None and lease.serving:

@@ -19,8 +19,7 @@ POLL_S = 0.05
 def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iterator[int]:
     """Hold the lock at `path`; Refused (busy), naming `holder`, when it isn't free in time.
 
-    The value is its descriptor: a program that inherits it holds the lock as long as it runs,
-    also when this process is killed.
+    The value is its descriptor, for `run.inheriting`.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

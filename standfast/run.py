@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -59,6 +60,22 @@ class Completed:
     stdout: str
     stderr: str
     returncode: int
+
+
+_inherited: ContextVar[tuple[int, ...]] = ContextVar("inherited", default=())
+
+
+@contextlib.contextmanager
+def inheriting(lock: int) -> Iterator[None]:
+    """Every program that is started inside inherits this descriptor of a lock.
+
+    So the lock is held until the last of them is gone, also when this process is killed first.
+    """
+    before = _inherited.set((*_inherited.get(), lock))
+    try:
+        yield
+    finally:
+        _inherited.reset(before)
 
 
 @contextlib.contextmanager
@@ -128,12 +145,8 @@ def spawn(
     stdout: int | IO[bytes],
     stderr: int,
     env: Mapping[str, str] | None = None,
-    keep_open: Sequence[int] = (),
 ) -> Child:
-    """Start a program in a session of its own; the caller ends it by `kill_group`.
-
-    It inherits the descriptors `keep_open`, and no others.
-    """
+    """Start a program in a session of its own; the caller ends it by `kill_group`."""
     try:
         return subprocess.Popen(
             list(argv),
@@ -142,7 +155,7 @@ def spawn(
             stderr=stderr,
             env=_environment(env),
             start_new_session=True,
-            pass_fds=tuple(keep_open),
+            pass_fds=_inherited.get(),
         )
     except OSError as error:
         raise _not_started(op, argv, error) from error

@@ -40,38 +40,37 @@ def pipeline(
     limit_bytes_s: float | None = None,
     on_bytes: Callable[[int], None] | None = None,
     give_up: Callable[[float], str | None] | None = None,
-    lock: int | None = None,
 ) -> int:
     """Run stages connected by pipes; the number of bytes that passed the meter.
 
     The first stage may read from the descriptor `stdin`, the last write to `stdout`; both stay
     open here. The meter sits at the `stdin` that was given, or else at the `stdout`, or else after
     the first stage: it counts, `on_bytes` gets the length of each piece, and no more than
-    `limit_bytes_s` pass. While nothing passes, `give_up` is asked every second, with the seconds
-    since the last piece: a text is the reason to end. The stages inherit `lock`, the descriptor of
-    a lock that is held until the last of them is gone, also when this process is killed. Raises
-    CommandFailed naming the stage that failed, TimedOut at the deadline, when nothing passed the
-    meter for `stall_s` seconds, or with
+    `limit_bytes_s` pass. `give_up` is asked every second, with the seconds since the last piece: a
+    text is the reason to end. Raises CommandFailed naming the stage that
+    failed, TimedOut at the deadline, when nothing passed the meter for `stall_s` seconds, or with
     that reason.
     """
     for stage in stages:
         announce(op, stage)
     deadline.check(f"{op}: {stages[0][0]} was not started")
-    with _Descriptors() as fds, _Stages(op, fds, lock) as running:
+    with _Descriptors() as fds, _Stages(op, fds) as running:
         meter = _start(stages, (stdin, stdout), running, fds, limit_bytes_s)
         stalled = deadline if stall_s is None else deadline.within(stall_s)
-        last = monotonic()
+        last = asked = monotonic()
         at_most_s = None if give_up is None else _LOOK_UP_S
         while meter.open or running.alive:
             _wait(op, running, meter, stalled if meter.open else deadline, at_most_s)
-            moved = meter.step()
+            moved, now = meter.step(), monotonic()
             if moved:
-                last = monotonic()
+                last = now
                 stalled = deadline if stall_s is None else deadline.within(stall_s)
                 if on_bytes is not None:
                     on_bytes(moved)
-            elif give_up is not None and meter.open and (why := give_up(monotonic() - last)):
-                raise TimedOut(f"{op}: {why}, killed after {meter.moved} bytes")
+            if give_up is not None and meter.open and now - asked >= _LOOK_UP_S:
+                asked = now
+                if (why := give_up(now - last)) is not None:
+                    raise TimedOut(f"{op}: {why}, killed after {meter.moved} bytes")
             running.look()
         if meter.broken:
             raise CommandFailed(
@@ -112,10 +111,9 @@ class _Descriptors:
 class _Stages:
     """The programs of a pipeline; all are gone when the block is left."""
 
-    def __init__(self, op: str, fds: _Descriptors, lock: int | None) -> None:
+    def __init__(self, op: str, fds: _Descriptors) -> None:
         self._op = op
         self._fds = fds
-        self._keep_open = () if lock is None else (lock,)
         self._started: list[tuple[str, Child, int]] = []
         self.alive: dict[int, Child] = {}  # by pidfd
         self._grace: Deadline | None = None
@@ -130,14 +128,7 @@ class _Stages:
     def start(self, argv: Sequence[str], stdin: int, stdout: int) -> None:
         """Start a stage; its ends of our pipes are closed here."""
         messages = self._fds.own(os.memfd_create("standfast-stderr"))
-        child = spawn(
-            self._op,
-            argv,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=messages,
-            keep_open=self._keep_open,
-        )
+        child = spawn(self._op, argv, stdin=stdin, stdout=stdout, stderr=messages)
         self._started.append((argv[0], child, messages))
         self.alive[self._fds.own(os.pidfd_open(child.pid))] = child
         self._fds.close(stdin)

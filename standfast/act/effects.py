@@ -342,7 +342,15 @@ class Effects:
     def pre_copy(self) -> None:
         assert self.to is not None
         snapshot = volume.snapshot_of_reign(self.machine, self.epoch())
-        self.machine.sender.replicate(self.to, snapshot, self.epoch(), self.deadline)
+        replicate = self.machine.sender.replicate
+        replicate(self.to, snapshot, self.epoch(), self.deadline, self._lease_is_over)
+
+    def _lease_is_over(self) -> str | None:
+        """A long copy keeps nobody from putting away a reign that somebody else may have ended."""
+        lease = LeaseStatus.load(self.machine.config.run_dir)
+        if lease is not None and monotonic() < lease.valid_until + self.machine.config.lease.wait:
+            return None
+        return "the lease is over for longer than a successor waits"
 
     def final_snapshot(self) -> None:
         volume.take_final_snapshot(self.machine, self._own())
@@ -385,5 +393,6 @@ class Effects:
             sleep(4 * POLL_S)
         raise TimedOut(
             f"the role was given up in order, and {self.to} doesn't serve yet{blind}: see "
-            f"`standfast status`; if {self.to} stays away, another candidate takes over by itself"
+            f"`standfast status`. If {self.to} stays away: `standfast promote` on another node; "
+            f'without mode = "manual" or a pause that happens by itself'
         )

@@ -5,7 +5,7 @@ Every effect can be repeated without harm, and has a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +76,9 @@ class VolumeStore(Protocol):
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
         """Read-only snapshot of the live subvolume, on disk when this returns."""
+
+    def delete(self, snapshots: Sequence[Snapshot]) -> None:
+        """Delete these snapshots."""
 
     def create_live_from(self, base: Snapshot) -> LiveTree:
         """A writable live subvolume with the content of `base`; the live path must be free."""
@@ -197,8 +200,19 @@ class Units(Protocol):
 class ReplicaSender(Protocol):
     """One replication of one snapshot to one standby."""
 
-    def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
-        """Returns when the standby acknowledged it as published and on disk."""
+    def replicate(
+        self,
+        standby: str,
+        snapshot: Snapshot,
+        epoch: int,
+        deadline: Deadline,
+        give_up: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Returns when the standby acknowledged it as published and on disk.
+
+        `give_up` is asked now and then, while others are waited for: a text is the reason to end,
+        with TimedOut.
+        """
 
 
 class Jobs(Protocol):

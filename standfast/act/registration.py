@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from standfast.act.machine import Machine
-from standfast.clock import Deadline
+from standfast.clock import Deadline, monotonic
 from standfast.errors import ours
+from standfast.lease.files import LeaseStatus
 from standfast.reign import OwnReign
 
 CHECK_TTL_S = 15.0
@@ -63,13 +64,20 @@ def ailment(machine: Machine) -> str | None:
         if not fence.in_place:
             return "the fence's rules are not in place"
         if fence.open_for_s <= 0:
-            return "the NFS port is shut: the lease has run out"
+            return _why_shut(machine)
         if (sick := machine.nfs.check(Deadline.after(CHECK_TIMEOUT_S))) is not None:
             return sick
         ailment = machine.store.ailment(Deadline.after(CHECK_TIMEOUT_S))
         return None if ailment is None else str(ailment)
     except Exception as error:  # noqa: BLE001  # what can't be looked at isn't vouched for
         return str(ours(error))
+
+
+def _why_shut(machine: Machine) -> str:
+    lease = LeaseStatus.load(machine.config.run_dir)
+    if lease is None or lease.remaining_s(monotonic()) <= 0:
+        return "the NFS port is shut: the lease has run out"
+    return f"the NFS port is shut, though the lease lasts: {lease.trouble or 'nothing is known'}"
 
 
 def feed(machine: Machine, sick: str | None) -> None:

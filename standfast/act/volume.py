@@ -12,13 +12,12 @@ from dataclasses import replace
 
 from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
-from standfast.ages import Origin
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.errors import StandfastError, ours
 from standfast.lease.files import LeaseStatus
 from standfast.names import diverged_name, retired_name
 from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
-from standfast.replication.published import next_name, note_origin
+from standfast.replication.published import take
 
 log = logging.getLogger(__name__)
 
@@ -237,11 +236,7 @@ def without_final(machine: Machine, own: OwnReign) -> OwnReign:
 
 def snapshot_of_reign(machine: Machine, epoch: int) -> Snapshot:
     """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
-    config, store = machine.config, machine.store
-    taken_at = utc_now()
-    snapshot = store.take_snapshot(next_name(config, taken_at))
-    note_origin(config, snapshot, Origin(epoch, taken_at), store.snapshots, reserved=True)
-    return snapshot
+    return take(machine.config, machine.store, epoch, reserved=True)
 
 
 def find_final(machine: Machine, own: OwnReign) -> Snapshot:

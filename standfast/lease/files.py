@@ -143,6 +143,11 @@ class Vouch:
         return None
 
 
+def forget_vouch(run_dir: Path) -> None:
+    """A new reign begins: what was said of the last one says nothing of it."""
+    (run_dir / "vouch.json").unlink(missing_ok=True)
+
+
 def others_serving(config: Config) -> tuple[str, ...]:
     """Other volumes that this node serves at the moment, or may: a file that can't be understood,
     perhaps of one that is long gone, stops no server that others need, nor a change of this role.

@@ -52,7 +52,7 @@ class Now:
     valid: bool
     """The lease has time left."""
     serving: bool
-    """The port is meant to be open."""
+    """The port is open: meant to be, and permitted by the kernel."""
     draining: bool
     heard: bool
     """A heartbeat has just committed: there is time to ask somebody."""

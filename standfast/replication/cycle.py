@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from standfast.act.ports import Snapshot
 from standfast.ages import Origin, age_of
 from standfast.clock import Deadline, instant, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.errors import Refused, StandfastError, ours
+from standfast.errors import Refused, StandfastError, TimedOut, ours
 from standfast.locks import exclusive
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -25,9 +25,14 @@ from standfast.replication import pins, state
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
-from standfast.replication.published import next_name, note_origin, origins_of_snapshots
+from standfast.replication.published import (
+    note_origin,
+    origin_of,
+    origins_of_snapshots,
+    take,
+)
 from standfast.replication.reporting import ReignInConsul
-from standfast.replication.shipment import OnProgress, Order, Shipped, ship
+from standfast.replication.shipment import LOOK_UP_S, OnProgress, Order, Shipped, ship
 from standfast.replication.talk import end, reach
 from standfast.streams import Conversation
 
@@ -55,15 +60,25 @@ class Sender:
         self._store = store
         self._reign = ReignInConsul(config, gateway)
 
-    def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
+    def replicate(
+        self,
+        standby: str,
+        snapshot: Snapshot,
+        epoch: int,
+        deadline: Deadline,
+        give_up: Callable[[], str | None] = lambda: None,
+    ) -> None:
         """Returns when the standby acknowledged it; waits for a running cycle to that standby.
 
         That cycle may have brought a later one of this reign: nothing is left to do when the
         standby says so. Nothing is later than a final snapshot.
         """
-        with self._lock(standby, deadline), reach(self._config, standby) as talk:
+        with contextlib.ExitStack() as stack:
+            self._wait_for(stack, standby, deadline, give_up)
+            talk = stack.enter_context(reach(self._config, standby))
             order = self._order(standby, snapshot, epoch)
-            self._send(replace(order, later=self._later(snapshot, epoch)), talk, deadline)
+            order = replace(order, later=self._later(snapshot, epoch), give_up=give_up)
+            self._send(order, talk, deadline)
             end(talk, deadline)
 
     def cycle(
@@ -112,29 +127,45 @@ class Sender:
         known = state.load(self._config).standbys.get(standby, state.StandbyState())
         # Doubt counts as before: what was lost over there isn't sent again without a word.
         before = commons is None or standby in commons or known.needs_full or known.successes > 0
-        origin = self._origins().get(snapshot.content_id, Origin(epoch))
-        taken_at = origin.time(snapshot.name)
-        return Order(standby, snapshot, epoch, commons, before, taken_at)
+        return Order(standby, snapshot, epoch, commons, before)
 
     def _send(self, order: Order, talk: Conversation, deadline: Deadline) -> CycleResult:
         """The caller holds the lock, and ends the conversation; the outcome is noted."""
         config, standby, snapshot = self._config, order.standby, order.snapshot
-        origin = Origin(order.epoch, order.taken_at)
         started = monotonic()
         with self._noting_failures(standby):
-            epoch_index = self._reign.index_of(origin.epoch)
+            epoch_index = self._reign.index_of(order.epoch)
             with pins.in_use(config, (snapshot.content_id, *(order.commons or {}).values())):
                 shipped = ship(config, self._store, order, talk, deadline)
                 if shipped.overtaken:
                     log.info("%s has a later snapshot than %s already", standby, snapshot.name)
                     return CycleResult(snapshot.name, None, 0, monotonic() - started, False)
-                self._note_origin(snapshot, origin)
+                origin = origin_of(config, snapshot, order.epoch)
+                note_origin(config, snapshot, origin, self._store.snapshots)
                 self._pin(order)
             self._reign.report(standby, snapshot, origin, epoch_index)
         seconds = monotonic() - started
         self._note_success(order, shipped, seconds)
         parent = None if shipped.parent is None else str(shipped.parent.name)
         return CycleResult(snapshot.name, parent, shipped.sent_bytes, seconds, shipped.was_full)
+
+    def _wait_for(
+        self,
+        stack: contextlib.ExitStack,
+        standby: str,
+        deadline: Deadline,
+        give_up: Callable[[], str | None],
+    ) -> None:
+        """Enter the lock; a running cycle has no reason of its own to end soon."""
+        while True:
+            try:
+                stack.enter_context(self._lock(standby, deadline.within(LOOK_UP_S)))
+                return
+            except Refused as busy:
+                if busy.reason is not Reason.BUSY or deadline.expired:
+                    raise
+                if (why := give_up()) is not None:
+                    raise TimedOut(f"send:{standby}: {why}") from busy
 
     def _lock(
         self, standby: str, deadline: Deadline | None
@@ -160,13 +191,16 @@ class Sender:
             raise
 
     def _note_success(self, order: Order, shipped: Shipped, seconds: float) -> None:
+        """History only: the standby has it, and a switchover goes on, also on a full disk."""
         snapshot = order.snapshot
         shared = state.Shared(str(snapshot.name), snapshot.content_id, order.epoch)
         sent = shipped.sent_bytes
-        state.note_success(self._config, order.standby, shared, duration_s=seconds, sent_bytes=sent)
-
-    def _note_origin(self, snapshot: Snapshot, origin: Origin) -> None:
-        note_origin(self._config, snapshot, origin, self._store.snapshots)
+        try:
+            state.note_success(
+                self._config, order.standby, shared, duration_s=seconds, sent_bytes=sent
+            )
+        except (StandfastError, OSError) as error:
+            log.error("%s has %s, which is not noted: %s", order.standby, snapshot.name, error)
 
     def _pin(self, order: Order) -> None:
         """Unreadable pins don't end the replication: they only keep everything from deletion."""
@@ -197,9 +231,7 @@ class Sender:
             shared = self._shareable(before, standby, epoch)
             if shared is not None:
                 return shared
-            taken_at = utc_now()
-            taken = self._store.take_snapshot(next_name(config, taken_at))
-            self._note_origin(taken, Origin(epoch, taken_at))
+            taken = take(config, self._store, epoch)
             state.note_shared(config, state.Shared(str(taken.name), taken.content_id, epoch))
             return taken
 
@@ -225,8 +257,7 @@ class Sender:
             return None  # the standby has this one, or a newer one
         for one in self._store.snapshots():
             if one.content_id == shared.content_id and not one.received:
-                origin = self._origins().get(one.content_id, Origin(epoch))
-                old_s = age_of(origin.time(one.name), utc_now())
+                old_s = age_of(origin_of(self._config, one, epoch).taken_at, utc_now())
                 fresh = old_s is not None and old_s < self._config.replication.interval / 2
                 return one if fresh else None
         return None

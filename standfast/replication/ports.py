@@ -63,9 +63,6 @@ class ReplicaStore(VolumeStore, Protocol):
         What is staged stays until `clear_staging`.
         """
 
-    def delete(self, snapshots: Sequence[Snapshot]) -> None:
-        """Delete these snapshots."""
-
 
 class ReplicaGateway(Protocol):
     """What replication asks of Consul."""

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from standfast.act.ports import Snapshot
+from standfast.act.ports import Snapshot, VolumeStore
 from standfast.ages import WAS_SET_S, Before, Origin, Seen
 from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config
@@ -198,6 +198,33 @@ def next_name(config: Config, utc: float) -> SnapshotName:
             f"the clock, and if no snapshot has that name, correct it there",
         )
     return chosen
+
+
+def take(config: Config, store: VolumeStore, epoch: int, *, reserved: bool = False) -> Snapshot:
+    """Take a snapshot of the live tree and note it as of this reign; see `note_origin`.
+
+    One that can't be noted is deleted: nobody else has it, and nothing would ever prune it. Raises
+    what the store and `note_origin` do.
+    """
+    began = instant()
+    snapshot = store.take_snapshot(next_name(config, began.utc))
+    now = instant()
+    # By the clock as it is now: it may have been set meanwhile.
+    origin = Origin(epoch, now.utc - (now.up - began.up))
+    try:
+        note_origin(config, snapshot, origin, store.snapshots, reserved=reserved)
+    except Exception:
+        with contextlib.suppress(StandfastError, OSError):
+            store.delete([snapshot])
+        raise
+    return snapshot
+
+
+def origin_of(config: Config, snapshot: Snapshot, epoch: int) -> Origin:
+    """Where a snapshot of this node's comes from, by the clock as it is now: ask again after
+    anything that takes time. `taken_at` is UNKNOWN where nobody knows."""
+    noted = origins_of_snapshots(config, instant()).get(snapshot.content_id, Origin(epoch))
+    return Origin(epoch, noted.time(snapshot.name))
 
 
 def note_names(config: Config, names: Iterable[str]) -> None:

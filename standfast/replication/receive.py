@@ -27,6 +27,7 @@ from standfast.replication import intake, pins, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
+from standfast.run import inheriting
 from standfast.streams import pipeline
 
 log = logging.getLogger(__name__)
@@ -111,23 +112,24 @@ class _Receiver:
         if hello.purpose is wire.Purpose.ASK:
             self._answer(deadline)
             return
-        with self._turn() as turn:
-            self._take_one(deadline, turn)
+        with self._turn():
+            self._take_one(deadline)
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[int]:
+    def _turn(self) -> Iterator[None]:
         """One receive at a time; Refused (busy) while another one's stream moves.
 
         One whose stream stands still gives way to whoever waits: a sender holds a lock of its own,
-        so the other one's is dead or not primary any more, which nobody told its connection. The
-        value is the lock's descriptor, for the programs that write to the staging directory.
+        so the other one's is dead or not primary any more, which nobody told its connection.
+        What a killed one started may still fill the staging directory, and is waited for.
         """
         what = f"another receive of {self.config.volume}"
         with contextlib.ExitStack() as stack:
             with exclusive(self._waiting, what, Deadline.after(TURN_S)):
                 lock = self.config.run_dir / "receive.lock"
                 turn = stack.enter_context(exclusive(lock, what, Deadline.after(TURN_S)))
-            yield turn
+            stack.enter_context(inheriting(turn))
+            yield
 
     @property
     def _waiting(self) -> Path:
@@ -187,7 +189,7 @@ class _Receiver:
 
     # One snapshot
 
-    def _take_one(self, deadline: Deadline, turn: int) -> None:
+    def _take_one(self, deadline: Deadline) -> None:
         staging = self.store.open_staging()
         snapshots = self.store.snapshots()
         begin = self._request(wire.offers(snapshots), deadline)
@@ -212,7 +214,7 @@ class _Receiver:
                 # Before anything newer is here, for which older ones may be deleted.
                 self._learn(begin, snapshots)
                 self.say(wire.Ready())
-                self._take_in(staging, begin, deadline, turn)
+                self._take_in(staging, begin, deadline)
                 published = self._publish(staging, announced, lease, deadline)
                 self._pin(begin, published)
                 # Nobody has to wait for what is only tidied up.
@@ -221,7 +223,7 @@ class _Receiver:
                 self.store.clear_staging()
         self._prune(begin)
 
-    def _take_in(self, staging: Path, begin: wire.Begin, deadline: Deadline, turn: int) -> None:
+    def _take_in(self, staging: Path, begin: wire.Begin, deadline: Deadline) -> None:
         grow = [UNZSTD] if begin.compression is wire.Compression.ZSTD else []
         stages = [*grow, self.store.receive_argv(staging)]
         stall_s = self.config.replication.stall_timeout
@@ -233,8 +235,6 @@ class _Receiver:
                 stdin=self.stdin_fd,
                 stall_s=stall_s,
                 give_up=self._give_way,
-                # What a killed receiver started may still fill the staging directory.
-                lock=turn,
             )
         except CommandFailed as error:
             raise Refused(self._why(), str(error)) from error

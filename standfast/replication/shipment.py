@@ -18,7 +18,7 @@ from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
 from standfast.replication import parents, pins, wire
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.published import note_names
+from standfast.replication.published import note_names, origin_of
 from standfast.replication.talk import ANSWER_S, GOODBYE_S, ask, greeting
 from standfast.streams import Conversation, pipeline
 
@@ -28,6 +28,7 @@ OnProgress = Callable[[int, int | None], None]
 """Gets the bytes just sent, and how many the whole stream will have, about, if that is known."""
 _ROOMY = 4
 """Compressed on the sender's disk and not on the standby's, data may take so many times as much."""
+LOOK_UP_S = 1.0
 ZSTD = ("zstd", "-q", "-1", "-c")
 
 
@@ -42,13 +43,13 @@ class Order:
     """By standby a content that it has; None: not known."""
     served_before: bool
     """Something was replicated to it once."""
-    taken_at: float | None = None
-    """When the snapshot was taken, UTC seconds by this node's clock, as far as that is known."""
     later: frozenset[str] = frozenset()
     """Content ids of snapshots that were taken after it, in the same reign: a standby that has one
     of them needs it no more."""
     full: bool = False
     on_progress: OnProgress | None = None
+    give_up: Callable[[], str | None] = lambda: None
+    """See `ReplicaSender`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class _Shipment:
             self._expect(welcome)
         sent_bytes = self._stream(parent, begin, welcome)
         self.talk.close_stdin()
-        published = wire.parse_published(self.talk.read_line(self.deadline))
+        published = wire.parse_published(self._acknowledgement())
         if published.content_id != snapshot.content_id:
             raise Refused(
                 Reason.PROTOCOL,
@@ -116,6 +117,16 @@ class _Shipment:
                 f"{snapshot.content_id}",
             )
         return Shipped(parent, sent_bytes, was_full=parent is None)
+
+    def _acknowledgement(self) -> str:
+        """It may take a while: the standby looks at everything, or its disk is slow."""
+        while True:
+            try:
+                return self.talk.read_line(self.deadline.within(LOOK_UP_S))
+            except TimedOut:
+                self.deadline.check(f"send:{self.order.standby}: nothing was acknowledged")
+                if (why := self.order.give_up()) is not None:
+                    raise TimedOut(f"send:{self.order.standby}: {why}") from None
 
     def _expect(self, welcome: wire.Welcome) -> None:
         """Unreadable pins don't end the replication: they only keep everything from deletion."""
@@ -162,7 +173,7 @@ class _Shipment:
             compression=wire.Compression(config.replication.compression),
             fingerprint=self.fingerprint,
             patience_s=int(self.deadline.remaining_s()),
-            age_s=age_of(order.taken_at, utc_now()),
+            age_s=age_of(origin_of(config, order.snapshot, order.epoch).taken_at, utc_now()),
         )
 
     def _stream(self, parent: Snapshot | None, begin: wire.Begin, welcome: wire.Welcome) -> int:
@@ -180,6 +191,7 @@ class _Shipment:
                 stdout=self.talk.stdin_fd,
                 stall_s=options.stall_timeout,
                 limit_bytes_s=options.bandwidth_limit or None,
+                give_up=lambda _standstill_s: self.order.give_up(),
                 on_bytes=None if on_progress is None else lambda moved: on_progress(moved, total),
             )
         except CommandFailed as error:

@@ -130,7 +130,9 @@ def _unserved(doc: Mapping[str, Any], config: Config) -> Line:
     advice = f"`standfast status` on {holder} says why; `standfast demote` there gives the role up."
     if doc.get("not_surrendered"):
         advice = f"It keeps the role ({doc['not_surrendered']}). {advice}"
-    elif config.surrender_after:
+    elif doc["paused"] or config.mode == "manual":
+        advice = f"It keeps the role: failover by itself is off. {advice}"
+    elif config.surrender_after and doc["unserved_s"] <= config.surrender_after:
         advice = (
             f"It gives the role up by itself after {duration(config.surrender_after)} if a standby "
             f"is ready. {advice}"

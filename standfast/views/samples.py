@@ -149,8 +149,12 @@ def newest_of_standbys(
             if (copy := copies[key]) is not None:
                 both.append(copy)
         if both or standby in records:
-            # Of one snapshot the older time.
-            found[standby] = max(both, key=lambda one: (one.name, -one.taken_at), default=None)
+            # Of one snapshot the older time, or that nobody knows it.
+            found[standby] = max(
+                both,
+                key=lambda one: (one.name, one.taken_at == UNKNOWN, -one.taken_at),
+                default=None,
+            )
     return found
 
 

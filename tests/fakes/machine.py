@@ -99,6 +99,12 @@ class FakeStore:
         self.taken.append(snapshot)
         return snapshot
 
+    def delete(self, snapshots: Sequence[Snapshot]) -> None:
+        if snapshots:
+            self._write()
+            self.world.effect("delete")
+            self.taken = [one for one in self.taken if one not in snapshots]
+
     def create_live_from(self, base: Snapshot) -> LiveTree:
         if self.tree is not None:
             raise Refused(Reason.UNEXPECTED, "there is a live tree: keep it aside first")
@@ -315,13 +321,22 @@ class FakeSender:
     latest: dict[tuple[str, int], Snapshot] = field(default_factory=dict)
     """By standby and epoch: it needs none that was taken before."""
 
-    def replicate(self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline) -> None:
+    def replicate(
+        self,
+        standby: str,
+        snapshot: Snapshot,
+        epoch: int,
+        deadline: Deadline,
+        give_up: Callable[[], str | None] = lambda: None,
+    ) -> None:
         if standby not in self.standbys:
             raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node")
         deadline.check(f"a replication to {standby}")
         if self.broken:
             raise StandfastError(f"{standby} can't be reached")
         self.world.effect(f"replicate:{standby}")
+        if (why := give_up()) is not None:
+            raise TimedOut(why)
         latest = self.latest.setdefault((standby, epoch), snapshot)
         if latest.name > snapshot.name:
             return

@@ -34,9 +34,9 @@ from standfast.reign import OwnReign, Stage
 from standfast.replication import published, wire
 from standfast.replication.published import (
     CLOCK_EVERY_S,
-    next_name,
     note_origin,
     origins_of_snapshots,
+    take,
 )
 from standfast.replication.receive import _Announced
 from tests.fakes.replication import storage_node
@@ -189,9 +189,7 @@ class World:
     def take(self) -> tuple[Snapshot, Origin]:
         """As a cycle does it."""
         node = self.at_work = self.nodes[self.primary]
-        taken_at = clock.utc_now()
-        snapshot = node.store.take_snapshot(next_name(node.config, taken_at))
-        note_origin(node.config, snapshot, Origin(self.epoch, taken_at), node.store.snapshots)
+        snapshot = take(node.config, node.store, self.epoch)
         self.lineage.append(snapshot.content_id)
         self.taken[snapshot.content_id] = self.true_s
         node.noted(snapshot.content_id)

@@ -221,10 +221,14 @@ class Invariants:
             if known.tree is not tree:
                 raise Violation(f"{volume}: epoch {epoch} has two trees\n{world.story()}")
             return
-        _, forgotten = self._forgotten.get((volume, epoch), (None, None))
-        if forgotten is not None and forgotten.tree is tree:
-            return  # it goes on with what it had before Consul was restored
+        going_on = [
+            e for (v, e), (_, one) in self._forgotten.items() if v == volume and one.tree is tree
+        ]
+        if epoch in going_on:
+            return
         self.reigns[volume, epoch] = Prepared(seat.node.name, tree)
+        if going_on:
+            return  # with all that it had before Consul was restored
         # One that never served is no part of the past, unless it is what the next goes on from.
         entry = world.store.get(world.key(f"history/{epoch}", volume))
         follows = epoch - 1 if entry is None else Reign.parse(entry.value).before

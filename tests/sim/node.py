@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from standfast.act.machine import Consul, Machine
 from standfast.agent import Agent, serve
 from standfast.agent_commands import Command
-from standfast.ages import Origin
-from standfast.clock import Deadline, utc_now
+from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.decision import Decision
 from standfast.errors import TimedOut, Unreachable
@@ -31,7 +30,7 @@ from standfast.locks import exclusive
 from standfast.plan import Do
 from standfast.reign import keep_name
 from standfast.replication.cycle import Sender
-from standfast.replication.published import next_name, note_origin
+from standfast.replication.published import take
 from standfast.watcher import Watcher
 from tests.sim.clockwork import NodeClock, Process, Signal, SimEvent
 from tests.sim.disk import Disk, SimStore, Tree
@@ -280,9 +279,7 @@ class Seat:
 
     def snapshot(self, epoch: int) -> None:
         """One of this reign, known as such, as a cycle takes it."""
-        store, taken_at = self.store(), utc_now()
-        snapshot = store.take_snapshot(next_name(self.config, taken_at))
-        note_origin(self.config, snapshot, Origin(epoch, taken_at), store.snapshots)
+        take(self.config, self.store(), epoch)
 
     def note(self, failure: str) -> None:
         self.failures.append(failure)

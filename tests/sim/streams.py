@@ -201,14 +201,18 @@ class Pipeline:
         limit_bytes_s: float | None = None,
         on_bytes: Callable[[int], None] | None = None,
         give_up: Callable[[float], str | None] | None = None,
-        lock: int | None = None,
     ) -> int:
         ((kind, *arguments),) = stages
         if kind == "send":
-            return self._send(arguments, cast(Pipe, stdout))
+            return self._send(arguments, cast(Pipe, stdout), give_up)
         return self._receive(arguments, cast(Pipe, stdin), deadline, give_up)
 
-    def _send(self, arguments: Sequence[str], pipe: Pipe) -> int:
+    def _send(
+        self,
+        arguments: Sequence[str],
+        pipe: Pipe,
+        give_up: Callable[[float], str | None] | None,
+    ) -> int:
         name, text, *parent = arguments
         node, path = self.world.nodes[name], Path(text)
         node.disk.check("", write=False)
@@ -220,7 +224,9 @@ class Pipeline:
         self.world.clockwork.door()
         self.world.clockwork.pause(self.world.now + self.world.copy_s)
         while self.world.copies_held:
-            self.world.clockwork.take(0.1)
+            self.world.clockwork.take(LOOK_UP_S)
+            if give_up is not None and (why := give_up(0.0)):
+                raise TimedOut(f"send: {why}")
         if pipe.ended:
             raise CommandFailed("send: the connection broke", returncode=1)
         pipe.put(Stream(path.name, content_id, parent[0] if parent else None, writes))

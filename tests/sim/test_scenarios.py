@@ -20,7 +20,7 @@ from standfast.observe import Cluster, Identity
 from standfast.plan import Do
 from standfast.reasons import Reason
 from standfast.records import LeaderState, Reign
-from standfast.reign import OwnReign
+from standfast.reign import OwnReign, Stage
 from standfast.replication.reporting import ReignInConsul
 from tests.sim.clockwork import Violation
 from tests.sim.disk import Tree
@@ -215,6 +215,81 @@ def test_a_consul_backup_of_an_older_epoch_halts_everybody_with_a_reason(world: 
     world.run(60.0)
     assert set(reasons(world).values()) == {Reason.EPOCH_WENT_BACK}
     assert not any(node.serves for node in world.nodes.values())
+
+
+def test_after_a_restore_the_last_primary_goes_on_with_its_own_tree(world: World) -> None:
+    """The backup tells of an older reign; everybody was off, and its epoch is accepted again."""
+    world.begin()
+    saved = world.store.backup()
+    world["a"].power_cut()
+    world.wait_for_primary()
+    last = successor(world)
+    world["a"].boot()
+    world.run(30.0)
+    for seat in world.seats():
+        seat.copies = False
+    world.run(10.0)
+    for node in world.nodes.values():
+        node.power_cut()
+    world.restore(saved)
+    had = len(written_in(world, 1)), list(last.live.writes if last.live else ())
+    for node in world.nodes.values():
+        node.boot()
+    world.run(20.0)
+    for name in world.nodes:
+        world.accept_epoch(name)
+    world.run(20.0)
+    last.ask("promote")
+    world.wait_for_primary(last.name)
+    assert last.live is not None and last.live.writes[: len(had[1])] == had[1]
+    for seat in world.seats():
+        seat.copies = True
+
+
+def test_a_lease_process_killed_in_an_outage_of_consul_costs_no_failover(world: World) -> None:
+    primary = world.begin()
+    world.run(70.0)
+    world.store.quorum = False
+    world.run(1.0)
+    primary.kill_keeper()
+    world.run(14.0)
+    world.store.quorum = True
+    world.wait_for_primary("a", 8.0)
+    assert world.epoch() == 1
+
+
+@pytest.mark.parametrize("how", ["somebody keeps it", "its agent dies", "in the copy"])
+def test_the_tree_of_a_switchover_that_lost_consul_is_soon_read_only(
+    world: World, how: str
+) -> None:
+    """No plan is at work any more, or one that waits for a copy: a successor may serve by then."""
+    primary = world.begin()
+    world.run(8.0)
+    if how == "in the copy":
+        world.copies_held = True
+        primary.hand_to("b")
+        world.run(3.0)
+        world.isolate("a", standbys=False)
+    else:
+        primary.busy = how == "somebody keeps it"
+        primary.nfsd.stop_s = 2.0
+        primary.hand_to("b")
+        world.wait_for("the drain", lambda: stage_of(primary) is Stage.DRAINING)
+        world.isolate("a")
+        if how == "its agent dies":
+            primary.kill_agent(again=True)
+    lease = primary.config.lease
+    bound_s = lease.length + lease.wait + 25.0
+    world.wait_for("it", lambda: primary.live is not None and primary.live.read_only, bound_s)
+    world.copies_held = primary.busy = False
+    world.wait_for_primary(limit_s=90.0)
+    world.join("a")
+    world.run(30.0)
+
+
+def stage_of(node: Node) -> Stage | None:
+    own = OwnReign.load(node.config.state_dir)
+    return None if own is None else own.stage
 
 
 def test_a_consul_backup_of_the_same_epoch_costs_no_failover(world: World) -> None:

@@ -335,12 +335,13 @@ class World:
     def check_replicates(self, limit_s: float) -> None:
         """Within that time: what the primary has by now arrives at every standby that can take it.
 
-        A primary that changes meanwhile is asked anew, what was not replicated is lost with it.
+        One that tells why it takes nothing (Consul was restored, say) is left out. A primary that
+        changes meanwhile is asked anew: what was not replicated is lost with it.
         """
         for volume in self.volumes:
             wanted: tuple[Node, int] | None = None
             end = self.now + limit_s
-            while (primary := self.primary(volume)) is not None:
+            while (primary := self.primary(volume)) is not None and primary.name != self.lasting:
                 live = primary.seats[volume].live
                 if live is None or not live.writes:
                     break
@@ -350,10 +351,10 @@ class World:
                     node.name
                     for node in self.nodes.values()
                     if node is not primary
-                    and node.name not in (self.lasting, *self.removed)
+                    and self._takes_in(node.seats[volume])
                     and not node.seats[volume].has(wanted[1])
                 ]
-                if not behind or primary.name == self.lasting:
+                if not behind:
                     break
                 if self.now > end:
                     raise Violation(
@@ -361,6 +362,12 @@ class World:
                         f"in {limit_s:g} s\n{self.story()}"
                     )
                 self.run(0.5)
+
+    def _takes_in(self, seat: Seat) -> bool:
+        """Whether nothing keeps this standby from it that it tells or that is there to stay."""
+        if seat.node.name in (self.lasting, *self.removed):
+            return False
+        return seat.decision is None or seat.decision.action is not Action.BLOCKED
 
     # What happens to it
 

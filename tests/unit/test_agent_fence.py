@@ -157,3 +157,18 @@ def test_a_fence_that_can_not_be_seen_is_told_once_and_tried_again(
     assert [r.getMessage() for r in caplog.records] == ["the fence can't be confirmed: nft hangs"]
     watch.look()
     assert node.fence.in_place and watch.trouble is None
+
+
+def test_rules_that_were_never_there_since_the_start_were_flushed_by_nobody(
+    node: FakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A primary that boots again: they are put there shut, and that is all."""
+    (node.config.run_dir / "lease.json").unlink()
+    watch = FenceWatch(node.machine)
+    flush(node)
+    watch.look()
+    assert node.fence.in_place and node.fence.state().open_for_s == 0
+    assert watch.flushes == 0 and "were gone" not in caplog.text
+    flush(node)
+    watch.look()
+    assert watch.flushes == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,64 @@ def test_a_node_that_does_not_serve_takes_and_sends_nothing(
         primary.cycle("b")
     assert caught.value.reason is Reason.NOT_PRIMARY
     assert primary.store.snapshots() == () and primary.orders == []
+
+
+def test_a_success_that_can_not_be_noted_is_one_all_the_same(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The standby has it: a switchover away from a full /var goes on."""
+    name = primary.cycle("b")
+    snapshot = next(one for one in primary.store.snapshots() if one.name == name)
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for module in (state, pins):
+        monkeypatch.setattr(module, "write_atomically", full)
+    replicate(primary, snapshot)
+    assert [order.standby for order in primary.orders] == ["b", "b"]
+    assert primary.cycle("c") == name
+
+
+def test_a_snapshot_that_can_not_be_noted_is_none(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has it, and nothing would ever delete it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(published, "write_atomically", full)
+        primary.cycle("b")
+    assert primary.store.snapshots() == ()
+
+
+def test_a_clock_that_is_set_back_during_a_cycle_makes_nothing_younger(primary: Primary) -> None:
+    def slow(_: Order) -> None:
+        primary.now += 300
+        primary.set_by -= 250
+
+    primary.meanwhile = slow
+    primary.cycle("b")
+    told = StandbyRecord.parse(primary.keys.written[primary.config.key("standbys/b")])
+    assert told.taken_at == pytest.approx(primary.utc - 300, abs=1.0)
+
+
+def test_a_clock_that_is_set_while_a_snapshot_is_taken_makes_it_no_younger(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = primary.store.take_snapshot
+
+    def slow(name: SnapshotName) -> Snapshot:
+        primary.now += 100
+        primary.set_by -= 90
+        return real(name)
+
+    monkeypatch.setattr(primary.store, "take_snapshot", slow)
+    primary.cycle("b")
+    told = StandbyRecord.parse(primary.keys.written[primary.config.key("standbys/b")])
+    assert told.taken_at == pytest.approx(primary.utc - 100, abs=1.0)
 
 
 # What it knows of a standby

@@ -607,9 +607,14 @@ def test_a_promotion_over_a_deleted_leader_key_follows_the_epoch_in_consul() -> 
     assert the("a deleted leader key is got over by a word and the wait", NOW)[2] == 5
 
 
-def test_the_last_holder_goes_on_in_place_when_the_leader_key_was_deleted() -> None:
+@pytest.mark.parametrize("restored", [False, True], ids=["deleted", "an older reign's"])
+def test_the_last_holder_goes_on_in_place_when_consul_knows_nothing_of_its_reign(
+    restored: bool,
+) -> None:
+    """The epoch alone, which was accepted after a restore, tells that nobody followed it."""
     node = local("a", [snap(60)], own=own(5), instance="a2", has_live=True)
-    decision = decide(cluster(None, epoch=5, silent=13), node, config("a"), NOW, PROMOTE)
+    old = "e4 c/c1 #7 serving" if restored else None
+    decision = decide(cluster(old, epoch=5, silent=13), node, config("a"), NOW, PROMOTE)
     assert (decision.action, decision.in_place) == (Action.PROMOTE, True)
 
 

@@ -76,6 +76,21 @@ def test_the_way_back_is_written_into_the_reserve(
     assert spares(tmp_path) == RESERVE_FILES
 
 
+def test_the_reserve_grows_with_the_files_that_it_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some hundred snapshots are noted in more than the least that a spare has."""
+    keep_reserve(tmp_path)
+    noted = "x" * (RESERVE_BYTES + 4096)
+    write_atomically(tmp_path / "published.json", noted)
+    keep_reserve(tmp_path)
+    sizes = {one.stat().st_size for one in (tmp_path / RESERVE).iterdir()}
+    assert spares(tmp_path) == RESERVE_FILES and min(sizes) >= 2 * len(noted)
+    fill(monkeypatch)
+    write_atomically(tmp_path / "published.json", noted.replace("x", "y"), reserved=True)
+    assert (tmp_path / "published.json").read_text() == noted.replace("x", "y")
+
+
 def test_other_files_leave_the_reserve_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

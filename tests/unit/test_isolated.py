@@ -124,7 +124,23 @@ def test_a_primary_whose_heartbeats_commit_stays_writable(
 
 
 @pytest.mark.usefixtures("lease_process")
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.READY])
+@pytest.mark.parametrize("stage", [Stage.DRAINING, Stage.RELEASED])
+def test_what_a_plan_was_about_to_put_away_and_left_is_read_only_then(
+    node: FakeNode, clock: StoppedClock, stage: Stage
+) -> None:
+    OWN.at(stage).save(node.config.state_dir)
+    leases(node, serving=False, state=LeaderState.DRAINING)
+    agent = agent_of(node)
+    clock.now += LENGTH_S + node.config.lease.wait + 0.1
+    upkeep(agent)
+    assert not writable(node)
+    assert "lease:drain" not in node.world.log, "nobody opens it by itself"
+
+
+@pytest.mark.usefixtures("lease_process")
+@pytest.mark.parametrize(
+    "stage", sorted(set(Stage) - {Stage.READY, Stage.DRAINING, Stage.RELEASED})
+)
 def test_what_a_plan_has_begun_is_left_to_it(
     node: FakeNode, clock: StoppedClock, stage: Stage
 ) -> None:

@@ -19,7 +19,7 @@ from standfast.events import Kind
 from standfast.lease import cutoff, protocol
 from standfast.lease import keeper as keeper_module
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, note_flush, was_flushed, was_never_open
+from standfast.lease.files import LeaseStatus, Vouch, note_flush, was_flushed, was_never_open
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper, answer, build, hold, run
@@ -593,6 +593,14 @@ def test_a_surrender_ends_the_server_of_other_volumes_as_well(
     assert ends_by_surrender(keeper, clock, config) == 0
     assert not keeper.nfs.is_running()
     assert fence.world.log[-3:] == ["stop-nfs", "unexport", "release"]
+
+
+def test_what_the_agent_said_of_the_last_reign_vouches_for_nothing(
+    config: Config, keys: Keys, fence: Fence
+) -> None:
+    Vouch(monotonic(), None).save(config.run_dir)
+    started(config, keys, fence)
+    assert Vouch.load(config.run_dir) is None
 
 
 def test_a_restart_does_not_make_the_time_without_service_shorter(

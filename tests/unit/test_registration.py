@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from standfast.act import registration
 from standfast.act.ports import FenceState
 from standfast.clock import monotonic
 from standfast.errors import StandfastError
+from standfast.lease.files import LeaseStatus
+from standfast.records import LeaderState
 from standfast.reign import OwnReign, Stage
 from tests.fakes.machine import FakeNode, fake_node
 
@@ -64,6 +67,22 @@ def test_a_server_with_its(node: FakeNode, trouble: Callable[[FakeNode], None]) 
     trouble(node)
     assert fed(node) == ["fail-check"]
     assert registration.ailment(node.machine)
+
+
+def test_why_the_port_is_shut(node: FakeNode) -> None:
+    """It goes to the history when the role is surrendered for it."""
+    port_shut(node)
+    over = "the NFS port is shut: the lease has run out"
+    assert registration.ailment(node.machine) == over
+    until = monotonic() + 60
+    trouble = "the port can't be opened: No space left on device"
+    lease = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, 0.0)
+    replace(lease, trouble=trouble).save(node.config.run_dir)
+    assert registration.ailment(node.machine) == (
+        f"the NFS port is shut, though the lease lasts: {trouble}"
+    )
+    replace(lease, valid_until=monotonic() - 1).save(node.config.run_dir)
+    assert registration.ailment(node.machine) == over
 
 
 def test_what_clients_mount_is_told_of_this_reign_alone(node: FakeNode) -> None:

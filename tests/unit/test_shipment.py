@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from standfast.act.ports import Snapshot
 from standfast.adapters.directory import DirectoryStore, save_info
 from standfast.adapters.store import TreeInfo
+from standfast.ages import UNKNOWN, Origin
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused, TimedOut
@@ -137,6 +139,33 @@ def test_a_name_that_the_standby_has_a_later_one_than_is_refused_once(
     assert str(next_name(config, NAME.stamp)) == "services@20991122T101501Z"
 
 
+@pytest.mark.parametrize("waits_for", ["the stream", "the acknowledgement"])
+def test_a_copy_that_nobody_needs_any_more_is_given_up(
+    tmp_path: Path, pipe: tuple[int, int], waits_for: str
+) -> None:
+    """However well it goes on, and long before its own deadline."""
+    config = storage_node(tmp_path, "a", bandwidth_limit=1000 if waits_for == "the stream" else 0)
+    size = "5000" if waits_for == "the stream" else "1000"
+    talk = Slow([WELCOME, READY], pipe[1])
+    if waits_for == "the stream":
+        talk.says.append(published("content"))
+    cycle = Deadline.after(patient(20))
+    with pytest.raises(TimedOut, match="send:b: the lease is over"):
+        program = ("head", "-c", size, "/dev/zero")
+        send(config, program, talk, cycle, give_up=lambda: "the lease is over")
+    assert not cycle.expired
+
+
+class Slow(Talk):
+    """A standby that acknowledges nothing."""
+
+    def read_line(self, deadline: Deadline) -> str:
+        if self.says:
+            return super().read_line(deadline)
+        time.sleep(deadline.remaining_s())
+        raise TimedOut("no answer before the deadline")
+
+
 # What is announced
 
 
@@ -154,8 +183,9 @@ def test_how_old_it_is_is_told_as_a_span_and_not_as_a_time(
 ) -> None:
     now = 1_795_342_500.0
     monkeypatch.setattr(shipment, "utc_now", lambda: now)
-    taken_at = None if ago_s is None else now - ago_s
-    begin = announced(storage_node(tmp_path, "a"), pipe, None, taken_at=taken_at)
+    noted = Origin(2, UNKNOWN if ago_s is None else now - ago_s)
+    monkeypatch.setattr(shipment, "origin_of", lambda *_: noted)
+    begin = announced(storage_node(tmp_path, "a"), pipe, None)
     assert begin.age_s == told_s
 
 

@@ -24,6 +24,7 @@ from standfast.observe import Available, Blind, Cluster, Local, Sighting
 from standfast.reasons import Reason
 from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
 from standfast.reign import OwnReign, Stage
+from standfast.replication.state import ReplicationState, StandbyState
 from standfast.views import samples
 from standfast.views.status import build, document, outlook, times
 from standfast.views.text import duration, render
@@ -164,6 +165,8 @@ def test_a_time_that_nobody_knows_is_told_as_none_and_blocks_a_takeover(config: 
     assert told["failover"]["reason"] == Reason.TOO_OLD
     newest = samples.newest_of_standbys(config, told, None, {})
     assert newest["n2"] == samples.Copy(name, UNKNOWN)
+    sent = ReplicationState(standbys={"n2": StandbyState(snapshot=str(name))})
+    assert samples.newest_of_standbys(config, told, sent, {})["n2"] == newest["n2"]
 
 
 def test_a_holder_tells_why_it_keeps_a_role_that_it_can_not_serve() -> None:

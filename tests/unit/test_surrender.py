@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -616,6 +617,22 @@ def test_an_agent_that_is_dead_beside_a_dead_server_keeps_nobody_from_serving(
     took_s = holding.run(500.0)
     assert holding.keeper.over
     assert took_s <= AFTER_S + VOUCH_S + ASK_EVERY_S + 10
+
+
+@pytest.mark.parametrize("agent", ["away", "there"])
+def test_a_port_that_can_not_be_opened_again_is_no_service(
+    agent: str, holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full /run, or a failing nft: heartbeats commit, and over loopback the server answers."""
+
+    def arm(_until: float, _latest: float) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(holding.keeper.fence, "arm", arm)
+    holding.vouches = False if agent == "away" else "the NFS port is shut, though the lease lasts"
+    took_s = holding.run(400.0)
+    assert holding.keeper.over and holding.leader.surrendered
+    assert took_s < holding.config.surrender_after + 40
 
 
 def test_a_handover_at_work_has_its_own_time_and_no_more(holding: Holding) -> None:

@@ -52,9 +52,14 @@ def real(directory: Path) -> Iterator[Scene]:
             peer = a
 
             def replicate(
-                self, standby: str, snapshot: Snapshot, epoch: int, deadline: Deadline
+                self,
+                standby: str,
+                snapshot: Snapshot,
+                epoch: int,
+                deadline: Deadline,
+                give_up: Callable[[], str | None] = lambda: None,
             ) -> None:
-                self.peer.sender.replicate(standby, snapshot, epoch, deadline)
+                self.peer.sender.replicate(standby, snapshot, epoch, deadline, give_up)
 
         way = Way()
 

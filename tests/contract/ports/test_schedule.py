@@ -47,7 +47,7 @@ def fake(_directory: Path) -> Iterator[Scene]:
 @contextlib.contextmanager
 def simulated(directory: Path) -> Iterator[Scene]:
     with on_a_node(directory) as node:
-        yield Scene(SimSchedule(node.seat), lambda: node.seat.timers is not None)
+        yield Scene(SimSchedule(node.seat), lambda: bool(node.seat.timers))
 
 
 IMPLEMENTATIONS = (

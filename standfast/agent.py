@@ -237,9 +237,9 @@ class Agent:
             parts += agent_upkeep.of_primary(self, own, sick if holds else self._ailment(stuck))
         elif own is None and self.busy is None:
             parts += agent_upkeep.of_standby(self, seen)
-        parts.append(lambda: keep_reserve(self.config.state_dir))
         if own is not None and self.busy is None:
             parts.append(lambda: agent_upkeep.freeze_if_due(self, own))
+        parts.append(lambda: keep_reserve(self.config.state_dir))
         # Each has its turn: a disk without room is no reason not to vouch for the server, and
         # what Consul refuses none to leave the fence open.
         failures = [unheard, *map(self._failure_of, parts)]

@@ -42,15 +42,11 @@ class FenceWatch:
     def look(self) -> None:
         """Put back shut what is missing; what can't be done is logged and tried again."""
         try:
-            if self._has_to_be_shut() and not self._is_shut() and self._has_to_be_shut():
-                # A lease renewed in between has put the rules back itself.
-                self.machine.fence.ensure_closed(Deadline.after(SHUT_S))
-                note_flush(self.machine.config.run_dir)
-                if self._were_there():
-                    self.flushes += 1
-                    text = "the fence's rules were gone while the lease was over: put back shut"
-                    tell(happened(self.machine.config, Kind.FENCE_CLOSED, text))
-            self.seen = True
+            if self._has_to_be_shut():
+                if not self._is_shut() and self._has_to_be_shut():
+                    # A lease renewed in between has put the rules back itself.
+                    self._put_back()
+                self.seen = True
             trouble = None
         except Exception as error:  # noqa: BLE001  # tried again, whatever it was
             trouble = str(ours(error))
@@ -70,6 +66,15 @@ class FenceWatch:
             return True  # in doubt there is a reign, and no lease
         mine = lease is not None and lease.instance == self.machine.me.instance
         return not mine or lease is None or lease.remaining_s(monotonic()) <= 0
+
+    def _put_back(self) -> None:
+        were_there = self._were_there()
+        self.machine.fence.ensure_closed(Deadline.after(SHUT_S))
+        note_flush(self.machine.config.run_dir)
+        if were_there:
+            self.flushes += 1
+            text = "the fence's rules were gone while the lease was over: put back shut"
+            tell(happened(self.machine.config, Kind.FENCE_CLOSED, text))
 
     def _were_there(self) -> bool:
         """After a boot they aren't, and nobody flushed them; the lease process leaves its file."""

@@ -22,7 +22,8 @@ RESERVE = ".reserve"
 RESERVE_FILES = 16
 """A failover and its undoing write less than ten."""
 RESERVE_BYTES = 32 * 1024
-"""Of each at least, and twice the largest file beside it."""
+"""Of each at least: more where that is less than twice the largest file that it stands for."""
+MOST_RESERVE_BYTES = 1024 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -92,7 +93,8 @@ def keep_reserve(directory: Path) -> None:
     Cheap where it is there; called now and then, it makes up for what was used, and for files that
     have grown.
     """
-    wanted = max(RESERVE_BYTES, 2 * _largest(directory))
+    pieces = 1 + 2 * _largest(directory) // RESERVE_BYTES
+    wanted = min(pieces * RESERVE_BYTES, MOST_RESERVE_BYTES)
     there = {one.name for one in _spares(directory) if one.stat().st_size >= wanted}
     missing = [name for name in map(str, range(RESERVE_FILES)) if name not in there]
     reserve = directory / RESERVE
@@ -113,12 +115,12 @@ def keep_reserve(directory: Path) -> None:
 
 
 def _largest(directory: Path) -> int:
-    """Bytes of the largest file in it."""
-    try:
-        with os.scandir(directory) as entries:
-            return max((one.stat().st_size for one in entries if one.is_file()), default=0)
-    except FileNotFoundError:
-        return 0
+    """Bytes of the largest of our own files in it."""
+    sizes = []
+    for path in directory.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes, default=0)
 
 
 def _sync(path: Path) -> None:

@@ -342,7 +342,7 @@ class Conversation:
                 ):
                     raise TimedOut(f"{self._op}: {self._argv[0]} does not read what it is sent")
         except BrokenPipeError:
-            raise self._gone(deadline) from None
+            raise self._gone() from None
         finally:
             os.set_blocking(self._stdin, True)
 
@@ -360,7 +360,7 @@ class Conversation:
                     returncode=0,
                 )
             if self._ended:
-                raise self._gone(deadline)
+                raise self._gone()
             self._receive(deadline)
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer[:] = rest
@@ -373,9 +373,10 @@ class Conversation:
         self._ended = not data
         self._buffer += data
 
-    def _gone(self, deadline: Deadline) -> CommandFailed:
+    def _gone(self) -> CommandFailed:
+        """Its status says more than a deadline that is over in that moment."""
         assert self._child is not None
-        _is_ready(self._pidfd, timeout_s=deadline.within(_SIGPIPE_GRACE_S).remaining_s())
+        _is_ready(self._pidfd, timeout_s=_SIGPIPE_GRACE_S)
         returncode = kill_group(self._child)
         return failure(self._op, self._argv[0], returncode, _tail_of(self._messages))
 

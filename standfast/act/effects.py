@@ -189,6 +189,8 @@ class Effects:
     def start_lease(self) -> None:
         if self.deadline.remaining_s() < UNDO_S:  # an undo has time of its own
             self.deadline = Deadline.after(UNDO_S)
+        # An outage of Consul may have used up its starts.
+        self.machine.units.reset_failed(self.machine.lease_unit, self.deadline.within(5.0))
         self.machine.units.start(self.machine.lease_unit, self.deadline.within(15.0))
         limit = self.deadline.within(10.0)
         while True:
@@ -347,7 +349,10 @@ class Effects:
 
     def _lease_is_over(self) -> str | None:
         """A long copy keeps nobody from putting away a reign that somebody else may have ended."""
-        lease = LeaseStatus.load(self.machine.config.run_dir)
+        try:
+            lease = LeaseStatus.load(self.machine.config.run_dir)
+        except StandfastError:  # damaged: it is written again with the next heartbeat
+            return None
         if lease is not None and monotonic() < lease.valid_until + self.machine.config.lease.wait:
             return None
         return "the lease is over for longer than a successor waits"

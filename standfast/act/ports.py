@@ -190,6 +190,9 @@ class BindMount(Protocol):
 class Units(Protocol):
     """The service manager, for units of ours."""
 
+    def reset_failed(self, unit: str, deadline: Deadline) -> None:
+        """Forget failures, and with them the start limit; nothing to forget is no error."""
+
     def start(self, unit: str, deadline: Deadline) -> None: ...
 
     def stop(self, unit: str, deadline: Deadline) -> None: ...

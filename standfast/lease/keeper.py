@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from standfast.act.ports import Fence, NfsServer
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
-from standfast.errors import ConsulError, Refused, StandfastError, ours
+from standfast.errors import Refused, StandfastError, ours
 from standfast.events import Kind, happened, tell
 from standfast.lease import cutoff, exports, protocol
 from standfast.lease.epochs import EpochFile
@@ -37,7 +37,7 @@ from standfast.lease.files import (
 )
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
-from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Memory, Tenure
+from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
 from standfast.lease.unserved import Now, Service
 from standfast.reasons import Reason
 from standfast.records import Handover, LeaderState
@@ -50,9 +50,6 @@ log = logging.getLogger(__name__)
 # Of F, kept back for the kernel's own delay in ending a timeout, seconds (seen: 0.02-0.2).
 FENCE_MARGIN_S = 0.3
 RETRY_S = 0.5
-TAKE_UP_S = 13.0
-"""So that five starts, of which systemd counts, take longer than its minute, and one less than its
-`TimeoutStartSec` of 20 s."""
 # Sequence numbers that one heartbeat may use at most, its repair of a deleted key included.
 SKIPPED = 2
 
@@ -447,7 +444,7 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
 def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) -> Tenure:
     """The lease of this boot taken up again, or a claim of the agent's made good. Refused."""
     highest = EpochFile(config.state_dir / "epoch")
-    tenure = _taken_up(keys, NO_MEMORY if earlier is None else earlier.memory)
+    tenure = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
     if tenure is not None:
         _refuse_older(tenure.epoch, highest.read())
     else:
@@ -464,20 +461,6 @@ def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) 
         tell(happened(config, Kind.LEASE_ACQUIRED, text, epoch=tenure.epoch))
     highest.raise_to(tenure.epoch)
     return tenure
-
-
-def _taken_up(keys: LeaseKeys, memory: Memory) -> Tenure | None:
-    """See `LeaseKeys.take_up`. An outage of Consul is waited for a while: restarts that it uses up
-    would end in a unit that has failed, and in a failover once Consul is back."""
-    limit = Deadline.after(TAKE_UP_S)
-    while True:
-        try:
-            return keys.take_up(memory)
-        except ConsulError as error:
-            if limit.expired:
-                raise
-            log.warning("the lease can't be taken up yet: %s", error)
-            sleep(RETRY_S)
 
 
 def _refuse_older(epoch: int, highest: int) -> None:

@@ -272,6 +272,10 @@ class SimUnits:
 
     seat: Seat
 
+    def reset_failed(self, unit: str, deadline: Deadline) -> None:
+        self.seat.node.world.clockwork.take(0.02)
+        self.seat.lease.starts.clear()
+
     def start(self, unit: str, deadline: Deadline) -> None:
         self.seat.lease.start(deadline)
 

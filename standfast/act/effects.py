@@ -19,7 +19,7 @@ from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
 from standfast.lease import exports
-from standfast.lease.files import LeaseStatus, save_claim, was_never_open
+from standfast.lease.files import LeaseStatus, save_claim, take_outage, was_never_open
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
 from standfast.observe import Sighting
@@ -189,8 +189,10 @@ class Effects:
     def start_lease(self) -> None:
         if self.deadline.remaining_s() < UNDO_S:  # an undo has time of its own
             self.deadline = Deadline.after(UNDO_S)
-        # An outage of Consul may have used up its starts.
-        self.machine.units.reset_failed(self.machine.lease_unit, self.deadline.within(5.0))
+        if take_outage(self.machine.config.run_dir):
+            # It may have used up its starts. Of a process that crashes they are not given back.
+            unit = self.machine.lease_unit
+            self.machine.units.reset_failed(unit, self.deadline.within(5.0))
         self.machine.units.start(self.machine.lease_unit, self.deadline.within(15.0))
         limit = self.deadline.within(10.0)
         while True:

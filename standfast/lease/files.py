@@ -143,6 +143,20 @@ class Vouch:
         return None
 
 
+def note_outage(run_dir: Path) -> None:
+    """The lease process ended because Consul didn't answer: no fault of its own."""
+    write_atomically(run_dir / "outage", "")
+
+
+def take_outage(run_dir: Path) -> bool:
+    """Whether it did, since this was asked last."""
+    try:
+        (run_dir / "outage").unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def forget_vouch(run_dir: Path) -> None:
     """A new reign begins: what was said of the last one says nothing of it."""
     (run_dir / "vouch.json").unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from typing import Any
 from standfast.act.ports import Fence, NfsServer
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
-from standfast.errors import Refused, StandfastError, ours
+from standfast.errors import ConsulError, Refused, StandfastError, ours
 from standfast.events import Kind, happened, tell
 from standfast.lease import cutoff, exports, protocol
 from standfast.lease.epochs import EpochFile
@@ -33,6 +33,7 @@ from standfast.lease.files import (
     forget_vouch,
     holder_of,
     note_flush,
+    note_outage,
     take_claim,
 )
 from standfast.lease.holding import Kept, LeaseKeys
@@ -444,7 +445,11 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
 def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) -> Tenure:
     """The lease of this boot taken up again, or a claim of the agent's made good. Refused."""
     highest = EpochFile(config.state_dir / "epoch")
-    tenure = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
+    try:
+        tenure = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
+    except ConsulError:
+        note_outage(config.run_dir)
+        raise
     if tenure is not None:
         _refuse_older(tenure.epoch, highest.read())
     else:

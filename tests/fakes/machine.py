@@ -267,7 +267,7 @@ class FakeKeeper:
     opened: bool = False
 
     def reset_failed(self, unit: str, deadline: Deadline) -> None:
-        """Nothing counts starts here."""
+        self.world.effect("reset-failed")
 
     def start(self, unit: str, deadline: Deadline) -> None:
         claim = take_claim(self.config.run_dir)

@@ -18,7 +18,7 @@ from standfast.adapters.consul import Instance
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.decision import Action, Decision
 from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
-from standfast.lease.files import LeaseStatus, note_flush
+from standfast.lease.files import LeaseStatus, note_flush, note_outage
 from standfast.names import SnapshotName
 from standfast.observe import Available, Sighting
 from standfast.plan import Do, Names, Plan, Step
@@ -495,3 +495,18 @@ def test_who_can_not_serve_again_does_not_claim_it() -> None:
             lambda _: None,
         )
     assert "This node serves again" not in str(caught.value)
+
+
+def test_starts_are_given_back_after_an_outage_of_consul_and_not_after_crashes(
+    node: FakeNode,
+) -> None:
+    node.keeper.epoch = 4
+    LeaseStatus(
+        4, "boot-1", 1, LeaderState.SERVING, True, monotonic() + 8, 0.0, 1, monotonic()
+    ).save(node.config.run_dir)
+    Effects(node.machine).start_lease()
+    assert "reset-failed" not in node.world.log
+    note_outage(node.config.run_dir)
+    for _ in range(2):
+        Effects(node.machine).start_lease()
+    assert node.world.log.count("reset-failed") == 1

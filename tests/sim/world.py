@@ -342,7 +342,7 @@ class World:
             wanted: tuple[Node, int] | None = None
             end = self.now + limit_s
             while (primary := self.primary(volume)) is not None and primary.name != self.lasting:
-                live = primary.seats[volume].live
+                live, config = primary.seats[volume].live, primary.seats[volume].config
                 if live is None or not live.writes:
                     break
                 if wanted is None or wanted[0] is not primary:
@@ -350,7 +350,7 @@ class World:
                 behind = [
                     node.name
                     for node in self.nodes.values()
-                    if node is not primary
+                    if node.name in config.standbys  # an older file may be back on this node
                     and self._takes_in(node.seats[volume])
                     and not node.seats[volume].has(wanted[1])
                 ]

@@ -68,7 +68,8 @@ def _keep_registered(agent: Agent, own: OwnReign, sick: str | None) -> None:
 
 def _keep_exported(agent: Agent, own: OwnReign) -> None:
     fence, nfs = agent.machine.fence, agent.machine.nfs
-    if nfs.is_running() and not nfs.is_exported(own.fsid):
+    # Without a claim (its file was deleted) no heartbeat opens the port.
+    if nfs.is_running() and not (nfs.is_exported(own.fsid) and fence.state().claimed):
 
         def again() -> None:
             exports.export(agent.config, fence, nfs, own.epoch, own.fsid)

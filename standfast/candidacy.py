@@ -1,8 +1,8 @@
 """Whether a node that is not the holder takes over: who may, from what, when, and who goes first.
 
 Invariants: never before W has passed since this node first saw the last heartbeat, except upon
-`clean`; never from a snapshot outside the current lineage, nor on a disk that takes no writes; an
-operator's word lifts the rules that protect against haste, never the wait.
+a `clean` that it saw arrive; never from a snapshot outside the current lineage, nor on a disk that
+takes no writes; an operator's word lifts the rules that protect against haste, never the wait.
 """
 
 from __future__ import annotations
@@ -339,13 +339,21 @@ def _final(view: Cluster) -> str:
 def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
     """The wait for the certain end of the last lease; None: it is over."""
     leader = view.leader
-    if view.given_up:
+    if view.nobody_serves:
         return None
     seen_s = now.monotonic - view.sighting.first_seen
     left_s = longest_wait_s(leader, config.lease.wait) - seen_s
     if left_s <= 0:
         return None
     who = f"{leader.holder.node}'s last heartbeat" if leader else "the missing heartbeat"
+    if leader is not None and view.given_up:
+        return Decision(
+            Action.WAIT,
+            Reason.WAITING_FOR_LEASE_END,
+            f"{leader.holder.node} gave epoch {leader.epoch} up while this node was not looking; "
+            f"in case that Consul was restored since and has forgotten a successor: the lease of "
+            f"any is over for certain in {left_s:.1f} s",
+        )
     return Decision(
         Action.WAIT,
         Reason.WAITING_FOR_LEASE_END,

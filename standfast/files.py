@@ -65,7 +65,7 @@ def _write(path: Path, text: str, flags: int, *, durable: bool, mode: int) -> No
 def _write_into_reserve(path: Path, temporary: Path, text: str, mode: int) -> None:
     """Write over a file of the reserve and rename it: neither takes room that others could have
     taken meanwhile, as would room that was let go of."""
-    for spare in _spares(path.parent):
+    for spare in sorted(_spares(path.parent), key=_size, reverse=True):
         with contextlib.suppress(FileNotFoundError):  # another process was quicker
             spare.rename(temporary)
             break
@@ -85,6 +85,13 @@ def _spares(directory: Path) -> list[Path]:
         return [one for one in (directory / RESERVE).iterdir() if one.name.isdigit()]
     except FileNotFoundError:
         return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def keep_reserve(directory: Path) -> None:

@@ -33,21 +33,42 @@ class Sighting:
     unchanged_since: float | None = None
     """The same, by a node that may not have looked for a while; None: `first_seen`. It is evidence,
     and no proof."""
+    witnessed: bool = False
+    """It followed, while this node was looking, upon an earlier heartbeat of the same reign: a
+    backup of Consul that was restored doesn't look like that."""
 
     @property
     def evident_since(self) -> float:
         return self.first_seen if self.unchanged_since is None else self.unchanged_since
 
 
-def sight(previous: Sighting | None, identity: Identity | None, index: int, now: float) -> Sighting:
+def sight(
+    previous: Sighting | None,
+    identity: Identity | None,
+    index: int,
+    now: float,
+    unbroken_since: float = float("-inf"),
+) -> Sighting:
     """The sighting after a read that showed `identity` at `index`.
 
     The time starts again with a new value, and with an index that goes back: Consul was restored
-    then, and what was seen before says nothing any more. A time without looks is the watcher's.
+    then, and what was seen before says nothing any more. `unbroken_since` (monotonic seconds): from
+    when on this node was looking without a gap.
     """
-    if previous is None or previous.identity != identity or index < previous.index:
+    if previous is None or index < previous.index:
         return Sighting(identity, index, now)
+    if previous.identity != identity:
+        gapless = unbroken_since <= previous.first_seen
+        return Sighting(identity, index, now, witnessed=gapless and _follows(previous, identity))
     return replace(previous, index=index)
+
+
+def _follows(previous: Sighting, identity: Identity | None) -> bool:
+    """Whether it is a later heartbeat of the reign whose heartbeat was seen before."""
+    before = previous.identity
+    if before is None or identity is None:
+        return False
+    return identity[:3] == before[:3] and identity[3] > before[3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +108,15 @@ class Cluster:
 
     @property
     def given_up(self) -> bool:
-        """Whether the current epoch ended in order, so that nobody serves."""
+        """Whether the current epoch, as far as Consul knows, ended in order."""
         return self.leader is not None and self.leader.gives_up(self.epoch)
+
+    @property
+    def nobody_serves(self) -> bool:
+        """Whether it ended in order while this node was looking, so that there is nothing to wait
+        for. One that was merely found may be of a restored Consul, which has forgotten a successor.
+        """
+        return self.given_up and self.sighting.witnessed
 
     @property
     def unused(self) -> Reign | None:

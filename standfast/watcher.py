@@ -150,7 +150,12 @@ class Watcher:
         sighting = cluster.sighting
         if self._unbroken_since > sighting.first_seen:
             since = sighting.evident_since
-            sighting = replace(sighting, first_seen=self._unbroken_since, unchanged_since=since)
+            sighting = replace(
+                sighting,
+                first_seen=self._unbroken_since,
+                unchanged_since=since,
+                witnessed=False,
+            )
         self._sighting = sighting
         return replace(cluster, sighting=sighting, readable_since=self._readable_since)
 
@@ -182,7 +187,7 @@ class Watcher:
         now = monotonic()
         identity = None if leader is None else leader.identity
         modified = self._index if entry is None else entry.modify_index
-        self._sighting = sight(self._sighting, identity, modified, now)
+        self._sighting = sight(self._sighting, identity, modified, now, self._unbroken_since)
         silent_s = now - self._sighting.first_seen
         silent = silent_s > 1.5 * self._config.lease.heartbeat
         details = self._refresh(leader, now, fresh=fresh, silent=silent)

@@ -171,6 +171,7 @@ class Effects:
                 operator=self.operator,
                 lost_s=decision.lost_s,
                 follows=decision.follows,
+                witnessed=sighting.witnessed,
                 unless_paused=decision.unless_paused,
             ),
         )

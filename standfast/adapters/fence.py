@@ -49,6 +49,7 @@ class Claims:
 
     def __init__(self, directory: Path, volume: str) -> None:
         self.directory = directory
+        self.volume = volume
         self._own = directory / f"{volume}.json"
 
     @contextlib.contextmanager
@@ -117,10 +118,17 @@ class KernelFence(ABC):
     def arm(self, until: float, latest: float) -> bool:
         """Open until `until`; whether the rules had been flushed. See the Fence protocol.
 
-        TimedOut: `latest` passed (nothing was opened after it). Refused: another volume on this
-        node has no lease. CommandFailed: the rules can't be put in place.
+        TimedOut: `latest` passed (nothing was opened after it). Refused: the volume is not
+        exported here (a claim made now would outlive it, and nobody would drop it), or another
+        volume on this node has no lease. CommandFailed: the rules can't be put in place.
         """
         with self.claims.locked(Deadline(latest)):
+            if not self.claims.exists():
+                raise Refused(
+                    Reason.FENCE_NOT_ARMED,
+                    f"{self.claims.volume} is not exported on this node (any more): the port is "
+                    f"not opened for it",
+                )
             self.claims.write(until)
             end, volume = self.claims.least()
             if end <= monotonic():

@@ -30,7 +30,8 @@ tries again."""
 
 
 def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) -> None:
-    """Refused when this node's lease isn't valid, or is another epoch's; StandfastError."""
+    """Refused when this node's lease isn't valid, or is another epoch's; StandfastError: it can't
+    be exported, and it is as it was before."""
     with _alone(config, Deadline.after(LOCK_S)):
         lease = LeaseStatus.load(config.run_dir)
         why = _why_not(lease, epoch)
@@ -40,9 +41,20 @@ def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) 
                 f"{config.volume} is not exported: {why}; it is when the lease is back, see "
                 f"`standfast status`",
             )
+        was_claimed, was_marked = fence.state().claimed, _mark(config).exists()
         fence.claim()
         write_atomically(_mark(config), "")
-        nfs.export(fsid)
+        try:
+            nfs.export(fsid)
+        except BaseException:
+            if not was_claimed:
+                # The port has been shut since the claim: no client reached what is half there. Left
+                # behind, it would keep the port shut for other volumes.
+                nfs.unexport()
+                fence.release()
+                if not was_marked:
+                    _mark(config).unlink(missing_ok=True)
+            raise
 
 
 def _why_not(lease: LeaseStatus | None, epoch: int) -> str | None:

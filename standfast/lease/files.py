@@ -71,6 +71,10 @@ class LeaseStatus:
     trouble: str | None = None
     leader_index: int = 0
     """Where the last heartbeat stands in Consul that is known to have committed."""
+    epoch_index: int = 0
+    """Where the epoch stands there; 0: not told."""
+    committed_seq: int = 0
+    """The sequence number of that heartbeat."""
     voided_at: float = NEVER
     """Heartbeats sent before that make nothing valid."""
     longest_s: float = UNTOLD_LENGTH_S
@@ -91,7 +95,13 @@ class LeaseStatus:
     def memory(self) -> Memory:
         """What the next process of this boot has to know of it."""
         return Memory(
-            self.epoch, self.instance, self.leader_index, self.valid_until, self.voided_at
+            self.epoch,
+            self.instance,
+            self.leader_index,
+            self.valid_until,
+            self.voided_at,
+            self.epoch_index,
+            self.committed_seq,
         )
 
     def save(self, run_dir: Path) -> None:
@@ -118,6 +128,11 @@ class LeaseStatus:
                 f"{run_dir}/lease.json is not a keeper's status: {error!r}"
             ) from error
         return status if sane else None
+
+
+def forget_status(run_dir: Path) -> None:
+    """Nobody knows of any lease in this boot."""
+    (run_dir / "lease.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,10 +112,18 @@ class LeaseKeys:
     def _deadline(self) -> Deadline:
         return Deadline.after(self._config.lease.request_timeout)
 
-    def read(self) -> Versioned:
-        """Both keys at one point in time, consistently; ForeignValue, ConsulError."""
-        entries = self._consul.read([self._epoch_key, self._leader_key], deadline=self._deadline())
-        return self._versioned(entries)
+    def read(self, epoch: int | None = None) -> Versioned:
+        """Both keys at one point in time, consistently; ForeignValue, ConsulError.
+
+        With `epoch`: and whether another followed upon that one, whatever the two keys say.
+        """
+        keys = [self._epoch_key, self._leader_key]
+        if epoch is not None:
+            keys.append(self._config.key(f"history/{epoch + 1}"))
+        entries = self._consul.read(keys, deadline=self._deadline())
+        followed = epoch is not None and entries[keys[-1]] is not None
+        held = self._versioned(entries)
+        return replace(held, highest=epoch + 1) if epoch is not None and followed else held
 
     def _versioned(self, entries: Mapping[str, Entry | None]) -> Versioned:
         epoch, leader = entries.get(self._epoch_key), entries.get(self._leader_key)
@@ -224,10 +232,19 @@ class LeaseKeys:
 
         It gets no time until its first heartbeat commits, which proves that nobody took over.
         """
-        held = self.read()
-        tenure = protocol.taken_up(held, self._me, memory, monotonic(), self._config.lease.wait)
+        held, now = self.read(), monotonic()
+        tenure = protocol.taken_up(held, self._me, memory, now, self._config.lease.wait)
         if tenure is None:
             return None
+        if tenure.remaining_s(now) <= 0:
+            highest = self.read(tenure.epoch).highest
+            if highest > tenure.epoch:
+                raise Refused(
+                    Reason.EPOCH_WENT_BACK,
+                    f"Consul holds epoch {tenure.epoch}, and other keys of the volume tell of "
+                    f"epoch {highest}: check who has the newest data, then run `standfast "
+                    f"accept-epoch` on each storage node",
+                )
         return replace(tenure, seq=tenure.seq + random.randrange(*SEQ_JUMP))
 
     def heartbeat(
@@ -261,7 +278,7 @@ class LeaseKeys:
     def _after_conflict(self, tenure: Tenure, conflict: Conflict) -> Kept | Lost | Halted:
         now, timing = monotonic(), self._config.lease
         try:
-            held = self.read()
+            held = self.read(tenure.epoch)
         except (ConsulError, ForeignValue) as error:
             return Kept(tenure, str(error))
         wait_s = tenure.wait_s(timing.wait, now)
@@ -291,9 +308,15 @@ class LeaseKeys:
         else:
             operations.append(CheckIndex(self._epoch_key, tenure.epoch_index))
         try:
-            self._consul.txn(operations, deadline=self._deadline())
+            result = self._consul.txn(operations, deadline=self._deadline())
         except ConsulError as error:
             return Kept(tenure, f"a key of the lease was deleted; writing it again failed: {error}")
+        if isinstance(result, Committed):
+            tenure = replace(
+                tenure,
+                leader_index=result.indexes[self._leader_key],
+                epoch_index=result.indexes.get(self._epoch_key, tenure.epoch_index),
+            )
         return Kept(tenure, "a key of the lease was deleted by hand; written again")
 
     def deregister(self) -> None:

@@ -30,6 +30,7 @@ from standfast.lease.epochs import EpochFile
 from standfast.lease.files import (
     LeaseStatus,
     forget_flush,
+    forget_status,
     forget_vouch,
     holder_of,
     note_flush,
@@ -155,7 +156,7 @@ class Keeper:
             self._note(str(ours(error)))
             return
         if isinstance(outcome, Lost):
-            self._end(outcome.why)
+            self._end(outcome.why, outcome.epoch)
         elif isinstance(outcome, Halted):
             self._note(outcome.why)
         else:
@@ -280,7 +281,7 @@ class Keeper:
         self._known_shut()
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.holding_back = True
-        self.save()
+        self._note_void()
         word = replace(handover, idle=self.service.idle)
         outcome = self.keys.release(self.tenure, word)
         if outcome is None:
@@ -294,6 +295,22 @@ class Keeper:
             )
         self._end(outcome.why)
         raise StandfastError(outcome.why)
+
+    def say_last(self) -> None:
+        """What was said before permits no more than this."""
+        try:
+            self.save()
+        except Exception as error:  # noqa: BLE001  # what follows is what counts
+            log.error("the last word on the lease can't be written: %s", ours(error))
+
+    def _note_void(self) -> None:
+        """Before anybody is told: the next process of this boot must not go on with the time that
+        this one had. Where that can't be written (a full /run), it finds nothing at all."""
+        try:
+            self.save()
+        except Exception as error:  # noqa: BLE001  # what is stale is as good as gone
+            log.error("the end of the lease can't be written down: %s", ours(error))
+            forget_status(self.config.run_dir)
 
     def save(self) -> None:
         status = LeaseStatus(
@@ -309,6 +326,8 @@ class Keeper:
             flushes=self.flushes,
             trouble=self.trouble,
             leader_index=self.tenure.leader_index,
+            epoch_index=self.tenure.epoch_index,
+            committed_seq=self.tenure.committed_seq,
             voided_at=self.tenure.voided_at,
             longest_s=max(self.longest_s, self.config.lease.length),
             unserved_s=self.service.spell.unserved_s(monotonic()),
@@ -370,14 +389,17 @@ class Keeper:
             log.info("heartbeats commit again")
         self.trouble = trouble
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str, successor: int = 0) -> None:
         self._tell(Kind.LEASE_LOST, f"the lease is lost: {why}. Stopping the NFS server")
         self.trouble = why
         self.serving = False
         self.over = True
         self.tenure = protocol.voided(self.tenure, monotonic())
         self.armed_until = protocol.NEVER
-        self.save()
+        try:
+            self._note_void()
+        except OSError as error:  # what follows is what counts
+            log.error("the last word on the lease can't be taken back: %s", error)
         try:
             limit = Deadline.after(self.config.nfs.start_timeout)
             cutoff.stop_for_good(self.fence, self.nfs, limit)
@@ -385,6 +407,8 @@ class Keeper:
             if self.config.fence.reboot == "sysrq":
                 cutoff.reboot_now()
             raise
+        # The agent notes it, too, if it lives: in a restored Consul this reign is not gone on with.
+        EpochFile(self.config.state_dir / "epoch").raise_to(successor)
 
 
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,7 +442,8 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
 
     def reply(request: Mapping[str, Any]) -> dict[str, Any]:
         said = answer(keeper, request)
-        keeper.turn(keeper.save)
+        if not keeper.over:
+            keeper.turn(keeper.save)
         return said
 
     while True:
@@ -429,10 +454,10 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
             next_beat = now + (timing.heartbeat if keeper.trouble is None else RETRY_S)
         keeper.turn(keeper.check_end)
         keeper.turn(keeper.see_to_serving)
-        keeper.turn(keeper.save)
-        notify("WATCHDOG=1")
         if keeper.over:
             return
+        keeper.turn(keeper.save)
+        notify("WATCHDOG=1")
         pause = min(max(next_beat - monotonic(), 0.0), timing.heartbeat)
         end = keeper.tenure.remaining_s(monotonic())
         if keeper.serving and end > 0:
@@ -531,7 +556,7 @@ def run(
         keeper.save()
         notify(f"READY=1\nSTATUS=epoch {keeper.tenure.epoch}")
         hold(keeper, requests)
-    keeper.save()
+    keeper.say_last()
     keeper.end_surrender()
     keeper.sign_off()  # only now: nobody is served from here
     return 0

@@ -48,6 +48,10 @@ class Memory:
     """Where its last heartbeat stood that is known to have committed."""
     valid_until: float = NEVER
     voided_at: float = NEVER
+    epoch_index: int = 0
+    """Where the epoch stood; 0: an older version's process, which didn't tell."""
+    committed_seq: int = 0
+    """The sequence number of that heartbeat."""
 
 
 NO_MEMORY = Memory()
@@ -69,6 +73,8 @@ class Tenure:
     """Attempts sent before this moment never make the lease valid."""
     attempts: Mapping[int, float] = field(default_factory=dict)
     """Sequence number -> monotonic time before sending, of attempts whose outcome is unknown."""
+    committed_seq: int = 0
+    """Of the last heartbeat that is known to have committed."""
     earlier_wait_s: float = 0.0
     """The wait that was told when this lease was taken up: by another configuration, perhaps."""
     earlier_until: float = NEVER
@@ -111,6 +117,8 @@ class Lost(Verdict):
     """Somebody else reigns, or somebody else's heartbeat stands in ours: it is over for good."""
 
     why: str
+    epoch: int = 0
+    """The later reign's, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +178,13 @@ def committed(tenure: Tenure, seq: int, leader_index: int, length_s: float) -> T
     valid_until = tenure.valid_until
     if t_s > tenure.voided_at:
         valid_until = max(valid_until, t_s + length_s)
-    return replace(tenure, leader_index=leader_index, valid_until=valid_until, attempts={})
+    return replace(
+        tenure,
+        leader_index=leader_index,
+        committed_seq=seq,
+        valid_until=valid_until,
+        attempts={},
+    )
 
 
 def voided(tenure: Tenure, now: float) -> Tenure:
@@ -185,7 +199,8 @@ def read_back(
     was lost."""
     if held.epoch is not None and held.epoch > tenure.epoch:
         who = held.leader.holder.node if held.leader else "somebody"
-        return Lost(f"{who} took over with epoch {held.epoch}; epoch {tenure.epoch} is over")
+        why = f"{who} took over with epoch {held.epoch}; epoch {tenure.epoch} is over"
+        return Lost(why, held.epoch)
     if held.epoch is not None and held.epoch < tenure.epoch:
         return Halted(
             f"Consul holds epoch {held.epoch}, this node holds {tenure.epoch}: Consul was restored "
@@ -194,14 +209,23 @@ def read_back(
         )
     leader = held.leader
     lapsed = tenure.remaining_s(now) <= 0
-    if lapsed and not _unbroken(tenure, held):
+    if lapsed and held.highest > tenure.epoch:
+        return Halted(
+            f"Consul holds epoch {tenure.epoch}, which is this node's, and other keys of the "
+            f"volume tell of epoch {held.highest}: was a backup imported? Check who has the newest "
+            f"data, then run `standfast accept-epoch` on each storage node"
+        )
+    leader_is_ours = leader is not None and (leader.epoch, leader.holder) == (
+        tenure.epoch,
+        tenure.holder,
+    )
+    if lapsed and not (leader_is_ours and _unbroken(tenure, held)):
         # Restored from a backup, or another's heartbeat stood here (`accept-epoch` ended that
         # reign): whoever it was may serve for the rest of a lease.
         wait_s = longest_wait_s(leader, wait_s)
         tenure = replace(tenure, voided_at=max(tenure.voided_at, now + wait_s))
     if held.epoch is None:
-        ours = leader is None or (leader.epoch == tenure.epoch and leader.holder == tenure.holder)
-        if not ours:
+        if leader is not None and not leader_is_ours:
             return Lost("the epoch key is gone and the leader key is another node's")
         if leader is None and lapsed:
             # Within the lease nobody else can have reigned; later, the keys that are gone may
@@ -227,13 +251,18 @@ def read_back(
     return StillMine(committed(tenure, leader.seq, held.leader_index, length_s))
 
 
-def _unbroken(tenure: Tenure, held: Versioned) -> bool:
-    """Whether the last heartbeat is ours, and no older than the last one that is known of."""
+def _unbroken(known: Tenure | Memory, held: Versioned) -> bool:
+    """Whether the keys are as this boot's reign `known` left them, or it has gone on from there.
+
+    A backup that was restored has an older heartbeat at its old index; one that was imported key by
+    key has it at a new one, and the epoch's key, too.
+    """
     leader = held.leader
     return (
         leader is not None
-        and (leader.epoch, leader.holder) == (tenure.epoch, tenure.holder)
-        and held.leader_index >= tenure.leader_index
+        and held.leader_index >= known.leader_index
+        and leader.seq >= known.committed_seq
+        and known.epoch_index in (0, held.epoch_index)
     )
 
 
@@ -256,12 +285,13 @@ def taken_up(
         epoch_index=held.epoch_index,
         leader_index=held.leader_index,
         seq=leader.seq,
+        committed_seq=leader.seq,
         valid_until=memory.valid_until,
         voided_at=memory.voided_at,
         earlier_wait_s=leader.wait,
         earlier_until=now + leader.wait,
     )
-    if held.leader_index < memory.leader_index and tenure.remaining_s(now) <= 0:
+    if tenure.remaining_s(now) <= 0 and not _unbroken(memory, held):
         void_s = longest_wait_s(leader, wait_s)
         tenure = replace(tenure, voided_at=max(tenure.voided_at, now + void_s))
     return tenure
@@ -283,6 +313,8 @@ class Claim:
     lost_s: float | None
     follows: int | None = None
     """See Reign.follows."""
+    witnessed: bool = False
+    """See Sighting.witnessed."""
     unless_paused: bool = False
     """By itself, not by an operator's word: a pause that is set meanwhile wins."""
 
@@ -300,7 +332,7 @@ def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str |
             f"{claim.epoch}: check who has the newest data, then run `standfast accept-epoch` on "
             f"each storage node"
         )
-    if held.leader is not None and held.leader.gives_up(held.epoch):
+    if claim.witnessed and held.leader is not None and held.leader.gives_up(held.epoch):
         return None
     # Keys that are not there say nothing about who serves: they may have been deleted under a
     # holder, so the wait counts from when this node first saw them gone.
@@ -327,5 +359,6 @@ def acquired(held: Versioned, sent: Leader, t_s: float, length_s: float) -> Tenu
         epoch_index=held.epoch_index,
         leader_index=held.leader_index,
         seq=max(sent.seq, leader.seq),
+        committed_seq=leader.seq,
         valid_until=t_s + length_s if leader.seq == sent.seq else NEVER,
     )

@@ -38,6 +38,9 @@ from standfast.reign import OwnReign
 
 LOCK_WAIT_S = 10.0
 CLOCK_EVERY_S = 60.0
+MOST_UNSEEN = 200
+"""So many of the last entries are kept though their snapshots are not there: deleted, or on a file
+system that is mounted later."""
 CLOCK_LOCK_S = 1.0
 """Not having noted the clock costs less than an agent that waits."""
 
@@ -255,13 +258,14 @@ def note_origin(
     """Note where `snapshot` comes from; on disk when this returns. `reserved`: on a full one too.
 
     What was noted of it before stays, if it is of this epoch. Entries of what is no more among
-    `snapshots` are dropped. They are listed under the lock: one that another process took and noted
-    meanwhile must not lose its entry.
+    `snapshots` are dropped, but for the last ones: their directory may not be mounted yet. They are
+    listed under the lock: one that another process took and noted meanwhile must not lose its
+    entry.
     """
     with _locked(config, LOCK_WAIT_S):
         noted = _as_of(config, instant())
         if noted.epochs.get(snapshot.content_id) != origin.epoch:
-            known = {one.content_id for one in snapshots()}
+            known = {*(one.content_id for one in snapshots()), *list(noted.epochs)[-MOST_UNSEEN:]}
             noted.keeping(known).adding(snapshot, origin).save(config, reserved=reserved)
 
 

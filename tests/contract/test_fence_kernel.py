@@ -28,6 +28,7 @@ from standfast.clock import monotonic, sleep
 from standfast.errors import StandfastError
 from standfast.lease.cutoff import Found, put_back_shut
 from tests.support import needs
+from tests.support.fences import claimed
 from tests.support.pace import patient
 
 PORT = 2049
@@ -220,7 +221,7 @@ def answers(connection: socket.socket, within_s: float) -> bool:
 
 
 def arm(fence: KernelFence, seconds: float) -> bool:
-    return fence.arm(monotonic() + seconds, monotonic() + patient(5.0))
+    return claimed(fence).arm(monotonic() + seconds, monotonic() + patient(5.0))
 
 
 def test_an_established_connection_is_cut_in_time_and_goes_on_after_a_refresh(
@@ -472,6 +473,7 @@ def test_frozen_at_a_random_moment_and_thawed_late_it_opens_nothing(
     """Whatever opened the port in time is undone, then the process is let go."""
     fence = firewall.fence
     fence.ensure_closed()
+    fence.claim()
     chance = random.Random(7)
     in_time = late = 0
     took_s: list[float] = []

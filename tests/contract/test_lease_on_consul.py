@@ -424,6 +424,62 @@ def test_a_lapsed_lease_in_a_restored_consul_is_taken_up_without_time(
     assert over.remaining_s(monotonic()) > 0
 
 
+def imported(volume: Volume, entries: Mapping[str, Entry | None]) -> None:
+    """As `consul kv import` does: key by key at a new index, and nothing is deleted."""
+    for key, entry in entries.items():
+        assert entry is not None
+        volume.gateway.put(key, entry.value)
+
+
+def overtaken(volume: Volume, *, forgotten: bool) -> tuple[Tenure, Memory]:
+    """A holder whose lease has run out unseen, and what its process left behind: another reigns,
+    and a backup of an earlier heartbeat was imported."""
+    keys = volume.keys()
+    tenure = keys.acquire(FIRST)
+    names = [volume.config.key(name) for name in ("epoch", "leader")]
+    backup = volume.gateway.read(names)
+    tenure = kept(keys.heartbeat(tenure, SERVING))
+    tenure = replace(tenure, valid_until=monotonic() - 1)
+    left = Memory(
+        1,
+        ME.instance,
+        tenure.leader_index,
+        tenure.valid_until,
+        epoch_index=tenure.epoch_index,
+        committed_seq=tenure.committed_seq,
+    )
+    volume.keys(OTHER).acquire(volume.seen())
+    imported(volume, backup)
+    if forgotten:
+        volume.gateway.delete(volume.config.key("history/2"))
+    return tenure, left
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["goes on", "taken up"])
+def test_a_lapsed_lease_in_an_imported_backup_has_no_time(volume: Volume, restarted: bool) -> None:
+    tenure, left = overtaken(volume, forgotten=True)
+    if restarted:
+        mine = volume.keys().take_up(left)
+    else:
+        outcome = volume.keys().heartbeat(tenure, SERVING)
+        assert isinstance(outcome, Kept) and outcome.trouble is not None
+        mine = outcome.tenure
+    assert mine is not None
+    assert kept(volume.keys().heartbeat(mine, SERVING)).remaining_s(monotonic()) == 0
+
+
+def test_a_reign_that_only_its_history_tells_of_is_not_gone_back_on(volume: Volume) -> None:
+    """An import of older values deletes nothing."""
+    tenure, left = overtaken(volume, forgotten=False)
+    outcome = volume.keys().heartbeat(tenure, SERVING)
+    assert isinstance(outcome, Halted) and "accept-epoch" in outcome.why
+    with pytest.raises(Refused, match="accept-epoch") as refused:
+        volume.keys().take_up(left)
+    assert refused.value.reason is Reason.EPOCH_WENT_BACK
+    within = replace(left, valid_until=monotonic() + 60)
+    assert volume.keys().take_up(within) is not None, "nobody can have reigned within its lease"
+
+
 def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
     keys = volume.keys()
     tenure = protocol.voided(keys.acquire(FIRST), monotonic())
@@ -434,12 +490,15 @@ def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
 # Giving up
 
 
-def test_after_clean_a_candidate_does_not_wait(volume: Volume) -> None:
+def test_who_saw_clean_arrive_does_not_wait(volume: Volume) -> None:
     keys = volume.keys()
     tenure = protocol.voided(keys.acquire(FIRST), monotonic())
     assert keys.release(tenure, Handover("n2")) is None
     assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
-    assert volume.keys(OTHER).acquire(volume.seen(ago_s=0.0)).epoch == 2
+    found = volume.seen(ago_s=0.0)
+    with pytest.raises(Refused, match="are needed"):
+        volume.keys(OTHER).acquire(found)
+    assert volume.keys(OTHER).acquire(replace(found, witnessed=True)).epoch == 2
 
 
 def test_a_lease_that_is_not_void_can_not_be_given_up(volume: Volume) -> None:

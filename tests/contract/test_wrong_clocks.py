@@ -67,7 +67,10 @@ class Scene:
 
     def decide_on_b(self, leader: Leader, silent_s: float) -> Decision:
         self.clocks.act_as("b")
-        now, seen = Moment(1000.0, utc_now()), Sighting(leader.identity, 5, 1000.0 - silent_s)
+        now, seen = (
+            Moment(1000.0, utc_now()),
+            Sighting(leader.identity, 5, 1000.0 - silent_s, witnessed=True),
+        )
         view = Cluster(1, leader, seen, holder_health="critical")
         return decide(view, LocalView(machine(self.b)).look(), self.b.config, now)
 

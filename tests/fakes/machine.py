@@ -202,12 +202,15 @@ class FakeFence:
     world: World
     open_until: float = 0.0
     in_place: bool = True
+    claimed: bool = False
 
     def claim(self) -> None:
         self.world.effect("claim")
+        self.claimed = True
 
     def release(self) -> None:
         self.world.effect("release")
+        self.claimed = False
 
     def ensure_closed(self, deadline: Deadline | None = None) -> None:
         self.world.effect("shut")
@@ -222,7 +225,8 @@ class FakeFence:
         return put_back
 
     def state(self) -> FenceState:
-        return FenceState(self.in_place, max(0.0, self.open_until - monotonic()))
+        open_for_s = max(0.0, self.open_until - monotonic())
+        return FenceState(self.in_place, open_for_s, claimed=self.claimed)
 
 
 @dataclass

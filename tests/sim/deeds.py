@@ -188,18 +188,21 @@ def delete(world: World, deed: Deed) -> None:
 
 
 def restore(world: World, deed: Deed) -> None:
-    """A backup of some time ago."""
+    """A backup of some time ago, or an export of the keys."""
     ago_s = 2 * SLOW.length + deed.length_s * 2
     entries = world.store.at(world.now - ago_s)
-    if not entries or any(_holds_the_last(world, volume, ago_s) for volume in world.volumes):
+    if not entries:
         return
-    index = max(entry.modify_index for entry in entries.values())
-    world.restore((dict(entries), index))
+    if deed.number % 3 == 0:
+        world.import_(entries)
+    elif not any(_holds_the_last(world, volume, ago_s) for volume in world.volumes):
+        index = max(entry.modify_index for entry in entries.values())
+        world.restore((dict(entries), index, world.now - ago_s))
 
 
 def _holds_the_last(world: World, volume: str, ago_s: float) -> bool:
     """Whether the backup has the very last heartbeat of a reign that was followed: of a holder that
-    was dead or frozen by then."""
+    was dead or frozen by then, and had not given the role up."""
     key = world.key("leader", volume)
     entries = [state.get(key) for state in world.store.since(world.now - ago_s)]
     told = [Leader.parse(entry.value) for entry in entries if entry is not None]
@@ -207,7 +210,7 @@ def _holds_the_last(world: World, volume: str, ago_s: float) -> bool:
         return False
     then, *later = told
     # By what was told, as the keys may have been deleted since.
-    followed = any(one.epoch > then.epoch for one in later)
+    followed = any(one.epoch > then.epoch for one in later) and not then.is_clean
     return followed and all(one == then for one in later if one.epoch == then.epoch)
 
 

@@ -30,7 +30,8 @@ from tests.sim.clockwork import Clockwork, Signal
 if TYPE_CHECKING:
     from tests.sim.node import Node
 
-Saved = tuple[dict[str, Entry], int]
+Saved = tuple[dict[str, Entry], int, float]
+"""The keys, the index, and the time that they are of."""
 MEMORY_S = 60.0
 """How far back a server may answer from."""
 
@@ -115,13 +116,25 @@ class Store:
         self.txn([Set(key, value)])
 
     def backup(self) -> Saved:
-        return dict(self.entries), self.index
+        return dict(self.entries), self.index, self._clockwork.now
 
     def restore(self, saved: Saved) -> None:
         """Indexes go back with the keys, as they do in Consul, and who waits is answered."""
         self.index = saved[1]
         self.restores += 1
         self._become(dict(saved[0]))
+
+    def import_(self, entries: Mapping[str, Entry]) -> None:
+        """As `consul kv import`: key by key at a new index, where it is another value; nothing is
+        deleted."""
+        self.restores += 1
+        after = dict(self.entries)
+        for key, entry in entries.items():
+            self.index += 1
+            there = after.get(key)
+            if there is None or there.value != entry.value:
+                after[key] = Entry(key, entry.value, self.index)
+        self._become(after)
 
 
 def refusal(op: Op, there: Entry | None) -> str:
@@ -201,6 +214,7 @@ class Link:
     """Of the node's own agent: they survive its restart."""
     catalog: dict[str, tuple[Service, str]] = field(default_factory=dict)
     """What the servers last heard of them, with the state of the check."""
+    past: list[tuple[float, Mapping[str, tuple[Service, str]]]] = field(default_factory=list)
 
     @property
     def joined(self) -> bool:
@@ -211,6 +225,13 @@ class Link:
         if self.joined:
             now = self.clockwork.now
             self.catalog = {key: (one, one.state(now)) for key, one in self.services.items()}
+            if not self.past or self.past[-1][1].keys() != self.catalog.keys():
+                self.past.append((now, self.catalog))
+
+    def restore(self, when: float) -> None:
+        """The catalogue goes back, too, until the node's agent tells the servers again."""
+        told = [catalog for at, catalog in self.past if at <= when]
+        self.catalog = dict(told[-1]) if told else {}
 
     def fault(self, kind: str) -> Fault | None:
         for fault in self.faults:

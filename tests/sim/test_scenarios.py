@@ -828,6 +828,30 @@ def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: World) -> 
     primary.start_agent()
 
 
+def is_clean(world: World) -> bool:
+    leader = world.leader()
+    return leader is not None and leader.is_clean
+
+
+def test_a_role_given_up_in_a_restored_consul_is_taken_after_a_wait(world: World) -> None:
+    """A node that was off since before a role was handed over boots into a Consul that was restored
+    to the moment in which it was given up; the successor is cut off just then and serves on."""
+    primary = world.begin()
+    world.run(10.0)
+    primary.hand_to("b")
+    world.wait_for("the role is given up", lambda: is_clean(world))
+    saved = world.store.backup()
+    world["b"].power_cut()
+    world["c"].power_cut()
+    world.wait_for_primary("a", 120.0)
+    assert world.epoch() == 2
+    world.run(20.0)
+    world.isolate("a")
+    world.restore(saved)
+    world["b"].boot()
+    world.wait_for_primary("b", 120.0)
+
+
 def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: World) -> None:
     primary = world.begin()
     world.store.put(world.key("leader"), b'{"mine": true}')

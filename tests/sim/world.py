@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from standfast.adapters.consul import Entry
 from standfast.config.model import (
     Config,
     Hooks,
@@ -350,7 +351,8 @@ class World:
                 behind = [
                     node.name
                     for node in self.nodes.values()
-                    if node.name in config.standbys  # an older file may be back on this node
+                    if node.name in config.standbys  # an older file may be back on either of them
+                    and primary.name in node.seats[volume].config.nodes
                     and self._takes_in(node.seats[volume])
                     and not node.seats[volume].has(wanted[1])
                 ]
@@ -398,6 +400,14 @@ class World:
     def restore(self, saved: Saved) -> None:
         """Consul from a backup."""
         self.store.restore(saved)
+        for node in self.nodes.values():
+            node.link.restore(saved[2])
+        for volume in self.volumes:
+            self.invariants.restored(volume, self.epoch(volume))
+
+    def import_(self, entries: Mapping[str, Entry]) -> None:
+        """Consul's keys from an export."""
+        self.store.import_(entries)
         for volume in self.volumes:
             self.invariants.restored(volume, self.epoch(volume))
 

@@ -55,11 +55,12 @@ def leader(text: str) -> Leader:
 
 
 def cluster(text: str | None, *, silent: float = 0.0, **changes: Any) -> Cluster:
-    """Consul with this heartbeat, first seen `silent` seconds ago, and a history that fits."""
+    """Consul with this heartbeat, seen to arrive `silent` seconds ago, and a history that fits."""
     now = None if text is None else leader(text)
     epoch = changes.pop("epoch", None if now is None else now.epoch)
     identity = None if now is None else now.identity
-    view = Cluster(epoch, now, Sighting(identity, 10, NOW_S - silent))
+    witnessed = changes.pop("witnessed", now is not None)
+    view = Cluster(epoch, now, Sighting(identity, 10, NOW_S - silent, witnessed=witnessed))
     return replace(view, **changes)
 
 

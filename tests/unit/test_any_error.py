@@ -21,6 +21,8 @@ from standfast.agent_fence import FenceWatch
 from standfast.clock import Deadline
 from standfast.errors import Refused, StandfastError, StepFailed, Unexpected, is_lack_of, ours, said
 from standfast.lease import cutoff
+from standfast.lease import keeper as keeper_module
+from standfast.lease.files import LeaseStatus
 from standfast.lease.keeper import RETRY_S, SKIPPED, answer
 from standfast.local_view import LocalView
 from standfast.plan import Do, Plan
@@ -286,10 +288,15 @@ def test_a_status_that_can_not_be_written_ends_no_lease(
     assert not keeper.over
     # But nothing is given up that the guard could still take for valid.
     keeper.turn(keeper.beat)
+    keeper.save()
     with monkeypatch.context() as patch:
         patch.setattr(type(keeper), "save", lambda _: save())
-        assert answer(keeper, {"cmd": "release"})["ok"] is False
-    assert not keeper.over
+        with monkeypatch.context() as more:
+            more.setattr(keeper_module, "forget_status", lambda _: save())
+            assert answer(keeper, {"cmd": "release"})["ok"] is False
+        assert LeaseStatus.load(node.config.run_dir) is not None
+        assert answer(keeper, {"cmd": "release"}) == {"ok": True, "epoch": 4, "over": True}
+    assert LeaseStatus.load(node.config.run_dir) is None
 
 
 @each_error

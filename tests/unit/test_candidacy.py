@@ -95,6 +95,18 @@ def test_a_clean_of_an_earlier_reign_does_not_end_the_wait() -> None:
     assert still_waiting(cluster("e5 a/a1 #7 clean ->b", silent=5), config(), NOW) is None
 
 
+@pytest.mark.parametrize("wish", [NO_WISH, Wish(promote=True)], ids=["handed over", "by a word"])
+def test_a_clean_that_this_node_did_not_see_arrive_does_not_end_the_wait(wish: Wish) -> None:
+    """Consul may have been restored to it, and have forgotten a successor that still serves."""
+    here = local("b", [snap(60)])
+    for silent, action in ((11.9, Action.WAIT), (12.1, Action.PROMOTE)):
+        view = cluster("e5 a/a1 #7 clean ->b final:60", silent=silent, witnessed=False)
+        found = consider(view, here, config(), NOW, wish)
+        assert found.action is action
+    view = cluster("e5 a/a1 #7 clean ->b final:60", silent=0.1)
+    assert consider(view, here, config(), NOW, wish).action is Action.PROMOTE
+
+
 @pytest.mark.parametrize(
     ("text", "wish", "unless_paused"),
     [

@@ -44,6 +44,27 @@ def test_what_is_exported_has_its_claim_before(node: FakeNode) -> None:
     assert node.world.log == ["claim", "export"]
 
 
+def test_what_can_not_be_exported_keeps_no_claim_to_the_port(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep the port shut for the other volumes of this node."""
+    says(node)
+
+    def refused(_fsid: str) -> None:
+        raise StandfastError("exportfs: no such host")
+
+    monkeypatch.setattr(node.nfs, "export", refused)
+    with pytest.raises(StandfastError, match="no such host"):
+        export(node)
+    assert node.world.log == ["claim", "unexport", "release"]
+    assert not (node.config.run_dir / "exported").exists(), "it was asked nothing"
+    node.world.log.clear()
+    node.fence.claimed = True
+    with pytest.raises(StandfastError, match="no such host"):
+        export(node)
+    assert node.world.log == ["claim"], "what serves is left as it is"
+
+
 @pytest.mark.parametrize("said", [None, {"until": NEVER}, {"until": 0.0}, {"epoch": 5}])
 def test_nothing_is_exported_for_a_lease_that_is_over(
     node: FakeNode, said: dict[str, Any] | None

@@ -21,6 +21,7 @@ from standfast.adapters.fence_ipset import parse_members
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Paths
 from standfast.errors import CommandFailed, Refused, TimedOut
+from tests.support.fences import claimed
 
 LISTING = """table inet standfast {
 \tset open {
@@ -146,10 +147,27 @@ def test_a_lease_of_another_volume_that_ran_out_keeps_the_port_shut(
 ) -> None:
     calls = fake_nft(tmp_path, monkeypatch, "")
     Claims(tmp_path / "run", "music").write(monotonic() - 1)
-    fence = NftFence(2049, tmp_path / "run", "data")
+    fence = claimed(NftFence(2049, tmp_path / "run", "data"))
     with pytest.raises(Refused, match="the lease of music has run out"):
         fence.arm(monotonic() + 5, monotonic() + 1)
     assert not calls.exists()
+
+
+def test_nothing_is_opened_for_a_volume_that_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat that comes after the export was taken away: its claim would outlive the lease and
+    keep the port shut for the other volumes until the next boot."""
+    calls = fake_nft(tmp_path, monkeypatch, f"cat <<'X'\n{LISTING}\nX")
+    data, music = (NftFence(2049, tmp_path / "run", name) for name in ("data", "music"))
+    claimed(data).arm(monotonic() + 5000, monotonic() + 50)
+    data.release()
+    calls.unlink()
+    with pytest.raises(Refused, match="data is not exported"):
+        data.arm(monotonic() + 5000, monotonic() + 50)
+    assert not calls.exists()
+    data.ensure_closed()
+    assert claimed(music).arm(monotonic() + 5000, monotonic() + 50) is False
 
 
 def test_nothing_is_opened_when_the_lease_is_over(
@@ -157,7 +175,7 @@ def test_nothing_is_opened_when_the_lease_is_over(
 ) -> None:
     calls = fake_nft(tmp_path, monkeypatch, "")
     with pytest.raises(Refused):
-        NftFence(2049, tmp_path, "data").arm(monotonic() - 0.1, monotonic() + 1)
+        claimed(NftFence(2049, tmp_path, "data")).arm(monotonic() - 0.1, monotonic() + 1)
     assert not calls.exists()
 
 
@@ -166,7 +184,7 @@ def test_an_nft_that_hangs_is_given_up_at_latest(
 ) -> None:
     fake_nft(tmp_path, monkeypatch, "exec sleep 60")
     with pytest.raises(TimedOut, match="took too long"):
-        NftFence(2049, tmp_path, "data").arm(monotonic() + 30, monotonic() + 0.4)
+        claimed(NftFence(2049, tmp_path, "data")).arm(monotonic() + 30, monotonic() + 0.4)
 
 
 def chosen(directory: Path) -> str:
@@ -197,7 +215,7 @@ def test_a_kernel_that_is_slow_to_answer_is_asked_again_instead_of_guessed(
 def test_the_timeout_is_rounded_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_nft(tmp_path, monkeypatch, f"cat <<'X'\n{LISTING}\nX")
     until = monotonic() + 5
-    assert NftFence(2049, tmp_path, "data").arm(until, monotonic() + 2) is False
+    assert claimed(NftFence(2049, tmp_path, "data")).arm(until, monotonic() + 2) is False
     (timeout,) = [w for w in calls.read_text().split() if w.endswith("ms") and w != "1ms"]
     assert 3000 < int(timeout[:-2]) <= 5000
 
@@ -207,7 +225,7 @@ def test_the_port_is_opened_until_the_first_lease_of_all_volumes_ends(
 ) -> None:
     calls = fake_nft(tmp_path, monkeypatch, f"cat <<'X'\n{LISTING}\nX")
     Claims(tmp_path / "run", "music").write(monotonic() + 60)
-    NftFence(2049, tmp_path / "run", "data").arm(monotonic() + 5000, monotonic() + 50)
+    claimed(NftFence(2049, tmp_path / "run", "data")).arm(monotonic() + 5000, monotonic() + 50)
     (timeout,) = [w for w in calls.read_text().split() if w.endswith("ms") and w != "1ms"]
     assert int(timeout[:-2]) <= 60_000
 
@@ -218,10 +236,10 @@ def test_a_volume_that_was_shut_keeps_the_port_shut_for_the_others(
     """Until it has its lease again, or is served here no more."""
     fake_nft(tmp_path, monkeypatch, f"cat <<'X'\n{LISTING}\nX")
     data, music = (NftFence(2049, tmp_path / "run", name) for name in ("data", "music"))
-    data.arm(monotonic() + 5000, monotonic() + 50)
+    claimed(data).arm(monotonic() + 5000, monotonic() + 50)
     data.ensure_closed()
     with pytest.raises(Refused, match="the lease of data has run out"):
-        music.arm(monotonic() + 5000, monotonic() + 50)
+        claimed(music).arm(monotonic() + 5000, monotonic() + 50)
     data.release()
     assert music.arm(monotonic() + 5000, monotonic() + 50) is False
 
@@ -231,7 +249,7 @@ def test_rules_that_vanish_at_once_are_an_error_not_an_open_port(
 ) -> None:
     fake_nft(tmp_path, monkeypatch, "echo 'table inet standfast {}'")
     with pytest.raises(Exception, match="vanish as soon as they are put in place"):
-        NftFence(2049, tmp_path, "data").arm(monotonic() + 5, monotonic() + 2)
+        claimed(NftFence(2049, tmp_path, "data")).arm(monotonic() + 5, monotonic() + 2)
 
 
 def test_an_nft_without_rights_is_an_error_with_its_words(
@@ -244,7 +262,7 @@ def test_an_nft_without_rights_is_an_error_with_its_words(
 
 def test_shutting_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_nft(tmp_path, monkeypatch, "")
-    fence = NftFence(2049, tmp_path, "data")
+    fence = claimed(NftFence(2049, tmp_path, "data"))
     with Claims(tmp_path, "music").locked(Deadline.after(1)):
         fence.ensure_closed()
     assert "delete table inet standfast" in calls.read_text()

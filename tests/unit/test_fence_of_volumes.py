@@ -75,11 +75,11 @@ class Port:
         self.ends.setdefault(volume, 0.0)
 
     def arm(self, volume: str, length_s: float) -> None:
-        """Only what is claimed is armed: the port is opened after the export."""
+        """By a heartbeat, which may come before the export, and after it was taken away."""
+        until = max(self.ends.get(volume, 0.0), self.clock.now + length_s)
         if volume in self.ends:
-            until = max(self.ends[volume], self.clock.now + length_s)
             self.ends[volume] = until
-            self.fence(volume).arm(until, self.clock.now + 1)
+        self.fence(volume).arm(until, self.clock.now + 1)
 
     def shut(self, volume: str, _: float) -> None:
         self.fence(volume).ensure_closed()
@@ -103,6 +103,8 @@ class Port:
     def check(self) -> None:
         for volume, end in self.ends.items():
             assert self.kernel.open_until <= max(end, self.clock.now), f"beyond {volume}'s lease"
+        claims = {path.stem for path in self.directory.glob("*.json")}
+        assert claims <= self.ends.keys(), "of what is not exported nothing shuts the port"
 
 
 @pytest.fixture

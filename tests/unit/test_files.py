@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from standfast import files
 from standfast.errors import is_lack_of
 from standfast.files import (
     RESERVE,
@@ -89,6 +90,27 @@ def test_the_reserve_grows_with_the_files_that_it_stands_for(
     fill(monkeypatch)
     write_atomically(tmp_path / "published.json", noted.replace("x", "y"), reserved=True)
     assert (tmp_path / "published.json").read_text() == noted.replace("x", "y")
+
+
+def test_what_is_large_is_written_into_the_spare_that_has_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk was full before the others could grow."""
+    keep_reserve(tmp_path)
+    for spare in (tmp_path / RESERVE).iterdir():
+        os.truncate(spare, 10 if spare.name != "2" else 5000)
+    taken: list[int] = []
+    written = files._write
+
+    def write(path: Path, text: str, flags: int, *, durable: bool, mode: int) -> None:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(path.stat().st_size)
+        written(path, text, flags, durable=durable, mode=mode)
+
+    monkeypatch.setattr(files, "_write", write)
+    write_atomically(tmp_path / "published.json", "x" * 4000, reserved=True)
+    assert taken == [5000]
 
 
 def test_other_files_leave_the_reserve_alone(

@@ -30,7 +30,45 @@ def test_a_heartbeat_is_as_old_as_its_first_unbroken_sight(
     identity: tuple[int, str, str, int] | None, index: int, first_seen: float
 ) -> None:
     before = Sighting(SEEN, 10, 100.0)
-    assert sight(before, identity, index, 200.0) == Sighting(identity, index, first_seen)
+    found = sight(before, identity, index, 200.0)
+    assert replace(found, witnessed=False) == Sighting(identity, index, first_seen)
+
+
+@pytest.mark.parametrize(
+    ("identity", "index", "unbroken_since", "witnessed"),
+    [
+        (NEXT, 11, 90.0, True),
+        (NEXT, 11, 100.0, True),
+        (NEXT, 11, 100.1, False),
+        (NEXT, 9, 90.0, False),
+        ((5, "a", "a1", 6), 11, 90.0, False),
+        ((5, "a", "a2", 8), 11, 90.0, False),
+        ((5, "b", "a1", 8), 11, 90.0, False),
+        ((6, "a", "a1", 8), 11, 90.0, False),
+        (None, 11, 90.0, False),
+    ],
+    ids=[
+        "the next",
+        "and no gap since the one before",
+        "after a gap",
+        "at an older index",
+        "an older one",
+        "another boot's",
+        "another node's",
+        "another reign's",
+        "gone",
+    ],
+)
+def test_only_the_next_heartbeat_of_a_reign_that_was_looked_at_is_witnessed(
+    identity: tuple[int, str, str, int] | None, index: int, unbroken_since: float, witnessed: bool
+) -> None:
+    before = Sighting(SEEN, 10, 100.0)
+    found = sight(before, identity, index, 200.0, unbroken_since)
+    assert found.witnessed is witnessed
+    assert sight(found, identity, index, 201.0).witnessed is witnessed, "and it stays so"
+    assert not sight(None, identity, index, 200.0).witnessed
+    missing = Sighting(None, 10, 100.0)
+    assert not sight(missing, identity, index, 200.0, 90.0).witnessed
 
 
 def test_the_first_look_starts_the_wait() -> None:

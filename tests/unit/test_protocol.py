@@ -168,15 +168,25 @@ def test_a_claim_is_made_good_when_the_same_heartbeat_was_seen_for_long_enough(
     assert (objection is None) if why is None else (objection is not None and why in objection)
 
 
-def test_clean_needs_no_wait() -> None:
+def test_a_clean_that_was_seen_to_arrive_needs_no_wait() -> None:
     clean = beat(seq=8, state="clean")
-    assert protocol.objection(replace(CLAIM, seen=clean.identity), held(clean), 100.1, 12) is None
+    claim = replace(CLAIM, seen=clean.identity, witnessed=True)
+    assert protocol.objection(claim, held(clean), 100.1, WAIT_S) is None
+
+
+def test_a_clean_that_was_merely_found_needs_the_wait() -> None:
+    """Consul was restored to it, say, and has forgotten a successor who still serves."""
+    clean = beat(seq=8, state="clean")
+    claim = replace(CLAIM, seen=clean.identity)
+    early = protocol.objection(claim, held(clean), 111.9, WAIT_S)
+    assert early is not None and "12 s are needed" in early
+    assert protocol.objection(claim, held(clean), 112.0, WAIT_S) is None
 
 
 def test_a_clean_of_an_earlier_reign_needs_the_wait() -> None:
     """After `accept-epoch` a later reign that Consul has forgotten may not be over yet."""
     clean = beat(seq=8, state="clean")
-    claim = replace(CLAIM, epoch=6, seen=clean.identity)
+    claim = replace(CLAIM, epoch=6, seen=clean.identity, witnessed=True)
     early = protocol.objection(claim, held(clean, epoch=6), 111.9, WAIT_S)
     assert early is not None and "12 s are needed" in early
     assert protocol.objection(claim, held(clean, epoch=6), 112.0, WAIT_S) is None
@@ -310,6 +320,40 @@ def test_a_lapsed_lease_in_a_restored_consul_is_void_for_a_wait(
     """Its successor, which that backup has forgotten, may serve until then."""
     tenure = taken_up(held(beat(), index=index), now=now)
     assert tenure is not None and tenure.voided_at == voided_at
+
+
+TOLD = replace(LEFT, epoch_index=50, committed_seq=7)
+
+
+@pytest.mark.parametrize(
+    ("known", "now_held", "is_void"),
+    [
+        (TOLD, held(beat(seq=7), index=61), False),
+        (TOLD, held(beat(seq=9), index=70), False),
+        (TOLD, held(beat(seq=6), index=70), True),
+        (TOLD, replace(held(beat(seq=9), index=70), epoch_index=51), True),
+        (LEFT, replace(held(beat(seq=6), index=70), epoch_index=51), False),
+    ],
+    ids=["as it was", "a lost reply", "an older one", "the epoch anew", "an older version's word"],
+)
+def test_a_lapsed_lease_in_an_imported_backup_is_void_for_a_wait(
+    known: Memory, now_held: Versioned, is_void: bool
+) -> None:
+    """Imported key by key, what is older stands at a new index."""
+    expected = 212.0 if is_void else 90.0
+    tenure = taken_up(now_held, known, now=200.0)
+    assert tenure is not None and tenure.voided_at == expected
+    if known is TOLD:
+        mine = replace(TENURE, leader_index=61, committed_seq=7, voided_at=90.0)
+        verdict = back(mine, now_held, now=200.0)
+        assert isinstance(verdict, StillMine) and verdict.tenure.voided_at == expected
+
+
+def test_a_later_reign_that_another_key_tells_of_halts_a_lapsed_holder() -> None:
+    now_held = replace(held(beat()), highest=6)
+    assert isinstance(back(TENURE, now_held, now=200.0), Halted)
+    assert isinstance(back(TENURE, now_held, now=107.0), StillMine), "its lease is valid"
+    assert isinstance(back(TENURE, replace(held(beat()), highest=5), now=200.0), StillMine)
 
 
 def test_the_longer_wait_counts_for_what_is_void() -> None:

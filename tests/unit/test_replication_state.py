@@ -101,8 +101,26 @@ def test_an_unreadable_epoch_is_an_error_and_never_zero(tmp_path: Path, text: st
 # Epochs of snapshots
 
 
-def test_epochs_are_noted_and_those_of_deleted_snapshots_forgotten(config: Config) -> None:
+def test_epochs_are_noted_and_those_of_deleted_snapshots_forgotten(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert epochs_of_snapshots(config) == {}
+    two = snapshot(2, "two")
+    note_epoch(config, "one", 1, lambda: ())
+    note_epoch(config, "two", 2, lambda: [])
+    assert epochs_of_snapshots(config) == {"one": 1, "two": 2}, "it may not be mounted yet"
+    monkeypatch.setattr(published, "MOST_UNSEEN", 1)
+    note_epoch(config, "three", 2, lambda: [])
+    note_epoch(config, "four", 2, lambda: [two])
+    assert epochs_of_snapshots(config) == {"two": 2, "three": 2, "four": 2}
+    note_epoch(config, "five", 2, lambda: [])
+    assert epochs_of_snapshots(config) == {"four": 2, "five": 2}
+
+
+def test_of_what_is_there_every_epoch_stays_noted(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "MOST_UNSEEN", 1)
     one, two = snapshot(1, "one"), snapshot(2, "two")
     note_epoch(config, "one", 1, lambda: ())
     note_epoch(config, "two", 2, lambda: [one])

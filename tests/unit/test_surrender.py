@@ -22,10 +22,12 @@ from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import Action, Decision, Moment, Wish
 from standfast.errors import ConsulTimedOut
+from standfast.lease import keeper as keeper_module
+from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Inbox
-from standfast.lease.keeper import Keeper, answer, hold
+from standfast.lease.keeper import Keeper, answer, hold, previous_status
 from standfast.lease.protocol import Claim
 from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
 from standfast.local_view import LocalView
@@ -40,6 +42,7 @@ from standfast.records import (
     LeaderState,
     Pause,
     Reign,
+    dump_epoch,
 )
 from standfast.reign import OwnReign, Stage
 from standfast.surrender import (
@@ -211,7 +214,8 @@ def seen_by(
     name = SnapshotName.at("services", now.utc - age_s)
     base = Available(Snapshot(name, Path(str(name)), "c0ffee", received=True), 5)
     history = {5: Reign(5, "n1", None, "first-primary", None, 0.0, 0.0)}
-    view = Cluster(5, leader, Sighting(leader.identity, 9, NOW - 1), pause, history)
+    sighting = Sighting(leader.identity, 9, NOW - 1, witnessed=True)
+    view = Cluster(5, leader, sighting, pause, history)
     return view, Local(config.node, "boot-2", 5, snapshots=(base,)), now
 
 
@@ -407,7 +411,49 @@ def test_a_holder_that_can_not_serve_hands_the_role_to_one_that_is_ready(holding
         True,
     )
     assert left.note is not None and "nfsd has no threads" in left.note
-    assert holding.keeper.fence.state() == FenceState(in_place=True, open_for_s=0.0)
+    assert holding.keeper.fence.state() == FenceState(True, 0.0, claimed=False)
+
+
+def full(_status: LeaseStatus, _run_dir: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_holder_whose_run_directory_is_full_gives_the_role_up(
+    holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it said before of its lease is gone: a process that is started after it would go on
+    with a time that is over."""
+    holding.run(30.0)
+    assert previous_status(holding.config.run_dir) is not None
+    monkeypatch.setattr(LeaseStatus, "save", full)
+    holding.vouches = "nfsd has no threads"
+    took_s = holding.run(1000.0)
+    assert AFTER_S <= took_s <= AFTER_S + 10
+    assert (holding.leader.state, holding.leader.to) == (LeaderState.CLEAN, "n2")
+    assert previous_status(holding.config.run_dir) is None
+
+
+def test_a_lost_lease_stops_the_server_though_nothing_can_be_written(
+    holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LeaseStatus, "save", full)
+    monkeypatch.setattr(keeper_module, "forget_status", full_directory)
+    holding.consul.put(holding.config.key("epoch"), dump_epoch(2))
+    holding.run(30.0)
+    assert holding.keeper.over
+    assert "stop-nfs" in holding.nfs.world.log
+
+
+def test_a_lost_lease_has_the_successor_s_epoch_noted(holding: Holding) -> None:
+    """The agent may be dead, and Consul be restored before it lives again."""
+    holding.consul.put(holding.config.key("epoch"), dump_epoch(3))
+    holding.run(30.0)
+    assert holding.keeper.over
+    assert EpochFile(holding.config.state_dir / "epoch").read() == 3
+
+
+def full_directory(_run_dir: Path) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def never_opened(holding: Holding) -> None:

@@ -121,6 +121,18 @@ def test_an_export_that_somebody_took_away_comes_back_and_nothing_else(node: Fak
     assert "export" not in node.world.log
 
 
+def test_a_claim_to_the_port_that_was_lost_is_made_again(node: FakeNode) -> None:
+    """Without one no heartbeat opens the port."""
+    OWN.save(node.config.state_dir)
+    agent = agent_that_saw(node, OWN)
+    node.nfs.running = True
+    agent.upkeep()
+    node.fence.claimed = False
+    agent.upkeep()
+    assert node.fence.claimed
+    assert node.nfs.fsid == OWN.fsid
+
+
 def test_a_standby_takes_a_leftover_export_away(node: FakeNode) -> None:
     """Of a reign that nobody knows of any more: the guard would let no other volume be served."""
     node.nfs.fsid = "of before a power cut"

@@ -130,6 +130,34 @@ def test_a_new_heartbeat_is_a_new_sighting(config: Config, keys: Keys, clock: Cl
     assert cluster(watcher.look(0)).sighting.first_seen == 1002.0
 
 
+def test_a_clean_is_witnessed_by_who_looks_all_the_time(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    clock.now += config.lease.wait / 2
+    beat(keys, 2, state=LeaderState.CLEAN)
+    view = cluster(watcher.look(0))
+    assert view.sighting.witnessed and view.nobody_serves
+    clock.now += config.lease.wait / 2 + 0.1
+    view = cluster(watcher.look(0))
+    assert not view.sighting.witnessed, "it may have changed and changed back"
+    assert view.given_up and not view.nobody_serves
+
+
+@pytest.mark.parametrize("looked_before", [True, False])
+def test_a_clean_that_came_when_nobody_looked_is_not_witnessed(
+    config: Config, keys: Keys, clock: Clock, probed: list[str], looked_before: bool
+) -> None:
+    watcher = Watcher(config, keys)
+    if looked_before:
+        watcher.look(0)
+        clock.now += config.lease.wait / 2 + 0.1
+    beat(keys, 2, state=LeaderState.CLEAN)
+    view = cluster(watcher.look(0))
+    assert view.given_up and not view.nobody_serves
+
+
 def test_a_value_seen_again_keeps_the_time_of_its_first_sight(
     config: Config, keys: Keys, clock: Clock, probed: list[str]
 ) -> None:

@@ -28,6 +28,7 @@ from tests.contract.volumes import command
 from tests.fakes.machine import FakeFence, World
 from tests.sim.machine import SimFence
 from tests.support import needs
+from tests.support.fences import claimed
 from tests.support.pace import patient
 from tests.support.waiting import soon
 from tests.unit.test_fence_of_volumes import Kernel, OneOf
@@ -49,7 +50,7 @@ class Scene:
     """Another volume's, on the same port."""
 
     def arm(self, seconds: float, fence: Fence | None = None) -> bool:
-        return (fence or self.fence).arm(monotonic() + seconds, monotonic() + patient(5.0))
+        return claimed(fence or self.fence).arm(monotonic() + seconds, monotonic() + patient(5.0))
 
 
 @contextlib.contextmanager
@@ -157,6 +158,7 @@ def test_shutting_puts_the_rules_in_place_and_may_be_repeated(scene: Scene, fenc
 
 def test_a_permit_lasts_until_its_end_and_not_beyond(scene: Scene, fence: Fence) -> None:
     fence.ensure_closed()
+    claimed(fence)
     for seconds in (7.3001, 2.5):  # a shorter one replaces a longer one
         asked = monotonic()
         assert fence.arm(asked + seconds, asked + patient(5.0)) is False
@@ -202,6 +204,7 @@ def test_rules_that_somebody_took_away_are_missed_and_put_back(scene: Scene, fen
 def test_too_late_is_not_at_all(fence: Fence, rules: bool) -> None:
     if rules:
         fence.ensure_closed()
+    claimed(fence)
     with pytest.raises(TimedOut):
         fence.arm(monotonic() + 20, monotonic() - 0.001)
     assert fence.state().open_for_s == 0
@@ -209,6 +212,7 @@ def test_too_late_is_not_at_all(fence: Fence, rules: bool) -> None:
 
 def test_a_lease_that_is_over_opens_nothing(fence: Fence) -> None:
     fence.ensure_closed()
+    claimed(fence)
     with pytest.raises(StandfastError):
         fence.arm(monotonic() - 0.001, monotonic() + patient(5.0))
     assert fence.state().open_for_s == 0
@@ -227,6 +231,19 @@ def test_a_claim_opens_nothing_and_may_be_repeated_and_given_up_unmade(
     assert fence.state().open_for_s > 15
     fence.release()
     fence.release()
+
+
+def test_what_is_not_exported_opens_nothing_and_claims_nothing(scene: Scene, fence: Fence) -> None:
+    """A heartbeat that comes after the export was taken away."""
+    if scene.other is None:
+        pytest.skip("one volume has the port there: it is open for that one or not at all")
+    fence.claim()
+    fence.release()
+    with pytest.raises(StandfastError, match="is not exported"):
+        fence.arm(monotonic() + 20, monotonic() + patient(5.0))
+    assert not fence.state().claimed and fence.state().open_for_s == 0
+    scene.arm(20, scene.other)
+    assert scene.other.state().open_for_s > 15
 
 
 def test_the_least_lease_of_the_volumes_counts(scene: Scene, fence: Fence) -> None:

@@ -61,6 +61,8 @@ def _rules() -> str:
         lines.append(f"- {text}")
     lines += [
         "- Volumes of one node have services of their own and directories that don't overlap.",
+        "- Volumes of one node have the same `nfs.port` and `fence.backend`: there is one NFS server, "
+        "and one fence.",
         "",
     ]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """The kernel's NFS server and this volume's export in /etc/exports.d.
 
 "Active" in systemd proves nothing here: running means that threads exist, whoever started them;
-serving means threads, the export with this epoch's fsid, and an answered call.
+serving means threads, the export with this epoch's fsid, and an answered call. A server that
+listens where the fence doesn't shut it has nothing exported to it, and doesn't count as serving.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from standfast.adapters.nfs_state import (
     SETTINGS,
     ClientRecords,
     exports_anything,
+    unfenced,
     write_settings,
 )
 from standfast.adapters.rpc_null import null_call
@@ -77,6 +79,7 @@ class KernelNfs:
 
     def export(self, fsid: str) -> None:
         config = self._config
+        self._refuse_unfenced()
         options = f"{config.nfs.options},fsid={fsid}"
         clients = " ".join(f"{client}({options})" for client in config.nfs.clients)
         line = f"{escaped(config.paths.live)} {clients}\n"
@@ -164,6 +167,13 @@ class KernelNfs:
                 f"{self._config.nfs.unit} is started, but nfsd has no threads: "
                 f"see `journalctl -u {self._config.nfs.unit}`"
             )
+        self._refuse_unfenced()
+
+    def _refuse_unfenced(self) -> None:
+        """Of a server that isn't there yet nothing is known: `start` looks again."""
+        problem = unfenced(self._nfsd, self._config.nfs.port)
+        if problem is not None and self.is_running():
+            raise StandfastError(problem)
 
     def _prepare(self) -> None:
         """What has to be in place before there is a thread."""
@@ -210,7 +220,7 @@ class KernelNfs:
     def check(self, deadline: Deadline) -> str | None:
         if not self.is_running():
             return "nfsd has no threads"
-        problem = self._export_problem()
+        problem = unfenced(self._nfsd, self._config.nfs.port) or self._export_problem()
         return problem or null_call("127.0.0.1", self._config.nfs.port, deadline)
 
     def _export_problem(self) -> str | None:

@@ -2,6 +2,9 @@
 
 Exported is the bind mount (ganesha wants a mount point for each file system), under the name of the
 live path. What is global (protocols, grace, minor versions) belongs in the site's ganesha.conf.
+
+So does its port (NFS_Port), of which it tells nobody: that it is `nfs.port` shows in the call which
+has to be answered there, and that it listens nowhere else (NFS_RDMA_Port) is not checked.
 """
 
 from __future__ import annotations

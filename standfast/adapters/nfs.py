@@ -171,8 +171,8 @@ class KernelNfs:
 
     def _refuse_unfenced(self) -> None:
         """Of a server that isn't there yet nothing is known: `start` looks again."""
-        problem = unfenced(self._nfsd, self._config.nfs.port)
-        if problem is not None and self.is_running():
+        problem = self.unfenced()
+        if problem is not None:
             raise StandfastError(problem)
 
     def _prepare(self) -> None:
@@ -217,10 +217,14 @@ class KernelNfs:
     def is_running(self) -> bool:
         return self.threads() > 0
 
+    def unfenced(self) -> str | None:
+        problem = unfenced(self._nfsd, self._config.nfs.port)
+        return problem if problem is not None and self.is_running() else None
+
     def check(self, deadline: Deadline) -> str | None:
         if not self.is_running():
             return "nfsd has no threads"
-        problem = unfenced(self._nfsd, self._config.nfs.port) or self._export_problem()
+        problem = self.unfenced() or self._export_problem()
         return problem or null_call("127.0.0.1", self._config.nfs.port, deadline)
 
     def _export_problem(self) -> str | None:

@@ -107,6 +107,9 @@ class GaneshaNfs:
             self._known = next(iter(self.pids()), None)
         return self._known is not None
 
+    def unfenced(self) -> str | None:
+        return None  # it isn't known where it listens
+
     def check(self, deadline: Deadline) -> str | None:
         if not self.is_running():
             return f"there is no {PROGRAM}"

@@ -170,6 +170,9 @@ class SimNfs:
     def is_running(self) -> bool:
         return self._server.running
 
+    def unfenced(self) -> str | None:
+        return None
+
     def check(self, deadline: Deadline) -> str | None:
         self._node.world.clockwork.take(0.005)
         if not self._server.running:

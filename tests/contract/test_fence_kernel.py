@@ -25,11 +25,10 @@ import pytest
 from standfast.adapters.fence import KernelFence, NftFence, build_script, settle
 from standfast.adapters.fence_ipset import IpsetFence
 from standfast.clock import monotonic, sleep
-from standfast.config.model import Config, Paths
 from standfast.config.problems import InvalidConfig
 from standfast.errors import Refused, StandfastError
 from standfast.lease.cutoff import Found, put_back_shut
-from tests.fakes.machine import FakeNfs, World
+from tests.fakes.machine import FakeNfs, World, config_in
 from tests.support import needs
 from tests.support.pace import patient
 
@@ -432,8 +431,8 @@ CHANGES = [
 
 def began(directory: Path, backend: str, port: int, nfs: FakeNfs) -> KernelFence:
     """What a process does that begins with this configuration on the node."""
-    config = Config("data", directory / "data.toml", "alo", {}, Paths(run=directory))
-    fence = KINDS[backend](port, directory / "fence", "data")
+    config = config_in(directory)
+    fence = KINDS[backend](port, config.paths.run / "fence", config.volume)
     settle(config, fence, nfs)
     fence.ensure_closed()
     return fence
@@ -455,7 +454,7 @@ def test_what_is_configured_anew_takes_no_rules_from_a_server_that_runs(
     shut_by = monotonic() + span_s
     fence.arm(shut_by, monotonic() + patient(5.0))
     with connect(client_namespace) as connection:
-        with pytest.raises(InvalidConfig, match="an NFS server runs here"):
+        with pytest.raises(InvalidConfig, match="data-services is exported here"):
             began(tmp_path, other, port, nfs)
         assert fence.state().in_place
         sleep(shut_by - monotonic() + 0.02)
@@ -479,27 +478,27 @@ def test_what_is_configured_anew_where_nothing_is_served_is_the_only_fence(
     nfs = FakeNfs(World())
     old = began(tmp_path, backend, PORT, nfs)
     arm(old, 20)
+    old.release()
     new = began(tmp_path, other, port, nfs)
     assert (new.state().in_place, new.state().open_for_s) == (True, 0.0)
-    assert not old.state().in_place
     with pytest.raises(Refused):
-        old.ensure_closed()
-    assert new.state().in_place
+        arm(old, 20)
     if port == PORT:
         with pytest.raises(TimeoutError):
             connect(client_namespace, 0.3)
-    old.release()
-    arm(new, 20)
+    assert arm(new, 20) is False
     with connect(client_namespace) as connection:  # at the port of before
         assert answers(connection, patient(5.0))
-    rules = command("nft", "list", "ruleset") if backend == "nft" else command("ipset", "save")
-    assert ("standfast" in rules) is (backend == other)
-    # And back again, as often as somebody likes.
-    assert began(tmp_path, backend, PORT, nfs).state().in_place if not holders(new) else True
-
-
-def holders(fence: KernelFence) -> bool:
-    return bool(fence.claims.holders())
+    new.release()
+    back = began(tmp_path, backend, PORT, nfs)
+    assert (back.state().in_place, back.state().open_for_s) == (True, 0.0)
+    if backend != other:
+        assert not new.state().in_place
+        left = command("nft", "list", "ruleset") + command("ipset", "save")
+        left += command("iptables-legacy", "-S") + command("ip6tables-legacy", "-S")
+        made_by_ipset = "create standfast" in left and "-A standfast" in left
+        assert made_by_ipset is (backend == "ipset")
+        assert ("table inet standfast" in left) is (backend == "nft")
 
 
 def shut_by_hand(fence: KernelFence) -> None:

@@ -28,8 +28,9 @@ from standfast.adapters.rpc_null import null_call
 from standfast.adapters.systemd import JournalLine, SystemdUnits
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Config
-from standfast.errors import CommandFailed, Refused, StandfastError
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.files import read_foreign_text, write_atomically
+from standfast.gates import Gates
 from standfast.reasons import Reason
 from standfast.run import failure, run
 
@@ -40,6 +41,8 @@ EXPORTED = Path("/var/lib/nfs/etab")
 NFSD = Path("/proc/fs/nfsd")
 FSID = re.compile(r"fsid=([0-9a-fA-F-]+)")
 COMMAND_S = 10.0
+LOOK_S = 0.5
+"""For the kernel's list of listeners."""
 POLL_S = 0.05
 
 
@@ -76,6 +79,8 @@ class KernelNfs:
         self._nfsd = nfsd
         self._settings = settings
         self._records = ClientRecords(config, clients)
+        self._gates = Gates()
+        self._elsewhere: str | None = None
 
     def export(self, fsid: str) -> None:
         config = self._config
@@ -218,6 +223,14 @@ class KernelNfs:
         return self.threads() > 0
 
     def unfenced(self) -> str | None:
+        """The kernel says nothing while a server starts or stops, and a stop may hang with a disk.
+        Nobody has the server listen elsewhere meanwhile: what was known last counts, so that the
+        role can be given up all the same."""
+        with contextlib.suppress(TimedOut):
+            self._elsewhere = self._gates.look("portlist", self._listens, Deadline.after(LOOK_S))
+        return self._elsewhere
+
+    def _listens(self) -> str | None:
         problem = unfenced(self._nfsd, self._config.nfs.port)
         return problem if problem is not None and self.is_running() else None
 

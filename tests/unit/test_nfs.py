@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -251,6 +252,22 @@ def test_a_server_that_the_fence_does_not_shut_is_not_well(
     for listeners in UNFENCED:
         listens(host, listeners)
         assert "the fence shuts tcp and udp 2049 alone" in (host.nfs.check(soon()) or "")
+
+
+def test_while_a_stop_hangs_what_was_known_of_the_listeners_counts(host: Host) -> None:
+    """The kernel tells nothing then, and the role has to be given up all the same."""
+    path = host.directory / "nfsd/portlist"
+    host.threads(8)
+    for listeners, well in (("tcp 2049", True), ("tcp 20490", False)):
+        listens(host, listeners)
+        assert (host.nfs.unfenced() is None) is well
+        path.unlink()
+        os.mkfifo(path)
+        try:
+            assert (host.nfs.unfenced() is None) is well
+        finally:
+            path.write_text("")  # the look that hangs is let go
+            path.unlink()
 
 
 def test_a_list_of_listeners_that_can_not_be_read_says_nothing_good(host: Host) -> None:

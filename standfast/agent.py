@@ -331,6 +331,7 @@ def build(config: Config) -> Agent:
 
 def main(config: Config) -> int:
     """`standfast agent VOLUME`; at most one per volume on a node."""
+    from standfast.adapters.fence import settle
     from standfast.agent_socket import Listener
 
     with exclusive(
@@ -338,6 +339,7 @@ def main(config: Config) -> int:
     ):
         keep_name(config)
         agent = build(config)
+        settle(config, agent.machine.fence, agent.machine.nfs)
         signal.signal(signal.SIGTERM, lambda *_: agent.stopping.set())
         signal.signal(signal.SIGINT, lambda *_: agent.stopping.set())
         with Listener(agent):

@@ -217,14 +217,17 @@ def refusal(error: BaseException) -> Refused:
 
 def asked_here(config: Config, deadline: Deadline) -> Question:
     """The question with this machine's real parts."""
+    from standfast.adapters.fence import check_settled
     from standfast.adapters.machine import fence_from, nfs_from, store_from
     from standfast.watcher import answers_nfs
 
+    fence = fence_from(config)
+    check_settled(config, fence)
     return Question(
         config,
         ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout),
         store_from(config),
-        fence_from(config),
+        fence,
         nfs_from(config),
         answers_nfs,
         deadline,

@@ -131,6 +131,10 @@ class NfsServer(Protocol):
     def is_running(self) -> bool:
         """Whether any server thread exists, whoever started it."""
 
+    def unfenced(self) -> str | None:
+        """Why the fence doesn't shut all that a running server listens at; None: nothing is seen
+        that it doesn't."""
+
     def check(self, deadline: Deadline) -> str | None:
         """None when it really serves (threads, export, NULL call answered), else why not."""
 

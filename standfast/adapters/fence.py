@@ -10,6 +10,8 @@ shut by `until + (latest - now)` at the worst.
 Several volumes share the one port: each has a claim (a file with the end of its lease), and the
 port is open until the least of them. A permit given before a claim was made is taken back when it
 is made, so the port is never open for longer than any of the claims says.
+
+The rules are for one port and by one backend, whoever puts them up: see `fence_made`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from itertools import takewhile
 from pathlib import Path
 from signal import SIGALRM, SIGKILL
 
-from standfast.act.ports import Fence, FenceState
+from standfast.act.ports import Fence, FenceState, NfsServer
+from standfast.adapters.fence_made import MadeFor, refusal
 from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
@@ -47,16 +50,35 @@ PROBE_S = 10.0
 class Claims:
     """Which volumes the port serves, and until when each of their leases runs (monotonic s)."""
 
-    def __init__(self, directory: Path, volume: str) -> None:
+    def __init__(self, directory: Path, volume: str, made_for: MadeFor | None = None) -> None:
         self.directory = directory
         self.volume = volume
+        self.made_for = made_for
         self._own = directory / f"{volume}.json"
 
     @contextlib.contextmanager
     def locked(self, by: Deadline) -> Iterator[None]:
-        """One volume's process at a time sets the fence."""
+        """One volume's process at a time sets the fence, and only as it is made for; Refused."""
+        with self.alone(by):
+            self.refuse_other()
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, by: Deadline) -> Iterator[None]:
+        """The same for what opens nothing, and touches no rules."""
         with exclusive(self.directory / "lock", "the fence of another volume", by):
             yield
+
+    def refuse_other(self) -> None:
+        """Refused when another process has made the fence for something else since this one began:
+        putting up ours would take those rules away."""
+        known = MadeFor.load(self.directory)
+        if known is not None and self.made_for not in (None, known):
+            raise Refused(
+                Reason.FENCE_NOT_ARMED,
+                f"this node's fence shuts {known} by now, and this process goes by "
+                f"{self.made_for}: restart it, so that it has the configuration of now",
+            )
 
     def write(self, until: float) -> None:
         try:
@@ -74,6 +96,10 @@ class Claims:
     def exists(self) -> bool:
         """Whether the volume has a claim."""
         return self._own.exists()
+
+    def holders(self) -> Sequence[str]:
+        """The volumes that have one."""
+        return sorted(path.stem for path in self.directory.glob("*.json"))
 
     def drop(self) -> None:
         """The volume is not exported any more: it has no claim."""
@@ -93,13 +119,20 @@ class Claims:
 class KernelFence(ABC):
     """What the backends share: claims, the order of arming, and who may be late."""
 
+    backend = "nftables"
+
     def __init__(self, port: int, run_dir: Path, volume: str) -> None:
         self.port = port
-        self.claims = Claims(run_dir, volume)
+        self.made_for = MadeFor(port, self.backend)
+        self.claims = Claims(run_dir, volume, self.made_for)
 
     def ensure_closed(self, deadline: Deadline | None = None) -> None:
-        """Put the rules in place with the port shut, for every volume until its next `arm`."""
+        """Put the rules in place with the port shut, for every volume until its next `arm`.
+
+        Refused when they are made for another port: what runs there has no other rules.
+        """
         deadline = deadline or Deadline.after(BUILD_S)
+        self.claims.refuse_other()
         # Shutting waits for nobody: a process frozen with the lock in its hand must not keep the
         # port open. One that is just opening it has counted the claim as it was: shut again after
         # it. A claim that can't be voided ends by itself, with the lease it was for.
@@ -110,7 +143,7 @@ class KernelFence(ABC):
 
     def _voided(self, by: Deadline) -> bool:
         """Whether the own claim is over now: nobody opens the port by it any more."""
-        with contextlib.suppress(StandfastError, OSError), self.claims.locked(by):
+        with contextlib.suppress(StandfastError, OSError), self.claims.alone(by):
             self.claims.void()
             return True
         return False
@@ -161,7 +194,7 @@ class KernelFence(ABC):
 
     def release(self) -> None:
         """The volume is not exported any more: the others' leases alone keep the port open."""
-        with self.claims.locked(Deadline.after(BUILD_S)):
+        with self.claims.alone(Deadline.after(BUILD_S)):
             self.claims.drop()
 
     def state(self) -> FenceState:
@@ -175,6 +208,10 @@ class KernelFence(ABC):
     @abstractmethod
     def _build(self, deadline: Deadline) -> None:
         """Put the rules in place, shut, whatever was there before."""
+
+    @abstractmethod
+    def remove(self, deadline: Deadline) -> None:
+        """Take the rules of this backend away, for whichever port they are."""
 
     @abstractmethod
     def _permit(self, until: float, latest: float) -> bool:
@@ -223,6 +260,10 @@ class NftFence(KernelFence):
 
     def _build(self, deadline: Deadline) -> None:
         run(["nft", build_script(self.table, self.port)], deadline=deadline, op="fence:close")
+
+    def remove(self, deadline: Deadline) -> None:
+        script = f"add table inet {self.table}; delete table inet {self.table}"
+        run(["nft", script], deadline=deadline, op="fence:remove")
 
     def _permit(self, until: float, latest: float) -> bool:
         done = exec_before(latest, ["nft", self._permit_script(left_for(until))], op="fence:arm")
@@ -363,7 +404,7 @@ def nft_works() -> bool:
 
 def fence_from(config: Config) -> Fence:
     """The fence that the configuration names; `auto` is nftables where it works, else ipset."""
-    from standfast.adapters.fence_ipset import IpsetFence, ipset_installed
+    from standfast.adapters.fence_ipset import ipset_installed
 
     directory = config.paths.run / "fence"
     backend = config.fence.backend
@@ -371,9 +412,58 @@ def fence_from(config: Config) -> Fence:
         return FileFence(directory, config.nfs.port)
     if backend == "auto":
         backend = _chosen(directory, ipset_installed)
-    if backend == "ipset":
-        return IpsetFence(config.nfs.port, directory, config.volume)
-    return NftFence(config.nfs.port, directory, config.volume)
+    return _by(backend, config.nfs.port, directory, config.volume)
+
+
+def _by(backend: str, port: int, directory: Path, volume: str) -> KernelFence:
+    from standfast.adapters.fence_ipset import IpsetFence
+
+    return (IpsetFence if backend == "ipset" else NftFence)(port, directory, volume)
+
+
+def settle(config: Config, fence: Fence, nfs: NfsServer) -> None:
+    """At a process's start, before it touches the rules: they are made for what it is configured
+    for, from now on if they weren't. InvalidConfig while a server may need those that are there.
+
+    A server is started with a claim only, so without claims and without a server there is none on
+    its way either. What the rules are for is noted between taking the old ones away and putting up
+    the new ones: cut off anywhere, there is no server, and who goes on puts up what is noted.
+    """
+    if not isinstance(fence, KernelFence):
+        return  # the demonstration's: each port has a file of its own
+    directory, own = fence.claims.directory, fence.made_for
+    if MadeFor.load(directory) == own:
+        return  # waits for nobody
+    deadline = Deadline.after(BUILD_S)
+    with fence.claims.alone(deadline):
+        known = MadeFor.load(directory)
+        if known is None:
+            own.save(directory)  # the rules that are there, if any, are of this or an older version
+        elif known != own:
+            why = _in_use(fence.claims, nfs)
+            if why is not None:
+                raise refusal(config, directory, known, own, why)
+            same = known.backend == own.backend
+            old = fence if same else _by(known.backend, known.port, directory, config.volume)
+            old.remove(deadline)
+            own.save(directory)
+            fence._build(deadline)
+
+
+def _in_use(claims: Claims, nfs: NfsServer) -> str | None:
+    if holders := claims.holders():
+        return f"{', '.join(holders)} is exported here"
+    return "an NFS server runs here" if nfs.is_running() else None
+
+
+def check_settled(config: Config, fence: Fence) -> None:
+    """InvalidConfig when the rules are made for something else, for who starts a server: it puts up
+    none."""
+    if isinstance(fence, KernelFence):
+        known = MadeFor.load(fence.claims.directory)
+        if known not in (None, fence.made_for):
+            why = "only a start of the agent or the lease process changes it, with nothing served"
+            raise refusal(config, fence.claims.directory, known, fence.made_for, why)
 
 
 def _chosen(directory: Path, ipset_installed: Callable[[], bool]) -> str:

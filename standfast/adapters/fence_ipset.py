@@ -29,6 +29,8 @@ def ipset_installed() -> bool:
 class IpsetFence(KernelFence):
     """ipset `bitmap:port` and a chain of iptables-legacy, for IPv6 too where the kernel has it."""
 
+    backend = "ipset"
+
     def __init__(self, port: int, run_dir: Path, volume: str, name: str = TABLE) -> None:
         super().__init__(port, run_dir, volume)
         self.name = name
@@ -79,12 +81,25 @@ class IpsetFence(KernelFence):
         for family in self._families:
             rules = self._rules(family, deadline)
             lines = [line for chain in self._chains for line in chain.lines(rules)]
-            run(
-                [f"{family}-legacy-restore", "-w", "2", "--noflush"],
-                deadline=deadline,
-                op="fence:close",
-                input="\n".join(["*filter", *lines, "COMMIT", ""]),
-            )
+            self._restore(family, lines, deadline)
+
+    def remove(self, deadline: Deadline) -> None:
+        for family in self._families:
+            rules = self._rules(family, deadline)
+            lines = [line for chain in self._chains for line in chain.lines_without(rules)]
+            if lines:
+                self._restore(family, lines, deadline)
+        there = ["ipset", "list", "-name", self.name]
+        if run(there, deadline=deadline, op="fence:remove", check=False).returncode == 0:
+            run(["ipset", "destroy", self.name], deadline=deadline, op="fence:remove")
+
+    def _restore(self, family: str, lines: Sequence[str], deadline: Deadline) -> None:
+        run(
+            [f"{family}-legacy-restore", "-w", "2", "--noflush"],
+            deadline=deadline,
+            op="fence:close",
+            input="\n".join(["*filter", *lines, "COMMIT", ""]),
+        )
 
     def _permit(self, until: float, latest: float) -> bool:
         seconds = int(left_for(until))
@@ -135,9 +150,18 @@ class _Chain:
         """For iptables-restore, which empties the chain when it is named."""
         lines = [f":{self.name} - [0:0]", *self.rules]
         if not self._jumps_first(rules):
-            lines += [f"-D {self.jump}"] * list(rules).count(f"-A {self.jump}")
+            lines += self._without_jump(rules)
             lines.append(f"-I {self.builtin} 1 -j {self.name}")
         return lines
+
+    def lines_without(self, rules: Sequence[str]) -> list[str]:
+        """For iptables-restore: nothing of ours is left."""
+        if f"-N {self.name}" not in rules:
+            return []
+        return [*self._without_jump(rules), f"-F {self.name}", f"-X {self.name}"]
+
+    def _without_jump(self, rules: Sequence[str]) -> list[str]:
+        return [f"-D {self.jump}"] * list(rules).count(f"-A {self.jump}")
 
 
 def parse_members(listing: str, name: str, port: int) -> float:

@@ -25,6 +25,7 @@ __all__ = [
     "machine_from",
     "nfs_from",
     "schedule_from",
+    "settled_fence",
     "store_from",
     "units_from",
 ]
@@ -35,6 +36,15 @@ def fence_from(config: Config) -> Fence:
     from standfast.adapters import fence
 
     return fence.fence_from(config)
+
+
+def settled_fence(config: Config, nfs: NfsServer) -> Fence:
+    """The fence of a process that is going to set it; InvalidConfig, see `fence.settle`."""
+    from standfast.adapters import fence
+
+    made = fence.fence_from(config)
+    fence.settle(config, made, nfs)
+    return made
 
 
 def units_from(config: Config) -> Units:

@@ -1,7 +1,8 @@
 """The kernel's NFS server and this volume's export in /etc/exports.d.
 
 "Active" in systemd proves nothing here: running means that threads exist, whoever started them;
-serving means threads, the export with this epoch's fsid, and an answered call.
+serving means threads, the export with this epoch's fsid, and an answered call. A server that
+listens where the fence doesn't shut it has nothing exported to it, and doesn't count as serving.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from standfast.adapters.nfs_state import (
     SETTINGS,
     ClientRecords,
     exports_anything,
+    unfenced,
     write_settings,
 )
 from standfast.adapters.rpc_null import null_call
 from standfast.adapters.systemd import JournalLine, SystemdUnits
 from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Config
-from standfast.errors import CommandFailed, Refused, StandfastError
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.files import read_foreign_text, write_atomically
+from standfast.gates import Gates
 from standfast.reasons import Reason
 from standfast.run import failure, run
 
@@ -38,6 +41,8 @@ EXPORTED = Path("/var/lib/nfs/etab")
 NFSD = Path("/proc/fs/nfsd")
 FSID = re.compile(r"fsid=([0-9a-fA-F-]+)")
 COMMAND_S = 10.0
+LOOK_S = 0.5
+"""For the kernel's list of listeners."""
 POLL_S = 0.05
 
 
@@ -74,9 +79,12 @@ class KernelNfs:
         self._nfsd = nfsd
         self._settings = settings
         self._records = ClientRecords(config, clients)
+        self._gates = Gates()
+        self._elsewhere: str | None = None
 
     def export(self, fsid: str) -> None:
         config = self._config
+        self._refuse_unfenced()
         options = f"{config.nfs.options},fsid={fsid}"
         clients = " ".join(f"{client}({options})" for client in config.nfs.clients)
         line = f"{escaped(config.paths.live)} {clients}\n"
@@ -164,6 +172,13 @@ class KernelNfs:
                 f"{self._config.nfs.unit} is started, but nfsd has no threads: "
                 f"see `journalctl -u {self._config.nfs.unit}`"
             )
+        self._refuse_unfenced()
+
+    def _refuse_unfenced(self) -> None:
+        """Of a server that isn't there yet nothing is known: `start` looks again."""
+        problem = self.unfenced()
+        if problem is not None:
+            raise StandfastError(problem)
 
     def _prepare(self) -> None:
         """What has to be in place before there is a thread."""
@@ -207,10 +222,22 @@ class KernelNfs:
     def is_running(self) -> bool:
         return self.threads() > 0
 
+    def unfenced(self) -> str | None:
+        """The kernel says nothing while a server starts or stops, and a stop may hang with a disk.
+        Nobody has the server listen elsewhere meanwhile: what was known last counts, so that the
+        role can be given up all the same."""
+        with contextlib.suppress(TimedOut):
+            self._elsewhere = self._gates.look("portlist", self._listens, Deadline.after(LOOK_S))
+        return self._elsewhere
+
+    def _listens(self) -> str | None:
+        problem = unfenced(self._nfsd, self._config.nfs.port)
+        return problem if problem is not None and self.is_running() else None
+
     def check(self, deadline: Deadline) -> str | None:
         if not self.is_running():
             return "nfsd has no threads"
-        problem = self._export_problem()
+        problem = self.unfenced() or self._export_problem()
         return problem or null_call("127.0.0.1", self._config.nfs.port, deadline)
 
     def _export_problem(self) -> str | None:

@@ -2,6 +2,9 @@
 
 Exported is the bind mount (ganesha wants a mount point for each file system), under the name of the
 live path. What is global (protocols, grace, minor versions) belongs in the site's ganesha.conf.
+
+So does its port (NFS_Port), of which it tells nobody: that it is `nfs.port` shows in the call which
+has to be answered there, and that it listens nowhere else (NFS_RDMA_Port) is not checked.
 """
 
 from __future__ import annotations
@@ -103,6 +106,9 @@ class GaneshaNfs:
         if self._known is None or not self._is_server(self._proc / str(self._known)):
             self._known = next(iter(self.pids()), None)
         return self._known is not None
+
+    def unfenced(self) -> str | None:
+        return None  # it isn't known where it listens
 
     def check(self, deadline: Deadline) -> str | None:
         if not self.is_running():

@@ -1,4 +1,5 @@
-"""What the kernel's NFS server knows before it starts: its times, its versions, its old clients.
+"""What the kernel's NFS server knows before it starts: its times, its versions, its old clients;
+and where it listens then.
 
 Invariants: a server that goes on with the same tree keeps its clients' records, so they get their
 opens and locks back; one with a new tree starts without, as nobody could reclaim anything in it,
@@ -48,6 +49,32 @@ def settings(config: Config) -> str:
         f"lease-time={math.ceil(config.nfs.lease_time)}\n"
         "vers3=n\n"
         "vers4.0=n\n"
+    )
+
+
+def unfenced(nfsd: Path, port: int) -> str | None:
+    """Where nfsd listens that the fence of `port` doesn't shut, by its own word; None: nowhere.
+
+    RDMA passes no firewall, whatever its port. Where the kernel has no list (an nfsd file system
+    that isn't mounted) this is not checked: the call that has to be answered at `port` shows then
+    that a server listens there, and not that it does nowhere else.
+    """
+    path = nfsd / "portlist"
+    try:
+        listeners = read_foreign_text(path).splitlines()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"where nfsd listens can't be read ({path}: {error.strerror})"
+    others = [
+        one for one in listeners if one.split() not in (["tcp", str(port)], ["udp", str(port)])
+    ]
+    if not others:
+        return None
+    return (
+        f"nfsd listens at {', '.join(dict.fromkeys(others))} ({path}), and the fence shuts tcp and "
+        f"udp {port} alone (nfs.port): have both the same port ([nfsd] in /etc/nfs.conf: port, and "
+        f"rdma off), and restart the server"
     )
 
 

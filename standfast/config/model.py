@@ -112,7 +112,7 @@ class Nfs:
         "Export options of the kernel server",
         form="word",
     )
-    port: int = option(2049, "TCP port", least=1, most=65535)
+    port: int = option(2049, "TCP port at which the server listens", least=1, most=65535)
     ganesha_exports: Path = option(
         Path("/etc/ganesha/exports.d"), "Where the export block is written for nfs-ganesha"
     )

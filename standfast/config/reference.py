@@ -60,7 +60,8 @@ def _rules() -> str:
         text = " ".join((inspect.getdoc(rule) or "").split())
         lines.append(f"- {text}")
     lines += [
-        "- Volumes of one node have services of their own and directories that don't overlap.",
+        "- Volumes of one node have services of their own, directories that don't overlap, and the "
+        "same `nfs.port` and `fence.backend`: it has one NFS server and one fence.",
         "",
     ]
     return "\n".join(lines)

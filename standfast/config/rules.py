@@ -309,6 +309,21 @@ def _conflicts(first: Config, second: Config) -> Iterator[Problem]:
             f"is also the service of volume {first.volume}",
             "give each volume its own",
         )
+    # The demonstration has a server for each volume.
+    if "embedded" not in (first.nfs.server, second.nfs.server):
+        pairs = (
+            ("nfs.port", first.nfs.port, second.nfs.port),
+            ("fence.backend", first.fence.backend, second.fence.backend),
+        )
+        for key, theirs, mine in pairs:
+            if mine != theirs:
+                yield Problem(
+                    key,
+                    shown(mine),
+                    f"is {shown(theirs)} for volume {first.volume}, and a node has one NFS server "
+                    "and one fence for all its volumes",
+                    "give each volume the same",
+                )
     if (
         first.nomad.enabled
         and second.nomad.enabled

@@ -1,7 +1,8 @@
 """What happens to serving when the lease has run out: the fence's stages, in their order.
 
 1. The kernel has shut the port by itself when the set element's timeout ended.
-2. When that can't be confirmed, the rules are put back shut; failing that, the server is stopped.
+2. When that can't be confirmed, the rules are put back shut; failing that, the server is stopped,
+   as is one that listens at another port beside the fence's.
 3. Not confirmed by `valid_until + F`: the machine is rebooted, where configured.
 
 It is confirmed again and again for as long as the lease isn't valid: somebody who flushes the
@@ -66,7 +67,11 @@ def shut_to_give_up(fence: Fence, nfs: NfsServer) -> None:
 
 def _or_stop(shut: Callable[[], Found], nfs: NfsServer, by: float) -> Found:
     try:
-        return shut()
+        found = shut()
+        elsewhere = nfs.unfenced()
+        if elsewhere is None:
+            return found
+        fence_error = elsewhere
     except Exception as error:  # noqa: BLE001  # doubt, whatever it comes from
         fence_error = str(ours(error))
     try:

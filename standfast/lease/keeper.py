@@ -565,7 +565,7 @@ def run(
 def main(config: Config) -> int:
     """`standfast lease VOLUME`; at most one per volume on a node."""
     from standfast.adapters.consul import ConsulGateway
-    from standfast.adapters.machine import fence_from, nfs_from
+    from standfast.adapters.machine import nfs_from, settled_fence
     from standfast.locks import exclusive
 
     stop_reader, stop_writer = socket.socketpair()
@@ -579,4 +579,5 @@ def main(config: Config) -> int:
         keep_name(config)
         consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
         keys = LeaseKeys(config, consul, holder_of(config))
-        return run(config, keys, fence_from(config), nfs_from(config), inbox)
+        nfs = nfs_from(config)
+        return run(config, keys, settled_fence(config, nfs), nfs, inbox)

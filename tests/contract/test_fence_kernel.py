@@ -22,11 +22,13 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.fence import KernelFence, NftFence, build_script
+from standfast.adapters.fence import KernelFence, NftFence, build_script, settle
 from standfast.adapters.fence_ipset import IpsetFence
 from standfast.clock import monotonic, sleep
-from standfast.errors import StandfastError
+from standfast.config.problems import InvalidConfig
+from standfast.errors import Refused, StandfastError
 from standfast.lease.cutoff import Found, put_back_shut
+from tests.fakes.machine import FakeNfs, World, config_in
 from tests.support import needs
 from tests.support.fences import claimed
 from tests.support.pace import patient
@@ -418,6 +420,86 @@ def test_a_flush_after_the_lease_s_end_opens_nothing_for_longer_than_a_look(
             assert put_back_shut(fence) is Found.FLUSHED
             assert not answers(connection, 0.3)
         assert put_back_shut(fence) is Found.SHUT
+
+
+KINDS = {"nft": NftFence, "ipset": IpsetFence}
+OTHER_PORT = 20490
+CHANGES = [
+    *(("nft", "nft", OTHER_PORT), ("ipset", "ipset", OTHER_PORT)),
+    *(("nft", "ipset", PORT), ("ipset", "nft", PORT), ("nft", "ipset", OTHER_PORT)),
+]
+
+
+def began(directory: Path, backend: str, port: int, nfs: FakeNfs) -> KernelFence:
+    """What a process does that begins with this configuration on the node."""
+    config = config_in(directory)
+    fence = KINDS[backend](port, config.paths.run / "fence", config.volume)
+    settle(config, fence, nfs)
+    fence.ensure_closed()
+    return fence
+
+
+@pytest.mark.parametrize(("backend", "other", "port"), CHANGES)
+def test_what_is_configured_anew_takes_no_rules_from_a_server_that_runs(
+    client_namespace: Path,
+    tmp_path: Path,
+    backend: str,
+    other: str,
+    port: int,
+    echo_server: None,
+) -> None:
+    """It listens at its port on and on: what shuts it there at the lease's end has to stay."""
+    nfs = FakeNfs(World(), running=True)
+    fence = began(tmp_path, backend, PORT, nfs)
+    span_s = 2.5
+    shut_by = monotonic() + span_s
+    fence.arm(shut_by, monotonic() + patient(5.0))
+    with connect(client_namespace) as connection:
+        with pytest.raises(InvalidConfig, match="data-services is exported here"):
+            began(tmp_path, other, port, nfs)
+        assert fence.state().in_place
+        sleep(shut_by - monotonic() + 0.02)
+        assert not answers(connection, 0.4)
+        # Nor does what it was armed with drop the port for good.
+        assert arm(fence, 20) is False
+        connection.settimeout(patient(20.0))
+        assert connection.recv(1000)
+
+
+@pytest.mark.parametrize(("backend", "other", "port"), CHANGES)
+def test_what_is_configured_anew_where_nothing_is_served_is_the_only_fence(
+    client_namespace: Path,
+    tmp_path: Path,
+    backend: str,
+    other: str,
+    port: int,
+    echo_server: None,
+) -> None:
+    """Rules of another backend that nobody renews drop the port for good."""
+    nfs = FakeNfs(World())
+    old = began(tmp_path, backend, PORT, nfs)
+    arm(old, 20)
+    old.release()
+    new = began(tmp_path, other, port, nfs)
+    assert (new.state().in_place, new.state().open_for_s) == (True, 0.0)
+    with pytest.raises(Refused):
+        arm(old, 20)
+    if port == PORT:
+        with pytest.raises(TimeoutError):
+            connect(client_namespace, 0.3)
+    assert arm(new, 20) is False
+    with connect(client_namespace) as connection:  # at the port of before
+        assert answers(connection, patient(5.0))
+    new.release()
+    back = began(tmp_path, backend, PORT, nfs)
+    assert (back.state().in_place, back.state().open_for_s) == (True, 0.0)
+    if backend != other:
+        assert not new.state().in_place
+        left = command("nft", "list", "ruleset") + command("ipset", "save")
+        left += command("iptables-legacy", "-S") + command("ip6tables-legacy", "-S")
+        made_by_ipset = "create standfast" in left and "-A standfast" in left
+        assert made_by_ipset is (backend == "ipset")
+        assert ("table inet standfast" in left) is (backend == "nft")
 
 
 def shut_by_hand(fence: KernelFence) -> None:

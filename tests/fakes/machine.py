@@ -189,6 +189,9 @@ class FakeNfs:
     def is_running(self) -> bool:
         return self.running
 
+    def unfenced(self) -> str | None:
+        return None
+
     def check(self, deadline: Deadline) -> str | None:
         if self.running and self.fsid is not None:
             return None

@@ -67,6 +67,10 @@ class SimFence(KernelFence):
         rules.asks = rules.answers = True
         rules.open_until = 0.0
 
+    def remove(self, deadline: Deadline) -> None:
+        self._node.world.clockwork.take(ARM_S)
+        self._node.rules.flush()
+
     def _permit(self, until: float, latest: float) -> bool:
         """As `exec_before`: frozen on the way past `latest`, nothing is opened."""
         world, rules = self._node.world, self._node.rules
@@ -165,6 +169,9 @@ class SimNfs:
 
     def is_running(self) -> bool:
         return self._server.running
+
+    def unfenced(self) -> str | None:
+        return None
 
     def check(self, deadline: Deadline) -> str | None:
         self._node.world.clockwork.take(0.005)

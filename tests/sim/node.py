@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from standfast.act.machine import Consul, Machine
+from standfast.adapters.fence import settle
 from standfast.agent import Agent, serve
 from standfast.agent_commands import Command
 from standfast.clock import Deadline
@@ -231,6 +232,7 @@ class Seat:
                 woken=cast(Any, SimEvent(clockwork)),
             )
             self.agent = agent
+            settle(config, machine.fence, machine.nfs)
             process = self.agent_service.process
             assert process is not None
             serve(agent, lambda _name, body: clockwork.begin_task(process, body))
@@ -243,7 +245,9 @@ class Seat:
             keep_name(config)
             client = self.client(config.lease.request_timeout)
             keys = LeaseKeys(config, client, holder_of(config))
-            keeping.run(config, keys, self.fence(), self.nfs(), self.inbox.open())
+            fence, nfs = self.fence(), self.nfs()
+            settle(config, fence, nfs)
+            keeping.run(config, keys, fence, nfs, self.inbox.open())
 
     # The replication's timers
 

@@ -182,14 +182,31 @@ def other_volume(**changes: Any) -> Config:
     return replace(config(), volume="media", source=Path("/m.toml"), paths=paths, **changes)
 
 
-def conflicts(second: Config) -> list[str]:
-    found = check_together([config(), second])
+def conflicts(second: Config, **changes: Any) -> list[str]:
+    found = check_together([config(**changes), second])
     assert all(where is second for where, _ in found)
     return [str(problem) for _, problem in found]
 
 
 def test_two_volumes_side_by_side_share_the_directories_that_may_be_shared() -> None:
     assert conflicts(other_volume()) == []
+
+
+def test_the_volumes_of_a_node_share_its_server_s_port_and_its_fence() -> None:
+    """Each process would replace the other volume's rules, and nothing shut what they shut."""
+    (line,) = conflicts(other_volume(nfs=Nfs(clients=("c1",), port=20490)))
+    assert line == (
+        "nfs.port = 20490: is 2049 for volume data-services, and a node has one NFS server and "
+        "one fence for all its volumes; give each volume the same"
+    )
+    (line,) = conflicts(other_volume(fence=Fencing(backend="ipset")))
+    assert line.startswith('fence.backend = "ipset": is "auto" for volume data-services')
+
+
+def test_the_demonstration_s_volumes_have_a_server_each() -> None:
+    demo: dict[str, Any] = {"fence": Fencing(backend="embedded")}
+    other = other_volume(nfs=Nfs(clients=("c1",), server="embedded", port=20490), **demo)
+    assert conflicts(other, nfs=Nfs(clients=("c1",), server="embedded"), **demo) == []
 
 
 @pytest.mark.parametrize(

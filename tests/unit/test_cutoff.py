@@ -35,6 +35,8 @@ class Parts:
     broken: frozenset[str] = frozenset()
     runs: bool = True
     """The server."""
+    elsewhere: str | None = None
+    """Where it listens that the fence doesn't shut."""
     did: list[str] = field(default_factory=list)
     had_s: dict[str, float | None] = field(default_factory=dict)
     """How long each may take; None: as long as it likes."""
@@ -60,6 +62,9 @@ class Parts:
 
     def is_running(self) -> bool:
         return self.runs
+
+    def unfenced(self) -> str | None:
+        return self.elsewhere if self.runs else None
 
     def _do(self, what: str, deadline: Deadline | None) -> None:
         self.had_s[what] = None if deadline is None else round(deadline.remaining_s(), 3)
@@ -93,6 +98,23 @@ def test_a_port_that_the_kernel_shut_needs_nothing_more() -> None:
     parts = Parts(SHUT)
     assert confirmed(parts) is Found.SHUT
     assert parts.did == []
+
+
+def test_a_server_that_listens_where_the_fence_does_not_shut_it_is_stopped() -> None:
+    """Somebody changed the server's port and started it again, while this node served."""
+    parts = Parts(SHUT, elsewhere="nfsd listens at tcp 20490")
+    assert confirmed(parts) is Found.NO_SERVER
+    assert parts.did == ["stop"]
+    assert confirmed(parts) is Found.SHUT
+
+
+def test_a_role_is_not_given_up_beside_a_server_that_the_fence_does_not_shut() -> None:
+    parts = Parts(OPEN, elsewhere="nfsd listens at tcp 20490")
+    cutoff.shut_to_give_up(cast(Any, parts), cast(Any, parts))
+    assert parts.did == ["shut", "stop"]
+    parts = Parts(OPEN, frozenset({"stop"}), elsewhere="nfsd listens at tcp 20490")
+    with pytest.raises(StandfastError, match="listens at tcp 20490"):
+        cutoff.shut_to_give_up(cast(Any, parts), cast(Any, parts))
 
 
 @pytest.mark.parametrize(

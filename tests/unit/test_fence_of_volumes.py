@@ -48,6 +48,9 @@ class OneOf(KernelFence):
             raise CommandFailed("nft: no memory", returncode=1)
         self.kernel.in_place, self.kernel.open_until = True, 0.0
 
+    def remove(self, deadline: Deadline) -> None:
+        self.kernel.in_place, self.kernel.open_until = False, 0.0
+
     def _permit(self, until: float, latest: float) -> bool:
         if self.kernel.broken:
             raise CommandFailed("nft: no memory", returncode=1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -201,6 +202,80 @@ def test_a_kernel_that_was_not_told_is_an_error(host: Host) -> None:
 
 def test_paths_are_escaped_as_exports_wants_them() -> None:
     assert escaped(Path('/a b/#c/"d')) == "/a\\040b/\\043c/\\042d"
+
+
+UNFENCED = ["tcp 20490", "tcp 2049\ntcp 20490", "udp 204", "tcp 2049\nrdma 20049", "rdma 2049", "x"]
+"""What the kernel says of listeners that the fence of port 2049 doesn't shut."""
+
+
+def listens(host: Host, listeners: str) -> None:
+    (host.directory / "nfsd/portlist").write_text(f"{listeners}\n")
+
+
+@pytest.mark.parametrize("listeners", UNFENCED)
+def test_nothing_is_exported_to_a_server_that_the_fence_does_not_shut(
+    host: Host, listeners: str
+) -> None:
+    """[nfsd] in /etc/nfs.conf says where it listens, and nobody there knows of nfs.port."""
+    host.threads(8)
+    listens(host, listeners)
+    with pytest.raises(StandfastError, match=r"the fence shuts tcp and udp 2049 alone") as caught:
+        host.nfs.export(FSID)
+    assert f"nfsd listens at {listeners.splitlines()[-1]} (" in str(caught.value)
+    assert not host.export_file.exists()
+    assert host.calls == []
+
+
+def test_a_server_that_starts_where_the_fence_does_not_shut_it_is_a_failed_start(
+    host: Host,
+) -> None:
+    host.nfs.export(FSID)
+
+    def on_start() -> None:
+        host.threads(8)
+        listens(host, "tcp 20490\ntcp 20490")
+
+    host.units.on_start = on_start
+    with pytest.raises(StandfastError, match=r"nfsd listens at tcp 20490 \("):
+        host.nfs.start(soon())
+
+
+def test_a_server_that_the_fence_does_not_shut_is_not_well(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So this node doesn't vouch for it, and the role is surrendered."""
+    monkeypatch.setattr(nfs_module, "null_call", lambda *_: None)
+    host.threads(8)
+    listens(host, "tcp 2049\nudp 2049\ntcp 2049\nudp 2049")
+    host.nfs.export(FSID)
+    assert host.nfs.check(soon()) is None
+    for listeners in UNFENCED:
+        listens(host, listeners)
+        assert "the fence shuts tcp and udp 2049 alone" in (host.nfs.check(soon()) or "")
+
+
+def test_while_a_stop_hangs_what_was_known_of_the_listeners_counts(host: Host) -> None:
+    """The kernel tells nothing then, and the role has to be given up all the same."""
+    path = host.directory / "nfsd/portlist"
+    host.threads(8)
+    for listeners, well in (("tcp 2049", True), ("tcp 20490", False)):
+        listens(host, listeners)
+        assert (host.nfs.unfenced() is None) is well
+        path.unlink()
+        os.mkfifo(path)
+        try:
+            assert (host.nfs.unfenced() is None) is well
+        finally:
+            path.write_text("")  # the look that hangs is let go
+            path.unlink()
+
+
+def test_a_list_of_listeners_that_can_not_be_read_says_nothing_good(host: Host) -> None:
+    (host.directory / "nfsd/portlist").mkdir()
+    host.threads(8)
+    assert "where nfsd listens can't be read" in (host.nfs.check(soon()) or "")
+    with pytest.raises(StandfastError, match="where nfsd listens"):
+        host.nfs.export(FSID)
 
 
 def test_a_started_server_has_threads(host: Host) -> None:

@@ -43,6 +43,7 @@ ELSEWHERE = {
     "tests.contract.test_lease_on_consul.Stalled": "a gateway that is held up on purpose",
     "tests.fakes.replication.LeaseKeys": "a MemoryConsul with a lease in it",
     "tests.sim.model_consul.Store": "the servers behind its Client, which is the gateway",
+    "tests.unit.test_fence_made.Rules": "a KernelFence over the note of which rules there are",
     "tests.unit.test_keeper.Fence": "a FakeFence that notes what it is asked",
     "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",
     "tests.unit.test_receive.Arriving": "a DirectoryStore in which something arrives",

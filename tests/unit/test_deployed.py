@@ -94,7 +94,9 @@ def test_only_templates_use_their_instance(unit: Path) -> None:
     if "@" not in unit.name:
         assert "%i" not in text and "%I" not in text
     elif unit.suffix == ".service":
-        assert executed.count("%i") == min(len(ours), 1), "the instance is what the command works on"
+        assert executed.count("%i") == min(len(ours), 1), (
+            "the instance is what the command works on"
+        )
     # %I would turn the dashes of data-services into slashes.
     assert "%I" not in text
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from standfast.clock import monotonic
+from standfast.config.fields import MOST_S
 from standfast.config.model import Config
-from standfast.errors import StandfastError
+from standfast.errors import StandfastError, ours
 from standfast.files import read_foreign_text, read_json, write_atomically
 from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.records import Holder, LeaderState
@@ -25,6 +26,8 @@ from standfast.records import Holder, LeaderState
 log = logging.getLogger(__name__)
 
 UNTOLD_LENGTH_S = 3600.0
+NOTHING_HELD = "nothing-held"
+"""In the run directory; `systemd/standfast-ended@.service` has its path."""
 
 
 def boot_instance(run: Path) -> str:
@@ -105,6 +108,8 @@ class LeaseStatus:
         )
 
     def save(self, run_dir: Path) -> None:
+        # First: a keeper that serves must at no moment be taken for one that held nothing.
+        (run_dir / NOTHING_HELD).unlink(missing_ok=True)
         write_atomically(run_dir / "lease.json", json.dumps({"v": 1, **asdict(self)}))
 
     @classmethod
@@ -112,7 +117,8 @@ class LeaseStatus:
         """None when there is no keeper's word in this boot, or one that can't be of it.
 
         A lease that lasts longer than any keeper could have made it (the file is of before a
-        reboot, or was written by hand) permits nothing.
+        reboot, or was written by hand) permits nothing; nor does one that says so of itself and
+        is longer than any that can be configured.
         """
         doc = read_json(run_dir / "lease.json")
         if doc is None:
@@ -121,7 +127,7 @@ class LeaseStatus:
             # What a keeper of an older version didn't say has its default.
             fields: dict[str, Any] = {n: doc[n] for n in cls.__dataclass_fields__ if n in doc}
             status = cls(**{**fields, "state": LeaderState(doc["state"])})
-            latest = monotonic() + status.longest_s
+            latest = monotonic() + min(status.longest_s, MOST_S)
             sane = status.valid_until <= latest and status.armed_until <= latest
         except (KeyError, ValueError, TypeError) as error:
             raise StandfastError(
@@ -133,6 +139,41 @@ class LeaseStatus:
 def forget_status(run_dir: Path) -> None:
     """Nobody knows of any lease in this boot."""
     (run_dir / "lease.json").unlink(missing_ok=True)
+
+
+def note_start(config: Config) -> None:
+    """Before a lease process asks for anything: can its failure leave something of the volume here?
+
+    Where it can't, systemd stops no server for it (`standfast-ended@`), as that serves other
+    volumes: there is no reign of the volume on this node, served or not put away yet, and each
+    keeper of this boot ended in order, if there was one. What can't be found out counts as held.
+    """
+    mark = config.run_dir / NOTHING_HELD
+    try:
+        if _is_there(config.state_dir / "reign.json"):
+            mark.unlink(missing_ok=True)
+        elif not _is_there(config.run_dir / "lease.json"):
+            write_atomically(mark, "")
+    except Exception as error:  # noqa: BLE001  # in doubt the server stops
+        log.warning("whether anything is held here can't be told: %s", ours(error))
+        mark.unlink(missing_ok=True)
+
+
+def note_end(config: Config) -> None:
+    """The lease is over, and nobody is served by it. Not known after a failure, or a kill."""
+    try:
+        write_atomically(config.run_dir / NOTHING_HELD, "")
+    except Exception as error:  # noqa: BLE001  # then it counts as held
+        log.warning("that nothing is held here can't be told: %s", ours(error))
+
+
+def _is_there(path: Path) -> bool:
+    """Not `Path.exists`, to which much that can't be looked at is absent."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

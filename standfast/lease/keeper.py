@@ -33,8 +33,10 @@ from standfast.lease.files import (
     forget_status,
     forget_vouch,
     holder_of,
+    note_end,
     note_flush,
     note_outage,
+    note_start,
     take_claim,
 )
 from standfast.lease.holding import Kept, LeaseKeys
@@ -551,6 +553,7 @@ def run(
     inbox: contextlib.AbstractContextManager[Inbox],
 ) -> int:
     """The process, from the claim to the end. Exit 0: told to end, released or lost."""
+    note_start(config)
     keeper = build(config, keys, fence, nfs)
     with inbox as requests:
         keeper.save()
@@ -559,6 +562,8 @@ def run(
     keeper.say_last()
     keeper.end_surrender()
     keeper.sign_off()  # only now: nobody is served from here
+    if keeper.over:
+        note_end(config)
     return 0
 
 

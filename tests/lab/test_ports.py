@@ -15,6 +15,7 @@ from standfast.adapters.mount_units import SystemdMountUnits
 from standfast.adapters.systemd import SystemdUnits
 from standfast.adapters.timers import ReplicationTimers, timer_of
 from standfast.clients.observed import Tie
+from standfast.lease.files import NOTHING_HELD
 from tests.contract.ports import test_mount_units, test_schedule, test_units
 from tests.fakes.machine import config_in
 from tests.lab.lab import Lab
@@ -129,3 +130,81 @@ def test_the_unit_of_a_path_and_who_requires_it_are_known(node: Node) -> None:
         assert units.tie(path) == Tie(unit=True)
     finally:
         node.sh(f"systemctl stop {UNIT} {mount}; systemctl disable --runtime {mount} || true")
+
+
+LEASE_OF_A = "standfast-lease@a.service"
+STAND_IN = """\
+#!/bin/sh
+case $1 in
+  lease) . /run/lease-does ;;
+  fence) touch /run/fenced ;;
+esac
+"""
+"""For the product: `lease VOLUME` ends as /run/lease-does says."""
+
+
+@pytest.fixture
+def two_volumes(node: Node) -> Iterator[Node]:
+    """The NFS server runs, for another volume than `a`, whose lease unit is the shipped one."""
+    names = [f"standfast-{name}@.service" for name in ("lease", "ended", "lost")]
+    node.write("/usr/local/bin/standfast", STAND_IN, 0o755)
+    for name in names:
+        unit(node, name, (CHECKOUT / "systemd" / name).read_text())
+    node.run("systemctl", "start", "nfs-server")
+    node.sh("rm -rf /run/fenced /run/standfast/a; mkdir -p /run/standfast/a")
+    yield node
+    node.sh(f"systemctl stop {LEASE_OF_A} nfs-server; systemctl reset-failed")
+    node.sh(f"rm /usr/local/bin/standfast; cd {UNITS}; rm {' '.join(names)}")
+    node.run("systemctl", "daemon-reload")
+
+
+def fail_the_lease(node: Node, does: str) -> None:
+    node.write("/run/lease-does", f"{does}\n")
+    node.run("systemctl", "start", LEASE_OF_A, check=False)
+    failed = ("systemctl", "is-failed", "-q", LEASE_OF_A)
+    node.wait_for(lambda: node.run(*failed, check=False).returncode == 0, 30.0, "it has failed")
+    node.wait_for(
+        lambda: not node.sh("systemctl list-jobs --no-legend").strip(), 30.0, "what follows"
+    )
+
+
+HELD_NOTHING = f"touch /run/standfast/a/{NOTHING_HELD}"
+
+
+@pytest.mark.parametrize("ends", ["exit 1", "exit 3", "kill -9 $$"])
+def test_a_lease_process_that_held_nothing_stops_no_server_when_it_fails(
+    two_volumes: Node, ends: str
+) -> None:
+    """Refused; without Consul, or killed, until systemd starts it no more."""
+    fail_the_lease(two_volumes, f"{HELD_NOTHING}; {ends}")
+    assert two_volumes.is_active("nfs-server")
+    assert two_volumes.run("test", "-e", "/run/fenced", check=False).returncode != 0
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "exit 1",
+        "exit 3",
+        "kill -9 $$",
+        f"{HELD_NOTHING}; rm /run/standfast/a/{NOTHING_HELD}; systemd-notify --ready; exit 1",
+    ],
+)
+def test_a_lease_process_that_fails_stops_the_server_unless_nothing_was_held(
+    two_volumes: Node, ends: str
+) -> None:
+    fail_the_lease(two_volumes, ends)
+    assert not two_volumes.is_active("nfs-server")
+    two_volumes.run("test", "-e", "/run/fenced")
+    left = two_volumes.sh("systemctl list-units --failed --no-legend --plain 'standfast-*'")
+    assert [line.split()[0] for line in left.splitlines()] == [LEASE_OF_A]
+
+
+def test_the_server_stops_though_nothing_can_be_run_for_it(two_volumes: Node) -> None:
+    two_volumes.run("mv", "/bin/false", "/bin/false.away")
+    try:
+        fail_the_lease(two_volumes, "rm /usr/local/bin/standfast; kill -9 $$")
+        assert not two_volumes.is_active("nfs-server")
+    finally:
+        two_volumes.run("mv", "/bin/false.away", "/bin/false")
+        two_volumes.write("/usr/local/bin/standfast", STAND_IN, 0o755)

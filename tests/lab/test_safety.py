@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from standfast.events import Kind
+from standfast.lease.files import NOTHING_HELD
 from standfast.records import Reign
 from tests.lab.cluster import AGENT, LEASE, VOLUME
 from tests.lab.drills import Writers, broken_server, kept_aside
@@ -70,6 +71,27 @@ def test_the_agent_shuts_what_is_flushed_beside_a_frozen_lease_process(cluster: 
         node.thaw_unit(LEASE)
         lab.heal()
     lab.wait_for(lambda: len(cluster.serving()) == 1, 60.0, "one of them serves")
+
+
+@pytest.mark.timeout(120)
+def test_a_lease_unit_that_is_started_by_hand_on_a_standby_stops_no_server(
+    cluster: WithNomad,
+) -> None:
+    """Only where nothing of the volume was held: on the primary its end in failure still does."""
+    primary = cluster.primary()
+    standby = next(node for node in cluster.lab if node.name != primary)
+    held, mark = cluster[primary], f"/run/standfast/{VOLUME}/{NOTHING_HELD}"
+    lost = LEASE.replace("-lease@", "-lost@")
+    cluster.wait_for_role(standby.name, "standby")
+    since = cluster.moment(standby.name)
+    assert standby.run("systemctl", "start", LEASE, check=False).returncode != 0
+    jobs = "systemctl list-jobs --no-legend"
+    standby.wait_for(lambda: not standby.sh(jobs).strip(), 30.0, "what follows from it")
+    said = standby.sh(f"journalctl --sync; journalctl -q -o cat -u {lost} --since='{since}'")
+    assert said == ""
+    standby.run("test", "-e", mark)
+    assert held.run("test", "-e", mark, check=False).returncode != 0
+    assert held.is_active("nfs-server")
 
 
 def local_write(node: Node) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 
 import pytest
 
@@ -29,6 +30,8 @@ SEED = int(os.environ.get("STANDFAST_SEED") or random.SystemRandom().randrange(1
 def test_no_schedule_of_deeds_breaks_an_invariant(number: int) -> None:
     count = IN_ALL * times() // CHUNKS
     first = SEED * 1_000 + number * count
+    began_s = time.monotonic()
     done, found = search(range(first, first + count))
-    figures.note(f"{done} random schedules from seed {first}")
+    took_s = time.monotonic() - began_s
+    figures.note(f"{done} random schedules from seed {first} in {took_s:.0f} s")
     assert found is None, f"after {done} schedules: {found and found.text}"

@@ -177,7 +177,7 @@ class Seat:
             f"lease@{name}",
             self._run_lease,
             LEASE_RESTART_S,
-            on_failure=lambda: node.systemd.lost(self),
+            on_failure=lambda: node.systemd.ended(self),
         )
 
     @property

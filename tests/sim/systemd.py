@@ -15,6 +15,7 @@ from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease import cutoff
+from standfast.lease.files import NOTHING_HELD
 from tests.sim.clockwork import Process, Signal
 
 if TYPE_CHECKING:
@@ -248,6 +249,11 @@ class Systemd:
             job.error = CommandFailed("Job for nfs-server canceled", returncode=1)
             job.done = True
             self.changed.set()
+
+    def ended(self, seat: Seat) -> None:
+        """standfast-ended@V: stops nothing where nothing was held."""
+        if not (seat.config.run_dir / NOTHING_HELD).exists():
+            self.lost(seat)
 
     def lost(self, seat: Seat) -> None:
         """standfast-lost@V: conflicts with the NFS server, then shuts the port."""

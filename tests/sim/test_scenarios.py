@@ -3,6 +3,7 @@ and no write is gone from every disk. The other invariants are checked all along
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from standfast.act import volume
 from standfast.act.machine import Machine
 from standfast.act.ports import Snapshot
 from standfast.adapters.consul_wire import Op
+from standfast.clock import Deadline
 from standfast.config.model import LeaseTiming
 from standfast.decision import Action
+from standfast.errors import StandfastError
 from standfast.lease.keeper import RETRY_S
 from standfast.observe import Cluster, Identity
 from standfast.plan import Do
@@ -25,6 +28,7 @@ from standfast.replication.reporting import ReignInConsul
 from tests.sim.clockwork import Violation
 from tests.sim.disk import Tree
 from tests.sim.node import Node
+from tests.sim.systemd import LEASE_BURST
 from tests.sim.world import FAST, World
 
 TIMING = LeaseTiming()
@@ -1208,6 +1212,58 @@ def test_a_damaged_file_of_another_volume_is_in_nobody_s_way(tmp_path: Path, end
         world.wait_for_primary("a", volume="media", limit_s=20.0)
         world.run(30.0)
         assert "data" not in primary.nfsd.table and world.epoch("media") == 1
+
+
+def start_by_hand(node: Node, volume: str) -> None:
+    """`systemctl start standfast-lease@VOLUME`, by somebody on the node."""
+    service = node.seats[volume].lease
+
+    def body() -> None:
+        with contextlib.suppress(StandfastError):
+            service.start(Deadline.after(20.0))
+
+    node.spawn("by hand", body)
+    node.world.run(20.0)
+    assert not service.runs
+
+
+@pytest.mark.parametrize("held_before", [False, True])
+def test_a_claim_that_is_refused_stops_no_server_of_another_volume(
+    tmp_path: Path, held_before: bool
+) -> None:
+    """It has nothing to lose: it held nothing in this boot, or gave it up in order."""
+    with World(tmp_path, volumes=("data", "media")) as world:
+        world.begin()
+        world.run(5.0)
+        node = world["b"]
+        if held_before:
+            world.ask("a", "switchover", "data", to="b")
+            world.wait_for_primary("b", volume="data", limit_s=30.0)
+            world.run(5.0)
+            world.ask("b", "switchover", "data", to="c")
+            world.wait_for_primary("c", volume="data", limit_s=30.0)
+        world.ask("a", "switchover", "media", to="b")
+        world.wait_for_primary("b", volume="media", limit_s=30.0)
+        world.run(5.0)
+        starts = node.nfsd.starts
+        start_by_hand(node, "data")
+        assert node.nfsd.running and node.nfsd.starts == starts
+        assert world.primary("media") is node
+
+
+def test_a_lease_process_that_held_the_lease_and_fails_stops_the_server(tmp_path: Path) -> None:
+    """It crashes until it is started no more, and the agents hang: systemd alone does it."""
+    with World(tmp_path, volumes=("data", "media")) as world:
+        primary = world.begin()
+        world.run(5.0)
+        for seat in primary.seats.values():
+            primary.freeze(seat.agent_service, 30.0)
+        for _ in range(LEASE_BURST):
+            primary.kill_keeper("data")
+            world.run(1.0)
+        assert not primary.seats["data"].lease.runs
+        world.wait_for("its server stops", lambda: not primary.nfsd.running, 10.0)
+        world.wait_for_primary("a", volume="data", limit_s=120.0)
 
 
 def serve_beside(node: Node) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
@@ -19,7 +20,15 @@ from standfast.events import Kind
 from standfast.lease import cutoff, protocol
 from standfast.lease import keeper as keeper_module
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, Vouch, note_flush, was_flushed, was_never_open
+from standfast.lease.files import (
+    NOTHING_HELD,
+    LeaseStatus,
+    Vouch,
+    note_flush,
+    note_start,
+    was_flushed,
+    was_never_open,
+)
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper, answer, build, hold, run
@@ -568,6 +577,29 @@ def test_a_lease_that_is_over_leaves_no_entry_in_the_catalogue(
     assert keys.registered is away
 
 
+@pytest.mark.parametrize("ends", ["surrender", "end"])
+def test_only_a_lease_that_is_over_in_order_leaves_nothing_that_systemd_has_to_stop(
+    config: Config, keys: Keys, fence: Fence, clock: StoppedClock, ends: str
+) -> None:
+    """One that was told to end is taken up again."""
+    mark = config.run_dir / NOTHING_HELD
+    note_start(config)
+    assert mark.exists()
+    keeper = started(config, keys, fence)
+    script = contextlib.nullcontext(Script(clock, [ends, "never heard"]))
+    seen = []
+    save = LeaseStatus.save
+
+    def saved(status: LeaseStatus, run_dir: Path) -> None:
+        save(status, run_dir)
+        seen.append(mark.exists())
+
+    with patch.object(LeaseStatus, "save", saved):
+        assert run(config, keeper.keys, keeper.fence, keeper.nfs, script) == 0
+    assert seen and not any(seen)
+    assert mark.exists() is (ends == "surrender")
+
+
 def test_a_surrender_that_leaves_a_server_ends_in_failure(
     config: Config, keys: Keys, fence: Fence, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -577,6 +609,7 @@ def test_a_surrender_that_leaves_a_server_ends_in_failure(
     with pytest.raises(StandfastError, match="a thread of nfsd is left"):
         ends_by_surrender(keeper, clock, config)
     assert len(keys.released) == 1 and keys.registered
+    assert not (config.run_dir / NOTHING_HELD).exists(), "systemd stops it"
 
 
 def test_a_surrender_ends_the_server_of_other_volumes_as_well(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from standfast.clock import monotonic
+from standfast.config.fields import MOST_S
+from standfast.config.model import Config, Paths
 from standfast.errors import StandfastError
 from standfast.files import read_json, write_atomically
 from standfast.lease.files import (
+    NOTHING_HELD,
     LeaseStatus,
     boot_instance,
+    note_end,
+    note_start,
     others_serving,
     save_claim,
     take_claim,
@@ -22,6 +30,7 @@ from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.records import LeaderState
 from tests.fakes.clock import stop_the_clock
 from tests.fakes.machine import config_in
+from tests.machines.host import CHECKOUT
 
 STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
 CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
@@ -55,6 +64,16 @@ def test_a_lease_longer_than_any_permits_nothing(
     status = replace(STATUS, longest_s=8.0, valid_until=valid_until, armed_until=armed_until)
     status.save(tmp_path)
     assert (LeaseStatus.load(tmp_path) is None) == (max(valid_s, armed_s) > 8.0)
+
+
+@pytest.mark.parametrize("longest_s", [MOST_S + 2.0, 1e18, math.inf, math.nan])
+def test_no_file_makes_a_lease_longer_than_the_longest_that_can_be_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_s: float
+) -> None:
+    clock = stop_the_clock(monkeypatch)
+    until = clock.now + MOST_S + 1.0
+    replace(STATUS, longest_s=longest_s, valid_until=until, armed_until=until).save(tmp_path)
+    assert LeaseStatus.load(tmp_path) is None
 
 
 def test_what_an_older_version_did_not_say_has_its_default(tmp_path: Path) -> None:
@@ -153,3 +172,65 @@ def test_a_boot_has_one_name_for_all_who_ask(tmp_path: Path) -> None:
     assert name == boot_instance(tmp_path / "run")
     assert name != boot_instance(tmp_path / "after-a-reboot")
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["instance"]
+
+
+# Whether the failure of a lease process can leave anything
+
+
+def may_leave_something(config: Config) -> bool:
+    return not (config.run_dir / NOTHING_HELD).exists()
+
+
+def test_where_nothing_was_ever_held_nothing_can_be_left(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    assert may_leave_something(config), "nobody has looked"
+    for _ in range(2):
+        note_start(config)
+        assert not may_leave_something(config)
+
+
+def test_from_a_keeper_s_first_word_to_its_end_in_order_something_may_be_left(
+    tmp_path: Path,
+) -> None:
+    config = config_in(tmp_path)
+    note_start(config)
+    replace(STATUS, serving=False, valid_until=NEVER, armed_until=NEVER).save(config.run_dir)
+    assert may_leave_something(config)
+    note_start(config)
+    assert may_leave_something(config), "it was killed"
+    note_end(config)
+    note_start(config)
+    assert not may_leave_something(config)
+
+
+def test_a_reign_that_is_not_put_away_is_something(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    note_end(config)
+    write_atomically(config.state_dir / "reign.json", "damaged")
+    note_start(config)
+    assert may_leave_something(config)
+
+
+@pytest.mark.parametrize("where", ["state", "run"])
+def test_what_can_not_be_found_out_may_be_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = config_in(tmp_path)
+    note_end(config)
+    unseen = {"state": config.state_dir / "reign.json", "run": config.run_dir / "lease.json"}
+    look = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        if path == unseen[where]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    note_start(config)
+    assert may_leave_something(config)
+
+
+def test_the_unit_that_stops_the_server_looks_for_the_very_file() -> None:
+    unit = (CHECKOUT / "systemd/standfast-ended@.service").read_text()
+    path = Paths().run / "%i" / NOTHING_HELD
+    assert f"\nConditionPathExists=!{path}\n" in unit

@@ -270,7 +270,10 @@ def _taken_up(state: State, tenure: Tenure, bounds: Bounds) -> Iterator[tuple[st
 def _candidate(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
     store, seen = state.store, state.seen
     if state.acquiring is None:
-        claim = Claim(1, seen.identity, seen.first_seen, None, "takeover", None, None)
+        # Whether it saw a `clean` arrive or found it: here it never waits for one.
+        claim = Claim(
+            1, seen.identity, seen.first_seen, None, "takeover", None, None, witnessed=True
+        )
         if protocol.objection(claim, store.held, 0, bounds.wait_s) is None:
             sent = (store.epoch_index, store.leader_index, 0)
             yield "b acquires", state._replace(acquiring=sent)

@@ -9,13 +9,14 @@ from pathlib import Path
 from standfast.clock import monotonic
 from standfast.errors import StandfastError
 from tests.contract.ports.simulated import on_a_node
+from tests.support.fences import claimed
 
 
 def test_whoever_stands_still_while_it_opens_the_port_opens_nothing_after_it(
     tmp_path: Path,
 ) -> None:
     with on_a_node(tmp_path) as node:
-        fence, current = node.seat.fence(), node.world.clockwork.current
+        fence, current = claimed(node.seat.fence()), node.world.clockwork.current
         assert current is not None
         for look in itertools.count():
             fence.ensure_closed()

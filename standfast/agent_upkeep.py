@@ -73,7 +73,7 @@ def _keep_exported(agent: Agent, own: OwnReign) -> None:
 
         def again() -> None:
             exports.export(agent.config, fence, nfs, own.epoch, own.fsid)
-            log.warning("the volume was not exported any more: it is again")
+            log.warning("the volume had lost its export or its claim to the port: made again")
 
         unless_changed(agent, own, again)
 

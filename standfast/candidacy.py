@@ -350,9 +350,9 @@ def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None
         return Decision(
             Action.WAIT,
             Reason.WAITING_FOR_LEASE_END,
-            f"{leader.holder.node} gave epoch {leader.epoch} up while this node was not looking; "
-            f"in case that Consul was restored since and has forgotten a successor: the lease of "
-            f"any is over for certain in {left_s:.1f} s",
+            f"{leader.holder.node} gave epoch {leader.epoch} up, and {config.node} was not looking "
+            f"at Consul all that time: should it have been restored since and have forgotten a "
+            f"successor, that one's lease is over for certain in {left_s:.1f} s",
         )
     return Decision(
         Action.WAIT,

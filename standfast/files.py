@@ -65,7 +65,10 @@ def _write(path: Path, text: str, flags: int, *, durable: bool, mode: int) -> No
 def _write_into_reserve(path: Path, temporary: Path, text: str, mode: int) -> None:
     """Write over a file of the reserve and rename it: neither takes room that others could have
     taken meanwhile, as would room that was let go of."""
-    for spare in sorted(_spares(path.parent), key=_size, reverse=True):
+    # The smallest that has the room, else the largest.
+    sizes = {spare: _size(spare) for spare in _spares(path.parent)}
+    fit = sorted((one for one, size in sizes.items() if size >= len(text)), key=sizes.__getitem__)
+    for spare in [*fit, *sorted(sizes.keys() - fit, key=sizes.__getitem__, reverse=True)]:
         with contextlib.suppress(FileNotFoundError):  # another process was quicker
             spare.rename(temporary)
             break

@@ -19,7 +19,13 @@ from standfast.clock import Deadline, monotonic, sleep
 from standfast.decision import Action, Decision
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
 from standfast.lease import exports
-from standfast.lease.files import LeaseStatus, save_claim, take_outage, was_never_open
+from standfast.lease.files import (
+    LeaseStatus,
+    note_end,
+    save_claim,
+    take_outage,
+    was_never_open,
+)
 from standfast.lease.protocol import Claim
 from standfast.local_socket import ask
 from standfast.observe import Sighting
@@ -308,6 +314,7 @@ class Effects:
     def forget(self) -> None:
         volume.forget(self.machine)
         exports.put_away(self.machine.config)
+        note_end(self.machine.config)  # the lease process was told to stop, and couldn't know
 
     def stop_nfs(self) -> None:
         machine = self.machine

@@ -316,7 +316,8 @@ def _conflicts(first: Config, second: Config) -> Iterator[Problem]:
             ("fence.backend", first.fence.backend, second.fence.backend),
         )
         for key, theirs, mine in pairs:
-            if mine != theirs:
+            # What `auto` is turns out on the node; there `fence.settle` refuses another one.
+            if mine != theirs and "auto" not in (mine, theirs):
                 yield Problem(
                     key,
                     shown(mine),

@@ -43,13 +43,12 @@ def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) 
             )
         was_claimed, was_marked = fence.state().claimed, _mark(config).exists()
         fence.claim()
-        write_atomically(_mark(config), "")
         try:
+            write_atomically(_mark(config), "")
             nfs.export(fsid)
         except BaseException:
             if not was_claimed:
-                # The port has been shut since the claim: no client reached what is half there. Left
-                # behind, it would keep the port shut for other volumes.
+                # Left behind, the claim would keep the port shut for other volumes.
                 nfs.unexport()
                 fence.release()
                 if not was_marked:

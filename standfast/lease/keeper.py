@@ -84,6 +84,10 @@ class Keeper:
     longest_s: float = 0.0
     """Of all permits that may still run: `length`, or an earlier keeper's."""
     over: bool = False
+    successor: int = 0
+    """The epoch of whoever took over, where that is known."""
+    unended: StandfastError | None = None
+    """Why the server may still be there after the end of the lease."""
     surrendering: Handover | None = None
     """The role is being given up for want of a server: there is no way back."""
     service: Service = field(init=False)
@@ -158,7 +162,7 @@ class Keeper:
             self._note(str(ours(error)))
             return
         if isinstance(outcome, Lost):
-            self._end(outcome.why, outcome.epoch)
+            self._end(outcome)
         elif isinstance(outcome, Halted):
             self._note(outcome.why)
         else:
@@ -295,7 +299,7 @@ class Keeper:
                 f"whether the lease is given up is not known ({outcome.trouble}); "
                 f"ask for it again, or go on with `serve`"
             )
-        self._end(outcome.why)
+        self._end(outcome)
         raise StandfastError(outcome.why)
 
     def say_last(self) -> None:
@@ -391,9 +395,19 @@ class Keeper:
             log.info("heartbeats commit again")
         self.trouble = trouble
 
-    def _end(self, why: str, successor: int = 0) -> None:
+    def remember_successor(self) -> None:
+        """In a restored Consul this reign is not gone on with then. The agent does the same, where
+        it lives."""
+        try:
+            EpochFile(self.config.state_dir / "epoch").raise_to(self.successor)
+        except Exception as error:  # noqa: BLE001  # the disk may be why the lease was lost
+            log.warning("epoch %d can't be noted: %s", self.successor, ours(error))
+
+    def _end(self, outcome: Lost | Halted) -> None:
+        why = outcome.why
         self._tell(Kind.LEASE_LOST, f"the lease is lost: {why}. Stopping the NFS server")
         self.trouble = why
+        self.successor = outcome.epoch if isinstance(outcome, Lost) else 0
         self.serving = False
         self.over = True
         self.tenure = protocol.voided(self.tenure, monotonic())
@@ -405,12 +419,11 @@ class Keeper:
         try:
             limit = Deadline.after(self.config.nfs.start_timeout)
             cutoff.stop_for_good(self.fence, self.nfs, limit)
-        except StandfastError:
+        except StandfastError as error:
             if self.config.fence.reboot == "sysrq":
                 cutoff.reboot_now()
+            self.unended = error
             raise
-        # The agent notes it, too, if it lives: in a restored Consul this reign is not gone on with.
-        EpochFile(self.config.state_dir / "epoch").raise_to(successor)
 
 
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -560,10 +573,13 @@ def run(
         notify(f"READY=1\nSTATUS=epoch {keeper.tenure.epoch}")
         hold(keeper, requests)
     keeper.say_last()
+    if keeper.unended is not None:
+        raise keeper.unended  # whoever asked may have been told; the service manager has to be
     keeper.end_surrender()
     keeper.sign_off()  # only now: nobody is served from here
     if keeper.over:
         note_end(config)
+        keeper.remember_successor()  # last: the disk may hang
     return 0
 
 

@@ -240,9 +240,8 @@ def read_back(
     if leader is None or leader.epoch < tenure.epoch:
         return Repair(replace(tenure, leader_index=held.leader_index), missing_epoch=False)
     if leader.epoch > tenure.epoch or leader.holder != tenure.holder:
-        return Lost(
-            f"epoch {leader.epoch} is held by {leader.holder.node} in another boot or place"
-        )
+        why = f"epoch {leader.epoch} is held by {leader.holder.node} in another boot or place"
+        return Lost(why, leader.epoch)
     tenure = replace(tenure, seq=max(tenure.seq, leader.seq))
     if leader.is_clean:
         # A clean of ours that committed after all: the way on is a heartbeat upon it, whose

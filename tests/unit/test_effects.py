@@ -18,7 +18,7 @@ from standfast.adapters.consul import Instance
 from standfast.clock import Deadline, monotonic, utc_now
 from standfast.decision import Action, Decision
 from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
-from standfast.lease.files import LeaseStatus, note_flush, note_outage
+from standfast.lease.files import NOTHING_HELD, LeaseStatus, note_flush, note_outage
 from standfast.names import SnapshotName
 from standfast.observe import Available, Sighting
 from standfast.plan import Do, Names, Plan, Step
@@ -265,6 +265,16 @@ def test_a_role_whose_reign_is_not_known_any_more_is_given_up_without_a_final_sn
     [aside] = node.store.put_aside
     assert aside.name.startswith("services.diverged-5-")
     assert not node.nfs.running
+
+
+def test_a_role_that_was_put_away_leaves_nothing_that_systemd_has_to_stop(node: FakeNode) -> None:
+    """The lease process is told to stop, and doesn't know what becomes of its volume."""
+    promote(node)
+    mark = node.config.run_dir / NOTHING_HELD
+    mark.unlink(missing_ok=True)
+    run(plans.step_down(NAMES), Effects(node.machine))
+    assert OwnReign.load(node.config.state_dir) is None
+    assert mark.exists()
 
 
 def test_the_reign_is_noted_as_draining_before_its_port_is_shut(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def test_what_is_exported_has_its_claim_before(node: FakeNode) -> None:
     assert node.world.log == ["claim", "export"]
 
 
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_what_can_not_be_exported_keeps_no_claim_to_the_port(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +57,12 @@ def test_what_can_not_be_exported_keeps_no_claim_to_the_port(
     def refused(_fsid: str) -> None:
         raise StandfastError("exportfs: no such host")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "write_atomically", lambda *_: (_ for _ in ()).throw(FULL))
+        with pytest.raises(OSError, match="No space left"):
+            export(node)
+        assert node.world.log == ["claim", "unexport", "release"]
+    node.world.log.clear()
     monkeypatch.setattr(node.nfs, "export", refused)
     with pytest.raises(StandfastError, match="no such host"):
         export(node)

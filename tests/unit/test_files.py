@@ -97,8 +97,9 @@ def test_what_is_large_is_written_into_the_spare_that_has_the_room(
 ) -> None:
     """Where the disk was full before the others could grow."""
     keep_reserve(tmp_path)
+    sizes = {"2": 5000, "3": 9000}
     for spare in (tmp_path / RESERVE).iterdir():
-        os.truncate(spare, 10 if spare.name != "2" else 5000)
+        os.truncate(spare, sizes.get(spare.name, 10))
     taken: list[int] = []
     written = files._write
 
@@ -110,7 +111,9 @@ def test_what_is_large_is_written_into_the_spare_that_has_the_room(
 
     monkeypatch.setattr(files, "_write", write)
     write_atomically(tmp_path / "published.json", "x" * 4000, reserved=True)
-    assert taken == [5000]
+    write_atomically(tmp_path / "reign.json", "short", reserved=True)
+    write_atomically(tmp_path / "published.json", "x" * 20_000, reserved=True)
+    assert taken == [5000, 10, 9000], "the smallest that has it, else the largest"
 
 
 def test_other_files_leave_the_reserve_alone(

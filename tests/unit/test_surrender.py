@@ -21,13 +21,14 @@ from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.decide import decide
 from standfast.decision import Action, Decision, Moment, Wish
-from standfast.errors import ConsulTimedOut
+from standfast.errors import ConsulTimedOut, StandfastError
+from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
 from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, Vouch
+from standfast.lease.files import NOTHING_HELD, LeaseStatus, Vouch
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Inbox
-from standfast.lease.keeper import Keeper, answer, hold, previous_status
+from standfast.lease.keeper import Keeper, answer, hold, previous_status, run
 from standfast.lease.protocol import Claim
 from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
 from standfast.local_view import LocalView
@@ -444,12 +445,51 @@ def test_a_lost_lease_stops_the_server_though_nothing_can_be_written(
     assert "stop-nfs" in holding.nfs.world.log
 
 
-def test_a_lost_lease_has_the_successor_s_epoch_noted(holding: Holding) -> None:
+@pytest.mark.parametrize("by", ["a heartbeat", "a release"])
+def test_a_lost_lease_has_the_successor_s_epoch_noted(holding: Holding, by: str) -> None:
     """The agent may be dead, and Consul be restored before it lives again."""
     holding.consul.put(holding.config.key("epoch"), dump_epoch(3))
-    holding.run(30.0)
-    assert holding.keeper.over
+    if by == "a release":
+        assert answer(holding.keeper, {"cmd": "release"})["ok"] is False
+    assert ended(holding) == 0
     assert EpochFile(holding.config.state_dir / "epoch").read() == 3
+
+
+def test_an_epoch_that_can_not_be_noted_keeps_nothing_else_from_being_done(
+    holding: Holding,
+) -> None:
+    holding.consul.put(holding.config.key("epoch"), dump_epoch(3))
+    damaged = holding.config.state_dir / "epoch"
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_text("?")
+    assert ended(holding) == 0
+    assert damaged.read_text() == "?"
+
+
+def test_a_server_that_may_be_left_ends_the_process_with_a_failure(
+    holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was a command that found the lease lost, and its caller was told."""
+
+    def stuck(*_: object) -> None:
+        raise StandfastError("a thread of nfsd is left")
+
+    monkeypatch.setattr(cutoff, "stop_for_good", stuck)
+    holding.consul.put(holding.config.key("epoch"), dump_epoch(3))
+    assert answer(holding.keeper, {"cmd": "release"})["ok"] is False
+    with pytest.raises(StandfastError, match="is left"):
+        ended(holding)
+    assert not (holding.config.run_dir / NOTHING_HELD).exists()
+
+
+def ended(holding: Holding) -> int:
+    """The process, from here to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeper_module, "build", lambda *_: holding.keeper)
+        holding.until = holding.clock.now + 30.0
+        inbox = contextlib.nullcontext(cast(Inbox, SimpleNamespace(wait=holding.pass_time)))
+        keeper = holding.keeper
+        return run(holding.config, keeper.keys, keeper.fence, keeper.nfs, inbox)
 
 
 def full_directory(_run_dir: Path) -> None:

@@ -180,8 +180,26 @@ def _least(timing: LeaseTiming, by_s: float) -> LeaseTiming:
     return replace(timing, wait=round(needed - by_s, 2))
 
 
+@contextmanager
+def found_and_taken_at_once() -> Iterator[None]:
+    real = protocol.objection
+
+    def objection(
+        claim: protocol.Claim, held: protocol.Versioned, now: float, wait_s: float
+    ) -> str | None:
+        return real(replace(claim, witnessed=True), held, now, wait_s)
+
+    given_up = property(lambda view: view.given_up)
+    with (
+        patch.object(protocol, "objection", objection),
+        patch.object(observe.Cluster, "nobody_serves", given_up),
+    ):
+        yield
+
+
 MUTATIONS: dict[str, Mutation] = {
     "acquire-without-cas": lambda: forced("acquire", "/leader"),
+    "clean-found-taken-at-once": found_and_taken_at_once,
     "clean-without-cas": lambda: forced("clean", "/leader"),
     "counted-from-the-reply": counted_from_the_reply,
     "taken-for-valid": taken_for_valid,

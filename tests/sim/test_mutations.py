@@ -24,6 +24,7 @@ from tests.sim.model_consul import Client, kind_of
 from tests.sim.mutations import MUTATIONS, a_shorter_wait
 from tests.sim.node import Node
 from tests.sim.search import run
+from tests.sim.test_scenarios import restored_to_a_clean
 from tests.sim.world import World
 
 
@@ -357,6 +358,7 @@ SHORT_LATER = {"a": LONG, "b": LeaseTiming(), "c": LeaseTiming()}
 RULES = {
     "acquire-without-cas": (a_heartbeat_within_an_acquisition, "serve data"),
     "answers-not-fenced": (answers_that_come_late, "serve data"),
+    "clean-found-taken-at-once": (restored_to_a_clean, "serve data"),
     "check-end-off": (flushed_beside_a_successor_with_the_agent_frozen, "serve data"),
     "flush-not-noticed": (flushed_beside_a_successor, "serve data"),
     "told-wait-too-short": (a_shorter_lease_told_at_once, "serve data"),

@@ -838,6 +838,10 @@ def is_clean(world: World) -> bool:
 
 
 def test_a_role_given_up_in_a_restored_consul_is_taken_after_a_wait(world: World) -> None:
+    restored_to_a_clean(world)
+
+
+def restored_to_a_clean(world: World) -> None:
     """A node that was off since before a role was handed over boots into a Consul that was restored
     to the moment in which it was given up; the successor is cut off just then and serves on."""
     primary = world.begin()

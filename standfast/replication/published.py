@@ -38,9 +38,9 @@ from standfast.reign import OwnReign
 
 LOCK_WAIT_S = 10.0
 CLOCK_EVERY_S = 60.0
-MOST_UNSEEN = 200
+MOST_UNSEEN = 50
 """So many of the last entries are kept though their snapshots are not there: deleted, or on a file
-system that is mounted later."""
+system that is mounted later. Of those the newest count; and the reserve grows with this file."""
 CLOCK_LOCK_S = 1.0
 """Not having noted the clock costs less than an agent that waits."""
 

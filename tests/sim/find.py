@@ -1,6 +1,7 @@
 """After how many random schedules the search finds a rule that was taken away.
 
 python -m tests.sim.find flush-not-noticed --seed 1 --most 2000
+python -m tests.sim.find clean-found-taken-at-once --only restore    a third of the deeds is that
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tests.sim.deeds import DEEDS
 from tests.sim.mutations import MUTATIONS
 from tests.sim.search import search
 
@@ -17,9 +19,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("rule", choices=sorted(MUTATIONS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--most", type=int, default=2000)
+    parser.add_argument("--only", choices=sorted(DEEDS), default="", help="a deed to have often")
     args = parser.parse_args(arguments)
     with MUTATIONS[args.rule]():
-        done, found = search(range(args.seed, args.seed + args.most))
+        done, found = search(range(args.seed, args.seed + args.most), only=args.only)
     if found is None:
         print(f"{args.rule}: not found by {done} schedules from seed {args.seed}")
         return 1

@@ -248,6 +248,23 @@ def test_the_fence_drops_an_established_connection_when_its_time_is_over(mounted
     assert mounted.primary() == "n1"
 
 
+def test_a_server_that_listens_beside_the_fence_is_told(cluster: Cluster) -> None:
+    """By the kernel's own list; the port of the fence alone is what it has before."""
+    n1, listens = cluster["n1"], "/proc/fs/nfsd/portlist"
+    before = n1.sh(f"cat {listens}").splitlines()
+    assert before and set(before) <= {"tcp 2049", "udp 2049"}
+    n1.sh(f"echo 'tcp 20490' > {listens}")
+
+    def told() -> bool:
+        return "nfsd listens at tcp 20490" in str(cluster.status("n1")["sick"])
+
+    cluster.lab.wait_for(told, 60.0, "the primary is told as sick", 1.0)
+    n1.run("systemctl", "restart", SERVER, timeout_s=180.0)  # a listener goes with the server only
+    assert n1.sh(f"cat {listens}").splitlines() == before
+    cluster.lab.wait_for(lambda: cluster.status("n1")["sick"] is None, 60.0, "it is well", 1.0)
+    assert cluster.primary() == "n1"
+
+
 def test_after_a_demotion_the_kernel_has_no_server_thread_left(mounted: Cluster) -> None:
     n1 = mounted["n1"]
     mounted["c1"].sh(f"exec 9>{MOUNTED}/held; flock -n 9; echo x >&9; sync {MOUNTED}/held")

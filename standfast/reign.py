@@ -160,6 +160,8 @@ class Intent:
     in_place: bool
     begun: bool | None = False
     """The reign has, or may have, its tree: noted before that is made; None: an older version's."""
+    put_away: bool = False
+    """The reign is over and its tree put aside: it is never begun again."""
 
     def save(self, state_dir: Path) -> None:
         text = json.dumps({"v": 1, **asdict(self)})
@@ -179,4 +181,5 @@ class Intent:
             content_id if isinstance(content_id, str) else None,
             doc.get("in_place") is True,
             begun if isinstance(begun, bool) else None,
+            doc.get("put_away") is True,
         )

@@ -259,7 +259,9 @@ class Effects:
         own = self._own_of_this_epoch()
         if own is None:
             intent = Intent.load(state_dir, self.epoch())
-            if intent is None or volume.has_begun(self.machine, intent.epoch):
+            if intent is None or intent.put_away:
+                return None, None
+            if volume.has_begun(self.machine, intent.epoch):
                 return None, None
             # Cut off before it began: nothing is newer than what it was to start from.
             return intent.base, intent.base_content_id

@@ -78,6 +78,13 @@ def _begin(
     intent = Intent.load(machine.config.state_dir, epoch)
     if intent is None:
         intent = Intent(epoch, recorded_base, None, in_place=False)
+    if intent.put_away:
+        raise StandfastError(
+            f"epoch {epoch} was given up here before, and its tree put aside: was Consul restored "
+            f"to a heartbeat of it? Nothing was made: begun again it would lack all that was "
+            f"written in it. Run `standfast demote` on this node, then `standfast promote` where "
+            f"the newest snapshot is (`standfast snapshots`)"
+        )
     if not intent.in_place and has_begun(machine, epoch):
         raise StandfastError(
             f"{machine.config.state_dir}/reign.json says nothing of epoch {epoch}, which had its "
@@ -130,8 +137,22 @@ def has_begun(machine: Machine, epoch: int) -> bool:
     return held and lease is not None and lease.opened
 
 
-def _note_begun(machine: Machine, own: OwnReign, *, begun: bool = True) -> None:
-    intent = Intent(own.epoch, own.base, own.base_content_id, own.in_place, begun)
+def _note_begun(machine: Machine, own: OwnReign) -> None:
+    intent = Intent(own.epoch, own.base, own.base_content_id, own.in_place, begun=True)
+    intent.save(machine.config.state_dir)
+
+
+def _note_put_away(machine: Machine, own: OwnReign) -> None:
+    """What comes to the live path later is not of it. One that was cut off before its tree was made
+    may be begun yet."""
+    intent = Intent(
+        own.epoch,
+        own.base,
+        own.base_content_id,
+        own.in_place,
+        begun=False,
+        put_away=own.stage not in (Stage.CLEARING, Stage.CREATING),
+    )
     intent.save(machine.config.state_dir)
 
 
@@ -293,7 +314,7 @@ def forget(machine: Machine) -> None:
     if live is not None and live.uuid == own.live_uuid:
         raise StandfastError(f"{live.path} is not put aside: epoch {own.epoch} is not forgotten")
     _check_put_aside(machine, own)
-    _note_begun(machine, own, begun=False)  # what comes to the live path later is not of it
+    _note_put_away(machine, own)
     OwnReign.forget(machine.config.state_dir)
 
 

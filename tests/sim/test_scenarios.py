@@ -832,6 +832,26 @@ def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: World) -> 
     primary.start_agent()
 
 
+def test_a_reign_that_was_put_away_is_not_begun_again_in_a_restored_consul(world: World) -> None:
+    """It would begin from what it began with, and lack all that was written in it."""
+    primary = world.begin()
+    primary.power_cut()
+    world.wait_for_primary("c")
+    world.run(20.0)
+    saved = world.store.backup()
+    world.ask("c", "demote")
+    world.wait_for("it is put away", lambda: OwnReign.load(state_of(world, "c")) is None, 60.0)
+    assert is_clean(world)
+    world.restore(saved)
+    world.run(10.0)
+    assert world["c"].seat.live is None
+    world.wait_for("another one serves", lambda: world.epoch() == 3, 300.0)
+
+
+def state_of(world: World, name: str) -> Path:
+    return world[name].seat.config.state_dir
+
+
 def is_clean(world: World) -> bool:
     leader = world.leader()
     return leader is not None and leader.is_clean

@@ -246,6 +246,20 @@ def test_what_is_given_up_without_having_served_is_what_it_began_with(
     assert aside.name.startswith("services.diverged-5-") is began_with
 
 
+def test_a_reign_that_was_put_away_hands_no_snapshot_over(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it began with would be called its final one, by a successor that has more of it."""
+    promote(node)
+    switch(node)
+    assert OwnReign.load(node.config.state_dir) is None
+    node.keeper.epoch, node.keeper.clean = 5, False
+    node.keeper.start("standfast-lease@data-services", Deadline.after(60))
+    asked = asked_of_the_lease(node, monkeypatch)
+    run(plans.surrender(NAMES), Effects(node.machine))
+    assert asked[-1]["final"] is None and asked[-1].get("surrendered")
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_role_whose_reign_is_not_known_any_more_is_given_up_without_a_final_snapshot(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch, in_place: bool

@@ -236,6 +236,25 @@ def test_the_tree_of_a_reign_whose_file_is_gone_is_kept_aside_as_diverged(
     assert OwnReign.load(node.config.state_dir) is None
 
 
+def test_a_reign_that_was_put_away_is_not_begun_again(node: FakeNode) -> None:
+    """Consul was restored to a heartbeat of it: a tree made from its base would lack what was
+    written in it."""
+    has(node, "c0ffee")
+    intends(node, 5, "c0ffee")
+    own = volume.prepare(node.machine, 5, None)
+    replace(own, stage=Stage.RELEASED, final="services@20261122T101500Z").save(
+        node.config.state_dir
+    )
+    lives(node, str(own.live_uuid), writable=False)
+    volume.put_aside(node.machine, diverged=False)
+    volume.forget(node.machine)
+    has_lease(node, 5, opened=True)
+    with pytest.raises(StandfastError, match=r"epoch 5 was given up here before.*demote"):
+        volume.prepare(node.machine, 5, str(BASE))
+    assert OwnReign.load(node.config.state_dir) is None
+    assert node.store.live() is None
+
+
 def test_a_tree_that_was_there_before_any_reign_stays(node: FakeNode) -> None:
     has_lease(node, 5, opened=False)
     lives(node, "not ours", writable=False)

@@ -27,11 +27,13 @@ from tests.contract.consul_clusters import (
     free_ports,
     real_cluster,
 )
+from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 MASTER = "3f1e0b7a-77c9-4d8c-8ad5-2e5f6ac4c7c1"
 SERVICE = "data-services"
+pytestmark = SYNCED
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,14 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: s
     gateway.register("ds", SERVICE, "10.0.0.1", 2049, {"epoch": "1"}, 30, "answers NFS")
     gateway.pass_check("service:ds", "fine")
     wait_for(
-        lambda: [one.checks for one in gateway.instances(SERVICE)] == ["passing"], 20.0, "it passes"
+        lambda: [one.checks for one in gateway.instances(SERVICE)] == ["passing"],
+        SYNC_S,
+        "it passes",
     )
     gateway.fail_check("service:ds", "gone")
     assert "ds" in gateway.local_services()
     gateway.deregister("ds")
-    wait_for(lambda: gateway.instances(SERVICE) == (), 20.0, "it is gone from the catalog")
+    wait_for(lambda: gateway.instances(SERVICE) == (), SYNC_S, "it is gone from the catalog")
 
 
 def test_a_client_s_policy_lets_it_say_what_it_mounts_and_change_nothing_else(

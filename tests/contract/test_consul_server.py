@@ -24,11 +24,12 @@ from tests.contract.consul_clusters import (
     embedded_cluster,
     real_cluster,
 )
-from tests.contract.consul_scene import HANG_S, SYNC_S, after, listed, numbers, register
+from tests.contract.consul_scene import HANG_S, SYNC_S, SYNCED, after, listed, numbers, register
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 consul: Any = consul_library  # untyped
+pytestmark = SYNCED
 
 
 @pytest.fixture(scope="module", params=["embedded", "real"])

@@ -25,6 +25,7 @@ from standfast.local_socket import listen, parse, read_line, send
 from standfast.records import dump_epoch
 from standfast.watch import argv, definitions, environment
 from tests.contract.consul_clusters import consul_binary, real_cluster
+from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.contract.storage_node import (
     HANDLERS,
     VOLUME,
@@ -45,6 +46,7 @@ ALL = tuple(sorted(path.name for path in HANDLERS.iterdir() if path.is_file()))
 QUICK = "from standfast import reconcile; reconcile.DRAIN_S = reconcile.WAKE_S = 0.3"
 
 HANG_S = 100.0
+pytestmark = SYNCED
 
 STDIN = {
     "empty": b"",
@@ -365,10 +367,12 @@ def test_the_watches_call_their_handlers_at_once_and_at_each_change(
 
         document = {"Name": config.service, "Port": 2049, "Check": {"Name": "NFS", "TTL": "60s"}}
         cluster.put("PUT", "/v1/agent/service/register", json.dumps(document).encode())
-        wait_for(lambda: len(given(service)) == 2, 30.0, "a call for the registration")
+        wait_for(lambda: len(given(service)) == 2, SYNC_S, "a call for the registration")
         assert json.loads(given(service)[-1])[0]["Service"]["Service"] == config.service
         cluster.put("PUT", f"/v1/agent/check/pass/service:{config.service}", b"")
-        wait_for(lambda: "passing" in own_checks(given(service)[-1]), 30.0, "a call for the check")
+        wait_for(
+            lambda: "passing" in own_checks(given(service)[-1]), SYNC_S, "a call for the check"
+        )
 
         # A heartbeat is none of their business: while one handler is called again and again for
         # something else, the other one isn't called.
@@ -385,7 +389,9 @@ def test_the_watches_call_their_handlers_at_once_and_at_each_change(
                 cluster.put("PUT", f"/v1/kv/{config.key('leader')}", b"%d" % number)
             cluster.put("PUT", path, body)
             counts[name] += 1
-            wait_for(lambda name=name: len(given(name)) >= counts[name], 30.0, f"a call of {name}")  # type: ignore[misc]
+            wait_for(
+                lambda name=name: len(given(name)) >= counts[name], SYNC_S, f"a call of {name}"
+            )  # type: ignore[misc]
         assert {name: len(given(name)) for name in EVENTS} == counts
         assert value(given(role)) == dump_epoch(4)
         assert "critical" in own_checks(given(service)[-1])

@@ -13,14 +13,16 @@ from pathlib import Path
 from standfast.adapters.consul import ConsulGateway
 from standfast.clock import monotonic
 from tests.contract.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
+from tests.contract.consul_scene import SYNCED, listed
 from tests.contract.storage_node import VOLUME, StorageNode
 from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 HANDLERS = ("data-services-changed", "data-services-remount", "storage-role-changed")
+pytestmark = SYNCED
 SOON_S = 20.0
-"""After the change. A query that waits at a frozen server is given up after 30 s and more."""
+"""After the catalog has it. A query that waits at a frozen server is given up after 30 s."""
 # As shipped it looks every 2 s; an answer may take as long as ever.
 OFTEN = "from standfast import watch; watch.LEADER_EVERY_S = 0.3"
 COMMAND = "import sys; from standfast.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -77,6 +79,7 @@ def watching(directory: Path, *addresses: str) -> Iterator[Callable[[], list[str
 def is_seen_soon(called: Callable[[], list[str]], consul: ConsulGateway) -> None:
     """A change that is made now."""
     consul.register("s1", VOLUME, "127.0.0.9", 2049, {"epoch": "2"}, 30.0, "serving")
+    listed(consul, VOLUME)
     changed = monotonic()
     wait_for(
         lambda: any(

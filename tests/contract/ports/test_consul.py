@@ -38,7 +38,16 @@ from standfast.nomad import notes
 from standfast.replication.ports import ReplicaGateway
 from tests.contract import consul_scene
 from tests.contract.consul_clusters import NODE, embedded_cluster, real_cluster
-from tests.contract.consul_scene import HANG_S, SYNC_S, Gateway, after, listed, numbers, register
+from tests.contract.consul_scene import (
+    HANG_S,
+    SYNC_S,
+    SYNCED,
+    Gateway,
+    after,
+    listed,
+    numbers,
+    register,
+)
 from tests.contract.peers import FileGateway
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import on_a_node
@@ -48,6 +57,7 @@ from tests.sim.model_consul import Client
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
+pytestmark = SYNCED
 PORTS = (machine.Consul, holding.Consul, notes.Consul, clients.Consul, ReplicaGateway)
 Keys = Gateway
 """Of which only the calls about keys are made."""

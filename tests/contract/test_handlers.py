@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -384,14 +385,16 @@ def test_the_watches_call_their_handlers_at_once_and_at_each_change(
             ),
         ]
         counts = {name: len(given(name)) for name in EVENTS}
+
+        def enough(name: str) -> bool:
+            return len(given(name)) >= counts[name]
+
         for name, path, body in changes:
             for number in range(5):
                 cluster.put("PUT", f"/v1/kv/{config.key('leader')}", b"%d" % number)
             cluster.put("PUT", path, body)
             counts[name] += 1
-            wait_for(
-                lambda name=name: len(given(name)) >= counts[name], SYNC_S, f"a call of {name}"
-            )  # type: ignore[misc]
+            wait_for(partial(enough, name), SYNC_S, f"a call of {name}")
         assert {name: len(given(name)) for name in EVENTS} == counts
         assert value(given(role)) == dump_epoch(4)
         assert "critical" in own_checks(given(service)[-1])

@@ -452,8 +452,8 @@ def test_what_is_configured_anew_takes_no_rules_from_a_server_that_runs(
     nfs = FakeNfs(World(), running=True)
     fence = began(tmp_path, backend, PORT, nfs)
     span_s = 2.5
-    shut_by = monotonic() + span_s
-    claimed(fence).arm(shut_by, monotonic() + patient(5.0))
+    arm(fence, span_s)
+    shut_by = monotonic() + span_s  # the permit's time began when the kernel took it, before this
     with connect(client_namespace) as connection:
         with pytest.raises(InvalidConfig, match="data-services is exported here"):
             began(tmp_path, other, port, nfs)

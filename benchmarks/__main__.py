@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks import cluster, demo, exporter, guard, lab, monitoring, nomad, page, replication
 from benchmarks.figures import Benchmark, Document, Run, begin, missed, put, render, sentence
-from standfast.clock import format_utc, monotonic, utc_now
-from tests.machines.host import CHECKOUT, sh
+from standfast.system.clock import format_utc, monotonic, utc_now
+from tests.labs.shared.host import CHECKOUT, sh
 
 DOCUMENT = CHECKOUT / "docs/benchmarks.json"
 SUBJECTS = (guard, exporter, page, demo, lab, cluster, nomad, monitoring, replication)

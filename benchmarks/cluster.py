@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from benchmarks.figures import Benchmark, Figure
-from tests.lab.cluster import AGENT, DEFAULT, FAST, LEASE, PRIMARY, Cluster, Timing
-from tests.lab.lab import NEEDS, Lab, ganesha_export
-from tests.lab.node import Node
-from tests.machines.client import EXPORT, Stream
-from tests.machines.host import CHECKOUT, LabError, why_not
+from tests.labs.containers.cluster import AGENT, DEFAULT, FAST, LEASE, PRIMARY, Cluster, Timing
+from tests.labs.containers.lab import NEEDS, Lab, ganesha_export
+from tests.labs.containers.node import Node
+from tests.labs.shared.client import EXPORT, Stream
+from tests.labs.shared.host import CHECKOUT, LabError, why_not
 
 FIRST_WRITE_S = {DEFAULT: 20.0, FAST: 9.0}
 IDLE_PERCENT = 1.0

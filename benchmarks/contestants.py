@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.machines.host import CHECKOUT, sh
+from tests.labs.shared.host import CHECKOUT, sh
 from tests.replication_bed import Bed
 
 TIMED = """

@@ -8,8 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks.figures import Benchmark, Figure
-from standfast.clock import monotonic
-from tests.machines.host import sh
+from standfast.system.clock import monotonic
+from tests.labs.shared.host import sh
 
 
 def demo(_: None, rounds: int) -> Sequence[Figure]:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Benchmark, Figure
-from standfast.adapters.directory import DirectoryStore, initialise
-from standfast.clock import monotonic, utc_now
 from standfast.config.load import load
 from standfast.config.model import Config
-from standfast.files import write_atomically
+from standfast.demo.directory import DirectoryStore, initialise
 from standfast.names import SnapshotName
+from standfast.system.clock import monotonic, utc_now
+from standfast.system.files import write_atomically
 from tests.contract.test_exporter import Exporter, agent, exporting
-from tests.machines.host import LabError
+from tests.labs.shared.host import LabError
 from tests.support.origins import note_epoch
 
 # Standbys -> milliseconds promised on an idle machine.

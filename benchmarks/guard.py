@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.figures import Benchmark, Figure
 from tests.contract.storage_node import StorageNode, embedded_primary, guard, run_handler
-from tests.machines.host import LabError
+from tests.labs.shared.host import LabError
 from tests.rude_server import hang, rude_server
 
 PROMISE_MS = 250

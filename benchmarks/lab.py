@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from benchmarks.figures import Benchmark, Figure
-from standfast.clock import monotonic
-from tests.lab.lab import NEEDS, Lab, ganesha_export
-from tests.machines.host import why_not
+from standfast.system.clock import monotonic
+from tests.labs.containers.lab import NEEDS, Lab, ganesha_export
+from tests.labs.shared.host import why_not
 
 
 def timed(do: Callable[[], object]) -> float:

@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks.figures import Benchmark, Figure
-from tests.lab.cluster import FAST
-from tests.lab.lab import NEEDS, Lab
-from tests.lab.test_prometheus import FACTOR, SCRAPE_S, Watched
-from tests.machines import host
-from tests.machines.monitoring import RULES, Monitoring, quicker
+from tests.labs.containers.cluster import FAST
+from tests.labs.containers.lab import NEEDS, Lab
+from tests.labs.containers.test_prometheus import FACTOR, SCRAPE_S, Watched
+from tests.labs.shared import host
+from tests.labs.shared.monitoring import RULES, Monitoring, quicker
 
 LAG_S = 2 * Watched.interval_s + 60 / FACTOR
 """What docs/alerts.md promises of the alert's time, with the rules' waits divided by FACTOR."""

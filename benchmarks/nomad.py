@@ -12,10 +12,10 @@ from typing import Any
 from benchmarks.cluster import handover
 from benchmarks.figures import Benchmark, Figure
 from tests.fakes.nomad_api import Manner
-from tests.lab.cluster import FAST
-from tests.lab.lab import NEEDS, Lab
-from tests.lab.nomad import JOBS, WithNomad, with_nomad
-from tests.machines.host import why_not
+from tests.labs.containers.cluster import FAST
+from tests.labs.containers.lab import NEEDS, Lab
+from tests.labs.containers.nomad import JOBS, WithNomad, with_nomad
+from tests.labs.shared.host import why_not
 
 NOMAD_MAY_ADD_S = 1.0
 """To the storage's pause, whatever it does: a request to it may take 2 s here."""

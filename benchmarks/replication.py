@@ -22,15 +22,15 @@ import sh
 
 from benchmarks.contestants import BarePipe, Btrbk, Samples
 from benchmarks.figures import Benchmark, Figure
-from standfast.adapters.consul import ConsulGateway
-from standfast.adapters.stores import open_store
-from standfast.clock import utc_now
+from standfast.assembly import open_store
 from standfast.config.load import load_volume
+from standfast.consul.gateway import ConsulGateway
 from standfast.names import diverged_name
 from standfast.replication import wire
 from standfast.replication.cycle import Sender
+from standfast.system.clock import utc_now
 from tests.contract.volumes import why_no_btrfs
-from tests.machines.host import CHECKOUT, LabError
+from tests.labs.shared.host import CHECKOUT, LabError
 from tests.replication_bed import GIB, MIB, VOLUME, Bed, Cycle, Tree, bed
 
 STEPS = ("full", "1 % changed", "unchanged")

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from standfast.adapters.stores import open_store
+from standfast.assembly import open_store
 from standfast.config.model import Config
-from tests.machines.commands import Process
-from tests.machines.host import CHECKOUT
+from tests.labs.shared.commands import Process
+from tests.labs.shared.host import CHECKOUT
 from tests.replication_bed import GIB, MIB, Bed, Cycle, bed, command
 
 OLDEST_S = 8.0

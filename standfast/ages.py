@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from standfast.clock import Instant
 from standfast.names import SnapshotName
+from standfast.system.clock import Instant
 
 FUTURE_TOLERANCE_S = 10.0
 """Two nodes' clocks that agree may differ by so much; an alert speaks of more."""

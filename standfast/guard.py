@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from standfast.adapters import journal
-from standfast.adapters.consul import ConsulBlind, ConsulGateway, Instance
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.consul.blindness import blindness
+from standfast.consul.gateway import ConsulBlind, ConsulGateway, Instance
+from standfast.consul.records import Leader, parse_epoch
 from standfast.errors import (
     ConfigError,
     ConsulError,
@@ -24,17 +24,17 @@ from standfast.errors import (
     StandfastError,
     TimedOut,
 )
-from standfast.events import Kind, happened
+from standfast.events import journal
+from standfast.events.events import Kind, happened
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import Leader, parse_epoch
-from standfast.reign import OwnReign, Stage
-from standfast.watcher import blindness
+from standfast.system.clock import Deadline, monotonic, sleep
 
 if TYPE_CHECKING:
-    from standfast.act.ports import Fence, FenceState, NfsServer, VolumeStore
     from standfast.config.model import Config
+    from standfast.node.ports import Fence, FenceState, NfsServer, VolumeStore
 
 # Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
 ENOUGH_SHARE = 0.25
@@ -217,16 +217,16 @@ def refusal(error: BaseException) -> Refused:
 
 def asked_here(config: Config, deadline: Deadline) -> Question:
     """The question with this machine's real parts."""
-    from standfast.adapters.fence import check_settled
-    from standfast.adapters.machine import fence_from, nfs_from, store_from
-    from standfast.watcher import answers_nfs
+    from standfast.assembly import fence_from, nfs_from, open_store
+    from standfast.fence.choice import check_settled
+    from standfast.system.probe import answers_nfs
 
     fence = fence_from(config)
     check_settled(config, fence)
     return Question(
         config,
         ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout),
-        store_from(config),
+        open_store(config),
         fence,
         nfs_from(config),
         answers_nfs,

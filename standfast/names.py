@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from standfast.clock import format_stamp, parse_stamp
+from standfast.system.clock import format_stamp, parse_stamp
 
 STEP_S = 1.0
 """Between a name and the next one: what is written is whole seconds."""

@@ -24,14 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from standfast.adapters.consul import ConsulGateway
+from standfast.cli.receive import VARIABLE
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul_server import EmbeddedConsul
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
-from standfast.replication.handing_over import VARIABLE
 from tests.contract.volumes import why_no_btrfs
-from tests.machines.host import sh, wait_for
+from tests.labs.shared.host import sh, wait_for
 
 VOLUME = "data-services"
 STANDFAST = Path(sys.executable).parent / "standfast"

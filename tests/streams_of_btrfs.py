@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
-from standfast.adapters import btrfs_stream as format_
+from standfast.btrfs import stream as format_
 
 
 def _crc32c_table() -> list[int]:

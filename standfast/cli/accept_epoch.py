@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 
-from standfast.adapters.consul import Cas, ConsulGateway, Entry
-from standfast.adapters.consul_wire import Committed
 from standfast.cli.output import print_done
 from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import Cas, ConsulGateway, Entry
+from standfast.consul.records import dump_epoch, highest_epoch, parse_epoch
+from standfast.consul.values import Committed
 from standfast.errors import Refused
 from standfast.lease.epochs import EpochFile
 from standfast.reasons import Reason
-from standfast.records import dump_epoch, highest_epoch, parse_epoch
 
 ATTEMPTS = 3
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, TimedOut, Unreachable
-from standfast.local_socket import MAX_LINE, connect, parse, send
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline
+from standfast.system.local_socket import MAX_LINE, connect, parse, send
 
 SOCKET = "agent.sock"
 CONNECT_S = 5.0

@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from standfast.cli.output import clean, note, print_json
+from standfast.cli.output import note, print_json
+from standfast.clients.loop import Outcome, Remount, parts_of
 from standfast.clients.plan import plan_for
 from standfast.clients.record import report
-from standfast.clients.remount import Outcome, Remount, parts_of
 from standfast.clients.units import unit_files
-from standfast.clock import Deadline
 from standfast.config.load import config_dir, config_files, load, load_volume
 from standfast.config.model import Config
 from standfast.errors import ConfigError, Refused, StandfastError
-from standfast.files import read_foreign_text
+from standfast.system.clock import Deadline
+from standfast.system.files import read_foreign_text
+from standfast.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ def remount(args: argparse.Namespace) -> int:
     fails for what it could not do: the next event or the timer tries again."""
     by_event = args.event is not None
     if by_event:
-        from standfast.cli.services import set_up_log
-        from standfast.reconcile import drain
+        from standfast.agent.wake import drain
+        from standfast.events.log import set_up_log
 
         set_up_log()
         # The timer has no event on stdin.

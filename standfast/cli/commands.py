@@ -71,7 +71,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "status",
         "who serves, how old the standbys' data is, whether a failover is possible now",
-        "standfast.views.status:run",
+        "standfast.agent.document:run",
         (
             VOLUME,
             JSON,
@@ -89,7 +89,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "doctor",
         "what is wrong on this node: cause, evidence and fix, check by check",
-        "standfast.views.diagnosis:run",
+        "standfast.doctor.run:run",
         (VOLUME, JSON),
         "Exits 0 when every check is well and 1 when one isn't. On the primary it goes the way to "
         "each standby, too.",
@@ -253,7 +253,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "receive",
         "take in one snapshot from stdin: the only command of the replication key",
-        "standfast.replication.handing_over:receive",
+        "standfast.cli.receive:receive",
         (Argument("volume", "the volume", "VOLUME", required=False),),
     ),
     Command(
@@ -314,13 +314,13 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "receiver",
         "take over what `standfast receive` is asked for, loaded already: started by its socket",
-        "standfast.replication.resident:main",
+        "standfast.cli.receiver:main",
         hidden=True,
     ),
     Command(
         "nomad-boot",
         "before Nomad starts: have its servers place no jobs here by an old meta",
-        "standfast.nomad.boot:run",
+        "standfast.cli.nomad_boot:run",
         (_SERVICE_VOLUME,),
         hidden=True,
     ),

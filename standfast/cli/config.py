@@ -11,8 +11,8 @@ from typing import Any
 from standfast.cli.output import print_json
 from standfast.config.load import config_dir, config_files, load, together
 from standfast.config.model import Config
+from standfast.config.node_name import check_name
 from standfast.config.problems import InvalidConfig, Problem, plain
-from standfast.reign import check_name
 
 DEFAULT_VOLUME = "data-services"
 

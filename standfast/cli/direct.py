@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-ENTRIES = {"receive": "standfast.replication.handing_over:receive"}
+ENTRIES = {"receive": "standfast.cli.receive:receive"}
 """By command, its entry in the table: the parser's share of a start is 10 ms, in every cycle."""
 _VOLUME = re.compile(r"[a-z0-9][a-z0-9-]*")
 

@@ -13,8 +13,8 @@ from standfast import __version__
 from standfast.cli.commands import COMMANDS, ENVIRONMENT, EXIT_CODES, Argument, Command, visible
 from standfast.cli.parser import DESCRIPTION
 from standfast.config.reference import reference
-from standfast.event_texts import CATALOG, catalog
-from standfast.views.causes import page
+from standfast.doctor.causes import page
+from standfast.events.catalog import CATALOG, catalog
 
 INTRODUCTION = f"""\
 # The command line

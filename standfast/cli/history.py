@@ -6,13 +6,13 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from standfast.adapters.consul import ConsulGateway, Entry
 from standfast.cli.output import print_json, print_table
-from standfast.clock import format_utc
 from standfast.config.load import load_volume
+from standfast.consul.gateway import ConsulGateway, Entry
+from standfast.consul.records import Reign
 from standfast.errors import ForeignValue
-from standfast.records import Reign
-from standfast.views.text import duration
+from standfast.system.clock import format_utc
+from standfast.text import duration
 
 
 def run(args: argparse.Namespace) -> int:

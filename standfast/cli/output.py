@@ -7,14 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from standfast import ages
-from standfast.clock import utc_now
-from standfast.names import SnapshotName
-
-
-def clean(text: str) -> str:
-    """The text with everything unprintable replaced."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+from standfast.text import clean, clean_lines
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -38,23 +31,9 @@ def print_done(as_json: bool, text: str, **facts: Any) -> None:
         print(clean_lines(text))
 
 
-def clean_lines(text: str) -> str:
-    return "\n".join(map(clean, text.splitlines()))
-
-
 def note(text: str) -> None:
     """A line for people, beside the output."""
     print(clean(text), file=sys.stderr, flush=True)
-
-
-def age_s(snapshot: str, taken_at: float | None = None) -> float | None:
-    """Seconds since `taken_at` (UTC seconds), or else since the time in a snapshot's name; None
-    when that lies in the future: a clock was set back, and nobody knows."""
-    try:
-        at = SnapshotName.parse(snapshot).stamp if taken_at is None else taken_at
-    except (ValueError, OverflowError):
-        return None
-    return ages.age_of(at, utc_now())
 
 
 def without_none(doc: Mapping[str, Any]) -> dict[str, Any]:

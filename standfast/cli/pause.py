@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from standfast.adapters.consul import Cas, CheckIndex, ConsulGateway, Delete, Entry
-from standfast.adapters.consul_wire import Committed
 from standfast.cli.operator import operator_name
 from standfast.cli.output import print_done
-from standfast.clock import format_utc, utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import Cas, CheckIndex, ConsulGateway, Delete, Entry
+from standfast.consul.records import Pause
+from standfast.consul.values import Committed
 from standfast.errors import Refused
 from standfast.reasons import Reason
-from standfast.records import Pause
+from standfast.system.clock import format_utc, utc_now
 
 NO_REASON = "no reason given"
 

@@ -6,19 +6,19 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.stores import open_store
 from standfast.ages import Origin
-from standfast.cli.output import age_s, note, print_json, print_table
+from standfast.assembly import open_store
+from standfast.cli.output import note, print_json, print_table
 from standfast.cli.shown_ages import origins_here
 from standfast.cli.snapshots import kind_of
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import StandfastError
+from standfast.node.ports import Snapshot
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.pruning import Pruned, prune
 from standfast.replication.retention import Kept
-from standfast.views.text import duration
+from standfast.text import age_s, duration
 
 Taken = Mapping[str, Origin]
 """By content id. Where it can't be read, the names tell; what is wrong with it, `prune` says."""

@@ -9,25 +9,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from standfast import hooks
-from standfast.act.ports import Snapshot
-from standfast.adapters import journal
-from standfast.adapters.consul import PATIENT_S, ConsulGateway
-from standfast.adapters.stores import open_store
-from standfast.cli.output import clean, note, print_done, print_json
+from standfast.assembly import open_store
+from standfast.cli.output import note, print_done, print_json
 from standfast.cli.shown_ages import age_by_record, origins_here
-from standfast.clock import Deadline, utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import PATIENT_S, ConsulGateway
+from standfast.consul.records import StandbyRecord
 from standfast.errors import Refused, StandfastError, UsageError
-from standfast.events import Kind, happened
+from standfast.events import hooks, journal
+from standfast.events.events import Kind, happened
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.records import StandbyRecord
-from standfast.replication import parents, pins, talk, wire
+from standfast.replication import parents, pins, session, wire
 from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
-from standfast.replication.progress import above_bars, showing, size
+from standfast.replication.progress import above_bars, showing
 from standfast.replication.published import next_name
+from standfast.system.clock import Deadline, utc_now
+from standfast.text import clean, size
 
 # Another cycle is at work, or none is due: nothing failed.
 _NO_CYCLE = (Reason.BUSY, Reason.NOT_PRIMARY)
@@ -265,7 +265,7 @@ def foresee(config: Config, standby: str, *, full: bool) -> Outlook:
     """Ask the standby and choose as a cycle would; nothing is changed on either side."""
     deadline = Deadline.after(ASK_S)
     try:
-        with talk.greet(config, standby, deadline, wire.Purpose.ASK) as (_, welcome):
+        with session.greet(config, standby, deadline, wire.Purpose.ASK) as (_, welcome):
             there = welcome.snapshots
     except (StandfastError, OSError) as error:
         return Outlook(silent=str(error))

@@ -7,8 +7,9 @@ from typing import Any
 
 from standfast.cli.agent_client import Request, ask_agent
 from standfast.cli.operator import operator_name
-from standfast.cli.output import clean, note, print_done
+from standfast.cli.output import note, print_done
 from standfast.config.load import load_volume
+from standfast.text import clean
 
 
 def promote(args: argparse.Namespace) -> int:

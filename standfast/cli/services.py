@@ -6,19 +6,19 @@ else.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from standfast.clock import Deadline, monotonic
 from standfast.config.load import config_dir, config_files, load, load_all, load_volume
 from standfast.errors import ConfigError, Refused, UsageError
+from standfast.events.log import set_up_log
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline, monotonic
 
 if TYPE_CHECKING:
     import argparse
@@ -28,49 +28,10 @@ if TYPE_CHECKING:
 AHEAD_OF_TIMER_S = 0.4
 
 
-class _JournalFormatter(logging.Formatter):
-    """Lines with the priority that journald reads, when it is journald that reads them."""
-
-    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4),
-                   (logging.INFO, 6), (logging.NOTSET, 7))  # fmt: skip
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        priority = next(number for least, number in self._PRIORITIES if record.levelno >= least)
-        return "\n".join(f"<{priority}>{line}" for line in text.splitlines() or [""])
-
-
-class _LogHandler(logging.StreamHandler[TextIO]):
-    """Lines to stderr. An event goes to the journal with its fields, and when stderr ends up there
-    anyway, nowhere else."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        event = getattr(record, "event", None)
-        if event is not None:
-            from standfast.adapters import journal
-
-            if journal.deliver(event) and journal.is_stderr():
-                return
-        super().emit(record)
-
-
-def set_up_log() -> None:
-    """To stderr; debug with STANDFAST_DEBUG=1."""
-    handler = _LogHandler()
-    if os.environ.get("JOURNAL_STREAM"):
-        handler.setFormatter(_JournalFormatter("%(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = logging.DEBUG if os.environ.get("STANDFAST_DEBUG") == "1" else logging.INFO
-    logging.basicConfig(level=level, handlers=[handler])
-    for chatty in ("sh", "urllib3", "consul"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
 def agent(args: argparse.Namespace) -> int:
     """`standfast agent VOLUME`."""
     set_up_log()
-    from standfast import agent as body
+    from standfast.agent import main as body
 
     return body.main(load_volume(args.volume))
 
@@ -84,7 +45,7 @@ def lease(args: argparse.Namespace) -> int:
     try:
         return keeper.main(config)
     except Refused as refusal:
-        from standfast.events import Kind, happened, tell
+        from standfast.events.events import Kind, happened, tell
 
         text = f"{refusal.reason}: {refusal}"
         tell(happened(config, Kind.CLAIM_REFUSED, text, reason=refusal.reason))
@@ -94,7 +55,7 @@ def lease(args: argparse.Namespace) -> int:
 def watch(args: argparse.Namespace) -> int:
     """`standfast watch VOLUME`: on every node, clients too."""
     set_up_log()
-    from standfast import watch as body
+    from standfast.consul import watch as body
 
     return body.main(load_volume(args.volume, require_storage=False))
 
@@ -125,8 +86,8 @@ def receive(args: argparse.Namespace | SimpleNamespace) -> int:
     SSH_ORIGINAL_COMMAND which one the sender asked for.
     """
     set_up_log()
-    from standfast.adapters.consul import ConsulGateway
-    from standfast.adapters.stores import open_store
+    from standfast.assembly import open_store
+    from standfast.consul.gateway import ConsulGateway
     from standfast.replication import receive as body
     from standfast.replication import wire
 
@@ -157,7 +118,7 @@ def _asked_volume(environ: Mapping[str, str]) -> str | None:
 def fence(args: argparse.Namespace) -> int:
     """`standfast fence VOLUME`: shut the port, stop the server."""
     set_up_log()
-    from standfast.adapters.machine import fence_from, nfs_from
+    from standfast.assembly import fence_from, nfs_from
     from standfast.lease.cutoff import stop_for_good
 
     config = load_volume(args.volume)
@@ -174,11 +135,11 @@ def exporter(args: argparse.Namespace) -> int:
     if args.textfile is not None:
         if any((args.listen, *asked)):
             raise UsageError("--textfile writes once and listens nowhere: leave the others out")
-        from standfast.views import textfile
+        from standfast.exporter import textfile
 
         textfile.write(configs, Path(args.textfile))
         return 0
-    from standfast.views.exporter import DEFAULT_LISTEN, Options, serve
+    from standfast.exporter.exporter import DEFAULT_LISTEN, Options, serve
 
     files = (None if one is None else Path(one) for one in asked)
     serve(configs, Options(args.listen or DEFAULT_LISTEN, *files))
@@ -188,7 +149,7 @@ def exporter(args: argparse.Namespace) -> int:
 def reconcile(args: argparse.Namespace) -> int:
     """`standfast reconcile`: the volume's agent, or each agent of this node, looks again."""
     set_up_log()
-    from standfast import reconcile as body
+    from standfast.agent import wake as body
 
     if args.volume is not None:
         return body.main(load_volume(args.volume, require_storage=False), args.event)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from standfast.ages import Origin, age_of
-from standfast.clock import instant, utc_now
 from standfast.config.model import Config
+from standfast.consul.records import StandbyRecord
 from standfast.errors import StandfastError
 from standfast.names import SnapshotName
-from standfast.records import StandbyRecord
 from standfast.replication.published import origins_of_snapshots
-from standfast.views.text import duration
+from standfast.system.clock import instant, utc_now
+from standfast.text import duration
 
 
 def origins_here(config: Config) -> Mapping[str, Origin]:

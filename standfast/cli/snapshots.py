@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.stores import open_store
 from standfast.ages import Origin, age_of
-from standfast.cli.output import age_s, clean, note, print_json, print_table
-from standfast.clock import Deadline, instant, utc_now
+from standfast.assembly import open_store
+from standfast.cli.output import note, print_json, print_table
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.names import parse_aside
-from standfast.replication import pins, talk, wire
+from standfast.node.ports import Snapshot
+from standfast.replication import pins, session, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import origins_of_snapshots
-from standfast.views.text import duration
+from standfast.system.clock import Deadline, instant, utc_now
+from standfast.text import age_s, clean, duration
 
 ASK_S = 20.0
 """For everything that one other node is asked; ssh alone gives up after 10 s."""
@@ -153,8 +153,8 @@ def _others(config: Config, here: Sequence[Doc]) -> list[Doc]:
 def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
     deadline = Deadline.after(ASK_S)
     try:
-        with talk.greet(config, node, deadline, wire.Purpose.ASK) as (conversation, welcome):
-            talk.end(conversation, deadline)
+        with session.greet(config, node, deadline, wire.Purpose.ASK) as (conversation, welcome):
+            session.end(conversation, deadline)
     except (StandfastError, OSError) as error:
         return {"node": node, "error": str(error), "reason": str(reason_of(error))}
     return {

@@ -9,17 +9,17 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from standfast.adapters.consul import ConsulGateway, Entry
 from standfast.ages import Origin
 from standfast.cli.output import note, print_json, print_table
 from standfast.cli.shown_ages import age_by_record, origins_here
-from standfast.clock import utc_now
 from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway, Entry
+from standfast.consul.records import StandbyRecord
 from standfast.errors import ForeignValue, StandfastError
-from standfast.records import StandbyRecord
 from standfast.replication import pins, state
-from standfast.views.text import duration
+from standfast.system.clock import utc_now
+from standfast.text import duration
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,27 +10,28 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from standfast.adapters.consul import PATIENT_S, ConsulGateway
-from standfast.adapters.stores import open_store
-from standfast.adapters.systemd import SystemdUnits
-from standfast.adapters.timers import timer_of
+from standfast.assembly import open_store
 from standfast.cli.output import note, print_json
 from standfast.cli.replicate import Outlook, outlook
-from standfast.cli.standby_way import Way
-from standfast.cli.steps import Mark, Report, Step, node_name
-from standfast.clock import Deadline, sleep
+from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import PATIENT_S, ConsulGateway
+from standfast.consul.records import Leader
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
-from standfast.records import Leader
-from standfast.replication import preflight, talk, wire
+from standfast.replication import preflight, session, wire
 from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.progress import showing, size
+from standfast.replication.progress import showing
+from standfast.replication.standby_step import Mark, Step
+from standfast.replication.standby_way import Way
 from standfast.replication.survey import both_sides
-from standfast.views.text import duration
+from standfast.replication.timers import timer_of
+from standfast.system.clock import Deadline, sleep
+from standfast.system.systemd import SystemdUnits
+from standfast.text import duration, size
 
 SURVEY_S = 60.0
 ATTEMPTS = 5
@@ -223,7 +224,7 @@ class _Joining:
         """Whether an increment will do; an operator who adds a standby has said the rest."""
         if self.there is None:
             soon = self.deadline.within(SURVEY_S)
-            with talk.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
+            with session.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
                 self.there = welcome.snapshots
         there, self.there = {offer.content_id for offer in self.there}, None
         return any(one.content_id in there for one in self.store.snapshots())

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.adapters.systemd import SystemdUnits
-from standfast.adapters.timers import ReplicationTimers, timer_of
 from standfast.cli.output import print_json
-from standfast.cli.steps import Mark, Report, Step, node_name
+from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import Leader
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
-from standfast.records import Leader
 from standfast.replication import pins, state
+from standfast.replication.standby_step import Mark, Step
+from standfast.replication.timers import ReplicationTimers, timer_of
+from standfast.system.systemd import SystemdUnits
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
-from standfast.cli.output import clean
 from standfast.errors import UsageError
+from standfast.replication.standby_step import Mark, Step
+from standfast.text import clean
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-
-
-class Mark(StrEnum):
-    OK = "ok"
-    BAD = "BAD"
-    WORD = "!"
-    """Worth knowing; it goes on."""
-    LEFT = "-"
-    """Not done, and nothing is wrong with that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How one step ended; `fix` is for BAD ones, `error` what the command ends with."""
-
-    name: str
-    mark: Mark
-    evidence: str
-    fix: tuple[str, ...] = ()
-    error: Exception | None = None
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "step": self.name,
-            "mark": str(self.mark),
-            "evidence": self.evidence,
-            "fix": list(self.fix),
-        }
 
 
 @dataclass

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.adapters.stores import open_store
-from standfast.cli.output import clean, note, print_json
-from standfast.clock import Deadline
+from standfast.assembly import open_store
+from standfast.cli.output import note, print_json
 from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import Leader
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
-from standfast.records import Leader
 from standfast.replication.failures import reason_of
-from standfast.replication.progress import size
 from standfast.replication.verify import Comparison, Progress, compare, limit
+from standfast.system.clock import Deadline
+from standfast.text import clean, size
 
 NOTES_EVERY_S = 10.0
 

@@ -11,8 +11,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from standfast.clients.mountinfo import Mount, canonical
-from standfast.clients.observed import (
+from standfast.clients.observation import (
     Answer,
     NoServer,
     Observed,
@@ -25,6 +24,7 @@ from standfast.clients.observed import (
 )
 from standfast.config.model import Config
 from standfast.reasons import Reason
+from standfast.system.mountinfo import Mount, canonical
 
 
 class Action(StrEnum):

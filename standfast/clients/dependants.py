@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from standfast.clients.ports import MountUnits
-from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
-from standfast.run import run
+from standfast.system.clock import Deadline
+from standfast.system.files import read_json, write_atomically
+from standfast.system.run import run
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from standfast.clients.mountinfo import Mount
-from standfast.clients.observed import Note
+from standfast.clients.observation import Note
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
+from standfast.system.files import read_json, write_atomically
+from standfast.system.mountinfo import Mount
 
 log = logging.getLogger(__name__)
 

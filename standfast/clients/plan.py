@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from standfast.clients.decide import Action, Decision
-from standfast.clients.observed import Observed, Server, left_behind
+from standfast.clients.observation import Observed, Server, left_behind
 from standfast.config.model import Config
 
 

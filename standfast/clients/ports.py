@@ -1,4 +1,4 @@
-"""What the clients' work needs of the machine: narrow protocols, met by the adapters.
+"""What the clients' work needs of the machine: narrow protocols, met by real parts.
 
 Every effect has a deadline and is done by a child process that can be left behind: stat, df,
 mount and umount all hang on the mount of a dead server.
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from standfast.adapters.consul import Instance
-from standfast.clients.mountinfo import Mount
-from standfast.clients.observed import Answer, Tie
-from standfast.clock import Deadline
+from standfast.clients.observation import Answer, Tie
+from standfast.consul.gateway import Instance
+from standfast.system.clock import Deadline
+from standfast.system.mountinfo import Mount
 
 
 @dataclass(frozen=True, slots=True)

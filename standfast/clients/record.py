@@ -13,15 +13,15 @@ from typing import Any
 
 from standfast.clients import notes
 from standfast.clients.decide import Decision
-from standfast.clients.mountinfo import canonical
-from standfast.clients.observed import Note
+from standfast.clients.observation import Note
 from standfast.clients.ports import Consul
-from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
+from standfast.consul.records import ClientRecord
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
 from standfast.reasons import Reason
-from standfast.records import ClientRecord
+from standfast.system.clock import Deadline, utc_now
+from standfast.system.files import read_json, write_atomically
+from standfast.system.mountinfo import canonical
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from standfast.adapters.mounts import nfs_source
 from standfast.clients import dependants, notes
 from standfast.clients.decide import Decision
-from standfast.clients.mountinfo import Mount, canonical, elsewhere, mounted_at, part_of, stack_at
-from standfast.clients.observed import Answer, Note, Observed, Server
+from standfast.clients.observation import Answer, Note, Observed, Server
 from standfast.clients.plan import Do, Step
 from standfast.clients.ports import Mounts, MountUnits, Processes
-from standfast.clock import Deadline
+from standfast.clients.units import nfs_source
 from standfast.config.model import Config
 from standfast.errors import StandfastError
+from standfast.system.clock import Deadline
+from standfast.system.mountinfo import Mount, canonical, elsewhere, mounted_at, part_of, stack_at
 
 log = logging.getLogger(__name__)
 

@@ -90,3 +90,8 @@ WantedBy=remote-fs.target
 
 def _escaped(path: Path) -> str:
     return str(path).replace("%", "%%")
+
+
+def nfs_source(address: str, export: Path) -> str:
+    """What is mounted, as mount.nfs wants it."""
+    return f"[{address}]:{export}" if ":" in address else f"{address}:{export}"

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from standfast.config.model import Config
+from standfast.config.node_name import known_name
 from standfast.config.parse import parse_values
 from standfast.config.problems import InvalidConfig, Problem, shown
 from standfast.config.rules import check, check_together, names
 from standfast.errors import ConfigError
-from standfast.reign import known_name
 
 DEFAULT_DIR = Path("/etc/standfast")
 MOST_BYTES = 1024 * 1024

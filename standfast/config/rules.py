@@ -316,7 +316,7 @@ def _conflicts(first: Config, second: Config) -> Iterator[Problem]:
             ("fence.backend", first.fence.backend, second.fence.backend),
         )
         for key, theirs, mine in pairs:
-            # What `auto` is turns out on the node; there `fence.settle` refuses another one.
+            # What `auto` is turns out on the node; there `fence.choice.settle` refuses another one.
             if mine != theirs and "auto" not in (mine, theirs):
                 yield Problem(
                     key,

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.agent.watcher import assemble
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import Leader, Reign, StandbyRecord
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.invariants import Invariants
 from standfast.demo.ledger import Client, Every, Ledger, poll
@@ -21,9 +22,8 @@ from standfast.demo.nodes import INTERVAL_S, Node, Place
 from standfast.demo.screen import NodeRow, Screen
 from standfast.demo.watches import Watches
 from standfast.errors import StandfastError, TimedOut
-from standfast.observe import Sighting
-from standfast.records import Leader, Reign, StandbyRecord
-from standfast.watcher import assemble
+from standfast.role.observation import Sighting
+from standfast.system.clock import Deadline, monotonic, sleep
 
 ADDRESSES = {"zippy": "127.0.0.1", "c1": "127.0.0.2", "c2": "127.0.0.3"}
 # Gossip takes a node for dead when nothing was heard of it for so long, seconds.

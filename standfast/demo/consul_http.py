@@ -11,13 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from standfast.clock import monotonic
-from standfast.demo.consul_agents import (
-    STATUSES,
-    Agent,
-    BadRegistration,
-    UnknownCheck,
-)
+from standfast.demo.consul_agents import STATUSES, Agent, BadRegistration, UnknownCheck
 from standfast.demo.consul_calls import BadRequest, Call, NoLeader, Reply
 from standfast.demo.consul_shapes import (
     DATACENTER,
@@ -29,6 +23,7 @@ from standfast.demo.consul_shapes import (
     service_shape,
 )
 from standfast.demo.consul_state import CheckRow, ClusterState
+from standfast.system.clock import monotonic
 
 MAX_VALUE_BYTES = 512 * 1024
 MAX_OPS = 64

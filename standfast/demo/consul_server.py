@@ -17,11 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-from standfast.clock import Deadline, monotonic
 from standfast.demo.consul_agents import Agent
 from standfast.demo.consul_calls import BadRequest, Call, NoLeader, Reply
 from standfast.demo.consul_http import answer
 from standfast.demo.consul_state import ClusterState
+from standfast.system.clock import Deadline, monotonic
 
 HEALTHS = ("passing", "critical", "absent")
 MAX_BODY_BYTES = 4 * 1024 * 1024

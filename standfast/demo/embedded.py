@@ -15,15 +15,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from standfast.adapters.nfs import reason_in
-from standfast.clock import Deadline, sleep
 from standfast.config.model import Config
 from standfast.demo.file_calls import Session
 from standfast.demo.file_server import export_file, lock_file, pid_file
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
-from standfast.files import write_atomically
-from standfast.local_view import is_locked
-from standfast.run import Child, run, start_detached
+from standfast.nfs.unit import reason_in
+from standfast.system.clock import Deadline, sleep
+from standfast.system.files import write_atomically
+from standfast.system.locks import is_locked
+from standfast.system.run import Child, run, start_detached
 
 POLL_S = 0.02
 # After SIGTERM, before SIGKILL.

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from standfast.clock import Deadline
 from standfast.errors import StandfastError, TimedOut, Unreachable
-from standfast.local_socket import parse, read_line, send
+from standfast.system.clock import Deadline
+from standfast.system.local_socket import parse, read_line, send
 
 
 class Stale(StandfastError):

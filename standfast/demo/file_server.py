@@ -16,15 +16,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from standfast.act.ports import Fence, VolumeStore
-from standfast.adapters.machine import fence_from, store_from
-from standfast.clock import Deadline, monotonic
+from standfast.assembly import fence_from, open_store
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
-from standfast.local_socket import parse, read_line, send
-from standfast.locks import exclusive
-from standfast.reign import OwnReign
+from standfast.node.ports import Fence, VolumeStore
+from standfast.node.reign import OwnReign
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.files import read_json, write_atomically
+from standfast.system.local_socket import parse, read_line, send
+from standfast.system.locks import exclusive
 
 IDLE_S = 3600.0
 MAX_READ = 1 << 20
@@ -144,7 +144,7 @@ class FileServer(socketserver.ThreadingTCPServer):
 
 def serve(config: Config) -> None:
     """Serve until killed; the lock tells others that it runs."""
-    files = Files(config, fence_from(config), store_from(config))
+    files = Files(config, fence_from(config), open_store(config))
     with (
         # A look at the lock (`is_locked`) holds it for an instant: worth a second try.
         exclusive(lock_file(config), "another stand-in server", Deadline.after(2.0)),

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from standfast.consul.records import Holder, Leader, Reign
 from standfast.errors import StandfastError
-from standfast.records import Holder, Leader, Reign
 
 ONE_OWNER = "one owner per epoch"
 ONE_SERVER = "at no moment two nodes serve"

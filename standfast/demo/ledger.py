@@ -14,11 +14,11 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.clock import Deadline, monotonic
+from standfast.consul.gateway import ConsulGateway
 from standfast.demo.file_calls import Session
 from standfast.demo.invariants import Invariants
 from standfast.errors import StandfastError, Unreachable
+from standfast.system.clock import Deadline, monotonic
 
 FILE = "journal"
 LINE_BYTES = 32

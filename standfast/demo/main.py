@@ -12,12 +12,12 @@ import signal
 import sys
 from typing import TextIO
 
-from standfast.clock import monotonic
 from standfast.demo.cluster import Cluster
 from standfast.demo.invariants import NAMES, Broken
 from standfast.demo.screen import Screen
 from standfast.demo.story import Times, tell
 from standfast.errors import StandfastError
+from standfast.system.clock import monotonic
 
 
 def summary(times: Times, cluster: Cluster) -> str:

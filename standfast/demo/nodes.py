@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from standfast.adapters.directory import initialise, load_info
-from standfast.clock import Deadline, sleep
 from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.directory import initialise, load_info
 from standfast.demo.embedded import handler, last_words, log_dir
 from standfast.errors import StandfastError, TimedOut
-from standfast.local_socket import ask
-from standfast.run import Child, Completed, kill_group, run, start_detached
+from standfast.system.clock import Deadline, sleep
+from standfast.system.local_socket import ask
+from standfast.system.run import Child, Completed, kill_group, run, start_detached
 
 VOLUME = "data-services"
 INTERVAL_S = 1.5

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from standfast.clock import monotonic
+from standfast.system.clock import monotonic
 
 _CLEAR_BELOW = "\033[J"
 _BOLD, _DIM, _RED, _GREEN, _END = "\033[1m", "\033[2m", "\033[31m", "\033[32m", "\033[0m"

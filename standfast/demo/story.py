@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from standfast.adapters.directory import load_info
-from standfast.clock import Deadline, monotonic
 from standfast.demo.cluster import Cluster
+from standfast.demo.directory import load_info
 from standfast.demo.embedded import EmbeddedNfs
 from standfast.demo.ledger import FILE, Line, missing
 from standfast.demo.nodes import Node
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline, monotonic
 
 FIRST, OTHERS = "zippy", ("c1", "c2")
 # The runbook's words, for the addresses of the demo. Kept apart from the guard's own on purpose.

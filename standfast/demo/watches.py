@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from standfast.clock import monotonic
 from standfast.config.model import Config
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.ledger import Every
 from standfast.demo.nodes import Node
 from standfast.demo.screen import Screen
+from standfast.system.clock import monotonic
 
 WAIT = "1s"
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
-from standfast.act.ports import Fence, NfsServer
-from standfast.clock import Deadline, monotonic
 from standfast.errors import StandfastError, ours
+from standfast.node.ports import Fence, NfsServer
+from standfast.system.clock import Deadline, monotonic
 
 log = logging.getLogger(__name__)
 SYSRQ = Path("/proc/sysrq-trigger")

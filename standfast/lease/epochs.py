@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from standfast.clock import Deadline
 from standfast.errors import StandfastError
-from standfast.files import write_atomically
-from standfast.locks import exclusive
+from standfast.system.clock import Deadline
+from standfast.system.files import write_atomically
+from standfast.system.locks import exclusive
 
 LOCK_WAIT_S = 5.0
 

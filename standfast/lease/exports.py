@@ -12,15 +12,15 @@ import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from standfast.act.ports import Fence, NfsServer
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, ours
-from standfast.files import write_atomically
 from standfast.lease.files import LeaseStatus, others_serving
-from standfast.locks import exclusive
+from standfast.node.ports import Fence, NfsServer
+from standfast.node.reign import OwnReign
 from standfast.reasons import Reason
-from standfast.reign import OwnReign
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.files import write_atomically
+from standfast.system.locks import exclusive
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from standfast.clock import monotonic
 from standfast.config.fields import MOST_S
 from standfast.config.model import Config
+from standfast.consul.records import Holder, LeaderState
 from standfast.errors import StandfastError, ours
-from standfast.files import read_foreign_text, read_json, write_atomically
 from standfast.lease.protocol import NEVER, Claim, Memory
-from standfast.records import Holder, LeaderState
+from standfast.system.clock import monotonic
+from standfast.system.files import read_foreign_text, read_json, write_atomically
 
 log = logging.getLogger(__name__)
 

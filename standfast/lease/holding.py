@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from standfast.adapters.consul import (
+from standfast.config.model import Config
+from standfast.consul.gateway import (
     Cas,
     CheckIndex,
     CheckNotExists,
@@ -21,9 +22,19 @@ from standfast.adapters.consul import (
     Entry,
     Set,
 )
-from standfast.adapters.consul_wire import Op
-from standfast.clock import Deadline, monotonic, utc_now
-from standfast.config.model import Config
+from standfast.consul.records import (
+    CandidateRecord,
+    Handover,
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+    dump_epoch,
+    highest_epoch,
+    parse_epoch,
+)
+from standfast.consul.values import Op
 from standfast.errors import ConsulError, ForeignValue, Refused
 from standfast.lease import protocol
 from standfast.lease.protocol import (
@@ -37,20 +48,9 @@ from standfast.lease.protocol import (
     Tenure,
     Versioned,
 )
+from standfast.lease.surrender import had_it
 from standfast.reasons import Reason
-from standfast.records import (
-    CandidateRecord,
-    Handover,
-    Holder,
-    Leader,
-    LeaderState,
-    Pause,
-    Reign,
-    dump_epoch,
-    highest_epoch,
-    parse_epoch,
-)
-from standfast.surrender import had_it
+from standfast.system.clock import Deadline, monotonic, utc_now
 
 # A keeper that takes up the lease of a killed one must not use a sequence number that the killed
 # one may still have in flight: reading it back would be taken for its own commit.

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from standfast.clock import Deadline
 from standfast.errors import StandfastError
-from standfast.local_socket import listen, parse, read_line, send
+from standfast.system.clock import Deadline
+from standfast.system.local_socket import listen, parse, read_line, send
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from standfast.act.ports import Fence, NfsServer
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
+from standfast.config.node_name import keep_name
+from standfast.consul.records import Handover, LeaderState
 from standfast.errors import ConsulError, Refused, StandfastError, ours
-from standfast.events import Kind, happened, tell
+from standfast.events.events import Kind, happened, tell
 from standfast.lease import cutoff, exports, protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import (
@@ -42,12 +42,12 @@ from standfast.lease.files import (
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
+from standfast.lease.surrender import Spell
 from standfast.lease.unserved import Now, Service
+from standfast.node.ports import Fence, NfsServer
 from standfast.reasons import Reason
-from standfast.records import Handover, LeaderState
-from standfast.reign import keep_name
-from standfast.sd_notify import notify
-from standfast.surrender import Spell
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.sd_notify import notify
 
 log = logging.getLogger(__name__)
 
@@ -585,9 +585,9 @@ def run(
 
 def main(config: Config) -> int:
     """`standfast lease VOLUME`; at most one per volume on a node."""
-    from standfast.adapters.consul import ConsulGateway
-    from standfast.adapters.machine import nfs_from, settled_fence
-    from standfast.locks import exclusive
+    from standfast.assembly import nfs_from, settled_fence
+    from standfast.consul.gateway import ConsulGateway
+    from standfast.system.locks import exclusive
 
     stop_reader, stop_writer = socket.socketpair()
     stop_writer.setblocking(False)

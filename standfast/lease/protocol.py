@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from standfast.records import Handover, Holder, Leader, LeaderState, longest_wait_s
+from standfast.consul.records import Handover, Holder, Leader, LeaderState, longest_wait_s
 
 NEVER = float("-inf")
 NO_HANDOVER = Handover()

@@ -13,16 +13,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from standfast.act.ports import NfsServer
-from standfast.clock import Deadline
 from standfast.config.model import Config
+from standfast.consul.records import Handover
 from standfast.errors import ours
 from standfast.lease.files import Vouch, was_flushed
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.protocol import NEVER
-from standfast.reasons import Reason
-from standfast.records import Handover
-from standfast.surrender import (
+from standfast.lease.surrender import (
     OUTAGE_LIMIT_S,
     TOLD_FROM_S,
     Sign,
@@ -31,6 +28,9 @@ from standfast.surrender import (
     successor,
     watch,
 )
+from standfast.node.ports import NfsServer
+from standfast.reasons import Reason
+from standfast.system.clock import Deadline
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import logging
 
-from standfast.clock import Deadline, sleep
 from standfast.errors import NomadError, NomadOutcome, Refused
 from standfast.nomad.constraints import Meta
 from standfast.nomad.notes import Notes
 from standfast.nomad.ports import READY, Node, NomadGateway
 from standfast.nomad.release import bound_on
+from standfast.system.clock import Deadline, sleep
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from standfast.nomad.observed import Bound, Noted, Observed, Role
+from standfast.nomad.observation import Bound, Noted, Observed, Role
 from standfast.nomad.ports import READY, Node
 from standfast.reasons import Reason
 

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from standfast.adapters.consul import Committed, Conflict, Entry
-from standfast.adapters.consul_wire import CheckIndex, Delete, Op, Set
-from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
+from standfast.consul.gateway import Committed, Conflict, Entry
+from standfast.consul.records import parse_epoch
+from standfast.consul.values import CheckIndex, Delete, Op, Set
 from standfast.errors import Refused
-from standfast.nomad.observed import Note, Noted
+from standfast.nomad.observation import Note, Noted
 from standfast.nomad.ports import Node
 from standfast.reasons import Reason
-from standfast.records import parse_epoch
+from standfast.system.clock import Deadline, monotonic, utc_now
 
 # By then whoever wrote a note has made the node ineligible, or never will.
 FIRM_AFTER_S = 30.0

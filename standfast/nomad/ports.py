@@ -1,4 +1,4 @@
-"""What following the role needs of Nomad: one narrow protocol, met by `adapters.nomad`.
+"""What following the role needs of Nomad: one narrow protocol, met by `nomad.gateway`.
 
 Every call ends by its deadline (none given: the gateway's own) and raises NomadError, whose
 `outcome` says why. An answer is what the servers know, but for `local_meta` and `set_meta`, which
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from standfast.clock import Deadline
+from standfast.system.clock import Deadline
 
 RUN = "run"
 READY = "ready"

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from standfast.clock import Deadline, monotonic, sleep
 from standfast.errors import NomadError, NomadOutcome, TimedOut
 from standfast.nomad.constraints import Meta
 from standfast.nomad.notes import Notes
-from standfast.nomad.observed import Bound, bound_of
+from standfast.nomad.observation import Bound, bound_of
 from standfast.nomad.ports import Node, NomadGateway
+from standfast.system.clock import Deadline, monotonic, sleep
 
 log = logging.getLogger(__name__)
 

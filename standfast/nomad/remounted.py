@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from standfast.clock import Deadline, parse_rfc3339, sleep, utc_now
 from standfast.config.model import Config
 from standfast.errors import NomadError, StandfastError
-from standfast.files import read_json, write_atomically
-from standfast.locks import exclusive
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import RUN, Allocation, Node, NomadGateway
+from standfast.system.clock import Deadline, parse_rfc3339, sleep, utc_now
+from standfast.system.files import read_json, write_atomically
+from standfast.system.locks import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
     path = config.run_dir / PENDING
     since, done = _pending(path)
     if nomad is None:
-        from standfast.adapters.nomad import NomadAgent
+        from standfast.nomad.gateway import NomadAgent
 
         nomad = NomadAgent.from_config(config)
     try:

@@ -10,8 +10,8 @@ from typing import Any
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
 from standfast.reasons import Reason
+from standfast.system.files import read_json, write_atomically
 
 log = logging.getLogger(__name__)
 

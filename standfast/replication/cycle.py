@@ -12,29 +12,24 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from standfast.act.ports import Snapshot
 from standfast.ages import Origin, age_of
-from standfast.clock import Deadline, instant, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, TimedOut, ours
-from standfast.locks import exclusive
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage, snapshot_lock
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage, snapshot_lock
 from standfast.replication import pins, state
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
-from standfast.replication.published import (
-    note_origin,
-    origin_of,
-    origins_of_snapshots,
-    take,
-)
+from standfast.replication.published import note_origin, origin_of, origins_of_snapshots, take
 from standfast.replication.reporting import ReignInConsul
+from standfast.replication.session import end, reach
 from standfast.replication.shipment import LOOK_UP_S, OnProgress, Order, Shipped, ship
-from standfast.replication.talk import end, reach
-from standfast.streams import Conversation
+from standfast.system.clock import Deadline, instant, monotonic, utc_now
+from standfast.system.locks import exclusive
+from standfast.system.streams import Conversation
 
 log = logging.getLogger(__name__)
 

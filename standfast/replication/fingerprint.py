@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from standfast.clock import Deadline
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline
 
 READ_BYTES = 1024 * 1024
 NAMES_IN_MEMORY = 50_000

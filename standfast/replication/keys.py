@@ -14,12 +14,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import Refused
-from standfast.files import read_foreign_text
 from standfast.reasons import Reason
-from standfast.run import run
+from standfast.system.clock import Deadline
+from standfast.system.files import read_foreign_text
+from standfast.system.run import run
 
 KINDS = (
     "ssh-ed25519",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from standfast.act.ports import Snapshot
 from standfast.errors import Refused
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication.wire import Offer
 

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
-from standfast.locks import exclusive
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
+from standfast.system.clock import Deadline, utc_now
+from standfast.system.files import read_json, write_atomically
+from standfast.system.locks import exclusive
 
 LOCK_WAIT_S = 60.0
 """Deleting one batch of snapshots is what one may have to wait for."""

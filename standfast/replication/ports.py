@@ -1,4 +1,4 @@
-"""What replication needs of a store beyond what a plan needs: owned here, met by the adapters.
+"""What replication needs of a store beyond what a plan needs: owned here, met by real stores.
 
 Only `publish` makes anything visible under its final name; everything before it happens in the
 staging directory, and can be thrown away at any moment.
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from standfast.act.ports import Snapshot, VolumeStore
-from standfast.adapters.consul_wire import Committed, Conflict, Entry, Op
-from standfast.clock import Deadline
+from standfast.consul.values import Committed, Conflict, Entry, Op
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot, VolumeStore
+from standfast.system.clock import Deadline
 
 
 class ReplicaStore(VolumeStore, Protocol):
@@ -40,7 +40,7 @@ class ReplicaStore(VolumeStore, Protocol):
         """Of the file system that the volume is on, by everything there."""
 
     def abilities(self) -> Sequence[str]:
-        """What this end can take in beyond a plain stream (`wire.COMPRESSED_DATA`)."""
+        """What this end can take in beyond a plain stream (`btrfs.stream.COMPRESSED_DATA`)."""
 
     def prepare_parent(self, content_id: str) -> None:
         """Make an increment on top of this snapshot receivable; between open_staging and it."""

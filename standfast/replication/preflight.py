@@ -12,15 +12,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from standfast.adapters import btrfs_info, btrfs_place, btrfs_versions
-from standfast.clock import utc_now
+from standfast.btrfs import info as btrfs_info
+from standfast.btrfs import place as btrfs_place
+from standfast.btrfs import versions as btrfs_versions
+from standfast.btrfs.stream import COMPRESSED_DATA
 from standfast.config.model import Config
 from standfast.errors import Refused
-from standfast.files import read_foreign_text
 from standfast.reasons import Reason
-from standfast.replication.intake import RESERVE_BYTES
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.wire import COMPRESSED_DATA
+from standfast.replication.receive_checks import RESERVE_BYTES
+from standfast.system.clock import utc_now
+from standfast.system.files import read_foreign_text
 
 ZSTD = "zstd"
 ROLES = ("live", "snapshots", "standby")

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
-from standfast.clock import monotonic
-from standfast.views.text import duration
+from standfast.system.clock import monotonic
+from standfast.text import duration, size
 
 FIRST_LINE_S = 5.0
 LINE_EVERY_S = 10.0
@@ -206,16 +206,6 @@ def describe(meter: Meter, total_bytes: int | None, now: float) -> str:
     left = meter.left_s(total_bytes, now)
     rest = "" if left is None else f", {duration(left)} left"
     return f"{size(meter.moved)}{of}, {size(round(meter.rate(now)))}/s{rest}"
-
-
-def size(count: int) -> str:
-    """`112 B`, `3.4 MiB`."""
-    amount, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024 or unit == "TiB":
-            break
-        amount /= 1024
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -13,18 +13,18 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from standfast.act.ports import Snapshot
 from standfast.ages import UNKNOWN
-from standfast.clock import Deadline, format_utc, instant, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
-from standfast.reign import OwnReign, Stage
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.replication import pins, state
 from standfast.replication.pins import Pin
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import clock_was_set_s_ago, origins_of_snapshots
 from standfast.replication.retention import Kept, by_reign, overdue, sort_out
+from standfast.system.clock import Deadline, format_utc, instant, monotonic, utc_now
 
 log = logging.getLogger(__name__)
 

@@ -23,18 +23,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from standfast.act.ports import Snapshot, VolumeStore
 from standfast.ages import WAS_SET_S, Before, Origin, Seen
-from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config
+from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused, StandfastError
-from standfast.files import read_json, write_atomically
 from standfast.lease.files import boot_instance
-from standfast.locks import exclusive
 from standfast.names import MOST_AHEAD_S, SnapshotName
+from standfast.node.ports import Snapshot, VolumeStore
+from standfast.node.reign import OwnReign
 from standfast.reasons import Reason
-from standfast.records import MOST_SECONDS
-from standfast.reign import OwnReign
+from standfast.system.clock import Deadline, Instant, instant
+from standfast.system.files import read_json, write_atomically
+from standfast.system.locks import exclusive
 
 LOCK_WAIT_S = 10.0
 CLOCK_EVERY_S = 60.0

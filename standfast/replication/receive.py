@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from standfast.act.ports import Snapshot
 from standfast.ages import Origin, age_of
-from standfast.clock import Deadline, instant, monotonic, utc_now
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
-from standfast.locks import exclusive
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.replication import intake, pins, wire
+from standfast.replication import pins, receive_checks, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
-from standfast.run import inheriting
-from standfast.streams import pipeline
+from standfast.system.clock import Deadline, instant, monotonic, utc_now
+from standfast.system.locks import exclusive
+from standfast.system.run import inheriting
+from standfast.system.streams import pipeline
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def receive(
     """One conversation; the exit status. Every refusal is answered with its reason."""
     receiver = _Receiver(config, store, gateway, stdin_fd, stdout)
     try:
-        intake.check_original_command(config, environ)
+        receive_checks.check_original_command(config, environ)
         config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         receiver.run()
     except Exception as failure:  # noqa: BLE001  # each refusal is answered, whatever it comes from
@@ -83,7 +83,11 @@ def receive(
 
 
 def _tell(config: Config, refusal: wire.Refusal) -> None:
-    from standfast.events import Kind, happened, tell  # a start-up without a refusal is shorter
+    from standfast.events.events import (  # a start-up without a refusal is shorter
+        Kind,
+        happened,
+        tell,
+    )
 
     text = f"refused: {refusal.reason}: {refusal.message}"
     tell(happened(config, Kind.RECEIVE_REFUSED, text, reason=refusal.reason))
@@ -108,7 +112,7 @@ class _Receiver:
         if line is None:
             raise Refused(Reason.PROTOCOL, "the sender left without a word")
         hello = wire.parse_hello(line)
-        intake.check_peer(self.config, hello)
+        receive_checks.check_peer(self.config, hello)
         if hello.purpose is wire.Purpose.ASK:
             self._answer(deadline)
             return
@@ -138,7 +142,7 @@ class _Receiver:
     def _give_way(self, idle_s: float) -> str | None:
         if idle_s < STANDSTILL_S:
             return None
-        from standfast.local_view import is_locked
+        from standfast.system.locks import is_locked
 
         if not is_locked(self._waiting):
             return None
@@ -200,12 +204,12 @@ class _Receiver:
         announced = _Announced(begin, monotonic())
         # A first send may take a day, as its sender knows; nothing here has to be set for it.
         deadline = Deadline.after(begin.patience_s)
-        lease = intake.Lease(self.config, self.gateway)
-        intake.check_peer(self.config, begin)
+        lease = receive_checks.Lease(self.config, self.gateway)
+        receive_checks.check_peer(self.config, begin)
         lease.check(begin)
-        intake.check_lineage(self.config, begin, snapshots)
-        intake.check_space(self.config, self.store.free_bytes(), begin)
-        intake.check_decompressor(self.config, begin)
+        receive_checks.check_lineage(self.config, begin, snapshots)
+        receive_checks.check_space(self.config, self.store.free_bytes(), begin)
+        receive_checks.check_decompressor(self.config, begin)
         parent = begin.parent_content_id
         with pins.in_use(self.config, () if parent is None else (parent,)):
             try:
@@ -241,11 +245,11 @@ class _Receiver:
 
     def _why(self) -> Reason:
         """A stream that broke because the disk is full is said to be that."""
-        full = self.store.free_bytes() < intake.RESERVE_BYTES
+        full = self.store.free_bytes() < receive_checks.RESERVE_BYTES
         return Reason.NO_SPACE if full else Reason.INCOMPLETE
 
     def _publish(
-        self, staging: Path, announced: _Announced, lease: intake.Lease, deadline: Deadline
+        self, staging: Path, announced: _Announced, lease: receive_checks.Lease, deadline: Deadline
     ) -> Snapshot:
         begin = announced.begin
         self.store.verify_staged(begin.name, begin.content_id)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.consul_wire import CheckIndex, Conflict, Op, Set
 from standfast.ages import Origin
-from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Config
+from standfast.consul.records import Leader, LeaderState, StandbyRecord, parse_epoch, shown_seconds
+from standfast.consul.values import CheckIndex, Conflict, Op, Set
 from standfast.errors import ConsulError, Refused
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.records import Leader, LeaderState, StandbyRecord, parse_epoch, shown_seconds
 from standfast.replication.ports import ReplicaGateway
+from standfast.system.clock import Deadline, sleep, utc_now
 
 PATIENCE_S = 20.0
 """What was sent is not sent again because Consul elects a leader just then."""

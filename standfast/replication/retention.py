@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from standfast.act.ports import Snapshot
-from standfast.clock import format_stamp
 from standfast.config.model import Keep
+from standfast.node.ports import Snapshot
 from standfast.replication.pins import Pin
+from standfast.system.clock import format_stamp
 
 
 @dataclass(frozen=True, slots=True)

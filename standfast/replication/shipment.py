@@ -10,17 +10,18 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from standfast.act.ports import Snapshot
 from standfast.ages import age_of
-from standfast.clock import Deadline, utc_now
+from standfast.btrfs.stream import COMPRESSED_DATA
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import parents, pins, wire
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import note_names, origin_of
-from standfast.replication.talk import ANSWER_S, GOODBYE_S, ask, greeting
-from standfast.streams import Conversation, pipeline
+from standfast.replication.session import ANSWER_S, GOODBYE_S, ask, greeting
+from standfast.system.clock import Deadline, utc_now
+from standfast.system.streams import Conversation, pipeline
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class _Shipment:
 
     def _stream(self, parent: Snapshot | None, begin: wire.Begin, welcome: wire.Welcome) -> int:
         options = self.config.replication
-        compressed = options.compressed_data and wire.COMPRESSED_DATA in welcome.abilities
+        compressed = options.compressed_data and COMPRESSED_DATA in welcome.abilities
         argv = self.store.send_argv(self.order.snapshot, parent, compressed_data=compressed)
         squeeze = [ZSTD] if begin.compression is wire.Compression.ZSTD else []
         on_progress = self.order.on_progress

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
-from standfast.locks import exclusive
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline, utc_now
+from standfast.system.files import read_json, write_atomically
+from standfast.system.locks import exclusive
 
 LOCK_WAIT_S = 10.0
 A_MOMENT_S = 0.001

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
-from standfast.replication import preflight, talk, wire
+from standfast.replication import preflight, session, wire
 from standfast.replication.ports import ReplicaStore
+from standfast.system.clock import Deadline, monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ def both_sides(config: Config, store: ReplicaStore, standby: str, deadline: Dead
 
     `apart_s` counts from the question on: how long the way took says nothing of their clocks.
     """
-    with talk.greet(config, standby, deadline, wire.Purpose.ASK) as (asked, welcome):
+    with session.greet(config, standby, deadline, wire.Purpose.ASK) as (asked, welcome):
         asked_at = monotonic()
-        answer = talk.ask(asked, wire.Survey(), deadline)
+        answer = session.ask(asked, wire.Survey(), deadline)
     ours = preflight.facts_here(config, store)
     apart_s = monotonic() - asked_at
     theirs = preflight.Facts.parse(wire.parse_surveyed(answer).facts)

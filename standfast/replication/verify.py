@@ -15,17 +15,17 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import state, wire
 from standfast.replication.differences import Difference, differences
 from standfast.replication.fingerprint import Fingerprint, counted, manifest
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.talk import ANSWER_S, end, greet
-from standfast.streams import Conversation
+from standfast.replication.session import ANSWER_S, end, greet
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.streams import Conversation
 
 METADATA_LIMIT_S = 3600.0
 FULL_LIMIT_S = 48 * 3600.0

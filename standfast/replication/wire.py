@@ -28,11 +28,11 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from standfast.act.ports import Snapshot
+from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.records import MOST_SECONDS
 
 VERSION = 1
 """Version of the lines' form."""
@@ -43,8 +43,6 @@ MAX_OFFERED = 300
 """So many snapshots, the newest, are offered as parents: they fit one line."""
 MAX_UNFINISHED = 20
 MOST_PATIENCE_S = 31 * 86400
-COMPRESSED_DATA = "compressed-data"
-"""The ability to take extents in as they are compressed."""
 _MAX_TEXT = 255
 M = TypeVar(
     "M",

@@ -17,17 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from standfast.adapters import mounts as mounts_module
-from standfast.adapters.consul import Instance
-from standfast.adapters.mount_units import NoMountUnits
-from standfast.adapters.mounts import KernelMounts
-from standfast.adapters.processes import ProcProcesses
 from standfast.clients import notes
-from standfast.clients.mountinfo import Mount
+from standfast.clients.loop import Outcome, Parts, Remount
 from standfast.clients.ports import Namespace
-from standfast.clients.remount import Outcome, Parts, Remount
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Client, Config
+from standfast.consul.gateway import Instance
+from standfast.mounts import mounts as mounts_module
+from standfast.mounts.mounts import KernelMounts
+from standfast.mounts.processes import ProcProcesses
+from standfast.mounts.units import NoMountUnits
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.mountinfo import Mount
 from tests.fakes.client import fsid, instance
 from tests.fakes.machine import config_in
 from tests.support.waiting import soon, wait_for

@@ -14,7 +14,7 @@ START_UTC = 1_790_000_000.0
 
 
 class Clocks:
-    """Stands in for the module `time` in `standfast.clock`; monotonic time goes on as ever."""
+    """Stands in for `time` in `standfast.system.clock`; monotonic time goes on as ever."""
 
     CLOCK_BOOTTIME = 7
     monotonic = staticmethod(time.monotonic)
@@ -50,7 +50,7 @@ class Clocks:
         return self._get(0)
 
     def rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("standfast.clock.time", self)
+        monkeypatch.setattr("standfast.system.clock.time", self)
 
     def _get(self, place: int) -> float:
         return float(_SECONDS.unpack_from(self._memory, place * _SECONDS.size)[0])

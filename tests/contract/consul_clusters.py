@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.adapters.transport import Answer, Endpoint, Request, TransportError, exchange
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.http import Answer, Endpoint, Request, TransportError, exchange
 from standfast.demo.consul_server import EmbeddedConsul
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for

@@ -9,7 +9,7 @@ from threading import Timer
 
 import pytest
 
-from standfast.adapters.consul import ConsulGateway
+from standfast.consul.gateway import ConsulGateway
 from tests.fakes.consul import MemoryConsul
 from tests.sim.model_consul import Client
 from tests.support.waiting import wait_for

@@ -14,11 +14,11 @@ from pkgutil import resolve_name
 
 import pytest
 
-from standfast.clock import monotonic
 from standfast.config.model import FAST_PROFILE
 from standfast.demo.cluster import GOSSIP_S, Cluster
 from standfast.demo.screen import Screen
 from standfast.demo.story import STEP_S
+from standfast.system.clock import monotonic
 from tests.support.pace import factor
 
 LEASE_TIMES = ("heartbeat", "request_timeout", "length", "fence", "wait")

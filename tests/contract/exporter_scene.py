@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from standfast.local_socket import listen, read_line, send
+from standfast.system.local_socket import listen, read_line, send
 from tests.contract.consul_clusters import free_ports
 from tests.support.waiting import soon, wait_for
 

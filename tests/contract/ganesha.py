@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.systemd import JournalLine
-from standfast.clock import Deadline, sleep
 from standfast.config.model import Config, Nfs, Node, Paths
 from standfast.errors import CommandFailed
+from standfast.system.clock import Deadline, sleep
+from standfast.system.systemd import JournalLine
 from tests.contract.volumes import btrfs_on_file, command
 from tests.support import needs
 

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, utc_now
+from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName, diverged_name
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.records import LeaderState
 from standfast.replication.cycle import CycleResult
 from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots
+from standfast.system.clock import Deadline, utc_now
 from tests.contract.clocks import Clocks
 from tests.contract.links import Fault, Links
 from tests.contract.peers import NODES, Peer, lead, peer

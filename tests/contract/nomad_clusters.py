@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 import pytest
 
-from standfast.adapters.nomad import NomadAgent
-from standfast.adapters.transport import Answer, Endpoint, Request, TransportError, exchange
+from standfast.consul.http import Answer, Endpoint, Request, TransportError, exchange
+from standfast.nomad.gateway import NomadAgent
 from tests.contract.consul_clusters import CHECKOUT, free_ports
 from tests.fakes.nomad import StandIn
 from tests.support.pace import patient

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from standfast.adapters.consul_wire import Entry, Set
-from standfast.adapters.stores import open_store
-from standfast.clock import Deadline
+from standfast.assembly import open_store
 from standfast.config.model import Config, KeepOwn, KeepPublished
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.consul.values import Entry, Set
 from standfast.demo.consul_state import ClusterState
 from standfast.errors import ConsulNoQuorum
-from standfast.locks import exclusive
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.replication import receive
 from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
+from standfast.system.clock import Deadline
+from standfast.system.locks import exclusive
 from tests.contract.volumes import config_for
 from tests.fakes.consul import MemoryConsul
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from standfast.act.ports import LiveTree
-from standfast.adapters.consul import ConsulGateway
-from standfast.adapters.directory import initialise
-from standfast.adapters.fence import FileFence
-from standfast.adapters.stores import open_store
-from standfast.clock import monotonic
+from standfast.assembly import open_store
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.directory import initialise
+from standfast.demo.fence import FileFence
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
-from standfast.reign import OwnReign, Stage
+from standfast.node.ports import LiveTree
+from standfast.node.reign import OwnReign, Stage
+from standfast.system.clock import monotonic
 from tests.contract.consul_clusters import free_ports
 from tests.support.pace import patient
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters import btrfs, btrfs_versions
-from standfast.adapters.btrfs import BtrfsStore
+from standfast.btrfs import store as btrfs
+from standfast.btrfs import versions as btrfs_versions
+from standfast.btrfs.store import BtrfsStore
 from standfast.errors import Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from tests import streams_of_btrfs as made
 from tests.contract.volumes import btrfs_on_file, command, files, paths_below, require_btrfs
 

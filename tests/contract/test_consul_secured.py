@@ -11,14 +11,9 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul import (
-    Committed,
-    ConsulBlind,
-    ConsulGateway,
-    Set,
-)
+from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
+from standfast.consul.records import ClientRecord
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
-from standfast.records import ClientRecord
 from tests.contract.consul_clusters import (
     CHECKOUT,
     NODE,

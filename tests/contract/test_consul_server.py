@@ -15,8 +15,8 @@ from typing import Any
 import consul as consul_library
 import pytest
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.clock import monotonic
+from standfast.consul.gateway import ConsulGateway
+from standfast.system.clock import monotonic
 from tests.contract.consul_clusters import (
     NODE,
     Cluster,

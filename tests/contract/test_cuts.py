@@ -19,25 +19,19 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import Deadline
+from standfast.consul.records import StandbyRecord
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.reasons import Reason
-from standfast.records import StandbyRecord
-from standfast.replication import intake, reporting
+from standfast.replication import receive_checks, reporting
 from standfast.replication.cycle import CycleResult
 from standfast.replication.published import epochs_of_snapshots
+from standfast.system.clock import Deadline
 from tests.contract.effects import EFFECTS_AT_LEAST, at_effect, effects, some_or_every_effect
 from tests.contract.images import copy_image
 from tests.contract.links import DOWN, UP, Fault, Links, fork
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.trees import Tree, differences, read_tree
-from tests.contract.volumes import (
-    btrfs_on_file,
-    command,
-    mount_image,
-    require_btrfs,
-    unmount,
-)
+from tests.contract.volumes import btrfs_on_file, command, mount_image, require_btrfs, unmount
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -73,7 +67,7 @@ stages = pytest.mark.parametrize(
 def disks(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disks]:
     require_btrfs()
     # Before the links: what answers there is forked from this process.
-    monkeypatch.setattr(intake, "CONSUL_PATIENCE_S", 0.0)
+    monkeypatch.setattr(receive_checks, "CONSUL_PATIENCE_S", 0.0)
     monkeypatch.setattr(reporting, "PATIENCE_S", 0.0)
     with ExitStack() as stack:
         for node in NODES:
@@ -359,7 +353,7 @@ def test_a_full_disk_in_the_stream_and_room_again(disks: Disks, seeded: bool) ->
     pair.a.live("big").write_bytes(os.urandom(60_000_000))
     make_room_for_metadata(disks.place / "b")
     ballast = disks.place / "b" / "ballast"
-    room = intake.RESERVE_BYTES + 15_000_000
+    room = receive_checks.RESERVE_BYTES + 15_000_000
     ballast.write_bytes(bytes(pair.b.store.free_bytes() - room))
     command("btrfs", "filesystem", "sync", disks.place / "b")
     with pytest.raises((Refused, CommandFailed), match=r"(?i)space|MiB left") as failure:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import monotonic
 from standfast.demo import main as demo
 from standfast.demo.cluster import Cluster
 from standfast.demo.embedded import EmbeddedNfs
 from standfast.demo.invariants import ONE_SERVER, Broken
 from standfast.demo.story import Times, first_promotion
-from standfast.run import start_detached
+from standfast.system.clock import monotonic
+from standfast.system.run import start_detached
 from tests.contract.consul_clusters import CHECKOUT
 from tests.contract.demo_scene import keep_pace, needed, quiet_cluster
 from tests.support.figures import note

@@ -25,12 +25,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.errors import Unreachable
+from standfast.exporter.exporter import Options, serve
+from standfast.exporter.web_server import MOST_FROM_ONE
 from standfast.lease.epochs import EpochFile
-from standfast.local_socket import listen, read_line, send
 from standfast.reasons import Reason
 from standfast.replication import state
-from standfast.views.exporter import Options, serve
-from standfast.views.web_server import MOST_FROM_ONE
+from standfast.system.local_socket import listen, read_line, send
 from tests.contract.consul_clusters import free_ports
 from tests.support import needs
 from tests.support.pace import patient

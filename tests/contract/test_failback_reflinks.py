@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters import btrfs_info
-from standfast.adapters.btrfs import BtrfsStore
+from standfast.btrfs import info as btrfs_info
+from standfast.btrfs.store import BtrfsStore
 from standfast.errors import Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from tests.contract.volumes import btrfs_on_file, command, files, paths_below, require_btrfs
 

@@ -22,12 +22,14 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.fence import KernelFence, NftFence, build_script, settle
-from standfast.adapters.fence_ipset import IpsetFence
-from standfast.clock import monotonic, sleep
 from standfast.config.problems import InvalidConfig
 from standfast.errors import Refused, StandfastError
+from standfast.fence.choice import settle
+from standfast.fence.claims import KernelFence
+from standfast.fence.ipset import IpsetFence
+from standfast.fence.nftables import NftFence, build_script
 from standfast.lease.cutoff import Found, put_back_shut
+from standfast.system.clock import monotonic, sleep
 from tests.fakes.machine import FakeNfs, World, config_in
 from tests.support import needs
 from tests.support.fences import claimed
@@ -513,8 +515,8 @@ def shut_by_hand(fence: KernelFence) -> None:
 ARMER = """
 import os, sys
 from pathlib import Path
-from standfast.adapters.fence import NftFence
-from standfast.adapters.fence_ipset import IpsetFence
+from standfast.fence.nftables import NftFence
+from standfast.fence.ipset import IpsetFence
 backend = {"NftFence": NftFence, "IpsetFence": IpsetFence}[sys.argv[1]]
 fence = backend(int(sys.argv[2]), Path(sys.argv[3]), "data")
 for line in sys.stdin:

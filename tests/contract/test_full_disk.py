@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from standfast import plan as plans
-from standfast.act.effects import Effects
-from standfast.act.execute import execute
 from standfast.errors import StepFailed
-from standfast.files import RESERVE, keep_reserve, write_atomically
 from standfast.lease.epochs import EpochFile
-from standfast.plan import Do
-from standfast.reign import OwnReign, Stage
+from standfast.node.reign import OwnReign, Stage
+from standfast.role import plan as plans
+from standfast.role.execute import execute
+from standfast.role.plan import Do
+from standfast.role.steps import Effects
+from standfast.system.files import RESERVE, keep_reserve, write_atomically
 from tests.contract.volumes import command
 from tests.fakes.machine import FakeNode
 from tests.unit.test_plans_cut import NAMES, is_primary, is_standby, made, promote, run, switch

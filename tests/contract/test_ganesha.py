@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.bind import LiveBind
-from standfast.adapters.nfs_ganesha import GaneshaNfs
 from standfast.config.model import Config
+from standfast.mounts.bind import LiveBind
+from standfast.nfs.ganesha import GaneshaNfs
 from tests.contract.ganesha import NEEDS, DirectUnits, volume
 from tests.contract.own_network import own_network
 from tests.support import needs

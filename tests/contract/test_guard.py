@@ -18,16 +18,16 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul import Instance
-from standfast.adapters.directory import save_info
-from standfast.adapters.store import TreeInfo
-from standfast.clock import monotonic
+from standfast.btrfs.names_and_places import TreeInfo
+from standfast.consul.gateway import Instance
+from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.directory import save_info
 from standfast.errors import Refused
 from standfast.guard import active_elsewhere, node_verdict, words
 from standfast.lease.epochs import EpochFile
-from standfast.records import Holder, Leader, LeaderState
-from standfast.reign import OwnReign, Stage
+from standfast.node.reign import OwnReign, Stage
+from standfast.system.clock import monotonic
 from tests.contract.storage_node import (
     ADDRESSES,
     EPOCH,

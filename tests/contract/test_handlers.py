@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
+from standfast.consul.records import dump_epoch
+from standfast.consul.watch import argv, definitions, environment
 from standfast.demo.consul_server import EmbeddedConsul
-from standfast.local_socket import listen, parse, read_line, send
-from standfast.records import dump_epoch
-from standfast.watch import argv, definitions, environment
+from standfast.system.local_socket import listen, parse, read_line, send
 from tests.contract.consul_clusters import consul_binary, real_cluster
 from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.contract.storage_node import (
@@ -44,7 +44,7 @@ from tests.support.waiting import soon, wait_for
 EVENTS = ("data-services-changed", "storage-role-changed")
 ALL = tuple(sorted(path.name for path in HANDLERS.iterdir() if path.is_file()))
 # What a handler waits for at most is 2 and 3 s as shipped.
-QUICK = "from standfast import reconcile; reconcile.DRAIN_S = reconcile.WAKE_S = 0.3"
+QUICK = "from standfast.agent import wake; wake.DRAIN_S = wake.WAKE_S = 0.3"
 
 HANG_S = 100.0
 pytestmark = SYNCED

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from standfast import plan as plans
-from standfast.act.effects import Effects
-from standfast.act.execute import execute
-from standfast.act.machine import Machine
-from standfast.adapters.btrfs import BtrfsStore
+from standfast.btrfs.store import BtrfsStore
 from standfast.errors import StepFailed
-from standfast.plan import names_of
-from standfast.reign import OwnReign, Stage
+from standfast.node.node import Machine
+from standfast.node.reign import OwnReign, Stage
+from standfast.role import plan as plans
+from standfast.role.execute import execute
+from standfast.role.plan import names_of
+from standfast.role.steps import Effects
 from tests.contract.volumes import (
     btrfs_on_file,
     command,

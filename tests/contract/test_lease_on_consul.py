@@ -14,24 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.consul import Committed, Conflict, ConsulGateway, Entry
-from standfast.adapters.consul_wire import Op
-from standfast.adapters.fence import FileFence
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import FAST_PROFILE, Config
-from standfast.demo.consul_server import EmbeddedConsul
-from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError
-from standfast.lease import keeper as keeper_module
-from standfast.lease import protocol
-from standfast.lease.epochs import EpochFile
-from standfast.lease.files import LeaseStatus, save_claim
-from standfast.lease.holding import Kept, LeaseKeys
-from standfast.lease.inbox import listening
-from standfast.lease.keeper import Keeper, answer, build, hold, obtain
-from standfast.lease.protocol import Claim, Halted, Lost, Memory, Tenure
-from standfast.local_socket import ask
-from standfast.reasons import Reason
-from standfast.records import (
+from standfast.consul.gateway import Committed, Conflict, ConsulGateway, Entry
+from standfast.consul.records import (
     Handover,
     Holder,
     Leader,
@@ -41,6 +26,21 @@ from standfast.records import (
     dump_epoch,
     parse_epoch,
 )
+from standfast.consul.values import Op
+from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.fence import FileFence
+from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError
+from standfast.lease import keeper as keeper_module
+from standfast.lease import protocol
+from standfast.lease.epochs import EpochFile
+from standfast.lease.files import LeaseStatus, save_claim
+from standfast.lease.holding import Kept, LeaseKeys
+from standfast.lease.inbox import listening
+from standfast.lease.keeper import Keeper, answer, build, hold, obtain
+from standfast.lease.protocol import Claim, Halted, Lost, Memory, Tenure
+from standfast.reasons import Reason
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.local_socket import ask
 from tests.contract.consul_clusters import embedded_cluster, real_cluster
 from tests.contract.storage_node import VOLUME, StorageNode
 from tests.fakes.machine import FakeNfs, World, config_in

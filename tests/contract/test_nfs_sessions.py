@@ -14,7 +14,7 @@ from tests.support.pace import patient
 # A listener and two clients on other ports than the one whose connections are to go.
 SCRIPT = """
 import socket, sys
-from standfast.adapters.nfs import close_sessions
+from standfast.nfs.kernel import close_sessions
 
 def pair(port):
     server = socket.create_server(("127.0.0.1", port))

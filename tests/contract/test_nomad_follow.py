@@ -16,19 +16,20 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import monotonic, sleep
+from standfast.cli import nomad_boot
 from standfast.config.model import Config, ConsulAccess, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
+from standfast.doctor.nomad_checks import bound_groups, look, stops_when_cut_off
 from standfast.errors import StandfastError
-from standfast.nomad import boot, remounted
-from standfast.nomad.checks import bound_groups, look, stops_when_cut_off
+from standfast.nomad import remounted
 from standfast.nomad.constraints import Meta, Tie, bond
-from standfast.nomad.follow import Follower
+from standfast.nomad.loop import Follower
 from standfast.nomad.notes import Notes
-from standfast.nomad.observed import Role, kill_timeout_s
+from standfast.nomad.observation import Role, kill_timeout_s
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import Allocation
+from standfast.system.clock import monotonic, sleep
 from tests.contract.consul_clusters import CHECKOUT, embedded_cluster
 from tests.contract.nomad_clusters import (
     MANAGEMENT,
@@ -480,10 +481,10 @@ def test_before_its_nomad_starts_a_former_primary_is_made_ineligible_by_another_
                 nomad=NomadAccess(address=there, request_timeout=20.0),
             )
             with pytest.raises(StandfastError, match="Consul knows no other agent"):
-                boot.attempt(made)
+                nomad_boot.attempt(made)
             consul.gateway().register("nomad-http", "nomad", host, int(port), {}, 60.0, "http")
-            (said,) = boot.attempt(made)
-            assert boot.attempt(made) == []
+            (said,) = nomad_boot.attempt(made)
+            assert nomad_boot.attempt(made) == []
             (noted,) = Notes(made, consul.gateway()).load().values()
         assert "takes no jobs" in said
         assert not eligible(site, ONE)

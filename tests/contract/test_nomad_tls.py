@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.nomad import NomadAgent, Tls
 from standfast.errors import NomadError, NomadOutcome
+from standfast.nomad.gateway import NomadAgent, Tls
 from tests.contract.nomad_clusters import SERVER, START_S, RealMachines, nomad_binary
 from tests.support.pace import patient
 from tests.support.waiting import wait_for

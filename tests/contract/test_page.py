@@ -19,12 +19,12 @@ from typing import Any
 import bcrypt
 import pytest
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.clock import monotonic, utc_now
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import ClientRecord
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.story import Times, first_lines, first_promotion
-from standfast.records import ClientRecord
-from standfast.views.looks import KEEP_S
+from standfast.exporter.status_cache import KEEP_S
+from standfast.system.clock import monotonic, utc_now
 from tests.contract.browser import Browser, headless
 from tests.contract.consul_clusters import free_ports
 from tests.contract.demo_scene import keep_pace, quiet_cluster

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast import run
-from standfast.act.ports import Snapshot
-from standfast.clock import utc_now
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.replication.published import epochs_of_snapshots
+from standfast.system import run
+from standfast.system.clock import utc_now
 from tests.contract import images
 from tests.contract.images import copy_image
 from tests.contract.links import Fault, Links

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters import btrfs_info
-from standfast.adapters.btrfs import BtrfsStore
-from standfast.clock import utc_now
+from standfast.btrfs import info as btrfs_info
+from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config
+from standfast.doctor.storage_checks import look
 from standfast.errors import Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.replication.preflight import Facts, Problem, facts_here, problems
-from standfast.views.storage_checks import look
+from standfast.system.clock import utc_now
 from tests.contract.volumes import btrfs_on_file, command, config_for, require_btrfs
 from tests.support import needs
 

@@ -19,20 +19,15 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.directory import DirectoryStore, initialise
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.demo.directory import DirectoryStore, initialise
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import state
 from tests.contract.consul_clusters import free_ports
-from tests.machines.host import CHECKOUT
-from tests.machines.monitoring import (
-    RULES,
-    Monitoring,
-    dashboard_queries,
-    names_in,
-)
+from tests.labs.shared.host import CHECKOUT
+from tests.labs.shared.monitoring import RULES, Monitoring, dashboard_queries, names_in
 from tests.support import needs
 from tests.support.origins import note_epoch
 from tests.support.pace import factor, patient

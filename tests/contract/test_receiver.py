@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from standfast import __version__
+from standfast.cli.receive import VARIABLE
 from standfast.replication import wire
-from standfast.replication.handing_over import VARIABLE
 from tests.contract.volumes import require_btrfs
 from tests.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
 from tests.support.pace import patient

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.consul_wire import Set
 from standfast.ages import Origin
-from standfast.clock import Deadline, utc_now
+from standfast.consul.records import LeaderState, StandbyRecord
+from standfast.consul.values import Set
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.lease.epochs import EpochFile
-from standfast.locks import exclusive
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.records import LeaderState, StandbyRecord
 from standfast.replication import pins, state
 from standfast.replication.published import epochs_of_snapshots
 from standfast.replication.reporting import ReignInConsul
+from standfast.replication.session import reach
 from standfast.replication.shipment import Order, ship
-from standfast.replication.talk import reach
+from standfast.system.clock import Deadline, utc_now
+from standfast.system.locks import exclusive
 from tests.contract.links import Fault, Links, fork
 from tests.contract.pairs import node, primary_and_standby
 from tests.contract.peers import Peer, lead, leader_value

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from standfast.clock import monotonic
 from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.replication import fingerprint, intake, wire
+from standfast.replication import fingerprint, receive_checks, wire
 from standfast.replication.fingerprint import digest_of
+from standfast.system.clock import monotonic
 from tests.contract.links import Fault
 from tests.contract.pairs import primary_and_standby
 from tests.contract.peers import Peer
@@ -66,10 +66,10 @@ def test_a_node_that_can_not_decompress_says_so_before_anything_is_sent(
     name = SnapshotName.parse("services@20270115T080000Z")
     squeezed = wire.Compression.ZSTD
     begin = wire.Begin("test", "v", "a", 1, name, "id", None, {}, compression=squeezed)
-    intake.check_decompressor(b.config, begin)
+    receive_checks.check_decompressor(b.config, begin)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Refused, match=r'replication\.compression = "none"'):
-        intake.check_decompressor(b.config, begin)
+        receive_checks.check_decompressor(b.config, begin)
 
 
 def test_a_limit_holds(pair: tuple[Peer, Peer]) -> None:

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from standfast.cli import standby_add
-from standfast.clock import monotonic
-from standfast.records import StandbyRecord
-from standfast.replication import pins, preflight, state, survey, talk
+from standfast.consul.records import StandbyRecord
+from standfast.replication import pins, preflight, session, state, survey
 from standfast.replication.authorized import authorized_line
 from standfast.replication.keys import PublicKey, known_hosts
+from standfast.system.clock import monotonic
 from tests.contract.two_nodes import (
     ADDRESSES,
     ME,
@@ -180,13 +180,13 @@ def test_what_a_slow_answer_may_explain_is_no_wrong_clock_but_what_a_slow_way_do
 
     @contextmanager
     def greet(*arguments: Any) -> Iterator[Any]:
-        with talk.greet(*arguments) as greeted:
+        with session.greet(*arguments) as greeted:
             if late == "the way":
                 moved.append(late_s)
             yield greeted
 
     def ask(*arguments: Any) -> Any:
-        answer = talk.ask(*arguments)
+        answer = session.ask(*arguments)
         if late == "the answer":
             moved.append(late_s)
         return answer

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters import btrfs_info
+from standfast.btrfs import info as btrfs_info
 from standfast.cli.main import main
-from standfast.clock import Deadline, sleep, utc_now
 from standfast.config.model import Replication
 from standfast.errors import Refused, TimedOut, Unreachable
-from standfast.locks import exclusive
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import state, verify, wire
 from standfast.replication.fingerprint import manifest
 from standfast.replication.verify import REPORTED, Comparison, compare
+from standfast.system.clock import Deadline, sleep, utc_now
+from standfast.system.locks import exclusive
 from tests.contract.pairs import primary_and_standby
 from tests.contract.peers import Peer
 from tests.contract.volumes import command

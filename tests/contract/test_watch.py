@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.clock import monotonic
+from standfast.consul.gateway import ConsulGateway
+from standfast.system.clock import monotonic
 from tests.contract.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.contract.consul_scene import SYNCED, listed
 from tests.contract.storage_node import VOLUME, StorageNode
@@ -24,7 +24,7 @@ pytestmark = SYNCED
 SOON_S = 20.0
 """After the catalog has it. A query that waits at a frozen server is given up after 30 s."""
 # As shipped it looks every 2 s; an answer may take as long as ever.
-OFTEN = "from standfast import watch; watch.LEADER_EVERY_S = 0.3"
+OFTEN = "from standfast.consul import watch; watch.LEADER_EVERY_S = 0.3"
 COMMAND = "import sys; from standfast.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 

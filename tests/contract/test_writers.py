@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Writer
-from standfast.adapters import writers_look
-from standfast.adapters.btrfs import BtrfsStore
-from standfast.clock import Deadline, sleep
+from standfast.btrfs import writers_look
+from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Paths
+from standfast.node.ports import Writer
+from standfast.system.clock import Deadline, sleep
 from tests.contract.volumes import btrfs_on_file, command, require_btrfs
 
 OPEN = """

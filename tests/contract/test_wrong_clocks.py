@@ -13,16 +13,16 @@ from typing import Any, cast
 
 import pytest
 
-from standfast.act import volume
-from standfast.act.machine import Machine
-from standfast.clock import Deadline, utc_now
-from standfast.decide import decide
-from standfast.decision import Action, Decision, Moment
-from standfast.local_view import LocalView
-from standfast.observe import Cluster, Sighting, newest
+from standfast.agent.local_view import LocalView
+from standfast.consul.records import Holder, Leader, LeaderState, Reign
+from standfast.node.node import Machine
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, Reign
-from standfast.reign import OwnReign, Stage
+from standfast.role import volume
+from standfast.role.decide import decide
+from standfast.role.decision import Action, Decision, Moment
+from standfast.role.observation import Cluster, Sighting, newest
+from standfast.system.clock import Deadline, utc_now
 from tests.contract.clocks import Clocks
 from tests.contract.links import Links
 from tests.contract.pairs import node

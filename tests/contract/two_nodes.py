@@ -22,13 +22,13 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul import ConsulGateway
-from standfast.adapters.stores import open_store
+from standfast.assembly import open_store
 from standfast.cli.main import main
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul_server import EmbeddedConsul
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
 from tests.contract.consul_clusters import free_ports
 from tests.contract.volumes import btrfs_on_file, command, make_live
 from tests.support import needs

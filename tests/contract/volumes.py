@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.directory import initialise
 from standfast.config.model import Config, Node, Paths
+from standfast.demo.directory import initialise
 from tests.support import needs
 from tests.support.waiting import wait_for
 

@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from standfast.adapters.consul import Instance
-from standfast.clients.mountinfo import Mount, canonical, mounted_at, wire_fsid
-from standfast.clients.observed import Answer, Tie
+from standfast.clients.loop import Parts, Remount
+from standfast.clients.observation import Answer, Tie
 from standfast.clients.ports import Namespace, Use
-from standfast.clients.remount import Parts, Remount
-from standfast.clock import Deadline
 from standfast.config.model import Client, Config
+from standfast.consul.gateway import Instance
 from standfast.errors import CommandFailed, ConsulNoQuorum, TimedOut
+from standfast.system.clock import Deadline
+from standfast.system.mountinfo import Mount, canonical, mounted_at, wire_fsid
 from tests.fakes.machine import config_in
 
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import pytest
 
-from standfast import clock
+from standfast.system import clock
 
 
 @dataclass
 class StoppedClock:
-    """Stands in for the module `time` in `standfast.clock`; who sleeps moves it."""
+    """Stands in for the module `time` in `standfast.system.clock`; who sleeps moves it."""
 
     CLOCK_BOOTTIME: ClassVar[int] = 7
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from standfast.adapters.consul_wire import (
+from standfast.consul.values import (
     Committed,
     Conflict,
     Entry,
@@ -22,12 +22,12 @@ from standfast.adapters.consul_wire import (
     parse_instance,
     parse_node_health,
 )
-from standfast.clock import Deadline, monotonic
 from standfast.demo.consul_agents import Agent, UnknownCheck
 from standfast.demo.consul_http import MAX_OPS
 from standfast.demo.consul_shapes import check_shape, health_shape
 from standfast.demo.consul_state import ClusterState, KeyRow
 from standfast.errors import ConsulError, ConsulGarbled
+from standfast.system.clock import Deadline, monotonic
 
 
 class MemoryConsul:

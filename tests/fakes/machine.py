@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from standfast.act.machine import Machine
-from standfast.act.ports import Ailment, FenceState, LiveTree, Snapshot, Writer
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Node, Paths
+from standfast.consul.records import Holder, LeaderState
 from standfast.demo.schedule import OnDemand
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, take_claim
 from standfast.names import SnapshotName
+from standfast.node.node import Machine
+from standfast.node.ports import Ailment, FenceState, LiveTree, Snapshot, Writer
 from standfast.reasons import Reason
-from standfast.records import Holder, LeaderState
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.consul import MemoryConsul
 
 

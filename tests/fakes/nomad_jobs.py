@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from standfast.clock import utc_now
+from standfast.system.clock import utc_now
 
 KILLED_S = 0.1
 """A task that doesn't refuse is gone this long after it was told to end."""

@@ -15,7 +15,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 
-from standfast.clock import monotonic
+from standfast.system.clock import monotonic
 from tests.fakes.nomad_jobs import Doc, canonical, end_s, misfits, stamp
 from tests.fakes.nomad_objects import STATIC_META, Alloc, Node, Refusal, Task
 

@@ -12,19 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from standfast.clock import Deadline
 from standfast.config.model import Config
+from standfast.consul.records import dump_epoch
 from standfast.errors import NomadError, NomadOutcome
-from standfast.nomad.follow import Follower
-from standfast.nomad.ports import (
-    Agent,
-    Allocation,
-    Evaluation,
-    Job,
-    LocalMeta,
-    Node,
-)
-from standfast.records import dump_epoch
+from standfast.nomad.loop import Follower
+from standfast.nomad.ports import Agent, Allocation, Evaluation, Job, LocalMeta, Node
+from standfast.system.clock import Deadline
 from tests.fakes.consul import MemoryConsul
 
 KEY, VALUE = "storage_role", "primary"

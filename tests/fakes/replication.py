@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from standfast.adapters.consul_wire import Entry
-from standfast.adapters.directory import initialise
-from standfast.clock import Deadline
 from standfast.config.model import Config, Replication
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.consul.values import Entry
+from standfast.demo.directory import initialise
+from standfast.system.clock import Deadline
 from tests.fakes.consul import MemoryConsul
 from tests.fakes.machine import config_in
 

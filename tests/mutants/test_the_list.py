@@ -13,7 +13,7 @@ from tests.mutants import ROOT, Mutant, load
 MUTANTS = load()
 AT_LEAST = 160
 SLOW = {"lab", "kernel_lab", "torture"}
-LABS = ("tests/lab/", "tests/kernel_lab/")
+LABS = ("tests/labs/containers/", "tests/labs/kernels/")
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 
 

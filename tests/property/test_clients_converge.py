@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from standfast.clients import notes
 from standfast.clients.decide import Action, decide
-from standfast.clients.mountinfo import Mount, wire_fsid
-from standfast.clients.observed import (
+from standfast.clients.observation import (
     Answer,
     NoServer,
     Note,
@@ -29,6 +28,7 @@ from standfast.clients.observed import (
 from standfast.clients.plan import Do, plan_for
 from standfast.config.model import Client
 from standfast.reasons import Reason
+from standfast.system.mountinfo import Mount, wire_fsid
 from tests.fakes.client import FakeClient, fake_client, fsid
 from tests.fakes.machine import config_in
 
@@ -236,7 +236,7 @@ def test_any_order_of_events_ends_at_the_right_mount(
     events: list[str], automount: bool, kernel: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("standfast.clients.remount.sleep", lambda _: None)
+        patch.setattr("standfast.clients.loop.sleep", lambda _: None)
         story = Story(Path(name), automount, kernel)
         client = story.client
         for event in events:
@@ -252,7 +252,7 @@ def test_any_order_of_events_ends_at_the_right_mount(
 @pytest.mark.parametrize("length", [3])
 def test_every_short_story(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, so that none depends on luck."""
-    monkeypatch.setattr("standfast.clients.remount.sleep", lambda _: None)
+    monkeypatch.setattr("standfast.clients.loop.sleep", lambda _: None)
     words = (
         "failover-b", "promoted-anew", "die-a", "consul-down", "nobody", "older", "access",
         "access-wrong", "handler", "cut", "fail:mount",
@@ -267,7 +267,7 @@ def test_every_short_story(length: int, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_account_of_the_fake_notices_a_sin(tmp_path: Path) -> None:
-    from standfast.clock import Deadline
+    from standfast.system.clock import Deadline
 
     client: FakeClient = fake_client(tmp_path)
     client.serve(A, 1, 1)

@@ -11,26 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from standfast.act.ports import Snapshot
 from standfast.config.model import Config
 from standfast.config.model import Node as NodeConfig
-from standfast.decide import decide
-from standfast.decision import Action, Moment, Wish
-from standfast.errors import ForeignValue
-from standfast.lease.files import LeaseStatus
-from standfast.names import SnapshotName
-from standfast.observe import (
-    Available,
-    Blind,
-    Cluster,
-    Local,
-    Sighting,
-    in_lineage,
-    is_beyond,
-    sight,
-)
-from standfast.reasons import Reason
-from standfast.records import (
+from standfast.consul.blindness import Blind
+from standfast.consul.records import (
     Holder,
     Leader,
     LeaderState,
@@ -40,7 +24,23 @@ from standfast.records import (
     dump_epoch,
     parse_epoch,
 )
-from standfast.reign import OwnReign, Stage
+from standfast.errors import ForeignValue
+from standfast.lease.files import LeaseStatus
+from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
+from standfast.reasons import Reason
+from standfast.role.decide import decide
+from standfast.role.decision import Action, Moment, Wish
+from standfast.role.observation import (
+    Available,
+    Cluster,
+    Local,
+    Sighting,
+    in_lineage,
+    is_beyond,
+    sight,
+)
 from tests.support.examples import examples
 
 NODES = ("a", "b", "c")

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from standfast import clock
-from standfast.clock import Deadline
 from standfast.config.model import Config, Node
 from standfast.config.nomad import NomadAccess
 from standfast.errors import StandfastError
 from standfast.nomad import notes
-from standfast.nomad.follow import Follower
-from standfast.nomad.observed import Role
+from standfast.nomad.loop import Follower
+from standfast.nomad.observation import Role
 from standfast.nomad.ports import LocalMeta
+from standfast.system import clock
+from standfast.system.clock import Deadline
 from tests.fakes.nomad_world import Client, Cut, World, job
 from tests.support.examples import examples
 
@@ -160,8 +160,8 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class WorldTime:
-    """Stands in for the module `time` in `standfast.clock`: nothing waits, and a sleep is over at
-    once, a little later on the world's clock."""
+    """Stands in for `time` in `standfast.system.clock`: nothing waits, and a sleep is over at once,
+    a little later on the world's clock."""
 
     world: World
 

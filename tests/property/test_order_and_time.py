@@ -21,24 +21,19 @@ import pytest
 from hypothesis import example, given, note
 from hypothesis import strategies as st
 
-from standfast import clock
-from standfast.act.machine import Machine
-from standfast.act.ports import Snapshot
-from standfast.adapters.directory import DirectoryStore, save_info
-from standfast.adapters.store import TreeInfo
+from standfast.agent.local_view import LocalView
 from standfast.ages import Origin, age_of
-from standfast.local_view import LocalView
-from standfast.observe import Available, Cluster, Sighting, newest
-from standfast.records import Reign
-from standfast.reign import OwnReign, Stage
+from standfast.btrfs.names_and_places import TreeInfo
+from standfast.consul.records import Reign
+from standfast.demo.directory import DirectoryStore, save_info
+from standfast.node.node import Machine
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.replication import published, wire
-from standfast.replication.published import (
-    CLOCK_EVERY_S,
-    note_origin,
-    origins_of_snapshots,
-    take,
-)
+from standfast.replication.published import CLOCK_EVERY_S, note_origin, origins_of_snapshots, take
 from standfast.replication.receive import _Announced
+from standfast.role.observation import Available, Cluster, Sighting, newest
+from standfast.system import clock
 from tests.fakes.replication import storage_node
 from tests.support.examples import examples
 

@@ -301,7 +301,7 @@ class Clockwork:
 
 
 class SimTime:
-    """Stands in for the module `time` in `standfast.clock`."""
+    """Stands in for the module `time` in `standfast.system.clock`."""
 
     def __init__(self, clockwork: Clockwork) -> None:
         self._clockwork = clockwork

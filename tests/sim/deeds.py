@@ -23,8 +23,8 @@ from functools import partial
 
 from standfast.config.model import LeaseTiming
 from standfast.config.model import Node as NodeConfig
+from standfast.consul.records import Leader
 from standfast.lease.keeper import FENCE_MARGIN_S
-from standfast.records import Leader
 from tests.sim.model_consul import Fault
 from tests.sim.node import Node, Seat
 from tests.sim.systemd import Service

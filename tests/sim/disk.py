@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standfast.act.ports import Ailment, Snapshot
-from standfast.adapters.store import STAGING, Store, TreeInfo
-from standfast.clock import Deadline
+from standfast.btrfs.names_and_places import STAGING, Store, TreeInfo
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed
 from standfast.names import SnapshotName
+from standfast.node.ports import Ailment, Snapshot
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline
 
 if TYPE_CHECKING:
     from tests.sim.node import Node, Seat

@@ -15,16 +15,20 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from standfast import agent, clock, files, isolated, local_view, names, records, watcher
-from standfast.act import effects
-from standfast.act.execute import execute
-from standfast.adapters import store
+from standfast import names
+from standfast.agent import isolated, local_view, watcher
+from standfast.agent import loop as agent
+from standfast.btrfs import names_and_places as store
 from standfast.cli import accept_epoch
-from standfast.clock import Deadline
 from standfast.config.model import Config
+from standfast.consul import records
 from standfast.lease import keeper
-from standfast.plan import Do, Plan
 from standfast.replication import cycle, receive, shipment
+from standfast.role import steps as effects
+from standfast.role.execute import execute
+from standfast.role.plan import Do, Plan
+from standfast.system import clock, files
+from standfast.system.clock import Deadline
 from tests.sim import streams
 from tests.sim.clockwork import Exited, SimTime
 from tests.sim.disk import entries
@@ -39,7 +43,7 @@ PARSED = lru_cache(4096)(clock.parse_stamp)
 
 
 class FilesOs:
-    """`os` as `standfast.files` sees it: a state directory's disk may be full, or slow."""
+    """`os` as `standfast.system.files` sees it: a state directory's disk may be full, or slow."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -72,7 +76,7 @@ class FilesOs:
 
 
 class AgentOs:
-    """`os` as `standfast.agent` sees it: it may end its process."""
+    """`os` as `standfast.agent.loop` sees it: it may end its process."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)

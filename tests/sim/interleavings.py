@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.lease import protocol
 from standfast.lease.protocol import NEVER, Claim, Lost, StillMine, Tenure, Versioned
-from standfast.observe import Sighting, sight
-from standfast.records import Holder, Leader, LeaderState
+from standfast.role.observation import Sighting, sight
 from tests.sim.clockwork import Violation
 
 A, B = Holder("a", "a1"), Holder("b", "b1")

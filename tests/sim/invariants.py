@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from standfast.adapters.consul_wire import Cas, Op, Set
-from standfast.adapters.store import STAGING
+from standfast.btrfs.names_and_places import STAGING
+from standfast.consul.records import Leader, Reign, parse_epoch
+from standfast.consul.values import Cas, Op, Set
 from standfast.lease.epochs import EpochFile
 from standfast.lease.keeper import RETRY_S
+from standfast.node.reign import OwnReign
 from standfast.reasons import Reason
-from standfast.records import Leader, Reign, parse_epoch
-from standfast.reign import OwnReign
 from standfast.replication.published import epochs_of_snapshots
 from tests.sim.clockwork import Violation
 from tests.sim.disk import Tree

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standfast.act.ports import FenceState
-from standfast.adapters.fence import KernelFence, left_for
-from standfast.clock import Deadline
 from standfast.errors import CommandFailed, StandfastError, TimedOut
+from standfast.fence.claims import KernelFence, left_for
+from standfast.node.ports import FenceState
+from standfast.system.clock import Deadline
 
 if TYPE_CHECKING:
     from tests.sim.node import Node

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from standfast.adapters.consul import Committed, Conflict, Entry, Instance, _check_key
-from standfast.adapters.consul_wire import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
-from standfast.clock import Deadline
+from standfast.consul.gateway import Committed, Conflict, Entry, Instance, _check_key
+from standfast.consul.records import Leader, LeaderState
+from standfast.consul.values import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
 from standfast.demo.consul_http import MAX_OPS
 from standfast.errors import (
     ConsulError,
@@ -24,7 +24,7 @@ from standfast.errors import (
     ConsulTimedOut,
     ConsulUnreachable,
 )
-from standfast.records import Leader, LeaderState
+from standfast.system.clock import Deadline
 from tests.sim.clockwork import Clockwork, Signal
 
 if TYPE_CHECKING:

@@ -11,17 +11,19 @@ from typing import Any
 from unittest.mock import patch
 
 import standfast
-from standfast import agent_fence, clock, observe
-from standfast.adapters.consul import Committed, Conflict
-from standfast.adapters.consul_wire import Cas, Op, Set
+from standfast.agent import fence
 from standfast.config.model import LeaseTiming
+from standfast.consul.gateway import Committed, Conflict
+from standfast.consul.values import Cas, Op, Set
 from standfast.errors import Refused, StandfastError
 from standfast.lease import holding, keeper, protocol, unserved
 from standfast.lease.epochs import EpochFile
 from standfast.lease.protocol import NEVER, Tenure
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.replication import intake
+from standfast.replication import receive_checks
+from standfast.role import observation
+from standfast.system import clock
 from tests.sim import deeds
 from tests.sim.machine import PacketFilter
 from tests.sim.model_consul import Client, kind_of
@@ -87,7 +89,7 @@ def a_flush_is_not_noticed() -> Iterator[None]:
 
     with (
         patch.object(keeper.Keeper, "check_end", check_end),
-        patch.object(agent_fence.FenceWatch, "look", lambda _self: None),
+        patch.object(fence.FenceWatch, "look", lambda _self: None),
     ):
         yield
 
@@ -95,15 +97,15 @@ def a_flush_is_not_noticed() -> Iterator[None]:
 @contextmanager
 def no_second_look() -> Iterator[None]:
     """The receiver asks who holds the lease before the stream, and not before it publishes."""
-    real = intake.Lease.check
+    real = receive_checks.Lease.check
     asked: set[int] = set()
 
-    def check(lease: intake.Lease, begin: Any) -> None:
+    def check(lease: receive_checks.Lease, begin: Any) -> None:
         if id(begin) not in asked:
             asked.add(id(begin))
             real(lease, begin)
 
-    with patch.object(intake.Lease, "check", check):
+    with patch.object(receive_checks.Lease, "check", check):
         yield
 
 
@@ -117,19 +119,19 @@ def no_look_at_the_epoch() -> Iterator[None]:
 
         def raise_to(self, _epoch: int) -> None: ...
 
-    with patch.object(intake, "EpochFile", Nothing):
+    with patch.object(receive_checks, "EpochFile", Nothing):
         yield
 
 
 @contextmanager
 def no_look_at_the_holder() -> Iterator[None]:
-    def check(lease: intake.Lease, begin: Any) -> None:
+    def check(lease: receive_checks.Lease, begin: Any) -> None:
         epochs = EpochFile(lease.config.state_dir / "epoch")
         if begin.epoch < epochs.read():
             raise Refused(Reason.STALE_LINEAGE, "its reign is over")
         epochs.raise_to(begin.epoch)
 
-    with patch.object(intake.Lease, "check", check):
+    with patch.object(receive_checks.Lease, "check", check):
         yield
 
 
@@ -144,7 +146,7 @@ def only_our_own_exceptions_are_states() -> Iterator[None]:
 
     with ExitStack() as stack:
         for info in pkgutil.walk_packages(standfast.__path__, "standfast."):
-            if info.name.startswith(("standfast.adapters", "standfast.demo", "standfast.__main__")):
+            if info.name.startswith(("standfast.demo", "standfast.__main__")):
                 continue
             module = importlib.import_module(info.name)
             if "ours" in vars(module):
@@ -192,7 +194,7 @@ def found_and_taken_at_once() -> Iterator[None]:
     given_up = property(lambda view: view.given_up)
     with (
         patch.object(protocol, "objection", objection),
-        patch.object(observe.Cluster, "nobody_serves", given_up),
+        patch.object(observation.Cluster, "nobody_serves", given_up),
     ):
         yield
 
@@ -204,7 +206,7 @@ MUTATIONS: dict[str, Mutation] = {
     "counted-from-the-reply": counted_from_the_reply,
     "taken-for-valid": taken_for_valid,
     "number-used-twice": lambda: patch.object(holding, "SEQ_JUMP", (0, 1)),
-    "any-lineage": lambda: patch.object(observe, "in_lineage", lambda available, cluster: True),
+    "any-lineage": lambda: patch.object(observation, "in_lineage", lambda available, cluster: True),
     "check-end-off": lambda: patch.object(keeper.Keeper, "check_end", lambda _self: None),
     "flush-not-noticed": a_flush_is_not_noticed,
     "answers-not-fenced": lambda: patch.object(PacketFilter, "lets_out", lambda _self, now: True),

@@ -14,25 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from standfast.act.machine import Consul, Machine
-from standfast.adapters.fence import settle
-from standfast.agent import Agent, serve
-from standfast.agent_commands import Command
-from standfast.clock import Deadline
+from standfast.agent.command import Command
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent
+from standfast.agent.main import serve
+from standfast.agent.watcher import Watcher
 from standfast.config.model import Config
-from standfast.decision import Decision
+from standfast.config.node_name import keep_name
 from standfast.errors import TimedOut, Unreachable
+from standfast.fence.choice import settle
 from standfast.lease import keeper as keeping
 from standfast.lease.files import LeaseStatus, holder_of
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Answer, Inbox
-from standfast.local_view import LocalView
-from standfast.locks import exclusive
-from standfast.plan import Do
-from standfast.reign import keep_name
+from standfast.node.node import Consul, Machine
 from standfast.replication.cycle import Sender
 from standfast.replication.published import take
-from standfast.watcher import Watcher
+from standfast.role.decision import Decision
+from standfast.role.plan import Do
+from standfast.system.clock import Deadline
+from standfast.system.locks import exclusive
 from tests.sim.clockwork import NodeClock, Process, Signal, SimEvent
 from tests.sim.disk import Disk, SimStore, Tree
 from tests.sim.machine import Nfsd, PacketFilter, SimBind, SimFence, SimNfs

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, TimedOut
 from standfast.replication import receive
-from standfast.run import Completed
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.run import Completed
 from tests.sim.clockwork import Process, Signal
 from tests.sim.disk import SimStore
 

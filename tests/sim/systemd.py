@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from standfast import guard
-from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease import cutoff
 from standfast.lease.files import NOTHING_HELD
+from standfast.system.clock import Deadline
 from tests.sim.clockwork import Process, Signal
 
 if TYPE_CHECKING:

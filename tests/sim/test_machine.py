@@ -6,8 +6,8 @@ import contextlib
 import itertools
 from pathlib import Path
 
-from standfast.clock import monotonic
 from standfast.errors import StandfastError
+from standfast.system.clock import monotonic
 from tests.contract.ports.simulated import on_a_node
 from tests.support.fences import claimed
 

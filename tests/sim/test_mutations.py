@@ -10,14 +10,14 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast import observe
-from standfast.adapters.consul import Committed, Conflict
-from standfast.adapters.consul_wire import Cas, Op, Set
 from standfast.config.model import LeaseTiming
+from standfast.consul.gateway import Committed, Conflict
+from standfast.consul.values import Cas, Op, Set
 from standfast.lease import holding, protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.protocol import NEVER, Tenure
 from standfast.replication.reporting import ReignInConsul
+from standfast.role import observation
 from tests.sim.clockwork import Violation
 from tests.sim.deeds import Deed, Schedule
 from tests.sim.model_consul import Client, kind_of
@@ -165,7 +165,7 @@ def test_an_opening_without_its_deadline_is_noticed(tmp_path: Path) -> None:
 def test_a_snapshot_outside_the_lineage_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observe, "in_lineage", lambda available, cluster: True)
+    monkeypatch.setattr(observation, "in_lineage", lambda available, cluster: True)
     with pytest.raises(Violation, match="outside the lineage"), World(tmp_path) as world:
         two_failovers_and_the_first_node_alone(world)
 

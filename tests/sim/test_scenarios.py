@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act import volume
-from standfast.act.machine import Machine
-from standfast.act.ports import Snapshot
-from standfast.adapters.consul_wire import Op
-from standfast.clock import Deadline
 from standfast.config.model import LeaseTiming
-from standfast.decision import Action
+from standfast.consul.records import LeaderState, Reign
+from standfast.consul.values import Op
 from standfast.errors import StandfastError
 from standfast.lease.keeper import RETRY_S
-from standfast.observe import Cluster, Identity
-from standfast.plan import Do
+from standfast.node.node import Machine
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import LeaderState, Reign
-from standfast.reign import OwnReign, Stage
 from standfast.replication.reporting import ReignInConsul
+from standfast.role import volume
+from standfast.role.decision import Action
+from standfast.role.observation import Cluster, Identity
+from standfast.role.plan import Do
+from standfast.system.clock import Deadline
 from tests.sim.clockwork import Violation
 from tests.sim.disk import Tree
 from tests.sim.node import Node

@@ -15,19 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from standfast.adapters.consul import Entry
-from standfast.config.model import (
-    Config,
-    Hooks,
-    KeepOwn,
-    KeepPublished,
-    LeaseTiming,
-    Replication,
-)
+from standfast.config.model import Config, Hooks, KeepOwn, KeepPublished, LeaseTiming, Replication
 from standfast.config.model import Node as NodeConfig
-from standfast.decision import Action
+from standfast.consul.gateway import Entry
+from standfast.consul.records import CandidateRecord, Leader, Pause, Reign, parse_epoch
 from standfast.errors import StandfastError
-from standfast.records import CandidateRecord, Leader, Pause, Reign, parse_epoch
+from standfast.role.decision import Action
 from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, Process, Violation
 from tests.sim.disk import Disk, Tree, paths_of
 from tests.sim.doors import entered, run_accept_epoch

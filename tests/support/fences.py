@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from standfast.act.ports import Fence
-from standfast.adapters.fence import KernelFence
+from standfast.fence.claims import KernelFence
+from standfast.node.ports import Fence
 
 F = TypeVar("F", bound=Fence)
 

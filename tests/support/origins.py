@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from standfast.act.ports import Snapshot
 from standfast.ages import Origin
 from standfast.config.model import Config
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.replication.published import note_origin
 
 

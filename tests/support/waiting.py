@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from standfast.clock import Deadline
+from standfast.system.clock import Deadline
 from tests.support import pace
 
 T = TypeVar("T")

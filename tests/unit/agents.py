@@ -8,19 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from standfast.act.effects import Effects
-from standfast.act.ports import Snapshot
-from standfast.agent import Agent, Seen
-from standfast.agent_commands import Command, answer
-from standfast.clock import monotonic, utc_now
-from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
-from standfast.local_view import LocalView
+from standfast.agent.command import Command
+from standfast.agent.commands import answer
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent, Seen
+from standfast.agent.watcher import Watcher
+from standfast.consul.blindness import Blind
+from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.names import SnapshotName
-from standfast.observe import Available, Blind, Cluster, Local, Sighting
-from standfast.plan import Plan
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, StandbyRecord
-from standfast.watcher import Watcher
+from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.role.observation import Available, Cluster, Local, Sighting
+from standfast.role.plan import Plan
+from standfast.role.steps import Effects
+from standfast.system.clock import monotonic, utc_now
 from tests.fakes.machine import fake_node
 
 SERVING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul import ConsulGateway
 from standfast.cli.main import main
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
 from standfast.demo.consul_server import EmbeddedConsul
 
 PREFIX = "standfast/data-services"

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from standfast.act.ports import Snapshot
 from standfast.config.model import Config
 from standfast.config.model import Node as NodeConfig
+from standfast.consul.records import Holder, Leader, LeaderState, Reign, StandbyRecord
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.observe import Available, Cluster, Local, Sighting
-from standfast.records import Holder, Leader, LeaderState, Reign, StandbyRecord
-from standfast.reign import OwnReign, Stage
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
+from standfast.role.observation import Available, Cluster, Local, Sighting
 
 NOW_S = 1000.0
 UTC = 1_795_342_500.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from standfast.consul.records import ClientRecord, Holder, Leader, LeaderState, Reign, StandbyRecord
 from standfast.names import SnapshotName
-from standfast.records import ClientRecord, Holder, Leader, LeaderState, Reign, StandbyRecord
 
 # 2026-11-22 14:06:40 UTC
 NOW = 1_795_356_400.0

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from standfast import agent_commands
-from standfast.act.ports import Ailment
-from standfast.adapters.consul_wire import Set
-from standfast.agent_commands import Command, answer, best_standby
+from standfast.agent import commands
+from standfast.agent.command import Command
+from standfast.agent.commands import answer, best_standby
 from standfast.config.model import LeaseTiming
-from standfast.decision import Action, Decision, Wish
+from standfast.consul.records import CandidateRecord, Holder, LeaderState, StandbyRecord
+from standfast.consul.values import Set
 from standfast.errors import Refused, StepFailed, UsageError
-from standfast.observe import Cluster
-from standfast.plan import Do
+from standfast.node.ports import Ailment
 from standfast.reasons import Reason
-from standfast.records import CandidateRecord, Holder, LeaderState, StandbyRecord
+from standfast.role.decision import Action, Decision, Wish
+from standfast.role.observation import Cluster
+from standfast.role.plan import Do
 from tests.unit.agents import (
     BLIND,
     SERVING,
@@ -176,7 +177,7 @@ def test_promote_says_what_it_waits_for_once(tmp_path: Path) -> None:
 def test_promote_gives_up_waiting_after_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_commands, "PROMOTE_SLACK_S", 0.0)
+    monkeypatch.setattr(commands, "PROMOTE_SLACK_S", 0.0)
     waiting = Decision(Action.WAIT, Reason.CONSUL_TIMEOUT, "Consul hangs")
     made = with_config(agent(tmp_path, waiting), lease=replace(LeaseTiming(), wait=0.01))
     [*_, last] = say(made, "promote")

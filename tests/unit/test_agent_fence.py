@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast.agent_fence import FenceWatch
-from standfast.clock import Deadline, monotonic
+from standfast.agent.fence import FenceWatch
+from standfast.consul.records import LeaderState
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus, was_flushed
-from standfast.records import LeaderState
-from standfast.reign import Intent, OwnReign, Stage
+from standfast.node.reign import Intent, OwnReign, Stage
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 

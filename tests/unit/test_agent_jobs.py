@@ -9,19 +9,19 @@ from typing import Any, cast
 
 import pytest
 
-from standfast.agent import Agent, Seen
-from standfast.agent_jobs import keep_following, role_of
-from standfast.clock import monotonic
-from standfast.decision import Moment
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent, Seen
+from standfast.agent.nomad_thread import keep_following, role_of
+from standfast.agent.watcher import Watcher
+from standfast.consul.records import LeaderState
 from standfast.lease.files import LeaseStatus
-from standfast.local_view import LocalView
-from standfast.nomad.follow import Follower, Report
-from standfast.nomad.observed import Role
-from standfast.observe import Local
+from standfast.node.reign import OwnReign, Stage
+from standfast.nomad.loop import Follower, Report
+from standfast.nomad.observation import Role
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
-from standfast.watcher import Watcher
+from standfast.role.decision import Moment
+from standfast.role.observation import Local
+from standfast.system.clock import monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 from tests.unit.agents import BLIND, SERVING

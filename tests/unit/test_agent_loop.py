@@ -12,21 +12,23 @@ from typing import Any
 
 import pytest
 
-from standfast.act.effects import Effects
-from standfast.agent import BACK_OFF_S, TICK_S, Agent, Seen, keep_fenced, keep_up, serve
-from standfast.agent_fence import FenceWatch
-from standfast.clock import monotonic
-from standfast.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.agent.fence import FenceWatch
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import BACK_OFF_S, TICK_S, Agent, Seen
+from standfast.agent.main import keep_fenced, keep_up, serve
+from standfast.agent.watcher import Watcher
+from standfast.consul.blindness import Blind
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.errors import ConsulUnreachable, Refused, StandfastError, StepFailed
 from standfast.lease.epochs import EpochFile
-from standfast.local_view import LocalView
-from standfast.locks import exclusive
-from standfast.observe import Blind, Cluster, Local
-from standfast.plan import Do, Plan, Step, go_on, names_of
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
-from standfast.reign import OwnReign, Stage
-from standfast.watcher import Watcher
+from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.role.observation import Cluster, Local
+from standfast.role.plan import Do, Plan, Step, go_on, names_of
+from standfast.role.steps import Effects
+from standfast.system.clock import monotonic
+from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeJobs, FakeNode, fake_node
 from tests.unit.agents import FakeAgent, promotion, refusal, say, view

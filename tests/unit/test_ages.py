@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from standfast.ages import UNKNOWN, Before, Origin, Seen, age_of, time_by_record, time_of
-from standfast.clock import Instant
 from standfast.names import SnapshotName
+from standfast.system.clock import Instant
 
 UTC = 1_795_342_500.0
 NAME = SnapshotName.at("services", UTC)

@@ -10,26 +10,27 @@ from typing import Any
 
 import pytest
 
-from standfast import agent as agents
-from standfast import errors, herald
-from standfast import plan as plans
-from standfast.act import registration
-from standfast.act.effects import Effects
-from standfast.act.execute import execute
-from standfast.agent import Agent, keep_up, serve
-from standfast.agent_fence import FenceWatch
-from standfast.clock import Deadline
+from standfast import errors
+from standfast.agent import announcer, loop
+from standfast.agent.fence import FenceWatch
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent
+from standfast.agent.main import keep_up, serve
+from standfast.agent.watcher import Watcher
 from standfast.errors import Refused, StandfastError, StepFailed, Unexpected, is_lack_of, ours, said
 from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
 from standfast.lease.files import LeaseStatus
 from standfast.lease.keeper import RETRY_S, SKIPPED, answer
-from standfast.local_view import LocalView
-from standfast.plan import Do, Plan
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage
 from standfast.replication.failures import reason_of
-from standfast.watcher import Watcher
+from standfast.role import plan as plans
+from standfast.role import registration
+from standfast.role.execute import execute
+from standfast.role.plan import Do, Plan
+from standfast.role.steps import Effects
+from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import Cut, FakeFence, FakeNfs, FakeNode, World, fake_node
 from tests.unit.agents import agent as agent_with
@@ -191,7 +192,7 @@ def test_a_look_that_fails_for_any_reason_is_trouble_and_the_agent_looks_again(
         raise error
 
     monkeypatch.setattr(agent.local, "look", look)
-    monkeypatch.setattr(agents, "TICK_S", 0.0)
+    monkeypatch.setattr(loop, "TICK_S", 0.0)
     serve(agent)
     assert troubles == [None, said(error), said(error)]
 
@@ -226,7 +227,7 @@ def test_what_keeps_an_event_from_being_told_changes_nothing(
     def broken(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(herald, "tell", broken)
+    monkeypatch.setattr(announcer, "tell", broken)
     monkeypatch.setattr(Effects, "facts", broken)
     agent = real_agent(node)
     agent.run_plan(plans.promotion(NAMES, "a snapshot"), promotion(node))

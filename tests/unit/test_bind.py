@@ -9,10 +9,10 @@ from typing import cast
 
 import pytest
 
-from standfast.adapters.bind import LiveBind, drop_in, mounted_at, parse_mountinfo, root_of
-from standfast.adapters.systemd import SystemdUnits
-from standfast.clock import Deadline
 from standfast.errors import CommandFailed, StandfastError
+from standfast.mounts.bind import LiveBind, drop_in, mounted_at, parse_mountinfo, root_of
+from standfast.system.clock import Deadline
+from standfast.system.systemd import SystemdUnits
 
 MOUNTINFO = """\
 22 1 0:21 /root / rw,relatime shared:1 - btrfs /dev/vda rw,subvol=/root
@@ -98,7 +98,7 @@ esac
 def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
     then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("standfast.adapters.mounts.PATIENCE_S", 0.5)
+    monkeypatch.setattr("standfast.mounts.mounts.PATIENCE_S", 0.5)
     info = "\n".join(MOUNTINFO.splitlines()[:2])
     info += "\n41 22 0:50 / /data/services rw - nfs4 192.168.1.2:/persist/services rw\n"
     bind = bind_with(info, tmp_path)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters import btrfs_versions
-from standfast.adapters.btrfs_place import copies_of, file_system, mount_of, parse_copies
+from standfast.btrfs import versions as btrfs_versions
+from standfast.btrfs.place import copies_of, file_system, mount_of, parse_copies
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 40 22 0:33 / {root}/persist rw - btrfs /dev/sdb rw,subvol=/

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters import btrfs_info
-from standfast.adapters.btrfs import BtrfsStore, parse_listed_paths
-from standfast.adapters.store import TreeInfo
+from standfast.btrfs import info as btrfs_info
+from standfast.btrfs.names_and_places import TreeInfo
+from standfast.btrfs.store import BtrfsStore, parse_listed_paths
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 
 OWN, RECEIVED, NONE = uuid.uuid4(), uuid.uuid4(), uuid.UUID(int=0)

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from standfast.adapters import btrfs_stream
+from standfast.btrfs import stream as btrfs_stream
 from tests import streams_of_btrfs as made
 
 IDENTITY = uuid.UUID(int=7)

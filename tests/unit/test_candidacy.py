@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from standfast.candidacy import consider, is_behind, still_waiting
 from standfast.config.model import Node as NodeConfig
-from standfast.decision import NO_WISH, Action, Moment, Wish
-from standfast.observe import Available, Beginning, Cluster
 from standfast.reasons import Reason
+from standfast.role.candidacy import consider, is_behind, still_waiting
+from standfast.role.decision import NO_WISH, Action, Moment, Wish
+from standfast.role.observation import Available, Beginning, Cluster
 from tests.unit.deciding import NOW_S, UTC, cluster, config, local, record, reign, snap
 
 ALIVE = "e5 a/a1 #7 serving"

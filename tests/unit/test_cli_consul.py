@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul import ConsulGateway
 from standfast.ages import Origin
-from standfast.clock import format_stamp, utc_now
-from standfast.lease.epochs import EpochFile
-from standfast.names import SnapshotName
-from standfast.records import (
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.records import (
     Holder,
     Leader,
     LeaderState,
@@ -22,7 +19,10 @@ from standfast.records import (
     dump_epoch,
     parse_epoch,
 )
+from standfast.lease.epochs import EpochFile
+from standfast.names import SnapshotName
 from standfast.replication.published import note_origin, published_file
+from standfast.system.clock import format_stamp, utc_now
 from tests.support.origins import Named
 from tests.unit.cli_helpers import Desk, a_desk
 

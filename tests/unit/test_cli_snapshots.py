@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.directory import initialise, save_info
-from standfast.adapters.store import TreeInfo
-from standfast.adapters.stores import open_store
 from standfast.ages import Origin
-from standfast.clock import utc_now
+from standfast.assembly import open_store
+from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.demo.directory import initialise, save_info
 from standfast.names import SnapshotName, diverged_name, parse_aside, retired_name
 from standfast.replication import pins, wire
 from standfast.replication.pins import Pin
 from standfast.replication.published import note_origin
+from standfast.system.clock import utc_now
 from tests.support.origins import Named, note_epoch
 from tests.unit.cli_helpers import Terminal, write_node
 

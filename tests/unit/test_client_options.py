@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from standfast.clients import notes
-from standfast.clock import Deadline
 from standfast.config.model import Nfs
+from standfast.system.clock import Deadline
 from tests.fakes.client import FakeClient, fake_client
 
 A, B = "192.168.1.2", "192.168.1.3"
@@ -17,7 +17,7 @@ A, B = "192.168.1.2", "192.168.1.3"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("standfast.clients.remount.sleep", lambda _: None)
+    monkeypatch.setattr("standfast.clients.loop.sleep", lambda _: None)
 
 
 def moved(directory: Path, **options: object) -> FakeClient:

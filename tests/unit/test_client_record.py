@@ -10,8 +10,8 @@ import pytest
 
 from standfast.clients import record
 from standfast.clients.record import RENEW_S, WRITTEN, report
+from standfast.consul.records import ClientRecord
 from standfast.errors import ForeignValue, StandfastError
-from standfast.records import ClientRecord
 from tests.fakes.client import FakeClient, fake_client
 
 KEY = "standfast/data-services/clients/client-7"
@@ -145,7 +145,7 @@ def test_a_run_that_found_nothing_out_tells_nothing(
 
     config = replace(client.config, nfs=replace(client.config.nfs, server="kernel"))
     monkeypatch.setattr(clients, "parts_of", lambda config: client.parts)
-    monkeypatch.setattr("standfast.clients.remount.Remount.run", broken)
+    monkeypatch.setattr("standfast.clients.loop.Remount.run", broken)
     clients._by_event(config, "timer")
     assert KEY not in client.told
 

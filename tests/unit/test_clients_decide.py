@@ -11,16 +11,16 @@ import pytest
 
 from standfast.clients import dependants, notes
 from standfast.clients.decide import PATIENCE_S, Action, decide, turn_s
-from standfast.clients.mountinfo import Mount
-from standfast.clients.observed import Answer, NoServer, Note, Observed, Role, Server, Tie
+from standfast.clients.loop import Remount, look, role_of, server_of
+from standfast.clients.observation import Answer, NoServer, Note, Observed, Role, Server, Tie
 from standfast.clients.plan import Do
 from standfast.clients.ports import Namespace, Use
-from standfast.clients.remount import Remount, look, role_of, server_of
-from standfast.clock import Deadline
 from standfast.config.model import Client
-from standfast.locks import exclusive
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage
+from standfast.system.clock import Deadline
+from standfast.system.locks import exclusive
+from standfast.system.mountinfo import Mount
 from tests.fakes.client import FakeClient, fake_client, fsid, instance
 from tests.fakes.machine import config_in
 
@@ -30,7 +30,7 @@ CONFIG = replace(config_in(Path("/x")), node="client", client=Client(spread=4.0)
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeClient:
-    monkeypatch.setattr("standfast.clients.remount.sleep", lambda _: None)
+    monkeypatch.setattr("standfast.clients.loop.sleep", lambda _: None)
     return fake_client(tmp_path)
 
 

@@ -11,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.mount_units import SystemdMountUnits, parse_show, unit_options
-from standfast.adapters.mounts import KernelMounts, nfs_source
-from standfast.adapters.processes import ProcProcesses, unit_of
 from standfast.cli.main import main
 from standfast.clients import dependants
-from standfast.clients.checks import Facts, examine
 from standfast.clients.decide import decide
-from standfast.clients.mountinfo import (
+from standfast.clients.observation import Answer, NoServer, Observed, Server, Tie
+from standfast.clients.ports import Namespace, Use
+from standfast.clients.units import nfs_source, unit_files, unit_name
+from standfast.config.example import example
+from standfast.config.model import Client
+from standfast.doctor.client_checks import Facts, examine
+from standfast.errors import StandfastError
+from standfast.mounts.mounts import KernelMounts
+from standfast.mounts.processes import ProcProcesses, unit_of
+from standfast.mounts.units import SystemdMountUnits, parse_show, unit_options
+from standfast.system.clock import Deadline
+from standfast.system.mountinfo import (
     Mount,
     elsewhere,
     parse_mountinfo,
@@ -28,13 +35,6 @@ from standfast.clients.mountinfo import (
     stack_at,
     wire_fsid,
 )
-from standfast.clients.observed import Answer, NoServer, Observed, Server, Tie
-from standfast.clients.ports import Namespace, Use
-from standfast.clients.units import unit_files, unit_name
-from standfast.clock import Deadline
-from standfast.config.example import example
-from standfast.config.model import Client
-from standfast.errors import StandfastError
 from tests.fakes.client import fake_client, fsid
 from tests.fakes.machine import config_in
 from tests.support import needs
@@ -278,7 +278,7 @@ def test_a_stale_handle_is_told_from_other_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale = "import errno, os\ndef raises(path): raise OSError(errno.ESTALE, 'stale')\n"
-    from standfast.adapters import mounts as module
+    from standfast.mounts import mounts as module
 
     monkeypatch.setattr(module, "PROBE", f"{stale}os.statvfs = raises\n{module.PROBE}")
     assert KernelMounts(tmp_path).probe(tmp_path, soon()) == (Answer.STALE, "stale file handle")
@@ -287,7 +287,7 @@ def test_a_stale_handle_is_told_from_other_errors(
 def test_a_probe_that_hangs_is_ended_and_one_that_can_not_be_is_not_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from standfast.adapters import mounts as module
+    from standfast.mounts import mounts as module
 
     hangs = "import os, time\nos.statvfs = lambda path: time.sleep(60)\n"
     monkeypatch.setattr(module, "PROBE", hangs + module.PROBE)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast import clock
+from standfast.system import clock
 
 
 @pytest.fixture(autouse=True)

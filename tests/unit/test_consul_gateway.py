@@ -13,7 +13,8 @@ from typing import Any
 import consul
 import pytest
 
-from standfast.adapters.consul import (
+from standfast.config.model import Config, ConsulAccess, Node
+from standfast.consul.gateway import (
     Cas,
     CheckIndex,
     Committed,
@@ -23,8 +24,6 @@ from standfast.adapters.consul import (
     Entry,
     Set,
 )
-from standfast.clock import Deadline, monotonic
-from standfast.config.model import Config, ConsulAccess, Node
 from standfast.errors import (
     ConfigError,
     ConsulDenied,
@@ -34,6 +33,7 @@ from standfast.errors import (
     ConsulTimedOut,
     ConsulUnreachable,
 )
+from standfast.system.clock import Deadline, monotonic
 from tests.rude_server import (
     Manner,
     RudeServer,

@@ -8,16 +8,16 @@ from typing import Any, cast
 
 import pytest
 
-from standfast.act.ports import FenceState
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import Config, Fencing
+from standfast.consul.records import Handover, Holder, LeaderState
 from standfast.errors import StandfastError
 from standfast.lease import cutoff
 from standfast.lease.cutoff import SHUT_S, Found, confirm_shut, stop_for_good
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.keeper import Keeper
 from standfast.lease.protocol import Lost, Tenure
-from standfast.records import Handover, Holder, LeaderState
+from standfast.node.ports import FenceState
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import config_in
 

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.directory import DirectoryStore
 from standfast.ages import UNKNOWN, Origin
-from standfast.clock import Deadline, Instant, utc_now
 from standfast.config.model import Config
+from standfast.consul.records import LeaderState, StandbyRecord
+from standfast.demo.directory import DirectoryStore
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import LeaderState, StandbyRecord
-from standfast.reign import OwnReign, Stage
 from standfast.replication import cycle, pins, published, state
 from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import note_origin
 from standfast.replication.reporting import ReignInConsul
 from standfast.replication.shipment import Order, Shipped
-from standfast.streams import Conversation
+from standfast.system.clock import Deadline, Instant, utc_now
+from standfast.system.streams import Conversation
 from tests.fakes.replication import LeaseKeys, storage_node
 
 INTERVAL_S = 300.0

@@ -11,24 +11,14 @@ import pytest
 
 import standfast
 from standfast.config.model import Config
-from standfast.decide import decide
-from standfast.decision import NO_WISH, Action, Moment, Wish
-from standfast.observe import Blind, Cluster, Local
+from standfast.consul.blindness import Blind
+from standfast.consul.records import Pause
+from standfast.node.reign import Stage
 from standfast.reasons import Reason
-from standfast.records import Pause
-from standfast.reign import Stage
-from tests.unit.deciding import (
-    NOW_S,
-    UTC,
-    cluster,
-    config,
-    lease,
-    local,
-    own,
-    record,
-    reign,
-    snap,
-)
+from standfast.role.decide import decide
+from standfast.role.decision import NO_WISH, Action, Moment, Wish
+from standfast.role.observation import Cluster, Local
+from tests.unit.deciding import NOW_S, UTC, cluster, config, lease, local, own, record, reign, snap
 
 ALIVE = "e5 a/a1 #7 serving"
 CLEAN_B = "e5 a/a1 #7 clean ->b"
@@ -566,7 +556,7 @@ def given_in(module: str) -> set[Reason]:
 
 
 def test_every_reason_that_can_be_given_is_in_the_table() -> None:
-    possible = given_in("decide") | given_in("candidacy")
+    possible = given_in("role/decide") | given_in("role/candidacy")
     assert possible - {case.reason for case in CASES} == set()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from standfast.consul.records import Holder, Leader, LeaderState, Reign
 from standfast.demo import invariants as names
 from standfast.demo.invariants import Broken, Invariants
-from standfast.records import Holder, Leader, LeaderState, Reign
 
 
 def reign(epoch: int, node: str) -> Reign:

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.directory import DirectoryStore, initialise
-from standfast.adapters.fence import FileFence
-from standfast.adapters.machine import bind_from, fence_from, nfs_from, units_from
-from standfast.clock import monotonic
+from standfast.assembly import bind_from, fence_from, nfs_from, units_from
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.cluster import free_port
+from standfast.demo.directory import DirectoryStore, initialise
 from standfast.demo.embedded import EmbeddedBind, EmbeddedNfs, EmbeddedUnits, handler
+from standfast.demo.fence import FileFence
 from standfast.demo.file_calls import Session, Stale
 from standfast.demo.file_server import Files, FileServer, export_file
 from standfast.demo.ledger import LINE_BYTES, Ledger, Line, line_text, missing
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.demo.screen import NodeRow, Screen, node_line
 from standfast.errors import CommandFailed, Refused, StandfastError, Unreachable
-from standfast.reign import OwnReign, Stage
+from standfast.node.reign import OwnReign, Stage
+from standfast.system.clock import monotonic
 from tests.support.pace import patient
 from tests.support.waiting import soon
 

@@ -223,7 +223,7 @@ def test_the_installed_watch_finds_its_definitions(installed: Path, tmp_path: Pa
     program = (
         "from pathlib import Path\n"
         "from standfast.config.load import load\n"
-        "from standfast import watch\n"
+        "from standfast.consul import watch\n"
         "import standfast\n"
         f"config = load(Path({str(tmp_path)!r}) / 'data-services.toml', require_storage=False)\n"
         "print(len(watch.definitions(config)), standfast.__file__)\n"

@@ -14,24 +14,25 @@ from typing import Any
 
 import pytest
 
-from standfast.clock import Deadline
+from standfast.agent import document as status
 from standfast.config.model import Config, Hooks, Node, Replication
+from standfast.doctor import node_checks, run, standby_checks
+from standfast.doctor.causes import CAUSES
+from standfast.doctor.finding import Finding
+from standfast.doctor.run import GROUPS, document, gather, listed, render
 from standfast.errors import TimedOut, Unreachable
 from standfast.replication.preflight import Facts
-from standfast.views import diagnosis, node_checks, standby_checks, status
-from standfast.views.causes import CAUSES
-from standfast.views.diagnosis import GROUPS, document, gather, listed, render
-from standfast.views.doctor import Finding
+from standfast.system.clock import Deadline
 from tests.fakes.machine import config_in
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {
-    "service": ["views/doctor.py", "views/diagnosis.py"],
-    "storage": ["views/storage_checks.py"],
-    "replication": ["views/standby_checks.py"],
-    "clients": ["clients/checks.py"],
-    "nomad": ["nomad/checks.py"],
-    "node": ["views/node_checks.py"],
+    "service": ["doctor/service_checks.py", "doctor/run.py"],
+    "storage": ["doctor/storage_checks.py"],
+    "replication": ["doctor/standby_checks.py"],
+    "clients": ["doctor/client_checks.py"],
+    "nomad": ["doctor/nomad_checks.py"],
+    "node": ["doctor/node_checks.py"],
 }
 # Problems of the preflight come with their own names; these are never bad, or of any group.
 NEVER_BAD = {"eligible", "look"}
@@ -144,7 +145,7 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     )
     monkeypatch.setattr(status, "fetch", hangs)
     monkeypatch.setattr("standfast.config.load.load_volume", lambda *_args, **_more: embedded)
-    assert diagnosis.run(argparse.Namespace(volume=None, json=True)) == 1
+    assert run.run(argparse.Namespace(volume=None, json=True)) == 1
     doc = json.loads(capsys.readouterr().out)
     assert [one["check"] for one in doc["findings"] if one["group"] == "service"] == ["agent"]
     assert [one["check"] for one in doc["findings"] if one["group"] == "node"] == ["hooks"]

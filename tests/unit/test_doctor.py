@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from standfast.views.diagnosis import listed, render
-from standfast.views.doctor import Finding, examine
+from standfast.doctor.finding import Finding
+from standfast.doctor.run import listed, render
+from standfast.doctor.service_checks import examine
 
 WELL: dict[str, Any] = {
     "volume": "data-services",

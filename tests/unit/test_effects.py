@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 
-from standfast import plan as plans
-from standfast.act import effects as effects_module
-from standfast.act.effects import UNDO_S, Effects
-from standfast.act.execute import execute
-from standfast.act.ports import LiveTree, Snapshot
-from standfast.adapters.consul import Instance
-from standfast.clock import Deadline, monotonic, utc_now
-from standfast.decision import Action, Decision
+from standfast.consul.gateway import Instance
+from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
 from standfast.lease.files import NOTHING_HELD, LeaseStatus, note_flush, note_outage
+from standfast.lease.surrender import OUTAGE_LIMIT_S
 from standfast.names import SnapshotName
-from standfast.observe import Available, Sighting
-from standfast.plan import Do, Names, Plan, Step
+from standfast.node.ports import LiveTree, Snapshot
+from standfast.node.reign import Intent, OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.reign import Intent, OwnReign, Stage
-from standfast.surrender import OUTAGE_LIMIT_S
+from standfast.role import plan as plans
+from standfast.role import steps as effects_module
+from standfast.role.decision import Action, Decision
+from standfast.role.execute import execute
+from standfast.role.observation import Available, Sighting
+from standfast.role.plan import Do, Names, Plan, Step
+from standfast.role.steps import UNDO_S, Effects
+from standfast.system.clock import Deadline, monotonic, utc_now
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeJobs, FakeNode, FakeStore, fake_node
 

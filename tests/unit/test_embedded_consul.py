@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul import (
+from standfast.consul.gateway import (
     Cas,
     CheckIndex,
     Committed,
@@ -18,8 +18,7 @@ from standfast.adapters.consul import (
     Entry,
     Set,
 )
-from standfast.adapters.transport import Endpoint, Request, exchange
-from standfast.clock import Deadline, monotonic
+from standfast.consul.http import Endpoint, Request, exchange
 from standfast.demo.consul_calls import Call
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.errors import (
@@ -29,6 +28,7 @@ from standfast.errors import (
     ConsulTimedOut,
     ConsulUnreachable,
 )
+from standfast.system.clock import Deadline, monotonic
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 

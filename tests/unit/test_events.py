@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters import journal
 from standfast.config.model import Hooks
 from standfast.errors import Refused
-from standfast.events import NOTICE, Event, Kind, happened, tell
+from standfast.events import journal
+from standfast.events.events import NOTICE, Event, Kind, happened, tell
 from standfast.reasons import Reason
 from tests.fakes.machine import config_in
 from tests.support import needs
@@ -149,7 +149,7 @@ def test_an_event_is_a_line_of_the_log_with_its_level(caplog: pytest.LogCaptureF
 PROGRAM = """
 import logging, os, sys
 from standfast.cli.services import set_up_log
-from standfast.events import Event, Kind, tell
+from standfast.events.events import Event, Kind, tell
 if sys.argv[1] == "journal":
     status = os.fstat(2)
     os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"

@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 
 from standfast import guard
+from standfast.agent import document as status
 from standfast.cli import clients, verify
-from standfast.clients.remount import Remount
-from standfast.clock import Deadline
+from standfast.clients.loop import Remount
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.doctor import run
+from standfast.doctor.finding import Finding
 from standfast.errors import Refused, StandfastError, TimedOut, Unreachable
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.fingerprint import Fingerprint
 from standfast.replication.verify import Comparison
-from standfast.views import diagnosis, status
-from standfast.views.doctor import Finding
+from standfast.system.clock import Deadline
 from tests.fakes.client import FakeClient, fsid, instance
 from tests.unit.cli_helpers import Terminal, write_node
 from tests.unit.deciding import UTC, cluster
@@ -69,7 +70,7 @@ def test_doctor_says_whether_every_check_is_well(
     zippy: Terminal, monkeypatch: pytest.MonkeyPatch, well: bool, code: int
 ) -> None:
     found = [Finding("disk", True, "it is there"), Finding("tools", well, "as it is", "do this")]
-    monkeypatch.setattr(diagnosis, "looks_of", lambda _: {"storage": lambda: found})
+    monkeypatch.setattr(run, "looks_of", lambda _: {"storage": lambda: found})
     assert zippy.run("doctor")[0] == code
     assert zippy.run("doctor", "--json")[0] == code
 

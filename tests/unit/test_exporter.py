@@ -16,12 +16,11 @@ from typing import Any
 import bcrypt
 import pytest
 
-from standfast.clock import Deadline, sleep
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.errors import StandfastError, TimedOut, Unreachable, UsageError
-from standfast.views import passwords, samples, textfile
-from standfast.views.exporter import (
+from standfast.exporter import passwords, samples, textfile
+from standfast.exporter.exporter import (
     Options,
     address_of,
     is_standby,
@@ -31,10 +30,11 @@ from standfast.views.exporter import (
     site_of,
     warnings,
 )
-from standfast.views.looks import Looks
-from standfast.views.metrics import Readers, VolumeCollector
-from standfast.views.web import Request, Response, plain, query_of
-from standfast.views.web_server import Reader, Site, answer
+from standfast.exporter.metrics import Readers, VolumeCollector
+from standfast.exporter.status_cache import Looks
+from standfast.exporter.web import Request, Response, plain, query_of
+from standfast.exporter.web_server import Reader, Site, answer
+from standfast.system.clock import Deadline, sleep
 from tests.unit.cli_helpers import write_config
 
 ROOT = Path(__file__).parents[2]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from standfast.clock import Deadline, monotonic
+from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeNode, fake_node
 
 

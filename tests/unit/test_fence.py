@@ -6,21 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters import fence as fence_module
-from standfast.adapters import fence_ipset
-from standfast.adapters.fence import (
-    Claims,
-    FileFence,
-    NftFence,
-    build_script,
-    fence_from,
-    parse_table,
-    parse_time,
-)
-from standfast.adapters.fence_ipset import parse_members
-from standfast.clock import Deadline, monotonic
+from standfast.assembly import fence_from
 from standfast.config.model import Config, Paths
+from standfast.demo.fence import FileFence
 from standfast.errors import CommandFailed, Refused, TimedOut
+from standfast.fence import ipset as fence_ipset
+from standfast.fence import nftables as fence_module
+from standfast.fence.claims import Claims
+from standfast.fence.ipset import parse_members
+from standfast.fence.nftables import NftFence, build_script, parse_table, parse_time
+from standfast.system.clock import Deadline, monotonic
 from tests.support.fences import claimed
 
 LISTING = """table inet standfast {

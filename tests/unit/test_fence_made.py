@@ -10,19 +10,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from standfast import agent, guard
-from standfast.act.ports import FenceState
-from standfast.adapters import fence as fence_module
-from standfast.adapters import nfs as nfs_module
-from standfast.adapters.fence import KernelFence, NftFence, fence_from, settle
-from standfast.adapters.fence_ipset import IpsetFence
-from standfast.adapters.fence_made import MadeFor
-from standfast.clock import Deadline, monotonic
+from standfast import assembly, guard
+from standfast.agent import main as agent
+from standfast.assembly import fence_from
 from standfast.config.model import Config
 from standfast.config.problems import InvalidConfig
 from standfast.errors import Refused, StandfastError
+from standfast.fence import choice as fence_module
+from standfast.fence.choice import settle
+from standfast.fence.claims import KernelFence
+from standfast.fence.ipset import IpsetFence
+from standfast.fence.made_for import MadeFor
+from standfast.fence.nftables import NftFence
 from standfast.lease import cutoff, keeper
+from standfast.node.ports import FenceState
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeNfs, World, config_in
 
 
@@ -99,7 +102,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     made = Node(configured(config_in(tmp_path, "n1", "n2")))
     monkeypatch.setattr(fence_module, "_by", made.by)
     monkeypatch.setattr(fence_module, "fence_from", made.fence)
-    monkeypatch.setattr(nfs_module, "nfs_from", lambda _: made.nfs)
+    monkeypatch.setattr(assembly, "nfs_from", lambda _: made.nfs)
     return made
 
 

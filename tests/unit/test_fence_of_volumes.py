@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from standfast import locks
-from standfast.act.ports import FenceState
-from standfast.adapters.fence import KernelFence
-from standfast.clock import Deadline, monotonic
 from standfast.errors import CommandFailed, StandfastError, TimedOut
+from standfast.fence.claims import KernelFence
+from standfast.node.ports import FenceState
+from standfast.system import locks
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.support.examples import examples
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from standfast import files
 from standfast.errors import is_lack_of
-from standfast.files import (
+from standfast.lease.epochs import EpochFile
+from standfast.node.reign import Intent, OwnReign, Stage
+from standfast.system import files
+from standfast.system.files import (
     RESERVE,
     RESERVE_BYTES,
     RESERVE_FILES,
@@ -19,8 +21,6 @@ from standfast.files import (
     read_foreign_text,
     write_atomically,
 )
-from standfast.lease.epochs import EpochFile
-from standfast.reign import Intent, OwnReign, Stage
 
 OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import Deadline
 from standfast.errors import Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
 from standfast.replication import fingerprint
 from standfast.replication.differences import Change, Difference, differences
 from standfast.replication.fingerprint import digest_of, escape, manifest, shown, unescape, word
+from standfast.system.clock import Deadline
 
 ROOT = os.geteuid() == 0
 NASTY = (b"new\nline", b"\xff\xfe not utf-8", b"a b=c\\x20", "grün".encode(), b" ", b"-", b"a.b")

@@ -10,17 +10,17 @@ from typing import Any, cast
 
 import pytest
 
-from standfast.adapters import btrfs_place
-from standfast.adapters.bind import LiveBind
-from standfast.adapters.journal import encode
-from standfast.adapters.mounts import KernelMounts
-from standfast.adapters.nfs import KernelNfs
-from standfast.adapters.processes import ProcProcesses, unit_of
-from standfast.clients.mountinfo import parse_mountinfo
+from standfast.btrfs import place as btrfs_place
 from standfast.clients.units import unit_name
-from standfast.clock import Deadline
-from standfast.run import run
-from standfast.views.web import plain
+from standfast.events.journal import encode
+from standfast.exporter.web import plain
+from standfast.mounts.bind import LiveBind
+from standfast.mounts.mounts import KernelMounts
+from standfast.mounts.processes import ProcProcesses, unit_of
+from standfast.nfs.kernel import KernelNfs
+from standfast.system.clock import Deadline
+from standfast.system.mountinfo import parse_mountinfo
+from standfast.system.run import run
 from tests.fakes.machine import config_in
 
 ODD = b"/mnt/caf\xe9"

@@ -10,13 +10,13 @@ from typing import cast
 import pytest
 
 from standfast import guard
-from standfast.act.ports import FenceState
-from standfast.clock import Deadline
 from standfast.config.model import Config
 from standfast.errors import Refused
 from standfast.guard import Question, check_fence, node_verdict
+from standfast.node.ports import FenceState
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage
+from standfast.system.clock import Deadline
 from tests.fakes.machine import FakeNfs, World, config_in
 
 OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)

@@ -8,30 +8,31 @@ from typing import Any
 
 import pytest
 
-from standfast import agent as agent_module
-from standfast import herald as herald_module
-from standfast import hooks
-from standfast import plan as plans
-from standfast.act.effects import Effects
-from standfast.act.execute import execute
-from standfast.act.ports import Snapshot
-from standfast.agent import Agent, Seen
-from standfast.agent_commands import promote
-from standfast.clock import monotonic
-from standfast.decision import Action, Decision, Moment, Wish
+from standfast.agent import announcer as herald_module
+from standfast.agent import loop as agent_module
+from standfast.agent.commands import promote
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent, Seen
+from standfast.agent.watcher import Watcher
+from standfast.consul.blindness import Blind
 from standfast.errors import Refused, StandfastError, StepFailed
-from standfast.events import Event, Kind
-from standfast.hooks import Occasion
+from standfast.events import hooks
+from standfast.events.events import Event, Kind
+from standfast.events.hooks import Occasion
 from standfast.lease import keeper as keeper_module
 from standfast.lease.keeper import Keeper
 from standfast.lease.protocol import Tenure
-from standfast.local_view import LocalView
 from standfast.names import SnapshotName
-from standfast.observe import Available, Blind, Local, Sighting
-from standfast.plan import Do, Names, Plan, Step
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage
-from standfast.watcher import Watcher
+from standfast.role import plan as plans
+from standfast.role.decision import Action, Decision, Moment, Wish
+from standfast.role.execute import execute
+from standfast.role.observation import Available, Local, Sighting
+from standfast.role.plan import Do, Names, Plan, Step
+from standfast.role.steps import Effects
+from standfast.system.clock import monotonic
 from tests.fakes.machine import FakeNode, fake_node
 
 NAMES = Names("/persist/services", "/data/services", "data-services", hooks=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from standfast import hooks
-from standfast.clock import monotonic
 from standfast.config.model import Config, Hooks
 from standfast.errors import Refused
-from standfast.events import Event, Kind
-from standfast.hooks import Later, Occasion
+from standfast.events import hooks
+from standfast.events.events import Event, Kind
+from standfast.events.hooks import Later, Occasion
 from standfast.reasons import Reason
+from standfast.system.clock import monotonic
 from tests.fakes.machine import config_in
 from tests.support.pace import patient
 

@@ -9,25 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from standfast import isolated
-from standfast import plan as plans
-from standfast.act import effects as effects_module
-from standfast.act.effects import Effects
-from standfast.act.execute import execute
-from standfast.act.ports import LiveTree
-from standfast.agent import Agent, Seen
-from standfast.clock import Deadline, monotonic, utc_now
-from standfast.decision import Action, Decision, Moment
+from standfast.agent import isolated
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent, Seen
+from standfast.agent.watcher import Watcher
+from standfast.consul.blindness import Blind
+from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StepFailed, TimedOut
 from standfast.lease.files import LeaseStatus
-from standfast.local_view import LocalView
-from standfast.locks import exclusive
-from standfast.observe import Blind, Local
-from standfast.plan import Names
+from standfast.node.ports import LiveTree
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
-from standfast.watcher import Watcher
+from standfast.role import plan as plans
+from standfast.role import steps as effects_module
+from standfast.role.decision import Action, Decision, Moment
+from standfast.role.execute import execute
+from standfast.role.observation import Local
+from standfast.role.plan import Names
+from standfast.role.steps import Effects
+from standfast.system.clock import Deadline, monotonic, utc_now
+from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 

@@ -12,11 +12,10 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.act.ports import NfsServer
-from standfast.clock import Deadline, monotonic
 from standfast.config.model import FAST_PROFILE, Config
+from standfast.consul.records import Handover, Holder, Leader, LeaderState
 from standfast.errors import ConsulTimedOut, Refused, StandfastError
-from standfast.events import Kind
+from standfast.events.events import Kind
 from standfast.lease import cutoff, protocol
 from standfast.lease import keeper as keeper_module
 from standfast.lease.epochs import EpochFile
@@ -33,10 +32,11 @@ from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper, answer, build, hold, run
 from standfast.lease.protocol import NEVER, Memory, Tenure, Versioned
+from standfast.lease.surrender import Spell
+from standfast.node.ports import NfsServer
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import Handover, Holder, Leader, LeaderState
-from standfast.reign import OwnReign, Stage
-from standfast.surrender import Spell
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeFence, FakeNfs, World, config_in
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import Deadline
 from standfast.config.model import Config, Node, Paths, Replication
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
@@ -24,13 +23,8 @@ from standfast.replication.authorized import (
     nixos_form,
     with_line,
 )
-from standfast.replication.keys import (
-    PublicKey,
-    ensure_key,
-    public_key,
-    public_path,
-    ssh_argv,
-)
+from standfast.replication.keys import PublicKey, ensure_key, public_key, public_path, ssh_argv
+from standfast.system.clock import Deadline
 from tests.support import needs
 
 ME = pwd.getpwuid(os.getuid()).pw_name

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.machines.commands import LabError, LabTimeout, Process, sh, words
+from tests.labs.shared.commands import LabError, LabTimeout, Process, sh, words
 from tests.support.waiting import wait_for
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.machines.host import CHECKOUT
+from tests.labs.shared.host import CHECKOUT
 
 pytest_plugins = ["pytester"]
 
@@ -16,10 +16,10 @@ pytest_plugins = ["pytester"]
 CONFTEST = """
 from pathlib import Path
 import pytest
-from tests.machines import lab, reporting
-from tests.machines.commands import Finished, LabError, LabTimeout
-from tests.machines.node import Machine, Pace, Place
-from tests.machines.spec import Spec
+from tests.labs.shared import lab, reporting
+from tests.labs.shared.commands import Finished, LabError, LabTimeout
+from tests.labs.shared.node import Machine, Pace, Place
+from tests.labs.shared.spec import Spec
 
 HERE = Path(__file__).parent
 reporting.JOURNALS = HERE / "journals"

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from standfast import plan as plans
-from standfast.act import effects as effects_module
-from standfast.act import volume
-from standfast.act.effects import Effects
-from standfast.act.execute import execute
-from standfast.act.ports import LiveTree
-from standfast.clock import monotonic
-from standfast.decision import Action, Decision
 from standfast.errors import StandfastError, StepFailed
-from standfast.observe import Sighting
-from standfast.plan import Names, Plan
+from standfast.node.ports import LiveTree
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage
+from standfast.role import plan as plans
+from standfast.role import steps as effects_module
+from standfast.role import volume
+from standfast.role.decision import Action, Decision
+from standfast.role.execute import execute
+from standfast.role.observation import Sighting
+from standfast.role.plan import Names, Plan
+from standfast.role.steps import Effects
+from standfast.system.clock import monotonic
 from tests.fakes.machine import FakeNode, fake_node
 
 NAMES = Names("/persist/services", "/data/services", "data-services")

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import monotonic
 from standfast.config.fields import MOST_S
 from standfast.config.model import Config, Paths
+from standfast.consul.records import LeaderState
 from standfast.errors import StandfastError
-from standfast.files import read_json, write_atomically
 from standfast.lease.files import (
     NOTHING_HELD,
     LeaseStatus,
@@ -27,10 +26,11 @@ from standfast.lease.files import (
     take_claim,
 )
 from standfast.lease.protocol import NEVER, Claim, Memory
-from standfast.records import LeaderState
+from standfast.system.clock import monotonic
+from standfast.system.files import read_json, write_atomically
 from tests.fakes.clock import stop_the_clock
 from tests.fakes.machine import config_in
-from tests.machines.host import CHECKOUT
+from tests.labs.shared.host import CHECKOUT
 
 STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
 CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)

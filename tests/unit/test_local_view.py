@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act import volume
-from standfast.act.ports import LiveTree, Snapshot
+from standfast.agent.local_view import SNAPSHOTS_EVERY_S, LocalView, available
 from standfast.ages import Origin
-from standfast.clock import Deadline, monotonic
+from standfast.consul.records import LeaderState
 from standfast.errors import Refused
 from standfast.lease.files import LeaseStatus
-from standfast.local_view import SNAPSHOTS_EVERY_S, LocalView, available
-from standfast.locks import exclusive
 from standfast.names import SnapshotName
-from standfast.observe import Available
+from standfast.node.ports import LiveTree, Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
 from standfast.replication.published import published_file
+from standfast.role import volume
+from standfast.role.observation import Available
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 from tests.support.origins import note_epoch

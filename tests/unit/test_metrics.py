@@ -16,17 +16,17 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from standfast import __version__
-from standfast.adapters.directory import DirectoryStore, initialise
-from standfast.clock import Deadline
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.demo.directory import DirectoryStore, initialise
 from standfast.errors import StandfastError, Unreachable
+from standfast.exporter.exposition import answer_to, encode
+from standfast.exporter.families import FAMILIES
+from standfast.exporter.metrics import Readers, Replica, VolumeCollector, read_replica
+from standfast.exporter.samples import Copy
 from standfast.names import SnapshotName
 from standfast.replication import state
-from standfast.views.exposition import answer_to, encode
-from standfast.views.families import FAMILIES
-from standfast.views.metrics import Readers, Replica, VolumeCollector, read_replica
-from standfast.views.samples import Copy
+from standfast.system.clock import Deadline
 from tests.support.origins import note_epoch
 from tests.unit.cli_helpers import write_config
 

@@ -11,15 +11,16 @@ from uuid import UUID
 
 import pytest
 
-from standfast.adapters import nfs as nfs_module
-from standfast.adapters.nfs import KernelNfs, escaped, reason_in
-from standfast.adapters.nfs_ganesha import GaneshaNfs, export_block
-from standfast.adapters.nfs_state import settings
-from standfast.adapters.systemd import JournalLine, SystemdUnits, parse_journal
-from standfast.clock import Deadline
 from standfast.config.model import Config, Nfs, Node, Paths
 from standfast.errors import CommandFailed, Refused, StandfastError
+from standfast.nfs import kernel as nfs_module
+from standfast.nfs.ganesha import GaneshaNfs, export_block
+from standfast.nfs.kernel import KernelNfs, escaped
+from standfast.nfs.state import settings
+from standfast.nfs.unit import reason_in
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline
+from standfast.system.systemd import JournalLine, SystemdUnits, parse_journal
 
 FSID = "6b1f1d5e-6d3e-4a8c-9c57-0c7a3b9e2f10"
 REFUSAL = """ERROR: Another NFS server is already active at 192.168.1.3

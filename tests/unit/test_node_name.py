@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from standfast import agent
+from standfast.agent import main as agent
 from standfast.cli.main import main
 from standfast.config.model import Config
+from standfast.config.node_name import check_name, keep_name
 from standfast.config.problems import InvalidConfig
 from standfast.lease import keeper
-from standfast.reign import OwnReign, Stage, check_name, keep_name
+from standfast.node.reign import OwnReign, Stage
 from tests.fakes.machine import config_in
 from tests.unit.cli_helpers import write_config
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import monotonic
+from standfast.cli import nomad_boot
 from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess
+from standfast.consul.records import LeaderState
 from standfast.errors import TimedOut
 from standfast.lease.files import LeaseStatus
-from standfast.nomad import boot
-from standfast.nomad.observed import Role
-from standfast.records import LeaderState
+from standfast.nomad.observation import Role
+from standfast.system.clock import monotonic
 from tests.fakes.nomad_world import Client, FakeNomad, World, job
 from tests.unit.deciding import config
 
@@ -33,7 +33,7 @@ def world() -> Iterator[World]:
 
 
 def quarantine(world: World) -> Sequence[str]:
-    return boot.quarantine_own(CONFIG, FakeNomad(world, "b"), world.consul)
+    return nomad_boot.quarantine_own(CONFIG, FakeNomad(world, "b"), world.consul)
 
 
 def test_a_node_with_the_meta_of_before_comes_back_without_jobs(world: World) -> None:
@@ -73,10 +73,10 @@ def run(made: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
         raise TimedOut("nobody there")
 
     monkeypatch.setattr("standfast.config.load.load_volume", lambda *_, **__: made)
-    monkeypatch.setattr(boot, "attempt", attempt)
-    monkeypatch.setattr(boot, "LIMIT_S", 0.2)
-    monkeypatch.setattr(boot, "AGAIN_S", 0.05)
-    return boot.run(argparse.Namespace(volume="data")), len(tries)
+    monkeypatch.setattr(nomad_boot, "attempt", attempt)
+    monkeypatch.setattr(nomad_boot, "LIMIT_S", 0.2)
+    monkeypatch.setattr(nomad_boot, "AGAIN_S", 0.05)
+    return nomad_boot.run(argparse.Namespace(volume="data")), len(tries)
 
 
 def test_it_tries_for_a_while_and_is_never_an_error(

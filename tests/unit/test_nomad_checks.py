@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from standfast.config.nomad import NomadAccess
+from standfast.doctor.nomad_checks import FORGOTTEN_S, Facts, examine, look, stops_when_cut_off
 from standfast.nomad import reports
-from standfast.nomad.checks import FORGOTTEN_S, Facts, examine, look, stops_when_cut_off
-from standfast.nomad.observed import Note, Noted
+from standfast.nomad.observation import Note, Noted
 from standfast.nomad.ports import Node
 from tests.unit.deciding import config
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.consul_wire import Set
-from standfast.clock import Deadline
 from standfast.config.nomad import NomadAccess
+from standfast.consul.values import Set
 from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
-from standfast.nomad import follow, moves, notes, release
+from standfast.nomad import downtime, loop, notes, release
 from standfast.nomad.constraints import Meta
 from standfast.nomad.decide import Decision, Do, decide
-from standfast.nomad.follow import Follower
+from standfast.nomad.loop import Follower
 from standfast.nomad.notes import Notes
-from standfast.nomad.observed import Bound, Note, Noted, Observed, Role, kill_timeout_s
+from standfast.nomad.observation import Bound, Note, Noted, Observed, Role, kill_timeout_s
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
+from standfast.system.clock import Deadline
 from tests.fakes.nomad_world import Client, FakeNomad, Placed, World, job
 from tests.support.pace import patient
 from tests.unit.deciding import config
@@ -430,7 +430,7 @@ def test_every_failure_of_nomad_has_a_reason_and_is_tried_again(outcome: NomadOu
     where.broken["own_node"] = outcome
     report = one.round(P, 1)
     assert report.reason == f"nomad-{outcome}"
-    assert 0 < one.pause_s(report) <= follow.SLOW_S
+    assert 0 < one.pause_s(report) <= loop.SLOW_S
     where.broken.clear()
     one.round(P, 1)
     assert where.clients["a"].local
@@ -439,16 +439,16 @@ def test_every_failure_of_nomad_has_a_reason_and_is_tried_again(outcome: NomadOu
 def test_rounds_are_quick_while_something_moves_and_slow_afterwards() -> None:
     where = world("db")
     one = follower(where)
-    assert one.pause_s(one.round(P, 1)) == follow.QUICK_S
+    assert one.pause_s(one.round(P, 1)) == loop.QUICK_S
     where.propagate()
-    assert one.pause_s(one.round(P, 1)) == follow.SLOW_S
+    assert one.pause_s(one.round(P, 1)) == loop.SLOW_S
 
 
 def test_what_takes_too_long_is_looked_at_slowly() -> None:
     one = follower(world("db"))
-    for _ in range(follow.QUICK_ROUNDS + 1):
+    for _ in range(loop.QUICK_ROUNDS + 1):
         report = one.round(P, 1)
-    assert one.pause_s(report) == follow.SLOW_S
+    assert one.pause_s(report) == loop.SLOW_S
 
 
 def test_a_settled_round_asks_for_no_allocations() -> None:
@@ -461,7 +461,7 @@ def test_a_settled_round_asks_for_no_allocations() -> None:
 def test_the_time_that_a_job_was_down_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     where, one = serving("db")
     now = 100.0
-    monkeypatch.setattr(moves, "monotonic", lambda: now)
+    monkeypatch.setattr(downtime, "monotonic", lambda: now)
     monkeypatch.setattr(release, "monotonic", lambda: now)
     one.release(Deadline.after(5))
     one.resume()
@@ -494,8 +494,8 @@ def test_a_release_waits_for_a_round_and_not_for_ever() -> None:
 
 
 def test_an_unknown_state_is_no_refusal() -> None:
-    assert follow.reason_of(Refused(Reason.WRONG_EPOCH, "x")) is Reason.WRONG_EPOCH
-    assert follow.reason_of(StandfastError("x")) is Reason.UNEXPECTED
+    assert loop.reason_of(Refused(Reason.WRONG_EPOCH, "x")) is Reason.WRONG_EPOCH
+    assert loop.reason_of(StandfastError("x")) is Reason.UNEXPECTED
 
 
 def test_another_node_s_quarantine_is_firm_only_once_it_is_in_force() -> None:
@@ -520,8 +520,8 @@ def test_a_second_stop_of_a_job_doesn_t_begin_its_time_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(moves, "monotonic", lambda: now)
-    some = moves.Moves()
+    monkeypatch.setattr(downtime, "monotonic", lambda: now)
+    some = downtime.Moves()
     some.begin(release.Stopped(bound("a"), 90.0, "e1"), node("a"))
     some.begin(release.Stopped(replace(bound("a"), id="later"), 99.0, "e2"), node("a"))
     other = where_it_runs("new")
@@ -530,7 +530,7 @@ def test_a_second_stop_of_a_job_doesn_t_begin_its_time_anew(
 
 
 def test_a_job_that_has_not_ended_yet_has_not_arrived() -> None:
-    some = moves.Moves()
+    some = downtime.Moves()
     some.begin(release.Stopped(bound("a"), 0.0, "e1"), node("a"))
     assert some.look({"db.g": where_it_runs("alloc-a")}) == []
 
@@ -553,7 +553,7 @@ def test_jobs_of_a_dead_primary_are_told_though_nomad_itself_moves_them() -> Non
 
 
 def test_the_scheduler_s_reason_is_asked_for_of_the_stop_s_evaluation() -> None:
-    some = moves.Moves()
+    some = downtime.Moves()
     some.begin(release.Stopped(bound("b"), 0.0, ""), node("b"))
     some.begin(release.Stopped(bound("b"), 5.0, "eval-7"), node("b"))
     asked: list[tuple[str, str]] = []

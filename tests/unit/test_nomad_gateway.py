@@ -22,12 +22,12 @@ import requests
 import responses
 from responses import matchers
 
-from standfast.adapters.nomad import NomadAgent, Tls
-from standfast.clock import Deadline, monotonic
 from standfast.config.load import load
 from standfast.config.nomad import NomadAccess
 from standfast.errors import ConfigError, NomadError, NomadOutcome
+from standfast.nomad.gateway import NomadAgent, Tls
 from standfast.nomad.ports import NomadGateway
+from standfast.system.clock import Deadline, monotonic
 from tests.rude_server import (
     Manner,
     drip,
@@ -640,7 +640,7 @@ def test_the_token_is_in_no_message_log_or_chained_exception(
 
 def test_the_library_is_imported_by_who_asks_nomad_something_only() -> None:
     code = (
-        "import sys; from standfast.adapters.nomad import NomadAgent; NomadAgent(); "
+        "import sys; from standfast.nomad.gateway import NomadAgent; NomadAgent(); "
         "print([m for m in sys.modules if m.split('.')[0] in ('nomad', 'requests')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)

@@ -12,25 +12,24 @@ from typing import Any
 
 import pytest
 
-from standfast import agent_jobs
-from standfast import plan as plans
-from standfast.act.effects import Effects
-from standfast.adapters.machine import jobs_from
-from standfast.agent import Agent
-from standfast.clock import Deadline, monotonic
+from standfast.agent import nomad_thread
+from standfast.agent.loop import Agent
+from standfast.assembly import jobs_from
 from standfast.config.load import load
 from standfast.config.nomad import NomadAccess
+from standfast.consul.records import LeaderState
 from standfast.errors import ConfigError, NomadError, NomadOutcome, StepFailed
 from standfast.lease.files import LeaseStatus
+from standfast.node.reign import OwnReign, Stage
 from standfast.nomad import reports
-from standfast.nomad.follow import Report
-from standfast.nomad.observed import Role
-from standfast.nomad.rivals import refuse_rivals
-from standfast.plan import Do, Names, Plan, Step
+from standfast.nomad.loop import Report, refuse_rivals
+from standfast.nomad.observation import Role
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
-from standfast.views.text import render
+from standfast.role import plan as plans
+from standfast.role.plan import Do, Names, Plan, Step
+from standfast.role.steps import Effects
+from standfast.status.text import render
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeJobs, fake_node
 from tests.unit.deciding import config
 
@@ -106,31 +105,31 @@ def lease(agent: Any, *, epoch: int = 5, serving: bool = True, left_s: float = 6
 
 def test_a_node_without_a_reign_is_a_standby_once_it_has_looked(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
-    assert agent_jobs.role_of(agent) == (Role.STANDBY, 0)
+    assert nomad_thread.role_of(agent) == (Role.STANDBY, 0)
     agent.seen = None
-    assert agent_jobs.role_of(agent) == (Role.CHANGING, 0)
+    assert nomad_thread.role_of(agent) == (Role.CHANGING, 0)
 
 
 def test_only_who_serves_with_a_lease_of_its_epoch_is_primary(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
     reign(agent, Stage.READY)
-    assert agent_jobs.role_of(agent) == (Role.CHANGING, 5)
+    assert nomad_thread.role_of(agent) == (Role.CHANGING, 5)
     lease(agent)
-    assert agent_jobs.role_of(agent) == (Role.PRIMARY, 5)
+    assert nomad_thread.role_of(agent) == (Role.PRIMARY, 5)
     for wrong in ({"epoch": 4}, {"serving": False}, {"left_s": -1.0}):
         lease(agent, **wrong)
-        assert agent_jobs.role_of(agent) == (Role.CHANGING, 5), wrong
+        assert nomad_thread.role_of(agent) == (Role.CHANGING, 5), wrong
     lease(agent)
     for stage in (Stage.CREATING, Stage.DRAINING, Stage.RELEASED):
         reign(agent, stage)
-        assert agent_jobs.role_of(agent) == (Role.CHANGING, 5), stage
+        assert nomad_thread.role_of(agent) == (Role.CHANGING, 5), stage
 
 
 def test_a_reign_that_can_t_be_read_is_no_standby(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
     reign(agent, Stage.READY)
     (agent.config.state_dir / "reign.json").write_text("{")
-    assert agent_jobs.role_of(agent) == (Role.CHANGING, 0)
+    assert nomad_thread.role_of(agent) == (Role.CHANGING, 0)
 
 
 def test_a_token_that_can_t_be_read_doesn_t_keep_the_agent_from_starting(tmp_path: Path) -> None:
@@ -236,11 +235,11 @@ class FakeFollower:
 def test_a_change_of_the_role_is_followed_at_once_and_a_surprise_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_jobs, "TICK_S", 0.01)
-    monkeypatch.setattr(agent_jobs, "TROUBLE_PAUSE_S", 0.0)
+    monkeypatch.setattr(nomad_thread, "TICK_S", 0.01)
+    monkeypatch.setattr(nomad_thread, "TROUBLE_PAUSE_S", 0.0)
     agent = agent_in(tmp_path)
     follower = FakeFollower(agent)
-    agent_jobs.keep_following(agent, follower)  # type: ignore[arg-type]
+    nomad_thread.keep_following(agent, follower)  # type: ignore[arg-type]
     assert follower.rounds == [(Role.STANDBY, 0), (Role.STANDBY, 0), (Role.PRIMARY, 5)]
     # Each still had its role at first; during the second it became another one.
     assert follower.still == [True, True, False, True]

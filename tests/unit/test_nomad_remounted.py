@@ -13,13 +13,13 @@ import pytest
 
 from standfast.clients import dependants
 from standfast.clients.dependants import Change
-from standfast.clock import Deadline, parse_rfc3339, utc_now
 from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess
 from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
-from standfast.locks import exclusive
 from standfast.nomad import remounted
 from standfast.nomad.ports import Allocation, Node, TaskState
+from standfast.system.clock import Deadline, parse_rfc3339, utc_now
+from standfast.system.locks import exclusive
 from tests.support.pace import patient
 from tests.unit.deciding import config
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.nomad import NomadAgent
-from standfast.adapters.transport import Endpoint, Request, exchange
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.consul.http import Endpoint, Request, exchange
 from standfast.errors import NomadError, NomadOutcome
+from standfast.nomad.gateway import NomadAgent
+from standfast.system.clock import Deadline, monotonic, sleep
 from tests.contract.consul_clusters import free_ports
 from tests.contract.nomad_clusters import job
 from tests.fakes.nomad import StandIn

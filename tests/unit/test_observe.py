@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from standfast.observe import Available, Cluster, Rank, Sighting, in_lineage, newest, rank, sight
-from standfast.records import Reign
+from standfast.consul.records import Reign
+from standfast.lease.surrender import Rank, rank
+from standfast.role.observation import Available, Cluster, Sighting, in_lineage, newest, sight
 from tests.unit.deciding import NOW_S, cluster, local, reign, snap
 
 SEEN = (5, "a", "a1", 7)

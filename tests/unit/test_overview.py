@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from standfast.config.model import Config
+from standfast.consul.records import ClientRecord
 from standfast.errors import StandfastError, TimedOut
+from standfast.exporter.status_cache import KEEP_S, Looks, Readers, sort_keys
+from standfast.exporter.trend import BUCKETS, MOST_STANDBYS, STEP_S, Trend
 from standfast.reasons import Reason
-from standfast.records import ClientRecord
 from standfast.replication.state import ReplicationState, StandbyState
-from standfast.views.advice import NEXT, next_step
-from standfast.views.headline import Level, time_of
-from standfast.views.looks import KEEP_S, Looks, Readers, sort_keys
-from standfast.views.overview import MOST_REIGNS, SILENT_S, Keys, Seen, describe, document
-from standfast.views.trend import BUCKETS, MOST_STANDBYS, STEP_S, Trend
+from standfast.status.advice import NEXT, next_step
+from standfast.status.headline import Level, time_of
+from standfast.status.overview import MOST_REIGNS, SILENT_S, Keys, Seen, describe, document
 from tests.fakes.machine import config_in
 from tests.unit.pictures import NOW, blind, dead, keys, served, snapshot, standby
 
@@ -587,6 +587,6 @@ def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> Non
     assert found == set(rows)
     whats = re.search(r"a stable name: (.*) \|", page)
     assert whats is not None
-    source = (ROOT / "standfast/views/notices.py").read_text()
+    source = (ROOT / "standfast/status/notices.py").read_text()
     named = set(re.findall(r'Notice\(\s*Level\.[A-Z]+,\s*"([a-z-]+)"', source))
     assert named == set(re.findall(r"`([a-z-]+)`", whats[1]))

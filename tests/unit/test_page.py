@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from standfast.views.looks import Looks
-from standfast.views.page import POLICY, STATUS, application_routes, page_routes, status_route
-from standfast.views.web import Request, dispatch
+from standfast.exporter.page import POLICY, STATUS, application_routes, page_routes, status_route
+from standfast.exporter.status_cache import Looks
+from standfast.exporter.web import Request, dispatch
 from tests.fakes.machine import config_in
 
 MOST_BYTES = 100_000

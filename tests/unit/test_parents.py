@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
 from standfast.errors import Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import wire
 from standfast.replication.parents import choose, newest_common

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.clock import Deadline, utc_now
 from standfast.config.model import Config, Node, Paths
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.replication import pins
 from standfast.replication.pins import Pin
+from standfast.system.clock import Deadline, utc_now
 
 DAY_S = 86400.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from standfast import plan as plans
-from standfast.plan import Do, Names, Plan
+from standfast.role import plan as plans
+from standfast.role.plan import Do, Names, Plan
 
 NAMES = Names("/persist/services", "/data/services", "data-services")
 PROMOTION = plans.promotion(NAMES, "services@20261122T101500Z")

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from standfast import plan as plans
-from standfast.act import effects as effects_module
-from standfast.act import volume
-from standfast.act.effects import Effects
-from standfast.act.execute import execute
-from standfast.act.ports import Snapshot, Writer
-from standfast.adapters.consul import Instance
-from standfast.clock import utc_now
-from standfast.decision import Action, Decision
+from standfast.consul.gateway import Instance
 from standfast.errors import ConsulNoQuorum, Refused, StandfastError, StepFailed
 from standfast.names import SnapshotName
-from standfast.observe import Available, Sighting
-from standfast.plan import Do, Names, Plan
+from standfast.node.ports import Snapshot, Writer
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage
+from standfast.role import plan as plans
+from standfast.role import steps as effects_module
+from standfast.role import volume
+from standfast.role.decision import Action, Decision
+from standfast.role.execute import execute
+from standfast.role.observation import Available, Sighting
+from standfast.role.plan import Do, Names, Plan
+from standfast.role.steps import Effects
+from standfast.system.clock import utc_now
 from tests.fakes.machine import Cut, FakeNode, fake_node
 
 NAMES = Names("/persist/services", "/data/services", "data-services")
@@ -164,7 +164,7 @@ def test_a_promotion_cut_while_creating_makes_one_tree_and_puts_none_of_its_own_
 
 
 def test_what_lay_at_the_live_path_is_kept_aside_before_a_promotion(node: FakeNode) -> None:
-    from standfast.act.ports import LiveTree
+    from standfast.node.ports import LiveTree
 
     node.store.tree = LiveTree(node.config.paths.live, "somebody's", writable=True)
     promote(node)

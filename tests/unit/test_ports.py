@@ -21,21 +21,23 @@ from tests.mutants import ROOT
 
 SUITES = "tests.contract.ports"
 NO_PORTS = {
-    "standfast.adapters.nfs.ServerUnits": "what the servers' adapters use of the one for systemd",
+    "standfast.nfs.unit.ServerUnits": "what the servers' adapters use of the one for systemd",
     "standfast.demo.consul_http.Cluster": "a part of the demo's Consul, whose suite is test_consul",
-    "standfast.nomad.boot.Servers": "two calls of NomadGateway",
+    "standfast.cli.nomad_boot.Servers": "two calls of NomadGateway",
     "standfast.replication.progress.Progress": "says how far a replication is, and does nothing",
     "tests.contract.nomad_clusters.Machines": "a part of the tests' clusters",
 }
+SYSTEMD = "needs systemd: tests/labs/containers/test_ports.py"
+
 ELSEWHERE = {
-    "standfast.adapters.fence.KernelFence": "what both backends of the kernel share",
-    "standfast.adapters.mount_units.SystemdMountUnits": "needs systemd: tests/lab/test_ports.py",
-    "standfast.adapters.store.Store": "what both stores share",
-    "standfast.adapters.systemd.SystemdUnits": "needs systemd: tests/lab/test_ports.py",
-    "standfast.adapters.timers.ReplicationTimers": "needs systemd: tests/lab/test_ports.py",
+    "standfast.fence.claims.KernelFence": "what both backends of the kernel share",
+    "standfast.mounts.units.SystemdMountUnits": SYSTEMD,
+    "standfast.btrfs.names_and_places.Store": "what both stores share",
+    "standfast.system.systemd.SystemdUnits": SYSTEMD,
+    "standfast.replication.timers.ReplicationTimers": SYSTEMD,
     "standfast.demo.ledger.Client": "alike by chance",
     "standfast.demo.ledger.Every": "alike by chance",
-    "standfast.views.looks.Looks": "alike by chance",
+    "standfast.exporter.status_cache.Looks": "alike by chance",
     "tests.contract.client_scene.Catalog": "one answer, which the test writes down",
     "tests.contract.test_lease_on_consul.Paused": "a gateway that is held up on purpose",
     "tests.contract.test_lease_on_consul.Racer": "a gateway that is held up on purpose",
@@ -187,8 +189,8 @@ def test_what_is_said_to_be_elsewhere_is_there() -> None:
 def test_a_new_fake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "class New:\n" + "".join(
         f"    def {name}(self{''.join(f', {one}' for one in given)}): ...\n"
-        for name, given in methods("standfast.act.ports.Fence").items()
+        for name, given in methods("standfast.node.ports.Fence").items()
     )
     more = {**classes(), **dict(classes_of("tests.new", ast.parse(text)))}
     monkeypatch.setattr(f"{__name__}.classes", lambda: more)
-    assert "tests.new.New" in implementers("standfast.act.ports.Fence")
+    assert "tests.new.New" in implementers("standfast.node.ports.Fence")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from standfast.doctor.storage_checks import examine
 from standfast.errors import Refused
 from standfast.reasons import Reason
 from standfast.replication.preflight import Facts, problems, problems_between
-from standfast.views.storage_checks import examine
 
 MIB = 2**20
 WELL = Facts(

@@ -12,7 +12,8 @@ import termios
 import pytest
 
 from standfast.replication import progress
-from standfast.replication.progress import Bar, Lines, Meter, describe, showing, size
+from standfast.replication.progress import Bar, Lines, Meter, describe, showing
+from standfast.text import size
 
 MIB = 2**20
 

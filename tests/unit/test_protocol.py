@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.lease import protocol
 from standfast.lease.protocol import (
     NEVER,
@@ -19,7 +20,6 @@ from standfast.lease.protocol import (
     Tenure,
     Versioned,
 )
-from standfast.records import Holder, Leader, LeaderState
 
 A, B, A_REBOOTED = Holder("a", "a1"), Holder("b", "b1"), Holder("a", "a2")
 LENGTH_S, WAIT_S = 8.0, 12.0

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from standfast import clock
-from standfast.act.ports import Snapshot
-from standfast.adapters.btrfs import BtrfsStore
-from standfast.adapters.directory import DirectoryStore, initialise, save_info
-from standfast.adapters.store import TreeInfo
-from standfast.clock import Instant, monotonic, utc_now
+from standfast.btrfs.names_and_places import TreeInfo
+from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config, KeepOwn, KeepPublished, Node, Paths, Replication
+from standfast.consul.records import LeaderState
+from standfast.demo.directory import DirectoryStore, initialise, save_info
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.replication import pins, pruning, published, state
 from standfast.replication.pins import Pin
 from standfast.replication.pruning import MOST_AT_ONCE, Pruned, prune
+from standfast.system import clock
+from standfast.system.clock import Instant, monotonic, utc_now
 from tests.contract.volumes import btrfs_on_file, command, paths_below, require_btrfs
 from tests.support.origins import note_epoch
 

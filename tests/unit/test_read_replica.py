@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.directory import DirectoryStore, initialise, save_info
-from standfast.adapters.store import TreeInfo
-from standfast.clock import utc_now
+from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.model import Config
+from standfast.demo.directory import DirectoryStore, initialise, save_info
+from standfast.exporter.metrics import Replica, read_replica
 from standfast.names import SnapshotName, diverged_name, retired_name
-from standfast.views.metrics import Replica, read_replica
+from standfast.system.clock import utc_now
 from tests.fakes.replication import storage_node
 from tests.support.origins import note_epoch
 

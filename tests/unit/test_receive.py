@@ -13,23 +13,23 @@ from typing import Any
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.consul_wire import Entry
-from standfast.adapters.directory import DirectoryStore, save_info
-from standfast.adapters.store import TreeInfo
 from standfast.ages import Origin
-from standfast.clock import instant, monotonic, utc_now
+from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.model import Config, KeepPublished
+from standfast.consul.records import LeaderState
+from standfast.consul.values import Entry
+from standfast.demo.directory import DirectoryStore, save_info
 from standfast.errors import ConsulNoQuorum
 from standfast.lease.epochs import EpochFile
-from standfast.locks import exclusive
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.records import LeaderState
 from standfast.replication import pins, wire
-from standfast.replication.intake import RESERVE_BYTES
 from standfast.replication.published import epochs_of_snapshots, origins_of_snapshots
 from standfast.replication.receive import receive
+from standfast.replication.receive_checks import RESERVE_BYTES
+from standfast.system.clock import instant, monotonic, utc_now
+from standfast.system.locks import exclusive
 from tests.fakes.replication import LeaseKeys, storage_node
 from tests.support.origins import note_epoch
 from tests.support.pace import patient
@@ -281,7 +281,7 @@ def test_an_election_of_consul_s_throws_no_stream_away(
         return get(key, **how)
 
     monkeypatch.setattr(standby.keys, "get", twice_no_quorum)
-    monkeypatch.setattr("standfast.replication.intake.sleep", waited.append)
+    monkeypatch.setattr("standfast.replication.receive_checks.sleep", waited.append)
     assert standby.hear()[-1]["message_type"] == "published"
 
 

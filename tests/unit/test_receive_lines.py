@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from standfast.clock import Deadline
 from standfast.errors import Refused, TimedOut
 from standfast.replication.receive import _read_line
+from standfast.system.clock import Deadline
 
 
 @pytest.fixture

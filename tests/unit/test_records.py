@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from standfast.ages import UNKNOWN
+from standfast.consul.records import Holder, Leader, LeaderState, Reign, StandbyRecord
 from standfast.errors import ForeignValue
-from standfast.records import Holder, Leader, LeaderState, Reign, StandbyRecord
 
 LEADER = Leader(5, Holder("a", "a1"), 7, LeaderState.CLEAN, ("b", "c"), "b")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act import registration
-from standfast.act.ports import FenceState
-from standfast.clock import monotonic
+from standfast.consul.records import LeaderState
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
+from standfast.node.ports import FenceState
+from standfast.node.reign import OwnReign, Stage
+from standfast.role import registration
+from standfast.system.clock import monotonic
 from tests.fakes.machine import FakeNode, fake_node
 
 OWN = OwnReign(4, Stage.READY, "fsid-4", None, in_place=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from standfast.errors import StandfastError
-from standfast.reign import Intent, OwnReign, Stage
+from standfast.node.reign import Intent, OwnReign, Stage
 
 REIGN = OwnReign(
     5, Stage.READY, "fsid", "services@20261122T101500Z", False, 4, "content", "uuid", None

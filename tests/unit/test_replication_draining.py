@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from standfast import locks
-from standfast.adapters.directory import DirectoryStore, initialise
-from standfast.clock import Deadline, sleep
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.demo.directory import DirectoryStore, initialise
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.errors import Refused, StandfastError
+from standfast.node.reign import OwnReign, Stage, snapshot_lock
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage, snapshot_lock
 from standfast.replication.cycle import Sender
+from standfast.system import locks
+from standfast.system.clock import Deadline, sleep
 from tests.fakes.replication import LeaseKeys
 from tests.support.pace import patient
 

@@ -13,12 +13,11 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.directory import DirectoryStore
+from standfast.agent.document import replication_of
 from standfast.ages import Origin
 from standfast.cli import replicate
-from standfast.clock import Deadline, Instant, instant
 from standfast.config.model import Config, Node, Paths, Replication
+from standfast.demo.directory import DirectoryStore
 from standfast.errors import (
     CommandFailed,
     ConsulNoQuorum,
@@ -28,10 +27,10 @@ from standfast.errors import (
     TimedOut,
 )
 from standfast.lease.epochs import EpochFile
-from standfast.locks import exclusive
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.reign import OwnReign, Stage
 from standfast.replication import published, state, verify
 from standfast.replication.failures import reason_of
 from standfast.replication.fingerprint import Fingerprint
@@ -45,8 +44,9 @@ from standfast.replication.published import (
     origins_of_snapshots,
     ranked,
 )
-from standfast.replication.talk import transport_argv
-from standfast.views.status import replication_of
+from standfast.replication.session import transport_argv
+from standfast.system.clock import Deadline, Instant, instant
+from standfast.system.locks import exclusive
 from tests.support.origins import note_epoch
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from standfast.act.ports import Snapshot
 from standfast.errors import Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import wire
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from standfast.act.ports import Snapshot
-from standfast.clock import parse_stamp
 from standfast.config.model import Keep, KeepOwn, KeepPublished
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.replication.pins import Pin
 from standfast.replication.retention import overdue, sort_out
+from standfast.system.clock import parse_stamp
 from tests.support.examples import examples
 
 HOUR_S = 3600

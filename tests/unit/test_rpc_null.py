@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from standfast.adapters.rpc_null import null_call
-from standfast.clock import Deadline, monotonic, sleep
+from standfast.nfs.rpc_null import null_call
+from standfast.system.clock import Deadline, monotonic, sleep
 from tests.support.pace import patient
 
 

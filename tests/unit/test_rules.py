@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from standfast.exporter.families import FAMILIES
 from standfast.reasons import Reason
-from standfast.views.families import FAMILIES
-from tests.machines.monitoring import DASHBOARD, RULES, dashboard_queries, names_in, quicker
-from tests.rules_to_grafana import GRAFANA, written
+from tests.labs.shared.monitoring import DASHBOARD, RULES, dashboard_queries, names_in, quicker
+from tools.rules_to_grafana import GRAFANA, written
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/alerts.md").read_text()
@@ -75,7 +75,7 @@ def test_the_reasons_that_a_rule_names_are_reason_codes() -> None:
 
 def test_grafanas_rules_are_those_of_prometheus() -> None:
     text = GRAFANA.read_text()
-    assert text == written(RULES.read_text()), "run `python -m tests.rules_to_grafana`"
+    assert text == written(RULES.read_text()), "run `python -m tools.rules_to_grafana`"
     found = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
     assert [rule["title"] for rule in found] == list(rules())
     uids = {rule["uid"] for rule in found}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from standfast import run as run_module
-from standfast.clock import Deadline, monotonic, sleep
 from standfast.errors import CommandFailed, TimedOut
-from standfast.run import TOO_LATE, exec_before, failing, run
+from standfast.system import run as run_module
+from standfast.system.clock import Deadline, monotonic, sleep
+from standfast.system.run import TOO_LATE, exec_before, failing, run
 from tests.support.pace import patient
 from tests.support.processes import wait_until_gone
 

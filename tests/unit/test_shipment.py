@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from standfast.act.ports import Snapshot
-from standfast.adapters.directory import DirectoryStore, save_info
-from standfast.adapters.store import TreeInfo
 from standfast.ages import UNKNOWN, Origin
-from standfast.clock import Deadline, monotonic
+from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.model import Config
+from standfast.demo.directory import DirectoryStore, save_info
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import shipment, wire
 from standfast.replication.fingerprint import digest_of
 from standfast.replication.published import next_name
 from standfast.replication.shipment import Order, Shipped, ship
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.replication import Talk, storage_node
 from tests.support.pace import patient
 

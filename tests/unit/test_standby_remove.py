@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from standfast.cli import standby_remove
-from standfast.records import Holder, Leader, LeaderState, StandbyRecord
+from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.replication import pins, state
 from standfast.replication.state import Shared
 from tests.unit.cli_helpers import Desk, a_desk

@@ -13,21 +13,31 @@ from typing import Any
 
 import pytest
 
-from standfast.act.ports import FenceState, Snapshot
+from standfast.agent.document import build, document, outlook, times
 from standfast.ages import UNKNOWN
-from standfast.clock import monotonic
 from standfast.config.model import Config
+from standfast.consul.blindness import Blind
+from standfast.consul.records import (
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+    StandbyRecord,
+    dump_epoch,
+)
 from standfast.errors import StandfastError
+from standfast.exporter import samples
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.observe import Available, Blind, Cluster, Local, Sighting
+from standfast.node.ports import FenceState, Snapshot
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
-from standfast.reign import OwnReign, Stage
 from standfast.replication.state import ReplicationState, StandbyState
-from standfast.views import samples
-from standfast.views.status import build, document, outlook, times
-from standfast.views.text import duration, render
+from standfast.role.observation import Available, Cluster, Local, Sighting
+from standfast.status.text import render
+from standfast.system.clock import monotonic
+from standfast.text import duration
 from tests.fakes.machine import config_in
 from tests.unit.agents import SERVING, agent
 from tests.unit.cli_helpers import a_desk

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from standfast.clock import Deadline, monotonic
 from standfast.errors import CommandFailed, TimedOut
-from standfast.run import failing
-from standfast.streams import Conversation, pipeline
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.run import failing
+from standfast.system.streams import Conversation, pipeline
 from tests.support.pace import patient
 from tests.support.processes import wait_until_gone
 

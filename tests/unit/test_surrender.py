@@ -12,15 +12,20 @@ from typing import Any, cast
 
 import pytest
 
-from standfast import readiness
-from standfast.act import registration, volume
-from standfast.act.ports import FenceState, LiveTree, Snapshot
-from standfast.agent import Agent, Seen
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent, Seen
+from standfast.agent.watcher import Watcher
 from standfast.ages import UNKNOWN
-from standfast.clock import Deadline, monotonic, utc_now
 from standfast.config.model import Config
-from standfast.decide import decide
-from standfast.decision import Action, Decision, Moment, Wish
+from standfast.consul.records import (
+    CandidateRecord,
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+    dump_epoch,
+)
 from standfast.errors import ConsulTimedOut, StandfastError
 from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
@@ -30,23 +35,7 @@ from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Inbox
 from standfast.lease.keeper import Keeper, answer, hold, previous_status, run
 from standfast.lease.protocol import Claim
-from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
-from standfast.local_view import LocalView
-from standfast.locks import exclusive
-from standfast.names import SnapshotName
-from standfast.observe import Available, Beginning, Cluster, Local, Sighting
-from standfast.reasons import Reason
-from standfast.records import (
-    CandidateRecord,
-    Holder,
-    Leader,
-    LeaderState,
-    Pause,
-    Reign,
-    dump_epoch,
-)
-from standfast.reign import OwnReign, Stage
-from standfast.surrender import (
+from standfast.lease.surrender import (
     FRESH_S,
     MOST_S,
     OUTAGE_LIMIT_S,
@@ -59,8 +48,18 @@ from standfast.surrender import (
     had_it,
     watch,
 )
-from standfast.surrender import successor as judge
-from standfast.watcher import Watcher
+from standfast.lease.surrender import successor as judge
+from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
+from standfast.names import SnapshotName
+from standfast.node.ports import FenceState, LiveTree, Snapshot
+from standfast.node.reign import OwnReign, Stage
+from standfast.reasons import Reason
+from standfast.role import readiness, registration, volume
+from standfast.role.decide import decide
+from standfast.role.decision import Action, Decision, Moment, Wish
+from standfast.role.observation import Available, Beginning, Cluster, Local, Sighting
+from standfast.system.clock import Deadline, monotonic, utc_now
+from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.consul import MemoryConsul
 from tests.fakes.machine import FakeFence, FakeNfs, FakeNode, World, config_in, fake_node
@@ -849,8 +848,8 @@ OWN = OwnReign(5, Stage.READY, "fsid", None, in_place=True)
 def test_giving_up_a_role_without_a_disk_claims_no_final_snapshot(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from standfast.act import effects as effects_module
-    from standfast.act.effects import Effects
+    from standfast.role import steps as effects_module
+    from standfast.role.steps import Effects
 
     OWN.save(node.config.state_dir)
     until = monotonic() + 60

@@ -9,17 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters import transport
-from standfast.adapters.transport import (
-    Endpoint,
-    Failure,
-    Request,
-    TransportError,
-    exchange,
-    tls_context,
-)
-from standfast.clock import Deadline, monotonic
+from standfast.consul import http as transport
+from standfast.consul.http import Endpoint, Failure, Request, TransportError, exchange, tls_context
 from standfast.errors import ConfigError
+from standfast.system.clock import Deadline, monotonic
 from tests.rude_server import (
     Manner,
     drip,

@@ -8,26 +8,28 @@ from typing import Any
 
 import pytest
 
-from standfast import agent as agent_module
-from standfast import plan as plans
-from standfast.act import registration
-from standfast.act.effects import Effects
-from standfast.agent import STUCK_S, Agent, Seen, go_on
-from standfast.agent_upkeep import SCHEDULE_EVERY_S
-from standfast.clock import monotonic, utc_now
-from standfast.decision import Action, Decision, Moment
+from standfast.agent import loop as agent_module
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import STUCK_S, Agent, Seen
+from standfast.agent.main import go_on
+from standfast.agent.upkeep import SCHEDULE_EVERY_S
+from standfast.agent.watcher import Watcher
+from standfast.consul.blindness import Blind
+from standfast.consul.records import LeaderState
 from standfast.errors import ConsulDenied
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.protocol import NEVER
-from standfast.local_view import LocalView
-from standfast.locks import exclusive
-from standfast.observe import Blind, Local
-from standfast.plan import names_of
+from standfast.lease.surrender import TOLD_EVERY_S
+from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.records import LeaderState
-from standfast.reign import OwnReign, Stage
-from standfast.surrender import TOLD_EVERY_S
-from standfast.watcher import Watcher
+from standfast.role import plan as plans
+from standfast.role import registration
+from standfast.role.decision import Action, Decision, Moment
+from standfast.role.observation import Local
+from standfast.role.plan import names_of
+from standfast.role.steps import Effects
+from standfast.system.clock import monotonic, utc_now
+from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, FakeSchedule, fake_node
 from tests.unit.agents import view

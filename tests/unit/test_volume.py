@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act import volume
-from standfast.act.ports import LiveTree, Snapshot
-from standfast.clock import Deadline, monotonic
+from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.records import LeaderState
-from standfast.reign import Intent, OwnReign, Stage, snapshot_lock
+from standfast.node.ports import LiveTree, Snapshot
+from standfast.node.reign import Intent, OwnReign, Stage, snapshot_lock
+from standfast.role import volume
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 

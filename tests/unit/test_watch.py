@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from standfast.watch import Vantage
+from standfast.consul.watch import Vantage
 
 Seen = str | None
 

@@ -9,10 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from standfast import watcher as watcher_module
-from standfast.adapters.consul import Entry
-from standfast.clock import Deadline
+from standfast.agent import watcher as watcher_module
+from standfast.agent.watcher import Watcher, assemble
 from standfast.config.model import Config
+from standfast.consul.blindness import Blind
+from standfast.consul.gateway import Entry
+from standfast.consul.records import (
+    Holder,
+    Leader,
+    LeaderState,
+    Pause,
+    Reign,
+    StandbyRecord,
+    dump_epoch,
+)
 from standfast.errors import (
     ConsulDenied,
     ConsulError,
@@ -22,10 +32,10 @@ from standfast.errors import (
     ConsulUnreachable,
     ForeignValue,
 )
-from standfast.observe import Beginning, Blind, Cluster, Sighting
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState, Pause, Reign, StandbyRecord, dump_epoch
-from standfast.watcher import Watcher, answers, answers_nfs, assemble
+from standfast.role.observation import Beginning, Cluster, Sighting
+from standfast.system.clock import Deadline
+from standfast.system.probe import answers, answers_nfs
 from tests.fakes.consul import MemoryConsul
 from tests.fakes.machine import config_in
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from standfast.agent.document import replication_of
 from standfast.cli.parser import build
-from standfast.clock import monotonic
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
 from standfast.replication.state import StandbyState
-from standfast.views.status import replication_of
-from standfast.views.text import render
-from standfast.views.watching import Watch
+from standfast.status.text import render
+from standfast.status.watching import Watch
+from standfast.system.clock import monotonic
 from tests.fakes.machine import config_in
 
 DOC: dict[str, Any] = {
@@ -71,7 +71,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "standfast.views.watching.shutil.get_terminal_size", lambda: os.terminal_size((30, 4))
+        "standfast.status.watching.shutil.get_terminal_size", lambda: os.terminal_size((30, 4))
     )
     text = watched(config, Terminal(), DOC, DOC)
     frames = text.split("\033[H")[1:]

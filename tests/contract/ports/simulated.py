@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from standfast.clock import monotonic
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of
-from standfast.records import Holder, Leader, LeaderState, dump_epoch
-from standfast.reign import OwnReign, Stage
+from standfast.node.reign import OwnReign, Stage
+from standfast.system.clock import monotonic
 from tests.sim.clockwork import Process, SimTime
 from tests.sim.disk import Tree
 from tests.sim.invariants import Invariants

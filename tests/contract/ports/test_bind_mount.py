@@ -3,7 +3,7 @@
 Run on the kernel's mounts (on a tmpfs) without systemd, and with a mount unit that owns the path,
 for which a script stands that mounts as systemd would; on the demo's symbolic link, on the tests'
 fake and on the simulation's mounts. Systemd itself and its automounts are in the kernel lab, whose
-storage nodes are clients, too (tests/kernel_lab/test_clients.py: a switchover). A link holds
+storage nodes are clients, too (tests/labs/kernels/test_clients.py: a switchover). A link holds
 nobody: who has a file open keeps it, and the tree is read-only by then.
 """
 
@@ -21,12 +21,12 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.act.ports import BindMount, LiveTree
-from standfast.adapters.bind import LiveBind
-from standfast.adapters.systemd import SystemdUnits
 from standfast.config.model import Config
 from standfast.demo.embedded import EmbeddedBind
 from standfast.errors import StandfastError
+from standfast.mounts.bind import LiveBind
+from standfast.node.ports import BindMount, LiveTree
+from standfast.system.systemd import SystemdUnits
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import make_live, on_a_node
 from tests.contract.volumes import command

@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.act import machine
-from standfast.adapters.consul import (
+from standfast.clients import ports as clients
+from standfast.consul.gateway import (
     Cas,
     CheckIndex,
     CheckNotExists,
@@ -29,13 +29,13 @@ from standfast.adapters.consul import (
     Entry,
     Set,
 )
-from standfast.clients import ports as clients
-from standfast.clock import Deadline, monotonic
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.errors import ConsulError, ConsulGarbled
 from standfast.lease import holding
+from standfast.node import node as machine
 from standfast.nomad import notes
 from standfast.replication.ports import ReplicaGateway
+from standfast.system.clock import Deadline, monotonic
 from tests.contract import consul_scene
 from tests.contract.consul_clusters import NODE, embedded_cluster, real_cluster
 from tests.contract.consul_scene import (

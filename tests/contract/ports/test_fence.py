@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Fence
-from standfast.adapters.fence import FileFence, NftFence
-from standfast.adapters.fence_ipset import IpsetFence
-from standfast.clock import monotonic, sleep
+from standfast.demo.fence import FileFence
 from standfast.errors import StandfastError, TimedOut
+from standfast.fence.ipset import IpsetFence
+from standfast.fence.nftables import NftFence
+from standfast.node.ports import Fence
+from standfast.system.clock import monotonic, sleep
 from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import on_a_node

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from standfast.clock import monotonic, sleep
 from standfast.lease.inbox import Inbox, SocketInbox
-from standfast.local_socket import ask, listen
+from standfast.system.clock import monotonic, sleep
+from standfast.system.local_socket import ask, listen
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import on_a_node
 from tests.sim.node import SimInbox

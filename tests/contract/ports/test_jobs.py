@@ -14,12 +14,12 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.act.ports import Jobs
 from standfast.config.nomad import NomadAccess
 from standfast.errors import NomadOutcome, StandfastError
+from standfast.node.ports import Jobs
 from standfast.nomad import release
-from standfast.nomad.follow import Follower
-from standfast.nomad.observed import Role
+from standfast.nomad.loop import Follower
+from standfast.nomad.observation import Role
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.machine import FakeJobs
 from tests.fakes.nomad_world import Client, World, job

@@ -2,7 +2,7 @@
 
 Run on the adapter for a machine without systemd and on the tests' client in memory. The real
 service manager, with units and without, is asked in a node of the container lab:
-tests/lab/test_ports.py runs this suite there.
+tests/labs/containers/test_ports.py runs this suite there.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.mount_units import NoMountUnits
-from standfast.clients.observed import Tie
+from standfast.clients.observation import Tie
 from standfast.clients.ports import MountUnits
+from standfast.mounts.units import NoMountUnits
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.client import FakeClient, fake_client
 from tests.support.waiting import soon

@@ -2,7 +2,7 @@
 
 Run on the kernel's mounts, on which two tmpfs stand for the exports of two NFS servers (see
 tests/contract/client_scene.py), and on the tests' client in memory. An NFS mount, and a server that
-is dead, need the kernel's NFS client: tests/kernel_lab/test_clients.py.
+is dead, need the kernel's NFS client: tests/labs/kernels/test_clients.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.mounts import KernelMounts
-from standfast.clients.mountinfo import Mount, mounted_at, stack_at
-from standfast.clients.observed import Answer
+from standfast.clients.observation import Answer
 from standfast.clients.ports import Mounts
 from standfast.errors import StandfastError
+from standfast.mounts.mounts import KernelMounts
+from standfast.system.mountinfo import Mount, mounted_at, stack_at
 from tests.contract.client_scene import A, B, StandIn, build
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.client import FakeClient, fake_client

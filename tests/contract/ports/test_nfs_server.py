@@ -4,7 +4,7 @@ Run on a real nfs-ganesha (started without systemd, by what stands for its unit 
 front of it), on the adapter of the kernel's server with files and scripts for the kernel and its
 programs, on the demo's and the simulation's server behind the real guard, and on the tests' fake.
 The kernel's server itself needs a kernel of its own: promoted and demoted it is in
-tests/kernel_lab/test_kernel_lab_itself.py, with clients in test_clients.py beside that.
+tests/labs/kernels/test_kernel_lab_itself.py, with clients in test_clients.py beside that.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.act.ports import NfsServer
-from standfast.adapters import nfs as nfs_module
-from standfast.adapters.bind import LiveBind
-from standfast.adapters.nfs import KernelNfs
-from standfast.adapters.nfs_ganesha import GaneshaNfs
-from standfast.adapters.systemd import JournalLine
-from standfast.clock import Deadline, monotonic
+from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.demo.embedded import EmbeddedNfs
 from standfast.errors import CommandFailed, Refused, StandfastError
+from standfast.mounts.bind import LiveBind
+from standfast.nfs import kernel as nfs_module
+from standfast.nfs.ganesha import GaneshaNfs
+from standfast.nfs.kernel import KernelNfs
+from standfast.node.ports import NfsServer
 from standfast.reasons import Reason
-from standfast.records import Holder, Leader, LeaderState
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.systemd import JournalLine
 from tests.contract import ganesha
 from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from standfast.adapters.nomad import NomadAgent
-from standfast.clock import monotonic
 from standfast.errors import NomadError, NomadOutcome
+from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.ports import Allocation, Node, NomadGateway
+from standfast.system.clock import monotonic
 from tests.contract.nomad_clusters import (
     NODES,
     ONE_AT_A_TIME,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.nomad import NomadAgent
 from standfast.errors import NomadError
+from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.ports import Allocation, Node, NomadGateway
 from tests.contract.nomad_clusters import NODES, SERVER, job, stand_in_cluster
 from tests.contract.ports.implementations import Implementation, each

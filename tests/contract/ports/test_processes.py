@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from standfast.adapters.processes import ProcProcesses
 from standfast.clients.ports import Processes, Use
+from standfast.mounts.processes import ProcProcesses
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.test_bind_mount import holder
 from tests.fakes.client import FakeClient, fake_client

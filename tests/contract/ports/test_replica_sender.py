@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import ReplicaSender, Snapshot
-from standfast.clock import Deadline, utc_now
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
+from standfast.node.ports import ReplicaSender, Snapshot
 from standfast.reasons import Reason
 from standfast.replication.cycle import Sender
+from standfast.system.clock import Deadline, utc_now
 from tests.contract.pairs import primary_and_standby
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import EPOCH, give_the_lease, make_live, on_a_node

@@ -22,26 +22,20 @@ from typing import Any
 
 import pytest
 
-from standfast.act import volume
-from standfast.act.ports import Snapshot
-from standfast.adapters import directory_stream
-from standfast.adapters.btrfs import BtrfsStore
-from standfast.adapters.directory import DirectoryStore, initialise
-from standfast.adapters.store import Store
-from standfast.clock import Deadline, utc_now
+from standfast.btrfs.names_and_places import Store
+from standfast.btrfs.store import BtrfsStore
+from standfast.demo import directory_stream
+from standfast.demo.directory import DirectoryStore, initialise
 from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
+from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication.ports import ReplicaStore
+from standfast.role import volume
+from standfast.system.clock import Deadline, utc_now
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import make_live, on_a_node
-from tests.contract.volumes import (
-    BTRFS,
-    btrfs_on_file,
-    command,
-    files,
-    paths_below,
-)
+from tests.contract.volumes import BTRFS, btrfs_on_file, command, files, paths_below
 from tests.fakes.machine import fake_node
 from tests.sim.clockwork import Signal
 from tests.sim.disk import SimStore, Tree

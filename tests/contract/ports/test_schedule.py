@@ -1,8 +1,8 @@
 """What a plan relies on in the schedule of the replication: starts and stops may be repeated.
 
 Run on the demo's, which only does what its script says, on the tests' fake and on the
-simulation's timers. The real one is systemd's: tests/lab/test_ports.py runs this suite in a node of
-the container lab.
+simulation's timers. The real one is systemd's: tests/labs/containers/test_ports.py runs this suite
+in a node of the container lab.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import Schedule
 from standfast.demo.schedule import OnDemand
+from standfast.node.ports import Schedule
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import on_a_node
 from tests.fakes.machine import FakeSchedule

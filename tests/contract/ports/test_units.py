@@ -2,7 +2,7 @@
 
 Run on the demo's process starter and on the simulation's service manager, which run the real lease
 process, and on the tests' fake of that process. The real service manager is a machine's first
-process: tests/lab/test_ports.py runs this suite in a node of the container lab.
+process: tests/labs/containers/test_ports.py runs this suite in a node of the container lab.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.act.ports import Units
+from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.demo.embedded import EmbeddedUnits
 from standfast.errors import StandfastError
 from standfast.lease.files import save_claim
 from standfast.lease.protocol import Claim
-from standfast.records import Holder, Leader, LeaderState
+from standfast.node.ports import Units
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import give_the_lease, let_serve, on_a_node
 from tests.contract.storage_node import EPOCH, embedded_primary

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from standfast.act.ports import LiveTree, Snapshot, VolumeStore
-from standfast.adapters.btrfs import BtrfsStore
-from standfast.adapters.directory import DirectoryStore
+from standfast.btrfs.store import BtrfsStore
+from standfast.demo.directory import DirectoryStore
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
+from standfast.node.ports import LiveTree, Snapshot, VolumeStore
 from standfast.reasons import Reason
 from tests.contract.ports.implementations import Implementation, each
 from tests.contract.ports.simulated import make_live as make_simulated

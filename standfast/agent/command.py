@@ -1,0 +1,39 @@
+"""A request of an operator to the agent, and the connection that waits for its answer."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from standfast.errors import UsageError
+from standfast.system.local_socket import send
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A request and the connection that waits for its end."""
+
+    connection: socket.socket
+    request: Mapping[str, Any]
+
+    @property
+    def dry_run(self) -> bool:
+        return self.request.get("dry_run") is True
+
+    def argument(self, name: str) -> Any:
+        arguments = self.request.get("args")
+        return arguments.get(name) if isinstance(arguments, Mapping) else None
+
+    def text(self, name: str) -> str | None:
+        value = self.argument(name)
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{name} is a text, not {value!r}")
+        return value or None
+
+    def progress(self, text: str) -> None:
+        # The operator may have gone; what was begun is finished all the same.
+        with contextlib.suppress(OSError):
+            send(self.connection, {"progress": text})

@@ -1,0 +1,266 @@
+"""`standfast-agent@V.service`: look, decide, act; one thread, one plan at a time.
+
+Invariants: every action follows from a decision made on what was just read; an event only makes
+the next look come sooner. A cut at any point is repaired by the next look.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from standfast.agent import upkeep as agent_upkeep
+from standfast.agent.announcer import Herald
+from standfast.agent.command import Command
+from standfast.agent.fence import FenceWatch
+from standfast.agent.local_view import LocalView
+from standfast.agent.watcher import Watcher
+from standfast.config.model import Config
+from standfast.consul.blindness import Blind
+from standfast.consul.records import CandidateRecord
+from standfast.errors import ours
+from standfast.lease.files import Vouch
+from standfast.node.node import Machine
+from standfast.reasons import Reason
+from standfast.role import registration
+from standfast.role.decide import decide
+from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.role.execute import execute
+from standfast.role.observation import Cluster, Local
+from standfast.role.plan import Plan, plan_for
+from standfast.role.steps import Effects
+from standfast.system.clock import Deadline, monotonic, utc_now
+from standfast.system.files import keep_reserve
+from standfast.system.locks import exclusive, is_locked
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+UPKEEP_EVERY_S = 5.0
+# Longer than any look with Consul away; the check in Consul then expires by itself.
+STUCK_S = 45.0
+BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
+
+
+# While Consul is in such a state no primary can heartbeat, alive or not.
+UNHOLDABLE = (Reason.EPOCH_WENT_BACK, Reason.EPOCH_MISSING, Reason.LEADER_MISSING)
+
+
+def now() -> Moment:
+    return Moment(monotonic(), utc_now())
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look and what it led to: what `status` shows."""
+
+    view: Cluster | Blind
+    local: Local
+    decision: Decision
+    at: Moment
+
+
+@dataclass(slots=True)
+class Agent:
+    """The loop's state between two looks."""
+
+    machine: Machine
+    watcher: Watcher
+    local: LocalView
+    commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    woken: threading.Event = field(default_factory=threading.Event)
+    seen: Seen | None = None
+    busy: str | None = None
+    """What is being done right now, for `status`."""
+    trouble: str | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    sick: str | None = None
+    unkept: str | None = None
+    """Why the last turn of upkeep failed."""
+    scheduled_at: float | None = float("-inf")
+    """When the replication timers were last seen to; None: they don't run. Unknown at first."""
+    since: float = field(default_factory=monotonic)
+    """When this process began: of what was before it only the files tell."""
+    moved_at: float = field(default_factory=monotonic)
+    """When a look or a plan ended last, well or not: one that fails doesn't hang."""
+    told: CandidateRecord | None = None
+    told_at: float = 0.0
+    """The last word on whether this node could take over, and when it was written."""
+    herald: Herald = field(init=False)
+    fence: FenceWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.herald = Herald(self.machine.config)
+        self.fence = FenceWatch(self.machine)
+
+    @property
+    def config(self) -> Config:
+        return self.machine.config
+
+    def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
+        """Read, remember the epoch, decide; whatever can't be understood is raised."""
+        try:
+            seen = self._seen(wait_s, fresh=fresh, wish=wish)
+        finally:
+            self.moved_at = monotonic()
+        if seen.decision.reason in UNHOLDABLE:
+            self.watcher.distrust()
+        before = self.seen.decision if self.seen is not None else None
+        if before is None or before.reason != seen.decision.reason:
+            if seen.decision.action is Action.BLOCKED and wish == NO_WISH:
+                self.herald.blocked(seen.decision)
+            else:
+                log.info("%s: %s", seen.decision.reason, seen.decision.sentence)
+        self.seen = seen
+        return seen
+
+    def _seen(self, wait_s: float, *, fresh: bool, wish: Wish) -> Seen:
+        view = self.watcher.look(wait_s, fresh=fresh)
+        if isinstance(view, Cluster) and view.epoch is not None:
+            self.local.note_epoch(view.epoch)
+        local = self.local.look(fresh=fresh)
+        moment = now()
+        return Seen(view, local, decide(view, local, self.config, moment, wish), moment)
+
+    def step(self) -> None:
+        """One look and what follows from it."""
+        due = Deadline.after(self._pause_s())
+        seen = self.look(due.remaining_s())
+        if isinstance(seen.view, Blind):
+            # A refused connection is no wait for a change: it would be asked again at once.
+            self.stopping.wait(due.remaining_s())
+        if plan_for(seen.decision, self.config) is None:
+            self.failures, self.retry_at, self.trouble = 0, 0.0, None
+        elif monotonic() >= self.retry_at:
+            self._attempt(self.look(fresh=True))
+        self.woken.clear()
+
+    def _pause_s(self) -> float:
+        if not self.commands.empty() or self.woken.is_set():
+            return 0.0
+        if self.seen is not None and self.seen.decision.action is Action.WAIT:
+            return min(TICK_S, self.config.lease.heartbeat) / 4
+        return TICK_S
+
+    def _attempt(self, seen: Seen) -> None:
+        try:
+            self.carry_out(seen)
+        except Exception as error:  # noqa: BLE001  # tried again, whatever it was
+            self.failures += 1
+            pause_s = BACK_OFF_S[min(self.failures, len(BACK_OFF_S)) - 1]
+            self.retry_at = monotonic() + pause_s
+            self.trouble = str(ours(error))
+            log.info("trying again in %g s", pause_s)
+        else:
+            self.failures, self.retry_at, self.trouble = 0, 0.0, None
+
+    def carry_out(
+        self,
+        seen: Seen,
+        *,
+        operator: str | None = None,
+        note: str | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Run the plan of a decision; Refused, StepFailed."""
+        plan = plan_for(seen.decision, self.config)
+        if plan is None:
+            return
+        sighting = seen.view.sighting if isinstance(seen.view, Cluster) else None
+        if isinstance(seen.view, Cluster) and seen.view.leader is not None:
+            note = note or seen.view.leader.note
+        effects = Effects(self.machine, seen.decision, sighting, operator, note)
+        self.run_plan(plan, effects, progress)
+
+    def run_plan(
+        self, plan: Plan, effects: Effects, progress: Callable[[str], None] | None = None
+    ) -> None:
+        """Run any plan under the volume's lock, saying where it is."""
+
+        def say(text: str) -> None:
+            self.busy = text
+            log.info("%s", text)
+            if progress is not None:
+                progress(text)
+
+        lock = self.config.run_dir / "plan.lock"
+        course = self.herald.course(plan, effects)
+        try:
+            with exclusive(lock, "another change of the role", Deadline.after(5.0)):
+                course.begun()
+                execute(plan, effects.table(), say, course.reached)
+            course.ended()
+        except Exception as error:
+            failure = ours(error)
+            course.failed(failure)
+            if failure is error:
+                raise  # one that causes itself has no end
+            raise failure from error
+        finally:
+            self.moved_at, self.busy = monotonic(), None
+            if self.machine.jobs is not None:
+                self.machine.jobs.resume()
+
+    def upkeep(self) -> None:
+        """What has to be true all the time, whoever undid it."""
+        seen = self.seen
+        stuck = self._is_stuck()
+        holds = is_locked(self.config.run_dir / "lease.lock")
+        sick = self._ailment(stuck) if holds else None
+        unheard = self._failure_of(lambda: self._vouch(sick)) if holds else None
+        if seen is None:
+            return
+        if stuck:
+            # A look that doesn't end: a hung disk or mount. The server may answer all the same.
+            log.error("the agent has not looked for %g s: not vouching for the server", STUCK_S)
+            return
+        own = seen.local.own
+        lease = seen.local.lease
+        serving = (
+            own is not None
+            and lease is not None
+            and seen.decision.action is Action.NOTHING
+            and lease.serving
+            and lease.epoch == own.epoch
+        )
+
+        parts: list[Callable[[], None]] = []
+        if serving and own is not None:
+            parts += agent_upkeep.of_primary(self, own, sick if holds else self._ailment(stuck))
+        elif own is None and self.busy is None:
+            parts += agent_upkeep.of_standby(self, seen)
+        if own is not None and self.busy is None:
+            parts.append(lambda: agent_upkeep.freeze_if_due(self, own))
+        parts.append(lambda: keep_reserve(self.config.state_dir))
+        # Each has its turn: a disk without room is no reason not to vouch for the server, and
+        # what Consul refuses none to leave the fence open.
+        failures = [unheard, *map(self._failure_of, parts)]
+        unkept = next((failure for failure in failures if failure is not None), None)
+        if unkept not in (None, self.unkept):
+            log.warning("upkeep: %s", unkept)
+        self.unkept = unkept
+
+    @staticmethod
+    def _failure_of(part: Callable[[], None]) -> str | None:
+        try:
+            part()
+        except Exception as error:  # noqa: BLE001  # the next turn comes in a few seconds
+            return str(ours(error))
+        return None
+
+    def _is_stuck(self) -> bool:
+        """A look that fails is told as trouble; the server may be well all the same."""
+        return self.busy is None and monotonic() - self.moved_at > STUCK_S
+
+    def _ailment(self, stuck: bool) -> str | None:
+        return "the agent's look doesn't end" if stuck else registration.ailment(self.machine)
+
+    def _vouch(self, sick: str | None) -> None:
+        """Tell the lease process whether this node serves, and if not, why."""
+        why = sick if sick is None or self.trouble is None else f"{sick}; {self.trouble}"
+        Vouch(monotonic(), why).save(self.config.run_dir)

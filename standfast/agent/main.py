@@ -1,0 +1,105 @@
+"""The process `standfast-agent@V.service`: the loop in the main thread, the rest beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from standfast.agent import nomad_thread
+from standfast.agent.commands import answer
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import (
+    TICK_S,
+    UPKEEP_EVERY_S,
+    Agent,
+)
+from standfast.agent.watcher import Watcher
+from standfast.config.model import Config
+from standfast.config.node_name import keep_name
+from standfast.errors import ours
+from standfast.system.clock import Deadline
+from standfast.system.locks import exclusive
+from standfast.system.sd_notify import notify
+
+log = logging.getLogger(__name__)
+
+
+def keep_up(agent: Agent) -> None:
+    """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
+    try:
+        while True:
+            agent.upkeep()
+            if agent.stopping.wait(TICK_S if agent.seen is None else UPKEEP_EVERY_S):
+                return
+    except Exception:
+        # Without upkeep the check expires while all is well: better a new agent at once.
+        log.exception("upkeep ended unexpectedly: the agent starts again")
+        os._exit(1)
+
+
+def keep_fenced(agent: Agent) -> None:
+    """In a thread of its own: it waits for no volume's disk, no server and no lease process."""
+    while True:
+        agent.fence.look()
+        if agent.stopping.wait(agent.config.lease.heartbeat):
+            return
+
+
+def start_thread(name: str, body: Callable[[], None]) -> None:
+    """Beside the main loop, for as long as the process lives."""
+    threading.Thread(target=body, name=name, daemon=True).start()
+
+
+def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], None] = start_thread) -> None:
+    """Look, act and answer commands until told to stop; `beside` runs what a thread runs."""
+    # Before the first look: that may hang with the disk, which the lease process has to hear of.
+    beside("upkeep", lambda: keep_up(agent))
+    beside("fence", lambda: keep_fenced(agent))
+    nomad_thread.begin(agent)
+    notify("READY=1")
+    while not agent.stopping.is_set():
+        go_on(agent)
+
+
+def go_on(agent: Agent) -> None:
+    """One turn of the loop."""
+    try:
+        agent.step()
+    except Exception as error:  # noqa: BLE001  # an agent that ends serves nobody
+        # A file that can't be understood, a disk that can't be read: said, and looked at again.
+        trouble = str(ours(error))
+        if trouble != agent.trouble:
+            log.error("%s", trouble)
+        agent.trouble = trouble
+        agent.stopping.wait(TICK_S)
+    while not agent.commands.empty():
+        answer(agent, agent.commands.get())
+
+
+def build(config: Config) -> Agent:
+    """An agent on this machine's real parts, or those that the configuration names instead."""
+    from standfast.assembly import machine_from
+
+    machine = machine_from(config)
+    return Agent(machine, Watcher(config, machine.consul), LocalView(machine))
+
+
+def main(config: Config) -> int:
+    """`standfast agent VOLUME`; at most one per volume on a node."""
+    from standfast.agent.socket import Listener
+    from standfast.fence.choice import settle
+
+    with exclusive(
+        config.run_dir / "agent.lock", "another agent of this volume", Deadline.after(2)
+    ):
+        keep_name(config)
+        agent = build(config)
+        settle(config, agent.machine.fence, agent.machine.nfs)
+        signal.signal(signal.SIGTERM, lambda *_: agent.stopping.set())
+        signal.signal(signal.SIGINT, lambda *_: agent.stopping.set())
+        with Listener(agent):
+            serve(agent)
+    return 0

@@ -1,0 +1,155 @@
+"""What the agent's upkeep sees to, one thing after the other, on a primary and on a standby.
+
+Invariant: each of them fails by itself, and none undoes what a plan did since the look that it goes
+by. What depends on Consul most comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from standfast.agent import isolated
+from standfast.consul.gateway import Committed
+from standfast.consul.values import Set
+from standfast.errors import Refused
+from standfast.lease import exports
+from standfast.lease.files import LeaseStatus
+from standfast.lease.surrender import TOLD_EVERY_S
+from standfast.node.reign import OwnReign
+from standfast.role import readiness, registration
+from standfast.role.observation import Cluster
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.locks import exclusive
+
+if TYPE_CHECKING:
+    from standfast.agent.loop import Agent, Seen
+
+log = logging.getLogger(__name__)
+
+SCHEDULE_EVERY_S = 60.0
+
+
+def of_primary(agent: Agent, own: OwnReign, sick: str | None) -> Sequence[Callable[[], None]]:
+    """For a node that serves; `sick`: why it doesn't really."""
+    return (
+        partial(_keep_registered, agent, own, sick),
+        partial(_keep_exported, agent, own),
+        partial(_keep_scheduled, agent),
+    )
+
+
+def of_standby(agent: Agent, seen: Seen) -> Sequence[Callable[[], None]]:
+    """For a node without a reign, while no plan is at work."""
+    return (
+        partial(_keep_shut, agent),
+        partial(_keep_unexported, agent),
+        partial(_keep_unregistered, agent),
+        partial(_keep_unscheduled, agent),
+        partial(_tell_readiness, agent, seen),
+    )
+
+
+def _keep_registered(agent: Agent, own: OwnReign, sick: str | None) -> None:
+    machine = agent.machine
+    if not registration.is_registered(machine, own.epoch):
+        if agent.busy is not None:
+            return  # a plan is about to take the registration away, or has done so
+        log.warning("the registration in Consul is gone: registering again")
+        unless_changed(agent, own, lambda: registration.register(machine, own.epoch))
+    registration.feed(machine, sick)
+    if sick != agent.sick:
+        log.warning("serving: %s", sick or "well again")
+    agent.sick = sick
+
+
+def _keep_exported(agent: Agent, own: OwnReign) -> None:
+    fence, nfs = agent.machine.fence, agent.machine.nfs
+    # Without a claim (its file was deleted) no heartbeat opens the port.
+    if nfs.is_running() and not (nfs.is_exported(own.fsid) and fence.state().claimed):
+
+        def again() -> None:
+            exports.export(agent.config, fence, nfs, own.epoch, own.fsid)
+            log.warning("the volume had lost its export or its claim to the port: made again")
+
+        unless_changed(agent, own, again)
+
+
+def _keep_scheduled(agent: Agent) -> None:
+    if agent.busy is not None:
+        return  # a plan may have stopped it
+    if agent.scheduled_at is None or monotonic() - agent.scheduled_at > SCHEDULE_EVERY_S:
+        agent.machine.schedule.start()
+        agent.scheduled_at = monotonic()
+
+
+def _keep_shut(agent: Agent) -> None:
+    fence = agent.machine.fence
+    if not fence.state().in_place:
+        log.warning("the fence's rules were not in place: put there, with the port shut")
+        unless_changed(agent, None, fence.ensure_closed)
+
+
+def _keep_unexported(agent: Agent) -> None:
+    """What a power cut left, with a state directory that was lost: nobody else takes it away, and
+    the guard lets no other volume be served beside it."""
+    config, fence, nfs = agent.config, agent.machine.fence, agent.machine.nfs
+    if nfs.would_export():
+        log.warning("a standby exports nothing: taking the leftover export away")
+        limit = Deadline.after(config.nfs.start_timeout)
+        unless_changed(agent, None, lambda: exports.withdraw(config, fence, nfs, limit))
+
+
+def _keep_unregistered(agent: Agent) -> None:
+    machine = agent.machine
+    if machine.config.service_id in machine.consul.local_services():
+        log.warning("a standby is no server: removing the leftover registration")
+        unless_changed(agent, None, lambda: registration.deregister(machine))
+
+
+def _keep_unscheduled(agent: Agent) -> None:
+    def stop() -> None:
+        agent.machine.schedule.stop()
+        agent.scheduled_at = None
+
+    if agent.scheduled_at is not None:
+        unless_changed(agent, None, stop)
+
+
+def _tell_readiness(agent: Agent, seen: Seen) -> None:
+    """Whether this node would take over, for a holder that can't serve."""
+    if not isinstance(seen.view, Cluster) or monotonic() - seen.at.monotonic > TOLD_EVERY_S:
+        return  # since then the looks fail: nothing is known any more
+    word = readiness.judge(seen.view, seen.local, agent.config, seen.at)
+    if word is None or not readiness.is_due(agent.told, word, monotonic() - agent.told_at):
+        return
+    key = agent.config.key(f"candidates/{word.node}")
+    if isinstance(agent.machine.consul.txn([Set(key, word.dump())]), Committed):
+        agent.told, agent.told_at = word, monotonic()
+
+
+def freeze_if_due(agent: Agent, own: OwnReign) -> None:
+    """Before the lock is taken, a look: a plan must not find it taken at each turn."""
+    lease = LeaseStatus.load(agent.config.run_dir)
+    if isolated.is_due(agent.config, own, lease, agent.since, monotonic()):
+        unless_changed(agent, own, lambda: isolated.freeze_if_due(agent.machine, own, agent.since))
+
+
+def unless_changed(agent: Agent, seen: OwnReign | None, do: Callable[[], None]) -> None:
+    """What was seen may be from before a plan that has ended meanwhile: this node's own files are
+    asked again, and no plan begins until it is done. One that is at work goes first.
+
+    What `do` itself is refused is a failure like any other.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            lock = exclusive(agent.config.run_dir / "plan.lock", "a change of the role")
+            held.enter_context(lock)
+        except Refused:
+            return
+        own = OwnReign.load(agent.config.state_dir)
+        if (own and (own.epoch, own.stage)) == (seen and (seen.epoch, seen.stage)):
+            do()

@@ -1,0 +1,205 @@
+"""Gathers what `observe` describes: the leader key by blocking query, the rest when it matters.
+
+Invariants: what could not be read is Blind, never a guess. A value read again unchanged means that
+no heartbeat committed in between only while this node was looking: it may have changed and changed
+back (a restored Consul, a key deleted twice). After a time without an answer, whether Consul was
+away or this process stood still, the sighting begins anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from standfast.config.model import Config
+from standfast.consul.blindness import Blind, blindness
+from standfast.consul.gateway import Entry
+from standfast.consul.records import (
+    Leader,
+    Pause,
+    Reign,
+    StandbyRecord,
+    highest_epoch,
+    is_epoch,
+    parse_epoch,
+)
+from standfast.errors import (
+    ConsulError,
+    ForeignValue,
+)
+from standfast.lease.protocol import NEVER
+from standfast.node.node import Consul
+from standfast.reasons import Reason
+from standfast.role.observation import Beginning, Cluster, Sighting, sight
+from standfast.system.clock import monotonic
+from standfast.system.probe import answers
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+DETAILS_EVERY_S = 10.0
+SILENT_DETAILS_EVERY_S = 1.0
+
+
+def assemble(config: Config, entries: tuple[Entry, ...], sighting: Sighting) -> Cluster:
+    """The volume's keys as a Cluster; ForeignValue when one of ours isn't ours."""
+    prefix = config.key("")
+    values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
+    epoch = values.get("epoch")
+    leader = values.get("leader")
+    pause = values.get("pause")
+    history = {}
+    standbys = {}
+    for name, value in values.items():
+        kind, _, rest = name.partition("/")
+        if kind == "history" and is_epoch(rest):
+            history[int(rest)] = Reign.parse(value, config.key(name))
+        elif kind == "standbys" and rest:
+            standbys[rest] = StandbyRecord.parse(value, config.key(name))
+    return Cluster(
+        epoch=None if epoch is None else parse_epoch(epoch, config.key("epoch")),
+        leader=None if leader is None else Leader.parse(leader, config.key("leader")),
+        sighting=sighting,
+        pause=None if pause is None else Pause.parse(pause, config.key("pause")),
+        history=history,
+        standbys=standbys,
+        highest_epoch=highest_epoch(values),
+    )
+
+
+@dataclass(slots=True)
+class _Details:
+    entries: tuple[Entry, ...]
+    at: float
+
+
+class Watcher:
+    """One volume's observer on one node; used by one thread."""
+
+    def __init__(self, config: Config, consul: Consul) -> None:
+        self._config = config
+        self._consul = consul
+        self._index = 0
+        self._sighting: Sighting | None = None
+        self._beginning: Beginning | None = None
+        self._details: _Details | None = None
+        self._unanswered_since: float | None = None
+        self._readable_since: float | None = None
+        self._heard_at = NEVER
+        self._unbroken_since = NEVER
+
+    def look(self, wait_s: float, *, fresh: bool = False) -> Cluster | Blind:
+        """The cluster as it is now; returns early when the leader key changes.
+
+        `fresh`: everything is read again, consistently.
+        """
+        try:
+            cluster = self._look(wait_s, fresh)
+        except ConsulError as error:
+            self._index = 0
+            self._readable_since = None
+            return blindness(error)
+        except ForeignValue as error:
+            self._sighting = None  # as far as is known, something else stood there meanwhile
+            self.distrust()
+            return Blind(Reason.FOREIGN_VALUE, str(error))
+        if self._readable_since is None:
+            self._readable_since = monotonic()
+        # Last, as it may have been within this look that the process stood still.
+        sighting = cluster.sighting
+        if self._unbroken_since > sighting.first_seen:
+            since = sighting.evident_since
+            sighting = replace(
+                sighting,
+                first_seen=self._unbroken_since,
+                unchanged_since=since,
+                witnessed=False,
+            )
+        self._sighting = sighting
+        return replace(cluster, sighting=sighting, readable_since=self._readable_since)
+
+    def distrust(self) -> None:
+        """What Consul holds kept a living primary from its heartbeats: it gets a chance first."""
+        self._readable_since = None
+
+    def _heard(self, answer: Answer) -> Answer:
+        """What Consul answers comes through here.
+
+        From one answer to the next W/2 may pass: more than the long poll and the deadline of a
+        request, or a short election of Consul's. A whole look may take longer, where each of its
+        answers is slow.
+        """
+        now = monotonic()
+        gap_s = now - self._heard_at
+        if gap_s > self._config.lease.wait / 2:
+            if self._heard_at != NEVER:
+                log.info("no answer of Consul's for %.1f s: the wait begins anew", gap_s)
+            self._unbroken_since, self._readable_since = now, None
+        self._heard_at = now
+        return answer
+
+    def _look(self, wait_s: float, fresh: bool) -> Cluster:
+        key = self._config.key("leader")
+        index = 0 if fresh else self._index
+        self._index, entry = self._heard(self._consul.wait(key, index, wait_s=wait_s))
+        leader = None if entry is None else Leader.parse(entry.value, key)
+        now = monotonic()
+        identity = None if leader is None else leader.identity
+        modified = self._index if entry is None else entry.modify_index
+        self._sighting = sight(self._sighting, identity, modified, now, self._unbroken_since)
+        silent_s = now - self._sighting.first_seen
+        silent = silent_s > 1.5 * self._config.lease.heartbeat
+        details = self._refresh(leader, now, fresh=fresh, silent=silent)
+        cluster = replace(assemble(self._config, details.entries, self._sighting), leader=leader)
+        if self._beginning is None or self._beginning.epoch != cluster.epoch:
+            gapless = self._readable_since is not None
+            self._beginning = Beginning(cluster.epoch, now, witnessed=gapless)
+        cluster = replace(cluster, beginning=self._beginning)
+        if leader is None or leader.is_clean or not silent:
+            self._unanswered_since = None
+            return cluster
+        return self._with_evidence(cluster, leader, silent_s)
+
+    def _refresh(self, leader: Leader | None, now: float, *, fresh: bool, silent: bool) -> _Details:
+        limit_s = SILENT_DETAILS_EVERY_S if silent else DETAILS_EVERY_S
+        details = self._details
+        due = details is None or now - details.at >= limit_s
+        if not due and details is not None:
+            key = self._config.key("epoch")
+            known = next((parse_epoch(e.value, key) for e in details.entries if e.key == key), None)
+            due = leader is not None and leader.epoch != known
+        if details is None or due or fresh:
+            entries = self._heard(self._consul.get_many(self._config.key(""), consistent=True))
+            details = self._details = _Details(entries, now)
+        return details
+
+    def _with_evidence(self, cluster: Cluster, leader: Leader, silent_s: float) -> Cluster:
+        holder = leader.holder.node
+        unanswered_s = self._probe(holder)
+        alive: frozenset[str] = frozenset()
+        if silent_s > self._config.lease.wait / 2:
+            others = {*leader.candidates, holder} - {self._config.node}
+            alive = frozenset(name for name in sorted(others) if self._health(name) == "passing")
+        return replace(
+            cluster,
+            holder_health=self._health(holder),
+            holder_unanswered_s=unanswered_s,
+            alive=alive,
+        )
+
+    def _health(self, node: str) -> str:
+        return self._heard(self._consul.node_health(node))
+
+    def _probe(self, holder: str) -> float:
+        """For how long the holder's machine has answered nothing, seconds."""
+        node = self._config.nodes.get(holder)
+        if node is None or holder == self._config.node or answers(node.address, node.probe_port):
+            self._unanswered_since = None
+            return 0.0
+        now = monotonic()
+        if self._unanswered_since is None:
+            # Not the time before the probe: what it missed was the answer of now.
+            self._unanswered_since = now
+        return now - self._unanswered_since

@@ -1,0 +1,109 @@
+"""Where a volume lies: its file system, the mount that shows it, and copies of it elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from standfast.btrfs.names_and_places import nearest
+from standfast.errors import CommandFailed, TimedOut
+from standfast.system.clock import Deadline
+from standfast.system.run import run
+
+_FS_INFO_SIZE = 1024
+# struct btrfs_ioctl_fs_info_args: max_id, num_devices, fsid, ...
+_FS_INFO_HEAD = struct.Struct("=QQ16s")
+_FS_INFO = (2 << 30) | (_FS_INFO_SIZE << 16) | (0x94 << 8) | 31  # _IOR(0x94, 31, args)
+_SUBVOLUME_ROOT_INODE = 256
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+_BLKID_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /proc/self/mountinfo; `shown` is what of its file system is seen at `point`."""
+
+    point: Path
+    shown: str
+
+    @property
+    def shows_a_subvolume(self) -> bool:
+        """False for a bind mount of a mere directory."""
+        return self.point.stat().st_ino == _SUBVOLUME_ROOT_INODE
+
+
+def file_system(path: Path) -> str | None:
+    """UUID of the btrfs that has the path (or will have it); None when that is no btrfs."""
+    descriptor = os.open(nearest(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        answer = bytearray(_FS_INFO_SIZE)
+        fcntl.ioctl(descriptor, _FS_INFO, answer)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL):
+            return None
+        raise
+    finally:
+        os.close(descriptor)
+    return str(uuid.UUID(bytes=_FS_INFO_HEAD.unpack_from(answer)[2]))
+
+
+def mount_of(path: Path, mountinfo: str) -> Mount:
+    """The mount through which the path (or what is above it) is seen."""
+    wanted = nearest(path).resolve()
+    found = Mount(Path("/"), "/")
+    for mount in _mounts(mountinfo):
+        inside = wanted == mount.point or mount.point in wanted.parents
+        # The later of two at one point hides the other.
+        if inside and len(mount.point.parts) >= len(found.point.parts):
+            found = mount
+    return found
+
+
+def _mounts(mountinfo: str) -> Iterator[Mount]:
+    for line in mountinfo.split("\n"):
+        fields = line.split(" ")
+        if len(fields) > 5:
+            yield Mount(Path(_unescaped(fields[4])), _unescaped(fields[3]))
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def copies_of(file_system_uuid: str) -> tuple[str, ...]:
+    """Devices that all claim to be the same device of this file system; () when there is one.
+
+    A file system of several devices has one UUID, too, but each device has its own beside it.
+    """
+    try:
+        argv = ["blkid", "-c", "/dev/null", "-t", "TYPE=btrfs", "-o", "export"]
+        said = run(argv, deadline=Deadline.after(_BLKID_TIMEOUT_S), op="blkid", check=False)
+    except (CommandFailed, TimedOut):
+        return ()
+    return parse_copies(said.stdout, file_system_uuid)
+
+
+def parse_copies(blkid: str, file_system_uuid: str) -> tuple[str, ...]:
+    """From what `blkid -o export` prints."""
+    devices: dict[str, list[str]] = {}
+    for block in blkid.split("\n\n"):
+        of = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        name = of.get("DEVNAME", "")
+        if of.get("UUID") == file_system_uuid and not _is_used_by_another(name):
+            devices.setdefault(of.get("UUID_SUB", ""), []).append(name)
+    return tuple(sorted(name for same in devices.values() if len(same) > 1 for name in same))
+
+
+def _is_used_by_another(device: str) -> bool:
+    """A path or a leg of a device built on it (multipath, mirror) is no copy."""
+    try:
+        return any(os.scandir(f"/sys/class/block/{Path(device).name}/holders"))
+    except OSError:
+        return False

@@ -1,0 +1,199 @@
+"""The volume on btrfs.
+
+Invariants: a received subvolume's flags are never changed (that would wipe its received UUID and
+break the chain of increments): promotion makes a writable snapshot instead. Nothing is
+acknowledged before `btrfs filesystem sync`: `btrfs receive` with status 0 is not on disk yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from shutil import rmtree
+
+from standfast.btrfs import info as btrfs_info
+from standfast.btrfs import versions as btrfs_versions
+from standfast.btrfs.names_and_places import STAGING, Store, TreeInfo
+from standfast.btrfs.stream import COMPRESSED_DATA, size_from_outline
+from standfast.config.model import Paths
+from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
+from standfast.node.ports import Snapshot, Writer
+from standfast.reasons import Reason
+from standfast.system.clock import Deadline
+from standfast.system.run import Completed, run
+from standfast.system.streams import pipeline
+
+log = logging.getLogger(__name__)
+
+COMMAND_TIMEOUT_S = 300.0
+"""For one btrfs command; a sync with much unwritten data takes the longest."""
+ESTIMATE_TIMEOUT_S = 10.0
+"""Half a second for 20,000 files; no number is worth a longer wait."""
+_PIECE_BYTES = 64 * 1024
+_ANCHOR = ".parent-"
+"""Of a stand-in's name: what begins with a dot is never taken for what a stream brought."""
+_LISTED_PATH = re.compile(r" path (?P<path>.*)$")
+
+
+class BtrfsStore(Store):
+    """Subvolumes and snapshots; needs root for everything that changes them."""
+
+    _kind = "btrfs subvolume"
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+    ) -> None:
+        super().__init__(paths)
+        self._timeout_s = timeout_s
+
+    def send_argv(
+        self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
+    ) -> list[str]:
+        as_it_is = ["--proto", "2", "--compressed-data"]
+        return _send(snapshot, parent, *(as_it_is if compressed_data and self.abilities() else []))
+
+    def abilities(self) -> Sequence[str]:
+        return (COMPRESSED_DATA,) if btrfs_versions.here_moves_compressed_data() else ()
+
+    def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
+        """Bytes of the plain stream, from one without data; compressed extents count in full."""
+        from concurrent.futures import ThreadPoolExecutor  # not for every cycle's start-up
+
+        outline, sink = os.pipe()
+        with ThreadPoolExecutor(1) as reader:
+            size = reader.submit(_size_of_outline, outline)
+            try:
+                pipeline(
+                    [_send(snapshot, parent, "--no-data")],
+                    deadline=Deadline.after(ESTIMATE_TIMEOUT_S),
+                    op="estimate",
+                    stdout=sink,
+                )
+            except (CommandFailed, TimedOut) as error:
+                log.debug("how much %s is can't be said: %s", snapshot.name, error)
+                return None
+            finally:
+                os.close(sink)  # the reader's end of input
+            try:
+                return size.result()
+            except ValueError as error:
+                log.debug("how much %s is can't be said: %s", snapshot.name, error)
+                return None
+
+    def file_system(self) -> str:
+        from standfast.btrfs.place import file_system  # nothing that a cycle needs
+
+        place = self._paths.live.parent
+        found = file_system(place)
+        if found is None:
+            raise StandfastError(
+                f"{place} is on no btrfs: the volume's disk is not mounted there. Mount it; "
+                f"nothing was touched"
+            )
+        return found
+
+    def writers(self, deadline: Deadline) -> Sequence[Writer]:
+        from standfast.btrfs.writers import writers_of  # nothing that a cycle needs
+
+        return writers_of(self._paths.live, self._paths.run, deadline)
+
+    def prepare_parent(self, content_id: str) -> None:
+        """What this node itself wrote stands in as received while something is built on it.
+
+        btrfs-progs before 6.10.1 look for the source of a reflink only among received
+        subvolumes ("clone: did not find source subvol"), so every increment that comes back to
+        the node its parent comes from would fail once it holds `cp big big.bak && rm big`.
+        """
+        known = [one for one in self.snapshots() if one.content_id == content_id]
+        if not known:
+            raise Refused(Reason.UNKNOWN_PARENT, f"no snapshot {content_id} is here to build on")
+        if any(one.received for one in known):
+            return
+        anchor = self._paths.standby / STAGING / f"{_ANCHOR}{content_id}"
+        if not self._snapshot(known[0].path, anchor, read_only=False):
+            raise Refused(Reason.BUSY, f"{anchor} is in use: another receive is under way")
+        btrfs_info.stand_in(anchor, content_id, known[0].path)
+
+    def receive_argv(self, staging: Path) -> list[str]:
+        # A stream cut anywhere lacks its end mark: status 1 (tried at every command's end). Not -e:
+        # btrfs would leave at the end mark, and closing the stream early counts as a failure.
+        # -C: btrfs believes every path in a stream, `../..` and links to elsewhere, too. It finds
+        # parents outside all the same, as it opens the file system before its chroot.
+        return ["btrfs", "-q", "receive", "-C", str(staging)]
+
+    def _btrfs(self, op: str, *arguments: str) -> Completed:
+        return run(["btrfs", *arguments], deadline=Deadline.after(self._timeout_s), op=op)
+
+    def _info(self, path: Path) -> TreeInfo | None:
+        return btrfs_info.read(path)
+
+    def _snapshot(self, source: Path, target: Path, *, read_only: bool) -> bool:
+        # With an existing target btrfs would put the snapshot inside it.
+        if os.path.lexists(target):
+            return False
+        flags = ["-r"] if read_only else []
+        try:
+            self._btrfs("snapshot", "subvolume", "snapshot", *flags, str(source), str(target))
+        except CommandFailed:
+            if read_only and os.path.lexists(target):  # another process was quicker
+                return False
+            raise
+        return True
+
+    def _create_standby(self, path: Path) -> None:
+        # A subvolume of its own, so that no snapshot of what lies above holds what is received.
+        # Not its parents: a file system that isn't mounted is not to be made up.
+        self._btrfs("create-standby", "subvolume", "create", str(path))
+
+    def _sync(self, path: Path) -> None:
+        self._btrfs("sync", "filesystem", "sync", str(path))
+
+    def _set_read_only(self, path: Path, read_only: bool) -> None:
+        value = "true" if read_only else "false"
+        # Without -f btrfs itself refuses to make a received subvolume writable.
+        self._btrfs("set-read-only", "property", "set", "-t", "subvol", str(path), "ro", value)
+
+    def _delete(self, paths: Sequence[Path]) -> None:
+        subvolumes = [path for path in paths if self._info(path) is not None]
+        if subvolumes:
+            # Not -c, which waits for a commit: what a power cut brings back is deleted again.
+            self._btrfs("delete", "subvolume", "delete", *map(str, subvolumes))
+        for path in set(paths) - set(subvolumes):
+            if path.is_dir() and not path.is_symlink():
+                rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+        self._sync(target.parent)
+
+    def _nested(self, tree: Path) -> list[str]:
+        listed = self._btrfs("list-nested", "subvolume", "list", "-o", str(tree)).stdout
+        return parse_listed_paths(listed)
+
+
+def _send(snapshot: Snapshot, parent: Snapshot | None, *options: str) -> list[str]:
+    # Always -p: -c alone fails after a promotion.
+    base = ["-p", str(parent.path)] if parent is not None else []
+    return ["btrfs", "-q", "send", *options, *base, str(snapshot.path)]
+
+
+def _size_of_outline(descriptor: int) -> int:
+    with open(descriptor, "rb") as stream:
+        size = size_from_outline(stream)
+        while stream.read(_PIECE_BYTES):  # closed before its end, the stream would have failed
+            pass
+    return size
+
+
+def parse_listed_paths(text: str) -> list[str]:
+    """The paths in what `btrfs subvolume list` prints, relative to the file system's top."""
+    found = (_LISTED_PATH.search(line) for line in text.splitlines())
+    return [match["path"] for match in found if match is not None]

@@ -1,0 +1,173 @@
+"""The process to which `standfast receive` hands over: it has loaded everything, and forks.
+
+Invariant: each conversation has a process of its own, which reads the configuration anew, and which
+ends when whoever handed it over is gone; this one only waits, so that no conversation can harm
+another. It is as good as none: where it doesn't answer, `standfast receive` does the work itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NoReturn
+
+from standfast import __version__
+from standfast.cli.main import run_entry
+from standfast.cli.receive import MOST_BYTES
+from standfast.errors import UsageError
+from standfast.events import journal
+from standfast.events.log import set_up_log
+
+log = logging.getLogger(__name__)
+
+ENTRY = "standfast.cli.services:receive"
+FIRST_DESCRIPTOR = 3
+"""The socket that systemd passes (sd_listen_fds)."""
+REQUEST_S = 2.0
+MOST_SESSIONS = 16
+_NOT_OURS = ("JOURNAL_STREAM", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation, by its own process."""
+
+    connection: socket.socket
+    pid: int
+    pidfd: int
+
+
+def main(_args: Namespace) -> int:
+    """`standfast receiver`: started by its socket."""
+    set_up_log()
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        raise UsageError(
+            "no socket was passed: this is started by systemd (systemctl enable --now "
+            "standfast-receive.socket)"
+        )
+    serve(socket.socket(fileno=FIRST_DESCRIPTOR))
+
+
+def serve(listener: socket.socket) -> NoReturn:
+    """Take conversations over until killed."""
+    _load()
+    gc.freeze()  # what is shared with the forked processes stays shared
+    Resident(listener).run()
+
+
+def _load() -> None:
+    """What a receive imports, before there is one."""
+    from standfast import assembly
+    from standfast.btrfs import store as btrfs
+    from standfast.consul import gateway as consul
+    from standfast.replication import pruning, receive
+
+    assert all((assembly, btrfs, consul, pruning, receive))
+    "localhost".encode("idna")  # looked up by the first request otherwise
+
+
+class Resident:
+    """Waits for conversations and for their ends."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._sessions: dict[int, Session] = {}  # by both descriptors
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def run(self) -> NoReturn:
+        while True:
+            for key, _ in self._selector.select():
+                session = self._sessions.get(key.fd)
+                if key.fd == self._listener.fileno():
+                    self._take()
+                elif session is not None:  # else it ended with an event before this one
+                    self._end(session)
+
+    def _take(self) -> None:
+        connection, _ = self._listener.accept()
+        try:
+            with _received(connection, len(self._sessions) // 2) as (volume, asked, descriptors):
+                pid = os.fork()
+                if pid == 0:
+                    _converse(volume, asked, descriptors)
+        except (OSError, ValueError) as error:
+            log.warning("a conversation was not taken over: %s", error)
+            connection.close()
+            return
+        session = Session(connection, pid, os.pidfd_open(pid))
+        for descriptor in (connection.fileno(), session.pidfd):
+            self._sessions[descriptor] = session
+            self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def _end(self, session: Session) -> None:
+        """It has ended; or who handed it over is gone, and with that the way to the sender."""
+        for descriptor in (session.connection.fileno(), session.pidfd):
+            self._selector.unregister(descriptor)
+            del self._sessions[descriptor]
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(session.pidfd, signal.SIGKILL)  # nothing to one that has ended
+        _, status = os.waitpid(session.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        with contextlib.suppress(OSError):
+            session.connection.send(bytes([code if 0 <= code < 256 else 1]))
+        os.close(session.pidfd)
+        session.connection.close()
+
+
+@contextlib.contextmanager
+def _received(connection: socket.socket, sessions: int) -> Iterator[tuple[str, str, list[int]]]:
+    """The request: volume, the command that sshd was asked for, and stdin, stdout and stderr.
+
+    OSError or ValueError when there is none: then nobody handed anything over.
+    """
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(raw)
+    if user not in (0, os.geteuid()):
+        raise ValueError(f"user {user} may not")
+    if sessions >= MOST_SESSIONS:
+        raise ValueError(f"{sessions} are at work")
+    connection.settimeout(REQUEST_S)
+    connection.send(__version__.encode())
+    request, descriptors, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
+    try:
+        if len(descriptors) != 3:
+            raise ValueError(f"{len(descriptors)} descriptors came, not 3")
+        volume, _, asked = request.decode(errors="surrogateescape").partition("\0")
+        yield volume, asked, descriptors
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _converse(volume: str, asked: str, descriptors: list[int]) -> NoReturn:
+    """The forked process: what `standfast receive` is by itself."""
+    code = 1
+    try:
+        os.setsid()
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        os.closerange(FIRST_DESCRIPTOR, os.sysconf("SC_OPEN_MAX"))
+        # What stood there before may have been a file, where these are pipes.
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        for name in _NOT_OURS:
+            os.environ.pop(name, None)
+        os.environ["SSH_ORIGINAL_COMMAND"] = asked
+        logging.getLogger().handlers.clear()  # they speak to this node's journal
+        code = run_entry(ENTRY, SimpleNamespace(volume=volume or None))
+        journal.settle()  # what would be done at an exit
+    finally:
+        os._exit(code)

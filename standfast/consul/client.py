@@ -1,0 +1,308 @@
+"""The library's client over our transport, and the addresses asked in turn.
+
+Invariants: an answer has the status and the headers that Consul gives it; all else is a Failed,
+which says whether a write may have been applied all the same. After such a write no other address
+is asked.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPMessage
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
+
+from standfast.consul.http import Endpoint, Failure, Request, TransportError, exchange
+from standfast.errors import (
+    ConsulDenied,
+    ConsulError,
+    ConsulGarbled,
+    ConsulNoQuorum,
+    ConsulTimedOut,
+    ConsulUnreachable,
+)
+from standfast.system.clock import Deadline, monotonic
+
+T = TypeVar("T")
+# An address that gave no answer goes to the end of the row for this long: a hung local agent
+# costs one request its time, not every heartbeat.
+SHUN_S = 10.0
+# The most informative first: an answer says more than none.
+NEXT_STEP: dict[type[ConsulError], str] = {
+    ConsulDenied: "Check the ACL token and its policy (docs/consul-policy.hcl is enough).",
+    ConsulNoQuorum: "Check `consul operator raft list-peers`: a majority of servers must be up.",
+    ConsulError: "Look at the Consul agent's log.",
+    ConsulGarbled: "Check that the address is a Consul agent's HTTP API and not something else.",
+    ConsulTimedOut: "Check whether the Consul agent hangs, and the network to it.",
+    ConsulUnreachable: "Check that the Consul agent runs there and listens on this address.",
+}
+
+
+def _library() -> Any:
+    """`consul.base` of python-consul2 or py-consul: neither has types that hold.
+
+    The package itself would import its own HTTP client with `requests`, which costs every start
+    of a command 50 ms (receive's is waited for in each cycle), and is never used: see `_Http`.
+    """
+    spec = find_spec("consul")
+    if "consul" in sys.modules or spec is None or spec.submodule_search_locations is None:
+        return import_module("consul.base")
+    package = ModuleType("consul")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["consul"] = package
+    found: ModuleType | None = None
+    with suppress(ImportError):  # py-consul's parts take from the package
+        found = import_module("consul.base")
+    for name in [one for one in sys.modules if one.split(".")[0] == "consul"]:
+        del sys.modules[name]  # whoever imports the package gets a whole one
+    return found or import_module("consul.base")
+
+
+base: Any = _library()
+# 5xx texts after which Consul's source shows that a write never reached the log of Raft.
+_NOTHING_APPLIED = ("No cluster leader", "No known Consul servers")
+DENIED = ("Permission denied", "ACL not found")
+
+
+class _NoEnvironment:
+    """Stands in for `os` in the library, which lets CONSUL_HTTP_* overrule explicit arguments."""
+
+    @staticmethod
+    def getenv(_name: str, default: Any = None) -> Any:
+        return default
+
+
+base.os = _NoEnvironment  # `from_config` alone decides what the environment may say
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One call of the gateway. `what` is how messages name it."""
+
+    what: str
+    deadline: Deadline
+    write: bool = False
+    patient: bool = False
+    """Once connected, an address may use the whole deadline: nothing can be tried after it."""
+    local: bool = False
+    """Meant for the node's own agent, the first address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A question to one address, with that address's share of the deadline."""
+
+    question: Question
+    endpoint: Endpoint
+    deadline: Deadline
+    connect_by: Deadline
+    headers: Mapping[str, str]
+    tls: ssl.SSLContext | None
+
+
+class Failed(Exception):
+    """One address gave no usable answer; `silent` when it gave none at all."""
+
+    def __init__(
+        self,
+        kind: type[ConsulError],
+        text: str,
+        *,
+        maybe_applied: bool = False,
+        silent: bool = False,
+    ) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.maybe_applied = maybe_applied
+        self.silent = silent
+
+
+class _Http(base.HTTPClient):  # type: ignore[misc]
+    """The library's HTTP client over our transport; unusable answers don't come back from it."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        endpoint = attempt.endpoint
+        super().__init__(endpoint.host, endpoint.port, endpoint.scheme)
+        self._attempt = attempt
+
+    def get(
+        self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any
+    ) -> Any:
+        return callback(self._ask("GET", path, params, headers))
+
+    def put(
+        self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None
+    ) -> Any:
+        return callback(self._ask("PUT", path, params, headers, data))
+
+    def delete(
+        self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None
+    ) -> Any:
+        return callback(self._ask("DELETE", path, params, headers, data))
+
+    def post(self, *_args: Any, **_options: Any) -> NoReturn:
+        raise ConsulError("nothing that Standfast asks of Consul is a POST")
+
+    def close(self) -> None:
+        """Every request has its own connection."""
+
+    def _ask(self, method: str, path: str, params: Any, headers: Any, data: Any = None) -> Any:
+        attempt = self._attempt
+        all_headers = {**(headers or {}), **attempt.headers}
+        body = data.encode() if isinstance(data, str) else data
+        target = self.uri(path, params)[len(self.base_uri) :]
+        try:
+            answer = exchange(
+                attempt.endpoint,
+                Request(method, target, all_headers, body),
+                attempt.deadline,
+                connect_by=attempt.connect_by,
+                tls=attempt.tls,
+            )
+        except TransportError as error:
+            raise _no_answer(error, write=method != "GET") from error
+        text = answer.body.decode("utf-8", "strict" if answer.status == 200 else "replace")
+        _check_status(method, path, answer.status, answer.headers, text)
+        fields = {
+            "code": answer.status,
+            "headers": answer.headers,
+            "body": text,
+            "content": answer.body,
+        }
+        return base.Response(**{name: fields[name] for name in base.Response._fields})
+
+
+class Client(base.Consul):  # type: ignore[misc]
+    """The library's client for one attempt."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        endpoint = attempt.endpoint
+        super().__init__(host=endpoint.host, port=endpoint.port, scheme=endpoint.scheme)
+
+    def http_connect(self, *_args: Any, **_options: Any) -> _Http:
+        return _Http(self.attempt)
+
+
+class Addresses:
+    """The configured addresses, asked in turn."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], token: str, tls: ssl.SSLContext | None
+    ) -> None:
+        self._endpoints = tuple(endpoints)
+        self._token = token
+        self._headers = {"X-Consul-Token": token} if token else {}
+        self._tls = tls
+        self._shunned_until: dict[Endpoint, float] = {}
+
+    def ask(self, question: Question, call: Callable[[Client], T]) -> T:
+        """The first usable answer by the question's deadline; ConsulError when there is none."""
+        failures: list[tuple[Endpoint, Failed]] = []
+        for attempt in self._attempts(question):
+            try:
+                result = _call_library(attempt, call)
+            except Failed as failed:
+                failures.append((attempt.endpoint, failed))
+                if failed.silent:
+                    self._shunned_until[attempt.endpoint] = monotonic() + SHUN_S
+                if failed.maybe_applied:
+                    break
+            else:
+                self._shunned_until.pop(attempt.endpoint, None)
+                return result
+        raise self._error(question, failures)
+
+    def _attempts(self, question: Question) -> Iterator[Attempt]:
+        """Each address with a fair share of what is left when its turn comes."""
+        row = self._endpoints[:1] if question.local else self._row()
+        for position, endpoint in enumerate(row):
+            if question.deadline.expired:
+                return
+            share_s = question.deadline.remaining_s() / (len(row) - position)
+            share = question.deadline.within(share_s)
+            deadline = question.deadline if question.patient else share
+            yield Attempt(question, endpoint, deadline, share, self._headers, self._tls)
+
+    def _row(self) -> list[Endpoint]:
+        """The configured order, those that lately gave no answer last."""
+        now = monotonic()
+        return sorted(
+            self._endpoints, key=lambda one: max(0.0, self._shunned_until.get(one, 0.0) - now)
+        )
+
+    def _error(
+        self, question: Question, failures: Sequence[tuple[Endpoint, Failed]]
+    ) -> ConsulError:
+        maybe_applied = any(failed.maybe_applied for _, failed in failures)
+        if failures:
+            kinds = {failed.kind for _, failed in failures}
+            kind = next(kind for kind in NEXT_STEP if kind in kinds)
+            came = "; ".join(f"{endpoint}: {failed}" for endpoint, failed in failures)
+        else:
+            kind, came = ConsulTimedOut, "the deadline had passed before it was asked"
+        whether = " Whether it was applied is unknown: read it back." if maybe_applied else ""
+        text = f"Consul, {question.what}: {came}.{whether} {NEXT_STEP[kind]}"
+        if self._token:
+            text = text.replace(self._token, "<token>")
+        return kind(text, maybe_applied=maybe_applied)
+
+
+def _call_library(attempt: Attempt, call: Callable[[Client], T]) -> T:
+    write = attempt.question.write
+    try:
+        return call(Client(attempt))
+    except base.ConsulException as error:
+        raise Failed(
+            ConsulGarbled, f"not an answer of Consul ({str(error)[:200]})", maybe_applied=write
+        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        detail = f"{type(error).__name__}: {str(error)[:200]}"
+        raise Failed(
+            ConsulGarbled, f"not an answer of Consul ({detail})", maybe_applied=write
+        ) from error
+
+
+def _no_answer(error: TransportError, *, write: bool) -> Failed:
+    kind = {
+        Failure.UNREACHABLE: ConsulUnreachable,
+        Failure.TIMEOUT: ConsulTimedOut,
+        Failure.BROKEN: ConsulGarbled,
+    }[error.kind]
+    return Failed(kind, str(error), maybe_applied=write and error.sent, silent=True)
+
+
+def _check_status(method: str, path: str, status: int, headers: HTTPMessage, text: str) -> None:
+    """Let through 200, a missing key and a failed txn; Failed for anything else."""
+    said = f"{status} {text[:160].strip()!r}"
+    write = method != "GET"
+    agent_local = path.startswith("/v1/agent/")
+    if status == 200 or (status == 404 and method == "GET" and path.startswith("/v1/kv/")):
+        if not write and not agent_local and not path.startswith("/v1/status/"):
+            _check_read_headers(headers, said)
+    elif status == 409 and path == "/v1/txn":
+        return
+    elif status in (401, 403):
+        raise Failed(ConsulDenied, said)
+    elif 500 <= status < 600:
+        definite = any(word in text for word in _NOTHING_APPLIED)
+        kind = ConsulError if agent_local else ConsulNoQuorum
+        raise Failed(kind, said, maybe_applied=write and not definite)
+    else:  # 4xx: turned down before anything was done; a redirect is not followed
+        raise Failed(
+            ConsulGarbled, f"unexpected {said}", maybe_applied=write and not 400 <= status < 500
+        )
+
+
+def _check_read_headers(headers: HTTPMessage, said: str) -> None:
+    """A read without Consul's own headers was answered by something else (or has no leader)."""
+    if not (headers.get("X-Consul-Index") or "").isdecimal():
+        raise Failed(ConsulGarbled, f"no X-Consul-Index with {said}")
+    if headers.get("X-Consul-KnownLeader") == "false":
+        raise Failed(ConsulNoQuorum, "it answered without knowing a leader")

@@ -1,0 +1,363 @@
+"""The only module that speaks to Consul.
+
+Invariants: every call ends by its deadline. An answer is believed only in the shape that Consul
+sends. A write that may have been applied is never repeated by itself, here or at another address:
+`ConsulError.maybe_applied` tells the caller to read back. The token appears in no message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import os.path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from standfast.config.model import Config
+from standfast.consul.access import check_token, env_path, read_token
+from standfast.consul.client import DENIED, NEXT_STEP, Addresses, Client, Failed, Question
+from standfast.consul.http import Endpoint, tls_context
+from standfast.consul.values import (
+    Cas,
+    CheckIndex,
+    CheckNotExists,
+    Committed,
+    Conflict,
+    Delete,
+    Entry,
+    Instance,
+    Op,
+    Set,
+    dump_op,
+    parse_committed,
+    parse_conflict,
+    parse_entry,
+    parse_instance,
+    parse_local_services,
+    parse_node_health,
+)
+from standfast.errors import ConfigError, ConsulDenied
+from standfast.system.clock import Deadline
+
+__all__ = [
+    "Cas",
+    "CheckIndex",
+    "CheckNotExists",
+    "Committed",
+    "Conflict",
+    "ConsulBlind",
+    "ConsulGateway",
+    "Delete",
+    "Entry",
+    "Instance",
+    "Set",
+]
+
+DEFAULT_ADDRESS = "127.0.0.1:8500"
+
+
+class ConsulBlind(ConsulDenied):
+    """The token is accepted but sees nothing: `[]` from Consul would prove nothing."""
+
+
+PATIENT_S = 5.0
+"""For commands that hold no lease: with a fast profile a heartbeat's deadline is too short."""
+
+
+class ConsulGateway:
+    """Consul through one or several addresses, tried in turn within the deadline of each call.
+
+    Every call takes `deadline` (default: `timeout_s` from now) and raises a ConsulError.
+    Thread-safe. Reads go on to the next address after any failure; writes only when nothing can
+    have been applied. Agent-local calls use the first address alone.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        token: str | None = None,
+        ca_cert: Path | None = None,
+        client_cert: Path | None = None,
+        client_key: Path | None = None,
+        timeout_s: float = 2.0,
+    ) -> None:
+        scheme = "https" if ca_cert or client_cert else "http"
+        endpoints = tuple(Endpoint.parse(address, default_scheme=scheme) for address in addresses)
+        if not endpoints:
+            raise ConfigError("consul.addresses is empty. Give at least one host:port.")
+        check_token(token or "", "Consul")
+        uses_tls = any(endpoint.scheme == "https" for endpoint in endpoints)
+        tls = tls_context(ca_cert, client_cert, client_key) if uses_tls else None
+        self._addresses = Addresses(endpoints, token or "", tls)
+        self.timeout_s = timeout_s
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        timeout_s: float | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> ConsulGateway:
+        """[consul] of the configuration; what it leaves empty comes from CONSUL_*, else defaults.
+
+        `timeout_s` defaults to lease.request_timeout. ConfigError for unusable values or files.
+        """
+        access = config.consul
+        token = None
+        if access.token_file:
+            token = read_token(access.token_file, "consul.token_file", "CONSUL_HTTP_TOKEN")
+        return cls(
+            access.addresses or (environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,),
+            token=token or environ.get("CONSUL_HTTP_TOKEN") or None,
+            ca_cert=access.ca_cert or env_path(environ, "CONSUL_CACERT"),
+            client_cert=access.client_cert or env_path(environ, "CONSUL_CLIENT_CERT"),
+            client_key=access.client_key or env_path(environ, "CONSUL_CLIENT_KEY"),
+            timeout_s=config.lease.request_timeout if timeout_s is None else timeout_s,
+        )
+
+    # KV
+
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None:
+        """The entry, or None when Consul says that the key doesn't exist."""
+        _check_key(key)
+
+        def call(client: Client) -> Entry | None:
+            _index, raw = client.kv.get(key, consistency=_consistency(consistent))
+            return _one_entry(raw, key)
+
+        return self._addresses.ask(self._question(f"reading the key {key}", deadline), call)
+
+    def get_many(
+        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> tuple[Entry, ...]:
+        """All entries whose key starts with `prefix`, at one point in time, sorted by key."""
+        _check_key(prefix)
+
+        def call(client: Client) -> tuple[Entry, ...]:
+            _index, raw = client.kv.get(prefix, recurse=True, consistency=_consistency(consistent))
+            entries = [parse_entry(item) for item in raw or []]
+            if not all(entry.key.startswith(prefix) for entry in entries):
+                raise ValueError(f"keys outside {prefix!r}")
+            return tuple(sorted(entries, key=lambda entry: entry.key))
+
+        return self._addresses.ask(
+            self._question(f"reading the keys under {prefix}", deadline), call
+        )
+
+    def read(
+        self, keys: Sequence[str], *, deadline: Deadline | None = None
+    ) -> Mapping[str, Entry | None]:
+        """Several keys at one point in time, by one consistent read of their common prefix."""
+        prefix = os.path.commonprefix(list(keys))  # noqa: RUF071 - keys are texts, not paths
+        found = {
+            entry.key: entry for entry in self.get_many(prefix, consistent=True, deadline=deadline)
+        }
+        return {key: found.get(key) for key in keys}
+
+    def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
+        """Wait up to `wait_s` for a change of the key after `index` (0: answer at once).
+
+        Returns the index to go on with, never below 1; one that went backwards (Consul was
+        restored) is returned like any other, and so is an unchanged one after the whole time.
+        """
+        _check_key(key)
+        whole = Deadline.after(wait_s * 17 / 16 + self.timeout_s)  # Consul adds up to 1/16
+        question = Question(f"waiting for the key {key}", whole, patient=True)
+
+        def call(client: Client) -> tuple[int, Entry | None]:
+            left_s = (client.attempt.deadline.remaining_s() - self.timeout_s) * 16 / 17
+            seconds = max(0.01, min(wait_s, left_s))  # Consul takes 0 for five minutes
+            new_index, raw = client.kv.get(key, index=index or None, wait=f"{seconds:.3f}s")
+            return max(1, int(new_index)), _one_entry(raw, key)
+
+        return self._addresses.ask(question, call)
+
+    def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
+        """All operations or none. ConsulError.maybe_applied: read back before going on."""
+        for op in ops:
+            _check_key(op.key)
+        payload = json.dumps([dump_op(op) for op in ops])
+        keys = ", ".join(dict.fromkeys(op.key for op in ops))
+
+        def parse(response: Any) -> Committed | Conflict:
+            doc = json.loads(response.body)
+            if response.code == 200:
+                return parse_committed(doc, ops)
+            conflict = parse_conflict(doc)
+            for text in conflict.errors:  # Consul reports these as conflicts, with 409
+                if any(word in text for word in DENIED):
+                    raise Failed(ConsulDenied, f"a transaction was refused: {text}")
+            return conflict
+
+        def call(client: Client) -> Committed | Conflict:
+            outcome: Committed | Conflict = client.http.put(parse, "/v1/txn", data=payload)
+            return outcome
+
+        question = self._question(f"a transaction on {keys}", deadline, write=True)
+        return self._addresses.ask(question, call)
+
+    def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
+        """Set the key whatever it holds."""
+        _check_key(key)
+        question = self._question(f"writing the key {key}", deadline, write=True)
+        self._addresses.ask(question, lambda client: _done(client.kv.put(key, value)))
+
+    def delete(self, key: str, *, deadline: Deadline | None = None) -> None:
+        """Delete the key; one that doesn't exist is fine."""
+        _check_key(key)
+        question = self._question(f"deleting the key {key}", deadline, write=True)
+        self._addresses.ask(question, lambda client: _done(client.kv.delete(key)))
+
+    # Services and nodes
+
+    def instances(
+        self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
+    ) -> tuple[Instance, ...]:
+        """All instances of a service, healthy or not. `()` never proves that nobody serves."""
+        question = self._question(f"reading the health of service {service}", deadline)
+        path = f"/v1/health/service/{service}"
+        return self._addresses.ask(
+            question,
+            lambda client: tuple(parse_instance(item) for item in _list(client, path, consistent)),
+        )
+
+    def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
+        """passing, critical, or absent: gossip knows no such node (or the token can't see it)."""
+        question = self._question(f"reading the health of node {node}", deadline)
+        path = f"/v1/health/node/{node}"
+        return self._addresses.ask(
+            question, lambda client: parse_node_health(_list(client, path, True))
+        )
+
+    def leader(self, *, deadline: Deadline | None = None) -> str:
+        """Address of the server that leads the others, as the agent knows it; empty: none."""
+
+        def call(client: Client) -> str:
+            found = client.status.leader()
+            if not isinstance(found, str):
+                raise ValueError(f"{found!r} is no address")
+            return found
+
+        return self._addresses.ask(self._question("who leads", deadline), call)
+
+    def self_check(self, *, deadline: Deadline | None = None) -> None:
+        """ConsulBlind when the token can't see the passing instances of service `consul`."""
+        seen = self.instances("consul", deadline=deadline)
+        if not any(one.node_health == "passing" and one.checks == "passing" for one in seen):
+            raise ConsulBlind(
+                f"The Consul token sees {len(seen)} instances of the service `consul` and none "
+                "of them passing, so an empty answer would prove nothing. "
+                + NEXT_STEP[ConsulDenied]
+            )
+
+    # The node's own agent
+
+    def register(
+        self,
+        service_id: str,
+        name: str,
+        address: str,
+        port: int,
+        meta: Mapping[str, str],
+        check_ttl_s: float,
+        check_name: str,
+        *,
+        deadline: Deadline | None = None,
+    ) -> None:
+        """Register with a TTL check `service:<service_id>`, critical until `pass_check`."""
+        check = {"name": check_name, "ttl": f"{check_ttl_s:.3f}s"}
+
+        def call(client: Client) -> None:
+            _done(
+                client.agent.service.register(
+                    name, service_id, address=address, port=port, meta=dict(meta), check=check
+                )
+            )
+
+        self._addresses.ask(
+            self._local_write(f"registering the service {service_id}", deadline), call
+        )
+
+    def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:
+        """Deregister; a service that the agent doesn't know is fine."""
+
+        def call(client: Client) -> None:
+            try:
+                _done(client.agent.service.deregister(service_id))
+            except Failed as failed:
+                if "unknown service" not in str(failed).lower():  # 404 or 500, by version
+                    raise
+
+        self._addresses.ask(
+            self._local_write(f"deregistering the service {service_id}", deadline), call
+        )
+
+    def pass_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
+        question = self._local_write(f"passing the check {check_id}", deadline)
+        self._addresses.ask(
+            question, lambda client: _done(client.agent.check.ttl_pass(check_id, notes=note))
+        )
+
+    def fail_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
+        question = self._local_write(f"failing the check {check_id}", deadline)
+        self._addresses.ask(
+            question, lambda client: _done(client.agent.check.ttl_fail(check_id, notes=note))
+        )
+
+    def local_services(
+        self, *, deadline: Deadline | None = None
+    ) -> Mapping[str, Mapping[str, str]]:
+        """The services registered with the node's own agent: id -> meta."""
+        question = self._question("reading the agent's services", deadline, local=True)
+        return self._addresses.ask(
+            question, lambda client: parse_local_services(client.agent.services())
+        )
+
+    # Asking
+
+    def _question(
+        self, what: str, deadline: Deadline | None, *, write: bool = False, local: bool = False
+    ) -> Question:
+        until = deadline or Deadline.after(self.timeout_s)
+        return Question(what, until, write=write, patient=write, local=local)
+
+    def _local_write(self, what: str, deadline: Deadline | None) -> Question:
+        return replace(self._question(what, deadline, write=True), local=True)
+
+
+def _one_entry(raw: Any, key: str) -> Entry | None:
+    if raw is None:
+        return None
+    entry = parse_entry(raw)
+    if entry.key != key:
+        raise ValueError(f"it sent the key {entry.key!r}")
+    return entry
+
+
+def _list(client: Client, path: str, consistent: bool) -> list[Mapping[str, Any]]:
+    """The library has no consistency on the health endpoints: the parameter is set here."""
+    params = [("consistent", "1")] if consistent else None
+    doc = client.http.get(lambda response: json.loads(response.body), path, params=params)
+    if not isinstance(doc, list):
+        raise TypeError("a list was expected")
+    return doc
+
+
+def _done(result: Any) -> None:
+    if result is not True:
+        raise ValueError(f"{result!r} instead of true")
+
+
+def _consistency(consistent: bool) -> str:
+    return "consistent" if consistent else "default"
+
+
+def _check_key(key: str) -> None:
+    if not key or key.startswith("/"):
+        raise ValueError(f"{key!r} is not a key or prefix")

@@ -1,0 +1,97 @@
+"""What doctor says of this machine: units that failed or don't wait for the volume's disk, the
+clock, hooks that aren't run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from standfast.btrfs.place import mount_of
+from standfast.config.model import Config
+from standfast.doctor.finding import Finding
+from standfast.events import hooks
+from standfast.system.clock import Deadline
+from standfast.system.files import read_foreign_text
+from standfast.system.run import run
+
+ASK_S = 10.0
+MOUNTS = Path("/proc/self/mountinfo")
+UNITS = ("standfast-*", "consul.service")
+CYCLES = "standfast-replicate@"
+"""Of these the last failure is told on the primary; a former one's last cycle fails by nature."""
+
+
+def look(config: Config) -> list[Finding]:
+    """Of this node; in the demo there is neither systemd nor a clock of its own."""
+    embedded = config.nfs.server == "embedded"
+    found = [] if embedded else [*_units(), *_order(config), *_clock()]
+    return [*found, *_hooks(config)]
+
+
+def _units() -> Iterator[Finding]:
+    if shutil.which("systemctl") is None:
+        return
+    argv = ["systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]
+    listing = run([*argv, *UNITS], deadline=Deadline.after(ASK_S), op="failed-units").stdout
+    yield failed_units(listing)
+
+
+def failed_units(listing: str) -> Finding:
+    """From `systemctl list-units --state=failed --plain --no-legend`."""
+    names = [line.split()[0] for line in listing.splitlines() if line.strip()]
+    names = [name for name in names if not name.startswith(CYCLES)]
+    if not names:
+        return Finding("units", True, "none has failed")
+    fix = f"journalctl -u {' -u '.join(names)}; then systemctl reset-failed, or start it"
+    return Finding("units", False, f"failed: {', '.join(names)}", fix)
+
+
+def _order(config: Config) -> Iterator[Finding]:
+    if config.node not in config.nodes or shutil.which("systemctl") is None:
+        return
+    point = mount_of(config.paths.live.parent, read_foreign_text(MOUNTS)).point
+    agent = f"standfast-agent@{config.volume}.service"
+    ask = ["systemd-escape", "--path", "--suffix=mount", str(point)]
+    unit = run(ask, deadline=Deadline.after(ASK_S), op="escape").stdout.strip()
+    show = ["systemctl", "show", "--property=After", "--value", "--", agent]
+    after = run(show, deadline=Deadline.after(ASK_S), op="order", check=False).stdout.split()
+    yield waits_for_disk(point, unit, agent, after)
+
+
+def waits_for_disk(point: Path, unit: str, agent: str, after: Sequence[str]) -> Finding:
+    """From `systemctl show --property=After`; the root file system is there before all units."""
+    if point == Path("/") or unit in after:
+        return Finding("order", True, f"{agent} starts after {point} is mounted")
+    fix = (
+        f"systemctl edit {agent}, with [Unit], Wants={unit} and After={unit}; and "
+        f"RequiresMountsFor={point} for standfast-replicate@ and standfast-verify@ "
+        f"(docs/operators-guide.md)"
+    )
+    return Finding("order", False, f"{agent} doesn't wait for {unit}", fix)
+
+
+def _clock() -> Iterator[Finding]:
+    if shutil.which("timedatectl") is None:
+        return
+    argv = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
+    answer = run(argv, deadline=Deadline.after(ASK_S), op="clock", check=False).stdout.strip()
+    if answer == "yes":
+        yield Finding("clock", True, "it is synchronised")
+    elif answer == "no":
+        fix = "timedatectl set-ntp true, or chrony; then `timedatectl` shows it within minutes"
+        yield Finding("clock", False, "nothing synchronises it", fix)
+
+
+def _hooks(config: Config) -> Iterator[Finding]:
+    all_of_them = [hook for one in hooks.Occasion for hook in hooks.found(config, one)]
+    wrong = [hook for hook in all_of_them if hook.wrong is not None]
+    strange = hooks.strangers(config) if config.hooks.enabled else []
+    evidence = [f"{hook.name}: {hook.wrong}" for hook in wrong]
+    evidence += [f"{config.hooks.dir / name} is no event's directory" for name in strange]
+    if evidence:
+        names = ", ".join(hooks.Occasion)
+        fix = f"as said there; the events are {names} (docs/events.md)"
+        yield Finding("hooks", False, "; ".join(evidence), fix)
+    elif all_of_them:
+        yield Finding("hooks", True, f"{', '.join(hook.name for hook in all_of_them)} can run")

@@ -1,0 +1,182 @@
+"""`standfast exporter`: one process for metrics, status page and health checks of this node.
+
+Invariant: it only reads. Each path that says something of the cluster wants a password where there
+are any; `/-/healthy` says no more than that this process runs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from standfast.agent.document import ANSWER_S, fetch
+from standfast.config.model import Config
+from standfast.errors import Unreachable, UsageError, said
+from standfast.exporter import exposition, samples
+from standfast.exporter.metrics import SCRAPE_S, VolumeCollector
+from standfast.exporter.samples import Status
+from standfast.exporter.web import Request, Response, Routes, plain
+from standfast.exporter.web_server import Server, Site
+from standfast.system.clock import Deadline
+from standfast.system.single_flight import Gates
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LISTEN = "127.0.0.1:9756"
+HEALTHY = "/-/healthy"
+# The scraper gives up then: an answer a little earlier is worth more.
+TIMEOUT_HEADER = "x-prometheus-scrape-timeout-seconds"
+AHEAD_S = 0.5
+# The agent itself takes ANSWER_S at most to be called silent.
+ROLE_S = ANSWER_S + 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where it listens, and how it is protected."""
+
+    listen: str = DEFAULT_LISTEN
+    users: Path | None = None
+    """An htpasswd file; None: everybody may ask."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+def metrics_route(collector: VolumeCollector) -> Callable[[Request], Response]:
+    """Text or OpenMetrics, as asked for; over before the scraper gives up."""
+
+    def route(request: Request) -> Response:
+        deadline = Deadline.after(scrape_s(request.headers.get(TIMEOUT_HEADER)))
+        accept = request.headers.get("accept", "")
+        kind, body = exposition.answer_to(accept, collector.scrape(deadline))
+        return Response(body, kind)
+
+    return route
+
+
+def scrape_s(told: str | None) -> float:
+    """How long a scrape may take, by what Prometheus says of its own patience."""
+    try:
+        patience_s = float(told or "inf")
+    except ValueError:
+        return SCRAPE_S
+    return min(SCRAPE_S, max(patience_s - AHEAD_S, AHEAD_S)) if patience_s > 0 else SCRAPE_S
+
+
+def is_standby(doc: Status) -> bool:
+    """Whether this node follows a primary; KeyError when that can't be understood."""
+    return bool(doc["role"] == "standby")
+
+
+def role_route(
+    configs: Sequence[Config],
+    wanted: Callable[[Status], bool],
+    look: Callable[[Config], Status] = fetch,
+) -> Callable[[Request], Response]:
+    """200 while this node has the role, 503 while it hasn't or can't be sure."""
+    gates = Gates()
+    by_name = {config.volume: config for config in configs}
+
+    def route(request: Request) -> Response:
+        volume = request.first("volume")
+        if volume is None and len(by_name) > 1:
+            return plain(f"several volumes are here: add ?volume= {' or '.join(by_name)}", 400)
+        config = next(iter(configs)) if volume is None else by_name.get(volume)
+        if config is None:
+            return plain(f"no such volume here; there is {' and '.join(by_name)}", 404)
+        try:
+            doc = gates.look(config.volume, lambda: look(config), Deadline.after(ROLE_S))
+            is_so = wanted(doc)
+        except Exception as error:  # noqa: BLE001  # not sure is 503
+            log.debug("%s: %s", request.path, said(error))
+            return plain("unknown: the agent gives no answer", 503)
+        if doc.get("agent") is not True:
+            return plain("unknown: no agent runs here", 503)
+        return plain(f"{config.volume} {doc['role']}", 200 if is_so else 503)
+
+    return route
+
+
+def routes(configs: Sequence[Config]) -> Routes:
+    """Everything that is answered."""
+    from standfast.exporter import page
+
+    return {
+        "/metrics": metrics_route(VolumeCollector(configs)),
+        HEALTHY: lambda _request: plain("ok"),
+        "/primary": role_route(configs, samples.is_serving),
+        "/standby": role_route(configs, is_standby),
+        **page.application_routes(configs),
+    }
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """`127.0.0.1:9756` or `[::1]:9756`; UsageError for anything else, an empty address above all:
+    that would be every address of this machine."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise UsageError(f"{text!r} is not ADDRESS:PORT, for example {DEFAULT_LISTEN}")
+    return host, int(port)
+
+
+def site_of(served: Routes, options: Options) -> Site:
+    """With the passwords and the certificate that were asked for; UsageError."""
+    users = None
+    if options.users is not None:
+        from standfast.exporter.passwords import Users  # bcrypt is for those who use it
+
+        users = Users(options.users)
+    tls = None
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key belong together")
+    if options.tls_cert is not None and options.tls_key is not None:
+        from standfast.exporter.tls import Certificate
+
+        tls = Certificate(options.tls_cert, options.tls_key)
+    return Site(
+        served,
+        frozenset([HEALTHY]),
+        None if users is None else users.admits,
+        None if tls is None else tls.context,
+    )
+
+
+def warnings(address: str, site: Site) -> Sequence[str]:
+    """What everybody who can reach `address` can do that they had better not."""
+    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return ()
+    if site.admits is None:
+        return (
+            f"everybody who reaches {address} can read names, addresses and the state of this "
+            f"cluster: --users FILE asks for a password",
+        )
+    if site.tls is None:
+        return (f"passwords come to {address} in clear: --tls-cert and --tls-key end that",)
+    return ()
+
+
+def serve(configs: Sequence[Config], options: Options) -> None:
+    """Answer until killed; UsageError, or Unreachable when the address can't be had."""
+    host, port = address_of(options.listen)
+    site = site_of({}, options)
+    try:
+        server = Server(host, port, site)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None)
+        raise Unreachable(
+            f"can't listen on {options.listen} ({why or error}): is another exporter running "
+            f"there? `--listen ADDRESS:PORT` chooses another address"
+        ) from error
+    with server:
+        # Only now: looking at the volumes begins with it.
+        server.site = Site(routes(configs), site.open_paths, site.admits, site.tls)
+        for warning in warnings(str(server.server_address[0]), site):
+            log.warning("%s", warning)
+        volumes = ", ".join(config.volume for config in configs)
+        scheme = "http" if site.tls is None else "https"
+        log.info("%s: status page and metrics at %s://%s/", volumes, scheme, options.listen)
+        server.serve_forever()

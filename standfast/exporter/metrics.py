@@ -1,0 +1,209 @@
+"""Prometheus metrics of this node's volumes, computed at each scrape; nothing is kept.
+
+Invariants: a scrape never fails, and ends by its deadline. Each source is read whole or not at all;
+one that can't be read in time is `standfast_up{source} 0`, and its metrics are left out rather than
+guessed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from standfast import __version__
+from standfast.agent import document as status
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.exporter import samples
+from standfast.exporter.families import FAMILIES, SOURCES, Row, Sample, Table
+from standfast.exporter.samples import Copy, Status
+from standfast.node.reign import OwnReign
+from standfast.replication import state
+from standfast.replication.published import origins_of_snapshots
+from standfast.system.clock import Deadline, instant, utc_now
+from standfast.system.single_flight import Gates
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Below the 10 s that Prometheus gives a scrape by default.
+SCRAPE_S = 8.0
+# Shares of a scrape's time: an agent that hangs leaves enough to ask Consul instead, and Consul
+# enough for what this node knows by itself.
+AGENT_SHARE = 0.4
+CONSUL_SHARE = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """What the store of this node says."""
+
+    newest: Copy | None
+    """The best snapshot that this node could start from; None: it has none."""
+    diverged: int
+    times: Mapping[str, float] = field(default_factory=dict)
+    """When the snapshots here were taken, UTC seconds by their names."""
+
+
+def read_replica(config: Config) -> Replica:
+    """Only snapshots of a known epoch count, as for a promotion; the newest reign goes first."""
+    from standfast.assembly import open_store
+
+    store = open_store(config)
+    snapshots = store.snapshots()
+    origins = origins_of_snapshots(config, instant())
+    usable = [one for one in snapshots if one.content_id in origins]
+    best = max(usable, key=lambda one: (origins[one.content_id].epoch, one.name), default=None)
+    times = {str(one.name): origins[one.content_id].time(one.name) for one in usable}
+    kept = f"{config.base}.diverged-"
+    return Replica(
+        newest=None if best is None else Copy(best.name, times[str(best.name)]),
+        diverged=sum(path.name.startswith(kept) for path in store.aside()),
+        times=times,
+    )
+
+
+def has_reign(config: Config) -> bool:
+    """Whether this node is, or was until its last end, the primary: by its own files."""
+    return OwnReign.load(config.state_dir) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """Where the facts come from."""
+
+    fetch: Callable[[Config], Status] = status.fetch
+    from_consul: Callable[[Config], Status] = status.without_agent
+    """Asked when `fetch` fails: an agent that hangs must not hide the cluster."""
+    replication: Callable[[Config], state.ReplicationState] = state.load
+    replica: Callable[[Config], Replica] = read_replica
+    has_reign: Callable[[Config], bool] = has_reign
+    utc: Callable[[], float] = utc_now
+
+
+class VolumeCollector(Collector):
+    """All metrics of the given volumes; for any thread."""
+
+    def __init__(self, configs: Sequence[Config], readers: Readers | None = None) -> None:
+        self._configs = configs
+        self._read = readers or Readers()
+        self._gates = Gates()
+        # Sources that failed last time: a lasting failure is logged once.
+        self._failing: set[tuple[str, str]] = set()
+
+    def collect(self) -> Iterator[Metric]:
+        for family, rows in self.scrape(Deadline.after(SCRAPE_S)):
+            yield family.metric(rows)
+
+    def scrape(self, deadline: Deadline) -> Sequence[Table]:
+        """One scrape, over at the deadline or a moment later."""
+        utc = self._read.utc()
+        rows: dict[str, list[Row]] = {name: [] for name in FAMILIES}
+        rows["build_info"].append((1.0, (__version__,)))
+        rows["time_seconds"].append((utc, ()))
+        for config, found in zip(self._configs, self._volumes(utc, deadline), strict=True):
+            first = (config.volume,)
+            for name, value, labels in found:
+                rows[name].append((value, first + labels))
+        return [(family, rows[name]) for name, family in FAMILIES.items() if rows[name]]
+
+    def _volumes(self, utc: float, deadline: Deadline) -> Sequence[Sequence[Sample]]:
+        """One after the other costs least; side by side, one that hangs delays no other."""
+        looks = [_Look(self, config, utc, deadline) for config in self._configs]
+        if len(looks) == 1:
+            looks[0].run()
+        else:
+            threads = [threading.Thread(target=look.run, daemon=True) for look in looks]
+            for thread in threads:
+                thread.start()
+            for thread in threads:  # each source in them has the deadline
+                thread.join()
+        return [look.found for look in looks]
+
+    def try_to(
+        self, config: Config, source: str, read: Callable[[], T], deadline: Deadline
+    ) -> T | None:
+        """None when it fails or hangs; that is logged when it begins."""
+        key = (config.volume, source)
+        try:
+            found = self._gates.look(key, read, deadline)
+        except Exception as error:
+            if key not in self._failing:
+                known = isinstance(error, StandfastError | OSError)
+                log.warning(
+                    "metrics of %s: %s can't be read: %s",
+                    *(config.volume, source, error),
+                    exc_info=None if known else error,
+                )
+            self._failing.add(key)
+            return None
+        self._failing.discard(key)
+        return found
+
+    @property
+    def read(self) -> Readers:
+        return self._read
+
+
+class _Look:
+    """One volume in one scrape."""
+
+    def __init__(
+        self, collector: VolumeCollector, config: Config, utc: float, deadline: Deadline
+    ) -> None:
+        self._collector, self._config = collector, config
+        self._utc, self._deadline = utc, deadline
+        self._whole_s = deadline.remaining_s()
+        self.found: list[Sample] = []
+
+    def run(self) -> None:
+        config, read = self._config, self._collector.read
+        doc, known = self._status()
+        sent = self._try("replication", lambda: read.replication(config))
+        cycles = None
+        if sent is not None:
+            cycles = self._try("replication", lambda: [*samples.from_replication(config, sent)])
+        stored = self._try("store", lambda: self._stored(doc, sent))
+        up = {
+            "agent": doc.get("agent") is True,
+            "consul": samples.sees_consul(doc),
+            "replication": cycles is not None,
+            "store": stored is not None,
+        }
+        for source in SOURCES:
+            self.found.append(("up", float(up[source]), (source,)))
+        self.found += [*samples.from_config(config), *known, *(cycles or ()), *(stored or ())]
+
+    def _status(self) -> tuple[Status, Sequence[Sample]]:
+        config, read = self._config, self._collector.read
+
+        def understood(fetch: Callable[[Config], Status]) -> tuple[Status, Sequence[Sample]]:
+            doc = fetch(config)
+            return doc, [*samples.from_status(doc, config, self._utc)]
+
+        return (
+            self._try("agent", lambda: understood(read.fetch), AGENT_SHARE)
+            or self._try("consul", lambda: understood(read.from_consul), CONSUL_SHARE)
+            or ({}, ())
+        )
+
+    def _stored(self, doc: Status, sent: state.ReplicationState | None) -> Sequence[Sample]:
+        config, read = self._config, self._collector.read
+        replica = read.replica(config)
+        holder = doc.get("holder")
+        leads = read.has_reign(config) if holder is None else holder == config.node
+        newest: Mapping[str, Copy | None] = {config.node: replica.newest}
+        if leads:
+            newest = samples.newest_of_standbys(config, doc, sent, replica.times)
+        return [("diverged_subvolumes", replica.diverged, ()), *samples.ages(newest, read.utc())]
+
+    def _try(self, source: str, read: Callable[[], T], share: float = 1.0) -> T | None:
+        deadline = Deadline(min(self._deadline.at, Deadline.after(share * self._whole_s).at))
+        return self._collector.try_to(self._config, source, read, deadline)

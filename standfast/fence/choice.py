@@ -1,0 +1,90 @@
+"""Which fence a node has: the backend that is configured or that its kernel offers, and whether the
+rules in place were made for what is configured.
+
+Invariant: all processes of a node choose alike, from one boot to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from standfast.config.model import Config
+from standfast.fence.claims import BUILD_S, Claims, KernelFence
+from standfast.fence.ipset import IpsetFence, ipset_installed
+from standfast.fence.made_for import MadeFor, refusal
+from standfast.fence.nftables import NftFence, nft_works
+from standfast.node.ports import Fence, NfsServer
+from standfast.system.clock import Deadline
+from standfast.system.files import read_foreign_text, write_atomically
+
+
+def fence_from(config: Config) -> Fence:
+    """The fence that the configuration names; `auto` is nftables where it works, else ipset."""
+    directory = config.paths.run / "fence"
+    backend = config.fence.backend
+    if backend == "auto":
+        backend = _chosen(directory)
+    return _by(backend, config.nfs.port, directory, config.volume)
+
+
+def _chosen(directory: Path) -> str:
+    """What `auto` means on this machine: decided once a boot, the same for every process."""
+    path = directory / "backend"
+    with contextlib.suppress(OSError):
+        known = read_foreign_text(path).strip()
+        if known in ("nftables", "ipset"):
+            return known
+    found = "ipset" if not nft_works() and ipset_installed() else "nftables"
+    with contextlib.suppress(OSError):  # without root nothing can be fenced anyway
+        write_atomically(path, found)
+    return found
+
+
+def _by(backend: str, port: int, directory: Path, volume: str) -> KernelFence:
+    return (IpsetFence if backend == "ipset" else NftFence)(port, directory, volume)
+
+
+def settle(config: Config, fence: Fence, nfs: NfsServer) -> None:
+    """At a process's start, before it touches the rules: they are made for what it is configured
+    for, from now on if they weren't. InvalidConfig while a server may need those that are there.
+
+    A server is started with a claim only, so without claims and without a server there is none on
+    its way either. What the rules are for is noted between taking the old ones away and putting up
+    the new ones: cut off anywhere, there is no server, and who goes on puts up what is noted.
+    """
+    if not isinstance(fence, KernelFence):
+        return  # the demonstration's: each port has a file of its own
+    directory, own = fence.claims.directory, fence.made_for
+    if MadeFor.load(directory) == own:
+        return  # waits for nobody
+    deadline = Deadline.after(BUILD_S)
+    with fence.claims.alone(deadline):
+        known = MadeFor.load(directory)
+        if known is None:
+            own.save(directory)  # the rules that are there, if any, are of this or an older version
+        elif known != own:
+            why = _in_use(fence.claims, nfs)
+            if why is not None:
+                raise refusal(config, directory, known, own, why)
+            same = known.backend == own.backend
+            old = fence if same else _by(known.backend, known.port, directory, config.volume)
+            old.remove(deadline)
+            own.save(directory)
+            fence._build(deadline)
+
+
+def _in_use(claims: Claims, nfs: NfsServer) -> str | None:
+    if holders := claims.holders():
+        return f"{', '.join(holders)} is exported here"
+    return "an NFS server runs here" if nfs.is_running() else None
+
+
+def check_settled(config: Config, fence: Fence) -> None:
+    """InvalidConfig when the rules are made for something else, for who starts a server: it puts up
+    none."""
+    if isinstance(fence, KernelFence):
+        known = MadeFor.load(fence.claims.directory)
+        if known not in (None, fence.made_for):
+            why = "only a start of the agent or the lease process changes it, with nothing served"
+            raise refusal(config, fence.claims.directory, known, fence.made_for, why)

@@ -1,0 +1,239 @@
+"""The volume at the path where every node sees it: a bind mount on the primary.
+
+Invariant: nobody goes on writing into a tree that is given away in order. Unmounting is lazy only
+when nobody can write through what is left: no file is open for writing, or the reign is over and
+the tree read-only already. Otherwise what can't be let go of stays, and its writers are named.
+An NFS mount that is in the way, of a primary that may be dead, is let go of lazily. Where a systemd
+mount unit owns the path (an NFS mount, on a node that is a client at other times), a runtime
+drop-in turns it into a bind mount; the next boot starts from the unit as it was written. Stopping
+that unit stops the services that require it: they are noted, and started again by whoever mounts
+the volume there next.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from standfast.clients.dependants import note_stopped
+from standfast.clients.ports import Use
+from standfast.config.model import Config
+from standfast.errors import CommandFailed, StandfastError
+from standfast.mounts.mounts import let_go
+from standfast.mounts.processes import ProcProcesses, hangs
+from standfast.mounts.units import mount_units
+from standfast.node.ports import BindMount
+from standfast.system.clock import Deadline, sleep
+from standfast.system.files import read_foreign_text
+from standfast.system.mountinfo import Mount, mounted_at, parse_mountinfo, root_of
+from standfast.system.run import run
+from standfast.system.systemd import SystemdUnits
+
+__all__ = ["LiveBind", "bind_from", "drop_in", "mounted_at", "parse_mountinfo", "root_of"]
+
+log = logging.getLogger(__name__)
+
+DROP_IN = "standfast-bind"
+MAX_NAMED = 5
+POLL_S = 0.05
+CANCELED = "canceled"
+"""What systemctl says of a job that another one took the place of."""
+
+
+class LiveBind:
+    """live -> bind. `proc` can be another directory for a test; `stopping` is called before the
+    services that require the path are stopped with it."""
+
+    def __init__(
+        self,
+        live: Path,
+        bind: Path,
+        units: SystemdUnits | None,
+        *,
+        proc: Path = Path("/proc"),
+        stopping: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._live = live
+        self._bind = bind
+        self._units = units
+        self._proc = proc
+        self._stopping = stopping
+
+    def _mounts(self) -> list[Mount]:
+        return parse_mountinfo(read_foreign_text(self._proc / "self/mountinfo"))
+
+    def is_mounted(self) -> bool:
+        """Whether the live subvolume, and not something else, is what is seen there."""
+        mounts = self._mounts()
+        found = mounted_at(mounts, self._bind)
+        return found is not None and (found.device, found.root) == root_of(mounts, self._live)
+
+    def mount(self, deadline: Deadline) -> None:
+        if self.is_mounted():
+            return
+        self._let_go_of_dead_nfs(deadline)
+        unit = self._unit(deadline)
+        if unit is not None and self._units is not None:
+            # Before, not after: with an automount the next access mounts what the unit says then.
+            self._turn_into_bind(unit, deadline)
+            self._stop(unit, deadline)
+            self._units.start(unit, deadline)
+        elif (foreign := mounted_at(self._mounts(), self._bind)) is not None:
+            raise StandfastError(
+                f"{self._bind} is taken: {foreign.kind} {foreign.root} is mounted there; unmount "
+                f"it, or give it a systemd mount unit, which is then turned into the bind mount"
+            )
+        else:
+            self._bind.mkdir(parents=True, exist_ok=True)
+            argv = ["mount", "--bind", "--", str(self._live), str(self._bind)]
+            run(argv, deadline=deadline, op="mount:bind")
+        if not self.is_mounted():
+            raise StandfastError(
+                f"{self._live} was mounted at {self._bind}, but isn't what is seen there"
+            )
+
+    def _let_go_of_dead_nfs(self, deadline: Deadline) -> None:
+        """An NFS mount of the previous primary: its users hang for ever, and so would umount."""
+        mounts = self._mounts()
+        while (found := mounted_at(mounts, self._bind)) and found.kind in ("nfs", "nfs4"):
+            let_go(self._bind, deadline, self._proc)
+            mounts = self._mounts()
+
+    def unmount(self, deadline: Deadline) -> None:
+        """Mounts of others at the path are left alone; a busy one names its writers."""
+        unit = self._unit(deadline)
+        # Before, not after: with an automount the next access mounts what the unit says then.
+        self._turn_back(unit, deadline)
+        try:
+            while self._ours() is not None:
+                try:
+                    self._unmount_once(unit, deadline)
+                except CommandFailed as error:
+                    self._unmount_lazily(error, deadline)
+        except BaseException:
+            if self.is_mounted():
+                self._turn_into_bind(unit, deadline)
+            raise
+
+    def _turn_into_bind(self, unit: str | None, deadline: Deadline) -> None:
+        if unit is not None and self._units is not None:
+            self._units.write_drop_in(unit, DROP_IN, drop_in(self._live), deadline)
+
+    def _turn_back(self, unit: str | None, deadline: Deadline) -> None:
+        if unit is not None and self._units is not None:
+            self._units.remove_drop_in(unit, DROP_IN, deadline)
+
+    def _stop(self, unit: str, deadline: Deadline) -> None:
+        """Again when an access at that moment had the automount start it instead."""
+        assert self._units is not None
+        while True:
+            try:
+                self._units.stop(unit, deadline)
+                return
+            except CommandFailed as error:
+                if CANCELED not in str(error) or deadline.expired:
+                    raise
+            sleep(POLL_S)
+
+    def _unmount_once(self, unit: str | None, deadline: Deadline) -> None:
+        if unit is not None and self._units is not None and self._units.is_active(unit):
+            self._stopping()
+            self._stop(unit, deadline)
+        if self._ours() is not None:
+            run(["umount", "--", str(self._bind)], deadline=deadline, op="umount:bind")
+
+    def _unmount_lazily(self, busy: CommandFailed, deadline: Deadline) -> None:
+        users = self._users()
+        writers = [use for use in users if use.writes]
+        # Where nobody is to be seen, somebody is where we can't look: they may be writing.
+        if not self._is_frozen() and (writers or not users):
+            raise CommandFailed(
+                f"{self._bind} is in use by {named(writers)}: end them and try again ({busy})",
+                returncode=busy.returncode,
+                stderr=busy.stderr,
+            ) from busy
+        log.warning("%s is let go of lazily, in use by %s: restart them", self._bind, named(users))
+        run(["umount", "-l", "--", str(self._bind)], deadline=deadline, op="umount:bind-lazily")
+
+    def _is_frozen(self) -> bool:
+        """Whether the live tree is read-only: nothing new can be written into it."""
+        # Root is refused by nothing but a read-only subvolume, or file system.
+        return self._live.is_dir() and not os.access(self._live, os.W_OK)
+
+    def _ours(self) -> Mount | None:
+        """The mount to take away: the live subvolume's, or what is left of a moved one."""
+        mounts = self._mounts()
+        found = mounted_at(mounts, self._bind)
+        around = root_of(mounts, self._live)
+        if found is None or around is None or found.device != around[0]:
+            return None
+        return found
+
+    def _unit(self, deadline: Deadline) -> str | None:
+        """The mount unit that somebody wrote for the path, if there is one."""
+        if self._units is None:
+            return None
+        argv = ["systemd-escape", "--path", "--suffix=mount", str(self._bind)]
+        unit = run(argv, deadline=deadline, op="escape:bind").stdout.strip()
+        # A mount made by hand has a unit too, but no file.
+        fragment = run(
+            ["systemctl", "show", "--property=FragmentPath", "--value", "--", unit],
+            deadline=deadline,
+            op="show:bind",
+        ).stdout.strip()
+        return unit if fragment else None
+
+    def _users(self) -> Sequence[Use]:
+        """Processes that have something open or their directory in the mount, or map it to
+        write: never one of a hung mount, as this one is of a disk."""
+        ids = {mount.id for mount in self._mounts() if mount.point == str(self._bind)}
+        found = {use.pid: use for use in ProcProcesses(self._proc).users(self._bind, ids)}
+        for process in self._proc.iterdir():
+            if process.name.isdigit() and (use := self._mapping(process)) is not None:
+                known = found.get(use.pid)
+                found[use.pid] = known if known is not None and known.writes else use
+        return [found[pid] for pid in sorted(found)]
+
+    def _mapping(self, process: Path) -> Use | None:
+        if hangs(process):  # who reads its maps may hang with it
+            return None
+        try:
+            maps = read_foreign_text(process / "maps")
+            name = read_foreign_text(process / "comm").strip()
+        except OSError:
+            return None  # it has ended, or is a kernel thread
+        for permissions, path in re.findall(r"(?m)^\S+ (\S+) .*? (/.*)$", maps):
+            if Path(path).is_relative_to(self._bind):
+                writes = permissions[1] + permissions[3] == "ws"
+                return Use(int(process.name), name, path, "", writes=writes, hangs=False)
+        return None
+
+
+def named(users: Sequence[Use]) -> str:
+    """The users for a message."""
+    text = ", ".join(f"{use.name} (pid {use.pid}: {use.target})" for use in users[:MAX_NAMED])
+    if len(users) > MAX_NAMED:
+        text += f" and {len(users) - MAX_NAMED} more"
+    return text or "nobody to be seen (a mount below it, or another mount namespace)"
+
+
+def drop_in(live: Path) -> str:
+    """Turns a mount unit, whatever it mounts, into a bind mount of the live subvolume."""
+    return f"[Mount]\nWhat={str(live).replace('%', '%%')}\nType=none\nOptions=bind\n"
+
+
+def bind_from(config: Config) -> BindMount:
+    """The bind mount; without systemd as the service manager, plain mounts only."""
+    managed = Path("/run/systemd/system").is_dir()
+    path = config.paths.bind
+
+    def stopping() -> None:
+        try:
+            note_stopped(config.run_dir, mount_units().dependants(path))
+        except (StandfastError, OSError) as error:  # not to be taken for a busy mount
+            log.warning("services stopped with %s may not be started again: %s", path, error)
+
+    return LiveBind(config.paths.live, path, SystemdUnits() if managed else None, stopping=stopping)

@@ -1,0 +1,123 @@
+"""Who uses a mount, by /proc alone: links are read, never followed, so that no dead mount hangs us.
+
+/proc/PID/maps and cmdline are not read here: both wait for a process whose memory is locked while
+it hangs in a page fault of the mount. A file of a mount that was let go of lazily shows no path any
+more, but the number of its mount stays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from standfast.clients.ports import Use
+from standfast.system.files import read_foreign_text
+
+PROC = Path("/proc")
+
+
+def unit_of(process: Path) -> str:
+    """The innermost systemd unit of a /proc/PID; empty when there is none."""
+    try:
+        text = read_foreign_text(process / "cgroup")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        for part in reversed(line.rpartition(":")[2].split("/")):
+            if part.endswith((".service", ".scope")):
+                return part
+    return ""
+
+
+class ProcProcesses:
+    """The processes of this machine, but for this one."""
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._proc = proc
+
+    def users(self, path: Path, mount_ids: Collection[int]) -> Sequence[Use]:
+        def hit(target: str, mount_id: int | None) -> bool:
+            return mount_id in mount_ids or Path(target).is_relative_to(path)
+
+        return [use for process in self._all() if (use := _use(process, hit)) is not None]
+
+    def holders(self, mount_ids: Collection[int]) -> Sequence[Use]:
+        """Who has files of these mounts open; they need not be mounted any more."""
+        if not mount_ids:
+            return []
+        return [
+            use
+            for process in self._all()
+            if (use := _use(process, lambda _, mount_id: mount_id in mount_ids)) is not None
+        ]
+
+    def hanging(self) -> Sequence[Use]:
+        """Processes in uninterruptible sleep inside the NFS client."""
+        found = []
+        for process in self._all():
+            where = _read(process / "wchan")
+            if hangs(process) and where.startswith(("rpc_", "nfs", "__rpc", "wait_on_commit")):
+                name = _read(process / "comm")
+                found.append(
+                    Use(int(process.name), name, where, unit_of(process), writes=False, hangs=True)
+                )
+        return found
+
+    def _all(self) -> Iterator[Path]:
+        pids = sorted(int(one.name) for one in self._proc.iterdir() if one.name.isdigit())
+        return (self._proc / str(pid) for pid in pids if pid != os.getpid())
+
+
+def _use(process: Path, hit: Callable[[str, int | None], bool]) -> Use | None:
+    """The first use that counts, one for writing before others."""
+    found = sorted(
+        (not writes, target) for target, mount_id, writes in _open(process) if hit(target, mount_id)
+    )
+    if not found:
+        return None
+    reads, target = found[0]
+    return Use(
+        int(process.name),
+        _read(process / "comm"),
+        target,
+        unit_of(process),
+        writes=not reads,
+        hangs=hangs(process),
+    )
+
+
+def _open(process: Path) -> Iterator[tuple[str, int | None, bool]]:
+    """(what, number of its mount, for writing): files, directory and root of a process."""
+    try:
+        numbers = [entry.name for entry in (process / "fd").iterdir()]
+    except OSError:
+        numbers = []  # it has ended, or isn't ours to look at
+    for number in numbers:
+        try:
+            target = str((process / "fd" / number).readlink())
+            info = read_foreign_text(process / "fdinfo" / number)
+        except OSError:
+            continue
+        if target.startswith("/"):
+            fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+            flags, mount = fields.get("flags", "0").strip(), fields.get("mnt_id", "").strip()
+            writes = int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+            yield target, int(mount) if mount.isdigit() else None, writes
+    for link in ("cwd", "root"):
+        try:
+            yield str((process / link).readlink()), None, False
+        except OSError:
+            continue
+
+
+def hangs(process: Path) -> bool:
+    """Whether a /proc/PID is in uninterruptible sleep."""
+    return _read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_foreign_text(path).strip()
+    except OSError:
+        return ""

@@ -1,0 +1,122 @@
+"""systemd's view of a mount point: its units, and the services that need it.
+
+Questions have a deadline of their own. Without systemd as the service manager there is no unit,
+and nobody depends on one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from standfast.clients.observation import Tie
+from standfast.clients.units import unit_name
+from standfast.system.clock import Deadline
+from standfast.system.run import run
+from standfast.system.systemd import ASK_S
+
+# A unit file in such a state is meant to be mounted at boot.
+WANTED = ("enabled", "enabled-runtime", "generated", "linked", "linked-runtime", "transient")
+ACTIVE = ("active", "activating", "reloading")
+# Of fstab: for the service manager, for mount(8), or against what this program does itself.
+NOT_FOR_MOUNT = re.compile(
+    r"x-.*|_netdev|(no)?auto|nofail|(no)?user|users|owner|group|comment=.*|[bf]g|retry=.*"
+    r"|addr=.*|clientaddr=.*"
+)
+
+
+class SystemdMountUnits:
+    """Through systemctl."""
+
+    def tie(self, path: Path) -> Tie:
+        mount, automount = unit_name(path, "mount"), unit_name(path, "automount")
+        wanted = ("Id", "FragmentPath", "ActiveState", "UnitFileState")
+        shown = {one.get("Id"): one for one in _show([mount, automount], wanted)}
+        one, auto = shown.get(mount, {}), shown.get(automount, {})
+        return Tie(
+            unit=bool(one.get("FragmentPath")) and one.get("UnitFileState") in WANTED,
+            automount=auto.get("ActiveState") == "active",
+            mounting=one.get("ActiveState") == "activating",
+        )
+
+    def options(self, path: Path) -> str | None:
+        argv = ["systemctl", "cat", "--", unit_name(path, "mount")]
+        done = run(argv, deadline=Deadline.after(ASK_S), op="cat:mount", check=False)
+        return unit_options(done.stdout) if done.returncode == 0 else None
+
+    def dependants(self, path: Path) -> tuple[str, ...]:
+        [mount] = _show([unit_name(path, "mount")], ("RequiredBy",)) or [{}]
+        services = [u for u in mount.get("RequiredBy", "").split() if u.endswith(".service")]
+        shown = _show(services, ("Id", "ActiveState", "RequiresMountsFor")) if services else []
+        return tuple(
+            sorted(
+                one["Id"]
+                for one in shown
+                if one.get("ActiveState") in ACTIVE
+                and any(
+                    Path(word).is_relative_to(path)
+                    for word in one.get("RequiresMountsFor", "").split()
+                )
+            )
+        )
+
+    def active(self, units: Sequence[str]) -> tuple[str, ...]:
+        shown = _show(units, ("Id", "ActiveState")) if units else []
+        return tuple(one["Id"] for one in shown if one.get("ActiveState") in ACTIVE)
+
+    def restart(self, units: Sequence[str], deadline: Deadline) -> None:
+        run(["systemctl", "restart", "--", *units], deadline=deadline, op="restart:dependants")
+
+    def end_mounting(self, path: Path, deadline: Deadline) -> None:
+        argv = ["systemctl", "kill", "--", unit_name(path, "mount")]
+        run(argv, deadline=deadline, op="kill:mount", check=False)
+
+
+class NoMountUnits:
+    """For a machine without systemd."""
+
+    def tie(self, path: Path) -> Tie:  # noqa: ARG002
+        return Tie()
+
+    def options(self, path: Path) -> str | None:  # noqa: ARG002
+        return None
+
+    def dependants(self, path: Path) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
+    def active(self, units: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
+    def restart(self, units: Sequence[str], deadline: Deadline) -> None: ...
+
+    def end_mounting(self, path: Path, deadline: Deadline) -> None: ...
+
+
+def unit_options(text: str) -> str | None:
+    """The last Options= of a mount unit and its drop-ins, as far as mount(8) has to know them."""
+    given = re.findall(r"(?m)^Options\s*=\s*(.*?)\s*$", text)
+    if not given:
+        return None
+    words = [word for word in given[-1].split(",") if word and not NOT_FOR_MOUNT.fullmatch(word)]
+    return ",".join(words) or None
+
+
+def parse_show(text: str) -> list[Mapping[str, str]]:
+    """Blocks of `systemctl show` for several units."""
+    return [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        for block in text.split("\n\n")
+        if block.strip()
+    ]
+
+
+def _show(units: Sequence[str], properties: Sequence[str]) -> list[Mapping[str, str]]:
+    argv = ["systemctl", "show", f"--property={','.join(properties)}", "--", *units]
+    return parse_show(run(argv, deadline=Deadline.after(ASK_S), op="show:units").stdout)
+
+
+def mount_units() -> SystemdMountUnits | NoMountUnits:
+    """Of this machine."""
+    managed = Path("/run/systemd/system").is_dir()
+    return SystemdMountUnits() if managed else NoMountUnits()

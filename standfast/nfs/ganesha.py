@@ -1,0 +1,142 @@
+"""nfs-ganesha as the NFS server: one export block per volume, in a directory its config includes.
+
+Exported is the bind mount (ganesha wants a mount point for each file system), under the name of the
+live path. What is global (protocols, grace, minor versions) belongs in the site's ganesha.conf.
+
+So does its port (NFS_Port), of which it tells nobody: that it is `nfs.port` shows in the call which
+has to be answered there, and that it listens nowhere else (NFS_RDMA_Port) is not checked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from uuid import UUID
+
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.nfs.rpc_null import null_call
+from standfast.nfs.unit import ServerUnits, start_server
+from standfast.system.clock import Deadline, sleep
+from standfast.system.files import read_foreign_text, write_atomically
+
+PROGRAM = "ganesha.nfsd"
+POLL_S = 0.05
+
+
+class GaneshaNfs:
+    """ganesha.nfsd, whoever started it. `proc` can be another directory for a test."""
+
+    def __init__(self, config: Config, units: ServerUnits, *, proc: Path = Path("/proc")) -> None:
+        self._config = config
+        self._units = units
+        self._proc = proc
+        self._known: int | None = None
+        self._file = config.nfs.ganesha_exports / f"{config.volume}.conf"
+
+    def export(self, fsid: str) -> None:
+        write_atomically(self._file, export_block(self._config, UUID(fsid)), durable=True)
+        self._reload()
+
+    def is_exported(self, fsid: str) -> bool:
+        try:
+            written = read_foreign_text(self._file) == export_block(self._config, UUID(fsid))
+        except FileNotFoundError:
+            return False
+        return written and self.is_running()
+
+    def would_export(self) -> bool:
+        return self._file.exists()
+
+    def unexport(self) -> None:
+        self._file.unlink(missing_ok=True)
+        self._reload()
+
+    def _reload(self) -> None:
+        """Running servers read their exports again at SIGHUP."""
+        for pid in self.pids():
+            self._signal(pid, signal.SIGHUP)
+
+    def _signal(self, pid: int, number: signal.Signals) -> None:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            raise StandfastError(f"{PROGRAM} (pid {pid}) can't be signalled: {error}") from error
+
+    def start(self, deadline: Deadline) -> None:
+        """Refused with the guard's words when it refused; CommandFailed for other failures."""
+        start_server(self._units, self._config.nfs.unit, deadline)
+        if not self.is_running():
+            raise StandfastError(
+                f"{self._config.nfs.unit} is started, but there is no {PROGRAM}: "
+                f"see `journalctl -u {self._config.nfs.unit}`"
+            )
+
+    def stop(self, deadline: Deadline) -> None:
+        self._units.stop(self._config.nfs.unit, deadline)
+        for pid in self.pids():  # started by hand, outside of the unit
+            self._signal(pid, signal.SIGKILL)
+        while pids := self.pids():
+            if deadline.expired:
+                raise StandfastError(
+                    f"{PROGRAM} is left (pid {pids}) though {self._config.nfs.unit} is stopped: "
+                    f"the volume may still be served"
+                )
+            sleep(POLL_S)
+
+    def pids(self) -> list[int]:
+        """Living processes of the server; one in another network (a container's) is not ours."""
+        entries = (entry for entry in self._proc.iterdir() if entry.name.isdigit())
+        return sorted(int(entry.name) for entry in entries if self._is_server(entry))
+
+    def _is_server(self, entry: Path) -> bool:
+        try:
+            name, _, rest = read_foreign_text(entry / "stat").partition("(")[2].rpartition(")")
+            if name != PROGRAM or rest.split()[0] == "Z":
+                return False
+            return (entry / "ns/net").readlink() == (self._proc / "self/ns/net").readlink()
+        except OSError:
+            return False
+
+    def is_running(self) -> bool:
+        # Asked every second: looking through all processes only when the known one is gone.
+        if self._known is None or not self._is_server(self._proc / str(self._known)):
+            self._known = next(iter(self.pids()), None)
+        return self._known is not None
+
+    def unfenced(self) -> str | None:
+        return None  # it isn't known where it listens
+
+    def check(self, deadline: Deadline) -> str | None:
+        if not self.is_running():
+            return f"there is no {PROGRAM}"
+        if not self._file.exists():
+            return f"{self._config.paths.live} is not exported ({self._file} is missing)"
+        return null_call("127.0.0.1", self._config.nfs.port, deadline)
+
+
+def export_block(config: Config, fsid: UUID) -> str:
+    """The export; its ids follow from the fsid, so handles of another epoch are stale."""
+    major, minor = fsid.int >> 64, fsid.int & (2**64 - 1)
+    clients = ", ".join(config.nfs.clients)
+    return f"""\
+EXPORT {{
+  Export_Id = {fsid.int % 65534 + 1};
+  Path = "{config.paths.bind}";
+  Pseudo = "{config.paths.live}";
+  Filesystem_Id = {major}.{minor};
+  Protocols = 4;
+  Transports = TCP;
+  SecType = sys;
+  Squash = No_Root_Squash;
+  Access_Type = None;
+  CLIENT {{
+    Clients = {clients};
+    Access_Type = RW;
+  }}
+  FSAL {{ Name = VFS; }}
+}}
+"""

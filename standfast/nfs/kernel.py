@@ -1,0 +1,256 @@
+"""The kernel's NFS server and this volume's export in /etc/exports.d.
+
+"Active" in systemd proves nothing here: running means that threads exist, whoever started them;
+serving means threads, the export with this epoch's fsid, and an answered call. A server that
+listens where the fence doesn't shut it has nothing exported to it, and doesn't count as serving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from pathlib import Path
+
+from standfast.config.model import Config
+from standfast.errors import StandfastError, TimedOut
+from standfast.nfs.rpc_null import null_call
+from standfast.nfs.state import (
+    CLIENTS,
+    EXPORTS_FILE,
+    SETTINGS,
+    ClientRecords,
+    exports_anything,
+    unfenced,
+    write_settings,
+)
+from standfast.nfs.unit import ServerUnits, start_server
+from standfast.system.clock import Deadline, sleep
+from standfast.system.files import read_foreign_text, write_atomically
+from standfast.system.run import failure, run
+from standfast.system.single_flight import Gates
+
+log = logging.getLogger(__name__)
+
+EXPORTS = Path("/etc/exports.d")
+EXPORTED = Path("/var/lib/nfs/etab")
+NFSD = Path("/proc/fs/nfsd")
+FSID = re.compile(r"fsid=([0-9a-fA-F-]+)")
+COMMAND_S = 10.0
+LOOK_S = 0.5
+"""For the kernel's list of listeners."""
+POLL_S = 0.05
+
+
+class KernelNfs:
+    """nfsd. The paths can be others for a test."""
+
+    def __init__(
+        self,
+        config: Config,
+        units: ServerUnits,
+        *,
+        exports: Path = EXPORTS,
+        exported: Path = EXPORTED,
+        nfsd: Path = NFSD,
+        settings: Path = SETTINGS,
+        clients: Path = CLIENTS,
+    ) -> None:
+        self._config = config
+        self._units = units
+        self._file = exports / f"standfast-{config.volume}.exports"
+        self._exported = exported
+        self._nfsd = nfsd
+        self._settings = settings
+        self._records = ClientRecords(config, clients)
+        self._gates = Gates()
+        self._elsewhere: str | None = None
+
+    def export(self, fsid: str) -> None:
+        config = self._config
+        self._refuse_unfenced()
+        options = f"{config.nfs.options},fsid={fsid}"
+        clients = " ".join(f"{client}({options})" for client in config.nfs.clients)
+        line = f"{escaped(config.paths.live)} {clients}\n"
+        write_atomically(self._file, line, durable=True)
+        if self.is_running():
+            said = self._refresh()
+            problem = self._export_problem()
+            if problem is not None:
+                raise StandfastError(f"{problem}. {said}")
+
+    def is_exported(self, fsid: str) -> bool:
+        # The table outlives a power cut.
+        return self._own_fsid() == fsid and self._export_problem() is None and self.is_running()
+
+    def would_export(self) -> bool:
+        return self._file.exists() or self._may_be_listed()
+
+    def unexport(self) -> None:
+        """Take the export away, and from the kernel what it still holds of the file system."""
+        self._file.unlink(missing_ok=True)
+        running = self.is_running()
+        # After a power cut the table is still there, and a server started by hand, without
+        # the unit's `exportfs -r`, would export by it.
+        if running or self._may_be_listed():
+            said = self._refresh(flush=running)
+            if self._may_be_listed():
+                raise StandfastError(
+                    f"{self._config.paths.live} may still be exported, it is listed in "
+                    f"{self._exported} or that can't be read. {said}"
+                )
+        if running:
+            self._release_file_system()
+
+    def _may_be_listed(self) -> bool:
+        try:
+            return bool(self._listed())
+        except OSError:
+            return True
+
+    def _listed(self) -> list[str]:
+        """The volume's lines in the table of exports; none when there is no table."""
+        live = escaped(self._config.paths.live)
+        try:
+            lines = read_foreign_text(self._exported).split("\n")
+        except FileNotFoundError:
+            return []
+        return [line for line in lines if line.split()[:1] == [live]]
+
+    def _refresh(self, *, flush: bool = True) -> str:
+        """Have the table follow the files, and the kernel the table; what exportfs said to it.
+
+        Look at the table then: exportfs ends with an error for whatever is wrong in anybody's
+        file, and has done the rest.
+        """
+        op, argv = "exportfs:refresh", ["exportfs", "-r"]
+        done = run(argv, deadline=Deadline.after(COMMAND_S), op=op, check=False)
+        said = "`exportfs -r` named no error"
+        if done.returncode != 0:
+            said = str(failure(op, "exportfs", done.returncode, done.stderr))
+            log.warning("mend the exports that are named: %s", said)
+        if flush:
+            run(["exportfs", "-f"], deadline=Deadline.after(COMMAND_S), op="exportfs:flush")
+        return said
+
+    def _release_file_system(self) -> None:
+        """Drop the clients' locks and opens, which would keep the volume busy."""
+        try:
+            (self._nfsd / "unlock_filesystem").write_text(f"{self._config.paths.live}\n")
+        except FileNotFoundError:
+            return  # nothing is at that path any more
+        except OSError as error:
+            raise StandfastError(
+                f"the kernel does not let go of {self._config.paths.live}: {error.strerror}"
+            ) from error
+
+    def start(self, deadline: Deadline) -> None:
+        """Refused with the guard's words when it refused; CommandFailed for other failures."""
+        if not self.is_running():
+            # The unit is a oneshot: "active" with no threads left, a start would do nothing.
+            self._units.stop(self._config.nfs.unit, deadline)
+            self._prepare()
+        start_server(self._units, self._config.nfs.unit, deadline)
+        if not self.is_running():
+            raise StandfastError(
+                f"{self._config.nfs.unit} is started, but nfsd has no threads: "
+                f"see `journalctl -u {self._config.nfs.unit}`"
+            )
+        self._refuse_unfenced()
+
+    def _refuse_unfenced(self) -> None:
+        """Of a server that isn't there yet nothing is known: `start` looks again."""
+        problem = self.unfenced()
+        if problem is not None:
+            raise StandfastError(problem)
+
+    def _prepare(self) -> None:
+        """What has to be in place before there is a thread."""
+        write_settings(self._config, self._settings)
+        fsid = self._own_fsid()
+        if fsid is not None:
+            others = [p for p in self._file.parent.glob("*.exports") if p != self._file]
+            etc = self._file.parent.parent / EXPORTS_FILE.name
+            self._records.start_for(fsid, exports_anything(etc, *others))
+
+    def _own_fsid(self) -> str | None:
+        """The fsid in the volume's file; None when there is none."""
+        try:
+            found = FSID.search(read_foreign_text(self._file))
+        except FileNotFoundError:
+            return None
+        return None if found is None else found[1]
+
+    def stop(self, deadline: Deadline) -> None:
+        close_sessions(self._config.nfs.port)
+        self._units.stop(self._config.nfs.unit, deadline)
+        if self.is_running():  # started by hand, outside of the unit
+            run(["rpc.nfsd", "0"], deadline=deadline, op="rpc.nfsd:stop")
+        while self.is_running():
+            if deadline.expired:
+                raise StandfastError(
+                    f"{self.threads()} nfsd threads are left though {self._config.nfs.unit} is "
+                    f"stopped: the volume is still served; look at {self._nfsd}/threads"
+                )
+            sleep(POLL_S)
+
+    def threads(self) -> int:
+        """Threads of nfsd; without the nfsd file system there are none."""
+        try:
+            return int((self._nfsd / "threads").read_text().split()[0])
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, IndexError) as error:
+            raise StandfastError(f"{self._nfsd}/threads can't be read: {error}") from error
+
+    def is_running(self) -> bool:
+        return self.threads() > 0
+
+    def unfenced(self) -> str | None:
+        """The kernel says nothing while a server starts or stops, and a stop may hang with a disk.
+        Nobody has the server listen elsewhere meanwhile: what was known last counts, so that the
+        role can be given up all the same."""
+        with contextlib.suppress(TimedOut):
+            self._elsewhere = self._gates.look("portlist", self._listens, Deadline.after(LOOK_S))
+        return self._elsewhere
+
+    def _listens(self) -> str | None:
+        problem = unfenced(self._nfsd, self._config.nfs.port)
+        return problem if problem is not None and self.is_running() else None
+
+    def check(self, deadline: Deadline) -> str | None:
+        if not self.is_running():
+            return "nfsd has no threads"
+        problem = self.unfenced() or self._export_problem()
+        return problem or null_call("127.0.0.1", self._config.nfs.port, deadline)
+
+    def _export_problem(self) -> str | None:
+        live = self._config.paths.live
+        try:
+            wanted = self._own_fsid()
+            lines = self._listed()
+        except OSError as error:
+            return f"the exports can't be read: {error}"
+        if not lines:
+            return f"{live} is not exported (`exportfs -v` doesn't list it)"
+        if wanted is None or not all(f"fsid={wanted}" in line for line in lines):
+            return f"{live} is exported with another fsid than this epoch's"
+        return None
+
+
+def close_sessions(port: int) -> None:
+    """End the clients' connections while nfsd has them; best effort.
+
+    What it leaves behind for clients that don't answer the kernel keeps for minutes, and one that
+    comes back by the same port (NFS clients do) would meet it at the next reign here.
+    """
+    argv = ["ss", "-K", "-t", "-n", "-H", "state", "connected", "sport", "=", f":{port}"]
+    try:
+        run(argv, deadline=Deadline.after(COMMAND_S), op="close-sessions")
+    except StandfastError as error:
+        log.warning("connections of clients may be left behind: %s", error)
+
+
+def escaped(path: Path) -> str:
+    """A path as exports(5) wants it: blanks and the like in octal."""
+    return re.sub(r"[\s\"#\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))

@@ -1,0 +1,150 @@
+"""What the kernel's NFS server knows before it starts: its times, its versions, its old clients;
+and where it listens then.
+
+Invariants: a server that goes on with the same tree keeps its clients' records, so they get their
+opens and locks back; one with a new tree starts without, as nobody could reclaim anything in it,
+and every record of a client that never returns would cost a whole grace period. Nothing here may
+keep a server from starting: it makes the start quicker, not right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sqlite3
+from pathlib import Path
+
+from standfast.config.model import Config
+from standfast.errors import StandfastError
+from standfast.system.files import read_foreign_text, read_json, write_atomically
+
+log = logging.getLogger(__name__)
+
+SETTINGS = Path("/etc/nfs.conf.d/standfast.conf")
+CLIENTS = Path("/var/lib/nfs/nfsdcld/main.sqlite")
+EXPORTS_FILE = Path("/etc/exports")
+BUSY_S = 2.0
+"""How long another writer of the database is waited for."""
+
+
+def write_settings(config: Config, path: Path = SETTINGS) -> None:
+    """Times and versions, read by every later start of nfsd, also one by hand."""
+    text = settings(config)
+    try:
+        if path.exists() and read_foreign_text(path) == text:
+            return
+        write_atomically(path, text, durable=True)
+    except (OSError, StandfastError) as error:
+        log.warning("%s can't be written (%s): nfsd keeps its own grace and lease times",
+                    path, error)  # fmt: skip
+
+
+def settings(config: Config) -> str:
+    """The drop-in for nfs.conf. NFS 4.0 clients can't say that they have reclaimed everything."""
+    return (
+        "# Written by Standfast before each start of the server; the last volume's times count.\n"
+        "[nfsd]\n"
+        f"grace-time={math.ceil(config.nfs.grace_time)}\n"
+        f"lease-time={math.ceil(config.nfs.lease_time)}\n"
+        "vers3=n\n"
+        "vers4.0=n\n"
+    )
+
+
+def unfenced(nfsd: Path, port: int) -> str | None:
+    """Where nfsd listens that the fence of `port` doesn't shut, by its own word; None: nowhere.
+
+    RDMA passes no firewall, whatever its port. Where the kernel has no list (an nfsd file system
+    that isn't mounted) this is not checked: the call that has to be answered at `port` shows then
+    that a server listens there, and not that it does nowhere else.
+    """
+    path = nfsd / "portlist"
+    try:
+        listeners = read_foreign_text(path).splitlines()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"where nfsd listens can't be read ({path}: {error.strerror})"
+    others = [
+        one for one in listeners if one.split() not in (["tcp", str(port)], ["udp", str(port)])
+    ]
+    if not others:
+        return None
+    return (
+        f"nfsd listens at {', '.join(dict.fromkeys(others))} ({path}), and the fence shuts tcp and "
+        f"udp {port} alone (nfs.port): have both the same port ([nfsd] in /etc/nfs.conf: port, and "
+        f"rdma off), and restart the server"
+    )
+
+
+class ClientRecords:
+    """nfsdcld's database, and whose tree its records are of."""
+
+    def __init__(self, config: Config, database: Path = CLIENTS) -> None:
+        self._database = database
+        self._note = config.state_dir / "nfs-clients.json"
+
+    def are_of_another(self, fsid: str) -> bool:
+        """Whether this node's last server is known to have had another tree.
+
+        Without a note nothing is known: dropping the records of clients that have files open would
+        cost them their locks, keeping worthless ones costs new opens the grace period.
+        """
+        with contextlib.suppress(StandfastError):
+            noted = (read_json(self._note) or {}).get("fsid")
+            return noted is not None and noted != fsid
+        return False
+
+    def start_for(self, fsid: str, others: bool) -> None:
+        """Called before the server starts: another tree's records are dropped.
+
+        With `others` (more is exported here than the volume) they stay, as they may be the others'.
+        """
+        try:
+            if not self.are_of_another(fsid):
+                log.info("the records of earlier clients stay: the tree is the same, or the first")
+            elif others:
+                log.warning(
+                    "other exports of this node may have clients that reclaim: their records stay, "
+                    "and new opens may wait for the grace period"
+                )
+            else:
+                log.info("a new tree: %d records of earlier clients dropped", self._drop())
+            write_atomically(self._note, f'{{"v": 1, "fsid": "{fsid}"}}\n', durable=True)
+        except (OSError, StandfastError, sqlite3.Error) as error:
+            log.warning(
+                "the records of earlier clients in %s can't be dropped (%s): new opens may wait "
+                "for the grace period",
+                self._database,
+                error,
+            )
+
+    def _drop(self) -> int:
+        """Delete the clients' rows. nfsdcld may run, it reads them when nfsd starts."""
+        if not self._database.exists():
+            return 0
+        with contextlib.closing(
+            sqlite3.connect(f"{self._database.as_uri()}?mode=rw", uri=True, timeout=BUSY_S)
+        ) as database:
+            tables = database.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'rec-%'"
+            ).fetchall()
+            # The names come from the database itself, and none has a quotation mark.
+            statements = [f'DELETE FROM "{name}"' for (name,) in tables]  # noqa: S608
+            with database:
+                return sum(database.execute(statement).rowcount for statement in statements)
+
+
+def exports_anything(*files: Path) -> bool:
+    """Whether one of the files (exports(5)) has an export; unreadable ones may have."""
+    for path in files:
+        try:
+            lines = read_foreign_text(path).splitlines()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return True
+        if any(line.strip() and not line.lstrip().startswith("#") for line in lines):
+            return True
+    return False

@@ -1,0 +1,109 @@
+"""Jobs on their way from one node to another: how long each was down, and what keeps it.
+
+Measured on one clock: from the stop that was asked for here, or from the takeover of a dead node's
+storage, until the servers were first seen to have it running elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from standfast.errors import NomadError
+from standfast.nomad.ports import Allocation, Node, NomadGateway
+from standfast.nomad.release import Stopped
+from standfast.system.clock import monotonic
+
+# What isn't running elsewhere by then is the scheduler's, and its operator's.
+PATIENCE_S = 600.0
+RUNNING = "running"
+
+
+@dataclass(slots=True)
+class Move:
+    """One group of one job."""
+
+    job: str
+    source: str
+    """Name of the node that it left."""
+    target: str = ""
+    """Name of the node where it runs; empty: nowhere yet."""
+    down_s: float | None = None
+    why: str = ""
+    """What the scheduler says of a job that it could not place."""
+
+
+@dataclass(slots=True)
+class Moves:
+    """Those since the last change of the role."""
+
+    known: dict[str, Move] = field(default_factory=dict)
+    _stopped: dict[str, Stopped] = field(default_factory=dict)
+
+    def begin(self, stopped: Stopped, source: Node) -> None:
+        """From when it was stopped, or was found in the wrong place (then without an evaluation).
+
+        A second stop of the same job doesn't begin its time anew.
+        """
+        name = stopped.bound.job
+        before = self._stopped.get(name)
+        if before is None:
+            self.known[name] = Move(name, source.name)
+            self._stopped[name] = stopped
+        elif stopped.evaluation:
+            self._stopped[name] = replace(stopped, at=before.at)
+
+    def forget(self) -> None:
+        """Another change of the role begins."""
+        self.known.clear()
+        self._stopped.clear()
+
+    @property
+    def pending(self) -> bool:
+        now = monotonic()
+        return any(now - one.at < PATIENCE_S for one in self._stopped.values())
+
+    def look(self, running: Mapping[str, tuple[Node, Allocation]]) -> list[Move]:
+        """`running`: job -> where it runs by its constraint; returns what has just arrived."""
+        arrived = []
+        for name in [name for name in self._stopped if name in running]:
+            node, allocation = running[name]
+            if allocation.id == self._stopped[name].bound.id:
+                continue
+            move = self.known[name]
+            move.target, move.why = node.name, ""
+            move.down_s = round(monotonic() - self._stopped.pop(name).at, 1)
+            arrived.append(move)
+        return arrived
+
+    def ask_why(self, nomad: NomadGateway) -> None:
+        """What the scheduler says of those that run nowhere yet."""
+        for name, stopped in self._stopped.items():
+            if not stopped.evaluation:
+                continue
+            try:
+                namespace = stopped.bound.namespace
+                told = nomad.evaluation(stopped.evaluation, namespace=namespace).unplaced
+            except NomadError:
+                return
+            self.known[name].why = told.get(stopped.bound.group, "")
+
+    def document(self) -> list[dict[str, Any]]:
+        return [asdict(move) for move in self.known.values()]
+
+
+def by_job(
+    nodes: Mapping[str, Node],
+    allocations: Mapping[str, tuple[Allocation, ...]],
+    fits: Callable[[Node], bool],
+) -> Mapping[str, tuple[Node, Allocation]]:
+    """job -> where it runs, of the nodes that fit."""
+    found = {}
+    for node_id, those in allocations.items():
+        node = nodes[node_id]
+        for one in those:
+            if one.client_status == RUNNING and fits(node):
+                prefix = "" if one.namespace == "default" else f"{one.namespace}/"
+                found[f"{prefix}{one.job_id}.{one.group}"] = (node, one)
+    return found

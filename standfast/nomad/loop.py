@@ -1,0 +1,344 @@
+"""One round of following: look, decide, act; called again and again by a thread of the agent.
+
+Invariants: nothing here keeps the storage from moving; what failed is done by a later round, from
+a fresh look. While a demotion has this node's jobs stopped, a round doesn't bring them back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from standfast.config.load import load
+from standfast.config.model import Config
+from standfast.consul.blindness import blindness
+from standfast.errors import (
+    ConfigError,
+    ConsulError,
+    NomadError,
+    Refused,
+    StandfastError,
+    TimedOut,
+    ours,
+)
+from standfast.nomad.ahead import prepare
+from standfast.nomad.constraints import Meta
+from standfast.nomad.decide import Decision, Do, Step, decide
+from standfast.nomad.downtime import Moves, by_job
+from standfast.nomad.notes import Consul, Notes
+from standfast.nomad.observation import Noted, Observed, Role, bound_of
+from standfast.nomad.ports import Allocation, Node, NomadGateway
+from standfast.nomad.release import AWAY, Stopped, release
+from standfast.reasons import Reason
+from standfast.system.clock import Deadline, monotonic, utc_now
+
+log = logging.getLogger(__name__)
+
+QUICK_S = 1.0
+SLOW_S = 10.0
+# Rounds that come quickly while something is on its way; then it takes longer than it should.
+QUICK_ROUNDS = 90
+THOROUGH_EVERY_S = 60.0
+WHY_EVERY = 5
+# Beyond the kill timeouts, for the calls of a release.
+RELEASE_SLACK_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a round ended: for `status`, `doctor` and the journal."""
+
+    role: Role
+    reason: Reason
+    sentence: str
+    settled: bool
+    done: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Follower:
+    """One volume's jobs on this node's Nomad."""
+
+    config: Config
+    nomad: NomadGateway
+    consul: Consul
+    notes: Notes = field(init=False)
+    moves: Moves = field(default_factory=Moves)
+    released: bool = False
+    """A demotion has stopped the jobs here, or is about to; until its plan ends."""
+    release_failed: tuple[str, ...] = ()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _thorough_at: float = float("-inf")
+    _unsettled: int = 0
+    _last: tuple[Role, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.notes = Notes(self.config, self.consul)
+
+    @property
+    def meta(self) -> Meta:
+        return Meta(self.config.nomad.meta_key, self.config.nomad.meta_value)
+
+    # One round
+
+    def round(self, role: Role, epoch: int, still: Callable[[], bool] = lambda: True) -> Report:
+        """Never raises what Nomad or Consul do: that is a report, too.
+
+        `still` says whether the node has that role in that epoch: what was decided before it
+        changed is not done after it.
+        """
+        with self._lock:
+            if role is Role.PRIMARY and self.released:
+                role = Role.CHANGING
+            if (role, epoch) != self._last:
+                self._last, self._thorough_at, self._unsettled = (role, epoch), float("-inf"), 0
+                if role is Role.PRIMARY:
+                    self.moves.forget()
+            try:
+                report = self._round(role, epoch, still)
+            except Exception as failure:  # noqa: BLE001  # a report, too
+                error = ours(failure)
+                report = Report(role, reason_of(error), str(error), settled=False)
+            self._unsettled = 0 if report.settled else self._unsettled + 1
+            return report
+
+    def _round(self, role: Role, epoch: int, still: Callable[[], bool]) -> Report:
+        if role is Role.CHANGING:
+            decision = Decision(
+                Reason.NOMAD_ROLE_CHANGING, "the role is changing: Nomad is left as it is"
+            )
+            return Report(role, decision.reason, decision.sentence, settled=True)
+        seen = self.look(role)
+        decision = decide(seen)
+        done, failed = self._act(decision, role, epoch, still)
+        if self.moves.pending and self._unsettled % WHY_EVERY == WHY_EVERY - 1:
+            self.moves.ask_why(self.nomad)
+        settled = decision.settled and not self.moves.pending
+        failed = (*self.release_failed, *failed)
+        return Report(role, decision.reason, decision.sentence, settled, done, failed)
+
+    def pause_s(self, report: Report) -> float:
+        """Until the next round."""
+        if report.role is Role.CHANGING:
+            return QUICK_S
+        # A refused connection costs nothing, and at boot each second counts.
+        quick = not report.settled and self._unsettled <= QUICK_ROUNDS
+        quick = quick and report.reason is not Reason.NOMAD_TIMEOUT
+        return QUICK_S if quick else SLOW_S
+
+    def look(self, role: Role) -> Observed:
+        """What the servers and the own agent say; allocations only where they may matter."""
+        config, nomad, meta = self.config, self.nomad, self.meta
+        noted = self.notes.load()
+        own = nomad.own_node()
+        names = [name for name in config.nodes if name != own.name]
+        others = () if role is not Role.PRIMARY and not self.moves.pending else nomad.nodes(names)
+        others = tuple(node for node in others if node.id != own.id)
+        local = nomad.local_meta().meta.get(meta.key) == meta.value
+        seen = Observed(role, meta, own, local, others, noted)
+        now = monotonic()
+        unsettled = self._unsettled > 0 or self.moves.pending
+        if unsettled or now - self._thorough_at >= THOROUGH_EVERY_S:
+            self._thorough_at = now
+            seen = self._with_allocations(seen)
+        # The primary may be making this node ineligible at this moment: half of that is no picture.
+        if _index(self.notes.load(), own) != _index(noted, own):
+            raise Refused(
+                Reason.NOMAD_ROLE_CHANGING, f"{own.name}'s note in Consul changed during the look"
+            )
+        return seen
+
+    def _with_allocations(self, seen: Observed) -> Observed:
+        nodes = {node.id: node for node in (seen.own, *seen.others)}
+        found = {node_id: tuple(self.nomad.allocations(node_id)) for node_id in nodes}
+        bound = tuple(
+            one
+            for node_id, those in found.items()
+            for allocation in those
+            if (one := bound_of(allocation, seen.meta, nodes[node_id])) is not None
+        )
+        if seen.role is Role.PRIMARY:
+            for one in bound:
+                if one.node_id != seen.own.id:
+                    self.moves.begin(Stopped(one, monotonic(), ""), nodes[one.node_id])
+        self._arrived(nodes, found, seen)
+        return Observed(seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, bound)
+
+    def _arrived(
+        self,
+        nodes: Mapping[str, Node],
+        found: Mapping[str, tuple[Allocation, ...]],
+        seen: Observed,
+    ) -> None:
+        for move in self.moves.look(by_job(nodes, found, seen.shows)):
+            log.info("%s runs on %s, %.1f s after it was stopped on %s", move.job, move.target,
+                     move.down_s, move.source)  # fmt: skip
+
+    def _act(
+        self, decision: Decision, role: Role, epoch: int, still: Callable[[], bool]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The steps in their order; one that fails keeps those of the same node."""
+        done: list[str] = []
+        failed: list[str] = []
+        spoilt: set[str] = set()
+        for step in decision.steps:
+            if self.released and role is Role.PRIMARY:
+                break  # a demotion waits for the lock
+            if not still():
+                break  # the look took so long that a role changed meanwhile
+            where = "" if step.node is None else step.node.id
+            if where in spoilt:
+                continue
+            try:
+                self._table(epoch if role is Role.PRIMARY else 0)[step.do](step)
+            except (NomadError, Refused) as error:
+                log.warning("nomad: %s: %s", step.says, error)
+                failed.append(f"{step.says}: {error}")
+                spoilt.add(where)
+                if isinstance(error, NomadError) and error.outcome in AWAY:
+                    raise
+                continue
+            log.info("nomad: %s", step.says)
+            done.append(step.says)
+        return tuple(done), tuple(failed)
+
+    def _table(self, epoch: int) -> Mapping[Do, Callable[[Step], None]]:
+        meta = self.meta
+        return {
+            Do.QUARANTINE: lambda step: self._quarantine(_node(step), epoch),
+            Do.LIFT: self._lift,
+            Do.DROP_NOTE: self._drop_note,
+            Do.SET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, meta.value)),
+            Do.UNSET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, None)),
+            Do.STOP: self._stop,
+        }
+
+    def _quarantine(self, node: Node, epoch: int) -> None:
+        self.notes.write(node, epoch, firm=not epoch)
+        self.nomad.set_eligible(node.id, False)
+        if epoch:
+            self.notes.write(node, epoch)
+
+    def _lift(self, step: Step) -> None:
+        noted = self._still_noted(step)
+        if noted is not None:
+            self.nomad.set_eligible(_node(step).id, True)
+            self.notes.delete(_node(step).id, noted)
+
+    def _drop_note(self, step: Step) -> None:
+        noted = self._still_noted(step)
+        if noted is not None:
+            self.notes.delete(_node(step).id, noted)
+
+    def _still_noted(self, step: Step) -> Noted | None:
+        """The very note that was decided on, if it is still there."""
+        noted = self.notes.load().get(_node(step).id)
+        same = noted is not None and step.noted is not None and noted.index == step.noted.index
+        return noted if same else None
+
+    def _stop(self, step: Step) -> None:
+        assert step.bound is not None
+        evaluation = self.nomad.stop(step.bound.id)
+        self.moves.begin(Stopped(step.bound, monotonic(), evaluation), _node(step))
+
+    # A switchover, a demotion
+
+    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
+        """Before a switchover to `name`, while this node serves; what came of it, or
+        StandfastError."""
+        return prepare(self.nomad, self.notes, self.meta, name, epoch, deadline)
+
+    def release(self, deadline: Deadline) -> None:
+        """Before the storage goes; StandfastError when it is not certain that all have ended."""
+        self.released = True
+        if not self._lock.acquire(timeout=max(0.0, deadline.remaining_s())):
+            raise TimedOut("the last round of following Nomad doesn't end: its jobs were not asked")
+        try:
+            self.moves.forget()
+            self._thorough_at = float("-inf")  # should the role stay, what is ending is looked for
+            self.release_failed = ()
+            outcome = release(
+                self.nomad, self.notes, self.meta, self.config.nomad.kill_timeout_limit, deadline
+            )
+            for one in outcome.stopped:
+                self.moves.begin(one, outcome.node)
+        except StandfastError as error:
+            self.release_failed = (f"the jobs were not released in order: {error}",)
+            raise
+        finally:
+            self._lock.release()
+        if outcome.failed:
+            self.release_failed = tuple(outcome.failed)
+            raise StandfastError("; ".join(outcome.failed))
+
+    def release_limit_s(self) -> float:
+        """The longest that a release may take, seconds."""
+        return self.config.nomad.kill_timeout_limit + RELEASE_SLACK_S
+
+    def resume(self) -> None:
+        """The plan is over, whichever way it ended."""
+        self.released = False
+
+    def document(self, report: Report) -> dict[str, Any]:
+        """What `status` and `doctor` read."""
+        return {
+            "v": 1,
+            "at": utc_now(),
+            "role": str(report.role),
+            "reason": str(report.reason),
+            "sentence": report.sentence,
+            "settled": report.settled,
+            "done": list(report.done),
+            "failed": list(report.failed),
+            "jobs": self.moves.document(),
+        }
+
+
+def reason_of(error: StandfastError) -> Reason:
+    """The code of what ended a round."""
+    if isinstance(error, NomadError):
+        return Reason(f"nomad-{error.outcome}")
+    if isinstance(error, ConsulError):
+        return blindness(error).reason
+    if isinstance(error, Refused):
+        return error.reason
+    return Reason.UNEXPECTED
+
+
+def _index(notes: Mapping[str, Noted], node: Node) -> int:
+    """0: there is no note."""
+    noted = notes.get(node.id)
+    return 0 if noted is None else noted.index
+
+
+def _node(step: Step) -> Node:
+    assert step.node is not None
+    return step.node
+
+
+def _ignore(_: object) -> None:
+    """The own agent's answer proves nothing: the next look asks the servers."""
+
+
+def refuse_rivals(config: Config) -> None:
+    """ConfigError when another volume of this node has the same nomad.meta_key.
+
+    The one's standby would unset what the other's primary sets, and stop its jobs.
+    """
+    for path in sorted(config.source.parent.glob("*.toml")):
+        if path.stem == config.volume:
+            continue
+        try:
+            other = load(path, require_storage=False)
+        except ConfigError:
+            continue  # that one isn't followed either
+        if other.nomad.enabled and other.nomad.meta_key == config.nomad.meta_key:
+            raise ConfigError(
+                f"{config.volume} and {other.volume} both have nomad.meta_key = "
+                f'"{config.nomad.meta_key}": give one of them another key, and its jobs the '
+                "constraint that goes with it"
+            )

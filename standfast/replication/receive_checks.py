@@ -1,0 +1,159 @@
+"""What is asked before anything is taken in; every doubt is a refusal with its reason.
+
+Invariant: a stream is accepted only from the node that Consul names as holder of the lease at that
+moment, in an epoch not below the highest seen here, and on top of a history that it continues.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from standfast.config.model import Config
+from standfast.consul.records import Leader
+from standfast.errors import ConsulError, Refused
+from standfast.lease.epochs import EpochFile
+from standfast.node.ports import Snapshot
+from standfast.reasons import Reason
+from standfast.replication import wire
+from standfast.replication.ports import ReplicaGateway
+from standfast.replication.published import epochs_of_snapshots
+from standfast.system.clock import Deadline, sleep
+
+CONSUL_PATIENCE_S = 20.0
+"""A whole stream is not thrown away because Consul elects a leader just then."""
+RESERVE_BYTES = 32 * 1024 * 1024
+"""Less free space than this, and nothing is taken in: btrfs needs some even to delete."""
+
+
+def check_original_command(config: Config, environ: Mapping[str, str] = os.environ) -> None:
+    """What the key's owner asked sshd for, if the forced command replaced anything."""
+    asked = environ.get("SSH_ORIGINAL_COMMAND", "").strip()
+    if asked not in ("", f"standfast receive {config.volume}"):
+        raise Refused(
+            Reason.PROTOCOL,
+            f"this key may only run `standfast receive {config.volume}`, asked was {asked[:80]!r}",
+        )
+
+
+def check_peer(config: Config, peer: wire.Hello | wire.Begin) -> None:
+    if peer.protocol != wire.PROTOCOL:
+        raise Refused(
+            Reason.PROTOCOL,
+            f"{peer.sender} speaks version {peer.protocol} of the replication protocol, "
+            f"{config.node} speaks {wire.PROTOCOL}: install the same Standfast on both",
+        )
+    if (peer.cluster, peer.volume) != (config.cluster, config.volume):
+        raise Refused(
+            Reason.PROTOCOL,
+            f"{config.node} takes in volume {config.volume} of cluster {config.cluster}, not "
+            f"{peer.volume} of {peer.cluster}: check `cluster` in both configurations",
+        )
+    if peer.sender not in config.standbys:
+        raise Refused(
+            Reason.UNKNOWN_NODE,
+            f"{peer.sender} is not another storage node in {config.node}'s configuration "
+            f"({', '.join(config.standbys) or 'there is none'})",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who holds it, asked of Consul and of what was seen here."""
+
+    config: Config
+    gateway: ReplicaGateway
+
+    def check(self, begin: wire.Begin) -> None:
+        """Refused unless Consul says now that the sender holds the lease, in this epoch."""
+        epochs = EpochFile(self.config.state_dir / "epoch")
+        highest = epochs.read()
+        if begin.epoch < highest:
+            raise Refused(
+                Reason.STALE_LINEAGE,
+                f"{begin.sender} sends as primary of epoch {begin.epoch}, but {self.config.node} "
+                f"has seen epoch {highest}: its reign is over",
+            )
+        leader = self._leader(Deadline.after(CONSUL_PATIENCE_S))
+        holds = leader.holder.node == begin.sender and leader.epoch == begin.epoch
+        if not holds or leader.is_clean:
+            raise Refused(
+                Reason.NOT_THE_LEASE_HOLDER,
+                f"{begin.sender} sends as primary of epoch {begin.epoch}, but the lease says: "
+                f"epoch {leader.epoch}, {leader.holder.node}, {leader.state}",
+            )
+        epochs.raise_to(begin.epoch)
+
+    def _leader(self, deadline: Deadline) -> Leader:
+        key = self.config.key("leader")
+        while True:
+            try:
+                entry = self.gateway.get(key, consistent=True)
+                break
+            except ConsulError:
+                if deadline.remaining_s() < 1.0:
+                    raise
+                sleep(0.5)
+        if entry is None:
+            raise Refused(
+                Reason.LEADER_MISSING, f"{key} doesn't exist in Consul: nobody holds the lease"
+            )
+        return Leader.parse(entry.value, key)
+
+
+def check_lineage(config: Config, begin: wire.Begin, snapshots: Sequence[Snapshot]) -> None:
+    name = begin.name
+    if name.base != config.base:
+        raise Refused(
+            Reason.BAD_NAME,
+            f"{name} is not a snapshot of {config.base}: `paths.live` must have the "
+            f"same last part on both nodes",
+        )
+    by_id = {one.content_id: one for one in snapshots}
+    if begin.parent_content_id is not None:
+        if begin.parent_content_id not in by_id:
+            raise Refused(
+                Reason.UNKNOWN_PARENT,
+                f"{config.node} has no snapshot {begin.parent_content_id} to build on",
+            )
+        _check_newer(name, by_id[begin.parent_content_id], "its parent")
+    epochs = epochs_of_snapshots(config)
+    for one in snapshots:
+        epoch = epochs.get(one.content_id, -1)
+        if not one.received:
+            continue
+        if epoch > begin.epoch:
+            raise Refused(
+                Reason.STALE_LINEAGE,
+                f"{config.node} has {one.name} of epoch {epoch}: nothing of epoch "
+                f"{begin.epoch} is taken in any more",
+            )
+        if epoch == begin.epoch:
+            _check_newer(name, one, f"published here in epoch {epoch}")
+
+
+def _check_newer(name: object, than: Snapshot, what: str) -> None:
+    if str(name) <= str(than.name):
+        raise Refused(Reason.BAD_NAME, f"{name} is not newer than {than.name}, {what}")
+
+
+def check_space(config: Config, free: int, begin: wire.Begin) -> None:
+    needed = RESERVE_BYTES + (begin.size_bytes or 0)
+    if free < needed:
+        raise Refused(
+            Reason.NO_SPACE,
+            f"{config.node} has {free // 2**20} MiB left for snapshots, {begin.name} needs "
+            f"{needed // 2**20} MiB ({RESERVE_BYTES // 2**20} of them are kept free): "
+            f"`standfast prune` there, or make the file system larger",
+        )
+
+
+def check_decompressor(config: Config, begin: wire.Begin) -> None:
+    if begin.compression is wire.Compression.ZSTD and shutil.which("zstd") is None:
+        raise Refused(
+            Reason.PROTOCOL,
+            f"{begin.sender} sends compressed by zstd, which {config.node} doesn't have: install "
+            f'it, or set replication.compression = "none" on {begin.sender}',
+        )

@@ -1,0 +1,106 @@
+"""Reaching a standby: the command whose stdin and stdout are `standfast receive` over there.
+
+Invariant: whatever happens in the conversation, the process that carries it is gone when the block
+is left, with all that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+from standfast.config.model import Config
+from standfast.errors import CommandFailed, Refused, TimedOut, Unreachable
+from standfast.reasons import Reason
+from standfast.replication import wire
+from standfast.replication.keys import ssh_argv
+from standfast.system.clock import Deadline
+from standfast.system.streams import Conversation
+
+log = logging.getLogger(__name__)
+
+SSH_FAILED = 255
+"""ssh's own failures; the status of the remote command is never that."""
+ANSWER_S = 60.0
+"""For the standby's next answer: connecting, asking Consul, cleaning up after a cut."""
+GOODBYE_S = 10.0
+
+
+def transport_argv(config: Config, standby: str) -> list[str]:
+    """The transport's command line."""
+    node, options = config.nodes[standby], config.replication
+    if options.command:
+        words = {"{node}": standby, "{address}": node.address, "{volume}": config.volume}
+        return [_replaced(part, words) for part in options.command]
+    return [*ssh_argv(config, standby), f"standfast receive {config.volume}"]
+
+
+def _replaced(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
+def reach(config: Config, standby: str) -> Conversation:
+    """What carries a conversation, to be entered: from then on it starts up, on both sides, which
+    takes longer than anything that is said in it."""
+    if standby not in config.standbys:
+        others = ", ".join(config.standbys) or "there is none"
+        raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node: {others}")
+    return Conversation(transport_argv(config, standby), op=f"replicate:{standby}")
+
+
+@contextlib.contextmanager
+def greeting(
+    talk: Conversation, config: Config, standby: str, deadline: Deadline, purpose: wire.Purpose
+) -> Iterator[wire.Welcome]:
+    """Say who speaks; what the standby answers. The block is the rest of the conversation.
+
+    Raises Unreachable when nobody answers, Refused with the standby's reason, TimedOut.
+    """
+    try:
+        soon = deadline.within(ANSWER_S)
+        hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
+        with contextlib.suppress(CommandFailed):  # its refusal says more
+            talk.send_line(wire.dump(hello), soon)
+        yield wire.parse_welcome(talk.read_line(soon))
+    except CommandFailed as error:
+        if error.returncode == SSH_FAILED:
+            raise _unreachable(config, standby, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def greet(
+    config: Config, standby: str, deadline: Deadline, purpose: wire.Purpose
+) -> Iterator[tuple[Conversation, wire.Welcome]]:
+    """A conversation that has been opened, and what the standby said to it; errors as above."""
+    with (
+        reach(config, standby) as talk,
+        greeting(talk, config, standby, deadline, purpose) as welcome,
+    ):
+        yield talk, welcome
+
+
+def ask(talk: Conversation, request: wire.Message, deadline: Deadline) -> str:
+    """The answer to a request, one line; for a `wire.parse_…`."""
+    with contextlib.suppress(CommandFailed):  # its refusal says more
+        talk.send_line(wire.dump(request), deadline)
+    return talk.read_line(deadline)
+
+
+def end(talk: Conversation, deadline: Deadline) -> None:
+    """The receiver has said all that matters: how it ends doesn't."""
+    try:
+        talk.finish(deadline.within(GOODBYE_S))
+    except (CommandFailed, TimedOut) as error:
+        log.warning("after the last answer: %s", error)
+
+
+def _unreachable(config: Config, standby: str, error: CommandFailed) -> Unreachable:
+    return Unreachable(
+        f"{standby} can't be reached at {config.nodes[standby].address}: {error}. Is it up, and is "
+        f"the replication key in its authorized_keys? `standfast standby add {standby}` says what "
+        f"is missing"
+    )

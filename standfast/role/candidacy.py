@@ -1,0 +1,442 @@
+"""Whether a node that is not the holder takes over: who may, from what, when, and who goes first.
+
+Invariants: never before W has passed since this node first saw the last heartbeat, except upon
+a `clean` that it saw arrive; never from a snapshot outside the current lineage, nor on a disk that
+takes no writes; an operator's word lifts the rules that protect against haste, never the wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from standfast.config.model import Config
+from standfast.consul.records import Leader, Reign, longest_wait_s
+from standfast.lease.surrender import rank
+from standfast.names import SnapshotName
+from standfast.node.reign import Stage
+from standfast.reasons import Reason
+from standfast.role.decision import Action, Decision, Moment, Wish
+from standfast.role.observation import Available, Cluster, Local, is_beyond, is_final, newest
+from standfast.system.clock import format_utc
+
+
+def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wish) -> Decision:
+    """The decision of a node that is not the holder."""
+    leader = view.leader
+    handed = _is_handed(view, local)
+    in_place = _may_go_on_in_place(view, local)
+    base = None if in_place else newest(local, view)
+    if leader is not None:
+        alive = _primary_alive(leader, view, config, now)
+        if alive is not None:
+            return alive
+    if not handed and not wish.promote:
+        barred = _barred(view, local, config, now, in_place=in_place)
+        if barred is not None:
+            return barred
+    unfit = _unwritable(local, config)
+    if unfit is not None:
+        return unfit
+    # What is handed over in order is the newest there is, however old; what is surrendered isn't.
+    whole = handed and leader is not None and not leader.surrendered
+    no_data = None if in_place else _unfit(base, view, local, config, now, wish, handed=whole)
+    if no_data is None and (handed or wish.promote):
+        no_data = _incomplete(base, view, local, wish)
+    if no_data is not None:
+        return no_data
+    waiting = still_waiting(view, config, now)
+    if waiting is not None:
+        return waiting
+    if not handed and not wish.promote:
+        patience = _patience(view, local, config, now, base, in_place=in_place)
+        if patience is not None:
+            return patience
+    return _promotion(view, local, config, now, base, wish, in_place=in_place)
+
+
+def _is_handed(view: Cluster, local: Local) -> bool:
+    """Whether the last holder gave the current epoch up in order, and to this node."""
+    return view.given_up and view.leader is not None and view.leader.to == local.node
+
+
+def _promotion(
+    view: Cluster,
+    local: Local,
+    config: Config,
+    now: Moment,
+    base: Available | None,
+    wish: Wish,
+    *,
+    in_place: bool,
+) -> Decision:
+    leader = view.leader
+    seen_s = now.monotonic - view.sighting.first_seen
+    reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
+    lost_s = 0.0 if base is None else _lost_s(base, view, config, now)
+    if leader is not None and view.given_up and leader.surrendered:
+        note = leader.note or "it could not serve"
+        why = f"{leader.holder.node} surrendered epoch {leader.epoch}: {note}"
+        reason = Reason.OPERATOR if wish.promote else Reason.SURRENDERED
+    elif leader is not None and view.given_up:
+        why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
+        if not is_behind(base, view):
+            reason, lost_s = Reason.CLEAN_HANDOVER, 0.0
+    else:
+        who = leader.holder.node if leader is not None else "the primary"
+        why = f"{who} has sent no heartbeat for {seen_s:.1f} s"
+    source = "its own live tree" if base is None else str(base.snapshot.name)
+    return Decision(
+        Action.PROMOTE,
+        reason,
+        f"{local.node} takes over from {source}: {why}",
+        base=base,
+        in_place=in_place,
+        epoch=view.epoch or 0,
+        follows=_follows(base, view),
+        lost_s=lost_s,
+        unless_paused=not wish.promote and not _is_handed(view, local),
+    )
+
+
+def _follows(base: Available | None, view: Cluster) -> int | None:
+    """See Reign.follows: one that never served is left out, unless its own snapshot is taken."""
+    unused = view.unused
+    if unused is None or base is None or base.epoch >= unused.epoch:
+        return None
+    return unused.before
+
+
+def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
+    """What `base` lacks of a reign that was given up without ever having served: what that began
+    with, and nothing more. None: it is no such reign, or not known."""
+    leader = view.leader
+    if leader is None or not view.given_up or not leader.idle:
+        return None
+    reign = view.history.get(leader.epoch)
+    if leader.final is not None and (reign is None or leader.final != reign.base):
+        return None  # it went on in a tree that had more
+    with contextlib.suppress(ValueError):
+        began = SnapshotName.parse((reign.base if reign is not None else None) or "")
+        if base.snapshot.name >= began:
+            return 0.0
+    # Two names tell an order and no time. By our own count nothing was written since it began.
+    age_s, seen = base.age_s(now.utc), view.beginning
+    if age_s is None or seen is None:
+        return None
+    return max(0.0, age_s - (now.monotonic - seen.first_seen))
+
+
+def _lost_s(base: Available, view: Cluster, config: Config, now: Moment) -> float | None:
+    """At most so much was written after `base`; None: not known.
+
+    A primary that is cut off serves on until its lease is over: only from then on is nothing lost.
+    """
+    behind_s = _behind_idle_s(base, view, now)
+    if behind_s is not None:
+        return behind_s
+    age_s = base.age_s(now.utc)
+    if age_s is None:
+        return None
+    silent_s = now.monotonic - view.sighting.first_seen
+    lease_s = 0.0 if view.given_up else longest_wait_s(view.leader, config.lease.wait)
+    return max(0.0, age_s - max(0.0, silent_s - lease_s))
+
+
+def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
+    """Whether the newest data is this node's own tree: its reign was the last one."""
+    leader, own = view.leader, local.own
+    return (
+        own is not None
+        and own.stage in (Stage.READY, Stage.DRAINING, Stage.RELEASED)
+        and own.epoch == view.epoch
+        and local.has_live
+        and (
+            # Deleted by hand, or of a restored Consul; the epoch tells that nobody followed.
+            leader is None
+            or leader.epoch < own.epoch
+            or (not leader.is_clean and leader.holder.node == local.node)
+        )
+    )
+
+
+def _primary_alive(leader: Leader, view: Cluster, config: Config, now: Moment) -> Decision | None:
+    timing = config.lease
+    silent_s = now.monotonic - view.sighting.first_seen
+    if leader.is_clean or silent_s > 2 * timing.heartbeat + timing.request_timeout:
+        return None
+    return Decision(
+        Action.NOTHING,
+        Reason.PRIMARY_ALIVE,
+        f"{leader.holder.node} is primary with epoch {leader.epoch}",
+    )
+
+
+def _barred(
+    view: Cluster, local: Local, config: Config, now: Moment, *, in_place: bool
+) -> Decision | None:
+    leader = view.leader
+    assert leader is not None
+    if view.pause is not None:
+        return Decision(
+            Action.BLOCKED,
+            Reason.PAUSED,
+            f"paused by {view.pause.by} since {format_utc(view.pause.at)} ({view.pause.reason}): "
+            f"nobody takes over by itself; `standfast resume` ends that",
+        )
+    was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
+    if leader.is_clean and leader.to is None:
+        return Decision(
+            Action.BLOCKED,
+            Reason.DEMOTED,
+            f"{leader.holder.node} gave the role up by `standfast demote`, to nobody"
+            f"{_left_behind(leader)}: `standfast promote` on a node of your choice goes on",
+        )
+    if leader.holder.node == local.node and not was_holder:
+        return Decision(
+            Action.BLOCKED,
+            Reason.NOT_A_CANDIDATE,
+            f"a machine named {local.node} holds epoch {leader.epoch} and it is not this boot: it "
+            f"was cut off before it had data, or two machines have this name; if it was this one, "
+            f"run `standfast promote` on the best node",
+        )
+    if local.node not in leader.candidates and not was_holder:
+        return Decision(
+            Action.BLOCKED,
+            Reason.NOT_A_CANDIDATE,
+            f"{local.node} is not among the candidates of epoch {leader.epoch} "
+            f"({', '.join(leader.candidates) or 'none'}): add it to [nodes] on the primary",
+        )
+    if config.mode == "manual":
+        return Decision(
+            Action.BLOCKED,
+            Reason.MANUAL_MODE,
+            f"mode is manual: {local.node} would take over from {leader.holder.node}; "
+            f"run `standfast promote` to let it",
+        )
+    reign = view.history.get(leader.epoch)
+    if reign is None or not reign.is_automatic or in_place or leader.is_clean:
+        return None
+    age_s = _reigned_s(reign, view, now)
+    if age_s >= config.min_reign:
+        return None
+    return Decision(
+        Action.BLOCKED,
+        Reason.MIN_REIGN,
+        f"epoch {leader.epoch} began by itself ({reign.reason}) at least {age_s:.0f} s ago, as far "
+        f"as {local.node} has seen, and min_reign is {config.min_reign:g} s: no second time yet; "
+        f"`standfast promote` goes at once",
+    )
+
+
+def _left_behind(leader: Leader) -> str:
+    if not leader.surrendered or leader.idle:
+        return ""
+    return (
+        f", and without a final snapshot (what {leader.holder.node} wrote since the last "
+        f"replication is in the tree that it keeps aside, and nowhere else)"
+    )
+
+
+def _reigned_s(reign: Reign, view: Cluster, now: Moment) -> float:
+    """For how long, by this node's own count where it saw the reign begin.
+
+    Else it may have lasted for longer than this node knows: as two nodes' wall clocks tell it, and
+    at least for as long as it has been seen, so that none of them makes it last for ever.
+    """
+    seen = view.beginning
+    seen_s = 0.0 if seen is None else now.monotonic - seen.first_seen
+    if seen is not None and seen.witnessed:
+        return seen_s
+    return max(seen_s, now.utc - reign.at)
+
+
+def _unwritable(local: Local, config: Config) -> Decision | None:
+    """No word lifts this: the promotion would fail with the lease in its hands."""
+    if not local.read_only:
+        return None
+    return Decision(
+        Action.BLOCKED,
+        Reason.VOLUME_READ_ONLY,
+        f"the file system of {config.paths.live.parent} on {local.node} takes no writes (an error? "
+        f"see `dmesg`): it can't take over. Repair it and mount it writable",
+    )
+
+
+def _unfit(
+    base: Available | None,
+    view: Cluster,
+    local: Local,
+    config: Config,
+    now: Moment,
+    wish: Wish,
+    *,
+    handed: bool,
+) -> Decision | None:
+    if base is None:
+        return Decision(
+            Action.BLOCKED,
+            Reason.NO_PUBLISHED_SNAPSHOT,
+            f"{local.node} has no published snapshot of the current lineage in "
+            f"{config.paths.standby}: it can't take over; see `standfast snapshots`",
+        )
+    age_s = _behind_idle_s(base, view, now)
+    if age_s is None:
+        age_s = base.age_s(now.utc)
+    if age_s is not None and age_s <= config.max_data_loss:
+        return None
+    if wish.accept_data_loss or handed:
+        return None
+    old = (
+        "of unknown age (this node started with its clock behind, or a name is from the future: "
+        "see `timedatectl`; with the clock right it may be known again)"
+        if age_s is None
+        else f"{age_s:.0f} s old"
+    )
+    return Decision(
+        Action.BLOCKED,
+        Reason.TOO_OLD,
+        f"the newest snapshot on {local.node} ({base.snapshot.name}) is {old} and "
+        f"max_data_loss is {config.max_data_loss:g} s: "
+        f"`standfast promote --accept-data-loss` takes it all the same",
+    )
+
+
+def is_behind(base: Available | None, view: Cluster) -> bool:
+    """Whether `base` lacks something of the reign that was given up in order."""
+    if base is None or view.leader is None or not view.leader.is_clean:
+        return False
+    if view.leader.surrendered or is_beyond(base, view):
+        return False  # there is no final one, or it has more than that
+    if view.leader.final is not None:
+        return not is_final(base, view.leader)
+    for record in view.standbys.values():
+        with contextlib.suppress(ValueError):
+            newer = SnapshotName.parse(record.snapshot) > base.snapshot.name
+            if newer and record.epoch == view.leader.epoch:
+                return True
+    return False
+
+
+def _incomplete(base: Available | None, view: Cluster, local: Local, wish: Wish) -> Decision | None:
+    """A handover is without loss or not at all: the final snapshot has to be here."""
+    if base is None or wish.accept_data_loss or not is_behind(base, view):
+        return None
+    return Decision(
+        Action.BLOCKED,
+        Reason.TOO_OLD,
+        f"the newest snapshot on {local.node} ({base.snapshot.name}) is not the final one "
+        f"of the last reign: `standfast promote` on the node that has that{_final(view)}, or "
+        f"`standfast promote --accept-data-loss` here",
+    )
+
+
+def _final(view: Cluster) -> str:
+    leader = view.leader
+    if leader is None or leader.final is None:
+        return ""
+    return f" ({leader.final}, on {leader.holder.node} at least)"
+
+
+def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
+    """The wait for the certain end of the last lease; None: it is over."""
+    leader = view.leader
+    if view.nobody_serves:
+        return None
+    seen_s = now.monotonic - view.sighting.first_seen
+    left_s = longest_wait_s(leader, config.lease.wait) - seen_s
+    if left_s <= 0:
+        return None
+    who = f"{leader.holder.node}'s last heartbeat" if leader else "the missing heartbeat"
+    if leader is not None and view.given_up:
+        return Decision(
+            Action.WAIT,
+            Reason.WAITING_FOR_LEASE_END,
+            f"{leader.holder.node} gave epoch {leader.epoch} up, and {config.node} was not looking "
+            f"at Consul all that time: should it have been restored since and have forgotten a "
+            f"successor, that one's lease is over for certain in {left_s:.1f} s",
+        )
+    return Decision(
+        Action.WAIT,
+        Reason.WAITING_FOR_LEASE_END,
+        f"{who} has been looked at without a gap for {seen_s:.1f} s: its lease is over for certain "
+        f"in {left_s:.1f} s",
+    )
+
+
+def _patience(
+    view: Cluster,
+    local: Local,
+    config: Config,
+    now: Moment,
+    base: Available | None,
+    *,
+    in_place: bool,
+) -> Decision | None:
+    """Evidence that the primary is dead, and the head start of better candidates."""
+    leader = view.leader
+    assert leader is not None
+    timing = config.lease
+    silent_s = now.monotonic - view.sighting.first_seen
+    waited_s = silent_s
+    dead = view.holder_health == "critical" or view.holder_unanswered_s >= timing.wait / 2
+    start_s = timing.wait
+    if leader.is_clean:
+        # Handed to another: that one goes first.
+        start_s = timing.wait
+        start_s += timing.wait if leader.holder.node == local.node else 0.0
+        if is_behind(base, view):
+            # Whoever has the final snapshot first, the old holder among them: nothing is lost then.
+            start_s += 2 * timing.wait + config.failover_after
+    elif not dead and not in_place:
+        start_s = max(config.failover_after, timing.wait)
+        waited_s = now.monotonic - view.sighting.evident_since
+        if waited_s < start_s:
+            return Decision(
+                Action.WAIT,
+                Reason.WAITING_FOR_EVIDENCE,
+                f"{leader.holder.node} sends no heartbeats but looks alive "
+                f"(gossip: {view.holder_health}): waiting {start_s - waited_s:.0f} s more",
+            )
+        # Consul itself was away: a primary that lives heartbeats again within this time, and
+        # then the outage was a pause and not a failover.
+        chance_s = 2 * timing.heartbeat + timing.request_timeout
+        readable_s = now.monotonic - view.readable_since
+        if readable_s < chance_s:
+            return Decision(
+                Action.WAIT,
+                Reason.WAITING_FOR_EVIDENCE,
+                f"Consul has been readable again for {readable_s:.1f} s: {leader.holder.node} has "
+                f"{chance_s - readable_s:.1f} s more to heartbeat",
+            )
+    better = () if in_place else _better(view, local, config, base)
+    head_start_s = len(better) * (timing.heartbeat + timing.request_timeout)
+    if waited_s < start_s + head_start_s:
+        who = ", ".join(better) or leader.to or leader.holder.node
+        return Decision(
+            Action.WAIT,
+            Reason.WAITING_FOR_BETTER_CANDIDATE,
+            f"{who} may take over first: waiting {start_s + head_start_s - silent_s:.1f} s",
+        )
+    return None
+
+
+def _better(view: Cluster, local: Local, config: Config, base: Available | None) -> tuple[str, ...]:
+    """Candidates that are alive and rank above this node: (epoch, stamp, priority, name)."""
+    leader = view.leader
+    assert leader is not None and base is not None
+    mine = rank(base.epoch, str(base.snapshot.name), config.me.priority, local.node)
+    found = []
+    for name in leader.candidates:
+        record, node = view.standbys.get(name), config.nodes.get(name)
+        if name == local.node or record is None or node is None or name not in view.alive:
+            continue
+        theirs = rank(record.epoch, record.snapshot, node.priority, name)
+        if theirs > mine and record.time is not None:
+            found.append(name)
+    if (
+        leader.holder.node != local.node
+        and leader.holder.node in view.alive
+        and (leader.epoch > base.epoch)
+    ):
+        found.append(leader.holder.node)
+    return tuple(found)

@@ -1,0 +1,157 @@
+"""What a node should do, from what it knows: pure, total, and with a sentence for each answer.
+
+Invariants: a node that is not the holder promotes itself only after W without a heartbeat (or upon
+`clean`), with a snapshot of the current lineage; whatever can't be understood is left alone.
+"""
+
+from __future__ import annotations
+
+from standfast.config.model import Config
+from standfast.consul.blindness import Blind
+from standfast.consul.records import Leader
+from standfast.node.reign import OwnReign, Stage
+from standfast.reasons import Reason
+from standfast.role.candidacy import consider, still_waiting
+from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.role.observation import Cluster, Local
+
+
+def decide(
+    view: Cluster | Blind, local: Local, config: Config, now: Moment, wish: Wish = NO_WISH
+) -> Decision:
+    """The one decision that follows from what is known."""
+    if isinstance(view, Blind):
+        action = Action.BLOCKED if view.reason is Reason.FOREIGN_VALUE else Action.WAIT
+        return Decision(action, view.reason, view.sentence)
+    leader = view.leader
+    mine = leader is not None and (leader.holder.node, leader.holder.instance) == (
+        local.node,
+        local.instance,
+    )
+    if view.epoch is None or view.epoch < max(local.highest_epoch, view.highest_epoch):
+        return _without_epoch(view, local, wish, config, now)
+    if leader is None or leader.epoch != view.epoch:
+        if wish.promote:
+            return consider(view, local, config, now, wish)
+        return Decision(
+            Action.BLOCKED,
+            Reason.LEADER_MISSING,
+            f"epoch {view.epoch} has no heartbeat in Consul (deleted by hand?): its holder writes "
+            f"it again by itself; without one, run `standfast promote` on the best standby",
+        )
+    if mine and not leader.is_clean:
+        return _holder(leader, local, config)
+    if local.own is not None:
+        left = _leaving(leader, local)
+        if left is not None:
+            return left
+    return consider(view, local, config, now, wish)
+
+
+def _without_epoch(
+    view: Cluster, local: Local, wish: Wish, config: Config, now: Moment
+) -> Decision:
+    highest = max(local.highest_epoch, view.highest_epoch)
+    if highest > 0:
+        if view.epoch is None:
+            reason, what = Reason.EPOCH_MISSING, "no epoch"
+        else:
+            reason, what = Reason.EPOCH_WENT_BACK, f"epoch {view.epoch}"
+        return Decision(
+            Action.BLOCKED,
+            reason,
+            f"Consul holds {what}, {_who_knows(view, local)} epoch {highest}: Consul was restored "
+            f"from a backup, or keys were deleted. Check who has the newest data, then run "
+            f"`standfast accept-epoch` on each storage node",
+        )
+    if not wish.promote:
+        return Decision(
+            Action.BLOCKED,
+            Reason.NOT_INITIALISED,
+            "there has been no primary yet: run `standfast promote` on the node with the data",
+        )
+    if not local.has_live:
+        return Decision(
+            Action.BLOCKED,
+            Reason.VOLUME_MISSING,
+            f"the first primary starts from a subvolume at {config.paths.live}, and there is none: "
+            f"create it with `btrfs subvolume create {config.paths.live}`",
+        )
+    waiting = still_waiting(view, config, now)
+    if waiting is not None:
+        return waiting
+    return Decision(
+        Action.PROMOTE,
+        Reason.FIRST_PRIMARY,
+        f"{local.node} becomes the first primary with what lies at {config.paths.live}",
+        in_place=True,
+        lost_s=0.0,
+    )
+
+
+def _who_knows(view: Cluster, local: Local) -> str:
+    if local.highest_epoch >= view.highest_epoch:
+        return "this node has seen"
+    return "other keys of the volume there tell of"
+
+
+def _holder(leader: Leader, local: Local, config: Config) -> Decision:
+    if not local.lease_alive:
+        return Decision(
+            Action.HOLD_LEASE,
+            Reason.LEASE_LAPSED,
+            f"this node holds epoch {leader.epoch} and its lease process is not running",
+        )
+    own = local.own
+    lease = local.lease
+    # An interrupted demotion is gone back on: the role stays until `clean` has committed.
+    complete = own is not None and own.epoch == leader.epoch and own.stage is Stage.READY
+    if not complete or lease is None or not lease.serving or not local.nfs_running:
+        return Decision(
+            Action.FINISH_PROMOTION,
+            Reason.RESUME_PROMOTION,
+            f"{local.node} holds epoch {leader.epoch} and doesn't serve yet: going on with it",
+        )
+    return Decision(
+        Action.NOTHING,
+        Reason.SERVING,
+        f"{local.node} serves {config.volume} with epoch {leader.epoch}",
+    )
+
+
+def _leaving(leader: Leader, local: Local) -> Decision | None:
+    """For a node that was primary and isn't the holder any more; None: nothing to put away."""
+    own = local.own
+    assert own is not None
+    if leader.epoch == own.epoch and leader.holder.node == local.node:
+        if not leader.is_clean:
+            # It was this node before a reboot, and nobody took over since: its tree is the newest.
+            return None
+        if own.final is not None and not _is_handed_over(leader, own):
+            return Decision(
+                Action.STEP_DOWN,
+                Reason.RESUME_DEMOTION,
+                f"epoch {own.epoch} of this node is given up without its final snapshot: becoming "
+                f"a standby; what only this node has is kept aside",
+            )
+        return Decision(
+            Action.FINISH_DEMOTION,
+            Reason.RESUME_DEMOTION,
+            f"the lease of epoch {own.epoch} is given up: putting the rest away",
+        )
+    return Decision(
+        Action.STEP_DOWN,
+        Reason.LEASE_LOST if local.nfs_running else Reason.RETURNED,
+        f"epoch {own.epoch} of this node is over, {leader.holder.node} holds epoch {leader.epoch}: "
+        f"becoming a standby; what was written here after the takeover is kept aside",
+    )
+
+
+def _is_handed_over(leader: Leader, own: OwnReign) -> bool:
+    """Whether the final snapshot that this node took is the one that the role was given up with.
+
+    The lease process may have surrendered it as it was, before the agent came to its release.
+    """
+    if leader.final_id is None:  # an older version tells only the name
+        return not leader.surrendered and leader.final == own.final
+    return leader.final_id == own.final_id

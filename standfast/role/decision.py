@@ -1,0 +1,64 @@
+"""The answers that `decide` gives, and the little it is asked with besides what is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from standfast.reasons import Reason
+from standfast.role.observation import Available
+
+
+class Action(StrEnum):
+    """What follows from a decision."""
+
+    NOTHING = "nothing"
+    WAIT = "wait"
+    """Becomes possible by itself; look again."""
+    BLOCKED = "blocked"
+    """Somebody has to do something; the sentence says what."""
+    PROMOTE = "promote"
+    FINISH_PROMOTION = "finish-promotion"
+    FINISH_DEMOTION = "finish-demotion"
+    HOLD_LEASE = "hold-lease"
+    """This node holds the lease and its keeper is not running."""
+    STEP_DOWN = "step-down"
+    """The lease is another's, or was surrendered: stop serving, keep what was written aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An answer with its reason; the same sentence is logged, shown and tested."""
+
+    action: Action
+    reason: Reason
+    sentence: str
+    base: Available | None = None
+    """For a promotion: the snapshot to start from; None: the node's own live tree."""
+    in_place: bool = False
+    epoch: int = 0
+    """For a promotion: the epoch that it comes after; 0: there was none."""
+    follows: int | None = None
+    """For a promotion: see Reign.follows."""
+    lost_s: float | None = None
+    unless_paused: bool = False
+    """For a promotion that nobody asked for: a pause that is set meanwhile ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """An operator's word that lifts some of the rules; never the wait."""
+
+    promote: bool = False
+    accept_data_loss: bool = False
+
+
+NO_WISH = Wish()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Now, on this node's two clocks."""
+
+    monotonic: float
+    utc: float

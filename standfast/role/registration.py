@@ -1,0 +1,91 @@
+"""This node's entry in Consul's catalog, and what its check says.
+
+The check is fed by the agent and expires by itself; it asks the NFS server, and it fails while the
+fence is shut, though a call over loopback would succeed then. The entry's meta tells clients what
+they mount: the epoch, and the `fsid` of the export, which changes exactly when the tree does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from standfast.errors import ours
+from standfast.lease.files import LeaseStatus
+from standfast.node.node import Machine
+from standfast.node.reign import OwnReign
+from standfast.system.clock import Deadline, monotonic
+
+CHECK_TTL_S = 15.0
+CHECK_TIMEOUT_S = 2.0
+
+
+def check_id(machine: Machine) -> str:
+    return f"service:{machine.config.service_id}"
+
+
+def register(machine: Machine, epoch: int) -> None:
+    """Register with the local agent, passing from the start: it was checked just before."""
+    config = machine.config
+    machine.consul.register(
+        machine.config.service_id,
+        config.service,
+        config.me.address,
+        config.nfs.port,
+        meta(machine, epoch),
+        CHECK_TTL_S,
+        "NFS answers and its port is open",
+    )
+    feed(machine, ailment(machine))
+
+
+def meta(machine: Machine, epoch: int) -> Mapping[str, str]:
+    """What the entry says beyond the address."""
+    own = OwnReign.load(machine.config.state_dir)
+    told = {"epoch": str(epoch), "node": machine.config.node}
+    # Of another reign it would be a lie; without one, clients go by their mount's answer.
+    return {**told, "fsid": own.fsid} if own is not None and own.epoch == epoch else told
+
+
+def deregister(machine: Machine) -> None:
+    """Remove the entry; nothing happens when there is none."""
+    machine.consul.deregister(machine.config.service_id)
+
+
+def is_registered(machine: Machine, epoch: int) -> bool:
+    """Whether the entry is there and says all that it should (an older version said less)."""
+    found = machine.consul.local_services().get(machine.config.service_id)
+    return found is not None and dict(found) == dict(meta(machine, epoch))
+
+
+def ailment(machine: Machine) -> str | None:
+    """Why this node doesn't really serve; None: it does."""
+    try:
+        fence = machine.fence.state()
+        if not fence.in_place:
+            return "the fence's rules are not in place"
+        if fence.open_for_s <= 0:
+            return _why_shut(machine)
+        if (sick := machine.nfs.check(Deadline.after(CHECK_TIMEOUT_S))) is not None:
+            return sick
+        ailment = machine.store.ailment(Deadline.after(CHECK_TIMEOUT_S))
+        return None if ailment is None else str(ailment)
+    except Exception as error:  # noqa: BLE001  # what can't be looked at isn't vouched for
+        return str(ours(error))
+
+
+def _why_shut(machine: Machine) -> str:
+    lease = LeaseStatus.load(machine.config.run_dir)
+    if lease is None or lease.remaining_s(monotonic()) <= 0:
+        return "the NFS port is shut: the lease has run out"
+    return f"the NFS port is shut, though the lease lasts: {lease.trouble or 'nothing is known'}"
+
+
+def feed(machine: Machine, sick: str | None) -> None:
+    """Tell Consul how the server is.
+
+    The notes are constant: each new text would wake every watch in the cluster.
+    """
+    if sick is None:
+        machine.consul.pass_check(check_id(machine), "NFS answers and its port is open")
+    else:
+        machine.consul.fail_check(check_id(machine), "not serving: see `standfast status`")

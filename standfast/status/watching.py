@@ -1,0 +1,104 @@
+"""`standfast status --watch`: the same answer again and again, until ^C.
+
+Invariant: a look that fails ends nothing: what was seen last is shown with its age still growing,
+and why there is nothing newer. On a terminal it is drawn in place; elsewhere blocks follow each
+other, and with `--json` each look is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from standfast.config.model import Config
+from standfast.errors import Refused, StandfastError
+from standfast.status.text import render
+from standfast.system.clock import format_utc, monotonic, sleep, utc_now
+from standfast.text import duration
+
+Fetch = Callable[[Config], Mapping[str, Any]]
+_INDENT = " " * 11
+"""As wide as the labels of `status.text`."""
+_HOME, _END_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
+
+
+@dataclass(slots=True)
+class Watch:
+    """What was seen last, and where it is shown."""
+
+    config: Config
+    fetch: Fetch
+    out: TextIO
+    every_s: float
+    as_json: bool = False
+    last: Mapping[str, Any] | None = None
+    seen_at: float = 0.0
+
+    def run(self) -> None:
+        """Until KeyboardInterrupt."""
+        while True:
+            due = monotonic() + self.every_s
+            self.turn()
+            sleep(due - monotonic())
+
+    def turn(self) -> None:
+        """One look."""
+        try:
+            self.last = self.fetch(self.config)
+            self.seen_at = monotonic()
+        except StandfastError as error:
+            self._show(error)
+        else:
+            self._show(None)
+
+    def _show(self, error: StandfastError | None) -> None:
+        if self.as_json:
+            self.out.write(json.dumps(self.last if error is None else _failure(error)) + "\n")
+        elif self.out.isatty():
+            self.out.write(self._drawn(self._lines(error)))
+        else:
+            self.out.write("\n".join([*self._lines(error), "", ""]))
+        self.out.flush()
+
+    def _lines(self, error: StandfastError | None) -> list[str]:
+        lines = [f"{format_utc(utc_now())}, every {self.every_s:g} s"]
+        if error is not None:
+            lines += [f"NO ANSWER: {line}" for line in str(error).splitlines()]
+        if self.last is not None:
+            old_s = monotonic() - self.seen_at
+            if error is not None:
+                lines.append(f"what follows was seen {duration(old_s)} ago:")
+            lines += render(aged(self.last, old_s)).splitlines()
+        return lines
+
+    def _drawn(self, lines: list[str]) -> str:
+        """Over what is there: without a flicker, and without what was longer before."""
+        width, height = shutil.get_terminal_size()
+        wrapped = [
+            part
+            for line in lines
+            for part in textwrap.wrap(line, width - 1, subsequent_indent=_INDENT) or [""]
+        ]
+        fit = [line + _END_OF_LINE for line in wrapped[: height - 1]]
+        return _HOME + "\n".join(fit) + f"\n{_REST}"
+
+
+def aged(doc: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """A document that was seen `seconds` ago: what grows with time has grown."""
+    older = dict(doc)
+    if "last_heartbeat_seen_s" in doc:
+        older["last_heartbeat_seen_s"] = doc["last_heartbeat_seen_s"] + seconds
+    older["standbys"] = [
+        {**one, "age_s": None if one["age_s"] is None else one["age_s"] + seconds}
+        for one in doc.get("standbys", ())
+    ]
+    return older
+
+
+def _failure(error: StandfastError) -> dict[str, Any]:
+    reason = str(error.reason) if isinstance(error, Refused) else None
+    return {"error": str(error), "reason": reason, "exit_code": error.exit_code}

@@ -1,0 +1,58 @@
+"""Looks at sources that may hang: nobody waits longer than a deadline, and no look piles up.
+
+Invariant: of each source there is at most one look at a time, however many scrapes ask and however
+long it hangs; so there are never more hanging threads than sources.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+from standfast.errors import TimedOut
+from standfast.system.clock import Deadline
+
+T = TypeVar("T")
+
+
+class Gates:
+    """One gate for each source; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._gates: dict[Hashable, threading.Lock] = {}
+
+    def look(self, source: Hashable, read: Callable[[], T], deadline: Deadline) -> T:
+        """What `read` returns or raises; TimedOut when it takes too long, or the one before does.
+
+        A look that came too late ends by itself, unheard.
+        """
+        with self._lock:
+            gate = self._gates.setdefault(source, threading.Lock())
+        if not gate.acquire(timeout=deadline.remaining_s()):
+            raise TimedOut("the look before this one hangs, still")
+        found: list[Any] = []
+        failed: list[Exception] = []
+
+        def work() -> None:
+            try:
+                found.append(read())
+            except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+                failed.append(error)
+            finally:
+                gate.release()
+
+        thread = threading.Thread(target=work, name=f"look at {source}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: the gate must not stay shut for ever
+            gate.release()
+            raise
+        thread.join(deadline.remaining_s())
+        if failed:
+            raise failed[0]
+        if not found:
+            raise TimedOut("no answer in time")
+        value: T = found[0]
+        return value

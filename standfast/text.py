@@ -1,0 +1,47 @@
+"""Texts for people: what comes from elsewhere made printable, sizes, durations, ages."""
+
+from __future__ import annotations
+
+from standfast import ages
+from standfast.names import SnapshotName
+from standfast.system.clock import utc_now
+
+
+def clean(text: str) -> str:
+    """The text with everything unprintable replaced."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def clean_lines(text: str) -> str:
+    return "\n".join(map(clean, text.splitlines()))
+
+
+def age_s(snapshot: str, taken_at: float | None = None) -> float | None:
+    """Seconds since `taken_at` (UTC seconds), or else since the time in a snapshot's name; None
+    when that lies in the future: a clock was set back, and nobody knows."""
+    try:
+        at = SnapshotName.parse(snapshot).stamp if taken_at is None else taken_at
+    except (ValueError, OverflowError):
+        return None
+    return ages.age_of(at, utc_now())
+
+
+def size(count: int) -> str:
+    """`112 B`, `3.4 MiB`."""
+    amount, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024 or unit == "TiB":
+            break
+        amount /= 1024
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `7 min`, `3.5 h`; `never` for None."""
+    if seconds is None:
+        return "never"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""Clusters of machines with real parts."""

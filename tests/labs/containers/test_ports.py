@@ -1,0 +1,210 @@
+"""The ports' suites on a real service manager: the adapters run here, their `systemctl` in a node.
+
+What is in the suites' own lists runs in tests/contract/ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from standfast.clients.observation import Tie
+from standfast.lease.files import NOTHING_HELD
+from standfast.mounts.units import SystemdMountUnits
+from standfast.replication.timers import ReplicationTimers, timer_of
+from standfast.system.systemd import SystemdUnits
+from tests.contract.ports import test_mount_units, test_schedule, test_units
+from tests.fakes.machine import config_in
+from tests.labs.containers.lab import Lab
+from tests.labs.containers.node import Node
+from tests.labs.shared.host import CHECKOUT
+from tests.support.waiting import soon
+
+UNITS = "/run/systemd/system"
+UNIT = "held-to-the-contract.service"
+
+
+def held_to(suite: ModuleType) -> Callable[[type], type]:
+    """The suite's tests, on the `scene` of the class."""
+
+    def add(made: type) -> type:
+        for name, value in vars(suite).items():
+            if name.startswith("test_") and callable(value):
+                setattr(made, name, staticmethod(value))
+        return made
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def lab_node(lab_factory: Callable[..., Lab]) -> Iterator[Node]:
+    lab = lab_factory(nodes=("n1",))
+    yield lab["n1"]
+    lab.close()
+
+
+@pytest.fixture
+def node(lab_node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """Its `systemctl` is the first on the path."""
+    tool = tmp_path / "bin" / "systemctl"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nexec nsenter -t {lab_node.pid} -a --wd=/ systemctl "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    return lab_node
+
+
+def units_of(node: Node) -> SystemdUnits:
+    return SystemdUnits(Path(f"/proc/{node.pid}/root{UNITS}"))
+
+
+def unit(node: Node, name: str, text: str) -> None:
+    node.write(f"{UNITS}/{name}", text)
+    node.run("systemctl", "daemon-reload")
+
+
+@held_to(test_units)
+class TestUnits:
+    @pytest.fixture
+    def scene(self, node: Node) -> Iterator[test_units.Scene]:
+        unit(node, UNIT, "[Service]\nExecStart=/bin/sleep infinity\n")
+        yield test_units.Scene(
+            units_of(node),
+            UNIT,
+            lambda: unit(node, UNIT, "[Service]\nType=oneshot\nExecStart=/bin/false\n"),
+        )
+        node.sh(f"systemctl stop {UNIT}; systemctl reset-failed {UNIT} || true")
+
+
+@held_to(test_schedule)
+class TestSchedule:
+    @pytest.fixture
+    def scene(self, node: Node, tmp_path: Path) -> Iterator[test_schedule.Scene]:
+        config = config_in(tmp_path)
+        name = "standfast-replicate@.timer"
+        unit(node, name, (CHECKOUT / "systemd" / name).read_text())
+        unit(node, name.replace("timer", "service"), "[Service]\nExecStart=/bin/true\n")
+        units = units_of(node)
+        timers = [timer_of(config, standby) for standby in config.standbys]
+
+        def runs() -> bool:
+            active = {units.is_active(timer) for timer in timers}
+            assert len(active) == 1, "all of them or none"
+            return active == {True}
+
+        schedule = ReplicationTimers(config, units)
+        yield test_schedule.Scene(schedule, runs)
+        schedule.stop()
+
+
+@held_to(test_mount_units)
+class TestMountUnits:
+    @pytest.fixture
+    def scene(self, node: Node) -> test_mount_units.Scene:
+        return test_mount_units.Scene(SystemdMountUnits(), Path("/nowhere/at/all"))
+
+
+def test_the_unit_of_a_path_and_who_requires_it_are_known(node: Node) -> None:
+    path, mount, units = Path("/mnt/contract"), "mnt-contract.mount", SystemdMountUnits()
+    unit(
+        node,
+        mount,
+        f"[Mount]\nWhat=tmpfs\nType=tmpfs\nWhere={path}\nOptions=noatime,x-systemd.automount\n"
+        "[Install]\nWantedBy=multi-user.target\n",
+    )
+    unit(node, UNIT, f"[Unit]\nRequiresMountsFor={path}\n[Service]\nExecStart=/bin/sleep 999\n")
+    try:
+        assert units.dependants(path) == ()
+        node.run("systemctl", "start", UNIT)
+        assert units.options(path) == "noatime"
+        assert units.dependants(path) == (UNIT,)
+        assert units.active([UNIT, mount]) == (UNIT, mount)
+        before = units_of(node).show(UNIT, "MainPID")
+        units.restart([UNIT], soon(20.0))
+        assert units_of(node).show(UNIT, "MainPID") != before
+        assert units.tie(path) == Tie(unit=False), "it isn't enabled: nobody wants it at boot"
+        node.run("systemctl", "enable", "--runtime", mount)
+        assert units.tie(path) == Tie(unit=True)
+    finally:
+        node.sh(f"systemctl stop {UNIT} {mount}; systemctl disable --runtime {mount} || true")
+
+
+LEASE_OF_A = "standfast-lease@a.service"
+STAND_IN = """\
+#!/bin/sh
+case $1 in
+  lease) . /run/lease-does ;;
+  fence) touch /run/fenced ;;
+esac
+"""
+"""For the product: `lease VOLUME` ends as /run/lease-does says."""
+
+
+@pytest.fixture
+def two_volumes(node: Node) -> Iterator[Node]:
+    """The NFS server runs, for another volume than `a`, whose lease unit is the shipped one."""
+    names = [f"standfast-{name}@.service" for name in ("lease", "ended", "lost")]
+    node.write("/usr/local/bin/standfast", STAND_IN, 0o755)
+    for name in names:
+        unit(node, name, (CHECKOUT / "systemd" / name).read_text())
+    node.run("systemctl", "start", "nfs-server")
+    node.sh("rm -rf /run/fenced /run/standfast/a; mkdir -p /run/standfast/a")
+    yield node
+    node.sh(f"systemctl stop {LEASE_OF_A} nfs-server; systemctl reset-failed")
+    node.sh(f"rm /usr/local/bin/standfast; cd {UNITS}; rm {' '.join(names)}")
+    node.run("systemctl", "daemon-reload")
+
+
+def fail_the_lease(node: Node, does: str) -> None:
+    node.write("/run/lease-does", f"{does}\n")
+    node.run("systemctl", "start", LEASE_OF_A, check=False)
+    failed = ("systemctl", "is-failed", "-q", LEASE_OF_A)
+    node.wait_for(lambda: node.run(*failed, check=False).returncode == 0, 30.0, "it has failed")
+    node.wait_for(
+        lambda: not node.sh("systemctl list-jobs --no-legend").strip(), 30.0, "what follows"
+    )
+
+
+HELD_NOTHING = f"touch /run/standfast/a/{NOTHING_HELD}"
+
+
+@pytest.mark.parametrize("ends", ["exit 1", "exit 3", "kill -9 $$"])
+def test_a_lease_process_that_held_nothing_stops_no_server_when_it_fails(
+    two_volumes: Node, ends: str
+) -> None:
+    """Refused; without Consul, or killed, until systemd starts it no more."""
+    fail_the_lease(two_volumes, f"{HELD_NOTHING}; {ends}")
+    assert two_volumes.is_active("nfs-server")
+    assert two_volumes.run("test", "-e", "/run/fenced", check=False).returncode != 0
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "exit 1",
+        "exit 3",
+        "kill -9 $$",
+        f"{HELD_NOTHING}; rm /run/standfast/a/{NOTHING_HELD}; systemd-notify --ready; exit 1",
+    ],
+)
+def test_a_lease_process_that_fails_stops_the_server_unless_nothing_was_held(
+    two_volumes: Node, ends: str
+) -> None:
+    fail_the_lease(two_volumes, ends)
+    assert not two_volumes.is_active("nfs-server")
+    two_volumes.run("test", "-e", "/run/fenced")
+    left = two_volumes.sh("systemctl list-units --failed --no-legend --plain 'standfast-*'")
+    assert [line.split()[0] for line in left.splitlines()] == [LEASE_OF_A]
+
+
+def test_the_server_stops_though_nothing_can_be_run_for_it(two_volumes: Node) -> None:
+    two_volumes.run("mv", "/bin/false", "/bin/false.away")
+    try:
+        fail_the_lease(two_volumes, "rm /usr/local/bin/standfast; kill -9 $$")
+        assert not two_volumes.is_active("nfs-server")
+    finally:
+        two_volumes.run("mv", "/bin/false.away", "/bin/false")
+        two_volumes.write("/usr/local/bin/standfast", STAND_IN, 0o755)

@@ -41,7 +41,7 @@ def configuration(root: Path, standbys: int) -> Config:
     path = root / "etc/data-services.toml"
     path.parent.mkdir()
     path.write_text(
-        f'cluster = "bench"\nnode = "n1"\nstore = "directory"\n{nodes}[paths]\n'
+        f'cluster = "bench"\nnode = "n1"\n{nodes}[paths]\n'
         f'live = "{root}/disk/services"\nsnapshots = "{root}/disk"\n'
         f'standby = "{root}/disk/standby"\nbind = "{root}/data"\n'
         f'state = "{root}/var"\nrun = "{root}/run"\n[consul]\naddresses = ["127.0.0.1:1"]\n'

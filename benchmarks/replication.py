@@ -22,7 +22,7 @@ import sh
 
 from benchmarks.contestants import BarePipe, Btrbk, Samples
 from benchmarks.figures import Benchmark, Figure
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.config.load import load_volume
 from standfast.consul.gateway import ConsulGateway
 from standfast.names import diverged_name

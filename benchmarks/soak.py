@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.config.model import Config
 from tests.labs.shared.commands import Process
 from tests.labs.shared.host import CHECKOUT

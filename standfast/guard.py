@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from standfast.assembly.parts import parts
 from standfast.consul.blindness import blindness
 from standfast.consul.gateway import ConsulBlind, ConsulGateway, Instance
 from standfast.consul.records import Leader, parse_epoch
@@ -26,11 +27,13 @@ from standfast.errors import (
 )
 from standfast.events import journal
 from standfast.events.events import Kind, happened
+from standfast.fence.choice import check_settled
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
 from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, sleep
+from standfast.system.probe import answers_nfs
 
 if TYPE_CHECKING:
     from standfast.config.model import Config
@@ -217,18 +220,15 @@ def refusal(error: BaseException) -> Refused:
 
 def asked_here(config: Config, deadline: Deadline) -> Question:
     """The question with this machine's real parts."""
-    from standfast.assembly import fence_from, nfs_from, open_store
-    from standfast.fence.choice import check_settled
-    from standfast.system.probe import answers_nfs
-
-    fence = fence_from(config)
+    made = parts()
+    fence = made.fence(config)
     check_settled(config, fence)
     return Question(
         config,
         ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout),
-        open_store(config),
+        made.store(config),
         fence,
-        nfs_from(config),
+        made.nfs(config),
         answers_nfs,
         deadline,
     )

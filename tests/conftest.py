@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from standfast.assembly.parts import Parts, use
+from standfast.demo.parts import DemoParts
 from tests.support import examples, figures, pace
 
 TIMEOUT_S = 120.0
@@ -37,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("hypothesis"):
             seconds *= examples.times()
         item.add_marker(pytest.mark.timeout(seconds * slow), append=False)
+
+
+@pytest.fixture
+def demo_parts() -> Iterator[None]:
+    """This process's parts are the demo's: plain directories, and nothing that needs root."""
+    use(DemoParts())
+    yield
+    use(Parts())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 from standfast.agent import nomad_thread
 from standfast.agent.commands import answer
-from standfast.agent.local_view import LocalView
 from standfast.agent.loop import (
     TICK_S,
     UPKEEP_EVERY_S,
     Agent,
 )
-from standfast.agent.watcher import Watcher
+from standfast.agent.socket import Listener
 from standfast.config.model import Config
 from standfast.config.node_name import keep_name
 from standfast.errors import ours
+from standfast.fence.choice import settle
 from standfast.system.clock import Deadline
 from standfast.system.locks import exclusive
 from standfast.system.sd_notify import notify
@@ -79,19 +79,11 @@ def go_on(agent: Agent) -> None:
         answer(agent, agent.commands.get())
 
 
-def build(config: Config) -> Agent:
-    """An agent on this machine's real parts, or those that the configuration names instead."""
-    from standfast.assembly import machine_from
+def main(config: Config, build: Callable[[Config], Agent]) -> int:
+    """`standfast agent VOLUME`; at most one per volume on a node.
 
-    machine = machine_from(config)
-    return Agent(machine, Watcher(config, machine.consul), LocalView(machine))
-
-
-def main(config: Config) -> int:
-    """`standfast agent VOLUME`; at most one per volume on a node."""
-    from standfast.agent.socket import Listener
-    from standfast.fence.choice import settle
-
+    `build` is called with the lock held: settling the fence is the holder's alone.
+    """
     with exclusive(
         config.run_dir / "agent.lock", "another agent of this volume", Deadline.after(2)
     ):

@@ -44,6 +44,8 @@ class TreeInfo:
 class Store(ABC):
     """Both stores; a kind supplies the primitives at the end."""
 
+    kind: str
+
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._base = paths.live.name

@@ -41,6 +41,7 @@ _LISTED_PATH = re.compile(r" path (?P<path>.*)$")
 class BtrfsStore(Store):
     """Subvolumes and snapshots; needs root for everything that changes them."""
 
+    kind = "btrfs"
     _kind = "btrfs subvolume"
 
     def __init__(

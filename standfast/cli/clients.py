@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from standfast.assembly.parts import parts
 from standfast.cli.output import note, print_json
 from standfast.clients.loop import Outcome, Remount, parts_of
 from standfast.clients.plan import plan_for
@@ -64,22 +65,17 @@ def _configs(volume: str | None) -> Iterator[Config | ConfigError]:
             yield error
 
 
-def _is_pretended(config: Config) -> bool:
-    """The demo's server can't be mounted."""
-    return config.nfs.server == "embedded"
-
-
 def _by_event(config: Config, event: str) -> None:
-    if _is_pretended(config):
+    if not parts().is_machine:  # the demo's server can't be mounted
         return
     try:
-        parts = parts_of(config)
-        outcome = Remount(parts, thorough=event != "timer").run()
+        made = parts_of(config)
+        outcome = Remount(made, thorough=event != "timer").run()
     except (StandfastError, OSError) as error:
         log.warning("%s: %s", config.volume, error)
         return
     _restart_late(config)
-    report(config, parts.consul, outcome.decision)
+    report(config, made.consul, outcome.decision)
     decision = outcome.decision
     if outcome.trouble is not None:
         log.warning("%s: %s", decision.reason, outcome.trouble)
@@ -101,11 +97,11 @@ def _restart_late(config: Config) -> None:
 
 
 def _by_hand(config: Config, dry_run: bool, as_json: bool) -> int:
-    if _is_pretended(config):
+    if not parts().is_machine:
         note(f"{config.volume}: the demo's server can't be mounted")
         return 0
-    parts = parts_of(config)
-    run = Remount(parts)
+    made = parts_of(config)
+    run = Remount(made)
     if dry_run:
         observed, decision = run.decide()
         outcome = Outcome(decision, plan_for(decision, observed, config))
@@ -116,7 +112,7 @@ def _by_hand(config: Config, dry_run: bool, as_json: bool) -> int:
             raise
         except OSError as error:
             raise StandfastError(f"{config.volume}: {error}; run it as root") from error
-        report(config, parts.consul, outcome.decision)
+        report(config, made.consul, outcome.decision)
     _show(config, outcome, dry_run, as_json)
     return 0 if outcome.trouble is None else StandfastError.exit_code
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from standfast.ages import Origin
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.cli.output import note, print_json, print_table
 from standfast.cli.shown_ages import origins_here
 from standfast.cli.snapshots import kind_of

@@ -69,12 +69,12 @@ def serve(listener: socket.socket) -> NoReturn:
 
 def _load() -> None:
     """What a receive imports, before there is one."""
-    from standfast import assembly
+    from standfast.assembly import parts
     from standfast.btrfs import store as btrfs
     from standfast.consul import gateway as consul
     from standfast.replication import pruning, receive
 
-    assert all((assembly, btrfs, consul, pruning, receive))
+    assert all((parts, btrfs, consul, pruning, receive))
     "localhost".encode("idna")  # looked up by the first request otherwise
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.cli.output import note, print_done, print_json
 from standfast.cli.shown_ages import age_by_record, origins_here
 from standfast.config.load import load_volume

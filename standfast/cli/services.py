@@ -32,18 +32,20 @@ def agent(args: argparse.Namespace) -> int:
     """`standfast agent VOLUME`."""
     set_up_log()
     from standfast.agent import main as body
+    from standfast.assembly.node import agent_of
 
-    return body.main(load_volume(args.volume))
+    return body.main(load_volume(args.volume), agent_of)
 
 
 def lease(args: argparse.Namespace) -> int:
     """`standfast lease VOLUME`."""
     set_up_log()
+    from standfast.assembly.node import lease_parts
     from standfast.lease import keeper
 
     config = load_volume(args.volume)
     try:
-        return keeper.main(config)
+        return keeper.main(config, lease_parts)
     except Refused as refusal:
         from standfast.events.events import Kind, happened, tell
 
@@ -86,7 +88,7 @@ def receive(args: argparse.Namespace | SimpleNamespace) -> int:
     SSH_ORIGINAL_COMMAND which one the sender asked for.
     """
     set_up_log()
-    from standfast.assembly import open_store
+    from standfast.assembly.parts import open_store
     from standfast.consul.gateway import ConsulGateway
     from standfast.replication import receive as body
     from standfast.replication import wire
@@ -118,12 +120,12 @@ def _asked_volume(environ: Mapping[str, str]) -> str | None:
 def fence(args: argparse.Namespace) -> int:
     """`standfast fence VOLUME`: shut the port, stop the server."""
     set_up_log()
-    from standfast.assembly import fence_from, nfs_from
+    from standfast.assembly.parts import parts
     from standfast.lease.cutoff import stop_for_good
 
     config = load_volume(args.volume)
     deadline = Deadline.after(config.nfs.start_timeout)
-    stop_for_good(fence_from(config), nfs_from(config), deadline)
+    stop_for_good(parts().fence(config), parts().nfs(config), deadline)
     return 0
 
 

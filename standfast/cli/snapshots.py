@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from standfast.ages import Origin, age_of
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.cli.output import note, print_json, print_table
 from standfast.config.load import load_volume
 from standfast.config.model import Config

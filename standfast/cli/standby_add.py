@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.cli.output import note, print_json
 from standfast.cli.replicate import Outlook, outlook
 from standfast.cli.steps import Report, node_name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.cli.output import note, print_json
 from standfast.config.load import load_volume
 from standfast.config.model import Config
@@ -162,18 +162,11 @@ def _differs(config: Config, bad: Sequence[Outcome]) -> Refused:
 def _next_steps(config: Config, standby: str) -> list[str]:
     """To the letter: the data of one of the two nodes is bad, and nobody should serve it."""
     there = config.paths.standby
-    made = "btrfs subvolume create" if config.store == "btrfs" else "mkdir"
-    steps = [
-        f"1. Nobody takes over meanwhile: standfast pause --reason 'verify: {standby} differs'"
-    ]
-    if config.store == "btrfs":
-        mount = config.paths.live.parent
-        steps.append(f"2. Which node is damaged? On both: btrfs scrub start -B {mount}")
-    else:
-        steps.append("2. Which node is damaged? Compare the files named above with your copies")
     return [
-        *steps,
-        f"3. If it is {standby}, there: mv {there} {there}.differs && {made} {there}",
+        f"1. Nobody takes over meanwhile: standfast pause --reason 'verify: {standby} differs'",
+        f"2. Which node is damaged? On both: btrfs scrub start -B {config.paths.live.parent}",
+        f"3. If it is {standby}, there: mv {there} {there}.differs && "
+        f"btrfs subvolume create {there}",
         f"   then here: standfast replicate {standby} --full && standfast verify {standby} --full",
         f"   If it is {config.node}: keep the pause, restore the named files here from {standby}'s "
         f"snapshot or from a backup",

@@ -100,9 +100,7 @@ class ConsulAccess:
 class Nfs:
     """[nfs]"""
 
-    server: str = option(
-        "kernel", "The NFS server's kind", choices=("kernel", "ganesha", "embedded")
-    )
+    server: str = option("kernel", "The NFS server's kind", choices=("kernel", "ganesha"))
     unit: str = option("nfs-server.service", "systemd unit of the NFS server", form="unit")
     clients: tuple[str, ...] = option(
         ("192.168.1.0/24",), "Networks or hosts that may mount the volume", form="word"
@@ -144,7 +142,7 @@ class Fencing:
     backend: str = option(
         "auto",
         "Kernel-timed fence on the NFS port",
-        choices=("auto", "nftables", "ipset", "embedded"),
+        choices=("auto", "nftables", "ipset"),
     )
     reboot: str = option(
         "never", "Last resort when the fence can't be confirmed", choices=("never", "sysrq")
@@ -321,7 +319,6 @@ class Config:
     node: str = option("", "This node's name in Consul; empty: the host name", form="name or empty")
     preferred: str = option("", "Node that failback moves the role to", form="name or empty")
     mode: str = option("auto", "manual never promotes by itself", choices=("auto", "manual"))
-    store: str = option("btrfs", "Kind of the volume's storage", choices=("btrfs", "directory"))
     max_data_loss: float = option(
         600.0, "Older snapshots are not promoted without --accept-data-loss", unit="s", least=1.0
     )

@@ -210,19 +210,6 @@ def binds_rule(config: Config) -> Iterator[Problem]:
             )
 
 
-def fence_rule(config: Config) -> Iterator[Problem]:
-    """`fence.backend = "embedded"` goes with `nfs.server = "embedded"` only: it doesn't fence
-    a real port."""
-    if config.fence.backend == "embedded" and config.nfs.server != "embedded":
-        yield Problem(
-            "fence.backend",
-            '"embedded"',
-            f"it fences the embedded server alone, and nfs.server is {shown(config.nfs.server)}",
-            'use "auto"',
-            ("nfs.server",),
-        )
-
-
 RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     timing_rule,
     heartbeat_rule,
@@ -234,7 +221,6 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     consul_rule,
     nomad_rule,
     clients_rule,
-    fence_rule,
     mount_options_rule,
     binds_rule,
 )
@@ -309,22 +295,20 @@ def _conflicts(first: Config, second: Config) -> Iterator[Problem]:
             f"is also the service of volume {first.volume}",
             "give each volume its own",
         )
-    # The demonstration has a server for each volume.
-    if "embedded" not in (first.nfs.server, second.nfs.server):
-        pairs = (
-            ("nfs.port", first.nfs.port, second.nfs.port),
-            ("fence.backend", first.fence.backend, second.fence.backend),
-        )
-        for key, theirs, mine in pairs:
-            # What `auto` is turns out on the node; there `fence.choice.settle` refuses another one.
-            if mine != theirs and "auto" not in (mine, theirs):
-                yield Problem(
-                    key,
-                    shown(mine),
-                    f"is {shown(theirs)} for volume {first.volume}, and a node has one NFS server "
-                    "and one fence for all its volumes",
-                    "give each volume the same",
-                )
+    pairs = (
+        ("nfs.port", first.nfs.port, second.nfs.port),
+        ("fence.backend", first.fence.backend, second.fence.backend),
+    )
+    for key, theirs, mine in pairs:
+        # What `auto` is turns out on the node; there `fence.choice.settle` refuses another one.
+        if mine != theirs and "auto" not in (mine, theirs):
+            yield Problem(
+                key,
+                shown(mine),
+                f"is {shown(theirs)} for volume {first.volume}, and a node has one NFS server "
+                "and one fence for all its volumes",
+                "give each volume the same",
+            )
     if (
         first.nomad.enabled
         and second.nomad.enabled

@@ -69,6 +69,7 @@ def initialise(live: Path) -> None:
 class DirectoryStore(Store):
     """Trees of files with sidecars."""
 
+    kind = "directory"
     _kind = "directory volume"
 
     def send_argv(

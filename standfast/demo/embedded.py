@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from standfast.config.model import Config
+from standfast.demo.commands import STANDFAST, command, handler
 from standfast.demo.file_calls import Session
 from standfast.demo.file_server import export_file, lock_file, pid_file
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
@@ -28,17 +29,6 @@ from standfast.system.run import Child, run, start_detached
 POLL_S = 0.02
 # After SIGTERM, before SIGKILL.
 PATIENCE_S = 3.0
-
-
-def handler(name: str) -> list[str]:
-    """The command of a deployed handler: installed beside the interpreter, or in a checkout."""
-    places = (Path(sys.executable).parent, Path(__file__).resolve().parents[2] / "handlers")
-    for place in places:
-        if (place / name).is_file():
-            return [sys.executable, str(place / name)]
-    raise StandfastError(
-        f"the handler {name} is in none of {', '.join(map(str, places))}: install Standfast"
-    )
 
 
 def log_dir(config: Config) -> Path:
@@ -110,7 +100,7 @@ class EmbeddedNfs:
             return
         config = self._config
         guard = run(
-            [*handler("nfs-server-guard"), "--volume", config.volume],
+            command(handler("nfs-server-guard"), "--volume", config.volume),
             deadline=deadline,
             op="nfs:guard",
             check=False,
@@ -172,7 +162,7 @@ class EmbeddedUnits:
             messages.bind(str(path))
             messages.settimeout(POLL_S)
             process = start_detached(
-                [sys.executable, "-m", "standfast", "lease", self._config.volume],
+                command(STANDFAST, "lease", self._config.volume),
                 op=f"start:{unit}",
                 log_file=log,
                 env={"NOTIFY_SOCKET": str(path)},

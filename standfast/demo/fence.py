@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from standfast.config.model import Config
 from standfast.errors import StandfastError, TimedOut
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline, monotonic
@@ -46,3 +47,8 @@ class FileFence:
             if doc is not None:
                 return FenceState(True, max(0.0, float(doc["until"]) - monotonic()))
         return FenceState(in_place=False, open_for_s=0.0)
+
+
+def fence_of(config: Config) -> FileFence:
+    """The node's: the file server and the lease process look at the same file."""
+    return FileFence(config.paths.run / "fence", config.nfs.port)

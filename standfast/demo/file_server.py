@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from standfast.assembly import fence_from, open_store
 from standfast.config.model import Config
+from standfast.demo.directory import DirectoryStore
+from standfast.demo.fence import fence_of
 from standfast.errors import StandfastError
 from standfast.node.ports import Fence, VolumeStore
 from standfast.node.reign import OwnReign
@@ -144,7 +145,7 @@ class FileServer(socketserver.ThreadingTCPServer):
 
 def serve(config: Config) -> None:
     """Serve until killed; the lock tells others that it runs."""
-    files = Files(config, fence_from(config), open_store(config))
+    files = Files(config, fence_of(config), DirectoryStore(config.paths))
     with (
         # A look at the lock (`is_locked`) holds it for an instant: worth a second try.
         exclusive(lock_file(config), "another stand-in server", Deadline.after(2.0)),

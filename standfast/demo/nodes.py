@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ from typing import Any
 
 from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config
+from standfast.demo.commands import STANDFAST, command, handler
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.directory import initialise, load_info
-from standfast.demo.embedded import handler, last_words, log_dir
+from standfast.demo.embedded import last_words, log_dir
 from standfast.errors import StandfastError, TimedOut
 from standfast.system.clock import Deadline, sleep
 from standfast.system.local_socket import ask
@@ -47,8 +47,8 @@ def config_text(me: Place, places: Sequence[Place], root: Path, port: int) -> st
     """The node's data-services.toml."""
     lease = FAST_PROFILE
     disk = root / me.name
-    receive = [sys.executable, "-m", "standfast", "receive", "{volume}"]
-    command = ["env", f"STANDFAST_CONFIG_DIR={root}/{{node}}/etc", *receive]
+    receive = command(STANDFAST, "receive", "{volume}")
+    reach = ["env", f"STANDFAST_CONFIG_DIR={root}/{{node}}/etc", *receive]
     others = [place.consul for place in places if place != me]
     values: list[tuple[str, Mapping[str, Any]]] = [
         (
@@ -57,7 +57,6 @@ def config_text(me: Place, places: Sequence[Place], root: Path, port: int) -> st
                 "cluster": "demo",
                 "node": me.name,
                 "preferred": places[0].name,
-                "store": "directory",
             },
         ),
         *((f"nodes.{one.name}", {"address": one.address}) for one in places),
@@ -84,9 +83,8 @@ def config_text(me: Place, places: Sequence[Place], root: Path, port: int) -> st
             },
         ),
         ("consul", {"addresses": [me.consul, *others]}),
-        ("nfs", {"server": "embedded", "port": port}),
-        ("fence", {"backend": "embedded"}),
-        ("replication", {"interval": INTERVAL_S, "timeout": 60.0, "command": command}),
+        ("nfs", {"port": port}),
+        ("replication", {"interval": INTERVAL_S, "timeout": 60.0, "command": reach}),
     ]
     lines = []
     for table, pairs in values:
@@ -156,9 +154,9 @@ class Node:
             self._agent = self._start(["agent", VOLUME], self.log)
 
     def _start(self, arguments: Sequence[str], log: Path) -> Child:
-        command = [sys.executable, "-m", "standfast", *arguments]
         op = f"{arguments[0]}:{self.name}"
-        return start_detached(command, op=op, log_file=log, env=self.environment())
+        argv = command(STANDFAST, *arguments)
+        return start_detached(argv, op=op, log_file=log, env=self.environment())
 
     def cut_power(self) -> tuple[int, ...]:
         """Kill all of it; the pids that were killed."""
@@ -225,7 +223,7 @@ class Node:
     def call_handler(self, name: str, stdin: str) -> Completed:
         """As `consul watch` calls it."""
         return run(
-            [*handler(name), "--volume", VOLUME],
+            command(handler(name), "--volume", VOLUME),
             deadline=Deadline.after(10.0),
             op=f"{name}:{self.name}",
             input=stdin,

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from standfast.assembly.parts import parts
 from standfast.clients import notes
 from standfast.clients.decide import CHANGES, Action, Decision, decide
 from standfast.clients.loop import look as observe
@@ -259,7 +260,7 @@ def _earlier(
 
 def look(config: Config) -> list[Finding]:
     """Of this node; nothing in the demo, or where it is no client."""
-    if config.nfs.server == "embedded":
+    if not parts().is_machine:
         return []
     try:
         return examine(facts_here(config), config)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from standfast.assembly.parts import parts
 from standfast.btrfs.place import mount_of
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding
@@ -24,8 +25,7 @@ CYCLES = "standfast-replicate@"
 
 def look(config: Config) -> list[Finding]:
     """Of this node; in the demo there is neither systemd nor a clock of its own."""
-    embedded = config.nfs.server == "embedded"
-    found = [] if embedded else [*_units(), *_order(config), *_clock()]
+    found = [*_units(), *_order(config), *_clock()] if parts().is_machine else []
     return [*found, *_hooks(config)]
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError

@@ -54,7 +54,7 @@ class Replica:
 
 def read_replica(config: Config) -> Replica:
     """Only snapshots of a known epoch count, as for a promotion; the newest reign goes first."""
-    from standfast.assembly import open_store
+    from standfast.assembly.parts import open_store
 
     store = open_store(config)
     snapshots = store.snapshots()

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from standfast.config.model import Config
 from standfast.config.node_name import keep_name
@@ -39,7 +39,7 @@ from standfast.lease.files import (
     note_start,
     take_claim,
 )
-from standfast.lease.holding import Kept, LeaseKeys
+from standfast.lease.holding import Consul, Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
 from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
 from standfast.lease.surrender import Spell
@@ -47,6 +47,7 @@ from standfast.lease.unserved import Now, Service
 from standfast.node.ports import Fence, NfsServer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
+from standfast.system.locks import exclusive
 from standfast.system.sd_notify import notify
 
 log = logging.getLogger(__name__)
@@ -583,12 +584,19 @@ def run(
     return 0
 
 
-def main(config: Config) -> int:
-    """`standfast lease VOLUME`; at most one per volume on a node."""
-    from standfast.assembly import nfs_from, settled_fence
-    from standfast.consul.gateway import ConsulGateway
-    from standfast.system.locks import exclusive
+class Parts(NamedTuple):
+    """What this process is made of, apart from its own files."""
 
+    consul: Consul
+    fence: Fence
+    nfs: NfsServer
+
+
+def main(config: Config, make: Callable[[Config], Parts]) -> int:
+    """`standfast lease VOLUME`; at most one per volume on a node.
+
+    `make` is called with the lock held: settling the fence is the holder's alone.
+    """
     stop_reader, stop_writer = socket.socketpair()
     stop_writer.setblocking(False)
     signal.signal(signal.SIGTERM, lambda *_: stop_writer.send(b"x"))
@@ -598,7 +606,6 @@ def main(config: Config) -> int:
     lock = config.run_dir / "lease.lock"
     with exclusive(lock, "another lease process of this volume", Deadline.after(2.0)):
         keep_name(config)
-        consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
-        keys = LeaseKeys(config, consul, holder_of(config))
-        nfs = nfs_from(config)
-        return run(config, keys, settled_fence(config, nfs), nfs, inbox)
+        parts = make(config)
+        keys = LeaseKeys(config, parts.consul, holder_of(config))
+        return run(config, keys, parts.fence, parts.nfs, inbox)

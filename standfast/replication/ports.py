@@ -19,6 +19,10 @@ from standfast.system.clock import Deadline
 class ReplicaStore(VolumeStore, Protocol):
     """A store that can send its snapshots and take in another node's."""
 
+    @property
+    def kind(self) -> str:
+        """`btrfs`, or what stands in for it: a stream is taken in by a store of the same kind."""
+
     def unfinished(self) -> Sequence[Path]:
         """What lies in the standby directory and never counts: partial, foreign, badly named."""
 

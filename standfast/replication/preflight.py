@@ -115,7 +115,7 @@ def _text(value: Any, *, or_none: bool = False) -> str | None:
 
 def facts_here(config: Config, store: ReplicaStore) -> Facts:
     """StandfastError or OSError when something can't be found out; needs root on btrfs."""
-    on_btrfs = config.store == "btrfs"
+    on_btrfs = store.kind == "btrfs"
     paths = config.paths
     options = config.replication
     wants = [ZSTD] if options.compression == ZSTD else []
@@ -127,7 +127,7 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
     ours = systems.get("standby")
     return Facts(
         node=config.node,
-        store=config.store,
+        store=store.kind,
         utc_s=utc_now(),
         free_bytes=store.free_bytes(),
         wants=tuple(wants),

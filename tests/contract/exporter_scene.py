@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from standfast.demo.commands import STANDFAST, command
 from standfast.system.local_socket import listen, read_line, send
 from tests.contract.consul_clusters import free_ports
 from tests.support.waiting import soon, wait_for
@@ -58,8 +58,8 @@ def exporting(
     """The real exporter as a process, and the address of its page."""
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "standfast", "exporter", "--listen", f"127.0.0.1:{port}"]
-    with subprocess.Popen([*command, *options], env=environment) as exporter:
+    words = command(STANDFAST, "exporter", "--listen", f"127.0.0.1:{port}")
+    with subprocess.Popen([*words, *options], env=environment) as exporter:
         try:
             wait_for(lambda: answers(url) or exporter.poll() is not None, 60.0, "its first answer")
             assert exporter.poll() is None

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from standfast.assembly import open_store
+from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config, KeepOwn, KeepPublished
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.consul.values import Entry, Set
 from standfast.demo.consul_state import ClusterState
+from standfast.demo.directory import DirectoryStore
 from standfast.errors import ConsulNoQuorum
 from standfast.replication import receive
 from standfast.replication.cycle import Sender
@@ -127,9 +128,7 @@ def peer(root: Path, node: str, store: str, keys: Path, **more: Any) -> Peer:
 
 def from_spec(spec: dict[str, Any]) -> Peer:
     state = Path(spec["state"]) if "state" in spec else None
-    config = config_for(
-        Path(spec["root"]), spec["node"], store=spec["store"], nodes=NODES, state=state
-    )
+    config = config_for(Path(spec["root"]), spec["node"], nodes=NODES, state=state)
     if "run" in spec:
         config = replace(config, paths=replace(config.paths, run=Path(spec["run"])))
     if "cluster" in spec:
@@ -139,8 +138,12 @@ def from_spec(spec: dict[str, Any]) -> Peer:
     if "keep" in spec:
         config = keeping(config, spec["keep"])
     gateway = FileGateway(Path(spec["keys"]), later=spec.get("later"))
-    found = Peer(config, open_store(config), gateway, spec)
+    found = Peer(config, store_of(config, spec["store"]), gateway, spec)
     return replace_transport(found, spec["command"]) if "command" in spec else found
+
+
+def store_of(config: Config, kind: str) -> ReplicaStore:
+    return DirectoryStore(config.paths) if kind == "directory" else BtrfsStore(config.paths)
 
 
 def keeping(config: Config, last: int) -> Config:

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from standfast.assembly import open_store
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul_server import EmbeddedConsul
-from standfast.demo.directory import initialise
+from standfast.demo.directory import DirectoryStore, initialise
 from standfast.demo.fence import FileFence
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
@@ -66,7 +65,7 @@ class StorageNode:
         self.tables |= tables
         disk = self.root / "disk"
         base: dict[str, dict[str, Any]] = {
-            "": {"cluster": "test", "node": self.name, "store": "directory"},
+            "": {"cluster": "test", "node": self.name},
             **{f"nodes.{name}": {"address": address} for name, address in ADDRESSES.items()},
             "paths": {
                 "live": f"{disk}/persist/services",
@@ -77,8 +76,7 @@ class StorageNode:
                 "run": f"{disk}/run",
             },
             "consul": {"addresses": [self.consul]},
-            "nfs": {"server": "embedded", "port": self.port},
-            "fence": {"backend": "embedded"},
+            "nfs": {"port": self.port},
             "guard": {"deadline": 60.0},
         }
         lines = []
@@ -113,7 +111,7 @@ class StorageNode:
         return FileFence(self.config.paths.run / "fence", self.port)
 
     def live(self) -> LiveTree:
-        live = open_store(self.config).live()
+        live = DirectoryStore(self.config.paths).live()
         assert live is not None
         return live
 
@@ -163,13 +161,19 @@ def run_handler(
     env: Mapping[str, str],
     stdin: int | bytes | None = b"",
     changed: str = "",
+    parts: str = "DemoParts",
 ) -> Ended:
     """A deployed handler as a process, with this interpreter; TimeoutExpired when it hangs.
 
-    `changed` are statements to run before it: other seconds for what it waits for.
+    `changed` are statements to run before it: other seconds for what it waits for. `parts` is the
+    class of what it is made of: the demo's, or this machine's own (`Parts`).
     """
+    module = "standfast.demo.parts" if parts == "DemoParts" else "standfast.assembly.parts"
+    made_of = (
+        f"from standfast.assembly.parts import use; from {module} import {parts}; use({parts}())"
+    )
     run = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    before = ["-c", f"{changed}\n{run}"] if changed else []
+    before = ["-c", f"{made_of}\n{changed}\n{run}"]
     started = monotonic()
     with subprocess.Popen(
         [sys.executable, *before, str(HANDLERS / name), *arguments],

@@ -93,10 +93,15 @@ def test_the_handler_never_fails_and_what_stands_on_stdin_changes_nothing(
 ) -> None:
     """Its failure would end the watch; Consul is down here, and nothing is mounted."""
     node = StorageNode(tmp_path, "127.0.0.1:1", 20490)
-    node.configure(nfs={"server": "kernel"}, fence={"backend": "auto"}, client={"manage": "always"})
+    node.configure(client={"manage": "always"})
     node.file.write_text(node.file.read_text().replace('node = "n1"', 'node = ""'))
     ended = run_handler(
-        "data-services-remount", "--volume", VOLUME, env=node.environment(), stdin=given
+        "data-services-remount",
+        "--volume",
+        VOLUME,
+        env=node.environment(),
+        stdin=given,
+        parts="Parts",
     )
     assert (ended.code, ended.out) == (0, ""), ended
     assert "consul-unreachable" in ended.said and "Traceback" not in ended.said
@@ -107,10 +112,12 @@ def test_a_handler_that_can_not_even_take_its_lock_says_so_and_does_not_fail(
     tmp_path: Path,
 ) -> None:
     node = StorageNode(tmp_path, "127.0.0.1:1", 20490)
-    config = node.configure(nfs={"server": "kernel"}, fence={"backend": "auto"})
+    config = node.configure()
     config.paths.run.parent.mkdir(parents=True)
     config.paths.run.write_text("no directory")
-    ended = run_handler("data-services-remount", "--volume", VOLUME, env=node.environment())
+    ended = run_handler(
+        "data-services-remount", "--volume", VOLUME, env=node.environment(), parts="Parts"
+    )
     assert ended.code == 0 and "Traceback" not in ended.said
     assert str(config.paths.run) in ended.said
 
@@ -119,7 +126,7 @@ def test_the_timer_s_run_looks_after_every_volume_though_one_is_configured_wrong
     tmp_path: Path,
 ) -> None:
     node = StorageNode(tmp_path, "127.0.0.1:1", 20490)
-    node.configure(nfs={"server": "kernel"}, fence={"backend": "auto"})
+    node.configure()
     node.file.write_text(node.file.read_text().replace('node = "n1"', 'node = ""'))
     (node.file.parent / "another.toml").write_text("{")
     done = subprocess.run(

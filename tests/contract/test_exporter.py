@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -24,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.demo.commands import command
 from standfast.errors import Unreachable
 from standfast.exporter.exporter import Options, serve
 from standfast.exporter.web_server import MOST_FROM_ONE
@@ -37,6 +37,8 @@ from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 from tests.unit.cli_helpers import write_config
 from tests.unit.test_metrics import PRIMARY, values
+
+pytestmark = pytest.mark.usefixtures("demo_parts")
 
 ROOT = Path(__file__).parents[2]
 HEADERS = ("Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy")
@@ -81,10 +83,10 @@ def exporting(
     """`standfast-exporter` until the block ends."""
     [port] = free_ports(1)
     log = config.source.parent / "exporter.log"
-    command = [sys.executable, str(ROOT / "exporters/standfast-exporter")]
+    words = command(str(ROOT / "exporters/standfast-exporter"))
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*command, "--listen", f"127.0.0.1:{port}", *options],
+            [*words, "--listen", f"127.0.0.1:{port}", *options],
             env={"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(ROOT)},
             stderr=stderr,
         )
@@ -292,12 +294,12 @@ def test_an_address_in_use_is_named(config: Config) -> None:
 
 def test_a_file_is_written_once_for_node_exporter(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "standfast.prom"
-    command = [sys.executable, str(ROOT / "exporters/standfast-exporter"), "--textfile", str(path)]
+    words = command(str(ROOT / "exporters/standfast-exporter"), "--textfile", str(path))
     environment = {"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "")
     at_once = subprocess.run(
-        [*command, "--listen", "127.0.0.1:1"], env=environment, capture_output=True, timeout=100
+        [*words, "--listen", "127.0.0.1:1"], env=environment, capture_output=True, timeout=100
     )
     assert (at_once.returncode, b"--textfile" in at_once.stderr) == (2, True)
     names = {family.name for family in text_string_to_metric_families(path.read_text())}

@@ -34,7 +34,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     """It was primary with epoch 4; its disk is not mounted yet. `disk.img` is it."""
     require_btrfs()
     root = tmp_path / "persist"
-    config = config_for(root, "n1", store="btrfs", nodes=("n1", "n2"))
+    config = config_for(root, "n1", nodes=("n1", "n2"))
     with btrfs_on_file(tmp_path / "disk.img", root):
         make_live(config.paths.live, "btrfs")
         (config.paths.live / "written-here").write_text("and nowhere else")

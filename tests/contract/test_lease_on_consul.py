@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +26,7 @@ from standfast.consul.records import (
     parse_epoch,
 )
 from standfast.consul.values import Op
+from standfast.demo.commands import STANDFAST, command
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.fence import FileFence
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError
@@ -900,12 +900,12 @@ def test_a_second_keeper_process_is_refused_while_the_first_lives(tmp_path: Path
         node = StorageNode(tmp_path, consul.address("n1"), 20490)
         config = node.configure()
         save_claim(config.run_dir, FIRST)
-        command = [sys.executable, "-m", "standfast", "lease", VOLUME]
-        with subprocess.Popen(command, env=node.environment(), stderr=subprocess.DEVNULL) as first:
+        lease = command(STANDFAST, "lease", VOLUME)
+        with subprocess.Popen(lease, env=node.environment(), stderr=subprocess.DEVNULL) as first:
             try:
                 wait_for(lambda: LeaseStatus.load(config.run_dir), 30.0, "the first one's status")
                 second = subprocess.run(
-                    command,
+                    lease,
                     env=node.environment(),
                     capture_output=True,
                     text=True,

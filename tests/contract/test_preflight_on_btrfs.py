@@ -80,7 +80,7 @@ def make_node(tmp_path: Path) -> Iterator[Callable[[str], Node]]:
             stack.enter_context(btrfs_on_file(image, root))
             command("btrfs", "subvolume", "create", root / "services")
             (root / "services" / "f").write_text("one")
-            config = config_for(root, name, store="btrfs", nodes=("n1", "n2"))
+            config = config_for(root, name, nodes=("n1", "n2"))
             return Node(image, root, config)
 
         yield make

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import socketserver
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ import pytest
 
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.demo.commands import command
 from standfast.demo.directory import DirectoryStore, initialise
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
@@ -33,6 +33,8 @@ from tests.support.origins import note_epoch
 from tests.support.pace import factor, patient
 from tests.support.waiting import wait_for
 from tests.unit.cli_helpers import write_node
+
+pytestmark = pytest.mark.usefixtures("demo_parts")
 
 VOLUME = "data-services"
 TOOLS = {name: name for name in ("prometheus", "prometheus-alertmanager", "curl")}
@@ -111,7 +113,7 @@ def exporting(root: Path, node: str, other: str, port: int) -> Iterator[None]:
     with agent(config, lambda: document(node, time.time())):
         process = subprocess.Popen(
             [
-                *(sys.executable, CHECKOUT / "exporters/standfast-exporter"),
+                *command(str(CHECKOUT / "exporters/standfast-exporter")),
                 *("--listen", f"127.0.0.1:{port}"),
             ],
             env={"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(CHECKOUT)},

@@ -96,7 +96,7 @@ def tampered(b: Peer, change: Callable[[Path], None]) -> None:
     """The standby's newest copy is changed behind Standfast's back; times and identity stay."""
     copy = published(b)
     aside = copy.path.with_name("aside")
-    if b.config.store == "btrfs":
+    if b.store.kind == "btrfs":
         copy.path.rename(aside)
         command("btrfs", "subvolume", "snapshot", aside, copy.path)
     before = {path: path.lstat() for path in (copy.path, *copy.path.rglob("*"))}
@@ -104,7 +104,7 @@ def tampered(b: Peer, change: Callable[[Path], None]) -> None:
     for path, status in before.items():
         if os.path.lexists(path):
             os.utime(path, ns=(0, status.st_mtime_ns), follow_symlinks=False)
-    if b.config.store == "btrfs":
+    if b.store.kind == "btrfs":
         btrfs_info.stand_in(copy.path, copy.content_id, aside)
         command("btrfs", "subvolume", "delete", aside)
     assert published(b).content_id == copy.content_id

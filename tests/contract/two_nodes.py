@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.cli.main import main
 from standfast.config.load import load
 from standfast.config.model import Config

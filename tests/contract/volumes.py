@@ -121,14 +121,13 @@ def paths_below(root: Path, state: Path | None = None) -> Paths:
 
 
 def config_for(
-    root: Path, node: str, *, store: str, nodes: tuple[str, ...], state: Path | None = None
+    root: Path, node: str, *, nodes: tuple[str, ...], state: Path | None = None
 ) -> Config:
     return Config(
         volume="data-services",
         source=root / "data-services.toml",
         cluster="test",
         node=node,
-        store=store,
         nodes={name: Node(address="127.0.0.1") for name in nodes},
         paths=paths_below(root, state),
     )

@@ -24,7 +24,6 @@ def storage_node(root: Path, node: str, **replication: object) -> Config:
     made = replace(
         config_in(root, "a", "b", "c"),
         node=node,
-        store="directory",
         replication=replace(Replication(), **replication),  # type: ignore[arg-type]
     )
     initialise(made.paths.live)

@@ -62,7 +62,6 @@ def write_node(directory: Path, root: Path, node: str, more: str) -> Path:
         f"""\
 cluster = "test"
 node = "{node}"
-store = "directory"
 [nodes.zippy]
 address = "192.168.1.2"
 [nodes.c1]

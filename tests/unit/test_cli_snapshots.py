@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from standfast.ages import Origin
-from standfast.assembly import open_store
+from standfast.assembly.parts import open_store
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.load import load
 from standfast.config.model import Config
@@ -24,9 +24,11 @@ from standfast.system.clock import utc_now
 from tests.support.origins import Named, note_epoch
 from tests.unit.cli_helpers import Terminal, write_node
 
+pytestmark = pytest.mark.usefixtures("demo_parts")
+
 OTHER = (
-    "import os, sys; from standfast.cli.main import main; "
-    "os.environ['STANDFAST_CONFIG_DIR'] = sys.argv[1]; sys.exit(main(['receive', sys.argv[2]]))"
+    "import os, sys; from standfast.demo.program import main; "
+    "os.environ['STANDFAST_CONFIG_DIR'] = sys.argv[1]; sys.exit(main(['standfast', 'receive', sys.argv[2]]))"
 )
 
 

@@ -166,13 +166,6 @@ def test_a_volume_for_nobody_is_refused() -> None:
     assert line.startswith("nfs.clients = []: nobody could mount the volume")
 
 
-def test_a_fence_without_effect_is_refused() -> None:
-    (line,) = said(config(fence=Fencing(backend="embedded")))
-    assert 'it fences the embedded server alone, and nfs.server is "kernel"' in line
-    embedded = config(fence=Fencing(backend="embedded"), nfs=Nfs(server="embedded"))
-    assert said(embedded) == []
-
-
 def other_volume(**changes: Any) -> Config:
     paths = Paths(
         live=Path("/persist/media"),
@@ -203,12 +196,6 @@ def test_the_volumes_of_a_node_share_its_server_s_port_and_its_fence() -> None:
     (line,) = conflicts(other_volume(fence=ipset), fence=nft)
     assert line.startswith('fence.backend = "ipset": is "nftables" for volume data-services')
     assert conflicts(other_volume(fence=nft)) == [], "`auto` may be the same"
-
-
-def test_the_demonstration_s_volumes_have_a_server_each() -> None:
-    demo: dict[str, Any] = {"fence": Fencing(backend="embedded")}
-    other = other_volume(nfs=Nfs(clients=("c1",), server="embedded", port=20490), **demo)
-    assert conflicts(other, nfs=Nfs(clients=("c1",), server="embedded"), **demo) == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from standfast.replication.preflight import Facts
 from standfast.system.clock import Deadline
 from tests.fakes.machine import config_in
 
+pytestmark = pytest.mark.usefixtures("demo_parts")
+
 ROOT = Path(__file__).parents[2]
 SOURCES = {
     "service": ["doctor/service_checks.py", "doctor/run.py"],
@@ -139,8 +141,6 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     (strange / "pre-promotion").mkdir(parents=True)
     embedded = replace(
         config,
-        nfs=replace(config.nfs, server="embedded"),
-        store="directory",
         hooks=Hooks(dir=strange),
     )
     monkeypatch.setattr(status, "fetch", hangs)
@@ -191,7 +191,6 @@ def test_two_clocks_are_compared_within_the_time_that_the_question_took() -> Non
 def primary(config: Config, command: list[str]) -> Config:
     return replace(
         config,
-        store="directory",
         nodes={"n1": Node(address="127.0.0.1"), "n2": Node(address="127.0.0.2")},
         replication=Replication(command=tuple(command)),
     )
@@ -250,9 +249,8 @@ def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> Non
     (place / "post-promote").mkdir(parents=True)
     (place / "pre-promotion").mkdir()
     (place / "post-promote/10-mail").write_text("")
-    nfs = replace(config.nfs, server="embedded")
-    [found] = node_checks.look(replace(config, nfs=nfs, hooks=Hooks(dir=place)))
+    [found] = node_checks.look(replace(config, hooks=Hooks(dir=place)))
     assert not found.ok
     assert "10-mail is not executable" in found.evidence
     assert "pre-promotion is no event's directory" in found.evidence
-    assert node_checks.look(replace(config, nfs=nfs, hooks=Hooks(dir=tmp_path / "none"))) == []
+    assert node_checks.look(replace(config, hooks=Hooks(dir=tmp_path / "none"))) == []

@@ -37,6 +37,8 @@ from standfast.exporter.web_server import Reader, Site, answer
 from standfast.system.clock import Deadline, sleep
 from tests.unit.cli_helpers import write_config
 
+pytestmark = pytest.mark.usefixtures("demo_parts")
+
 ROOT = Path(__file__).parents[2]
 PRIMARY: Mapping[str, Any] = {"agent": True, "role": "primary", "sick": None}
 STANDBY: Mapping[str, Any] = {"agent": True, "role": "standby", "sick": None}

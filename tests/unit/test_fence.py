@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from standfast.assembly import fence_from
 from standfast.config.model import Config, Paths
 from standfast.demo.fence import FileFence
 from standfast.errors import CommandFailed, Refused, TimedOut
 from standfast.fence import ipset as fence_ipset
 from standfast.fence import nftables as fence_module
+from standfast.fence.choice import fence_from
 from standfast.fence.claims import Claims
 from standfast.fence.ipset import parse_members
 from standfast.fence.nftables import NftFence, build_script, parse_table, parse_time

@@ -7,17 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from standfast import assembly, guard
+from standfast import guard
 from standfast.agent import main as agent
-from standfast.assembly import fence_from
+from standfast.assembly.node import lease_parts
+from standfast.assembly.parts import Parts
 from standfast.config.model import Config
 from standfast.config.problems import InvalidConfig
 from standfast.errors import Refused, StandfastError
 from standfast.fence import choice as fence_module
-from standfast.fence.choice import settle
+from standfast.fence.choice import fence_from, settle
 from standfast.fence.claims import KernelFence
 from standfast.fence.ipset import IpsetFence
 from standfast.fence.made_for import MadeFor
@@ -101,8 +103,8 @@ class Node:
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     made = Node(configured(config_in(tmp_path, "n1", "n2")))
     monkeypatch.setattr(fence_module, "_by", made.by)
-    monkeypatch.setattr(fence_module, "fence_from", made.fence)
-    monkeypatch.setattr(assembly, "nfs_from", lambda _: made.nfs)
+    monkeypatch.setattr(Parts, "fence", lambda _, config: made.fence(config))
+    monkeypatch.setattr(Parts, "nfs", lambda _, __: made.nfs)
     return made
 
 
@@ -238,25 +240,27 @@ def test_a_note_that_says_nothing_is_not_guessed(node: Node) -> None:
             fence.ensure_closed()
 
 
-@pytest.mark.parametrize("main", [agent.main, keeper.main])
+@pytest.mark.parametrize("process", ["agent", "lease"])
 def test_a_process_of_a_changed_port_begins_nothing(
-    node: Node, main: Callable[[Config], int], monkeypatch: pytest.MonkeyPatch
+    node: Node, process: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would replace the rules that shut the server which is running."""
 
     def begun(*_: object) -> None:
         pytest.fail("it has begun")
 
-    def build(config: Config) -> object:
+    def build(config: Config) -> Any:
         return SimpleNamespace(machine=SimpleNamespace(fence=node.fence(config), nfs=node.nfs))
 
-    monkeypatch.setattr(agent, "build", build)
     monkeypatch.setattr(agent, "serve", begun)
     monkeypatch.setattr(keeper, "run", begun)
     node.begin(node.config)
     node.nfs.running = True
     with pytest.raises(InvalidConfig, match=r"nfs\.port = 20490: this node's fence shuts port"):
-        main(configured(node.config, 20490))
+        if process == "agent":
+            agent.main(configured(node.config, 20490), build)
+        else:
+            keeper.main(configured(node.config, 20490), lease_parts)
     assert node.kernel.rules == {"nftables": 2049}
 
 

@@ -30,6 +30,8 @@ from standfast.system.clock import Deadline
 from tests.support.origins import note_epoch
 from tests.unit.cli_helpers import write_config
 
+pytestmark = pytest.mark.usefixtures("demo_parts")
+
 ROOT = Path(__file__).parents[2]
 NOW = 1_700_000_000.0
 STANDBY = "standfast_replication_age_seconds"

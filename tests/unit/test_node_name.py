@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_who_goes_the_way_that_the_refusal_tells_may_rename(config: Config) -> N
 
 @pytest.mark.parametrize("process", [agent.main, keeper.main])
 def test_a_process_of_a_renamed_node_begins_nothing(
-    config: Config, process: Callable[[Config], int], monkeypatch: pytest.MonkeyPatch
+    config: Config, process: Callable[[Config, Callable[..., Any]], int]
 ) -> None:
     """Its decision would be to step down for itself."""
     keep_name(config)
@@ -64,16 +65,14 @@ def test_a_process_of_a_renamed_node_begins_nothing(
     def begun(*_: object) -> None:
         pytest.fail("it has begun")
 
-    monkeypatch.setattr(agent, "build", begun)
-    monkeypatch.setattr(keeper, "run", begun)
     with pytest.raises(InvalidConfig, match="go back to that name"):
-        process(renamed(config))
+        process(renamed(config), begun)
     assert OwnReign.load(config.state_dir) == OWN
 
 
 @pytest.mark.parametrize("process", [agent.main, keeper.main])
 def test_a_process_remembers_the_name_at_its_start(
-    config: Config, process: Callable[[Config], int], monkeypatch: pytest.MonkeyPatch
+    config: Config, process: Callable[[Config, Callable[..., Any]], int]
 ) -> None:
     class Begun(Exception):
         pass
@@ -81,10 +80,8 @@ def test_a_process_remembers_the_name_at_its_start(
     def begun(*_: object) -> None:
         raise Begun
 
-    monkeypatch.setattr(agent, "build", begun)
-    monkeypatch.setattr(keeper, "run", begun)
     with pytest.raises(Begun):
-        process(config)
+        process(config, begun)
     with pytest.raises(InvalidConfig):
         check_name(renamed(config))
 

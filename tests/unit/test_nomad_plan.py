@@ -14,7 +14,7 @@ import pytest
 
 from standfast.agent import nomad_thread
 from standfast.agent.loop import Agent
-from standfast.assembly import jobs_from
+from standfast.assembly.node import jobs_of
 from standfast.config.load import load
 from standfast.config.nomad import NomadAccess
 from standfast.consul.records import LeaderState
@@ -136,7 +136,7 @@ def test_a_token_that_can_t_be_read_doesn_t_keep_the_agent_from_starting(tmp_pat
     machine = fake_node(tmp_path).machine
     wrong = NomadAccess(token_file=tmp_path / "missing")
     broken = replace(machine.config, nomad=wrong)
-    assert jobs_from(broken, machine.consul) is None  # type: ignore[arg-type]
+    assert jobs_of(broken, machine.consul) is None  # type: ignore[arg-type]
     report = reports.load(broken)
     assert report["reason"] == Reason.CONFIG_INVALID and "missing" in report["sentence"]
 

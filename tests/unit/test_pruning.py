@@ -77,7 +77,6 @@ def node(tmp_path: Path) -> Node1:
         source=tmp_path / "data-services.toml",
         cluster="test",
         node="a",
-        store="directory",
         nodes={name: Node(address=f"10.0.0.{number}") for number, name in enumerate("abc")},
         paths=paths_below(tmp_path / "disk"),
         retention_own=KeepOwn(keep_last=2),

@@ -16,6 +16,8 @@ from standfast.system.clock import utc_now
 from tests.fakes.replication import storage_node
 from tests.support.origins import note_epoch
 
+pytestmark = pytest.mark.usefixtures("demo_parts")
+
 
 @dataclass
 class Disk:

@@ -65,7 +65,6 @@ def config(tmp_path: Path) -> Config:
             state=tmp_path / "state",
             run=tmp_path / "run",
         ),
-        store="directory",
     )
 
 

@@ -1,0 +1,70 @@
+"""A storage node for one volume: what its agent and its lease process are made of."""
+
+from __future__ import annotations
+
+import logging
+
+from standfast.agent.local_view import LocalView
+from standfast.agent.loop import Agent
+from standfast.agent.watcher import Watcher
+from standfast.assembly.parts import parts
+from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
+from standfast.errors import ConfigError
+from standfast.lease import keeper
+from standfast.lease.files import holder_of
+from standfast.node.node import Machine
+from standfast.nomad import reports
+from standfast.nomad.gateway import NomadAgent
+from standfast.nomad.loop import Follower, refuse_rivals
+from standfast.reasons import Reason
+from standfast.replication.cycle import Sender
+
+log = logging.getLogger(__name__)
+
+
+def agent_of(config: Config) -> Agent:
+    """The agent, before its first look."""
+    machine = machine_of(config)
+    return Agent(machine, Watcher(config, machine.consul), LocalView(machine))
+
+
+def lease_parts(config: Config) -> keeper.Parts:
+    """What the lease process is made of; InvalidConfig when the fence was made for another port."""
+    consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
+    nfs = parts().nfs(config)
+    return keeper.Parts(consul, parts().settled_fence(config, nfs), nfs)
+
+
+def machine_of(config: Config) -> Machine:
+    """This node, for one volume."""
+    consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
+    made = parts()
+    store = made.store(config)
+    return Machine(
+        config=config,
+        me=holder_of(config),
+        consul=consul,
+        store=store,
+        nfs=made.nfs(config),
+        fence=made.fence(config),
+        bind=made.bind(config),
+        units=made.units(config),
+        sender=Sender(config, store, consul),
+        schedule=made.schedule(config),
+        jobs=jobs_of(config, consul),
+    )
+
+
+def jobs_of(config: Config, consul: ConsulGateway) -> Follower | None:
+    """Nomad's jobs, where [nomad] is configured."""
+    if not config.nomad.enabled:
+        return None
+    try:
+        refuse_rivals(config)
+        return Follower(config, NomadAgent.from_config(config), consul)
+    except ConfigError as error:
+        # No reason for the storage to stay away.
+        log.error("Nomad is not followed until the agent starts again: %s", error)
+        reports.save(config, reports.none(str(error), Reason.CONFIG_INVALID))
+        return None

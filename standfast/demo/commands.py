@@ -1,0 +1,29 @@
+"""How a program is started on the demo's parts: see `demo.program`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from standfast.errors import StandfastError
+
+STANDFAST = "standfast"
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """The command line that runs `program` with this interpreter."""
+    return [sys.executable, "-m", "standfast.demo.program", program, *arguments]
+
+
+def handler(name: str) -> str:
+    """The path of a deployed handler: installed beside the interpreter, or in a checkout.
+
+    StandfastError when it is in neither place.
+    """
+    places = (Path(sys.executable).parent, Path(__file__).resolve().parents[2] / "handlers")
+    for place in places:
+        if (place / name).is_file():
+            return str(place / name)
+    raise StandfastError(
+        f"the handler {name} is in none of {', '.join(map(str, places))}: install Standfast"
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from standfast.assembly.parts import Parts, use
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
@@ -19,6 +20,7 @@ from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.directory import DirectoryStore, initialise
 from standfast.demo.fence import FileFence
+from standfast.demo.parts import DemoParts
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
 from standfast.node.ports import LiveTree
@@ -217,4 +219,8 @@ def embedded_primary(root: Path) -> Iterator[tuple[StorageNode, EmbeddedConsul]]
         node.configure()
         node.reign()
         node.publish()
-        yield node, consul
+        use(DemoParts())  # for what is asked in this process
+        try:
+            yield node, consul
+        finally:
+            use(Parts())

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("demo_parts")
 
 OTHER = (
     "import os, sys; from standfast.demo.program import main; "
-    "os.environ['STANDFAST_CONFIG_DIR'] = sys.argv[1]; sys.exit(main(['standfast', 'receive', sys.argv[2]]))"
+    "os.environ['STANDFAST_CONFIG_DIR'] = sys.argv[1]; "
+    "sys.exit(main(['standfast', 'receive', sys.argv[2]]))"
 )
 
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from standfast.agent import upkeep as agent_upkeep
 from standfast.agent.announcer import Herald
 from standfast.agent.command import Command
 from standfast.agent.fence import FenceWatch
@@ -22,10 +21,8 @@ from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import CandidateRecord
 from standfast.errors import ours
-from standfast.lease.files import Vouch
 from standfast.node.node import Machine
 from standfast.reasons import Reason
-from standfast.role import registration
 from standfast.role.decide import decide
 from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
 from standfast.role.execute import execute
@@ -33,15 +30,11 @@ from standfast.role.observation import Cluster, Local
 from standfast.role.plan import Plan, plan_for
 from standfast.role.steps import Effects
 from standfast.system.clock import Deadline, monotonic, utc_now
-from standfast.system.files import keep_reserve
-from standfast.system.locks import exclusive, is_locked
+from standfast.system.locks import exclusive
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-UPKEEP_EVERY_S = 5.0
-# Longer than any look with Consul away; the check in Consul then expires by itself.
-STUCK_S = 45.0
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
 
 
@@ -205,62 +198,3 @@ class Agent:
             self.moved_at, self.busy = monotonic(), None
             if self.machine.jobs is not None:
                 self.machine.jobs.resume()
-
-    def upkeep(self) -> None:
-        """What has to be true all the time, whoever undid it."""
-        seen = self.seen
-        stuck = self._is_stuck()
-        holds = is_locked(self.config.run_dir / "lease.lock")
-        sick = self._ailment(stuck) if holds else None
-        unheard = self._failure_of(lambda: self._vouch(sick)) if holds else None
-        if seen is None:
-            return
-        if stuck:
-            # A look that doesn't end: a hung disk or mount. The server may answer all the same.
-            log.error("the agent has not looked for %g s: not vouching for the server", STUCK_S)
-            return
-        own = seen.local.own
-        lease = seen.local.lease
-        serving = (
-            own is not None
-            and lease is not None
-            and seen.decision.action is Action.NOTHING
-            and lease.serving
-            and lease.epoch == own.epoch
-        )
-
-        parts: list[Callable[[], None]] = []
-        if serving and own is not None:
-            parts += agent_upkeep.of_primary(self, own, sick if holds else self._ailment(stuck))
-        elif own is None and self.busy is None:
-            parts += agent_upkeep.of_standby(self, seen)
-        if own is not None and self.busy is None:
-            parts.append(lambda: agent_upkeep.freeze_if_due(self, own))
-        parts.append(lambda: keep_reserve(self.config.state_dir))
-        # Each has its turn: a disk without room is no reason not to vouch for the server, and
-        # what Consul refuses none to leave the fence open.
-        failures = [unheard, *map(self._failure_of, parts)]
-        unkept = next((failure for failure in failures if failure is not None), None)
-        if unkept not in (None, self.unkept):
-            log.warning("upkeep: %s", unkept)
-        self.unkept = unkept
-
-    @staticmethod
-    def _failure_of(part: Callable[[], None]) -> str | None:
-        try:
-            part()
-        except Exception as error:  # noqa: BLE001  # the next turn comes in a few seconds
-            return str(ours(error))
-        return None
-
-    def _is_stuck(self) -> bool:
-        """A look that fails is told as trouble; the server may be well all the same."""
-        return self.busy is None and monotonic() - self.moved_at > STUCK_S
-
-    def _ailment(self, stuck: bool) -> str | None:
-        return "the agent's look doesn't end" if stuck else registration.ailment(self.machine)
-
-    def _vouch(self, sick: str | None) -> None:
-        """Tell the lease process whether this node serves, and if not, why."""
-        why = sick if sick is None or self.trouble is None else f"{sick}; {self.trouble}"
-        Vouch(monotonic(), why).save(self.config.run_dir)

@@ -8,11 +8,10 @@ import signal
 import threading
 from collections.abc import Callable
 
-from standfast.agent import nomad_thread
+from standfast.agent import nomad_thread, upkeep
 from standfast.agent.commands import answer
 from standfast.agent.loop import (
     TICK_S,
-    UPKEEP_EVERY_S,
     Agent,
 )
 from standfast.agent.socket import Listener
@@ -26,12 +25,14 @@ from standfast.system.sd_notify import notify
 
 log = logging.getLogger(__name__)
 
+UPKEEP_EVERY_S = 5.0
+
 
 def keep_up(agent: Agent) -> None:
     """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
     try:
         while True:
-            agent.upkeep()
+            upkeep.keep_up(agent)
             if agent.stopping.wait(TICK_S if agent.seen is None else UPKEEP_EVERY_S):
                 return
     except Exception:

@@ -10,30 +10,94 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from standfast.agent import isolated
+from standfast.agent.loop import Agent, Seen
 from standfast.consul.gateway import Committed
 from standfast.consul.values import Set
-from standfast.errors import Refused
+from standfast.errors import Refused, ours
 from standfast.lease import exports
-from standfast.lease.files import LeaseStatus
+from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.surrender import TOLD_EVERY_S
 from standfast.node.reign import OwnReign
 from standfast.role import readiness, registration
+from standfast.role.decision import Action
 from standfast.role.observation import Cluster
 from standfast.system.clock import Deadline, monotonic
-from standfast.system.locks import exclusive
-
-if TYPE_CHECKING:
-    from standfast.agent.loop import Agent, Seen
+from standfast.system.files import keep_reserve
+from standfast.system.locks import exclusive, is_locked
 
 log = logging.getLogger(__name__)
 
 SCHEDULE_EVERY_S = 60.0
+STUCK_S = 45.0
+"""Longer than any look with Consul away; the check in Consul then expires by itself."""
 
 
-def of_primary(agent: Agent, own: OwnReign, sick: str | None) -> Sequence[Callable[[], None]]:
+def keep_up(agent: Agent) -> None:
+    """What has to be true all the time, whoever undid it."""
+    seen = agent.seen
+    stuck = _is_stuck(agent)
+    holds = is_locked(agent.config.run_dir / "lease.lock")
+    sick = _ailment(agent, stuck) if holds else None
+    unheard = _failure_of(lambda: _vouch(agent, sick)) if holds else None
+    if seen is None:
+        return
+    if stuck:
+        # A look that doesn't end: a hung disk or mount. The server may answer all the same.
+        log.error("the agent has not looked for %g s: not vouching for the server", STUCK_S)
+        return
+    own = seen.local.own
+    lease = seen.local.lease
+    serving = (
+        own is not None
+        and lease is not None
+        and seen.decision.action is Action.NOTHING
+        and lease.serving
+        and lease.epoch == own.epoch
+    )
+
+    parts: list[Callable[[], None]] = []
+    if serving and own is not None:
+        parts += _of_primary(agent, own, sick if holds else _ailment(agent, stuck))
+    elif own is None and agent.busy is None:
+        parts += _of_standby(agent, seen)
+    if own is not None and agent.busy is None:
+        parts.append(lambda: _freeze_if_due(agent, own))
+    parts.append(lambda: keep_reserve(agent.config.state_dir))
+    # Each has its turn: a disk without room is no reason not to vouch for the server, and
+    # what Consul refuses none to leave the fence open.
+    failures = [unheard, *map(_failure_of, parts)]
+    unkept = next((failure for failure in failures if failure is not None), None)
+    if unkept not in (None, agent.unkept):
+        log.warning("upkeep: %s", unkept)
+    agent.unkept = unkept
+
+
+def _failure_of(part: Callable[[], None]) -> str | None:
+    try:
+        part()
+    except Exception as error:  # noqa: BLE001  # the next turn comes in a few seconds
+        return str(ours(error))
+    return None
+
+
+def _is_stuck(agent: Agent) -> bool:
+    """A look that fails is told as trouble; the server may be well all the same."""
+    return agent.busy is None and monotonic() - agent.moved_at > STUCK_S
+
+
+def _ailment(agent: Agent, stuck: bool) -> str | None:
+    return "the agent's look doesn't end" if stuck else registration.ailment(agent.machine)
+
+
+def _vouch(agent: Agent, sick: str | None) -> None:
+    """Tell the lease process whether this node serves, and if not, why."""
+    why = sick if sick is None or agent.trouble is None else f"{sick}; {agent.trouble}"
+    Vouch(monotonic(), why).save(agent.config.run_dir)
+
+
+def _of_primary(agent: Agent, own: OwnReign, sick: str | None) -> Sequence[Callable[[], None]]:
     """For a node that serves; `sick`: why it doesn't really."""
     return (
         partial(_keep_registered, agent, own, sick),
@@ -42,7 +106,7 @@ def of_primary(agent: Agent, own: OwnReign, sick: str | None) -> Sequence[Callab
     )
 
 
-def of_standby(agent: Agent, seen: Seen) -> Sequence[Callable[[], None]]:
+def _of_standby(agent: Agent, seen: Seen) -> Sequence[Callable[[], None]]:
     """For a node without a reign, while no plan is at work."""
     return (
         partial(_keep_shut, agent),
@@ -131,7 +195,7 @@ def _tell_readiness(agent: Agent, seen: Seen) -> None:
         agent.told, agent.told_at = word, monotonic()
 
 
-def freeze_if_due(agent: Agent, own: OwnReign) -> None:
+def _freeze_if_due(agent: Agent, own: OwnReign) -> None:
     """Before the lock is taken, a look: a plan must not find it taken at each turn."""
     lease = LeaseStatus.load(agent.config.run_dir)
     if isolated.is_due(agent.config, own, lease, agent.since, monotonic()):

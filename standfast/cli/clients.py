@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from standfast.assembly.client import parts_of
 from standfast.assembly.parts import parts
 from standfast.cli.output import note, print_json
-from standfast.clients.loop import Outcome, Remount, parts_of
+from standfast.clients.loop import Outcome, Remount
 from standfast.clients.plan import plan_for
 from standfast.clients.record import report
 from standfast.clients.units import unit_files

@@ -89,7 +89,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "doctor",
         "what is wrong on this node: cause, evidence and fix, check by check",
-        "standfast.doctor.run:run",
+        "standfast.cli.doctor:run",
         (VOLUME, JSON),
         "Exits 0 when every check is well and 1 when one isn't. On the primary it goes the way to "
         "each standby, too.",

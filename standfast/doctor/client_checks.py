@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from standfast.assembly.client import parts_of
 from standfast.assembly.parts import parts
 from standfast.clients import notes
 from standfast.clients.decide import CHANGES, Action, Decision, decide
 from standfast.clients.loop import look as observe
-from standfast.clients.loop import parts_of
 from standfast.clients.observation import Observed, Role, Server, left_behind
 from standfast.clients.ports import Namespace, Use
 from standfast.clients.units import host_name

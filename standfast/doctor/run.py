@@ -6,8 +6,6 @@ names of groups, checks and JSON keys are an interface (docs/doctor.md).
 
 from __future__ import annotations
 
-import argparse
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -148,18 +146,3 @@ def _service(config: Config) -> tuple[Mapping[str, Any], list[Finding]]:
         fix = f"systemctl restart standfast-agent@{config.volume} (what is served goes on)"
         return {}, [Finding("agent", False, f"no answer: {error}", fix)]
     return doc, examine(doc)
-
-
-def run(args: argparse.Namespace) -> int:
-    """`standfast doctor`: exit 0 when every check is well, else 1."""
-    from standfast.cli.output import print_json
-    from standfast.config.load import load_volume
-    from standfast.text import clean_lines
-
-    config = load_volume(args.volume, require_storage=False)
-    findings = gather(looks_of(config), Deadline.after(LIMIT_S))
-    if args.json:
-        print_json(document(config, findings))
-    else:
-        sys.stdout.write(clean_lines(render(findings)) + "\n")
-    return 0 if all(one.ok for one in findings) else 1

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from standfast.agent import document as status
+from standfast.cli import doctor
 from standfast.config.model import Config, Hooks, Node, Replication
-from standfast.doctor import node_checks, run, standby_checks
+from standfast.doctor import node_checks, standby_checks
 from standfast.doctor.causes import CAUSES
 from standfast.doctor.finding import Finding
 from standfast.doctor.run import GROUPS, document, gather, listed, render
@@ -139,13 +140,10 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
 
     strange = config.paths.live.parent / "hooks.d"
     (strange / "pre-promotion").mkdir(parents=True)
-    embedded = replace(
-        config,
-        hooks=Hooks(dir=strange),
-    )
+    hooked = replace(config, hooks=Hooks(dir=strange))
     monkeypatch.setattr(status, "fetch", hangs)
-    monkeypatch.setattr("standfast.config.load.load_volume", lambda *_args, **_more: embedded)
-    assert run.run(argparse.Namespace(volume=None, json=True)) == 1
+    monkeypatch.setattr(doctor, "load_volume", lambda *_args, **_more: hooked)
+    assert doctor.run(argparse.Namespace(volume=None, json=True)) == 1
     doc = json.loads(capsys.readouterr().out)
     assert [one["check"] for one in doc["findings"] if one["group"] == "service"] == ["agent"]
     assert [one["check"] for one in doc["findings"] if one["group"] == "node"] == ["hooks"]

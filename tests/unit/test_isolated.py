@@ -12,6 +12,7 @@ import pytest
 from standfast.agent import isolated
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
+from standfast.agent.upkeep import keep_up
 from standfast.agent.watcher import Watcher
 from standfast.consul.blindness import Blind
 from standfast.consul.records import LeaderState
@@ -90,7 +91,7 @@ def look(agent: Agent) -> None:
 
 def upkeep(agent: Agent) -> None:
     look(agent)
-    agent.upkeep()
+    keep_up(agent)
 
 
 def writable(node: FakeNode) -> bool:
@@ -163,7 +164,7 @@ def test_a_plan_at_work_goes_first_and_what_it_changed_is_seen(
         assert writable(node)
     look(agent)
     OWN.at(Stage.DRAINING).save(node.config.state_dir)  # since that look
-    agent.upkeep()
+    keep_up(agent)
     assert writable(node)
 
 

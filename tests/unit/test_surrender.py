@@ -14,6 +14,7 @@ import pytest
 
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
+from standfast.agent.upkeep import keep_up
 from standfast.agent.watcher import Watcher
 from standfast.ages import UNKNOWN
 from standfast.config.model import Config
@@ -786,18 +787,18 @@ def agent_of(node: FakeNode) -> Agent:
 def test_the_agent_vouches_for_what_really_serves_alone(node: FakeNode) -> None:
     agent = agent_of(node)
     run_dir = node.config.run_dir
-    agent.upkeep()
+    keep_up(agent)
     assert Vouch.load(run_dir) is None, "there is no lease process that could ask"
     with exclusive(run_dir / "lease.lock", "the lease process"):
-        agent.upkeep()
+        keep_up(agent)
         assert (told := Vouch.load(run_dir)) is not None and told.why is not None
         node.nfs.running, node.nfs.fsid = True, "fsid"
         node.fence.open_until = monotonic() + 60
-        agent.upkeep()
+        keep_up(agent)
         assert (told := Vouch.load(run_dir)) is not None and told.why is None
         node.store.read_only = True
         agent.trouble = "it does not work"
-        agent.upkeep()
+        keep_up(agent)
         assert (told := Vouch.load(run_dir)) is not None and told.why is not None
         assert "read-only" in told.why and "it does not work" in told.why
 
@@ -813,7 +814,7 @@ def test_a_standby_tells_whether_it_is_ready(node: FakeNode, monkeypatch: Any) -
         now = Moment(monotonic(), utc_now())
         base = replace(view.sighting, first_seen=now.monotonic - 1)
         agent.seen = Seen(replace(view, sighting=base), local, decision, now)
-        agent.upkeep()
+        keep_up(agent)
         entry = node.consul.get(node.config.key("candidates/n1"))
         assert entry is not None
         return CandidateRecord.parse(entry.value)

@@ -10,9 +10,9 @@ import pytest
 
 from standfast.agent import loop as agent_module
 from standfast.agent.local_view import LocalView
-from standfast.agent.loop import STUCK_S, Agent, Seen
+from standfast.agent.loop import Agent, Seen
 from standfast.agent.main import go_on
-from standfast.agent.upkeep import SCHEDULE_EVERY_S
+from standfast.agent.upkeep import SCHEDULE_EVERY_S, STUCK_S, keep_up
 from standfast.agent.watcher import Watcher
 from standfast.consul.blindness import Blind
 from standfast.consul.records import LeaderState
@@ -71,7 +71,7 @@ def register(node: FakeNode) -> None:
 
 def test_a_standby_loses_a_leftover_registration(node: FakeNode) -> None:
     register(node)
-    agent_that_saw(node, None).upkeep()
+    keep_up(agent_that_saw(node, None))
     assert node.consul.local_services() == {}
 
 
@@ -81,7 +81,7 @@ def test_a_promotion_that_ended_since_the_last_look_stays_registered_and_open(
     register(node)
     node.fence.in_place = False  # would be put there shut
     OWN.save(node.config.state_dir)
-    agent_that_saw(node, None).upkeep()
+    keep_up(agent_that_saw(node, None))
     assert node.world.log == []
     assert len(node.consul.local_services()) == 1
 
@@ -90,15 +90,15 @@ def test_a_plan_at_work_goes_first(node: FakeNode) -> None:
     register(node)
     agent = agent_that_saw(node, None)
     with exclusive(node.config.run_dir / "plan.lock", "a plan"):
-        agent.upkeep()
+        keep_up(agent)
     assert len(node.consul.local_services()) == 1
-    agent.upkeep()
+    keep_up(agent)
     assert node.consul.local_services() == {}
 
 
 def test_a_server_whose_registration_vanished_gets_it_back(node: FakeNode) -> None:
     OWN.save(node.config.state_dir)
-    agent_that_saw(node, OWN).upkeep()
+    keep_up(agent_that_saw(node, OWN))
     assert len(node.consul.local_services()) == 1
 
 
@@ -108,7 +108,7 @@ def test_a_demotion_that_ended_since_the_last_look_is_not_registered_again(
 ) -> None:
     if now is not None:
         now.save(node.config.state_dir)
-    agent_that_saw(node, OWN).upkeep()
+    keep_up(agent_that_saw(node, OWN))
     assert node.consul.local_services() == {}
 
 
@@ -116,10 +116,10 @@ def test_an_export_that_somebody_took_away_comes_back_and_nothing_else(node: Fak
     OWN.save(node.config.state_dir)
     agent = agent_that_saw(node, OWN)
     node.nfs.running = True
-    agent.upkeep()
+    keep_up(agent)
     assert node.nfs.fsid == OWN.fsid
     node.world.log.clear()
-    agent.upkeep()
+    keep_up(agent)
     assert "export" not in node.world.log
 
 
@@ -128,9 +128,9 @@ def test_a_claim_to_the_port_that_was_lost_is_made_again(node: FakeNode) -> None
     OWN.save(node.config.state_dir)
     agent = agent_that_saw(node, OWN)
     node.nfs.running = True
-    agent.upkeep()
+    keep_up(agent)
     node.fence.claimed = False
-    agent.upkeep()
+    keep_up(agent)
     assert node.fence.claimed
     assert node.nfs.fsid == OWN.fsid
 
@@ -138,7 +138,7 @@ def test_a_claim_to_the_port_that_was_lost_is_made_again(node: FakeNode) -> None
 def test_a_standby_takes_a_leftover_export_away(node: FakeNode) -> None:
     """Of a reign that nobody knows of any more: the guard would let no other volume be served."""
     node.nfs.fsid = "of before a power cut"
-    agent_that_saw(node, None).upkeep()
+    keep_up(agent_that_saw(node, None))
     assert node.nfs.fsid is None
 
 
@@ -150,7 +150,7 @@ def test_what_a_surrender_unexported_since_the_last_look_stays_so(node: FakeNode
     lease = LeaseStatus.load(node.config.run_dir)
     assert lease is not None
     replace(lease, serving=False, valid_until=NEVER).save(node.config.run_dir)
-    agent.upkeep()
+    keep_up(agent)
     assert node.nfs.fsid is None
     assert "the lease of epoch 4 ended, as it was given up" in str(agent.unkept)
 
@@ -160,7 +160,7 @@ def test_what_a_demotion_unexported_stays_so(node: FakeNode, now: OwnReign | Non
     if now is not None:
         now.save(node.config.state_dir)
     node.nfs.running = True
-    agent_that_saw(node, OWN).upkeep()
+    keep_up(agent_that_saw(node, OWN))
     assert node.nfs.fsid is None
 
 
@@ -171,7 +171,7 @@ def vouches(agent: Agent, node: FakeNode) -> bool:
     """Whether upkeep feeds the check in Consul, whatever it says."""
     OWN.save(node.config.state_dir)
     node.world.log.clear()
-    agent.upkeep()
+    keep_up(agent)
     return "pass-check" in node.world.log or "fail-check" in node.world.log
 
 
@@ -204,7 +204,7 @@ def test_looks_that_fail_do_not_make_a_server_sick_that_is_well(
             clock.now += STUCK_S - 5
             go_on(agent)
             node.world.log.clear()
-            agent.upkeep()
+            keep_up(agent)
             told = Vouch.load(node.config.run_dir)
             assert told == Vouch(clock.now, None)
             assert "pass-check" in node.world.log
@@ -255,8 +255,8 @@ def with_timers(agent: Agent) -> FakeSchedule:
 def test_a_standby_stops_its_replication_once(node: FakeNode) -> None:
     agent = agent_that_saw(node, None)
     timers = with_timers(agent)
-    agent.upkeep()
-    agent.upkeep()
+    keep_up(agent)
+    keep_up(agent)
     assert timers.calls == ["stop"]
 
 
@@ -268,11 +268,11 @@ def test_a_primary_sees_to_its_replication_now_and_then(
     agent = agent_that_saw(node, OWN)
     timers = with_timers(agent)
     for _ in range(3):
-        agent.upkeep()
+        keep_up(agent)
     assert timers.calls == ["start"]
     clock.now += SCHEDULE_EVERY_S + 1
     agent.moved_at = clock.now
-    agent.upkeep()
+    keep_up(agent)
     assert timers.calls == ["start", "start"]
 
 
@@ -296,7 +296,7 @@ def test_a_word_that_consul_refuses_and_the_like_keep_nothing_else_from_its_turn
     monkeypatch.setattr(*place, denied)
     register(node)
     node.fence.in_place = False
-    agent.upkeep()
+    keep_up(agent)
     assert "shut" in node.world.log
     assert ("deregister" in node.world.log) == (failing != "the registration")
     assert (timers.calls == ["stop"]) == (failing != "the timers")
@@ -311,22 +311,22 @@ def test_a_standby_whose_looks_fail_says_nothing_of_itself(
     agent = agent_that_saw(node, None)
     assert agent.seen is not None
     agent.seen = replace(agent.seen, view=view("n1"))
-    agent.upkeep()
+    keep_up(agent)
     first = agent.told_at
     for _ in range(10):
         clock.now += TOLD_EVERY_S + 1
         agent.moved_at = clock.now
-        agent.upkeep()
+        keep_up(agent)
     assert (agent.told_at, agent.unkept) == (first, None)
     agent.seen = replace(agent.seen, at=Moment(clock.now, utc_now()))
-    agent.upkeep()
+    keep_up(agent)
     assert agent.told_at == clock.now
 
 
 def test_a_standby_whose_rules_were_flushed_puts_them_back_shut(node: FakeNode) -> None:
     agent = agent_that_saw(node, None)
-    agent.upkeep()
+    keep_up(agent)
     assert "shut" not in node.world.log
     node.fence.in_place = False
-    agent.upkeep()
+    keep_up(agent)
     assert "shut" in node.world.log

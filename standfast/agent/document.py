@@ -5,18 +5,17 @@ The document is built by the agent from its last look; where no agent runs, from
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from standfast.agent.watcher import Watcher
 from standfast.ages import UNKNOWN, age_of
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
+from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Leader, LeaderState
 from standfast.errors import StandfastError, Unreachable, ours
 from standfast.nomad import reports
@@ -24,14 +23,11 @@ from standfast.reasons import Reason
 from standfast.replication import state
 from standfast.replication.state import StandbyState
 from standfast.role.observation import Cluster, Local
-from standfast.status.text import render
-from standfast.system.clock import Deadline, monotonic, utc_now
-from standfast.system.local_socket import ask
+from standfast.status.asking import ANSWER_S, of_agent
+from standfast.system.clock import monotonic, utc_now
 
 if TYPE_CHECKING:
     from standfast.agent.loop import Agent
-
-ANSWER_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +266,6 @@ def replication_of(one: StandbyState) -> dict[str, Any]:
 
 def without_agent(config: Config) -> dict[str, Any]:
     """The same from Consul alone: on clients, and while the agent is down."""
-    from standfast.agent.watcher import Watcher
-    from standfast.consul.gateway import ConsulGateway
-
     consul = ConsulGateway.from_config(config, timeout_s=ANSWER_S)
     view = Watcher(config, consul).look(0.0, fresh=True)
     return build(view, None, config, utc_now()) | {"agent": False}
@@ -280,26 +273,7 @@ def without_agent(config: Config) -> dict[str, Any]:
 
 def fetch(config: Config) -> Mapping[str, Any]:
     """The status document, from the agent if there is one."""
-    path = config.run_dir / "agent.sock"
     try:
-        reply = ask(path, {"v": 1, "command": "status"}, Deadline.after(ANSWER_S))
+        return of_agent(config)
     except Unreachable:
         return without_agent(config)
-    status = reply.get("status")
-    if not isinstance(status, dict):
-        raise StandfastError(f"the agent's answer is not a status: {reply!r}")
-    return status
-
-
-def run(args: argparse.Namespace) -> int:
-    """`standfast status`: exit 0 when somebody serves, 1 when nobody does."""
-    from standfast.config.load import load_volume
-
-    config = load_volume(args.volume, require_storage=False)
-    if args.watch is not None:
-        from standfast.status.watching import Watch
-
-        Watch(config, fetch, sys.stdout, args.watch, as_json=args.json).run()
-    doc = fetch(config)
-    sys.stdout.write((json.dumps(doc, indent=2) if args.json else render(doc)) + "\n")
-    return 0 if doc.get("serving") else 1

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
+from standfast.clients.dependants import Change
 from standfast.clients.loop import Parts
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.mounts.mounts import mounts_from
 from standfast.mounts.processes import ProcProcesses
 from standfast.mounts.units import mount_units
+from standfast.nomad import remounted
+from standfast.system.clock import Deadline
 
 log = logging.getLogger(__name__)
 
@@ -23,4 +27,12 @@ def parts_of(config: Config) -> Parts:
             "ProtectSystem=, ProtectHome=, PrivateTmp= and the like out of its unit"
         )
     gateway = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
-    return Parts(config, gateway, mounts, mount_units(), ProcProcesses())
+    return Parts(config, gateway, mounts, mount_units(), ProcProcesses(), (restart_allocations,))
+
+
+def restart_allocations(config: Config, change: Change, deadline: Deadline) -> Sequence[str]:
+    """Nomad's, where [nomad] is configured."""
+    if not config.nomad.enabled:
+        return ()
+    log.info("looking for allocations that use %s", change.path)
+    return remounted.after(config, deadline)

@@ -11,13 +11,16 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 
 from standfast.btrfs import info as btrfs_info
 from standfast.btrfs import versions as btrfs_versions
 from standfast.btrfs.names_and_places import STAGING, Store, TreeInfo
+from standfast.btrfs.place import file_system
 from standfast.btrfs.stream import COMPRESSED_DATA, size_from_outline
+from standfast.btrfs.writers import writers_of
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.node.ports import Snapshot, Writer
@@ -64,8 +67,6 @@ class BtrfsStore(Store):
 
     def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
         """Bytes of the plain stream, from one without data; compressed extents count in full."""
-        from concurrent.futures import ThreadPoolExecutor  # not for every cycle's start-up
-
         outline, sink = os.pipe()
         with ThreadPoolExecutor(1) as reader:
             size = reader.submit(_size_of_outline, outline)
@@ -88,8 +89,6 @@ class BtrfsStore(Store):
                 return None
 
     def file_system(self) -> str:
-        from standfast.btrfs.place import file_system  # nothing that a cycle needs
-
         place = self._paths.live.parent
         found = file_system(place)
         if found is None:
@@ -100,8 +99,6 @@ class BtrfsStore(Store):
         return found
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
-        from standfast.btrfs.writers import writers_of  # nothing that a cycle needs
-
         return writers_of(self._paths.live, self._paths.run, deadline)
 
     def prepare_parent(self, content_id: str) -> None:

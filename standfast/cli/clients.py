@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from standfast.agent.wake import drain
 from standfast.assembly.client import parts_of
 from standfast.assembly.parts import parts
 from standfast.cli.output import note, print_json
@@ -19,6 +20,8 @@ from standfast.clients.units import unit_files
 from standfast.config.load import config_dir, config_files, load, load_volume
 from standfast.config.model import Config
 from standfast.errors import ConfigError, Refused, StandfastError
+from standfast.events.log import set_up_log
+from standfast.nomad import remounted
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
 from standfast.text import clean
@@ -34,9 +37,6 @@ def remount(args: argparse.Namespace) -> int:
     fails for what it could not do: the next event or the timer tries again."""
     by_event = args.event is not None
     if by_event:
-        from standfast.agent.wake import drain
-        from standfast.events.log import set_up_log
-
         set_up_log()
         # The timer has no event on stdin.
         if args.event != "timer" and sys.stdin is not None and not sys.stdin.closed:
@@ -88,8 +88,6 @@ def _restart_late(config: Config) -> None:
     """What uses the path, and could not be restarted while Nomad was away."""
     if not config.nomad.enabled:
         return
-    from standfast.nomad import remounted
-
     try:
         for text in remounted.retry(config, Deadline.after(config.client.command_timeout)):
             log.info("%s", text)

@@ -71,7 +71,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "status",
         "who serves, how old the standbys' data is, whether a failover is possible now",
-        "standfast.agent.document:run",
+        "standfast.cli.status:run",
         (
             VOLUME,
             JSON,

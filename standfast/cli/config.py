@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from standfast.cli.output import print_json
+from standfast.config import example as generator
 from standfast.config.load import config_dir, config_files, load, together
 from standfast.config.model import Config
 from standfast.config.node_name import check_name
@@ -40,8 +41,6 @@ def check(args: argparse.Namespace) -> int:
 
 def example(args: argparse.Namespace) -> int:
     """`standfast config example`."""
-    from standfast.config import example as generator
-
     print(generator.example(args.volume or DEFAULT_VOLUME), end="")
     return 0
 

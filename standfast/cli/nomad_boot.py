@@ -14,10 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from standfast.config.load import load_volume
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
 from standfast.errors import StandfastError, TimedOut
+from standfast.events.log import set_up_log
 from standfast.lease.files import LeaseStatus
 from standfast.nomad.constraints import Meta
+from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Consul, Notes
 from standfast.nomad.ports import Node
 from standfast.system.clock import Deadline, monotonic, sleep
@@ -64,8 +68,6 @@ def serves(config: Config) -> bool:
 
 def addresses(config: Config) -> Iterator[str]:
     """Of Nomad's other agents, by Consul's catalog."""
-    from standfast.consul.gateway import ConsulGateway
-
     consul = ConsulGateway.from_config(config, timeout_s=2.0)
     _, _, port = config.nomad.address.rpartition(":")
     wanted = int(port) if port.isdecimal() else PORT
@@ -77,9 +79,6 @@ def addresses(config: Config) -> Iterator[str]:
 
 def attempt(config: Config) -> Sequence[str]:
     """One pass over the servers; StandfastError when none could be asked."""
-    from standfast.consul.gateway import ConsulGateway
-    from standfast.nomad.gateway import NomadAgent
-
     error: StandfastError = TimedOut(f"Consul knows no other agent of the service {SERVICE} yet")
     for address in addresses(config):
         there = replace(config, nomad=replace(config.nomad, address=address))
@@ -93,9 +92,6 @@ def attempt(config: Config) -> Sequence[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Always 0: Nomad's start never waits for this to succeed."""
-    from standfast.config.load import load_volume
-    from standfast.events.log import set_up_log
-
     set_up_log()
     config = load_volume(args.volume, require_storage=False)
     if not config.nomad.enabled or config.node not in config.nodes or serves(config):

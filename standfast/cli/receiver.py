@@ -23,11 +23,15 @@ from types import SimpleNamespace
 from typing import NoReturn
 
 from standfast import __version__
+from standfast.assembly import parts
+from standfast.btrfs import store as btrfs
 from standfast.cli.main import run_entry
 from standfast.cli.receive import MOST_BYTES
+from standfast.consul import gateway as consul
 from standfast.errors import UsageError
 from standfast.events import journal
 from standfast.events.log import set_up_log
+from standfast.replication import pruning, receive
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +73,6 @@ def serve(listener: socket.socket) -> NoReturn:
 
 def _load() -> None:
     """What a receive imports, before there is one."""
-    from standfast.assembly import parts
-    from standfast.btrfs import store as btrfs
-    from standfast.consul import gateway as consul
-    from standfast.replication import pruning, receive
-
     assert all((parts, btrfs, consul, pruning, receive))
     "localhost".encode("idna")  # looked up by the first request otherwise
 

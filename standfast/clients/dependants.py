@@ -40,19 +40,6 @@ Hook = Callable[[Config, Change, Deadline], Sequence[str]]
 StandfastError is logged like any other sentence."""
 
 
-def restart_allocations(config: Config, change: Change, deadline: Deadline) -> Sequence[str]:
-    """Nomad's, where [nomad] is configured."""
-    if not config.nomad.enabled:
-        return ()
-    from standfast.nomad import remounted
-
-    log.info("looking for allocations that use %s", change.path)
-    return remounted.after(config, deadline)
-
-
-HOOKS: list[Hook] = [restart_allocations]
-
-
 def note_stopped(run_dir: Path, units: Sequence[str]) -> None:
     """Services that are stopped along with the primary's bind mount; they are started again when
     the path shows the volume again."""
@@ -112,9 +99,10 @@ def run_commands(
     return said
 
 
-def call_hooks(config: Config, change: Change) -> Sequence[str]:
+def call_hooks(config: Config, hooks: Sequence[Hook], change: Change) -> Sequence[str]:
+    """What each of them did; a failure is a sentence like any other."""
     said: list[str] = []
-    for hook in HOOKS:
+    for hook in hooks:
         try:
             said += hook(config, change, Deadline.after(config.client.command_timeout))
         except StandfastError as error:

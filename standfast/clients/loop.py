@@ -50,6 +50,8 @@ class Parts:
     mounts: Mounts
     units: MountUnits
     processes: Processes
+    hooks: Sequence[dependants.Hook] = ()
+    """What else is told of a change, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,7 @@ class Remount:
             self.parts.mounts,
             self.parts.units,
             self.parts.processes,
+            self.parts.hooks,
             still_client=lambda: decision.action is Action.UNCOVER or role_of(config) is Role.NONE,
         )
         table = steps.table()

@@ -7,7 +7,7 @@ mounts of the volume go, never the automount below them or what somebody else pu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class Steps:
     mounts: Mounts
     units: MountUnits
     processes: Processes
+    hooks: Sequence[dependants.Hook]
     still_client: Callable[[], bool]
     """False when this node has a role by now."""
     said: list[str] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Steps:
                 )
             ),
             Do.HOOKS: lambda _: self.said.extend(
-                dependants.call_hooks(self.config, self._change())
+                dependants.call_hooks(self.config, self.hooks, self._change())
             ),
         }
 

@@ -10,6 +10,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,6 @@ def _report_unknown(
 
 
 def _hint(key: str, known: list[str], path: tuple[str, ...]) -> str:
-    from difflib import get_close_matches
-
     close = get_close_matches(key, known, 1, 0.6) if len(key) <= 64 else []
     if close:
         return f"did you mean {dotted(*path, close[0])}?"

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError
 from standfast.nomad import reports
 from standfast.nomad.constraints import Meta, Tie, bond
+from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Noted
 from standfast.nomad.ports import READY, Node, NomadGateway
@@ -225,9 +227,6 @@ _BAD = frozenset(
 
 def facts_here(config: Config, serving: str | None) -> Facts:
     """StandfastError when Nomad or Consul can't be asked."""
-    from standfast.consul.gateway import ConsulGateway
-    from standfast.nomad.gateway import NomadAgent
-
     nomad = NomadAgent.from_config(config)
     consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
     own, agent = nomad.own_node(), nomad.agent()

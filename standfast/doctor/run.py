@@ -12,9 +12,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from standfast.agent.document import fetch
 from standfast.config.model import Config
+from standfast.doctor import node_checks, standby_checks, storage_checks
 from standfast.doctor.causes import CAUSES
+from standfast.doctor.client_checks import look as look_at_mounts
 from standfast.doctor.finding import Finding
+from standfast.doctor.nomad_checks import look as look_at_nomad
 from standfast.doctor.service_checks import examine
 from standfast.errors import StandfastError
 from standfast.system.clock import Deadline
@@ -120,10 +124,6 @@ def document(config: Config, findings: Sequence[Listed]) -> dict[str, Any]:
 
 def looks_of(config: Config) -> dict[str, Look]:
     """Of this node. The service is looked at first: who serves decides what else is asked."""
-    from standfast.doctor import node_checks, standby_checks, storage_checks
-    from standfast.doctor.client_checks import look as look_at_mounts
-    from standfast.doctor.nomad_checks import look as look_at_nomad
-
     doc, service = _service(config)
     serving = doc.get("serving")
     looks: dict[str, Look] = {
@@ -138,8 +138,6 @@ def looks_of(config: Config) -> dict[str, Look]:
 
 
 def _service(config: Config) -> tuple[Mapping[str, Any], list[Finding]]:
-    from standfast.agent.document import fetch
-
     try:
         doc = fetch(config)
     except StandfastError as error:

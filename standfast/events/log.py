@@ -6,6 +6,8 @@ import logging
 import os
 from typing import TextIO
 
+from standfast.events import journal
+
 
 class _JournalFormatter(logging.Formatter):
     """Lines with the priority that journald reads, when it is journald that reads them."""
@@ -25,11 +27,8 @@ class _LogHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
-        if event is not None:
-            from standfast.events import journal
-
-            if journal.deliver(event) and journal.is_stderr():
-                return
+        if event is not None and journal.deliver(event) and journal.is_stderr():
+            return
         super().emit(record)
 
 

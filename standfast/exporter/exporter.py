@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from standfast.agent.document import ANSWER_S, fetch
+from standfast.agent.document import fetch
 from standfast.config.model import Config
 from standfast.errors import Unreachable, UsageError, said
 from standfast.exporter import exposition, samples
@@ -20,6 +20,7 @@ from standfast.exporter.metrics import SCRAPE_S, VolumeCollector
 from standfast.exporter.samples import Status
 from standfast.exporter.web import Request, Response, Routes, plain
 from standfast.exporter.web_server import Server, Site
+from standfast.status.asking import ANSWER_S
 from standfast.system.clock import Deadline
 from standfast.system.single_flight import Gates
 

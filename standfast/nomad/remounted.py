@@ -20,6 +20,7 @@ from typing import Any
 
 from standfast.config.model import Config
 from standfast.errors import NomadError, StandfastError
+from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import RUN, Allocation, Node, NomadGateway
 from standfast.system.clock import Deadline, parse_rfc3339, sleep, utc_now
@@ -85,8 +86,6 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
     path = config.run_dir / PENDING
     since, done = _pending(path)
     if nomad is None:
-        from standfast.nomad.gateway import NomadAgent
-
         nomad = NomadAgent.from_config(config)
     try:
         node = nomad.own_node()

@@ -22,6 +22,7 @@ import hashlib
 import heapq
 import os
 import re
+import sqlite3
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -288,8 +289,6 @@ class _Links:
         self._stack.close()
 
     def _open(self) -> Callable[[int, bytes], bytes | None]:
-        import sqlite3  # most trees have no such links
-
         db = self._stack.enter_context(contextlib.closing(sqlite3.connect("")))
         db.isolation_level = None
         db.execute("PRAGMA journal_mode = OFF")

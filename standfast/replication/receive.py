@@ -19,14 +19,17 @@ from typing import TextIO
 from standfast.ages import Origin, age_of
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
+from standfast.events.events import Kind, happened, tell
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.replication import pins, receive_checks, wire
+from standfast.replication import pins, preflight, receive_checks, verify, wire
 from standfast.replication.failures import reason_of
+from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
+from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
-from standfast.system.locks import exclusive
+from standfast.system.locks import exclusive, is_locked
 from standfast.system.run import inheriting
 from standfast.system.streams import pipeline
 
@@ -83,12 +86,6 @@ def receive(
 
 
 def _tell(config: Config, refusal: wire.Refusal) -> None:
-    from standfast.events.events import (  # a start-up without a refusal is shorter
-        Kind,
-        happened,
-        tell,
-    )
-
     text = f"refused: {refusal.reason}: {refusal.message}"
     tell(happened(config, Kind.RECEIVE_REFUSED, text, reason=refusal.reason))
 
@@ -142,8 +139,6 @@ class _Receiver:
     def _give_way(self, idle_s: float) -> str | None:
         if idle_s < STANDSTILL_S:
             return None
-        from standfast.system.locks import is_locked
-
         if not is_locked(self._waiting):
             return None
         return f"nothing came for {idle_s:.0f} s, and another sender waits"
@@ -153,8 +148,6 @@ class _Receiver:
     def _answer(self, deadline: Deadline) -> None:
         """Reads only, so it doesn't wait for a snapshot that is coming in."""
         # Not needed for taking a snapshot in, whose start-up is waited for in every cycle.
-        from standfast.replication import preflight, verify
-
         snapshots = self.store.snapshots()
         offered = wire.offers(snapshots, self._ages(snapshots))
         request = self._request(offered, deadline, tells_ages=True)
@@ -254,8 +247,6 @@ class _Receiver:
         begin = announced.begin
         self.store.verify_staged(begin.name, begin.content_id)
         if begin.fingerprint is not None:
-            from standfast.replication.fingerprint import digest_of  # loads the hashes
-
             found = digest_of(staging / str(begin.name), deadline)
             if found != begin.fingerprint:
                 raise Refused(
@@ -294,8 +285,6 @@ class _Receiver:
     def _prune(self, begin: wire.Begin) -> None:
         """What is old goes; a failure here changes nothing of what was acknowledged."""
         if begin.commons is not None:
-            from standfast.replication.pruning import prune  # after what the sender waits for
-
             prune(self.config, self.store, also=(begin.content_id, *begin.commons.values()))
 
 

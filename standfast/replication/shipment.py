@@ -17,6 +17,7 @@ from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import parents, pins, wire
+from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import note_names, origin_of
 from standfast.replication.session import ANSWER_S, GOODBYE_S, ask, greeting
@@ -82,8 +83,6 @@ def _fingerprint(config: Config, order: Order, deadline: Deadline) -> str | None
     """Before the standby's other senders are kept waiting: it reads every inode."""
     if config.replication.verify != "metadata":
         return None
-    from standfast.replication.fingerprint import digest_of  # loads the hashes: not for every cycle
-
     return digest_of(order.snapshot.path, deadline)
 
 

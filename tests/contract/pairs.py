@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from standfast.assembly.parts import Parts, use
+from standfast.demo.parts import DemoParts
 from tests.contract.links import Links
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.volumes import btrfs_on_file, make_live
@@ -25,6 +27,9 @@ def node(place: Path, name: str, kind: str) -> Iterator[Peer]:
 def primary_and_standby(place: Path, kind: str) -> Iterator[tuple[Peer, Peer]]:
     """a, the primary of epoch 1 with a live tree, and b, an empty standby that it reaches."""
     with ExitStack() as stack:
+        if kind == "directory":
+            use(DemoParts())  # for the commands that run in this process
+            stack.callback(use, Parts())
         a, b = (stack.enter_context(node(place, name, kind)) for name in "ab")
         a.links = b.links = stack.enter_context(Links(place / "links").serve())
         make_live(a.config.paths.live, kind)

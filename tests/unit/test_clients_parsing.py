@@ -374,8 +374,9 @@ def test_commands_and_hooks_are_told_and_their_failures_are_sentences(
     def broken(*_: object) -> list[str]:
         raise StandfastError("the scheduler does not answer")
 
-    monkeypatch.setattr(dependants, "HOOKS", [lambda *_: ["restarted 2"], broken])
-    assert dependants.call_hooks(config, change) == ["restarted 2", "the scheduler does not answer"]
+    hooks = [lambda *_: ["restarted 2"], broken]
+    said = dependants.call_hooks(config, hooks, change)
+    assert said == ["restarted 2", "the scheduler does not answer"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from standfast.agent import document as status
 from standfast.cli import doctor
 from standfast.config.model import Config, Hooks, Node, Replication
 from standfast.doctor import node_checks, standby_checks
@@ -141,7 +140,7 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     strange = config.paths.live.parent / "hooks.d"
     (strange / "pre-promotion").mkdir(parents=True)
     hooked = replace(config, hooks=Hooks(dir=strange))
-    monkeypatch.setattr(status, "fetch", hangs)
+    monkeypatch.setattr("standfast.doctor.run.fetch", hangs)
     monkeypatch.setattr(doctor, "load_volume", lambda *_args, **_more: hooked)
     assert doctor.run(argparse.Namespace(volume=None, json=True)) == 1
     doc = json.loads(capsys.readouterr().out)

@@ -61,7 +61,7 @@ def test_status_says_whether_somebody_serves(
     """The last heartbeat of a holder counts as long as a lease (8 s) lasts."""
     monkeypatch.setattr(status, "monotonic", lambda: 1000.0)
     doc = status.build(cluster("e5 a/a1 #7 serving", silent=silent_s), None, of_three(), UTC)
-    monkeypatch.setattr(status, "fetch", lambda _: doc)
+    monkeypatch.setattr("standfast.cli.status.fetch", lambda _: doc)
     assert zippy.run("status", *form)[0] == code
 
 

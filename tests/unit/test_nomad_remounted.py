@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from standfast.clients import dependants
+from standfast.assembly.client import restart_allocations
 from standfast.clients.dependants import Change
 from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess
@@ -239,9 +239,10 @@ def test_the_remount_calls_it_and_only_where_nomad_is_configured(
 
     monkeypatch.setattr(remounted, "after", noted)
     change = Change("data", Path("/data/services"), "10.0.0.1", 5)
-    assert dependants.call_hooks(made, change) == ["restarted db"]
+    hooks = (restart_allocations,)
+    assert dependants.call_hooks(made, hooks, change) == ["restarted db"]
     off = replace(made, nomad=NomadAccess(enabled=False))
-    assert dependants.call_hooks(off, change) == []
+    assert dependants.call_hooks(off, hooks, change) == []
     assert calls == [made]
 
 

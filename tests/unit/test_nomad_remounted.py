@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from standfast.assembly.client import restart_allocations
+from standfast.clients import dependants
 from standfast.clients.dependants import Change
 from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess

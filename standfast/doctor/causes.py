@@ -67,24 +67,24 @@ CAUSES: Mapping[tuple[str, str], str] = {
 _PAGE = """\
 # doctor
 
-`standfast doctor` makes all checks of this node and prints them by groups: what was found, and for
-what is not well what that means and what mends it. It changes nothing, needs no running agent, and
-ends by itself, whatever hangs: a check that can't be made is a finding (`look`). Exit status 0: all
-is well; 1: something isn't.
+`standfast doctor` makes all checks of this node and prints the results by group. For each check
+that is bad it says what that means and how to fix it. The command changes nothing, needs no running
+agent, and always ends, whatever hangs: a check that can't be made is a finding of its own (`look`).
+It exits with 0 when every check is well, else with 1.
 
-On the primary it also goes the way to each standby as a replication does: ssh, the host key, the
-replication key, what the key may do, versions, clocks, space.
+On the primary it also connects to each standby as a replication does, and checks ssh, the host key,
+the replication key, what the key may do, versions, clocks and space.
 
-`--json` prints one object, whose names don't change:
+`--json` prints one object; its names don't change:
 
     {"v": 1, "volume": ..., "node": ..., "ok": true or false, "findings": [
       {"group": ..., "check": ..., "subject": ..., "ok": true or false,
        "cause": ..., "evidence": ..., "fix": ...}
     ]}
 
-`subject` is the standby's name in the group `replication`, else empty; `cause` and `fix` are empty
-where all is well. Checks that don't apply to a node are left out. `eligible` (group `nomad`) only
-tells, and is never bad.
+`subject` is the standby's name in the group `replication`, else empty. `cause` and `fix` are empty
+where the check is well. Checks that don't apply to a node are left out. `eligible` (group `nomad`)
+only informs, and is never bad.
 
 | group | check | when it is bad |
 |---|---|---|

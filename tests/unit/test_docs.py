@@ -13,7 +13,8 @@ from standfast.cli.parser import build
 from standfast.reasons import Reason
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DESIGN = ROOT / "DESIGN.md"
 FAILURES = ROOT / "docs/handled-failures.md"
 SCENARIOS = 45
 
@@ -61,7 +62,7 @@ def test_every_test_that_the_page_names_exists_where_it_says() -> None:
         assert named == placed, f"{number}: a test without its place"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
@@ -71,6 +72,63 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert aim.exists(), target
         if anchor:
             assert anchor in anchors(aim), target
+
+
+# A changelog speaks of what was there then.
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+TOP = "handlers|tests|tools|systemd|exporters|watches|benchmarks|docs"
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_the_project_that_a_page_names_is_there(page: Path) -> None:
+    # Not what follows a slash or a dot: those are paths of an installation, or of another page.
+    named = re.findall(rf"(?<![\w/.-])((?:{TOP})/[\w/@.-]*\w)", page.read_text())
+    named += re.findall(r"(?<![\w/.-])((?:[a-z_]+/)+[a-z_]+\.py)\b", page.read_text())
+    for name in named:
+        places = (ROOT / name, ROOT / "standfast" / name)
+        assert any(place.exists() for place in places), name
+
+
+def test_the_design_is_a_map_and_no_diary() -> None:
+    assert len(DESIGN.read_text().splitlines()) <= 200
+
+
+def rooms() -> dict[str, set[str]]:
+    """Of DESIGN's table: each room, and the rooms that it names beside those that all may use."""
+    _, _, rest = DESIGN.read_text().partition("### Rooms\n")
+    lines = re.findall(r"(?m)^\| `(\w+)` \|.*\|([^|]*)\|$", rest.partition("\n### ")[0] + "\n")
+    return {room: set(re.findall(r"`(\w+)`", uses)) for room, uses in lines}
+
+
+def imported_rooms(room: str) -> set[str]:
+    """At module level, which is what the layers are about: a `main()` puts real parts together."""
+    place = ROOT / "standfast" / room
+    used: set[str] = set()
+    for file in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("standfast"):
+                names = [node.module or ""]
+                if node.module == "standfast":
+                    names = [f"standfast.{alias.name}" for alias in node.names]
+                used |= {name.split(".")[1] for name in names}
+    return used - {room, "__version__"}
+
+
+def test_the_design_has_every_room_once_and_says_what_it_uses() -> None:
+    table = rooms()
+    there = {path.stem for path in (ROOT / "standfast").iterdir() if path.suffix in ("", ".py")} - {
+        "__init__",
+        "__main__",
+        "__pycache__",
+    }
+    assert set(table) == there
+    order = list(table)
+    for position, room in enumerate(order):
+        imports = imported_rooms(room)
+        above = imports & set(order[:position])
+        assert imports == above, f"{room} is above what it uses: {imports - above}"
+        more = imports - set(order[:6]) - table[room]
+        assert not more, f"{room} uses {more}, which DESIGN's table doesn't say"
 
 
 def anchors(page: Path) -> set[str]:

@@ -18,7 +18,7 @@ from benchmarks.figures import render
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/benchmarks.json"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 QUOTED = re.compile(r"\[([^\]]+)\]\([^)]*benchmarks\.md#([\w-]+)\)")
 
 

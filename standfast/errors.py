@@ -7,7 +7,6 @@ Exit codes are an interface: 0 done, 1 refused, 2 usage or config, 3 unreachable
 from __future__ import annotations
 
 import errno
-import logging
 from enum import StrEnum
 
 from standfast.reasons import Reason
@@ -164,6 +163,8 @@ _MOST_BUGS = 100
 
 
 def _tell_bug(error: Exception) -> None:
+    import logging  # a start-up without a bug is shorter
+
     text = said(error)
     if text not in _bugs and len(_bugs) < _MOST_BUGS:
         _bugs.add(text)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from standfast.agent import upkeep
 from standfast.agent.fence import FenceWatch
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import BACK_OFF_S, TICK_S, Agent, Seen
@@ -230,7 +231,7 @@ def test_upkeep_that_dies_takes_the_agent_with_it(
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
     agent = real_agent(node)
-    monkeypatch.setattr(Agent, "upkeep", a_bug)
+    monkeypatch.setattr(upkeep, "keep_up", a_bug)
     agent.stopping.set()
     keep_up(agent)
     assert ended == [1]
@@ -265,7 +266,7 @@ def test_the_fence_is_looked_at_while_the_upkeep_waits(
 
     monkeypatch.setattr(FenceWatch, "look", look)
     monkeypatch.setattr(agent.stopping, "wait", lambda _seconds: agent.stopping.is_set())
-    monkeypatch.setattr(Agent, "upkeep", a_bug)
+    monkeypatch.setattr(upkeep, "keep_up", a_bug)
     keep_fenced(agent)
     assert len(looks) == 3
 

@@ -13,7 +13,6 @@ from standfast.cli import clients, verify
 from standfast.clients.loop import Remount
 from standfast.config.load import load
 from standfast.config.model import Config
-from standfast.doctor import run
 from standfast.doctor.finding import Finding
 from standfast.errors import Refused, StandfastError, TimedOut, Unreachable
 from standfast.names import SnapshotName
@@ -70,7 +69,7 @@ def test_doctor_says_whether_every_check_is_well(
     zippy: Terminal, monkeypatch: pytest.MonkeyPatch, well: bool, code: int
 ) -> None:
     found = [Finding("disk", True, "it is there"), Finding("tools", well, "as it is", "do this")]
-    monkeypatch.setattr(run, "looks_of", lambda _: {"storage": lambda: found})
+    monkeypatch.setattr("standfast.cli.doctor.looks_of", lambda _: {"storage": lambda: found})
     assert zippy.run("doctor")[0] == code
     assert zippy.run("doctor", "--json")[0] == code
 

@@ -72,7 +72,7 @@ def run(made: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
         tries.append(1)
         raise TimedOut("nobody there")
 
-    monkeypatch.setattr("standfast.config.load.load_volume", lambda *_, **__: made)
+    monkeypatch.setattr(nomad_boot, "load_volume", lambda *_, **__: made)
     monkeypatch.setattr(nomad_boot, "attempt", attempt)
     monkeypatch.setattr(nomad_boot, "LIMIT_S", 0.2)
     monkeypatch.setattr(nomad_boot, "AGAIN_S", 0.05)

@@ -199,7 +199,7 @@ COMMANDS: tuple[Command, ...] = (
         "standby remove",
         "forget a node that is no storage node any more; its data stays there",
         "standfast.cli.standby_remove:run",
-        (*_CHANGE, Argument("node", "one that is not in [nodes] any more", "NODE")),
+        (*_CHANGE, Argument("node", "one that is not in [nodes] any more", "FORMER-NODE")),
         "Ends its timer, and no longer keeps a snapshot for it. Run it on every storage node.",
     ),
     Command(

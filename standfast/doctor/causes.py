@@ -63,35 +63,3 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("node", "clock"): "Names of snapshots and replication ages rest on it; the lease doesn't.",
     ("node", "hooks"): "They don't run at a change of role.",
 }
-
-_PAGE = """\
-# doctor
-
-`standfast doctor` makes all checks of this node and prints them by groups: what was found, and for
-what is not well what that means and what mends it. It changes nothing, needs no running agent, and
-ends by itself, whatever hangs: a check that can't be made is a finding (`look`). Exit status 0: all
-is well; 1: something isn't.
-
-On the primary it also goes the way to each standby as a replication does: ssh, the host key, the
-replication key, what the key may do, versions, clocks, space.
-
-`--json` prints one object, whose names don't change:
-
-    {"v": 1, "volume": ..., "node": ..., "ok": true or false, "findings": [
-      {"group": ..., "check": ..., "subject": ..., "ok": true or false,
-       "cause": ..., "evidence": ..., "fix": ...}
-    ]}
-
-`subject` is the standby's name in the group `replication`, else empty; `cause` and `fix` are empty
-where all is well. Checks that don't apply to a node are left out. `eligible` (group `nomad`) only
-tells, and is never bad.
-
-| group | check | when it is bad |
-|---|---|---|
-"""
-
-
-def page() -> str:
-    """docs/doctor.md."""
-    rows = [f"| {group} | `{check}` | {text} |\n" for (group, check), text in CAUSES.items()]
-    return _PAGE + "".join(rows)

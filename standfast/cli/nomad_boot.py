@@ -34,13 +34,9 @@ PORT = 4646
 class Servers(Protocol):
     """What is asked of one of Nomad's other agents."""
 
-    def nodes(
-        self, names: Sequence[str] | None = None, *, deadline: Deadline | None = None
-    ) -> Sequence[Node]: ...
+    def nodes(self, names: Sequence[str] | None = None) -> Sequence[Node]: ...
 
-    def set_eligible(
-        self, node_id: str, eligible: bool, *, deadline: Deadline | None = None
-    ) -> None: ...
+    def set_eligible(self, node_id: str, eligible: bool) -> None: ...
 
 
 def quarantine_own(config: Config, servers: Servers, consul: Consul) -> Sequence[str]:

@@ -309,10 +309,10 @@ def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:
     denied = {"alloc-1"}
     stop = one.nomad.stop
 
-    def refuse(alloc_id: str, *, deadline: Deadline | None = None) -> str:
+    def refuse(alloc_id: str) -> str:
         if alloc_id in denied:
             raise NomadError("Permission denied", NomadOutcome.DENIED)
-        return stop(alloc_id, deadline=deadline)
+        return stop(alloc_id)
 
     one.nomad.stop = refuse  # type: ignore[method-assign]
     with pytest.raises(StandfastError, match=r"db\.g was not stopped: Permission denied"):
@@ -324,11 +324,11 @@ def test_what_was_stopped_is_known_when_nomad_goes_away_in_the_middle() -> None:
     where, one = serving("db", "web")
     stop, asked = one.nomad.stop, []
 
-    def once(alloc_id: str, *, deadline: Deadline | None = None) -> str:
+    def once(alloc_id: str) -> str:
         asked.append(alloc_id)
         if len(asked) > 1:
             where.broken["*"] = NomadOutcome.UNREACHABLE
-        return stop(alloc_id, deadline=deadline)
+        return stop(alloc_id)
 
     one.nomad.stop = once  # type: ignore[method-assign]
     with pytest.raises(StandfastError, match="the release of the jobs was not finished"):
@@ -506,9 +506,9 @@ def test_another_node_s_quarantine_is_firm_only_once_it_is_in_force() -> None:
     make = one.nomad.set_eligible
     firm: list[bool] = []
 
-    def look(node_id: str, eligible: bool, *, deadline: Deadline | None = None) -> None:
+    def look(node_id: str, eligible: bool) -> None:
         firm.append(one.notes.load()[node_id].firm)
-        make(node_id, eligible, deadline=deadline)
+        make(node_id, eligible)
 
     one.nomad.set_eligible = look  # type: ignore[method-assign]
     one.round(P, 1)

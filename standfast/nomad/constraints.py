@@ -1,8 +1,8 @@
-"""Which allocations have to be where the volume's meta is: Nomad's own matching, made again.
+"""Which allocations have to be where the volume's meta is.
 
-Invariant: pure. A constraint is asked twice, for the node with the meta and for the same node
-without it; what can't be told counts as bound, since a job in the wrong place is the worse end.
-Affinities are wishes: named apart, never a reason to stop anything.
+Invariant: pure. A constraint is evaluated twice, for the node with the meta and for the same node
+without it. Only equality and presence are understood; what can't be told counts as bound, since a
+job in the wrong place is the worse end. Affinities are preferences: never a reason to stop a job.
 """
 
 from __future__ import annotations
@@ -135,73 +135,21 @@ def resolve(target: str, node: Node) -> str | None:
 
 
 def holds(line: Mapping[str, Any], node: Node) -> bool | None:
-    """Whether a constraint is met on a node, by Nomad's rules; None: it can't be told here."""
+    """Whether a constraint is met on a node; None: it can't be told.
+
+    Equality and presence follow Nomad's rules. Every other operator (regexp, version, semver,
+    set_contains, distinct_hosts, <, ...) can't be told.
+    """
     left = resolve(_text(line, "LTarget"), node)
     right = resolve(_text(line, "RTarget"), node)
     match _operand(line):
+        case "=" | "==" | "is":
+            return left is not None and left == right
         case "!=" | "not":
             return (left or "") != (right or "")
         case "is_set":
             return left is not None
         case "is_not_set":
             return left is None
-        case "distinct_hosts" | "distinct_property":
-            return True
-        case operand if left is None or right is None:
-            return False if operand in _OPERANDS else None
-        case operand:
-            return _compare(operand, left, right)
-
-
-_OPERANDS = frozenset(
-    [
-        "=",
-        "==",
-        "is",
-        "<",
-        "<=",
-        ">",
-        ">=",
-        "regexp",
-        "version",
-        "semver",
-        "set_contains",
-        "set_contains_all",
-        "set_contains_any",
-    ]
-)
-
-
-def _compare(operand: str, left: str, right: str) -> bool | None:
-    match operand:
-        case "=" | "==" | "is":
-            return left == right
-        case "<" | "<=" | ">" | ">=":
-            return _ordered(operand, left, right)
-        case "regexp":
-            try:
-                return re.search(right, left) is not None
-            except re.error:
-                return None
-        case "set_contains" | "set_contains_all":
-            return _items(right) <= _items(left)
-        case "set_contains_any":
-            return bool(_items(right) & _items(left))
         case _:
             return None
-
-
-def _items(text: str) -> frozenset[str]:
-    return frozenset(item.strip() for item in text.split(","))
-
-
-def _ordered(operand: str, left: str, right: str) -> bool:
-    """As numbers where both are, else by their letters."""
-    a: float | str
-    b: float | str
-    try:
-        a, b = float(left), float(right)
-    except ValueError:
-        a, b = left, right
-    less, equal = a < b, a == b  # type: ignore[operator]
-    return {"<": less, "<=": less or equal, ">": not less and not equal, ">=": not less}[operand]

@@ -51,7 +51,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("clients", "containers"): "Who runs in there sees a server that is gone.",
     ("clients", "handles"): "These programs get errors for files they opened before.",
     ("clients", "hanging"): "These programs wait for a server.",
-    ("nomad", "nomad"): "Jobs that are bound to the primary may not follow.",
+    ("nomad", "nomad"): "Jobs that are constrained to the primary may not follow.",
     ("nomad", "meta"): "Nomad places jobs where the meta says that the primary is.",
     ("nomad", "quarantine"): "The node gets no jobs meanwhile.",
     ("nomad", "cut-off"): "Two copies of a job could write at once.",

@@ -1,8 +1,9 @@
 """Which allocations have to be where the volume's meta is.
 
 Invariant: pure. A constraint is evaluated twice, for the node with the meta and for the same node
-without it. Only equality and presence are understood; what can't be told counts as bound, since a
-job in the wrong place is the worse end. Affinities are preferences: never a reason to stop a job.
+without it. Only equality and presence are understood; what can't be told counts as constrained,
+since a job in the wrong place is the worse end. Affinities are preferences: never a reason to stop
+a job.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Tie(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Bond:
+class Placement:
     """A tie, and the line of the job that makes it."""
 
     tie: Tie
@@ -49,25 +50,25 @@ class Bond:
     text: str = ""
 
 
-def bond(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Bond:
+def placement(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Placement:
     """What the allocation of `group` says of the meta, seen from `node`, where it is."""
     without = {key: value for key, value in node.meta.items() if key != meta.key}
     bare = replace(node, meta=without)
     marked = replace(node, meta={**without, meta.key: meta.value})
-    found = Bond(Tie.NONE)
+    found = Placement(Tie.NONE)
     for level, line in lines(job, group, "Constraints"):
         if not speaks_of(line, meta.key):
             continue
         there, elsewhere = holds(line, marked), holds(line, bare)
         if there is False and elsewhere is not False:
-            return Bond(Tie.ELSEWHERE, level, sentence(line))
+            return Placement(Tie.ELSEWHERE, level, sentence(line))
         if there is not False and elsewhere is not True:
-            found = Bond(Tie.PRIMARY, level, sentence(line))
+            found = Placement(Tie.PRIMARY, level, sentence(line))
     if found.tie is not Tie.NONE:
         return found
     for level, line in lines(job, group, "Affinities"):
         if speaks_of(line, meta.key):
-            return Bond(Tie.PREFERS, level, sentence(line))
+            return Placement(Tie.PREFERS, level, sentence(line))
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from standfast.nomad.observation import Bound, Noted, Observed, Role
+from standfast.nomad.observation import Constrained, Noted, Observed, Role
 from standfast.nomad.ports import READY, Node
 from standfast.reasons import Reason
 
@@ -37,7 +37,7 @@ class Step:
     do: Do
     says: str
     node: Node | None = None
-    bound: Bound | None = None
+    allocation: Constrained | None = None
     noted: Noted | None = None
     """The note that it ends."""
 
@@ -86,7 +86,7 @@ def _as_primary(seen: Observed) -> Decision:
     return _told(seen, tuple(steps), held)
 
 
-def _unsafe(seen: Observed) -> Iterator[Bound]:
+def _unsafe(seen: Observed) -> Iterator[Constrained]:
     """What would run twice if this node took jobs now: Nomad doesn't wait for its end.
 
     It does for the end of what it stops and places in one go; not for that of a system job on
@@ -98,7 +98,7 @@ def _unsafe(seen: Observed) -> Iterator[Bound]:
                 yield one
 
 
-def _told(seen: Observed, steps: tuple[Step, ...], held: list[Bound]) -> Decision:
+def _told(seen: Observed, steps: tuple[Step, ...], held: list[Constrained]) -> Decision:
     pair, own = _pair(seen), seen.own
     left = [one for node in seen.others for one in seen.on(node)]
     if held and not (seen.local and own.eligible):
@@ -174,7 +174,7 @@ def _quarantine(node: Node, why: str) -> Step:
     return Step(Do.QUARANTINE, f"make {node.name} ineligible: {why}", node)
 
 
-def _stop(one: Bound, node: Node) -> Step:
+def _stop(one: Constrained, node: Node) -> Step:
     return Step(Do.STOP, f"stop {one.job} on {node.name}", node, one)
 
 

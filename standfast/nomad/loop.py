@@ -24,14 +24,13 @@ from standfast.errors import (
     TimedOut,
     ours,
 )
-from standfast.nomad.ahead import prepare
 from standfast.nomad.constraints import Meta
-from standfast.nomad.decide import Decision, Do, Step, decide
-from standfast.nomad.downtime import Moves, by_job
+from standfast.nomad.decide import Decision, decide
+from standfast.nomad.downtime import Downtimes, Stopped, by_job
 from standfast.nomad.notes import Consul, Notes
-from standfast.nomad.observation import Noted, Observed, Role, bound_of
+from standfast.nomad.observation import Noted, Observed, Role, constrained_of
 from standfast.nomad.ports import Allocation, Node, NomadGateway
-from standfast.nomad.release import AWAY, Stopped, release
+from standfast.nomad.steps import AWAY, Steps, prepare, release
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, utc_now
 
@@ -67,7 +66,8 @@ class Follower:
     nomad: NomadGateway
     consul: Consul
     notes: Notes = field(init=False)
-    moves: Moves = field(default_factory=Moves)
+    steps: Steps = field(init=False)
+    downtimes: Downtimes = field(default_factory=Downtimes)
     released: bool = False
     """A demotion has stopped the jobs here, or is about to; until its plan ends."""
     release_failed: tuple[str, ...] = ()
@@ -78,6 +78,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self.notes = Notes(self.config, self.consul)
+        self.steps = Steps(self.nomad, self.notes, self.meta, self.downtimes)
 
     @property
     def meta(self) -> Meta:
@@ -97,7 +98,7 @@ class Follower:
             if (role, epoch) != self._last:
                 self._last, self._thorough_at, self._unsettled = (role, epoch), float("-inf"), 0
                 if role is Role.PRIMARY:
-                    self.moves.forget()
+                    self.downtimes.forget()
             try:
                 report = self._round(role, epoch, still)
             except Exception as failure:  # noqa: BLE001  # a report, too
@@ -115,9 +116,9 @@ class Follower:
         seen = self.look(role)
         decision = decide(seen)
         done, failed = self._act(decision, role, epoch, still)
-        if self.moves.pending and self._unsettled % WHY_EVERY == WHY_EVERY - 1:
-            self.moves.ask_why(self.nomad)
-        settled = decision.settled and not self.moves.pending
+        if self.downtimes.pending and self._unsettled % WHY_EVERY == WHY_EVERY - 1:
+            self.downtimes.ask_why(self.nomad)
+        settled = decision.settled and not self.downtimes.pending
         failed = (*self.release_failed, *failed)
         return Report(role, decision.reason, decision.sentence, settled, done, failed)
 
@@ -136,12 +137,14 @@ class Follower:
         noted = self.notes.load()
         own = nomad.own_node()
         names = [name for name in config.nodes if name != own.name]
-        others = () if role is not Role.PRIMARY and not self.moves.pending else nomad.nodes(names)
+        others = (
+            () if role is not Role.PRIMARY and not self.downtimes.pending else nomad.nodes(names)
+        )
         others = tuple(node for node in others if node.id != own.id)
         local = nomad.local_meta().meta.get(meta.key) == meta.value
         seen = Observed(role, meta, own, local, others, noted)
         now = monotonic()
-        unsettled = self._unsettled > 0 or self.moves.pending
+        unsettled = self._unsettled > 0 or self.downtimes.pending
         if unsettled or now - self._thorough_at >= THOROUGH_EVERY_S:
             self._thorough_at = now
             seen = self._with_allocations(seen)
@@ -155,18 +158,20 @@ class Follower:
     def _with_allocations(self, seen: Observed) -> Observed:
         nodes = {node.id: node for node in (seen.own, *seen.others)}
         found = {node_id: tuple(self.nomad.allocations(node_id)) for node_id in nodes}
-        bound = tuple(
+        constrained = tuple(
             one
             for node_id, those in found.items()
             for allocation in those
-            if (one := bound_of(allocation, seen.meta, nodes[node_id])) is not None
+            if (one := constrained_of(allocation, seen.meta, nodes[node_id])) is not None
         )
         if seen.role is Role.PRIMARY:
-            for one in bound:
+            for one in constrained:
                 if one.node_id != seen.own.id:
-                    self.moves.begin(Stopped(one, monotonic(), ""), nodes[one.node_id])
+                    self.downtimes.begin(Stopped(one, monotonic(), ""), nodes[one.node_id])
         self._arrived(nodes, found, seen)
-        return Observed(seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, bound)
+        return Observed(
+            seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, constrained
+        )
 
     def _arrived(
         self,
@@ -174,9 +179,14 @@ class Follower:
         found: Mapping[str, tuple[Allocation, ...]],
         seen: Observed,
     ) -> None:
-        for move in self.moves.look(by_job(nodes, found, seen.shows)):
-            log.info("%s runs on %s, %.1f s after it was stopped on %s", move.job, move.target,
-                     move.down_s, move.source)  # fmt: skip
+        for downtime in self.downtimes.look(by_job(nodes, found, seen.shows)):
+            log.info(
+                "%s runs on %s, %.1f s after it was stopped on %s",
+                downtime.job,
+                downtime.target,
+                downtime.down_s,
+                downtime.source,
+            )
 
     def _act(
         self, decision: Decision, role: Role, epoch: int, still: Callable[[], bool]
@@ -194,7 +204,7 @@ class Follower:
             if where in spoilt:
                 continue
             try:
-                self._table(epoch if role is Role.PRIMARY else 0)[step.do](step)
+                self.steps.execute(step, epoch if role is Role.PRIMARY else 0)
             except (NomadError, Refused) as error:
                 log.warning("nomad: %s: %s", step.says, error)
                 failed.append(f"{step.says}: {error}")
@@ -205,45 +215,6 @@ class Follower:
             log.info("nomad: %s", step.says)
             done.append(step.says)
         return tuple(done), tuple(failed)
-
-    def _table(self, epoch: int) -> Mapping[Do, Callable[[Step], None]]:
-        meta = self.meta
-        return {
-            Do.QUARANTINE: lambda step: self._quarantine(_node(step), epoch),
-            Do.LIFT: self._lift,
-            Do.DROP_NOTE: self._drop_note,
-            Do.SET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, meta.value)),
-            Do.UNSET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, None)),
-            Do.STOP: self._stop,
-        }
-
-    def _quarantine(self, node: Node, epoch: int) -> None:
-        self.notes.write(node, epoch, firm=not epoch)
-        self.nomad.set_eligible(node.id, False)
-        if epoch:
-            self.notes.write(node, epoch)
-
-    def _lift(self, step: Step) -> None:
-        noted = self._still_noted(step)
-        if noted is not None:
-            self.nomad.set_eligible(_node(step).id, True)
-            self.notes.delete(_node(step).id, noted)
-
-    def _drop_note(self, step: Step) -> None:
-        noted = self._still_noted(step)
-        if noted is not None:
-            self.notes.delete(_node(step).id, noted)
-
-    def _still_noted(self, step: Step) -> Noted | None:
-        """The very note that was decided on, if it is still there."""
-        noted = self.notes.load().get(_node(step).id)
-        same = noted is not None and step.noted is not None and noted.index == step.noted.index
-        return noted if same else None
-
-    def _stop(self, step: Step) -> None:
-        assert step.bound is not None
-        evaluation = self.nomad.stop(step.bound.id)
-        self.moves.begin(Stopped(step.bound, monotonic(), evaluation), _node(step))
 
     # A switchover, a demotion
 
@@ -258,14 +229,14 @@ class Follower:
         if not self._lock.acquire(timeout=max(0.0, deadline.remaining_s())):
             raise TimedOut("the last round of following Nomad doesn't end: its jobs were not asked")
         try:
-            self.moves.forget()
+            self.downtimes.forget()
             self._thorough_at = float("-inf")  # should the role stay, what is ending is looked for
             self.release_failed = ()
             outcome = release(
                 self.nomad, self.notes, self.meta, self.config.nomad.kill_timeout_limit, deadline
             )
             for one in outcome.stopped:
-                self.moves.begin(one, outcome.node)
+                self.downtimes.begin(one, outcome.node)
         except StandfastError as error:
             self.release_failed = (f"the jobs were not released in order: {error}",)
             raise
@@ -294,7 +265,7 @@ class Follower:
             "settled": report.settled,
             "done": list(report.done),
             "failed": list(report.failed),
-            "jobs": self.moves.document(),
+            "jobs": self.downtimes.document(),
         }
 
 
@@ -313,15 +284,6 @@ def _index(notes: Mapping[str, Noted], node: Node) -> int:
     """0: there is no note."""
     noted = notes.get(node.id)
     return 0 if noted is None else noted.index
-
-
-def _node(step: Step) -> Node:
-    assert step.node is not None
-    return step.node
-
-
-def _ignore(_: object) -> None:
-    """The own agent's answer proves nothing: the next look asks the servers."""
 
 
 def refuse_rivals(config: Config) -> None:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from standfast.errors import ForeignValue
-from standfast.nomad.constraints import Meta, Tie, bond
+from standfast.nomad.constraints import Meta, Tie, placement
 from standfast.nomad.ports import RUN, Allocation, Node
 
 
@@ -83,7 +83,7 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class Constrained:
     """An allocation that may run only where the meta is, and isn't over."""
 
     id: str
@@ -124,24 +124,24 @@ class Observed:
     """The other storage nodes, and whatever has one of their names."""
     notes: Mapping[str, Noted] = field(default_factory=dict)
     """Node id -> note."""
-    bound: tuple[Bound, ...] = ()
+    constrained: tuple[Constrained, ...] = ()
     """On all of these nodes, as far as they were asked for."""
 
     def shows(self, node: Node) -> bool:
         """Whether jobs can be placed on a node by the meta, as far as that goes."""
         return node.meta.get(self.meta.key) == self.meta.value
 
-    def on(self, node: Node) -> tuple[Bound, ...]:
-        return tuple(one for one in self.bound if one.node_id == node.id)
+    def on(self, node: Node) -> tuple[Constrained, ...]:
+        return tuple(one for one in self.constrained if one.node_id == node.id)
 
 
-def bound_of(allocation: Allocation, meta: Meta, node: Node) -> Bound | None:
+def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constrained | None:
     """None: it is over, or may run elsewhere."""
     job = allocation.job
-    if allocation.over or bond(job, allocation.group, meta, node).tie is not Tie.PRIMARY:
+    if allocation.over or placement(job, allocation.group, meta, node).tie is not Tie.PRIMARY:
         return None
     priority = job.get("Priority")
-    return Bound(
+    return Constrained(
         allocation.id,
         allocation.node_id,
         allocation.namespace,

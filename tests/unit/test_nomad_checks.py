@@ -27,7 +27,7 @@ def noted(name: str, at: float) -> dict[str, Noted]:
 
 
 A = node("a", shown=True)
-WELL = Facts(CONFIG, A, (A, node("b")), ttl_s=30.0, serving="a", bound=2, now=10_000.0)
+WELL = Facts(CONFIG, A, (A, node("b")), ttl_s=30.0, serving="a", constrained=2, now=10_000.0)
 
 
 def test_all_is_well() -> None:

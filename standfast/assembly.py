@@ -104,10 +104,10 @@ def jobs_from(config: Config, consul: ConsulGateway) -> Follower | None:
         return None
     from standfast.nomad import reports
     from standfast.nomad.gateway import NomadAgent
-    from standfast.nomad.loop import Follower, refuse_rivals
+    from standfast.nomad.loop import Follower, refuse_conflicts
 
     try:
-        refuse_rivals(config)
+        refuse_conflicts(config)
         return Follower(config, NomadAgent.from_config(config), consul)
     except ConfigError as error:
         # No reason for the storage to stay away.

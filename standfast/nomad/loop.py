@@ -286,7 +286,7 @@ def _index(notes: Mapping[str, Noted], node: Node) -> int:
     return 0 if noted is None else noted.index
 
 
-def refuse_rivals(config: Config) -> None:
+def refuse_conflicts(config: Config) -> None:
     """ConfigError when another volume of this node has the same nomad.meta_key.
 
     The one's standby would unset what the other's primary sets, and stop its jobs.

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from standfast.cli.commands import COMMANDS, ENVIRONMENT, EXIT_CODES, Argument, Command, visible
+from standfast.cli.commands import COMMANDS, Argument, Command, visible
 from standfast.cli.parser import DESCRIPTION
 from standfast.doctor.causes import CAUSES
 from tools.completion import script
 from tools.config_reference import reference
+from tools.interface import ENVIRONMENT, EXIT_CODES
 from tools.journal_catalog import catalog
 from tools.man_page import man_page
 
@@ -21,8 +22,8 @@ INTRODUCTION = f"""\
 # The command line
 
 {DESCRIPTION}
-Each command takes `--volume` where more than one volume is configured. Commands that change
-something have `--dry-run`, which prints what would be done. With `--json`, an error is printed
+Each command needs `--volume` when more than one volume is configured. Commands that change
+something have `--dry-run`, which prints what they would do. With `--json`, an error is printed
 as JSON, too: `{{"error": ..., "reason": ..., "exit_code": ...}}`.
 
 This page is generated from the table that the parser uses.
@@ -32,13 +33,13 @@ This page is generated from the table that the parser uses.
 DOCTOR = """\
 # doctor
 
-`standfast doctor` makes all checks of this node and prints them by groups: what was found, and for
-what is not well what that means and what mends it. It changes nothing, needs no running agent, and
-ends by itself, whatever hangs: a check that can't be made is a finding (`look`). Exit status 0: all
-is well; 1: something isn't.
+`standfast doctor` runs all checks of this node and prints them in groups: the result of each, and
+for each problem what it means and how to fix it. It changes nothing, needs no running agent, and
+always ends, whatever hangs: a check that can't be made is a finding (`look`). Exit status 0: every
+check passed; 1: one failed.
 
-On the primary it also goes the way to each standby as a replication does: ssh, the host key, the
-replication key, what the key may do, versions, clocks, space.
+On the primary it also checks the connection to each standby as a replication uses it: ssh, the host
+key, the replication key, what the key may do, versions, clocks, space.
 
 `--json` prints one object, whose names don't change:
 
@@ -48,8 +49,8 @@ replication key, what the key may do, versions, clocks, space.
     ]}
 
 `subject` is the standby's name in the group `replication`, else empty; `cause` and `fix` are empty
-where all is well. Checks that don't apply to a node are left out. `eligible` (group `nomad`) only
-tells, and is never bad.
+when the check passed. Checks that don't apply to a node are left out. `eligible` (group `nomad`) is
+information only: it never fails.
 
 | group | check | when it is bad |
 |---|---|---|
@@ -75,7 +76,11 @@ def markdown() -> str:
     parts = [INTRODUCTION]
     parts += [_markdown_command(command) for command in visible()]
     internal = [(synopsis(command), command.help) for command in COMMANDS if command.hidden]
-    parts += [_markdown_table("Run by units and handlers", ("command", "what it does"), internal)]
+    parts += [
+        _markdown_table(
+            "Commands that units and handlers run", ("command", "what it does"), internal
+        )
+    ]
     codes = [(str(code), text) for code, text in EXIT_CODES]
     parts += [_markdown_table("Exit status", ("code", "meaning"), codes)]
     parts += [_markdown_table("Environment", ("variable", "meaning"), ENVIRONMENT)]

@@ -9,8 +9,9 @@ from unittest import mock
 from argparse_manpage.manpage import Manpage
 
 from standfast import __version__
-from standfast.cli.commands import ENVIRONMENT, EXIT_CODES, visible
+from standfast.cli.commands import visible
 from standfast.cli.parser import DESCRIPTION, build
+from tools.interface import ENVIRONMENT, EXIT_CODES
 
 MORE = """\
 One of several nodes serves a btrfs subvolume over NFS. It holds a lease in Consul and replicates

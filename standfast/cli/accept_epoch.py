@@ -65,13 +65,13 @@ def _change(config: Config, seen: int, stored: int | None) -> str:
     was = "missing" if stored is None else str(stored)
     return (
         f"{config.key('epoch')} in Consul from {was} to {seen}, the highest that {config.node} has "
-        "seen or other keys there tell of: the reigns between were lost (restored from a backup?)"
+        "seen or other keys there name: the epochs in between were lost (restored from a backup?)"
     )
 
 
 def _meaning(seen: int) -> str:
     return (
-        f"A server of an older reign loses its lease by that; the next reign is {seen + 1}. Run "
+        f"A server of an older epoch loses its lease by that; the next epoch is {seen + 1}. Run "
         "this on the other storage nodes too, then look with `standfast status`"
     )
 

@@ -140,6 +140,6 @@ def _with_next_step(error: Unreachable, config: Config) -> Unreachable:
 def _cut(command: str) -> str:
     return (
         f"the agent ended in the middle of `{command}`; whether it was done is not known. "
-        f"Look with `standfast status`; the agent takes up what it began, and "
+        f"Look with `standfast status`; the agent continues what it began, and "
         f"`standfast {command}` can be run again"
     )

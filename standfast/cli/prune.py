@@ -86,8 +86,8 @@ def _print_text(pruned: Pruned, taken: Taken, dry_run: bool) -> None:
     for node in pruned.dropped_pins:
         said = "would no longer be" if dry_run else "is no longer"
         note(
-            f"{node} took nothing in for longer than replication.drop_pin_after: nothing {said} "
-            f"kept for it; when it is back: `standfast replicate {node} --full`"
+            f"{node} received nothing for longer than replication.drop_pin_after: no snapshot "
+            f"{said} kept for it; when it is back: `standfast replicate {node} --full`"
         )
 
 

@@ -110,7 +110,7 @@ def _asked_volume(environ: Mapping[str, str]) -> str | None:
     if asked and (volume == asked or not re.fullmatch(r"[a-z0-9-]{1,63}", volume)):
         raise Refused(
             Reason.PROTOCOL,
-            f"this key may only run `standfast receive VOLUME`, asked was {asked[:80]!r}",
+            f"this key may only run `standfast receive VOLUME`, not {asked[:80]!r}",
         )
     return volume or None
 

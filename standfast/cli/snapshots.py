@@ -128,7 +128,7 @@ def _row(one: Doc) -> Sequence[str]:
 
 def _aside_row(one: Doc) -> Sequence[str]:
     why = {
-        "diverged": "what its successor never had: never deleted by itself",
+        "diverged": "what its successor never had; never deleted automatically",
         "retired": "its final snapshot has the same content",
     }
     return (
@@ -186,9 +186,9 @@ def _print_other(other: Doc) -> None:
         return
     free = f"{other['free_bytes'] / 2**30:.1f} GiB free"
     print(f"{other['node']}: {len(other['snapshots'])} snapshots, {free}")
-    ageless = "nobody knows how old that is"
+    ageless = "its age is unknown"
     if not other["tells_ages"]:
-        ageless = f"{other['node']}'s version doesn't tell its ages"
+        ageless = f"{other['node']}'s version doesn't report ages"
     rows = [_offer_row(one, ageless) for one in other["snapshots"]]
     rows += [(name, "-", "partial", "never used") for name in other["partial"]]
     if rows:

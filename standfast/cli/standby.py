@@ -101,7 +101,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     elif item["snapshot"] is None:
         remarks.append("nothing was replicated to it")
     elif item["age_s"] is None:
-        remarks.append("nobody knows how old that is")
+        remarks.append("its age is unknown")
     elif item["clock"] is not None:
         remarks.append(f"by {item['clock']}'s clock")
     if item["needs_full"]:

@@ -87,7 +87,7 @@ def _error_of(bad: Step, node: str) -> StandfastError:
         return bad.error
     return Refused(
         Reason.STANDBY_NOT_READY,
-        f"{bad.name}: {bad.evidence}. When that is put right: standfast standby add {node}",
+        f"{bad.name}: {bad.evidence}. Fix that, then: standfast standby add {node}",
     )
 
 
@@ -141,7 +141,7 @@ class _Joining:
             self.coming = outlook(self.config, self.node, both.snapshots, full=False)
         except (StandfastError, OSError) as error:
             known = error if isinstance(error, StandfastError) else StandfastError(str(error))
-            yield Step("survey", Mark.BAD, f"both sides can't be looked at: {error}", error=known)
+            yield Step("survey", Mark.BAD, f"both sides can't be checked: {error}", error=known)
             return
         found = [
             *preflight.problems(both.ours),
@@ -182,8 +182,9 @@ class _Joining:
         return Step(
             "primary",
             Mark.LEFT,
-            f"{holder} is, not this node: the way to {self.node} is ready for when this node "
-            f"takes over, and nothing is sent now (on {holder}: standfast standby add {self.node})",
+            f"{holder} is, not this node: replication to {self.node} is prepared for when this "
+            f"node takes over, and nothing is sent now (on {holder}: standfast standby add "
+            f"{self.node})",
         )
 
     # The first snapshot
@@ -204,7 +205,7 @@ class _Joining:
                 if tries == ATTEMPTS or no_time or reason not in _PASSING:
                     return _not_sent(self.node, error, tries)
                 count = f" ({tries} of {ATTEMPTS} tries)" if tries else ""
-                self._say(f"{error}; once more in {pause_s:.0f} s{count}")
+                self._say(f"{error}; trying again in {pause_s:.0f} s{count}")
             sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
@@ -242,9 +243,7 @@ class _Joining:
         try:
             active = SystemdUnits().is_active(unit)
         except StandfastError:
-            text = (
-                f"systemd doesn't tell about {unit}: `standfast replicate {self.node}` is a cycle"
-            )
+            text = f"systemd doesn't report {unit}; `standfast replicate {self.node}` runs a cycle"
             return Step("timer", Mark.LEFT, text)
         if active:
             text = (
@@ -255,7 +254,7 @@ class _Joining:
         return Step(
             "timer",
             Mark.BAD,
-            f"{unit} is not active: nothing is sent by itself",
+            f"{unit} is not active: no replication runs automatically",
             (f"the agent starts it once it has read the configuration: systemctl restart {agent}",),
         )
 

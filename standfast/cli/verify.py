@@ -128,8 +128,8 @@ def _sentences(config: Config, found: Comparison) -> list[str]:
     if found.more:
         sentences.append("... and more")
     return sentences or [
-        "a second look found no difference: a disk or the memory of one of the nodes gives other "
-        "answers each time"
+        "a second comparison found no difference: a disk or the memory of one of the nodes gives "
+        "different answers each time"
     ]
 
 
@@ -163,9 +163,7 @@ def _next_steps(config: Config, standby: str) -> list[str]:
     """To the letter: the data of one of the two nodes is bad, and nobody should serve it."""
     there = config.paths.standby
     made = "btrfs subvolume create" if config.store == "btrfs" else "mkdir"
-    steps = [
-        f"1. Nobody takes over meanwhile: standfast pause --reason 'verify: {standby} differs'"
-    ]
+    steps = [f"1. Disable automatic failover: standfast pause --reason 'verify: {standby} differs'"]
     if config.store == "btrfs":
         mount = config.paths.live.parent
         steps.append(f"2. Which node is damaged? On both: btrfs scrub start -B {mount}")

@@ -110,7 +110,7 @@ def _quarantine(facts: Facts) -> Iterator[Finding]:
                 yield Finding(
                     "eligible",
                     True,
-                    f"{one.name} is ineligible or draining by somebody's word: it stays so",
+                    f"{one.name} is ineligible or draining by an operator's choice: it stays so",
                 )
             continue
         age_s = facts.now - noted.note.at

@@ -111,9 +111,11 @@ def _told(seen: Observed, steps: tuple[Step, ...], held: list[Constrained]) -> D
         )
     if not own.eligible and own.id not in seen.notes:
         why = "is draining" if own.draining else "is ineligible"
-        return Decision(Reason.NOMAD_NOT_ELIGIBLE, f"{own.name} {why} by somebody's word: jobs of "
-                        f"the primary can't come here. nomad node eligibility -enable {own.id}",
-                        steps)  # fmt: skip
+        sentence = (
+            f"{own.name} {why} by an operator's choice: jobs of the primary can't come here. "
+            f"nomad node eligibility -enable {own.id}"
+        )
+        return Decision(Reason.NOMAD_NOT_ELIGIBLE, sentence, steps)
     if left:
         names = ", ".join(sorted({one.job for one in left}))
         return Decision(Reason.NOMAD_MOVING, f"still on other nodes: {names}", steps)
@@ -128,7 +130,7 @@ def _as_standby(seen: Observed) -> Decision:
     noted = seen.notes.get(own.id)
     if noted is not None and noted.firm and own.draining:
         # At once: when the drain is over, nothing tells it from our own doing.
-        sentence = f"{own.name} is being drained by somebody's word: it stays so"
+        sentence = f"{own.name} is being drained by an operator: it stays ineligible"
         return Decision(Reason.NOMAD_QUARANTINED, sentence, tuple(_own_eligibility(seen)))
     if noted is not None and noted.ahead and not own.eligible:
         sentence = f"{own.name} is to be the primary: it shows {pair}, and takes no jobs yet"

@@ -151,7 +151,8 @@ class Follower:
         # The primary may be making this node ineligible at this moment: half of that is no picture.
         if _index(self.notes.load(), own) != _index(noted, own):
             raise Refused(
-                Reason.NOMAD_ROLE_CHANGING, f"{own.name}'s note in Consul changed during the look"
+                Reason.NOMAD_ROLE_CHANGING,
+                f"{own.name}'s note in Consul changed while Nomad was read",
             )
         return seen
 
@@ -227,7 +228,9 @@ class Follower:
         """Before the storage goes; StandfastError when it is not certain that all have ended."""
         self.released = True
         if not self._lock.acquire(timeout=max(0.0, deadline.remaining_s())):
-            raise TimedOut("the last round of following Nomad doesn't end: its jobs were not asked")
+            raise TimedOut(
+                "the last round of following Nomad doesn't end: its jobs were not stopped"
+            )
         try:
             self.downtimes.forget()
             self._thorough_at = float("-inf")  # should the role stay, what is ending is looked for
@@ -238,7 +241,7 @@ class Follower:
             for one in outcome.stopped:
                 self.downtimes.begin(one, outcome.node)
         except StandfastError as error:
-            self.release_failed = (f"the jobs were not released in order: {error}",)
+            self.release_failed = (f"the jobs were not stopped in order: {error}",)
             raise
         finally:
             self._lock.release()

@@ -99,6 +99,4 @@ class Notes:
         return entry.modify_index
 
     def _over(self, epoch: int) -> Refused:
-        return Refused(
-            Reason.WRONG_EPOCH, f"the reign of epoch {epoch} is over: no node is made ineligible"
-        )
+        return Refused(Reason.WRONG_EPOCH, f"epoch {epoch} is over: no node is made ineligible")

@@ -115,7 +115,7 @@ def prepare(
     noted = notes.load().get(node.id)
     again = noted is not None and noted.note.ahead and not node.draining
     if not node.eligible and not again:
-        why = "by somebody's word" if noted is None else "yet: it was made ineligible before"
+        why = "by an operator's choice" if noted is None else "yet: it was made ineligible before"
         return f"{name} takes no jobs {why}"
     notes.write(node, epoch, firm=False, ahead=True)
     nomad.set_eligible(node.id, False)
@@ -123,7 +123,7 @@ def prepare(
         notes.write(node, epoch, ahead=True)
     except Refused:
         if node.eligible and node.id not in notes.load():
-            nomad.set_eligible(node.id, True)  # the reign is over, and its note is gone already
+            nomad.set_eligible(node.id, True)  # the epoch is over, and its note is gone already
         raise
     nomad.set_meta(meta.key, meta.value, node_id=node.id)
     limit = deadline.within(SHOWN_S)

@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named_with_a_fix(
             noted("b", 0.0),
             "is down: until it is back",
         ),
-        (node("b", eligible=False), {}, "by somebody's word"),
+        (node("b", eligible=False), {}, "by an operator's choice"),
     ],
 )
 def test_a_quarantine_at_work_and_an_operator_s_word_are_told_and_well(

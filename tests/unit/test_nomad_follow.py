@@ -309,7 +309,7 @@ def test_a_release_without_nomad_raises_and_is_told_in_the_next_report(
     report = one.round(S, 0)
     assert report.reason == f"nomad-{outcome}" and not report.settled
     where.broken.clear()
-    assert "not released in order" in one.round(S, 0).failed[0]
+    assert "not stopped in order" in one.round(S, 0).failed[0]
 
 
 def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:
@@ -391,7 +391,7 @@ def test_a_primary_of_a_reign_that_is_over_quarantines_nobody() -> None:
     where.propagate()
     one = follower(where)
     where.set_epoch(one.config, 2)
-    assert "reign of epoch 1 is over" in one.round(P, 1).failed[0]
+    assert "epoch 1 is over" in one.round(P, 1).failed[0]
     assert where.clients["b"].eligible
 
 

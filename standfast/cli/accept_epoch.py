@@ -29,9 +29,10 @@ def run(args: argparse.Namespace) -> int:
     prefix = config.key("")
     for _ in range(ATTEMPTS):
         entries = {
-            one.key.removeprefix(prefix): one for one in gateway.get_many(prefix, consistent=True)
+            entry.key.removeprefix(prefix): entry
+            for entry in gateway.get_many(prefix, consistent=True)
         }
-        told = highest_epoch({name: one.value for name, one in entries.items()})
+        told = highest_epoch({name: entry.value for name, entry in entries.items()})
         entry, seen = entries.get("epoch"), max(here, told)
         stored = None if entry is None else parse_epoch(entry.value, entry.key)
         if not seen or (stored is not None and stored >= seen):

@@ -35,7 +35,7 @@ def check(args: argparse.Namespace) -> int:
             bad[path] = list(error.problems)
     for conflict in together(good):
         bad.setdefault(conflict.source, []).extend(conflict.problems)
-    return _report(args.json, [one for one in good if one.source not in bad], bad)
+    return _report(args.json, [config for config in good if config.source not in bad], bad)
 
 
 def example(args: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def _good_document(config: Config) -> dict[str, Any]:
 
 
 def _bad_document(path: Path, problems: Sequence[Problem]) -> dict[str, Any]:
-    return {"file": str(path), "ok": False, "problems": [asdict(one) for one in problems]}
+    return {"file": str(path), "ok": False, "problems": [asdict(problem) for problem in problems]}
 
 
 def _role(config: Config) -> str:

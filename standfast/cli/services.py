@@ -141,7 +141,7 @@ def exporter(args: argparse.Namespace) -> int:
         return 0
     from standfast.exporter.exporter import DEFAULT_LISTEN, Options, serve
 
-    files = (None if one is None else Path(one) for one in asked)
+    files = (None if path is None else Path(path) for path in asked)
     serve(configs, Options(args.listen or DEFAULT_LISTEN, *files))
     return 0
 

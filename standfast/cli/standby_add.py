@@ -143,7 +143,7 @@ class _Joining:
             known = error if isinstance(error, StandfastError) else StandfastError(str(error))
             yield Step("survey", Mark.BAD, f"both sides can't be checked: {error}", error=known)
             return
-        found = [
+        problems = [
             *preflight.problems(both.ours),
             *preflight.problems(both.theirs),
             *preflight.problems_between(
@@ -153,10 +153,10 @@ class _Joining:
                 apart_s=both.apart_s,
             ),
         ]
-        for problem in dict.fromkeys(found):
+        for problem in dict.fromkeys(problems):
             mark = Mark.BAD if problem.grave else Mark.WORD
             yield Step(problem.check, mark, problem.evidence, (problem.fix,))
-        if not any(problem.grave for problem in found):
+        if not any(problem.grave for problem in problems):
             free = size(both.theirs.free_bytes)
             names = f"{self.config.node} and {self.node}"
             yield Step("survey", Mark.OK, f"{names} fit together; {free} are free on {self.node}")
@@ -228,7 +228,7 @@ class _Joining:
             with session.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
                 self.there = welcome.snapshots
         there, self.there = {offer.content_id for offer in self.there}, None
-        return any(one.content_id in there for one in self.store.snapshots())
+        return any(snapshot.content_id in there for snapshot in self.store.snapshots())
 
     def _say(self, text: str) -> None:
         if not self.quiet:

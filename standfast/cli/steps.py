@@ -32,10 +32,10 @@ class Report:
     @property
     def bad(self) -> Step | None:
         """The step that ended it."""
-        return next((one for one in self.steps if one.mark is Mark.BAD), None)
+        return next((step for step in self.steps if step.mark is Mark.BAD), None)
 
     def documents(self) -> list[dict[str, Any]]:
-        return [one.document() for one in self.steps]
+        return [step.document() for step in self.steps]
 
 
 def node_name(text: str) -> str:

@@ -55,7 +55,7 @@ def placement(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Pla
     without = {key: value for key, value in node.meta.items() if key != meta.key}
     bare = replace(node, meta=without)
     marked = replace(node, meta={**without, meta.key: meta.value})
-    found = Placement(Tie.NONE)
+    primary = Placement(Tie.NONE)
     for level, line in lines(job, group, "Constraints"):
         if not speaks_of(line, meta.key):
             continue
@@ -63,30 +63,30 @@ def placement(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Pla
         if there is False and elsewhere is not False:
             return Placement(Tie.ELSEWHERE, level, sentence(line))
         if there is not False and elsewhere is not True:
-            found = Placement(Tie.PRIMARY, level, sentence(line))
-    if found.tie is not Tie.NONE:
-        return found
+            primary = Placement(Tie.PRIMARY, level, sentence(line))
+    if primary.tie is not Tie.NONE:
+        return primary
     for level, line in lines(job, group, "Affinities"):
         if speaks_of(line, meta.key):
             return Placement(Tie.PREFERS, level, sentence(line))
-    return found
+    return primary
 
 
 def lines(job: Mapping[str, Any], group: str, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The job's, the group's and its tasks' `Constraints` or `Affinities`."""
-    yield from (("job", one) for one in dicts(job.get(kind)))
-    for one in dicts(job.get("TaskGroups")):
-        if one.get("Name") != group:
+    yield from (("job", line) for line in dicts(job.get(kind)))
+    for candidate in dicts(job.get("TaskGroups")):
+        if candidate.get("Name") != group:
             continue
-        yield from (("group", line) for line in dicts(one.get(kind)))
-        for task in dicts(one.get("Tasks")):
+        yield from (("group", line) for line in dicts(candidate.get(kind)))
+        for task in dicts(candidate.get("Tasks")):
             yield from ((f"task {task.get('Name')}", line) for line in dicts(task.get(kind)))
 
 
 def dicts(value: Any) -> Iterator[Mapping[str, Any]]:
     """The objects of a list, whatever else may be there."""
     if isinstance(value, list):
-        yield from (one for one in value if isinstance(one, dict))
+        yield from (item for item in value if isinstance(item, dict))
 
 
 def sentence(line: Mapping[str, Any]) -> str:
@@ -112,8 +112,8 @@ def _operand(line: Mapping[str, Any]) -> str:
 
 def _name(target: str) -> str | None:
     """`meta.x` of `${meta.x}`; None: a literal."""
-    found = _NAME.match(target.strip())
-    return None if found is None else found["name"]
+    match = _NAME.match(target.strip())
+    return None if match is None else match["name"]
 
 
 def resolve(target: str, node: Node) -> str | None:

@@ -79,10 +79,10 @@ def _as_primary(seen: Observed) -> Decision:
             steps.append(Step(Do.SET_META, f"set {_pair(seen)} on this node"))
     ready = seen.shows(seen.own)
     for node in seen.others:
-        for one in seen.on(node):
+        for allocation in seen.on(node):
             # Its node is ineligible by now, or doesn't show the meta: it can't come back there.
-            if one.wanted and (ready or one.on_every_node):
-                steps.append(_stop(one, node))
+            if allocation.wanted and (ready or allocation.on_every_node):
+                steps.append(_stop(allocation, node))
     return _told(seen, tuple(steps), held)
 
 
@@ -93,16 +93,16 @@ def _unsafe(seen: Observed) -> Iterator[Constrained]:
     another node, nor of what was stopped while no node could take it.
     """
     for node in (seen.own, *seen.others):
-        for one in seen.on(node) if node.status == READY else ():
-            if not one.wanted or (one.on_every_node and node is not seen.own):
-                yield one
+        for allocation in seen.on(node) if node.status == READY else ():
+            if not allocation.wanted or (allocation.on_every_node and node is not seen.own):
+                yield allocation
 
 
 def _told(seen: Observed, steps: tuple[Step, ...], held: list[Constrained]) -> Decision:
     pair, own = _pair(seen), seen.own
-    left = [one for node in seen.others for one in seen.on(node)]
+    left = [allocation for node in seen.others for allocation in seen.on(node)]
     if held and not (seen.local and own.eligible):
-        names = ", ".join(sorted({one.job for one in held}))
+        names = ", ".join(sorted({allocation.job for allocation in held}))
         return Decision(Reason.NOMAD_MOVING, f"{names} has to end before jobs are placed here: it "
                         "would run twice", steps)  # fmt: skip
     if not seen.shows(own):
@@ -117,7 +117,7 @@ def _told(seen: Observed, steps: tuple[Step, ...], held: list[Constrained]) -> D
         )
         return Decision(Reason.NOMAD_NOT_ELIGIBLE, sentence, steps)
     if left:
-        names = ", ".join(sorted({one.job for one in left}))
+        names = ", ".join(sorted({allocation.job for allocation in left}))
         return Decision(Reason.NOMAD_MOVING, f"still on other nodes: {names}", steps)
     if steps:
         return Decision(Reason.NOMAD_MOVING, "; ".join(step.says for step in steps), steps)
@@ -141,7 +141,7 @@ def _as_standby(seen: Observed) -> Decision:
         steps.append(_quarantine(own, "it has the primary's meta and is a standby"))
     if seen.local:
         steps.append(Step(Do.UNSET_META, f"unset {pair} on this node"))
-    steps += [_stop(one, own) for one in seen.on(own) if one.wanted]
+    steps += [_stop(allocation, own) for allocation in seen.on(own) if allocation.wanted]
     if shown:
         sentence = f"the servers still show {pair} on {own.name}: no job is placed here until then"
         return Decision(Reason.NOMAD_QUARANTINED, sentence, tuple(steps))
@@ -153,7 +153,7 @@ def _as_standby(seen: Observed) -> Decision:
     if own.id in seen.notes:
         sentence = f"{own.name} is just being made ineligible by {seen.notes[own.id].note.by}"
         return Decision(Reason.NOMAD_QUARANTINED, sentence)
-    ending = sorted({one.job for one in seen.on(own)})
+    ending = sorted({allocation.job for allocation in seen.on(own)})
     if ending:
         return Decision(Reason.NOMAD_MOVING, f"ending here: {', '.join(ending)}")
     return Decision(Reason.NOMAD_FOLLOWS, f"{own.name} is a standby and doesn't show {pair}")
@@ -176,8 +176,8 @@ def _quarantine(node: Node, why: str) -> Step:
     return Step(Do.QUARANTINE, f"make {node.name} ineligible: {why}", node)
 
 
-def _stop(one: Constrained, node: Node) -> Step:
-    return Step(Do.STOP, f"stop {one.job} on {node.name}", node, one)
+def _stop(allocation: Constrained, node: Node) -> Step:
+    return Step(Do.STOP, f"stop {allocation.job} on {node.name}", node, allocation)
 
 
 def _pair(seen: Observed) -> str:

@@ -72,7 +72,7 @@ class Downtimes:
     @property
     def pending(self) -> bool:
         now = monotonic()
-        return any(now - one.at < PATIENCE_S for one in self._stopped.values())
+        return any(now - stopped.at < PATIENCE_S for stopped in self._stopped.values())
 
     def look(self, running: Mapping[str, tuple[Node, Allocation]]) -> list[Downtime]:
         """`running`: job -> where it runs by its constraint; returns what has just arrived."""
@@ -109,11 +109,11 @@ def by_job(
     fits: Callable[[Node], bool],
 ) -> Mapping[str, tuple[Node, Allocation]]:
     """job -> where it runs, of the nodes that fit."""
-    found = {}
+    running = {}
     for node_id, those in allocations.items():
         node = nodes[node_id]
-        for one in those:
-            if one.client_status == RUNNING and fits(node):
-                prefix = "" if one.namespace == "default" else f"{one.namespace}/"
-                found[f"{prefix}{one.job_id}.{one.group}"] = (node, one)
-    return found
+        for allocation in those:
+            if allocation.client_status == RUNNING and fits(node):
+                prefix = "" if allocation.namespace == "default" else f"{allocation.namespace}/"
+                running[f"{prefix}{allocation.job_id}.{allocation.group}"] = (node, allocation)
+    return running

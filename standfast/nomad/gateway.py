@@ -170,11 +170,11 @@ class NomadAgent:
         )
 
     def allocations(self, node_id: str) -> tuple[Allocation, ...]:
-        found = self._read(
+        allocations = self._read(
             f"reading the allocations of node {node_id}",
             lambda nomad: wire.parse_allocations(nomad.node.get_allocations(_part(node_id))),
         )
-        return tuple(one for one in found if self._namespace in (ALL, one.namespace))
+        return tuple(each for each in allocations if self._namespace in (ALL, each.namespace))
 
     def allocation(self, alloc_id: str) -> Allocation:
         return self._read(

@@ -158,18 +158,18 @@ class Follower:
 
     def _with_allocations(self, seen: Observed) -> Observed:
         nodes = {node.id: node for node in (seen.own, *seen.others)}
-        found = {node_id: tuple(self.nomad.allocations(node_id)) for node_id in nodes}
+        allocations = {node_id: tuple(self.nomad.allocations(node_id)) for node_id in nodes}
         constrained = tuple(
-            one
-            for node_id, those in found.items()
+            job
+            for node_id, those in allocations.items()
             for allocation in those
-            if (one := constrained_of(allocation, seen.meta, nodes[node_id])) is not None
+            if (job := constrained_of(allocation, seen.meta, nodes[node_id])) is not None
         )
         if seen.role is Role.PRIMARY:
-            for one in constrained:
-                if one.node_id != seen.own.id:
-                    self.downtimes.begin(Stopped(one, monotonic(), ""), nodes[one.node_id])
-        self._arrived(nodes, found, seen)
+            for job in constrained:
+                if job.node_id != seen.own.id:
+                    self.downtimes.begin(Stopped(job, monotonic(), ""), nodes[job.node_id])
+        self._arrived(nodes, allocations, seen)
         return Observed(
             seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, constrained
         )
@@ -177,10 +177,10 @@ class Follower:
     def _arrived(
         self,
         nodes: Mapping[str, Node],
-        found: Mapping[str, tuple[Allocation, ...]],
+        allocations: Mapping[str, tuple[Allocation, ...]],
         seen: Observed,
     ) -> None:
-        for downtime in self.downtimes.look(by_job(nodes, found, seen.shows)):
+        for downtime in self.downtimes.look(by_job(nodes, allocations, seen.shows)):
             log.info(
                 "%s runs on %s, %.1f s after it was stopped on %s",
                 downtime.job,
@@ -238,8 +238,8 @@ class Follower:
             outcome = release(
                 self.nomad, self.notes, self.meta, self.config.nomad.kill_timeout_limit, deadline
             )
-            for one in outcome.stopped:
-                self.downtimes.begin(one, outcome.node)
+            for stopped in outcome.stopped:
+                self.downtimes.begin(stopped, outcome.node)
         except StandfastError as error:
             self.release_failed = (f"the jobs were not stopped in order: {error}",)
             raise

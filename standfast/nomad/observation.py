@@ -132,7 +132,7 @@ class Observed:
         return node.meta.get(self.meta.key) == self.meta.value
 
     def on(self, node: Node) -> tuple[Constrained, ...]:
-        return tuple(one for one in self.constrained if one.node_id == node.id)
+        return tuple(allocation for allocation in self.constrained if allocation.node_id == node.id)
 
 
 def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constrained | None:
@@ -157,11 +157,11 @@ def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constraine
 def kill_timeout_s(job: Mapping[str, Any], group: str) -> float:
     """How long a group may take to stop, seconds; Nomad's own default is 5."""
     longest = 0.0
-    for one in job.get("TaskGroups") or ():
-        if one.get("Name") != group:
+    for candidate in job.get("TaskGroups") or ():
+        if candidate.get("Name") != group:
             continue
-        delay = _seconds(one.get("ShutdownDelay"), 0.0)
-        for task in one.get("Tasks") or ():
+        delay = _seconds(candidate.get("ShutdownDelay"), 0.0)
+        for task in candidate.get("Tasks") or ():
             own = delay + _seconds(task.get("ShutdownDelay"), 0.0)
             longest = max(longest, own + _seconds(task.get("KillTimeout"), 5.0))
     return longest

@@ -33,12 +33,12 @@ def save(config: Config, document: Mapping[str, Any]) -> None:
 def load(config: Config) -> Mapping[str, Any]:
     """The last report; where there is none, one that says so."""
     try:
-        found = read_json(path_of(config))
+        report = read_json(path_of(config))
     except StandfastError as error:
         return none(str(error))
-    if found is None or not set(found) >= _FIELDS:
+    if report is None or not set(report) >= _FIELDS:
         return none("the agent has not looked at Nomad yet")
-    return found
+    return report
 
 
 def none(sentence: str, reason: Reason = Reason.NOMAD_ROLE_CHANGING) -> Mapping[str, Any]:

@@ -136,12 +136,12 @@ def prepare(
 
 def _named(nomad: NomadGateway, name: str) -> Node:
     """The node that is there; of those with its name the others are left from before."""
-    found = nomad.nodes([name])
-    for node in found:
+    nodes = nomad.nodes([name])
+    for node in nodes:
         if node.status == READY:
             return node
-    if found:
-        return found[0]
+    if nodes:
+        return nodes[0]
     raise NomadError(f"Nomad knows no node {name}", NomadOutcome.NOT_FOUND)
 
 
@@ -159,7 +159,7 @@ class Released:
 
 def in_order(constrained: Iterable[Constrained]) -> list[Constrained]:
     """The least important first: what depends on others is rarely the most important one."""
-    return sorted(constrained, key=lambda one: (one.priority, one.job, one.id))
+    return sorted(constrained, key=lambda each: (each.priority, each.job, each.id))
 
 
 def release(
@@ -181,7 +181,7 @@ def release(
     try:
         stop(nomad, in_order(constrained), outcome, deadline)
         if constrained:
-            longest_s = min(max(one.kill_timeout_s for one in constrained), limit_s)
+            longest_s = min(max(allocation.kill_timeout_s for allocation in constrained), limit_s)
             _wait(nomad, own, meta, outcome, deadline.within(longest_s + REPORT_S))
         nomad.set_meta(meta.key, None)
     except (NomadError, TimedOut) as error:
@@ -191,27 +191,27 @@ def release(
 
 def constrained_on(nomad: NomadGateway, node: Node, meta: Meta) -> tuple[Constrained, ...]:
     """What may run only on the primary, and runs on this node."""
-    found = (constrained_of(one, meta, node) for one in nomad.allocations(node.id))
-    return tuple(one for one in found if one is not None)
+    those = (constrained_of(allocation, meta, node) for allocation in nomad.allocations(node.id))
+    return tuple(allocation for allocation in those if allocation is not None)
 
 
 def stop(
     nomad: NomadGateway, constrained: Iterable[Constrained], outcome: Released, deadline: Deadline
 ) -> None:
     """Each that is not ending already; one that is refused doesn't keep the others."""
-    for one in constrained:
-        if not one.wanted:
+    for allocation in constrained:
+        if not allocation.wanted:
             continue
-        deadline.check(f"stopping {one.job}")
+        deadline.check(f"stopping {allocation.job}")
         try:
-            evaluation = nomad.stop(one.id)
+            evaluation = nomad.stop(allocation.id)
         except NomadError as error:
             if error.outcome in AWAY:
                 raise
-            outcome.failed.append(f"{one.job} was not stopped: {error}")
+            outcome.failed.append(f"{allocation.job} was not stopped: {error}")
             continue
-        log.info("stopped %s (%s)", one.job, one.id)
-        outcome.stopped.append(Stopped(one, monotonic(), evaluation))
+        log.info("stopped %s (%s)", allocation.job, allocation.id)
+        outcome.stopped.append(Stopped(allocation, monotonic(), evaluation))
 
 
 def _wait(
@@ -227,7 +227,7 @@ def _wait(
         if not left and blind is None:
             return
         if deadline.expired:
-            names = ", ".join(sorted({one.job for one in left}))
+            names = ", ".join(sorted({allocation.job for allocation in left}))
             still = f"still running on {own.name}: {names}"
             outcome.failed.append(still if blind is None else f"what still runs: {blind}")
             return

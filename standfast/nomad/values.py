@@ -71,8 +71,8 @@ def parse_node_names(doc: Any) -> list[tuple[str, str]]:
 
 def parse_allocations(doc: Any) -> tuple[Allocation, ...]:
     """A list of allocations, whole ones or stubs, sorted by name, then by age."""
-    found = [parse_allocation(row) for row in _rows(doc)]
-    return tuple(sorted(found, key=lambda one: (one.name, one.modify_index)))
+    allocations = [parse_allocation(row) for row in _rows(doc)]
+    return tuple(sorted(allocations, key=lambda each: (each.name, each.modify_index)))
 
 
 def parse_allocation(doc: Any) -> Allocation:
@@ -96,7 +96,7 @@ def parse_allocation(doc: Any) -> Allocation:
 
 def parse_jobs(doc: Any) -> tuple[Job, ...]:
     """GET /v1/jobs."""
-    found = [
+    jobs = [
         Job(
             namespace=_text(row, "Namespace", "default"),
             id=_text(row, "ID"),
@@ -106,7 +106,7 @@ def parse_jobs(doc: Any) -> tuple[Job, ...]:
         )
         for row in _rows(doc)
     ]
-    return tuple(sorted(found, key=lambda job: (job.namespace, job.id)))
+    return tuple(sorted(jobs, key=lambda job: (job.namespace, job.id)))
 
 
 def parse_job(doc: Any) -> Mapping[str, Any]:

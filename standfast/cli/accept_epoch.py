@@ -22,7 +22,7 @@ ATTEMPTS = 3
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast accept-epoch`."""
+    """Runs `standfast accept-epoch`."""
     config = load_volume(args.volume)
     here = EpochFile(config.state_dir / "epoch").read()
     gateway = ConsulGateway.from_config(config)

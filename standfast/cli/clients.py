@@ -28,8 +28,8 @@ DRAIN_S = 2.0
 
 
 def remount(args: argparse.Namespace) -> int:
-    """`standfast remount`: one volume, or all of this node; with --event a handler's, which never
-    fails for what it could not do: the next event or the timer tries again."""
+    """Runs `standfast remount` for one volume, or for all of this node. With --event it never fails
+    for what it could not do: the next event or the timer tries again."""
     by_event = args.event is not None
     if by_event:
         from standfast.agent.wake import drain
@@ -65,7 +65,7 @@ def _configs(volume: str | None) -> Iterator[Config | ConfigError]:
 
 
 def _is_pretended(config: Config) -> bool:
-    """The demo's server can't be mounted."""
+    """Tells whether the server is the demo's, which can't be mounted."""
     return config.nfs.server == "embedded"
 
 
@@ -88,7 +88,7 @@ def _by_event(config: Config, event: str) -> None:
 
 
 def _restart_late(config: Config) -> None:
-    """What uses the path, and could not be restarted while Nomad was away."""
+    """Restarts what uses the path and could not be restarted while Nomad was away."""
     if not config.nomad.enabled:
         return
     from standfast.nomad import remounted
@@ -150,7 +150,7 @@ def _show(config: Config, outcome: Outcome, dry_run: bool, as_json: bool) -> Non
 
 
 def units(args: argparse.Namespace) -> int:
-    """`standfast client units`: print the mount and automount unit, or write them."""
+    """Runs `standfast client units`: prints the mount and automount unit, or writes them."""
     config = load_volume(args.volume, require_storage=False)
     files = unit_files(config)
     if not args.install:

@@ -18,7 +18,7 @@ DEFAULT_VOLUME = "data-services"
 
 
 def check(args: argparse.Namespace) -> int:
-    """`standfast config check`: 0 when all is well, else 2."""
+    """Runs `standfast config check`; returns 0 when every file is correct, else 2."""
     try:
         paths = _paths(args.volume, args.files)
     except InvalidConfig as error:
@@ -39,7 +39,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def example(args: argparse.Namespace) -> int:
-    """`standfast config example`."""
+    """Runs `standfast config example`."""
     from standfast.config import example as generator
 
     print(generator.example(args.volume or DEFAULT_VOLUME), end="")

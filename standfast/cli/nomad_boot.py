@@ -32,7 +32,7 @@ PORT = 4646
 
 
 class Servers(Protocol):
-    """What is asked of one of Nomad's other agents."""
+    """What is needed of one of Nomad's other agents."""
 
     def nodes(self, names: Sequence[str] | None = None) -> Sequence[Node]: ...
 
@@ -40,7 +40,7 @@ class Servers(Protocol):
 
 
 def quarantine_own(config: Config, servers: Servers, consul: Consul) -> Sequence[str]:
-    """What was done, in sentences; StandfastError: try the next server."""
+    """Returns what was done, in sentences; StandfastError: try the next server."""
     meta = Meta(config.nomad.meta_key, config.nomad.meta_value)
     said = []
     for node in servers.nodes([config.node]):
@@ -53,13 +53,13 @@ def quarantine_own(config: Config, servers: Servers, consul: Consul) -> Sequence
 
 
 def serves(config: Config) -> bool:
-    """Nomad was only restarted: this node is the primary, and has its meta rightly."""
+    """Tells whether this node serves: then Nomad was only restarted, and the meta is right."""
     status = LeaseStatus.load(config.run_dir)
     return status is not None and status.serving and status.remaining_s(monotonic()) > 0
 
 
 def addresses(config: Config) -> Iterator[str]:
-    """Of Nomad's other agents, by Consul's catalog."""
+    """Yields the addresses of Nomad's other agents, from Consul's catalog."""
     from standfast.consul.gateway import ConsulGateway
 
     consul = ConsulGateway.from_config(config, timeout_s=2.0)
@@ -72,7 +72,7 @@ def addresses(config: Config) -> Iterator[str]:
 
 
 def attempt(config: Config) -> Sequence[str]:
-    """One pass over the servers; StandfastError when none could be asked."""
+    """Asks one server after the other; StandfastError when none answered."""
     from standfast.consul.gateway import ConsulGateway
     from standfast.nomad.gateway import NomadAgent
 
@@ -88,7 +88,7 @@ def attempt(config: Config) -> Sequence[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Always 0: Nomad's start never waits for this to succeed."""
+    """Returns 0 always: Nomad's start never waits for this to succeed."""
     from standfast.config.load import load_volume
     from standfast.events.log import set_up_log
 

@@ -19,7 +19,7 @@ NO_REASON = "no reason given"
 
 
 def pause(args: argparse.Namespace) -> int:
-    """`standfast pause`."""
+    """Runs `standfast pause`."""
     config = load_volume(args.volume, require_storage=False)
     gateway = ConsulGateway.from_config(config)
     wanted = Pause(operator_name(), args.reason or NO_REASON, utc_now())
@@ -43,7 +43,7 @@ def pause(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """`standfast resume`."""
+    """Runs `standfast resume`."""
     config = load_volume(args.volume, require_storage=False)
     gateway = ConsulGateway.from_config(config)
     entry = _read(gateway, config)

@@ -25,7 +25,7 @@ Taken = Mapping[str, Origin]
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast prune`."""
+    """Runs `standfast prune`."""
     config = load_volume(args.volume)
     store = open_store(config)
     taken = origins_here(config)
@@ -49,7 +49,7 @@ def _time(snapshot: Snapshot, taken: Taken) -> float | None:
 
 
 def _all(config: Config, store: ReplicaStore) -> Pruned:
-    """Batch after batch, so that replications at work get their turn in between."""
+    """Prunes batch after batch, so that running replications get their turn in between."""
     deleted: list[Snapshot] = []
     dropped: list[str] = []
     while True:

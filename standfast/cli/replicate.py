@@ -85,7 +85,7 @@ class How:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast replicate`."""
+    """Runs `standfast replicate`."""
     volume, standby = _target(args)
     config = load_volume(volume)
     standbys = _standbys(config, standby)
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cycles(config: Config, standbys: Sequence[str], how: How) -> Iterator[Outcome]:
-    """Each as soon as it is known."""
+    """Yields each outcome as soon as it is known."""
     if len(standbys) == 1:
         yield _one(config, standbys[0], how, 0)
         return
@@ -263,7 +263,7 @@ class Outlook:
 
 
 def foresee(config: Config, standby: str, *, full: bool) -> Outlook:
-    """Ask the standby and choose as a cycle would; nothing is changed on either side."""
+    """Asks the standby and chooses as a cycle would; nothing is changed on either side."""
     deadline = Deadline.after(ASK_S)
     try:
         with session.greet(config, standby, deadline, wire.Purpose.ASK) as (_, welcome):
@@ -274,7 +274,7 @@ def foresee(config: Config, standby: str, *, full: bool) -> Outlook:
 
 
 def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: bool) -> Outlook:
-    """With what the standby said it has."""
+    """Chooses by what the standby said it has."""
     store = open_store(config)
     ours = store.snapshots()
     try:

@@ -29,7 +29,7 @@ AHEAD_OF_TIMER_S = 0.4
 
 
 def agent(args: argparse.Namespace) -> int:
-    """`standfast agent VOLUME`."""
+    """Runs `standfast agent VOLUME`."""
     set_up_log()
     from standfast.agent import main as body
 
@@ -37,7 +37,7 @@ def agent(args: argparse.Namespace) -> int:
 
 
 def lease(args: argparse.Namespace) -> int:
-    """`standfast lease VOLUME`."""
+    """Runs `standfast lease VOLUME`."""
     set_up_log()
     from standfast.lease import keeper
 
@@ -53,7 +53,7 @@ def lease(args: argparse.Namespace) -> int:
 
 
 def watch(args: argparse.Namespace) -> int:
-    """`standfast watch VOLUME`: on every node, clients too."""
+    """Runs `standfast watch VOLUME`: on every node, clients too."""
     set_up_log()
     from standfast.consul import watch as body
 
@@ -61,7 +61,7 @@ def watch(args: argparse.Namespace) -> int:
 
 
 def guard(args: argparse.Namespace) -> int:
-    """`standfast guard`: of one volume or, as the one NFS server asks, of all of this node."""
+    """Runs `standfast guard`: for one volume or, as the NFS server's unit does, for all."""
     started = monotonic()
     last_resort_s = signal.getitimer(signal.ITIMER_REAL)[0]
     set_up_log()
@@ -80,7 +80,7 @@ def guard(args: argparse.Namespace) -> int:
 
 
 def receive(args: argparse.Namespace | SimpleNamespace) -> int:
-    """`standfast receive VOLUME`, in this process: stdout belongs to the sender.
+    """Runs `standfast receive VOLUME` in this process: stdout belongs to the sender.
 
     A key that may receive several volumes has a forced command without one: sshd then tells by
     SSH_ORIGINAL_COMMAND which one the sender asked for.
@@ -104,7 +104,7 @@ def receive(args: argparse.Namespace | SimpleNamespace) -> int:
 
 
 def _asked_volume(environ: Mapping[str, str]) -> str | None:
-    """The volume that the sender named; None when it said nothing: then it is the only one."""
+    """Returns the volume that the sender named; None, when it named none, is the only one."""
     asked = environ.get("SSH_ORIGINAL_COMMAND", "").strip()
     volume = asked.removeprefix("standfast receive ")
     if asked and (volume == asked or not re.fullmatch(r"[a-z0-9-]{1,63}", volume)):
@@ -116,7 +116,7 @@ def _asked_volume(environ: Mapping[str, str]) -> str | None:
 
 
 def fence(args: argparse.Namespace) -> int:
-    """`standfast fence VOLUME`: shut the port, stop the server."""
+    """Runs `standfast fence VOLUME`: closes the port and stops the server."""
     set_up_log()
     from standfast.assembly import fence_from, nfs_from
     from standfast.lease.cutoff import stop_for_good
@@ -128,7 +128,7 @@ def fence(args: argparse.Namespace) -> int:
 
 
 def exporter(args: argparse.Namespace) -> int:
-    """`standfast exporter`: for every volume of this node."""
+    """Runs `standfast exporter` for every volume of this node."""
     set_up_log()
     configs = load_all()
     asked = (args.users, args.tls_cert, args.tls_key)
@@ -147,7 +147,7 @@ def exporter(args: argparse.Namespace) -> int:
 
 
 def reconcile(args: argparse.Namespace) -> int:
-    """`standfast reconcile`: the volume's agent, or each agent of this node, looks again."""
+    """Runs `standfast reconcile`: the volume's agent, or each agent here, looks again now."""
     set_up_log()
     from standfast.agent import wake as body
 

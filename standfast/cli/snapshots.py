@@ -30,7 +30,7 @@ Doc = dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast snapshots`."""
+    """Runs `standfast snapshots`."""
     config = load_volume(args.volume)
     here = _here(config, open_store(config))
     others = _others(config, here["snapshots"]) if args.all else None
@@ -148,7 +148,7 @@ def _aside_row(tree: Doc) -> Sequence[str]:
 
 
 def _others(config: Config, here: Sequence[Doc]) -> list[Doc]:
-    """Each asked at the same time: one that hangs delays nobody."""
+    """Asks all at the same time: a node that hangs delays no other."""
     ours = {snapshot["content_id"]: snapshot for snapshot in here}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda node: _other(config, node, ours), config.standbys))

@@ -23,7 +23,7 @@ from standfast.text import duration
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast standby list`."""
+    """Runs `standfast standby list`."""
     config = load_volume(args.volume, require_storage=False)
     prefix = config.key("standbys/")
     entries = ConsulGateway.from_config(config).get_many(prefix)
@@ -50,7 +50,7 @@ _NOTHING: dict[str, Any] = {"pin": None, "needs_full": False, "last_failure": No
 
 
 def _remembered(config: Config) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """By node what is pinned for it and how it went, and what can't be read of that."""
+    """Returns by node its pin and how its replication went, and what is unreadable."""
     known: dict[str, dict[str, Any]] = {}
     wrong = []
     try:
@@ -69,7 +69,7 @@ def _remembered(config: Config) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def _failure(standby: state.StandbyState) -> dict[str, Any] | None:
-    """The last one; None when a success came after it."""
+    """Returns the last failure; None when a success came after it."""
     at = standby.last_failure_at
     if at is None or (standby.last_success_at is not None and standby.last_success_at >= at):
         return None

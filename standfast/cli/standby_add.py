@@ -53,7 +53,7 @@ _PASSING = frozenset(
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast standby add NODE`."""
+    """Runs `standfast standby add NODE`."""
     config = load_volume(args.volume)
     node = node_name(args.node)
     report = Report(quiet=args.json)
@@ -108,7 +108,7 @@ class _Joining:
         """What the standby just said it has; None when that is old."""
 
     def steps(self) -> Iterator[Step]:
-        """Ends after a BAD one."""
+        """Yields the steps; ends after a BAD one."""
         for step in self.way.steps():
             yield step
             if step.mark is Mark.BAD:
@@ -134,7 +134,7 @@ class _Joining:
     # Both sides
 
     def _survey(self) -> Iterator[Step]:
-        """What each side says of itself, and what doesn't fit between them."""
+        """Compares what both sides say of themselves, and finds what doesn't fit."""
         try:
             both = both_sides(self.config, self.store, self.node, self.deadline.within(SURVEY_S))
             self.there = both.snapshots
@@ -190,7 +190,7 @@ class _Joining:
     # The first snapshot
 
     def _send(self) -> Step:
-        """Again after a cut, with the same snapshot while that is fresh; never for ever.
+        """Sends; repeats after a cut, with the same snapshot while that is fresh, and not for ever.
 
         A cycle that the timer began is waited for, and counts as no try of ours.
         """
@@ -222,7 +222,7 @@ class _Joining:
             )
 
     def _something_common(self) -> bool:
-        """Whether an increment will do; an operator who adds a standby has said the rest."""
+        """Tells whether an increment is enough; else everything is sent."""
         if self.there is None:
             soon = self.deadline.within(SURVEY_S)
             with session.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
@@ -237,7 +237,7 @@ class _Joining:
     # What goes on by itself
 
     def _timer(self) -> Step:
-        """The agent starts it; whether it did is worth a look, and no more than that."""
+        """Checks whether the agent has started the timer; it changes nothing."""
         unit = timer_of(self.config, self.node)
         every = duration(self.config.replication.interval)
         try:

@@ -23,7 +23,7 @@ from standfast.system.systemd import SystemdUnits
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast standby remove NODE`."""
+    """Runs `standfast standby remove NODE`."""
     config = load_volume(args.volume)
     node = node_name(args.node)
     gateway = ConsulGateway.from_config(config)

@@ -37,7 +37,7 @@ class Outcome:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast verify`."""
+    """Runs `standfast verify`."""
     config = load_volume(args.volume)
     standbys = _standbys(config, args.standby)
     if args.if_primary and not _is_primary(config):
@@ -94,7 +94,7 @@ def _one(config: Config, standby: str, full: bool) -> Outcome:
 
 
 def _notes(node: str, standby: str) -> Callable[[Progress], None]:
-    """A line on stderr now and then: a long look is not a hung one."""
+    """Returns what prints a line to stderr now and then: a long comparison is not a hung one."""
     due = Deadline.after(NOTES_EVERY_S)
 
     def say(done: Progress) -> None:
@@ -137,7 +137,7 @@ def _sentences(config: Config, comparison: Comparison) -> list[str]:
 
 
 def _worst(config: Config, outcomes: Sequence[Outcome]) -> StandfastError | None:
-    """What differs matters most, then what was refused, then what couldn't be reached."""
+    """Returns the worst error: a difference, else a refusal, else an unreachable standby."""
     differing = [
         outcome for outcome in outcomes if outcome.comparison is not None and not outcome.is_equal
     ]
@@ -165,7 +165,7 @@ def _differs(config: Config, bad: Sequence[Outcome]) -> Refused:
 
 
 def _next_steps(config: Config, standby: str) -> list[str]:
-    """To the letter: the data of one of the two nodes is bad, and nobody should serve it."""
+    """Returns the operator's next steps in full: one of the two nodes has bad data."""
     there = config.paths.standby
     made = "btrfs subvolume create" if config.store == "btrfs" else "mkdir"
     steps = [f"1. Disable automatic failover: standfast pause --reason 'verify: {standby} differs'"]

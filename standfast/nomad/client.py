@@ -56,7 +56,7 @@ _NOT_FOUND = re.compile(r"^(rpc error: )?(Unknown (allocation|node|job)\b|[\w \"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Whom to ask, and as who."""
+    """The agent that is asked, and the identity it is asked with."""
 
     endpoint: Endpoint
     token: str
@@ -67,7 +67,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One call of the gateway. `what` is how messages name it."""
+    """Describes one call of the gateway; messages name it by `what`."""
 
     what: str
     timeout_s: float
@@ -77,7 +77,7 @@ class Question:
 
 
 class _TlsAdapter(HTTPAdapter):
-    """HTTPS by our own context, whose CA is the only one that counts."""
+    """Connects by our own TLS context, whose CA is the only one that is trusted."""
 
     def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
         self._tls: dict[str, Any] = {"ssl_context": context, "server_hostname": server_name}
@@ -93,7 +93,7 @@ class _TlsAdapter(HTTPAdapter):
 
 
 class _ClientMetadata(_Requester):  # type: ignore[misc]
-    """A node's dynamic meta, which the library doesn't know."""
+    """Reads and writes a node's dynamic meta, which the library doesn't know."""
 
     ENDPOINT = "client/metadata"
 
@@ -101,13 +101,13 @@ class _ClientMetadata(_Requester):  # type: ignore[misc]
         return self.request(method="get").json()
 
     def apply(self, key: str, value: str | None, node_id: str) -> Any:
-        """`node_id` empty: of the agent's own client."""
+        """Sets one key, or removes it with None; `node_id` empty: on the agent's own client."""
         body = {"NodeID": node_id, "Meta": {key: value}}
         return self.request(json=body, method="post").json()
 
 
 class _ClientAllocation(_Requester):  # type: ignore[misc]
-    """The library's restart leaves out the tasks that are done."""
+    """Restarts every task; the library's restart leaves out those that are done."""
 
     ENDPOINT = "client/allocation"
 
@@ -120,7 +120,7 @@ class _ClientAllocation(_Requester):  # type: ignore[misc]
 
 
 class _Evaluation(_Requester):  # type: ignore[misc]
-    """The library asks in the default namespace alone."""
+    """Reads an evaluation of any namespace; the library knows only the default one."""
 
     ENDPOINT = "evaluation"
 
@@ -129,7 +129,7 @@ class _Evaluation(_Requester):  # type: ignore[misc]
 
 
 class Library:
-    """The library's endpoints, and those that it lacks, over one session."""
+    """Holds the library's endpoints, and those that it lacks, over one session."""
 
     def __init__(self, access: Access, timeout_s: float, session: requests.Session) -> None:
         endpoint = access.endpoint
@@ -178,7 +178,7 @@ def _session(access: Access) -> requests.Session:
 
 
 def _check_status(response: requests.Response, **_options: Any) -> None:
-    """ValueError for what the library would take for an answer: a redirect, or no content."""
+    """Raises ValueError for a redirect or no content, which the library takes for an answer."""
     if response.ok and response.status_code != 200:
         raise ValueError(f"unexpected status {response.status_code}")
 
@@ -227,7 +227,7 @@ def _unanswered(access: Access, question: Question, error: Exception) -> NomadEr
 
 
 def _cause_of(error: BaseException) -> BaseException:
-    """The innermost of what requests and urllib3 have wrapped."""
+    """Returns the innermost error of those that requests and urllib3 have wrapped."""
     inner = [getattr(error, "reason", None), *error.args]
     for wrapped in inner:
         if isinstance(wrapped, BaseException):

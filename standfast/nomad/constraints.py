@@ -29,7 +29,7 @@ class Meta:
 
 
 class Tie(StrEnum):
-    """What a job says of the meta."""
+    """How a job is tied to the meta."""
 
     PRIMARY = "primary"
     """It may run only where the meta is."""
@@ -51,7 +51,7 @@ class Placement:
 
 
 def placement(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Placement:
-    """What the allocation of `group` says of the meta, seen from `node`, where it is."""
+    """Returns how a group is tied to the meta; `node` is where its allocation is."""
     without = {key: value for key, value in node.meta.items() if key != meta.key}
     bare = replace(node, meta=without)
     marked = replace(node, meta={**without, meta.key: meta.value})
@@ -73,7 +73,7 @@ def placement(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Pla
 
 
 def lines(job: Mapping[str, Any], group: str, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The job's, the group's and its tasks' `Constraints` or `Affinities`."""
+    """Yields the `Constraints` or `Affinities` of the job, the group and its tasks, by level."""
     yield from (("job", line) for line in dicts(job.get(kind)))
     for candidate in dicts(job.get("TaskGroups")):
         if candidate.get("Name") != group:
@@ -84,20 +84,20 @@ def lines(job: Mapping[str, Any], group: str, kind: str) -> Iterator[tuple[str, 
 
 
 def dicts(value: Any) -> Iterator[Mapping[str, Any]]:
-    """The objects of a list, whatever else may be there."""
+    """Yields the objects of a list and skips everything else."""
     if isinstance(value, list):
         yield from (item for item in value if isinstance(item, dict))
 
 
 def sentence(line: Mapping[str, Any]) -> str:
-    """As it stands in a job file."""
+    """Returns the line as a job file has it."""
     return " ".join(
         word for word in (_text(line, "LTarget"), _operand(line), _text(line, "RTarget")) if word
     )
 
 
 def speaks_of(line: Mapping[str, Any], key: str) -> bool:
-    """Whether either side is the meta's name."""
+    """Tells whether either side is the meta's name."""
     return f"meta.{key}" in (_name(_text(line, "LTarget")), _name(_text(line, "RTarget")))
 
 
@@ -111,13 +111,13 @@ def _operand(line: Mapping[str, Any]) -> str:
 
 
 def _name(target: str) -> str | None:
-    """`meta.x` of `${meta.x}`; None: a literal."""
+    """Returns `meta.x` of `${meta.x}`; None for a literal."""
     match = _NAME.match(target.strip())
     return None if match is None else match["name"]
 
 
 def resolve(target: str, node: Node) -> str | None:
-    """What a side of a constraint stands for on a node; None: nothing."""
+    """Returns the value of a side of a constraint on a node; None when it has none there."""
     name = _name(target)
     if name is None:
         return target
@@ -136,7 +136,7 @@ def resolve(target: str, node: Node) -> str | None:
 
 
 def holds(line: Mapping[str, Any], node: Node) -> bool | None:
-    """Whether a constraint is met on a node; None: it can't be told.
+    """Tells whether a constraint is met on a node; None when that can't be told.
 
     Equality and presence follow Nomad's rules. Every other operator (regexp, version, semver,
     set_contains, distinct_hosts, <, ...) can't be told.

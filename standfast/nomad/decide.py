@@ -17,7 +17,7 @@ from standfast.reasons import Reason
 
 
 class Do(StrEnum):
-    """Every effect that following may have; `follow` has one function for each."""
+    """Every effect that following may have; `steps` has one function for each."""
 
     QUARANTINE = "quarantine"
     """Write the note, then make the node ineligible."""
@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The steps in their order, and how it stands."""
+    """The steps in their order, and the state in one sentence."""
 
     reason: Reason
     sentence: str
@@ -52,12 +52,12 @@ class Decision:
 
     @property
     def settled(self) -> bool:
-        """Nothing to do and nothing to wait for."""
+        """Tells whether there is nothing to do and nothing to wait for."""
         return not self.steps and self.reason in (Reason.NOMAD_FOLLOWS, Reason.NOMAD_NOT_ELIGIBLE)
 
 
 def decide(seen: Observed) -> Decision:
-    """One round."""
+    """Returns what one round has to do."""
     match seen.role:
         case Role.PRIMARY:
             return _as_primary(seen)
@@ -87,7 +87,7 @@ def _as_primary(seen: Observed) -> Decision:
 
 
 def _unsafe(seen: Observed) -> Iterator[Constrained]:
-    """What would run twice if this node took jobs now: Nomad doesn't wait for its end.
+    """Yields what would run twice if this node took jobs now: Nomad doesn't wait for its end.
 
     It does for the end of what it stops and places in one go; not for that of a system job on
     another node, nor of what was stopped while no node could take it.
@@ -160,7 +160,7 @@ def _as_standby(seen: Observed) -> Decision:
 
 
 def _own_eligibility(seen: Observed) -> Iterator[Step]:
-    """Give back what a note says was taken; whoever drains the node has taken it over."""
+    """Makes the node eligible again where a note says that we took that; a drain stays."""
     own = seen.own
     noted = seen.notes.get(own.id)
     if noted is None or not noted.firm:

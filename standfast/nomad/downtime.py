@@ -32,7 +32,7 @@ class Stopped:
 
 @dataclass(slots=True)
 class Downtime:
-    """One group of one job."""
+    """The downtime of one group of one job."""
 
     job: str
     source: str
@@ -46,13 +46,13 @@ class Downtime:
 
 @dataclass(slots=True)
 class Downtimes:
-    """Those since the last change of the role."""
+    """Measures the downtimes since the last change of the role."""
 
     known: dict[str, Downtime] = field(default_factory=dict)
     _stopped: dict[str, Stopped] = field(default_factory=dict)
 
     def begin(self, stopped: Stopped, source: Node) -> None:
-        """From when it was stopped, or was found in the wrong place (then without an evaluation).
+        """Counts from the stop, or, without an evaluation, from when it was in the wrong place.
 
         A second stop of the same job doesn't begin its time anew.
         """
@@ -65,7 +65,7 @@ class Downtimes:
             self._stopped[name] = replace(stopped, at=before.at)
 
     def forget(self) -> None:
-        """Another change of the role begins."""
+        """Drops all of them: another change of the role begins."""
         self.known.clear()
         self._stopped.clear()
 
@@ -88,7 +88,7 @@ class Downtimes:
         return arrived
 
     def ask_why(self, nomad: NomadGateway) -> None:
-        """What the scheduler says of those that run nowhere yet."""
+        """Asks the scheduler why some run nowhere yet."""
         for name, stopped in self._stopped.items():
             if not stopped.evaluation:
                 continue
@@ -108,7 +108,7 @@ def by_job(
     allocations: Mapping[str, tuple[Allocation, ...]],
     fits: Callable[[Node], bool],
 ) -> Mapping[str, tuple[Node, Allocation]]:
-    """job -> where it runs, of the nodes that fit."""
+    """Returns job -> where it runs, among the nodes that fit."""
     running = {}
     for node_id, those in allocations.items():
         node = nodes[node_id]

@@ -85,7 +85,7 @@ class NomadAgent:
         timeout_s: float | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> NomadAgent:
-        """[nomad] of the configuration; what it leaves empty comes from NOMAD_*, else defaults.
+        """Reads [nomad] of the configuration; empty values come from NOMAD_*, else defaults.
 
         ConfigError for unusable values or files. NOMAD_SKIP_VERIFY is the only way to leave the
         agent's certificate unverified.
@@ -273,7 +273,7 @@ class NomadAgent:
 
 
 def _part(text: str) -> str:
-    """One part of a path: ids of dispatched and periodic jobs have slashes in them."""
+    """Quotes an id for a path: ids of dispatched and periodic jobs have slashes in them."""
     if not text or text in (".", ".."):
         raise NomadError(f"Nomad: {text!r} is not an id.", NomadOutcome.BAD_REQUEST)
     return quote(text, safe="")

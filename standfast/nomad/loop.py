@@ -60,7 +60,7 @@ class Report:
 
 @dataclass(slots=True)
 class Follower:
-    """One volume's jobs on this node's Nomad."""
+    """Has one volume's jobs on this node's Nomad follow the role."""
 
     config: Config
     nomad: NomadGateway
@@ -87,7 +87,7 @@ class Follower:
     # One round
 
     def round(self, role: Role, epoch: int, still: Callable[[], bool] = lambda: True) -> Report:
-        """Never raises what Nomad or Consul do: that is a report, too.
+        """Runs one round. A failure of Nomad or Consul is a report, not an exception.
 
         `still` says whether the node has that role in that epoch: what was decided before it
         changed is not done after it.
@@ -123,7 +123,7 @@ class Follower:
         return Report(role, decision.reason, decision.sentence, settled, done, failed)
 
     def pause_s(self, report: Report) -> float:
-        """Until the next round."""
+        """Returns the seconds until the next round."""
         if report.role is Role.CHANGING:
             return QUICK_S
         # A refused connection costs nothing, and at boot each second counts.
@@ -132,7 +132,7 @@ class Follower:
         return QUICK_S if quick else SLOW_S
 
     def look(self, role: Role) -> Observed:
-        """What the servers and the own agent say; allocations only where they may matter."""
+        """Reads what the servers and the own agent say; allocations only where they may matter."""
         config, nomad, meta = self.config, self.nomad, self.meta
         noted = self.notes.load()
         own = nomad.own_node()
@@ -192,7 +192,7 @@ class Follower:
     def _act(
         self, decision: Decision, role: Role, epoch: int, still: Callable[[], bool]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The steps in their order; one that fails keeps those of the same node."""
+        """Executes the steps in their order; after a failed one it skips those of the same node."""
         done: list[str] = []
         failed: list[str] = []
         spoilt: set[str] = set()
@@ -220,12 +220,12 @@ class Follower:
     # A switchover, a demotion
 
     def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
-        """Before a switchover to `name`, while this node serves; what came of it, or
-        StandfastError."""
+        """Prepares node `name` for a switchover, while this node serves; returns the result in a
+        sentence, or raises StandfastError."""
         return prepare(self.nomad, self.notes, self.meta, name, epoch, deadline)
 
     def release(self, deadline: Deadline) -> None:
-        """Before the storage goes; StandfastError when it is not certain that all have ended."""
+        """Stops the jobs before the storage goes; StandfastError when some may not have ended."""
         self.released = True
         if not self._lock.acquire(timeout=max(0.0, deadline.remaining_s())):
             raise TimedOut(
@@ -250,15 +250,15 @@ class Follower:
             raise StandfastError("; ".join(outcome.failed))
 
     def release_limit_s(self) -> float:
-        """The longest that a release may take, seconds."""
+        """Returns how long a release may take at most, seconds."""
         return self.config.nomad.kill_timeout_limit + RELEASE_SLACK_S
 
     def resume(self) -> None:
-        """The plan is over, whichever way it ended."""
+        """Ends the plan, whether it succeeded or failed."""
         self.released = False
 
     def document(self, report: Report) -> dict[str, Any]:
-        """What `status` and `doctor` read."""
+        """Returns the document that `status` and `doctor` read."""
         return {
             "v": 1,
             "at": utc_now(),
@@ -273,7 +273,7 @@ class Follower:
 
 
 def reason_of(error: StandfastError) -> Reason:
-    """The code of what ended a round."""
+    """Returns the code of the error that ended a round."""
     if isinstance(error, NomadError):
         return Reason(f"nomad-{error.outcome}")
     if isinstance(error, ConsulError):
@@ -284,15 +284,15 @@ def reason_of(error: StandfastError) -> Reason:
 
 
 def _index(notes: Mapping[str, Noted], node: Node) -> int:
-    """0: there is no note."""
+    """Returns the ModifyIndex of a node's note; 0 when there is none."""
     noted = notes.get(node.id)
     return 0 if noted is None else noted.index
 
 
 def refuse_conflicts(config: Config) -> None:
-    """ConfigError when another volume of this node has the same nomad.meta_key.
+    """Raises ConfigError when another volume of this node has the same nomad.meta_key.
 
-    The one's standby would unset what the other's primary sets, and stop its jobs.
+    A standby of one volume would unset what the primary of the other sets, and stop its jobs.
     """
     for path in sorted(config.source.parent.glob("*.toml")):
         if path.stem == config.volume:

@@ -28,7 +28,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """In Consul at `nomad/<node id>`: this node is ineligible by our doing, and it is ours to lift.
+    """Says in Consul, at `nomad/<node id>`, that we made this node ineligible and may lift that.
 
     Written before, deleted after. A node that was ineligible already never gets one.
     """
@@ -38,7 +38,7 @@ class Note:
     by: str
     """The node that did it."""
     epoch: int
-    """The reign in which; 0: by the node itself."""
+    """The epoch in which it was done; 0: by the node itself."""
     at: float
     """Wall-clock seconds."""
     firm: bool = True
@@ -101,19 +101,19 @@ class Constrained:
 
     @property
     def job(self) -> str:
-        """As messages name it."""
+        """Returns the name that messages use."""
         name = self.job_id if self.namespace == "default" else f"{self.namespace}/{self.job_id}"
         return f"{name}.{self.group}"
 
     @property
     def on_every_node(self) -> bool:
-        """The job starts on each node that fits, whatever still runs elsewhere."""
+        """Tells whether the job starts on each node that fits, whatever still runs elsewhere."""
         return self.kind in ("system", "sysbatch")
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One look."""
+    """What one look at Nomad saw."""
 
     role: Role
     meta: Meta
@@ -128,7 +128,7 @@ class Observed:
     """On all of these nodes, as far as they were asked for."""
 
     def shows(self, node: Node) -> bool:
-        """Whether jobs can be placed on a node by the meta, as far as that goes."""
+        """Tells whether the servers show the meta on a node."""
         return node.meta.get(self.meta.key) == self.meta.value
 
     def on(self, node: Node) -> tuple[Constrained, ...]:
@@ -136,7 +136,7 @@ class Observed:
 
 
 def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constrained | None:
-    """None: it is over, or may run elsewhere."""
+    """Returns the allocation if it is constrained; None when it is over or may run elsewhere."""
     job = allocation.job
     if allocation.over or placement(job, allocation.group, meta, node).tie is not Tie.PRIMARY:
         return None
@@ -155,7 +155,7 @@ def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constraine
 
 
 def kill_timeout_s(job: Mapping[str, Any], group: str) -> float:
-    """How long a group may take to stop, seconds; Nomad's own default is 5."""
+    """Returns how long a group may take to stop, seconds; Nomad's own default is 5."""
     longest = 0.0
     for candidate in job.get("TaskGroups") or ():
         if candidate.get("Name") != group:

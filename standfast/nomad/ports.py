@@ -88,7 +88,7 @@ class Allocation:
 
     @property
     def over(self) -> bool:
-        """Nothing of it runs any more, as its node (or, for `lost`, the servers) said."""
+        """Tells whether it has ended, as its node (or, for `lost`, the servers) said."""
         return self.client_status in _OVER
 
 
@@ -144,12 +144,12 @@ class NomadGateway(Protocol):
     def agent(self) -> Agent: ...
 
     def own_node(self) -> Node:
-        """The node of the own agent. NOT_FOUND: it runs no client, or the servers don't know it."""
+        """Reads the own node. NOT_FOUND: the agent runs no client, or the servers don't know it."""
 
     def local_meta(self) -> LocalMeta: ...
 
     def set_meta(self, key: str, value: str | None, *, node_id: str = "") -> LocalMeta:
-        """Set, or with None unset, a dynamic meta of the own node, for good.
+        """Sets, or with None unsets, a dynamic meta of the own node, for good.
 
         With `node_id` of that node, through the servers: SERVER_ERROR, NOT_FOUND where it is dead.
         """
@@ -157,41 +157,41 @@ class NomadGateway(Protocol):
     # What the servers know
 
     def leader(self) -> str:
-        """HOST:PORT of the leader; empty: there is none."""
+        """Returns HOST:PORT of the leader; empty when there is none."""
 
     def node(self, node_id: str) -> Node: ...
 
     def nodes(self, names: Collection[str] | None = None) -> Sequence[Node]:
-        """The nodes with these names, or all: one call each. A name may have several (one left
-        from before a reinstallation is down), or none."""
+        """Reads the nodes with these names, or all: one call each. A name may have none, or several
+        (one left from before a reinstallation is down)."""
 
     def allocations(self, node_id: str) -> Sequence[Allocation]:
-        """All of a node, those that are over, too. `()` proves nothing: namespaces that the token
-        can't read are left out without a word."""
+        """Reads all of a node, those that are over, too. `()` proves nothing: namespaces that the
+        token can't read are left out silently."""
 
     def allocation(self, alloc_id: str) -> Allocation: ...
 
     def jobs(self) -> Sequence[Job]: ...
 
     def job(self, namespace: str, job_id: str) -> Mapping[str, Any]:
-        """The job's document, as Nomad's HTTP API has it."""
+        """Reads the job's document, as Nomad's HTTP API has it."""
 
     def job_allocations(self, namespace: str, job_id: str) -> Sequence[Allocation]:
-        """Where a job runs and ran; without the job's document."""
+        """Reads where a job runs and ran; without the job's document."""
 
     def evaluation(self, eval_id: str, *, namespace: str = "default") -> Evaluation:
-        """`namespace`: the job's; a token that may not read the asked one is denied."""
+        """Reads an evaluation of the job's `namespace`; DENIED if the token may not read that."""
 
     # What changes them
 
     def set_eligible(self, node_id: str, eligible: bool) -> None:
-        """At once, for a dead node, too; it survives the node's return."""
+        """Changes it at once, for a dead node, too; it survives the node's return."""
 
     def stop(self, alloc_id: str) -> str:
-        """Stop and place anew, as far as there is an eligible node; returns the evaluation's id."""
+        """Stops it and places it anew if a node is eligible; returns the evaluation's id."""
 
     def restart(self, alloc_id: str, *, deadline: Deadline | None = None) -> None:
-        """All tasks of it, in place. Two calls within milliseconds restart once.
+        """Restarts all its tasks in place. Two calls within milliseconds restart once.
 
         It ends when the old tasks have, so a caller may give it longer than the timeout.
         """
@@ -199,4 +199,4 @@ class NomadGateway(Protocol):
     def signal(
         self, alloc_id: str, task: str | None, signal: str, *, deadline: Deadline | None = None
     ) -> None:
-        """A signal (`SIGHUP`) to a task, or with None to all."""
+        """Sends a signal (`SIGHUP`) to a task, or with None to all."""

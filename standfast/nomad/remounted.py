@@ -57,7 +57,7 @@ class User:
 
 
 def after(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
-    """See to all of them; what was done, in sentences. StandfastError: it is tried again."""
+    """Restarts or signals them; returns what was done, in sentences. StandfastError: try again."""
     path = config.run_dir / PENDING
     with _alone(config, deadline):
         write_atomically(path, json.dumps({"v": 1, "at": utc_now(), "done": []}))
@@ -65,7 +65,7 @@ def after(config: Config, deadline: Deadline, nomad: NomadGateway | None = None)
 
 
 def retry(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
-    """What an earlier run could not do; nothing when there is nothing left.
+    """Does what an earlier run could not do, if anything is left.
 
     Refused (busy) after the deadline, while another run is at it.
     """
@@ -77,7 +77,7 @@ def retry(config: Config, deadline: Deadline, nomad: NomadGateway | None = None)
 
 
 def _alone(config: Config, deadline: Deadline) -> AbstractContextManager[object]:
-    """An event and the timer may come at once: nothing is restarted twice."""
+    """Keeps an event and the timer from restarting the same allocation at once."""
     return exclusive(config.run_dir / LOCK, "a restart of allocations", deadline)
 
 
@@ -124,8 +124,8 @@ _DONE = {"restart": "restarted", "signal": f"sent {SIGNAL} to"}
 def users(
     allocations: Sequence[Allocation], node: Node, config: Config, since: float
 ) -> list[User]:
-    """Those that run, began before `since` (wall-clock seconds of this machine) and use the path:
-    pure."""
+    """Returns those that run, began before `since` (wall-clock seconds of this machine) and use
+    the path: pure."""
     those = []
     for allocation in allocations:
         if allocation.desired != RUN or allocation.client_status != RUNNING:
@@ -140,7 +140,7 @@ def users(
 
 
 def policy_of(job: Mapping[str, Any], default: str) -> str:
-    """The job's own word, where it is one."""
+    """Returns the policy that the job's meta names, else the default."""
     meta = job.get("Meta")
     said = meta.get(POLICY_KEY) if isinstance(meta, dict) else None
     if said is None or said in POLICIES:
@@ -151,7 +151,7 @@ def policy_of(job: Mapping[str, Any], default: str) -> str:
 
 
 def _older(allocation: Allocation, since: float) -> bool:
-    """Whether any of its tasks began before; one that can't be told counts as old."""
+    """Tells whether any of its tasks began before; an unreadable time counts as old."""
     for task in allocation.tasks:
         if not task.started_at:
             continue
@@ -176,7 +176,7 @@ def _treat(nomad: NomadGateway, user: User, deadline: Deadline) -> StandfastErro
 
 
 def _pending(path: Path) -> tuple[float, list[str]]:
-    """Since when, and whom not to ask again; a file of no use: everything, from now on."""
+    """Returns since when, and whom not to ask again; for an unreadable file all, from now on."""
     try:
         doc = read_json(path) or {}
     except StandfastError as error:

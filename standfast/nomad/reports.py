@@ -23,7 +23,7 @@ def path_of(config: Config) -> Path:
 
 
 def save(config: Config, document: Mapping[str, Any]) -> None:
-    """Not durable: the next round writes it again."""
+    """Writes the report; not durably, since the next round writes it again."""
     try:
         write_atomically(path_of(config), json.dumps(document))
     except OSError as error:
@@ -31,7 +31,7 @@ def save(config: Config, document: Mapping[str, Any]) -> None:
 
 
 def load(config: Config) -> Mapping[str, Any]:
-    """The last report; where there is none, one that says so."""
+    """Returns the last report, or one that says why there is none."""
     try:
         report = read_json(path_of(config))
     except StandfastError as error:
@@ -42,7 +42,7 @@ def load(config: Config) -> Mapping[str, Any]:
 
 
 def none(sentence: str, reason: Reason = Reason.NOMAD_ROLE_CHANGING) -> Mapping[str, Any]:
-    """A report of no round."""
+    """Returns a report of no round."""
     return {
         "v": 1,
         "at": None,

@@ -43,8 +43,8 @@ class Steps:
     downtimes: Downtimes
 
     def execute(self, step: Step, epoch: int) -> None:
-        """NomadError, ConsulError, or Refused when the epoch, a primary's, is over (0: a
-        standby's)."""
+        """Executes one step; NomadError, ConsulError, or Refused when the primary's epoch is over
+        (`epoch` 0: this node is a standby)."""
         self._table(epoch)[step.do](step)
 
     def _table(self, epoch: int) -> Mapping[Do, Callable[[Step], None]]:
@@ -76,7 +76,7 @@ class Steps:
             self.notes.delete(_node(step).id, noted)
 
     def _still_noted(self, step: Step) -> Noted | None:
-        """The very note that was decided on, if it is still there."""
+        """Returns the very note that was decided on, if it is still there."""
         noted = self.notes.load().get(_node(step).id)
         same = noted is not None and step.noted is not None and noted.index == step.noted.index
         return noted if same else None
@@ -93,7 +93,7 @@ def _node(step: Step) -> Node:
 
 
 def _ignore(_: object) -> None:
-    """The own agent's answer proves nothing: the next look asks the servers."""
+    """Drops the own agent's answer, which proves nothing: the next look asks the servers."""
 
 
 # A switchover
@@ -102,7 +102,7 @@ def _ignore(_: object) -> None:
 def prepare(
     nomad: NomadGateway, notes: Notes, meta: Meta, name: str, epoch: int, deadline: Deadline
 ) -> str:
-    """Have node `name` show the meta, for the primary of `epoch`; returns what came of it.
+    """Has node `name` show the meta, for the primary of `epoch`; returns the result in a sentence.
 
     NomadError, ConsulError, or Refused when the epoch is over; a part may be done then, which the
     node undoes by itself.
@@ -135,7 +135,7 @@ def prepare(
 
 
 def _named(nomad: NomadGateway, name: str) -> Node:
-    """The node that is there; of those with its name the others are left from before."""
+    """Returns the node that is ready; others of its name are from before a reinstallation."""
     nodes = nomad.nodes([name])
     for node in nodes:
         if node.status == READY:
@@ -150,7 +150,7 @@ def _named(nomad: NomadGateway, name: str) -> Node:
 
 @dataclass(slots=True)
 class Released:
-    """What came of it on `node`; `failed` are whole sentences."""
+    """The result on `node`; `failed` are whole sentences."""
 
     node: Node
     stopped: list[Stopped] = field(default_factory=list)
@@ -158,17 +158,17 @@ class Released:
 
 
 def in_order(constrained: Iterable[Constrained]) -> list[Constrained]:
-    """The least important first: what depends on others is rarely the most important one."""
+    """Sorts by priority, the least important first: a job that others need is rarely that."""
     return sorted(constrained, key=lambda each: (each.priority, each.job, each.id))
 
 
 def release(
     nomad: NomadGateway, notes: Notes, meta: Meta, limit_s: float, deadline: Deadline
 ) -> Released:
-    """NomadError or ConsulError when it ended before anything was stopped.
+    """Stops what is constrained here; NomadError or ConsulError if it fails before the first stop.
 
     A Nomad that goes away afterwards is waited for no longer: what was stopped until then is told.
-    Each call has the gateway's own deadline, which is a fraction of this one.
+    Each call has the gateway's own timeout, which is a fraction of the deadline.
     """
     own = nomad.own_node()
     noted = notes.load().get(own.id)
@@ -190,7 +190,7 @@ def release(
 
 
 def constrained_on(nomad: NomadGateway, node: Node, meta: Meta) -> tuple[Constrained, ...]:
-    """What may run only on the primary, and runs on this node."""
+    """Returns what may run only on the primary, and runs on this node."""
     those = (constrained_of(allocation, meta, node) for allocation in nomad.allocations(node.id))
     return tuple(allocation for allocation in those if allocation is not None)
 
@@ -198,7 +198,7 @@ def constrained_on(nomad: NomadGateway, node: Node, meta: Meta) -> tuple[Constra
 def stop(
     nomad: NomadGateway, constrained: Iterable[Constrained], outcome: Released, deadline: Deadline
 ) -> None:
-    """Each that is not ending already; one that is refused doesn't keep the others."""
+    """Stops each that is not ending already; a refused one doesn't keep the others."""
     for allocation in constrained:
         if not allocation.wanted:
             continue
@@ -217,7 +217,7 @@ def stop(
 def _wait(
     nomad: NomadGateway, own: Node, meta: Meta, outcome: Released, deadline: Deadline
 ) -> None:
-    """Until all of them are over, or have had their time."""
+    """Waits until all of them are over, or have had their time."""
     while True:
         blind = None
         try:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +17,19 @@ from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
 from standfast.nomad import downtime, loop, notes, steps
 from standfast.nomad.constraints import Meta
 from standfast.nomad.decide import Decision, Do, decide
+from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.loop import Follower
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Constrained, Note, Noted, Observed, Role, kill_timeout_s
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
-from standfast.system.clock import Deadline
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.nomad_world import Client, FakeNomad, Placed, World, job
+from tests.rude_server import hang, reply_json, rude_server
 from tests.support.pace import patient
 from tests.unit.deciding import config
 
+ANSWERS = Path(__file__).parents[1] / "contract/nomad_answers"
 META = Meta("storage_role", "primary")
 NOTE = Noted(Note("x", "b", 5, 0.0), 7)
 
@@ -310,6 +317,27 @@ def test_a_release_without_nomad_raises_and_is_told_in_the_next_report(
     assert report.reason == f"nomad-{outcome}" and not report.settled
     where.broken.clear()
     assert "not stopped in order" in one.round(S, 0).failed[0]
+
+
+@pytest.mark.parametrize("hung", ["from the start", "in the middle"])
+def test_a_nomad_that_hangs_costs_a_switchover_two_request_timeouts_and_no_more(hung: str) -> None:
+    timeout_s = 0.4
+    where = world("db")
+    agent = json.loads((ANSWERS / "agent_self_client.json").read_text())["answer"]
+    answers = [reply_json(agent)] if hung == "in the middle" else []
+
+    def manner(connection: socket.socket, ending: threading.Event) -> None:
+        (answers.pop() if answers else hang)(connection, ending)
+
+    with rude_server(manner) as server:
+        one = follower(where)
+        one = Follower(one.config, NomadAgent(server.address, timeout_s=timeout_s), where.consul)
+        started = monotonic()
+        with pytest.raises(NomadError):
+            one.prepare("b", 1, Deadline.after(60))
+        with pytest.raises(NomadError):
+            one.release(Deadline.after(60))
+        assert monotonic() - started < 2 * timeout_s + patient(0.4)
 
 
 def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:

@@ -113,6 +113,16 @@ def hang(_connection: socket.socket, ending: threading.Event) -> None:
     ending.wait(30)
 
 
+def begin(data: bytes) -> Manner:
+    """These bytes, then nothing more."""
+
+    def manner(connection: socket.socket, ending: threading.Event) -> None:
+        connection.sendall(data)
+        ending.wait(30)
+
+    return manner
+
+
 def hang_up(_connection: socket.socket, _ending: threading.Event) -> None:
     """Read, then closed without a byte."""
 

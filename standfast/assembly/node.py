@@ -16,7 +16,7 @@ from standfast.lease.files import holder_of
 from standfast.node.node import Machine
 from standfast.nomad import reports
 from standfast.nomad.gateway import NomadAgent
-from standfast.nomad.loop import Follower, refuse_rivals
+from standfast.nomad.loop import Follower, refuse_conflicts
 from standfast.reasons import Reason
 from standfast.replication.cycle import Sender
 
@@ -61,7 +61,7 @@ def jobs_of(config: Config, consul: ConsulGateway) -> Follower | None:
     if not config.nomad.enabled:
         return None
     try:
-        refuse_rivals(config)
+        refuse_conflicts(config)
         return Follower(config, NomadAgent.from_config(config), consul)
     except ConfigError as error:
         # No reason for the storage to stay away.

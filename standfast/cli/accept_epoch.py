@@ -22,16 +22,17 @@ ATTEMPTS = 3
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast accept-epoch`."""
+    """Runs `standfast accept-epoch`."""
     config = load_volume(args.volume)
     here = EpochFile(config.state_dir / "epoch").read()
     gateway = ConsulGateway.from_config(config)
     prefix = config.key("")
     for _ in range(ATTEMPTS):
         entries = {
-            one.key.removeprefix(prefix): one for one in gateway.get_many(prefix, consistent=True)
+            entry.key.removeprefix(prefix): entry
+            for entry in gateway.get_many(prefix, consistent=True)
         }
-        told = highest_epoch({name: one.value for name, one in entries.items()})
+        told = highest_epoch({name: entry.value for name, entry in entries.items()})
         entry, seen = entries.get("epoch"), max(here, told)
         stored = None if entry is None else parse_epoch(entry.value, entry.key)
         if not seen or (stored is not None and stored >= seen):
@@ -65,13 +66,13 @@ def _change(config: Config, seen: int, stored: int | None) -> str:
     was = "missing" if stored is None else str(stored)
     return (
         f"{config.key('epoch')} in Consul from {was} to {seen}, the highest that {config.node} has "
-        "seen or other keys there tell of: the reigns between were lost (restored from a backup?)"
+        "seen or other keys there name: the epochs in between were lost (restored from a backup?)"
     )
 
 
 def _meaning(seen: int) -> str:
     return (
-        f"A server of an older reign loses its lease by that; the next reign is {seen + 1}. Run "
+        f"A server of an older epoch loses its lease by that; the next epoch is {seen + 1}. Run "
         "this on the other storage nodes too, then look with `standfast status`"
     )
 

@@ -22,7 +22,7 @@ CONNECT_S = 5.0
 
 
 class AgentFailed(StandfastError):
-    """The agent could not do it; its own words, exit code and reason code."""
+    """Says in the agent's words why it could not do it, with its exit code and reason code."""
 
     def __init__(self, message: str, *, exit_code: int, reason: str | None) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class Request:
 def ask_agent(
     config: Config, request: Request, *, timeout_s: float, on_progress: Callable[[str], None]
 ) -> Mapping[str, Any]:
-    """The agent's last line, which has `done`.
+    """Returns the agent's last line, which has `done`.
 
     Raises Refused and AgentFailed in the agent's words, Unreachable when no agent runs here,
     TimedOut after `timeout_s` seconds: what the agent began, it finishes all the same.
@@ -140,6 +140,6 @@ def _with_next_step(error: Unreachable, config: Config) -> Unreachable:
 def _cut(command: str) -> str:
     return (
         f"the agent ended in the middle of `{command}`; whether it was done is not known. "
-        f"Look with `standfast status`; the agent takes up what it began, and "
+        f"Look with `standfast status`; the agent continues what it began, and "
         f"`standfast {command}` can be run again"
     )

@@ -33,8 +33,8 @@ DRAIN_S = 2.0
 
 
 def remount(args: argparse.Namespace) -> int:
-    """`standfast remount`: one volume, or all of this node; with --event a handler's, which never
-    fails for what it could not do: the next event or the timer tries again."""
+    """Runs `standfast remount` for one volume, or for all of this node. With --event it never fails
+    for what it could not do: the next event or the timer tries again."""
     by_event = args.event is not None
     if by_event:
         set_up_log()
@@ -85,7 +85,7 @@ def _by_event(config: Config, event: str) -> None:
 
 
 def _restart_late(config: Config) -> None:
-    """What uses the path, and could not be restarted while Nomad was away."""
+    """Restarts what uses the path and could not be restarted while Nomad was away."""
     if not config.nomad.enabled:
         return
     try:
@@ -145,7 +145,7 @@ def _show(config: Config, outcome: Outcome, dry_run: bool, as_json: bool) -> Non
 
 
 def units(args: argparse.Namespace) -> int:
-    """`standfast client units`: print the mount and automount unit, or write them."""
+    """Runs `standfast client units`: prints the mount and automount unit, or writes them."""
     config = load_volume(args.volume, require_storage=False)
     files = unit_files(config)
     if not args.install:

@@ -1,4 +1,4 @@
-"""Every command in one table: parser, completion, man page and docs/cli.md derive from it."""
+"""Every command in one table, from which parser, completion, man page and docs/cli.md are made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An option (its name begins with --) or a positional."""
+    """An option (its name begins with --) or a positional argument."""
 
     name: str
     help: str
@@ -44,14 +44,14 @@ class Command:
     """Run by units and handlers, not by people."""
 
 
-VOLUME = Argument("--volume", "which volume (default: the only one configured)", "VOLUME")
+VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
 JSON = Argument("--json", "print JSON")
-DRY_RUN = Argument("--dry-run", "print what would be done, do nothing")
-REASON = Argument("--reason", "why; noted for others to read", "TEXT")
-QUIET = Argument("--quiet", "say nothing of how far it is")
+DRY_RUN = Argument("--dry-run", "print what the command would do, and change nothing")
+REASON = Argument("--reason", "why; recorded for other operators", "TEXT")
+QUIET = Argument("--quiet", "no progress output")
 TIMEOUT = Argument(
     "--timeout",
-    "give up waiting for the agent after this many seconds (what it began, it finishes)",
+    "stop waiting for the agent after this many seconds; it finishes what it began",
     "SECONDS",
     kind="seconds",
     default=900.0,
@@ -62,7 +62,7 @@ _GIVE_UP = (
     *_ROLE,
     Argument(
         "--accept-data-loss",
-        "without the final snapshot, where the disk takes no writes, hangs or is gone",
+        "go on without the final snapshot when the disk is read-only, hangs or is gone",
     ),
 )
 _SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")
@@ -70,29 +70,29 @@ _SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")
 COMMANDS: tuple[Command, ...] = (
     Command(
         "status",
-        "who serves, how old the standbys' data is, whether a failover is possible now",
+        "show who serves, how old the data of the standbys is and whether a failover is possible",
         "standfast.cli.status:run",
         (
             VOLUME,
             JSON,
             Argument(
                 "--watch",
-                "show it again and again, in place on a terminal, until ^C",
+                "repeat until ^C; on a terminal, in place",
                 "SECONDS",
                 kind="maybe seconds",
                 default=1.0,
             ),
         ),
-        "Exits 0 when a node serves and 1 when none does. With --json and --watch each look is one "
-        "line.",
+        "Exits 0 when a node serves and 1 when none does. With --json and --watch it prints one "
+        "line each time.",
     ),
     Command(
         "doctor",
-        "what is wrong on this node: cause, evidence and fix, check by check",
+        "check this node; print the cause, the evidence and the fix of each problem",
         "standfast.cli.doctor:run",
         (VOLUME, JSON),
-        "Exits 0 when every check is well and 1 when one isn't. On the primary it goes the way to "
-        "each standby, too.",
+        "Exits 0 when every check passes and 1 when one fails. On the primary it also checks the "
+        "connection to each standby.",
     ),
     Command(
         "promote",
@@ -102,70 +102,78 @@ COMMANDS: tuple[Command, ...] = (
             *_ROLE,
             Argument("--accept-data-loss", "promote a snapshot that is older than max_data_loss"),
         ),
-        "Waits until the last lease is over for certain. Refused while another node serves.",
+        "Waits until the last lease has certainly expired. Refused while another node serves.",
     ),
     Command(
         "switchover",
-        "move the role from this node to a standby, without losing anything",
+        "move the role from this node to a standby without data loss",
         "standfast.cli.role:switchover",
         (
             *_GIVE_UP,
-            Argument("--to", "the standby (default: the one with the newest data)", "NODE"),
+            Argument(
+                "--to",
+                "the standby that takes over (default: the one with the newest data)",
+                "NODE",
+            ),
         ),
     ),
     Command(
         "failback",
-        "move the role from this node to the preferred one",
+        "move the role from this node to the preferred node",
         "standfast.cli.role:failback",
         _GIVE_UP,
     ),
     Command(
         "demote",
-        "stop serving in order; nobody is told to take over",
+        "stop cleanly, with no successor",
         "standfast.cli.role:demote",
         _GIVE_UP,
-        "On a node that has the role and can't serve: gives it up as far as its disk allows. Then "
-        "`standfast promote` on the node that is to have it.",
+        "A node that has the role but can't serve gives it up as far as its disk allows. Then run "
+        "`standfast promote` on the node that is to serve.",
     ),
     Command(
         "pause",
-        "keep every node from taking over by itself",
+        "disable automatic failover",
         "standfast.cli.pause:pause",
         (*_CHANGE, REASON),
-        "Renewing the lease goes on, and so does replication. Ends with `standfast resume`.",
+        "The lease is still renewed and replication goes on. `standfast resume` ends the pause.",
     ),
-    Command("resume", "end a pause", "standfast.cli.pause:resume", _CHANGE),
+    Command("resume", "enable automatic failover again", "standfast.cli.pause:resume", _CHANGE),
     Command(
         "history",
-        "who was primary from when, why, and what was lost",
+        "list the primaries: since when, why, and what was lost",
         "standfast.cli.history:run",
         (VOLUME, JSON),
-        "LOST AT MOST: so much was written after BASE, the snapshot that the reign started from, "
-        "to the end of the last primary's lease. `goes on from epoch N`: the reigns between never "
-        "served, and nothing of epoch N is cut off by them.",
+        "LOST AT MOST is the time between BASE, the snapshot that the epoch started from, and the "
+        "end of the previous primary's lease. `goes on from epoch N` means that the epochs in "
+        "between never served, and that nothing of epoch N was lost by them.",
     ),
     Command(
         "replicate",
-        "one replication cycle to a standby, or to all of them at once",
+        "run one replication cycle to a standby, or to all standbys at once",
         "standfast.cli.replicate:run",
         (
             *_CHANGE,
-            Argument("--full", "send everything, whatever both sides have in common"),
+            Argument("--full", "send everything, even if both sides have a common snapshot"),
             QUIET,
-            Argument("--instance", "volume and standby in one, for unit files", "VOLUME:STANDBY"),
-            Argument("standby", "which one (default: all)", "STANDBY", required=False),
+            Argument(
+                "--instance", "volume and standby in one argument, for unit files", "VOLUME:STANDBY"
+            ),
+            Argument("standby", "the standby (default: all)", "STANDBY", required=False),
         ),
-        "Shows a bar on a terminal and writes a line every 10 s elsewhere, both to stderr. With "
-        "--dry-run the standby is asked what would be sent.",
+        "Prints progress to stderr: a bar on a terminal, else a line every 10 s. With --dry-run it "
+        "asks the standby and prints what it would send.",
     ),
     Command(
         "standby add",
-        "bring a storage node to where it has everything: key, door, both sides' state, first send",
+        "set up a standby: replication key, permission to send, both sides' state, first copy",
         "standfast.cli.standby_add:run",
         (
             *_CHANGE,
             QUIET,
-            Argument("--install-key", "put our key in there by your own ssh, if it isn't yet"),
+            Argument(
+                "--install-key", "install this node's replication key there, over your own ssh"
+            ),
             Argument(
                 "--timeout",
                 "give up after this many seconds; the standby's own limit is its "
@@ -174,98 +182,105 @@ COMMANDS: tuple[Command, ...] = (
                 kind="seconds",
                 default=86400.0,
             ),
-            Argument("node", "one of [nodes]", "NODE"),
+            Argument("node", "a node of [nodes]", "NODE"),
         ),
-        "Every step has a line, and can be repeated: what is done is found done. On a node that "
-        "isn't primary it makes the way ready for the day on which it is.",
+        "Prints a line for each step. Every step can be repeated: a step that is done already is "
+        "skipped. On a node that isn't primary it prepares replication for when it is.",
     ),
     Command(
         "standby authorize",
-        "on a standby: let another node's replication key receive the volume, and nothing else",
+        "on a standby: allow another node's replication key to send the volume, and nothing else",
         "standfast.cli.standby_authorize:run",
         (
             *_CHANGE,
             Argument(
                 "--file",
-                "instead of .ssh/authorized_keys of replication.ssh_user, where sshd looks "
-                "elsewhere",
+                "the file to write when sshd doesn't read .ssh/authorized_keys of "
+                "replication.ssh_user",
                 "FILE",
             ),
             Argument("key", "the public key, in quotes: 'ssh-ed25519 AAAA... comment'", "KEY"),
         ),
-        "Every other line of the file stays as it is. `standfast standby add` prints the command.",
+        "The other lines of the file stay unchanged. `standfast standby add` prints this command.",
     ),
     Command(
         "standby remove",
-        "forget a node that is no storage node any more; its data stays there",
+        "forget a node that is no longer a storage node; its data stays there",
         "standfast.cli.standby_remove:run",
-        (*_CHANGE, Argument("node", "one that is not in [nodes] any more", "NODE")),
-        "Ends its timer, and no longer keeps a snapshot for it. Run it on every storage node.",
+        (*_CHANGE, Argument("node", "a node that is no longer in [nodes]", "FORMER-NODE")),
+        "Stops its timer and releases the snapshots kept for it. Run it on every storage node.",
     ),
     Command(
         "standby list",
-        "the standbys and the newest snapshot that each has on disk",
+        "list the standbys and the newest snapshot that each has on disk",
         "standfast.cli.standby:run",
         (VOLUME, JSON),
     ),
     Command(
         "snapshots",
-        "what snapshots this node has, which are pinned for whom, and what lies beside them",
+        "list this node's snapshots, their pins, and other trees beside them",
         "standfast.cli.snapshots:run",
-        (VOLUME, JSON, Argument("--all", "ask every other storage node for its own, too")),
-        "A partial one is what a replication left half done; it is never used.",
+        (VOLUME, JSON, Argument("--all", "also ask the other storage nodes for theirs")),
+        "A partial snapshot is left from an interrupted replication; it is never used.",
     ),
     Command(
         "prune",
-        "delete the snapshots of this node that nothing speaks for",
+        "delete snapshots of this node that no pin or retention rule keeps",
         "standfast.cli.prune:run",
         _CHANGE,
-        "Each replication does the same afterwards. With --dry-run it says why each one is kept.",
+        "Each replication does this at its end. --dry-run prints why each snapshot is kept.",
     ),
     Command(
         "verify",
-        "is what a standby has what this node has? compared entry by entry, nothing is changed",
+        "compare a standby's data with this node's, entry by entry; nothing is changed",
         "standfast.cli.verify:run",
         (
             VOLUME,
             JSON,
-            Argument("--full", "read what is in the files, too (sha256), not only their metadata"),
-            Argument("--if-primary", "do nothing on a node that isn't the primary: for timers"),
-            Argument("standby", "which one (default: each in turn)", "STANDBY", required=False),
+            Argument(
+                "--full", "compare the contents of files (sha256), too, not only their metadata"
+            ),
+            Argument("--if-primary", "do nothing on a node that isn't primary; for timers"),
+            Argument("standby", "the standby (default: each in turn)", "STANDBY", required=False),
         ),
         "Compares the newest snapshot that both have. Exits 0 when all are equal, 1 with "
-        "`content-differs` and the first differences when one isn't, 3 when it can't be reached.",
+        "`content-differs` and the first differences when one isn't, 3 when a standby can't be "
+        "reached.",
     ),
     Command(
         "accept-epoch",
-        "after Consul was restored from a backup: raise its epoch to the highest known",
+        "after Consul was restored from a backup: raise its epoch to the highest known one",
         "standfast.cli.accept_epoch:run",
         _CHANGE,
-        "The highest that this node has seen or that any key of the volume tells of; never lowers "
-        "anything. Run it on each storage node: the highest one wins.",
+        "That is the highest epoch that this node has seen or that a key of the volume names. The "
+        "epoch is never lowered. Run it on each storage node: the highest one wins.",
     ),
     Command(
         "guard",
-        "may this node serve now? what the NFS server asks before it starts",
+        "check whether this node may serve now; the NFS server's unit runs it before each start",
         "standfast.cli.services:guard",
         (VOLUME,),
     ),
     Command(
         "receive",
-        "take in one snapshot from stdin: the only command of the replication key",
+        "receive one snapshot from stdin; the only command that the replication key may run",
         "standfast.cli.receive:receive",
         (Argument("volume", "the volume", "VOLUME", required=False),),
     ),
     Command(
         "remount",
-        "bring this node's mount of the volume to the server that serves now",
+        "move this node's mount of the volume to the node that serves now",
         "standfast.cli.clients:remount",
         (
             *_CHANGE,
-            Argument("--event", "called by a handler or the timer: log, and never fail", "EVENT"),
+            Argument(
+                "--event",
+                "for handlers and the timer: log instead of printing, and never fail",
+                "EVENT",
+            ),
         ),
-        "Without --volume: every volume of this node. Handlers and a timer do it by themselves. A "
-        "mount of the right server is never taken away; on the primary nothing is done.",
+        "Without --volume it does so for every volume of this node. Handlers and a timer run it "
+        "automatically. It never unmounts the right server, and does nothing on the primary.",
     ),
     Command(
         "client units",
@@ -275,19 +290,19 @@ COMMANDS: tuple[Command, ...] = (
             VOLUME,
             DRY_RUN,
             Argument("--install", "write them to /etc/systemd/system"),
-            Argument("--dir", "write them there instead", "DIR"),
+            Argument("--dir", "write them to this directory instead", "DIR"),
         ),
     ),
     Command(
         "config check",
-        "check the configuration of every volume, or the given files",
+        "check the configuration of every volume, or of the given files",
         "standfast.cli.config:check",
-        (VOLUME, JSON, Argument("files", "check these files", "FILE", kind="words")),
-        "Every problem is printed with its key, the value, the rule and the way out.",
+        (VOLUME, JSON, Argument("files", "the files to check", "FILE", kind="words")),
+        "Prints each problem with its key, the value, the rule and the fix.",
     ),
     Command(
         "config example",
-        "print a commented configuration file with all keys",
+        "print a configuration file with all keys and comments",
         "standfast.cli.config:example",
         (VOLUME,),
     ),
@@ -295,14 +310,18 @@ COMMANDS: tuple[Command, ...] = (
         "completion",
         "print the completion script of a shell",
         "standfast.cli.completion:run",
-        (Argument("shell", "which shell", "SHELL", choices=("bash", "zsh", "fish")),),
-        'For bash: eval "$(standfast completion bash)".',
+        (Argument("shell", "the shell", "SHELL", choices=("bash", "zsh", "fish")),),
+        'For bash: eval "$(standfast completion bash)". The wheel installs the scripts, too.',
     ),
     Command(
         "demo",
-        "a cluster of three nodes on this machine: failover and the way back, without root",
+        "run three nodes on this machine, with a failover and a failback, without root",
         "standfast.demo.main:run",
-        (Argument("--keep", "keep the directory with the nodes' disks, configurations and logs"),),
+        (
+            Argument(
+                "--keep", "keep the directory with the disks, configurations and logs of the nodes"
+            ),
+        ),
     ),
     Command(
         "agent",
@@ -313,27 +332,27 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "receiver",
-        "take over what `standfast receive` is asked for, loaded already: started by its socket",
+        "serve `standfast receive` from a process that is loaded already; its socket starts it",
         "standfast.cli.receiver:main",
         hidden=True,
     ),
     Command(
         "nomad-boot",
-        "before Nomad starts: have its servers place no jobs here by an old meta",
+        "before Nomad starts: make this node ineligible if it still has the primary's meta",
         "standfast.cli.nomad_boot:run",
         (_SERVICE_VOLUME,),
         hidden=True,
     ),
     Command(
         "lease",
-        "hold the lease: heartbeats, and feeding the fence",
+        "hold the lease: send heartbeats and extend the fence",
         "standfast.cli.services:lease",
         (_SERVICE_VOLUME,),
         hidden=True,
     ),
     Command(
         "fence",
-        "the lease is lost for good: shut the port and stop the NFS server",
+        "after the lease is lost for good: close the port and stop the NFS server",
         "standfast.cli.services:fence",
         (_SERVICE_VOLUME,),
         hidden=True,
@@ -360,34 +379,14 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "reconcile",
-        "make this node's agents look again",
+        "make this node's agents check the cluster now",
         "standfast.cli.services:reconcile",
         (VOLUME, Argument("--event", "what happened", "EVENT")),
         hidden=True,
     ),
 )
 
-# Exit status, and what it means: an interface.
-EXIT_CODES: tuple[tuple[int, str], ...] = (
-    (0, "done"),
-    (1, "refused: the message begins with a reason code (docs/reason-codes.md)"),
-    (2, "the command line or the configuration is wrong"),
-    (3, "something is unreachable, or a deadline passed"),
-    (4, "a step failed half-way: the message says which, and the command that goes on"),
-    (130, "interrupted"),
-)
-
-ENVIRONMENT: tuple[tuple[str, str], ...] = (
-    ("STANDFAST_CONFIG_DIR", "where the configuration files are, instead of /etc/standfast"),
-    ("STANDFAST_DEBUG", "1: show the traceback of an unexpected error"),
-    ("STANDFAST_JOURNAL", "the journal's socket, for events; empty: none (docs/events.md)"),
-    (
-        "CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY",
-        "used where [consul] of the configuration leaves a value empty",
-    ),
-)
-
 
 def visible() -> Sequence[Command]:
-    """What people run."""
+    """Returns the commands that people run."""
     return [command for command in COMMANDS if not command.hidden]

@@ -19,7 +19,7 @@ DEFAULT_VOLUME = "data-services"
 
 
 def check(args: argparse.Namespace) -> int:
-    """`standfast config check`: 0 when all is well, else 2."""
+    """Runs `standfast config check`; returns 0 when every file is correct, else 2."""
     try:
         paths = _paths(args.volume, args.files)
     except InvalidConfig as error:
@@ -36,11 +36,12 @@ def check(args: argparse.Namespace) -> int:
             bad[path] = list(error.problems)
     for conflict in together(good):
         bad.setdefault(conflict.source, []).extend(conflict.problems)
-    return _report(args.json, [one for one in good if one.source not in bad], bad)
+    return _report(args.json, [config for config in good if config.source not in bad], bad)
 
 
 def example(args: argparse.Namespace) -> int:
-    """`standfast config example`."""
+    """Runs `standfast config example`."""
+
     print(generator.example(args.volume or DEFAULT_VOLUME), end="")
     return 0
 
@@ -73,7 +74,7 @@ def _good_document(config: Config) -> dict[str, Any]:
 
 
 def _bad_document(path: Path, problems: Sequence[Problem]) -> dict[str, Any]:
-    return {"file": str(path), "ok": False, "problems": [asdict(one) for one in problems]}
+    return {"file": str(path), "ok": False, "problems": [asdict(problem) for problem in problems]}
 
 
 def _role(config: Config) -> str:

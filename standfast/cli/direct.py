@@ -16,7 +16,7 @@ _VOLUME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 def recognise(words: Sequence[str]) -> tuple[str, SimpleNamespace] | None:
-    """The entry and its arguments; None when the parser has to look."""
+    """Returns the entry and its arguments; None when the parser has to read the words."""
     if not 1 <= len(words) <= 2 or words[0] not in ENTRIES:
         return None
     volume = words[1] if len(words) == 2 else None

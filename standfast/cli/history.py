@@ -1,4 +1,4 @@
-"""history: the reigns from Consul, the newest last; foreign values are shown as what they are."""
+"""Shows the primaries by epoch, the newest last, and foreign values as what they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from standfast.text import duration
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast history`."""
+    """Runs `standfast history`."""
     config = load_volume(args.volume, require_storage=False)
     entries = ConsulGateway.from_config(config).get_many(config.key("history/"))
     items = sorted(map(_item, entries), key=_order)
@@ -42,7 +42,7 @@ def _item(entry: Entry) -> dict[str, Any]:
 
 
 def _order(item: dict[str, Any]) -> tuple[bool, int, str]:
-    """Foreign values come last, by their keys."""
+    """Sorts by epoch; foreign values come last, by their keys."""
     return (item["epoch"] is None, item["epoch"] or 0, str(item["key"]))
 
 

@@ -33,13 +33,13 @@ atexit.register(gc.freeze)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; nothing is raised."""
+    """Runs one command and returns its exit code; nothing is raised."""
     words = list(sys.argv[1:] if argv is None else argv)
     return _reported(lambda: _run(words), as_json="--json" in words)
 
 
 def run_entry(entry: str, args: SimpleNamespace) -> int:
-    """The same for a command whose words were read already: MODULE:FUNCTION and its arguments."""
+    """Does the same for a command whose words were read already: MODULE:FUNCTION and arguments."""
     return _reported(lambda: _enter(entry, args), as_json=False)
 
 
@@ -140,7 +140,7 @@ def _tolerate_odd_encodings() -> None:
 
 
 def _drop_output() -> None:
-    """Nothing more can be written; the interpreter's last flush must not complain."""
+    """Closes the output, so that the interpreter's last flush doesn't complain."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

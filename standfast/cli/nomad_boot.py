@@ -36,19 +36,15 @@ PORT = 4646
 
 
 class Servers(Protocol):
-    """What is asked of one of Nomad's other agents."""
+    """What is needed of one of Nomad's other agents."""
 
-    def nodes(
-        self, names: Sequence[str] | None = None, *, deadline: Deadline | None = None
-    ) -> Sequence[Node]: ...
+    def nodes(self, names: Sequence[str] | None = None) -> Sequence[Node]: ...
 
-    def set_eligible(
-        self, node_id: str, eligible: bool, *, deadline: Deadline | None = None
-    ) -> None: ...
+    def set_eligible(self, node_id: str, eligible: bool) -> None: ...
 
 
 def quarantine_own(config: Config, servers: Servers, consul: Consul) -> Sequence[str]:
-    """What was done, in sentences; StandfastError: try the next server."""
+    """Returns what was done, in sentences; StandfastError: try the next server."""
     meta = Meta(config.nomad.meta_key, config.nomad.meta_value)
     said = []
     for node in servers.nodes([config.node]):
@@ -61,13 +57,14 @@ def quarantine_own(config: Config, servers: Servers, consul: Consul) -> Sequence
 
 
 def serves(config: Config) -> bool:
-    """Nomad was only restarted: this node is the primary, and has its meta rightly."""
+    """Tells whether this node serves: then Nomad was only restarted, and the meta is right."""
     status = LeaseStatus.load(config.run_dir)
     return status is not None and status.serving and status.remaining_s(monotonic()) > 0
 
 
 def addresses(config: Config) -> Iterator[str]:
-    """Of Nomad's other agents, by Consul's catalog."""
+    """Yields the addresses of Nomad's other agents, from Consul's catalog."""
+
     consul = ConsulGateway.from_config(config, timeout_s=2.0)
     _, _, port = config.nomad.address.rpartition(":")
     wanted = int(port) if port.isdecimal() else PORT
@@ -78,7 +75,8 @@ def addresses(config: Config) -> Iterator[str]:
 
 
 def attempt(config: Config) -> Sequence[str]:
-    """One pass over the servers; StandfastError when none could be asked."""
+    """Asks one server after the other; StandfastError when none answered."""
+
     error: StandfastError = TimedOut(f"Consul knows no other agent of the service {SERVICE} yet")
     for address in addresses(config):
         there = replace(config, nomad=replace(config.nomad, address=address))
@@ -91,7 +89,8 @@ def attempt(config: Config) -> Sequence[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Always 0: Nomad's start never waits for this to succeed."""
+    """Returns 0 always: Nomad's start never waits for this to succeed."""
+
     set_up_log()
     config = load_volume(args.volume, require_storage=False)
     if not config.nomad.enabled or config.node not in config.nodes or serves(config):

@@ -1,4 +1,4 @@
-"""Who is at the keyboard, for the history."""
+"""Tells who is at the keyboard, for the history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 
 def operator_name(environ: Mapping[str, str] = os.environ) -> str:
-    """The user behind sudo, else the process's own; never empty."""
+    """Returns the user behind sudo, else the process's own; never empty."""
     name = environ.get("SUDO_USER", "")
     if name and name.isprintable() and len(name) <= 100:
         return name

@@ -11,7 +11,7 @@ from standfast.text import clean, clean_lines
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell, the last one as long as it is."""
+    """Prints columns as wide as their widest cell."""
     cells = [list(heads), *([clean(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
@@ -24,7 +24,7 @@ def print_json(doc: Any) -> None:
 
 
 def print_done(as_json: bool, text: str, **facts: Any) -> None:
-    """The last word of a command that changes something."""
+    """Prints the result of a command that changes something."""
     if as_json:
         print_json({"done": True, "text": text, **facts})
     else:
@@ -32,7 +32,7 @@ def print_done(as_json: bool, text: str, **facts: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for people, beside the output."""
+    """Prints a line for people to stderr, beside the output."""
     print(clean(text), file=sys.stderr, flush=True)
 
 

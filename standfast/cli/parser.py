@@ -28,23 +28,24 @@ class Parser(argparse.ArgumentParser):
             (file or sys.stderr).write(message)
 
 
-def build(words: Sequence[str] = ()) -> Parser:
-    """The command line; the namespace has `entry`, MODULE:FUNCTION.
+def build(words: Sequence[str] = (), commands: Sequence[Command] = COMMANDS) -> Parser:
+    """Returns the parser; the namespace that it makes has `entry`, MODULE:FUNCTION.
 
-    Only the part that these words can need: all of it takes longer than most commands.
+    It has only the commands that these words can mean: all of them take longer to build than most
+    commands take to run.
     """
-    asked = [one for one in COMMANDS if one.name.split()[0] in words[:1]]
+    asked = [command for command in commands if command.name.split()[0] in words[:1]]
     parser = Parser(prog="standfast", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"standfast {__version__}")
     groups = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
     nested: dict[str, Any] = {}
-    for command in asked or COMMANDS:
+    for command in asked or commands:
         first, _, second = command.name.partition(" ")
         if not second:
             _add(groups, first, command)
             continue
         if first not in nested:
-            parts = [one.name for one in COMMANDS if one.name.startswith(first + " ")]
+            parts = [part.name for part in commands if part.name.startswith(first + " ")]
             group = groups.add_parser(first, help=f"see `{'`, `'.join(parts)}`")
             nested[first] = group.add_subparsers(metavar="COMMAND", title="commands", required=True)
         _add(nested[first], second, command)

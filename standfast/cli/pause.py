@@ -19,14 +19,14 @@ NO_REASON = "no reason given"
 
 
 def pause(args: argparse.Namespace) -> int:
-    """`standfast pause`."""
+    """Runs `standfast pause`."""
     config = load_volume(args.volume, require_storage=False)
     gateway = ConsulGateway.from_config(config)
     wanted = Pause(operator_name(), args.reason or NO_REASON, utc_now())
     if (entry := _read(gateway, config)) is not None:
         return _already(args, config, entry)
     if args.dry_run:
-        print_done(args.json, f"would pause {config.volume}: nobody takes over by itself",
+        print_done(args.json, f"would pause {config.volume}: automatic failover is disabled",
                    dry_run=True)  # fmt: skip
         return 0
     done = gateway.txn([Cas(config.key("pause"), 0, wanted.dump())])
@@ -36,14 +36,14 @@ def pause(args: argparse.Namespace) -> int:
         raise _busy(config)
     print_done(
         args.json,
-        f"{config.volume} is paused: nobody takes over by itself until `standfast resume`",
+        f"{config.volume} is paused: automatic failover is disabled until `standfast resume`",
         changed=True,
     )
     return 0
 
 
 def resume(args: argparse.Namespace) -> int:
-    """`standfast resume`."""
+    """Runs `standfast resume`."""
     config = load_volume(args.volume, require_storage=False)
     gateway = ConsulGateway.from_config(config)
     entry = _read(gateway, config)
@@ -58,7 +58,9 @@ def resume(args: argparse.Namespace) -> int:
     done = gateway.txn([CheckIndex(entry.key, entry.modify_index), Delete(entry.key)])
     if not isinstance(done, Committed) and _read(gateway, config) is not None:
         raise _busy(config)
-    print_done(args.json, f"{config.volume} goes on {text}", changed=True)
+    print_done(
+        args.json, f"{config.volume} is resumed: automatic failover is enabled {text}", changed=True
+    )
     return 0
 
 

@@ -25,7 +25,7 @@ Taken = Mapping[str, Origin]
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast prune`."""
+    """Runs `standfast prune`."""
     config = load_volume(args.volume)
     store = open_store(config)
     taken = origins_here(config)
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _time(one: Snapshot, taken: Taken) -> float | None:
-    origin = taken.get(one.content_id)
-    return None if origin is None else origin.time(one.name)
+def _time(snapshot: Snapshot, taken: Taken) -> float | None:
+    origin = taken.get(snapshot.content_id)
+    return None if origin is None else origin.time(snapshot.name)
 
 
 def _all(config: Config, store: ReplicaStore) -> Pruned:
-    """Batch after batch, so that replications at work get their turn in between."""
+    """Prunes batch after batch, so that running replications get their turn in between."""
     deleted: list[Snapshot] = []
     dropped: list[str] = []
     while True:
@@ -67,9 +67,9 @@ def _print_document(config: Config, pruned: Pruned, taken: Taken, dry_run: bool)
             "node": config.node,
             "dry_run": dry_run,
             "done": pruned.trouble is None,
-            "deleted": [_item(one, taken) for one in pruned.deleted],
+            "deleted": [_item(snapshot, taken) for snapshot in pruned.deleted],
             "kept": [
-                {**_item(one.snapshot, taken), "why": list(one.reasons)} for one in pruned.kept
+                {**_item(kept.snapshot, taken), "why": list(kept.reasons)} for kept in pruned.kept
             ],
             "dropped_pins": list(pruned.dropped_pins),
             "trouble": pruned.trouble,
@@ -79,34 +79,34 @@ def _print_document(config: Config, pruned: Pruned, taken: Taken, dry_run: bool)
 
 def _print_text(pruned: Pruned, taken: Taken, dry_run: bool) -> None:
     fate = "would be deleted" if dry_run else "deleted"
-    rows: list[Kept] = [*pruned.kept, *(Kept(one, (fate,)) for one in pruned.deleted)]
-    rows.sort(key=lambda one: one.snapshot.name)
-    print_table(("SNAPSHOT", "AGE", "KIND", "WHY"), [_row(one, taken, fate) for one in rows])
+    rows: list[Kept] = [*pruned.kept, *(Kept(snapshot, (fate,)) for snapshot in pruned.deleted)]
+    rows.sort(key=lambda row: row.snapshot.name)
+    print_table(("SNAPSHOT", "AGE", "KIND", "WHY"), [_row(row, taken, fate) for row in rows])
     print(f"{_count(len(pruned.deleted))} {fate}, {len(pruned.kept)} kept")
     for node in pruned.dropped_pins:
         said = "would no longer be" if dry_run else "is no longer"
         note(
-            f"{node} took nothing in for longer than replication.drop_pin_after: nothing {said} "
-            f"kept for it; when it is back: `standfast replicate {node} --full`"
+            f"{node} received nothing for longer than replication.drop_pin_after: no snapshot "
+            f"{said} kept for it; when it is back: `standfast replicate {node} --full`"
         )
 
 
-def _row(one: Kept, taken: Taken, fate: str) -> Sequence[str]:
-    name = str(one.snapshot.name)
-    old_s = age_s(name, _time(one.snapshot, taken))
-    why = ", ".join(one.reasons)
-    shown = why if one.reasons == (fate,) else f"kept: {why}"
-    return (name, "-" if old_s is None else duration(old_s), kind_of(one.snapshot), shown)
+def _row(kept: Kept, taken: Taken, fate: str) -> Sequence[str]:
+    name = str(kept.snapshot.name)
+    old_s = age_s(name, _time(kept.snapshot, taken))
+    why = ", ".join(kept.reasons)
+    shown = why if kept.reasons == (fate,) else f"kept: {why}"
+    return (name, "-" if old_s is None else duration(old_s), kind_of(kept.snapshot), shown)
 
 
-def _item(one: Snapshot, taken: Taken) -> dict[str, object]:
-    name = str(one.name)
+def _item(snapshot: Snapshot, taken: Taken) -> dict[str, object]:
+    name = str(snapshot.name)
     return {
         "name": name,
-        "path": str(one.path),
-        "kind": kind_of(one),
-        "content_id": one.content_id,
-        "age_s": age_s(name, _time(one, taken)),
+        "path": str(snapshot.path),
+        "kind": kind_of(snapshot),
+        "content_id": snapshot.content_id,
+        "age_s": age_s(name, _time(snapshot, taken)),
     }
 
 

@@ -22,7 +22,7 @@ MOST_BYTES = 4096
 
 
 def receive(args: SimpleNamespace) -> int:
-    """`standfast receive VOLUME`."""
+    """Runs `standfast receive VOLUME`."""
     status = hand_over(os.environ.get(VARIABLE, SOCKET), args.volume or "")
     if status is not None:
         return status
@@ -32,7 +32,7 @@ def receive(args: SimpleNamespace) -> int:
 
 
 def hand_over(path: str, volume: str) -> int | None:
-    """The exit status of who took it over; None when nobody did, and nothing was said yet."""
+    """Returns the exit status of the process that took it over; None when none did."""
     asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     request = f"{volume}\0{asked}".encode(errors="surrogateescape")
     if not path or len(request) > MOST_BYTES:

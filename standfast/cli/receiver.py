@@ -54,7 +54,7 @@ class Session:
 
 
 def main(_args: Namespace) -> int:
-    """`standfast receiver`: started by its socket."""
+    """Runs `standfast receiver`, which its socket starts."""
     set_up_log()
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
         raise UsageError(
@@ -65,14 +65,15 @@ def main(_args: Namespace) -> int:
 
 
 def serve(listener: socket.socket) -> NoReturn:
-    """Take conversations over until killed."""
+    """Takes conversations over until killed."""
     _load()
     gc.freeze()  # what is shared with the forked processes stays shared
     Resident(listener).run()
 
 
 def _load() -> None:
-    """What a receive imports, before there is one."""
+    """Imports what a receive needs, before there is one."""
+
     assert all((parts, btrfs, consul, pruning, receive))
     "localhost".encode("idna")  # looked up by the first request otherwise
 
@@ -112,7 +113,7 @@ class Resident:
             self._selector.register(descriptor, selectors.EVENT_READ)
 
     def _end(self, session: Session) -> None:
-        """It has ended; or who handed it over is gone, and with that the way to the sender."""
+        """Ends a session that is over, or whose sender is gone with who handed it over."""
         for descriptor in (session.connection.fileno(), session.pidfd):
             self._selector.unregister(descriptor)
             del self._sessions[descriptor]
@@ -128,7 +129,7 @@ class Resident:
 
 @contextlib.contextmanager
 def _received(connection: socket.socket, sessions: int) -> Iterator[tuple[str, str, list[int]]]:
-    """The request: volume, the command that sshd was asked for, and stdin, stdout and stderr.
+    """Returns the request: volume, command that sshd was asked for, stdin, stdout and stderr.
 
     OSError or ValueError when there is none: then nobody handed anything over.
     """
@@ -152,7 +153,7 @@ def _received(connection: socket.socket, sessions: int) -> Iterator[tuple[str, s
 
 
 def _converse(volume: str, asked: str, descriptors: list[int]) -> NoReturn:
-    """The forked process: what `standfast receive` is by itself."""
+    """Does in the forked process what `standfast receive` does by itself."""
     code = 1
     try:
         os.setsid()

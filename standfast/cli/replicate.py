@@ -85,7 +85,7 @@ class How:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast replicate`."""
+    """Runs `standfast replicate`."""
     volume, standby = _target(args)
     config = load_volume(volume)
     standbys = _standbys(config, standby)
@@ -95,12 +95,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     how = How(args.full, args.quiet or args.json)
     outcomes = []
-    for one in _cycles(config, standbys, how):
-        outcomes.append(one)
-        if not args.json and (one.error is None or len(standbys) > 1):
+    for outcome in _cycles(config, standbys, how):
+        outcomes.append(outcome)
+        if not args.json and (outcome.error is None or len(standbys) > 1):
             with above_bars():
-                _tell(one)
-    failed = sorted((one for one in outcomes if one.error), key=lambda one: one.standby)
+                _tell(outcome)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    failed.sort(key=lambda outcome: outcome.standby)
     if len(standbys) == 1 and failed and failed[0].error is not None:
         error = failed[0].error
         if failed[0].in_journal and isinstance(error, StandfastError):
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cycles(config: Config, standbys: Sequence[str], how: How) -> Iterator[Outcome]:
-    """Each as soon as it is known."""
+    """Yields each outcome as soon as it is known."""
     if len(standbys) == 1:
         yield _one(config, standbys[0], how, 0)
         return
@@ -157,15 +158,15 @@ def _announce(config: Config, standby: str, error: Exception) -> bool:
     return delivered and journal.is_stderr()
 
 
-def _tell(one: Outcome) -> None:
-    if one.error is None:
-        print(clean(one.sentence()), flush=True)
+def _tell(outcome: Outcome) -> None:
+    if outcome.error is None:
+        print(clean(outcome.sentence()), flush=True)
     else:
-        note(one.sentence())
+        note(outcome.sentence())
 
 
 def _not_all(failed: Sequence[Outcome]) -> Refused:
-    names = ", ".join(one.standby for one in failed)
+    names = ", ".join(outcome.standby for outcome in failed)
     return Refused(
         Reason.REPLICATION_FAILED,
         f"not replicated to {names} ({failed[0].error}); run `standfast replicate NODE` again",
@@ -173,9 +174,9 @@ def _not_all(failed: Sequence[Outcome]) -> Refused:
 
 
 def _document(outcomes: Sequence[Outcome], refusal: Refused | None) -> dict[str, Any]:
-    ordered = sorted(outcomes, key=lambda one: one.standby)
+    ordered = sorted(outcomes, key=lambda outcome: outcome.standby)
     doc: dict[str, Any] = {"done": refusal is None}
-    doc["replicated"] = [one.document() for one in ordered]
+    doc["replicated"] = [outcome.document() for outcome in ordered]
     if refusal is not None:
         doc |= {
             "error": str(refusal),
@@ -262,7 +263,7 @@ class Outlook:
 
 
 def foresee(config: Config, standby: str, *, full: bool) -> Outlook:
-    """Ask the standby and choose as a cycle would; nothing is changed on either side."""
+    """Asks the standby and chooses as a cycle would; nothing is changed on either side."""
     deadline = Deadline.after(ASK_S)
     try:
         with session.greet(config, standby, deadline, wire.Purpose.ASK) as (_, welcome):
@@ -273,19 +274,19 @@ def foresee(config: Config, standby: str, *, full: bool) -> Outlook:
 
 
 def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: bool) -> Outlook:
-    """With what the standby said it has."""
+    """Chooses by what the standby said it has."""
     store = open_store(config)
     ours = store.snapshots()
     try:
-        name = next_name(config, utc_now()).after_found(one.name for one in ours)
+        name = next_name(config, utc_now()).after_found(snapshot.name for snapshot in ours)
         coming = Snapshot(name, config.paths.snapshots / str(name), "", received=False)
         common = parents.newest_common(ours, there, coming)
         parent = None if full else parents.choose(
             standby, common, there, may_be_full=config.replication.allow_full,
             served_before=_served_before(config, standby),
         )  # fmt: skip
-        own = [one for one in ours if not one.received and one.name < name]
-        newest = max(own, key=lambda one: one.name, default=None)
+        own = [snapshot for snapshot in ours if not snapshot.received and snapshot.name < name]
+        newest = max(own, key=lambda snapshot: snapshot.name, default=None)
         if newest is None or (parent is not None and newest.name <= parent.name):
             return Outlook(None if parent is None else str(parent.name))
         return Outlook(None if parent is None else str(parent.name), store.estimate(newest, parent))

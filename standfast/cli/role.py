@@ -13,22 +13,22 @@ from standfast.text import clean
 
 
 def promote(args: argparse.Namespace) -> int:
-    """`standfast promote`."""
+    """Runs `standfast promote`."""
     return _ask(args, accept_data_loss=bool(args.accept_data_loss))
 
 
 def switchover(args: argparse.Namespace) -> int:
-    """`standfast switchover`."""
+    """Runs `standfast switchover`."""
     return _ask(args, to=args.to, accept_data_loss=bool(args.accept_data_loss))
 
 
 def failback(args: argparse.Namespace) -> int:
-    """`standfast failback`."""
+    """Runs `standfast failback`."""
     return _ask(args, accept_data_loss=bool(args.accept_data_loss))
 
 
 def demote(args: argparse.Namespace) -> int:
-    """`standfast demote`."""
+    """Runs `standfast demote`."""
     return _ask(args, accept_data_loss=bool(args.accept_data_loss))
 
 

@@ -29,7 +29,7 @@ AHEAD_OF_TIMER_S = 0.4
 
 
 def agent(args: argparse.Namespace) -> int:
-    """`standfast agent VOLUME`."""
+    """Runs `standfast agent VOLUME`."""
     set_up_log()
     from standfast.agent import main as body
     from standfast.assembly.node import agent_of
@@ -38,7 +38,7 @@ def agent(args: argparse.Namespace) -> int:
 
 
 def lease(args: argparse.Namespace) -> int:
-    """`standfast lease VOLUME`."""
+    """Runs `standfast lease VOLUME`."""
     set_up_log()
     from standfast.assembly.node import lease_parts
     from standfast.lease import keeper
@@ -55,7 +55,7 @@ def lease(args: argparse.Namespace) -> int:
 
 
 def watch(args: argparse.Namespace) -> int:
-    """`standfast watch VOLUME`: on every node, clients too."""
+    """Runs `standfast watch VOLUME`: on every node, clients too."""
     set_up_log()
     from standfast.consul import watch as body
 
@@ -63,7 +63,7 @@ def watch(args: argparse.Namespace) -> int:
 
 
 def guard(args: argparse.Namespace) -> int:
-    """`standfast guard`: of one volume or, as the one NFS server asks, of all of this node."""
+    """Runs `standfast guard`: for one volume or, as the NFS server's unit does, for all."""
     started = monotonic()
     last_resort_s = signal.getitimer(signal.ITIMER_REAL)[0]
     set_up_log()
@@ -82,7 +82,7 @@ def guard(args: argparse.Namespace) -> int:
 
 
 def receive(args: argparse.Namespace | SimpleNamespace) -> int:
-    """`standfast receive VOLUME`, in this process: stdout belongs to the sender.
+    """Runs `standfast receive VOLUME` in this process: stdout belongs to the sender.
 
     A key that may receive several volumes has a forced command without one: sshd then tells by
     SSH_ORIGINAL_COMMAND which one the sender asked for.
@@ -106,19 +106,19 @@ def receive(args: argparse.Namespace | SimpleNamespace) -> int:
 
 
 def _asked_volume(environ: Mapping[str, str]) -> str | None:
-    """The volume that the sender named; None when it said nothing: then it is the only one."""
+    """Returns the volume that the sender named; None, when it named none, is the only one."""
     asked = environ.get("SSH_ORIGINAL_COMMAND", "").strip()
     volume = asked.removeprefix("standfast receive ")
     if asked and (volume == asked or not re.fullmatch(r"[a-z0-9-]{1,63}", volume)):
         raise Refused(
             Reason.PROTOCOL,
-            f"this key may only run `standfast receive VOLUME`, asked was {asked[:80]!r}",
+            f"this key may only run `standfast receive VOLUME`, not {asked[:80]!r}",
         )
     return volume or None
 
 
 def fence(args: argparse.Namespace) -> int:
-    """`standfast fence VOLUME`: shut the port, stop the server."""
+    """Runs `standfast fence VOLUME`: closes the port and stops the server."""
     set_up_log()
     from standfast.assembly.parts import parts
     from standfast.lease.cutoff import stop_for_good
@@ -130,7 +130,7 @@ def fence(args: argparse.Namespace) -> int:
 
 
 def exporter(args: argparse.Namespace) -> int:
-    """`standfast exporter`: for every volume of this node."""
+    """Runs `standfast exporter` for every volume of this node."""
     set_up_log()
     configs = load_all()
     asked = (args.users, args.tls_cert, args.tls_key)
@@ -143,13 +143,13 @@ def exporter(args: argparse.Namespace) -> int:
         return 0
     from standfast.exporter.exporter import DEFAULT_LISTEN, Options, serve
 
-    files = (None if one is None else Path(one) for one in asked)
+    files = (None if path is None else Path(path) for path in asked)
     serve(configs, Options(args.listen or DEFAULT_LISTEN, *files))
     return 0
 
 
 def reconcile(args: argparse.Namespace) -> int:
-    """`standfast reconcile`: the volume's agent, or each agent of this node, looks again."""
+    """Runs `standfast reconcile`: the volume's agent, or each agent here, looks again now."""
     set_up_log()
     from standfast.agent import wake as body
 

@@ -17,7 +17,7 @@ from standfast.text import duration
 
 
 def origins_here(config: Config) -> Mapping[str, Origin]:
-    """What this node has noted of snapshots, by content id; nothing where it can't be read."""
+    """Returns what this node has noted of snapshots, by content id; empty if unreadable."""
     with contextlib.suppress(StandfastError):
         return origins_of_snapshots(config, instant())
     return {}
@@ -38,7 +38,7 @@ class ShownAge:
 
 
 def age_by_record(record: StandbyRecord, here: Mapping[str, Origin]) -> ShownAge:
-    """By this node's own count (`origins_here`) where it has one, else by the record."""
+    """Returns the age by this node's own count (`origins_here`), else by the record."""
     origin, utc = here.get(record.content_id), utc_now()
     if origin is not None and origin.taken_at is not None and record.time is not None:
         return ShownAge(age_of(origin.time(SnapshotName.parse(record.snapshot)), utc))

@@ -30,7 +30,7 @@ Doc = dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast snapshots`."""
+    """Runs `standfast snapshots`."""
     config = load_volume(args.volume)
     here = _here(config, open_store(config))
     others = _others(config, here["snapshots"]) if args.all else None
@@ -64,11 +64,13 @@ def _here(config: Config, store: ReplicaStore) -> Doc:
         pinned = pins.load(config)
     except StandfastError as error:
         trouble.append(str(error))
-    found = sorted(store.snapshots(), key=lambda one: one.name)
+    snapshots = sorted(store.snapshots(), key=lambda snapshot: snapshot.name)
     return {
         "volume": config.volume,
         "node": config.node,
-        "snapshots": [_snapshot(one, origins.get(one.content_id), pinned) for one in found],
+        "snapshots": [
+            _snapshot(snapshot, origins.get(snapshot.content_id), pinned) for snapshot in snapshots
+        ],
         "partial": [str(path) for path in store.unfinished()],
         "kept_aside": [_aside(path.name, str(path)) for path in store.aside()],
         "free_bytes": store.free_bytes(),
@@ -76,15 +78,17 @@ def _here(config: Config, store: ReplicaStore) -> Doc:
     }
 
 
-def _snapshot(one: Snapshot, origin: Origin | None, pinned: Mapping[str, pins.Pin]) -> Doc:
+def _snapshot(snapshot: Snapshot, origin: Origin | None, pinned: Mapping[str, pins.Pin]) -> Doc:
     return {
-        "name": str(one.name),
-        "path": str(one.path),
-        "kind": kind_of(one),
-        "content_id": one.content_id,
-        "age_s": age_s(str(one.name), None if origin is None else origin.time(one.name)),
+        "name": str(snapshot.name),
+        "path": str(snapshot.path),
+        "kind": kind_of(snapshot),
+        "content_id": snapshot.content_id,
+        "age_s": age_s(str(snapshot.name), None if origin is None else origin.time(snapshot.name)),
         "epoch": None if origin is None else origin.epoch,
-        "pinned_for": sorted(n for n, pin in pinned.items() if pin.content_id == one.content_id),
+        "pinned_for": sorted(
+            n for n, pin in pinned.items() if pin.content_id == snapshot.content_id
+        ),
     }
 
 
@@ -99,9 +103,9 @@ def _aside(name: str, path: str) -> Doc:
 
 def _print_here(config: Config, here: Doc) -> None:
     rows = [
-        *(_row(one) for one in here["snapshots"]),
+        *(_row(snapshot) for snapshot in here["snapshots"]),
         *((path, "-", "partial", "-", "never used") for path in here["partial"]),
-        *(_aside_row(one) for one in here["kept_aside"]),
+        *(_aside_row(tree) for tree in here["kept_aside"]),
     ]
     if not here["snapshots"]:
         print(f"{config.node} has no snapshot of {config.volume}: `standfast replicate` on the "
@@ -110,33 +114,33 @@ def _print_here(config: Config, here: Doc) -> None:
         print_table(("SNAPSHOT", "AGE", "KIND", "EPOCH", ""), rows)
 
 
-def _row(one: Doc) -> Sequence[str]:
-    believed = one["age_s"] is not None
+def _row(snapshot: Doc) -> Sequence[str]:
+    believed = snapshot["age_s"] is not None
     remarks = [] if believed else ["of unknown age: a clock was set back"]
-    if one["pinned_for"]:
-        remarks.append(f"pinned for {', '.join(one['pinned_for'])}")
-    if one["epoch"] is None:
+    if snapshot["pinned_for"]:
+        remarks.append(f"pinned for {', '.join(snapshot['pinned_for'])}")
+    if snapshot["epoch"] is None:
         remarks.append("not made by Standfast")
     return (
-        one["path"],
-        duration(one["age_s"]) if believed else "-",
-        one["kind"],
-        "-" if one["epoch"] is None else str(one["epoch"]),
+        snapshot["path"],
+        duration(snapshot["age_s"]) if believed else "-",
+        snapshot["kind"],
+        "-" if snapshot["epoch"] is None else str(snapshot["epoch"]),
         "; ".join(remarks),
     )
 
 
-def _aside_row(one: Doc) -> Sequence[str]:
+def _aside_row(tree: Doc) -> Sequence[str]:
     why = {
-        "diverged": "what its successor never had: never deleted by itself",
+        "diverged": "what its successor never had; never deleted automatically",
         "retired": "its final snapshot has the same content",
     }
     return (
-        one["path"],
-        "-" if one["age_s"] is None else duration(one["age_s"]),
-        one["kind"],
-        "-" if one["epoch"] is None else str(one["epoch"]),
-        why.get(one["kind"], ""),
+        tree["path"],
+        "-" if tree["age_s"] is None else duration(tree["age_s"]),
+        tree["kind"],
+        "-" if tree["epoch"] is None else str(tree["epoch"]),
+        why.get(tree["kind"], ""),
     )
 
 
@@ -144,8 +148,8 @@ def _aside_row(one: Doc) -> Sequence[str]:
 
 
 def _others(config: Config, here: Sequence[Doc]) -> list[Doc]:
-    """Each asked at the same time: one that hangs delays nobody."""
-    ours = {one["content_id"]: one for one in here}
+    """Asks all at the same time: a node that hangs delays no other."""
+    ours = {snapshot["content_id"]: snapshot for snapshot in here}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda node: _other(config, node, ours), config.standbys))
 
@@ -159,20 +163,20 @@ def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
         return {"node": node, "error": str(error), "reason": str(reason_of(error))}
     return {
         "node": node,
-        "snapshots": [_offer(one, ours) for one in welcome.snapshots],
+        "snapshots": [_offer(offer, ours) for offer in welcome.snapshots],
         "partial": list(welcome.unfinished),
         "free_bytes": welcome.free_bytes,
         "tells_ages": welcome.tells_ages,
     }
 
 
-def _offer(one: wire.Offer, ours: Mapping[str, Doc]) -> Doc:
-    here = ours.get(one.content_id)
-    ages = (one.age_s, None if here is None else here["age_s"])
+def _offer(offer: wire.Offer, ours: Mapping[str, Doc]) -> Doc:
+    here = ours.get(offer.content_id)
+    ages = (offer.age_s, None if here is None else here["age_s"])
     return {
-        "name": one.name,
-        "kind": "published" if one.received else "own",
-        "content_id": one.content_id,
+        "name": offer.name,
+        "kind": "published" if offer.received else "own",
+        "content_id": offer.content_id,
         # The node that has it counts itself, and so does this one: a name gives only the order.
         "age_s": max((age for age in ages if age is not None), default=None),
         "here_too": here is not None,
@@ -186,17 +190,17 @@ def _print_other(other: Doc) -> None:
         return
     free = f"{other['free_bytes'] / 2**30:.1f} GiB free"
     print(f"{other['node']}: {len(other['snapshots'])} snapshots, {free}")
-    ageless = "nobody knows how old that is"
+    ageless = "its age is unknown"
     if not other["tells_ages"]:
-        ageless = f"{other['node']}'s version doesn't tell its ages"
-    rows = [_offer_row(one, ageless) for one in other["snapshots"]]
+        ageless = f"{other['node']}'s version doesn't report ages"
+    rows = [_offer_row(offer, ageless) for offer in other["snapshots"]]
     rows += [(name, "-", "partial", "never used") for name in other["partial"]]
     if rows:
         print_table(("SNAPSHOT", "AGE", "KIND", ""), rows)
 
 
-def _offer_row(one: Doc, ageless: str) -> tuple[str, str, str, str]:
-    age = "-" if one["age_s"] is None else duration(one["age_s"])
-    remarks = ["here, too"] if one["here_too"] else []
-    remarks += [ageless] if one["age_s"] is None else []
-    return (one["name"], age, one["kind"], "; ".join(remarks))
+def _offer_row(offer: Doc, ageless: str) -> tuple[str, str, str, str]:
+    age = "-" if offer["age_s"] is None else duration(offer["age_s"])
+    remarks = ["here, too"] if offer["here_too"] else []
+    remarks += [ageless] if offer["age_s"] is None else []
+    return (offer["name"], age, offer["kind"], "; ".join(remarks))

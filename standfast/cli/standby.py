@@ -23,16 +23,16 @@ from standfast.text import duration
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast standby list`."""
+    """Runs `standfast standby list`."""
     config = load_volume(args.volume, require_storage=False)
     prefix = config.key("standbys/")
     entries = ConsulGateway.from_config(config).get_many(prefix)
     here = origins_here(config)
-    found = {entry.key.removeprefix(prefix): _item(entry, here) for entry in entries}
+    records = {entry.key.removeprefix(prefix): _item(entry, here) for entry in entries}
     items = []
     remembered, wrong = _remembered(config)
-    for name in sorted({*config.nodes, *found, *remembered}):
-        facts = found.get(name, _NO_SNAPSHOT)
+    for name in sorted({*config.nodes, *records, *remembered}):
+        facts = records.get(name, _NO_SNAPSHOT)
         own = remembered.get(name, _NOTHING)
         items.append({"node": name, "configured": name in config.nodes, **facts, **own})
     if args.json:
@@ -50,29 +50,30 @@ _NOTHING: dict[str, Any] = {"pin": None, "needs_full": False, "last_failure": No
 
 
 def _remembered(config: Config) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """By node what is pinned for it and how it went, and what can't be read of that."""
-    found: dict[str, dict[str, Any]] = {}
+    """Returns by node its pin and how its replication went, and what is unreadable."""
+    known: dict[str, dict[str, Any]] = {}
     wrong = []
     try:
         for name, pin in pins.load(config).items():
-            found[name] = {**_NOTHING, "pin": pin.name}
+            known[name] = {**_NOTHING, "pin": pin.name}
     except StandfastError as error:
         wrong.append(str(error))
     try:
-        for name, one in state.load(config).standbys.items():
-            before = found.get(name, _NOTHING)
-            found[name] = {**before, "needs_full": one.needs_full, "last_failure": _failure(one)}
+        for name, standby in state.load(config).standbys.items():
+            before = known.get(name, _NOTHING)
+            failed = _failure(standby)
+            known[name] = {**before, "needs_full": standby.needs_full, "last_failure": failed}
     except StandfastError as error:
         wrong.append(str(error))
-    return found, wrong
+    return known, wrong
 
 
-def _failure(one: state.StandbyState) -> dict[str, Any] | None:
-    """The last one; None when a success came after it."""
-    at = one.last_failure_at
-    if at is None or (one.last_success_at is not None and one.last_success_at >= at):
+def _failure(standby: state.StandbyState) -> dict[str, Any] | None:
+    """Returns the last failure; None when a success came after it."""
+    at = standby.last_failure_at
+    if at is None or (standby.last_success_at is not None and standby.last_success_at >= at):
         return None
-    return {"at": at, "reason": one.last_failure_reason, "text": one.last_failure}
+    return {"at": at, "reason": standby.last_failure_reason, "text": standby.last_failure}
 
 
 def _item(entry: Entry, here: Mapping[str, Origin]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     elif item["snapshot"] is None:
         remarks.append("nothing was replicated to it")
     elif item["age_s"] is None:
-        remarks.append("nobody knows how old that is")
+        remarks.append("its age is unknown")
     elif item["clock"] is not None:
         remarks.append(f"by {item['clock']}'s clock")
     if item["needs_full"]:

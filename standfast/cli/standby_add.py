@@ -53,7 +53,7 @@ _PASSING = frozenset(
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast standby add NODE`."""
+    """Runs `standfast standby add NODE`."""
     config = load_volume(args.volume)
     node = node_name(args.node)
     report = Report(quiet=args.json)
@@ -87,7 +87,7 @@ def _error_of(bad: Step, node: str) -> StandfastError:
         return bad.error
     return Refused(
         Reason.STANDBY_NOT_READY,
-        f"{bad.name}: {bad.evidence}. When that is put right: standfast standby add {node}",
+        f"{bad.name}: {bad.evidence}. Fix that, then: standfast standby add {node}",
     )
 
 
@@ -108,7 +108,7 @@ class _Joining:
         """What the standby just said it has; None when that is old."""
 
     def steps(self) -> Iterator[Step]:
-        """Ends after a BAD one."""
+        """Yields the steps; ends after a BAD one."""
         for step in self.way.steps():
             yield step
             if step.mark is Mark.BAD:
@@ -134,16 +134,16 @@ class _Joining:
     # Both sides
 
     def _survey(self) -> Iterator[Step]:
-        """What each side says of itself, and what doesn't fit between them."""
+        """Compares what both sides say of themselves, and finds what doesn't fit."""
         try:
             both = both_sides(self.config, self.store, self.node, self.deadline.within(SURVEY_S))
             self.there = both.snapshots
             self.coming = outlook(self.config, self.node, both.snapshots, full=False)
         except (StandfastError, OSError) as error:
             known = error if isinstance(error, StandfastError) else StandfastError(str(error))
-            yield Step("survey", Mark.BAD, f"both sides can't be looked at: {error}", error=known)
+            yield Step("survey", Mark.BAD, f"both sides can't be checked: {error}", error=known)
             return
-        found = [
+        problems = [
             *preflight.problems(both.ours),
             *preflight.problems(both.theirs),
             *preflight.problems_between(
@@ -153,10 +153,10 @@ class _Joining:
                 apart_s=both.apart_s,
             ),
         ]
-        for problem in dict.fromkeys(found):
+        for problem in dict.fromkeys(problems):
             mark = Mark.BAD if problem.grave else Mark.WORD
             yield Step(problem.check, mark, problem.evidence, (problem.fix,))
-        if not any(problem.grave for problem in found):
+        if not any(problem.grave for problem in problems):
             free = size(both.theirs.free_bytes)
             names = f"{self.config.node} and {self.node}"
             yield Step("survey", Mark.OK, f"{names} fit together; {free} are free on {self.node}")
@@ -182,14 +182,15 @@ class _Joining:
         return Step(
             "primary",
             Mark.LEFT,
-            f"{holder} is, not this node: the way to {self.node} is ready for when this node "
-            f"takes over, and nothing is sent now (on {holder}: standfast standby add {self.node})",
+            f"{holder} is, not this node: replication to {self.node} is prepared for when this "
+            f"node takes over, and nothing is sent now (on {holder}: standfast standby add "
+            f"{self.node})",
         )
 
     # The first snapshot
 
     def _send(self) -> Step:
-        """Again after a cut, with the same snapshot while that is fresh; never for ever.
+        """Sends; repeats after a cut, with the same snapshot while that is fresh, and not for ever.
 
         A cycle that the timer began is waited for, and counts as no try of ours.
         """
@@ -204,7 +205,7 @@ class _Joining:
                 if tries == ATTEMPTS or no_time or reason not in _PASSING:
                     return _not_sent(self.node, error, tries)
                 count = f" ({tries} of {ATTEMPTS} tries)" if tries else ""
-                self._say(f"{error}; once more in {pause_s:.0f} s{count}")
+                self._say(f"{error}; trying again in {pause_s:.0f} s{count}")
             sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
@@ -221,13 +222,13 @@ class _Joining:
             )
 
     def _something_common(self) -> bool:
-        """Whether an increment will do; an operator who adds a standby has said the rest."""
+        """Tells whether an increment is enough; else everything is sent."""
         if self.there is None:
             soon = self.deadline.within(SURVEY_S)
             with session.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
                 self.there = welcome.snapshots
         there, self.there = {offer.content_id for offer in self.there}, None
-        return any(one.content_id in there for one in self.store.snapshots())
+        return any(snapshot.content_id in there for snapshot in self.store.snapshots())
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -236,15 +237,13 @@ class _Joining:
     # What goes on by itself
 
     def _timer(self) -> Step:
-        """The agent starts it; whether it did is worth a look, and no more than that."""
+        """Checks whether the agent has started the timer; it changes nothing."""
         unit = timer_of(self.config, self.node)
         every = duration(self.config.replication.interval)
         try:
             active = SystemdUnits().is_active(unit)
         except StandfastError:
-            text = (
-                f"systemd doesn't tell about {unit}: `standfast replicate {self.node}` is a cycle"
-            )
+            text = f"systemd doesn't report {unit}; `standfast replicate {self.node}` runs a cycle"
             return Step("timer", Mark.LEFT, text)
         if active:
             text = (
@@ -255,7 +254,7 @@ class _Joining:
         return Step(
             "timer",
             Mark.BAD,
-            f"{unit} is not active: nothing is sent by itself",
+            f"{unit} is not active: no replication runs automatically",
             (f"the agent starts it once it has read the configuration: systemctl restart {agent}",),
         )
 

@@ -12,7 +12,7 @@ from standfast.replication.keys import PublicKey
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast standby authorize KEY`."""
+    """Runs `standfast standby authorize KEY`."""
     config = load_volume(args.volume)
     key = PublicKey.parse(args.key)
     user = config.replication.ssh_user

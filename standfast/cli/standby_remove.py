@@ -23,7 +23,7 @@ from standfast.system.systemd import SystemdUnits
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast standby remove NODE`."""
+    """Runs `standfast standby remove NODE`."""
     config = load_volume(args.volume)
     node = node_name(args.node)
     gateway = ConsulGateway.from_config(config)
@@ -61,7 +61,7 @@ def _check(config: Config, gateway: ConsulGateway, node: str) -> None:
     if entry is not None and Leader.parse(entry.value, key).holder.node == node:
         raise Refused(
             Reason.SERVING,
-            f"{node} is the primary of {config.volume} by Consul's word: move the role first "
+            f"{node} is the primary of {config.volume} according to Consul: move the role first "
             f"(there: standfast switchover)",
         )
 
@@ -73,7 +73,7 @@ def _timer(config: Config, node: str, dry_run: bool) -> Step:
     try:
         ReplicationTimers(config, SystemdUnits()).forget(node)
     except StandfastError as error:
-        text = f"systemd doesn't tell about {unit} ({error}): it is gone at the next boot"
+        text = f"systemd doesn't report {unit} ({error}): it is gone at the next boot"
         return Step("timer", Mark.LEFT, text)
     return Step("timer", Mark.OK, f"{unit} is stopped")
 
@@ -90,7 +90,7 @@ def _pin(config: Config, node: str, dry_run: bool) -> Step:
 
 def _state(config: Config, node: str, dry_run: bool) -> Step:
     if node not in state.load(config).standbys:
-        return Step("history", Mark.OK, "nothing is remembered of its replications")
+        return Step("history", Mark.OK, "no replication of it is recorded")
     if dry_run:
         return Step("history", Mark.LEFT, "would forget its replications")
     state.forget(config, node)

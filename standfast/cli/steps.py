@@ -15,7 +15,7 @@ _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 @dataclass
 class Report:
-    """The steps so far."""
+    """Prints and keeps the steps so far."""
 
     quiet: bool
     """With --json all is told at the end."""
@@ -31,15 +31,15 @@ class Report:
 
     @property
     def bad(self) -> Step | None:
-        """The step that ended it."""
-        return next((one for one in self.steps if one.mark is Mark.BAD), None)
+        """Returns the step that ended it, if any did."""
+        return next((step for step in self.steps if step.mark is Mark.BAD), None)
 
     def documents(self) -> list[dict[str, Any]]:
-        return [one.document() for one in self.steps]
+        return [step.document() for step in self.steps]
 
 
 def node_name(text: str) -> str:
-    """The text; UsageError unless units and keys can be named after it."""
+    """Returns the text; UsageError unless units and keys can be named after it."""
     if not _NODE.match(text):
         raise UsageError(f"{text[:80]!r} is not a node's name: letters, digits, . _ and -")
     return text

@@ -28,16 +28,16 @@ class Outcome:
     """How one comparison ended."""
 
     standby: str
-    found: Comparison | None = None
+    comparison: Comparison | None = None
     error: StandfastError | None = None
 
     @property
     def is_equal(self) -> bool:
-        return self.found is not None and self.found.is_equal
+        return self.comparison is not None and self.comparison.is_equal
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast verify`."""
+    """Runs `standfast verify`."""
     config = load_volume(args.volume)
     standbys = _standbys(config, args.standby)
     if args.if_primary and not _is_primary(config):
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     outcomes = [_one(config, standby, args.full) for standby in standbys]
     if not args.json:
-        for one in outcomes:
-            if one.error is None or len(outcomes) > 1:
-                _print(config, one)
+        for outcome in outcomes:
+            if outcome.error is None or len(outcomes) > 1:
+                _print(config, outcome)
     error = _worst(config, outcomes)
     if args.json:
         print_json(_document(config, outcomes, error))
@@ -80,7 +80,7 @@ def _is_primary(config: Config) -> bool:
 
 def _one(config: Config, standby: str, full: bool) -> Outcome:
     try:
-        found = compare(
+        comparison = compare(
             config,
             open_store(config),
             standby,
@@ -88,13 +88,13 @@ def _one(config: Config, standby: str, full: bool) -> Outcome:
             deadline=limit(full),
             progress=_notes(config.node, standby),
         )
-        return Outcome(standby, found)
+        return Outcome(standby, comparison)
     except StandfastError as error:
         return Outcome(standby, error=error)
 
 
 def _notes(node: str, standby: str) -> Callable[[Progress], None]:
-    """A line on stderr now and then: a long look is not a hung one."""
+    """Returns what prints a line to stderr now and then: a long comparison is not a hung one."""
     due = Deadline.after(NOTES_EVERY_S)
 
     def say(done: Progress) -> None:
@@ -106,64 +106,69 @@ def _notes(node: str, standby: str) -> Callable[[Progress], None]:
     return say
 
 
-def _print(config: Config, one: Outcome) -> None:
-    if one.found is None:
-        note(f"{one.standby}: not compared: {one.error}")
+def _print(config: Config, outcome: Outcome) -> None:
+    if outcome.comparison is None:
+        note(f"{outcome.standby}: not compared: {outcome.error}")
         return
-    found = one.found
-    what = "and all contents" if found.full else "(metadata; --full reads the contents, too)"
-    if found.is_equal:
+    comparison = outcome.comparison
+    what = "and all contents" if comparison.full else "(metadata; --full reads the contents, too)"
+    if comparison.is_equal:
         print(
-            f"{one.standby}: {found.snapshot} is equal: {found.ours.entries} entries {what}, "
-            f"{size(found.read_bytes)} read in {found.seconds:.1f} s"
+            f"{outcome.standby}: {comparison.snapshot} is equal: {comparison.ours.entries} entries "
+            f"{what}, {size(comparison.read_bytes)} read in {comparison.seconds:.1f} s"
         )
         return
-    print(f"{one.standby}: {found.snapshot} DIFFERS from the one on {config.node}:")
-    for sentence in _sentences(config, found):
+    print(f"{outcome.standby}: {comparison.snapshot} DIFFERS from the one on {config.node}:")
+    for sentence in _sentences(config, comparison):
         print(f"  {clean(sentence)}")
 
 
-def _sentences(config: Config, found: Comparison) -> list[str]:
-    sentences = [one.sentence(config.node, found.standby) for one in found.differences]
-    if found.more:
+def _sentences(config: Config, comparison: Comparison) -> list[str]:
+    sentences = [
+        difference.sentence(config.node, comparison.standby)
+        for difference in comparison.differences
+    ]
+    if comparison.more:
         sentences.append("... and more")
     return sentences or [
-        "a second look found no difference: a disk or the memory of one of the nodes gives other "
-        "answers each time"
+        "a second comparison found no difference: a disk or the memory of one of the nodes gives "
+        "different answers each time"
     ]
 
 
 def _worst(config: Config, outcomes: Sequence[Outcome]) -> StandfastError | None:
-    """What differs matters most, then what was refused, then what couldn't be reached."""
-    differing = [one for one in outcomes if one.found is not None and not one.is_equal]
+    """Returns the worst error: a difference, else a refusal, else an unreachable standby."""
+    differing = [
+        outcome for outcome in outcomes if outcome.comparison is not None and not outcome.is_equal
+    ]
     damaged = [
-        one
-        for one in outcomes
-        if one.error is not None and reason_of(one.error) is Reason.CONTENT_DIFFERS
+        outcome
+        for outcome in outcomes
+        if outcome.error is not None and reason_of(outcome.error) is Reason.CONTENT_DIFFERS
     ]
     if differing or damaged:
         return _differs(config, [*differing, *damaged])
-    errors = [one.error for one in outcomes if one.error is not None]
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     return min(errors, key=lambda error: error.exit_code, default=None)
 
 
 def _differs(config: Config, bad: Sequence[Outcome]) -> Refused:
     told = []
-    for one in bad:
-        if one.found is None:
-            told.append(f"{one.standby}: {one.error}.")
+    for outcome in bad:
+        if outcome.comparison is None:
+            told.append(f"{outcome.standby}: {outcome.error}.")
         else:
-            first = _sentences(config, one.found)[0]
-            told.append(f"{one.standby}: {one.found.snapshot} is not what {config.node} has: "
-                        f"{first}.")  # fmt: skip
+            first = _sentences(config, outcome.comparison)[0]
+            name = outcome.comparison.snapshot
+            told.append(f"{outcome.standby}: {name} is not what {config.node} has: {first}.")
     return Refused(Reason.CONTENT_DIFFERS, "\n".join([*told, *_next_steps(config, bad[0].standby)]))
 
 
 def _next_steps(config: Config, standby: str) -> list[str]:
-    """To the letter: the data of one of the two nodes is bad, and nobody should serve it."""
+    """Returns the operator's next steps in full: one of the two nodes has bad data."""
     there = config.paths.standby
     return [
-        f"1. Nobody takes over meanwhile: standfast pause --reason 'verify: {standby} differs'",
+        f"1. Disable automatic failover: standfast pause --reason 'verify: {standby} differs'",
         f"2. Which node is damaged? On both: btrfs scrub start -B {config.paths.live.parent}",
         f"3. If it is {standby}, there: mv {there} {there}.differs && "
         f"btrfs subvolume create {there}",
@@ -180,27 +185,27 @@ def _document(
     doc: dict[str, Any] = {
         "volume": config.volume,
         "node": config.node,
-        "compared": [_fields(config, one) for one in outcomes],
+        "compared": [_fields(config, outcome) for outcome in outcomes],
     }
     if error is not None:
         doc |= {"error": str(error), "reason": reason_of(error), "exit_code": error.exit_code}
     return doc
 
 
-def _fields(config: Config, one: Outcome) -> dict[str, Any]:
-    if one.found is None:
-        reason = None if one.error is None else str(reason_of(one.error))
-        return {"standby": one.standby, "error": str(one.error), "reason": reason}
-    found = one.found
+def _fields(config: Config, outcome: Outcome) -> dict[str, Any]:
+    if outcome.comparison is None:
+        reason = None if outcome.error is None else str(reason_of(outcome.error))
+        return {"standby": outcome.standby, "error": str(outcome.error), "reason": reason}
+    comparison = outcome.comparison
     return {
-        "standby": one.standby,
-        "equal": found.is_equal,
-        "snapshot": found.snapshot,
-        "full": found.full,
-        "entries": found.ours.entries,
-        "digest": found.ours.digest,
-        "digest_there": found.theirs.digest,
-        "read_bytes": found.read_bytes,
-        "seconds": found.seconds,
-        "differences": [] if found.is_equal else _sentences(config, found),
+        "standby": outcome.standby,
+        "equal": comparison.is_equal,
+        "snapshot": comparison.snapshot,
+        "full": comparison.full,
+        "entries": comparison.ours.entries,
+        "digest": comparison.ours.digest,
+        "digest_there": comparison.theirs.digest,
+        "read_bytes": comparison.read_bytes,
+        "seconds": comparison.seconds,
+        "differences": [] if comparison.is_equal else _sentences(config, comparison),
     }

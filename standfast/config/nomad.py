@@ -35,7 +35,9 @@ NOMAD_SKIP_VERIFY is true."""
         example="client.global.nomad",
         form="address or empty",
     )
-    request_timeout: float = option(5.0, "Deadline of one request", unit="s", least=0.1)
+    request_timeout: float = option(
+        5.0, "A request gives up when Nomad sends nothing for this long", unit="s", least=0.1
+    )
     meta_key: str = option(
         "storage_role",
         "Node meta that jobs are constrained on; each volume needs one of its own",

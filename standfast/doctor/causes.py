@@ -51,7 +51,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("clients", "containers"): "Who runs in there sees a server that is gone.",
     ("clients", "handles"): "These programs get errors for files they opened before.",
     ("clients", "hanging"): "These programs wait for a server.",
-    ("nomad", "nomad"): "Jobs that are bound to the primary may not follow.",
+    ("nomad", "nomad"): "Jobs that are constrained to the primary may not follow.",
     ("nomad", "meta"): "Nomad places jobs where the meta says that the primary is.",
     ("nomad", "quarantine"): "The node gets no jobs meanwhile.",
     ("nomad", "cut-off"): "Two copies of a job could write at once.",
@@ -63,35 +63,3 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("node", "clock"): "Names of snapshots and replication ages rest on it; the lease doesn't.",
     ("node", "hooks"): "They don't run at a change of role.",
 }
-
-_PAGE = """\
-# doctor
-
-`standfast doctor` makes all checks of this node and prints the results by group. For each check
-that is bad it says what that means and how to fix it. The command changes nothing, needs no running
-agent, and always ends, whatever hangs: a check that can't be made is a finding of its own (`look`).
-It exits with 0 when every check is well, else with 1.
-
-On the primary it also connects to each standby as a replication does, and checks ssh, the host key,
-the replication key, what the key may do, versions, clocks and space.
-
-`--json` prints one object; its names don't change:
-
-    {"v": 1, "volume": ..., "node": ..., "ok": true or false, "findings": [
-      {"group": ..., "check": ..., "subject": ..., "ok": true or false,
-       "cause": ..., "evidence": ..., "fix": ...}
-    ]}
-
-`subject` is the standby's name in the group `replication`, else empty. `cause` and `fix` are empty
-where the check is well. Checks that don't apply to a node are left out. `eligible` (group `nomad`)
-only informs, and is never bad.
-
-| group | check | when it is bad |
-|---|---|---|
-"""
-
-
-def page() -> str:
-    """docs/doctor.md."""
-    rows = [f"| {group} | `{check}` | {text} |\n" for (group, check), text in CAUSES.items()]
-    return _PAGE + "".join(rows)

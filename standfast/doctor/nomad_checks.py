@@ -11,7 +11,7 @@ from standfast.consul.gateway import ConsulGateway
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError
 from standfast.nomad import reports
-from standfast.nomad.constraints import Meta, Tie, bond
+from standfast.nomad.constraints import Meta, Tie, placement
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Noted
@@ -36,9 +36,9 @@ class Facts:
     """The storage nodes, this one among them if it is one."""
     notes: Mapping[str, Noted] = field(default_factory=dict)
     unguarded: Sequence[str] = ()
-    """Groups that are bound to the primary and run on when their node is cut off."""
-    bound: int = 0
-    """Groups that are bound to the primary."""
+    """Groups that are constrained to the primary and run on when their node is cut off."""
+    constrained: int = 0
+    """Groups that are constrained to the primary."""
     ttl_s: float | None = None
     """`failover_heartbeat_ttl` of the own agent; None: it is no server, or doesn't say."""
     serving: str | None = None
@@ -112,7 +112,7 @@ def _quarantine(facts: Facts) -> Iterator[Finding]:
                 yield Finding(
                     "eligible",
                     True,
-                    f"{one.name} is ineligible or draining by somebody's word: it stays so",
+                    f"{one.name} is ineligible or draining by an operator's choice: it stays so",
                 )
             continue
         age_s = facts.now - noted.note.at
@@ -145,9 +145,10 @@ def _guarded(facts: Facts) -> Finding:
     return Finding(
         "cut-off",
         True,
-        f"{facts.bound} groups are bound to the primary, and all end on a node that is cut off"
-        if facts.bound
-        else "no running job is bound to the primary, or the token sees none",
+        f"{facts.constrained} groups are constrained to the primary, and all end on a node that is "
+        "cut off"
+        if facts.constrained
+        else "no running job is constrained to the primary, or the token sees none",
     )
 
 
@@ -231,14 +232,14 @@ def facts_here(config: Config, serving: str | None) -> Facts:
     consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
     own, agent = nomad.own_node(), nomad.agent()
     address = config.nodes[serving].address if serving in config.nodes else ""
-    bound, unguarded = bound_groups(config, nomad, own)
+    constrained, unguarded = constrained_groups(config, nomad, own)
     return Facts(
         config,
         own,
         tuple(nomad.nodes(list(config.nodes))),
         Notes(config, consul).load(),
         unguarded,
-        bound,
+        constrained,
         agent.failover_heartbeat_ttl_s,
         serving,
         _host(nomad.leader()) == address != "",
@@ -251,8 +252,10 @@ def _host(endpoint: str) -> str:
     return endpoint.rpartition(":")[0].strip("[]")
 
 
-def bound_groups(config: Config, nomad: NomadGateway, own: Node) -> tuple[int, tuple[str, ...]]:
-    """How many groups are bound to the primary, and which of them run on when cut off."""
+def constrained_groups(
+    config: Config, nomad: NomadGateway, own: Node
+) -> tuple[int, tuple[str, ...]]:
+    """How many groups are constrained to the primary, and which of them run on when cut off."""
     meta = Meta(config.nomad.meta_key, config.nomad.meta_value)
     count, found = 0, []
     for line in nomad.jobs():
@@ -261,7 +264,7 @@ def bound_groups(config: Config, nomad: NomadGateway, own: Node) -> tuple[int, t
         job = nomad.job(line.namespace, line.id)
         for group in job.get("TaskGroups") or ():
             name = str(group.get("Name"))
-            if bond(job, name, meta, own).tie is Tie.PRIMARY:
+            if placement(job, name, meta, own).tie is Tie.PRIMARY:
                 count += 1
                 if not stops_when_cut_off(group):
                     found.append(f"{line.id}.{name}")

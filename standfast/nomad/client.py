@@ -1,34 +1,35 @@
-"""python-nomad over our transport: the only module that imports it.
+"""python-nomad with a session of ours: the only module that imports it.
 
 Invariants: an answer that comes back has status 200; all else is a NomadError with its outcome,
-which says whether a write may have been applied all the same. Certificates are verified, no
-redirect is followed, and nothing is taken from the environment (the library would take address,
-token, region, namespace and certificates from it, over explicit arguments left empty).
+which says whether a write may have been applied all the same. Certificates are verified by the
+configured CA alone, no redirect is followed, and nothing is taken from the environment: the
+endpoints get every setting, where the library's own `Nomad` would look for NOMAD_* variables.
 """
 
 from __future__ import annotations
 
-import io
+import http.client
 import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module
 from typing import Any, TypeVar
 
 import requests
-from nomad.api import exceptions
+from nomad import api
 from nomad.api.base import Requester
+from nomad.api.exceptions import BaseNomadException
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPResponse
+from urllib3 import Timeout
+from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
-from standfast.consul.http import Endpoint, Failure, Request, TransportError, exchange
+from standfast.consul.http import Endpoint
 from standfast.errors import NomadError, NomadOutcome
-from standfast.system.clock import Deadline
 
 T = TypeVar("T")
-_Untyped: Any = Requester
+# The library has no types.
+_Requester: Any = Requester
+_API: Any = api
 NEXT_STEP = {
     NomadOutcome.UNREACHABLE: "Check that the Nomad agent runs there and listens on this address.",
     NomadOutcome.TIMEOUT: "Check whether the Nomad agent hangs, and its way to the servers.",
@@ -55,78 +56,44 @@ _NOT_FOUND = re.compile(r"^(rpc error: )?(Unknown (allocation|node|job)\b|[\w \"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Whom to ask, and as who."""
+    """The agent that is asked, and the identity it is asked with."""
 
     endpoint: Endpoint
     token: str
     region: str
     tls: ssl.SSLContext | None
+    """None: the endpoint is plain HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One call of the gateway. `what` is how messages name it."""
+    """Describes one call of the gateway; messages name it by `what`."""
 
     what: str
-    deadline: Deadline
+    timeout_s: float
+    """Of each request: connecting and the wait for its answer together, then each wait for more
+    of the answer."""
     write: bool = False
 
 
-class _Line:
-    """Stands in for a pool of connections: one request over our transport, by the deadline."""
+class _TlsAdapter(HTTPAdapter):
+    """Connects by our own TLS context, whose CA is the only one that is trusted."""
 
-    def __init__(self, access: Access, deadline: Deadline) -> None:
-        self._access = access
-        self._deadline = deadline
-
-    def urlopen(self, *, method: str, url: str, body: Any, headers: Any, **_: Any) -> HTTPResponse:
-        data = body.encode() if isinstance(body, str) else body
-        answer = exchange(
-            self._access.endpoint,
-            Request(method, url, dict(headers), data),
-            self._deadline,
-            tls=self._access.tls,
-        )
-        return HTTPResponse(
-            io.BytesIO(answer.body),
-            headers={"Content-Type": answer.headers.get("Content-Type", "")},
-            status=answer.status,
-            preload_content=False,
-        )
-
-
-class _Adapter(HTTPAdapter):
-    def __init__(self, line: _Line) -> None:
+    def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
+        self._tls: dict[str, Any] = {"ssl_context": context, "server_hostname": server_name}
         super().__init__()
-        self._line = line
 
-    def get_connection_with_tls_context(self, *_args: Any, **_options: Any) -> Any:
-        return self._line
+    def init_poolmanager(
+        self, connections: int, maxsize: int, block: bool = False, **options: Any
+    ) -> None:
+        super().init_poolmanager(connections, maxsize, block, **options, **self._tls)
 
     def cert_verify(self, *_args: Any, **_options: Any) -> None:
-        """The transport's TLS context does."""
+        """The context verifies; requests would add the CAs of certifi to it."""
 
 
-class _Session(requests.Session):
-    """What the library sends its requests through."""
-
-    def __init__(self, line: _Line) -> None:
-        super().__init__()
-        self.trust_env = False
-        self.headers.update({"Accept-Encoding": "identity", "Connection": "close"})
-        self.mount("http://", _Adapter(line))
-        self.mount("https://", _Adapter(line))
-
-    def request(self, *args: Any, **options: Any) -> requests.Response:
-        options["allow_redirects"] = False  # the library follows them on PUT and DELETE
-        answer = super().request(*args, **options)
-        if answer.ok and answer.status_code != 200:
-            raise ValueError(f"unexpected status {answer.status_code}")
-        return answer
-
-
-class _ClientMetadata(_Untyped):  # type: ignore[misc]
-    """A node's dynamic meta, which the library doesn't know."""
+class _ClientMetadata(_Requester):  # type: ignore[misc]
+    """Reads and writes a node's dynamic meta, which the library doesn't know."""
 
     ENDPOINT = "client/metadata"
 
@@ -134,13 +101,13 @@ class _ClientMetadata(_Untyped):  # type: ignore[misc]
         return self.request(method="get").json()
 
     def apply(self, key: str, value: str | None, node_id: str) -> Any:
-        """`node_id` empty: of the agent's own client."""
+        """Sets one key, or removes it with None; `node_id` empty: on the agent's own client."""
         body = {"NodeID": node_id, "Meta": {key: value}}
         return self.request(json=body, method="post").json()
 
 
-class _ClientAllocation(_Untyped):  # type: ignore[misc]
-    """The library's restart leaves out the tasks that are done."""
+class _ClientAllocation(_Requester):  # type: ignore[misc]
+    """Restarts every task; the library's restart leaves out those that are done."""
 
     ENDPOINT = "client/allocation"
 
@@ -152,8 +119,8 @@ class _ClientAllocation(_Untyped):  # type: ignore[misc]
         return self.request(alloc_id, "signal", json=body, method="post").json()
 
 
-class _Evaluation(_Untyped):  # type: ignore[misc]
-    """The library asks in the default namespace alone."""
+class _Evaluation(_Requester):  # type: ignore[misc]
+    """Reads an evaluation of any namespace; the library knows only the default one."""
 
     ENDPOINT = "evaluation"
 
@@ -162,91 +129,70 @@ class _Evaluation(_Untyped):  # type: ignore[misc]
 
 
 class Library:
-    """The library's endpoints for one call. Its own client class would read the environment."""
+    """Holds the library's endpoints, and those that it lacks, over one session."""
 
-    def __init__(self, access: Access, deadline: Deadline) -> None:
+    def __init__(self, access: Access, timeout_s: float, session: requests.Session) -> None:
         endpoint = access.endpoint
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        self._settings: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "address": f"{endpoint.scheme}://{host}:{endpoint.port}",
             "token": access.token or None,
             "region": access.region or None,
-            "timeout": deadline.remaining_s(),
-            "verify": True,
-            "session": _Session(_Line(access, deadline)),
+            "timeout": Timeout(total=timeout_s),
+            "verify": access.tls is None or access.tls.verify_mode is not ssl.CERT_NONE,
+            "session": session,
         }
-        self.metadata = _ClientMetadata(**self._settings)
-        self.client_allocation = _ClientAllocation(**self._settings)
-        self.evaluation = _Evaluation(**self._settings)
-
-    @cached_property
-    def agent(self) -> Any:
-        return self._endpoint("agent", "Agent")
-
-    @cached_property
-    def allocation(self) -> Any:
-        return self._endpoint("allocation", "Allocation")
-
-    @cached_property
-    def job(self) -> Any:
-        return self._endpoint("job", "Job")
-
-    @cached_property
-    def jobs(self) -> Any:
-        return self._endpoint("jobs", "Jobs")
-
-    @cached_property
-    def node(self) -> Any:
-        return self._endpoint("node", "Node")
-
-    @cached_property
-    def nodes(self) -> Any:
-        return self._endpoint("nodes", "Nodes")
-
-    @cached_property
-    def status(self) -> Any:
-        return self._endpoint("status", "Status")
-
-    def _endpoint(self, module: str, name: str) -> Any:
-        return getattr(import_module(f"nomad.api.{module}"), name)(**self._settings)
+        self.agent = _API.Agent(**settings)
+        self.allocation = _API.Allocation(**settings)
+        self.job = _API.Job(**settings)
+        self.jobs = _API.Jobs(**settings)
+        self.node = _API.Node(**settings)
+        self.nodes = _API.Nodes(**settings)
+        self.status = _API.Status(**settings)
+        self.metadata = _ClientMetadata(**settings)
+        self.client_allocation = _ClientAllocation(**settings)
+        self.evaluation = _Evaluation(**settings)
 
 
 def ask(access: Access, question: Question, call: Callable[[Library], T]) -> T:
-    """The answer by the question's deadline; NomadError when there is none."""
-    if question.deadline.expired:
-        raise _error(access, question, NomadOutcome.TIMEOUT, "the deadline had passed before")
+    """Returns the answer; NomadError when there is none."""
     try:
-        return call(Library(access, question.deadline))
-    except TransportError as error:
-        outcome = {
-            Failure.UNREACHABLE: NomadOutcome.UNREACHABLE,
-            Failure.TIMEOUT: NomadOutcome.TIMEOUT,
-            Failure.BROKEN: NomadOutcome.GARBLED,
-        }[error.kind]
-        # The text alone: what is chained could hold the request with its headers.
-        text, sent = str(error), error.sent
-        raise _error(access, question, outcome, text, maybe_applied=sent) from None
-    except exceptions.BaseNomadException as error:
+        with _session(access) as session:
+            return call(Library(access, question.timeout_s, session))
+    except BaseNomadException as error:
         raise _refused(access, question, error.nomad_resp) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         text = f"not an answer of Nomad ({type(error).__name__}: {str(error)[:200]})"
         raise _error(access, question, NomadOutcome.GARBLED, text, maybe_applied=True) from None
 
 
+def _session(access: Access) -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False  # no proxy, no .netrc, no CA of a variable
+    session.headers["Connection"] = "close"
+    session.hooks["response"].append(_check_status)
+    if access.tls is not None:
+        name = access.endpoint.server_name or access.endpoint.host
+        session.mount("https://", _TlsAdapter(access.tls, name))
+    return session
+
+
+def _check_status(response: requests.Response, **_options: Any) -> None:
+    """Raises ValueError for a redirect or no content, which the library takes for an answer."""
+    if response.ok and response.status_code != 200:
+        raise ValueError(f"unexpected status {response.status_code}")
+
+
 def _refused(access: Access, question: Question, reason: Any) -> NomadError:
-    """`reason` is the library's: a response, or what came instead of one."""
-    if isinstance(reason, requests.Response):
-        text = reason.text[:200].strip()
-        outcome = _outcome(reason.status_code, text)
-        definite = outcome is NomadOutcome.NOT_FOUND or any(one in text for one in _NOTHING_APPLIED)
-        maybe = reason.status_code >= 500 and not definite
-        said = f"{reason.status_code} {text!r}"
-        return _error(access, question, outcome, said, maybe_applied=maybe)
-    outcome = NomadOutcome.UNREACHABLE
-    if isinstance(reason, requests.Timeout):
-        outcome = NomadOutcome.TIMEOUT
-    never_sent = isinstance(reason, requests.ConnectTimeout)
-    return _error(access, question, outcome, str(reason)[:200], maybe_applied=not never_sent)
+    """`reason` is the library's: a response, or the error that came instead of one."""
+    if not isinstance(reason, requests.Response):
+        return _unanswered(access, question, reason)
+    text = reason.text[:200].strip()
+    outcome = _outcome(reason.status_code, text)
+    definite = outcome is NomadOutcome.NOT_FOUND or any(mark in text for mark in _NOTHING_APPLIED)
+    maybe = reason.status_code >= 500 and not definite
+    said = f"{reason.status_code} {text!r}"
+    return _error(access, question, outcome, said, maybe_applied=maybe)
 
 
 def _outcome(status: int, text: str) -> NomadOutcome:
@@ -261,6 +207,32 @@ def _outcome(status: int, text: str) -> NomadOutcome:
     if 500 <= status < 600 or status == 429:
         return NomadOutcome.SERVER_ERROR
     return NomadOutcome.BAD_REQUEST
+
+
+def _unanswered(access: Access, question: Question, error: Exception) -> NomadError:
+    cause = _cause_of(error)
+    if isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError):
+        never_sent = isinstance(error, requests.ConnectTimeout)
+        text = f"no {'connection' if never_sent else 'answer'} within {question.timeout_s:.1f} s"
+        return _error(access, question, NomadOutcome.TIMEOUT, text, maybe_applied=not never_sent)
+    if isinstance(cause, (http.client.HTTPException, ConnectionError)):
+        closed = isinstance(cause, http.client.RemoteDisconnected)
+        why = "the connection was closed without an answer" if closed else str(cause)[:200]
+        text = f"no whole HTTP answer: {why}"
+        return _error(access, question, NomadOutcome.GARBLED, text, maybe_applied=True)
+    never_sent = isinstance(cause, (NewConnectionError, ssl.SSLCertVerificationError))
+    kind = "the TLS handshake failed: " if isinstance(cause, ssl.SSLError) else ""
+    text = kind + str(cause)[:200]
+    return _error(access, question, NomadOutcome.UNREACHABLE, text, maybe_applied=not never_sent)
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """Returns the innermost error of those that requests and urllib3 have wrapped."""
+    inner = [getattr(error, "reason", None), *error.args]
+    for wrapped in inner:
+        if isinstance(wrapped, BaseException):
+            return _cause_of(wrapped)
+    return error
 
 
 def _error(

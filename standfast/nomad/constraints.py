@@ -1,8 +1,9 @@
-"""Which allocations have to be where the volume's meta is: Nomad's own matching, made again.
+"""Which allocations have to be where the volume's meta is.
 
-Invariant: pure. A constraint is asked twice, for the node with the meta and for the same node
-without it; what can't be told counts as bound, since a job in the wrong place is the worse end.
-Affinities are wishes: named apart, never a reason to stop anything.
+Invariant: pure. A constraint is evaluated twice, for the node with the meta and for the same node
+without it. Only equality and presence are understood; what can't be told counts as constrained,
+since a job in the wrong place is the worse end. Affinities are preferences: never a reason to stop
+a job.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Meta:
 
 
 class Tie(StrEnum):
-    """What a job says of the meta."""
+    """How a job is tied to the meta."""
 
     PRIMARY = "primary"
     """It may run only where the meta is."""
@@ -40,7 +41,7 @@ class Tie(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Bond:
+class Placement:
     """A tie, and the line of the job that makes it."""
 
     tie: Tie
@@ -49,54 +50,54 @@ class Bond:
     text: str = ""
 
 
-def bond(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Bond:
-    """What the allocation of `group` says of the meta, seen from `node`, where it is."""
+def placement(job: Mapping[str, Any], group: str, meta: Meta, node: Node) -> Placement:
+    """Returns how a group is tied to the meta; `node` is where its allocation is."""
     without = {key: value for key, value in node.meta.items() if key != meta.key}
     bare = replace(node, meta=without)
     marked = replace(node, meta={**without, meta.key: meta.value})
-    found = Bond(Tie.NONE)
+    primary = Placement(Tie.NONE)
     for level, line in lines(job, group, "Constraints"):
         if not speaks_of(line, meta.key):
             continue
         there, elsewhere = holds(line, marked), holds(line, bare)
         if there is False and elsewhere is not False:
-            return Bond(Tie.ELSEWHERE, level, sentence(line))
+            return Placement(Tie.ELSEWHERE, level, sentence(line))
         if there is not False and elsewhere is not True:
-            found = Bond(Tie.PRIMARY, level, sentence(line))
-    if found.tie is not Tie.NONE:
-        return found
+            primary = Placement(Tie.PRIMARY, level, sentence(line))
+    if primary.tie is not Tie.NONE:
+        return primary
     for level, line in lines(job, group, "Affinities"):
         if speaks_of(line, meta.key):
-            return Bond(Tie.PREFERS, level, sentence(line))
-    return found
+            return Placement(Tie.PREFERS, level, sentence(line))
+    return primary
 
 
 def lines(job: Mapping[str, Any], group: str, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The job's, the group's and its tasks' `Constraints` or `Affinities`."""
-    yield from (("job", one) for one in dicts(job.get(kind)))
-    for one in dicts(job.get("TaskGroups")):
-        if one.get("Name") != group:
+    """Yields the `Constraints` or `Affinities` of the job, the group and its tasks, by level."""
+    yield from (("job", line) for line in dicts(job.get(kind)))
+    for candidate in dicts(job.get("TaskGroups")):
+        if candidate.get("Name") != group:
             continue
-        yield from (("group", line) for line in dicts(one.get(kind)))
-        for task in dicts(one.get("Tasks")):
+        yield from (("group", line) for line in dicts(candidate.get(kind)))
+        for task in dicts(candidate.get("Tasks")):
             yield from ((f"task {task.get('Name')}", line) for line in dicts(task.get(kind)))
 
 
 def dicts(value: Any) -> Iterator[Mapping[str, Any]]:
-    """The objects of a list, whatever else may be there."""
+    """Yields the objects of a list and skips everything else."""
     if isinstance(value, list):
-        yield from (one for one in value if isinstance(one, dict))
+        yield from (item for item in value if isinstance(item, dict))
 
 
 def sentence(line: Mapping[str, Any]) -> str:
-    """As it stands in a job file."""
+    """Returns the line as a job file has it."""
     return " ".join(
         word for word in (_text(line, "LTarget"), _operand(line), _text(line, "RTarget")) if word
     )
 
 
 def speaks_of(line: Mapping[str, Any], key: str) -> bool:
-    """Whether either side is the meta's name."""
+    """Tells whether either side is the meta's name."""
     return f"meta.{key}" in (_name(_text(line, "LTarget")), _name(_text(line, "RTarget")))
 
 
@@ -110,13 +111,13 @@ def _operand(line: Mapping[str, Any]) -> str:
 
 
 def _name(target: str) -> str | None:
-    """`meta.x` of `${meta.x}`; None: a literal."""
-    found = _NAME.match(target.strip())
-    return None if found is None else found["name"]
+    """Returns `meta.x` of `${meta.x}`; None for a literal."""
+    match = _NAME.match(target.strip())
+    return None if match is None else match["name"]
 
 
 def resolve(target: str, node: Node) -> str | None:
-    """What a side of a constraint stands for on a node; None: nothing."""
+    """Returns the value of a side of a constraint on a node; None when it has none there."""
     name = _name(target)
     if name is None:
         return target
@@ -135,73 +136,21 @@ def resolve(target: str, node: Node) -> str | None:
 
 
 def holds(line: Mapping[str, Any], node: Node) -> bool | None:
-    """Whether a constraint is met on a node, by Nomad's rules; None: it can't be told here."""
+    """Tells whether a constraint is met on a node; None when that can't be told.
+
+    Equality and presence follow Nomad's rules. Every other operator (regexp, version, semver,
+    set_contains, distinct_hosts, <, ...) can't be told.
+    """
     left = resolve(_text(line, "LTarget"), node)
     right = resolve(_text(line, "RTarget"), node)
     match _operand(line):
+        case "=" | "==" | "is":
+            return left is not None and left == right
         case "!=" | "not":
             return (left or "") != (right or "")
         case "is_set":
             return left is not None
         case "is_not_set":
             return left is None
-        case "distinct_hosts" | "distinct_property":
-            return True
-        case operand if left is None or right is None:
-            return False if operand in _OPERANDS else None
-        case operand:
-            return _compare(operand, left, right)
-
-
-_OPERANDS = frozenset(
-    [
-        "=",
-        "==",
-        "is",
-        "<",
-        "<=",
-        ">",
-        ">=",
-        "regexp",
-        "version",
-        "semver",
-        "set_contains",
-        "set_contains_all",
-        "set_contains_any",
-    ]
-)
-
-
-def _compare(operand: str, left: str, right: str) -> bool | None:
-    match operand:
-        case "=" | "==" | "is":
-            return left == right
-        case "<" | "<=" | ">" | ">=":
-            return _ordered(operand, left, right)
-        case "regexp":
-            try:
-                return re.search(right, left) is not None
-            except re.error:
-                return None
-        case "set_contains" | "set_contains_all":
-            return _items(right) <= _items(left)
-        case "set_contains_any":
-            return bool(_items(right) & _items(left))
         case _:
             return None
-
-
-def _items(text: str) -> frozenset[str]:
-    return frozenset(item.strip() for item in text.split(","))
-
-
-def _ordered(operand: str, left: str, right: str) -> bool:
-    """As numbers where both are, else by their letters."""
-    a: float | str
-    b: float | str
-    try:
-        a, b = float(left), float(right)
-    except ValueError:
-        a, b = left, right
-    less, equal = a < b, a == b  # type: ignore[operator]
-    return {"<": less, "<=": less or equal, ">": not less and not equal, ">=": not less}[operand]

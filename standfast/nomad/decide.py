@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from standfast.nomad.observation import Bound, Noted, Observed, Role
+from standfast.nomad.observation import Constrained, Noted, Observed, Role
 from standfast.nomad.ports import READY, Node
 from standfast.reasons import Reason
 
 
 class Do(StrEnum):
-    """Every effect that following may have; `follow` has one function for each."""
+    """Every effect that following may have; `steps` has one function for each."""
 
     QUARANTINE = "quarantine"
     """Write the note, then make the node ineligible."""
@@ -37,14 +37,14 @@ class Step:
     do: Do
     says: str
     node: Node | None = None
-    bound: Bound | None = None
+    allocation: Constrained | None = None
     noted: Noted | None = None
     """The note that it ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The steps in their order, and how it stands."""
+    """The steps in their order, and the state in one sentence."""
 
     reason: Reason
     sentence: str
@@ -52,12 +52,12 @@ class Decision:
 
     @property
     def settled(self) -> bool:
-        """Nothing to do and nothing to wait for."""
+        """Tells whether there is nothing to do and nothing to wait for."""
         return not self.steps and self.reason in (Reason.NOMAD_FOLLOWS, Reason.NOMAD_NOT_ELIGIBLE)
 
 
 def decide(seen: Observed) -> Decision:
-    """One round."""
+    """Returns what one round has to do."""
     match seen.role:
         case Role.PRIMARY:
             return _as_primary(seen)
@@ -79,30 +79,30 @@ def _as_primary(seen: Observed) -> Decision:
             steps.append(Step(Do.SET_META, f"set {_pair(seen)} on this node"))
     ready = seen.shows(seen.own)
     for node in seen.others:
-        for one in seen.on(node):
+        for allocation in seen.on(node):
             # Its node is ineligible by now, or doesn't show the meta: it can't come back there.
-            if one.wanted and (ready or one.on_every_node):
-                steps.append(_stop(one, node))
+            if allocation.wanted and (ready or allocation.on_every_node):
+                steps.append(_stop(allocation, node))
     return _told(seen, tuple(steps), held)
 
 
-def _unsafe(seen: Observed) -> Iterator[Bound]:
-    """What would run twice if this node took jobs now: Nomad doesn't wait for its end.
+def _unsafe(seen: Observed) -> Iterator[Constrained]:
+    """Yields what would run twice if this node took jobs now: Nomad doesn't wait for its end.
 
     It does for the end of what it stops and places in one go; not for that of a system job on
     another node, nor of what was stopped while no node could take it.
     """
     for node in (seen.own, *seen.others):
-        for one in seen.on(node) if node.status == READY else ():
-            if not one.wanted or (one.on_every_node and node is not seen.own):
-                yield one
+        for allocation in seen.on(node) if node.status == READY else ():
+            if not allocation.wanted or (allocation.on_every_node and node is not seen.own):
+                yield allocation
 
 
-def _told(seen: Observed, steps: tuple[Step, ...], held: list[Bound]) -> Decision:
+def _told(seen: Observed, steps: tuple[Step, ...], held: list[Constrained]) -> Decision:
     pair, own = _pair(seen), seen.own
-    left = [one for node in seen.others for one in seen.on(node)]
+    left = [allocation for node in seen.others for allocation in seen.on(node)]
     if held and not (seen.local and own.eligible):
-        names = ", ".join(sorted({one.job for one in held}))
+        names = ", ".join(sorted({allocation.job for allocation in held}))
         return Decision(Reason.NOMAD_MOVING, f"{names} has to end before jobs are placed here: it "
                         "would run twice", steps)  # fmt: skip
     if not seen.shows(own):
@@ -111,11 +111,13 @@ def _told(seen: Observed, steps: tuple[Step, ...], held: list[Bound]) -> Decisio
         )
     if not own.eligible and own.id not in seen.notes:
         why = "is draining" if own.draining else "is ineligible"
-        return Decision(Reason.NOMAD_NOT_ELIGIBLE, f"{own.name} {why} by somebody's word: jobs of "
-                        f"the primary can't come here. nomad node eligibility -enable {own.id}",
-                        steps)  # fmt: skip
+        sentence = (
+            f"{own.name} {why} by an operator's choice: jobs of the primary can't come here. "
+            f"nomad node eligibility -enable {own.id}"
+        )
+        return Decision(Reason.NOMAD_NOT_ELIGIBLE, sentence, steps)
     if left:
-        names = ", ".join(sorted({one.job for one in left}))
+        names = ", ".join(sorted({allocation.job for allocation in left}))
         return Decision(Reason.NOMAD_MOVING, f"still on other nodes: {names}", steps)
     if steps:
         return Decision(Reason.NOMAD_MOVING, "; ".join(step.says for step in steps), steps)
@@ -128,7 +130,7 @@ def _as_standby(seen: Observed) -> Decision:
     noted = seen.notes.get(own.id)
     if noted is not None and noted.firm and own.draining:
         # At once: when the drain is over, nothing tells it from our own doing.
-        sentence = f"{own.name} is being drained by somebody's word: it stays so"
+        sentence = f"{own.name} is being drained by an operator: it stays ineligible"
         return Decision(Reason.NOMAD_QUARANTINED, sentence, tuple(_own_eligibility(seen)))
     if noted is not None and noted.ahead and not own.eligible:
         sentence = f"{own.name} is to be the primary: it shows {pair}, and takes no jobs yet"
@@ -139,7 +141,7 @@ def _as_standby(seen: Observed) -> Decision:
         steps.append(_quarantine(own, "it has the primary's meta and is a standby"))
     if seen.local:
         steps.append(Step(Do.UNSET_META, f"unset {pair} on this node"))
-    steps += [_stop(one, own) for one in seen.on(own) if one.wanted]
+    steps += [_stop(allocation, own) for allocation in seen.on(own) if allocation.wanted]
     if shown:
         sentence = f"the servers still show {pair} on {own.name}: no job is placed here until then"
         return Decision(Reason.NOMAD_QUARANTINED, sentence, tuple(steps))
@@ -151,14 +153,14 @@ def _as_standby(seen: Observed) -> Decision:
     if own.id in seen.notes:
         sentence = f"{own.name} is just being made ineligible by {seen.notes[own.id].note.by}"
         return Decision(Reason.NOMAD_QUARANTINED, sentence)
-    ending = sorted({one.job for one in seen.on(own)})
+    ending = sorted({allocation.job for allocation in seen.on(own)})
     if ending:
         return Decision(Reason.NOMAD_MOVING, f"ending here: {', '.join(ending)}")
     return Decision(Reason.NOMAD_FOLLOWS, f"{own.name} is a standby and doesn't show {pair}")
 
 
 def _own_eligibility(seen: Observed) -> Iterator[Step]:
-    """Give back what a note says was taken; whoever drains the node has taken it over."""
+    """Makes the node eligible again where a note says that we took that; a drain stays."""
     own = seen.own
     noted = seen.notes.get(own.id)
     if noted is None or not noted.firm:
@@ -174,8 +176,8 @@ def _quarantine(node: Node, why: str) -> Step:
     return Step(Do.QUARANTINE, f"make {node.name} ineligible: {why}", node)
 
 
-def _stop(one: Bound, node: Node) -> Step:
-    return Step(Do.STOP, f"stop {one.job} on {node.name}", node, one)
+def _stop(allocation: Constrained, node: Node) -> Step:
+    return Step(Do.STOP, f"stop {allocation.job} on {node.name}", node, allocation)
 
 
 def _pair(seen: Observed) -> str:

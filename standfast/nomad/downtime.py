@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from standfast.errors import NomadError
+from standfast.nomad.observation import Constrained
 from standfast.nomad.ports import Allocation, Node, NomadGateway
-from standfast.nomad.release import Stopped
 from standfast.system.clock import monotonic
 
 # What isn't running elsewhere by then is the scheduler's, and its operator's.
@@ -20,9 +20,19 @@ PATIENCE_S = 600.0
 RUNNING = "running"
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A job that was told to end here."""
+
+    allocation: Constrained
+    at: float
+    """Monotonic seconds."""
+    evaluation: str
+
+
 @dataclass(slots=True)
-class Move:
-    """One group of one job."""
+class Downtime:
+    """The downtime of one group of one job."""
 
     job: str
     source: str
@@ -35,62 +45,62 @@ class Move:
 
 
 @dataclass(slots=True)
-class Moves:
-    """Those since the last change of the role."""
+class Downtimes:
+    """Measures the downtimes since the last change of the role."""
 
-    known: dict[str, Move] = field(default_factory=dict)
+    known: dict[str, Downtime] = field(default_factory=dict)
     _stopped: dict[str, Stopped] = field(default_factory=dict)
 
     def begin(self, stopped: Stopped, source: Node) -> None:
-        """From when it was stopped, or was found in the wrong place (then without an evaluation).
+        """Counts from the stop, or, without an evaluation, from when it was in the wrong place.
 
         A second stop of the same job doesn't begin its time anew.
         """
-        name = stopped.bound.job
+        name = stopped.allocation.job
         before = self._stopped.get(name)
         if before is None:
-            self.known[name] = Move(name, source.name)
+            self.known[name] = Downtime(name, source.name)
             self._stopped[name] = stopped
         elif stopped.evaluation:
             self._stopped[name] = replace(stopped, at=before.at)
 
     def forget(self) -> None:
-        """Another change of the role begins."""
+        """Drops all of them: another change of the role begins."""
         self.known.clear()
         self._stopped.clear()
 
     @property
     def pending(self) -> bool:
         now = monotonic()
-        return any(now - one.at < PATIENCE_S for one in self._stopped.values())
+        return any(now - stopped.at < PATIENCE_S for stopped in self._stopped.values())
 
-    def look(self, running: Mapping[str, tuple[Node, Allocation]]) -> list[Move]:
+    def look(self, running: Mapping[str, tuple[Node, Allocation]]) -> list[Downtime]:
         """`running`: job -> where it runs by its constraint; returns what has just arrived."""
         arrived = []
         for name in [name for name in self._stopped if name in running]:
             node, allocation = running[name]
-            if allocation.id == self._stopped[name].bound.id:
+            if allocation.id == self._stopped[name].allocation.id:
                 continue
-            move = self.known[name]
-            move.target, move.why = node.name, ""
-            move.down_s = round(monotonic() - self._stopped.pop(name).at, 1)
-            arrived.append(move)
+            downtime = self.known[name]
+            downtime.target, downtime.why = node.name, ""
+            downtime.down_s = round(monotonic() - self._stopped.pop(name).at, 1)
+            arrived.append(downtime)
         return arrived
 
     def ask_why(self, nomad: NomadGateway) -> None:
-        """What the scheduler says of those that run nowhere yet."""
+        """Asks the scheduler why some run nowhere yet."""
         for name, stopped in self._stopped.items():
             if not stopped.evaluation:
                 continue
             try:
-                namespace = stopped.bound.namespace
+                namespace = stopped.allocation.namespace
                 told = nomad.evaluation(stopped.evaluation, namespace=namespace).unplaced
             except NomadError:
                 return
-            self.known[name].why = told.get(stopped.bound.group, "")
+            self.known[name].why = told.get(stopped.allocation.group, "")
 
     def document(self) -> list[dict[str, Any]]:
-        return [asdict(move) for move in self.known.values()]
+        return [asdict(downtime) for downtime in self.known.values()]
 
 
 def by_job(
@@ -98,12 +108,12 @@ def by_job(
     allocations: Mapping[str, tuple[Allocation, ...]],
     fits: Callable[[Node], bool],
 ) -> Mapping[str, tuple[Node, Allocation]]:
-    """job -> where it runs, of the nodes that fit."""
-    found = {}
+    """Returns job -> where it runs, among the nodes that fit."""
+    running = {}
     for node_id, those in allocations.items():
         node = nodes[node_id]
-        for one in those:
-            if one.client_status == RUNNING and fits(node):
-                prefix = "" if one.namespace == "default" else f"{one.namespace}/"
-                found[f"{prefix}{one.job_id}.{one.group}"] = (node, one)
-    return found
+        for allocation in those:
+            if allocation.client_status == RUNNING and fits(node):
+                prefix = "" if allocation.namespace == "default" else f"{allocation.namespace}/"
+                running[f"{prefix}{allocation.job_id}.{allocation.group}"] = (node, allocation)
+    return running

@@ -1,8 +1,8 @@
 """The gateway to Nomad: everything that Standfast asks of it, with names for what can go wrong.
 
-Invariants: every call ends by its deadline and asks the node's own agent, which passes on to the
-servers. An answer is believed only in the shape that Nomad sends. No write is repeated here. The
-token appears in no message.
+Invariants: each request asks the node's own agent, which passes it on to the servers, and gives up
+when nothing comes within the timeout. An answer is believed only in the shape that Nomad sends. No
+write is repeated here. The token appears in no message.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Tls:
 class NomadAgent:
     """Nomad through one agent; meets `standfast.nomad.ports.NomadGateway`. Thread-safe.
 
-    Every call takes `deadline` (default: `timeout_s` from now) and raises a NomadError.
+    Every call raises NomadError. `timeout_s`, in seconds, is for each of its requests.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class NomadAgent:
         timeout_s: float | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> NomadAgent:
-        """[nomad] of the configuration; what it leaves empty comes from NOMAD_*, else defaults.
+        """Reads [nomad] of the configuration; empty values come from NOMAD_*, else defaults.
 
         ConfigError for unusable values or files. NOMAD_SKIP_VERIFY is the only way to leave the
         agent's certificate unverified.
@@ -112,34 +112,29 @@ class NomadAgent:
 
     # The own node and its agent
 
-    def agent(self, *, deadline: Deadline | None = None) -> Agent:
+    def agent(self) -> Agent:
         return self._read(
             "reading the agent's own state",
-            deadline,
             lambda nomad: wire.parse_agent(nomad.agent.get_agent()),
         )
 
-    def own_node(self, *, deadline: Deadline | None = None) -> Node:
-        until = self._until(deadline)
-        agent = self.agent(deadline=until)
+    def own_node(self) -> Node:
+        agent = self.agent()
         if not agent.node_id:
             raise NomadError(
                 f"Nomad at {self._endpoint} runs no client, so this node has no meta and no jobs. "
                 "Point nomad.address at the agent of this node's client.",
                 NomadOutcome.NOT_FOUND,
             )
-        return self.node(agent.node_id, deadline=until)
+        return self.node(agent.node_id)
 
-    def local_meta(self, *, deadline: Deadline | None = None) -> LocalMeta:
+    def local_meta(self) -> LocalMeta:
         return self._read(
             "reading this node's meta",
-            deadline,
             lambda nomad: wire.parse_local_meta(nomad.metadata.read()),
         )
 
-    def set_meta(
-        self, key: str, value: str | None, *, node_id: str = "", deadline: Deadline | None = None
-    ) -> LocalMeta:
+    def set_meta(self, key: str, value: str | None, *, node_id: str = "") -> LocalMeta:
         whose = f"the meta {key} of node {node_id}" if node_id else f"this node's meta {key}"
         what = f"unsetting {whose}" if value is None else f"setting {whose} to {value}"
 
@@ -149,118 +144,93 @@ class NomadAgent:
                 raise ValueError(f"{key} is {made.meta.get(key)!r} after that")
             return made
 
-        return self._write(what, deadline, call)
+        return self._write(what, call)
 
     # What the servers know
 
-    def leader(self, *, deadline: Deadline | None = None) -> str:
+    def leader(self) -> str:
         return self._read(
             "reading who leads",
-            deadline,
             lambda nomad: wire.parse_leader(nomad.status.leader.get_leader()),
         )
 
-    def node(self, node_id: str, *, deadline: Deadline | None = None) -> Node:
+    def node(self, node_id: str) -> Node:
         return self._read(
             f"reading the node {node_id}",
-            deadline,
             lambda nomad: wire.parse_node(nomad.node.get_node(_part(node_id))),
         )
 
-    def nodes(
-        self, names: Collection[str] | None = None, *, deadline: Deadline | None = None
-    ) -> tuple[Node, ...]:
-        until = self._until(deadline)
+    def nodes(self, names: Collection[str] | None = None) -> tuple[Node, ...]:
         listed = self._read(
             "reading the list of nodes",
-            until,
             lambda nomad: wire.parse_node_names(nomad.nodes.get_nodes()),
         )
         return tuple(
-            self.node(node_id, deadline=until)
-            for name, node_id in listed
-            if names is None or name in names
+            self.node(node_id) for name, node_id in listed if names is None or name in names
         )
 
-    def allocations(
-        self, node_id: str, *, deadline: Deadline | None = None
-    ) -> tuple[Allocation, ...]:
-        found = self._read(
+    def allocations(self, node_id: str) -> tuple[Allocation, ...]:
+        allocations = self._read(
             f"reading the allocations of node {node_id}",
-            deadline,
             lambda nomad: wire.parse_allocations(nomad.node.get_allocations(_part(node_id))),
         )
-        return tuple(one for one in found if self._namespace in (ALL, one.namespace))
+        return tuple(each for each in allocations if self._namespace in (ALL, each.namespace))
 
-    def allocation(self, alloc_id: str, *, deadline: Deadline | None = None) -> Allocation:
+    def allocation(self, alloc_id: str) -> Allocation:
         return self._read(
             f"reading the allocation {alloc_id}",
-            deadline,
             lambda nomad: wire.parse_allocation(nomad.allocation.get_allocation(_part(alloc_id))),
         )
 
-    def jobs(self, *, deadline: Deadline | None = None) -> tuple[Job, ...]:
+    def jobs(self) -> tuple[Job, ...]:
         return self._read(
             "reading the list of jobs",
-            deadline,
             lambda nomad: wire.parse_jobs(nomad.jobs.get_jobs(namespace=self._namespace)),
         )
 
-    def job(
-        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
-    ) -> Mapping[str, Any]:
+    def job(self, namespace: str, job_id: str) -> Mapping[str, Any]:
         return self._read(
             f"reading the job {job_id}",
-            deadline,
             lambda nomad: wire.parse_job(nomad.job.get_job(_part(job_id), namespace=namespace)),
         )
 
-    def job_allocations(
-        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
-    ) -> tuple[Allocation, ...]:
+    def job_allocations(self, namespace: str, job_id: str) -> tuple[Allocation, ...]:
         def call(nomad: Library) -> tuple[Allocation, ...]:
             return wire.parse_allocations(
                 nomad.job.get_allocations(_part(job_id), namespace=namespace)
             )
 
-        return self._read(f"reading the allocations of job {job_id}", deadline, call)
+        return self._read(f"reading the allocations of job {job_id}", call)
 
-    def evaluation(
-        self, eval_id: str, *, namespace: str = "default", deadline: Deadline | None = None
-    ) -> Evaluation:
+    def evaluation(self, eval_id: str, *, namespace: str = "default") -> Evaluation:
         return self._read(
             f"reading the evaluation {eval_id}",
-            deadline,
             lambda nomad: wire.parse_evaluation(nomad.evaluation.read(_part(eval_id), namespace)),
         )
 
     # What changes them
 
-    def set_eligible(
-        self, node_id: str, eligible: bool, *, deadline: Deadline | None = None
-    ) -> None:
+    def set_eligible(self, node_id: str, eligible: bool) -> None:
         word = "eligible" if eligible else "ineligible"
         # With its `ineligible=False` the library makes a node ineligible.
         self._write(
             f"making the node {node_id} {word}",
-            deadline,
             lambda nomad: wire.check_done(
                 nomad.node.eligible_node(_part(node_id), eligible=eligible)
             ),
         )
 
-    def stop(self, alloc_id: str, *, deadline: Deadline | None = None) -> str:
+    def stop(self, alloc_id: str) -> str:
         return self._write(
             f"stopping the allocation {alloc_id}",
-            deadline,
             lambda nomad: wire.parse_stopped(nomad.allocation.stop_allocation(_part(alloc_id))),
         )
 
     def restart(self, alloc_id: str, *, deadline: Deadline | None = None) -> None:
         self._write(
             f"restarting the allocation {alloc_id}",
-            deadline,
             lambda nomad: wire.check_done(nomad.client_allocation.restart_all(_part(alloc_id))),
+            deadline,
         )
 
     def signal(
@@ -268,30 +238,33 @@ class NomadAgent:
     ) -> None:
         self._write(
             f"sending {signal} to the allocation {alloc_id}",
-            deadline,
             lambda nomad: wire.check_done(
                 nomad.client_allocation.signal(_part(alloc_id), task or "", signal)
             ),
+            deadline,
         )
 
     # Asking
 
-    def _until(self, deadline: Deadline | None) -> Deadline:
-        return deadline or Deadline.after(self.timeout_s)
+    def _read(self, what: str, call: Callable[[Library], T]) -> T:
+        return self._ask(what, call, self.timeout_s, write=False)
 
-    def _read(self, what: str, deadline: Deadline | None, call: Callable[[Library], T]) -> T:
-        return self._ask(what, deadline, call, write=False)
-
-    def _write(self, what: str, deadline: Deadline | None, call: Callable[[Library], T]) -> T:
-        return self._ask(what, deadline, call, write=True)
-
-    def _ask(
-        self, what: str, deadline: Deadline | None, call: Callable[[Library], T], *, write: bool
+    def _write(
+        self, what: str, call: Callable[[Library], T], deadline: Deadline | None = None
     ) -> T:
+        if deadline is None:
+            return self._ask(what, call, self.timeout_s, write=True)
+        left_s = deadline.remaining_s()
+        if left_s <= 0:
+            text = f"Nomad at {self._endpoint}, {what}: the deadline had passed before."
+            raise NomadError(text, NomadOutcome.TIMEOUT)
+        return self._ask(what, call, left_s, write=True)
+
+    def _ask(self, what: str, call: Callable[[Library], T], timeout_s: float, *, write: bool) -> T:
         # The library costs 137 ms to import: only who asks Nomad something pays for it.
         from standfast.nomad.client import Question, ask
 
-        return ask(self._access(), Question(what, self._until(deadline), write), call)
+        return ask(self._access(), Question(what, timeout_s, write), call)
 
     def _access(self) -> Access:
         from standfast.nomad.client import Access
@@ -300,7 +273,7 @@ class NomadAgent:
 
 
 def _part(text: str) -> str:
-    """One part of a path: ids of dispatched and periodic jobs have slashes in them."""
+    """Quotes an id for a path: ids of dispatched and periodic jobs have slashes in them."""
     if not text or text in (".", ".."):
         raise NomadError(f"Nomad: {text!r} is not an id.", NomadOutcome.BAD_REQUEST)
     return quote(text, safe="")

@@ -24,14 +24,13 @@ from standfast.errors import (
     TimedOut,
     ours,
 )
-from standfast.nomad.ahead import prepare
 from standfast.nomad.constraints import Meta
-from standfast.nomad.decide import Decision, Do, Step, decide
-from standfast.nomad.downtime import Moves, by_job
+from standfast.nomad.decide import Decision, decide
+from standfast.nomad.downtime import Downtimes, Stopped, by_job
 from standfast.nomad.notes import Consul, Notes
-from standfast.nomad.observation import Noted, Observed, Role, bound_of
+from standfast.nomad.observation import Noted, Observed, Role, constrained_of
 from standfast.nomad.ports import Allocation, Node, NomadGateway
-from standfast.nomad.release import AWAY, Stopped, release
+from standfast.nomad.steps import AWAY, Steps, prepare, release
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, utc_now
 
@@ -61,13 +60,14 @@ class Report:
 
 @dataclass(slots=True)
 class Follower:
-    """One volume's jobs on this node's Nomad."""
+    """Has one volume's jobs on this node's Nomad follow the role."""
 
     config: Config
     nomad: NomadGateway
     consul: Consul
     notes: Notes = field(init=False)
-    moves: Moves = field(default_factory=Moves)
+    steps: Steps = field(init=False)
+    downtimes: Downtimes = field(default_factory=Downtimes)
     released: bool = False
     """A demotion has stopped the jobs here, or is about to; until its plan ends."""
     release_failed: tuple[str, ...] = ()
@@ -78,6 +78,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self.notes = Notes(self.config, self.consul)
+        self.steps = Steps(self.nomad, self.notes, self.meta, self.downtimes)
 
     @property
     def meta(self) -> Meta:
@@ -86,7 +87,7 @@ class Follower:
     # One round
 
     def round(self, role: Role, epoch: int, still: Callable[[], bool] = lambda: True) -> Report:
-        """Never raises what Nomad or Consul do: that is a report, too.
+        """Runs one round. A failure of Nomad or Consul is a report, not an exception.
 
         `still` says whether the node has that role in that epoch: what was decided before it
         changed is not done after it.
@@ -97,7 +98,7 @@ class Follower:
             if (role, epoch) != self._last:
                 self._last, self._thorough_at, self._unsettled = (role, epoch), float("-inf"), 0
                 if role is Role.PRIMARY:
-                    self.moves.forget()
+                    self.downtimes.forget()
             try:
                 report = self._round(role, epoch, still)
             except Exception as failure:  # noqa: BLE001  # a report, too
@@ -115,14 +116,14 @@ class Follower:
         seen = self.look(role)
         decision = decide(seen)
         done, failed = self._act(decision, role, epoch, still)
-        if self.moves.pending and self._unsettled % WHY_EVERY == WHY_EVERY - 1:
-            self.moves.ask_why(self.nomad)
-        settled = decision.settled and not self.moves.pending
+        if self.downtimes.pending and self._unsettled % WHY_EVERY == WHY_EVERY - 1:
+            self.downtimes.ask_why(self.nomad)
+        settled = decision.settled and not self.downtimes.pending
         failed = (*self.release_failed, *failed)
         return Report(role, decision.reason, decision.sentence, settled, done, failed)
 
     def pause_s(self, report: Report) -> float:
-        """Until the next round."""
+        """Returns the seconds until the next round."""
         if report.role is Role.CHANGING:
             return QUICK_S
         # A refused connection costs nothing, and at boot each second counts.
@@ -131,57 +132,67 @@ class Follower:
         return QUICK_S if quick else SLOW_S
 
     def look(self, role: Role) -> Observed:
-        """What the servers and the own agent say; allocations only where they may matter."""
+        """Reads what the servers and the own agent say; allocations only where they may matter."""
         config, nomad, meta = self.config, self.nomad, self.meta
         noted = self.notes.load()
         own = nomad.own_node()
         names = [name for name in config.nodes if name != own.name]
-        others = () if role is not Role.PRIMARY and not self.moves.pending else nomad.nodes(names)
+        others = (
+            () if role is not Role.PRIMARY and not self.downtimes.pending else nomad.nodes(names)
+        )
         others = tuple(node for node in others if node.id != own.id)
         local = nomad.local_meta().meta.get(meta.key) == meta.value
         seen = Observed(role, meta, own, local, others, noted)
         now = monotonic()
-        unsettled = self._unsettled > 0 or self.moves.pending
+        unsettled = self._unsettled > 0 or self.downtimes.pending
         if unsettled or now - self._thorough_at >= THOROUGH_EVERY_S:
             self._thorough_at = now
             seen = self._with_allocations(seen)
         # The primary may be making this node ineligible at this moment: half of that is no picture.
         if _index(self.notes.load(), own) != _index(noted, own):
             raise Refused(
-                Reason.NOMAD_ROLE_CHANGING, f"{own.name}'s note in Consul changed during the look"
+                Reason.NOMAD_ROLE_CHANGING,
+                f"{own.name}'s note in Consul changed while Nomad was read",
             )
         return seen
 
     def _with_allocations(self, seen: Observed) -> Observed:
         nodes = {node.id: node for node in (seen.own, *seen.others)}
-        found = {node_id: tuple(self.nomad.allocations(node_id)) for node_id in nodes}
-        bound = tuple(
-            one
-            for node_id, those in found.items()
+        allocations = {node_id: tuple(self.nomad.allocations(node_id)) for node_id in nodes}
+        constrained = tuple(
+            job
+            for node_id, those in allocations.items()
             for allocation in those
-            if (one := bound_of(allocation, seen.meta, nodes[node_id])) is not None
+            if (job := constrained_of(allocation, seen.meta, nodes[node_id])) is not None
         )
         if seen.role is Role.PRIMARY:
-            for one in bound:
-                if one.node_id != seen.own.id:
-                    self.moves.begin(Stopped(one, monotonic(), ""), nodes[one.node_id])
-        self._arrived(nodes, found, seen)
-        return Observed(seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, bound)
+            for job in constrained:
+                if job.node_id != seen.own.id:
+                    self.downtimes.begin(Stopped(job, monotonic(), ""), nodes[job.node_id])
+        self._arrived(nodes, allocations, seen)
+        return Observed(
+            seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, constrained
+        )
 
     def _arrived(
         self,
         nodes: Mapping[str, Node],
-        found: Mapping[str, tuple[Allocation, ...]],
+        allocations: Mapping[str, tuple[Allocation, ...]],
         seen: Observed,
     ) -> None:
-        for move in self.moves.look(by_job(nodes, found, seen.shows)):
-            log.info("%s runs on %s, %.1f s after it was stopped on %s", move.job, move.target,
-                     move.down_s, move.source)  # fmt: skip
+        for downtime in self.downtimes.look(by_job(nodes, allocations, seen.shows)):
+            log.info(
+                "%s runs on %s, %.1f s after it was stopped on %s",
+                downtime.job,
+                downtime.target,
+                downtime.down_s,
+                downtime.source,
+            )
 
     def _act(
         self, decision: Decision, role: Role, epoch: int, still: Callable[[], bool]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The steps in their order; one that fails keeps those of the same node."""
+        """Executes the steps in their order; after a failed one it skips those of the same node."""
         done: list[str] = []
         failed: list[str] = []
         spoilt: set[str] = set()
@@ -194,7 +205,7 @@ class Follower:
             if where in spoilt:
                 continue
             try:
-                self._table(epoch if role is Role.PRIMARY else 0)[step.do](step)
+                self.steps.execute(step, epoch if role is Role.PRIMARY else 0)
             except (NomadError, Refused) as error:
                 log.warning("nomad: %s: %s", step.says, error)
                 failed.append(f"{step.says}: {error}")
@@ -206,68 +217,31 @@ class Follower:
             done.append(step.says)
         return tuple(done), tuple(failed)
 
-    def _table(self, epoch: int) -> Mapping[Do, Callable[[Step], None]]:
-        meta = self.meta
-        return {
-            Do.QUARANTINE: lambda step: self._quarantine(_node(step), epoch),
-            Do.LIFT: self._lift,
-            Do.DROP_NOTE: self._drop_note,
-            Do.SET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, meta.value)),
-            Do.UNSET_META: lambda _: _ignore(self.nomad.set_meta(meta.key, None)),
-            Do.STOP: self._stop,
-        }
-
-    def _quarantine(self, node: Node, epoch: int) -> None:
-        self.notes.write(node, epoch, firm=not epoch)
-        self.nomad.set_eligible(node.id, False)
-        if epoch:
-            self.notes.write(node, epoch)
-
-    def _lift(self, step: Step) -> None:
-        noted = self._still_noted(step)
-        if noted is not None:
-            self.nomad.set_eligible(_node(step).id, True)
-            self.notes.delete(_node(step).id, noted)
-
-    def _drop_note(self, step: Step) -> None:
-        noted = self._still_noted(step)
-        if noted is not None:
-            self.notes.delete(_node(step).id, noted)
-
-    def _still_noted(self, step: Step) -> Noted | None:
-        """The very note that was decided on, if it is still there."""
-        noted = self.notes.load().get(_node(step).id)
-        same = noted is not None and step.noted is not None and noted.index == step.noted.index
-        return noted if same else None
-
-    def _stop(self, step: Step) -> None:
-        assert step.bound is not None
-        evaluation = self.nomad.stop(step.bound.id)
-        self.moves.begin(Stopped(step.bound, monotonic(), evaluation), _node(step))
-
     # A switchover, a demotion
 
     def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
-        """Before a switchover to `name`, while this node serves; what came of it, or
-        StandfastError."""
+        """Prepares node `name` for a switchover, while this node serves; returns the result in a
+        sentence, or raises StandfastError."""
         return prepare(self.nomad, self.notes, self.meta, name, epoch, deadline)
 
     def release(self, deadline: Deadline) -> None:
-        """Before the storage goes; StandfastError when it is not certain that all have ended."""
+        """Stops the jobs before the storage goes; StandfastError when some may not have ended."""
         self.released = True
         if not self._lock.acquire(timeout=max(0.0, deadline.remaining_s())):
-            raise TimedOut("the last round of following Nomad doesn't end: its jobs were not asked")
+            raise TimedOut(
+                "the last round of following Nomad doesn't end: its jobs were not stopped"
+            )
         try:
-            self.moves.forget()
+            self.downtimes.forget()
             self._thorough_at = float("-inf")  # should the role stay, what is ending is looked for
             self.release_failed = ()
             outcome = release(
                 self.nomad, self.notes, self.meta, self.config.nomad.kill_timeout_limit, deadline
             )
-            for one in outcome.stopped:
-                self.moves.begin(one, outcome.node)
+            for stopped in outcome.stopped:
+                self.downtimes.begin(stopped, outcome.node)
         except StandfastError as error:
-            self.release_failed = (f"the jobs were not released in order: {error}",)
+            self.release_failed = (f"the jobs were not stopped in order: {error}",)
             raise
         finally:
             self._lock.release()
@@ -276,15 +250,15 @@ class Follower:
             raise StandfastError("; ".join(outcome.failed))
 
     def release_limit_s(self) -> float:
-        """The longest that a release may take, seconds."""
+        """Returns how long a release may take at most, seconds."""
         return self.config.nomad.kill_timeout_limit + RELEASE_SLACK_S
 
     def resume(self) -> None:
-        """The plan is over, whichever way it ended."""
+        """Ends the plan, whether it succeeded or failed."""
         self.released = False
 
     def document(self, report: Report) -> dict[str, Any]:
-        """What `status` and `doctor` read."""
+        """Returns the document that `status` and `doctor` read."""
         return {
             "v": 1,
             "at": utc_now(),
@@ -294,12 +268,12 @@ class Follower:
             "settled": report.settled,
             "done": list(report.done),
             "failed": list(report.failed),
-            "jobs": self.moves.document(),
+            "jobs": self.downtimes.document(),
         }
 
 
 def reason_of(error: StandfastError) -> Reason:
-    """The code of what ended a round."""
+    """Returns the code of the error that ended a round."""
     if isinstance(error, NomadError):
         return Reason(f"nomad-{error.outcome}")
     if isinstance(error, ConsulError):
@@ -310,24 +284,15 @@ def reason_of(error: StandfastError) -> Reason:
 
 
 def _index(notes: Mapping[str, Noted], node: Node) -> int:
-    """0: there is no note."""
+    """Returns the ModifyIndex of a node's note; 0 when there is none."""
     noted = notes.get(node.id)
     return 0 if noted is None else noted.index
 
 
-def _node(step: Step) -> Node:
-    assert step.node is not None
-    return step.node
+def refuse_conflicts(config: Config) -> None:
+    """Raises ConfigError when another volume of this node has the same nomad.meta_key.
 
-
-def _ignore(_: object) -> None:
-    """The own agent's answer proves nothing: the next look asks the servers."""
-
-
-def refuse_rivals(config: Config) -> None:
-    """ConfigError when another volume of this node has the same nomad.meta_key.
-
-    The one's standby would unset what the other's primary sets, and stop its jobs.
+    A standby of one volume would unset what the primary of the other sets, and stop its jobs.
     """
     for path in sorted(config.source.parent.glob("*.toml")):
         if path.stem == config.volume:

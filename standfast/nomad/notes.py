@@ -46,7 +46,7 @@ class Consul(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Those of one volume."""
+    """Reads and writes the notes of one volume."""
 
     config: Config
     consul: Consul
@@ -54,7 +54,7 @@ class Notes:
     """ModifyIndex of a note that has its time -> when, by this node's monotonic clock."""
 
     def load(self) -> Mapping[str, Noted]:
-        """Node id -> note; ConsulError, ForeignValue."""
+        """Returns node id -> note; raises ConsulError or ForeignValue."""
         prefix = self.config.key("nomad/")
         return {
             entry.key.removeprefix(prefix): self._noted(entry)
@@ -71,7 +71,7 @@ class Notes:
         return Noted(note, index, firm, note.ahead and age_s <= AHEAD_S)
 
     def write(self, node: Node, epoch: int, *, firm: bool = True, ahead: bool = False) -> None:
-        """Note that `node` is being made ineligible; `epoch` 0: by the node itself.
+        """Notes that `node` is being made ineligible; `epoch` 0: by the node itself.
 
         Refused when `epoch` is over: whoever serves now sees to the node.
         """
@@ -84,7 +84,7 @@ class Notes:
             raise self._over(epoch)
 
     def delete(self, node_id: str, noted: Noted) -> None:
-        """Forget it, unless somebody has written it anew meanwhile: then it is theirs."""
+        """Deletes the note, unless somebody has written it anew meanwhile: then it is theirs."""
         key = self._key(node_id)
         self.consul.txn([CheckIndex(key, noted.index), Delete(key)])
 
@@ -99,6 +99,4 @@ class Notes:
         return entry.modify_index
 
     def _over(self, epoch: int) -> Refused:
-        return Refused(
-            Reason.WRONG_EPOCH, f"the reign of epoch {epoch} is over: no node is made ineligible"
-        )
+        return Refused(Reason.WRONG_EPOCH, f"epoch {epoch} is over: no node is made ineligible")

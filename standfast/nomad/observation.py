@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from standfast.errors import ForeignValue
-from standfast.nomad.constraints import Meta, Tie, bond
+from standfast.nomad.constraints import Meta, Tie, placement
 from standfast.nomad.ports import RUN, Allocation, Node
 
 
@@ -28,7 +28,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """In Consul at `nomad/<node id>`: this node is ineligible by our doing, and it is ours to lift.
+    """Says in Consul, at `nomad/<node id>`, that we made this node ineligible and may lift that.
 
     Written before, deleted after. A node that was ineligible already never gets one.
     """
@@ -38,7 +38,7 @@ class Note:
     by: str
     """The node that did it."""
     epoch: int
-    """The reign in which; 0: by the node itself."""
+    """The epoch in which it was done; 0: by the node itself."""
     at: float
     """Wall-clock seconds."""
     firm: bool = True
@@ -83,7 +83,7 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class Constrained:
     """An allocation that may run only where the meta is, and isn't over."""
 
     id: str
@@ -101,19 +101,19 @@ class Bound:
 
     @property
     def job(self) -> str:
-        """As messages name it."""
+        """Returns the name that messages use."""
         name = self.job_id if self.namespace == "default" else f"{self.namespace}/{self.job_id}"
         return f"{name}.{self.group}"
 
     @property
     def on_every_node(self) -> bool:
-        """The job starts on each node that fits, whatever still runs elsewhere."""
+        """Tells whether the job starts on each node that fits, whatever still runs elsewhere."""
         return self.kind in ("system", "sysbatch")
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One look."""
+    """What one look at Nomad saw."""
 
     role: Role
     meta: Meta
@@ -124,24 +124,24 @@ class Observed:
     """The other storage nodes, and whatever has one of their names."""
     notes: Mapping[str, Noted] = field(default_factory=dict)
     """Node id -> note."""
-    bound: tuple[Bound, ...] = ()
+    constrained: tuple[Constrained, ...] = ()
     """On all of these nodes, as far as they were asked for."""
 
     def shows(self, node: Node) -> bool:
-        """Whether jobs can be placed on a node by the meta, as far as that goes."""
+        """Tells whether the servers show the meta on a node."""
         return node.meta.get(self.meta.key) == self.meta.value
 
-    def on(self, node: Node) -> tuple[Bound, ...]:
-        return tuple(one for one in self.bound if one.node_id == node.id)
+    def on(self, node: Node) -> tuple[Constrained, ...]:
+        return tuple(allocation for allocation in self.constrained if allocation.node_id == node.id)
 
 
-def bound_of(allocation: Allocation, meta: Meta, node: Node) -> Bound | None:
-    """None: it is over, or may run elsewhere."""
+def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constrained | None:
+    """Returns the allocation if it is constrained; None when it is over or may run elsewhere."""
     job = allocation.job
-    if allocation.over or bond(job, allocation.group, meta, node).tie is not Tie.PRIMARY:
+    if allocation.over or placement(job, allocation.group, meta, node).tie is not Tie.PRIMARY:
         return None
     priority = job.get("Priority")
-    return Bound(
+    return Constrained(
         allocation.id,
         allocation.node_id,
         allocation.namespace,
@@ -155,13 +155,13 @@ def bound_of(allocation: Allocation, meta: Meta, node: Node) -> Bound | None:
 
 
 def kill_timeout_s(job: Mapping[str, Any], group: str) -> float:
-    """How long a group may take to stop, seconds; Nomad's own default is 5."""
+    """Returns how long a group may take to stop, seconds; Nomad's own default is 5."""
     longest = 0.0
-    for one in job.get("TaskGroups") or ():
-        if one.get("Name") != group:
+    for candidate in job.get("TaskGroups") or ():
+        if candidate.get("Name") != group:
             continue
-        delay = _seconds(one.get("ShutdownDelay"), 0.0)
-        for task in one.get("Tasks") or ():
+        delay = _seconds(candidate.get("ShutdownDelay"), 0.0)
+        for task in candidate.get("Tasks") or ():
             own = delay + _seconds(task.get("ShutdownDelay"), 0.0)
             longest = max(longest, own + _seconds(task.get("KillTimeout"), 5.0))
     return longest

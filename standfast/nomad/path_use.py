@@ -18,25 +18,25 @@ from standfast.nomad.constraints import dicts
 def uses(
     job: Mapping[str, Any], group: str, path: str, host_volumes: Mapping[str, str]
 ) -> Mapping[str, str]:
-    """Task -> how it uses the path, in a few words; empty: none does."""
-    found: dict[str, str] = {}
-    for one in dicts(job.get("TaskGroups")):
-        if one.get("Name") != group:
+    """Returns task -> how it uses the path, in a few words; empty when none does."""
+    ways: dict[str, str] = {}
+    for candidate in dicts(job.get("TaskGroups")):
+        if candidate.get("Name") != group:
             continue
-        volumes = _of_path(one, path, host_volumes)
-        for task in dicts(one.get("Tasks")):
+        volumes = _of_path(candidate, path, host_volumes)
+        for task in dicts(candidate.get("Tasks")):
             how = next(_ways(task, path, volumes), None)
             if how is not None:
-                found[str(task.get("Name"))] = how
-    return found
+                ways[str(task.get("Name"))] = how
+    return ways
 
 
 def _of_path(
     group: Mapping[str, Any], path: str, host_volumes: Mapping[str, str]
 ) -> Mapping[str, str]:
-    """The group's volumes that show the path: name -> source."""
+    """Returns the group's volumes that show the path: name -> source."""
     volumes = group.get("Volumes")
-    found = {}
+    shown = {}
     for name, volume in (volumes if isinstance(volumes, dict) else {}).items():
         if not isinstance(volume, dict) or volume.get("Type") not in ("host", "", None):
             continue
@@ -46,8 +46,8 @@ def _of_path(
         else:
             sources = [source]
         if any(shows(host_volumes.get(one, ""), path) for one in sources):
-            found[name] = source
-    return found
+            shown[name] = source
+    return shown
 
 
 def _ways(task: Mapping[str, Any], path: str, volumes: Mapping[str, str]) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _ways(task: Mapping[str, Any], path: str, volumes: Mapping[str, str]) -> Ite
 
 
 def _container_ways(config: Mapping[str, Any], path: str) -> Iterator[str]:
-    """docker and podman: `volumes = ["/src:/dst:ro"]`, `mount { type source }`, `mounts`."""
+    """docker and podman have `volumes = ["/src:/dst:ro"]`, `mount { type source }`, `mounts`."""
     for volume in config.get("volumes") or ():
         source = str(volume).partition(":")[0]
         if shows(source, path):
@@ -84,7 +84,7 @@ def _container_ways(config: Mapping[str, Any], path: str) -> Iterator[str]:
 
 
 def shows(source: str, path: str) -> bool:
-    """Whether a mount of `source` shows (a part of) what is at `path`; both are absolute."""
+    """Tells whether a mount of `source` shows (a part of) what is at `path`; both are absolute."""
     if not source.startswith("/"):
         return False
     outer, inner = PurePosixPath(source), PurePosixPath(path)
@@ -92,22 +92,22 @@ def shows(source: str, path: str) -> bool:
 
 
 def mentions(text: str, path: str) -> bool:
-    """Whether a text names the path, or something below it."""
+    """Tells whether a text names the path, or something below it."""
     return re.search(rf"(?<![\w.-]){re.escape(path)}(?![\w-]|\.\w)", text) is not None
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a document."""
+    """Yields every text in a document."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for one in value.values():
-            yield from _texts(one)
+        for item in value.values():
+            yield from _texts(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
+        for item in value:
+            yield from _texts(item)
 
 
 def _items(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
-        yield from ((str(key), str(one)) for key, one in value.items())
+        yield from ((str(key), str(text)) for key, text in value.items())

@@ -1,7 +1,7 @@
 """What following the role needs of Nomad: one narrow protocol, met by `nomad.gateway`.
 
-Every call ends by its deadline (none given: the gateway's own) and raises NomadError, whose
-`outcome` says why. An answer is what the servers know, but for `local_meta` and `set_meta`, which
+Every call raises NomadError, whose `outcome` says why, and gives up by the gateway's timeout where
+nothing answers. An answer is what the servers know, but for `local_meta` and `set_meta`, which
 speak of the node's own agent: the servers hear of a new meta 5-10 s later.
 """
 
@@ -88,7 +88,7 @@ class Allocation:
 
     @property
     def over(self) -> bool:
-        """Nothing of it runs any more, as its node (or, for `lost`, the servers) said."""
+        """Tells whether it has ended, as its node (or, for `lost`, the servers) said."""
         return self.client_status in _OVER
 
 
@@ -141,73 +141,62 @@ class NomadGateway(Protocol):
 
     # The own node and its agent
 
-    def agent(self, *, deadline: Deadline | None = None) -> Agent: ...
+    def agent(self) -> Agent: ...
 
-    def own_node(self, *, deadline: Deadline | None = None) -> Node:
-        """The node of the own agent. NOT_FOUND: it runs no client, or the servers don't know it."""
+    def own_node(self) -> Node:
+        """Reads the own node. NOT_FOUND: the agent runs no client, or the servers don't know it."""
 
-    def local_meta(self, *, deadline: Deadline | None = None) -> LocalMeta: ...
+    def local_meta(self) -> LocalMeta: ...
 
-    def set_meta(
-        self, key: str, value: str | None, *, node_id: str = "", deadline: Deadline | None = None
-    ) -> LocalMeta:
-        """Set, or with None unset, a dynamic meta of the own node, for good.
+    def set_meta(self, key: str, value: str | None, *, node_id: str = "") -> LocalMeta:
+        """Sets, or with None unsets, a dynamic meta of the own node, for good.
 
         With `node_id` of that node, through the servers: SERVER_ERROR, NOT_FOUND where it is dead.
         """
 
     # What the servers know
 
-    def leader(self, *, deadline: Deadline | None = None) -> str:
-        """HOST:PORT of the leader; empty: there is none."""
+    def leader(self) -> str:
+        """Returns HOST:PORT of the leader; empty when there is none."""
 
-    def node(self, node_id: str, *, deadline: Deadline | None = None) -> Node: ...
+    def node(self, node_id: str) -> Node: ...
 
-    def nodes(
-        self, names: Collection[str] | None = None, *, deadline: Deadline | None = None
-    ) -> Sequence[Node]:
-        """The nodes with these names, or all: one call each. A name may have several (one left
-        from before a reinstallation is down), or none."""
+    def nodes(self, names: Collection[str] | None = None) -> Sequence[Node]:
+        """Reads the nodes with these names, or all: one call each. A name may have none, or several
+        (one left from before a reinstallation is down)."""
 
-    def allocations(
-        self, node_id: str, *, deadline: Deadline | None = None
-    ) -> Sequence[Allocation]:
-        """All of a node, those that are over, too. `()` proves nothing: namespaces that the token
-        can't read are left out without a word."""
+    def allocations(self, node_id: str) -> Sequence[Allocation]:
+        """Reads all of a node, those that are over, too. `()` proves nothing: namespaces that the
+        token can't read are left out silently."""
 
-    def allocation(self, alloc_id: str, *, deadline: Deadline | None = None) -> Allocation: ...
+    def allocation(self, alloc_id: str) -> Allocation: ...
 
-    def jobs(self, *, deadline: Deadline | None = None) -> Sequence[Job]: ...
+    def jobs(self) -> Sequence[Job]: ...
 
-    def job(
-        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
-    ) -> Mapping[str, Any]:
-        """The job's document, as Nomad's HTTP API has it."""
+    def job(self, namespace: str, job_id: str) -> Mapping[str, Any]:
+        """Reads the job's document, as Nomad's HTTP API has it."""
 
-    def job_allocations(
-        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
-    ) -> Sequence[Allocation]:
-        """Where a job runs and ran; without the job's document."""
+    def job_allocations(self, namespace: str, job_id: str) -> Sequence[Allocation]:
+        """Reads where a job runs and ran; without the job's document."""
 
-    def evaluation(
-        self, eval_id: str, *, namespace: str = "default", deadline: Deadline | None = None
-    ) -> Evaluation:
-        """`namespace`: the job's; a token that may not read the asked one is denied."""
+    def evaluation(self, eval_id: str, *, namespace: str = "default") -> Evaluation:
+        """Reads an evaluation of the job's `namespace`; DENIED if the token may not read that."""
 
     # What changes them
 
-    def set_eligible(
-        self, node_id: str, eligible: bool, *, deadline: Deadline | None = None
-    ) -> None:
-        """At once, for a dead node, too; it survives the node's return."""
+    def set_eligible(self, node_id: str, eligible: bool) -> None:
+        """Changes it at once, for a dead node, too; it survives the node's return."""
 
-    def stop(self, alloc_id: str, *, deadline: Deadline | None = None) -> str:
-        """Stop and place anew, as far as there is an eligible node; returns the evaluation's id."""
+    def stop(self, alloc_id: str) -> str:
+        """Stops it and places it anew if a node is eligible; returns the evaluation's id."""
 
     def restart(self, alloc_id: str, *, deadline: Deadline | None = None) -> None:
-        """All tasks of it, in place. Two calls within milliseconds restart once."""
+        """Restarts all its tasks in place. Two calls within milliseconds restart once.
+
+        It ends when the old tasks have, so a caller may give it longer than the timeout.
+        """
 
     def signal(
         self, alloc_id: str, task: str | None, signal: str, *, deadline: Deadline | None = None
     ) -> None:
-        """A signal (`SIGHUP`) to a task, or with None to all."""
+        """Sends a signal (`SIGHUP`) to a task, or with None to all."""

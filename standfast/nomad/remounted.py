@@ -48,9 +48,9 @@ class User:
 
     @property
     def name(self) -> str:
-        one = self.allocation
-        job = one.job_id if one.namespace == "default" else f"{one.namespace}/{one.job_id}"
-        return f"{job}.{one.group} ({one.id[:8]})"
+        allocation = self.allocation
+        space = "" if allocation.namespace == "default" else f"{allocation.namespace}/"
+        return f"{space}{allocation.job_id}.{allocation.group} ({allocation.id[:8]})"
 
     @property
     def how(self) -> str:
@@ -58,7 +58,7 @@ class User:
 
 
 def after(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
-    """See to all of them; what was done, in sentences. StandfastError: it is tried again."""
+    """Restarts or signals them; returns what was done, in sentences. StandfastError: try again."""
     path = config.run_dir / PENDING
     with _alone(config, deadline):
         write_atomically(path, json.dumps({"v": 1, "at": utc_now(), "done": []}))
@@ -66,7 +66,7 @@ def after(config: Config, deadline: Deadline, nomad: NomadGateway | None = None)
 
 
 def retry(config: Config, deadline: Deadline, nomad: NomadGateway | None = None) -> Sequence[str]:
-    """What an earlier run could not do; nothing when there is nothing left.
+    """Does what an earlier run could not do, if anything is left.
 
     Refused (busy) after the deadline, while another run is at it.
     """
@@ -78,7 +78,7 @@ def retry(config: Config, deadline: Deadline, nomad: NomadGateway | None = None)
 
 
 def _alone(config: Config, deadline: Deadline) -> AbstractContextManager[object]:
-    """An event and the timer may come at once: nothing is restarted twice."""
+    """Keeps an event and the timer from restarting the same allocation at once."""
     return exclusive(config.run_dir / LOCK, "a restart of allocations", deadline)
 
 
@@ -89,12 +89,12 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
         nomad = NomadAgent.from_config(config)
     try:
         node = nomad.own_node()
-        found = users(nomad.allocations(node.id), node, config, since)
+        those = users(nomad.allocations(node.id), node, config, since)
     except NomadError as error:
         raise StandfastError(
             f"allocations that use {config.paths.bind} are restarted once Nomad answers: {error}"
         ) from error
-    due = [one for one in found if one.allocation.id not in done and one.policy != "none"]
+    due = [user for user in those if user.allocation.id not in done and user.policy != "none"]
     if due and not done:
         # Whole clusters remount at once: not all of them shall start their jobs at once.
         jitter_s = random.uniform(0.0, config.nomad.remount_jitter)
@@ -102,7 +102,7 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
     said, failed = [], []
     with ThreadPoolExecutor(config.nomad.remount_concurrency) as pool:
         for user, wrong in zip(
-            due, pool.map(lambda one: _treat(nomad, one, deadline), due), strict=True
+            due, pool.map(lambda user: _treat(nomad, user, deadline), due), strict=True
         ):
             if wrong is None:
                 done.append(user.allocation.id)
@@ -113,7 +113,7 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
         write_atomically(path, json.dumps({"v": 1, "at": since, "done": done}))
     else:
         path.unlink(missing_ok=True)
-    left = [f"left {one.name} alone: {one.how}" for one in found if one.policy == "none"]
+    left = [f"left {user.name} alone: {user.how}" for user in those if user.policy == "none"]
     return (*said, *left, *failed)
 
 
@@ -123,20 +123,23 @@ _DONE = {"restart": "restarted", "signal": f"sent {SIGNAL} to"}
 def users(
     allocations: Sequence[Allocation], node: Node, config: Config, since: float
 ) -> list[User]:
-    """Those that run, began before `since` (wall-clock seconds of this machine) and use the path:
-    pure."""
-    found = []
-    for one in allocations:
-        if one.desired != RUN or one.client_status != RUNNING or not _older(one, since):
+    """Returns those that run, began before `since` (wall-clock seconds of this machine) and use
+    the path: pure."""
+    those = []
+    for allocation in allocations:
+        if allocation.desired != RUN or allocation.client_status != RUNNING:
             continue
-        tasks = uses(one.job, one.group, str(config.paths.bind), node.host_volumes)
+        if not _older(allocation, since):
+            continue
+        tasks = uses(allocation.job, allocation.group, str(config.paths.bind), node.host_volumes)
         if tasks:
-            found.append(User(one, tasks, policy_of(one.job, config.nomad.on_remount)))
-    return found
+            policy = policy_of(allocation.job, config.nomad.on_remount)
+            those.append(User(allocation, tasks, policy))
+    return those
 
 
 def policy_of(job: Mapping[str, Any], default: str) -> str:
-    """The job's own word, where it is one."""
+    """Returns the policy that the job's meta names, else the default."""
     meta = job.get("Meta")
     said = meta.get(POLICY_KEY) if isinstance(meta, dict) else None
     if said is None or said in POLICIES:
@@ -146,9 +149,9 @@ def policy_of(job: Mapping[str, Any], default: str) -> str:
     return default
 
 
-def _older(one: Allocation, since: float) -> bool:
-    """Whether any of its tasks began before; one that can't be told counts as old."""
-    for task in one.tasks:
+def _older(allocation: Allocation, since: float) -> bool:
+    """Tells whether any of its tasks began before; an unreadable time counts as old."""
+    for task in allocation.tasks:
         if not task.started_at:
             continue
         try:
@@ -156,7 +159,7 @@ def _older(one: Allocation, since: float) -> bool:
                 return True
         except ValueError:
             return True
-    return not one.tasks
+    return not allocation.tasks
 
 
 def _treat(nomad: NomadGateway, user: User, deadline: Deadline) -> StandfastError | None:
@@ -172,7 +175,7 @@ def _treat(nomad: NomadGateway, user: User, deadline: Deadline) -> StandfastErro
 
 
 def _pending(path: Path) -> tuple[float, list[str]]:
-    """Since when, and whom not to ask again; a file of no use: everything, from now on."""
+    """Returns since when, and whom not to ask again; for an unreadable file all, from now on."""
     try:
         doc = read_json(path) or {}
     except StandfastError as error:
@@ -181,5 +184,7 @@ def _pending(path: Path) -> tuple[float, list[str]]:
     at, done = doc.get("at"), doc.get("done")
     return (
         float(at) if isinstance(at, int | float) else utc_now(),
-        [one for one in done if isinstance(one, str)] if isinstance(done, list) else [],
+        [alloc_id for alloc_id in done if isinstance(alloc_id, str)]
+        if isinstance(done, list)
+        else [],
     )

@@ -23,7 +23,7 @@ def path_of(config: Config) -> Path:
 
 
 def save(config: Config, document: Mapping[str, Any]) -> None:
-    """Not durable: the next round writes it again."""
+    """Writes the report; not durably, since the next round writes it again."""
     try:
         write_atomically(path_of(config), json.dumps(document))
     except OSError as error:
@@ -31,18 +31,18 @@ def save(config: Config, document: Mapping[str, Any]) -> None:
 
 
 def load(config: Config) -> Mapping[str, Any]:
-    """The last report; where there is none, one that says so."""
+    """Returns the last report, or one that says why there is none."""
     try:
-        found = read_json(path_of(config))
+        report = read_json(path_of(config))
     except StandfastError as error:
         return none(str(error))
-    if found is None or not set(found) >= _FIELDS:
+    if report is None or not set(report) >= _FIELDS:
         return none("the agent has not looked at Nomad yet")
-    return found
+    return report
 
 
 def none(sentence: str, reason: Reason = Reason.NOMAD_ROLE_CHANGING) -> Mapping[str, Any]:
-    """A report of no round."""
+    """Returns a report of no round."""
     return {
         "v": 1,
         "at": None,

@@ -14,7 +14,7 @@ _DEFAULT_FAILOVER_TTL_S = 300.0
 
 
 def parse_agent(doc: Any) -> Agent:
-    """GET /v1/agent/self."""
+    """Parses GET /v1/agent/self."""
     doc = _table(doc, "the agent")
     stats = _table(doc.get("stats"), "stats")
     config = _table(doc.get("config"), "config")
@@ -32,7 +32,7 @@ def parse_agent(doc: Any) -> Agent:
 
 
 def parse_local_meta(doc: Any) -> LocalMeta:
-    """GET or POST /v1/client/metadata."""
+    """Parses GET or POST /v1/client/metadata."""
     doc = _table(doc, "the metadata", must=True)
     dynamic = _table(doc.get("Dynamic"), "Dynamic", must=True)
     _table(doc.get("Meta"), "Meta", must=True)
@@ -43,7 +43,7 @@ def parse_local_meta(doc: Any) -> LocalMeta:
 
 
 def parse_node(doc: Any) -> Node:
-    """GET /v1/node/:id."""
+    """Parses GET /v1/node/:id."""
     doc = _table(doc, "the node", must=True)
     volumes = _table(doc.get("HostVolumes"), "HostVolumes")
     return Node(
@@ -65,14 +65,14 @@ def parse_node(doc: Any) -> Node:
 
 
 def parse_node_names(doc: Any) -> list[tuple[str, str]]:
-    """(name, id) of each node of GET /v1/nodes, sorted."""
+    """Returns (name, id) of each node of GET /v1/nodes, sorted."""
     return sorted((_text(node, "Name"), _text(node, "ID")) for node in _rows(doc))
 
 
 def parse_allocations(doc: Any) -> tuple[Allocation, ...]:
-    """A list of allocations, whole ones or stubs, sorted by name, then by age."""
-    found = [parse_allocation(row) for row in _rows(doc)]
-    return tuple(sorted(found, key=lambda one: (one.name, one.modify_index)))
+    """Parses a list of allocations, whole ones or stubs; sorts by name, then by age."""
+    allocations = [parse_allocation(row) for row in _rows(doc)]
+    return tuple(sorted(allocations, key=lambda each: (each.name, each.modify_index)))
 
 
 def parse_allocation(doc: Any) -> Allocation:
@@ -95,8 +95,8 @@ def parse_allocation(doc: Any) -> Allocation:
 
 
 def parse_jobs(doc: Any) -> tuple[Job, ...]:
-    """GET /v1/jobs."""
-    found = [
+    """Parses GET /v1/jobs."""
+    jobs = [
         Job(
             namespace=_text(row, "Namespace", "default"),
             id=_text(row, "ID"),
@@ -106,18 +106,18 @@ def parse_jobs(doc: Any) -> tuple[Job, ...]:
         )
         for row in _rows(doc)
     ]
-    return tuple(sorted(found, key=lambda job: (job.namespace, job.id)))
+    return tuple(sorted(jobs, key=lambda job: (job.namespace, job.id)))
 
 
 def parse_job(doc: Any) -> Mapping[str, Any]:
-    """GET /v1/job/:id, as it is."""
+    """Returns GET /v1/job/:id as it is."""
     job = _table(doc, "the job", must=True)
     _text(job, "ID")
     return job
 
 
 def parse_evaluation(doc: Any) -> Evaluation:
-    """GET /v1/evaluation/:id."""
+    """Parses GET /v1/evaluation/:id."""
     doc = _table(doc, "the evaluation", must=True)
     failed = _table(doc.get("FailedTGAllocs"), "FailedTGAllocs")
     return Evaluation(
@@ -131,7 +131,7 @@ def parse_evaluation(doc: Any) -> Evaluation:
 
 
 def parse_stopped(doc: Any) -> str:
-    """The evaluation's id from PUT /v1/allocation/:id/stop."""
+    """Returns the evaluation's id from POST /v1/allocation/:id/stop."""
     return _text(_table(doc, "the answer", must=True), "EvalID")
 
 
@@ -142,7 +142,7 @@ def parse_leader(doc: Any) -> str:
 
 
 def check_done(doc: Any) -> None:
-    """Writes whose answer holds nothing of use still answer with an object."""
+    """Checks that a write whose answer holds nothing of use was answered with an object."""
     _table(doc, "the answer", must=True)
 
 
@@ -159,7 +159,7 @@ def _task(name: str, doc: Any) -> TaskState:
 
 
 def _why(metric: Mapping[str, Any]) -> str:
-    """Why a group found no node, from the scheduler's counts."""
+    """Says why a group found no node, from the scheduler's counts."""
     evaluated = metric.get("NodesEvaluated")
     if not evaluated:
         return "no node was eligible"
@@ -197,7 +197,7 @@ def _rows(doc: Any) -> list[Mapping[str, Any]]:
 
 
 def _table(value: Any, what: str, *, must: bool = False) -> Mapping[str, Any]:
-    """An object; null and what is missing are an empty one unless it must be there."""
+    """Returns an object; null and what is missing are an empty one unless it must be there."""
     if value is None and not must:
         return {}
     if not isinstance(value, Mapping):

@@ -20,10 +20,10 @@ from standfast.cli import nomad_boot
 from standfast.config.model import Config, ConsulAccess, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
-from standfast.doctor.nomad_checks import bound_groups, look, stops_when_cut_off
+from standfast.doctor.nomad_checks import constrained_groups, look, stops_when_cut_off
 from standfast.errors import StandfastError
 from standfast.nomad import remounted
-from standfast.nomad.constraints import Meta, Tie, bond
+from standfast.nomad.constraints import Meta, Tie, placement
 from standfast.nomad.loop import Follower
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Role, kill_timeout_s
@@ -273,9 +273,9 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
     assert not any(watch.came_back(one, ONE) for one in JOBS)
     assert not shows(site, ONE)
     assert site.consul.notes == []
-    moves = site.followers[ONE].moves
-    wait_for(lambda: not moves.pending, PATIENCE_S, "all moves are told")
-    told = moves.document()
+    downtimes = site.followers[ONE].downtimes
+    wait_for(lambda: not downtimes.pending, PATIENCE_S, "all moves are told")
+    told = downtimes.document()
     assert {one["job"]: one["target"] for one in told} == {f"{one}.g": TWO for one in JOBS}
     down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
     note(
@@ -354,7 +354,7 @@ def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> N
     wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary")
 
 
-def test_doctor_counts_the_bound_groups_and_names_those_that_run_on_when_cut_off(
+def test_doctor_counts_the_constrained_groups_and_names_those_that_run_on_when_cut_off(
     site: Site,
 ) -> None:
     guarded = job("guarded", meta_key=KEY)
@@ -363,7 +363,7 @@ def test_doctor_counts_the_bound_groups_and_names_those_that_run_on_when_cut_off
     site.cluster.submit(job("free"))
     try:
         gateway = site.cluster.gateway()
-        found = bound_groups(site.config(ONE), gateway, gateway.own_node())
+        found = constrained_groups(site.config(ONE), gateway, gateway.own_node())
     finally:
         site.cluster.purge("guarded")
         site.cluster.purge("free")
@@ -388,7 +388,7 @@ def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: Cluster) 
     assert "Warning" not in done.stdout, done.stdout
     parsed = cluster.must("POST", "/v1/jobs/parse", {"JobHCL": text, "Canonicalize": True})
     node = cluster.gateway().own_node()
-    assert bond(parsed, "db", Meta(KEY, "primary"), node).tie is Tie.PRIMARY
+    assert placement(parsed, "db", Meta(KEY, "primary"), node).tie is Tie.PRIMARY
     volumes = {"services": "/data/services"}
     assert "postgres" in uses(parsed, "db", "/data/services", volumes)
     assert stops_when_cut_off(parsed["TaskGroups"][0])

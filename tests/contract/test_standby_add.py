@@ -316,7 +316,7 @@ def test_a_cut_in_the_first_send_is_followed_by_another_try_with_the_same_snapsh
     code, _, err = pair.run("standby", "add", "c1")
     cutter.join()
     assert code == 0, err
-    assert "once more in 0 s (1 of 5 tries)" in err
+    assert "trying again in 0 s (1 of 5 tries)" in err
     assert pair.names("zippy", received=False) == pair.names("c1", received=True)
     assert len(pair.names("c1", received=True)) == 1
     assert files(pair.newest_on_c1()) == files(live)

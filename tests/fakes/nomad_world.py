@@ -181,21 +181,19 @@ class FakeNomad:
         if outcome is not None:
             raise NomadError(f"{method}: {outcome}", outcome)
 
-    def agent(self, *, deadline: Deadline | None = None) -> Agent:
+    def agent(self) -> Agent:
         raise AssertionError("not asked by following")
 
-    def own_node(self, *, deadline: Deadline | None = None) -> Node:
+    def own_node(self) -> Node:
         self._check("own_node")
         return self._node(self.name)
 
-    def local_meta(self, *, deadline: Deadline | None = None) -> LocalMeta:
+    def local_meta(self) -> LocalMeta:
         self._check("local_meta")
         meta = {KEY: VALUE} if self.world.clients[self.name].local else {}
         return LocalMeta(dict(meta), {}, meta)
 
-    def set_meta(
-        self, key: str, value: str | None, *, node_id: str = "", deadline: Deadline | None = None
-    ) -> LocalMeta:
+    def set_meta(self, key: str, value: str | None, *, node_id: str = "") -> LocalMeta:
         self._check("set_meta")
         name = node_id.removeprefix("id-") or self.name
         client = self.world.clients[name]
@@ -207,7 +205,7 @@ class FakeNomad:
         meta = {KEY: VALUE} if client.local else {}
         return LocalMeta(dict(meta), {}, meta)
 
-    def leader(self, *, deadline: Deadline | None = None) -> str:
+    def leader(self) -> str:
         return ""
 
     def _node(self, name: str) -> Node:
@@ -226,18 +224,14 @@ class FakeNomad:
             pool="default",
         )
 
-    def node(self, node_id: str, *, deadline: Deadline | None = None) -> Node:
+    def node(self, node_id: str) -> Node:
         return self._node(node_id.removeprefix("id-"))
 
-    def nodes(
-        self, names: Collection[str] | None = None, *, deadline: Deadline | None = None
-    ) -> Sequence[Node]:
+    def nodes(self, names: Collection[str] | None = None) -> Sequence[Node]:
         self._check("nodes")
         return [self._node(name) for name in self.world.clients if names is None or name in names]
 
-    def allocations(
-        self, node_id: str, *, deadline: Deadline | None = None
-    ) -> Sequence[Allocation]:
+    def allocations(self, node_id: str) -> Sequence[Allocation]:
         self._check("allocations")
         if not self.world.lingering:
             self.world.end()
@@ -260,30 +254,22 @@ class FakeNomad:
             next_id="",
         )
 
-    def allocation(self, alloc_id: str, *, deadline: Deadline | None = None) -> Allocation:
+    def allocation(self, alloc_id: str) -> Allocation:
         return next(self._allocation(p) for p in self.world.placed if p.id == alloc_id)
 
-    def jobs(self, *, deadline: Deadline | None = None) -> Sequence[Job]:
+    def jobs(self) -> Sequence[Job]:
         return ()
 
-    def job(
-        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
-    ) -> Mapping[str, Any]:
+    def job(self, namespace: str, job_id: str) -> Mapping[str, Any]:
         return next(one for one in self.world.jobs if one["ID"] == job_id)
 
-    def job_allocations(
-        self, namespace: str, job_id: str, *, deadline: Deadline | None = None
-    ) -> Sequence[Allocation]:
+    def job_allocations(self, namespace: str, job_id: str) -> Sequence[Allocation]:
         return [self._allocation(p) for p in self.world.placed if p.job["ID"] == job_id]
 
-    def evaluation(
-        self, eval_id: str, *, namespace: str = "default", deadline: Deadline | None = None
-    ) -> Evaluation:
+    def evaluation(self, eval_id: str, *, namespace: str = "default") -> Evaluation:
         return Evaluation(eval_id, namespace, "", "complete", "", {})
 
-    def set_eligible(
-        self, node_id: str, eligible: bool, *, deadline: Deadline | None = None
-    ) -> None:
+    def set_eligible(self, node_id: str, eligible: bool) -> None:
         self._check("set_eligible")
         name = node_id.removeprefix("id-")
         self.world.effect(f"{self.name}: {name} eligible {eligible}")
@@ -294,7 +280,7 @@ class FakeNomad:
         if eligible:
             self.world.schedule()
 
-    def stop(self, alloc_id: str, *, deadline: Deadline | None = None) -> str:
+    def stop(self, alloc_id: str) -> str:
         self._check("stop")
         one = next(p for p in self.world.placed if p.id == alloc_id)
         self.world.effect(f"{self.name}: stop {one.job['ID']} on {one.node}")

@@ -45,14 +45,16 @@ def test_a_pause_is_written_with_name_and_reason_and_taken_back(desk: Desk) -> N
     code, out, err = desk.run("pause", "--reason", "moving a rack")
     assert (code, err) == (0, "")
     assert out == (
-        "data-services is paused: nobody takes over by itself until `standfast resume`\n"
+        "data-services is paused: automatic failover is disabled until `standfast resume`\n"
     )
     written = Pause.parse(desk.key("pause") or b"")
     assert (written.by, written.reason) == ("alice", "moving a rack")
     assert abs(written.at - utc_now()) < 60
     code, out, err = desk.run("resume")
     assert (code, err) == (0, "")
-    assert out.startswith("data-services goes on (paused by alice at ")
+    assert out.startswith(
+        "data-services is resumed: automatic failover is enabled (paused by alice at "
+    )
     assert desk.key("pause") is None
 
 
@@ -167,7 +169,7 @@ def test_standbys_are_listed_with_the_age_of_their_newest_snapshot(desk: Desk) -
     rows = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
     assert f"{name}  10 min" in rows["c1"] and rows["c1"].endswith("by c9's clock")
-    assert "not in [nodes]; nobody knows how old that is" in rows["c7"]
+    assert "not in [nodes]; its age is unknown" in rows["c7"]
     assert "not Standfast's" in rows["c8"]
     assert "nothing was replicated to it" in rows["zippy"]
     listed = {item["node"]: item for item in desk.run_json("standby", "list")["standbys"]}
@@ -234,7 +236,7 @@ def test_a_lost_epoch_is_raised_to_the_highest_seen(desk: Desk, stored: int | No
     assert f"from {stored or 'missing'} to 7, the highest that zippy has seen" in out
     code, out, _ = desk.run("accept-epoch")
     assert code == 0
-    assert "the next reign is 8" in out
+    assert "the next epoch is 8" in out
     assert parse_epoch(desk.key("epoch") or b"") == 7
     code, out, _ = desk.run("accept-epoch")
     assert (code, out[:14]) == (0, "nothing to do:")
@@ -255,7 +257,7 @@ def test_a_lost_epoch_is_raised_to_what_the_other_keys_tell_of(
     """On a node that has seen nothing of it, too: a number is never given twice."""
     desk.put(name, value)
     code, out, _ = desk.run("accept-epoch")
-    assert code == 0 and "the next reign is 8" in out
+    assert code == 0 and "the next epoch is 8" in out
     assert parse_epoch(desk.key("epoch") or b"") == 7
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -7,17 +8,29 @@ from pathlib import Path
 import pytest
 
 from standfast.cli.commands import COMMANDS, visible
-from standfast.cli.completion import SHELLS, bash, fish, zsh
-from standfast.cli.documents import man_page, markdown, pages
+from standfast.cli.completion import PLACES
+from standfast.cli.main import main
 from standfast.reasons import Reason
 from tests.support import needs
+from tests.support.pace import patient
+from tools.completion import script
+from tools.documents import markdown, pages
+from tools.man_page import man_page
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+CONFIGURATION = """\
+[nodes.zippy]
+address = "192.168.1.2"
+ [nodes."c1"]
+address = "192.168.1.3"
+[nodes_of_others.x]
+"""
 
 
 @pytest.mark.parametrize("name", sorted(pages()))
-def test_a_page_in_the_repository_is_the_generated_one(name: str) -> None:
-    assert (DOCS / name).read_text() == pages()[name], "python -m standfast.cli.documents docs"
+def test_a_generated_file_in_the_project_is_up_to_date(name: str) -> None:
+    assert (ROOT / name).read_text() == pages()[name], "python -m tools.documents"
 
 
 def test_the_reason_codes_page_explains_each_code_once_and_no_other() -> None:
@@ -49,49 +62,100 @@ def test_the_man_page_is_clean_for_groff() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def complete(*words: str, config_dir: Path | None = None) -> list[str]:
+def run(shell: str, program: str, config_dir: Path) -> list[str]:
+    """The lines that a shell's program prints, which must print no error."""
+    needs.require({shell: shell})
+    done = subprocess.run(
+        [shell, "-c", program],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(config_dir),
+            "STANDFAST_CONFIG_DIR": str(config_dir),
+        },
+        capture_output=True,
+        text=True,
+        timeout=patient(30.0),
+    )
+    assert done.stderr == ""
+    return done.stdout.split("\n")[:-1]
+
+
+def complete(*words: str, config_dir: Path = Path("/none")) -> list[str]:
     """What bash offers for the last of these words."""
-    script = f"""{bash()}
+    program = f"""{script("bash")}
+compopt() {{ :; }}  # of a running completion only
 COMP_WORDS=({" ".join(f"'{word}'" for word in words)})
 COMP_CWORD={len(words) - 1}
-STANDFAST_CONFIG_DIR='{config_dir or ""}'
-_standfast
+_shtab_standfast
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True)
-    assert done.stderr == ""
-    return done.stdout.split()
+    return [offer for offer in run("bash", program, config_dir) if offer]
 
 
-def test_bash_completes_commands_options_and_volumes(tmp_path: Path) -> None:
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    """A directory with two volumes and two nodes."""
+    (tmp_path / "data-services.toml").write_text(CONFIGURATION)
+    (tmp_path / "media.toml").write_text(CONFIGURATION)
+    (tmp_path / "notes.txt").touch()
+    return tmp_path
+
+
+def test_bash_completes_commands_and_options() -> None:
     assert complete("standfast", "s") == ["status", "switchover", "standby", "snapshots"]
     assert "agent" not in complete("standfast", "")
     assert complete("standfast", "config", "") == ["check", "example"]
     assert complete("standfast", "switchover", "--t") == ["--timeout", "--to"]
     assert complete("standfast", "replicate", "c1", "--f") == ["--full"]
     assert complete("standfast", "completion", "z") == ["zsh"]
-    assert complete("standfast", "status", "--volume", "", config_dir=tmp_path) == []
-    (tmp_path / "data-services.toml").touch()
-    (tmp_path / "media.toml").touch()
-    offered = complete("standfast", "status", "--volume", "", config_dir=tmp_path)
-    assert offered == ["data-services", "media"]
 
 
-@pytest.mark.parametrize("shell", sorted(SHELLS))
-def test_each_shell_s_script_knows_every_command_and_parses(shell: str) -> None:
-    script = SHELLS[shell]()
+def test_bash_completes_volumes_and_nodes(configuration: Path) -> None:
+    volumes, nodes = ["data-services", "media"], ["c1", "zippy"]
+    assert complete("standfast", "status", "--volume", "") == []
+    assert complete("standfast", "status", "--volume", "", config_dir=configuration) == volumes
+    assert complete("standfast", "switchover", "--to", "") == []
+    assert complete("standfast", "switchover", "--to", "", config_dir=configuration) == nodes
+    assert complete("standfast", "verify", "z", config_dir=configuration) == ["zippy"]
+    assert complete("standfast", "standby", "remove", "", config_dir=configuration) == []
+
+
+def test_fish_completes_commands_volumes_and_nodes(configuration: Path) -> None:
+    def offered(line: str) -> list[str]:
+        lines = run("fish", f"{script('fish')}\ncomplete -C '{line}'", configuration)
+        return [one.partition("\t")[0] for one in lines]
+
+    assert offered("standfast sw") == ["switchover"]
+    assert offered("standfast status --volume ") == ["data-services", "media"]
+    assert offered("standfast switchover --to ") == ["c1", "zippy"]
+    assert offered("standfast verify ") == ["c1", "zippy"]
+
+
+def test_zsh_asks_for_volumes_and_nodes(configuration: Path) -> None:
+    (configuration / "_standfast").write_text(script("zsh"))
+    stand_ins = "compdef() { : }\ncompadd() { print -l -- $@[2,-1] }"
+    program = f'{stand_ins}\neval "$(<{configuration}/_standfast)"\n'
+    assert run("zsh", f"{program}_standfast_volumes", configuration) == ["data-services", "media"]
+    assert run("zsh", f"{program}_standfast_nodes", configuration) == ["c1", "zippy"]
+    text = script("zsh")
+    assert '"--to[' in text and ":NODE:_standfast_nodes" in text
+    assert ":VOLUME:_standfast_volumes" in text
+
+
+@pytest.mark.parametrize("shell", sorted(PLACES))
+def test_the_script_of_each_shell_knows_every_option_and_parses(shell: str) -> None:
     for command in visible():
         for argument in command.arguments:
             if argument.is_option:
-                assert argument.name.lstrip("-") in script
+                assert argument.name.lstrip("-") in script(shell)
     needs.require({shell: shell})
-    done = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True)
+    done = subprocess.run([shell, "-n"], input=script(shell), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_quotes_in_a_help_text_do_not_end_fish_s_string() -> None:
-    assert "the standbys\\' data" in fish()
-
-
-def test_the_shells_get_scripts_of_their_own() -> None:
-    assert len({bash(), zsh(), fish()}) == 3
+@pytest.mark.parametrize("shell", sorted(PLACES))
+def test_the_command_prints_the_shipped_script(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    assert capsys.readouterr().out == script(shell)

@@ -6,11 +6,9 @@ from pathlib import Path
 from standfast.config.example import example
 from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config, Node
-from standfast.config.reference import reference
 from standfast.config.rules import RULES
 from standfast.config.table import sections
-
-DOCS = Path(__file__).parents[2] / "docs"
+from tools.config_reference import reference
 
 
 def load_text(tmp_path: Path, text: str) -> Config:
@@ -55,7 +53,3 @@ def test_the_example_and_the_reference_know_every_key() -> None:
 
 def test_the_reference_has_every_rule() -> None:
     assert reference().count("\n- ") == len(RULES) + 1
-
-
-def test_the_reference_in_the_repository_is_the_generated_one() -> None:
-    assert (DOCS / "config.md").read_text() == reference(), "python -m standfast.cli.documents docs"

@@ -28,6 +28,12 @@ PROGRAMS = {
 UNITS = sorted((ROOT / "systemd").glob("*.*")) + sorted((ROOT / "systemd").glob("*/*.conf"))
 UNITS = [path for path in UNITS if path.is_file()]
 NAMES = {command.name.split()[0]: command for command in COMMANDS}
+# As bash-completion, zsh and fish document it, below each directory of $XDG_DATA_DIRS or $fpath.
+SHELLS_LOOK_AT = (
+    "bash-completion/completions/standfast",
+    "zsh/site-functions/_standfast",
+    "fish/vendor_completions.d/standfast.fish",
+)
 # Of the distribution, by its full path.
 FOREIGN = ("/usr/sbin/exportfs", "/bin/false", "/bin/systemctl")
 
@@ -191,6 +197,8 @@ def test_the_wheel_carries_what_is_deployed(wheel: Path) -> None:
         assert any(name.endswith(end) for name in names), end
     for path in (ROOT / "watches").iterdir():
         assert any(name.endswith(f"share/standfast/watches/{path.name}") for name in names)
+    for where in ("man/man1/standfast.1", *SHELLS_LOOK_AT):
+        assert any(name.endswith(f".data/data/share/{where}") for name in names), where
     for name in PROGRAMS:
         assert any(one.endswith(f".data/scripts/{name}") for one in names), name
     assert not any(name.startswith(("tests/", "systemd/", "handlers/")) for name in names)
@@ -203,6 +211,10 @@ def test_the_installed_command_runs_without_the_source(installed: Path, tmp_path
     example = run_installed(installed, "standfast", "config", "example", config=tmp_path)
     assert example.returncode == 0, example.stderr
     tomllib.loads(example.stdout)
+    for shell in ("bash", "zsh", "fish"):
+        printed = run_installed(installed, "standfast", "completion", shell, config=tmp_path)
+        assert (printed.returncode, printed.stderr) == (0, "")
+        assert "shtab" in printed.stdout
 
 
 def test_the_installed_guard_refuses_for_want_of_a_configuration(

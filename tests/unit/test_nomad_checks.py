@@ -27,7 +27,7 @@ def noted(name: str, at: float) -> dict[str, Noted]:
 
 
 A = node("a", shown=True)
-WELL = Facts(CONFIG, A, (A, node("b")), ttl_s=30.0, serving="a", bound=2, now=10_000.0)
+WELL = Facts(CONFIG, A, (A, node("b")), ttl_s=30.0, serving="a", constrained=2, now=10_000.0)
 
 
 def test_all_is_well() -> None:
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named_with_a_fix(
             noted("b", 0.0),
             "is down: until it is back",
         ),
-        (node("b", eligible=False), {}, "by somebody's word"),
+        (node("b", eligible=False), {}, "by an operator's choice"),
     ],
 )
 def test_a_quarantine_at_work_and_an_operator_s_word_are_told_and_well(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,19 +14,22 @@ import pytest
 from standfast.config.nomad import NomadAccess
 from standfast.consul.values import Set
 from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
-from standfast.nomad import downtime, loop, notes, release
+from standfast.nomad import downtime, loop, notes, steps
 from standfast.nomad.constraints import Meta
 from standfast.nomad.decide import Decision, Do, decide
+from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.loop import Follower
 from standfast.nomad.notes import Notes
-from standfast.nomad.observation import Bound, Note, Noted, Observed, Role, kill_timeout_s
+from standfast.nomad.observation import Constrained, Note, Noted, Observed, Role, kill_timeout_s
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
-from standfast.system.clock import Deadline
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.nomad_world import Client, FakeNomad, Placed, World, job
+from tests.rude_server import hang, reply_json, rude_server
 from tests.support.pace import patient
 from tests.unit.deciding import config
 
+ANSWERS = Path(__file__).parents[1] / "contract/nomad_answers"
 META = Meta("storage_role", "primary")
 NOTE = Noted(Note("x", "b", 5, 0.0), 7)
 
@@ -45,16 +52,24 @@ def node(name: str, words: str = "") -> Node:
     )
 
 
-def bound(name: str, kind: str = "service", *, wanted: bool = True) -> Bound:
-    return Bound(f"alloc-{name}", f"id-{name}", "default", "db", "g", kind, 50, wanted, 5.0)
+def alloc(name: str, kind: str = "service", *, wanted: bool = True) -> Constrained:
+    return Constrained(f"alloc-{name}", f"id-{name}", "default", "db", "g", kind, 50, wanted, 5.0)
 
 
-def seen(role: Role, own: str, *, local: bool, other: str = "", **more: object) -> Observed:
-    base = Observed(role, META, node("a", own), local, (node("b", other),))
+def seen(
+    role: Role,
+    own: str,
+    *,
+    local: bool,
+    other: str = "",
+    jobs: tuple[Constrained, ...] = (),
+    **more: object,
+) -> Observed:
+    base = Observed(role, META, node("a", own), local, (node("b", other),), constrained=jobs)
     return replace(base, **more)  # type: ignore[arg-type]
 
 
-def steps(decision: Decision) -> list[tuple[Do, str]]:
+def steps_of(decision: Decision) -> list[tuple[Do, str]]:
     return [(one.do, "" if one.node is None else one.node.name) for one in decision.steps]
 
 
@@ -74,39 +89,39 @@ P, S = Role.PRIMARY, Role.STANDBY
         ),
         (seen(P, "shown", local=True, other="shown ineligible"), [], Reason.NOMAD_FOLLOWS),
         (  # jobs are moved when they have somewhere to go
-            seen(P, "", local=True, other="shown ineligible", bound=(bound("b"),)),
+            seen(P, "", local=True, other="shown ineligible", jobs=(alloc("b"),)),
             [],
             Reason.NOMAD_META_ON_ITS_WAY,
         ),
         (
-            seen(P, "shown", local=True, other="shown", bound=(bound("b"),)),
+            seen(P, "shown", local=True, other="shown", jobs=(alloc("b"),)),
             [(Do.QUARANTINE, "b"), (Do.STOP, "b")],
             Reason.NOMAD_MOVING,
         ),
         (
-            seen(P, "shown", local=True, bound=(bound("b", wanted=False),)),
+            seen(P, "shown", local=True, jobs=(alloc("b", wanted=False),)),
             [],
             Reason.NOMAD_MOVING,
         ),
         (  # a system job would start here while it runs there
-            seen(P, "", local=False, other="shown", bound=(bound("b", "system"),)),
+            seen(P, "", local=False, other="shown", jobs=(alloc("b", "system"),)),
             [(Do.QUARANTINE, "b"), (Do.STOP, "b")],
             Reason.NOMAD_MOVING,
         ),
         (
             seen(P, "", local=False, other="shown ineligible",
-                 bound=(bound("b", "system", wanted=False),)),
+                 jobs=(alloc("b", "system", wanted=False),)),
             [],
             Reason.NOMAD_MOVING,
         ),
         (  # any job would, as long as it still ends there, or here
-            seen(P, "", local=False, other="shown ineligible", bound=(bound("b", wanted=False),)),
+            seen(P, "", local=False, other="shown ineligible", jobs=(alloc("b", wanted=False),)),
             [],
             Reason.NOMAD_MOVING,
         ),
-        (seen(P, "", local=False, bound=(bound("a", wanted=False),)), [], Reason.NOMAD_MOVING),
+        (seen(P, "", local=False, jobs=(alloc("a", wanted=False),)), [], Reason.NOMAD_MOVING),
         (  # of a node that is down nobody hears any more
-            seen(P, "", local=False, other="shown down ineligible", bound=(bound("b", "system"),)),
+            seen(P, "", local=False, other="shown down ineligible", jobs=(alloc("b", "system"),)),
             [(Do.SET_META, ""), (Do.STOP, "b")],
             Reason.NOMAD_META_ON_ITS_WAY,
         ),
@@ -130,7 +145,7 @@ P, S = Role.PRIMARY, Role.STANDBY
             Reason.NOMAD_QUARANTINED,
         ),
         (
-            seen(S, "shown ineligible", local=True, bound=(bound("a"),)),
+            seen(S, "shown ineligible", local=True, jobs=(alloc("a"),)),
             [(Do.UNSET_META, ""), (Do.STOP, "a")],
             Reason.NOMAD_QUARANTINED,
         ),
@@ -160,7 +175,7 @@ P, S = Role.PRIMARY, Role.STANDBY
             [(Do.DROP_NOTE, "a")],
             Reason.NOMAD_QUARANTINED,
         ),
-        (seen(S, "", local=False, bound=(bound("a", wanted=False),)), [], Reason.NOMAD_MOVING),
+        (seen(S, "", local=False, jobs=(alloc("a", wanted=False),)), [], Reason.NOMAD_MOVING),
         (seen(Role.CHANGING, "shown", local=True), [], Reason.NOMAD_ROLE_CHANGING),
     ],
 )  # fmt: skip
@@ -168,7 +183,7 @@ def test_what_follows_from_what_was_seen(
     what: Observed, expected: list[tuple[Do, str]], reason: Reason
 ) -> None:
     decision = decide(what)
-    assert (steps(decision), decision.reason) == (expected, reason)
+    assert (steps_of(decision), decision.reason) == (expected, reason)
     assert decision.sentence
 
 
@@ -184,8 +199,8 @@ def follower(where: World, name: str = "a") -> Follower:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release, "POLL_S", 0.01)
-    monkeypatch.setattr(release, "REPORT_S", 0.05)
+    monkeypatch.setattr(steps, "POLL_S", 0.01)
+    monkeypatch.setattr(steps, "REPORT_S", 0.05)
 
 
 def serving(*jobs: str) -> tuple[World, Follower]:
@@ -225,8 +240,8 @@ def test_while_a_demotion_goes_on_its_node_doesnt_get_its_jobs_back() -> None:
 
 
 def test_the_least_important_jobs_end_first() -> None:
-    some = [replace(bound("a"), job_id=name, priority=n) for name, n in (("x", 90), ("y", 10))]
-    assert [one.job_id for one in release.in_order(some)] == ["y", "x"]
+    some = [replace(alloc("a"), job_id=name, priority=n) for name, n in (("x", 90), ("y", 10))]
+    assert [one.job_id for one in steps.in_order(some)] == ["y", "x"]
 
 
 def test_a_node_that_was_ineligible_before_is_left_so() -> None:
@@ -248,14 +263,14 @@ def test_a_failed_answer_while_jobs_end_doesnt_end_the_wait_for_them(
     where, one = serving("db")
     looks: list[str] = []
 
-    def bound_on(*given: Any) -> tuple[Any, ...]:
+    def constrained_on(*given: Any) -> tuple[Any, ...]:
         looks.append("look")
         if 2 <= len(looks) < 2 + blind_looks:
             raise NomadError("no cluster leader", NomadOutcome.SERVER_ERROR)
         return real(*given)
 
-    real = release.bound_on
-    monkeypatch.setattr(release, "bound_on", bound_on)
+    real = steps.constrained_on
+    monkeypatch.setattr(steps, "constrained_on", constrained_on)
     if blind_looks == 1:
         one.release(Deadline.after(5))
         assert len(looks) == 3
@@ -301,7 +316,28 @@ def test_a_release_without_nomad_raises_and_is_told_in_the_next_report(
     report = one.round(S, 0)
     assert report.reason == f"nomad-{outcome}" and not report.settled
     where.broken.clear()
-    assert "not released in order" in one.round(S, 0).failed[0]
+    assert "not stopped in order" in one.round(S, 0).failed[0]
+
+
+@pytest.mark.parametrize("hung", ["from the start", "in the middle"])
+def test_a_nomad_that_hangs_costs_a_switchover_two_request_timeouts_and_no_more(hung: str) -> None:
+    timeout_s = 0.4
+    where = world("db")
+    agent = json.loads((ANSWERS / "agent_self_client.json").read_text())["answer"]
+    answers = [reply_json(agent)] if hung == "in the middle" else []
+
+    def manner(connection: socket.socket, ending: threading.Event) -> None:
+        (answers.pop() if answers else hang)(connection, ending)
+
+    with rude_server(manner) as server:
+        one = follower(where)
+        one = Follower(one.config, NomadAgent(server.address, timeout_s=timeout_s), where.consul)
+        started = monotonic()
+        with pytest.raises(NomadError):
+            one.prepare("b", 1, Deadline.after(60))
+        with pytest.raises(NomadError):
+            one.release(Deadline.after(60))
+        assert monotonic() - started < 2 * timeout_s + patient(0.4)
 
 
 def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:
@@ -309,10 +345,10 @@ def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:
     denied = {"alloc-1"}
     stop = one.nomad.stop
 
-    def refuse(alloc_id: str, *, deadline: Deadline | None = None) -> str:
+    def refuse(alloc_id: str) -> str:
         if alloc_id in denied:
             raise NomadError("Permission denied", NomadOutcome.DENIED)
-        return stop(alloc_id, deadline=deadline)
+        return stop(alloc_id)
 
     one.nomad.stop = refuse  # type: ignore[method-assign]
     with pytest.raises(StandfastError, match=r"db\.g was not stopped: Permission denied"):
@@ -324,16 +360,16 @@ def test_what_was_stopped_is_known_when_nomad_goes_away_in_the_middle() -> None:
     where, one = serving("db", "web")
     stop, asked = one.nomad.stop, []
 
-    def once(alloc_id: str, *, deadline: Deadline | None = None) -> str:
+    def once(alloc_id: str) -> str:
         asked.append(alloc_id)
         if len(asked) > 1:
             where.broken["*"] = NomadOutcome.UNREACHABLE
-        return stop(alloc_id, deadline=deadline)
+        return stop(alloc_id)
 
     one.nomad.stop = once  # type: ignore[method-assign]
     with pytest.raises(StandfastError, match="the release of the jobs was not finished"):
         one.release(Deadline.after(5))
-    assert [move["job"] for move in one.moves.document()] == ["db.g"]
+    assert [move["job"] for move in one.downtimes.document()] == ["db.g"]
 
 
 def test_what_was_decided_before_the_role_changed_is_not_done_after_it() -> None:
@@ -383,7 +419,7 @@ def test_a_primary_of_a_reign_that_is_over_quarantines_nobody() -> None:
     where.propagate()
     one = follower(where)
     where.set_epoch(one.config, 2)
-    assert "reign of epoch 1 is over" in one.round(P, 1).failed[0]
+    assert "epoch 1 is over" in one.round(P, 1).failed[0]
     assert where.clients["b"].eligible
 
 
@@ -462,7 +498,7 @@ def test_the_time_that_a_job_was_down_is_measured(monkeypatch: pytest.MonkeyPatc
     where, one = serving("db")
     now = 100.0
     monkeypatch.setattr(downtime, "monotonic", lambda: now)
-    monkeypatch.setattr(release, "monotonic", lambda: now)
+    monkeypatch.setattr(steps, "monotonic", lambda: now)
     one.release(Deadline.after(5))
     one.resume()
     where.set_epoch(one.config, 2)
@@ -506,9 +542,9 @@ def test_another_node_s_quarantine_is_firm_only_once_it_is_in_force() -> None:
     make = one.nomad.set_eligible
     firm: list[bool] = []
 
-    def look(node_id: str, eligible: bool, *, deadline: Deadline | None = None) -> None:
+    def look(node_id: str, eligible: bool) -> None:
         firm.append(one.notes.load()[node_id].firm)
-        make(node_id, eligible, deadline=deadline)
+        make(node_id, eligible)
 
     one.nomad.set_eligible = look  # type: ignore[method-assign]
     one.round(P, 1)
@@ -521,17 +557,17 @@ def test_a_second_stop_of_a_job_doesn_t_begin_its_time_anew(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(downtime, "monotonic", lambda: now)
-    some = downtime.Moves()
-    some.begin(release.Stopped(bound("a"), 90.0, "e1"), node("a"))
-    some.begin(release.Stopped(replace(bound("a"), id="later"), 99.0, "e2"), node("a"))
+    some = downtime.Downtimes()
+    some.begin(downtime.Stopped(alloc("a"), 90.0, "e1"), node("a"))
+    some.begin(downtime.Stopped(replace(alloc("a"), id="later"), 99.0, "e2"), node("a"))
     other = where_it_runs("new")
     assert [one.down_s for one in some.look({"db.g": other})] == [10.0]
     assert not some.pending
 
 
 def test_a_job_that_has_not_ended_yet_has_not_arrived() -> None:
-    some = downtime.Moves()
-    some.begin(release.Stopped(bound("a"), 0.0, "e1"), node("a"))
+    some = downtime.Downtimes()
+    some.begin(downtime.Stopped(alloc("a"), 0.0, "e1"), node("a"))
     assert some.look({"db.g": where_it_runs("alloc-a")}) == []
 
 
@@ -553,9 +589,9 @@ def test_jobs_of_a_dead_primary_are_told_though_nomad_itself_moves_them() -> Non
 
 
 def test_the_scheduler_s_reason_is_asked_for_of_the_stop_s_evaluation() -> None:
-    some = downtime.Moves()
-    some.begin(release.Stopped(bound("b"), 0.0, ""), node("b"))
-    some.begin(release.Stopped(bound("b"), 5.0, "eval-7"), node("b"))
+    some = downtime.Downtimes()
+    some.begin(downtime.Stopped(alloc("b"), 0.0, ""), node("b"))
+    some.begin(downtime.Stopped(alloc("b"), 5.0, "eval-7"), node("b"))
     asked: list[tuple[str, str]] = []
 
     class Scheduler:

@@ -22,7 +22,7 @@ from standfast.errors import ConfigError, NomadError, NomadOutcome, StepFailed
 from standfast.lease.files import LeaseStatus
 from standfast.node.reign import OwnReign, Stage
 from standfast.nomad import reports
-from standfast.nomad.loop import Report, refuse_rivals
+from standfast.nomad.loop import Report, refuse_conflicts
 from standfast.nomad.observation import Role
 from standfast.reasons import Reason
 from standfast.role import plan as plans
@@ -190,18 +190,18 @@ def test_two_volumes_of_a_node_never_follow_the_same_meta(tmp_path: Path) -> Non
     text = 'cluster = "c"\nnode = "a"\n[nodes.a]\naddress = "10.0.0.1"\n[nomad]\n'
     (tmp_path / "one.toml").write_text(text)
     one = load(tmp_path / "one.toml")
-    refuse_rivals(one)
+    refuse_conflicts(one)
     (tmp_path / "two.toml").write_text(text)
     with pytest.raises(
         ConfigError, match=r'one and two both have nomad\.meta_key = "storage_role"'
     ):
-        refuse_rivals(one)
+        refuse_conflicts(one)
     (tmp_path / "two.toml").write_text(text + 'meta_key = "other_role"\n')
-    refuse_rivals(one)
+    refuse_conflicts(one)
     (tmp_path / "two.toml").write_text(text.replace("[nomad]\n", ""))
-    refuse_rivals(one)
+    refuse_conflicts(one)
     (tmp_path / "two.toml").write_text("[broken")
-    refuse_rivals(one)
+    refuse_conflicts(one)
 
 
 class FakeFollower:

@@ -17,7 +17,7 @@ import pytest
 from standfast.config.nomad import NomadAccess
 from standfast.errors import NomadOutcome, StandfastError
 from standfast.node.ports import Jobs
-from standfast.nomad import release
+from standfast.nomad import steps
 from standfast.nomad.loop import Follower
 from standfast.nomad.observation import Role
 from tests.contract.ports.implementations import Implementation, each
@@ -57,7 +57,7 @@ def nomad(_directory: Path) -> Iterator[Scene]:
     def cut() -> None:
         where.broken["*"] = NomadOutcome.UNREACHABLE
 
-    with patch.object(release, "POLL_S", 0.01):
+    with patch.object(steps, "POLL_S", 0.01):
         yield Scene(follower, run_here, cut)
 
 

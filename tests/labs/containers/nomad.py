@@ -22,7 +22,7 @@ ADDRESS = "192.168.1.100"
 PORT = 4646
 SERVER = f"http://{ADDRESS}:{PORT}"
 JOBS = {"db": "service", "sys": "system"}
-"""Those that are bound to the primary."""
+"""Those that are constrained to the primary."""
 TIMES = ("--meta-delay", "1", "2", "--down-after", "5")
 OF_THE_HOST = f"""
 device=$(ip -o -4 addr show to {ADDRESS} | awk '{{print $2}}')
@@ -134,7 +134,7 @@ class WithNomad(Cluster):
         self.lab.wait_for(there, 60.0, f"the jobs run on {name}", 0.3)
 
     def wait_until_plain(self, name: str) -> None:
-        """The node takes jobs again, and nothing sends it those that are bound to the primary."""
+        """The node takes jobs again, and none that is constrained to the primary comes to it."""
         self.lab.wait_for(lambda: self.nomad.is_plain(name), 60.0, f"{name} is a plain standby")
 
 

@@ -1,6 +1,6 @@
 """What `journalctl -x` says below an event: what it means and what to do. Makes the catalog.
 
-`python -m standfast.cli.documents docs` writes systemd/standfast.catalog from here.
+`python -m tools.documents` writes systemd/standfast.catalog from here.
 """
 
 from __future__ import annotations
@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from standfast.events.events import Kind
-
-CATALOG = "../systemd/standfast.catalog"
-"""Below docs/."""
 
 # Kind -> subject, and the paragraphs below it; @FIELDS@ are replaced by journalctl.
 TEXTS: Mapping[Kind, tuple[str, str]] = {
@@ -125,7 +122,7 @@ TEXTS: Mapping[Kind, tuple[str, str]] = {
 }
 
 _HEAD = """\
-# Made by `python -m standfast.cli.documents docs`. Install it as
+# Made by `python -m tools.documents`. Install it as
 # /usr/lib/systemd/catalog/standfast.catalog and run `journalctl --update-catalog`.
 """
 

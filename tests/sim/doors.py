@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from standfast import names
-from standfast.agent import isolated, local_view, watcher
-from standfast.agent import loop as agent
+from standfast.agent import isolated, local_view, loop, main, watcher
 from standfast.btrfs import names_and_places as store
 from standfast.cli import accept_epoch
 from standfast.config.model import Config
@@ -166,8 +165,8 @@ def entered(world: World) -> Iterator[None]:
     replaced: Sequence[tuple[object, str, object]] = (
         (clock, "time", SimTime(clockwork)),
         (files, "os", FilesOs(world)),
-        (agent, "os", AgentOs()),
-        (agent, "execute", run_plan),
+        (main, "os", AgentOs()),
+        (loop, "execute", run_plan),
         (effects, "ask", ask),
         (isolated, "ask", ask),
         (keeper, "notify", notify),

@@ -26,7 +26,7 @@ from tests.labs.shared.host import LabError
 from tests.support.origins import note_epoch
 
 # Standbys -> milliseconds promised on an idle machine.
-PROMISES = {10: 10, 1000: 60}
+PROMISES = {10: 15, 1000: 300}
 PROMISE_MB = 40
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client.exposition import choose_encoder
+
 from standfast.agent.document import ANSWER_S, fetch
 from standfast.config.model import Config
 from standfast.errors import Unreachable, UsageError, said
-from standfast.exporter import exposition, samples
-from standfast.exporter.metrics import SCRAPE_S, VolumeCollector
+from standfast.exporter import samples
+from standfast.exporter.metrics import SCRAPE_S, VolumeMetrics
 from standfast.exporter.samples import Status
 from standfast.exporter.web import Request, Response, Routes, plain
 from standfast.exporter.web_server import Server, Site
@@ -45,14 +47,16 @@ class Options:
     tls_key: Path | None = None
 
 
-def metrics_route(collector: VolumeCollector) -> Callable[[Request], Response]:
+def metrics_route(metrics: VolumeMetrics) -> Callable[[Request], Response]:
     """Text or OpenMetrics, as asked for; over before the scraper gives up."""
 
     def route(request: Request) -> Response:
         deadline = Deadline.after(scrape_s(request.headers.get(TIMEOUT_HEADER)))
-        accept = request.headers.get("accept", "")
-        kind, body = exposition.answer_to(accept, collector.scrape(deadline))
-        return Response(body, kind)
+        try:
+            encode, kind = choose_encoder(request.headers.get("accept", ""))
+        except TypeError:  # a version that is no number
+            encode, kind = choose_encoder("")
+        return Response(encode(metrics.registry(deadline)), kind)
 
     return route
 
@@ -105,7 +109,7 @@ def routes(configs: Sequence[Config]) -> Routes:
     from standfast.exporter import page
 
     return {
-        "/metrics": metrics_route(VolumeCollector(configs)),
+        "/metrics": metrics_route(VolumeMetrics(configs)),
         HEALTHY: lambda _request: plain("ok"),
         "/primary": role_route(configs, samples.is_serving),
         "/standby": role_route(configs, is_standby),

@@ -30,7 +30,7 @@ from standfast.exporter.exporter import (
     site_of,
     warnings,
 )
-from standfast.exporter.metrics import Readers, VolumeCollector
+from standfast.exporter.metrics import Readers, VolumeMetrics
 from standfast.exporter.status_cache import Looks
 from standfast.exporter.web import Request, Response, plain, query_of
 from standfast.exporter.web_server import Reader, Site, answer
@@ -370,7 +370,7 @@ def test_a_file_is_replaced_whole_and_readable_by_others(config: Config, tmp_pat
     still_open = path.open()
     before = os.umask(0o077)
     try:
-        textfile.write([config], path, VolumeCollector([config], Readers(utc=lambda: 5.0)))
+        textfile.write([config], path, VolumeMetrics([config], Readers(utc=lambda: 5.0)))
     finally:
         os.umask(before)
     assert still_open.read() == "before"

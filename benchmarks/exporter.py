@@ -117,7 +117,7 @@ def scrapes(standbys: int, promise_ms: float, rounds: int) -> Sequence[Figure]:
                 took, body = asked(exporter, "/metrics")
                 took_ms.append(took)
                 nothing_ms.append(asked(exporter, "/-/healthy")[0])
-            status = Path(f"/proc/{exporter.pid}/status").read_text()
+            status = Path(f"/proc/{exporter.process.pid}/status").read_text()
         if body.count(b"standfast_replication_age_seconds{") != standbys:
             raise LabError("a standby is missing in the answer")
         rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from standfast import __version__
 from standfast.agent import document as status
+from standfast.assembly import open_store
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.exporter import samples
@@ -55,14 +56,12 @@ class Replica:
 
 def read_replica(config: Config) -> Replica:
     """Only snapshots of a known epoch count, as for a promotion; the newest reign goes first."""
-    from standfast.assembly import open_store
-
     store = open_store(config)
     snapshots = store.snapshots()
     origins = origins_of_snapshots(config, instant())
-    usable = [one for one in snapshots if one.content_id in origins]
-    best = max(usable, key=lambda one: (origins[one.content_id].epoch, one.name), default=None)
-    times = {str(one.name): origins[one.content_id].time(one.name) for one in usable}
+    usable = [snapshot for snapshot in snapshots if snapshot.content_id in origins]
+    best = max(usable, key=lambda each: (origins[each.content_id].epoch, each.name), default=None)
+    times = {str(each.name): origins[each.content_id].time(each.name) for each in usable}
     kept = f"{config.base}.diverged-"
     return Replica(
         newest=None if best is None else Copy(best.name, times[str(best.name)]),

@@ -27,7 +27,7 @@ from tests.support.origins import note_epoch
 
 # Standbys -> milliseconds promised on an idle machine.
 PROMISES = {10: 15, 1000: 300}
-PROMISE_MB = 40
+PROMISE_MB = 60
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 
 

@@ -26,8 +26,8 @@ from tests.labs.shared.host import LabError
 from tests.support.origins import note_epoch
 
 # Standbys -> milliseconds promised on an idle machine.
-PROMISES = {10: 10, 1000: 60}
-PROMISE_MB = 40
+PROMISES = {10: 15, 1000: 300}
+PROMISE_MB = 60
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 
 
@@ -117,7 +117,7 @@ def scrapes(standbys: int, promise_ms: float, rounds: int) -> Sequence[Figure]:
                 took, body = asked(exporter, "/metrics")
                 took_ms.append(took)
                 nothing_ms.append(asked(exporter, "/-/healthy")[0])
-            status = Path(f"/proc/{exporter.pid}/status").read_text()
+            status = Path(f"/proc/{exporter.process.pid}/status").read_text()
         if body.count(b"standfast_replication_age_seconds{") != standbys:
             raise LabError("a standby is missing in the answer")
         rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))

@@ -370,9 +370,6 @@ COMMANDS: tuple[Command, ...] = (
         "standfast.cli.services:exporter",
         (
             Argument("--listen", "where (default: 127.0.0.1:9756)", "ADDRESS:PORT"),
-            Argument("--users", "htpasswd file with bcrypt hashes: who may ask", "FILE"),
-            Argument("--tls-cert", "certificate in PEM, with those that signed it", "FILE"),
-            Argument("--tls-key", "its key", "FILE"),
             Argument("--textfile", "write once for node_exporter instead", "FILE.prom"),
         ),
         hidden=True,

@@ -133,18 +133,16 @@ def exporter(args: argparse.Namespace) -> int:
     """Runs `standfast exporter` for every volume of this node."""
     set_up_log()
     configs = load_all()
-    asked = (args.users, args.tls_cert, args.tls_key)
     if args.textfile is not None:
-        if any((args.listen, *asked)):
-            raise UsageError("--textfile writes once and listens nowhere: leave the others out")
+        if args.listen:
+            raise UsageError("--textfile writes once and listens nowhere: leave --listen out")
         from standfast.exporter import textfile
 
         textfile.write(configs, Path(args.textfile))
         return 0
-    from standfast.exporter.exporter import DEFAULT_LISTEN, Options, serve
+    from standfast.exporter.exporter import DEFAULT_LISTEN, serve
 
-    files = (None if path is None else Path(path) for path in asked)
-    serve(configs, Options(args.listen or DEFAULT_LISTEN, *files))
+    serve(configs, args.listen or DEFAULT_LISTEN)
     return 0
 
 

@@ -1,7 +1,8 @@
 """`standfast exporter`: one process for metrics, status page and health checks of this node.
 
-Invariant: it only reads. Each path that says something of the cluster wants a password where there
-are any; `/-/healthy` says no more than that this process runs.
+Invariant: it only reads. It listens on loopback unless it is told another address; passwords and
+TLS are a reverse proxy's (docs/reverse-proxy.md). `/-/healthy` says no more than that this process
+runs.
 """
 
 from __future__ import annotations
@@ -9,17 +10,16 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+
+from prometheus_client.exposition import choose_encoder
 
 from standfast.agent.document import fetch
 from standfast.config.model import Config
 from standfast.errors import Unreachable, UsageError, said
-from standfast.exporter import exposition, samples
-from standfast.exporter.metrics import SCRAPE_S, VolumeCollector
+from standfast.exporter import page, samples, server
+from standfast.exporter.metrics import SCRAPE_S, VolumeMetrics
 from standfast.exporter.samples import Status
-from standfast.exporter.web import Request, Response, Routes, plain
-from standfast.exporter.web_server import Server, Site
+from standfast.exporter.web import Request, Response, Routes, application, plain
 from standfast.status.asking import ANSWER_S
 from standfast.system.clock import Deadline
 from standfast.system.single_flight import Gates
@@ -35,25 +35,16 @@ AHEAD_S = 0.5
 ROLE_S = ANSWER_S + 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Where it listens, and how it is protected."""
-
-    listen: str = DEFAULT_LISTEN
-    users: Path | None = None
-    """An htpasswd file; None: everybody may ask."""
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-
-
-def metrics_route(collector: VolumeCollector) -> Callable[[Request], Response]:
+def metrics_route(metrics: VolumeMetrics) -> Callable[[Request], Response]:
     """Text or OpenMetrics, as asked for; over before the scraper gives up."""
 
     def route(request: Request) -> Response:
         deadline = Deadline.after(scrape_s(request.headers.get(TIMEOUT_HEADER)))
-        accept = request.headers.get("accept", "")
-        kind, body = exposition.answer_to(accept, collector.scrape(deadline))
-        return Response(body, kind)
+        try:
+            encode, kind = choose_encoder(request.headers.get("accept", ""))
+        except TypeError:  # a version that is no number
+            encode, kind = choose_encoder("")
+        return Response(encode(metrics.registry(deadline)), kind)
 
     return route
 
@@ -103,10 +94,8 @@ def role_route(
 
 def routes(configs: Sequence[Config]) -> Routes:
     """Everything that is answered."""
-    from standfast.exporter import page
-
     return {
-        "/metrics": metrics_route(VolumeCollector(configs)),
+        "/metrics": metrics_route(VolumeMetrics(configs)),
         HEALTHY: lambda _request: plain("ok"),
         "/primary": role_route(configs, samples.is_serving),
         "/standby": role_route(configs, is_standby),
@@ -124,60 +113,32 @@ def address_of(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def site_of(served: Routes, options: Options) -> Site:
-    """With the passwords and the certificate that were asked for; UsageError."""
-    users = None
-    if options.users is not None:
-        from standfast.exporter.passwords import Users  # bcrypt is for those who use it
-
-        users = Users(options.users)
-    tls = None
-    if (options.tls_cert is None) != (options.tls_key is None):
-        raise UsageError("--tls-cert and --tls-key belong together")
-    if options.tls_cert is not None and options.tls_key is not None:
-        from standfast.exporter.tls import Certificate
-
-        tls = Certificate(options.tls_cert, options.tls_key)
-    return Site(
-        served,
-        frozenset([HEALTHY]),
-        None if users is None else users.admits,
-        None if tls is None else tls.context,
+def warnings(address: str) -> Sequence[str]:
+    """Say what everybody who can reach `address` can do that they had better not."""
+    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return ()
+    return (
+        f"everybody who reaches {address} can read names, addresses and the state of this cluster: "
+        f"a reverse proxy can ask for a password (docs/reverse-proxy.md)",
     )
 
 
-def warnings(address: str, site: Site) -> Sequence[str]:
-    """What everybody who can reach `address` can do that they had better not."""
-    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-        return ()
-    if site.admits is None:
-        return (
-            f"everybody who reaches {address} can read names, addresses and the state of this "
-            f"cluster: --users FILE asks for a password",
-        )
-    if site.tls is None:
-        return (f"passwords come to {address} in clear: --tls-cert and --tls-key end that",)
-    return ()
-
-
-def serve(configs: Sequence[Config], options: Options) -> None:
+def serve(configs: Sequence[Config], listen: str = DEFAULT_LISTEN) -> None:
     """Answer until killed; UsageError, or Unreachable when the address can't be had."""
-    host, port = address_of(options.listen)
-    site = site_of({}, options)
+    host, port = address_of(listen)
     try:
-        server = Server(host, port, site)
+        listener = server.listen(host, port)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None)
         raise Unreachable(
-            f"can't listen on {options.listen} ({why or error}): is another exporter running "
+            f"can't listen on {listen} ({why or error}): is another exporter running "
             f"there? `--listen ADDRESS:PORT` chooses another address"
         ) from error
-    with server:
+    with listener:
         # Only now: looking at the volumes begins with it.
-        server.site = Site(routes(configs), site.open_paths, site.admits, site.tls)
-        for warning in warnings(str(server.server_address[0]), site):
+        answers = application(routes(configs))
+        for warning in warnings(listener.getsockname()[0]):
             log.warning("%s", warning)
         volumes = ", ".join(config.volume for config in configs)
-        scheme = "http" if site.tls is None else "https"
-        log.info("%s: status page and metrics at %s://%s/", volumes, scheme, options.listen)
-        server.serve_forever()
+        log.info("%s: status page and metrics at http://%s/", volumes, listen)
+        server.serve(answers, listener)

@@ -6,7 +6,7 @@ them all; a test ties the two together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -16,11 +16,8 @@ ROLES = ("primary", "standby", "changing", "starting", "unknown")
 MODES = ("auto", "manual", "paused")
 SOURCES = ("agent", "consul", "replication", "store")
 
-MetricFamily = CounterMetricFamily | GaugeMetricFamily
 Sample = tuple[str, float, tuple[str, ...]]
 """Family without the prefix, value, values of its labels beyond `volume`."""
-Row = tuple[float, tuple[str, ...]]
-"""Value, values of all labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +37,15 @@ class Family:
         """As Prometheus stores it."""
         return f"{PREFIX}{self.name}{'_total' if self.counter else ''}"
 
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """All of them, in the order of their values."""
-        return self.labels if self.of_node else ("volume", *self.labels)
-
-    def metric(self, rows: Sequence[Row]) -> MetricFamily:
-        """As the library has it."""
+    def metric(self) -> CounterMetricFamily | GaugeMetricFamily:
+        """Return the library's own family, without a sample yet."""
         kind = CounterMetricFamily if self.counter else GaugeMetricFamily
-        metric = kind(f"{PREFIX}{self.name}", self.help, labels=self.label_names)
-        for value, labels in rows:
-            metric.add_metric(labels, value)
-        return metric
-
-
-Table = tuple[Family, Sequence[Row]]
+        labels = self.labels if self.of_node else ("volume", *self.labels)
+        return kind(f"{PREFIX}{self.name}", self.help, labels=labels)
 
 
 def by_name(families: Iterable[Family]) -> Mapping[str, Family]:
-    return {one.name: one for one in families}
+    return {family.name: family for family in families}
 
 
 _STANDBY = ("standby",)

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from standfast import __version__
 from standfast.agent import document as status
+from standfast.assembly.parts import open_store
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.exporter import samples
-from standfast.exporter.families import FAMILIES, SOURCES, Row, Sample, Table
+from standfast.exporter.families import FAMILIES, SOURCES, Sample
 from standfast.exporter.samples import Copy, Status
 from standfast.node.reign import OwnReign
 from standfast.replication import state
@@ -54,14 +56,12 @@ class Replica:
 
 def read_replica(config: Config) -> Replica:
     """Only snapshots of a known epoch count, as for a promotion; the newest reign goes first."""
-    from standfast.assembly.parts import open_store
-
     store = open_store(config)
     snapshots = store.snapshots()
     origins = origins_of_snapshots(config, instant())
-    usable = [one for one in snapshots if one.content_id in origins]
-    best = max(usable, key=lambda one: (origins[one.content_id].epoch, one.name), default=None)
-    times = {str(one.name): origins[one.content_id].time(one.name) for one in usable}
+    usable = [snapshot for snapshot in snapshots if snapshot.content_id in origins]
+    best = max(usable, key=lambda each: (origins[each.content_id].epoch, each.name), default=None)
+    times = {str(each.name): origins[each.content_id].time(each.name) for each in usable}
     kept = f"{config.base}.diverged-"
     return Replica(
         newest=None if best is None else Copy(best.name, times[str(best.name)]),
@@ -88,7 +88,7 @@ class Readers:
     utc: Callable[[], float] = utc_now
 
 
-class VolumeCollector(Collector):
+class VolumeMetrics:
     """All metrics of the given volumes; for any thread."""
 
     def __init__(self, configs: Sequence[Config], readers: Readers | None = None) -> None:
@@ -98,21 +98,23 @@ class VolumeCollector(Collector):
         # Sources that failed last time: a lasting failure is logged once.
         self._failing: set[tuple[str, str]] = set()
 
-    def collect(self) -> Iterator[Metric]:
-        for family, rows in self.scrape(Deadline.after(SCRAPE_S)):
-            yield family.metric(rows)
+    def registry(self, deadline: Deadline) -> CollectorRegistry:
+        """Return what the library's encoders take, for one scrape: it is over at the deadline, or
+        a moment later."""
+        registry = CollectorRegistry()
+        registry.register(_Scrape(self, deadline))
+        return registry
 
-    def scrape(self, deadline: Deadline) -> Sequence[Table]:
-        """One scrape, over at the deadline or a moment later."""
+    def collect(self, deadline: Deadline) -> Iterator[Metric]:
+        """Yield each family that has a sample."""
         utc = self._read.utc()
-        rows: dict[str, list[Row]] = {name: [] for name in FAMILIES}
-        rows["build_info"].append((1.0, (__version__,)))
-        rows["time_seconds"].append((utc, ()))
-        for config, found in zip(self._configs, self._volumes(utc, deadline), strict=True):
-            first = (config.volume,)
-            for name, value, labels in found:
-                rows[name].append((value, first + labels))
-        return [(family, rows[name]) for name, family in FAMILIES.items() if rows[name]]
+        metrics = {name: family.metric() for name, family in FAMILIES.items()}
+        metrics["build_info"].add_metric((__version__,), 1.0)
+        metrics["time_seconds"].add_metric((), utc)
+        for config, told in zip(self._configs, self._volumes(utc, deadline), strict=True):
+            for name, value, labels in told:
+                metrics[name].add_metric((config.volume, *map(_clean, labels)), value)
+        return (metric for metric in metrics.values() if metric.samples)
 
     def _volumes(self, utc: float, deadline: Deadline) -> Sequence[Sequence[Sample]]:
         """One after the other costs least; side by side, one that hangs delays no other."""
@@ -125,7 +127,7 @@ class VolumeCollector(Collector):
                 thread.start()
             for thread in threads:  # each source in them has the deadline
                 thread.join()
-        return [look.found for look in looks]
+        return [look.samples for look in looks]
 
     def try_to(
         self, config: Config, source: str, read: Callable[[], T], deadline: Deadline
@@ -133,7 +135,7 @@ class VolumeCollector(Collector):
         """None when it fails or hangs; that is logged when it begins."""
         key = (config.volume, source)
         try:
-            found = self._gates.look(key, read, deadline)
+            value = self._gates.look(key, read, deadline)
         except Exception as error:
             if key not in self._failing:
                 known = isinstance(error, StandfastError | OSError)
@@ -145,26 +147,42 @@ class VolumeCollector(Collector):
             self._failing.add(key)
             return None
         self._failing.discard(key)
-        return found
+        return value
 
     @property
     def read(self) -> Readers:
         return self._read
 
 
+@dataclass(frozen=True, slots=True)
+class _Scrape(Collector):
+    """The library's collector takes no deadline; this one has it."""
+
+    metrics: VolumeMetrics
+    deadline: Deadline
+
+    def collect(self) -> Iterator[Metric]:
+        return self.metrics.collect(self.deadline)
+
+
+def _clean(label: str) -> str:
+    """Names and codes of others may be any bytes, the exposition format is UTF-8."""
+    return label if label.isascii() else label.encode(errors="replace").decode()
+
+
 class _Look:
     """One volume in one scrape."""
 
     def __init__(
-        self, collector: VolumeCollector, config: Config, utc: float, deadline: Deadline
+        self, metrics: VolumeMetrics, config: Config, utc: float, deadline: Deadline
     ) -> None:
-        self._collector, self._config = collector, config
+        self._metrics, self._config = metrics, config
         self._utc, self._deadline = utc, deadline
         self._whole_s = deadline.remaining_s()
-        self.found: list[Sample] = []
+        self.samples: list[Sample] = []
 
     def run(self) -> None:
-        config, read = self._config, self._collector.read
+        config, read = self._config, self._metrics.read
         doc, known = self._status()
         sent = self._try("replication", lambda: read.replication(config))
         cycles = None
@@ -178,11 +196,11 @@ class _Look:
             "store": stored is not None,
         }
         for source in SOURCES:
-            self.found.append(("up", float(up[source]), (source,)))
-        self.found += [*samples.from_config(config), *known, *(cycles or ()), *(stored or ())]
+            self.samples.append(("up", float(up[source]), (source,)))
+        self.samples += [*samples.from_config(config), *known, *(cycles or ()), *(stored or ())]
 
     def _status(self) -> tuple[Status, Sequence[Sample]]:
-        config, read = self._config, self._collector.read
+        config, read = self._config, self._metrics.read
 
         def understood(fetch: Callable[[Config], Status]) -> tuple[Status, Sequence[Sample]]:
             doc = fetch(config)
@@ -195,7 +213,7 @@ class _Look:
         )
 
     def _stored(self, doc: Status, sent: state.ReplicationState | None) -> Sequence[Sample]:
-        config, read = self._config, self._collector.read
+        config, read = self._config, self._metrics.read
         replica = read.replica(config)
         holder = doc.get("holder")
         leads = read.has_reign(config) if holder is None else holder == config.node
@@ -206,4 +224,4 @@ class _Look:
 
     def _try(self, source: str, read: Callable[[], T], share: float = 1.0) -> T | None:
         deadline = Deadline(min(self._deadline.at, Deadline.after(share * self._whole_s).at))
-        return self._collector.try_to(self._config, source, read, deadline)
+        return self._metrics.try_to(self._config, source, read, deadline)

@@ -130,8 +130,8 @@ def newest_of_standbys(
     With neither at hand a standby is left out: unknown is not "none". `times`: when the snapshots
     that this node has itself were taken, by their names.
     """
-    records = {one["node"]: one for one in doc.get("standbys", ())}
-    found: dict[str, Copy | None] = {}
+    records = {record["node"]: record for record in doc.get("standbys", ())}
+    newest: dict[str, Copy | None] = {}
     copies: dict[tuple[str | None, float | None], Copy | None] = {}
     for standby in config.standbys:
         own = sent.standbys.get(standby) if sent is not None else None
@@ -150,12 +150,12 @@ def newest_of_standbys(
                 both.append(copy)
         if both or standby in records:
             # Of one snapshot the older time, or that nobody knows it.
-            found[standby] = max(
+            newest[standby] = max(
                 both,
-                key=lambda one: (one.name, one.taken_at == UNKNOWN, -one.taken_at),
+                key=lambda copy: (copy.name, copy.taken_at == UNKNOWN, -copy.taken_at),
                 default=None,
             )
-    return found
+    return newest
 
 
 def _copy(text: str | None, taken_at: float | None, times: Mapping[str, float]) -> Copy | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from standfast.agent import document as status
 from standfast.config.model import Config
+from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import ClientRecord, Leader, Reign, StandbyRecord
 from standfast.errors import ForeignValue, StandfastError
 from standfast.exporter.trend import STEP_S, Trend
@@ -37,11 +38,9 @@ MOST_AT_ONCE = 8
 
 def read_keys(config: Config) -> Keys:
     """One read of everything below the volume's prefix; ConsulError."""
-    from standfast.consul.gateway import ConsulGateway
-
     entries = ConsulGateway.from_config(config, timeout_s=CONSUL_S).get_many(config.key(""))
     prefix = config.key("")
-    return sort_keys({one.key.removeprefix(prefix): one.value for one in entries})
+    return sort_keys({entry.key.removeprefix(prefix): entry.value for entry in entries})
 
 
 def sort_keys(values: Mapping[str, bytes]) -> Keys:
@@ -109,10 +108,12 @@ class Looks:
     def sample(self) -> None:
         """Note each standby's age once, as status tells it; what can't be read leaves a gap."""
         for config in self._configs:
-            found, _ = self._status(config)
-            if isinstance(found, Mapping):
+            doc, _ = self._status(config)
+            if isinstance(doc, Mapping):
                 with suppress(KeyError, TypeError, ValueError):  # an agent of another version
-                    ages = {one["node"]: one["age_s"] for one in found.get("standbys", ())}
+                    ages = {
+                        standby["node"]: standby["age_s"] for standby in doc.get("standbys", ())
+                    }
                     self._trends[config.volume].note(ages, self._read.now())
 
     def _sample_on(self) -> None:
@@ -129,20 +130,20 @@ class Looks:
 
     def _status(self, config: Config) -> tuple[Mapping[str, Any] | str, str | None]:
         """The document, or why there is none; and why the agent didn't answer."""
-        found = _or_text(config, "agent", lambda: self._read.fetch(config))
-        if not isinstance(found, str):
-            return found, None
-        return _or_text(config, "consul", lambda: self._read.from_consul(config)), found
+        doc = _or_text(config, "agent", lambda: self._read.fetch(config))
+        if not isinstance(doc, str):
+            return doc, None
+        return _or_text(config, "consul", lambda: self._read.from_consul(config)), doc
 
     def _volume(self, config: Config) -> Mapping[str, Any]:
         read = self._read
-        found, agent_error = self._status(config)
-        keys: Keys | str | None = _silence(found)
+        doc, agent_error = self._status(config)
+        keys: Keys | str | None = _silence(doc)
         if keys is None:
             keys = _or_text(config, "keys", lambda: read.keys(config))
         seen = Seen(
             read.utc(),
-            found,
+            doc,
             agent_error,
             keys,
             _or_text(config, "replication", lambda: read.replication(config)),
@@ -157,13 +158,13 @@ class Looks:
             return describe(Seen(seen.utc, text, text, seen.keys, seen.replication), config)
 
 
-def _silence(found: object) -> str | None:
+def _silence(doc: object) -> str | None:
     """Why Consul gave this process no answer just now: asking again would only take as long."""
-    if isinstance(found, str):
-        return found
-    if not isinstance(found, Mapping) or found.get("agent") is not False or "epoch" in found:
+    if isinstance(doc, str):
+        return doc
+    if not isinstance(doc, Mapping) or doc.get("agent") is not False or "epoch" in doc:
         return None
-    failover = found.get("failover")
+    failover = doc.get("failover")
     return str(failover.get("sentence")) if isinstance(failover, Mapping) else None
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from prometheus_client import generate_latest
+
 from standfast.config.model import Config
 from standfast.errors import StandfastError, UsageError
-from standfast.exporter.exposition import encode
-from standfast.exporter.metrics import SCRAPE_S, VolumeCollector
+from standfast.exporter.metrics import SCRAPE_S, VolumeMetrics
 from standfast.system.clock import Deadline
 from standfast.system.files import write_atomically
 
 
-def write(configs: Sequence[Config], path: Path, collector: VolumeCollector | None = None) -> None:
+def write(configs: Sequence[Config], path: Path, metrics: VolumeMetrics | None = None) -> None:
     """UsageError for a name that node_exporter passes over, StandfastError when it can't be
     written."""
     if path.suffix != ".prom":
@@ -26,9 +27,9 @@ def write(configs: Sequence[Config], path: Path, collector: VolumeCollector | No
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is no directory: node_exporter's --collector.textfile."
                          f"directory is meant")  # fmt: skip
-    collector = collector or VolumeCollector(configs)
+    metrics = metrics or VolumeMetrics(configs)
     # Not OpenMetrics: node_exporter doesn't read it.
-    text = encode(collector.scrape(Deadline.after(SCRAPE_S)), openmetrics=False)
+    text = generate_latest(metrics.registry(Deadline.after(SCRAPE_S))).decode()
     try:
         write_atomically(path, text)
         path.chmod(0o644)  # whatever the umask: node_exporter isn't root

@@ -44,12 +44,12 @@ class Trend:
         with self._lock:
             newest = self._advance(now)
             order = [(newest + 1 + number) % BUCKETS for number in range(BUCKETS)]
-            found = {}
+            ages = {}
             for name, ring in self._rings.items():
-                values = [None if math.isnan(ring[one]) else ring[one] for one in order]
+                values = [None if math.isnan(ring[at]) else ring[at] for at in order]
                 first = next((n for n, value in enumerate(values) if value is not None), BUCKETS)
-                found[name] = values[first:]
-            return found
+                ages[name] = values[first:]
+            return ages
 
     def _advance(self, now: float) -> int:
         """Index of the bucket of `now`; those that were skipped since the last call are empty."""
@@ -62,7 +62,7 @@ class Trend:
         self._rings = {
             name: ring
             for name, ring in self._rings.items()
-            if number == self._last or not all(math.isnan(one) for one in ring)
+            if number == self._last or not all(math.isnan(age_s) for age_s in ring)
         }
         self._last = max(self._last, number)
         return self._last % BUCKETS

@@ -1,22 +1,29 @@
-"""The web server's requests, responses and routes, as plain values.
+"""The exporter's requests, responses and routes, and the WSGI application that joins them.
 
-Invariant: a route is a function from a request to a response. It knows nothing of sockets, threads
-or passwords, and it only reads: no request ever changes anything.
+Invariant: a route is a function from a request to a response. It knows nothing of sockets or
+threads, and it only reads: no request ever changes anything.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
 
 METHODS = ("GET", "HEAD")
 
 # What a response that says nothing else gets: the state of a cluster is never from yesterday.
 NO_STORE = ("Cache-Control", "no-store")
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +34,16 @@ class Request:
     """Decoded, beginning with a slash, without the query."""
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Names in lower case. Never `authorization`: that is over before a route is called."""
+    """Names in lower case."""
 
     def first(self, name: str) -> str | None:
-        """The first value of that name in the query; None: it isn't there."""
+        """Return the first value of that name in the query; None: it isn't there."""
         return next(iter(self.query.get(name, ())), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a route answers; the server adds length and security headers, and cuts the body for
+    """What a route answers; the application adds the security headers, and cuts the body for
     HEAD."""
 
     body: bytes
@@ -54,8 +61,45 @@ Routes = Mapping[str, Route]
 """Path, exactly as asked for, to the route that answers it."""
 
 
+def application(routes: Routes) -> WSGIApplication:
+    """Return what a WSGI server calls for each request; an error of a route is a 500 without its
+    text, which the log has."""
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        method, request = environ["REQUEST_METHOD"], request_of(environ)
+        try:
+            response = dispatch(routes, method, request)
+        except Exception:
+            log.exception("the answer to %s failed", request.path)
+            response = plain("failed; the journal of standfast-exporter says why", 500)
+        headers = {
+            **_SECURITY,
+            "Content-Type": response.content_type,
+            **dict(response.headers),
+        }
+        if method == "HEAD":
+            headers["Content-Length"] = str(len(response.body))
+        start(response.status_line, list(headers.items()))
+        # An iterator has no length, and waitress ends a connection after such an answer: nobody
+        # keeps a place between two requests, or queues a hundred of them in one packet.
+        return iter([] if method == "HEAD" else [response.body])
+
+    return answer
+
+
+def request_of(environ: WSGIEnvironment) -> Request:
+    """Read a request out of WSGI's variables, whose texts are bytes in the guise of latin-1."""
+    path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    return Request(path, query_of(environ.get("QUERY_STRING", "")), headers)
+
+
 def query_of(text: str) -> Mapping[str, Sequence[str]]:
-    """The query string's names and values; what can't be understood is left out."""
+    """Read the query string's names and values; what can't be understood is left out."""
     try:
         return parse_qs(text, keep_blank_values=True, max_num_fields=32)
     except ValueError:
@@ -63,18 +107,12 @@ def query_of(text: str) -> Mapping[str, Sequence[str]]:
 
 
 def plain(text: str, status: int = HTTPStatus.OK) -> Response:
-    """One line for people and load balancers."""
+    """Answer one line, for people and load balancers."""
     return Response(f"{text}\n".encode(errors="backslashreplace"), status=status)
 
 
-def as_json(document: Any, status: int = HTTPStatus.OK) -> Response:
-    """A document for programs."""
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
-    return Response(text.encode(), "application/json; charset=utf-8", status)
-
-
 def dispatch(routes: Routes, method: str, request: Request) -> Response:
-    """The one route with this path; 404 and 405 say what there is."""
+    """Call the one route with this path; 404 and 405 say what there is."""
     if method not in METHODS:
         refused = plain(f"{method[:20]} is not allowed here: only GET and HEAD are", 405)
         return Response(refused.body, status=405, headers=(NO_STORE, ("Allow", ", ".join(METHODS))))

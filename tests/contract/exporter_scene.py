@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,13 @@ class Agent:
 
 @contextlib.contextmanager
 def exporting(
-    environment: Mapping[str, str], *options: str
+    environment: Mapping[str, str],
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The real exporter as a process, and the address of its page."""
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}/"
     words = command(STANDFAST, "exporter", "--listen", f"127.0.0.1:{port}")
-    with subprocess.Popen([*words, *options], env=environment) as exporter:
+    with subprocess.Popen(words, env=environment) as exporter:
         try:
             wait_for(lambda: answers(url) or exporter.poll() is not None, 60.0, "its first answer")
             assert exporter.poll() is None
@@ -74,3 +76,31 @@ def answers(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def behind_a_password(url: str, user: str, password: str) -> Iterator[str]:
+    """A reverse proxy before the page, which wants this name and password: its address."""
+    right = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers["Authorization"] != right:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", "Basic realm=standfast")
+                self.end_headers()
+                return
+            with urllib.request.urlopen(url + self.path[1:], timeout=20) as answer:
+                self.send_response(200)
+                for name in ("Content-Type", "Content-Security-Policy"):
+                    self.send_header(name, answer.headers[name])
+                self.end_headers()
+                self.wfile.write(answer.read())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

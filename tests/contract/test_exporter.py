@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import math
 import os
+import signal
 import socket
-import ssl
 import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bcrypt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -25,14 +23,16 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.commands import command
 from standfast.errors import Unreachable
-from standfast.exporter.exporter import Options, serve
-from standfast.exporter.web_server import MOST_FROM_ONE
+from standfast.exporter.exporter import serve
+from standfast.exporter.server import CONNECTIONS, MOST_HEADER_BYTES, PATIENCE_S, THREADS
 from standfast.lease.epochs import EpochFile
 from standfast.reasons import Reason
 from standfast.replication import state
+from standfast.system.clock import monotonic
 from standfast.system.local_socket import listen, read_line, send
 from tests.contract.consul_clusters import free_ports
 from tests.support import needs
+from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 from tests.unit.cli_helpers import write_config
@@ -50,21 +50,19 @@ class Exporter:
 
     port: int
     log: Path
-    pid: int
-    tls: ssl.SSLContext | None = None
+    process: subprocess.Popen[bytes]
 
     def get(
         self, path: str, *, method: str = "GET", **headers: str
     ) -> tuple[int, Mapping[str, str], str]:
         """Status, headers, body."""
-        scheme = "http" if self.tls is None else "https"
         request = urllib.request.Request(
-            f"{scheme}://127.0.0.1:{self.port}{path}",
+            f"http://127.0.0.1:{self.port}{path}",
             method=method,
             headers={name.replace("_", "-"): value for name, value in headers.items()},
         )
         try:
-            with urllib.request.urlopen(request, timeout=patient(60.0), context=self.tls) as answer:
+            with urllib.request.urlopen(request, timeout=patient(60.0)) as answer:
                 return answer.status, dict(answer.headers), answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -77,20 +75,18 @@ class Exporter:
 
 
 @contextlib.contextmanager
-def exporting(
-    config: Config, *options: str, tls: ssl.SSLContext | None = None
-) -> Iterator[Exporter]:
+def exporting(config: Config) -> Iterator[Exporter]:
     """`standfast-exporter` until the block ends."""
     [port] = free_ports(1)
     log = config.source.parent / "exporter.log"
     words = command(str(ROOT / "exporters/standfast-exporter"))
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*words, "--listen", f"127.0.0.1:{port}", *options],
+            [*words, "--listen", f"127.0.0.1:{port}"],
             env={"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(ROOT)},
             stderr=stderr,
         )
-    exporter = Exporter(port, log, process.pid, tls)
+    exporter = Exporter(port, log, process)
     try:
         wait_for(lambda: exporter.answers() or process.poll() is not None, 60.0, "the first answer")
         assert process.poll() is None, log.read_text()
@@ -147,7 +143,7 @@ def test_a_scrape_where_nothing_else_runs(config: Config) -> None:
         posted = exporter.get("/metrics", method="POST")[0]
         head = exporter.get("/metrics", method="HEAD")
         everything = [exporter.get(path)[1] for path in ("/", "/nothing", "/api/v1/status")]
-        for _ in range(2 * MOST_FROM_ONE):  # a place is given back
+        for _ in range(2 * THREADS):  # a place is given back
             assert exporter.get("/-/healthy")[0] == 200
         log = exporter.log.read_text()
     assert (status, found["standfast_up{agent}"], found["standfast_up{consul}"]) == (200, 0, 0)
@@ -201,18 +197,40 @@ def test_an_agent_that_hangs_costs_a_scrape_its_patience_and_nothing_else(config
         assert found["standfast_up{replication}"] == found["standfast_up{store}"] == 1
 
 
-def test_slow_clients_of_one_address_keep_nobody_else_out(config: Config) -> None:
-    with exporting(config) as exporter, contextlib.ExitStack() as slow:
-        for number in range(3 * MOST_FROM_ONE):
-            one = socket.create_connection(
-                ("127.0.0.1", exporter.port), 20, source_address=("127.0.0.2", 0)
+def strangers(exporter: Exporter, number: int, sent: bytes) -> contextlib.ExitStack:
+    """Connections from another address that send this much and then nothing."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(number):
+            client = socket.create_connection(
+                ("127.0.0.1", exporter.port), patient(20.0), source_address=("127.0.0.2", 0)
             )
-            slow.enter_context(one)
-            with contextlib.suppress(OSError):  # turned away already
-                one.sendall(b"GET /metrics HTTP/1.1\r\nX: " + str(number).encode())
+            stack.enter_context(client)
+            client.sendall(sent)
+        return stack.pop_all()
+
+
+def test_slow_clients_keep_nobody_else_out_while_there_are_places(config: Config) -> None:
+    with (
+        exporting(config) as exporter,
+        strangers(exporter, CONNECTIONS // 2, b"GET /metrics HTTP/1.1\r\nX: "),
+    ):
+        started = monotonic()
         assert exporter.get("/metrics")[0] == 200
-        threads = len(list(Path(f"/proc/{exporter.pid}/task").iterdir()))
-    assert threads <= 2 * MOST_FROM_ONE
+        took_s = monotonic() - started
+        threads = len(list(Path(f"/proc/{exporter.process.pid}/task").iterdir()))
+    assert took_s < patient(PATIENCE_S / 2)
+    assert threads <= 2 * THREADS
+
+
+def test_silent_clients_that_hold_every_place_are_cut_off(config: Config) -> None:
+    with exporting(config) as exporter, strangers(exporter, CONNECTIONS + 20, b"GET /"):
+        started = monotonic()
+        assert exporter.get("/-/healthy")[0] == 200
+        took_s = monotonic() - started
+        log = exporter.log.read_text()
+    note(f"a client waited {took_s:.1f} s for a place that silent ones had taken")
+    assert took_s < patient(3 * PATIENCE_S)
+    assert "connection limit" in log
 
 
 def test_the_nonsense_of_strangers_ends_nothing_and_is_not_logged(config: Config) -> None:
@@ -222,9 +240,13 @@ def test_the_nonsense_of_strangers_ends_nothing_and_is_not_logged(config: Config
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET /\r\n\r\n",
         b"GET http://[ HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 500 + b"\r\n",
+        b"GET http://[HUNTER2] HTTP/1.1\r\n\r\n",
+        b"GET /HUNTER2 HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n",
+        b"POST /HUNTER2 HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nHUNTER2\r\n",
         b"\r\n\r\n",
         b"HUNTER2 /HUNTER2 HTTP/1.1\r\nHUNTER2: HUNTER2\r\n\r\n",
+        b"hunter2 /HUNTER2 HTTP/1.1\r\nHUNTER2\r\n\r\n",
         b"",
     ]
     with exporting(config) as exporter:
@@ -235,61 +257,28 @@ def test_the_nonsense_of_strangers_ends_nothing_and_is_not_logged(config: Config
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass
-        assert exporter.get("/-/healthy")[0] == 200
+        statuses = [
+            exporter.get("/", method="POST", X="x" * MOST_HEADER_BYTES)[0],
+            exporter.get("/metrics", Accept="text/plain;version=HUNTER2")[0],
+            exporter.get("/-/healthy")[0],
+        ]
         log = exporter.log.read_text()
+    assert statuses == [431, 200, 200]
     assert "HUNTER2" not in log
     assert "Traceback" not in log
 
 
-def certificate(directory: Path, name: str) -> tuple[Path, Path]:
-    """Of its own signing, for 127.0.0.1."""
-    pem, key = directory / "cert.pem", directory / "key.pem"
-    command: Sequence[str] = [
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-        *("-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"),
-        *("-keyout", str(key), "-out", str(pem)),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    key.chmod(0o600)
-    return pem, key
-
-
-@needs.tool("openssl", "openssl")
-def test_passwords_over_tls_and_a_renewed_certificate(config: Config, tmp_path: Path) -> None:
-    users = tmp_path / "users"
-    hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
-    users.write_text(f"ann:{hashed}\n")
-    users.chmod(0o600)
-    pem, key = certificate(tmp_path, "first")
-    trusted = ssl.create_default_context(cafile=str(pem))
-    files = ("--users", str(users), "--tls-cert", str(pem), "--tls-key", str(key))
-    right = "Basic " + base64.b64encode(b"ann:right").decode()
-    with exporting(config, *files, tls=trusted) as exporter:
-        assert exporter.get("/-/healthy")[0] == 200
-        for path in ("/", "/metrics", "/primary", "/api/v1/status", "/nothing"):
-            assert exporter.get(path)[0] == 401
-        status, _, text = exporter.get("/metrics", Authorization=right)
-        assert (status, "standfast_up" in text) == (200, True)
-        with contextlib.ExitStack() as stuck:  # in the middle of a handshake
-            for _ in range(3):
-                stuck.enter_context(socket.create_connection(("127.0.0.1", exporter.port), 20))
-            assert exporter.get("/metrics", Authorization=right)[0] == 200
-        certificate(tmp_path, "second")
-        os.utime(pem, ns=(1, 1))
-        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
-            exporter.get("/-/healthy")
-        trusted.load_verify_locations(str(pem))
-        assert exporter.get("/-/healthy")[0] == 200
-        log = exporter.log.read_text()
-    assert "right" not in log
-    assert base64.b64encode(b"ann:right").decode() not in log
+def test_an_interrupt_is_told_as_one(config: Config) -> None:
+    with exporting(config) as exporter:
+        os.kill(exporter.process.pid, signal.SIGINT)
+        assert exporter.process.wait(patient(20.0)) == 130
 
 
 def test_an_address_in_use_is_named(config: Config) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         at = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(Unreachable, match=at):
-            serve([config], Options(at))
+            serve([config], at)
 
 
 def test_a_file_is_written_once_for_node_exporter(config: Config, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bcrypt
 import pytest
 
 from standfast.consul.gateway import ConsulGateway
@@ -28,7 +27,7 @@ from standfast.system.clock import monotonic, utc_now
 from tests.contract.browser import Browser, headless
 from tests.contract.consul_clusters import free_ports
 from tests.contract.demo_scene import keep_pace, quiet_cluster
-from tests.contract.exporter_scene import Agent, exporting
+from tests.contract.exporter_scene import Agent, behind_a_password, exporting
 from tests.contract.storage_node import StorageNode
 from tests.support.figures import note
 from tests.support.pace import patient
@@ -290,11 +289,11 @@ def test_the_page_works_behind_a_password_that_stands_in_its_address(
 ) -> None:
     node = StorageNode(tmp_path, "127.0.0.1:1", free_ports(1)[0])
     node.configure()
-    users = tmp_path / "users"
-    users.write_bytes(b"ann:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)))
-    users.chmod(0o600)
-    with exporting(node.environment(), "--users", str(users)) as (url, _):
-        browser.open(url.replace("//", "//ann:secret@"))
+    with (
+        exporting(node.environment()) as (url, _),
+        behind_a_password(url, "ann", "secret") as proxy,
+    ):
+        browser.open(proxy.replace("//", "//ann:secret@"))
         shows(browser, "UNKNOWN", "connection refused")
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics_text
+from prometheus_client import generate_latest
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,10 +19,11 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.directory import DirectoryStore, initialise
 from standfast.errors import StandfastError, Unreachable
-from standfast.exporter.exposition import answer_to, encode
+from standfast.exporter.exporter import metrics_route
 from standfast.exporter.families import FAMILIES
-from standfast.exporter.metrics import Readers, Replica, VolumeCollector, read_replica
+from standfast.exporter.metrics import Readers, Replica, VolumeMetrics, read_replica
 from standfast.exporter.samples import Copy
+from standfast.exporter.web import Request
 from standfast.names import SnapshotName
 from standfast.replication import state
 from standfast.system.clock import Deadline
@@ -36,10 +36,8 @@ ROOT = Path(__file__).parents[2]
 NOW = 1_700_000_000.0
 STANDBY = "standfast_replication_age_seconds"
 HAS_SNAPSHOT = "standfast_replica_has_snapshot"
-SOON = Deadline.after(600)
-# The library has no types for these.
+# The library has no types for it.
 openmetrics_families: Any = openmetrics_parser.text_string_to_metric_families
-generate_openmetrics: Any = openmetrics_text.generate_latest
 
 
 def name_of(age_s: float) -> str:
@@ -119,15 +117,18 @@ WELL = Readers(
 
 def scrape(config: Config, **readers: Any) -> dict[str, float]:
     """`name{label,label}` (values of the labels other than the volume) -> value."""
-    registry = CollectorRegistry()
-    registry.register(VolumeCollector([config], replace(WELL, **readers)))
-    return values(generate_latest(registry).decode())
+    return values(text_of(VolumeMetrics([config], replace(WELL, **readers))))
+
+
+def text_of(metrics: VolumeMetrics, within_s: float = 600.0) -> str:
+    return generate_latest(metrics.registry(Deadline.after(within_s))).decode()
 
 
 def values(text: str) -> dict[str, float]:
     """Of the volume; those of the node have a test of their own."""
     found = {}
     for family in text_string_to_metric_families(text):
+        assert family.samples, f"{family.name}: a name without a sample"
         for sample in family.samples:
             labels = dict(sample.labels)
             if sample.name in ("standfast_time_seconds", "standfast_build_info"):
@@ -314,8 +315,8 @@ def test_a_difference_that_a_comparison_found_is_told(config: Config) -> None:
 
 
 def test_the_node_s_clock_and_version_have_no_volume(config: Config) -> None:
-    lines = encode(VolumeCollector([config], WELL).scrape(SOON), openmetrics=False).splitlines()
-    assert f"standfast_time_seconds {NOW}" in lines
+    lines = text_of(VolumeMetrics([config], WELL)).splitlines()
+    assert f"standfast_time_seconds {NOW / 1e9}e+09" in lines
     assert f'standfast_build_info{{version="{__version__}"}} 1.0' in lines
 
 
@@ -329,17 +330,14 @@ def test_a_source_that_hangs_is_down_by_the_deadline_and_is_not_asked_twice(
         let_go.wait(60)
         return PRIMARY
 
-    collector = VolumeCollector([config], replace(WELL, fetch=hangs))
+    metrics = VolumeMetrics([config], replace(WELL, fetch=hangs))
     try:
         for _ in range(3):
-            encoded = encode(collector.scrape(Deadline.after(0.05)), openmetrics=False)
-            found = values(encoded)
-            assert found["standfast_up{agent}"] == 0
+            assert values(text_of(metrics, within_s=0.05))["standfast_up{agent}"] == 0
         assert len(asked) == 1
     finally:
         let_go.set()
-    found = values(encode(collector.scrape(Deadline.after(60)), openmetrics=False))
-    assert found["standfast_up{agent}"] == 1
+    assert values(text_of(metrics, within_s=60))["standfast_up{agent}"] == 1
 
 
 def test_volumes_that_hang_do_not_hide_another(config: Config) -> None:
@@ -350,62 +348,59 @@ def test_volumes_that_hang_do_not_hide_another(config: Config) -> None:
         let_go.wait(0.1 if asked is config else 60)
         return PRIMARY
 
-    collector = VolumeCollector([*hanging, config], replace(WELL, fetch=fetch))
+    metrics = VolumeMetrics([*hanging, config], replace(WELL, fetch=fetch))
     try:
-        text = encode(collector.scrape(Deadline.after(4)), openmetrics=False)
+        text = text_of(metrics, within_s=4)
     finally:
         let_go.set()
-    assert 'standfast_up{volume="media-0",source="agent"} 0.0' in text
-    assert 'standfast_up{volume="data-services",source="agent"} 1.0' in text
+    assert 'standfast_up{source="agent",volume="media-0"} 0.0' in text
+    assert 'standfast_up{source="agent",volume="data-services"} 1.0' in text
 
 
-def test_both_texts_mean_what_the_library_s_encoders_would_write(config: Config) -> None:
-    sent = state.ReplicationState(
-        standbys={
-            "c1": state.StandbyState(
-                sent_bytes_total=10**15, failures={'a"b': 1, "c\\d": 2, "e\nf": 3}
-            )
-        }
-    )
-    nothing = {**PRIMARY, "standbys": [{"node": "c1", "snapshot": None}]}
-    collector = VolumeCollector(
-        [config], replace(WELL, replication=lambda _: sent, fetch=lambda _: nothing)
-    )
-    plain, openmetrics = (encode(collector.scrape(SOON), openmetrics=one) for one in (False, True))
-    assert [*text_string_to_metric_families(plain)] == [
-        *text_string_to_metric_families(generate_latest(collector).decode())
-    ]
-    assert [*openmetrics_families(openmetrics)] == [
-        *openmetrics_families(generate_openmetrics(collector).decode())
-    ]
-    assert 'reason="a\\"b"' in plain and 'reason="c\\\\d"' in plain and 'reason="e\\nf"' in plain
-    assert "+Inf" in plain
+def test_labels_of_any_text_can_be_read_again(config: Config) -> None:
+    reasons = {'a"b': 1, "c\\d": 2, "e\nf": 3, "g\udcffh": 4}
+    sent = state.ReplicationState(standbys={"c1": state.StandbyState(failures=reasons)})
+    told = scrape(config, replication=lambda _: sent)
+    for reason, count in reasons.items():
+        shown = reason.replace("\udcff", "?")
+        assert told[f"standfast_replication_failures_total{{{shown},c1}}"] == count
+
+
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @pytest.mark.parametrize(
     ("accept", "kind"),
     [
-        ("", "text/plain; version=0.0.4; charset=utf-8"),
-        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("", PLAIN),
+        ("*/*", PLAIN),
+        ("text/plain;version=soon,application/openmetrics-text;version=soon", PLAIN),
         (
             "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores",
         ),
     ],
 )
-def test_the_scraper_gets_the_format_that_it_asks_for(accept: str, kind: str) -> None:
-    found, body = answer_to(accept, [(FAMILIES["up"], [])])
-    assert found == kind
-    assert body.endswith(b"# EOF\n") == ("openmetrics" in kind)
+def test_the_scraper_gets_the_format_that_it_asks_for(
+    accept: str, kind: str, config: Config
+) -> None:
+    response = metrics_route(VolumeMetrics([config], WELL))(
+        Request("/metrics", headers={"accept": accept})
+    )
+    assert response.content_type == kind
+    text = response.body.decode()
+    parse = openmetrics_families if "openmetrics" in kind else text_string_to_metric_families
+    assert {family.name for family in parse(text)} >= {"standfast_up", "standfast_build_info"}
+    assert text.endswith("# EOF\n") == ("openmetrics" in kind)
 
 
 def test_only_a_lasting_failure_s_beginning_is_logged(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = breaks(StandfastError("the disk is gone"))
-    collector = VolumeCollector([config], replace(WELL, replica=broken))
+    metrics = VolumeMetrics([config], replace(WELL, replica=broken))
     for _ in range(3):
-        list(collector.collect())
+        text_of(metrics)
     assert [record.getMessage() for record in caplog.records] == [
         "metrics of data-services: store can't be read: the disk is gone"
     ]

@@ -48,7 +48,7 @@ def installed(timing: Timing) -> Iterator[Scene]:
     """Three nodes that replicate every 3 s; each failover may follow the last at once."""
     with Lab() as lab:
         bare = bare_pauses(lab)
-        cluster = Cluster(lab, timing, extra="min_reign = 0\nfailover_after = 15")
+        cluster = Cluster(lab, timing, extra="failover_cooldown = 0\nfailover_after = 15")
         cluster.install()
         cluster.begin()
         yield Scene(cluster, bare)

@@ -32,7 +32,7 @@ class Site:
 @contextmanager
 def site() -> Iterator[Site]:
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
-        cluster = Watched(lab, FAST, extra="min_reign = 0\nfailover_after = 6")
+        cluster = Watched(lab, FAST, extra="failover_cooldown = 0\nfailover_after = 6")
         cluster.install()
         cluster.begin()
         with Monitoring(

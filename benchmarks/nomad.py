@@ -1,4 +1,5 @@
-"""How long a job that is bound to the primary is down at a switchover: Nomad is a stand-in that
+"""How long a job that is constrained to the primary is down at a switchover: a stand-in for Nomad
+that
 moves it at once, so this is the product's own part.
 """
 
@@ -23,7 +24,10 @@ NOMAD_MAY_ADD_S = 1.0
 
 @contextmanager
 def site() -> Iterator[WithNomad]:
-    with Lab() as lab, with_nomad(lab, FAST, "min_reign = 0\nfailover_after = 6") as cluster:
+    with (
+        Lab() as lab,
+        with_nomad(lab, FAST, "failover_cooldown = 0\nfailover_after = 6") as cluster,
+    ):
         cluster.wait_until_followed(cluster.primary())
         yield cluster
 
@@ -78,8 +82,8 @@ def told(cluster: WithNomad, source: str) -> dict[str, float]:
 BENCHMARKS = (
     Benchmark(
         "nomad",
-        "A switchover with jobs of Nomad that are bound to the primary; Nomad is a stand-in, fast "
-        "timings.",
+        "A switchover with jobs of Nomad that are constrained to the primary; a stand-in for "
+        "Nomad, fast timings.",
         on=site,
         measure=moving,
         rounds=4,

@@ -30,7 +30,7 @@ from standfast.events.events import Kind, happened
 from standfast.fence.choice import check_settled
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.probe import answers_nfs
@@ -174,7 +174,7 @@ def _check_lease(
 
 
 def _check_volume(config: Config, epoch: int, store: VolumeStore) -> None:
-    own = OwnReign.load(config.state_dir)
+    own = OwnEpoch.load(config.state_dir)
     if own is None or own.epoch != epoch:
         raise Refused(
             Reason.NOT_PROMOTED_HERE,
@@ -250,7 +250,7 @@ def judge(config: Config, deadline: Deadline, ask: Ask = asked_here) -> None:
 def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked_here) -> str:
     """The node's one NFS server may start when it may serve at least one volume; Refused.
 
-    A volume that it may not serve must not be exported. Its reign may be there still: what is left
+    A volume that it may not serve must not be exported. Its epoch may be there still: what is left
     to put away may wait for a disk that is gone, and the others don't.
     """
     refused: list[Refused] = []
@@ -270,7 +270,7 @@ def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked
 
 def _may_be_served(config: Config, deadline: Deadline, ask: Ask) -> bool:
     try:
-        OwnReign.load(config.state_dir)
+        OwnEpoch.load(config.state_dir)
         return ask(config, deadline).nfs.would_export()
     except Exception:  # noqa: BLE001  # what can't be found out may be
         return True

@@ -34,7 +34,7 @@ class Reason(StrEnum):
     DEMOTED = "demoted"
     HOOK_VETOED = "hook-vetoed"
     NOT_A_CANDIDATE = "not-a-candidate"
-    MIN_REIGN = "min-reign"
+    COOLDOWN = "cooldown"
     NO_PUBLISHED_SNAPSHOT = "no-published-snapshot"
     TOO_OLD = "too-old"
     STALE_LINEAGE = "stale-lineage"

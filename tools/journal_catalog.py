@@ -13,7 +13,7 @@ from standfast.events.events import Kind
 TEXTS: Mapping[Kind, tuple[str, str]] = {
     Kind.LEASE_ACQUIRED: (
         "@STANDFAST_NODE@ holds the lease of @STANDFAST_VOLUME@",
-        "A new reign has begun. The node now makes its volume ready and starts the NFS server; "
+        "A new epoch has begun. The node now makes its volume ready and starts the NFS server; "
         "the event `promoted` follows when clients are served.\n\n"
         "Nothing to do. Who had the role before: standfast history",
     ),
@@ -32,7 +32,7 @@ TEXTS: Mapping[Kind, tuple[str, str]] = {
     ),
     Kind.SERVING_AGAIN: (
         "@STANDFAST_NODE@ serves @STANDFAST_VOLUME@ again",
-        "A promotion that had been cut was finished, a demotion was gone back on, or the server "
+        "A promotion that had been cut was finished, a demotion was rolled back, or the server "
         "was started again. The role has not moved.\n\n"
         "If it repeats: journalctl -u 'standfast-*@@STANDFAST_VOLUME@' -u nfs-server",
     ),
@@ -47,7 +47,7 @@ TEXTS: Mapping[Kind, tuple[str, str]] = {
     ),
     Kind.DEMOTED: (
         "@STANDFAST_NODE@ is a standby of @STANDFAST_VOLUME@",
-        "It serves no longer; its tree was put aside, nothing of it was deleted.\n\n"
+        "It serves no longer; its tree was set aside, nothing of it was deleted.\n\n"
         "After a takeover by another node, look at what only this one has: standfast doctor "
         "(`diverged`)",
     ),

@@ -40,7 +40,7 @@ def _harmless(say: Callable[P, None]) -> Callable[P, None]:
 
 
 @dataclass(slots=True)
-class Herald:
+class Announcer:
     """Of one agent."""
 
     config: Config
@@ -50,11 +50,11 @@ class Herald:
     def __post_init__(self) -> None:
         self.later = Later(self.config)
 
-    def course(self, plan: Plan, effects: Effects) -> Course:
+    def plan_report(self, plan: Plan, effects: Effects) -> PlanReport:
         """For one run of a plan, from before its first step."""
         facts: dict[str, object] = {}
         _harmless(lambda: facts.update(effects.facts()))()
-        return Course(self, plan, effects, facts)
+        return PlanReport(self, plan, effects, facts)
 
     @_harmless
     def refused(self, reason: Reason, sentence: str) -> None:
@@ -69,17 +69,17 @@ class Herald:
 
 
 @dataclass(slots=True)
-class Course:
+class PlanReport:
     """One run of a plan."""
 
-    herald: Herald
+    announcer: Announcer
     plan: Plan
     effects: Effects
     facts: dict[str, object]
 
     @_harmless
     def begun(self) -> None:
-        node, volume = self.herald.config.node, self.herald.config.volume
+        node, volume = self.announcer.config.node, self.announcer.config.volume
         if self.plan.name == "switchover":
             text = f"{node} hands {volume} over to {self.effects.to}"
             self._tell(Kind.SWITCHOVER_BEGUN, text)
@@ -92,7 +92,7 @@ class Course:
     @_harmless
     def reached(self, do: Do) -> None:
         """A step was done, of the plan or of its undoing."""
-        node, volume = self.herald.config.node, self.herald.config.volume
+        node, volume = self.announcer.config.node, self.announcer.config.volume
         if do is Do.REGISTER:
             self.facts["epoch"] = self.effects.epoch()
         epoch = self.facts.get("epoch")
@@ -100,36 +100,36 @@ class Course:
             kind = Kind.PROMOTED if self.plan.name == "promotion" else Kind.SERVING_AGAIN
             what = "is primary of" if kind is Kind.PROMOTED else "serves again:"
             self._tell(kind, f"{node} {what} {volume}, epoch {epoch} ({self.facts.get('reason')})")
-            self.herald.later.add(Occasion.POST_PROMOTE, self.facts)
+            self.announcer.later.add(Occasion.POST_PROMOTE, self.facts)
         elif do is Do.FORGET:
             text = f"{node} is a standby of {volume}: its epoch {epoch} is over ({self.plan.name})"
             self._tell(Kind.DEMOTED, text)
-            self.herald.later.add(Occasion.POST_DEMOTE, self.facts)
+            self.announcer.later.add(Occasion.POST_DEMOTE, self.facts)
         elif do is Do.AWAIT_SUCCESSOR:
             self._tell(Kind.SWITCHOVER_ENDED, f"{self.effects.to} serves {volume}")
 
     @_harmless
     def failed(self, error: Exception) -> None:
         text = str(error)
-        if text == self.herald.last_failure:
+        if text == self.announcer.last_failure:
             log.info("%s failed again in the same way", self.plan.name)
             return
-        self.herald.last_failure = text
+        self.announcer.last_failure = text
         reason = reason_of(error)
         if isinstance(error, Refused) and self.plan.name == "promotion":
-            self.herald.refused(reason, text)
+            self.announcer.refused(reason, text)
         else:
             self._tell(Kind.ROLE_CHANGE_FAILED, text, reason)
 
     def ended(self) -> None:
-        self.herald.last_failure = None
+        self.announcer.last_failure = None
 
     def _tell(self, kind: Kind, sentence: str, reason: Reason | None = None) -> None:
         epoch, known = self.facts.get("epoch"), self.facts.get("reason")
         more = {} if self.effects.to is None else {"STANDFAST_TO": self.effects.to}
         tell(
             happened(
-                self.herald.config,
+                self.announcer.config,
                 kind,
                 sentence,
                 epoch=epoch if isinstance(epoch, int) else None,

@@ -14,7 +14,7 @@ from standfast.errors import Refused, TimedOut, UsageError, ours
 from standfast.lease.surrender import rank
 from standfast.reasons import Reason
 from standfast.role import plan as plans
-from standfast.role.decision import Action, Wish
+from standfast.role.decision import Action, Request
 from standfast.role.observation import Cluster
 from standfast.role.plan import Plan, names_of, plan_for
 from standfast.role.steps import Effects
@@ -62,12 +62,12 @@ def describe(plan: Plan) -> str:
 
 def promote(agent: Agent, command: Command) -> str:
     """Take the role on this node; waits until the last lease is over for certain."""
-    wish = Wish(promote=True, accept_data_loss=command.argument("accept_data_loss") is True)
+    request = Request(promote=True, accept_data_loss=command.argument("accept_data_loss") is True)
     limit = Deadline.after(agent.config.lease.wait + PROMOTE_SLACK_S)
     told, fresh = "", True
     while True:
         # A fresh one lists the snapshots again: where that takes long it would be all that is done.
-        seen = agent.look(0.0 if fresh else 0.2, fresh=fresh, wish=wish)
+        seen = agent.look(0.0 if fresh else 0.2, fresh=fresh, request=request)
         decision = seen.decision
         if decision.action is Action.PROMOTE:
             if fresh:
@@ -77,7 +77,7 @@ def promote(agent: Agent, command: Command) -> str:
         if decision.action is not Action.WAIT:
             refusal = _not_promoted(agent, seen)
             if not command.dry_run:
-                agent.herald.refused(refusal.reason, str(refusal))
+                agent.announcer.refused(refusal.reason, str(refusal))
             raise refusal
         if limit.expired:
             raise TimedOut(f"not promoted: {decision.sentence}")
@@ -171,7 +171,7 @@ def _as_primary(agent: Agent) -> Seen:
 
 
 def best_standby(agent: Agent, seen: Seen) -> str:
-    """The standby with the newest data of the latest reign, the higher priority, by the records."""
+    """The standby with the newest data of the latest epoch, the higher priority, by the records."""
     assert isinstance(seen.view, Cluster)
     ranks = {}
     for name in agent.config.standbys:

@@ -133,18 +133,18 @@ def _serving(doc: Mapping[str, Any], config: Config) -> str | None:
 
 def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> dict[str, Any]:
     leader = view.leader
-    reign = view.history.get(view.epoch or 0)
+    epoch_record = view.history.get(view.epoch or 0)
     records = view.standbys
     return {
         "epoch": view.epoch,
         "holder": None if leader is None or leader.is_clean else leader.holder.node,
         "state": None if leader is None else str(leader.state),
-        "last_heartbeat_seen_s": round(monotonic() - view.sighting.first_seen, 2),
+        "last_heartbeat_seen_s": round(monotonic() - view.last_heartbeat.first_seen, 2),
         "unserved_s": None if leader is None or not leader.unserved else leader.unserved,
         "given_up": None if leader is None or not leader.is_clean else _given_up(leader),
-        "since": None if reign is None else reign.at,
-        "began_by": None if reign is None else reign.reason,
-        "lost_s": None if reign is None else reign.lost_s,
+        "since": None if epoch_record is None else epoch_record.at,
+        "began_by": None if epoch_record is None else epoch_record.reason,
+        "lost_s": None if epoch_record is None else epoch_record.lost_s,
         "paused": None
         if view.pause is None
         else {"by": view.pause.by, "reason": view.pause.reason, "at": view.pause.at},

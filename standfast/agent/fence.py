@@ -1,13 +1,13 @@
 """The agent's own look at the fence, independent of the lease process, which may be frozen or dead.
 
-Invariant: while this node has a reign that it has not put away and its lease isn't valid, rules
+Invariant: while this node has an epoch that it has not put away and its lease isn't valid, rules
 that were flushed are back shut a heartbeat interval after the last look. It has a thread of its
 own, which waits neither for the volume's disk nor for the server or the lease process.
 
 What it costs: a look is a process (`nft list`, some milliseconds). While the lease is valid none is
 needed: the lease process sees the rules at each heartbeat, and were it to hang, nobody else serves
 before this lease has run out, which is seen here by its own file. So a healthy primary pays for two
-small files each interval. A node without a reign serves nothing and is seen to by the upkeep.
+small files each interval. A node without an epoch serves nothing and is seen to by the upkeep.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from standfast.errors import ours
 from standfast.events.events import Kind, happened, tell
 from standfast.lease.cutoff import SHUT_S
 from standfast.lease.files import LeaseStatus, note_flush
+from standfast.node.epoch_record import OwnEpoch
 from standfast.node.node import Machine
-from standfast.node.reign import OwnReign
 from standfast.role import volume
 from standfast.system.clock import Deadline, monotonic
 
@@ -34,7 +34,7 @@ class FenceWatch:
 
     machine: Machine
     flushes: int = 0
-    """How often the rules were found gone here in this node's reign."""
+    """How often the rules were found gone here in this node's epoch."""
     trouble: str | None = None
     seen: bool = False
     """The rules were in place at some look of this process."""
@@ -57,13 +57,13 @@ class FenceWatch:
     def _has_to_be_shut(self) -> bool:
         config = self.machine.config
         try:
-            own = OwnReign.load(config.state_dir)
+            own = OwnEpoch.load(config.state_dir)
             lease = LeaseStatus.load(config.run_dir)
             if own is None and (lease is None or not volume.has_begun(self.machine, lease.epoch)):
                 self.flushes = 0
                 return False
         except Exception:  # noqa: BLE001
-            return True  # in doubt there is a reign, and no lease
+            return True  # in doubt there is an epoch, and no lease
         mine = lease is not None and lease.instance == self.machine.me.instance
         return not mine or lease is None or lease.remaining_s(monotonic()) <= 0
 

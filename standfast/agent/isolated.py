@@ -21,8 +21,8 @@ from standfast.config.model import Config
 from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import LeaseStatus
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
-from standfast.node.reign import OwnReign, Stage
 from standfast.role import volume
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.local_socket import ask
@@ -34,7 +34,7 @@ ASK_S = 5.0
 
 
 def is_due(
-    config: Config, own: OwnReign, lease: LeaseStatus | None, since: float, now: float
+    config: Config, own: OwnEpoch, lease: LeaseStatus | None, since: float, now: float
 ) -> bool:
     """Pure. Whether nobody may write into the tree any more: no lease has been valid for as long as
     a successor waits, and there can be one.
@@ -48,7 +48,7 @@ def is_due(
     return bool(config.standbys) and alive and over
 
 
-def freeze_if_due(machine: Machine, own: OwnReign, since: float) -> None:
+def freeze_if_due(machine: Machine, own: OwnEpoch, since: float) -> None:
     """To be called while no plan is at work; the next turn tries again what fails."""
     config = machine.config
     lease = LeaseStatus.load(config.run_dir)

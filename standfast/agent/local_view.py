@@ -11,9 +11,9 @@ from standfast.ages import FUTURE_TOLERANCE_S, WAS_SET_S, Origin
 from standfast.errors import Refused, StandfastError, ours
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
+from standfast.node.epoch_record import OwnEpoch
 from standfast.node.node import Machine
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign
 from standfast.replication.published import note_clock, origins_of_snapshots, published_file
 from standfast.role import volume
 from standfast.role.observation import Available, Local
@@ -68,7 +68,7 @@ class LocalView:
         """
         machine, config = self._machine, self._machine.config
         held = is_locked(config.run_dir / "lease.lock")
-        own = OwnReign.load(config.state_dir) if held else volume.own_reign(machine)
+        own = OwnEpoch.load(config.state_dir) if held else volume.own_epoch(machine)
         local = Local(
             node=config.node,
             instance=machine.me.instance,
@@ -87,8 +87,8 @@ class LocalView:
                 raise
             return replace(local, unread=str(ours(error)))
 
-    def _has_live(self, own: OwnReign | None) -> bool:
-        """Of a node that has, or had, a reign: that one's tree, and not what somebody put there."""
+    def _has_live(self, own: OwnEpoch | None) -> bool:
+        """Of a node that has, or had, an epoch: its own tree, not what somebody put there."""
         if own is None or own.live_uuid is None:
             return self._machine.config.paths.live.exists()
         with contextlib.suppress(Refused):  # something else than a subvolume
@@ -126,7 +126,7 @@ class LocalView:
         run_dir = self._machine.config.run_dir
         return replace(
             before,
-            own=OwnReign.load(self._machine.config.state_dir),
+            own=OwnEpoch.load(self._machine.config.state_dir),
             lease=LeaseStatus.load(run_dir),
             lease_alive=is_locked(run_dir / "lease.lock"),
         )

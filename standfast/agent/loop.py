@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from standfast.agent.announcer import Herald
+from standfast.agent.announcer import Announcer
 from standfast.agent.command import Command
 from standfast.agent.fence import FenceWatch
 from standfast.agent.local_view import LocalView
@@ -24,7 +24,7 @@ from standfast.errors import ours
 from standfast.node.node import Machine
 from standfast.reasons import Reason
 from standfast.role.decide import decide
-from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.execute import execute
 from standfast.role.observation import Cluster, Local
 from standfast.role.plan import Plan, plan_for
@@ -84,41 +84,43 @@ class Agent:
     told: CandidateRecord | None = None
     told_at: float = 0.0
     """The last word on whether this node could take over, and when it was written."""
-    herald: Herald = field(init=False)
+    announcer: Announcer = field(init=False)
     fence: FenceWatch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.herald = Herald(self.machine.config)
+        self.announcer = Announcer(self.machine.config)
         self.fence = FenceWatch(self.machine)
 
     @property
     def config(self) -> Config:
         return self.machine.config
 
-    def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
+    def look(
+        self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST
+    ) -> Seen:
         """Read, remember the epoch, decide; whatever can't be understood is raised."""
         try:
-            seen = self._seen(wait_s, fresh=fresh, wish=wish)
+            seen = self._seen(wait_s, fresh=fresh, request=request)
         finally:
             self.moved_at = monotonic()
         if seen.decision.reason in UNHOLDABLE:
             self.watcher.distrust()
         before = self.seen.decision if self.seen is not None else None
         if before is None or before.reason != seen.decision.reason:
-            if seen.decision.action is Action.BLOCKED and wish == NO_WISH:
-                self.herald.blocked(seen.decision)
+            if seen.decision.action is Action.BLOCKED and request == NO_REQUEST:
+                self.announcer.blocked(seen.decision)
             else:
                 log.info("%s: %s", seen.decision.reason, seen.decision.sentence)
         self.seen = seen
         return seen
 
-    def _seen(self, wait_s: float, *, fresh: bool, wish: Wish) -> Seen:
+    def _seen(self, wait_s: float, *, fresh: bool, request: Request) -> Seen:
         view = self.watcher.look(wait_s, fresh=fresh)
         if isinstance(view, Cluster) and view.epoch is not None:
             self.local.note_epoch(view.epoch)
         local = self.local.look(fresh=fresh)
         moment = now()
-        return Seen(view, local, decide(view, local, self.config, moment, wish), moment)
+        return Seen(view, local, decide(view, local, self.config, moment, request), moment)
 
     def step(self) -> None:
         """One look and what follows from it."""
@@ -164,10 +166,10 @@ class Agent:
         plan = plan_for(seen.decision, self.config)
         if plan is None:
             return
-        sighting = seen.view.sighting if isinstance(seen.view, Cluster) else None
+        last_heartbeat = seen.view.last_heartbeat if isinstance(seen.view, Cluster) else None
         if isinstance(seen.view, Cluster) and seen.view.leader is not None:
             note = note or seen.view.leader.note
-        effects = Effects(self.machine, seen.decision, sighting, operator, note)
+        effects = Effects(self.machine, seen.decision, last_heartbeat, operator, note)
         self.run_plan(plan, effects, progress)
 
     def run_plan(
@@ -182,15 +184,15 @@ class Agent:
                 progress(text)
 
         lock = self.config.run_dir / "plan.lock"
-        course = self.herald.course(plan, effects)
+        plan_report = self.announcer.plan_report(plan, effects)
         try:
             with exclusive(lock, "another change of the role", Deadline.after(5.0)):
-                course.begun()
-                execute(plan, effects.table(), say, course.reached)
-            course.ended()
+                plan_report.begun()
+                execute(plan, effects.table(), say, plan_report.reached)
+            plan_report.ended()
         except Exception as error:
             failure = ours(error)
-            course.failed(failure)
+            plan_report.failed(failure)
             if failure is error:
                 raise  # one that causes itself has no end
             raise failure from error

@@ -1,7 +1,7 @@
 """The agent's thread that has Nomad follow the role; nothing waits for it.
 
 Invariant: the role is this node's own files', read right before each round: a primary is one that
-serves now, with a lease of this boot; a standby is one without a reign. In between, nothing is
+serves now, with a lease of this boot; a standby is one without an epoch. In between, nothing is
 done.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.nomad import reports
 from standfast.nomad.loop import Follower
 from standfast.nomad.observation import Role
@@ -34,7 +34,7 @@ def role_of(agent: Agent) -> tuple[Role, int]:
     """This node's part and its epoch, 0 for a standby's."""
     config = agent.config
     try:
-        own = OwnReign.load(config.state_dir)
+        own = OwnEpoch.load(config.state_dir)
         lease = LeaseStatus.load(config.run_dir)
     except (StandfastError, OSError):
         return Role.CHANGING, 0  # said by the agent's own look

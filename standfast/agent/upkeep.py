@@ -19,7 +19,7 @@ from standfast.errors import Refused, ours
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.surrender import TOLD_EVERY_S
-from standfast.node.reign import OwnReign
+from standfast.node.epoch_record import OwnEpoch
 from standfast.role import readiness, registration
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster
@@ -97,7 +97,7 @@ def _vouch(agent: Agent, sick: str | None) -> None:
     Vouch(monotonic(), why).save(agent.config.run_dir)
 
 
-def _of_primary(agent: Agent, own: OwnReign, sick: str | None) -> Sequence[Callable[[], None]]:
+def _of_primary(agent: Agent, own: OwnEpoch, sick: str | None) -> Sequence[Callable[[], None]]:
     """For a node that serves; `sick`: why it doesn't really."""
     return (
         partial(_keep_registered, agent, own, sick),
@@ -107,7 +107,7 @@ def _of_primary(agent: Agent, own: OwnReign, sick: str | None) -> Sequence[Calla
 
 
 def _of_standby(agent: Agent, seen: Seen) -> Sequence[Callable[[], None]]:
-    """For a node without a reign, while no plan is at work."""
+    """For a node without an epoch, while no plan is at work."""
     return (
         partial(_keep_shut, agent),
         partial(_keep_unexported, agent),
@@ -117,7 +117,7 @@ def _of_standby(agent: Agent, seen: Seen) -> Sequence[Callable[[], None]]:
     )
 
 
-def _keep_registered(agent: Agent, own: OwnReign, sick: str | None) -> None:
+def _keep_registered(agent: Agent, own: OwnEpoch, sick: str | None) -> None:
     machine = agent.machine
     if not registration.is_registered(machine, own.epoch):
         if agent.busy is not None:
@@ -130,7 +130,7 @@ def _keep_registered(agent: Agent, own: OwnReign, sick: str | None) -> None:
     agent.sick = sick
 
 
-def _keep_exported(agent: Agent, own: OwnReign) -> None:
+def _keep_exported(agent: Agent, own: OwnEpoch) -> None:
     fence, nfs = agent.machine.fence, agent.machine.nfs
     # Without a claim (its file was deleted) no heartbeat opens the port.
     if nfs.is_running() and not (nfs.is_exported(own.fsid) and fence.state().claimed):
@@ -195,14 +195,14 @@ def _tell_readiness(agent: Agent, seen: Seen) -> None:
         agent.told, agent.told_at = word, monotonic()
 
 
-def _freeze_if_due(agent: Agent, own: OwnReign) -> None:
+def _freeze_if_due(agent: Agent, own: OwnEpoch) -> None:
     """Before the lock is taken, a look: a plan must not find it taken at each turn."""
     lease = LeaseStatus.load(agent.config.run_dir)
     if isolated.is_due(agent.config, own, lease, agent.since, monotonic()):
         unless_changed(agent, own, lambda: isolated.freeze_if_due(agent.machine, own, agent.since))
 
 
-def unless_changed(agent: Agent, seen: OwnReign | None, do: Callable[[], None]) -> None:
+def unless_changed(agent: Agent, seen: OwnEpoch | None, do: Callable[[], None]) -> None:
     """What was seen may be from before a plan that has ended meanwhile: this node's own files are
     asked again, and no plan begins until it is done. One that is at work goes first.
 
@@ -214,6 +214,6 @@ def unless_changed(agent: Agent, seen: OwnReign | None, do: Callable[[], None]) 
             held.enter_context(lock)
         except Refused:
             return
-        own = OwnReign.load(agent.config.state_dir)
+        own = OwnEpoch.load(agent.config.state_dir)
         if (own and (own.epoch, own.stage)) == (seen and (seen.epoch, seen.stage)):
             do()

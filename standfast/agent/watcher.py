@@ -3,7 +3,7 @@
 Invariants: what could not be read is Blind, never a guess. A value read again unchanged means that
 no heartbeat committed in between only while this node was looking: it may have changed and changed
 back (a restored Consul, a key deleted twice). After a time without an answer, whether Consul was
-away or this process stood still, the sighting begins anew.
+away or this process stood still, the last heartbeat begins anew.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from standfast.config.model import Config
 from standfast.consul.blindness import Blind, blindness
 from standfast.consul.gateway import Entry
 from standfast.consul.records import (
+    HistoryEntry,
     Leader,
     Pause,
-    Reign,
     StandbyRecord,
     highest_epoch,
     is_epoch,
@@ -31,7 +31,7 @@ from standfast.errors import (
 from standfast.lease.protocol import NEVER
 from standfast.node.node import Consul
 from standfast.reasons import Reason
-from standfast.role.observation import Beginning, Cluster, Sighting, sight
+from standfast.role.observation import Beginning, Cluster, LastHeartbeat, heartbeat_seen
 from standfast.system.clock import monotonic
 from standfast.system.probe import answers
 
@@ -43,7 +43,7 @@ DETAILS_EVERY_S = 10.0
 SILENT_DETAILS_EVERY_S = 1.0
 
 
-def assemble(config: Config, entries: tuple[Entry, ...], sighting: Sighting) -> Cluster:
+def assemble(config: Config, entries: tuple[Entry, ...], last_heartbeat: LastHeartbeat) -> Cluster:
     """The volume's keys as a Cluster; ForeignValue when one of ours isn't ours."""
     prefix = config.key("")
     values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
@@ -55,13 +55,13 @@ def assemble(config: Config, entries: tuple[Entry, ...], sighting: Sighting) -> 
     for name, value in values.items():
         kind, _, rest = name.partition("/")
         if kind == "history" and is_epoch(rest):
-            history[int(rest)] = Reign.parse(value, config.key(name))
+            history[int(rest)] = HistoryEntry.parse(value, config.key(name))
         elif kind == "standbys" and rest:
             standbys[rest] = StandbyRecord.parse(value, config.key(name))
     return Cluster(
         epoch=None if epoch is None else parse_epoch(epoch, config.key("epoch")),
         leader=None if leader is None else Leader.parse(leader, config.key("leader")),
-        sighting=sighting,
+        last_heartbeat=last_heartbeat,
         pause=None if pause is None else Pause.parse(pause, config.key("pause")),
         history=history,
         standbys=standbys,
@@ -82,7 +82,7 @@ class Watcher:
         self._config = config
         self._consul = consul
         self._index = 0
-        self._sighting: Sighting | None = None
+        self._last_heartbeat: LastHeartbeat | None = None
         self._beginning: Beginning | None = None
         self._details: _Details | None = None
         self._unanswered_since: float | None = None
@@ -102,23 +102,23 @@ class Watcher:
             self._readable_since = None
             return blindness(error)
         except ForeignValue as error:
-            self._sighting = None  # as far as is known, something else stood there meanwhile
+            self._last_heartbeat = None  # as far as is known, something else stood there meanwhile
             self.distrust()
             return Blind(Reason.FOREIGN_VALUE, str(error))
         if self._readable_since is None:
             self._readable_since = monotonic()
         # Last, as it may have been within this look that the process stood still.
-        sighting = cluster.sighting
-        if self._unbroken_since > sighting.first_seen:
-            since = sighting.evident_since
-            sighting = replace(
-                sighting,
+        last_heartbeat = cluster.last_heartbeat
+        if self._unbroken_since > last_heartbeat.first_seen:
+            since = last_heartbeat.evident_since
+            last_heartbeat = replace(
+                last_heartbeat,
                 first_seen=self._unbroken_since,
                 unchanged_since=since,
                 witnessed=False,
             )
-        self._sighting = sighting
-        return replace(cluster, sighting=sighting, readable_since=self._readable_since)
+        self._last_heartbeat = last_heartbeat
+        return replace(cluster, last_heartbeat=last_heartbeat, readable_since=self._readable_since)
 
     def distrust(self) -> None:
         """What Consul holds kept a living primary from its heartbeats: it gets a chance first."""
@@ -148,11 +148,15 @@ class Watcher:
         now = monotonic()
         identity = None if leader is None else leader.identity
         modified = self._index if entry is None else entry.modify_index
-        self._sighting = sight(self._sighting, identity, modified, now, self._unbroken_since)
-        silent_s = now - self._sighting.first_seen
+        self._last_heartbeat = heartbeat_seen(
+            self._last_heartbeat, identity, modified, now, self._unbroken_since
+        )
+        silent_s = now - self._last_heartbeat.first_seen
         silent = silent_s > 1.5 * self._config.lease.heartbeat
         details = self._refresh(leader, now, fresh=fresh, silent=silent)
-        cluster = replace(assemble(self._config, details.entries, self._sighting), leader=leader)
+        cluster = replace(
+            assemble(self._config, details.entries, self._last_heartbeat), leader=leader
+        )
         if self._beginning is None or self._beginning.epoch != cluster.epoch:
             gapless = self._readable_since is not None
             self._beginning = Beginning(cluster.epoch, now, witnessed=gapless)

@@ -22,7 +22,7 @@ from standfast.names import SnapshotName
 from standfast.node.ports import Ailment, LiveTree, Snapshot, Writer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
-from standfast.system.single_flight import Gates
+from standfast.system.single_flight import SingleFlight
 
 STAGING = ".staging"
 _ATTEMPTS = 5
@@ -49,7 +49,7 @@ class Store(ABC):
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._base = paths.live.name
-        self._gates = Gates()
+        self._flights = SingleFlight()
 
     # What is here
 
@@ -167,7 +167,7 @@ class Store(ABC):
             return None
 
         try:
-            return self._gates.look(live, look, deadline)
+            return self._flights.look(live, look, deadline)
         except TimedOut as error:
             return Ailment(Reason.VOLUME_HANGS, f"{live} can't be looked at: {error}")
         except FileNotFoundError:

@@ -9,7 +9,7 @@ from typing import Any
 from standfast.cli.output import print_json, print_table
 from standfast.config.load import load_volume
 from standfast.consul.gateway import ConsulGateway, Entry
-from standfast.consul.records import Reign
+from standfast.consul.records import HistoryEntry
 from standfast.errors import ForeignValue
 from standfast.system.clock import format_utc
 from standfast.text import duration
@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _item(entry: Entry) -> dict[str, Any]:
     try:
-        reign = Reign.parse(entry.value, entry.key)
+        epoch_record = HistoryEntry.parse(entry.value, entry.key)
     except ForeignValue:
         shown = entry.value[:80].decode("utf-8", "replace")
         return {"epoch": None, "key": entry.key, "foreign": shown}
-    return {**asdict(reign), "key": entry.key}
+    return {**asdict(epoch_record), "key": entry.key}
 
 
 def _order(item: dict[str, Any]) -> tuple[bool, int, str]:

@@ -25,8 +25,8 @@ from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.progress import showing
+from standfast.replication.standby_connection import StandbyConnection
 from standfast.replication.standby_step import Mark, Step
-from standfast.replication.standby_way import Way
 from standfast.replication.survey import both_sides
 from standfast.replication.timers import timer_of
 from standfast.system.clock import Deadline, sleep
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     joining = _Joining(
         config,
         node,
-        Way(config, node, install_key=args.install_key, dry_run=args.dry_run),
+        StandbyConnection(config, node, install_key=args.install_key, dry_run=args.dry_run),
         timeout_s=args.timeout,
         quiet=args.quiet or args.json,
         dry_run=args.dry_run,
@@ -95,7 +95,7 @@ def _error_of(bad: Step, node: str) -> StandfastError:
 class _Joining:
     config: Config
     node: str
-    way: Way
+    way: StandbyConnection
     timeout_s: float
     quiet: bool
     dry_run: bool

@@ -28,7 +28,7 @@ from standfast.clients.steps import Steps
 from standfast.config.model import Config
 from standfast.consul.blindness import blindness
 from standfast.errors import ConsulError, Refused, StandfastError, ours
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.locks import exclusive
 from standfast.system.mountinfo import canonical, elsewhere, stack_at
@@ -91,7 +91,7 @@ def server_of(parts: Parts) -> Service:
 def role_of(config: Config) -> Role:
     """This node's own part; a file of it that can't be read counts as a role: hands off."""
     try:
-        own = OwnReign.load(config.state_dir)
+        own = OwnEpoch.load(config.state_dir)
     except StandfastError as error:
         log.warning("%s", error)
         return Role.CHANGING

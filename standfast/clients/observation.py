@@ -112,7 +112,7 @@ class Observed:
     """The error of an answer that is one."""
     role: Role = Role.NONE
     stopped: tuple[str, ...] = ()
-    """Services that were stopped with the bind mount of this node's reign."""
+    """Services that were stopped with the bind mount of this node's epoch."""
     tie: Tie = Tie()
     wires: Mapping[str, str] = field(default_factory=dict)
     """Of each NFS file system here, by device, the fsid that the server told the kernel."""

@@ -337,11 +337,11 @@ class Config:
         unit="s",
         least=0.0,
     )
-    min_reign: float = option(
+    failover_cooldown: float = option(
         600.0,
-        "At most one automatic failover or surrender in this time. A reign that began so and has "
+        "At most one automatic failover or surrender in this time. An epoch that began so and has "
         "never served is surrendered before that, to a node that hasn't had the role since it was "
-        "last given by an operator or in order. A standby counts from when it saw the reign begin; "
+        "last given by an operator or in order. A standby counts from when it saw the epoch begin; "
         "one that started later, or couldn't read Consul then, goes by both nodes' clocks, too",
         unit="s",
         least=0.0,

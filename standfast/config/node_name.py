@@ -21,7 +21,7 @@ def known_name(config: Config) -> str:
 def check_name(config: Config) -> None:
     """InvalidConfig when this node's state is of a node of another name, as after a renaming.
 
-    All that it knows of itself (its lease, its reign, whose snapshots it has) is by its name: under
+    All that it knows of itself (its lease, its epoch, whose snapshots it has) is by its name: under
     another one a healthy primary would step down for itself. What can't be read is let pass.
     """
     path, known = config.state_dir / _NAME, known_name(config)

@@ -69,7 +69,7 @@ class Handover:
     unserved: float = 0.0
     """With any state: for how long it has not served, seconds; 0: it serves."""
     idle: bool = False
-    """With any state: it has never served in this reign, so it wrote nothing that could be lost."""
+    """With any state: it has never served in this epoch, so it wrote nothing that could be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Leader:
     def gives_up(self, epoch: int | None) -> bool:
         """Whether it is the orderly end of this very epoch: nobody serves, nothing to wait for.
 
-        Where the epoch's key is gone or tells of a later reign, an old `clean` proves nothing.
+        Where the epoch's key is gone or tells of a later epoch, an old `clean` proves nothing.
         """
         return self.is_clean and self.epoch == epoch
 
@@ -165,7 +165,7 @@ def highest_epoch(values: Mapping[str, bytes]) -> int:
     """The highest epoch that any of the volume's keys tells of; 0: none does.
 
     `values` is by the key's name below the volume's prefix. The epoch's own key may be gone or
-    written by hand: none of these numbers may be given to a reign again. ForeignValue.
+    written by hand: none of these numbers may be given to an epoch again. ForeignValue.
     """
     found = [0]
     for name, raw in values.items():
@@ -187,7 +187,7 @@ def is_epoch(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Reign:
+class HistoryEntry:
     """One entry of the history: who took over, from what, why, and what was lost."""
 
     epoch: int
@@ -200,12 +200,12 @@ class Reign:
     known."""
     at: float
     follows: int | None = None
-    """The reign whose data it goes on from, where those since were given up without ever having
+    """The epoch whose data it goes on from, where those since were given up without ever having
     served; None: the one right before."""
 
     @property
     def before(self) -> int:
-        """The reign whose data it goes on from."""
+        """The epoch whose data it goes on from."""
         return self.epoch - 1 if self.follows is None else self.follows
 
     @property
@@ -226,7 +226,7 @@ class Reign:
         )
 
     @classmethod
-    def parse(cls, raw: bytes, key: str = "history") -> Reign:
+    def parse(cls, raw: bytes, key: str = "history") -> HistoryEntry:
         return _parse(
             raw,
             key,
@@ -244,7 +244,7 @@ class Reign:
 
 
 def _earlier(value: Any, epoch: int) -> int | None:
-    """None, or a reign before `epoch`; ValueError."""
+    """None, or an epoch before `epoch`; ValueError."""
     if value is not None and not 0 <= _number(value) < epoch:
         raise ValueError(f"epoch {epoch} can't follow {value}")
     return None if value is None else _number(value)
@@ -330,7 +330,7 @@ class CandidateRecord:
 
     node: str
     epoch: int
-    """Of the reign that it would end."""
+    """Of the epoch that it would end."""
     ready: bool
     reason: str
     """A reason code: why not, or what it would do."""
@@ -374,7 +374,7 @@ class ClientRecord:
     server: str | None
     """Node, or else address, that the mount is of; None: nothing is mounted, or not known."""
     epoch: int | None
-    """Reign that it was mounted in."""
+    """Epoch that it was mounted in."""
     state: str
     """A reason code."""
     at: float

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from standfast.agent.watcher import assemble
 from standfast.consul.gateway import ConsulGateway
-from standfast.consul.records import Leader, Reign, StandbyRecord
+from standfast.consul.records import HistoryEntry, Leader, StandbyRecord
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.invariants import Invariants
 from standfast.demo.ledger import Client, Every, Ledger, poll
@@ -22,7 +22,7 @@ from standfast.demo.nodes import INTERVAL_S, Node, Place
 from standfast.demo.screen import NodeRow, Screen
 from standfast.demo.watches import Watches
 from standfast.errors import StandfastError, TimedOut
-from standfast.role.observation import Sighting
+from standfast.role.observation import LastHeartbeat
 from standfast.system.clock import Deadline, monotonic, sleep
 
 ADDRESSES = {"zippy": "127.0.0.1", "c1": "127.0.0.2", "c2": "127.0.0.3"}
@@ -148,7 +148,7 @@ class Cluster:
     def _look_at_keys(self) -> None:
         config = self["c2"].config
         entries = self.gateway.get_many(config.key(""), consistent=True)
-        view = assemble(config, entries, Sighting(None, 0, 0.0))
+        view = assemble(config, entries, LastHeartbeat(None, 0, 0.0))
         self.invariants.consul(view.epoch, view.leader, view.history.values())
 
     def _look_at_trees(self) -> None:
@@ -214,8 +214,8 @@ class Cluster:
         entry = self.gateway.get(key)
         return None if entry is None else StandbyRecord.parse(entry.value, key)
 
-    def reign(self, epoch: int) -> Reign | None:
-        return next((one for one in self.invariants.reigns() if one.epoch == epoch), None)
+    def epoch_record(self, epoch: int) -> HistoryEntry | None:
+        return next((one for one in self.invariants.epoch_records() if one.epoch == epoch), None)
 
     def primary(self) -> Node | None:
         """The node that answers on its port now."""

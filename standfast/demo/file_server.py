@@ -20,8 +20,8 @@ from standfast.config.model import Config
 from standfast.demo.directory import DirectoryStore
 from standfast.demo.fence import fence_of
 from standfast.errors import StandfastError
+from standfast.node.epoch_record import OwnEpoch
 from standfast.node.ports import Fence, VolumeStore
-from standfast.node.reign import OwnReign
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.files import read_json, write_atomically
 from standfast.system.local_socket import parse, read_line, send
@@ -74,7 +74,7 @@ class Files:
             raise ShutPort
 
     def _epoch(self) -> int | None:
-        own = OwnReign.load(self._config.state_dir)
+        own = OwnEpoch.load(self._config.state_dir)
         return None if own is None else own.epoch
 
     def _carry_out(self, request: Mapping[str, Any]) -> dict[str, Any]:

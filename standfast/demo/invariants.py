@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from standfast.consul.records import Holder, Leader, Reign
+from standfast.consul.records import HistoryEntry, Holder, Leader
 from standfast.errors import StandfastError
 
 ONE_OWNER = "one owner per epoch"
@@ -49,7 +49,7 @@ class Invariants:
     answers: int = 0
     _broken: Broken | None = None
     _served: dict[int, _Served] = field(default_factory=dict)
-    _history: dict[int, Reign] = field(default_factory=dict)
+    _history: dict[int, HistoryEntry] = field(default_factory=dict)
     _holders: dict[int, Holder] = field(default_factory=dict)
     _epoch: int = 0
     _trees: dict[str, str] = field(default_factory=dict)
@@ -69,11 +69,11 @@ class Invariants:
         return f"{moment - self.started:.3f} s"
 
     def answered(self, node: str, epoch: int | None, at: float) -> None:
-        """A server answered a client at `at`: no earlier reign's may answer from then on."""
+        """A server answered a client at `at`: no earlier epoch's may answer from then on."""
         with self._lock:
             self.answers += 1
             if epoch is None:
-                self.breach(ONE_SERVER, f"{node} answered at {self._at(at)} without a reign")
+                self.breach(ONE_SERVER, f"{node} answered at {self._at(at)} without an epoch")
                 return
             served = self._served.setdefault(epoch, _Served(node, at, at))
             if served.node != node:
@@ -93,17 +93,19 @@ class Invariants:
                             f"{self._at(after.first)}",
                         )
 
-    def consul(self, epoch: int | None, leader: Leader | None, history: Iterable[Reign]) -> None:
+    def consul(
+        self, epoch: int | None, leader: Leader | None, history: Iterable[HistoryEntry]
+    ) -> None:
         """What Consul holds now."""
         with self._lock:
             self.looks += 1
             if (epoch or 0) < self._epoch:
                 self.breach(EPOCH_RISES, f"Consul holds epoch {epoch} after {self._epoch}")
             self._epoch = max(self._epoch, epoch or 0)
-            for reign in history:
-                known = self._history.setdefault(reign.epoch, reign)
-                if known != reign:
-                    self.breach(ONE_OWNER, f"the history said {known}, and then {reign}")
+            for epoch_record in history:
+                known = self._history.setdefault(epoch_record.epoch, epoch_record)
+                if known != epoch_record:
+                    self.breach(ONE_OWNER, f"the history said {known}, and then {epoch_record}")
             if leader is None:
                 return
             holder = self._holders.setdefault(leader.epoch, leader.holder)
@@ -112,15 +114,15 @@ class Invariants:
                     ONE_OWNER,
                     f"epoch {leader.epoch} was held by {holder.node}, then by {leader.holder.node}",
                 )
-            reign_of = self._history.get(leader.epoch)
-            if reign_of is not None and reign_of.node != leader.holder.node:
+            epoch_of = self._history.get(leader.epoch)
+            if epoch_of is not None and epoch_of.node != leader.holder.node:
                 self.breach(
                     ONE_OWNER,
-                    f"epoch {leader.epoch} is {reign_of.node}'s by the history, "
+                    f"epoch {leader.epoch} is {epoch_of.node}'s by the history, "
                     f"{leader.holder.node}'s by the lease",
                 )
 
-    def reigns(self) -> tuple[Reign, ...]:
+    def epoch_records(self) -> tuple[HistoryEntry, ...]:
         """The history as far as it was seen."""
         with self._lock:
             return tuple(self._history[epoch] for epoch in sorted(self._history))

@@ -59,7 +59,7 @@ def _fence(doc: Mapping[str, Any]) -> list[Finding]:
         Finding(
             "firewall",
             flushes == 0,
-            f"the fence's rules were found gone {flushes} times in this reign"
+            f"the fence's rules were found gone {flushes} times in this epoch"
             if flushes
             else "nobody flushed the fence's rules",
             "find out what flushes the firewall (nft flush ruleset, a firewall service's reload)"

@@ -15,8 +15,8 @@ from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError
 from standfast.replication import preflight
 from standfast.replication.preflight import Facts, Problem
+from standfast.replication.standby_connection import StandbyConnection
 from standfast.replication.standby_step import Mark, Step
-from standfast.replication.standby_way import Way
 from standfast.replication.survey import both_sides
 from standfast.system.clock import Deadline, format_utc
 from standfast.text import duration, size
@@ -93,7 +93,7 @@ def _data(name: str, told: Mapping[str, Any], config: Config) -> Iterator[Findin
 def way_and_facts(config: Config, name: str) -> list[Finding]:
     """Reach it as a replication does, and ask what it is like."""
     step = None
-    for step in Way(config, name, dry_run=True).steps():
+    for step in StandbyConnection(config, name, dry_run=True).steps():
         if step.mark is Mark.BAD or (step.mark is Mark.LEFT and not config.replication.command):
             return [_blocked(name, step)]
     try:

@@ -22,7 +22,7 @@ from standfast.exporter.samples import Status
 from standfast.exporter.web import Request, Response, Routes, application, plain
 from standfast.status.asking import ANSWER_S
 from standfast.system.clock import Deadline
-from standfast.system.single_flight import Gates
+from standfast.system.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def role_route(
     look: Callable[[Config], Status] = fetch,
 ) -> Callable[[Request], Response]:
     """200 while this node has the role, 503 while it hasn't or can't be sure."""
-    gates = Gates()
+    flights = SingleFlight()
     by_name = {config.volume: config for config in configs}
 
     def route(request: Request) -> Response:
@@ -80,7 +80,7 @@ def role_route(
         if config is None:
             return plain(f"no such volume here; there is {' and '.join(by_name)}", 404)
         try:
-            doc = gates.look(config.volume, lambda: look(config), Deadline.after(ROLE_S))
+            doc = flights.look(config.volume, lambda: look(config), Deadline.after(ROLE_S))
             is_so = wanted(doc)
         except Exception as error:  # noqa: BLE001  # not sure is 503
             log.debug("%s: %s", request.path, said(error))

@@ -74,10 +74,10 @@ FAMILIES = by_name(
             "1 for how a standby is promoted now: auto, manual (only by an operator), paused",
             ("mode",),
         ),
-        Family("epoch", "Number of the current reign in Consul; rises by 1 at each takeover"),
+        Family("epoch", "Number of the current epoch in Consul; rises by 1 at each takeover"),
         Family(
-            "reign_start_timestamp_seconds",
-            "When the current reign began (UTC), with the reason code of its beginning",
+            "epoch_start_timestamp_seconds",
+            "When the current epoch began (UTC), with the reason code of its beginning",
             ("began_by",),
         ),
         Family("serving", "1: this node is primary, its NFS server answers and the port is open"),

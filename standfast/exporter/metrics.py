@@ -25,11 +25,11 @@ from standfast.errors import StandfastError
 from standfast.exporter import samples
 from standfast.exporter.families import FAMILIES, SOURCES, Sample
 from standfast.exporter.samples import Copy, Status
-from standfast.node.reign import OwnReign
+from standfast.node.epoch_record import OwnEpoch
 from standfast.replication import state
 from standfast.replication.published import origins_of_snapshots
 from standfast.system.clock import Deadline, instant, utc_now
-from standfast.system.single_flight import Gates
+from standfast.system.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Replica:
 
 
 def read_replica(config: Config) -> Replica:
-    """Only snapshots of a known epoch count, as for a promotion; the newest reign goes first."""
+    """Only snapshots of a known epoch count, as for a promotion; the newest epoch goes first."""
     store = open_store(config)
     snapshots = store.snapshots()
     origins = origins_of_snapshots(config, instant())
@@ -70,9 +70,9 @@ def read_replica(config: Config) -> Replica:
     )
 
 
-def has_reign(config: Config) -> bool:
+def has_epoch(config: Config) -> bool:
     """Whether this node is, or was until its last end, the primary: by its own files."""
-    return OwnReign.load(config.state_dir) is not None
+    return OwnEpoch.load(config.state_dir) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Readers:
     """Asked when `fetch` fails: an agent that hangs must not hide the cluster."""
     replication: Callable[[Config], state.ReplicationState] = state.load
     replica: Callable[[Config], Replica] = read_replica
-    has_reign: Callable[[Config], bool] = has_reign
+    has_epoch: Callable[[Config], bool] = has_epoch
     utc: Callable[[], float] = utc_now
 
 
@@ -94,7 +94,7 @@ class VolumeMetrics:
     def __init__(self, configs: Sequence[Config], readers: Readers | None = None) -> None:
         self._configs = configs
         self._read = readers or Readers()
-        self._gates = Gates()
+        self._flights = SingleFlight()
         # Sources that failed last time: a lasting failure is logged once.
         self._failing: set[tuple[str, str]] = set()
 
@@ -135,7 +135,7 @@ class VolumeMetrics:
         """None when it fails or hangs; that is logged when it begins."""
         key = (config.volume, source)
         try:
-            value = self._gates.look(key, read, deadline)
+            value = self._flights.look(key, read, deadline)
         except Exception as error:
             if key not in self._failing:
                 known = isinstance(error, StandfastError | OSError)
@@ -216,7 +216,7 @@ class _Look:
         config, read = self._config, self._metrics.read
         replica = read.replica(config)
         holder = doc.get("holder")
-        leads = read.has_reign(config) if holder is None else holder == config.node
+        leads = read.has_epoch(config) if holder is None else holder == config.node
         newest: Mapping[str, Copy | None] = {config.node: replica.newest}
         if leads:
             newest = samples.newest_of_standbys(config, doc, sent, replica.times)

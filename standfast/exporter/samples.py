@@ -45,7 +45,7 @@ def from_status(doc: Status, config: Config, utc: float) -> Iterator[Sample]:
     if doc.get("since") is not None:
         # An operator's own words may follow the code: they are no label.
         began_by = doc["began_by"].partition(":")[0]
-        yield "reign_start_timestamp_seconds", doc["since"], (began_by,)
+        yield "epoch_start_timestamp_seconds", doc["since"], (began_by,)
     if "paused" in doc:
         now = config.mode if doc["paused"] is None else "paused"
         for mode in MODES:

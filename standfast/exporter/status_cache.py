@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from standfast.agent import document as status
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
-from standfast.consul.records import ClientRecord, Leader, Reign, StandbyRecord
+from standfast.consul.records import ClientRecord, HistoryEntry, Leader, StandbyRecord
 from standfast.errors import ForeignValue, StandfastError
 from standfast.exporter.trend import STEP_S, Trend
 from standfast.replication import state
@@ -50,7 +50,7 @@ def sort_keys(values: Mapping[str, bytes]) -> Keys:
         kind = key.partition("/")[0]
         try:
             if kind == "history":
-                history.append(Reign.parse(value, key))
+                history.append(HistoryEntry.parse(value, key))
             elif kind == "clients":
                 clients.append(ClientRecord.parse(value, key))
             elif kind == "standbys":
@@ -77,7 +77,7 @@ class Readers:
     now: Callable[[], float] = monotonic
 
 
-class Looks:
+class StatusCache:
     """The document of /api/v1/status, for any thread; `start` begins to keep the trends."""
 
     def __init__(self, configs: Sequence[Config], readers: Readers | None = None) -> None:

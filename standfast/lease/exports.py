@@ -15,8 +15,8 @@ from pathlib import Path
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, ours
 from standfast.lease.files import LeaseStatus, others_serving
+from standfast.node.epoch_record import OwnEpoch
 from standfast.node.ports import Fence, NfsServer
-from standfast.node.reign import OwnReign
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.files import write_atomically
@@ -87,9 +87,9 @@ def withdraw(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -
 
 
 def _holds(config: Config) -> bool:
-    """Whether what the server is asked is still this reign's, and goes into its data."""
+    """Whether what the server is asked is still this epoch's, and goes into its data."""
     try:
-        own = OwnReign.load(config.state_dir)
+        own = OwnEpoch.load(config.state_dir)
         lease = LeaseStatus.load(config.run_dir)
     except StandfastError:
         return False
@@ -102,7 +102,7 @@ def _was_asked_nothing(config: Config, nfs: NfsServer) -> bool:
     if _mark(config).exists():
         return False
     try:
-        own = OwnReign.load(config.state_dir)
+        own = OwnEpoch.load(config.state_dir)
         return own is None or not nfs.is_exported(own.fsid)
     except Exception as error:  # noqa: BLE001  # in doubt it was
         log.warning("whether %s is exported can't be found out: %s", config.volume, ours(error))
@@ -110,7 +110,7 @@ def _was_asked_nothing(config: Config, nfs: NfsServer) -> bool:
 
 
 def put_away(config: Config) -> None:
-    """What the server was asked for this reign is in the data that somebody has: nothing is left
+    """What the server was asked for this epoch is in the data that somebody has: nothing is left
     for which it would have to end."""
     _mark(config).unlink(missing_ok=True)
 

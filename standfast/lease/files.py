@@ -85,9 +85,9 @@ class LeaseStatus:
     unserved_s: float = 0.0
     """For how long it has not served, within its lease."""
     served: bool = True
-    """It has served in this reign, or may have."""
+    """It has served in this epoch, or may have."""
     opened: bool = True
-    """The port was opened in this reign, or may have been."""
+    """The port was opened in this epoch, or may have been."""
     not_surrendered: str | None = None
     """Reason code: why it keeps the role, though it has not served for `surrender_after`."""
 
@@ -145,12 +145,12 @@ def note_start(config: Config) -> None:
     """Before a lease process asks for anything: can its failure leave something of the volume here?
 
     Where it can't, systemd stops no server for it (`standfast-ended@`), as that serves other
-    volumes: there is no reign of the volume on this node, served or not put away yet, and each
+    volumes: there is no epoch of the volume on this node, served or not put away yet, and each
     keeper of this boot ended in order, if there was one. What can't be found out counts as held.
     """
     mark = config.run_dir / NOTHING_HELD
     try:
-        if _is_there(config.state_dir / "reign.json"):
+        if _is_there(config.state_dir / "own-epoch.json"):
             mark.unlink(missing_ok=True)
         elif not _is_there(config.run_dir / "lease.json"):
             write_atomically(mark, "")
@@ -214,7 +214,7 @@ def take_outage(run_dir: Path) -> bool:
 
 
 def forget_vouch(run_dir: Path) -> None:
-    """A new reign begins: what was said of the last one says nothing of it."""
+    """A new epoch begins: what was said of the last one says nothing of it."""
     (run_dir / "vouch.json").unlink(missing_ok=True)
 
 
@@ -244,17 +244,17 @@ def note_flush(run_dir: Path) -> None:
 
 
 def was_flushed(run_dir: Path) -> bool:
-    """Whether they were, in the reign that this node holds."""
+    """Whether they were, in the epoch that this node holds."""
     return (run_dir / "flushed").exists()
 
 
 def forget_flush(run_dir: Path) -> None:
-    """A new reign begins."""
+    """A new epoch begins."""
     (run_dir / "flushed").unlink(missing_ok=True)
 
 
 def was_never_open(run_dir: Path) -> bool:
-    """Whether no client was served in the reign that this node holds; in doubt one was."""
+    """Whether no client was served in the epoch that this node holds; in doubt one was."""
     status = LeaseStatus.load(run_dir)
     return status is not None and not status.opened and not was_flushed(run_dir)
 

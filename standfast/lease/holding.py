@@ -25,11 +25,11 @@ from standfast.consul.gateway import (
 from standfast.consul.records import (
     CandidateRecord,
     Handover,
+    HistoryEntry,
     Holder,
     Leader,
     LeaderState,
     Pause,
-    Reign,
     dump_epoch,
     highest_epoch,
     parse_epoch,
@@ -41,11 +41,11 @@ from standfast.lease.protocol import (
     NO_MEMORY,
     Claim,
     Halted,
+    HeldLease,
     Lost,
     Memory,
     Repair,
     StillMine,
-    Tenure,
     Versioned,
 )
 from standfast.lease.surrender import had_it
@@ -55,7 +55,7 @@ from standfast.system.clock import Deadline, monotonic, utc_now
 # A keeper that takes up the lease of a killed one must not use a sequence number that the killed
 # one may still have in flight: reading it back would be taken for its own commit.
 SEQ_JUMP = (1_000, 1_000_000)
-# Where a reign's numbers begin. Each attempt at an acquisition has its own: an earlier one of this
+# Where an epoch's numbers begin. Each attempt at an acquisition has its own: an earlier one of this
 # node's that commits late must not be taken for the one that was sent last.
 FIRST_SEQ = (1, 1_000_000_000)
 
@@ -80,9 +80,9 @@ class Consul(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The lease is held; look at `tenure.remaining_s`."""
+    """The lease is held; look at `held lease.remaining_s`."""
 
-    tenure: Tenure
+    held_lease: HeldLease
     trouble: str | None = None
     """Why the last heartbeat brought no time, when it didn't."""
 
@@ -92,7 +92,7 @@ class Prospects:
     """Who could succeed, and what forbids it."""
 
     pause: Pause | None
-    reign: Reign | None
+    epoch_record: HistoryEntry | None
     candidates: Mapping[str, tuple[CandidateRecord, int]]
     """Each node's word on itself, and the index at which it was written."""
     had_it: frozenset[str] = frozenset()
@@ -146,14 +146,14 @@ class LeaseKeys:
         """What a surrender of `epoch` depends on; ForeignValue, ConsulError."""
         pause_key = self._config.key("pause")
         oldest = max(0, epoch - len(self._config.nodes))
-        reign_keys = {
+        epoch_keys = {
             past: self._config.key(f"history/{past}") for past in range(epoch, oldest, -1)
         }
-        entries = self._consul.read([pause_key, *reign_keys.values()], deadline=deadline)
+        entries = self._consul.read([pause_key, *epoch_keys.values()], deadline=deadline)
         pause = entries[pause_key]
-        reigns = {
-            past: Reign.parse(entry.value, key)
-            for past, key in reign_keys.items()
+        epoch_records = {
+            past: HistoryEntry.parse(entry.value, key)
+            for past, key in epoch_keys.items()
             if (entry := entries[key]) is not None
         }
         prefix = self._config.key("candidates/")
@@ -165,12 +165,12 @@ class LeaseKeys:
                     words[word.node] = (word, entry.modify_index)
         return Prospects(
             None if pause is None else Pause.parse(pause.value, pause_key),
-            reigns.get(epoch),
+            epoch_records.get(epoch),
             words,
-            had_it(reigns, epoch),
+            had_it(epoch_records, epoch),
         )
 
-    def acquire(self, claim: Claim) -> Tenure:
+    def acquire(self, claim: Claim) -> HeldLease:
         """Make good a claim: one transaction. Refused when it may not be or somebody was faster.
 
         It has no time yet where an earlier attempt of this node's turns out to have committed.
@@ -193,18 +193,18 @@ class LeaseKeys:
                 raise
             result = Conflict((str(error),))
         # Read back in every case: it gives the indexes, and tells a lost reply from a lost race.
-        tenure = protocol.acquired(self.read(), leader, t_s, self._config.lease.length)
-        if tenure is None:
+        held_lease = protocol.acquired(self.read(), leader, t_s, self._config.lease.length)
+        if held_lease is None:
             why = "; ".join(result.errors) if isinstance(result, Conflict) else "taken over since"
             raise Refused(
                 Reason.LEASE_NOT_HELD,
                 f"the lease for epoch {epoch} went to another or changed meanwhile: {why}",
             )
-        return tenure
+        return held_lease
 
     def _acquisition(self, claim: Claim, held: Versioned, leader: Leader) -> list[Op]:
         """All of it or nothing: the new epoch, its first heartbeat, and a history without it."""
-        reign = Reign(
+        epoch_record = HistoryEntry(
             leader.epoch,
             self._me.node,
             claim.base,
@@ -219,46 +219,46 @@ class LeaseKeys:
             *pause,
             Cas(self._epoch_key, held.epoch_index, dump_epoch(leader.epoch)),
             Cas(self._leader_key, held.leader_index, leader.dump()),
-            Cas(self._config.key(f"history/{leader.epoch}"), 0, reign.dump()),
+            Cas(self._config.key(f"history/{leader.epoch}"), 0, epoch_record.dump()),
         ]
 
     def _starting(self, epoch: int, seq: int, wait_s: float) -> Leader:
-        """A heartbeat that stands alone: of a reign's begin, or in a deleted one's place."""
+        """A heartbeat that stands alone: of an epoch's begin, or in a deleted one's place."""
         state, standbys = LeaderState.STARTING, self._config.standbys
         return Leader(epoch, self._me, seq, state, standbys, wait=wait_s)
 
-    def take_up(self, memory: Memory = NO_MEMORY) -> Tenure | None:
+    def take_up(self, memory: Memory = NO_MEMORY) -> HeldLease | None:
         """The lease of a keeper of this boot that ended without giving it up; None: there is none.
 
         It gets no time until its first heartbeat commits, which proves that nobody took over.
         """
         held, now = self.read(), monotonic()
-        tenure = protocol.taken_up(held, self._me, memory, now, self._config.lease.wait)
-        if tenure is None:
+        held_lease = protocol.taken_up(held, self._me, memory, now, self._config.lease.wait)
+        if held_lease is None:
             return None
-        if tenure.remaining_s(now) <= 0:
-            highest = self.read(tenure.epoch).highest
-            if highest > tenure.epoch:
+        if held_lease.remaining_s(now) <= 0:
+            highest = self.read(held_lease.epoch).highest
+            if highest > held_lease.epoch:
                 raise Refused(
                     Reason.EPOCH_WENT_BACK,
-                    f"Consul holds epoch {tenure.epoch}, and other keys of the volume tell of "
+                    f"Consul holds epoch {held_lease.epoch}, and other keys of the volume tell of "
                     f"epoch {highest}: check who has the newest data, then run `standfast "
                     f"accept-epoch` on each storage node",
                 )
-        return replace(tenure, seq=tenure.seq + random.randrange(*SEQ_JUMP))
+        return replace(held_lease, seq=held_lease.seq + random.randrange(*SEQ_JUMP))
 
     def heartbeat(
         self,
-        tenure: Tenure,
+        held_lease: HeldLease,
         state: LeaderState,
         handover: Handover = protocol.NO_HANDOVER,
     ) -> Kept | Lost | Halted:
         """One heartbeat, with its read-back when it didn't plainly commit."""
         deadline = self._deadline()
         t_s = monotonic()
-        wait_s = tenure.wait_s(self._config.lease.wait, t_s)
-        attempt = protocol.next_attempt(tenure, state, self._config.standbys, handover, wait_s)
-        tenure = protocol.sent(tenure, attempt, t_s)
+        wait_s = held_lease.wait_s(self._config.lease.wait, t_s)
+        attempt = protocol.next_attempt(held_lease, state, self._config.standbys, handover, wait_s)
+        held_lease = protocol.sent(held_lease, attempt, t_s)
         try:
             result = self._consul.txn(
                 [
@@ -268,72 +268,74 @@ class LeaseKeys:
                 deadline=deadline,
             )
         except ConsulError as error:
-            return Kept(tenure, str(error))
+            return Kept(held_lease, str(error))
         if isinstance(result, Committed):
             index = result.indexes[self._leader_key]
             length_s = self._config.lease.length
-            return Kept(protocol.committed(tenure, attempt.leader.seq, index, length_s))
-        return self._after_conflict(tenure, result)
+            return Kept(protocol.committed(held_lease, attempt.leader.seq, index, length_s))
+        return self._after_conflict(held_lease, result)
 
-    def _after_conflict(self, tenure: Tenure, conflict: Conflict) -> Kept | Lost | Halted:
+    def _after_conflict(self, held_lease: HeldLease, conflict: Conflict) -> Kept | Lost | Halted:
         now, timing = monotonic(), self._config.lease
         try:
-            held = self.read(tenure.epoch)
+            held = self.read(held_lease.epoch)
         except (ConsulError, ForeignValue) as error:
-            return Kept(tenure, str(error))
-        wait_s = tenure.wait_s(timing.wait, now)
-        verdict = protocol.read_back(tenure, held, now, timing.length, wait_s)
+            return Kept(held_lease, str(error))
+        wait_s = held_lease.wait_s(timing.wait, now)
+        verdict = protocol.read_back(held_lease, held, now, timing.length, wait_s)
         if isinstance(verdict, (Lost, Halted)):
             return verdict
         if isinstance(verdict, Repair):
             return self._repair(verdict)
         assert isinstance(verdict, StillMine)
-        return Kept(verdict.tenure, "; ".join(conflict.errors) or "the heartbeat was refused")
+        return Kept(verdict.held_lease, "; ".join(conflict.errors) or "the heartbeat was refused")
 
     def _repair(self, repair: Repair) -> Kept:
         """Write a deleted key again; the transaction fails if anybody did anything meanwhile."""
         # A sequence number of its own, not among the attempts: this write brings no time, the
         # next heartbeat upon it does.
-        tenure = replace(repair.tenure, seq=repair.tenure.seq + 1)
-        wait_s = tenure.wait_s(self._config.lease.wait, monotonic())
-        leader = self._starting(tenure.epoch, tenure.seq, wait_s)
+        held_lease = replace(repair.held_lease, seq=repair.held_lease.seq + 1)
+        wait_s = held_lease.wait_s(self._config.lease.wait, monotonic())
+        leader = self._starting(held_lease.epoch, held_lease.seq, wait_s)
         operations: list[Op] = [
-            Cas(self._leader_key, tenure.leader_index, leader.dump()),
+            Cas(self._leader_key, held_lease.leader_index, leader.dump()),
         ]
         if repair.missing_epoch:
             operations += [
                 CheckNotExists(self._epoch_key),
-                Set(self._epoch_key, dump_epoch(tenure.epoch)),
+                Set(self._epoch_key, dump_epoch(held_lease.epoch)),
             ]
         else:
-            operations.append(CheckIndex(self._epoch_key, tenure.epoch_index))
+            operations.append(CheckIndex(self._epoch_key, held_lease.epoch_index))
         try:
             result = self._consul.txn(operations, deadline=self._deadline())
         except ConsulError as error:
-            return Kept(tenure, f"a key of the lease was deleted; writing it again failed: {error}")
-        if isinstance(result, Committed):
-            tenure = replace(
-                tenure,
-                leader_index=result.indexes[self._leader_key],
-                epoch_index=result.indexes.get(self._epoch_key, tenure.epoch_index),
+            return Kept(
+                held_lease, f"a key of the lease was deleted; writing it again failed: {error}"
             )
-        return Kept(tenure, "a key of the lease was deleted by hand; written again")
+        if isinstance(result, Committed):
+            held_lease = replace(
+                held_lease,
+                leader_index=result.indexes[self._leader_key],
+                epoch_index=result.indexes.get(self._epoch_key, held_lease.epoch_index),
+            )
+        return Kept(held_lease, "a key of the lease was deleted by hand; written again")
 
     def deregister(self) -> None:
         """Remove this node's entry from Consul's catalogue; ConsulError. None there is fine."""
         self._consul.deregister(self._config.service_id, deadline=self._deadline())
 
     def release(
-        self, tenure: Tenure, handover: Handover = protocol.NO_HANDOVER
+        self, held_lease: HeldLease, handover: Handover = protocol.NO_HANDOVER
     ) -> Kept | Lost | Halted | None:
         """Send `clean`; None when it is known to have committed.
 
-        The tenure has to be voided, and the fence closed, before. A Kept means unknown: to go on
+        The lease has to be voided, and the fence closed, before. A Kept means unknown: to go on
         serving, a heartbeat sent after this one has to commit first.
         """
-        if tenure.valid_until != protocol.NEVER:
+        if held_lease.valid_until != protocol.NEVER:
             raise AssertionError("the lease has to be void before clean is sent")
-        outcome = self.heartbeat(tenure, LeaderState.CLEAN, handover)
+        outcome = self.heartbeat(held_lease, LeaderState.CLEAN, handover)
         if isinstance(outcome, Kept):
             if outcome.trouble is None:
                 return None
@@ -343,6 +345,6 @@ class LeaseKeys:
                 return outcome
             if held.leader is not None and held.leader.holder == self._me and held.leader.is_clean:
                 return None
-            if held.epoch is not None and held.epoch > tenure.epoch:
+            if held.epoch is not None and held.epoch > held_lease.epoch:
                 return None  # it committed, and the successor was quick
         return outcome

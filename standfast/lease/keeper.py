@@ -41,7 +41,7 @@ from standfast.lease.files import (
 )
 from standfast.lease.holding import Consul, Kept, LeaseKeys
 from standfast.lease.inbox import Inbox, listening
-from standfast.lease.protocol import NO_MEMORY, Halted, Lost, Tenure
+from standfast.lease.protocol import NO_MEMORY, Halted, HeldLease, Lost
 from standfast.lease.surrender import Spell
 from standfast.lease.unserved import Now, Service
 from standfast.node.ports import Fence, NfsServer
@@ -67,7 +67,7 @@ class Keeper:
     keys: LeaseKeys
     fence: Fence
     nfs: NfsServer
-    tenure: Tenure
+    held_lease: HeldLease
     since: float
     state: LeaderState = LeaderState.STARTING
     serving: bool = False
@@ -108,9 +108,9 @@ class Keeper:
         if self.surrendering is None:
             at = Now(
                 now,
-                self.tenure.epoch,
+                self.held_lease.epoch,
                 self.since,
-                self.tenure.remaining_s(now) > 0,
+                self.held_lease.remaining_s(now) > 0,
                 self.serving and self.armed_until > now,
                 self.state is LeaderState.DRAINING,
                 self.heard,
@@ -155,11 +155,11 @@ class Keeper:
         """One heartbeat and what follows from it."""
         try:
             word = self.service.word(monotonic())
-            outcome = self.keys.heartbeat(self.tenure, self.state, word)
+            outcome = self.keys.heartbeat(self.held_lease, self.state, word)
         except Exception as error:  # noqa: BLE001  # a primary is not to end by what it can repeat
             # Whether it was sent is not known. Used again, its number would be credited with the
             # time of the later one.
-            self.tenure = replace(self.tenure, seq=self.tenure.seq + SKIPPED)
+            self.held_lease = replace(self.held_lease, seq=self.held_lease.seq + SKIPPED)
             self._note(str(ours(error)))
             return
         if isinstance(outcome, Lost):
@@ -167,7 +167,7 @@ class Keeper:
         elif isinstance(outcome, Halted):
             self._note(outcome.why)
         else:
-            self.tenure = outcome.tenure
+            self.held_lease = outcome.held_lease
             self.heard = outcome.trouble is None
             self._note(outcome.trouble)
             if self.serving:
@@ -177,7 +177,7 @@ class Keeper:
         """Past the lease's end make sure that the port is shut, at once and then each heartbeat
         interval; at any other time, that the rules are there."""
         now = monotonic()
-        lapsed = now >= self.tenure.valid_until + FENCE_MARGIN_S
+        lapsed = now >= self.held_lease.valid_until + FENCE_MARGIN_S
         lapsed = lapsed and (self.serving or self.in_doubt)
         if not lapsed:
             self.cut_off = False
@@ -190,7 +190,7 @@ class Keeper:
 
     def _confirm_shut(self, now: float) -> None:
         # From the end of the lease; later on, from when it was last known.
-        known = max(self.tenure.valid_until, self.armed_until)
+        known = max(self.held_lease.valid_until, self.armed_until)
         if self.cut_off:
             known = max(known, self.sure_at + self.config.lease.heartbeat)
         by = (known if known > 0 else now) + self.config.lease.fence
@@ -241,10 +241,10 @@ class Keeper:
     def serve(self) -> None:
         """Open the port; StandfastError when the lease has no time left."""
         self._refuse_after_surrender()
-        if self.tenure.remaining_s(monotonic()) <= 0:
+        if self.held_lease.remaining_s(monotonic()) <= 0:
             self.holding_back = False
             self.beat()
-        if self.tenure.remaining_s(monotonic()) <= 0 or self.over:
+        if self.held_lease.remaining_s(monotonic()) <= 0 or self.over:
             raise StandfastError(f"the lease has no time left: {self.trouble or 'it is lost'}")
         self.holding_back = False
         self.service.spell = replace(self.service.spell, opened=True)
@@ -286,16 +286,16 @@ class Keeper:
         self._open_no_more()
         cutoff.shut_to_give_up(self.fence, self.nfs)
         self._known_shut()
-        self.tenure = protocol.voided(self.tenure, monotonic())
+        self.held_lease = protocol.voided(self.held_lease, monotonic())
         self.holding_back = True
         self._note_void()
         word = replace(handover, idle=self.service.idle)
-        outcome = self.keys.release(self.tenure, word)
+        outcome = self.keys.release(self.held_lease, word)
         if outcome is None:
             self.over = True
             return
         if isinstance(outcome, Kept):
-            self.tenure = replace(outcome.tenure, valid_until=protocol.NEVER)
+            self.held_lease = replace(outcome.held_lease, valid_until=protocol.NEVER)
             raise StandfastError(
                 f"whether the lease is given up is not known ({outcome.trouble}); "
                 f"ask for it again, or go on with `serve`"
@@ -321,21 +321,21 @@ class Keeper:
 
     def save(self) -> None:
         status = LeaseStatus(
-            epoch=self.tenure.epoch,
-            instance=self.tenure.holder.instance,
+            epoch=self.held_lease.epoch,
+            instance=self.held_lease.holder.instance,
             pid=os.getpid(),
             state=self.state,
             serving=self.serving,
-            valid_until=self.tenure.valid_until,
+            valid_until=self.held_lease.valid_until,
             armed_until=self.armed_until,
-            seq=self.tenure.seq,
+            seq=self.held_lease.seq,
             since=self.since,
             flushes=self.flushes,
             trouble=self.trouble,
-            leader_index=self.tenure.leader_index,
-            epoch_index=self.tenure.epoch_index,
-            committed_seq=self.tenure.committed_seq,
-            voided_at=self.tenure.voided_at,
+            leader_index=self.held_lease.leader_index,
+            epoch_index=self.held_lease.epoch_index,
+            committed_seq=self.held_lease.committed_seq,
+            voided_at=self.held_lease.voided_at,
             longest_s=max(self.longest_s, self.config.lease.length),
             unserved_s=self.service.spell.unserved_s(monotonic()),
             served=self.service.spell.served,
@@ -363,7 +363,7 @@ class Keeper:
             self.failures.pop(part.__name__, None)
 
     def _arm(self) -> None:
-        until = self.tenure.valid_until
+        until = self.held_lease.valid_until
         now = monotonic()
         if until <= now or until == self.armed_until:
             return
@@ -387,7 +387,7 @@ class Keeper:
         log.error("the fence's rules were gone (flushed by somebody): put back")
 
     def _tell(self, kind: Kind, sentence: str) -> None:
-        tell(happened(self.config, kind, sentence, epoch=self.tenure.epoch))
+        tell(happened(self.config, kind, sentence, epoch=self.held_lease.epoch))
 
     def _note(self, trouble: str | None) -> None:
         if trouble is not None and trouble != self.trouble:
@@ -397,7 +397,7 @@ class Keeper:
         self.trouble = trouble
 
     def remember_successor(self) -> None:
-        """In a restored Consul this reign is not gone on with then. The agent does the same, where
+        """In a restored Consul this epoch is not gone on with then. The agent does the same, where
         it lives."""
         try:
             EpochFile(self.config.state_dir / "epoch").raise_to(self.successor)
@@ -411,7 +411,7 @@ class Keeper:
         self.successor = outcome.epoch if isinstance(outcome, Lost) else 0
         self.serving = False
         self.over = True
-        self.tenure = protocol.voided(self.tenure, monotonic())
+        self.held_lease = protocol.voided(self.held_lease, monotonic())
         self.armed_until = protocol.NEVER
         try:
             self._note_void()
@@ -448,7 +448,7 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"ok": False, "error": f"unknown command {command!r}"}
     except Exception as error:  # noqa: BLE001  # told to who asked; the heartbeats go on
         return {"ok": False, "error": str(ours(error))}
-    return {"ok": True, "epoch": keeper.tenure.epoch, "over": keeper.over}
+    return {"ok": True, "epoch": keeper.held_lease.epoch, "over": keeper.over}
 
 
 def hold(keeper: Keeper, inbox: Inbox) -> None:
@@ -475,7 +475,7 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
         keeper.turn(keeper.save)
         notify("WATCHDOG=1")
         pause = min(max(next_beat - monotonic(), 0.0), timing.heartbeat)
-        end = keeper.tenure.remaining_s(monotonic())
+        end = keeper.held_lease.remaining_s(monotonic())
         if keeper.serving and end > 0:
             pause = min(pause, end + FENCE_MARGIN_S)
         if not inbox.wait(pause if not keeper.holding_back else timing.heartbeat, reply):
@@ -483,16 +483,16 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
             return
 
 
-def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) -> Tenure:
+def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) -> HeldLease:
     """The lease of this boot taken up again, or a claim of the agent's made good. Refused."""
     highest = EpochFile(config.state_dir / "epoch")
     try:
-        tenure = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
+        held_lease = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
     except ConsulError:
         note_outage(config.run_dir)
         raise
-    if tenure is not None:
-        _refuse_older(tenure.epoch, highest.read())
+    if held_lease is not None:
+        _refuse_older(held_lease.epoch, highest.read())
     else:
         claim = take_claim(config.run_dir)
         if claim is None:
@@ -502,15 +502,15 @@ def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) 
                 f"see `standfast status`, or ask with `standfast promote --volume {config.volume}`",
             )
         _refuse_older(claim.epoch, highest.read())
-        tenure = keys.acquire(claim)
-        text = f"epoch {tenure.epoch} begins on {config.node} ({claim.reason})"
-        tell(happened(config, Kind.LEASE_ACQUIRED, text, epoch=tenure.epoch))
-    highest.raise_to(tenure.epoch)
-    return tenure
+        held_lease = keys.acquire(claim)
+        text = f"epoch {held_lease.epoch} begins on {config.node} ({claim.reason})"
+        tell(happened(config, Kind.LEASE_ACQUIRED, text, epoch=held_lease.epoch))
+    highest.raise_to(held_lease.epoch)
+    return held_lease
 
 
 def _refuse_older(epoch: int, highest: int) -> None:
-    """A reign that this node has seen the end of is not taken up, nor gone on from."""
+    """An epoch that this node has seen the end of is not taken up, nor gone on from."""
     if epoch < highest:
         raise Refused(
             Reason.EPOCH_WENT_BACK,
@@ -521,7 +521,7 @@ def _refuse_older(epoch: int, highest: int) -> None:
 
 
 def previous_status(run_dir: Path) -> LeaseStatus | None:
-    """What an earlier keeper said last; one of another boot or reign is not gone on from."""
+    """What an earlier keeper said last; one of another boot or epoch is not gone on from."""
     try:
         return LeaseStatus.load(run_dir)
     except StandfastError:
@@ -531,15 +531,15 @@ def previous_status(run_dir: Path) -> LeaseStatus | None:
 def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keeper:
     """A keeper with the lease in its hand."""
     earlier = previous_status(config.run_dir)
-    tenure = obtain(config, keys, earlier)
-    keeper = Keeper(config, keys, fence, nfs, tenure, since=monotonic())
-    now_held = (tenure.epoch, tenure.holder.instance)
+    held_lease = obtain(config, keys, earlier)
+    keeper = Keeper(config, keys, fence, nfs, held_lease, since=monotonic())
+    now_held = (held_lease.epoch, held_lease.holder.instance)
     if earlier is None or (earlier.epoch, earlier.instance) != now_held:
         fence.ensure_closed()
         forget_flush(config.run_dir)
         forget_vouch(config.run_dir)
         # Of one that is taken up nobody knows whether it has served: then it has.
-        taken_up = tenure.earlier_until != protocol.NEVER
+        taken_up = held_lease.earlier_until != protocol.NEVER
         keeper.service.spell = Spell(monotonic(), served=taken_up, opened=taken_up)
     else:
         # Taken up: the kernel's timer goes on by itself, nothing is shut on the way.
@@ -571,7 +571,7 @@ def run(
     keeper = build(config, keys, fence, nfs)
     with inbox as requests:
         keeper.save()
-        notify(f"READY=1\nSTATUS=epoch {keeper.tenure.epoch}")
+        notify(f"READY=1\nSTATUS=epoch {keeper.held_lease.epoch}")
         hold(keeper, requests)
     keeper.say_last()
     if keeper.unended is not None:

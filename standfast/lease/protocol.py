@@ -1,7 +1,7 @@
 """The compare-and-set lease, as pure functions over what Consul holds and one monotonic clock.
 
 Invariants:
-- A tenure is valid until `t_s + L`, where `t_s` was read before a heartbeat was sent that is known
+- A lease is valid until `t_s + L`, where `t_s` was read before a heartbeat was sent that is known
   to have committed. A heartbeat sent before the lease was voided never makes it valid again.
 - What a heartbeat tells as `wait` covers what the kernel still permits by an earlier one.
 - A lease that had lapsed when Consul's keys turn out to be older than what is known of them, or
@@ -58,7 +58,7 @@ NO_MEMORY = Memory()
 
 
 @dataclass(frozen=True, slots=True)
-class Tenure:
+class HeldLease:
     """What the holder knows of its own lease."""
 
     epoch: int
@@ -107,25 +107,25 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class StillMine(Verdict):
-    """Nobody took over; `tenure` carries the indexes to go on with."""
+    """Nobody took over; `held lease` carries the indexes to go on with."""
 
-    tenure: Tenure
+    held_lease: HeldLease
 
 
 @dataclass(frozen=True, slots=True)
 class Lost(Verdict):
-    """Somebody else reigns, or somebody else's heartbeat stands in ours: it is over for good."""
+    """Somebody else epochs, or somebody else's heartbeat stands in ours: it is over for good."""
 
     why: str
     epoch: int = 0
-    """The later reign's, where that is known."""
+    """The later epoch's, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repair(Verdict):
     """A key of ours was deleted by hand and has to be written again, perhaps the epoch's too."""
 
-    tenure: Tenure
+    held_lease: HeldLease
     missing_epoch: bool
 
 
@@ -137,18 +137,18 @@ class Halted(Verdict):
 
 
 def next_attempt(
-    tenure: Tenure,
+    held_lease: HeldLease,
     state: LeaderState,
     candidates: tuple[str, ...],
     handover: Handover = NO_HANDOVER,
     wait_s: float = 0.0,
 ) -> Attempt:
     """The next heartbeat; each attempt has a sequence number of its own. `wait_s`: what it tells,
-    see Tenure.wait_s."""
+    see HeldLease.wait_s."""
     leader = Leader(
-        epoch=tenure.epoch,
-        holder=tenure.holder,
-        seq=tenure.seq + 1,
+        epoch=held_lease.epoch,
+        holder=held_lease.holder,
+        seq=held_lease.seq + 1,
         state=state,
         candidates=candidates,
         to=handover.to,
@@ -160,26 +160,26 @@ def next_attempt(
         idle=handover.idle,
         wait=wait_s,
     )
-    return Attempt(leader, tenure.epoch_index, tenure.leader_index)
+    return Attempt(leader, held_lease.epoch_index, held_lease.leader_index)
 
 
-def sent(tenure: Tenure, attempt: Attempt, t_s: float) -> Tenure:
-    """The tenure once `attempt` is on its way: `t_s` was read before sending."""
+def sent(held_lease: HeldLease, attempt: Attempt, t_s: float) -> HeldLease:
+    """The held lease once `attempt` is on its way: `t_s` was read before sending."""
     return replace(
-        tenure,
+        held_lease,
         seq=attempt.leader.seq,
-        attempts=dict([*tenure.attempts.items(), (attempt.leader.seq, t_s)][-MOST_ATTEMPTS:]),
+        attempts=dict([*held_lease.attempts.items(), (attempt.leader.seq, t_s)][-MOST_ATTEMPTS:]),
     )
 
 
-def committed(tenure: Tenure, seq: int, leader_index: int, length_s: float) -> Tenure:
-    """The tenure once the attempt `seq` is known to have committed at `leader_index`."""
-    t_s = tenure.attempts.get(seq, NEVER)
-    valid_until = tenure.valid_until
-    if t_s > tenure.voided_at:
+def committed(held_lease: HeldLease, seq: int, leader_index: int, length_s: float) -> HeldLease:
+    """The held lease once the attempt `seq` is known to have committed at `leader_index`."""
+    t_s = held_lease.attempts.get(seq, NEVER)
+    valid_until = held_lease.valid_until
+    if t_s > held_lease.voided_at:
         valid_until = max(valid_until, t_s + length_s)
     return replace(
-        tenure,
+        held_lease,
         leader_index=leader_index,
         committed_seq=seq,
         valid_until=valid_until,
@@ -187,71 +187,71 @@ def committed(tenure: Tenure, seq: int, leader_index: int, length_s: float) -> T
     )
 
 
-def voided(tenure: Tenure, now: float) -> Tenure:
+def voided(held_lease: HeldLease, now: float) -> HeldLease:
     """The lease given up on purpose: the fence is closed and this is set before `clean` is sent."""
-    return replace(tenure, valid_until=NEVER, voided_at=now)
+    return replace(held_lease, valid_until=NEVER, voided_at=now)
 
 
 def read_back(
-    tenure: Tenure, held: Versioned, now: float, length_s: float, wait_s: float = 0.0
+    held_lease: HeldLease, held: Versioned, now: float, length_s: float, wait_s: float = 0.0
 ) -> Verdict:
     """What Consul's content, read after `now`, says after an attempt that failed or whose reply
     was lost."""
-    if held.epoch is not None and held.epoch > tenure.epoch:
+    if held.epoch is not None and held.epoch > held_lease.epoch:
         who = held.leader.holder.node if held.leader else "somebody"
-        why = f"{who} took over with epoch {held.epoch}; epoch {tenure.epoch} is over"
+        why = f"{who} took over with epoch {held.epoch}; epoch {held_lease.epoch} is over"
         return Lost(why, held.epoch)
-    if held.epoch is not None and held.epoch < tenure.epoch:
+    if held.epoch is not None and held.epoch < held_lease.epoch:
         return Halted(
-            f"Consul holds epoch {held.epoch}, this node holds {tenure.epoch}: Consul was restored "
+            f"Consul holds epoch {held.epoch}, this node {held_lease.epoch}: Consul was restored "
             f"from a backup? Serving ends with the lease. Check who has the newest data, then run "
             f"`standfast accept-epoch` on each storage node"
         )
     leader = held.leader
-    lapsed = tenure.remaining_s(now) <= 0
-    if lapsed and held.highest > tenure.epoch:
+    lapsed = held_lease.remaining_s(now) <= 0
+    if lapsed and held.highest > held_lease.epoch:
         return Halted(
-            f"Consul holds epoch {tenure.epoch}, which is this node's, and other keys of the "
+            f"Consul holds epoch {held_lease.epoch}, which is this node's, and other keys of the "
             f"volume tell of epoch {held.highest}: was a backup imported? Check who has the newest "
             f"data, then run `standfast accept-epoch` on each storage node"
         )
     leader_is_ours = leader is not None and (leader.epoch, leader.holder) == (
-        tenure.epoch,
-        tenure.holder,
+        held_lease.epoch,
+        held_lease.holder,
     )
-    if lapsed and not (leader_is_ours and _unbroken(tenure, held)):
+    if lapsed and not (leader_is_ours and _unbroken(held_lease, held)):
         # Restored from a backup, or another's heartbeat stood here (`accept-epoch` ended that
-        # reign): whoever it was may serve for the rest of a lease.
+        # epoch): whoever it was may serve for the rest of a lease.
         wait_s = longest_wait_s(leader, wait_s)
-        tenure = replace(tenure, voided_at=max(tenure.voided_at, now + wait_s))
+        held_lease = replace(held_lease, voided_at=max(held_lease.voided_at, now + wait_s))
     if held.epoch is None:
         if leader is not None and not leader_is_ours:
             return Lost("the epoch key is gone and the leader key is another node's")
         if leader is None and lapsed:
-            # Within the lease nobody else can have reigned; later, the keys that are gone may
+            # Within the lease nobody else can have was primary; later, the keys that are gone may
             # have been a successor's, who is still serving.
             return Halted(
                 f"the keys of the lease are gone from Consul, and the lease of epoch "
-                f"{tenure.epoch} ran out before: another may have reigned since. Check who has "
+                f"{held_lease.epoch} ran out before: another may have served since. Check who has "
                 f"the newest data, then run `standfast accept-epoch` on each storage node"
             )
-        return Repair(replace(tenure, leader_index=held.leader_index), missing_epoch=True)
-    tenure = replace(tenure, epoch_index=held.epoch_index)
-    if leader is None or leader.epoch < tenure.epoch:
-        return Repair(replace(tenure, leader_index=held.leader_index), missing_epoch=False)
-    if leader.epoch > tenure.epoch or leader.holder != tenure.holder:
+        return Repair(replace(held_lease, leader_index=held.leader_index), missing_epoch=True)
+    held_lease = replace(held_lease, epoch_index=held.epoch_index)
+    if leader is None or leader.epoch < held_lease.epoch:
+        return Repair(replace(held_lease, leader_index=held.leader_index), missing_epoch=False)
+    if leader.epoch > held_lease.epoch or leader.holder != held_lease.holder:
         why = f"epoch {leader.epoch} is held by {leader.holder.node} in another boot or place"
         return Lost(why, leader.epoch)
-    tenure = replace(tenure, seq=max(tenure.seq, leader.seq))
+    held_lease = replace(held_lease, seq=max(held_lease.seq, leader.seq))
     if leader.is_clean:
         # A clean of ours that committed after all: the way on is a heartbeat upon it, whose
         # commit proves that nobody had acquired. It gives no time of its own.
-        return StillMine(replace(tenure, leader_index=held.leader_index, attempts={}))
-    return StillMine(committed(tenure, leader.seq, held.leader_index, length_s))
+        return StillMine(replace(held_lease, leader_index=held.leader_index, attempts={}))
+    return StillMine(committed(held_lease, leader.seq, held.leader_index, length_s))
 
 
-def _unbroken(known: Tenure | Memory, held: Versioned) -> bool:
-    """Whether the keys are as this boot's reign `known` left them, or it has gone on from there.
+def _unbroken(known: HeldLease | Memory, held: Versioned) -> bool:
+    """Whether the keys are as this boot's epoch `known` left them, or it has gone on from there.
 
     A backup that was restored has an older heartbeat at its old index; one that was imported key by
     key has it at a new one, and the epoch's key, too.
@@ -267,7 +267,7 @@ def _unbroken(known: Tenure | Memory, held: Versioned) -> bool:
 
 def taken_up(
     held: Versioned, me: Holder, memory: Memory, now: float, wait_s: float
-) -> Tenure | None:
+) -> HeldLease | None:
     """The lease of a process of this boot that ended without giving it up; None: there is none.
 
     It has the time that the earlier process had, and no more until a heartbeat commits. `held` was
@@ -278,7 +278,7 @@ def taken_up(
         return None
     if (memory.epoch, memory.instance) != (leader.epoch, me.instance):
         memory = NO_MEMORY
-    tenure = Tenure(
+    held_lease = HeldLease(
         epoch=leader.epoch,
         holder=me,
         epoch_index=held.epoch_index,
@@ -290,10 +290,10 @@ def taken_up(
         earlier_wait_s=leader.wait,
         earlier_until=now + leader.wait,
     )
-    if tenure.remaining_s(now) <= 0 and not _unbroken(memory, held):
+    if held_lease.remaining_s(now) <= 0 and not _unbroken(memory, held):
         void_s = longest_wait_s(leader, wait_s)
-        tenure = replace(tenure, voided_at=max(tenure.voided_at, now + void_s))
-    return tenure
+        held_lease = replace(held_lease, voided_at=max(held_lease.voided_at, now + void_s))
+    return held_lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,9 +311,9 @@ class Claim:
     operator: str | None
     lost_s: float | None
     follows: int | None = None
-    """See Reign.follows."""
+    """See HistoryEntry.follows."""
     witnessed: bool = False
-    """See Sighting.witnessed."""
+    """See LastHeartbeat.witnessed."""
     unless_paused: bool = False
     """By itself, not by an operator's word: a pause that is set meanwhile wins."""
 
@@ -341,8 +341,8 @@ def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str |
     return None
 
 
-def acquired(held: Versioned, sent: Leader, t_s: float, length_s: float) -> Tenure | None:
-    """The tenure if Consul shows that our acquisition, `sent` at `t_s`, committed.
+def acquired(held: Versioned, sent: Leader, t_s: float, length_s: float) -> HeldLease | None:
+    """The held lease if Consul shows that our acquisition, `sent` at `t_s`, committed.
 
     An earlier attempt of this node's for the same epoch, which came late, is ours too: it is known
     by another sequence number, and it gives no time, as nobody knows when it was sent.
@@ -352,7 +352,7 @@ def acquired(held: Versioned, sent: Leader, t_s: float, length_s: float) -> Tenu
         return None
     if (leader.epoch, leader.holder) != (sent.epoch, sent.holder) or leader.is_clean:
         return None
-    return Tenure(
+    return HeldLease(
         epoch=sent.epoch,
         holder=sent.holder,
         epoch_index=held.epoch_index,

@@ -1,7 +1,8 @@
 """When a holder that can't serve gives the role up by itself, and to whom: pure.
 
 Invariants: never while nobody else could do better (no candidate that says it is ready, a pause,
-mode manual). A reign that began by itself waits for `min_reign`; one that has never served goes
+mode manual). An epoch that began by itself waits for
+`failover_cooldown`; one that has never served goes
 before that only to a node that hasn't had the role since it was last given by an operator or in
 order: nodes that can't serve don't throw it at each other. What is given up so is told as a loss,
 never as a clean handover.
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from standfast.config.model import Config
-from standfast.consul.records import CandidateRecord, Pause, Reign
+from standfast.consul.records import CandidateRecord, HistoryEntry, Pause
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 
@@ -48,9 +49,9 @@ class Spell:
     counts: bool = True
     """The lease was valid at the last look: the time since is this node's."""
     served: bool = False
-    """It has served in this reign."""
+    """It has served in this epoch."""
     opened: bool = False
-    """The port was opened in this reign: a client may have written, whatever was seen of it."""
+    """The port was opened in this epoch: a client may have written, whatever was seen of it."""
     well_since: float | None = None
     """Nothing is in the way since then."""
 
@@ -109,27 +110,27 @@ class Standing:
 
     epoch: int
     held_s: float
-    """Since this reign began on this node."""
+    """Since this epoch began on this node."""
     unserved_s: float
     patience_s: float
     """`surrender_after`, and more while a handover is at work."""
     pause: Pause | None = None
-    reign: Reign | None = None
+    epoch_record: HistoryEntry | None = None
     served: bool = True
-    """In this reign."""
+    """In this epoch."""
     had_it: frozenset[str] = frozenset()
     """See `had_it`."""
     signs: Mapping[str, Sign] = field(default_factory=dict)
 
 
-def had_it(reigns: Mapping[int, Reign], epoch: int) -> frozenset[str]:
+def had_it(epoch_records: Mapping[int, HistoryEntry], epoch: int) -> frozenset[str]:
     """The nodes that have lost the role, one after the other, since it last was given by an
-    operator or in order; `epoch`'s is not among them. `reigns` is by epoch."""
+    operator or in order; `epoch`'s is not among them. `epochs` is by epoch."""
     nodes = set()
-    while (reign := reigns.get(epoch)) is not None and reign.is_automatic:
+    while (epoch_record := epoch_records.get(epoch)) is not None and epoch_record.is_automatic:
         epoch -= 1
-        if epoch in reigns:
-            nodes.add(reigns[epoch].node)
+        if epoch in epoch_records:
+            nodes.add(epoch_records[epoch].node)
     return frozenset(nodes)
 
 
@@ -141,10 +142,14 @@ def successor(standing: Standing, config: Config, now: float) -> str | Reason | 
         return Reason.PAUSED
     if config.mode == "manual":
         return Reason.MANUAL_MODE
-    reign = standing.reign
-    young = reign is not None and reign.is_automatic and standing.held_s < config.min_reign
+    epoch_record = standing.epoch_record
+    young = (
+        epoch_record is not None
+        and epoch_record.is_automatic
+        and standing.held_s < config.failover_cooldown
+    )
     if young and standing.served:
-        return Reason.MIN_REIGN
+        return Reason.COOLDOWN
     # Else each node of those that can't serve has its turn once, and the last one keeps it.
     barred = standing.had_it if young else frozenset()
     ready = [
@@ -171,7 +176,7 @@ Rank = tuple[int, float, int, str]
 
 
 def rank(epoch: int, snapshot: str | None, priority: int, node: str) -> Rank:
-    """Who should rather take over, highest best: by reign, snapshot, priority, name.
+    """Who should rather take over, highest best: by epoch, snapshot, priority, name.
 
     What is no name, as nobody of ours writes it, comes before all.
     """

@@ -60,7 +60,7 @@ class Now:
 
 @dataclass(slots=True)
 class Service:
-    """Of one tenure, since this process has it."""
+    """Of one held lease, since this process has it."""
 
     config: Config
     keys: LeaseKeys
@@ -98,7 +98,7 @@ class Service:
             unserved_s,
             patience_s + (OUTAGE_LIMIT_S if now.draining else 0.0),
             found.pause,
-            found.reign,
+            found.epoch_record,
             self.spell.served,
             found.had_it,
             self.signs,
@@ -114,7 +114,7 @@ class Service:
 
     @property
     def idle(self) -> bool:
-        """No client was served in this reign."""
+        """No client was served in this epoch."""
         return not self.spell.opened and not was_flushed(self.config.run_dir)
 
     def _handover(self, to: str | Reason | None, unserved_s: float) -> Handover | None:

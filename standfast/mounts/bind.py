@@ -1,7 +1,7 @@
 """The volume at the path where every node sees it: a bind mount on the primary.
 
 Invariant: nobody goes on writing into a tree that is given away in order. Unmounting is lazy only
-when nobody can write through what is left: no file is open for writing, or the reign is over and
+when nobody can write through what is left: no file is open for writing, or the epoch is over and
 the tree read-only already. Otherwise what can't be let go of stays, and its writers are named.
 An NFS mount that is in the way, of a primary that may be dead, is let go of lazily. Where a systemd
 mount unit owns the path (an NFS mount, on a node that is a client at other times), a runtime

@@ -28,7 +28,7 @@ from standfast.nfs.unit import ServerUnits, start_server
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import read_foreign_text, write_atomically
 from standfast.system.run import failure, run
-from standfast.system.single_flight import Gates
+from standfast.system.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class KernelNfs:
         self._nfsd = nfsd
         self._settings = settings
         self._records = ClientRecords(config, clients)
-        self._gates = Gates()
+        self._flights = SingleFlight()
         self._elsewhere: str | None = None
 
     def export(self, fsid: str) -> None:
@@ -211,7 +211,7 @@ class KernelNfs:
         Nobody has the server listen elsewhere meanwhile: what was known last counts, so that the
         role can be given up all the same."""
         with contextlib.suppress(TimedOut):
-            self._elsewhere = self._gates.look("portlist", self._listens, Deadline.after(LOOK_S))
+            self._elsewhere = self._flights.look("portlist", self._listens, Deadline.after(LOOK_S))
         return self._elsewhere
 
     def _listens(self) -> str | None:
@@ -242,7 +242,7 @@ def close_sessions(port: int) -> None:
     """End the clients' connections while nfsd has them; best effort.
 
     What it leaves behind for clients that don't answer the kernel keeps for minutes, and one that
-    comes back by the same port (NFS clients do) would meet it at the next reign here.
+    comes back by the same port (NFS clients do) would meet it at the next epoch here.
     """
     argv = ["ss", "-K", "-t", "-n", "-H", "state", "connected", "sport", "=", f":{port}"]
     try:

@@ -1,4 +1,4 @@
-"""The cycle that a timer runs: one snapshot of this reign, sent to one standby, noted and pruned.
+"""The cycle that a timer runs: one snapshot of this epoch, sent to one standby, noted and pruned.
 
 Invariant: what a standby acknowledged is pinned here before anybody hears of it, so that the
 chance of an increment is never lost; what was pinned before goes only then. While pins can't be
@@ -16,15 +16,15 @@ from standfast.ages import Origin, age_of
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, TimedOut, ours
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage, snapshot_lock
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage, snapshot_lock
 from standfast.reasons import Reason
 from standfast.replication import pins, state
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
 from standfast.replication.published import note_origin, origin_of, origins_of_snapshots, take
-from standfast.replication.reporting import ReignInConsul
+from standfast.replication.reporting import EpochInConsul
 from standfast.replication.session import end, reach
 from standfast.replication.shipment import LOOK_UP_S, OnProgress, Order, Shipped, ship
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
@@ -53,7 +53,7 @@ class Sender:
     def __init__(self, config: Config, store: ReplicaStore, gateway: ReplicaGateway) -> None:
         self._config = config
         self._store = store
-        self._reign = ReignInConsul(config, gateway)
+        self._epoch = EpochInConsul(config, gateway)
 
     def replicate(
         self,
@@ -65,16 +65,16 @@ class Sender:
     ) -> None:
         """Returns when the standby acknowledged it; waits for a running cycle to that standby.
 
-        That cycle may have brought a later one of this reign: nothing is left to do when the
+        That cycle may have brought a later one of this epoch: nothing is left to do when the
         standby says so. Nothing is later than a final snapshot.
         """
         with contextlib.ExitStack() as stack:
             self._wait_for(stack, standby, deadline, give_up)
-            talk = stack.enter_context(reach(self._config, standby))
+            conversation = stack.enter_context(reach(self._config, standby))
             order = self._order(standby, snapshot, epoch)
             order = replace(order, later=self._later(snapshot, epoch), give_up=give_up)
-            self._send(order, talk, deadline)
-            end(talk, deadline)
+            self._send(order, conversation, deadline)
+            end(conversation, deadline)
 
     def cycle(
         self,
@@ -91,20 +91,20 @@ class Sender:
         """
         deadline = Deadline.after(timeout_s or self._config.replication.timeout)
         # The standby's side starts up while the snapshot is taken here.
-        with self._lock(standby, None), reach(self._config, standby) as talk:
-            epoch = self._reign.epoch()
+        with self._lock(standby, None), reach(self._config, standby) as conversation:
+            epoch = self._epoch.epoch()
             with self._noting_failures(standby):
                 snapshot = self._snapshot(standby, epoch)
             order = self._order(standby, snapshot, epoch)
             order = replace(order, full=full, on_progress=on_progress)
-            result = self._send(order, talk, deadline)
+            result = self._send(order, conversation, deadline)
             # The standby deletes what it no longer needs at the same time.
             prune(self._config, self._store, also=(snapshot.content_id,))
-            end(talk, deadline)
+            end(conversation, deadline)
         return result
 
     def _later(self, snapshot: Snapshot, epoch: int) -> frozenset[str]:
-        """What was taken after it, in the same reign."""
+        """What was taken after it, in the same epoch."""
         origins = self._origins()
         return frozenset(
             one.content_id
@@ -124,21 +124,21 @@ class Sender:
         before = commons is None or standby in commons or known.needs_full or known.successes > 0
         return Order(standby, snapshot, epoch, commons, before)
 
-    def _send(self, order: Order, talk: Conversation, deadline: Deadline) -> CycleResult:
+    def _send(self, order: Order, conversation: Conversation, deadline: Deadline) -> CycleResult:
         """The caller holds the lock, and ends the conversation; the outcome is noted."""
         config, standby, snapshot = self._config, order.standby, order.snapshot
         started = monotonic()
         with self._noting_failures(standby):
-            epoch_index = self._reign.index_of(order.epoch)
+            epoch_index = self._epoch.index_of(order.epoch)
             with pins.in_use(config, (snapshot.content_id, *(order.commons or {}).values())):
-                shipped = ship(config, self._store, order, talk, deadline)
+                shipped = ship(config, self._store, order, conversation, deadline)
                 if shipped.overtaken:
                     log.info("%s has a later snapshot than %s already", standby, snapshot.name)
                     return CycleResult(snapshot.name, None, 0, monotonic() - started, False)
                 origin = origin_of(config, snapshot, order.epoch)
                 note_origin(config, snapshot, origin, self._store.snapshots)
                 self._pin(order)
-            self._reign.report(standby, snapshot, origin, epoch_index)
+            self._epoch.report(standby, snapshot, origin, epoch_index)
         seconds = monotonic() - started
         self._note_success(order, shipped, seconds)
         parent = None if shipped.parent is None else str(shipped.parent.name)
@@ -217,7 +217,7 @@ class Sender:
     # Snapshots
 
     def _snapshot(self, standby: str, epoch: int) -> Snapshot:
-        """A snapshot of this reign: one that another cycle took just now, or a new one."""
+        """A snapshot of this epoch: one that another cycle took just now, or a new one."""
         config = self._config
         waiting = Deadline.after(SNAPSHOT_LOCK_S)
         with snapshot_lock(config, waiting):
@@ -231,8 +231,8 @@ class Sender:
             return taken
 
     def _check_not_draining(self) -> None:
-        """The final snapshot of a demotion is the newest of its reign: nothing comes after it."""
-        own = OwnReign.load(self._config.state_dir)
+        """The final snapshot of a demotion is the newest of its epoch: nothing comes after it."""
+        own = OwnEpoch.load(self._config.state_dir)
         if own is not None and own.stage in (Stage.DRAINING, Stage.RELEASED):
             raise Refused(
                 Reason.NOT_PRIMARY,
@@ -244,7 +244,7 @@ class Sender:
         self, before: state.ReplicationState, standby: str, epoch: int
     ) -> Snapshot | None:
         shared = before.shared
-        # Of another reign it would be of another history, however new.
+        # Of another epoch it would be of another history, however new.
         if shared is None or shared.epoch != epoch:
             return None
         done = before.standbys.get(standby)

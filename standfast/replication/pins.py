@@ -49,7 +49,7 @@ class Pin:
 
     @property
     def rank(self) -> tuple[int, str]:
-        """Later reigns first, then time."""
+        """Later epochs first, then time."""
         return (self.epoch, self.name)
 
 

@@ -17,13 +17,13 @@ from standfast.ages import UNKNOWN
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.replication import pins, state
 from standfast.replication.pins import Pin
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import clock_was_set_s_ago, origins_of_snapshots
-from standfast.replication.retention import Kept, by_reign, overdue, sort_out
+from standfast.replication.retention import Kept, by_epoch, overdue, sort_out
 from standfast.system.clock import Deadline, format_utc, instant, monotonic, utc_now
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def _pinned(
     known: Mapping[str, Pin], snapshots: Sequence[Snapshot], epochs: Mapping[str, int]
 ) -> dict[str, list[str]]:
     present = {one.content_id for one in snapshots}
-    ours = by_reign((one for one in snapshots if one.content_id in epochs), epochs)
+    ours = by_epoch((one for one in snapshots if one.content_id in epochs), epochs)
     protected: dict[str, list[str]] = {}
     for node, pin in sorted(known.items()):
         if pin.content_id in present:
@@ -159,7 +159,7 @@ def _pinned(
 
 def _base(config: Config) -> tuple[str, ...]:
     """What a promotion at work makes the live tree from."""
-    own = OwnReign.load(config.state_dir)
+    own = OwnEpoch.load(config.state_dir)
     if own is None or own.base_content_id is None:
         return ()
     return (own.base_content_id,) if own.stage in (Stage.CLEARING, Stage.CREATING) else ()

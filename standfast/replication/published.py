@@ -29,8 +29,8 @@ from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import boot_instance
 from standfast.names import MOST_AHEAD_S, SnapshotName
+from standfast.node.epoch_record import OwnEpoch
 from standfast.node.ports import Snapshot, VolumeStore
-from standfast.node.reign import OwnReign
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, Instant, instant
 from standfast.system.files import read_json, write_atomically
@@ -187,7 +187,7 @@ def next_name(config: Config, utc: float) -> SnapshotName:
     The store adds what lies in its directories. Refused (bad-name) when nothing comes after them.
     """
     known = [_load(config).last]
-    own = OwnReign.load(config.state_dir)
+    own = OwnEpoch.load(config.state_dir)
     for text in () if own is None else (own.base, own.final):
         with contextlib.suppress(ValueError):  # written by hand: no name
             known.append(None if text is None else SnapshotName.parse(text))
@@ -197,14 +197,14 @@ def next_name(config: Config, utc: float) -> SnapshotName:
         latest = f"{max(found)}, the latest noted in" if found else "the clock's time; see"
         raise Refused(
             Reason.BAD_NAME,
-            f"no name comes after {latest} {published_file(config)} or reign.json beside it: set "
+            f"no name comes after {latest} {published_file(config)} or own-epoch.json there: set "
             f"the clock, and if no snapshot has that name, correct it there",
         )
     return chosen
 
 
 def take(config: Config, store: VolumeStore, epoch: int, *, reserved: bool = False) -> Snapshot:
-    """Take a snapshot of the live tree and note it as of this reign; see `note_origin`.
+    """Take a snapshot of the live tree and note it as of this epoch; see `note_origin`.
 
     One that can't be noted is deleted: nobody else has it, and nothing would ever prune it. Raises
     what the store and `note_origin` do.
@@ -308,7 +308,7 @@ def _locked(config: Config, wait_s: float) -> contextlib.AbstractContextManager[
 
 
 def ranked(snapshots: Sequence[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
-    """Received snapshots, best last: by the reign they come from, then by time.
+    """Received snapshots, best last: by the epoch they come from, then by time.
 
     One without a known epoch comes before all others.
     """

@@ -1,6 +1,6 @@
 """What a replication asks of Consul and tells it: who is primary, what a standby has.
 
-Invariant: Consul hears of a standby's snapshot only as long as the reign in which it was sent lasts
+Invariant: Consul hears of a standby's snapshot only as long as the epoch in which it was sent lasts
 (the epoch key is unchanged).
 """
 
@@ -23,8 +23,8 @@ PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class ReignInConsul:
-    """The reign of this node as Consul shows it."""
+class EpochInConsul:
+    """The epoch of this node as Consul shows it."""
 
     config: Config
     gateway: ReplicaGateway
@@ -53,7 +53,7 @@ class ReignInConsul:
         if entry is None or current != epoch:
             raise Refused(
                 Reason.WRONG_EPOCH,
-                f"the epoch in Consul is {current}, this is the primary of {epoch}: its reign "
+                f"the epoch in Consul is {current}, this is the primary of {epoch}: its epoch "
                 f"is over",
             )
         return entry.modify_index
@@ -86,5 +86,5 @@ class ReignInConsul:
         if isinstance(outcome, Conflict):
             raise Refused(
                 Reason.WRONG_EPOCH,
-                f"{standby} has {snapshot.name}, but the reign of epoch {epoch} ended meanwhile",
+                f"{standby} has {snapshot.name}, but the epoch of epoch {epoch} ended meanwhile",
             )

@@ -2,9 +2,9 @@
 
 Invariants: nothing goes that may be the newest common snapshot of this node and another one: with
 it goes the chance of an increment, and the next replication would have to send everything. The
-newest snapshot of each reign stays: when that reign's primary is lost, it is the only copy of what
+newest snapshot of each epoch stays: when that epoch's primary is lost, it is the only copy of what
 its successor never had. What Standfast didn't make is not its to delete. However often they are
-taken, the number of snapshots kept is bounded: keep_last, the grid, one for each reign and what is
+taken, the number of snapshots kept is bounded: keep_last, the grid, one for each epoch and what is
 protected.
 """
 
@@ -54,7 +54,7 @@ def sort_out(
     for one in snapshots:
         if one.content_id not in epochs:
             reasons[one.path].append("not made by Standfast")
-    ours = by_reign((one for one in snapshots if one.content_id in epochs), epochs)
+    ours = by_epoch((one for one in snapshots if one.content_id in epochs), epochs)
     for epoch, one in {epochs[one.content_id]: one for one in ours}.items():
         reasons[one.path].append(f"newest of epoch {epoch}")
     newest = max(1, keep.keep_last)
@@ -70,8 +70,8 @@ def sort_out(
     )
 
 
-def by_reign(snapshots: Iterable[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
-    """Best last: by the reign they come from, then by time; all of them have an epoch."""
+def by_epoch(snapshots: Iterable[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
+    """Best last: by the epoch they come from, then by time; all of them have an epoch."""
     return sorted(snapshots, key=lambda one: (epochs[one.content_id], one.name))
 
 
@@ -98,8 +98,8 @@ def _last_of_each(
     """The last snapshot of each of the newest `count` periods that have any.
 
     Periods without a snapshot don't count: what is kept doesn't dwindle while nothing is taken. As
-    in `ours`, reigns come first, then names: those of a clock that was a year ahead don't keep a
-    later reign's out. The hours are the clock's, or it would have had all of that year in one.
+    in `ours`, epochs come first, then names: those of a clock that was a year ahead don't keep a
+    later epoch's out. The hours are the clock's, or it would have had all of that year in one.
     """
     newest_first: dict[object, Snapshot] = {}
     for one in reversed(ours):

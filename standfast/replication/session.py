@@ -53,7 +53,11 @@ def reach(config: Config, standby: str) -> Conversation:
 
 @contextlib.contextmanager
 def greeting(
-    talk: Conversation, config: Config, standby: str, deadline: Deadline, purpose: wire.Purpose
+    conversation: Conversation,
+    config: Config,
+    standby: str,
+    deadline: Deadline,
+    purpose: wire.Purpose,
 ) -> Iterator[wire.Welcome]:
     """Say who speaks; what the standby answers. The block is the rest of the conversation.
 
@@ -63,8 +67,8 @@ def greeting(
         soon = deadline.within(ANSWER_S)
         hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
         with contextlib.suppress(CommandFailed):  # its refusal says more
-            talk.send_line(wire.dump(hello), soon)
-        yield wire.parse_welcome(talk.read_line(soon))
+            conversation.send_line(wire.dump(hello), soon)
+        yield wire.parse_welcome(conversation.read_line(soon))
     except CommandFailed as error:
         if error.returncode == SSH_FAILED:
             raise _unreachable(config, standby, error) from error
@@ -77,23 +81,23 @@ def greet(
 ) -> Iterator[tuple[Conversation, wire.Welcome]]:
     """A conversation that has been opened, and what the standby said to it; errors as above."""
     with (
-        reach(config, standby) as talk,
-        greeting(talk, config, standby, deadline, purpose) as welcome,
+        reach(config, standby) as conversation,
+        greeting(conversation, config, standby, deadline, purpose) as welcome,
     ):
-        yield talk, welcome
+        yield conversation, welcome
 
 
-def ask(talk: Conversation, request: wire.Message, deadline: Deadline) -> str:
+def ask(conversation: Conversation, request: wire.Message, deadline: Deadline) -> str:
     """The answer to a request, one line; for a `wire.parse_…`."""
     with contextlib.suppress(CommandFailed):  # its refusal says more
-        talk.send_line(wire.dump(request), deadline)
-    return talk.read_line(deadline)
+        conversation.send_line(wire.dump(request), deadline)
+    return conversation.read_line(deadline)
 
 
-def end(talk: Conversation, deadline: Deadline) -> None:
+def end(conversation: Conversation, deadline: Deadline) -> None:
     """The receiver has said all that matters: how it ends doesn't."""
     try:
-        talk.finish(deadline.within(GOODBYE_S))
+        conversation.finish(deadline.within(GOODBYE_S))
     except (CommandFailed, TimedOut) as error:
         log.warning("after the last answer: %s", error)
 

@@ -46,7 +46,7 @@ class Order:
     served_before: bool
     """Something was replicated to it once."""
     later: frozenset[str] = frozenset()
-    """Content ids of snapshots that were taken after it, in the same reign: a standby that has one
+    """Content ids of snapshots that were taken after it, in the same epoch: a standby that has one
     of them needs it no more."""
     full: bool = False
     on_progress: OnProgress | None = None
@@ -66,17 +66,21 @@ class Shipped:
 
 
 def ship(
-    config: Config, store: ReplicaStore, order: Order, talk: Conversation, deadline: Deadline
+    config: Config,
+    store: ReplicaStore,
+    order: Order,
+    conversation: Conversation,
+    deadline: Deadline,
 ) -> Shipped:
     """Refused with the standby's reason, Unreachable, CommandFailed, TimedOut."""
     fingerprint = _fingerprint(config, order, deadline)
-    with greeting(talk, config, order.standby, deadline, wire.Purpose.SEND) as welcome:
+    with greeting(conversation, config, order.standby, deadline, wire.Purpose.SEND) as welcome:
         there = {offer.content_id for offer in welcome.snapshots if offer.received}
         if order.snapshot.content_id in there:  # only its acknowledgement was lost
             return Shipped(None, 0, was_full=False)
         if order.later & there:
             return Shipped(None, 0, was_full=False, overtaken=True)
-        return _Shipment(config, store, order, talk, deadline, fingerprint).run(welcome)
+        return _Shipment(config, store, order, conversation, deadline, fingerprint).run(welcome)
 
 
 def _fingerprint(config: Config, order: Order, deadline: Deadline) -> str | None:
@@ -91,7 +95,7 @@ class _Shipment:
     config: Config
     store: ReplicaStore
     order: Order
-    talk: Conversation
+    conversation: Conversation
     deadline: Deadline
     fingerprint: str | None
 
@@ -100,7 +104,7 @@ class _Shipment:
         parent = self._parent(welcome)
         begin = self._begin(parent, welcome)
         try:
-            wire.parse_ready(ask(self.talk, begin, self.deadline.within(ANSWER_S)))
+            wire.parse_ready(ask(self.conversation, begin, self.deadline.within(ANSWER_S)))
         except Refused as refusal:
             if refusal.reason is Reason.BAD_NAME:  # it has a later one: the next time all is well
                 note_names(self.config, (offer.name for offer in welcome.snapshots))
@@ -108,7 +112,7 @@ class _Shipment:
         if parent is None:
             self._expect(welcome)
         sent_bytes = self._stream(parent, begin, welcome)
-        self.talk.close_stdin()
+        self.conversation.close_stdin()
         published = wire.parse_published(self._acknowledgement())
         if published.content_id != snapshot.content_id:
             raise Refused(
@@ -122,7 +126,7 @@ class _Shipment:
         """It may take a while: the standby looks at everything, or its disk is slow."""
         while True:
             try:
-                return self.talk.read_line(self.deadline.within(LOOK_UP_S))
+                return self.conversation.read_line(self.deadline.within(LOOK_UP_S))
             except TimedOut:
                 self.deadline.check(f"send:{self.order.standby}: nothing was acknowledged")
                 if (why := self.order.give_up()) is not None:
@@ -188,7 +192,7 @@ class _Shipment:
                 [argv, *squeeze],
                 deadline=self.deadline,
                 op=f"send:{self.order.standby}",
-                stdout=self.talk.stdin_fd,
+                stdout=self.conversation.stdin_fd,
                 stall_s=options.stall_timeout,
                 limit_bytes_s=options.bandwidth_limit or None,
                 give_up=lambda _standstill_s: self.order.give_up(),
@@ -199,9 +203,9 @@ class _Shipment:
 
     def _told_by_the_standby(self, error: CommandFailed) -> CommandFailed | Refused:
         """Mostly the stream broke because the other end gave up: it knows why."""
-        self.talk.close_stdin()
+        self.conversation.close_stdin()
         try:
-            wire.parse_published(self.talk.read_line(self.deadline.within(GOODBYE_S)))
+            wire.parse_published(self.conversation.read_line(self.deadline.within(GOODBYE_S)))
         except Refused as refusal:
             return Refused(refusal.reason, f"{error}; {self.order.standby} says: {refusal}")
         except (CommandFailed, TimedOut) as other:

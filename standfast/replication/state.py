@@ -1,6 +1,6 @@
 """What this node remembers of its replications: `<state_dir>/replication.json`.
 
-Read by status and the exporter; it also says which snapshot of this reign may be shared by the
+Read by status and the exporter; it also says which snapshot of this epoch may be shared by the
 cycles to several standbys. Losing it costs nothing but history; nothing is deleted on its word.
 """
 

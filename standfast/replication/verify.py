@@ -146,12 +146,12 @@ class _Look:
         started = monotonic()
         with contextlib.ExitStack() as stack:
             with greet(self.config, self.standby, self.deadline, wire.Purpose.ASK) as (
-                talk,
+                conversation,
                 welcome,
             ):
                 self.snapshot = self._common(welcome)
-                ours, theirs = self._both(talk, self.snapshot, stack)
-                end(talk, self.deadline)
+                ours, theirs = self._both(conversation, self.snapshot, stack)
+                end(conversation, self.deadline)
             found: list[Difference] = []
             if ours.fingerprint != theirs:
                 found = self._first_differences(self.snapshot, ours)
@@ -181,10 +181,10 @@ class _Look:
         return snapshot
 
     def _both(
-        self, talk: Conversation, snapshot: Snapshot, stack: contextlib.ExitStack
+        self, conversation: Conversation, snapshot: Snapshot, stack: contextlib.ExitStack
     ) -> tuple[_Spool, Fingerprint]:
         """Both fingerprints; the other side works while this one does."""
-        self._ask(talk, snapshot, listing=False)
+        self._ask(conversation, snapshot, listing=False)
         theirs: wire.Digested | None = None
 
         def look_up(read_bytes: int = 0) -> None:
@@ -192,8 +192,10 @@ class _Look:
             self._done.read_bytes += read_bytes
             if not self._next_look.expired:
                 return
-            if theirs is None and talk.has_answer():  # maybe a refusal: no need to go on then
-                theirs = wire.parse_digested(talk.read_line(self.deadline))
+            if (
+                theirs is None and conversation.has_answer()
+            ):  # maybe a refusal: no need to go on then
+                theirs = wire.parse_digested(conversation.read_line(self.deadline))
             self.progress(self._done)
             self._next_look = Deadline.after(_LOOK_UP_S)
 
@@ -205,23 +207,23 @@ class _Look:
 
         ours = stack.enter_context(_spooled(self.config, lines()))
         if theirs is None:
-            theirs = wire.parse_digested(talk.read_line(self.deadline))
+            theirs = wire.parse_digested(conversation.read_line(self.deadline))
         return ours, Fingerprint(theirs.digest, theirs.entries)
 
-    def _ask(self, talk: Conversation, snapshot: Snapshot, *, listing: bool) -> None:
+    def _ask(self, conversation: Conversation, snapshot: Snapshot, *, listing: bool) -> None:
         request = wire.Digest(snapshot.content_id, self.full, listing)
         with contextlib.suppress(CommandFailed):  # its refusal says more
-            talk.send_line(wire.dump(request), self.deadline.within(ANSWER_S))
+            conversation.send_line(wire.dump(request), self.deadline.within(ANSWER_S))
 
     def _first_differences(self, snapshot: Snapshot, ours: _Spool) -> list[Difference]:
         """Asked again: a listing is made and sent only where it is of use."""
-        with greet(self.config, self.standby, self.deadline, wire.Purpose.ASK) as (talk, _):
-            self._ask(talk, snapshot, listing=True)
-            theirs = wire.parse_digested(talk.read_line(self.deadline))
-            lines = (talk.read_line(self.deadline) for _ in range(theirs.entries))
+        with greet(self.config, self.standby, self.deadline, wire.Purpose.ASK) as (conversation, _):
+            self._ask(conversation, snapshot, listing=True)
+            theirs = wire.parse_digested(conversation.read_line(self.deadline))
+            lines = (conversation.read_line(self.deadline) for _ in range(theirs.entries))
             found = list(islice(differences(ours.lines(), lines), REPORTED + 1))
             if len(found) <= REPORTED:  # else the rest is not waited for
-                end(talk, self.deadline)
+                end(conversation, self.deadline)
             return found
 
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 
 from standfast.config.model import Config
-from standfast.consul.records import Leader, Reign, longest_wait_s
+from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
 from standfast.lease.surrender import rank
 from standfast.names import SnapshotName
-from standfast.node.reign import Stage
+from standfast.node.epoch_record import Stage
 from standfast.reasons import Reason
-from standfast.role.decision import Action, Decision, Moment, Wish
+from standfast.role.decision import Action, Decision, Moment, Request
 from standfast.role.observation import Available, Cluster, Local, is_beyond, is_final, newest
 from standfast.system.clock import format_utc
 
 
-def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wish) -> Decision:
+def consider(
+    view: Cluster, local: Local, config: Config, now: Moment, request: Request
+) -> Decision:
     """The decision of a node that is not the holder."""
     leader = view.leader
     handed = _is_handed(view, local)
@@ -30,7 +32,7 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         alive = _primary_alive(leader, view, config, now)
         if alive is not None:
             return alive
-    if not handed and not wish.promote:
+    if not handed and not request.promote:
         barred = _barred(view, local, config, now, in_place=in_place)
         if barred is not None:
             return barred
@@ -39,19 +41,19 @@ def consider(view: Cluster, local: Local, config: Config, now: Moment, wish: Wis
         return unfit
     # What is handed over in order is the newest there is, however old; what is surrendered isn't.
     whole = handed and leader is not None and not leader.surrendered
-    no_data = None if in_place else _unfit(base, view, local, config, now, wish, handed=whole)
-    if no_data is None and (handed or wish.promote):
-        no_data = _incomplete(base, view, local, wish)
+    no_data = None if in_place else _unfit(base, view, local, config, now, request, handed=whole)
+    if no_data is None and (handed or request.promote):
+        no_data = _incomplete(base, view, local, request)
     if no_data is not None:
         return no_data
     waiting = still_waiting(view, config, now)
     if waiting is not None:
         return waiting
-    if not handed and not wish.promote:
+    if not handed and not request.promote:
         patience = _patience(view, local, config, now, base, in_place=in_place)
         if patience is not None:
             return patience
-    return _promotion(view, local, config, now, base, wish, in_place=in_place)
+    return _promotion(view, local, config, now, base, request, in_place=in_place)
 
 
 def _is_handed(view: Cluster, local: Local) -> bool:
@@ -65,18 +67,18 @@ def _promotion(
     config: Config,
     now: Moment,
     base: Available | None,
-    wish: Wish,
+    request: Request,
     *,
     in_place: bool,
 ) -> Decision:
     leader = view.leader
-    seen_s = now.monotonic - view.sighting.first_seen
-    reason = Reason.OPERATOR if wish.promote else Reason.TAKEOVER
+    seen_s = now.monotonic - view.last_heartbeat.first_seen
+    reason = Reason.OPERATOR if request.promote else Reason.TAKEOVER
     lost_s = 0.0 if base is None else _lost_s(base, view, config, now)
     if leader is not None and view.given_up and leader.surrendered:
         note = leader.note or "it could not serve"
         why = f"{leader.holder.node} surrendered epoch {leader.epoch}: {note}"
-        reason = Reason.OPERATOR if wish.promote else Reason.SURRENDERED
+        reason = Reason.OPERATOR if request.promote else Reason.SURRENDERED
     elif leader is not None and view.given_up:
         why = f"{leader.holder.node} gave epoch {leader.epoch} up in order"
         if not is_behind(base, view):
@@ -94,12 +96,12 @@ def _promotion(
         epoch=view.epoch or 0,
         follows=_follows(base, view),
         lost_s=lost_s,
-        unless_paused=not wish.promote and not _is_handed(view, local),
+        unless_paused=not request.promote and not _is_handed(view, local),
     )
 
 
 def _follows(base: Available | None, view: Cluster) -> int | None:
-    """See Reign.follows: one that never served is left out, unless its own snapshot is taken."""
+    """See HistoryEntry.follows: one that never served is left out, but for its own snapshot."""
     unused = view.unused
     if unused is None or base is None or base.epoch >= unused.epoch:
         return None
@@ -107,16 +109,16 @@ def _follows(base: Available | None, view: Cluster) -> int | None:
 
 
 def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
-    """What `base` lacks of a reign that was given up without ever having served: what that began
-    with, and nothing more. None: it is no such reign, or not known."""
+    """What `base` lacks of an epoch that was given up without ever having served: what that began
+    with, and nothing more. None: it is no such epoch, or not known."""
     leader = view.leader
     if leader is None or not view.given_up or not leader.idle:
         return None
-    reign = view.history.get(leader.epoch)
-    if leader.final is not None and (reign is None or leader.final != reign.base):
+    epoch_record = view.history.get(leader.epoch)
+    if leader.final is not None and (epoch_record is None or leader.final != epoch_record.base):
         return None  # it went on in a tree that had more
     with contextlib.suppress(ValueError):
-        began = SnapshotName.parse((reign.base if reign is not None else None) or "")
+        began = SnapshotName.parse((epoch_record.base if epoch_record is not None else None) or "")
         if base.snapshot.name >= began:
             return 0.0
     # Two names tell an order and no time. By our own count nothing was written since it began.
@@ -137,13 +139,13 @@ def _lost_s(base: Available, view: Cluster, config: Config, now: Moment) -> floa
     age_s = base.age_s(now.utc)
     if age_s is None:
         return None
-    silent_s = now.monotonic - view.sighting.first_seen
+    silent_s = now.monotonic - view.last_heartbeat.first_seen
     lease_s = 0.0 if view.given_up else longest_wait_s(view.leader, config.lease.wait)
     return max(0.0, age_s - max(0.0, silent_s - lease_s))
 
 
 def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
-    """Whether the newest data is this node's own tree: its reign was the last one."""
+    """Whether the newest data is this node's own tree: its epoch was the last one."""
     leader, own = view.leader, local.own
     return (
         own is not None
@@ -161,7 +163,7 @@ def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
 
 def _primary_alive(leader: Leader, view: Cluster, config: Config, now: Moment) -> Decision | None:
     timing = config.lease
-    silent_s = now.monotonic - view.sighting.first_seen
+    silent_s = now.monotonic - view.last_heartbeat.first_seen
     if leader.is_clean or silent_s > 2 * timing.heartbeat + timing.request_timeout:
         return None
     return Decision(
@@ -213,18 +215,18 @@ def _barred(
             f"mode is manual: {local.node} would take over from {leader.holder.node}; "
             f"run `standfast promote` to let it",
         )
-    reign = view.history.get(leader.epoch)
-    if reign is None or not reign.is_automatic or in_place or leader.is_clean:
+    epoch_record = view.history.get(leader.epoch)
+    if epoch_record is None or not epoch_record.is_automatic or in_place or leader.is_clean:
         return None
-    age_s = _reigned_s(reign, view, now)
-    if age_s >= config.min_reign:
+    age_s = _epoch_age_s(epoch_record, view, now)
+    if age_s >= config.failover_cooldown:
         return None
     return Decision(
         Action.BLOCKED,
-        Reason.MIN_REIGN,
-        f"epoch {leader.epoch} began by itself ({reign.reason}) at least {age_s:.0f} s ago, as far "
-        f"as {local.node} has seen, and min_reign is {config.min_reign:g} s: no second time yet; "
-        f"`standfast promote` goes at once",
+        Reason.COOLDOWN,
+        f"epoch {leader.epoch} began by itself ({epoch_record.reason}) at least {age_s:.0f} s ago, "
+        f"as far as {local.node} has seen, and failover_cooldown is {config.failover_cooldown:g} "
+        f"s: no second time yet; `standfast promote` goes at once",
     )
 
 
@@ -237,8 +239,8 @@ def _left_behind(leader: Leader) -> str:
     )
 
 
-def _reigned_s(reign: Reign, view: Cluster, now: Moment) -> float:
-    """For how long, by this node's own count where it saw the reign begin.
+def _epoch_age_s(epoch_record: HistoryEntry, view: Cluster, now: Moment) -> float:
+    """For how long, by this node's own count where it saw the epoch begin.
 
     Else it may have lasted for longer than this node knows: as two nodes' wall clocks tell it, and
     at least for as long as it has been seen, so that none of them makes it last for ever.
@@ -247,7 +249,7 @@ def _reigned_s(reign: Reign, view: Cluster, now: Moment) -> float:
     seen_s = 0.0 if seen is None else now.monotonic - seen.first_seen
     if seen is not None and seen.witnessed:
         return seen_s
-    return max(seen_s, now.utc - reign.at)
+    return max(seen_s, now.utc - epoch_record.at)
 
 
 def _unwritable(local: Local, config: Config) -> Decision | None:
@@ -268,7 +270,7 @@ def _unfit(
     local: Local,
     config: Config,
     now: Moment,
-    wish: Wish,
+    request: Request,
     *,
     handed: bool,
 ) -> Decision | None:
@@ -284,7 +286,7 @@ def _unfit(
         age_s = base.age_s(now.utc)
     if age_s is not None and age_s <= config.max_data_loss:
         return None
-    if wish.accept_data_loss or handed:
+    if request.accept_data_loss or handed:
         return None
     old = (
         "of unknown age (this node started with its clock behind, or a name is from the future: "
@@ -302,7 +304,7 @@ def _unfit(
 
 
 def is_behind(base: Available | None, view: Cluster) -> bool:
-    """Whether `base` lacks something of the reign that was given up in order."""
+    """Whether `base` lacks something of the epoch that was given up in order."""
     if base is None or view.leader is None or not view.leader.is_clean:
         return False
     if view.leader.surrendered or is_beyond(base, view):
@@ -317,15 +319,17 @@ def is_behind(base: Available | None, view: Cluster) -> bool:
     return False
 
 
-def _incomplete(base: Available | None, view: Cluster, local: Local, wish: Wish) -> Decision | None:
+def _incomplete(
+    base: Available | None, view: Cluster, local: Local, request: Request
+) -> Decision | None:
     """A handover is without loss or not at all: the final snapshot has to be here."""
-    if base is None or wish.accept_data_loss or not is_behind(base, view):
+    if base is None or request.accept_data_loss or not is_behind(base, view):
         return None
     return Decision(
         Action.BLOCKED,
         Reason.TOO_OLD,
         f"the newest snapshot on {local.node} ({base.snapshot.name}) is not the final one "
-        f"of the last reign: `standfast promote` on the node that has that{_final(view)}, or "
+        f"of the last epoch: `standfast promote` on the node that has that{_final(view)}, or "
         f"`standfast promote --accept-data-loss` here",
     )
 
@@ -342,7 +346,7 @@ def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None
     leader = view.leader
     if view.nobody_serves:
         return None
-    seen_s = now.monotonic - view.sighting.first_seen
+    seen_s = now.monotonic - view.last_heartbeat.first_seen
     left_s = longest_wait_s(leader, config.lease.wait) - seen_s
     if left_s <= 0:
         return None
@@ -376,7 +380,7 @@ def _patience(
     leader = view.leader
     assert leader is not None
     timing = config.lease
-    silent_s = now.monotonic - view.sighting.first_seen
+    silent_s = now.monotonic - view.last_heartbeat.first_seen
     waited_s = silent_s
     dead = view.holder_health == "critical" or view.holder_unanswered_s >= timing.wait / 2
     start_s = timing.wait
@@ -389,7 +393,7 @@ def _patience(
             start_s += 2 * timing.wait + config.failover_after
     elif not dead and not in_place:
         start_s = max(config.failover_after, timing.wait)
-        waited_s = now.monotonic - view.sighting.evident_since
+        waited_s = now.monotonic - view.last_heartbeat.evident_since
         if waited_s < start_s:
             return Decision(
                 Action.WAIT,

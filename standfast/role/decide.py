@@ -9,15 +9,15 @@ from __future__ import annotations
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Leader
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role.candidacy import consider, still_waiting
-from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.observation import Cluster, Local
 
 
 def decide(
-    view: Cluster | Blind, local: Local, config: Config, now: Moment, wish: Wish = NO_WISH
+    view: Cluster | Blind, local: Local, config: Config, now: Moment, request: Request = NO_REQUEST
 ) -> Decision:
     """The one decision that follows from what is known."""
     if isinstance(view, Blind):
@@ -29,10 +29,10 @@ def decide(
         local.instance,
     )
     if view.epoch is None or view.epoch < max(local.highest_epoch, view.highest_epoch):
-        return _without_epoch(view, local, wish, config, now)
+        return _without_epoch(view, local, request, config, now)
     if leader is None or leader.epoch != view.epoch:
-        if wish.promote:
-            return consider(view, local, config, now, wish)
+        if request.promote:
+            return consider(view, local, config, now, request)
         return Decision(
             Action.BLOCKED,
             Reason.LEADER_MISSING,
@@ -45,11 +45,11 @@ def decide(
         left = _leaving(leader, local)
         if left is not None:
             return left
-    return consider(view, local, config, now, wish)
+    return consider(view, local, config, now, request)
 
 
 def _without_epoch(
-    view: Cluster, local: Local, wish: Wish, config: Config, now: Moment
+    view: Cluster, local: Local, request: Request, config: Config, now: Moment
 ) -> Decision:
     highest = max(local.highest_epoch, view.highest_epoch)
     if highest > 0:
@@ -64,7 +64,7 @@ def _without_epoch(
             f"from a backup, or keys were deleted. Check who has the newest data, then run "
             f"`standfast accept-epoch` on each storage node",
         )
-    if not wish.promote:
+    if not request.promote:
         return Decision(
             Action.BLOCKED,
             Reason.NOT_INITIALISED,
@@ -104,7 +104,7 @@ def _holder(leader: Leader, local: Local, config: Config) -> Decision:
         )
     own = local.own
     lease = local.lease
-    # An interrupted demotion is gone back on: the role stays until `clean` has committed.
+    # An interrupted demotion is rolled back: the role stays until `clean` has committed.
     complete = own is not None and own.epoch == leader.epoch and own.stage is Stage.READY
     if not complete or lease is None or not lease.serving or not local.nfs_running:
         return Decision(
@@ -147,7 +147,7 @@ def _leaving(leader: Leader, local: Local) -> Decision | None:
     )
 
 
-def _is_handed_over(leader: Leader, own: OwnReign) -> bool:
+def _is_handed_over(leader: Leader, own: OwnEpoch) -> bool:
     """Whether the final snapshot that this node took is the one that the role was given up with.
 
     The lease process may have surrendered it as it was, before the agent came to its release.

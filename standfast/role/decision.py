@@ -39,21 +39,21 @@ class Decision:
     epoch: int = 0
     """For a promotion: the epoch that it comes after; 0: there was none."""
     follows: int | None = None
-    """For a promotion: see Reign.follows."""
+    """For a promotion: see HistoryEntry.follows."""
     lost_s: float | None = None
     unless_paused: bool = False
     """For a promotion that nobody asked for: a pause that is set meanwhile ends it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Request:
     """An operator's word that lifts some of the rules; never the wait."""
 
     promote: bool = False
     accept_data_loss: bool = False
 
 
-NO_WISH = Wish()
+NO_REQUEST = Request()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from standfast.ages import age_of
-from standfast.consul.records import Leader, Pause, Reign, StandbyRecord
+from standfast.consul.records import HistoryEntry, Leader, Pause, StandbyRecord
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign
 
 Identity = tuple[int, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class LastHeartbeat:
     """The last heartbeat (None: no such key) and since when it has been seen unchanged, by a node
     that was looking all the time."""
 
@@ -32,7 +32,7 @@ class Sighting:
     """The same, by a node that may not have looked for a while; None: `first_seen`. It is evidence,
     and no proof."""
     witnessed: bool = False
-    """It followed, while this node was looking, upon an earlier heartbeat of the same reign: a
+    """It followed, while this node was looking, upon an earlier heartbeat of the same epoch: a
     backup of Consul that was restored doesn't look like that."""
 
     @property
@@ -40,29 +40,31 @@ class Sighting:
         return self.first_seen if self.unchanged_since is None else self.unchanged_since
 
 
-def sight(
-    previous: Sighting | None,
+def heartbeat_seen(
+    previous: LastHeartbeat | None,
     identity: Identity | None,
     index: int,
     now: float,
     unbroken_since: float = float("-inf"),
-) -> Sighting:
-    """The sighting after a read that showed `identity` at `index`.
+) -> LastHeartbeat:
+    """The last heartbeat after a read that showed `identity` at `index`.
 
     The time starts again with a new value, and with an index that goes back: Consul was restored
     then, and what was seen before says nothing any more. `unbroken_since` (monotonic seconds): from
     when on this node was looking without a gap.
     """
     if previous is None or index < previous.index:
-        return Sighting(identity, index, now)
+        return LastHeartbeat(identity, index, now)
     if previous.identity != identity:
         gapless = unbroken_since <= previous.first_seen
-        return Sighting(identity, index, now, witnessed=gapless and _follows(previous, identity))
+        return LastHeartbeat(
+            identity, index, now, witnessed=gapless and _follows(previous, identity)
+        )
     return replace(previous, index=index)
 
 
-def _follows(previous: Sighting, identity: Identity | None) -> bool:
-    """Whether it is a later heartbeat of the reign whose heartbeat was seen before."""
+def _follows(previous: LastHeartbeat, identity: Identity | None) -> bool:
+    """Whether it is a later heartbeat of the epoch whose heartbeat was seen before."""
     before = previous.identity
     if before is None or identity is None:
         return False
@@ -77,7 +79,7 @@ class Beginning:
     first_seen: float
     """Monotonic seconds of this node."""
     witnessed: bool = False
-    """It saw another one right before: that is when the reign began."""
+    """It saw another one right before: that is when the epoch began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,9 @@ class Cluster:
 
     epoch: int | None
     leader: Leader | None
-    sighting: Sighting
+    last_heartbeat: LastHeartbeat
     pause: Pause | None = None
-    history: Mapping[int, Reign] = field(default_factory=dict)
+    history: Mapping[int, HistoryEntry] = field(default_factory=dict)
     standbys: Mapping[str, StandbyRecord] = field(default_factory=dict)
     highest_epoch: int = 0
     """The highest epoch that any of the volume's keys tells of; above `epoch` when that was deleted
@@ -114,12 +116,12 @@ class Cluster:
         """Whether it ended in order while this node was looking, so that there is nothing to wait
         for. One that was merely found may be of a restored Consul, which has forgotten a successor.
         """
-        return self.given_up and self.sighting.witnessed
+        return self.given_up and self.last_heartbeat.witnessed
 
     @property
-    def unused(self) -> Reign | None:
-        """The current reign, where it was given up without ever having served: nobody wrote in it,
-        so that what its base lacks of the reign before is not lost yet.
+    def unused(self) -> HistoryEntry | None:
+        """The current epoch, where it was given up without ever having served: nobody wrote in it,
+        so that what its base lacks of the epoch before is not lost yet.
 
         One that hands over a snapshot of its own may have gone on in its own tree, which has more
         than its base.
@@ -127,13 +129,17 @@ class Cluster:
         leader = self.leader
         if leader is None or not self.given_up or not leader.idle:
             return None
-        reign = self.history.get(leader.epoch)
-        return reign if reign is not None and leader.final in (None, reign.base) else None
+        epoch_record = self.history.get(leader.epoch)
+        return (
+            epoch_record
+            if epoch_record is not None and leader.final in (None, epoch_record.base)
+            else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """A complete snapshot on this node and the epoch of the reign that it was taken in."""
+    """A complete snapshot on this node and the epoch of the epoch that it was taken in."""
 
     snapshot: Snapshot
     epoch: int
@@ -157,13 +163,13 @@ class Local:
     instance: str
     highest_epoch: int
     """The highest epoch ever seen here; 0: none."""
-    own: OwnReign | None = None
+    own: OwnEpoch | None = None
     lease: LeaseStatus | None = None
     lease_alive: bool = False
     """A lease process holds the lease's lock."""
     snapshots: tuple[Available, ...] = ()
     has_live: bool = False
-    """There is a tree at the live path; once this node had a reign: that one's."""
+    """There is a tree at the live path; once this node had an epoch: that one's."""
     nfs_running: bool = False
     read_only: bool = False
     """The volume's file system takes no writes: nothing could be served from it."""
@@ -172,33 +178,35 @@ class Local:
 
 
 def in_lineage(available: Available, cluster: Cluster) -> bool:
-    """Whether the snapshot is part of the current reign's past.
+    """Whether the snapshot is part of the current epoch's past.
 
-    A snapshot of reign r counts only up to the base of each later reign: what r wrote after that
+    A snapshot of epoch r counts only up to the base of each later epoch: what r wrote after that
     is diverged data. A history that can't be followed is doubt, and doubt is no.
     """
     return cluster.epoch is not None and _in_past(available, cluster.epoch, cluster.history)
 
 
-def _in_past(available: Available, epoch: int, history: Mapping[int, Reign]) -> bool:
+def _in_past(available: Available, epoch: int, history: Mapping[int, HistoryEntry]) -> bool:
     while epoch > available.epoch:
-        reign = history.get(epoch)
+        epoch_record = history.get(epoch)
         try:
-            base = SnapshotName.parse((reign.base if reign is not None else None) or "")
+            base = SnapshotName.parse(
+                (epoch_record.base if epoch_record is not None else None) or ""
+            )
         except ValueError:
             return False
-        if reign is None or reign.epoch != epoch or available.snapshot.name > base:
+        if epoch_record is None or epoch_record.epoch != epoch or available.snapshot.name > base:
             return False
-        epoch = reign.before
+        epoch = epoch_record.before
     return epoch == available.epoch
 
 
 def is_beyond(available: Available, cluster: Cluster) -> bool:
-    """Whether it has more than a reign that never served began with: then it is as good a base as
+    """Whether it has more than an epoch that never served began with: then it is as good a base as
     any for the next one, and the better one."""
     unused = cluster.unused
     if unused is None or available.ahead or not available.epoch:
-        return False  # (what is of no reign was taken of a tree that nobody else knows)
+        return False  # (what is of no epoch was taken of a tree that nobody else knows)
     try:
         began = SnapshotName.parse(unused.base or "")
     except ValueError:
@@ -224,7 +232,7 @@ def _order(item: Available) -> tuple[int, bool, SnapshotName]:
 
 
 def is_final(available: Available, leader: Leader | None) -> bool:
-    """Whether it is the snapshot that has everything of the reign that was given up in order.
+    """Whether it is the snapshot that has everything of the epoch that was given up in order.
 
     An older version's primary tells only its name.
     """

@@ -78,7 +78,7 @@ class Plan:
 
 def _serve(live: str, bind: str, service: str) -> tuple[Step, ...]:
     return (
-        Step(Do.PREPARE_VOLUME, f"make {live} this reign's writable subvolume"),
+        Step(Do.PREPARE_VOLUME, f"make {live} this epoch's writable subvolume"),
         Step(Do.BIND, f"show it at {bind}"),
         Step(Do.EXPORT, f"export {live}"),
         Step(Do.START_NFS, "start the NFS server (the guard has the last word)"),
@@ -104,7 +104,9 @@ class Names:
 def _release_jobs(names: Names) -> tuple[Step, ...]:
     """While their files are still there, so that they end in order; they never keep the storage
     from going."""
-    said = "stop the jobs that are bound to the primary, and keep Nomad from placing them here"
+    said = (
+        "stop the jobs that are constrained to the primary, and keep Nomad from placing them here"
+    )
     return (Step(Do.RELEASE_JOBS, said),) if names.jobs else ()
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from standfast.errors import ours
 from standfast.lease.files import LeaseStatus
+from standfast.node.epoch_record import OwnEpoch
 from standfast.node.node import Machine
-from standfast.node.reign import OwnReign
 from standfast.system.clock import Deadline, monotonic
 
 CHECK_TTL_S = 15.0
@@ -40,9 +40,9 @@ def register(machine: Machine, epoch: int) -> None:
 
 def meta(machine: Machine, epoch: int) -> Mapping[str, str]:
     """What the entry says beyond the address."""
-    own = OwnReign.load(machine.config.state_dir)
+    own = OwnEpoch.load(machine.config.state_dir)
     told = {"epoch": str(epoch), "node": machine.config.node}
-    # Of another reign it would be a lie; without one, clients go by their mount's answer.
+    # Of another epoch it would be a lie; without one, clients go by their mount's answer.
     return {**told, "fsid": own.fsid} if own is not None and own.epoch == epoch else told
 
 

@@ -11,20 +11,20 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from standfast.consul.records import LeaderState, Reign
+from standfast.consul.records import HistoryEntry, LeaderState
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
 from standfast.events import hooks
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, note_end, save_claim, take_outage, was_never_open
 from standfast.lease.protocol import Claim
 from standfast.lease.surrender import OUTAGE_LIMIT_S
+from standfast.node.epoch_record import Intent, OwnEpoch, Stage
 from standfast.node.node import Machine
 from standfast.node.ports import Jobs
-from standfast.node.reign import Intent, OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import registration, volume
 from standfast.role.decision import Action, Decision
-from standfast.role.observation import Sighting
+from standfast.role.observation import LastHeartbeat
 from standfast.role.plan import Do
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.local_socket import ask
@@ -38,7 +38,7 @@ UNDO_S = 120.0
 UNBORN = (Stage.CLEARING, Stage.CREATING)
 # What looks for the volume's tree or makes it; and the claim to a lease, as one that is held
 # without a tree keeps others from serving. What ends serving needs no disk, and what puts the tree
-# away looks for itself: of a reign that never had one there is nothing to put away.
+# away looks for itself: of an epoch that never had one there is nothing to put away.
 ON_THE_TREE = frozenset(
     {
         Do.CLAIM_LEASE,
@@ -62,7 +62,7 @@ class Effects:
 
     machine: Machine
     decision: Decision | None = None
-    sighting: Sighting | None = None
+    last_heartbeat: LastHeartbeat | None = None
     operator: str | None = None
     note: str | None = None
     """The operator's --reason; goes to the history."""
@@ -115,8 +115,8 @@ class Effects:
             Do.RELEASE: self.release,
             Do.SURRENDER: self.surrender,
             Do.AWAIT_SUCCESSOR: self.await_successor,
-            Do.KEEP_DIVERGED: lambda: volume.put_aside(self.machine, diverged=True),
-            Do.RETIRE_TREE: lambda: volume.put_aside(self.machine, diverged=False),
+            Do.KEEP_DIVERGED: lambda: volume.set_aside(self.machine, diverged=True),
+            Do.RETIRE_TREE: lambda: volume.set_aside(self.machine, diverged=False),
             Do.FORGET: self.forget,
         }
 
@@ -125,7 +125,7 @@ class Effects:
     def facts(self) -> dict[str, object]:
         """What hooks are told of this change; None: not known."""
         decision = self.decision
-        own = OwnReign.load(self.machine.config.state_dir)
+        own = OwnEpoch.load(self.machine.config.state_dir)
         promoting = decision is not None and decision.action is Action.PROMOTE
         base = decision.base if decision is not None else None
         return {
@@ -152,8 +152,8 @@ class Effects:
         return status.epoch
 
     def claim_lease(self) -> None:
-        decision, sighting = self.decision, self.sighting
-        if decision is None or sighting is None:
+        decision, last_heartbeat = self.decision, self.last_heartbeat
+        if decision is None or last_heartbeat is None:
             raise StandfastError("a promotion needs a decision and what it was made on")
         epoch = decision.epoch  # not the last heartbeat's: its key may have been deleted
         base, content_id = self._base(decision)
@@ -164,14 +164,14 @@ class Effects:
             config.run_dir,
             Claim(
                 epoch=epoch,
-                seen=sighting.identity,
-                first_seen=sighting.first_seen,
+                seen=last_heartbeat.identity,
+                first_seen=last_heartbeat.first_seen,
                 base=base,
                 reason=reason,
                 operator=self.operator,
                 lost_s=decision.lost_s,
                 follows=decision.follows,
-                witnessed=sighting.witnessed,
+                witnessed=last_heartbeat.witnessed,
                 unless_paused=decision.unless_paused,
             ),
         )
@@ -182,9 +182,9 @@ class Effects:
     def _base(self, decision: Decision) -> tuple[str | None, str | None]:
         if decision.base is not None:
             return str(decision.base.snapshot.name), decision.base.snapshot.content_id
-        # The tree goes on as it is; the snapshot marks where this reign began.
-        own = OwnReign.load(self.machine.config.state_dir)
-        snapshot = volume.snapshot_of_reign(self.machine, 0 if own is None else own.epoch)
+        # The tree goes on as it is; the snapshot marks where this epoch began.
+        own = OwnEpoch.load(self.machine.config.state_dir)
+        snapshot = volume.snapshot_of_epoch(self.machine, 0 if own is None else own.epoch)
         return str(snapshot.name), snapshot.content_id
 
     def start_lease(self) -> None:
@@ -229,7 +229,7 @@ class Effects:
         request: dict[str, str | bool | None]
         request = {"cmd": "release", "to": self.to, "note": self.note}
         request |= {"final": final, "final_id": final_id}
-        # Without one nobody may take the next reign for one that lacks nothing.
+        # Without one nobody may take the next epoch for one that lacks nothing.
         self._give_up(request if final is not None else {**request, "surrendered": True})
 
     def surrender(self) -> None:
@@ -248,7 +248,7 @@ class Effects:
                 sleep(0.5)
 
     def _released(self) -> tuple[str | None, str | None]:
-        """Name and content id of the snapshot that has all of this reign; noted as released."""
+        """Name and content id of the snapshot that has all of this epoch; noted as released."""
         state_dir = self.machine.config.state_dir
         own = self._own_of_this_epoch()
         if own is None:
@@ -263,20 +263,20 @@ class Effects:
         own.at(Stage.RELEASED).save(state_dir)
         return (own.base, own.base_content_id) if unborn else (own.final, own.final_id)
 
-    def _never_served(self, own: OwnReign) -> bool:
-        """Nobody was served from the tree that was made for this reign: its base has all of it."""
+    def _never_served(self, own: OwnEpoch) -> bool:
+        """Nobody was served from the tree that was made for this epoch: its base has all of it."""
         return not own.in_place and was_never_open(self.machine.config.run_dir)
 
     # The volume and the server
 
-    def _own(self) -> OwnReign:
-        own = OwnReign.load(self.machine.config.state_dir)
+    def _own(self) -> OwnEpoch:
+        own = OwnEpoch.load(self.machine.config.state_dir)
         if own is None:
-            raise StandfastError("this node has no reign to end")
+            raise StandfastError("this node has no epoch to end")
         return own
 
-    def _own_of_this_epoch(self) -> OwnReign | None:
-        own = OwnReign.load(self.machine.config.state_dir)
+    def _own_of_this_epoch(self) -> OwnEpoch | None:
+        own = OwnEpoch.load(self.machine.config.state_dir)
         return own if own is not None and own.epoch == self.epoch() else None
 
     def prepare_volume(self) -> None:
@@ -287,7 +287,7 @@ class Effects:
         key = self.machine.config.key(f"history/{epoch}")
         entry = self.machine.consul.read([key])[key]
         with contextlib.suppress(ForeignValue):
-            return None if entry is None else Reign.parse(entry.value, key).base
+            return None if entry is None else HistoryEntry.parse(entry.value, key).base
         return None
 
     def export(self) -> None:
@@ -349,12 +349,12 @@ class Effects:
 
     def pre_copy(self) -> None:
         assert self.to is not None
-        snapshot = volume.snapshot_of_reign(self.machine, self.epoch())
+        snapshot = volume.snapshot_of_epoch(self.machine, self.epoch())
         replicate = self.machine.sender.replicate
         replicate(self.to, snapshot, self.epoch(), self.deadline, self._lease_is_over)
 
     def _lease_is_over(self) -> str | None:
-        """A long copy keeps nobody from putting away a reign that somebody else may have ended."""
+        """A long copy keeps nobody from putting away an epoch that somebody else may have ended."""
         try:
             lease = LeaseStatus.load(self.machine.config.run_dir)
         except StandfastError:  # damaged: it is written again with the next heartbeat
@@ -367,7 +367,7 @@ class Effects:
         volume.take_final_snapshot(self.machine, self._own())
 
     def salvage_snapshot(self) -> None:
-        """The final snapshot of a reign that may not have got as far as having data."""
+        """The final snapshot of an epoch that may not have got as far as having data."""
         own = self._own_of_this_epoch()
         if own is None or own.stage in UNBORN or self._never_served(own):
             return

@@ -1,6 +1,6 @@
-"""The live subvolume through a reign: made, made read-only, put aside; never deleted.
+"""The live subvolume through an epoch: made, made read-only, set aside; never deleted.
 
-Each stage is on disk in `reign.json` before its work begins, so this can be called again after a
+Each stage is on disk (`own-epoch.json`) before its work begins, so this can be called again after a
 cut at any point and goes on where it was.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import replace
 from standfast.errors import StandfastError, ours
 from standfast.lease.files import LeaseStatus
 from standfast.names import diverged_name, retired_name
+from standfast.node.epoch_record import Intent, OwnEpoch, Stage, snapshot_lock
 from standfast.node.node import Machine
 from standfast.node.ports import Snapshot
-from standfast.node.reign import Intent, OwnReign, Stage, snapshot_lock
 from standfast.replication.published import take
 from standfast.system.clock import Deadline, sleep, utc_now
 
@@ -29,13 +29,13 @@ SNAPSHOT_LOCK_S = 30.0
 """For a snapshot that a replication cycle is just taking."""
 
 
-def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnReign:
+def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnEpoch:
     """A writable live subvolume for `epoch`.
 
     `recorded_base` is the history's word, for the case that this node's own intent is gone.
     """
     state_dir = machine.config.state_dir
-    own = OwnReign.load(state_dir)
+    own = OwnEpoch.load(state_dir)
     if own is None or own.epoch != epoch:
         own = _begin(machine, epoch, recorded_base, own)
     if own.stage is Stage.CLEARING:
@@ -54,13 +54,13 @@ def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnReign
 
 
 def check_place(machine: Machine) -> None:
-    """StandfastError unless the file system of this node's reign is mounted where it belongs.
+    """StandfastError unless the file system of this node's epoch is mounted where it belongs.
 
     A disk that is mounted late leaves an empty directory there: nothing is to be looked for in it,
     made in it, or taken for put away.
     """
-    own = OwnReign.load(machine.config.state_dir)
-    path = machine.config.state_dir / "reign.json"
+    own = OwnEpoch.load(machine.config.state_dir)
+    path = machine.config.state_dir / "own-epoch.json"
     found = machine.store.file_system()
     if own is not None and own.file_system not in (None, found):
         raise StandfastError(
@@ -73,22 +73,22 @@ def check_place(machine: Machine) -> None:
 
 
 def _begin(
-    machine: Machine, epoch: int, recorded_base: str | None, before: OwnReign | None
-) -> OwnReign:
+    machine: Machine, epoch: int, recorded_base: str | None, before: OwnEpoch | None
+) -> OwnEpoch:
     intent = Intent.load(machine.config.state_dir, epoch)
     if intent is None:
         intent = Intent(epoch, recorded_base, None, in_place=False)
     if intent.put_away:
         raise StandfastError(
-            f"epoch {epoch} was given up here before, and its tree put aside: was Consul restored "
+            f"epoch {epoch} was given up here before, and its tree set aside: was Consul restored "
             f"to a heartbeat of it? Nothing was made: begun again it would lack all that was "
             f"written in it. Run `standfast demote` on this node, then `standfast promote` where "
             f"the newest snapshot is (`standfast snapshots`)"
         )
     if not intent.in_place and has_begun(machine, epoch):
         raise StandfastError(
-            f"{machine.config.state_dir}/reign.json says nothing of epoch {epoch}, which had its "
-            f"tree already: nothing was touched, as a new one would lack what is in that; "
+            f"{machine.config.state_dir}/own-epoch.json says nothing of epoch {epoch}, which had "
+            f"its tree already: nothing was touched, as a new one would lack what is in that; "
             f"meanwhile it is not replicated and not registered. Put the file back, or run "
             f"`standfast demote` on this node: {machine.config.paths.live} is kept aside then"
         )
@@ -104,11 +104,11 @@ def _begin(
                 f"with is {there}{had}: nothing is served. Put the right one back, or run "
                 f"`standfast demote` on this node"
             )
-        own = OwnReign(epoch, Stage.READY, fsid, intent.base, in_place=True, live_uuid=live.uuid)
+        own = OwnEpoch(epoch, Stage.READY, fsid, intent.base, in_place=True, live_uuid=live.uuid)
         _note_begun(machine, own)
     else:
         displaced = before.epoch if before is not None else 0
-        own = OwnReign(
+        own = OwnEpoch(
             epoch,
             Stage.CLEARING,
             str(uuid.uuid4()),
@@ -123,9 +123,9 @@ def _begin(
 
 
 def has_begun(machine: Machine, epoch: int) -> bool:
-    """Whether `epoch` has, or may have, a tree here, by what tells of it besides `reign.json`.
+    """Whether `epoch` has, or may have, a tree here, by what tells of it besides `own-epoch.json`.
 
-    A reign is never gone on with after a reboot, so there is the lease's own file where the whole
+    An epoch is never gone on with after a reboot, so there is the lease's own file where the whole
     state directory is gone.
     """
     intent = Intent.load(machine.config.state_dir, epoch)
@@ -137,12 +137,12 @@ def has_begun(machine: Machine, epoch: int) -> bool:
     return held and lease is not None and lease.opened
 
 
-def _note_begun(machine: Machine, own: OwnReign) -> None:
+def _note_begun(machine: Machine, own: OwnEpoch) -> None:
     intent = Intent(own.epoch, own.base, own.base_content_id, own.in_place, begun=True)
     intent.save(machine.config.state_dir)
 
 
-def _note_put_away(machine: Machine, own: OwnReign) -> None:
+def _note_put_away(machine: Machine, own: OwnEpoch) -> None:
     """What comes to the live path later is not of it. One that was cut off before its tree was made
     may be begun yet."""
     intent = Intent(
@@ -156,7 +156,7 @@ def _note_put_away(machine: Machine, own: OwnReign) -> None:
     intent.save(machine.config.state_dir)
 
 
-def _find(machine: Machine, own: OwnReign) -> Snapshot:
+def _find(machine: Machine, own: OwnEpoch) -> Snapshot:
     found = [s for s in machine.store.snapshots() if str(s.name) == own.base]
     exact = [s for s in found if s.content_id == own.base_content_id]
     for snapshot in exact or found:
@@ -167,7 +167,7 @@ def _find(machine: Machine, own: OwnReign) -> Snapshot:
     )
 
 
-def _ready(machine: Machine, own: OwnReign) -> OwnReign:
+def _ready(machine: Machine, own: OwnEpoch) -> OwnEpoch:
     live = machine.store.live()
     if live is None or (own.live_uuid is not None and live.uuid != own.live_uuid):
         what = "missing" if live is None else f"another subvolume ({live.uuid})"
@@ -185,13 +185,13 @@ def _ready(machine: Machine, own: OwnReign) -> OwnReign:
 
 
 def freeze(machine: Machine) -> None:
-    """Read-only from now on. StandfastError when the reign's tree is nowhere to be found.
+    """Read-only from now on. StandfastError when the epoch's tree is nowhere to be found.
 
     A whole file system that takes no writes is as good.
     """
     live = machine.store.live()
     if live is None:
-        _check_put_aside(machine, OwnReign.load(machine.config.state_dir))
+        _check_set_aside(machine, OwnEpoch.load(machine.config.state_dir))
     elif live.writable:
         try:
             machine.store.set_live_writable(False)
@@ -209,7 +209,7 @@ def freeze_if_there(machine: Machine) -> None:
 
 
 def is_there(machine: Machine) -> bool:
-    """Whether there is a tree where this node's reign has its own."""
+    """Whether there is a tree where this node's epoch has its own."""
     try:
         check_place(machine)
         return machine.store.live() is not None
@@ -233,21 +233,21 @@ def check_no_writers(machine: Machine, deadline: Deadline) -> None:
         sleep(POLL_S)
 
 
-def take_final_snapshot(machine: Machine, own: OwnReign) -> Snapshot:
-    """The snapshot that has all of this reign's data; the tree is read-only by now.
+def take_final_snapshot(machine: Machine, own: OwnEpoch) -> Snapshot:
+    """The snapshot that has all of this epoch's data; the tree is read-only by now.
 
-    It is the newest of its reign: a replication cycle that takes one at the same time is before it,
+    It is the newest of its epoch: a replication cycle that takes one at the same time is before it,
     and none comes after it, as the stage says that this node is draining.
     """
     with snapshot_lock(machine.config, Deadline.after(SNAPSHOT_LOCK_S)):
-        snapshot = snapshot_of_reign(machine, own.epoch)
+        snapshot = snapshot_of_epoch(machine, own.epoch)
     own = replace(own, final=str(snapshot.name), final_id=snapshot.content_id)
     own.save(machine.config.state_dir)
     return snapshot
 
 
-def without_final(machine: Machine, own: OwnReign) -> OwnReign:
-    """The reign noted as having no final snapshot: from now on the tree may have more than that."""
+def without_final(machine: Machine, own: OwnEpoch) -> OwnEpoch:
+    """The epoch noted as having no final snapshot: from now on the tree may have more than that."""
     if own.final is None and own.final_id is None:
         return own
     own = replace(own, final=None, final_id=None)
@@ -255,12 +255,12 @@ def without_final(machine: Machine, own: OwnReign) -> OwnReign:
     return own
 
 
-def snapshot_of_reign(machine: Machine, epoch: int) -> Snapshot:
+def snapshot_of_epoch(machine: Machine, epoch: int) -> Snapshot:
     """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
     return take(machine.config, machine.store, epoch, reserved=True)
 
 
-def find_final(machine: Machine, own: OwnReign) -> Snapshot:
+def find_final(machine: Machine, own: OwnEpoch) -> Snapshot:
     for snapshot in machine.store.snapshots():
         if own.final_id not in (None, snapshot.content_id) or snapshot.received:
             continue
@@ -269,20 +269,20 @@ def find_final(machine: Machine, own: OwnReign) -> Snapshot:
     raise StandfastError(f"the final snapshot {own.final} of epoch {own.epoch} is not there")
 
 
-def put_aside(machine: Machine, *, diverged: bool) -> None:
-    """Rename the live subvolume of a reign that is over; its new name is noted before."""
-    own = own_reign(machine)
+def set_aside(machine: Machine, *, diverged: bool) -> None:
+    """Rename the live subvolume of an epoch that is over; its new name is noted before."""
+    own = own_epoch(machine)
     if own is None:
         return
     check_place(machine)
     live = machine.store.live()
     if live is None:
-        _check_put_aside(machine, own)
+        _check_set_aside(machine, own)
         return
     if live.writable:
-        raise StandfastError(f"{live.path} is still writable: not put aside")
+        raise StandfastError(f"{live.path} is still writable: not set aside")
     if own.aside is None or _is_aside(machine, own):
-        # Nobody else has what is in it unless the reign was handed over with a final snapshot,
+        # Nobody else has what is in it unless the epoch was handed over with a final snapshot,
         # whatever the plan was called: one that wasn't is of a handover that didn't end.
         handed = own.final is not None and own.stage is Stage.RELEASED
         name = retired_name if handed and not diverged else diverged_name
@@ -292,44 +292,44 @@ def put_aside(machine: Machine, *, diverged: bool) -> None:
     machine.store.keep_aside(own.aside)
 
 
-def own_reign(machine: Machine) -> OwnReign | None:
-    """This node's reign; where `reign.json` says nothing of the one whose tree is at the live path,
-    one that nothing more is known of: its tree is only to be put aside."""
-    own = OwnReign.load(machine.config.state_dir)
+def own_epoch(machine: Machine) -> OwnEpoch | None:
+    """This node's epoch; where `own-epoch.json` doesn't tell whose tree is at the live path,
+    one that nothing more is known of: its tree is only to be set aside."""
+    own = OwnEpoch.load(machine.config.state_dir)
     lease = LeaseStatus.load(machine.config.run_dir)
     later = lease is not None and (own is None or own.epoch < lease.epoch)
     lost = lease is not None and later and has_begun(machine, lease.epoch)
     if lease is not None and lost and machine.store.live() is not None:
-        return OwnReign(lease.epoch, Stage.CREATING, "", None, in_place=False)
+        return OwnEpoch(lease.epoch, Stage.CREATING, "", None, in_place=False)
     return own
 
 
 def forget(machine: Machine) -> None:
-    """Be a plain standby. StandfastError while the reign's tree isn't put aside."""
-    own = OwnReign.load(machine.config.state_dir)
+    """Be a plain standby. StandfastError while the epoch's tree isn't set aside."""
+    own = OwnEpoch.load(machine.config.state_dir)
     if own is None:
         return
     check_place(machine)
     live = machine.store.live()
     if live is not None and live.uuid == own.live_uuid:
-        raise StandfastError(f"{live.path} is not put aside: epoch {own.epoch} is not forgotten")
-    _check_put_aside(machine, own)
+        raise StandfastError(f"{live.path} is not set aside: epoch {own.epoch} is not forgotten")
+    _check_set_aside(machine, own)
     _note_put_away(machine, own)
-    OwnReign.forget(machine.config.state_dir)
+    OwnEpoch.forget(machine.config.state_dir)
 
 
-def _is_aside(machine: Machine, own: OwnReign) -> bool:
+def _is_aside(machine: Machine, own: OwnEpoch) -> bool:
     return any(path.name == own.aside for path in machine.store.aside())
 
 
-def _check_put_aside(machine: Machine, own: OwnReign | None) -> None:
-    """A tree that a reign had doesn't end by not being there."""
+def _check_set_aside(machine: Machine, own: OwnEpoch | None) -> None:
+    """A tree that an epoch had doesn't end by not being there."""
     if own is None or own.live_uuid is None or _is_aside(machine, own):
         return
     path = machine.config.paths.live
     raise StandfastError(
-        f"the tree of epoch {own.epoch} ({own.live_uuid}) is neither at {path} nor put aside: "
+        f"the tree of epoch {own.epoch} ({own.live_uuid}) is neither at {path} nor set aside: "
         f"nothing was touched. Put it back there. If it is gone for good, end the role with "
         f"`standfast demote` where this node still has it, then delete "
-        f"{machine.config.state_dir}/reign.json"
+        f"{machine.config.state_dir}/own-epoch.json"
     )

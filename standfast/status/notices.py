@@ -85,7 +85,7 @@ def _fence(doc: Mapping[str, Any]) -> Iterator[Notice]:
         yield Notice(
             Level.WARNING,
             "firewall",
-            f"The fence's rules were found gone {fence['flushes']} times in this reign",
+            f"The fence's rules were found gone {fence['flushes']} times in this epoch",
             "Find out what flushes the firewall: `nft flush ruleset`, a firewall's reload.",
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from standfast.clients.record import RENEW_S
 from standfast.config.model import Config
-from standfast.consul.records import ClientRecord, Reign
+from standfast.consul.records import ClientRecord, HistoryEntry
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
 from standfast.status.advice import REPLICATE, next_step
@@ -21,7 +21,7 @@ from standfast.status.headline import Level, headline
 from standfast.status.notices import notices
 
 VERSION = 1
-MOST_REIGNS = 20
+MOST_EPOCHS = 20
 MOST_CLIENTS = 500
 # A client that is alive says so every RENEW_S, by a timer of a minute.
 SILENT_S = 3 * RENEW_S
@@ -34,7 +34,7 @@ _STANDBY_KEYS = ("node", "age_s", "snapshot", "epoch", "candidate")
 class Keys:
     """What Consul holds beside the status; a value that isn't ours is named in `foreign`."""
 
-    history: Sequence[Reign] = ()
+    history: Sequence[HistoryEntry] = ()
     clients: Sequence[ClientRecord] = ()
     foreign: Sequence[str] = ()
 
@@ -205,8 +205,8 @@ def _replication(one: StandbyState) -> dict[str, Any]:
     }
 
 
-def _newest(history: Sequence[Reign]) -> list[Reign]:
-    return sorted(history, key=lambda one: one.epoch, reverse=True)[:MOST_REIGNS]
+def _newest(history: Sequence[HistoryEntry]) -> list[HistoryEntry]:
+    return sorted(history, key=lambda one: one.epoch, reverse=True)[:MOST_EPOCHS]
 
 
 def _clients(

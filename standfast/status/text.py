@@ -60,7 +60,7 @@ def _answer(doc: Mapping[str, Any], outlook: Mapping[str, Any]) -> str:
 
 
 def given_up(doc: Mapping[str, Any]) -> tuple[str, str]:
-    """How the last reign ended, of a status document whose state is `clean`, and what is to do."""
+    """How the last epoch ended, of a status document whose state is `clean`, and what is to do."""
     how, promote = doc.get("given_up"), "`standfast promote` on the node of your choice."
     soon = "another one serves within seconds"
     if how is None:  # an older agent's document

@@ -16,12 +16,12 @@ from standfast.system.clock import Deadline
 T = TypeVar("T")
 
 
-class Gates:
+class SingleFlight:
     """One gate for each source; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._gates: dict[Hashable, threading.Lock] = {}
+        self._flights: dict[Hashable, threading.Lock] = {}
 
     def look(self, source: Hashable, read: Callable[[], T], deadline: Deadline) -> T:
         """What `read` returns or raises; TimedOut when it takes too long, or the one before does.
@@ -29,7 +29,7 @@ class Gates:
         A look that came too late ends by itself, unheard.
         """
         with self._lock:
-            gate = self._gates.setdefault(source, threading.Lock())
+            gate = self._flights.setdefault(source, threading.Lock())
         if not gate.acquire(timeout=deadline.remaining_s()):
             raise TimedOut("the look before this one hangs, still")
         found: list[Any] = []

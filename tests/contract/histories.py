@@ -131,7 +131,7 @@ class World:
             epochs = epochs_of_snapshots(one.config)
             for snapshot in one.store.snapshots():
                 if snapshot.received:
-                    assert snapshot.content_id in epochs, f"{node}: {snapshot.name} of no reign"
+                    assert snapshot.content_id in epochs, f"{node}: {snapshot.name} of no epoch"
                     self._check_whole(node, snapshot)
         for pair in itertools.combinations(NODES, 2):
             common = self.common(*pair)
@@ -238,7 +238,7 @@ class World:
         store.create_live_from(base)
 
     def hand_over(self, node: str) -> None:
-        """In order: nothing of the old reign is lost."""
+        """In order: nothing of the old epoch is lost."""
         if self.common(self.primary, node) is None and self.nodes[node].store.snapshots():
             return
         one = self.at_work

@@ -23,8 +23,8 @@ from standfast.demo.fence import FileFence
 from standfast.demo.parts import DemoParts
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
-from standfast.node.reign import OwnReign, Stage
 from standfast.system.clock import monotonic
 from tests.contract.consul_clusters import free_ports
 from tests.support.pace import patient
@@ -96,13 +96,13 @@ class StorageNode:
 
     # What a primary has
 
-    def reign(self, epoch: int = EPOCH) -> None:
+    def epoch_record(self, epoch: int = EPOCH) -> None:
         """All that makes the guard say yes, but for Consul's part."""
         config = self.config
         initialise(config.paths.live)
         config.paths.standby.mkdir(parents=True, exist_ok=True)
         EpochFile(config.state_dir / "epoch").raise_to(epoch)
-        OwnReign(
+        OwnEpoch(
             epoch, Stage.READY, "00000000-0000-4000-8000-000000000007", None, True,
             live_uuid=self.live().uuid,
         ).save(config.state_dir)  # fmt: skip
@@ -134,8 +134,8 @@ class StorageNode:
         )
         replace(status, **changes).save(self.config.run_dir)
 
-    def change_reign(self, **changes: Any) -> None:
-        own = OwnReign.load(self.config.state_dir)
+    def change_epoch(self, **changes: Any) -> None:
+        own = OwnEpoch.load(self.config.state_dir)
         assert own is not None
         replace(own, **changes).save(self.config.state_dir)
 
@@ -217,7 +217,7 @@ def embedded_primary(root: Path) -> Iterator[tuple[StorageNode, EmbeddedConsul]]
         [port] = free_ports(1)
         node = StorageNode(root, consul.address("n1"), port)
         node.configure()
-        node.reign()
+        node.epoch_record()
         node.publish()
         use(DemoParts())  # for what is asked in this process
         try:

@@ -187,14 +187,14 @@ class Pair:
         return os.waitstatus_to_exitcode(status)
 
     def check(self) -> None:
-        """Whatever is visible on the standby is whole, and of a known reign."""
+        """Whatever is visible on the standby is whole, and of a known epoch."""
         self.links.wait_idle()  # after its acknowledgement a receiver deletes what is old
         for one in self.a.store.snapshots():
             if one.content_id not in self.trees:
                 self.trees[one.content_id] = read_tree(one.path)
         epochs = epochs_of_snapshots(self.b.config)
         for one in self.b.store.snapshots():
-            assert epochs.get(one.content_id) == 1, f"{one.name}: nobody knows of which reign"
+            assert epochs.get(one.content_id) == 1, f"{one.name}: nobody knows of which epoch"
             assert one.content_id in self.trees, f"{one.name} is not on the primary's disk"
             if one.content_id not in self._sound:
                 assert differences(self.trees[one.content_id], read_tree(one.path)) == []

@@ -12,7 +12,7 @@ import pytest
 
 from standfast.errors import StepFailed
 from standfast.lease.epochs import EpochFile
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.role import plan as plans
 from standfast.role.execute import execute
 from standfast.role.plan import Do
@@ -80,14 +80,14 @@ def test_with_the_reserve_used_up_it_fails_with_the_path_and_goes_on_when_there_
     node: FakeNode,
 ) -> None:
     promote(node)
-    own = OwnReign.load(node.config.state_dir)
+    own = OwnEpoch.load(node.config.state_dir)
     assert own is not None
     for spare in (node.config.state_dir / RESERVE).iterdir():
         spare.unlink()
     fill(node)
     with pytest.raises(StepFailed, match=r"published\.json: No space.*\(ENOSPC\)"):
         switch(node)
-    assert OwnReign.load(node.config.state_dir) in (own, own.at(Stage.READY))
+    assert OwnEpoch.load(node.config.state_dir) in (own, own.at(Stage.READY))
     (node.config.paths.state / "log").unlink()
     keep_reserve(node.config.state_dir)
     switch(node)

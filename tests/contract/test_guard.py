@@ -26,7 +26,7 @@ from standfast.demo.directory import save_info
 from standfast.errors import Refused
 from standfast.guard import active_elsewhere, node_verdict, words
 from standfast.lease.epochs import EpochFile
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.system.clock import monotonic
 from tests.contract.storage_node import (
     ADDRESSES,
@@ -413,8 +413,8 @@ FILES: Mapping[str, tuple[str, str]] = {
     "run/data-services/lease.json  ": ("[]", "unexpected"),
     "var/data-services/epoch": ("seven", "unexpected"),
     "var/data-services/epoch ": ("", "unexpected"),
-    "var/data-services/reign.json": ("{", "unexpected"),
-    "var/data-services/reign.json ": ('{"epoch": 7}', "unexpected"),
+    "var/data-services/own-epoch.json": ("{", "unexpected"),
+    "var/data-services/own-epoch.json ": ('{"epoch": 7}', "unexpected"),
 }
 
 
@@ -432,18 +432,18 @@ def test_a_damaged_file(case: str, node: StorageNode) -> None:
 
 
 def test_a_tree_that_was_not_promoted_here(node: StorageNode) -> None:
-    OwnReign.forget(node.config.state_dir)
+    OwnEpoch.forget(node.config.state_dir)
     assert_refused(asked(node), "not-promoted-here", "standfast promote")
 
 
-def test_a_tree_of_an_earlier_reign(node: StorageNode) -> None:
-    node.change_reign(epoch=EPOCH - 1)
+def test_a_tree_of_an_earlier_epoch(node: StorageNode) -> None:
+    node.change_epoch(epoch=EPOCH - 1)
     assert_refused(asked(node), "not-promoted-here")
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.READY])
 def test_a_tree_in_the_making_or_being_put_away(node: StorageNode, stage: Stage) -> None:
-    node.change_reign(stage=stage)
+    node.change_epoch(stage=stage)
     assert_refused(asked(node), "volume-quarantined", str(stage))
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from standfast.btrfs.store import BtrfsStore
 from standfast.errors import StepFailed
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
-from standfast.node.reign import OwnReign, Stage
 from standfast.role import plan as plans
 from standfast.role.execute import execute
 from standfast.role.plan import names_of
@@ -41,7 +41,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         store = BtrfsStore(config.paths)
         live = store.live()
         assert live is not None
-        own = OwnReign(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid=live.uuid)
+        own = OwnEpoch(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid=live.uuid)
         replace(own, file_system=store.file_system()).save(config.state_dir)
     yield replace(fake_node(tmp_path / "node").machine, config=config, store=store)
     if root.is_mount():
@@ -65,11 +65,11 @@ def test_nothing_is_done_or_forgotten_until_the_disk_is_there_then_its_tree_is_a
             step_down(machine)
         assert BtrfsStore(machine.config.paths).aside() == ()
         assert (machine.store.live() or pytest.fail("it is gone")).writable
-    assert OwnReign.load(machine.config.state_dir) is not None
+    assert OwnEpoch.load(machine.config.state_dir) is not None
 
     mount_image(tmp_path / "disk.img", root)
     step_down(machine)
-    assert OwnReign.load(machine.config.state_dir) is None
+    assert OwnEpoch.load(machine.config.state_dir) is None
     [aside] = machine.store.aside()
     assert aside.name.startswith("services.diverged-4-")
     assert (aside / "written-here").read_text() == "and nowhere else"
@@ -77,15 +77,15 @@ def test_nothing_is_done_or_forgotten_until_the_disk_is_there_then_its_tree_is_a
     assert not machine.config.paths.live.exists()
 
 
-def test_a_tree_that_somebody_moved_away_is_not_taken_for_put_aside(
+def test_a_tree_that_somebody_moved_away_is_not_taken_for_set_aside(
     machine: Machine, tmp_path: Path
 ) -> None:
     root = machine.config.paths.live.parent
     mount_image(tmp_path / "disk.img", root)
     machine.config.paths.live.rename(root / "elsewhere")
-    with pytest.raises(StepFailed, match=r"is neither at .* nor put aside"):
+    with pytest.raises(StepFailed, match=r"is neither at .* nor set aside"):
         step_down(machine)
-    assert OwnReign.load(machine.config.state_dir) is not None
+    assert OwnEpoch.load(machine.config.state_dir) is not None
     (root / "elsewhere").rename(machine.config.paths.live)
     step_down(machine)
-    assert OwnReign.load(machine.config.state_dir) is None
+    assert OwnEpoch.load(machine.config.state_dir) is None

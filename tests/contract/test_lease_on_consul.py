@@ -17,11 +17,11 @@ from standfast.config.model import FAST_PROFILE, Config
 from standfast.consul.gateway import Committed, Conflict, ConsulGateway, Entry
 from standfast.consul.records import (
     Handover,
+    HistoryEntry,
     Holder,
     Leader,
     LeaderState,
     Pause,
-    Reign,
     dump_epoch,
     parse_epoch,
 )
@@ -37,7 +37,7 @@ from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import listening
 from standfast.lease.keeper import Keeper, answer, build, hold, obtain
-from standfast.lease.protocol import Claim, Halted, Lost, Memory, Tenure
+from standfast.lease.protocol import Claim, Halted, HeldLease, Lost, Memory
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.local_socket import ask
@@ -124,11 +124,11 @@ def faulty(embedded: EmbeddedConsul, tmp_path: Path) -> Volume:
     return volume_at(embedded.address("n1"), tmp_path)
 
 
-def kept(outcome: object) -> Tenure:
-    """The tenure after a heartbeat that committed."""
+def kept(outcome: object) -> HeldLease:
+    """The held lease after a heartbeat that committed."""
     assert isinstance(outcome, Kept), outcome
     assert outcome.trouble is None, outcome
-    return outcome.tenure
+    return outcome.held_lease
 
 
 def is_txn(method: str, path: str) -> bool:
@@ -140,14 +140,18 @@ def is_txn(method: str, path: str) -> bool:
 
 def test_the_first_primary_acquires_epoch_1(volume: Volume) -> None:
     before = monotonic()
-    tenure = volume.keys().acquire(FIRST)
-    assert (tenure.epoch, volume.epoch(), volume.leader().holder) == (1, 1, ME)
-    assert before <= tenure.valid_until - STEADY.length <= monotonic()
+    held_lease = volume.keys().acquire(FIRST)
+    assert (held_lease.epoch, volume.epoch(), volume.leader().holder) == (1, 1, ME)
+    assert before <= held_lease.valid_until - STEADY.length <= monotonic()
     assert volume.leader().candidates == ("n2", "n3")
     history = volume.gateway.get(volume.config.key("history/1"))
     assert history is not None
-    reign = Reign.parse(history.value)
-    assert (reign.epoch, reign.node, reign.reason) == (1, "n1", "first-primary")
+    epoch_record = HistoryEntry.parse(history.value)
+    assert (epoch_record.epoch, epoch_record.node, epoch_record.reason) == (
+        1,
+        "n1",
+        "first-primary",
+    )
 
 
 def test_an_acquisition_counts_from_before_its_look(
@@ -162,8 +166,8 @@ def test_an_acquisition_counts_from_before_its_look(
         return read_all(keys)
 
     monkeypatch.setattr(LeaseKeys, "read_all", look)
-    tenure = volume.keys().acquire(FIRST)
-    assert tenure.valid_until <= looked[0] + STEADY.length
+    held_lease = volume.keys().acquire(FIRST)
+    assert held_lease.valid_until <= looked[0] + STEADY.length
 
 
 def test_an_earlier_attempt_that_commits_late_gives_the_later_one_no_time(
@@ -184,10 +188,10 @@ def test_an_earlier_attempt_that_commits_late_gives_the_later_one_no_time(
             return super().txn(ops, deadline=deadline)
 
     late = LeaseKeys(faulty.config, Stalled(faulty.gateway, threading.Barrier(1)), ME)
-    tenure = late.acquire(FIRST)
-    assert tenure.epoch == 1
-    assert tenure.remaining_s(monotonic()) == 0
-    assert kept(late.heartbeat(tenure, LeaderState.SERVING)).remaining_s(monotonic()) > 0
+    held_lease = late.acquire(FIRST)
+    assert held_lease.epoch == 1
+    assert held_lease.remaining_s(monotonic()) == 0
+    assert kept(late.heartbeat(held_lease, LeaderState.SERVING)).remaining_s(monotonic()) > 0
 
 
 def paused(volume: Volume) -> None:
@@ -214,11 +218,11 @@ def test_a_pause_set_between_the_look_and_the_acquisition_wins(volume: Volume) -
     assert (volume.epoch(), volume.leader().holder) == (1, ME)
 
 
-def test_the_history_tells_which_reign_the_new_one_goes_on_from(volume: Volume) -> None:
+def test_the_history_tells_which_epoch_the_new_one_goes_on_from(volume: Volume) -> None:
     volume.keys().acquire(FIRST)
     volume.keys(OTHER).acquire(replace(volume.seen(), follows=0))
     entries = [volume.gateway.get(volume.config.key(f"history/{n}")) for n in (1, 2)]
-    assert [one and Reign.parse(one.value).follows for one in entries] == [None, 0]
+    assert [one and HistoryEntry.parse(one.value).follows for one in entries] == [None, 0]
 
 
 def test_an_operators_word_goes_on_in_spite_of_a_pause(volume: Volume) -> None:
@@ -227,12 +231,12 @@ def test_an_operators_word_goes_on_in_spite_of_a_pause(volume: Volume) -> None:
     assert volume.keys(OTHER).acquire(volume.seen()).epoch == 2
 
 
-def test_a_number_that_any_key_tells_of_is_not_given_to_another_reign(volume: Volume) -> None:
+def test_a_number_that_any_key_tells_of_is_not_given_to_another_epoch(volume: Volume) -> None:
     """The epoch's key is deleted; a node that has seen nothing of it is to be the first primary."""
     volume.keys().acquire(FIRST)
     other = volume.keys(OTHER)
-    tenure = other.acquire(volume.seen())
-    assert other.release(protocol.voided(tenure, monotonic())) is None
+    held_lease = other.acquire(volume.seen())
+    assert other.release(protocol.voided(held_lease, monotonic())) is None
     volume.gateway.delete(volume.config.key("epoch"))
     for gone in ("leader", "history/2"):
         with pytest.raises(Refused, match=r"tell of epoch [12].*accept-epoch"):
@@ -258,7 +262,7 @@ def test_a_history_is_written_once(volume: Volume) -> None:
         def txn(
             self, ops: Sequence[Op], *, deadline: Deadline | None = None
         ) -> Committed | Conflict:
-            volume.gateway.put(key, Reign(2, "n3", None, "x", None, 0.0, 1e9).dump())
+            volume.gateway.put(key, HistoryEntry(2, "n3", None, "x", None, 0.0, 1e9).dump())
             return super().txn(ops, deadline=deadline)
 
     racer = Racing(volume.gateway, threading.Barrier(1))
@@ -280,10 +284,10 @@ def test_a_successor_takes_over_after_the_wait_and_the_old_holder_learns_it(
     volume: Volume,
 ) -> None:
     old = volume.keys()
-    tenure = old.acquire(FIRST)
+    held_lease = old.acquire(FIRST)
     new = volume.keys(OTHER).acquire(volume.seen())
     assert (new.epoch, volume.leader().holder) == (2, OTHER)
-    outcome = old.heartbeat(tenure, LeaderState.SERVING)
+    outcome = old.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(outcome, Lost)
     assert "n2 took over with epoch 2" in outcome.why
     assert volume.leader().holder == OTHER
@@ -298,9 +302,9 @@ def test_before_the_wait_is_over_nobody_acquires(volume: Volume) -> None:
 
 def test_a_heartbeat_that_came_in_between_ends_the_claim(volume: Volume) -> None:
     keys = volume.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     claim = volume.seen()
-    kept(keys.heartbeat(tenure, LeaderState.SERVING))
+    kept(keys.heartbeat(held_lease, LeaderState.SERVING))
     with pytest.raises(Refused, match="the claim was made on"):
         volume.keys(OTHER).acquire(claim)
     assert volume.epoch() == 1
@@ -364,10 +368,12 @@ def test_of_20_that_claim_the_same_exactly_one_acquires(volume: Volume, first: b
 
 def test_a_keeper_of_the_same_boot_takes_the_lease_up(volume: Volume) -> None:
     volume.keys().acquire(FIRST)
-    tenure = volume.keys().take_up()
-    assert tenure is not None and tenure.epoch == 1
-    assert tenure.remaining_s(monotonic()) == 0, "time comes with its first heartbeat alone"
-    assert kept(volume.keys().heartbeat(tenure, LeaderState.SERVING)).remaining_s(monotonic()) > 0
+    held_lease = volume.keys().take_up()
+    assert held_lease is not None and held_lease.epoch == 1
+    assert held_lease.remaining_s(monotonic()) == 0, "time comes with its first heartbeat alone"
+    assert (
+        kept(volume.keys().heartbeat(held_lease, LeaderState.SERVING)).remaining_s(monotonic()) > 0
+    )
 
 
 @pytest.mark.parametrize("me", [OTHER, Holder("n1", "boot-2")], ids=["node", "boot"])
@@ -382,14 +388,14 @@ def test_a_shorter_lease_is_told_when_the_longer_one_is_over(volume: Volume) -> 
     kept(keys.heartbeat(keys.acquire(FIRST), LeaderState.SERVING))
     quick = volume.keys()  # wait is 4.1
     before = monotonic()
-    tenure = quick.take_up()
-    assert tenure is not None
-    tenure = kept(quick.heartbeat(tenure, LeaderState.SERVING))
+    held_lease = quick.take_up()
+    assert held_lease is not None
+    held_lease = kept(quick.heartbeat(held_lease, LeaderState.SERVING))
     assert volume.leader().wait == 30.0
     with pytest.raises(Refused, match="30 s are needed"):
         volume.keys(OTHER).acquire(volume.seen(ago_s=20.0))
-    assert tenure.earlier_until >= before + 30.0
-    later = replace(tenure, earlier_until=monotonic() - 0.001)
+    assert held_lease.earlier_until >= before + 30.0
+    later = replace(held_lease, earlier_until=monotonic() - 0.001)
     kept(quick.heartbeat(later, LeaderState.SERVING))
     assert volume.leader().wait == STEADY.wait
 
@@ -397,10 +403,10 @@ def test_a_shorter_lease_is_told_when_the_longer_one_is_over(volume: Volume) -> 
 def test_a_repair_tells_the_longer_wait_too(volume: Volume) -> None:
     keys = with_lease(volume, wait=30.0).keys()
     kept(keys.heartbeat(keys.acquire(FIRST), LeaderState.SERVING))
-    tenure = volume.keys().take_up()
-    assert tenure is not None
+    held_lease = volume.keys().take_up()
+    assert held_lease is not None
     volume.gateway.delete(volume.config.key("leader"))
-    outcome = volume.keys().heartbeat(replace(tenure, valid_until=monotonic() + 20), SERVING)
+    outcome = volume.keys().heartbeat(replace(held_lease, valid_until=monotonic() + 20), SERVING)
     assert isinstance(outcome, Kept) and "deleted by hand" in str(outcome.trouble)
     assert volume.leader().wait == 30.0
 
@@ -410,10 +416,10 @@ def test_a_lapsed_lease_in_a_restored_consul_is_taken_up_without_time(
 ) -> None:
     """A successor that the backup has forgotten serves for the rest of its lease."""
     keys = faulty.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     backup = embedded.snapshot()
-    tenure = kept(keys.heartbeat(tenure, SERVING))
-    left = Memory(1, ME.instance, tenure.leader_index, valid_until=monotonic() - 1)
+    held_lease = kept(keys.heartbeat(held_lease, SERVING))
+    left = Memory(1, ME.instance, held_lease.leader_index, valid_until=monotonic() - 1)
     faulty.keys(OTHER).acquire(faulty.seen())
     embedded.restore(backup)
     again = faulty.keys().take_up(left)
@@ -431,59 +437,59 @@ def imported(volume: Volume, entries: Mapping[str, Entry | None]) -> None:
         volume.gateway.put(key, entry.value)
 
 
-def overtaken(volume: Volume, *, forgotten: bool) -> tuple[Tenure, Memory]:
-    """A holder whose lease has run out unseen, and what its process left behind: another reigns,
+def overtaken(volume: Volume, *, forgotten: bool) -> tuple[HeldLease, Memory]:
+    """A holder whose lease has run out unseen, and what its process left behind: another epochs,
     and a backup of an earlier heartbeat was imported."""
     keys = volume.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     names = [volume.config.key(name) for name in ("epoch", "leader")]
     backup = volume.gateway.read(names)
-    tenure = kept(keys.heartbeat(tenure, SERVING))
-    tenure = replace(tenure, valid_until=monotonic() - 1)
+    held_lease = kept(keys.heartbeat(held_lease, SERVING))
+    held_lease = replace(held_lease, valid_until=monotonic() - 1)
     left = Memory(
         1,
         ME.instance,
-        tenure.leader_index,
-        tenure.valid_until,
-        epoch_index=tenure.epoch_index,
-        committed_seq=tenure.committed_seq,
+        held_lease.leader_index,
+        held_lease.valid_until,
+        epoch_index=held_lease.epoch_index,
+        committed_seq=held_lease.committed_seq,
     )
     volume.keys(OTHER).acquire(volume.seen())
     imported(volume, backup)
     if forgotten:
         volume.gateway.delete(volume.config.key("history/2"))
-    return tenure, left
+    return held_lease, left
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["goes on", "taken up"])
 def test_a_lapsed_lease_in_an_imported_backup_has_no_time(volume: Volume, restarted: bool) -> None:
-    tenure, left = overtaken(volume, forgotten=True)
+    held_lease, left = overtaken(volume, forgotten=True)
     if restarted:
         mine = volume.keys().take_up(left)
     else:
-        outcome = volume.keys().heartbeat(tenure, SERVING)
+        outcome = volume.keys().heartbeat(held_lease, SERVING)
         assert isinstance(outcome, Kept) and outcome.trouble is not None
-        mine = outcome.tenure
+        mine = outcome.held_lease
     assert mine is not None
     assert kept(volume.keys().heartbeat(mine, SERVING)).remaining_s(monotonic()) == 0
 
 
-def test_a_reign_that_only_its_history_tells_of_is_not_gone_back_on(volume: Volume) -> None:
+def test_an_epoch_that_only_its_history_tells_of_is_not_rolled_back(volume: Volume) -> None:
     """An import of older values deletes nothing."""
-    tenure, left = overtaken(volume, forgotten=False)
-    outcome = volume.keys().heartbeat(tenure, SERVING)
+    held_lease, left = overtaken(volume, forgotten=False)
+    outcome = volume.keys().heartbeat(held_lease, SERVING)
     assert isinstance(outcome, Halted) and "accept-epoch" in outcome.why
     with pytest.raises(Refused, match="accept-epoch") as refused:
         volume.keys().take_up(left)
     assert refused.value.reason is Reason.EPOCH_WENT_BACK
     within = replace(left, valid_until=monotonic() + 60)
-    assert volume.keys().take_up(within) is not None, "nobody can have reigned within its lease"
+    assert volume.keys().take_up(within) is not None, "nobody can have was primary within its lease"
 
 
 def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
     keys = volume.keys()
-    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
-    assert keys.release(tenure) is None
+    held_lease = protocol.voided(keys.acquire(FIRST), monotonic())
+    assert keys.release(held_lease) is None
     assert volume.keys().take_up() is None
 
 
@@ -492,8 +498,8 @@ def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:
 
 def test_who_saw_clean_arrive_does_not_wait(volume: Volume) -> None:
     keys = volume.keys()
-    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
-    assert keys.release(tenure, Handover("n2")) is None
+    held_lease = protocol.voided(keys.acquire(FIRST), monotonic())
+    assert keys.release(held_lease, Handover("n2")) is None
     assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
     found = volume.seen(ago_s=0.0)
     with pytest.raises(Refused, match="are needed"):
@@ -503,20 +509,20 @@ def test_who_saw_clean_arrive_does_not_wait(volume: Volume) -> None:
 
 def test_a_lease_that_is_not_void_can_not_be_given_up(volume: Volume) -> None:
     keys = volume.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     with pytest.raises(AssertionError, match="void before clean"):
-        keys.release(tenure)
+        keys.release(held_lease)
     assert volume.leader().state is LeaderState.STARTING
 
 
 def test_a_clean_that_comes_late_is_refused(embedded: EmbeddedConsul, faulty: Volume) -> None:
     keys, hasty = faulty.keys(), with_lease(faulty, request_timeout=patient(0.5)).keys()
-    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
+    held_lease = protocol.voided(keys.acquire(FIRST), monotonic())
     held = embedded.hold_next(is_txn)
-    outcome = hasty.release(tenure, Handover("n2"))  # past its deadline, and still on its way
+    outcome = hasty.release(held_lease, Handover("n2"))  # past its deadline, and still on its way
     assert held.arrived
     assert isinstance(outcome, Kept) and outcome.trouble is not None
-    going_on = kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
+    going_on = kept(keys.heartbeat(outcome.held_lease, LeaderState.SERVING))
     assert going_on.remaining_s(monotonic()) > 0
     assert embedded.let_go(held, soon(20.0)).status == 409
     assert faulty.leader().state is LeaderState.SERVING, "the late clean was carried out"
@@ -530,49 +536,49 @@ def test_an_acquisition_whose_reply_is_lost_is_recognised(
     embedded: EmbeddedConsul, faulty: Volume
 ) -> None:
     embedded.drop_next_reply(is_txn)
-    tenure = faulty.keys().acquire(FIRST)
-    assert tenure.epoch == 1
-    kept(faulty.keys().heartbeat(tenure, LeaderState.SERVING))
+    held_lease = faulty.keys().acquire(FIRST)
+    assert held_lease.epoch == 1
+    kept(faulty.keys().heartbeat(held_lease, LeaderState.SERVING))
 
 
 def test_a_heartbeat_whose_reply_is_lost_counts_once_it_is_read_back(
     embedded: EmbeddedConsul, faulty: Volume
 ) -> None:
     keys = faulty.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     embedded.drop_next_reply(is_txn)
     sent_at = monotonic()
-    lost = keys.heartbeat(tenure, LeaderState.SERVING)
+    lost = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(lost, Kept) and lost.trouble is not None
-    assert lost.tenure.valid_until == tenure.valid_until
-    known = keys.heartbeat(lost.tenure, LeaderState.SERVING)
+    assert lost.held_lease.valid_until == held_lease.valid_until
+    known = keys.heartbeat(lost.held_lease, LeaderState.SERVING)
     assert isinstance(known, Kept)
-    assert known.tenure.valid_until >= sent_at + STEADY.length
-    assert known.tenure.valid_until < monotonic() + STEADY.length
-    kept(keys.heartbeat(known.tenure, LeaderState.SERVING))
+    assert known.held_lease.valid_until >= sent_at + STEADY.length
+    assert known.held_lease.valid_until < monotonic() + STEADY.length
+    kept(keys.heartbeat(known.held_lease, LeaderState.SERVING))
 
 
 def test_a_heartbeat_from_before_the_lease_was_voided_brings_no_time(
     embedded: EmbeddedConsul, faulty: Volume
 ) -> None:
     keys = faulty.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     embedded.drop_next_reply(is_txn)
-    lost = keys.heartbeat(tenure, LeaderState.SERVING)
+    lost = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(lost, Kept) and lost.trouble is not None
-    void = protocol.voided(lost.tenure, monotonic())
+    void = protocol.voided(lost.held_lease, monotonic())
     known = keys.heartbeat(void, LeaderState.DRAINING)  # reads the lost one back
     assert isinstance(known, Kept)
-    assert known.tenure.remaining_s(monotonic()) == 0
+    assert known.held_lease.remaining_s(monotonic()) == 0
 
 
 def test_a_clean_whose_reply_is_lost_is_recognised(
     embedded: EmbeddedConsul, faulty: Volume
 ) -> None:
     keys = faulty.keys()
-    tenure = protocol.voided(keys.acquire(FIRST), monotonic())
+    held_lease = protocol.voided(keys.acquire(FIRST), monotonic())
     embedded.drop_next_reply(is_txn)
-    assert keys.release(tenure, Handover("n2")) is None
+    assert keys.release(held_lease, Handover("n2")) is None
     assert faulty.leader().is_clean
 
 
@@ -582,26 +588,26 @@ def test_a_clean_whose_reply_is_lost_is_recognised(
 @pytest.mark.parametrize("gone", [("epoch",), ("leader",), ("epoch", "leader")], ids="+".join)
 def test_deleted_keys_are_repaired_within_the_lease(volume: Volume, gone: Sequence[str]) -> None:
     keys = volume.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     for name in gone:
         volume.gateway.delete(volume.config.key(name))
-    repaired = keys.heartbeat(tenure, LeaderState.SERVING)
+    repaired = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(repaired, Kept) and "deleted by hand" in str(repaired.trouble)
-    assert repaired.tenure.valid_until == tenure.valid_until, "a repair brings no time"
+    assert repaired.held_lease.valid_until == held_lease.valid_until, "a repair brings no time"
     again: Kept | Lost | Halted = repaired
     for _ in range(2):
         assert isinstance(again, Kept)
-        again = keys.heartbeat(again.tenure, LeaderState.SERVING)
-    assert kept(again).valid_until > tenure.valid_until
+        again = keys.heartbeat(again.held_lease, LeaderState.SERVING)
+    assert kept(again).valid_until > held_lease.valid_until
     assert (volume.epoch(), volume.leader().holder) == (1, ME)
 
 
 def test_keys_deleted_after_the_lease_s_end_halt(volume: Volume) -> None:
     keys = volume.keys()
-    tenure = replace(keys.acquire(FIRST), valid_until=monotonic() - 1)
+    held_lease = replace(keys.acquire(FIRST), valid_until=monotonic() - 1)
     for name in ("epoch", "leader"):
         volume.gateway.delete(volume.config.key(name))
-    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    outcome = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(outcome, Halted) and "accept-epoch" in outcome.why
     assert volume.gateway.get(volume.config.key("epoch")) is None
 
@@ -609,12 +615,12 @@ def test_keys_deleted_after_the_lease_s_end_halt(volume: Volume) -> None:
 @pytest.mark.parametrize("name", ["epoch", "leader"])
 def test_a_foreign_value_is_left_alone(volume: Volume, name: str) -> None:
     keys = volume.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     foreign = b'{"who": "somebody"}'
     volume.gateway.put(volume.config.key(name), foreign)
-    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    outcome = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(outcome, Kept) and "did not write" in str(outcome.trouble)
-    assert outcome.tenure.valid_until == tenure.valid_until
+    assert outcome.held_lease.valid_until == held_lease.valid_until
     for act in (keys.take_up, lambda: keys.acquire(FIRST)):
         with pytest.raises(ForeignValue):
             act()
@@ -626,15 +632,15 @@ def test_a_restored_backup_halts_the_holder(embedded: EmbeddedConsul, faulty: Vo
     faulty.keys().acquire(FIRST)
     backup = embedded.snapshot()
     keys = faulty.keys(OTHER)
-    tenure = keys.acquire(faulty.seen())
+    held_lease = keys.acquire(faulty.seen())
     embedded.restore(backup)
-    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    outcome = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(outcome, Halted) and "accept-epoch" in outcome.why
     assert faulty.epoch() == 1
 
 
 @pytest.mark.parametrize("lapsed", [False, True])
-def test_the_owner_of_an_accepted_epoch_waits_for_the_end_of_the_interim_reign(
+def test_the_owner_of_an_accepted_epoch_waits_for_the_end_of_the_interim_epoch(
     embedded: EmbeddedConsul, faulty: Volume, lapsed: bool
 ) -> None:
     """Consul was restored to epoch 1; the one who holds that serves on until `accept-epoch`."""
@@ -642,20 +648,20 @@ def test_the_owner_of_an_accepted_epoch_waits_for_the_end_of_the_interim_reign(
     before = interim.acquire(FIRST)
     backup = embedded.snapshot()
     owner = faulty.keys()
-    tenure = owner.acquire(faulty.seen())
+    held_lease = owner.acquire(faulty.seen())
     embedded.restore(backup)
     read = interim.heartbeat(before, SERVING)
     assert isinstance(read, Kept)
-    kept(interim.heartbeat(read.tenure, SERVING))
+    kept(interim.heartbeat(read.held_lease, SERVING))
     if lapsed:
-        tenure = replace(tenure, valid_until=monotonic() - 1)
+        held_lease = replace(held_lease, valid_until=monotonic() - 1)
     faulty.gateway.put(faulty.config.key("epoch"), dump_epoch(2))  # accept-epoch
     begun = monotonic()
-    repaired = owner.heartbeat(tenure, SERVING)
+    repaired = owner.heartbeat(held_lease, SERVING)
     assert isinstance(repaired, Kept) and "deleted by hand" in str(repaired.trouble)
-    read = owner.heartbeat(repaired.tenure, SERVING)
+    read = owner.heartbeat(repaired.held_lease, SERVING)
     assert isinstance(read, Kept)
-    again = kept(owner.heartbeat(read.tenure, SERVING))
+    again = kept(owner.heartbeat(read.held_lease, SERVING))
     if lapsed:
         assert again.remaining_s(monotonic()) == 0
         assert again.voided_at >= begun + STEADY.wait
@@ -663,31 +669,31 @@ def test_the_owner_of_an_accepted_epoch_waits_for_the_end_of_the_interim_reign(
         assert again.valid_until > begun + STEADY.length - 1
 
 
-def test_a_backup_of_the_same_reign_is_gone_on_with(
+def test_a_backup_of_the_same_epoch_is_gone_on_with(
     embedded: EmbeddedConsul, faulty: Volume
 ) -> None:
     keys = faulty.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     backup = embedded.snapshot()
     for _ in range(3):
-        tenure = kept(keys.heartbeat(tenure, LeaderState.SERVING))
+        held_lease = kept(keys.heartbeat(held_lease, LeaderState.SERVING))
     embedded.restore(backup)
-    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    outcome = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(outcome, Kept)
-    kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
+    kept(keys.heartbeat(outcome.held_lease, LeaderState.SERVING))
 
 
 def test_without_quorum_the_lease_just_runs_out(embedded: EmbeddedConsul, faulty: Volume) -> None:
     keys = faulty.keys()
-    tenure = keys.acquire(FIRST)
+    held_lease = keys.acquire(FIRST)
     embedded.set_quorum(False)
-    outcome = keys.heartbeat(tenure, LeaderState.SERVING)
+    outcome = keys.heartbeat(held_lease, LeaderState.SERVING)
     assert isinstance(outcome, Kept) and outcome.trouble
-    assert outcome.tenure.valid_until == tenure.valid_until
+    assert outcome.held_lease.valid_until == held_lease.valid_until
     with pytest.raises(ConsulError):
         keys.take_up()
     embedded.set_quorum(True)
-    kept(keys.heartbeat(outcome.tenure, LeaderState.SERVING))
+    kept(keys.heartbeat(outcome.held_lease, LeaderState.SERVING))
 
 
 # The keeper

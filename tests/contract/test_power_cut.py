@@ -31,7 +31,7 @@ FILES = 300
 CHANGED = 60
 ORDER = (
     *("receive", "sync"),
-    *("published", "data-services"),  # the file that says of which reign it is, its directory
+    *("published", "data-services"),  # the file that says of which epoch it is, its directory
     *("snapshot", "sync"),
     *("pins", "data-services"),
     "published",  # the message

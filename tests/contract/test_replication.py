@@ -20,7 +20,7 @@ from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import pins, state
 from standfast.replication.published import epochs_of_snapshots
-from standfast.replication.reporting import ReignInConsul
+from standfast.replication.reporting import EpochInConsul
 from standfast.replication.session import reach
 from standfast.replication.shipment import Order, ship
 from standfast.system.clock import Deadline, utc_now
@@ -210,7 +210,7 @@ def test_two_cycles_close_together_share_a_snapshot(pair: tuple[Peer, Peer], kin
     with node(Path(a.spec["keys"]).parent, "c", kind) as c:
         shared = a.talk_to(c).sender.cycle("c")
         assert shared.snapshot == first.snapshot and shared.was_full
-        # Of another reign it is another history, however new it is.
+        # Of another epoch it is another history, however new it is.
         lead(a, 2)
         assert a.talk_to(c).sender.cycle("c").snapshot > first.snapshot
 
@@ -356,7 +356,7 @@ def test_a_foreign_leader_value_takes_in_nothing(pair: tuple[Peer, Peer]) -> Non
 def test_the_senders_own_word_is_not_enough_for_consul(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     snapshot = take(a)
-    with pytest.raises(Refused, match="reign is over") as refusal:
+    with pytest.raises(Refused, match="epoch is over") as refusal:
         a.sender.replicate("b", snapshot, 2, Deadline.after(60))
     assert refusal.value.reason is Reason.WRONG_EPOCH
     assert nothing_arrived(b)
@@ -438,8 +438,11 @@ def test_an_older_snapshot_than_the_published_one_is_refused(pair: tuple[Peer, P
     newer = replicate(a)
     config = a.config
     order = Order("b", old, 1, {}, True, full=True)
-    with pytest.raises(Refused, match="is not newer") as refusal, reach(config, "b") as talk:
-        ship(config, a.store, order, talk, Deadline.after(60))
+    with (
+        pytest.raises(Refused, match="is not newer") as refusal,
+        reach(config, "b") as conversation,
+    ):
+        ship(config, a.store, order, conversation, Deadline.after(60))
     assert refusal.value.reason is Reason.BAD_NAME
     assert b.published() == [str(newer.name)] and config.node == "a"
 
@@ -467,9 +470,9 @@ def test_a_consul_without_leader_for_a_moment_doesnt_cost_the_replication(
 ) -> None:
     a, b = pair
     snapshot = take(a)
-    reign = ReignInConsul(a.config, a.gateway)
-    index = reign.index_of(1)
+    epoch_record = EpochInConsul(a.config, a.gateway)
+    index = epoch_record.index_of(1)
     a.gateway.failing = 2
-    reign.report("b", snapshot, Origin(1), index)
+    epoch_record.report("b", snapshot, Origin(1), index)
     assert a.gateway.get(a.config.key("standbys/b")) is not None
     assert nothing_arrived(b)

@@ -195,7 +195,7 @@ def test_what_a_slow_answer_may_explain_is_no_wrong_clock_but_what_a_slow_way_do
         facts = preflight.facts_here(*arguments)
         return replace(facts, utc_s=facts.utc_s - late_s)
 
-    monkeypatch.setattr(survey, "talk", SimpleNamespace(greet=greet, ask=ask))
+    monkeypatch.setattr(survey, "session", SimpleNamespace(greet=greet, ask=ask))
     asked = SimpleNamespace(**{**vars(preflight), "facts_here": facts_here})
     monkeypatch.setattr(survey, "preflight", asked)
     monkeypatch.setattr(survey, "monotonic", lambda: monotonic() + sum(moved))

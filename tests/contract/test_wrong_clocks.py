@@ -14,14 +14,14 @@ from typing import Any, cast
 import pytest
 
 from standfast.agent.local_view import LocalView
-from standfast.consul.records import Holder, Leader, LeaderState, Reign
+from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import volume
 from standfast.role.decide import decide
 from standfast.role.decision import Action, Decision, Moment
-from standfast.role.observation import Cluster, Sighting, newest
+from standfast.role.observation import Cluster, LastHeartbeat, newest
 from standfast.system.clock import Deadline, utc_now
 from tests.contract.clocks import Clocks
 from tests.contract.links import Links
@@ -69,7 +69,7 @@ class Scene:
         self.clocks.act_as("b")
         now, seen = (
             Moment(1000.0, utc_now()),
-            Sighting(leader.identity, 5, 1000.0 - silent_s, witnessed=True),
+            LastHeartbeat(leader.identity, 5, 1000.0 - silent_s, witnessed=True),
         )
         view = Cluster(1, leader, seen, holder_health="critical")
         return decide(view, LocalView(machine(self.b)).look(), self.b.config, now)
@@ -93,7 +93,7 @@ def scene(
         a.links = b.links = stack.enter_context(Links(where / "links", clocks.act_as).serve())
         make_live(a.config.paths.live, kind)
         lead(a, 1)
-        OwnReign(1, Stage.READY, "fsid", None, in_place=True).save(a.config.state_dir)
+        OwnEpoch(1, Stage.READY, "fsid", None, in_place=True).save(a.config.state_dir)
         yield Scene(a.talk_to(b), b.talk_to(a), clocks)
 
 
@@ -106,12 +106,12 @@ def test_a_switchover_after_clocks_were_set_right_hands_everything_over(
     scene.clocks.act_as("a")
     a.live("f").write_text("the last word")
     a.store.set_live_writable(False)
-    own = OwnReign.load(a.config.state_dir)
+    own = OwnEpoch.load(a.config.state_dir)
     assert own is not None
     final = volume.take_final_snapshot(machine(a), own.at(Stage.DRAINING))
     lead(a, 1, LeaderState.DRAINING)
     a.sender.replicate("b", final, 1, Deadline.after(60))
-    told = OwnReign.load(a.config.state_dir)
+    told = OwnEpoch.load(a.config.state_dir)
     assert told is not None and told.final_id == final.content_id
     holder = Holder("a", "boot-1")
     leader = Leader(1, holder, 9, LeaderState.CLEAN, ("b",), "b", None, told.final)
@@ -172,14 +172,14 @@ def test_a_new_primary_whose_clock_is_behind_goes_on_above_what_it_started_from(
     [base] = b.store.snapshots()
     lead(b, 2)
     name = str(base.name)
-    OwnReign(2, Stage.READY, "fsid", name, in_place=False).save(b.config.state_dir)
+    OwnEpoch(2, Stage.READY, "fsid", name, in_place=False).save(b.config.state_dir)
     b.store.create_live_from(base)
     b.live("f").write_text("after")
     taken = b.sender.cycle("a").snapshot
     assert taken > base.name
     scene.clocks.act_as("a")
-    history = {2: Reign(2, "b", name, "takeover", None, None, 0.0)}
-    view = Cluster(2, None, Sighting(None, 1, 0.0), history=history)
+    history = {2: HistoryEntry(2, "b", name, "takeover", None, None, 0.0)}
+    view = Cluster(2, None, LastHeartbeat(None, 1, 0.0), history=history)
     found = newest(LocalView(machine(a)).look(), view)
     assert found is not None
     assert (found.snapshot.path / "f").read_text() == "after"

@@ -59,7 +59,7 @@ class FakeStore:
     parent: Path
     tree: LiveTree | None = None
     taken: list[Snapshot] = field(default_factory=list)
-    put_aside: list[Path] = field(default_factory=list)
+    set_aside: list[Path] = field(default_factory=list)
     writing: Sequence[Writer] = ()
     made_from: Snapshot | None = None
     read_only: bool = False
@@ -138,16 +138,16 @@ class FakeStore:
 
     def keep_aside(self, name: str) -> Path:
         self._live()
-        if self.parent / name in self.put_aside:
+        if self.parent / name in self.set_aside:
             raise Refused(Reason.UNEXPECTED, f"{name} is there already")
         self._write()
         self.world.effect("aside")
         self.tree = None
-        self.put_aside.append(self.parent / name)
-        return self.put_aside[-1]
+        self.set_aside.append(self.parent / name)
+        return self.set_aside[-1]
 
     def aside(self) -> Sequence[Path]:
-        return tuple(sorted(self.put_aside)) if self.mounted else ()
+        return tuple(sorted(self.set_aside)) if self.mounted else ()
 
     def free_bytes(self) -> int:
         return 1 << 40

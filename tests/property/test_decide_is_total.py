@@ -15,11 +15,11 @@ from standfast.config.model import Config
 from standfast.config.model import Node as NodeConfig
 from standfast.consul.blindness import Blind
 from standfast.consul.records import (
+    HistoryEntry,
     Holder,
     Leader,
     LeaderState,
     Pause,
-    Reign,
     StandbyRecord,
     dump_epoch,
     parse_epoch,
@@ -27,19 +27,19 @@ from standfast.consul.records import (
 from standfast.errors import ForeignValue
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role.decide import decide
-from standfast.role.decision import Action, Moment, Wish
+from standfast.role.decision import Action, Moment, Request
 from standfast.role.observation import (
     Available,
     Cluster,
+    LastHeartbeat,
     Local,
-    Sighting,
+    heartbeat_seen,
     in_lineage,
     is_beyond,
-    sight,
 )
 from tests.support.examples import examples
 
@@ -67,8 +67,8 @@ leaders = st.builds(
     surrendered=st.booleans(),
     idle=st.booleans(),
 )
-reigns = st.builds(
-    Reign,
+epoch_records = st.builds(
+    HistoryEntry,
     epochs,
     nodes,
     st.none() | texts | names.map(str),
@@ -77,20 +77,29 @@ reigns = st.builds(
     st.none() | times,
     times,
     st.none() | epochs,
-).map(lambda reign: reign if reign.before < reign.epoch else replace(reign, follows=None))
+).map(
+    lambda epoch_record: (
+        epoch_record
+        if epoch_record.before < epoch_record.epoch
+        else replace(epoch_record, follows=None)
+    )
+)
 records = st.builds(StandbyRecord, nodes, epochs, texts | names.map(str), texts, times)
 pauses = st.builds(Pause, texts, texts, times)
-sightings = st.builds(
-    Sighting, st.none() | leaders.map(lambda leader: leader.identity), epochs, st.floats(0, 200)
+last_heartbeats = st.builds(
+    LastHeartbeat,
+    st.none() | leaders.map(lambda leader: leader.identity),
+    epochs,
+    st.floats(0, 200),
 )
 clusters = st.builds(
     Cluster,
     st.none() | epochs,
     st.none() | leaders,
-    sightings,
+    last_heartbeats,
     st.none() | pauses,
-    st.lists(reigns, max_size=5).map(lambda found: {one.epoch: one for one in found})
-    | st.dictionaries(epochs, reigns, max_size=5),
+    st.lists(epoch_records, max_size=5).map(lambda found: {one.epoch: one for one in found})
+    | st.dictionaries(epochs, epoch_records, max_size=5),
     st.dictionaries(nodes, records, max_size=3),
     st.floats(0, 200),
     st.sampled_from(["passing", "critical", "absent", "unknown"]),
@@ -102,8 +111,8 @@ available = st.builds(
     names.map(lambda name: Snapshot(name, Path("/persist") / str(name), str(name), True)),
     epochs,
 )
-own_reigns = st.builds(
-    OwnReign,
+own_epochs = st.builds(
+    OwnEpoch,
     epochs,
     st.sampled_from(Stage),
     st.just("fsid"),
@@ -128,7 +137,7 @@ locals_ = st.builds(
     st.sampled_from(NODES),
     st.sampled_from(["1", "2"]),
     epochs,
-    st.none() | own_reigns,
+    st.none() | own_epochs,
     st.none() | leases,
     st.booleans(),
     st.lists(available, max_size=4).map(tuple),
@@ -136,7 +145,7 @@ locals_ = st.builds(
     st.booleans(),
 )
 views = clusters | st.builds(Blind, st.sampled_from(Reason), texts)
-wishes = st.builds(Wish, st.booleans(), st.booleans())
+requests = st.builds(Request, st.booleans(), st.booleans())
 
 
 def config(node: str, mode: str) -> Config:
@@ -151,43 +160,43 @@ def config(node: str, mode: str) -> Config:
 
 
 @examples(750)
-@given(view=views, local=locals_, now_s=st.floats(0, 300), wish=wishes, mode=st.booleans())
+@given(view=views, local=locals_, now_s=st.floats(0, 300), request=requests, mode=st.booleans())
 def test_every_observation_gets_a_safe_answer_with_a_sentence(
-    view: Cluster | Blind, local: Local, now_s: float, wish: Wish, mode: bool
+    view: Cluster | Blind, local: Local, now_s: float, request: Request, mode: bool
 ) -> None:
     settings_ = config(local.node, "manual" if mode else "auto")
-    decision = decide(view, local, settings_, Moment(now_s, UTC), wish)
+    decision = decide(view, local, settings_, Moment(now_s, UTC), request)
     assert decision.sentence
     if decision.action is not Action.PROMOTE:
         return
     assert isinstance(view, Cluster)
     assert view.epoch is None or view.epoch >= local.highest_epoch
     handed = view.leader is not None and view.leader.is_clean
-    assert handed or now_s - view.sighting.first_seen >= settings_.lease.wait
+    assert handed or now_s - view.last_heartbeat.first_seen >= settings_.lease.wait
     assert decision.in_place == (decision.base is None)
     if decision.base is not None:
         assert in_lineage(decision.base, view) or is_beyond(decision.base, view)
         assert view.epoch is not None
         assert decision.follows is None or decision.base.epoch <= decision.follows < view.epoch
-    if view.pause is not None and not wish.promote:
+    if view.pause is not None and not request.promote:
         assert handed
         assert view.leader is not None
         assert view.leader.to == local.node
 
 
 @examples(150)
-@given(leader=leaders, reign=reigns, record=records, pause=pauses, epoch=epochs)
+@given(leader=leaders, epoch_record=epoch_records, record=records, pause=pauses, epoch=epochs)
 def test_records_survive_the_way_to_consul_and_back(
-    leader: Leader, reign: Reign, record: StandbyRecord, pause: Pause, epoch: int
+    leader: Leader, epoch_record: HistoryEntry, record: StandbyRecord, pause: Pause, epoch: int
 ) -> None:
     assert Leader.parse(leader.dump()) == leader
-    assert Reign.parse(reign.dump()) == reign
+    assert HistoryEntry.parse(epoch_record.dump()) == epoch_record
     assert StandbyRecord.parse(record.dump()) == record
     assert Pause.parse(pause.dump()) == pause
     assert parse_epoch(dump_epoch(epoch)) == epoch
 
 
-PARSERS = (Leader.parse, Reign.parse, StandbyRecord.parse, Pause.parse, parse_epoch)
+PARSERS = (Leader.parse, HistoryEntry.parse, StandbyRecord.parse, Pause.parse, parse_epoch)
 FIELDS = [
     "v",
     "epoch",
@@ -275,15 +284,15 @@ def test_any_text_is_a_snapshot_name_as_written_or_none(text: str) -> None:
         )
     )
 )
-def test_a_sighting_is_as_old_as_the_unbroken_row_of_equal_looks(
+def test_a_last_heartbeat_is_as_old_as_the_unbroken_row_of_equal_looks(
     looks: list[tuple[tuple[int, str, str, int] | None, int]],
 ) -> None:
-    seen: Sighting | None = None
+    seen: LastHeartbeat | None = None
     since = 0
     for at, (identity, index) in enumerate(looks):
         if seen is None or seen.identity != identity or index < seen.index:
             since = at
-        seen = sight(seen, identity, index, float(at))
+        seen = heartbeat_seen(seen, identity, index, float(at))
         assert seen.first_seen == since
 
 

@@ -24,15 +24,15 @@ from hypothesis import strategies as st
 from standfast.agent.local_view import LocalView
 from standfast.ages import Origin, age_of
 from standfast.btrfs.names_and_places import TreeInfo
-from standfast.consul.records import Reign
+from standfast.consul.records import HistoryEntry
 from standfast.demo.directory import DirectoryStore, save_info
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.replication import published, wire
 from standfast.replication.published import CLOCK_EVERY_S, note_origin, origins_of_snapshots, take
 from standfast.replication.receive import _Announced
-from standfast.role.observation import Available, Cluster, Sighting, newest
+from standfast.role.observation import Available, Cluster, LastHeartbeat, newest
 from standfast.system import clock
 from tests.fakes.replication import storage_node
 from tests.support.examples import examples
@@ -149,10 +149,10 @@ class World:
     def look(self, node: Node) -> Available | None:
         self.at_work = node
         history = {
-            epoch: Reign(epoch, "x", base, "operator", None, None, 0.0)
+            epoch: HistoryEntry(epoch, "x", base, "operator", None, None, 0.0)
             for epoch, base in self.bases.items()
         }
-        view = Cluster(self.epoch, None, Sighting(None, 1, 0.0), history=history)
+        view = Cluster(self.epoch, None, LastHeartbeat(None, 1, 0.0), history=history)
         return newest(node.view.look(), view)
 
     def set_clock(self, which: int, seconds: float) -> None:
@@ -220,8 +220,8 @@ class World:
         name, content_id = str(base.snapshot.name), base.snapshot.content_id
         self.bases[self.epoch] = name
         self.lineage = self.lineage[: self.lineage.index(content_id) + 1]
-        reign = OwnReign(self.epoch, Stage.READY, "fsid", name, in_place=False)
-        reign.save(node.config.state_dir)
+        epoch_record = OwnEpoch(self.epoch, Stage.READY, "fsid", name, in_place=False)
+        epoch_record.save(node.config.state_dir)
 
     def delete_by_hand(self, which: int) -> None:
         """All but the newest."""

@@ -60,7 +60,7 @@ class Schedule:
     timing: str
     volumes: tuple[str, ...]
     rates: tuple[float, ...]
-    min_reign_s: float
+    failover_cooldown_s: float
     quick: bool
     """Programs and replies take next to no time."""
     deeds: tuple[Deed, ...]
@@ -70,7 +70,8 @@ class Schedule:
     def __str__(self) -> str:
         lines = [
             f"seed {self.seed}: lease {self.timing}, volumes {', '.join(self.volumes)}, clocks at "
-            f"{self.rates}, min_reign {self.min_reign_s:g} s{', quick' if self.quick else ''}"
+            f"{self.rates}, failover_cooldown {self.failover_cooldown_s:g} s"
+            f"{', quick' if self.quick else ''}"
             f"{f', faults of {self.lasting} last' if self.lasting else ''}"
         ]
         return "\n".join([*lines, *(f"  after {d.pause_s:6.2f} s: {d}" for d in self.deeds)])
@@ -201,7 +202,7 @@ def restore(world: World, deed: Deed) -> None:
 
 
 def _holds_the_last(world: World, volume: str, ago_s: float) -> bool:
-    """Whether the backup has the very last heartbeat of a reign that was followed: of a holder that
+    """Whether the backup has the very last heartbeat of an epoch that was followed: a holder's that
     was dead or frozen by then, and had not given the role up."""
     key = world.key("leader", volume)
     entries = [state.get(key) for state in world.store.since(world.now - ago_s)]

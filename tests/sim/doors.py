@@ -221,7 +221,7 @@ class Watched(Mapping[Do, Callable[[], None]]):
                 seat.note(f"{self._plan.name} {do}: {error}")
                 raise
             if do is Do.PREPARE_VOLUME:
-                world.reign_prepared(seat)
+                world.epoch_prepared(seat)
             if seat.cut_after is do:
                 seat.cut_after = None
                 node.power_cut()

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.lease import protocol
-from standfast.lease.protocol import NEVER, Claim, Lost, StillMine, Tenure, Versioned
-from standfast.role.observation import Sighting, sight
+from standfast.lease.protocol import NEVER, Claim, HeldLease, Lost, StillMine, Versioned
+from standfast.role.observation import LastHeartbeat, heartbeat_seen
 from tests.sim.clockwork import Violation
 
 A, B = Holder("a", "a1"), Holder("b", "b1")
@@ -59,7 +59,7 @@ class Request(NamedTuple):
 class State(NamedTuple):
     store: Store
     wire: frozenset[Request]
-    tenure: Packed | None
+    held_lease: Packed | None
     """None: A knows that it lost."""
     waits_for: int
     """Sequence number of the request whose reply A waits for; 0: none."""
@@ -68,43 +68,43 @@ class State(NamedTuple):
     wants: bool
     holding_back: bool
     voided_at: float
-    """When A last gave the lease up, whatever its tenure says."""
+    """When A last gave the lease up, whatever its held lease says."""
     arming: tuple[int, int] | None
     """A is about to open the port: (for how long, not after)."""
     open_a: int
     """The port of A passes up to and including this second."""
     requests: int
     crashes: int
-    seen: Sighting
+    seen: LastHeartbeat
     acquiring: tuple[int, int, int] | None
     """B's transaction on the wire: (epoch index, leader index, t_s)."""
-    reigns_b: bool
+    epochs_b: bool
     open_b: int
 
 
-def pack(tenure: Tenure) -> Packed:
+def pack(held_lease: HeldLease) -> Packed:
     return (
-        tenure.epoch_index,
-        tenure.leader_index,
-        tenure.seq,
-        tenure.valid_until,
-        tenure.voided_at,
-        tuple(sorted(tenure.attempts.items())),
+        held_lease.epoch_index,
+        held_lease.leader_index,
+        held_lease.seq,
+        held_lease.valid_until,
+        held_lease.voided_at,
+        tuple(sorted(held_lease.attempts.items())),
     )
 
 
-def unpack(packed: Packed) -> Tenure:
+def unpack(packed: Packed) -> HeldLease:
     epoch_index, leader_index, seq, valid_until, voided_at, attempts = packed
-    return Tenure(1, A, epoch_index, leader_index, seq, valid_until, voided_at, dict(attempts))
+    return HeldLease(1, A, epoch_index, leader_index, seq, valid_until, voided_at, dict(attempts))
 
 
 def first_state(bounds: Bounds) -> State:
     leader = Leader(1, A, 1, LeaderState.SERVING)
-    tenure = Tenure(1, A, 1, 2, 1, valid_until=bounds.length_s)
+    held_lease = HeldLease(1, A, 1, 2, 1, valid_until=bounds.length_s)
     return State(
         store=Store(1, 1, leader, 2, 2),
         wire=frozenset(),
-        tenure=pack(tenure),
+        held_lease=pack(held_lease),
         waits_for=0,
         reply=None,
         wants=True,
@@ -114,9 +114,9 @@ def first_state(bounds: Bounds) -> State:
         open_a=bounds.length_s,
         requests=0,
         crashes=0,
-        seen=Sighting(leader.identity, 2, 0),
+        seen=LastHeartbeat(leader.identity, 2, 0),
         acquiring=None,
-        reigns_b=False,
+        epochs_b=False,
         open_b=-1,
     )
 
@@ -131,11 +131,11 @@ def a_second_later(state: State, bounds: Bounds) -> State:
         return max(when - 1, floor) if when != NEVER else NEVER
 
     oldest = -bounds.length_s - 1
-    tenure = None
-    if state.tenure is not None:
-        epoch_index, leader_index, seq, valid_until, voided_at, attempts = state.tenure
+    held_lease = None
+    if state.held_lease is not None:
+        epoch_index, leader_index, seq, valid_until, voided_at, attempts = state.held_lease
         valid_until = back(valid_until, oldest)
-        tenure = (
+        held_lease = (
             epoch_index,
             leader_index,
             seq,
@@ -146,24 +146,24 @@ def a_second_later(state: State, bounds: Bounds) -> State:
     seen = state.seen
     acquiring = state.acquiring
     return state._replace(
-        tenure=tenure,
+        held_lease=held_lease,
         arming=None if state.arming is None else (state.arming[0], max(state.arming[1] - 1, -1)),
         voided_at=back(state.voided_at, oldest),
         open_a=max(state.open_a - 1, -1),
-        seen=Sighting(seen.identity, seen.index, back(seen.first_seen, -bounds.wait_s)),
+        seen=LastHeartbeat(seen.identity, seen.index, back(seen.first_seen, -bounds.wait_s)),
         acquiring=None if acquiring is None else (*acquiring[:2], max(acquiring[2] - 1, oldest)),
         open_b=max(state.open_b - 1, -1),
     )
 
 
 def next_states(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
-    if state.reigns_b and state.open_b < 0:
+    if state.epochs_b and state.open_b < 0:
         return  # had A still been able to open, it would have met B
     yield "a second passes", a_second_later(state, bounds)
     yield from _consul(state, bounds)
-    if state.tenure is not None:
-        yield from _holder(state, unpack(state.tenure), bounds)
-    if not state.reigns_b:
+    if state.held_lease is not None:
+        yield from _holder(state, unpack(state.held_lease), bounds)
+    if not state.epochs_b:
         yield from _candidate(state, bounds)
 
 
@@ -178,7 +178,7 @@ def _consul(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
             reply = store.counter + 1
             after = after._replace(
                 store=store._replace(leader=leader, leader_index=reply, counter=reply),
-                seen=sight(state.seen, leader.identity, reply, 0),
+                seen=heartbeat_seen(state.seen, leader.identity, reply, 0),
             )
         name = f"{leader.state} {leader.seq} arrives"
         yield f"{name}, its reply is lost", after
@@ -186,40 +186,40 @@ def _consul(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
             yield name, after._replace(reply=reply)
 
 
-def _holder(state: State, tenure: Tenure, bounds: Bounds) -> Iterator[tuple[str, State]]:
+def _holder(state: State, held_lease: HeldLease, bounds: Bounds) -> Iterator[tuple[str, State]]:
     if state.arming is not None:
         yield from _opened(state, bounds)
     elif state.waits_for:
         yield "a gives up waiting", state._replace(waits_for=0, reply=None)
         if state.reply is not None:
-            yield "a hears", _heard(state, tenure, state.reply, bounds)
+            yield "a hears", _heard(state, held_lease, state.reply, bounds)
     else:
-        yield from _idle(state, tenure, bounds)
+        yield from _idle(state, held_lease, bounds)
     if state.crashes < bounds.crashes:
-        yield from _taken_up(state, tenure, bounds)
+        yield from _taken_up(state, held_lease, bounds)
 
 
-def _idle(state: State, tenure: Tenure, bounds: Bounds) -> Iterator[tuple[str, State]]:
+def _idle(state: State, held_lease: HeldLease, bounds: Bounds) -> Iterator[tuple[str, State]]:
     if state.requests < bounds.most_requests:
         if not state.holding_back:
-            yield "a heartbeats", _send(state, tenure, LeaderState.SERVING)
+            yield "a heartbeats", _send(state, held_lease, LeaderState.SERVING)
         if state.wants or state.holding_back:
             # The fence first, then void, then clean.
             shut = state._replace(open_a=-1, wants=False, holding_back=True, voided_at=0)
-            void = protocol.voided(tenure, 0)
+            void = protocol.voided(held_lease, 0)
             yield "a sends clean", _send(shut, void, LeaderState.CLEAN)
     if state.holding_back:
         yield "a goes on", state._replace(holding_back=False, wants=True)
-    if state.wants and tenure.valid_until > 0 and state.open_a < tenure.valid_until:
-        arming = (int(tenure.valid_until), bounds.fence_s)
+    if state.wants and held_lease.valid_until > 0 and state.open_a < held_lease.valid_until:
+        arming = (int(held_lease.valid_until), bounds.fence_s)
         yield "a reads the clock to open", state._replace(arming=arming)
 
 
-def _send(state: State, tenure: Tenure, kind: LeaderState) -> State:
-    attempt = protocol.next_attempt(tenure, kind, ("b",))
+def _send(state: State, held_lease: HeldLease, kind: LeaderState) -> State:
+    attempt = protocol.next_attempt(held_lease, kind, ("b",))
     request = Request(attempt.leader, attempt.epoch_index, attempt.leader_index, state.crashes)
     return state._replace(
-        tenure=pack(protocol.sent(tenure, attempt, 0)),
+        held_lease=pack(protocol.sent(held_lease, attempt, 0)),
         wire=state.wire | {request},
         waits_for=attempt.leader.seq,
         requests=state.requests + 1,
@@ -236,35 +236,37 @@ def _opened(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
         yield "a is too late to open", after
 
 
-def _heard(state: State, tenure: Tenure, reply: int, bounds: Bounds) -> State:
+def _heard(state: State, held_lease: HeldLease, reply: int, bounds: Bounds) -> State:
     after = state._replace(waits_for=0, reply=None)
     length_s = bounds.length_s
     if reply >= 0:
         if state.holding_back:
-            return after._replace(tenure=None)  # the clean committed: it is over
-        known = protocol.committed(tenure, state.waits_for, reply, length_s)
+            return after._replace(held_lease=None)  # the clean committed: it is over
+        known = protocol.committed(held_lease, state.waits_for, reply, length_s)
     else:
-        verdict = protocol.read_back(tenure, state.store.held, 0, length_s)
+        verdict = protocol.read_back(held_lease, state.store.held, 0, length_s)
         if isinstance(verdict, Lost):
-            return after._replace(tenure=None, open_a=-1)
+            return after._replace(held_lease=None, open_a=-1)
         assert isinstance(verdict, StillMine)
-        known = verdict.tenure
+        known = verdict.held_lease
     if known.valid_until != NEVER and known.valid_until - length_s < state.voided_at:
         raise Violation("a heartbeat sent before the lease was voided makes it valid again")
-    return after._replace(tenure=pack(known))
+    return after._replace(held_lease=pack(known))
 
 
-def _taken_up(state: State, tenure: Tenure, bounds: Bounds) -> Iterator[tuple[str, State]]:
+def _taken_up(state: State, held_lease: HeldLease, bounds: Bounds) -> Iterator[tuple[str, State]]:
     """Killed and started again: what is on the wire stays there, what was known is read."""
     store = state.store
     after = state._replace(
         waits_for=0, reply=None, arming=None, holding_back=False, crashes=state.crashes + 1
     )
     if store.leader.holder == A and store.leader.epoch == store.epoch and not store.leader.is_clean:
-        taken = Tenure(1, A, store.epoch_index, store.leader_index, store.leader.seq + bounds.jump)
-        taken = replace(taken, valid_until=tenure.valid_until)
-        yield "a is killed and taken up", after._replace(tenure=pack(taken))
-        yield "a is taken up to serve", after._replace(tenure=pack(taken), wants=True)
+        taken = HeldLease(
+            1, A, store.epoch_index, store.leader_index, store.leader.seq + bounds.jump
+        )
+        taken = replace(taken, valid_until=held_lease.valid_until)
+        yield "a is killed and taken up", after._replace(held_lease=pack(taken))
+        yield "a is taken up to serve", after._replace(held_lease=pack(taken), wants=True)
 
 
 def _candidate(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
@@ -285,10 +287,10 @@ def _candidate(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
         return
     index = store.counter + 1
     mine = Store(2, index, Leader(2, B, 1, LeaderState.STARTING), index, index)
-    tenure = protocol.acquired(mine.held, mine.leader, t_s, bounds.length_s)
-    assert tenure is not None
+    held_lease = protocol.acquired(mine.held, mine.leader, t_s, bounds.length_s)
+    assert held_lease is not None
     # Its next heartbeats prolong that: it counts as open for as long as A could be.
-    yield "b reigns", after._replace(store=mine, reigns_b=True, open_b=bounds.wait_s)
+    yield "b epochs", after._replace(store=mine, epochs_b=True, open_b=bounds.wait_s)
 
 
 def search(bounds: Bounds) -> int:

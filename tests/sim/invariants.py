@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from standfast.btrfs.names_and_places import STAGING
-from standfast.consul.records import Leader, Reign, parse_epoch
+from standfast.consul.records import HistoryEntry, Leader, parse_epoch
 from standfast.consul.values import Cas, Op, Set
 from standfast.lease.epochs import EpochFile
 from standfast.lease.keeper import RETRY_S
-from standfast.node.reign import OwnReign
+from standfast.node.epoch_record import OwnEpoch
 from standfast.reasons import Reason
 from standfast.replication.published import epochs_of_snapshots
 from tests.sim.clockwork import Violation
@@ -32,7 +32,7 @@ SEEN_S = 2.0
 
 @dataclass(slots=True)
 class Prepared:
-    """A reign whose subvolume was made."""
+    """An epoch whose subvolume was made."""
 
     node: str
     tree: Tree
@@ -45,10 +45,10 @@ class Invariants:
         """By volume, when each write was done; a write is its number from 1."""
         self.unanswered: dict[str, set[int]] = defaultdict(set)
         """By volume, those that no client knows to be done."""
-        self.reigns: dict[tuple[str, int], Prepared] = {}
+        self.epoch_records: dict[tuple[str, int], Prepared] = {}
         self.owners: dict[tuple[str, int], str] = {}
         self._forgotten: dict[tuple[str, int], tuple[str, Prepared]] = {}
-        """Owner and tree of each reign that a restored Consul knows nothing of."""
+        """Owner and tree of each epoch that a restored Consul knows nothing of."""
         self._serving: dict[str, str] = {}
         self._unfenced: set[tuple[str, int]] = set()
         self._unwatched: dict[str, float] = {}
@@ -71,7 +71,7 @@ class Invariants:
         serves = self._serving.get(volume, by)
         followed = (
             one.tree.writes
-            for (name, _), one in self.reigns.items()
+            for (name, _), one in self.epoch_records.items()
             if name == volume and one.node != by
         )
         if serves != by and not any(number in writes for writes in followed):
@@ -137,13 +137,13 @@ class Invariants:
                 self._check_served(world.nodes[now].seats[volume])
 
     def _check_served(self, seat: Seat) -> None:
-        own = OwnReign.load(seat.config.state_dir)
-        known = None if own is None else self.reigns.get((seat.volume, own.epoch))
+        own = OwnEpoch.load(seat.config.state_dir)
+        known = None if own is None else self.epoch_records.get((seat.volume, own.epoch))
         if known is None and own is not None and own.epoch > self._world.epoch(seat.volume):
-            return  # Consul was restored and forgot that reign; it has the rest of its lease
+            return  # Consul was restored and forgot that epoch; it has the rest of its lease
         if known is None or known.tree is not seat.live:
             raise Violation(
-                f"{seat.node.name} serves a tree of {seat.volume} that was prepared for no reign "
+                f"{seat.node.name} serves a tree of {seat.volume} that was prepared for no epoch "
                 f"({own})\n{self._world.story()}"
             )
 
@@ -170,7 +170,7 @@ class Invariants:
         known = self.owners.setdefault((volume, epoch), owner)
         before, prepared = self._forgotten.pop((volume, epoch), (None, None))
         if prepared is not None and before == owner:  # its lease is valid: it writes the keys again
-            self.reigns.setdefault((volume, epoch), prepared)
+            self.epoch_records.setdefault((volume, epoch), prepared)
         if known != owner:
             raise Violation(
                 f"{volume}: epoch {epoch} has two owners: {known} and {owner}\n{world.story()}"
@@ -181,7 +181,7 @@ class Invariants:
         """Consul forgot what came after: its numbers may be used again (documented), by somebody
         who never heard of them."""
         for key in [key for key in self.owners if key[0] == volume and key[1] > epoch]:
-            owner, prepared = self.owners.pop(key), self.reigns.pop(key, None)
+            owner, prepared = self.owners.pop(key), self.epoch_records.pop(key, None)
             if prepared is not None:
                 self._forgotten[key] = owner, prepared
 
@@ -209,14 +209,14 @@ class Invariants:
                 f"{self._world.story()}"
             )
 
-    # Where the data of a reign comes from
+    # Where the data of an epoch comes from
 
     def prepared(self, seat: Seat) -> None:
         """A live subvolume is ready for the epoch that this node's file names."""
-        own, tree, world = OwnReign.load(seat.config.state_dir), seat.live, self._world
+        own, tree, world = OwnEpoch.load(seat.config.state_dir), seat.live, self._world
         assert own is not None and tree is not None
         volume, epoch = seat.volume, own.epoch
-        known = self.reigns.get((volume, epoch))
+        known = self.epoch_records.get((volume, epoch))
         if known is not None:
             if known.tree is not tree:
                 raise Violation(f"{volume}: epoch {epoch} has two trees\n{world.story()}")
@@ -226,17 +226,17 @@ class Invariants:
         ]
         if epoch in going_on:
             return
-        self.reigns[volume, epoch] = Prepared(seat.node.name, tree)
+        self.epoch_records[volume, epoch] = Prepared(seat.node.name, tree)
         if going_on:
             return  # with all that it had before Consul was restored
         # One that never served is no part of the past, unless it is what the next goes on from.
         entry = world.store.get(world.key(f"history/{epoch}", volume))
-        follows = epoch - 1 if entry is None else Reign.parse(entry.value).before
-        past = (n for name, n in self.reigns if name == volume and n <= follows)
+        follows = epoch - 1 if entry is None else HistoryEntry.parse(entry.value).before
+        past = (n for name, n in self.epoch_records if name == volume and n <= follows)
         before = max(past, default=None)
         if before is None:
             return
-        old, new = self.reigns[volume, before].tree.writes, tree.writes
+        old, new = self.epoch_records[volume, before].tree.writes, tree.writes
         if old[: len(new)] != new:
             raise Violation(
                 f"{volume}: epoch {epoch} on {seat.node.name} starts from data outside the lineage "
@@ -269,21 +269,21 @@ class Invariants:
         world = self._world
         lost = [number for number in lost if number not in self.unanswered[volume]]
         entries = [world.store.get(world.key(f"history/{epoch}", volume)) for epoch in epochs]
-        reigns = [Reign.parse(entry.value) for entry in entries if entry is not None]
-        if len(reigns) < len(epochs) or not lost:
+        epoch_records = [HistoryEntry.parse(entry.value) for entry in entries if entry is not None]
+        if len(epoch_records) < len(epochs) or not lost:
             return
-        epoch, reason = epochs[-1], reigns[0].reason
-        if len(reigns) == 1 and reason.partition(":")[0] == Reason.CLEAN_HANDOVER:
+        epoch, reason = epochs[-1], epoch_records[0].reason
+        if len(epoch_records) == 1 and reason.partition(":")[0] == Reason.CLEAN_HANDOVER:
             raise Violation(
                 f"{volume}: the handover to epoch {epoch} lost {len(lost)} acknowledged writes\n"
                 f"{world.story()}"
             )
         lost = [number for number in lost if (volume, number) not in self._unfenced]
-        if not lost or any(reign.lost_s is None for reign in reigns):
+        if not lost or any(epoch_record.lost_s is None for epoch_record in epoch_records):
             return
         times = self.written[volume]
         span_s = times[lost[-1] - 1] - times[lost[0] - 1]
-        told_s = sum(reign.lost_s or 0.0 for reign in reigns)
+        told_s = sum(epoch_record.lost_s or 0.0 for epoch_record in epoch_records)
         nothing = told_s == 0.0 and len(lost) > 1
         if nothing or told_s < span_s - FLATTERY_S:
             raise Violation(

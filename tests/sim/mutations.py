@@ -18,7 +18,7 @@ from standfast.consul.values import Cas, Op, Set
 from standfast.errors import Refused, StandfastError
 from standfast.lease import holding, keeper, protocol, unserved
 from standfast.lease.epochs import EpochFile
-from standfast.lease.protocol import NEVER, Tenure
+from standfast.lease.protocol import NEVER, HeldLease
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import receive_checks
@@ -53,9 +53,9 @@ def forced(kind: str, key: str) -> Iterator[None]:
 def counted_from_the_reply() -> Iterator[None]:
     real = protocol.committed
 
-    def committed(tenure: Tenure, seq: int, index: int, length_s: float) -> Tenure:
+    def committed(held_lease: HeldLease, seq: int, index: int, length_s: float) -> HeldLease:
         now = clock.monotonic()
-        return real(replace(tenure, attempts={seq: now}), seq, index, length_s)
+        return real(replace(held_lease, attempts={seq: now}), seq, index, length_s)
 
     with patch.object(protocol, "committed", committed):
         yield
@@ -66,13 +66,13 @@ def taken_for_valid() -> Iterator[None]:
     real = protocol.read_back
 
     def read_back(
-        tenure: Tenure,
+        held_lease: HeldLease,
         held: protocol.Versioned,
         _now: float,
         length_s: float,
         wait_s: float = 0.0,
     ) -> protocol.Verdict:
-        return real(tenure, held, NEVER, length_s, wait_s)
+        return real(held_lease, held, NEVER, length_s, wait_s)
 
     with patch.object(protocol, "read_back", read_back):
         yield
@@ -128,7 +128,7 @@ def no_look_at_the_holder() -> Iterator[None]:
     def check(lease: receive_checks.Lease, begin: Any) -> None:
         epochs = EpochFile(lease.config.state_dir / "epoch")
         if begin.epoch < epochs.read():
-            raise Refused(Reason.STALE_LINEAGE, "its reign is over")
+            raise Refused(Reason.STALE_LINEAGE, "its epoch is over")
         epochs.raise_to(begin.epoch)
 
     with patch.object(receive_checks.Lease, "check", check):
@@ -210,7 +210,9 @@ MUTATIONS: dict[str, Mutation] = {
     "check-end-off": lambda: patch.object(keeper.Keeper, "check_end", lambda _self: None),
     "flush-not-noticed": a_flush_is_not_noticed,
     "answers-not-fenced": lambda: patch.object(PacketFilter, "lets_out", lambda _self, now: True),
-    "told-wait-too-short": lambda: patch.object(Tenure, "wait_s", lambda _self, own_s, now: own_s),
+    "told-wait-too-short": lambda: patch.object(
+        HeldLease, "wait_s", lambda _self, own_s, now: own_s
+    ),
     "receiver-without-epoch": no_look_at_the_epoch,
     "receiver-without-holder": no_look_at_the_holder,
     "receiver-without-second-look": no_second_look,

@@ -283,7 +283,7 @@ class Seat:
             self.note(f"cycle to {standby}: {error}")
 
     def snapshot(self, epoch: int) -> None:
-        """One of this reign, known as such, as a cycle takes it."""
+        """One of this epoch, known as such, as a cycle takes it."""
         take(self.config, self.store(), epoch)
 
     def note(self, failure: str) -> None:
@@ -543,10 +543,10 @@ class Node:
 
         self.world.after(delay_s, event)
 
-    def receive(self, talk: SimConversation) -> Process:
-        volume = talk._volume
-        return self.spawn("receive", lambda: serve_receiver(self, volume, talk),
-                          lambda _process, _error: talk.back.close())  # fmt: skip
+    def receive(self, conversation: SimConversation) -> Process:
+        volume = conversation._volume
+        return self.spawn("receive", lambda: serve_receiver(self, volume, conversation),
+                          lambda _process, _error: conversation.back.close())  # fmt: skip
 
     # Processes, as deeds treat them
 

@@ -51,7 +51,7 @@ def world_of(schedule: Schedule, path: Path) -> World:
         volumes=schedule.volumes,
         timing=TIMINGS[schedule.timing],
         rates=schedule.rates,
-        min_reign_s=schedule.min_reign_s,
+        failover_cooldown_s=schedule.failover_cooldown_s,
         seed=schedule.seed,
     )
     world.be_random(schedule.quick)

@@ -262,7 +262,7 @@ class Pipeline:
 
 
 def reach(world: World) -> Callable[[Config, str], SimConversation]:
-    """Stands in for `talk.reach`."""
+    """Stands in for `conversation.reach`."""
 
     def connect(config: Config, standby: str) -> SimConversation:
         return SimConversation(
@@ -272,7 +272,7 @@ def reach(world: World) -> Callable[[Config, str], SimConversation]:
     return connect
 
 
-def serve_receiver(node: Node, volume: str, talk: SimConversation) -> int:
+def serve_receiver(node: Node, volume: str, conversation: SimConversation) -> int:
     """`standfast receive` on its node, as sshd starts it."""
     seat = node.seats[volume]
     try:
@@ -280,9 +280,9 @@ def serve_receiver(node: Node, volume: str, talk: SimConversation) -> int:
             seat.config,
             seat.store(),
             seat.client(seat.config.lease.request_timeout),
-            cast(int, talk.there),
-            cast("object", Lines(talk.back)),  # type: ignore[arg-type]
+            cast(int, conversation.there),
+            cast("object", Lines(conversation.back)),  # type: ignore[arg-type]
             environ={},
         )
     finally:
-        talk.back.close()
+        conversation.back.close()

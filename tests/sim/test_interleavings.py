@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from standfast.lease import protocol
-from standfast.lease.protocol import Tenure
+from standfast.lease.protocol import HeldLease
 from tests.sim.clockwork import Violation
 from tests.sim.interleavings import Bounds, search
 
@@ -41,8 +41,8 @@ def test_a_broken_rule_is_found(broken: Bounds) -> None:
 def test_time_counted_from_the_reply_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = protocol.committed
 
-    def from_the_reply(tenure: Tenure, seq: int, index: int, length_s: float) -> Tenure:
-        return real(replace(tenure, attempts={seq: 0.0}), seq, index, length_s)
+    def from_the_reply(held_lease: HeldLease, seq: int, index: int, length_s: float) -> HeldLease:
+        return real(replace(held_lease, attempts={seq: 0.0}), seq, index, length_s)
 
     monkeypatch.setattr(protocol, "committed", from_the_reply)
     with pytest.raises(Violation, match="a and b serve"):
@@ -52,8 +52,8 @@ def test_time_counted_from_the_reply_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_a_void_lease_that_an_older_heartbeat_revives_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def unmarked(tenure: Tenure, now: float) -> Tenure:
-        return replace(tenure, valid_until=protocol.NEVER)
+    def unmarked(held_lease: HeldLease, now: float) -> HeldLease:
+        return replace(held_lease, valid_until=protocol.NEVER)
 
     monkeypatch.setattr(protocol, "voided", unmarked)
     with pytest.raises(Violation, match="sent before the lease was voided"):

@@ -15,8 +15,8 @@ from standfast.consul.gateway import Committed, Conflict
 from standfast.consul.values import Cas, Op, Set
 from standfast.lease import holding, protocol
 from standfast.lease.epochs import EpochFile
-from standfast.lease.protocol import NEVER, Tenure
-from standfast.replication.reporting import ReignInConsul
+from standfast.lease.protocol import NEVER, HeldLease
+from standfast.replication.reporting import EpochInConsul
 from standfast.role import observation
 from tests.sim.clockwork import Violation
 from tests.sim.deeds import Deed, Schedule
@@ -47,7 +47,7 @@ def a_dead_keeper(world: World) -> None:
 
 
 def a_late_clean(world: World) -> None:
-    """A switchover that was gone back on; its `clean` arrives when the old primary serves."""
+    """A switchover that was rolled back; its `clean` arrives when the old primary serves."""
     primary = world.begin()
     primary.hand_to("b")
     world.fault("a", "clean", "late", 12.0)
@@ -128,9 +128,9 @@ def test_a_heartbeat_counted_from_its_reply_is_noticed(
 ) -> None:
     real = protocol.committed
 
-    def from_the_reply(tenure: Tenure, seq: int, index: int, length_s: float) -> Tenure:
+    def from_the_reply(held_lease: HeldLease, seq: int, index: int, length_s: float) -> HeldLease:
         return real(
-            replace(tenure, attempts={seq: vars(holding)["monotonic"]()}), seq, index, length_s
+            replace(held_lease, attempts={seq: vars(holding)["monotonic"]()}), seq, index, length_s
         )
 
     monkeypatch.setattr(protocol, "committed", from_the_reply)
@@ -184,9 +184,9 @@ def test_keys_written_back_by_a_lapsed_holder_are_noticed(
     real = protocol.read_back
 
     def as_if_valid(
-        tenure: Tenure, held: protocol.Versioned, now: float, length_s: float, wait_s: float
+        held_lease: HeldLease, held: protocol.Versioned, now: float, length_s: float, wait_s: float
     ) -> protocol.Verdict:
-        return real(tenure, held, NEVER, length_s, wait_s)
+        return real(held_lease, held, NEVER, length_s, wait_s)
 
     monkeypatch.setattr(protocol, "read_back", as_if_valid)
     with pytest.raises(Violation, match="epoch 1 after 2"), World(tmp_path) as world:
@@ -227,8 +227,8 @@ def stale_sender(world: World) -> Node:
 
 def send(world: World, node: Node) -> None:
     with (
-        patch.object(ReignInConsul, "epoch", lambda _self: 1),
-        patch.object(ReignInConsul, "index_of", lambda _self, _epoch: 1),
+        patch.object(EpochInConsul, "epoch", lambda _self: 1),
+        patch.object(EpochInConsul, "index_of", lambda _self, _epoch: 1),
     ):
         node.spawn("replicate", lambda: node.seat.cycle("b"))
         world.run(40.0)

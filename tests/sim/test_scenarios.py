@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from standfast.config.model import LeaseTiming
-from standfast.consul.records import LeaderState, Reign
+from standfast.consul.records import HistoryEntry, LeaderState
 from standfast.consul.values import Op
 from standfast.errors import StandfastError
 from standfast.lease.keeper import RETRY_S
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
-from standfast.replication.reporting import ReignInConsul
+from standfast.replication.reporting import EpochInConsul
 from standfast.role import volume
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster, Identity
@@ -51,7 +51,7 @@ def successor(world: World) -> Node:
 
 
 def written_in(world: World, epoch: int) -> list[int]:
-    return world.invariants.reigns["data", epoch].tree.writes
+    return world.invariants.epoch_records["data", epoch].tree.writes
 
 
 def reasons(world: World) -> dict[str, Reason]:
@@ -70,7 +70,7 @@ def seen_by(node: Node) -> Identity | None:
     assert agent is not None and agent.seen is not None
     view = agent.seen.view
     assert isinstance(view, Cluster)
-    return view.sighting.identity
+    return view.last_heartbeat.identity
 
 
 def test_a_standby_takes_over_when_the_primary_loses_power(world: World) -> None:
@@ -222,7 +222,7 @@ def test_a_consul_backup_of_an_older_epoch_halts_everybody_with_a_reason(world: 
 
 
 def test_after_a_restore_the_last_primary_goes_on_with_its_own_tree(world: World) -> None:
-    """The backup tells of an older reign; everybody was off, and its epoch is accepted again."""
+    """The backup tells of an older epoch; everybody was off, and its epoch is accepted again."""
     world.begin()
     saved = world.store.backup()
     world["a"].power_cut()
@@ -292,7 +292,7 @@ def test_the_tree_of_a_switchover_that_lost_consul_is_soon_read_only(
 
 
 def stage_of(node: Node) -> Stage | None:
-    own = OwnReign.load(node.config.state_dir)
+    own = OwnEpoch.load(node.config.state_dir)
     return None if own is None else own.stage
 
 
@@ -326,7 +326,7 @@ def test_a_leader_key_deleted_with_its_holder_dead_needs_one_word(world: World) 
     assert world.epoch() == 2
 
 
-def test_keys_deleted_while_two_reigns_could_think_themselves_alive(world: World) -> None:
+def test_keys_deleted_while_two_epochs_could_think_themselves_alive(world: World) -> None:
     """The old holder must not write its older epoch back under a successor that serves."""
     primary = world.begin()
     world.isolate("a")
@@ -478,7 +478,7 @@ def test_a_candidate_that_dies_at_a_step_and_returns_alone_goes_on(world: World,
     world.run(3.0)
     world["c"].boot()
     if step is Do.PREPARE_VOLUME:
-        # Nothing on its disk proves yet that the reign is its own and not a namesake's.
+        # Nothing on its disk proves yet that the epoch is its own and not a namesake's.
         world.run(30.0)
         assert reasons(world)["c"] is Reason.NOT_A_CANDIDATE
         world["c"].ask("promote")
@@ -514,12 +514,12 @@ def test_snapshots_of_a_primary_that_was_replaced_are_refused(
     world.wait_for("a successor", lambda: world.primary() is world["c"], 90.0)
     before = set(world["b"].snapshots())
     world.cut_ways.clear()
-    monkeypatch.setattr(ReignInConsul, "epoch", lambda _self: 1)
-    monkeypatch.setattr(ReignInConsul, "index_of", lambda _self, _epoch: 1)
+    monkeypatch.setattr(EpochInConsul, "epoch", lambda _self: 1)
+    monkeypatch.setattr(EpochInConsul, "index_of", lambda _self, _epoch: 1)
     primary.spawn("replicate", lambda: primary.seat.cycle("b"))
     world.wait_for("an answer", lambda: bool(primary.seat.failures), 60.0)
     monkeypatch.undo()
-    assert "its reign is over" in primary.seat.failures[-1]
+    assert "its epoch is over" in primary.seat.failures[-1]
     world.join("a")
     world.run(10.0)
     assert not [one for one in set(world["b"].snapshots()) - before if "a" in one.partition("@")[0]]
@@ -539,7 +539,7 @@ def test_an_epoch_that_changes_while_a_snapshot_is_on_its_way_ends_its_publicati
     world.wait_for("a takeover", lambda: world.epoch() == 2, 75.0)
     world.copies_held = False
     world.wait_for("the end of the copy", lambda: bool(primary.seat.failures), 120.0)
-    assert "its reign is over" in primary.seat.failures[-1]
+    assert "its epoch is over" in primary.seat.failures[-1]
     assert own not in world["b"].snapshots()
     world.join("a")
 
@@ -575,9 +575,9 @@ def test_a_switchover_loses_nothing(world: World) -> None:
     world.begin().hand_to("b")
     took_s = world.wait_for_primary("b", 20.0)
     assert took_s < 8.0
-    assert world.invariants.reigns["data", 2].tree.writes[
-        : len(world.invariants.reigns["data", 1].tree.writes)
-    ] == (world.invariants.reigns["data", 1].tree.writes)
+    assert world.invariants.epoch_records["data", 2].tree.writes[
+        : len(world.invariants.epoch_records["data", 1].tree.writes)
+    ] == (world.invariants.epoch_records["data", 1].tree.writes)
 
 
 def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world: World) -> None:
@@ -589,7 +589,7 @@ def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world:
     world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean)
     world["b"].power_cut()
     world.wait_for_primary("a", 90.0)
-    before = world.invariants.reigns["data", 1].tree.writes
+    before = world.invariants.epoch_records["data", 1].tree.writes
     before = written_in(world, 1)
     assert written_in(world, 2)[: len(before)] == before
 
@@ -611,17 +611,17 @@ def test_when_both_with_the_final_data_are_gone_an_older_standby_follows_and_say
     assert b'"lost_s":0.0' not in raw
 
 
-def test_a_flapping_primary_is_not_followed_by_a_second_takeover_within_min_reign(
+def test_a_flapping_primary_is_not_followed_by_a_second_takeover_within_failover_cooldown(
     tmp_path: Path,
 ) -> None:
-    with World(tmp_path, min_reign_s=600.0) as world:
+    with World(tmp_path, failover_cooldown_s=600.0) as world:
         world.begin().power_cut()
         world.wait_for_primary("c")
         world["a"].boot()
         world.run(30.0)
         world["c"].power_cut()
         world.run(60.0)
-        assert {reasons(world)["a"], reasons(world)["b"]} == {Reason.MIN_REIGN}
+        assert {reasons(world)["a"], reasons(world)["b"]} == {Reason.COOLDOWN}
         world["b"].ask("promote")
         world.wait_for_primary("b")
 
@@ -677,7 +677,7 @@ def test_a_frozen_opener_stays_shut_out_after_the_takeover(world: World) -> None
 
 
 @pytest.mark.parametrize("delay_s", [2.5, 6.0, 12.0])
-def test_a_clean_that_arrives_after_the_switchover_was_gone_back_on_is_refused(
+def test_a_clean_that_arrives_after_the_switchover_was_rolled_back_is_refused(
     world: World, delay_s: float
 ) -> None:
     primary = world.begin()
@@ -688,7 +688,7 @@ def test_a_clean_that_arrives_after_the_switchover_was_gone_back_on_is_refused(
     world.wait_for_primary(limit_s=90.0)
 
 
-def test_a_release_that_never_arrives_is_gone_back_on(world: World) -> None:
+def test_a_release_that_never_arrives_is_rolled_back(world: World) -> None:
     """Nobody else may take over here: the role must not be stuck between two nodes."""
     primary = world.begin()
     world.pause_failover()
@@ -832,7 +832,7 @@ def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: World) -> 
     primary.start_agent()
 
 
-def test_a_reign_that_was_put_away_is_not_begun_again_in_a_restored_consul(world: World) -> None:
+def test_an_epoch_that_was_put_away_is_not_begun_again_in_a_restored_consul(world: World) -> None:
     """It would begin from what it began with, and lack all that was written in it."""
     primary = world.begin()
     primary.power_cut()
@@ -840,7 +840,7 @@ def test_a_reign_that_was_put_away_is_not_begun_again_in_a_restored_consul(world
     world.run(20.0)
     saved = world.store.backup()
     world.ask("c", "demote")
-    world.wait_for("it is put away", lambda: OwnReign.load(state_of(world, "c")) is None, 60.0)
+    world.wait_for("it is put away", lambda: OwnEpoch.load(state_of(world, "c")) is None, 60.0)
     assert is_clean(world)
     world.restore(saved)
     world.run(10.0)
@@ -892,11 +892,11 @@ def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: 
 
 
 @pytest.mark.parametrize("ahead_s", [0.0, 7200.0])
-def test_what_a_reign_that_never_served_makes_lost_goes_by_no_names(
+def test_what_an_epoch_that_never_served_makes_lost_goes_by_no_names(
     tmp_path: Path, ahead_s: float
 ) -> None:
     """After clocks that were ahead, minutes lie between names that are a second apart."""
-    with World(tmp_path, min_reign_s=0.0, max_data_loss_s=120.0) as world:
+    with World(tmp_path, failover_cooldown_s=0.0, max_data_loss_s=120.0) as world:
         for node in world.nodes.values():
             node.clock.utc_step_s = ahead_s
         world.begin()
@@ -930,10 +930,10 @@ def has_fewer(world: World) -> Node:
 
 @pytest.mark.parametrize("ends", ["surrender", "demote"])
 @pytest.mark.parametrize("sick", ["disk", "server"])
-def test_a_reign_that_never_served_cuts_nothing_off(tmp_path: Path, sick: str, ends: str) -> None:
+def test_an_epoch_that_never_served_cuts_nothing_off(tmp_path: Path, sick: str, ends: str) -> None:
     """It began from older data than somebody else had, and found its disk full or its server
     broken."""
-    with World(tmp_path, min_reign_s=0.0) as world:
+    with World(tmp_path, failover_cooldown_s=0.0) as world:
         idle = has_fewer(world)
         most = world.kept_on(world["c"], "data")
         idle.disk.full, idle.nfsd.broken = sick == "disk", sick == "server"
@@ -948,7 +948,7 @@ def test_a_reign_that_never_served_cuts_nothing_off(tmp_path: Path, sick: str, e
         assert most > world.kept_on(idle, "data")
         assert set(written_in(world, 3)) >= most
         raw = world.store.entries[world.key("history/3")].value
-        assert Reign.parse(raw).follows == 1
+        assert HistoryEntry.parse(raw).follows == 1
         world.run(30.0)  # both others get it
         idle.power_cut()
         world["a"].boot()
@@ -959,10 +959,10 @@ def test_a_reign_that_never_served_cuts_nothing_off(tmp_path: Path, sick: str, e
         world.check_nothing_deleted()
 
 
-def test_what_a_reign_that_never_served_had_cut_off_goes_to_who_has_most_of_it(
+def test_what_an_epoch_that_never_served_had_cut_off_goes_to_who_has_most_of_it(
     tmp_path: Path,
 ) -> None:
-    with World(tmp_path, min_reign_s=0.0) as world:
+    with World(tmp_path, failover_cooldown_s=0.0) as world:
         primary = world.begin()
         world.unlink("a", "b")
         world.run(10.0)
@@ -979,9 +979,9 @@ def test_what_a_reign_that_never_served_had_cut_off_goes_to_who_has_most_of_it(
         assert len(written_in(world, 3)) > len(world.kept_on(world["c"], "data"))
 
 
-def test_a_tree_that_no_reign_knows_follows_nobody(tmp_path: Path) -> None:
+def test_a_tree_that_no_epoch_knows_follows_nobody(tmp_path: Path) -> None:
     """Two nodes with a tree of their own are told to be the first primary; one can't serve."""
-    with World(tmp_path, min_reign_s=0.0) as world:
+    with World(tmp_path, failover_cooldown_s=0.0) as world:
         for name, count in (("a", 5), ("b", 2)):
             node = world[name]
             node.boot()
@@ -1000,9 +1000,9 @@ def test_a_tree_that_no_reign_knows_follows_nobody(tmp_path: Path) -> None:
         world.wait_for_primary("a")
 
 
-def test_a_reign_whose_port_was_open_by_a_flush_may_have_been_written_to(tmp_path: Path) -> None:
+def test_an_epoch_whose_port_was_open_by_a_flush_may_have_been_written_to(tmp_path: Path) -> None:
     """It goes on in its own tree, and so do clients; its agent dies before the port opens."""
-    with World(tmp_path, min_reign_s=0.0) as world:
+    with World(tmp_path, failover_cooldown_s=0.0) as world:
         primary = world.begin()
         for name in ("b", "c", "a"):
             world[name].power_cut()
@@ -1063,12 +1063,12 @@ def test_a_primary_that_reboots_goes_on_with_no_other_tree(tmp_path: Path) -> No
         primary.boot()
         world.wait_for_primary("a", 90.0)
         history = world.store.get(world.key("history/2"))
-        assert history is not None and (Reign.parse(history.value).lost_s or 0.0) > 0.0
+        assert history is not None and (HistoryEntry.parse(history.value).lost_s or 0.0) > 0.0
         assert primary.live is not older and older in primary.asides().values()
         assert primary.live is not None and len(primary.live.writes) > len(older.writes)
 
 
-def test_a_reign_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
+def test_an_epoch_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
     """It is not begun anew from its base; `demote` tells the loss and puts the tree aside."""
     world.begin().hand_to("b")
     world.wait_for_primary("b")
@@ -1078,7 +1078,7 @@ def test_a_reign_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
     world.run(20.0)
     tree = primary.live
     assert tree is not None
-    (primary.config.state_dir / "reign.json").unlink()
+    (primary.config.state_dir / "own-epoch.json").unlink()
     world.run(20.0)
     assert primary.live is tree and primary.asides() == {}
     assert "standfast demote" in str(primary.seat.agent and primary.seat.agent.trouble)
@@ -1093,7 +1093,7 @@ def test_a_reign_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
     world["c"].ask("promote", accept_data_loss=True)
     world.wait_for_primary("c", 60.0)
     history = world.store.get(world.key("history/3"))
-    assert history is not None and (Reign.parse(history.value).lost_s or 0.0) > 10.0
+    assert history is not None and (HistoryEntry.parse(history.value).lost_s or 0.0) > 10.0
 
 
 def test_a_replaced_primary_whose_file_is_deleted_steps_down_all_the_same(world: World) -> None:
@@ -1103,7 +1103,7 @@ def test_a_replaced_primary_whose_file_is_deleted_steps_down_all_the_same(world:
     world.run(10.0)
     primary = world["b"]
     tree = primary.live
-    (primary.config.state_dir / "reign.json").unlink()
+    (primary.config.state_dir / "own-epoch.json").unlink()
     world.isolate("b")
     world.wait_for("a successor", lambda: world.epoch() == 3, 120.0)
     world.join("b")
@@ -1111,7 +1111,7 @@ def test_a_replaced_primary_whose_file_is_deleted_steps_down_all_the_same(world:
     world.run(10.0)
     [(name, aside)] = primary.asides().items()
     assert name.startswith("services.diverged-2-") and aside is tree and aside.read_only
-    assert not (primary.config.state_dir / "reign.json").exists()
+    assert not (primary.config.state_dir / "own-epoch.json").exists()
 
 
 def test_a_whole_cluster_that_loses_power_comes_back_without_loss(world: World) -> None:
@@ -1148,8 +1148,8 @@ def test_a_volume_whose_disk_is_gone_takes_no_other_with_it(tmp_path: Path, faul
         assert world.primary("media") is primary
 
 
-def test_a_disk_that_dies_before_a_reign_has_its_tree_leaves_a_way_out(tmp_path: Path) -> None:
-    """There is no reign.json yet: in mode manual `demote` is the only way."""
+def test_a_disk_that_dies_before_an_epoch_has_its_tree_leaves_a_way_out(tmp_path: Path) -> None:
+    """There is no own-epoch.json yet: in mode manual `demote` is the only way."""
     with World(tmp_path, mode="manual") as world:
         primary, target = world.begin(), world["b"]
         committed = world.store.on_commit
@@ -1181,7 +1181,7 @@ def test_a_tree_given_up_without_its_final_snapshot_is_not_called_retired(
         world.run(20.0)
         take = volume.take_final_snapshot
 
-        def take_and_freeze(machine: Machine, own: OwnReign) -> Snapshot:
+        def take_and_freeze(machine: Machine, own: OwnEpoch) -> Snapshot:
             primary.freeze(primary.seat.agent_service, 208.0)
             return take(machine, own)
 
@@ -1200,7 +1200,7 @@ def test_a_tree_given_up_without_its_final_snapshot_is_not_called_retired(
 
 def test_who_gave_one_of_two_volumes_up_keeps_no_successor_from_serving_it(tmp_path: Path) -> None:
     """Its agent is dead, and its port answers for the other volume."""
-    with World(tmp_path, volumes=("data", "media"), min_reign_s=0.0) as world:
+    with World(tmp_path, volumes=("data", "media"), failover_cooldown_s=0.0) as world:
         primary = world.begin()
         world.run(5.0)
         primary.disk.broken, primary.disk.only = True, "media"

@@ -18,7 +18,7 @@ from types import TracebackType
 from standfast.config.model import Config, Hooks, KeepOwn, KeepPublished, LeaseTiming, Replication
 from standfast.config.model import Node as NodeConfig
 from standfast.consul.gateway import Entry
-from standfast.consul.records import CandidateRecord, Leader, Pause, Reign, parse_epoch
+from standfast.consul.records import CandidateRecord, HistoryEntry, Leader, Pause, parse_epoch
 from standfast.errors import StandfastError
 from standfast.role.decision import Action
 from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, Process, Violation
@@ -48,7 +48,7 @@ class World:
         timings: Mapping[str, LeaseTiming] | None = None,
         rates: Sequence[float] = (1.0, 1.0, 1.0),
         mode: str = "auto",
-        min_reign_s: float = 0.0,
+        failover_cooldown_s: float = 0.0,
         max_data_loss_s: float = 600.0,
         seed: int = 1,
     ) -> None:
@@ -91,7 +91,7 @@ class World:
                     cluster="sim",
                     node=name,
                     mode=mode,
-                    min_reign=min_reign_s,
+                    failover_cooldown=failover_cooldown_s,
                     max_data_loss=max_data_loss_s,
                     nodes={n: NodeConfig(address=one.address) for n, one in self.nodes.items()},
                     lease=timing_here,
@@ -252,8 +252,8 @@ class World:
             return False
         holder = self.nodes.get(leader.holder.node)
         entry = self.store.get(self.key(f"history/{leader.epoch}", seat.volume))
-        began = None if entry is None else Reign.parse(entry.value)
-        if began is not None and began.is_automatic and seat.config.min_reign:
+        began = None if entry is None else HistoryEntry.parse(entry.value)
+        if began is not None and began.is_automatic and seat.config.failover_cooldown:
             return True  # no second change of the role by itself
         if holder is seat.node:
             return agent.trouble is not None
@@ -488,7 +488,7 @@ class World:
             self._disks[path] = next((one for one in here if path.is_relative_to(one.root)), None)
         return self._disks[path]
 
-    def reign_prepared(self, seat: Seat) -> None:
+    def epoch_prepared(self, seat: Seat) -> None:
         self.invariants.prepared(seat)
 
     # Clients

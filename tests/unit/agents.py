@@ -18,8 +18,8 @@ from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
-from standfast.role.observation import Available, Cluster, Local, Sighting
+from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
+from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
 from standfast.role.plan import Plan
 from standfast.role.steps import Effects
 from standfast.system.clock import monotonic, utc_now
@@ -36,12 +36,14 @@ class FakeAgent(Agent):
 
     decisions: list[Decision] = field(default_factory=list)
     view: Cluster | Blind = BLIND
-    wishes: list[Wish] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     ran: list[tuple[Plan, Effects]] = field(default_factory=list)
     broken: Exception | None = None
 
-    def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
-        self.wishes.append(wish)
+    def look(
+        self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST
+    ) -> Seen:
+        self.requests.append(request)
         decision = self.decisions[0] if len(self.decisions) == 1 else self.decisions.pop(0)
         local = Local("n1", "boot-1", 4)
         return Seen(self.view, local, decision, Moment(monotonic(), utc_now()))
@@ -63,7 +65,7 @@ def view(*standbys: str, ages: tuple[float, ...] = ()) -> Cluster:
             name, 4, str(SnapshotName.at("services", taken_at)), "c0ffee", now
         )
     leader = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
-    return Cluster(4, leader, Sighting(leader.identity, 9, 0.0), standbys=records)
+    return Cluster(4, leader, LastHeartbeat(leader.identity, 9, 0.0), standbys=records)
 
 
 def agent(

@@ -9,12 +9,12 @@ from typing import Any
 
 from standfast.config.model import Config
 from standfast.config.model import Node as NodeConfig
-from standfast.consul.records import Holder, Leader, LeaderState, Reign, StandbyRecord
+from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState, StandbyRecord
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
-from standfast.role.observation import Available, Cluster, Local, Sighting
+from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
 
 NOW_S = 1000.0
 UTC = 1_795_342_500.0
@@ -36,7 +36,7 @@ def config(node: str = "b", **changes: Any) -> Config:
 def leader(text: str) -> Leader:
     """`e5 a/a1 #7 clean ->b final:60`: epoch, holder, number, state, whom it is handed to, and the
     age of the final snapshot; `surrendered`: there is none, for want of a disk; `idle`: nobody was
-    served in that reign."""
+    served in that epoch."""
     epoch, holder, seq, state, *rest = text.split()
     node, _, instance = holder.partition("/")
     to = next((word[2:] for word in rest if word.startswith("->")), None)
@@ -60,12 +60,12 @@ def cluster(text: str | None, *, silent: float = 0.0, **changes: Any) -> Cluster
     epoch = changes.pop("epoch", None if now is None else now.epoch)
     identity = None if now is None else now.identity
     witnessed = changes.pop("witnessed", now is not None)
-    view = Cluster(epoch, now, Sighting(identity, 10, NOW_S - silent, witnessed=witnessed))
+    view = Cluster(epoch, now, LastHeartbeat(identity, 10, NOW_S - silent, witnessed=witnessed))
     return replace(view, **changes)
 
 
 def snap(ago_s: float, epoch: int = 5) -> Available:
-    """A published snapshot of that age and reign."""
+    """A published snapshot of that age and epoch."""
     name = SnapshotName.at("services", UTC - ago_s)
     return Available(Snapshot(name, Path("/x") / str(name), f"id-{ago_s:g}", True), epoch)
 
@@ -75,15 +75,15 @@ def record(node: str, ago_s: float, epoch: int = 5) -> dict[str, StandbyRecord]:
     return {node: StandbyRecord(node, epoch, name, f"id-{ago_s:g}", UTC)}
 
 
-def reign(
+def epoch_record(
     epoch: int,
     base_ago_s: float | None,
     reason: str = "operator",
     age_s: float = 9e4,
     follows: int | None = None,
-) -> Reign:
+) -> HistoryEntry:
     base = None if base_ago_s is None else str(SnapshotName.at("services", UTC - base_ago_s))
-    return Reign(epoch, "a", base, reason, None, 0.0, UTC - age_s, follows)
+    return HistoryEntry(epoch, "a", base, reason, None, 0.0, UTC - age_s, follows)
 
 
 def local(
@@ -95,8 +95,8 @@ def local(
     )
 
 
-def own(epoch: int = 5, stage: Stage = Stage.READY) -> OwnReign:
-    return OwnReign(epoch, stage, "fsid", "services@20261122T101500Z", in_place=False)
+def own(epoch: int = 5, stage: Stage = Stage.READY) -> OwnEpoch:
+    return OwnEpoch(epoch, stage, "fsid", "services@20261122T101500Z", in_place=False)
 
 
 def lease(epoch: int = 5, *, serving: bool = True) -> LeaseStatus:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from standfast.consul.records import ClientRecord, Holder, Leader, LeaderState, Reign, StandbyRecord
+from standfast.consul.records import (
+    ClientRecord,
+    HistoryEntry,
+    Holder,
+    Leader,
+    LeaderState,
+    StandbyRecord,
+)
 from standfast.names import SnapshotName
 
 # 2026-11-22 14:06:40 UTC
@@ -104,10 +111,10 @@ def blind(here: str = "n1", **changes: Any) -> dict[str, Any]:
 def keys(utc: float = NOW) -> Mapping[str, bytes]:
     """What Consul holds for the volume, without the prefix."""
     leader = Leader(7, Holder("n1", "boot-1"), 9, LeaderState.SERVING, ("n2", "n3"))
-    reigns = [
-        Reign(5, "n1", None, "first-primary", "ann", None, utc - 90000),
-        Reign(6, "n2", snapshot(80000, utc), "clean-handover", "ann", 0.0, utc - 80000),
-        Reign(7, "n1", snapshot(7203, utc), "takeover", None, 3.0, utc - 7200),
+    epoch_records = [
+        HistoryEntry(5, "n1", None, "first-primary", "ann", None, utc - 90000),
+        HistoryEntry(6, "n2", snapshot(80000, utc), "clean-handover", "ann", 0.0, utc - 80000),
+        HistoryEntry(7, "n1", snapshot(7203, utc), "takeover", None, 3.0, utc - 7200),
     ]
     standbys = [
         StandbyRecord(name, 7, snapshot(age_s, utc), "c0ffee", utc - age_s)
@@ -120,7 +127,7 @@ def keys(utc: float = NOW) -> Mapping[str, bytes]:
     return {
         "epoch": b'{"v":1,"epoch":7}',
         "leader": leader.dump(),
-        **{f"history/{one.epoch}": one.dump() for one in reigns},
+        **{f"history/{one.epoch}": one.dump() for one in epoch_records},
         **{f"standbys/{one.node}": one.dump() for one in standbys},
         **{f"clients/{one.node}": one.dump() for one in clients},
     }

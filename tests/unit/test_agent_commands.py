@@ -18,7 +18,7 @@ from standfast.consul.values import Set
 from standfast.errors import Refused, StepFailed, UsageError
 from standfast.node.ports import Ailment
 from standfast.reasons import Reason
-from standfast.role.decision import Action, Decision, Wish
+from standfast.role.decision import Action, Decision, Request
 from standfast.role.observation import Cluster
 from standfast.role.plan import Do
 from tests.unit.agents import (
@@ -152,18 +152,18 @@ def test_promote_tells_its_steps_and_its_end(tmp_path: Path) -> None:
     assert (effects.operator, effects.note) == ("ann", "disk swap")
 
 
-def test_promote_carries_the_operator_s_wish_into_every_look(tmp_path: Path) -> None:
+def test_promote_carries_the_operator_s_request_into_every_look(tmp_path: Path) -> None:
     waiting = Decision(Action.WAIT, Reason.WAITING_FOR_LEASE_END, "the lease is over in 0.1 s")
     made = agent(tmp_path, waiting, waiting, promotion())
     say(made, "promote", accept_data_loss=True)
-    assert set(made.wishes) == {Wish(promote=True, accept_data_loss=True)}
+    assert set(made.requests) == {Request(promote=True, accept_data_loss=True)}
 
 
 @pytest.mark.parametrize("word", [None, False, 1, "yes"])
 def test_data_loss_is_accepted_by_true_alone(tmp_path: Path, word: Any) -> None:
     made = agent(tmp_path, promotion())
     say(made, "promote", accept_data_loss=word)
-    assert set(made.wishes) == {Wish(promote=True)}
+    assert set(made.requests) == {Request(promote=True)}
 
 
 def test_promote_says_what_it_waits_for_once(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_the_best_standby_has_the_newest_data_then_the_priority(tmp_path: Path) 
     assert best_standby(made, seen) == "n2"
 
 
-def test_the_best_standby_is_of_the_latest_reign_whatever_the_names_say(tmp_path: Path) -> None:
+def test_the_best_standby_is_of_the_latest_epoch_whatever_the_names_say(tmp_path: Path) -> None:
     made = agent(tmp_path, SERVING)
     good = view("n2", "n3")
     late = replace(good.standbys["n2"], epoch=3, snapshot="services@20991122T101500Z")

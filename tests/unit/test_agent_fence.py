@@ -12,7 +12,7 @@ from standfast.agent.fence import FenceWatch
 from standfast.consul.records import LeaderState
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus, was_flushed
-from standfast.node.reign import Intent, OwnReign, Stage
+from standfast.node.epoch_record import Intent, OwnEpoch, Stage
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 def node(tmp_path: Path, clock: StoppedClock) -> FakeNode:
     """A primary whose lease lasts for 8 s more."""
     made = fake_node(tmp_path)
-    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(made.config.state_dir)
+    OwnEpoch(4, Stage.READY, "fsid", None, in_place=True).save(made.config.state_dir)
     lease(made, monotonic() + 8)
     return made
 
@@ -79,18 +79,18 @@ def test_a_lease_that_is_not_known_of_is_over(node: FakeNode, what: str) -> None
     assert node.fence.in_place
 
 
-def test_a_damaged_reign_counts_as_one(node: FakeNode, clock: StoppedClock) -> None:
-    (node.config.state_dir / "reign.json").write_text("{")
+def test_a_damaged_epoch_counts_as_one(node: FakeNode, clock: StoppedClock) -> None:
+    (node.config.state_dir / "own-epoch.json").write_text("{")
     clock.now += 9
     flush(node)
     FenceWatch(node.machine).look()
     assert node.fence.in_place
 
 
-def test_a_node_that_has_put_its_reign_away_is_the_upkeeps(
+def test_a_node_that_has_put_its_epoch_away_is_the_upkeeps(
     node: FakeNode, clock: StoppedClock
 ) -> None:
-    OwnReign.forget(node.config.state_dir)
+    OwnEpoch.forget(node.config.state_dir)
     Intent(4, None, None, in_place=True, begun=False).save(node.config.state_dir)
     clock.now += 9
     flush(node)
@@ -98,10 +98,10 @@ def test_a_node_that_has_put_its_reign_away_is_the_upkeeps(
     assert node.world.log == []
 
 
-def test_a_reign_whose_file_is_gone_is_shut_all_the_same(
+def test_an_epoch_whose_file_is_gone_is_shut_all_the_same(
     node: FakeNode, clock: StoppedClock
 ) -> None:
-    OwnReign.forget(node.config.state_dir)
+    OwnEpoch.forget(node.config.state_dir)
     clock.now += 9
     flush(node)
     FenceWatch(node.machine).look()

@@ -15,7 +15,7 @@ from standfast.agent.nomad_thread import keep_following, role_of
 from standfast.agent.watcher import Watcher
 from standfast.consul.records import LeaderState
 from standfast.lease.files import LeaseStatus
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.nomad.loop import Follower, Report
 from standfast.nomad.observation import Role
 from standfast.reasons import Reason
@@ -26,7 +26,7 @@ from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 from tests.unit.agents import BLIND, SERVING
 
-OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+OWN = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def agent(node: FakeNode, clock: StoppedClock) -> Agent:
     return made
 
 
-def reigns(node: FakeNode, own: OwnReign = OWN, *, left_s: float = 60.0, **lease: Any) -> None:
+def epoch_records(
+    node: FakeNode, own: OwnEpoch = OWN, *, left_s: float = 60.0, **lease: Any
+) -> None:
     """This node's files say that it serves; `lease`: what its lease says otherwise."""
     own.save(node.config.state_dir)
     until = monotonic() + left_s
@@ -57,7 +59,7 @@ def reigns(node: FakeNode, own: OwnReign = OWN, *, left_s: float = 60.0, **lease
 
 
 def test_a_primary_is_one_that_serves_now(node: FakeNode, agent: Agent) -> None:
-    reigns(node)
+    epoch_records(node)
     assert role_of(agent) == (Role.PRIMARY, 4)
 
 
@@ -73,21 +75,23 @@ def test_a_primary_is_one_that_serves_now(node: FakeNode, agent: Agent) -> None:
     ],
     ids=" ".join,
 )
-def test_who_has_a_reign_and_does_not_serve_is_changing(
+def test_who_has_an_epoch_and_does_not_serve_is_changing(
     node: FakeNode, agent: Agent, differs: dict[str, Any]
 ) -> None:
-    reigns(node, **differs)
+    epoch_records(node, **differs)
     assert role_of(agent) == (Role.CHANGING, 4)
 
 
-def test_a_reign_without_a_lease_or_a_damaged_one_is_changing(node: FakeNode, agent: Agent) -> None:
+def test_an_epoch_without_a_lease_or_a_damaged_one_is_changing(
+    node: FakeNode, agent: Agent
+) -> None:
     OWN.save(node.config.state_dir)
     assert role_of(agent) == (Role.CHANGING, 4)
-    (node.config.state_dir / "reign.json").write_text("{}")
+    (node.config.state_dir / "own-epoch.json").write_text("{}")
     assert role_of(agent) == (Role.CHANGING, 0)
 
 
-def test_a_standby_is_one_that_has_looked_and_has_no_reign(agent: Agent) -> None:
+def test_a_standby_is_one_that_has_looked_and_has_no_epoch(agent: Agent) -> None:
     assert role_of(agent) == (Role.STANDBY, 0)
     agent.seen = None
     assert role_of(agent) == (Role.CHANGING, 0), "its files may be of an earlier boot"
@@ -138,10 +142,10 @@ def test_a_round_learns_that_its_role_is_over(
 
     def demoted_meanwhile(_role: Role, still: Callable[[], bool]) -> None:
         answers.append(still())
-        OwnReign.forget(node.config.state_dir)
+        OwnEpoch.forget(node.config.state_dir)
         answers.append(still())
 
-    reigns(node)
+    epoch_records(node)
     Rounds(agent, [demoted_meanwhile]).follow(clock)
     assert answers == [True, False]
 
@@ -152,7 +156,7 @@ def test_a_change_of_the_role_begins_a_round_at_once(
     started = clock.now
 
     def promoted(_role: Role, _still: Callable[[], bool]) -> None:
-        reigns(node)
+        epoch_records(node)
 
     rounds = Rounds(agent, [promoted, nothing])
     rounds.follow(clock)

@@ -22,9 +22,9 @@ from standfast.consul.blindness import Blind
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.errors import ConsulUnreachable, Refused, StandfastError, StepFailed
 from standfast.lease.epochs import EpochFile
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
-from standfast.role.decision import NO_WISH, Action, Decision, Moment, Wish
+from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.observation import Cluster, Local
 from standfast.role.plan import Do, Plan, Step, go_on, names_of
 from standfast.role.steps import Effects
@@ -37,7 +37,7 @@ from tests.unit.agents import FakeAgent, promotion, refusal, say, view
 SERVING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
 STANDING_BY = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary with epoch 4")
 TAKEOVER = Decision(Action.STEP_DOWN, Reason.LEASE_LOST, "epoch 4 of this node is over")
-OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+OWN = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
 VIEW = Blind(Reason.CONSUL_TIMEOUT, "not looked at here")
 
 
@@ -59,7 +59,9 @@ class TwoFaced(FakeAgent):
     fresh: Decision = STANDING_BY
     first: list[Decision] = field(default_factory=list)
 
-    def look(self, wait_s: float = 0.0, *, fresh: bool = False, wish: Wish = NO_WISH) -> Seen:
+    def look(
+        self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST
+    ) -> Seen:
         decision = self.fresh if fresh else self.stale
         if self.first:
             decision = self.first.pop(0)
@@ -206,11 +208,11 @@ def test_a_file_that_can_not_be_understood_is_said_and_looked_at_again(node: Fak
         looks.append(agent.trouble)
         if len(looks) == 2:
             agent.stopping.set()
-        raise StandfastError("reign.json is damaged")
+        raise StandfastError("own-epoch.json is damaged")
 
     agent.stopping.wait = lambda timeout=None: agent.stopping.is_set()  # type: ignore[method-assign]
     agent_with(agent, step)
-    assert looks == [None, "reign.json is damaged"]
+    assert looks == [None, "own-epoch.json is damaged"]
 
 
 def agent_with(agent: Agent, step: Callable[[], None]) -> None:
@@ -280,7 +282,7 @@ def test_when_a_plan(node: FakeNode, fails: bool) -> None:
     agent = real_agent(node)
     jobs = FakeJobs()
     agent.machine = replace(agent.machine, jobs=jobs)
-    # There is no reign whose port could be closed.
+    # There is no epoch whose port could be closed.
     plan = Plan("some", (Step(Do.CLOSE_PORT if fails else Do.UNEXPORT, "do it"),))
     with pytest.raises(StepFailed) if fails else nullcontext() as failed:
         agent.run_plan(plan, Effects(agent.machine))

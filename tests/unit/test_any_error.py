@@ -22,7 +22,7 @@ from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
 from standfast.lease.files import LeaseStatus
 from standfast.lease.keeper import RETRY_S, SKIPPED, answer
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.replication.failures import reason_of
 from standfast.role import plan as plans
@@ -52,7 +52,7 @@ from tests.unit.test_plans_cut import (
 )
 
 ERRORS: tuple[Exception, ...] = (
-    OSError(errno.ENOSPC, "No space left on device", "/var/lib/standfast/x/reign.json"),
+    OSError(errno.ENOSPC, "No space left on device", "/var/lib/standfast/x/own-epoch.json"),
     OSError(errno.EIO, "Input/output error", "/persist/services"),
     OSError(errno.EROFS, "Read-only file system", "/persist/services"),
     UnicodeDecodeError("utf-8", b"/mnt/caf\xe9", 8, 9, "invalid continuation byte"),
@@ -254,16 +254,16 @@ def test_a_heartbeat_that_fails_for_any_reason_is_followed_by_the_next_one(
 ) -> None:
     keys = Keys()
     keeper = started(node.config, keys, Fence(World()))
-    before = keeper.tenure
+    before = keeper.held_lease
     with monkeypatch.context() as patch:
         patch.setattr(keys, "heartbeat", lambda *_: (_ for _ in ()).throw(error))
         keeper.beat()
     assert keeper.trouble == said(error)
     # It may have been sent: its number is never used for an attempt with a later stamp.
-    assert keeper.tenure.seq == before.seq + SKIPPED
-    assert keeper.tenure.valid_until == before.valid_until
+    assert keeper.held_lease.seq == before.seq + SKIPPED
+    assert keeper.held_lease.valid_until == before.valid_until
     keeper.beat()
-    assert keeper.tenure.remaining_s(clock.now) > RETRY_S
+    assert keeper.held_lease.remaining_s(clock.now) > RETRY_S
 
 
 @each_error
@@ -320,7 +320,7 @@ def test_the_agent_looks_at_the_fence_again_whatever_it_raises(
     error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     node = fake_node(tmp_path)
-    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
+    OwnEpoch(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
     watch = FenceWatch(node.machine)
     node.fence.in_place = False
 
@@ -339,7 +339,9 @@ def test_the_agent_looks_at_the_fence_again_whatever_it_raises(
 
 
 def test_what_the_system_refuses_is_said_with_its_path_and_code() -> None:
-    assert said(ERRORS[0]) == ("/var/lib/standfast/x/reign.json: No space left on device (ENOSPC)")
+    assert said(ERRORS[0]) == (
+        "/var/lib/standfast/x/own-epoch.json: No space left on device (ENOSPC)"
+    )
     moved = OSError(errno.EXDEV, "Invalid cross-device link", "/a", None, "/b")
     assert said(moved) == "/a -> /b: Invalid cross-device link (EXDEV)"
     assert said(OSError(errno.EIO, "Input/output error")) == "Input/output error (EIO)"

@@ -274,7 +274,7 @@ def test_who_only_reads_does_not_keep_the_mount(bind: LiveBind, tmp_path: Path) 
 def test_a_tree_that_is_read_only_is_let_go_of_whoever_had_it_open_to_write(
     bind: LiveBind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As at the end of a reign that another node has taken over."""
+    """As at the end of an epoch that another node has taken over."""
     bind.mount(soon())
     monkeypatch.setattr(LiveBind, "_is_frozen", lambda _: True)
     argv = [sys.executable, "-c", "f = open(__import__('sys').argv[1], 'r+b'); print(); input()"]

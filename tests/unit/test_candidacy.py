@@ -9,9 +9,9 @@ import pytest
 from standfast.config.model import Node as NodeConfig
 from standfast.reasons import Reason
 from standfast.role.candidacy import consider, is_behind, still_waiting
-from standfast.role.decision import NO_WISH, Action, Moment, Wish
+from standfast.role.decision import NO_REQUEST, Action, Moment, Request
 from standfast.role.observation import Available, Beginning, Cluster
-from tests.unit.deciding import NOW_S, UTC, cluster, config, local, record, reign, snap
+from tests.unit.deciding import NOW_S, UTC, cluster, config, epoch_record, local, record, snap
 
 ALIVE = "e5 a/a1 #7 serving"
 NOW = Moment(NOW_S, UTC)
@@ -32,7 +32,7 @@ def goes_at(standbys: dict[str, float], mine_ago_s: float, *, priority: int = 10
             holder_health="critical",
             alive=frozenset("abc"),
         )
-        decision = consider(view, local("b", [snap(mine_ago_s)]), settings, NOW, NO_WISH)
+        decision = consider(view, local("b", [snap(mine_ago_s)]), settings, NOW, NO_REQUEST)
         if decision.action is Action.PROMOTE:
             return tenths / 10
     raise AssertionError("never")
@@ -66,20 +66,20 @@ def test_a_better_candidate_gets_a_head_start(
 
 
 @pytest.mark.parametrize(
-    ("heartbeat", "wish"),
+    ("heartbeat", "request"),
     [
-        (ALIVE, NO_WISH),
-        (ALIVE, Wish(promote=True, accept_data_loss=True)),
-        ("e5 a/a1 #7 clean ->b", NO_WISH),
-        ("e5 a/a1 #7 clean ->b surrendered", NO_WISH),
-        ("e5 a/a1 #7 clean ->c", NO_WISH),
+        (ALIVE, NO_REQUEST),
+        (ALIVE, Request(promote=True, accept_data_loss=True)),
+        ("e5 a/a1 #7 clean ->b", NO_REQUEST),
+        ("e5 a/a1 #7 clean ->b surrendered", NO_REQUEST),
+        ("e5 a/a1 #7 clean ->c", NO_REQUEST),
     ],
 )
-def test_nobody_takes_over_on_a_disk_that_takes_no_writes(heartbeat: str, wish: Wish) -> None:
+def test_nobody_takes_over_on_a_disk_that_takes_no_writes(heartbeat: str, request: Request) -> None:
     view = cluster(heartbeat, silent=500, holder_health="critical")
     good = local("b", [snap(60)])
-    assert consider(view, good, config(), NOW, wish).action is Action.PROMOTE
-    decision = consider(view, replace(good, read_only=True), config(), NOW, wish)
+    assert consider(view, good, config(), NOW, request).action is Action.PROMOTE
+    decision = consider(view, replace(good, read_only=True), config(), NOW, request)
     assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.VOLUME_READ_ONLY)
 
 
@@ -88,38 +88,42 @@ def test_the_wait_is_over_to_the_tenth() -> None:
     assert still_waiting(cluster(ALIVE, silent=12.01), config(), NOW) is None
 
 
-def test_a_clean_of_an_earlier_reign_does_not_end_the_wait() -> None:
-    """`accept-epoch` has raised the epoch since: whoever reigned in between may still serve."""
+def test_a_clean_of_an_earlier_epoch_does_not_end_the_wait() -> None:
+    """`accept-epoch` has raised the epoch since: whoever was primary in between may still serve."""
     view = cluster("e5 a/a1 #7 clean ->b", silent=5, epoch=6)
     assert still_waiting(view, config(), NOW) is not None
     assert still_waiting(cluster("e5 a/a1 #7 clean ->b", silent=5), config(), NOW) is None
 
 
-@pytest.mark.parametrize("wish", [NO_WISH, Wish(promote=True)], ids=["handed over", "by a word"])
-def test_a_clean_that_this_node_did_not_see_arrive_does_not_end_the_wait(wish: Wish) -> None:
+@pytest.mark.parametrize(
+    "request", [NO_REQUEST, Request(promote=True)], ids=["handed over", "by a word"]
+)
+def test_a_clean_that_this_node_did_not_see_arrive_does_not_end_the_wait(request: Request) -> None:
     """Consul may have been restored to it, and have forgotten a successor that still serves."""
     here = local("b", [snap(60)])
     for silent, action in ((11.9, Action.WAIT), (12.1, Action.PROMOTE)):
         view = cluster("e5 a/a1 #7 clean ->b final:60", silent=silent, witnessed=False)
-        found = consider(view, here, config(), NOW, wish)
+        found = consider(view, here, config(), NOW, request)
         assert found.action is action
     view = cluster("e5 a/a1 #7 clean ->b final:60", silent=0.1)
-    assert consider(view, here, config(), NOW, wish).action is Action.PROMOTE
+    assert consider(view, here, config(), NOW, request).action is Action.PROMOTE
 
 
 @pytest.mark.parametrize(
-    ("text", "wish", "unless_paused"),
+    ("text", "request", "unless_paused"),
     [
-        (ALIVE, NO_WISH, True),
-        (ALIVE, Wish(promote=True), False),
-        ("e5 a/a1 #7 clean ->b final:60", NO_WISH, False),
-        ("e5 a/a1 #7 clean ->c final:60", NO_WISH, True),
+        (ALIVE, NO_REQUEST, True),
+        (ALIVE, Request(promote=True), False),
+        ("e5 a/a1 #7 clean ->b final:60", NO_REQUEST, False),
+        ("e5 a/a1 #7 clean ->c final:60", NO_REQUEST, True),
     ],
     ids=["by itself", "by a word", "handed over", "handed to another, who stays away"],
 )
-def test_a_pause_ends_what_nobody_asked_for(text: str, wish: Wish, unless_paused: bool) -> None:
+def test_a_pause_ends_what_nobody_asked_for(
+    text: str, request: Request, unless_paused: bool
+) -> None:
     view = cluster(text, silent=200, holder_health="critical")
-    decision = consider(view, local("b", [snap(60)]), config(), NOW, wish)
+    decision = consider(view, local("b", [snap(60)]), config(), NOW, request)
     assert decision.action is Action.PROMOTE
     assert decision.unless_paused is unless_paused
 
@@ -141,22 +145,22 @@ def handed(final_id: str | None = None) -> Cluster:
     return replace(view, leader=replace(view.leader, final_id=final_id))
 
 
-LOSSY = Wish(promote=True, accept_data_loss=True)
+LOSSY = Request(promote=True, accept_data_loss=True)
 
 
 def test_a_handover_is_clean_only_from_the_final_snapshot_by_its_content() -> None:
     here, elsewhere = handed("id-10"), handed("of another tree with the same name")
-    found = consider(here, local("b", [snap(10), snap(60)]), config(), NOW, NO_WISH)
+    found = consider(here, local("b", [snap(10), snap(60)]), config(), NOW, NO_REQUEST)
     assert (found.action, found.base) == (Action.PROMOTE, snap(10))
     assert (found.reason, found.lost_s) == (Reason.CLEAN_HANDOVER, 0.0)
-    found = consider(elsewhere, local("b", [snap(10)]), config(), NOW, NO_WISH)
+    found = consider(elsewhere, local("b", [snap(10)]), config(), NOW, NO_REQUEST)
     assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
     found = consider(elsewhere, local("b", [snap(10)]), config(), NOW, LOSSY)
     assert (found.action, found.reason, found.lost_s) == (Action.PROMOTE, Reason.OPERATOR, 10.0)
 
 
 def test_an_older_versions_final_snapshot_is_known_by_its_name() -> None:
-    found = consider(handed(), local("b", [snap(10)]), config(), NOW, NO_WISH)
+    found = consider(handed(), local("b", [snap(10)]), config(), NOW, NO_REQUEST)
     assert found.reason is Reason.CLEAN_HANDOVER
 
 
@@ -165,9 +169,9 @@ def test_a_snapshot_from_the_future_is_not_taken_for_the_final_one() -> None:
     early = snap(-3600)
     for view in (handed("id-10"), handed()):
         assert is_behind(early, view)
-        found = consider(view, local("b", [early]), config(), NOW, NO_WISH)
+        found = consider(view, local("b", [early]), config(), NOW, NO_REQUEST)
         assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
-        found = consider(view, local("b", [early, snap(10)]), config(), NOW, NO_WISH)
+        found = consider(view, local("b", [early, snap(10)]), config(), NOW, NO_REQUEST)
         assert (found.action, found.base) == (Action.PROMOTE, snap(10))
 
 
@@ -189,7 +193,7 @@ def test_what_a_failover_loses_is_told_by_when_the_base_was_really_taken(
     base: Available, age_s: float
 ) -> None:
     """A primary that was cut off may have served until its lease was over."""
-    found = consider(unseen_for_13_s(), local("b", [base]), config(), NOW, NO_WISH)
+    found = consider(unseen_for_13_s(), local("b", [base]), config(), NOW, NO_REQUEST)
     assert (found.action, found.base) == (Action.PROMOTE, base)
     assert found.lost_s == pytest.approx(age_s - (13 - config().lease.wait))
 
@@ -197,7 +201,7 @@ def test_what_a_failover_loses_is_told_by_when_the_base_was_really_taken(
 def test_what_was_surrendered_was_written_until_then_and_no_longer() -> None:
     """Its port was shut before: no lease is to be counted on top."""
     view = cluster("e5 a/a1 #7 clean ->b surrendered", silent=20)
-    found = consider(view, local("b", [snap(500)]), config(), NOW, NO_WISH)
+    found = consider(view, local("b", [snap(500)]), config(), NOW, NO_REQUEST)
     assert found.reason is Reason.SURRENDERED and found.lost_s == pytest.approx(480)
 
 
@@ -222,12 +226,14 @@ def test_what_was_surrendered_was_written_until_then_and_no_longer() -> None:
         "it went on in a tree that had more",
     ],
 )
-def test_who_follows_a_reign_that_never_served_goes_on_from_the_one_before(
+def test_who_follows_an_epoch_that_never_served_goes_on_from_the_one_before(
     word: str, mine: list[Available], age_s: float, follows: int | None, lost_s: float
 ) -> None:
-    view = cluster(f"e5 a/a1 #7 clean ->b {word}", history={5: reign(5, 60)})
-    wish = Wish(promote=True, accept_data_loss=True) if lost_s and "final" in word else NO_WISH
-    found = consider(view, local("b", mine), config(), NOW, wish)
+    view = cluster(f"e5 a/a1 #7 clean ->b {word}", history={5: epoch_record(5, 60)})
+    request = (
+        Request(promote=True, accept_data_loss=True) if lost_s and "final" in word else NO_REQUEST
+    )
+    found = consider(view, local("b", mine), config(), NOW, request)
     assert found.action is Action.PROMOTE and found.base is not None
     assert found.base.age_s(NOW.utc) == pytest.approx(age_s)
     assert found.follows == follows
@@ -239,33 +245,33 @@ def test_a_primary_with_a_longer_wait_may_have_written_for_longer() -> None:
     view = cluster(ALIVE, silent=25, holder_health="critical")
     assert view.leader is not None
     view = replace(view, leader=replace(view.leader, wait=20.0))
-    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_WISH)
+    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
     assert found.reason is Reason.TAKEOVER and found.lost_s == pytest.approx(60 - (25 - 20))
 
 
 def test_data_is_too_old_by_when_it_was_really_taken() -> None:
     hour_old = replace(snap(10), taken_at=UTC - 3600)
-    found = consider(unseen_for_13_s(), local("b", [hour_old]), config(), NOW, NO_WISH)
+    found = consider(unseen_for_13_s(), local("b", [hour_old]), config(), NOW, NO_REQUEST)
     assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
     assert "3600 s old" in found.sentence
 
 
 def test_a_loss_that_nobody_knows_is_told_as_unknown_and_never_as_nothing() -> None:
-    found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, NO_WISH)
+    found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, NO_REQUEST)
     assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
     assert "of unknown age (this node started with its clock behind" in found.sentence
     found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, LOSSY)
     assert (found.action, found.lost_s) == (Action.PROMOTE, None)
 
 
-def test_a_first_takeover_within_min_reign_of_an_operators_promotion_is_allowed() -> None:
+def test_a_first_takeover_within_failover_cooldown_of_an_operators_promotion_is_allowed() -> None:
     view = cluster(
         "e6 a/a1 #7 serving",
         silent=13,
-        history={6: reign(6, 60, "operator", age_s=10)},
+        history={6: epoch_record(6, 60, "operator", age_s=10)},
         holder_health="critical",
     )
-    decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH)
+    decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_REQUEST)
     assert decision.reason is Reason.TAKEOVER
 
 
@@ -291,12 +297,12 @@ def test_a_wrong_clock_neither_bars_a_second_takeover_for_ever_nor_lets_it_be(
     view = cluster(
         "e6 a/a1 #7 serving",
         silent=13,
-        history={6: reign(6, 60, "takeover", age_s=began_ago_s)},
+        history={6: epoch_record(6, 60, "takeover", age_s=began_ago_s)},
         holder_health="critical",
         beginning=Beginning(6, NOW_S - seen_ago_s, witnessed),
     )
-    decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH)
-    assert decision.reason is (Reason.MIN_REIGN if barred else Reason.TAKEOVER)
+    decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_REQUEST)
+    assert decision.reason is (Reason.COOLDOWN if barred else Reason.TAKEOVER)
     assert "-" not in decision.sentence.partition(" s ago")[0]
 
 
@@ -305,29 +311,29 @@ def test_a_wrong_clock_neither_bars_a_second_takeover_for_ever_nor_lets_it_be(
 )
 def test_after_a_demotion_it_is_said_what_no_other_node_has(word: str, left: bool) -> None:
     view = cluster(f"e5 a/a1 #7 clean {word}", silent=20)
-    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_WISH)
+    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
     assert found.reason is Reason.DEMOTED
     assert ("without a final snapshot (what a wrote since" in found.sentence) is left
 
 
 @pytest.mark.parametrize("reason", ["takeover", "surrendered"])
-def test_a_reign_that_nobody_here_saw_begin_is_told_by_how_it_began_and_at_its_least(
+def test_an_epoch_that_nobody_here_saw_begin_is_told_by_how_it_began_and_at_its_least(
     reason: str,
 ) -> None:
     """The clock is behind, and this node came 3 s ago: it may have begun long before that."""
     view = cluster(
         "e6 a/a1 #7 serving",
         silent=13,
-        history={6: reign(6, 60, reason, age_s=-50)},
+        history={6: epoch_record(6, 60, reason, age_s=-50)},
         holder_health="critical",
         beginning=Beginning(6, NOW_S - 3),
     )
-    sentence = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_WISH).sentence
+    sentence = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_REQUEST).sentence
     assert f"began by itself ({reason}) at least 3 s ago, as far as b has seen" in sentence
 
 
 def test_a_node_outside_the_configuration_is_not_asked_about() -> None:
     settings = replace(config(), nodes={"b": NodeConfig(address="10.0.0.2")})
     view = cluster(ALIVE, silent=13, standbys=record("c", 10), holder_health="critical")
-    decision = consider(view, local("b", [snap(60)]), settings, NOW, NO_WISH)
+    decision = consider(view, local("b", [snap(60)]), settings, NOW, NO_REQUEST)
     assert decision.action is Action.PROMOTE

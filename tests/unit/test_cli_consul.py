@@ -10,11 +10,11 @@ import pytest
 from standfast.ages import Origin
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import (
+    HistoryEntry,
     Holder,
     Leader,
     LeaderState,
     Pause,
-    Reign,
     StandbyRecord,
     dump_epoch,
     parse_epoch,
@@ -115,14 +115,16 @@ def test_a_pause_without_consul_is_unreachable(desk: Desk) -> None:
 # history
 
 
-def reign(epoch: int, node: str, lost_s: float | None) -> bytes:
-    return Reign(epoch, node, "services@20261122T101500Z", "takeover", None, lost_s, 1e9).dump()
+def epoch_record(epoch: int, node: str, lost_s: float | None) -> bytes:
+    return HistoryEntry(
+        epoch, node, "services@20261122T101500Z", "takeover", None, lost_s, 1e9
+    ).dump()
 
 
 def test_the_history_is_in_the_order_of_the_epochs(desk: Desk) -> None:
     assert "has no history yet" in desk.run("history")[1]
-    desk.put("history/10", reign(10, "c1", 0.0))
-    desk.put("history/9", reign(9, "zippy", 40.0))
+    desk.put("history/10", epoch_record(10, "c1", 0.0))
+    desk.put("history/9", epoch_record(9, "zippy", 40.0))
     code, out, _ = desk.run("history")
     lines = [line.split() for line in out.splitlines()]
     assert code == 0
@@ -134,10 +136,10 @@ def test_the_history_is_in_the_order_of_the_epochs(desk: Desk) -> None:
     assert listed[0]["lost_s"] == 40.0
 
 
-def test_a_reign_that_left_one_out_says_which_it_goes_on_from(desk: Desk) -> None:
+def test_an_epoch_that_left_one_out_says_which_it_goes_on_from(desk: Desk) -> None:
     base = "services@20261122T101500Z"
-    desk.put("history/2", reign(2, "b1", 40.0))
-    desk.put("history/3", Reign(3, "c1", base, "surrendered", None, 0.0, 1e9, 1).dump())
+    desk.put("history/2", epoch_record(2, "b1", 40.0))
+    desk.put("history/3", HistoryEntry(3, "c1", base, "surrendered", None, 0.0, 1e9, 1).dump())
     _, out, _ = desk.run("history")
     assert [line.endswith(" (goes on from epoch 1)") for line in out.splitlines()] == [
         False,
@@ -148,7 +150,7 @@ def test_a_reign_that_left_one_out_says_which_it_goes_on_from(desk: Desk) -> Non
 
 
 def test_a_foreign_value_in_the_history_is_shown_as_one(desk: Desk) -> None:
-    desk.put("history/1", reign(1, "zippy", None))
+    desk.put("history/1", epoch_record(1, "zippy", None))
     desk.put("history/2", FOREIGN)
     code, out, _ = desk.run("history")
     assert code == 0
@@ -246,7 +248,7 @@ def test_a_lost_epoch_is_raised_to_the_highest_seen(desk: Desk, stored: int | No
     ("name", "value"),
     [
         ("leader", Leader(7, Holder("c1", "1"), 9, LeaderState.CLEAN).dump()),
-        ("history/7", Reign(7, "c1", None, "takeover", None, 0.0, 1e9).dump()),
+        ("history/7", HistoryEntry(7, "c1", None, "takeover", None, 0.0, 1e9).dump()),
         ("standbys/c1", StandbyRecord("c1", 7, "services@20261122T101500Z", "id", 1e9).dump()),
     ],
     ids=["leader", "history", "standbys"],

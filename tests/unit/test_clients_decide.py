@@ -16,7 +16,7 @@ from standfast.clients.observation import Answer, NoServer, Note, Observed, Role
 from standfast.clients.plan import Do
 from standfast.clients.ports import Namespace, Use
 from standfast.config.model import Client
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.locks import exclusive
@@ -328,7 +328,7 @@ def test_a_mount_that_is_never_right_is_made_once_in_a_run(client: FakeClient) -
 
 def primary(client: FakeClient, stage: Stage = Stage.READY) -> None:
     client.config = replace(client.config, node="n1")
-    OwnReign(3, stage, fsid(3), None, False).save(client.config.state_dir)
+    OwnEpoch(3, stage, fsid(3), None, False).save(client.config.state_dir)
 
 
 def bind_mount(client: FakeClient) -> Mount:
@@ -375,7 +375,7 @@ def test_services_stopped_with_the_bind_mount_are_started_on_the_nfs_mount_of_a_
     client.run()
     dependants.note_stopped(client.config.run_dir, ["db.service"])
     client.pop()
-    OwnReign.forget(client.config.state_dir)
+    OwnEpoch.forget(client.config.state_dir)
     client.serve(B, 4, 4)
     client.run()
     assert client.is_right()
@@ -406,15 +406,15 @@ def test_a_promotion_that_comes_in_between_gets_its_path_back(client: FakeClient
 
     def mount(*args: object) -> None:
         real(*args)  # type: ignore[arg-type]
-        OwnReign(2, Stage.CLEARING, fsid(2), None, False).save(client.config.state_dir)
+        OwnEpoch(2, Stage.CLEARING, fsid(2), None, False).save(client.config.state_dir)
 
     client.mount = mount  # type: ignore[method-assign, assignment]
     client.run()
     assert client.top is None
 
 
-def test_a_damaged_reign_is_a_role(client: FakeClient) -> None:
-    path = client.config.state_dir / "reign.json"
+def test_a_damaged_epoch_is_a_role(client: FakeClient) -> None:
+    path = client.config.state_dir / "own-epoch.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
     client.serve(A, 1, 1)

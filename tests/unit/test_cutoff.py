@@ -15,7 +15,7 @@ from standfast.lease import cutoff
 from standfast.lease.cutoff import SHUT_S, Found, confirm_shut, stop_for_good
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.keeper import Keeper
-from standfast.lease.protocol import Lost, Tenure
+from standfast.lease.protocol import HeldLease, Lost
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -187,9 +187,9 @@ def keeper(directory: Path, parts: Parts, *, reboot: str = "sysrq") -> Keeper:
     """It serves, and its lease ends in 8 s."""
     config: Config = replace(config_in(directory), fence=Fencing(reboot=reboot))
     now = monotonic()
-    tenure = Tenure(4, Holder("n1", "boot-1"), 10, 11, 1, valid_until=now + 8)
+    held_lease = HeldLease(4, Holder("n1", "boot-1"), 10, 11, 1, valid_until=now + 8)
     keys = cast(LeaseKeys, LostKeys())
-    made = Keeper(config, keys, cast(Any, parts), cast(Any, parts), tenure, since=now)
+    made = Keeper(config, keys, cast(Any, parts), cast(Any, parts), held_lease, since=now)
     made.state, made.serving, made.armed_until = LeaderState.SERVING, True, now + 8
     return made
 
@@ -197,7 +197,7 @@ def keeper(directory: Path, parts: Parts, *, reboot: str = "sysrq") -> Keeper:
 class LostKeys:
     """Consul's answer to each heartbeat: it is over."""
 
-    def heartbeat(self, _tenure: Tenure, _state: LeaderState, _word: Handover) -> Lost:
+    def heartbeat(self, _held_lease: HeldLease, _state: LeaderState, _word: Handover) -> Lost:
         return Lost("n2 took over with epoch 5")
 
 
@@ -214,7 +214,7 @@ def test_a_machine_that_serves_on_is_rebooted_when_the_fence_s_time_is_over(
     tmp_path: Path, clock: StoppedClock, reboots: list[float]
 ) -> None:
     one = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE))
-    ended = one.tenure.valid_until
+    ended = one.held_lease.valid_until
     reboots_within(one, clock, 15)
     assert ended + one.config.lease.fence == pytest.approx(reboots[0], abs=0.15)
 
@@ -308,7 +308,7 @@ def test_rules_that_can_not_be_put_back_open_are_put_back_shut(
 def test_rules_that_go_while_the_node_drains_come_back_shut(
     tmp_path: Path, clock: StoppedClock
 ) -> None:
-    """Within its lease and after its end: until the reign is put away."""
+    """Within its lease and after its end: until the epoch is put away."""
     parts = Parts(OPEN)
     one = keeper(tmp_path, parts)
     one.drain()
@@ -354,7 +354,7 @@ def test_a_lease_that_another_one_took_stops_the_server(
     one = keeper(tmp_path, parts)
     one.beat()
     assert parts.did == ["shut", "stop"]
-    assert one.over and not one.serving and one.tenure.remaining_s(monotonic()) == 0
+    assert one.over and not one.serving and one.held_lease.remaining_s(monotonic()) == 0
     assert reboots == []
 
 

@@ -15,14 +15,14 @@ from standfast.consul.records import LeaderState, StandbyRecord
 from standfast.demo.directory import DirectoryStore
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.replication import cycle, pins, published, state
 from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import note_origin
-from standfast.replication.reporting import ReignInConsul
+from standfast.replication.reporting import EpochInConsul
 from standfast.replication.shipment import Order, Shipped
 from standfast.system.clock import Deadline, Instant, utc_now
 from standfast.system.streams import Conversation
@@ -96,7 +96,7 @@ def test_a_standby_never_gets_the_same_snapshot_twice(primary: Primary) -> None:
     assert primary.cycle("b") > first
 
 
-def test_a_snapshot_of_an_earlier_reign_is_not_shared(primary: Primary) -> None:
+def test_a_snapshot_of_an_earlier_epoch_is_not_shared(primary: Primary) -> None:
     first = primary.cycle("b")
     primary.keys.lead(epoch=3)
     primary.now += 2
@@ -113,12 +113,12 @@ def test_what_a_standby_acknowledged_is_pinned_before_consul_hears_of_it(primary
     assert "standfast/data-services/standbys/b" in primary.keys.written
 
 
-def test_consul_does_not_hear_of_what_was_sent_in_a_reign_that_is_over(primary: Primary) -> None:
+def test_consul_does_not_hear_of_what_was_sent_in_an_epoch_that_is_over(primary: Primary) -> None:
     def another_takes_over(_: Order) -> None:
         primary.keys.lead("b", 3)
 
     primary.meanwhile = another_takes_over
-    with pytest.raises(Refused, match="the reign of epoch 2 ended meanwhile") as caught:
+    with pytest.raises(Refused, match="the epoch of epoch 2 ended meanwhile") as caught:
         primary.cycle("c")
     assert caught.value.reason is Reason.WRONG_EPOCH
     assert primary.keys.written == {}
@@ -260,13 +260,13 @@ def test_the_final_snapshot_is_sent_whatever_the_pins_say(primary: Primary) -> N
     assert [(order.snapshot, order.later) for order in primary.orders] == [(final, frozenset())]
 
 
-def test_what_the_standby_may_have_instead_was_taken_later_in_the_same_reign(
+def test_what_the_standby_may_have_instead_was_taken_later_in_the_same_epoch(
     primary: Primary,
 ) -> None:
     take(primary, 1)
     asked = take(primary, 2)
     later = take(primary, 2)
-    take(primary, 1)  # of another reign, by its note
+    take(primary, 1)  # of another epoch, by its note
     replicate(primary, asked)
     assert [order.later for order in primary.orders] == [{later.content_id}]
 
@@ -302,10 +302,10 @@ def test_names_go_on_where_all_that_had_one_was_deleted(primary: Primary) -> Non
     assert primary.cycle("b") > first
 
 
-def test_a_reign_goes_on_above_what_it_started_from(primary: Primary) -> None:
+def test_an_epoch_goes_on_above_what_it_started_from(primary: Primary) -> None:
     """The new primary's clock is behind the old one's, and the base was deleted by hand since."""
     base = str(SnapshotName.at("services", primary.now + 3600))
-    OwnReign(2, Stage.READY, "fsid", base, in_place=False).save(primary.config.state_dir)
+    OwnEpoch(2, Stage.READY, "fsid", base, in_place=False).save(primary.config.state_dir)
     assert str(primary.cycle("b")) > base
 
 
@@ -322,7 +322,7 @@ def test_a_snapshot_from_the_future_is_shared_no_longer_than_another(primary: Pr
 def test_consul_is_told_no_time_that_nobody_could_read(tmp_path: Path, taken_at: float) -> None:
     config, consul = storage_node(tmp_path, "a"), LeaseKeys()
     snapshot = Snapshot(SnapshotName.at("services", 0.0), tmp_path, "content", received=False)
-    reign = ReignInConsul(config, consul)
-    reign.report("b", snapshot, Origin(2, taken_at), reign.index_of(2))
+    epoch_record = EpochInConsul(config, consul)
+    epoch_record.report("b", snapshot, Origin(2, taken_at), epoch_record.index_of(2))
     record = StandbyRecord.parse(consul.written["standfast/data-services/standbys/b"])
     assert (record.content_id, record.taken_at) == ("content", None)

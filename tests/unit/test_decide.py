@@ -13,17 +13,28 @@ import standfast
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Pause
-from standfast.node.reign import Stage
+from standfast.node.epoch_record import Stage
 from standfast.reasons import Reason
 from standfast.role.decide import decide
-from standfast.role.decision import NO_WISH, Action, Moment, Wish
+from standfast.role.decision import NO_REQUEST, Action, Moment, Request
 from standfast.role.observation import Cluster, Local
-from tests.unit.deciding import NOW_S, UTC, cluster, config, lease, local, own, record, reign, snap
+from tests.unit.deciding import (
+    NOW_S,
+    UTC,
+    cluster,
+    config,
+    epoch_record,
+    lease,
+    local,
+    own,
+    record,
+    snap,
+)
 
 ALIVE = "e5 a/a1 #7 serving"
 CLEAN_B = "e5 a/a1 #7 clean ->b"
 CLEAN = "e5 a/a1 #7 clean"
-PROMOTE = Wish(promote=True)
+PROMOTE = Request(promote=True)
 PRIMARY = local("a", own=own(), lease=lease(), lease_alive=True, nfs_running=True)
 READY = local("b", [snap(60)])
 DEAD = {"holder_health": "critical", "alive": frozenset("bc")}
@@ -36,7 +47,7 @@ class Case:
     local: Local
     action: Action
     reason: Reason
-    wish: Wish = NO_WISH
+    request: Request = NO_REQUEST
     config: Config = field(default_factory=config)
 
 
@@ -170,16 +181,16 @@ CASES = [
         Reason.SURRENDERED,
     ),
     Case(
-        "a reign that began by a surrender is not followed by a takeover within min_reign",
+        "an epoch that began by a surrender is not followed by a takeover within failover_cooldown",
         cluster(
             "e5 a/a1 #7 serving",
             silent=61,
-            history={5: reign(5, 60, "surrendered: n9 could not serve", age_s=100)},
+            history={5: epoch_record(5, 60, "surrendered: n9 could not serve", age_s=100)},
             **DEAD,
         ),
         READY,
         Action.BLOCKED,
-        Reason.MIN_REIGN,
+        Reason.COOLDOWN,
     ),
     Case(
         "a handover without the final snapshot is refused",
@@ -241,7 +252,7 @@ CASES = [
         local("b", [snap(60)]),
         Action.BLOCKED,
         Reason.TOO_OLD,
-        wish=Wish(promote=True),
+        request=Request(promote=True),
     ),
     Case(
         "an operator's promote with the final snapshot loses nothing",
@@ -249,7 +260,7 @@ CASES = [
         local("b", [snap(60)]),
         Action.PROMOTE,
         Reason.CLEAN_HANDOVER,
-        wish=Wish(promote=True),
+        request=Request(promote=True),
     ),
     Case(
         "an operator may accept the loss of what only the final snapshot has",
@@ -257,7 +268,7 @@ CASES = [
         local("b", [snap(60)]),
         Action.PROMOTE,
         Reason.OPERATOR,
-        wish=Wish(promote=True, accept_data_loss=True),
+        request=Request(promote=True, accept_data_loss=True),
     ),
     Case(
         "a machine with the holder's name and without its data does not go on by itself",
@@ -287,7 +298,7 @@ CASES = [
         local("b", [snap(601)]),
         Action.PROMOTE,
         Reason.OPERATOR,
-        Wish(promote=True, accept_data_loss=True),
+        Request(promote=True, accept_data_loss=True),
     ),
     Case(
         "without a snapshot nothing is promoted",
@@ -295,11 +306,11 @@ CASES = [
         local("b"),
         Action.BLOCKED,
         Reason.NO_PUBLISHED_SNAPSHOT,
-        Wish(promote=True, accept_data_loss=True),
+        Request(promote=True, accept_data_loss=True),
     ),
     Case(
-        "a snapshot of a diverged reign does not count",
-        cluster("e6 a/a1 #7 serving", silent=13, history={6: reign(6, 100)}, **DEAD),
+        "a snapshot of a diverged epoch does not count",
+        cluster("e6 a/a1 #7 serving", silent=13, history={6: epoch_record(6, 100)}, **DEAD),
         local("b", [snap(60, epoch=5)]),
         Action.BLOCKED,
         Reason.NO_PUBLISHED_SNAPSHOT,
@@ -346,12 +357,12 @@ CASES = [
         cluster(
             "e6 a/a1 #7 serving",
             silent=13,
-            history={6: reign(6, 60, "takeover", age_s=599)},
+            history={6: epoch_record(6, 60, "takeover", age_s=599)},
             **DEAD,
         ),
         READY,
         Action.BLOCKED,
-        Reason.MIN_REIGN,
+        Reason.COOLDOWN,
     ),
     Case(
         "a holder without its lease process gets one",
@@ -370,7 +381,7 @@ CASES = [
         config=config("a"),
     ),
     Case(
-        "a demotion that was cut before its end is gone back on",
+        "a demotion that was cut before its end is rolled back",
         cluster("e5 a/a1 #7 draining"),
         local("a", own=own(5, Stage.DRAINING), lease=lease(), lease_alive=True, nfs_running=True),
         Action.FINISH_PROMOTION,
@@ -457,7 +468,7 @@ CASES = [
         PROMOTE,
     ),
     Case(
-        "an epoch that is gone blocks though the last reign ended in order",
+        "an epoch that is gone blocks though the last epoch ended in order",
         cluster("e5 a/a1 #7 clean ->b", silent=90, epoch=None, highest_epoch=5),
         local(highest=0, has_live=True),
         Action.BLOCKED,
@@ -538,7 +549,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=[case.says for case in CASES])
 def test_what_is_seen_leads_to(case: Case) -> None:
-    decision = decide(case.view, case.local, case.config, Moment(NOW_S, UTC), case.wish)
+    decision = decide(case.view, case.local, case.config, Moment(NOW_S, UTC), case.request)
     assert (decision.action, decision.reason) == (case.action, case.reason), decision.sentence
     assert decision.sentence.strip() == decision.sentence != ""
 
@@ -562,7 +573,7 @@ def test_every_reason_that_can_be_given_is_in_the_table() -> None:
 
 def the(case_says: str, now: Moment) -> tuple[object, ...]:
     case = next(case for case in CASES if case.says == case_says)
-    decision = decide(case.view, case.local, case.config, now, case.wish)
+    decision = decide(case.view, case.local, case.config, now, case.request)
     return decision.base, decision.in_place, decision.epoch, decision.lost_s
 
 
@@ -597,8 +608,8 @@ def test_a_promotion_over_a_deleted_leader_key_follows_the_epoch_in_consul() -> 
     assert the("a deleted leader key is got over by a word and the wait", NOW)[2] == 5
 
 
-@pytest.mark.parametrize("restored", [False, True], ids=["deleted", "an older reign's"])
-def test_the_last_holder_goes_on_in_place_when_consul_knows_nothing_of_its_reign(
+@pytest.mark.parametrize("restored", [False, True], ids=["deleted", "an older epoch's"])
+def test_the_last_holder_goes_on_in_place_when_consul_knows_nothing_of_its_epoch(
     restored: bool,
 ) -> None:
     """The epoch alone, which was accepted after a restore, tells that nobody followed it."""
@@ -634,7 +645,7 @@ def test_a_tree_is_as_its_final_snapshot_only_where_that_was_handed_over(
 
 def test_a_sentence_names_values_and_the_way_on() -> None:
     decision = decide(
-        cluster(ALIVE, silent=13, **DEAD), local("b", [snap(601)]), config(), NOW, NO_WISH
+        cluster(ALIVE, silent=13, **DEAD), local("b", [snap(601)]), config(), NOW, NO_REQUEST
     )
     assert decision.sentence == (
         "the newest snapshot on b (services@20261122T100459Z) is 601 s old and max_data_loss is "

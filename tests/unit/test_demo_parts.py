@@ -23,7 +23,7 @@ from standfast.demo.ledger import LINE_BYTES, Ledger, Line, line_text, missing
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.demo.screen import NodeRow, Screen, node_line
 from standfast.errors import CommandFailed, Refused, StandfastError, Unreachable
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.system.clock import monotonic
 from tests.support.pace import patient
 from tests.support.waiting import soon
@@ -56,7 +56,7 @@ def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 def session(config: Config) -> Iterator[Session]:
     """A stand-in server in this process, with its port open for long."""
     initialise(config.paths.live)
-    OwnReign(4, Stage.READY, "f", None, in_place=False).save(config.state_dir)
+    OwnEpoch(4, Stage.READY, "f", None, in_place=False).save(config.state_dir)
     EmbeddedNfs(config).export("fsid-1")
     fence_of(config).arm(monotonic() + patient(60.0), monotonic() + patient(60.0))
     files = Files(config, fence_of(config), DirectoryStore(config.paths))

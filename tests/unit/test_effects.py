@@ -15,14 +15,14 @@ from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
 from standfast.lease.files import NOTHING_HELD, LeaseStatus, note_flush, note_outage
 from standfast.lease.surrender import OUTAGE_LIMIT_S
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import Intent, OwnEpoch, Stage
 from standfast.node.ports import LiveTree, Snapshot
-from standfast.node.reign import Intent, OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import steps as effects_module
 from standfast.role.decision import Action, Decision
 from standfast.role.execute import execute
-from standfast.role.observation import Available, Sighting
+from standfast.role.observation import Available, LastHeartbeat
 from standfast.role.plan import Do, Names, Plan, Step
 from standfast.role.steps import UNDO_S, Effects
 from standfast.system.clock import Deadline, monotonic, utc_now
@@ -52,7 +52,7 @@ def promoting(node: FakeNode) -> Effects:
     """To epoch 5, from the snapshot that is there."""
     base = Available(node.store.taken[0], 4)
     decision = Decision(Action.PROMOTE, Reason.TAKEOVER, "n1 takes over", base=base, epoch=4)
-    return Effects(node.machine, decision, Sighting((4, "n9", "boot-9", 17), 100, 0.0))
+    return Effects(node.machine, decision, LastHeartbeat((4, "n9", "boot-9", 17), 100, 0.0))
 
 
 def run(plan: Plan, effects: Effects) -> None:
@@ -161,7 +161,7 @@ def test_the_role_is_given_up_naming_the_snapshot_that_has_all_of_it(
     assert asked[-1] == {**said, "final": str(final.name), "final_id": final.content_id}
 
 
-def failed_at_the_final_copy(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> OwnReign:
+def failed_at_the_final_copy(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> OwnEpoch:
     """It serves again, after a final snapshot that was not the last word."""
     promote(node)
 
@@ -173,12 +173,12 @@ def failed_at_the_final_copy(node: FakeNode, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(StepFailed):
             switch(node)
     assert node.serves
-    own = OwnReign.load(node.config.state_dir)
+    own = OwnEpoch.load(node.config.state_dir)
     assert own is not None and own.stage is Stage.READY
     return own
 
 
-def test_a_reign_that_serves_again_has_no_final_snapshot(
+def test_an_epoch_that_serves_again_has_no_final_snapshot(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = failed_at_the_final_copy(node, monkeypatch)
@@ -193,7 +193,7 @@ def test_the_final_snapshot_is_forgotten_before_the_tree_takes_writes_again(
     real = FakeStore.set_live_writable
 
     def look(store: FakeStore, writable: bool) -> None:
-        own = OwnReign.load(node.config.state_dir)
+        own = OwnEpoch.load(node.config.state_dir)
         assert own is not None
         if writable:
             known.append(own.final)
@@ -208,7 +208,7 @@ def test_the_final_snapshot_is_forgotten_before_the_tree_takes_writes_again(
 def test_a_final_snapshot_of_before_is_not_handed_over_as_everything(
     lost: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever left it in reign.json: what was written since is in the tree alone."""
+    """Whatever left it in own-epoch.json: what was written since is in the tree alone."""
     own = failed_at_the_final_copy(node, monkeypatch)
     before = replace(own, final="services.20261122T060000Z", final_id="c0ffee")
     before.save(node.config.state_dir)
@@ -219,7 +219,7 @@ def test_a_final_snapshot_of_before_is_not_handed_over_as_everything(
     effects.salvage_snapshot()
     effects.release()
     assert asked[-1]["final"] is None and asked[-1].get("surrendered")
-    known = OwnReign.load(node.config.state_dir)
+    known = OwnEpoch.load(node.config.state_dir)
     assert known is not None and known.final is None
 
 
@@ -228,11 +228,11 @@ def test_a_final_snapshot_of_before_is_not_handed_over_as_everything(
 def test_what_is_given_up_without_having_served_is_what_it_began_with(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch, in_place: bool, flushed: bool
 ) -> None:
-    """Somebody else may have more of the reign before than that. A tree that it went on in has
+    """Somebody else may have more of the epoch before than that. A tree that it went on in has
     more than its base, and one that a flush of the firewall opened may have."""
     promote(node)
     config = node.config
-    own = OwnReign.load(config.state_dir)
+    own = OwnEpoch.load(config.state_dir)
     assert own is not None
     replace(own, in_place=in_place).save(config.state_dir)
     node.keeper.opened = False
@@ -240,19 +240,19 @@ def test_what_is_given_up_without_having_served_is_what_it_began_with(
         note_flush(config.run_dir)
     asked = asked_of_the_lease(node, monkeypatch)
     run(plans.surrender(NAMES), Effects(node.machine))
-    [aside] = node.store.put_aside
+    [aside] = node.store.set_aside
     began_with = asked[-1]["final"] == own.base
     assert began_with is not (in_place or flushed)
     assert aside.name.startswith("services.diverged-5-") is began_with
 
 
-def test_a_reign_that_was_put_away_hands_no_snapshot_over(
+def test_an_epoch_that_was_put_away_hands_no_snapshot_over(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it began with would be called its final one, by a successor that has more of it."""
     promote(node)
     switch(node)
-    assert OwnReign.load(node.config.state_dir) is None
+    assert OwnEpoch.load(node.config.state_dir) is None
     node.keeper.epoch, node.keeper.clean = 5, False
     node.keeper.start("standfast-lease@data-services", Deadline.after(60))
     asked = asked_of_the_lease(node, monkeypatch)
@@ -261,22 +261,22 @@ def test_a_reign_that_was_put_away_hands_no_snapshot_over(
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_role_whose_reign_is_not_known_any_more_is_given_up_without_a_final_snapshot(
+def test_a_role_whose_epoch_is_not_known_any_more_is_given_up_without_a_final_snapshot(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch, in_place: bool
 ) -> None:
     """What it began with is not all of it; a file that is missing doesn't say that it is."""
     if in_place:
         node.store.tree = LiveTree(node.config.paths.live, "mine", writable=True)
         decision = Decision(Action.PROMOTE, Reason.TAKEOVER, "on", in_place=True, epoch=4)
-        sighting = Sighting((4, "n1", "boot-0", 17), 100, 0.0)
-        run(plans.promotion(NAMES, "its tree"), Effects(node.machine, decision, sighting))
+        last_heartbeat = LastHeartbeat((4, "n1", "boot-0", 17), 100, 0.0)
+        run(plans.promotion(NAMES, "its tree"), Effects(node.machine, decision, last_heartbeat))
     else:
         promote(node)
-    OwnReign.forget(node.config.state_dir)
+    OwnEpoch.forget(node.config.state_dir)
     asked = asked_of_the_lease(node, monkeypatch)
     run(plans.surrender(NAMES), Effects(node.machine))
     assert asked[-1]["final"] is None and asked[-1].get("surrendered")
-    [aside] = node.store.put_aside
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.diverged-5-")
     assert not node.nfs.running
 
@@ -287,11 +287,11 @@ def test_a_role_that_was_put_away_leaves_nothing_that_systemd_has_to_stop(node: 
     mark = node.config.run_dir / NOTHING_HELD
     mark.unlink(missing_ok=True)
     run(plans.step_down(NAMES), Effects(node.machine))
-    assert OwnReign.load(node.config.state_dir) is None
+    assert OwnEpoch.load(node.config.state_dir) is None
     assert mark.exists()
 
 
-def test_the_reign_is_noted_as_draining_before_its_port_is_shut(
+def test_the_epoch_is_noted_as_draining_before_its_port_is_shut(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From then on no replication cycle takes a snapshot that would be newer than the final one."""
@@ -299,7 +299,7 @@ def test_the_reign_is_noted_as_draining_before_its_port_is_shut(
     stages: list[Stage] = []
 
     def note(command: str) -> bool:
-        own = OwnReign.load(node.config.state_dir)
+        own = OwnEpoch.load(node.config.state_dir)
         assert own is not None
         stages.append(own.stage)
         return True

@@ -29,7 +29,7 @@ from standfast.exporter.exporter import (
     warnings,
 )
 from standfast.exporter.metrics import Readers, VolumeMetrics
-from standfast.exporter.status_cache import Looks
+from standfast.exporter.status_cache import StatusCache
 from standfast.exporter.web import Request, Response, Routes, application, plain, query_of
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
@@ -288,7 +288,7 @@ def test_a_file_that_node_exporter_would_pass_over_is_refused(
 
 
 def test_the_page_names_every_path(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Looks, "start", lambda looks: None)  # no thread in this process
+    monkeypatch.setattr(StatusCache, "start", lambda looks: None)  # no thread in this process
     page = (ROOT / "docs/metrics.md").read_text()
     ours = {"/metrics", "/", "/api/v1/status", "/primary", "/standby", "/-/healthy"}
     assert ours <= routes([config]).keys()

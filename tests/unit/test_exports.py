@@ -13,7 +13,7 @@ from standfast.errors import Refused, StandfastError
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeNode, fake_node
@@ -130,9 +130,9 @@ OTHERS = ("music",)
 
 @pytest.fixture
 def shared(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
-    """Another volume is served by the same server, and the reign's server runs."""
+    """Another volume is served by the same server, and the epoch's server runs."""
     says(node)
-    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
+    OwnEpoch(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
     export(node)
     node.nfs.running = True
     monkeypatch.setattr(exports, "others_serving", lambda _config: OTHERS)

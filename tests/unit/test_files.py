@@ -11,7 +11,7 @@ import pytest
 
 from standfast.errors import is_lack_of
 from standfast.lease.epochs import EpochFile
-from standfast.node.reign import Intent, OwnReign, Stage
+from standfast.node.epoch_record import Intent, OwnEpoch, Stage
 from standfast.system import files
 from standfast.system.files import (
     RESERVE,
@@ -22,7 +22,7 @@ from standfast.system.files import (
     write_atomically,
 )
 
-OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+OWN = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
 
 
 def fill(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOSPC) -> None:
@@ -66,9 +66,9 @@ def test_the_way_back_is_written_into_the_reserve(
     EpochFile(tmp_path / "epoch").raise_to(3)
     fill(monkeypatch, code)
     OWN.save(tmp_path)
-    assert OwnReign.load(tmp_path) == OWN
+    assert OwnEpoch.load(tmp_path) == OWN
     OWN.at(Stage.DRAINING).save(tmp_path)
-    assert OwnReign.load(tmp_path) == OWN.at(Stage.DRAINING)
+    assert OwnEpoch.load(tmp_path) == OWN.at(Stage.DRAINING)
     Intent(5, None, None, in_place=True).save(tmp_path)
     assert Intent.load(tmp_path, 5) is not None
     assert spares(tmp_path) == RESERVE_FILES - 3
@@ -111,7 +111,7 @@ def test_what_is_large_is_written_into_the_spare_that_has_the_room(
 
     monkeypatch.setattr(files, "_write", write)
     write_atomically(tmp_path / "published.json", "x" * 4000, reserved=True)
-    write_atomically(tmp_path / "reign.json", "short", reserved=True)
+    write_atomically(tmp_path / "own-epoch.json", "short", reserved=True)
     write_atomically(tmp_path / "published.json", "x" * 20_000, reserved=True)
     assert taken == [5000, 10, 9000], "the smallest that has it, else the largest"
 
@@ -131,10 +131,10 @@ def test_a_reserve_that_is_used_up_is_said(tmp_path: Path, monkeypatch: pytest.M
     fill(monkeypatch)
     for _ in range(RESERVE_FILES):
         OWN.save(tmp_path)
-    with pytest.raises(OSError, match=r"reserve is used up.*reign\.json") as raised:
+    with pytest.raises(OSError, match=r"reserve is used up.*own-epoch\.json") as raised:
         OWN.at(Stage.DRAINING).save(tmp_path)
     assert is_lack_of(raised.value, errno.ENOSPC)
-    assert OwnReign.load(tmp_path) == OWN
+    assert OwnEpoch.load(tmp_path) == OWN
 
 
 def test_another_trouble_than_a_full_disk_is_no_case_for_the_reserve(

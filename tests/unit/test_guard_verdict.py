@@ -13,13 +13,13 @@ from standfast import guard
 from standfast.config.model import Config
 from standfast.errors import Refused
 from standfast.guard import Question, check_fence, node_verdict
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import FenceState
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from tests.fakes.machine import FakeNfs, World, config_in
 
-OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+OWN = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_volume_that_is_a_standby_here_keeps_no_other_from_being_served(
     assert verdict(volumes, FakeNfs(World())) == "data"
 
 
-def test_an_export_whose_reign_nobody_knows_is_one(volumes: tuple[Config, Config]) -> None:
+def test_an_export_whose_epoch_nobody_knows_is_one(volumes: tuple[Config, Config]) -> None:
     """The state directory was lost, and a power cut left the export."""
     with pytest.raises(Refused, match="music"):
         verdict(volumes)
@@ -77,7 +77,7 @@ def test_a_server_does_not_start_with_a_volume_that_is_exported_still(
         verdict(volumes, nfs)
 
 
-def test_what_is_left_of_a_reign_that_is_not_exported_keeps_no_other_from_being_served(
+def test_what_is_left_of_an_epoch_that_is_not_exported_keeps_no_other_from_being_served(
     volumes: tuple[Config, Config],
 ) -> None:
     """To put it away may take a disk that is gone."""
@@ -85,9 +85,9 @@ def test_what_is_left_of_a_reign_that_is_not_exported_keeps_no_other_from_being_
     assert verdict(volumes, FakeNfs(World())) == "data"
 
 
-def test_a_reign_that_can_not_be_read_is_one(volumes: tuple[Config, Config]) -> None:
+def test_an_epoch_that_can_not_be_read_is_one(volumes: tuple[Config, Config]) -> None:
     OWN.save(volumes[1].state_dir)
-    (volumes[1].state_dir / "reign.json").write_text("{}")
+    (volumes[1].state_dir / "own-epoch.json").write_text("{}")
     with pytest.raises(Refused, match="music"):
         verdict(volumes)
 

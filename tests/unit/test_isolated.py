@@ -18,8 +18,8 @@ from standfast.consul.blindness import Blind
 from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StepFailed, TimedOut
 from standfast.lease.files import LeaseStatus
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import steps as effects_module
@@ -33,7 +33,7 @@ from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 
-OWN = OwnReign(
+OWN = OwnEpoch(
     4, Stage.READY, "fsid-4", None, in_place=True, live_uuid="tree-4", file_system="disk-1"
 )
 BLIND = Blind(Reason.CONSUL_TIMEOUT, "Consul does not answer")
@@ -82,7 +82,7 @@ def agent_of(node: FakeNode) -> Agent:
 
 
 def look(agent: Agent) -> None:
-    own = OwnReign.load(agent.config.state_dir)
+    own = OwnEpoch.load(agent.config.state_dir)
     local = Local("n1", "boot-1", 4, own=own, lease=LeaseStatus.load(agent.config.run_dir))
     decision = Decision(Action.WAIT, BLIND.reason, BLIND.sentence)
     agent.seen = Seen(BLIND, local, decision, Moment(monotonic(), utc_now()))

@@ -31,10 +31,10 @@ from standfast.lease.files import (
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper, answer, build, hold, run
-from standfast.lease.protocol import NEVER, Memory, Tenure, Versioned
+from standfast.lease.protocol import NEVER, HeldLease, Memory, Versioned
 from standfast.lease.surrender import Spell
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import NfsServer
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -50,36 +50,36 @@ class Keys:
 
     away: bool = False
     sent: list[LeaderState] = field(default_factory=list)
-    released: list[Tenure] = field(default_factory=list)
+    released: list[HeldLease] = field(default_factory=list)
     handovers: list[Handover] = field(default_factory=list)
     registered: bool = True
     told_s: float = 0.0
     """How long it has not served, by the last heartbeat."""
     found: Prospects = field(default_factory=lambda: Prospects(None, None, {}))
 
-    def heartbeat(self, tenure: Tenure, state: LeaderState, word: Handover) -> Kept:
+    def heartbeat(self, held_lease: HeldLease, state: LeaderState, word: Handover) -> Kept:
         self.sent.append(state)
         self.told_s = word.unserved
-        attempt = protocol.next_attempt(tenure, state, ())
-        tenure = protocol.sent(tenure, attempt, monotonic())
+        attempt = protocol.next_attempt(held_lease, state, ())
+        held_lease = protocol.sent(held_lease, attempt, monotonic())
         if self.away:
-            return Kept(tenure, "Consul hangs")
-        return Kept(protocol.committed(tenure, attempt.leader.seq, 12, LENGTH_S))
+            return Kept(held_lease, "Consul hangs")
+        return Kept(protocol.committed(held_lease, attempt.leader.seq, 12, LENGTH_S))
 
     def prospects(self, _epoch: int, _deadline: Deadline) -> Prospects:
         return self.found
 
-    def release(self, tenure: Tenure, handover: Handover) -> Kept | None:
-        self.released.append(tenure)
+    def release(self, held_lease: HeldLease, handover: Handover) -> Kept | None:
+        self.released.append(held_lease)
         self.handovers.append(handover)
-        return Kept(tenure, "the reply is lost") if self.away else None
+        return Kept(held_lease, "the reply is lost") if self.away else None
 
     def deregister(self) -> None:
         if self.away:
             raise ConsulTimedOut("no answer")
         self.registered = False
 
-    def take_up(self, memory: Memory) -> Tenure | None:
+    def take_up(self, memory: Memory) -> HeldLease | None:
         leader = Leader(4, ME, 1, LeaderState.SERVING)
         return protocol.taken_up(Versioned(4, 10, leader, 11), ME, memory, monotonic(), 12.0)
 
@@ -169,7 +169,7 @@ def test_a_port_that_does_not_open_is_no_success(
 # Giving up
 
 
-def test_no_heartbeat_opens_the_port_of_a_reign_that_drains(
+def test_no_heartbeat_opens_the_port_of_an_epoch_that_drains(
     config: Config, keys: Keys, fence: Fence, clock: StoppedClock
 ) -> None:
     keeper = started(config, keys, fence)
@@ -189,7 +189,7 @@ def test_the_port_is_shut_and_the_lease_void_before_clean_is_sent(
     keeper.serve()
     keeper.release(Handover(to="n2"))
     assert not is_open(fence)
-    assert [tenure.valid_until for tenure in keys.released] == [NEVER]
+    assert [held_lease.valid_until for held_lease in keys.released] == [NEVER]
     assert keeper.over
 
 
@@ -198,7 +198,7 @@ def test_the_port_is_shut_and_the_lease_void_before_clean_is_sent(
 def test_who_gives_up_says_whether_the_port_was_ever_open(
     config: Config, keys: Keys, fence: Fence, *, opened: bool, surrendered: bool
 ) -> None:
-    """The next one may take data that this reign had cut off, when nobody wrote in it."""
+    """The next one may take data that this epoch had cut off, when nobody wrote in it."""
     keeper = started(config, keys, fence)
     keeper.service.spell = Spell(monotonic())
     if opened:
@@ -223,7 +223,7 @@ def test_a_port_that_a_flush_opened_may_have_been_written_through(
     assert [one.idle for one in keys.handovers] == [False]
 
 
-def test_a_flush_of_an_earlier_reign_says_nothing_of_the_next(
+def test_a_flush_of_an_earlier_epoch_says_nothing_of_the_next(
     config: Config, keys: Keys, fence: Fence
 ) -> None:
     note_flush(config.run_dir)
@@ -242,12 +242,12 @@ def test_after_a_clean_of_unknown_outcome_it_waits_for_a_word(
     reply = answer(keeper, {"cmd": "release", "to": "n2"})
     assert reply["ok"] is False and "not known" in str(reply["error"])
     assert waits_for_a_word(keeper) and not keeper.over
-    assert keeper.tenure.valid_until == NEVER
+    assert keeper.held_lease.valid_until == NEVER
     keys.away = False
     clock.now += 1
     assert answer(keeper, {"cmd": "hold"})["ok"] is True
     assert not waits_for_a_word(keeper)
-    assert keeper.tenure.remaining_s(monotonic()) == LENGTH_S
+    assert keeper.held_lease.remaining_s(monotonic()) == LENGTH_S
 
 
 def can_not_be_set(fence: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def test_a_port_that_can_not_be_shut_stops_the_server_before_the_lease_is_given_
     can_not_be_set(fence, monkeypatch)
     assert answer(keeper, {"cmd": command, "to": "n2"}) == {"ok": True, "epoch": 4, "over": True}
     assert not keeper.nfs.is_running()
-    assert [tenure.valid_until for tenure in keys.released] == [NEVER]
+    assert [held_lease.valid_until for held_lease in keys.released] == [NEVER]
 
 
 def unstoppable(nfs: NfsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_a_surrender_that_can_not_shut_the_port_lets_the_lease_run_out(
     unstoppable(keeper.nfs, monkeypatch)
     # Whatever the kernel was told is not in effect: the rules were flushed.
     fence.in_place = False
-    end = keeper.tenure.valid_until
+    end = keeper.held_lease.valid_until
     before = len(keys.sent)
     answer(keeper, {"cmd": "surrender", "to": "n2"})
     hold(keeper, Script(clock, [""] * 20 + ["end"]))
@@ -316,7 +316,7 @@ def test_a_surrender_that_can_not_shut_the_port_lets_the_lease_run_out(
 
 
 @pytest.mark.parametrize("since", ["the drain failed", "flushed after it"])
-def test_past_the_lease_the_server_of_a_drained_reign_is_stopped_in_doubt(
+def test_past_the_lease_the_server_of_a_drained_epoch_is_stopped_in_doubt(
     since: str,
     config: Config,
     keys: Keys,
@@ -399,10 +399,13 @@ def test_a_restart_within_the_lease_touches_nothing(
     keeper = started(config, keys, fence)
     assert fence.world.log == [] and fence.state().open_for_s == 5
     assert keeper.serving and keeper.state is LeaderState.SERVING
-    assert (keeper.tenure.valid_until, keeper.armed_until) == (last.valid_until, last.armed_until)
+    assert (keeper.held_lease.valid_until, keeper.armed_until) == (
+        last.valid_until,
+        last.armed_until,
+    )
 
 
-def test_a_restart_does_not_make_the_reign_younger(
+def test_a_restart_does_not_make_the_epoch_younger(
     config: Config, keys: Keys, fence: Fence
 ) -> None:
     """Only who has served for long drops the pin of a standby that is away."""
@@ -421,13 +424,13 @@ def test_a_restart_puts_rules_that_are_gone_back_shut(
 
 
 @pytest.mark.parametrize("other", [{"epoch": 3}, {"instance": "boot-0"}], ids=str)
-def test_the_last_word_of_another_reign_or_boot_is_not_taken_up(
+def test_the_last_word_of_another_epoch_or_boot_is_not_taken_up(
     config: Config, keys: Keys, fence: Fence, other: dict[str, Any]
 ) -> None:
     left_behind(config, fence, **other)
     keeper = started(config, keys, fence)
     assert not is_open(fence) and not keeper.serving
-    assert keeper.tenure.remaining_s(monotonic()) == 0
+    assert keeper.held_lease.remaining_s(monotonic()) == 0
 
 
 def test_what_was_voided_stays_void_over_a_restart(
@@ -439,7 +442,7 @@ def test_what_was_voided_stays_void_over_a_restart(
     fence.open_until = now - 1
     keeper = started(config, keys, fence)
     keeper.beat()
-    assert keeper.tenure.remaining_s(monotonic()) == 0 and not is_open(fence)
+    assert keeper.held_lease.remaining_s(monotonic()) == 0 and not is_open(fence)
     clock.now += 5.1
     keeper.beat()
     assert is_open(fence)
@@ -453,18 +456,18 @@ def test_an_earlier_keepers_longer_lease_goes_on_under_a_shorter_configuration(
     started(config, keys, fence).save()
     clock.now += 1
     again = started(config, keys, fence)
-    assert again.tenure.valid_until == until, "its file is one of this boot's"
+    assert again.held_lease.valid_until == until, "its file is one of this boot's"
 
 
 def test_a_lease_of_before_a_reboot_opens_nothing(config: Config, keys: Keys, fence: Fence) -> None:
     until = monotonic() + 500
     left_behind(config, fence, valid_until=until, armed_until=until, longest_s=8.0)
     keeper = started(config, keys, fence)
-    assert keeper.tenure.valid_until == NEVER and not keeper.serving
+    assert keeper.held_lease.valid_until == NEVER and not keeper.serving
     assert not is_open(fence)
 
 
-def test_a_reign_whose_end_this_node_has_seen_is_not_taken_up(
+def test_an_epoch_whose_end_this_node_has_seen_is_not_taken_up(
     config: Config, keys: Keys, fence: Fence
 ) -> None:
     """Consul was restored to it, and the one that followed may serve."""
@@ -617,7 +620,7 @@ def test_a_surrender_ends_the_server_of_other_volumes_as_well(
 ) -> None:
     """It would answer what it was asked before; their agents start another one."""
     keeper = started(config, keys, fence)
-    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(config.state_dir)
+    OwnEpoch(4, Stage.READY, "fsid", None, in_place=True).save(config.state_dir)
     keeper.nfs.export("fsid")
     until = monotonic() + 60
     other = config.paths.run / "other"
@@ -628,7 +631,7 @@ def test_a_surrender_ends_the_server_of_other_volumes_as_well(
     assert fence.world.log[-3:] == ["stop-nfs", "unexport", "release"]
 
 
-def test_what_the_agent_said_of_the_last_reign_vouches_for_nothing(
+def test_what_the_agent_said_of_the_last_epoch_vouches_for_nothing(
     config: Config, keys: Keys, fence: Fence
 ) -> None:
     Vouch(monotonic(), None).save(config.run_dir)

@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 
 from standfast.errors import StandfastError, StepFailed
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import steps as effects_module
 from standfast.role import volume
 from standfast.role.decision import Action, Decision
 from standfast.role.execute import execute
-from standfast.role.observation import Sighting
+from standfast.role.observation import LastHeartbeat
 from standfast.role.plan import Names, Plan
 from standfast.role.steps import Effects
 from standfast.system.clock import monotonic
 from tests.fakes.machine import FakeNode, fake_node
 
 NAMES = Names("/persist/services", "/data/services", "data-services")
-OWN = OwnReign(
+OWN = OwnEpoch(
     4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4", file_system="disk-1"
 )
 
@@ -68,9 +68,9 @@ def as_before(node: FakeNode) -> None:
 
 @pytest.mark.parametrize("plan", [plans.step_down, plans.put_away])
 @pytest.mark.parametrize(
-    ("what", "said"), [(late, "not mounted"), (another, "not mounted"), (gone, "nor put aside")]
+    ("what", "said"), [(late, "not mounted"), (another, "not mounted"), (gone, "nor set aside")]
 )
-def test_a_reign_that_is_over_is_put_away_when_its_tree_is_there_and_not_before(
+def test_an_epoch_that_is_over_is_put_away_when_its_tree_is_there_and_not_before(
     node: FakeNode, what: Callable[[FakeNode], None], said: str, plan: Callable[[Names], Plan]
 ) -> None:
     what(node)
@@ -79,13 +79,13 @@ def test_a_reign_that_is_over_is_put_away_when_its_tree_is_there_and_not_before(
             run(plan(NAMES), Effects(node.machine))
         assert not node.nfs.running, "what ends serving needs no disk"
         assert node.fence.state().open_for_s == 0
-        assert OwnReign.load(node.config.state_dir) is not None
-        assert node.store.put_aside == []
+        assert OwnEpoch.load(node.config.state_dir) is not None
+        assert node.store.set_aside == []
         assert node.store.tree is None or node.store.tree.writable
     as_before(node)
     run(plan(NAMES), Effects(node.machine))
-    assert OwnReign.load(node.config.state_dir) is None
-    [aside] = node.store.put_aside
+    assert OwnEpoch.load(node.config.state_dir) is None
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.diverged-4-")
 
 
@@ -96,7 +96,7 @@ def test_no_lease_is_taken_for_a_tree_that_is_not_there(
     """Another candidate would wait for a holder that can't serve."""
     what(node)
     decision = Decision(Action.PROMOTE, Reason.TAKEOVER, "n1 goes on", in_place=True, epoch=4)
-    effects = Effects(node.machine, decision, Sighting((4, "n1", "boot-0", 17), 100, 0.0))
+    effects = Effects(node.machine, decision, LastHeartbeat((4, "n1", "boot-0", 17), 100, 0.0))
     with pytest.raises(StepFailed, match=r"step claim-lease: .*not mounted"):
         run(plans.promotion(NAMES, "its own tree"), effects)
     assert node.keeper.epoch is None
@@ -123,20 +123,20 @@ def test_a_role_is_given_up_without_its_tree_and_the_tree_put_away_when_it_is_ba
     with pytest.raises(StepFailed, match="step retire-tree"):
         run(plans.surrender(NAMES), Effects(node.machine))
     assert node.keeper.clean
-    own = OwnReign.load(node.config.state_dir)
+    own = OwnEpoch.load(node.config.state_dir)
     assert own is not None and own.stage is Stage.RELEASED
     as_before(node)
     run(plans.put_away(NAMES), Effects(node.machine))
-    [aside] = node.store.put_aside
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.diverged-4-")
 
 
 def test_a_role_that_never_had_a_tree_is_given_up_without_a_disk(node: FakeNode) -> None:
-    OwnReign.forget(node.config.state_dir)
+    OwnEpoch.forget(node.config.state_dir)
     node.keeper.epoch = 4
     late(node)
     run(plans.surrender(NAMES), Effects(node.machine))
-    assert node.keeper.clean and OwnReign.load(node.config.state_dir) is None
+    assert node.keeper.clean and OwnEpoch.load(node.config.state_dir) is None
 
 
 def test_another_disk_at_the_path_is_not_taken_for_the_one_with_the_tree(node: FakeNode) -> None:
@@ -145,25 +145,25 @@ def test_another_disk_at_the_path_is_not_taken_for_the_one_with_the_tree(node: F
     volume.freeze(node.machine)
     node.store.disk = "disk-2"
     with pytest.raises(StandfastError, match=r"nothing was touched\. Mount it"):
-        volume.put_aside(node.machine, diverged=True)
+        volume.set_aside(node.machine, diverged=True)
     replace(OWN, live_uuid=None).save(node.config.state_dir)
     with pytest.raises(StandfastError, match=r"nothing was touched\. Mount it"):
         volume.forget(node.machine)
-    assert node.store.put_aside == [] and OwnReign.load(node.config.state_dir) is not None
+    assert node.store.set_aside == [] and OwnEpoch.load(node.config.state_dir) is not None
 
 
-def test_a_tree_that_has_its_new_name_is_put_aside_and_one_that_has_not_gets_that_one(
+def test_a_tree_that_has_its_new_name_is_set_aside_and_one_that_has_not_gets_that_one(
     node: FakeNode,
 ) -> None:
     volume.freeze(node.machine)
     noted = replace(OWN, aside="services.diverged-4-20261122T101500Z")
     noted.save(node.config.state_dir)
-    volume.put_aside(node.machine, diverged=True)
-    assert [path.name for path in node.store.put_aside] == [noted.aside]
-    volume.put_aside(node.machine, diverged=True)
+    volume.set_aside(node.machine, diverged=True)
+    assert [path.name for path in node.store.set_aside] == [noted.aside]
+    volume.set_aside(node.machine, diverged=True)
     volume.freeze(node.machine)
     volume.forget(node.machine)
-    assert len(node.store.put_aside) == 1
+    assert len(node.store.set_aside) == 1
 
 
 def test_what_appears_at_the_path_of_a_tree_that_is_aside_gets_a_name_of_its_own(
@@ -172,32 +172,32 @@ def test_what_appears_at_the_path_of_a_tree_that_is_aside_gets_a_name_of_its_own
     volume.freeze(node.machine)
     noted = replace(OWN, aside="services.diverged-4-20261122T101500Z")
     noted.save(node.config.state_dir)
-    volume.put_aside(node.machine, diverged=True)
+    volume.set_aside(node.machine, diverged=True)
     node.store.tree = LiveTree(node.config.paths.live, "made by hand", writable=False)
-    volume.put_aside(node.machine, diverged=True)
-    assert len({path.name for path in node.store.put_aside}) == 2
+    volume.set_aside(node.machine, diverged=True)
+    assert len({path.name for path in node.store.set_aside}) == 2
 
 
-def test_a_reign_whose_tree_is_at_its_place_is_not_forgotten(node: FakeNode) -> None:
-    with pytest.raises(StandfastError, match="not put aside: epoch 4 is not forgotten"):
+def test_an_epoch_whose_tree_is_at_its_place_is_not_forgotten(node: FakeNode) -> None:
+    with pytest.raises(StandfastError, match="not set aside: epoch 4 is not forgotten"):
         volume.forget(node.machine)
-    assert OwnReign.load(node.config.state_dir) == OWN
+    assert OwnEpoch.load(node.config.state_dir) == OWN
 
 
-def test_a_reign_that_never_had_a_tree_leaves_none(node: FakeNode) -> None:
+def test_an_epoch_that_never_had_a_tree_leaves_none(node: FakeNode) -> None:
     replace(OWN, stage=Stage.CREATING, live_uuid=None).save(node.config.state_dir)
     node.store.tree = None
     run(plans.step_down(NAMES), Effects(node.machine))
-    assert OwnReign.load(node.config.state_dir) is None
+    assert OwnEpoch.load(node.config.state_dir) is None
 
 
 def test_the_file_of_an_older_version_is_read_and_the_disk_learnt_when_it_is_there(
     node: FakeNode,
 ) -> None:
-    path = node.config.state_dir / "reign.json"
+    path = node.config.state_dir / "own-epoch.json"
     doc = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in doc.items() if k not in ("file_system", "aside")}))
-    assert OwnReign.load(node.config.state_dir) == replace(OWN, file_system=None)
+    assert OwnEpoch.load(node.config.state_dir) == replace(OWN, file_system=None)
     late(node)
     with pytest.raises(StandfastError, match="not mounted"):
         volume.check_place(node.machine)
@@ -205,5 +205,5 @@ def test_the_file_of_an_older_version_is_read_and_the_disk_learnt_when_it_is_the
     volume.check_place(node.machine)
     assert volume.prepare(node.machine, 4, None).file_system == "disk-1"
     another(node)
-    with pytest.raises(StandfastError, match=r"disk-2 is there(.|\n)*delete \S*/reign\.json"):
+    with pytest.raises(StandfastError, match=r"disk-2 is there(.|\n)*delete \S*/own-epoch\.json"):
         volume.check_place(node.machine)

@@ -203,10 +203,10 @@ def test_from_a_keeper_s_first_word_to_its_end_in_order_something_may_be_left(
     assert not may_leave_something(config)
 
 
-def test_a_reign_that_is_not_put_away_is_something(tmp_path: Path) -> None:
+def test_an_epoch_that_is_not_put_away_is_something(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     note_end(config)
-    write_atomically(config.state_dir / "reign.json", "damaged")
+    write_atomically(config.state_dir / "own-epoch.json", "damaged")
     note_start(config)
     assert may_leave_something(config)
 
@@ -217,7 +217,7 @@ def test_what_can_not_be_found_out_may_be_left(
 ) -> None:
     config = config_in(tmp_path)
     note_end(config)
-    unseen = {"state": config.state_dir / "reign.json", "run": config.run_dir / "lease.json"}
+    unseen = {"state": config.state_dir / "own-epoch.json", "run": config.run_dir / "lease.json"}
     look = Path.lstat
 
     def lstat(path: Path) -> os.stat_result:

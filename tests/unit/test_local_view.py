@@ -1,4 +1,4 @@
-"""What a node says of itself: its snapshots are those of now, and those it knows the reign of."""
+"""What a node says of itself: its snapshots are those of now, and those it knows the epoch of."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from standfast.consul.records import LeaderState
 from standfast.errors import Refused
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import LiveTree, Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.replication.published import published_file
 from standfast.role import volume
@@ -78,13 +78,13 @@ def test_a_disk_that_can_not_be_read_keeps_only_a_holder_from_nothing(
     monkeypatch.setattr(node.store, "snapshots", fails)
     with pytest.raises(OSError, match="Input/output error"):
         view.look()
-    own = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+    own = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
     own.save(node.config.state_dir)
     with pytest.raises(OSError, match="Input/output error"):
         view.look()
     with exclusive(node.config.run_dir / "lease.lock", "the lease", Deadline.after(1)):
         local = view.look()
-        OwnReign.forget(node.config.state_dir)
+        OwnEpoch.forget(node.config.state_dir)
         unborn = view.look()
     assert (unborn.own, unborn.unread) == (None, local.unread), "its tree was never made"
     assert (local.own, local.lease_alive) == (own, True)
@@ -92,8 +92,8 @@ def test_a_disk_that_can_not_be_read_keeps_only_a_holder_from_nothing(
     assert local.unread == "/persist: Input/output error (EIO)"
 
 
-def test_a_reign_whose_file_is_gone_is_seen_until_its_tree_is_put_away(node: FakeNode) -> None:
-    """Once the lease is over: to step down it takes a reign. Its holder must not go on with it."""
+def test_an_epoch_whose_file_is_gone_is_seen_until_its_tree_is_put_away(node: FakeNode) -> None:
+    """Once the lease is over: to step down it takes an epoch. Its holder must not go on with it."""
     view, path, run_dir = LocalView(node.machine), node.config.paths.live, node.config.run_dir
     until = monotonic() + 60
     LeaseStatus(5, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, until).save(run_dir)
@@ -103,20 +103,20 @@ def test_a_reign_whose_file_is_gone_is_seen_until_its_tree_is_put_away(node: Fak
         assert view.look().own is None
     own = view.look().own
     assert own is not None and (own.epoch, own.stage) == (5, Stage.CREATING)
-    volume.put_aside(node.machine, diverged=True)
+    volume.set_aside(node.machine, diverged=True)
     volume.forget(node.machine)
     node.store.tree = LiveTree(path, "put there by hand", writable=True)
     assert view.look().own is None
 
 
-def test_only_its_reign_s_own_tree_can_be_gone_on_with(
+def test_only_its_epoch_s_own_tree_can_be_gone_on_with(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, path = LocalView(node.machine), node.config.paths.live
     assert not view.look().has_live
     path.mkdir()
     assert view.look().has_live, "the first primary's"
-    own = OwnReign(4, Stage.READY, "fsid", None, in_place=False, live_uuid="mine")
+    own = OwnEpoch(4, Stage.READY, "fsid", None, in_place=False, live_uuid="mine")
     own.save(node.config.state_dir)
     node.store.tree = LiveTree(path, "put there by hand", writable=True)
     assert not view.look().has_live
@@ -133,7 +133,7 @@ def test_only_its_reign_s_own_tree_can_be_gone_on_with(
 
 
 def test_what_else_a_holder_can_not_read_is_no_fault_of_its_disk(node: FakeNode) -> None:
-    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
+    OwnEpoch(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
     published_file(node.config).parent.mkdir(parents=True, exist_ok=True)
     published_file(node.config).write_text("{")
     view = LocalView(node.machine)
@@ -177,7 +177,7 @@ def test_a_directory_that_changed_is_listed_again(node: FakeNode, clock: Stopped
     assert seen(view) == ["id-1", "id-2"]
 
 
-def test_a_snapshot_of_an_unknown_reign_is_no_candidate(node: FakeNode) -> None:
+def test_a_snapshot_of_an_unknown_epoch_is_no_candidate(node: FakeNode) -> None:
     publish(node, 2, noted=False)
     assert seen(LocalView(node.machine), fresh=True) == ["id-1"]
 

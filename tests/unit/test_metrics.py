@@ -110,7 +110,7 @@ WELL = Readers(
     from_consul=lambda config: {**PRIMARY, "agent": False, "role": "unknown"},
     replication=lambda config: SENT,
     replica=lambda config: Replica(copy_of(100), 1),
-    has_reign=lambda config: True,
+    has_epoch=lambda config: True,
     utc=lambda: NOW,
 )
 
@@ -162,7 +162,7 @@ def test_a_primary_tells_all_it_knows(config: Config) -> None:
         "standfast_mode{manual}": 0,
         "standfast_mode{paused}": 0,
         "standfast_epoch{}": 7,
-        "standfast_reign_start_timestamp_seconds{operator}": NOW - 3600,
+        "standfast_epoch_start_timestamp_seconds{operator}": NOW - 3600,
         "standfast_serving{}": 1,
         "standfast_trouble{}": 0,
         "standfast_fence_armed{}": 1,
@@ -257,7 +257,7 @@ def test_one_broken_source_is_down_and_the_others_are_told(
 
 def test_when_everything_is_broken_the_scrape_says_so(config: Config) -> None:
     no = breaks(Unreachable("nothing answers"))
-    found = scrape(config, fetch=no, from_consul=no, replication=no, replica=no, has_reign=no)
+    found = scrape(config, fetch=no, from_consul=no, replication=no, replica=no, has_epoch=no)
     down = {f"standfast_up{{{one}}}": 0 for one in ("agent", "consul", "replication", "store")}
     assert found == CONFIGURED | down
 
@@ -293,7 +293,7 @@ def test_a_sick_primary_does_not_serve(config: Config) -> None:
         ({"nomad": {"role": "changing"}}, "nomad_pending{}", None),
         ({"nomad": {"settled": False}}, "nomad_pending{}", 1),
         ({"nomad": None}, "nomad_up{}", None),
-        ({"since": None}, "reign_start_timestamp_seconds{operator}", None),
+        ({"since": None}, "epoch_start_timestamp_seconds{operator}", None),
     ],
 )
 def test_a_status_tells_what_is_known_and_leaves_out_the_rest(
@@ -406,7 +406,7 @@ def test_only_a_lasting_failure_s_beginning_is_logged(
     ]
 
 
-def test_the_newest_reign_s_snapshot_counts_and_one_of_unknown_origin_does_not(
+def test_the_newest_epoch_s_snapshot_counts_and_one_of_unknown_origin_does_not(
     config: Config,
 ) -> None:
     store = DirectoryStore(config.paths)

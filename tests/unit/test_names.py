@@ -56,6 +56,6 @@ def test_the_next_name_comes_after_every_one_that_is_known(
     assert chosen == SnapshotName.at("services", UTC + stamp_s)
 
 
-def test_names_of_trees_put_aside_tell_the_reign_and_the_time() -> None:
+def test_names_of_trees_set_aside_tell_the_epoch_and_the_time() -> None:
     assert diverged_name("services", 5, UTC) == "services.diverged-5-20261122T101500Z"
     assert retired_name("services", 5, UTC) == "services.retired-5-20261122T101500Z"

@@ -15,11 +15,11 @@ from standfast.config.model import Config
 from standfast.config.node_name import check_name, keep_name
 from standfast.config.problems import InvalidConfig
 from standfast.lease import keeper
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from tests.fakes.machine import config_in
 from tests.unit.cli_helpers import write_config
 
-OWN = OwnReign(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4")
+OWN = OwnEpoch(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4")
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_process_of_a_renamed_node_begins_nothing(
 
     with pytest.raises(InvalidConfig, match="go back to that name"):
         process(renamed(config), begun)
-    assert OwnReign.load(config.state_dir) == OWN
+    assert OwnEpoch.load(config.state_dir) == OWN
 
 
 @pytest.mark.parametrize("process", [agent.main, keeper.main])

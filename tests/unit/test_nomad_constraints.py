@@ -137,7 +137,7 @@ def test_another_groups_constraint_is_none_of_this_one() -> None:
 
 
 @pytest.mark.parametrize("level", ["a_job", "a_group", "a_task"])
-def test_an_affinity_is_a_wish_and_stops_nothing(level: str) -> None:
+def test_an_affinity_is_a_request_and_stops_nothing(level: str) -> None:
     assert placement(job(**{level: f"{ROLE} = primary"}), "g", META, NODE).tie is Tie.PREFERS
 
 

@@ -413,7 +413,7 @@ def test_a_primary_moves_what_is_left_on_a_node_whose_agent_is_away() -> None:
     assert (move["source"], move["target"]) == ("b", "a")
 
 
-def test_a_primary_of_a_reign_that_is_over_quarantines_nobody() -> None:
+def test_a_primary_of_an_epoch_that_is_over_quarantines_nobody() -> None:
     where = world("db")
     where.clients["b"].local = True
     where.propagate()

@@ -20,7 +20,7 @@ from standfast.config.nomad import NomadAccess
 from standfast.consul.records import LeaderState
 from standfast.errors import ConfigError, NomadError, NomadOutcome, StepFailed
 from standfast.lease.files import LeaseStatus
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.nomad import reports
 from standfast.nomad.loop import Report, refuse_conflicts
 from standfast.nomad.observation import Role
@@ -91,8 +91,8 @@ def agent_in(directory: Path) -> Any:
     )
 
 
-def reign(agent: Any, stage: Stage) -> None:
-    OwnReign(5, stage, "fsid", None, in_place=False).save(agent.config.state_dir)
+def epoch_record(agent: Any, stage: Stage) -> None:
+    OwnEpoch(5, stage, "fsid", None, in_place=False).save(agent.config.state_dir)
 
 
 def lease(agent: Any, *, epoch: int = 5, serving: bool = True, left_s: float = 60.0) -> None:
@@ -103,7 +103,7 @@ def lease(agent: Any, *, epoch: int = 5, serving: bool = True, left_s: float = 6
     ).save(agent.config.run_dir)
 
 
-def test_a_node_without_a_reign_is_a_standby_once_it_has_looked(tmp_path: Path) -> None:
+def test_a_node_without_an_epoch_is_a_standby_once_it_has_looked(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
     assert nomad_thread.role_of(agent) == (Role.STANDBY, 0)
     agent.seen = None
@@ -112,7 +112,7 @@ def test_a_node_without_a_reign_is_a_standby_once_it_has_looked(tmp_path: Path) 
 
 def test_only_who_serves_with_a_lease_of_its_epoch_is_primary(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
-    reign(agent, Stage.READY)
+    epoch_record(agent, Stage.READY)
     assert nomad_thread.role_of(agent) == (Role.CHANGING, 5)
     lease(agent)
     assert nomad_thread.role_of(agent) == (Role.PRIMARY, 5)
@@ -121,14 +121,14 @@ def test_only_who_serves_with_a_lease_of_its_epoch_is_primary(tmp_path: Path) ->
         assert nomad_thread.role_of(agent) == (Role.CHANGING, 5), wrong
     lease(agent)
     for stage in (Stage.CREATING, Stage.DRAINING, Stage.RELEASED):
-        reign(agent, stage)
+        epoch_record(agent, stage)
         assert nomad_thread.role_of(agent) == (Role.CHANGING, 5), stage
 
 
-def test_a_reign_that_can_t_be_read_is_no_standby(tmp_path: Path) -> None:
+def test_an_epoch_that_can_t_be_read_is_no_standby(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
-    reign(agent, Stage.READY)
-    (agent.config.state_dir / "reign.json").write_text("{")
+    epoch_record(agent, Stage.READY)
+    (agent.config.state_dir / "own-epoch.json").write_text("{")
     assert nomad_thread.role_of(agent) == (Role.CHANGING, 0)
 
 
@@ -218,7 +218,7 @@ class FakeFollower:
         if len(self.rounds) == 1:
             raise KeyError("a surprise in an answer")
         if len(self.rounds) == 2:
-            reign(self.agent, Stage.READY)
+            epoch_record(self.agent, Stage.READY)
             lease(self.agent)
             self.still.append(still())
         else:

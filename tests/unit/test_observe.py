@@ -6,10 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from standfast.consul.records import Reign
+from standfast.consul.records import HistoryEntry
 from standfast.lease.surrender import Rank, rank
-from standfast.role.observation import Available, Cluster, Sighting, in_lineage, newest, sight
-from tests.unit.deciding import NOW_S, cluster, local, reign, snap
+from standfast.role.observation import (
+    Available,
+    Cluster,
+    LastHeartbeat,
+    heartbeat_seen,
+    in_lineage,
+    newest,
+)
+from tests.unit.deciding import NOW_S, cluster, epoch_record, local, snap
 
 SEEN = (5, "a", "a1", 7)
 NEXT = (5, "a", "a1", 8)
@@ -30,9 +37,9 @@ NEXT = (5, "a", "a1", 8)
 def test_a_heartbeat_is_as_old_as_its_first_unbroken_sight(
     identity: tuple[int, str, str, int] | None, index: int, first_seen: float
 ) -> None:
-    before = Sighting(SEEN, 10, 100.0)
-    found = sight(before, identity, index, 200.0)
-    assert replace(found, witnessed=False) == Sighting(identity, index, first_seen)
+    before = LastHeartbeat(SEEN, 10, 100.0)
+    found = heartbeat_seen(before, identity, index, 200.0)
+    assert replace(found, witnessed=False) == LastHeartbeat(identity, index, first_seen)
 
 
 @pytest.mark.parametrize(
@@ -56,29 +63,29 @@ def test_a_heartbeat_is_as_old_as_its_first_unbroken_sight(
         "an older one",
         "another boot's",
         "another node's",
-        "another reign's",
+        "another epoch's",
         "gone",
     ],
 )
-def test_only_the_next_heartbeat_of_a_reign_that_was_looked_at_is_witnessed(
+def test_only_the_next_heartbeat_of_an_epoch_that_was_looked_at_is_witnessed(
     identity: tuple[int, str, str, int] | None, index: int, unbroken_since: float, witnessed: bool
 ) -> None:
-    before = Sighting(SEEN, 10, 100.0)
-    found = sight(before, identity, index, 200.0, unbroken_since)
+    before = LastHeartbeat(SEEN, 10, 100.0)
+    found = heartbeat_seen(before, identity, index, 200.0, unbroken_since)
     assert found.witnessed is witnessed
-    assert sight(found, identity, index, 201.0).witnessed is witnessed, "and it stays so"
-    assert not sight(None, identity, index, 200.0).witnessed
-    missing = Sighting(None, 10, 100.0)
-    assert not sight(missing, identity, index, 200.0, 90.0).witnessed
+    assert heartbeat_seen(found, identity, index, 201.0).witnessed is witnessed, "and it stays so"
+    assert not heartbeat_seen(None, identity, index, 200.0).witnessed
+    missing = LastHeartbeat(None, 10, 100.0)
+    assert not heartbeat_seen(missing, identity, index, 200.0, 90.0).witnessed
 
 
 def test_the_first_look_starts_the_wait() -> None:
-    assert sight(None, SEEN, 10, 200.0).first_seen == 200.0
+    assert heartbeat_seen(None, SEEN, 10, 200.0).first_seen == 200.0
 
 
 def at_epoch(epoch: int, **bases: float | None) -> Cluster:
-    """Consul at that epoch; `e6=60` means that reign 6 started from a snapshot 60 s old."""
-    history = {int(name[1:]): reign(int(name[1:]), ago) for name, ago in bases.items()}
+    """Consul at that epoch; `e6=60` means that epoch 6 started from a snapshot 60 s old."""
+    history = {int(name[1:]): epoch_record(int(name[1:]), ago) for name, ago in bases.items()}
     return replace(cluster(None), epoch=epoch, history=history)
 
 
@@ -97,13 +104,13 @@ def at_epoch(epoch: int, **bases: float | None) -> Cluster:
         (6, 60, at_epoch(5), False),
     ],
     ids=[
-        "of this reign",
+        "of this epoch",
         "the base itself",
         "before the base",
         "after the base: diverged",
-        "two reigns ago",
-        "diverged two reigns ago",
-        "diverged one reign ago",
+        "two epochs ago",
+        "diverged two epochs ago",
+        "diverged one epoch ago",
         "no history",
         "a history without a base",
         "from an epoch to come",
@@ -117,8 +124,10 @@ IDLE = "e6 a/a1 #7 clean ->b surrendered idle"
 """It took over from a snapshot 60 s old, and never served."""
 
 
-def ended(heartbeat: str, *reigns: Reign) -> Cluster:
-    return cluster(heartbeat, history={one.epoch: one for one in (reign(6, 60), *reigns)})
+def ended(heartbeat: str, *epoch_records: HistoryEntry) -> Cluster:
+    return cluster(
+        heartbeat, history={one.epoch: one for one in (epoch_record(6, 60), *epoch_records)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,14 +137,14 @@ def ended(heartbeat: str, *reigns: Reign) -> Cluster:
         ([snap(40), snap(30, 6)], ended(IDLE), snap(40)),
         ([snap(60), snap(30, 6)], ended(IDLE), snap(30, 6)),
         ([snap(60), replace(snap(40), ahead=True)], ended(IDLE), snap(60)),
-        ([snap(60), snap(40, 4)], ended(IDLE, reign(5, 55)), snap(60)),
-        ([snap(60, 0), snap(40, 0)], ended(IDLE, reign(6, 60, follows=0)), snap(60, 0)),
+        ([snap(60), snap(40, 4)], ended(IDLE, epoch_record(5, 55)), snap(60)),
+        ([snap(60, 0), snap(40, 0)], ended(IDLE, epoch_record(6, 60, follows=0)), snap(60, 0)),
         ([snap(60), snap(40)], ended(IDLE.removesuffix(" idle")), snap(60)),
         ([snap(60), snap(40)], ended("e6 a/a1 #7 serving ->b idle"), snap(60)),
         ([snap(60), snap(40)], replace(ended(IDLE), epoch=7), None),
         ([snap(60), snap(40)], ended("e6 a/a1 #7 clean ->b final:60 idle"), snap(40)),
         ([snap(60), snap(40), snap(20, 6)], ended("e6 a/a1 #7 clean final:20 idle"), snap(20, 6)),
-        ([snap(60), snap(40)], ended(IDLE, reign(6, None)), None),
+        ([snap(60), snap(40)], ended(IDLE, epoch_record(6, None)), None),
     ],
     ids=[
         "what its base lacks",
@@ -143,7 +152,7 @@ def ended(heartbeat: str, *reigns: Reign) -> Cluster:
         "nobody has more than its base",
         "a name of a clock that was ahead proves no order",
         "diverged before",
-        "of no reign: taken of a tree that nobody else knows",
+        "of no epoch: taken of a tree that nobody else knows",
         "it served",
         "it may serve yet",
         "another came after it",
@@ -152,20 +161,20 @@ def ended(heartbeat: str, *reigns: Reign) -> Cluster:
         "its base is not known",
     ],
 )
-def test_a_reign_that_never_served_cuts_nothing_off(
+def test_an_epoch_that_never_served_cuts_nothing_off(
     mine: list[Available], view: Cluster, best: Available | None
 ) -> None:
     assert newest(local("b", mine), view) == best
 
 
-def test_the_next_reign_goes_on_from_the_one_before_the_one_that_never_served() -> None:
+def test_the_next_epoch_goes_on_from_the_one_before_the_one_that_never_served() -> None:
     view = at_epoch(7, e5=90, e6=60, e7=40)
-    follows = replace(view, history={**view.history, 7: reign(7, 40, follows=5)})
+    follows = replace(view, history={**view.history, 7: epoch_record(7, 40, follows=5)})
     assert not in_lineage(snap(40), view) and in_lineage(snap(40), follows)
     assert in_lineage(snap(90, 4), follows) and not in_lineage(snap(80, 4), follows)
     assert not in_lineage(snap(65, 6), follows) and in_lineage(snap(65, 6), view)
     # What is written by hand may name itself another, and lead round and round.
-    circle = {**view.history, 7: replace(reign(9, 40), follows=8), 8: reign(8, 40)}
+    circle = {**view.history, 7: replace(epoch_record(9, 40), follows=8), 8: epoch_record(8, 40)}
     assert not in_lineage(snap(90, 4), replace(view, history=circle))
     # Two that never served, one after the other.
     unused = cluster("e7 a/a1 #7 clean ->b surrendered idle", history=follows.history)
@@ -177,11 +186,11 @@ def test_without_an_epoch_nothing_is_in_the_lineage() -> None:
 
 
 def test_a_history_that_names_no_snapshot_is_doubt() -> None:
-    broken = replace(reign(6, 60), base="yesterday's")
+    broken = replace(epoch_record(6, 60), base="yesterday's")
     assert not in_lineage(snap(60), replace(at_epoch(6), history={6: broken}))
 
 
-def test_the_newest_is_of_the_latest_reign_then_of_the_latest_time() -> None:
+def test_the_newest_is_of_the_latest_epoch_then_of_the_latest_time() -> None:
     view = at_epoch(6, e6=60)
     mine = [snap(70, 5), snap(60, 5), snap(40, 6), snap(50, 6), snap(30, 5)]
     assert newest(local("b", mine), view) == snap(40, 6)
@@ -212,7 +221,7 @@ def test_a_future_name_of_an_older_version_comes_before_the_others() -> None:
         ((5, 10.0, 10, "b"), (5, 10.0, 10, "a")),
         ((5, 60.0, 10, "a"), (5, None, 99, "b")),
     ],
-    ids=["reign", "snapshot", "priority", "name", "no snapshot's name"],
+    ids=["epoch", "snapshot", "priority", "name", "no snapshot's name"],
 )
 def test_who_should_rather_take_over(
     better: tuple[int, float | None, int, str], worse: tuple[int, float | None, int, str]
@@ -238,4 +247,4 @@ def test_after_an_orderly_end_the_final_snapshot_is_the_newest_whatever_the_name
 def test_a_clusters_defaults_blame_nobody() -> None:
     view = cluster("e5 a/a1 #7 serving", silent=3)
     assert (view.holder_health, view.holder_unanswered_s, view.alive) == ("unknown", 0, frozenset())
-    assert view.sighting.first_seen == NOW_S - 3
+    assert view.last_heartbeat.first_seen == NOW_S - 3

@@ -16,13 +16,13 @@ import pytest
 from standfast.config.model import Config
 from standfast.consul.records import ClientRecord
 from standfast.errors import StandfastError, TimedOut
-from standfast.exporter.status_cache import KEEP_S, Looks, Readers, sort_keys
+from standfast.exporter.status_cache import KEEP_S, Readers, StatusCache, sort_keys
 from standfast.exporter.trend import BUCKETS, MOST_STANDBYS, STEP_S, Trend
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
 from standfast.status.advice import NEXT, next_step
 from standfast.status.headline import Level, time_of
-from standfast.status.overview import MOST_REIGNS, SILENT_S, Keys, Seen, describe, document
+from standfast.status.overview import MOST_EPOCHS, SILENT_S, Keys, Seen, describe, document
 from tests.fakes.machine import config_in
 from tests.unit.pictures import NOW, blind, dead, keys, served, snapshot, standby
 
@@ -316,11 +316,11 @@ def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
     assert {one["level"] for one in waiting["clients"]} == {"note", "unknown"}
 
 
-def test_the_newest_twenty_reigns_are_told(config: Config) -> None:
+def test_the_newest_twenty_epochs_are_told(config: Config) -> None:
     [one] = [one for one in sort_keys(keys()).history if one.epoch == 7]
     many = [replace(one, epoch=epoch) for epoch in range(1, 100)]
     found = told(served(), config, keys=Keys(history=many))["history"]
-    assert [one["epoch"] for one in found] == list(range(99, 99 - MOST_REIGNS, -1))
+    assert [one["epoch"] for one in found] == list(range(99, 99 - MOST_EPOCHS, -1))
 
 
 def test_a_value_by_hand_hides_nothing_but_itself() -> None:
@@ -414,7 +414,7 @@ def raises(error: Exception) -> Any:
     return read
 
 
-def answer(looks: Looks) -> dict[str, Any]:
+def answer(looks: StatusCache) -> dict[str, Any]:
     doc: dict[str, Any] = json.loads(looks.body())
     return doc
 
@@ -428,7 +428,7 @@ def test_many_pages_cost_one_look_a_second(config: Config) -> None:
         now[0] += 3.0  # a slow look is fresh when it ends
         return served()
 
-    looks = Looks([config], readers(fetch=fetch, now=lambda: now[0]))
+    looks = StatusCache([config], readers(fetch=fetch, now=lambda: now[0]))
     assert len({looks.body() for _ in range(10)}) == 1
     assert len(asked) == 1
     now[0] += KEEP_S
@@ -445,7 +445,7 @@ def test_who_asks_during_a_look_gets_the_same_one(config: Config) -> None:
         assert go_on.wait(30)
         return served()
 
-    looks = Looks([config], readers(fetch=fetch))
+    looks = StatusCache([config], readers(fetch=fetch))
     bodies: list[bytes] = []
     threads = [threading.Thread(target=lambda: bodies.append(looks.body())) for _ in range(5)]
     for thread in threads:
@@ -463,13 +463,13 @@ def test_a_source_that_fails_is_named_and_the_others_are_shown(
     config: Config, error: Exception
 ) -> None:
     for source, name in (("fetch", "agent"), ("keys", "keys"), ("replication", "replication")):
-        [volume] = answer(Looks([config], readers(**{source: raises(error)})))["volumes"]
+        [volume] = answer(StatusCache([config], readers(**{source: raises(error)})))["volumes"]
         assert volume["serving"] == "n1"
         bad = {one for one, found in volume["sources"].items() if not found["ok"]}
         assert bad == {name}
         assert volume["level"] == "unknown"
     everything = {name: raises(error) for name in ("fetch", "from_consul", "keys", "replication")}
-    [volume] = answer(Looks([config], readers(**everything)))["volumes"]
+    [volume] = answer(StatusCache([config], readers(**everything)))["volumes"]
     assert volume["headline"]["level"] == "unknown"
 
 
@@ -486,11 +486,11 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
         {"fetch": raises(TimedOut("late")), "from_consul": lambda config: silent},
         {"fetch": raises(TimedOut("late")), "from_consul": raises(OSError("no"))},
     ):
-        [volume] = answer(Looks([config], readers(keys=read, **reads)))["volumes"]
+        [volume] = answer(StatusCache([config], readers(keys=read, **reads)))["volumes"]
         assert (volume["history"], volume["headline"]["level"]) == (None, "unknown")
     assert not asked
     # An agent's blindness is its own: this process may see more.
-    [volume] = answer(Looks([config], readers(keys=read, fetch=lambda config: blind("n2"))))[
+    [volume] = answer(StatusCache([config], readers(keys=read, fetch=lambda config: blind("n2"))))[
         "volumes"
     ]
     assert asked and volume["history"]
@@ -503,7 +503,9 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
 )
 def test_an_agent_s_answer_of_another_shape_is_no_answer(config: Config, odd: Any) -> None:
     other = replace(config, volume="other")
-    looks = Looks([config, other], readers(fetch=lambda one: odd if one == config else served()))
+    looks = StatusCache(
+        [config, other], readers(fetch=lambda one: odd if one == config else served())
+    )
     first, second = answer(looks)["volumes"]
     assert first["serving"] is None and first["headline"]["level"] == "unknown"
     assert second["serving"] == "n1"
@@ -526,7 +528,7 @@ def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_re
             raise found
         return dict(found)
 
-    looks = Looks(
+    looks = StatusCache(
         [config], readers(fetch=fetch, from_consul=raises(OSError("no")), now=lambda: now[0])
     )
     for _ in range(4):
@@ -542,7 +544,7 @@ def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_re
 def test_the_trend_is_of_the_ages_that_status_tells(config: Config) -> None:
     """The record in Consul goes by the primary's clock, an hour ahead; the agent counts."""
     told = served(standbys=[standby("n2", 3700.0)])
-    looks = Looks([config], readers(fetch=lambda config: told))
+    looks = StatusCache([config], readers(fetch=lambda config: told))
     looks.sample()
     [volume] = answer(looks)["volumes"]
     assert volume["standbys"][0]["trend"]["ages_s"] == [3700]

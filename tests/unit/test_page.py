@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from standfast.exporter.page import POLICY, STATUS, application_routes, page_routes, status_route
-from standfast.exporter.status_cache import Looks
+from standfast.exporter.status_cache import StatusCache
 from standfast.exporter.web import Request, dispatch
 from tests.fakes.machine import config_in
 
@@ -28,7 +28,7 @@ def test_the_page_and_its_document_are_there(tmp_path: Path) -> None:
         assert answer.status == 200 and answer.body
         assert ("Cache-Control", "no-store") in answer.headers
     assert json.loads(routes[STATUS](Request(STATUS)).body)["volumes"] == []
-    nobody = status_route(Looks([config_in(tmp_path)]))(Request(STATUS))
+    nobody = status_route(StatusCache([config_in(tmp_path)]))(Request(STATUS))
     [volume] = json.loads(nobody.body)["volumes"]
     assert (nobody.status, volume["level"]) == (200, "unknown")
 

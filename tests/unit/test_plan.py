@@ -78,7 +78,7 @@ def test_a_primary_that_was_replaced_keeps_its_tree_as_diverged_and_never_releas
 
 
 @pytest.mark.parametrize("plan", ENDING, ids=lambda plan: plan.name)
-def test_the_reign_is_forgotten_after_the_tree_is_put_aside(plan: Plan) -> None:
+def test_the_epoch_is_forgotten_after_the_tree_is_set_aside(plan: Plan) -> None:
     aside = Do.KEEP_DIVERGED if plan is STEP_DOWN else Do.RETIRE_TREE
     assert_order(plan, Do.READ_ONLY, aside, Do.FORGET)
 

@@ -11,15 +11,15 @@ import pytest
 from standfast.consul.gateway import Instance
 from standfast.errors import ConsulNoQuorum, Refused, StandfastError, StepFailed
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot, Writer
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import steps as effects_module
 from standfast.role import volume
 from standfast.role.decision import Action, Decision
 from standfast.role.execute import execute
-from standfast.role.observation import Available, Sighting
+from standfast.role.observation import Available, LastHeartbeat
 from standfast.role.plan import Do, Names, Plan
 from standfast.role.steps import Effects
 from standfast.system.clock import utc_now
@@ -57,8 +57,8 @@ def promotion(node: FakeNode) -> Effects:
         epoch=4,
         lost_s=60.0,
     )
-    sighting = Sighting((4, "n9", "boot-9", 17), 100, 0.0)
-    return Effects(node.machine, decision, sighting)
+    last_heartbeat = LastHeartbeat((4, "n9", "boot-9", 17), 100, 0.0)
+    return Effects(node.machine, decision, last_heartbeat)
 
 
 def run(plan: Plan, effects: Effects) -> None:
@@ -94,7 +94,7 @@ def surrender(node: FakeNode) -> None:
 
 
 def is_primary(node: FakeNode) -> None:
-    own = OwnReign.load(node.config.state_dir)
+    own = OwnEpoch.load(node.config.state_dir)
     assert own is not None
     assert (own.epoch, own.stage, own.fsid) == (5, Stage.READY, node.nfs.fsid)
     assert node.serves
@@ -107,7 +107,7 @@ def is_primary(node: FakeNode) -> None:
 
 
 def is_standby(node: FakeNode) -> None:
-    assert OwnReign.load(node.config.state_dir) is None
+    assert OwnEpoch.load(node.config.state_dir) is None
     assert not node.serves
     assert not node.nfs.running
     assert not node.bind.mounted
@@ -147,7 +147,7 @@ def test_a_plan_cut_before_any_effect_ends_right_when_it_is_run_again(
             plan(node)
         end(node)
         # Nothing is ever deleted: each tree is live or aside.
-        kept = len(node.store.put_aside) + (0 if node.store.tree is None else 1)
+        kept = len(node.store.set_aside) + (0 if node.store.tree is None else 1)
         assert kept >= trees
         if cuts <= number:
             assert cuts > 5, "the plan has hardly any effects: is it run at all?"
@@ -160,7 +160,7 @@ def test_a_promotion_cut_while_creating_makes_one_tree_and_puts_none_of_its_own_
 ) -> None:
     promote(node)
     assert node.world.log.count("create") == 1
-    assert node.store.put_aside == []
+    assert node.store.set_aside == []
 
 
 def test_what_lay_at_the_live_path_is_kept_aside_before_a_promotion(node: FakeNode) -> None:
@@ -169,7 +169,7 @@ def test_what_lay_at_the_live_path_is_kept_aside_before_a_promotion(node: FakeNo
     node.store.tree = LiveTree(node.config.paths.live, "somebody's", writable=True)
     promote(node)
     is_primary(node)
-    [aside] = node.store.put_aside
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.diverged-0-")
 
 
@@ -239,13 +239,13 @@ def test_a_release_that_fails_is_not_undone(node: FakeNode) -> None:
     assert not node.serves
 
 
-def test_a_reign_without_a_final_snapshot_is_kept_as_diverged_whatever_the_plan(
+def test_an_epoch_without_a_final_snapshot_is_kept_as_diverged_whatever_the_plan(
     node: FakeNode,
 ) -> None:
     promote(node)
     run(plans.put_away(NAMES), Effects(node.machine))
     is_standby(node)
-    [aside] = node.store.put_aside
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.diverged-5-")
 
 

@@ -13,17 +13,17 @@ from standfast.lease.protocol import (
     NO_MEMORY,
     Claim,
     Halted,
+    HeldLease,
     Lost,
     Memory,
     Repair,
     StillMine,
-    Tenure,
     Versioned,
 )
 
 A, B, A_REBOOTED = Holder("a", "a1"), Holder("b", "b1"), Holder("a", "a2")
 LENGTH_S, WAIT_S = 8.0, 12.0
-TENURE = Tenure(5, A, epoch_index=50, leader_index=60, seq=7, valid_until=108.0)
+TENURE = HeldLease(5, A, epoch_index=50, leader_index=60, seq=7, valid_until=108.0)
 
 
 def beat(epoch: int = 5, holder: Holder = A, seq: int = 7, state: str = "serving") -> Leader:
@@ -34,12 +34,12 @@ def held(leader: Leader | None, epoch: int | None = 5, index: int = 61) -> Versi
     return Versioned(epoch, 50 if epoch is not None else 0, leader, index if leader else 0)
 
 
-def after_sending(tenure: Tenure, at: float) -> Tenure:
-    return protocol.sent(tenure, protocol.next_attempt(tenure, LeaderState.SERVING, ()), at)
+def after_sending(held_lease: HeldLease, at: float) -> HeldLease:
+    return protocol.sent(held_lease, protocol.next_attempt(held_lease, LeaderState.SERVING, ()), at)
 
 
-def back(tenure: Tenure, now_held: Versioned, now: float = 105.0) -> protocol.Verdict:
-    return protocol.read_back(tenure, now_held, now, LENGTH_S, WAIT_S)
+def back(held_lease: HeldLease, now_held: Versioned, now: float = 105.0) -> protocol.Verdict:
+    return protocol.read_back(held_lease, now_held, now, LENGTH_S, WAIT_S)
 
 
 def test_each_attempt_has_a_number_of_its_own() -> None:
@@ -50,8 +50,8 @@ def test_each_attempt_has_a_number_of_its_own() -> None:
 
 
 def test_a_commit_counts_from_the_moment_before_sending() -> None:
-    tenure = protocol.committed(after_sending(TENURE, 104.0), 8, 61, LENGTH_S)
-    assert (tenure.valid_until, tenure.leader_index, tenure.attempts) == (112.0, 61, {})
+    held_lease = protocol.committed(after_sending(TENURE, 104.0), 8, 61, LENGTH_S)
+    assert (held_lease.valid_until, held_lease.leader_index, held_lease.attempts) == (112.0, 61, {})
 
 
 def test_an_earlier_heartbeat_never_shortens_the_lease() -> None:
@@ -64,30 +64,30 @@ def test_an_earlier_heartbeat_never_shortens_the_lease() -> None:
 def test_only_a_heartbeat_sent_after_the_voiding_makes_the_lease_valid(
     sent_at: float, valid_until: float
 ) -> None:
-    tenure = protocol.voided(after_sending(TENURE, sent_at), 104.0)
-    assert protocol.committed(tenure, 8, 61, LENGTH_S).valid_until == valid_until
+    held_lease = protocol.voided(after_sending(TENURE, sent_at), 104.0)
+    assert protocol.committed(held_lease, 8, 61, LENGTH_S).valid_until == valid_until
 
 
 def test_a_lost_reply_is_recognised_by_its_number() -> None:
     verdict = back(after_sending(after_sending(TENURE, 104.0), 106.0), held(beat(seq=8)))
     assert isinstance(verdict, StillMine)
-    assert verdict.tenure.valid_until == 112.0
-    assert verdict.tenure.leader_index == 61
+    assert verdict.held_lease.valid_until == 112.0
+    assert verdict.held_lease.leader_index == 61
 
 
 def test_a_number_that_this_process_never_sent_gives_no_time() -> None:
     verdict = back(after_sending(TENURE, 104.0), held(beat(seq=9)))
     assert isinstance(verdict, StillMine)
-    assert verdict.tenure.valid_until == 108.0
-    assert verdict.tenure.seq == 9
+    assert verdict.held_lease.valid_until == 108.0
+    assert verdict.held_lease.seq == 9
 
 
 def test_a_clean_that_committed_after_all_gives_no_time() -> None:
     void = protocol.voided(after_sending(TENURE, 104.0), 103.0)
     verdict = back(void, held(beat(seq=8, state="clean")))
     assert isinstance(verdict, StillMine)
-    assert verdict.tenure.valid_until == NEVER
-    assert verdict.tenure.leader_index == 61
+    assert verdict.held_lease.valid_until == NEVER
+    assert verdict.held_lease.leader_index == 61
 
 
 LOST = {
@@ -101,7 +101,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("now_held", LOST.values(), ids=LOST)
-def test_it_is_lost_when_another_reigns(now_held: Versioned) -> None:
+def test_it_is_lost_when_another_epochs(now_held: Versioned) -> None:
     verdict = back(TENURE, now_held)
     assert isinstance(verdict, Lost)
     assert verdict.why
@@ -127,7 +127,7 @@ def test_a_deleted_key_is_to_be_written_again(now_held: Versioned, missing_epoch
     verdict = back(TENURE, now_held)
     assert isinstance(verdict, Repair)
     assert verdict.missing_epoch == missing_epoch
-    assert verdict.tenure.leader_index == now_held.leader_index
+    assert verdict.held_lease.leader_index == now_held.leader_index
 
 
 def test_a_lapsed_holder_does_not_write_both_keys_again() -> None:
@@ -183,8 +183,8 @@ def test_a_clean_that_was_merely_found_needs_the_wait() -> None:
     assert protocol.objection(claim, held(clean), 112.0, WAIT_S) is None
 
 
-def test_a_clean_of_an_earlier_reign_needs_the_wait() -> None:
-    """After `accept-epoch` a later reign that Consul has forgotten may not be over yet."""
+def test_a_clean_of_an_earlier_epoch_needs_the_wait() -> None:
+    """After `accept-epoch` a later epoch that Consul has forgotten may not be over yet."""
     clean = beat(seq=8, state="clean")
     claim = replace(CLAIM, epoch=6, seen=clean.identity, witnessed=True)
     early = protocol.objection(claim, held(clean, epoch=6), 111.9, WAIT_S)
@@ -195,9 +195,9 @@ def test_a_clean_of_an_earlier_reign_needs_the_wait() -> None:
 def test_an_acquisition_is_ours_only_with_our_name_on_both_keys() -> None:
     sent = beat(6, B, 31)
     won = held(sent, epoch=6)
-    tenure = protocol.acquired(won, sent, 100.0, LENGTH_S)
-    assert tenure is not None
-    assert (tenure.epoch, tenure.valid_until, tenure.seq) == (6, 108.0, 31)
+    held_lease = protocol.acquired(won, sent, 100.0, LENGTH_S)
+    assert held_lease is not None
+    assert (held_lease.epoch, held_lease.valid_until, held_lease.seq) == (6, 108.0, 31)
     for other in (held(beat(6, A, 31), epoch=6), held(beat(), epoch=6), held(None, epoch=6)):
         assert protocol.acquired(other, sent, 100.0, LENGTH_S) is None
     assert protocol.acquired(won, beat(7, B, 31), 100.0, LENGTH_S) is None
@@ -206,10 +206,10 @@ def test_an_acquisition_is_ours_only_with_our_name_on_both_keys() -> None:
 def test_an_acquisition_sent_earlier_is_ours_and_gives_no_time() -> None:
     """Nobody knows any more when it was sent: the first heartbeat upon it brings time."""
     earlier = held(beat(6, B, 17), epoch=6)
-    tenure = protocol.acquired(earlier, beat(6, B, 31), 100.0, LENGTH_S)
-    assert tenure is not None and tenure.valid_until == NEVER
-    assert tenure.seq == 31, "none of the numbers that were used is used again"
-    going_on = protocol.committed(after_sending(tenure, 101.0), 32, 70, LENGTH_S)
+    held_lease = protocol.acquired(earlier, beat(6, B, 31), 100.0, LENGTH_S)
+    assert held_lease is not None and held_lease.valid_until == NEVER
+    assert held_lease.seq == 31, "none of the numbers that were used is used again"
+    going_on = protocol.committed(after_sending(held_lease, 101.0), 32, 70, LENGTH_S)
     assert going_on.valid_until == 109.0
 
 
@@ -222,25 +222,25 @@ def test_the_time_left_is_never_negative() -> None:
 def test_a_lapsed_holder_that_finds_a_restored_consul_waits_out_a_forgotten_successor() -> None:
     holder = Holder("a", "a1")
     leader = Leader(5, holder, 3, LeaderState.SERVING)
-    lapsed = Tenure(
+    lapsed = HeldLease(
         5, holder, epoch_index=10, leader_index=90, seq=9, valid_until=100.0, attempts={9: 99.0}
     )
     held = Versioned(5, 10, leader, 40)
     verdict = protocol.read_back(lapsed, held, now=200.0, length_s=8.0, wait_s=12.0)
     assert isinstance(verdict, StillMine)
-    early = protocol.committed(replace(verdict.tenure, attempts={10: 205.0}), 10, 41, 8.0)
+    early = protocol.committed(replace(verdict.held_lease, attempts={10: 205.0}), 10, 41, 8.0)
     assert early.remaining_s(205.0) == 0
-    late = protocol.committed(replace(verdict.tenure, attempts={11: 213.0}), 11, 42, 8.0)
+    late = protocol.committed(replace(verdict.held_lease, attempts={11: 213.0}), 11, 42, 8.0)
     assert late.remaining_s(213.0) == 8.0
 
 
 def test_a_holder_whose_lease_lasts_goes_on_with_a_restored_consul() -> None:
     holder = Holder("a", "a1")
     held = Versioned(5, 10, Leader(5, holder, 3, LeaderState.SERVING), 40)
-    tenure = Tenure(5, holder, epoch_index=10, leader_index=90, seq=9, valid_until=205.0)
-    verdict = protocol.read_back(tenure, held, now=200.0, length_s=8.0, wait_s=12.0)
+    held_lease = HeldLease(5, holder, epoch_index=10, leader_index=90, seq=9, valid_until=205.0)
+    verdict = protocol.read_back(held_lease, held, now=200.0, length_s=8.0, wait_s=12.0)
     assert isinstance(verdict, StillMine)
-    going_on = protocol.committed(replace(verdict.tenure, attempts={10: 201.0}), 10, 41, 8.0)
+    going_on = protocol.committed(replace(verdict.held_lease, attempts={10: 201.0}), 10, 41, 8.0)
     assert going_on.remaining_s(201.0) == 8.0
 
 
@@ -273,9 +273,9 @@ def test_a_shorter_wait_is_told_when_what_the_longer_one_permitted_is_over(
     own_s: float, now: float, told_s: float
 ) -> None:
     leader = replace(beat(), wait=20.0)
-    tenure = protocol.taken_up(held(leader), A, NO_MEMORY, 100.0, 4.0)
-    assert tenure is not None
-    assert tenure.wait_s(own_s, now) == told_s
+    held_lease = protocol.taken_up(held(leader), A, NO_MEMORY, 100.0, 4.0)
+    assert held_lease is not None
+    assert held_lease.wait_s(own_s, now) == told_s
 
 
 def test_a_lease_that_was_not_taken_up_tells_its_own_wait() -> None:
@@ -287,26 +287,26 @@ def test_a_lease_that_was_not_taken_up_tells_its_own_wait() -> None:
 LEFT = Memory(5, "a1", leader_index=61, valid_until=108.0, voided_at=90.0)
 
 
-def taken_up(now_held: Versioned, memory: Memory = LEFT, now: float = 105.0) -> Tenure | None:
+def taken_up(now_held: Versioned, memory: Memory = LEFT, now: float = 105.0) -> HeldLease | None:
     return protocol.taken_up(now_held, A, memory, now, WAIT_S)
 
 
 def test_what_the_earlier_process_had_goes_on() -> None:
-    tenure = taken_up(held(beat(seq=9)))
-    assert tenure is not None
-    assert (tenure.seq, tenure.leader_index, tenure.valid_until) == (9, 61, 108.0)
-    assert tenure.voided_at == 90.0, "what it had voided stays so"
+    held_lease = taken_up(held(beat(seq=9)))
+    assert held_lease is not None
+    assert (held_lease.seq, held_lease.leader_index, held_lease.valid_until) == (9, 61, 108.0)
+    assert held_lease.voided_at == 90.0, "what it had voided stays so"
 
 
 @pytest.mark.parametrize(
     "memory",
     [NO_MEMORY, replace(LEFT, epoch=4), replace(LEFT, instance="a0")],
-    ids=["none", "another reign's", "another boot's"],
+    ids=["none", "another epoch's", "another boot's"],
 )
-def test_without_a_memory_of_this_reign_there_is_no_time(memory: Memory) -> None:
-    tenure = taken_up(held(beat(), index=10), memory)
-    assert tenure is not None
-    assert (tenure.valid_until, tenure.voided_at) == (NEVER, NEVER)
+def test_without_a_memory_of_this_epoch_there_is_no_time(memory: Memory) -> None:
+    held_lease = taken_up(held(beat(), index=10), memory)
+    assert held_lease is not None
+    assert (held_lease.valid_until, held_lease.voided_at) == (NEVER, NEVER)
 
 
 @pytest.mark.parametrize(
@@ -318,8 +318,8 @@ def test_a_lapsed_lease_in_a_restored_consul_is_void_for_a_wait(
     index: int, now: float, voided_at: float
 ) -> None:
     """Its successor, which that backup has forgotten, may serve until then."""
-    tenure = taken_up(held(beat(), index=index), now=now)
-    assert tenure is not None and tenure.voided_at == voided_at
+    held_lease = taken_up(held(beat(), index=index), now=now)
+    assert held_lease is not None and held_lease.voided_at == voided_at
 
 
 TOLD = replace(LEFT, epoch_index=50, committed_seq=7)
@@ -341,15 +341,15 @@ def test_a_lapsed_lease_in_an_imported_backup_is_void_for_a_wait(
 ) -> None:
     """Imported key by key, what is older stands at a new index."""
     expected = 212.0 if is_void else 90.0
-    tenure = taken_up(now_held, known, now=200.0)
-    assert tenure is not None and tenure.voided_at == expected
+    held_lease = taken_up(now_held, known, now=200.0)
+    assert held_lease is not None and held_lease.voided_at == expected
     if known is TOLD:
         mine = replace(TENURE, leader_index=61, committed_seq=7, voided_at=90.0)
         verdict = back(mine, now_held, now=200.0)
-        assert isinstance(verdict, StillMine) and verdict.tenure.voided_at == expected
+        assert isinstance(verdict, StillMine) and verdict.held_lease.voided_at == expected
 
 
-def test_a_later_reign_that_another_key_tells_of_halts_a_lapsed_holder() -> None:
+def test_a_later_epoch_that_another_key_tells_of_halts_a_lapsed_holder() -> None:
     now_held = replace(held(beat()), highest=6)
     assert isinstance(back(TENURE, now_held, now=200.0), Halted)
     assert isinstance(back(TENURE, now_held, now=107.0), StillMine), "its lease is valid"
@@ -357,8 +357,8 @@ def test_a_later_reign_that_another_key_tells_of_halts_a_lapsed_holder() -> None
 
 
 def test_the_longer_wait_counts_for_what_is_void() -> None:
-    tenure = taken_up(held(replace(beat(), wait=20.0), index=60), now=200.0)
-    assert tenure is not None and tenure.voided_at == 220.0
+    held_lease = taken_up(held(replace(beat(), wait=20.0), index=60), now=200.0)
+    assert held_lease is not None and held_lease.voided_at == 220.0
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_what_is_not_this_boots_lease_is_not_taken_up(now_held: Versioned) -> No
 def test_a_lapsed_lease_that_is_written_again_is_void_for_a_wait(
     leader: Leader | None, now: float, voided_at: float
 ) -> None:
-    """After `accept-epoch`: the one whose reign that ended may serve for the rest of its lease."""
+    """After `accept-epoch`: the one whose epoch that ended may serve for the rest of its lease."""
     verdict = back(TENURE, held(leader), now=now)
     assert isinstance(verdict, Repair)
-    assert verdict.tenure.voided_at == voided_at
+    assert verdict.held_lease.voided_at == voided_at

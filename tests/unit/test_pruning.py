@@ -18,8 +18,8 @@ from standfast.demo.directory import DirectoryStore, initialise, save_info
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.replication import pins, pruning, published, state
 from standfast.replication.pins import Pin
 from standfast.replication.pruning import MOST_AT_ONCE, Pruned, prune
@@ -132,12 +132,12 @@ def test_what_is_in_use_stays(node: Node1) -> None:
 
 def test_what_a_promotion_starts_from_stays_until_it_is_made(node: Node1) -> None:
     node.add(*range(1, 6), received=True)
-    reign = OwnReign(
+    epoch_record = OwnEpoch(
         epoch=2, stage=Stage.CREATING, fsid="x", base="b", in_place=False, base_content_id="got-1"
     )
-    reign.save(node.config.state_dir)
+    epoch_record.save(node.config.state_dir)
     assert ids(node.prune().deleted) == ["got-2", "got-3"]
-    reign.at(Stage.READY).save(node.config.state_dir)
+    epoch_record.at(Stage.READY).save(node.config.state_dir)
     assert ids(node.prune().deleted) == ["got-1"]
 
 
@@ -176,7 +176,7 @@ def test_many_go_in_batches_the_oldest_first(node: Node1) -> None:
 # When nothing goes
 
 
-@pytest.mark.parametrize("file", ["pins.json", "published.json", "reign.json"])
+@pytest.mark.parametrize("file", ["pins.json", "published.json", "own-epoch.json"])
 def test_what_can_t_be_read_protects_everything(
     node: Node1, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,7 +315,7 @@ def test_no_pin_is_dropped_when_no_other_standby_could_go_on(node: Node1) -> Non
     assert {"own-1", "own-5"} <= set(node.ids())
 
 
-def test_a_limit_below_a_day_needs_no_longer_reign_than_itself(node: Node1) -> None:
+def test_a_limit_below_a_day_needs_no_longer_epoch_than_itself(node: Node1) -> None:
     short = dataclasses.replace(node.config, replication=Replication(drop_pin_after=600.0))
     node.config = short
     node.add(*range(1, 6))

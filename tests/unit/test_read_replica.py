@@ -58,7 +58,7 @@ def test_a_snapshot_of_unknown_origin_never_counts(disk: Disk) -> None:
     assert newest(disk) == known
 
 
-def test_the_later_reign_goes_before_the_later_time(disk: Disk) -> None:
+def test_the_later_epoch_goes_before_the_later_time(disk: Disk) -> None:
     disk.add(60, 3)
     later = disk.add(600, 4)
     assert newest(disk) == later

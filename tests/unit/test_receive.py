@@ -147,7 +147,7 @@ def test_what_an_older_sender_does_not_tell_is_not_made_up(standby: Standby) -> 
 # Who is refused
 
 
-def test_a_reign_that_is_over_here_is_refused_even_where_consul_still_names_it(
+def test_an_epoch_that_is_over_here_is_refused_even_where_consul_still_names_it(
     standby: Standby,
 ) -> None:
     EpochFile(standby.config.state_dir / "epoch").raise_to(EPOCH + 1)
@@ -249,7 +249,7 @@ def test_what_was_published_is_pinned_before_it_is_acknowledged(standby: Standby
     assert pinned == ["content"]
 
 
-def test_the_reign_of_a_snapshot_is_known_before_it_is_visible(
+def test_the_epoch_of_a_snapshot_is_known_before_it_is_visible(
     standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[int | None] = []

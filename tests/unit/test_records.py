@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from standfast.ages import UNKNOWN
-from standfast.consul.records import Holder, Leader, LeaderState, Reign, StandbyRecord
+from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState, StandbyRecord
 from standfast.errors import ForeignValue
 
 LEADER = Leader(5, Holder("a", "a1"), 7, LeaderState.CLEAN, ("b", "c"), "b")
@@ -84,22 +84,22 @@ def test_a_record_of_a_clock_that_was_ahead_tells_no_time() -> None:
     assert replace(record, snapshot="yesterday's").believed_time(record.at) is None
 
 
-REIGN = Reign(7, "b", "services@20261122T101500Z", "takeover", None, 60.0, 1_795_342_600.0)
+EPOCH = HistoryEntry(7, "b", "services@20261122T101500Z", "takeover", None, 60.0, 1_795_342_600.0)
 
 
-def test_a_reign_follows_the_one_before_it_unless_it_says_another() -> None:
+def test_an_epoch_follows_the_one_before_it_unless_it_says_another() -> None:
     """An older version says none, and leaves out what it doesn't know."""
-    told = replace(REIGN, follows=5)
-    assert (Reign.parse(told.dump()), told.before) == (told, 5)
-    assert (Reign.parse(REIGN.dump()), REIGN.before) == (REIGN, 6)
-    assert b"follows" not in REIGN.dump()
+    told = replace(EPOCH, follows=5)
+    assert (HistoryEntry.parse(told.dump()), told.before) == (told, 5)
+    assert (HistoryEntry.parse(EPOCH.dump()), EPOCH.before) == (EPOCH, 6)
+    assert b"follows" not in EPOCH.dump()
 
 
 @pytest.mark.parametrize("follows", [7, 8, -1, "6", True, 1.5])
-def test_a_reign_that_follows_none_before_it_is_foreign(follows: object) -> None:
-    doc = {**json.loads(REIGN.dump()), "follows": follows}
+def test_an_epoch_that_follows_none_before_it_is_foreign(follows: object) -> None:
+    doc = {**json.loads(EPOCH.dump()), "follows": follows}
     with pytest.raises(ForeignValue):
-        Reign.parse(json.dumps(doc).encode())
+        HistoryEntry.parse(json.dumps(doc).encode())
 
 
 def test_who_wrote_a_record_is_only_shown() -> None:
@@ -121,7 +121,7 @@ def test_an_unknown_field_is_room_for_later() -> None:
 
 def test_the_message_shows_the_key_the_value_and_the_way_on() -> None:
     with pytest.raises(ForeignValue) as caught:
-        Reign.parse(b"hello", "standfast/data/history/5")
+        HistoryEntry.parse(b"hello", "standfast/data/history/5")
     text = str(caught.value)
     assert text.startswith("standfast/data/history/5 in Consul holds a value that")
     assert "'hello'" in text

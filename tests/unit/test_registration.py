@@ -11,13 +11,13 @@ import pytest
 from standfast.consul.records import LeaderState
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import FenceState
-from standfast.node.reign import OwnReign, Stage
 from standfast.role import registration
 from standfast.system.clock import monotonic
 from tests.fakes.machine import FakeNode, fake_node
 
-OWN = OwnReign(4, Stage.READY, "fsid-4", None, in_place=True)
+OWN = OwnEpoch(4, Stage.READY, "fsid-4", None, in_place=True)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_why_the_port_is_shut(node: FakeNode) -> None:
     assert registration.ailment(node.machine) == over
 
 
-def test_what_clients_mount_is_told_of_this_reign_alone(node: FakeNode) -> None:
+def test_what_clients_mount_is_told_of_this_epoch_alone(node: FakeNode) -> None:
     assert registration.meta(node.machine, 4) == {"epoch": "4", "node": "n1", "fsid": "fsid-4"}
     assert registration.meta(node.machine, 5) == {"epoch": "5", "node": "n1"}
 

@@ -1,4 +1,4 @@
-"""The final snapshot of a demotion is the newest of its reign: the successor has all of it."""
+"""The final snapshot of a demotion is the newest of its epoch: the successor has all of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from standfast.config.model import Config
 from standfast.demo.directory import DirectoryStore, initialise
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.errors import Refused, StandfastError
-from standfast.node.reign import OwnReign, Stage, snapshot_lock
+from standfast.node.epoch_record import OwnEpoch, Stage, snapshot_lock
 from standfast.reasons import Reason
 from standfast.replication.cycle import Sender
 from standfast.system import locks
@@ -25,7 +25,7 @@ PLACES = (
     Place("zippy", "127.0.0.1", "http://127.0.0.1:1"),
     Place("c1", "127.0.0.2", "http://127.0.0.1:1"),
 )
-OWN = OwnReign(2, Stage.READY, "f", None, in_place=True)
+OWN = OwnEpoch(2, Stage.READY, "f", None, in_place=True)
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from standfast.errors import (
 )
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.replication import published, state, verify
 from standfast.replication.failures import reason_of
@@ -368,14 +368,14 @@ def test_the_next_name_comes_after_all_that_this_node_ever_noted(config: Config)
     assert next_name(config, now).stamp == now + 501
     assert next_name(config, now + 600).stamp == now + 600
     base, final = str(snapshot(700, "b").name), str(snapshot(800, "f").name)
-    reign = OwnReign(2, Stage.READY, "fsid", base, in_place=False)
-    reign.save(config.state_dir)
+    epoch_record = OwnEpoch(2, Stage.READY, "fsid", base, in_place=False)
+    epoch_record.save(config.state_dir)
     assert next_name(config, now).stamp == now + 701
-    dataclasses.replace(reign, final=final).save(config.state_dir)
+    dataclasses.replace(epoch_record, final=final).save(config.state_dir)
     assert next_name(config, now).stamp == now + 801
 
 
-def test_a_snapshot_of_a_later_reign_is_better_than_a_newer_one_of_an_earlier() -> None:
+def test_a_snapshot_of_a_later_epoch_is_better_than_a_newer_one_of_an_earlier() -> None:
     lost = snapshot(50, "lost", received=True)
     current = snapshot(40, "current", received=True)
     unknown = snapshot(60, "unknown", received=True)

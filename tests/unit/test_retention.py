@@ -86,7 +86,7 @@ def test_each_one_that_stays_says_why() -> None:
     assert sorted_out.old == ()
 
 
-def test_names_a_year_ahead_keep_no_later_reign_out_of_the_grid() -> None:
+def test_names_a_year_ahead_keep_no_later_epoch_out_of_the_grid() -> None:
     """The clock was a year ahead for 30 hours; its successor's was right."""
     ahead = [snapshot(NOW + 365 * DAY_S + hour * HOUR_S) for hour in range(30)]
     right = [snapshot(NOW + hour * HOUR_S) for hour in range(24)]
@@ -96,7 +96,7 @@ def test_names_a_year_ahead_keep_no_later_reign_out_of_the_grid() -> None:
     assert hourly == right
 
 
-def test_the_newest_counts_by_reign_then_by_time() -> None:
+def test_the_newest_counts_by_epoch_then_by_time() -> None:
     """What an earlier primary took last may be later by the clock than its successor's first."""
     early, late = snapshot(NOW), snapshot(NOW + 60)
     before = snapshot(NOW - 60)
@@ -126,7 +126,7 @@ POLICIES = st.builds(keep, st.integers(1, 8), COUNTS, COUNTS, COUNTS, COUNTS)
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Snapshot], dict[str, int], dict[str, list[str]]]:
-    """Snapshots in any order; some foreign, some protected; reigns in the order of time or not."""
+    """Snapshots in any order; some foreign, some protected; epochs in the order of time or not."""
     found = [snapshot(at) for at in draw(TIMES)]
     own = [one for one in found if draw(st.integers(0, 9)) > 0]
     epochs = {one.content_id: draw(st.integers(0, 3)) for one in own}
@@ -150,8 +150,8 @@ def test_what_must_stay_stays(
     if snapshots:
         assert max(snapshots, key=lambda one: one.name) not in old
     for epoch in set(epochs.values()):
-        reign = [one for one in snapshots if epochs.get(one.content_id) == epoch]
-        assert max(reign, key=lambda one: one.name) not in old
+        epoch_record = [one for one in snapshots if epochs.get(one.content_id) == epoch]
+        assert max(epoch_record, key=lambda one: one.name) not in old
 
 
 @examples(150)

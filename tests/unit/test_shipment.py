@@ -53,14 +53,14 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def send(
-    config: Config, program: Sequence[str], talk: Talk, deadline: Deadline, **order: Any
+    config: Config, program: Sequence[str], conversation: Talk, deadline: Deadline, **order: Any
 ) -> Shipped:
     store = Sends(config.paths)
     store.program = program
     snapshot = Snapshot(NAME, config.paths.snapshots / str(NAME), "content", received=False)
     snapshot.path.mkdir(exist_ok=True)
     asked = Order("b", snapshot, 2, {}, served_before=False, **order)
-    return ship(config, store, asked, talk, deadline)  # type: ignore[arg-type]
+    return ship(config, store, asked, conversation, deadline)  # type: ignore[arg-type]
 
 
 def published(content_id: str) -> str:
@@ -86,9 +86,11 @@ def test_a_standby_that_reads_no_more_is_given_up(tmp_path: Path, pipe: tuple[in
 def test_no_more_than_the_bandwidth_limit_passes(tmp_path: Path, pipe: tuple[int, int]) -> None:
     """A lower bound: however slow the machine is, 4200 bytes at 4000 a second take a second."""
     config = storage_node(tmp_path, "a", bandwidth_limit=4000)
-    talk = Talk([WELCOME, READY, published("content")], pipe[1])
+    conversation = Talk([WELCOME, READY, published("content")], pipe[1])
     begun = monotonic()
-    done = send(config, ("head", "-c", "4200", "/dev/zero"), talk, Deadline.after(patient(30)))
+    done = send(
+        config, ("head", "-c", "4200", "/dev/zero"), conversation, Deadline.after(patient(30))
+    )
     assert done.sent_bytes == 4200
     assert monotonic() - begun >= 1.0
 
@@ -97,9 +99,9 @@ def test_the_acknowledgement_of_another_content_is_none(
     tmp_path: Path, pipe: tuple[int, int]
 ) -> None:
     config = storage_node(tmp_path, "a")
-    talk = Talk([WELCOME, READY, published("something else")], pipe[1])
+    conversation = Talk([WELCOME, READY, published("something else")], pipe[1])
     with pytest.raises(Refused, match="b acknowledged something else, sent was content") as caught:
-        send(config, ("true",), talk, Deadline.after(patient(10)))
+        send(config, ("true",), conversation, Deadline.after(patient(10)))
     assert caught.value.reason is Reason.PROTOCOL
 
 
@@ -107,8 +109,8 @@ def test_only_the_acknowledgement_was_lost_nothing_is_sent(
     tmp_path: Path, pipe: tuple[int, int]
 ) -> None:
     there = wire.Welcome((wire.Offer(str(NAME), "content", received=True),), 10**12)
-    talk = Talk([wire.dump(there)], pipe[1])
-    done = send(storage_node(tmp_path, "a"), ("false",), talk, Deadline.after(patient(10)))
+    conversation = Talk([wire.dump(there)], pipe[1])
+    done = send(storage_node(tmp_path, "a"), ("false",), conversation, Deadline.after(patient(10)))
     assert done == Shipped(None, 0, was_full=False)
 
 
@@ -117,11 +119,13 @@ def test_a_snapshot_is_left_out_only_when_the_standby_itself_says_that_it_has_a_
     tmp_path: Path, pipe: tuple[int, int], has: str, overtaken: bool
 ) -> None:
     there = wire.Welcome((wire.Offer("services@20991122T101500Z", has, received=True),), 10**12)
-    talk = Talk([wire.dump(there), READY, published("content")], pipe[1])
+    conversation = Talk([wire.dump(there), READY, published("content")], pipe[1])
     config = storage_node(tmp_path, "a", allow_full=True)
-    done = send(config, ("true",), talk, Deadline.after(patient(10)), later=frozenset({"later"}))
+    done = send(
+        config, ("true",), conversation, Deadline.after(patient(10)), later=frozenset({"later"})
+    )
     assert done.overtaken is overtaken
-    assert (len(talk.heard) == 1) is overtaken
+    assert (len(conversation.heard) == 1) is overtaken
 
 
 def test_a_name_that_the_standby_has_a_later_one_than_is_refused_once(
@@ -133,9 +137,9 @@ def test_a_name_that_the_standby_has_a_later_one_than_is_refused_once(
     names = ("services@20991122T101500Z", "services@99991231T235958Z", "other@20991201T000000Z")
     offers = tuple(wire.Offer(name, f"id-{name}", received=True) for name in names)
     refusal = wire.dump(wire.Refusal(Reason.BAD_NAME, "not newer"))
-    talk = Talk([wire.dump(wire.Welcome(offers, 10**12)), refusal], pipe[1])
+    conversation = Talk([wire.dump(wire.Welcome(offers, 10**12)), refusal], pipe[1])
     with pytest.raises(Refused, match="not newer"):
-        send(config, ("true",), talk, Deadline.after(patient(10)))
+        send(config, ("true",), conversation, Deadline.after(patient(10)))
     assert str(next_name(config, NAME.stamp)) == "services@20991122T101501Z"
 
 
@@ -146,13 +150,13 @@ def test_a_copy_that_nobody_needs_any_more_is_given_up(
     """However well it goes on, and long before its own deadline."""
     config = storage_node(tmp_path, "a", bandwidth_limit=1000 if waits_for == "the stream" else 0)
     size = "5000" if waits_for == "the stream" else "1000"
-    talk = Slow([WELCOME, READY], pipe[1])
+    conversation = Slow([WELCOME, READY], pipe[1])
     if waits_for == "the stream":
-        talk.says.append(published("content"))
+        conversation.says.append(published("content"))
     cycle = Deadline.after(patient(20))
     with pytest.raises(TimedOut, match="send:b: the lease is over"):
         program = ("head", "-c", size, "/dev/zero")
-        send(config, program, talk, cycle, give_up=lambda: "the lease is over")
+        send(config, program, conversation, cycle, give_up=lambda: "the lease is over")
     assert not cycle.expired
 
 
@@ -193,9 +197,9 @@ def announced(config: Config, pipe: tuple[int, int], there: str | None, **how: A
     """To a standby that has a snapshot with this content already."""
     offers = () if there is None else (wire.Offer(str(EARLIER), there, received=True),)
     welcome = wire.dump(wire.Welcome(offers, 10**12))
-    talk = Talk([welcome, READY, published("content")], pipe[1])
-    send(config, ("true",), talk, Deadline.after(patient(10)), **how)
-    return wire.parse_begin(talk.heard[1])
+    conversation = Talk([welcome, READY, published("content")], pipe[1])
+    send(config, ("true",), conversation, Deadline.after(patient(10)), **how)
+    return wire.parse_begin(conversation.heard[1])
 
 
 @pytest.mark.parametrize(("full", "parent"), [(False, "common"), (True, None)])

@@ -18,11 +18,11 @@ from standfast.ages import UNKNOWN
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import (
+    HistoryEntry,
     Holder,
     Leader,
     LeaderState,
     Pause,
-    Reign,
     StandbyRecord,
     dump_epoch,
 )
@@ -30,11 +30,11 @@ from standfast.errors import StandfastError
 from standfast.exporter import samples
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import FenceState, Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
-from standfast.role.observation import Available, Cluster, Local, Sighting
+from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
 from standfast.status.text import render
 from standfast.system.clock import monotonic
 from standfast.text import duration
@@ -59,12 +59,12 @@ def record(name: str, age_s: float) -> StandbyRecord:
 
 def view(**changes: Any) -> Cluster:
     leader = Leader(4, Holder("n1", "boot-1"), 9, LeaderState.SERVING, ("n2", "n3"))
-    reign = Reign(4, "n1", None, "takeover", None, 3.0, NOW - 7200)
+    epoch_record = HistoryEntry(4, "n1", None, "takeover", None, 3.0, NOW - 7200)
     made = Cluster(
         4,
         leader,
-        Sighting(leader.identity, 9, SEEN_JUST_NOW),
-        history={4: reign},
+        LastHeartbeat(leader.identity, 9, SEEN_JUST_NOW),
+        history={4: epoch_record},
         standbys={"n2": record("n2", 30), "n3": record("n3", 300)},
     )
     return replace(made, **changes)
@@ -226,8 +226,8 @@ def local(config: Config, **changes: Any) -> Local:
     return replace(made, **changes)
 
 
-def own(stage: Stage) -> OwnReign:
-    return OwnReign(4, stage, "fsid", None, True)
+def own(stage: Stage) -> OwnEpoch:
+    return OwnEpoch(4, stage, "fsid", None, True)
 
 
 ROLES: Mapping[str, tuple[Mapping[str, Any], str]] = {
@@ -270,7 +270,7 @@ def test_the_role_of_a_node_that(config: Config, case: str) -> None:
         ),
         (led(state=LeaderState.STARTING), "data-services: NOBODY SERVES: n1 holds epoch 4"),
         (
-            view(sighting=Sighting(view().sighting.identity, 9, monotonic() - 60)),
+            view(last_heartbeat=LastHeartbeat(view().last_heartbeat.identity, 9, monotonic() - 60)),
             "data-services: NOBODY SERVES: n1 holds epoch 4 (serving), its last heartbeat was seen",
         ),
         (view(epoch=None, leader=None), "data-services: NOBODY SERVES: there has been no primary"),

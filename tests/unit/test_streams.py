@@ -203,54 +203,57 @@ echo finished
 
 def test_a_conversation_takes_lines_then_a_stream_then_answers() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with Conversation(shell(RECEIVER), op="t") as talk:
-        talk.send_line("header", soon())
-        assert talk.read_line(soon()) == "go header"
+    with Conversation(shell(RECEIVER), op="t") as conversation:
+        conversation.send_line("header", soon())
+        assert conversation.read_line(soon()) == "go header"
         sender = shell("head -c 100000 /dev/zero")
-        assert pipeline([sender], deadline=soon(), op="t", stdout=talk.stdin_fd) == 100_000
-        assert talk.read_line(soon()).strip() == "100000"
-        talk.close_stdin()
-        assert talk.read_line(soon()) == "finished"
-        assert talk.finish(soon()).returncode == 0
+        assert pipeline([sender], deadline=soon(), op="t", stdout=conversation.stdin_fd) == 100_000
+        assert conversation.read_line(soon()).strip() == "100000"
+        conversation.close_stdin()
+        assert conversation.read_line(soon()) == "finished"
+        assert conversation.finish(soon()).returncode == 0
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_silent_partner_is_given_up_at_the_deadline_and_killed(tmp_path: Path) -> None:
     script = f"echo $$ > {tmp_path}/pid; sleep 60"
-    with pytest.raises(TimedOut, match="no answer"), Conversation(shell(script), op="t") as talk:
-        talk.read_line(soon(patient(0.4)))
+    with (
+        pytest.raises(TimedOut, match="no answer"),
+        Conversation(shell(script), op="t") as conversation,
+    ):
+        conversation.read_line(soon(patient(0.4)))
     wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_partner_that_ends_instead_of_answering_is_quoted() -> None:
     script = "echo 'Permission denied (publickey).' >&2; exit 255"
-    with Conversation(shell(script), op="ssh:c2") as talk:
+    with Conversation(shell(script), op="ssh:c2") as conversation:
         with pytest.raises(CommandFailed, match="status 255: Permission denied") as caught:
-            talk.read_line(soon())
+            conversation.read_line(soon())
         assert caught.value.returncode == 255
 
 
 def test_speaking_to_a_partner_that_has_gone_is_a_failure() -> None:
-    talk = Conversation(shell("exec <&-; exit 9"), op="t")
-    with talk, pytest.raises(CommandFailed, match="status 9"):
+    conversation = Conversation(shell("exec <&-; exit 9"), op="t")
+    with conversation, pytest.raises(CommandFailed, match="status 9"):
         for _ in range(1000):
-            talk.send_line("x" * 1000, soon())
+            conversation.send_line("x" * 1000, soon())
 
 
 def test_a_partner_that_does_not_listen_is_given_up() -> None:
-    talk = Conversation(["sleep", "60"], op="t")
-    with talk, pytest.raises(TimedOut, match="does not read"):
-        talk.send_line("x" * 1_000_000, soon(0.4))
+    conversation = Conversation(["sleep", "60"], op="t")
+    with conversation, pytest.raises(TimedOut, match="does not read"):
+        conversation.send_line("x" * 1_000_000, soon(0.4))
 
 
 def test_a_line_without_end_is_refused() -> None:
-    talk = Conversation(["cat", "/dev/zero"], op="t")
-    with talk, pytest.raises(CommandFailed, match="more than 65536 bytes"):
-        talk.read_line(soon())
+    conversation = Conversation(["cat", "/dev/zero"], op="t")
+    with conversation, pytest.raises(CommandFailed, match="more than 65536 bytes"):
+        conversation.read_line(soon())
 
 
 def test_a_bad_end_after_good_answers_is_a_failure() -> None:
-    with Conversation(shell("echo ok; cat; exit 5"), op="t") as talk:
-        assert talk.read_line(soon()) == "ok"
+    with Conversation(shell("echo ok; cat; exit 5"), op="t") as conversation:
+        assert conversation.read_line(soon()) == "ok"
         with pytest.raises(CommandFailed, match="status 5"):
-            talk.finish(soon())
+            conversation.finish(soon())

@@ -20,11 +20,11 @@ from standfast.ages import UNKNOWN
 from standfast.config.model import Config
 from standfast.consul.records import (
     CandidateRecord,
+    HistoryEntry,
     Holder,
     Leader,
     LeaderState,
     Pause,
-    Reign,
     dump_epoch,
 )
 from standfast.errors import ConsulTimedOut, StandfastError
@@ -52,13 +52,13 @@ from standfast.lease.surrender import (
 from standfast.lease.surrender import successor as judge
 from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import FenceState, LiveTree, Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import readiness, registration, volume
 from standfast.role.decide import decide
-from standfast.role.decision import Action, Decision, Moment, Wish
-from standfast.role.observation import Available, Beginning, Cluster, Local, Sighting
+from standfast.role.decision import Action, Decision, Moment, Request
+from standfast.role.observation import Available, Beginning, Cluster, LastHeartbeat, Local
 from standfast.system.clock import Deadline, monotonic, utc_now
 from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -79,11 +79,11 @@ def sign(node: str = "n2", *, changed_ago_s: float | None = 5.0, **more: Any) ->
     return {node: Sign(word(node, **more), 7, changed_at)}
 
 
-def reign(reason: str = "operator") -> Reign:
-    return Reign(5, "n1", None, reason, None, 0.0, 0.0)
+def epoch_record(reason: str = "operator") -> HistoryEntry:
+    return HistoryEntry(5, "n1", None, reason, None, 0.0, 0.0)
 
 
-STANDING = Standing(5, 100.0, AFTER_S, AFTER_S, None, reign(), signs=sign())
+STANDING = Standing(5, 100.0, AFTER_S, AFTER_S, None, epoch_record(), signs=sign())
 
 
 @pytest.fixture
@@ -108,21 +108,29 @@ def config(tmp_path: Path) -> Config:
         ({"signs": sign("n9")}, Reason.NO_STANDBY_READY),
         ({"signs": {**sign("n2", age_s=90), **sign("n3", age_s=30)}}, "n3"),
         ({"signs": {**sign("n2", age_s=30), **sign("n3", ready=False)}}, "n2"),
-        ({"reign": reign("takeover: n9 was dead")}, Reason.MIN_REIGN),
-        ({"reign": reign("surrendered: n9 could not serve")}, Reason.MIN_REIGN),
-        ({"reign": reign("takeover"), "held_s": 600.0}, "n2"),
-        ({"reign": reign("takeover"), "served": False}, "n2"),
+        ({"epoch_record": epoch_record("takeover: n9 was dead")}, Reason.COOLDOWN),
+        ({"epoch_record": epoch_record("surrendered: n9 could not serve")}, Reason.COOLDOWN),
+        ({"epoch_record": epoch_record("takeover"), "held_s": 600.0}, "n2"),
+        ({"epoch_record": epoch_record("takeover"), "served": False}, "n2"),
         (
-            {"reign": reign("surrendered"), "served": False, "had_it": frozenset({"n2"})},
+            {
+                "epoch_record": epoch_record("surrendered"),
+                "served": False,
+                "had_it": frozenset({"n2"}),
+            },
             Reason.NO_STANDBY_READY,
         ),
         (
-            {"reign": reign("surrendered"), "had_it": frozenset({"n2"}), "held_s": 600.0},
+            {
+                "epoch_record": epoch_record("surrendered"),
+                "had_it": frozenset({"n2"}),
+                "held_s": 600.0,
+            },
             "n2",
         ),
         ({"served": False, "had_it": frozenset({"n2"})}, "n2"),
-        ({"reign": reign("clean-handover")}, "n2"),
-        ({"reign": None}, "n2"),
+        ({"epoch_record": epoch_record("clean-handover")}, "n2"),
+        ({"epoch_record": None}, "n2"),
     ],
 )
 def test_a_role_is_surrendered_to(
@@ -154,19 +162,19 @@ def test_a_word_from_before_the_first_look_is_nobody_s() -> None:
 
 
 def test_nodes_that_can_not_serve_have_the_role_once_each() -> None:
-    def began(epoch: int, node: str, reason: str) -> Reign:
-        return Reign(epoch, node, None, reason, None, 0.0, 0.0)
+    def began(epoch: int, node: str, reason: str) -> HistoryEntry:
+        return HistoryEntry(epoch, node, None, reason, None, 0.0, 0.0)
 
-    reigns = {
+    epoch_records = {
         4: began(4, "n4", "takeover"),
         5: began(5, "n1", "operator"),
         6: began(6, "n2", "takeover: n1 was dead"),
         7: began(7, "n3", "surrendered: n2 could not serve"),
     }
-    assert had_it(reigns, 7) == {"n1", "n2"}
-    assert had_it(reigns, 6) == {"n1"}
-    assert had_it(reigns, 5) == set()
-    assert had_it({7: reigns[7]}, 7) == set()
+    assert had_it(epoch_records, 7) == {"n1", "n2"}
+    assert had_it(epoch_records, 6) == {"n1"}
+    assert had_it(epoch_records, 5) == set()
+    assert had_it({7: epoch_records[7]}, 7) == set()
 
 
 def test_time_without_a_lease_is_consul_s() -> None:
@@ -214,9 +222,9 @@ def seen_by(
     now = Moment(NOW, utc_now())
     name = SnapshotName.at("services", now.utc - age_s)
     base = Available(Snapshot(name, Path(str(name)), "c0ffee", received=True), 5)
-    history = {5: Reign(5, "n1", None, "first-primary", None, 0.0, 0.0)}
-    sighting = Sighting(leader.identity, 9, NOW - 1, witnessed=True)
-    view = Cluster(5, leader, sighting, pause, history)
+    history = {5: HistoryEntry(5, "n1", None, "first-primary", None, 0.0, 0.0)}
+    last_heartbeat = LastHeartbeat(leader.identity, 9, NOW - 1, witnessed=True)
+    view = Cluster(5, leader, last_heartbeat, pause, history)
     return view, Local(config.node, "boot-2", 5, snapshots=(base,)), now
 
 
@@ -263,7 +271,7 @@ def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> No
         (False, 0, Reason.TOO_OLD),
     ],
 )
-def test_a_reign_that_never_served_makes_no_snapshot_older(
+def test_an_epoch_that_never_served_makes_no_snapshot_older(
     idle: bool, behind_s: float, reason: Reason, config: Config
 ) -> None:
     """What is lost with it is what it began with and the next one lacks: by the next one's own
@@ -273,7 +281,7 @@ def test_a_reign_that_never_served_makes_no_snapshot_older(
     [base] = local.snapshots
     local = replace(local, snapshots=(replace(base, taken_at=now.utc - 2000.0),))
     began = str(SnapshotName(base.snapshot.name.stamp + (behind_s > 0), "services"))
-    history = {5: Reign(5, "n1", began, "takeover", None, 0.0, now.utc - 900)}
+    history = {5: HistoryEntry(5, "n1", began, "takeover", None, 0.0, now.utc - 900)}
     holder = replace(LEADER, unserved=900.0, idle=idle)
     beginning = Beginning(5, NOW - 2000.0 + behind_s)
     view = replace(view, history=history, leader=holder, beginning=beginning)
@@ -287,7 +295,7 @@ def test_a_reign_that_never_served_makes_no_snapshot_older(
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_of_a_reign_that_began_unseen_nothing_is_told_as_less_than_it_is(
+def test_of_an_epoch_that_began_unseen_nothing_is_told_as_less_than_it_is(
     known: bool, config: Config
 ) -> None:
     config = replace(config, node="n2")
@@ -296,22 +304,24 @@ def test_of_a_reign_that_began_unseen_nothing_is_told_as_less_than_it_is(
     if not known:
         local = replace(local, snapshots=(replace(base, taken_at=UNKNOWN),))
     began = str(SnapshotName(base.snapshot.name.stamp + 1, "services"))
-    history = {5: Reign(5, "n1", began, "takeover", None, 0.0, now.utc - 1999)}
+    history = {5: HistoryEntry(5, "n1", began, "takeover", None, 0.0, now.utc - 1999)}
     gone = replace(LEADER, idle=True, state=LeaderState.CLEAN, to="n2", surrendered=True)
     view = replace(view, history=history, leader=gone)
     assert decide(view, local, config, now).reason is Reason.TOO_OLD
-    found = decide(view, local, config, now, Wish(promote=True, accept_data_loss=True))
+    found = decide(view, local, config, now, Request(promote=True, accept_data_loss=True))
     assert found.lost_s == (pytest.approx(1999, abs=1) if known else None)
 
 
 def test_a_candidate_tells_what_it_would_start_from(config: Config) -> None:
-    """Of a reign that never served the holder can't know who has more than it began with."""
+    """Of an epoch that never served the holder can't know who has more than it began with."""
     config = replace(config, node="n2")
     view, local, now = seen_by(config, age_s=20.0)
     [newer] = local.snapshots
     older = replace(newer, snapshot=replace(newer.snapshot, name=SnapshotName.at("services", 1e9)))
     local = replace(local, snapshots=(older, newer))
-    history = {5: Reign(5, "n1", str(older.snapshot.name), "takeover", None, 0.0, now.utc - 900)}
+    history = {
+        5: HistoryEntry(5, "n1", str(older.snapshot.name), "takeover", None, 0.0, now.utc - 900)
+    }
     mine = tuple(replace(one, epoch=4) for one in local.snapshots)
     view, local = replace(view, history=history), replace(local, snapshots=mine)
     for idle, best in ((False, older), (True, newer)):
@@ -384,10 +394,10 @@ def holding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Holding:
     config = config_in(tmp_path)
     consul = MemoryConsul("n1", "n2", "n3")
     keys = LeaseKeys(config, consul, Holder("n1", "boot-1"))
-    tenure = keys.acquire(Claim(0, None, clock.now - 100, None, "first-primary", None, 0.0))
+    held_lease = keys.acquire(Claim(0, None, clock.now - 100, None, "first-primary", None, 0.0))
     world = World()
     nfs = FakeNfs(world, fsid="fsid", running=True)
-    keeper = Keeper(config, keys, FakeFence(world), nfs, tenure, since=clock.now)
+    keeper = Keeper(config, keys, FakeFence(world), nfs, held_lease, since=clock.now)
     keeper.serve()
     return Holding(config, clock, consul, keeper, nfs)
 
@@ -512,7 +522,7 @@ def test_a_server_that_dies_again_and_again_does_not_serve(holding: Holding) -> 
     assert holding.leader.to == "n2"
 
 
-def test_a_reign_whose_port_was_opened_for_a_moment_is_not_idle(holding: Holding) -> None:
+def test_an_epoch_whose_port_was_opened_for_a_moment_is_not_idle(holding: Holding) -> None:
     """A client may have written before anybody looked."""
     holding.vouches = "nfsd has no threads"
     Vouch(holding.clock.now, holding.vouches).save(holding.config.run_dir)
@@ -521,10 +531,10 @@ def test_a_reign_whose_port_was_opened_for_a_moment_is_not_idle(holding: Holding
     assert (holding.keeper.service.spell.served, holding.leader.idle) == (False, False)
 
 
-def test_a_reign_that_never_served_is_no_dead_end(holding: Holding) -> None:
+def test_an_epoch_that_never_served_is_no_dead_end(holding: Holding) -> None:
     """It took over and can't serve either: it has nothing that another one lacks."""
     never_opened(holding)
-    began = Reign(1, "n1", None, "takeover", None, 0.0, 0.0)
+    began = HistoryEntry(1, "n1", None, "takeover", None, 0.0, 0.0)
     holding.consul.put(holding.config.key("history/1"), began.dump())
     holding.vouches = "nfsd has no threads"
     Vouch(holding.clock.now, holding.vouches).save(holding.config.run_dir)
@@ -534,13 +544,13 @@ def test_a_reign_that_never_served_is_no_dead_end(holding: Holding) -> None:
 
 def test_the_last_of_those_that_can_not_serve_keeps_the_role(holding: Holding) -> None:
     never_opened(holding)
-    holding.keeper.tenure = replace(holding.keeper.tenure, epoch=2)
+    holding.keeper.held_lease = replace(holding.keeper.held_lease, epoch=2)
     leader = replace(holding.leader, epoch=2)
     for key, value in {
         "epoch": b'{"v": 1, "epoch": 2}',
         "leader": leader.dump(),
-        "history/1": Reign(1, "n2", None, "operator", None, 0.0, 0.0).dump(),
-        "history/2": Reign(2, "n1", None, "surrendered", None, 0.0, 0.0).dump(),
+        "history/1": HistoryEntry(1, "n2", None, "operator", None, 0.0, 0.0).dump(),
+        "history/2": HistoryEntry(2, "n1", None, "surrendered", None, 0.0, 0.0).dump(),
     }.items():
         holding.consul.put(holding.config.key(key), value)
     holding.epoch = 2
@@ -548,7 +558,7 @@ def test_the_last_of_those_that_can_not_serve_keeps_the_role(holding: Holding) -
     holding.run(500.0)
     assert not holding.keeper.over and holding.leader.idle
     holding.run(200.0)
-    assert holding.keeper.over, "the other may have been seen to, `min_reign` later"
+    assert holding.keeper.over, "the other may have been seen to, `failover_cooldown` later"
 
 
 def test_a_lease_that_lapses_now_and_then_does_not_reset_the_time(holding: Holding) -> None:
@@ -655,7 +665,7 @@ def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:
         ("a dead candidate", Reason.NO_STANDBY_READY),
         ("paused", Reason.PAUSED),
         ("never", None),
-        ("flapping", Reason.MIN_REIGN),
+        ("flapping", Reason.COOLDOWN),
     ],
 )
 def test_nobody_else_could_do_better(why: str, told: Reason | None, holding: Holding) -> None:
@@ -674,7 +684,7 @@ def test_nobody_else_could_do_better(why: str, told: Reason | None, holding: Hol
         holding.vouches = None
         holding.run(5.0)
         holding.vouches = "nfsd has no threads"
-        began = Reign(1, "n1", None, "takeover", None, 0.0, 0.0)
+        began = HistoryEntry(1, "n1", None, "takeover", None, 0.0, 0.0)
         holding.consul.put(holding.config.key("history/1"), began.dump())
     holding.run(500.0)
     assert not holding.keeper.over
@@ -731,7 +741,7 @@ def test_a_handover_at_work_has_its_own_time_and_no_more(holding: Holding) -> No
     assert holding.keeper.over
 
 
-def test_a_release_whose_outcome_is_not_known_is_repeated_and_not_gone_back_on(
+def test_a_release_whose_outcome_is_not_known_is_repeated_and_not_rolled_back(
     holding: Holding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding.vouches = "nfsd has no threads"
@@ -812,8 +822,8 @@ def test_a_standby_tells_whether_it_is_ready(node: FakeNode, monkeypatch: Any) -
 
     def look() -> CandidateRecord:
         now = Moment(monotonic(), utc_now())
-        base = replace(view.sighting, first_seen=now.monotonic - 1)
-        agent.seen = Seen(replace(view, sighting=base), local, decision, now)
+        base = replace(view.last_heartbeat, first_seen=now.monotonic - 1)
+        agent.seen = Seen(replace(view, last_heartbeat=base), local, decision, now)
         keep_up(agent)
         entry = node.consul.get(node.config.key("candidates/n1"))
         assert entry is not None
@@ -843,7 +853,7 @@ def test_a_read_only_file_system_is_told_as_sick_and_counts_as_frozen(node: Fake
     assert node.store.tree.writable is False
 
 
-OWN = OwnReign(5, Stage.READY, "fsid", None, in_place=True)
+OWN = OwnEpoch(5, Stage.READY, "fsid", None, in_place=True)
 
 
 def test_giving_up_a_role_without_a_disk_claims_no_final_snapshot(

@@ -20,7 +20,7 @@ from standfast.errors import ConsulDenied
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.protocol import NEVER
 from standfast.lease.surrender import TOLD_EVERY_S
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import registration
@@ -34,7 +34,7 @@ from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, FakeSchedule, fake_node
 from tests.unit.agents import view
 
-OWN = OwnReign(4, Stage.READY, "fsid", None, in_place=True)
+OWN = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
 NOTHING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
 VIEW = Blind(Reason.CONSUL_TIMEOUT, "not looked at here")
 
@@ -50,9 +50,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 
 
 def agent_that_saw(
-    node: FakeNode, own: OwnReign | None, decision: Decision = NOTHING, **lease: Any
+    node: FakeNode, own: OwnEpoch | None, decision: Decision = NOTHING, **lease: Any
 ) -> Agent:
-    """One that looked just now; `lease`: what differs from a lease that serves this reign."""
+    """One that looked just now; `lease`: what differs from a lease that serves this epoch."""
     machine = node.machine
     until = monotonic() + 60
     good = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic())
@@ -104,7 +104,7 @@ def test_a_server_whose_registration_vanished_gets_it_back(node: FakeNode) -> No
 
 @pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING), replace(OWN, epoch=6)])
 def test_a_demotion_that_ended_since_the_last_look_is_not_registered_again(
-    node: FakeNode, now: OwnReign | None
+    node: FakeNode, now: OwnEpoch | None
 ) -> None:
     if now is not None:
         now.save(node.config.state_dir)
@@ -136,7 +136,7 @@ def test_a_claim_to_the_port_that_was_lost_is_made_again(node: FakeNode) -> None
 
 
 def test_a_standby_takes_a_leftover_export_away(node: FakeNode) -> None:
-    """Of a reign that nobody knows of any more: the guard would let no other volume be served."""
+    """Of an epoch that nobody knows of any more: the guard would let no other volume be served."""
     node.nfs.fsid = "of before a power cut"
     keep_up(agent_that_saw(node, None))
     assert node.nfs.fsid is None
@@ -156,7 +156,7 @@ def test_what_a_surrender_unexported_since_the_last_look_stays_so(node: FakeNode
 
 
 @pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING)])
-def test_what_a_demotion_unexported_stays_so(node: FakeNode, now: OwnReign | None) -> None:
+def test_what_a_demotion_unexported_stays_so(node: FakeNode, now: OwnEpoch | None) -> None:
     if now is not None:
         now.save(node.config.state_dir)
     node.nfs.running = True

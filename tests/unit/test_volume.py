@@ -1,4 +1,4 @@
-"""The live subvolume through a reign: which snapshot it is made from, and what is never touched."""
+"""The live subvolume through an epoch: what it is made from, and what is never touched."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import Intent, OwnEpoch, Stage, snapshot_lock
 from standfast.node.ports import LiveTree, Snapshot
-from standfast.node.reign import Intent, OwnReign, Stage, snapshot_lock
 from standfast.role import volume
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 
 BASE = SnapshotName.at("services", 1_795_000_000.0)
-BEFORE = OwnReign(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4")
+BEFORE = OwnEpoch(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_same_tree_keeps_its_id_so_that_open_files_go_on(node: FakeNode) -> 
 
 
 @pytest.mark.parametrize("there", ["another", "nothing"])
-def test_a_reign_that_was_to_go_on_in_place_adopts_no_other_tree(
+def test_an_epoch_that_was_to_go_on_in_place_adopts_no_other_tree(
     node: FakeNode, there: str
 ) -> None:
     """It would be told as a beginning without loss."""
@@ -99,16 +99,16 @@ def test_a_reign_that_was_to_go_on_in_place_adopts_no_other_tree(
     intends(node, 5, in_place=True)
     with pytest.raises(StandfastError, match=r"is (gone|another one).*epoch 4 had tree-4: nothing"):
         volume.prepare(node.machine, 5, None)
-    assert OwnReign.load(node.config.state_dir) == BEFORE
+    assert OwnEpoch.load(node.config.state_dir) == BEFORE
 
 
-def test_what_lay_there_is_put_aside_under_its_own_epoch(node: FakeNode) -> None:
+def test_what_lay_there_is_set_aside_under_its_own_epoch(node: FakeNode) -> None:
     BEFORE.save(node.config.state_dir)
     lives(node)
     has(node, "c0ffee")
     intends(node, 5, "c0ffee")
     volume.prepare(node.machine, 5, None)
-    [aside] = node.store.put_aside
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.diverged-4-")
 
 
@@ -127,8 +127,8 @@ def has_lease(node: FakeNode, epoch: int, *, opened: bool) -> None:
     replace(said, served=False, opened=opened).save(node.config.run_dir)
 
 
-@pytest.mark.parametrize("lost", ["reign.json", "the state"])
-def test_a_reign_whose_file_is_gone_does_not_begin_anew(node: FakeNode, lost: str) -> None:
+@pytest.mark.parametrize("lost", ["own-epoch.json", "the state"])
+def test_an_epoch_whose_file_is_gone_does_not_begin_anew(node: FakeNode, lost: str) -> None:
     """A second tree from its base would lack everything that was written since."""
     has(node, "c0ffee")
     intends(node, 5, "c0ffee")
@@ -136,13 +136,13 @@ def test_a_reign_whose_file_is_gone_does_not_begin_anew(node: FakeNode, lost: st
     had = node.store.tree
     has_lease(node, 5, opened=lost == "the state")
     for path in node.config.state_dir.iterdir():
-        if lost != "reign.json" or path.name == lost:
+        if lost != "own-epoch.json" or path.name == lost:
             path.unlink()
     with pytest.raises(
         StandfastError, match=r"epoch 5, which had its tree already.*not replicated.*demote"
     ):
         volume.prepare(node.machine, 5, str(BASE))
-    assert node.store.tree is had and node.store.put_aside == []
+    assert node.store.tree is had and node.store.set_aside == []
 
 
 def test_what_a_cut_left_before_the_tree_was_made_is_begun_again(node: FakeNode) -> None:
@@ -153,13 +153,13 @@ def test_what_a_cut_left_before_the_tree_was_made_is_begun_again(node: FakeNode)
     # A lease process that took the lease up says that the port may have been open: the intent
     # knows better.
     node.store.tree = None
-    OwnReign.forget(node.config.state_dir)
+    OwnEpoch.forget(node.config.state_dir)
     has_lease(node, 6, opened=True)
     intends(node, 6, "c0ffee")
     assert volume.prepare(node.machine, 6, None).epoch == 6
 
 
-def test_a_demotion_that_is_gone_back_on_makes_it_writable_again(node: FakeNode) -> None:
+def test_a_demotion_that_is_rolled_back_makes_it_writable_again(node: FakeNode) -> None:
     BEFORE.at(Stage.DRAINING).save(node.config.state_dir)
     lives(node, writable=False)
     assert volume.prepare(node.machine, 4, None).stage is Stage.READY
@@ -172,7 +172,7 @@ def test_a_demotion_that_is_gone_back_on_makes_it_writable_again(node: FakeNode)
 def test_the_final_snapshot_is_the_last_one_that_is_taken(
     node: FakeNode, clock: StoppedClock
 ) -> None:
-    """A cycle that is just taking one comes first; the final one has all of this reign."""
+    """A cycle that is just taking one comes first; the final one has all of this epoch."""
     BEFORE.at(Stage.DRAINING).save(node.config.state_dir)
     lives(node, writable=False)
     with (
@@ -182,7 +182,7 @@ def test_the_final_snapshot_is_the_last_one_that_is_taken(
         volume.take_final_snapshot(node.machine, BEFORE)
     assert node.store.taken == []
     final = volume.take_final_snapshot(node.machine, BEFORE)
-    own = OwnReign.load(node.config.state_dir)
+    own = OwnEpoch.load(node.config.state_dir)
     assert own is not None and own.final == str(final.name)
     assert volume.find_final(node.machine, own) == final
 
@@ -210,33 +210,33 @@ HANDED = replace(BEFORE, stage=Stage.RELEASED, final=str(BASE))
     ],
 )
 def test_a_tree_that_nobody_else_has_is_not_called_retired(
-    own: OwnReign, kind: str, node: FakeNode
+    own: OwnEpoch, kind: str, node: FakeNode
 ) -> None:
     own.save(node.config.state_dir)
     lives(node, writable=False)
-    volume.put_aside(node.machine, diverged=False)
-    [aside] = node.store.put_aside
+    volume.set_aside(node.machine, diverged=False)
+    [aside] = node.store.set_aside
     assert aside.name.startswith(f"services.{kind}-4-")
 
 
 @pytest.mark.parametrize("earlier", [None, HANDED])
-def test_the_tree_of_a_reign_whose_file_is_gone_is_kept_aside_as_diverged(
-    node: FakeNode, earlier: OwnReign | None
+def test_the_tree_of_an_epoch_whose_file_is_gone_is_kept_aside_as_diverged(
+    node: FakeNode, earlier: OwnEpoch | None
 ) -> None:
     """Nobody knows what is in it; an earlier file that somebody put back is not of it."""
     has_lease(node, 5, opened=True)
     if earlier is not None:
         earlier.save(node.config.state_dir)
     lives(node, "tree-5", writable=False)
-    volume.put_aside(node.machine, diverged=False)
+    volume.set_aside(node.machine, diverged=False)
     volume.forget(node.machine)
-    volume.put_aside(node.machine, diverged=False)
-    [aside] = node.store.put_aside
+    volume.set_aside(node.machine, diverged=False)
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.diverged-5-")
-    assert OwnReign.load(node.config.state_dir) is None
+    assert OwnEpoch.load(node.config.state_dir) is None
 
 
-def test_a_reign_that_was_put_away_is_not_begun_again(node: FakeNode) -> None:
+def test_an_epoch_that_was_put_away_is_not_begun_again(node: FakeNode) -> None:
     """Consul was restored to a heartbeat of it: a tree made from its base would lack what was
     written in it."""
     has(node, "c0ffee")
@@ -246,29 +246,29 @@ def test_a_reign_that_was_put_away_is_not_begun_again(node: FakeNode) -> None:
         node.config.state_dir
     )
     lives(node, str(own.live_uuid), writable=False)
-    volume.put_aside(node.machine, diverged=False)
+    volume.set_aside(node.machine, diverged=False)
     volume.forget(node.machine)
     has_lease(node, 5, opened=True)
     with pytest.raises(StandfastError, match=r"epoch 5 was given up here before.*demote"):
         volume.prepare(node.machine, 5, str(BASE))
-    assert OwnReign.load(node.config.state_dir) is None
+    assert OwnEpoch.load(node.config.state_dir) is None
     assert node.store.live() is None
 
 
-def test_a_tree_that_was_there_before_any_reign_stays(node: FakeNode) -> None:
+def test_a_tree_that_was_there_before_any_epoch_stays(node: FakeNode) -> None:
     has_lease(node, 5, opened=False)
     lives(node, "not ours", writable=False)
-    volume.put_aside(node.machine, diverged=False)
-    assert node.store.put_aside == []
+    volume.set_aside(node.machine, diverged=False)
+    assert node.store.set_aside == []
 
 
-def test_a_tree_that_can_still_change_is_not_put_aside(node: FakeNode) -> None:
+def test_a_tree_that_can_still_change_is_not_set_aside(node: FakeNode) -> None:
     HANDED.save(node.config.state_dir)
     lives(node, writable=True)
-    with pytest.raises(StandfastError, match="still writable: not put aside"):
-        volume.put_aside(node.machine, diverged=False)
-    assert node.store.put_aside == []
+    with pytest.raises(StandfastError, match="still writable: not set aside"):
+        volume.set_aside(node.machine, diverged=False)
+    assert node.store.set_aside == []
     volume.freeze(node.machine)
-    volume.put_aside(node.machine, diverged=False)
-    [aside] = node.store.put_aside
+    volume.set_aside(node.machine, diverged=False)
+    [aside] = node.store.set_aside
     assert aside.name.startswith("services.retired-4-")

@@ -15,11 +15,11 @@ from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.gateway import Entry
 from standfast.consul.records import (
+    HistoryEntry,
     Holder,
     Leader,
     LeaderState,
     Pause,
-    Reign,
     StandbyRecord,
     dump_epoch,
 )
@@ -33,7 +33,7 @@ from standfast.errors import (
     ForeignValue,
 )
 from standfast.reasons import Reason
-from standfast.role.observation import Beginning, Cluster, Sighting
+from standfast.role.observation import Beginning, Cluster, LastHeartbeat
 from standfast.system.clock import Deadline
 from standfast.system.probe import answers, answers_nfs
 from tests.fakes.consul import MemoryConsul
@@ -131,13 +131,13 @@ def cluster(view: Cluster | Blind) -> Cluster:
     return view
 
 
-def test_a_new_heartbeat_is_a_new_sighting(config: Config, keys: Keys, clock: Clock) -> None:
+def test_a_new_heartbeat_is_a_new_last_heartbeat(config: Config, keys: Keys, clock: Clock) -> None:
     watcher = Watcher(config, keys)
-    first = Sighting((4, "n2", "boot-2", 1), index_of(keys), 1000.0)
-    assert cluster(watcher.look(0)).sighting == first
+    first = LastHeartbeat((4, "n2", "boot-2", 1), index_of(keys), 1000.0)
+    assert cluster(watcher.look(0)).last_heartbeat == first
     clock.now = 1002.0
     beat(keys, 2)
-    assert cluster(watcher.look(0)).sighting.first_seen == 1002.0
+    assert cluster(watcher.look(0)).last_heartbeat.first_seen == 1002.0
 
 
 def test_a_clean_is_witnessed_by_who_looks_all_the_time(
@@ -148,10 +148,10 @@ def test_a_clean_is_witnessed_by_who_looks_all_the_time(
     clock.now += config.lease.wait / 2
     beat(keys, 2, state=LeaderState.CLEAN)
     view = cluster(watcher.look(0))
-    assert view.sighting.witnessed and view.nobody_serves
+    assert view.last_heartbeat.witnessed and view.nobody_serves
     clock.now += config.lease.wait / 2 + 0.1
     view = cluster(watcher.look(0))
-    assert not view.sighting.witnessed, "it may have changed and changed back"
+    assert not view.last_heartbeat.witnessed, "it may have changed and changed back"
     assert view.given_up and not view.nobody_serves
 
 
@@ -174,10 +174,10 @@ def test_a_value_seen_again_keeps_the_time_of_its_first_sight(
     watcher = Watcher(config, keys)
     watcher.look(0)
     for clock.now in (1001.0, 1006.0, 1012.0):
-        assert cluster(watcher.look(0)).sighting.first_seen == 1000.0
+        assert cluster(watcher.look(0)).last_heartbeat.first_seen == 1000.0
 
 
-def test_a_sighting_survives_a_short_blindness(
+def test_a_last_heartbeat_survives_a_short_blindness(
     config: Config, keys: Keys, clock: Clock, probed: list[str]
 ) -> None:
     watcher = Watcher(config, keys)
@@ -188,12 +188,12 @@ def test_a_sighting_survives_a_short_blindness(
     keys.error = None
     clock.now = 1000.0 + config.lease.wait / 2
     view = cluster(watcher.look(0))
-    assert view.sighting.first_seen == 1000.0
+    assert view.last_heartbeat.first_seen == 1000.0
     assert view.readable_since == clock.now, "reading works again since now"
 
 
 @pytest.mark.parametrize("error", [ConsulTimedOut("hangs"), None], ids=["blind", "frozen"])
-def test_after_a_longer_blindness_the_same_value_is_a_new_sighting(
+def test_after_a_longer_blindness_the_same_value_is_a_new_last_heartbeat(
     config: Config, keys: Keys, clock: Clock, probed: list[str], error: ConsulError | None
 ) -> None:
     """Consul was restored to it, say: the holder may have sent others meanwhile."""
@@ -206,9 +206,9 @@ def test_after_a_longer_blindness_the_same_value_is_a_new_sighting(
         keys.error = None
     clock.now = 1000.1 + config.lease.wait / 2
     view = cluster(watcher.look(0))
-    assert view.sighting.first_seen == view.readable_since == clock.now
+    assert view.last_heartbeat.first_seen == view.readable_since == clock.now
     clock.now += 1.0
-    assert cluster(watcher.look(0)).sighting == view.sighting
+    assert cluster(watcher.look(0)).last_heartbeat == view.last_heartbeat
 
 
 def test_a_time_without_answers_is_no_time_in_which_a_heartbeat_was_seen(
@@ -217,10 +217,10 @@ def test_a_time_without_answers_is_no_time_in_which_a_heartbeat_was_seen(
     """The value is the same for all that anybody knows: evidence, though not proof, that its holder
     is dead. Else a Consul that is away now and then would keep everybody from taking over."""
     watcher = Watcher(config, keys)
-    first = cluster(watcher.look(0)).sighting
+    first = cluster(watcher.look(0)).last_heartbeat
     for _ in range(3):
         clock.now += config.lease.wait
-        later = cluster(watcher.look(0)).sighting
+        later = cluster(watcher.look(0)).last_heartbeat
     assert (later.first_seen, later.evident_since) == (clock.now, first.first_seen)
 
 
@@ -236,8 +236,8 @@ def test_a_process_that_stood_still_within_a_look_has_seen_nothing_unchanged(
         return "critical"
 
     monkeypatch.setattr(keys, "node_health", thawed)
-    assert cluster(watcher.look(0)).sighting.first_seen == 1074.0
-    assert cluster(watcher.look(0)).sighting.first_seen == 1074.0
+    assert cluster(watcher.look(0)).last_heartbeat.first_seen == 1074.0
+    assert cluster(watcher.look(0)).last_heartbeat.first_seen == 1074.0
 
 
 def test_answers_that_are_slow_one_after_the_other_are_no_blindness(
@@ -254,7 +254,7 @@ def test_answers_that_are_slow_one_after_the_other_are_no_blindness(
     for _ in range(4):
         view = cluster(watcher.look(0))
         clock.now += 3.1
-    assert (view.holder_health, view.sighting.first_seen) == ("passing", 1000.0)
+    assert (view.holder_health, view.last_heartbeat.first_seen) == ("passing", 1000.0)
     assert clock.now > 1000.0 + config.lease.wait
 
 
@@ -268,18 +268,20 @@ def test_an_index_that_goes_back_starts_the_wait_again(
     watcher.look(0)
     keys.state.restore(backup)
     clock.now = 1002.0
-    assert cluster(watcher.look(0)).sighting.first_seen == 1002.0
+    assert cluster(watcher.look(0)).last_heartbeat.first_seen == 1002.0
 
 
-def test_keys_that_are_gone_are_a_sighting_too(config: Config, keys: Keys, clock: Clock) -> None:
+def test_keys_that_are_gone_are_a_last_heartbeat_too(
+    config: Config, keys: Keys, clock: Clock
+) -> None:
     watcher = Watcher(config, keys)
     watcher.look(0)
     for entry in keys.entries:
         keys.delete(entry.key)
     clock.now = 1002.0
     view = cluster(watcher.look(0, fresh=True))
-    assert (view.epoch, view.leader, view.sighting.identity) == (None, None, None)
-    assert view.sighting.first_seen == 1002.0
+    assert (view.epoch, view.leader, view.last_heartbeat.identity) == (None, None, None)
+    assert view.last_heartbeat.first_seen == 1002.0
 
 
 @pytest.mark.parametrize(
@@ -320,17 +322,17 @@ def test_keys_of_others_under_the_prefix_are_passed_over(config: Config, keys: K
 
 
 def test_all_that_is_known_is_put_together(config: Config, keys: Keys) -> None:
-    reign = Reign(4, "n2", None, "takeover", None, None, 5.0)
+    epoch_record = HistoryEntry(4, "n2", None, "takeover", None, None, 5.0)
     record = StandbyRecord("n1", 4, "services@20261122T101500Z", "c0ffee", 6.0)
     pause = Pause("ops", "disk swap", 7.0)
     for name, value in (
-        ("history/4", reign.dump()),
+        ("history/4", epoch_record.dump()),
         ("standbys/n1", record.dump()),
         ("pause", pause.dump()),
     ):
         keys.set(name, value)
-    view = assemble(config, keys.entries, Sighting(None, 0, 0.0))
-    assert (view.epoch, view.history, view.standbys) == (4, {4: reign}, {"n1": record})
+    view = assemble(config, keys.entries, LastHeartbeat(None, 0, 0.0))
+    assert (view.epoch, view.history, view.standbys) == (4, {4: epoch_record}, {"n1": record})
     assert view.pause == pause
     assert view.highest_epoch == 4
 
@@ -342,13 +344,13 @@ def test_each_key_may_tell_of_a_higher_epoch_than_the_epochs_own(
     snapshot = "services@20261122T101500Z"
     values = {
         "leader": Leader(7, Holder("n1", "1"), 9, LeaderState.CLEAN).dump(),
-        "history/7": Reign(7, "n1", None, "takeover", None, 0.0, 1e9).dump(),
+        "history/7": HistoryEntry(7, "n1", None, "takeover", None, 0.0, 1e9).dump(),
         "standbys/n1": StandbyRecord("n1", 7, snapshot, "id", 1e9).dump(),
     }
     keys.set("epoch", dump_epoch(4))
     keys.set(name, values[name])
     keys.set("history/007x", b"{}")
-    view = assemble(config, keys.entries, Sighting(None, 0, 0.0))
+    view = assemble(config, keys.entries, LastHeartbeat(None, 0, 0.0))
     assert (view.epoch, view.highest_epoch) == (4, 7)
 
 
@@ -376,7 +378,7 @@ def test_a_new_epoch_in_the_heartbeat_has_the_details_read_at_once(
     assert cluster(watcher.look(0)).epoch == 5
 
 
-def test_a_reign_counts_from_when_it_was_first_seen_and_whether_it_was_seen_to_begin(
+def test_an_epoch_counts_from_when_it_was_first_seen_and_whether_it_was_seen_to_begin(
     config: Config, keys: Keys, clock: Clock
 ) -> None:
     watcher = Watcher(config, keys)
@@ -542,7 +544,7 @@ def test_after_what_kept_a_primary_from_its_heartbeats_it_gets_a_chance_first(
     watcher.distrust()
     clock.now = 1006.0
     view = cluster(watcher.look(0))
-    assert (view.sighting.first_seen, view.readable_since) == (1000.0, 1006.0)
+    assert (view.last_heartbeat.first_seen, view.readable_since) == (1000.0, 1006.0)
     good = keys.state.snapshot()
     keys.set("leader", b"not ours")
     clock.now = 1007.0
@@ -550,4 +552,4 @@ def test_after_what_kept_a_primary_from_its_heartbeats_it_gets_a_chance_first(
     keys.state.restore(good)
     clock.now = 1008.0
     view = cluster(watcher.look(0))
-    assert (view.sighting.first_seen, view.readable_since) == (1008.0, 1008.0)
+    assert (view.last_heartbeat.first_seen, view.readable_since) == (1008.0, 1008.0)

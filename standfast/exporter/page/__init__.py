@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from standfast.config.model import Config
-from standfast.exporter.status_cache import Looks
+from standfast.exporter.status_cache import StatusCache
 from standfast.exporter.web import NO_STORE, Request, Response, Route, Routes
 
 POLICY = (
@@ -29,7 +29,7 @@ _FILES = {
 
 def application_routes(configs: Sequence[Config]) -> Routes:
     """The page and its document; the ages of the standbys are noted from now on, in a thread."""
-    looks = Looks(configs)
+    looks = StatusCache(configs)
     looks.start()
     return {**page_routes(), STATUS: status_route(looks)}
 
@@ -43,7 +43,7 @@ def page_routes() -> Routes:
     }
 
 
-def status_route(looks: Looks) -> Route:
+def status_route(looks: StatusCache) -> Route:
     """Always 200: what is wrong stands in the document."""
     kind = "application/json; charset=utf-8"
     return lambda _request: Response(looks.body(), kind)

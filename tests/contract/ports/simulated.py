@@ -13,7 +13,7 @@ from unittest.mock import patch
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of
-from standfast.node.reign import OwnReign, Stage
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.system.clock import monotonic
 from tests.sim.clockwork import Process, SimTime
 from tests.sim.disk import Tree
@@ -80,7 +80,7 @@ def let_serve(seat: Seat) -> None:
     give_the_lease(seat)
     EpochFile(config.state_dir / "epoch").raise_to(EPOCH)
     fsid = "00000000-0000-4000-8000-000000000007"
-    OwnReign(EPOCH, Stage.READY, fsid, None, True, live_uuid=live.uuid).save(config.state_dir)
+    OwnEpoch(EPOCH, Stage.READY, fsid, None, True, live_uuid=live.uuid).save(config.state_dir)
     LeaseStatus(
         EPOCH, holder.instance, 0, LeaderState.STARTING, False, until, until, 3, now
     ).save(config.run_dir)  # fmt: skip

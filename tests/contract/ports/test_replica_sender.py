@@ -46,7 +46,7 @@ class Scene:
 def real(directory: Path) -> Iterator[Scene]:
     with primary_and_standby(directory, "directory") as (a, b):
 
-        class Way:
+        class StandbyConnection:
             """The sender with the transport of the moment."""
 
             peer = a
@@ -61,7 +61,7 @@ def real(directory: Path) -> Iterator[Scene]:
             ) -> None:
                 self.peer.sender.replicate(standby, snapshot, epoch, deadline, give_up)
 
-        way = Way()
+        way = StandbyConnection()
 
         def cut() -> None:
             way.peer = a.reaching(["false"])

@@ -57,7 +57,7 @@ def lab_factory() -> Iterator[Callable[..., Lab]]:
 def shared(lab_factory: Callable[..., Lab]) -> Iterator[WithNomad]:
     """Three nodes that replicate every 3 s; each failover may follow the last at once."""
     lab = lab_factory()
-    with with_nomad(lab, FAST, "min_reign = 0\nfailover_after = 6") as made:
+    with with_nomad(lab, FAST, "failover_cooldown = 0\nfailover_after = 6") as made:
         yield made
     lab.close()
 

@@ -152,7 +152,7 @@ def broken_server(node: Node) -> Iterator[None]:
 
 
 def kept_aside(cluster: WithNomad, name: str, epoch: int) -> str:
-    """The tree that a node put aside at the end of its epoch, as its status names it."""
+    """The tree that a node set aside at the end of its epoch, as its status names it."""
     aside = cluster.status(name)["aside"]
     found = [path for path in aside if path.startswith(f"{EXPORT}.diverged-{epoch}-")]
     assert len(found) == 1, f"what epoch {epoch} had is not kept aside: {aside}"

@@ -65,7 +65,7 @@ class Watched(Cluster):
 @pytest.fixture(scope="module")
 def cluster(lab_factory: Callable[..., Lab]) -> Iterator[Watched]:
     lab = lab_factory()
-    made = Watched(lab, FAST, extra="min_reign = 0\nfailover_after = 6")
+    made = Watched(lab, FAST, extra="failover_cooldown = 0\nfailover_after = 6")
     made.install()
     made.begin()
     yield made

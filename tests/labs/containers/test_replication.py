@@ -180,7 +180,7 @@ def test_after_a_failover_nobody_needs_everything_sent_again(cluster: WithNomad)
     took_over = time.monotonic()
     before = progress(sender, other), progress(sender, old)
     done = wait_for_success(cluster, new, other, more_than=before[0].successes)
-    note(f"failover: the other standby has the new reign's data {time.monotonic() - took_over:.1f} "
+    note(f"failover: the other standby has the new epoch's data {time.monotonic() - took_over:.1f} "
          f"s later, {done.sent_bytes - before[0].sent_bytes} bytes sent")  # fmt: skip
     assert done.sent_bytes - before[0].sent_bytes < LITTLE
     cluster.lab.boot([cluster[old]])

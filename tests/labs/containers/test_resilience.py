@@ -178,7 +178,7 @@ def test_two_nodes_that_promote_at_once_get_one_epoch_between_them(
 
 
 @pytest.mark.timeout(300)
-def test_a_lease_process_that_hangs_is_ended_by_its_watchdog_and_the_same_reign_goes_on(
+def test_a_lease_process_that_hangs_is_ended_by_its_watchdog_and_the_same_epoch_goes_on(
     cluster: WithNomad,
 ) -> None:
     """Nobody takes over while it is paused: what is left is systemd's own look at the process."""

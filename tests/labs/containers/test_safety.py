@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from standfast.consul.records import Reign
+from standfast.consul.records import HistoryEntry
 from standfast.events.events import Kind
 from standfast.lease.files import NOTHING_HELD
 from tests.labs.containers.cluster import AGENT, LEASE, VOLUME
@@ -103,7 +103,7 @@ def local_write(node: Node) -> bool:
 def test_programs_on_a_primary_that_is_cut_off_can_write_until_a_successor_may_serve(
     cluster: WithNomad,
 ) -> None:
-    """Nobody takes over: with its lease back the same reign goes on, and so do they."""
+    """Nobody takes over: with its lease back the same epoch goes on, and so do they."""
     lab, old = cluster.lab, cluster.primary()
     node, epoch = cluster[old], cluster.epoch(old)
     cluster.standfast(old, "pause", "--reason", "nobody is to take over")
@@ -285,7 +285,7 @@ def test_a_successor_that_never_served_costs_nothing_that_another_standby_has(
     assert writers.missing(other.name, [old], replicated_s) == []
     assert cluster.epoch(other.name) == epoch + 2
     (entry,) = other.consul_get(f"kv/standfast/{VOLUME}/history/{epoch + 2}")
-    assert Reign.parse(base64.b64decode(entry["Value"])).follows == epoch
+    assert HistoryEntry.parse(base64.b64decode(entry["Value"])).follows == epoch
 
 
 STATE = "/var/lib/standfast"

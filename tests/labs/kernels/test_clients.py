@@ -229,7 +229,7 @@ def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns
             f"{opened.t_s - serves_s:.1f} s"
         )
         assert opened.t_s - serves_s < FRESH_OPEN_S
-        # n1 is back at its old address with another tree: who held files of its last reign gets an
+        # n1 is back at its old address with another tree: who held files of its last epoch gets an
         # error, and nobody another file.
         for workload in OLD:
             assert workload.done(serves_s - took_s) == [], (
@@ -246,7 +246,7 @@ def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns
         workload.stop()
         assert missing_records(content(n1, workload), workload.done()) == []
     note(
-        "clients: programs with handles of n1's last reign, n1 serving again: "
+        "clients: programs with handles of n1's last epoch, n1 serving again: "
         + ", ".join(f"{w.kind} {w.errors()[-1].error if w.errors() else 'hangs'}" for w in OLD)
     )
 

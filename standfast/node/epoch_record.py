@@ -1,4 +1,4 @@
-"""What this node durably knows of its own time as primary: `reign.json` in the state directory.
+"""What this node durably knows of its own time as primary: `own-epoch.json` in the state directory.
 
 It is written before the step that it describes, so that whoever goes on after a cut knows what may
 have happened. A node without it is a plain standby.
@@ -23,17 +23,19 @@ class Stage(StrEnum):
     """How far the node is; each is written before its work begins."""
 
     CLEARING = "clearing"
-    """Whatever lies at the live path is being put aside."""
+    """Whatever lies at the live path is being set aside."""
     CREATING = "creating"
     """The live path is free; what appears there is made from `base`."""
     READY = "ready"
-    """The live subvolume is this reign's; it is being exported, or served."""
+    """The live subvolume is this epoch's; it is being exported, or served."""
     DRAINING = "draining"
     """An orderly demotion is under way."""
     RELEASED = "released"
     """`clean` was or is being sent; the tree equals the final snapshot."""
 
 
+_FILE = "own-epoch.json"
+_FORMER = "reign.json"
 _LATER = ("file_system", "aside", "final_id")
 """Fields that a file of an older version doesn't have."""
 
@@ -44,8 +46,8 @@ def snapshot_lock(config: Config, deadline: Deadline) -> contextlib.AbstractCont
 
 
 @dataclass(frozen=True, slots=True)
-class OwnReign:
-    """One reign of this node's."""
+class OwnEpoch:
+    """One epoch of this node's."""
 
     epoch: int
     stage: Stage
@@ -64,42 +66,44 @@ class OwnReign:
     file_system: str | None = None
     """UUID of the file system that has the tree; None: not known yet, an older version began it."""
     aside: str | None = None
-    """Name under which the tree is, or was just going to be, put aside."""
+    """Name under which the tree is, or was just going to be, set aside."""
     final_id: str | None = None
     """Its content id; None: an older version noted only the name."""
 
-    def at(self, stage: Stage) -> OwnReign:
+    def at(self, stage: Stage) -> OwnEpoch:
         return replace(self, stage=stage)
 
     def save(self, state_dir: Path) -> None:
         text = json.dumps({"v": 1, **asdict(self)})
-        write_atomically(state_dir / "reign.json", text, durable=True, reserved=True)
+        write_atomically(state_dir / _FILE, text, durable=True, reserved=True)
 
     @classmethod
-    def load(cls, state_dir: Path) -> OwnReign | None:
+    def load(cls, state_dir: Path) -> OwnEpoch | None:
         """None when this node is no primary; StandfastError when the file is unusable."""
-        doc = read_json(state_dir / "reign.json")
+        doc = read_json(state_dir / _FILE)
         if doc is None:
+            if (former := state_dir / _FORMER).exists():
+                raise StandfastError(f"rename {former} to {_FILE}: an older version wrote it")
             return None
         try:
             fields = {name: doc[name] for name in cls.__dataclass_fields__ if name not in _LATER}
             fields |= {name: doc.get(name) for name in _LATER}
-            reign = cls(**{**fields, "stage": Stage(doc["stage"])})
+            epoch_record = cls(**{**fields, "stage": Stage(doc["stage"])})
         except (KeyError, ValueError, TypeError) as error:
             raise StandfastError(_damaged(state_dir, repr(error))) from error
-        if type(reign.epoch) is not int or not isinstance(reign.fsid, str):
+        if type(epoch_record.epoch) is not int or not isinstance(epoch_record.fsid, str):
             raise StandfastError(_damaged(state_dir, "epoch or fsid of a wrong type"))
-        return reign
+        return epoch_record
 
     @staticmethod
     def forget(state_dir: Path) -> None:
-        """The reign is over and put away; the node is a plain standby."""
-        (state_dir / "reign.json").unlink(missing_ok=True)
+        """The epoch is over and put away; the node is a plain standby."""
+        (state_dir / _FILE).unlink(missing_ok=True)
 
 
 def _damaged(state_dir: Path, what: str) -> str:
     return (
-        f"{state_dir}/reign.json is damaged ({what}). It says what this node's data is: restore "
+        f"{state_dir / _FILE} is damaged ({what}). It says what this node's data is: restore "
         f"it. If it can't be, delete it first, and then, where this node holds the lease, run "
         f"`standfast demote`: the live subvolume is kept aside as diverged"
     )
@@ -115,9 +119,9 @@ class Intent:
     base_content_id: str | None
     in_place: bool
     begun: bool | None = False
-    """The reign has, or may have, its tree: noted before that is made; None: an older version's."""
+    """The epoch has, or may have, its tree: noted before that is made; None: an older version's."""
     put_away: bool = False
-    """The reign is over and its tree put aside: it is never begun again."""
+    """The epoch is over and its tree set aside: it is never begun again."""
 
     def save(self, state_dir: Path) -> None:
         text = json.dumps({"v": 1, **asdict(self)})

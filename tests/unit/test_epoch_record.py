@@ -1,4 +1,4 @@
-"""What a node knows of its own reign, on disk."""
+"""What a node knows of its own epoch, on disk."""
 
 from __future__ import annotations
 
@@ -9,41 +9,43 @@ from pathlib import Path
 import pytest
 
 from standfast.errors import StandfastError
-from standfast.node.reign import Intent, OwnReign, Stage
+from standfast.node.epoch_record import Intent, OwnEpoch, Stage
 
-REIGN = OwnReign(
+EPOCH = OwnEpoch(
     5, Stage.READY, "fsid", "services@20261122T101500Z", False, 4, "content", "uuid", None
 )
 
 
-def test_a_reign_survives_the_disk(tmp_path: Path) -> None:
-    REIGN.save(tmp_path)
-    assert OwnReign.load(tmp_path) == REIGN
+def test_an_epoch_survives_the_disk(tmp_path: Path) -> None:
+    EPOCH.save(tmp_path)
+    assert OwnEpoch.load(tmp_path) == EPOCH
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_each_stage_survives_the_disk(tmp_path: Path, stage: Stage) -> None:
-    REIGN.at(stage).save(tmp_path)
-    loaded = OwnReign.load(tmp_path)
+    EPOCH.at(stage).save(tmp_path)
+    loaded = OwnEpoch.load(tmp_path)
     assert loaded is not None
     assert loaded.stage is stage
 
 
-def test_a_reign_that_an_older_version_wrote_names_its_final_snapshot_alone(tmp_path: Path) -> None:
-    replace(REIGN, final="services@20261122T111500Z", final_id="c0ffee").save(tmp_path)
-    path = tmp_path / "reign.json"
+def test_an_epoch_that_an_older_version_wrote_names_its_final_snapshot_alone(
+    tmp_path: Path,
+) -> None:
+    replace(EPOCH, final="services@20261122T111500Z", final_id="c0ffee").save(tmp_path)
+    path = tmp_path / "own-epoch.json"
     doc = json.loads(path.read_text())
     del doc["final_id"]
     path.write_text(json.dumps(doc))
-    assert OwnReign.load(tmp_path) == replace(REIGN, final="services@20261122T111500Z")
+    assert OwnEpoch.load(tmp_path) == replace(EPOCH, final="services@20261122T111500Z")
 
 
 def test_a_node_without_the_file_is_no_primary(tmp_path: Path) -> None:
-    assert OwnReign.load(tmp_path) is None
-    OwnReign.forget(tmp_path)
-    REIGN.save(tmp_path)
-    OwnReign.forget(tmp_path)
-    assert OwnReign.load(tmp_path) is None
+    assert OwnEpoch.load(tmp_path) is None
+    OwnEpoch.forget(tmp_path)
+    EPOCH.save(tmp_path)
+    OwnEpoch.forget(tmp_path)
+    assert OwnEpoch.load(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -54,24 +56,24 @@ def test_a_node_without_the_file_is_no_primary(tmp_path: Path) -> None:
         "{}",
         '{"epoch": 5',
         json.dumps({"v": 1, "epoch": "5"}),
-        REIGN.stage.value,
+        EPOCH.stage.value,
     ],
 )
-def test_a_damaged_reign_is_an_error_and_never_no_reign(tmp_path: Path, text: str) -> None:
-    (tmp_path / "reign.json").write_text(text)
-    with pytest.raises(StandfastError, match=r"reign\.json"):
-        OwnReign.load(tmp_path)
+def test_a_damaged_epoch_is_an_error_and_never_no_epoch(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own-epoch.json").write_text(text)
+    with pytest.raises(StandfastError, match=r"own-epoch\.json"):
+        OwnEpoch.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("stage", "lost"), ("epoch", "5"), ("epoch", True), ("fsid", None)]
 )
 def test_a_field_of_a_wrong_type_is_damage(tmp_path: Path, field: str, value: object) -> None:
-    REIGN.save(tmp_path)
-    path = tmp_path / "reign.json"
+    EPOCH.save(tmp_path)
+    path = tmp_path / "own-epoch.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(StandfastError, match="damaged"):
-        OwnReign.load(tmp_path)
+        OwnEpoch.load(tmp_path)
 
 
 def test_an_intent_counts_for_its_own_epoch_only(tmp_path: Path) -> None:
@@ -87,3 +89,12 @@ def test_an_intent_with_wrong_types_promises_nothing(tmp_path: Path) -> None:
         '{"v": 1, "epoch": 6, "base": 7, "base_content_id": [], "in_place": "yes"}'
     )
     assert Intent.load(tmp_path, 6) == Intent(6, None, None, in_place=False, begun=None)
+
+
+def test_the_file_of_an_older_version_is_no_plain_standby(tmp_path: Path) -> None:
+    """A primary would take itself for one, and its tree for nobody's."""
+    (tmp_path / "reign.json").write_text("{}")
+    with pytest.raises(StandfastError, match=r"rename \S*/reign\.json to own-epoch\.json"):
+        OwnEpoch.load(tmp_path)
+    EPOCH.save(tmp_path)
+    assert OwnEpoch.load(tmp_path) == EPOCH

@@ -35,7 +35,7 @@ _TOO_FREE = "standfast-is-not-restricted"
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class StandbyConnection:
     """From this node to a standby."""
 
     config: Config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from standfast.agent import announcer as herald_module
+from standfast.agent import announcer as announcer_module
 from standfast.agent import loop as agent_module
 from standfast.agent.commands import promote
 from standfast.agent.local_view import LocalView
@@ -21,15 +21,15 @@ from standfast.events.events import Event, Kind
 from standfast.events.hooks import Occasion
 from standfast.lease import keeper as keeper_module
 from standfast.lease.keeper import Keeper
-from standfast.lease.protocol import Tenure
+from standfast.lease.protocol import HeldLease
 from standfast.names import SnapshotName
+from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
-from standfast.node.reign import OwnReign, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
-from standfast.role.decision import Action, Decision, Moment, Wish
+from standfast.role.decision import Action, Decision, Moment, Request
 from standfast.role.execute import execute
-from standfast.role.observation import Available, Local, Sighting
+from standfast.role.observation import Available, LastHeartbeat, Local
 from standfast.role.plan import Do, Names, Plan, Step
 from standfast.role.steps import Effects
 from standfast.system.clock import monotonic
@@ -55,7 +55,7 @@ def node(tmp_path: Path) -> FakeNode:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     events: list[Event] = []
-    monkeypatch.setattr(herald_module, "tell", events.append)
+    monkeypatch.setattr(announcer_module, "tell", events.append)
     monkeypatch.setattr(keeper_module, "tell", events.append)
     return events
 
@@ -106,7 +106,7 @@ def test_a_failover_is_decided_and_ends_as_a_promotion(
 def test_a_switchover_begins_and_ends_and_leaves_a_standby(
     node: FakeNode, told: list[Event], hooked: list[tuple[Occasion, dict[str, object]]]
 ) -> None:
-    OwnReign(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
+    OwnEpoch(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
     run(node, plans.demotion(NAMES, "n2"), Effects(node.machine, to="n2", operator="ann"))
     assert [(one.kind, one.epoch, dict(one.more)) for one in told] == [
         (Kind.SWITCHOVER_BEGUN, 4, {"STANDFAST_TO": "n2"}),
@@ -116,7 +116,7 @@ def test_a_switchover_begins_and_ends_and_leaves_a_standby(
     assert [(one, facts["operator"]) for one, facts in hooked] == [(Occasion.POST_DEMOTE, "ann")]
 
 
-def test_a_switchover_that_is_gone_back_on_fails_and_serves_again(
+def test_a_switchover_that_is_rolled_back_fails_and_serves_again(
     node: FakeNode, told: list[Event], hooked: list[tuple[Occasion, dict[str, object]]]
 ) -> None:
     with pytest.raises(StepFailed):
@@ -142,8 +142,8 @@ def test_a_promotion_that_is_refused_is_told_once_while_it_repeats(
     veto = Refused(Reason.HOOK_VETOED, "10-disk is against it")
     effects = Effects(node.machine, replace(TAKEOVER, reason=Reason.CLEAN_HANDOVER))
     for error in (veto, veto, Refused(Reason.HOOK_VETOED, "20-net is against it")):
-        course = agent.herald.course(plan, effects)
-        course.failed(error)
+        plan_report = agent.announcer.plan_report(plan, effects)
+        plan_report.failed(error)
     assert [(one.kind, one.reason) for one in told] == [
         (Kind.PROMOTION_REFUSED, "hook-vetoed"),
         (Kind.PROMOTION_REFUSED, "hook-vetoed"),
@@ -158,7 +158,7 @@ def test_a_veto_comes_before_anything_was_done(tmp_path: Path, node: FakeNode) -
     program.write_text("#!/bin/sh\necho not now\nexit 75\n")
     program.chmod(0o755)
     node.config = replace(node.config, hooks=replace(node.config.hooks, dir=directory))
-    effects = Effects(node.machine, TAKEOVER, Sighting((4, "n2", "boot-2", 17), 100, 0.0))
+    effects = Effects(node.machine, TAKEOVER, LastHeartbeat((4, "n2", "boot-2", 17), 100, 0.0))
     with pytest.raises(Refused, match="not now"):
         execute(plans.promotion(NAMES, "a snapshot"), effects.table(), lambda _: None)
     assert node.world.log == []
@@ -189,8 +189,8 @@ def test_what_keeps_a_standby_from_taking_over_is_told_when_it_changes(
     monkeypatch.setattr(
         agent_module, "decide", lambda *_: Decision(Action.BLOCKED, next(reasons), "no")
     )
-    for wish in (Wish(), Wish(), Wish(), Wish(promote=True)):
-        agent.look(wish=wish)
+    for request in (Request(), Request(), Request(), Request(promote=True)):
+        agent.look(request=request)
     assert [(one.kind, one.reason) for one in told] == [
         (Kind.PROMOTION_REFUSED, "too-old"),
         (Kind.PROMOTION_REFUSED, "paused"),
@@ -224,12 +224,12 @@ def test_a_refused_command_to_promote_is_told(
 def test_the_fence_is_told_when_it_shuts_and_when_it_opens_again(
     node: FakeNode, told: list[Event]
 ) -> None:
-    tenure = Tenure(4, node.machine.me, 1, 1, 1, valid_until=monotonic() - 60)
+    held_lease = HeldLease(4, node.machine.me, 1, 1, 1, valid_until=monotonic() - 60)
     consul: Any = None  # no heartbeat here
-    keeper = Keeper(node.config, consul, node.fence, node.nfs, tenure, since=0.0, serving=True)
+    keeper = Keeper(node.config, consul, node.fence, node.nfs, held_lease, since=0.0, serving=True)
     keeper.check_end()
     keeper.check_end()
-    keeper.tenure = replace(tenure, valid_until=monotonic() + 600)
+    keeper.held_lease = replace(held_lease, valid_until=monotonic() + 600)
     keeper._arm()
     keeper.check_end()
     assert [(one.kind, one.epoch) for one in told] == [

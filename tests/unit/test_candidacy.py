@@ -66,7 +66,7 @@ def test_a_better_candidate_gets_a_head_start(
 
 
 @pytest.mark.parametrize(
-    ("heartbeat", "request"),
+    ("heartbeat", "asked"),
     [
         (ALIVE, NO_REQUEST),
         (ALIVE, Request(promote=True, accept_data_loss=True)),
@@ -75,11 +75,11 @@ def test_a_better_candidate_gets_a_head_start(
         ("e5 a/a1 #7 clean ->c", NO_REQUEST),
     ],
 )
-def test_nobody_takes_over_on_a_disk_that_takes_no_writes(heartbeat: str, request: Request) -> None:
+def test_nobody_takes_over_on_a_disk_that_takes_no_writes(heartbeat: str, asked: Request) -> None:
     view = cluster(heartbeat, silent=500, holder_health="critical")
     good = local("b", [snap(60)])
-    assert consider(view, good, config(), NOW, request).action is Action.PROMOTE
-    decision = consider(view, replace(good, read_only=True), config(), NOW, request)
+    assert consider(view, good, config(), NOW, asked).action is Action.PROMOTE
+    decision = consider(view, replace(good, read_only=True), config(), NOW, asked)
     assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.VOLUME_READ_ONLY)
 
 
@@ -96,21 +96,21 @@ def test_a_clean_of_an_earlier_epoch_does_not_end_the_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "request", [NO_REQUEST, Request(promote=True)], ids=["handed over", "by a word"]
+    "asked", [NO_REQUEST, Request(promote=True)], ids=["handed over", "by a word"]
 )
-def test_a_clean_that_this_node_did_not_see_arrive_does_not_end_the_wait(request: Request) -> None:
+def test_a_clean_that_this_node_did_not_see_arrive_does_not_end_the_wait(asked: Request) -> None:
     """Consul may have been restored to it, and have forgotten a successor that still serves."""
     here = local("b", [snap(60)])
     for silent, action in ((11.9, Action.WAIT), (12.1, Action.PROMOTE)):
         view = cluster("e5 a/a1 #7 clean ->b final:60", silent=silent, witnessed=False)
-        found = consider(view, here, config(), NOW, request)
+        found = consider(view, here, config(), NOW, asked)
         assert found.action is action
     view = cluster("e5 a/a1 #7 clean ->b final:60", silent=0.1)
-    assert consider(view, here, config(), NOW, request).action is Action.PROMOTE
+    assert consider(view, here, config(), NOW, asked).action is Action.PROMOTE
 
 
 @pytest.mark.parametrize(
-    ("text", "request", "unless_paused"),
+    ("text", "asked", "unless_paused"),
     [
         (ALIVE, NO_REQUEST, True),
         (ALIVE, Request(promote=True), False),
@@ -119,11 +119,9 @@ def test_a_clean_that_this_node_did_not_see_arrive_does_not_end_the_wait(request
     ],
     ids=["by itself", "by a word", "handed over", "handed to another, who stays away"],
 )
-def test_a_pause_ends_what_nobody_asked_for(
-    text: str, request: Request, unless_paused: bool
-) -> None:
+def test_a_pause_ends_what_nobody_asked_for(text: str, asked: Request, unless_paused: bool) -> None:
     view = cluster(text, silent=200, holder_health="critical")
-    decision = consider(view, local("b", [snap(60)]), config(), NOW, request)
+    decision = consider(view, local("b", [snap(60)]), config(), NOW, asked)
     assert decision.action is Action.PROMOTE
     assert decision.unless_paused is unless_paused
 
@@ -233,7 +231,7 @@ def test_who_follows_an_epoch_that_never_served_goes_on_from_the_one_before(
     request = (
         Request(promote=True, accept_data_loss=True) if lost_s and "final" in word else NO_REQUEST
     )
-    found = consider(view, local("b", mine), config(), NOW, request)
+    found = consider(view, local("b", mine), config(), NOW, asked)
     assert found.action is Action.PROMOTE and found.base is not None
     assert found.base.age_s(NOW.utc) == pytest.approx(age_s)
     assert found.follows == follows

@@ -228,7 +228,7 @@ def test_who_follows_an_epoch_that_never_served_goes_on_from_the_one_before(
     word: str, mine: list[Available], age_s: float, follows: int | None, lost_s: float
 ) -> None:
     view = cluster(f"e5 a/a1 #7 clean ->b {word}", history={5: epoch_record(5, 60)})
-    request = (
+    asked = (
         Request(promote=True, accept_data_loss=True) if lost_s and "final" in word else NO_REQUEST
     )
     found = consider(view, local("b", mine), config(), NOW, asked)

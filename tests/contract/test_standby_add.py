@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -398,7 +398,7 @@ def test_the_list_tells_what_failed_last(pair: TwoNodes) -> None:
 @plain
 def test_a_slow_standby_delays_nobody_s_result(pair: TwoNodes) -> None:
     way, go = pair.root / "way", pair.root / "go"
-    receive = f"env STANDFAST_CONFIG_DIR={pair.etc('c1')} {sys.executable} -m standfast receive"
+    receive = f"env STANDFAST_CONFIG_DIR={pair.etc('c1')} {shlex.join(pair.words)} receive"
     # Both are c1's disk: what counts is who waits for whom.
     way.write_text(
         f'if [ "$1" = c1 ]; then while [ ! -e {go} ]; do sleep 0.05; done; exit 1; fi\n'
@@ -406,7 +406,7 @@ def test_a_slow_standby_delays_nobody_s_result(pair: TwoNodes) -> None:
     )
     nodes = ("zippy", "c1", "c2")
     pair.write_config("zippy", nodes=nodes, replication={"command": ["sh", str(way), "{node}"]})
-    words = [sys.executable, "-m", "standfast", "replicate"]
+    words = [*pair.words, "replicate"]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pwd
+import shlex
 import shutil
 import socket
 import subprocess
@@ -22,13 +23,16 @@ from typing import Any
 
 import pytest
 
-from standfast.assembly.parts import open_store
+from standfast.assembly.parts import Parts, open_store, use
 from standfast.cli.main import main
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.demo.commands import STANDFAST
+from standfast.demo.commands import command as command_of
 from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.parts import DemoParts
 from tests.contract.consul_clusters import free_ports
 from tests.contract.volumes import btrfs_on_file, command, make_live
 from tests.support import needs
@@ -70,7 +74,7 @@ class TwoNodes:
     ) -> Config:
         disk = self.disk(node) / ("" if volume == VOLUME else volume)
         tables: dict[str, dict[str, Any]] = {
-            "": {"cluster": "test", "node": node, "store": self.kind},
+            "": {"cluster": "test", "node": node},
             **{f"nodes.{one}": {"address": ADDRESSES.get(one, "127.0.0.9")} for one in nodes},
             "paths": {
                 "live": f"{disk}/services",
@@ -117,6 +121,13 @@ class TwoNodes:
         self.gateway.put(config.key("leader"), leader.dump())
 
     # Commands
+
+    @property
+    def words(self) -> list[str]:
+        """What runs `standfast` in a process of its own."""
+        if self.kind == "directory":
+            return command_of(STANDFAST)
+        return [sys.executable, "-m", "standfast"]
 
     def run(self, *argv: str) -> tuple[int, str, str]:
         """On zippy: exit code, stdout, stderr."""
@@ -169,6 +180,9 @@ def two_nodes(
     """zippy is primary of epoch 3; no key, no door, nothing replicated."""
     require_sshd()
     with contextlib.ExitStack() as stack:
+        if kind == "directory":
+            use(DemoParts())  # for the commands that run in this process
+            stack.callback(use, Parts())
         consul = stack.enter_context(EmbeddedConsul())
         consul.add_agent("zippy")
         pair = TwoNodes(root, kind, consul, captured)
@@ -233,7 +247,7 @@ def _programs(pair: TwoNodes) -> None:
     _script(
         root / "c1-bin" / "standfast",
         f'touch {root}/pids/$$\n[ "$2" != authorize ] || set -- "$@" --file {pair.authorized}\n'
-        f'exec env PYTHONPATH={ROOT} {sys.executable} -m standfast "$@"\n',
+        f'exec env PYTHONPATH={ROOT} {shlex.join(pair.words)} "$@"\n',
     )
     ssh = shutil.which("ssh")
     _script(

@@ -11,7 +11,7 @@ from standfast.assembly.parts import parts
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.errors import ConfigError
-from standfast.lease import keeper
+from standfast.lease import process
 from standfast.lease.files import holder_of
 from standfast.node.node import Machine
 from standfast.nomad import reports
@@ -29,11 +29,11 @@ def agent_of(config: Config) -> Agent:
     return Agent(machine, Watcher(config, machine.consul), LocalView(machine))
 
 
-def lease_parts(config: Config) -> keeper.Parts:
+def lease_parts(config: Config) -> process.Parts:
     """What the lease process is made of; InvalidConfig when the fence was made for another port."""
     consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
     nfs = parts().nfs(config)
-    return keeper.Parts(consul, parts().settled_fence(config, nfs), nfs)
+    return process.Parts(consul, parts().settled_fence(config, nfs), nfs)
 
 
 def machine_of(config: Config) -> Machine:

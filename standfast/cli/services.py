@@ -41,11 +41,11 @@ def lease(args: argparse.Namespace) -> int:
     """Runs `standfast lease VOLUME`."""
     set_up_log()
     from standfast.assembly.node import lease_parts
-    from standfast.lease import keeper
+    from standfast.lease import process
 
     config = load_volume(args.volume)
     try:
-        return keeper.main(config, lease_parts)
+        return process.main(config, lease_parts)
     except Refused as refusal:
         from standfast.events.events import Kind, happened, tell
 

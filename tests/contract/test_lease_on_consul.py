@@ -30,13 +30,14 @@ from standfast.demo.commands import STANDFAST, command
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.fence import FileFence
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError
-from standfast.lease import keeper as keeper_module
+from standfast.lease import process as lease_process
 from standfast.lease import protocol
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, save_claim
 from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.inbox import listening
-from standfast.lease.keeper import Keeper, answer, build, hold, obtain
+from standfast.lease.keeper import Keeper
+from standfast.lease.process import answer, build, hold, obtain
 from standfast.lease.protocol import Claim, Halted, HeldLease, Lost, Memory
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
@@ -780,8 +781,8 @@ def test_a_release_of_unknown_outcome_waits_for_a_word(
     embedded: EmbeddedConsul, faulty: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[str] = []
-    monkeypatch.setattr(keeper_module, "notify", turns.append)
-    monkeypatch.setattr(keeper_module, "RETRY_S", STEADY.heartbeat)
+    monkeypatch.setattr(lease_process, "notify", turns.append)
+    monkeypatch.setattr(lease_process, "RETRY_S", STEADY.heartbeat)
     with keeping(faulty) as one:
         one.tell(cmd="serve")
         embedded.set_quorum(False)

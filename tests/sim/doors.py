@@ -21,7 +21,7 @@ from standfast.btrfs import names_and_places as store
 from standfast.cli import accept_epoch
 from standfast.config.model import Config
 from standfast.consul import records
-from standfast.lease import keeper
+from standfast.lease import process
 from standfast.replication import cycle, receive, shipment
 from standfast.role import steps as effects
 from standfast.role.execute import execute
@@ -169,7 +169,7 @@ def entered(world: World) -> Iterator[None]:
         (loop, "execute", run_plan),
         (effects, "ask", ask),
         (isolated, "ask", ask),
-        (keeper, "notify", notify),
+        (process, "notify", notify),
         (local_view, "changed_at", world.changed_at),
         (watcher, "answers", answers),
         (store, "_entries", partial(entries, [node.disk for node in world.nodes.values()])),

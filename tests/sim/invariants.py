@@ -11,7 +11,7 @@ from standfast.btrfs.names_and_places import STAGING
 from standfast.consul.records import HistoryEntry, Leader, parse_epoch
 from standfast.consul.values import Cas, Op, Set
 from standfast.lease.epochs import EpochFile
-from standfast.lease.keeper import RETRY_S
+from standfast.lease.process import RETRY_S
 from standfast.node.epoch_record import OwnEpoch
 from standfast.reasons import Reason
 from standfast.replication.published import epochs_of_snapshots

@@ -23,7 +23,7 @@ from standfast.config.model import Config
 from standfast.config.node_name import keep_name
 from standfast.errors import TimedOut, Unreachable
 from standfast.fence.choice import settle
-from standfast.lease import keeper as keeping
+from standfast.lease import process as keeping
 from standfast.lease.files import LeaseStatus, holder_of
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Answer, Inbox
@@ -239,7 +239,7 @@ class Seat:
             serve(agent, lambda _name, body: clockwork.begin_task(process, body))
 
     def _run_lease(self) -> None:
-        """keeper.main"""
+        """lease.process.main"""
         config = self.config
         lock = config.run_dir / "lease.lock"
         with exclusive(lock, "another lease process of this volume", Deadline.after(2.0)):

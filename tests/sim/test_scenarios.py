@@ -14,7 +14,7 @@ from standfast.config.model import LeaseTiming
 from standfast.consul.records import HistoryEntry, LeaderState
 from standfast.consul.values import Op
 from standfast.errors import StandfastError
-from standfast.lease.keeper import RETRY_S
+from standfast.lease.process import RETRY_S
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
 from standfast.node.ports import Snapshot

@@ -21,7 +21,8 @@ from standfast.errors import Refused, StandfastError, StepFailed, Unexpected, is
 from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
 from standfast.lease.files import LeaseStatus
-from standfast.lease.keeper import RETRY_S, SKIPPED, answer
+from standfast.lease.keeper import SKIPPED
+from standfast.lease.process import RETRY_S, Turn, answer
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.replication.failures import reason_of
@@ -281,14 +282,15 @@ def test_a_status_that_can_not_be_written_ends_no_lease(
 
     with monkeypatch.context() as patch:
         patch.setattr(type(keeper), "save", lambda _: save())
-        with caplog.at_level(logging.ERROR, logger="standfast.lease.keeper"):
+        with caplog.at_level(logging.ERROR, logger="standfast.lease.process"):
+            turn = Turn(keeper)
             for _ in range(3):
-                keeper.turn(save)
-    told = [one for one in caplog.records if one.name == "standfast.lease.keeper"]
+                turn.do(save)
+    told = [one for one in caplog.records if one.name == "standfast.lease.process"]
     assert [one.getMessage() for one in told] == [f"save: {said(error)}"]
     assert not keeper.over
     # But nothing is given up that the guard could still take for valid.
-    keeper.turn(keeper.beat)
+    turn.do(keeper.beat)
     keeper.save()
     with monkeypatch.context() as patch:
         patch.setattr(type(keeper), "save", lambda _: save())

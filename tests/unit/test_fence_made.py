@@ -24,7 +24,8 @@ from standfast.fence.claims import KernelFence
 from standfast.fence.ipset import IpsetFence
 from standfast.fence.made_for import MadeFor
 from standfast.fence.nftables import NftFence
-from standfast.lease import cutoff, keeper
+from standfast.lease import cutoff
+from standfast.lease import process as lease
 from standfast.node.ports import FenceState
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
@@ -253,14 +254,14 @@ def test_a_process_of_a_changed_port_begins_nothing(
         return SimpleNamespace(machine=SimpleNamespace(fence=node.fence(config), nfs=node.nfs))
 
     monkeypatch.setattr(agent, "serve", begun)
-    monkeypatch.setattr(keeper, "run", begun)
+    monkeypatch.setattr(lease, "run", begun)
     node.begin(node.config)
     node.nfs.running = True
     with pytest.raises(InvalidConfig, match=r"nfs\.port = 20490: this node's fence shuts port"):
         if process == "agent":
             agent.main(configured(node.config, 20490), build)
         else:
-            keeper.main(configured(node.config, 20490), lease_parts)
+            lease.main(configured(node.config, 20490), lease_parts)
     assert node.kernel.rules == {"nftables": 2049}
 
 

@@ -30,7 +30,8 @@ from standfast.lease.files import (
 )
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
-from standfast.lease.keeper import Keeper, answer, build, hold, run
+from standfast.lease.keeper import Keeper
+from standfast.lease.process import answer, build, hold, run
 from standfast.lease.protocol import NEVER, HeldLease, Memory, Versioned
 from standfast.lease.surrender import Spell
 from standfast.node.epoch_record import OwnEpoch, Stage

@@ -14,7 +14,7 @@ from standfast.cli.main import main
 from standfast.config.model import Config
 from standfast.config.node_name import check_name, keep_name
 from standfast.config.problems import InvalidConfig
-from standfast.lease import keeper
+from standfast.lease import process as lease
 from standfast.node.epoch_record import OwnEpoch, Stage
 from tests.fakes.machine import config_in
 from tests.unit.cli_helpers import write_config
@@ -54,7 +54,7 @@ def test_who_goes_the_way_that_the_refusal_tells_may_rename(config: Config) -> N
         check_name(config)
 
 
-@pytest.mark.parametrize("process", [agent.main, keeper.main])
+@pytest.mark.parametrize("process", [agent.main, lease.main])
 def test_a_process_of_a_renamed_node_begins_nothing(
     config: Config, process: Callable[[Config, Callable[..., Any]], int]
 ) -> None:
@@ -70,7 +70,7 @@ def test_a_process_of_a_renamed_node_begins_nothing(
     assert OwnEpoch.load(config.state_dir) == OWN
 
 
-@pytest.mark.parametrize("process", [agent.main, keeper.main])
+@pytest.mark.parametrize("process", [agent.main, lease.main])
 def test_a_process_remembers_the_name_at_its_start(
     config: Config, process: Callable[[Config, Callable[..., Any]], int]
 ) -> None:

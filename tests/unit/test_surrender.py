@@ -30,11 +30,13 @@ from standfast.consul.records import (
 from standfast.errors import ConsulTimedOut, StandfastError
 from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
+from standfast.lease import process as lease_process
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import NOTHING_HELD, LeaseStatus, Vouch
 from standfast.lease.holding import LeaseKeys
 from standfast.lease.inbox import Inbox
-from standfast.lease.keeper import Keeper, answer, hold, previous_status, run
+from standfast.lease.keeper import Keeper
+from standfast.lease.process import answer, hold, previous_status, run
 from standfast.lease.protocol import Claim
 from standfast.lease.surrender import (
     FRESH_S,
@@ -495,7 +497,7 @@ def test_a_server_that_may_be_left_ends_the_process_with_a_failure(
 def ended(holding: Holding) -> int:
     """The process, from here to its end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeper_module, "build", lambda *_: holding.keeper)
+        patch.setattr(lease_process, "build", lambda *_: holding.keeper)
         holding.until = holding.clock.now + 30.0
         inbox = contextlib.nullcontext(cast(Inbox, SimpleNamespace(wait=holding.pass_time)))
         keeper = holding.keeper

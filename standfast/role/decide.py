@@ -11,9 +11,10 @@ from standfast.consul.blindness import Blind
 from standfast.consul.records import Leader
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.reasons import Reason
-from standfast.role.candidacy import consider, still_waiting
+from standfast.role.candidacy import consider
 from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.observation import Cluster, Local
+from standfast.role.patience import still_waiting
 
 
 def decide(

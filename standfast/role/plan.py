@@ -51,6 +51,24 @@ class Do(StrEnum):
     FORGET = "forget"
 
 
+# What looks for the volume's tree or makes it; and the claim to a lease, as one that is held
+# without a tree keeps others from serving. What ends serving needs no disk, and what puts the tree
+# away looks for itself: of an epoch that never had one there is nothing to put away.
+ON_THE_TREE = frozenset(
+    {
+        Do.CLAIM_LEASE,
+        Do.PREPARE_VOLUME,
+        Do.BIND,
+        Do.EXPORT,
+        Do.PRE_COPY,
+        Do.READ_ONLY,
+        Do.NO_WRITERS,
+        Do.FINAL_SNAPSHOT,
+        Do.FINAL_COPY,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One effect, and what it says about itself in progress and in `--dry-run`."""

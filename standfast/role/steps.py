@@ -25,7 +25,7 @@ from standfast.reasons import Reason
 from standfast.role import registration, volume
 from standfast.role.decision import Action, Decision
 from standfast.role.observation import LastHeartbeat
-from standfast.role.plan import Do
+from standfast.role.plan import ON_THE_TREE, Do
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.local_socket import ask
 
@@ -36,22 +36,6 @@ RELEASE_TRIES = 3
 UNDO_S = 120.0
 # Stages in which nobody can have written anything yet.
 UNBORN = (Stage.CLEARING, Stage.CREATING)
-# What looks for the volume's tree or makes it; and the claim to a lease, as one that is held
-# without a tree keeps others from serving. What ends serving needs no disk, and what puts the tree
-# away looks for itself: of an epoch that never had one there is nothing to put away.
-ON_THE_TREE = frozenset(
-    {
-        Do.CLAIM_LEASE,
-        Do.PREPARE_VOLUME,
-        Do.BIND,
-        Do.EXPORT,
-        Do.PRE_COPY,
-        Do.READ_ONLY,
-        Do.NO_WRITERS,
-        Do.FINAL_SNAPSHOT,
-        Do.FINAL_COPY,
-    }
-)
 # From opening the port until the server answers over it: ganesha and nfsd take up to 2 s.
 SERVING_TIMEOUT_S = 15.0
 

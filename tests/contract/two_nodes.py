@@ -31,7 +31,7 @@ from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.commands import STANDFAST
 from standfast.demo.commands import command as command_of
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.parts import DemoParts
 from tests.contract.consul_clusters import free_ports
 from tests.contract.volumes import btrfs_on_file, command, make_live

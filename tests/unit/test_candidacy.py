@@ -8,9 +8,10 @@ import pytest
 
 from standfast.config.model import Node as NodeConfig
 from standfast.reasons import Reason
-from standfast.role.candidacy import consider, is_behind, still_waiting
+from standfast.role.candidacy import consider
 from standfast.role.decision import NO_REQUEST, Action, Moment, Request
 from standfast.role.observation import Available, Beginning, Cluster
+from standfast.role.patience import is_behind, still_waiting
 from tests.unit.deciding import NOW_S, UTC, cluster, config, epoch_record, local, record, snap
 
 ALIVE = "e5 a/a1 #7 serving"

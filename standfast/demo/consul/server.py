@@ -12,37 +12,19 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-from standfast.demo.consul_agents import Agent
-from standfast.demo.consul_calls import BadRequest, Call, NoLeader, Reply
-from standfast.demo.consul_http import answer
-from standfast.demo.consul_state import ClusterState
+from standfast.demo.consul.agents import Agent
+from standfast.demo.consul.calls import BadRequest, Call, Held, NoLeader, Predicate, Reply, is_write
+from standfast.demo.consul.http import answer
+from standfast.demo.consul.state import ClusterState
 from standfast.system.clock import Deadline, monotonic
 
 HEALTHS = ("passing", "critical", "absent")
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _LONGEST_TICK_S = 1.0
-
-Predicate = Callable[[str, str], bool]
-"""(method, path) of a request."""
-
-
-def is_write(method: str, _path: str) -> bool:
-    return method in ("PUT", "DELETE")
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A request that is held up on its way, until `EmbeddedConsul.let_go`."""
-
-    applies: Predicate
-    arrived: bool = False
-    free: bool = False
-    reply: Reply | None = None
 
 
 class EmbeddedConsul:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from standfast.demo.consul_agents import Agent, BadRegistration, parse_duration
+from standfast.demo.consul.agents import Agent, BadRegistration, parse_duration
 
 DEFAULT_WAIT_S = 300.0
 LONGEST_WAIT_S = 600.0
@@ -87,3 +87,21 @@ class Reply:
     body: bytes = b""
     content_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Predicate = Callable[[str, str], bool]
+"""(method, path) of a request."""
+
+
+def is_write(method: str, _path: str) -> bool:
+    return method in ("PUT", "DELETE")
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A request that is held up on its way, until `EmbeddedConsul.let_go`."""
+
+    applies: Predicate
+    arrived: bool = False
+    free: bool = False
+    reply: Reply | None = None

@@ -2,7 +2,7 @@
 
 Invariant: it asks the fence before and after each request and cuts the connection when the port is
 shut, so nothing is acknowledged that was not done while the lease was valid. Whether it may run at
-all was asked before: its starter (`demo.embedded`) runs the guard first, as ExecStartPre does.
+all was asked before: its starter (`embedded.py`) runs the guard first, as ExecStartPre does.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore
-from standfast.demo.fence import fence_of
+from standfast.demo.stand_ins.directory import DirectoryStore
+from standfast.demo.stand_ins.fence import fence_of
 from standfast.errors import StandfastError
 from standfast.node.epoch_record import OwnEpoch
 from standfast.node.ports import Fence, VolumeStore

@@ -17,12 +17,13 @@ from typing import Protocol
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
+from standfast.consul.ports import Keys
 from standfast.errors import StandfastError, TimedOut
 from standfast.events.log import set_up_log
 from standfast.lease.files import LeaseStatus
 from standfast.nomad.constraints import Meta
 from standfast.nomad.gateway import NomadAgent
-from standfast.nomad.notes import Consul, Notes
+from standfast.nomad.notes import Notes
 from standfast.nomad.ports import Node
 from standfast.system.clock import Deadline, monotonic, sleep
 
@@ -43,7 +44,7 @@ class Servers(Protocol):
     def set_eligible(self, node_id: str, eligible: bool) -> None: ...
 
 
-def quarantine_own(config: Config, servers: Servers, consul: Consul) -> Sequence[str]:
+def quarantine_own(config: Config, servers: Servers, consul: Keys) -> Sequence[str]:
     """Returns what was done, in sentences; StandfastError: try the next server."""
     meta = Meta(config.nomad.meta_key, config.nomad.meta_value)
     said = []

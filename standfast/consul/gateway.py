@@ -29,6 +29,7 @@ from standfast.consul.values import (
     Entry,
     Instance,
     Op,
+    Registration,
     Set,
     dump_op,
     parse_committed,
@@ -258,30 +259,24 @@ class ConsulGateway:
 
     # The node's own agent
 
-    def register(
-        self,
-        service_id: str,
-        name: str,
-        address: str,
-        port: int,
-        meta: Mapping[str, str],
-        check_ttl_s: float,
-        check_name: str,
-        *,
-        deadline: Deadline | None = None,
-    ) -> None:
-        """Register with a TTL check `service:<service_id>`, critical until `pass_check`."""
-        check = {"name": check_name, "ttl": f"{check_ttl_s:.3f}s"}
+    def register(self, entry: Registration, *, deadline: Deadline | None = None) -> None:
+        """Register a service; its check is critical until `pass_check`."""
+        check = {"name": entry.check_name, "ttl": f"{entry.check_ttl_s:.3f}s"}
 
         def call(client: Client) -> None:
             _done(
                 client.agent.service.register(
-                    name, service_id, address=address, port=port, meta=dict(meta), check=check
+                    entry.name,
+                    entry.service_id,
+                    address=entry.address,
+                    port=entry.port,
+                    meta=dict(entry.meta),
+                    check=check,
                 )
             )
 
         self._addresses.ask(
-            self._local_write(f"registering the service {service_id}", deadline), call
+            self._local_write(f"registering the service {entry.service_id}", deadline), call
         )
 
     def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:

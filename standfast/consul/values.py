@@ -65,6 +65,19 @@ class Cas:
 
 
 @dataclass(frozen=True, slots=True)
+class Registration:
+    """A service of the node's own agent, with a TTL check `service:<service_id>`."""
+
+    service_id: str
+    name: str
+    address: str
+    port: int
+    meta: Mapping[str, str]
+    check_ttl_s: float
+    check_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Set:
     """Write the key whatever it holds."""
 

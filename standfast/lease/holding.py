@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from standfast.consul.gateway import (
     Entry,
     Set,
 )
+from standfast.consul.ports import Keys
 from standfast.consul.records import (
     CandidateRecord,
     Handover,
@@ -60,20 +61,8 @@ SEQ_JUMP = (1_000, 1_000_000)
 FIRST_SEQ = (1, 1_000_000_000)
 
 
-class Consul(Protocol):
+class Consul(Keys, Protocol):
     """What the lease needs of the gateway."""
-
-    def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
-    ) -> Mapping[str, Entry | None]: ...
-
-    def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> tuple[Entry, ...]: ...
-
-    def txn(
-        self, ops: Sequence[Op], *, deadline: Deadline | None = None
-    ) -> Committed | Conflict: ...
 
     def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None: ...
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from standfast.config.model import Config
-from standfast.consul.gateway import Committed, Conflict, Entry, Instance
+from standfast.consul.gateway import Entry, Instance
+from standfast.consul.ports import Keys
 from standfast.consul.records import Holder
-from standfast.consul.values import Op
+from standfast.consul.values import Registration
 from standfast.node.ports import (
     BindMount,
     Fence,
@@ -23,22 +24,10 @@ from standfast.node.ports import (
 from standfast.system.clock import Deadline
 
 
-class Consul(Protocol):
+class Consul(Keys, Protocol):
     """What plans and observations need of the gateway."""
 
-    def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
-    ) -> Mapping[str, Entry | None]: ...
-
-    def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> tuple[Entry, ...]: ...
-
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]: ...
-
-    def txn(
-        self, ops: Sequence[Op], *, deadline: Deadline | None = None
-    ) -> Committed | Conflict: ...
 
     def instances(
         self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
@@ -46,18 +35,7 @@ class Consul(Protocol):
 
     def node_health(self, node: str, *, deadline: Deadline | None = None) -> str: ...
 
-    def register(
-        self,
-        service_id: str,
-        name: str,
-        address: str,
-        port: int,
-        meta: Mapping[str, str],
-        check_ttl_s: float,
-        check_name: str,
-        *,
-        deadline: Deadline | None = None,
-    ) -> None: ...
+    def register(self, entry: Registration, *, deadline: Deadline | None = None) -> None: ...
 
     def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None: ...
 

@@ -15,6 +15,7 @@ from typing import Any
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.blindness import blindness
+from standfast.consul.ports import Keys
 from standfast.errors import (
     ConfigError,
     ConsulError,
@@ -27,7 +28,7 @@ from standfast.errors import (
 from standfast.nomad.constraints import Meta
 from standfast.nomad.decide import Decision, decide
 from standfast.nomad.downtime import Downtimes, Stopped, by_job
-from standfast.nomad.notes import Consul, Notes
+from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Noted, Observed, Role, constrained_of
 from standfast.nomad.ports import Allocation, Node, NomadGateway
 from standfast.nomad.steps import AWAY, Steps, prepare, release
@@ -64,7 +65,7 @@ class Follower:
 
     config: Config
     nomad: NomadGateway
-    consul: Consul
+    consul: Keys
     notes: Notes = field(init=False)
     steps: Steps = field(init=False)
     downtimes: Downtimes = field(default_factory=Downtimes)

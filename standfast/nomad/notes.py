@@ -8,19 +8,19 @@ doesn't lift what is just being done, which would leave it ineligible without a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from standfast.config.model import Config
-from standfast.consul.gateway import Committed, Conflict, Entry
+from standfast.consul.gateway import Conflict, Entry
+from standfast.consul.ports import Keys
 from standfast.consul.records import parse_epoch
 from standfast.consul.values import CheckIndex, Delete, Op, Set
 from standfast.errors import Refused
 from standfast.nomad.observation import Note, Noted
 from standfast.nomad.ports import Node
 from standfast.reasons import Reason
-from standfast.system.clock import Deadline, monotonic, utc_now
+from standfast.system.clock import monotonic, utc_now
 
 # By then whoever wrote a note has made the node ineligible, or never will.
 FIRM_AFTER_S = 30.0
@@ -28,28 +28,12 @@ FIRM_AFTER_S = 30.0
 AHEAD_S = 180.0
 
 
-class Consul(Protocol):
-    """What notes need of the gateway."""
-
-    def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
-    ) -> Mapping[str, Entry | None]: ...
-
-    def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> tuple[Entry, ...]: ...
-
-    def txn(
-        self, ops: Sequence[Op], *, deadline: Deadline | None = None
-    ) -> Committed | Conflict: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Notes:
     """Reads and writes the notes of one volume."""
 
     config: Config
-    consul: Consul
+    consul: Keys
     _first_seen: dict[int, float] = field(default_factory=dict)
     """ModifyIndex of a note that has its time -> when, by this node's monotonic clock."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from standfast.consul.values import Registration
 from standfast.errors import ours
 from standfast.lease.files import LeaseStatus
 from standfast.node.epoch_record import OwnEpoch
@@ -27,13 +28,15 @@ def register(machine: Machine, epoch: int) -> None:
     """Register with the local agent, passing from the start: it was checked just before."""
     config = machine.config
     machine.consul.register(
-        machine.config.service_id,
-        config.service,
-        config.me.address,
-        config.nfs.port,
-        meta(machine, epoch),
-        CHECK_TTL_S,
-        "NFS answers and its port is open",
+        Registration(
+            config.service_id,
+            config.service,
+            config.me.address,
+            config.nfs.port,
+            meta(machine, epoch),
+            CHECK_TTL_S,
+            "NFS answers and its port is open",
+        )
     )
     feed(machine, ailment(machine))
 

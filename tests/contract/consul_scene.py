@@ -10,6 +10,7 @@ from threading import Timer
 import pytest
 
 from standfast.consul.gateway import ConsulGateway
+from standfast.consul.values import Registration
 from tests.fakes.consul import MemoryConsul
 from tests.sim.model_consul import Client
 from tests.support.waiting import wait_for
@@ -50,4 +51,6 @@ def after(seconds: float, act: Callable[[], object]) -> Iterator[None]:
 
 
 def register(gateway: Gateway, name: str, ttl_s: float = 60, epoch: str = "1") -> None:
-    gateway.register(f"{name}-id", name, "10.1.2.3", 2049, {"epoch": epoch}, ttl_s, "answers NFS")
+    gateway.register(
+        Registration(f"{name}-id", name, "10.1.2.3", 2049, {"epoch": epoch}, ttl_s, "answers NFS")
+    )

@@ -13,6 +13,7 @@ import pytest
 
 from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
 from standfast.consul.records import ClientRecord
+from standfast.consul.values import Registration
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
 from tests.contract.consul_clusters import (
     CHECKOUT,
@@ -85,7 +86,9 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: s
     assert gateway.wait(key, 0, wait_s=1) == (found.modify_index, found)
     gateway.delete(key)
     assert gateway.node_health(NODE) == "passing"
-    gateway.register("ds", SERVICE, "10.0.0.1", 2049, {"epoch": "1"}, 30, "answers NFS")
+    gateway.register(
+        Registration("ds", SERVICE, "10.0.0.1", 2049, {"epoch": "1"}, 30, "answers NFS")
+    )
     gateway.pass_check("service:ds", "fine")
     wait_for(
         lambda: [one.checks for one in gateway.instances(SERVICE)] == ["passing"],
@@ -130,7 +133,7 @@ def test_the_shipped_policy_is_not_more_than_needed(secured: Secured, enough: st
     with pytest.raises(ConsulDenied):
         gateway.put("elsewhere", b"")
     with pytest.raises(ConsulDenied):
-        gateway.register("x", "other", "10.0.0.1", 1, {}, 30, "check")
+        gateway.register(Registration("x", "other", "10.0.0.1", 1, {}, 30, "check"))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from standfast.cli import nomad_boot
 from standfast.config.model import Config, ConsulAccess, Paths
 from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
+from standfast.consul.values import Registration
 from standfast.doctor.nomad_checks import constrained_groups, look, stops_when_cut_off
 from standfast.errors import StandfastError
 from standfast.nomad import remounted
@@ -482,7 +483,9 @@ def test_before_its_nomad_starts_a_former_primary_is_made_ineligible_by_another_
             )
             with pytest.raises(StandfastError, match="Consul knows no other agent"):
                 nomad_boot.attempt(made)
-            consul.gateway().register("nomad-http", "nomad", host, int(port), {}, 60.0, "http")
+            consul.gateway().register(
+                Registration("nomad-http", "nomad", host, int(port), {}, 60.0, "http")
+            )
             (said,) = nomad_boot.attempt(made)
             assert nomad_boot.attempt(made) == []
             (noted,) = Notes(made, consul.gateway()).load().values()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from standfast.consul.gateway import ConsulGateway
+from standfast.consul.values import Registration
 from standfast.system.clock import monotonic
 from tests.contract.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.contract.consul_scene import SYNCED, listed
@@ -78,7 +79,7 @@ def watching(directory: Path, *addresses: str) -> Iterator[Callable[[], list[str
 
 def is_seen_soon(called: Callable[[], list[str]], consul: ConsulGateway) -> None:
     """A change that is made now."""
-    consul.register("s1", VOLUME, "127.0.0.9", 2049, {"epoch": "2"}, 30.0, "serving")
+    consul.register(Registration("s1", VOLUME, "127.0.0.9", 2049, {"epoch": "2"}, 30.0, "serving"))
     listed(consul, VOLUME)
     changed = monotonic()
     wait_for(

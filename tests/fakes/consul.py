@@ -16,6 +16,7 @@ from standfast.consul.values import (
     Entry,
     Instance,
     Op,
+    Registration,
     dump_op,
     parse_committed,
     parse_conflict,
@@ -141,25 +142,14 @@ class MemoryConsul:
 
     # The node's own agent
 
-    def register(
-        self,
-        service_id: str,
-        name: str,
-        address: str,
-        port: int,
-        meta: Mapping[str, str],
-        check_ttl_s: float,
-        check_name: str,
-        *,
-        deadline: Deadline | None = None,
-    ) -> None:
+    def register(self, entry: Registration, *, deadline: Deadline | None = None) -> None:
         document = {
-            "ID": service_id,
-            "Name": name,
-            "Address": address,
-            "Port": port,
-            "Meta": dict(meta),
-            "Check": {"Name": check_name, "TTL": f"{check_ttl_s:.3f}s"},
+            "ID": entry.service_id,
+            "Name": entry.name,
+            "Address": entry.address,
+            "Port": entry.port,
+            "Meta": dict(entry.meta),
+            "Check": {"Name": entry.check_name, "TTL": f"{entry.check_ttl_s:.3f}s"},
         }
         with self._call("register") as state:
             self._agent.register(document, monotonic())

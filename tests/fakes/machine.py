@@ -13,6 +13,7 @@ from pathlib import Path
 
 from standfast.config.model import Config, Node, Paths
 from standfast.consul.records import Holder, LeaderState
+from standfast.consul.values import Registration
 from standfast.demo.stand_ins.schedule import OnDemand
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, take_claim
@@ -434,7 +435,7 @@ class FakeNode:
     def successor_serves(self) -> None:
         """n2 is registered as the primary, and its check passes."""
         there, service = self.consul.at("n2"), self.config.service
-        there.register(service, service, "192.168.1.3", 2049, {}, 1e6, "answers NFS")
+        there.register(Registration(service, service, "192.168.1.3", 2049, {}, 1e6, "answers NFS"))
         there.pass_check(f"service:{service}", "")
 
     @property

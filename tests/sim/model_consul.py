@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from standfast.consul.gateway import Committed, Conflict, Entry, Instance, _check_key
 from standfast.consul.records import Leader, LeaderState
-from standfast.consul.values import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
+from standfast.consul.values import Cas, CheckIndex, CheckNotExists, Delete, Op, Registration, Set
 from standfast.demo.consul.http import MAX_OPS
 from standfast.errors import (
     ConsulError,
@@ -435,23 +435,18 @@ class Client:
         if self._link.agent_down:
             raise ConsulUnreachable(f"{what}: connection refused")
 
-    def register(
-        self,
-        service_id: str,
-        name: str,
-        address: str,
-        port: int,
-        meta: Mapping[str, str],
-        check_ttl_s: float,
-        check_name: str,
-        *,
-        deadline: Deadline | None = None,
-    ) -> None:
+    def register(self, entry: Registration, *, deadline: Deadline | None = None) -> None:
         self._local("registering")
-        known = self._link.services.get(service_id)
+        known = self._link.services.get(entry.service_id)
         passing = known is not None and known.state(self._clockwork.now) == "passing"
-        self._link.services[service_id] = Service(
-            name, address, port, dict(meta), check_ttl_s, passing, self._clockwork.now
+        self._link.services[entry.service_id] = Service(
+            entry.name,
+            entry.address,
+            entry.port,
+            dict(entry.meta),
+            entry.check_ttl_s,
+            passing,
+            self._clockwork.now,
         )
         self._link.tell_servers()
 

@@ -24,6 +24,7 @@ from standfast.consul.gateway import (
     Entry,
     Set,
 )
+from standfast.consul.values import Registration
 from standfast.errors import (
     ConfigError,
     ConsulDenied,
@@ -458,7 +459,7 @@ def test_agent_local_calls_ask_the_first_address_alone(field: Field) -> None:
     with pytest.raises(ConsulError):
         gateway.local_services()
     with pytest.raises(ConsulError):
-        gateway.register("i", "n", "127.0.0.1", 2049, {}, 10, "check")
+        gateway.register(Registration("i", "n", "127.0.0.1", 2049, {}, 10, "check"))
     with pytest.raises(ConsulError):
         gateway.pass_check("c", "")
     assert field.asked == [3, 0]

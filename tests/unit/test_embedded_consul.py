@@ -19,6 +19,7 @@ from standfast.consul.gateway import (
     Set,
 )
 from standfast.consul.http import Endpoint, Request, exchange
+from standfast.consul.values import Registration
 from standfast.demo.consul.calls import Call
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.errors import (
@@ -50,7 +51,7 @@ def gateway(cluster: EmbeddedConsul, *nodes: str, timeout_s: float = 5.0) -> Con
 
 def serve_on(cluster: EmbeddedConsul, node: str, ttl_s: float = 60, *, service: str = "ds") -> None:
     one = gateway(cluster, node)
-    one.register(service, service, "", 2049, {"node": node}, ttl_s, "check")
+    one.register(Registration(service, service, "", 2049, {"node": node}, ttl_s, "check"))
     one.pass_check(f"service:{service}", "fine")
 
 

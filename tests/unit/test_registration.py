@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from standfast.consul.records import LeaderState
+from standfast.consul.values import Registration
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.node.epoch_record import OwnEpoch, Stage
@@ -96,5 +97,7 @@ def test_an_entry_that_says_something_else_is_made_again(node: FakeNode) -> None
     assert not registration.is_registered(node.machine, 5)
     [name] = node.consul.local_services()
     older = {"epoch": "4", "node": "n1"}  # an older version's
-    node.consul.register(name, node.config.service, "192.168.1.2", 2049, older, 60, "answers NFS")
+    node.consul.register(
+        Registration(name, node.config.service, "192.168.1.2", 2049, older, 60, "answers NFS")
+    )
     assert not registration.is_registered(node.machine, 4)

@@ -29,11 +29,11 @@ from standfast.consul.gateway import (
     Entry,
     Set,
 )
+from standfast.consul.ports import Keys
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.errors import ConsulError, ConsulGarbled
 from standfast.lease import holding
 from standfast.node import node as machine
-from standfast.nomad import notes
 from standfast.replication.ports import ReplicaGateway
 from standfast.system.clock import Deadline, monotonic
 from tests.contract import consul_scene
@@ -58,7 +58,7 @@ from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 pytestmark = SYNCED
-PORTS = (machine.Consul, holding.Consul, notes.Consul, clients.Consul, ReplicaGateway)
+PORTS = (machine.Consul, holding.Consul, Keys, clients.Consul, ReplicaGateway)
 Keys = Gateway
 """Of which only the calls about keys are made."""
 

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 
 from standfast.clients import ports as clients
+from standfast.consul import ports as consul
 from standfast.consul.gateway import (
     Cas,
     CheckIndex,
@@ -29,7 +30,6 @@ from standfast.consul.gateway import (
     Entry,
     Set,
 )
-from standfast.consul.ports import Keys
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.errors import ConsulError, ConsulGarbled
 from standfast.lease import holding
@@ -58,7 +58,7 @@ from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 pytestmark = SYNCED
-PORTS = (machine.Consul, holding.Consul, Keys, clients.Consul, ReplicaGateway)
+PORTS = (machine.Consul, holding.Consul, consul.Keys, clients.Consul, ReplicaGateway)
 Keys = Gateway
 """Of which only the calls about keys are made."""
 

@@ -69,7 +69,7 @@ class Consul(Keys, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The lease is held; look at `held lease.remaining_s`."""
+    """The lease is held; look at `held_lease.remaining_s`."""
 
     held_lease: HeldLease
     trouble: str | None = None

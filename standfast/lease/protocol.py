@@ -107,7 +107,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class StillMine(Verdict):
-    """Nobody took over; `held lease` carries the indexes to go on with."""
+    """Nobody took over; `held_lease` carries the indexes to go on with."""
 
     held_lease: HeldLease
 

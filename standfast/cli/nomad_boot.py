@@ -21,7 +21,7 @@ from standfast.consul.ports import Keys
 from standfast.errors import StandfastError, TimedOut
 from standfast.events.log import set_up_log
 from standfast.lease.files import LeaseStatus
-from standfast.nomad.constraints import Meta
+from standfast.nomad.constraints import PRIMARY, Meta
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Notes
 from standfast.nomad.ports import Node
@@ -46,7 +46,7 @@ class Servers(Protocol):
 
 def quarantine_own(config: Config, servers: Servers, consul: Keys) -> Sequence[str]:
     """Returns what was done, in sentences; StandfastError: try the next server."""
-    meta = Meta(config.nomad.meta_key, config.nomad.meta_value)
+    meta = Meta(config.nomad.meta_key, PRIMARY)
     said = []
     for node in servers.nodes([config.node]):
         if node.meta.get(meta.key) == meta.value and node.eligible:

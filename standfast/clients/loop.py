@@ -24,7 +24,7 @@ from standfast.clients.observation import (
 )
 from standfast.clients.plan import Step, plan_for
 from standfast.clients.ports import Consul, Mounts, MountUnits, Processes
-from standfast.clients.steps import Steps
+from standfast.clients.steps import PROBE_S, Steps
 from standfast.config.model import Config
 from standfast.consul.blindness import blindness
 from standfast.errors import ConsulError, Refused, StandfastError, ours
@@ -130,7 +130,7 @@ def look(parts: Parts, *, thorough: bool = True) -> Observed:
     )
     if not _worth_asking(seen, config, thorough):
         return seen
-    deadline = Deadline.after(config.client.probe_timeout)
+    deadline = Deadline.after(PROBE_S)
     answer, detail = parts.mounts.probe(config.paths.bind, deadline)
     return replace(seen, answer=answer, detail=detail)
 

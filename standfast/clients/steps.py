@@ -24,6 +24,10 @@ from standfast.system.mountinfo import Mount, canonical, elsewhere, mounted_at, 
 
 log = logging.getLogger(__name__)
 
+MOUNT_S = 10.0
+"""For one attempt to mount or unmount."""
+PROBE_S = 5.0
+"""A mount that doesn't answer for this long hangs."""
 # More mounts on top of each other than this are somebody's loop.
 MOST_LAYERS = 16
 # retry=0: mount.nfs would go on for 2 min with the address that it began with.
@@ -78,7 +82,7 @@ class Steps:
         return self.config.paths.bind
 
     def _deadline(self) -> Deadline:
-        return Deadline.after(self.config.client.mount_timeout)
+        return Deadline.after(MOUNT_S)
 
     def _server(self) -> Server:
         if self.decision.server is None:
@@ -157,7 +161,7 @@ class Steps:
             raise StandfastError(
                 f"{self._path} was mounted from {server.address}, and {what} is what is seen there"
             )
-        deadline = Deadline.after(self.config.client.probe_timeout)
+        deadline = Deadline.after(PROBE_S)
         answer, detail = self.mounts.probe(self._path, deadline)
         if answer is not Answer.ANSWERS:
             raise StandfastError(

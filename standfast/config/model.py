@@ -254,12 +254,6 @@ class Client:
         least=0.0,
         most=30.0,
     )
-    mount_timeout: float = option(
-        10.0, "Deadline of one attempt to mount or unmount", unit="s", least=1.0, most=60.0
-    )
-    probe_timeout: float = option(
-        5.0, "A mount that doesn't answer for this long hangs", unit="s", least=0.5, most=60.0
-    )
     binds: tuple[str, ...] = option(
         (),
         "Bind mounts of parts of the volume (their targets) that are made again on the new mount",

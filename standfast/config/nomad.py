@@ -43,22 +43,11 @@ NOMAD_SKIP_VERIFY is true."""
         "Node meta that jobs are constrained on; each volume needs one of its own",
         form="name",
     )
-    meta_value: str = option("primary", "Its value on the primary; unset elsewhere", form="name")
     on_remount: str = option(
         "restart",
         "What allocations that use the volume's path get when this node mounts it anew; a job's "
         "own meta standfast_on_remount goes before it",
         choices=("restart", "signal", "none"),
-    )
-    remount_concurrency: int = option(
-        2, "So many allocations of a node are restarted at once", least=1, most=1000
-    )
-    remount_jitter: float = option(
-        2.0,
-        "Nodes begin restarting within this time, each at its own point of it",
-        unit="s",
-        least=0.0,
-        most=600.0,
     )
     kill_timeout_limit: float = option(
         30.0,

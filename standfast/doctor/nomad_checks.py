@@ -11,7 +11,7 @@ from standfast.consul.gateway import ConsulGateway
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError
 from standfast.nomad import reports
-from standfast.nomad.constraints import Meta, Tie, placement
+from standfast.nomad.constraints import PRIMARY, Meta, Tie, placement
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Noted
@@ -63,7 +63,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 def _shown(facts: Facts) -> list[Node]:
     nomad = facts.config.nomad
-    return [one for one in facts.nodes if one.meta.get(nomad.meta_key) == nomad.meta_value]
+    return [one for one in facts.nodes if one.meta.get(nomad.meta_key) == PRIMARY]
 
 
 def _name(facts: Facts) -> Finding:
@@ -82,7 +82,7 @@ def _name(facts: Facts) -> Finding:
 
 def _marked(facts: Facts) -> Finding:
     nomad = facts.config.nomad
-    pair = f"{nomad.meta_key}={nomad.meta_value}"
+    pair = f"{nomad.meta_key}={PRIMARY}"
     shown = _shown(facts)
     attracting = [one.name for one in shown if one.eligible]
     if len(attracting) > 1:
@@ -256,7 +256,7 @@ def constrained_groups(
     config: Config, nomad: NomadGateway, own: Node
 ) -> tuple[int, tuple[str, ...]]:
     """How many groups are constrained to the primary, and which of them run on when cut off."""
-    meta = Meta(config.nomad.meta_key, config.nomad.meta_value)
+    meta = Meta(config.nomad.meta_key, PRIMARY)
     count, found = 0, []
     for line in nomad.jobs():
         if line.stopped or line.status == "dead":

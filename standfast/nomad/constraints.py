@@ -20,6 +20,10 @@ from standfast.nomad.ports import Node
 _NAME = re.compile(r"^\$\{\s*(?P<name>[^}]*?)\s*\}$")
 
 
+PRIMARY = "primary"
+"""The meta's value on the primary; elsewhere the meta is unset."""
+
+
 @dataclass(frozen=True, slots=True)
 class Meta:
     """The node meta that says where the primary is."""

@@ -25,7 +25,7 @@ from standfast.errors import (
     TimedOut,
     ours,
 )
-from standfast.nomad.constraints import Meta
+from standfast.nomad.constraints import PRIMARY, Meta
 from standfast.nomad.decide import Decision, decide
 from standfast.nomad.downtime import Downtimes, Stopped, by_job
 from standfast.nomad.notes import Notes
@@ -83,7 +83,7 @@ class Follower:
 
     @property
     def meta(self) -> Meta:
-        return Meta(self.config.nomad.meta_key, self.config.nomad.meta_value)
+        return Meta(self.config.nomad.meta_key, PRIMARY)
 
     # One round
 

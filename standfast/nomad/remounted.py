@@ -35,6 +35,10 @@ POLICY_KEY = "standfast_on_remount"
 POLICIES = ("restart", "signal", "none")
 SIGNAL = "SIGHUP"
 RUNNING = "running"
+CONCURRENCY = 2
+"""So many allocations of a node are restarted at once."""
+JITTER_S = 2.0
+"""Nodes begin restarting within this time, each at its own point of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +101,10 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
     due = [user for user in those if user.allocation.id not in done and user.policy != "none"]
     if due and not done:
         # Whole clusters remount at once: not all of them shall start their jobs at once.
-        jitter_s = random.uniform(0.0, config.nomad.remount_jitter)
+        jitter_s = random.uniform(0.0, JITTER_S)
         sleep(min(jitter_s, deadline.remaining_s() / 2))
     said, failed = [], []
-    with ThreadPoolExecutor(config.nomad.remount_concurrency) as pool:
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
         for user, wrong in zip(
             due, pool.map(lambda user: _treat(nomad, user, deadline), due), strict=True
         ):

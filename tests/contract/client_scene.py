@@ -104,7 +104,7 @@ def build(root: Path) -> Scene:
     config = replace(
         config_in(root),
         node="client",
-        client=Client(spread=0.0, manage="always", probe_timeout=2.0, binds=(f"{root}/www",)),
+        client=Client(spread=0.0, manage="always", binds=(f"{root}/www",)),
     )
     for address in (A, B):
         export = root / "servers" / address

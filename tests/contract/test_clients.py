@@ -74,7 +74,7 @@ def test_a_container_that_keeps_the_old_mount_is_named(told: Any) -> None:
 
 @needs_root
 def test_a_mount_that_hangs_keeps_nobody_from_the_new_server(told: Any) -> None:
-    """One look at the hung mount is allowed its probe_timeout, and none is needed."""
+    """One look at the hung mount is allowed its time-out, and none is needed."""
     assert told["last"] == A
     assert told["hung_s"] < HUNG_S
     note(f"away from a mount that hangs in {told['hung_s']:.1f} s")

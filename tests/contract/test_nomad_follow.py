@@ -423,7 +423,7 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
         made = replace(
             Site(cluster).config(ONE),
             paths=Paths(bind=Path(path), run=tmp_path, state=tmp_path),
-            nomad=NomadAccess(remount_jitter=0.0),
+            nomad=NomadAccess(),
         )
         said = remounted.after(made, soon(30.0), cluster.gateway(ONE))
         assert len(said) == 2

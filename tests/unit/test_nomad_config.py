@@ -31,7 +31,7 @@ def test_without_the_table_nomad_is_left_alone(tmp_path: Path) -> None:
 def test_an_empty_table_is_enough_to_follow_the_role(tmp_path: Path) -> None:
     nomad = load(write(tmp_path, "[nomad]\n")).nomad
 
-    assert (nomad.enabled, nomad.meta_key, nomad.meta_value) == (True, "storage_role", "primary")
+    assert (nomad.enabled, nomad.meta_key) == (True, "storage_role")
     assert (nomad.address, nomad.namespace, nomad.on_remount) == ("", "*", "restart")
 
 
@@ -54,7 +54,6 @@ def test_the_example_leaves_nomad_alone_until_its_table_is_put_in(tmp_path: Path
         ('address = "unix:///run/nomad.sock"', "nomad.address.*must be HOST:PORT"),
         ('namespace = "a b"', r"nomad.namespace.*or is \*"),
         ('on_remount = "reboot"', 'nomad.on_remount.*one of "restart", "signal", "none"'),
-        ("remount_concurrency = 0", "nomad.remount_concurrency.*at least 1"),
         ('client_cert = "/c"', "nomad.client_cert.*no use without nomad.client_key"),
         ('client_key = "/c"', "nomad.client_key.*no use without nomad.client_cert"),
         ('token = "s.ecret"', "nomad.token.*unknown key; did you mean nomad.token_file"),

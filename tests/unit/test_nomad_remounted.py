@@ -82,8 +82,9 @@ class FakeNomad:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Config:
-    return config(paths=Paths(run=tmp_path, state=tmp_path), nomad=NomadAccess(remount_jitter=0.0))
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(remounted, "JITTER_S", 0.0)
+    return config(paths=Paths(run=tmp_path, state=tmp_path), nomad=NomadAccess())
 
 
 def after(made: Config, nomad: FakeNomad) -> list[str]:
@@ -158,8 +159,7 @@ def test_as_many_are_restarted_at_once_as_may_be(made: Config) -> None:
                 running -= 1
 
     nomad = Slow([allocation(job(name)) for name in "abcd"])
-    two = replace(made, nomad=replace(made.nomad, remount_concurrency=2))
-    assert len(after(two, nomad)) == 4
+    assert len(after(made, nomad)) == 4
     assert most == 2
 
 
@@ -177,8 +177,8 @@ def test_nodes_begin_at_different_moments_and_a_run_s_second_half_is_never_waite
     monkeypatch.setattr(remounted, "sleep", waited.append)
     for jitter_s in (2.0, 600.0):
         nomad = FakeNomad([allocation(job("db"))])
-        spread = replace(made, nomad=replace(made.nomad, remount_jitter=jitter_s))
-        remounted.after(spread, Deadline.after(100), nomad)  # type: ignore[arg-type]
+        monkeypatch.setattr(remounted, "JITTER_S", jitter_s)
+        remounted.after(made, Deadline.after(100), nomad)  # type: ignore[arg-type]
         assert nomad.asked == [("restart", "db")]
     assert drawn == [(0.0, 2.0), (0.0, 600.0)]
     assert waited[0] == 2.0 and 0 < waited[1] <= 50.0

@@ -1,9 +1,9 @@
-"""Gathers what `observe` describes: the leader key by blocking query, the rest when it matters.
+"""Gathers what `role.observation` describes: the leader key by blocking query, the rest in time.
 
 Invariants: what could not be read is Blind, never a guess. A value read again unchanged means that
 no heartbeat committed in between only while this node was looking: it may have changed and changed
 back (a restored Consul, a key deleted twice). After a time without an answer, whether Consul was
-away or this process stood still, the last heartbeat begins anew.
+away or this process stood still, the time since the last heartbeat counts anew.
 """
 
 from __future__ import annotations

@@ -95,7 +95,21 @@ def _report_unknown(
                                     _hint(key, known, path)))  # fmt: skip
 
 
+FORMER = {
+    "min_reign": "it is failover_cooldown now",
+    "store": "take it out: storage is always btrfs",
+    "client.mount_timeout": "take it out: it is 10 s",
+    "client.probe_timeout": "take it out: it is 5 s",
+    "nomad.meta_value": 'take it out: it is "primary"',
+    "nomad.remount_concurrency": "take it out: it is 2",
+    "nomad.remount_jitter": "take it out: it is 2 s",
+}
+"""Keys of earlier versions, and what to do with a file that has one."""
+
+
 def _hint(key: str, known: list[str], path: tuple[str, ...]) -> str:
+    if (former := FORMER.get(dotted(*path, key))) is not None:
+        return former
     close = get_close_matches(key, known, 1, 0.6) if len(key) <= 64 else []
     if close:
         return f"did you mean {dotted(*path, close[0])}?"

@@ -1,7 +1,7 @@
 """What doctor says of the service: each check looks at the status document. Pure.
 
-The other checks: `storage_checks`, `standby_checks`, `node_checks`, `clients.checks` and
-`nomad.checks`; none of these needs an agent. `diagnosis` makes one list of them all.
+The other checks: `storage_checks`, `standby_checks`, `node_checks`, `client_checks` and
+`nomad_checks`; none of these needs an agent. `run` makes one list of them all.
 """
 
 from __future__ import annotations

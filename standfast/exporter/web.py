@@ -58,7 +58,7 @@ class Response:
 
 Route = Callable[[Request], Response]
 Routes = Mapping[str, Route]
-"""Path, exactly as asked for, to the route that answers it."""
+"""Path to the route that answers it; waitress folds leading slashes."""
 
 
 def application(routes: Routes) -> WSGIApplication:
@@ -77,11 +77,10 @@ def application(routes: Routes) -> WSGIApplication:
             "Content-Type": response.content_type,
             **dict(response.headers),
         }
-        if method == "HEAD":
-            headers["Content-Length"] = str(len(response.body))
         start(response.status_line, list(headers.items()))
         # An iterator has no length, and waitress ends a connection after such an answer: nobody
-        # keeps a place between two requests, or queues a hundred of them in one packet.
+        # keeps a place between two requests, or queues a hundred of them in one packet. So HEAD
+        # tells no length either.
         return iter([] if method == "HEAD" else [response.body])
 
     return answer

@@ -114,7 +114,7 @@ class StillMine(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Lost(Verdict):
-    """Somebody else epochs, or somebody else's heartbeat stands in ours: it is over for good."""
+    """Somebody else has a later epoch, or a heartbeat of theirs stands in ours: it is over."""
 
     why: str
     epoch: int = 0
@@ -228,7 +228,7 @@ def read_back(
         if leader is not None and not leader_is_ours:
             return Lost("the epoch key is gone and the leader key is another node's")
         if leader is None and lapsed:
-            # Within the lease nobody else can have was primary; later, the keys that are gone may
+            # Within the lease nobody else can have been primary; later, the keys that are gone may
             # have been a successor's, who is still serving.
             return Halted(
                 f"the keys of the lease are gone from Consul, and the lease of epoch "

@@ -60,7 +60,7 @@ class Now:
 
 @dataclass(slots=True)
 class Service:
-    """Of one held lease, since this process has it."""
+    """Of one lease, since this process has it."""
 
     config: Config
     keys: LeaseKeys

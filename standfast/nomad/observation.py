@@ -1,6 +1,6 @@
 """What was seen of Nomad in one look, as frozen values; `decide` works on nothing else.
 
-Invariant: pure but for the reading in `follow`. A node's meta is what the servers know, since jobs
+Invariant: pure but for the reading in `loop`. A node's meta is what the servers know, since jobs
 are placed by that; only `local` is the own agent's word.
 """
 

@@ -139,7 +139,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """A complete snapshot on this node and the epoch of the epoch that it was taken in."""
+    """A complete snapshot on this node and the epoch that it was taken in."""
 
     snapshot: Snapshot
     epoch: int

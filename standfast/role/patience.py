@@ -76,7 +76,7 @@ def patience(
                 f"{leader.holder.node} sends no heartbeats but looks alive "
                 f"(gossip: {view.holder_health}): waiting {start_s - waited_s:.0f} s more",
             )
-        # Consul itself was away: a primary that lives heartbeats again within this time, and
+        # Consul itself was away: a primary that lives sends a heartbeat within this time, and
         # then the outage was a pause and not a failover.
         chance_s = 2 * timing.heartbeat + timing.request_timeout
         readable_s = now.monotonic - view.readable_since

@@ -14,7 +14,7 @@ from standfast.role.decision import Action, Decision
 
 
 class Do(StrEnum):
-    """Every effect that a plan may have; `act.effects` has one function for each."""
+    """Every effect that a plan may have; `role.steps` has one function for each."""
 
     ASK_HOOKS = "ask-hooks"
     TELL_HOOKS = "tell-hooks"

@@ -256,7 +256,7 @@ class Effects:
     def _own(self) -> OwnEpoch:
         own = OwnEpoch.load(self.machine.config.state_dir)
         if own is None:
-            raise StandfastError("this node has no epoch to end")
+            raise StandfastError("this node has no role to give up")
         return own
 
     def _own_of_this_epoch(self) -> OwnEpoch | None:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class SingleFlight:
-    """One gate for each source; for any thread."""
+    """One look at a time at each source; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,8 +29,8 @@ class SingleFlight:
         A look that came too late ends by itself, unheard.
         """
         with self._lock:
-            gate = self._flights.setdefault(source, threading.Lock())
-        if not gate.acquire(timeout=deadline.remaining_s()):
+            flight = self._flights.setdefault(source, threading.Lock())
+        if not flight.acquire(timeout=deadline.remaining_s()):
             raise TimedOut("the look before this one hangs, still")
         found: list[Any] = []
         failed: list[Exception] = []
@@ -41,13 +41,13 @@ class SingleFlight:
             except Exception as error:  # noqa: BLE001  # raised again where it is waited for
                 failed.append(error)
             finally:
-                gate.release()
+                flight.release()
 
         thread = threading.Thread(target=work, name=f"look at {source}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads: the gate must not stay shut for ever
-            gate.release()
+        except RuntimeError:  # no more threads: the source must not stay locked for ever
+            flight.release()
             raise
         thread.join(deadline.remaining_s())
         if failed:

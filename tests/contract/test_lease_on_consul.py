@@ -484,7 +484,9 @@ def test_an_epoch_that_only_its_history_tells_of_is_not_rolled_back(volume: Volu
         volume.keys().take_up(left)
     assert refused.value.reason is Reason.EPOCH_WENT_BACK
     within = replace(left, valid_until=monotonic() + 60)
-    assert volume.keys().take_up(within) is not None, "nobody can have was primary within its lease"
+    assert volume.keys().take_up(within) is not None, (
+        "nobody can have been primary within its lease"
+    )
 
 
 def test_a_lease_that_was_given_up_is_not_taken_up(volume: Volume) -> None:

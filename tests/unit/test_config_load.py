@@ -79,6 +79,10 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
+        (
+            "[nomad]\nmeta_value = 8",
+            'nomad.meta_value = 8: unknown key; take it out: it is "primary"',
+        ),
         ("[lease]\nlenght = 8", "lease.lenght = 8: unknown key; did you mean lease.length?"),
         ("[lease]\nwait = true", "lease.wait = true: must be a number, not a boolean; "),
         ('[lease]\nwait = "12"', 'lease.wait = "12": must be a number, not a text; '),

@@ -1,6 +1,6 @@
 """The demo's stand-ins for systemd, the NFS server and the bind mount, for one node without root.
 
-Invariant: they meet the protocols of `act.ports` as the real adapters do: a server is started only
+Invariant: they meet the protocols of `node.ports` as the real adapters do: a server is started only
 after the guard said yes, in a process of its own; a process runs as long as it holds its lock, so a
 dead one is never taken for a living one, nor its pid for another's.
 """

@@ -13,7 +13,7 @@ import pytest
 from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.replication import fingerprint, receive_checks, wire
+from standfast.replication import receive_checks, shipment, wire
 from standfast.replication.fingerprint import digest_of
 from standfast.system.clock import monotonic
 from tests.contract.links import Fault
@@ -89,7 +89,7 @@ def test_with_a_look_at_the_metadata_what_differs_is_not_published(
     first = careful.sender.cycle("b")
     assert b.published() == [str(first.snapshot)]
     a.live("f").write_text("two")
-    monkeypatch.setattr(fingerprint, "digest_of", lambda *args: digest_of(*args)[::-1])
+    monkeypatch.setattr(shipment, "digest_of", lambda *args: digest_of(*args)[::-1])
     with pytest.raises(Refused, match="arrived with other metadata") as refusal:
         careful.sender.cycle("b")
     assert refusal.value.reason is Reason.INCOMPLETE

@@ -183,9 +183,9 @@ def sink() -> None:
         sys.stdout.flush()
 
     words = os.fdopen(0, "rb", buffering=0)
-    wire.parse_hello(words.readline().decode())
+    wire.parse(words.readline().decode(), wire.Hello)
     say(wire.Welcome((), 2**40))
-    begin = wire.parse_begin(words.readline().decode())
+    begin = wire.parse(words.readline().decode(), wire.Begin)
     say(wire.Ready())
     while words.read(MIB):
         pass

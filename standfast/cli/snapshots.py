@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from msgspec import UNSET
+
 from standfast.ages import Origin, age_of
 from standfast.assembly.parts import open_store
 from standfast.cli.output import note, print_json, print_table
@@ -161,18 +163,21 @@ def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
             session.end(conversation, deadline)
     except (StandfastError, OSError) as error:
         return {"node": node, "error": str(error), "reason": str(reason_of(error))}
+    ages = welcome.ages or (None,) * len(welcome.snapshots)
     return {
         "node": node,
-        "snapshots": [_offer(offer, ours) for offer in welcome.snapshots],
-        "partial": list(welcome.unfinished),
+        "snapshots": [
+            _offer(offer, age, ours) for offer, age in zip(welcome.snapshots, ages, strict=True)
+        ],
+        "partial": [wire.printable(name) for name in welcome.unfinished],
         "free_bytes": welcome.free_bytes,
-        "tells_ages": welcome.tells_ages,
+        "tells_ages": welcome.ages is not UNSET,
     }
 
 
-def _offer(offer: wire.Offer, ours: Mapping[str, Doc]) -> Doc:
+def _offer(offer: wire.Offer, age: float | None, ours: Mapping[str, Doc]) -> Doc:
     here = ours.get(offer.content_id)
-    ages = (offer.age_s, None if here is None else here["age_s"])
+    ages = (age, None if here is None else here["age_s"])
     return {
         "name": offer.name,
         "kind": "published" if offer.received else "own",

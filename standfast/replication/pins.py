@@ -15,9 +15,11 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta, Struct, convert, field, to_builtins
+from msgspec.structs import replace
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -31,13 +33,12 @@ LOCK_WAIT_S = 60.0
 """Deleting one batch of snapshots is what one may have to wait for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(Struct, frozen=True, forbid_unknown_fields=True):
     """The newest snapshot in common with another node."""
 
     name: str
-    content_id: str
-    epoch: int
+    content_id: Annotated[str, Meta(min_length=1)]
+    epoch: Annotated[int, Meta(ge=0)]
     """Of the primary that took it."""
     at: float
     """When the other node was first known to have it, UTC seconds."""
@@ -62,8 +63,11 @@ def load(config: Config) -> Mapping[str, Pin]:
     try:
         if doc["v"] != 1:
             raise ValueError(f"version {doc['v']!r}")
-        return {str(node): _pin(fields) for node, fields in doc["pins"].items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        pins = convert(doc["pins"], dict[str, Pin])
+        for pin in pins.values():
+            SnapshotName.parse(pin.name)
+        return pins
+    except (KeyError, ValueError) as error:
         raise StandfastError(
             f"{path} does not hold the pinned snapshots ({error!r}): no snapshot is deleted on "
             f"this node. Move it away: the next replication to each standby notes its snapshot "
@@ -167,7 +171,7 @@ def locked(
 
 def save(config: Config, pins: Mapping[str, Pin]) -> None:
     """The caller holds `locked`."""
-    doc = {"v": 1, "pins": {node: asdict(pin) for node, pin in sorted(pins.items())}}
+    doc = {"v": 1, "pins": to_builtins(dict(sorted(pins.items())))}
     write_atomically(config.state_dir / "pins.json", json.dumps(doc), durable=True)
 
 
@@ -216,24 +220,9 @@ def _held(path: Path) -> list[str]:
 
 def _ids(text: str, path: Path) -> list[str]:
     try:
-        ids = json.loads(text)
-    except ValueError:
-        ids = None
-    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        return convert(json.loads(text), list[str])
+    except ValueError as error:
         raise StandfastError(
             f"{path} does not say which snapshots the replication at work needs: no snapshot is "
             f"deleted until that replication has ended"
-        )
-    return ids
-
-
-def _pin(fields: Mapping[str, Any]) -> Pin:
-    pin = Pin(**fields)
-    if type(pin.epoch) is not int or pin.epoch < 0 or not isinstance(pin.content_id, str):
-        raise ValueError(f"{fields!r}")
-    if type(pin.at) not in (int, float) or not pin.content_id or type(pin.sure) is not bool:
-        raise ValueError(f"{fields!r}")
-    if not isinstance(pin.both, dict) or not all(isinstance(v, str) for v in pin.both.values()):
-        raise ValueError(f"{fields!r}")
-    SnapshotName.parse(pin.name)
-    return pin
+        ) from error

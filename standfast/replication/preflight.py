@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict, get_args
+
+from msgspec import Meta, Struct, convert, to_builtins
 
 from standfast.btrfs import info as btrfs_info
 from standfast.btrfs import place as btrfs_place
@@ -21,17 +23,22 @@ from standfast.errors import Refused
 from standfast.reasons import Reason
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.receive_checks import RESERVE_BYTES
+from standfast.replication.wire import Whole, check_printable
 from standfast.system.clock import utc_now
 from standfast.system.files import read_foreign_text
 
 ZSTD = "zstd"
-ROLES = ("live", "snapshots", "standby")
+Role = Literal["live", "snapshots", "standby"]
+ROLES: tuple[Role, ...] = get_args(Role)
 SKEW_WORTH_A_WORD_S = 1.0
 SKEW_TOO_LARGE_S = 30.0
 """By so much ages would be told wrong, and data would be taken for too old."""
 ASKED_APART_S = 5.0
 """Two nodes' facts are not of one moment: so much of a difference says nothing."""
 _MOST = 200
+Text = Annotated[str, Meta(max_length=4096)]
+"""Printable, too; may be empty."""
+Texts = Annotated[tuple[Text, ...], Meta(max_length=_MOST)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,73 +51,66 @@ class Problem:
     fix: str
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Paths(TypedDict):
+    """Of the configuration."""
+
+    live: Text
+    snapshots: Text
+    standby: Text
+
+
+class FileSystems(TypedDict, total=False):
+    """UUID of the btrfs of each path, None: something else; none at all for another store."""
+
+    live: Text | None
+    snapshots: Text | None
+    standby: Text | None
+
+
+class Facts(Struct, frozen=True):
     """One node's storage, as it is now."""
 
-    node: str
-    store: str
-    utc_s: float
+    node: Text
+    store: Text
+    utc_s: Annotated[float, Meta(ge=0, lt=2**63)]
     """This node's wall clock."""
-    free_bytes: int
-    wants: tuple[str, ...]
+    free_bytes: Whole
+    wants: Texts
     """Of ZSTD and COMPRESSED_DATA those that the configuration asks for."""
-    has: tuple[str, ...]
+    has: Texts
     """... and those that work here."""
-    kernel: str
-    progs: str | None
+    kernel: Text
+    progs: Text | None
     """Version of btrfs-progs, None when there are none."""
-    paths: Mapping[str, str]
-    """`live`, `snapshots` and `standby` of the configuration."""
-    file_systems: Mapping[str, str | None]
-    """UUID of the btrfs of each; None: something else. Empty for another store than btrfs."""
-    nested: tuple[str, ...]
+    paths: Paths
+    file_systems: FileSystems
+    nested: Texts
     """Subvolumes inside the live one, relative to the file system's top."""
-    live_received: str | None
+    live_received: Text | None
     """The received UUID of the live subvolume; one that is written to must have none."""
-    partial_mount: str | None
+    partial_mount: Text | None
     """A mount that shows a mere directory of a subvolume, and in it the standby directory."""
-    copies: tuple[str, ...]
+    copies: Texts
     """Devices with one and the same file system."""
 
     def document(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        facts: dict[str, Any] = to_builtins(self)
+        return facts
 
     @classmethod
     def parse(cls, doc: Mapping[str, Any]) -> Facts:
         """Refused (protocol) when that is no such document."""
         try:
-            return cls(
-                **{field.name: _checked(field.name, doc[field.name]) for field in fields(cls)}
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            facts = convert(doc, cls)
+            for name in facts.__struct_fields__:
+                check_printable(getattr(facts, name), name)
+            if doc["file_systems"] and len(facts.file_systems) < len(ROLES):
+                raise ValueError("Object lacks a role - at `$.file_systems`")
+        except ValueError as error:
             raise Refused(
                 Reason.PROTOCOL, f"the other side's facts can't be understood: {error}"
             ) from error
-
-
-def _checked(name: str, value: Any) -> Any:
-    if name in ("paths", "file_systems"):
-        or_none = name == "file_systems"
-        return {role: _text(value[role], or_none=or_none) for role in ROLES if value or not or_none}
-    if name in ("wants", "has", "nested", "copies"):
-        if not isinstance(value, list) or len(value) > _MOST:
-            raise ValueError(f"{name} is no short list")
-        return tuple(_text(one) for one in value)
-    if name == "utc_s" or name == "free_bytes":
-        number = int if name == "free_bytes" else (int, float)
-        if not isinstance(value, number) or isinstance(value, bool) or not 0 <= value < 2**63:
-            raise ValueError(f"{name} is no such number")
-        return value
-    return _text(value, or_none=name in ("progs", "live_received", "partial_mount"))
-
-
-def _text(value: Any, *, or_none: bool = False) -> str | None:
-    if value is None and or_none:
-        return None
-    if not isinstance(value, str) or len(value) > 4096 or not value.isprintable():
-        raise ValueError(f"{str(value)[:40]!r} is not a printable text")
-    return value
+        return facts
 
 
 def facts_here(config: Config, store: ReplicaStore) -> Facts:
@@ -121,8 +121,9 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
     wants = [ZSTD] if options.compression == ZSTD else []
     wants += [COMPRESSED_DATA] if options.compressed_data else []
     has = [ZSTD] if shutil.which("zstd") else []
-    places: dict[str, Path] = {role: getattr(paths, role) for role in ROLES}
-    systems = {role: btrfs_place.file_system(path) for role, path in places.items() if on_btrfs}
+    systems: FileSystems = {}
+    for role in ROLES if on_btrfs else ():
+        systems[role] = btrfs_place.file_system(getattr(paths, role))
     live = btrfs_info.read(paths.live) if on_btrfs else None
     ours = systems.get("standby")
     return Facts(
@@ -134,7 +135,9 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
         has=(*has, *store.abilities()),
         kernel=btrfs_versions.kernel(),
         progs=btrfs_versions.progs() if on_btrfs else None,
-        paths={role: str(path) for role, path in places.items()},
+        paths=Paths(
+            live=str(paths.live), snapshots=str(paths.snapshots), standby=str(paths.standby)
+        ),
         file_systems=systems,
         nested=tuple(map(_printable, store.nested()))[:_MOST] if live is not None else (),
         live_received=live.received_uuid if live is not None and not live.read_only else None,
@@ -178,7 +181,8 @@ def _tools(facts: Facts) -> Iterator[Problem]:
 
 
 def _disk(facts: Facts) -> Iterator[Problem]:
-    foreign = [facts.paths[role] for role, one in facts.file_systems.items() if one is None]
+    systems = facts.file_systems
+    foreign = [facts.paths[role] for role in ROLES if systems.get(role, "") is None]
     if foreign:
         yield Problem(
             "disk",
@@ -186,8 +190,8 @@ def _disk(facts: Facts) -> Iterator[Problem]:
             f"no btrfs at {', '.join(foreign)} on {facts.node}",
             "mount the volume's file system there; is it in /etc/fstab, and did it fail?",
         )
-    elif len(set(facts.file_systems.values())) > 1:
-        where = ", ".join(f"{facts.paths[role]}: {one}" for role, one in facts.file_systems.items())
+    elif len(set(systems.values())) > 1:
+        where = ", ".join(f"{facts.paths[role]}: {systems[role]}" for role in ROLES)
         yield Problem(
             "disk",
             True,

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from msgspec import UNSET, UnsetType
+
 from standfast.ages import Origin, age_of
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
@@ -108,7 +110,7 @@ class _Receiver:
         line = _read_line(self.stdin_fd, deadline)
         if line is None:
             raise Refused(Reason.PROTOCOL, "the sender left without a word")
-        hello = wire.parse_hello(line)
+        hello = wire.parse(line, wire.Hello)
         receive_checks.check_peer(self.config, hello)
         if hello.purpose is wire.Purpose.ASK:
             self._answer(deadline)
@@ -149,8 +151,9 @@ class _Receiver:
         """Reads only, so it doesn't wait for a snapshot that is coming in."""
         # Not needed for taking a snapshot in, whose start-up is waited for in every cycle.
         snapshots = self.store.snapshots()
-        offered = wire.offers(snapshots, self._ages(snapshots))
-        request = self._request(offered, deadline, tells_ages=True)
+        offered = wire.offers(snapshots)
+        ages = self._ages(snapshots)
+        request = self._request(offered, deadline, tuple(ages[it.content_id] for it in offered))
         match request:
             case wire.Survey():
                 facts = preflight.facts_here(self.config, self.store)
@@ -164,23 +167,25 @@ class _Receiver:
 
     def _ages(self, snapshots: Sequence[Snapshot]) -> Mapping[str, float | None]:
         """Seconds, by content id, of what is noted here: who asks has another clock."""
-        now = instant()
+        now, ages = instant(), dict.fromkeys(each.content_id for each in snapshots)
         with contextlib.suppress(StandfastError):
             origins = origins_of_snapshots(self.config, now)
-            return {
-                one.content_id: age_of(origins[one.content_id].time(one.name), now.utc)
-                for one in snapshots
-                if one.content_id in origins
-            }
-        return {}
+            for each in snapshots:
+                if (origin := origins.get(each.content_id)) is not None:
+                    age_s = age_of(origin.time(each.name), now.utc)
+                    ages[each.content_id] = None if age_s is None else round(age_s, 1)
+        return ages
 
     def _request(
-        self, offered: tuple[wire.Offer, ...], deadline: Deadline, *, tells_ages: bool = False
+        self,
+        offered: tuple[wire.Offer, ...],
+        deadline: Deadline,
+        ages: tuple[float | None, ...] | UnsetType = UNSET,
     ) -> wire.Request | None:
         """What the sender wants, after it was told what is here; None: nothing any more."""
-        unfinished = tuple(path.name for path in self.store.unfinished())
+        unfinished = tuple(path.name for path in self.store.unfinished())[: wire.MAX_UNFINISHED]
         free, able = self.store.free_bytes(), tuple(self.store.abilities())
-        self.say(wire.Welcome(offered, free, unfinished, able, tells_ages))
+        self.say(wire.Welcome(offered, free, unfinished, able, ages))
         line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S), self._give_way)
         return None if line is None else wire.parse_request(line)
 
@@ -196,7 +201,7 @@ class _Receiver:
             raise Refused(Reason.PROTOCOL, "a question in a conversation that is for sending")
         announced = _Announced(begin, monotonic())
         # A first send may take a day, as its sender knows; nothing here has to be set for it.
-        deadline = Deadline.after(begin.patience_s)
+        deadline = Deadline.after(min(begin.patience_s, wire.MOST_PATIENCE_S))
         lease = receive_checks.Lease(self.config, self.gateway)
         receive_checks.check_peer(self.config, begin)
         lease.check(begin)

@@ -68,7 +68,7 @@ def greeting(
         hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
         with contextlib.suppress(CommandFailed):  # its refusal says more
             conversation.send_line(wire.dump(hello), soon)
-        yield wire.parse_welcome(conversation.read_line(soon))
+        yield wire.parse(conversation.read_line(soon), wire.Welcome)
     except CommandFailed as error:
         if error.returncode == SSH_FAILED:
             raise _unreachable(config, standby, error) from error
@@ -88,7 +88,7 @@ def greet(
 
 
 def ask(conversation: Conversation, request: wire.Message, deadline: Deadline) -> str:
-    """The answer to a request, one line; for a `wire.parse_…`."""
+    """The answer to a request, one line; for `wire.parse`."""
     with contextlib.suppress(CommandFailed):  # its refusal says more
         conversation.send_line(wire.dump(request), deadline)
     return conversation.read_line(deadline)

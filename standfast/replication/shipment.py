@@ -104,7 +104,7 @@ class _Shipment:
         parent = self._parent(welcome)
         begin = self._begin(parent, welcome)
         try:
-            wire.parse_ready(ask(self.conversation, begin, self.deadline.within(ANSWER_S)))
+            wire.parse(ask(self.conversation, begin, self.deadline.within(ANSWER_S)), wire.Ready)
         except Refused as refusal:
             if refusal.reason is Reason.BAD_NAME:  # it has a later one: the next time all is well
                 note_names(self.config, (offer.name for offer in welcome.snapshots))
@@ -113,7 +113,7 @@ class _Shipment:
             self._expect(welcome)
         sent_bytes = self._stream(parent, begin, welcome)
         self.conversation.close_stdin()
-        published = wire.parse_published(self._acknowledgement())
+        published = wire.parse(self._acknowledgement(), wire.Published)
         if published.content_id != snapshot.content_id:
             raise Refused(
                 Reason.PROTOCOL,
@@ -169,7 +169,7 @@ class _Shipment:
             volume=config.volume,
             sender=config.node,
             epoch=order.epoch,
-            name=order.snapshot.name,
+            snapshot=str(order.snapshot.name),
             content_id=order.snapshot.content_id,
             parent_content_id=None if parent is None else parent.content_id,
             commons=order.commons,
@@ -205,7 +205,7 @@ class _Shipment:
         """Mostly the stream broke because the other end gave up: it knows why."""
         self.conversation.close_stdin()
         try:
-            wire.parse_published(self.conversation.read_line(self.deadline.within(GOODBYE_S)))
+            wire.parse(self.conversation.read_line(self.deadline.within(GOODBYE_S)), wire.Published)
         except Refused as refusal:
             return Refused(refusal.reason, f"{error}; {self.order.standby} says: {refusal}")
         except (CommandFailed, TimedOut) as other:

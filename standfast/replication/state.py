@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+
+from msgspec import Struct, convert, field, to_builtins
+from msgspec.structs import replace
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -23,8 +24,7 @@ A_MOMENT_S = 0.001
 """The later of two times says which came last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(Struct, frozen=True, forbid_unknown_fields=True):
     """The newest snapshot that a cycle took."""
 
     name: str
@@ -32,8 +32,7 @@ class Shared:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class StandbyState:
+class StandbyState(Struct, frozen=True, forbid_unknown_fields=True):
     """Times are UTC seconds, durations seconds; all since this node first replicated there."""
 
     last_success_at: float | None = None
@@ -58,8 +57,7 @@ class StandbyState:
     """Whether it read what is in the files."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicationState:
+class ReplicationState(Struct, frozen=True):
     """The whole file."""
 
     shared: Shared | None = None
@@ -75,12 +73,8 @@ def load(config: Config) -> ReplicationState:
     try:
         if doc["v"] != 1:
             raise ValueError(f"version {doc['v']!r}")
-        shared = doc["shared"]
-        return ReplicationState(
-            None if shared is None else Shared(**shared),
-            {name: _standby(fields) for name, fields in doc["standbys"].items()},
-        )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        return convert({key: doc[key] for key in ("shared", "standbys")}, ReplicationState)
+    except (KeyError, ValueError) as error:
         raise StandfastError(
             f"{path} is no state of the replication ({error!r}); move it away, it is history only"
         ) from error
@@ -192,13 +186,6 @@ def _update_standby(
 def _update(config: Config, change: Callable[[ReplicationState], ReplicationState]) -> None:
     lock = config.run_dir / "replication-state.lock"
     with exclusive(lock, "another replication", Deadline.after(LOCK_WAIT_S)):
-        doc = {"v": 1, **asdict(change(load(config)))}
+        doc = {"v": 1, **to_builtins(change(load(config)))}
         path = config.state_dir / "replication.json"
         write_atomically(path, json.dumps(doc), durable=True)
-
-
-def _standby(fields: Mapping[str, Any]) -> StandbyState:
-    state = StandbyState(**fields)
-    if not isinstance(state.failures, dict):
-        raise TypeError("failures")
-    return state

@@ -37,5 +37,5 @@ def both_sides(config: Config, store: ReplicaStore, standby: str, deadline: Dead
         answer = session.ask(asked, wire.Survey(), deadline)
     ours = preflight.facts_here(config, store)
     apart_s = monotonic() - asked_at
-    theirs = preflight.Facts.parse(wire.parse_surveyed(answer).facts)
+    theirs = preflight.Facts.parse(wire.parse(answer, wire.Surveyed).facts)
     return BothSides(ours, theirs, welcome.snapshots, apart_s)

@@ -195,7 +195,7 @@ class _Look:
             if (
                 theirs is None and conversation.has_answer()
             ):  # maybe a refusal: no need to go on then
-                theirs = wire.parse_digested(conversation.read_line(self.deadline))
+                theirs = wire.parse(conversation.read_line(self.deadline), wire.Digested)
             self.progress(self._done)
             self._next_look = Deadline.after(_LOOK_UP_S)
 
@@ -207,7 +207,7 @@ class _Look:
 
         ours = stack.enter_context(_spooled(self.config, lines()))
         if theirs is None:
-            theirs = wire.parse_digested(conversation.read_line(self.deadline))
+            theirs = wire.parse(conversation.read_line(self.deadline), wire.Digested)
         return ours, Fingerprint(theirs.digest, theirs.entries)
 
     def _ask(self, conversation: Conversation, snapshot: Snapshot, *, listing: bool) -> None:
@@ -219,7 +219,7 @@ class _Look:
         """Asked again: a listing is made and sent only where it is of use."""
         with greet(self.config, self.standby, self.deadline, wire.Purpose.ASK) as (conversation, _):
             self._ask(conversation, snapshot, listing=True)
-            theirs = wire.parse_digested(conversation.read_line(self.deadline))
+            theirs = wire.parse(conversation.read_line(self.deadline), wire.Digested)
             lines = (conversation.read_line(self.deadline) for _ in range(theirs.entries))
             found = list(islice(differences(ours.lines(), lines), REPORTED + 1))
             if len(found) <= REPORTED:  # else the rest is not waited for

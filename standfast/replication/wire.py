@@ -23,10 +23,11 @@ conversation. Both sides parse with suspicion: a foreign line is a refusal, neve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from msgspec import UNSET, Meta, Struct, UnsetType, convert, field, to_builtins
 
 from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused
@@ -43,21 +44,16 @@ MAX_OFFERED = 300
 """So many snapshots, the newest, are offered as parents: they fit one line."""
 MAX_UNFINISHED = 20
 MOST_PATIENCE_S = 31 * 86400
-_MAX_TEXT = 255
-M = TypeVar(
-    "M",
-    "Hello",
-    "Welcome",
-    "Begin",
-    "Ready",
-    "Published",
-    "Survey",
-    "Surveyed",
-    "Digest",
-    "Digested",
-)
+_MAY_LACK = frozenset({"purpose", "age_s", "ages"})
+"""Fields that came later than their messages: an older version's line has none of them."""
+_SHOWN_CLEAN = frozenset({"unfinished", "facts"})
+"""Fields with texts that may be anything: whoever shows or parses them cleans them."""
 
-R = TypeVar("R")
+Text = Annotated[str, Meta(min_length=1, max_length=255)]
+"""Printable, too."""
+Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Seconds = Annotated[float, Meta(ge=0, lt=MOST_SECONDS)]
+M = TypeVar("M", bound="_Message")
 
 
 class Purpose(StrEnum):
@@ -74,302 +70,186 @@ class Compression(StrEnum):
     ZSTD = "zstd"
 
 
-# A dataclass without a docstring is given one with its signature, which costs each start 1 ms.
-@dataclass(frozen=True, slots=True)
-class Hello:
+class _Message(Struct, frozen=True, tag_field="message_type", tag=str.lower):
+    """One line. A default is the writer's: a reader takes it only for what a line may lack."""
+
+
+class Hello(_Message, frozen=True):
     """Who speaks, of which volume, and why."""
 
-    cluster: str
-    volume: str
-    sender: str
+    cluster: Text
+    volume: Text
+    sender: Text
     purpose: Purpose = Purpose.SEND
-    protocol: int = PROTOCOL
+    """Version 1 had none: its number is refused by what it says, not by what it lacks."""
+    protocol: Whole = PROTOCOL
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A complete snapshot on the receiver's side."""
 
-    name: str
-    content_id: str
+    name: Text
+    content_id: Text
     received: bool
-    age_s: float | None = None
-    """By the receiver's own count; None: not known, or not told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(_Message, frozen=True):
     """What the standby has, and can."""
 
     snapshots: tuple[Offer, ...]
-    free_bytes: int
+    free_bytes: Whole
     unfinished: tuple[str, ...] = ()
     """Names of what lies there and doesn't count."""
-    abilities: tuple[str, ...] = ()
+    abilities: tuple[Text, ...] = ()
     """What the receiving end can take beyond the plain stream."""
-    tells_ages: bool = False
-    """To who asks; an older version doesn't."""
-    protocol: int = PROTOCOL
+    ages: tuple[Seconds | None, ...] | UnsetType = UNSET
+    """Of each snapshot, by the receiver's own count, None where that isn't known; told to who asks,
+    but not by an older version. Beside the offers, as that one would refuse a longer item."""
+    protocol: Whole = PROTOCOL
+
+    def __post_init__(self) -> None:
+        if self.ages is not UNSET and len(self.ages) != len(self.snapshots):
+            raise ValueError(f"{len(self.ages)} ages of {len(self.snapshots)} snapshots")
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(_Message, frozen=True):
     """The header of one snapshot."""
 
-    cluster: str
-    volume: str
-    sender: str
-    epoch: int
-    name: SnapshotName
-    content_id: str
-    parent_content_id: str | None
-    commons: Mapping[str, str] | None = None
+    cluster: Text
+    volume: Text
+    sender: Text
+    epoch: Whole
+    snapshot: Text = field(name="name")
+    content_id: Text
+    parent_content_id: Text | None
+    commons: Mapping[Text, Text] | None = None
     """By standby the content id of something that it has, as far as the sender knows, and if
     possible the receiver, too; None: it can't say, and nothing may be pruned."""
-    size_bytes: int | None = None
+    size_bytes: Whole | None = None
     """What the stream will write, about; None: not known."""
     compression: Compression = Compression.NONE
-    fingerprint: str | None = None
+    fingerprint: Text | None = None
     """Of the metadata of the sender's snapshot: the received one must have the same."""
-    patience_s: int = 3600
-    """So long, from now on, the sender waits for the acknowledgement."""
-    age_s: float | None = None
+    patience_s: Whole = 3600
+    """So long, from now on, the sender waits for the acknowledgement; see `MOST_PATIENCE_S`."""
+    age_s: Seconds | None = None
     """How long ago it was taken, by the sender's clock: no two clocks are compared. None: not
     known, or an older version's, which doesn't tell."""
-    protocol: int = PROTOCOL
+    protocol: Whole = PROTOCOL
+
+    def __post_init__(self) -> None:
+        SnapshotName.parse(self.snapshot)
+
+    @property
+    def name(self) -> SnapshotName:
+        return SnapshotName.parse(self.snapshot)
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(_Message, frozen=True):
     """Send it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(_Message, frozen=True):
     """Verified, visible and on disk."""
 
-    name: str
-    content_id: str
+    name: Text
+    content_id: Text
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(_Message, frozen=True):
     """No, and why; the end of the conversation."""
 
-    reason: Reason
+    reason: Any
+    """A `Reason`; anything else is taken for one of a newer version."""
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(_Message, frozen=True):
     """What are you, and what is wrong with you?"""
 
 
-@dataclass(frozen=True, slots=True)
-class Surveyed:
+class Surveyed(_Message, frozen=True):
     """The answer to a survey."""
 
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
     """A `preflight.Facts` document; whoever reads it parses it with suspicion."""
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(_Message, frozen=True):
     """What is the fingerprint of a snapshot, with the contents of all files when `full`?"""
 
-    content_id: str
+    content_id: Text
     full: bool
     listing: bool
     """Also every entry, one a line, after the answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Digested:
+class Digested(_Message, frozen=True):
     """The answer to a digest."""
 
-    digest: str
-    entries: int
+    digest: Text
+    entries: Whole
 
 
 Request = Begin | Survey | Digest
 Message = Hello | Welcome | Request | Ready | Published | Surveyed | Digested | Refusal
 
 
-def offers(
-    snapshots: Sequence[Snapshot], ages: Mapping[str, float | None] | None = None
-) -> tuple[Offer, ...]:
-    """`ages`: seconds, by content id."""
-    newest, known = sorted(snapshots, key=lambda one: one.name)[-MAX_OFFERED:], ages or {}
-    return tuple(
-        Offer(str(one.name), one.content_id, one.received, known.get(one.content_id))
-        for one in newest
-    )
+def offers(snapshots: Sequence[Snapshot]) -> tuple[Offer, ...]:
+    """The newest ones, in order."""
+    newest = sorted(snapshots, key=lambda snapshot: snapshot.name)[-MAX_OFFERED:]
+    return tuple(Offer(str(each.name), each.content_id, each.received) for each in newest)
 
 
 def dump(message: Message) -> str:
     """One line, without its end."""
-    match message:
-        case Hello(cluster, volume, sender, purpose, protocol):
-            body: dict[str, Any] = {"cluster": cluster, "volume": volume, "sender": sender}
-            body |= {"purpose": str(purpose), "protocol": protocol}
-        case Welcome():
-            listed = [[one.name, one.content_id, one.received] for one in message.snapshots]
-            body = {"snapshots": listed, "free_bytes": message.free_bytes}
-            ages = [None if (s := one.age_s) is None else round(s, 1) for one in message.snapshots]
-            body |= {"ages": ages} if message.tells_ages else {}
-            body |= {"unfinished": list(message.unfinished[:MAX_UNFINISHED])}
-            body |= {"abilities": list(message.abilities), "protocol": message.protocol}
-        case Begin():
-            body = {item.name: getattr(message, item.name) for item in fields(message)}
-            body |= {"name": str(message.name), "compression": str(message.compression)}
-            body["commons"] = None if message.commons is None else dict(message.commons)
-        case Ready() | Survey():
-            body = {}
-        case Surveyed(facts):
-            body = {"facts": dict(facts)}
-        case Digest(content_id, full, listing):
-            body = {"content_id": content_id, "full": full, "listing": listing}
-        case Digested(digest, entries):
-            body = {"digest": digest, "entries": entries}
-        case Published(name, content_id):
-            body = {"name": name, "content_id": content_id}
-        case Refusal(reason, text):
-            body = {"reason": str(reason), "message": text}
-    kind = type(message).__name__.lower()
-    return json.dumps({"v": VERSION, "message_type": kind, **body}, separators=(",", ":"))
+    # Its own JSON can't have surrogates, which a file's name in a message may bring.
+    return json.dumps({"v": VERSION, **to_builtins(message)}, separators=(",", ":"))
 
 
-def parse_hello(line: str) -> Hello:
-    """Refused (protocol) for anything else; so do all the parsers here."""
-    return _parse(
-        line,
-        Hello,
-        lambda doc: Hello(
-            _text(doc["cluster"]),
-            _text(doc["volume"]),
-            _text(doc["sender"]),
-            # Version 1 had none: its number is refused by what it says, not by what it lacks.
-            Purpose(doc.get("purpose", "send")),
-            _number(doc["protocol"]),
-        ),
-    )
+def parse(line: str, kind: type[M]) -> M:
+    """The message of the kind that is expected now; Refused with the peer's own refusal.
 
-
-def parse_welcome(line: str) -> Welcome:
-    def build(doc: Mapping[str, Any]) -> Welcome:
-        snapshots = _list(doc["snapshots"])
-        # Beside them, as an older version would refuse a longer item.
-        ages = _list(doc.get("ages", [None] * len(snapshots)))
-        listed = tuple(
-            Offer(
-                _text(name),
-                _text(content_id),
-                _flag(received),
-                None if age_s is None else _seconds(age_s),
-            )
-            for (name, content_id, received), age_s in zip(snapshots, ages, strict=True)
-        )
-        unfinished = tuple(_words(name) for name in _list(doc["unfinished"]))
-        abilities = tuple(_text(one) for one in _list(doc["abilities"]))
-        free_bytes, protocol = _number(doc["free_bytes"]), _number(doc["protocol"])
-        return Welcome(listed, free_bytes, unfinished, abilities, "ages" in doc, protocol)
-
-    return _parse(line, Welcome, build)
-
-
-def parse_begin(line: str) -> Begin:
-    return _parse(line, Begin, _begin)
+    Refused (protocol) for anything else.
+    """
+    message: M = _parse(line, kind.__name__.lower(), kind | Refusal)
+    return message
 
 
 def parse_request(line: str) -> Request:
-    """What follows the welcome."""
-    builds: dict[str, Callable[[Mapping[str, Any]], Request]] = {
-        "begin": _begin,
-        "survey": _survey,
-        "digest": _digest,
-    }
-    return _parse_one_of(line, builds)
+    """What follows the welcome; raises what `parse` does."""
+    request: Request = _parse(line, "begin or survey or digest", Request | Refusal)
+    return request
 
 
-def _begin(doc: Mapping[str, Any]) -> Begin:
-    parent, fingerprint = doc["parent_content_id"], doc["fingerprint"]
-    commons, size = doc["commons"], doc["size_bytes"]
-    return Begin(
-        cluster=_text(doc["cluster"]),
-        volume=_text(doc["volume"]),
-        sender=_text(doc["sender"]),
-        epoch=_number(doc["epoch"]),
-        name=SnapshotName.parse(_text(doc["name"])),
-        content_id=_text(doc["content_id"]),
-        parent_content_id=None if parent is None else _text(parent),
-        commons=None if commons is None else _texts(commons),
-        size_bytes=None if size is None else _number(size),
-        compression=Compression(doc["compression"]),
-        fingerprint=None if fingerprint is None else _text(fingerprint),
-        patience_s=min(_number(doc["patience_s"]), MOST_PATIENCE_S),
-        age_s=None if doc.get("age_s") is None else _seconds(doc["age_s"]),
-        protocol=_number(doc["protocol"]),
-    )
-
-
-def _survey(_: Mapping[str, Any]) -> Survey:
-    return Survey()
-
-
-def _digest(doc: Mapping[str, Any]) -> Digest:
-    return Digest(_text(doc["content_id"]), _flag(doc["full"]), _flag(doc["listing"]))
-
-
-def parse_ready(line: str) -> Ready:
-    return _parse(line, Ready, lambda _: Ready())
-
-
-def parse_published(line: str) -> Published:
-    return _parse(
-        line, Published, lambda doc: Published(_text(doc["name"]), _text(doc["content_id"]))
-    )
-
-
-def parse_surveyed(line: str) -> Surveyed:
-    def build(doc: Mapping[str, Any]) -> Surveyed:
-        if not isinstance(doc["facts"], dict):
-            raise TypeError("facts")
-        return Surveyed(doc["facts"])
-
-    return _parse(line, Surveyed, build)
-
-
-def parse_digested(line: str) -> Digested:
-    return _parse(
-        line, Digested, lambda doc: Digested(_text(doc["digest"]), _number(doc["entries"]))
-    )
-
-
-def _parse(line: str, kind: type[M], build: Callable[[Mapping[str, Any]], M]) -> M:
-    """The message of the kind that is expected now; the peer's own refusal is raised as such."""
-    return _parse_one_of(line, {kind.__name__.lower(): build})
-
-
-def _parse_one_of(line: str, builds: Mapping[str, Callable[[Mapping[str, Any]], R]]) -> R:
-    expected = " or ".join(builds)
+def _parse(line: str, expected: str, kinds: Any) -> Any:
     try:
         doc = json.loads(line)
         if not isinstance(doc, dict) or doc.get("v") != VERSION:
             raise ValueError(f'no JSON object with "v": {VERSION}')
-        if doc.get("message_type") == "refusal":
-            refusal = Refusal(_reason(doc["reason"]), _words(doc["message"]))
-        elif doc.get("message_type") not in builds:
-            raise ValueError(f"expected {expected}")
-        else:
-            return builds[doc["message_type"]](doc)
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        message = convert(doc, kinds)
+        if not isinstance(message, Refusal):
+            _check(doc, message)
+    except (ValueError, RecursionError, OverflowError) as error:
         raise Refused(
             Reason.PROTOCOL,
             f"the other side said something that is no {expected} of Standfast's "
-            f"replication ({error}): {line[:80]!r}. Are both ends of the same version, and does "
-            f"the remote shell print anything at login?",
+            f"replication ({printable(str(error))[:200]}): {line[:80]!r}. Are both ends of the "
+            f"same version, and does the remote shell print anything at login?",
         ) from error
-    raise Refused(refusal.reason, refusal.message)
+    if isinstance(message, Refusal):
+        raise Refused(_reason(message.reason), printable(message.message))
+    return message
+
+
+def _check(doc: Mapping[str, Any], message: _Message) -> None:
+    """ValueError for what can't be declared."""
+    fields = zip(message.__struct_fields__, message.__struct_encode_fields__, strict=True)
+    for name, key in fields:
+        if key not in doc and key not in _MAY_LACK:
+            raise ValueError(f"Object missing required field `{key}`")
+        if key not in _SHOWN_CLEAN:
+            check_printable(getattr(message, name), key)
 
 
 def _reason(value: Any) -> Reason:
@@ -379,44 +259,22 @@ def _reason(value: Any) -> Reason:
         return Reason.REPLICATION_FAILED
 
 
-def _words(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
-    return "".join(char if char.isprintable() else " " for char in value)[:2000]
+def printable(text: str) -> str:
+    """As much of a foreign text as can be shown."""
+    return "".join(char if char.isprintable() else " " for char in text)[:2000]
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or not value.isprintable():
-        raise ValueError(f"{str(value)[:40]!r} is not a short, printable text")
-    return value
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{str(value)[:40]!r} is not a whole number from 0")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    # A bool is an int, and json reads NaN and Infinity: none of them is a time.
-    if type(value) not in (int, float) or not 0 <= value < MOST_SECONDS:
-        raise ValueError(f"{str(value)[:40]!r} is not a number of seconds")
-    return float(value)
-
-
-def _texts(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{str(value)[:40]!r} is not a table")
-    return {_text(key): _text(text) for key, text in value.items()}
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError(f"{str(value)[:40]!r} is neither true nor false")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:40]!r} is not a list")
-    return value
+def check_printable(value: Any, where: str) -> None:
+    """ValueError for a text anywhere in `value` that would do something to a terminal: what
+    `isprintable` says no pattern can."""
+    match value:
+        case str():
+            if not value.isprintable():
+                raise ValueError(f"{value[:40]!r} is not a printable text - at `$.{where}`")
+        case Mapping():
+            check_printable((*value, *value.values()), where)
+        case tuple():
+            for item in value:
+                check_printable(item, where)
+        case Offer():
+            check_printable((value.name, value.content_id), where)

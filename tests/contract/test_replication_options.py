@@ -65,7 +65,7 @@ def test_a_node_that_can_not_decompress_says_so_before_anything_is_sent(
     _, b = pair
     name = SnapshotName.parse("services@20270115T080000Z")
     squeezed = wire.Compression.ZSTD
-    begin = wire.Begin("test", "v", "a", 1, name, "id", None, {}, compression=squeezed)
+    begin = wire.Begin("test", "v", "a", 1, str(name), "id", None, {}, compression=squeezed)
     receive_checks.check_decompressor(b.config, begin)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Refused, match=r'replication\.compression = "none"'):

@@ -11,12 +11,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.cli import standby_add
 from standfast.consul.records import StandbyRecord
@@ -193,7 +193,7 @@ def test_what_a_slow_answer_may_explain_is_no_wrong_clock_but_what_a_slow_way_do
 
     def facts_here(*arguments: Any) -> preflight.Facts:
         facts = preflight.facts_here(*arguments)
-        return replace(facts, utc_s=facts.utc_s - late_s)
+        return structs.replace(facts, utc_s=facts.utc_s - late_s)
 
     monkeypatch.setattr(survey, "session", SimpleNamespace(greet=greet, ask=ask))
     asked = SimpleNamespace(**{**vars(preflight), "facts_here": facts_here})

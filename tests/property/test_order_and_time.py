@@ -197,9 +197,9 @@ class World:
         origin = origins_of_snapshots(self.at_work.config, clock.instant())[snapshot.content_id]
         age_s = age_of(origin.time(snapshot.name), clock.utc_now())
         header = wire.Begin(
-            "test", "v", "a", self.epoch, snapshot.name, snapshot.content_id, None, age_s=age_s
+            "test", "v", "a", self.epoch, str(snapshot.name), snapshot.content_id, None, age_s=age_s
         )
-        begin = wire.parse_begin(wire.dump(header))
+        begin = wire.parse(wire.dump(header), wire.Begin)
         node = self.at_work = self.nodes[1 - self.primary]
         announced = _Announced(begin, clock.monotonic())
         self.true_s += slow_s

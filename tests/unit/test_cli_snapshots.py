@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,14 +173,14 @@ def test_a_node_of_an_older_version_knows_its_ages_and_doesn_t_tell(
     zippy: Site, c1: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c1.add(600, "x", received=True)
-    parse = wire.parse_welcome
+    parse = wire.parse
 
-    def of_older(line: str) -> wire.Welcome:
+    def of_older(line: str, kind: Any) -> Any:
         doc = json.loads(line)
         del doc["ages"]
-        return parse(json.dumps(doc))
+        return parse(json.dumps(doc), kind)
 
-    monkeypatch.setattr(wire, "parse_welcome", of_older)
+    monkeypatch.setattr(wire, "parse", of_older)
     (other,) = zippy.run_json("snapshots", "--all")["others"]
     assert (other["tells_ages"], other["snapshots"][0]["age_s"]) == (False, None)
     out = zippy.run("snapshots", "--all")[1]

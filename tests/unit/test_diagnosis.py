@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.cli import doctor
 from standfast.config.model import Config, Hooks, Node, Replication
@@ -175,7 +176,7 @@ def facts(node: str, **changes: Any) -> Facts:
         node, "directory", 1000.0, 2**40, (), (), "6.1", None,
         {"live": "/a", "snapshots": "/", "standby": "/b"}, {}, (), None, None, (),
     )  # fmt: skip
-    return replace(made, **changes)
+    return structs.replace(made, **changes)
 
 
 def test_two_clocks_are_compared_within_the_time_that_the_question_took() -> None:

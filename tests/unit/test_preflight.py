@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.doctor.storage_checks import examine
 from standfast.errors import Refused
@@ -153,6 +153,9 @@ def test_facts_survive_the_wire() -> None:
         {"paths": {"live": "/p"}},
         {"paths": []},
         {"file_systems": {"live": 1, "snapshots": None, "standby": None}},
+        {"file_systems": {"live": "u"}},
+        {"file_systems": {"another": "u"}},
+        {"paths": {"live": "/p\x1b", "snapshots": "/", "standby": "/s"}},
         {"kernel": "6" * 5000},
     ],
 )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.btrfs.store import BtrfsStore
@@ -293,7 +294,7 @@ def test_a_clock_that_jumps_a_year_drops_no_pin_before_everybody_had_a_day(
         for module in (pruning, published):
             monkeypatch.setattr(module, "instant", lambda: at)
         monkeypatch.setattr(pruning, "utc_now", lambda: utc)
-        pins.save(node.config, {**before, "c": dataclasses.replace(before["c"], at=utc)})
+        pins.save(node.config, {**before, "c": structs.replace(before["c"], at=utc)})
         published.note_clock(node.config, at)
 
     later(0.01)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.ages import Origin
 from standfast.btrfs.names_and_places import TreeInfo
@@ -63,9 +64,17 @@ class Standby:
     store: Arriving
     keys: LeaseKeys = field(default_factory=lambda: LeaseKeys("a", EPOCH))
     begin: wire.Begin = field(
-        default_factory=lambda: wire.Begin("test", "data-services", "a", EPOCH, NAME, "content",
-                                           None, patience_s=int(patient(60)))
-    )  # fmt: skip
+        default_factory=lambda: wire.Begin(
+            "test",
+            "data-services",
+            "a",
+            EPOCH,
+            str(NAME),
+            "content",
+            None,
+            patience_s=int(patient(60)),
+        )
+    )
     asked: str = ""
     """What sshd was asked for."""
     says: Callable[[str], None] = lambda _: None
@@ -130,7 +139,7 @@ def test_a_name_from_the_future_is_taken_in_and_its_age_is_counted_by_this_nodes
     """The primary's clock is an hour ahead: what its names say is no reason to go without it."""
     ahead = SnapshotName.at("services", utc_now() + 3600)
     standby.store.name = ahead
-    standby.begin = replace(standby.begin, name=ahead, age_s=40.0)
+    standby.begin = structs.replace(standby.begin, snapshot=str(ahead), age_s=40.0)
     standby.hear()
     assert standby.published == [str(ahead)]
     now = instant()
@@ -179,7 +188,7 @@ def test_what_continues_an_older_history_than_is_here_is_refused(standby: Standb
 
 @pytest.mark.parametrize("other", [{"cluster": "another"}, {"volume": "another"}])
 def test_what_belongs_elsewhere_is_refused(standby: Standby, other: dict[str, Any]) -> None:
-    standby.begin = replace(standby.begin, **other)
+    standby.begin = structs.replace(standby.begin, **other)
     assert standby.refusal() is Reason.PROTOCOL
 
 
@@ -196,7 +205,7 @@ def test_a_command_that_only_begins_well_is_refused(standby: Standby) -> None:
 def test_what_leaves_no_reserve_of_free_space_is_refused(
     standby: Standby, size: int | None, free: int, fits: bool
 ) -> None:
-    standby.begin = replace(standby.begin, size_bytes=size)
+    standby.begin = structs.replace(standby.begin, size_bytes=size)
     standby.store.free = free
     if fits:
         assert standby.hear()[-1]["message_type"] == "published"
@@ -210,7 +219,7 @@ def test_what_leaves_no_reserve_of_free_space_is_refused(
 def test_a_sender_whose_stream_stands_still_is_given_up(standby: Standby) -> None:
     options = replace(standby.config.replication, stall_timeout=0.2)
     standby.config = replace(standby.config, replication=options)
-    standby.begin = replace(standby.begin, patience_s=math.ceil(patient(3)))
+    standby.begin = structs.replace(standby.begin, patience_s=math.ceil(patient(3)))
     begun = monotonic()
     assert standby.refusal(ends=False) is Reason.DEADLINE
     assert monotonic() - begun < standby.begin.patience_s, "it waited as long as the sender would"
@@ -233,7 +242,7 @@ def test_another_content_than_was_announced_is_not_published(standby: Standby) -
 
 
 def test_other_metadata_than_the_sender_s_is_not_published(standby: Standby) -> None:
-    standby.begin = replace(standby.begin, fingerprint="0" * 64)
+    standby.begin = structs.replace(standby.begin, fingerprint="0" * 64)
     assert standby.refusal() is Reason.INCOMPLETE
 
 
@@ -289,7 +298,7 @@ def test_a_sender_that_stands_still_gives_way_to_one_that_waits(
     standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("standfast.replication.receive.STANDSTILL_S", 0.1)
-    standby.begin = replace(standby.begin, patience_s=math.ceil(patient(5)))
+    standby.begin = structs.replace(standby.begin, patience_s=math.ceil(patient(5)))
     waits = exclusive(standby.config.run_dir / "receive.next", "another sender")
 
     def another_comes(line: str) -> None:
@@ -316,6 +325,6 @@ def test_nothing_is_pruned_where_the_primary_can_not_say_what_others_need(
         path.mkdir(parents=True)
         save_info(path, TreeInfo("y", f"{age_s}", read_only=True))
         note_epoch(standby.config, f"{age_s}", EPOCH, standby.store.snapshots)
-    standby.begin = replace(standby.begin, commons=commons)
+    standby.begin = structs.replace(standby.begin, commons=commons)
     assert standby.hear()[-1]["message_type"] == "published"
     assert len(standby.published) == (3 if commons is None else 1)

@@ -407,7 +407,16 @@ def test_outcomes_add_up_by_standby_and_reason(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"v":1,"shared":null,"standbys":{"b":{"x":1}}}', '{"v":1,"shared":5}']
+    "text",
+    [
+        "",
+        "{}",
+        '{"v":1,"shared":null,"standbys":{"b":{"x":1}}}',
+        '{"v":1,"shared":5,"standbys":{}}',
+        '{"v":1,"standbys":{}}',
+        '{"v":1,"shared":null,"standbys":{"b":{"successes":true}}}',
+        '{"v":1,"shared":null,"standbys":{"b":{"failures":{"busy":"1"}}}}',
+    ],
 )
 def test_an_unreadable_memory_is_an_error_that_names_the_file(config: Config, text: str) -> None:
     config.state_dir.mkdir(parents=True)

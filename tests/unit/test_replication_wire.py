@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from standfast.errors import Refused
 from standfast.names import SnapshotName
@@ -20,44 +21,56 @@ from standfast.replication import wire
 
 NAME = SnapshotName.parse("services@20270115T080000Z")
 BEGIN = wire.Begin(
-    "alo", "data-services", "a", 7, NAME, "id-2", "id-1", {"c": "id-0"}, 2**40,
+    "alo", "data-services", "a", 7, str(NAME), "id-2", "id-1", {"c": "id-0"}, 2**40,
     wire.Compression.ZSTD, "sha256:0",
 )  # fmt: skip
-OFFER = wire.Offer(str(NAME), "id", True, 93.5)
+OFFER = wire.Offer(str(NAME), "id", True)
 PARSERS: list[Callable[[str], object]] = [
-    wire.parse_hello,
-    wire.parse_welcome,
-    wire.parse_begin,
-    wire.parse_ready,
-    wire.parse_published,
+    partial(wire.parse, kind=wire.Hello),
+    partial(wire.parse, kind=wire.Welcome),
+    partial(wire.parse, kind=wire.Begin),
+    partial(wire.parse, kind=wire.Ready),
+    partial(wire.parse, kind=wire.Published),
     wire.parse_request,
-    wire.parse_surveyed,
-    wire.parse_digested,
+    partial(wire.parse, kind=wire.Surveyed),
+    partial(wire.parse, kind=wire.Digested),
 ]
 
 
 @pytest.mark.parametrize(
     ("message", "parse"),
     [
-        (wire.Hello("alo", "data-services", "a"), wire.parse_hello),
-        (wire.Hello("alo", "data-services", "a", wire.Purpose.ASK), wire.parse_hello),
-        (wire.Welcome((), 0, (".staging",), ("compressed-data",)), wire.parse_welcome),
+        (wire.Hello("alo", "data-services", "a"), partial(wire.parse, kind=wire.Hello)),
+        (
+            wire.Hello("alo", "data-services", "a", wire.Purpose.ASK),
+            partial(wire.parse, kind=wire.Hello),
+        ),
+        (
+            wire.Welcome((), 0, (".staging",), ("compressed-data",)),
+            partial(wire.parse, kind=wire.Welcome),
+        ),
         (BEGIN, wire.parse_request),
         (wire.Survey(), wire.parse_request),
-        (wire.Surveyed({"kernel": "6.1", "nested": []}), wire.parse_surveyed),
+        (wire.Surveyed({"kernel": "6.1", "nested": []}), partial(wire.parse, kind=wire.Surveyed)),
         (wire.Digest("id", True, False), wire.parse_request),
-        (wire.Digested("sha256:0", 12), wire.parse_digested),
-        (wire.Welcome((), 0), wire.parse_welcome),
-        (wire.Welcome((wire.Offer(str(NAME), "id", True),), 2**40), wire.parse_welcome),
+        (wire.Digested("sha256:0", 12), partial(wire.parse, kind=wire.Digested)),
+        (wire.Welcome((), 0), partial(wire.parse, kind=wire.Welcome)),
         (
-            wire.Welcome((OFFER, replace(OFFER, age_s=None)), 2**40, tells_ages=True),
-            wire.parse_welcome,
+            wire.Welcome((wire.Offer(str(NAME), "id", True),), 2**40),
+            partial(wire.parse, kind=wire.Welcome),
         ),
-        (wire.Welcome((replace(OFFER, age_s=None),), 2**40, tells_ages=True), wire.parse_welcome),
-        (BEGIN, wire.parse_begin),
-        (wire.Begin("alo", "v", "a", 0, NAME, "id", None, None), wire.parse_begin),
-        (wire.Ready(), wire.parse_ready),
-        (wire.Published(str(NAME), "id"), wire.parse_published),
+        (
+            wire.Welcome((OFFER, OFFER), 2**40, ages=(93.5, None)),
+            partial(wire.parse, kind=wire.Welcome),
+        ),
+        (wire.Welcome((OFFER,), 2**40, ages=(None,)), partial(wire.parse, kind=wire.Welcome)),
+        (BEGIN, partial(wire.parse, kind=wire.Begin)),
+        (
+            wire.Begin("alo", "v", "a", 0, str(NAME), "id", None),
+            partial(wire.parse, kind=wire.Begin),
+        ),
+        (wire.Ready(), partial(wire.parse, kind=wire.Ready)),
+        (wire.Published(str(NAME), "id"), partial(wire.parse, kind=wire.Published)),
     ],
 )
 def test_a_message_is_read_back_as_it_was_written(
@@ -70,15 +83,15 @@ def test_a_message_is_read_back_as_it_was_written(
 
 def test_an_older_senders_header_has_no_age_and_is_understood() -> None:
     doc = json.loads(wire.dump(replace(BEGIN, age_s=12.5)))
-    assert wire.parse_begin(json.dumps(doc)).age_s == 12.5
+    assert wire.parse(json.dumps(doc), wire.Begin).age_s == 12.5
     del doc["age_s"]
-    assert wire.parse_begin(json.dumps(doc)) == BEGIN
+    assert wire.parse(json.dumps(doc), wire.Begin) == BEGIN
 
 
 def test_what_a_newer_sender_says_beyond_that_is_passed_over() -> None:
     """As this version's age is by an older standby."""
     doc = {**json.loads(wire.dump(BEGIN)), "later": 1}
-    assert wire.parse_begin(json.dumps(doc)) == BEGIN
+    assert wire.parse(json.dumps(doc), wire.Begin) == BEGIN
 
 
 @pytest.mark.parametrize("age", ["-1", "true", '"1"', "NaN", "Infinity", "1e300", "[]"])
@@ -86,7 +99,7 @@ def test_an_age_that_is_none_is_foreign(age: str) -> None:
     line = wire.dump(replace(BEGIN, age_s=7.0)).replace('"age_s":7.0', f'"age_s":{age}')
     assert f'"age_s":{age}' in line
     with pytest.raises(Refused):
-        wire.parse_begin(line)
+        wire.parse(line, wire.Begin)
 
 
 @pytest.mark.parametrize("parse", PARSERS)
@@ -102,7 +115,7 @@ def test_a_refusal_instead_of_any_answer_is_raised_with_its_reason(
 def test_a_refusal_for_a_reason_of_a_newer_version_keeps_its_message() -> None:
     line = json.dumps({"v": 1, "message_type": "refusal", "reason": "new", "message": "no\x1b[2J"})
     with pytest.raises(Refused, match=r"^no \[2J$") as refusal:
-        wire.parse_ready(line)
+        wire.parse(line, wire.Ready)
     assert refusal.value.reason is Reason.REPLICATION_FAILED
 
 
@@ -153,10 +166,10 @@ def test_a_foreign_line_is_refused(parse: Callable[[str], object], line: str) ->
 def test_a_header_with_a_bad_field_is_refused(field: str, value: object) -> None:
     doc = json.loads(wire.dump(BEGIN))
     with pytest.raises(Refused):
-        wire.parse_begin(json.dumps({**doc, field: value}))
+        wire.parse(json.dumps({**doc, field: value}), wire.Begin)
     del doc[field]
     with pytest.raises(Refused):
-        wire.parse_begin(json.dumps(doc))
+        wire.parse(json.dumps(doc), wire.Begin)
 
 
 @given(st.text())
@@ -168,12 +181,12 @@ def test_no_text_at_all_gets_past_the_parsers(line: str) -> None:
 
 @pytest.mark.parametrize("ages", [[], [1.0, 2.0], [-1.0], ["1"], [float("nan")], 7])
 def test_ages_that_do_not_fit_what_is_offered_are_refused(ages: Any) -> None:
-    doc = json.loads(wire.dump(wire.Welcome((OFFER,), 0, tells_ages=True)))
-    assert wire.parse_welcome(json.dumps(doc)).snapshots == (OFFER,)
+    doc = json.loads(wire.dump(wire.Welcome((OFFER,), 0, ages=(93.5,))))
+    assert wire.parse(json.dumps(doc), wire.Welcome).snapshots == (OFFER,)
     with pytest.raises(Refused):
-        wire.parse_welcome(json.dumps({**doc, "ages": ages}))
+        wire.parse(json.dumps({**doc, "ages": ages}), wire.Welcome)
     del doc["ages"]
-    assert wire.parse_welcome(json.dumps(doc)) == wire.Welcome((replace(OFFER, age_s=None),), 0)
+    assert wire.parse(json.dumps(doc), wire.Welcome) == wire.Welcome((OFFER,), 0)
 
 
 def test_offers_of_very_many_snapshots_are_the_newest_and_fit_a_line() -> None:
@@ -181,6 +194,7 @@ def test_offers_of_very_many_snapshots_are_the_newest_and_fit_a_line() -> None:
         Snapshot(SnapshotName.at("services", 1e9 + second), Path("/p"), "i" * 36, True)
         for second in range(2000)
     ]
-    offered = wire.offers(many, {one.content_id: 1e9 + 1 / 3 for one in many})
+    offered = wire.offers(many)
     assert offered[-1].name == str(many[-1].name)
-    assert len(wire.dump(wire.Welcome(offered, 0, tells_ages=True))) < wire.MAX_LINE_BYTES
+    welcome = wire.Welcome(offered, 0, ages=(1_000_000_000.3,) * len(offered))
+    assert len(wire.dump(welcome)) < wire.MAX_LINE_BYTES

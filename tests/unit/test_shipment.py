@@ -199,7 +199,7 @@ def announced(config: Config, pipe: tuple[int, int], there: str | None, **how: A
     welcome = wire.dump(wire.Welcome(offers, 10**12))
     conversation = Talk([welcome, READY, published("content")], pipe[1])
     send(config, ("true",), conversation, Deadline.after(patient(10)), **how)
-    return wire.parse_begin(conversation.heard[1])
+    return wire.parse(conversation.heard[1], wire.Begin)
 
 
 @pytest.mark.parametrize(("full", "parent"), [(False, "common"), (True, None)])

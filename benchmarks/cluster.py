@@ -14,7 +14,9 @@ from tests.labs.containers.cluster import AGENT, DEFAULT, FAST, LEASE, PRIMARY, 
 from tests.labs.containers.lab import NEEDS, Lab, ganesha_export
 from tests.labs.containers.node import Node
 from tests.labs.shared.client import EXPORT, Stream
-from tests.labs.shared.host import CHECKOUT, LabError, why_not
+from tests.labs.shared.host import why_not
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError
 
 FIRST_WRITE_S = {DEFAULT: 20.0, FAST: 9.0}
 IDLE_PERCENT = 1.0

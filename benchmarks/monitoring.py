@@ -13,9 +13,9 @@ from pathlib import Path
 from benchmarks.figures import Benchmark, Figure
 from tests.labs.containers.cluster import FAST
 from tests.labs.containers.lab import NEEDS, Lab
-from tests.labs.containers.test_prometheus import FACTOR, SCRAPE_S, Watched
+from tests.labs.containers.watched import FACTOR, SCRAPE_S, Watched
 from tests.labs.shared import host
-from tests.labs.shared.monitoring import RULES, Monitoring, quicker
+from tests.support.monitoring import RULES, Monitoring, quicker
 
 LAG_S = 2 * Watched.interval_s + 60 / FACTOR
 """What docs/alerts.md promises of the alert's time, with the rules' waits divided by FACTOR."""

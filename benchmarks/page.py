@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmarks.figures import Benchmark, Figure
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.system.clock import utc_now
-from tests.contract.browser import Browser, headless
-from tests.contract.consul_clusters import free_ports
-from tests.contract.exporter_scene import Agent, exporting
-from tests.contract.storage_node import StorageNode
-from tests.unit.pictures import keys, served
+from tests.support.browser import Browser, headless
+from tests.support.consul_clusters import free_ports
+from tests.support.exporters import Agent, exporting
+from tests.support.status_documents import keys, served
+from tests.support.storage_node import StorageNode
 
 # Milliseconds until the page and all that it asks for is there, the status last, and until its
 # first file is; kilobytes of all of it.

@@ -29,9 +29,10 @@ from standfast.names import diverged_name
 from standfast.replication import wire
 from standfast.replication.cycle import Sender
 from standfast.system.clock import utc_now
-from tests.contract.volumes import why_no_btrfs
-from tests.labs.shared.host import CHECKOUT, LabError
-from tests.replication_bed import GIB, MIB, VOLUME, Bed, Cycle, Tree, bed
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError
+from tests.support.replication_bed import GIB, MIB, VOLUME, Bed, Cycle, Tree, bed
+from tests.support.volumes import why_no_btrfs
 
 STEPS = ("full", "1 % changed", "unchanged")
 INCREMENTS = 4

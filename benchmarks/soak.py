@@ -26,9 +26,9 @@ from typing import Any
 
 from standfast.assembly.parts import open_store
 from standfast.config.model import Config
-from tests.labs.shared.commands import Process
-from tests.labs.shared.host import CHECKOUT
-from tests.replication_bed import GIB, MIB, Bed, Cycle, bed, command
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import Process
+from tests.support.replication_bed import GIB, MIB, Bed, Cycle, bed, command
 
 OLDEST_S = 8.0
 SAMPLE_S = 0.5

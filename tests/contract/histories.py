@@ -26,8 +26,8 @@ from tests.contract.clocks import Clocks
 from tests.contract.links import Fault, Links
 from tests.contract.peers import NODES, Peer, lead, peer
 from tests.contract.trees import Mutation, Tree, differences, mutate, read_tree
-from tests.contract.volumes import command
 from tests.support.origins import note_epoch
+from tests.support.volumes import command
 
 BETWEEN_S = 40.0
 """So much time passes from one step to the next."""

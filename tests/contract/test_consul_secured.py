@@ -14,15 +14,9 @@ import pytest
 from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
 from standfast.consul.records import ClientRecord
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
-from tests.contract.consul_clusters import (
-    CHECKOUT,
-    NODE,
-    Cluster,
-    consul_binary,
-    free_ports,
-    real_cluster,
-)
 from tests.contract.consul_scene import SYNC_S, SYNCED
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import NODE, Cluster, consul_binary, free_ports, real_cluster
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 

@@ -17,14 +17,14 @@ import pytest
 
 from standfast.consul.gateway import ConsulGateway
 from standfast.system.clock import monotonic
-from tests.contract.consul_clusters import (
+from tests.contract.consul_scene import HANG_S, SYNC_S, SYNCED, after, listed, numbers, register
+from tests.support.consul_clusters import (
     NODE,
     Cluster,
     consul_binary,
     embedded_cluster,
     real_cluster,
 )
-from tests.contract.consul_scene import HANG_S, SYNC_S, SYNCED, after, listed, numbers, register
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 

@@ -31,8 +31,8 @@ from tests.contract.images import copy_image
 from tests.contract.links import DOWN, UP, Fault, Links, fork
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.trees import Tree, differences, read_tree
-from tests.contract.volumes import btrfs_on_file, command, mount_image, require_btrfs, unmount
 from tests.support.pace import patient
+from tests.support.volumes import btrfs_on_file, command, mount_image, require_btrfs, unmount
 from tests.support.waiting import wait_for
 
 NODES = ("a", "b")

@@ -28,17 +28,7 @@ from standfast.guard import active_elsewhere, node_verdict, words
 from standfast.lease.epochs import EpochFile
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.system.clock import monotonic
-from tests.contract.storage_node import (
-    ADDRESSES,
-    EPOCH,
-    VOLUME,
-    Ended,
-    StorageNode,
-    embedded_primary,
-    guard,
-    unhurried_guard,
-)
-from tests.rude_server import (
+from tests.fakes.rude_server import (
     Manner,
     drip,
     flood,
@@ -53,6 +43,16 @@ from tests.rude_server import (
 )
 from tests.support.figures import note
 from tests.support.pace import patient
+from tests.support.storage_node import (
+    ADDRESSES,
+    EPOCH,
+    VOLUME,
+    Ended,
+    StorageNode,
+    embedded_primary,
+    guard,
+    unhurried_guard,
+)
 from tests.support.waiting import soon
 
 RUNBOOK = """ERROR: Another NFS server is already active at {other}

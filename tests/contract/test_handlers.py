@@ -25,9 +25,11 @@ from standfast.consul.records import dump_epoch
 from standfast.consul.watch import argv, definitions, environment
 from standfast.demo.consul_server import EmbeddedConsul
 from standfast.system.local_socket import listen, parse, read_line, send
-from tests.contract.consul_clusters import consul_binary, real_cluster
 from tests.contract.consul_scene import SYNC_S, SYNCED
-from tests.contract.storage_node import (
+from tests.support.consul_clusters import consul_binary, real_cluster
+from tests.support.figures import note
+from tests.support.pace import patient
+from tests.support.storage_node import (
     HANDLERS,
     VOLUME,
     Ended,
@@ -36,9 +38,7 @@ from tests.contract.storage_node import (
     run_handler,
     unhurried_guard,
 )
-from tests.contract.volumes import files
-from tests.support.figures import note
-from tests.support.pace import patient
+from tests.support.volumes import files
 from tests.support.waiting import soon, wait_for
 
 EVENTS = ("data-services-changed", "storage-role-changed")

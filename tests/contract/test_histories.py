@@ -32,8 +32,8 @@ from tests.contract.images import quick_directory
 from tests.contract.links import Fault, Links
 from tests.contract.peers import NODES
 from tests.contract.trees import KINDS, Mutation, differences, mutate, read_tree
-from tests.contract.volumes import btrfs_on_file, require_btrfs
 from tests.support.examples import examples
+from tests.support.volumes import btrfs_on_file, require_btrfs
 
 MANY = 200
 AT_LEAST = {"increments": 150, "failbacks": 20, "cycles cut": 60, "promotions": 100}

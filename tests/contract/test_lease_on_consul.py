@@ -41,10 +41,10 @@ from standfast.lease.protocol import Claim, Halted, HeldLease, Lost, Memory
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.local_socket import ask
-from tests.contract.consul_clusters import embedded_cluster, real_cluster
-from tests.contract.storage_node import VOLUME, StorageNode
 from tests.fakes.machine import FakeNfs, World, config_in
+from tests.support.consul_clusters import embedded_cluster, real_cluster
 from tests.support.pace import patient
+from tests.support.storage_node import VOLUME, StorageNode
 from tests.support.waiting import soon, wait_for
 
 ME = Holder("n1", "boot-1")

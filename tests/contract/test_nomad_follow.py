@@ -30,8 +30,13 @@ from standfast.nomad.observation import Role, kill_timeout_s
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import Allocation
 from standfast.system.clock import monotonic, sleep
-from tests.contract.consul_clusters import CHECKOUT, embedded_cluster
-from tests.contract.nomad_clusters import (
+from tests.fakes.nomad import StandIn
+from tests.fakes.nomad_api import Manner
+from tests.fakes.nomad_world import World
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import embedded_cluster
+from tests.support.figures import note
+from tests.support.nomad_clusters import (
     MANAGEMENT,
     NODES,
     REAL,
@@ -42,10 +47,6 @@ from tests.contract.nomad_clusters import (
     real_cluster,
     stand_in_cluster,
 )
-from tests.fakes.nomad import StandIn
-from tests.fakes.nomad_api import Manner
-from tests.fakes.nomad_world import World
-from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 

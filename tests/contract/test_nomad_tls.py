@@ -11,7 +11,7 @@ import pytest
 
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent, Tls
-from tests.contract.nomad_clusters import SERVER, START_S, RealMachines, nomad_binary
+from tests.support.nomad_clusters import SERVER, START_S, RealMachines, nomad_binary
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 

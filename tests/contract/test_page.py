@@ -24,14 +24,14 @@ from standfast.demo.consul_server import EmbeddedConsul
 from standfast.demo.story import Times, first_lines, first_promotion
 from standfast.exporter.status_cache import KEEP_S
 from standfast.system.clock import monotonic, utc_now
-from tests.contract.browser import Browser, headless
-from tests.contract.consul_clusters import free_ports
 from tests.contract.demo_scene import keep_pace, quiet_cluster
-from tests.contract.exporter_scene import Agent, behind_a_password, exporting
-from tests.contract.storage_node import StorageNode
+from tests.support.browser import Browser, headless
+from tests.support.consul_clusters import free_ports
+from tests.support.exporters import Agent, behind_a_password, exporting
 from tests.support.figures import note
 from tests.support.pace import patient
-from tests.unit.pictures import blind, dead, keys, served, standby
+from tests.support.status_documents import blind, dead, keys, served, standby
+from tests.support.storage_node import StorageNode
 
 MOST_BYTES = 100_000
 # A look, the time that it is kept, and the page's own round.

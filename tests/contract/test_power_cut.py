@@ -25,7 +25,7 @@ from tests.contract.images import copy_image
 from tests.contract.links import Fault, Links
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.trees import Tree, differences, read_tree
-from tests.contract.volumes import btrfs_on_file, command, require_btrfs
+from tests.support.volumes import btrfs_on_file, command, require_btrfs
 
 FILES = 300
 CHANGED = 60

@@ -20,8 +20,8 @@ from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.replication.preflight import Facts, Problem, facts_here, problems
 from standfast.system.clock import utc_now
-from tests.contract.volumes import btrfs_on_file, command, config_for, require_btrfs
 from tests.support import needs
+from tests.support.volumes import btrfs_on_file, command, config_for, require_btrfs
 
 FOREIGN = "11111111-2222-4333-8444-555555555555"
 

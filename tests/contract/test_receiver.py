@@ -17,9 +17,9 @@ import pytest
 from standfast import __version__
 from standfast.cli.receive import VARIABLE
 from standfast.replication import wire
-from tests.contract.volumes import require_btrfs
-from tests.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
 from tests.support.pace import patient
+from tests.support.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
+from tests.support.volumes import require_btrfs
 from tests.support.waiting import wait_for
 
 HELLO = wire.dump(wire.Hello("another", VOLUME, "a", wire.Purpose.SEND)) + "\n"

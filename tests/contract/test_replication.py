@@ -28,8 +28,8 @@ from standfast.system.locks import exclusive
 from tests.contract.links import Fault, Links, fork
 from tests.contract.pairs import node, primary_and_standby
 from tests.contract.peers import Peer, lead, leader_value
-from tests.contract.volumes import files
 from tests.support.origins import note_epoch
+from tests.support.volumes import files
 from tests.support.waiting import wait_for
 
 

@@ -19,7 +19,7 @@ from standfast.system.clock import monotonic
 from tests.contract.links import Fault
 from tests.contract.pairs import primary_and_standby
 from tests.contract.peers import Peer
-from tests.contract.volumes import files, require_btrfs
+from tests.support.volumes import files, require_btrfs
 
 
 @pytest.fixture

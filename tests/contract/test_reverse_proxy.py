@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 from standfast.config.load import load
-from tests.contract.consul_clusters import free_ports
-from tests.contract.test_exporter import exporting
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
+from tests.support.exporter import exporting
 from tests.support.pace import patient
+from tests.support.terminal import write_config
 from tests.support.waiting import wait_for
-from tests.unit.cli_helpers import write_config
 
-PAGE = (Path(__file__).parents[2] / "docs/reverse-proxy.md").read_text()
+PAGE = (CHECKOUT / "docs/reverse-proxy.md").read_text()
 # Of "secret", as `htpasswd -B` writes it.
 HASH = "$2y$05$/Nvim6wGGnK259Gm7sob4OlP/LsDm6.3jVTNZbbKZMx7lSVOtLYF2"
 RIGHT, WRONG = (

@@ -32,8 +32,8 @@ from tests.contract.two_nodes import (
     operator_may_log_in,
     two_nodes,
 )
-from tests.contract.volumes import files
 from tests.support.pace import patient
+from tests.support.volumes import files
 from tests.support.waiting import wait_for
 
 THERE = f"{ME}@{ADDRESSES['c1']}"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from standfast.consul.gateway import ConsulGateway
 from standfast.system.clock import monotonic
-from tests.contract.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.contract.consul_scene import SYNCED, listed
-from tests.contract.storage_node import VOLUME, StorageNode
+from tests.support.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.support.figures import note
 from tests.support.pace import patient
+from tests.support.storage_node import VOLUME, StorageNode
 from tests.support.waiting import wait_for
 
 HANDLERS = ("data-services-changed", "data-services-remount", "storage-role-changed")

@@ -16,7 +16,7 @@ from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Paths
 from standfast.node.ports import Writer
 from standfast.system.clock import Deadline, sleep
-from tests.contract.volumes import btrfs_on_file, command, require_btrfs
+from tests.support.volumes import btrfs_on_file, command, require_btrfs
 
 OPEN = """
 import ctypes, mmap, sys

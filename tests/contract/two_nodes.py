@@ -29,13 +29,13 @@ from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul_server import EmbeddedConsul
-from tests.contract.consul_clusters import free_ports
-from tests.contract.volumes import btrfs_on_file, command, make_live
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
 from tests.support.pace import patient
+from tests.support.volumes import btrfs_on_file, command, make_live
 from tests.support.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "data-services"
 ADDRESSES = {"zippy": "127.0.0.1", "c1": "127.0.0.2"}
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -233,7 +233,7 @@ def _programs(pair: TwoNodes) -> None:
     _script(
         root / "c1-bin" / "standfast",
         f'touch {root}/pids/$$\n[ "$2" != authorize ] || set -- "$@" --file {pair.authorized}\n'
-        f'exec env PYTHONPATH={ROOT} {sys.executable} -m standfast "$@"\n',
+        f'exec env PYTHONPATH={CHECKOUT} {sys.executable} -m standfast "$@"\n',
     )
     ssh = shutil.which("ssh")
     _script(

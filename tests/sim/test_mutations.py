@@ -23,8 +23,8 @@ from tests.sim.deeds import Deed, Schedule
 from tests.sim.model_consul import Client, kind_of
 from tests.sim.mutations import MUTATIONS, a_shorter_wait
 from tests.sim.node import Node
+from tests.sim.restores import restored_to_a_clean
 from tests.sim.search import run
-from tests.sim.test_scenarios import restored_to_a_clean
 from tests.sim.world import World
 
 

@@ -28,6 +28,7 @@ from standfast.system.clock import Deadline
 from tests.sim.clockwork import Violation
 from tests.sim.disk import Tree
 from tests.sim.node import Node
+from tests.sim.restores import is_clean, restored_to_a_clean
 from tests.sim.systemd import LEASE_BURST
 from tests.sim.world import FAST, World
 
@@ -852,32 +853,8 @@ def state_of(world: World, name: str) -> Path:
     return world[name].seat.config.state_dir
 
 
-def is_clean(world: World) -> bool:
-    leader = world.leader()
-    return leader is not None and leader.is_clean
-
-
 def test_a_role_given_up_in_a_restored_consul_is_taken_after_a_wait(world: World) -> None:
     restored_to_a_clean(world)
-
-
-def restored_to_a_clean(world: World) -> None:
-    """A node that was off since before a role was handed over boots into a Consul that was restored
-    to the moment in which it was given up; the successor is cut off just then and serves on."""
-    primary = world.begin()
-    world.run(10.0)
-    primary.hand_to("b")
-    world.wait_for("the role is given up", lambda: is_clean(world))
-    saved = world.store.backup()
-    world["b"].power_cut()
-    world["c"].power_cut()
-    world.wait_for_primary("a", 120.0)
-    assert world.epoch() == 2
-    world.run(20.0)
-    world.isolate("a")
-    world.restore(saved)
-    world["b"].boot()
-    world.wait_for_primary("b", 120.0)
 
 
 def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: World) -> None:

@@ -33,11 +33,7 @@ from standfast.role.steps import Effects
 from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import Cut, FakeFence, FakeNfs, FakeNode, World, fake_node
-from tests.unit.agents import agent as agent_with
-from tests.unit.agents import promotion as decision_to_promote
-from tests.unit.agents import say
-from tests.unit.test_keeper import Fence, Keys, started
-from tests.unit.test_plans_cut import (
+from tests.support.plans import (
     MANY,
     NAMES,
     is_primary,
@@ -50,6 +46,10 @@ from tests.unit.test_plans_cut import (
     surrender,
     switch,
 )
+from tests.unit.agents import agent as agent_with
+from tests.unit.agents import promotion as decision_to_promote
+from tests.unit.agents import say
+from tests.unit.keepers import Fence, Keys, started
 
 ERRORS: tuple[Exception, ...] = (
     OSError(errno.ENOSPC, "No space left on device", "/var/lib/standfast/x/own-epoch.json"),

@@ -11,7 +11,16 @@ from standfast.reasons import Reason
 from standfast.role.candidacy import consider, is_behind, still_waiting
 from standfast.role.decision import NO_REQUEST, Action, Moment, Request
 from standfast.role.observation import Available, Beginning, Cluster
-from tests.unit.deciding import NOW_S, UTC, cluster, config, epoch_record, local, record, snap
+from tests.support.observations import (
+    NOW_S,
+    UTC,
+    cluster,
+    config,
+    epoch_record,
+    local,
+    record,
+    snap,
+)
 
 ALIVE = "e5 a/a1 #7 serving"
 NOW = Moment(NOW_S, UTC)

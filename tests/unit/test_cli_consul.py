@@ -24,7 +24,7 @@ from standfast.names import SnapshotName
 from standfast.replication.published import note_origin, published_file
 from standfast.system.clock import format_stamp, utc_now
 from tests.support.origins import Named
-from tests.unit.cli_helpers import Desk, a_desk
+from tests.support.terminal import Desk, a_desk
 
 FOREIGN = b'{"hello": "\x1b[31mworld"}'
 

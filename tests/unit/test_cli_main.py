@@ -17,7 +17,7 @@ from standfast.cli.main import main
 from standfast.cli.parser import build
 from standfast.errors import CommandFailed, Refused, StandfastError, StepFailed, TimedOut
 from standfast.reasons import Reason
-from tests.unit.cli_helpers import write_config
+from tests.support.terminal import write_config
 
 Captured = pytest.CaptureFixture[str]
 

@@ -22,7 +22,7 @@ from standfast.replication.pins import Pin
 from standfast.replication.published import note_origin
 from standfast.system.clock import utc_now
 from tests.support.origins import Named, note_epoch
-from tests.unit.cli_helpers import Terminal, write_node
+from tests.support.terminal import Terminal, write_node
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 

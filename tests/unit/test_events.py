@@ -26,6 +26,7 @@ from standfast.events.events import NOTICE, Event, Kind, happened, tell
 from standfast.reasons import Reason
 from tests.fakes.machine import config_in
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
 
 # An interface: alerts of other people hang on these. Add to it; change nothing.
 IDS = {
@@ -261,7 +262,7 @@ def test_a_snapshot_that_is_not_taken_in_is_an_event(
     assert event.sentence.startswith("refused: protocol: this key may only run")
 
 
-PAGE = Path(__file__).parents[2] / "docs/events.md"
+PAGE = CHECKOUT / "docs/events.md"
 
 
 def test_the_page_has_every_event_with_its_id_and_priority() -> None:

@@ -31,13 +31,13 @@ from standfast.exporter.exporter import (
 from standfast.exporter.metrics import Readers, VolumeMetrics
 from standfast.exporter.status_cache import StatusCache
 from standfast.exporter.web import Request, Response, Routes, application, plain, query_of
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
+from tests.support.terminal import write_config
 from tests.support.waiting import wait_for
-from tests.unit.cli_helpers import write_config
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
-ROOT = Path(__file__).parents[2]
 PRIMARY: Mapping[str, Any] = {"agent": True, "role": "primary", "sick": None}
 STANDBY: Mapping[str, Any] = {"agent": True, "role": "standby", "sick": None}
 
@@ -289,12 +289,12 @@ def test_a_file_that_node_exporter_would_pass_over_is_refused(
 
 def test_the_page_names_every_path(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StatusCache, "start", lambda looks: None)  # no thread in this process
-    page = (ROOT / "docs/metrics.md").read_text()
+    page = (CHECKOUT / "docs/metrics.md").read_text()
     ours = {"/metrics", "/", "/api/v1/status", "/primary", "/standby", "/-/healthy"}
     assert ours <= routes([config]).keys()
     assert all(f"`{path}`" in page for path in ours)
 
 
 def test_the_executable_holds_no_logic() -> None:
-    lines = (ROOT / "exporters/standfast-exporter").read_text().splitlines()
+    lines = (CHECKOUT / "exporters/standfast-exporter").read_text().splitlines()
     assert len(lines) <= 15

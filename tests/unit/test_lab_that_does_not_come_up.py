@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.labs.shared.host import CHECKOUT
+from tests.support.checkout import CHECKOUT
 
 pytest_plugins = ["pytester"]
 
@@ -17,7 +17,7 @@ CONFTEST = """
 from pathlib import Path
 import pytest
 from tests.labs.shared import lab, reporting
-from tests.labs.shared.commands import Finished, LabError, LabTimeout
+from tests.support.commands import Finished, LabError, LabTimeout
 from tests.labs.shared.node import Machine, Pace, Place
 from tests.labs.shared.spec import Spec
 

@@ -30,7 +30,7 @@ from standfast.system.clock import monotonic
 from standfast.system.files import read_json, write_atomically
 from tests.fakes.clock import stop_the_clock
 from tests.fakes.machine import config_in
-from tests.labs.shared.host import CHECKOUT
+from tests.support.checkout import CHECKOUT
 
 STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
 CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)

@@ -17,7 +17,7 @@ from standfast.lease.files import LeaseStatus
 from standfast.nomad.observation import Role
 from standfast.system.clock import monotonic
 from tests.fakes.nomad_world import Client, FakeNomad, World, job
-from tests.unit.deciding import config
+from tests.support.observations import config
 
 CONFIG = config("a", nomad=NomadAccess())
 

@@ -12,7 +12,7 @@ from standfast.doctor.nomad_checks import FORGOTTEN_S, Facts, examine, look, sto
 from standfast.nomad import reports
 from standfast.nomad.observation import Note, Noted
 from standfast.nomad.ports import Node
-from tests.unit.deciding import config
+from tests.support.observations import config
 
 CONFIG = config("a", nomad=NomadAccess())
 

@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,11 +24,12 @@ from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.nomad_world import Client, FakeNomad, Placed, World, job
-from tests.rude_server import hang, reply_json, rude_server
+from tests.fakes.rude_server import hang, reply_json, rude_server
+from tests.support.checkout import CHECKOUT
+from tests.support.observations import config
 from tests.support.pace import patient
-from tests.unit.deciding import config
 
-ANSWERS = Path(__file__).parents[1] / "contract/nomad_answers"
+ANSWERS = CHECKOUT / "tests/contract/nomad_answers"
 META = Meta("storage_role", "primary")
 NOTE = Noted(Note("x", "b", 5, 0.0), 7)
 

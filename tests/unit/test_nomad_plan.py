@@ -31,7 +31,7 @@ from standfast.role.steps import Effects
 from standfast.status.text import render
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeJobs, fake_node
-from tests.unit.deciding import config
+from tests.support.observations import config
 
 NAMES = Names("/persist/services", "/data/services", "data-services", jobs=True)
 

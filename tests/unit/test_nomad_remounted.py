@@ -21,8 +21,8 @@ from standfast.nomad import remounted
 from standfast.nomad.ports import Allocation, Node, TaskState
 from standfast.system.clock import Deadline, parse_rfc3339, utc_now
 from standfast.system.locks import exclusive
+from tests.support.observations import config
 from tests.support.pace import patient
-from tests.unit.deciding import config
 
 LONG_AGO = "2026-11-22T14:46:17.246234081Z"
 LATER = "2126-11-22T14:46:17Z"

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +15,13 @@ from standfast.consul.http import Endpoint, Request, exchange
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent
 from standfast.system.clock import Deadline, monotonic, sleep
-from tests.contract.consul_clusters import free_ports
-from tests.contract.nomad_clusters import job
 from tests.fakes.nomad import StandIn
 from tests.fakes.nomad_api import Manner
 from tests.fakes.nomad_state import State
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
+from tests.support.nomad_clusters import job
 from tests.support.pace import patient
-
-CHECKOUT = Path(__file__).parents[2]
-
 
 ANSWERS = CHECKOUT / "tests/contract/nomad_answers"
 

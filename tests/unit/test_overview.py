@@ -24,9 +24,8 @@ from standfast.status.advice import NEXT, next_step
 from standfast.status.headline import Level, time_of
 from standfast.status.overview import MOST_EPOCHS, SILENT_S, Keys, Seen, describe, document
 from tests.fakes.machine import config_in
-from tests.unit.pictures import NOW, blind, dead, keys, served, snapshot, standby
-
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import CHECKOUT
+from tests.support.status_documents import NOW, blind, dead, keys, served, snapshot, standby
 
 
 @pytest.fixture
@@ -337,7 +336,7 @@ def test_the_whole_is_as_well_as_its_worst_volume(config: Config) -> None:
 
 
 def test_every_next_step_is_the_one_of_the_page_of_codes() -> None:
-    page = (ROOT / "docs/reason-codes.md").read_text()
+    page = (CHECKOUT / "docs/reason-codes.md").read_text()
     for reason, step in NEXT.items():
         row = re.search(rf"(?m)^\| `{reason}` \| .* \| (.*) \|$", page)
         assert row is not None and row[1] == step, reason
@@ -569,7 +568,7 @@ def paths_of(value: Any, path: str = "") -> set[str]:
 
 
 def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> None:
-    page = (ROOT / "docs/status-page.md").read_text()
+    page = (CHECKOUT / "docs/status-page.md").read_text()
     rows = dict(re.findall(r"(?m)^\| `([^`]+)` \| (.+) \|$", page))
     objects = {path for path, text in rows.items() if text.startswith("object")}
     full = served(
@@ -589,6 +588,6 @@ def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> Non
     assert found == set(rows)
     whats = re.search(r"a stable name: (.*) \|", page)
     assert whats is not None
-    source = (ROOT / "standfast/status/notices.py").read_text()
+    source = (CHECKOUT / "standfast/status/notices.py").read_text()
     named = set(re.findall(r'Notice\(\s*Level\.[A-Z]+,\s*"([a-z-]+)"', source))
     assert named == set(re.findall(r"`([a-z-]+)`", whats[1]))

@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 
 from tests.contract.ports.implementations import Implementation
-from tests.mutants import ROOT
+from tests.support.checkout import CHECKOUT
 
 SUITES = "tests.contract.ports"
 NO_PORTS = {
@@ -25,7 +25,7 @@ NO_PORTS = {
     "standfast.demo.consul_http.Cluster": "a part of the demo's Consul, whose suite is test_consul",
     "standfast.cli.nomad_boot.Servers": "two calls of NomadGateway",
     "standfast.replication.progress.Progress": "says how far a replication is, and does nothing",
-    "tests.contract.nomad_clusters.Machines": "a part of the tests' clusters",
+    "tests.support.nomad_clusters.Machines": "a part of the tests' clusters",
 }
 SYSTEMD = "needs systemd: tests/labs/containers/test_ports.py"
 
@@ -46,7 +46,7 @@ ELSEWHERE = {
     "tests.fakes.replication.LeaseKeys": "a MemoryConsul with a lease in it",
     "tests.sim.model_consul.Store": "the servers behind its Client, which is the gateway",
     "tests.unit.test_fence_made.Rules": "a KernelFence over the note of which rules there are",
-    "tests.unit.test_keeper.Fence": "a FakeFence that notes what it is asked",
+    "tests.unit.keepers.Fence": "a FakeFence that notes what it is asked",
     "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",
     "tests.unit.test_receive.Arriving": "a DirectoryStore in which something arrives",
     "tests.unit.test_shipment.Sends": "a DirectoryStore that sends what a test says",
@@ -91,11 +91,13 @@ def classes_of(module: str, tree: ast.Module) -> Iterator[tuple[str, Found]]:
 @cache
 def classes() -> Mapping[str, Found]:
     files = (
-        path for top in ("standfast", "tests", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py")
+        path
+        for top in ("standfast", "tests", "benchmarks")
+        for path in CHECKOUT.glob(f"{top}/**/*.py")
     )
     found: dict[str, Found] = {}
     for path in files:
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
         found |= classes_of(module, ast.parse(path.read_text()))
     return found
 
@@ -131,7 +133,7 @@ def implementers(port: str) -> list[str]:
 
 @cache
 def suites() -> Mapping[str, ModuleType]:
-    names = sorted(path.stem for path in ROOT.joinpath(*SUITES.split(".")).glob("test_*.py"))
+    names = sorted(path.stem for path in CHECKOUT.joinpath(*SUITES.split(".")).glob("test_*.py"))
     return {name: import_module(f"{SUITES}.{name}") for name in names}
 
 

@@ -25,8 +25,8 @@ from standfast.replication.pins import Pin
 from standfast.replication.pruning import MOST_AT_ONCE, Pruned, prune
 from standfast.system import clock
 from standfast.system.clock import Instant, monotonic, utc_now
-from tests.contract.volumes import btrfs_on_file, command, paths_below, require_btrfs
 from tests.support.origins import note_epoch
+from tests.support.volumes import btrfs_on_file, command, paths_below, require_btrfs
 
 DAY_S = 86400.0
 T0 = 1_700_000_000.0

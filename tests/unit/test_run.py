@@ -14,7 +14,7 @@ from standfast.system import run as run_module
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.run import TOO_LATE, exec_before, failing, run
 from tests.support.pace import patient
-from tests.support.processes import wait_until_gone
+from tests.unit.processes import wait_until_gone
 
 
 def soon(seconds: float | None = None) -> Deadline:

@@ -39,9 +39,9 @@ from standfast.status.text import render
 from standfast.system.clock import monotonic
 from standfast.text import duration
 from tests.fakes.machine import config_in
+from tests.support.status_documents import served
+from tests.support.terminal import a_desk
 from tests.unit.agents import SERVING, agent
-from tests.unit.cli_helpers import a_desk
-from tests.unit.pictures import served
 
 NOW = 1_795_000_000.0
 # The tables below are made long before their tests run.

@@ -10,7 +10,7 @@ from standfast.system.clock import Deadline, monotonic
 from standfast.system.run import failing
 from standfast.system.streams import Conversation, pipeline
 from tests.support.pace import patient
-from tests.support.processes import wait_until_gone
+from tests.unit.processes import wait_until_gone
 
 
 def soon(seconds: float | None = None) -> Deadline:

@@ -24,15 +24,15 @@ from standfast.node.ports import Fence
 from standfast.system.clock import monotonic, sleep
 from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import on_a_node
-from tests.contract.volumes import command
+from tests.fakes.fences import Kernel, OneOf
 from tests.fakes.machine import FakeFence, World
 from tests.sim.machine import SimFence
+from tests.sim.one_node import on_a_node
 from tests.support import needs
 from tests.support.fences import claimed
 from tests.support.pace import patient
+from tests.support.volumes import command
 from tests.support.waiting import soon
-from tests.unit.test_fence_of_volumes import Kernel, OneOf
 
 PORTS = (Fence,)
 PORT = 2049

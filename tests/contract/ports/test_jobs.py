@@ -23,8 +23,8 @@ from standfast.nomad.observation import Role
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.machine import FakeJobs
 from tests.fakes.nomad_world import Client, World, job
+from tests.support.observations import config
 from tests.support.waiting import soon
-from tests.unit.deciding import config
 
 PORTS = (Jobs,)
 EPOCH = 1

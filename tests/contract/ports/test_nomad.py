@@ -16,7 +16,10 @@ from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.ports import Allocation, Node, NomadGateway
 from standfast.system.clock import monotonic
-from tests.contract.nomad_clusters import (
+from tests.contract.ports.implementations import Implementation, each
+from tests.fakes.nomad import StandIn
+from tests.support.figures import note
+from tests.support.nomad_clusters import (
     NODES,
     ONE_AT_A_TIME,
     POLICY,
@@ -26,9 +29,6 @@ from tests.contract.nomad_clusters import (
     real_cluster,
     stand_in_cluster,
 )
-from tests.contract.ports.implementations import Implementation, each
-from tests.fakes.nomad import StandIn
-from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 

@@ -17,11 +17,11 @@ import pytest
 from standfast.errors import NomadError
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.ports import Allocation, Node, NomadGateway
-from tests.contract.nomad_clusters import NODES, SERVER, job, stand_in_cluster
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes import nomad_world
 from tests.fakes.nomad import StandIn
 from tests.fakes.nomad_world import Client, FakeNomad, World
+from tests.support.nomad_clusters import NODES, SERVER, job, stand_in_cluster
 from tests.support.waiting import wait_for
 
 PORTS = (NomadGateway,)

@@ -34,13 +34,13 @@ from standfast.replication.ports import ReplicaStore
 from standfast.role import volume
 from standfast.system.clock import Deadline, utc_now
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import make_live, on_a_node
-from tests.contract.volumes import BTRFS, btrfs_on_file, command, files, paths_below
 from tests.fakes.machine import fake_node
 from tests.sim.clockwork import Signal
 from tests.sim.disk import SimStore, Tree
 from tests.sim.node import Seat
+from tests.sim.one_node import make_live, on_a_node
 from tests.sim.streams import Pipe, Pipeline
+from tests.support.volumes import BTRFS, btrfs_on_file, command, files, paths_below
 from tests.support.waiting import wait_for
 
 PORTS = (ReplicaStore,)

@@ -22,7 +22,7 @@ from tests.labs.shared.cluster import (
     Installed,
     Timing,
 )
-from tests.labs.shared.commands import LabError
+from tests.support.commands import LabError
 
 __all__ = ["AGENT", "DEFAULT", "FAST", "LEASE", "PRIMARY", "VOLUME", "Cluster", "Timing"]
 

@@ -14,8 +14,7 @@ import os
 import struct
 from pathlib import Path
 
-from tests.labs.shared.commands import sh
-from tests.labs.shared.host import wait_for
+from tests.support.commands import sh, wait_for
 
 _CTL_GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A

@@ -14,11 +14,12 @@ from typing import Any
 from tests.labs.containers.image import exchange_host_keys
 from tests.labs.containers.node import PACE, Node, Place
 from tests.labs.shared.client import EXPORT
-from tests.labs.shared.commands import sh
-from tests.labs.shared.host import CHECKOUT, Claim, Needs
+from tests.labs.shared.host import Claim, Needs
 from tests.labs.shared.lab import Machines, addresses
 from tests.labs.shared.network import Network
 from tests.labs.shared.spec import Spec
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import sh
 
 NEEDS = Needs(
     lab="the container lab",

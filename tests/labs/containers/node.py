@@ -18,10 +18,9 @@ from tests.labs.containers.disk import Disk
 from tests.labs.containers.image import DISK, Image
 from tests.labs.shared import node
 from tests.labs.shared.client import Client
-from tests.labs.shared.commands import Finished, LabError, Output, Process, sh, words
-from tests.labs.shared.host import wait_for
 from tests.labs.shared.node import ENVIRONMENT, Machine, Pace
 from tests.labs.shared.spec import Spec
+from tests.support.commands import Finished, LabError, Output, Process, sh, wait_for, words
 
 POWEROFF = signal.SIGRTMIN + 4
 PACE = Pace(

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.contract.nomad_clusters import job
 from tests.fakes.nomad_api import Manner
 from tests.labs.containers.cluster import Cluster, Timing
 from tests.labs.containers.lab import Lab
 from tests.labs.containers.node import Node
-from tests.labs.shared.commands import Process, sh
-from tests.labs.shared.host import CHECKOUT, wait_for
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import Process, sh, wait_for
+from tests.support.nomad_clusters import job
 
 ADDRESS = "192.168.1.100"
 PORT = 4646

@@ -15,7 +15,9 @@ import pytest
 from tests.labs.containers.lab import Lab, ganesha_export
 from tests.labs.containers.node import Node
 from tests.labs.shared.client import NfsFailed, NfsTimeout, missing_records
-from tests.labs.shared.host import CHECKOUT, LABS, Claim, LabError, LabTimeout, cgroups
+from tests.labs.shared.host import LABS, Claim, cgroups
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError, LabTimeout
 
 # What the kernel does at the end of a lease: no element, no NFS.
 FENCE = """

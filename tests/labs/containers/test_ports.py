@@ -20,7 +20,7 @@ from tests.contract.ports import test_mount_units, test_schedule, test_units
 from tests.fakes.machine import config_in
 from tests.labs.containers.lab import Lab
 from tests.labs.containers.node import Node
-from tests.labs.shared.host import CHECKOUT
+from tests.support.checkout import CHECKOUT
 from tests.support.waiting import soon
 
 UNITS = "/run/systemd/system"

@@ -14,7 +14,7 @@ from tests.labs.containers.cluster import AGENT, LEASE, VOLUME
 from tests.labs.containers.drills import Writers, broken_server, kept_aside
 from tests.labs.containers.node import Node
 from tests.labs.containers.nomad import WithNomad
-from tests.labs.shared.host import LabError
+from tests.support.commands import LabError
 from tests.support.figures import note
 from tests.support.pace import patient
 

@@ -9,7 +9,7 @@ from typing import Any
 from tests.labs.kernels.cluster import EXPORT, MOUNTED, VOLUME, Cluster
 from tests.labs.kernels.node import Node
 from tests.labs.kernels.workloads import Workload
-from tests.labs.shared.host import wait_for
+from tests.support.commands import wait_for
 
 HANDLER = "data-services-remount"
 

@@ -17,10 +17,11 @@ from tests.labs.kernels.image import KERNEL, base_image, preload
 from tests.labs.kernels.network import KernelNetwork
 from tests.labs.kernels.node import PACE, Node, Place
 from tests.labs.kernels.product import lay_out
-from tests.labs.shared.commands import Process
-from tests.labs.shared.host import CHECKOUT, Claim, Needs
+from tests.labs.shared.host import Claim, Needs
 from tests.labs.shared.lab import Machines, addresses
 from tests.labs.shared.spec import Spec, consul_config
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import Process
 
 STORAGE = ("n1", "n2")
 CLIENTS = ("c1",)

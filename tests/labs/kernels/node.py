@@ -19,11 +19,10 @@ from tests.labs.kernels.control import Control
 from tests.labs.kernels.image import GUEST, KERNEL
 from tests.labs.kernels.network import KernelNetwork, control_address
 from tests.labs.shared import node
-from tests.labs.shared.commands import Finished, LabError, sh
-from tests.labs.shared.host import wait_for
 from tests.labs.shared.network import PREFIX, mac
 from tests.labs.shared.node import Machine, Pace
 from tests.labs.shared.spec import Spec
+from tests.support.commands import Finished, LabError, sh, wait_for
 
 PACE = Pace(
     command_s=60.0,

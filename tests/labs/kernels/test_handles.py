@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from tests.labs.kernels.cluster import AGENT, Cluster
-from tests.labs.shared.host import wait_for
+from tests.support.commands import wait_for
 
 PLACE = "/mnt/place"
 SEEN = "/mnt/seen"

@@ -30,15 +30,9 @@ from tests.labs.kernels.cluster import (
     Cluster,
 )
 from tests.labs.kernels.node import Node
-from tests.labs.shared.host import (
-    CHECKOUT,
-    LABS,
-    LabError,
-    LabTimeout,
-    cgroups,
-    processes,
-    wait_for,
-)
+from tests.labs.shared.host import LABS, cgroups, processes
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError, LabTimeout, wait_for
 from tests.support.figures import note
 
 OTHER_SERVER = """\

@@ -15,8 +15,7 @@ from types import TracebackType
 
 from tests.labs.kernels.image import GUEST
 from tests.labs.kernels.node import Node
-from tests.labs.shared.commands import LabError
-from tests.labs.shared.host import wait_for
+from tests.support.commands import LabError, wait_for
 
 RECORD_BYTES = 16
 PROGRAM = "/usr/local/lib/lab/workload.py"

@@ -16,9 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
-from tests.labs.shared.commands import LabError, LabTimeout, Process
-from tests.labs.shared.host import wait_for
 from tests.support import pace
+from tests.support.commands import LabError, LabTimeout, Process, wait_for
 
 SCRIPT = Path(__file__).with_name("nfs_client.py")
 EXPORT = "/persist/services"

@@ -22,8 +22,9 @@ import pytest
 
 from standfast.consul.http import Answer, Endpoint, Request, TransportError, exchange
 from standfast.nomad.gateway import NomadAgent
-from tests.contract.consul_clusters import CHECKOUT, free_ports
 from tests.fakes.nomad import StandIn
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 

@@ -30,8 +30,8 @@ from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul_server import EmbeddedConsul
-from tests.contract.volumes import why_no_btrfs
-from tests.labs.shared.host import sh, wait_for
+from tests.support.commands import sh, wait_for
+from tests.support.volumes import why_no_btrfs
 
 VOLUME = "data-services"
 STANDFAST = Path(sys.executable).parent / "standfast"

@@ -18,12 +18,12 @@ import pytest
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.http import Answer, Endpoint, Request, TransportError, exchange
 from standfast.demo.consul_server import EmbeddedConsul
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 
 NODE = "n1"
 START_S = 30.0
-CHECKOUT = Path(__file__).parents[2]
 NOT_HERE = 3
 """The script's status where it can't fetch one: what fails on the way is another."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from standfast.demo.commands import STANDFAST, command
 from standfast.system.local_socket import listen, read_line, send
-from tests.contract.consul_clusters import free_ports
+from tests.support.consul_clusters import free_ports
 from tests.support.waiting import soon, wait_for
 
 

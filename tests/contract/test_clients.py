@@ -121,7 +121,7 @@ def test_a_handler_that_can_not_even_take_its_lock_says_so_and_does_not_fail(
     assert str(config.paths.run) in ended.said
 
 
-def test_the_timer_s_run_looks_after_every_volume_though_one_is_configured_wrongly(
+def test_a_run_of_the_timer_looks_after_every_volume_though_one_is_configured_wrongly(
     tmp_path: Path,
 ) -> None:
     node = StorageNode(tmp_path, "127.0.0.1:1", 20490)

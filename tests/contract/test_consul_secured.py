@@ -92,7 +92,7 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: s
     wait_for(lambda: gateway.instances(SERVICE) == (), SYNC_S, "it is gone from the catalog")
 
 
-def test_a_client_s_policy_lets_it_say_what_it_mounts_and_change_nothing_else(
+def test_the_policy_of_a_client_lets_it_say_what_it_mounts_and_change_nothing_else(
     secured: Secured, enough: str
 ) -> None:
     rules = (CHECKOUT / "docs/consul-policy-client.hcl").read_text()

@@ -236,7 +236,7 @@ def test_the_guard_reads_nothing_of_stdin(tmp_path: Path, given: str) -> None:
     assert (ended.code, ended.out) == (0, "")
 
 
-def test_resync_wakes_the_agents_of_all_volumes_though_one_s_configuration_is_broken(
+def test_resync_wakes_the_agents_of_all_volumes_though_the_configuration_of_one_is_broken(
     node: StorageNode,
 ) -> None:
     (node.file.parent / "another.toml").write_text("{")

@@ -346,7 +346,7 @@ def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(site: Site)
     )
 
 
-def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> None:
+def test_a_switchover_while_nomad_is_down_on_the_new_primary(site: Site) -> None:
     site.cluster.machines.kill(TWO)
     _, orderly = site.switchover(TWO)
     assert orderly

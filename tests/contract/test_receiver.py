@@ -112,7 +112,7 @@ def test_an_error_has_its_own_exit_status(beside: dict[str, str]) -> None:
     assert process.returncode == 2
 
 
-def test_conversations_don_t_wait_for_each_other(place: Bed, beside: dict[str, str]) -> None:
+def test_conversations_do_not_wait_for_each_other(place: Bed, beside: dict[str, str]) -> None:
     pid = resident(place)
     silent = receiving(beside)
     until(lambda: len(children(pid)) == 1, "it was taken over")

@@ -103,7 +103,7 @@ def test_a_watch_sees_a_change_soon_though_it_waited_at_a_server_that_froze(
             is_seen_soon(called, local.cluster.gateway())
 
 
-def test_a_watch_moves_on_when_the_node_s_own_agent_hangs(tmp_path: Path) -> None:
+def test_a_watch_moves_on_when_the_agent_of_its_node_hangs(tmp_path: Path) -> None:
     """What hangs is a way to it: connections are taken, and nothing is answered."""
     with real_servers(tmp_path, 1) as [server]:
         [port] = free_ports(1)

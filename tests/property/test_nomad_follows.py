@@ -273,7 +273,7 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job() -> None:
 
 
 @given(st.sampled_from(["service", "system"]))
-def test_with_the_meta_ahead_the_jobs_run_in_the_new_primary_s_first_round(kind: str) -> None:
+def test_with_the_meta_ahead_the_jobs_run_in_the_first_round_of_the_new_primary(kind: str) -> None:
     with settled(kind) as cluster:
         world = cluster.world
         cluster.prepare("b")
@@ -321,7 +321,7 @@ def test_a_second_switchover_begins_the_time_of_the_first_anew() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["disabled", "dead", "no jobs"])
-def test_a_node_that_can_t_be_made_ready_is_left_as_it_is(trouble: str) -> None:
+def test_a_node_that_can_not_be_made_ready_is_left_as_it_is(trouble: str) -> None:
     with settled("service") as cluster:
         world = cluster.world
         match trouble:

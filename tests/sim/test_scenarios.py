@@ -86,7 +86,7 @@ def test_the_fast_profile_takes_over_in_a_few_seconds(tmp_path: Path) -> None:
         assert fast.wait_for_primary() < 9.0
 
 
-def test_standbys_with_shorter_timings_wait_for_the_primary_s_own(tmp_path: Path) -> None:
+def test_standbys_with_shorter_timings_wait_for_those_of_the_primary(tmp_path: Path) -> None:
     """As while a configuration is changed node by node; the world looks at who serves."""
     quick = {"b": FAST, "c": FAST}
     with World(tmp_path, timing=TIMING, timings=quick) as mixed:
@@ -1197,7 +1197,9 @@ def test_who_gave_one_of_two_volumes_up_keeps_no_successor_from_serving_it(tmp_p
 
 
 @pytest.mark.parametrize("ends", ["switchover", "surrender"])
-def test_a_damaged_file_of_another_volume_is_in_nobody_s_way(tmp_path: Path, ends: str) -> None:
+def test_a_damaged_file_of_another_volume_is_in_the_way_of_nobody(
+    tmp_path: Path, ends: str
+) -> None:
     with World(tmp_path, volumes=("data", "media")) as world:
         primary = world.begin()
         world.run(5.0)

@@ -369,7 +369,7 @@ def test_only_a_bug_has_its_traceback_in_the_log_and_only_once(
     assert reason_of(bug) is Reason.UNEXPECTED
 
 
-def test_a_plan_that_is_nobody_s_fails_with_the_step_s_name() -> None:
+def test_a_plan_of_nobody_fails_with_the_name_of_the_step() -> None:
     plan = Plan("some", (plans.Step(Do.EXPORT, "export"),))
     with pytest.raises(StepFailed, match="stopped at the step export: KeyError"):
         execute(plan, {}, lambda _: None)

@@ -52,7 +52,9 @@ def test_the_last_mount_hides_the_others() -> None:
         ("/persistent", ("0:21", "/root/persistent")),
     ],
 )
-def test_a_directory_s_place_in_its_file_system_is_known(path: str, root: tuple[str, str]) -> None:
+def test_the_place_of_a_directory_in_its_file_system_is_known(
+    path: str, root: tuple[str, str]
+) -> None:
     assert root_of(parse_mountinfo(MOUNTINFO), Path(path)) == root
 
 

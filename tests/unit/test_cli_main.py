@@ -53,7 +53,7 @@ def test_each_error_has_its_message_and_exit_code(
     assert capsys.readouterr() == ("", said)
 
 
-def test_the_runbook_s_text_is_printed_to_the_letter(
+def test_the_text_of_the_runbook_is_printed_to_the_letter(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     text = "ERROR: Another NFS server is already active at 192.168.1.3\nTo fix:\n  1. x"
@@ -143,7 +143,7 @@ def test_what_begins_without_the_parser_is_what_the_parser_says(words: list[str]
         ["receive", "a/b"], ["receive", "../x"], ["receive", "a", "b"], ["--version"],
     ],
 )  # fmt: skip
-def test_everything_else_is_the_parser_s(words: list[str]) -> None:
+def test_everything_else_is_left_to_the_parser(words: list[str]) -> None:
     assert direct.recognise(words) is None
 
 

@@ -148,7 +148,7 @@ def test_the_other_node_says_what_it_has(zippy: Site, c1: Site) -> None:
     assert "others" not in zippy.run_json("snapshots")
 
 
-def test_the_age_of_what_another_node_has_is_its_own_count_and_no_name_s(
+def test_the_age_of_what_another_node_has_is_its_own_count_and_not_that_of_a_name(
     zippy: Site, c1: Site
 ) -> None:
     """The names are of a primary whose clock was wrong; c1 knows of the one, and of the other not.
@@ -168,7 +168,7 @@ def test_the_age_of_what_another_node_has_is_its_own_count_and_no_name_s(
     assert "its age is unknown" in zippy.run("snapshots", "--all")[1]
 
 
-def test_a_node_of_an_older_version_knows_its_ages_and_doesn_t_tell(
+def test_a_node_of_an_older_version_knows_its_ages_and_does_not_tell(
     zippy: Site, c1: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c1.add(600, "x", received=True)
@@ -186,7 +186,7 @@ def test_a_node_of_an_older_version_knows_its_ages_and_doesn_t_tell(
     assert "c1's version doesn't report ages" in out and "nobody knows" not in out
 
 
-def test_another_node_s_notes_that_can_t_be_read_hide_no_snapshot(zippy: Site, c1: Site) -> None:
+def test_unreadable_notes_of_another_node_hide_no_snapshot(zippy: Site, c1: Site) -> None:
     c1.add(600, "x", received=True)
     (c1.config.state_dir / "published.json").write_text("{")
     (other,) = zippy.run_json("snapshots", "--all")["others"]
@@ -201,7 +201,7 @@ def test_asking_takes_no_lock_and_leaves_the_staging_alone(zippy: Site, c1: Site
     assert staged.exists()
 
 
-def test_a_node_that_can_t_be_reached_is_a_line_and_no_failure(zippy: Site, c1: Site) -> None:
+def test_a_node_that_can_not_be_reached_is_a_line_and_no_failure(zippy: Site, c1: Site) -> None:
     zippy.add(600, "x")
     c1.config.source.unlink()
     code, out, err = zippy.run("snapshots", "--all")
@@ -241,7 +241,7 @@ def test_prune_goes_on_until_nothing_is_left(zippy: Site, monkeypatch: pytest.Mo
     assert zippy.run("prune")[1].splitlines()[-1] == "5 snapshots deleted, 2 kept"
 
 
-def test_prune_that_can_t_be_sure_fails_and_says_why(zippy: Site) -> None:
+def test_prune_that_can_not_be_sure_fails_and_says_why(zippy: Site) -> None:
     for age in range(1, 6):
         zippy.add(60.0 * age, f"id-{age}")
     (zippy.config.state_dir / "pins.json").write_text("{")

@@ -105,7 +105,7 @@ def test_addresses_are_one_in_every_spelling() -> None:
     assert nfs_source("192.168.1.2", PATH) == "192.168.1.2:/data/services"
 
 
-def test_the_kernel_s_list_of_nfs_file_systems() -> None:
+def test_the_list_of_nfs_file_systems_in_the_kernel() -> None:
     text = (
         "NV SERVER   PORT DEV          FSID                              FSC\n"
         "v4 c0a80102  801 0:50         c3f2a1d400004a1b:8c00000000000007 no\n"
@@ -131,7 +131,7 @@ def test_the_kernel_s_list_of_nfs_file_systems() -> None:
         ("/ä_b:c", r"\xc3\xa4_b:c.mount"),
     ],
 )
-def test_unit_names_are_systemd_s(path: str, name: str) -> None:
+def test_unit_names_are_those_of_systemd(path: str, name: str) -> None:
     assert unit_name(Path(path), "mount") == name
     argv = ["systemd-escape", "--path", "--suffix=mount", path]
     needs.require({argv[0]: "systemd"})
@@ -139,7 +139,7 @@ def test_unit_names_are_systemd_s(path: str, name: str) -> None:
     assert done.stdout.strip() == name
 
 
-def test_the_units_are_the_runbook_s_and_systemd_takes_them(tmp_path: Path) -> None:
+def test_the_units_are_those_of_the_runbook_and_systemd_takes_them(tmp_path: Path) -> None:
     config = replace(config_in(tmp_path), volume="data-services")
     config = replace(config, paths=replace(config.paths, bind=PATH))
     files = unit_files(config)

@@ -149,7 +149,7 @@ def test_every_command_of_the_guide_is_one() -> None:
         build().parse_args(words[1:])
 
 
-def test_every_code_of_the_guide_s_tables_is_a_reason() -> None:
+def test_every_code_in_the_tables_of_the_guide_is_a_reason() -> None:
     text = (CHECKOUT / "docs/operators-guide.md").read_text()
     codes = re.findall(r"(?m)^\| ((?:`[a-z]+-[a-z-]+\*?`(?:, )?)+)", text)
     assert len(codes) > 15

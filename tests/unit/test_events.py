@@ -168,7 +168,7 @@ def said(where: str) -> str:
     return done.stderr
 
 
-def test_where_stderr_is_the_journal_the_entry_takes_the_line_s_place(heard: Journal) -> None:
+def test_where_stderr_is_the_journal_the_entry_takes_the_place_of_the_line(heard: Journal) -> None:
     assert said("journal") == "<6>a plain line\n"
     assert heard.entry()["MESSAGE"] == "the lease is lost"
 
@@ -199,7 +199,7 @@ def test_settle_waits_until_the_journal_has_read(
     assert len(pauses) == 1
 
 
-def test_the_guard_s_refusal_is_an_entry_with_the_server_s_unit(
+def test_a_refusal_of_the_guard_is_an_entry_with_the_unit_of_the_server(
     heard: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from standfast import guard

@@ -168,7 +168,7 @@ def test_where_nothing_is_served_the_old_rules_go_and_the_new_ones_come(
 @other_way
 @pytest.mark.parametrize("cut", range(3))
 @pytest.mark.parametrize("next_one", ["the new one", "the old one"])
-def test_cut_off_anywhere_who_goes_on_has_the_node_s_one_fence(
+def test_cut_off_anywhere_who_goes_on_has_the_one_fence_of_the_node(
     node: Node, port: int, backend: str, cut: int, next_one: str
 ) -> None:
     """Nobody has both rules, or goes by rules that aren't there."""

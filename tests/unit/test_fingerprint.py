@@ -97,7 +97,7 @@ def test_a_copy_has_the_same_manifest(tree: Path, tmp_path: Path) -> None:
     assert digest_of(tree, soon()) == digest_of(other, soon())
 
 
-def test_every_entry_has_a_line_in_the_order_of_its_path_s_parts(tree: Path) -> None:
+def test_every_entry_has_a_line_in_the_order_of_the_parts_of_its_path(tree: Path) -> None:
     found = [unescape(line.split(" ")[0]) for line in lines(tree)]
     wanted = [os.fsencode(path.relative_to(tree)) for path in tree.rglob("*")]
     assert found == [b".", *sorted(wanted, key=lambda path: path.split(b"/"))]
@@ -242,7 +242,7 @@ CHANGES = (
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__.strip("_"))
-def test_a_change_changes_the_metadata_s_fingerprint(
+def test_a_change_changes_the_fingerprint_of_the_metadata(
     tree: Path, change: Callable[[Path], None]
 ) -> None:
     before = digest_of(tree, soon())

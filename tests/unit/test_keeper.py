@@ -314,7 +314,7 @@ def waits_for_a_word(keeper: Keeper) -> bool:
     return keeper.holding_back
 
 
-def test_a_silent_client_holds_heartbeats_up_for_no_longer_than_the_fast_profile_s() -> None:
+def test_a_silent_client_holds_heartbeats_up_for_no_longer_than_the_fast_profile_allows() -> None:
     """That none of them is waited for without end is in test_lease_on_consul.py."""
     assert FAST_PROFILE.heartbeat >= REQUEST_S
 

@@ -6,6 +6,7 @@ So whoever reads a test goes down to its helpers, and never over to another test
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -136,3 +137,16 @@ def test_a_helper_of_all_is_no_single_folders_scene() -> None:
         if len(rooms) < 2 and "tests.support" not in rooms
     }
     assert not lonely, f"these belong into the one folder that uses them: {lonely}"
+
+
+def test_no_name_of_a_test_has_what_is_left_of_an_apostrophe() -> None:
+    names = {
+        node.name
+        for module, path in MODULES.items()
+        if module.split(".")[-1].startswith("test_")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert len(names) > 1000
+    left = sorted(name for name in names if re.search(r"_(s|t|re|ll|ve)(_|$)", name))
+    assert not left, "say it in words: the_fence_of_a_node, can_not"

@@ -270,7 +270,7 @@ def test_a_difference_that_a_comparison_found_is_told(config: Config) -> None:
     assert found["standfast_replication_verify_failed{c1}"] == 1
 
 
-def test_the_node_s_clock_and_version_have_no_volume(config: Config) -> None:
+def test_the_clock_and_version_of_a_node_have_no_volume(config: Config) -> None:
     lines = text_of(VolumeMetrics([config], WELL)).splitlines()
     assert f"standfast_time_seconds {NOW / 1e9}e+09" in lines
     assert f'standfast_build_info{{version="{__version__}"}} 1.0' in lines
@@ -350,7 +350,7 @@ def test_the_scraper_gets_the_format_that_it_asks_for(
     assert text.endswith("# EOF\n") == ("openmetrics" in kind)
 
 
-def test_only_a_lasting_failure_s_beginning_is_logged(
+def test_only_the_beginning_of_a_lasting_failure_is_logged(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = breaks(StandfastError("the disk is gone"))
@@ -362,7 +362,7 @@ def test_only_a_lasting_failure_s_beginning_is_logged(
     ]
 
 
-def test_the_newest_epoch_s_snapshot_counts_and_one_of_unknown_origin_does_not(
+def test_a_snapshot_of_the_newest_epoch_counts_and_one_of_unknown_origin_does_not(
     config: Config,
 ) -> None:
     store = DirectoryStore(config.paths)

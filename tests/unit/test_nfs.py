@@ -159,7 +159,7 @@ def test_what_a_power_cut_left_among_the_exports_goes(host: Host, config: Config
     assert host.calls == ["exportfs -r"]
 
 
-def test_what_is_wrong_in_another_s_file_keeps_no_export_from_changing(
+def test_what_is_wrong_in_a_file_of_another_keeps_no_export_from_changing(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     """exportfs does the rest and ends with EINVAL."""
@@ -180,7 +180,7 @@ def test_what_is_wrong_in_another_s_file_keeps_no_export_from_changing(
     assert not host.nfs.would_export()
 
 
-def test_an_export_that_did_not_change_is_told_in_exportfs_s_words(host: Host) -> None:
+def test_an_export_that_did_not_change_is_told_in_the_words_of_exportfs(host: Host) -> None:
     said = f"exportfs ended with status 22: {ANOTHER_S_ERROR}"
     host.program("exportfs", f"[ $1 = -f ] || {{ echo '{ANOTHER_S_ERROR}' >&2; exit 22; }}")
     host.threads(8)
@@ -385,7 +385,7 @@ def test_times_and_versions_are_set_before_the_start(host: Host, config: Config)
     assert "grace-time=13\nlease-time=15\n" in settings(times)
 
 
-def test_settings_that_can_t_be_written_keep_no_server_from_starting(
+def test_settings_that_can_not_be_written_keep_no_server_from_starting(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     (host.directory / "nfs.conf.d").write_text("a file")
@@ -430,7 +430,7 @@ def fail_to_start() -> None:
     raise CommandFailed("start: systemctl ended with status 1: Job canceled.", returncode=1)
 
 
-def test_the_guard_s_refusal_comes_back_in_its_own_words(host: Host) -> None:
+def test_a_refusal_of_the_guard_comes_back_in_its_own_words(host: Host) -> None:
     host.units.on_start = fail_to_start
     lines = REFUSAL.splitlines()
     host.units.said = [
@@ -527,7 +527,7 @@ def test_a_serving_server_is_said_to_serve(
     assert host.nfs.check(soon()) is None
 
 
-def test_ganesha_s_ids_follow_from_the_fsid(config: Config) -> None:
+def test_the_ids_of_ganesha_follow_from_the_fsid(config: Config) -> None:
     first = export_block(config, UUID(FSID))
     assert first == export_block(config, UUID(FSID))
     other = export_block(config, UUID("00000000-6d3e-4a8c-9c57-0c7a3b9e2f10"))
@@ -557,7 +557,7 @@ def test_a_ganesha_in_another_network_is_not_ours(config: Config, tmp_path: Path
     assert server.pids() == [7]
 
 
-def test_the_journal_s_lines_come_with_their_program() -> None:
+def test_the_lines_of_the_journal_come_with_their_program() -> None:
     listing = "\n".join(
         [
             json.dumps({"MESSAGE": "refused", "SYSLOG_IDENTIFIER": "nfs-server-guard"}),

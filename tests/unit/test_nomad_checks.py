@@ -77,7 +77,7 @@ def test_what_is_wrong_is_named_with_a_fix(
         (node("b", eligible=False), {}, "by an operator's choice"),
     ],
 )
-def test_a_quarantine_at_work_and_an_operator_s_word_are_told_and_well(
+def test_a_quarantine_at_work_and_a_word_of_the_operator_are_told_and_well(
     other: Node, notes: dict[str, Noted], evidence: str
 ) -> None:
     findings = examine(replace(WELL, nodes=(A, other), notes=notes))

@@ -117,13 +117,13 @@ def test_who_has_the_new_mount_anyway_is_left_alone(made: Config, one: Allocatio
     assert nomad.asked == []
 
 
-def test_who_can_t_say_when_it_began_is_restarted(made: Config) -> None:
+def test_who_can_not_say_when_it_began_is_restarted(made: Config) -> None:
     nomad = FakeNomad([allocation(job("db"), started="yesterday"), allocation(job("x"), tasks=())])
     after(made, nomad)
     assert sorted(nomad.asked) == [("restart", "db"), ("restart", "x")]
 
 
-def test_each_job_s_own_word_goes_before_the_configuration(made: Config) -> None:
+def test_the_own_word_of_a_job_goes_before_the_configuration(made: Config) -> None:
     jobs = [job("a"), job("b", "none"), job("c", "signal"), job("d", "restart"), job("e", "odd")]
     nomad = FakeNomad([allocation(one) for one in jobs])
     said = after(made, nomad)
@@ -163,7 +163,7 @@ def test_as_many_are_restarted_at_once_as_may_be(made: Config) -> None:
     assert most == 2
 
 
-def test_nodes_begin_at_different_moments_and_a_run_s_second_half_is_never_waited_for(
+def test_nodes_begin_at_different_moments_and_the_second_half_of_a_run_is_never_waited_for(
     made: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[float, float]] = []
@@ -256,7 +256,7 @@ def test_times_are_read_as_nomad_writes_them() -> None:
             parse_rfc3339(wrong)
 
 
-def test_an_event_and_the_timer_don_t_restart_the_same_twice(made: Config) -> None:
+def test_an_event_and_the_timer_do_not_restart_the_same_twice(made: Config) -> None:
     nomad = FakeNomad([allocation(job("db"))])
     nomad.broken["*"] = NomadError("refused", NomadOutcome.UNREACHABLE)
     with pytest.raises(StandfastError, match="once Nomad answers"):

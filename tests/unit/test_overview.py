@@ -230,14 +230,14 @@ def test_what_consul_did_not_tell_is_null_and_not_a_no(config: Config) -> None:
     assert doc["level"] == "unknown"
 
 
-def test_the_agent_s_silence_is_told_though_consul_answers(config: Config) -> None:
+def test_a_silent_agent_is_told_though_consul_answers(config: Config) -> None:
     doc = told(served(agent=False), config, agent_error="no whole line arrived in time")
     assert doc["headline"]["level"] == "ok"
     assert doc["sources"]["agent"] == {"ok": False, "text": "no whole line arrived in time"}
     assert doc["level"] == "unknown"
 
 
-def test_only_the_primary_s_own_notes_tell_of_its_replications(config: Config) -> None:
+def test_only_the_notes_of_the_primary_itself_tell_of_its_replications(config: Config) -> None:
     failing = StandbyState(
         last_success_at=NOW - 900,
         last_failure_at=NOW - 10,
@@ -500,7 +500,7 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
     [{}, {"epoch": 7}, served(standbys=5), served(fence=[]), served(since="x"), [1]],
     ids=repr,
 )
-def test_an_agent_s_answer_of_another_shape_is_no_answer(config: Config, odd: Any) -> None:
+def test_an_answer_of_an_agent_in_another_shape_is_no_answer(config: Config, odd: Any) -> None:
     other = replace(config, volume="other")
     looks = StatusCache(
         [config, other], readers(fetch=lambda one: odd if one == config else served())

@@ -358,7 +358,7 @@ def test_a_port_that_was_opened_by_hand_has_no_end(
     assert any("WITHOUT END" in line for line in render(doc).splitlines())
 
 
-def test_a_client_s_text_says_whose_word_it_is(config: Config) -> None:
+def test_the_text_of_a_client_says_whose_word_it_is(config: Config) -> None:
     doc = build(view(), None, config, NOW) | {"agent": False}
     assert "no agent runs here" in render(doc).splitlines()[1]
 

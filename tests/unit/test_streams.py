@@ -98,7 +98,7 @@ def test_a_reader_that_stops_early_is_a_failure() -> None:
         pipeline([["cat", "/dev/zero"], ["true"]], deadline=soon(), op="t")
 
 
-def test_a_caller_s_pipe_closed_by_its_reader_is_a_failure() -> None:
+def test_a_pipe_of_the_caller_closed_by_its_reader_is_a_failure() -> None:
     read, write = os.pipe()
     os.close(read)
     with pytest.raises(CommandFailed):

@@ -248,7 +248,7 @@ def test_a_running_server_is_told_of_an_export_and_of_its_end(scene: Scene) -> N
         assert "exported" in (nfs.check(soon(START_S)) or "")
 
 
-def test_without_the_guard_s_yes_nothing_starts(scene: Scene) -> None:
+def test_without_a_yes_of_the_guard_nothing_starts(scene: Scene) -> None:
     scene.nfs.export(FSID)
     scene.forbid()
     with pytest.raises(Refused) as refused:

@@ -202,7 +202,7 @@ def test_one_unit_can_be_frozen_alone(healthy: Lab) -> None:
     n2.wait_for(n2.consul_leader, 60.0, "Consul answers again")
 
 
-def test_the_other_fence_s_elements_expire_by_themselves(healthy: Lab) -> None:
+def test_the_elements_of_the_other_fence_expire_by_themselves(healthy: Lab) -> None:
     n2 = healthy["n2"]
     n2.sh(
         "ipset create lab bitmap:port range 2049-2049 timeout 1; ipset add lab 2049\n"

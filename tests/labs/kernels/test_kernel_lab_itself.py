@@ -164,7 +164,7 @@ def test_after_a_power_cut_only_what_was_synced_is_there(cluster: Cluster) -> No
 # -- the product on a real kernel --------------------------------------------------------
 
 
-def test_after_the_first_promotion_the_kernel_s_own_server_serves(cluster: Cluster) -> None:
+def test_after_the_first_promotion_the_server_in_the_kernel_serves(cluster: Cluster) -> None:
     n1, n2 = cluster["n1"], cluster["n2"]
     assert cluster.primary() == "n1"
     assert n1.nfsd_threads() > 0
@@ -212,7 +212,7 @@ def test_every_workload_works_and_what_it_says_is_on_the_server(mounted: Cluster
     assert all(workload.state() in ("", "Z") for workload in running)
 
 
-def test_the_guard_refuses_a_second_server_in_the_runbook_s_words(cluster: Cluster) -> None:
+def test_the_guard_refuses_a_second_server_in_the_words_of_the_runbook(cluster: Cluster) -> None:
     n2 = cluster["n2"]
 
     def said_by_the_guard() -> str:

@@ -22,7 +22,7 @@ LAG_S = 2 * Watched.interval_s + 60 / FACTOR
 
 
 @dataclass(frozen=True)
-class Site:
+class MonitoredCluster:
     """Two storage nodes, and what watches them."""
 
     cluster: Watched
@@ -30,7 +30,7 @@ class Site:
 
 
 @contextmanager
-def site() -> Iterator[Site]:
+def site() -> Iterator[MonitoredCluster]:
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
         cluster = Watched(lab, FAST, extra="failover_cooldown = 0\nfailover_after = 6")
         cluster.install()
@@ -43,10 +43,10 @@ def site() -> Iterator[Site]:
             netns=lab.client.netns,
         ) as made:
             made.wait_for(lambda: len(made.query("up == 1")) == 2, "both are scraped", 60.0)
-            yield Site(cluster, made)
+            yield MonitoredCluster(cluster, made)
 
 
-def lag(place: Site, rounds: int) -> Sequence[Figure]:
+def lag(place: MonitoredCluster, rounds: int) -> Sequence[Figure]:
     """From the time of the newest snapshot, which no other follows, to the alert."""
     standby, taken_s = place.cluster[place.cluster.other()], []
     for _ in range(rounds):

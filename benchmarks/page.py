@@ -14,7 +14,7 @@ from standfast.demo.consul_server import EmbeddedConsul
 from standfast.system.clock import utc_now
 from tests.support.browser import Browser, headless
 from tests.support.consul_clusters import free_ports
-from tests.support.exporters import Agent, exporting
+from tests.support.exporters import AnsweringAgent, exporting
 from tests.support.status_documents import keys, served
 from tests.support.storage_node import StorageNode
 
@@ -48,7 +48,7 @@ def window() -> Iterator[Window]:
             consul.add_agent(name)
         node = StorageNode(Path(directory), consul.address("n1"), free_ports(1)[0])
         config = node.configure(lease={"request_timeout": 1.0})
-        agent = Agent(config.run_dir / "agent.sock")
+        agent = AnsweringAgent(config.run_dir / "agent.sock")
         agent.says({**served(), "since": utc_now() - 60})
         for key, value in keys(utc_now()).items():
             node.gateway.put(config.key(key), value)

@@ -16,7 +16,13 @@ from standfast.consul.records import ClientRecord
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
 from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.support.checkout import CHECKOUT
-from tests.support.consul_clusters import NODE, Cluster, consul_binary, free_ports, real_cluster
+from tests.support.consul_clusters import (
+    NODE,
+    ConsulCluster,
+    consul_binary,
+    free_ports,
+    real_cluster,
+)
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -26,8 +32,8 @@ pytestmark = SYNCED
 
 
 @dataclass(frozen=True)
-class Secured:
-    cluster: Cluster
+class SecuredConsul:
+    cluster: ConsulCluster
 
     def token(self, name: str, rules: str) -> str:
         """The secret of a new token with a policy of its own."""
@@ -49,7 +55,7 @@ class Secured:
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredConsul]:
     acl = {
         "enabled": True,
         "default_policy": "deny",
@@ -58,15 +64,15 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     }
     directory = tmp_path_factory.mktemp("consul-acl")
     with real_cluster(directory, {"acl": acl}, token=MASTER) as cluster:
-        yield Secured(cluster)
+        yield SecuredConsul(cluster)
 
 
 @pytest.fixture(scope="module")
-def enough(secured: Secured) -> str:
+def enough(secured: SecuredConsul) -> str:
     return secured.token("standfast", (CHECKOUT / "docs/consul-policy.hcl").read_text())
 
 
-def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: str) -> None:
+def test_the_shipped_policy_is_enough_for_every_call(secured: SecuredConsul, enough: str) -> None:
     gateway = secured.cluster.gateway(token=enough)
     gateway.self_check()
     key = f"standfast/{SERVICE}/epoch"
@@ -93,7 +99,7 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: s
 
 
 def test_the_policy_of_a_client_lets_it_say_what_it_mounts_and_change_nothing_else(
-    secured: Secured, enough: str
+    secured: SecuredConsul, enough: str
 ) -> None:
     rules = (CHECKOUT / "docs/consul-policy-client.hcl").read_text()
     gateway = secured.cluster.gateway(token=secured.token("standfast-client", rules))
@@ -108,7 +114,7 @@ def test_the_policy_of_a_client_lets_it_say_what_it_mounts_and_change_nothing_el
     secured.cluster.gateway(token=enough).delete(entry.key)
 
 
-def test_the_shipped_policy_is_enough_for_a_watch(secured: Secured, enough: str) -> None:
+def test_the_shipped_policy_is_enough_for_a_watch(secured: SecuredConsul, enough: str) -> None:
     watch = subprocess.run(
         [consul_binary(), "watch", "-type=service", f"-service={SERVICE}"],
         env={**secured.cluster.cli_env(), "CONSUL_HTTP_TOKEN": enough},
@@ -119,7 +125,7 @@ def test_the_shipped_policy_is_enough_for_a_watch(secured: Secured, enough: str)
     assert (watch.returncode, watch.stdout.strip()) == (0, "[]")
 
 
-def test_the_shipped_policy_is_not_more_than_needed(secured: Secured, enough: str) -> None:
+def test_the_shipped_policy_is_not_more_than_needed(secured: SecuredConsul, enough: str) -> None:
     gateway = secured.cluster.gateway(token=enough)
     with pytest.raises(ConsulDenied):
         gateway.put("elsewhere", b"")
@@ -135,7 +141,7 @@ def test_the_shipped_policy_is_not_more_than_needed(secured: Secured, enough: st
         pytest.param('node_prefix "" { policy = "read" }', id="no services"),
     ],
 )
-def test_a_token_that_sees_nothing_is_blind(secured: Secured, rules: str) -> None:
+def test_a_token_that_sees_nothing_is_blind(secured: SecuredConsul, rules: str) -> None:
     token = secured.token(f"blind-{abs(hash(rules))}", rules)
     gateway = secured.cluster.gateway(token=token)
     assert gateway.instances(SERVICE) == ()
@@ -143,12 +149,12 @@ def test_a_token_that_sees_nothing_is_blind(secured: Secured, rules: str) -> Non
         gateway.self_check()
 
 
-def test_no_token_at_all_is_blind_too(secured: Secured) -> None:
+def test_no_token_at_all_is_blind_too(secured: SecuredConsul) -> None:
     with pytest.raises(ConsulBlind):
         secured.cluster.gateway().self_check()
 
 
-def test_a_denied_transaction_is_denied_and_no_conflict(secured: Secured) -> None:
+def test_a_denied_transaction_is_denied_and_no_conflict(secured: SecuredConsul) -> None:
     rules = 'key_prefix "standfast/" { policy = "read" }'
     gateway = secured.cluster.gateway(token=secured.token("reader", rules))
     with pytest.raises(ConsulDenied, match="Permission denied") as caught:
@@ -156,7 +162,7 @@ def test_a_denied_transaction_is_denied_and_no_conflict(secured: Secured) -> Non
     assert not caught.value.maybe_applied
 
 
-def test_a_revoked_token_is_denied_everywhere(secured: Secured) -> None:
+def test_a_revoked_token_is_denied_everywhere(secured: SecuredConsul) -> None:
     token = secured.token("short-lived", (CHECKOUT / "docs/consul-policy.hcl").read_text())
     gateway = secured.cluster.gateway(token=token)
     gateway.self_check()

@@ -68,7 +68,7 @@ def node(tmp_path: Path) -> StorageNode:
 
 
 @dataclass
-class Agent:
+class NotingAgent:
     """Listens on agent.sock, notes what it is asked, and answers as `manner` says."""
 
     requests: list[dict[str, object]] = field(default_factory=list)
@@ -76,8 +76,8 @@ class Agent:
 
 
 @contextlib.contextmanager
-def agent_on(node: StorageNode, manner: str = "answers") -> Iterator[Agent]:
-    agent = Agent()
+def agent_on(node: StorageNode, manner: str = "answers") -> Iterator[NotingAgent]:
+    agent = NotingAgent()
 
     def treat(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
@@ -257,7 +257,7 @@ def test_resync_wakes_the_agents_of_all_volumes_though_the_configuration_of_one_
 
 
 @dataclass
-class Cluster:
+class WatchedConsul:
     """What a watch looks at, and how to change it."""
 
     address: str
@@ -266,7 +266,7 @@ class Cluster:
 
 
 @pytest.fixture(params=["embedded", "real"])
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WatchedConsul]:
     consul_binary()
     if request.param == "real":
         with real_cluster(tmp_path) as real:
@@ -274,7 +274,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
             def ask(method: str, path: str, body: bytes) -> None:
                 assert real.ask(method, path, body).status == 200
 
-            yield Cluster(real.address, ask)
+            yield WatchedConsul(real.address, ask)
         return
     with EmbeddedConsul() as embedded:
         embedded.add_agent("n1")
@@ -283,7 +283,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
             reply = embedded.request("n1", method, path, body)
             assert reply is not None and reply.status == 200
 
-        yield Cluster(embedded.address("n1"), request_it)
+        yield WatchedConsul(embedded.address("n1"), request_it)
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def own_checks(given: bytes) -> list[str]:
 
 
 def test_the_watches_call_their_handlers_at_once_and_at_each_change(
-    cluster: Cluster, tools: Path, tmp_path: Path
+    cluster: WatchedConsul, tools: Path, tmp_path: Path
 ) -> None:
     node = StorageNode(tmp_path, cluster.address, 20490)
     config = node.configure()

@@ -27,7 +27,7 @@ from standfast.system.clock import monotonic, utc_now
 from tests.contract.demo_scene import keep_pace, quiet_cluster
 from tests.support.browser import Browser, headless
 from tests.support.consul_clusters import free_ports
-from tests.support.exporters import Agent, behind_a_password, exporting
+from tests.support.exporters import AnsweringAgent, behind_a_password, exporting
 from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.status_documents import blind, dead, keys, served, standby
@@ -43,7 +43,7 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title=
 class Scene:
     """The exporter of n1, its agent and its Consul."""
 
-    agent: Agent
+    agent: AnsweringAgent
     consul: EmbeddedConsul
     gateway: ConsulGateway
     key: str
@@ -78,7 +78,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
             consul.add_agent(name)
         node = StorageNode(tmp_path, consul.address("n1"), free_ports(1)[0])
         config = node.configure(lease={"request_timeout": 1.0})
-        agent = Agent(config.run_dir / "agent.sock")
+        agent = AnsweringAgent(config.run_dir / "agent.sock")
         agent.says(fresh(served()))
         gateway = ConsulGateway([consul.address("n1")], timeout_s=5)
         with exporting(node.environment()) as (url, exporter):

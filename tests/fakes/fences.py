@@ -12,7 +12,7 @@ from standfast.system.clock import Deadline, monotonic
 
 
 @dataclass
-class Kernel:
+class SharedPort:
     """What all volumes of a node have in common."""
 
     open_until: float = 0.0
@@ -20,8 +20,8 @@ class Kernel:
     broken: bool = False
 
 
-class OneOf(KernelFence):
-    def __init__(self, kernel: Kernel, directory: Path, volume: str) -> None:
+class VolumeFence(KernelFence):
+    def __init__(self, kernel: SharedPort, directory: Path, volume: str) -> None:
         super().__init__(2049, directory, volume)
         self.kernel = kernel
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tests.sim.world import World
+from tests.sim.world import SimWorld
 
 
-def is_clean(world: World) -> bool:
+def is_clean(world: SimWorld) -> bool:
     leader = world.leader()
     return leader is not None and leader.is_clean
 
 
-def restored_to_a_clean(world: World) -> None:
+def restored_to_a_clean(world: SimWorld) -> None:
     """A node that was off since before a role was handed over boots into a Consul that was restored
     to the moment in which it was given up; the successor is cut off just then and serves on."""
     primary = world.begin()

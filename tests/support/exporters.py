@@ -21,7 +21,7 @@ from tests.support.waiting import soon, wait_for
 
 
 @dataclass
-class Agent:
+class AnsweringAgent:
     """Answers `status` with `doc` on the agent's socket; None: nobody answers."""
 
     path: Path

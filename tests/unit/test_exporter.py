@@ -55,7 +55,7 @@ def echo(request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WsgiAnswer:
     """What a WSGI server was told to send."""
 
     status: int
@@ -63,7 +63,7 @@ class Answer:
     body: bytes
 
 
-def ask(routes: Routes, target: str, method: str = "GET", **headers: str) -> Answer:
+def ask(routes: Routes, target: str, method: str = "GET", **headers: str) -> WsgiAnswer:
     path, _, query = target.partition("?")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
@@ -80,7 +80,7 @@ def ask(routes: Routes, target: str, method: str = "GET", **headers: str) -> Ans
 
     body = b"".join(application(routes)(environ, start))
     [(status, pairs)] = told
-    return Answer(int(status[:3]), dict(pairs), body)
+    return WsgiAnswer(int(status[:3]), dict(pairs), body)
 
 
 def test_a_request_reaches_the_route_of_its_path() -> None:

@@ -19,7 +19,7 @@ from standfast.errors import CommandFailed, StandfastError
 from standfast.system import locks
 from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.fences import Kernel, OneOf
+from tests.fakes.fences import SharedPort, VolumeFence
 from tests.support.examples import examples
 
 VOLUMES = ("data", "music")
@@ -31,11 +31,11 @@ class Port:
 
     directory: Path
     clock: StoppedClock
-    kernel: Kernel = field(default_factory=Kernel)
+    kernel: SharedPort = field(default_factory=SharedPort)
     ends: dict[str, float] = field(default_factory=dict)
 
-    def fence(self, volume: str) -> OneOf:
-        return OneOf(self.kernel, self.directory, volume)
+    def fence(self, volume: str) -> VolumeFence:
+        return VolumeFence(self.kernel, self.directory, volume)
 
     def claim(self, volume: str, _: float) -> None:
         self.fence(volume).claim()

@@ -23,7 +23,7 @@ from standfast.nomad.observation import Constrained, Note, Noted, Observed, Role
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
-from tests.fakes.nomad_world import Client, FakeNomad, Placed, World, job
+from tests.fakes.nomad_world import FakeNomad, NomadClient, NomadWorld, Placed, job
 from tests.fakes.rude_server import hang, reply_json, rude_server
 from tests.support.checkout import CHECKOUT
 from tests.support.observations import config
@@ -187,11 +187,11 @@ def test_what_follows_from_what_was_seen(
     assert decision.sentence
 
 
-def world(*jobs: str) -> World:
-    return World({name: Client(name) for name in "ab"}, [job(name) for name in jobs])
+def world(*jobs: str) -> NomadWorld:
+    return NomadWorld({name: NomadClient(name) for name in "ab"}, [job(name) for name in jobs])
 
 
-def follower(where: World, name: str = "a") -> Follower:
+def follower(where: NomadWorld, name: str = "a") -> Follower:
     base = config(name, nomad=NomadAccess(kill_timeout_limit=0.5))
     where.set_epoch(base, 1)
     return where.follower(base)
@@ -203,7 +203,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "REPORT_S", 0.05)
 
 
-def serving(*jobs: str) -> tuple[World, Follower]:
+def serving(*jobs: str) -> tuple[NomadWorld, Follower]:
     """`a` is primary and runs the jobs."""
     where = world(*jobs)
     one = follower(where)

@@ -51,7 +51,7 @@ from tests.contract.peers import FileGateway
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.client import FakeClient, fake_client
 from tests.fakes.consul import MemoryConsul
-from tests.sim.model_consul import Client
+from tests.sim.model_consul import SimConsul
 from tests.sim.one_node import on_a_node
 from tests.support.consul_clusters import NODE, embedded_cluster, real_cluster
 from tests.support.pace import patient
@@ -108,7 +108,7 @@ IMPLEMENTATIONS = (
     Implementation((ConsulGateway,), real, name="real"),
     Implementation((ConsulGateway, EmbeddedConsul), embedded, name="embedded"),
     Implementation((MemoryConsul,), in_memory),
-    Implementation((Client,), simulated, name="simulated"),
+    Implementation((SimConsul,), simulated, name="simulated"),
 )
 OF_CLIENTS = (Implementation((FakeClient,), of_a_client),)
 OF_KEYS = (Implementation((FileGateway,), in_a_file),)

@@ -24,7 +24,7 @@ _AUTOCLEAR = 4
 _INFO = struct.pack("=5Q4I64s64s32s2Q", *(0,) * 8, _AUTOCLEAR, b"standfast-lab", b"", b"", 0, 0)
 
 
-class Disk:
+class LoopDisk:
     """Holds the loop device as long as it is open; the kernel frees it with the process."""
 
     def __init__(self, size_bytes: int = 1 << 30) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.labs.containers.lab import Lab, ganesha_export
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.shared.client import NfsFailed, NfsTimeout, missing_records
 from tests.labs.shared.host import LABS, Claim, cgroups
 from tests.support.checkout import CHECKOUT
@@ -41,7 +41,7 @@ def healthy(lab: Lab) -> Iterator[Lab]:
     lab.wait_for_leader()
 
 
-def serve(node: Node) -> None:
+def serve(node: Container) -> None:
     """Export /persist/services on a node, as an operator would by hand."""
     node.sh(
         "[ -d /persist/services ] || btrfs subvolume create /persist/services\n"
@@ -51,7 +51,7 @@ def serve(node: Node) -> None:
     node.run("systemctl", "restart", "nfs-server")
 
 
-def reaches(sender: Node, receiver: Node) -> bool:
+def reaches(sender: Container, receiver: Container) -> bool:
     """Whether a datagram gets through in one direction, asked of the receiver."""
     listen = (
         "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "

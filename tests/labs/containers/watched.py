@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.labs.containers.cluster import AGENT, VOLUME, Cluster
+from tests.labs.containers.cluster import AGENT, VOLUME, ContainerCluster
 from tests.labs.shared.cluster import UNITS
 
 FACTOR = 15.0
@@ -14,7 +14,7 @@ INTERVAL_S = 10
 SCRAPE_S = 2
 
 
-class Watched(Cluster):
+class Watched(ContainerCluster):
     """Two storage nodes whose exporters listen on their addresses."""
 
     interval_s = INTERVAL_S

@@ -38,6 +38,7 @@ from standfast.system.mountinfo import (
 from tests.fakes.client import fake_client, fsid
 from tests.fakes.machine import config_in
 from tests.support import needs
+from tests.support.waiting import soon
 
 PATH = Path("/data/services")
 MOUNTINFO = """\
@@ -47,10 +48,6 @@ MOUNTINFO = """\
 43 22 0:50 /sub\\040dir /srv/www rw shared:7 - nfs4 data-services.service.consul:/persist/services rw,vers=4.2,addr=192.168.1.2
 44 22 0:51 / /mnt/nas rw - nfs4 [2001:db8::1]:/export rw,addr=2001:db8::1
 """  # noqa: E501
-
-
-def soon() -> Deadline:
-    return Deadline.after(10)
 
 
 def test_an_automounted_nfs_mount_is_understood() -> None:
@@ -250,8 +247,8 @@ def test_what_systemd_says_of_the_path(tmp_path: Path, monkeypatch: pytest.Monke
     assert units.dependants(PATH) == ("db.service", "web.service")
     assert units.active(["one.service", "two.service"]) == ("one.service",)
     assert units.active([]) == ()
-    units.restart(["a.service", "b.service"], soon())
-    units.end_mounting(PATH, soon())
+    units.restart(["a.service", "b.service"], soon(10))
+    units.end_mounting(PATH, soon(10))
     assert (tmp_path / "calls").read_text().splitlines()[-2:] == [
         "restart -- a.service b.service",
         "kill -- data-services.mount",
@@ -268,8 +265,8 @@ def test_blocks_of_systemctl_show() -> None:
 
 def test_a_probe_says_how_the_directory_is(tmp_path: Path) -> None:
     mounts = KernelMounts(tmp_path / "run")
-    assert mounts.probe(tmp_path, soon()) == (Answer.ANSWERS, "")
-    answer, detail = mounts.probe(tmp_path / "none", soon())
+    assert mounts.probe(tmp_path, soon(10)) == (Answer.ANSWERS, "")
+    answer, detail = mounts.probe(tmp_path / "none", soon(10))
     assert answer is Answer.FAILS and "ENOENT" in detail
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -281,7 +278,7 @@ def test_a_stale_handle_is_told_from_other_errors(
     from standfast.mounts import mounts as module
 
     monkeypatch.setattr(module, "PROBE", f"{stale}os.statvfs = raises\n{module.PROBE}")
-    assert KernelMounts(tmp_path).probe(tmp_path, soon()) == (Answer.STALE, "stale file handle")
+    assert KernelMounts(tmp_path).probe(tmp_path, soon(10)) == (Answer.STALE, "stale file handle")
 
 
 def test_a_probe_that_hangs_is_ended_and_one_that_can_not_be_is_not_doubled(
@@ -298,26 +295,26 @@ def test_a_probe_that_hangs_is_ended_and_one_that_can_not_be_is_not_doubled(
     argv = [sys.executable, "-c", module.PROBE, str(tmp_path), str(tmp_path / "probe.pid")]
     with subprocess.Popen(argv) as left:
         try:
-            limit = soon()
+            limit = soon(10)
             while not (tmp_path / "probe.pid").exists() or (
                 (tmp_path / "probe.pid").read_text() != str(left.pid)
             ):
                 assert not limit.expired
             monkeypatch.setattr(module, "PROBE", "raise SystemExit(99)")
-            assert mounts.probe(tmp_path, soon())[0] is Answer.HANGS
+            assert mounts.probe(tmp_path, soon(10))[0] is Answer.HANGS
         finally:
             left.kill()
     monkeypatch.setattr(module, "PROBE", "")
-    assert mounts.probe(tmp_path, soon())[0] is Answer.ANSWERS
+    assert mounts.probe(tmp_path, soon(10))[0] is Answer.ANSWERS
 
 
 def test_a_host_name_is_resolved_and_an_address_is_taken_as_it_is(tmp_path: Path) -> None:
     mounts = KernelMounts(tmp_path)
-    assert mounts.resolve("192.168.1.2", soon()) == {"192.168.1.2"}
-    assert mounts.resolve("2001:0db8::1", soon()) == {"2001:db8::1"}
-    assert "127.0.0.1" in mounts.resolve("localhost", soon())
-    assert mounts.resolve("nobody.invalid", soon()) == frozenset()
-    assert mounts.resolve("--help", soon()) == frozenset()
+    assert mounts.resolve("192.168.1.2", soon(10)) == {"192.168.1.2"}
+    assert mounts.resolve("2001:0db8::1", soon(10)) == {"2001:db8::1"}
+    assert "127.0.0.1" in mounts.resolve("localhost", soon(10))
+    assert mounts.resolve("nobody.invalid", soon(10)) == frozenset()
+    assert mounts.resolve("--help", soon(10)) == frozenset()
 
 
 def test_who_has_a_file_open_is_found_by_path_and_by_the_number_of_the_mount(

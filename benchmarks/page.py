@@ -14,7 +14,7 @@ from standfast.demo.consul_server import EmbeddedConsul
 from standfast.system.clock import utc_now
 from tests.support.browser import Browser, headless
 from tests.support.consul_clusters import free_ports
-from tests.support.exporters import AnsweringAgent, exporting
+from tests.support.exporter import AnsweringAgent, serving_pages
 from tests.support.status_documents import keys, served
 from tests.support.storage_node import StorageNode
 
@@ -52,8 +52,8 @@ def window() -> Iterator[Window]:
         agent.says({**served(), "since": utc_now() - 60})
         for key, value in keys(utc_now()).items():
             node.gateway.put(config.key(key), value)
-        with exporting(node.environment()) as (url, _):
-            yield Window(browser, url)
+        with serving_pages(node.environment(), Path(directory) / "exporter.log") as exporter:
+            yield Window(browser, exporter.url)
         agent.says(None)
 
 

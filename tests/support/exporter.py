@@ -1,20 +1,22 @@
-"""The shipped exporter as a process, and an agent for it to ask."""
+"""The shipped exporter as a process, the agents that it asks, and a proxy before it."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import socket
 import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from standfast.config.model import Config
-from standfast.demo.commands import command
+from standfast.demo.commands import STANDFAST, command
 from standfast.system.local_socket import listen, read_line, send
 from tests.support.checkout import CHECKOUT
 from tests.support.consul_clusters import free_ports
@@ -29,6 +31,11 @@ class Exporter:
     port: int
     log: Path
     process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """The address of its page."""
+        return f"http://127.0.0.1:{self.port}/"
 
     def get(
         self, path: str, *, method: str = "GET", **headers: str
@@ -54,15 +61,30 @@ class Exporter:
 
 @contextlib.contextmanager
 def exporting(config: Config) -> Iterator[Exporter]:
-    """`standfast-exporter` until the block ends."""
-    [port] = free_ports(1)
+    """`standfast-exporter` with this configuration until the block ends."""
     log = config.source.parent / "exporter.log"
+    environment = {
+        "STANDFAST_CONFIG_DIR": str(config.source.parent),
+        "PYTHONPATH": str(CHECKOUT),
+    }
     words = command(str(CHECKOUT / "exporters/standfast-exporter"))
+    with _running(words, environment, log) as exporter:
+        yield exporter
+
+
+@contextlib.contextmanager
+def serving_pages(environment: Mapping[str, str], log: Path) -> Iterator[Exporter]:
+    """`standfast exporter` until the block ends."""
+    with _running(command(STANDFAST, "exporter"), environment, log) as exporter:
+        yield exporter
+
+
+@contextlib.contextmanager
+def _running(words: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Exporter]:
+    [port] = free_ports(1)
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*words, "--listen", f"127.0.0.1:{port}"],
-            env={"STANDFAST_CONFIG_DIR": str(config.source.parent), "PYTHONPATH": str(CHECKOUT)},
-            stderr=stderr,
+            [*words, "--listen", f"127.0.0.1:{port}"], env=environment, stderr=stderr
         )
     exporter = Exporter(port, log, process)
     try:
@@ -99,3 +121,64 @@ def agent(config: Config, status: Mapping[str, Any] | None) -> Iterator[None]:
             server.shutdown(socket.SHUT_RDWR)
         server.close()
         thread.join(patient(20.0))
+
+
+@dataclass
+class AnsweringAgent:
+    """Answers `status` with `doc` on the agent's socket; None: nobody answers."""
+
+    path: Path
+    doc: Mapping[str, Any] | None = None
+    asked: int = 0
+    _server: socket.socket | None = field(default=None, repr=False)
+
+    def says(self, doc: Mapping[str, Any] | None) -> None:
+        self.doc = doc
+        if doc is None and self._server is not None:
+            self.path.unlink()
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)
+            self._server.close()
+            self._server = None
+        elif doc is not None and self._server is None:
+            self._server = listen(self.path)
+            threading.Thread(target=self._answer, args=[self._server], daemon=True).start()
+
+    def _answer(self, server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                read_line(connection, soon(20.0))
+                self.asked += 1
+                send(connection, {"done": True, "status": self.doc})
+
+
+@contextlib.contextmanager
+def behind_a_password(url: str, user: str, password: str) -> Iterator[str]:
+    """A reverse proxy before the page, which wants this name and password: its address."""
+    right = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers["Authorization"] != right:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", "Basic realm=standfast")
+                self.end_headers()
+                return
+            with urllib.request.urlopen(url + self.path[1:], timeout=20) as answer:
+                self.send_response(200)
+                for name in ("Content-Type", "Content-Security-Policy"):
+                    self.send_header(name, answer.headers[name])
+                self.end_headers()
+                self.wfile.write(answer.read())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

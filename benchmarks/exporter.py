@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.figures import Benchmark, Figure
 from standfast.config.load import load
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore, initialise
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.names import SnapshotName
 from standfast.system.clock import monotonic, utc_now
 from standfast.system.files import write_atomically

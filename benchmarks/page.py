@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.figures import Benchmark, Figure
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.system.clock import utc_now
 from tests.support.browser import Browser, headless
 from tests.support.consul_clusters import free_ports

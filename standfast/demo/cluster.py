@@ -15,7 +15,7 @@ from pathlib import Path
 from standfast.agent.watcher import assemble
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import HistoryEntry, Leader, StandbyRecord
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.invariants import Invariants
 from standfast.demo.ledger import Client, Every, Ledger, poll
 from standfast.demo.nodes import INTERVAL_S, Node, Place

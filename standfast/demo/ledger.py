@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from standfast.consul.gateway import ConsulGateway
-from standfast.demo.file_calls import Session
+from standfast.demo.stand_ins.file_calls import Session
 from standfast.demo.invariants import Invariants
 from standfast.errors import StandfastError, Unreachable
 from standfast.system.clock import Deadline, monotonic

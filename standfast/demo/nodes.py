@@ -20,9 +20,9 @@ from typing import Any
 from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.demo.commands import STANDFAST, command, handler
-from standfast.demo.consul_server import EmbeddedConsul
-from standfast.demo.directory import initialise, load_info
-from standfast.demo.embedded import last_words, log_dir
+from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.stand_ins.directory import initialise, load_info
+from standfast.demo.stand_ins.embedded import last_words, log_dir
 from standfast.errors import StandfastError, TimedOut
 from standfast.system.clock import Deadline, sleep
 from standfast.system.local_socket import ask

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from standfast.assembly.parts import Parts
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore
-from standfast.demo.embedded import EmbeddedBind, EmbeddedNfs, EmbeddedUnits
-from standfast.demo.fence import fence_of
-from standfast.demo.schedule import OnDemand
+from standfast.demo.stand_ins.directory import DirectoryStore
+from standfast.demo.stand_ins.embedded import EmbeddedBind, EmbeddedNfs, EmbeddedUnits
+from standfast.demo.stand_ins.fence import fence_of
+from standfast.demo.stand_ins.schedule import OnDemand
 from standfast.node.ports import BindMount, Fence, NfsServer, Schedule, Units
 from standfast.replication.ports import ReplicaStore
 

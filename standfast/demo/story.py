@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from standfast.demo.cluster import Cluster
-from standfast.demo.directory import load_info
-from standfast.demo.embedded import EmbeddedNfs
+from standfast.demo.stand_ins.directory import load_info
+from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.demo.ledger import FILE, Line, missing
 from standfast.demo.nodes import Node
 from standfast.errors import Refused, StandfastError

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 
 from standfast.config.model import Config
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.ledger import Every
 from standfast.demo.nodes import Node
 from standfast.demo.screen import Screen

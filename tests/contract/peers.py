@@ -16,8 +16,8 @@ from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config, KeepOwn, KeepPublished
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.consul.values import Entry, Set
-from standfast.demo.consul_state import ClusterState
-from standfast.demo.directory import DirectoryStore
+from standfast.demo.consul.state import ClusterState
+from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import ConsulNoQuorum
 from standfast.replication import receive
 from standfast.replication.cycle import Sender

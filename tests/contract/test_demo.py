@@ -17,7 +17,7 @@ import pytest
 
 from standfast.demo import main as demo
 from standfast.demo.cluster import Cluster
-from standfast.demo.embedded import EmbeddedNfs
+from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.demo.invariants import ONE_SERVER, Broken
 from standfast.demo.story import Times, first_promotion
 from standfast.system.clock import monotonic
@@ -88,7 +88,7 @@ def test_a_second_server_behind_an_open_fence_is_found_while_it_runs() -> None:
         # What no part of Standfast does: an export, an open fence and a server, by hand.
         EmbeddedNfs(rogue.config).export("rogue")
         fence = rogue.config.paths.run / "fence" / f"port-{rogue.config.nfs.port}.fence"
-        argv = [sys.executable, "-m", "standfast.demo.file_server", rogue.config.volume]
+        argv = [sys.executable, "-m", "standfast.demo.stand_ins.file_server", rogue.config.volume]
         environment = rogue.environment()
         start_detached(argv, op="rogue", log_file=cluster.base / "rogue.log", env=environment)
 

@@ -21,8 +21,8 @@ import pytest
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.consul.gateway import Instance
 from standfast.consul.records import Holder, Leader, LeaderState
-from standfast.demo.consul_server import EmbeddedConsul
-from standfast.demo.directory import save_info
+from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.stand_ins.directory import save_info
 from standfast.errors import Refused
 from standfast.guard import active_elsewhere, node_verdict, words
 from standfast.lease.epochs import EpochFile

@@ -23,7 +23,7 @@ import pytest
 
 from standfast.consul.records import dump_epoch
 from standfast.consul.watch import argv, definitions, environment
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.system.local_socket import listen, parse, read_line, send
 from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.support.consul_clusters import consul_binary, real_cluster

@@ -27,8 +27,8 @@ from standfast.consul.records import (
 )
 from standfast.consul.values import Op
 from standfast.demo.commands import STANDFAST, command
-from standfast.demo.consul_server import EmbeddedConsul
-from standfast.demo.fence import FileFence
+from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.stand_ins.fence import FileFence
 from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError
 from standfast.lease import keeper as keeper_module
 from standfast.lease import protocol

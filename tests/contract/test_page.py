@@ -19,7 +19,7 @@ import pytest
 
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import ClientRecord
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.story import Times, first_lines, first_promotion
 from standfast.exporter.status_cache import KEEP_S
 from standfast.system.clock import monotonic, utc_now

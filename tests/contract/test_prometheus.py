@@ -21,7 +21,7 @@ import pytest
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.commands import command
-from standfast.demo.directory import DirectoryStore, initialise
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import state

@@ -28,7 +28,7 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from tests.support import needs
 from tests.support.checkout import CHECKOUT
 from tests.support.consul_clusters import free_ports

@@ -22,10 +22,10 @@ from standfast.consul.values import (
     parse_instance,
     parse_node_health,
 )
-from standfast.demo.consul_agents import Agent, UnknownCheck
-from standfast.demo.consul_http import MAX_OPS
-from standfast.demo.consul_shapes import check_shape, health_shape
-from standfast.demo.consul_state import ClusterState, KeyRow
+from standfast.demo.consul.agents import Agent, UnknownCheck
+from standfast.demo.consul.http import MAX_OPS
+from standfast.demo.consul.shapes import check_shape, health_shape
+from standfast.demo.consul.state import ClusterState, KeyRow
 from standfast.errors import ConsulError, ConsulGarbled
 from standfast.system.clock import Deadline, monotonic
 

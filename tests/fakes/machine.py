@@ -13,7 +13,7 @@ from pathlib import Path
 
 from standfast.config.model import Config, Node, Paths
 from standfast.consul.records import Holder, LeaderState
-from standfast.demo.schedule import OnDemand
+from standfast.demo.stand_ins.schedule import OnDemand
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, take_claim
 from standfast.names import SnapshotName

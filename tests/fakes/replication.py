@@ -11,7 +11,7 @@ from pathlib import Path
 from standfast.config.model import Config, Replication
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.consul.values import Entry
-from standfast.demo.directory import initialise
+from standfast.demo.stand_ins.directory import initialise
 from standfast.system.clock import Deadline
 from tests.fakes.consul import MemoryConsul
 from tests.fakes.machine import config_in

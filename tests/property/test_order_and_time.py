@@ -25,7 +25,7 @@ from standfast.agent.local_view import LocalView
 from standfast.ages import Origin, age_of
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.consul.records import HistoryEntry
-from standfast.demo.directory import DirectoryStore, save_info
+from standfast.demo.stand_ins.directory import DirectoryStore, save_info
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
 from standfast.node.ports import Snapshot

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from standfast.consul.gateway import Committed, Conflict, Entry, Instance, _check_key
 from standfast.consul.records import Leader, LeaderState
 from standfast.consul.values import Cas, CheckIndex, CheckNotExists, Delete, Op, Set
-from standfast.demo.consul_http import MAX_OPS
+from standfast.demo.consul.http import MAX_OPS
 from standfast.errors import (
     ConsulError,
     ConsulGarbled,

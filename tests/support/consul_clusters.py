@@ -17,7 +17,7 @@ import pytest
 
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.http import Answer, Endpoint, Request, TransportError, exchange
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for

@@ -29,7 +29,7 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from tests.support.commands import sh, wait_for
 from tests.support.volumes import why_no_btrfs
 

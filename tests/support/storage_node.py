@@ -17,9 +17,9 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
-from standfast.demo.consul_server import EmbeddedConsul
-from standfast.demo.directory import DirectoryStore, initialise
-from standfast.demo.fence import FileFence
+from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise
+from standfast.demo.stand_ins.fence import FileFence
 from standfast.demo.parts import DemoParts
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance

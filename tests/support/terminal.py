@@ -15,7 +15,7 @@ from standfast.cli.main import main
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 
 PREFIX = "standfast/data-services"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from standfast.config.model import Config, Node, Paths
-from standfast.demo.directory import initialise
+from standfast.demo.stand_ins.directory import initialise
 from tests.support import needs
 from tests.support.waiting import wait_for
 

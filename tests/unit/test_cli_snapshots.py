@@ -15,7 +15,7 @@ from standfast.assembly.parts import open_store
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.load import load
 from standfast.config.model import Config
-from standfast.demo.directory import initialise, save_info
+from standfast.demo.stand_ins.directory import initialise, save_info
 from standfast.names import SnapshotName, diverged_name, parse_aside, retired_name
 from standfast.replication import pins, wire
 from standfast.replication.pins import Pin

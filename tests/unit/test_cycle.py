@@ -12,7 +12,7 @@ import pytest
 from standfast.ages import UNKNOWN, Origin
 from standfast.config.model import Config
 from standfast.consul.records import LeaderState, StandbyRecord
-from standfast.demo.directory import DirectoryStore
+from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
 from standfast.node.epoch_record import OwnEpoch, Stage

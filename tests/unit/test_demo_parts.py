@@ -14,11 +14,11 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.cluster import free_port
 from standfast.demo.commands import handler
-from standfast.demo.directory import DirectoryStore, initialise
-from standfast.demo.embedded import EmbeddedNfs, EmbeddedUnits
-from standfast.demo.fence import fence_of
-from standfast.demo.file_calls import Session, Stale
-from standfast.demo.file_server import Files, FileServer, export_file
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise
+from standfast.demo.stand_ins.embedded import EmbeddedNfs, EmbeddedUnits
+from standfast.demo.stand_ins.fence import fence_of
+from standfast.demo.stand_ins.file_calls import Session, Stale
+from standfast.demo.stand_ins.file_server import Files, FileServer, export_file
 from standfast.demo.ledger import LINE_BYTES, Ledger, Line, line_text, missing
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.demo.screen import NodeRow, Screen, node_line

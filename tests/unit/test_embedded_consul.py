@@ -19,8 +19,8 @@ from standfast.consul.gateway import (
     Set,
 )
 from standfast.consul.http import Endpoint, Request, exchange
-from standfast.demo.consul_calls import Call
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.calls import Call
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.errors import (
     ConsulError,
     ConsulGarbled,

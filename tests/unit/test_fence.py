@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from standfast.config.model import Config, Paths
-from standfast.demo.fence import FileFence
+from standfast.demo.stand_ins.fence import FileFence
 from standfast.errors import CommandFailed, Refused, TimedOut
 from standfast.fence import ipset as fence_ipset
 from standfast.fence import nftables as fence_module

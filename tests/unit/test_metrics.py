@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from standfast import __version__
 from standfast.config.load import load
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore, initialise
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.errors import StandfastError, Unreachable
 from standfast.exporter.exporter import metrics_route
 from standfast.exporter.families import FAMILIES

@@ -14,7 +14,7 @@ from standfast.btrfs.names_and_places import TreeInfo
 from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config, KeepOwn, KeepPublished, Node, Paths, Replication
 from standfast.consul.records import LeaderState
-from standfast.demo.directory import DirectoryStore, initialise, save_info
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise, save_info
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName

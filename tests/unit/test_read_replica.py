@@ -9,7 +9,7 @@ import pytest
 
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore, initialise, save_info
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise, save_info
 from standfast.exporter.metrics import Replica, read_replica
 from standfast.names import SnapshotName, diverged_name, retired_name
 from standfast.system.clock import utc_now

@@ -18,7 +18,7 @@ from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.model import Config, KeepPublished
 from standfast.consul.records import LeaderState
 from standfast.consul.values import Entry
-from standfast.demo.directory import DirectoryStore, save_info
+from standfast.demo.stand_ins.directory import DirectoryStore, save_info
 from standfast.errors import ConsulNoQuorum
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName

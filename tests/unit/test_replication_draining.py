@@ -10,7 +10,7 @@ import pytest
 
 from standfast.config.load import load
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore, initialise
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.errors import Refused, StandfastError
 from standfast.node.epoch_record import OwnEpoch, Stage, snapshot_lock

@@ -17,7 +17,7 @@ from standfast.agent.document import replication_of
 from standfast.ages import Origin
 from standfast.cli import replicate
 from standfast.config.model import Config, Node, Paths, Replication
-from standfast.demo.directory import DirectoryStore
+from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import (
     CommandFailed,
     ConsulNoQuorum,

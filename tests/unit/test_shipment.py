@@ -13,7 +13,7 @@ import pytest
 from standfast.ages import UNKNOWN, Origin
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore, save_info
+from standfast.demo.stand_ins.directory import DirectoryStore, save_info
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import pytest
 
 from standfast.config.model import Config
-from standfast.demo.embedded import EmbeddedBind
+from standfast.demo.stand_ins.embedded import EmbeddedBind
 from standfast.errors import StandfastError
 from standfast.mounts.bind import LiveBind
 from standfast.node.ports import BindMount, LiveTree

@@ -29,7 +29,7 @@ from standfast.consul.gateway import (
     Entry,
     Set,
 )
-from standfast.demo.consul_server import EmbeddedConsul
+from standfast.demo.consul.server import EmbeddedConsul
 from standfast.errors import ConsulError, ConsulGarbled
 from standfast.lease import holding
 from standfast.node import node as machine

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.demo.fence import FileFence
+from standfast.demo.stand_ins.fence import FileFence
 from standfast.errors import StandfastError, TimedOut
 from standfast.fence.ipset import IpsetFence
 from standfast.fence.nftables import NftFence

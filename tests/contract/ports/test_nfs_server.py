@@ -20,7 +20,7 @@ from unittest.mock import patch
 import pytest
 
 from standfast.consul.records import Holder, Leader, LeaderState
-from standfast.demo.embedded import EmbeddedNfs
+from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.mounts.bind import LiveBind
 from standfast.nfs import kernel as nfs_module

@@ -24,8 +24,8 @@ import pytest
 
 from standfast.btrfs.names_and_places import Store
 from standfast.btrfs.store import BtrfsStore
-from standfast.demo import directory_stream
-from standfast.demo.directory import DirectoryStore, initialise
+from standfast.demo.stand_ins import directory_stream
+from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.demo.schedule import OnDemand
+from standfast.demo.stand_ins.schedule import OnDemand
 from standfast.node.ports import Schedule
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.machine import FakeSchedule

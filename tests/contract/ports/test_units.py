@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 
 from standfast.consul.records import Holder, Leader, LeaderState
-from standfast.demo.embedded import EmbeddedUnits
+from standfast.demo.stand_ins.embedded import EmbeddedUnits
 from standfast.errors import StandfastError
 from standfast.lease.files import save_claim
 from standfast.lease.protocol import Claim

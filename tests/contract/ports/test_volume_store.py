@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from standfast.btrfs.store import BtrfsStore
-from standfast.demo.directory import DirectoryStore
+from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
 from standfast.node.ports import LiveTree, Snapshot, VolumeStore

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from standfast.demo.consul_agents import Agent, BadRegistration, parse_duration
+from standfast.demo.consul.agents import Agent, BadRegistration, parse_duration
 
 DEFAULT_WAIT_S = 300.0
 LONGEST_WAIT_S = 600.0

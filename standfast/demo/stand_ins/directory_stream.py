@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from standfast.btrfs.names_and_places import TreeInfo
-from standfast.demo.directory import save_info
+from standfast.demo.stand_ins.directory import save_info
 
 MAGIC = "standfast-tree"
 _FRAME = struct.Struct(">I")

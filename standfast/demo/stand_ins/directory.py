@@ -156,4 +156,4 @@ def _copy_file(source: str, target: str) -> None:
 
 
 def _stream(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "standfast.demo.directory_stream", *arguments]
+    return [sys.executable, "-m", "standfast.demo.stand_ins.directory_stream", *arguments]

@@ -17,10 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-from standfast.demo.consul_agents import Agent
-from standfast.demo.consul_calls import BadRequest, Call, NoLeader, Reply
-from standfast.demo.consul_http import answer
-from standfast.demo.consul_state import ClusterState
+from standfast.demo.consul.agents import Agent
+from standfast.demo.consul.calls import BadRequest, Call, NoLeader, Reply
+from standfast.demo.consul.http import answer
+from standfast.demo.consul.state import ClusterState
 from standfast.system.clock import Deadline, monotonic
 
 HEALTHS = ("passing", "critical", "absent")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from standfast.demo.consul_agents import STATUSES, Agent, BadRegistration, UnknownCheck
-from standfast.demo.consul_calls import BadRequest, Call, NoLeader, Reply
-from standfast.demo.consul_shapes import (
+from standfast.demo.consul.agents import STATUSES, Agent, BadRegistration, UnknownCheck
+from standfast.demo.consul.calls import BadRequest, Call, NoLeader, Reply
+from standfast.demo.consul.shapes import (
     DATACENTER,
     catalog_shape,
     check_shape,
@@ -22,7 +22,7 @@ from standfast.demo.consul_shapes import (
     node_shape,
     service_shape,
 )
-from standfast.demo.consul_state import CheckRow, ClusterState
+from standfast.demo.consul.state import CheckRow, ClusterState
 from standfast.system.clock import monotonic
 
 MAX_VALUE_BYTES = 512 * 1024

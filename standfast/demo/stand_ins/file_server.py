@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from standfast.config.model import Config
-from standfast.demo.directory import DirectoryStore
-from standfast.demo.fence import fence_of
+from standfast.demo.stand_ins.directory import DirectoryStore
+from standfast.demo.stand_ins.fence import fence_of
 from standfast.errors import StandfastError
 from standfast.node.epoch_record import OwnEpoch
 from standfast.node.ports import Fence, VolumeStore

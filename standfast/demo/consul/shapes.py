@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from standfast.demo.consul_state import CheckRow, ClusterState, NodeRow, ServiceRow
+from standfast.demo.consul.state import CheckRow, ClusterState, NodeRow, ServiceRow
 
 DATACENTER = "dc1"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from standfast.demo.consul_state import SERF_HEALTH, CheckRow, ClusterState, ServiceRow
+from standfast.demo.consul.state import SERF_HEALTH, CheckRow, ClusterState, ServiceRow
 
 # Every node of the embedded cluster is a server, and Consul lists its servers as a service.
 SERVER_SERVICE = "consul"

@@ -1,0 +1,1 @@
+"""An embedded Consul-compatible server: a whole cluster in one process."""

@@ -23,7 +23,8 @@ from typing import Any
 from benchmarks import cluster, demo, exporter, guard, lab, monitoring, nomad, page, replication
 from benchmarks.figures import Benchmark, Document, Run, begin, missed, put, render, sentence
 from standfast.system.clock import format_utc, monotonic, utc_now
-from tests.labs.shared.host import CHECKOUT, sh
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import sh
 
 DOCUMENT = CHECKOUT / "docs/benchmarks.json"
 SUBJECTS = (guard, exporter, page, demo, lab, cluster, nomad, monitoring, replication)

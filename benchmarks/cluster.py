@@ -10,11 +10,21 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from benchmarks.figures import Benchmark, Figure
-from tests.labs.containers.cluster import AGENT, DEFAULT, FAST, LEASE, PRIMARY, Cluster, Timing
+from tests.labs.containers.cluster import (
+    AGENT,
+    DEFAULT,
+    FAST,
+    LEASE,
+    PRIMARY,
+    ContainerCluster,
+    Timing,
+)
 from tests.labs.containers.lab import NEEDS, Lab, ganesha_export
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.shared.client import EXPORT, Stream
-from tests.labs.shared.host import CHECKOUT, LabError, why_not
+from tests.labs.shared.host import why_not
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError
 
 FIRST_WRITE_S = {DEFAULT: 20.0, FAST: 9.0}
 IDLE_PERCENT = 1.0
@@ -38,7 +48,7 @@ TIMED = (
 class Scene:
     """A cluster whose primary is n1, and what its lab did before the product was there."""
 
-    cluster: Cluster
+    cluster: ContainerCluster
     bare_pauses_s: Sequence[float]
     """Of a client whose NFS server was only restarted."""
 
@@ -48,7 +58,7 @@ def installed(timing: Timing) -> Iterator[Scene]:
     """Three nodes that replicate every 3 s; each failover may follow the last at once."""
     with Lab() as lab:
         bare = bare_pauses(lab)
-        cluster = Cluster(lab, timing, extra="failover_cooldown = 0\nfailover_after = 15")
+        cluster = ContainerCluster(lab, timing, extra="failover_cooldown = 0\nfailover_after = 15")
         cluster.install()
         cluster.begin()
         yield Scene(cluster, bare)
@@ -99,7 +109,7 @@ class Used:
     wake_ups: int
 
     @classmethod
-    def read(cls, node: Node, pids: Sequence[str]) -> Used:
+    def read(cls, node: Container, pids: Sequence[str]) -> Used:
         """User and system time with reaped children; waits of those threads that are there now."""
         ticks = 0
         for pid in pids:
@@ -110,13 +120,13 @@ class Used:
         return cls(time.monotonic(), ticks / 100, sum(int(line.split()[1]) for line in woken))
 
 
-def main_pids(node: Node, *units: str) -> list[str]:
+def main_pids(node: Container, *units: str) -> list[str]:
     """The lease process runs on the primary only."""
     shown = [node.run("systemctl", "show", "-P", "MainPID", unit).stdout.strip() for unit in units]
     return [pid for pid in shown if pid != "0"]
 
 
-def resident_mb(node: Node, pids: Sequence[str]) -> float:
+def resident_mb(node: Container, pids: Sequence[str]) -> float:
     files = " ".join(f"/proc/{pid}/status" for pid in pids)
     lines = node.sh(f"grep -h ^VmRSS {files}").splitlines()
     return sum(int(line.split()[1]) for line in lines) * 1024 / 1e6
@@ -187,7 +197,7 @@ def first_writes(scene: Scene, rounds: int) -> Sequence[Figure]:
     ]
 
 
-def power_cut(cluster: Cluster, path: str) -> float:
+def power_cut(cluster: ContainerCluster, path: str) -> float:
     """Of the primary; seconds to the next acknowledged write. All nodes are well again after it."""
     lab, old = cluster.lab, cluster.primary()
     cluster.wait_for_voters()
@@ -234,7 +244,7 @@ def handovers(scene: Scene, rounds: int) -> Sequence[Figure]:
 
 
 def handover(
-    cluster: Cluster, source: str, target: str, words: Sequence[str], path: str
+    cluster: ContainerCluster, source: str, target: str, words: Sequence[str], path: str
 ) -> tuple[float, float]:
     """Seconds for which nothing was acknowledged, and that the command took."""
     lab = cluster.lab

@@ -11,8 +11,9 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.labs.shared.host import CHECKOUT, sh
-from tests.replication_bed import Bed
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import sh
+from tests.support.replication_bed import Bed
 
 TIMED = """
 set -o pipefail

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.figures import Benchmark, Figure
 from standfast.system.clock import monotonic
-from tests.labs.shared.host import sh
+from tests.support.commands import sh
 
 
 def demo(_: None, rounds: int) -> Sequence[Figure]:

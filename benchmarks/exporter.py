@@ -21,8 +21,8 @@ from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.names import SnapshotName
 from standfast.system.clock import monotonic, utc_now
 from standfast.system.files import write_atomically
-from tests.contract.test_exporter import Exporter, agent, exporting
-from tests.labs.shared.host import LabError
+from tests.support.commands import LabError
+from tests.support.exporter import Exporter, agent, exporting
 from tests.support.origins import note_epoch
 
 # Standbys -> milliseconds promised on an idle machine.

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.figures import Benchmark, Figure
-from tests.contract.storage_node import StorageNode, embedded_primary, guard, run_handler
-from tests.labs.shared.host import LabError
-from tests.rude_server import hang, rude_server
+from tests.fakes.rude_server import hang, rude_server
+from tests.support.commands import LabError
+from tests.support.storage_node import StorageNode, embedded_primary, guard, run_handler
 
 PROMISE_MS = 250
 REFUSAL_MS = 3500

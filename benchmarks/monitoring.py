@@ -13,16 +13,16 @@ from pathlib import Path
 from benchmarks.figures import Benchmark, Figure
 from tests.labs.containers.cluster import FAST
 from tests.labs.containers.lab import NEEDS, Lab
-from tests.labs.containers.test_prometheus import FACTOR, SCRAPE_S, Watched
+from tests.labs.containers.watched import FACTOR, SCRAPE_S, Watched
 from tests.labs.shared import host
-from tests.labs.shared.monitoring import RULES, Monitoring, quicker
+from tests.support.monitoring import RULES, Monitoring, quicker
 
 LAG_S = 2 * Watched.interval_s + 60 / FACTOR
 """What docs/alerts.md promises of the alert's time, with the rules' waits divided by FACTOR."""
 
 
 @dataclass(frozen=True)
-class Site:
+class MonitoredCluster:
     """Two storage nodes, and what watches them."""
 
     cluster: Watched
@@ -30,7 +30,7 @@ class Site:
 
 
 @contextmanager
-def site() -> Iterator[Site]:
+def site() -> Iterator[MonitoredCluster]:
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
         cluster = Watched(lab, FAST, extra="failover_cooldown = 0\nfailover_after = 6")
         cluster.install()
@@ -43,10 +43,10 @@ def site() -> Iterator[Site]:
             netns=lab.client.netns,
         ) as made:
             made.wait_for(lambda: len(made.query("up == 1")) == 2, "both are scraped", 60.0)
-            yield Site(cluster, made)
+            yield MonitoredCluster(cluster, made)
 
 
-def lag(place: Site, rounds: int) -> Sequence[Figure]:
+def lag(place: MonitoredCluster, rounds: int) -> Sequence[Figure]:
     """From the time of the newest snapshot, which no other follows, to the alert."""
     standby, taken_s = place.cluster[place.cluster.other()], []
     for _ in range(rounds):

@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmarks.figures import Benchmark, Figure
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.system.clock import utc_now
-from tests.contract.browser import Browser, headless
-from tests.contract.consul_clusters import free_ports
-from tests.contract.exporter_scene import Agent, exporting
-from tests.contract.storage_node import StorageNode
-from tests.unit.pictures import keys, served
+from tests.support.browser import Browser, headless
+from tests.support.consul_clusters import free_ports
+from tests.support.exporter import AnsweringAgent, serving_pages
+from tests.support.status_documents import keys, served
+from tests.support.storage_node import StorageNode
 
 # Milliseconds until the page and all that it asks for is there, the status last, and until its
 # first file is; kilobytes of all of it.
@@ -48,12 +48,12 @@ def window() -> Iterator[Window]:
             consul.add_agent(name)
         node = StorageNode(Path(directory), consul.address("n1"), free_ports(1)[0])
         config = node.configure(lease={"request_timeout": 1.0})
-        agent = Agent(config.run_dir / "agent.sock")
+        agent = AnsweringAgent(config.run_dir / "agent.sock")
         agent.says({**served(), "since": utc_now() - 60})
         for key, value in keys(utc_now()).items():
             node.gateway.put(config.key(key), value)
-        with exporting(node.environment()) as (url, _):
-            yield Window(browser, url)
+        with serving_pages(node.environment(), Path(directory) / "exporter.log") as exporter:
+            yield Window(browser, exporter.url)
         agent.says(None)
 
 

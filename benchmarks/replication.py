@@ -29,9 +29,10 @@ from standfast.names import diverged_name
 from standfast.replication import wire
 from standfast.replication.cycle import Sender
 from standfast.system.clock import utc_now
-from tests.contract.volumes import why_no_btrfs
-from tests.labs.shared.host import CHECKOUT, LabError
-from tests.replication_bed import GIB, MIB, VOLUME, Bed, Cycle, Tree, bed
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError
+from tests.support.replication_bed import GIB, MIB, VOLUME, Bed, GeneratedTree, MeasuredCycle, bed
+from tests.support.volumes import why_no_btrfs
 
 STEPS = ("full", "1 % changed", "unchanged")
 INCREMENTS = 4
@@ -47,15 +48,15 @@ ANSWER_S = 600.0
 
 
 @dataclass(frozen=True)
-class Place:
+class ReplicatedTree:
     """Nodes with their disks, and the tree that "a" has."""
 
     bed: Bed
-    tree: Tree
+    tree: GeneratedTree
 
 
 @contextmanager
-def planted(tree: Tree) -> Iterator[Place]:
+def planted(tree: GeneratedTree) -> Iterator[ReplicatedTree]:
     """A bed for all contestants. Nodes that send have a variant for each kind of receiver."""
     sizes = {"a": 6 * GIB, **dict.fromkeys(("b", "c", "d", "bare", "btrbk"), 4 * GIB)}
     with bed(sizes) as place:
@@ -66,18 +67,18 @@ def planted(tree: Tree) -> Iterator[Place]:
         )
         place.configure("a", "-link", replication={"bandwidth_limit": LINK_BYTES_S})
         tree.build(place.live("a"))
-        yield Place(place, tree)
+        yield ReplicatedTree(place, tree)
 
 
 @contextmanager
-def many_files() -> Iterator[Place]:
-    with planted(Tree("1 GiB in 20000 files", 20_000)) as place:
+def many_files() -> Iterator[ReplicatedTree]:
+    with planted(GeneratedTree("1 GiB in 20000 files", 20_000)) as place:
         yield place
 
 
 @contextmanager
-def one_file() -> Iterator[Place]:
-    with planted(Tree("1 GiB in one file", 1)) as place:
+def one_file() -> Iterator[ReplicatedTree]:
+    with planted(GeneratedTree("1 GiB in one file", 1)) as place:
         yield place
 
 
@@ -111,7 +112,7 @@ class OursAsProcess:
 
     def __init__(self, place: Bed) -> None:
         self._bed = place
-        self.cycles: list[Cycle] = []
+        self.cycles: list[MeasuredCycle] = []
 
     def begin(self) -> None:
         pass  # `Ours` forgets for both
@@ -195,7 +196,7 @@ def sink() -> None:
 # -- what is measured ------------------------------------------------------------------------------
 
 
-def cycles(place: Place, rounds: int) -> Sequence[Figure]:
+def cycles(place: ReplicatedTree, rounds: int) -> Sequence[Figure]:
     """Full, increments and unchanged, each contestant in turn and first as often as the others."""
     tree, on = place.tree, place.bed
     ours, process, samples = Ours(on), OursAsProcess(on), Samples()
@@ -238,7 +239,7 @@ def of_step(step: str, samples: Samples) -> Sequence[Figure]:
     ]
 
 
-def memory(done: Sequence[Cycle]) -> dict[str, list[float]]:
+def memory(done: Sequence[MeasuredCycle]) -> dict[str, list[float]]:
     """Of our processes, by role: the peak of each cycle that was seen, MiB."""
     found: dict[str, list[float]] = {}
     for cycle in done:
@@ -255,7 +256,7 @@ RECEIVERS = {
 }
 
 
-def three_standbys(place: Place, rounds: int) -> Sequence[Figure]:
+def three_standbys(place: ReplicatedTree, rounds: int) -> Sequence[Figure]:
     """One standby alone, then three at once, full sends."""
     on, figures = place.bed, []
     for variant, (receivers, promise) in RECEIVERS.items():
@@ -278,7 +279,7 @@ def three_standbys(place: Place, rounds: int) -> Sequence[Figure]:
     return figures
 
 
-def failback(place: Place, _rounds: int) -> Sequence[Figure]:
+def failback(place: ReplicatedTree, _rounds: int) -> Sequence[Figure]:
     """b takes over what it has, 1 % is written there, and a gets the difference back: once."""
     on, tree = place.bed, place.tree
     on.reset("b")
@@ -305,11 +306,11 @@ def failback(place: Place, _rounds: int) -> Sequence[Figure]:
 def benchmark(
     name: str,
     about: str,
-    on: Callable[[], AbstractContextManager[Place]],
-    measure: Callable[[Place, int], Sequence[Figure]],
+    on: Callable[[], AbstractContextManager[ReplicatedTree]],
+    measure: Callable[[ReplicatedTree, int], Sequence[Figure]],
     round_s: float,
     rounds: int = 1,
-) -> Benchmark[Place]:
+) -> Benchmark[ReplicatedTree]:
     return Benchmark(
         f"replication-{name}",
         about,

@@ -26,9 +26,9 @@ from typing import Any
 
 from standfast.assembly.parts import open_store
 from standfast.config.model import Config
-from tests.labs.shared.commands import Process
-from tests.labs.shared.host import CHECKOUT
-from tests.replication_bed import GIB, MIB, Bed, Cycle, bed, command
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import Process
+from tests.support.replication_bed import GIB, MIB, Bed, MeasuredCycle, bed, command
 
 OLDEST_S = 8.0
 SAMPLE_S = 0.5
@@ -125,7 +125,7 @@ class Sample:
 
 
 @dataclass
-class Watch:
+class SnapshotSampler:
     """Samples two nodes' snapshots until the block is left."""
 
     primary: Config
@@ -133,7 +133,7 @@ class Watch:
     samples: list[Sample] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SnapshotSampler:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -160,11 +160,11 @@ class Watch:
 
 
 @dataclass
-class Run:
+class IntervalRun:
     """Cycles and samples of one interval."""
 
     interval_s: float
-    cycles: list[Cycle] = field(default_factory=list)
+    cycles: list[MeasuredCycle] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     cost: str = ""
@@ -175,12 +175,12 @@ class Run:
         return [one.peaks_mib[what] for one in self.cycles if what in one.peaks_mib]
 
 
-def soak(place: Bed, interval_s: float, seconds: float) -> Run:
+def soak(place: Bed, interval_s: float, seconds: float) -> IntervalRun:
     """Cycles as a timer with OnUnitActiveSec starts them: from start to start."""
-    run = Run(interval_s)
+    run = IntervalRun(interval_s)
     before = Meter.read(place)
     end = time.monotonic() + seconds
-    with Watch(place.config("a"), place.config("b")) as watch:
+    with SnapshotSampler(place.config("a"), place.config("b")) as watch:
         while (started := time.monotonic()) < end:
             try:
                 run.cycles.append(place.replicate("a", "b"))
@@ -202,7 +202,7 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
     return statistics.median(rest[:part]), statistics.median(rest[-part:])
 
 
-def report(run: Run, *, judge: bool) -> bool:
+def report(run: IntervalRun, *, judge: bool) -> bool:
     """Print it; whether all that was promised is true."""
     ages = [one.age_s for one in run.samples]
     print(f"\ninterval {run.interval_s:g} s, {len(run.cycles)} cycles, {len(ages)} samples")
@@ -230,7 +230,7 @@ def report(run: Run, *, judge: bool) -> bool:
     return not wrong or not judge
 
 
-def grown(run: Run) -> list[str]:
+def grown(run: IntervalRun) -> list[str]:
     """What is larger at the end than at the start."""
     wrong = []
     for what, unit, least in (

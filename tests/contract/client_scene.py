@@ -45,7 +45,7 @@ def as_nfs(mount: Mount) -> Mount:
     return replace(mount, kind="nfs4", options=f"{mount.options},vers=4.2,hard,addr={address}")
 
 
-class StandIn(KernelMounts):
+class MountsStandIn(KernelMounts):
     """`servers` is where the exports lie; they show up in mount tables, too, and don't count."""
 
     def __init__(self, run_dir: Path, servers: Path) -> None:
@@ -87,7 +87,7 @@ class Scene:
     root: Path
     config: Config
     catalog: Catalog
-    mounts: StandIn
+    mounts: MountsStandIn
 
     def run(self) -> Outcome:
         parts = Parts(self.config, self.catalog, self.mounts, NoMountUnits(), ProcProcesses())
@@ -114,7 +114,7 @@ def build(root: Path) -> Scene:
         (export / "sub").mkdir()
         for directory in (export, export / "sub"):
             (directory / "who").write_text(address)
-    return Scene(root, config, Catalog(), StandIn(config.run_dir, root / "servers"))
+    return Scene(root, config, Catalog(), MountsStandIn(config.run_dir, root / "servers"))
 
 
 def main(root: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.images import quick_directory
-from tests.contract.volumes import require_btrfs
+from tests.support.volumes import require_btrfs
 
 
 @pytest.fixture(params=["btrfs", "directory"])

@@ -12,10 +12,10 @@ import pytest
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.values import Registration
 from tests.fakes.consul import MemoryConsul
-from tests.sim.model_consul import Client
+from tests.sim.model_consul import SimConsul
 from tests.support.waiting import wait_for
 
-Gateway = ConsulGateway | MemoryConsul | Client
+Gateway = ConsulGateway | MemoryConsul | SimConsul
 SYNC_S = 150.0
 """From an agent's word until the catalog has it: mostly milliseconds.
 

@@ -14,8 +14,8 @@ from standfast.config.model import Config, Nfs, Node, Paths
 from standfast.errors import CommandFailed
 from standfast.system.clock import Deadline, sleep
 from standfast.system.systemd import JournalLine
-from tests.contract.volumes import btrfs_on_file, command
 from tests.support import needs
+from tests.support.volumes import btrfs_on_file, command
 
 NEEDS = (
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts and serves a file system"),

@@ -23,11 +23,11 @@ from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots
 from standfast.system.clock import Deadline, utc_now
 from tests.contract.clocks import Clocks
-from tests.contract.links import Fault, Links
+from tests.contract.links import LinkFault, Links
 from tests.contract.peers import NODES, Peer, lead, peer
 from tests.contract.trees import Mutation, Tree, differences, mutate, read_tree
-from tests.contract.volumes import command
 from tests.support.origins import note_epoch
+from tests.support.volumes import command
 
 BETWEEN_S = 40.0
 """So much time passes from one step to the next."""
@@ -45,7 +45,7 @@ class Ground:
     """What came to pass in all the histories."""
 
     @contextlib.contextmanager
-    def world(self, number: int) -> Iterator[World]:
+    def world(self, number: int) -> Iterator[ThreeNodes]:
         self.clocks.reset()
         nodes = {}
         for node in NODES:
@@ -57,7 +57,7 @@ class Ground:
             self.links.reach(node, here.spec)
             nodes[node] = here.reaching(self.links.command("{node}"))
         try:
-            yield World(self, nodes)
+            yield ThreeNodes(self, nodes)
         finally:
             self.links.arm(None)
             self.links.wait_idle()
@@ -74,7 +74,7 @@ def delete_all(one: Peer) -> None:
         command("btrfs", "subvolume", "delete", *gone)
 
 
-class World:
+class ThreeNodes:
     """The primary, its standbys, and all that is known of them."""
 
     def __init__(self, ground: Ground, nodes: dict[str, Peer]) -> None:
@@ -205,7 +205,7 @@ class World:
     def count(self, what: str) -> None:
         self.ground.tally[what] += 1
 
-    def attempt(self, standby: str, fault: Fault) -> None:
+    def attempt(self, standby: str, fault: LinkFault) -> None:
         """A cycle to which something happens."""
         links = self.ground.links
         links.arm(fault)
@@ -268,27 +268,27 @@ class World:
 class Change:
     mutations: tuple[Mutation, ...]
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         for mutation in self.mutations:
             mutate(world.live, mutation)
 
 
 @dataclass(frozen=True, slots=True)
-class Cycle:
+class WholeCycle:
     to: int
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         world.cycle(world.standby(self.to))
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutCycle:
     """A cycle that is cut: the link or the receiver, after some bytes or before an effect."""
 
     to: int
-    fault: Fault
+    fault: LinkFault
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         world.attempt(world.standby(self.to), self.fault)
 
 
@@ -298,7 +298,7 @@ class Failover:
 
     to: int
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         world.promote(world.standby(self.to))
 
 
@@ -306,7 +306,7 @@ class Failover:
 class HandOver:
     to: int
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         world.hand_over(world.standby(self.to))
 
 
@@ -318,7 +318,7 @@ class WayBack:
     in_order: bool
     change: Change
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         old, new = world.primary, world.standby(self.to)
         if self.in_order:
             world.hand_over(new)
@@ -334,7 +334,7 @@ class WayBack:
 class Prune:
     node: str
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         world.prune(self.node)
 
 
@@ -343,8 +343,8 @@ class StepClock:
     node: str
     seconds: float
 
-    def happen(self, world: World) -> None:
+    def happen(self, world: ThreeNodes) -> None:
         world.ground.clocks.step(self.node, self.seconds)
 
 
-Step = Change | Cycle | Cut | Failover | HandOver | WayBack | Prune | StepClock
+Step = Change | WholeCycle | CutCycle | Failover | HandOver | WayBack | Prune | StepClock

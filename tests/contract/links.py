@@ -45,7 +45,7 @@ DOWN = ("welcome", "ready", "published")
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class LinkFault:
     """What goes wrong in one connection, and when."""
 
     do: str
@@ -91,7 +91,7 @@ class Links:
         self.reach(name, spec)
         return self.command(name)
 
-    def arm(self, fault: Fault | None) -> None:
+    def arm(self, fault: LinkFault | None) -> None:
         path = self._directory / "fault.json"
         path.unlink(missing_ok=True)
         self.happened.unlink(missing_ok=True)
@@ -166,13 +166,13 @@ class Links:
             link.send(bytes([status]))
         return 0
 
-    def _fault(self) -> Fault | None:
+    def _fault(self) -> LinkFault | None:
         try:
-            return Fault(**json.loads((self._directory / "fault.json").read_text()))
+            return LinkFault(**json.loads((self._directory / "fault.json").read_text()))
         except FileNotFoundError:
             return None
 
-    def _receive(self, spec: Path, stdin: int, stdout: int, fault: Fault | None) -> int:
+    def _receive(self, spec: Path, stdin: int, stdout: int, fault: LinkFault | None) -> int:
         if fault is not None and fault.effect is not None:
             at_effect(fault.effect, lambda: self._fall(fault))
         one = json.loads(spec.read_text())
@@ -183,11 +183,11 @@ class Links:
             status = answer(one, stdin, answers)
         return status
 
-    def _fall(self, fault: Fault) -> None:
+    def _fall(self, fault: LinkFault) -> None:
         self.come_to_pass(fault)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def come_to_pass(self, fault: Fault) -> None:
+    def come_to_pass(self, fault: LinkFault) -> None:
         if fault.image is not None and fault.copy is not None:
             copy_image(Path(fault.image), Path(fault.copy))
         if fault.touch is not None:
@@ -222,7 +222,7 @@ class Links:
 class _Link:
     """What passes messages and bytes on, until the fault comes."""
 
-    def __init__(self, links: Links, fault: Fault, sender: int, link: socket.socket) -> None:
+    def __init__(self, links: Links, fault: LinkFault, sender: int, link: socket.socket) -> None:
         self._links = links
         self._fault = fault
         self._sender = sender

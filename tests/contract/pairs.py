@@ -10,7 +10,7 @@ from standfast.assembly.parts import Parts, use
 from standfast.demo.parts import DemoParts
 from tests.contract.links import Links
 from tests.contract.peers import Peer, lead, peer
-from tests.contract.volumes import btrfs_on_file, make_live
+from tests.support.volumes import btrfs_on_file, make_live
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from standfast.replication.cycle import Sender
 from standfast.replication.ports import ReplicaStore
 from standfast.system.clock import Deadline
 from standfast.system.locks import exclusive
-from tests.contract.volumes import config_for
 from tests.fakes.consul import MemoryConsul
+from tests.support.volumes import config_for
 
 if TYPE_CHECKING:
     from tests.contract.links import Links

@@ -17,8 +17,8 @@ from standfast.btrfs.store import BtrfsStore
 from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
-from tests import streams_of_btrfs as made
-from tests.contract.volumes import btrfs_on_file, command, files, paths_below, require_btrfs
+from tests.support import btrfs_streams as made
+from tests.support.volumes import btrfs_on_file, command, files, paths_below, require_btrfs
 
 NOW = 1_800_000_000.0
 NAME = SnapshotName.at("services", NOW)

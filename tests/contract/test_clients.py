@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from tests.contract.client_scene import HUNG_S, A, B
-from tests.contract.storage_node import VOLUME, StorageNode, run_handler
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
 from tests.support.figures import note
 from tests.support.pace import patient
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.storage_node import VOLUME, StorageNode, run_handler
 
 NO_ROOT = "needs root: it mounts, in a mount namespace of its own"
 NO_UNSHARE = needs.why_no("unshare", "util-linux")
@@ -33,7 +32,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
     argv = ["unshare", "-m", "--propagation", "private", sys.executable]
     done = subprocess.run(
         [*argv, "-m", "tests.contract.client_scene", root],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         capture_output=True,
         text=True,
         timeout=patient(90.0),
@@ -122,7 +121,7 @@ def test_a_handler_that_can_not_even_take_its_lock_says_so_and_does_not_fail(
     assert str(config.paths.run) in ended.said
 
 
-def test_the_timer_s_run_looks_after_every_volume_though_one_is_configured_wrongly(
+def test_a_run_of_the_timer_looks_after_every_volume_though_one_is_configured_wrongly(
     tmp_path: Path,
 ) -> None:
     node = StorageNode(tmp_path, "127.0.0.1:1", 20490)

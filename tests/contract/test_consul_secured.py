@@ -15,15 +15,15 @@ from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
 from standfast.consul.records import ClientRecord
 from standfast.consul.values import Registration
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
-from tests.contract.consul_clusters import (
-    CHECKOUT,
+from tests.contract.consul_scene import SYNC_S, SYNCED
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import (
     NODE,
-    Cluster,
+    ConsulCluster,
     consul_binary,
     free_ports,
     real_cluster,
 )
-from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -33,8 +33,8 @@ pytestmark = SYNCED
 
 
 @dataclass(frozen=True)
-class Secured:
-    cluster: Cluster
+class SecuredConsul:
+    cluster: ConsulCluster
 
     def token(self, name: str, rules: str) -> str:
         """The secret of a new token with a policy of its own."""
@@ -56,7 +56,7 @@ class Secured:
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredConsul]:
     acl = {
         "enabled": True,
         "default_policy": "deny",
@@ -65,15 +65,15 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     }
     directory = tmp_path_factory.mktemp("consul-acl")
     with real_cluster(directory, {"acl": acl}, token=MASTER) as cluster:
-        yield Secured(cluster)
+        yield SecuredConsul(cluster)
 
 
 @pytest.fixture(scope="module")
-def enough(secured: Secured) -> str:
+def enough(secured: SecuredConsul) -> str:
     return secured.token("standfast", (CHECKOUT / "docs/consul-policy.hcl").read_text())
 
 
-def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: str) -> None:
+def test_the_shipped_policy_is_enough_for_every_call(secured: SecuredConsul, enough: str) -> None:
     gateway = secured.cluster.gateway(token=enough)
     gateway.self_check()
     key = f"standfast/{SERVICE}/epoch"
@@ -101,8 +101,8 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: Secured, enough: s
     wait_for(lambda: gateway.instances(SERVICE) == (), SYNC_S, "it is gone from the catalog")
 
 
-def test_a_client_s_policy_lets_it_say_what_it_mounts_and_change_nothing_else(
-    secured: Secured, enough: str
+def test_the_policy_of_a_client_lets_it_say_what_it_mounts_and_change_nothing_else(
+    secured: SecuredConsul, enough: str
 ) -> None:
     rules = (CHECKOUT / "docs/consul-policy-client.hcl").read_text()
     gateway = secured.cluster.gateway(token=secured.token("standfast-client", rules))
@@ -117,7 +117,7 @@ def test_a_client_s_policy_lets_it_say_what_it_mounts_and_change_nothing_else(
     secured.cluster.gateway(token=enough).delete(entry.key)
 
 
-def test_the_shipped_policy_is_enough_for_a_watch(secured: Secured, enough: str) -> None:
+def test_the_shipped_policy_is_enough_for_a_watch(secured: SecuredConsul, enough: str) -> None:
     watch = subprocess.run(
         [consul_binary(), "watch", "-type=service", f"-service={SERVICE}"],
         env={**secured.cluster.cli_env(), "CONSUL_HTTP_TOKEN": enough},
@@ -128,7 +128,7 @@ def test_the_shipped_policy_is_enough_for_a_watch(secured: Secured, enough: str)
     assert (watch.returncode, watch.stdout.strip()) == (0, "[]")
 
 
-def test_the_shipped_policy_is_not_more_than_needed(secured: Secured, enough: str) -> None:
+def test_the_shipped_policy_is_not_more_than_needed(secured: SecuredConsul, enough: str) -> None:
     gateway = secured.cluster.gateway(token=enough)
     with pytest.raises(ConsulDenied):
         gateway.put("elsewhere", b"")
@@ -144,7 +144,7 @@ def test_the_shipped_policy_is_not_more_than_needed(secured: Secured, enough: st
         pytest.param('node_prefix "" { policy = "read" }', id="no services"),
     ],
 )
-def test_a_token_that_sees_nothing_is_blind(secured: Secured, rules: str) -> None:
+def test_a_token_that_sees_nothing_is_blind(secured: SecuredConsul, rules: str) -> None:
     token = secured.token(f"blind-{abs(hash(rules))}", rules)
     gateway = secured.cluster.gateway(token=token)
     assert gateway.instances(SERVICE) == ()
@@ -152,12 +152,12 @@ def test_a_token_that_sees_nothing_is_blind(secured: Secured, rules: str) -> Non
         gateway.self_check()
 
 
-def test_no_token_at_all_is_blind_too(secured: Secured) -> None:
+def test_no_token_at_all_is_blind_too(secured: SecuredConsul) -> None:
     with pytest.raises(ConsulBlind):
         secured.cluster.gateway().self_check()
 
 
-def test_a_denied_transaction_is_denied_and_no_conflict(secured: Secured) -> None:
+def test_a_denied_transaction_is_denied_and_no_conflict(secured: SecuredConsul) -> None:
     rules = 'key_prefix "standfast/" { policy = "read" }'
     gateway = secured.cluster.gateway(token=secured.token("reader", rules))
     with pytest.raises(ConsulDenied, match="Permission denied") as caught:
@@ -165,7 +165,7 @@ def test_a_denied_transaction_is_denied_and_no_conflict(secured: Secured) -> Non
     assert not caught.value.maybe_applied
 
 
-def test_a_revoked_token_is_denied_everywhere(secured: Secured) -> None:
+def test_a_revoked_token_is_denied_everywhere(secured: SecuredConsul) -> None:
     token = secured.token("short-lived", (CHECKOUT / "docs/consul-policy.hcl").read_text())
     gateway = secured.cluster.gateway(token=token)
     gateway.self_check()

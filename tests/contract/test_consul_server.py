@@ -17,14 +17,14 @@ import pytest
 
 from standfast.consul.gateway import ConsulGateway
 from standfast.system.clock import monotonic
-from tests.contract.consul_clusters import (
+from tests.contract.consul_scene import HANG_S, SYNC_S, SYNCED, after, listed, numbers, register
+from tests.support.consul_clusters import (
     NODE,
-    Cluster,
+    ConsulCluster,
     consul_binary,
     embedded_cluster,
     real_cluster,
 )
-from tests.contract.consul_scene import HANG_S, SYNC_S, SYNCED, after, listed, numbers, register
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -35,7 +35,7 @@ pytestmark = SYNCED
 @pytest.fixture(scope="module", params=["embedded", "real"])
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+) -> Iterator[ConsulCluster]:
     if request.param == "embedded":
         with embedded_cluster() as one:
             yield one
@@ -45,7 +45,7 @@ def cluster(
 
 
 @pytest.fixture
-def gateway(cluster: Cluster) -> ConsulGateway:
+def gateway(cluster: ConsulCluster) -> ConsulGateway:
     return cluster.gateway()
 
 
@@ -64,7 +64,7 @@ def service(gateway: ConsulGateway) -> Iterator[str]:
 
 
 @pytest.fixture
-def library(cluster: Cluster) -> Any:
+def library(cluster: ConsulCluster) -> Any:
     host, port = cluster.address.split(":")
     return consul.Consul(host=host, port=int(port))
 
@@ -72,7 +72,7 @@ def library(cluster: Cluster) -> Any:
 # Transactions
 
 
-def test_reading_and_unknown_verbs_over_the_wire(cluster: Cluster, prefix: str) -> None:
+def test_reading_and_unknown_verbs_over_the_wire(cluster: ConsulCluster, prefix: str) -> None:
     key = prefix + "k"
     cluster.ask("PUT", f"/v1/kv/{key}?flags=42", b"hello")
     ops = [
@@ -93,12 +93,12 @@ def test_reading_and_unknown_verbs_over_the_wire(cluster: Cluster, prefix: str) 
 # Indexes and waiting
 
 
-def key_index(cluster: Cluster, target: str) -> int:
+def key_index(cluster: ConsulCluster, target: str) -> int:
     return int(cluster.ask("GET", f"/v1/kv/{target}").headers["X-Consul-Index"])
 
 
 def test_the_index_of_a_key_is_its_own(
-    cluster: Cluster, gateway: ConsulGateway, prefix: str
+    cluster: ConsulCluster, gateway: ConsulGateway, prefix: str
 ) -> None:
     gateway.put(prefix + "k", b"1")
     entry = gateway.get(prefix + "k")
@@ -109,7 +109,7 @@ def test_the_index_of_a_key_is_its_own(
 
 
 def test_the_index_of_a_missing_key_is_that_of_all_keys(
-    cluster: Cluster, gateway: ConsulGateway, prefix: str
+    cluster: ConsulCluster, gateway: ConsulGateway, prefix: str
 ) -> None:
     gateway.put(prefix + "a", b"1")
     entry = gateway.get(prefix + "a")
@@ -120,7 +120,7 @@ def test_the_index_of_a_missing_key_is_that_of_all_keys(
 
 
 def test_the_index_of_a_prefix_rises_with_each_change_under_it(
-    cluster: Cluster, gateway: ConsulGateway, prefix: str
+    cluster: ConsulCluster, gateway: ConsulGateway, prefix: str
 ) -> None:
     gateway.put(prefix + "a", b"1")
     gateway.put(prefix + "b", b"1")
@@ -135,7 +135,7 @@ def test_the_index_of_a_prefix_rises_with_each_change_under_it(
 
 
 def test_a_health_query_waits_for_a_change_of_the_check(
-    cluster: Cluster, gateway: ConsulGateway, service: str
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     register(gateway, service)
     listed(gateway, service)
@@ -150,7 +150,7 @@ def test_a_health_query_waits_for_a_change_of_the_check(
 
 
 def test_a_health_query_for_an_unknown_service_waits_for_its_registration(
-    cluster: Cluster, gateway: ConsulGateway, service: str
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     path = f"/v1/health/service/{service}"
     index = cluster.ask("GET", path).headers["X-Consul-Index"]
@@ -160,7 +160,7 @@ def test_a_health_query_for_an_unknown_service_waits_for_its_registration(
 
 
 def test_the_index_of_a_service_that_is_gone_does_not_move_with_others(
-    cluster: Cluster, gateway: ConsulGateway, service: str
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     register(gateway, service)
     listed(gateway, service)
@@ -176,7 +176,7 @@ def test_the_index_of_a_service_that_is_gone_does_not_move_with_others(
 
 
 def test_passing_leaves_out_what_does_not_pass(
-    cluster: Cluster, gateway: ConsulGateway, service: str
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     register(gateway, service)
     listed(gateway, service)
@@ -238,7 +238,7 @@ def test_passing_leaves_out_what_does_not_pass(
     ],
 )
 def test_an_endpoint_answers_word_for_word(
-    cluster: Cluster, method: str, target: str, body: bytes | None, status: int, text: bytes
+    cluster: ConsulCluster, method: str, target: str, body: bytes | None, status: int, text: bytes
 ) -> None:
     answer = cluster.ask(method, target, body)
     assert (answer.status, answer.body) == (status, text)
@@ -249,7 +249,7 @@ def test_an_endpoint_answers_word_for_word(
 
 
 def test_the_status_of_a_check_can_be_updated_with_a_document(
-    cluster: Cluster, gateway: ConsulGateway, service: str
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     register(gateway, service)
     body = b'{"Status":"warning","Output":"hm"}'
@@ -260,7 +260,7 @@ def test_the_status_of_a_check_can_be_updated_with_a_document(
     assert check in cluster.get_json("/v1/health/state/any")
 
 
-def test_the_agent_tells_its_name_and_the_cluster_its_leader(cluster: Cluster) -> None:
+def test_the_agent_tells_its_name_and_the_cluster_its_leader(cluster: ConsulCluster) -> None:
     config = cluster.get_json("/v1/agent/self")["Config"]
     assert (config["NodeName"], config["Datacenter"]) == (NODE, "dc1")
     assert ":" in cluster.get_json("/v1/status/leader")
@@ -268,7 +268,7 @@ def test_the_agent_tells_its_name_and_the_cluster_its_leader(cluster: Cluster) -
 
 
 def test_no_object_of_the_embedded_server_has_a_field_that_consul_has_not(
-    cluster: Cluster, gateway: ConsulGateway, service: str
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     with embedded_cluster() as embedded:
         for one in (cluster, embedded):
@@ -337,7 +337,7 @@ def test_the_library_registers_and_finds_a_service(library: Any, service: str) -
 # The `consul` command
 
 
-def test_the_command_puts_and_gets_keys(cluster: Cluster, prefix: str) -> None:
+def test_the_command_puts_and_gets_keys(cluster: ConsulCluster, prefix: str) -> None:
     key = prefix + "k"
     assert cluster.cli("kv", "get", key).returncode == 1
     assert cluster.cli("kv", "put", key, "hello").stdout == f"Success! Data written to: {key}\n"
@@ -351,7 +351,7 @@ def test_the_command_puts_and_gets_keys(cluster: Cluster, prefix: str) -> None:
 
 
 def test_the_command_lists_services_and_nodes(
-    cluster: Cluster, gateway: ConsulGateway, service: str
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     register(gateway, service)
     listed(gateway, service)
@@ -361,7 +361,9 @@ def test_the_command_lists_services_and_nodes(
 
 
 @contextmanager
-def watching(cluster: Cluster, directory: Path, *args: str) -> Iterator[Callable[[], list[Any]]]:
+def watching(
+    cluster: ConsulCluster, directory: Path, *args: str
+) -> Iterator[Callable[[], list[Any]]]:
     """`consul watch` with a handler; gives what the handler was called with so far."""
     calls = directory / "calls"
     handler = directory / "handler"
@@ -391,7 +393,7 @@ def watching(cluster: Cluster, directory: Path, *args: str) -> Iterator[Callable
 
 
 def test_a_watched_key_calls_the_handler_at_once_and_at_each_change(
-    cluster: Cluster, gateway: ConsulGateway, prefix: str, tmp_path: Path
+    cluster: ConsulCluster, gateway: ConsulGateway, prefix: str, tmp_path: Path
 ) -> None:
     key = prefix + "epoch"
     with watching(cluster, tmp_path, "-type=key", f"-key={key}") as seen:
@@ -405,7 +407,7 @@ def test_a_watched_key_calls_the_handler_at_once_and_at_each_change(
 
 
 def test_a_watched_service_calls_the_handler_at_once_and_at_each_change(
-    cluster: Cluster, gateway: ConsulGateway, service: str, tmp_path: Path
+    cluster: ConsulCluster, gateway: ConsulGateway, service: str, tmp_path: Path
 ) -> None:
     with watching(cluster, tmp_path, "-type=service", f"-service={service}") as seen:
         wait_for(lambda: seen() == [[]], SYNC_S, "a first call")

@@ -28,30 +28,30 @@ from standfast.replication.published import epochs_of_snapshots
 from standfast.system.clock import Deadline
 from tests.contract.effects import EFFECTS_AT_LEAST, at_effect, effects, some_or_every_effect
 from tests.contract.images import copy_image
-from tests.contract.links import DOWN, UP, Fault, Links, fork
+from tests.contract.links import DOWN, UP, LinkFault, Links, fork
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.trees import Tree, differences, read_tree
-from tests.contract.volumes import btrfs_on_file, command, mount_image, require_btrfs, unmount
 from tests.support.pace import patient
+from tests.support.volumes import btrfs_on_file, command, mount_image, require_btrfs, unmount
 from tests.support.waiting import wait_for
 
 NODES = ("a", "b")
 STREAM = 400_000
 """Bytes of incompressible data in every snapshot that is cut."""
 MESSAGE_STAGES = [
-    Fault("", message=name, passed=passed) for name in (*UP, *DOWN) for passed in (False, True)
+    LinkFault("", message=name, passed=passed) for name in (*UP, *DOWN) for passed in (False, True)
 ]
 LAST = MESSAGE_STAGES[-1]
 STREAM_STAGES = [
-    Fault("", stream_bytes=count) for count in (0, 1, 17, 200, 5_000, STREAM // 2, STREAM)
+    LinkFault("", stream_bytes=count) for count in (0, 1, 17, 200, 5_000, STREAM // 2, STREAM)
 ]
-HALF = Fault("", stream_bytes=STREAM // 2)
+HALF = LinkFault("", stream_bytes=STREAM // 2)
 SOME_STAGES = [
-    Fault("", message="hello"),
-    Fault("", message="begin", passed=True),
-    Fault("", message="ready"),
+    LinkFault("", message="hello"),
+    LinkFault("", message="begin", passed=True),
+    LinkFault("", message="ready"),
     HALF,
-    Fault("", message="published"),
+    LinkFault("", message="published"),
     LAST,
 ]
 stages = pytest.mark.parametrize(
@@ -240,7 +240,7 @@ class Pair:
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
 @pytest.mark.parametrize("how", ["cut", "kill-receiver", "kill-sender"])
 def test_cut_at_each_message_and_in_the_stream(
-    disks: Disks, how: str, seeded: bool, stages: list[Fault]
+    disks: Disks, how: str, seeded: bool, stages: list[LinkFault]
 ) -> None:
     for stage in stages:
         pair = disks.pair(seeded=seeded)
@@ -261,7 +261,7 @@ def test_the_receiver_killed_before_each_of_its_effects(
     for number in effects(stride):
         pair = disks.pair(seeded=seeded)
         common = pair.commons()
-        disks.links.arm(Fault("kill-receiver", effect=number))
+        disks.links.arm(LinkFault("kill-receiver", effect=number))
         pair.attempt()
         if not disks.links.happened.exists():
             break
@@ -297,7 +297,7 @@ def test_a_power_cut_of_the_standby_before_each_of_its_effects(disks: Disks, str
         pair = disks.pair(seeded=True)
         common = pair.commons()
         image, copy = str(disks.image("b")), str(disks.copy("b"))
-        disks.links.arm(Fault("kill-receiver", effect=number, image=image, copy=copy))
+        disks.links.arm(LinkFault("kill-receiver", effect=number, image=image, copy=copy))
         pair.attempt()
         if not disks.links.happened.exists():
             break
@@ -331,7 +331,7 @@ def test_a_power_cut_of_the_primary_before_each_of_its_effects(disks: Disks, str
         pytest.param(STREAM_STAGES, id="every", marks=pytest.mark.torture),
     ],
 )
-def test_a_power_cut_of_the_standby_in_the_stream(disks: Disks, stages: list[Fault]) -> None:
+def test_a_power_cut_of_the_standby_in_the_stream(disks: Disks, stages: list[LinkFault]) -> None:
     for stage in stages:
         pair = disks.pair(seeded=True)
         common = pair.commons()
@@ -385,7 +385,7 @@ def test_consul_away_before_publishing_or_before_the_report(
     pair = disks.pair(seeded=seeded)
     common, published = pair.commons(), pair.b.published()
     away = pair.a.gateway.away
-    disks.links.arm(Fault("lose-consul", message=message, touch=str(away)))
+    disks.links.arm(LinkFault("lose-consul", message=message, touch=str(away)))
     assert pair.attempt() == 1
     disks.links.arm(None)
     arrived = [one for one in pair.b.published() if one not in published]

@@ -22,8 +22,8 @@ from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.demo.story import Times, first_promotion
 from standfast.system.clock import monotonic
 from standfast.system.run import start_detached
-from tests.contract.consul_clusters import CHECKOUT
 from tests.contract.demo_scene import keep_pace, needed, quiet_cluster
+from tests.support.checkout import CHECKOUT
 from tests.support.figures import note
 from tests.support.pace import patient
 

@@ -17,7 +17,7 @@ from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from tests.contract.volumes import btrfs_on_file, command, files, paths_below, require_btrfs
+from tests.support.volumes import btrfs_on_file, command, files, paths_below, require_btrfs
 
 NOW = 1_800_000_000.0
 BIG = bytes(range(256)) * 4096 * 8  # 8 MiB

@@ -365,7 +365,7 @@ def test_arming_where_there_are_no_rules_makes_them(
         connect(client_namespace, 0.3)
 
 
-def test_the_end_of_one_volume_s_lease_is_the_end_for_all_though_another_goes_on(
+def test_when_the_lease_of_one_volume_ends_all_end_though_another_goes_on(
     firewall: Firewall, client_namespace: Path, echo_server: None
 ) -> None:
     """Its process is gone; the other's heartbeats keep coming."""
@@ -407,7 +407,7 @@ def test_rules_of_an_older_version_are_replaced(
 
 
 @pytest.mark.parametrize(("backend", "how"), DISTURBANCES)
-def test_a_flush_after_the_lease_s_end_opens_nothing_for_longer_than_a_look(
+def test_a_flush_after_the_end_of_the_lease_opens_nothing_for_longer_than_a_look(
     client_namespace: Path, tmp_path: Path, backend: str, how: str, echo_server: None
 ) -> None:
     """The lease process looks at it again and again, and so does the agent by itself."""

@@ -18,9 +18,9 @@ from standfast.role.execute import execute
 from standfast.role.plan import Do
 from standfast.role.steps import Effects
 from standfast.system.files import RESERVE, keep_reserve, write_atomically
-from tests.contract.volumes import command
 from tests.fakes.machine import FakeNode
-from tests.unit.test_plans_cut import NAMES, is_primary, is_standby, made, promote, run, switch
+from tests.support.plans import NAMES, is_primary, is_standby, made, promote, run, switch
+from tests.support.volumes import command
 
 
 @pytest.fixture

@@ -28,17 +28,7 @@ from standfast.guard import active_elsewhere, node_verdict, words
 from standfast.lease.epochs import EpochFile
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.system.clock import monotonic
-from tests.contract.storage_node import (
-    ADDRESSES,
-    EPOCH,
-    VOLUME,
-    Ended,
-    StorageNode,
-    embedded_primary,
-    guard,
-    unhurried_guard,
-)
-from tests.rude_server import (
+from tests.fakes.rude_server import (
     Manner,
     drip,
     flood,
@@ -53,6 +43,16 @@ from tests.rude_server import (
 )
 from tests.support.figures import note
 from tests.support.pace import patient
+from tests.support.storage_node import (
+    ADDRESSES,
+    EPOCH,
+    VOLUME,
+    Ended,
+    StorageNode,
+    embedded_primary,
+    guard,
+    unhurried_guard,
+)
 from tests.support.waiting import soon
 
 RUNBOOK = """ERROR: Another NFS server is already active at {other}
@@ -335,7 +335,7 @@ def test_the_lease_of_an_earlier_boot_makes_no_leftover_of_another(
         assert asked(node).said == RUNBOOK.format(other="127.0.0.2")
 
 
-def test_a_dead_node_s_instance_does_not_count(
+def test_the_instance_of_a_dead_node_does_not_count(
     primary: tuple[StorageNode, EmbeddedConsul],
 ) -> None:
     node, consul = primary
@@ -497,7 +497,7 @@ def test_no_directory_of_configurations(node: StorageNode) -> None:
     assert_refused(ended, "config-invalid", "nowhere")
 
 
-def test_a_second_volume_s_garbage_refuses_too(node: StorageNode) -> None:
+def test_garbage_of_a_second_volume_refuses_too(node: StorageNode) -> None:
     (node.file.parent / "scratch.toml").write_text("{")
     assert_refused(unhurried_guard(node), "config-invalid", "scratch.toml")
 

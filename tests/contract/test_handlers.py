@@ -25,9 +25,11 @@ from standfast.consul.records import dump_epoch
 from standfast.consul.watch import argv, definitions, environment
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.system.local_socket import listen, parse, read_line, send
-from tests.contract.consul_clusters import consul_binary, real_cluster
 from tests.contract.consul_scene import SYNC_S, SYNCED
-from tests.contract.storage_node import (
+from tests.support.consul_clusters import consul_binary, real_cluster
+from tests.support.figures import note
+from tests.support.pace import patient
+from tests.support.storage_node import (
     HANDLERS,
     VOLUME,
     Ended,
@@ -36,9 +38,7 @@ from tests.contract.storage_node import (
     run_handler,
     unhurried_guard,
 )
-from tests.contract.volumes import files
-from tests.support.figures import note
-from tests.support.pace import patient
+from tests.support.volumes import files
 from tests.support.waiting import soon, wait_for
 
 EVENTS = ("data-services-changed", "storage-role-changed")
@@ -68,7 +68,7 @@ def node(tmp_path: Path) -> StorageNode:
 
 
 @dataclass
-class Agent:
+class NotingAgent:
     """Listens on agent.sock, notes what it is asked, and answers as `manner` says."""
 
     requests: list[dict[str, object]] = field(default_factory=list)
@@ -76,8 +76,8 @@ class Agent:
 
 
 @contextlib.contextmanager
-def agent_on(node: StorageNode, manner: str = "answers") -> Iterator[Agent]:
-    agent = Agent()
+def agent_on(node: StorageNode, manner: str = "answers") -> Iterator[NotingAgent]:
+    agent = NotingAgent()
 
     def treat(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
@@ -236,7 +236,7 @@ def test_the_guard_reads_nothing_of_stdin(tmp_path: Path, given: str) -> None:
     assert (ended.code, ended.out) == (0, "")
 
 
-def test_resync_wakes_the_agents_of_all_volumes_though_one_s_configuration_is_broken(
+def test_resync_wakes_the_agents_of_all_volumes_though_the_configuration_of_one_is_broken(
     node: StorageNode,
 ) -> None:
     (node.file.parent / "another.toml").write_text("{")
@@ -257,7 +257,7 @@ def test_resync_wakes_the_agents_of_all_volumes_though_one_s_configuration_is_br
 
 
 @dataclass
-class Cluster:
+class WatchedConsul:
     """What a watch looks at, and how to change it."""
 
     address: str
@@ -266,7 +266,7 @@ class Cluster:
 
 
 @pytest.fixture(params=["embedded", "real"])
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WatchedConsul]:
     consul_binary()
     if request.param == "real":
         with real_cluster(tmp_path) as real:
@@ -274,7 +274,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
             def ask(method: str, path: str, body: bytes) -> None:
                 assert real.ask(method, path, body).status == 200
 
-            yield Cluster(real.address, ask)
+            yield WatchedConsul(real.address, ask)
         return
     with EmbeddedConsul() as embedded:
         embedded.add_agent("n1")
@@ -283,7 +283,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
             reply = embedded.request("n1", method, path, body)
             assert reply is not None and reply.status == 200
 
-        yield Cluster(embedded.address("n1"), request_it)
+        yield WatchedConsul(embedded.address("n1"), request_it)
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def own_checks(given: bytes) -> list[str]:
 
 
 def test_the_watches_call_their_handlers_at_once_and_at_each_change(
-    cluster: Cluster, tools: Path, tmp_path: Path
+    cluster: WatchedConsul, tools: Path, tmp_path: Path
 ) -> None:
     node = StorageNode(tmp_path, cluster.address, 20490)
     config = node.configure()

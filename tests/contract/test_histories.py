@@ -18,8 +18,7 @@ from tests.contract.clocks import Clocks
 from tests.contract.effects import EFFECTS_AT_LEAST, effects, some_or_every_effect
 from tests.contract.histories import (
     Change,
-    Cut,
-    Cycle,
+    CutCycle,
     Failover,
     Ground,
     HandOver,
@@ -27,13 +26,14 @@ from tests.contract.histories import (
     Step,
     StepClock,
     WayBack,
+    WholeCycle,
 )
 from tests.contract.images import quick_directory
-from tests.contract.links import Fault, Links
+from tests.contract.links import LinkFault, Links
 from tests.contract.peers import NODES
 from tests.contract.trees import KINDS, Mutation, differences, mutate, read_tree
-from tests.contract.volumes import btrfs_on_file, require_btrfs
 from tests.support.examples import examples
+from tests.support.volumes import btrfs_on_file, require_btrfs
 
 MANY = 200
 AT_LEAST = {"increments": 150, "failbacks": 20, "cycles cut": 60, "promotions": 100}
@@ -52,14 +52,14 @@ _to = st.integers(0, 1)
 _nodes = st.sampled_from(NODES)
 _how = st.sampled_from(["cut", "kill-receiver"])
 _faults = st.one_of(
-    st.builds(lambda do, count: Fault(do, stream_bytes=count), _how, st.integers(0, 40_000)),
-    st.builds(lambda number: Fault("kill-receiver", effect=number), st.integers(0, 30)),
+    st.builds(lambda do, count: LinkFault(do, stream_bytes=count), _how, st.integers(0, 40_000)),
+    st.builds(lambda number: LinkFault("kill-receiver", effect=number), st.integers(0, 30)),
 )
 _changes = st.builds(Change, st.lists(_mutations, min_size=1, max_size=6).map(tuple))
 _OFTEN: dict[st.SearchStrategy[Step], int] = {
     _changes: 4,
-    st.builds(Cycle, _to): 5,
-    st.builds(Cut, _to, _faults): 2,
+    st.builds(WholeCycle, _to): 5,
+    st.builds(CutCycle, _to, _faults): 2,
     st.builds(Failover, _to): 1,
     st.builds(HandOver, _to): 1,
     st.builds(WayBack, _to, st.booleans(), _changes): 2,
@@ -115,11 +115,21 @@ def test_the_comparison_sees_every_kind_of_change(ground: Ground, kind: str) -> 
 @examples(20)
 @example(
     first=[Mutation("write", 0, 2)],
-    steps=[Cycle(1), Cycle(0), Cycle(1), Cycle(1), WayBack(0, True, Change(()))],
+    steps=[
+        WholeCycle(1),
+        WholeCycle(0),
+        WholeCycle(1),
+        WholeCycle(1),
+        WayBack(0, True, Change(())),
+    ],
 )
-@example(first=[Mutation("write", 0, 2)], steps=[Cycle(1), Cycle(1), HandOver(0), Cycle(0)])
 @example(
-    first=[Mutation("write", 0, 2)], steps=[Cut(1, Fault("cut", stream_bytes=100)), Failover(0)]
+    first=[Mutation("write", 0, 2)],
+    steps=[WholeCycle(1), WholeCycle(1), HandOver(0), WholeCycle(0)],
+)
+@example(
+    first=[Mutation("write", 0, 2)],
+    steps=[CutCycle(1, LinkFault("cut", stream_bytes=100)), Failover(0)],
 )
 @given(first=_first_files, steps=st.lists(_steps, min_size=5, max_size=10))
 def test_whatever_happened_what_is_published_is_what_was_sent(
@@ -128,7 +138,7 @@ def test_whatever_happened_what_is_published_is_what_was_sent(
     ground.tally["histories"] += 1
     with ground.world(next(_numbering)) as world:
         Change(tuple(first)).happen(world)
-        for step in [Cycle(0), *steps]:
+        for step in [WholeCycle(0), *steps]:
             note(f"epoch {world.epoch}, {world.primary}: {step}")
             world.pass_time()
             step.happen(world)
@@ -143,8 +153,8 @@ def test_a_receiver_killed_anywhere_keeps_what_it_shares_with_the_others(
     for number in effects(stride):
         before = ground.tally["cycles cut"]
         with ground.world(next(_numbering)) as world:
-            cut = Cut(0, Fault("kill-receiver", effect=number))
-            for step in (Cycle(0), Cycle(1), cut, Prune("b"), Cycle(0)):
+            cut = CutCycle(0, LinkFault("kill-receiver", effect=number))
+            for step in (WholeCycle(0), WholeCycle(1), cut, Prune("b"), WholeCycle(0)):
                 world.pass_time()
                 step.happen(world)
                 world.check()

@@ -17,7 +17,8 @@ from standfast.role import plan as plans
 from standfast.role.execute import execute
 from standfast.role.plan import names_of
 from standfast.role.steps import Effects
-from tests.contract.volumes import (
+from tests.fakes.machine import fake_node
+from tests.support.volumes import (
     btrfs_on_file,
     command,
     config_for,
@@ -26,7 +27,6 @@ from tests.contract.volumes import (
     require_btrfs,
     unmount,
 )
-from tests.fakes.machine import fake_node
 
 
 @pytest.fixture

@@ -42,10 +42,10 @@ from standfast.lease.protocol import Claim, Halted, HeldLease, Lost, Memory
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.local_socket import ask
-from tests.contract.consul_clusters import embedded_cluster, real_cluster
-from tests.contract.storage_node import VOLUME, StorageNode
 from tests.fakes.machine import FakeNfs, World, config_in
+from tests.support.consul_clusters import embedded_cluster, real_cluster
 from tests.support.pace import patient
+from tests.support.storage_node import VOLUME, StorageNode
 from tests.support.waiting import soon, wait_for
 
 ME = Holder("n1", "boot-1")
@@ -378,7 +378,7 @@ def test_a_keeper_of_the_same_boot_takes_the_lease_up(volume: Volume) -> None:
 
 
 @pytest.mark.parametrize("me", [OTHER, Holder("n1", "boot-2")], ids=["node", "boot"])
-def test_another_s_lease_is_not_taken_up(volume: Volume, me: Holder) -> None:
+def test_a_lease_of_another_is_not_taken_up(volume: Volume, me: Holder) -> None:
     volume.keys().acquire(FIRST)
     assert volume.keys(me).take_up() is None
 
@@ -605,7 +605,7 @@ def test_deleted_keys_are_repaired_within_the_lease(volume: Volume, gone: Sequen
     assert (volume.epoch(), volume.leader().holder) == (1, ME)
 
 
-def test_keys_deleted_after_the_lease_s_end_halt(volume: Volume) -> None:
+def test_keys_deleted_after_the_end_of_the_lease_halt(volume: Volume) -> None:
     keys = volume.keys()
     held_lease = replace(keys.acquire(FIRST), valid_until=monotonic() - 1)
     for name in ("epoch", "leader"):

@@ -31,22 +31,23 @@ from standfast.nomad.observation import Role, kill_timeout_s
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import Allocation
 from standfast.system.clock import monotonic, sleep
-from tests.contract.consul_clusters import CHECKOUT, embedded_cluster
-from tests.contract.nomad_clusters import (
+from tests.fakes.nomad import NomadStandIn
+from tests.fakes.nomad_api import Manner
+from tests.fakes.nomad_world import NomadWorld
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import embedded_cluster
+from tests.support.figures import note
+from tests.support.nomad_clusters import (
     MANAGEMENT,
     NODES,
     REAL,
     SERVER,
-    Cluster,
+    NomadCluster,
     job,
     nomad_binary,
     real_cluster,
     stand_in_cluster,
 )
-from tests.fakes.nomad import StandIn
-from tests.fakes.nomad_api import Manner
-from tests.fakes.nomad_world import World
-from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 
@@ -64,7 +65,7 @@ JOBS = ("db", "web", "sys")
 @pytest.fixture(scope="module", params=["stand-in", REAL])
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+) -> Iterator[NomadCluster]:
     if request.param == "stand-in":
         with stand_in_cluster() as made:
             yield made
@@ -74,11 +75,11 @@ def cluster(
 
 
 @dataclass
-class Site:
+class TwoFollowers:
     """Two storage nodes; each has a thread that follows, as the agent's does."""
 
-    cluster: Cluster
-    consul: World = field(default_factory=lambda: World({}, []))
+    cluster: NomadCluster
+    consul: NomadWorld = field(default_factory=lambda: NomadWorld({}, []))
     primary: str | None = None
     epoch: int = 0
     dead: set[str] = field(default_factory=set)
@@ -163,8 +164,8 @@ class Site:
 
 
 @pytest.fixture
-def site(cluster: Cluster) -> Iterator[Site]:
-    made = Site(cluster)
+def site(cluster: NomadCluster) -> Iterator[TwoFollowers]:
+    made = TwoFollowers(cluster)
     cluster.submit(job("db", meta_key=KEY, level="job"))
     cluster.submit(job("web", meta_key=KEY, level="task", tasks=("t", "u")))
     cluster.submit(job("sys", meta_key=KEY, kind="system"))
@@ -189,11 +190,11 @@ def site(cluster: Cluster) -> Iterator[Site]:
         wait_for(lambda: not any(where(made, one) for one in JOBS), PATIENCE_S, "no job runs")
 
 
-def allocations(site: Site, job_id: str) -> list[Allocation]:
+def allocations(site: TwoFollowers, job_id: str) -> list[Allocation]:
     return list(site.cluster.gateway(SERVER).job_allocations("default", job_id))
 
 
-def where(site: Site, job_id: str) -> list[str]:
+def where(site: TwoFollowers, job_id: str) -> list[str]:
     """Nodes on which a job really runs, by the servers' word."""
     names = {site.cluster.node_id(name): name for name in NODES}
     return sorted(
@@ -201,24 +202,24 @@ def where(site: Site, job_id: str) -> list[str]:
     )
 
 
-def all_on(site: Site, name: str) -> bool:
+def all_on(site: TwoFollowers, name: str) -> bool:
     return all(where(site, one) == [name] for one in JOBS)
 
 
-def shows(site: Site, name: str) -> bool:
+def shows(site: TwoFollowers, name: str) -> bool:
     (node,) = site.cluster.gateway(SERVER).nodes([name])
     return KEY in node.meta
 
 
-def eligible(site: Site, name: str) -> bool:
+def eligible(site: TwoFollowers, name: str) -> bool:
     (node,) = site.cluster.gateway(SERVER).nodes([name])
     return node.eligible
 
 
-class Watch:
+class JobSampler:
     """Where each job runs, looked at all the time: moments on both, and the time on neither."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: TwoFollowers) -> None:
         self._site = site
         self._ids = {site.cluster.node_id(name): name for name in NODES}
         self._gateway = site.cluster.gateway(SERVER)
@@ -226,7 +227,7 @@ class Watch:
         self.seen: dict[str, list[tuple[float, tuple[str, ...]]]] = {one: [] for one in JOBS}
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> JobSampler:
         self._thread.start()
         wait_for(lambda: all(self.seen.values()), PATIENCE_S, "a look at each job")
         return self
@@ -262,9 +263,9 @@ class Watch:
 
 @pytest.mark.parametrize("ahead", [True, False], ids=["meta ahead", "meta afterwards"])
 def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_back(
-    site: Site, ahead: bool
+    site: TwoFollowers, ahead: bool
 ) -> None:
-    with Watch(site) as watch:
+    with JobSampler(site) as watch:
         release_s, orderly = site.switchover(TWO, ahead=ahead)
         wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary")
         wait_for(lambda: eligible(site, ONE), PATIENCE_S, "the old one takes jobs again")
@@ -286,7 +287,7 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
     )
 
 
-def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(site: Site) -> None:
+def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(site: TwoFollowers) -> None:
     site.cut(ONE)
     site.serve(TWO)
     wait_for(lambda: not eligible(site, ONE), PATIENCE_S, "the dead one is in quarantine")
@@ -312,21 +313,21 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(site: Site) -
     note(f"{site.cluster.kind}: a standby like any other {took_s:.1f} s after its return")
 
 
-def down(cluster: Cluster) -> None:
-    if isinstance(cluster.machines, StandIn):
+def down(cluster: NomadCluster) -> None:
+    if isinstance(cluster.machines, NomadStandIn):
         cluster.machines.misbehave(Manner.ERROR)
     else:
         cluster.machines.kill(SERVER)
 
 
-def back(cluster: Cluster) -> None:
-    if isinstance(cluster.machines, StandIn):
+def back(cluster: NomadCluster) -> None:
+    if isinstance(cluster.machines, NomadStandIn):
         cluster.machines.misbehave(Manner.NORMAL)
     else:
         cluster.machines.start(SERVER)
 
 
-def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(site: Site) -> None:
+def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(site: TwoFollowers) -> None:
     down(site.cluster)
     try:
         took_s, orderly = site.switchover(TWO)
@@ -346,7 +347,7 @@ def test_with_nomad_down_the_storage_moves_and_the_jobs_follow_later(site: Site)
     )
 
 
-def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> None:
+def test_a_switchover_while_nomad_is_down_on_the_new_primary(site: TwoFollowers) -> None:
     site.cluster.machines.kill(TWO)
     _, orderly = site.switchover(TWO)
     assert orderly
@@ -356,7 +357,7 @@ def test_a_switchover_while_the_new_primary_s_own_nomad_is_down(site: Site) -> N
 
 
 def test_doctor_counts_the_constrained_groups_and_names_those_that_run_on_when_cut_off(
-    site: Site,
+    site: TwoFollowers,
 ) -> None:
     guarded = job("guarded", meta_key=KEY)
     guarded["TaskGroups"][0]["Disconnect"] = {"StopOnClientAfter": 25 * 10**9, "Replace": True}
@@ -372,7 +373,7 @@ def test_doctor_counts_the_constrained_groups_and_names_those_that_run_on_when_c
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True)  # a stand-in reads no HCL
-def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: Cluster) -> None:
+def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: NomadCluster) -> None:
     text = EXAMPLE.read_text()
     where_and_who = (
         f"-address=http://{cluster.machines.address(SERVER)}",
@@ -397,7 +398,7 @@ def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: Cluster) 
 
 
 def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
-    cluster: Cluster, tmp_path: Path
+    cluster: NomadCluster, tmp_path: Path
 ) -> None:
     """Not the followers' work: a client's, by its own agent."""
     path = "/data/services"
@@ -421,7 +422,7 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
         before = {name: _started(cluster, name) for name in jobs}
         sleep(1.1)
         made = replace(
-            Site(cluster).config(ONE),
+            TwoFollowers(cluster).config(ONE),
             paths=Paths(bind=Path(path), run=tmp_path, state=tmp_path),
             nomad=NomadAccess(),
         )
@@ -439,7 +440,7 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
             cluster.purge(name)
 
 
-def _started(cluster: Cluster, job_id: str) -> str:
+def _started(cluster: NomadCluster, job_id: str) -> str:
     """When the running task of a job began, as Nomad writes it; empty: none runs."""
     found = cluster.gateway(SERVER).job_allocations("default", job_id)
     running = [one.tasks for one in found if one.client_status == "running"]
@@ -447,12 +448,12 @@ def _started(cluster: Cluster, job_id: str) -> str:
 
 
 def test_doctor_can_read_everything_that_it_judges(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: NomadCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOMAD_TOKEN", cluster.secret)
     with embedded_cluster() as consul:
         made = replace(
-            Site(cluster).config(ONE),
+            TwoFollowers(cluster).config(ONE),
             paths=Paths(run=tmp_path, state=tmp_path),
             consul=ConsulAccess(addresses=(consul.address,)),
             nomad=NomadAccess(address=cluster.machines.address(ONE), request_timeout=20.0),
@@ -464,13 +465,13 @@ def test_doctor_can_read_everything_that_it_judges(
 
 
 def test_before_its_nomad_starts_a_former_primary_is_made_ineligible_by_another_agent(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: NomadCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOMAD_TOKEN", cluster.secret)
     there = cluster.machines.address(TWO)
     host, _, port = there.rpartition(":")
     cluster.gateway(ONE).set_meta(KEY, "primary")
-    site = Site(cluster)
+    site = TwoFollowers(cluster)
     wait_for(lambda: shows(site, ONE), PATIENCE_S, "the servers know of its meta")
     cluster.machines.kill(ONE)
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent, Tls
-from tests.contract.nomad_clusters import SERVER, START_S, RealMachines, nomad_binary
+from tests.support.nomad_clusters import SERVER, START_S, RealMachines, nomad_binary
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("a real Nomad")
 
 
 @dataclass(frozen=True)
-class Secured:
+class SecuredNomad:
     address: str
     directory: Path
 
@@ -38,7 +38,7 @@ class Secured:
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredNomad]:
     directory = tmp_path_factory.mktemp("nomad-tls")
     binary = nomad_binary()
     for words in (["ca", "create"], ["cert", "create", "-server"], ["cert", "create", "-client"]):
@@ -63,7 +63,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     }
     machines = RealMachines(binary, directory)
     machines.configure(settings)
-    made = Secured(machines.address(SERVER), directory)
+    made = SecuredNomad(machines.address(SERVER), directory)
     try:
         machines.launch(SERVER)
         _wait_until_it_leads(made, machines)
@@ -72,7 +72,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         machines.end()
 
 
-def _wait_until_it_leads(secured: Secured, machines: RealMachines) -> None:
+def _wait_until_it_leads(secured: SecuredNomad, machines: RealMachines) -> None:
     def leads() -> bool:
         try:
             return bool(secured.leader(secured.tls()))
@@ -83,13 +83,13 @@ def _wait_until_it_leads(secured: Secured, machines: RealMachines) -> None:
     wait_for(leads, START_S, "the server leads", 0.1)
 
 
-def outcome_of(secured: Secured, tls: Tls, address: str = "") -> tuple[NomadOutcome, str]:
+def outcome_of(secured: SecuredNomad, tls: Tls, address: str = "") -> tuple[NomadOutcome, str]:
     with pytest.raises(NomadError) as caught:
         secured.leader(tls, address)
     return caught.value.outcome, str(caught.value)
 
 
-def test_the_certificates_of_nomads_own_tool_are_enough(secured: Secured) -> None:
+def test_the_certificates_of_nomads_own_tool_are_enough(secured: SecuredNomad) -> None:
     assert secured.leader(secured.tls()).startswith("127.0.0.1:")
     # The tool puts localhost and 127.0.0.1 into each of them.
     assert secured.leader(secured.tls(server_name=""))
@@ -105,13 +105,13 @@ def test_the_certificates_of_nomads_own_tool_are_enough(secured: Secured) -> Non
     ids=["no CA", "another name", "no client certificate"],
 )
 def test_what_is_not_proven_is_not_believed(
-    secured: Secured, changes: dict[str, object], outcome: NomadOutcome | None
+    secured: SecuredNomad, changes: dict[str, object], outcome: NomadOutcome | None
 ) -> None:
     got, text = outcome_of(secured, secured.tls(**changes), f"https://{secured.address}")
     # TLS 1.3: the client's certificate is refused after the handshake.
     assert got is outcome or (outcome is None and got is not NomadOutcome.TIMEOUT), text
 
 
-def test_plain_http_to_a_tls_port_is_no_answer_of_nomad(secured: Secured) -> None:
+def test_plain_http_to_a_tls_port_is_no_answer_of_nomad(secured: SecuredNomad) -> None:
     outcome, _ = outcome_of(secured, Tls(), f"http://{secured.address}")
     assert outcome in (NomadOutcome.BAD_REQUEST, NomadOutcome.GARBLED)

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -24,14 +23,14 @@ from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.story import Times, first_lines, first_promotion
 from standfast.exporter.status_cache import KEEP_S
 from standfast.system.clock import monotonic, utc_now
-from tests.contract.browser import Browser, headless
-from tests.contract.consul_clusters import free_ports
 from tests.contract.demo_scene import keep_pace, quiet_cluster
-from tests.contract.exporter_scene import Agent, behind_a_password, exporting
-from tests.contract.storage_node import StorageNode
+from tests.support.browser import Browser, headless
+from tests.support.consul_clusters import free_ports
+from tests.support.exporter import AnsweringAgent, Exporter, behind_a_password, serving_pages
 from tests.support.figures import note
 from tests.support.pace import patient
-from tests.unit.pictures import blind, dead, keys, served, standby
+from tests.support.status_documents import blind, dead, keys, served, standby
+from tests.support.storage_node import StorageNode
 
 MOST_BYTES = 100_000
 # A look, the time that it is kept, and the page's own round.
@@ -43,12 +42,12 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title=
 class Scene:
     """The exporter of n1, its agent and its Consul."""
 
-    agent: Agent
+    agent: AnsweringAgent
     consul: EmbeddedConsul
     gateway: ConsulGateway
     key: str
     url: str
-    exporter: subprocess.Popen[bytes]
+    exporter: Exporter
 
     def put_keys(self) -> None:
         for name, value in keys(utc_now()).items():
@@ -78,11 +77,11 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
             consul.add_agent(name)
         node = StorageNode(tmp_path, consul.address("n1"), free_ports(1)[0])
         config = node.configure(lease={"request_timeout": 1.0})
-        agent = Agent(config.run_dir / "agent.sock")
+        agent = AnsweringAgent(config.run_dir / "agent.sock")
         agent.says(fresh(served()))
         gateway = ConsulGateway([consul.address("n1")], timeout_s=5)
-        with exporting(node.environment()) as (url, exporter):
-            one = Scene(agent, consul, gateway, config.key(""), url, exporter)
+        with serving_pages(node.environment(), tmp_path / "exporter.log") as exporter:
+            one = Scene(agent, consul, gateway, config.key(""), exporter.url, exporter)
             one.put_keys()
             yield one
         agent.says(None)
@@ -185,7 +184,7 @@ def test_the_page_stays_right_while_what_it_shows_changes(browser: Browser, scen
 
     scene.agent.says(fresh(served()))
     shows(browser, "WELL", "n1 serves")
-    scene.exporter.kill()
+    scene.exporter.process.kill()
     later = "const real = performance.now.bind(performance); performance.now = () => real() + 8000;"
     browser.run(later)
     browser.wait(lambda: "No answer since" in browser.text("#stale"))
@@ -290,8 +289,8 @@ def test_the_page_works_behind_a_password_that_stands_in_its_address(
     node = StorageNode(tmp_path, "127.0.0.1:1", free_ports(1)[0])
     node.configure()
     with (
-        exporting(node.environment()) as (url, _),
-        behind_a_password(url, "ann", "secret") as proxy,
+        serving_pages(node.environment(), tmp_path / "exporter.log") as exporter,
+        behind_a_password(exporter.url, "ann", "secret") as proxy,
     ):
         browser.open(proxy.replace("//", "//ann:secret@"))
         shows(browser, "UNKNOWN", "connection refused")
@@ -311,7 +310,7 @@ def test_ten_open_pages_cost_a_look_a_second_at_most(scene: Scene) -> None:
 
 
 def test_an_open_page_follows_a_power_cut_of_the_primary(
-    browser: Browser, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With agents, leases, replication and a takeover that are real."""
     monkeypatch.setattr("tempfile.tempdir", "/tmp")  # a socket's path has to be short
@@ -321,9 +320,9 @@ def test_an_open_page_follows_a_power_cut_of_the_primary(
         first_promotion(cluster, Times())
         first_lines(cluster)
         environment = {**os.environ, **cluster["c2"].environment()}
-        url, _ = stack.enter_context(exporting(environment))
+        exporter = stack.enter_context(serving_pages(environment, tmp_path / "exporter.log"))
         browser.size(1200, 900)
-        browser.open(url)
+        browser.open(exporter.url)
         browser.wait(lambda: bool(who_serves(browser)) and "would lose" in headline(browser))
         old = who_serves(browser)
         cut = monotonic()

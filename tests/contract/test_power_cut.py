@@ -22,10 +22,10 @@ from standfast.system import run
 from standfast.system.clock import utc_now
 from tests.contract import images
 from tests.contract.images import copy_image
-from tests.contract.links import Fault, Links
+from tests.contract.links import LinkFault, Links
 from tests.contract.peers import Peer, lead, peer
 from tests.contract.trees import Tree, differences, read_tree
-from tests.contract.volumes import btrfs_on_file, command, require_btrfs
+from tests.support.volumes import btrfs_on_file, command, require_btrfs
 
 FILES = 300
 CHANGED = 60
@@ -202,7 +202,7 @@ def test_each_step_is_on_disk_before_the_next(
         a.sender.cycle("b")
         change(primary, 1)
         links.log.unlink()
-        links.arm(Fault("watch", message="published"))
+        links.arm(LinkFault("watch", message="published"))
         a.sender.cycle("b")
         links.wait_idle()
     steps = iter(links.log.read_text().splitlines())

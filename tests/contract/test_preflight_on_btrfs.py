@@ -20,14 +20,14 @@ from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.replication.preflight import Facts, Problem, facts_here, problems
 from standfast.system.clock import utc_now
-from tests.contract.volumes import btrfs_on_file, command, config_for, require_btrfs
 from tests.support import needs
+from tests.support.volumes import btrfs_on_file, command, config_for, require_btrfs
 
 FOREIGN = "11111111-2222-4333-8444-555555555555"
 
 
 @dataclass
-class Node:
+class BtrfsNode:
     """A node with a btrfs of its own, `image`, mounted at `root`."""
 
     image: Path
@@ -52,14 +52,14 @@ class Node:
         [problem] = self.problems()
         return problem
 
-    def with_paths(self, **paths: Path) -> Node:
+    def with_paths(self, **paths: Path) -> BtrfsNode:
         return replace(self, config=replace(self.config, paths=replace(self.config.paths, **paths)))
 
     def take(self) -> Snapshot:
         return self.store.take_snapshot(SnapshotName.at("services", utc_now()))
 
     def receive(
-        self, source: Node, snapshot: Snapshot, parent: Snapshot | None = None
+        self, source: BtrfsNode, snapshot: Snapshot, parent: Snapshot | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         argv = source.store.send_argv(snapshot, parent)
         sent = subprocess.run(argv, capture_output=True, check=True).stdout
@@ -71,23 +71,23 @@ class Node:
 
 
 @pytest.fixture
-def make_node(tmp_path: Path) -> Iterator[Callable[[str], Node]]:
+def make_node(tmp_path: Path) -> Iterator[Callable[[str], BtrfsNode]]:
     require_btrfs()
     with contextlib.ExitStack() as stack:
 
-        def make(name: str) -> Node:
+        def make(name: str) -> BtrfsNode:
             root, image = tmp_path / name, tmp_path / f"{name}.img"
             stack.enter_context(btrfs_on_file(image, root))
             command("btrfs", "subvolume", "create", root / "services")
             (root / "services" / "f").write_text("one")
             config = config_for(root, name, nodes=("n1", "n2"))
-            return Node(image, root, config)
+            return BtrfsNode(image, root, config)
 
         yield make
 
 
 @pytest.fixture
-def node(make_node: Callable[[str], Node]) -> Node:
+def node(make_node: Callable[[str], BtrfsNode]) -> BtrfsNode:
     return make_node("n1")
 
 
@@ -96,7 +96,7 @@ def sh(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_fresh_volume_is_well_before_and_after_the_first_receive(node: Node) -> None:
+def test_a_fresh_volume_is_well_before_and_after_the_first_receive(node: BtrfsNode) -> None:
     facts = node.facts()
     assert node.problems() == [] and facts.progs is not None and facts.free_bytes > 0
     assert set(facts.file_systems.values()) == {facts.file_systems["live"]} != {None}
@@ -105,7 +105,7 @@ def test_a_fresh_volume_is_well_before_and_after_the_first_receive(node: Node) -
     assert all(one.ok for one in look(node.config))
 
 
-def test_the_standby_directory_is_made_a_subvolume_and_a_plain_one_will_do(node: Node) -> None:
+def test_the_standby_directory_is_made_a_subvolume_and_a_plain_one_will_do(node: BtrfsNode) -> None:
     standby = node.config.paths.standby
     node.store.open_staging()
     assert btrfs_info.read(standby) is not None
@@ -117,7 +117,9 @@ def test_the_standby_directory_is_made_a_subvolume_and_a_plain_one_will_do(node:
     assert plain.problems() == []
 
 
-def test_nested_subvolumes_are_named_and_the_fix_turns_them_into_directories(node: Node) -> None:
+def test_nested_subvolumes_are_named_and_the_fix_turns_them_into_directories(
+    node: BtrfsNode,
+) -> None:
     nested = node.live / "db"
     command("btrfs", "subvolume", "create", nested)
     (nested / "rows").write_text("all")
@@ -132,7 +134,7 @@ def test_nested_subvolumes_are_named_and_the_fix_turns_them_into_directories(nod
 
 
 def test_a_live_tree_with_a_received_uuid_is_found_and_the_fix_leaves_its_identity(
-    node: Node,
+    node: BtrfsNode,
 ) -> None:
     before = btrfs_info.read(node.live)
     assert before is not None
@@ -152,7 +154,7 @@ def test_a_live_tree_with_a_received_uuid_is_found_and_the_fix_leaves_its_identi
 
 
 def test_a_bind_mount_of_a_mere_directory_hides_parents_and_the_fix_shows_them(
-    make_node: Callable[[str], Node], tmp_path: Path
+    make_node: Callable[[str], BtrfsNode], tmp_path: Path
 ) -> None:
     a, b = make_node("n1"), make_node("n2")
     seen = tmp_path / "seen"
@@ -197,7 +199,7 @@ def as_subvolume(directory: Path) -> None:
 
 
 def test_a_standby_directory_on_a_mount_of_its_own_takes_a_failback(
-    make_node: Callable[[str], Node], tmp_path: Path
+    make_node: Callable[[str], BtrfsNode], tmp_path: Path
 ) -> None:
     a, b = make_node("n1"), make_node("n2")
     first = a.take()
@@ -221,7 +223,7 @@ def test_a_standby_directory_on_a_mount_of_its_own_takes_a_failback(
 
 
 def test_paths_on_another_file_system_or_on_none_are_found(
-    make_node: Callable[[str], Node], tmp_path: Path
+    make_node: Callable[[str], BtrfsNode], tmp_path: Path
 ) -> None:
     a, b = make_node("n1"), make_node("n2")
     two = a.with_paths(standby=b.root / "services-standby")
@@ -234,7 +236,7 @@ def test_paths_on_another_file_system_or_on_none_are_found(
 
 @needs.tool("blkid", "util-linux")
 def test_a_copy_of_the_disk_is_found_and_the_fix_makes_it_another_file_system(
-    node: Node, tmp_path: Path
+    node: BtrfsNode, tmp_path: Path
 ) -> None:
     command("sync", "-f", node.root)
     copy = tmp_path / "copy.img"
@@ -250,7 +252,7 @@ def test_a_copy_of_the_disk_is_found_and_the_fix_makes_it_another_file_system(
 
 
 def test_what_only_root_may_ask_is_said_not_to_be_known(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: BtrfsNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     [finding] = look(node.config)

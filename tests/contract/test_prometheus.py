@@ -25,14 +25,14 @@ from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication import state
-from tests.contract.consul_clusters import free_ports
-from tests.labs.shared.host import CHECKOUT
-from tests.labs.shared.monitoring import RULES, Monitoring, dashboard_queries, names_in
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
+from tests.support.monitoring import RULES, Monitoring, dashboard_queries, names_in
 from tests.support.origins import note_epoch
 from tests.support.pace import factor, patient
+from tests.support.terminal import write_node
 from tests.support.waiting import wait_for
-from tests.unit.cli_helpers import write_node
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 

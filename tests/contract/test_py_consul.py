@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.consul_clusters import CHECKOUT
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 
 REQUIREMENT = "py-consul==1.8.0"

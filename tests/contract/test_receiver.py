@@ -17,9 +17,9 @@ import pytest
 from standfast import __version__
 from standfast.cli.receive import VARIABLE
 from standfast.replication import wire
-from tests.contract.volumes import require_btrfs
-from tests.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
 from tests.support.pace import patient
+from tests.support.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
+from tests.support.volumes import require_btrfs
 from tests.support.waiting import wait_for
 
 HELLO = wire.dump(wire.Hello("another", VOLUME, "a", wire.Purpose.SEND)) + "\n"
@@ -112,7 +112,7 @@ def test_an_error_has_its_own_exit_status(beside: dict[str, str]) -> None:
     assert process.returncode == 2
 
 
-def test_conversations_don_t_wait_for_each_other(place: Bed, beside: dict[str, str]) -> None:
+def test_conversations_do_not_wait_for_each_other(place: Bed, beside: dict[str, str]) -> None:
     pid = resident(place)
     silent = receiving(beside)
     until(lambda: len(children(pid)) == 1, "it was taken over")

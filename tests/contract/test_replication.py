@@ -25,11 +25,11 @@ from standfast.replication.session import reach
 from standfast.replication.shipment import Order, ship
 from standfast.system.clock import Deadline, utc_now
 from standfast.system.locks import exclusive
-from tests.contract.links import Fault, Links, fork
+from tests.contract.links import LinkFault, Links, fork
 from tests.contract.pairs import node, primary_and_standby
 from tests.contract.peers import Peer, lead, leader_value
-from tests.contract.volumes import files
 from tests.support.origins import note_epoch
+from tests.support.volumes import files
 from tests.support.waiting import wait_for
 
 
@@ -244,13 +244,13 @@ def big_change(a: Peer) -> None:
         a.live(f"file{number}").write_bytes(os.urandom(1_000_000))
 
 
-def arm(one: Peer, fault: Fault | None) -> Links:
+def arm(one: Peer, fault: LinkFault | None) -> Links:
     assert one.links is not None
     one.links.arm(fault)
     return one.links
 
 
-def cut_and_go_on(pair: tuple[Peer, Peer], fault: Fault, *, seeded: bool) -> None:
+def cut_and_go_on(pair: tuple[Peer, Peer], fault: LinkFault, *, seeded: bool) -> None:
     a, b = pair
     before = [str(a.sender.cycle("b").snapshot)] if seeded else []
     big_change(a)
@@ -271,20 +271,20 @@ def cut_and_go_on(pair: tuple[Peer, Peer], fault: Fault, *, seeded: bool) -> Non
 def test_a_killed_receiver_publishes_nothing_and_the_next_cycle_succeeds(
     pair: tuple[Peer, Peer], seeded: bool
 ) -> None:
-    cut_and_go_on(pair, Fault("kill-receiver", stream_bytes=300_000), seeded=seeded)
+    cut_and_go_on(pair, LinkFault("kill-receiver", stream_bytes=300_000), seeded=seeded)
 
 
 def test_what_a_killed_receiver_started_is_waited_for(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     slow = a.talk_to(b, late_s=0.5)
-    cut_and_go_on((slow, b), Fault("kill-receiver", stream_bytes=300_000), seeded=False)
+    cut_and_go_on((slow, b), LinkFault("kill-receiver", stream_bytes=300_000), seeded=False)
 
 
 @pytest.mark.parametrize("seeded", [False, True], ids=["full", "increment"])
 def test_a_killed_sender_publishes_nothing_and_the_next_cycle_succeeds(
     pair: tuple[Peer, Peer], seeded: bool
 ) -> None:
-    cut_and_go_on(pair, Fault("kill-sender", stream_bytes=300_000), seeded=seeded)
+    cut_and_go_on(pair, LinkFault("kill-sender", stream_bytes=300_000), seeded=seeded)
 
 
 @pytest.mark.parametrize("passed", [2_000, 1_000_000])
@@ -293,7 +293,7 @@ def test_a_stream_cut_by_the_link_is_refused_and_leaves_nothing(
 ) -> None:
     a, b = pair
     big_change(a)
-    arm(a, Fault("end", stream_bytes=passed))
+    arm(a, LinkFault("end", stream_bytes=passed))
     with pytest.raises((Refused, CommandFailed)) as failure:
         replicate(a)
     assert nothing_arrived(b)

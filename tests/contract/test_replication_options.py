@@ -16,10 +16,10 @@ from standfast.reasons import Reason
 from standfast.replication import receive_checks, shipment, wire
 from standfast.replication.fingerprint import digest_of
 from standfast.system.clock import monotonic
-from tests.contract.links import Fault
+from tests.contract.links import LinkFault
 from tests.contract.pairs import primary_and_standby
 from tests.contract.peers import Peer
-from tests.contract.volumes import files, require_btrfs
+from tests.support.volumes import files, require_btrfs
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_compressed_stream_that_is_cut_is_refused(pair: tuple[Peer, Peer]) -> 
     a, b = pair
     a.live("noise").write_bytes(os.urandom(3_000_000))
     assert a.links is not None
-    a.links.arm(Fault("end", stream_bytes=1_000_000))
+    a.links.arm(LinkFault("end", stream_bytes=1_000_000))
     with pytest.raises(Refused) as refusal:
         with_options(a, compression="zstd").sender.cycle("b")
     assert refusal.value.reason is Reason.INCOMPLETE

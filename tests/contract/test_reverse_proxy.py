@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 from standfast.config.load import load
-from tests.contract.consul_clusters import free_ports
-from tests.contract.test_exporter import exporting
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
+from tests.support.exporter import exporting
 from tests.support.pace import patient
+from tests.support.terminal import write_config
 from tests.support.waiting import wait_for
-from tests.unit.cli_helpers import write_config
 
-PAGE = (Path(__file__).parents[2] / "docs/reverse-proxy.md").read_text()
+PAGE = (CHECKOUT / "docs/reverse-proxy.md").read_text()
 # Of "secret", as `htpasswd -B` writes it.
 HASH = "$2y$05$/Nvim6wGGnK259Gm7sob4OlP/LsDm6.3jVTNZbbKZMx7lSVOtLYF2"
 RIGHT, WRONG = (
@@ -41,7 +42,7 @@ def example(heading: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class ProxyPlace:
     """What stands for the example's addresses and files in a test."""
 
     directory: Path
@@ -89,7 +90,7 @@ class Place:
             return response.status, response.read().decode()
 
 
-def nginx(place: Place) -> Sequence[str]:
+def nginx(place: ProxyPlace) -> Sequence[str]:
     """The command that serves nginx's example."""
     users = place.directory / "exporter.users"
     users.write_text(f"prometheus:{HASH}\n")
@@ -107,7 +108,7 @@ def nginx(place: Place) -> Sequence[str]:
     return ["nginx", "-e", "stderr", "-p", str(place.directory), "-c", str(path)]
 
 
-def caddy(place: Place) -> Sequence[str]:
+def caddy(place: ProxyPlace) -> Sequence[str]:
     """The command that serves caddy's example."""
     version = subprocess.run(["caddy", "version"], check=True, capture_output=True, text=True)
     text = place.put_into(example("caddy")).replace(" HASH", f" {HASH}")
@@ -120,7 +121,7 @@ def caddy(place: Place) -> Sequence[str]:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], place: Place) -> Iterator[None]:
+def running(command: Sequence[str], place: ProxyPlace) -> Iterator[None]:
     log = place.directory / "proxy.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -151,7 +152,7 @@ def test_an_example_of_a_proxy_asks_for_a_password_over_tls(proxy: str, tmp_path
     config = load(write_config(tmp_path / "etc", tmp_path, ["127.0.0.1:1"]))
     with exporting(config) as exporter:
         [port] = free_ports(1)
-        place = Place(tmp_path, port, exporter.port)
+        place = ProxyPlace(tmp_path, port, exporter.port)
         place.make_certificate()
         with running(command(place), place):
             assert place.get("/-/healthy") == (200, "ok\n")

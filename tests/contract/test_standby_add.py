@@ -32,8 +32,8 @@ from tests.contract.two_nodes import (
     operator_may_log_in,
     two_nodes,
 )
-from tests.contract.volumes import files
 from tests.support.pace import patient
+from tests.support.volumes import files
 from tests.support.waiting import wait_for
 
 THERE = f"{ME}@{ADDRESSES['c1']}"
@@ -100,7 +100,7 @@ def test_a_standby_is_added_in_steps_each_of_which_says_what_is_missing(pair: Tw
 
 
 @plain
-def test_the_key_is_installed_over_the_operator_s_own_ssh(pair: TwoNodes) -> None:
+def test_the_key_is_installed_over_the_ssh_of_the_operator(pair: TwoNodes) -> None:
     operator_may_log_in(pair)
     before = pair.authorized.read_text()
     code, doc = pair.run_json("standby", "add", "c1", "--install-key")
@@ -113,7 +113,7 @@ def test_the_key_is_installed_over_the_operator_s_own_ssh(pair: TwoNodes) -> Non
 
 
 @plain
-def test_without_the_operator_s_ssh_the_key_is_not_installed(pair: TwoNodes) -> None:
+def test_without_the_ssh_of_the_operator_the_key_is_not_installed(pair: TwoNodes) -> None:
     code, doc = pair.run_json("standby", "add", "c1", "--install-key")
     assert code != 0 and marks(doc)[-1] == ("install", "BAD")
     assert any(
@@ -396,7 +396,7 @@ def test_the_list_tells_what_failed_last(pair: TwoNodes) -> None:
 
 
 @plain
-def test_a_slow_standby_delays_nobody_s_result(pair: TwoNodes) -> None:
+def test_a_slow_standby_delays_no_result_of_another(pair: TwoNodes) -> None:
     way, go = pair.root / "way", pair.root / "go"
     receive = f"env STANDFAST_CONFIG_DIR={pair.etc('c1')} {shlex.join(pair.words)} receive"
     # Both are c1's disk: what counts is who waits for whom.

@@ -27,7 +27,7 @@ from standfast.system.clock import Deadline, sleep, utc_now
 from standfast.system.locks import exclusive
 from tests.contract.pairs import primary_and_standby
 from tests.contract.peers import Peer
-from tests.contract.volumes import command
+from tests.support.volumes import command
 
 NASTY = (b"new\nline", b"\xff\xfe not utf-8", b" blanks = and \\x20", "grün".encode())
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.values import Registration
 from standfast.system.clock import monotonic
-from tests.contract.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.contract.consul_scene import SYNCED, listed
-from tests.contract.storage_node import VOLUME, StorageNode
+from tests.support.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.support.figures import note
 from tests.support.pace import patient
+from tests.support.storage_node import VOLUME, StorageNode
 from tests.support.waiting import wait_for
 
 HANDLERS = ("data-services-changed", "data-services-remount", "storage-role-changed")
@@ -104,7 +104,7 @@ def test_a_watch_sees_a_change_soon_though_it_waited_at_a_server_that_froze(
             is_seen_soon(called, local.cluster.gateway())
 
 
-def test_a_watch_moves_on_when_the_node_s_own_agent_hangs(tmp_path: Path) -> None:
+def test_a_watch_moves_on_when_the_agent_of_its_node_hangs(tmp_path: Path) -> None:
     """What hangs is a way to it: connections are taken, and nothing is answered."""
     with real_servers(tmp_path, 1) as [server]:
         [port] = free_ports(1)

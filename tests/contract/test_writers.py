@@ -16,7 +16,7 @@ from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Paths
 from standfast.node.ports import Writer
 from standfast.system.clock import Deadline, sleep
-from tests.contract.volumes import btrfs_on_file, command, require_btrfs
+from tests.support.volumes import btrfs_on_file, command, require_btrfs
 
 OPEN = """
 import ctypes, mmap, sys
@@ -94,7 +94,7 @@ def test_a_file_that_is_written_after_the_tree_is_read_only_shows_why_it_is_look
 @pytest.mark.parametrize(
     ("how", "tree"), [("read", "services"), ("private", "services"), ("write", "other")]
 )
-def test_readers_and_writers_of_other_subvolumes_don_t_count(
+def test_readers_and_writers_of_other_subvolumes_do_not_count(
     disk: Path, how: str, tree: str
 ) -> None:
     with holding(how, disk / tree / "file of it"):
@@ -159,7 +159,7 @@ def test_a_tree_with_a_swap_file_has_no_snapshot(disk: Path) -> None:
         command("swapoff", swap)
 
 
-def test_a_look_at_a_dead_server_s_file_ends_and_says_no(
+def test_a_look_at_a_file_of_a_dead_server_ends_and_says_no(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     device = tmp_path.stat().st_dev

@@ -27,7 +27,7 @@ from tests.contract.clocks import Clocks
 from tests.contract.links import Links
 from tests.contract.pairs import node
 from tests.contract.peers import Peer, lead
-from tests.contract.volumes import make_live
+from tests.support.volumes import make_live
 
 HOUR_S = 3600.0
 SILENT_S = 13.0

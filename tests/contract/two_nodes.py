@@ -33,13 +33,13 @@ from standfast.demo.commands import STANDFAST
 from standfast.demo.commands import command as command_of
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.parts import DemoParts
-from tests.contract.consul_clusters import free_ports
-from tests.contract.volumes import btrfs_on_file, command, make_live
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
 from tests.support.pace import patient
+from tests.support.volumes import btrfs_on_file, command, make_live
 from tests.support.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "data-services"
 ADDRESSES = {"zippy": "127.0.0.1", "c1": "127.0.0.2"}
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -247,7 +247,7 @@ def _programs(pair: TwoNodes) -> None:
     _script(
         root / "c1-bin" / "standfast",
         f'touch {root}/pids/$$\n[ "$2" != authorize ] || set -- "$@" --file {pair.authorized}\n'
-        f'exec env PYTHONPATH={ROOT} {shlex.join(pair.words)} "$@"\n',
+        f'exec env PYTHONPATH={CHECKOUT} {shlex.join(pair.words)} "$@"\n',
     )
     ssh = shutil.which("ssh")
     _script(

@@ -23,14 +23,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.fakes.nomad_acl import Acl
 from tests.fakes.nomad_api import Api, Call, Manner
 from tests.fakes.nomad_objects import Refusal
-from tests.fakes.nomad_state import State
+from tests.fakes.nomad_state import NomadState
 
 SERVER = "server"
 HANG_S = 60.0
 """Longer than any deadline of ours."""
 
 
-class StandIn:
+class NomadStandIn:
     """Its agents are `server` and the nodes; use it as a context, or `close` it.
 
     Without `management`, the secret of a token that may do everything, ACLs are off.
@@ -47,7 +47,7 @@ class StandIn:
         volumes: Mapping[str, str] | None = None,
         management: str = "",
     ) -> None:
-        self.state = State(
+        self.state = NomadState(
             tuple(nodes),
             meta_delay_s=meta_delay_s,
             down_after_s=down_after_s,
@@ -66,7 +66,7 @@ class StandIn:
         for agent in (SERVER, *nodes):
             self._listen(agent, (addresses or {}).get(agent, ("127.0.0.1", 0)))
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> NomadStandIn:
         return self
 
     def __exit__(
@@ -194,7 +194,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
 
-def _handler(stand_in: StandIn, agent: str) -> type[BaseHTTPRequestHandler]:
+def _handler(stand_in: NomadStandIn, agent: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -238,7 +238,7 @@ def main() -> None:
         agent, _, where = text.partition("=")
         host, _, port = where.rpartition(":")
         addresses[agent] = (host, int(port))
-    with StandIn(
+    with NomadStandIn(
         [agent for agent in addresses if agent != SERVER],
         addresses=addresses,
         meta_delay_s=tuple(given.meta_delay),

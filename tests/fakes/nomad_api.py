@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.fakes.nomad_acl import Acl, Policy
 from tests.fakes.nomad_jobs import Doc
-from tests.fakes.nomad_objects import STATIC_META, Alloc, Node, Refusal
-from tests.fakes.nomad_state import State
+from tests.fakes.nomad_objects import STATIC_META, Alloc, NomadNode, Refusal
+from tests.fakes.nomad_state import NomadState
 
 READ = ("read", "write")
 _META_KEY = re.compile(r"^[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*$")
@@ -43,7 +43,7 @@ class Call:
 class Api:
     """Answers, or raises a Refusal."""
 
-    def __init__(self, state: State, acl: Acl) -> None:
+    def __init__(self, state: NomadState, acl: Acl) -> None:
         self._state = state
         self._acl = acl
         self._tokens: dict[str, set[str]] = {}
@@ -149,7 +149,7 @@ class Api:
             self._state.set_meta(node, meta)
         return {"Dynamic": node.dynamic, "Static": STATIC_META, "Meta": node.meta}
 
-    def _reach(self, node: Node) -> None:
+    def _reach(self, node: NomadNode) -> None:
         """What a server says that can't pass a call on to a client."""
         if node.status == "down":
             raise Refusal(404, "No path to node")
@@ -204,7 +204,7 @@ class Api:
     def _known(self, node_id: str) -> bool:
         return any(node.id == node_id for node in self._state.nodes.values())
 
-    def _by_id(self, node_id: str) -> Node:
+    def _by_id(self, node_id: str) -> NomadNode:
         for node in self._state.nodes.values():
             if node.id == node_id:
                 return node
@@ -306,7 +306,7 @@ class Api:
             raise Refusal(405, "Invalid method")
 
 
-def _node_doc(node: Node) -> Doc:
+def _node_doc(node: NomadNode) -> Doc:
     return {
         "ID": node.id,
         "Name": node.name,

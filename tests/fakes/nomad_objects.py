@@ -20,7 +20,7 @@ class Refusal(Exception):
 
 
 @dataclass
-class Node:
+class NomadNode:
     """`dynamic` is the client's, `seen` what the servers know of all its meta."""
 
     name: str
@@ -55,7 +55,7 @@ class Node:
 
 
 @dataclass
-class Task:
+class NomadTask:
     name: str
     state: str = "pending"
     restarts: int = 0
@@ -68,10 +68,10 @@ class Alloc:
     id: str
     job: Doc
     group: str
-    node: Node
+    node: NomadNode
     eval_id: str
     previous: str
-    tasks: dict[str, Task]
+    tasks: dict[str, NomadTask]
     desired: str = "run"
     client_status: str = "pending"
     next_id: str = ""

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from standfast.system.clock import monotonic
 from tests.fakes.nomad_jobs import Doc, canonical, end_s, misfits, stamp
-from tests.fakes.nomad_objects import STATIC_META, Alloc, Node, Refusal, Task
+from tests.fakes.nomad_objects import STATIC_META, Alloc, NomadNode, NomadTask, Refusal
 
 
-class State:
+class NomadState:
     """Not thread-safe: the HTTP server takes one request after the other."""
 
     def __init__(
@@ -40,7 +40,7 @@ class State:
         self._order = itertools.count()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._index = 10
-        self.nodes = {name: Node(name, volumes=dict(volumes or {})) for name in names}
+        self.nodes = {name: NomadNode(name, volumes=dict(volumes or {})) for name in names}
         self.jobs: dict[tuple[str, str], Doc] = {}
         self.allocs: dict[str, Alloc] = {}
         self.evals: dict[str, Doc] = {}
@@ -82,12 +82,12 @@ class State:
         node.frozen = False
         self._heard(node)
 
-    def _silent(self, node: Node) -> None:
+    def _silent(self, node: NomadNode) -> None:
         node.life += 1
         life = node.life
         self._later(self.down_after_s, lambda: self._down(node, life))
 
-    def _down(self, node: Node, life: int) -> None:
+    def _down(self, node: NomadNode, life: int) -> None:
         if node.life != life:
             return
         node.status = "down"
@@ -97,7 +97,7 @@ class State:
             alloc.index = self.index()
         self._evaluate_jobs({self._key(one.job) for one in hit}, "node-update")
 
-    def _heard(self, node: Node) -> None:
+    def _heard(self, node: NomadNode) -> None:
         """A registration tells the servers the meta at once."""
         node.life += 1
         node.status = "ready"
@@ -111,7 +111,7 @@ class State:
 
     # What is asked of a client
 
-    def set_meta(self, node: Node, meta: Mapping[str, str | None]) -> None:
+    def set_meta(self, node: NomadNode, meta: Mapping[str, str | None]) -> None:
         node.dynamic = {
             key: value
             for key, value in {**node.dynamic, **meta}.items()
@@ -143,7 +143,7 @@ class State:
 
     # What is asked of the servers
 
-    def set_eligible(self, node: Node, eligible: bool) -> list[str]:
+    def set_eligible(self, node: NomadNode, eligible: bool) -> list[str]:
         was, node.eligible = node.eligible, eligible
         return self._node_changed(node) if eligible and not was else []
 
@@ -172,7 +172,7 @@ class State:
 
     # The scheduler
 
-    def _node_changed(self, node: Node) -> list[str]:
+    def _node_changed(self, node: NomadNode) -> list[str]:
         """System jobs, jobs with something on the node, and what waits blocked."""
         keys = {self._key(one.job) for one in self._on(node) if one.live}
         keys |= {key for key, job in self.jobs.items() if job["Type"] == "system"}
@@ -253,8 +253,8 @@ class State:
             previous = ""
         return None
 
-    def _place(self, job: Doc, group: Doc, node: Node, eval_id: str, previous: str) -> None:
-        tasks = {task["Name"]: Task(task["Name"]) for task in group["Tasks"]}
+    def _place(self, job: Doc, group: Doc, node: NomadNode, eval_id: str, previous: str) -> None:
+        tasks = {task["Name"]: NomadTask(task["Name"]) for task in group["Tasks"]}
         alloc = Alloc(str(uuid.uuid4()), job, group["Name"], node, eval_id, previous, tasks)
         alloc.index = self.index()
         self.allocs[alloc.id] = alloc
@@ -311,10 +311,10 @@ class State:
             "DimensionExhausted": None,
         }
 
-    def _candidates(self) -> Iterator[Node]:
+    def _candidates(self) -> Iterator[NomadNode]:
         return (node for node in self.nodes.values() if node.status == "ready" and node.eligible)
 
-    def _on(self, node: Node) -> list[Alloc]:
+    def _on(self, node: NomadNode) -> list[Alloc]:
         return [one for one in self.allocs.values() if one.node is node]
 
     @staticmethod

@@ -24,7 +24,7 @@ KEY, VALUE = "storage_role", "primary"
 BOUND = [{"LTarget": "${meta.storage_role}", "Operand": "=", "RTarget": "primary"}]
 
 
-class Cut(BaseException):
+class FollowerCut(BaseException):
     """The follower's process dies between two effects."""
 
 
@@ -39,7 +39,7 @@ def job(name: str, kind: str = "service", *, bound: bool = True) -> dict[str, An
 
 
 @dataclass
-class Client:
+class NomadClient:
     """A node of the cluster."""
 
     name: str
@@ -70,8 +70,8 @@ class Placed:
 
 
 @dataclass
-class World:
-    clients: dict[str, Client]
+class NomadWorld:
+    clients: dict[str, NomadClient]
     jobs: list[dict[str, Any]]
     placed: list[Placed] = field(default_factory=list)
     consul: MemoryConsul = field(default_factory=MemoryConsul)
@@ -97,7 +97,7 @@ class World:
     def effect(self, text: str) -> None:
         if self.budget is not None:
             if self.budget <= 0:
-                raise Cut
+                raise FollowerCut
             self.budget -= 1
         self.log.append(text)
 
@@ -171,7 +171,7 @@ class World:
 class FakeNomad:
     """Meets NomadGateway, as far as following asks."""
 
-    world: World
+    world: NomadWorld
     name: str
 
     def _check(self, method: str) -> None:

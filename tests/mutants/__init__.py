@@ -12,8 +12,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.checkout import CHECKOUT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ def tracked_files() -> tuple[str, ...]:
     """What belongs to the project, relative to its root."""
     done = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         check=True,
         capture_output=True,
         text=True,
     )
-    return tuple(name for name in done.stdout.split("\0") if name and (ROOT / name).is_file())
+    return tuple(name for name in done.stdout.split("\0") if name and (CHECKOUT / name).is_file())

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import ROOT, Mutant, load, tracked_files
+from tests.mutants import Mutant, load, tracked_files
 from tests.support import pace
+from tests.support.checkout import CHECKOUT
 
 MUTANTS = load()
 FAILED = 1
@@ -54,7 +55,7 @@ def copy() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
         for name in tracked_files():
             (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, Path(directory) / name)
+            shutil.copy2(CHECKOUT / name, Path(directory) / name)
         yield Path(directory)
 
 

@@ -8,7 +8,8 @@ from functools import cache
 
 import pytest
 
-from tests.mutants import ROOT, Mutant, load
+from tests.mutants import Mutant, load
+from tests.support.checkout import CHECKOUT
 
 MUTANTS = load()
 AT_LEAST = 160
@@ -25,7 +26,7 @@ def test_there_are_many_and_each_stands_in_the_list_once() -> None:
 
 @each_mutant
 def test_a_mutant_has_one_place_and_is_another_program_that_compiles(mutant: Mutant) -> None:
-    before = (ROOT / mutant.file).read_text()
+    before = (CHECKOUT / mutant.file).read_text()
     after = mutant.applied(before)
     assert after != before
     if mutant.file.endswith(".py") or before.startswith("#!/usr/bin/env python3"):
@@ -44,7 +45,7 @@ def test_a_mutant_is_caught_by_a_test_of_the_fast_tier(mutant: Mutant) -> None:
 
 @cache
 def parsed(file: str) -> ast.Module:
-    return ast.parse((ROOT / file).read_text())
+    return ast.parse((CHECKOUT / file).read_text())
 
 
 @cache

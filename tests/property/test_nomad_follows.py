@@ -22,7 +22,7 @@ from standfast.nomad.observation import Role
 from standfast.nomad.ports import LocalMeta
 from standfast.system import clock
 from standfast.system.clock import Deadline
-from tests.fakes.nomad_world import Client, Cut, World, job
+from tests.fakes.nomad_world import FollowerCut, NomadClient, NomadWorld, job
 from tests.support.examples import examples
 
 NAMES = ("a", "b", "c")
@@ -38,11 +38,13 @@ ROUNDS = 12
 ROUND_S = 20.0
 
 
-class Cluster:
+class FollowedCluster:
     """Three nodes, one of them primary, and a follower's process on each."""
 
     def __init__(self, kind: str) -> None:
-        self.world = World({name: Client(name) for name in NAMES}, [job("db", kind), job("sys")])
+        self.world = NomadWorld(
+            {name: NomadClient(name) for name in NAMES}, [job("db", kind), job("sys")]
+        )
         self.world.jobs.append(job("free", bound=False))
         self.configs = {name: replace(BASE, node=name) for name in NAMES}
         self.followers: dict[str, Follower] = {}
@@ -66,7 +68,7 @@ class Cluster:
         self.world.budget = cut_after
         try:
             self.followers[name].round(role, self.epoch)
-        except Cut:
+        except FollowerCut:
             self.restart(name)
         finally:
             self.world.budget = None
@@ -79,7 +81,7 @@ class Cluster:
         self.world.budget = cut_after
         try:
             self.followers[old].release(Deadline.after(1.0))
-        except Cut:
+        except FollowerCut:
             self.world.budget = None
             self.restart(old)
             return  # its agent starts again, as primary
@@ -98,7 +100,7 @@ class Cluster:
         self.world.budget = cut_after
         try:
             self.followers[old].prepare(name, self.epoch, Deadline.after(1.0))
-        except Cut:
+        except FollowerCut:
             self.restart(old)
         except StandfastError:
             pass
@@ -163,7 +165,7 @@ class WorldTime:
     """Stands in for `time` in `standfast.system.clock`: nothing waits, and a sleep is over at once,
     a little later on the world's clock."""
 
-    world: World
+    world: NomadWorld
 
     def monotonic(self) -> float:
         return self.world.now_s
@@ -176,9 +178,9 @@ class WorldTime:
 
 
 @contextmanager
-def settled(kind: str) -> Iterator[Cluster]:
+def settled(kind: str) -> Iterator[FollowedCluster]:
     """A cluster with a as primary, on its world's clock; db is a job of this kind."""
-    cluster = Cluster(kind)
+    cluster = FollowedCluster(kind)
     with patch.object(clock, "time", WorldTime(cluster.world)):
         cluster.promote("a")
         cluster.settle()
@@ -273,7 +275,7 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job() -> None:
 
 
 @given(st.sampled_from(["service", "system"]))
-def test_with_the_meta_ahead_the_jobs_run_in_the_new_primary_s_first_round(kind: str) -> None:
+def test_with_the_meta_ahead_the_jobs_run_in_the_first_round_of_the_new_primary(kind: str) -> None:
     with settled(kind) as cluster:
         world = cluster.world
         cluster.prepare("b")
@@ -321,7 +323,7 @@ def test_a_second_switchover_begins_the_time_of_the_first_anew() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["disabled", "dead", "no jobs"])
-def test_a_node_that_can_t_be_made_ready_is_left_as_it_is(trouble: str) -> None:
+def test_a_node_that_can_not_be_made_ready_is_left_as_it_is(trouble: str) -> None:
     with settled("service") as cluster:
         world = cluster.world
         match trouble:

@@ -46,7 +46,7 @@ HOUR_S = 3600.0
 
 
 @dataclass
-class Node:
+class ClockedNode:
     """One machine with its disk and its clock."""
 
     name: str
@@ -96,14 +96,14 @@ class Node:
                 ways.add("forward" if seconds > 0 else "back")
 
 
-class World:
+class TwoMachines:
     """True time, two nodes, and what the history is made of."""
 
     CLOCK_BOOTTIME = 7
 
     def __init__(self, root: Path) -> None:
         self.true_s = 0.0
-        self.nodes = [Node(name, root / name) for name in "ab"]
+        self.nodes = [ClockedNode(name, root / name) for name in "ab"]
         self.primary = 0
         self.at_work = self.nodes[0]
         self.epoch = 1
@@ -146,7 +146,7 @@ class World:
         for node in self.nodes:
             self.look(node)
 
-    def look(self, node: Node) -> Available | None:
+    def look(self, node: ClockedNode) -> Available | None:
         self.at_work = node
         history = {
             epoch: HistoryEntry(epoch, "x", base, "operator", None, None, 0.0)
@@ -242,7 +242,7 @@ class World:
             assert content_id == last, f"{node.name} starts from {found.snapshot.name}"
             self.check_age(node, found, content_id)
 
-    def check_age(self, node: Node, found: Available, content_id: str) -> None:
+    def check_age(self, node: ClockedNode, found: Available, content_id: str) -> None:
         told_s = found.age_s(clock.utc_now())
         true_s = self.true_s - self.taken[content_id]
         moved, this_start = node.moved[content_id], node.boot_of[content_id] == node.boots
@@ -261,11 +261,11 @@ class World:
 
 
 @contextmanager
-def world() -> Iterator[World]:
+def world() -> Iterator[TwoMachines]:
     # Notes are synced to the disk, which a busy one takes its time for.
     quick = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=quick) as place:
-        made = World(Path(place))
+        made = TwoMachines(Path(place))
         with (
             patch.object(clock, "time", made),
             patch.object(published, "boot_instance", lambda _: made.boot()),

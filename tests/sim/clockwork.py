@@ -56,7 +56,7 @@ class NodeClock:
 
 
 @dataclass(slots=True, eq=False)
-class Process:
+class SimProcess:
     """One process of a node; frozen or dead with all its tasks."""
 
     name: str
@@ -71,17 +71,17 @@ class Process:
     stall_in: int = -1
     """It stands still at the so-many-th look at a clock, or call, from now; -1: at none."""
     stall_s: float = 0.0
-    tasks: list[Task] = field(default_factory=list)
-    ended: Callable[[Process, BaseException | None], None] = lambda _process, _error: None
+    tasks: list[SimTask] = field(default_factory=list)
+    ended: Callable[[SimProcess, BaseException | None], None] = lambda _process, _error: None
     """Called once when the main task has ended by itself, with what it raised."""
 
 
-class Task:
+class SimTask:
     """One thread of a process."""
 
     __slots__ = ("done", "greenlet", "process", "ticket")
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: SimProcess) -> None:
         self.process = process
         self.greenlet: greenlet
         self.ticket = 0
@@ -94,9 +94,9 @@ class Clockwork:
     def __init__(self) -> None:
         self.now = 0.0
         self.after_event: Callable[[], None] = lambda: None
-        self.on_crash: Callable[[Process, BaseException, str], None] = lambda *_: None
-        self.on_stall: Callable[[Process, float], None] = lambda _process, _seconds: None
-        self.current: Task | None = None
+        self.on_crash: Callable[[SimProcess, BaseException, str], None] = lambda *_: None
+        self.on_stall: Callable[[SimProcess, float], None] = lambda _process, _seconds: None
+        self.current: SimTask | None = None
         self.events = 0
         self.pace = 1.0
         """What calls take, as a share of what they ordinarily do."""
@@ -127,17 +127,17 @@ class Clockwork:
 
     # Processes
 
-    def start(self, process: Process, body: Callable[[], object]) -> Process:
+    def start(self, process: SimProcess, body: Callable[[], object]) -> SimProcess:
         """Begin a process with its main task."""
         process.pid = next(self._numbers)
         self.begin_task(process, body, main=True)
         return process
 
     def begin_task(
-        self, process: Process, body: Callable[[], object], *, main: bool = False
+        self, process: SimProcess, body: Callable[[], object], *, main: bool = False
     ) -> None:
         """A further thread of the process; it begins as an event of its own."""
-        task = Task(process)
+        task = SimTask(process)
 
         def run() -> None:
             error: BaseException | None = None
@@ -167,12 +167,12 @@ class Clockwork:
         self.at(self.now, lambda: self._resume(task, 0))
 
     @contextmanager
-    def joined_by(self, process: Process) -> Iterator[None]:
+    def joined_by(self, process: SimProcess) -> Iterator[None]:
         """The caller itself is a task of the process; whatever it waits for comes about meanwhile.
 
         What is raised in an event, an invariant's violation above all, is raised here.
         """
-        task, outside = Task(process), self._hub
+        task, outside = SimTask(process), self._hub
         process.pid = next(self._numbers)
         process.tasks.append(task)
         task.greenlet = getcurrent()
@@ -189,12 +189,12 @@ class Clockwork:
         self.run_until(FOREVER)
         raise AssertionError("somebody waits, and nothing is to come")
 
-    def _ended(self, process: Process, error: BaseException | None) -> None:
+    def _ended(self, process: SimProcess, error: BaseException | None) -> None:
         if not process.dead:
             self.kill(process)
             process.ended(process, error)
 
-    def kill(self, process: Process) -> None:
+    def kill(self, process: SimProcess) -> None:
         """SIGKILL; whoever is killed while it runs this has to call `check` afterwards."""
         if process.dead:
             return
@@ -208,7 +208,7 @@ class Clockwork:
         if self.current is not None and self.current.process.dead:
             raise Killed
 
-    def _reap(self, task: Task) -> None:
+    def _reap(self, task: SimTask) -> None:
         if task.done:
             return
         if not task.greenlet:  # it never began
@@ -222,7 +222,7 @@ class Clockwork:
         if not task.done:
             raise AssertionError(f"{task.process.name} goes on though it was killed")
 
-    def _resume(self, task: Task, ticket: int) -> None:
+    def _resume(self, task: SimTask, ticket: int) -> None:
         if task.done or task.ticket != ticket or task.process.dead:
             return
         until = task.process.frozen_until
@@ -254,10 +254,10 @@ class Clockwork:
         if task.process.dead:
             raise Killed
 
-    def wake(self, task: Task, ticket: int) -> None:
+    def wake(self, task: SimTask, ticket: int) -> None:
         self.at(self.now, lambda: self._resume(task, ticket))
 
-    def _running(self) -> Task:
+    def _running(self) -> SimTask:
         task = self.current
         if task is None:
             raise AssertionError("only a process of the simulation can wait")
@@ -340,7 +340,7 @@ class Signal:
 
     def __init__(self, clockwork: Clockwork) -> None:
         self._clockwork = clockwork
-        self._waiting: list[tuple[Task, int]] = []
+        self._waiting: list[tuple[SimTask, int]] = []
 
     def wait(self, until: float) -> None:
         """Until it is set, or that real time is reached."""

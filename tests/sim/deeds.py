@@ -25,10 +25,10 @@ from standfast.config.model import LeaseTiming
 from standfast.config.model import Node as NodeConfig
 from standfast.consul.records import Leader
 from standfast.lease.keeper import FENCE_MARGIN_S
-from tests.sim.model_consul import Fault
-from tests.sim.node import Node, Seat
-from tests.sim.systemd import Service
-from tests.sim.world import FAST, World
+from tests.sim.model_consul import ConsulFault
+from tests.sim.node import Seat, SimNode
+from tests.sim.systemd import SimService
+from tests.sim.world import FAST, SimWorld
 
 SLOW = LeaseTiming()
 MIDDLE = LeaseTiming(heartbeat=1.0, request_timeout=1.0, length=4.0, fence=2.0, wait=7.2)
@@ -77,49 +77,49 @@ class Schedule:
         return "\n".join([*lines, *(f"  after {d.pause_s:6.2f} s: {d}" for d in self.deeds)])
 
 
-Act = Callable[[World, Deed], None]
+Act = Callable[[SimWorld, Deed], None]
 NAMES = ("a", "b", "c")
 
 
-def chosen(world: World, deed: Deed) -> Node:
+def chosen(world: SimWorld, deed: Deed) -> SimNode:
     return world[deed.node]
 
 
-def seat_of(world: World, deed: Deed) -> Seat:
+def seat_of(world: SimWorld, deed: Deed) -> Seat:
     seats = list(chosen(world, deed).seats.values())
     return seats[deed.number % len(seats)]
 
 
-def services_of(node: Node) -> list[Service]:
+def services_of(node: SimNode) -> list[SimService]:
     return [service for seat in node.seats.values() for service in (seat.lease, seat.agent_service)]
 
 
 # Machines and processes
 
 
-def power(world: World, deed: Deed) -> None:
+def power(world: SimWorld, deed: Deed) -> None:
     chosen(world, deed).power_cut()
     world.after(deed.length_s, chosen(world, deed).boot)
 
 
-def everything(world: World, deed: Deed) -> None:
+def everything(world: SimWorld, deed: Deed) -> None:
     for node in world.nodes.values():
         node.power_cut()
         world.after(deed.length_s * (1 + deed.number % 3) / 3, node.boot)
 
 
-def kill(world: World, deed: Deed) -> None:
+def kill(world: SimWorld, deed: Deed) -> None:
     services = services_of(chosen(world, deed))
     services[deed.number % len(services)].killed()
 
 
-def crash_loop(world: World, deed: Deed) -> None:
+def crash_loop(world: SimWorld, deed: Deed) -> None:
     lease = seat_of(world, deed).lease
     for number in range(deed.number % 8):
         world.after(number * 0.5, lease.killed)
 
 
-def kill_transfer(world: World, deed: Deed) -> None:
+def kill_transfer(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
     transfers = [one for one in node.processes if "rece" in one.name or "repl" in one.name]
     living = [one for one in transfers if not one.dead]
@@ -127,16 +127,16 @@ def kill_transfer(world: World, deed: Deed) -> None:
         world.clockwork.kill(living[deed.number % len(living)])
 
 
-def freeze(world: World, deed: Deed) -> None:
+def freeze(world: SimWorld, deed: Deed) -> None:
     services = services_of(chosen(world, deed))
     chosen(world, deed).freeze(services[deed.number % len(services)], deed.length_s)
 
 
-def freeze_all(world: World, deed: Deed) -> None:
+def freeze_all(world: SimWorld, deed: Deed) -> None:
     chosen(world, deed).freeze_all(deed.length_s)
 
 
-def stall(world: World, deed: Deed) -> None:
+def stall(world: SimWorld, deed: Deed) -> None:
     """At the n-th look at a clock, or call, from now: mostly soon."""
     living = [one for one in chosen(world, deed).processes if not one.dead]
     if living:
@@ -144,7 +144,7 @@ def stall(world: World, deed: Deed) -> None:
         process.stall_in, process.stall_s = deed.number // 7 % 40, deed.length_s
 
 
-def pause_vm(world: World, deed: Deed) -> None:
+def pause_vm(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
     if node.powered and not node.rules.slow_s:
         node.pause_vm(deed.length_s, clock_stops=False)
@@ -153,12 +153,12 @@ def pause_vm(world: World, deed: Deed) -> None:
 # Networks and Consul
 
 
-def isolate(world: World, deed: Deed) -> None:
+def isolate(world: SimWorld, deed: Deed) -> None:
     world.isolate(deed.node, standbys=deed.number % 3 > 0)
     world.after(deed.length_s, lambda: world.join(deed.node))
 
 
-def one_way(world: World, deed: Deed) -> None:
+def one_way(world: SimWorld, deed: Deed) -> None:
     others = [name for name in world.nodes if name != deed.node]
     other = others[deed.number % len(others)]
     way = (deed.node, other) if deed.number % 4 < 2 else (other, deed.node)
@@ -166,29 +166,29 @@ def one_way(world: World, deed: Deed) -> None:
     world.after(deed.length_s, lambda: world.cut_ways.discard(way))
 
 
-def deaf(world: World, deed: Deed) -> None:
+def deaf(world: SimWorld, deed: Deed) -> None:
     chosen(world, deed).link.replies_cut = True
     world.after(deed.length_s, lambda: world.join(deed.node))
 
 
-def consul_agent(world: World, deed: Deed) -> None:
+def consul_agent(world: SimWorld, deed: Deed) -> None:
     link = chosen(world, deed).link
     link.agent_down = True
     world.after(deed.length_s, lambda: setattr(link, "agent_down", False))
 
 
-def election(world: World, deed: Deed) -> None:
+def election(world: SimWorld, deed: Deed) -> None:
     world.store.quorum = False
     world.after(deed.length_s / 2, lambda: setattr(world.store, "quorum", True))
 
 
-def delete(world: World, deed: Deed) -> None:
+def delete(world: SimWorld, deed: Deed) -> None:
     volume = world.volumes[deed.number % len(world.volumes)]
     keys = (("leader",), ("epoch",), ("leader", "epoch"))[deed.number % 3]
     world.store.delete(*(world.key(key, volume) for key in keys))
 
 
-def restore(world: World, deed: Deed) -> None:
+def restore(world: SimWorld, deed: Deed) -> None:
     """A backup of some time ago, or an export of the keys."""
     ago_s = 2 * SLOW.length + deed.length_s * 2
     entries = world.store.at(world.now - ago_s)
@@ -201,7 +201,7 @@ def restore(world: World, deed: Deed) -> None:
         world.restore((dict(entries), index, world.now - ago_s))
 
 
-def _holds_the_last(world: World, volume: str, ago_s: float) -> bool:
+def _holds_the_last(world: SimWorld, volume: str, ago_s: float) -> bool:
     """Whether the backup has the very last heartbeat of an epoch that was followed: a holder's that
     was dead or frozen by then, and had not given the role up."""
     key = world.key("leader", volume)
@@ -215,24 +215,24 @@ def _holds_the_last(world: World, volume: str, ago_s: float) -> bool:
     return followed and all(one == then for one in later if one.epoch == then.epoch)
 
 
-def stale(world: World, deed: Deed) -> None:
+def stale(world: SimWorld, deed: Deed) -> None:
     link = chosen(world, deed).link
     link.stale_s = min(deed.length_s, 8.0)
     world.after(deed.length_s, lambda: setattr(link, "stale_s", 0.0))
 
 
-def fault(world: World, deed: Deed) -> None:
+def fault(world: SimWorld, deed: Deed) -> None:
     kinds = ("heartbeat", "heartbeat", "clean", "acquire", "acquire")
     ways = ("lost", "late", "reply-lost", "freeze-before", "freeze-after")
     kind, way = kinds[deed.number % 5], ways[deed.number // 5 % 5]
     count = 1 + deed.number // 25 % 3
-    chosen(world, deed).link.faults.append(Fault(kind, way, deed.length_s, count))
+    chosen(world, deed).link.faults.append(ConsulFault(kind, way, deed.length_s, count))
 
 
 # The fence
 
 
-def flush(world: World, deed: Deed) -> None:
+def flush(world: SimWorld, deed: Deed) -> None:
     """Once, or again and again for as long as it lasts."""
     node = chosen(world, deed)
     half = ("both", "both", "asks", "answers")[deed.number % 4]
@@ -247,7 +247,7 @@ def flush(world: World, deed: Deed) -> None:
         world.after(3.0 * number, once)
 
 
-def cut_off_and_flush(world: World, deed: Deed) -> None:
+def cut_off_and_flush(world: SimWorld, deed: Deed) -> None:
     """An admin restarts the firewall because the port is shut, soon or when another node serves."""
     lease = seat_of(world, deed).config.lease
     after_s = lease.length + lease.fence + deed.number % 7 / 2 * lease.wait
@@ -255,7 +255,7 @@ def cut_off_and_flush(world: World, deed: Deed) -> None:
     world.after(after_s, lambda: flush(world, replace(deed, length_s=1.0)))
 
 
-def arm_late(world: World, deed: Deed) -> None:
+def arm_late(world: SimWorld, deed: Deed) -> None:
     """The next arming is slow, and all that this node does afterwards."""
     node = chosen(world, deed)
     lease = seat_of(world, deed).config.lease
@@ -288,7 +288,7 @@ def arm_late(world: World, deed: Deed) -> None:
 # Clocks
 
 
-def clock_step(world: World, deed: Deed) -> None:
+def clock_step(world: SimWorld, deed: Deed) -> None:
     clock = chosen(world, deed).clock
     step_s = (3600.0, 3600.0, -3600.0, 90.0, -90.0, 7200.0)[deed.number % 6]
     clock.utc_step_s += step_s
@@ -299,19 +299,19 @@ def clock_step(world: World, deed: Deed) -> None:
 # Disks and the server
 
 
-def disk_full(world: World, deed: Deed) -> None:
+def disk_full(world: SimWorld, deed: Deed) -> None:
     _disk(world, deed, "full")
 
 
-def disk_broken(world: World, deed: Deed) -> None:
+def disk_broken(world: SimWorld, deed: Deed) -> None:
     _disk(world, deed, "broken")
 
 
-def disk_frozen(world: World, deed: Deed) -> None:
+def disk_frozen(world: SimWorld, deed: Deed) -> None:
     _disk(world, deed, "frozen")
 
 
-def _disk(world: World, deed: Deed, what: str) -> None:
+def _disk(world: SimWorld, deed: Deed, what: str) -> None:
     """Of the node's one disk, or of two volumes on disks of their own one's."""
     disk = chosen(world, deed).disk
     setattr(disk, what, True)
@@ -321,25 +321,25 @@ def _disk(world: World, deed: Deed, what: str) -> None:
         world.after(deed.length_s, lambda: setattr(disk, what, False))
 
 
-def lasts(world: World, deed: Deed) -> bool:
+def lasts(world: SimWorld, deed: Deed) -> bool:
     return world.lasting == deed.node
 
 
-def var_error(world: World, deed: Deed) -> None:
+def var_error(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
     node.var_error = (errno.ENOSPC, errno.EIO, errno.EROFS)[deed.number % 3]
     if not lasts(world, deed):
         world.after(deed.length_s, lambda: setattr(node, "var_error", 0))
 
 
-def late_mount(world: World, deed: Deed) -> None:
+def late_mount(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
     node.power_cut()
     node.late_mount_s = deed.length_s
     world.after(1.0 + deed.number % 20, node.boot)
 
 
-def server(world: World, deed: Deed) -> None:
+def server(world: SimWorld, deed: Deed) -> None:
     nfsd = chosen(world, deed).nfsd
     what = ("broken", "broken", "stuck")[deed.number % 3]
     setattr(nfsd, what, True)
@@ -349,7 +349,7 @@ def server(world: World, deed: Deed) -> None:
         world.after(deed.length_s, lambda: setattr(nfsd, what, False))
 
 
-def slow_answers(world: World, deed: Deed) -> None:
+def slow_answers(world: SimWorld, deed: Deed) -> None:
     """Half of the time the primary is cut off meanwhile."""
     nfsd = chosen(world, deed).nfsd
     nfsd.answer_s = (
@@ -360,20 +360,20 @@ def slow_answers(world: World, deed: Deed) -> None:
         isolate(world, deed)
 
 
-def busy(world: World, deed: Deed) -> None:
+def busy(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
     node.busy = True
     world.after(deed.length_s, lambda: setattr(node, "busy", False))
 
 
-def start_by_hand(world: World, deed: Deed) -> None:
+def start_by_hand(world: SimWorld, deed: Deed) -> None:
     """systemctl start nfs-server."""
     node = chosen(world, deed)
     if node.powered and not node.nfsd.running:
         node.systemd.begin_nfs()
 
 
-def slow_copies(world: World, deed: Deed) -> None:
+def slow_copies(world: SimWorld, deed: Deed) -> None:
     world.copy_s = deed.length_s
     world.after(deed.length_s, lambda: setattr(world, "copy_s", 0.2))
 
@@ -381,7 +381,7 @@ def slow_copies(world: World, deed: Deed) -> None:
 # Operators
 
 
-def rename(world: World, deed: Deed) -> None:
+def rename(world: SimWorld, deed: Deed) -> None:
     """[nodes.a] and `node` get another name on one node, and the old one back later."""
     node = chosen(world, deed)
     for seat in node.seats.values():
@@ -395,11 +395,11 @@ def rename(world: World, deed: Deed) -> None:
         world.after(deed.length_s, back)
 
 
-def standby_added(world: World, deed: Deed) -> None:
+def standby_added(world: SimWorld, deed: Deed) -> None:
     """The others don't know the node, and learn of it one after the other."""
     others = [node for name, node in world.nodes.items() if name != deed.node]
 
-    def know(node: Node, entry: NodeConfig | None) -> None:
+    def know(node: SimNode, entry: NodeConfig | None) -> None:
         for seat in node.seats.values():
             nodes = {name: one for name, one in seat.config.nodes.items() if name != deed.node}
             nodes |= {} if entry is None else {deed.node: entry}
@@ -413,7 +413,7 @@ def standby_added(world: World, deed: Deed) -> None:
         world.after((1 + position) * deed.length_s / 2, partial(know, node, entry))
 
 
-def configure(world: World, deed: Deed) -> None:
+def configure(world: SimWorld, deed: Deed) -> None:
     """Another [lease], node by node; sometimes it is rolled back half-way."""
     timing = TIMINGS[("fast", "middle", "slow")[deed.number % 3]]
     names = list(world.nodes)
@@ -425,7 +425,7 @@ def configure(world: World, deed: Deed) -> None:
         world.after(deed.length_s / 2, lambda: world.configure(order[0], world.timing))
 
 
-def configure_and_cut(world: World, deed: Deed) -> None:
+def configure_and_cut(world: SimWorld, deed: Deed) -> None:
     """A shorter lease on one node, the last to get it or the first, and a partition soon after."""
     timing = FAST if world.timing is not FAST else MIDDLE
     if deed.number % 2:
@@ -436,29 +436,29 @@ def configure_and_cut(world: World, deed: Deed) -> None:
     world.after(pause_s, lambda: isolate(world, deed))
 
 
-def promote(world: World, deed: Deed) -> None:
+def promote(world: SimWorld, deed: Deed) -> None:
     loss = deed.number % 4 == 0
     seat_of(world, deed).ask("promote", accept_data_loss=loss)
 
 
-def demote(world: World, deed: Deed) -> None:
+def demote(world: SimWorld, deed: Deed) -> None:
     seat_of(world, deed).ask("demote")
 
 
-def switchover(world: World, deed: Deed) -> None:
+def switchover(world: SimWorld, deed: Deed) -> None:
     seat = seat_of(world, deed)
     for one in world.seats(seat.volume):
         if one.serves and one.node.name != deed.node:
             one.ask("switchover", to=deed.node)
 
 
-def pause(world: World, deed: Deed) -> None:
+def pause(world: SimWorld, deed: Deed) -> None:
     volume = world.volumes[deed.number % len(world.volumes)]
     world.pause_failover(volume)
     world.after(deed.length_s, lambda: world.store.delete(world.key("pause", volume)))
 
 
-def accept_epoch(world: World, deed: Deed) -> None:
+def accept_epoch(world: SimWorld, deed: Deed) -> None:
     if chosen(world, deed).powered:
         world.accept_epoch(deed.node, seat_of(world, deed).volume)
 

@@ -22,14 +22,14 @@ from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 
 if TYPE_CHECKING:
-    from tests.sim.node import Node, Seat
+    from tests.sim.node import Seat, SimNode
 
 COMMAND_S = 0.01
 ROOM = 1 << 40
 
 
 @dataclass(slots=True, eq=False)
-class Tree:
+class SimTree:
     """A subvolume: the writes in it, in their order."""
 
     uuid: str
@@ -47,21 +47,21 @@ class Tree:
 class FileSystem:
     """What is mounted at one place: its trees by path."""
 
-    trees: dict[Path, Tree] = field(default_factory=dict)
+    trees: dict[Path, SimTree] = field(default_factory=dict)
     inside: dict[str, dict[Path, None]] = field(default_factory=dict)
     """By directory the trees directly in it."""
 
-    def put(self, path: Path, tree: Tree) -> None:
+    def put(self, path: Path, tree: SimTree) -> None:
         self.trees[path] = tree
         self.inside.setdefault(str(path.parent), {})[path] = None
 
-    def pop(self, path: Path) -> Tree | None:
+    def pop(self, path: Path) -> SimTree | None:
         self.inside.get(str(path.parent), {}).pop(path, None)
         return self.trees.pop(path, None)
 
 
 @dataclass(slots=True)
-class Disk:
+class SimDisk:
     """One btrfs and the directory that it is mounted at."""
 
     root: Path
@@ -143,7 +143,7 @@ class SimStore(Store):
 
     _kind = "subvolume"
 
-    def __init__(self, paths: Paths, node: Node, volume: str) -> None:
+    def __init__(self, paths: Paths, node: SimNode, volume: str) -> None:
         super().__init__(paths)
         self._node = node
         self._disk = node.disk
@@ -193,7 +193,7 @@ class SimStore(Store):
         """What `btrfs receive` leaves after a whole stream."""
         self._work()
         path.mkdir()
-        self._put(path, Tree(self._disk.new_uuid(), list(writes), content_id, read_only=True))
+        self._put(path, SimTree(self._disk.new_uuid(), list(writes), content_id, read_only=True))
 
     def verify_staged(self, name: SnapshotName, content_id: str) -> None:
         super().verify_staged(name, content_id)
@@ -227,10 +227,10 @@ class SimStore(Store):
             target.mkdir()
         except FileNotFoundError as error:
             raise CommandFailed(f"btrfs: {error}", returncode=1) from error
-        self._put(target, Tree(self._disk.new_uuid(), list(tree.writes), received, read_only))
+        self._put(target, SimTree(self._disk.new_uuid(), list(tree.writes), received, read_only))
         return True
 
-    def _put(self, path: Path, tree: Tree) -> None:
+    def _put(self, path: Path, tree: SimTree) -> None:
         if not tree.made_at:
             tree.made_at = self._node.world.now
         self._disk.here.put(path, tree)
@@ -272,7 +272,7 @@ class SimStore(Store):
         return ()
 
 
-def entries(disks: Sequence[Disk], directory: Path) -> list[Path]:
+def entries(disks: Sequence[SimDisk], directory: Path) -> list[Path]:
     """`store._entries`: of a directory on one of these disks."""
     text = str(directory)
     for disk in disks:

@@ -33,8 +33,8 @@ from tests.sim.clockwork import Exited, SimTime
 from tests.sim.disk import entries
 
 if TYPE_CHECKING:
-    from tests.sim.node import Node, Seat
-    from tests.sim.world import World
+    from tests.sim.node import Seat, SimNode
+    from tests.sim.world import SimWorld
 
 FSYNC_S = 0.001
 PARSED = lru_cache(4096)(clock.parse_stamp)
@@ -44,7 +44,7 @@ PARSED = lru_cache(4096)(clock.parse_stamp)
 class FilesOs:
     """`os` as `standfast.system.files` sees it: a state directory's disk may be full, or slow."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimWorld) -> None:
         self._world = world
 
     def __getattr__(self, name: str) -> Any:
@@ -54,7 +54,7 @@ class FilesOs:
         clockwork = self._world.clockwork
         clockwork.door()
         if flags & os.O_WRONLY and clockwork.current is not None:
-            node: Node = clockwork.current.process.owner  # type: ignore[assignment]
+            node: SimNode = clockwork.current.process.owner  # type: ignore[assignment]
             # What is there already has its room.
             hit = node.var_error and (flags & os.O_CREAT or node.var_error != errno.ENOSPC)
             if hit and Path(path).is_relative_to(node.directory / "state"):
@@ -120,14 +120,14 @@ QUICK: Sequence[tuple[object, str, object]] = (
 
 
 @contextmanager
-def entered(world: World) -> Iterator[None]:
+def entered(world: SimWorld) -> Iterator[None]:
     """The program on virtual time, in this world."""
     clockwork = world.clockwork
 
-    def here() -> tuple[Node, Seat]:
+    def here() -> tuple[SimNode, Seat]:
         """Whose process runs: of a world with several volumes the first one's seat."""
         assert clockwork.current is not None
-        node: Node = clockwork.current.process.owner  # type: ignore[assignment]
+        node: SimNode = clockwork.current.process.owner  # type: ignore[assignment]
         return node, node.seat
 
     def answers(address: str, port: int) -> bool:
@@ -160,7 +160,7 @@ def entered(world: World) -> Iterator[None]:
             for one in node.seats.values()
             if clockwork.current.process is one.agent_service.process
         )
-        execute(plan, Watched(seat, plan, table), progress, reached)
+        execute(plan, WatchedEffects(seat, plan, table), progress, reached)
 
     replaced: Sequence[tuple[object, str, object]] = (
         (clock, "time", SimTime(clockwork)),
@@ -189,7 +189,7 @@ def entered(world: World) -> Iterator[None]:
             one.stop()
 
 
-class Watched(Mapping[Do, Callable[[], None]]):
+class WatchedEffects(Mapping[Do, Callable[[], None]]):
     """A plan's effects; the world sees each step, and may cut the power before or after it."""
 
     def __init__(self, seat: Seat, plan: Plan, table: Mapping[Do, Callable[[], None]]) -> None:

@@ -36,7 +36,7 @@ class Bounds:
     clean_has_cas: bool = True
 
 
-class Store(NamedTuple):
+class LeaseStore(NamedTuple):
     epoch: int
     epoch_index: int
     leader: Leader
@@ -57,7 +57,7 @@ class Request(NamedTuple):
 
 
 class State(NamedTuple):
-    store: Store
+    store: LeaseStore
     wire: frozenset[Request]
     held_lease: Packed | None
     """None: A knows that it lost."""
@@ -102,7 +102,7 @@ def first_state(bounds: Bounds) -> State:
     leader = Leader(1, A, 1, LeaderState.SERVING)
     held_lease = HeldLease(1, A, 1, 2, 1, valid_until=bounds.length_s)
     return State(
-        store=Store(1, 1, leader, 2, 2),
+        store=LeaseStore(1, 1, leader, 2, 2),
         wire=frozenset(),
         held_lease=pack(held_lease),
         waits_for=0,
@@ -286,7 +286,7 @@ def _candidate(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
         yield "b is refused", after
         return
     index = store.counter + 1
-    mine = Store(2, index, Leader(2, B, 1, LeaderState.STARTING), index, index)
+    mine = LeaseStore(2, index, Leader(2, B, 1, LeaderState.STARTING), index, index)
     held_lease = protocol.acquired(mine.held, mine.leader, t_s, bounds.length_s)
     assert held_lease is not None
     # Its next heartbeats prolong that: it counts as open for as long as A could be.

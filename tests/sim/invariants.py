@@ -16,11 +16,11 @@ from standfast.node.epoch_record import OwnEpoch
 from standfast.reasons import Reason
 from standfast.replication.published import epochs_of_snapshots
 from tests.sim.clockwork import Violation
-from tests.sim.disk import Tree
+from tests.sim.disk import SimTree
 
 if TYPE_CHECKING:
     from tests.sim.node import Seat
-    from tests.sim.world import World
+    from tests.sim.world import SimWorld
 
 FLATTERY_S = 4.0
 """Of a loss that is told: names have whole seconds, clients write twice a second, and a heartbeat
@@ -35,11 +35,11 @@ class Prepared:
     """An epoch whose subvolume was made."""
 
     node: str
-    tree: Tree
+    tree: SimTree
 
 
 class Invariants:
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimWorld) -> None:
         self._world = world
         self.written: dict[str, list[float]] = {}
         """By volume, when each write was done; a write is its number from 1."""

@@ -12,7 +12,7 @@ from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline
 
 if TYPE_CHECKING:
-    from tests.sim.node import Node
+    from tests.sim.node import SimNode
 
 ARM_S = 0.002
 
@@ -51,7 +51,7 @@ class PacketFilter:
 class SimFence(KernelFence):
     """The shipped claims and order of arming, over this kernel."""
 
-    def __init__(self, node: Node, port: int, run_dir: Path, volume: str) -> None:
+    def __init__(self, node: SimNode, port: int, run_dir: Path, volume: str) -> None:
         super().__init__(port, run_dir, volume)
         self._node = node
 
@@ -121,7 +121,7 @@ class Nfsd:
 class SimNfs:
     """One volume's view of the server."""
 
-    def __init__(self, node: Node, volume: str) -> None:
+    def __init__(self, node: SimNode, volume: str) -> None:
         self._node = node
         self._volume = volume
 
@@ -185,7 +185,7 @@ class SimNfs:
 class SimBind:
     """The bind mount; gone at a reboot, as it is in a set of the node's."""
 
-    def __init__(self, node: Node, volume: str) -> None:
+    def __init__(self, node: SimNode, volume: str) -> None:
         self._node = node
         self._volume = volume
 

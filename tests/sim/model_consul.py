@@ -28,7 +28,7 @@ from standfast.system.clock import Deadline
 from tests.sim.clockwork import Clockwork, Signal
 
 if TYPE_CHECKING:
-    from tests.sim.node import Node
+    from tests.sim.node import SimNode
 
 Saved = tuple[dict[str, Entry], int, float]
 """The keys, the index, and the time that they are of."""
@@ -36,7 +36,7 @@ MEMORY_S = 60.0
 """How far back a server may answer from."""
 
 
-class Store:
+class ConsulStore:
     """The keys. `on_commit` sees every committed transaction."""
 
     def __init__(self, clockwork: Clockwork) -> None:
@@ -165,7 +165,7 @@ def kind_of(ops: Sequence[Op]) -> str:
 
 
 @dataclass(slots=True)
-class Fault:
+class ConsulFault:
     """What happens to the next `count` transactions of a kind, or to a `read` (its reply is late).
 
     `lost`: it never arrives. `reply-lost`: it commits, and nobody hears of it. `late`: the caller
@@ -180,7 +180,7 @@ class Fault:
 
 
 @dataclass(slots=True)
-class Service:
+class AgentService:
     """One entry of a node's own agent; its check expires by itself."""
 
     name: str
@@ -200,7 +200,7 @@ class Link:
     """One node's way to Consul, and its own agent."""
 
     clockwork: Clockwork
-    store: Store
+    store: ConsulStore
     latency_s: Callable[[], float] = lambda: 0.004
     cut: bool = False
     replies_cut: bool = False
@@ -209,12 +209,12 @@ class Link:
     """The node's Consul agent is away, and no other address is configured."""
     stale_s: float = 0.0
     """Reads that are not consistent are answered from so long ago."""
-    faults: list[Fault] = field(default_factory=list)
-    services: dict[str, Service] = field(default_factory=dict)
+    faults: list[ConsulFault] = field(default_factory=list)
+    services: dict[str, AgentService] = field(default_factory=dict)
     """Of the node's own agent: they survive its restart."""
-    catalog: dict[str, tuple[Service, str]] = field(default_factory=dict)
+    catalog: dict[str, tuple[AgentService, str]] = field(default_factory=dict)
     """What the servers last heard of them, with the state of the check."""
-    past: list[tuple[float, Mapping[str, tuple[Service, str]]]] = field(default_factory=list)
+    past: list[tuple[float, Mapping[str, tuple[AgentService, str]]]] = field(default_factory=list)
 
     @property
     def joined(self) -> bool:
@@ -233,7 +233,7 @@ class Link:
         told = [catalog for at, catalog in self.past if at <= when]
         self.catalog = dict(told[-1]) if told else {}
 
-    def fault(self, kind: str) -> Fault | None:
+    def fault(self, kind: str) -> ConsulFault | None:
         for fault in self.faults:
             if fault.kind == kind:
                 fault.count -= 1
@@ -244,10 +244,10 @@ class Link:
 
 
 @dataclass(slots=True)
-class Client:
+class SimConsul:
     """One process's gateway; meets what the program needs of `ConsulGateway`."""
 
-    node: Node
+    node: SimNode
     timeout_s: float
 
     @property
@@ -259,7 +259,7 @@ class Client:
         return self.node.link.clockwork
 
     @property
-    def _store(self) -> Store:
+    def _store(self) -> ConsulStore:
         return self.node.link.store
 
     def _left_s(self, deadline: Deadline | None) -> float:
@@ -439,7 +439,7 @@ class Client:
         self._local("registering")
         known = self._link.services.get(entry.service_id)
         passing = known is not None and known.state(self._clockwork.now) == "passing"
-        self._link.services[entry.service_id] = Service(
+        self._link.services[entry.service_id] = AgentService(
             entry.name,
             entry.address,
             entry.port,

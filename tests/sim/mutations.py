@@ -26,7 +26,7 @@ from standfast.role import observation
 from standfast.system import clock
 from tests.sim import deeds
 from tests.sim.machine import PacketFilter
-from tests.sim.model_consul import Client, kind_of
+from tests.sim.model_consul import SimConsul, kind_of
 
 Mutation = Callable[[], AbstractContextManager[object]]
 
@@ -34,9 +34,9 @@ Mutation = Callable[[], AbstractContextManager[object]]
 @contextmanager
 def forced(kind: str, key: str) -> Iterator[None]:
     """Transactions of a kind set this key whatever it holds."""
-    real = Client.txn
+    real = SimConsul.txn
 
-    def txn(client: Client, ops: Sequence[Op], **rest: Any) -> Committed | Conflict:
+    def txn(client: SimConsul, ops: Sequence[Op], **rest: Any) -> Committed | Conflict:
         if kind_of(ops) == kind:
             ops = [
                 Set(op.key, op.value) if isinstance(op, Cas) and op.key.endswith(key) else op
@@ -45,7 +45,7 @@ def forced(kind: str, key: str) -> Iterator[None]:
             ]
         return real(client, ops, **rest)
 
-    with patch.object(Client, "txn", txn):
+    with patch.object(SimConsul, "txn", txn):
         yield
 
 

@@ -34,23 +34,23 @@ from standfast.role.decision import Decision
 from standfast.role.plan import Do
 from standfast.system.clock import Deadline
 from standfast.system.locks import exclusive
-from tests.sim.clockwork import NodeClock, Process, Signal, SimEvent
-from tests.sim.disk import Disk, SimStore, Tree
+from tests.sim.clockwork import NodeClock, Signal, SimEvent, SimProcess
+from tests.sim.disk import SimDisk, SimStore, SimTree
 from tests.sim.machine import Nfsd, PacketFilter, SimBind, SimFence, SimNfs
-from tests.sim.model_consul import Client, Link
+from tests.sim.model_consul import Link, SimConsul
 from tests.sim.streams import SimConversation, serve_receiver
 from tests.sim.systemd import (
     AGENT_RESTART_S,
     EXEC_S,
     LEASE_RESTART_S,
-    Service,
     SimSchedule,
+    SimService,
     SimUnits,
     Systemd,
 )
 
 if TYPE_CHECKING:
-    from tests.sim.world import World
+    from tests.sim.world import SimWorld
 
 BOOT_S = 1.0
 
@@ -59,7 +59,7 @@ BOOT_S = 1.0
 class SimInbox:
     """The lease process's socket, and the signal that ends it."""
 
-    node: Node
+    node: SimNode
     requests: deque[tuple[Mapping[str, Any], list[dict[str, Any] | None], Signal]] = field(
         default_factory=deque
     )
@@ -148,15 +148,15 @@ class Connection:
 class Seat:
     """One volume on one node."""
 
-    node: Node
+    node: SimNode
     config: Config
-    agent_service: Service = field(init=False)
-    lease: Service = field(init=False)
+    agent_service: SimService = field(init=False)
+    lease: SimService = field(init=False)
     inbox: SimInbox = field(init=False)
     agent: Agent | None = None
     timers: dict[str, float] = field(default_factory=dict)
     """Of each standby whose timer runs: since when."""
-    cycles: dict[str, Process] = field(default_factory=dict)
+    cycles: dict[str, SimProcess] = field(default_factory=dict)
     copies: bool = True
     """False: no timer starts a cycle."""
     cut_before: Do | None = None
@@ -170,10 +170,10 @@ class Seat:
         node = self.node
         name = self.config.volume
         self.inbox = SimInbox(node)
-        self.agent_service = Service(
+        self.agent_service = SimService(
             node, f"agent@{name}", self._run_agent, AGENT_RESTART_S, always=True
         )
-        self.lease = Service(
+        self.lease = SimService(
             node,
             f"lease@{name}",
             self._run_lease,
@@ -187,8 +187,8 @@ class Seat:
 
     # Parts
 
-    def client(self, timeout_s: float) -> Client:
-        return Client(self.node, timeout_s)
+    def client(self, timeout_s: float) -> SimConsul:
+        return SimConsul(self.node, timeout_s)
 
     def store(self) -> SimStore:
         return SimStore(self.config.paths, self.node, self.volume)
@@ -298,7 +298,7 @@ class Seat:
         return None if seen is None else seen.decision
 
     @property
-    def live(self) -> Tree | None:
+    def live(self) -> SimTree | None:
         return self.node.disk.here.trees.get(self.config.paths.live)
 
     @property
@@ -345,22 +345,22 @@ class Seat:
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class SimNode:
     """One machine."""
 
-    world: World
+    world: SimWorld
     name: str
     address: str
     directory: Path
     clock: NodeClock
-    disk: Disk
+    disk: SimDisk
     link: Link
     rules: PacketFilter = field(default_factory=PacketFilter)
     nfsd: Nfsd = field(default_factory=Nfsd)
     systemd: Systemd = field(init=False)
     seats: dict[str, Seat] = field(default_factory=dict)
     binds: set[str] = field(default_factory=set)
-    processes: list[Process] = field(default_factory=list)
+    processes: list[SimProcess] = field(default_factory=list)
     powered: bool = False
     paused_until: float = 0.0
     down_since: float = 0.0
@@ -393,7 +393,7 @@ class Node:
         return self.seat.config
 
     @property
-    def live(self) -> Tree | None:
+    def live(self) -> SimTree | None:
         return self.seat.live
 
     @property
@@ -420,10 +420,10 @@ class Node:
     def runs(self) -> bool:
         return self.powered and self.world.now >= self.paused_until
 
-    def disk_of(self, volume: str) -> Tree | None:
+    def disk_of(self, volume: str) -> SimTree | None:
         return self.seats[volume].live
 
-    def asides(self, volume: str | None = None) -> dict[str, Tree]:
+    def asides(self, volume: str | None = None) -> dict[str, SimTree]:
         """What was kept aside, by name."""
         seat = self.seat if volume is None else self.seats[volume]
         live = seat.config.paths.live
@@ -517,9 +517,9 @@ class Node:
         self,
         name: str,
         body: Callable[[], object],
-        ended: Callable[[Process, BaseException | None], None] | None = None,
-    ) -> Process:
-        process = Process(f"{self.name}/{name}", self.clock, self)
+        ended: Callable[[SimProcess, BaseException | None], None] | None = None,
+    ) -> SimProcess:
+        process = SimProcess(f"{self.name}/{name}", self.clock, self)
         process.frozen_until = self.paused_until
         process.booted_at = self.booted_at
         if ended is not None:
@@ -543,7 +543,7 @@ class Node:
 
         self.world.after(delay_s, event)
 
-    def receive(self, conversation: SimConversation) -> Process:
+    def receive(self, conversation: SimConversation) -> SimProcess:
         volume = conversation._volume
         return self.spawn("receive", lambda: serve_receiver(self, volume, conversation),
                           lambda _process, _error: conversation.back.close())  # fmt: skip
@@ -576,12 +576,12 @@ class Node:
             service.wanted = False
             self.world.clockwork.kill(service.process)
 
-    def freeze(self, service: Service, seconds: float) -> None:
+    def freeze(self, service: SimService, seconds: float) -> None:
         """SIGSTOP, and SIGCONT later."""
         if service.process is not None:
             self._freeze(service.process, seconds)
 
-    def _freeze(self, process: Process, seconds: float) -> None:
+    def _freeze(self, process: SimProcess, seconds: float) -> None:
         process.frozen_until = max(process.frozen_until, self.world.now + seconds)
 
     def everybody_frozen(self) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.sim.clockwork import Violation
 from tests.sim.deeds import DEEDS, TIMINGS, Schedule, schedule_of
-from tests.sim.world import World
+from tests.sim.world import SimWorld
 
 SHM = Path("/dev/shm")
 SETTLE_S = 260.0
@@ -45,8 +45,8 @@ def directory() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def world_of(schedule: Schedule, path: Path) -> World:
-    world = World(
+def world_of(schedule: Schedule, path: Path) -> SimWorld:
+    world = SimWorld(
         path,
         volumes=schedule.volumes,
         timing=TIMINGS[schedule.timing],
@@ -58,7 +58,7 @@ def world_of(schedule: Schedule, path: Path) -> World:
     return world
 
 
-def perform(schedule: Schedule, world: World) -> None:
+def perform(schedule: Schedule, world: SimWorld) -> None:
     """Violation, with the timeline."""
     world.begin()
     world.lasting = schedule.lasting
@@ -75,7 +75,7 @@ def perform(schedule: Schedule, world: World) -> None:
     world.check_nothing_deleted()
 
 
-def run(schedule: Schedule) -> tuple[World, Violation | None]:
+def run(schedule: Schedule) -> tuple[SimWorld, Violation | None]:
     """The world after one run, and what it found."""
     gc.disable()  # tasks that ended are unwound at the world's end, not at some moment
     try:
@@ -116,23 +116,23 @@ def shrunk(schedule: Schedule, violation: Violation) -> tuple[Schedule, Violatio
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundViolation:
     """A violation, ready to be read."""
 
     seed: int
     text: str
 
 
-def report(schedule: Schedule, violation: Violation) -> Found:
+def report(schedule: Schedule, violation: Violation) -> FoundViolation:
     short, last = shrunk(schedule, violation)
     command = f".venv/bin/python -m tests.sim.replay {schedule.seed}"
     text = f"{command}\nshrunk to\n{short}\n{last}"
-    return Found(schedule.seed, text)
+    return FoundViolation(schedule.seed, text)
 
 
 def search(
     seeds: Iterable[int], enough: Callable[[int], bool] = lambda _done: False, *, only: str = ""
-) -> tuple[int, Found | None]:
+) -> tuple[int, FoundViolation | None]:
     """How many schedules ran, and the first violation."""
     logging.disable(logging.CRITICAL)
     done = 0
@@ -150,7 +150,7 @@ def search(
     return done, None
 
 
-def _some(seed: int) -> tuple[int, Found | None]:
+def _some(seed: int) -> tuple[int, FoundViolation | None]:
     return search(range(seed, seed + CHUNK))
 
 
@@ -166,7 +166,7 @@ def main(arguments: list[str]) -> int:
     print(f"random schedules from seed {args.seed}", flush=True)
     done = 0
     with ProcessPoolExecutor(args.workers) as pool:
-        waiting: set[Future[tuple[int, Found | None]]] = set()
+        waiting: set[Future[tuple[int, FoundViolation | None]]] = set()
         seed = args.seed
         while waiting or (not args.count or seed - args.seed < args.count):
             while len(waiting) < 2 * args.workers and time.monotonic() < end:

@@ -17,12 +17,12 @@ from standfast.errors import CommandFailed, TimedOut
 from standfast.replication import receive
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.run import Completed
-from tests.sim.clockwork import Process, Signal
+from tests.sim.clockwork import Signal, SimProcess
 from tests.sim.disk import SimStore
 
 if TYPE_CHECKING:
-    from tests.sim.node import Node
-    from tests.sim.world import World
+    from tests.sim.node import SimNode
+    from tests.sim.world import SimWorld
 
 SSH_FAILED = 255
 KEEPALIVE_S = 15.0
@@ -32,7 +32,7 @@ LOOK_UP_S = 1.0
 
 
 @dataclass(slots=True)
-class Stream:
+class SentStream:
     """What `btrfs send` writes, whole."""
 
     name: str
@@ -45,14 +45,14 @@ class Stream:
 class Pipe:
     """One direction of a connection."""
 
-    source: Node
-    sink: Node
+    source: SimNode
+    sink: SimNode
     more: Signal
-    items: deque[str | Stream] = field(default_factory=deque)
+    items: deque[str | SentStream] = field(default_factory=deque)
     closed: bool = False
     broken_since: float | None = None
 
-    def put(self, item: str | Stream) -> None:
+    def put(self, item: str | SentStream) -> None:
         self.items.append(item)
         self.more.set()
 
@@ -60,7 +60,7 @@ class Pipe:
         self.closed = True
         self.more.set()
 
-    def take(self, deadline: Deadline) -> str | Stream | None:
+    def take(self, deadline: Deadline) -> str | SentStream | None:
         """The next item; None at the end, or after a second without any: see `ended`."""
         world = self.sink.world
         clockwork = world.clockwork
@@ -109,14 +109,14 @@ class Lines:
 class SimConversation:
     """Stands in for `streams.Conversation`: ssh, and `standfast receive` at its other end."""
 
-    def __init__(self, sender: Node, receiver: Node, volume: str) -> None:
+    def __init__(self, sender: SimNode, receiver: SimNode, volume: str) -> None:
         world = sender.world
         self._sender = sender
         self._receiver = receiver
         self._volume = volume
         self.there = Pipe(sender, receiver, Signal(world.clockwork))
         self.back = Pipe(receiver, sender, Signal(world.clockwork))
-        self._process: Process | None = None
+        self._process: SimProcess | None = None
 
     def __enter__(self) -> Self:
         sender, receiver = self._sender, self._receiver
@@ -187,7 +187,7 @@ def read_line(
 class Pipeline:
     """`streams.pipeline` for the two commands that a simulated store names."""
 
-    world: World
+    world: SimWorld
 
     def __call__(
         self,
@@ -229,7 +229,7 @@ class Pipeline:
                 raise TimedOut(f"send: {why}")
         if pipe.ended:
             raise CommandFailed("send: the connection broke", returncode=1)
-        pipe.put(Stream(path.name, content_id, parent[0] if parent else None, writes))
+        pipe.put(SentStream(path.name, content_id, parent[0] if parent else None, writes))
         return len(writes)
 
     def _receive(
@@ -243,7 +243,7 @@ class Pipeline:
         since = monotonic()
         while True:
             item = pipe.take(deadline)
-            if isinstance(item, Stream):
+            if isinstance(item, SentStream):
                 break
             if pipe.ended:
                 raise CommandFailed("receive: unexpected end of the stream", returncode=1)
@@ -261,7 +261,7 @@ class Pipeline:
         return len(item.writes)
 
 
-def reach(world: World) -> Callable[[Config, str], SimConversation]:
+def reach(world: SimWorld) -> Callable[[Config, str], SimConversation]:
     """Stands in for `conversation.reach`."""
 
     def connect(config: Config, standby: str) -> SimConversation:
@@ -272,7 +272,7 @@ def reach(world: World) -> Callable[[Config, str], SimConversation]:
     return connect
 
 
-def serve_receiver(node: Node, volume: str, conversation: SimConversation) -> int:
+def serve_receiver(node: SimNode, volume: str, conversation: SimConversation) -> int:
     """`standfast receive` on its node, as sshd starts it."""
     seat = node.seats[volume]
     try:

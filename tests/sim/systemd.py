@@ -16,10 +16,10 @@ from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease import cutoff
 from standfast.lease.files import NOTHING_HELD
 from standfast.system.clock import Deadline
-from tests.sim.clockwork import Process, Signal
+from tests.sim.clockwork import Signal, SimProcess
 
 if TYPE_CHECKING:
-    from tests.sim.node import Node, Seat
+    from tests.sim.node import Seat, SimNode
 
 AGENT_RESTART_S = 0.5
 LEASE_RESTART_S = 0.1
@@ -31,10 +31,10 @@ EXEC_S = 0.15
 
 
 @dataclass(slots=True, eq=False)
-class Service:
+class SimService:
     """One service: `body` is the program's own main function."""
 
-    node: Node
+    node: SimNode
     name: str
     body: Callable[[], object]
     restart_s: float
@@ -42,7 +42,7 @@ class Service:
     """Restart=always without a limit; otherwise on-failure, with the lease unit's limit."""
     on_failure: Callable[[], None] = lambda: None
     wanted: bool = False
-    process: Process | None = None
+    process: SimProcess | None = None
     ready: bool = False
     stopping: bool = False
     watched_at: float | None = None
@@ -80,7 +80,7 @@ class Service:
         self.process = self.node.spawn(self.name, body, self._ended)
         return True
 
-    def _ended(self, _process: Process, error: BaseException | None) -> None:
+    def _ended(self, _process: SimProcess, error: BaseException | None) -> None:
         self.error = error
         self.changed.set()
         if error is not None:
@@ -161,14 +161,14 @@ class Service:
 class NfsJob:
     """A start of the NFS server: it goes on when whoever asked for it is gone."""
 
-    process: Process | None = None
+    process: SimProcess | None = None
     done: bool = False
     error: StandfastError | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Systemd:
-    node: Node
+    node: SimNode
     job: NfsJob | None = None
     changed: Signal = field(init=False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from standfast.errors import StandfastError
 from standfast.system.clock import monotonic
-from tests.contract.ports.simulated import on_a_node
+from tests.sim.one_node import on_a_node
 from tests.support.fences import claimed
 
 

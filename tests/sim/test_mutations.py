@@ -20,15 +20,15 @@ from standfast.replication.reporting import EpochInConsul
 from standfast.role import observation
 from tests.sim.clockwork import Violation
 from tests.sim.deeds import Deed, Schedule
-from tests.sim.model_consul import Client, kind_of
+from tests.sim.model_consul import SimConsul, kind_of
 from tests.sim.mutations import MUTATIONS, a_shorter_wait
-from tests.sim.node import Node
+from tests.sim.node import SimNode
+from tests.sim.restores import restored_to_a_clean
 from tests.sim.search import run
-from tests.sim.test_scenarios import restored_to_a_clean
-from tests.sim.world import World
+from tests.sim.world import SimWorld
 
 
-def frozen_at_a_bad_moment(world: World) -> None:
+def frozen_at_a_bad_moment(world: SimWorld) -> None:
     """The keeper is frozen right after a heartbeat committed, until a successor serves."""
     primary = world.begin()
     world.fault("a", "heartbeat", "freeze-after", 90.0)
@@ -37,7 +37,7 @@ def frozen_at_a_bad_moment(world: World) -> None:
     world.run(130.0)
 
 
-def a_dead_keeper(world: World) -> None:
+def a_dead_keeper(world: SimWorld) -> None:
     """The kernel alone ends the permit of a keeper that is dead or frozen."""
     world.begin()
     world.run(1.0)
@@ -46,7 +46,7 @@ def a_dead_keeper(world: World) -> None:
     world.run(100.0)
 
 
-def a_late_clean(world: World) -> None:
+def a_late_clean(world: SimWorld) -> None:
     """A switchover that was rolled back; its `clean` arrives when the old primary serves."""
     primary = world.begin()
     primary.hand_to("b")
@@ -55,7 +55,7 @@ def a_late_clean(world: World) -> None:
     world.run(60.0)
 
 
-def a_frozen_opener(world: World) -> None:
+def a_frozen_opener(world: SimWorld) -> None:
     primary = world.begin()
     primary.rules.freeze_in_arm_s = 80.0
     primary.freeze(primary.seat.agent_service, 120.0)
@@ -63,7 +63,7 @@ def a_frozen_opener(world: World) -> None:
     world.run(130.0)
 
 
-def two_failovers_and_the_first_node_alone(world: World) -> None:
+def two_failovers_and_the_first_node_alone(world: SimWorld) -> None:
     """The first primary has what its successor never had, and is asked to serve it."""
     world.begin()
     world["a"].seat.copies = False
@@ -82,7 +82,7 @@ def two_failovers_and_the_first_node_alone(world: World) -> None:
     world.run(40.0)
 
 
-def a_reused_number(world: World) -> None:
+def a_reused_number(world: SimWorld) -> None:
     """A killed keeper's heartbeat commits after its successor on the node has looked, whose own
     one, of the same number, is sent long after that and refused."""
     primary = world.begin()
@@ -101,7 +101,7 @@ def a_reused_number(world: World) -> None:
 
 def test_each_schedule_is_harmless_to_the_program_as_it_is(tmp_path: Path) -> None:
     for number, schedule in enumerate(SCHEDULES):
-        with World(tmp_path / str(number)) as world:
+        with SimWorld(tmp_path / str(number)) as world:
             schedule(world)
 
 
@@ -117,7 +117,7 @@ SCHEDULES = (
 
 def test_a_wait_that_breaks_the_timing_rule_is_noticed(tmp_path: Path) -> None:
     short = replace(LeaseTiming(), wait=4.0)
-    with pytest.raises(Violation, match="serve data at"), World(tmp_path, timing=short) as world:
+    with pytest.raises(Violation, match="serve data at"), SimWorld(tmp_path, timing=short) as world:
         world.begin()
         world.isolate("a")
         world.run(60.0)
@@ -134,30 +134,30 @@ def test_a_heartbeat_counted_from_its_reply_is_noticed(
         )
 
     monkeypatch.setattr(protocol, "committed", from_the_reply)
-    with pytest.raises(Violation, match="serve data at"), World(tmp_path) as world:
+    with pytest.raises(Violation, match="serve data at"), SimWorld(tmp_path) as world:
         frozen_at_a_bad_moment(world)
 
 
 def test_a_late_clean_without_its_cas_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Client.txn
+    real = SimConsul.txn
 
-    def forced(client: Client, ops: Sequence[Op], **rest: object) -> Committed | Conflict:
+    def forced(client: SimConsul, ops: Sequence[Op], **rest: object) -> Committed | Conflict:
         if kind_of(ops) == "clean":
             ops = [Set(op.key, op.value) for op in ops if isinstance(op, Cas)]
         return real(client, ops)
 
-    monkeypatch.setattr(Client, "txn", forced)
+    monkeypatch.setattr(SimConsul, "txn", forced)
     with (
         pytest.raises(Violation, match=r"serve data at|acknowledged|starts from"),
-        World(tmp_path) as world,
+        SimWorld(tmp_path) as world,
     ):
         a_late_clean(world)
 
 
 def test_an_opening_without_its_deadline_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(Violation, match="serve data at"), World(tmp_path) as world:
+    with pytest.raises(Violation, match="serve data at"), SimWorld(tmp_path) as world:
         world["a"].rules.keeps_latest = False
         a_frozen_opener(world)
 
@@ -166,7 +166,7 @@ def test_a_snapshot_outside_the_lineage_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(observation, "in_lineage", lambda available, cluster: True)
-    with pytest.raises(Violation, match="outside the lineage"), World(tmp_path) as world:
+    with pytest.raises(Violation, match="outside the lineage"), SimWorld(tmp_path) as world:
         two_failovers_and_the_first_node_alone(world)
 
 
@@ -174,7 +174,7 @@ def test_a_number_that_is_used_twice_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holding, "SEQ_JUMP", (0, 1))
-    with pytest.raises(Violation, match="serve data at"), World(tmp_path) as world:
+    with pytest.raises(Violation, match="serve data at"), SimWorld(tmp_path) as world:
         a_reused_number(world)
 
 
@@ -189,7 +189,7 @@ def test_keys_written_back_by_a_lapsed_holder_are_noticed(
         return real(held_lease, held, NEVER, length_s, wait_s)
 
     monkeypatch.setattr(protocol, "read_back", as_if_valid)
-    with pytest.raises(Violation, match="epoch 1 after 2"), World(tmp_path) as world:
+    with pytest.raises(Violation, match="epoch 1 after 2"), SimWorld(tmp_path) as world:
         world.begin()
         world.isolate("a")
         world.wait_for_primary("c")
@@ -201,7 +201,7 @@ def test_keys_written_back_by_a_lapsed_holder_are_noticed(
 
 
 def test_an_acknowledged_write_that_no_disk_has_is_noticed(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+    with SimWorld(tmp_path) as world:
         primary = world.begin()
         for node in (primary, world["b"], world["c"]):
             for tree in node.disk.data.trees.values():
@@ -213,7 +213,7 @@ def test_an_acknowledged_write_that_no_disk_has_is_noticed(tmp_path: Path) -> No
 # Rules that later faults asked for: each with the shortest schedule that needs it
 
 
-def stale_sender(world: World) -> Node:
+def stale_sender(world: SimWorld) -> SimNode:
     """The first primary, replaced, still believes that it holds epoch 1."""
     primary = world.begin()
     primary.seat.copies = False
@@ -225,7 +225,7 @@ def stale_sender(world: World) -> Node:
     return primary
 
 
-def send(world: World, node: Node) -> None:
+def send(world: SimWorld, node: SimNode) -> None:
     with (
         patch.object(EpochInConsul, "epoch", lambda _self: 1),
         patch.object(EpochInConsul, "index_of", lambda _self, _epoch: 1),
@@ -234,7 +234,7 @@ def send(world: World, node: Node) -> None:
         world.run(40.0)
 
 
-def a_heartbeat_within_an_acquisition(world: World) -> None:
+def a_heartbeat_within_an_acquisition(world: SimWorld) -> None:
     """The holder's process wakes while a candidate stands between its look and its transaction; its
     agent doesn't, which would step down."""
     primary = world.begin()
@@ -254,7 +254,7 @@ def a_heartbeat_within_an_acquisition(world: World) -> None:
     world.run(90.0)
 
 
-def flushed_beside_a_successor(world: World) -> None:
+def flushed_beside_a_successor(world: SimWorld) -> None:
     primary = world.begin()
     world.isolate("a")
     world.wait_for_primary("c")
@@ -262,7 +262,7 @@ def flushed_beside_a_successor(world: World) -> None:
     world.run(15.0)
 
 
-def flushed_beside_a_successor_with_the_agent_frozen(world: World) -> None:
+def flushed_beside_a_successor_with_the_agent_frozen(world: SimWorld) -> None:
     primary = world.begin()
     world.isolate("a")
     primary.freeze(primary.seat.agent_service, 90.0)
@@ -271,7 +271,7 @@ def flushed_beside_a_successor_with_the_agent_frozen(world: World) -> None:
     world.run(15.0)
 
 
-def a_shorter_lease_told_at_once(world: World) -> None:
+def a_shorter_lease_told_at_once(world: SimWorld) -> None:
     primary = world.begin()
     primary.seat.config = replace(primary.config, lease=LeaseTiming())
     world.fault("a", "heartbeat", "freeze-after", 90.0)
@@ -285,7 +285,7 @@ def a_shorter_lease_told_at_once(world: World) -> None:
     world.run(90.0)
 
 
-def a_stale_sender_after_a_restore(world: World) -> None:
+def a_stale_sender_after_a_restore(world: SimWorld) -> None:
     """Consul names it holder again; the receiver knows better."""
     saved = None
 
@@ -301,11 +301,11 @@ def a_stale_sender_after_a_restore(world: World) -> None:
     send(world, primary)
 
 
-def a_stale_sender(world: World) -> None:
+def a_stale_sender(world: SimWorld) -> None:
     send(world, stale_sender(world))
 
 
-def an_epoch_that_changes_under_a_stream(world: World) -> None:
+def an_epoch_that_changes_under_a_stream(world: SimWorld) -> None:
     primary = world.begin()
     primary.seat.copies = False
     world["b"].kill_agent()
@@ -318,7 +318,7 @@ def an_epoch_that_changes_under_a_stream(world: World) -> None:
     world.run(20.0)
 
 
-def clocks_that_were_ahead(world: World) -> None:
+def clocks_that_were_ahead(world: SimWorld) -> None:
     """Set right later: what is taken then still comes after the names from the future."""
     primary = world.begin()
     for node in world.nodes.values():
@@ -331,7 +331,7 @@ def clocks_that_were_ahead(world: World) -> None:
     world.wait_for_primary("b", 40.0)
 
 
-def a_state_directory_that_fails(world: World) -> None:
+def a_state_directory_that_fails(world: SimWorld) -> None:
     primary = world.begin()
     for name in ("b", "c"):
         world[name].var_error = errno.EIO
@@ -339,12 +339,12 @@ def a_state_directory_that_fails(world: World) -> None:
     world.run(40.0)
 
 
-def a_server_that_is_dead(world: World) -> None:
+def a_server_that_is_dead(world: SimWorld) -> None:
     world.begin().nfsd.broken = True
     world.wait_for("another one serves", lambda: world.epoch() == 2, 180.0)
 
 
-def answers_that_come_late(world: World) -> None:
+def answers_that_come_late(world: SimWorld) -> None:
     """What was asked before the cut is answered when another node serves."""
     primary = world.begin()
     primary.nfsd.answer_s = 20.0
@@ -374,9 +374,9 @@ RULES = {
 }
 
 
-def in_its_world(directory: Path, schedule: Callable[[World], None]) -> None:
+def in_its_world(directory: Path, schedule: Callable[[SimWorld], None]) -> None:
     timings = SHORT_LATER if schedule is a_shorter_lease_told_at_once else None
-    with World(directory, timings=timings) as world:
+    with SimWorld(directory, timings=timings) as world:
         schedule(world)
 
 

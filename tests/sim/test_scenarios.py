@@ -26,17 +26,18 @@ from standfast.role.observation import Cluster, Identity
 from standfast.role.plan import Do
 from standfast.system.clock import Deadline
 from tests.sim.clockwork import Violation
-from tests.sim.disk import Tree
-from tests.sim.node import Node
+from tests.sim.disk import SimTree
+from tests.sim.node import SimNode
+from tests.sim.restores import is_clean, restored_to_a_clean
 from tests.sim.systemd import LEASE_BURST
-from tests.sim.world import FAST, World
+from tests.sim.world import FAST, SimWorld
 
 TIMING = LeaseTiming()
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as world:
+def world(tmp_path: Path) -> Iterator[SimWorld]:
+    with SimWorld(tmp_path) as world:
         yield world
         world.check_settled()
         world.run(20.0)
@@ -44,27 +45,27 @@ def world(tmp_path: Path) -> Iterator[World]:
         world.check_nothing_deleted()
 
 
-def successor(world: World) -> Node:
+def successor(world: SimWorld) -> SimNode:
     primary = world.primary()
     assert primary is not None
     return primary
 
 
-def written_in(world: World, epoch: int) -> list[int]:
+def written_in(world: SimWorld, epoch: int) -> list[int]:
     return world.invariants.epoch_records["data", epoch].tree.writes
 
 
-def reasons(world: World) -> dict[str, Reason]:
+def reasons(world: SimWorld) -> dict[str, Reason]:
     return {n.name: n.decision.reason for n in world.nodes.values() if n.decision is not None}
 
 
-def told(world: World) -> Identity | None:
+def told(world: SimWorld) -> Identity | None:
     """The last heartbeat in Consul."""
     leader = world.leader()
     return None if leader is None else leader.identity
 
 
-def seen_by(node: Node) -> Identity | None:
+def seen_by(node: SimNode) -> Identity | None:
     """The last heartbeat as that node saw it."""
     agent = node.seat.agent
     assert agent is not None and agent.seen is not None
@@ -73,22 +74,22 @@ def seen_by(node: Node) -> Identity | None:
     return view.last_heartbeat.identity
 
 
-def test_a_standby_takes_over_when_the_primary_loses_power(world: World) -> None:
+def test_a_standby_takes_over_when_the_primary_loses_power(world: SimWorld) -> None:
     world.begin().power_cut()
     assert world.wait_for_primary() < TIMING.wait + 3
     assert world.epoch() == 2
 
 
 def test_the_fast_profile_takes_over_in_a_few_seconds(tmp_path: Path) -> None:
-    with World(tmp_path, timing=FAST) as fast:
+    with SimWorld(tmp_path, timing=FAST) as fast:
         fast.begin().power_cut()
         assert fast.wait_for_primary() < 9.0
 
 
-def test_standbys_with_shorter_timings_wait_for_the_primary_s_own(tmp_path: Path) -> None:
+def test_standbys_with_shorter_timings_wait_for_those_of_the_primary(tmp_path: Path) -> None:
     """As while a configuration is changed node by node; the world looks at who serves."""
     quick = {"b": FAST, "c": FAST}
-    with World(tmp_path, timing=TIMING, timings=quick) as mixed:
+    with SimWorld(tmp_path, timing=TIMING, timings=quick) as mixed:
         primary = mixed.begin()
         mixed.isolate(primary.name)
         taken_s = mixed.wait_for("a takeover", lambda: mixed.epoch() == 2, 60.0)
@@ -97,7 +98,7 @@ def test_standbys_with_shorter_timings_wait_for_the_primary_s_own(tmp_path: Path
         mixed.run(40.0)
 
 
-def test_the_death_of_the_agent_on_the_primary_changes_nothing(world: World) -> None:
+def test_the_death_of_the_agent_on_the_primary_changes_nothing(world: SimWorld) -> None:
     primary = world.begin()
     primary.kill_agent()
     world.run(40.0)
@@ -107,7 +108,7 @@ def test_the_death_of_the_agent_on_the_primary_changes_nothing(world: World) -> 
     assert (world.epoch(), primary.serves) == (1, True)
 
 
-def test_a_killed_lease_process_is_taken_up_again_without_a_pause(world: World) -> None:
+def test_a_killed_lease_process_is_taken_up_again_without_a_pause(world: SimWorld) -> None:
     primary = world.begin()
     for _ in range(4):  # with its first start one below the unit's limit
         primary.kill_keeper()
@@ -117,7 +118,9 @@ def test_a_killed_lease_process_is_taken_up_again_without_a_pause(world: World) 
     assert world.epoch() == 1
 
 
-def test_a_frozen_lease_process_is_cut_off_and_does_not_serve_after_its_thaw(world: World) -> None:
+def test_a_frozen_lease_process_is_cut_off_and_does_not_serve_after_its_thaw(
+    world: SimWorld,
+) -> None:
     primary = world.begin()
     primary.freeze_all(90.0)
     world.wait_for("a successor", lambda: world.primary() is world["c"], 75.0)
@@ -130,7 +133,7 @@ def test_a_frozen_lease_process_is_cut_off_and_does_not_serve_after_its_thaw(wor
 
 @pytest.mark.parametrize("clock_stops", [False, True])
 def test_a_paused_machine_serves_at_most_the_rest_of_its_lease(
-    world: World, clock_stops: bool
+    world: SimWorld, clock_stops: bool
 ) -> None:
     primary = world.begin()
     if clock_stops:  # beyond what S3 promises: no timer of the machine can know
@@ -142,7 +145,7 @@ def test_a_paused_machine_serves_at_most_the_rest_of_its_lease(
 
 
 def test_a_server_that_does_not_stop_keeps_the_switchover_from_giving_the_role_up(
-    world: World,
+    world: SimWorld,
 ) -> None:
     primary = world.begin()
     primary.nfsd.stuck = True
@@ -152,7 +155,7 @@ def test_a_server_that_does_not_stop_keeps_the_switchover_from_giving_the_role_u
     assert successor(world) is primary
 
 
-def test_a_stop_slower_than_the_fence_is_no_danger(world: World) -> None:
+def test_a_stop_slower_than_the_fence_is_no_danger(world: SimWorld) -> None:
     primary = world.begin()
     primary.nfsd.stop_s = 25.0
     primary.hand_to("b")
@@ -161,7 +164,7 @@ def test_a_stop_slower_than_the_fence_is_no_danger(world: World) -> None:
 
 @pytest.mark.parametrize("away_s", [1.5, 3.0])
 def test_a_restart_of_the_primarys_consul_agent_changes_no_role(
-    world: World, away_s: float
+    world: SimWorld, away_s: float
 ) -> None:
     primary = world.begin()
     primary.link.agent_down = True
@@ -173,7 +176,7 @@ def test_a_restart_of_the_primarys_consul_agent_changes_no_role(
     assert world.epoch() == 1
 
 
-def test_a_primary_whose_consul_agent_stays_away_is_replaced(world: World) -> None:
+def test_a_primary_whose_consul_agent_stays_away_is_replaced(world: SimWorld) -> None:
     primary = world.begin()
     primary.link.agent_down = True
     world.wait_for(
@@ -186,7 +189,7 @@ def test_a_primary_whose_consul_agent_stays_away_is_replaced(world: World) -> No
 
 @pytest.mark.parametrize(("election_s", "limit_s"), [(4.0, 4.0), (8.0, TIMING.wait + 3)])
 def test_an_election_of_consul_during_a_failover_only_delays_it(
-    world: World, election_s: float, limit_s: float
+    world: SimWorld, election_s: float, limit_s: float
 ) -> None:
     """One that is longer than W/2 by a whole wait: nobody saw what happened meanwhile."""
     world.begin().power_cut()
@@ -198,7 +201,7 @@ def test_an_election_of_consul_during_a_failover_only_delays_it(
     assert world.epoch() == 2
 
 
-def test_a_consul_without_quorum_for_half_a_minute_is_a_pause(world: World) -> None:
+def test_a_consul_without_quorum_for_half_a_minute_is_a_pause(world: SimWorld) -> None:
     primary = world.begin()
     world.store.quorum = False
     world.run(30.0)
@@ -208,7 +211,7 @@ def test_a_consul_without_quorum_for_half_a_minute_is_a_pause(world: World) -> N
     assert world.epoch() == 1
 
 
-def test_a_consul_backup_of_an_older_epoch_halts_everybody_with_a_reason(world: World) -> None:
+def test_a_consul_backup_of_an_older_epoch_halts_everybody_with_a_reason(world: SimWorld) -> None:
     world.begin()
     saved = world.store.backup()
     world["a"].power_cut()
@@ -221,7 +224,7 @@ def test_a_consul_backup_of_an_older_epoch_halts_everybody_with_a_reason(world: 
     assert not any(node.serves for node in world.nodes.values())
 
 
-def test_after_a_restore_the_last_primary_goes_on_with_its_own_tree(world: World) -> None:
+def test_after_a_restore_the_last_primary_goes_on_with_its_own_tree(world: SimWorld) -> None:
     """The backup tells of an older epoch; everybody was off, and its epoch is accepted again."""
     world.begin()
     saved = world.store.backup()
@@ -250,7 +253,7 @@ def test_after_a_restore_the_last_primary_goes_on_with_its_own_tree(world: World
         seat.copies = True
 
 
-def test_a_lease_process_killed_in_an_outage_of_consul_costs_no_failover(world: World) -> None:
+def test_a_lease_process_killed_in_an_outage_of_consul_costs_no_failover(world: SimWorld) -> None:
     primary = world.begin()
     world.run(70.0)
     world.store.quorum = False
@@ -264,7 +267,7 @@ def test_a_lease_process_killed_in_an_outage_of_consul_costs_no_failover(world: 
 
 @pytest.mark.parametrize("how", ["somebody keeps it", "its agent dies", "in the copy"])
 def test_the_tree_of_a_switchover_that_lost_consul_is_soon_read_only(
-    world: World, how: str
+    world: SimWorld, how: str
 ) -> None:
     """No plan is at work any more, or one that waits for a copy: a successor may serve by then."""
     primary = world.begin()
@@ -291,12 +294,12 @@ def test_the_tree_of_a_switchover_that_lost_consul_is_soon_read_only(
     world.run(30.0)
 
 
-def stage_of(node: Node) -> Stage | None:
+def stage_of(node: SimNode) -> Stage | None:
     own = OwnEpoch.load(node.config.state_dir)
     return None if own is None else own.stage
 
 
-def test_a_consul_backup_of_the_same_epoch_costs_no_failover(world: World) -> None:
+def test_a_consul_backup_of_the_same_epoch_costs_no_failover(world: SimWorld) -> None:
     primary = world.begin()
     saved = world.store.backup()
     world.run(20.0)
@@ -306,7 +309,9 @@ def test_a_consul_backup_of_the_same_epoch_costs_no_failover(world: World) -> No
 
 
 @pytest.mark.parametrize("keys", [("leader",), ("epoch",), ("leader", "epoch")])
-def test_a_deleted_key_is_written_again_by_its_holder(world: World, keys: tuple[str, ...]) -> None:
+def test_a_deleted_key_is_written_again_by_its_holder(
+    world: SimWorld, keys: tuple[str, ...]
+) -> None:
     primary = world.begin()
     world.store.delete(*map(world.key, keys))
     for _ in range(100):
@@ -316,7 +321,7 @@ def test_a_deleted_key_is_written_again_by_its_holder(world: World, keys: tuple[
     assert world.epoch() == 1
 
 
-def test_a_leader_key_deleted_with_its_holder_dead_needs_one_word(world: World) -> None:
+def test_a_leader_key_deleted_with_its_holder_dead_needs_one_word(world: SimWorld) -> None:
     world.begin().power_cut()
     world.store.delete(world.key("leader"))
     world.run(30.0)
@@ -326,7 +331,7 @@ def test_a_leader_key_deleted_with_its_holder_dead_needs_one_word(world: World) 
     assert world.epoch() == 2
 
 
-def test_keys_deleted_while_two_epochs_could_think_themselves_alive(world: World) -> None:
+def test_keys_deleted_while_two_epochs_could_think_themselves_alive(world: SimWorld) -> None:
     """The old holder must not write its older epoch back under a successor that serves."""
     primary = world.begin()
     world.isolate("a")
@@ -340,14 +345,14 @@ def test_keys_deleted_while_two_epochs_could_think_themselves_alive(world: World
     primary.start_agent()
 
 
-def test_a_server_that_autopilot_removed_is_replaced(world: World) -> None:
+def test_a_server_that_autopilot_removed_is_replaced(world: SimWorld) -> None:
     world.begin().power_cut()
     world.removed.add("a")
     assert world.wait_for_primary() < 2 * TIMING.wait
 
 
 def test_a_primary_cut_off_from_consul_alone_is_replaced_when_its_time_is_over(
-    world: World,
+    world: SimWorld,
 ) -> None:
     world.begin()
     world.isolate("a", standbys=False)
@@ -355,7 +360,7 @@ def test_a_primary_cut_off_from_consul_alone_is_replaced_when_its_time_is_over(
     world.join("a")
 
 
-def test_a_primary_cut_off_from_everybody_is_replaced_at_once(world: World) -> None:
+def test_a_primary_cut_off_from_everybody_is_replaced_at_once(world: SimWorld) -> None:
     world.begin()
     world.isolate("a")
     world.wait_for("a successor", lambda: world.primary() is world["c"], TIMING.wait + 4)
@@ -365,7 +370,7 @@ def test_a_primary_cut_off_from_everybody_is_replaced_at_once(world: World) -> N
     assert reasons(world)["a"] is Reason.PRIMARY_ALIVE
 
 
-def test_a_primary_cut_off_from_its_standbys_alone_goes_on(world: World) -> None:
+def test_a_primary_cut_off_from_its_standbys_alone_goes_on(world: SimWorld) -> None:
     primary = world.begin()
     world.unlink("a", "b")
     world.unlink("a", "c")
@@ -374,7 +379,7 @@ def test_a_primary_cut_off_from_its_standbys_alone_goes_on(world: World) -> None
 
 
 def test_a_primary_that_is_heard_and_hears_nothing_neither_serves_nor_is_replaced(
-    world: World,
+    world: SimWorld,
 ) -> None:
     primary = world.begin()
     primary.link.replies_cut = True
@@ -389,7 +394,7 @@ def test_a_primary_that_is_heard_and_hears_nothing_neither_serves_nor_is_replace
 def test_clocks_that_drift_within_the_bound_are_safe(
     tmp_path: Path, rates: tuple[float, ...]
 ) -> None:
-    with World(tmp_path, rates=rates) as world:
+    with SimWorld(tmp_path, rates=rates) as world:
         primary = world.begin()
         primary.freeze_all(90.0)
         world.wait_for("a successor", lambda: world.primary() is world["c"], 75.0)
@@ -398,7 +403,7 @@ def test_clocks_that_drift_within_the_bound_are_safe(
 
 
 @pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
-def test_a_step_of_a_wall_clock_moves_no_lease(world: World, step_s: float) -> None:
+def test_a_step_of_a_wall_clock_moves_no_lease(world: SimWorld, step_s: float) -> None:
     primary = world.begin()
     primary.clock.utc_step_s = step_s
     world.run(30.0)
@@ -407,7 +412,7 @@ def test_a_step_of_a_wall_clock_moves_no_lease(world: World, step_s: float) -> N
     world.run(40.0)
 
 
-def test_a_heartbeat_whose_reply_was_lost_counts_all_the_same(world: World) -> None:
+def test_a_heartbeat_whose_reply_was_lost_counts_all_the_same(world: SimWorld) -> None:
     primary = world.begin()
     for _ in range(5):
         world.fault("a", "heartbeat", "reply-lost")
@@ -417,14 +422,14 @@ def test_a_heartbeat_whose_reply_was_lost_counts_all_the_same(world: World) -> N
     assert world.epoch() == 1
 
 
-def test_many_lost_replies_in_a_row_are_a_pause(world: World) -> None:
+def test_many_lost_replies_in_a_row_are_a_pause(world: SimWorld) -> None:
     primary = world.begin()
     world.fault("a", "heartbeat", "reply-lost", count=6)
     world.run(20.0)
     assert (world.epoch(), primary.serves) == (1, True)
 
 
-def test_heartbeats_that_arrive_late_are_told_apart(world: World) -> None:
+def test_heartbeats_that_arrive_late_are_told_apart(world: SimWorld) -> None:
     primary = world.begin()
     for delay_s in (1.9, 2.1, 3.5, 5.0):
         world.fault("a", "heartbeat", "late", delay_s)
@@ -433,7 +438,9 @@ def test_heartbeats_that_arrive_late_are_told_apart(world: World) -> None:
 
 
 @pytest.mark.parametrize("fault", ["reply-lost", "late", "lost"])
-def test_an_acquisition_whose_reply_was_lost_ends_in_one_primary(world: World, fault: str) -> None:
+def test_an_acquisition_whose_reply_was_lost_ends_in_one_primary(
+    world: SimWorld, fault: str
+) -> None:
     world.begin()
     for name in ("b", "c"):
         world.fault(name, "acquire", fault, 3.0)
@@ -456,7 +463,7 @@ STEPS = [
 @pytest.mark.parametrize("when", ["cut_before", "cut_after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_candidate_that_dies_at_a_step_of_its_promotion_is_followed(
-    world: World, step: Do, when: str
+    world: SimWorld, step: Do, when: str
 ) -> None:
     world.begin()
     setattr(world["c"].seat, when, step)
@@ -469,7 +476,9 @@ def test_a_candidate_that_dies_at_a_step_of_its_promotion_is_followed(
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_candidate_that_dies_at_a_step_and_returns_alone_goes_on(world: World, step: Do) -> None:
+def test_a_candidate_that_dies_at_a_step_and_returns_alone_goes_on(
+    world: SimWorld, step: Do
+) -> None:
     world.begin()
     world["b"].power_cut()
     world["c"].seat.cut_before = step
@@ -486,7 +495,7 @@ def test_a_candidate_that_dies_at_a_step_and_returns_alone_goes_on(world: World,
 
 
 def test_the_first_node_that_returns_alone_after_two_failovers_does_not_serve_old_data(
-    world: World,
+    world: SimWorld,
 ) -> None:
     world.begin()
     world["a"].seat.copies = False
@@ -505,7 +514,7 @@ def test_the_first_node_that_returns_alone_after_two_failovers_does_not_serve_ol
 
 
 def test_snapshots_of_a_primary_that_was_replaced_are_refused(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: SimWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the sender believes in itself: the receiver has seen a later epoch."""
     primary = world.begin()
@@ -526,7 +535,7 @@ def test_snapshots_of_a_primary_that_was_replaced_are_refused(
 
 
 def test_an_epoch_that_changes_while_a_snapshot_is_on_its_way_ends_its_publication(
-    world: World,
+    world: SimWorld,
 ) -> None:
     primary = world.begin()
     primary.seat.copies = False
@@ -544,7 +553,7 @@ def test_an_epoch_that_changes_while_a_snapshot_is_on_its_way_ends_its_publicati
     world.join("a")
 
 
-def test_what_the_dead_primary_alone_had_is_kept_aside_when_it_returns(world: World) -> None:
+def test_what_the_dead_primary_alone_had_is_kept_aside_when_it_returns(world: SimWorld) -> None:
     world.begin()
     world["a"].seat.copies = False
     world.run(10.0)
@@ -560,7 +569,7 @@ def test_what_the_dead_primary_alone_had_is_kept_aside_when_it_returns(world: Wo
 
 
 def test_standbys_that_are_all_too_old_say_so_and_wait_for_a_word(tmp_path: Path) -> None:
-    with World(tmp_path, max_data_loss_s=60.0) as world:
+    with SimWorld(tmp_path, max_data_loss_s=60.0) as world:
         world.begin()
         world["a"].seat.copies = False
         world.run(70.0)
@@ -571,7 +580,7 @@ def test_standbys_that_are_all_too_old_say_so_and_wait_for_a_word(tmp_path: Path
         world.wait_for_primary("b")
 
 
-def test_a_switchover_loses_nothing(world: World) -> None:
+def test_a_switchover_loses_nothing(world: SimWorld) -> None:
     world.begin().hand_to("b")
     took_s = world.wait_for_primary("b", 20.0)
     assert took_s < 8.0
@@ -580,7 +589,7 @@ def test_a_switchover_loses_nothing(world: World) -> None:
     ] == (world.invariants.epoch_records["data", 1].tree.writes)
 
 
-def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world: World) -> None:
+def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world: SimWorld) -> None:
     """The one with the complete data goes first, though it had just given the role up."""
     primary = world.begin()
     primary.hand_to("b")
@@ -595,7 +604,7 @@ def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world:
 
 
 def test_when_both_with_the_final_data_are_gone_an_older_standby_follows_and_says_what_is_lost(
-    world: World,
+    world: SimWorld,
 ) -> None:
     primary = world.begin()
     primary.seat.copies = False
@@ -614,7 +623,7 @@ def test_when_both_with_the_final_data_are_gone_an_older_standby_follows_and_say
 def test_a_flapping_primary_is_not_followed_by_a_second_takeover_within_failover_cooldown(
     tmp_path: Path,
 ) -> None:
-    with World(tmp_path, failover_cooldown_s=600.0) as world:
+    with SimWorld(tmp_path, failover_cooldown_s=600.0) as world:
         world.begin().power_cut()
         world.wait_for_primary("c")
         world["a"].boot()
@@ -626,7 +635,7 @@ def test_a_flapping_primary_is_not_followed_by_a_second_takeover_within_failover
         world.wait_for_primary("b")
 
 
-def test_two_nodes_told_to_promote_at_the_same_moment_make_one_primary(world: World) -> None:
+def test_two_nodes_told_to_promote_at_the_same_moment_make_one_primary(world: SimWorld) -> None:
     world.begin().power_cut()
     for name in ("b", "c"):
         world[name].ask("promote")
@@ -635,7 +644,7 @@ def test_two_nodes_told_to_promote_at_the_same_moment_make_one_primary(world: Wo
     assert world.epoch() == 2
 
 
-def test_nobody_follows_a_primary_that_dies_during_a_pause(world: World) -> None:
+def test_nobody_follows_a_primary_that_dies_during_a_pause(world: SimWorld) -> None:
     world.begin()
     world.pause_failover()
     world.run(15.0)
@@ -646,7 +655,7 @@ def test_nobody_follows_a_primary_that_dies_during_a_pause(world: World) -> None
     world.wait_for_primary()
 
 
-def test_a_standby_that_joins_during_a_failover_waits_its_whole_time(world: World) -> None:
+def test_a_standby_that_joins_during_a_failover_waits_its_whole_time(world: SimWorld) -> None:
     world.begin()
     world["b"].power_cut()
     world["c"].power_cut()
@@ -659,14 +668,14 @@ def test_a_standby_that_joins_during_a_failover_waits_its_whole_time(world: Worl
 
 @pytest.mark.parametrize("freeze_s", [0.5, 1.6, 5.0, 30.0])
 def test_a_process_frozen_while_it_opens_the_port_opens_it_in_time_or_not_at_all(
-    world: World, freeze_s: float
+    world: SimWorld, freeze_s: float
 ) -> None:
     primary = world.begin()
     primary.rules.freeze_in_arm_s = freeze_s
     world.run(60.0)
 
 
-def test_a_frozen_opener_stays_shut_out_after_the_takeover(world: World) -> None:
+def test_a_frozen_opener_stays_shut_out_after_the_takeover(world: SimWorld) -> None:
     primary = world.begin()
     primary.rules.freeze_in_arm_s = 80.0
     primary.watchdogs = False
@@ -678,7 +687,7 @@ def test_a_frozen_opener_stays_shut_out_after_the_takeover(world: World) -> None
 
 @pytest.mark.parametrize("delay_s", [2.5, 6.0, 12.0])
 def test_a_clean_that_arrives_after_the_switchover_was_rolled_back_is_refused(
-    world: World, delay_s: float
+    world: SimWorld, delay_s: float
 ) -> None:
     primary = world.begin()
     primary.hand_to("b")
@@ -688,7 +697,7 @@ def test_a_clean_that_arrives_after_the_switchover_was_rolled_back_is_refused(
     world.wait_for_primary(limit_s=90.0)
 
 
-def test_a_release_that_never_arrives_is_rolled_back(world: World) -> None:
+def test_a_release_that_never_arrives_is_rolled_back(world: SimWorld) -> None:
     """Nobody else may take over here: the role must not be stuck between two nodes."""
     primary = world.begin()
     world.pause_failover()
@@ -700,7 +709,7 @@ def test_a_release_that_never_arrives_is_rolled_back(world: World) -> None:
 
 
 @pytest.mark.parametrize("fault", ["reply-lost", "lost"])
-def test_a_release_that_is_not_heard_of_is_asked_for_again(world: World, fault: str) -> None:
+def test_a_release_that_is_not_heard_of_is_asked_for_again(world: SimWorld, fault: str) -> None:
     world.begin().hand_to("b")
     world.fault("a", "clean", fault)
     world.wait_for_primary("b", 30.0)
@@ -708,7 +717,7 @@ def test_a_release_that_is_not_heard_of_is_asked_for_again(world: World, fault: 
 
 
 def test_a_lease_process_killed_in_the_middle_of_a_release_serves_or_has_released(
-    world: World,
+    world: SimWorld,
 ) -> None:
     primary = world.begin()
     primary.hand_to("b")
@@ -720,7 +729,7 @@ def test_a_lease_process_killed_in_the_middle_of_a_release_serves_or_has_release
     world.run(60.0)
 
 
-def test_flushed_rules_of_the_fence_are_put_back_by_the_next_heartbeat(world: World) -> None:
+def test_flushed_rules_of_the_fence_are_put_back_by_the_next_heartbeat(world: SimWorld) -> None:
     primary = world.begin()
     primary.rules.flush()
     world.run(3.0)
@@ -730,7 +739,7 @@ def test_flushed_rules_of_the_fence_are_put_back_by_the_next_heartbeat(world: Wo
 
 def test_a_flush_while_cut_off_is_put_back_shut_by_the_lease_process(tmp_path: Path) -> None:
     """Somebody restarts the firewall because the port is shut; the agent is frozen."""
-    with World(tmp_path, mode="manual") as world:
+    with SimWorld(tmp_path, mode="manual") as world:
         primary = world.begin()
         world.isolate("a")
         primary.freeze(primary.seat.agent_service, 90.0)
@@ -754,7 +763,7 @@ def test_a_shorter_lease_on_the_primary_is_told_when_the_longer_one_is_over(
     long = replace(TIMING, length=length_s, wait=wait_s)
     short = FAST if length_s == TIMING.length else TIMING
     timings = {"a": long, "b": short, "c": short}
-    with World(tmp_path, timings=timings) as mixed:
+    with SimWorld(tmp_path, timings=timings) as mixed:
         primary = mixed.begin()
         primary.seat.config = replace(primary.config, lease=short)
         mixed.fault("a", "heartbeat", "freeze-after", 90.0)
@@ -771,7 +780,7 @@ def test_a_shorter_lease_on_the_primary_is_told_when_the_longer_one_is_over(
 
 @pytest.mark.parametrize("how", ["frozen", "blind"])
 def test_a_consul_backup_of_what_a_candidate_saw_last_starts_its_wait_anew(
-    world: World, how: str
+    world: SimWorld, how: str
 ) -> None:
     """It saw nothing of the heartbeats after that, and the primary is cut off right then."""
     world.begin()
@@ -796,7 +805,9 @@ def test_a_consul_backup_of_what_a_candidate_saw_last_starts_its_wait_anew(
     world["b"].boot()
 
 
-def test_a_leader_key_deleted_twice_while_nobody_looked_starts_the_wait_anew(world: World) -> None:
+def test_a_leader_key_deleted_twice_while_nobody_looked_starts_the_wait_anew(
+    world: SimWorld,
+) -> None:
     world.begin()
     world["b"].power_cut()
     candidate = world["c"]
@@ -815,7 +826,7 @@ def test_a_leader_key_deleted_twice_while_nobody_looked_starts_the_wait_anew(wor
     world["b"].boot()
 
 
-def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: World) -> None:
+def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: SimWorld) -> None:
     """It has never seen its successor, and its lease process begins anew meanwhile."""
     primary = world.begin()
     primary.kill_agent()
@@ -832,7 +843,9 @@ def test_a_holder_that_was_replaced_waits_in_a_restored_consul(world: World) -> 
     primary.start_agent()
 
 
-def test_an_epoch_that_was_put_away_is_not_begun_again_in_a_restored_consul(world: World) -> None:
+def test_an_epoch_that_was_put_away_is_not_begun_again_in_a_restored_consul(
+    world: SimWorld,
+) -> None:
     """It would begin from what it began with, and lack all that was written in it."""
     primary = world.begin()
     primary.power_cut()
@@ -848,39 +861,15 @@ def test_an_epoch_that_was_put_away_is_not_begun_again_in_a_restored_consul(worl
     world.wait_for("another one serves", lambda: world.epoch() == 3, 300.0)
 
 
-def state_of(world: World, name: str) -> Path:
+def state_of(world: SimWorld, name: str) -> Path:
     return world[name].seat.config.state_dir
 
 
-def is_clean(world: World) -> bool:
-    leader = world.leader()
-    return leader is not None and leader.is_clean
-
-
-def test_a_role_given_up_in_a_restored_consul_is_taken_after_a_wait(world: World) -> None:
+def test_a_role_given_up_in_a_restored_consul_is_taken_after_a_wait(world: SimWorld) -> None:
     restored_to_a_clean(world)
 
 
-def restored_to_a_clean(world: World) -> None:
-    """A node that was off since before a role was handed over boots into a Consul that was restored
-    to the moment in which it was given up; the successor is cut off just then and serves on."""
-    primary = world.begin()
-    world.run(10.0)
-    primary.hand_to("b")
-    world.wait_for("the role is given up", lambda: is_clean(world))
-    saved = world.store.backup()
-    world["b"].power_cut()
-    world["c"].power_cut()
-    world.wait_for_primary("a", 120.0)
-    assert world.epoch() == 2
-    world.run(20.0)
-    world.isolate("a")
-    world.restore(saved)
-    world["b"].boot()
-    world.wait_for_primary("b", 120.0)
-
-
-def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: World) -> None:
+def test_a_foreign_value_in_the_leader_key_stops_everybody_with_a_reason(world: SimWorld) -> None:
     primary = world.begin()
     world.store.put(world.key("leader"), b'{"mine": true}')
     world.run(30.0)
@@ -896,7 +885,7 @@ def test_what_an_epoch_that_never_served_makes_lost_goes_by_no_names(
     tmp_path: Path, ahead_s: float
 ) -> None:
     """After clocks that were ahead, minutes lie between names that are a second apart."""
-    with World(tmp_path, failover_cooldown_s=0.0, max_data_loss_s=120.0) as world:
+    with SimWorld(tmp_path, failover_cooldown_s=0.0, max_data_loss_s=120.0) as world:
         for node in world.nodes.values():
             node.clock.utc_step_s = ahead_s
         world.begin()
@@ -916,7 +905,7 @@ def test_what_an_epoch_that_never_served_makes_lost_goes_by_no_names(
         world.wait_for_primary("c")
 
 
-def has_fewer(world: World) -> Node:
+def has_fewer(world: SimWorld) -> SimNode:
     """b takes over from a, and c, which is off, has more than b."""
     primary = world.begin()
     world.unlink("a", "b")
@@ -933,7 +922,7 @@ def has_fewer(world: World) -> Node:
 def test_an_epoch_that_never_served_cuts_nothing_off(tmp_path: Path, sick: str, ends: str) -> None:
     """It began from older data than somebody else had, and found its disk full or its server
     broken."""
-    with World(tmp_path, failover_cooldown_s=0.0) as world:
+    with SimWorld(tmp_path, failover_cooldown_s=0.0) as world:
         idle = has_fewer(world)
         most = world.kept_on(world["c"], "data")
         idle.disk.full, idle.nfsd.broken = sick == "disk", sick == "server"
@@ -962,7 +951,7 @@ def test_an_epoch_that_never_served_cuts_nothing_off(tmp_path: Path, sick: str, 
 def test_what_an_epoch_that_never_served_had_cut_off_goes_to_who_has_most_of_it(
     tmp_path: Path,
 ) -> None:
-    with World(tmp_path, failover_cooldown_s=0.0) as world:
+    with SimWorld(tmp_path, failover_cooldown_s=0.0) as world:
         primary = world.begin()
         world.unlink("a", "b")
         world.run(10.0)
@@ -981,13 +970,13 @@ def test_what_an_epoch_that_never_served_had_cut_off_goes_to_who_has_most_of_it(
 
 def test_a_tree_that_no_epoch_knows_follows_nobody(tmp_path: Path) -> None:
     """Two nodes with a tree of their own are told to be the first primary; one can't serve."""
-    with World(tmp_path, failover_cooldown_s=0.0) as world:
+    with SimWorld(tmp_path, failover_cooldown_s=0.0) as world:
         for name, count in (("a", 5), ("b", 2)):
             node = world[name]
             node.boot()
             node.seat.config.paths.live.mkdir()
             writes = [world.invariants.asked("data") for _ in range(count)]
-            node.disk.data.put(node.seat.config.paths.live, Tree(node.disk.new_uuid(), writes))
+            node.disk.data.put(node.seat.config.paths.live, SimTree(node.disk.new_uuid(), writes))
         world["a"].nfsd.broken = True
         world["b"].clock.utc_step_s = 2.0
         world.run(0.5)
@@ -1002,7 +991,7 @@ def test_a_tree_that_no_epoch_knows_follows_nobody(tmp_path: Path) -> None:
 
 def test_an_epoch_whose_port_was_open_by_a_flush_may_have_been_written_to(tmp_path: Path) -> None:
     """It goes on in its own tree, and so do clients; its agent dies before the port opens."""
-    with World(tmp_path, failover_cooldown_s=0.0) as world:
+    with SimWorld(tmp_path, failover_cooldown_s=0.0) as world:
         primary = world.begin()
         for name in ("b", "c", "a"):
             world[name].power_cut()
@@ -1023,7 +1012,7 @@ def test_an_epoch_whose_port_was_open_by_a_flush_may_have_been_written_to(tmp_pa
 
 
 def test_in_manual_mode_nobody_takes_over_without_a_word(tmp_path: Path) -> None:
-    with World(tmp_path, mode="manual") as world:
+    with SimWorld(tmp_path, mode="manual") as world:
         world.begin().power_cut()
         world.run(120.0)
         assert {reasons(world)["b"], reasons(world)["c"]} == {Reason.MANUAL_MODE}
@@ -1032,7 +1021,7 @@ def test_in_manual_mode_nobody_takes_over_without_a_word(tmp_path: Path) -> None
 
 
 def test_a_primary_that_reboots_goes_on_with_its_own_tree(tmp_path: Path) -> None:
-    with World(tmp_path, mode="auto", names=("a", "b")) as world:
+    with SimWorld(tmp_path, mode="auto", names=("a", "b")) as world:
         primary = world.begin()
         world["b"].power_cut()
         world.run(5.0)
@@ -1046,7 +1035,7 @@ def test_a_primary_that_reboots_goes_on_with_its_own_tree(tmp_path: Path) -> Non
 
 def test_a_primary_that_reboots_goes_on_with_no_other_tree(tmp_path: Path) -> None:
     """Somebody put an older one in its place while it was down: that is a loss, and told as one."""
-    with World(tmp_path, mode="auto", names=("a", "b")) as world:
+    with SimWorld(tmp_path, mode="auto", names=("a", "b")) as world:
         primary = world.begin()
         world.run(30.0)
         world["b"].power_cut()
@@ -1055,7 +1044,7 @@ def test_a_primary_that_reboots_goes_on_with_no_other_tree(tmp_path: Path) -> No
         disk, live = primary.disk, primary.config.paths.live
         tree = primary.live
         assert tree is not None
-        older, away = Tree(disk.new_uuid(), tree.writes[:10]), live.with_name("services.mine")
+        older, away = SimTree(disk.new_uuid(), tree.writes[:10]), live.with_name("services.mine")
         live.rename(away)
         disk.data.put(away, tree)
         live.mkdir()
@@ -1068,7 +1057,7 @@ def test_a_primary_that_reboots_goes_on_with_no_other_tree(tmp_path: Path) -> No
         assert primary.live is not None and len(primary.live.writes) > len(older.writes)
 
 
-def test_an_epoch_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
+def test_an_epoch_whose_file_is_deleted_keeps_its_tree(world: SimWorld) -> None:
     """It is not begun anew from its base; `demote` tells the loss and puts the tree aside."""
     world.begin().hand_to("b")
     world.wait_for_primary("b")
@@ -1096,7 +1085,7 @@ def test_an_epoch_whose_file_is_deleted_keeps_its_tree(world: World) -> None:
     assert history is not None and (HistoryEntry.parse(history.value).lost_s or 0.0) > 10.0
 
 
-def test_a_replaced_primary_whose_file_is_deleted_steps_down_all_the_same(world: World) -> None:
+def test_a_replaced_primary_whose_file_is_deleted_steps_down_all_the_same(world: SimWorld) -> None:
     """Else programs on it would write into its tree for ever, and lose that without a word."""
     world.begin().hand_to("b")
     world.wait_for_primary("b")
@@ -1114,7 +1103,7 @@ def test_a_replaced_primary_whose_file_is_deleted_steps_down_all_the_same(world:
     assert not (primary.config.state_dir / "own-epoch.json").exists()
 
 
-def test_a_whole_cluster_that_loses_power_comes_back_without_loss(world: World) -> None:
+def test_a_whole_cluster_that_loses_power_comes_back_without_loss(world: SimWorld) -> None:
     world.begin()
     for node in world.nodes.values():
         node.power_cut()
@@ -1125,7 +1114,7 @@ def test_a_whole_cluster_that_loses_power_comes_back_without_loss(world: World) 
 
 
 def test_there_is_no_primary_after_a_plain_wait_without_a_first_word(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+    with SimWorld(tmp_path) as world:
         for node in world.nodes.values():
             node.boot()
         world.run(60.0)
@@ -1136,7 +1125,7 @@ def test_there_is_no_primary_after_a_plain_wait_without_a_first_word(tmp_path: P
 @pytest.mark.parametrize("fault", ["frozen", "broken"])
 def test_a_volume_whose_disk_is_gone_takes_no_other_with_it(tmp_path: Path, fault: str) -> None:
     """It goes to another node, and what is left of it here may never be put away."""
-    with World(tmp_path, volumes=("data", "media")) as world:
+    with SimWorld(tmp_path, volumes=("data", "media")) as world:
         primary = world.begin()
         setattr(primary.disk, fault, True)
         primary.disk.only = "data"
@@ -1150,7 +1139,7 @@ def test_a_volume_whose_disk_is_gone_takes_no_other_with_it(tmp_path: Path, faul
 
 def test_a_disk_that_dies_before_an_epoch_has_its_tree_leaves_a_way_out(tmp_path: Path) -> None:
     """There is no own-epoch.json yet: in mode manual `demote` is the only way."""
-    with World(tmp_path, mode="manual") as world:
+    with SimWorld(tmp_path, mode="manual") as world:
         primary, target = world.begin(), world["b"]
         committed = world.store.on_commit
 
@@ -1174,7 +1163,7 @@ def test_a_tree_given_up_without_its_final_snapshot_is_not_called_retired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The agent is frozen before its release, and the lease process surrenders meanwhile."""
-    with World(tmp_path) as world:
+    with SimWorld(tmp_path) as world:
         primary = world.begin()
         world.run(5.0)
         primary.seat.copies = False
@@ -1200,7 +1189,7 @@ def test_a_tree_given_up_without_its_final_snapshot_is_not_called_retired(
 
 def test_who_gave_one_of_two_volumes_up_keeps_no_successor_from_serving_it(tmp_path: Path) -> None:
     """Its agent is dead, and its port answers for the other volume."""
-    with World(tmp_path, volumes=("data", "media"), failover_cooldown_s=0.0) as world:
+    with SimWorld(tmp_path, volumes=("data", "media"), failover_cooldown_s=0.0) as world:
         primary = world.begin()
         world.run(5.0)
         primary.disk.broken, primary.disk.only = True, "media"
@@ -1220,8 +1209,10 @@ def test_who_gave_one_of_two_volumes_up_keeps_no_successor_from_serving_it(tmp_p
 
 
 @pytest.mark.parametrize("ends", ["switchover", "surrender"])
-def test_a_damaged_file_of_another_volume_is_in_nobody_s_way(tmp_path: Path, ends: str) -> None:
-    with World(tmp_path, volumes=("data", "media")) as world:
+def test_a_damaged_file_of_another_volume_is_in_the_way_of_nobody(
+    tmp_path: Path, ends: str
+) -> None:
+    with SimWorld(tmp_path, volumes=("data", "media")) as world:
         primary = world.begin()
         world.run(5.0)
         gone = primary.directory / "run" / "gone"
@@ -1238,7 +1229,7 @@ def test_a_damaged_file_of_another_volume_is_in_nobody_s_way(tmp_path: Path, end
         assert "data" not in primary.nfsd.table and world.epoch("media") == 1
 
 
-def start_by_hand(node: Node, volume: str) -> None:
+def start_by_hand(node: SimNode, volume: str) -> None:
     """`systemctl start standfast-lease@VOLUME`, by somebody on the node."""
     service = node.seats[volume].lease
 
@@ -1256,7 +1247,7 @@ def test_a_claim_that_is_refused_stops_no_server_of_another_volume(
     tmp_path: Path, held_before: bool
 ) -> None:
     """It has nothing to lose: it held nothing in this boot, or gave it up in order."""
-    with World(tmp_path, volumes=("data", "media")) as world:
+    with SimWorld(tmp_path, volumes=("data", "media")) as world:
         world.begin()
         world.run(5.0)
         node = world["b"]
@@ -1277,7 +1268,7 @@ def test_a_claim_that_is_refused_stops_no_server_of_another_volume(
 
 def test_a_lease_process_that_held_the_lease_and_fails_stops_the_server(tmp_path: Path) -> None:
     """It crashes until it is started no more, and the agents hang: systemd alone does it."""
-    with World(tmp_path, volumes=("data", "media")) as world:
+    with SimWorld(tmp_path, volumes=("data", "media")) as world:
         primary = world.begin()
         world.run(5.0)
         for seat in primary.seats.values():
@@ -1290,25 +1281,25 @@ def test_a_lease_process_that_held_the_lease_and_fails_stops_the_server(tmp_path
         world.wait_for_primary("a", volume="data", limit_s=120.0)
 
 
-def serve_beside(node: Node) -> None:
+def serve_beside(node: SimNode) -> None:
     """By hand, around the guard and without the fence's rules."""
     live = node.config.paths.live
     live.mkdir()
-    node.disk.data.put(live, Tree("made by hand", []))
+    node.disk.data.put(live, SimTree("made by hand", []))
     node.nfsd.running = True
     node.nfsd.table["data"] = "by hand"
     node.rules.flush()
 
 
 def test_the_harness_sees_two_serving_nodes(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+    with SimWorld(tmp_path) as world:
         world.begin()
         serve_beside(world["b"])
         with pytest.raises(Violation, match="a and b serve"):
             world.run(5.0)
 
 
-CHECKS: list[tuple[str, Callable[[World], bool]]] = [
+CHECKS: list[tuple[str, Callable[[SimWorld], bool]]] = [
     ("state", lambda w: (now := w.leader()) is not None and now.state is LeaderState.SERVING),
     ("action", lambda w: w["b"].decision is not None and w["b"].decision.action is Action.NOTHING),
 ]
@@ -1316,7 +1307,7 @@ CHECKS: list[tuple[str, Callable[[World], bool]]] = [
 
 @pytest.mark.parametrize(("what", "holds"), CHECKS, ids=[what for what, _ in CHECKS])
 def test_an_undisturbed_cluster_stays_as_it_is(
-    world: World, what: str, holds: Callable[[World], bool]
+    world: SimWorld, what: str, holds: Callable[[SimWorld], bool]
 ) -> None:
     primary = world.begin()
     world.run(120.0)

@@ -21,12 +21,12 @@ from standfast.consul.gateway import Entry
 from standfast.consul.records import CandidateRecord, HistoryEntry, Leader, Pause, parse_epoch
 from standfast.errors import StandfastError
 from standfast.role.decision import Action
-from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, Process, Violation
-from tests.sim.disk import Disk, Tree, paths_of
+from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, SimProcess, Violation
+from tests.sim.disk import SimDisk, SimTree, paths_of
 from tests.sim.doors import entered, run_accept_epoch
 from tests.sim.invariants import Invariants
-from tests.sim.model_consul import Fault, Link, Saved, Store
-from tests.sim.node import Connection, Node, Seat
+from tests.sim.model_consul import ConsulFault, ConsulStore, Link, Saved
+from tests.sim.node import Connection, Seat, SimNode
 from tests.sim.systemd import EXEC_S
 
 CRITICAL_AFTER_S = 6.0
@@ -37,7 +37,7 @@ VOLUMES = {"data": "services", "media": "films"}
 """Volume -> base name of its live subvolume."""
 
 
-class World:
+class SimWorld:
     def __init__(
         self,
         directory: Path,
@@ -54,7 +54,7 @@ class World:
     ) -> None:
         self.rng = random.Random(seed)
         self.clockwork = Clockwork()
-        self.store = Store(self.clockwork)
+        self.store = ConsulStore(self.clockwork)
         self.cut_ways: set[tuple[str, str]] = set()
         """(from, to): packets that way don't arrive."""
         self.removed: set[str] = set()
@@ -62,14 +62,14 @@ class World:
         self.copy_s = 0.2
         self.copies_held = False
         """No stream arrives whole until this ends."""
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, SimNode] = {}
         self.volumes = tuple(volumes)
         self.timing = timing or LeaseTiming()
         self.lasting = ""
         """A node whose faults of disk and server are there to stay."""
         self.seed = seed
         self._directory = directory
-        self._disks: dict[Path, Disk | None] = {}
+        self._disks: dict[Path, SimDisk | None] = {}
         self._stack = ExitStack()
         self.writing = True
         self.invariants = Invariants(self)
@@ -101,22 +101,22 @@ class World:
                 )
                 self.nodes[name].seats[volume] = Seat(self.nodes[name], config)
 
-    def _add(self, name: str, number: int, clock: NodeClock) -> Node:
+    def _add(self, name: str, number: int, clock: NodeClock) -> SimNode:
         home = self._directory / name
-        node = Node(
+        node = SimNode(
             self,
             name,
             f"10.0.0.{number + 1}",
             home,
             clock,
-            Disk(home / "persist", f"disk-{name}"),
+            SimDisk(home / "persist", f"disk-{name}"),
             Link(self.clockwork, self.store),
         )
         node.disk.root.mkdir(parents=True)
         self.nodes[name] = node
         return node
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> SimWorld:
         self._stack.enter_context(entered(self))
         state = random.getstate()
         random.seed(self.seed)
@@ -137,14 +137,14 @@ class World:
         self.clockwork.run_until(self.now)
         self._stack.close()
 
-    def __getitem__(self, name: str) -> Node:
+    def __getitem__(self, name: str) -> SimNode:
         return self.nodes[name]
 
-    def node_named(self, name: str) -> Node:
+    def node_named(self, name: str) -> SimNode:
         """By the name in a configuration, which somebody may have changed."""
         return self.nodes[name.removesuffix("-renamed")]
 
-    def _crashed(self, process: Process, error: BaseException, text: str) -> None:
+    def _crashed(self, process: SimProcess, error: BaseException, text: str) -> None:
         if "/agent@" in process.name and not isinstance(error, StandfastError):
             raise Violation(f"{process.name} ended by a traceback\n{text}\n{self.story()}")
         self.log(f"{process.name} crashed: {text.strip().splitlines()[-1]:.200}")
@@ -197,7 +197,7 @@ class World:
 
     # How it begins
 
-    def begin(self, first: str | None = None) -> Node:
+    def begin(self, first: str | None = None) -> SimNode:
         """All nodes up, the first one serves, and every standby has a snapshot."""
         for node in self.nodes.values():
             node.boot()
@@ -205,7 +205,7 @@ class World:
         for seat in primary.seats.values():
             live = seat.config.paths.live
             live.mkdir()
-            primary.disk.data.put(live, Tree(primary.disk.new_uuid(), []))
+            primary.disk.data.put(live, SimTree(primary.disk.new_uuid(), []))
         self.run(0.5)
         for seat in primary.seats.values():
             seat.ask("promote")
@@ -228,7 +228,7 @@ class World:
 
         return self.wait_for(f"{name or 'somebody'} serves", happened, limit_s)
 
-    def primary(self, volume: str | None = None) -> Node | None:
+    def primary(self, volume: str | None = None) -> SimNode | None:
         """The node that serves and says so."""
         for node in self.nodes.values():
             seat = node.seats[volume or self.volumes[0]]
@@ -333,7 +333,7 @@ class World:
         changes meanwhile is asked anew: what was not replicated is lost with it.
         """
         for volume in self.volumes:
-            wanted: tuple[Node, int] | None = None
+            wanted: tuple[SimNode, int] | None = None
             end = self.now + limit_s
             while (primary := self.primary(volume)) is not None and primary.name != self.lasting:
                 live, config = primary.seats[volume].live, primary.seats[volume].config
@@ -384,7 +384,7 @@ class World:
         self.cut_ways = {way for way in self.cut_ways if name not in way}
 
     def fault(self, name: str, kind: str, what: str, delay_s: float = 0.0, count: int = 1) -> None:
-        self[name].link.faults.append(Fault(kind, what, delay_s, count))
+        self[name].link.faults.append(ConsulFault(kind, what, delay_s, count))
 
     def pause_failover(self, volume: str | None = None) -> None:
         pause = Pause("op", "maintenance", UTC_START)
@@ -447,10 +447,10 @@ class World:
             return "absent"
         return "critical" if self.now - node.down_since >= CRITICAL_AFTER_S else "passing"
 
-    def _at(self, address: str) -> Node:
+    def _at(self, address: str) -> SimNode:
         return next(node for node in self.nodes.values() if node.address == address)
 
-    def answers(self, asking: Node, address: str) -> bool:
+    def answers(self, asking: SimNode, address: str) -> bool:
         """The watcher's probe."""
         asked = self._at(address)
         self.clockwork.take(0.002)
@@ -459,7 +459,7 @@ class World:
         self.clockwork.take(0.4)
         return False
 
-    def answers_nfs(self, asking: Node, address: str) -> bool:
+    def answers_nfs(self, asking: SimNode, address: str) -> bool:
         """The guard's probe of another node's NFS port."""
         asked = self._at(address)
         self.clockwork.take(0.002)
@@ -482,7 +482,7 @@ class World:
                 found.append(0)
         return tuple(found)
 
-    def _disk_of(self, path: Path) -> Disk | None:
+    def _disk_of(self, path: Path) -> SimDisk | None:
         if path not in self._disks:
             here = (node.disk for node in self.nodes.values())
             self._disks[path] = next((one for one in here if path.is_relative_to(one.root)), None)
@@ -501,7 +501,7 @@ class World:
                         self._write_to(node, volume)
         self.after(WRITE_EVERY_S, self._write)
 
-    def _write_to(self, node: Node, volume: str) -> None:
+    def _write_to(self, node: SimNode, volume: str) -> None:
         live = node.seats[volume].live
         disk = node.disk
         faulty = disk.hits(volume) and (disk.frozen or disk.full or disk.broken)
@@ -529,7 +529,7 @@ class World:
         if lost:
             raise Violation(f"writes {sorted(lost)[:10]} were deleted\n{self.story()}")
 
-    def kept_on(self, node: Node, volume: str) -> set[int]:
+    def kept_on(self, node: SimNode, volume: str) -> set[int]:
         base = node.seats[volume].config.base
         return node.disk.everything(base)
 

@@ -152,7 +152,7 @@ def test_promote_tells_its_steps_and_its_end(tmp_path: Path) -> None:
     assert (effects.operator, effects.note) == ("ann", "disk swap")
 
 
-def test_promote_carries_the_operator_s_request_into_every_look(tmp_path: Path) -> None:
+def test_promote_carries_the_request_of_the_operator_into_every_look(tmp_path: Path) -> None:
     waiting = Decision(Action.WAIT, Reason.WAITING_FOR_LEASE_END, "the lease is over in 0.1 s")
     made = agent(tmp_path, waiting, waiting, promotion())
     say(made, "promote", accept_data_loss=True)

@@ -34,11 +34,7 @@ from standfast.role.steps import Effects
 from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import Cut, FakeFence, FakeNfs, FakeNode, World, fake_node
-from tests.unit.agents import agent as agent_with
-from tests.unit.agents import promotion as decision_to_promote
-from tests.unit.agents import say
-from tests.unit.test_keeper import Fence, Keys, started
-from tests.unit.test_plans_cut import (
+from tests.support.plans import (
     MANY,
     NAMES,
     is_primary,
@@ -51,6 +47,10 @@ from tests.unit.test_plans_cut import (
     surrender,
     switch,
 )
+from tests.unit.agents import agent as agent_with
+from tests.unit.agents import promotion as decision_to_promote
+from tests.unit.agents import say
+from tests.unit.keepers import Fence, Keys, started
 
 ERRORS: tuple[Exception, ...] = (
     OSError(errno.ENOSPC, "No space left on device", "/var/lib/standfast/x/own-epoch.json"),
@@ -371,7 +371,7 @@ def test_only_a_bug_has_its_traceback_in_the_log_and_only_once(
     assert reason_of(bug) is Reason.UNEXPECTED
 
 
-def test_a_plan_that_is_nobody_s_fails_with_the_step_s_name() -> None:
+def test_a_plan_of_nobody_fails_with_the_name_of_the_step() -> None:
     plan = Plan("some", (plans.Step(Do.EXPORT, "export"),))
     with pytest.raises(StepFailed, match="stopped at the step export: KeyError"):
         execute(plan, {}, lambda _: None)

@@ -124,7 +124,7 @@ def test_a_run_writes_the_document_and_its_page(
 @pytest.mark.parametrize(
     ("options", "rounds"), [([], 5), (["--quick"], 2), (["--rounds", "3"], 3)], ids=str
 )
-def test_rounds_are_the_rule_s_fewer_or_those_told(
+def test_rounds_are_those_of_the_rule_fewer_or_those_told(
     document: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], rounds: int
 ) -> None:
     benchmarks_are(monkeypatch, bench("a", [QUICK]))

@@ -13,6 +13,7 @@ from standfast.errors import CommandFailed, StandfastError
 from standfast.mounts.bind import LiveBind, drop_in, mounted_at, parse_mountinfo, root_of
 from standfast.system.clock import Deadline
 from standfast.system.systemd import SystemdUnits
+from tests.support.waiting import soon
 
 MOUNTINFO = """\
 22 1 0:21 /root / rw,relatime shared:1 - btrfs /dev/vda rw,subvol=/root
@@ -22,10 +23,6 @@ MOUNTINFO = """\
 43 42 0:60 / /data/services rw - tmpfs tmpfs rw
 garbage
 """
-
-
-def soon() -> Deadline:
-    return Deadline.after(10)
 
 
 def test_mountinfo_is_understood() -> None:
@@ -52,7 +49,9 @@ def test_the_last_mount_hides_the_others() -> None:
         ("/persistent", ("0:21", "/root/persistent")),
     ],
 )
-def test_a_directory_s_place_in_its_file_system_is_known(path: str, root: tuple[str, str]) -> None:
+def test_the_place_of_a_directory_in_its_file_system_is_known(
+    path: str, root: tuple[str, str]
+) -> None:
     assert root_of(parse_mountinfo(MOUNTINFO), Path(path)) == root
 
 
@@ -73,8 +72,8 @@ def test_only_the_live_subvolume_counts_as_mounted(tmp_path: Path) -> None:
 def test_what_somebody_else_mounted_there_is_not_touched(tmp_path: Path) -> None:
     bind = bind_with(MOUNTINFO, tmp_path)
     with pytest.raises(StandfastError, match="is taken: tmpfs / is mounted there"):
-        bind.mount(soon())
-    bind.unmount(soon())
+        bind.mount(soon(10))
+    bind.unmount(soon(10))
 
 
 def test_the_drop_in_makes_any_mount_unit_a_bind_mount() -> None:
@@ -112,7 +111,7 @@ def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: None)
-    bind.mount(soon())
+    bind.mount(soon(10))
     assert (tmp_path / "calls").read_text().splitlines() == [
         "unshare -m",
         "umount -l -i -c -- /data/services",
@@ -182,9 +181,9 @@ def test_an_automount_finds_the_unit_turned_back_before_the_mount_goes(
     )
     if busy:
         with pytest.raises(CommandFailed, match="is in use"):
-            bind.unmount(soon())
+            bind.unmount(soon(10))
     else:
-        bind.unmount(soon())
+        bind.unmount(soon(10))
     assert units.calls == calls
 
 
@@ -224,11 +223,11 @@ def bind(tmp_path: Path) -> Iterator[LiveBind]:
 def test_mounting_and_unmounting_can_be_repeated(bind: LiveBind, tmp_path: Path) -> None:
     assert not bind.is_mounted()
     for _ in range(2):
-        bind.mount(soon())
+        bind.mount(soon(10))
         assert bind.is_mounted()
         assert (tmp_path / "data/services/file").read_text() == "x"
     for _ in range(2):
-        bind.unmount(soon())
+        bind.unmount(soon(10))
         assert not bind.is_mounted()
     assert not (tmp_path / "data/services/file").exists()
 
@@ -238,7 +237,7 @@ def test_mounting_and_unmounting_can_be_repeated(bind: LiveBind, tmp_path: Path)
 def test_a_mount_that_is_written_to_stays_and_the_writer_is_named(
     bind: LiveBind, tmp_path: Path, how: str
 ) -> None:
-    bind.mount(soon())
+    bind.mount(soon(10))
     program = "import sys; f = open(sys.argv[1], 'r+b')\n"
     if how == "a mapping":
         program += "import mmap; m = mmap.mmap(f.fileno(), 1); f.close()\n"
@@ -249,21 +248,21 @@ def test_a_mount_that_is_written_to_stays_and_the_writer_is_named(
             assert user.stdout is not None
             user.stdout.readline()
             with pytest.raises(CommandFailed, match=rf"in use by python\S* \(pid {user.pid}: "):
-                bind.unmount(soon())
+                bind.unmount(soon(10))
             assert bind.is_mounted()
         finally:
             user.kill()
-    bind.unmount(soon())
+    bind.unmount(soon(10))
     assert not bind.is_mounted()
 
 
 @root_only
 def test_who_only_reads_does_not_keep_the_mount(bind: LiveBind, tmp_path: Path) -> None:
-    bind.mount(soon())
+    bind.mount(soon(10))
     path = tmp_path / "data/services"
     with (path / "file").open(), subprocess.Popen(["sleep", "60"], cwd=path) as user:
         try:
-            bind.unmount(soon())
+            bind.unmount(soon(10))
             assert not bind.is_mounted()
             assert list(path.iterdir()) == []
         finally:
@@ -275,7 +274,7 @@ def test_a_tree_that_is_read_only_is_let_go_of_whoever_had_it_open_to_write(
     bind: LiveBind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As at the end of an epoch that another node has taken over."""
-    bind.mount(soon())
+    bind.mount(soon(10))
     monkeypatch.setattr(LiveBind, "_is_frozen", lambda _: True)
     argv = [sys.executable, "-c", "f = open(__import__('sys').argv[1], 'r+b'); print(); input()"]
     with subprocess.Popen(
@@ -287,7 +286,7 @@ def test_a_tree_that_is_read_only_is_let_go_of_whoever_had_it_open_to_write(
         try:
             assert user.stdout is not None
             user.stdout.readline()
-            bind.unmount(soon())
+            bind.unmount(soon(10))
             assert not bind.is_mounted()
         finally:
             user.kill()
@@ -297,11 +296,11 @@ def test_a_tree_that_is_read_only_is_let_go_of_whoever_had_it_open_to_write(
 def test_a_mount_of_a_tree_that_was_moved_away_is_taken_away_too(
     bind: LiveBind, tmp_path: Path
 ) -> None:
-    bind.mount(soon())
+    bind.mount(soon(10))
     live = tmp_path / "persist/my services"
     live.rename(tmp_path / "persist/aside")
     live.mkdir()
     assert not bind.is_mounted()
-    bind.unmount(soon())
-    bind.mount(soon())
+    bind.unmount(soon(10))
+    bind.mount(soon(10))
     assert bind.is_mounted()

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from standfast.btrfs import stream as btrfs_stream
-from tests import streams_of_btrfs as made
+from tests.support import btrfs_streams as made
 
 IDENTITY = uuid.UUID(int=7)
 

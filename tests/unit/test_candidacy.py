@@ -12,7 +12,16 @@ from standfast.role.candidacy import consider
 from standfast.role.decision import NO_REQUEST, Action, Moment, Request
 from standfast.role.observation import Available, Beginning, Cluster
 from standfast.role.patience import is_behind, still_waiting
-from tests.unit.deciding import NOW_S, UTC, cluster, config, epoch_record, local, record, snap
+from tests.support.observations import (
+    NOW_S,
+    UTC,
+    cluster,
+    config,
+    epoch_record,
+    local,
+    record,
+    snap,
+)
 
 ALIVE = "e5 a/a1 #7 serving"
 NOW = Moment(NOW_S, UTC)

@@ -17,7 +17,7 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.errors import Refused, TimedOut, Unreachable
 from standfast.reasons import Reason
-from tests.unit.cli_helpers import write_config
+from tests.support.terminal import write_config
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from standfast.names import SnapshotName
 from standfast.replication.published import note_origin, published_file
 from standfast.system.clock import format_stamp, utc_now
 from tests.support.origins import Named
-from tests.unit.cli_helpers import Desk, a_desk
+from tests.support.terminal import Desk, a_desk
 
 FOREIGN = b'{"hello": "\x1b[31mworld"}'
 
@@ -210,7 +210,7 @@ def test_what_this_node_noted_itself_goes_by_no_other_clock(desk: Desk, ahead_s:
     assert "(15 min old)" in plan
 
 
-def test_notes_that_can_t_be_read_leave_the_clock_of_the_record(desk: Desk) -> None:
+def test_notes_that_can_not_be_read_leave_the_clock_of_the_record(desk: Desk) -> None:
     name = f"services@{format_stamp(utc_now() - 600)}"
     desk.put("standbys/c1", StandbyRecord("c1", 7, name, "id", utc_now(), by="c9").dump())
     desk.config.state_dir.mkdir(parents=True, exist_ok=True)
@@ -311,7 +311,7 @@ def test_a_replication_to_an_unknown_node_names_the_known_ones(desk: Desk) -> No
                           "data-services: c1.")  # fmt: skip
 
 
-def test_a_replication_s_dry_run_tells_what_the_standby_has(desk: Desk) -> None:
+def test_a_dry_run_of_a_replication_tells_what_the_standby_has(desk: Desk) -> None:
     code, out, _ = desk.run("replicate", "--dry-run")
     assert code == 0
     assert "send it to c1 (192.168.1.3); nothing was replicated to it yet" in out

@@ -17,7 +17,7 @@ from standfast.cli.main import main
 from standfast.cli.parser import build
 from standfast.errors import CommandFailed, Refused, StandfastError, StepFailed, TimedOut
 from standfast.reasons import Reason
-from tests.unit.cli_helpers import write_config
+from tests.support.terminal import write_config
 
 Captured = pytest.CaptureFixture[str]
 
@@ -53,7 +53,7 @@ def test_each_error_has_its_message_and_exit_code(
     assert capsys.readouterr() == ("", said)
 
 
-def test_the_runbook_s_text_is_printed_to_the_letter(
+def test_the_text_of_the_runbook_is_printed_to_the_letter(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     text = "ERROR: Another NFS server is already active at 192.168.1.3\nTo fix:\n  1. x"
@@ -143,7 +143,7 @@ def test_what_begins_without_the_parser_is_what_the_parser_says(words: list[str]
         ["receive", "a/b"], ["receive", "../x"], ["receive", "a", "b"], ["--version"],
     ],
 )  # fmt: skip
-def test_everything_else_is_the_parser_s(words: list[str]) -> None:
+def test_everything_else_is_left_to_the_parser(words: list[str]) -> None:
     assert direct.recognise(words) is None
 
 

@@ -12,13 +12,13 @@ from standfast.cli.completion import PLACES
 from standfast.cli.main import main
 from standfast.reasons import Reason
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 from tools.completion import script
 from tools.documents import markdown, pages
 from tools.man_page import man_page
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+DOCS = CHECKOUT / "docs"
 CONFIGURATION = """\
 [nodes.zippy]
 address = "192.168.1.2"
@@ -30,7 +30,7 @@ address = "192.168.1.3"
 
 @pytest.mark.parametrize("name", sorted(pages()))
 def test_a_generated_file_in_the_project_is_up_to_date(name: str) -> None:
-    assert (ROOT / name).read_text() == pages()[name], "python -m tools.documents"
+    assert (CHECKOUT / name).read_text() == pages()[name], "python -m tools.documents"
 
 
 def test_the_reason_codes_page_explains_each_code_once_and_no_other() -> None:

@@ -23,7 +23,7 @@ from standfast.replication.pins import Pin
 from standfast.replication.published import note_origin
 from standfast.system.clock import utc_now
 from tests.support.origins import Named, note_epoch
-from tests.unit.cli_helpers import Terminal, write_node
+from tests.support.terminal import Terminal, write_node
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
@@ -34,7 +34,7 @@ OTHER = (
 )
 
 
-class Site(Terminal):
+class DiskTerminal(Terminal):
     """A node with a disk of its own."""
 
     def add(self, age_s: float, content_id: str, *, received: bool = False, epoch: int = 1) -> Path:
@@ -62,24 +62,27 @@ keep_last = 2
 
 
 @pytest.fixture
-def c1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Site:
-    return Site(configured(tmp_path / "c1", "c1", ["false"]), capsys)
+def c1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> DiskTerminal:
+    return DiskTerminal(configured(tmp_path / "c1", "c1", ["false"]), capsys)
 
 
 @pytest.fixture
 def zippy(
-    tmp_path: Path, c1: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Site:
+    tmp_path: Path,
+    c1: DiskTerminal,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> DiskTerminal:
     transport = [sys.executable, "-c", OTHER, str(c1.config.source.parent), "{volume}"]
     config = configured(tmp_path / "zippy", "zippy", transport)
     monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(config.source.parent))
-    return Site(config, capsys)
+    return DiskTerminal(config, capsys)
 
 
 # snapshots
 
 
-def test_each_snapshot_has_its_kind_epoch_and_for_whom_it_is_pinned(zippy: Site) -> None:
+def test_each_snapshot_has_its_kind_epoch_and_for_whom_it_is_pinned(zippy: DiskTerminal) -> None:
     zippy.add(600, "x", epoch=3)
     zippy.add(300, "y", received=True, epoch=4)
     zippy.add(200, "z", epoch=0)
@@ -94,7 +97,7 @@ def test_each_snapshot_has_its_kind_epoch_and_for_whom_it_is_pinned(zippy: Site)
     assert out[3].endswith("not made by Standfast") and z["epoch"] is None
 
 
-def test_what_never_counts_is_shown_as_that(zippy: Site) -> None:
+def test_what_never_counts_is_shown_as_that(zippy: DiskTerminal) -> None:
     zippy.add(600, "x")
     paths = zippy.config.paths
     (paths.standby / "half").mkdir(parents=True)
@@ -123,7 +126,7 @@ def test_a_name_that_only_looks_like_ours_says_nothing(name: str) -> None:
     assert parse_aside(name) is None
 
 
-def test_unreadable_files_are_named_and_hide_no_snapshot(zippy: Site) -> None:
+def test_unreadable_files_are_named_and_hide_no_snapshot(zippy: DiskTerminal) -> None:
     zippy.add(600, "x")
     for name in ("pins.json", "published.json"):
         (zippy.config.state_dir / name).write_text("{")
@@ -132,7 +135,7 @@ def test_unreadable_files_are_named_and_hide_no_snapshot(zippy: Site) -> None:
     assert "pins.json" in err and "published.json" in err
 
 
-def test_the_other_node_says_what_it_has(zippy: Site, c1: Site) -> None:
+def test_the_other_node_says_what_it_has(zippy: DiskTerminal, c1: DiskTerminal) -> None:
     zippy.add(600, "x")
     c1.add(600, "x", received=True)
     c1.add(300, "y", received=True)
@@ -149,8 +152,8 @@ def test_the_other_node_says_what_it_has(zippy: Site, c1: Site) -> None:
     assert "others" not in zippy.run_json("snapshots")
 
 
-def test_the_age_of_what_another_node_has_is_its_own_count_and_no_name_s(
-    zippy: Site, c1: Site
+def test_the_age_of_what_another_node_has_is_its_own_count_and_not_that_of_a_name(
+    zippy: DiskTerminal, c1: DiskTerminal
 ) -> None:
     """The names are of a primary whose clock was wrong; c1 knows of the one, and of the other not.
     Of what both have the older age counts."""
@@ -169,8 +172,8 @@ def test_the_age_of_what_another_node_has_is_its_own_count_and_no_name_s(
     assert "its age is unknown" in zippy.run("snapshots", "--all")[1]
 
 
-def test_a_node_of_an_older_version_knows_its_ages_and_doesn_t_tell(
-    zippy: Site, c1: Site, monkeypatch: pytest.MonkeyPatch
+def test_a_node_of_an_older_version_knows_its_ages_and_does_not_tell(
+    zippy: DiskTerminal, c1: DiskTerminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c1.add(600, "x", received=True)
     parse = wire.parse
@@ -187,7 +190,9 @@ def test_a_node_of_an_older_version_knows_its_ages_and_doesn_t_tell(
     assert "c1's version doesn't report ages" in out and "nobody knows" not in out
 
 
-def test_another_node_s_notes_that_can_t_be_read_hide_no_snapshot(zippy: Site, c1: Site) -> None:
+def test_unreadable_notes_of_another_node_hide_no_snapshot(
+    zippy: DiskTerminal, c1: DiskTerminal
+) -> None:
     c1.add(600, "x", received=True)
     (c1.config.state_dir / "published.json").write_text("{")
     (other,) = zippy.run_json("snapshots", "--all")["others"]
@@ -195,14 +200,18 @@ def test_another_node_s_notes_that_can_t_be_read_hide_no_snapshot(zippy: Site, c
     assert other["tells_ages"]
 
 
-def test_asking_takes_no_lock_and_leaves_the_staging_alone(zippy: Site, c1: Site) -> None:
+def test_asking_takes_no_lock_and_leaves_the_staging_alone(
+    zippy: DiskTerminal, c1: DiskTerminal
+) -> None:
     staged = c1.config.paths.standby / ".staging" / "services@20260101T000000Z"
     staged.mkdir(parents=True)
     assert "error" not in zippy.run_json("snapshots", "--all")["others"][0]
     assert staged.exists()
 
 
-def test_a_node_that_can_t_be_reached_is_a_line_and_no_failure(zippy: Site, c1: Site) -> None:
+def test_a_node_that_can_not_be_reached_is_a_line_and_no_failure(
+    zippy: DiskTerminal, c1: DiskTerminal
+) -> None:
     zippy.add(600, "x")
     c1.config.source.unlink()
     code, out, err = zippy.run("snapshots", "--all")
@@ -216,7 +225,7 @@ def test_a_node_that_can_t_be_reached_is_a_line_and_no_failure(zippy: Site, c1: 
 # prune
 
 
-def test_prune_deletes_and_says_why_the_rest_stays(zippy: Site) -> None:
+def test_prune_deletes_and_says_why_the_rest_stays(zippy: DiskTerminal) -> None:
     paths = [zippy.add(60.0 * age, f"id-{age}") for age in (5, 4, 3, 2, 1)]
     pins.note(zippy.config, "c1", Pin(paths[0].name, "id-5", 1, utc_now()))
     code, out, _ = zippy.run("prune", "--dry-run")
@@ -235,14 +244,16 @@ def test_prune_deletes_and_says_why_the_rest_stays(zippy: Site) -> None:
     assert zippy.run_json("prune")["deleted"] == []
 
 
-def test_prune_goes_on_until_nothing_is_left(zippy: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_goes_on_until_nothing_is_left(
+    zippy: DiskTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("standfast.replication.pruning.MOST_AT_ONCE", 2)
     for age in range(1, 8):
         zippy.add(60.0 * age, f"id-{age}")
     assert zippy.run("prune")[1].splitlines()[-1] == "5 snapshots deleted, 2 kept"
 
 
-def test_prune_that_can_t_be_sure_fails_and_says_why(zippy: Site) -> None:
+def test_prune_that_can_not_be_sure_fails_and_says_why(zippy: DiskTerminal) -> None:
     for age in range(1, 6):
         zippy.add(60.0 * age, f"id-{age}")
     (zippy.config.state_dir / "pins.json").write_text("{")
@@ -252,7 +263,7 @@ def test_prune_that_can_t_be_sure_fails_and_says_why(zippy: Site) -> None:
     assert len(open_store(zippy.config).snapshots()) == 5
 
 
-def test_nothing_to_prune_is_no_error(zippy: Site) -> None:
+def test_nothing_to_prune_is_no_error(zippy: DiskTerminal) -> None:
     zippy.config.paths.standby.mkdir(parents=True)
     code, out, _ = zippy.run("prune")
     assert (code, out) == (

@@ -105,14 +105,14 @@ def test_who_never_was_a_client_says_nothing(client: FakeClient, now: list[float
 
 
 @pytest.mark.parametrize("found", ["", "[]", '{"v":1}', '{"v":2,"node":"client-7"}'])
-def test_a_note_that_can_t_be_understood_counts_as_none(
+def test_a_note_that_can_not_be_understood_counts_as_none(
     client: FakeClient, now: list[float], found: str
 ) -> None:
     (client.config.run_dir / WRITTEN).write_text(found)
     assert tell(client) is not None
 
 
-def test_a_client_s_record_is_parsed_with_suspicion() -> None:
+def test_the_record_of_a_client_is_parsed_with_suspicion() -> None:
     good = ClientRecord("c", "n1", 5, "mount-current", 7.0)
     assert ClientRecord.parse(good.dump()) == good
     assert ClientRecord.parse(ClientRecord("c", None, None, "no-server", 7.0).dump()).server is None

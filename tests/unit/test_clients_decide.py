@@ -101,7 +101,7 @@ def test_what_was_waited_counts_and_a_mount_that_needs_no_change_never_waits() -
     assert decide(well, CONFIG).later_s == 0
 
 
-def test_an_automount_s_own_attempt_gets_a_moment() -> None:
+def test_an_attempt_of_the_automount_itself_gets_a_moment() -> None:
     autofs = Mount("0:9", "/", str(CONFIG.paths.bind), "autofs")
     tie = Tie(automount=True, mounting=True)
     config = replace(CONFIG, client=Client(spread=0.0))
@@ -280,7 +280,7 @@ def test_a_service_that_can_not_be_restarted_does_not_undo_the_mount(client: Fak
     assert any("may not have been restarted" in text for text in one.said)
 
 
-def test_the_unit_s_options_are_used_and_retries_are_our_own(client: FakeClient) -> None:
+def test_the_options_of_the_unit_are_used_and_retries_are_our_own(client: FakeClient) -> None:
     client.unit_options = "vers=4.1,hard,noatime"
     client.serve(A, 1, 1)
     client.run()
@@ -335,7 +335,7 @@ def bind_mount(client: FakeClient) -> Mount:
     return client.push("btrfs", source="/dev/vdb", root="/services")
 
 
-def test_the_primary_s_path_is_left_to_the_agent(client: FakeClient) -> None:
+def test_the_path_of_the_primary_is_left_to_the_agent(client: FakeClient) -> None:
     primary(client)
     client.serve(B, 9, 9)
     client.run()

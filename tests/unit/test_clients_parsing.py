@@ -38,6 +38,7 @@ from standfast.system.mountinfo import (
 from tests.fakes.client import fake_client, fsid
 from tests.fakes.machine import config_in
 from tests.support import needs
+from tests.support.waiting import soon
 
 PATH = Path("/data/services")
 MOUNTINFO = """\
@@ -47,10 +48,6 @@ MOUNTINFO = """\
 43 22 0:50 /sub\\040dir /srv/www rw shared:7 - nfs4 data-services.service.consul:/persist/services rw,vers=4.2,addr=192.168.1.2
 44 22 0:51 / /mnt/nas rw - nfs4 [2001:db8::1]:/export rw,addr=2001:db8::1
 """  # noqa: E501
-
-
-def soon() -> Deadline:
-    return Deadline.after(10)
 
 
 def test_an_automounted_nfs_mount_is_understood() -> None:
@@ -105,7 +102,7 @@ def test_addresses_are_one_in_every_spelling() -> None:
     assert nfs_source("192.168.1.2", PATH) == "192.168.1.2:/data/services"
 
 
-def test_the_kernel_s_list_of_nfs_file_systems() -> None:
+def test_the_list_of_nfs_file_systems_in_the_kernel() -> None:
     text = (
         "NV SERVER   PORT DEV          FSID                              FSC\n"
         "v4 c0a80102  801 0:50         c3f2a1d400004a1b:8c00000000000007 no\n"
@@ -131,7 +128,7 @@ def test_the_kernel_s_list_of_nfs_file_systems() -> None:
         ("/ä_b:c", r"\xc3\xa4_b:c.mount"),
     ],
 )
-def test_unit_names_are_systemd_s(path: str, name: str) -> None:
+def test_unit_names_are_those_of_systemd(path: str, name: str) -> None:
     assert unit_name(Path(path), "mount") == name
     argv = ["systemd-escape", "--path", "--suffix=mount", path]
     needs.require({argv[0]: "systemd"})
@@ -139,7 +136,7 @@ def test_unit_names_are_systemd_s(path: str, name: str) -> None:
     assert done.stdout.strip() == name
 
 
-def test_the_units_are_the_runbook_s_and_systemd_takes_them(tmp_path: Path) -> None:
+def test_the_units_are_those_of_the_runbook_and_systemd_takes_them(tmp_path: Path) -> None:
     config = replace(config_in(tmp_path), volume="data-services")
     config = replace(config, paths=replace(config.paths, bind=PATH))
     files = unit_files(config)
@@ -250,8 +247,8 @@ def test_what_systemd_says_of_the_path(tmp_path: Path, monkeypatch: pytest.Monke
     assert units.dependants(PATH) == ("db.service", "web.service")
     assert units.active(["one.service", "two.service"]) == ("one.service",)
     assert units.active([]) == ()
-    units.restart(["a.service", "b.service"], soon())
-    units.end_mounting(PATH, soon())
+    units.restart(["a.service", "b.service"], soon(10))
+    units.end_mounting(PATH, soon(10))
     assert (tmp_path / "calls").read_text().splitlines()[-2:] == [
         "restart -- a.service b.service",
         "kill -- data-services.mount",
@@ -268,8 +265,8 @@ def test_blocks_of_systemctl_show() -> None:
 
 def test_a_probe_says_how_the_directory_is(tmp_path: Path) -> None:
     mounts = KernelMounts(tmp_path / "run")
-    assert mounts.probe(tmp_path, soon()) == (Answer.ANSWERS, "")
-    answer, detail = mounts.probe(tmp_path / "none", soon())
+    assert mounts.probe(tmp_path, soon(10)) == (Answer.ANSWERS, "")
+    answer, detail = mounts.probe(tmp_path / "none", soon(10))
     assert answer is Answer.FAILS and "ENOENT" in detail
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -281,7 +278,7 @@ def test_a_stale_handle_is_told_from_other_errors(
     from standfast.mounts import mounts as module
 
     monkeypatch.setattr(module, "PROBE", f"{stale}os.statvfs = raises\n{module.PROBE}")
-    assert KernelMounts(tmp_path).probe(tmp_path, soon()) == (Answer.STALE, "stale file handle")
+    assert KernelMounts(tmp_path).probe(tmp_path, soon(10)) == (Answer.STALE, "stale file handle")
 
 
 def test_a_probe_that_hangs_is_ended_and_one_that_can_not_be_is_not_doubled(
@@ -298,26 +295,26 @@ def test_a_probe_that_hangs_is_ended_and_one_that_can_not_be_is_not_doubled(
     argv = [sys.executable, "-c", module.PROBE, str(tmp_path), str(tmp_path / "probe.pid")]
     with subprocess.Popen(argv) as left:
         try:
-            limit = soon()
+            limit = soon(10)
             while not (tmp_path / "probe.pid").exists() or (
                 (tmp_path / "probe.pid").read_text() != str(left.pid)
             ):
                 assert not limit.expired
             monkeypatch.setattr(module, "PROBE", "raise SystemExit(99)")
-            assert mounts.probe(tmp_path, soon())[0] is Answer.HANGS
+            assert mounts.probe(tmp_path, soon(10))[0] is Answer.HANGS
         finally:
             left.kill()
     monkeypatch.setattr(module, "PROBE", "")
-    assert mounts.probe(tmp_path, soon())[0] is Answer.ANSWERS
+    assert mounts.probe(tmp_path, soon(10))[0] is Answer.ANSWERS
 
 
 def test_a_host_name_is_resolved_and_an_address_is_taken_as_it_is(tmp_path: Path) -> None:
     mounts = KernelMounts(tmp_path)
-    assert mounts.resolve("192.168.1.2", soon()) == {"192.168.1.2"}
-    assert mounts.resolve("2001:0db8::1", soon()) == {"2001:db8::1"}
-    assert "127.0.0.1" in mounts.resolve("localhost", soon())
-    assert mounts.resolve("nobody.invalid", soon()) == frozenset()
-    assert mounts.resolve("--help", soon()) == frozenset()
+    assert mounts.resolve("192.168.1.2", soon(10)) == {"192.168.1.2"}
+    assert mounts.resolve("2001:0db8::1", soon(10)) == {"2001:db8::1"}
+    assert "127.0.0.1" in mounts.resolve("localhost", soon(10))
+    assert mounts.resolve("nobody.invalid", soon(10)) == frozenset()
+    assert mounts.resolve("--help", soon(10)) == frozenset()
 
 
 def test_who_has_a_file_open_is_found_by_path_and_by_the_number_of_the_mount(

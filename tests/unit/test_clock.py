@@ -32,7 +32,7 @@ def test_this_process_started_a_moment_ago() -> None:
     assert -0.1 < age_s < 86_400
 
 
-def test_a_container_s_uptime_is_not_its_host_s(
+def test_the_uptime_of_a_container_is_not_that_of_its_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else all that it had before its start were taken for older by the host's whole uptime."""

@@ -214,7 +214,7 @@ def test_the_host_name_is_the_default_of_the_node(
     assert (client.node, client.standbys) == ("laptop", ("c1", "zippy"))
 
 
-def test_the_caller_s_node_wins_and_has_to_be_a_storage_node(tmp_path: Path) -> None:
+def test_the_node_of_the_caller_wins_and_has_to_be_a_storage_node(tmp_path: Path) -> None:
     assert load(write(tmp_path), node="c1").node == "c1"
     with pytest.raises(ConfigError, match='"c9" was asked for, and the storage nodes are c1'):
         load(write(tmp_path), node="c9")
@@ -242,7 +242,7 @@ def test_the_only_volume_is_the_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("volume", ["../data-services", "", "a/b", "a\0"])
-def test_a_volume_s_name_can_not_lead_to_another_file(tmp_path: Path, volume: str) -> None:
+def test_the_name_of_a_volume_can_not_lead_to_another_file(tmp_path: Path, volume: str) -> None:
     write(tmp_path)
     environ = {"STANDFAST_CONFIG_DIR": str(tmp_path / "sub")}
     with pytest.raises(ConfigError, match="1 to 63 small letters"):

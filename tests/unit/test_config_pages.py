@@ -37,7 +37,7 @@ def test_the_example_with_its_defaults_put_in_parses_to_the_same(tmp_path: Path)
     assert load_text(tmp_path, text) == defaults(tmp_path)
 
 
-def test_the_example_s_fast_profile_parses_to_the_fast_profile(tmp_path: Path) -> None:
+def test_the_fast_profile_of_the_example_parses_to_the_fast_profile(tmp_path: Path) -> None:
     text, count = re.subn(r"(?m)^#   (?=[a-z])", "", example("data-services"))
     assert count == 5
     assert load_text(tmp_path, text).lease == FAST_PROFILE

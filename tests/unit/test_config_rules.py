@@ -132,7 +132,7 @@ def test_two_nodes_have_two_addresses(one: str, other: str) -> None:
         ({"run": "/run/" + "x" * 100}, ("paths.run", "the kernel takes 107")),
     ],
 )
-def test_directories_in_each_other_s_way_are_refused(
+def test_directories_that_lie_in_each_other_are_refused(
     changes: dict[str, str], words: tuple[str, str]
 ) -> None:
     paths = Paths(**{name: Path(text) for name, text in changes.items()})
@@ -185,7 +185,7 @@ def test_two_volumes_side_by_side_share_the_directories_that_may_be_shared() -> 
     assert conflicts(other_volume()) == []
 
 
-def test_the_volumes_of_a_node_share_its_server_s_port_and_its_fence() -> None:
+def test_the_volumes_of_a_node_share_the_port_of_its_server_and_its_fence() -> None:
     """Each process would replace the other volume's rules, and nothing shut what they shut."""
     (line,) = conflicts(other_volume(nfs=Nfs(clients=("c1",), port=20490)))
     assert line == (
@@ -209,7 +209,9 @@ def test_the_volumes_of_a_node_share_its_server_s_port_and_its_fence() -> None:
         ("live", "/elsewhere/services", "overlaps with paths.snapshots (/persist)"),
     ],
 )
-def test_two_volumes_in_each_other_s_way_are_refused(name: str, path: str, rule: str) -> None:
+def test_two_volumes_that_are_in_the_way_of_each_other_are_refused(
+    name: str, path: str, rule: str
+) -> None:
     second = other_volume()
     paths: Paths = replace(second.paths, **{name: Path(path)})
     assert any(rule in line for line in conflicts(replace(second, paths=paths)))

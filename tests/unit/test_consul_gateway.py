@@ -35,7 +35,7 @@ from standfast.errors import (
     ConsulUnreachable,
 )
 from standfast.system.clock import Deadline, monotonic
-from tests.rude_server import (
+from tests.fakes.rude_server import (
     Manner,
     RudeServer,
     drip,

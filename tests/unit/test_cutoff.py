@@ -210,7 +210,7 @@ def reboots_within(keeper: Keeper, clock: StoppedClock, seconds: int) -> None:
         keeper.check_end()
 
 
-def test_a_machine_that_serves_on_is_rebooted_when_the_fence_s_time_is_over(
+def test_a_machine_that_serves_on_is_rebooted_when_the_time_of_the_fence_is_over(
     tmp_path: Path, clock: StoppedClock, reboots: list[float]
 ) -> None:
     one = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE))
@@ -330,7 +330,7 @@ def test_a_port_that_is_open_for_another_volume_is_left_to_it(
     assert parts.did == []
 
 
-def test_a_port_that_opens_again_and_can_not_be_shut_is_the_last_resort_s(
+def test_a_port_that_opens_again_and_can_not_be_shut_is_left_to_the_last_resort(
     tmp_path: Path, clock: StoppedClock, reboots: list[float]
 ) -> None:
     parts = Parts(SHUT)
@@ -359,7 +359,7 @@ def test_a_lease_that_another_one_took_stops_the_server(
 
 
 @pytest.mark.parametrize("reboot", ["sysrq", "never"])
-def test_a_lost_lease_whose_server_serves_on_is_the_last_resort_s(
+def test_a_lost_lease_whose_server_serves_on_is_left_to_the_last_resort(
     tmp_path: Path, reboots: list[float], reboot: str
 ) -> None:
     one = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE), reboot=reboot)

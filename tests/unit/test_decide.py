@@ -18,7 +18,7 @@ from standfast.reasons import Reason
 from standfast.role.decide import decide
 from standfast.role.decision import NO_REQUEST, Action, Moment, Request
 from standfast.role.observation import Cluster, Local
-from tests.unit.deciding import (
+from tests.support.observations import (
     NOW_S,
     UTC,
     cluster,

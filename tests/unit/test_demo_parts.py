@@ -143,7 +143,7 @@ def test_a_read_only_tree_and_a_missing_export_are_not_written(
 # Starting and stopping
 
 
-def test_the_server_is_not_started_without_the_guard_s_yes(config: Config) -> None:
+def test_the_server_is_not_started_without_a_yes_of_the_guard(config: Config) -> None:
     nfs = EmbeddedNfs(config)
     with pytest.raises(Refused, match=r"127\.0\.0\.1:1"):
         nfs.start(soon(15.0))

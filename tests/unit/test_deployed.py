@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from standfast.cli.commands import COMMANDS
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 
-ROOT = Path(__file__).resolve().parents[2]
-HANDLERS = sorted(path.name for path in (ROOT / "handlers").iterdir() if path.is_file())
+HANDLERS = sorted(path.name for path in (CHECKOUT / "handlers").iterdir() if path.is_file())
 PROGRAMS = {
     path.name: f"{folder}/{path.name}"
     for folder in ("handlers", "exporters")
-    for path in sorted((ROOT / folder).glob("*"))
+    for path in sorted((CHECKOUT / folder).glob("*"))
     if path.is_file() and os.access(path, os.X_OK)
 }
-UNITS = sorted((ROOT / "systemd").glob("*.*")) + sorted((ROOT / "systemd").glob("*/*.conf"))
+UNITS = sorted((CHECKOUT / "systemd").glob("*.*")) + sorted((CHECKOUT / "systemd").glob("*/*.conf"))
 UNITS = [path for path in UNITS if path.is_file()]
 NAMES = {command.name.split()[0]: command for command in COMMANDS}
 # As bash-completion, zsh and fish document it, below each directory of $XDG_DATA_DIRS or $fpath.
@@ -39,7 +39,7 @@ FOREIGN = ("/usr/sbin/exportfs", "/bin/false", "/bin/systemctl")
 
 
 def watches() -> Iterator[tuple[str, dict[str, object]]]:
-    for path in sorted((ROOT / "watches").glob("*.json")):
+    for path in sorted((CHECKOUT / "watches").glob("*.json")):
         for watch in json.loads(path.read_text())["watches"]:
             yield path.name, watch
 
@@ -67,7 +67,7 @@ def test_the_watches_look_at_the_service_and_the_epoch_and_never_at_the_heartbea
 
 @pytest.mark.parametrize("name", HANDLERS)
 def test_a_handler_is_executable_and_short(name: str) -> None:
-    path = ROOT / "handlers" / name
+    path = CHECKOUT / "handlers" / name
     assert os.access(path, os.X_OK)
     lines = path.read_text().splitlines()
     assert lines[0] == "#!/usr/bin/env python3", "the installation puts its own interpreter there"
@@ -76,7 +76,7 @@ def test_a_handler_is_executable_and_short(name: str) -> None:
 
 @pytest.mark.parametrize("name", HANDLERS)
 def test_a_handler_calls_a_command_that_exists(name: str) -> None:
-    [command] = re.findall(r'main\(\["([a-z-]+)"', (ROOT / "handlers" / name).read_text())
+    [command] = re.findall(r'main\(\["([a-z-]+)"', (CHECKOUT / "handlers" / name).read_text())
     assert command in NAMES
 
 
@@ -115,7 +115,7 @@ def test_the_units_that_units_name_exist() -> None:
 
 
 def test_the_guard_comes_before_the_exports() -> None:
-    lines = (ROOT / "systemd/nfs-server.service.d/standfast.conf").read_text().splitlines()
+    lines = (CHECKOUT / "systemd/nfs-server.service.d/standfast.conf").read_text().splitlines()
     pre = [line for line in lines if line.startswith("ExecStartPre=")]
     assert pre == [
         "ExecStartPre=",
@@ -125,7 +125,7 @@ def test_the_guard_comes_before_the_exports() -> None:
 
 
 def test_every_program_is_installed() -> None:
-    doc = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    doc = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     wheel = doc["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["shared-scripts"] == {path: name for name, path in PROGRAMS.items()}
     assert set(HANDLERS) <= set(PROGRAMS)
@@ -139,7 +139,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = Path(sys.executable).parent / "uv"  # `make venv` puts it there
     out = tmp_path_factory.mktemp("wheel")
     built = subprocess.run(
-        [uv, "build", "--quiet", "--wheel", "--out-dir", out, ROOT],
+        [uv, "build", "--quiet", "--wheel", "--out-dir", out, CHECKOUT],
         capture_output=True,
         text=True,
         timeout=patient(100.0),
@@ -193,9 +193,9 @@ def test_the_wheel_carries_what_is_deployed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     for unit in UNITS:
-        end = f".data/data/share/standfast/systemd/{unit.relative_to(ROOT / 'systemd')}"
+        end = f".data/data/share/standfast/systemd/{unit.relative_to(CHECKOUT / 'systemd')}"
         assert any(name.endswith(end) for name in names), end
-    for path in (ROOT / "watches").iterdir():
+    for path in (CHECKOUT / "watches").iterdir():
         assert any(name.endswith(f"share/standfast/watches/{path.name}") for name in names)
     for where in ("man/man1/standfast.1", *SHELLS_LOOK_AT):
         assert any(name.endswith(f".data/data/share/{where}") for name in names), where

@@ -25,10 +25,10 @@ from standfast.errors import TimedOut, Unreachable
 from standfast.replication.preflight import Facts
 from standfast.system.clock import Deadline
 from tests.fakes.machine import config_in
+from tests.support.checkout import CHECKOUT
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
-ROOT = Path(__file__).parents[2]
 SOURCES = {
     "service": ["doctor/service_checks.py", "doctor/run.py"],
     "storage": ["doctor/storage_checks.py"],
@@ -48,10 +48,10 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_check_says_what_it_means(group: str) -> None:
-    text = "".join((ROOT / "standfast" / name).read_text() for name in SOURCES[group])
+    text = "".join((CHECKOUT / "standfast" / name).read_text() for name in SOURCES[group])
     named = set(re.findall(r'Finding\(\s*"([a-z-]+)"', text))
     if group in ("storage", "replication"):
-        preflight = (ROOT / "standfast/replication/preflight.py").read_text()
+        preflight = (CHECKOUT / "standfast/replication/preflight.py").read_text()
         named |= set(re.findall(r'Problem\(\s*"([a-z-]+)"', preflight))
     if group == "storage":
         named -= {"clock", "space", "store"}  # between two nodes

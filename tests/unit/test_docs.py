@@ -11,11 +11,11 @@ import pytest
 
 from standfast.cli.parser import build
 from standfast.reasons import Reason
+from tests.support.checkout import CHECKOUT
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-DESIGN = ROOT / "DESIGN.md"
-FAILURES = ROOT / "docs/handled-failures.md"
+PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")])
+DESIGN = CHECKOUT / "DESIGN.md"
+FAILURES = CHECKOUT / "docs/handled-failures.md"
 SCENARIOS = 45
 
 
@@ -54,7 +54,7 @@ def test_every_test_that_the_page_names_exists_where_it_says() -> None:
     for number, _, _, tested in rows():
         for place, names in re.findall(r"(\w+): ((?:`test_\w+`(?:, )?)+)", tested):
             path = places[place]
-            known.setdefault(path, named_tests(ROOT / path))
+            known.setdefault(path, named_tests(CHECKOUT / path))
             missing = set(re.findall(r"`(test_\w+)`", names)) - known[path]
             assert not missing, f"{number}: {path} has no {missing}"
         named = re.findall(r"`(test_\w+)`", tested)
@@ -62,7 +62,7 @@ def test_every_test_that_the_page_names_exists_where_it_says() -> None:
         assert named == placed, f"{number}: a test without its place"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
@@ -79,13 +79,13 @@ CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 TOP = "handlers|tests|tools|systemd|exporters|watches|benchmarks|docs"
 
 
-@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_every_file_of_the_project_that_a_page_names_is_there(page: Path) -> None:
     # Not what follows a slash or a dot: those are paths of an installation, or of another page.
     named = re.findall(rf"(?<![\w/.-])((?:{TOP})/[\w/@.-]*\w)", page.read_text())
     named += re.findall(r"(?<![\w/.-])((?:[a-z_]+/)+[a-z_]+\.py)\b", page.read_text())
     for name in named:
-        places = (ROOT / name, ROOT / "standfast" / name)
+        places = (CHECKOUT / name, CHECKOUT / "standfast" / name)
         assert any(place.exists() for place in places), name
 
 
@@ -102,7 +102,7 @@ def rooms() -> dict[str, set[str]]:
 
 def imported_rooms(room: str) -> set[str]:
     """At module level, which is what the layers are about: a `main()` puts real parts together."""
-    place = ROOT / "standfast" / room
+    place = CHECKOUT / "standfast" / room
     used: set[str] = set()
     for file in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
         for node in ast.parse(file.read_text()).body:
@@ -116,7 +116,9 @@ def imported_rooms(room: str) -> set[str]:
 
 def test_the_design_has_every_room_once_and_says_what_it_uses() -> None:
     table = rooms()
-    there = {path.stem for path in (ROOT / "standfast").iterdir() if path.suffix in ("", ".py")} - {
+    there = {
+        path.stem for path in (CHECKOUT / "standfast").iterdir() if path.suffix in ("", ".py")
+    } - {
         "__init__",
         "__main__",
         "__pycache__",
@@ -138,7 +140,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_command_of_the_guide_is_one() -> None:
-    text = (ROOT / "docs/operators-guide.md").read_text()
+    text = (CHECKOUT / "docs/operators-guide.md").read_text()
     commands = re.findall(r"(?m)^    (standfast .*)$", text)
     commands += re.findall(r"`(standfast [^`]+)`", text)
     assert len(commands) > 20
@@ -147,8 +149,8 @@ def test_every_command_of_the_guide_is_one() -> None:
         build().parse_args(words[1:])
 
 
-def test_every_code_of_the_guide_s_tables_is_a_reason() -> None:
-    text = (ROOT / "docs/operators-guide.md").read_text()
+def test_every_code_in_the_tables_of_the_guide_is_a_reason() -> None:
+    text = (CHECKOUT / "docs/operators-guide.md").read_text()
     codes = re.findall(r"(?m)^\| ((?:`[a-z]+-[a-z-]+\*?`(?:, )?)+)", text)
     assert len(codes) > 15
     for code in re.findall(r"`([a-z-]+)\*?`", " ".join(codes)):
@@ -157,7 +159,7 @@ def test_every_code_of_the_guide_s_tables_is_a_reason() -> None:
 
 def test_the_lease_process_is_upgraded_before_the_agent() -> None:
     """The new agent's check wants the fence's rules in the form that a new lease process makes."""
-    guide = (ROOT / "docs/operators-guide.md").read_text()
+    guide = (CHECKOUT / "docs/operators-guide.md").read_text()
     section = guide.partition("## Another version\n")[2].partition("\n## ")[0]
     restarts = [line for line in section.splitlines() if "systemctl restart standfast" in line]
     assert "standfast-lease@" in restarts[0]

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from benchmarks.figures import render
+from tests.support.checkout import CHECKOUT
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs/benchmarks.json"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCUMENT = CHECKOUT / "docs/benchmarks.json"
+PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")])
 QUOTED = re.compile(r"\[([^\]]+)\]\([^)]*benchmarks\.md#([\w-]+)\)")
 
 
@@ -39,7 +39,7 @@ def quoted(document: dict[str, Any], text: str, benchmark: str) -> Iterator[dict
 
 def promises() -> list[str]:
     """The cells of README's table of promises."""
-    _, _, rest = (ROOT / "README.md").read_text().partition("## What it promises\n")
+    _, _, rest = (CHECKOUT / "README.md").read_text().partition("## What it promises\n")
     lines = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("|")]
     return [cell for line in lines for cell in line.split("|")]
 

@@ -26,6 +26,7 @@ from standfast.events.events import NOTICE, Event, Kind, happened, tell
 from standfast.reasons import Reason
 from tests.fakes.machine import config_in
 from tests.support import needs
+from tests.support.checkout import CHECKOUT
 
 # An interface: alerts of other people hang on these. Add to it; change nothing.
 IDS = {
@@ -167,7 +168,7 @@ def said(where: str) -> str:
     return done.stderr
 
 
-def test_where_stderr_is_the_journal_the_entry_takes_the_line_s_place(heard: Journal) -> None:
+def test_where_stderr_is_the_journal_the_entry_takes_the_place_of_the_line(heard: Journal) -> None:
     assert said("journal") == "<6>a plain line\n"
     assert heard.entry()["MESSAGE"] == "the lease is lost"
 
@@ -198,7 +199,7 @@ def test_settle_waits_until_the_journal_has_read(
     assert len(pauses) == 1
 
 
-def test_the_guard_s_refusal_is_an_entry_with_the_server_s_unit(
+def test_a_refusal_of_the_guard_is_an_entry_with_the_unit_of_the_server(
     heard: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from standfast import guard
@@ -261,7 +262,7 @@ def test_a_snapshot_that_is_not_taken_in_is_an_event(
     assert event.sentence.startswith("refused: protocol: this key may only run")
 
 
-PAGE = Path(__file__).parents[2] / "docs/events.md"
+PAGE = CHECKOUT / "docs/events.md"
 
 
 def test_the_page_has_every_event_with_its_id_and_priority() -> None:

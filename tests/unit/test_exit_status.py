@@ -22,9 +22,9 @@ from standfast.replication.fingerprint import Fingerprint
 from standfast.replication.verify import Comparison
 from standfast.system.clock import Deadline
 from tests.fakes.client import FakeClient, fsid, instance
-from tests.unit.cli_helpers import Terminal, write_node
-from tests.unit.deciding import UTC, cluster
-from tests.unit.deciding import config as of_three
+from tests.support.observations import UTC, cluster
+from tests.support.observations import config as of_three
+from tests.support.terminal import Terminal, write_node
 
 NAME = "services@20261122T101500Z"
 OTHERS = """\

@@ -31,13 +31,13 @@ from standfast.exporter.exporter import (
 from standfast.exporter.metrics import Readers, VolumeMetrics
 from standfast.exporter.status_cache import StatusCache
 from standfast.exporter.web import Request, Response, Routes, application, plain, query_of
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
+from tests.support.terminal import write_config
 from tests.support.waiting import wait_for
-from tests.unit.cli_helpers import write_config
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
-ROOT = Path(__file__).parents[2]
 PRIMARY: Mapping[str, Any] = {"agent": True, "role": "primary", "sick": None}
 STANDBY: Mapping[str, Any] = {"agent": True, "role": "standby", "sick": None}
 
@@ -55,7 +55,7 @@ def echo(request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WsgiAnswer:
     """What a WSGI server was told to send."""
 
     status: int
@@ -63,7 +63,7 @@ class Answer:
     body: bytes
 
 
-def ask(routes: Routes, target: str, method: str = "GET", **headers: str) -> Answer:
+def ask(routes: Routes, target: str, method: str = "GET", **headers: str) -> WsgiAnswer:
     path, _, query = target.partition("?")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
@@ -80,7 +80,7 @@ def ask(routes: Routes, target: str, method: str = "GET", **headers: str) -> Ans
 
     body = b"".join(application(routes)(environ, start))
     [(status, pairs)] = told
-    return Answer(int(status[:3]), dict(pairs), body)
+    return WsgiAnswer(int(status[:3]), dict(pairs), body)
 
 
 def test_a_request_reaches_the_route_of_its_path() -> None:
@@ -291,12 +291,12 @@ def test_a_file_that_node_exporter_would_pass_over_is_refused(
 
 def test_the_page_names_every_path(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StatusCache, "start", lambda looks: None)  # no thread in this process
-    page = (ROOT / "docs/metrics.md").read_text()
+    page = (CHECKOUT / "docs/metrics.md").read_text()
     ours = {"/metrics", "/", "/api/v1/status", "/primary", "/standby", "/-/healthy"}
     assert ours <= routes([config]).keys()
     assert all(f"`{path}`" in page for path in ours)
 
 
 def test_the_executable_holds_no_logic() -> None:
-    lines = (ROOT / "exporters/standfast-exporter").read_text().splitlines()
+    lines = (CHECKOUT / "exporters/standfast-exporter").read_text().splitlines()
     assert len(lines) <= 15

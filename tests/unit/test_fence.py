@@ -101,7 +101,7 @@ def test_times_are_read_as_nft_writes_them(text: str, seconds: float) -> None:
     ("entry", "seconds"),
     [("add sf 2049 timeout 7", 7.0), ("", 0.0), ("add sf 2049 timeout 0", math.inf)],
 )
-def test_ipset_s_listing_is_understood(entry: str, seconds: float) -> None:
+def test_a_listing_of_ipset_is_understood(entry: str, seconds: float) -> None:
     listing = f"create sf bitmap:port range 2049-2049 timeout 1\n{entry}\n"
     assert parse_members(listing, "sf", 2049) == seconds
 

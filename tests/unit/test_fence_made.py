@@ -32,12 +32,12 @@ from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeNfs, World, config_in
 
 
-class Cut(Exception):
+class FenceCut(Exception):
     pass
 
 
 @dataclass
-class Kernel:
+class PortRules:
     """Which port each backend's rules shut; `cut`: the process ends before so many steps more."""
 
     rules: dict[str, int] = field(default_factory=dict)
@@ -46,11 +46,11 @@ class Kernel:
     def step(self) -> None:
         self.cut -= 1
         if self.cut < 0:
-            raise Cut
+            raise FenceCut
 
 
 class Rules(KernelFence):
-    def __init__(self, kernel: Kernel, backend: str, port: int, run: Path, volume: str) -> None:
+    def __init__(self, kernel: PortRules, backend: str, port: int, run: Path, volume: str) -> None:
         self.backend = backend
         super().__init__(port, run, volume)
         self.kernel = kernel
@@ -71,12 +71,12 @@ class Rules(KernelFence):
 
 
 @dataclass
-class Node:
+class TwoVolumes:
     """A node with two volumes, whose processes begin with what is configured at that moment."""
 
     config: Config
     nfs: FakeNfs = field(default_factory=lambda: FakeNfs(World()))
-    kernel: Kernel = field(default_factory=Kernel)
+    kernel: PortRules = field(default_factory=PortRules)
 
     @property
     def directory(self) -> Path:
@@ -101,8 +101,8 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    made = Node(configured(config_in(tmp_path, "n1", "n2")))
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TwoVolumes:
+    made = TwoVolumes(configured(config_in(tmp_path, "n1", "n2")))
     monkeypatch.setattr(fence_module, "_by", made.by)
     monkeypatch.setattr(Parts, "fence", lambda _, config: made.fence(config))
     monkeypatch.setattr(Parts, "nfs", lambda _, __: made.nfs)
@@ -118,18 +118,18 @@ OTHERS = [(20490, "nftables"), (2049, "ipset"), (20490, "ipset")]
 other_way = pytest.mark.parametrize(("port", "backend"), OTHERS)
 
 
-def serve(node: Node, _fence: Rules) -> None:
+def serve(node: TwoVolumes, _fence: Rules) -> None:
     node.nfs.running = True
 
 
-def claim(_node: Node, fence: Rules) -> None:
+def claim(_node: TwoVolumes, fence: Rules) -> None:
     fence.claim()
 
 
 @other_way
 @pytest.mark.parametrize("in_use", [serve, claim])
 def test_rules_that_a_server_may_need_are_not_made_for_something_else(
-    node: Node, port: int, backend: str, in_use: Callable[[Node, Rules], None]
+    node: TwoVolumes, port: int, backend: str, in_use: Callable[[TwoVolumes, Rules], None]
 ) -> None:
     """The server listens where it did, whatever the configuration says by now."""
     old = node.begin(node.config)
@@ -146,7 +146,7 @@ def test_rules_that_a_server_may_need_are_not_made_for_something_else(
     assert old.state().in_place
 
 
-def test_the_refusal_names_the_key_that_was_changed(node: Node) -> None:
+def test_the_refusal_names_the_key_that_was_changed(node: TwoVolumes) -> None:
     node.begin(node.config)
     node.nfs.running = True
     changed = {(20490, "nftables"): ["nfs.port"], (2049, "ipset"): ["fence.backend"]}
@@ -158,7 +158,7 @@ def test_the_refusal_names_the_key_that_was_changed(node: Node) -> None:
 
 @other_way
 def test_where_nothing_is_served_the_old_rules_go_and_the_new_ones_come(
-    node: Node, port: int, backend: str
+    node: TwoVolumes, port: int, backend: str
 ) -> None:
     node.begin(node.config)
     node.begin(configured(node.config, port, backend))
@@ -169,14 +169,14 @@ def test_where_nothing_is_served_the_old_rules_go_and_the_new_ones_come(
 @other_way
 @pytest.mark.parametrize("cut", range(3))
 @pytest.mark.parametrize("next_one", ["the new one", "the old one"])
-def test_cut_off_anywhere_who_goes_on_has_the_node_s_one_fence(
-    node: Node, port: int, backend: str, cut: int, next_one: str
+def test_cut_off_anywhere_who_goes_on_has_the_one_fence_of_the_node(
+    node: TwoVolumes, port: int, backend: str, cut: int, next_one: str
 ) -> None:
     """Nobody has both rules, or goes by rules that aren't there."""
     new = configured(node.config, port, backend)
     old = node.begin(node.config)
     node.kernel.cut = cut
-    with contextlib.suppress(Cut):
+    with contextlib.suppress(FenceCut):
         node.begin(new)
     node.kernel.cut = 99
     running = next_one == "the old one"
@@ -194,7 +194,7 @@ def test_cut_off_anywhere_who_goes_on_has_the_node_s_one_fence(
 
 @other_way
 def test_a_process_of_before_the_change_touches_nothing_any_more(
-    node: Node, port: int, backend: str
+    node: TwoVolumes, port: int, backend: str
 ) -> None:
     """Two would replace each other's rules in turns."""
     old = node.begin(node.config)
@@ -217,20 +217,20 @@ def test_a_process_of_before_the_change_touches_nothing_any_more(
     assert not node.nfs.running
 
 
-def test_a_claim_is_given_up_by_a_process_of_before_the_change(node: Node) -> None:
+def test_a_claim_is_given_up_by_a_process_of_before_the_change(node: TwoVolumes) -> None:
     old = node.begin(node.config)
     node.begin(configured(node.config, 20490)).claim()
     old.release()
     assert not old.state().claimed
 
 
-def test_who_starts_as_configured_before_waits_for_nobody(node: Node) -> None:
+def test_who_starts_as_configured_before_waits_for_nobody(node: TwoVolumes) -> None:
     fence = node.begin(node.config)
     with fence.claims.alone(Deadline.after(1)):
         settle(node.config, node.fence(node.config), node.nfs)
 
 
-def test_a_note_that_says_nothing_is_not_guessed(node: Node) -> None:
+def test_a_note_that_says_nothing_is_not_guessed(node: TwoVolumes) -> None:
     fence = node.begin(node.config)
     node.nfs.running = True
     for garbage in ("", "[]", "{}", '{"port": "2049", "backend": "nftables"}'):
@@ -243,7 +243,7 @@ def test_a_note_that_says_nothing_is_not_guessed(node: Node) -> None:
 
 @pytest.mark.parametrize("process", ["agent", "lease"])
 def test_a_process_of_a_changed_port_begins_nothing(
-    node: Node, process: str, monkeypatch: pytest.MonkeyPatch
+    node: TwoVolumes, process: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would replace the rules that shut the server which is running."""
 
@@ -265,7 +265,7 @@ def test_a_process_of_a_changed_port_begins_nothing(
     assert node.kernel.rules == {"nftables": 2049}
 
 
-def test_no_server_starts_where_the_rules_are_made_for_another_port(node: Node) -> None:
+def test_no_server_starts_where_the_rules_are_made_for_another_port(node: TwoVolumes) -> None:
     node.begin(node.config)
     with pytest.raises(Refused, match="with nothing served") as refused:
         guard.judge(configured(node.config, 20490), Deadline.after(5))

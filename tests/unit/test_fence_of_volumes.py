@@ -15,50 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from standfast.errors import CommandFailed, StandfastError, TimedOut
-from standfast.fence.claims import KernelFence
-from standfast.node.ports import FenceState
+from standfast.errors import CommandFailed, StandfastError
 from standfast.system import locks
-from standfast.system.clock import Deadline, monotonic
+from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.fences import SharedPort, VolumeFence
 from tests.support.examples import examples
 
 VOLUMES = ("data", "music")
-
-
-@dataclass
-class Kernel:
-    """What all volumes of a node have in common."""
-
-    open_until: float = 0.0
-    in_place: bool = True
-    broken: bool = False
-
-
-class OneOf(KernelFence):
-    def __init__(self, kernel: Kernel, directory: Path, volume: str) -> None:
-        super().__init__(2049, directory, volume)
-        self.kernel = kernel
-
-    def _state(self) -> FenceState:
-        return FenceState(self.kernel.in_place, max(0.0, self.kernel.open_until - monotonic()))
-
-    def _build(self, deadline: Deadline) -> None:
-        if self.kernel.broken:
-            raise CommandFailed("nft: no memory", returncode=1)
-        self.kernel.in_place, self.kernel.open_until = True, 0.0
-
-    def remove(self, deadline: Deadline) -> None:
-        self.kernel.in_place, self.kernel.open_until = False, 0.0
-
-    def _permit(self, until: float, latest: float) -> bool:
-        if self.kernel.broken:
-            raise CommandFailed("nft: no memory", returncode=1)
-        if monotonic() >= latest:
-            raise TimedOut("too late: nothing was opened")
-        if self.kernel.in_place:
-            self.kernel.open_until = until
-        return self.kernel.in_place
 
 
 @dataclass
@@ -67,11 +31,11 @@ class Port:
 
     directory: Path
     clock: StoppedClock
-    kernel: Kernel = field(default_factory=Kernel)
+    kernel: SharedPort = field(default_factory=SharedPort)
     ends: dict[str, float] = field(default_factory=dict)
 
-    def fence(self, volume: str) -> OneOf:
-        return OneOf(self.kernel, self.directory, volume)
+    def fence(self, volume: str) -> VolumeFence:
+        return VolumeFence(self.kernel, self.directory, volume)
 
     def claim(self, volume: str, _: float) -> None:
         self.fence(volume).claim()

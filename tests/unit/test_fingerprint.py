@@ -18,6 +18,7 @@ from standfast.replication import fingerprint
 from standfast.replication.differences import Change, Difference, differences
 from standfast.replication.fingerprint import digest_of, escape, manifest, shown, unescape, word
 from standfast.system.clock import Deadline
+from tests.support.waiting import soon
 
 ROOT = os.geteuid() == 0
 NASTY = (b"new\nline", b"\xff\xfe not utf-8", b"a b=c\\x20", "grün".encode(), b" ", b"-", b"a.b")
@@ -27,12 +28,8 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def soon() -> Deadline:
-    return Deadline.after(60)
-
-
 def lines(root: Path, *, full: bool = True) -> list[str]:
-    return list(manifest(root, full=full, deadline=soon()))
+    return list(manifest(root, full=full, deadline=soon(60)))
 
 
 def properties(root: Path, path: str, *, full: bool = True) -> dict[str, str]:
@@ -91,13 +88,13 @@ def tree(tmp_path: Path) -> Path:
 def test_a_copy_has_the_same_manifest(tree: Path, tmp_path: Path) -> None:
     other = copy(tree, tmp_path / "copy")
     assert lines(tree) == lines(other)
-    assert fingerprint.fingerprint(tree, full=True, deadline=soon()) == fingerprint.fingerprint(
-        other, full=True, deadline=soon()
+    assert fingerprint.fingerprint(tree, full=True, deadline=soon(60)) == fingerprint.fingerprint(
+        other, full=True, deadline=soon(60)
     )
-    assert digest_of(tree, soon()) == digest_of(other, soon())
+    assert digest_of(tree, soon(60)) == digest_of(other, soon(60))
 
 
-def test_every_entry_has_a_line_in_the_order_of_its_path_s_parts(tree: Path) -> None:
+def test_every_entry_has_a_line_in_the_order_of_the_parts_of_its_path(tree: Path) -> None:
     found = [unescape(line.split(" ")[0]) for line in lines(tree)]
     wanted = [os.fsencode(path.relative_to(tree)) for path in tree.rglob("*")]
     assert found == [b".", *sorted(wanted, key=lambda path: path.split(b"/"))]
@@ -105,7 +102,7 @@ def test_every_entry_has_a_line_in_the_order_of_its_path_s_parts(tree: Path) -> 
 
 def test_the_fingerprint_is_of_the_lines(tree: Path) -> None:
     text = "".join(line + "\n" for line in lines(tree)).encode()
-    found = fingerprint.fingerprint(tree, full=True, deadline=soon())
+    found = fingerprint.fingerprint(tree, full=True, deadline=soon(60))
     assert (found.digest, found.entries) == (hashlib.sha256(text).hexdigest(), text.count(b"\n"))
 
 
@@ -242,16 +239,16 @@ CHANGES = (
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__.strip("_"))
-def test_a_change_changes_the_metadata_s_fingerprint(
+def test_a_change_changes_the_fingerprint_of_the_metadata(
     tree: Path, change: Callable[[Path], None]
 ) -> None:
-    before = digest_of(tree, soon())
+    before = digest_of(tree, soon(60))
     times = tree.stat(), (tree / "a").stat(), (tree / "empty").stat()
     change(tree)
     for name, status in zip((".", "a", "empty"), times, strict=True):  # these are not the proof
         if (tree / name).exists():
             os.utime(tree / name, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert digest_of(tree, soon()) != before
+    assert digest_of(tree, soon(60)) != before
 
 
 def test_a_flipped_byte_is_found_by_the_full_fingerprint_only(tree: Path) -> None:
@@ -357,7 +354,7 @@ def test_a_damaged_disk_is_an_error_with_the_path_and_never_a_line(
 
 
 def test_a_tree_that_goes_away_is_an_error(tree: Path) -> None:
-    walk = manifest(tree, full=False, deadline=soon())
+    walk = manifest(tree, full=False, deadline=soon(60))
     next(walk)
     shutil.rmtree(tree)
     with pytest.raises(StandfastError, match="start again"):
@@ -367,7 +364,7 @@ def test_a_tree_that_goes_away_is_an_error(tree: Path) -> None:
 
 
 def test_a_tree_that_is_moved_meanwhile_is_an_error(tree: Path, tmp_path: Path) -> None:
-    walk = manifest(tree, full=False, deadline=soon())
+    walk = manifest(tree, full=False, deadline=soon(60))
     while not next(walk).startswith("a/f "):
         pass
     (tree / "a").rename(tmp_path / "elsewhere")

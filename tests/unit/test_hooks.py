@@ -189,7 +189,7 @@ def test_switched_off_none_is_run(config: Config, put: Put) -> None:
     hooks.ask(replace(config, hooks=replace(config.hooks, enabled=False)), {})
 
 
-def test_a_directory_that_is_no_event_s_is_named(config: Config, put: Put) -> None:
+def test_a_directory_of_no_event_is_named(config: Config, put: Put) -> None:
     put("pre-promote/10-x")
     put("pre-promotion/10-x")
     assert hooks.strangers(config) == ["pre-promotion"]

@@ -7,16 +7,16 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 from standfast.config.model import FAST_PROFILE, Config
-from standfast.consul.records import Handover, Holder, Leader, LeaderState
-from standfast.errors import ConsulTimedOut, Refused, StandfastError
+from standfast.consul.records import Handover, LeaderState
+from standfast.errors import Refused, StandfastError
 from standfast.events.events import Kind
-from standfast.lease import cutoff, protocol
+from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import (
@@ -28,72 +28,18 @@ from standfast.lease.files import (
     was_flushed,
     was_never_open,
 )
-from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper
-from standfast.lease.process import answer, build, hold, run
-from standfast.lease.protocol import NEVER, HeldLease, Memory, Versioned
+from standfast.lease.process import answer, hold, run
+from standfast.lease.protocol import NEVER
 from standfast.lease.surrender import Spell
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import NfsServer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import FakeFence, FakeNfs, World, config_in
-
-ME = Holder("n1", "boot-1")
-LENGTH_S = 8.0
-
-
-@dataclass
-class Keys:
-    """Consul, to which every heartbeat commits at once unless it is `away`."""
-
-    away: bool = False
-    sent: list[LeaderState] = field(default_factory=list)
-    released: list[HeldLease] = field(default_factory=list)
-    handovers: list[Handover] = field(default_factory=list)
-    registered: bool = True
-    told_s: float = 0.0
-    """How long it has not served, by the last heartbeat."""
-    found: Prospects = field(default_factory=lambda: Prospects(None, None, {}))
-
-    def heartbeat(self, held_lease: HeldLease, state: LeaderState, word: Handover) -> Kept:
-        self.sent.append(state)
-        self.told_s = word.unserved
-        attempt = protocol.next_attempt(held_lease, state, ())
-        held_lease = protocol.sent(held_lease, attempt, monotonic())
-        if self.away:
-            return Kept(held_lease, "Consul hangs")
-        return Kept(protocol.committed(held_lease, attempt.leader.seq, 12, LENGTH_S))
-
-    def prospects(self, _epoch: int, _deadline: Deadline) -> Prospects:
-        return self.found
-
-    def release(self, held_lease: HeldLease, handover: Handover) -> Kept | None:
-        self.released.append(held_lease)
-        self.handovers.append(handover)
-        return Kept(held_lease, "the reply is lost") if self.away else None
-
-    def deregister(self) -> None:
-        if self.away:
-            raise ConsulTimedOut("no answer")
-        self.registered = False
-
-    def take_up(self, memory: Memory) -> HeldLease | None:
-        leader = Leader(4, ME, 1, LeaderState.SERVING)
-        return protocol.taken_up(Versioned(4, 10, leader, 11), ME, memory, monotonic(), 12.0)
-
-
-@dataclass
-class Fence(FakeFence):
-    """Notes by when the port must be open, if at all, seconds from then."""
-
-    had_s: list[float] = field(default_factory=list)
-
-    def arm(self, until: float, latest: float) -> bool:
-        self.had_s.append(latest - monotonic())
-        return FakeFence.arm(self, until, latest)
+from tests.fakes.machine import World, config_in
+from tests.unit.keepers import LENGTH_S, Fence, Keys, started
 
 
 @pytest.fixture(autouse=True)
@@ -114,11 +60,6 @@ def keys() -> Keys:
 @pytest.fixture
 def fence() -> Fence:
     return Fence(World())
-
-
-def started(config: Config, keys: Keys, fence: Fence) -> Keeper:
-    """A process that has just begun; its first heartbeat is still to come."""
-    return build(config, cast(LeaseKeys, keys), fence, FakeNfs(fence.world, running=True))
 
 
 def is_open(fence: Fence) -> bool:
@@ -374,7 +315,7 @@ def waits_for_a_word(keeper: Keeper) -> bool:
     return keeper.holding_back
 
 
-def test_a_silent_client_holds_heartbeats_up_for_no_longer_than_the_fast_profile_s() -> None:
+def test_a_silent_client_holds_heartbeats_up_for_no_longer_than_the_fast_profile_allows() -> None:
     """That none of them is waited for without end is in test_lease_on_consul.py."""
     assert FAST_PROFILE.heartbeat >= REQUEST_S
 

@@ -63,7 +63,9 @@ def soon() -> Deadline:
 
 
 @needs_ssh_keygen
-def test_a_missing_key_is_made_once_with_its_node_s_name(config: Config, soon: Deadline) -> None:
+def test_a_missing_key_is_made_once_with_the_name_of_its_node(
+    config: Config, soon: Deadline
+) -> None:
     private = config.replication.ssh_key
     assert ensure_key(config, soon)
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
@@ -142,7 +144,7 @@ def test_ssh_asks_nobody_and_notes_a_new_host_only_when_told(config: Config) -> 
 # The line
 
 
-def test_the_line_restricts_the_key_to_the_volume_s_receive() -> None:
+def test_the_line_restricts_the_key_to_the_receive_of_the_volume() -> None:
     line = authorized_line("data-services", KEY)
     assert line == f'restrict,command="standfast receive data-services" {KEY}'
     assert authorized_line(None, KEY) == f'restrict,command="standfast receive" {KEY}'

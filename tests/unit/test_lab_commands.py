@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.labs.shared.commands import LabError, LabTimeout, Process, sh, words
+from tests.support.commands import LabError, LabTimeout, Process, sh, words
 from tests.support.waiting import wait_for
+from tests.unit.processes import wait_until_gone
 
 
 def test_a_command_that_passes_its_deadline_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -18,7 +19,7 @@ def test_a_command_that_passes_its_deadline_is_killed_with_its_children(tmp_path
     with pytest.raises(LabTimeout, match=r"n1: hangs: still running after 0\.1 s: begun"):
         hangs.finish(0.1)
     assert not hangs.alive()
-    wait_until_gone(child)
+    wait_until_gone(int(child.read_text()))
 
 
 def test_a_child_that_outlives_its_parent_and_holds_the_output_is_killed(tmp_path: Path) -> None:
@@ -27,13 +28,7 @@ def test_a_child_that_outlives_its_parent_and_holds_the_output_is_killed(tmp_pat
     wait_for(lambda: not left.alive(), 30.0, "its parent has ended")
     with pytest.raises(LabTimeout, match=r"n1: leaves one: still running after 0\.1 s: begun"):
         left.finish(0.1)
-    wait_until_gone(tmp_path / "child")
-
-
-def wait_until_gone(pid: Path) -> None:
-    """A process that nobody has waited for yet is still in /proc, but has no command line."""
-    line = Path(f"/proc/{pid.read_text().strip()}/cmdline")
-    wait_for(lambda: not line.exists() or not line.read_bytes(), 30.0, "the child is gone")
+    wait_until_gone(int((tmp_path / "child").read_text()))
 
 
 def test_a_command_that_fails_names_itself_its_status_and_what_it_said() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.labs.shared.host import CHECKOUT
+from tests.support.checkout import CHECKOUT
 
 pytest_plugins = ["pytester"]
 
@@ -17,7 +17,7 @@ CONFTEST = """
 from pathlib import Path
 import pytest
 from tests.labs.shared import lab, reporting
-from tests.labs.shared.commands import Finished, LabError, LabTimeout
+from tests.support.commands import Finished, LabError, LabTimeout
 from tests.labs.shared.node import Machine, Pace, Place
 from tests.labs.shared.spec import Spec
 
@@ -158,7 +158,7 @@ def test_a_boot_that_hangs_until_pytest_ends_it_is_one_error_too(pytester: pytes
     assert first_line_of_the_error(said).startswith("Failed: Timeout >120.0s; n2: its console")
 
 
-def test_the_product_s_first_set_up_is_one_error_and_names_the_unit_that_failed(
+def test_a_failed_first_set_up_of_the_product_is_one_error_and_names_the_unit_that_failed(
     pytester: pytest.Pytester,
 ) -> None:
     failed = "raise LabError('n1: standfast promote: exit 1: no lease unit\\nwithin 15 s')"

@@ -30,7 +30,7 @@ from standfast.system.clock import monotonic
 from standfast.system.files import read_json, write_atomically
 from tests.fakes.clock import stop_the_clock
 from tests.fakes.machine import config_in
-from tests.labs.shared.host import CHECKOUT
+from tests.support.checkout import CHECKOUT
 
 STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
 CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
@@ -121,7 +121,7 @@ def test_a_claim_on_nothing_survives_the_file(tmp_path: Path) -> None:
     assert take_claim(tmp_path) == first
 
 
-def test_a_neighbour_s_file_that_can_not_be_understood_may_be_of_one_that_serves(
+def test_an_unreadable_file_of_a_neighbour_may_be_of_one_that_serves(
     tmp_path: Path,
 ) -> None:
     """It is no reason to fail: it may be of a volume that is long gone."""
@@ -189,7 +189,7 @@ def test_where_nothing_was_ever_held_nothing_can_be_left(tmp_path: Path) -> None
         assert not may_leave_something(config)
 
 
-def test_from_a_keeper_s_first_word_to_its_end_in_order_something_may_be_left(
+def test_from_the_first_word_of_a_keeper_to_its_end_in_order_something_may_be_left(
     tmp_path: Path,
 ) -> None:
     config = config_in(tmp_path)

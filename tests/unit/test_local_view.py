@@ -109,7 +109,7 @@ def test_an_epoch_whose_file_is_gone_is_seen_until_its_tree_is_put_away(node: Fa
     assert view.look().own is None
 
 
-def test_only_its_epoch_s_own_tree_can_be_gone_on_with(
+def test_only_the_tree_of_its_own_epoch_can_be_gone_on_with(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, path = LocalView(node.machine), node.config.paths.live

@@ -27,51 +27,23 @@ from standfast.exporter.web import Request
 from standfast.names import SnapshotName
 from standfast.replication import state
 from standfast.system.clock import Deadline
+from tests.support.checkout import CHECKOUT
+from tests.support.metrics import NOW, PRIMARY, name_of, values
 from tests.support.origins import note_epoch
-from tests.unit.cli_helpers import write_config
+from tests.support.terminal import write_config
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
-ROOT = Path(__file__).parents[2]
-NOW = 1_700_000_000.0
 STANDBY = "standfast_replication_age_seconds"
 HAS_SNAPSHOT = "standfast_replica_has_snapshot"
 # The library has no types for it.
 openmetrics_families: Any = openmetrics_parser.text_string_to_metric_families
 
 
-def name_of(age_s: float) -> str:
-    return str(SnapshotName.at("services", NOW - age_s))
-
-
 def copy_of(age_s: float) -> Copy:
     return Copy(SnapshotName.parse(name_of(age_s)), NOW - age_s)
 
 
-PRIMARY: Mapping[str, Any] = {
-    "v": 1,
-    "agent": True,
-    "role": "primary",
-    "epoch": 7,
-    "holder": "zippy",
-    "lease_remaining_s": 6.5,
-    "fence_flushes": 2,
-    "sick": None,
-    "trouble": None,
-    "fence": {"in_place": True, "open_for_s": 6.5},
-    "since": NOW - 3600,
-    "began_by": "operator: zippy is repaired",
-    "paused": None,
-    "nomad": {
-        "at": NOW - 5,
-        "role": "primary",
-        "reason": "nomad-follows",
-        "settled": True,
-        "jobs": [],
-    },
-    "failover": {"possible": True, "reason": None, "sentence": ""},
-    "standbys": [{"node": "c1", "snapshot": name_of(42)}],
-}
 ON_STANDBY = {**PRIMARY, "role": "standby", "holder": "c1", "lease_remaining_s": None}
 WITHOUT_CONSUL = {
     key: value
@@ -122,22 +94,6 @@ def scrape(config: Config, **readers: Any) -> dict[str, float]:
 
 def text_of(metrics: VolumeMetrics, within_s: float = 600.0) -> str:
     return generate_latest(metrics.registry(Deadline.after(within_s))).decode()
-
-
-def values(text: str) -> dict[str, float]:
-    """Of the volume; those of the node have a test of their own."""
-    found = {}
-    for family in text_string_to_metric_families(text):
-        assert family.samples, f"{family.name}: a name without a sample"
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            if sample.name in ("standfast_time_seconds", "standfast_build_info"):
-                continue
-            assert labels.pop("volume") == "data-services"
-            found[f"{sample.name}{{{','.join(labels[key] for key in sorted(labels))}}}"] = (
-                sample.value
-            )
-    return found
 
 
 CONFIGURED = {
@@ -314,7 +270,7 @@ def test_a_difference_that_a_comparison_found_is_told(config: Config) -> None:
     assert found["standfast_replication_verify_failed{c1}"] == 1
 
 
-def test_the_node_s_clock_and_version_have_no_volume(config: Config) -> None:
+def test_the_clock_and_version_of_a_node_have_no_volume(config: Config) -> None:
     lines = text_of(VolumeMetrics([config], WELL)).splitlines()
     assert f"standfast_time_seconds {NOW / 1e9}e+09" in lines
     assert f'standfast_build_info{{version="{__version__}"}} 1.0' in lines
@@ -394,7 +350,7 @@ def test_the_scraper_gets_the_format_that_it_asks_for(
     assert text.endswith("# EOF\n") == ("openmetrics" in kind)
 
 
-def test_only_a_lasting_failure_s_beginning_is_logged(
+def test_only_the_beginning_of_a_lasting_failure_is_logged(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = breaks(StandfastError("the disk is gone"))
@@ -406,7 +362,7 @@ def test_only_a_lasting_failure_s_beginning_is_logged(
     ]
 
 
-def test_the_newest_epoch_s_snapshot_counts_and_one_of_unknown_origin_does_not(
+def test_a_snapshot_of_the_newest_epoch_counts_and_one_of_unknown_origin_does_not(
     config: Config,
 ) -> None:
     store = DirectoryStore(config.paths)
@@ -423,7 +379,7 @@ def test_the_newest_epoch_s_snapshot_counts_and_one_of_unknown_origin_does_not(
 
 
 def test_the_page_names_every_metric_and_no_other() -> None:
-    page = (ROOT / "docs/metrics.md").read_text()
+    page = (CHECKOUT / "docs/metrics.md").read_text()
     rows = {
         line.split("`")[1].split("{")[0]
         for line in page.splitlines()

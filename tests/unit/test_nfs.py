@@ -21,6 +21,7 @@ from standfast.nfs.unit import reason_in
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.systemd import JournalLine, SystemdUnits, parse_journal
+from tests.support.waiting import soon
 
 FSID = "6b1f1d5e-6d3e-4a8c-9c57-0c7a3b9e2f10"
 REFUSAL = """ERROR: Another NFS server is already active at 192.168.1.3
@@ -32,10 +33,6 @@ To fix:
 FOLLOW = 'if [ "$1" = -r ]; then cat exports.d/*.exports > etab 2> /dev/null || true; fi'
 """What `exportfs -r` does: one line for all clients will do."""
 ANOTHER_S_ERROR = "exportfs: /etc/exports.d/else.exports:1: syntax error: bad option list"
-
-
-def soon() -> Deadline:
-    return Deadline.after(5)
 
 
 @pytest.fixture
@@ -159,7 +156,7 @@ def test_what_a_power_cut_left_among_the_exports_goes(host: Host, config: Config
     assert host.calls == ["exportfs -r"]
 
 
-def test_what_is_wrong_in_another_s_file_keeps_no_export_from_changing(
+def test_what_is_wrong_in_a_file_of_another_keeps_no_export_from_changing(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     """exportfs does the rest and ends with EINVAL."""
@@ -180,7 +177,7 @@ def test_what_is_wrong_in_another_s_file_keeps_no_export_from_changing(
     assert not host.nfs.would_export()
 
 
-def test_an_export_that_did_not_change_is_told_in_exportfs_s_words(host: Host) -> None:
+def test_an_export_that_did_not_change_is_told_in_the_words_of_exportfs(host: Host) -> None:
     said = f"exportfs ended with status 22: {ANOTHER_S_ERROR}"
     host.program("exportfs", f"[ $1 = -f ] || {{ echo '{ANOTHER_S_ERROR}' >&2; exit 22; }}")
     host.threads(8)
@@ -238,7 +235,7 @@ def test_a_server_that_starts_where_the_fence_does_not_shut_it_is_a_failed_start
 
     host.units.on_start = on_start
     with pytest.raises(StandfastError, match=r"nfsd listens at tcp 20490 \("):
-        host.nfs.start(soon())
+        host.nfs.start(soon(5))
 
 
 def test_a_server_that_the_fence_does_not_shut_is_not_well(
@@ -249,10 +246,10 @@ def test_a_server_that_the_fence_does_not_shut_is_not_well(
     host.threads(8)
     listens(host, "tcp 2049\nudp 2049\ntcp 2049\nudp 2049")
     host.nfs.export(FSID)
-    assert host.nfs.check(soon()) is None
+    assert host.nfs.check(soon(5)) is None
     for listeners in UNFENCED:
         listens(host, listeners)
-        assert "the fence shuts tcp and udp 2049 alone" in (host.nfs.check(soon()) or "")
+        assert "the fence shuts tcp and udp 2049 alone" in (host.nfs.check(soon(5)) or "")
 
 
 def test_while_a_stop_hangs_what_was_known_of_the_listeners_counts(host: Host) -> None:
@@ -274,14 +271,14 @@ def test_while_a_stop_hangs_what_was_known_of_the_listeners_counts(host: Host) -
 def test_a_list_of_listeners_that_can_not_be_read_says_nothing_good(host: Host) -> None:
     (host.directory / "nfsd/portlist").mkdir()
     host.threads(8)
-    assert "where nfsd listens can't be read" in (host.nfs.check(soon()) or "")
+    assert "where nfsd listens can't be read" in (host.nfs.check(soon(5)) or "")
     with pytest.raises(StandfastError, match="where nfsd listens"):
         host.nfs.export(FSID)
 
 
 def test_a_started_server_has_threads(host: Host) -> None:
     host.units.on_start = lambda: host.threads(8)
-    host.nfs.start(soon())
+    host.nfs.start(soon(5))
     assert host.nfs.is_running()
 
 
@@ -311,7 +308,7 @@ def started_anew(host: Host, fsid: str) -> None:
     host.threads(0)
     host.nfs.export(fsid)
     host.units.on_start = lambda: host.threads(8)
-    host.nfs.start(soon())
+    host.nfs.start(soon(5))
 
 
 def test_with_a_new_tree_the_server_starts_without_old_clients(host: Host) -> None:
@@ -335,7 +332,7 @@ def test_a_server_that_runs_for_another_volume_keeps_its_clients(host: Host) -> 
     database = clients_known(host, "a")
     host.nfs.export(FSID)
     host.threads(8)
-    host.nfs.start(soon())
+    host.nfs.start(soon(5))
     assert known(database) == 2
 
 
@@ -378,19 +375,19 @@ def test_without_a_database_there_is_nothing_to_drop(
 def test_times_and_versions_are_set_before_the_start(host: Host, config: Config) -> None:
     conf = host.directory / "nfs.conf.d/standfast.conf"
     host.units.on_start = lambda: host.threads(8 if conf.exists() else 0)
-    host.nfs.start(soon())
+    host.nfs.start(soon(5))
     lines = conf.read_text().splitlines()
     assert lines[1:] == ["[nfsd]", "grace-time=10", "lease-time=10", "vers3=n", "vers4.0=n"]
     times = replace(config, nfs=replace(config.nfs, grace_time=12.2, lease_time=15.0))
     assert "grace-time=13\nlease-time=15\n" in settings(times)
 
 
-def test_settings_that_can_t_be_written_keep_no_server_from_starting(
+def test_settings_that_can_not_be_written_keep_no_server_from_starting(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     (host.directory / "nfs.conf.d").write_text("a file")
     host.units.on_start = lambda: host.threads(8)
-    host.nfs.start(soon())
+    host.nfs.start(soon(5))
     assert "nfsd keeps its own grace and lease times" in caplog.text
 
 
@@ -423,14 +420,14 @@ def test_a_table_that_can_not_be_read_may_export_without_the_file(host: Host) ->
 
 def test_active_without_threads_is_not_started(host: Host) -> None:
     with pytest.raises(StandfastError, match="nfsd has no threads"):
-        host.nfs.start(soon())
+        host.nfs.start(soon(5))
 
 
 def fail_to_start() -> None:
     raise CommandFailed("start: systemctl ended with status 1: Job canceled.", returncode=1)
 
 
-def test_the_guard_s_refusal_comes_back_in_its_own_words(host: Host) -> None:
+def test_a_refusal_of_the_guard_comes_back_in_its_own_words(host: Host) -> None:
     host.units.on_start = fail_to_start
     lines = REFUSAL.splitlines()
     host.units.said = [
@@ -439,7 +436,7 @@ def test_the_guard_s_refusal_comes_back_in_its_own_words(host: Host) -> None:
         JournalLine("systemd", "Failed to start NFS server and services."),
     ]
     with pytest.raises(Refused) as caught:
-        host.nfs.start(soon())
+        host.nfs.start(soon(5))
     assert str(caught.value) == REFUSAL
     assert caught.value.reason is Reason.OTHER_SERVER_ACTIVE
 
@@ -448,7 +445,7 @@ def test_another_failure_is_not_taken_for_a_refusal(host: Host) -> None:
     host.units.on_start = fail_to_start
     host.units.said = [JournalLine("rpc.nfsd", "writing fd to kernel failed: errno 98")]
     with pytest.raises(CommandFailed, match=r"see `journalctl -u nfs-server\.service`"):
-        host.nfs.start(soon())
+        host.nfs.start(soon(5))
 
 
 @pytest.mark.parametrize(
@@ -465,7 +462,7 @@ def test_the_reason_is_read_from_the_refusal(text: str, reason: Reason) -> None:
 
 def test_stopping_ends_a_server_started_by_hand_too(host: Host) -> None:
     host.threads(1)
-    host.nfs.stop(soon())
+    host.nfs.stop(soon(5))
     assert host.units.calls == ["stop nfs-server.service"]
     assert host.calls == ["ss -K -t -n -H state connected sport = :2049", "rpc.nfsd 0"]
     assert not host.nfs.is_running()
@@ -474,7 +471,7 @@ def test_stopping_ends_a_server_started_by_hand_too(host: Host) -> None:
 def test_connections_that_cannot_be_closed_do_not_keep_the_server_running(host: Host) -> None:
     host.threads(1)
     host.program("ss", "echo no such thing >&2; exit 1")
-    host.nfs.stop(soon())
+    host.nfs.stop(soon(5))
     assert not host.nfs.is_running()
 
 
@@ -513,7 +510,7 @@ def test_serving_takes_threads_export_and_an_answer(
     host.threads(threads)
     text = etab.format(live=escaped(config.paths.live), fsid=FSID)
     (host.directory / "etab").write_text(f"{text}\n")
-    assert why in (host.nfs.check(soon()) or "it serves")
+    assert why in (host.nfs.check(soon(5)) or "it serves")
 
 
 def test_a_serving_server_is_said_to_serve(
@@ -524,10 +521,10 @@ def test_a_serving_server_is_said_to_serve(
     host.threads(8)
     etab = f"{escaped(config.paths.live)}\tc9(rw,fsid={FSID},anonuid=65534)\n"
     (host.directory / "etab").write_text(etab)
-    assert host.nfs.check(soon()) is None
+    assert host.nfs.check(soon(5)) is None
 
 
-def test_ganesha_s_ids_follow_from_the_fsid(config: Config) -> None:
+def test_the_ids_of_ganesha_follow_from_the_fsid(config: Config) -> None:
     first = export_block(config, UUID(FSID))
     assert first == export_block(config, UUID(FSID))
     other = export_block(config, UUID("00000000-6d3e-4a8c-9c57-0c7a3b9e2f10"))
@@ -557,7 +554,7 @@ def test_a_ganesha_in_another_network_is_not_ours(config: Config, tmp_path: Path
     assert server.pids() == [7]
 
 
-def test_the_journal_s_lines_come_with_their_program() -> None:
+def test_the_lines_of_the_journal_come_with_their_program() -> None:
     listing = "\n".join(
         [
             json.dumps({"MESSAGE": "refused", "SYSLOG_IDENTIFIER": "nfs-server-guard"}),
@@ -589,13 +586,13 @@ def test_a_start_leaves_the_start_limit_of_a_crash_loop_alone(
     systemctl: Callable[[str], Path],
 ) -> None:
     calls = systemctl("true")
-    SystemdUnits().start("a.service", soon())
+    SystemdUnits().start("a.service", soon(5))
     assert calls.read_text().splitlines() == ["start -- a.service"]
 
 
 def test_nothing_to_forget_is_no_error(systemctl: Callable[[str], Path]) -> None:
     calls = systemctl("exit 1")
-    SystemdUnits().reset_failed("a.service", soon())
+    SystemdUnits().reset_failed("a.service", soon(5))
     assert calls.read_text().splitlines() == ["reset-failed -- a.service"]
 
 
@@ -625,10 +622,10 @@ def test_a_drop_in_is_written_once_and_taken_away(
     calls = systemctl("")
     units = SystemdUnits(tmp_path / "units")
     for _ in range(2):
-        units.write_drop_in("a.mount", "x", "[Mount]\n", soon())
+        units.write_drop_in("a.mount", "x", "[Mount]\n", soon(5))
     assert (tmp_path / "units/a.mount.d/x.conf").read_text() == "[Mount]\n"
     for _ in range(2):
-        units.remove_drop_in("a.mount", "x", soon())
+        units.remove_drop_in("a.mount", "x", soon(5))
     assert not (tmp_path / "units/a.mount.d").exists()
     assert calls.read_text().splitlines() == ["daemon-reload"] * 2
 
@@ -640,14 +637,14 @@ def test_a_drop_in_that_systemd_has_not_read_is_written_or_removed_again(
     path = tmp_path / "units/a.mount.d/x.conf"
     systemctl("exit 1")
     with pytest.raises(StandfastError):
-        units.write_drop_in("a.mount", "x", "[Mount]\n", soon())
+        units.write_drop_in("a.mount", "x", "[Mount]\n", soon(5))
     assert not path.exists()
     systemctl("")
-    units.write_drop_in("a.mount", "x", "[Mount]\n", soon())
+    units.write_drop_in("a.mount", "x", "[Mount]\n", soon(5))
     systemctl("exit 1")
     with pytest.raises(StandfastError):
-        units.remove_drop_in("a.mount", "x", soon())
+        units.remove_drop_in("a.mount", "x", soon(5))
     assert path.exists()
     systemctl("")
-    units.remove_drop_in("a.mount", "x", soon())
+    units.remove_drop_in("a.mount", "x", soon(5))
     assert not path.exists()

@@ -17,7 +17,7 @@ from standfast.config.problems import InvalidConfig
 from standfast.lease import process as lease
 from standfast.node.epoch_record import OwnEpoch, Stage
 from tests.fakes.machine import config_in
-from tests.unit.cli_helpers import write_config
+from tests.support.terminal import write_config
 
 OWN = OwnEpoch(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4")
 

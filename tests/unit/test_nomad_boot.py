@@ -16,27 +16,27 @@ from standfast.errors import TimedOut
 from standfast.lease.files import LeaseStatus
 from standfast.nomad.observation import Role
 from standfast.system.clock import monotonic
-from tests.fakes.nomad_world import Client, FakeNomad, World, job
-from tests.unit.deciding import config
+from tests.fakes.nomad_world import FakeNomad, NomadClient, NomadWorld, job
+from tests.support.observations import config
 
 CONFIG = config("a", nomad=NomadAccess())
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world() -> Iterator[NomadWorld]:
     """`a` died as primary; nobody has quarantined it."""
-    made = World({"a": Client("a"), "b": Client("b")}, [job("db")])
+    made = NomadWorld({"a": NomadClient("a"), "b": NomadClient("b")}, [job("db")])
     made.clients["a"].local = True
     made.propagate()
     made.kill("a")
     yield made
 
 
-def quarantine(world: World) -> Sequence[str]:
+def quarantine(world: NomadWorld) -> Sequence[str]:
     return nomad_boot.quarantine_own(CONFIG, FakeNomad(world, "b"), world.consul)
 
 
-def test_a_node_with_the_meta_of_before_comes_back_without_jobs(world: World) -> None:
+def test_a_node_with_the_meta_of_before_comes_back_without_jobs(world: NomadWorld) -> None:
     assert "takes no jobs" in quarantine(world)[0]
     world.revive("a")
     assert world.where("db") == []
@@ -48,13 +48,13 @@ def test_a_node_with_the_meta_of_before_comes_back_without_jobs(world: World) ->
     assert world.clients["a"].eligible and world.where("db") == []
 
 
-def test_without_it_the_job_would_be_there_at_once(world: World) -> None:
+def test_without_it_the_job_would_be_there_at_once(world: NomadWorld) -> None:
     world.revive("a")
     assert world.where("db") == ["a"]
 
 
 def test_a_node_without_the_meta_or_that_is_ineligible_already_is_left_alone(
-    world: World,
+    world: NomadWorld,
 ) -> None:
     world.disable("a")
     assert quarantine(world) == []

@@ -12,7 +12,7 @@ from standfast.doctor.nomad_checks import FORGOTTEN_S, Facts, examine, look, sto
 from standfast.nomad import reports
 from standfast.nomad.observation import Note, Noted
 from standfast.nomad.ports import Node
-from tests.unit.deciding import config
+from tests.support.observations import config
 
 CONFIG = config("a", nomad=NomadAccess())
 
@@ -77,7 +77,7 @@ def test_what_is_wrong_is_named_with_a_fix(
         (node("b", eligible=False), {}, "by an operator's choice"),
     ],
 )
-def test_a_quarantine_at_work_and_an_operator_s_word_are_told_and_well(
+def test_a_quarantine_at_work_and_a_word_of_the_operator_are_told_and_well(
     other: Node, notes: dict[str, Noted], evidence: str
 ) -> None:
     findings = examine(replace(WELL, nodes=(A, other), notes=notes))

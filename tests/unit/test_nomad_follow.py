@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,12 +23,13 @@ from standfast.nomad.observation import Constrained, Note, Noted, Observed, Role
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
-from tests.fakes.nomad_world import Client, FakeNomad, Placed, World, job
-from tests.rude_server import hang, reply_json, rude_server
+from tests.fakes.nomad_world import FakeNomad, NomadClient, NomadWorld, Placed, job
+from tests.fakes.rude_server import hang, reply_json, rude_server
+from tests.support.checkout import CHECKOUT
+from tests.support.observations import config
 from tests.support.pace import patient
-from tests.unit.deciding import config
 
-ANSWERS = Path(__file__).parents[1] / "contract/nomad_answers"
+ANSWERS = CHECKOUT / "tests/contract/nomad_answers"
 META = Meta("storage_role", "primary")
 NOTE = Noted(Note("x", "b", 5, 0.0), 7)
 
@@ -187,11 +187,11 @@ def test_what_follows_from_what_was_seen(
     assert decision.sentence
 
 
-def world(*jobs: str) -> World:
-    return World({name: Client(name) for name in "ab"}, [job(name) for name in jobs])
+def world(*jobs: str) -> NomadWorld:
+    return NomadWorld({name: NomadClient(name) for name in "ab"}, [job(name) for name in jobs])
 
 
-def follower(where: World, name: str = "a") -> Follower:
+def follower(where: NomadWorld, name: str = "a") -> Follower:
     base = config(name, nomad=NomadAccess(kill_timeout_limit=0.5))
     where.set_epoch(base, 1)
     return where.follower(base)
@@ -203,7 +203,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "REPORT_S", 0.05)
 
 
-def serving(*jobs: str) -> tuple[World, Follower]:
+def serving(*jobs: str) -> tuple[NomadWorld, Follower]:
     """`a` is primary and runs the jobs."""
     where = world(*jobs)
     one = follower(where)
@@ -280,7 +280,7 @@ def test_a_failed_answer_while_jobs_end_doesnt_end_the_wait_for_them(
     assert where.log[-1] == "a: meta None"
 
 
-def test_jobs_that_don_t_end_in_time_are_named_and_the_demotion_goes_on() -> None:
+def test_jobs_that_do_not_end_in_time_are_named_and_the_demotion_goes_on() -> None:
     where, one = serving("db")
     where.lingering = True
     with pytest.raises(StandfastError, match=r"still running on a: db\.g"):
@@ -340,7 +340,7 @@ def test_a_nomad_that_hangs_costs_a_switchover_two_request_timeouts_and_no_more(
         assert monotonic() - started < 2 * timeout_s + patient(0.4)
 
 
-def test_one_job_that_can_t_be_stopped_doesn_t_keep_the_others() -> None:
+def test_one_job_that_can_not_be_stopped_does_not_keep_the_others() -> None:
     where, one = serving("db", "web")
     denied = {"alloc-1"}
     stop = one.nomad.stop
@@ -514,7 +514,7 @@ def test_the_time_that_a_job_was_down_is_measured(monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_the_kill_timeout_is_the_longest_of_the_group_s_tasks_with_delays() -> None:
+def test_the_kill_timeout_is_the_longest_of_all_tasks_of_the_group_with_delays() -> None:
     second = 1_000_000_000
     tasks = [{"KillTimeout": 2 * second}, {"KillTimeout": 30 * second, "ShutdownDelay": second}]
     groups = [{"Name": "g", "ShutdownDelay": second, "Tasks": tasks}, {"Name": "h"}]
@@ -534,7 +534,7 @@ def test_an_unknown_state_is_no_refusal() -> None:
     assert loop.reason_of(StandfastError("x")) is Reason.UNEXPECTED
 
 
-def test_another_node_s_quarantine_is_firm_only_once_it_is_in_force() -> None:
+def test_the_quarantine_of_another_node_is_firm_only_once_it_is_in_force() -> None:
     where = world()
     where.clients["b"].local = True
     where.propagate()
@@ -552,7 +552,7 @@ def test_another_node_s_quarantine_is_firm_only_once_it_is_in_force() -> None:
     assert one.notes.load()["id-b"].firm
 
 
-def test_a_second_stop_of_a_job_doesn_t_begin_its_time_anew(
+def test_a_second_stop_of_a_job_does_not_begin_its_time_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
@@ -588,7 +588,7 @@ def test_jobs_of_a_dead_primary_are_told_though_nomad_itself_moves_them() -> Non
     assert (move["source"], move["target"]) == ("b", "a")
 
 
-def test_the_scheduler_s_reason_is_asked_for_of_the_stop_s_evaluation() -> None:
+def test_the_evaluation_of_the_stop_is_asked_for_the_reason_of_the_scheduler() -> None:
     some = downtime.Downtimes()
     some.begin(downtime.Stopped(alloc("b"), 0.0, ""), node("b"))
     some.begin(downtime.Stopped(alloc("b"), 5.0, "eval-7"), node("b"))

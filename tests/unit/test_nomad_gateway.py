@@ -29,7 +29,7 @@ from standfast.errors import ConfigError, NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent, Tls
 from standfast.nomad.ports import NomadGateway
 from standfast.system.clock import Deadline, monotonic
-from tests.rude_server import (
+from tests.fakes.rude_server import (
     Manner,
     begin,
     hang,
@@ -41,9 +41,10 @@ from tests.rude_server import (
     reply_json,
     rude_server,
 )
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 
-ANSWERS = Path(__file__).parents[1] / "contract/nomad_answers"
+ANSWERS = CHECKOUT / "tests/contract/nomad_answers"
 ADDRESS = "http://nomad.test:4646"
 TOKEN = "0ddba11-5ec2e7"
 SLACK_S = 0.4

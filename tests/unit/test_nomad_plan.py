@@ -31,7 +31,7 @@ from standfast.role.steps import Effects
 from standfast.status.text import render
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeJobs, fake_node
-from tests.unit.deciding import config
+from tests.support.observations import config
 
 NAMES = Names("/persist/services", "/data/services", "data-services", jobs=True)
 
@@ -125,14 +125,14 @@ def test_only_who_serves_with_a_lease_of_its_epoch_is_primary(tmp_path: Path) ->
         assert nomad_thread.role_of(agent) == (Role.CHANGING, 5), stage
 
 
-def test_an_epoch_that_can_t_be_read_is_no_standby(tmp_path: Path) -> None:
+def test_an_epoch_that_can_not_be_read_is_no_standby(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
     epoch_record(agent, Stage.READY)
     (agent.config.state_dir / "own-epoch.json").write_text("{")
     assert nomad_thread.role_of(agent) == (Role.CHANGING, 0)
 
 
-def test_a_token_that_can_t_be_read_doesn_t_keep_the_agent_from_starting(tmp_path: Path) -> None:
+def test_a_token_that_can_not_be_read_does_not_keep_the_agent_from_starting(tmp_path: Path) -> None:
     machine = fake_node(tmp_path).machine
     wrong = NomadAccess(token_file=tmp_path / "missing")
     broken = replace(machine.config, nomad=wrong)
@@ -181,7 +181,7 @@ def test_when_the_plan_is_over_the_jobs_are_followed_again(fails: bool, tmp_path
     assert jobs.resumed == 1
 
 
-def test_who_can_t_carry_out_the_role_lets_its_jobs_go_before_their_files(tmp_path: Path) -> None:
+def test_who_can_not_carry_out_the_role_lets_its_jobs_go_before_their_files(tmp_path: Path) -> None:
     order = [step.do for step in plans.surrender(NAMES).steps]
     assert order.index(Do.RELEASE_JOBS) < order.index(Do.UNBIND)
 

@@ -21,8 +21,8 @@ from standfast.nomad import remounted
 from standfast.nomad.ports import Allocation, Node, TaskState
 from standfast.system.clock import Deadline, parse_rfc3339, utc_now
 from standfast.system.locks import exclusive
+from tests.support.observations import config
 from tests.support.pace import patient
-from tests.unit.deciding import config
 
 LONG_AGO = "2026-11-22T14:46:17.246234081Z"
 LATER = "2126-11-22T14:46:17Z"
@@ -56,7 +56,7 @@ def allocation(document: dict[str, Any], started: str = LONG_AGO, **more: Any) -
 
 
 @dataclass
-class FakeNomad:
+class FakeAllocations:
     found: list[Allocation]
     broken: dict[str, NomadError] = field(default_factory=dict)
     asked: list[tuple[str, ...]] = field(default_factory=list)
@@ -87,16 +87,16 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return config(paths=Paths(run=tmp_path, state=tmp_path), nomad=NomadAccess())
 
 
-def after(made: Config, nomad: FakeNomad) -> list[str]:
+def after(made: Config, nomad: FakeAllocations) -> list[str]:
     return list(remounted.after(made, Deadline.after(5), nomad))  # type: ignore[arg-type]
 
 
-def retry(made: Config, nomad: FakeNomad) -> list[str]:
+def retry(made: Config, nomad: FakeAllocations) -> list[str]:
     return list(remounted.retry(made, Deadline.after(5), nomad))  # type: ignore[arg-type]
 
 
 def test_who_uses_the_path_is_restarted_and_nobody_else(made: Config) -> None:
-    nomad = FakeNomad([allocation(job("db")), allocation(job("web", path="/srv"))])
+    nomad = FakeAllocations([allocation(job("db")), allocation(job("web", path="/srv"))])
     assert after(made, nomad) == ["restarted db.g (db-01234): t: raw_exec configuration"]
     assert nomad.asked == [("restart", "db")]
 
@@ -113,20 +113,22 @@ def test_who_uses_the_path_is_restarted_and_nobody_else(made: Config) -> None:
     ids=["ending", "not-begun", "over", "begun-after", "no-task-begun"],
 )
 def test_who_has_the_new_mount_anyway_is_left_alone(made: Config, one: Allocation) -> None:
-    nomad = FakeNomad([one])
+    nomad = FakeAllocations([one])
     assert after(made, nomad) == []
     assert nomad.asked == []
 
 
-def test_who_can_t_say_when_it_began_is_restarted(made: Config) -> None:
-    nomad = FakeNomad([allocation(job("db"), started="yesterday"), allocation(job("x"), tasks=())])
+def test_who_can_not_say_when_it_began_is_restarted(made: Config) -> None:
+    nomad = FakeAllocations(
+        [allocation(job("db"), started="yesterday"), allocation(job("x"), tasks=())]
+    )
     after(made, nomad)
     assert sorted(nomad.asked) == [("restart", "db"), ("restart", "x")]
 
 
-def test_each_job_s_own_word_goes_before_the_configuration(made: Config) -> None:
+def test_the_own_word_of_a_job_goes_before_the_configuration(made: Config) -> None:
     jobs = [job("a"), job("b", "none"), job("c", "signal"), job("d", "restart"), job("e", "odd")]
-    nomad = FakeNomad([allocation(one) for one in jobs])
+    nomad = FakeAllocations([allocation(one) for one in jobs])
     said = after(made, nomad)
     assert sorted(nomad.asked) == [
         ("restart", "a"),
@@ -144,7 +146,7 @@ def test_as_many_are_restarted_at_once_as_may_be(made: Config) -> None:
     lock, running, most = threading.Lock(), 0, 0
     both, third = threading.Barrier(2), threading.Event()
 
-    class Slow(FakeNomad):
+    class Slow(FakeAllocations):
         def restart(self, alloc_id: str, *, deadline: Deadline) -> None:
             nonlocal running, most
             with lock:
@@ -163,7 +165,7 @@ def test_as_many_are_restarted_at_once_as_may_be(made: Config) -> None:
     assert most == 2
 
 
-def test_nodes_begin_at_different_moments_and_a_run_s_second_half_is_never_waited_for(
+def test_nodes_begin_at_different_moments_and_the_second_half_of_a_run_is_never_waited_for(
     made: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[float, float]] = []
@@ -176,7 +178,7 @@ def test_nodes_begin_at_different_moments_and_a_run_s_second_half_is_never_waite
     monkeypatch.setattr(random, "uniform", uniform)
     monkeypatch.setattr(remounted, "sleep", waited.append)
     for jitter_s in (2.0, 600.0):
-        nomad = FakeNomad([allocation(job("db"))])
+        nomad = FakeAllocations([allocation(job("db"))])
         monkeypatch.setattr(remounted, "JITTER_S", jitter_s)
         remounted.after(made, Deadline.after(100), nomad)  # type: ignore[arg-type]
         assert nomad.asked == [("restart", "db")]
@@ -185,7 +187,7 @@ def test_nodes_begin_at_different_moments_and_a_run_s_second_half_is_never_waite
 
 
 def test_while_nomad_is_away_it_is_written_down_and_done_later(made: Config) -> None:
-    nomad = FakeNomad([allocation(job("db"))])
+    nomad = FakeAllocations([allocation(job("db"))])
     nomad.broken["*"] = NomadError("refused", NomadOutcome.UNREACHABLE)
     with pytest.raises(StandfastError, match="once Nomad answers: refused"):
         after(made, nomad)
@@ -198,7 +200,7 @@ def test_while_nomad_is_away_it_is_written_down_and_done_later(made: Config) -> 
 
 
 def test_one_that_fails_is_asked_again_and_the_others_are_not(made: Config) -> None:
-    nomad = FakeNomad([allocation(job("db")), allocation(job("web"))])
+    nomad = FakeAllocations([allocation(job("db")), allocation(job("web"))])
     nomad.broken["web"] = NomadError("no path to node", NomadOutcome.NOT_FOUND)
     said = after(made, nomad)
     assert "web.g (web-0123) uses the old mount (t: raw_exec configuration): no path" in said[-1]
@@ -209,7 +211,7 @@ def test_one_that_fails_is_asked_again_and_the_others_are_not(made: Config) -> N
 
 
 def test_a_late_restart_spares_who_began_after_the_change(made: Config) -> None:
-    nomad = FakeNomad([])
+    nomad = FakeAllocations([])
     nomad.broken["*"] = NomadError("refused", NomadOutcome.UNREACHABLE)
     with pytest.raises(StandfastError):
         after(made, nomad)
@@ -224,7 +226,7 @@ def test_a_late_restart_spares_who_began_after_the_change(made: Config) -> None:
 def test_a_damaged_list_of_what_is_due_means_everything(made: Config, text: str) -> None:
     (made.run_dir).mkdir(parents=True)
     (made.run_dir / remounted.PENDING).write_text(text)
-    nomad = FakeNomad([allocation(job("db"))])
+    nomad = FakeAllocations([allocation(job("db"))])
     retry(made, nomad)
     assert nomad.asked == [("restart", "db")]
 
@@ -256,8 +258,8 @@ def test_times_are_read_as_nomad_writes_them() -> None:
             parse_rfc3339(wrong)
 
 
-def test_an_event_and_the_timer_don_t_restart_the_same_twice(made: Config) -> None:
-    nomad = FakeNomad([allocation(job("db"))])
+def test_an_event_and_the_timer_do_not_restart_the_same_twice(made: Config) -> None:
+    nomad = FakeAllocations([allocation(job("db"))])
     nomad.broken["*"] = NomadError("refused", NomadOutcome.UNREACHABLE)
     with pytest.raises(StandfastError, match="once Nomad answers"):
         after(made, nomad)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +15,13 @@ from standfast.consul.http import Endpoint, Request, exchange
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent
 from standfast.system.clock import Deadline, monotonic, sleep
-from tests.contract.consul_clusters import free_ports
-from tests.contract.nomad_clusters import job
-from tests.fakes.nomad import StandIn
+from tests.fakes.nomad import NomadStandIn
 from tests.fakes.nomad_api import Manner
-from tests.fakes.nomad_state import State
+from tests.fakes.nomad_state import NomadState
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
+from tests.support.nomad_clusters import job
 from tests.support.pace import patient
-
-CHECKOUT = Path(__file__).parents[2]
-
 
 ANSWERS = CHECKOUT / "tests/contract/nomad_answers"
 
@@ -40,12 +37,12 @@ def outcome_of(call: Callable[[], object]) -> NomadOutcome:
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    with StandIn(volumes={"services": "/data/services"}) as made:
+def stand_in() -> Iterator[NomadStandIn]:
+    with NomadStandIn(volumes={"services": "/data/services"}) as made:
         yield made
 
 
-def test_without_acls_no_token_is_needed(stand_in: StandIn) -> None:
+def test_without_acls_no_token_is_needed(stand_in: NomadStandIn) -> None:
     nomad = NomadAgent(stand_in.address("node1"))
     assert nomad.own_node().host_volumes == {"services": "/data/services"}
     assert stand_in.requests[0] == ("node1", "GET", "/v1/agent/self")
@@ -61,7 +58,7 @@ def test_without_acls_no_token_is_needed(stand_in: StandIn) -> None:
     ],
 )
 def test_it_misbehaves_until_it_is_told_to_stop(
-    stand_in: StandIn, manner: Manner, outcome: NomadOutcome
+    stand_in: NomadStandIn, manner: Manner, outcome: NomadOutcome
 ) -> None:
     nomad = NomadAgent(stand_in.address("node2"), timeout_s=0.3)
     stand_in.misbehave(manner)
@@ -71,7 +68,7 @@ def test_it_misbehaves_until_it_is_told_to_stop(
     assert [node.name for node in nomad.nodes()] == ["node1", "node2"]
 
 
-def test_a_client_without_servers_still_answers_for_itself(stand_in: StandIn) -> None:
+def test_a_client_without_servers_still_answers_for_itself(stand_in: NomadStandIn) -> None:
     nomad = NomadAgent(stand_in.address("node1"))
     stand_in.misbehave(Manner.NO_LEADER)
     assert nomad.set_meta("storage_role", "primary").meta["storage_role"] == "primary"
@@ -81,7 +78,7 @@ def test_a_client_without_servers_still_answers_for_itself(stand_in: StandIn) ->
 # Against the recorded answers of a real one
 
 
-def replay(stand_in: StandIn, name: str, node_id: str = "") -> tuple[int, str]:
+def replay(stand_in: NomadStandIn, name: str, node_id: str = "") -> tuple[int, str]:
     """Put the recorded request to the agent that it was put to."""
     doc = recorded(name)
     request, agent = doc["request"], "node1" if doc["at"] == "client agent" else "server"
@@ -108,12 +105,12 @@ def replay(stand_in: StandIn, name: str, node_id: str = "") -> tuple[int, str]:
         "allocation_restart_unknown",
     ],
 )
-def test_it_refuses_as_a_real_one_did(stand_in: StandIn, name: str) -> None:
+def test_it_refuses_as_a_real_one_did(stand_in: NomadStandIn, name: str) -> None:
     doc = recorded(name)
     assert replay(stand_in, name) == (doc["status"], doc["answer"])
 
 
-def test_the_meta_of_a_dead_node_can_not_be_unset(stand_in: StandIn) -> None:
+def test_the_meta_of_a_dead_node_can_not_be_unset(stand_in: NomadStandIn) -> None:
     node = stand_in.state.nodes["node2"]
     stand_in.state.down_after_s = 0.2
     stand_in.kill("node2")
@@ -128,7 +125,7 @@ def test_the_meta_of_a_dead_node_can_not_be_unset(stand_in: StandIn) -> None:
     assert said == (down["status"], down["answer"])
 
 
-def test_its_documents_have_the_keys_of_real_ones_and_no_others(stand_in: StandIn) -> None:
+def test_its_documents_have_the_keys_of_real_ones_and_no_others(stand_in: NomadStandIn) -> None:
     stand_in.state.start_s = 0.0
     stand_in.state.register(job("db"))
     node_id = stand_in.state.nodes["node1"].id
@@ -156,7 +153,7 @@ def test_its_documents_have_the_keys_of_real_ones_and_no_others(stand_in: StandI
 
 
 def test_closing_it_lets_go_who_waits_for_an_answer() -> None:
-    with StandIn() as stand_in:
+    with NomadStandIn() as stand_in:
         stand_in.freeze("node1")
         nomad = NomadAgent(stand_in.address("node1"), timeout_s=0.2)
         assert outcome_of(nomad.local_meta) is NomadOutcome.TIMEOUT
@@ -167,7 +164,7 @@ def test_closing_it_lets_go_who_waits_for_an_answer() -> None:
 def test_a_meta_takes_five_to_ten_seconds_unless_told_otherwise() -> None:
     now = [100.0]
     for _ in range(20):
-        state = State(("node1",), now=lambda: now[0])
+        state = NomadState(("node1",), now=lambda: now[0])
         node = state.nodes["node1"]
         start = now[0]
         state.set_meta(node, {"k": "v"})
@@ -179,7 +176,7 @@ def test_a_meta_takes_five_to_ten_seconds_unless_told_otherwise() -> None:
 
 def test_of_two_metas_on_their_way_the_last_one_counts() -> None:
     now = [0.0]
-    state = State(("node1",), now=lambda: now[0])
+    state = NomadState(("node1",), now=lambda: now[0])
     node = state.nodes["node1"]
     state.set_meta(node, {"k": "v"})
     now[0] = 1.0
@@ -191,7 +188,7 @@ def test_of_two_metas_on_their_way_the_last_one_counts() -> None:
 
 def test_a_node_that_returns_before_anybody_noticed_has_lost_nothing() -> None:
     now = [0.0]
-    state = State(("node1",), down_after_s=20.0, now=lambda: now[0])
+    state = NomadState(("node1",), down_after_s=20.0, now=lambda: now[0])
     state.kill("node1")
     now[0] = 19.0
     state.advance()

@@ -16,7 +16,7 @@ from standfast.role.observation import (
     in_lineage,
     newest,
 )
-from tests.unit.deciding import NOW_S, cluster, epoch_record, local, snap
+from tests.support.observations import NOW_S, cluster, epoch_record, local, snap
 
 SEEN = (5, "a", "a1", 7)
 NEXT = (5, "a", "a1", 8)

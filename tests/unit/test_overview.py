@@ -24,9 +24,8 @@ from standfast.status.advice import NEXT, next_step
 from standfast.status.headline import Level, time_of
 from standfast.status.overview import MOST_EPOCHS, SILENT_S, Keys, Seen, describe, document
 from tests.fakes.machine import config_in
-from tests.unit.pictures import NOW, blind, dead, keys, served, snapshot, standby
-
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import CHECKOUT
+from tests.support.status_documents import NOW, blind, dead, keys, served, snapshot, standby
 
 
 @pytest.fixture
@@ -231,14 +230,14 @@ def test_what_consul_did_not_tell_is_null_and_not_a_no(config: Config) -> None:
     assert doc["level"] == "unknown"
 
 
-def test_the_agent_s_silence_is_told_though_consul_answers(config: Config) -> None:
+def test_a_silent_agent_is_told_though_consul_answers(config: Config) -> None:
     doc = told(served(agent=False), config, agent_error="no whole line arrived in time")
     assert doc["headline"]["level"] == "ok"
     assert doc["sources"]["agent"] == {"ok": False, "text": "no whole line arrived in time"}
     assert doc["level"] == "unknown"
 
 
-def test_only_the_primary_s_own_notes_tell_of_its_replications(config: Config) -> None:
+def test_only_the_notes_of_the_primary_itself_tell_of_its_replications(config: Config) -> None:
     failing = StandbyState(
         last_success_at=NOW - 900,
         last_failure_at=NOW - 10,
@@ -337,7 +336,7 @@ def test_the_whole_is_as_well_as_its_worst_volume(config: Config) -> None:
 
 
 def test_every_next_step_is_the_one_of_the_page_of_codes() -> None:
-    page = (ROOT / "docs/reason-codes.md").read_text()
+    page = (CHECKOUT / "docs/reason-codes.md").read_text()
     for reason, step in NEXT.items():
         row = re.search(rf"(?m)^\| `{reason}` \| .* \| (.*) \|$", page)
         assert row is not None and row[1] == step, reason
@@ -501,7 +500,7 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
     [{}, {"epoch": 7}, served(standbys=5), served(fence=[]), served(since="x"), [1]],
     ids=repr,
 )
-def test_an_agent_s_answer_of_another_shape_is_no_answer(config: Config, odd: Any) -> None:
+def test_an_answer_of_an_agent_in_another_shape_is_no_answer(config: Config, odd: Any) -> None:
     other = replace(config, volume="other")
     looks = StatusCache(
         [config, other], readers(fetch=lambda one: odd if one == config else served())
@@ -569,7 +568,7 @@ def paths_of(value: Any, path: str = "") -> set[str]:
 
 
 def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> None:
-    page = (ROOT / "docs/status-page.md").read_text()
+    page = (CHECKOUT / "docs/status-page.md").read_text()
     rows = dict(re.findall(r"(?m)^\| `([^`]+)` \| (.+) \|$", page))
     objects = {path for path, text in rows.items() if text.startswith("object")}
     full = served(
@@ -589,6 +588,6 @@ def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> Non
     assert found == set(rows)
     whats = re.search(r"a stable name: (.*) \|", page)
     assert whats is not None
-    source = (ROOT / "standfast/status/notices.py").read_text()
+    source = (CHECKOUT / "standfast/status/notices.py").read_text()
     named = set(re.findall(r'Notice\(\s*Level\.[A-Z]+,\s*"([a-z-]+)"', source))
     assert named == set(re.findall(r"`([a-z-]+)`", whats[1]))

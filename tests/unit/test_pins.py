@@ -68,7 +68,7 @@ def test_each_node_has_its_newest_common_snapshot(config: Config) -> None:
     assert pins.load(config) == {"c": pin(2)}
 
 
-def test_the_same_snapshot_again_doesn_t_make_a_pin_younger(config: Config) -> None:
+def test_the_same_snapshot_again_does_not_make_a_pin_younger(config: Config) -> None:
     pins.note(config, "b", pin(1, at=1e9))
     pins.note(config, "b", pin(1, at=2e9))
     assert pins.load(config)["b"].at == 1e9
@@ -154,7 +154,7 @@ def test_a_standby_never_pins_for_itself_nor_what_standfast_did_not_make(config:
     assert content(config) == {}
 
 
-def test_an_older_word_doesn_t_replace_a_newer_pin(config: Config) -> None:
+def test_an_older_word_does_not_replace_a_newer_pin(config: Config) -> None:
     learn(config, {"b": "id-2"}, 1, 2)
     learn(config, {"b": "id-1"}, 1, 2)
     assert content(config) == {"b": "id-2"}

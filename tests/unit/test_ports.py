@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 
 from tests.contract.ports.implementations import Implementation
-from tests.mutants import ROOT
+from tests.support.checkout import CHECKOUT
 
 SUITES = "tests.contract.ports"
 NO_PORTS = {
@@ -25,7 +25,7 @@ NO_PORTS = {
     "standfast.demo.consul.http.Cluster": "a part of the demo's Consul, whose suite is test_consul",
     "standfast.cli.nomad_boot.Servers": "two calls of NomadGateway",
     "standfast.replication.progress.Progress": "says how far a replication is, and does nothing",
-    "tests.contract.nomad_clusters.Machines": "a part of the tests' clusters",
+    "tests.support.nomad_clusters.NomadMachines": "a part of the tests' clusters",
 }
 SYSTEMD = "needs systemd: tests/labs/containers/test_ports.py"
 
@@ -44,9 +44,9 @@ ELSEWHERE = {
     "tests.contract.test_lease_on_consul.Racing": "a gateway that is held up on purpose",
     "tests.contract.test_lease_on_consul.Stalled": "a gateway that is held up on purpose",
     "tests.fakes.replication.LeaseKeys": "a MemoryConsul with a lease in it",
-    "tests.sim.model_consul.Store": "the servers behind its Client, which is the gateway",
+    "tests.sim.model_consul.ConsulStore": "the servers behind its SimConsul, which is the gateway",
     "tests.unit.test_fence_made.Rules": "a KernelFence over the note of which rules there are",
-    "tests.unit.test_keeper.Fence": "a FakeFence that notes what it is asked",
+    "tests.unit.keepers.Fence": "a FakeFence that notes what it is asked",
     "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",
     "tests.unit.test_receive.Arriving": "a DirectoryStore in which something arrives",
     "tests.unit.test_shipment.Sends": "a DirectoryStore that sends what a test says",
@@ -58,7 +58,7 @@ Methods = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Found:
+class ClassInModule:
     """A class as it stands in its module."""
 
     own: Methods
@@ -66,7 +66,7 @@ class Found:
     """Full names, as far as the module's imports tell them."""
 
 
-def classes_of(module: str, tree: ast.Module) -> Iterator[tuple[str, Found]]:
+def classes_of(module: str, tree: ast.Module) -> Iterator[tuple[str, ClassInModule]]:
     nodes = list(ast.walk(tree))
     imported = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
@@ -85,17 +85,19 @@ def classes_of(module: str, tree: ast.Module) -> Iterator[tuple[str, Found]]:
             }
             names = [ast.unparse(base).partition("[")[0] for base in node.bases]
             bases = tuple(imported.get(name, f"{module}.{name}") for name in names)
-            yield f"{module}.{node.name}", Found(own, bases)
+            yield f"{module}.{node.name}", ClassInModule(own, bases)
 
 
 @cache
-def classes() -> Mapping[str, Found]:
+def classes() -> Mapping[str, ClassInModule]:
     files = (
-        path for top in ("standfast", "tests", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py")
+        path
+        for top in ("standfast", "tests", "benchmarks")
+        for path in CHECKOUT.glob(f"{top}/**/*.py")
     )
-    found: dict[str, Found] = {}
+    found: dict[str, ClassInModule] = {}
     for path in files:
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
         found |= classes_of(module, ast.parse(path.read_text()))
     return found
 
@@ -131,7 +133,7 @@ def implementers(port: str) -> list[str]:
 
 @cache
 def suites() -> Mapping[str, ModuleType]:
-    names = sorted(path.stem for path in ROOT.joinpath(*SUITES.split(".")).glob("test_*.py"))
+    names = sorted(path.stem for path in CHECKOUT.joinpath(*SUITES.split(".")).glob("test_*.py"))
     return {name: import_module(f"{SUITES}.{name}") for name in names}
 
 

@@ -14,13 +14,9 @@ import pytest
 from standfast.replication import progress
 from standfast.replication.progress import Bar, Lines, Meter, describe, showing
 from standfast.text import size
+from tests.unit.terminals import TerminalOutput
 
 MIB = 2**20
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 class Gone(io.StringIO):
@@ -83,21 +79,21 @@ def test_a_short_stream_says_nothing() -> None:
 
 
 def test_a_terminal_gets_a_bar_with_bytes_rate_and_time_left() -> None:
-    out = Terminal()
+    out = TerminalOutput()
     bar = Bar("c1", 0, out)
     bar(3 * MIB, 4 * MIB)
     bar._bar.refresh()
     bar.close()
     shown = out.getvalue()
     assert "c1:  75%" in shown and "3.00M/4.00M" in shown and "B/s" in shown
-    again = Terminal()
+    again = TerminalOutput()
     with showing("c1", out=again) as show:
         show(MIB, 4 * MIB)
     assert "c1:" in again.getvalue()
 
 
 def test_a_bar_whose_estimate_was_too_low_goes_on_without_an_end() -> None:
-    out = Terminal()
+    out = TerminalOutput()
     bar = Bar("c1", 0, out)
     bar(3 * MIB, 4 * MIB)
     bar(3 * MIB, 4 * MIB)
@@ -108,7 +104,7 @@ def test_a_bar_whose_estimate_was_too_low_goes_on_without_an_end() -> None:
 
 
 def test_quiet_is_quiet_on_a_terminal_too() -> None:
-    out = Terminal()
+    out = TerminalOutput()
     with showing("c1", quiet=True, out=out) as show:
         show(3 * MIB, 4 * MIB)
     assert out.getvalue() == ""

@@ -256,7 +256,7 @@ def test_a_holder_with_longer_timings_than_ours_is_given_its_own_time() -> None:
     assert protocol.objection(claim, held(shorter), 112.0, WAIT_S) is None
 
 
-def test_each_heartbeat_tells_the_holder_s_wait() -> None:
+def test_each_heartbeat_tells_the_wait_of_the_holder() -> None:
     attempt = protocol.next_attempt(TENURE, LeaderState.SERVING, (), wait_s=WAIT_S)
     assert Leader.parse(attempt.leader.dump()).wait == WAIT_S
     assert Leader.parse(beat().dump()).wait == 0.0, "an older version's"

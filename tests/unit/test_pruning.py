@@ -26,8 +26,8 @@ from standfast.replication.pins import Pin
 from standfast.replication.pruning import MOST_AT_ONCE, Pruned, prune
 from standfast.system import clock
 from standfast.system.clock import Instant, monotonic, utc_now
-from tests.contract.volumes import btrfs_on_file, command, paths_below, require_btrfs
 from tests.support.origins import note_epoch
+from tests.support.volumes import btrfs_on_file, command, paths_below, require_btrfs
 
 DAY_S = 86400.0
 T0 = 1_700_000_000.0
@@ -178,7 +178,7 @@ def test_many_go_in_batches_the_oldest_first(node: Node1) -> None:
 
 
 @pytest.mark.parametrize("file", ["pins.json", "published.json", "own-epoch.json"])
-def test_what_can_t_be_read_protects_everything(
+def test_what_can_not_be_read_protects_everything(
     node: Node1, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.add(*range(1, 6))
@@ -189,7 +189,7 @@ def test_what_can_t_be_read_protects_everything(
     assert "were not deleted" in caplog.text and len(node.ids()) == 5
 
 
-def test_a_replication_that_can_t_say_what_it_needs_protects_everything(node: Node1) -> None:
+def test_a_replication_that_can_not_say_what_it_needs_protects_everything(node: Node1) -> None:
     node.add(*range(1, 6))
     with pins.in_use(node.config, ["own-1"]):
         (path,) = (node.config.run_dir / "in-use").iterdir()
@@ -227,7 +227,7 @@ def test_a_deletion_that_fails_says_what_is_gone(
 # Pins that are dropped
 
 
-def test_a_dead_standby_s_pin_is_dropped_said_and_marked(
+def test_the_pin_of_a_dead_standby_is_dropped_said_and_marked(
     node: Node1, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.add(*range(1, 6))

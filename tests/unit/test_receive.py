@@ -241,7 +241,7 @@ def test_another_content_than_was_announced_is_not_published(standby: Standby) -
     assert standby.refusal() is Reason.INCOMPLETE
 
 
-def test_other_metadata_than_the_sender_s_is_not_published(standby: Standby) -> None:
+def test_other_metadata_than_that_of_the_sender_is_not_published(standby: Standby) -> None:
     standby.begin = structs.replace(standby.begin, fingerprint="0" * 64)
     assert standby.refusal() is Reason.INCOMPLETE
 
@@ -278,7 +278,7 @@ def test_the_epoch_of_whoever_was_let_in_is_kept(standby: Standby) -> None:
     assert EpochFile(standby.config.state_dir / "epoch").read() == EPOCH
 
 
-def test_an_election_of_consul_s_throws_no_stream_away(
+def test_an_election_in_consul_throws_no_stream_away(
     standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []

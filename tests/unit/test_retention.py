@@ -66,7 +66,7 @@ def test_weeks_begin_on_monday_and_months_on_the_first_in_utc() -> None:
     ]  # fmt: skip
 
 
-def test_periods_without_a_snapshot_don_t_count() -> None:
+def test_periods_without_a_snapshot_do_not_count() -> None:
     sparse = stamped("20250105", "20250601", "20260101")
     assert len(kept(sparse, keep(daily=3))) == 3
 
@@ -206,7 +206,7 @@ def test_what_was_old_once_is_never_missed_later(
 
 
 @pytest.mark.parametrize(("policy", "bound"), [(KeepOwn(), 25), (KeepPublished(), 84)])
-def test_an_interval_of_five_seconds_doesn_t_pile_up(policy: Keep, bound: int) -> None:
+def test_an_interval_of_five_seconds_does_not_pile_up(policy: Keep, bound: int) -> None:
     """Two days, pruned after each snapshot; the grid is full by then, and no more come."""
     held: list[Snapshot] = []
     epochs: dict[str, int] = {}
@@ -239,7 +239,7 @@ def late(*nodes: tuple[str, float], present: str = "bcd") -> tuple[str, ...]:
     return overdue(pins, {f"id-{node}" for node in present}, NOW, LIMIT_S)
 
 
-def test_a_dead_standby_s_pin_goes_when_another_one_is_up_to_date() -> None:
+def test_the_pin_of_a_dead_standby_goes_when_another_one_is_up_to_date() -> None:
     assert late(("b", 15), ("c", 1), ("d", 20)) == ("b", "d")
     assert late(("b", 14), ("c", 1)) == ()
 

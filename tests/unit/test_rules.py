@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +15,12 @@ import yaml
 
 from standfast.exporter.families import FAMILIES
 from standfast.reasons import Reason
-from tests.labs.shared.monitoring import DASHBOARD, RULES, dashboard_queries, names_in, quicker
+from tests.support.checkout import CHECKOUT
+from tests.support.monitoring import DASHBOARD, RULES, dashboard_queries, names_in, quicker
 from tools.rules_to_grafana import GRAFANA, written
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/alerts.md").read_text()
-TESTS = sorted((ROOT / "tests/promtool").glob("*.test.yml"))
+PAGE = (CHECKOUT / "docs/alerts.md").read_text()
+TESTS = sorted((CHECKOUT / "tests/promtool").glob("*.test.yml"))
 METRICS = {family.full_name for family in FAMILIES.values()}
 
 

@@ -14,15 +14,12 @@ from standfast.system import run as run_module
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.run import TOO_LATE, exec_before, failing, run
 from tests.support.pace import patient
-from tests.support.processes import wait_until_gone
-
-
-def soon(seconds: float | None = None) -> Deadline:
-    return Deadline.after(patient(30) if seconds is None else seconds)
+from tests.support.waiting import soon
+from tests.unit.processes import wait_until_gone
 
 
 def sh(script: str, **options: object) -> run_module.Completed:
-    settings: dict[str, object] = {"deadline": soon(), "op": "test", **options}
+    settings: dict[str, object] = {"deadline": soon(30), "op": "test", **options}
     return run(["/bin/sh", "-c", script], **settings)  # type: ignore[arg-type]
 
 
@@ -32,7 +29,7 @@ def test_output_status_and_words_of_a_command_come_back() -> None:
 
 
 def test_input_longer_than_a_pipe_reaches_the_command() -> None:
-    assert run(["wc", "-c"], deadline=soon(), op="t", input="x" * 300_000).stdout.strip() == (
+    assert run(["wc", "-c"], deadline=soon(30), op="t", input="x" * 300_000).stdout.strip() == (
         "300000"
     )
 
@@ -62,13 +59,13 @@ def test_a_death_by_signal_is_said_as_such() -> None:
 
 def test_a_missing_program_is_named() -> None:
     with pytest.raises(CommandFailed, match="no-such-program can't be started") as caught:
-        run(["no-such-program"], deadline=soon(), op="t")
+        run(["no-such-program"], deadline=soon(30), op="t")
     assert caught.value.returncode == 127
 
 
 def test_at_the_deadline_the_grandchildren_die_too(tmp_path: Path) -> None:
     with pytest.raises(TimedOut, match="before its deadline and was killed"):
-        sh(f"sleep 60 & echo $! > {tmp_path}/pid; sleep 60", deadline=soon(patient(0.3)))
+        sh(f"sleep 60 & echo $! > {tmp_path}/pid; sleep 60", deadline=soon(0.3))
     wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -89,12 +86,12 @@ def test_a_passed_deadline_starts_nothing(tmp_path: Path) -> None:
 def test_output_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "MAX_OUTPUT_BYTES", 100_000)
     with pytest.raises(CommandFailed, match="wrote more than 100000 bytes"):
-        run(["yes"], deadline=soon(), op="t")
+        run(["yes"], deadline=soon(30), op="t")
 
 
 def test_a_slow_writer_does_not_outlive_its_deadline() -> None:
     with pytest.raises(TimedOut):
-        sh("while :; do echo x; sleep 0.02; done", deadline=soon(0.3))
+        sh("while :; do echo x; sleep 0.02; done", deadline=Deadline.after(0.3))
 
 
 def test_only_the_end_of_a_long_stderr_is_kept() -> None:
@@ -130,7 +127,7 @@ def test_no_descriptor_is_left_open() -> None:
     for _ in range(3):
         sh("true", input="x")
         with pytest.raises(TimedOut):
-            sh("sleep 5", deadline=soon(0.05))
+            sh("sleep 5", deadline=Deadline.after(0.05))
         exec_before(monotonic() + patient(5), ["true"], op="t")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 

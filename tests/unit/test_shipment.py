@@ -222,7 +222,7 @@ def test_everything_is_sent_again_by_itself_only_where_that_was_allowed(
     assert announced(allowed, pipe, "another past").parent_content_id is None
 
 
-def test_the_metadata_s_fingerprint_is_announced_where_it_is_to_be_verified(
+def test_the_fingerprint_of_the_metadata_is_announced_where_it_is_to_be_verified(
     tmp_path: Path, pipe: tuple[int, int]
 ) -> None:
     assert announced(storage_node(tmp_path, "a"), pipe, None).fingerprint is None

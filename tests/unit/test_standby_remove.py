@@ -11,7 +11,7 @@ from standfast.cli import standby_remove
 from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.replication import pins, state
 from standfast.replication.state import Shared
-from tests.unit.cli_helpers import Desk, a_desk
+from tests.support.terminal import Desk, a_desk
 
 NAME = "services@20261122T101500Z"
 

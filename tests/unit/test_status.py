@@ -39,9 +39,9 @@ from standfast.status.text import render
 from standfast.system.clock import monotonic
 from standfast.text import duration
 from tests.fakes.machine import config_in
+from tests.support.status_documents import served
+from tests.support.terminal import a_desk
 from tests.unit.agents import SERVING, agent
-from tests.unit.cli_helpers import a_desk
-from tests.unit.pictures import served
 
 NOW = 1_795_000_000.0
 # The tables below are made long before their tests run.
@@ -358,7 +358,7 @@ def test_a_port_that_was_opened_by_hand_has_no_end(
     assert any("WITHOUT END" in line for line in render(doc).splitlines())
 
 
-def test_a_client_s_text_says_whose_word_it_is(config: Config) -> None:
+def test_the_text_of_a_client_says_whose_word_it_is(config: Config) -> None:
     doc = build(view(), None, config, NOW) | {"agent": False}
     assert "no agent runs here" in render(doc).splitlines()[1]
 

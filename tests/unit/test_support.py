@@ -11,9 +11,8 @@ import pytest
 from hypothesis import settings
 
 from tests.support import examples, pace
+from tests.support.checkout import CHECKOUT
 from tests.support.waiting import NotInTime, wait_for
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 def test_the_first_true_answer_ends_a_wait() -> None:

@@ -151,7 +151,7 @@ def test_a_configuration_keeps_the_role_here(
     assert judge(STANDING, replace(config, **changes), NOW) == outcome
 
 
-def test_a_word_from_before_the_first_look_is_nobody_s() -> None:
+def test_a_word_from_before_the_first_look_is_that_of_nobody() -> None:
     found = {"n2": (word(), 7)}
     signs = watch({}, found, NOW)
     assert signs["n2"].changed_at is None
@@ -179,7 +179,7 @@ def test_nodes_that_can_not_serve_have_the_role_once_each() -> None:
     assert had_it({7: epoch_records[7]}, 7) == set()
 
 
-def test_time_without_a_lease_is_consul_s() -> None:
+def test_time_without_a_lease_is_that_of_consul() -> None:
     spell = Spell(NOW).seen(NOW + 5, "nfsd has no threads")
     assert spell.unserved_s(NOW + 5) == 5
     spell = spell.paused(NOW + 300)
@@ -458,7 +458,7 @@ def test_a_lost_lease_stops_the_server_though_nothing_can_be_written(
 
 
 @pytest.mark.parametrize("by", ["a heartbeat", "a release"])
-def test_a_lost_lease_has_the_successor_s_epoch_noted(holding: Holding, by: str) -> None:
+def test_a_lost_lease_has_the_epoch_of_the_successor_noted(holding: Holding, by: str) -> None:
     """The agent may be dead, and Consul be restored before it lives again."""
     holding.consul.put(holding.config.key("epoch"), dump_epoch(3))
     if by == "a release":

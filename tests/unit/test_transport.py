@@ -13,7 +13,7 @@ from standfast.consul import http as transport
 from standfast.consul.http import Endpoint, Failure, Request, TransportError, exchange, tls_context
 from standfast.errors import ConfigError
 from standfast.system.clock import Deadline, monotonic
-from tests.rude_server import (
+from tests.fakes.rude_server import (
     Manner,
     drip,
     flood,

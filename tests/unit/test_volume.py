@@ -58,7 +58,7 @@ def test_it_is_made_from_what_was_decided_upon_and_not_from_a_namesake(node: Fak
     assert node.store.made_from == decided
 
 
-def test_without_an_intent_the_history_s_word_counts(node: FakeNode) -> None:
+def test_without_an_intent_the_word_of_the_history_counts(node: FakeNode) -> None:
     """The state directory was lost between the acquisition and this."""
     only = has(node, "c0ffee")
     volume.prepare(node.machine, 5, str(BASE))

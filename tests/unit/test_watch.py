@@ -44,7 +44,7 @@ def test_watches_begin_anew_with_another_leader_and_when_consul_is_back(
     assert looks(*((one,) for one in seen)) == [(one, 0) for one in anew]
 
 
-def test_watches_move_on_when_their_address_stays_silent_and_another_doesn_t() -> None:
+def test_watches_move_on_when_their_address_stays_silent_and_another_does_not() -> None:
     assert looks(("a", "a"), (None, "a"), (None, "a"), (None, "a")) == [
         (False, 0),
         (True, 1),
@@ -52,7 +52,7 @@ def test_watches_move_on_when_their_address_stays_silent_and_another_doesn_t() -
     ]
 
 
-def test_watches_don_t_go_back_for_nothing() -> None:
+def test_watches_do_not_go_back_for_nothing() -> None:
     down, up = (None, "a"), ("a", "a")
     assert looks(up, down, down, up, up)[1:] == [(True, 1), (False, 1), (False, 1)]
     assert looks(up, down, down, up, ("a", None), ("a", None))[-1] == (True, 0)

@@ -21,6 +21,7 @@ from standfast.status.text import render
 from standfast.status.watching import Watch
 from standfast.system.clock import monotonic
 from tests.fakes.machine import config_in
+from tests.unit.terminals import TerminalOutput
 
 DOC: dict[str, Any] = {
     "volume": "data-services",
@@ -34,11 +35,6 @@ DOC: dict[str, Any] = {
     "failover": {"possible": True, "reason": None, "sentence": "n2 would lose 30 s"},
     "standbys": [{"node": "n2", "age_s": 30.0, "snapshot": "services@x", "candidate": True}],
 }
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture
@@ -73,7 +69,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(
     monkeypatch.setattr(
         "standfast.status.watching.shutil.get_terminal_size", lambda: os.terminal_size((30, 4))
     )
-    text = watched(config, Terminal(), DOC, DOC)
+    text = watched(config, TerminalOutput(), DOC, DOC)
     frames = text.split("\033[H")[1:]
     assert len(frames) == 2
     for frame in frames:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -27,11 +26,12 @@ from standfast.errors import StandfastError
 from standfast.mounts.bind import LiveBind
 from standfast.node.ports import BindMount, LiveTree
 from standfast.system.systemd import SystemdUnits
+from tests.contract.ports.holders import holder
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import make_live, on_a_node
-from tests.contract.volumes import command
 from tests.fakes.machine import FakeBind, config_in, fake_node
 from tests.sim.machine import SimBind
+from tests.sim.one_node import make_live, on_a_node
+from tests.support.volumes import command
 from tests.support.waiting import soon, wait_for
 
 PORTS = (BindMount,)
@@ -46,13 +46,6 @@ case "$*" in
     mountpoint -q {bind} || mount ${{what:+--bind}} ${{what:--t tmpfs unit}} {bind} ;;
   stop*) ! mountpoint -q {bind} || umount {bind} ;;
 esac
-"""
-HOLDER = """
-import os, sys
-flags = os.O_RDWR if sys.argv[1] == "write" else os.O_RDONLY
-os.open(sys.argv[2], flags)
-print("open", flush=True)
-sys.stdin.read()
 """
 
 
@@ -80,19 +73,6 @@ def at(config: Config) -> tuple[Path, Path]:
     live.mkdir(parents=True)
     (live / "file").write_text("x")
     return live, bind
-
-
-@contextlib.contextmanager
-def holder(file: Path, how: str) -> Iterator[None]:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, how, file],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
-        yield
 
 
 @contextlib.contextmanager

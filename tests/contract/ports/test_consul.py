@@ -37,7 +37,6 @@ from standfast.node import node as machine
 from standfast.replication.ports import ReplicaGateway
 from standfast.system.clock import Deadline, monotonic
 from tests.contract import consul_scene
-from tests.contract.consul_clusters import NODE, embedded_cluster, real_cluster
 from tests.contract.consul_scene import (
     HANG_S,
     SYNC_S,
@@ -50,10 +49,11 @@ from tests.contract.consul_scene import (
 )
 from tests.contract.peers import FileGateway
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import on_a_node
 from tests.fakes.client import FakeClient, fake_client
 from tests.fakes.consul import MemoryConsul
-from tests.sim.model_consul import Client
+from tests.sim.model_consul import SimConsul
+from tests.sim.one_node import on_a_node
+from tests.support.consul_clusters import NODE, embedded_cluster, real_cluster
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -108,7 +108,7 @@ IMPLEMENTATIONS = (
     Implementation((ConsulGateway,), real, name="real"),
     Implementation((ConsulGateway, EmbeddedConsul), embedded, name="embedded"),
     Implementation((MemoryConsul,), in_memory),
-    Implementation((Client,), simulated, name="simulated"),
+    Implementation((SimConsul,), simulated, name="simulated"),
 )
 OF_CLIENTS = (Implementation((FakeClient,), of_a_client),)
 OF_KEYS = (Implementation((FileGateway,), in_a_file),)

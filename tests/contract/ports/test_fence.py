@@ -24,15 +24,15 @@ from standfast.node.ports import Fence
 from standfast.system.clock import monotonic, sleep
 from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import on_a_node
-from tests.contract.volumes import command
+from tests.fakes.fences import SharedPort, VolumeFence
 from tests.fakes.machine import FakeFence, World
 from tests.sim.machine import SimFence
+from tests.sim.one_node import on_a_node
 from tests.support import needs
 from tests.support.fences import claimed
 from tests.support.pace import patient
+from tests.support.volumes import command
 from tests.support.waiting import soon
-from tests.unit.test_fence_of_volumes import Kernel, OneOf
 
 PORTS = (Fence,)
 PORT = 2049
@@ -84,12 +84,12 @@ def by_file(directory: Path) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def fake_kernel(directory: Path) -> Iterator[Scene]:
-    kernel = Kernel(in_place=False)
+    kernel = SharedPort(in_place=False)
 
     def flush() -> None:
         kernel.in_place = False
 
-    data, music = (OneOf(kernel, directory, volume) for volume in ("data", "music"))
+    data, music = (VolumeFence(kernel, directory, volume) for volume in ("data", "music"))
     yield Scene(data, flush, other=music)
 
 
@@ -120,7 +120,7 @@ IMPLEMENTATIONS = (
         (*KERNEL, needs.tool("ipset", "ipset"), needs.tool("iptables-legacy", "iptables")),
     ),
     Implementation((FileFence,), by_file),
-    Implementation((OneOf,), fake_kernel),
+    Implementation((VolumeFence,), fake_kernel),
     Implementation((FakeFence,), fake),
     Implementation((SimFence,), simulated),
 )

@@ -20,8 +20,8 @@ from standfast.lease.inbox import Inbox, SocketInbox
 from standfast.system.clock import monotonic, sleep
 from standfast.system.local_socket import ask, listen
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import on_a_node
 from tests.sim.node import SimInbox
+from tests.sim.one_node import on_a_node
 from tests.support.pace import patient
 from tests.support.waiting import soon
 

@@ -22,9 +22,9 @@ from standfast.nomad.loop import Follower
 from standfast.nomad.observation import Role
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.machine import FakeJobs
-from tests.fakes.nomad_world import Client, World, job
+from tests.fakes.nomad_world import NomadClient, NomadWorld, job
+from tests.support.observations import config
 from tests.support.waiting import soon
-from tests.unit.deciding import config
 
 PORTS = (Jobs,)
 EPOCH = 1
@@ -43,7 +43,7 @@ class Scene:
 
 @contextlib.contextmanager
 def nomad(_directory: Path) -> Iterator[Scene]:
-    where = World({name: Client(name) for name in "ab"}, [job("db"), job("web")])
+    where = NomadWorld({name: NomadClient(name) for name in "ab"}, [job("db"), job("web")])
     base = config("a", nomad=NomadAccess(kill_timeout_limit=0.5))
     where.set_epoch(base, EPOCH)
     follower = where.follower(base)

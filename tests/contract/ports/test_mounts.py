@@ -21,7 +21,7 @@ from standfast.clients.ports import Mounts
 from standfast.errors import StandfastError
 from standfast.mounts.mounts import KernelMounts
 from standfast.system.mountinfo import Mount, mounted_at, stack_at
-from tests.contract.client_scene import A, B, StandIn, build
+from tests.contract.client_scene import A, B, MountsStandIn, build
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.client import FakeClient, fake_client
 from tests.support.waiting import soon
@@ -69,7 +69,7 @@ def fake(directory: Path) -> Iterator[Scene]:
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")
 IMPLEMENTATIONS = (
-    Implementation((KernelMounts, StandIn), kernel, (ROOT,)),
+    Implementation((KernelMounts, MountsStandIn), kernel, (ROOT,)),
     Implementation((FakeClient,), fake),
 )
 

@@ -33,11 +33,11 @@ from standfast.system.systemd import JournalLine
 from tests.contract import ganesha
 from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import give_the_lease, let_serve, on_a_node
-from tests.contract.storage_node import EPOCH, embedded_primary
-from tests.contract.volumes import command
 from tests.fakes.machine import FakeNfs, World, config_in
 from tests.sim.machine import SimNfs
+from tests.sim.one_node import give_the_lease, let_serve, on_a_node
+from tests.support.storage_node import EPOCH, embedded_primary
+from tests.support.volumes import command
 from tests.support.waiting import soon
 
 PORTS = (NfsServer,)
@@ -248,7 +248,7 @@ def test_a_running_server_is_told_of_an_export_and_of_its_end(scene: Scene) -> N
         assert "exported" in (nfs.check(soon(START_S)) or "")
 
 
-def test_without_the_guard_s_yes_nothing_starts(scene: Scene) -> None:
+def test_without_a_yes_of_the_guard_nothing_starts(scene: Scene) -> None:
     scene.nfs.export(FSID)
     scene.forbid()
     with pytest.raises(Refused) as refused:

@@ -16,19 +16,19 @@ from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.ports import Allocation, Node, NomadGateway
 from standfast.system.clock import monotonic
-from tests.contract.nomad_clusters import (
+from tests.contract.ports.implementations import Implementation, each
+from tests.fakes.nomad import NomadStandIn
+from tests.support.figures import note
+from tests.support.nomad_clusters import (
     NODES,
     ONE_AT_A_TIME,
     POLICY,
     SERVER,
-    Cluster,
+    NomadCluster,
     job,
     real_cluster,
     stand_in_cluster,
 )
-from tests.contract.ports.implementations import Implementation, each
-from tests.fakes.nomad import StandIn
-from tests.support.figures import note
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
@@ -39,7 +39,7 @@ _numbers = itertools.count(1)
 
 
 IMPLEMENTATIONS = (
-    Implementation((NomadAgent, StandIn), lambda _: stand_in_cluster(), name="stand-in"),
+    Implementation((NomadAgent, NomadStandIn), lambda _: stand_in_cluster(), name="stand-in"),
     Implementation((NomadAgent,), real_cluster, (ONE_AT_A_TIME,), name="real"),
 )
 
@@ -47,13 +47,13 @@ IMPLEMENTATIONS = (
 @pytest.fixture(scope="module", params=each(IMPLEMENTATIONS))
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+) -> Iterator[NomadCluster]:
     with request.param.make(tmp_path_factory.mktemp("nomad")) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def prepared(cluster: Cluster) -> list[str]:
+def prepared(cluster: NomadCluster) -> list[str]:
     """Keys of metas that OLD has and the servers know of: one wait for all tests together."""
     keys = [f"prepared_{next(_numbers)}" for _ in range(10)]
     for key in keys:
@@ -69,7 +69,7 @@ def prepared(cluster: Cluster) -> list[str]:
 class Scene:
     """One test's meta key and jobs; they are gone and both nodes in order when it is over."""
 
-    def __init__(self, cluster: Cluster, prepared: list[str]) -> None:
+    def __init__(self, cluster: NomadCluster, prepared: list[str]) -> None:
         self.cluster = cluster
         self.prepared = prepared
         self.key = f"role_{next(_numbers)}"
@@ -143,7 +143,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene(cluster: Cluster, prepared: list[str]) -> Iterator[Scene]:
+def scene(cluster: NomadCluster, prepared: list[str]) -> Iterator[Scene]:
     made = Scene(cluster, prepared)
     yield made
     made.end()
@@ -158,7 +158,7 @@ def outcome_of(call: Callable[[], object]) -> tuple[NomadOutcome, str]:
 # The own agent and its meta
 
 
-def test_the_own_agent_knows_its_node_and_the_servers_know_it_too(cluster: Cluster) -> None:
+def test_the_own_agent_knows_its_node_and_the_servers_know_it_too(cluster: NomadCluster) -> None:
     for name in NODES:
         gateway = cluster.gateway(name)
         agent, node = gateway.agent(), gateway.own_node()
@@ -171,7 +171,7 @@ def test_the_own_agent_knows_its_node_and_the_servers_know_it_too(cluster: Clust
         )
 
 
-def test_a_server_is_no_node_and_may_be_the_leader(cluster: Cluster) -> None:
+def test_a_server_is_no_node_and_may_be_the_leader(cluster: NomadCluster) -> None:
     gateway = cluster.gateway(SERVER)
     agent = gateway.agent()
     assert (agent.server, agent.node_id, agent.failover_heartbeat_ttl_s) == (True, "", 300.0)
@@ -547,7 +547,7 @@ def test_a_restart_is_one_of_every_task_in_place(scene: Scene) -> None:
     assert (refusal[0], "that should not run" in refusal[1]) == ("server-error", True)
 
 
-def test_what_does_not_exist_has_a_name(cluster: Cluster) -> None:
+def test_what_does_not_exist_has_a_name(cluster: NomadCluster) -> None:
     gateway = cluster.gateway(NEW)
     calls: list[Callable[[], object]] = [
         lambda: gateway.node(NOBODY),
@@ -567,7 +567,7 @@ def test_what_does_not_exist_has_a_name(cluster: Cluster) -> None:
     assert "must be valid dotted hcl identifiers" in text
 
 
-def test_a_region_that_nobody_knows_is_no_way_to_the_servers(cluster: Cluster) -> None:
+def test_a_region_that_nobody_knows_is_no_way_to_the_servers(cluster: NomadCluster) -> None:
     gateway = cluster.gateway(region="nowhere")
     outcome, text = outcome_of(gateway.nodes)
     assert (outcome, "No path to region" in text) == (NomadOutcome.SERVER_ERROR, True)
@@ -615,7 +615,7 @@ def test_a_namespace_that_can_not_be_read_is_left_out_without_a_word(scene: Scen
         cluster.purge(there, "web")
 
 
-def test_no_token_and_an_unknown_one_are_denied_alike(cluster: Cluster) -> None:
+def test_no_token_and_an_unknown_one_are_denied_alike(cluster: NomadCluster) -> None:
     for secret in ("", NOBODY):
         gateway = cluster.gateway(OLD, token=secret)
         for call in (gateway.local_meta, gateway.nodes, gateway.agent):

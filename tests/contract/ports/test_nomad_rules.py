@@ -17,11 +17,11 @@ import pytest
 from standfast.errors import NomadError
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.ports import Allocation, Node, NomadGateway
-from tests.contract.nomad_clusters import NODES, SERVER, job, stand_in_cluster
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes import nomad_world
-from tests.fakes.nomad import StandIn
-from tests.fakes.nomad_world import Client, FakeNomad, World
+from tests.fakes.nomad import NomadStandIn
+from tests.fakes.nomad_world import FakeNomad, NomadClient, NomadWorld
+from tests.support.nomad_clusters import NODES, SERVER, job, stand_in_cluster
 from tests.support.waiting import wait_for
 
 PORTS = (NomadGateway,)
@@ -80,7 +80,7 @@ def stand_in(_directory: Path) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def in_memory(_directory: Path) -> Iterator[Scene]:
-    world = World({name: Client(name) for name in NODES}, [])
+    world = NomadWorld({name: NomadClient(name) for name in NODES}, [])
 
     def submit() -> None:
         world.jobs.append(nomad_world.job("db"))
@@ -92,7 +92,7 @@ def in_memory(_directory: Path) -> Iterator[Scene]:
 
 
 IMPLEMENTATIONS = (
-    Implementation((NomadAgent, StandIn), stand_in, name="stand-in"),
+    Implementation((NomadAgent, NomadStandIn), stand_in, name="stand-in"),
     Implementation((FakeNomad,), in_memory),
 )
 

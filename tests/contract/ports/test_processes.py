@@ -18,8 +18,8 @@ import pytest
 
 from standfast.clients.ports import Processes, Use
 from standfast.mounts.processes import ProcProcesses
+from tests.contract.ports.holders import holder
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.test_bind_mount import holder
 from tests.fakes.client import FakeClient, fake_client
 
 PORTS = (Processes,)

@@ -23,8 +23,8 @@ from standfast.replication.cycle import Sender
 from standfast.system.clock import Deadline, utc_now
 from tests.contract.pairs import primary_and_standby
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import EPOCH, give_the_lease, make_live, on_a_node
 from tests.fakes.machine import FakeSender, World
+from tests.sim.one_node import EPOCH, give_the_lease, make_live, on_a_node
 from tests.support.waiting import soon
 
 PORTS = (ReplicaSender,)

@@ -34,13 +34,13 @@ from standfast.replication.ports import ReplicaStore
 from standfast.role import volume
 from standfast.system.clock import Deadline, utc_now
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import make_live, on_a_node
-from tests.contract.volumes import BTRFS, btrfs_on_file, command, files, paths_below
 from tests.fakes.machine import fake_node
 from tests.sim.clockwork import Signal
-from tests.sim.disk import SimStore, Tree
+from tests.sim.disk import SimStore, SimTree
 from tests.sim.node import Seat
+from tests.sim.one_node import make_live, on_a_node
 from tests.sim.streams import Pipe, Pipeline
+from tests.support.volumes import BTRFS, btrfs_on_file, command, files, paths_below
 from tests.support.waiting import wait_for
 
 PORTS = (ReplicaStore,)
@@ -48,7 +48,7 @@ NOW = 1_800_000_000.0
 
 
 @dataclass
-class Place:
+class NodeVolume:
     """One node's volume."""
 
     store: Store
@@ -79,7 +79,7 @@ class Place:
 
 
 @dataclass
-class Simulated(Place):
+class Simulated(NodeVolume):
     """A node's disk: a file's content is a write, known by its number."""
 
     seat: Seat = field(kw_only=True)
@@ -118,7 +118,7 @@ class Simulated(Place):
         run([argv], deadline=Deadline.after(60), op="a test", **ends)
 
 
-Places = Callable[[str], Place]
+Places = Callable[[str], NodeVolume]
 """Makes places by name, each on a file system of its own, with an empty live tree."""
 
 
@@ -127,16 +127,16 @@ def create_subvolume(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def on_btrfs(root: Path) -> Iterator[Place]:
+def on_btrfs(root: Path) -> Iterator[NodeVolume]:
     with btrfs_on_file(root.with_suffix(".img"), root):
         create_subvolume(root / "services")
-        yield Place(BtrfsStore(paths_below(root)), root, create_subvolume)
+        yield NodeVolume(BtrfsStore(paths_below(root)), root, create_subvolume)
 
 
 @contextlib.contextmanager
-def in_directories(root: Path) -> Iterator[Place]:
+def in_directories(root: Path) -> Iterator[NodeVolume]:
     initialise(root / "services")
-    yield Place(DirectoryStore(paths_below(root)), root, initialise)
+    yield NodeVolume(DirectoryStore(paths_below(root)), root, initialise)
 
 
 @contextlib.contextmanager
@@ -144,13 +144,13 @@ def simulated(directory: Path) -> Iterator[Places]:
     known: list[tuple[str, bytes]] = []
     with on_a_node(directory, names=("a", "b", "here")) as node:
 
-        def place(name: str) -> Place:
+        def place(name: str) -> NodeVolume:
             seat = node.world[name].seat
             disk = seat.node.disk
 
             def create_tree(path: Path) -> None:
                 path.mkdir()
-                disk.data.put(path, Tree(disk.new_uuid(), []))
+                disk.data.put(path, SimTree(disk.new_uuid(), []))
 
             make_live(seat)
             return Simulated(seat.store(), disk.root, create_tree, seat=seat, known=known)
@@ -159,7 +159,7 @@ def simulated(directory: Path) -> Iterator[Places]:
 
 
 def each_alone(
-    make: Callable[[Path], AbstractContextManager[Place]],
+    make: Callable[[Path], AbstractContextManager[NodeVolume]],
 ) -> Callable[[Path], AbstractContextManager[Places]]:
     @contextlib.contextmanager
     def places(directory: Path) -> Iterator[Places]:
@@ -186,12 +186,12 @@ def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Places]:
 
 
 @pytest.fixture
-def place(places: Places) -> Place:
+def place(places: Places) -> NodeVolume:
     return places("here")
 
 
 def transfer(
-    source: Place, target: Place, snapshot: Snapshot, parent: Snapshot | None = None
+    source: NodeVolume, target: NodeVolume, snapshot: Snapshot, parent: Snapshot | None = None
 ) -> Snapshot:
     assert target.receive(source.stream(snapshot, parent))
     target.store.verify_staged(snapshot.name, snapshot.content_id)
@@ -200,7 +200,7 @@ def transfer(
     return published
 
 
-def test_a_new_volume_is_live_and_writable_and_has_no_snapshots(place: Place) -> None:
+def test_a_new_volume_is_live_and_writable_and_has_no_snapshots(place: NodeVolume) -> None:
     live = place.store.live()
     assert live is not None and live.writable and live.path == place.root / "services"
     assert place.store.snapshots() == ()
@@ -209,7 +209,7 @@ def test_a_new_volume_is_live_and_writable_and_has_no_snapshots(place: Place) ->
     assert place.store.free_bytes() > 0
 
 
-def test_nothing_at_the_live_path_is_none(place: Place) -> None:
+def test_nothing_at_the_live_path_is_none(place: NodeVolume) -> None:
     place.store.keep_aside("services.retired-1-20270115T080000Z")
     assert place.store.live() is None
     with pytest.raises(Refused, match="does not exist") as refusal:
@@ -217,7 +217,7 @@ def test_nothing_at_the_live_path_is_none(place: Place) -> None:
     assert refusal.value.reason is Reason.VOLUME_MISSING
 
 
-def test_a_plain_directory_at_the_live_path_is_refused(place: Place) -> None:
+def test_a_plain_directory_at_the_live_path_is_refused(place: NodeVolume) -> None:
     place.store.keep_aside("services.retired-1-20270115T080000Z")
     (place.root / "services").mkdir()
     with pytest.raises(Refused, match="move it away") as refusal:
@@ -225,7 +225,7 @@ def test_a_plain_directory_at_the_live_path_is_refused(place: Place) -> None:
     assert refusal.value.reason is Reason.VOLUME_MISSING
 
 
-def test_a_snapshot_keeps_what_was_written_before_it(place: Place) -> None:
+def test_a_snapshot_keeps_what_was_written_before_it(place: NodeVolume) -> None:
     place.write("f", "one")
     snapshot = place.take()
     place.write("f", "two")
@@ -235,7 +235,7 @@ def test_a_snapshot_keeps_what_was_written_before_it(place: Place) -> None:
     assert place.store.snapshots() == (snapshot,)
 
 
-def test_snapshots_of_one_second_get_rising_names_and_different_contents(place: Place) -> None:
+def test_snapshots_of_one_second_get_rising_names_and_different_contents(place: NodeVolume) -> None:
     taken = [place.take() for _ in range(3)]
     assert [one.name.stamp - NOW for one in taken] == [0, 1, 2]
     assert len({one.content_id for one in taken}) == 3
@@ -244,7 +244,7 @@ def test_snapshots_of_one_second_get_rising_names_and_different_contents(place: 
 
 @pytest.mark.parametrize("back_s", [1.0, 30.0, 3600.0, 3e7])
 def test_a_snapshot_after_the_clock_went_back_is_still_the_newest(
-    place: Place, back_s: float
+    place: NodeVolume, back_s: float
 ) -> None:
     first = place.take()
     place.now -= back_s
@@ -253,12 +253,12 @@ def test_a_snapshot_after_the_clock_went_back_is_still_the_newest(
     assert place.store.snapshots() == (first, second)
 
 
-def test_a_name_made_by_hand_far_ahead_is_passed_over(place: Place) -> None:
+def test_a_name_made_by_hand_far_ahead_is_passed_over(place: NodeVolume) -> None:
     (place.root / "services@99991231T235958Z").mkdir()
     assert place.take().name.stamp == place.now
 
 
-def test_when_no_name_is_left_that_is_refused(place: Place) -> None:
+def test_when_no_name_is_left_that_is_refused(place: NodeVolume) -> None:
     place.now = SnapshotName.parse("services@99991231T235959Z").stamp
     place.take()
     with pytest.raises(Refused, match="year 10000") as refusal:
@@ -266,7 +266,7 @@ def test_when_no_name_is_left_that_is_refused(place: Place) -> None:
     assert refusal.value.reason is Reason.BAD_NAME
 
 
-def test_foreign_and_writable_trees_are_no_snapshots(place: Place) -> None:
+def test_foreign_and_writable_trees_are_no_snapshots(place: NodeVolume) -> None:
     kept = place.take()
     for name in (
         "services@20990101T000000Z",
@@ -279,7 +279,7 @@ def test_foreign_and_writable_trees_are_no_snapshots(place: Place) -> None:
     assert place.store.snapshots() == (kept,)
 
 
-def test_a_snapshot_from_the_future_is_a_snapshot(place: Place) -> None:
+def test_a_snapshot_from_the_future_is_a_snapshot(place: NodeVolume) -> None:
     """Its clock was ahead when it was taken: that says nothing of what is in it."""
     place.now += 3600
     early = place.take()
@@ -287,7 +287,7 @@ def test_a_snapshot_from_the_future_is_a_snapshot(place: Place) -> None:
     assert place.store.snapshots() == (early,)
 
 
-def test_a_live_tree_is_made_from_a_snapshot_only_where_nothing_is(place: Place) -> None:
+def test_a_live_tree_is_made_from_a_snapshot_only_where_nothing_is(place: NodeVolume) -> None:
     place.write("f", "one")
     snapshot = place.take()
     place.write("f", "two")
@@ -417,7 +417,7 @@ def test_writable_trees_in_the_standby_directory_never_count(
     assert b.store.unfinished() == (junk,)
 
 
-def test_deleted_snapshots_are_gone_and_others_stay(place: Place) -> None:
+def test_deleted_snapshots_are_gone_and_others_stay(place: NodeVolume) -> None:
     first, second = place.take(), place.take()
     place.store.delete([first])
     assert place.store.snapshots() == (second,)
@@ -425,7 +425,7 @@ def test_deleted_snapshots_are_gone_and_others_stay(place: Place) -> None:
 
 
 @pytest.mark.parametrize("places", ON_BTRFS, indirect=True)
-def test_btrfs_refuses_to_leave_nested_subvolumes_out(place: Place) -> None:
+def test_btrfs_refuses_to_leave_nested_subvolumes_out(place: NodeVolume) -> None:
     (place.root / "services" / "sub dir").mkdir()
     create_subvolume(place.root / "services" / "sub dir" / "nested one")
     with pytest.raises(Refused, match="services/sub dir/nested one") as refusal:

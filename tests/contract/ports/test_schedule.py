@@ -17,8 +17,8 @@ import pytest
 from standfast.demo.stand_ins.schedule import OnDemand
 from standfast.node.ports import Schedule
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import on_a_node
 from tests.fakes.machine import FakeSchedule
+from tests.sim.one_node import on_a_node
 from tests.sim.systemd import SimSchedule
 
 PORTS = (Schedule,)

@@ -23,10 +23,10 @@ from standfast.lease.files import save_claim
 from standfast.lease.protocol import Claim
 from standfast.node.ports import Units
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import give_the_lease, let_serve, on_a_node
-from tests.contract.storage_node import EPOCH, embedded_primary
 from tests.fakes.machine import FakeKeeper, fake_node
+from tests.sim.one_node import give_the_lease, let_serve, on_a_node
 from tests.sim.systemd import SimUnits
+from tests.support.storage_node import EPOCH, embedded_primary
 from tests.support.waiting import soon
 
 PORTS = (Units,)

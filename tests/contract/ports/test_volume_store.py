@@ -23,9 +23,11 @@ from standfast.names import SnapshotName
 from standfast.node.ports import LiveTree, Snapshot, VolumeStore
 from standfast.reasons import Reason
 from tests.contract.ports.implementations import Implementation, each
-from tests.contract.ports.simulated import make_live as make_simulated
-from tests.contract.ports.simulated import on_a_node
-from tests.contract.volumes import (
+from tests.fakes.machine import FakeStore, World
+from tests.sim.disk import SimStore
+from tests.sim.one_node import make_live as make_simulated
+from tests.sim.one_node import on_a_node
+from tests.support.volumes import (
     BTRFS,
     btrfs_on_file,
     make_live,
@@ -33,8 +35,6 @@ from tests.contract.volumes import (
     paths_below,
     unmount,
 )
-from tests.fakes.machine import FakeStore, World
-from tests.sim.disk import SimStore
 from tests.support.waiting import soon
 
 PORTS = (VolumeStore,)

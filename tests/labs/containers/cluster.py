@@ -9,7 +9,7 @@ import json
 
 from standfast.events.events import Kind
 from tests.labs.containers.lab import Lab
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.shared.cluster import (
     AGENT,
     DEFAULT,
@@ -22,12 +22,12 @@ from tests.labs.shared.cluster import (
     Installed,
     Timing,
 )
-from tests.labs.shared.commands import LabError
+from tests.support.commands import LabError
 
-__all__ = ["AGENT", "DEFAULT", "FAST", "LEASE", "PRIMARY", "VOLUME", "Cluster", "Timing"]
+__all__ = ["AGENT", "DEFAULT", "FAST", "LEASE", "PRIMARY", "VOLUME", "ContainerCluster", "Timing"]
 
 
-class Cluster(Installed[Node]):
+class ContainerCluster(Installed[Container]):
     """A lab with Standfast on it: `install`, then `begin`."""
 
     server = "ganesha"
@@ -51,7 +51,7 @@ class Cluster(Installed[Node]):
             node.sh("mkdir -p /persist/services-standby /data/services")
         self.lab.together(self._start, self.lab)
 
-    def _start(self, node: Node) -> None:
+    def _start(self, node: Container) -> None:
         node.run("systemctl", "daemon-reload")
         self.start_units(node, f"{AGENT} {RECEIVER} {UNITS}")
 
@@ -74,7 +74,7 @@ class Cluster(Installed[Node]):
 
         self.lab.wait_for(all_vote, timeout_s, "every Consul server votes", interval_s=0.5)
 
-    def standby(self) -> Node:
+    def standby(self) -> Container:
         """The first node that isn't the primary."""
         primary = self.primary()
         return next(node for node in self.lab if node.name != primary)

@@ -17,8 +17,9 @@ import pytest
 from tests.labs.containers.cluster import FAST
 from tests.labs.containers.lab import NEEDS, Lab
 from tests.labs.containers.nomad import WithNomad, with_nomad
-from tests.labs.shared.host import LabError, why_not
+from tests.labs.shared.host import why_not
 from tests.labs.shared.reporting import register
+from tests.support.commands import LabError
 
 HERE = Path(__file__).parent
 

@@ -14,8 +14,7 @@ import os
 import struct
 from pathlib import Path
 
-from tests.labs.shared.commands import sh
-from tests.labs.shared.host import wait_for
+from tests.support.commands import sh, wait_for
 
 _CTL_GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
@@ -25,7 +24,7 @@ _AUTOCLEAR = 4
 _INFO = struct.pack("=5Q4I64s64s32s2Q", *(0,) * 8, _AUTOCLEAR, b"standfast-lab", b"", b"", 0, 0)
 
 
-class Disk:
+class LoopDisk:
     """Holds the loop device as long as it is open; the kernel frees it with the process."""
 
     def __init__(self, size_bytes: int = 1 << 30) -> None:

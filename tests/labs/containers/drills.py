@@ -16,9 +16,9 @@ from itertools import chain, groupby, pairwise
 from types import TracebackType
 
 from tests.labs.containers.lab import Lab
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.containers.nomad import WithNomad
-from tests.labs.shared.client import EXPORT, Event, missing_records
+from tests.labs.shared.client import EXPORT, StreamEvent, missing_records
 
 INTERVAL_S = 0.05
 SILENCE_S = 0.5
@@ -40,15 +40,15 @@ class Writers:
         """The file that this node's client writes, below the export."""
         return f"{self._path}-{name}"
 
-    def acknowledged(self, *names: str) -> list[Event]:
+    def acknowledged(self, *names: str) -> list[StreamEvent]:
         """The writes that these nodes (none: any) acknowledged, in their order in time."""
         found = (self._streams[name].acknowledged() for name in names or self._streams)
         return sorted(chain.from_iterable(found), key=lambda event: event.t_s)
 
-    def wait_for_ack(self, *names: str, after_s: float = 0.0) -> Event:
+    def wait_for_ack(self, *names: str, after_s: float = 0.0) -> StreamEvent:
         """The first write that one of these nodes acknowledged after a monotonic time."""
 
-        def found() -> Event | None:
+        def found() -> StreamEvent | None:
             return next((e for e in self.acknowledged(*names) if e.t_s > after_s), None)
 
         what = f"a write acknowledged by {' or '.join(names) or 'any node'}"
@@ -138,7 +138,7 @@ def power_cut(cluster: WithNomad, path: str) -> Takeover:
 
 
 @contextmanager
-def broken_server(node: Node) -> Iterator[None]:
+def broken_server(node: Container) -> Iterator[None]:
     """The NFS server of this node stops, and no start of it succeeds."""
     dropin = "/run/systemd/system/nfs-server.service.d/zz-broken.conf"
     node.write(dropin, "[Service]\nExecStartPre=/bin/false\n")

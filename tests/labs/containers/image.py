@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.labs.shared.commands import sh
 from tests.labs.shared.spec import (
     CONSUL_UNIT,
     JOURNALD,
@@ -22,6 +21,7 @@ from tests.labs.shared.spec import (
     Spec,
     consul_config,
 )
+from tests.support.commands import sh
 
 OWN = (
     "etc/systemd/system",

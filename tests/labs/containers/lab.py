@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.labs.containers.image import exchange_host_keys
-from tests.labs.containers.node import PACE, Node, Place
+from tests.labs.containers.node import PACE, Container, ContainerPlace
 from tests.labs.shared.client import EXPORT
-from tests.labs.shared.commands import sh
-from tests.labs.shared.host import CHECKOUT, Claim, Needs
+from tests.labs.shared.host import Claim, Needs
 from tests.labs.shared.lab import Machines, addresses
 from tests.labs.shared.network import Network
 from tests.labs.shared.spec import Spec
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import sh
 
 NEEDS = Needs(
     lab="the container lab",
@@ -39,7 +40,7 @@ NEEDS = Needs(
 )
 
 
-class Lab(Machines[Node]):
+class Lab(Machines[Container]):
     """Nodes n1, n2, ... at 192.168.1.2, .3, ...; a client at 192.168.1.100."""
 
     pace = PACE
@@ -62,12 +63,12 @@ class Lab(Machines[Node]):
         # The checkout is bound even where the overlay shows it: edits during a run are safe,
         # and it may lie on another file system or below /tmp.
         binds = {CHECKOUT: str(CHECKOUT), consul.resolve(): "/usr/local/bin/consul"}
-        place = Place(claim.tag, claim.directory, network, binds)
+        place = ContainerPlace(claim.tag, claim.directory, network, binds)
         cluster = addresses(self.storage)
         for name, address in cluster.items():
             spec = Spec(name, address, cluster, self._consul_config)
-            self.nodes[name] = Node(spec, place, self._disk_bytes)
-        self.together(Node.create, self)
+            self.nodes[name] = Container(spec, place, self._disk_bytes)
+        self.together(Container.create, self)
         exchange_host_keys(node.image for node in self)
 
     def _undo(self, claim: Claim) -> None:

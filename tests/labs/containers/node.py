@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.labs.containers.disk import Disk
+from tests.labs.containers.disk import LoopDisk
 from tests.labs.containers.image import DISK, Image
 from tests.labs.shared import node
 from tests.labs.shared.client import Client
-from tests.labs.shared.commands import Finished, LabError, Output, Process, sh, words
-from tests.labs.shared.host import wait_for
 from tests.labs.shared.node import ENVIRONMENT, Machine, Pace
 from tests.labs.shared.spec import Spec
+from tests.support.commands import Finished, LabError, Output, Process, sh, wait_for, words
 
 POWEROFF = signal.SIGRTMIN + 4
 PACE = Pace(
@@ -36,23 +35,23 @@ PACE = Pace(
 
 
 @dataclass(frozen=True, slots=True)
-class Place(node.Place):
+class ContainerPlace(node.Place):
     """What a node shares with its lab."""
 
     binds: Mapping[Path, str]
     """Read-only binds from the host: path on the host -> path in the node."""
 
 
-class Node(Machine):
+class Container(Machine):
     """A container."""
 
     pace = PACE
-    place: Place
+    place: ContainerPlace
 
-    def __init__(self, spec: Spec, place: Place, disk_bytes: int) -> None:
+    def __init__(self, spec: Spec, place: ContainerPlace, disk_bytes: int) -> None:
         super().__init__(spec, place)
         self.image = Image(self.directory, spec)
-        self.disk = Disk(disk_bytes)
+        self.disk = LoopDisk(disk_bytes)
         self.netns = ""
 
     # -- life and death ----------------------------------------------------------------
@@ -190,7 +189,7 @@ class Node(Machine):
         """Standard output of the consul CLI against the node's own agent."""
         return self.run("consul", *argv, timeout_s=timeout_s, check=check).stdout.strip()
 
-    def authorize(self, key_of: Node, command: str | None = None) -> None:
+    def authorize(self, key_of: Container, command: str | None = None) -> None:
         """Let root of another node log in here, with a forced command if one is given."""
         forced = f'restrict,command="{command}" ' if command else ""
         line = f"{forced}{key_of.image.public_key('root')} root@{key_of.name}\n"

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.contract.nomad_clusters import job
 from tests.fakes.nomad_api import Manner
-from tests.labs.containers.cluster import Cluster, Timing
+from tests.labs.containers.cluster import ContainerCluster, Timing
 from tests.labs.containers.lab import Lab
-from tests.labs.containers.node import Node
-from tests.labs.shared.commands import Process, sh
-from tests.labs.shared.host import CHECKOUT, wait_for
+from tests.labs.containers.node import Container
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import Process, sh, wait_for
+from tests.support.nomad_clusters import job
 
 ADDRESS = "192.168.1.100"
 PORT = 4646
@@ -100,14 +100,14 @@ class Nomad:
         return node["SchedulingEligibility"] == "eligible" and "storage_role" not in node["Meta"]
 
 
-class WithNomad(Cluster):
+class WithNomad(ContainerCluster):
     """Each node has its own agent's address."""
 
     def __init__(self, lab: Lab, timing: Timing, nomad: Nomad, extra: str = "") -> None:
         super().__init__(lab, timing, extra)
         self.nomad = nomad
 
-    def configuration(self, node: Node) -> str:
+    def configuration(self, node: Container) -> str:
         address = f"{self.nomad.addresses[node.name]}:{PORT}"
         table = f'\n[nomad]\naddress = "{address}"\nrequest_timeout = 2\nkill_timeout_limit = 5\n'
         return super().configuration(node) + table

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tests.labs.containers.cluster import VOLUME, Cluster
-from tests.labs.containers.node import Node
+from tests.labs.containers.cluster import VOLUME, ContainerCluster
+from tests.labs.containers.node import Container
 
 STATE = f"/var/lib/standfast/{VOLUME}/replication.json"
 STAGING = "/persist/services-standby/.staging"
@@ -25,7 +25,7 @@ class Progress:
     last_failure: str | None
 
 
-def progress(sender: Node, standby: str) -> Progress:
+def progress(sender: Container, standby: str) -> Progress:
     doc: dict[str, Any] = json.loads(sender.sh(f"cat {STATE} 2>/dev/null || echo '{{}}'"))
     found = doc.get("standbys", {}).get(standby, {})
     return Progress(
@@ -38,7 +38,7 @@ def progress(sender: Node, standby: str) -> Progress:
 
 
 def wait_for_success(
-    cluster: Cluster, sender: str, standby: str, *, more_than: int, timeout_s: float = 60.0
+    cluster: ContainerCluster, sender: str, standby: str, *, more_than: int, timeout_s: float = 60.0
 ) -> Progress:
     """When the sender has replicated to the standby more often than that."""
     node = cluster[sender]
@@ -49,7 +49,9 @@ def wait_for_success(
     ) or progress(node, standby)
 
 
-def ssh(sender: Node, to: Node, *words: str, options: tuple[str, ...] = ()) -> tuple[int, str]:
+def ssh(
+    sender: Container, to: Container, *words: str, options: tuple[str, ...] = ()
+) -> tuple[int, str]:
     """The replication key as a thief would use it: status, and all that was said."""
     done = sender.run(
         *("ssh", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i", KEY, *options),
@@ -60,7 +62,7 @@ def ssh(sender: Node, to: Node, *words: str, options: tuple[str, ...] = ()) -> t
     return done.returncode, done.stdout + done.stderr
 
 
-def published(node: Node) -> list[str]:
+def published(node: Container) -> list[str]:
     """Published snapshots on a node, the newest last."""
     doc = json.loads(node.run("standfast", "snapshots", "--json").stdout)
     return [one["name"] for one in doc["snapshots"] if one["kind"] == "published"]
@@ -79,7 +81,7 @@ CUTS = {
 HEALS = {"dropped": "nft delete table inet cut", "killed": "true"}
 
 
-def cut_in_mid_stream(standby: Node, how: str) -> None:
+def cut_in_mid_stream(standby: Container, how: str) -> None:
     """Wait until something lies in the staging directory, and cut the connection right then."""
     standby.sh(
         f"until set -- {STAGING}/services@*; [[ -e $1 ]]; do sleep 0.01; done; {CUTS[how]}",

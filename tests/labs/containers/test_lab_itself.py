@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.labs.containers.lab import Lab, ganesha_export
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.shared.client import NfsFailed, NfsTimeout, missing_records
-from tests.labs.shared.host import CHECKOUT, LABS, Claim, LabError, LabTimeout, cgroups
+from tests.labs.shared.host import LABS, Claim, cgroups
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError, LabTimeout
 
 # What the kernel does at the end of a lease: no element, no NFS.
 FENCE = """
@@ -39,7 +41,7 @@ def healthy(lab: Lab) -> Iterator[Lab]:
     lab.wait_for_leader()
 
 
-def serve(node: Node) -> None:
+def serve(node: Container) -> None:
     """Export /persist/services on a node, as an operator would by hand."""
     node.sh(
         "[ -d /persist/services ] || btrfs subvolume create /persist/services\n"
@@ -49,7 +51,7 @@ def serve(node: Node) -> None:
     node.run("systemctl", "restart", "nfs-server")
 
 
-def reaches(sender: Node, receiver: Node) -> bool:
+def reaches(sender: Container, receiver: Container) -> bool:
     """Whether a datagram gets through in one direction, asked of the receiver."""
     listen = (
         "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
@@ -200,7 +202,7 @@ def test_one_unit_can_be_frozen_alone(healthy: Lab) -> None:
     n2.wait_for(n2.consul_leader, 60.0, "Consul answers again")
 
 
-def test_the_other_fence_s_elements_expire_by_themselves(healthy: Lab) -> None:
+def test_the_elements_of_the_other_fence_expire_by_themselves(healthy: Lab) -> None:
     n2 = healthy["n2"]
     n2.sh(
         "ipset create lab bitmap:port range 2049-2049 timeout 1; ipset add lab 2049\n"

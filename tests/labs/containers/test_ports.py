@@ -19,8 +19,8 @@ from standfast.system.systemd import SystemdUnits
 from tests.contract.ports import test_mount_units, test_schedule, test_units
 from tests.fakes.machine import config_in
 from tests.labs.containers.lab import Lab
-from tests.labs.containers.node import Node
-from tests.labs.shared.host import CHECKOUT
+from tests.labs.containers.node import Container
+from tests.support.checkout import CHECKOUT
 from tests.support.waiting import soon
 
 UNITS = "/run/systemd/system"
@@ -40,14 +40,14 @@ def held_to(suite: ModuleType) -> Callable[[type], type]:
 
 
 @pytest.fixture(scope="module")
-def lab_node(lab_factory: Callable[..., Lab]) -> Iterator[Node]:
+def lab_node(lab_factory: Callable[..., Lab]) -> Iterator[Container]:
     lab = lab_factory(nodes=("n1",))
     yield lab["n1"]
     lab.close()
 
 
 @pytest.fixture
-def node(lab_node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+def node(lab_node: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Container:
     """Its `systemctl` is the first on the path."""
     tool = tmp_path / "bin" / "systemctl"
     tool.parent.mkdir()
@@ -57,11 +57,11 @@ def node(lab_node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nod
     return lab_node
 
 
-def units_of(node: Node) -> SystemdUnits:
+def units_of(node: Container) -> SystemdUnits:
     return SystemdUnits(Path(f"/proc/{node.pid}/root{UNITS}"))
 
 
-def unit(node: Node, name: str, text: str) -> None:
+def unit(node: Container, name: str, text: str) -> None:
     node.write(f"{UNITS}/{name}", text)
     node.run("systemctl", "daemon-reload")
 
@@ -69,7 +69,7 @@ def unit(node: Node, name: str, text: str) -> None:
 @held_to(test_units)
 class TestUnits:
     @pytest.fixture
-    def scene(self, node: Node) -> Iterator[test_units.Scene]:
+    def scene(self, node: Container) -> Iterator[test_units.Scene]:
         unit(node, UNIT, "[Service]\nExecStart=/bin/sleep infinity\n")
         yield test_units.Scene(
             units_of(node),
@@ -82,7 +82,7 @@ class TestUnits:
 @held_to(test_schedule)
 class TestSchedule:
     @pytest.fixture
-    def scene(self, node: Node, tmp_path: Path) -> Iterator[test_schedule.Scene]:
+    def scene(self, node: Container, tmp_path: Path) -> Iterator[test_schedule.Scene]:
         config = config_in(tmp_path)
         name = "standfast-replicate@.timer"
         unit(node, name, (CHECKOUT / "systemd" / name).read_text())
@@ -103,11 +103,11 @@ class TestSchedule:
 @held_to(test_mount_units)
 class TestMountUnits:
     @pytest.fixture
-    def scene(self, node: Node) -> test_mount_units.Scene:
+    def scene(self, node: Container) -> test_mount_units.Scene:
         return test_mount_units.Scene(SystemdMountUnits(), Path("/nowhere/at/all"))
 
 
-def test_the_unit_of_a_path_and_who_requires_it_are_known(node: Node) -> None:
+def test_the_unit_of_a_path_and_who_requires_it_are_known(node: Container) -> None:
     path, mount, units = Path("/mnt/contract"), "mnt-contract.mount", SystemdMountUnits()
     unit(
         node,
@@ -144,7 +144,7 @@ esac
 
 
 @pytest.fixture
-def two_volumes(node: Node) -> Iterator[Node]:
+def two_volumes(node: Container) -> Iterator[Container]:
     """The NFS server runs, for another volume than `a`, whose lease unit is the shipped one."""
     names = [f"standfast-{name}@.service" for name in ("lease", "ended", "lost")]
     node.write("/usr/local/bin/standfast", STAND_IN, 0o755)
@@ -158,7 +158,7 @@ def two_volumes(node: Node) -> Iterator[Node]:
     node.run("systemctl", "daemon-reload")
 
 
-def fail_the_lease(node: Node, does: str) -> None:
+def fail_the_lease(node: Container, does: str) -> None:
     node.write("/run/lease-does", f"{does}\n")
     node.run("systemctl", "start", LEASE_OF_A, check=False)
     failed = ("systemctl", "is-failed", "-q", LEASE_OF_A)
@@ -173,7 +173,7 @@ HELD_NOTHING = f"touch /run/standfast/a/{NOTHING_HELD}"
 
 @pytest.mark.parametrize("ends", ["exit 1", "exit 3", "kill -9 $$"])
 def test_a_lease_process_that_held_nothing_stops_no_server_when_it_fails(
-    two_volumes: Node, ends: str
+    two_volumes: Container, ends: str
 ) -> None:
     """Refused; without Consul, or killed, until systemd starts it no more."""
     fail_the_lease(two_volumes, f"{HELD_NOTHING}; {ends}")
@@ -191,7 +191,7 @@ def test_a_lease_process_that_held_nothing_stops_no_server_when_it_fails(
     ],
 )
 def test_a_lease_process_that_fails_stops_the_server_unless_nothing_was_held(
-    two_volumes: Node, ends: str
+    two_volumes: Container, ends: str
 ) -> None:
     fail_the_lease(two_volumes, ends)
     assert not two_volumes.is_active("nfs-server")
@@ -200,7 +200,7 @@ def test_a_lease_process_that_fails_stops_the_server_unless_nothing_was_held(
     assert [line.split()[0] for line in left.splitlines()] == [LEASE_OF_A]
 
 
-def test_the_server_stops_though_nothing_can_be_run_for_it(two_volumes: Node) -> None:
+def test_the_server_stops_though_nothing_can_be_run_for_it(two_volumes: Container) -> None:
     two_volumes.run("mv", "/bin/false", "/bin/false.away")
     try:
         fail_the_lease(two_volumes, "rm /usr/local/bin/standfast; kill -9 $$")

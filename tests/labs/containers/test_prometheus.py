@@ -12,15 +12,12 @@ from datetime import datetime
 
 import pytest
 
-from tests.labs.containers.cluster import AGENT, FAST, VOLUME, Cluster
+from tests.labs.containers.cluster import FAST, VOLUME
 from tests.labs.containers.lab import Lab
-from tests.labs.shared.cluster import UNITS
-from tests.labs.shared.monitoring import RULES, Monitoring, dashboard_queries, names_in, quicker
+from tests.labs.containers.watched import FACTOR, INTERVAL_S, SCRAPE_S, Watched
 from tests.support.figures import note
+from tests.support.monitoring import RULES, Monitoring, dashboard_queries, names_in, quicker
 
-FACTOR = 15.0
-INTERVAL_S = 10
-SCRAPE_S = 2
 LAG_S = 2 * INTERVAL_S + 60 / FACTOR
 """What docs/alerts.md promises of the lag: two intervals and a minute."""
 # Nomad isn't configured here, and nothing was compared, failed, or is late. The contract test,
@@ -33,33 +30,6 @@ NOTHING_HERE = {
     "standfast_replication_failures_total",
     "standfast_failover_blocked",
 }
-
-
-class Watched(Cluster):
-    """Two storage nodes whose exporters listen on their addresses."""
-
-    interval_s = INTERVAL_S
-
-    def other(self) -> str:
-        """The standby."""
-        return next(node.name for node in self.storage if node.name != self.primary())
-
-    def install(self) -> None:
-        self.lab.storage = ("n1", "n2")
-        self.lab.install()
-        for node in self.storage:
-            self.configure(node)
-            for other in self.storage:
-                if other is not node:
-                    node.authorize(other, f"standfast receive {VOLUME}")
-            node.sh("mkdir -p /persist/services-standby /data/services")
-            listen = f"ExecStart=/usr/local/bin/standfast-exporter --listen {node.address}:9756"
-            node.write(
-                "/etc/systemd/system/standfast-exporter.service.d/listen.conf",
-                f"[Service]\nExecStart=\n{listen}\n",
-            )
-            units = f"{AGENT} {UNITS} standfast-exporter"
-            node.sh(f"systemctl daemon-reload; systemctl enable --now {units}")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.containers.nomad import WithNomad
 from tests.labs.containers.replication import (
     HEALS,
@@ -108,7 +108,7 @@ def test_a_connection_cut_in_mid_stream_is_made_good_by_the_next_cycle(
     assert summed(sender, f"/persist/services/{how}") == summed(node, f"{newest}/{how}")
 
 
-def summed(node: Node, path: str) -> str:
+def summed(node: Container, path: str) -> str:
     """One sum of all files below a directory."""
     return node.sh(f"cd {path}; ls | wc -l; cat * | sha256sum")
 

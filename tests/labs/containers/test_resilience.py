@@ -12,9 +12,9 @@ import pytest
 
 from tests.labs.containers.cluster import AGENT, LEASE, VOLUME
 from tests.labs.containers.drills import Writers, broken_server, kept_aside
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.containers.nomad import WithNomad
-from tests.labs.shared.host import LabError
+from tests.support.commands import LabError
 from tests.support.figures import note
 from tests.support.pace import patient
 
@@ -24,11 +24,11 @@ OUTAGE_S = 12.0
 """A failover would have come by then: twice the shared cluster's failover_after."""
 
 
-def nfsd_pid(node: Node) -> str:
+def nfsd_pid(node: Container) -> str:
     return main_pid(node, "nfs-server")
 
 
-def undisturbed(cluster: WithNomad, disturb: Callable[[Node], None]) -> None:
+def undisturbed(cluster: WithNomad, disturb: Callable[[Container], None]) -> None:
     """`disturb` is done to the primary: no new epoch, the same nfsd, no error for a client."""
     lab, name = cluster.lab, cluster.primary()
     node = cluster[name]
@@ -50,7 +50,7 @@ def undisturbed(cluster: WithNomad, disturb: Callable[[Node], None]) -> None:
 def test_a_killed_or_restarted_process_of_ours_is_no_event(
     cluster: WithNomad, unit: str, how: str
 ) -> None:
-    def disturb(node: Node) -> None:
+    def disturb(node: Container) -> None:
         if how == "restart":
             node.run("systemctl", "restart", unit)
         else:
@@ -72,14 +72,14 @@ def test_a_configuration_that_changes_under_a_running_primary_is_no_event(
     changed = good.replace(f"interval = {cluster.interval_s}\n", "interval = 7\n")
     assert changed != good
 
-    def write_garbage(node: Node) -> None:
+    def write_garbage(node: Container) -> None:
         node.write(CONFIG, good + "\n[nonsense]\n")
         refused = node.run("nfs-server-guard", check=False)
         assert refused.returncode == 1 and "config-invalid" in refused.stderr
         cluster.wait_for_heartbeats()
         node.write(CONFIG, good)
 
-    def change_the_interval(node: Node) -> None:
+    def change_the_interval(node: Container) -> None:
         node.write(CONFIG, changed)
         node.run("systemctl", "restart", AGENT, LEASE)
         node.wait_for(lambda: intervals(node) == ["7s", "7s"], 90.0, "the timers have it")
@@ -93,13 +93,13 @@ def test_a_configuration_that_changes_under_a_running_primary_is_no_event(
     node.wait_for(lambda: intervals(node) == ["3s", "3s"], 90.0, "the timers have it back")
 
 
-def intervals(node: Node) -> list[str]:
+def intervals(node: Container) -> list[str]:
     """What systemd has of the replication timers."""
     told = node.sh("systemctl show -P TimersMonotonic 'standfast-replicate@*.timer'")
     return re.findall(r"OnUnitActiveUSec=(\S+)", told)
 
 
-def restart_consul(node: Node) -> None:
+def restart_consul(node: Container) -> None:
     node.run("systemctl", "restart", "consul")
     node.wait_for(node.consul_leader, 60.0, "its Consul agent is back")
 
@@ -226,11 +226,11 @@ def test_a_lease_process_that_hangs_beyond_a_takeover_is_ended_and_its_server_st
     assert cluster.epoch(new) == epoch + 1
 
 
-def main_pid(node: Node, unit: str) -> str:
+def main_pid(node: Container, unit: str) -> str:
     return node.run("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
 
 
-def said_since(node: Node, unit: str, moment: str) -> str:
+def said_since(node: Container, unit: str, moment: str) -> str:
     return node.sh(f"journalctl -q -o cat -u {unit} --since='{moment}'")
 
 
@@ -343,7 +343,7 @@ def test_a_leftover_registration_blocks_a_promotion_only_while_its_port_answers(
         put(cluster[other], "catalog/deregister", {"Node": "ghost"})
 
 
-def put(node: Node, path: str, doc: object) -> None:
+def put(node: Container, path: str, doc: object) -> None:
     done = node.run(
         "curl", "-sf", "-X", "PUT", "-d", json.dumps(doc), f"http://127.0.0.1:8500/v1/{path}"
     )

@@ -15,16 +15,16 @@ from standfast.events.events import Kind
 from standfast.lease.files import NOTHING_HELD
 from tests.labs.containers.cluster import AGENT, LEASE, VOLUME
 from tests.labs.containers.drills import Writers, broken_server, kept_aside
-from tests.labs.containers.node import Node
+from tests.labs.containers.node import Container
 from tests.labs.containers.nomad import WithNomad
 from tests.labs.containers.replication import progress, wait_for_success
 
 
-def has_rules(node: Node) -> bool:
+def has_rules(node: Container) -> bool:
     return node.run("nft", "list", "table", "inet", "standfast", check=False).returncode == 0
 
 
-def restart_the_firewall(node: Node) -> None:
+def restart_the_firewall(node: Container) -> None:
     """As somebody does who finds that port shut; until the next look it is open."""
     node.run("nft", "flush", "ruleset")
     node.wait_for(lambda: has_rules(node), 30.0, "the rules are back")
@@ -94,7 +94,7 @@ def test_a_lease_unit_that_is_started_by_hand_on_a_standby_stops_no_server(
     assert held.is_active("nfs-server")
 
 
-def local_write(node: Node) -> bool:
+def local_write(node: Container) -> bool:
     """Whether a program on the node can write where it sees the volume."""
     return node.run("sh", "-c", "echo x >>/data/services/local", check=False).returncode == 0
 
@@ -249,7 +249,7 @@ def test_a_file_system_that_went_read_only_is_handed_over_with_its_loss(
 
 
 @contextlib.contextmanager
-def takes_nothing_in(node: Node) -> Iterator[None]:
+def takes_nothing_in(node: Container) -> Iterator[None]:
     """No replication key opens this standby."""
     keys = "/root/.ssh/authorized_keys"
     node.run("mv", keys, f"{keys}.away")
@@ -292,7 +292,7 @@ STATE = "/var/lib/standfast"
 
 
 @contextlib.contextmanager
-def small_disk(node: Node) -> Iterator[None]:
+def small_disk(node: Container) -> Iterator[None]:
     """The node's state on a file system of 1 MiB."""
     move = f"systemctl stop {AGENT}; rm -rf /tmp/state; cp -a {STATE} /tmp/state"
     node.sh(f"{move}; mount -t tmpfs -o size=1m small {STATE}; cp -a /tmp/state/. {STATE}")
@@ -307,7 +307,7 @@ def small_disk(node: Node) -> Iterator[None]:
         )
 
 
-def has_reserve(node: Node) -> bool:
+def has_reserve(node: Container) -> bool:
     there = node.run("test", "-e", f"{STATE}/{VOLUME}/.reserve/15", check=False)
     return there.returncode == 0
 

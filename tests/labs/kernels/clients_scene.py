@@ -6,15 +6,15 @@ import json
 import time
 from typing import Any
 
-from tests.labs.kernels.cluster import EXPORT, MOUNTED, VOLUME, Cluster
-from tests.labs.kernels.node import Node
+from tests.labs.kernels.cluster import EXPORT, MOUNTED, VOLUME, KernelCluster
+from tests.labs.kernels.node import VirtualMachine
 from tests.labs.kernels.workloads import Workload
-from tests.labs.shared.host import wait_for
+from tests.support.commands import wait_for
 
 HANDLER = "data-services-remount"
 
 
-def is_on(cluster: Cluster, name: str, server: str, at: str = MOUNTED) -> bool:
+def is_on(cluster: KernelCluster, name: str, server: str, at: str = MOUNTED) -> bool:
     """Whether a node sees the volume of a server: its own as a bind mount, by NFS otherwise."""
     found = cluster.mount_id(name, at).split()
     if not found:
@@ -29,7 +29,7 @@ def is_on(cluster: Cluster, name: str, server: str, at: str = MOUNTED) -> bool:
     return cluster[name].sh(script, check=False).strip(" ,\n").endswith(cluster[server].address)
 
 
-def wait_until_on(cluster: Cluster, name: str, server: str, timeout_s: float = 90.0) -> float:
+def wait_until_on(cluster: KernelCluster, name: str, server: str, timeout_s: float = 90.0) -> float:
     """When a node was first seen to have the volume of a server; it is used on the way there."""
 
     def there() -> bool:
@@ -40,7 +40,7 @@ def wait_until_on(cluster: Cluster, name: str, server: str, timeout_s: float = 9
     return time.monotonic()
 
 
-def fresh_mount_s(cluster: Cluster, server: str) -> float:
+def fresh_mount_s(cluster: KernelCluster, server: str) -> float:
     """What a mount by hand and a first look take on c1, the median of three."""
     took = []
     for _ in range(3):
@@ -52,23 +52,25 @@ def fresh_mount_s(cluster: Cluster, server: str) -> float:
     return sorted(took)[1]
 
 
-def doctor(cluster: Cluster, name: str) -> dict[str, dict[str, Any]]:
+def doctor(cluster: KernelCluster, name: str) -> dict[str, dict[str, Any]]:
     """The findings on a node by check; of several with one name the bad one."""
     done = cluster[name].run("standfast", "doctor", "--json", timeout_s=120.0, check=False)
     found = json.loads(done.stdout)["findings"]
     return {one["check"]: one for one in sorted(found, key=lambda one: not one["ok"])}
 
 
-def content(node: Node, workload: Workload) -> str:
+def content(node: VirtualMachine, workload: Workload) -> str:
     return node.read(workload.path.replace(MOUNTED, EXPORT))
 
 
-def handle(node: Node, text: str = "[]") -> None:
+def handle(node: VirtualMachine, text: str = "[]") -> None:
     """Call the handler by hand, as `consul watch` does."""
     node.run(HANDLER, "--volume", VOLUME, input=text, timeout_s=120.0)
 
 
-def primary_and_standby(cluster: Cluster, timeout_s: float = 180.0) -> tuple[Node, Node]:
+def primary_and_standby(
+    cluster: KernelCluster, timeout_s: float = 180.0
+) -> tuple[VirtualMachine, VirtualMachine]:
     """The storage nodes by their roles, once the standby has what the primary had now."""
     cluster.wait_until_settled(timeout_s)
     primary = cluster.primary()
@@ -77,7 +79,7 @@ def primary_and_standby(cluster: Cluster, timeout_s: float = 180.0) -> tuple[Nod
     return cluster[primary], standby
 
 
-def switch_over(cluster: Cluster) -> float:
+def switch_over(cluster: KernelCluster) -> float:
     """The role goes to the standby; seconds that the command took."""
     primary, standby = primary_and_standby(cluster)
     began_s = time.monotonic()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.labs.kernels.lab import KernelLab
-from tests.labs.kernels.node import Node
+from tests.labs.kernels.node import VirtualMachine
 from tests.labs.shared.cluster import (
     AGENT,
     DEFAULT,
@@ -33,7 +33,7 @@ __all__ = [
     "PRIMARY",
     "RECEIVER",
     "VOLUME",
-    "Cluster",
+    "KernelCluster",
     "Timing",
 ]
 MOUNTED = "/data/services"
@@ -41,7 +41,7 @@ AUTOMOUNT, MOUNT = "data-services.automount", "data-services.mount"
 SERVER = f"{VOLUME}.service.consul"
 
 
-class Cluster(Installed[Node]):
+class KernelCluster(Installed[VirtualMachine]):
     """A kernel lab with Standfast on it: `create`, then `start`, then `begin`."""
 
     server = "kernel"
@@ -76,7 +76,7 @@ class Cluster(Installed[Node]):
         if self.binds is not None:
             self.lab.together(lambda node: self.follow(node.name), self.lab)
 
-    def _enable(self, node: Node) -> None:
+    def _enable(self, node: VirtualMachine) -> None:
         node.sh("mkdir -p /persist/services-standby /data/services")
         self.start_units(node, f"{AGENT} {RECEIVER} {UNITS}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.labs.kernels.cluster import Cluster
+from tests.labs.kernels.cluster import KernelCluster
 from tests.labs.kernels.lab import NEEDS, KernelLab
 from tests.labs.shared.host import why_not
 from tests.labs.shared.reporting import register
@@ -53,15 +53,15 @@ def kernel_labs() -> Iterator[Callable[..., KernelLab]]:
 
 
 @pytest.fixture(scope="module")
-def cluster_factory() -> Iterator[Callable[..., Cluster]]:
+def cluster_factory() -> Iterator[Callable[..., KernelCluster]]:
     """Makes clusters with a first primary: cluster_factory(timing=...); they end with the module.
 
     Keywords are Cluster's; `lab` those of KernelLab.
     """
     with ExitStack() as stack:
 
-        def make(lab: dict[str, Any] | None = None, **options: Any) -> Cluster:
-            cluster = Cluster(KernelLab(**(lab or {})), **options)
+        def make(lab: dict[str, Any] | None = None, **options: Any) -> KernelCluster:
+            cluster = KernelCluster(KernelLab(**(lab or {})), **options)
             stack.callback(cluster.lab.close)
             cluster.create()
             cluster.start()
@@ -72,6 +72,6 @@ def cluster_factory() -> Iterator[Callable[..., Cluster]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(cluster_factory: Callable[..., Cluster]) -> Cluster:
+def cluster(cluster_factory: Callable[..., KernelCluster]) -> KernelCluster:
     """Three machines, n1 primary, n2 standby, c1 client; shared by the tests of a module."""
     return cluster_factory()

@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.labs.kernels.image import AGENT_PORT
 from tests.labs.kernels.network import KernelNetwork, control_address
-from tests.labs.shared.commands import Finished, LabError, LabTimeout, words
 from tests.labs.shared.node import ENVIRONMENT
+from tests.support.commands import Finished, LabError, LabTimeout, words
 
 
 class Control:

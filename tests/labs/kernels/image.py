@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.labs.shared.commands import LabError, sh
-from tests.labs.shared.host import CHECKOUT
 from tests.labs.shared.spec import CONSUL_UNIT, JOURNALD, MASKED, SSH_CONFIG, SSHD_CONFIG
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError, sh
 
 CACHE = CHECKOUT / ".cache/kernel_lab"
 GUEST = Path(__file__).with_name("guest")

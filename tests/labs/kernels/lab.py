@@ -15,12 +15,13 @@ from typing import Any
 
 from tests.labs.kernels.image import KERNEL, base_image, preload
 from tests.labs.kernels.network import KernelNetwork
-from tests.labs.kernels.node import PACE, Node, Place
+from tests.labs.kernels.node import PACE, VirtualMachine, VirtualMachinePlace
 from tests.labs.kernels.product import lay_out
-from tests.labs.shared.commands import Process
-from tests.labs.shared.host import CHECKOUT, Claim, Needs
+from tests.labs.shared.host import Claim, Needs
 from tests.labs.shared.lab import Machines, addresses
 from tests.labs.shared.spec import Spec, consul_config
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import Process
 
 STORAGE = ("n1", "n2")
 CLIENTS = ("c1",)
@@ -44,7 +45,7 @@ NEEDS = Needs(
 )
 
 
-class KernelLab(Machines[Node]):
+class KernelLab(Machines[VirtualMachine]):
     """Storage nodes n1, n2 and client c1 at 192.168.1.2, .3, .4, each a Consul server.
 
     On the host's side of their network there is a client without a kernel at 192.168.1.100
@@ -79,12 +80,16 @@ class KernelLab(Machines[Node]):
         self._watchdog = Watchdog(claim.tag)
         network = KernelNetwork(claim.tag)
         self._connect(network)
-        place = Place(claim.tag, claim.directory, network, self._base, preload(), self._memory_mib)
+        place = VirtualMachinePlace(
+            claim.tag, claim.directory, network, self._base, preload(), self._memory_mib
+        )
         tree = lay_out(claim.directory / "product") if self._product else None
         cluster = addresses((*self.storage, *self.clients))
         for name, address in cluster.items():
             disk_bytes = self._disk_bytes if name in self.storage else 0
-            node = self.nodes[name] = Node(Spec(name, address, cluster), place, disk_bytes)
+            node = self.nodes[name] = VirtualMachine(
+                Spec(name, address, cluster), place, disk_bytes
+            )
             node.create()
             node.write("/etc/consul.d/lab.json", consul_json(node.spec))
             if disk_bytes:

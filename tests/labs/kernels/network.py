@@ -12,8 +12,8 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.labs.shared.commands import sh
 from tests.labs.shared.network import PREFIX, Network
+from tests.support.commands import sh
 
 CONTROL_SUBNET = "10.99.0"
 CONTROL_HOST = f"{CONTROL_SUBNET}.254"

@@ -19,11 +19,10 @@ from tests.labs.kernels.control import Control
 from tests.labs.kernels.image import GUEST, KERNEL
 from tests.labs.kernels.network import KernelNetwork, control_address
 from tests.labs.shared import node
-from tests.labs.shared.commands import Finished, LabError, sh
-from tests.labs.shared.host import wait_for
 from tests.labs.shared.network import PREFIX, mac
 from tests.labs.shared.node import Machine, Pace
 from tests.labs.shared.spec import Spec
+from tests.support.commands import Finished, LabError, sh, wait_for
 
 PACE = Pace(
     command_s=60.0,
@@ -37,7 +36,7 @@ PACE = Pace(
 
 
 @dataclass(frozen=True, slots=True)
-class Place(node.Place):
+class VirtualMachinePlace(node.Place):
     """What a node shares with its lab."""
 
     network: KernelNetwork
@@ -46,13 +45,13 @@ class Place(node.Place):
     memory_mib: int
 
 
-class Node(Machine):
+class VirtualMachine(Machine):
     """A virtual machine."""
 
     pace = PACE
-    place: Place
+    place: VirtualMachinePlace
 
-    def __init__(self, spec: Spec, place: Place, disk_bytes: int = 0) -> None:
+    def __init__(self, spec: Spec, place: VirtualMachinePlace, disk_bytes: int = 0) -> None:
         """disk_bytes: size of the data disk (btrfs, /persist); 0: none."""
         super().__init__(spec, place)
         self.control = Control(place.network, spec.name, spec.address)
@@ -215,7 +214,7 @@ class Node(Machine):
             return self.run(*argv, *which, timeout_s=20.0, check=False).stdout
         return "\n".join(self.console().splitlines()[-lines:])
 
-    def authorized_keys(self, others: Sequence[Node], command: str) -> None:
+    def authorized_keys(self, others: Sequence[VirtualMachine], command: str) -> None:
         """Let root of other nodes log in here, with one forced command."""
         lines = [
             f'restrict,command="{command}" {other.public_key("root")} root@{other.name}\n'

@@ -15,8 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.labs.shared.commands import LabError, sh
-from tests.labs.shared.host import CHECKOUT
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError, sh
 
 PREFIX = Path("opt/standfast")
 _FOREIGN = re.compile(r"^(python|pip|activate)")

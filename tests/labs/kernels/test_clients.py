@@ -25,8 +25,8 @@ from tests.labs.kernels.clients_scene import (
     switch_over,
     wait_until_on,
 )
-from tests.labs.kernels.cluster import AUTOMOUNT, EXPORT, MOUNT, MOUNTED, VOLUME, Cluster
-from tests.labs.kernels.node import Node
+from tests.labs.kernels.cluster import AUTOMOUNT, EXPORT, MOUNT, MOUNTED, VOLUME, KernelCluster
+from tests.labs.kernels.node import VirtualMachine
 from tests.labs.kernels.workloads import Workload, missing_records
 from tests.support.figures import note
 
@@ -55,12 +55,12 @@ OLD: list[Workload] = []
 """Of the first test: programs with files of an earlier server, which nobody restarts."""
 
 
-def main_pid(node: Node, unit: str) -> str:
+def main_pid(node: VirtualMachine, unit: str) -> str:
     return node.run("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
 
 
 @pytest.fixture(scope="module")
-def followed(cluster_factory: Callable[..., Cluster]) -> Cluster:
+def followed(cluster_factory: Callable[..., KernelCluster]) -> KernelCluster:
     """n1 is primary; every node has the path by its automount."""
     cluster = cluster_factory(binds=[BOUND])
     for node in cluster.lab:
@@ -71,7 +71,9 @@ def followed(cluster_factory: Callable[..., Cluster]) -> Cluster:
 # -- power cut -------------------------------------------------------------------------------
 
 
-def test_after_a_power_cut_every_program_that_opens_by_path_writes_again(followed: Cluster) -> None:
+def test_after_a_power_cut_every_program_that_opens_by_path_writes_again(
+    followed: KernelCluster,
+) -> None:
     c1, n1, n2 = followed["c1"], followed["n1"], followed["n2"]
     fresh_s = fresh_mount_s(followed, "n1")
     running = {kind: workloads.start(c1, kind) for kind in workloads.KINDS}
@@ -128,7 +130,7 @@ def test_after_a_power_cut_every_program_that_opens_by_path_writes_again(followe
 
 
 def test_called_twice_late_or_with_old_news_the_handler_leaves_a_healthy_mount(
-    followed: Cluster,
+    followed: KernelCluster,
 ) -> None:
     c1 = followed["c1"]
     followed["n1"].power_on()
@@ -141,7 +143,7 @@ def test_called_twice_late_or_with_old_news_the_handler_leaves_a_healthy_mount(
     assert followed.mount_id("c1") == before
 
 
-def test_without_consul_the_handler_leaves_the_mount(followed: Cluster) -> None:
+def test_without_consul_the_handler_leaves_the_mount(followed: KernelCluster) -> None:
     c1 = followed["c1"]
     before = followed.mount_id("c1")
     rule = "OUTPUT -p tcp --dport 8500 -j REJECT --reject-with tcp-reset"
@@ -155,7 +157,7 @@ def test_without_consul_the_handler_leaves_the_mount(followed: Cluster) -> None:
             c1.sh(f"iptables-legacy -D {rule}")
 
 
-def test_doctor_says_why_a_client_can_not_mount(followed: Cluster) -> None:
+def test_doctor_says_why_a_client_can_not_mount(followed: KernelCluster) -> None:
     c1, (server, _other) = followed["c1"], primary_and_standby(followed)
     rules = {
         "dns": "OUTPUT -p udp --dport 53 -j REJECT",
@@ -178,7 +180,7 @@ def test_doctor_says_why_a_client_can_not_mount(followed: Cluster) -> None:
         assert fix in found["fix"]
 
 
-def test_a_flapping_server_keeps_its_clients(followed: Cluster) -> None:
+def test_a_flapping_server_keeps_its_clients(followed: KernelCluster) -> None:
     c1, n2 = followed["c1"], followed["n2"]
     before = followed.mount_id("c1")
     with workloads.start(c1, "kept_open", interval_s=0.5) as writer:
@@ -199,7 +201,7 @@ def test_a_flapping_server_keeps_its_clients(followed: Cluster) -> None:
 
 
 def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns(
-    followed: Cluster,
+    followed: KernelCluster,
 ) -> None:
     """n1 lost power with files of three nodes open, and c1 is cut off when it serves again."""
     c1, n1 = followed["c1"], followed["n1"]
@@ -252,7 +254,7 @@ def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns
 
 
 def test_the_server_speaks_nfs_4_1_only_and_waits_ten_seconds_for_its_clients(
-    followed: Cluster,
+    followed: KernelCluster,
 ) -> None:
     server = followed[followed.primary()]
     versions = server.read("/proc/fs/nfsd/versions").split()
@@ -262,7 +264,9 @@ def test_the_server_speaks_nfs_4_1_only_and_waits_ten_seconds_for_its_clients(
         assert server.read(f"/proc/fs/nfsd/{name}").strip() == GRACE_S
 
 
-def test_open_files_survive_a_reboot_of_the_server_without_failover(followed: Cluster) -> None:
+def test_open_files_survive_a_reboot_of_the_server_without_failover(
+    followed: KernelCluster,
+) -> None:
     server, other = primary_and_standby(followed)
     wait_until_on(followed, "c1", server.name)
     epoch, before = followed.epoch(other.name), followed.mount_id("c1")
@@ -295,7 +299,7 @@ def test_open_files_survive_a_reboot_of_the_server_without_failover(followed: Cl
 # -- switchover, and the primary as its own client ---------------------------------------------
 
 
-def test_a_switchover_under_load_loses_no_acknowledged_write(followed: Cluster) -> None:
+def test_a_switchover_under_load_loses_no_acknowledged_write(followed: KernelCluster) -> None:
     old, new = primary_and_standby(followed)
     for name in ("c1", new.name):
         wait_until_on(followed, name, old.name)
@@ -324,7 +328,9 @@ def test_a_switchover_under_load_loses_no_acknowledged_write(followed: Cluster) 
 # -- who missed it, and what doctor says of it ---------------------------------------------------
 
 
-def test_doctor_names_what_a_client_without_its_handler_is_left_with(followed: Cluster) -> None:
+def test_doctor_names_what_a_client_without_its_handler_is_left_with(
+    followed: KernelCluster,
+) -> None:
     c1, (server, _other) = followed["c1"], primary_and_standby(followed)
     c1.sh(f"umount -l {LEFT}; umount -l {BOUND}; mkdir -p {MOUNTED}/sub", check=False)
     wait_until_on(followed, "c1", server.name)
@@ -355,7 +361,7 @@ def test_doctor_names_what_a_client_without_its_handler_is_left_with(followed: C
 
 
 def test_a_plain_mount_follows_and_a_client_that_was_off_is_right_within_a_minute(
-    followed: Cluster,
+    followed: KernelCluster,
 ) -> None:
     c1, (server, other) = followed["c1"], primary_and_standby(followed)
     c1.sh(f"systemctl disable -q --now {AUTOMOUNT}; systemctl enable -q --now {MOUNT}")

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.labs.kernels.cluster import AGENT, Cluster
-from tests.labs.shared.host import wait_for
+from tests.labs.kernels.cluster import AGENT, KernelCluster
+from tests.support.commands import wait_for
 
 PLACE = "/mnt/place"
 SEEN = "/mnt/seen"
@@ -44,7 +44,7 @@ except OSError as error:
 """
 
 
-def export(cluster: Cluster, tree: str, fsid: str) -> None:
+def export(cluster: KernelCluster, tree: str, fsid: str) -> None:
     """Restart n1's server with this tree in the place; the agent mustn't start it meanwhile."""
     n1 = cluster["n1"]
     n1.freeze_unit(AGENT)
@@ -66,7 +66,7 @@ def export(cluster: Cluster, tree: str, fsid: str) -> None:
 
 @pytest.mark.parametrize("pinned", [True, False], ids=["pinned fsid", "fsid of the tree"])
 def test_an_old_handle_opens_another_file_only_where_the_fsid_is_pinned(
-    cluster: Cluster, pinned: bool
+    cluster: KernelCluster, pinned: bool
 ) -> None:
     c1, n1 = cluster["c1"], cluster["n1"]
     inodes = n1.sh(MAKE, timeout_s=60.0).split()

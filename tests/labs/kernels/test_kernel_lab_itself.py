@@ -27,18 +27,12 @@ from tests.labs.kernels.cluster import (
     MOUNTED,
     RECEIVER,
     SERVER,
-    Cluster,
+    KernelCluster,
 )
-from tests.labs.kernels.node import Node
-from tests.labs.shared.host import (
-    CHECKOUT,
-    LABS,
-    LabError,
-    LabTimeout,
-    cgroups,
-    processes,
-    wait_for,
-)
+from tests.labs.kernels.node import VirtualMachine
+from tests.labs.shared.host import LABS, cgroups, processes
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError, LabTimeout, wait_for
 from tests.support.figures import note
 
 OTHER_SERVER = """\
@@ -61,7 +55,7 @@ _SEND = (
 _ports = itertools.count(9000)
 
 
-def reaches(sender: Node, receiver: Node, address: str = "") -> bool:
+def reaches(sender: VirtualMachine, receiver: VirtualMachine, address: str = "") -> bool:
     """Whether a datagram gets through in one direction, asked of the receiver."""
     port = str(next(_ports))  # an earlier question's datagrams are still on their way
     argv = ["/usr/bin/python3", "-ISc", _SEND, address or receiver.address, port]
@@ -71,7 +65,7 @@ def reaches(sender: Node, receiver: Node, address: str = "") -> bool:
 
 
 @pytest.fixture
-def mounted(cluster: Cluster) -> Iterator[Cluster]:
+def mounted(cluster: KernelCluster) -> Iterator[KernelCluster]:
     """The volume is mounted on c1, as the runbook's clients do it."""
     cluster.mount("c1")
     yield cluster
@@ -81,7 +75,7 @@ def mounted(cluster: Cluster) -> Iterator[Cluster]:
 # -- the machines ----------------------------------------------------------------------
 
 
-def test_three_machines_boot_with_kernels_of_their_own(cluster: Cluster) -> None:
+def test_three_machines_boot_with_kernels_of_their_own(cluster: KernelCluster) -> None:
     for node in cluster.lab:
         assert node.run("cat", "/proc/1/comm").stdout == "systemd\n"
         assert node.run("uname", "-r").stdout.strip() != platform.release()
@@ -93,7 +87,7 @@ def test_three_machines_boot_with_kernels_of_their_own(cluster: Cluster) -> None
     assert all("btrfs" in n.sh("findmnt -no FSTYPE /persist") for n in cluster.storage)
 
 
-def test_a_command_gets_its_input_and_gives_its_output_and_status(cluster: Cluster) -> None:
+def test_a_command_gets_its_input_and_gives_its_output_and_status(cluster: KernelCluster) -> None:
     c1 = cluster["c1"]
     done = c1.run("/bin/sh", "-c", "cat; echo bad >&2; exit 3", input="x" * 200_000, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "x" * 200_000, "bad\n")
@@ -107,14 +101,14 @@ def test_a_command_gets_its_input_and_gives_its_output_and_status(cluster: Clust
     note(f"kernel lab: a command takes {sorted(times)[2]:.0f} ms")
 
 
-def test_a_command_that_takes_too_long_is_killed_in_the_node(cluster: Cluster) -> None:
+def test_a_command_that_takes_too_long_is_killed_in_the_node(cluster: KernelCluster) -> None:
     c1 = cluster["c1"]
     with pytest.raises(LabTimeout, match="c1: sleep 4711: still running after"):
         c1.run("sleep", "4711", timeout_s=1.0)
     c1.wait_for(lambda: not c1.sh("pgrep -fx 'sleep 4711' || true"), 10.0, "it is gone")
 
 
-def test_a_partition_cuts_one_direction_or_both_and_heals(cluster: Cluster) -> None:
+def test_a_partition_cuts_one_direction_or_both_and_heals(cluster: KernelCluster) -> None:
     n2, c1 = cluster["n2"], cluster["c1"]
     assert reaches(n2, c1)
     assert not reaches(n2, c1, address="10.99.0.4"), "the control network joins nodes"
@@ -130,7 +124,7 @@ def test_a_partition_cuts_one_direction_or_both_and_heals(cluster: Cluster) -> N
     assert reaches(c1, n2)
 
 
-def test_a_frozen_machine_says_nothing_and_goes_on_after_the_thaw(cluster: Cluster) -> None:
+def test_a_frozen_machine_says_nothing_and_goes_on_after_the_thaw(cluster: KernelCluster) -> None:
     c1 = cluster["c1"]
     before = c1.read("/proc/sys/kernel/random/boot_id")
     c1.freeze()
@@ -144,7 +138,7 @@ def test_a_frozen_machine_says_nothing_and_goes_on_after_the_thaw(cluster: Clust
     assert abs(c1.host_time_s(boot_s) - time.monotonic()) < 1.0, "its clock stood still"
 
 
-def test_after_a_power_cut_only_what_was_synced_is_there(cluster: Cluster) -> None:
+def test_after_a_power_cut_only_what_was_synced_is_there(cluster: KernelCluster) -> None:
     n2 = cluster["n2"]
     before = n2.read("/proc/sys/kernel/random/boot_id")
     # A cycle of the replication ends with a sync of this filesystem: none may arrive now. And
@@ -170,7 +164,7 @@ def test_after_a_power_cut_only_what_was_synced_is_there(cluster: Cluster) -> No
 # -- the product on a real kernel --------------------------------------------------------
 
 
-def test_after_the_first_promotion_the_kernel_s_own_server_serves(cluster: Cluster) -> None:
+def test_after_the_first_promotion_the_server_in_the_kernel_serves(cluster: KernelCluster) -> None:
     n1, n2 = cluster["n1"], cluster["n2"]
     assert cluster.primary() == "n1"
     assert n1.nfsd_threads() > 0
@@ -181,7 +175,7 @@ def test_after_the_first_promotion_the_kernel_s_own_server_serves(cluster: Clust
     assert not cluster.lab.client.port_answers(n2.address)
 
 
-def test_a_client_mounts_by_name_and_reads_what_it_wrote(mounted: Cluster) -> None:
+def test_a_client_mounts_by_name_and_reads_what_it_wrote(mounted: KernelCluster) -> None:
     c1 = mounted["c1"]
     assert mounted.resolve("c1") == [mounted["n1"].address]
     source, options = c1.sh(f"findmnt -no SOURCE,OPTIONS {MOUNTED}").split()
@@ -193,7 +187,7 @@ def test_a_client_mounts_by_name_and_reads_what_it_wrote(mounted: Cluster) -> No
     assert len(c1.read(f"{MOUNTED}/numbers").split()) == 20000
 
 
-def test_every_workload_works_and_what_it_says_is_on_the_server(mounted: Cluster) -> None:
+def test_every_workload_works_and_what_it_says_is_on_the_server(mounted: KernelCluster) -> None:
     c1, n1 = mounted["c1"], mounted["n1"]
     running = [workloads.start(c1, kind) for kind in workloads.KINDS]
     try:
@@ -218,7 +212,9 @@ def test_every_workload_works_and_what_it_says_is_on_the_server(mounted: Cluster
     assert all(workload.state() in ("", "Z") for workload in running)
 
 
-def test_the_guard_refuses_a_second_server_in_the_runbook_s_words(cluster: Cluster) -> None:
+def test_the_guard_refuses_a_second_server_in_the_words_of_the_runbook(
+    cluster: KernelCluster,
+) -> None:
     n2 = cluster["n2"]
 
     def said_by_the_guard() -> str:
@@ -231,7 +227,9 @@ def test_the_guard_refuses_a_second_server_in_the_runbook_s_words(cluster: Clust
     wait_for(lambda: OTHER_SERVER in said_by_the_guard(), 60.0, "the runbook's words")
 
 
-def test_the_fence_drops_an_established_connection_when_its_time_is_over(mounted: Cluster) -> None:
+def test_the_fence_drops_an_established_connection_when_its_time_is_over(
+    mounted: KernelCluster,
+) -> None:
     c1, n1 = mounted["c1"], mounted["n1"]
     with workloads.start(c1, "kept_open") as writer:
         writer.wait_until_done(time.monotonic())
@@ -256,7 +254,7 @@ def test_the_fence_drops_an_established_connection_when_its_time_is_over(mounted
     assert mounted.primary() == "n1"
 
 
-def test_a_server_that_listens_beside_the_fence_is_told(cluster: Cluster) -> None:
+def test_a_server_that_listens_beside_the_fence_is_told(cluster: KernelCluster) -> None:
     """By the kernel's own list; the port of the fence alone is what it has before."""
     n1, listens = cluster["n1"], "/proc/fs/nfsd/portlist"
     before = n1.sh(f"cat {listens}").splitlines()
@@ -278,7 +276,7 @@ def test_a_server_that_listens_beside_the_fence_is_told(cluster: Cluster) -> Non
     assert cluster.primary() == "n1"
 
 
-def test_after_a_demotion_the_kernel_has_no_server_thread_left(mounted: Cluster) -> None:
+def test_after_a_demotion_the_kernel_has_no_server_thread_left(mounted: KernelCluster) -> None:
     n1 = mounted["n1"]
     mounted["c1"].sh(f"exec 9>{MOUNTED}/held; flock -n 9; echo x >&9; sync {MOUNTED}/held")
     mounted.standfast("n1", "demote", timeout_s=180.0)

@@ -14,9 +14,8 @@ from itertools import count, pairwise
 from types import TracebackType
 
 from tests.labs.kernels.image import GUEST
-from tests.labs.kernels.node import Node
-from tests.labs.shared.commands import LabError
-from tests.labs.shared.host import wait_for
+from tests.labs.kernels.node import VirtualMachine
+from tests.support.commands import LabError, wait_for
 
 RECORD_BYTES = 16
 PROGRAM = "/usr/local/lib/lab/workload.py"
@@ -34,7 +33,7 @@ _SCRIPTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class WorkloadEvent:
     """One line of a workload's log; t_s is on the host's monotonic clock, took_s how long."""
 
     t_s: float
@@ -56,7 +55,7 @@ class Event:
 class Workload:
     """A running program; a context manager that ends it."""
 
-    def __init__(self, node: Node, kind: str, pid: int, log: str, path: str) -> None:
+    def __init__(self, node: VirtualMachine, kind: str, pid: int, log: str, path: str) -> None:
         self.node = node
         self.kind = kind
         self.pid = pid
@@ -66,7 +65,7 @@ class Workload:
         """Of the file that a writer writes, as the rest of the node sees it."""
         self._bound = ""
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[WorkloadEvent]:
         """Everything so far, in order."""
         found = []
         for line in self.node.read(self.log).splitlines():
@@ -76,11 +75,11 @@ class Workload:
                 raise LabError(f"{self.kind} on {self.node.name} says: {line}") from error
             t_s = self.node.host_time_s(doc["t"])
             found.append(
-                Event(t_s, doc["event"], doc["seq"], doc["took"], doc["error"], doc["text"])
+                WorkloadEvent(t_s, doc["event"], doc["seq"], doc["took"], doc["error"], doc["text"])
             )
         return found
 
-    def done(self, after_s: float = 0.0) -> list[Event]:
+    def done(self, after_s: float = 0.0) -> list[WorkloadEvent]:
         """What succeeded after a host's monotonic time; of a writer: the acknowledged records.
 
         What a path-based writer wrote while nothing was mounted, on the node's own root, is no
@@ -93,7 +92,7 @@ class Workload:
             if e.event == "ok" and e.t_s >= after_s and (e.on_volume or not elsewhere)
         ]
 
-    def errors(self, after_s: float = 0.0) -> list[Event]:
+    def errors(self, after_s: float = 0.0) -> list[WorkloadEvent]:
         """What failed after a host's monotonic time."""
         return [e for e in self.events() if e.event == "error" and e.t_s >= after_s]
 
@@ -106,7 +105,7 @@ class Workload:
         script = f"cut -d')' -f2- /proc/{self.pid}/stat 2>/dev/null | cut -d' ' -f2"
         return self.node.sh(script, check=False).strip()
 
-    def wait_until_done(self, after_s: float = 0.0, timeout_s: float = 60.0) -> Event:
+    def wait_until_done(self, after_s: float = 0.0, timeout_s: float = 60.0) -> WorkloadEvent:
         """The first success that ended after a host's monotonic time."""
         what = f"{self.kind} on {self.node.name} succeeds"
         return wait_for(lambda: self.done(after_s), timeout_s, what, interval_s=0.3)[0]
@@ -116,7 +115,7 @@ class Workload:
         times = [e.t_s for e in self.done(after_s)]
         return max((b - a for a, b in pairwise(times)), default=0.0)
 
-    def stop(self) -> list[Event]:
+    def stop(self) -> list[WorkloadEvent]:
         """End it; every event. One that hangs in the kernel is left behind, killed when it wakes.
 
         A bind mount of its own is taken away.
@@ -144,7 +143,7 @@ def _bind(kind: str) -> str:
 
 
 def start(
-    node: Node, kind: str, directory: str = "/data/services", interval_s: float = 0.2
+    node: VirtualMachine, kind: str, directory: str = "/data/services", interval_s: float = 0.2
 ) -> Workload:
     """Start a workload of one of KINDS on a node, in a directory of the volume.
 
@@ -170,7 +169,7 @@ def start(
     return workload
 
 
-def missing_records(content: str, acknowledged: Sequence[Event]) -> list[int]:
+def missing_records(content: str, acknowledged: Sequence[WorkloadEvent]) -> list[int]:
     """The numbers of acknowledged records that a writer's file doesn't hold."""
     return [
         e.seq

@@ -16,9 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
-from tests.labs.shared.commands import LabError, LabTimeout, Process
-from tests.labs.shared.host import wait_for
 from tests.support import pace
+from tests.support.commands import LabError, LabTimeout, Process, wait_for
 
 SCRIPT = Path(__file__).with_name("nfs_client.py")
 EXPORT = "/persist/services"
@@ -34,7 +33,7 @@ class NfsTimeout(LabTimeout):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class StreamEvent:
     """One line of a stream; t_s is on the host's monotonic clock (`time.monotonic()`)."""
 
     t_s: float
@@ -115,26 +114,26 @@ class Stream:
 
     def __init__(self, argv: list[str], path: str) -> None:
         self.path = path
-        self._events: list[Event] = []
+        self._events: list[StreamEvent] = []
         self._process = Process(argv, out=self._take)
 
     def _take(self, line: str) -> None:
-        self._events.append(Event(**json.loads(line)))
+        self._events.append(StreamEvent(**json.loads(line)))
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[StreamEvent]:
         """Everything so far, in order."""
         return list(self._events)
 
-    def acknowledged(self, server: str | None = None) -> list[Event]:
+    def acknowledged(self, server: str | None = None) -> list[StreamEvent]:
         """The records which a server (None: any) confirmed as stable."""
         return [e for e in self.events() if e.event == "ok" and server in (None, e.server)]
 
     def wait_for_ack(
         self, server: str | None = None, after_s: float = 0.0, timeout_s: float = 30.0
-    ) -> Event:
+    ) -> StreamEvent:
         """The first acknowledgement by a server (None: any) after a monotonic time."""
 
-        def found() -> Event | None:
+        def found() -> StreamEvent | None:
             return next((e for e in self.acknowledged(server) if e.t_s > after_s), None)
 
         event = wait_for(
@@ -148,11 +147,11 @@ class Stream:
         times = [e.t_s for e in self.acknowledged() if e.t_s >= after_s]
         return max((b - a for a, b in pairwise(times)), default=0.0)
 
-    def errors(self, after_s: float = 0.0) -> list[Event]:
+    def errors(self, after_s: float = 0.0) -> list[StreamEvent]:
         """What went wrong after a monotonic time."""
         return [e for e in self.events() if e.event != "ok" and e.t_s >= after_s]
 
-    def stop(self) -> list[Event]:
+    def stop(self) -> list[StreamEvent]:
         """End it; every event."""
         self._process.kill()
         self._process.wait(60.0)
@@ -170,7 +169,7 @@ class Stream:
         self.stop()
 
 
-def missing_records(content: bytes, acknowledged: Sequence[Event]) -> list[int]:
+def missing_records(content: bytes, acknowledged: Sequence[StreamEvent]) -> list[int]:
     """The numbers of acknowledged records that a stream's file doesn't hold."""
     return [
         e.seq

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from tests.labs.shared.commands import LabError
 from tests.labs.shared.lab import Machines
 from tests.labs.shared.node import Machine
+from tests.support.commands import LabError
 
 N = TypeVar("N", bound=Machine)
 VOLUME = "data-services"

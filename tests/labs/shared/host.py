@@ -12,17 +12,12 @@ import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from tests.labs.shared.commands import LabError, LabTimeout, sh
-from tests.support import waiting
+from tests.support.commands import sh, wait_for
 
-__all__ = ["LabError", "LabTimeout", "sh"]
-T = TypeVar("T")
-CHECKOUT = Path(__file__).resolve().parents[3]
 LABS = Path("/run/standfast-labs")
 CGROUPS = Path("/sys/fs/cgroup")
 MODULES = ("overlay", "loop", "btrfs", "veth", "bridge", "nf_tables", "ip_set", "x_tables")
@@ -55,13 +50,6 @@ def why_not(needs: Needs) -> str | None:
     if not needs.device.exists():
         return f"{needs.lab} needs {needs.device_for}: {needs.device} is missing"
     return None
-
-
-def wait_for(
-    predicate: Callable[[], T], timeout_s: float, what: str, interval_s: float = 0.05
-) -> T:
-    """The first truthy answer of predicate; else LabTimeout. See `tests.support.waiting`."""
-    return waiting.wait_for(predicate, timeout_s, what, interval_s, late=LabTimeout)
 
 
 def _hierarchies() -> list[Path]:

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from tests.labs.shared.client import Client
-from tests.labs.shared.host import Claim, load_modules, wait_for
+from tests.labs.shared.host import Claim, load_modules
 from tests.labs.shared.network import CLIENT, Network
 from tests.labs.shared.node import Machine, Pace
+from tests.support.commands import wait_for
 
 T = TypeVar("T")
 N = TypeVar("N", bound=Machine)

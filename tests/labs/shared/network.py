@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.labs.shared.commands import sh
 from tests.labs.shared.host import namespace
+from tests.support.commands import sh
 
 PREFIX = 24
 CLIENT = "client"

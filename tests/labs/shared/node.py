@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from tests.labs.shared.commands import Finished, LabError, Process, words
-from tests.labs.shared.host import cgroups, freezer, kill_group, wait_for
+from tests.labs.shared.host import cgroups, freezer, kill_group
 from tests.labs.shared.network import CLIENT, Network
 from tests.labs.shared.spec import Spec
 from tests.support import pace
+from tests.support.commands import Finished, LabError, Process, wait_for, words
 
 T = TypeVar("T")
 ENVIRONMENT = {

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from tests.labs.shared.commands import LabError
-from tests.labs.shared.host import CHECKOUT
 from tests.labs.shared.lab import Machines, alive
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabError
 
 JOURNALS = CHECKOUT / ".cache/lab-journals"
 WHOLE = 1_000_000

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from tests.labs.shared.commands import LabTimeout, Process, sh
-from tests.labs.shared.host import CHECKOUT, wait_for
+from tests.support.checkout import CHECKOUT
+from tests.support.commands import LabTimeout, Process, sh, wait_for
 
 RULES = CHECKOUT / "exporters/prometheus/standfast-alerts.yml"
 DASHBOARD = CHECKOUT / "exporters/grafana/dashboard.json"

@@ -11,7 +11,7 @@ def is_alive(pid: int) -> bool:
     """A zombie, whose parent has yet to look, is not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
 

@@ -26,11 +26,11 @@ from standfast.lease.files import LeaseStatus, boot_instance
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
 from standfast.system.clock import monotonic
-from tests.contract.consul_clusters import free_ports
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
 from tests.support.pace import patient
 
-ROOT = Path(__file__).resolve().parents[2]
-HANDLERS = ROOT / "handlers"
+HANDLERS = CHECKOUT / "handlers"
 VOLUME = "data-services"
 EPOCH = 7
 ADDRESSES = {"n1": "127.0.0.1", "n2": "127.0.0.2", "n3": "127.0.0.3"}

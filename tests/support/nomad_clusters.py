@@ -22,8 +22,9 @@ import pytest
 
 from standfast.consul.http import Answer, Endpoint, Request, TransportError, exchange
 from standfast.nomad.gateway import NomadAgent
-from tests.contract.consul_clusters import CHECKOUT, free_ports
-from tests.fakes.nomad import StandIn
+from tests.fakes.nomad import NomadStandIn
+from tests.support.checkout import CHECKOUT
+from tests.support.consul_clusters import free_ports
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 
@@ -34,7 +35,7 @@ POLICY = CHECKOUT / "docs/nomad-policy.hcl"
 START_S = 60.0
 
 
-class Machines(Protocol):
+class NomadMachines(Protocol):
     """What can be done to the agents of a cluster."""
 
     def address(self, agent: str) -> str: ...
@@ -53,11 +54,11 @@ class Machines(Protocol):
 
 
 @dataclass
-class Cluster:
+class NomadCluster:
     """`kind` is "stand-in" or "real"; the times say how long one has to wait for what."""
 
     kind: str
-    machines: Machines
+    machines: NomadMachines
     meta_s: float
     """A new meta is visible to the servers by then."""
     down_s: float
@@ -181,15 +182,15 @@ def job(
 
 
 @contextmanager
-def stand_in_cluster() -> Iterator[Cluster]:
-    with StandIn(
+def stand_in_cluster() -> Iterator[NomadCluster]:
+    with NomadStandIn(
         NODES,
         meta_delay_s=(patient(0.2), patient(0.4)),
         down_after_s=patient(1.0),
         start_s=0.05,
         management=MANAGEMENT,
     ) as machines:
-        cluster = Cluster("stand-in", machines, meta_s=5, down_s=10, stubborn_s=patient(1.5))
+        cluster = NomadCluster("stand-in", machines, meta_s=5, down_s=10, stubborn_s=patient(1.5))
         cluster.secret = cluster.token(POLICY.read_text())
         yield cluster
 
@@ -355,7 +356,7 @@ def _processes_below(directory: Path) -> list[int]:
 
 
 @contextmanager
-def real_cluster(directory: Path) -> Iterator[Cluster]:
+def real_cluster(directory: Path) -> Iterator[NomadCluster]:
     machines = RealMachines(nomad_binary(), directory)
     machines.configure()
     try:
@@ -363,7 +364,7 @@ def real_cluster(directory: Path) -> Iterator[Cluster]:
             machines.launch(agent)
         for agent in (SERVER, *NODES):
             machines.wait_for(agent)
-        cluster = Cluster("real", machines, meta_s=20, down_s=30, stubborn_s=15)
+        cluster = NomadCluster("real", machines, meta_s=20, down_s=30, stubborn_s=15)
         _bootstrap(cluster)
         cluster.secret = cluster.token(POLICY.read_text())
         wait_for(lambda: _all_ready(cluster), START_S, "both nodes are ready", 0.1)
@@ -372,7 +373,7 @@ def real_cluster(directory: Path) -> Iterator[Cluster]:
         machines.end()
 
 
-def _bootstrap(cluster: Cluster) -> None:
+def _bootstrap(cluster: NomadCluster) -> None:
     def done() -> bool:
         answer = cluster.ask("POST", "/v1/acl/bootstrap", {"BootstrapSecret": MANAGEMENT})
         return answer.status == 200
@@ -380,6 +381,6 @@ def _bootstrap(cluster: Cluster) -> None:
     wait_for(done, 20.0, "the ACLs are bootstrapped", 0.1)
 
 
-def _all_ready(cluster: Cluster) -> bool:
+def _all_ready(cluster: NomadCluster) -> bool:
     nodes = cluster.gateway(SERVER).nodes()
     return len(nodes) == len(NODES) and all(node.status == "ready" for node in nodes)

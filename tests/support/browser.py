@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.contract.consul_clusters import free_ports
 from tests.support import needs
+from tests.support.consul_clusters import free_ports
 from tests.support.pace import patient
 from tests.support.waiting import NotInTime, wait_for
 

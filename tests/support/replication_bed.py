@@ -30,8 +30,8 @@ from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul.server import EmbeddedConsul
-from tests.contract.volumes import why_no_btrfs
-from tests.labs.shared.host import sh, wait_for
+from tests.support.commands import sh, wait_for
+from tests.support.volumes import why_no_btrfs
 
 VOLUME = "data-services"
 STANDFAST = Path(sys.executable).parent / "standfast"
@@ -46,7 +46,7 @@ def command(*argv: str | Path) -> str:
 
 
 @dataclass
-class Disk:
+class SparseDisk:
     """A btrfs in a sparse file."""
 
     image: Path
@@ -78,7 +78,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Cycle:
+class MeasuredCycle:
     """One `standfast replicate` as a process; `peaks_mib` are its and its children's, by role."""
 
     seconds: float
@@ -98,7 +98,7 @@ class Bed:
 
     root: Path
     consul: EmbeddedConsul
-    disks: dict[str, Disk]
+    disks: dict[str, SparseDisk]
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """More configuration, by table; for every node."""
 
@@ -210,13 +210,15 @@ class Bed:
 
     # -- cycles ------------------------------------------------------------------------------
 
-    def replicate(self, node: str, standby: str, *, full: bool = False, variant: str = "") -> Cycle:
+    def replicate(
+        self, node: str, standby: str, *, full: bool = False, variant: str = ""
+    ) -> MeasuredCycle:
         """Run one cycle to its end; CycleFailed with its words when it fails."""
         return self.start(node, standby, full=full, variant=variant)()
 
     def start(
         self, node: str, standby: str, *, full: bool = False, variant: str = ""
-    ) -> Callable[[], Cycle]:
+    ) -> Callable[[], MeasuredCycle]:
         """Start a cycle; call the result to wait for its end."""
         argv = [STANDFAST, "replicate", "--json", "--instance", f"{VOLUME}:{standby}"]
         argv += ["--full"] if full else []
@@ -231,7 +233,7 @@ class Bed:
         )
         watching = PeakMemory(process.pid)
 
-        def wait() -> Cycle:
+        def wait() -> MeasuredCycle:
             with out, said:
                 _, status, usage = os.wait4(process.pid, 0)
                 seconds = time.monotonic() - began
@@ -243,7 +245,7 @@ class Bed:
                     raise CycleFailed(said.read().decode(errors="replace")[-2000:])
                 [done] = json.loads(out.read())["replicated"]
             cpu_s = usage.ru_utime + usage.ru_stime
-            return Cycle(seconds, cpu_s, done["sent_bytes"], done["full"], peaks_mib)
+            return MeasuredCycle(seconds, cpu_s, done["sent_bytes"], done["full"], peaks_mib)
 
         return wait
 
@@ -300,7 +302,7 @@ def bed(nodes: Mapping[str, int], tables: dict[str, dict[str, Any]] | None = Non
         disks = {}
         for number, (name, size_bytes) in enumerate(nodes.items(), 1):
             consul.add_agent(name, f"127.0.0.{number}")
-            disks[name] = Disk(root / f"{name}.img", root / name, size_bytes)
+            disks[name] = SparseDisk(root / f"{name}.img", root / name, size_bytes)
             stack.callback(disks[name].detach)
         made = Bed(root, consul, disks, tables or {})
         for name in nodes:
@@ -315,7 +317,7 @@ def bed(nodes: Mapping[str, int], tables: dict[str, dict[str, Any]] | None = Non
 
 
 @dataclass(frozen=True)
-class Tree:
+class GeneratedTree:
     """What is replicated: `size_bytes` in so many files of equal size, incompressible."""
 
     name: str

@@ -15,11 +15,11 @@ from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of
 from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.system.clock import monotonic
-from tests.sim.clockwork import Process, SimTime
-from tests.sim.disk import Tree
+from tests.sim.clockwork import SimProcess, SimTime
+from tests.sim.disk import SimTree
 from tests.sim.invariants import Invariants
-from tests.sim.node import Node, Seat
-from tests.sim.world import World
+from tests.sim.node import Seat, SimNode
+from tests.sim.world import SimWorld
 from tests.support import waiting
 
 EPOCH = 1
@@ -33,7 +33,7 @@ def on_a_node(
     *,
     names: Sequence[str] = ("a", "b", "c"),
     volumes: Sequence[str] = ("data",),
-) -> Iterator[Node]:
+) -> Iterator[SimNode]:
     """The first of these nodes, all of them up, with nothing on their disks."""
     no_invariants = patch.multiple(
         Invariants,
@@ -41,7 +41,7 @@ def on_a_node(
         committed=lambda *_: None,
         published=lambda *_: None,
     )
-    with no_invariants, World(directory, names, volumes=volumes) as world:
+    with no_invariants, SimWorld(directory, names, volumes=volumes) as world:
         clockwork = world.clockwork
         for node in world.nodes.values():
             node.boot()
@@ -50,17 +50,17 @@ def on_a_node(
             seat.node.kill_agent(seat.volume)
         world.run(BOOTED_S)
         node = world[names[0]]
-        process = Process(f"{node.name}/test", node.clock, node, booted_at=node.booted_at)
+        process = SimProcess(f"{node.name}/test", node.clock, node, booted_at=node.booted_at)
         virtual = patch.object(waiting, "time", SimTime(clockwork))
         with virtual, clockwork.joined_by(process):
             yield node
 
 
-def make_live(seat: Seat) -> Tree:
+def make_live(seat: Seat) -> SimTree:
     """An empty live subvolume."""
     live, disk = seat.config.paths.live, seat.node.disk
     live.mkdir()
-    tree = Tree(disk.new_uuid(), [])
+    tree = SimTree(disk.new_uuid(), [])
     disk.data.put(live, tree)
     return tree
 

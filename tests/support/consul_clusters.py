@@ -18,12 +18,12 @@ import pytest
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.http import Answer, Endpoint, Request, TransportError, exchange
 from standfast.demo.consul.server import EmbeddedConsul
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 from tests.support.waiting import soon, wait_for
 
 NODE = "n1"
 START_S = 30.0
-CHECKOUT = Path(__file__).parents[2]
 NOT_HERE = 3
 """The script's status where it can't fetch one: what fails on the way is another."""
 
@@ -42,7 +42,7 @@ def consul_binary() -> str:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ConsulCluster:
     """One agent's HTTP address, host:port; its node is NODE."""
 
     kind: str
@@ -78,21 +78,21 @@ class Cluster:
 
 
 @contextmanager
-def embedded_cluster() -> Iterator[Cluster]:
+def embedded_cluster() -> Iterator[ConsulCluster]:
     with EmbeddedConsul() as consul:
         consul.add_agent(NODE)
-        yield Cluster("embedded", consul.address(NODE))
+        yield ConsulCluster("embedded", consul.address(NODE))
 
 
 @contextmanager
 def real_cluster(
     directory: Path, settings: Mapping[str, Any] | None = None, token: str = ""
-) -> Iterator[Cluster]:
+) -> Iterator[ConsulCluster]:
     """A server agent with `settings` added to its configuration; ended by its process id."""
     binary = consul_binary()
     http, server, lan, wan = free_ports(4)
     headers = {"X-Consul-Token": token} if token else {}
-    cluster = Cluster("real", f"127.0.0.1:{http}", headers)
+    cluster = ConsulCluster("real", f"127.0.0.1:{http}", headers)
     (directory / "agent.json").write_text(
         json.dumps(
             {
@@ -136,7 +136,7 @@ def real_cluster(
 class Server:
     """One of several real servers; `address` is that of its HTTP."""
 
-    cluster: Cluster
+    cluster: ConsulCluster
     rpc: str
     process: subprocess.Popen[bytes]
 
@@ -165,7 +165,7 @@ def real_servers(directory: Path, count: int = 3) -> Iterator[Sequence[Server]]:
             }
             file = directory / f"n{number}.json"
             file.write_text(json.dumps(settings))
-            cluster = Cluster("real", f"127.0.0.1:{http}")
+            cluster = ConsulCluster("real", f"127.0.0.1:{http}")
             log = stack.enter_context((directory / f"n{number}.log").open("wb"))
             process = subprocess.Popen(
                 [consul_binary(), "agent", "-config-file", file],
@@ -193,7 +193,7 @@ def leader_seen_by(server: Server) -> str:
         return ""
 
 
-def _wait_until_ready(cluster: Cluster, agent: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(cluster: ConsulCluster, agent: subprocess.Popen[bytes], log: Path) -> None:
     try:
         wait_for(
             lambda: _is_ready(cluster) or agent.poll() is not None, START_S, "consul is ready", 0.1
@@ -203,7 +203,7 @@ def _wait_until_ready(cluster: Cluster, agent: subprocess.Popen[bytes], log: Pat
         pytest.fail(f"{error}:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _is_ready(cluster: Cluster) -> bool:
+def _is_ready(cluster: ConsulCluster) -> bool:
     try:
         answer = cluster.ask("GET", f"/v1/health/node/{NODE}?consistent")
     except TransportError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from sh import Command, CommandNotFound, ErrorReturnCode
 
@@ -31,6 +31,7 @@ _OPTIONS: dict[str, Any] = {
     "_tty_out": False,
 }
 _COLLECTED: dict[str, Any] = {"_out_bufsize": 1 << 16, "_err_bufsize": 1 << 16}
+T = TypeVar("T")
 Output = IO[bytes] | Callable[[str], object]
 
 
@@ -40,6 +41,13 @@ class LabError(Exception):
 
 class LabTimeout(LabError):
     """A deadline of the lab passed."""
+
+
+def wait_for(
+    predicate: Callable[[], T], timeout_s: float, what: str, interval_s: float = 0.05
+) -> T:
+    """The first truthy answer of predicate; else LabTimeout."""
+    return waiting.wait_for(predicate, timeout_s, what, interval_s, late=LabTimeout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
+from msgspec import structs
 
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.consul.records import Handover, Holder, Leader, LeaderState
@@ -80,7 +81,7 @@ class Keys:
         self.registered = False
 
     def take_up(self, memory: Memory) -> HeldLease | None:
-        leader = Leader(4, ME, 1, LeaderState.SERVING)
+        leader = Leader(4, ME, 1, LeaderState.SERVING, ())
         return protocol.taken_up(Versioned(4, 10, leader, 11), ME, memory, monotonic(), 12.0)
 
 
@@ -387,7 +388,7 @@ def left_behind(config: Config, fence: Fence, **changes: Any) -> LeaseStatus:
     fence.open_until = until
     serving = LeaderState.SERVING
     last = LeaseStatus(4, "boot-1", 1, serving, True, until, until, 7, monotonic() - 1e6, 3)
-    last = replace(last, **changes)
+    last = structs.replace(last, **changes)
     last.save(config.run_dir)
     return last
 

@@ -15,7 +15,8 @@ can still write: btrfs refuses new opens only.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from standfast.config.model import Config
 from standfast.consul.records import LeaderState

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self
+
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from standfast.ages import time_by_record, time_of
 from standfast.errors import ForeignValue
@@ -32,7 +33,65 @@ from standfast.reasons import Reason
 
 VERSION = 1
 MOST_SECONDS = 253_402_300_800  # the year 10000 can't be printed
-T = TypeVar("T")
+
+Number = Annotated[int, Meta(ge=0, lt=2**53)]
+Seconds = Annotated[float, Meta(ge=0, lt=MOST_SECONDS)]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+def shown_seconds(value: Any) -> float | None:
+    """Of what is only shown: None for a time that is none, which makes no record foreign."""
+    try:
+        return convert(value, Seconds | None)
+    except ValidationError:
+        return None
+
+
+def _shown_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_true(value: Any) -> bool:
+    return value is True
+
+
+class Record(Struct, frozen=True, omit_defaults=True):
+    """A value in Consul. Its fields say what is accepted: one without a default has to be there,
+    one with a default is not written while it has it, and an unknown one is room for later."""
+
+    default_key: ClassVar[str]
+    lenient: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """Fields that make no record foreign, each with what a value of it counts as."""
+
+    def fields(self) -> dict[str, Any]:
+        """What is written, without the version."""
+        fields: dict[str, Any] = to_builtins(self)
+        return fields
+
+    def check(self) -> None:
+        """ValueError where the fields contradict each other."""
+
+    def dump(self) -> bytes:
+        # By json: to msgspec a text with an undecodable byte, an operator's reason say, is no text.
+        return json.dumps({"v": VERSION, **self.fields()}, separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, raw: bytes, key: str | None = None) -> Self:
+        """The record in `raw`, the value of `key`; ForeignValue for anything else."""
+        try:
+            doc = json.loads(raw)
+            if not isinstance(doc, dict) or type(doc.get("v")) is not int or doc["v"] != VERSION:
+                raise ValueError(f'it is not a JSON object with "v": {VERSION}')
+            doc |= {name: read(doc[name]) for name, read in cls.lenient.items() if name in doc}
+            record = convert(doc, cls)
+            record.check()
+        except (ValueError, RecursionError) as error:
+            raise ForeignValue(
+                f"{key or cls.default_key} in Consul holds a value that Standfast did not write "
+                f"({error!r}): {raw[:80].decode('utf-8', 'replace')!r}. Nothing was changed. "
+                f"Look at it with `consul kv get`, and restore or delete it."
+            ) from error
+        return record
 
 
 class LeaderState(StrEnum):
@@ -44,16 +103,14 @@ class LeaderState(StrEnum):
     CLEAN = "clean"
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(Struct, frozen=True):
     """A node in one of its boots: two machines with one name don't pass for each other."""
 
-    node: str
-    instance: str
+    node: Text
+    instance: Text
 
 
-@dataclass(frozen=True, slots=True)
-class Handover:
+class Handover(Struct, frozen=True):
     """What a primary says when it gives the role up in order."""
 
     to: str | None = None
@@ -72,26 +129,28 @@ class Handover:
     """With any state: it has never served in this epoch, so it wrote nothing that could be lost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leader:
+class Leader(Record, frozen=True):
     """One heartbeat."""
 
-    epoch: int
+    default_key = "leader"
+    lenient = {"surrendered": _is_true, "idle": _is_true}
+
+    epoch: Number
     holder: Holder
-    seq: int
+    seq: Number
     state: LeaderState
-    candidates: tuple[str, ...] = ()
-    to: str | None = None
-    note: str | None = None
-    final: str | None = None
+    candidates: tuple[Text, ...]
+    to: Text | None = None
+    note: Text | None = None
+    final: Text | None = None
     """With CLEAN, these three and `final_id`: see Handover."""
-    wait: float = 0.0
+    wait: Seconds = 0.0
     """The holder's own W, seconds: unheard of for so long it serves no more, whatever a candidate's
     configuration says. 0: an older version's, which doesn't tell."""
-    final_id: str | None = None
+    final_id: Text | None = None
     """None: an older version's, which tells only the name."""
     surrendered: bool = False
-    unserved: float = 0.0
+    unserved: Seconds = 0.0
     idle: bool = False
     """These three: see Handover."""
 
@@ -111,46 +170,11 @@ class Leader:
         """
         return self.is_clean and self.epoch == epoch
 
-    def dump(self) -> bytes:
-        return _dump(
-            epoch=self.epoch,
-            holder={"node": self.holder.node, "instance": self.holder.instance},
-            seq=self.seq,
-            state=str(self.state),
-            candidates=list(self.candidates),
-            to=self.to,
-            **{
-                name: text
-                for name in ("note", "final", "final_id")
-                if (text := getattr(self, name)) is not None
-            },
-            **({"wait": self.wait} if self.wait else {}),
-            **({"surrendered": True} if self.surrendered else {}),
-            **({"unserved": round(self.unserved, 1)} if self.unserved else {}),
-            **({"idle": True} if self.idle else {}),
-        )
-
-    @classmethod
-    def parse(cls, raw: bytes, key: str = "leader") -> Leader:
-        def build(doc: Mapping[str, Any]) -> Leader:
-            holder = doc["holder"]
-            return cls(
-                epoch=_number(doc["epoch"]),
-                holder=Holder(_text(holder["node"]), _text(holder["instance"])),
-                seq=_number(doc["seq"]),
-                state=LeaderState(doc["state"]),
-                candidates=tuple(_text(name) for name in _list(doc["candidates"])),
-                to=_optional(doc.get("to")),
-                note=_optional(doc.get("note")),
-                final=_optional(doc.get("final")),
-                wait=_seconds(doc.get("wait", 0)),
-                final_id=_optional(doc.get("final_id")),
-                surrendered=doc.get("surrendered") is True,
-                unserved=_seconds(doc.get("unserved", 0)),
-                idle=doc.get("idle") is True,
-            )
-
-        return _parse(raw, key, build)
+    def fields(self) -> dict[str, Any]:
+        fields = {**super().fields(), "to": self.to, "unserved": round(self.unserved, 1)}
+        if not fields["unserved"]:
+            del fields["unserved"]
+        return fields
 
 
 def longest_wait_s(leader: Leader | None, wait_s: float) -> float:
@@ -186,20 +210,21 @@ def is_epoch(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 16
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
+class HistoryEntry(Record, frozen=True):
     """One entry of the history: who took over, from what, why, and what was lost."""
 
-    epoch: int
-    node: str
-    base: str | None
-    reason: str
-    operator: str | None
-    lost_s: float | None
+    default_key = "history"
+
+    epoch: Number
+    node: Text
+    base: Text | None
+    reason: Text
+    operator: Text | None
+    lost_s: Seconds | None
     """At most so much was written after `base`, to the end of the old primary's lease; None: not
     known."""
-    at: float
-    follows: int | None = None
+    at: Seconds
+    follows: Number | None = None
     """The epoch whose data it goes on from, where those since were given up without ever having
     served; None: the one right before."""
 
@@ -213,68 +238,27 @@ class HistoryEntry:
         """Whether it began by itself, without an operator's word."""
         return self.reason.partition(":")[0] in (Reason.TAKEOVER, Reason.SURRENDERED)
 
-    def dump(self) -> bytes:
-        return _dump(
-            epoch=self.epoch,
-            node=self.node,
-            base=self.base,
-            reason=self.reason,
-            operator=self.operator,
-            lost_s=self.lost_s,
-            at=self.at,
-            **({} if self.follows is None else {"follows": self.follows}),
-        )
-
-    @classmethod
-    def parse(cls, raw: bytes, key: str = "history") -> HistoryEntry:
-        return _parse(
-            raw,
-            key,
-            lambda doc: cls(
-                epoch=_number(doc["epoch"]),
-                node=_text(doc["node"]),
-                base=None if doc["base"] is None else _text(doc["base"]),
-                reason=_text(doc["reason"]),
-                operator=None if doc["operator"] is None else _text(doc["operator"]),
-                lost_s=None if doc["lost_s"] is None else _seconds(doc["lost_s"]),
-                at=_seconds(doc["at"]),
-                follows=_earlier(doc.get("follows"), _number(doc["epoch"])),
-            ),
-        )
+    def check(self) -> None:
+        if self.follows is not None and self.follows >= self.epoch:
+            raise ValueError(f"epoch {self.epoch} can't follow {self.follows}")
 
 
-def _earlier(value: Any, epoch: int) -> int | None:
-    """None, or an epoch before `epoch`; ValueError."""
-    if value is not None and not 0 <= _number(value) < epoch:
-        raise ValueError(f"epoch {epoch} can't follow {value}")
-    return None if value is None else _number(value)
-
-
-@dataclass(frozen=True, slots=True)
-class StandbyRecord:
+class StandbyRecord(Record, frozen=True):
     """What the primary knows a standby to have on disk: written after the acknowledgement."""
 
-    node: str
-    epoch: int
-    snapshot: str
-    content_id: str
-    at: float
-    taken_at: float | None = None
+    default_key = "standbys"
+    lenient = {"taken_at": shown_seconds, "by": _shown_text}
+
+    node: Text
+    epoch: Number
+    snapshot: Text
+    content_id: Text
+    at: Seconds
+    taken_at: Seconds | None = None
     """When the snapshot was taken, UTC seconds by the primary's clock; None: an older version's, of
     which only the name is known."""
     by: str | None = None
     """The primary that wrote it; None: an older version's."""
-
-    def dump(self) -> bytes:
-        return _dump(
-            node=self.node,
-            epoch=self.epoch,
-            snapshot=self.snapshot,
-            content_id=self.content_id,
-            at=self.at,
-            **({} if self.taken_at is None else {"taken_at": self.taken_at}),
-            **({} if self.by is None else {"by": self.by}),
-        )
 
     @property
     def time(self) -> float | None:
@@ -289,175 +273,59 @@ class StandbyRecord:
         """The same, to a node whose clock says `utc`; UNKNOWN where one of the clocks was wrong."""
         return None if (at := self.time) is None else time_by_record(at, self.at, utc)
 
-    @classmethod
-    def parse(cls, raw: bytes, key: str = "standbys") -> StandbyRecord:
-        return _parse(
-            raw,
-            key,
-            lambda doc: cls(
-                node=_text(doc["node"]),
-                epoch=_number(doc["epoch"]),
-                snapshot=_text(doc["snapshot"]),
-                content_id=_text(doc["content_id"]),
-                at=_seconds(doc["at"]),
-                taken_at=shown_seconds(doc.get("taken_at")),
-                by=by if isinstance(by := doc.get("by"), str) else None,
-            ),
-        )
 
-
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Record, frozen=True):
     """While it exists nobody takes over by itself."""
 
-    by: str
-    reason: str
-    at: float
+    default_key = "pause"
 
-    def dump(self) -> bytes:
-        return _dump(by=self.by, reason=self.reason, at=self.at)
-
-    @classmethod
-    def parse(cls, raw: bytes, key: str = "pause") -> Pause:
-        return _parse(
-            raw, key, lambda doc: cls(_text(doc["by"]), _text(doc["reason"]), _seconds(doc["at"]))
-        )
+    by: Text
+    reason: Text
+    at: Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateRecord:
+class CandidateRecord(Record, frozen=True):
     """What a standby says of itself: whether it would take over if the holder gave the role up."""
 
-    node: str
-    epoch: int
+    default_key = "candidates"
+    lenient = {"ready": _is_true}
+
+    node: Text
+    epoch: Number
     """Of the epoch that it would end."""
     ready: bool
-    reason: str
+    reason: Text
     """A reason code: why not, or what it would do."""
-    snapshot: str | None
-    snapshot_epoch: int
-    at: float
-
-    def dump(self) -> bytes:
-        return _dump(
-            node=self.node,
-            epoch=self.epoch,
-            ready=self.ready,
-            reason=self.reason,
-            snapshot=self.snapshot,
-            snapshot_epoch=self.snapshot_epoch,
-            at=self.at,
-        )
-
-    @classmethod
-    def parse(cls, raw: bytes, key: str = "candidates") -> CandidateRecord:
-        return _parse(
-            raw,
-            key,
-            lambda doc: cls(
-                node=_text(doc["node"]),
-                epoch=_number(doc["epoch"]),
-                ready=doc["ready"] is True,
-                reason=_text(doc["reason"]),
-                snapshot=_optional(doc["snapshot"]),
-                snapshot_epoch=_number(doc["snapshot_epoch"]),
-                at=_seconds(doc["at"]),
-            ),
-        )
+    snapshot: Text | None
+    snapshot_epoch: Number
+    at: Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class ClientRecord:
+class ClientRecord(Record, frozen=True):
     """What a client says of its mount, for people to look at; nothing is decided on it."""
 
-    node: str
-    server: str | None
+    default_key = "clients"
+
+    node: Text
+    server: Text | None
     """Node, or else address, that the mount is of; None: nothing is mounted, or not known."""
-    epoch: int | None
+    epoch: Number | None
     """Epoch that it was mounted in."""
-    state: str
+    state: Text
     """A reason code."""
-    at: float
+    at: Seconds
     """When it was written, by the client's clock."""
 
-    def dump(self) -> bytes:
-        return _dump(
-            node=self.node, server=self.server, epoch=self.epoch, state=self.state, at=self.at
-        )
 
-    @classmethod
-    def parse(cls, raw: bytes, key: str = "clients") -> ClientRecord:
-        return _parse(
-            raw,
-            key,
-            lambda doc: cls(
-                node=_text(doc["node"]),
-                server=_optional(doc["server"]),
-                epoch=None if doc["epoch"] is None else _number(doc["epoch"]),
-                state=_text(doc["state"]),
-                at=_seconds(doc["at"]),
-            ),
-        )
+class _Epoch(Record, frozen=True):
+    default_key = "epoch"
+
+    epoch: Number
 
 
 def dump_epoch(epoch: int) -> bytes:
-    return _dump(epoch=epoch)
+    return _Epoch(epoch).dump()
 
 
 def parse_epoch(raw: bytes, key: str = "epoch") -> int:
-    return _parse(raw, key, lambda doc: _number(doc["epoch"]))
-
-
-def _dump(**fields: Any) -> bytes:
-    return json.dumps({"v": VERSION, **fields}, separators=(",", ":")).encode()
-
-
-def _parse(raw: bytes, key: str, build: Callable[[Mapping[str, Any]], T]) -> T:
-    shown = raw[:80].decode("utf-8", "replace")
-    try:
-        doc = json.loads(raw)
-        if not isinstance(doc, dict) or type(doc.get("v")) is not int or doc["v"] != VERSION:
-            raise ValueError(f'it is not a JSON object with "v": {VERSION}')
-        return build(doc)
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise ForeignValue(
-            f"{key} in Consul holds a value that Standfast did not write ({error!r}): {shown!r}. "
-            f"Nothing was changed. Look at it with `consul kv get`, and restore or delete it."
-        ) from error
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is not a whole number from 0")
-    return value
-
-
-def shown_seconds(value: Any) -> float | None:
-    """Of what is only shown: None for a time that is none, which makes no record foreign."""
-    try:
-        return None if value is None else _seconds(value)
-    except ValueError:
-        return None
-
-
-def _seconds(value: Any) -> float:
-    # A bool is an int, and json reads NaN and Infinity: none of them is a time.
-    if type(value) not in (int, float) or not 0 <= value < MOST_SECONDS:
-        raise ValueError(f"{value!r} is not a number of seconds from 0 to the year 9999")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is not a non-empty text")
-    return value
-
-
-def _optional(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is not a list")
-    return value
+    return _Epoch.parse(raw, key).epoch

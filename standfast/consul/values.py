@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 SERF_HEALTH = "serfHealth"
 _WORST_FIRST = ("critical", "warning", "passing")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One KV entry."""
 
     key: str
@@ -24,8 +24,7 @@ class Entry:
     modify_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(Struct, frozen=True):
     """One instance of a service with its health."""
 
     service_id: str
@@ -40,23 +39,20 @@ class Instance:
     """The worst of the service's own checks: passing, warning or critical."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckIndex:
+class CheckIndex(Struct, frozen=True):
     """The key exists and its ModifyIndex is `index`."""
 
     key: str
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class CheckNotExists:
+class CheckNotExists(Struct, frozen=True):
     """Nobody has made the key."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cas:
+class Cas(Struct, frozen=True):
     """Set the key if its ModifyIndex is `index`; 0: if it doesn't exist."""
 
     key: str
@@ -64,8 +60,7 @@ class Cas:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(Struct, frozen=True):
     """A service of the node's own agent, with a TTL check `service:<service_id>`."""
 
     service_id: str
@@ -77,16 +72,14 @@ class Registration:
     check_name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
+class Set(Struct, frozen=True):
     """Write the key whatever it holds."""
 
     key: str
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Struct, frozen=True):
     """Have the key gone."""
 
     key: str
@@ -95,15 +88,13 @@ class Delete:
 Op = CheckIndex | CheckNotExists | Cas | Set | Delete
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(Struct, frozen=True):
     """Everything was done; the new ModifyIndex of each key that was written."""
 
     indexes: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """Nothing was done: a condition didn't hold."""
 
     errors: tuple[str, ...]

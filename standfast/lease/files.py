@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import uuid
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from msgspec import Struct, ValidationError, convert, to_builtins
 
 from standfast.config.fields import MOST_S
 from standfast.config.model import Config
@@ -56,8 +56,7 @@ def holder_of(config: Config) -> Holder:
     return Holder(config.node, boot_instance(config.paths.run))
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseStatus:
+class LeaseStatus(Struct, frozen=True):
     """The keeper's last word, in `lease.json`; times are this boot's monotonic seconds."""
 
     epoch: int
@@ -110,7 +109,7 @@ class LeaseStatus:
     def save(self, run_dir: Path) -> None:
         # First: a keeper that serves must at no moment be taken for one that held nothing.
         (run_dir / NOTHING_HELD).unlink(missing_ok=True)
-        write_atomically(run_dir / "lease.json", json.dumps({"v": 1, **asdict(self)}))
+        write_atomically(run_dir / "lease.json", json.dumps({"v": 1, **to_builtins(self)}))
 
     @classmethod
     def load(cls, run_dir: Path) -> LeaseStatus | None:
@@ -124,15 +123,13 @@ class LeaseStatus:
         if doc is None:
             return None
         try:
-            # What a keeper of an older version didn't say has its default.
-            fields: dict[str, Any] = {n: doc[n] for n in cls.__dataclass_fields__ if n in doc}
-            status = cls(**{**fields, "state": LeaderState(doc["state"])})
-            latest = monotonic() + min(status.longest_s, MOST_S)
-            sane = status.valid_until <= latest and status.armed_until <= latest
-        except (KeyError, ValueError, TypeError) as error:
+            status = convert(doc, cls)
+        except ValidationError as error:
             raise StandfastError(
-                f"{run_dir}/lease.json is not a keeper's status: {error!r}"
+                f"{run_dir}/lease.json is not a keeper's status: {error}"
             ) from error
+        latest = monotonic() + min(status.longest_s, MOST_S)
+        sane = status.valid_until <= latest and status.armed_until <= latest
         return status if sane else None
 
 
@@ -176,8 +173,7 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Vouch:
+class Vouch(Struct, frozen=True):
     """The agent's last word on this node's serving, in `vouch.json`."""
 
     at: float
@@ -186,7 +182,7 @@ class Vouch:
     """Why it doesn't serve; None: it does."""
 
     def save(self, run_dir: Path) -> None:
-        write_atomically(run_dir / "vouch.json", json.dumps({"v": 1, **asdict(self)}))
+        write_atomically(run_dir / "vouch.json", json.dumps({"v": 1, **to_builtins(self)}))
 
     @classmethod
     def load(cls, run_dir: Path) -> Vouch | None:
@@ -260,7 +256,7 @@ def was_never_open(run_dir: Path) -> bool:
 
 
 def save_claim(run_dir: Path, claim: Claim) -> None:
-    write_atomically(run_dir / "claim.json", json.dumps({"v": 1, **asdict(claim)}))
+    write_atomically(run_dir / "claim.json", json.dumps({"v": 1, **to_builtins(claim)}))
 
 
 def take_claim(run_dir: Path) -> Claim | None:
@@ -271,9 +267,6 @@ def take_claim(run_dir: Path) -> Claim | None:
         return None
     path.unlink(missing_ok=True)
     try:
-        # What an agent of an older version didn't say has its default.
-        fields: dict[str, Any] = {n: doc[n] for n in Claim.__dataclass_fields__ if n in doc}
-        seen = fields["seen"]
-        return Claim(**{**fields, "seen": None if seen is None else tuple(seen)})
-    except (KeyError, ValueError, TypeError) as error:
-        raise StandfastError(f"{path} is not a claim: {error!r}") from error
+        return convert(doc, Claim)
+    except ValidationError as error:
+        raise StandfastError(f"{path} is not a claim: {error}") from error

@@ -14,6 +14,8 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from standfast.config.model import Config
 from standfast.consul.records import Handover, LeaderState
 from standfast.errors import StandfastError, ours
@@ -138,7 +140,7 @@ class Keeper:
         except Exception as error:  # noqa: BLE001  # a primary is not to end by what it can repeat
             # Whether it was sent is not known. Used again, its number would be credited with the
             # time of the later one.
-            self.held_lease = replace(self.held_lease, seq=self.held_lease.seq + SKIPPED)
+            self.held_lease = structs.replace(self.held_lease, seq=self.held_lease.seq + SKIPPED)
             self._note(str(ours(error)))
             return
         if isinstance(outcome, Lost):
@@ -268,13 +270,13 @@ class Keeper:
         self.held_lease = protocol.voided(self.held_lease, monotonic())
         self.holding_back = True
         self._note_void()
-        word = replace(handover, idle=self.service.idle)
+        word = structs.replace(handover, idle=self.service.idle)
         outcome = self.keys.release(self.held_lease, word)
         if outcome is None:
             self.over = True
             return
         if isinstance(outcome, Kept):
-            self.held_lease = replace(outcome.held_lease, valid_until=protocol.NEVER)
+            self.held_lease = structs.replace(outcome.held_lease, valid_until=protocol.NEVER)
             raise StandfastError(
                 f"whether the lease is given up is not known ({outcome.trouble}); "
                 f"ask for it again, or go on with `serve`"

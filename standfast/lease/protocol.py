@@ -15,7 +15,9 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from standfast.consul.records import Handover, Holder, Leader, LeaderState, longest_wait_s
 
@@ -25,8 +27,7 @@ NO_HANDOVER = Handover()
 MOST_ATTEMPTS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Versioned:
+class Versioned(Struct, frozen=True):
     """What Consul holds of the two keys, read at one point in time; None: the key is not there."""
 
     epoch: int | None
@@ -38,8 +39,7 @@ class Versioned:
     paused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Struct, frozen=True):
     """What an earlier process of this boot left behind of its lease; times are monotonic s."""
 
     epoch: int = 0
@@ -57,8 +57,7 @@ class Memory:
 NO_MEMORY = Memory()
 
 
-@dataclass(frozen=True, slots=True)
-class HeldLease:
+class HeldLease(Struct, frozen=True):
     """What the holder knows of its own lease."""
 
     epoch: int
@@ -92,8 +91,7 @@ class HeldLease:
         return max(own_s, self.earlier_wait_s) if now < self.earlier_until else own_s
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """A heartbeat to be sent: one transaction {check epoch's index, cas leader}."""
 
     leader: Leader
@@ -101,19 +99,17 @@ class Attempt:
     leader_index: int
 
 
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What a read-back means for the holder."""
 
 
-@dataclass(frozen=True, slots=True)
-class StillMine(Verdict):
+class StillMine(Verdict, frozen=True):
     """Nobody took over; `held_lease` carries the indexes to go on with."""
 
     held_lease: HeldLease
 
 
-@dataclass(frozen=True, slots=True)
-class Lost(Verdict):
+class Lost(Verdict, frozen=True):
     """Somebody else has a later epoch, or a heartbeat of theirs stands in ours: it is over."""
 
     why: str
@@ -121,16 +117,14 @@ class Lost(Verdict):
     """The later epoch's, where that is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repair(Verdict):
+class Repair(Verdict, frozen=True):
     """A key of ours was deleted by hand and has to be written again, perhaps the epoch's too."""
 
     held_lease: HeldLease
     missing_epoch: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Halted(Verdict):
+class Halted(Verdict, frozen=True):
     """Consul holds an older epoch than ours (a restored backup): nothing is done without a word."""
 
     why: str
@@ -296,8 +290,7 @@ def taken_up(
     return held_lease
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """A candidate's case: what it saw, since when, and what it takes over from."""
 
     epoch: int

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec import Struct, ValidationError, convert, to_builtins
+from msgspec.structs import replace
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
@@ -45,8 +47,7 @@ def snapshot_lock(config: Config, deadline: Deadline) -> contextlib.AbstractCont
     return exclusive(config.run_dir / "snapshot.lock", "another snapshot", deadline)
 
 
-@dataclass(frozen=True, slots=True)
-class OwnEpoch:
+class OwnEpoch(Struct, frozen=True):
     """One epoch of this node's."""
 
     epoch: int
@@ -74,7 +75,7 @@ class OwnEpoch:
         return replace(self, stage=stage)
 
     def save(self, state_dir: Path) -> None:
-        text = json.dumps({"v": 1, **asdict(self)})
+        text = json.dumps({"v": 1, **to_builtins(self)})
         write_atomically(state_dir / _FILE, text, durable=True, reserved=True)
 
     @classmethod
@@ -85,15 +86,13 @@ class OwnEpoch:
             if (former := state_dir / _FORMER).exists():
                 raise StandfastError(f"rename {former} to {_FILE}: an older version wrote it")
             return None
+        missing = [name for name in cls.__struct_fields__ if name not in {*doc, *_LATER}]
         try:
-            fields = {name: doc[name] for name in cls.__dataclass_fields__ if name not in _LATER}
-            fields |= {name: doc.get(name) for name in _LATER}
-            epoch_record = cls(**{**fields, "stage": Stage(doc["stage"])})
-        except (KeyError, ValueError, TypeError) as error:
-            raise StandfastError(_damaged(state_dir, repr(error))) from error
-        if type(epoch_record.epoch) is not int or not isinstance(epoch_record.fsid, str):
-            raise StandfastError(_damaged(state_dir, "epoch or fsid of a wrong type"))
-        return epoch_record
+            if missing:
+                raise ValidationError(f"no {missing[0]}")
+            return convert(doc, cls)
+        except ValidationError as error:
+            raise StandfastError(_damaged(state_dir, str(error))) from error
 
     @staticmethod
     def forget(state_dir: Path) -> None:
@@ -109,8 +108,7 @@ def _damaged(state_dir: Path, what: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(Struct, frozen=True):
     """What a promotion will start from: written before the claim, since the lease may be acquired
     by a process that is cut off before it can say so."""
 
@@ -124,7 +122,7 @@ class Intent:
     """The epoch is over and its tree set aside: it is never begun again."""
 
     def save(self, state_dir: Path) -> None:
-        text = json.dumps({"v": 1, **asdict(self)})
+        text = json.dumps({"v": 1, **to_builtins(self)})
         write_atomically(state_dir / "intent.json", text, durable=True, reserved=True)
 
     @classmethod

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from standfast.config.model import Config
 from standfast.consul.records import CandidateRecord, LeaderState
 from standfast.lease.surrender import TOLD_EVERY_S
@@ -23,7 +25,7 @@ def judge(view: Cluster, local: Local, config: Config, now: Moment) -> Candidate
     if leader is None or leader.is_clean or leader.holder.node == local.node:
         return None
     # Not to this node: what is promised to one is not asked what everybody else is.
-    gone = replace(
+    gone = structs.replace(
         leader, state=LeaderState.CLEAN, to=leader.holder.node, final=None, surrendered=True
     )
     view = replace(view, leader=gone)
@@ -43,4 +45,4 @@ def judge(view: Cluster, local: Local, config: Config, now: Moment) -> Candidate
 
 def is_due(told: CandidateRecord | None, word: CandidateRecord, since_s: float) -> bool:
     """Whether a word has to be written: it is another one, or the last is `since_s` old."""
-    return told is None or since_s >= TOLD_EVERY_S or replace(told, at=word.at) != word
+    return told is None or since_s >= TOLD_EVERY_S or structs.replace(told, at=word.at) != word

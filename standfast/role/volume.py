@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from standfast.errors import StandfastError, ours
 from standfast.lease.files import LeaseStatus

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from msgspec import structs
+
 from standfast.clients.record import RENEW_S
 from standfast.config.model import Config
 from standfast.consul.records import ClientRecord, HistoryEntry
@@ -98,7 +100,7 @@ def describe(seen: Seen, config: Config) -> dict[str, Any]:
         "paused": status.get("paused"),
         "decision": status.get("decision"),
         "standbys": _standbys(seen, status, config),
-        "history": None if keys is None else [asdict(one) for one in _newest(keys.history)],
+        "history": None if keys is None else [structs.asdict(one) for one in _newest(keys.history)],
         "clients": None if keys is None else _clients(keys.clients, status, seen.utc),
         "nomad": status.get("nomad"),
         "busy": status.get("busy"),
@@ -215,7 +217,7 @@ def _clients(
     """Those that mount, or should; one that has been silent for long is unknown."""
     shown = [one for one in clients if one.state != Reason.NOT_A_CLIENT]
     return [
-        {**asdict(one), "level": str(_client_level(one, status.get("serving"), utc))}
+        {**structs.asdict(one), "level": str(_client_level(one, status.get("serving"), utc))}
         for one in sorted(shown, key=lambda one: one.node)[:MOST_CLIENTS]
     ]
 

@@ -12,11 +12,11 @@ import signal
 import socket
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.consul.gateway import Instance

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.btrfs.store import BtrfsStore
 from standfast.errors import StepFailed
@@ -42,7 +43,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         live = store.live()
         assert live is not None
         own = OwnEpoch(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid=live.uuid)
-        replace(own, file_system=store.file_system()).save(config.state_dir)
+        structs.replace(own, file_system=store.file_system()).save(config.state_dir)
     yield replace(fake_node(tmp_path / "node").machine, config=config, store=store)
     if root.is_mount():
         unmount(root)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.consul.gateway import Committed, Conflict, ConsulGateway, Entry
@@ -201,7 +202,7 @@ def paused(volume: Volume) -> None:
 
 def test_a_pause_set_between_the_look_and_the_acquisition_wins(volume: Volume) -> None:
     volume.keys().acquire(FIRST)
-    claim = replace(volume.seen(), unless_paused=True)
+    claim = structs.replace(volume.seen(), unless_paused=True)
 
     class Paused(Racer):
         def txn(
@@ -221,7 +222,7 @@ def test_a_pause_set_between_the_look_and_the_acquisition_wins(volume: Volume) -
 
 def test_the_history_tells_which_epoch_the_new_one_goes_on_from(volume: Volume) -> None:
     volume.keys().acquire(FIRST)
-    volume.keys(OTHER).acquire(replace(volume.seen(), follows=0))
+    volume.keys(OTHER).acquire(structs.replace(volume.seen(), follows=0))
     entries = [volume.gateway.get(volume.config.key(f"history/{n}")) for n in (1, 2)]
     assert [one and HistoryEntry.parse(one.value).follows for one in entries] == [None, 0]
 
@@ -251,7 +252,9 @@ def test_a_number_that_any_key_tells_of_is_not_given_to_another_epoch(volume: Vo
 def first_on(volume: Volume) -> Claim:
     """A first primary's claim, made long after it saw what stands there."""
     found = volume.gateway.get(volume.config.key("leader"), consistent=True)
-    return replace(FIRST, seen=None if found is None else Leader.parse(found.value).identity)
+    return structs.replace(
+        FIRST, seen=None if found is None else Leader.parse(found.value).identity
+    )
 
 
 def test_a_history_is_written_once(volume: Volume) -> None:
@@ -396,7 +399,7 @@ def test_a_shorter_lease_is_told_when_the_longer_one_is_over(volume: Volume) -> 
     with pytest.raises(Refused, match="30 s are needed"):
         volume.keys(OTHER).acquire(volume.seen(ago_s=20.0))
     assert held_lease.earlier_until >= before + 30.0
-    later = replace(held_lease, earlier_until=monotonic() - 0.001)
+    later = structs.replace(held_lease, earlier_until=monotonic() - 0.001)
     kept(quick.heartbeat(later, LeaderState.SERVING))
     assert volume.leader().wait == STEADY.wait
 
@@ -407,7 +410,9 @@ def test_a_repair_tells_the_longer_wait_too(volume: Volume) -> None:
     held_lease = volume.keys().take_up()
     assert held_lease is not None
     volume.gateway.delete(volume.config.key("leader"))
-    outcome = volume.keys().heartbeat(replace(held_lease, valid_until=monotonic() + 20), SERVING)
+    outcome = volume.keys().heartbeat(
+        structs.replace(held_lease, valid_until=monotonic() + 20), SERVING
+    )
     assert isinstance(outcome, Kept) and "deleted by hand" in str(outcome.trouble)
     assert volume.leader().wait == 30.0
 
@@ -427,7 +432,7 @@ def test_a_lapsed_lease_in_a_restored_consul_is_taken_up_without_time(
     assert again is not None
     again = kept(keys.heartbeat(again, SERVING))
     assert again.remaining_s(monotonic()) == 0
-    over = kept(keys.heartbeat(replace(again, voided_at=monotonic() - 0.001), SERVING))
+    over = kept(keys.heartbeat(structs.replace(again, voided_at=monotonic() - 0.001), SERVING))
     assert over.remaining_s(monotonic()) > 0
 
 
@@ -446,7 +451,7 @@ def overtaken(volume: Volume, *, forgotten: bool) -> tuple[HeldLease, Memory]:
     names = [volume.config.key(name) for name in ("epoch", "leader")]
     backup = volume.gateway.read(names)
     held_lease = kept(keys.heartbeat(held_lease, SERVING))
-    held_lease = replace(held_lease, valid_until=monotonic() - 1)
+    held_lease = structs.replace(held_lease, valid_until=monotonic() - 1)
     left = Memory(
         1,
         ME.instance,
@@ -483,7 +488,7 @@ def test_an_epoch_that_only_its_history_tells_of_is_not_rolled_back(volume: Volu
     with pytest.raises(Refused, match="accept-epoch") as refused:
         volume.keys().take_up(left)
     assert refused.value.reason is Reason.EPOCH_WENT_BACK
-    within = replace(left, valid_until=monotonic() + 60)
+    within = structs.replace(left, valid_until=monotonic() + 60)
     assert volume.keys().take_up(within) is not None, (
         "nobody can have been primary within its lease"
     )
@@ -507,7 +512,7 @@ def test_who_saw_clean_arrive_does_not_wait(volume: Volume) -> None:
     found = volume.seen(ago_s=0.0)
     with pytest.raises(Refused, match="are needed"):
         volume.keys(OTHER).acquire(found)
-    assert volume.keys(OTHER).acquire(replace(found, witnessed=True)).epoch == 2
+    assert volume.keys(OTHER).acquire(structs.replace(found, witnessed=True)).epoch == 2
 
 
 def test_a_lease_that_is_not_void_can_not_be_given_up(volume: Volume) -> None:
@@ -607,7 +612,7 @@ def test_deleted_keys_are_repaired_within_the_lease(volume: Volume, gone: Sequen
 
 def test_keys_deleted_after_the_end_of_the_lease_halt(volume: Volume) -> None:
     keys = volume.keys()
-    held_lease = replace(keys.acquire(FIRST), valid_until=monotonic() - 1)
+    held_lease = structs.replace(keys.acquire(FIRST), valid_until=monotonic() - 1)
     for name in ("epoch", "leader"):
         volume.gateway.delete(volume.config.key(name))
     outcome = keys.heartbeat(held_lease, LeaderState.SERVING)
@@ -657,7 +662,7 @@ def test_the_owner_of_an_accepted_epoch_waits_for_the_end_of_the_interim_epoch(
     assert isinstance(read, Kept)
     kept(interim.heartbeat(read.held_lease, SERVING))
     if lapsed:
-        held_lease = replace(held_lease, valid_until=monotonic() - 1)
+        held_lease = structs.replace(held_lease, valid_until=monotonic() - 1)
     faulty.gateway.put(faulty.config.key("epoch"), dump_epoch(2))  # accept-epoch
     begun = monotonic()
     repaired = owner.heartbeat(held_lease, SERVING)

@@ -124,7 +124,7 @@ def test_a_switchover_after_clocks_were_set_right_hands_everything_over(
 
 
 def fields(leader: Leader) -> dict[str, Any]:
-    return {name: getattr(leader, name) for name in Leader.__dataclass_fields__}
+    return {name: getattr(leader, name) for name in Leader.__struct_fields__}
 
 
 @WHOSE

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from standfast.config.model import Config, Node, Paths
 from standfast.consul.records import Holder, LeaderState
 from standfast.consul.values import Registration
@@ -320,7 +322,7 @@ class FakeKeeper:
         status = LeaseStatus(
             self.epoch, self.me.instance, 1, state, serving, until, until, 1, monotonic()
         )
-        replace(status, opened=self.opened).save(self.config.run_dir)
+        structs.replace(status, opened=self.opened).save(self.config.run_dir)
 
 
 @dataclass

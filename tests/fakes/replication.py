@@ -49,7 +49,7 @@ class LeaseKeys(MemoryConsul):
         """What is not given stays."""
         before = self.leads
         self.leads = (holder or before[0], epoch or before[1], state or before[2])
-        leader = Leader(self.leads[1], Holder(self.leads[0], "boot"), 5, self.leads[2])
+        leader = Leader(self.leads[1], Holder(self.leads[0], "boot"), 5, self.leads[2], ())
         self.put(f"{PREFIX}epoch", dump_epoch(leader.epoch))
         self.put(f"{PREFIX}leader", leader.dump())
 

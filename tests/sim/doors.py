@@ -20,7 +20,6 @@ from standfast.agent import isolated, local_view, loop, main, watcher
 from standfast.btrfs import names_and_places as store
 from standfast.cli import accept_epoch
 from standfast.config.model import Config
-from standfast.consul import records
 from standfast.lease import process
 from standfast.replication import cycle, receive, shipment
 from standfast.role import steps as effects
@@ -97,22 +96,9 @@ def quick_read_text(path: Path, encoding: str | None = None, errors: str | None 
     return data.decode(encoding or "utf-8", errors or "strict")
 
 
-def quick_parse(raw: bytes, key: str, build: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """records._parse, which gives a frozen value, once for each raw one."""
-    known = (raw, key, build.__code__)
-    if known not in VALUES:
-        if len(VALUES) > 10_000:
-            VALUES.clear()
-        VALUES[known] = PARSE(raw, key, build)
-    return VALUES[known]
-
-
-VALUES: dict[object, object] = {}
-PARSE = records._parse
 below = lru_cache(256)(Path.__truediv__)
 QUICK: Sequence[tuple[object, str, object]] = (
     (Path, "read_text", quick_read_text),
-    (records, "_parse", quick_parse),
     (names, "parse_stamp", PARSED),
     (Config, "run_dir", property(lambda config: below(config.paths.run, config.volume))),
     (Config, "state_dir", property(lambda config: below(config.paths.state, config.volume))),

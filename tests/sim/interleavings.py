@@ -10,8 +10,10 @@ the search visits all of them. B looks and opens as early as it can, which is th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.lease import protocol
@@ -99,7 +101,7 @@ def unpack(packed: Packed) -> HeldLease:
 
 
 def first_state(bounds: Bounds) -> State:
-    leader = Leader(1, A, 1, LeaderState.SERVING)
+    leader = Leader(1, A, 1, LeaderState.SERVING, ())
     held_lease = HeldLease(1, A, 1, 2, 1, valid_until=bounds.length_s)
     return State(
         store=LeaseStore(1, 1, leader, 2, 2),
@@ -286,7 +288,7 @@ def _candidate(state: State, bounds: Bounds) -> Iterator[tuple[str, State]]:
         yield "b is refused", after
         return
     index = store.counter + 1
-    mine = LeaseStore(2, index, Leader(2, B, 1, LeaderState.STARTING), index, index)
+    mine = LeaseStore(2, index, Leader(2, B, 1, LeaderState.STARTING, ()), index, index)
     held_lease = protocol.acquired(mine.held, mine.leader, t_s, bounds.length_s)
     assert held_lease is not None
     # Its next heartbeats prolong that: it counts as open for as long as A could be.

@@ -68,7 +68,7 @@ def make_live(seat: Seat) -> SimTree:
 def give_the_lease(seat: Seat, holder: Holder | None = None) -> None:
     """Consul says that this boot, or somebody else, holds the lease."""
     store, config = seat.node.world.store, seat.config
-    leader = Leader(EPOCH, holder or holder_of(config), 3, LeaderState.STARTING)
+    leader = Leader(EPOCH, holder or holder_of(config), 3, LeaderState.STARTING, ())
     store.put(config.key("epoch"), dump_epoch(EPOCH))
     store.put(config.key("leader"), leader.dump())
 

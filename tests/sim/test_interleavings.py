@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from standfast.lease import protocol
 from standfast.lease.protocol import HeldLease
@@ -53,7 +54,7 @@ def test_a_void_lease_that_an_older_heartbeat_revives_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unmarked(held_lease: HeldLease, now: float) -> HeldLease:
-        return replace(held_lease, valid_until=protocol.NEVER)
+        return structs.replace(held_lease, valid_until=protocol.NEVER)
 
     monkeypatch.setattr(protocol, "voided", unmarked)
     with pytest.raises(Violation, match="sent before the lease was voided"):

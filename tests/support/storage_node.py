@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from standfast.assembly.parts import Parts, use
 from standfast.config.load import load
@@ -132,12 +134,12 @@ class StorageNode:
             3,
             now,
         )
-        replace(status, **changes).save(self.config.run_dir)
+        structs.replace(status, **changes).save(self.config.run_dir)
 
     def change_epoch(self, **changes: Any) -> None:
         own = OwnEpoch.load(self.config.state_dir)
         assert own is not None
-        replace(own, **changes).save(self.config.state_dir)
+        structs.replace(own, **changes).save(self.config.state_dir)
 
     def publish(self, epoch: int = EPOCH, leader: Leader | None = None) -> None:
         """Consul's part: both keys."""

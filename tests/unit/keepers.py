@@ -58,7 +58,7 @@ class Keys:
         self.registered = False
 
     def take_up(self, memory: Memory) -> HeldLease | None:
-        leader = Leader(4, ME, 1, LeaderState.SERVING)
+        leader = Leader(4, ME, 1, LeaderState.SERVING, ())
         return protocol.taken_up(Versioned(4, 10, leader, 11), ME, memory, monotonic(), 12.0)
 
 

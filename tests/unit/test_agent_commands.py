@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.agent import commands
 from standfast.agent.command import Command
@@ -263,7 +264,9 @@ def test_who_can_not_move_the_role_in_order_is_told_how_else(
     """`run this there` would send an operator to the node that he is on."""
     made = agent(tmp_path, Decision(Action.WAIT, Reason.LEASE_LAPSED, "not yet"))
     assert isinstance(made.view, Cluster) and made.view.leader is not None
-    leader = replace(made.view.leader, holder=Holder("n1", "1"), state=LeaderState(heartbeat))
+    leader = structs.replace(
+        made.view.leader, holder=Holder("n1", "1"), state=LeaderState(heartbeat)
+    )
     made.view = replace(made.view, leader=leader)
     reason, text = refusal(say(made, "switchover", to="n2"))
     assert reason == Reason.NOT_PRIMARY
@@ -366,7 +369,7 @@ def test_the_best_standby_has_the_newest_data_then_the_priority(tmp_path: Path) 
 def test_the_best_standby_is_of_the_latest_epoch_whatever_the_names_say(tmp_path: Path) -> None:
     made = agent(tmp_path, SERVING)
     good = view("n2", "n3")
-    late = replace(good.standbys["n2"], epoch=3, snapshot="services@20991122T101500Z")
+    late = structs.replace(good.standbys["n2"], epoch=3, snapshot="services@20991122T101500Z")
     seen = replace(made.look(), view=replace(good, standbys={**good.standbys, "n2": late}))
     assert best_standby(made, seen) == "n3"
 
@@ -375,7 +378,7 @@ def test_a_record_written_by_hand_does_not_stop_the_choice(tmp_path: Path) -> No
     """The name of its snapshot can't be read: it counts as having none."""
     made = agent(tmp_path, SERVING)
     good = view("n2", "n3")
-    odd = replace(good.standbys["n3"], snapshot="yesterday's")
+    odd = structs.replace(good.standbys["n3"], snapshot="yesterday's")
     made.view = replace(good, standbys={**good.standbys, "n3": odd})
     say(made, "switchover")
     [(_, effects)] = made.ran

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.agent import announcer as announcer_module
 from standfast.agent import loop as agent_module
@@ -229,7 +230,7 @@ def test_the_fence_is_told_when_it_shuts_and_when_it_opens_again(
     keeper = Keeper(node.config, consul, node.fence, node.nfs, held_lease, since=0.0, serving=True)
     keeper.check_end()
     keeper.check_end()
-    keeper.held_lease = replace(held_lease, valid_until=monotonic() + 600)
+    keeper.held_lease = structs.replace(held_lease, valid_until=monotonic() + 600)
     keeper._arm()
     keeper.check_end()
     assert [(one.kind, one.epoch) for one in told] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from standfast.config.model import Node as NodeConfig
 from standfast.reasons import Reason
@@ -142,7 +143,7 @@ def test_behind_is_who_lacks_a_snapshot_that_another_is_known_to_have() -> None:
     assert not is_behind(snap(10), cluster(clean, standbys=record("b", 10)))
     assert not is_behind(snap(60), cluster(clean, standbys=record("b", 10, epoch=4)))
     assert not is_behind(None, cluster(clean, standbys=record("b", 10)))
-    garbled = {"b": replace(record("b", 10)["b"], snapshot="zzz")}
+    garbled = {"b": structs.replace(record("b", 10)["b"], snapshot="zzz")}
     assert not is_behind(snap(60), cluster(clean, standbys=garbled))
 
 
@@ -150,7 +151,7 @@ def handed(final_id: str | None = None) -> Cluster:
     """a gave epoch 5 up to b; its final snapshot is 10 s old."""
     view = cluster("e5 a/a1 #7 clean ->b final:10")
     assert view.leader is not None
-    return replace(view, leader=replace(view.leader, final_id=final_id))
+    return replace(view, leader=structs.replace(view.leader, final_id=final_id))
 
 
 LOSSY = Request(promote=True, accept_data_loss=True)
@@ -252,7 +253,7 @@ def test_a_primary_with_a_longer_wait_may_have_written_for_longer() -> None:
     """The configuration is changed node by node."""
     view = cluster(ALIVE, silent=25, holder_health="critical")
     assert view.leader is not None
-    view = replace(view, leader=replace(view.leader, wait=20.0))
+    view = replace(view, leader=structs.replace(view.leader, wait=20.0))
     found = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
     assert found.reason is Reason.TAKEOVER and found.lost_s == pytest.approx(60 - (25 - 20))
 

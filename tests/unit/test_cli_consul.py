@@ -247,7 +247,7 @@ def test_a_lost_epoch_is_raised_to_the_highest_seen(desk: Desk, stored: int | No
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("leader", Leader(7, Holder("c1", "1"), 9, LeaderState.CLEAN).dump()),
+        ("leader", Leader(7, Holder("c1", "1"), 9, LeaderState.CLEAN, ()).dump()),
         ("history/7", HistoryEntry(7, "c1", None, "takeover", None, 0.0, 1e9).dump()),
         ("standbys/c1", StandbyRecord("c1", 7, "services@20261122T101500Z", "id", 1e9).dump()),
     ],

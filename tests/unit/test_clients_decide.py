@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.clients import dependants, notes
 from standfast.clients.decide import PATIENCE_S, Action, decide, turn_s
@@ -52,8 +53,8 @@ def test_the_healthy_instance_with_the_highest_epoch_serves(client: FakeClient) 
         instance("10.0.0.2", 8, fsid(8), node_health="critical"),
         instance("10.0.0.3", 6, fsid(6)),
         instance("10.0.0.4", 7, fsid(7)),
-        replace(instance("10.0.0.5", 7, fsid(7)), meta={"epoch": "many"}),
-        replace(instance("10.0.0.6", 7, fsid(7)), meta={}),
+        structs.replace(instance("10.0.0.5", 7, fsid(7)), meta={"epoch": "many"}),
+        structs.replace(instance("10.0.0.6", 7, fsid(7)), meta={}),
     ]
     found = server_of(client.parts)
     assert isinstance(found, Server)
@@ -212,7 +213,7 @@ def test_a_stale_mount_of_the_right_server_is_replaced(client: FakeClient) -> No
     client.serve(A, 1, 1)
     client.run()
     client.serve(A, 2, 2)
-    client.instances_[0] = replace(client.instances_[0], meta={"epoch": "2"})
+    client.instances_[0] = structs.replace(client.instances_[0], meta={"epoch": "2"})
     client.run()
     top = client.top
     assert top is not None and client.really[top.id] == (A, 2)

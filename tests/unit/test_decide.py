@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 import standfast
 from standfast.config.model import Config
@@ -637,8 +638,8 @@ def test_a_tree_is_as_its_final_snapshot_only_where_that_was_handed_over(
     release: what is in the tree is nowhere else then."""
     view = cluster(CLEAN_B)
     assert view.leader is not None
-    view = replace(view, leader=replace(view.leader, **given_up))
-    ended = replace(own(5, Stage.RELEASED), final="final", final_id="c0ffee")
+    view = replace(view, leader=structs.replace(view.leader, **given_up))
+    ended = structs.replace(own(5, Stage.RELEASED), final="final", final_id="c0ffee")
     decision = decide(view, local("a", own=ended), config("a"), NOW)
     assert (decision.action, decision.reason) == (action, Reason.RESUME_DEMOTION)
 

@@ -14,7 +14,7 @@ def epoch_record(epoch: int, node: str) -> HistoryEntry:
 
 
 def leader(epoch: int, node: str, instance: str = "i") -> Leader:
-    return Leader(epoch, Holder(node, instance), 1, LeaderState.SERVING)
+    return Leader(epoch, Holder(node, instance), 1, LeaderState.SERVING, ())
 
 
 def broken(invariants: Invariants) -> str:

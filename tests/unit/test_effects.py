@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.consul.gateway import Instance
 from standfast.consul.records import LeaderState
@@ -97,7 +98,7 @@ def test_a_promotion_ends_where_the_epoch_went_to_another_node(node: FakeNode) -
 def status_of_the_lease(node: FakeNode, **changes: Any) -> None:
     until = monotonic() + 60
     good = LeaseStatus(5, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic())
-    replace(good, **changes).save(node.config.run_dir)
+    structs.replace(good, **changes).save(node.config.run_dir)
 
 
 def test_the_lease_of_an_earlier_boot_is_no_lease(node: FakeNode) -> None:
@@ -210,7 +211,7 @@ def test_a_final_snapshot_of_before_is_not_handed_over_as_everything(
 ) -> None:
     """Whatever left it in own-epoch.json: what was written since is in the tree alone."""
     own = failed_at_the_final_copy(node, monkeypatch)
-    before = replace(own, final="services.20261122T060000Z", final_id="c0ffee")
+    before = structs.replace(own, final="services.20261122T060000Z", final_id="c0ffee")
     before.save(node.config.state_dir)
     node.store.read_only = lost == "the file system is read-only"
     node.store.mounted = lost != "the disk is gone"
@@ -234,7 +235,7 @@ def test_what_is_given_up_without_having_served_is_what_it_began_with(
     config = node.config
     own = OwnEpoch.load(config.state_dir)
     assert own is not None
-    replace(own, in_place=in_place).save(config.state_dir)
+    structs.replace(own, in_place=in_place).save(config.state_dir)
     node.keeper.opened = False
     if flushed:
         note_flush(config.run_dir)
@@ -389,7 +390,7 @@ def test_after_the_lease_the_server_goes_on_for_nobody(
     another_volume(node)
     lease = LeaseStatus.load(node.config.run_dir)
     assert lease is not None
-    replace(lease, **over).save(node.config.run_dir)
+    structs.replace(lease, **over).save(node.config.run_dir)
     node.world.log.clear()
     Effects(node.machine).stop_nfs()
     assert node.world.log == ["stop-nfs", "unexport", "release"]

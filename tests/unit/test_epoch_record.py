@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.errors import StandfastError
 from standfast.node.epoch_record import Intent, OwnEpoch, Stage

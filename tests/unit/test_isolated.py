@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.agent import isolated
 from standfast.agent.local_view import LocalView
@@ -63,7 +64,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: StoppedClock) -
 def leases(node: FakeNode, **changed: object) -> None:
     until = monotonic() + LENGTH_S
     lease = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic())
-    replace(lease, **changed).save(node.config.run_dir)  # type: ignore[arg-type]
+    structs.replace(lease, **changed).save(node.config.run_dir)
     node.fence.open_until = until
 
 

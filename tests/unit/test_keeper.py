@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from msgspec import structs
 
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.consul.records import Handover, LeaderState
@@ -329,7 +330,7 @@ def left_behind(config: Config, fence: Fence, **changes: Any) -> LeaseStatus:
     fence.open_until = until
     serving = LeaderState.SERVING
     last = LeaseStatus(4, "boot-1", 1, serving, True, until, until, 7, monotonic() - 1e6, 3)
-    last = replace(last, **changes)
+    last = structs.replace(last, **changes)
     last.save(config.run_dir)
     return last
 

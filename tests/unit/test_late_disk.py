@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.errors import StandfastError, StepFailed
 from standfast.node.epoch_record import OwnEpoch, Stage

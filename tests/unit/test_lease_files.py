@@ -6,10 +6,12 @@ import errno
 import json
 import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
+from msgspec.structs import asdict
 
 from standfast.config.fields import MOST_S
 from standfast.config.model import Config, Paths
@@ -61,7 +63,9 @@ def test_a_lease_longer_than_any_permits_nothing(
     """The file is of before a reboot, when the clock began anew, or somebody wrote it."""
     clock = stop_the_clock(monkeypatch)
     valid_until, armed_until = clock.now + valid_s, clock.now + armed_s
-    status = replace(STATUS, longest_s=8.0, valid_until=valid_until, armed_until=armed_until)
+    status = structs.replace(
+        STATUS, longest_s=8.0, valid_until=valid_until, armed_until=armed_until
+    )
     status.save(tmp_path)
     assert (LeaseStatus.load(tmp_path) is None) == (max(valid_s, armed_s) > 8.0)
 
@@ -72,7 +76,9 @@ def test_no_file_makes_a_lease_longer_than_the_longest_that_can_be_configured(
 ) -> None:
     clock = stop_the_clock(monkeypatch)
     until = clock.now + MOST_S + 1.0
-    replace(STATUS, longest_s=longest_s, valid_until=until, armed_until=until).save(tmp_path)
+    structs.replace(STATUS, longest_s=longest_s, valid_until=until, armed_until=until).save(
+        tmp_path
+    )
     assert LeaseStatus.load(tmp_path) is None
 
 
@@ -86,7 +92,7 @@ def test_what_an_older_version_did_not_say_has_its_default(tmp_path: Path) -> No
 
 
 def test_the_next_process_is_told_what_it_has_to_know(tmp_path: Path) -> None:
-    replace(STATUS, leader_index=61, voided_at=90.0).save(tmp_path)
+    structs.replace(STATUS, leader_index=61, voided_at=90.0).save(tmp_path)
     loaded = LeaseStatus.load(tmp_path)
     assert loaded is not None
     assert loaded.memory == Memory(5, "a1", 61, 108.0, 90.0)
@@ -131,7 +137,7 @@ def test_an_unreadable_file_of_a_neighbour_may_be_of_one_that_serves(
         (config.paths.run / name).mkdir(parents=True)
     config = replace(config, volume="ours")
     for name, until in (("ours", now + 60), ("over", now - 1), ("serves", now + 60)):
-        status = replace(STATUS, valid_until=until, armed_until=until)
+        status = structs.replace(STATUS, valid_until=until, armed_until=until)
         status.save(config.paths.run / name)
     (config.paths.run / "damaged" / "lease.json").write_text('{"v": 1}')
     assert others_serving(config) == ("damaged", "serves")
@@ -194,7 +200,9 @@ def test_from_the_first_word_of_a_keeper_to_its_end_in_order_something_may_be_le
 ) -> None:
     config = config_in(tmp_path)
     note_start(config)
-    replace(STATUS, serving=False, valid_until=NEVER, armed_until=NEVER).save(config.run_dir)
+    structs.replace(STATUS, serving=False, valid_until=NEVER, armed_until=NEVER).save(
+        config.run_dir
+    )
     assert may_leave_something(config)
     note_start(config)
     assert may_leave_something(config), "it was killed"

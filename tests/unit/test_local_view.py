@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.agent.local_view import SNAPSHOTS_EVERY_S, LocalView, available
 from standfast.ages import Origin

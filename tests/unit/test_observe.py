@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from standfast.consul.records import HistoryEntry
 from standfast.lease.surrender import Rank, rank
@@ -174,7 +175,11 @@ def test_the_next_epoch_goes_on_from_the_one_before_the_one_that_never_served() 
     assert in_lineage(snap(90, 4), follows) and not in_lineage(snap(80, 4), follows)
     assert not in_lineage(snap(65, 6), follows) and in_lineage(snap(65, 6), view)
     # What is written by hand may name itself another, and lead round and round.
-    circle = {**view.history, 7: replace(epoch_record(9, 40), follows=8), 8: epoch_record(8, 40)}
+    circle = {
+        **view.history,
+        7: structs.replace(epoch_record(9, 40), follows=8),
+        8: epoch_record(8, 40),
+    }
     assert not in_lineage(snap(90, 4), replace(view, history=circle))
     # Two that never served, one after the other.
     unused = cluster("e7 a/a1 #7 clean ->b surrendered idle", history=follows.history)
@@ -186,7 +191,7 @@ def test_without_an_epoch_nothing_is_in_the_lineage() -> None:
 
 
 def test_a_history_that_names_no_snapshot_is_doubt() -> None:
-    broken = replace(epoch_record(6, 60), base="yesterday's")
+    broken = structs.replace(epoch_record(6, 60), base="yesterday's")
     assert not in_lineage(snap(60), replace(at_epoch(6), history={6: broken}))
 
 
@@ -240,7 +245,7 @@ def test_after_an_orderly_end_the_final_snapshot_is_the_newest_whatever_the_name
     assert newest(local("b", mine), view) == snap(10)
     assert newest(local("b", mine[::2]), view) == snap(-3600)
     assert view.leader is not None
-    other = replace(view, leader=replace(view.leader, final_id="id-60"))
+    other = replace(view, leader=structs.replace(view.leader, final_id="id-60"))
     assert newest(local("b", mine), other) == snap(60)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.config.model import Config
 from standfast.consul.records import ClientRecord
@@ -317,7 +318,7 @@ def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
 
 def test_the_newest_twenty_epochs_are_told(config: Config) -> None:
     [one] = [one for one in sort_keys(keys()).history if one.epoch == 7]
-    many = [replace(one, epoch=epoch) for epoch in range(1, 100)]
+    many = [structs.replace(one, epoch=epoch) for epoch in range(1, 100)]
     found = told(served(), config, keys=Keys(history=many))["history"]
     assert [one["epoch"] for one in found] == list(range(99, 99 - MOST_EPOCHS, -1))
 

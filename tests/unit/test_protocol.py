@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from standfast.consul.records import Holder, Leader, LeaderState
 from standfast.lease import protocol
@@ -27,7 +26,7 @@ TENURE = HeldLease(5, A, epoch_index=50, leader_index=60, seq=7, valid_until=108
 
 
 def beat(epoch: int = 5, holder: Holder = A, seq: int = 7, state: str = "serving") -> Leader:
-    return Leader(epoch, holder, seq, LeaderState(state))
+    return Leader(epoch, holder, seq, LeaderState(state), ())
 
 
 def held(leader: Leader | None, epoch: int | None = 5, index: int = 61) -> Versioned:
@@ -148,14 +147,14 @@ CLAIM = Claim(5, beat().identity, 100.0, "services@20261122T101500Z", "takeover"
         (CLAIM, held(beat(6, B), epoch=6), 200.0, "the epoch is 6 now"),
         (CLAIM, held(None), 200.0, "the last heartbeat is None"),
         (CLAIM, held(beat(), epoch=None), 200.0, "the epoch is 0 now"),
-        (replace(CLAIM, seen=None), held(None), 111.0, "12 s are needed"),
-        (replace(CLAIM, seen=None), held(None), 112.0, None),
-        (replace(CLAIM, epoch=0, seen=None), held(None, epoch=None), 112.0, None),
-        (CLAIM, replace(held(beat()), highest=6), 200.0, "tell of epoch 6"),
-        (CLAIM, replace(held(beat()), highest=5), 112.0, None),
+        (structs.replace(CLAIM, seen=None), held(None), 111.0, "12 s are needed"),
+        (structs.replace(CLAIM, seen=None), held(None), 112.0, None),
+        (structs.replace(CLAIM, epoch=0, seen=None), held(None, epoch=None), 112.0, None),
+        (CLAIM, structs.replace(held(beat()), highest=6), 200.0, "tell of epoch 6"),
+        (CLAIM, structs.replace(held(beat()), highest=5), 112.0, None),
         (
-            replace(CLAIM, epoch=0, seen=None),
-            replace(held(None, epoch=None), highest=5),
+            structs.replace(CLAIM, epoch=0, seen=None),
+            structs.replace(held(None, epoch=None), highest=5),
             200.0,
             "accept-epoch",
         ),
@@ -170,14 +169,14 @@ def test_a_claim_is_made_good_when_the_same_heartbeat_was_seen_for_long_enough(
 
 def test_a_clean_that_was_seen_to_arrive_needs_no_wait() -> None:
     clean = beat(seq=8, state="clean")
-    claim = replace(CLAIM, seen=clean.identity, witnessed=True)
+    claim = structs.replace(CLAIM, seen=clean.identity, witnessed=True)
     assert protocol.objection(claim, held(clean), 100.1, WAIT_S) is None
 
 
 def test_a_clean_that_was_merely_found_needs_the_wait() -> None:
     """Consul was restored to it, say, and has forgotten a successor who still serves."""
     clean = beat(seq=8, state="clean")
-    claim = replace(CLAIM, seen=clean.identity)
+    claim = structs.replace(CLAIM, seen=clean.identity)
     early = protocol.objection(claim, held(clean), 111.9, WAIT_S)
     assert early is not None and "12 s are needed" in early
     assert protocol.objection(claim, held(clean), 112.0, WAIT_S) is None
@@ -186,7 +185,7 @@ def test_a_clean_that_was_merely_found_needs_the_wait() -> None:
 def test_a_clean_of_an_earlier_epoch_needs_the_wait() -> None:
     """After `accept-epoch` a later epoch that Consul has forgotten may not be over yet."""
     clean = beat(seq=8, state="clean")
-    claim = replace(CLAIM, epoch=6, seen=clean.identity, witnessed=True)
+    claim = structs.replace(CLAIM, epoch=6, seen=clean.identity, witnessed=True)
     early = protocol.objection(claim, held(clean, epoch=6), 111.9, WAIT_S)
     assert early is not None and "12 s are needed" in early
     assert protocol.objection(claim, held(clean, epoch=6), 112.0, WAIT_S) is None
@@ -221,37 +220,43 @@ def test_the_time_left_is_never_negative() -> None:
 
 def test_a_lapsed_holder_that_finds_a_restored_consul_waits_out_a_forgotten_successor() -> None:
     holder = Holder("a", "a1")
-    leader = Leader(5, holder, 3, LeaderState.SERVING)
+    leader = Leader(5, holder, 3, LeaderState.SERVING, ())
     lapsed = HeldLease(
         5, holder, epoch_index=10, leader_index=90, seq=9, valid_until=100.0, attempts={9: 99.0}
     )
     held = Versioned(5, 10, leader, 40)
     verdict = protocol.read_back(lapsed, held, now=200.0, length_s=8.0, wait_s=12.0)
     assert isinstance(verdict, StillMine)
-    early = protocol.committed(replace(verdict.held_lease, attempts={10: 205.0}), 10, 41, 8.0)
+    early = protocol.committed(
+        structs.replace(verdict.held_lease, attempts={10: 205.0}), 10, 41, 8.0
+    )
     assert early.remaining_s(205.0) == 0
-    late = protocol.committed(replace(verdict.held_lease, attempts={11: 213.0}), 11, 42, 8.0)
+    late = protocol.committed(
+        structs.replace(verdict.held_lease, attempts={11: 213.0}), 11, 42, 8.0
+    )
     assert late.remaining_s(213.0) == 8.0
 
 
 def test_a_holder_whose_lease_lasts_goes_on_with_a_restored_consul() -> None:
     holder = Holder("a", "a1")
-    held = Versioned(5, 10, Leader(5, holder, 3, LeaderState.SERVING), 40)
+    held = Versioned(5, 10, Leader(5, holder, 3, LeaderState.SERVING, ()), 40)
     held_lease = HeldLease(5, holder, epoch_index=10, leader_index=90, seq=9, valid_until=205.0)
     verdict = protocol.read_back(held_lease, held, now=200.0, length_s=8.0, wait_s=12.0)
     assert isinstance(verdict, StillMine)
-    going_on = protocol.committed(replace(verdict.held_lease, attempts={10: 201.0}), 10, 41, 8.0)
+    going_on = protocol.committed(
+        structs.replace(verdict.held_lease, attempts={10: 201.0}), 10, 41, 8.0
+    )
     assert going_on.remaining_s(201.0) == 8.0
 
 
 def test_a_holder_with_longer_timings_than_ours_is_given_its_own_time() -> None:
-    leader = replace(beat(), wait=20.0)
+    leader = structs.replace(beat(), wait=20.0)
     claim = Claim(5, leader.identity, first_seen=100.0, base=None, reason="", operator=None,
                   lost_s=None)  # fmt: skip
     early = protocol.objection(claim, held(leader), 119.9, WAIT_S)
     assert early == "the last heartbeat was first seen 19.9 s ago, 20 s are needed"
     assert protocol.objection(claim, held(leader), 120.0, WAIT_S) is None
-    shorter = replace(leader, wait=4.0)
+    shorter = structs.replace(leader, wait=4.0)
     assert protocol.objection(claim, held(shorter), 111.9, WAIT_S) is not None
     assert protocol.objection(claim, held(shorter), 112.0, WAIT_S) is None
 
@@ -272,7 +277,7 @@ def test_each_heartbeat_tells_the_wait_of_the_holder() -> None:
 def test_a_shorter_wait_is_told_when_what_the_longer_one_permitted_is_over(
     own_s: float, now: float, told_s: float
 ) -> None:
-    leader = replace(beat(), wait=20.0)
+    leader = structs.replace(beat(), wait=20.0)
     held_lease = protocol.taken_up(held(leader), A, NO_MEMORY, 100.0, 4.0)
     assert held_lease is not None
     assert held_lease.wait_s(own_s, now) == told_s
@@ -300,7 +305,7 @@ def test_what_the_earlier_process_had_goes_on() -> None:
 
 @pytest.mark.parametrize(
     "memory",
-    [NO_MEMORY, replace(LEFT, epoch=4), replace(LEFT, instance="a0")],
+    [NO_MEMORY, structs.replace(LEFT, epoch=4), structs.replace(LEFT, instance="a0")],
     ids=["none", "another epoch's", "another boot's"],
 )
 def test_without_a_memory_of_this_epoch_there_is_no_time(memory: Memory) -> None:
@@ -322,7 +327,7 @@ def test_a_lapsed_lease_in_a_restored_consul_is_void_for_a_wait(
     assert held_lease is not None and held_lease.voided_at == voided_at
 
 
-TOLD = replace(LEFT, epoch_index=50, committed_seq=7)
+TOLD = structs.replace(LEFT, epoch_index=50, committed_seq=7)
 
 
 @pytest.mark.parametrize(
@@ -331,8 +336,8 @@ TOLD = replace(LEFT, epoch_index=50, committed_seq=7)
         (TOLD, held(beat(seq=7), index=61), False),
         (TOLD, held(beat(seq=9), index=70), False),
         (TOLD, held(beat(seq=6), index=70), True),
-        (TOLD, replace(held(beat(seq=9), index=70), epoch_index=51), True),
-        (LEFT, replace(held(beat(seq=6), index=70), epoch_index=51), False),
+        (TOLD, structs.replace(held(beat(seq=9), index=70), epoch_index=51), True),
+        (LEFT, structs.replace(held(beat(seq=6), index=70), epoch_index=51), False),
     ],
     ids=["as it was", "a lost reply", "an older one", "the epoch anew", "an older version's word"],
 )
@@ -344,20 +349,20 @@ def test_a_lapsed_lease_in_an_imported_backup_is_void_for_a_wait(
     held_lease = taken_up(now_held, known, now=200.0)
     assert held_lease is not None and held_lease.voided_at == expected
     if known is TOLD:
-        mine = replace(TENURE, leader_index=61, committed_seq=7, voided_at=90.0)
+        mine = structs.replace(TENURE, leader_index=61, committed_seq=7, voided_at=90.0)
         verdict = back(mine, now_held, now=200.0)
         assert isinstance(verdict, StillMine) and verdict.held_lease.voided_at == expected
 
 
 def test_a_later_epoch_that_another_key_tells_of_halts_a_lapsed_holder() -> None:
-    now_held = replace(held(beat()), highest=6)
+    now_held = structs.replace(held(beat()), highest=6)
     assert isinstance(back(TENURE, now_held, now=200.0), Halted)
     assert isinstance(back(TENURE, now_held, now=107.0), StillMine), "its lease is valid"
-    assert isinstance(back(TENURE, replace(held(beat()), highest=5), now=200.0), StillMine)
+    assert isinstance(back(TENURE, structs.replace(held(beat()), highest=5), now=200.0), StillMine)
 
 
 def test_the_longer_wait_counts_for_what_is_void() -> None:
-    held_lease = taken_up(held(replace(beat(), wait=20.0), index=60), now=200.0)
+    held_lease = taken_up(held(structs.replace(beat(), wait=20.0), index=60), now=200.0)
     assert held_lease is not None and held_lease.voided_at == 220.0
 
 
@@ -387,7 +392,7 @@ def test_what_is_not_this_boots_lease_is_not_taken_up(now_held: Versioned) -> No
         (beat(4, B), 107.9, NEVER),
         (None, 108.0, 120.0),
         (beat(4, B), 108.0, 120.0),
-        (replace(beat(4, B), wait=20.0), 108.0, 128.0),
+        (structs.replace(beat(4, B), wait=20.0), 108.0, 128.0),
     ],
     ids=["no leader", "another's", "no leader, lapsed", "another's, lapsed", "its own wait"],
 )

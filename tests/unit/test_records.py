@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.ages import UNKNOWN
 from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState, StandbyRecord

@@ -12,6 +12,7 @@ from typing import cast
 from unittest.mock import patch
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.agent.document import replication_of
 from standfast.ages import Origin
@@ -371,7 +372,7 @@ def test_the_next_name_comes_after_all_that_this_node_ever_noted(config: Config)
     epoch_record = OwnEpoch(2, Stage.READY, "fsid", base, in_place=False)
     epoch_record.save(config.state_dir)
     assert next_name(config, now).stamp == now + 701
-    dataclasses.replace(epoch_record, final=final).save(config.state_dir)
+    replace(epoch_record, final=final).save(config.state_dir)
     assert next_name(config, now).stamp == now + 801
 
 

@@ -75,7 +75,7 @@ def test_a_node_that_is_still_configured_is_not_removed(desk: Desk, stopped: lis
 def test_the_primary_is_not_removed_whatever_the_configuration_says(
     desk: Desk, stopped: list[str]
 ) -> None:
-    desk.put("leader", Leader(3, Holder("c9", "boot"), 1, LeaderState.SERVING).dump())
+    desk.put("leader", Leader(3, Holder("c9", "boot"), 1, LeaderState.SERVING, ()).dump())
     code, _, err = desk.run("standby", "remove", "c9")
     assert code == 1 and err.startswith("standfast: serving: ")
     assert remembered(desk) == {"c1", "c9"} and stopped == []

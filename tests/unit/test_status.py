@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.agent.document import build, document, outlook, times
 from standfast.ages import UNKNOWN
@@ -73,7 +74,7 @@ def view(**changes: Any) -> Cluster:
 def led(**changes: Any) -> Cluster:
     leader = view().leader
     assert leader is not None
-    return view(leader=replace(leader, **changes))
+    return view(leader=structs.replace(leader, **changes))
 
 
 OUTLOOKS: Mapping[str, tuple[Cluster | Blind, Mapping[str, Any], Reason | None, str]] = {
@@ -95,7 +96,7 @@ OUTLOOKS: Mapping[str, tuple[Cluster | Blind, Mapping[str, Any], Reason | None, 
     "the newest counts": (view(), {"max_data_loss": 60.0}, None, "n2 would lose 30 s"),
     "only n3 may": (led(candidates=("n3",)), {}, None, "n3 would lose 300 s"),
     "a record by hand": (
-        view(standbys={"n2": replace(record("n2", 1), snapshot="yesterday's")}),
+        view(standbys={"n2": structs.replace(record("n2", 1), snapshot="yesterday's")}),
         {},
         Reason.NO_PUBLISHED_SNAPSHOT,
         "no candidate",
@@ -133,7 +134,7 @@ def test_a_snapshot_of_the_future_is_of_unknown_age(config: Config) -> None:
 
 def test_a_record_of_a_clock_that_was_ahead_tells_no_age(config: Config) -> None:
     """By an hour, of a snapshot that would look two hours younger than it is when it is an hour."""
-    ahead = replace(record("n2", 300), taken_at=NOW - 300, at=NOW + 3600)
+    ahead = structs.replace(record("n2", 300), taken_at=NOW - 300, at=NOW + 3600)
     told = build(view(standbys={"n2": ahead}), None, config, NOW)["standbys"]
     assert told[0]["age_s"] is None and told[0]["snapshot"] == ahead.snapshot
 
@@ -149,8 +150,8 @@ def test_a_client_whose_clock_is_behind_tells_no_failover_by_its_own_clock_alone
 
 
 def test_of_the_record_and_the_time_in_its_name_the_older_counts(config: Config) -> None:
-    ahead = replace(record("n2", -500), taken_at=NOW - 100)
-    behind = replace(record("n3", 300), taken_at=NOW - 100)
+    ahead = structs.replace(record("n2", -500), taken_at=NOW - 100)
+    behind = structs.replace(record("n3", 300), taken_at=NOW - 100)
     seen = view(standbys={"n2": ahead, "n3": behind})
     assert times(seen, config, NOW) == {"n2": NOW - 100, "n3": NOW - 300}
 
@@ -250,7 +251,7 @@ def test_the_role_of_a_node_that(config: Config, case: str) -> None:
     me = local(config)
     if "serving" in changes:
         assert me.lease is not None
-        changes = {"lease": replace(me.lease, serving=changes["serving"])}
+        changes = {"lease": structs.replace(me.lease, serving=changes["serving"])}
     doc = build(view(), replace(me, **changes), config, NOW)
     assert doc["role"] == role
     assert (doc["lease_remaining_s"] is not None) == (role == "primary" or "yet" in case)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
@@ -236,7 +237,12 @@ def seen_by(
         ({}, {}, True, Reason.WAITING_FOR_BETTER_CANDIDATE),
         ({"age_s": 601.0}, {}, False, Reason.TOO_OLD),
         ({"pause": Pause("ann", "disks", 0.0)}, {}, False, Reason.PAUSED),
-        ({"leader": replace(LEADER, candidates=("n3",))}, {}, False, Reason.NOT_A_CANDIDATE),
+        (
+            {"leader": structs.replace(LEADER, candidates=("n3",))},
+            {},
+            False,
+            Reason.NOT_A_CANDIDATE,
+        ),
         ({}, {"mode": "manual"}, False, Reason.MANUAL_MODE),
     ],
 )
@@ -250,7 +256,7 @@ def test_a_standby_is_ready_when_it_would_take_over(
     assert (found.ready, found.reason) == (ready, reason)
     assert CandidateRecord.parse(found.dump()) == found
     # And then it does.
-    gone = replace(LEADER, state=LeaderState.CLEAN, to="n2", surrendered=True)
+    gone = structs.replace(LEADER, state=LeaderState.CLEAN, to="n2", surrendered=True)
     decision = decide(replace(view, leader=gone), local, config, now)
     if ready:
         assert (decision.action, decision.reason) == (Action.PROMOTE, Reason.SURRENDERED)
@@ -284,12 +290,12 @@ def test_an_epoch_that_never_served_makes_no_snapshot_older(
     local = replace(local, snapshots=(replace(base, taken_at=now.utc - 2000.0),))
     began = str(SnapshotName(base.snapshot.name.stamp + (behind_s > 0), "services"))
     history = {5: HistoryEntry(5, "n1", began, "takeover", None, 0.0, now.utc - 900)}
-    holder = replace(LEADER, unserved=900.0, idle=idle)
+    holder = structs.replace(LEADER, unserved=900.0, idle=idle)
     beginning = Beginning(5, NOW - 2000.0 + behind_s)
     view = replace(view, history=history, leader=holder, beginning=beginning)
     told = readiness.judge(view, local, config, now)
     assert told is not None and told.ready is (reason is Reason.SURRENDERED)
-    gone = replace(holder, state=LeaderState.CLEAN, to="n2", surrendered=True)
+    gone = structs.replace(holder, state=LeaderState.CLEAN, to="n2", surrendered=True)
     decision = decide(replace(view, leader=gone), local, config, now)
     assert decision.reason is reason
     if decision.action is Action.PROMOTE:
@@ -307,7 +313,7 @@ def test_of_an_epoch_that_began_unseen_nothing_is_told_as_less_than_it_is(
         local = replace(local, snapshots=(replace(base, taken_at=UNKNOWN),))
     began = str(SnapshotName(base.snapshot.name.stamp + 1, "services"))
     history = {5: HistoryEntry(5, "n1", began, "takeover", None, 0.0, now.utc - 1999)}
-    gone = replace(LEADER, idle=True, state=LeaderState.CLEAN, to="n2", surrendered=True)
+    gone = structs.replace(LEADER, idle=True, state=LeaderState.CLEAN, to="n2", surrendered=True)
     view = replace(view, history=history, leader=gone)
     assert decide(view, local, config, now).reason is Reason.TOO_OLD
     found = decide(view, local, config, now, Request(promote=True, accept_data_loss=True))
@@ -327,7 +333,7 @@ def test_a_candidate_tells_what_it_would_start_from(config: Config) -> None:
     mine = tuple(replace(one, epoch=4) for one in local.snapshots)
     view, local = replace(view, history=history), replace(local, snapshots=mine)
     for idle, best in ((False, older), (True, newer)):
-        holder = replace(LEADER, unserved=900.0, idle=idle)
+        holder = structs.replace(LEADER, unserved=900.0, idle=idle)
         told = readiness.judge(replace(view, leader=holder), local, config, now)
         assert told is not None and told.snapshot == str(best.snapshot.name)
 
@@ -339,9 +345,9 @@ def test_the_holder_says_nothing_of_itself(config: Config) -> None:
 def test_readiness_is_told_when_it_changes_and_now_and_then() -> None:
     first = word()
     assert readiness.is_due(None, first, 0.0)
-    assert not readiness.is_due(first, replace(first, at=9.0), 1.0)
+    assert not readiness.is_due(first, structs.replace(first, at=9.0), 1.0)
     assert readiness.is_due(first, first, TOLD_EVERY_S)
-    assert readiness.is_due(first, replace(first, ready=False), 1.0)
+    assert readiness.is_due(first, structs.replace(first, ready=False), 1.0)
 
 
 # The lease's process, on Consul in memory
@@ -368,7 +374,7 @@ class Holding:
         if self.vouches is not False and not isinstance(self.vouches, bool):
             Vouch(self.clock.now, self.vouches).save(self.config.run_dir)
         if self.standby_lives and self.clock.now - self.told >= TOLD_EVERY_S:
-            told = replace(word(epoch=self.epoch), at=self.clock.now)
+            told = structs.replace(word(epoch=self.epoch), at=self.clock.now)
             with contextlib.suppress(OSError):
                 self.consul.put(self.config.key("candidates/n2"), told.dump())
             self.told = self.clock.now
@@ -546,8 +552,8 @@ def test_an_epoch_that_never_served_is_no_dead_end(holding: Holding) -> None:
 
 def test_the_last_of_those_that_can_not_serve_keeps_the_role(holding: Holding) -> None:
     never_opened(holding)
-    holding.keeper.held_lease = replace(holding.keeper.held_lease, epoch=2)
-    leader = replace(holding.leader, epoch=2)
+    holding.keeper.held_lease = structs.replace(holding.keeper.held_lease, epoch=2)
+    leader = structs.replace(holding.leader, epoch=2)
     for key, value in {
         "epoch": b'{"v": 1, "epoch": 2}',
         "leader": leader.dump(),
@@ -818,7 +824,7 @@ def test_the_agent_vouches_for_what_really_serves_alone(node: FakeNode) -> None:
 def test_a_standby_tells_whether_it_is_ready(node: FakeNode, monkeypatch: Any) -> None:
     clock = stop_the_clock(monkeypatch)
     agent = agent_of(node)
-    leader = replace(LEADER, holder=Holder("n2", "boot-2"), candidates=("n1", "n3"))
+    leader = structs.replace(LEADER, holder=Holder("n2", "boot-2"), candidates=("n1", "n3"))
     view, local, _ = seen_by(node.config, leader=leader)
     decision = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.agent import loop as agent_module
 from standfast.agent.local_view import LocalView
@@ -57,8 +58,8 @@ def agent_that_saw(
     until = monotonic() + 60
     good = LeaseStatus(4, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic())
     if own:
-        replace(good, **lease).save(node.config.run_dir)
-    local = Local("n1", "boot-1", 4, own=own, lease=replace(good, **lease) if own else None)
+        structs.replace(good, **lease).save(node.config.run_dir)
+    local = Local("n1", "boot-1", 4, own=own, lease=structs.replace(good, **lease) if own else None)
     agent = Agent(machine, Watcher(machine.config, machine.consul), LocalView(machine))
     agent.seen = Seen(VIEW, local, decision, Moment(monotonic(), utc_now()))
     return agent
@@ -102,7 +103,9 @@ def test_a_server_whose_registration_vanished_gets_it_back(node: FakeNode) -> No
     assert len(node.consul.local_services()) == 1
 
 
-@pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING), replace(OWN, epoch=6)])
+@pytest.mark.parametrize(
+    "now", [None, structs.replace(OWN, stage=Stage.DRAINING), structs.replace(OWN, epoch=6)]
+)
 def test_a_demotion_that_ended_since_the_last_look_is_not_registered_again(
     node: FakeNode, now: OwnEpoch | None
 ) -> None:
@@ -149,13 +152,13 @@ def test_what_a_surrender_unexported_since_the_last_look_stays_so(node: FakeNode
     node.nfs.running = True  # for another volume
     lease = LeaseStatus.load(node.config.run_dir)
     assert lease is not None
-    replace(lease, serving=False, valid_until=NEVER).save(node.config.run_dir)
+    structs.replace(lease, serving=False, valid_until=NEVER).save(node.config.run_dir)
     keep_up(agent)
     assert node.nfs.fsid is None
     assert "the lease of epoch 4 ended, as it was given up" in str(agent.unkept)
 
 
-@pytest.mark.parametrize("now", [None, replace(OWN, stage=Stage.DRAINING)])
+@pytest.mark.parametrize("now", [None, structs.replace(OWN, stage=Stage.DRAINING)])
 def test_what_a_demotion_unexported_stays_so(node: FakeNode, now: OwnEpoch | None) -> None:
     if now is not None:
         now.save(node.config.state_dir)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.agent import watcher as watcher_module
 from standfast.agent.watcher import Watcher, assemble
@@ -117,7 +118,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def beat(keys: Keys, seq: int, **changes: object) -> None:
     leader = Leader(4, Holder("n2", "boot-2"), seq, LeaderState.SERVING, ("n1", "n3"))
-    keys.set("leader", replace(leader, **changes).dump())  # type: ignore[arg-type]
+    keys.set("leader", structs.replace(leader, **changes).dump())
 
 
 def index_of(keys: Keys) -> int:
@@ -343,7 +344,7 @@ def test_each_key_may_tell_of_a_higher_epoch_than_the_epochs_own(
 ) -> None:
     snapshot = "services@20261122T101500Z"
     values = {
-        "leader": Leader(7, Holder("n1", "1"), 9, LeaderState.CLEAN).dump(),
+        "leader": Leader(7, Holder("n1", "1"), 9, LeaderState.CLEAN, ()).dump(),
         "history/7": HistoryEntry(7, "n1", None, "takeover", None, 0.0, 1e9).dump(),
         "standbys/n1": StandbyRecord("n1", 7, snapshot, "id", 1e9).dump(),
     }

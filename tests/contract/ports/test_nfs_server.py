@@ -144,7 +144,7 @@ def demo(directory: Path) -> Iterator[Scene]:
         now = monotonic()
         node.fence().arm(now + 600, now + 60)
         nfs = EmbeddedNfs(node.config, env=node.environment())
-        leader = Leader(EPOCH, Holder("n2", "boot-2"), 3, LeaderState.SERVING)
+        leader = Leader(EPOCH, Holder("n2", "boot-2"), 3, LeaderState.SERVING, ())
         try:
             yield Scene(nfs, EmbeddedNfs(node.config), lambda: node.publish(leader=leader))
         finally:

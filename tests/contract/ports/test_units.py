@@ -52,7 +52,7 @@ def demo(_directory: Path) -> Iterator[Scene]:
         config = node.config
         units, unit = EmbeddedUnits(config), f"standfast-lease@{config.volume}.service"
         (config.run_dir / "lease.json").unlink()
-        other = Leader(EPOCH, Holder("n2", "boot-2"), 3, LeaderState.SERVING)
+        other = Leader(EPOCH, Holder("n2", "boot-2"), 3, LeaderState.SERVING, ())
         with patch.dict("os.environ", node.environment()):
             try:
                 yield Scene(units, unit, lambda: node.publish(leader=other))

@@ -30,7 +30,7 @@ from standfast.events.events import Kind, happened
 from standfast.fence.choice import check_settled
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.probe import answers_nfs

@@ -133,7 +133,7 @@ def _serving(doc: Mapping[str, Any], config: Config) -> str | None:
 
 def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> dict[str, Any]:
     leader = view.leader
-    epoch_record = view.history.get(view.epoch or 0)
+    history_entry = view.history.get(view.epoch or 0)
     records = view.standbys
     return {
         "epoch": view.epoch,
@@ -142,9 +142,9 @@ def _cluster(view: Cluster, config: Config, utc: float, local: Local | None) -> 
         "last_heartbeat_seen_s": round(monotonic() - view.last_heartbeat.first_seen, 2),
         "unserved_s": None if leader is None or not leader.unserved else leader.unserved,
         "given_up": None if leader is None or not leader.is_clean else _given_up(leader),
-        "since": None if epoch_record is None else epoch_record.at,
-        "began_by": None if epoch_record is None else epoch_record.reason,
-        "lost_s": None if epoch_record is None else epoch_record.lost_s,
+        "since": None if history_entry is None else history_entry.at,
+        "began_by": None if history_entry is None else history_entry.reason,
+        "lost_s": None if history_entry is None else history_entry.lost_s,
         "paused": None
         if view.pause is None
         else {"by": view.pause.by, "reason": view.pause.reason, "at": view.pause.at},

@@ -20,8 +20,8 @@ from standfast.errors import ours
 from standfast.events.events import Kind, happened, tell
 from standfast.lease.cutoff import SHUT_S
 from standfast.lease.files import LeaseStatus, note_flush
-from standfast.node.epoch_record import OwnEpoch
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch
 from standfast.role import volume
 from standfast.system.clock import Deadline, monotonic
 

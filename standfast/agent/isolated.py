@@ -22,8 +22,8 @@ from standfast.config.model import Config
 from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.role import volume
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.local_socket import ask

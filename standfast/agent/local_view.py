@@ -11,8 +11,8 @@ from standfast.ages import FUTURE_TOLERANCE_S, WAS_SET_S, Origin
 from standfast.errors import Refused, StandfastError, ours
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Snapshot
 from standfast.replication.published import note_clock, origins_of_snapshots, published_file
 from standfast.role import volume

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.nomad import reports
 from standfast.nomad.loop import Follower
 from standfast.nomad.observation import Role

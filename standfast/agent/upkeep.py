@@ -19,7 +19,7 @@ from standfast.errors import Refused, ours
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.surrender import TOLD_EVERY_S
-from standfast.node.epoch_record import OwnEpoch
+from standfast.node.own_epoch import OwnEpoch
 from standfast.role import readiness, registration
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster

@@ -35,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _item(entry: Entry) -> dict[str, Any]:
     try:
-        epoch_record = HistoryEntry.parse(entry.value, entry.key)
+        history_entry = HistoryEntry.parse(entry.value, entry.key)
     except ForeignValue:
         shown = entry.value[:80].decode("utf-8", "replace")
         return {"epoch": None, "key": entry.key, "foreign": shown}
-    return {**asdict(epoch_record), "key": entry.key}
+    return {**asdict(history_entry), "key": entry.key}
 
 
 def _order(item: dict[str, Any]) -> tuple[bool, int, str]:

@@ -28,7 +28,7 @@ from standfast.clients.steps import PROBE_S, Steps
 from standfast.config.model import Config
 from standfast.consul.blindness import blindness
 from standfast.errors import ConsulError, Refused, StandfastError, ours
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.locks import exclusive
 from standfast.system.mountinfo import canonical, elsewhere, stack_at

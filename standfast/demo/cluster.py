@@ -214,8 +214,8 @@ class Cluster:
         entry = self.gateway.get(key)
         return None if entry is None else StandbyRecord.parse(entry.value, key)
 
-    def epoch_record(self, epoch: int) -> HistoryEntry | None:
-        return next((one for one in self.invariants.epoch_records() if one.epoch == epoch), None)
+    def history_entry(self, epoch: int) -> HistoryEntry | None:
+        return next((one for one in self.invariants.history_entries() if one.epoch == epoch), None)
 
     def primary(self) -> Node | None:
         """The node that answers on its port now."""

@@ -102,10 +102,10 @@ class Invariants:
             if (epoch or 0) < self._epoch:
                 self.breach(EPOCH_RISES, f"Consul holds epoch {epoch} after {self._epoch}")
             self._epoch = max(self._epoch, epoch or 0)
-            for epoch_record in history:
-                known = self._history.setdefault(epoch_record.epoch, epoch_record)
-                if known != epoch_record:
-                    self.breach(ONE_OWNER, f"the history said {known}, and then {epoch_record}")
+            for history_entry in history:
+                known = self._history.setdefault(history_entry.epoch, history_entry)
+                if known != history_entry:
+                    self.breach(ONE_OWNER, f"the history said {known}, and then {history_entry}")
             if leader is None:
                 return
             holder = self._holders.setdefault(leader.epoch, leader.holder)
@@ -122,7 +122,7 @@ class Invariants:
                     f"{leader.holder.node}'s by the lease",
                 )
 
-    def epoch_records(self) -> tuple[HistoryEntry, ...]:
+    def history_entries(self) -> tuple[HistoryEntry, ...]:
         """The history as far as it was seen."""
         with self._lock:
             return tuple(self._history[epoch] for epoch in sorted(self._history))

@@ -147,8 +147,8 @@ def _power_cut(cluster: Cluster, times: Times) -> tuple[Line, ...]:
     content = _read(cluster[second].config.paths.live / FILE)
     cluster.invariants.lines_kept(f"{second}'s volume after the takeover", missing(content, there))
     times.only_there = len(missing(content, before))
-    epoch_record = cluster.epoch_record(2)
-    base = None if epoch_record is None or epoch_record.base is None else epoch_record.base
+    history_entry = cluster.history_entry(2)
+    base = None if history_entry is None or history_entry.base is None else history_entry.base
     kept = [line for line in before if line.number not in set(missing(content, before))]
     times.lost_window = before[-1].at - (kept[-1].at if kept else before[0].at)
     cluster.check()
@@ -232,7 +232,8 @@ def _last_look(cluster: Cluster) -> None:
     cluster.invariants.lines_kept("any tree on any disk", lost)
     cluster.check()
     history = [
-        f"epoch {one.epoch} {one.node} ({one.reason})" for one in cluster.invariants.epoch_records()
+        f"epoch {one.epoch} {one.node} ({one.reason})"
+        for one in cluster.invariants.history_entries()
     ]
     cluster.screen.say(f"history: {'; '.join(history)}")
 
@@ -305,9 +306,11 @@ def _read(path: Path) -> bytes:
 
 
 def _window(cluster: Cluster) -> str:
-    epoch_record = cluster.epoch_record(2)
+    history_entry = cluster.history_entry(2)
     return (
-        "?" if epoch_record is None or epoch_record.lost_s is None else f"{epoch_record.lost_s:.1f}"
+        "?"
+        if history_entry is None or history_entry.lost_s is None
+        else f"{history_entry.lost_s:.1f}"
     )
 
 

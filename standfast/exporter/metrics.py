@@ -25,7 +25,7 @@ from standfast.errors import StandfastError
 from standfast.exporter import samples
 from standfast.exporter.families import FAMILIES, SOURCES, Sample
 from standfast.exporter.samples import Copy, Status
-from standfast.node.epoch_record import OwnEpoch
+from standfast.node.own_epoch import OwnEpoch
 from standfast.replication import state
 from standfast.replication.published import origins_of_snapshots
 from standfast.system.clock import Deadline, instant, utc_now

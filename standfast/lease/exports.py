@@ -15,7 +15,7 @@ from pathlib import Path
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, ours
 from standfast.lease.files import LeaseStatus, others_serving
-from standfast.node.epoch_record import OwnEpoch
+from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Fence, NfsServer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic

@@ -20,6 +20,7 @@ from standfast.config.model import Config
 from standfast.consul.records import Holder, LeaderState
 from standfast.errors import StandfastError, ours
 from standfast.lease.protocol import NEVER, Claim, Memory
+from standfast.node.own_epoch import OwnEpoch
 from standfast.system.clock import monotonic
 from standfast.system.files import read_foreign_text, read_json, write_atomically
 
@@ -147,7 +148,7 @@ def note_start(config: Config) -> None:
     """
     mark = config.run_dir / NOTHING_HELD
     try:
-        if _is_there(config.state_dir / "own-epoch.json"):
+        if any(map(_is_there, OwnEpoch.paths(config.state_dir))):
             mark.unlink(missing_ok=True)
         elif not _is_there(config.run_dir / "lease.json"):
             write_atomically(mark, "")

@@ -83,7 +83,7 @@ class Prospects:
     """Who could succeed, and what forbids it."""
 
     pause: Pause | None
-    epoch_record: HistoryEntry | None
+    history_entry: HistoryEntry | None
     candidates: Mapping[str, tuple[CandidateRecord, int]]
     """Each node's word on itself, and the index at which it was written."""
     had_it: frozenset[str] = frozenset()
@@ -142,7 +142,7 @@ class LeaseKeys:
         }
         entries = self._consul.read([pause_key, *epoch_keys.values()], deadline=deadline)
         pause = entries[pause_key]
-        epoch_records = {
+        history_entries = {
             past: HistoryEntry.parse(entry.value, key)
             for past, key in epoch_keys.items()
             if (entry := entries[key]) is not None
@@ -156,9 +156,9 @@ class LeaseKeys:
                     words[word.node] = (word, entry.modify_index)
         return Prospects(
             None if pause is None else Pause.parse(pause.value, pause_key),
-            epoch_records.get(epoch),
+            history_entries.get(epoch),
             words,
-            had_it(epoch_records, epoch),
+            had_it(history_entries, epoch),
         )
 
     def acquire(self, claim: Claim) -> HeldLease:
@@ -195,7 +195,7 @@ class LeaseKeys:
 
     def _acquisition(self, claim: Claim, held: Versioned, leader: Leader) -> list[Op]:
         """All of it or nothing: the new epoch, its first heartbeat, and a history without it."""
-        epoch_record = HistoryEntry(
+        history_entry = HistoryEntry(
             leader.epoch,
             self._me.node,
             claim.base,
@@ -210,7 +210,7 @@ class LeaseKeys:
             *pause,
             Cas(self._epoch_key, held.epoch_index, dump_epoch(leader.epoch)),
             Cas(self._leader_key, held.leader_index, leader.dump()),
-            Cas(self._config.key(f"history/{leader.epoch}"), 0, epoch_record.dump()),
+            Cas(self._config.key(f"history/{leader.epoch}"), 0, history_entry.dump()),
         ]
 
     def _starting(self, epoch: int, seq: int, wait_s: float) -> Leader:

@@ -115,7 +115,7 @@ class Standing:
     patience_s: float
     """`surrender_after`, and more while a handover is at work."""
     pause: Pause | None = None
-    epoch_record: HistoryEntry | None = None
+    history_entry: HistoryEntry | None = None
     served: bool = True
     """In this epoch."""
     had_it: frozenset[str] = frozenset()
@@ -123,14 +123,14 @@ class Standing:
     signs: Mapping[str, Sign] = field(default_factory=dict)
 
 
-def had_it(epoch_records: Mapping[int, HistoryEntry], epoch: int) -> frozenset[str]:
+def had_it(history_entries: Mapping[int, HistoryEntry], epoch: int) -> frozenset[str]:
     """The nodes that have lost the role, one after the other, since it last was given by an
     operator or in order; `epoch`'s is not among them. `epochs` is by epoch."""
     nodes = set()
-    while (epoch_record := epoch_records.get(epoch)) is not None and epoch_record.is_automatic:
+    while (history_entry := history_entries.get(epoch)) is not None and history_entry.is_automatic:
         epoch -= 1
-        if epoch in epoch_records:
-            nodes.add(epoch_records[epoch].node)
+        if epoch in history_entries:
+            nodes.add(history_entries[epoch].node)
     return frozenset(nodes)
 
 
@@ -142,10 +142,10 @@ def successor(standing: Standing, config: Config, now: float) -> str | Reason | 
         return Reason.PAUSED
     if config.mode == "manual":
         return Reason.MANUAL_MODE
-    epoch_record = standing.epoch_record
+    history_entry = standing.history_entry
     young = (
-        epoch_record is not None
-        and epoch_record.is_automatic
+        history_entry is not None
+        and history_entry.is_automatic
         and standing.held_s < config.failover_cooldown
     )
     if young and standing.served:

@@ -98,7 +98,7 @@ class Service:
             unserved_s,
             patience_s + (OUTAGE_LIMIT_S if now.draining else 0.0),
             found.pause,
-            found.epoch_record,
+            found.history_entry,
             self.spell.served,
             found.had_it,
             self.signs,

@@ -16,7 +16,7 @@ from standfast.ages import Origin, age_of
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, TimedOut, ours
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage, snapshot_lock
+from standfast.node.own_epoch import OwnEpoch, Stage, snapshot_lock
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import pins, state

@@ -292,7 +292,14 @@ def problems_between(
     found: list[Problem] = []
     if ours.store != theirs.store:
         evidence = f"{ours.node} stores in a {ours.store}, {theirs.node} in a {theirs.store}"
-        found.append(Problem("store", True, evidence, "set the same `store` on both"))
+        found.append(
+            Problem(
+                "store",
+                True,
+                evidence,
+                "one of them runs on the parts of the demo: storage is btrfs on both",
+            )
+        )
     found += _clocks(ours, theirs, apart_s)
     found += _space(theirs, size_bytes)
     found += _options(ours, theirs)

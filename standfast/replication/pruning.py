@@ -17,7 +17,7 @@ from standfast.ages import UNKNOWN
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.replication import pins, state
 from standfast.replication.pins import Pin

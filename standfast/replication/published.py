@@ -29,7 +29,7 @@ from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import boot_instance
 from standfast.names import MOST_AHEAD_S, SnapshotName
-from standfast.node.epoch_record import OwnEpoch
+from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Snapshot, VolumeStore
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, Instant, instant

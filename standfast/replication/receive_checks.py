@@ -74,7 +74,7 @@ class Lease:
             raise Refused(
                 Reason.STALE_LINEAGE,
                 f"{begin.sender} sends as primary of epoch {begin.epoch}, but {self.config.node} "
-                f"has seen epoch {highest}: its epoch is over",
+                f"has seen epoch {highest}: epoch {begin.epoch} is over",
             )
         leader = self._leader(Deadline.after(CONSUL_PATIENCE_S))
         holds = leader.holder.node == begin.sender and leader.epoch == begin.epoch

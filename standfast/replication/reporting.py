@@ -53,8 +53,8 @@ class EpochInConsul:
         if entry is None or current != epoch:
             raise Refused(
                 Reason.WRONG_EPOCH,
-                f"the epoch in Consul is {current}, this is the primary of {epoch}: its epoch "
-                f"is over",
+                f"the epoch in Consul is {current}, and this node is the primary of epoch {epoch}, "
+                f"which is over",
             )
         return entry.modify_index
 
@@ -86,5 +86,5 @@ class EpochInConsul:
         if isinstance(outcome, Conflict):
             raise Refused(
                 Reason.WRONG_EPOCH,
-                f"{standby} has {snapshot.name}, but the epoch of epoch {epoch} ended meanwhile",
+                f"{standby} has {snapshot.name}, but epoch {epoch} ended meanwhile",
             )

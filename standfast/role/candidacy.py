@@ -12,7 +12,7 @@ import contextlib
 from standfast.config.model import Config
 from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import Stage
+from standfast.node.own_epoch import Stage
 from standfast.reasons import Reason
 from standfast.role.decision import Action, Decision, Moment, Request
 from standfast.role.observation import Available, Cluster, Local, newest
@@ -114,11 +114,13 @@ def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
     leader = view.leader
     if leader is None or not view.given_up or not leader.idle:
         return None
-    epoch_record = view.history.get(leader.epoch)
-    if leader.final is not None and (epoch_record is None or leader.final != epoch_record.base):
+    history_entry = view.history.get(leader.epoch)
+    if leader.final is not None and (history_entry is None or leader.final != history_entry.base):
         return None  # it went on in a tree that had more
     with contextlib.suppress(ValueError):
-        began = SnapshotName.parse((epoch_record.base if epoch_record is not None else None) or "")
+        began = SnapshotName.parse(
+            (history_entry.base if history_entry is not None else None) or ""
+        )
         if base.snapshot.name >= began:
             return 0.0
     # Two names tell an order and no time. By our own count nothing was written since it began.
@@ -215,18 +217,18 @@ def _barred(
             f"mode is manual: {local.node} would take over from {leader.holder.node}; "
             f"run `standfast promote` to let it",
         )
-    epoch_record = view.history.get(leader.epoch)
-    if epoch_record is None or not epoch_record.is_automatic or in_place or leader.is_clean:
+    history_entry = view.history.get(leader.epoch)
+    if history_entry is None or not history_entry.is_automatic or in_place or leader.is_clean:
         return None
-    age_s = _epoch_age_s(epoch_record, view, now)
+    age_s = _epoch_age_s(history_entry, view, now)
     if age_s >= config.failover_cooldown:
         return None
     return Decision(
         Action.BLOCKED,
         Reason.COOLDOWN,
-        f"epoch {leader.epoch} began by itself ({epoch_record.reason}) at least {age_s:.0f} s ago, "
-        f"as far as {local.node} has seen, and failover_cooldown is {config.failover_cooldown:g} "
-        f"s: no second time yet; `standfast promote` goes at once",
+        f"epoch {leader.epoch} began by itself ({history_entry.reason}) at least {age_s:.0f} s "
+        f"ago, as far as {local.node} has seen, and failover_cooldown is "
+        f"{config.failover_cooldown:g} s: no second time yet; `standfast promote` goes at once",
     )
 
 
@@ -239,7 +241,7 @@ def _left_behind(leader: Leader) -> str:
     )
 
 
-def _epoch_age_s(epoch_record: HistoryEntry, view: Cluster, now: Moment) -> float:
+def _epoch_age_s(history_entry: HistoryEntry, view: Cluster, now: Moment) -> float:
     """For how long, by this node's own count where it saw the epoch begin.
 
     Else it may have lasted for longer than this node knows: as two nodes' wall clocks tell it, and
@@ -249,7 +251,7 @@ def _epoch_age_s(epoch_record: HistoryEntry, view: Cluster, now: Moment) -> floa
     seen_s = 0.0 if seen is None else now.monotonic - seen.first_seen
     if seen is not None and seen.witnessed:
         return seen_s
-    return max(seen_s, now.utc - epoch_record.at)
+    return max(seen_s, now.utc - history_entry.at)
 
 
 def _unwritable(local: Local, config: Config) -> Decision | None:

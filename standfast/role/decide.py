@@ -9,7 +9,7 @@ from __future__ import annotations
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Leader
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role.candidacy import consider
 from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request

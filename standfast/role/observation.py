@@ -13,7 +13,7 @@ from standfast.ages import age_of
 from standfast.consul.records import HistoryEntry, Leader, Pause, StandbyRecord
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch
+from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Snapshot
 
 Identity = tuple[int, str, str, int]
@@ -129,10 +129,10 @@ class Cluster:
         leader = self.leader
         if leader is None or not self.given_up or not leader.idle:
             return None
-        epoch_record = self.history.get(leader.epoch)
+        history_entry = self.history.get(leader.epoch)
         return (
-            epoch_record
-            if epoch_record is not None and leader.final in (None, epoch_record.base)
+            history_entry
+            if history_entry is not None and leader.final in (None, history_entry.base)
             else None
         )
 
@@ -188,16 +188,16 @@ def in_lineage(available: Available, cluster: Cluster) -> bool:
 
 def _in_past(available: Available, epoch: int, history: Mapping[int, HistoryEntry]) -> bool:
     while epoch > available.epoch:
-        epoch_record = history.get(epoch)
+        history_entry = history.get(epoch)
         try:
             base = SnapshotName.parse(
-                (epoch_record.base if epoch_record is not None else None) or ""
+                (history_entry.base if history_entry is not None else None) or ""
             )
         except ValueError:
             return False
-        if epoch_record is None or epoch_record.epoch != epoch or available.snapshot.name > base:
+        if history_entry is None or history_entry.epoch != epoch or available.snapshot.name > base:
             return False
-        epoch = epoch_record.before
+        epoch = history_entry.before
     return epoch == available.epoch
 
 

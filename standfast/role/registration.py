@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from standfast.consul.values import Registration
 from standfast.errors import ours
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch
 from standfast.system.clock import Deadline, monotonic
 
 CHECK_TTL_S = 15.0

@@ -18,8 +18,8 @@ from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, note_end, save_claim, take_outage, was_never_open
 from standfast.lease.protocol import Claim
 from standfast.lease.surrender import OUTAGE_LIMIT_S
-from standfast.node.epoch_record import Intent, OwnEpoch, Stage
 from standfast.node.node import Machine
+from standfast.node.own_epoch import Intent, OwnEpoch, Stage
 from standfast.node.ports import Jobs
 from standfast.reasons import Reason
 from standfast.role import registration, volume

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from standfast.errors import StandfastError, ours
 from standfast.lease.files import LeaseStatus
 from standfast.names import diverged_name, retired_name
-from standfast.node.epoch_record import Intent, OwnEpoch, Stage, snapshot_lock
 from standfast.node.node import Machine
+from standfast.node.own_epoch import Intent, OwnEpoch, Stage, snapshot_lock
 from standfast.node.ports import Snapshot
 from standfast.replication.published import take
 from standfast.system.clock import Deadline, sleep, utc_now

@@ -12,7 +12,7 @@ import pytest
 
 from standfast.errors import StepFailed
 from standfast.lease.epochs import EpochFile
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.role import plan as plans
 from standfast.role.execute import execute
 from standfast.role.plan import Do

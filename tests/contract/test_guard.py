@@ -26,7 +26,7 @@ from standfast.demo.stand_ins.directory import save_info
 from standfast.errors import Refused
 from standfast.guard import active_elsewhere, node_verdict, words
 from standfast.lease.epochs import EpochFile
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.system.clock import monotonic
 from tests.fakes.rude_server import (
     Manner,

@@ -12,8 +12,8 @@ from msgspec import structs
 
 from standfast.btrfs.store import BtrfsStore
 from standfast.errors import StepFailed
-from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.role import plan as plans
 from standfast.role.execute import execute
 from standfast.role.plan import names_of

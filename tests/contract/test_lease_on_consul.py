@@ -148,8 +148,8 @@ def test_the_first_primary_acquires_epoch_1(volume: Volume) -> None:
     assert volume.leader().candidates == ("n2", "n3")
     history = volume.gateway.get(volume.config.key("history/1"))
     assert history is not None
-    epoch_record = HistoryEntry.parse(history.value)
-    assert (epoch_record.epoch, epoch_record.node, epoch_record.reason) == (
+    history_entry = HistoryEntry.parse(history.value)
+    assert (history_entry.epoch, history_entry.node, history_entry.reason) == (
         1,
         "n1",
         "first-primary",

@@ -470,9 +470,9 @@ def test_a_consul_without_leader_for_a_moment_doesnt_cost_the_replication(
 ) -> None:
     a, b = pair
     snapshot = take(a)
-    epoch_record = EpochInConsul(a.config, a.gateway)
-    index = epoch_record.index_of(1)
+    history_entry = EpochInConsul(a.config, a.gateway)
+    index = history_entry.index_of(1)
     a.gateway.failing = 2
-    epoch_record.report("b", snapshot, Origin(1), index)
+    history_entry.report("b", snapshot, Origin(1), index)
     assert a.gateway.get(a.config.key("standbys/b")) is not None
     assert nothing_arrived(b)

@@ -15,8 +15,8 @@ import pytest
 
 from standfast.agent.local_view import LocalView
 from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState
-from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role import volume
 from standfast.role.decide import decide

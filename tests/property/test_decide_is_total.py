@@ -27,7 +27,7 @@ from standfast.consul.records import (
 from standfast.errors import ForeignValue
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.role.decide import decide
@@ -67,7 +67,7 @@ leaders = st.builds(
     surrendered=st.booleans(),
     idle=st.booleans(),
 )
-epoch_records = st.builds(
+history_entries = st.builds(
     HistoryEntry,
     epochs,
     nodes,
@@ -78,10 +78,10 @@ epoch_records = st.builds(
     times,
     st.none() | epochs,
 ).map(
-    lambda epoch_record: (
-        epoch_record
-        if epoch_record.before < epoch_record.epoch
-        else replace(epoch_record, follows=None)
+    lambda history_entry: (
+        history_entry
+        if history_entry.before < history_entry.epoch
+        else replace(history_entry, follows=None)
     )
 )
 records = st.builds(StandbyRecord, nodes, epochs, texts | names.map(str), texts, times)
@@ -98,8 +98,8 @@ clusters = st.builds(
     st.none() | leaders,
     last_heartbeats,
     st.none() | pauses,
-    st.lists(epoch_records, max_size=5).map(lambda found: {one.epoch: one for one in found})
-    | st.dictionaries(epochs, epoch_records, max_size=5),
+    st.lists(history_entries, max_size=5).map(lambda found: {one.epoch: one for one in found})
+    | st.dictionaries(epochs, history_entries, max_size=5),
     st.dictionaries(nodes, records, max_size=3),
     st.floats(0, 200),
     st.sampled_from(["passing", "critical", "absent", "unknown"]),
@@ -185,12 +185,12 @@ def test_every_observation_gets_a_safe_answer_with_a_sentence(
 
 
 @examples(150)
-@given(leader=leaders, epoch_record=epoch_records, record=records, pause=pauses, epoch=epochs)
+@given(leader=leaders, history_entry=history_entries, record=records, pause=pauses, epoch=epochs)
 def test_records_survive_the_way_to_consul_and_back(
-    leader: Leader, epoch_record: HistoryEntry, record: StandbyRecord, pause: Pause, epoch: int
+    leader: Leader, history_entry: HistoryEntry, record: StandbyRecord, pause: Pause, epoch: int
 ) -> None:
     assert Leader.parse(leader.dump()) == leader
-    assert HistoryEntry.parse(epoch_record.dump()) == epoch_record
+    assert HistoryEntry.parse(history_entry.dump()) == history_entry
     assert StandbyRecord.parse(record.dump()) == record
     assert Pause.parse(pause.dump()) == pause
     assert parse_epoch(dump_epoch(epoch)) == epoch

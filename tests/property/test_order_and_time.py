@@ -26,8 +26,8 @@ from standfast.ages import Origin, age_of
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.consul.records import HistoryEntry
 from standfast.demo.stand_ins.directory import DirectoryStore, save_info
-from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.replication import published, wire
 from standfast.replication.published import CLOCK_EVERY_S, note_origin, origins_of_snapshots, take
@@ -220,8 +220,8 @@ class TwoMachines:
         name, content_id = str(base.snapshot.name), base.snapshot.content_id
         self.bases[self.epoch] = name
         self.lineage = self.lineage[: self.lineage.index(content_id) + 1]
-        epoch_record = OwnEpoch(self.epoch, Stage.READY, "fsid", name, in_place=False)
-        epoch_record.save(node.config.state_dir)
+        history_entry = OwnEpoch(self.epoch, Stage.READY, "fsid", name, in_place=False)
+        history_entry.save(node.config.state_dir)
 
     def delete_by_hand(self, which: int) -> None:
         """All but the newest."""

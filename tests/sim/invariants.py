@@ -12,7 +12,7 @@ from standfast.consul.records import HistoryEntry, Leader, parse_epoch
 from standfast.consul.values import Cas, Op, Set
 from standfast.lease.epochs import EpochFile
 from standfast.lease.process import RETRY_S
-from standfast.node.epoch_record import OwnEpoch
+from standfast.node.own_epoch import OwnEpoch
 from standfast.reasons import Reason
 from standfast.replication.published import epochs_of_snapshots
 from tests.sim.clockwork import Violation
@@ -45,7 +45,7 @@ class Invariants:
         """By volume, when each write was done; a write is its number from 1."""
         self.unanswered: dict[str, set[int]] = defaultdict(set)
         """By volume, those that no client knows to be done."""
-        self.epoch_records: dict[tuple[str, int], Prepared] = {}
+        self.history_entries: dict[tuple[str, int], Prepared] = {}
         self.owners: dict[tuple[str, int], str] = {}
         self._forgotten: dict[tuple[str, int], tuple[str, Prepared]] = {}
         """Owner and tree of each epoch that a restored Consul knows nothing of."""
@@ -71,7 +71,7 @@ class Invariants:
         serves = self._serving.get(volume, by)
         followed = (
             one.tree.writes
-            for (name, _), one in self.epoch_records.items()
+            for (name, _), one in self.history_entries.items()
             if name == volume and one.node != by
         )
         if serves != by and not any(number in writes for writes in followed):
@@ -138,7 +138,7 @@ class Invariants:
 
     def _check_served(self, seat: Seat) -> None:
         own = OwnEpoch.load(seat.config.state_dir)
-        known = None if own is None else self.epoch_records.get((seat.volume, own.epoch))
+        known = None if own is None else self.history_entries.get((seat.volume, own.epoch))
         if known is None and own is not None and own.epoch > self._world.epoch(seat.volume):
             return  # Consul was restored and forgot that epoch; it has the rest of its lease
         if known is None or known.tree is not seat.live:
@@ -170,7 +170,7 @@ class Invariants:
         known = self.owners.setdefault((volume, epoch), owner)
         before, prepared = self._forgotten.pop((volume, epoch), (None, None))
         if prepared is not None and before == owner:  # its lease is valid: it writes the keys again
-            self.epoch_records.setdefault((volume, epoch), prepared)
+            self.history_entries.setdefault((volume, epoch), prepared)
         if known != owner:
             raise Violation(
                 f"{volume}: epoch {epoch} has two owners: {known} and {owner}\n{world.story()}"
@@ -181,7 +181,7 @@ class Invariants:
         """Consul forgot what came after: its numbers may be used again (documented), by somebody
         who never heard of them."""
         for key in [key for key in self.owners if key[0] == volume and key[1] > epoch]:
-            owner, prepared = self.owners.pop(key), self.epoch_records.pop(key, None)
+            owner, prepared = self.owners.pop(key), self.history_entries.pop(key, None)
             if prepared is not None:
                 self._forgotten[key] = owner, prepared
 
@@ -216,7 +216,7 @@ class Invariants:
         own, tree, world = OwnEpoch.load(seat.config.state_dir), seat.live, self._world
         assert own is not None and tree is not None
         volume, epoch = seat.volume, own.epoch
-        known = self.epoch_records.get((volume, epoch))
+        known = self.history_entries.get((volume, epoch))
         if known is not None:
             if known.tree is not tree:
                 raise Violation(f"{volume}: epoch {epoch} has two trees\n{world.story()}")
@@ -226,17 +226,17 @@ class Invariants:
         ]
         if epoch in going_on:
             return
-        self.epoch_records[volume, epoch] = Prepared(seat.node.name, tree)
+        self.history_entries[volume, epoch] = Prepared(seat.node.name, tree)
         if going_on:
             return  # with all that it had before Consul was restored
         # One that never served is no part of the past, unless it is what the next goes on from.
         entry = world.store.get(world.key(f"history/{epoch}", volume))
         follows = epoch - 1 if entry is None else HistoryEntry.parse(entry.value).before
-        past = (n for name, n in self.epoch_records if name == volume and n <= follows)
+        past = (n for name, n in self.history_entries if name == volume and n <= follows)
         before = max(past, default=None)
         if before is None:
             return
-        old, new = self.epoch_records[volume, before].tree.writes, tree.writes
+        old, new = self.history_entries[volume, before].tree.writes, tree.writes
         if old[: len(new)] != new:
             raise Violation(
                 f"{volume}: epoch {epoch} on {seat.node.name} starts from data outside the lineage "
@@ -269,21 +269,23 @@ class Invariants:
         world = self._world
         lost = [number for number in lost if number not in self.unanswered[volume]]
         entries = [world.store.get(world.key(f"history/{epoch}", volume)) for epoch in epochs]
-        epoch_records = [HistoryEntry.parse(entry.value) for entry in entries if entry is not None]
-        if len(epoch_records) < len(epochs) or not lost:
+        history_entries = [
+            HistoryEntry.parse(entry.value) for entry in entries if entry is not None
+        ]
+        if len(history_entries) < len(epochs) or not lost:
             return
-        epoch, reason = epochs[-1], epoch_records[0].reason
-        if len(epoch_records) == 1 and reason.partition(":")[0] == Reason.CLEAN_HANDOVER:
+        epoch, reason = epochs[-1], history_entries[0].reason
+        if len(history_entries) == 1 and reason.partition(":")[0] == Reason.CLEAN_HANDOVER:
             raise Violation(
                 f"{volume}: the handover to epoch {epoch} lost {len(lost)} acknowledged writes\n"
                 f"{world.story()}"
             )
         lost = [number for number in lost if (volume, number) not in self._unfenced]
-        if not lost or any(epoch_record.lost_s is None for epoch_record in epoch_records):
+        if not lost or any(history_entry.lost_s is None for history_entry in history_entries):
             return
         times = self.written[volume]
         span_s = times[lost[-1] - 1] - times[lost[0] - 1]
-        told_s = sum(epoch_record.lost_s or 0.0 for epoch_record in epoch_records)
+        told_s = sum(history_entry.lost_s or 0.0 for history_entry in history_entries)
         nothing = told_s == 0.0 and len(lost) > 1
         if nothing or told_s < span_s - FLATTERY_S:
             raise Violation(

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, holder_of
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.system.clock import monotonic
 from tests.sim.clockwork import SimProcess, SimTime
 from tests.sim.disk import SimTree

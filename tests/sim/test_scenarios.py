@@ -15,8 +15,8 @@ from standfast.consul.records import HistoryEntry, LeaderState
 from standfast.consul.values import Op
 from standfast.errors import StandfastError
 from standfast.lease.process import RETRY_S
-from standfast.node.epoch_record import OwnEpoch, Stage
 from standfast.node.node import Machine
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication.reporting import EpochInConsul
@@ -52,7 +52,7 @@ def successor(world: SimWorld) -> SimNode:
 
 
 def written_in(world: SimWorld, epoch: int) -> list[int]:
-    return world.invariants.epoch_records["data", epoch].tree.writes
+    return world.invariants.history_entries["data", epoch].tree.writes
 
 
 def reasons(world: SimWorld) -> dict[str, Reason]:
@@ -584,9 +584,9 @@ def test_a_switchover_loses_nothing(world: SimWorld) -> None:
     world.begin().hand_to("b")
     took_s = world.wait_for_primary("b", 20.0)
     assert took_s < 8.0
-    assert world.invariants.epoch_records["data", 2].tree.writes[
-        : len(world.invariants.epoch_records["data", 1].tree.writes)
-    ] == (world.invariants.epoch_records["data", 1].tree.writes)
+    assert world.invariants.history_entries["data", 2].tree.writes[
+        : len(world.invariants.history_entries["data", 1].tree.writes)
+    ] == (world.invariants.history_entries["data", 1].tree.writes)
 
 
 def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world: SimWorld) -> None:
@@ -598,7 +598,7 @@ def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world:
     world.wait_for("clean", lambda: (now := world.leader()) is not None and now.is_clean)
     world["b"].power_cut()
     world.wait_for_primary("a", 90.0)
-    before = world.invariants.epoch_records["data", 1].tree.writes
+    before = world.invariants.history_entries["data", 1].tree.writes
     before = written_in(world, 1)
     assert written_in(world, 2)[: len(before)] == before
 

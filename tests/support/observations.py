@@ -12,7 +12,7 @@ from standfast.config.model import Node as NodeConfig
 from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState, StandbyRecord
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
 
@@ -75,7 +75,7 @@ def record(node: str, ago_s: float, epoch: int = 5) -> dict[str, StandbyRecord]:
     return {node: StandbyRecord(node, epoch, name, f"id-{ago_s:g}", UTC)}
 
 
-def epoch_record(
+def history_entry(
     epoch: int,
     base_ago_s: float | None,
     reason: str = "operator",

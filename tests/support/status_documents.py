@@ -111,7 +111,7 @@ def blind(here: str = "n1", **changes: Any) -> dict[str, Any]:
 def keys(utc: float = NOW) -> Mapping[str, bytes]:
     """What Consul holds for the volume, without the prefix."""
     leader = Leader(7, Holder("n1", "boot-1"), 9, LeaderState.SERVING, ("n2", "n3"))
-    epoch_records = [
+    history_entries = [
         HistoryEntry(5, "n1", None, "first-primary", "ann", None, utc - 90000),
         HistoryEntry(6, "n2", snapshot(80000, utc), "clean-handover", "ann", 0.0, utc - 80000),
         HistoryEntry(7, "n1", snapshot(7203, utc), "takeover", None, 3.0, utc - 7200),
@@ -127,7 +127,7 @@ def keys(utc: float = NOW) -> Mapping[str, bytes]:
     return {
         "epoch": b'{"v":1,"epoch":7}',
         "leader": leader.dump(),
-        **{f"history/{one.epoch}": one.dump() for one in epoch_records},
+        **{f"history/{one.epoch}": one.dump() for one in history_entries},
         **{f"standbys/{one.node}": one.dump() for one in standbys},
         **{f"clients/{one.node}": one.dump() for one in clients},
     }

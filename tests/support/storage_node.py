@@ -25,7 +25,7 @@ from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.demo.stand_ins.fence import FileFence
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
 from standfast.system.clock import monotonic
 from tests.support.checkout import CHECKOUT
@@ -98,7 +98,7 @@ class StorageNode:
 
     # What a primary has
 
-    def epoch_record(self, epoch: int = EPOCH) -> None:
+    def be_primary(self, epoch: int = EPOCH) -> None:
         """All that makes the guard say yes, but for Consul's part."""
         config = self.config
         initialise(config.paths.live)
@@ -219,7 +219,7 @@ def embedded_primary(root: Path) -> Iterator[tuple[StorageNode, EmbeddedConsul]]
         [port] = free_ports(1)
         node = StorageNode(root, consul.address("n1"), port)
         node.configure()
-        node.epoch_record()
+        node.be_primary()
         node.publish()
         use(DemoParts())  # for what is asked in this process
         try:

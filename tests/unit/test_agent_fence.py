@@ -12,7 +12,7 @@ from standfast.agent.fence import FenceWatch
 from standfast.consul.records import LeaderState
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus, was_flushed
-from standfast.node.epoch_record import Intent, OwnEpoch, Stage
+from standfast.node.own_epoch import Intent, OwnEpoch, Stage
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node

@@ -16,7 +16,7 @@ from standfast.agent.nomad_thread import keep_following, role_of
 from standfast.agent.watcher import Watcher
 from standfast.consul.records import LeaderState
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.nomad.loop import Follower, Report
 from standfast.nomad.observation import Role
 from standfast.reasons import Reason
@@ -49,7 +49,7 @@ def agent(node: FakeNode, clock: StoppedClock) -> Agent:
     return made
 
 
-def epoch_records(
+def history_entries(
     node: FakeNode, own: OwnEpoch = OWN, *, left_s: float = 60.0, **lease: Any
 ) -> None:
     """This node's files say that it serves; `lease`: what its lease says otherwise."""
@@ -60,7 +60,7 @@ def epoch_records(
 
 
 def test_a_primary_is_one_that_serves_now(node: FakeNode, agent: Agent) -> None:
-    epoch_records(node)
+    history_entries(node)
     assert role_of(agent) == (Role.PRIMARY, 4)
 
 
@@ -79,7 +79,7 @@ def test_a_primary_is_one_that_serves_now(node: FakeNode, agent: Agent) -> None:
 def test_who_has_an_epoch_and_does_not_serve_is_changing(
     node: FakeNode, agent: Agent, differs: dict[str, Any]
 ) -> None:
-    epoch_records(node, **differs)
+    history_entries(node, **differs)
     assert role_of(agent) == (Role.CHANGING, 4)
 
 
@@ -146,7 +146,7 @@ def test_a_round_learns_that_its_role_is_over(
         OwnEpoch.forget(node.config.state_dir)
         answers.append(still())
 
-    epoch_records(node)
+    history_entries(node)
     Rounds(agent, [demoted_meanwhile]).follow(clock)
     assert answers == [True, False]
 
@@ -157,7 +157,7 @@ def test_a_change_of_the_role_begins_a_round_at_once(
     started = clock.now
 
     def promoted(_role: Role, _still: Callable[[], bool]) -> None:
-        epoch_records(node)
+        history_entries(node)
 
     rounds = Rounds(agent, [promoted, nothing])
     rounds.follow(clock)

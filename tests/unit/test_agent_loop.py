@@ -22,7 +22,7 @@ from standfast.consul.blindness import Blind
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.errors import ConsulUnreachable, Refused, StandfastError, StepFailed
 from standfast.lease.epochs import EpochFile
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.observation import Cluster, Local

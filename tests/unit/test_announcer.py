@@ -24,7 +24,7 @@ from standfast.lease import keeper as keeper_module
 from standfast.lease.keeper import Keeper
 from standfast.lease.protocol import HeldLease
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.role import plan as plans

@@ -23,7 +23,7 @@ from standfast.lease import keeper as keeper_module
 from standfast.lease.files import LeaseStatus
 from standfast.lease.keeper import SKIPPED
 from standfast.lease.process import RETRY_S, Turn, answer
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.replication.failures import reason_of
 from standfast.role import plan as plans

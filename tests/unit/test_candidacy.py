@@ -18,7 +18,7 @@ from tests.support.observations import (
     UTC,
     cluster,
     config,
-    epoch_record,
+    history_entry,
     local,
     record,
     snap,
@@ -238,7 +238,7 @@ def test_what_was_surrendered_was_written_until_then_and_no_longer() -> None:
 def test_who_follows_an_epoch_that_never_served_goes_on_from_the_one_before(
     word: str, mine: list[Available], age_s: float, follows: int | None, lost_s: float
 ) -> None:
-    view = cluster(f"e5 a/a1 #7 clean ->b {word}", history={5: epoch_record(5, 60)})
+    view = cluster(f"e5 a/a1 #7 clean ->b {word}", history={5: history_entry(5, 60)})
     asked = (
         Request(promote=True, accept_data_loss=True) if lost_s and "final" in word else NO_REQUEST
     )
@@ -277,7 +277,7 @@ def test_a_first_takeover_within_failover_cooldown_of_an_operators_promotion_is_
     view = cluster(
         "e6 a/a1 #7 serving",
         silent=13,
-        history={6: epoch_record(6, 60, "operator", age_s=10)},
+        history={6: history_entry(6, 60, "operator", age_s=10)},
         holder_health="critical",
     )
     decision = consider(view, local("b", [snap(60)], highest=6), config(), NOW, NO_REQUEST)
@@ -306,7 +306,7 @@ def test_a_wrong_clock_neither_bars_a_second_takeover_for_ever_nor_lets_it_be(
     view = cluster(
         "e6 a/a1 #7 serving",
         silent=13,
-        history={6: epoch_record(6, 60, "takeover", age_s=began_ago_s)},
+        history={6: history_entry(6, 60, "takeover", age_s=began_ago_s)},
         holder_health="critical",
         beginning=Beginning(6, NOW_S - seen_ago_s, witnessed),
     )
@@ -333,7 +333,7 @@ def test_an_epoch_that_nobody_here_saw_begin_is_told_by_how_it_began_and_at_its_
     view = cluster(
         "e6 a/a1 #7 serving",
         silent=13,
-        history={6: epoch_record(6, 60, reason, age_s=-50)},
+        history={6: history_entry(6, 60, reason, age_s=-50)},
         holder_health="critical",
         beginning=Beginning(6, NOW_S - 3),
     )

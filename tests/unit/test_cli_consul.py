@@ -115,7 +115,7 @@ def test_a_pause_without_consul_is_unreachable(desk: Desk) -> None:
 # history
 
 
-def epoch_record(epoch: int, node: str, lost_s: float | None) -> bytes:
+def history_entry(epoch: int, node: str, lost_s: float | None) -> bytes:
     return HistoryEntry(
         epoch, node, "services@20261122T101500Z", "takeover", None, lost_s, 1e9
     ).dump()
@@ -123,8 +123,8 @@ def epoch_record(epoch: int, node: str, lost_s: float | None) -> bytes:
 
 def test_the_history_is_in_the_order_of_the_epochs(desk: Desk) -> None:
     assert "has no history yet" in desk.run("history")[1]
-    desk.put("history/10", epoch_record(10, "c1", 0.0))
-    desk.put("history/9", epoch_record(9, "zippy", 40.0))
+    desk.put("history/10", history_entry(10, "c1", 0.0))
+    desk.put("history/9", history_entry(9, "zippy", 40.0))
     code, out, _ = desk.run("history")
     lines = [line.split() for line in out.splitlines()]
     assert code == 0
@@ -138,7 +138,7 @@ def test_the_history_is_in_the_order_of_the_epochs(desk: Desk) -> None:
 
 def test_an_epoch_that_left_one_out_says_which_it_goes_on_from(desk: Desk) -> None:
     base = "services@20261122T101500Z"
-    desk.put("history/2", epoch_record(2, "b1", 40.0))
+    desk.put("history/2", history_entry(2, "b1", 40.0))
     desk.put("history/3", HistoryEntry(3, "c1", base, "surrendered", None, 0.0, 1e9, 1).dump())
     _, out, _ = desk.run("history")
     assert [line.endswith(" (goes on from epoch 1)") for line in out.splitlines()] == [
@@ -150,7 +150,7 @@ def test_an_epoch_that_left_one_out_says_which_it_goes_on_from(desk: Desk) -> No
 
 
 def test_a_foreign_value_in_the_history_is_shown_as_one(desk: Desk) -> None:
-    desk.put("history/1", epoch_record(1, "zippy", None))
+    desk.put("history/1", history_entry(1, "zippy", None))
     desk.put("history/2", FOREIGN)
     code, out, _ = desk.run("history")
     assert code == 0

@@ -17,7 +17,7 @@ from standfast.clients.observation import Answer, NoServer, Note, Observed, Role
 from standfast.clients.plan import Do
 from standfast.clients.ports import Namespace, Use
 from standfast.config.model import Client
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.locks import exclusive

@@ -15,7 +15,7 @@ from standfast.consul.records import LeaderState, StandbyRecord
 from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import Refused, TimedOut
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import cycle, pins, published, state
@@ -322,7 +322,7 @@ def test_a_snapshot_from_the_future_is_shared_no_longer_than_another(primary: Pr
 def test_consul_is_told_no_time_that_nobody_could_read(tmp_path: Path, taken_at: float) -> None:
     config, consul = storage_node(tmp_path, "a"), LeaseKeys()
     snapshot = Snapshot(SnapshotName.at("services", 0.0), tmp_path, "content", received=False)
-    epoch_record = EpochInConsul(config, consul)
-    epoch_record.report("b", snapshot, Origin(2, taken_at), epoch_record.index_of(2))
+    history_entry = EpochInConsul(config, consul)
+    history_entry.report("b", snapshot, Origin(2, taken_at), history_entry.index_of(2))
     record = StandbyRecord.parse(consul.written["standfast/data-services/standbys/b"])
     assert (record.content_id, record.taken_at) == ("content", None)

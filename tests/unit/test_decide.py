@@ -14,7 +14,7 @@ import standfast
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Pause
-from standfast.node.epoch_record import Stage
+from standfast.node.own_epoch import Stage
 from standfast.reasons import Reason
 from standfast.role.decide import decide
 from standfast.role.decision import NO_REQUEST, Action, Moment, Request
@@ -24,7 +24,7 @@ from tests.support.observations import (
     UTC,
     cluster,
     config,
-    epoch_record,
+    history_entry,
     lease,
     local,
     own,
@@ -186,7 +186,7 @@ CASES = [
         cluster(
             "e5 a/a1 #7 serving",
             silent=61,
-            history={5: epoch_record(5, 60, "surrendered: n9 could not serve", age_s=100)},
+            history={5: history_entry(5, 60, "surrendered: n9 could not serve", age_s=100)},
             **DEAD,
         ),
         READY,
@@ -311,7 +311,7 @@ CASES = [
     ),
     Case(
         "a snapshot of a diverged epoch does not count",
-        cluster("e6 a/a1 #7 serving", silent=13, history={6: epoch_record(6, 100)}, **DEAD),
+        cluster("e6 a/a1 #7 serving", silent=13, history={6: history_entry(6, 100)}, **DEAD),
         local("b", [snap(60, epoch=5)]),
         Action.BLOCKED,
         Reason.NO_PUBLISHED_SNAPSHOT,
@@ -358,7 +358,7 @@ CASES = [
         cluster(
             "e6 a/a1 #7 serving",
             silent=13,
-            history={6: epoch_record(6, 60, "takeover", age_s=599)},
+            history={6: history_entry(6, 60, "takeover", age_s=599)},
             **DEAD,
         ),
         READY,

@@ -9,7 +9,7 @@ from standfast.demo import invariants as names
 from standfast.demo.invariants import Broken, Invariants
 
 
-def epoch_record(epoch: int, node: str) -> HistoryEntry:
+def history_entry(epoch: int, node: str) -> HistoryEntry:
     return HistoryEntry(epoch, node, None, "takeover", None, 0.0, 1.0)
 
 
@@ -29,12 +29,12 @@ def test_a_failover_and_the_way_back_break_nothing() -> None:
     watched = Invariants()
     for epoch, node, at in ((1, "zippy", 1.0), (1, "zippy", 2.0), (2, "c1", 9.0), (3, "zippy", 20)):
         watched.answered(node, epoch, at)
-        watched.consul(epoch, leader(epoch, node), [epoch_record(epoch, node)])
+        watched.consul(epoch, leader(epoch, node), [history_entry(epoch, node)])
     watched.trees({"a": "/live"})
     watched.trees({"a": "/diverged", "b": "/live"})
     watched.lines_kept("the volume", [])
     watched.check()
-    assert [one.node for one in watched.epoch_records()] == ["zippy", "c1", "zippy"]
+    assert [one.node for one in watched.history_entries()] == ["zippy", "c1", "zippy"]
 
 
 def test_an_answer_of_an_ended_epoch_after_the_next_began_is_two_servers() -> None:
@@ -74,11 +74,11 @@ def test_two_holders_of_one_epoch_are_found() -> None:
 
 def test_a_history_that_is_rewritten_or_denied_by_the_lease_is_found() -> None:
     rewritten = Invariants()
-    rewritten.consul(1, None, [epoch_record(1, "zippy")])
-    rewritten.consul(1, None, [epoch_record(1, "c1")])
+    rewritten.consul(1, None, [history_entry(1, "zippy")])
+    rewritten.consul(1, None, [history_entry(1, "c1")])
     assert broken(rewritten) == names.ONE_OWNER
     denied = Invariants()
-    denied.consul(1, leader(1, "c1"), [epoch_record(1, "zippy")])
+    denied.consul(1, leader(1, "c1"), [history_entry(1, "zippy")])
     assert broken(denied) == names.ONE_OWNER
 
 

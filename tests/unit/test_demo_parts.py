@@ -23,7 +23,7 @@ from standfast.demo.stand_ins.fence import fence_of
 from standfast.demo.stand_ins.file_calls import Session, Stale
 from standfast.demo.stand_ins.file_server import Files, FileServer, export_file
 from standfast.errors import CommandFailed, Refused, StandfastError, Unreachable
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.system.clock import monotonic
 from tests.support.pace import patient
 from tests.support.waiting import soon

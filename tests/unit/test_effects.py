@@ -16,7 +16,7 @@ from standfast.errors import Refused, StandfastError, StepFailed, TimedOut
 from standfast.lease.files import NOTHING_HELD, LeaseStatus, note_flush, note_outage
 from standfast.lease.surrender import OUTAGE_LIMIT_S
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import Intent, OwnEpoch, Stage
+from standfast.node.own_epoch import Intent, OwnEpoch, Stage
 from standfast.node.ports import LiveTree, Snapshot
 from standfast.reasons import Reason
 from standfast.role import plan as plans

@@ -13,7 +13,7 @@ from standfast.errors import Refused, StandfastError
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeNode, fake_node

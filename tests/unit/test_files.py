@@ -11,7 +11,7 @@ import pytest
 
 from standfast.errors import is_lack_of
 from standfast.lease.epochs import EpochFile
-from standfast.node.epoch_record import Intent, OwnEpoch, Stage
+from standfast.node.own_epoch import Intent, OwnEpoch, Stage
 from standfast.system import files
 from standfast.system.files import (
     RESERVE,

@@ -13,7 +13,7 @@ from standfast import guard
 from standfast.config.model import Config
 from standfast.errors import Refused
 from standfast.guard import Question, check_fence, node_verdict
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline

@@ -19,7 +19,7 @@ from standfast.consul.blindness import Blind
 from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StepFailed, TimedOut
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
 from standfast.reasons import Reason
 from standfast.role import plan as plans

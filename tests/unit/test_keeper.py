@@ -34,7 +34,7 @@ from standfast.lease.keeper import Keeper
 from standfast.lease.process import answer, hold, run
 from standfast.lease.protocol import NEVER
 from standfast.lease.surrender import Spell
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import NfsServer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic

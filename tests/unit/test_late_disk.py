@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from standfast.errors import StandfastError, StepFailed
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
 from standfast.reasons import Reason
 from standfast.role import plan as plans

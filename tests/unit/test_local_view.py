@@ -15,7 +15,7 @@ from standfast.consul.records import LeaderState
 from standfast.errors import Refused
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import LiveTree, Snapshot
 from standfast.reasons import Reason
 from standfast.replication.published import published_file

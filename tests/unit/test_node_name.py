@@ -15,7 +15,7 @@ from standfast.config.model import Config
 from standfast.config.node_name import check_name, keep_name
 from standfast.config.problems import InvalidConfig
 from standfast.lease import process as lease
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from tests.fakes.machine import config_in
 from tests.support.terminal import write_config
 

@@ -20,7 +20,7 @@ from standfast.config.nomad import NomadAccess
 from standfast.consul.records import LeaderState
 from standfast.errors import ConfigError, NomadError, NomadOutcome, StepFailed
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.nomad import reports
 from standfast.nomad.loop import Report, refuse_conflicts
 from standfast.nomad.observation import Role
@@ -91,7 +91,7 @@ def agent_in(directory: Path) -> Any:
     )
 
 
-def epoch_record(agent: Any, stage: Stage) -> None:
+def own_epoch(agent: Any, stage: Stage) -> None:
     OwnEpoch(5, stage, "fsid", None, in_place=False).save(agent.config.state_dir)
 
 
@@ -112,7 +112,7 @@ def test_a_node_without_an_epoch_is_a_standby_once_it_has_looked(tmp_path: Path)
 
 def test_only_who_serves_with_a_lease_of_its_epoch_is_primary(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
-    epoch_record(agent, Stage.READY)
+    own_epoch(agent, Stage.READY)
     assert nomad_thread.role_of(agent) == (Role.CHANGING, 5)
     lease(agent)
     assert nomad_thread.role_of(agent) == (Role.PRIMARY, 5)
@@ -121,13 +121,13 @@ def test_only_who_serves_with_a_lease_of_its_epoch_is_primary(tmp_path: Path) ->
         assert nomad_thread.role_of(agent) == (Role.CHANGING, 5), wrong
     lease(agent)
     for stage in (Stage.CREATING, Stage.DRAINING, Stage.RELEASED):
-        epoch_record(agent, stage)
+        own_epoch(agent, stage)
         assert nomad_thread.role_of(agent) == (Role.CHANGING, 5), stage
 
 
 def test_an_epoch_that_can_not_be_read_is_no_standby(tmp_path: Path) -> None:
     agent = agent_in(tmp_path)
-    epoch_record(agent, Stage.READY)
+    own_epoch(agent, Stage.READY)
     (agent.config.state_dir / "own-epoch.json").write_text("{")
     assert nomad_thread.role_of(agent) == (Role.CHANGING, 0)
 
@@ -218,7 +218,7 @@ class FakeFollower:
         if len(self.rounds) == 1:
             raise KeyError("a surprise in an answer")
         if len(self.rounds) == 2:
-            epoch_record(self.agent, Stage.READY)
+            history_entry(self.agent, Stage.READY)
             lease(self.agent)
             self.still.append(still())
         else:

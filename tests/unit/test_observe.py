@@ -17,7 +17,7 @@ from standfast.role.observation import (
     in_lineage,
     newest,
 )
-from tests.support.observations import NOW_S, cluster, epoch_record, local, snap
+from tests.support.observations import NOW_S, cluster, history_entry, local, snap
 
 SEEN = (5, "a", "a1", 7)
 NEXT = (5, "a", "a1", 8)
@@ -86,7 +86,7 @@ def test_the_first_look_starts_the_wait() -> None:
 
 def at_epoch(epoch: int, **bases: float | None) -> Cluster:
     """Consul at that epoch; `e6=60` means that epoch 6 started from a snapshot 60 s old."""
-    history = {int(name[1:]): epoch_record(int(name[1:]), ago) for name, ago in bases.items()}
+    history = {int(name[1:]): history_entry(int(name[1:]), ago) for name, ago in bases.items()}
     return replace(cluster(None), epoch=epoch, history=history)
 
 
@@ -125,9 +125,9 @@ IDLE = "e6 a/a1 #7 clean ->b surrendered idle"
 """It took over from a snapshot 60 s old, and never served."""
 
 
-def ended(heartbeat: str, *epoch_records: HistoryEntry) -> Cluster:
+def ended(heartbeat: str, *history_entries: HistoryEntry) -> Cluster:
     return cluster(
-        heartbeat, history={one.epoch: one for one in (epoch_record(6, 60), *epoch_records)}
+        heartbeat, history={one.epoch: one for one in (history_entry(6, 60), *history_entries)}
     )
 
 
@@ -138,14 +138,14 @@ def ended(heartbeat: str, *epoch_records: HistoryEntry) -> Cluster:
         ([snap(40), snap(30, 6)], ended(IDLE), snap(40)),
         ([snap(60), snap(30, 6)], ended(IDLE), snap(30, 6)),
         ([snap(60), replace(snap(40), ahead=True)], ended(IDLE), snap(60)),
-        ([snap(60), snap(40, 4)], ended(IDLE, epoch_record(5, 55)), snap(60)),
-        ([snap(60, 0), snap(40, 0)], ended(IDLE, epoch_record(6, 60, follows=0)), snap(60, 0)),
+        ([snap(60), snap(40, 4)], ended(IDLE, history_entry(5, 55)), snap(60)),
+        ([snap(60, 0), snap(40, 0)], ended(IDLE, history_entry(6, 60, follows=0)), snap(60, 0)),
         ([snap(60), snap(40)], ended(IDLE.removesuffix(" idle")), snap(60)),
         ([snap(60), snap(40)], ended("e6 a/a1 #7 serving ->b idle"), snap(60)),
         ([snap(60), snap(40)], replace(ended(IDLE), epoch=7), None),
         ([snap(60), snap(40)], ended("e6 a/a1 #7 clean ->b final:60 idle"), snap(40)),
         ([snap(60), snap(40), snap(20, 6)], ended("e6 a/a1 #7 clean final:20 idle"), snap(20, 6)),
-        ([snap(60), snap(40)], ended(IDLE, epoch_record(6, None)), None),
+        ([snap(60), snap(40)], ended(IDLE, history_entry(6, None)), None),
     ],
     ids=[
         "what its base lacks",
@@ -170,15 +170,15 @@ def test_an_epoch_that_never_served_cuts_nothing_off(
 
 def test_the_next_epoch_goes_on_from_the_one_before_the_one_that_never_served() -> None:
     view = at_epoch(7, e5=90, e6=60, e7=40)
-    follows = replace(view, history={**view.history, 7: epoch_record(7, 40, follows=5)})
+    follows = replace(view, history={**view.history, 7: history_entry(7, 40, follows=5)})
     assert not in_lineage(snap(40), view) and in_lineage(snap(40), follows)
     assert in_lineage(snap(90, 4), follows) and not in_lineage(snap(80, 4), follows)
     assert not in_lineage(snap(65, 6), follows) and in_lineage(snap(65, 6), view)
     # What is written by hand may name itself another, and lead round and round.
     circle = {
         **view.history,
-        7: structs.replace(epoch_record(9, 40), follows=8),
-        8: epoch_record(8, 40),
+        7: structs.replace(history_entry(9, 40), follows=8),
+        8: history_entry(8, 40),
     }
     assert not in_lineage(snap(90, 4), replace(view, history=circle))
     # Two that never served, one after the other.
@@ -191,7 +191,7 @@ def test_without_an_epoch_nothing_is_in_the_lineage() -> None:
 
 
 def test_a_history_that_names_no_snapshot_is_doubt() -> None:
-    broken = structs.replace(epoch_record(6, 60), base="yesterday's")
+    broken = structs.replace(history_entry(6, 60), base="yesterday's")
     assert not in_lineage(snap(60), replace(at_epoch(6), history={6: broken}))
 
 

@@ -19,7 +19,7 @@ from standfast.demo.stand_ins.directory import DirectoryStore, initialise, save_
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.replication import pins, pruning, published, state
 from standfast.replication.pins import Pin
@@ -133,12 +133,12 @@ def test_what_is_in_use_stays(node: Node1) -> None:
 
 def test_what_a_promotion_starts_from_stays_until_it_is_made(node: Node1) -> None:
     node.add(*range(1, 6), received=True)
-    epoch_record = OwnEpoch(
+    history_entry = OwnEpoch(
         epoch=2, stage=Stage.CREATING, fsid="x", base="b", in_place=False, base_content_id="got-1"
     )
-    epoch_record.save(node.config.state_dir)
+    history_entry.save(node.config.state_dir)
     assert ids(node.prune().deleted) == ["got-2", "got-3"]
-    epoch_record.at(Stage.READY).save(node.config.state_dir)
+    history_entry.at(Stage.READY).save(node.config.state_dir)
     assert ids(node.prune().deleted) == ["got-1"]
 
 

@@ -12,7 +12,7 @@ from standfast.consul.records import LeaderState
 from standfast.consul.values import Registration
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState
 from standfast.role import registration
 from standfast.system.clock import monotonic

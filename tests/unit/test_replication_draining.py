@@ -13,7 +13,7 @@ from standfast.config.model import Config
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.errors import Refused, StandfastError
-from standfast.node.epoch_record import OwnEpoch, Stage, snapshot_lock
+from standfast.node.own_epoch import OwnEpoch, Stage, snapshot_lock
 from standfast.reasons import Reason
 from standfast.replication.cycle import Sender
 from standfast.system import locks

@@ -29,7 +29,7 @@ from standfast.errors import (
 )
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import published, state, verify
@@ -369,10 +369,10 @@ def test_the_next_name_comes_after_all_that_this_node_ever_noted(config: Config)
     assert next_name(config, now).stamp == now + 501
     assert next_name(config, now + 600).stamp == now + 600
     base, final = str(snapshot(700, "b").name), str(snapshot(800, "f").name)
-    epoch_record = OwnEpoch(2, Stage.READY, "fsid", base, in_place=False)
-    epoch_record.save(config.state_dir)
+    history_entry = OwnEpoch(2, Stage.READY, "fsid", base, in_place=False)
+    history_entry.save(config.state_dir)
     assert next_name(config, now).stamp == now + 701
-    replace(epoch_record, final=final).save(config.state_dir)
+    replace(history_entry, final=final).save(config.state_dir)
     assert next_name(config, now).stamp == now + 801
 
 

@@ -150,8 +150,8 @@ def test_what_must_stay_stays(
     if snapshots:
         assert max(snapshots, key=lambda one: one.name) not in old
     for epoch in set(epochs.values()):
-        epoch_record = [one for one in snapshots if epochs.get(one.content_id) == epoch]
-        assert max(epoch_record, key=lambda one: one.name) not in old
+        history_entry = [one for one in snapshots if epochs.get(one.content_id) == epoch]
+        assert max(history_entry, key=lambda one: one.name) not in old
 
 
 @examples(150)

@@ -31,7 +31,7 @@ from standfast.errors import StandfastError
 from standfast.exporter import samples
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState, Snapshot
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
@@ -60,12 +60,12 @@ def record(name: str, age_s: float) -> StandbyRecord:
 
 def view(**changes: Any) -> Cluster:
     leader = Leader(4, Holder("n1", "boot-1"), 9, LeaderState.SERVING, ("n2", "n3"))
-    epoch_record = HistoryEntry(4, "n1", None, "takeover", None, 3.0, NOW - 7200)
+    history_entry = HistoryEntry(4, "n1", None, "takeover", None, 3.0, NOW - 7200)
     made = Cluster(
         4,
         leader,
         LastHeartbeat(leader.identity, 9, SEEN_JUST_NOW),
-        history={4: epoch_record},
+        history={4: history_entry},
         standbys={"n2": record("n2", 30), "n3": record("n3", 300)},
     )
     return replace(made, **changes)

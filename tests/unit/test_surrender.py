@@ -55,7 +55,7 @@ from standfast.lease.surrender import (
 from standfast.lease.surrender import successor as judge
 from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState, LiveTree, Snapshot
 from standfast.reasons import Reason
 from standfast.role import readiness, registration, volume
@@ -82,11 +82,11 @@ def sign(node: str = "n2", *, changed_ago_s: float | None = 5.0, **more: Any) ->
     return {node: Sign(word(node, **more), 7, changed_at)}
 
 
-def epoch_record(reason: str = "operator") -> HistoryEntry:
+def history_entry(reason: str = "operator") -> HistoryEntry:
     return HistoryEntry(5, "n1", None, reason, None, 0.0, 0.0)
 
 
-STANDING = Standing(5, 100.0, AFTER_S, AFTER_S, None, epoch_record(), signs=sign())
+STANDING = Standing(5, 100.0, AFTER_S, AFTER_S, None, history_entry(), signs=sign())
 
 
 @pytest.fixture
@@ -111,13 +111,13 @@ def config(tmp_path: Path) -> Config:
         ({"signs": sign("n9")}, Reason.NO_STANDBY_READY),
         ({"signs": {**sign("n2", age_s=90), **sign("n3", age_s=30)}}, "n3"),
         ({"signs": {**sign("n2", age_s=30), **sign("n3", ready=False)}}, "n2"),
-        ({"epoch_record": epoch_record("takeover: n9 was dead")}, Reason.COOLDOWN),
-        ({"epoch_record": epoch_record("surrendered: n9 could not serve")}, Reason.COOLDOWN),
-        ({"epoch_record": epoch_record("takeover"), "held_s": 600.0}, "n2"),
-        ({"epoch_record": epoch_record("takeover"), "served": False}, "n2"),
+        ({"history_entry": history_entry("takeover: n9 was dead")}, Reason.COOLDOWN),
+        ({"history_entry": history_entry("surrendered: n9 could not serve")}, Reason.COOLDOWN),
+        ({"history_entry": history_entry("takeover"), "held_s": 600.0}, "n2"),
+        ({"history_entry": history_entry("takeover"), "served": False}, "n2"),
         (
             {
-                "epoch_record": epoch_record("surrendered"),
+                "history_entry": history_entry("surrendered"),
                 "served": False,
                 "had_it": frozenset({"n2"}),
             },
@@ -125,15 +125,15 @@ def config(tmp_path: Path) -> Config:
         ),
         (
             {
-                "epoch_record": epoch_record("surrendered"),
+                "history_entry": history_entry("surrendered"),
                 "had_it": frozenset({"n2"}),
                 "held_s": 600.0,
             },
             "n2",
         ),
         ({"served": False, "had_it": frozenset({"n2"})}, "n2"),
-        ({"epoch_record": epoch_record("clean-handover")}, "n2"),
-        ({"epoch_record": None}, "n2"),
+        ({"history_entry": history_entry("clean-handover")}, "n2"),
+        ({"history_entry": None}, "n2"),
     ],
 )
 def test_a_role_is_surrendered_to(
@@ -168,16 +168,16 @@ def test_nodes_that_can_not_serve_have_the_role_once_each() -> None:
     def began(epoch: int, node: str, reason: str) -> HistoryEntry:
         return HistoryEntry(epoch, node, None, reason, None, 0.0, 0.0)
 
-    epoch_records = {
+    history_entries = {
         4: began(4, "n4", "takeover"),
         5: began(5, "n1", "operator"),
         6: began(6, "n2", "takeover: n1 was dead"),
         7: began(7, "n3", "surrendered: n2 could not serve"),
     }
-    assert had_it(epoch_records, 7) == {"n1", "n2"}
-    assert had_it(epoch_records, 6) == {"n1"}
-    assert had_it(epoch_records, 5) == set()
-    assert had_it({7: epoch_records[7]}, 7) == set()
+    assert had_it(history_entries, 7) == {"n1", "n2"}
+    assert had_it(history_entries, 6) == {"n1"}
+    assert had_it(history_entries, 5) == set()
+    assert had_it({7: history_entries[7]}, 7) == set()
 
 
 def test_time_without_a_lease_is_that_of_consul() -> None:

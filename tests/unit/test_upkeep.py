@@ -21,7 +21,7 @@ from standfast.errors import ConsulDenied
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.protocol import NEVER
 from standfast.lease.surrender import TOLD_EVERY_S
-from standfast.node.epoch_record import OwnEpoch, Stage
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import registration

@@ -11,7 +11,7 @@ from standfast.consul.records import LeaderState
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.names import SnapshotName
-from standfast.node.epoch_record import Intent, OwnEpoch, Stage, snapshot_lock
+from standfast.node.own_epoch import Intent, OwnEpoch, Stage, snapshot_lock
 from standfast.node.ports import LiveTree, Snapshot
 from standfast.role import volume
 from standfast.system.clock import Deadline, monotonic

@@ -323,17 +323,17 @@ def test_keys_of_others_under_the_prefix_are_passed_over(config: Config, keys: K
 
 
 def test_all_that_is_known_is_put_together(config: Config, keys: Keys) -> None:
-    epoch_record = HistoryEntry(4, "n2", None, "takeover", None, None, 5.0)
+    history_entry = HistoryEntry(4, "n2", None, "takeover", None, None, 5.0)
     record = StandbyRecord("n1", 4, "services@20261122T101500Z", "c0ffee", 6.0)
     pause = Pause("ops", "disk swap", 7.0)
     for name, value in (
-        ("history/4", epoch_record.dump()),
+        ("history/4", history_entry.dump()),
         ("standbys/n1", record.dump()),
         ("pause", pause.dump()),
     ):
         keys.set(name, value)
     view = assemble(config, keys.entries, LastHeartbeat(None, 0, 0.0))
-    assert (view.epoch, view.history, view.standbys) == (4, {4: epoch_record}, {"n1": record})
+    assert (view.epoch, view.history, view.standbys) == (4, {4: history_entry}, {"n1": record})
     assert view.pause == pause
     assert view.highest_epoch == 4
 

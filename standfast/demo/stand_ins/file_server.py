@@ -20,7 +20,7 @@ from standfast.config.model import Config
 from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.demo.stand_ins.fence import fence_of
 from standfast.errors import StandfastError
-from standfast.node.epoch_record import OwnEpoch
+from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Fence, VolumeStore
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.files import read_json, write_atomically

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from standfast.errors import StandfastError
-from standfast.node.epoch_record import Intent, OwnEpoch, Stage
+from standfast.node.own_epoch import Intent, OwnEpoch, Stage
 
 EPOCH = OwnEpoch(
     5, Stage.READY, "fsid", "services@20261122T101500Z", False, 4, "content", "uuid", None
@@ -91,10 +91,22 @@ def test_an_intent_with_wrong_types_promises_nothing(tmp_path: Path) -> None:
     assert Intent.load(tmp_path, 6) == Intent(6, None, None, in_place=False, begun=None)
 
 
-def test_the_file_of_an_older_version_is_no_plain_standby(tmp_path: Path) -> None:
-    """A primary would take itself for one, and its tree for nobody's."""
-    (tmp_path / "reign.json").write_text("{}")
-    with pytest.raises(StandfastError, match=r"rename \S*/reign\.json to own-epoch\.json"):
-        OwnEpoch.load(tmp_path)
+def test_the_file_of_an_older_version_is_read_and_replaced(tmp_path: Path) -> None:
+    """A primary would take itself for a standby, and its tree for nobody's."""
     EPOCH.save(tmp_path)
+    new, former = OwnEpoch.paths(tmp_path)
+    new.rename(former)
     assert OwnEpoch.load(tmp_path) == EPOCH
+    later = EPOCH.at(Stage.DRAINING)
+    later.save(tmp_path)
+    assert OwnEpoch.load(tmp_path) == later and not former.exists()
+    former.write_text("{")  # a cut between the two
+    assert OwnEpoch.load(tmp_path) == later
+    OwnEpoch.forget(tmp_path)
+    assert OwnEpoch.load(tmp_path) is None and not former.exists()
+
+
+def test_a_damaged_file_of_an_older_version_is_no_plain_standby(tmp_path: Path) -> None:
+    (tmp_path / "reign.json").write_text("{}")
+    with pytest.raises(StandfastError, match="damaged"):
+        OwnEpoch.load(tmp_path)

@@ -38,6 +38,7 @@ class Stage(StrEnum):
 
 _FILE = "own-epoch.json"
 _FORMER = "reign.json"
+"""Its name in an older version: read where the new one isn't there, and gone when that is."""
 _LATER = ("file_system", "aside", "final_id")
 """Fields that a file of an older version doesn't have."""
 
@@ -77,14 +78,15 @@ class OwnEpoch(Struct, frozen=True):
     def save(self, state_dir: Path) -> None:
         text = json.dumps({"v": 1, **to_builtins(self)})
         write_atomically(state_dir / _FILE, text, durable=True, reserved=True)
+        (state_dir / _FORMER).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, state_dir: Path) -> OwnEpoch | None:
         """None when this node is no primary; StandfastError when the file is unusable."""
         doc = read_json(state_dir / _FILE)
         if doc is None:
-            if (former := state_dir / _FORMER).exists():
-                raise StandfastError(f"rename {former} to {_FILE}: an older version wrote it")
+            doc = read_json(state_dir / _FORMER)
+        if doc is None:
             return None
         missing = [name for name in cls.__struct_fields__ if name not in {*doc, *_LATER}]
         try:
@@ -97,7 +99,13 @@ class OwnEpoch(Struct, frozen=True):
     @staticmethod
     def forget(state_dir: Path) -> None:
         """The epoch is over and put away; the node is a plain standby."""
-        (state_dir / _FILE).unlink(missing_ok=True)
+        for name in (_FORMER, _FILE):
+            (state_dir / name).unlink(missing_ok=True)
+
+    @staticmethod
+    def paths(state_dir: Path) -> tuple[Path, Path]:
+        """Where it may be: what is told of it without a look into it."""
+        return state_dir / _FILE, state_dir / _FORMER
 
 
 def _damaged(state_dir: Path, what: str) -> str:

@@ -218,7 +218,7 @@ class FakeFollower:
         if len(self.rounds) == 1:
             raise KeyError("a surprise in an answer")
         if len(self.rounds) == 2:
-            history_entry(self.agent, Stage.READY)
+            own_epoch(self.agent, Stage.READY)
             lease(self.agent)
             self.still.append(still())
         else:

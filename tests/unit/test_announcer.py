@@ -35,6 +35,7 @@ from standfast.role.plan import Do, Names, Plan, Step
 from standfast.role.steps import Effects
 from standfast.system.clock import monotonic
 from tests.fakes.machine import FakeNode, fake_node
+from tests.support.scripts import script
 
 NAMES = Names("/persist/services", "/data/services", "data-services", hooks=True)
 BASE = Snapshot(SnapshotName.at("services", 1_795_000_000.0), Path("/x"), "c0ffee", received=True)
@@ -154,10 +155,7 @@ def test_a_promotion_that_is_refused_is_told_once_while_it_repeats(
 
 def test_a_veto_comes_before_anything_was_done(tmp_path: Path, node: FakeNode) -> None:
     directory = tmp_path / "hooks.d"
-    (directory / "pre-promote").mkdir(parents=True)
-    program = directory / "pre-promote/10-no"
-    program.write_text("#!/bin/sh\necho not now\nexit 75\n")
-    program.chmod(0o755)
+    script(directory / "pre-promote/10-no", "echo not now\nexit 75")
     node.config = replace(node.config, hooks=replace(node.config.hooks, dir=directory))
     effects = Effects(node.machine, TAKEOVER, LastHeartbeat((4, "n2", "boot-2", 17), 100, 0.0))
     with pytest.raises(Refused, match="not now"):

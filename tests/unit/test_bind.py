@@ -13,6 +13,7 @@ from standfast.errors import CommandFailed, StandfastError
 from standfast.mounts.bind import LiveBind, drop_in, mounted_at, parse_mountinfo, root_of
 from standfast.system.clock import Deadline
 from standfast.system.systemd import SystemdUnits
+from tests.support.scripts import script
 from tests.support.waiting import soon
 
 MOUNTINFO = """\
@@ -164,14 +165,12 @@ def test_an_automount_finds_the_unit_turned_back_before_the_mount_goes(
     bind_with("\n".join(MOUNTINFO.splitlines()[:-2]), tmp_path)
     units = Units(tmp_path / "self/mountinfo", busy, canceled)
     tools = tmp_path / "bin"
-    tools.mkdir()
     for name, text in {
         "systemd-escape": "echo data-services.mount",
         "systemctl": "echo /etc/systemd/system/data-services.mount",
         "umount": "echo target is busy >&2; exit 32",
     }.items():
-        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tools / name).chmod(0o755)
+        script(tools / name, text)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     bind = LiveBind(
         Path("/persist/services"),

@@ -27,6 +27,7 @@ from standfast.reasons import Reason
 from tests.fakes.machine import config_in
 from tests.support import needs
 from tests.support.checkout import CHECKOUT
+from tests.support.scripts import script
 
 # An interface: alerts of other people hang on these. Add to it; change nothing.
 IDS = {
@@ -216,10 +217,8 @@ def test_a_refusal_of_the_guard_is_an_entry_with_the_unit_of_the_server(
 def test_a_failed_cycle_is_an_entry_and_runs_its_hooks(heard: Journal, tmp_path: Path) -> None:
     from standfast.cli import replicate
 
-    program = tmp_path / "hooks.d/failed-cycle/10-x"
-    program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\necho "$STANDFAST_STANDBY $STANDFAST_REASON" > {tmp_path}/told')
-    program.chmod(0o755)
+    told = f'echo "$STANDFAST_STANDBY $STANDFAST_REASON" > {tmp_path}/told'
+    script(tmp_path / "hooks.d/failed-cycle/10-x", told)
     config = replace(config_in(tmp_path), hooks=Hooks(dir=tmp_path / "hooks.d"))
     assert not replicate._announce(config, "n2", Refused(Reason.BUSY, "another is at work"))
     assert not replicate._announce(config, "n2", Refused(Reason.NO_SPACE, "full"))

@@ -17,6 +17,7 @@ from standfast.fence.ipset import parse_members
 from standfast.fence.nftables import NftFence, build_script, parse_table, parse_time
 from standfast.system.clock import Deadline, monotonic
 from tests.support.fences import claimed
+from tests.support.scripts import script as write_script
 
 LISTING = """table inet standfast {
 \tset open {
@@ -130,9 +131,7 @@ def test_only_an_existing_claim_is_voided(tmp_path: Path) -> None:
 
 
 def fake_nft(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
-    tool = directory / "nft"
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {directory}/calls\n{script}\n')
-    tool.chmod(0o755)
+    write_script(directory / "nft", f'echo "$@" >> {directory}/calls\n{script}')
     monkeypatch.setenv("PATH", str(directory), prepend=":")
     return directory / "calls"
 

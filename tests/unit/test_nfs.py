@@ -21,6 +21,7 @@ from standfast.nfs.unit import reason_in
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.systemd import JournalLine, SystemdUnits, parse_journal
+from tests.support.scripts import script as write_script
 from tests.support.waiting import soon
 
 FSID = "6b1f1d5e-6d3e-4a8c-9c57-0c7a3b9e2f10"
@@ -103,11 +104,8 @@ class Host:
         (self.directory / "nfsd/threads").write_text(f"{count}\n")
 
     def program(self, name: str, script: str) -> None:
-        tool = self.directory / "bin" / name
-        tool.parent.mkdir(exist_ok=True)
         begin = f'cd {self.directory}\necho "{name} $*" >> calls'
-        tool.write_text(f"#!/bin/sh\n{begin}\n{script}\n")
-        tool.chmod(0o755)
+        write_script(self.directory / "bin" / name, f"{begin}\n{script}")
 
     @property
     def calls(self) -> list[str]:
@@ -572,10 +570,8 @@ def test_the_lines_of_the_journal_come_with_their_program() -> None:
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     def install(script: str) -> Path:
-        tool = tmp_path / "bin/systemctl"
-        tool.parent.mkdir(exist_ok=True)
-        tool.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/systemctl-calls\n{script}\n')
-        tool.chmod(0o755)
+        told = f'echo "$*" >> {tmp_path}/systemctl-calls'
+        tool = write_script(tmp_path / "bin/systemctl", f"{told}\n{script}")
         monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
         return tmp_path / "systemctl-calls"
 

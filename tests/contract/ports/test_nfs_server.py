@@ -36,6 +36,7 @@ from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.machine import FakeNfs, World, config_in
 from tests.sim.machine import SimNfs
 from tests.sim.one_node import give_the_lease, let_serve, on_a_node
+from tests.support.scripts import script as write_script
 from tests.support.storage_node import EPOCH, embedded_primary
 from tests.support.volumes import command
 from tests.support.waiting import soon
@@ -88,10 +89,7 @@ class NfsdUnit:
             "ss": "",
         }
         for name, script in scripts.items():
-            path = directory / "bin" / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(f"#!/bin/sh\n{script}\n")
-            path.chmod(0o755)
+            write_script(directory / "bin" / name, script)
         self._threads.parent.mkdir()
         self._threads.write_text("0\n")
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from msgspec import structs
+
 import standfast
 from standfast.agent import fence
 from standfast.config.model import LeaseTiming
@@ -55,7 +57,7 @@ def counted_from_the_reply() -> Iterator[None]:
 
     def committed(held_lease: HeldLease, seq: int, index: int, length_s: float) -> HeldLease:
         now = clock.monotonic()
-        return real(replace(held_lease, attempts={seq: now}), seq, index, length_s)
+        return real(structs.replace(held_lease, attempts={seq: now}), seq, index, length_s)
 
     with patch.object(protocol, "committed", committed):
         yield
@@ -189,7 +191,7 @@ def found_and_taken_at_once() -> Iterator[None]:
     def objection(
         claim: protocol.Claim, held: protocol.Versioned, now: float, wait_s: float
     ) -> str | None:
-        return real(replace(claim, witnessed=True), held, now, wait_s)
+        return real(structs.replace(claim, witnessed=True), held, now, wait_s)
 
     given_up = property(lambda view: view.given_up)
     with (

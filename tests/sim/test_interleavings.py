@@ -43,7 +43,7 @@ def test_time_counted_from_the_reply_is_found(monkeypatch: pytest.MonkeyPatch) -
     real = protocol.committed
 
     def from_the_reply(held_lease: HeldLease, seq: int, index: int, length_s: float) -> HeldLease:
-        return real(replace(held_lease, attempts={seq: 0.0}), seq, index, length_s)
+        return real(structs.replace(held_lease, attempts={seq: 0.0}), seq, index, length_s)
 
     monkeypatch.setattr(protocol, "committed", from_the_reply)
     with pytest.raises(Violation, match="a and b serve"):

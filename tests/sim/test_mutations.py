@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from msgspec import structs
 
 from standfast.config.model import LeaseTiming
 from standfast.consul.gateway import Committed, Conflict
@@ -130,7 +131,10 @@ def test_a_heartbeat_counted_from_its_reply_is_noticed(
 
     def from_the_reply(held_lease: HeldLease, seq: int, index: int, length_s: float) -> HeldLease:
         return real(
-            replace(held_lease, attempts={seq: vars(holding)["monotonic"]()}), seq, index, length_s
+            structs.replace(held_lease, attempts={seq: vars(holding)["monotonic"]()}),
+            seq,
+            index,
+            length_s,
         )
 
     monkeypatch.setattr(protocol, "committed", from_the_reply)

@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from standfast.errors import Refused
 from standfast.reasons import Reason
 from standfast.replication import wire
 from standfast.replication.preflight import Facts
+from tests.support.examples import examples
 
 NAME = "services@20270115T080000Z"
 FACTS = Facts(
@@ -43,7 +44,7 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(st.sampled_from(MESSAGES), st.randoms(use_true_random=False))
 def test_a_damaged_line_is_refused_or_a_message_that_is_read_back(
     message: Any, chance: random.Random
@@ -60,7 +61,7 @@ def test_a_damaged_line_is_refused_or_a_message_that_is_read_back(
     check(read)
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(st.randoms(use_true_random=False))
 def test_damaged_facts_are_refused_or_facts_that_are_read_back(chance: random.Random) -> None:
     try:

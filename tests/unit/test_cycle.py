@@ -118,7 +118,7 @@ def test_consul_does_not_hear_of_what_was_sent_in_an_epoch_that_is_over(primary:
         primary.keys.lead("b", 3)
 
     primary.meanwhile = another_takes_over
-    with pytest.raises(Refused, match="the epoch of epoch 2 ended meanwhile") as caught:
+    with pytest.raises(Refused, match="but epoch 2 ended meanwhile") as caught:
         primary.cycle("c")
     assert caught.value.reason is Reason.WRONG_EPOCH
     assert primary.keys.written == {}

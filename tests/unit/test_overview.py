@@ -255,7 +255,7 @@ def test_only_the_notes_of_the_primary_itself_tell_of_its_replications(config: C
     assert [one["what"] for one in doc["notices"]] == ["verify", "replication"]
     from_n2 = told(served("n1", "n2"), replace(config, node="n2"), replication=notes)
     assert [one["replication"] for one in from_n2["standbys"]] == [None, None]
-    healed = replace(failing, last_success_at=NOW - 1, verified_ok=True)
+    healed = structs.replace(failing, last_success_at=NOW - 1, verified_ok=True)
     doc = told(served(), config, replication=ReplicationState(standbys={"n2": healed}))
     assert doc["notices"] == []
 

@@ -34,7 +34,7 @@ def healthy(node: StorageNode, rounds: int) -> Sequence[Figure]:
         if ended.code != 0:
             raise LabError(f"the guard refused a healthy node: {ended.said}")
         took_ms.append(ended.took_s * 1000)
-        bare = run_handler("nfs-server-guard", env=node.environment(), changed=NOTHING)
+        bare = run_handler("nfs-server-guard", env=node.environment(), changed=NOTHING, parts="")
         nothing_ms.append(bare.took_s * 1000)
     return [
         Figure(

@@ -9,10 +9,10 @@ from standfast.clients.dependants import Change
 from standfast.clients.loop import Parts
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
+from standfast.errors import StandfastError
 from standfast.mounts.mounts import mounts_from
 from standfast.mounts.processes import ProcProcesses
 from standfast.mounts.units import mount_units
-from standfast.nomad import remounted
 from standfast.system.clock import Deadline
 
 log = logging.getLogger(__name__)
@@ -34,5 +34,20 @@ def restart_allocations(config: Config, change: Change, deadline: Deadline) -> S
     """Nomad's, where [nomad] is configured."""
     if not config.nomad.enabled:
         return ()
+    from standfast.nomad import remounted
+
     log.info("looking for allocations that use %s", change.path)
     return remounted.after(config, deadline)
+
+
+def restart_late(config: Config) -> None:
+    """Restart what uses the path and could not be restarted while Nomad was away."""
+    if not config.nomad.enabled:
+        return
+    from standfast.nomad import remounted
+
+    try:
+        for text in remounted.retry(config, Deadline.after(config.client.command_timeout)):
+            log.info("%s", text)
+    except StandfastError as error:
+        log.warning("%s", error)

@@ -1,20 +1,14 @@
 """The parts of which each program of a node is made: by default this machine's own.
 
-The demo's programs take others (`use`), once, before anything is made.
+The demo's programs take others (`use`), once, before anything is made. A part is
+loaded when it is asked for: a server waits for the guard, and a client has none of them.
 """
 
 from __future__ import annotations
 
-from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config
-from standfast.fence.choice import fence_from, settle
-from standfast.mounts.bind import bind_from
-from standfast.nfs.ganesha import GaneshaNfs
-from standfast.nfs.kernel import KernelNfs
 from standfast.node.ports import BindMount, Fence, NfsServer, Schedule, Units
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.timers import ReplicationTimers
-from standfast.system.systemd import SystemdUnits
 
 
 class Parts:
@@ -24,30 +18,50 @@ class Parts:
     """Whether the node is this machine: its units, its clock and its mounts are the node's own."""
 
     def store(self, config: Config) -> ReplicaStore:
+        from standfast.btrfs.store import BtrfsStore
+
         return BtrfsStore(config.paths)
 
     def nfs(self, config: Config) -> NfsServer:
         """The server that the configuration names: the kernel's or nfs-ganesha."""
-        server = GaneshaNfs if config.nfs.server == "ganesha" else KernelNfs
-        return server(config, SystemdUnits())
+        from standfast.system.systemd import SystemdUnits
+
+        if config.nfs.server == "ganesha":
+            from standfast.nfs.ganesha import GaneshaNfs
+
+            return GaneshaNfs(config, SystemdUnits())
+        from standfast.nfs.kernel import KernelNfs
+
+        return KernelNfs(config, SystemdUnits())
 
     def fence(self, config: Config) -> Fence:
         """TimedOut when the kernel doesn't say in time what it offers (backend "auto")."""
+        from standfast.fence.choice import fence_from
+
         return fence_from(config)
 
     def settled_fence(self, config: Config, nfs: NfsServer) -> Fence:
         """The fence of a process that is going to set it; InvalidConfig, see `settle`."""
+        from standfast.fence.choice import settle
+
         fence = self.fence(config)
         settle(config, fence, nfs)
         return fence
 
     def bind(self, config: Config) -> BindMount:
+        from standfast.mounts.bind import bind_from
+
         return bind_from(config)
 
     def units(self, config: Config) -> Units:  # noqa: ARG002
+        from standfast.system.systemd import SystemdUnits
+
         return SystemdUnits()
 
     def schedule(self, config: Config) -> Schedule:
+        from standfast.replication.timers import ReplicationTimers
+        from standfast.system.systemd import SystemdUnits
+
         return ReplicationTimers(config, SystemdUnits())
 
 

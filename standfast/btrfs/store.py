@@ -20,7 +20,6 @@ from standfast.btrfs import versions as btrfs_versions
 from standfast.btrfs.names_and_places import STAGING, Store, TreeInfo
 from standfast.btrfs.place import file_system
 from standfast.btrfs.stream import COMPRESSED_DATA, size_from_outline
-from standfast.btrfs.writers import writers_of
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.node.ports import Snapshot, Writer
@@ -99,6 +98,8 @@ class BtrfsStore(Store):
         return found
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
+        from standfast.btrfs.writers import writers_of  # nothing that a cycle or the guard needs
+
         return writers_of(self._paths.live, self._paths.run, deadline)
 
     def prepare_parent(self, content_id: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from standfast.agent.wake import drain
-from standfast.assembly.client import parts_of
+from standfast.assembly.client import parts_of, restart_late
 from standfast.assembly.parts import parts
 from standfast.cli.output import note, print_json
 from standfast.clients.loop import Outcome, Remount
@@ -21,7 +21,6 @@ from standfast.config.load import config_dir, config_files, load, load_volume
 from standfast.config.model import Config
 from standfast.errors import ConfigError, Refused, StandfastError
 from standfast.events.log import set_up_log
-from standfast.nomad import remounted
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
 from standfast.text import clean
@@ -75,24 +74,13 @@ def _by_event(config: Config, event: str) -> None:
     except (StandfastError, OSError) as error:
         log.warning("%s: %s", config.volume, error)
         return
-    _restart_late(config)
+    restart_late(config)
     report(config, made.consul, outcome.decision)
     decision = outcome.decision
     if outcome.trouble is not None:
         log.warning("%s: %s", decision.reason, outcome.trouble)
     elif event != "timer":
         log.info("%s: %s", decision.reason, decision.sentence)
-
-
-def _restart_late(config: Config) -> None:
-    """Restarts what uses the path and could not be restarted while Nomad was away."""
-    if not config.nomad.enabled:
-        return
-    try:
-        for text in remounted.retry(config, Deadline.after(config.client.command_timeout)):
-            log.info("%s", text)
-    except StandfastError as error:
-        log.warning("%s", error)
 
 
 def _by_hand(config: Config, dry_run: bool, as_json: bool) -> int:

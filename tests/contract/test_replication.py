@@ -356,7 +356,7 @@ def test_a_foreign_leader_value_takes_in_nothing(pair: tuple[Peer, Peer]) -> Non
 def test_the_senders_own_word_is_not_enough_for_consul(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     snapshot = take(a)
-    with pytest.raises(Refused, match="epoch is over") as refusal:
+    with pytest.raises(Refused, match="which is over") as refusal:
         a.sender.replicate("b", snapshot, 2, Deadline.after(60))
     assert refusal.value.reason is Reason.WRONG_EPOCH
     assert nothing_arrived(b)

@@ -130,7 +130,7 @@ def no_look_at_the_holder() -> Iterator[None]:
     def check(lease: receive_checks.Lease, begin: Any) -> None:
         epochs = EpochFile(lease.config.state_dir / "epoch")
         if begin.epoch < epochs.read():
-            raise Refused(Reason.STALE_LINEAGE, "its epoch is over")
+            raise Refused(Reason.STALE_LINEAGE, f"epoch {begin.epoch} is over")
         epochs.raise_to(begin.epoch)
 
     with patch.object(receive_checks.Lease, "check", check):

@@ -170,14 +170,15 @@ def run_handler(
     """A deployed handler as a process, with this interpreter; TimeoutExpired when it hangs.
 
     `changed` are statements to run before it: other seconds for what it waits for. `parts` is the
-    class of what it is made of: the demo's, or this machine's own (`Parts`).
+    class of what it is made of: the demo's, or this machine's own (`Parts`); empty: nothing is
+    loaded before it.
     """
     module = "standfast.demo.parts" if parts == "DemoParts" else "standfast.assembly.parts"
     made_of = (
         f"from standfast.assembly.parts import use; from {module} import {parts}; use({parts}())"
     )
     run = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    before = ["-c", f"{made_of}\n{changed}\n{run}"]
+    before = ["-c", f"{made_of if parts else ''}\n{changed}\n{run}"]
     started = monotonic()
     with subprocess.Popen(
         [sys.executable, *before, str(HANDLERS / name), *arguments],

@@ -14,7 +14,7 @@ import pytest
 
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.gateway import NomadAgent
-from standfast.nomad.ports import Allocation, Node, NomadGateway
+from standfast.nomad.ports import Allocation, Evaluation, Node, NomadGateway
 from standfast.system.clock import monotonic
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.nomad import NomadStandIn
@@ -103,6 +103,12 @@ class Scene:
     def make_primary(self, node: str) -> None:
         self.post(node)
         self.wait_until_seen(node)
+
+    def change_a_node(self) -> None:
+        """A node changes, and the servers know; no job of this test is concerned."""
+        key = f"unrelated_{next(_numbers)}"
+        self.cluster.gateway(OLD).set_meta(key, "primary")
+        wait_for(lambda: key in self.node(OLD).meta, self.cluster.meta_s, f"{OLD} has another meta")
 
     def eligible(self, node: str, eligible: bool) -> None:
         self.cluster.gateway(SERVER).set_eligible(self.cluster.node_id(node), eligible)
@@ -236,18 +242,22 @@ def test_what_finds_no_node_waits_blocked_and_says_why(scene: Scene, level: str)
     assert scene.allocs(job_id) == []
     gateway = scene.cluster.gateway(NEW)
 
-    def ids() -> list[str]:
+    def waiting_and_its_cause() -> list[Evaluation]:
+        """The blocked evaluation and the one that left it; a node's change adds more of these."""
         listed = scene.cluster.must("GET", f"/v1/job/{job_id}/evaluations")
-        return [doc["ID"] for doc in listed]
+        evaluations = [gateway.evaluation(doc["ID"]) for doc in listed]
+        blocked = [each for each in evaluations if each.status == "blocked"]
+        causes = [each for each in evaluations if each.blocked_id in {b.id for b in blocked}]
+        return [*blocked, *causes]
 
-    def statuses() -> list[str]:
-        return sorted(gateway.evaluation(one).status for one in ids())
+    def both() -> bool:
+        return [each.status for each in waiting_and_its_cause()] == ["blocked", "complete"]
 
-    wait_for(lambda: statuses() == ["blocked", "complete"], 20.0, "two evaluations, one blocked")
-    found = {one.status: one for one in map(gateway.evaluation, ids())}
-    assert found["complete"].blocked_id == found["blocked"].id
-    said = {"g": f"of 2 nodes, 2 don't meet ${{meta.{scene.key}}} = primary"}
-    assert found["blocked"].unplaced == said
+    wait_for(both, 20.0, "one evaluation is blocked, by one that is complete")
+    scene.change_a_node()
+    wait_for(both, 20.0, "so it is after a change of a node that doesn't help")
+    unplaced = waiting_and_its_cause()[0].unplaced
+    assert unplaced == {"g": f"of 2 nodes, 2 don't meet ${{meta.{scene.key}}} = primary"}
     assert gateway.job("default", job_id)["ID"] == job_id
     assert job_id in [one.id for one in gateway.jobs()]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +33,7 @@ from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.probe import answers_nfs
+from standfast.system.threads import start
 
 if TYPE_CHECKING:
     from standfast.config.model import Config
@@ -306,7 +306,7 @@ def die_at(deadline: Deadline, config: Config) -> None:
         announce(config, error)
         os._exit(1)
 
-    threading.Thread(target=end, name="guard-deadline", daemon=True).start()
+    start("guard-deadline", end)
 
 
 def main(configs: Sequence[Config], deadline: Deadline) -> int:

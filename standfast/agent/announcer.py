@@ -41,7 +41,7 @@ def _harmless(say: Callable[P, None]) -> Callable[P, None]:
 
 @dataclass(slots=True)
 class Announcer:
-    """Of one agent."""
+    """Tells what one agent does."""
 
     config: Config
     later: Later = field(init=False)
@@ -51,26 +51,26 @@ class Announcer:
         self.later = Later(self.config)
 
     def plan_report(self, plan: Plan, effects: Effects) -> PlanReport:
-        """For one run of a plan, from before its first step."""
+        """Returns what tells of one run of a plan; to be called before its first step."""
         facts: dict[str, object] = {}
         _harmless(lambda: facts.update(effects.facts()))()
         return PlanReport(self, plan, effects, facts)
 
     @_harmless
     def refused(self, reason: Reason, sentence: str) -> None:
-        """This node is not promoted, by itself or though somebody asked."""
+        """Tells that this node is not promoted, by itself or though somebody asked."""
         tell(happened(self.config, Kind.PROMOTION_REFUSED, f"{reason}: {sentence}", reason=reason))
         facts: dict[str, object] = {"reason": reason, "message": sentence}
         self.later.add(Occasion.PROMOTION_REFUSED, facts)
 
     def blocked(self, decision: Decision) -> None:
-        """What keeps this node from taking over, when nobody else serves either."""
+        """Tells what keeps this node from taking over, when nobody else serves either."""
         self.refused(decision.reason, decision.sentence)
 
 
 @dataclass(slots=True)
 class PlanReport:
-    """One run of a plan."""
+    """Tells how one run of a plan goes."""
 
     announcer: Announcer
     plan: Plan
@@ -91,7 +91,7 @@ class PlanReport:
 
     @_harmless
     def reached(self, do: Do) -> None:
-        """A step was done, of the plan or of its undoing."""
+        """Tells of a step that was done, of the plan or of its undoing."""
         node, volume = self.announcer.config.node, self.announcer.config.volume
         if do is Do.REGISTER:
             self.facts["epoch"] = self.effects.epoch()

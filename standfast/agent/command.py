@@ -14,7 +14,7 @@ from standfast.system.local_socket import send
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A request and the connection that waits for its end."""
+    """Holds a request and the connection that waits for its end."""
 
     connection: socket.socket
     request: Mapping[str, Any]

@@ -55,7 +55,7 @@ def answer(agent: Agent, command: Command) -> None:
 
 
 def describe(plan: Plan) -> str:
-    """A plan as `--dry-run` shows it."""
+    """Returns a plan as `--dry-run` shows it."""
     lines = [f"{number}. {step.says}" for number, step in enumerate(plan.steps, 1)]
     return "\n".join([f"{plan.name}, nothing is done now:", *lines])
 
@@ -171,7 +171,8 @@ def _as_primary(agent: Agent) -> Seen:
 
 
 def best_standby(agent: Agent, seen: Seen) -> str:
-    """The standby with the newest data of the latest epoch, the higher priority, by the records."""
+    """Returns the standby with the newest data of the latest epoch, or the higher priority, by the
+    records."""
     assert isinstance(seen.view, Cluster)
     ranks = {}
     for name in agent.config.standbys:

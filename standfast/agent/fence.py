@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class FenceWatch:
-    """One volume's fence, as its agent sees it; used by one thread."""
+    """Watches one volume's fence for its agent; used by one thread."""
 
     machine: Machine
     flushes: int = 0
@@ -40,7 +40,7 @@ class FenceWatch:
     """The rules were in place at some look of this process."""
 
     def look(self) -> None:
-        """Put back shut what is missing; what can't be done is logged and tried again."""
+        """Puts back shut what is missing; what can't be done is logged and tried again."""
         try:
             if self._has_to_be_shut():
                 if not self._is_shut() and self._has_to_be_shut():

@@ -37,8 +37,8 @@ ASK_S = 5.0
 def is_due(
     config: Config, own: OwnEpoch, lease: LeaseStatus | None, since: float, now: float
 ) -> bool:
-    """Pure. Whether nobody may write into the tree any more: no lease has been valid for as long as
-    a successor waits, and there can be one.
+    """Tells whether nobody may write into the tree any more: no lease has been valid for as long as
+    a successor waits, and there can be one. Pure.
 
     `since` is a time (monotonic s, as `now`) up to which there may have been one that is not known.
     """
@@ -50,7 +50,8 @@ def is_due(
 
 
 def freeze_if_due(machine: Machine, own: OwnEpoch, since: float) -> None:
-    """To be called while no plan is at work; the next turn tries again what fails."""
+    """Makes the tree read-only where it is due; to be called while no plan is at work. The next
+    turn tries again what fails."""
     config = machine.config
     lease = LeaseStatus.load(config.run_dir)
     if not is_due(config, own, lease, since, monotonic()):

@@ -24,18 +24,18 @@ SNAPSHOTS_EVERY_S = 15.0
 
 
 def changed_at(paths: Sequence[Path]) -> tuple[int, ...]:
-    """When each directory or file last changed, ns; 0 for one that isn't there."""
-    found = []
+    """Returns when each directory or file last changed, ns; 0 for one that isn't there."""
+    times = []
     for path in paths:
         try:
-            found.append(path.stat().st_mtime_ns)
+            times.append(path.stat().st_mtime_ns)
         except FileNotFoundError:
-            found.append(0)
-    return tuple(found)
+            times.append(0)
+    return tuple(times)
 
 
 def available(snapshot: Snapshot, origin: Origin, utc: float) -> Available:
-    """As it is known at `utc`."""
+    """Returns the snapshot with what is known of it at `utc`, UTC seconds."""
     if origin.taken_at is not None:
         return Available(snapshot, origin.epoch, origin.time(snapshot.name))
     ahead = snapshot.name.stamp > utc + FUTURE_TOLERANCE_S
@@ -43,7 +43,7 @@ def available(snapshot: Snapshot, origin: Origin, utc: float) -> Available:
 
 
 class LocalView:
-    """This node, for one volume; the listing of snapshots is kept until a directory changes.
+    """Looks at this node for one volume; keeps the listing of snapshots until a directory changes.
 
     A listing from before the last replication would make a standby wait with its takeover.
     """
@@ -57,11 +57,12 @@ class LocalView:
         self._offset = float("-inf")
 
     def note_epoch(self, epoch: int) -> None:
-        """Durably remember that `epoch` was seen."""
+        """Remembers durably that `epoch` was seen."""
         self._epochs.raise_to(epoch)
 
     def look(self, *, fresh: bool = False) -> Local:
-        """StandfastError when a file of ours can't be understood; what a failing disk raises.
+        """Returns what is known now; StandfastError when a file of ours can't be understood, and
+        what a failing disk raises.
 
         But not on the holder of the lease, which has to be able to give the role up: there it is
         `unread`, and told.
@@ -116,13 +117,13 @@ class LocalView:
         with contextlib.suppress(StandfastError, OSError):  # busy, or no space: next time
             note_clock(config, now)
         return tuple(
-            available(one, origin, now.utc)
-            for one in store.snapshots()
-            if (origin := origins.get(one.content_id)) is not None
+            available(snapshot, origin, now.utc)
+            for snapshot in store.snapshots()
+            if (origin := origins.get(snapshot.content_id)) is not None
         )
 
     def glance(self, before: Local) -> Local:
-        """What changes from second to second, read again; for any thread, nothing is kept."""
+        """Reads again what changes from second to second; for any thread, nothing is kept."""
         run_dir = self._machine.config.run_dir
         return replace(
             before,

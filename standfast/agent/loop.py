@@ -48,7 +48,7 @@ def now() -> Moment:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look and what it led to: what `status` shows."""
+    """Holds one look and what it led to: what `status` shows."""
 
     view: Cluster | Blind
     local: Local
@@ -58,7 +58,7 @@ class Seen:
 
 @dataclass(slots=True)
 class Agent:
-    """The loop's state between two looks."""
+    """Holds the loop's state between two looks."""
 
     machine: Machine
     watcher: Watcher
@@ -98,7 +98,7 @@ class Agent:
     def look(
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST
     ) -> Seen:
-        """Read, remember the epoch, decide; whatever can't be understood is raised."""
+        """Reads, remembers the epoch, decides; whatever can't be understood is raised."""
         try:
             seen = self._seen(wait_s, fresh=fresh, request=request)
         finally:
@@ -123,7 +123,7 @@ class Agent:
         return Seen(view, local, decide(view, local, self.config, moment, request), moment)
 
     def step(self) -> None:
-        """One look and what follows from it."""
+        """Looks once and does what follows from it."""
         due = Deadline.after(self._pause_s())
         seen = self.look(due.remaining_s())
         if isinstance(seen.view, Blind):
@@ -162,7 +162,7 @@ class Agent:
         note: str | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        """Run the plan of a decision; Refused, StepFailed."""
+        """Runs the plan of a decision; Refused, StepFailed."""
         plan = plan_for(seen.decision, self.config)
         if plan is None:
             return
@@ -175,7 +175,7 @@ class Agent:
     def run_plan(
         self, plan: Plan, effects: Effects, progress: Callable[[str], None] | None = None
     ) -> None:
-        """Run any plan under the volume's lock, saying where it is."""
+        """Runs any plan under the volume's lock, saying where it is."""
 
         def say(text: str) -> None:
             self.busy = text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable
 
 from standfast.agent import nomad_thread, upkeep
@@ -22,6 +21,7 @@ from standfast.fence.choice import settle
 from standfast.system.clock import Deadline
 from standfast.system.locks import exclusive
 from standfast.system.sd_notify import notify
+from standfast.system.threads import start
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ UPKEEP_EVERY_S = 5.0
 
 
 def keep_up(agent: Agent) -> None:
-    """Upkeep in a thread of its own: a long copy must not let the check in Consul expire."""
+    """Does the upkeep, in a thread of its own: a long copy must not let Consul's check expire."""
     try:
         while True:
             upkeep.keep_up(agent)
@@ -42,20 +42,16 @@ def keep_up(agent: Agent) -> None:
 
 
 def keep_fenced(agent: Agent) -> None:
-    """In a thread of its own: it waits for no volume's disk, no server and no lease process."""
+    """Watches the fence in a thread of its own, which waits for no volume's disk, no server and no
+    lease process."""
     while True:
         agent.fence.look()
         if agent.stopping.wait(agent.config.lease.heartbeat):
             return
 
 
-def start_thread(name: str, body: Callable[[], None]) -> None:
-    """Beside the main loop, for as long as the process lives."""
-    threading.Thread(target=body, name=name, daemon=True).start()
-
-
-def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], None] = start_thread) -> None:
-    """Look, act and answer commands until told to stop; `beside` runs what a thread runs."""
+def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], object] = start) -> None:
+    """Looks, acts and answers commands until told to stop; `beside` runs what a thread runs."""
     # Before the first look: that may hang with the disk, which the lease process has to hear of.
     beside("upkeep", lambda: keep_up(agent))
     beside("fence", lambda: keep_fenced(agent))
@@ -66,7 +62,7 @@ def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], None] = star
 
 
 def go_on(agent: Agent) -> None:
-    """One turn of the loop."""
+    """Makes one turn of the loop."""
     try:
         agent.step()
     except Exception as error:  # noqa: BLE001  # an agent that ends serves nobody
@@ -81,7 +77,7 @@ def go_on(agent: Agent) -> None:
 
 
 def main(config: Config, build: Callable[[Config], Agent]) -> int:
-    """`standfast agent VOLUME`; at most one per volume on a node.
+    """Runs `standfast agent VOLUME`; at most one per volume on a node.
 
     `build` is called with the lock held: settling the fence is the holder's alone.
     """

@@ -8,7 +8,6 @@ done.
 from __future__ import annotations
 
 import logging
-import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from standfast.nomad import reports
 from standfast.nomad.loop import Follower
 from standfast.nomad.observation import Role
 from standfast.system.clock import monotonic
+from standfast.system.threads import start
 
 if TYPE_CHECKING:
     from standfast.agent.loop import Agent
@@ -31,7 +31,7 @@ TROUBLE_PAUSE_S = 10.0
 
 
 def role_of(agent: Agent) -> tuple[Role, int]:
-    """This node's part and its epoch, 0 for a standby's."""
+    """Returns this node's part and its epoch, 0 for a standby's."""
     config = agent.config
     try:
         own = OwnEpoch.load(config.state_dir)
@@ -45,9 +45,8 @@ def role_of(agent: Agent) -> tuple[Role, int]:
         own.stage is Stage.READY
         and lease is not None
         and lease.instance == agent.machine.me.instance
-        and lease.serving
         and lease.epoch == own.epoch
-        and lease.remaining_s(monotonic()) > 0
+        and lease.serves(monotonic())
     )
     return (Role.PRIMARY, own.epoch) if serves else (Role.CHANGING, own.epoch)
 
@@ -57,16 +56,14 @@ def _has(agent: Agent, role: tuple[Role, int]) -> bool:
 
 
 def begin(agent: Agent) -> None:
-    """Start the thread, where Nomad is followed at all."""
+    """Starts the thread, where Nomad is followed at all."""
     follower = agent.machine.jobs
     if isinstance(follower, Follower):
-        threading.Thread(
-            target=keep_following, args=(agent, follower), name="nomad", daemon=True
-        ).start()
+        start("nomad", partial(keep_following, agent, follower))
 
 
 def keep_following(agent: Agent, follower: Follower) -> None:
-    """Until the agent ends: a round when the role changes, or when one is due."""
+    """Makes a round when the role changes, or when one is due, until the agent ends."""
     last: tuple[Role, int] | None = None
     due = saved_at = float("-inf")
     said: object = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +16,7 @@ from standfast.agent.document import document
 from standfast.errors import StandfastError
 from standfast.system.clock import Deadline, sleep
 from standfast.system.local_socket import listen, parse, read_line, send
+from standfast.system.threads import start
 
 if TYPE_CHECKING:
     from standfast.agent.loop import Agent
@@ -34,10 +34,9 @@ class Listener:
         self._path = agent.config.run_dir / "agent.sock"
         self._server = listen(self._path)
         self._closing = False
-        self._thread = threading.Thread(target=self._accept, name="agent-socket", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        start("agent-socket", self._accept)
         return self
 
     def __exit__(
@@ -75,7 +74,7 @@ class Listener:
         name = request.get("command")
         if name == "status":
             with connection:
-                send(connection, {"done": True, "status": document(self._agent)})
+                send(connection, {"done": True, "status": document(self._agent).as_json()})
             return
         if name == "wake":
             self._agent.woken.set()

@@ -35,7 +35,7 @@ STUCK_S = 45.0
 
 
 def keep_up(agent: Agent) -> None:
-    """What has to be true all the time, whoever undid it."""
+    """Sees to what has to be true all the time, whoever undid it."""
     seen = agent.seen
     stuck = _is_stuck(agent)
     holds = is_locked(agent.config.run_dir / "lease.lock")

@@ -25,7 +25,7 @@ WAKE_S = 3.0
 
 
 def drain(fd: int, deadline: Deadline) -> int:
-    """Read `fd` until its end, a bound or the deadline; the number of bytes that went by."""
+    """Reads `fd` until its end, a bound or the deadline; returns how many bytes went by."""
     count = 0
     with contextlib.suppress(OSError, ValueError):
         while count < DRAIN_BYTES and not deadline.expired:
@@ -38,7 +38,7 @@ def drain(fd: int, deadline: Deadline) -> int:
 
 
 def wake(config: Config) -> bool:
-    """Make this node's agent look at once; False when none runs here, or it doesn't answer.
+    """Makes this node's agent look at once; False when none runs here, or it doesn't answer.
 
     Never an error: a handler that fails would end its watch, and the agent looks by itself anyway.
     """
@@ -55,7 +55,7 @@ def wake(config: Config) -> bool:
 
 
 def main(config: Config, event: str | None = None) -> int:
-    """`standfast reconcile`: 0 in every case but a broken configuration."""
+    """Runs `standfast reconcile`: 0 in every case but a broken configuration."""
     if event is not None and sys.stdin is not None and not sys.stdin.closed:
         drain(sys.stdin.fileno(), Deadline.after(DRAIN_S))
     wake(config)

@@ -44,7 +44,7 @@ SILENT_DETAILS_EVERY_S = 1.0
 
 
 def assemble(config: Config, entries: tuple[Entry, ...], last_heartbeat: LastHeartbeat) -> Cluster:
-    """The volume's keys as a Cluster; ForeignValue when one of ours isn't ours."""
+    """Reads the volume's keys as a Cluster; ForeignValue when one of ours isn't ours."""
     prefix = config.key("")
     values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
     epoch = values.get("epoch")
@@ -76,7 +76,7 @@ class _Details:
 
 
 class Watcher:
-    """One volume's observer on one node; used by one thread."""
+    """Observes one volume from one node; used by one thread."""
 
     def __init__(self, config: Config, consul: Consul) -> None:
         self._config = config
@@ -91,7 +91,7 @@ class Watcher:
         self._unbroken_since = NEVER
 
     def look(self, wait_s: float, *, fresh: bool = False) -> Cluster | Blind:
-        """The cluster as it is now; returns early when the leader key changes.
+        """Returns the cluster as it is now, early when the leader key changes.
 
         `fresh`: everything is read again, consistently.
         """
@@ -121,7 +121,8 @@ class Watcher:
         return replace(cluster, last_heartbeat=last_heartbeat, readable_since=self._readable_since)
 
     def distrust(self) -> None:
-        """What Consul holds kept a living primary from its heartbeats: it gets a chance first."""
+        """Notes that what Consul holds kept a living primary from its heartbeats: it gets a chance
+        first."""
         self._readable_since = None
 
     def _heard(self, answer: Answer) -> Answer:

@@ -32,7 +32,7 @@ class AgentFailed(StandfastError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One command for the agent."""
+    """Holds one command for the agent."""
 
     command: str
     args: Mapping[str, Any] = field(default_factory=dict)

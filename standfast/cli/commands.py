@@ -97,7 +97,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "promote",
         "make this node the primary",
-        "standfast.cli.role:promote",
+        "standfast.cli.role:run",
         (
             *_ROLE,
             Argument("--accept-data-loss", "promote a snapshot that is older than max_data_loss"),
@@ -120,13 +120,13 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "failback",
         "move the role from this node to the preferred node",
-        "standfast.cli.role:failback",
+        "standfast.cli.role:run",
         _GIVE_UP,
     ),
     Command(
         "demote",
         "stop cleanly, with no successor",
-        "standfast.cli.role:demote",
+        "standfast.cli.role:run",
         _GIVE_UP,
         "A node that has the role but can't serve gives it up as far as its disk allows. Then run "
         "`standfast promote` on the node that is to serve.",

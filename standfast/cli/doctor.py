@@ -13,11 +13,11 @@ from standfast.text import clean_lines
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast doctor`: exit 0 when every check is well, else 1."""
+    """Runs `standfast doctor`: exit 0 when every check is well, else 1."""
     config = load_volume(args.volume, require_storage=False)
     findings = gather(looks_of(config), Deadline.after(LIMIT_S))
     if args.json:
         print_json(document(config, findings))
     else:
         sys.stdout.write(clean_lines(render(findings)) + "\n")
-    return 0 if all(one.ok for one in findings) else 1
+    return 0 if all(finding.ok for finding in findings) else 1

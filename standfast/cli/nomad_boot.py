@@ -60,7 +60,7 @@ def quarantine_own(config: Config, servers: Servers, consul: Keys) -> Sequence[s
 def serves(config: Config) -> bool:
     """Tells whether this node serves: then Nomad was only restarted, and the meta is right."""
     status = LeaseStatus.load(config.run_dir)
-    return status is not None and status.serving and status.remaining_s(monotonic()) > 0
+    return status is not None and status.serves(monotonic())
 
 
 def addresses(config: Config) -> Iterator[str]:

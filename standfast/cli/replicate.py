@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import queue
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from standfast.assembly.parts import open_store
@@ -27,6 +27,7 @@ from standfast.replication.failures import reason_of
 from standfast.replication.progress import above_bars, showing
 from standfast.replication.published import next_name
 from standfast.system.clock import Deadline, utc_now
+from standfast.system.threads import start
 from standfast.text import clean, size
 
 # Another cycle is at work, or none is due: nothing failed.
@@ -122,14 +123,14 @@ def _cycles(config: Config, standbys: Sequence[str], how: How) -> Iterator[Outco
         yield _one(config, standbys[0], how, 0)
         return
     done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+
+    def replicate(name: str, position: int) -> None:
+        done.put(_one(config, name, how, position))
+
     for position, name in enumerate(standbys):
         # Daemons: an interrupted command doesn't wait for them, and what they started ends at
         # its closed pipes.
-        threading.Thread(
-            target=lambda name=name, position=position: done.put(_one(config, name, how, position)),
-            name=f"replicate {name}",
-            daemon=True,
-        ).start()
+        start(f"replicate {name}", partial(replicate, name, position))
     for _ in standbys:
         yield done.get()
 

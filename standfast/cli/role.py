@@ -12,29 +12,24 @@ from standfast.config.load import load_volume
 from standfast.text import clean
 
 
-def promote(args: argparse.Namespace) -> int:
-    """Runs `standfast promote`."""
-    return _ask(args, accept_data_loss=bool(args.accept_data_loss))
+def run(args: argparse.Namespace) -> int:
+    """Runs `standfast promote`, `failback` or `demote`."""
+    return _ask(args)
 
 
 def switchover(args: argparse.Namespace) -> int:
     """Runs `standfast switchover`."""
-    return _ask(args, to=args.to, accept_data_loss=bool(args.accept_data_loss))
-
-
-def failback(args: argparse.Namespace) -> int:
-    """Runs `standfast failback`."""
-    return _ask(args, accept_data_loss=bool(args.accept_data_loss))
-
-
-def demote(args: argparse.Namespace) -> int:
-    """Runs `standfast demote`."""
-    return _ask(args, accept_data_loss=bool(args.accept_data_loss))
+    return _ask(args, to=args.to)
 
 
 def _ask(args: argparse.Namespace, **more: Any) -> int:
     config = load_volume(args.volume)
-    wanted = {"reason": args.reason, "operator": operator_name(), **more}
+    wanted = {
+        "reason": args.reason,
+        "operator": operator_name(),
+        "accept_data_loss": bool(args.accept_data_loss),
+        **more,
+    }
     answer = ask_agent(
         config,
         Request(args.command, wanted, args.dry_run),

@@ -25,7 +25,7 @@ def origins_here(config: Config) -> Mapping[str, Origin]:
 
 @dataclass(frozen=True, slots=True)
 class ShownAge:
-    """How old a snapshot is that Consul tells of, as far as anybody here knows."""
+    """Says how old a snapshot is that Consul tells of, as far as anybody here knows."""
 
     age_s: float | None
     clock: str | None = None

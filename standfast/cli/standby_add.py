@@ -17,7 +17,6 @@ from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import PATIENT_S, ConsulGateway
-from standfast.consul.records import Leader
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication import preflight, session, wire
@@ -25,6 +24,7 @@ from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.progress import showing
+from standfast.replication.reporting import read_leader
 from standfast.replication.standby_connection import StandbyConnection
 from standfast.replication.standby_step import Mark, Step
 from standfast.replication.survey import both_sides
@@ -164,16 +164,13 @@ class _Joining:
     # Who is primary
 
     def _role(self) -> Step:
-        key = self.config.key("leader")
         try:
-            entry = ConsulGateway.from_config(self.config, timeout_s=PATIENT_S).get(
-                key, consistent=True
-            )
-            leader = None if entry is None else Leader.parse(entry.value, key)
+            gateway = ConsulGateway.from_config(self.config, timeout_s=PATIENT_S)
+            leader = read_leader(self.config, gateway)
         except StandfastError as error:
             return Step("primary", Mark.BAD, str(error), error=error)
         if leader is None:
-            text = f"{key} doesn't exist: nobody is primary yet"
+            text = f"{self.config.key('leader')} doesn't exist: nobody is primary yet"
             fix = "standfast promote, on the node that has the data"
             return Step("primary", Mark.BAD, text, (fix,))
         holder = leader.holder.node

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Unreachable
 from standfast.status.asking import of_agent
+from standfast.status.document import Status
 from standfast.status.text import render
 from standfast.status.watching import Watch
 
 
-def fetch(config: Config) -> Mapping[str, Any]:
-    """The agent's document; from Consul alone where no agent runs."""
+def fetch(config: Config) -> Status:
+    """Returns the agent's document; one from Consul alone where no agent runs."""
     try:
         return of_agent(config)
     except Unreachable:
@@ -28,10 +27,11 @@ def fetch(config: Config) -> Mapping[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`standfast status`: exit 0 when somebody serves, 1 when nobody does."""
+    """Runs `standfast status`: exit 0 when somebody serves, 1 when nobody does."""
     config = load_volume(args.volume, require_storage=False)
     if args.watch is not None:
         Watch(config, fetch, sys.stdout, args.watch, as_json=args.json).run()
-    doc = fetch(config)
-    sys.stdout.write((json.dumps(doc, indent=2) if args.json else render(doc)) + "\n")
-    return 0 if doc.get("serving") else 1
+    status = fetch(config)
+    text = json.dumps(status.as_json(), indent=2) if args.json else render(status)
+    sys.stdout.write(f"{text}\n")
+    return 0 if status.serving else 1

@@ -12,10 +12,10 @@ from standfast.cli.output import note, print_json
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
-from standfast.consul.records import Leader
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication.failures import reason_of
+from standfast.replication.reporting import read_leader
 from standfast.replication.verify import Comparison, Progress, compare, limit
 from standfast.system.clock import Deadline
 from standfast.text import clean, size
@@ -25,7 +25,7 @@ NOTES_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one comparison ended."""
+    """Says how one comparison ended."""
 
     standby: str
     comparison: Comparison | None = None
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print_json({"volume": config.volume, "node": config.node, "compared": []})
         return 0
-    outcomes = [_one(config, standby, args.full) for standby in standbys]
+    outcomes = [_compare(config, standby, args.full) for standby in standbys]
     if not args.json:
         for outcome in outcomes:
             if outcome.error is None or len(outcomes) > 1:
@@ -73,12 +73,11 @@ def _standbys(config: Config, standby: str | None) -> tuple[str, ...]:
 
 
 def _is_primary(config: Config) -> bool:
-    key = config.key("leader")
-    entry = ConsulGateway.from_config(config).get(key, consistent=True)
-    return entry is not None and Leader.parse(entry.value, key).holder.node == config.node
+    leader = read_leader(config, ConsulGateway.from_config(config))
+    return leader is not None and leader.holder.node == config.node
 
 
-def _one(config: Config, standby: str, full: bool) -> Outcome:
+def _compare(config: Config, standby: str, full: bool) -> Outcome:
     try:
         comparison = compare(
             config,

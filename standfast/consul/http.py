@@ -12,16 +12,17 @@ import http.client
 import io
 import socket
 import ssl
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from standfast.errors import ConfigError
+from standfast.errors import ConfigError, TimedOut
 from standfast.system.clock import Deadline, monotonic
+from standfast.system.threads import Question
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
@@ -319,21 +320,11 @@ def _resolve(host: str, port: int, deadline: Deadline) -> list[tuple[int, Any]]:
 
 def _resolve_name(host: str, port: int, deadline: Deadline) -> list[tuple[int, Any]]:
     """The resolver has no deadline of its own: it gets a thread, left behind when it hangs."""
-    found: list[tuple[int, Any]] = []
-    failed: list[Exception] = []
-
-    def look_up() -> None:
-        try:
-            for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                found.append((family, address))
-        except (OSError, ValueError) as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=look_up, name=f"resolve {host}", daemon=True)
-    thread.start()
-    thread.join(deadline.remaining_s())
-    if thread.is_alive():
-        raise TimeoutError(f"resolving {host}")
-    if failed:
-        raise OSError(f"the name can't be resolved: {failed[0]}") from failed[0]
-    return found
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    try:
+        found = Question(f"resolve {host}", look_up).answer(deadline)
+    except TimedOut as error:
+        raise TimeoutError(f"resolving {host}") from error
+    except (OSError, ValueError) as error:
+        raise OSError(f"the name can't be resolved: {error}") from error
+    return [(family, address) for family, _, _, _, address in found]

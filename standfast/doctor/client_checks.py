@@ -33,7 +33,7 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Of this node, as a client of the volume."""
+    """Holds what was read of this node, as a client of the volume."""
 
     observed: Observed
     decision: Decision
@@ -53,7 +53,7 @@ class Facts:
 
 
 def examine(facts: Facts, config: Config) -> list[Finding]:
-    """Every check; nothing for a node that isn't a client."""
+    """Makes every check; none for a node that isn't a client."""
     if facts.decision.reason is Reason.NOT_A_CLIENT:
         return []
     findings = [_mount(facts, config)]
@@ -153,11 +153,11 @@ def _binds(facts: Facts) -> Finding:
     left = _of_earlier(facts.observed.elsewhere, facts.observed)
     if not left:
         return Finding("binds", True, "no bind mount shows an earlier server")
-    points = sorted({one.point for one in left})
+    points = sorted({mount.point for mount in left})
     return Finding(
         "binds",
         False,
-        "; ".join(f"{one.point} still shows {one.address}" for one in left[:MAX_NAMED]),
+        "; ".join(f"{mount.point} still shows {mount.address}" for mount in left[:MAX_NAMED]),
         f"for each: umount -l, mount --bind again; or client.binds = {points!r} and "
         f"`standfast remount`",
     )
@@ -171,7 +171,9 @@ def _of_earlier(mounts: Sequence[Mount], observed: Observed) -> tuple[Mount, ...
         return ()
     if top is not None and top.is_nfs:
         return left_behind(replace(observed, elsewhere=tuple(mounts)), service, top)
-    return tuple(one for one in mounts if canonical(one.address or "") not in service.addresses)
+    return tuple(
+        mount for mount in mounts if canonical(mount.address or "") not in service.addresses
+    )
 
 
 def _namespaces(facts: Facts) -> Finding:
@@ -180,7 +182,7 @@ def _namespaces(facts: Facts) -> Finding:
     told = []
     for space, mounts in facts.others[:MAX_NAMED]:
         who = ", ".join(space.units) or f"pid {', '.join(map(str, space.pids))}"
-        told.append(f"{who}: {', '.join(one.point for one in mounts)}")
+        told.append(f"{who}: {', '.join(mount.point for mount in mounts)}")
     return Finding(
         "containers",
         False,
@@ -218,7 +220,7 @@ def _named(users: Sequence[Use]) -> str:
 
 
 def facts_here(config: Config) -> Facts:
-    """Look at this machine; StandfastError, OSError."""
+    """Looks at this machine; StandfastError, OSError."""
     parts = parts_of(config)
     observed = observe(parts)
     service = observed.service
@@ -229,8 +231,8 @@ def facts_here(config: Config) -> Facts:
         address = min(service.addresses)
         no_answer = null_call(address, config.nfs.port, Deadline.after(ASK_S))
     processes = ProcProcesses()
-    shown = {one.id for one in mounts.here()}
-    gone = [one for one in notes.let_go(config.run_dir) if one not in shown]
+    shown = {mount.id for mount in mounts.here()}
+    gone = [mount_id for mount_id in notes.let_go(config.run_dir) if mount_id not in shown]
     return Facts(
         observed,
         decide(observed, config),
@@ -249,17 +251,17 @@ def _earlier(
 ) -> tuple[tuple[Namespace, tuple[Mount, ...]], ...]:
     """The namespaces that show an earlier server or tree, with the mounts that do."""
     export = str(config.paths.live)
-    found = []
+    earlier = []
     for space in spaces:
-        theirs = [one for one in space.mounts if part_of(one, export) is not None]
+        theirs = [mount for mount in space.mounts if part_of(mount, export) is not None]
         old = _of_earlier(theirs, observed)
         if old:
-            found.append((space, old))
-    return tuple(found)
+            earlier.append((space, old))
+    return tuple(earlier)
 
 
 def look(config: Config) -> list[Finding]:
-    """Of this node; nothing in the demo, or where it is no client."""
+    """Looks at this node and judges it; nothing in the demo, or where it is no client."""
     if not parts().is_machine:
         return []
     try:

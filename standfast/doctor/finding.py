@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from standfast.replication.preflight import Problem
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check; `fix` is empty when all is well."""
+    """Says how one check ended; `fix` is empty when all is well."""
 
     check: str
     ok: bool
@@ -15,3 +17,8 @@ class Finding:
     fix: str = ""
     subject: str = ""
     """Of several alike: which one, such as a standby's name."""
+
+
+def finding_of(problem: Problem, subject: str = "") -> Finding:
+    """Returns what is wrong before a replication as the result of a check."""
+    return Finding(problem.check, False, problem.evidence, problem.fix, subject)

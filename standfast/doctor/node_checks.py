@@ -24,9 +24,9 @@ CYCLES = "standfast-replicate@"
 
 
 def look(config: Config) -> list[Finding]:
-    """Of this node; in the demo there is neither systemd nor a clock of its own."""
-    found = [*_units(), *_order(config), *_clock()] if parts().is_machine else []
-    return [*found, *_hooks(config)]
+    """Looks at this node; in the demo there is neither systemd nor a clock of its own."""
+    findings = [*_units(), *_order(config), *_clock()] if parts().is_machine else []
+    return [*findings, *_hooks(config)]
 
 
 def _units() -> Iterator[Finding]:
@@ -38,7 +38,7 @@ def _units() -> Iterator[Finding]:
 
 
 def failed_units(listing: str) -> Finding:
-    """From `systemctl list-units --state=failed --plain --no-legend`."""
+    """Judges what `systemctl list-units --state=failed --plain --no-legend` says."""
     names = [line.split()[0] for line in listing.splitlines() if line.strip()]
     names = [name for name in names if not name.startswith(CYCLES)]
     if not names:
@@ -60,7 +60,8 @@ def _order(config: Config) -> Iterator[Finding]:
 
 
 def waits_for_disk(point: Path, unit: str, agent: str, after: Sequence[str]) -> Finding:
-    """From `systemctl show --property=After`; the root file system is there before all units."""
+    """Judges what `systemctl show --property=After` says; the root file system is there before all
+    units."""
     if point == Path("/") or unit in after:
         return Finding("order", True, f"{agent} starts after {point} is mounted")
     fix = (
@@ -84,7 +85,7 @@ def _clock() -> Iterator[Finding]:
 
 
 def _hooks(config: Config) -> Iterator[Finding]:
-    all_of_them = [hook for one in hooks.Occasion for hook in hooks.found(config, one)]
+    all_of_them = [hook for occasion in hooks.Occasion for hook in hooks.found(config, occasion)]
     wrong = [hook for hook in all_of_them if hook.wrong is not None]
     strange = hooks.strangers(config) if config.hooks.enabled else []
     evidence = [f"{hook.name}: {hook.wrong}" for hook in wrong]

@@ -28,7 +28,7 @@ FORGOTTEN_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was read; names are Nomad's."""
+    """Holds what was read; names are Nomad's."""
 
     config: Config
     own: Node
@@ -50,7 +50,7 @@ class Facts:
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Every check, also those that are well."""
+    """Makes every check, also those that are well."""
     return [
         _name(facts),
         _marked(facts),
@@ -63,7 +63,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 def _shown(facts: Facts) -> list[Node]:
     nomad = facts.config.nomad
-    return [one for one in facts.nodes if one.meta.get(nomad.meta_key) == PRIMARY]
+    return [node for node in facts.nodes if node.meta.get(nomad.meta_key) == PRIMARY]
 
 
 def _name(facts: Facts) -> Finding:
@@ -84,7 +84,7 @@ def _marked(facts: Facts) -> Finding:
     nomad = facts.config.nomad
     pair = f"{nomad.meta_key}={PRIMARY}"
     shown = _shown(facts)
-    attracting = [one.name for one in shown if one.eligible]
+    attracting = [node.name for node in shown if node.eligible]
     if len(attracting) > 1:
         return Finding(
             "meta",
@@ -100,25 +100,25 @@ def _marked(facts: Facts) -> Finding:
             f"{pair} is on {wrong[0]}, and {facts.serving} serves",
             f"it is moved within a minute; if not: `standfast status` on {facts.serving}",
         )
-    names = ", ".join(one.name for one in shown) or "no node"
+    names = ", ".join(node.name for node in shown) or "no node"
     return Finding("meta", True, f"{pair} is on {names}")
 
 
 def _quarantine(facts: Facts) -> Iterator[Finding]:
-    for one in facts.nodes:
-        noted = facts.notes.get(one.id)
+    for node in facts.nodes:
+        noted = facts.notes.get(node.id)
         if noted is None:
-            if not one.eligible:
+            if not node.eligible:
                 yield Finding(
                     "eligible",
                     True,
-                    f"{one.name} is ineligible or draining by an operator's choice: it stays so",
+                    f"{node.name} is ineligible or draining by an operator's choice: it stays so",
                 )
             continue
         age_s = facts.now - noted.note.at
-        by = f"{one.name} was made ineligible by {noted.note.by} {duration(age_s)} ago"
-        if one.status != READY:
-            yield Finding("quarantine", True, f"{by}, and is {one.status}: until it is back")
+        by = f"{node.name} was made ineligible by {noted.note.by} {duration(age_s)} ago"
+        if node.status != READY:
+            yield Finding("quarantine", True, f"{by}, and is {node.status}: until it is back")
         elif age_s < FORGOTTEN_S:
             yield Finding("quarantine", True, f"{by}: until it doesn't show the meta any more")
         else:
@@ -126,10 +126,10 @@ def _quarantine(facts: Facts) -> Iterator[Finding]:
                 "quarantine",
                 False,
                 f"{by}, is back, and still in quarantine",
-                f"start the agent on {one.name}; without one: nomad node meta apply -node-id "
-                f"{one.id} -unset {facts.config.nomad.meta_key}, wait until `nomad node status "
-                f"-verbose` doesn't show it, then nomad node eligibility -enable {one.id} and "
-                f"consul kv delete {facts.config.key(f'nomad/{one.id}')}",
+                f"start the agent on {node.name}; without one: nomad node meta apply -node-id "
+                f"{node.id} -unset {facts.config.nomad.meta_key}, wait until `nomad node status "
+                f"-verbose` doesn't show it, then nomad node eligibility -enable {node.id} and "
+                f"consul kv delete {facts.config.key(f'nomad/{node.id}')}",
             )
 
 
@@ -187,7 +187,7 @@ def _leaders(facts: Facts) -> Finding:
 
 
 def look(config: Config, serving: str | None) -> list[Finding]:
-    """Of this node; nothing where [nomad] isn't configured."""
+    """Looks from this node and judges it; nothing where [nomad] isn't configured."""
     if not config.nomad.enabled:
         return []
     findings = [_last_round(config)] if config.node in config.nodes else []
@@ -227,7 +227,7 @@ _BAD = frozenset(
 
 
 def facts_here(config: Config, serving: str | None) -> Facts:
-    """StandfastError when Nomad or Consul can't be asked."""
+    """Asks Nomad and Consul; StandfastError when one of them can't be asked."""
     nomad = NomadAgent.from_config(config)
     consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
     own, agent = nomad.own_node(), nomad.agent()
@@ -255,9 +255,10 @@ def _host(endpoint: str) -> str:
 def constrained_groups(
     config: Config, nomad: NomadGateway, own: Node
 ) -> tuple[int, tuple[str, ...]]:
-    """How many groups are constrained to the primary, and which of them run on when cut off."""
+    """Returns how many groups are constrained to the primary, and which of them run on when cut
+    off."""
     meta = Meta(config.nomad.meta_key, PRIMARY)
-    count, found = 0, []
+    count, unguarded = 0, []
     for line in nomad.jobs():
         if line.stopped or line.status == "dead":
             continue
@@ -267,12 +268,12 @@ def constrained_groups(
             if placement(job, name, meta, own).tie is Tie.PRIMARY:
                 count += 1
                 if not stops_when_cut_off(group):
-                    found.append(f"{line.id}.{name}")
-    return count, tuple(found)
+                    unguarded.append(f"{line.id}.{name}")
+    return count, tuple(unguarded)
 
 
 def stops_when_cut_off(group: Mapping[str, Any]) -> bool:
-    """By the block of today, or by the field of before."""
+    """Reads it from the block of today, or from the field of before."""
     block = group.get("Disconnect")
     now = block.get("StopOnClientAfter") if isinstance(block, dict) else None
     return bool(now or group.get("StopAfterClientDisconnect"))

@@ -6,55 +6,58 @@ The other checks: `storage_checks`, `standby_checks`, `node_checks`, `client_che
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from standfast.doctor.finding import Finding
 from standfast.status.advice import next_step
+from standfast.status.document import Status
 from standfast.text import duration
 
 
-def examine(doc: Mapping[str, Any]) -> list[Finding]:
-    """Every check on one status document, the gravest first."""
-    return [_serving(doc), _agent(doc), *_fence(doc), _failover(doc), _plan(doc), _kept(doc)]
+def examine(status: Status) -> list[Finding]:
+    """Makes every check on one status document, the gravest first."""
+    return [
+        *(_serving(status), _agent(status), *_fence(status)),
+        *(_failover(status), _plan(status), _kept(status)),
+    ]
 
 
-def _serving(doc: Mapping[str, Any]) -> Finding:
-    if doc.get("serving"):
-        return Finding("serving", True, f"{doc['serving']} serves with epoch {doc['epoch']}")
-    if "holder" not in doc:
-        why = doc.get("failover", {}).get("sentence", "the agent has just started")
+def _serving(status: Status) -> Finding:
+    consul = status.consul
+    if status.serving and consul is not None:
+        return Finding("serving", True, f"{status.serving} serves with epoch {consul.epoch}")
+    if consul is None:
+        failover = status.failover
+        why = "the agent has just started" if failover is None else failover.sentence
         return Finding("serving", False, f"not known: {why}", "bring Consul back")
     return Finding(
         "serving",
         False,
-        f"nobody; the last holder is {doc['holder'] or 'gone in order'}",
+        f"nobody; the last holder is {consul.holder or 'gone in order'}",
         "`standfast status` on each storage node says what it waits for",
     )
 
 
-def _agent(doc: Mapping[str, Any]) -> Finding:
-    if doc.get("agent"):
+def _agent(status: Status) -> Finding:
+    if status.agent:
         return Finding("agent", True, "it answers")
     return Finding(
         "agent",
         False,
         "none answers on this node",
-        f"on a storage node: systemctl start standfast-agent@{doc['volume']}",
+        f"on a storage node: systemctl start standfast-agent@{status.volume}",
     )
 
 
-def _fence(doc: Mapping[str, Any]) -> list[Finding]:
-    fence = doc.get("fence")
+def _fence(status: Status) -> list[Finding]:
+    fence = status.fence
     if fence is None:
         return []
-    flushes = doc.get("fence_flushes", 0)
+    flushes = 0 if status.files is None else status.files.fence_flushes
     return [
         Finding(
             "fence",
-            bool(fence["in_place"]),
-            "the rules are in place" if fence["in_place"] else "the rules are missing",
-            "" if fence["in_place"] else "they are put back within seconds; if not: the journal",
+            fence.in_place,
+            "the rules are in place" if fence.in_place else "the rules are missing",
+            "" if fence.in_place else "they are put back within seconds; if not: the journal",
         ),
         Finding(
             "firewall",
@@ -69,33 +72,35 @@ def _fence(doc: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _failover(doc: Mapping[str, Any]) -> Finding:
-    outlook = doc.get("failover", {})
-    possible = bool(outlook.get("possible"))
+def _failover(status: Status) -> Finding:
+    failover = status.failover
+    if failover is None:
+        return Finding("failover", False, "not known", "`standfast doctor` again in a moment")
     ages = [
-        f"{one['node']} {duration(one['age_s'])} behind"
-        for one in doc.get("standbys", ())
-        if one["age_s"] is not None
+        f"{standby.node} {duration(standby.age_s)} behind"
+        for standby in status.standbys
+        if standby.age_s is not None
     ]
-    sentence = outlook.get("sentence", "not known")
-    reason = str(outlook.get("reason"))
-    fix = next_step(reason) or "see the code in docs/reason-codes.md"
+    fix = next_step(failover.reason) or "see the code in docs/reason-codes.md"
     return Finding(
         "failover",
-        possible,
-        f"{sentence} ({', '.join(ages)})" if ages else sentence,
-        "" if possible else f"[{reason}] {fix}",
+        failover.possible,
+        f"{failover.sentence} ({', '.join(ages)})" if ages else failover.sentence,
+        "" if failover.possible else f"[{failover.reason}] {fix}",
     )
 
 
-def _plan(doc: Mapping[str, Any]) -> Finding:
-    wrong = doc.get("trouble") or doc.get("sick") or doc.get("lease_trouble")
-    fix = f"journalctl -u standfast-agent@{doc['volume']} -u standfast-lease@{doc['volume']}"
+def _plan(status: Status) -> Finding:
+    work, files = status.work, status.files
+    wrong = None if work is None else work.trouble or work.sick
+    if not wrong and files is not None:
+        wrong = files.lease_trouble
+    fix = f"journalctl -u standfast-agent@{status.volume} -u standfast-lease@{status.volume}"
     return Finding("trouble", not wrong, wrong or "none", fix if wrong else "")
 
 
-def _kept(doc: Mapping[str, Any]) -> Finding:
-    diverged = [path for path in doc.get("aside", ()) if ".diverged-" in path]
+def _kept(status: Status) -> Finding:
+    diverged = [path for path in status.aside or () if ".diverged-" in path]
     if not diverged:
         return Finding("diverged", True, "no data that only this node has")
     return Finding(

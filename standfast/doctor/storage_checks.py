@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from standfast.assembly.parts import open_store
 from standfast.config.model import Config
-from standfast.doctor.finding import Finding
+from standfast.doctor.finding import Finding, finding_of
 from standfast.errors import StandfastError
-from standfast.replication.preflight import Facts, Problem, facts_here, problems
+from standfast.replication.preflight import Facts, facts_here, problems
 
 # Check by check, what is said when nothing is wrong.
 _WELL = {
@@ -20,12 +20,12 @@ _WELL = {
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Pure."""
-    found = problems(facts)
-    wrong = {one.check for one in found}
+    """Makes every check, also those that are well. Pure."""
+    bad = problems(facts)
+    wrong = {problem.check for problem in bad}
     well = _WELL if facts.store == "btrfs" else {}
     return [
-        *map(_finding, found),
+        *map(finding_of, bad),
         *(
             Finding(name, True, text.format(facts))
             for name, text in well.items()
@@ -34,12 +34,8 @@ def examine(facts: Facts) -> list[Finding]:
     ]
 
 
-def _finding(problem: Problem) -> Finding:
-    return Finding(problem.check, False, problem.evidence, problem.fix)
-
-
 def look(config: Config) -> list[Finding]:
-    """Of this node; nothing for one that has no storage."""
+    """Looks at this node; nothing for one that has no storage."""
     if config.node not in config.nodes:
         return []
     try:

@@ -24,6 +24,7 @@ from standfast.events.events import Kind, happened, tell
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.run import run
+from standfast.system.threads import start
 
 log = logging.getLogger(__name__)
 
@@ -203,8 +204,7 @@ class Later:
         except queue.Full:
             log.error("the hooks of %s are left out: %d events wait", occasion, WAITING_MOST)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="hooks", daemon=True)
-            self._thread.start()
+            self._thread = start("hooks", self._work)
 
     def _work(self) -> None:
         while True:

@@ -16,11 +16,11 @@ from prometheus_client.exposition import choose_encoder
 from standfast.agent.document import fetch
 from standfast.config.model import Config
 from standfast.errors import Unreachable, UsageError, said
-from standfast.exporter import page, samples, server
+from standfast.exporter import page, server
 from standfast.exporter.metrics import SCRAPE_S, VolumeMetrics
-from standfast.exporter.samples import Status
 from standfast.exporter.web import Request, Response, Routes, application, plain
 from standfast.status.asking import ANSWER_S
+from standfast.status.document import Status
 from standfast.system.clock import Deadline
 from standfast.system.single_flight import SingleFlight
 
@@ -36,7 +36,7 @@ ROLE_S = ANSWER_S + 0.5
 
 
 def metrics_route(metrics: VolumeMetrics) -> Callable[[Request], Response]:
-    """Text or OpenMetrics, as asked for; over before the scraper gives up."""
+    """Answers with text or OpenMetrics, as asked for; over before the scraper gives up."""
 
     def route(request: Request) -> Response:
         deadline = Deadline.after(scrape_s(request.headers.get(TIMEOUT_HEADER)))
@@ -50,7 +50,7 @@ def metrics_route(metrics: VolumeMetrics) -> Callable[[Request], Response]:
 
 
 def scrape_s(told: str | None) -> float:
-    """How long a scrape may take, by what Prometheus says of its own patience."""
+    """Returns how long a scrape may take, seconds, by what Prometheus says of its own patience."""
     try:
         patience_s = float(told or "inf")
     except ValueError:
@@ -58,9 +58,14 @@ def scrape_s(told: str | None) -> float:
     return min(SCRAPE_S, max(patience_s - AHEAD_S, AHEAD_S)) if patience_s > 0 else SCRAPE_S
 
 
-def is_standby(doc: Status) -> bool:
-    """Whether this node follows a primary; KeyError when that can't be understood."""
-    return bool(doc["role"] == "standby")
+def is_primary(status: Status) -> bool:
+    """Says whether this node serves."""
+    return status.node_serves
+
+
+def is_standby(status: Status) -> bool:
+    """Says whether this node follows a primary."""
+    return status.role == "standby"
 
 
 def role_route(
@@ -68,7 +73,7 @@ def role_route(
     wanted: Callable[[Status], bool],
     look: Callable[[Config], Status] = fetch,
 ) -> Callable[[Request], Response]:
-    """200 while this node has the role, 503 while it hasn't or can't be sure."""
+    """Answers 200 while this node has the role, 503 while it hasn't or can't be sure."""
     flights = SingleFlight()
     by_name = {config.volume: config for config in configs}
 
@@ -80,32 +85,31 @@ def role_route(
         if config is None:
             return plain(f"no such volume here; there is {' and '.join(by_name)}", 404)
         try:
-            doc = flights.look(config.volume, lambda: look(config), Deadline.after(ROLE_S))
-            is_so = wanted(doc)
+            status = flights.look(config.volume, lambda: look(config), Deadline.after(ROLE_S))
         except Exception as error:  # noqa: BLE001  # not sure is 503
             log.debug("%s: %s", request.path, said(error))
             return plain("unknown: the agent gives no answer", 503)
-        if doc.get("agent") is not True:
+        if status.agent is not True:
             return plain("unknown: no agent runs here", 503)
-        return plain(f"{config.volume} {doc['role']}", 200 if is_so else 503)
+        return plain(f"{config.volume} {status.role}", 200 if wanted(status) else 503)
 
     return route
 
 
 def routes(configs: Sequence[Config]) -> Routes:
-    """Everything that is answered."""
+    """Returns everything that is answered."""
     return {
         "/metrics": metrics_route(VolumeMetrics(configs)),
         HEALTHY: lambda _request: plain("ok"),
-        "/primary": role_route(configs, samples.is_serving),
+        "/primary": role_route(configs, is_primary),
         "/standby": role_route(configs, is_standby),
         **page.application_routes(configs),
     }
 
 
 def address_of(text: str) -> tuple[str, int]:
-    """`127.0.0.1:9756` or `[::1]:9756`; UsageError for anything else, an empty address above all:
-    that would be every address of this machine."""
+    """Reads `127.0.0.1:9756` or `[::1]:9756`; UsageError for anything else, an empty address above
+    all: that would be every address of this machine."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
@@ -114,7 +118,7 @@ def address_of(text: str) -> tuple[str, int]:
 
 
 def warnings(address: str) -> Sequence[str]:
-    """Say what everybody who can reach `address` can do that they had better not."""
+    """Says what everybody who can reach `address` can do that they had better not."""
     if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         return ()
     return (
@@ -124,7 +128,7 @@ def warnings(address: str) -> Sequence[str]:
 
 
 def serve(configs: Sequence[Config], listen: str = DEFAULT_LISTEN) -> None:
-    """Answer until killed; UsageError, or Unreachable when the address can't be had."""
+    """Answers until killed; UsageError, or Unreachable when the address can't be had."""
     host, port = address_of(listen)
     try:
         listener = server.listen(host, port)

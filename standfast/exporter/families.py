@@ -22,7 +22,7 @@ Sample = tuple[str, float, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric; its labels begin with `volume`, unless it is the whole node's."""
+    """Describes one metric; its labels begin with `volume`, unless it is the whole node's."""
 
     name: str
     """Without the prefix and, for a counter, without `_total`."""
@@ -34,11 +34,11 @@ class Family:
 
     @property
     def full_name(self) -> str:
-        """As Prometheus stores it."""
+        """Returns its name as Prometheus stores it."""
         return f"{PREFIX}{self.name}{'_total' if self.counter else ''}"
 
     def metric(self) -> CounterMetricFamily | GaugeMetricFamily:
-        """Return the library's own family, without a sample yet."""
+        """Returns the library's own family, without a sample yet."""
         kind = CounterMetricFamily if self.counter else GaugeMetricFamily
         labels = self.labels if self.of_node else ("volume", *self.labels)
         return kind(f"{PREFIX}{self.name}", self.help, labels=labels)

@@ -8,7 +8,6 @@ guessed.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,18 +17,20 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from standfast import __version__
-from standfast.agent import document as status
+from standfast.agent.document import fetch, without_agent
 from standfast.assembly.parts import open_store
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.exporter import samples
 from standfast.exporter.families import FAMILIES, SOURCES, Sample
-from standfast.exporter.samples import Copy, Status
+from standfast.exporter.samples import Copy
 from standfast.node.own_epoch import OwnEpoch
 from standfast.replication import state
 from standfast.replication.published import origins_of_snapshots
+from standfast.status.document import Status
 from standfast.system.clock import Deadline, instant, utc_now
 from standfast.system.single_flight import SingleFlight
+from standfast.system.threads import all_at_once
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ CONSUL_SHARE = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What the store of this node says."""
+    """Holds what the store of this node says."""
 
     newest: Copy | None
     """The best snapshot that this node could start from; None: it has none."""
@@ -55,7 +56,8 @@ class Replica:
 
 
 def read_replica(config: Config) -> Replica:
-    """Only snapshots of a known epoch count, as for a promotion; the newest epoch goes first."""
+    """Reads the store; only snapshots of a known epoch count, as for a promotion; the newest epoch
+    goes first."""
     store = open_store(config)
     snapshots = store.snapshots()
     origins = origins_of_snapshots(config, instant())
@@ -71,16 +73,16 @@ def read_replica(config: Config) -> Replica:
 
 
 def has_epoch(config: Config) -> bool:
-    """Whether this node is, or was until its last end, the primary: by its own files."""
+    """Says whether this node is, or was until its last end, the primary: by its own files."""
     return OwnEpoch.load(config.state_dir) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """Where the facts come from."""
+    """Says where the facts come from."""
 
-    fetch: Callable[[Config], Status] = status.fetch
-    from_consul: Callable[[Config], Status] = status.without_agent
+    fetch: Callable[[Config], Status] = fetch
+    from_consul: Callable[[Config], Status] = without_agent
     """Asked when `fetch` fails: an agent that hangs must not hide the cluster."""
     replication: Callable[[Config], state.ReplicationState] = state.load
     replica: Callable[[Config], Replica] = read_replica
@@ -89,7 +91,7 @@ class Readers:
 
 
 class VolumeMetrics:
-    """All metrics of the given volumes; for any thread."""
+    """Collects all metrics of the given volumes; for any thread."""
 
     def __init__(self, configs: Sequence[Config], readers: Readers | None = None) -> None:
         self._configs = configs
@@ -99,14 +101,14 @@ class VolumeMetrics:
         self._failing: set[tuple[str, str]] = set()
 
     def registry(self, deadline: Deadline) -> CollectorRegistry:
-        """Return what the library's encoders take, for one scrape: it is over at the deadline, or
+        """Returns what the library's encoders take, for one scrape: it is over at the deadline, or
         a moment later."""
         registry = CollectorRegistry()
         registry.register(_Scrape(self, deadline))
         return registry
 
     def collect(self, deadline: Deadline) -> Iterator[Metric]:
-        """Yield each family that has a sample."""
+        """Yields each family that has a sample."""
         utc = self._read.utc()
         metrics = {name: family.metric() for name, family in FAMILIES.items()}
         metrics["build_info"].add_metric((__version__,), 1.0)
@@ -117,22 +119,14 @@ class VolumeMetrics:
         return (metric for metric in metrics.values() if metric.samples)
 
     def _volumes(self, utc: float, deadline: Deadline) -> Sequence[Sequence[Sample]]:
-        """One after the other costs least; side by side, one that hangs delays no other."""
+        """Each source in them has the deadline."""
         looks = [_Look(self, config, utc, deadline) for config in self._configs]
-        if len(looks) == 1:
-            looks[0].run()
-        else:
-            threads = [threading.Thread(target=look.run, daemon=True) for look in looks]
-            for thread in threads:
-                thread.start()
-            for thread in threads:  # each source in them has the deadline
-                thread.join()
-        return [look.samples for look in looks]
+        return all_at_once("scrape", [look.samples for look in looks])
 
     def try_to(
         self, config: Config, source: str, read: Callable[[], T], deadline: Deadline
     ) -> T | None:
-        """None when it fails or hangs; that is logged when it begins."""
+        """Reads a source; None when it fails or hangs, which is logged when it begins."""
         key = (config.volume, source)
         try:
             value = self._flights.look(key, read, deadline)
@@ -179,47 +173,47 @@ class _Look:
         self._metrics, self._config = metrics, config
         self._utc, self._deadline = utc, deadline
         self._whole_s = deadline.remaining_s()
-        self.samples: list[Sample] = []
 
-    def run(self) -> None:
+    def samples(self) -> Sequence[Sample]:
         config, read = self._config, self._metrics.read
-        doc, known = self._status()
+        status, known = self._status()
         sent = self._try("replication", lambda: read.replication(config))
         cycles = None
         if sent is not None:
             cycles = self._try("replication", lambda: [*samples.from_replication(config, sent)])
-        stored = self._try("store", lambda: self._stored(doc, sent))
+        stored = self._try("store", lambda: self._stored(status, sent))
         up = {
-            "agent": doc.get("agent") is True,
-            "consul": samples.sees_consul(doc),
+            "agent": status is not None and status.agent is True,
+            "consul": status is not None and status.consul is not None,
             "replication": cycles is not None,
             "store": stored is not None,
         }
-        for source in SOURCES:
-            self.samples.append(("up", float(up[source]), (source,)))
-        self.samples += [*samples.from_config(config), *known, *(cycles or ()), *(stored or ())]
+        told: list[Sample] = [("up", float(up[source]), (source,)) for source in SOURCES]
+        return [*told, *samples.from_config(config), *known, *(cycles or ()), *(stored or ())]
 
-    def _status(self) -> tuple[Status, Sequence[Sample]]:
+    def _status(self) -> tuple[Status | None, Sequence[Sample]]:
         config, read = self._config, self._metrics.read
 
         def understood(fetch: Callable[[Config], Status]) -> tuple[Status, Sequence[Sample]]:
-            doc = fetch(config)
-            return doc, [*samples.from_status(doc, config, self._utc)]
+            status = fetch(config)
+            return status, [*samples.from_status(status, config, self._utc)]
 
         return (
             self._try("agent", lambda: understood(read.fetch), AGENT_SHARE)
             or self._try("consul", lambda: understood(read.from_consul), CONSUL_SHARE)
-            or ({}, ())
+            or (None, ())
         )
 
-    def _stored(self, doc: Status, sent: state.ReplicationState | None) -> Sequence[Sample]:
+    def _stored(
+        self, status: Status | None, sent: state.ReplicationState | None
+    ) -> Sequence[Sample]:
         config, read = self._config, self._metrics.read
         replica = read.replica(config)
-        holder = doc.get("holder")
+        holder, standbys = (None, ()) if status is None else (status.holder, status.standbys)
         leads = read.has_epoch(config) if holder is None else holder == config.node
         newest: Mapping[str, Copy | None] = {config.node: replica.newest}
         if leads:
-            newest = samples.newest_of_standbys(config, doc, sent, replica.times)
+            newest = samples.newest_of_standbys(config, standbys, sent, replica.times)
         return [("diverged_subvolumes", replica.diverged, ()), *samples.ages(newest, read.utc())]
 
     def _try(self, source: str, read: Callable[[], T], share: float = 1.0) -> T | None:

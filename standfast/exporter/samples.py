@@ -1,15 +1,15 @@
 """What each source says, as samples of the metrics.
 
-Invariants: pure; a document of an unexpected shape raises KeyError, TypeError or the like. What a
-source doesn't know is left out: never zero, never "well".
+Invariants: pure. What a source doesn't know is left out: never zero, never "well".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from msgspec import UNSET
 
 from standfast.ages import UNKNOWN, age_of, time_of
 from standfast.config.model import Config
@@ -17,8 +17,7 @@ from standfast.errors import NomadOutcome
 from standfast.exporter.families import MODES, ROLES, Sample
 from standfast.names import SnapshotName
 from standfast.replication import state
-
-Status = Mapping[str, Any]
+from standfast.status.document import FromConsul, Standby, Status
 
 _NOMAD_FAILED = frozenset(f"nomad-{outcome}" for outcome in NomadOutcome)
 # The agent notes each minute what it saw of Nomad: one that stopped doing so knows nothing.
@@ -26,62 +25,57 @@ NOMAD_SILENT_S = 600.0
 
 
 def from_config(config: Config) -> Iterator[Sample]:
-    """What alert rules compare with, so that none of them has to know this cluster's timing."""
+    """Yields what alert rules compare with: none of them has to know this cluster's timing."""
     yield "lease_length_seconds", config.lease.length, ()
     yield "replication_interval_seconds", config.replication.interval, ()
 
 
-def sees_consul(doc: Status) -> bool:
-    """Whether the status rests on an answer of Consul."""
-    return "epoch" in doc
-
-
-def from_status(doc: Status, config: Config, utc: float) -> Iterator[Sample]:
-    """What the agent, or Consul alone, says."""
+def from_status(status: Status, config: Config, utc: float) -> Iterator[Sample]:
+    """Yields what the agent, or Consul alone, says."""
     for role in ROLES:
-        yield "role", float(doc["role"] == role), (role,)
-    if doc.get("epoch") is not None:
-        yield "epoch", doc["epoch"], ()
-    if doc.get("since") is not None:
+        yield "role", float(status.role == role), (role,)
+    if status.consul is not None:
+        yield from _from_consul(status.consul, config)
+    if status.agent is True:
+        yield from _from_agent(status, utc)
+    if status.failover is not None:
+        yield "failover_possible", float(status.failover.possible), ()
+        if status.failover.reason is not None:
+            yield "failover_blocked", 1.0, (status.failover.reason,)
+
+
+def _from_consul(consul: FromConsul, config: Config) -> Iterator[Sample]:
+    if consul.epoch is not None:
+        yield "epoch", consul.epoch, ()
+    if consul.since is not None:
         # An operator's own words may follow the code: they are no label.
-        began_by = doc["began_by"].partition(":")[0]
-        yield "epoch_start_timestamp_seconds", doc["since"], (began_by,)
-    if "paused" in doc:
-        now = config.mode if doc["paused"] is None else "paused"
-        for mode in MODES:
-            yield "mode", float(mode == now), (mode,)
-    if doc.get("agent") is True:
-        yield from _from_agent(doc, utc)
-    failover = doc.get("failover")
-    if failover is not None:
-        yield "failover_possible", float(failover["possible"]), ()
-        if failover["reason"] is not None:
-            yield "failover_blocked", 1.0, (failover["reason"],)
+        began_by = (consul.began_by or "").partition(":")[0]
+        yield "epoch_start_timestamp_seconds", consul.since, (began_by,)
+    now = config.mode if consul.paused is None else "paused"
+    for mode in MODES:
+        yield "mode", float(mode == now), (mode,)
 
 
-def _from_agent(doc: Status, utc: float) -> Iterator[Sample]:
+def _from_agent(status: Status, utc: float) -> Iterator[Sample]:
     """What nobody but the agent of this node knows."""
-    yield "serving", float(is_serving(doc)), ()
-    yield "fence_flushes", doc["fence_flushes"], ()
-    yield "trouble", float(doc["trouble"] is not None), ()
-    if doc["role"] == "primary" and "fence" in doc:
-        yield "fence_armed", float(doc["fence"]["in_place"]), ()
-    if doc.get("lease_remaining_s") is not None:
-        yield "lease_remaining_seconds", max(0.0, doc["lease_remaining_s"]), ()
-    nomad = doc.get("nomad")
-    if nomad is not None and nomad["at"] is not None and nomad["role"] != "changing":
-        silent = utc - nomad["at"] > NOMAD_SILENT_S
-        yield "nomad_up", float(not silent and nomad["reason"] not in _NOMAD_FAILED), ()
-        yield "nomad_pending", float(not nomad["settled"]), ()
-
-
-def is_serving(doc: Status) -> bool:
-    """Whether this node serves, by its own agent's word; KeyError when that can't be understood."""
-    return doc.get("agent") is True and doc["role"] == "primary" and doc["sick"] is None
+    files, work, nomad = status.files, status.work, status.nomad
+    yield "serving", float(status.node_serves), ()
+    if files is not None:
+        yield "fence_flushes", files.fence_flushes, ()
+    if work is not None:
+        yield "trouble", float(work.trouble is not None), ()
+    if status.role == "primary" and status.fence is not None:
+        yield "fence_armed", float(status.fence.in_place), ()
+    if files is not None and files.lease_remaining_s is not None:
+        yield "lease_remaining_seconds", max(0.0, files.lease_remaining_s), ()
+    if nomad is not None and nomad.at is not None and nomad.role != "changing":
+        silent = utc - nomad.at > NOMAD_SILENT_S
+        yield "nomad_up", float(not silent and nomad.reason not in _NOMAD_FAILED), ()
+        yield "nomad_pending", float(not nomad.settled), ()
 
 
 def from_replication(config: Config, sent: state.ReplicationState) -> Iterator[Sample]:
-    """What this node has sent, ever, to each standby that is still configured."""
+    """Yields what this node has sent, ever, to each standby that is still configured."""
     for name in config.standbys:
         standby, labels = sent.standbys.get(name, state.StandbyState()), (name,)
         yield "replication_sent_bytes", standby.sent_bytes_total, labels
@@ -100,14 +94,14 @@ def from_replication(config: Config, sent: state.ReplicationState) -> Iterator[S
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The newest snapshot that a node has, and when it was taken, UTC seconds or UNKNOWN."""
+    """Names the newest snapshot of a node, and says when it was taken, UTC seconds or UNKNOWN."""
 
     name: SnapshotName
     taken_at: float
 
 
 def ages(newest: Mapping[str, Copy | None], utc: float) -> Iterator[Sample]:
-    """Of each standby, by its newest snapshot; None: it has none.
+    """Yields the age of each standby, by its newest snapshot; None: it has none.
 
     An age that isn't known, as a clock was set back, is not a small one.
     """
@@ -121,26 +115,26 @@ def ages(newest: Mapping[str, Copy | None], utc: float) -> Iterator[Sample]:
 
 def newest_of_standbys(
     config: Config,
-    doc: Status,
+    told: Sequence[Standby],
     sent: state.ReplicationState | None,
     times: Mapping[str, float],
 ) -> Mapping[str, Copy | None]:
-    """By Consul's records and by what this node saw acknowledged, whichever is newer.
+    """Returns each standby's newest snapshot, by Consul's records, which are `told`, or by what
+    this node saw acknowledged, whichever is newer.
 
     With neither at hand a standby is left out: unknown is not "none". `times`: when the snapshots
     that this node has itself were taken, by their names.
     """
-    records = {record["node"]: record for record in doc.get("standbys", ())}
+    records = {standby.node: standby for standby in told}
     newest: dict[str, Copy | None] = {}
     copies: dict[tuple[str | None, float | None], Copy | None] = {}
-    for standby in config.standbys:
-        own = sent.standbys.get(standby) if sent is not None else None
-        told = records.get(standby, {})
-        at = told.get("taken_at")
-        unknown = at is None and "taken_at" in told
+    for name in config.standbys:
+        own = sent.standbys.get(name) if sent is not None else None
+        record = records.get(name, Standby(name))
+        at = UNKNOWN if record.taken_at is None else record.taken_at
         both = []
         for text, taken_at in (
-            (told.get("snapshot"), UNKNOWN if unknown else at),
+            (record.snapshot, None if at is UNSET else at),
             (own.snapshot if own is not None else None, None),
         ):
             key = (text, taken_at)
@@ -148,9 +142,9 @@ def newest_of_standbys(
                 copies[key] = _copy(text, taken_at, times)
             if (copy := copies[key]) is not None:
                 both.append(copy)
-        if both or standby in records:
+        if both or name in records:
             # Of one snapshot the older time, or that nobody knows it.
-            newest[standby] = max(
+            newest[name] = max(
                 both,
                 key=lambda copy: (copy.name, copy.taken_at == UNKNOWN, -copy.taken_at),
                 default=None,

@@ -25,7 +25,7 @@ MOST_ANSWER_BYTES = 64 << 20
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at this one address; OSError when it can't be had, UnicodeError
+    """Returns a socket that listens at this one address; OSError when it can't be had, UnicodeError
     for a name that is none."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = addresses[0]
@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(application: WSGIApplication, listener: socket.socket) -> None:
-    """Answer until KeyboardInterrupt."""
+    """Answers until KeyboardInterrupt."""
     # Its errors and infos quote what a client sent; a warning is that the connections are used up.
     logging.getLogger("waitress").addFilter(lambda record: record.levelno == logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -47,7 +47,7 @@ def serve(application: WSGIApplication, listener: socket.socket) -> None:
 def server_of(
     application: WSGIApplication, listener: socket.socket
 ) -> BaseWSGIServer | MultiSocketServer:
-    """Return waitress with all its limits; `run` starts to answer."""
+    """Returns waitress with all its limits; `run` starts to answer."""
     return create_server(
         application,
         sockets=[listener],

@@ -20,8 +20,8 @@ from standfast.system.files import write_atomically
 
 
 def write(configs: Sequence[Config], path: Path, metrics: VolumeMetrics | None = None) -> None:
-    """UsageError for a name that node_exporter passes over, StandfastError when it can't be
-    written."""
+    """Writes what one scrape says; UsageError for a name that node_exporter passes over,
+    StandfastError when it can't be written."""
     if path.suffix != ".prom":
         raise UsageError(f"{path}: node_exporter reads only files whose names end with .prom")
     if not path.parent.is_dir():

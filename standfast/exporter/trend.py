@@ -18,7 +18,7 @@ MOST_STANDBYS = 2000
 
 
 class Trend:
-    """The ages of one volume's standbys; for any thread."""
+    """Keeps the ages of one volume's standbys; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,7 +27,7 @@ class Trend:
         """Number of the newest bucket."""
 
     def note(self, ages: Mapping[str, float | None], now: float) -> None:
-        """What was seen at `now` (monotonic seconds): ages in seconds; None: no snapshot, or
+        """Notes what was seen at `now` (monotonic seconds): ages in seconds; None: no snapshot, or
         one of unknown age."""
         with self._lock:
             bucket = self._advance(now)
@@ -40,7 +40,7 @@ class Trend:
                     ring[bucket] = age_s if math.isnan(before) else max(before, age_s)
 
     def ages(self, now: float) -> Mapping[str, Sequence[float | None]]:
-        """Of each standby, the oldest bucket first, as long as anything is known of it."""
+        """Returns each standby's, the oldest bucket first, as long as anything is known of it."""
         with self._lock:
             newest = self._advance(now)
             order = [(newest + 1 + number) % BUCKETS for number in range(BUCKETS)]

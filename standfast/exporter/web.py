@@ -28,7 +28,7 @@ _SECURITY = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a route may know of a request."""
+    """Holds what a route may know of a request."""
 
     path: str
     """Decoded, beginning with a slash, without the query."""
@@ -37,13 +37,13 @@ class Request:
     """Names in lower case."""
 
     def first(self, name: str) -> str | None:
-        """Return the first value of that name in the query; None: it isn't there."""
+        """Returns the first value of that name in the query; None: it isn't there."""
         return next(iter(self.query.get(name, ())), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a route answers; the application adds the security headers, and cuts the body for
+    """Holds what a route answers; the application adds the security headers, and cuts the body for
     HEAD."""
 
     body: bytes
@@ -62,7 +62,7 @@ Routes = Mapping[str, Route]
 
 
 def application(routes: Routes) -> WSGIApplication:
-    """Return what a WSGI server calls for each request; an error of a route is a 500 without its
+    """Returns what a WSGI server calls for each request; an error of a route is a 500 without its
     text, which the log has."""
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
@@ -87,7 +87,7 @@ def application(routes: Routes) -> WSGIApplication:
 
 
 def request_of(environ: WSGIEnvironment) -> Request:
-    """Read a request out of WSGI's variables, whose texts are bytes in the guise of latin-1."""
+    """Reads a request out of WSGI's variables, whose texts are bytes in the guise of latin-1."""
     path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
     headers = {
         name.removeprefix("HTTP_").replace("_", "-").lower(): value
@@ -98,7 +98,7 @@ def request_of(environ: WSGIEnvironment) -> Request:
 
 
 def query_of(text: str) -> Mapping[str, Sequence[str]]:
-    """Read the query string's names and values; what can't be understood is left out."""
+    """Reads the query string's names and values; what can't be understood is left out."""
     try:
         return parse_qs(text, keep_blank_values=True, max_num_fields=32)
     except ValueError:
@@ -106,12 +106,12 @@ def query_of(text: str) -> Mapping[str, Sequence[str]]:
 
 
 def plain(text: str, status: int = HTTPStatus.OK) -> Response:
-    """Answer one line, for people and load balancers."""
+    """Answers one line, for people and load balancers."""
     return Response(f"{text}\n".encode(errors="backslashreplace"), status=status)
 
 
 def dispatch(routes: Routes, method: str, request: Request) -> Response:
-    """Call the one route with this path; 404 and 405 say what there is."""
+    """Calls the one route with this path; 404 and 405 say what there is."""
     if method not in METHODS:
         refused = plain(f"{method[:20]} is not allowed here: only GET and HEAD are", 405)
         return Response(refused.body, status=405, headers=(NO_STORE, ("Allow", ", ".join(METHODS))))

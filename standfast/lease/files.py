@@ -94,6 +94,10 @@ class LeaseStatus(Struct, frozen=True):
     def remaining_s(self, now: float) -> float:
         return max(0.0, self.valid_until - now)
 
+    def serves(self, now: float) -> bool:
+        """Whether the node serves by it at `now`, monotonic seconds."""
+        return self.serving and self.remaining_s(now) > 0
+
     @property
     def memory(self) -> Memory:
         """What the next process of this boot has to know of it."""
@@ -229,7 +233,7 @@ def others_serving(config: Config) -> tuple[str, ...]:
             log.debug("taken for served: %s", error)
             found.append(path.parent.name)
             continue
-        if status is not None and status.serving and status.remaining_s(monotonic()) > 0:
+        if status is not None and status.serves(monotonic()):
             found.append(path.parent.name)
     return tuple(found)
 

@@ -20,6 +20,7 @@ from standfast.reasons import Reason
 from standfast.replication import wire
 from standfast.replication.ports import ReplicaGateway
 from standfast.replication.published import epochs_of_snapshots
+from standfast.replication.reporting import read_leader
 from standfast.system.clock import Deadline, sleep
 
 CONSUL_PATIENCE_S = 20.0
@@ -87,20 +88,20 @@ class Lease:
         epochs.raise_to(begin.epoch)
 
     def _leader(self, deadline: Deadline) -> Leader:
-        key = self.config.key("leader")
         while True:
             try:
-                entry = self.gateway.get(key, consistent=True)
+                leader = read_leader(self.config, self.gateway)
                 break
             except ConsulError:
                 if deadline.remaining_s() < 1.0:
                     raise
                 sleep(0.5)
-        if entry is None:
+        if leader is None:
+            key = self.config.key("leader")
             raise Refused(
                 Reason.LEADER_MISSING, f"{key} doesn't exist in Consul: nobody holds the lease"
             )
-        return Leader.parse(entry.value, key)
+        return leader
 
 
 def check_lineage(config: Config, begin: wire.Begin, snapshots: Sequence[Snapshot]) -> None:

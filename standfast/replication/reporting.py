@@ -22,6 +22,15 @@ PATIENCE_S = 20.0
 """What was sent is not sent again because Consul elects a leader just then."""
 
 
+def read_leader(config: Config, gateway: ReplicaGateway) -> Leader | None:
+    """Who has the role, as Consul says now; None: nobody ever had, or the key is gone.
+
+    Raises ConsulError, ForeignValue.
+    """
+    entry = gateway.get(config.key("leader"), consistent=True)
+    return None if entry is None else Leader.parse(entry.value, entry.key)
+
+
 @dataclass(frozen=True, slots=True)
 class EpochInConsul:
     """The epoch of this node as Consul shows it."""
@@ -31,11 +40,10 @@ class EpochInConsul:
 
     def epoch(self) -> int:
         """The epoch in which this node serves; Refused when it doesn't."""
-        key = self.config.key("leader")
-        entry = self.gateway.get(key, consistent=True)
-        if entry is None:
+        leader = read_leader(self.config, self.gateway)
+        if leader is None:
+            key = self.config.key("leader")
             raise Refused(Reason.LEADER_MISSING, f"{key} doesn't exist: nobody is primary")
-        leader = Leader.parse(entry.value, key)
         serving = leader.state in (LeaderState.SERVING, LeaderState.DRAINING)
         if leader.holder.node != self.config.node or not serving:
             raise Refused(

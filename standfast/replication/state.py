@@ -56,6 +56,11 @@ class StandbyState(Struct, frozen=True, forbid_unknown_fields=True):
     verified_full: bool = False
     """Whether it read what is in the files."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last cycle failed."""
+        return (self.last_failure_at or 0.0) > (self.last_success_at or 0.0)
+
 
 class ReplicationState(Struct, frozen=True):
     """The whole file."""

@@ -36,7 +36,7 @@ REPLICATE = "`standfast replicate` on the primary; `standfast doctor` there says
 
 
 def next_step(code: str | None) -> str | None:
-    """What to do about a reason code; None: nothing is known that would help."""
+    """Returns what to do about a reason code; None: nothing is known that would help."""
     try:
         return None if code is None else NEXT.get(Reason(code))
     except ValueError:

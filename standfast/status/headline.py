@@ -6,15 +6,11 @@ Pure. It says that nobody serves only when Consul's answer shows it; what could 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
-
 from standfast.config.model import Config
 from standfast.consul.records import LeaderState
 from standfast.reasons import Reason
 from standfast.status.text import given_up
+from standfast.status.volume import Level, Line, Volume
 from standfast.system.clock import format_utc
 from standfast.text import duration
 
@@ -22,118 +18,83 @@ from standfast.text import duration
 _CALM = (Reason.PRIMARY_ALIVE, Reason.STANDING_BY, Reason.SERVING)
 
 
-class Level(StrEnum):
-    """How well it is, from the best to the worst."""
-
-    OK = "ok"
-    NOTE = "note"
-    WARNING = "warning"
-    UNKNOWN = "unknown"
-    ALARM = "alarm"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """`advice`: what to do, None when nothing is to be done."""
-
-    level: Level
-    text: str
-    advice: str | None = None
-
-
-def headline(doc: Mapping[str, Any], config: Config, utc: float) -> Line:
-    """The line for one volume of the overview, whose other keys are there already."""
-    volume = doc["volume"]
-    if not doc["sources"]["consul"]["ok"]:
-        return _unseen(doc)
-    if doc["serving"]:
-        return _serving(doc, utc)
-    failover = doc["failover"]
-    if doc["holder"] is None:
-        if doc["epoch"] is None:
-            return Line(Level.WARNING, f"{volume} has never had a primary.", failover["next"])
-        if doc["state"] != LeaderState.CLEAN:
-            text = f"Nobody is known to serve {volume}: {ended(failover['sentence'])}"
-            return Line(Level.ALARM, text, failover["next"])
-        text, what_now = given_up(doc)
-        return Line(Level.ALARM, f"Nobody serves {volume}: {text}.", what_now)
-    return _held(doc, config)
+def headline(volume: Volume, config: Config, utc: float) -> Line:
+    """Returns the line for one volume, whose other fields are there already."""
+    if not volume.sources["consul"].ok:
+        return _unseen(volume)
+    if volume.serving:
+        return _serving(volume, utc)
+    name, failover = volume.volume, volume.failover
+    if volume.holder is None:
+        if volume.epoch is None:
+            return Line(Level.WARNING, f"{name} has never had a primary.", failover.next)
+        if volume.state != LeaderState.CLEAN:
+            text = f"Nobody is known to serve {name}: {ended(failover.sentence)}"
+            return Line(Level.ALARM, text, failover.next)
+        text, what_now = given_up(volume.epoch, volume.given_up)
+        return Line(Level.ALARM, f"Nobody serves {name}: {text}.", what_now)
+    return _held(volume, config)
 
 
-def best_age_s(doc: Mapping[str, Any]) -> float | None:
-    """Age of the newest snapshot that a candidate has, seconds."""
-    ages = [
-        one["age_s"]
-        for one in doc["standbys"] or ()
-        if one["candidate"] and one["age_s"] is not None
-    ]
-    return min(ages, default=None)
-
-
-def _unseen(doc: Mapping[str, Any]) -> Line:
-    volume, failover = doc["volume"], doc["failover"]
-    advice = failover["next"]
-    lease = doc["lease"]
-    if lease is not None and lease["remaining_s"] > 0:
+def _unseen(volume: Volume) -> Line:
+    name, node, lease = volume.volume, volume.node, volume.lease
+    advice = volume.failover.next
+    if lease is not None and lease.remaining_s > 0:
         text = (
-            f"{doc['node']} serves {volume} by its own lease for another "
-            f"{lease['remaining_s']:.0f} s, and can't read Consul."
+            f"{node} serves {name} by its own lease for another {lease.remaining_s:.0f} s, and "
+            "can't read Consul."
         )
         return Line(Level.WARNING, text, advice)
-    sources = doc["sources"]
-    if not sources["agent"]["ok"] and failover["reason"] is None:
-        why = sources["agent"]["text"]
-        advice = f"`systemctl status standfast-agent@{volume}` on {doc['node']}."
-    else:
-        why = sources["consul"]["text"]
-    return Line(Level.UNKNOWN, f"It is not known who serves {volume}: {ended(why)}", advice)
+    agent, why = volume.sources["agent"], volume.sources["consul"].text
+    if not agent.ok and volume.failover.reason is None:
+        why = agent.text
+        advice = f"`systemctl status standfast-agent@{name}` on {node}."
+    return Line(Level.UNKNOWN, f"It is not known who serves {name}: {ended(why or '')}", advice)
 
 
-def _serving(doc: Mapping[str, Any], utc: float) -> Line:
-    since = "" if doc["since"] is None else f" since {time_of(doc['since'], utc)}"
-    text = f"{doc['serving']} serves {doc['volume']}{since} (epoch {doc['epoch']})."
-    age_s, failover = best_age_s(doc), doc["failover"]
+def _serving(volume: Volume, utc: float) -> Line:
+    since = "" if volume.since is None else f" since {time_of(volume.since, utc)}"
+    text = f"{volume.serving} serves {volume.volume}{since} (epoch {volume.epoch})."
+    age_s, failover = volume.best_age_s, volume.failover
     loss = "" if age_s is None else f"would lose {duration(age_s)}"
-    if failover["possible"]:
+    if failover.possible:
         return Line(Level.OK, f"{text} A failover {loss}." if loss else text)
-    if failover["reason"] == Reason.MANUAL_MODE and age_s is not None:
+    if failover.reason == Reason.MANUAL_MODE and age_s is not None:
         return Line(Level.OK, f"{text} A failover is done by hand and {loss}.")
-    advice = " ".join(
-        part for part in (f"Why: {ended(failover['sentence'])}", failover["next"]) if part
-    )
+    advice = " ".join(part for part in (f"Why: {ended(failover.sentence)}", failover.next) if part)
     return Line(Level.WARNING, f"{text} No failover is possible now.", advice)
 
 
-def _held(doc: Mapping[str, Any], config: Config) -> Line:
-    volume, holder, epoch = doc["volume"], doc["holder"], doc["epoch"]
-    seen_s = doc["last_heartbeat_seen_s"]
+def _held(volume: Volume, config: Config) -> Line:
+    name, holder, epoch = volume.volume, volume.holder, volume.epoch
+    seen_s = volume.last_heartbeat_seen_s
     if seen_s is not None and seen_s <= config.lease.length:
-        if doc["unserved_s"]:
-            return _unserved(doc, config)
-        if doc["state"] == LeaderState.STARTING:
-            text = f"{holder} is about to serve {volume} (epoch {epoch})."
+        if volume.unserved_s:
+            return _unserved(volume, volume.unserved_s, config)
+        if volume.state == LeaderState.STARTING:
+            text = f"{holder} is about to serve {name} (epoch {epoch})."
             return Line(Level.WARNING, text)
-        text = f"{holder} is giving {volume} up in order (epoch {epoch})."
+        text = f"{holder} is giving {name} up in order (epoch {epoch})."
         return Line(Level.WARNING, text)
     text = (
-        f"Nobody serves {volume}: the last heartbeat of {holder} (epoch {epoch}) was seen "
+        f"Nobody serves {name}: the last heartbeat of {holder} (epoch {epoch}) was seen "
         f"{duration(seen_s)} ago."
     )
-    return Line(Level.ALARM, text, _what_now(doc, config))
+    return Line(Level.ALARM, text, _what_now(volume, config))
 
 
-def _unserved(doc: Mapping[str, Any], config: Config) -> Line:
-    volume, holder, epoch = doc["volume"], doc["holder"], doc["epoch"]
+def _unserved(volume: Volume, unserved_s: float, config: Config) -> Line:
+    name, holder, epoch = volume.volume, volume.holder, volume.epoch
     text = (
-        f"Nobody serves {volume}: {holder} holds epoch {epoch} and has not served for "
-        f"{duration(doc['unserved_s'])}."
+        f"Nobody serves {name}: {holder} holds epoch {epoch} and has not served for "
+        f"{duration(unserved_s)}."
     )
     advice = f"`standfast status` on {holder} says why; `standfast demote` there gives the role up."
-    if doc.get("not_surrendered"):
-        advice = f"It keeps the role ({doc['not_surrendered']}). {advice}"
-    elif doc["paused"] or config.mode == "manual":
+    if volume.not_surrendered:
+        advice = f"It keeps the role ({volume.not_surrendered}). {advice}"
+    elif volume.paused or config.mode == "manual":
         advice = f"It keeps the role: failover by itself is off. {advice}"
-    elif config.surrender_after and doc["unserved_s"] <= config.surrender_after:
+    elif config.surrender_after and unserved_s <= config.surrender_after:
         advice = (
             f"It gives the role up by itself after {duration(config.surrender_after)} if a standby "
             f"is ready. {advice}"
@@ -141,31 +102,31 @@ def _unserved(doc: Mapping[str, Any], config: Config) -> Line:
     return Line(Level.ALARM, text, advice)
 
 
-def _what_now(doc: Mapping[str, Any], config: Config) -> str | None:
+def _what_now(volume: Volume, config: Config) -> str | None:
     """What keeps a failover away; what this node's agent is about to do, where it speaks."""
-    failover, decision = doc["failover"], doc["decision"]
+    failover, decision = volume.failover, volume.decision
     parts = []
-    if failover["possible"] is False:
-        parts += [f"No failover by itself: {ended(failover['sentence'])}", failover["next"]]
-    elif failover["possible"]:
-        age_s = best_age_s(doc)
+    if failover.possible is False:
+        parts += [f"No failover by itself: {ended(failover.sentence)}", failover.next]
+    elif failover.possible:
+        age_s = volume.best_age_s
         loss = "" if age_s is None else f", losing {duration(age_s)} at most"
         parts.append(
             f"A standby takes over by itself{loss}, {duration(config.failover_after)} after the "
             "last heartbeat at the latest. If none does, `standfast promote` on it."
         )
-    if decision is not None and decision["reason"] not in _CALM:
-        parts.append(f"{doc['node']} says: {ended(decision['sentence'])}")
+    if decision is not None and decision.reason not in _CALM:
+        parts.append(f"{volume.node} says: {ended(decision.sentence)}")
     return " ".join(part for part in parts if part) or None
 
 
 def ended(sentence: str) -> str:
-    """With one full stop, whether it came with one or not."""
+    """Ends a sentence with one full stop, whether it came with one or not."""
     return f"{sentence.rstrip('.')}."
 
 
 def time_of(seconds: float, utc: float) -> str:
-    """`12:01 UTC`, with the date when it isn't today's."""
+    """Writes `12:01 UTC`, with the date when it isn't today's."""
     text, today = format_utc(seconds), format_utc(utc)
     day, clock = text.split()[:2]
     return f"{clock[:5]} UTC" if day == today.split()[0] else f"{day} {clock[:5]} UTC"

@@ -8,19 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import structs
+from msgspec import structs, to_builtins
 
 from standfast.clients.record import RENEW_S
 from standfast.config.model import Config
 from standfast.consul.records import ClientRecord, HistoryEntry
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
+from standfast.status import document as document_of
 from standfast.status.advice import REPLICATE, next_step
-from standfast.status.headline import Level, headline
+from standfast.status.document import FromConsul, FromFiles, Status, Work
+from standfast.status.headline import headline
 from standfast.status.notices import notices
+from standfast.status.volume import (
+    Client,
+    Failover,
+    Failure,
+    Fence,
+    Lease,
+    Level,
+    Limits,
+    Replication,
+    Source,
+    Standby,
+    Trend,
+    Volume,
+)
 
 VERSION = 1
 MOST_EPOCHS = 20
@@ -28,13 +44,15 @@ MOST_CLIENTS = 500
 # A client that is alive says so every RENEW_S, by a timer of a minute.
 SILENT_S = 3 * RENEW_S
 _RIGHT = (Reason.MOUNT_CURRENT, Reason.ROLE_IS_HERE, Reason.AUTOMOUNT_IDLE)
-_FROM_CONSUL = frozenset(["serving", "holder", "state", "standbys", "failover"])
-_STANDBY_KEYS = ("node", "age_s", "snapshot", "epoch", "candidate")
+_NO_STATUS = Status(volume="", node="", role="unknown")
+_NOTHING_OF_CONSUL = FromConsul(None, None, None)
+_NO_FILES = FromFiles(fence_flushes=0)
+_NO_WORK = Work(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What Consul holds beside the status; a value that isn't ours is named in `foreign`."""
+    """Holds what is in Consul beside the status; a value that isn't ours is named in `foreign`."""
 
     history: Sequence[HistoryEntry] = ()
     clients: Sequence[ClientRecord] = ()
@@ -43,10 +61,10 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look at one volume found; an error in the place of what it could not read."""
+    """Holds what one look at one volume found; an error in the place of what it could not read."""
 
     utc: float
-    status: Mapping[str, Any] | str
+    status: Status | str
     """The status document, or why there is none."""
     agent_error: str | None = None
     """Why the agent didn't answer, where Consul was asked instead."""
@@ -57,197 +75,168 @@ class Seen:
     trend_step_s: float = 30.0
 
 
-def document(volumes: Sequence[Mapping[str, Any]], utc: float) -> dict[str, Any]:
-    """The whole answer."""
-    levels = [Level(one["level"]) for one in volumes]
+def document(volumes: Sequence[Volume], utc: float) -> dict[str, Any]:
+    """Returns the whole answer."""
+    levels = [volume.level for volume in volumes]
     return {
         "v": VERSION,
         "at": round(utc, 3),
         "level": str(max(levels, key=list(Level).index, default=Level.UNKNOWN)),
-        "volumes": list(volumes),
+        "volumes": to_builtins(volumes),
     }
 
 
-def describe(seen: Seen, config: Config) -> dict[str, Any]:
-    """One volume; KeyError and the like for a status document of another shape."""
-    status: Mapping[str, Any] = seen.status if isinstance(seen.status, Mapping) else {}
-    if "epoch" in status and not status.keys() >= _FROM_CONSUL:
-        raise KeyError(f"{sorted(_FROM_CONSUL - status.keys())} missing")
+def describe(seen: Seen, config: Config) -> Volume:
+    """Returns what is told of one volume."""
+    status = seen.status if isinstance(seen.status, Status) else _NO_STATUS
+    consul = status.consul or _NOTHING_OF_CONSUL
+    files, work = status.files or _NO_FILES, status.work or _NO_WORK
     keys = seen.keys if isinstance(seen.keys, Keys) else None
-    doc: dict[str, Any] = {
-        "volume": config.volume,
-        "node": config.node,
-        "role": status.get("role", "unknown"),
-        "mode": config.mode,
-        "limits": {
-            "interval_s": config.replication.interval,
-            "max_data_loss_s": config.max_data_loss,
-        },
-        "serving": status.get("serving"),
-        "holder": status.get("holder"),
-        "state": status.get("state"),
-        "epoch": status.get("epoch"),
-        "since": status.get("since"),
-        "began_by": status.get("began_by"),
-        "lost_s": status.get("lost_s"),
-        "last_heartbeat_seen_s": status.get("last_heartbeat_seen_s"),
-        "unserved_s": status.get("unserved_s"),
-        "not_surrendered": status.get("not_surrendered"),
-        "given_up": status.get("given_up"),
-        "lease": _lease(status, config),
-        "fence": _fence(status),
-        "failover": _failover(status),
-        "paused": status.get("paused"),
-        "decision": status.get("decision"),
-        "standbys": _standbys(seen, status, config),
-        "history": None if keys is None else [structs.asdict(one) for one in _newest(keys.history)],
-        "clients": None if keys is None else _clients(keys.clients, status, seen.utc),
-        "nomad": status.get("nomad"),
-        "busy": status.get("busy"),
-        "trouble": status.get("trouble"),
-        "sick": status.get("sick"),
-        "kept_aside": list(status["aside"]) if "aside" in status else None,
-        "sources": _sources(seen, status),
-    }
-    found = notices(doc, config)
-    line = headline(doc, config, seen.utc)
-    doc["headline"] = {**asdict(line), "level": str(line.level)}
-    worst = max((line.level, *(one.level for one in found)), key=list(Level).index)
-    doc["level"] = str(worst)
-    doc["notices"] = [{**asdict(one), "level": str(one.level)} for one in found]
-    return doc
+    volume = Volume(
+        volume=config.volume,
+        node=config.node,
+        role=status.role,
+        mode=config.mode,
+        limits=Limits(config.replication.interval, config.max_data_loss),
+        serving=status.serving or None,
+        holder=consul.holder,
+        state=consul.state,
+        epoch=consul.epoch,
+        since=consul.since,
+        began_by=consul.began_by,
+        lost_s=consul.lost_s,
+        last_heartbeat_seen_s=consul.last_heartbeat_seen_s,
+        unserved_s=consul.unserved_s,
+        not_surrendered=files.not_surrendered,
+        given_up=consul.given_up,
+        lease=_lease(files, config),
+        fence=None
+        if status.fence is None
+        else Fence(status.fence.in_place, status.fence.open_for_s, files.fence_flushes),
+        failover=_failover(status),
+        paused=consul.paused,
+        decision=status.decision,
+        standbys=None if status.consul is None else _standbys(seen, consul, config),
+        history=None if keys is None else tuple(map(structs.asdict, _newest(keys.history))),
+        clients=None if keys is None else _clients(keys.clients, status.serving or None, seen.utc),
+        nomad=status.nomad,
+        busy=work.busy,
+        trouble=work.trouble,
+        sick=work.sick,
+        kept_aside=status.aside,
+        sources=_sources(seen),
+    )
+    line, beside = headline(volume, config, seen.utc), notices(volume, config)
+    worst = max((line.level, *(notice.level for notice in beside)), key=list(Level).index)
+    return structs.replace(volume, headline=line, level=worst, notices=tuple(beside))
 
 
-def _lease(status: Mapping[str, Any], config: Config) -> dict[str, Any] | None:
+def _lease(files: FromFiles, config: Config) -> Lease | None:
     """Only the holder knows what is left of it."""
-    if status.get("lease_remaining_s") is None:
+    if files.lease_remaining_s is None:
         return None
-    return {
-        "remaining_s": max(0.0, status["lease_remaining_s"]),
-        "length_s": config.lease.length,
-        "trouble": status.get("lease_trouble"),
-    }
+    return Lease(max(0.0, files.lease_remaining_s), config.lease.length, files.lease_trouble)
 
 
-def _fence(status: Mapping[str, Any]) -> dict[str, Any] | None:
-    fence = status.get("fence")
-    if fence is None:
-        return None
-    return {
-        "in_place": fence["in_place"],
-        "open_for_s": fence["open_for_s"],
-        "flushes": status.get("fence_flushes", 0),
-    }
-
-
-def _failover(status: Mapping[str, Any]) -> dict[str, Any]:
-    """`possible` is null when Consul did not tell: that is not a no."""
-    found = status.get("failover")
-    if found is None:
-        sentence = "not known: there is no status"
-        return {"possible": None, "reason": None, "sentence": sentence, "next": None}
+def _failover(status: Status) -> Failover:
+    """`possible` is None when Consul did not tell: that is not a no."""
+    told = status.failover
+    if told is None:
+        return Failover(None, None, "not known: there is no status", None)
     # Nobody should be promoted over a server that is well.
-    serves, reason = status.get("serving"), found["reason"]
-    late = serves and reason in (Reason.TOO_OLD, Reason.NO_PUBLISHED_SNAPSHOT)
-    return {
-        "possible": found["possible"] if "epoch" in status else None,
-        "reason": found["reason"],
-        "sentence": found["sentence"],
-        "next": REPLICATE if late else next_step(found["reason"]),
-    }
+    late = status.serving and told.reason in (Reason.TOO_OLD, Reason.NO_PUBLISHED_SNAPSHOT)
+    return Failover(
+        None if status.consul is None else told.possible,
+        told.reason,
+        told.sentence,
+        REPLICATE if late else next_step(told.reason),
+    )
 
 
-def _standbys(seen: Seen, status: Mapping[str, Any], config: Config) -> list[dict[str, Any]] | None:
-    if "standbys" not in status:
-        return None
-    leads = status.get("holder") == config.node
+def _standbys(seen: Seen, consul: FromConsul, config: Config) -> tuple[Standby, ...]:
+    leads = consul.holder == config.node
     known = seen.replication if leads and isinstance(seen.replication, ReplicationState) else None
-    return [
-        {
-            **{key: one.get(key) for key in _STANDBY_KEYS},
-            "level": str(_standby_level(one, config)),
-            "trend": {
-                "step_s": seen.trend_step_s,
-                "ages_s": [_short(age) for age in seen.trends.get(one["node"], ())],
-            },
-            "replication": None
-            if known is None
-            else _replication(known.standbys.get(one["node"], StandbyState())),
-        }
-        for one in status["standbys"]
-    ]
+    return tuple(
+        Standby(
+            told.node,
+            told.age_s,
+            told.snapshot,
+            told.epoch,
+            told.candidate,
+            _standby_level(told, config),
+            Trend(seen.trend_step_s, tuple(map(_short, seen.trends.get(told.node, ())))),
+            None if known is None else _replication(known.standbys.get(told.node, StandbyState())),
+        )
+        for told in consul.standbys
+    )
 
 
-def _standby_level(one: Mapping[str, Any], config: Config) -> Level:
+def _standby_level(told: document_of.Standby, config: Config) -> Level:
     """Twice the interval is late; beyond `max_data_loss` it doesn't take over any more."""
-    age_s = one["age_s"]
-    if age_s is None or age_s > config.max_data_loss:
+    if told.age_s is None or told.age_s > config.max_data_loss:
         return Level.ALARM
-    late = age_s > 2 * config.replication.interval or not one["candidate"]
+    late = told.age_s > 2 * config.replication.interval or not told.candidate
     return Level.WARNING if late else Level.OK
 
 
-def _replication(one: StandbyState) -> dict[str, Any]:
+def _replication(noted: StandbyState) -> Replication:
     """What the primary noted; a failure only when no success came after it."""
-    failed = (one.last_failure_at or 0.0) > (one.last_success_at or 0.0)
-    return {
-        "last_success_at": one.last_success_at,
-        "duration_s": one.duration_s,
-        "sent_bytes": one.sent_bytes,
-        "needs_full": one.needs_full,
-        "failure": {
-            "at": one.last_failure_at,
-            "reason": one.last_failure_reason,
-            "text": one.last_failure,
-        }
-        if failed
-        else None,
-        "verified_at": one.verified_at,
-        "verified_ok": one.verified_ok,
-    }
+    failure = None
+    if noted.has_failed:
+        failure = Failure(noted.last_failure_at, noted.last_failure_reason, noted.last_failure)
+    return Replication(
+        noted.last_success_at,
+        noted.duration_s,
+        noted.sent_bytes,
+        noted.needs_full,
+        failure,
+        noted.verified_at,
+        noted.verified_ok,
+    )
 
 
 def _newest(history: Sequence[HistoryEntry]) -> list[HistoryEntry]:
-    return sorted(history, key=lambda one: one.epoch, reverse=True)[:MOST_EPOCHS]
+    return sorted(history, key=lambda entry: entry.epoch, reverse=True)[:MOST_EPOCHS]
 
 
 def _clients(
-    clients: Sequence[ClientRecord], status: Mapping[str, Any], utc: float
-) -> list[dict[str, Any]]:
+    records: Sequence[ClientRecord], serving: str | None, utc: float
+) -> tuple[Client, ...]:
     """Those that mount, or should; one that has been silent for long is unknown."""
-    shown = [one for one in clients if one.state != Reason.NOT_A_CLIENT]
-    return [
-        {**structs.asdict(one), "level": str(_client_level(one, status.get("serving"), utc))}
-        for one in sorted(shown, key=lambda one: one.node)[:MOST_CLIENTS]
-    ]
+    shown = [record for record in records if record.state != Reason.NOT_A_CLIENT]
+    return tuple(
+        Client(**structs.asdict(record), level=_client_level(record, serving, utc))
+        for record in sorted(shown, key=lambda record: record.node)[:MOST_CLIENTS]
+    )
 
 
-def _client_level(one: ClientRecord, serving: str | None, utc: float) -> Level:
-    if utc - one.at > SILENT_S:
+def _client_level(record: ClientRecord, serving: str | None, utc: float) -> Level:
+    if utc - record.at > SILENT_S:
         return Level.UNKNOWN
     if serving is None:  # whatever it said, its mount waits now
         return Level.NOTE
-    elsewhere = one.server is not None and one.server != serving
-    return Level.WARNING if one.state not in _RIGHT or elsewhere else Level.OK
+    elsewhere = record.server is not None and record.server != serving
+    return Level.WARNING if record.state not in _RIGHT or elsewhere else Level.OK
 
 
-def _sources(seen: Seen, status: Mapping[str, Any]) -> dict[str, Any]:
+def _sources(seen: Seen) -> dict[str, Source]:
     """ok, or what is wrong, in the words of who could not read it."""
-    if isinstance(seen.status, str):
-        agent: str | None = seen.agent_error or seen.status
-        consul: str | None = seen.status
+    status = seen.status
+    if isinstance(status, str):
+        agent: str | None = seen.agent_error or status
+        consul: str | None = status
     else:
-        agent = None if status.get("agent") is True else "none answers on this node"
+        agent = None if status.agent is True else "none answers on this node"
         agent = seen.agent_error or agent
-        if status.get("role") == "starting":
+        if status.role == "starting":
             agent = "the agent has just started"
-        consul = None if "epoch" in status else _failover(status)["sentence"]
+        consul = None if status.consul is not None else _failover(status).sentence
     keys = seen.keys if isinstance(seen.keys, str) else None
     replication = seen.replication if isinstance(seen.replication, str) else None
     if keys is None and isinstance(seen.keys, Keys) and seen.keys.foreign:
         keys = f"values that are not Standfast's: {', '.join(seen.keys.foreign)}"
-    found = {"agent": agent, "consul": consul, "keys": keys, "replication": replication}
-    return {name: {"ok": text is None, "text": text} for name, text in found.items()}
+    failures = {"agent": agent, "consul": consul, "keys": keys, "replication": replication}
+    return {name: Source(text is None, text) for name, text in failures.items()}
 
 
 def _short(age_s: float | None) -> float | None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from msgspec.structs import replace
+
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
+from standfast.status.document import Status
 from standfast.status.text import render
 from standfast.system.clock import format_utc, monotonic, sleep, utc_now
 from standfast.text import duration
 
-Fetch = Callable[[Config], Mapping[str, Any]]
+Fetch = Callable[[Config], Status]
 _INDENT = " " * 11
 """As wide as the labels of `status.text`."""
 _HOME, _END_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
@@ -28,25 +31,25 @@ _HOME, _END_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
 
 @dataclass(slots=True)
 class Watch:
-    """What was seen last, and where it is shown."""
+    """Shows what was seen last, again and again."""
 
     config: Config
     fetch: Fetch
     out: TextIO
     every_s: float
     as_json: bool = False
-    last: Mapping[str, Any] | None = None
+    last: Status | None = None
     seen_at: float = 0.0
 
     def run(self) -> None:
-        """Until KeyboardInterrupt."""
+        """Looks and shows until KeyboardInterrupt."""
         while True:
             due = monotonic() + self.every_s
             self.turn()
             sleep(due - monotonic())
 
     def turn(self) -> None:
-        """One look."""
+        """Looks once and shows it."""
         try:
             self.last = self.fetch(self.config)
             self.seen_at = monotonic()
@@ -57,12 +60,17 @@ class Watch:
 
     def _show(self, error: StandfastError | None) -> None:
         if self.as_json:
-            self.out.write(json.dumps(self.last if error is None else _failure(error)) + "\n")
+            self.out.write(json.dumps(self._document(error)) + "\n")
         elif self.out.isatty():
             self.out.write(self._drawn(self._lines(error)))
         else:
             self.out.write("\n".join([*self._lines(error), "", ""]))
         self.out.flush()
+
+    def _document(self, error: StandfastError | None) -> dict[str, Any] | None:
+        if error is not None:
+            return _failure(error)
+        return None if self.last is None else self.last.as_json()
 
     def _lines(self, error: StandfastError | None) -> list[str]:
         lines = [f"{format_utc(utc_now())}, every {self.every_s:g} s"]
@@ -87,16 +95,21 @@ class Watch:
         return _HOME + "\n".join(fit) + f"\n{_REST}"
 
 
-def aged(doc: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """A document that was seen `seconds` ago: what grows with time has grown."""
-    older = dict(doc)
-    if "last_heartbeat_seen_s" in doc:
-        older["last_heartbeat_seen_s"] = doc["last_heartbeat_seen_s"] + seconds
-    older["standbys"] = [
-        {**one, "age_s": None if one["age_s"] is None else one["age_s"] + seconds}
-        for one in doc.get("standbys", ())
-    ]
-    return older
+def aged(status: Status, seconds: float) -> Status:
+    """Returns a document that was seen `seconds` ago: what grows with time has grown."""
+    consul = status.consul
+    if consul is None:
+        return status
+    seen_s = _later(consul.last_heartbeat_seen_s, seconds)
+    standbys = tuple(
+        replace(standby, age_s=_later(standby.age_s, seconds)) for standby in consul.standbys
+    )
+    older = replace(consul, last_heartbeat_seen_s=seen_s, standbys=standbys)
+    return replace(status, consul=older)
+
+
+def _later(age_s: float | None, seconds: float) -> float | None:
+    return None if age_s is None else age_s + seconds
 
 
 def _failure(error: StandfastError) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from standfast.errors import TimedOut
 from standfast.system.clock import Deadline
+from standfast.system.threads import Question
 
 T = TypeVar("T")
 
@@ -32,27 +33,16 @@ class SingleFlight:
             flight = self._flights.setdefault(source, threading.Lock())
         if not flight.acquire(timeout=deadline.remaining_s()):
             raise TimedOut("the look before this one hangs, still")
-        found: list[Any] = []
-        failed: list[Exception] = []
 
-        def work() -> None:
+        def read_and_release() -> T:
             try:
-                found.append(read())
-            except Exception as error:  # noqa: BLE001  # raised again where it is waited for
-                failed.append(error)
+                return read()
             finally:
                 flight.release()
 
-        thread = threading.Thread(target=work, name=f"look at {source}", daemon=True)
         try:
-            thread.start()
+            question = Question(f"look at {source}", read_and_release)
         except RuntimeError:  # no more threads: the source must not stay locked for ever
             flight.release()
             raise
-        thread.join(deadline.remaining_s())
-        if failed:
-            raise failed[0]
-        if not found:
-            raise TimedOut("no answer in time")
-        value: T = found[0]
-        return value
+        return question.answer(deadline)

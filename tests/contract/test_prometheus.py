@@ -57,6 +57,7 @@ def document(node: str, now: float) -> Mapping[str, Any]:
         "role": "primary" if primary else "standby",
         "epoch": 7,
         "holder": "zippy",
+        "state": "serving",
         "since": now - 3600,
         "began_by": str(Reason.TAKEOVER),
         "paused": None,

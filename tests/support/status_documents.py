@@ -14,6 +14,7 @@ from standfast.consul.records import (
     StandbyRecord,
 )
 from standfast.names import SnapshotName
+from standfast.status.document import Status
 
 # 2026-11-22 14:06:40 UTC
 NOW = 1_795_356_400.0
@@ -21,6 +22,11 @@ NOW = 1_795_356_400.0
 
 def snapshot(age_s: float, utc: float = NOW) -> str:
     return str(SnapshotName.at("services", utc - age_s))
+
+
+def parsed(doc: Mapping[str, Any]) -> Status:
+    """As a program has it that asked the agent."""
+    return Status.parse(doc)
 
 
 def standby(name: str, age_s: float | None, **changes: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from standfast.doctor.finding import Finding
 from standfast.doctor.run import GROUPS, document, gather, listed, render
 from standfast.errors import TimedOut, Unreachable
 from standfast.replication.preflight import Facts
+from standfast.status.document import FromConsul, Standby, Status, Verified
 from standfast.system.clock import Deadline
 from tests.fakes.machine import config_in
 from tests.support.checkout import CHECKOUT
@@ -151,22 +152,22 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
 
 # Standbys
 
-TOLD: dict[str, Any] = {"node": "n2", "age_s": 30.0, "snapshot": "services@x", "candidate": True}
-VERIFIED = {"ok": True, "at": 1_795_000_000.0, "snapshot": "services@x", "full": True}
+TOLD = Standby("n2", age_s=30.0, snapshot="services@x", candidate=True)
+VERIFIED = Verified(ok=True, at=1_795_000_000.0, snapshot="services@x", full=True)
 DATA: dict[str, tuple[dict[str, Any], set[str]]] = {
     "well": ({"verified": VERIFIED}, set()),
     "late": ({"age_s": 601.0}, {"age"}),
     "empty": ({"age_s": None}, {"age"}),
     "failed": ({"failure": "no-space: full"}, {"cycle"}),
     "lost": ({"needs_full": True, "failure": "needs-full: x"}, {"full"}),
-    "damaged": ({"verified": {**VERIFIED, "ok": False}}, {"verified"}),
+    "damaged": ({"verified": structs.replace(VERIFIED, ok=False)}, {"verified"}),
 }
 
 
 @pytest.mark.parametrize("case", DATA)
 def test_what_status_knows_of_a_standby_is_judged(config: Config, case: str) -> None:
     told, bad = DATA[case]
-    found = standby_checks.examine("n2", {**TOLD, **told}, config)
+    found = standby_checks.examine(structs.replace(TOLD, **told), config)
     assert {one.check for one in found if not one.ok} == bad
     assert all(one.subject == "n2" and one.fix for one in found if not one.ok)
 
@@ -186,6 +187,11 @@ def test_two_clocks_are_compared_within_the_time_that_the_question_took() -> Non
     assert (clock.check, clock.ok, clock.subject) == ("clock", False, "n2")
 
 
+def held_by(holder: str, *standbys: Standby) -> Status:
+    told = FromConsul(4, holder, "serving", standbys=standbys)
+    return Status(volume="data-services", node="n1", role="unknown", consul=told)
+
+
 def primary(config: Config, command: list[str]) -> Config:
     return replace(
         config,
@@ -198,7 +204,7 @@ def test_a_standby_that_does_not_answer_is_named_with_the_command_that_goes_on(
     config: Config,
 ) -> None:
     there = primary(config, [sys.executable, "-c", "raise SystemExit(255)"])
-    found = standby_checks.look(there, {"holder": "n1", "standbys": [TOLD]})
+    found = standby_checks.look(there, held_by("n1", TOLD))
     [bad] = [one for one in found if not one.ok]
     assert (bad.check, bad.subject) == ("survey", "n2")
     assert "n2 can't be reached" in bad.evidence and "standby add n2" in bad.fix
@@ -207,7 +213,7 @@ def test_a_standby_that_does_not_answer_is_named_with_the_command_that_goes_on(
 
 def test_without_a_key_nothing_is_made(config: Config, tmp_path: Path) -> None:
     there = replace(config, replication=Replication(ssh_key=tmp_path / "key"))
-    found = standby_checks.look(there, {"holder": "n1", "standbys": []})
+    found = standby_checks.look(there, held_by("n1"))
     assert [(one.check, one.ok, one.subject) for one in found] == [
         ("way", False, "n2"),
         ("way", False, "n3"),
@@ -217,8 +223,8 @@ def test_without_a_key_nothing_is_made(config: Config, tmp_path: Path) -> None:
 
 
 def test_a_standby_looks_at_no_other(config: Config) -> None:
-    assert standby_checks.look(config, {"holder": "n2", "standbys": [TOLD]}) == []
-    assert standby_checks.look(config, {}) == []
+    assert standby_checks.look(config, held_by("n2", TOLD)) == []
+    assert standby_checks.look(config, None) == []
 
 
 # The node

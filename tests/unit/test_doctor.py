@@ -9,16 +9,22 @@ import pytest
 from standfast.doctor.finding import Finding
 from standfast.doctor.run import listed, render
 from standfast.doctor.service_checks import examine
+from tests.support.status_documents import parsed
 
 WELL: dict[str, Any] = {
     "volume": "data-services",
     "node": "n1",
+    "role": "primary",
     "agent": True,
     "epoch": 4,
     "holder": "n1",
+    "state": "serving",
     "serving": "n1",
     "fence": {"in_place": True, "open_for_s": 6.0},
     "fence_flushes": 0,
+    "busy": None,
+    "sick": None,
+    "trouble": None,
     "failover": {"possible": True, "reason": None, "sentence": "n2 would lose 30 s"},
     "standbys": [{"node": "n2", "age_s": 30.0}],
     "aside": ["/persist/services.retired-3-20261122T101500Z"],
@@ -30,7 +36,7 @@ def shown(findings: list[Finding]) -> str:
 
 
 def test_a_healthy_primary_has_no_finding_and_no_fix() -> None:
-    findings = examine(WELL)
+    findings = examine(parsed(WELL))
     assert all(one.ok and not one.fix for one in findings)
     assert "BAD" not in shown(findings)
 
@@ -54,7 +60,7 @@ def test_a_healthy_primary_has_no_finding_and_no_fix() -> None:
 def test_what_is_wrong_is_named_with_its_evidence_and_a_fix(
     change: dict[str, Any], check: str, evidence: str
 ) -> None:
-    [bad] = [one for one in examine(WELL | change) if not one.ok]
+    [bad] = [one for one in examine(parsed(WELL | change)) if not one.ok]
     assert bad.check == check
     assert evidence in bad.evidence
     assert bad.fix
@@ -63,6 +69,6 @@ def test_what_is_wrong_is_named_with_its_evidence_and_a_fix(
 
 
 def test_without_consul_it_says_what_is_not_known() -> None:
-    blind = {key: value for key, value in WELL.items() if key not in ("holder", "serving")}
+    blind = {key: value for key, value in WELL.items() if key not in ("epoch", "serving")}
     blind["failover"] = {"possible": False, "reason": "consul-timeout", "sentence": "Consul hangs"}
-    assert "not known: Consul hangs" in examine(blind)[0].evidence
+    assert "not known: Consul hangs" in examine(parsed(blind))[0].evidence

@@ -19,9 +19,10 @@ import pytest
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.errors import StandfastError, Unreachable, UsageError
-from standfast.exporter import samples, server, textfile
+from standfast.exporter import server, textfile
 from standfast.exporter.exporter import (
     address_of,
+    is_primary,
     is_standby,
     role_route,
     routes,
@@ -31,15 +32,24 @@ from standfast.exporter.exporter import (
 from standfast.exporter.metrics import Readers, VolumeMetrics
 from standfast.exporter.status_cache import StatusCache
 from standfast.exporter.web import Request, Response, Routes, application, plain, query_of
+from standfast.status.document import Status
 from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
+from tests.support.status_documents import parsed
 from tests.support.terminal import write_config
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
-PRIMARY: Mapping[str, Any] = {"agent": True, "role": "primary", "sick": None}
-STANDBY: Mapping[str, Any] = {"agent": True, "role": "standby", "sick": None}
+AGENT: Mapping[str, Any] = {"volume": "data-services", "node": "n1", "agent": True}
+PRIMARY: Mapping[str, Any] = {
+    **AGENT,
+    "role": "primary",
+    "busy": None,
+    "sick": None,
+    "trouble": None,
+}
+STANDBY: Mapping[str, Any] = {**PRIMARY, "role": "standby"}
 
 
 @pytest.fixture
@@ -141,15 +151,13 @@ def test_a_scrape_ends_before_prometheus_gives_up(told: str | None, expected: fl
 def role(doc: Mapping[str, Any] | Exception, config: Config, query: str = "") -> tuple[int, int]:
     """Status of /primary and of /standby."""
 
-    def look(config: Config) -> Mapping[str, Any]:
+    def look(config: Config) -> Status:
         if isinstance(doc, Exception):
             raise doc
-        return doc
+        return parsed(doc)
 
     request = Request("/", query_of(query))
-    both = [
-        role_route([config], wanted, look)(request) for wanted in (samples.is_serving, is_standby)
-    ]
+    both = [role_route([config], wanted, look)(request) for wanted in (is_primary, is_standby)]
     return both[0].status, both[1].status
 
 
@@ -161,8 +169,8 @@ def role(doc: Mapping[str, Any] | Exception, config: Config, query: str = "") ->
         ({**PRIMARY, "sick": "the port is shut"}, (503, 503)),
         ({**PRIMARY, "agent": False}, (503, 503)),
         ({**STANDBY, "agent": False}, (503, 503)),
-        ({"agent": True, "role": "starting"}, (503, 503)),
-        ({"agent": True, "role": "primary"}, (503, 503)),
+        ({**AGENT, "role": "starting"}, (503, 503)),
+        ({**AGENT, "role": "primary"}, (503, 503)),
         ({}, (503, 503)),
         (Unreachable("no"), (503, 503)),
         (StandfastError("no"), (503, 503)),
@@ -178,8 +186,8 @@ def test_of_several_volumes_one_has_to_be_named(config: Config) -> None:
     other = replace(config, volume="media")
     route = role_route(
         [config, other],
-        samples.is_serving,
-        lambda one: PRIMARY if one is config else STANDBY,
+        is_primary,
+        lambda one: parsed(PRIMARY if one is config else STANDBY),
     )
     answer = route(Request("/primary"))
     assert answer.status == 400

@@ -26,10 +26,12 @@ from standfast.exporter.samples import Copy
 from standfast.exporter.web import Request
 from standfast.names import SnapshotName
 from standfast.replication import state
+from standfast.status.document import Status
 from standfast.system.clock import Deadline
 from tests.support.checkout import CHECKOUT
 from tests.support.metrics import NOW, PRIMARY, name_of, values
 from tests.support.origins import note_epoch
+from tests.support.status_documents import parsed
 from tests.support.terminal import write_config
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
@@ -50,6 +52,8 @@ WITHOUT_CONSUL = {
     for key, value in PRIMARY.items()
     if key not in ("epoch", "holder", "standbys", "since", "began_by", "paused")
 } | {"failover": {"possible": False, "reason": "consul-unreachable", "sentence": ""}}
+MISSING = {"in_place": False, "open_for_s": 0.0}
+PAUSED = {"by": "ann", "reason": "disk", "at": NOW}
 SENT = state.ReplicationState(
     standbys={
         "c1": state.StandbyState(
@@ -78,8 +82,8 @@ def breaks(error: Exception) -> Callable[[Config], Any]:
 
 
 WELL = Readers(
-    fetch=lambda config: PRIMARY,
-    from_consul=lambda config: {**PRIMARY, "agent": False, "role": "unknown"},
+    fetch=lambda config: parsed(PRIMARY),
+    from_consul=lambda config: parsed({**PRIMARY, "agent": False, "role": "unknown"}),
     replication=lambda config: SENT,
     replica=lambda config: Replica(copy_of(100), 1),
     has_epoch=lambda config: True,
@@ -145,23 +149,25 @@ def test_a_standby_speaks_of_its_own_data_so_that_the_age_grows_without_a_primar
     config: Config,
 ) -> None:
     ages = [
-        scrape(config, fetch=lambda config: ON_STANDBY, utc=lambda s=s: NOW + s)[
+        scrape(config, fetch=lambda config: parsed(ON_STANDBY), utc=lambda s=s: NOW + s)[
             f"{STANDBY}{{zippy}}"
         ]
         for s in (0, 60)
     ]
     assert ages == [100, 160]
-    assert f"{STANDBY}{{c1}}" not in scrape(config, fetch=lambda config: ON_STANDBY)
+    assert f"{STANDBY}{{c1}}" not in scrape(config, fetch=lambda config: parsed(ON_STANDBY))
 
 
 def test_a_standby_without_a_snapshot_is_infinitely_old(config: Config) -> None:
     empty = Replica(None, 0)
-    found = scrape(config, fetch=lambda config: ON_STANDBY, replica=lambda config: empty)
+    found = scrape(config, fetch=lambda config: parsed(ON_STANDBY), replica=lambda config: empty)
     assert found[f"{STANDBY}{{zippy}}"] == math.inf
     assert found[f"{HAS_SNAPSHOT}{{zippy}}"] == 0
     none = {**PRIMARY, "standbys": [{"node": "c1", "snapshot": None}]}
     found = scrape(
-        config, fetch=lambda config: none, replication=lambda config: state.ReplicationState()
+        config,
+        fetch=lambda config: parsed(none),
+        replication=lambda config: state.ReplicationState(),
     )
     assert found[f"{STANDBY}{{c1}}"] == math.inf
     assert found[f"{HAS_SNAPSHOT}{{c1}}"] == 0
@@ -170,13 +176,13 @@ def test_a_standby_without_a_snapshot_is_infinitely_old(config: Config) -> None:
 def test_a_snapshot_of_unknown_age_is_there_all_the_same(config: Config) -> None:
     """Its only word is a name from the future: an age that nobody knows, and no empty standby."""
     there = Replica(copy_of(-3600), 0)
-    found = scrape(config, fetch=lambda config: ON_STANDBY, replica=lambda config: there)
+    found = scrape(config, fetch=lambda config: parsed(ON_STANDBY), replica=lambda config: there)
     assert found[f"{STANDBY}{{zippy}}"] == math.inf
     assert found[f"{HAS_SNAPSHOT}{{zippy}}"] == 1
 
 
 def test_a_primary_without_consul_still_knows_what_it_sent(config: Config) -> None:
-    found = scrape(config, fetch=lambda config: WITHOUT_CONSUL)
+    found = scrape(config, fetch=lambda config: parsed(WITHOUT_CONSUL))
     assert found["standfast_up{agent}"] == 1
     assert found["standfast_up{consul}"] == 0
     assert found[f"{STANDBY}{{c1}}"] == 42
@@ -188,7 +194,7 @@ def test_a_primary_without_consul_still_knows_what_it_sent(config: Config) -> No
 def test_what_is_unknown_is_not_called_infinite(config: Config) -> None:
     found = scrape(
         config,
-        fetch=lambda config: WITHOUT_CONSUL,
+        fetch=lambda config: parsed(WITHOUT_CONSUL),
         replication=lambda config: state.ReplicationState(),
     )
     assert not any(name.startswith(STANDBY) for name in found)
@@ -224,7 +230,7 @@ def test_when_everything_is_broken_the_scrape_says_so(config: Config) -> None:
 def test_an_answer_that_cannot_be_understood_is_no_answer(
     config: Config, doc: Mapping[str, Any]
 ) -> None:
-    found = scrape(config, fetch=lambda config: doc)
+    found = scrape(config, fetch=lambda config: parsed(doc))
     assert found["standfast_up{agent}"] == 0
     assert found["standfast_up{consul}"] == 1
     assert "standfast_serving{}" not in found
@@ -232,17 +238,17 @@ def test_an_answer_that_cannot_be_understood_is_no_answer(
 
 def test_a_sick_primary_does_not_serve(config: Config) -> None:
     sick = {**PRIMARY, "sick": "the NFS port is shut"}
-    assert scrape(config, fetch=lambda config: sick)["standfast_serving{}"] == 0
+    assert scrape(config, fetch=lambda config: parsed(sick))["standfast_serving{}"] == 0
 
 
 @pytest.mark.parametrize(
     ("change", "name", "value"),
     [
-        ({"fence": {"in_place": False}}, "fence_armed{}", 0),
-        ({"role": "standby", "fence": {"in_place": False}}, "fence_armed{}", None),
+        ({"fence": MISSING}, "fence_armed{}", 0),
+        ({"role": "standby", "fence": MISSING}, "fence_armed{}", None),
         ({"trouble": "start NFS: no"}, "trouble{}", 1),
-        ({"paused": {"by": "ann"}}, "mode{paused}", 1),
-        ({"paused": {"by": "ann"}}, "mode{auto}", 0),
+        ({"paused": PAUSED}, "mode{paused}", 1),
+        ({"paused": PAUSED}, "mode{auto}", 0),
         ({"nomad": {"reason": "nomad-denied"}}, "nomad_up{}", 0),
         ({"nomad": {"at": NOW - 3600}}, "nomad_up{}", 0),
         ({"nomad": {"at": None}}, "nomad_up{}", None),
@@ -258,7 +264,7 @@ def test_a_status_tells_what_is_known_and_leaves_out_the_rest(
     doc = {**PRIMARY, **change}
     if change.get("nomad"):
         doc["nomad"] = {**PRIMARY["nomad"], **change["nomad"]}
-    found = scrape(config, fetch=lambda config: doc)
+    found = scrape(config, fetch=lambda config: parsed(doc))
     assert found["standfast_up{agent}"] == 1
     assert found.get(f"standfast_{name}") == value
 
@@ -281,10 +287,10 @@ def test_a_source_that_hangs_is_down_by_the_deadline_and_is_not_asked_twice(
 ) -> None:
     let_go, asked = threading.Event(), []
 
-    def hangs(config: Config) -> Mapping[str, Any]:
+    def hangs(config: Config) -> Status:
         asked.append(config)
         let_go.wait(60)
-        return PRIMARY
+        return parsed(PRIMARY)
 
     metrics = VolumeMetrics([config], replace(WELL, fetch=hangs))
     try:
@@ -300,9 +306,9 @@ def test_volumes_that_hang_do_not_hide_another(config: Config) -> None:
     hanging = [replace(config, volume=f"media-{number}") for number in range(3)]
     let_go = threading.Event()
 
-    def fetch(asked: Config) -> Mapping[str, Any]:
+    def fetch(asked: Config) -> Status:
         let_go.wait(0.1 if asked is config else 60)
-        return PRIMARY
+        return parsed(PRIMARY)
 
     metrics = VolumeMetrics([*hanging, config], replace(WELL, fetch=fetch))
     try:

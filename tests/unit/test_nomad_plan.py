@@ -32,6 +32,7 @@ from standfast.status.text import render
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeJobs, fake_node
 from tests.support.observations import config
+from tests.support.status_documents import parsed
 
 NAMES = Names("/persist/services", "/data/services", "data-services", jobs=True)
 
@@ -154,7 +155,7 @@ def test_status_shows_the_last_round_and_the_jobs(tmp_path: Path) -> None:
          "failed": ["stop x: denied"], "jobs": moves},
     )  # fmt: skip
     doc = {"volume": "v", "node": "b", "role": "primary", "nomad": reports.load(made)}
-    text = render(doc)
+    text = render(parsed(doc))
     assert "nomad:     b shows it [nomad-follows]" in text
     assert "FAILED: stop x: denied" in text
     assert "db.g: from a to b, 12.3 s down" in text

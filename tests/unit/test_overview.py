@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import structs
+from msgspec import structs, to_builtins
 
 from standfast.config.model import Config
 from standfast.consul.records import ClientRecord
@@ -22,11 +22,22 @@ from standfast.exporter.trend import BUCKETS, MOST_STANDBYS, STEP_S, Trend
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
 from standfast.status.advice import NEXT, next_step
-from standfast.status.headline import Level, time_of
+from standfast.status.document import Status
+from standfast.status.headline import time_of
 from standfast.status.overview import MOST_EPOCHS, SILENT_S, Keys, Seen, describe, document
+from standfast.status.volume import Level, Volume
 from tests.fakes.machine import config_in
 from tests.support.checkout import CHECKOUT
-from tests.support.status_documents import NOW, blind, dead, keys, served, snapshot, standby
+from tests.support.status_documents import (
+    NOW,
+    blind,
+    dead,
+    keys,
+    parsed,
+    served,
+    snapshot,
+    standby,
+)
 
 
 @pytest.fixture
@@ -34,10 +45,16 @@ def config(tmp_path: Path) -> Config:
     return config_in(tmp_path)
 
 
+def volume_of(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> Volume:
+    found = status if isinstance(status, str) else parsed(status)
+    return describe(replace(Seen(NOW, found, keys=sort_keys(keys())), **changes), config)
+
+
 def told(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> dict[str, Any]:
-    found = describe(replace(Seen(NOW, status, keys=sort_keys(keys())), **changes), config)
-    json.dumps(found, allow_nan=False)
-    return found
+    """The same as a page has it."""
+    volume = volume_of(status, config, **changes)
+    shown: dict[str, Any] = json.loads(json.dumps(to_builtins(volume), allow_nan=False))
+    return shown
 
 
 def given_up(by: str, to: str | None, *, surrendered: bool = False) -> dict[str, Any]:
@@ -331,7 +348,7 @@ def test_a_value_by_hand_hides_nothing_but_itself() -> None:
 
 
 def test_the_whole_is_as_well_as_its_worst_volume(config: Config) -> None:
-    well, sick = told(served(), config), told(dead(), config)
+    well, sick = volume_of(served(), config), volume_of(dead(), config)
     assert document([well, sick, well], NOW)["level"] == "alarm"
     assert document([], NOW)["level"] == "unknown"
 
@@ -397,8 +414,8 @@ def test_the_trend_of_many_standbys_stays_small() -> None:
 
 def readers(**changes: Any) -> Readers:
     calm = Readers(
-        fetch=lambda config: served(),
-        from_consul=lambda config: served(agent=False),
+        fetch=lambda config: parsed(served()),
+        from_consul=lambda config: parsed(served(agent=False)),
         keys=lambda config: sort_keys(keys()),
         replication=lambda config: ReplicationState(),
         utc=lambda: NOW,
@@ -423,10 +440,10 @@ def test_many_pages_cost_one_look_a_second(config: Config) -> None:
     asked: list[str] = []
     now = [100.0]
 
-    def fetch(config: Config) -> Mapping[str, Any]:
+    def fetch(config: Config) -> Status:
         asked.append(config.volume)
         now[0] += 3.0  # a slow look is fresh when it ends
-        return served()
+        return parsed(served())
 
     looks = StatusCache([config], readers(fetch=fetch, now=lambda: now[0]))
     assert len({looks.body() for _ in range(10)}) == 1
@@ -440,10 +457,10 @@ def test_who_asks_during_a_look_gets_the_same_one(config: Config) -> None:
     asked: list[int] = []
     go_on = threading.Event()
 
-    def fetch(config: Config) -> Mapping[str, Any]:
+    def fetch(config: Config) -> Status:
         asked.append(1)
         assert go_on.wait(30)
-        return served()
+        return parsed(served())
 
     looks = StatusCache([config], readers(fetch=fetch))
     bodies: list[bytes] = []
@@ -480,7 +497,7 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
         asked.append(config)
         return sort_keys(keys())
 
-    silent = blind("n2", agent=False)
+    silent = parsed(blind("n2", agent=False))
     for reads in (
         {"fetch": lambda config: silent},
         {"fetch": raises(TimedOut("late")), "from_consul": lambda config: silent},
@@ -490,25 +507,24 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
         assert (volume["history"], volume["headline"]["level"]) == (None, "unknown")
     assert not asked
     # An agent's blindness is its own: this process may see more.
-    [volume] = answer(StatusCache([config], readers(keys=read, fetch=lambda config: blind("n2"))))[
-        "volumes"
-    ]
+    [volume] = answer(
+        StatusCache([config], readers(keys=read, fetch=lambda config: parsed(blind("n2"))))
+    )["volumes"]
     assert asked and volume["history"]
 
 
 @pytest.mark.parametrize(
-    "odd",
-    [{}, {"epoch": 7}, served(standbys=5), served(fence=[]), served(since="x"), [1]],
-    ids=repr,
+    "odd", [{}, {"epoch": 7}, served(standbys=5), served(fence=[]), served(since="x")], ids=repr
 )
 def test_an_answer_of_an_agent_in_another_shape_is_no_answer(config: Config, odd: Any) -> None:
     other = replace(config, volume="other")
     looks = StatusCache(
-        [config, other], readers(fetch=lambda one: odd if one == config else served())
+        [config, other], readers(fetch=lambda one: parsed(odd if one == config else served()))
     )
     first, second = answer(looks)["volumes"]
-    assert first["serving"] is None and first["headline"]["level"] == "unknown"
-    assert second["serving"] == "n1"
+    assert "is it of this version?" in first["sources"]["agent"]["text"]
+    assert first["serving"] == "n1", "Consul is asked instead"
+    assert (second["serving"], second["sources"]["agent"]["ok"]) == ("n1", True)
 
 
 def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_read(
@@ -522,11 +538,11 @@ def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_re
         served(standbys=[standby("n2", 30.0)]),
     ]
 
-    def fetch(config: Config) -> Mapping[str, Any]:
+    def fetch(config: Config) -> Status:
         found = answers.pop(0) if answers else served()
         if isinstance(found, Exception):
             raise found
-        return dict(found)
+        return parsed(found)
 
     looks = StatusCache(
         [config], readers(fetch=fetch, from_consul=raises(OSError("no")), now=lambda: now[0])
@@ -543,7 +559,7 @@ def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_re
 
 def test_the_trend_is_of_the_ages_that_status_tells(config: Config) -> None:
     """The record in Consul goes by the primary's clock, an hour ahead; the agent counts."""
-    told = served(standbys=[standby("n2", 3700.0)])
+    told = parsed(served(standbys=[standby("n2", 3700.0)]))
     looks = StatusCache([config], readers(fetch=lambda config: told))
     looks.sample()
     [volume] = answer(looks)["volumes"]
@@ -581,7 +597,7 @@ def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> Non
     )
     notes = ReplicationState(standbys={"n2": StandbyState(last_failure_at=NOW)})
     trends = {"n2": [1.0], "n3": [1.0]}
-    doc = document([told(full, config, trends=trends, replication=notes)], NOW)
+    doc = document([volume_of(full, config, trends=trends, replication=notes)], NOW)
     found = {
         next((one for one in objects if path.startswith(f"{one}.")), path)
         for path in paths_of(json.loads(json.dumps(doc)))

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 from msgspec.structs import replace
 
-from standfast.agent.document import replication_of
+from standfast.agent.document import with_notes
 from standfast.ages import Origin
 from standfast.cli import replicate
 from standfast.config.model import Config, Node, Paths, Replication
@@ -46,6 +46,7 @@ from standfast.replication.published import (
     ranked,
 )
 from standfast.replication.session import transport_argv
+from standfast.status.document import Standby
 from standfast.system.clock import Deadline, Instant, instant
 from standfast.system.locks import exclusive
 from tests.support.origins import note_epoch
@@ -183,8 +184,7 @@ def test_a_failure_after_the_clock_was_set_back_is_the_last_word(
 
 
 def failure_shown(config: Config) -> str | None:
-    shown: str | None = replication_of(state.load(config).standbys["b"])["failure"]
-    return shown
+    return with_notes(Standby("b"), state.load(config).standbys["b"]).failure or None
 
 
 def test_what_an_older_version_noted_is_read_and_of_unknown_time(config: Config) -> None:

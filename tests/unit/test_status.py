@@ -36,11 +36,12 @@ from standfast.node.ports import FenceState, Snapshot
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
+from standfast.status.document import Decision, Fence, Work
 from standfast.status.text import render
 from standfast.system.clock import monotonic
 from standfast.text import duration
 from tests.fakes.machine import config_in
-from tests.support.status_documents import served
+from tests.support.status_documents import parsed, served
 from tests.support.terminal import a_desk
 from tests.unit.agents import SERVING, agent
 
@@ -125,8 +126,8 @@ def test_the_holder_has_no_replication_age(config: Config) -> None:
 def test_a_snapshot_of_the_future_is_of_unknown_age(config: Config) -> None:
     """A clock was wrong; it is told as too old, not as new."""
     seen = view(standbys={"n2": record("n2", -500)})
-    told = {one["node"]: one for one in build(seen, None, config, NOW)["standbys"]}
-    assert told["n2"]["age_s"] is None
+    told = {standby.node: standby for standby in build(seen, None, config, NOW).standbys}
+    assert told["n2"].age_s is None
     can = outlook(seen, config, NOW)
     assert (can.possible, can.reason) == (False, Reason.TOO_OLD)
     assert "`timedatectl` on both; `standfast snapshots` on the standby" in can.sentence
@@ -135,18 +136,19 @@ def test_a_snapshot_of_the_future_is_of_unknown_age(config: Config) -> None:
 def test_a_record_of_a_clock_that_was_ahead_tells_no_age(config: Config) -> None:
     """By an hour, of a snapshot that would look two hours younger than it is when it is an hour."""
     ahead = structs.replace(record("n2", 300), taken_at=NOW - 300, at=NOW + 3600)
-    told = build(view(standbys={"n2": ahead}), None, config, NOW)["standbys"]
-    assert told[0]["age_s"] is None and told[0]["snapshot"] == ahead.snapshot
+    told = build(view(standbys={"n2": ahead}), None, config, NOW).standbys
+    assert told[0].age_s is None and told[0].snapshot == ahead.snapshot
 
 
 def test_a_client_whose_clock_is_behind_tells_no_failover_by_its_own_clock_alone(
     config: Config,
 ) -> None:
     """Each replication makes it unknown there again, though the standbys are well."""
-    doc = build(view(), None, config, NOW - 400) | {"agent": False}
-    assert doc["failover"]["reason"] == Reason.TOO_OLD
-    assert "failover:  NO by this node's clock (too-old): nobody here knows" in render(doc)
-    assert "failover:  NO (too-old): nobody here knows" in render(doc | {"agent": True})
+    status = structs.replace(build(view(), None, config, NOW - 400), agent=False)
+    assert status.failover is not None and status.failover.reason == Reason.TOO_OLD
+    assert "failover:  NO by this node's clock (too-old): nobody here knows" in render(status)
+    by_agent = structs.replace(status, agent=True)
+    assert "failover:  NO (too-old): nobody here knows" in render(by_agent)
 
 
 def test_of_the_record_and_the_time_in_its_name_the_older_counts(config: Config) -> None:
@@ -162,8 +164,8 @@ def test_a_node_that_has_the_same_snapshot_knows_how_old_it_really_is(config: Co
     mine = Available(Snapshot(name, Path("/x"), "c0ffee", False), 4, taken_at=NOW - 3610)
     here = replace(local(config), snapshots=(mine,))
     told = build(view(standbys={"n2": record("n2", 10)}), here, config, NOW)
-    assert told["standbys"][0]["age_s"] == 3610
-    assert told["failover"]["reason"] == Reason.TOO_OLD
+    assert told.standbys[0].age_s == 3610
+    assert told.failover is not None and told.failover.reason == Reason.TOO_OLD
 
 
 def test_a_time_that_nobody_knows_is_told_as_none_and_blocks_a_takeover(config: Config) -> None:
@@ -172,22 +174,22 @@ def test_a_time_that_nobody_knows_is_told_as_none_and_blocks_a_takeover(config: 
     mine = Available(Snapshot(name, Path("/x"), "c0ffee", False), 4, taken_at=UNKNOWN)
     here = replace(local(config), snapshots=(mine,))
     told = build(view(standbys={"n2": record("n2", 10)}), here, config, NOW)
-    assert (told["standbys"][0]["age_s"], told["standbys"][0]["taken_at"]) == (None, None)
-    assert told["failover"]["reason"] == Reason.TOO_OLD
-    newest = samples.newest_of_standbys(config, told, None, {})
+    assert (told.standbys[0].age_s, told.standbys[0].taken_at) == (None, None)
+    assert told.failover is not None and told.failover.reason == Reason.TOO_OLD
+    newest = samples.newest_of_standbys(config, told.standbys, None, {})
     assert newest["n2"] == samples.Copy(name, UNKNOWN)
     sent = ReplicationState(standbys={"n2": StandbyState(snapshot=str(name))})
-    assert samples.newest_of_standbys(config, told, sent, {})["n2"] == newest["n2"]
+    assert samples.newest_of_standbys(config, told.standbys, sent, {})["n2"] == newest["n2"]
 
 
 def test_a_holder_tells_why_it_keeps_a_role_that_it_can_not_serve() -> None:
-    doc = served(serving=None, unserved_s=70.0, not_surrendered="no-standby-ready")
-    assert "surrender: NO (no-standby-ready)" in render(doc).splitlines()
-    assert "surrender" not in render(served())
+    status = parsed(served(serving=None, unserved_s=70.0, not_surrendered="no-standby-ready"))
+    assert "surrender: NO (no-standby-ready)" in render(status).splitlines()
+    assert "surrender" not in render(parsed(served()))
 
 
 def test_the_keys_of_the_document_are_stable(config: Config) -> None:
-    doc = build(view(), local(config), config, NOW)
+    doc = build(view(), local(config), config, NOW).as_json()
     assert sorted(doc) == [
         "began_by",
         "epoch",
@@ -252,9 +254,10 @@ def test_the_role_of_a_node_that(config: Config, case: str) -> None:
     if "serving" in changes:
         assert me.lease is not None
         changes = {"lease": structs.replace(me.lease, serving=changes["serving"])}
-    doc = build(view(), replace(me, **changes), config, NOW)
-    assert doc["role"] == role
-    assert (doc["lease_remaining_s"] is not None) == (role == "primary" or "yet" in case)
+    status = build(view(), replace(me, **changes), config, NOW)
+    assert status.role == role and status.files is not None
+    holds = status.files.lease_remaining_s is not None
+    assert holds == (role == "primary" or "yet" in case)
 
 
 @pytest.mark.parametrize(
@@ -299,15 +302,14 @@ def test_the_text_says_what_can_not_be_done_and_why(config: Config) -> None:
 
 
 def test_the_text_shows_trouble(config: Config) -> None:
-    doc = build(view(), local(config), config, NOW) | {
-        "decision": {"action": "nothing", "reason": "serving", "sentence": "n1 serves"},
-        "fence": {"in_place": False, "open_for_s": 0.0},
-        "aside": ["/persist/services.diverged-3-20261122T101500Z"],
-        "busy": "promotion 3/9",
-        "trouble": "no route",
-        "sick": "0 threads",
-    }
-    lines = render(doc).splitlines()
+    status = structs.replace(
+        build(view(), local(config), config, NOW),
+        decision=Decision("nothing", "serving", "n1 serves"),
+        fence=Fence(in_place=False, open_for_s=0.0),
+        aside=("/persist/services.diverged-3-20261122T101500Z",),
+        work=Work(busy="promotion 3/9", trouble="no route", sick="0 threads"),
+    )
+    lines = render(status).splitlines()
     assert "fence:     RULES MISSING: somebody flushed the firewall" in lines
     assert "kept:      /persist/services.diverged-3-20261122T101500Z" in lines
     assert lines[-3:] == ["doing:     promotion 3/9", "TROUBLE:   no route", "SICK:      0 threads"]
@@ -323,11 +325,12 @@ def test_a_disk_that_can_not_be_read_leaves_the_rest_of_the_document(
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/persist")
 
     monkeypatch.setattr(made.machine.store, "aside", fails)
-    doc = document(made)
+    status = document(made)
+    doc = status.as_json()
     assert doc["agent"] is True
     assert "aside" not in doc, "what is not known is not none"
     assert doc["trouble"] == "/persist: Input/output error (EIO)"
-    assert "TROUBLE:   /persist: Input/output error (EIO)" in render(doc).splitlines()
+    assert "TROUBLE:   /persist: Input/output error (EIO)" in render(status).splitlines()
 
 
 def test_a_fence_that_can_not_be_asked_leaves_the_rest_of_the_document(
@@ -340,9 +343,10 @@ def test_a_fence_that_can_not_be_asked_leaves_the_rest_of_the_document(
         raise StandfastError("nft can't list the table")
 
     monkeypatch.setattr(made.machine.fence, "state", fails)
-    doc = document(made) | {"role": "primary"}
+    status = structs.replace(document(made), role="primary")
+    doc = status.as_json()
     assert (doc["trouble"], "fence" in doc) == ("nft can't list the table", False)
-    told = {sample[0] for sample in samples.from_status(doc, made.config, NOW)}
+    told = {sample[0] for sample in samples.from_status(status, made.config, NOW)}
     assert {"serving", "trouble"} <= told
     assert "fence_armed" not in told
 
@@ -353,20 +357,48 @@ def test_a_port_that_was_opened_by_hand_has_no_end(
     made = agent(tmp_path, SERVING)
     made.seen = made.look()
     monkeypatch.setattr(made.machine.fence, "state", lambda: FenceState(True, math.inf))
-    doc = document(made)
-    assert doc["fence"]["open_for_s"] is None
-    json.dumps(doc, allow_nan=False)
-    assert any("WITHOUT END" in line for line in render(doc).splitlines())
+    status = document(made)
+    assert status.fence is not None and status.fence.open_for_s is None
+    json.dumps(status.as_json(), allow_nan=False)
+    assert any("WITHOUT END" in line for line in render(status).splitlines())
 
 
 def test_the_text_of_a_client_says_whose_word_it_is(config: Config) -> None:
-    doc = build(view(), None, config, NOW) | {"agent": False}
-    assert "no agent runs here" in render(doc).splitlines()[1]
+    status = structs.replace(build(view(), None, config, NOW), agent=False)
+    assert "no agent runs here" in render(status).splitlines()[1]
 
 
 def test_a_document_of_an_agent_that_has_just_started_can_be_shown() -> None:
     doc = {"v": 1, "volume": "data-services", "node": "n1", "role": "starting"}
-    assert render(doc).splitlines()[0].startswith("data-services: ")
+    status = parsed(doc)
+    assert render(status).splitlines()[0].startswith("data-services: UNKNOWN WHO SERVES: the agent")
+    assert status.as_json() == doc
+
+
+def test_a_document_survives_the_socket_and_keys_of_another_version(config: Config) -> None:
+    doc = build(view(), local(config), config, NOW).as_json()
+    sent = json.loads(json.dumps(doc))
+    assert json.dumps(parsed(sent).as_json()) == json.dumps(doc)
+    newer = {**sent, "files": 7, "standbys": [{**one, "more": 1} for one in sent["standbys"]]}
+    assert parsed(newer) == parsed(sent)
+    older = {key: value for key, value in sent.items() if key not in ("given_up", "serving")}
+    assert render(parsed(older)) == render(parsed(sent))
+
+
+@pytest.mark.parametrize(
+    "change", [{"role": None}, {"standbys": 5}, {"fence": []}, {"since": "x"}, {"failover": "yes"}]
+)
+def test_an_answer_of_another_shape_is_no_status(change: Mapping[str, Any]) -> None:
+    with pytest.raises(StandfastError, match="is it of this version"):
+        parsed(served(**change))
+
+
+@pytest.mark.parametrize("key", ["volume", "role", "holder", "state", "trouble"])
+def test_what_has_to_be_told_is_not_made_up(key: str) -> None:
+    """Without `sick`, say, nobody says that this node is well."""
+    with pytest.raises(StandfastError, match=key):
+        parsed({name: value for name, value in served().items() if name != key})
+    assert not parsed({k: v for k, v in served().items() if k != "sick"}).node_serves
 
 
 @pytest.mark.parametrize(

@@ -5,36 +5,39 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from standfast.agent.document import replication_of
+from standfast.agent.document import with_notes
 from standfast.cli.parser import build
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, TimedOut
 from standfast.reasons import Reason
 from standfast.replication.state import StandbyState
+from standfast.status.document import Failover, FromConsul, Standby, Status
 from standfast.status.text import render
 from standfast.status.watching import Watch
 from standfast.system.clock import monotonic
 from tests.fakes.machine import config_in
 from tests.unit.terminals import TerminalOutput
 
-DOC: dict[str, Any] = {
-    "volume": "data-services",
-    "node": "n1",
-    "role": "primary",
-    "epoch": 4,
-    "holder": "n1",
-    "serving": "n1",
-    "state": "serving",
-    "last_heartbeat_seen_s": 1.0,
-    "failover": {"possible": True, "reason": None, "sentence": "n2 would lose 30 s"},
-    "standbys": [{"node": "n2", "age_s": 30.0, "snapshot": "services@x", "candidate": True}],
-}
+SEEN = Status(
+    volume="data-services",
+    node="n1",
+    role="primary",
+    failover=Failover(True, None, "n2 would lose 30 s"),
+    consul=FromConsul(
+        epoch=4,
+        holder="n1",
+        state="serving",
+        last_heartbeat_seen_s=1.0,
+        standbys=(Standby("n2", age_s=30.0, snapshot="services@x", candidate=True),),
+    ),
+    serving="n1",
+)
 
 
 @pytest.fixture
@@ -42,11 +45,11 @@ def config(tmp_path: Path) -> Config:
     return config_in(tmp_path)
 
 
-def looks(*answers: Mapping[str, Any] | StandfastError) -> Any:
+def looks(*answers: Status | StandfastError) -> Any:
     """What is fetched, one after the other; then ^C."""
     left = iter(answers)
 
-    def fetch(_config: Config) -> Mapping[str, Any]:
+    def fetch(_config: Config) -> Status:
         answer = next(left, None)
         if answer is None:
             raise KeyboardInterrupt
@@ -69,7 +72,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(
     monkeypatch.setattr(
         "standfast.status.watching.shutil.get_terminal_size", lambda: os.terminal_size((30, 4))
     )
-    text = watched(config, TerminalOutput(), DOC, DOC)
+    text = watched(config, TerminalOutput(), SEEN, SEEN)
     frames = text.split("\033[H")[1:]
     assert len(frames) == 2
     for frame in frames:
@@ -80,7 +83,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(
 
 
 def test_elsewhere_blocks_follow_each_other_without_control_characters(config: Config) -> None:
-    text = watched(config, io.StringIO(), DOC, DOC)
+    text = watched(config, io.StringIO(), SEEN, SEEN)
     assert "\033" not in text
     assert text.count("data-services: n1 is primary, epoch 4") == 2
     assert text.count(" UTC, every 0.001 s\n") == 2
@@ -88,7 +91,7 @@ def test_elsewhere_blocks_follow_each_other_without_control_characters(config: C
 
 def test_an_agent_that_is_away_leaves_the_last_look_with_growing_ages(config: Config) -> None:
     out = io.StringIO()
-    watch = Watch(config, looks(DOC, TimedOut("no answer"), DOC), out, 1.0)
+    watch = Watch(config, looks(SEEN, TimedOut("no answer"), SEEN), out, 1.0)
     watch.turn()
     watch.seen_at = monotonic() - 100.0
     out.truncate(0)
@@ -108,9 +111,9 @@ def test_before_the_first_answer_there_is_only_the_error(config: Config) -> None
 
 def test_as_json_each_look_is_one_line(config: Config) -> None:
     gone = Refused(Reason.CONSUL_DENIED, "no")
-    lines = watched(config, io.StringIO(), DOC, gone, as_json=True).splitlines()
+    lines = watched(config, io.StringIO(), SEEN, gone, as_json=True).splitlines()
     assert [json.loads(line) for line in lines] == [
-        DOC,
+        json.loads(json.dumps(SEEN.as_json())),
         {"error": "no", "reason": "consul-denied", "exit_code": 1},
     ]
 
@@ -133,13 +136,20 @@ def test_the_text_tells_what_was_verified_and_what_failed() -> None:
         last_failure_reason="no-space",
         last_failure="x\ny",
     )
+    assert SEEN.consul is not None
+    [n2] = SEEN.consul.standbys
     for state, said in (
         (well, "behind (services@x), verified (s, all contents, 2026-11-18 "),
         (bad, ", DIFFERS from this node (s, metadata, 2026-11-18 "),
         (failed, "LAST CYCLE FAILED: no-space: x\n"),
         (StandbyState(needs_full=True), "standfast replicate n2 --full"),
     ):
-        text = render(DOC | {"standbys": [{**DOC["standbys"][0], **replication_of(state)}]})
-        assert said in text
+        told = replace(SEEN.consul, standbys=(with_notes(n2, state),))
+        assert said in render(replace(SEEN, consul=told))
     mended = StandbyState(last_success_at=3.0, last_failure_at=2.0, last_failure="x")
-    assert replication_of(mended) == {"verified": None, "failure": None, "needs_full": False}
+    told_mended = with_notes(n2, mended)
+    assert (told_mended.verified, told_mended.failure, told_mended.needs_full) == (
+        None,
+        None,
+        False,
+    )

@@ -1,0 +1,59 @@
+"""Threads of which one that hangs keeps neither the process from its end nor anybody else waiting:
+what runs beside the rest, and questions that may get no answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from standfast.errors import TimedOut
+from standfast.system.clock import Deadline
+
+T = TypeVar("T")
+
+
+def start(name: str, body: Callable[[], object]) -> threading.Thread:
+    """Runs `body` beside the rest, for as long as the process lives."""
+    thread = threading.Thread(target=body, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+class Question(Generic[T]):
+    """Asks at once, in a thread of its own, for what `read` returns or raises."""
+
+    def __init__(self, name: str, read: Callable[[], T]) -> None:
+        self._read = read
+        self._answer: tuple[T] | Exception | None = None
+        self._thread = start(name, self._ask)
+
+    def _ask(self) -> None:
+        try:
+            self._answer = (self._read(),)
+        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+            self._answer = error
+
+    def answer(self, deadline: Deadline | None = None, late: str = "no answer in time") -> T:
+        """Waits for it; TimedOut, in the words of `late`, when it isn't there by the deadline.
+
+        An answer that comes too late is heard by nobody.
+        """
+        self._thread.join(None if deadline is None else deadline.remaining_s())
+        if self._answer is None:
+            raise TimedOut(late)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer[0]
+
+
+def all_at_once(name: str, reads: Sequence[Callable[[], T]]) -> list[T]:
+    """Reads all side by side, so that one that takes long delays no other; the answers in order.
+
+    A single one, the usual case of a node with one volume, needs no thread.
+    """
+    if len(reads) == 1:
+        return [reads[0]()]
+    questions = [Question(name, read) for read in reads]
+    return [question.answer() for question in questions]

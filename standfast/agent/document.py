@@ -212,7 +212,7 @@ def document(agent: Agent) -> dict[str, Any]:
     doc["fence_flushes"] += agent.fence.flushes
     doc["agent"] = True
     if agent.config.nomad.enabled:
-        doc["nomad"] = reports.load(agent.config)
+        doc["nomad"] = reports.load(agent.config).document()
     if doc["role"] == "primary":
         _add_replication(doc, agent.config)
     return doc

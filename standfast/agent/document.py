@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from msgspec import ValidationError, convert
+from msgspec import convert
 from msgspec.structs import replace
 
 from standfast.agent.watcher import Watcher
@@ -253,11 +253,7 @@ def _tried(read: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def _nomad(config: Config) -> NomadReport:
-    try:
-        return convert(reports.load(config), NomadReport)
-    except ValidationError as error:
-        sentence = f"{reports.path_of(config)} can't be understood: {error}"
-        return NomadReport(sentence=sentence)
+    return convert(reports.load(config).document(), NomadReport)
 
 
 def _with_notes(standbys: Sequence[Standby], config: Config) -> tuple[Standby, ...]:

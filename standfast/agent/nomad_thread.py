@@ -11,13 +11,15 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from standfast.errors import StandfastError
 from standfast.lease.files import LeaseStatus
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.nomad import reports
 from standfast.nomad.loop import Follower
 from standfast.nomad.observation import Role
-from standfast.system.clock import monotonic
+from standfast.system.clock import monotonic, utc_now
 from standfast.system.threads import start
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def keep_following(agent: Agent, follower: Follower) -> None:
     """Makes a round when the role changes, or when one is due, until the agent ends."""
     last: tuple[Role, int] | None = None
     due = saved_at = float("-inf")
-    said: object = None
+    said: reports.Report | None = None
     while not agent.stopping.wait(TICK_S):
         role = role_of(agent)
         if role == last and monotonic() < due:
@@ -74,13 +76,11 @@ def keep_following(agent: Agent, follower: Follower) -> None:
         last = role
         try:
             report = follower.round(*role, still=partial(_has, agent, role))
-            document = follower.document(report)
-            what = {key: value for key, value in document.items() if key != "at"}
-            if what != said:
+            if report != said:
                 log.info("%s: %s", report.reason, report.sentence)
-            if what != said or monotonic() - saved_at > SAVE_EVERY_S:
-                reports.save(agent.config, document)
-                said, saved_at = what, monotonic()
+            if report != said or monotonic() - saved_at > SAVE_EVERY_S:
+                reports.save(agent.config, replace(report, at=utc_now()))
+                said, saved_at = report, monotonic()
             due = monotonic() + follower.pause_s(report)
         except Exception:
             # Not worth the agent: its storage goes on, and this is tried again.

@@ -59,7 +59,7 @@ class Decision:
 
 
 def decide(observed: Observed, config: Config) -> Decision:
-    """The one decision that follows from what is known."""
+    """Returns the one decision that follows from what is known."""
     if observed.role is not Role.NONE:
         return _on_primary(observed, config)
     if config.client.manage == "never":
@@ -82,7 +82,7 @@ def decide(observed: Observed, config: Config) -> Decision:
 
 def _on_primary(observed: Observed, config: Config) -> Decision:
     top, path = observed.top, config.paths.bind
-    if top is not None and top.is_nfs and any(_is_bind(one) for one in observed.stack):
+    if top is not None and top.is_nfs and any(map(_is_bind, observed.stack)):
         return Decision(
             Action.UNCOVER,
             Reason.BIND_COVERED,
@@ -203,7 +203,7 @@ def _healthy(observed: Observed, server: Server, top: Mount, config: Config) -> 
     if not noted:
         moved = _has_moved(observed, server)
         return Decision(Action.ADOPT, Reason.MOUNT_UNKNOWN, sentence, server, moved=moved)
-    left = sorted({one.point for one in left_behind(observed, server, top)})
+    left = sorted({mount.point for mount in left_behind(observed, server, top)})
     if left:
         ours = any(point in config.client.binds for point in left)
         sentence += f"; an earlier mount is still seen at {', '.join(left)}"
@@ -226,8 +226,8 @@ def _in_its_turn(decision: Decision, observed: Observed, config: Config) -> Deci
 
 
 def turn_s(config: Config, epoch: int) -> float:
-    """This node's point within client.spread: always the same for one epoch, so that a handler
-    called again waits no longer; another one for the next, so that nobody is always last.
+    """Returns this node's point within client.spread: always the same for one epoch, so that a
+    handler called again waits no longer; another one for the next, so that nobody is always last.
 
     Storage nodes don't wait: they are few, and the next primary is one of them. Seconds.
     """
@@ -239,7 +239,7 @@ def turn_s(config: Config, epoch: int) -> float:
 
 
 def _has_moved(observed: Observed, server: Server) -> bool:
-    """Whether users of what was noted hold handles that are of no use with this server."""
+    """Tells whether users of what was noted hold handles that are of no use with this server."""
     note = observed.note
     if note is None:
         return bool(observed.stopped)

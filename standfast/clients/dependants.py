@@ -6,22 +6,29 @@ mount is right already.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
+
 from standfast.clients.ports import MountUnits
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.system.clock import Deadline
-from standfast.system.files import read_json, write_atomically
+from standfast.system.files import read_struct, write_struct
 from standfast.system.run import run
 
 log = logging.getLogger(__name__)
 
 STOPPED = "stopped.json"
+
+
+class Stopped(Struct, frozen=True):
+    """Services that were stopped along with the primary's bind mount."""
+
+    units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +48,20 @@ StandfastError is logged like any other sentence."""
 
 
 def note_stopped(run_dir: Path, units: Sequence[str]) -> None:
-    """Services that are stopped along with the primary's bind mount; they are started again when
-    the path shows the volume again."""
+    """Note services that are stopped along with the primary's bind mount; they are started again
+    when the path shows the volume again."""
     known = {*stopped(run_dir), *units}
     if known:
-        write_atomically(run_dir / STOPPED, json.dumps({"v": 1, "units": sorted(known)}))
+        write_struct(run_dir / STOPPED, Stopped(tuple(sorted(known))))
 
 
 def stopped(run_dir: Path) -> tuple[str, ...]:
-    """Those; none when the file is unusable: starting services is no matter of safety."""
+    """Returns those; none when the file is unusable: starting services is no matter of safety."""
     try:
-        doc = read_json(run_dir / STOPPED) or {}
+        return (read_struct(run_dir / STOPPED, Stopped) or Stopped()).units
     except StandfastError as error:
         log.warning("%s", error)
         return ()
-    units = doc.get("units", [])
-    return tuple(u for u in units if isinstance(u, str)) if isinstance(units, list) else ()
 
 
 def restart(config: Config, units: MountUnits) -> Sequence[str]:
@@ -65,9 +70,9 @@ def restart(config: Config, units: MountUnits) -> Sequence[str]:
     before = stopped(config.run_dir)
     said = []
     try:
-        found = units.dependants(path) if client.restart_dependants else ()
+        requiring = units.dependants(path) if client.restart_dependants else ()
         active = units.active(client.restart_units)
-        wanted = tuple(dict.fromkeys([*before, *found, *active]))
+        wanted = tuple(dict.fromkeys([*before, *requiring, *active]))
         if wanted:
             units.restart(wanted, Deadline.after(client.command_timeout))
             said.append(f"restarted {', '.join(wanted)}")
@@ -81,7 +86,7 @@ def restart(config: Config, units: MountUnits) -> Sequence[str]:
 def run_commands(
     config: Config, name: str, commands: Sequence[str], change: Change
 ) -> Sequence[str]:
-    """The shell commands of an option, one after the other; `change` is where it leads."""
+    """Runs the shell commands of an option, one after the other; `change` is where it leads."""
     env = {
         "STANDFAST_VOLUME": change.volume,
         "STANDFAST_PATH": str(change.path),
@@ -100,7 +105,7 @@ def run_commands(
 
 
 def call_hooks(config: Config, hooks: Sequence[Hook], change: Change) -> Sequence[str]:
-    """What each of them did; a failure is a sentence like any other."""
+    """Calls the hooks and returns what each of them did; a failure is a sentence like any other."""
     said: list[str] = []
     for hook in hooks:
         try:

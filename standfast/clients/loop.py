@@ -66,30 +66,30 @@ class Outcome:
 
 
 def server_of(parts: Parts) -> Service:
-    """Who serves, by Consul: of the healthy instances the one with the highest epoch."""
+    """Tells who serves, by Consul: of the healthy instances the one with the highest epoch."""
     service = parts.config.service
     try:
-        found = parts.consul.instances(service)
+        instances = parts.consul.instances(service)
     except ConsulError as error:
         blind = blindness(error)
         return Unreadable(blind.reason, blind.sentence)
     healthy = [
-        (int(text), one)
-        for one in found
-        if one.checks == "passing"
-        and one.node_health != "critical"
-        and (text := one.meta.get("epoch", "")).isascii()
+        (int(text), instance)
+        for instance in instances
+        if instance.checks == "passing"
+        and instance.node_health != "critical"
+        and (text := instance.meta.get("epoch", "")).isascii()
         and text.isdigit()
     ]
     if not healthy:
-        return NoServer(f"Consul has {len(found)} instances of {service}, and no healthy one")
+        return NoServer(f"Consul has {len(instances)} instances of {service}, and no healthy one")
     epoch, best = max(healthy, key=lambda pair: (pair[0], pair[1].node))
     addresses = parts.mounts.resolve(best.address, Deadline.after(RESOLVE_S))
     return Server(best.node, best.address, addresses, epoch, best.meta.get("fsid"))
 
 
 def role_of(config: Config) -> Role:
-    """This node's own part; a file of it that can't be read counts as a role: hands off."""
+    """Returns this node's own part; a file of it that can't be read counts as a role: hands off."""
     try:
         own = OwnEpoch.load(config.state_dir)
     except StandfastError as error:
@@ -107,8 +107,8 @@ def role_of(config: Config) -> Role:
 
 
 def look(parts: Parts, *, thorough: bool = True) -> Observed:
-    """Everything that is known now. Without `thorough`, a mount that an automount made and that
-    seems right is not asked: each look would keep it from being let go of when idle."""
+    """Looks at everything that is known now. Without `thorough`, a mount that an automount made and
+    that seems right is not asked: each look would keep it from being let go of when idle."""
     config = parts.config
     here = parts.mounts.here()
     stack = stack_at(here, config.paths.bind)
@@ -136,14 +136,14 @@ def look(parts: Parts, *, thorough: bool = True) -> Observed:
 
 
 def _worth_asking(seen: Observed, config: Config, thorough: bool) -> bool:
-    """Only the answer of a mount that may stay matters."""
+    """Tells whether the mount is asked: only the answer of a mount that may stay matters."""
     top, server = seen.top, seen.service
     if top is None or not isinstance(server, Server) or top.export != str(config.paths.live):
         return False
     if not top.is_nfs or canonical(top.address or "") not in server.addresses:
         return False
     tree = tree_of(seen, server, top)
-    automounted = any(one.is_autofs for one in seen.stack)
+    automounted = any(mount.is_autofs for mount in seen.stack)
     return tree is Tree.UNKNOWN or (tree is Tree.CURRENT and (thorough or not automounted))
 
 
@@ -160,7 +160,7 @@ class Remount:
     said: list[str] = field(default_factory=list)
 
     def run(self) -> Outcome:
-        """Refused (busy) when another run doesn't end in time."""
+        """Runs until nothing is left to do; Refused (busy) when another run doesn't end in time."""
         lock = self.parts.config.run_dir / "remount.lock"
         with exclusive(lock, "another run of `standfast remount`", self.limit):
             while True:
@@ -169,7 +169,7 @@ class Remount:
                     return outcome
 
     def _turn(self) -> Outcome | None:
-        """One look and what follows from it; None: look again."""
+        """Takes one look and does what follows from it; None: look again."""
         observed, decision = self.decide()
         plan = plan_for(decision, observed, self.parts.config)
         if not plan:
@@ -210,7 +210,7 @@ class Remount:
         return decision.server.address, decision.server.epoch
 
     def decide(self) -> tuple[Observed, Decision]:
-        """A fresh look, and the decision with this node's turn taken into account."""
+        """Takes a fresh look, and decides with this node's turn taken into account."""
         observed = look(self.parts, thorough=self.thorough)
         decision = decide(observed, self.parts.config)
         aim = self._aim(decision)

@@ -6,15 +6,16 @@ can't be understood counts as none, as the mount itself tells what matters.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from standfast.clients.observation import Note
 from standfast.errors import StandfastError
-from standfast.system.files import read_json, write_atomically
+from standfast.system.files import read_struct, write_struct
 from standfast.system.mountinfo import Mount
 
 log = logging.getLogger(__name__)
@@ -25,24 +26,23 @@ LET_GO = "let-go.json"
 MOST = 64
 
 
+class LetGo(Struct, frozen=True):
+    """Numbers of the mounts that were let go of in this boot."""
+
+    ids: tuple[int, ...] = ()
+
+
 def load(run_dir: Path) -> Note | None:
+    """Returns what was mounted last; None when that is not known."""
     try:
-        doc = read_json(run_dir / MOUNTED)
-        if doc is None:
-            return None
-        note = Note(**{name: doc[name] for name in Note.__dataclass_fields__})
-    except (StandfastError, KeyError, TypeError) as error:
-        log.warning("%s is of no use (%s) and counts as not there", run_dir / MOUNTED, error)
+        return read_struct(run_dir / MOUNTED, Note)
+    except StandfastError as error:
+        log.warning("%s, and it counts as not there", error)
         return None
-    texts = (note.kind, note.address, note.device, note.fsid or "")
-    if not all(isinstance(text, str) for text in texts) or type(note.epoch) is not int:
-        log.warning("%s holds values of wrong types and counts as not there", run_dir / MOUNTED)
-        return None
-    return note
 
 
 def save(run_dir: Path, note: Note) -> None:
-    write_atomically(run_dir / MOUNTED, json.dumps({"v": 1, **asdict(note)}))
+    write_struct(run_dir / MOUNTED, note)
 
 
 def note_let_go(run_dir: Path, mounts: Iterable[Mount]) -> None:
@@ -50,19 +50,16 @@ def note_let_go(run_dir: Path, mounts: Iterable[Mount]) -> None:
     gone = list(mounts)
     if not gone:
         return
-    note = load(run_dir)
-    if note is None:
-        one = gone[-1]
-        note = Note("nfs", one.address or "", None, 0, one.id, one.device)
+    last = gone[-1]
+    note = load(run_dir) or Note("nfs", last.address or "", None, 0, last.id, last.device)
     save(run_dir, replace(note, let_go=True))
-    ids = [*let_go(run_dir), *(one.id for one in gone)]
-    write_atomically(run_dir / LET_GO, json.dumps({"v": 1, "ids": ids[-MOST:]}))
+    ids = (*let_go(run_dir), *(mount.id for mount in gone))
+    write_struct(run_dir / LET_GO, LetGo(ids[-MOST:]))
 
 
 def let_go(run_dir: Path) -> tuple[int, ...]:
-    """Numbers of the mounts that were let go of in this boot."""
+    """Numbers of the mounts that were let go of in this boot; none when the file is unusable."""
     try:
-        ids = (read_json(run_dir / LET_GO) or {}).get("ids", [])
+        return (read_struct(run_dir / LET_GO, LetGo) or LetGo()).ids
     except StandfastError:
         return ()
-    return tuple(one for one in ids if type(one) is int) if isinstance(ids, list) else ()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct
+
 from standfast.reasons import Reason
 from standfast.system.mountinfo import Mount, canonical, wire_fsid
 
@@ -54,8 +56,7 @@ class Unreadable:
 Service = Server | NoServer | Unreadable
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """What was mounted last: `mounted.json`, of this boot."""
 
     kind: str
@@ -69,7 +70,8 @@ class Note:
     """It was unmounted here to be mounted anew, and that isn't done yet."""
 
     def is_of(self, mount: Mount) -> bool:
-        """Whether it speaks of this very mount. Ids and devices are used again, addresses not."""
+        """Tells whether it speaks of this very mount. Ids and devices are used again, addresses
+        not."""
         return (
             self.kind == "nfs"
             and (self.mount_id, self.device) == (mount.id, mount.device)
@@ -135,8 +137,8 @@ class Tree(StrEnum):
 
 
 def tree_of(observed: Observed, server: Server, mount: Mount) -> Tree:
-    """By the kernel's word where it has one, or else by the note; a note of another mount, or a
-    service without an fsid, says nothing."""
+    """Tells which tree it is: by the kernel's word where it has one, or else by the note; a note of
+    another mount, or a service without an fsid, says nothing."""
     if server.fsid is None:
         return Tree.UNKNOWN
     told, expected = observed.wires.get(mount.device), wire_fsid(server.fsid)
@@ -153,13 +155,15 @@ def tree_of(observed: Observed, server: Server, mount: Mount) -> Tree:
 
 
 def left_behind(observed: Observed, server: Server, current: Mount) -> tuple[Mount, ...]:
-    """The mounts elsewhere that show an earlier server or tree."""
-    return tuple(one for one in observed.elsewhere if not _is_same(one, observed, server, current))
+    """Returns the mounts elsewhere that show an earlier server or tree."""
+    return tuple(
+        mount for mount in observed.elsewhere if not _is_same(mount, observed, server, current)
+    )
 
 
-def _is_same(one: Mount, observed: Observed, server: Server, current: Mount) -> bool:
-    if one.device == current.device:
+def _is_same(mount: Mount, observed: Observed, server: Server, current: Mount) -> bool:
+    if mount.device == current.device:
         return True
-    told = observed.wires.get(one.device)
-    at_home = one.address is not None and canonical(one.address) in server.addresses
+    told = observed.wires.get(mount.device)
+    at_home = mount.address is not None and canonical(mount.address) in server.addresses
     return at_home and told is not None and told == observed.wires.get(current.device)

@@ -41,7 +41,7 @@ class Step:
 
 
 def plan_for(decision: Decision, observed: Observed, config: Config) -> tuple[Step, ...]:
-    """Empty: there is nothing to do."""
+    """Returns the steps in their order; empty: there is nothing to do."""
     path, server = config.paths.bind, decision.server
     match decision.action:
         case Action.UNCOVER:
@@ -92,13 +92,16 @@ def _before(config: Config) -> tuple[Step, ...]:
 
 
 def _binds(observed: Observed, decision: Decision, config: Config) -> tuple[Step, ...]:
-    """After a remount all of them show the old one; otherwise those that were found to."""
+    """Returns the bind mounts to make again: after a remount all of them show the old one;
+    otherwise those that were found to."""
     server, top = decision.server, observed.top
-    found = observed.elsewhere
+    stale = observed.elsewhere
     if server is not None and top is not None and decision.action is not Action.REMOUNT:
-        found = left_behind(observed, server, top)
-    points = sorted({one.point for one in found if one.point in config.client.binds})
-    return tuple(Step(Do.REBIND, f"make the bind mount at {one} again", one) for one in points)
+        stale = left_behind(observed, server, top)
+    points = sorted({mount.point for mount in stale} & set(config.client.binds))
+    return tuple(
+        Step(Do.REBIND, f"make the bind mount at {point} again", point) for point in points
+    )
 
 
 def _after(decision: Decision, config: Config) -> tuple[Step, ...]:

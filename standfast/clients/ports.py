@@ -51,7 +51,7 @@ class Mounts(Protocol):
     def namespaces(self) -> Sequence[Namespace]: ...
 
     def wires(self) -> Mapping[str, str]:
-        """device -> fsid on the wire, of every NFS file system of this kernel."""
+        """Returns device -> fsid on the wire, of every NFS file system of this kernel."""
 
     def mount(self, source: str, path: Path, options: str, deadline: Deadline) -> None: ...
 
@@ -61,15 +61,15 @@ class Mounts(Protocol):
         """Take the uppermost mount at the path away, whoever uses it."""
 
     def probe(self, path: Path, deadline: Deadline) -> tuple[Answer, str]:
-        """What somebody gets who looks into the mount now, and the error if it is one."""
+        """Returns what somebody gets who looks into the mount now, and the error if it is one."""
 
     def resolve(self, name: str, deadline: Deadline) -> frozenset[str]:
-        """The canonical addresses of a host name; empty: it doesn't resolve."""
+        """Returns the canonical addresses of a host name; empty: it doesn't resolve."""
 
 
 class Processes(Protocol):
     def users(self, path: Path, mount_ids: Collection[int]) -> Sequence[Use]:
-        """Who uses one of these mounts, by files, or the path, by any means."""
+        """Tells who uses one of these mounts, by files, or the path, by any means."""
 
 
 class MountUnits(Protocol):
@@ -78,10 +78,10 @@ class MountUnits(Protocol):
     def tie(self, path: Path) -> Tie: ...
 
     def options(self, path: Path) -> str | None:
-        """Mount options that the unit of the path gives; None: there is no unit."""
+        """Returns mount options that the unit of the path gives; None: there is no unit."""
 
     def dependants(self, path: Path) -> tuple[str, ...]:
-        """Active services that require the path to be mounted."""
+        """Returns active services that require the path to be mounted."""
 
     def active(self, units: Sequence[str]) -> tuple[str, ...]: ...
 

@@ -6,11 +6,9 @@ and fails without a consequence: the next run of the timer tries again.
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import Any
 
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from standfast.clients import notes
 from standfast.clients.decide import Decision
@@ -21,7 +19,7 @@ from standfast.consul.records import ClientRecord
 from standfast.errors import StandfastError
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, utc_now
-from standfast.system.files import read_json, write_atomically
+from standfast.system.files import write_struct
 from standfast.system.mountinfo import canonical
 
 log = logging.getLogger(__name__)
@@ -35,7 +33,8 @@ _NOT_MOUNTED = (Reason.NOT_A_CLIENT, Reason.AUTOMOUNT_IDLE, Reason.NOT_MOUNTED, 
 
 
 def record_of(decision: Decision, note: Note | None, config: Config, utc: float) -> ClientRecord:
-    """What the last decision of a run says; the server by its node's name where that is known."""
+    """Returns what the last decision of a run says; the server by its node's name where that is
+    known."""
     server, epoch = None, None
     if decision.reason in _MOUNTED and decision.server is not None:
         server, epoch = decision.server.node, decision.server.epoch
@@ -60,17 +59,17 @@ def report(config: Config, consul: Consul, decision: Decision) -> None:
     try:
         key = config.key(f"clients/{config.node}")
         consul.put(key, record.dump(), deadline=Deadline.after(WRITE_S))
-        write_atomically(config.run_dir / WRITTEN, json.dumps({"v": 1, **asdict(record)}))
+        write_struct(config.run_dir / WRITTEN, record)
     except (StandfastError, OSError) as error:
         log.info("what is mounted here was not told to the others: %s", error)
 
 
 def _written(config: Config) -> ClientRecord | None:
-    """What was written last in this boot; None: nothing, or nothing that can be understood."""
+    """Returns what was written last in this boot; None: nothing, or nothing that can be
+    understood."""
     try:
-        doc: Any = read_json(config.run_dir / WRITTEN)
-        return None if doc is None else ClientRecord.parse(json.dumps(doc).encode(), WRITTEN)
-    except StandfastError:
+        return ClientRecord.parse((config.run_dir / WRITTEN).read_bytes(), WRITTEN)
+    except (OSError, StandfastError):
         return None
 
 

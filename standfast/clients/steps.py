@@ -55,11 +55,7 @@ class Steps:
         client = self.config.client
         return {
             Do.LIST_USERS: lambda _: self.list_users(),
-            Do.BEFORE_CHANGE: lambda _: self.said.extend(
-                dependants.run_commands(
-                    self.config, "client.before_change", client.before_change, self._change()
-                )
-            ),
+            Do.BEFORE_CHANGE: lambda _: self._run("client.before_change", client.before_change),
             Do.LET_GO: lambda _: self.let_go(),
             Do.MOUNT: lambda _: self.mount(),
             Do.END_MOUNTING: lambda _: self.units.end_mounting(self._path, self._deadline()),
@@ -67,11 +63,7 @@ class Steps:
             Do.NOTE: lambda _: self.note(),
             Do.REBIND: lambda step: self.rebind(Path(step.target)),
             Do.RESTART: lambda _: self.said.extend(dependants.restart(self.config, self.units)),
-            Do.ON_CHANGE: lambda _: self.said.extend(
-                dependants.run_commands(
-                    self.config, "client.on_change", client.on_change, self._change()
-                )
-            ),
+            Do.ON_CHANGE: lambda _: self._run("client.on_change", client.on_change),
             Do.HOOKS: lambda _: self.said.extend(
                 dependants.call_hooks(self.config, self.hooks, self._change())
             ),
@@ -98,39 +90,44 @@ class Steps:
     def _top(self) -> Mount | None:
         return mounted_at(self.mounts.here(), self._path)
 
+    def _run(self, option: str, commands: Sequence[str]) -> None:
+        self.said += dependants.run_commands(self.config, option, commands, self._change())
+
     def list_users(self) -> None:
-        """Before the mount goes: its files show no path afterwards."""
-        old = [one for one in self.observed.stack if one.is_nfs]
-        for use in self.processes.users(self._path, {one.id for one in old}):
+        """Lists who has it open, before the mount goes: its files show no path afterwards."""
+        old = [mount for mount in self.observed.stack if mount.is_nfs]
+        for use in self.processes.users(self._path, {mount.id for mount in old}):
             who = f"{use.name} (pid {use.pid}{f', {use.unit}' if use.unit else ''})"
             self.said.append(f"{who} has {use.target} of the old mount open: restart it")
-        for one in self.observed.elsewhere:
-            if one.point not in self.config.client.binds:
-                self.said.append(f"the bind mount at {one.point} stays on the old server: make it "
-                                 "again, or name it in client.binds")  # fmt: skip
-        devices = {one.device for one in old}
+        for mount in self.observed.elsewhere:
+            if mount.point not in self.config.client.binds:
+                self.said.append(
+                    f"the bind mount at {mount.point} stays on the old server: make it again, or "
+                    f"name it in client.binds"
+                )
+        devices = {mount.device for mount in old}
         for space in self.mounts.namespaces():
-            points = sorted({one.point for one in space.mounts if one.device in devices})
+            points = sorted({mount.point for mount in space.mounts if mount.device in devices})
             if points:
                 who = ", ".join(space.units) or f"pid {', '.join(map(str, space.pids))}"
                 self.said.append(f"{who} keeps the old mount at {', '.join(points)} in a mount "
                                  "namespace of its own: restart it")  # fmt: skip
 
     def let_go(self) -> None:
-        """Every NFS mount at the path, from the top; nothing else."""
+        """Takes away every NFS mount at the path, from the top; nothing else."""
         for _ in range(MOST_LAYERS):
             top = self._top()
             if top is None or not top.is_nfs:
                 return
             if self.decision.server is not None:
-                gone = [one for one in stack_at(self.mounts.here(), self._path) if one.is_nfs]
-                notes.note_let_go(self.config.run_dir, gone)
+                stack = stack_at(self.mounts.here(), self._path)
+                notes.note_let_go(self.config.run_dir, [mount for mount in stack if mount.is_nfs])
             self.mounts.let_go(self._path, self._deadline())
             self._woken = True
         raise StandfastError(f"more than {MOST_LAYERS} mounts lie on top of each other at {top}")
 
     def mount(self) -> None:
-        """By the address that Consul names, not by DNS, which may be late or away."""
+        """Mounts by the address that Consul names, not by DNS, which may be late or away."""
         server, top = self._server(), self._top()
         if top is not None and top.is_nfs:
             if canonical(top.address or "") in server.addresses:
@@ -180,7 +177,8 @@ class Steps:
         notes.save(self.config.run_dir, note)
 
     def rebind(self, target: Path) -> None:
-        """Another mount of a part of the volume; what failed doesn't keep the others from it."""
+        """Makes another mount of a part of the volume; what failed doesn't keep the others from
+        it."""
         try:
             self._rebind(target)
             self.said.append(f"made the bind mount at {target} again")

@@ -16,7 +16,7 @@ GIVE_UP_S = 30
 
 
 def unit_name(path: Path, suffix: str) -> str:
-    """The unit of a mount point, escaped as systemd-escape --path does it."""
+    """Returns the unit of a mount point, escaped as systemd-escape --path does it."""
     text = "/".join(part for part in str(path).split("/") if part)
     if not text:
         return f"-.{suffix}"
@@ -33,12 +33,12 @@ def unit_name(path: Path, suffix: str) -> str:
 
 
 def host_name(config: Config) -> str:
-    """What the units mount from: Consul's DNS gives whoever serves."""
+    """Returns what the units mount from: Consul's DNS gives whoever serves."""
     return config.client.name or f"{config.service}.service.consul"
 
 
 def unit_files(config: Config) -> dict[str, str]:
-    """File name -> text, the mount first."""
+    """Returns file name -> text, the mount first."""
     path = config.paths.bind
     return {
         unit_name(path, "mount"): _mount(config),
@@ -93,5 +93,5 @@ def _escaped(path: Path) -> str:
 
 
 def nfs_source(address: str, export: Path) -> str:
-    """What is mounted, as mount.nfs wants it."""
+    """Returns what is mounted, as mount.nfs wants it."""
     return f"[{address}]:{export}" if ":" in address else f"{address}:{export}"

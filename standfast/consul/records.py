@@ -15,6 +15,7 @@ is a ForeignValue: the caller stops, nothing is overwritten.
                       "at"}
     pause            {"v": 1, "by", "reason", "at"}
     clients/<node>   {"v": 1, "node", "server", "epoch", "state", "at"}   shown, never acted on
+    nomad/<node id>  {"v": 1, "node", "by", "epoch", "at", "firm", "ahead"}
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def _shown_text(value: Any) -> str | None:
 
 def _is_true(value: Any) -> bool:
     return value is True
+
+
+def _is_not_false(value: Any) -> bool:
+    return value is not False
 
 
 class Record(Struct, frozen=True, omit_defaults=True):
@@ -315,6 +320,28 @@ class ClientRecord(Record, frozen=True):
     """A reason code."""
     at: Seconds
     """When it was written, by the client's clock."""
+
+
+class NomadNote(Record, frozen=True, omit_defaults=False):
+    """Says that we made a node of Nomad ineligible and may lift that.
+
+    It is written before and deleted after. A node that was ineligible already never gets one.
+    """
+
+    default_key = "nomad"
+    lenient = {"firm": _is_not_false, "ahead": _is_true}
+
+    node: Text
+    """Its name."""
+    by: Text
+    """The node that did it."""
+    epoch: Number
+    """The epoch in which it was done; 0: by the node itself."""
+    at: Seconds
+    firm: bool = True
+    """It has been done; else it is about to be, by another node."""
+    ahead: bool = False
+    """It is to be the next primary, and shows the meta already."""
 
 
 class _Epoch(Record, frozen=True):

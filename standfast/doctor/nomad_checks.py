@@ -210,19 +210,19 @@ _WELL = (
 
 def _last_round(config: Config) -> Finding:
     report = reports.load(config)
-    wrong = list(report["failed"])
-    if str(report["reason"]) in _BAD:
-        wrong.append(report["sentence"])
+    wrong = list(report.failed)
+    if report.reason in _BAD:
+        wrong.append(report.sentence)
     fix = f"docs/reason-codes.md, Nomad; journalctl -u standfast-agent@{config.volume}"
     return Finding(
-        "following", not wrong, "; ".join(wrong) or report["sentence"], fix if wrong else ""
+        "following", not wrong, "; ".join(wrong) or report.sentence, fix if wrong else ""
     )
 
 
 _BAD = frozenset(
-    str(one)
-    for one in Reason
-    if one is Reason.CONFIG_INVALID or (str(one).startswith("nomad-") and one not in _WELL)
+    reason
+    for reason in Reason
+    if reason is Reason.CONFIG_INVALID or (reason.startswith("nomad-") and reason not in _WELL)
 )
 
 

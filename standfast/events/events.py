@@ -44,17 +44,17 @@ class Kind(StrEnum):
 
     @property
     def message_id(self) -> str:
-        """32 hexadecimal digits, as `journalctl MESSAGE_ID=` takes them."""
+        """Returns 32 hexadecimal digits, as `journalctl MESSAGE_ID=` takes them."""
         return _TABLE[self][0]
 
     @property
     def level(self) -> int:
-        """As of `logging`."""
+        """Returns the level of `logging`."""
         return _TABLE[self][1]
 
     @property
     def priority(self) -> int:
-        """As of syslog: 3 error, 4 warning, 5 notice."""
+        """Returns the priority of syslog: 3 error, 4 warning, 5 notice."""
         return _PRIORITIES[self.level]
 
 
@@ -99,7 +99,7 @@ class Event:
     """Further fields under their own names."""
 
     def fields(self) -> dict[str, str]:
-        """What programs read; nothing that isn't known."""
+        """Returns what programs read; nothing that isn't known."""
         known = {
             "STANDFAST_EVENT": str(self.kind),
             "STANDFAST_VOLUME": self.volume,
@@ -121,11 +121,11 @@ def happened(
     standby: str | None = None,
     **more: str,
 ) -> Event:
-    """An event of this node and volume."""
+    """Makes an event of this node and volume."""
     code = None if reason is None else str(reason)
     return Event(kind, sentence, config.volume, config.node, epoch, code, standby, more)
 
 
 def tell(event: Event) -> None:
-    """Into the log; whoever set that up (`cli.services.set_up_log`) knows where it goes."""
+    """Tells it to the log; whoever set that up (`cli.services.set_up_log`) knows where it goes."""
     log.log(event.kind.level, "%s", event.sentence, extra={"event": event})

@@ -60,8 +60,11 @@ class Hook:
         return f"{self.occasion}/{self.path.name}"
 
 
-def found(config: Config, occasion: Occasion) -> list[Hook]:
-    """In the order of their names; names that package managers and editors leave don't count."""
+def programs(config: Config, occasion: Occasion) -> list[Hook]:
+    """Returns the programs of an event in the order of their names.
+
+    Names that package managers and editors leave don't count.
+    """
     directory = config.hooks.dir / occasion
     if not config.hooks.enabled:
         return []
@@ -76,7 +79,7 @@ def found(config: Config, occasion: Occasion) -> list[Hook]:
 
 
 def strangers(config: Config) -> list[str]:
-    """What lies in the hooks' directory and is no event's: a name with a mistake, say."""
+    """Returns what lies in the hooks' directory and is no event's: a name with a mistake, say."""
     try:
         names = sorted(path.name for path in config.hooks.dir.iterdir())
     except OSError:
@@ -104,7 +107,7 @@ def _wrong(path: Path) -> str | None:
 
 
 def environment(config: Config, occasion: Occasion, facts: Mapping[str, object]) -> dict[str, str]:
-    """STANDFAST_*: what every hook is told, and the facts that are known."""
+    """Returns STANDFAST_*: what every hook is told, and the facts that are known."""
     told: dict[str, object] = {
         "event": occasion,
         "volume": config.volume,
@@ -120,7 +123,7 @@ def environment(config: Config, occasion: Occasion, facts: Mapping[str, object])
 
 
 def ask(config: Config, facts: Mapping[str, object]) -> None:
-    """The hooks of `pre-promote`, one after the other; Refused (hook-vetoed) when one says no.
+    """Asks the hooks of `pre-promote`, one after the other; Refused (hook-vetoed) when one says no.
 
     A program that is broken is no veto, unless `hooks.pre_promote_failure` says so.
     """
@@ -158,7 +161,7 @@ def _run_all(
     """Runs each; yields those that failed. All of one event together have `hooks.timeout`."""
     deadline = Deadline.after(config.hooks.timeout)
     env = environment(config, occasion, facts)
-    for hook in found(config, occasion):
+    for hook in programs(config, occasion):
         failure = _Failure(f"not run: {hook.wrong}") if hook.wrong else _run(hook, env, deadline)
         if failure is not None:
             yield hook, failure
@@ -197,7 +200,7 @@ class Later:
 
     def add(self, occasion: Occasion, facts: Mapping[str, object]) -> None:
         """Returns at once."""
-        if not found(self._config, occasion):
+        if not programs(self._config, occasion):
             return
         try:
             self._queue.put_nowait((occasion, facts))
@@ -217,5 +220,5 @@ class Later:
                 self._queue.task_done()
 
     def join(self) -> None:
-        """Wait for what was added; for tests."""
+        """Waits for what was added; for tests."""
         self._queue.join()

@@ -32,7 +32,7 @@ _connection: socket.socket | None = None
 
 
 def encode(fields: Mapping[str, str]) -> bytes:
-    """As systemd's "Native Journal Protocol" describes it."""
+    """Encodes the fields as systemd's "Native Journal Protocol" describes it."""
     parts = []
     for name, value in fields.items():
         data = value.encode("utf-8", "replace")
@@ -55,7 +55,7 @@ def entry(event: Event) -> dict[str, str]:
 
 
 def deliver(event: Event) -> bool:
-    """Hand an event to the journal; False when there is none, or it has no room just now."""
+    """Hands an event to the journal; False when there is none, or it has no room just now."""
     global _connection  # noqa: PLW0603
     path = os.environ.get(VARIABLE, SOCKET)
     if _connection is None:
@@ -69,7 +69,7 @@ def deliver(event: Event) -> bool:
 
 
 def settle() -> None:
-    """Wait until the journal has read what was sent.
+    """Waits until the journal has read what was sent.
 
     It looks up the sender's unit by its pid: a process that ends at once would have none.
     """
@@ -86,7 +86,7 @@ def settle() -> None:
 
 
 def is_stderr() -> bool:
-    """Whether what is written to stderr goes to the journal anyway (see systemd.exec)."""
+    """Tells whether what is written to stderr goes to the journal anyway (see systemd.exec)."""
     told = os.environ.get("JOURNAL_STREAM", "")
     try:
         status = os.fstat(_STDERR)

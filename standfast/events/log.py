@@ -33,7 +33,7 @@ class _LogHandler(logging.StreamHandler[TextIO]):
 
 
 def set_up_log() -> None:
-    """To stderr; debug with STANDFAST_DEBUG=1."""
+    """Sends the log to stderr; debug with STANDFAST_DEBUG=1."""
     handler = _LogHandler()
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter("%(message)s"))

@@ -55,8 +55,8 @@ def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> Found:
 
 
 def shut_to_give_up(fence: Fence, nfs: NfsServer) -> None:
-    """The same before the lease is void: whatever the port's state is, nobody opens it again by
-    this volume's claim."""
+    """Does the same before the lease is void: whatever the port's state is, nobody opens it again
+    by this volume's claim."""
 
     def shut() -> Found:
         fence.ensure_closed()
@@ -87,7 +87,8 @@ def _or_stop(shut: Callable[[], Found], nfs: NfsServer, by: float) -> Found:
 
 
 def stop_for_good(fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
-    """The lease is lost: shut the port, then stop the server. Raises what could not be done."""
+    """Shuts the port, then stops the server, as the lease is lost. Raises what could not be
+    done."""
     problems = []
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("shutting the port", fence.ensure_closed),
@@ -105,6 +106,6 @@ def stop_for_good(fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
 
 
 def reboot_now() -> None:
-    """The last resort: an immediate reboot by the kernel, without sync or shutdown."""
+    """Reboots at once by the kernel, without sync or shutdown: the last resort."""
     log.critical("serving could not be stopped in time: rebooting this machine")
     SYSRQ.write_text("b")

@@ -24,7 +24,8 @@ class EpochFile:
         self._path = path
 
     def read(self) -> int:
-        """The highest epoch seen; 0 when none was ever seen here. StandfastError when unusable."""
+        """Returns the highest epoch seen; 0 when none was ever seen here. StandfastError when
+        unusable."""
         try:
             text = self._path.read_text()
         except FileNotFoundError:

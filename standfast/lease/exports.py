@@ -30,8 +30,8 @@ tries again."""
 
 
 def export(config: Config, fence: Fence, nfs: NfsServer, epoch: int, fsid: str) -> None:
-    """Refused when this node's lease isn't valid, or is another epoch's; StandfastError: it can't
-    be exported, and it is as it was before."""
+    """Exports the volume. Refused when this node's lease isn't valid, or is another epoch's;
+    StandfastError: it can't be exported, and it is as it was before."""
     with _alone(config, Deadline.after(LOCK_S)):
         lease = LeaseStatus.load(config.run_dir)
         why = _why_not(lease, epoch)
@@ -69,7 +69,7 @@ def _why_not(lease: LeaseStatus | None, epoch: int) -> str | None:
 
 
 def withdraw(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -> None:
-    """The volume is not served here any more. StandfastError: it may be, and what is left of the
+    """Ends serving the volume here. StandfastError: it may still be served, and what is left of the
     claim keeps the port shut for all volumes.
 
     Within the lease, as in a handover, the server goes on for other volumes: what it was asked for
@@ -87,7 +87,7 @@ def withdraw(config: Config, fence: Fence, nfs: NfsServer, deadline: Deadline) -
 
 
 def _holds(config: Config) -> bool:
-    """Whether what the server is asked is still this epoch's, and goes into its data."""
+    """Tells whether what the server is asked is still this epoch's, and goes into its data."""
     try:
         own = OwnEpoch.load(config.state_dir)
         lease = LeaseStatus.load(config.run_dir)
@@ -97,8 +97,8 @@ def _holds(config: Config) -> bool:
 
 
 def _was_asked_nothing(config: Config, nfs: NfsServer) -> bool:
-    """A server that was started without this volume was. That it isn't exported any more says
-    nothing: a request may be stuck in it since before."""
+    """Tells whether the server was asked nothing: one that was started without this volume was.
+    That it isn't exported any more says nothing: a request may be stuck in it since before."""
     if _mark(config).exists():
         return False
     try:
@@ -110,13 +110,14 @@ def _was_asked_nothing(config: Config, nfs: NfsServer) -> bool:
 
 
 def put_away(config: Config) -> None:
-    """What the server was asked for this epoch is in the data that somebody has: nothing is left
-    for which it would have to end."""
+    """Notes that what the server was asked for this epoch is in the data that somebody has: nothing
+    is left for which it would have to end."""
     _mark(config).unlink(missing_ok=True)
 
 
 def _mark(config: Config) -> Path:
-    """There while a server may run that exported the volume, whatever it exports now."""
+    """Returns the mark that is there while a server may run that exported the volume, whatever it
+    exports now."""
     return config.run_dir / "exported"
 
 

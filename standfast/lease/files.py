@@ -7,13 +7,12 @@ is an error for "is there something to lose".
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import uuid
 from pathlib import Path
 
-from msgspec import Struct, ValidationError, convert, to_builtins
+from msgspec import Struct, ValidationError, convert
 
 from standfast.config.fields import MOST_S
 from standfast.config.model import Config
@@ -22,7 +21,13 @@ from standfast.errors import StandfastError, ours
 from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.node.own_epoch import OwnEpoch
 from standfast.system.clock import monotonic
-from standfast.system.files import read_foreign_text, read_json, write_atomically
+from standfast.system.files import (
+    read_foreign_text,
+    read_json,
+    read_struct,
+    write_atomically,
+    write_struct,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +37,8 @@ NOTHING_HELD = "nothing-held"
 
 
 def boot_instance(run: Path) -> str:
-    """This boot's name, made at the first call after it: /run is new then, in containers too."""
+    """Returns this boot's name, made at the first call after it: /run is new then, in containers
+    too."""
     path = run / "instance"
     while True:
         try:
@@ -53,7 +59,7 @@ def boot_instance(run: Path) -> str:
 
 
 def holder_of(config: Config) -> Holder:
-    """This node in this boot."""
+    """Returns this node in this boot."""
     return Holder(config.node, boot_instance(config.paths.run))
 
 
@@ -100,7 +106,7 @@ class LeaseStatus(Struct, frozen=True):
 
     @property
     def memory(self) -> Memory:
-        """What the next process of this boot has to know of it."""
+        """Returns what the next process of this boot has to know of it."""
         return Memory(
             self.epoch,
             self.instance,
@@ -114,37 +120,32 @@ class LeaseStatus(Struct, frozen=True):
     def save(self, run_dir: Path) -> None:
         # First: a keeper that serves must at no moment be taken for one that held nothing.
         (run_dir / NOTHING_HELD).unlink(missing_ok=True)
-        write_atomically(run_dir / "lease.json", json.dumps({"v": 1, **to_builtins(self)}))
+        write_struct(run_dir / "lease.json", self)
 
     @classmethod
     def load(cls, run_dir: Path) -> LeaseStatus | None:
-        """None when there is no keeper's word in this boot, or one that can't be of it.
+        """Returns None when there is no keeper's word of this boot.
 
         A lease that lasts longer than any keeper could have made it (the file is of before a
-        reboot, or was written by hand) permits nothing; nor does one that says so of itself and
-        is longer than any that can be configured.
+        reboot, or was written by hand) permits nothing; nor does one that says so of itself and is
+        longer than any that can be configured.
         """
-        doc = read_json(run_dir / "lease.json")
-        if doc is None:
+        status = read_struct(run_dir / "lease.json", cls)
+        if status is None:
             return None
-        try:
-            status = convert(doc, cls)
-        except ValidationError as error:
-            raise StandfastError(
-                f"{run_dir}/lease.json is not a keeper's status: {error}"
-            ) from error
         latest = monotonic() + min(status.longest_s, MOST_S)
         sane = status.valid_until <= latest and status.armed_until <= latest
         return status if sane else None
 
 
 def forget_status(run_dir: Path) -> None:
-    """Nobody knows of any lease in this boot."""
+    """Forgets the file: nobody knows of any lease in this boot."""
     (run_dir / "lease.json").unlink(missing_ok=True)
 
 
 def note_start(config: Config) -> None:
-    """Before a lease process asks for anything: can its failure leave something of the volume here?
+    """Notes, before a lease process asks for anything, whether its failure can leave something
+    of the volume here.
 
     Where it can't, systemd stops no server for it (`standfast-ended@`), as that serves other
     volumes: there is no epoch of the volume on this node, served or not put away yet, and each
@@ -162,7 +163,8 @@ def note_start(config: Config) -> None:
 
 
 def note_end(config: Config) -> None:
-    """The lease is over, and nobody is served by it. Not known after a failure, or a kill."""
+    """Notes that the lease is over, and nobody is served by it. Not known after a failure, or a
+    kill."""
     try:
         write_atomically(config.run_dir / NOTHING_HELD, "")
     except Exception as error:  # noqa: BLE001  # then it counts as held
@@ -170,7 +172,8 @@ def note_end(config: Config) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Not `Path.exists`, to which much that can't be looked at is absent."""
+    """Tells whether the path is there. Not `Path.exists`, to which much that can't be looked at is
+    absent."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -187,26 +190,23 @@ class Vouch(Struct, frozen=True):
     """Why it doesn't serve; None: it does."""
 
     def save(self, run_dir: Path) -> None:
-        write_atomically(run_dir / "vouch.json", json.dumps({"v": 1, **to_builtins(self)}))
+        write_struct(run_dir / "vouch.json", self)
 
     @classmethod
     def load(cls, run_dir: Path) -> Vouch | None:
-        """None when there is none, or nothing that could be understood: nobody vouches then."""
+        """Returns None when there is none that can be understood: nobody vouches then."""
         with contextlib.suppress(StandfastError):
-            doc = read_json(run_dir / "vouch.json") or {}
-            at, why = doc.get("at"), doc.get("why")
-            if isinstance(at, float) and isinstance(why, str | None):
-                return cls(at, why)
+            return read_struct(run_dir / "vouch.json", cls)
         return None
 
 
 def note_outage(run_dir: Path) -> None:
-    """The lease process ended because Consul didn't answer: no fault of its own."""
+    """Notes that the lease process ended because Consul didn't answer: no fault of its own."""
     write_atomically(run_dir / "outage", "")
 
 
 def take_outage(run_dir: Path) -> bool:
-    """Whether it did, since this was asked last."""
+    """Tells whether it did, since this was asked last."""
     try:
         (run_dir / "outage").unlink()
     except FileNotFoundError:
@@ -215,15 +215,15 @@ def take_outage(run_dir: Path) -> bool:
 
 
 def forget_vouch(run_dir: Path) -> None:
-    """A new epoch begins: what was said of the last one says nothing of it."""
+    """Forgets the word as a new epoch begins: what was said of the last one says nothing of it."""
     (run_dir / "vouch.json").unlink(missing_ok=True)
 
 
 def others_serving(config: Config) -> tuple[str, ...]:
-    """Other volumes that this node serves at the moment, or may: a file that can't be understood,
-    perhaps of one that is long gone, stops no server that others need, nor a change of this role.
-    """
-    found = []
+    """Returns other volumes that this node serves at the moment, or may: a file that can't be
+    understood, perhaps of one that is long gone, stops no server that others need, nor a change of
+    this role."""
+    serving = []
     for path in sorted(config.paths.run.glob("*/lease.json")):
         if path.parent == config.run_dir:
             continue
@@ -231,41 +231,41 @@ def others_serving(config: Config) -> tuple[str, ...]:
             status = LeaseStatus.load(path.parent)
         except StandfastError as error:
             log.debug("taken for served: %s", error)
-            found.append(path.parent.name)
+            serving.append(path.parent.name)
             continue
         if status is not None and status.serves(monotonic()):
-            found.append(path.parent.name)
-    return tuple(found)
+            serving.append(path.parent.name)
+    return tuple(serving)
 
 
 def note_flush(run_dir: Path) -> None:
-    """The fence's rules were gone: whatever the lease process was told, the port may have been
-    open."""
+    """Notes that the fence's rules were gone: whatever the lease process was told, the port may
+    have been open."""
     write_atomically(run_dir / "flushed", "")
 
 
 def was_flushed(run_dir: Path) -> bool:
-    """Whether they were, in the epoch that this node holds."""
+    """Tells whether they were, in the epoch that this node holds."""
     return (run_dir / "flushed").exists()
 
 
 def forget_flush(run_dir: Path) -> None:
-    """A new epoch begins."""
+    """Forgets that as a new epoch begins."""
     (run_dir / "flushed").unlink(missing_ok=True)
 
 
 def was_never_open(run_dir: Path) -> bool:
-    """Whether no client was served in the epoch that this node holds; in doubt one was."""
+    """Tells whether no client was served in the epoch that this node holds; in doubt one was."""
     status = LeaseStatus.load(run_dir)
     return status is not None and not status.opened and not was_flushed(run_dir)
 
 
 def save_claim(run_dir: Path, claim: Claim) -> None:
-    write_atomically(run_dir / "claim.json", json.dumps({"v": 1, **to_builtins(claim)}))
+    write_struct(run_dir / "claim.json", claim)
 
 
 def take_claim(run_dir: Path) -> Claim | None:
-    """The agent's claim; it is removed, so that it is made good at most once."""
+    """Takes the agent's claim; it is removed, so that it is made good at most once."""
     path = run_dir / "claim.json"
     doc = read_json(path)
     if doc is None:

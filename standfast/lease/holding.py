@@ -104,7 +104,7 @@ class LeaseKeys:
         return Deadline.after(self._config.lease.request_timeout)
 
     def read(self, epoch: int | None = None) -> Versioned:
-        """Both keys at one point in time, consistently; ForeignValue, ConsulError.
+        """Reads both keys at one point in time, consistently; ForeignValue, ConsulError.
 
         With `epoch`: and whether another followed upon that one, whatever the two keys say.
         """
@@ -126,7 +126,8 @@ class LeaseKeys:
         )
 
     def read_all(self) -> Versioned:
-        """As `read`, and whatever the volume's other keys say of epochs and of a pause."""
+        """Reads as `read` does, and whatever the volume's other keys say of epochs and of a
+        pause."""
         prefix = self._config.key("")
         entries = self._consul.get_many(prefix, consistent=True, deadline=self._deadline())
         held = self._versioned({entry.key: entry for entry in entries})
@@ -134,7 +135,7 @@ class LeaseKeys:
         return replace(held, highest=highest_epoch(values), paused="pause" in values)
 
     def prospects(self, epoch: int, deadline: Deadline) -> Prospects:
-        """What a surrender of `epoch` depends on; ForeignValue, ConsulError."""
+        """Reads what a surrender of `epoch` depends on; ForeignValue, ConsulError."""
         pause_key = self._config.key("pause")
         oldest = max(0, epoch - len(self._config.nodes))
         epoch_keys = {
@@ -214,12 +215,14 @@ class LeaseKeys:
         ]
 
     def _starting(self, epoch: int, seq: int, wait_s: float) -> Leader:
-        """A heartbeat that stands alone: of an epoch's begin, or in a deleted one's place."""
+        """Returns a heartbeat that stands alone: of an epoch's begin, or in a deleted one's
+        place."""
         state, standbys = LeaderState.STARTING, self._config.standbys
         return Leader(epoch, self._me, seq, state, standbys, wait=wait_s)
 
     def take_up(self, memory: Memory = NO_MEMORY) -> HeldLease | None:
-        """The lease of a keeper of this boot that ended without giving it up; None: there is none.
+        """Takes up the lease of a keeper of this boot that ended without giving it up; None: there
+        is none.
 
         It gets no time until its first heartbeat commits, which proves that nobody took over.
         """
@@ -244,7 +247,7 @@ class LeaseKeys:
         state: LeaderState,
         handover: Handover = protocol.NO_HANDOVER,
     ) -> Kept | Lost | Halted:
-        """One heartbeat, with its read-back when it didn't plainly commit."""
+        """Sends one heartbeat, with its read-back when it didn't plainly commit."""
         deadline = self._deadline()
         t_s = monotonic()
         wait_s = held_lease.wait_s(self._config.lease.wait, t_s)

@@ -27,7 +27,8 @@ class Inbox(Protocol):
     """Where requests and the word to end come in."""
 
     def wait(self, patience_s: float, answer: Answer) -> bool:
-        """Until a request came, which is answered, or `patience_s` passed; False: told to end."""
+        """Waits until a request came, which is answered, or `patience_s` passed; False: told to
+        end."""
 
 
 class SocketInbox:
@@ -62,6 +63,6 @@ class SocketInbox:
 
 @contextlib.contextmanager
 def listening(path: Path, stop: socket.socket) -> Iterator[Inbox]:
-    """The inbox of this process, at `path` while the block lasts."""
+    """Opens the inbox of this process, at `path` while the block lasts."""
     with listen(path) as server, contextlib.closing(SocketInbox(server, stop)) as inbox:
         yield inbox

@@ -122,9 +122,9 @@ class Keeper:
         exports.withdraw(self.config, self.fence, self.nfs, Deadline.after(cutoff.GIVE_UP_S))
 
     def sign_off(self) -> None:
-        """The entry in Consul's catalogue ends with the role. The agent may be unable to remove it,
-        and where the server goes on for another volume, the successor's guard would take it for a
-        server of this one."""
+        """Ends the entry in Consul's catalogue along with the role. The agent may be unable to
+        remove it, and where the server goes on for another volume, the successor's guard would take
+        it for a server of this one."""
         if not self.over:
             return
         try:
@@ -133,7 +133,7 @@ class Keeper:
             log.warning("the entry in Consul is still there: %s", ours(error))
 
     def beat(self) -> None:
-        """One heartbeat and what follows from it."""
+        """Sends one heartbeat and does what follows from it."""
         try:
             word = self.service.word(monotonic())
             outcome = self.keys.heartbeat(self.held_lease, self.state, word)
@@ -155,7 +155,7 @@ class Keeper:
                 self._arm()
 
     def check_end(self) -> None:
-        """Past the lease's end make sure that the port is shut, at once and then each heartbeat
+        """Makes sure, past the lease's end, that the port is shut, at once and then each heartbeat
         interval; at any other time, that the rules are there."""
         now = monotonic()
         lapsed = now >= self.held_lease.valid_until + FENCE_MARGIN_S
@@ -196,7 +196,8 @@ class Keeper:
             self._tell(Kind.FENCE_CLOSED, text)
 
     def _confirm_rules(self, now: float) -> None:
-        """For as long as no heartbeat looks at them: each one that arms the port does.
+        """Looks at the rules for as long as no heartbeat looks at them: each one that arms the port
+        does.
 
         What is left of the permit is given again: it ends with the lease as the last one did. Where
         there is none, the port may be open for another volume, and the rules alone count.
@@ -237,7 +238,7 @@ class Keeper:
             raise StandfastError(f"the port can't be opened: {self.trouble}")
 
     def hold(self) -> None:
-        """Go on with the lease after a `clean` of unknown outcome; one heartbeat at once."""
+        """Goes on with the lease after a `clean` of unknown outcome; one heartbeat at once."""
         self._refuse_after_surrender()
         self.holding_back = False
         self.beat()
@@ -253,7 +254,7 @@ class Keeper:
         self._known_shut()
 
     def _open_no_more(self) -> None:
-        """No heartbeat opens the port, and until it is known to be shut, it is seen to that."""
+        """Keeps heartbeats from opening the port; until it is known to be shut, it is seen to."""
         self.serving, self.in_doubt = False, True
         self.state = LeaderState.DRAINING
 
@@ -285,15 +286,16 @@ class Keeper:
         raise StandfastError(outcome.why)
 
     def say_last(self) -> None:
-        """What was said before permits no more than this."""
+        """Saves the last word, so that what was said before permits no more than this."""
         try:
             self.save()
         except Exception as error:  # noqa: BLE001  # what follows is what counts
             log.error("the last word on the lease can't be written: %s", ours(error))
 
     def _note_void(self) -> None:
-        """Before anybody is told: the next process of this boot must not go on with the time that
-        this one had. Where that can't be written (a full /run), it finds nothing at all."""
+        """Writes that the lease is void, before anybody is told: the next process of this boot must
+        not go on with the time that this one had. Where that can't be written (a full /run), it
+        finds nothing at all."""
         try:
             self.save()
         except Exception as error:  # noqa: BLE001  # what is stale is as good as gone
@@ -360,8 +362,8 @@ class Keeper:
         self.trouble = trouble
 
     def remember_successor(self) -> None:
-        """In a restored Consul this epoch is not gone on with then. The agent does the same, where
-        it lives."""
+        """Notes the successor's epoch, so that in a restored Consul this epoch is not gone on with
+        then. The agent does the same, where it lives."""
         try:
             EpochFile(self.config.state_dir / "epoch").raise_to(self.successor)
         except Exception as error:  # noqa: BLE001  # the disk may be why the lease was lost

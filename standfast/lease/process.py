@@ -58,7 +58,7 @@ class Turn:
         """What each part failed with last, so that it is said once."""
 
     def do(self, part: Callable[[], None]) -> None:
-        """Whatever it raises is logged once.
+        """Runs the part; whatever it raises is logged once.
 
         A lease that is lost and a server that could not be stopped end the process all the same:
         that is for the service manager then (`OnFailure=`).
@@ -101,7 +101,7 @@ def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hold(keeper: Keeper, inbox: Inbox) -> None:
-    """Heartbeats and commands until the lease is over or the inbox says to end."""
+    """Sends heartbeats and answers commands until the lease is over or the inbox says to end."""
     timing = keeper.config.lease
     next_beat = monotonic()
     turn = Turn(keeper)
@@ -134,7 +134,7 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
 
 
 def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) -> HeldLease:
-    """The lease of this boot taken up again, or a claim of the agent's made good. Refused."""
+    """Takes up the lease of this boot again, or makes a claim of the agent's good. Refused."""
     highest = EpochFile(config.state_dir / "epoch")
     try:
         held_lease = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
@@ -160,7 +160,7 @@ def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) 
 
 
 def _refuse_older(epoch: int, highest: int) -> None:
-    """An epoch that this node has seen the end of is not taken up, nor gone on from."""
+    """Refuses an epoch that this node has seen the end of: none is taken up or gone on from."""
     if epoch < highest:
         raise Refused(
             Reason.EPOCH_WENT_BACK,
@@ -171,7 +171,8 @@ def _refuse_older(epoch: int, highest: int) -> None:
 
 
 def previous_status(run_dir: Path) -> LeaseStatus | None:
-    """What an earlier keeper said last; one of another boot or epoch is not gone on from."""
+    """Returns what an earlier keeper said last; one of another boot or epoch is not gone on
+    from."""
     try:
         return LeaseStatus.load(run_dir)
     except StandfastError:
@@ -179,7 +180,7 @@ def previous_status(run_dir: Path) -> LeaseStatus | None:
 
 
 def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keeper:
-    """A keeper with the lease in its hand."""
+    """Builds a keeper with the lease in its hand."""
     earlier = previous_status(config.run_dir)
     held_lease = obtain(config, keys, earlier)
     keeper = Keeper(config, keys, fence, nfs, held_lease, since=monotonic())
@@ -216,7 +217,7 @@ def run(
     nfs: NfsServer,
     inbox: contextlib.AbstractContextManager[Inbox],
 ) -> int:
-    """The process, from the claim to the end. Exit 0: told to end, released or lost."""
+    """Runs the process, from the claim to the end. Exit 0: told to end, released or lost."""
     note_start(config)
     keeper = build(config, keys, fence, nfs)
     with inbox as requests:
@@ -243,7 +244,7 @@ class Parts(NamedTuple):
 
 
 def main(config: Config, make: Callable[[Config], Parts]) -> int:
-    """`standfast lease VOLUME`; at most one per volume on a node.
+    """Runs `standfast lease VOLUME`; at most one per volume on a node.
 
     `make` is called with the lock held: settling the fence is the holder's alone.
     """

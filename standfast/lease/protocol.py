@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from standfast.consul.records import Handover, Holder, Leader, LeaderState, longest_wait_s
 
@@ -83,10 +83,10 @@ class HeldLease(Struct, frozen=True):
         return max(0.0, self.valid_until - now)
 
     def wait_s(self, own_s: float, now: float) -> float:
-        """What a heartbeat sent at `now` has to tell, with our own W `own_s`.
+        """Returns what a heartbeat sent at `now` has to tell, with our own W `own_s`.
 
-        A shorter `[lease]` counts for candidates at once, and for the kernel's permit only when
-        the longer one has run out.
+        A shorter `[lease]` counts for candidates at once, and for the kernel's permit only when the
+        longer one has run out.
         """
         return max(own_s, self.earlier_wait_s) if now < self.earlier_until else own_s
 
@@ -137,28 +137,22 @@ def next_attempt(
     handover: Handover = NO_HANDOVER,
     wait_s: float = 0.0,
 ) -> Attempt:
-    """The next heartbeat; each attempt has a sequence number of its own. `wait_s`: what it tells,
-    see HeldLease.wait_s."""
+    """Returns the next heartbeat; each attempt has a sequence number of its own. `wait_s`: what it
+    tells, see HeldLease.wait_s."""
     leader = Leader(
         epoch=held_lease.epoch,
         holder=held_lease.holder,
         seq=held_lease.seq + 1,
         state=state,
         candidates=candidates,
-        to=handover.to,
-        note=handover.note,
-        final=handover.final,
-        final_id=handover.final_id,
-        surrendered=handover.surrendered,
-        unserved=handover.unserved,
-        idle=handover.idle,
         wait=wait_s,
+        **asdict(handover),
     )
     return Attempt(leader, held_lease.epoch_index, held_lease.leader_index)
 
 
 def sent(held_lease: HeldLease, attempt: Attempt, t_s: float) -> HeldLease:
-    """The held lease once `attempt` is on its way: `t_s` was read before sending."""
+    """Returns the held lease once `attempt` is on its way: `t_s` was read before sending."""
     return replace(
         held_lease,
         seq=attempt.leader.seq,
@@ -167,7 +161,8 @@ def sent(held_lease: HeldLease, attempt: Attempt, t_s: float) -> HeldLease:
 
 
 def committed(held_lease: HeldLease, seq: int, leader_index: int, length_s: float) -> HeldLease:
-    """The held lease once the attempt `seq` is known to have committed at `leader_index`."""
+    """Returns the held lease once the attempt `seq` is known to have committed at
+    `leader_index`."""
     t_s = held_lease.attempts.get(seq, NEVER)
     valid_until = held_lease.valid_until
     if t_s > held_lease.voided_at:
@@ -182,15 +177,16 @@ def committed(held_lease: HeldLease, seq: int, leader_index: int, length_s: floa
 
 
 def voided(held_lease: HeldLease, now: float) -> HeldLease:
-    """The lease given up on purpose: the fence is closed and this is set before `clean` is sent."""
+    """Returns the lease given up on purpose: the fence is closed and this is set before `clean` is
+    sent."""
     return replace(held_lease, valid_until=NEVER, voided_at=now)
 
 
 def read_back(
     held_lease: HeldLease, held: Versioned, now: float, length_s: float, wait_s: float = 0.0
 ) -> Verdict:
-    """What Consul's content, read after `now`, says after an attempt that failed or whose reply
-    was lost."""
+    """Returns what Consul's content, read after `now`, says after an attempt that failed or whose
+    reply was lost."""
     if held.epoch is not None and held.epoch > held_lease.epoch:
         who = held.leader.holder.node if held.leader else "somebody"
         why = f"{who} took over with epoch {held.epoch}; epoch {held_lease.epoch} is over"
@@ -245,7 +241,8 @@ def read_back(
 
 
 def _unbroken(known: HeldLease | Memory, held: Versioned) -> bool:
-    """Whether the keys are as this boot's epoch `known` left them, or it has gone on from there.
+    """Tells whether the keys are as this boot's epoch `known` left them, or it has gone on from
+    there.
 
     A backup that was restored has an older heartbeat at its old index; one that was imported key by
     key has it at a new one, and the epoch's key, too.
@@ -262,7 +259,8 @@ def _unbroken(known: HeldLease | Memory, held: Versioned) -> bool:
 def taken_up(
     held: Versioned, me: Holder, memory: Memory, now: float, wait_s: float
 ) -> HeldLease | None:
-    """The lease of a process of this boot that ended without giving it up; None: there is none.
+    """Takes up the lease of a process of this boot that ended without giving it up; None: there is
+    none.
 
     It has the time that the earlier process had, and no more until a heartbeat commits. `held` was
     read before `now`; the sequence number is the last one in Consul, to be jumped ahead of.
@@ -312,7 +310,8 @@ class Claim(Struct, frozen=True):
 
 
 def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str | None:
-    """Why the claim may not be made good now, by what a consistent read shows; None: it may."""
+    """Says why the claim may not be made good now, by what a consistent read shows; None: it
+    may."""
     if (held.epoch or 0) != claim.epoch:
         return f"the epoch is {held.epoch or 0} now, the claim was made on {claim.epoch}"
     identity = held.leader.identity if held.leader else None
@@ -335,7 +334,7 @@ def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str |
 
 
 def acquired(held: Versioned, sent: Leader, t_s: float, length_s: float) -> HeldLease | None:
-    """The held lease if Consul shows that our acquisition, `sent` at `t_s`, committed.
+    """Returns the held lease if Consul shows that our acquisition, `sent` at `t_s`, committed.
 
     An earlier attempt of this node's for the same epoch, which came late, is ours too: it is known
     by another sequence number, and it gives no time, as nobody knows when it was sent.

@@ -59,7 +59,7 @@ class Spell:
         return self.lacked_s if self.why is None else self.lacked_s + self._since_s(now)
 
     def seen(self, now: float, why: str | None) -> Spell:
-        """After a look within the lease."""
+        """Counts after a look within the lease."""
         at, since_s = replace(self, at=now, why=why, counts=True), self._since_s(now)
         if why is not None:
             # Until now it was well, as far as is known.
@@ -70,8 +70,8 @@ class Spell:
         return replace(at, lacked_s=max(0.0, self.lacked_s - paid_s), served=True, well_since=since)
 
     def paused(self, now: float) -> Spell:
-        """While the lease isn't valid the time is Consul's, and isn't counted; what was before it
-        is kept."""
+        """Counts nothing while the lease isn't valid: that time is Consul's; what was before it is
+        kept."""
         return replace(self, at=now, counts=False, well_since=None)
 
     def _since_s(self, now: float) -> float:
@@ -88,9 +88,9 @@ class Sign:
 
 
 def watch(
-    before: Mapping[str, Sign], found: Mapping[str, tuple[CandidateRecord, int]], now: float
+    before: Mapping[str, Sign], words: Mapping[str, tuple[CandidateRecord, int]], now: float
 ) -> dict[str, Sign]:
-    """What is known of the candidates after another look.
+    """Returns what is known of the candidates after another look.
 
     A word that was there before the first look may be of a dead node: only one that changes counts.
     """
@@ -101,7 +101,7 @@ def watch(
             return Sign(record, index)
         return known if known.index == index else Sign(record, index, now)
 
-    return {name: sign(name, *word) for name, word in found.items()}
+    return {name: sign(name, *word) for name, word in words.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Standing:
 
 
 def had_it(history_entries: Mapping[int, HistoryEntry], epoch: int) -> frozenset[str]:
-    """The nodes that have lost the role, one after the other, since it last was given by an
+    """Returns the nodes that have lost the role, one after the other, since it last was given by an
     operator or in order; `epoch`'s is not among them. `epochs` is by epoch."""
     nodes = set()
     while (history_entry := history_entries.get(epoch)) is not None and history_entry.is_automatic:
@@ -135,7 +135,8 @@ def had_it(history_entries: Mapping[int, HistoryEntry], epoch: int) -> frozenset
 
 
 def successor(standing: Standing, config: Config, now: float) -> str | Reason | None:
-    """The node to surrender to; a Reason: why not, though it is time; None: it isn't time."""
+    """Returns the node to surrender to; a Reason: why not, though it is time; None: it isn't
+    time."""
     if not config.surrender_after or standing.unserved_s < standing.patience_s:
         return None
     if standing.pause is not None:
@@ -164,8 +165,11 @@ def successor(standing: Standing, config: Config, now: float) -> str | Reason | 
     ]
     best = max(
         ready,
-        key=lambda one: rank(
-            one.snapshot_epoch, one.snapshot, config.nodes[one.node].priority, one.node
+        key=lambda record: rank(
+            record.snapshot_epoch,
+            record.snapshot,
+            config.nodes[record.node].priority,
+            record.node,
         ),
         default=None,
     )
@@ -176,7 +180,7 @@ Rank = tuple[int, float, int, str]
 
 
 def rank(epoch: int, snapshot: str | None, priority: int, node: str) -> Rank:
-    """Who should rather take over, highest best: by epoch, snapshot, priority, name.
+    """Tells who should rather take over, highest best: by epoch, snapshot, priority, name.
 
     What is no name, as nobody of ours writes it, comes before all.
     """

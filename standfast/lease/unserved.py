@@ -73,7 +73,7 @@ class Service:
     """Why it doesn't surrender although it is time, as it was logged last."""
 
     def look(self, now: Now) -> Handover | None:
-        """What to surrender with, when it is time and somebody else could do better."""
+        """Returns what to surrender with, when it is time and somebody else could do better."""
         if not now.valid:
             self.spell = self.spell.paused(now.at)
             self.signs, self.said = {}, None
@@ -88,8 +88,8 @@ class Service:
         if not now.heard or now.at - self.looked_at < ASK_EVERY_S:
             return None
         self.looked_at = now.at
-        found = self.keys.prospects(now.epoch, limit)
-        self.signs = watch(self.signs, found.candidates, now.at)
+        prospects = self.keys.prospects(now.epoch, limit)
+        self.signs = watch(self.signs, prospects.candidates, now.at)
         if self.spell.why is None:
             return None  # for the moment; it may be about to die again
         standing = Standing(
@@ -97,16 +97,17 @@ class Service:
             now.at - now.since,
             unserved_s,
             patience_s + (OUTAGE_LIMIT_S if now.draining else 0.0),
-            found.pause,
-            found.history_entry,
+            prospects.pause,
+            prospects.history_entry,
             self.spell.served,
-            found.had_it,
+            prospects.had_it,
             self.signs,
         )
         return self._handover(successor(standing, self.config, now.at), unserved_s)
 
     def word(self, now: float) -> Handover:
-        """What the heartbeat tells; nothing: it serves, or has for most of the last seconds."""
+        """Returns what the heartbeat tells; nothing: it serves, or has for most of the last
+        seconds."""
         unserved_s = self.spell.unserved_s(now)
         if self.spell.why is None or unserved_s < TOLD_FROM_S:
             return Handover()
@@ -114,7 +115,7 @@ class Service:
 
     @property
     def idle(self) -> bool:
-        """No client was served in this epoch."""
+        """Tells whether no client was served in this epoch."""
         return not self.spell.opened and not was_flushed(self.config.run_dir)
 
     def _handover(self, to: str | Reason | None, unserved_s: float) -> Handover | None:
@@ -128,7 +129,7 @@ class Service:
         return None if to is None else Handover(to=to, note=why, surrendered=True)
 
     def _see(self, now: Now, limit: Deadline) -> None:
-        """Whether this node serves, as far as anybody can say at the moment."""
+        """Sees whether this node serves, as far as anybody can say at the moment."""
         vouch = Vouch.load(self.config.run_dir)
         if vouch is not None and 0 <= now.at - vouch.at <= VOUCH_S:
             self.spell = self.spell.seen(now.at, vouch.why)

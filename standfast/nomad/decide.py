@@ -56,6 +56,9 @@ class Decision:
         return not self.steps and self.reason in (Reason.NOMAD_FOLLOWS, Reason.NOMAD_NOT_ELIGIBLE)
 
 
+CHANGING = Decision(Reason.NOMAD_ROLE_CHANGING, "the role is changing: Nomad is left as it is")
+
+
 def decide(seen: Observed) -> Decision:
     """Returns what one round has to do."""
     match seen.role:
@@ -64,9 +67,7 @@ def decide(seen: Observed) -> Decision:
         case Role.STANDBY:
             return _as_standby(seen)
         case _:
-            return Decision(
-                Reason.NOMAD_ROLE_CHANGING, "the role is changing: Nomad is left as it is"
-            )
+            return CHANGING
 
 
 def _as_primary(seen: Observed) -> Decision:

@@ -7,8 +7,9 @@ storage, until the servers were first seen to have it running elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, structs
 
 from standfast.errors import NomadError
 from standfast.nomad.observation import Constrained
@@ -30,8 +31,7 @@ class Stopped:
     evaluation: str
 
 
-@dataclass(slots=True)
-class Downtime:
+class Downtime(Struct, frozen=True):
     """The downtime of one group of one job."""
 
     job: str
@@ -81,10 +81,11 @@ class Downtimes:
             node, allocation = running[name]
             if allocation.id == self._stopped[name].allocation.id:
                 continue
-            downtime = self.known[name]
-            downtime.target, downtime.why = node.name, ""
-            downtime.down_s = round(monotonic() - self._stopped.pop(name).at, 1)
-            arrived.append(downtime)
+            down_s = round(monotonic() - self._stopped.pop(name).at, 1)
+            self.known[name] = structs.replace(
+                self.known[name], target=node.name, down_s=down_s, why=""
+            )
+            arrived.append(self.known[name])
         return arrived
 
     def ask_why(self, nomad: NomadGateway) -> None:
@@ -97,10 +98,8 @@ class Downtimes:
                 told = nomad.evaluation(stopped.evaluation, namespace=namespace).unplaced
             except NomadError:
                 return
-            self.known[name].why = told.get(stopped.allocation.group, "")
-
-    def document(self) -> list[dict[str, Any]]:
-        return [asdict(downtime) for downtime in self.known.values()]
+            why = told.get(stopped.allocation.group, "")
+            self.known[name] = structs.replace(self.known[name], why=why)
 
 
 def by_job(

@@ -6,11 +6,13 @@ a fresh look. While a demotion has this node's jobs stopped, a round doesn't bri
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from msgspec.structs import replace
 
 from standfast.config.load import load
 from standfast.config.model import Config
@@ -26,14 +28,15 @@ from standfast.errors import (
     ours,
 )
 from standfast.nomad.constraints import PRIMARY, Meta
-from standfast.nomad.decide import Decision, decide
+from standfast.nomad.decide import CHANGING, Decision, decide
 from standfast.nomad.downtime import Downtimes, Stopped, by_job
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Noted, Observed, Role, constrained_of
 from standfast.nomad.ports import Allocation, Node, NomadGateway
-from standfast.nomad.steps import AWAY, Steps, prepare, release
+from standfast.nomad.reports import Report
+from standfast.nomad.steps import AWAY, Steps
 from standfast.reasons import Reason
-from standfast.system.clock import Deadline, monotonic, utc_now
+from standfast.system.clock import Deadline, monotonic
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +48,6 @@ THOROUGH_EVERY_S = 60.0
 WHY_EVERY = 5
 # Beyond the kill timeouts, for the calls of a release.
 RELEASE_SLACK_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How a round ended: for `status`, `doctor` and the journal."""
-
-    role: Role
-    reason: Reason
-    sentence: str
-    settled: bool
-    done: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -104,24 +95,29 @@ class Follower:
                 report = self._round(role, epoch, still)
             except Exception as failure:  # noqa: BLE001  # a report, too
                 error = ours(failure)
-                report = Report(role, reason_of(error), str(error), settled=False)
+                report = Report(
+                    role=role, reason=reason_of(error), sentence=str(error), settled=False
+                )
             self._unsettled = 0 if report.settled else self._unsettled + 1
-            return report
+            return replace(report, jobs=tuple(self.downtimes.known.values()))
 
     def _round(self, role: Role, epoch: int, still: Callable[[], bool]) -> Report:
         if role is Role.CHANGING:
-            decision = Decision(
-                Reason.NOMAD_ROLE_CHANGING, "the role is changing: Nomad is left as it is"
-            )
-            return Report(role, decision.reason, decision.sentence, settled=True)
+            said = CHANGING.sentence
+            return Report(role=role, reason=CHANGING.reason, sentence=said, settled=True)
         seen = self.look(role)
         decision = decide(seen)
         done, failed = self._act(decision, role, epoch, still)
         if self.downtimes.pending and self._unsettled % WHY_EVERY == WHY_EVERY - 1:
             self.downtimes.ask_why(self.nomad)
-        settled = decision.settled and not self.downtimes.pending
-        failed = (*self.release_failed, *failed)
-        return Report(role, decision.reason, decision.sentence, settled, done, failed)
+        return Report(
+            role=role,
+            reason=decision.reason,
+            sentence=decision.sentence,
+            settled=decision.settled and not self.downtimes.pending,
+            done=done,
+            failed=(*self.release_failed, *failed),
+        )
 
     def pause_s(self, report: Report) -> float:
         """Returns the seconds until the next round."""
@@ -171,9 +167,7 @@ class Follower:
                 if job.node_id != seen.own.id:
                     self.downtimes.begin(Stopped(job, monotonic(), ""), nodes[job.node_id])
         self._arrived(nodes, allocations, seen)
-        return Observed(
-            seen.role, seen.meta, seen.own, seen.local, seen.others, seen.notes, constrained
-        )
+        return dataclasses.replace(seen, constrained=constrained)
 
     def _arrived(
         self,
@@ -223,7 +217,7 @@ class Follower:
     def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
         """Prepares node `name` for a switchover, while this node serves; returns the result in a
         sentence, or raises StandfastError."""
-        return prepare(self.nomad, self.notes, self.meta, name, epoch, deadline)
+        return self.steps.prepare(name, epoch, deadline)
 
     def release(self, deadline: Deadline) -> None:
         """Stops the jobs before the storage goes; StandfastError when some may not have ended."""
@@ -236,9 +230,7 @@ class Follower:
             self.downtimes.forget()
             self._thorough_at = float("-inf")  # should the role stay, what is ending is looked for
             self.release_failed = ()
-            outcome = release(
-                self.nomad, self.notes, self.meta, self.config.nomad.kill_timeout_limit, deadline
-            )
+            outcome = self.steps.release(self.config.nomad.kill_timeout_limit, deadline)
             for stopped in outcome.stopped:
                 self.downtimes.begin(stopped, outcome.node)
         except StandfastError as error:
@@ -257,20 +249,6 @@ class Follower:
     def resume(self) -> None:
         """Ends the plan, whether it succeeded or failed."""
         self.released = False
-
-    def document(self, report: Report) -> dict[str, Any]:
-        """Returns the document that `status` and `doctor` read."""
-        return {
-            "v": 1,
-            "at": utc_now(),
-            "role": str(report.role),
-            "reason": str(report.reason),
-            "sentence": report.sentence,
-            "settled": report.settled,
-            "done": list(report.done),
-            "failed": list(report.failed),
-            "jobs": self.downtimes.document(),
-        }
 
 
 def reason_of(error: StandfastError) -> Reason:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from standfast.config.model import Config
 from standfast.consul.gateway import Conflict, Entry
 from standfast.consul.ports import Keys
-from standfast.consul.records import parse_epoch
+from standfast.consul.records import NomadNote, parse_epoch
 from standfast.consul.values import CheckIndex, Delete, Op, Set
 from standfast.errors import Refused
-from standfast.nomad.observation import Note, Noted
+from standfast.nomad.observation import Noted
 from standfast.nomad.ports import Node
 from standfast.reasons import Reason
 from standfast.system.clock import monotonic, utc_now
@@ -46,7 +46,7 @@ class Notes:
         }
 
     def _noted(self, entry: Entry) -> Noted:
-        note, index = Note.parse(entry.value, entry.key), entry.modify_index
+        note, index = NomadNote.parse(entry.value, entry.key), entry.modify_index
         if note.firm and not note.ahead:
             return Noted(note, index)
         now = monotonic()
@@ -59,7 +59,7 @@ class Notes:
 
         Refused when `epoch` is over: whoever serves now sees to the node.
         """
-        note = Note(node.name, self.config.node, epoch, utc_now(), firm, ahead)
+        note = NomadNote(node.name, self.config.node, epoch, utc_now(), firm, ahead)
         ops: list[Op] = [Set(self._key(node.id), note.dump())]
         if epoch:
             ops.insert(0, CheckIndex(self.config.key("epoch"), self._index_of(epoch)))

@@ -6,13 +6,12 @@ are placed by that; only `local` is the own agent's word.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from standfast.errors import ForeignValue
+from standfast.consul.records import NomadNote
 from standfast.nomad.constraints import Meta, Tie, placement
 from standfast.nomad.ports import RUN, Allocation, Node
 
@@ -27,53 +26,10 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """Says in Consul, at `nomad/<node id>`, that we made this node ineligible and may lift that.
-
-    Written before, deleted after. A node that was ineligible already never gets one.
-    """
-
-    node: str
-    """Its name."""
-    by: str
-    """The node that did it."""
-    epoch: int
-    """The epoch in which it was done; 0: by the node itself."""
-    at: float
-    """Wall-clock seconds."""
-    firm: bool = True
-    """It has been done; else it is about to be, by another node."""
-    ahead: bool = False
-    """It is to be the next primary, and shows the meta already."""
-
-    def dump(self) -> bytes:
-        return json.dumps({"v": 1, **asdict(self)}).encode()
-
-    @classmethod
-    def parse(cls, value: bytes, key: str) -> Note:
-        try:
-            doc = json.loads(value)
-            note = cls(
-                str(doc["node"]),
-                str(doc["by"]),
-                int(doc["epoch"]),
-                float(doc["at"]),
-                doc.get("firm") is not False,
-                doc.get("ahead") is True,
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise ForeignValue(
-                f"{key} in Consul holds something else ({error!r}). When nobody needs it: "
-                f"consul kv delete {key}"
-            ) from error
-        return note
-
-
-@dataclass(frozen=True, slots=True)
 class Noted:
     """A note as it lies in Consul."""
 
-    note: Note
+    note: NomadNote
     index: int
     """Its ModifyIndex: only this very note is deleted."""
     firm: bool = True

@@ -42,10 +42,10 @@ def _of_path(
             continue
         source = str(volume.get("Source", ""))
         if volume.get("PerAlloc") is True:  # source[0], source[1]: one of each allocation
-            sources = [one for one in host_volumes if one.partition("[")[0] == source]
+            sources = [each for each in host_volumes if each.partition("[")[0] == source]
         else:
             sources = [source]
-        if any(shows(host_volumes.get(one, ""), path) for one in sources):
+        if any(shows(host_volumes.get(each, ""), path) for each in sources):
             shown[name] = source
     return shown
 

@@ -8,82 +8,80 @@ speak of the node's own agent: the servers hear of a new meta 5-10 s later.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from msgspec import Meta, Struct, field
 
 from standfast.system.clock import Deadline
 
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=0)]
 RUN = "run"
 READY = "ready"
-DOWN = "down"
 _OVER = frozenset({"complete", "failed", "lost"})
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True, kw_only=True):
     """A client node, as the servers know it."""
 
-    id: str
-    name: str
-    status: str
+    id: Text = field(name="ID")
+    name: Text = field(name="Name")
+    status: Text = field(name="Status")
     """initializing, ready, down or disconnected."""
     eligible: bool
-    draining: bool
-    meta: Mapping[str, str]
+    draining: bool = field(name="Drain", default=False)
+    meta: Mapping[str, str] = field(name="Meta", default_factory=dict)
     """Static and dynamic meta together."""
-    host_volumes: Mapping[str, str]
+    host_volumes: Mapping[str, Text]
     """Name -> path on the node."""
-    attributes: Mapping[str, str]
-    datacenter: str
-    node_class: str
-    pool: str
+    attributes: Mapping[str, str] = field(name="Attributes", default_factory=dict)
+    datacenter: Text = field(name="Datacenter")
+    node_class: str = field(name="NodeClass", default="")
+    pool: str = field(name="NodePool", default="")
 
 
-@dataclass(frozen=True, slots=True)
-class LocalMeta:
+class LocalMeta(Struct, frozen=True, kw_only=True):
     """The meta of the own node, as its agent has it."""
 
-    dynamic: Mapping[str, str | None]
+    dynamic: Mapping[str, str | None] = field(name="Dynamic")
     """Set while running, kept across restarts; None: a static one that was unset."""
-    static: Mapping[str, str]
+    static: Mapping[str, str] = field(name="Static", default_factory=dict)
     """From the agent's configuration file."""
-    meta: Mapping[str, str]
+    meta: Mapping[str, str] = field(name="Meta")
     """What comes of both."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskState:
+class TaskState(Struct, frozen=True, kw_only=True):
     """One task of an allocation."""
 
     name: str
-    state: str
+    state: Text = field(name="State")
     """pending, running or dead."""
-    failed: bool
-    restarts: int
-    started_at: str
+    failed: bool = field(name="Failed", default=False)
+    restarts: Count = field(name="Restarts")
+    started_at: str = field(name="StartedAt", default="")
     """As Nomad writes it (RFC 3339); empty: never."""
-    finished_at: str
+    finished_at: str = field(name="FinishedAt", default="")
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
+class Allocation(Struct, frozen=True, kw_only=True):
     """One allocation with the job's document of its time."""
 
-    id: str
-    name: str
-    namespace: str
-    job_id: str
-    group: str
-    node_id: str
-    desired: str
+    id: Text = field(name="ID")
+    name: Text = field(name="Name")
+    namespace: Text = field(name="Namespace")
+    job_id: Text = field(name="JobID")
+    group: Text = field(name="TaskGroup")
+    node_id: Text = field(name="NodeID")
+    desired: Text = field(name="DesiredStatus")
     """run, stop or evict."""
-    client_status: str
+    client_status: Text = field(name="ClientStatus")
     """pending, running, complete, failed, lost or unknown (the node is disconnected)."""
-    job: Mapping[str, Any]
+    job: Mapping[str, Any] = field(name="Job", default_factory=dict)
     """As Nomad's HTTP API has it; empty where the answer holds none (`job_allocations`)."""
     tasks: tuple[TaskState, ...]
-    modify_index: int
-    next_id: str
+    modify_index: Count = field(name="ModifyIndex")
+    next_id: str = field(name="NextAllocation", default="")
     """The allocation that replaced this one; empty: none."""
 
     @property
@@ -92,36 +90,33 @@ class Allocation:
         return self.client_status in _OVER
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True, kw_only=True):
     """One line of the list of jobs."""
 
-    namespace: str
-    id: str
-    type: str
+    namespace: str = field(name="Namespace", default="default")
+    id: Text = field(name="ID")
+    type: Text = field(name="Type")
     """service, batch, system or sysbatch."""
-    status: str
+    status: Text = field(name="Status")
     """pending, running or dead."""
-    stopped: bool
+    stopped: bool = field(name="Stop", default=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(Struct, frozen=True, kw_only=True):
     """What the scheduler made of something."""
 
-    id: str
-    namespace: str
-    job_id: str
-    status: str
+    id: Text = field(name="ID")
+    namespace: Text = field(name="Namespace")
+    job_id: Text = field(name="JobID")
+    status: Text = field(name="Status")
     """pending, blocked, complete, failed or canceled."""
-    blocked_id: str
+    blocked_id: str = field(name="BlockedEval", default="")
     """The evaluation that waits for room for what could not be placed; empty: all was placed."""
     unplaced: Mapping[str, str]
     """Group -> why it found no node, in one sentence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
+class Agent(Struct, frozen=True):
     """The agent that is asked: the node's own."""
 
     name: str

@@ -8,7 +8,6 @@ the new mount already and is left alone.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from standfast.config.model import Config
 from standfast.errors import NomadError, StandfastError
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import RUN, Allocation, Node, NomadGateway
 from standfast.system.clock import Deadline, parse_rfc3339, sleep, utc_now
-from standfast.system.files import read_json, write_atomically
+from standfast.system.files import read_struct, write_struct
 from standfast.system.locks import exclusive
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,15 @@ CONCURRENCY = 2
 """So many allocations of a node are restarted at once."""
 JITTER_S = 2.0
 """Nodes begin restarting within this time, each at its own point of it."""
+
+
+class Pending(Struct, frozen=True):
+    """What is left to be done after a change of the mount."""
+
+    at: float
+    """When the mount changed, wall-clock seconds of this machine."""
+    done: tuple[str, ...] = ()
+    """Ids of the allocations that were seen to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ def after(config: Config, deadline: Deadline, nomad: NomadGateway | None = None)
     """Restarts or signals them; returns what was done, in sentences. StandfastError: try again."""
     path = config.run_dir / PENDING
     with _alone(config, deadline):
-        write_atomically(path, json.dumps({"v": 1, "at": utc_now(), "done": []}))
+        write_struct(path, Pending(utc_now()))
         return _see_to(config, deadline, nomad)
 
 
@@ -88,22 +98,24 @@ def _alone(config: Config, deadline: Deadline) -> AbstractContextManager[object]
 
 def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> Sequence[str]:
     path = config.run_dir / PENDING
-    since, done = _pending(path)
+    pending = _pending(path)
     if nomad is None:
         nomad = NomadAgent.from_config(config)
     try:
         node = nomad.own_node()
-        those = users(nomad.allocations(node.id), node, config, since)
+        those = users(nomad.allocations(node.id), node, config, pending.at)
     except NomadError as error:
         raise StandfastError(
             f"allocations that use {config.paths.bind} are restarted once Nomad answers: {error}"
         ) from error
-    due = [user for user in those if user.allocation.id not in done and user.policy != "none"]
-    if due and not done:
+    due = [
+        user for user in those if user.allocation.id not in pending.done and user.policy != "none"
+    ]
+    if due and not pending.done:
         # Whole clusters remount at once: not all of them shall start their jobs at once.
         jitter_s = random.uniform(0.0, JITTER_S)
         sleep(min(jitter_s, deadline.remaining_s() / 2))
-    said, failed = [], []
+    done, said, failed = list(pending.done), [], []
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         for user, wrong in zip(
             due, pool.map(lambda user: _treat(nomad, user, deadline), due), strict=True
@@ -114,7 +126,7 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
             else:
                 failed.append(f"{user.name} uses the old mount ({user.how}): {wrong}")
     if failed:
-        write_atomically(path, json.dumps({"v": 1, "at": since, "done": done}))
+        write_struct(path, Pending(pending.at, tuple(done)))
     else:
         path.unlink(missing_ok=True)
     left = [f"left {user.name} alone: {user.how}" for user in those if user.policy == "none"]
@@ -178,17 +190,11 @@ def _treat(nomad: NomadGateway, user: User, deadline: Deadline) -> StandfastErro
     return None
 
 
-def _pending(path: Path) -> tuple[float, list[str]]:
-    """Returns since when, and whom not to ask again; for an unreadable file all, from now on."""
+def _pending(path: Path) -> Pending:
+    """Returns what is written down; for an unreadable file all are due, from now on."""
     try:
-        doc = read_json(path) or {}
+        pending = read_struct(path, Pending)
     except StandfastError as error:
         log.warning("%s", error)
-        doc = {}
-    at, done = doc.get("at"), doc.get("done")
-    return (
-        float(at) if isinstance(at, int | float) else utc_now(),
-        [alloc_id for alloc_id in done if isinstance(alloc_id, str)]
-        if isinstance(done, list)
-        else [],
-    )
+        pending = None
+    return pending or Pending(utc_now())

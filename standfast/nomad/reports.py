@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, to_builtins
+
 from standfast.config.model import Config
 from standfast.errors import StandfastError
+from standfast.nomad.downtime import Downtime
+from standfast.nomad.observation import Role
 from standfast.reasons import Reason
-from standfast.system.files import read_json, write_atomically
+from standfast.system.files import read_struct, write_struct
 
 log = logging.getLogger(__name__)
 
-_FIELDS = frozenset(["at", "role", "reason", "sentence", "settled", "done", "failed", "jobs"])
+
+class Report(Struct, frozen=True, kw_only=True):
+    """How a round ended: for `status`, `doctor` and the journal."""
+
+    at: float | None = None
+    """Wall-clock seconds; None: no round has ended yet, or it isn't written down."""
+    role: Role
+    reason: Reason
+    sentence: str
+    settled: bool
+    done: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    jobs: tuple[Downtime, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Returns it as `status` shows it."""
+        return {"v": 1, **to_builtins(self)}
 
 
 def path_of(config: Config) -> Path:
     return config.state_dir / "nomad.json"
 
 
-def save(config: Config, document: Mapping[str, Any]) -> None:
+def save(config: Config, report: Report) -> None:
     """Writes the report; not durably, since the next round writes it again."""
     try:
-        write_atomically(path_of(config), json.dumps(document))
+        write_struct(path_of(config), report)
     except OSError as error:
         log.warning("%s was not written: %s", path_of(config), error)
 
 
-def load(config: Config) -> Mapping[str, Any]:
+def load(config: Config) -> Report:
     """Returns the last report, or one that says why there is none."""
     try:
-        report = read_json(path_of(config))
+        report = read_struct(path_of(config), Report)
     except StandfastError as error:
         return none(str(error))
-    if report is None or not set(report) >= _FIELDS:
-        return none("the agent has not looked at Nomad yet")
-    return report
+    return report or none("the agent has not looked at Nomad yet")
 
 
-def none(sentence: str, reason: Reason = Reason.NOMAD_ROLE_CHANGING) -> Mapping[str, Any]:
+def none(sentence: str, reason: Reason = Reason.NOMAD_ROLE_CHANGING) -> Report:
     """Returns a report of no round."""
-    return {
-        "v": 1,
-        "at": None,
-        "role": "changing",
-        "reason": str(reason),
-        "sentence": sentence,
-        "settled": False,
-        "done": [],
-        "failed": [],
-        "jobs": [],
-    }
+    return Report(role=Role.CHANGING, reason=reason, sentence=sentence, settled=False)

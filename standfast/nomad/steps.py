@@ -33,9 +33,18 @@ SHOWN_S = 15.0
 AWAY = (NomadOutcome.UNREACHABLE, NomadOutcome.TIMEOUT)
 
 
+@dataclass(slots=True)
+class Released:
+    """The result on `node`; `failed` are whole sentences."""
+
+    node: Node
+    stopped: list[Stopped] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Executes what `decide` decided."""
+    """Executes what `decide` decided, and what a switchover or a demotion asks for."""
 
     nomad: NomadGateway
     notes: Notes
@@ -86,6 +95,124 @@ class Steps:
         evaluation = self.nomad.stop(step.allocation.id)
         self.downtimes.begin(Stopped(step.allocation, monotonic(), evaluation), _node(step))
 
+    # A switchover
+
+    def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
+        """Has node `name` show the meta, for the primary of `epoch`; returns the result in a
+        sentence.
+
+        NomadError, ConsulError, or Refused when the epoch is over; a part may be done then, which
+        the node undoes by itself.
+        """
+        nomad, notes, meta = self.nomad, self.notes, self.meta
+        if not self.constrained_on(nomad.own_node()):
+            return "no job here is constrained to the primary"
+        node = self._named(name)
+        if node.status != READY:
+            return f"{name} is {node.status} in Nomad"
+        noted = notes.load().get(node.id)
+        again = noted is not None and noted.note.ahead and not node.draining
+        if not node.eligible and not again:
+            if noted is None:
+                return f"{name} takes no jobs by an operator's choice"
+            return f"{name} takes no jobs yet: it was made ineligible before"
+        notes.write(node, epoch, firm=False, ahead=True)
+        nomad.set_eligible(node.id, False)
+        try:
+            notes.write(node, epoch, ahead=True)
+        except Refused:
+            if node.eligible and node.id not in notes.load():
+                nomad.set_eligible(node.id, True)  # the epoch is over, and its note is gone already
+            raise
+        nomad.set_meta(meta.key, meta.value, node_id=node.id)
+        pair = f"{meta.key}={meta.value}"
+        limit = deadline.within(SHOWN_S)
+        while not limit.expired:
+            if nomad.node(node.id).meta.get(meta.key) == meta.value:
+                return f"{name} shows {pair}, and takes no jobs until it is primary"
+            sleep(POLL_S)
+        return f"the servers don't show {pair} on {name} yet"
+
+    def _named(self, name: str) -> Node:
+        """Returns the node that is ready; others of its name are from before a reinstallation."""
+        nodes = self.nomad.nodes([name])
+        for node in nodes:
+            if node.status == READY:
+                return node
+        if nodes:
+            return nodes[0]
+        raise NomadError(f"Nomad knows no node {name}", NomadOutcome.NOT_FOUND)
+
+    # A demotion
+
+    def release(self, limit_s: float, deadline: Deadline) -> Released:
+        """Stops what is constrained here; NomadError or ConsulError if it fails before the first
+        stop.
+
+        A Nomad that goes away afterwards is waited for no longer: what was stopped until then is
+        told. Each call has the gateway's own timeout, which is a fraction of the deadline.
+        """
+        own = self.nomad.own_node()
+        noted = self.notes.load().get(own.id)
+        if own.eligible or (noted is not None and noted.note.ahead):
+            self.notes.write(own, 0)  # of one that was prepared, too: the role has come, and goes
+        if own.eligible:
+            self.nomad.set_eligible(own.id, False)
+        outcome = Released(own)
+        constrained = self.constrained_on(own)
+        try:
+            self._stop_all(in_order(constrained), outcome, deadline)
+            if constrained:
+                longest_s = min(max(job.kill_timeout_s for job in constrained), limit_s)
+                self._wait(outcome, deadline.within(longest_s + REPORT_S))
+            self.nomad.set_meta(self.meta.key, None)
+        except (NomadError, TimedOut) as error:
+            outcome.failed.append(f"the release of the jobs was not finished: {error}")
+        return outcome
+
+    def constrained_on(self, node: Node) -> tuple[Constrained, ...]:
+        """Returns what may run only on the primary, and runs on this node."""
+        those = (
+            constrained_of(allocation, self.meta, node)
+            for allocation in self.nomad.allocations(node.id)
+        )
+        return tuple(allocation for allocation in those if allocation is not None)
+
+    def _stop_all(
+        self, constrained: Iterable[Constrained], outcome: Released, deadline: Deadline
+    ) -> None:
+        """Stops each that is not ending already; a refused one doesn't keep the others."""
+        for allocation in constrained:
+            if not allocation.wanted:
+                continue
+            deadline.check(f"stopping {allocation.job}")
+            try:
+                evaluation = self.nomad.stop(allocation.id)
+            except NomadError as error:
+                if error.outcome in AWAY:
+                    raise
+                outcome.failed.append(f"{allocation.job} was not stopped: {error}")
+                continue
+            log.info("stopped %s (%s)", allocation.job, allocation.id)
+            outcome.stopped.append(Stopped(allocation, monotonic(), evaluation))
+
+    def _wait(self, outcome: Released, deadline: Deadline) -> None:
+        """Waits until all of them are over, or have had their time."""
+        while True:
+            blind = None
+            try:
+                left = self.constrained_on(outcome.node)
+            except NomadError as error:  # an election, say: they are ending all the same
+                left, blind = (), error
+            if not left and blind is None:
+                return
+            if deadline.expired:
+                names = ", ".join(sorted({allocation.job for allocation in left}))
+                still = f"still running on {outcome.node.name}: {names}"
+                outcome.failed.append(still if blind is None else f"what still runs: {blind}")
+                return
+            sleep(POLL_S)
+
 
 def _node(step: Step) -> Node:
     assert step.node is not None
@@ -96,139 +223,6 @@ def _ignore(_: object) -> None:
     """Drops the own agent's answer, which proves nothing: the next look asks the servers."""
 
 
-# A switchover
-
-
-def prepare(
-    nomad: NomadGateway, notes: Notes, meta: Meta, name: str, epoch: int, deadline: Deadline
-) -> str:
-    """Has node `name` show the meta, for the primary of `epoch`; returns the result in a sentence.
-
-    NomadError, ConsulError, or Refused when the epoch is over; a part may be done then, which the
-    node undoes by itself.
-    """
-    if not constrained_on(nomad, nomad.own_node(), meta):
-        return "no job here is constrained to the primary"
-    node = _named(nomad, name)
-    if node.status != READY:
-        return f"{name} is {node.status} in Nomad"
-    noted = notes.load().get(node.id)
-    again = noted is not None and noted.note.ahead and not node.draining
-    if not node.eligible and not again:
-        why = "by an operator's choice" if noted is None else "yet: it was made ineligible before"
-        return f"{name} takes no jobs {why}"
-    notes.write(node, epoch, firm=False, ahead=True)
-    nomad.set_eligible(node.id, False)
-    try:
-        notes.write(node, epoch, ahead=True)
-    except Refused:
-        if node.eligible and node.id not in notes.load():
-            nomad.set_eligible(node.id, True)  # the epoch is over, and its note is gone already
-        raise
-    nomad.set_meta(meta.key, meta.value, node_id=node.id)
-    limit = deadline.within(SHOWN_S)
-    while not limit.expired:
-        if nomad.node(node.id).meta.get(meta.key) == meta.value:
-            return f"{name} shows {meta.key}={meta.value}, and takes no jobs until it is primary"
-        sleep(POLL_S)
-    return f"the servers don't show {meta.key}={meta.value} on {name} yet"
-
-
-def _named(nomad: NomadGateway, name: str) -> Node:
-    """Returns the node that is ready; others of its name are from before a reinstallation."""
-    nodes = nomad.nodes([name])
-    for node in nodes:
-        if node.status == READY:
-            return node
-    if nodes:
-        return nodes[0]
-    raise NomadError(f"Nomad knows no node {name}", NomadOutcome.NOT_FOUND)
-
-
-# A demotion
-
-
-@dataclass(slots=True)
-class Released:
-    """The result on `node`; `failed` are whole sentences."""
-
-    node: Node
-    stopped: list[Stopped] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-
-
 def in_order(constrained: Iterable[Constrained]) -> list[Constrained]:
     """Sorts by priority, the least important first: a job that others need is rarely that."""
     return sorted(constrained, key=lambda each: (each.priority, each.job, each.id))
-
-
-def release(
-    nomad: NomadGateway, notes: Notes, meta: Meta, limit_s: float, deadline: Deadline
-) -> Released:
-    """Stops what is constrained here; NomadError or ConsulError if it fails before the first stop.
-
-    A Nomad that goes away afterwards is waited for no longer: what was stopped until then is told.
-    Each call has the gateway's own timeout, which is a fraction of the deadline.
-    """
-    own = nomad.own_node()
-    noted = notes.load().get(own.id)
-    if own.eligible or (noted is not None and noted.note.ahead):
-        notes.write(own, 0)  # of one that was prepared, too: the role has come, and goes
-    if own.eligible:
-        nomad.set_eligible(own.id, False)
-    outcome = Released(own)
-    constrained = constrained_on(nomad, own, meta)
-    try:
-        stop(nomad, in_order(constrained), outcome, deadline)
-        if constrained:
-            longest_s = min(max(allocation.kill_timeout_s for allocation in constrained), limit_s)
-            _wait(nomad, own, meta, outcome, deadline.within(longest_s + REPORT_S))
-        nomad.set_meta(meta.key, None)
-    except (NomadError, TimedOut) as error:
-        outcome.failed.append(f"the release of the jobs was not finished: {error}")
-    return outcome
-
-
-def constrained_on(nomad: NomadGateway, node: Node, meta: Meta) -> tuple[Constrained, ...]:
-    """Returns what may run only on the primary, and runs on this node."""
-    those = (constrained_of(allocation, meta, node) for allocation in nomad.allocations(node.id))
-    return tuple(allocation for allocation in those if allocation is not None)
-
-
-def stop(
-    nomad: NomadGateway, constrained: Iterable[Constrained], outcome: Released, deadline: Deadline
-) -> None:
-    """Stops each that is not ending already; a refused one doesn't keep the others."""
-    for allocation in constrained:
-        if not allocation.wanted:
-            continue
-        deadline.check(f"stopping {allocation.job}")
-        try:
-            evaluation = nomad.stop(allocation.id)
-        except NomadError as error:
-            if error.outcome in AWAY:
-                raise
-            outcome.failed.append(f"{allocation.job} was not stopped: {error}")
-            continue
-        log.info("stopped %s (%s)", allocation.job, allocation.id)
-        outcome.stopped.append(Stopped(allocation, monotonic(), evaluation))
-
-
-def _wait(
-    nomad: NomadGateway, own: Node, meta: Meta, outcome: Released, deadline: Deadline
-) -> None:
-    """Waits until all of them are over, or have had their time."""
-    while True:
-        blind = None
-        try:
-            left = constrained_on(nomad, own, meta)
-        except NomadError as error:  # an election, say: they are ending all the same
-            left, blind = (), error
-        if not left and blind is None:
-            return
-        if deadline.expired:
-            names = ", ".join(sorted({allocation.job for allocation in left}))
-            still = f"still running on {own.name}: {names}"
-            outcome.failed.append(still if blind is None else f"what still runs: {blind}")
-            return
-        sleep(POLL_S)

@@ -1,161 +1,178 @@
-"""Answers of Nomad as values: a foreign shape is a ValueError or TypeError, never a guess."""
+"""Answers of Nomad as values: a foreign shape is a ValueError or TypeError, never a guess.
+
+`ports` says how each field is called in Nomad's API; here is what isn't told in one field.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from standfast.nomad.ports import Agent, Allocation, Evaluation, Job, LocalMeta, Node, TaskState
+from msgspec import Struct, convert, field
 
+from standfast.nomad.ports import (
+    Agent,
+    Allocation,
+    Count,
+    Evaluation,
+    Job,
+    LocalMeta,
+    Node,
+    TaskState,
+    Text,
+)
+
+T = TypeVar("T")
 ELIGIBLE = "eligible"
 _NS_PER_S = 1_000_000_000
 _DEFAULT_FAILOVER_TTL_S = 300.0
 """Nomad's own, which the agent tells as 0."""
 
 
+def _value(kind: type[T], doc: Any, **more: Any) -> T:
+    """The object `doc`, with `more` fields; null and what is missing are the same in it."""
+    told = {key: value for key, value in convert(doc, dict[str, Any]).items() if value is not None}
+    return convert(told | more, kind)
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    """An object of any keys; null is an empty one."""
+    return convert(value, dict[str, Any] | None) or {}
+
+
+class _Version(Struct, frozen=True):
+    version: Text = field(name="Version")
+
+
+class _Config(Struct, frozen=True):
+    region: Text = field(name="Region")
+    version: _Version = field(name="Version")
+    node_name: str = field(name="NodeName", default="")
+
+
+class _Client(Struct, frozen=True):
+    node_id: str = ""
+
+
+class _Member(Struct, frozen=True):
+    tags: Mapping[str, str] = field(name="Tags")
+    address: Text = field(name="Addr")
+
+    @property
+    def rpc_address(self) -> str:
+        address = self.tags.get("rpc_addr") or self.address
+        host = f"[{address}]" if ":" in address else address
+        return f"{host}:{self.tags['port']}"
+
+
+class _Server(Struct, frozen=True):
+    failover_ttl_ns: Count = field(name="FailoverHeartbeatTTL")
+
+    @property
+    def failover_ttl_s(self) -> float:
+        return self.failover_ttl_ns / _NS_PER_S or _DEFAULT_FAILOVER_TTL_S
+
+
 def parse_agent(doc: Any) -> Agent:
     """Parses GET /v1/agent/self."""
-    doc = _table(doc, "the agent")
-    stats = _table(doc.get("stats"), "stats")
-    config = _table(doc.get("config"), "config")
-    member = _table(doc.get("member"), "member")
+    doc = _table(doc)
+    stats, config = _table(doc.get("stats")), _table(doc.get("config"))
+    told = _value(_Config, config)
     is_server = "nomad" in stats
     return Agent(
-        name=_text(config, "NodeName", ""),
-        region=_text(config, "Region"),
-        version=_text(_table(config.get("Version"), "config.Version"), "Version"),
-        node_id=_text(_table(stats.get("client"), "stats.client"), "node_id", ""),
+        name=told.node_name,
+        region=told.region,
+        version=told.version.version,
+        node_id=_value(_Client, _table(stats.get("client"))).node_id,
         server=is_server,
-        rpc_address=_rpc_address(member) if is_server else "",
-        failover_heartbeat_ttl_s=_failover_ttl_s(config) if is_server else None,
+        rpc_address=_value(_Member, doc.get("member")).rpc_address if is_server else "",
+        failover_heartbeat_ttl_s=(
+            _value(_Server, config.get("Server")).failover_ttl_s if is_server else None
+        ),
     )
 
 
 def parse_local_meta(doc: Any) -> LocalMeta:
     """Parses GET or POST /v1/client/metadata."""
-    doc = _table(doc, "the metadata", must=True)
-    dynamic = _table(doc.get("Dynamic"), "Dynamic", must=True)
-    _table(doc.get("Meta"), "Meta", must=True)
-    for key, value in dynamic.items():
-        if value is not None and not isinstance(value, str):
-            raise TypeError(f"Dynamic.{key} is not a text")
-    return LocalMeta(dynamic, _texts(doc.get("Static"), "Static"), _texts(doc.get("Meta"), "Meta"))
+    return _value(LocalMeta, doc)
+
+
+class _HostVolume(Struct, frozen=True):
+    path: Text = field(name="Path")
 
 
 def parse_node(doc: Any) -> Node:
     """Parses GET /v1/node/:id."""
-    doc = _table(doc, "the node", must=True)
-    volumes = _table(doc.get("HostVolumes"), "HostVolumes")
-    return Node(
-        id=_text(doc, "ID"),
-        name=_text(doc, "Name"),
-        status=_text(doc, "Status"),
-        eligible=_text(doc, "SchedulingEligibility") == ELIGIBLE,
-        draining=doc.get("Drain") is True,
-        meta=_texts(doc.get("Meta"), "Meta"),
-        host_volumes={
-            name: _text(_table(volume, f"HostVolumes.{name}"), "Path")
-            for name, volume in volumes.items()
-        },
-        attributes=_texts(doc.get("Attributes"), "Attributes"),
-        datacenter=_text(doc, "Datacenter"),
-        node_class=_text(doc, "NodeClass", ""),
-        pool=_text(doc, "NodePool", ""),
+    volumes = convert(_table(doc).get("HostVolumes"), dict[str, _HostVolume] | None) or {}
+    return _value(
+        Node,
+        doc,
+        eligible=convert(doc.get("SchedulingEligibility"), Text) == ELIGIBLE,
+        host_volumes={name: volume.path for name, volume in volumes.items()},
     )
+
+
+class _NodeName(Struct, frozen=True, order=True):
+    name: Text = field(name="Name")
+    id: Text = field(name="ID")
 
 
 def parse_node_names(doc: Any) -> list[tuple[str, str]]:
     """Returns (name, id) of each node of GET /v1/nodes, sorted."""
-    return sorted((_text(node, "Name"), _text(node, "ID")) for node in _rows(doc))
+    return [(node.name, node.id) for node in sorted(convert(doc, list[_NodeName]))]
 
 
 def parse_allocations(doc: Any) -> tuple[Allocation, ...]:
     """Parses a list of allocations, whole ones or stubs; sorts by name, then by age."""
-    allocations = [parse_allocation(row) for row in _rows(doc)]
+    allocations = [parse_allocation(row) for row in convert(doc, list[Any])]
     return tuple(sorted(allocations, key=lambda each: (each.name, each.modify_index)))
 
 
 def parse_allocation(doc: Any) -> Allocation:
-    doc = _table(doc, "the allocation", must=True)
-    states = _table(doc.get("TaskStates"), "TaskStates")
-    return Allocation(
-        id=_text(doc, "ID"),
-        name=_text(doc, "Name"),
-        namespace=_text(doc, "Namespace"),
-        job_id=_text(doc, "JobID"),
-        group=_text(doc, "TaskGroup"),
-        node_id=_text(doc, "NodeID"),
-        desired=_text(doc, "DesiredStatus"),
-        client_status=_text(doc, "ClientStatus"),
-        job=_table(doc.get("Job"), "Job"),
-        tasks=tuple(_task(name, states[name]) for name in sorted(states)),
-        modify_index=_number(doc, "ModifyIndex"),
-        next_id=_text(doc, "NextAllocation", ""),
-    )
+    states = _table(_table(doc).get("TaskStates"))
+    tasks = [_value(TaskState, states[name], name=name) for name in sorted(states)]
+    return _value(Allocation, doc, tasks=tasks)
 
 
 def parse_jobs(doc: Any) -> tuple[Job, ...]:
     """Parses GET /v1/jobs."""
-    jobs = [
-        Job(
-            namespace=_text(row, "Namespace", "default"),
-            id=_text(row, "ID"),
-            type=_text(row, "Type"),
-            status=_text(row, "Status"),
-            stopped=row.get("Stop") is True,
-        )
-        for row in _rows(doc)
-    ]
+    jobs = [_value(Job, row) for row in convert(doc, list[Any])]
     return tuple(sorted(jobs, key=lambda job: (job.namespace, job.id)))
+
+
+class _Named(Struct, frozen=True):
+    id: Text = field(name="ID")
 
 
 def parse_job(doc: Any) -> Mapping[str, Any]:
     """Returns GET /v1/job/:id as it is."""
-    job = _table(doc, "the job", must=True)
-    _text(job, "ID")
-    return job
+    convert(doc, _Named)
+    return _table(doc)
 
 
 def parse_evaluation(doc: Any) -> Evaluation:
     """Parses GET /v1/evaluation/:id."""
-    doc = _table(doc, "the evaluation", must=True)
-    failed = _table(doc.get("FailedTGAllocs"), "FailedTGAllocs")
-    return Evaluation(
-        id=_text(doc, "ID"),
-        namespace=_text(doc, "Namespace"),
-        job_id=_text(doc, "JobID"),
-        status=_text(doc, "Status"),
-        blocked_id=_text(doc, "BlockedEval", ""),
-        unplaced={group: _why(_table(failed[group], group)) for group in sorted(failed)},
-    )
+    failed = _table(_table(doc).get("FailedTGAllocs"))
+    unplaced = {group: _why(_table(failed[group])) for group in sorted(failed)}
+    return _value(Evaluation, doc, unplaced=unplaced)
+
+
+class _Stopped(Struct, frozen=True):
+    evaluation: Text = field(name="EvalID")
 
 
 def parse_stopped(doc: Any) -> str:
     """Returns the evaluation's id from POST /v1/allocation/:id/stop."""
-    return _text(_table(doc, "the answer", must=True), "EvalID")
+    return convert(doc, _Stopped).evaluation
 
 
 def parse_leader(doc: Any) -> str:
-    if not isinstance(doc, str):
-        raise TypeError("the leader is not a text")
-    return doc
+    return convert(doc, str)
 
 
 def check_done(doc: Any) -> None:
     """Checks that a write whose answer holds nothing of use was answered with an object."""
-    _table(doc, "the answer", must=True)
-
-
-def _task(name: str, doc: Any) -> TaskState:
-    doc = _table(doc, f"TaskStates.{name}", must=True)
-    return TaskState(
-        name=name,
-        state=_text(doc, "State"),
-        failed=doc.get("Failed") is True,
-        restarts=_number(doc, "Restarts"),
-        started_at=_text(doc, "StartedAt", ""),
-        finished_at=_text(doc, "FinishedAt", ""),
-    )
+    convert(doc, dict[str, Any])
 
 
 def _why(metric: Mapping[str, Any]) -> str:
@@ -176,54 +193,3 @@ def _why(metric: Mapping[str, Any]) -> str:
         elif isinstance(counts, list):
             parts += [f"the quota {name} is used up" for name in counts]
     return f"of {evaluated} nodes, {', '.join(parts) or 'none fits'}"
-
-
-def _rpc_address(member: Mapping[str, Any]) -> str:
-    tags = _texts(member.get("Tags"), "member.Tags")
-    address = tags.get("rpc_addr") or _text(member, "Addr")
-    host = f"[{address}]" if ":" in address else address
-    return f"{host}:{tags['port']}"
-
-
-def _failover_ttl_s(config: Mapping[str, Any]) -> float:
-    server = _table(config.get("Server"), "config.Server", must=True)
-    return _number(server, "FailoverHeartbeatTTL") / _NS_PER_S or _DEFAULT_FAILOVER_TTL_S
-
-
-def _rows(doc: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(doc, list):
-        raise TypeError("a list was expected")
-    return [_table(row, "a row", must=True) for row in doc]
-
-
-def _table(value: Any, what: str, *, must: bool = False) -> Mapping[str, Any]:
-    """Returns an object; null and what is missing are an empty one unless it must be there."""
-    if value is None and not must:
-        return {}
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{what} is not an object")
-    return value
-
-
-def _texts(value: Any, what: str) -> Mapping[str, str]:
-    table = _table(value, what)
-    for key, text in table.items():
-        if not isinstance(text, str):
-            raise TypeError(f"{what}.{key} is not a text")
-    return table
-
-
-def _text(doc: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    value = doc.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str) or (not value and default is None):
-        raise ValueError(f"{key} is {value!r} and not a text")
-    return value
-
-
-def _number(doc: Mapping[str, Any], key: str) -> int:
-    value = doc.get(key)
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{key} is {value!r} and not a number")
-    return value

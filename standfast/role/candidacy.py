@@ -14,7 +14,7 @@ from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
 from standfast.names import SnapshotName
 from standfast.node.own_epoch import Stage
 from standfast.reasons import Reason
-from standfast.role.decision import Action, Decision, Moment, Request
+from standfast.role.decision import Action, Decision, Moment, Request, blocked
 from standfast.role.observation import Available, Cluster, Local, newest
 from standfast.role.patience import is_behind, patience, still_waiting
 from standfast.system.clock import format_utc
@@ -23,7 +23,7 @@ from standfast.system.clock import format_utc
 def consider(
     view: Cluster, local: Local, config: Config, now: Moment, request: Request
 ) -> Decision:
-    """The decision of a node that is not the holder."""
+    """Returns the decision of a node that is not the holder."""
     leader = view.leader
     handed = _is_handed(view, local)
     in_place = _may_go_on_in_place(view, local)
@@ -57,7 +57,7 @@ def consider(
 
 
 def _is_handed(view: Cluster, local: Local) -> bool:
-    """Whether the last holder gave the current epoch up in order, and to this node."""
+    """Tells whether the last holder gave the current epoch up in order, and to this node."""
     return view.given_up and view.leader is not None and view.leader.to == local.node
 
 
@@ -101,7 +101,8 @@ def _promotion(
 
 
 def _follows(base: Available | None, view: Cluster) -> int | None:
-    """See HistoryEntry.follows: one that never served is left out, but for its own snapshot."""
+    """Returns what HistoryEntry.follows says: one that never served is left out, but for its own
+    snapshot."""
     unused = view.unused
     if unused is None or base is None or base.epoch >= unused.epoch:
         return None
@@ -109,8 +110,8 @@ def _follows(base: Available | None, view: Cluster) -> int | None:
 
 
 def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
-    """What `base` lacks of an epoch that was given up without ever having served: what that began
-    with, and nothing more. None: it is no such epoch, or not known."""
+    """Returns what `base` lacks of an epoch that was given up without ever having served: what that
+    began with, and nothing more. None: it is no such epoch, or not known."""
     leader = view.leader
     if leader is None or not view.given_up or not leader.idle:
         return None
@@ -131,7 +132,7 @@ def _behind_idle_s(base: Available, view: Cluster, now: Moment) -> float | None:
 
 
 def _lost_s(base: Available, view: Cluster, config: Config, now: Moment) -> float | None:
-    """At most so much was written after `base`; None: not known.
+    """Returns seconds: at most so much was written after `base`; None: not known.
 
     A primary that is cut off serves on until its lease is over: only from then on is nothing lost.
     """
@@ -147,7 +148,7 @@ def _lost_s(base: Available, view: Cluster, config: Config, now: Moment) -> floa
 
 
 def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
-    """Whether the newest data is this node's own tree: its epoch was the last one."""
+    """Tells whether the newest data is this node's own tree: its epoch was the last one."""
     leader, own = view.leader, local.own
     return (
         own is not None
@@ -181,38 +182,33 @@ def _barred(
     leader = view.leader
     assert leader is not None
     if view.pause is not None:
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.PAUSED,
             f"paused by {view.pause.by} since {format_utc(view.pause.at)} ({view.pause.reason}): "
             f"nobody takes over by itself; `standfast resume` ends that",
         )
     was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
     if leader.is_clean and leader.to is None:
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.DEMOTED,
             f"{leader.holder.node} gave the role up by `standfast demote`, to nobody"
             f"{_left_behind(leader)}: `standfast promote` on a node of your choice goes on",
         )
     if leader.holder.node == local.node and not was_holder:
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.NOT_A_CANDIDATE,
             f"a machine named {local.node} holds epoch {leader.epoch} and it is not this boot: it "
             f"was cut off before it had data, or two machines have this name; if it was this one, "
             f"run `standfast promote` on the best node",
         )
     if local.node not in leader.candidates and not was_holder:
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.NOT_A_CANDIDATE,
             f"{local.node} is not among the candidates of epoch {leader.epoch} "
             f"({', '.join(leader.candidates) or 'none'}): add it to [nodes] on the primary",
         )
     if config.mode == "manual":
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.MANUAL_MODE,
             f"mode is manual: {local.node} would take over from {leader.holder.node}; "
             f"run `standfast promote` to let it",
@@ -223,8 +219,7 @@ def _barred(
     age_s = _epoch_age_s(history_entry, view, now)
     if age_s >= config.failover_cooldown:
         return None
-    return Decision(
-        Action.BLOCKED,
+    return blocked(
         Reason.COOLDOWN,
         f"epoch {leader.epoch} began by itself ({history_entry.reason}) at least {age_s:.0f} s "
         f"ago, as far as {local.node} has seen, and failover_cooldown is "
@@ -242,7 +237,8 @@ def _left_behind(leader: Leader) -> str:
 
 
 def _epoch_age_s(history_entry: HistoryEntry, view: Cluster, now: Moment) -> float:
-    """For how long, by this node's own count where it saw the epoch begin.
+    """Returns for how long it has lasted, seconds, by this node's own count where it saw the epoch
+    begin.
 
     Else it may have lasted for longer than this node knows: as two nodes' wall clocks tell it, and
     at least for as long as it has been seen, so that none of them makes it last for ever.
@@ -255,11 +251,11 @@ def _epoch_age_s(history_entry: HistoryEntry, view: Cluster, now: Moment) -> flo
 
 
 def _unwritable(local: Local, config: Config) -> Decision | None:
-    """No word lifts this: the promotion would fail with the lease in its hands."""
+    """Returns the refusal that no word lifts: the promotion would fail with the lease in its
+    hands."""
     if not local.read_only:
         return None
-    return Decision(
-        Action.BLOCKED,
+    return blocked(
         Reason.VOLUME_READ_ONLY,
         f"the file system of {config.paths.live.parent} on {local.node} takes no writes (an error? "
         f"see `dmesg`): it can't take over. Repair it and mount it writable",
@@ -277,8 +273,7 @@ def _unfit(
     handed: bool,
 ) -> Decision | None:
     if base is None:
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.NO_PUBLISHED_SNAPSHOT,
             f"{local.node} has no published snapshot of the current lineage in "
             f"{config.paths.standby}: it can't take over; see `standfast snapshots`",
@@ -296,8 +291,7 @@ def _unfit(
         if age_s is None
         else f"{age_s:.0f} s old"
     )
-    return Decision(
-        Action.BLOCKED,
+    return blocked(
         Reason.TOO_OLD,
         f"the newest snapshot on {local.node} ({base.snapshot.name}) is {old} and "
         f"max_data_loss is {config.max_data_loss:g} s: "
@@ -308,11 +302,10 @@ def _unfit(
 def _incomplete(
     base: Available | None, view: Cluster, local: Local, request: Request
 ) -> Decision | None:
-    """A handover is without loss or not at all: the final snapshot has to be here."""
+    """Refuses a loss: a handover is without one, so the final snapshot has to be here."""
     if base is None or request.accept_data_loss or not is_behind(base, view):
         return None
-    return Decision(
-        Action.BLOCKED,
+    return blocked(
         Reason.TOO_OLD,
         f"the newest snapshot on {local.node} ({base.snapshot.name}) is not the final one "
         f"of the last epoch: `standfast promote` on the node that has that{_final(view)}, or "

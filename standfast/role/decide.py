@@ -12,7 +12,7 @@ from standfast.consul.records import Leader
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role.candidacy import consider
-from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
+from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request, blocked
 from standfast.role.observation import Cluster, Local
 from standfast.role.patience import still_waiting
 
@@ -20,7 +20,7 @@ from standfast.role.patience import still_waiting
 def decide(
     view: Cluster | Blind, local: Local, config: Config, now: Moment, request: Request = NO_REQUEST
 ) -> Decision:
-    """The one decision that follows from what is known."""
+    """Returns the one decision that follows from what is known."""
     if isinstance(view, Blind):
         action = Action.BLOCKED if view.reason is Reason.FOREIGN_VALUE else Action.WAIT
         return Decision(action, view.reason, view.sentence)
@@ -34,8 +34,7 @@ def decide(
     if leader is None or leader.epoch != view.epoch:
         if request.promote:
             return consider(view, local, config, now, request)
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.LEADER_MISSING,
             f"epoch {view.epoch} has no heartbeat in Consul (deleted by hand?): its holder writes "
             f"it again by itself; without one, run `standfast promote` on the best standby",
@@ -58,22 +57,19 @@ def _without_epoch(
             reason, what = Reason.EPOCH_MISSING, "no epoch"
         else:
             reason, what = Reason.EPOCH_WENT_BACK, f"epoch {view.epoch}"
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             reason,
             f"Consul holds {what}, {_who_knows(view, local)} epoch {highest}: Consul was restored "
             f"from a backup, or keys were deleted. Check who has the newest data, then run "
             f"`standfast accept-epoch` on each storage node",
         )
     if not request.promote:
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.NOT_INITIALISED,
             "there has been no primary yet: run `standfast promote` on the node with the data",
         )
     if not local.has_live:
-        return Decision(
-            Action.BLOCKED,
+        return blocked(
             Reason.VOLUME_MISSING,
             f"the first primary starts from a subvolume at {config.paths.live}, and there is none: "
             f"create it with `btrfs subvolume create {config.paths.live}`",
@@ -149,7 +145,8 @@ def _leaving(leader: Leader, local: Local) -> Decision | None:
 
 
 def _is_handed_over(leader: Leader, own: OwnEpoch) -> bool:
-    """Whether the final snapshot that this node took is the one that the role was given up with.
+    """Tells whether the final snapshot that this node took is the one that the role was given up
+    with.
 
     The lease process may have surrendered it as it was, before the agent came to its release.
     """

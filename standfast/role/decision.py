@@ -45,6 +45,16 @@ class Decision:
     """For a promotion that nobody asked for: a pause that is set meanwhile ends it."""
 
 
+def blocked(reason: Reason, sentence: str) -> Decision:
+    """Somebody has to do something; the sentence says what."""
+    return Decision(Action.BLOCKED, reason, sentence)
+
+
+def wait(reason: Reason, sentence: str) -> Decision:
+    """It becomes possible by itself; the sentence says when, as far as that is known."""
+    return Decision(Action.WAIT, reason, sentence)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An operator's word that lifts some of the rules; never the wait."""

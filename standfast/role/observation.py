@@ -47,7 +47,7 @@ def heartbeat_seen(
     now: float,
     unbroken_since: float = float("-inf"),
 ) -> LastHeartbeat:
-    """The last heartbeat after a read that showed `identity` at `index`.
+    """Returns the last heartbeat after a read that showed `identity` at `index`.
 
     The time starts again with a new value, and with an index that goes back: Consul was restored
     then, and what was seen before says nothing any more. `unbroken_since` (monotonic seconds): from
@@ -64,7 +64,7 @@ def heartbeat_seen(
 
 
 def _follows(previous: LastHeartbeat, identity: Identity | None) -> bool:
-    """Whether it is a later heartbeat of the epoch whose heartbeat was seen before."""
+    """Tells whether it is a later heartbeat of the epoch whose heartbeat was seen before."""
     before = previous.identity
     if before is None or identity is None:
         return False
@@ -108,20 +108,20 @@ class Cluster:
 
     @property
     def given_up(self) -> bool:
-        """Whether the current epoch, as far as Consul knows, ended in order."""
+        """Tells whether the current epoch, as far as Consul knows, ended in order."""
         return self.leader is not None and self.leader.gives_up(self.epoch)
 
     @property
     def nobody_serves(self) -> bool:
-        """Whether it ended in order while this node was looking, so that there is nothing to wait
-        for. One that was merely found may be of a restored Consul, which has forgotten a successor.
-        """
+        """Tells whether it ended in order while this node was looking, so that there is nothing to
+        wait for. One that was merely found may be of a restored Consul, which has forgotten a
+        successor."""
         return self.given_up and self.last_heartbeat.witnessed
 
     @property
     def unused(self) -> HistoryEntry | None:
-        """The current epoch, where it was given up without ever having served: nobody wrote in it,
-        so that what its base lacks of the epoch before is not lost yet.
+        """Returns the current epoch, where it was given up without ever having served: nobody wrote
+        in it, so that what its base lacks of the epoch before is not lost yet.
 
         One that hands over a snapshot of its own may have gone on in its own tree, which has more
         than its base.
@@ -150,7 +150,7 @@ class Available:
     that it isn't known what it comes after."""
 
     def age_s(self, utc: float) -> float | None:
-        """Seconds, at least so many; None: not known."""
+        """Returns its age in seconds, at least so many; None: not known."""
         at = self.snapshot.name.stamp if self.taken_at is None else self.taken_at
         return age_of(at, utc)
 
@@ -178,10 +178,10 @@ class Local:
 
 
 def in_lineage(available: Available, cluster: Cluster) -> bool:
-    """Whether the snapshot is part of the current epoch's past.
+    """Tells whether the snapshot is part of the current epoch's past.
 
-    A snapshot of epoch r counts only up to the base of each later epoch: what r wrote after that
-    is diverged data. A history that can't be followed is doubt, and doubt is no.
+    A snapshot of epoch r counts only up to the base of each later epoch: what r wrote after that is
+    diverged data. A history that can't be followed is doubt, and doubt is no.
     """
     return cluster.epoch is not None and _in_past(available, cluster.epoch, cluster.history)
 
@@ -202,8 +202,8 @@ def _in_past(available: Available, epoch: int, history: Mapping[int, HistoryEntr
 
 
 def is_beyond(available: Available, cluster: Cluster) -> bool:
-    """Whether it has more than an epoch that never served began with: then it is as good a base as
-    any for the next one, and the better one."""
+    """Tells whether it has more than an epoch that never served began with: then it is as good a
+    base as any for the next one, and the better one."""
     unused = cluster.unused
     if unused is None or available.ahead or not available.epoch:
         return False  # (what is of no epoch was taken of a tree that nobody else knows)
@@ -216,7 +216,7 @@ def is_beyond(available: Available, cluster: Cluster) -> bool:
 
 
 def newest(local: Local, cluster: Cluster) -> Available | None:
-    """The best snapshot that this node could be promoted from.
+    """Returns the best snapshot that this node could be promoted from.
 
     After an orderly end that is the final one, whatever else there is; else the last one taken.
     """
@@ -232,7 +232,7 @@ def _order(item: Available) -> tuple[int, bool, SnapshotName]:
 
 
 def is_final(available: Available, leader: Leader | None) -> bool:
-    """Whether it is the snapshot that has everything of the epoch that was given up in order.
+    """Tells whether it is the snapshot that has everything of the epoch that was given up in order.
 
     An older version's primary tells only its name.
     """

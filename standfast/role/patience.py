@@ -12,12 +12,12 @@ from standfast.consul.records import longest_wait_s
 from standfast.lease.surrender import rank
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-from standfast.role.decision import Action, Decision, Moment
+from standfast.role.decision import Decision, Moment, wait
 from standfast.role.observation import Available, Cluster, Local, is_beyond, is_final
 
 
 def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
-    """The wait for the certain end of the last lease; None: it is over."""
+    """Returns the wait for the certain end of the last lease; None: it is over."""
     leader = view.leader
     if view.nobody_serves:
         return None
@@ -27,15 +27,13 @@ def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None
         return None
     who = f"{leader.holder.node}'s last heartbeat" if leader else "the missing heartbeat"
     if leader is not None and view.given_up:
-        return Decision(
-            Action.WAIT,
+        return wait(
             Reason.WAITING_FOR_LEASE_END,
             f"{leader.holder.node} gave epoch {leader.epoch} up, and {config.node} was not looking "
             f"at Consul all that time: should it have been restored since and have forgotten a "
             f"successor, that one's lease is over for certain in {left_s:.1f} s",
         )
-    return Decision(
-        Action.WAIT,
+    return wait(
         Reason.WAITING_FOR_LEASE_END,
         f"{who} has been looked at without a gap for {seen_s:.1f} s: its lease is over for certain "
         f"in {left_s:.1f} s",
@@ -51,7 +49,8 @@ def patience(
     *,
     in_place: bool,
 ) -> Decision | None:
-    """Evidence that the primary is dead, and the head start of better candidates."""
+    """Returns the wait for evidence that the primary is dead, or for better candidates; None: go
+    on."""
     leader = view.leader
     assert leader is not None
     timing = config.lease
@@ -61,7 +60,6 @@ def patience(
     start_s = timing.wait
     if leader.is_clean:
         # Handed to another: that one goes first.
-        start_s = timing.wait
         start_s += timing.wait if leader.holder.node == local.node else 0.0
         if is_behind(base, view):
             # Whoever has the final snapshot first, the old holder among them: nothing is lost then.
@@ -70,8 +68,7 @@ def patience(
         start_s = max(config.failover_after, timing.wait)
         waited_s = now.monotonic - view.last_heartbeat.evident_since
         if waited_s < start_s:
-            return Decision(
-                Action.WAIT,
+            return wait(
                 Reason.WAITING_FOR_EVIDENCE,
                 f"{leader.holder.node} sends no heartbeats but looks alive "
                 f"(gossip: {view.holder_health}): waiting {start_s - waited_s:.0f} s more",
@@ -81,8 +78,7 @@ def patience(
         chance_s = 2 * timing.heartbeat + timing.request_timeout
         readable_s = now.monotonic - view.readable_since
         if readable_s < chance_s:
-            return Decision(
-                Action.WAIT,
+            return wait(
                 Reason.WAITING_FOR_EVIDENCE,
                 f"Consul has been readable again for {readable_s:.1f} s: {leader.holder.node} has "
                 f"{chance_s - readable_s:.1f} s more to heartbeat",
@@ -91,8 +87,7 @@ def patience(
     head_start_s = len(better) * (timing.heartbeat + timing.request_timeout)
     if waited_s < start_s + head_start_s:
         who = ", ".join(better) or leader.to or leader.holder.node
-        return Decision(
-            Action.WAIT,
+        return wait(
             Reason.WAITING_FOR_BETTER_CANDIDATE,
             f"{who} may take over first: waiting {start_s + head_start_s - silent_s:.1f} s",
         )
@@ -104,25 +99,25 @@ def _better(view: Cluster, local: Local, config: Config, base: Available | None)
     leader = view.leader
     assert leader is not None and base is not None
     mine = rank(base.epoch, str(base.snapshot.name), config.me.priority, local.node)
-    found = []
+    better = []
     for name in leader.candidates:
         record, node = view.standbys.get(name), config.nodes.get(name)
         if name == local.node or record is None or node is None or name not in view.alive:
             continue
         theirs = rank(record.epoch, record.snapshot, node.priority, name)
         if theirs > mine and record.time is not None:
-            found.append(name)
+            better.append(name)
     if (
         leader.holder.node != local.node
         and leader.holder.node in view.alive
         and (leader.epoch > base.epoch)
     ):
-        found.append(leader.holder.node)
-    return tuple(found)
+        better.append(leader.holder.node)
+    return tuple(better)
 
 
 def is_behind(base: Available | None, view: Cluster) -> bool:
-    """Whether `base` lacks something of the epoch that was given up in order."""
+    """Tells whether `base` lacks something of the epoch that was given up in order."""
     if base is None or view.leader is None or not view.leader.is_clean:
         return False
     if view.leader.surrendered or is_beyond(base, view):

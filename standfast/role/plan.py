@@ -14,41 +14,58 @@ from standfast.role.decision import Action, Decision
 
 
 class Do(StrEnum):
-    """Every effect that a plan may have; `role.steps` has one function for each."""
+    """Every effect that a plan may have, and what it says about itself.
 
-    ASK_HOOKS = "ask-hooks"
-    TELL_HOOKS = "tell-hooks"
-    CLAIM_LEASE = "claim-lease"
-    START_LEASE = "start-lease"
-    PREPARE_VOLUME = "prepare-volume"
-    EXPORT = "export"
-    BIND = "bind"
-    START_NFS = "start-nfs"
-    OPEN_PORT = "open-port"
-    CHECK_SERVING = "check-serving"
-    REGISTER = "register"
-    PREPARE_JOBS = "prepare-jobs"
-    PRE_COPY = "pre-copy"
-    RELEASE_JOBS = "release-jobs"
-    DEREGISTER = "deregister"
-    CLOSE_PORT = "close-port"
-    SHUT_FENCE = "shut-fence"
-    STOP_LEASE = "stop-lease"
-    STOP_NFS = "stop-nfs"
-    UNEXPORT = "unexport"
-    UNBIND = "unbind"
-    READ_ONLY = "read-only"
-    READ_ONLY_IF_THERE = "read-only-if-there"
-    NO_WRITERS = "no-writers"
-    FINAL_SNAPSHOT = "final-snapshot"
-    SALVAGE_SNAPSHOT = "salvage-snapshot"
-    FINAL_COPY = "final-copy"
-    RELEASE = "release"
-    SURRENDER = "surrender"
-    AWAIT_SUCCESSOR = "await-successor"
-    KEEP_DIVERGED = "keep-diverged"
-    RETIRE_TREE = "retire-tree"
-    FORGET = "forget"
+    `role.steps` has one function for each.
+    """
+
+    says: str
+    """With the words of `_steps` in braces."""
+
+    def __new__(cls, name: str, says: str) -> Do:
+        do = str.__new__(cls, name)
+        do._value_, do.says = name, says
+        return do
+
+    ASK_HOOKS = "ask-hooks", "ask the pre-promote hooks"
+    TELL_HOOKS = "tell-hooks", "run the pre-demote hooks"
+    CLAIM_LEASE = "claim-lease", "take the lease, to start from {source}"
+    START_LEASE = "start-lease", "have the lease process run"
+    PREPARE_VOLUME = "prepare-volume", "make {live} this epoch's writable subvolume"
+    EXPORT = "export", "export {live}"
+    BIND = "bind", "show it at {bind}"
+    START_NFS = "start-nfs", "start the NFS server (the guard has the last word)"
+    OPEN_PORT = "open-port", "open the NFS port for as long as the lease lasts"
+    CHECK_SERVING = "check-serving", "check that it answers"
+    REGISTER = "register", "register {service} in Consul"
+    PREPARE_JOBS = (
+        "prepare-jobs",
+        "have {to} show the primary's meta in Nomad, and take no jobs until it is primary",
+    )
+    PRE_COPY = "pre-copy", "replicate to {to} while still serving"
+    RELEASE_JOBS = (
+        "release-jobs",
+        "stop the jobs that are constrained to the primary, and keep Nomad from placing them here",
+    )
+    DEREGISTER = "deregister", "deregister {service}"
+    CLOSE_PORT = "close-port", "shut the NFS port"
+    SHUT_FENCE = "shut-fence", "shut the NFS port"
+    STOP_LEASE = "stop-lease", "end the lease process"
+    STOP_NFS = "stop-nfs", "stop the NFS server and check that no thread is left"
+    UNEXPORT = "unexport", "remove the export"
+    UNBIND = "unbind", "unmount {bind}"
+    READ_ONLY = "read-only", "make {live} read-only"
+    READ_ONLY_IF_THERE = "read-only-if-there", "make {live} read-only, if it is there"
+    NO_WRITERS = "no-writers", "check that nobody has a file of {live} open for writing"
+    FINAL_SNAPSHOT = "final-snapshot", "take the final snapshot"
+    SALVAGE_SNAPSHOT = "salvage-snapshot", "take the final snapshot, if there is anything new"
+    FINAL_COPY = "final-copy", "replicate it to {to}"
+    RELEASE = "release", "give the lease up{to_whom}"
+    SURRENDER = "surrender", "shut the NFS port and give the lease up{to_whom}"
+    AWAIT_SUCCESSOR = "await-successor", "wait until {to} serves"
+    KEEP_DIVERGED = "keep-diverged", "keep {live} aside as diverged"
+    RETIRE_TREE = "retire-tree", "put {live} aside{same}"
+    FORGET = "forget", "be a standby"
 
 
 # What looks for the volume's tree or makes it; and the claim to a lease, as one that is held
@@ -94,18 +111,6 @@ class Plan:
         return frozenset(names[:end])
 
 
-def _serve(live: str, bind: str, service: str) -> tuple[Step, ...]:
-    return (
-        Step(Do.PREPARE_VOLUME, f"make {live} this epoch's writable subvolume"),
-        Step(Do.BIND, f"show it at {bind}"),
-        Step(Do.EXPORT, f"export {live}"),
-        Step(Do.START_NFS, "start the NFS server (the guard has the last word)"),
-        Step(Do.OPEN_PORT, "open the NFS port for as long as the lease lasts"),
-        Step(Do.CHECK_SERVING, "check that it answers"),
-        Step(Do.REGISTER, f"register {service} in Consul"),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Names:
     """What the steps' sentences speak of."""
@@ -119,159 +124,151 @@ class Names:
     """Programs of the operator's may run."""
 
 
-def _release_jobs(names: Names) -> tuple[Step, ...]:
-    """While their files are still there, so that they end in order; they never keep the storage
-    from going."""
-    said = (
-        "stop the jobs that are constrained to the primary, and keep Nomad from placing them here"
-    )
-    return (Step(Do.RELEASE_JOBS, said),) if names.jobs else ()
+FOR_HOOKS = frozenset({Do.ASK_HOOKS, Do.TELL_HOOKS})
+FOR_JOBS = frozenset({Do.PREPARE_JOBS, Do.RELEASE_JOBS})
+FOR_A_SUCCESSOR = frozenset({Do.PREPARE_JOBS, Do.PRE_COPY, Do.FINAL_COPY, Do.AWAIT_SUCCESSOR})
+
+SERVE = (
+    Do.PREPARE_VOLUME,
+    Do.BIND,
+    Do.EXPORT,
+    Do.START_NFS,
+    Do.OPEN_PORT,
+    Do.CHECK_SERVING,
+    Do.REGISTER,
+)
 
 
-def _prepare_jobs(names: Names, to: str) -> tuple[Step, ...]:
-    """Before the copy, so that what is written meanwhile is in that."""
-    said = f"have {to} show the primary's meta in Nomad, and take no jobs until it is primary"
-    return (Step(Do.PREPARE_JOBS, said),) if names.jobs else ()
-
-
-def _ask_hooks(names: Names) -> tuple[Step, ...]:
-    """Before the lease: a veto leaves everything as it was, for another node too."""
-    return (Step(Do.ASK_HOOKS, "ask the pre-promote hooks"),) if names.hooks else ()
-
-
-def _tell_hooks(names: Names) -> tuple[Step, ...]:
-    """While everything is still served; they have a deadline, and no veto."""
-    return (Step(Do.TELL_HOOKS, "run the pre-demote hooks"),) if names.hooks else ()
+def _steps(names: Names, *order: Do, to: str | None = None, source: str = "") -> tuple[Step, ...]:
+    """Returns the steps in this order, without those for what there is not: jobs, hooks, a
+    successor."""
+    left_out = frozenset[Do]()
+    if not names.hooks:
+        left_out |= FOR_HOOKS
+    if not names.jobs:
+        left_out |= FOR_JOBS
+    if to is None:
+        left_out |= FOR_A_SUCCESSOR
+    words = {
+        "live": names.live,
+        "bind": names.bind,
+        "service": names.service,
+        "source": source,
+        "to": to,
+        "to_whom": f" to {to}" if to else "",
+        # A surrender may come without a final snapshot.
+        "same": "" if Do.SALVAGE_SNAPSHOT in order else " (the final snapshot is the same)",
+    }
+    return tuple(Step(do, do.says.format_map(words)) for do in order if do not in left_out)
 
 
 def promotion(names: Names, source: str) -> Plan:
-    """Take over: the lease first, the registration last."""
-    return Plan(
-        "promotion",
-        (
-            *_ask_hooks(names),
-            Step(Do.CLAIM_LEASE, f"take the lease, to start from {source}"),
-            *_serve(names.live, names.bind, names.service),
-        ),
-    )
+    """Takes over: the lease first, the registration last."""
+    # Before the lease: a veto leaves everything as it was, for another node too.
+    order = (Do.ASK_HOOKS, Do.CLAIM_LEASE, *SERVE)
+    return Plan("promotion", _steps(names, *order, source=source))
 
 
 def go_on(names: Names) -> Plan:
-    """Finish a promotion that was cut, or serve again after a demotion that was."""
-    return Plan(
-        "go-on",
-        (
-            Step(Do.START_LEASE, "have the lease process run"),
-            *_serve(names.live, names.bind, names.service),
-        ),
-    )
+    """Finishes a promotion that was cut, or serves again after a demotion that was."""
+    return Plan("go-on", _steps(names, Do.START_LEASE, *SERVE))
 
 
 def demotion(names: Names, to: str | None) -> Plan:
-    """Give the role up in order; until the lease is released a failure is undone."""
-    copies = to is not None
-    return Plan(
-        "switchover" if copies else "demotion",
-        (
-            *(_prepare_jobs(names, to) if to is not None else ()),
-            *((Step(Do.PRE_COPY, f"replicate to {to} while still serving"),) if copies else ()),
-            *_tell_hooks(names),
-            *_release_jobs(names),
-            Step(Do.DEREGISTER, f"deregister {names.service}"),
-            Step(Do.CLOSE_PORT, "shut the NFS port"),
-            Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
-            Step(Do.UNEXPORT, "remove the export"),
-            Step(Do.UNBIND, f"unmount {names.bind}"),
-            Step(Do.READ_ONLY, f"make {names.live} read-only"),
-            # What was opened before goes on being written, after the final snapshot too.
-            Step(Do.NO_WRITERS, f"check that nobody has a file of {names.live} open for writing"),
-            Step(Do.FINAL_SNAPSHOT, "take the final snapshot"),
-            *((Step(Do.FINAL_COPY, f"replicate it to {to}"),) if copies else ()),
-            Step(Do.RELEASE, f"give the lease up{f' to {to}' if to else ''}"),
-            Step(Do.STOP_LEASE, "end the lease process"),
-            Step(Do.RETIRE_TREE, f"put {names.live} aside (the final snapshot is the same)"),
-            Step(Do.FORGET, "be a standby"),
-            *((Step(Do.AWAIT_SUCCESSOR, f"wait until {to} serves"),) if copies else ()),
-        ),
-        undo=go_on(names).steps,
-        no_return=Do.RELEASE,
+    """Gives the role up in order; until the lease is released a failure is undone."""
+    steps = _steps(
+        names,
+        # Before the copy, so that what is written meanwhile is in that.
+        Do.PREPARE_JOBS,
+        Do.PRE_COPY,
+        # While everything is still served; they have a deadline, and no veto.
+        Do.TELL_HOOKS,
+        # While their files are still there, so that they end in order; they never keep the storage
+        # from going.
+        Do.RELEASE_JOBS,
+        Do.DEREGISTER,
+        Do.CLOSE_PORT,
+        Do.STOP_NFS,
+        Do.UNEXPORT,
+        Do.UNBIND,
+        Do.READ_ONLY,
+        # What was opened before goes on being written, after the final snapshot too.
+        Do.NO_WRITERS,
+        Do.FINAL_SNAPSHOT,
+        Do.FINAL_COPY,
+        Do.RELEASE,
+        Do.STOP_LEASE,
+        Do.RETIRE_TREE,
+        Do.FORGET,
+        Do.AWAIT_SUCCESSOR,
+        to=to,
     )
+    name = "demotion" if to is None else "switchover"
+    return Plan(name, steps, undo=go_on(names).steps, no_return=Do.RELEASE)
 
 
 def surrender(names: Names) -> Plan:
-    """Give up a role that this node holds and can't carry out: it keeps others from it."""
-    return Plan(
-        "surrender",
-        (
-            Step(Do.START_LEASE, "have the lease process run"),
-            Step(Do.SHUT_FENCE, "shut the NFS port"),
-            *_release_jobs(names),
-            Step(Do.DEREGISTER, f"deregister {names.service}"),
-            Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
-            Step(Do.UNEXPORT, "remove the export"),
-            Step(Do.UNBIND, f"unmount {names.bind}"),
-            Step(Do.READ_ONLY_IF_THERE, f"make {names.live} read-only, if it is there"),
-            Step(Do.SALVAGE_SNAPSHOT, "take the final snapshot, if there is anything new"),
-            Step(Do.RELEASE, "give the lease up"),
-            Step(Do.STOP_LEASE, "end the lease process"),
-            Step(Do.RETIRE_TREE, f"put {names.live} aside"),
-            Step(Do.FORGET, "be a standby"),
-        ),
+    """Gives up a role that this node holds and can't carry out: it keeps others from it."""
+    steps = _steps(
+        names,
+        Do.START_LEASE,
+        Do.SHUT_FENCE,
+        Do.RELEASE_JOBS,
+        Do.DEREGISTER,
+        Do.STOP_NFS,
+        Do.UNEXPORT,
+        Do.UNBIND,
+        Do.READ_ONLY_IF_THERE,
+        Do.SALVAGE_SNAPSHOT,
+        Do.RELEASE,
+        Do.STOP_LEASE,
+        Do.RETIRE_TREE,
+        Do.FORGET,
     )
+    return Plan("surrender", steps)
 
 
 def hand_over_as_it_is(names: Names, to: str | None) -> Plan:
-    """Give up a role whose file system takes no writes: there is no final snapshot to wait for.
+    """Gives up a role whose file system takes no writes: there is no final snapshot to wait for.
 
     What is left to do here follows by itself, when the disk lets it (`put_away`).
     """
-    where = f" to {to}" if to else ""
-    return Plan(
-        "surrender",
-        (
-            *_tell_hooks(names),
-            *_release_jobs(names),
-            Step(Do.DEREGISTER, f"deregister {names.service}"),
-            Step(Do.SURRENDER, f"shut the NFS port and give the lease up{where}"),
-            *((Step(Do.AWAIT_SUCCESSOR, f"wait until {to} serves"),) if to else ()),
-        ),
-    )
+    order = (Do.TELL_HOOKS, Do.RELEASE_JOBS, Do.DEREGISTER, Do.SURRENDER, Do.AWAIT_SUCCESSOR)
+    return Plan("surrender", _steps(names, *order, to=to))
 
 
 def put_away(names: Names) -> Plan:
-    """The rest of an orderly demotion whose lease is given up."""
-    return Plan(
-        "put-away",
-        (
-            Step(Do.SHUT_FENCE, "shut the NFS port"),
-            Step(Do.DEREGISTER, f"deregister {names.service}"),
-            Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
-            Step(Do.UNEXPORT, "remove the export"),
-            Step(Do.STOP_LEASE, "end the lease process"),
-            Step(Do.READ_ONLY, f"make {names.live} read-only"),
-            Step(Do.UNBIND, f"unmount {names.bind}"),
-            Step(Do.RETIRE_TREE, f"put {names.live} aside (the final snapshot is the same)"),
-            Step(Do.FORGET, "be a standby"),
-        ),
+    """Does the rest of an orderly demotion whose lease is given up."""
+    steps = _steps(
+        names,
+        Do.SHUT_FENCE,
+        Do.DEREGISTER,
+        Do.STOP_NFS,
+        Do.UNEXPORT,
+        Do.STOP_LEASE,
+        Do.READ_ONLY,
+        Do.UNBIND,
+        Do.RETIRE_TREE,
+        Do.FORGET,
     )
+    return Plan("put-away", steps)
 
 
 def step_down(names: Names) -> Plan:
-    """The lease is another's: stop at once, then keep what was written here."""
-    return Plan(
-        "step-down",
-        (
-            Step(Do.SHUT_FENCE, "shut the NFS port"),
-            Step(Do.STOP_LEASE, "end the lease process"),
-            Step(Do.DEREGISTER, f"deregister {names.service}"),
-            Step(Do.STOP_NFS, "stop the NFS server and check that no thread is left"),
-            Step(Do.UNEXPORT, "remove the export"),
-            Step(Do.READ_ONLY, f"make {names.live} read-only"),
-            Step(Do.UNBIND, f"unmount {names.bind}"),
-            Step(Do.KEEP_DIVERGED, f"keep {names.live} aside as diverged"),
-            Step(Do.FORGET, "be a standby"),
-        ),
+    """Stops at once, as the lease is another's, then keeps what was written here."""
+    steps = _steps(
+        names,
+        Do.SHUT_FENCE,
+        Do.STOP_LEASE,
+        Do.DEREGISTER,
+        Do.STOP_NFS,
+        Do.UNEXPORT,
+        Do.READ_ONLY,
+        Do.UNBIND,
+        Do.KEEP_DIVERGED,
+        Do.FORGET,
     )
+    return Plan("step-down", steps)
 
 
 def names_of(config: Config) -> Names:
@@ -286,7 +283,7 @@ def names_of(config: Config) -> Names:
 
 
 def plan_for(decision: Decision, config: Config) -> Plan | None:
-    """The plan that carries a decision out; None: there is nothing to do."""
+    """Returns the plan that carries a decision out; None: there is nothing to do."""
     names = names_of(config)
     match decision.action:
         case Action.PROMOTE:

@@ -20,7 +20,7 @@ from standfast.role.observation import Cluster, Local, newest
 
 
 def judge(view: Cluster, local: Local, config: Config, now: Moment) -> CandidateRecord | None:
-    """This node's word on itself; None: it is the holder, or there is none to succeed."""
+    """Returns this node's word on itself; None: it is the holder, or there is none to succeed."""
     leader = view.leader
     if leader is None or leader.is_clean or leader.holder.node == local.node:
         return None
@@ -44,5 +44,5 @@ def judge(view: Cluster, local: Local, config: Config, now: Moment) -> Candidate
 
 
 def is_due(told: CandidateRecord | None, word: CandidateRecord, since_s: float) -> bool:
-    """Whether a word has to be written: it is another one, or the last is `since_s` old."""
+    """Tells whether a word has to be written: it is another one, or the last is `since_s` old."""
     return told is None or since_s >= TOLD_EVERY_S or structs.replace(told, at=word.at) != word

@@ -42,7 +42,7 @@ def register(machine: Machine, epoch: int) -> None:
 
 
 def meta(machine: Machine, epoch: int) -> Mapping[str, str]:
-    """What the entry says beyond the address."""
+    """Returns what the entry says beyond the address."""
     own = OwnEpoch.load(machine.config.state_dir)
     told = {"epoch": str(epoch), "node": machine.config.node}
     # Of another epoch it would be a lie; without one, clients go by their mount's answer.
@@ -55,13 +55,13 @@ def deregister(machine: Machine) -> None:
 
 
 def is_registered(machine: Machine, epoch: int) -> bool:
-    """Whether the entry is there and says all that it should (an older version said less)."""
-    found = machine.consul.local_services().get(machine.config.service_id)
-    return found is not None and dict(found) == dict(meta(machine, epoch))
+    """Tells whether the entry is there and says all that it should (an older version said less)."""
+    told = machine.consul.local_services().get(machine.config.service_id)
+    return told is not None and dict(told) == dict(meta(machine, epoch))
 
 
 def ailment(machine: Machine) -> str | None:
-    """Why this node doesn't really serve; None: it does."""
+    """Says why this node doesn't really serve; None: it does."""
     try:
         fence = machine.fence.state()
         if not fence.in_place:

@@ -54,7 +54,7 @@ class Effects:
     deadline: Deadline = field(default_factory=lambda: Deadline.after(300.0))
 
     def table(self) -> Mapping[Do, Callable[[], None]]:
-        """Every step's function."""
+        """Returns every step's function."""
         return {
             do: self._where_it_belongs(act) if do in ON_THE_TREE else act
             for do, act in self._functions().items()
@@ -107,7 +107,7 @@ class Effects:
     # Programs of the operator's
 
     def facts(self) -> dict[str, object]:
-        """What hooks are told of this change; None: not known."""
+        """Returns what hooks are told of this change; None: not known."""
         decision = self.decision
         own = OwnEpoch.load(self.machine.config.state_dir)
         promoting = decision is not None and decision.action is Action.PROMOTE
@@ -129,7 +129,7 @@ class Effects:
     # The lease
 
     def epoch(self) -> int:
-        """The epoch that this node's lease process holds."""
+        """Returns the epoch that this node's lease process holds."""
         status = LeaseStatus.load(self.machine.config.run_dir)
         if status is None or status.instance != self.machine.me.instance:
             raise Refused(Reason.LEASE_NOT_HELD, "this node's lease process holds nothing")
@@ -217,7 +217,7 @@ class Effects:
         self._give_up(request if final is not None else {**request, "surrendered": True})
 
     def surrender(self) -> None:
-        """As it is, without a final snapshot."""
+        """Gives the lease up as it is, without a final snapshot."""
         note = self.note or f"{self.machine.config.node} could not write its final snapshot"
         self._give_up({"cmd": "surrender", "to": self.to, "note": note})
 
@@ -232,7 +232,8 @@ class Effects:
                 sleep(0.5)
 
     def _released(self) -> tuple[str | None, str | None]:
-        """Name and content id of the snapshot that has all of this epoch; noted as released."""
+        """Returns name and content id of the snapshot that has all of this epoch; noted as
+        released."""
         state_dir = self.machine.config.state_dir
         own = self._own_of_this_epoch()
         if own is None:
@@ -248,7 +249,8 @@ class Effects:
         return (own.base, own.base_content_id) if unborn else (own.final, own.final_id)
 
     def _never_served(self, own: OwnEpoch) -> bool:
-        """Nobody was served from the tree that was made for this epoch: its base has all of it."""
+        """Tells whether nobody was served from the tree that was made for this epoch: its base has
+        all of it."""
         return not own.in_place and was_never_open(self.machine.config.run_dir)
 
     # The volume and the server
@@ -310,11 +312,12 @@ class Effects:
         self._for_jobs(lambda jobs: log.info("nomad: %s", jobs.prepare(to, self.epoch(), half)))
 
     def release_jobs(self) -> None:
-        """In order, while their files are still there."""
+        """Stops the jobs in order, while their files are still there."""
         self._for_jobs(lambda jobs: jobs.release(self.deadline.within(jobs.release_limit_s())))
 
     def _for_jobs(self, act: Callable[[Jobs], None]) -> None:
-        """Never in the storage's way: what is left is seen to by whoever is primary then."""
+        """Does it without getting in the storage's way: what is left is seen to by whoever is
+        primary then."""
         if self.machine.jobs is None:
             return
         try:
@@ -338,7 +341,8 @@ class Effects:
         replicate(self.to, snapshot, self.epoch(), self.deadline, self._lease_is_over)
 
     def _lease_is_over(self) -> str | None:
-        """A long copy keeps nobody from putting away an epoch that somebody else may have ended."""
+        """Says why a copy is to end: a long one keeps nobody from putting away an epoch that
+        somebody else may have ended."""
         try:
             lease = LeaseStatus.load(self.machine.config.run_dir)
         except StandfastError:  # damaged: it is written again with the next heartbeat
@@ -351,7 +355,7 @@ class Effects:
         volume.take_final_snapshot(self.machine, self._own())
 
     def salvage_snapshot(self) -> None:
-        """The final snapshot of an epoch that may not have got as far as having data."""
+        """Takes the final snapshot of an epoch that may not have got as far as having data."""
         own = self._own_of_this_epoch()
         if own is None or own.stage in UNBORN or self._never_served(own):
             return
@@ -378,11 +382,11 @@ class Effects:
         blind = ""
         while not limit.expired:
             try:
-                found = self.machine.consul.instances(config.service)
+                instances = self.machine.consul.instances(config.service)
                 blind = ""
             except ConsulError as error:  # it elects a leader, say: the role is given up already
-                found, blind = (), f" ({error})"
-            for instance in found:
+                instances, blind = (), f" ({error})"
+            for instance in instances:
                 if instance.node == self.to and instance.checks == "passing":
                     return
             sleep(4 * POLL_S)

@@ -31,7 +31,7 @@ SNAPSHOT_LOCK_S = 30.0
 
 
 def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnEpoch:
-    """A writable live subvolume for `epoch`.
+    """Makes a writable live subvolume for `epoch`, or goes on with it.
 
     `recorded_base` is the history's word, for the case that this node's own intent is gone.
     """
@@ -55,18 +55,19 @@ def prepare(machine: Machine, epoch: int, recorded_base: str | None) -> OwnEpoch
 
 
 def check_place(machine: Machine) -> None:
-    """StandfastError unless the file system of this node's epoch is mounted where it belongs.
+    """Raises StandfastError unless the file system of this node's epoch is mounted where it
+    belongs.
 
     A disk that is mounted late leaves an empty directory there: nothing is to be looked for in it,
     made in it, or taken for put away.
     """
     own = OwnEpoch.load(machine.config.state_dir)
     path = machine.config.state_dir / "own-epoch.json"
-    found = machine.store.file_system()
-    if own is not None and own.file_system not in (None, found):
+    there = machine.store.file_system()
+    if own is not None and own.file_system not in (None, there):
         raise StandfastError(
             f"the disk of epoch {own.epoch} (file system {own.file_system}) is not mounted at "
-            f"{machine.config.paths.live.parent}: {found} is there; nothing was touched. Mount it. "
+            f"{machine.config.paths.live.parent}: {there} is there; nothing was touched. Mount it. "
             f"If it is the same disk with a new UUID, write that as file_system in {path}; if it "
             f"is gone for good, end the role with `standfast demote` where this node still has it, "
             f"then delete {path}"
@@ -124,7 +125,8 @@ def _begin(
 
 
 def has_begun(machine: Machine, epoch: int) -> bool:
-    """Whether `epoch` has, or may have, a tree here, by what tells of it besides `own-epoch.json`.
+    """Tells whether `epoch` has, or may have, a tree here, by what tells of it besides
+    `own-epoch.json`.
 
     An epoch is never gone on with after a reboot, so there is the lease's own file where the whole
     state directory is gone.
@@ -144,8 +146,8 @@ def _note_begun(machine: Machine, own: OwnEpoch) -> None:
 
 
 def _note_put_away(machine: Machine, own: OwnEpoch) -> None:
-    """What comes to the live path later is not of it. One that was cut off before its tree was made
-    may be begun yet."""
+    """Notes that what comes to the live path later is not of it. One that was cut off before its
+    tree was made may be begun yet."""
     intent = Intent(
         own.epoch,
         own.base,
@@ -158,9 +160,9 @@ def _note_put_away(machine: Machine, own: OwnEpoch) -> None:
 
 
 def _find(machine: Machine, own: OwnEpoch) -> Snapshot:
-    found = [s for s in machine.store.snapshots() if str(s.name) == own.base]
-    exact = [s for s in found if s.content_id == own.base_content_id]
-    for snapshot in exact or found:
+    named = [s for s in machine.store.snapshots() if str(s.name) == own.base]
+    exact = [s for s in named if s.content_id == own.base_content_id]
+    for snapshot in exact or named:
         return snapshot
     raise StandfastError(
         f"the snapshot {own.base} that epoch {own.epoch} starts from is not on this node any more; "
@@ -186,7 +188,8 @@ def _ready(machine: Machine, own: OwnEpoch) -> OwnEpoch:
 
 
 def freeze(machine: Machine) -> None:
-    """Read-only from now on. StandfastError when the epoch's tree is nowhere to be found.
+    """Makes the live tree read-only from now on. StandfastError when the epoch's tree is nowhere to
+    be found.
 
     A whole file system that takes no writes is as good.
     """
@@ -203,14 +206,14 @@ def freeze(machine: Machine) -> None:
 
 
 def freeze_if_there(machine: Machine) -> None:
-    """The same for a role that has to be given up, whatever became of its tree; when that comes
-    back, it is put away."""
+    """Does the same for a role that has to be given up, whatever became of its tree; when that
+    comes back, it is put away."""
     if is_there(machine):
         freeze(machine)
 
 
 def is_there(machine: Machine) -> bool:
-    """Whether there is a tree where this node's epoch has its own."""
+    """Tells whether there is a tree where this node's epoch has its own."""
     try:
         check_place(machine)
         return machine.store.live() is not None
@@ -220,12 +223,12 @@ def is_there(machine: Machine) -> bool:
 
 
 def check_no_writers(machine: Machine, deadline: Deadline) -> None:
-    """StandfastError naming them, when they don't end at once: the final snapshot would lack what
-    they write from then on."""
+    """Raises StandfastError that names the writers, when they don't end at once: the final snapshot
+    would lack what they write from then on."""
     patience = deadline.within(LAST_WRITES_S)
     while writers := machine.store.writers(deadline.within(LOOK_S)):
         if patience.expired:
-            named = ", ".join(str(one) for one in writers[:5])
+            named = ", ".join(str(writer) for writer in writers[:5])
             raise StandfastError(
                 f"{machine.config.paths.live} is open for writing by another way than its export "
                 f"and {machine.config.paths.bind}: {named}. End what writes (a container? a job? a "
@@ -235,7 +238,7 @@ def check_no_writers(machine: Machine, deadline: Deadline) -> None:
 
 
 def take_final_snapshot(machine: Machine, own: OwnEpoch) -> Snapshot:
-    """The snapshot that has all of this epoch's data; the tree is read-only by now.
+    """Takes the snapshot that has all of this epoch's data; the tree is read-only by now.
 
     It is the newest of its epoch: a replication cycle that takes one at the same time is before it,
     and none comes after it, as the stage says that this node is draining.
@@ -248,7 +251,7 @@ def take_final_snapshot(machine: Machine, own: OwnEpoch) -> Snapshot:
 
 
 def without_final(machine: Machine, own: OwnEpoch) -> OwnEpoch:
-    """The epoch noted as having no final snapshot: from now on the tree may have more than that."""
+    """Notes the epoch as having no final snapshot: from now on the tree may have more than that."""
     if own.final is None and own.final_id is None:
         return own
     own = replace(own, final=None, final_id=None)
@@ -257,7 +260,8 @@ def without_final(machine: Machine, own: OwnEpoch) -> OwnEpoch:
 
 
 def snapshot_of_epoch(machine: Machine, epoch: int) -> Snapshot:
-    """A snapshot of the live tree that this node may be promoted from later, known as `epoch`'s."""
+    """Takes a snapshot of the live tree that this node may be promoted from later, known as
+    `epoch`'s."""
     return take(machine.config, machine.store, epoch, reserved=True)
 
 
@@ -294,8 +298,8 @@ def set_aside(machine: Machine, *, diverged: bool) -> None:
 
 
 def own_epoch(machine: Machine) -> OwnEpoch | None:
-    """This node's epoch; where `own-epoch.json` doesn't tell whose tree is at the live path,
-    one that nothing more is known of: its tree is only to be set aside."""
+    """Returns this node's epoch; where `own-epoch.json` doesn't tell whose tree is at the live
+    path, one that nothing more is known of: its tree is only to be set aside."""
     own = OwnEpoch.load(machine.config.state_dir)
     lease = LeaseStatus.load(machine.config.run_dir)
     later = lease is not None and (own is None or own.epoch < lease.epoch)
@@ -306,7 +310,7 @@ def own_epoch(machine: Machine) -> OwnEpoch | None:
 
 
 def forget(machine: Machine) -> None:
-    """Be a plain standby. StandfastError while the epoch's tree isn't set aside."""
+    """Makes this node a plain standby. StandfastError while the epoch's tree isn't set aside."""
     own = OwnEpoch.load(machine.config.state_dir)
     if own is None:
         return
@@ -324,7 +328,8 @@ def _is_aside(machine: Machine, own: OwnEpoch) -> bool:
 
 
 def _check_set_aside(machine: Machine, own: OwnEpoch | None) -> None:
-    """A tree that an epoch had doesn't end by not being there."""
+    """Raises StandfastError where the tree is gone: one that an epoch had doesn't end by not being
+    there."""
     if own is None or own.live_uuid is None or _is_aside(machine, own):
         return
     path = machine.config.paths.live

@@ -13,9 +13,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import Struct, ValidationError, convert, to_builtins
 
 from standfast.errors import StandfastError
+
+T = TypeVar("T", bound=Struct)
 
 RESERVE = ".reserve"
 """In a directory: files that stand for the room of those that are replaced there."""
@@ -156,6 +160,28 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
             f"{path} holds no JSON object. Look at it; delete it if it is of no use"
         )
     return doc
+
+
+def write_struct(
+    path: Path, struct: Struct, *, durable: bool = False, reserved: bool = False
+) -> None:
+    """Replace `path` by the fields of `struct`; see `write_atomically`."""
+    # By json: to msgspec a text with an undecodable byte, an operator's reason say, is no text.
+    text = json.dumps({"v": 1, **to_builtins(struct)})
+    write_atomically(path, text, durable=durable, reserved=reserved)
+
+
+def read_struct(path: Path, kind: type[T]) -> T | None:
+    """The struct in `path`, None when there is no such file; StandfastError for anything else."""
+    doc = read_json(path)
+    if doc is None:
+        return None
+    try:
+        return convert(doc, kind)
+    except ValidationError as error:
+        raise StandfastError(
+            f"{path} holds something else ({error}). Look at it; delete it if it is of no use"
+        ) from error
 
 
 def read_foreign_text(path: Path) -> str:

@@ -277,13 +277,13 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
     assert site.consul.notes == []
     downtimes = site.followers[ONE].downtimes
     wait_for(lambda: not downtimes.pending, PATIENCE_S, "all moves are told")
-    told = downtimes.document()
-    assert {one["job"]: one["target"] for one in told} == {f"{one}.g": TWO for one in JOBS}
+    told = list(downtimes.known.values())
+    assert {one.job: one.target for one in told} == {f"{one}.g": TWO for one in JOBS}
     down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
     note(
         f"{site.cluster.kind}: switchover with a pause of {PAUSE_S:g} s, the meta "
         f"{'ahead' if ahead else 'afterwards'}: release "
-        f"{release_s:.1f} s, jobs down {down} s, told {[one['down_s'] for one in told]}"
+        f"{release_s:.1f} s, jobs down {down} s, told {[one.down_s for one in told]}"
     )
 
 

@@ -191,7 +191,7 @@ class FakeNomad:
     def local_meta(self) -> LocalMeta:
         self._check("local_meta")
         meta = {KEY: VALUE} if self.world.clients[self.name].local else {}
-        return LocalMeta(dict(meta), {}, meta)
+        return LocalMeta(dynamic=dict(meta), meta=meta)
 
     def set_meta(self, key: str, value: str | None, *, node_id: str = "") -> LocalMeta:
         self._check("set_meta")
@@ -203,7 +203,7 @@ class FakeNomad:
         self.world.effect(f"{self.name}: {whose}meta {value}")
         client.local = value is not None
         meta = {KEY: VALUE} if client.local else {}
-        return LocalMeta(dict(meta), {}, meta)
+        return LocalMeta(dynamic=dict(meta), meta=meta)
 
     def leader(self) -> str:
         return ""
@@ -267,7 +267,9 @@ class FakeNomad:
         return [self._allocation(p) for p in self.world.placed if p.job["ID"] == job_id]
 
     def evaluation(self, eval_id: str, *, namespace: str = "default") -> Evaluation:
-        return Evaluation(eval_id, namespace, "", "complete", "", {})
+        return Evaluation(
+            id=eval_id, namespace=namespace, job_id="", status="complete", unplaced={}
+        )
 
     def set_eligible(self, node_id: str, eligible: bool) -> None:
         self._check("set_eligible")

@@ -71,13 +71,26 @@ KINDS: dict[type[Record], dict[str, Any]] = {
         "state": "mounted",
         "at": 6.5,
     },
+    records.NomadNote: {
+        "v": 1,
+        "node": "b",
+        "by": "a",
+        "epoch": 5,
+        "at": 7.5,
+        "firm": False,
+        "ahead": True,
+    },
 }
 OPTIONAL = {"to", "note", "final", "final_id", "wait", "surrendered", "unserved", "idle"} | {
     "follows",
     "taken_at",
     "by",
+    "firm",
+    "ahead",
 }
-"""Fields that may be missing: of an older version, or not said. `by` is none of them in a pause."""
+"""Fields that may be missing: of an older version, or not said."""
+SIGNED = (records.Pause, records.NomadNote)
+"""Where `by` is none of them."""
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -107,7 +120,7 @@ def test_a_whole_document_is_written_as_it_was_read(kind: type[Record]) -> None:
 
 @kinds
 def test_what_has_to_be_there_is_missed(kind: type[Record]) -> None:
-    optional = OPTIONAL - ({"by"} if kind is records.Pause else set())
+    optional = OPTIONAL - ({"by"} if kind in SIGNED else set())
     for name in KINDS[kind]:
         rest = {field: value for field, value in KINDS[kind].items() if field != name}
         assert (parsed(kind, rest) is None) == (name not in optional), name

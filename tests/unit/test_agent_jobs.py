@@ -17,8 +17,9 @@ from standfast.agent.watcher import Watcher
 from standfast.consul.records import LeaderState
 from standfast.lease.files import LeaseStatus
 from standfast.node.own_epoch import OwnEpoch, Stage
-from standfast.nomad.loop import Follower, Report
+from standfast.nomad.loop import Follower
 from standfast.nomad.observation import Role
+from standfast.nomad.reports import Report
 from standfast.reasons import Reason
 from standfast.role.decision import Moment
 from standfast.role.observation import Local
@@ -112,10 +113,9 @@ class Rounds:
         if not self.plays:
             self.agent.stopping.set()
         play(role, still)
-        return Report(role, Reason.SERVING, "all is as it should be", settled=True)
-
-    def document(self, report: Report) -> dict[str, Any]:
-        return {"at": monotonic(), "role": report.role}
+        return Report(
+            role=role, reason=Reason.SERVING, sentence="all is as it should be", settled=True
+        )
 
     def pause_s(self, report: Report) -> float:
         return 10.0

@@ -437,7 +437,7 @@ def test_a_note_speaks_of_a_mount_only_with_its_address() -> None:
     note = Note("nfs", A, fsid(1), 1, 30, "0:50")
     assert note.is_of(nfs(A))
     assert not note.is_of(nfs(B)) and not note.is_of(nfs(A, 31))
-    assert not replace(note, kind="bind").is_of(nfs(A))
+    assert not structs.replace(note, kind="bind").is_of(nfs(A))
 
 
 def test_who_uses_the_old_mount_is_stopped_before_it_goes_if_so_configured(

@@ -163,16 +163,16 @@ def test_a_link_counts_with_the_place_that_it_leads_to(
     elsewhere.mkdir()
     real.rename(elsewhere / "x")
     real.symlink_to(elsewhere / "x")
-    assert [one.wrong for one in hooks.found(config, Occasion.POST_PROMOTE)] == [None]
+    assert [one.wrong for one in hooks.programs(config, Occasion.POST_PROMOTE)] == [None]
     elsewhere.chmod(0o777)
-    [one] = hooks.found(config, Occasion.POST_PROMOTE)
+    [one] = hooks.programs(config, Occasion.POST_PROMOTE)
     assert one.wrong is not None and str(elsewhere) in one.wrong
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to somebody else")
 def test_one_of_another_owner_is_not_run(config: Config, put: Put) -> None:
     os.chown(put("post-promote/10-x"), 1234, 0)
-    [one] = hooks.found(config, Occasion.POST_PROMOTE)
+    [one] = hooks.programs(config, Occasion.POST_PROMOTE)
     assert one.wrong is not None and "belongs to uid 1234" in one.wrong
 
 
@@ -181,7 +181,7 @@ def test_what_editors_and_packages_leave_does_not_count(
     config: Config, put: Put, name: str
 ) -> None:
     put(f"post-promote/{name}", "exit 1")
-    assert hooks.found(config, Occasion.POST_PROMOTE) == []
+    assert hooks.programs(config, Occasion.POST_PROMOTE) == []
 
 
 def test_switched_off_none_is_run(config: Config, put: Put) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from standfast.config.nomad import NomadAccess
+from standfast.consul.records import NomadNote
 from standfast.doctor.nomad_checks import FORGOTTEN_S, Facts, examine, look, stops_when_cut_off
 from standfast.nomad import reports
-from standfast.nomad.observation import Note, Noted
+from standfast.nomad.observation import Noted
 from standfast.nomad.ports import Node
+from standfast.reasons import Reason
 from tests.support.observations import config
 
 CONFIG = config("a", nomad=NomadAccess())
@@ -19,11 +21,19 @@ CONFIG = config("a", nomad=NomadAccess())
 
 def node(name: str, *, shown: bool = False, eligible: bool = True, status: str = "ready") -> Node:
     meta = {"storage_role": "primary"} if shown else {}
-    return Node(f"id-{name}", name, status, eligible, False, meta, {}, {}, "dc1", "", "default")
+    return Node(
+        id=f"id-{name}",
+        name=name,
+        status=status,
+        eligible=eligible,
+        meta=meta,
+        host_volumes={},
+        datacenter="dc1",
+    )
 
 
 def noted(name: str, at: float) -> dict[str, Noted]:
-    return {f"id-{name}": Noted(Note(name, "a", 5, at), 1)}
+    return {f"id-{name}": Noted(NomadNote(name, "a", 5, at), 1)}
 
 
 A = node("a", shown=True)
@@ -115,7 +125,7 @@ def test_a_nomad_that_is_away_is_a_finding_and_so_is_the_last_round(tmp_path: An
         nomad=NomadAccess(address="127.0.0.1:1"),
         paths=Paths(state=tmp_path, run=tmp_path),
     )
-    reports.save(away, {**reports.load(away), "reason": "nomad-denied", "sentence": "403"})
+    reports.save(away, reports.none("403", Reason.NOMAD_DENIED))
     round_, now = look(away, "a")
     assert (round_.ok, round_.evidence) == (False, "403")
     assert (now.ok, now.check) == (False, "nomad") and now.fix

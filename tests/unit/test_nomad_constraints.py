@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from standfast.nomad.constraints import Meta, Placement, Tie, holds, placement
 from standfast.nomad.ports import Node
@@ -152,7 +153,6 @@ def test_whoever_may_not_be_on_the_primary_is_not_bound_to_it() -> None:
 
 
 def test_it_is_the_same_whether_the_node_has_the_meta_now_or_not() -> None:
-    from dataclasses import replace
 
     bare = replace(NODE, meta={"wanted": "primary"})
     for text in (f"{ROLE} = primary", f"{ROLE} != primary", f"{ROLE} = ${{meta.wanted}}"):
@@ -210,7 +210,6 @@ OPERANDS = st.sampled_from(["=", "==", "is", "!=", "not", "is_set", "is_not_set"
 def test_no_constraint_binds_a_job_that_could_run_without_the_meta(
     left: str, operand: str, right: str
 ) -> None:
-    from dataclasses import replace
 
     one = {"LTarget": left, "Operand": operand, "RTarget": right}
     bare = replace(NODE, meta={"wanted": "primary", "rack": "r1"})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from standfast.config.nomad import NomadAccess
+from standfast.consul.records import NomadNote
 from standfast.consul.values import Set
 from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
 from standfast.nomad import downtime, loop, notes, steps
@@ -19,7 +20,7 @@ from standfast.nomad.decide import Decision, Do, decide
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.loop import Follower
 from standfast.nomad.notes import Notes
-from standfast.nomad.observation import Constrained, Note, Noted, Observed, Role, kill_timeout_s
+from standfast.nomad.observation import Constrained, Noted, Observed, Role, kill_timeout_s
 from standfast.nomad.ports import Allocation, Evaluation, Node
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
@@ -31,7 +32,7 @@ from tests.support.pace import patient
 
 ANSWERS = CHECKOUT / "tests/contract/nomad_answers"
 META = Meta("storage_role", "primary")
-NOTE = Noted(Note("x", "b", 5, 0.0), 7)
+NOTE = Noted(NomadNote("x", "b", 5, 0.0), 7)
 
 
 def node(name: str, words: str = "") -> Node:
@@ -269,8 +270,8 @@ def test_a_failed_answer_while_jobs_end_doesnt_end_the_wait_for_them(
             raise NomadError("no cluster leader", NomadOutcome.SERVER_ERROR)
         return real(*given)
 
-    real = steps.constrained_on
-    monkeypatch.setattr(steps, "constrained_on", constrained_on)
+    real = steps.Steps.constrained_on
+    monkeypatch.setattr(steps.Steps, "constrained_on", constrained_on)
     if blind_looks == 1:
         one.release(Deadline.after(5))
         assert len(looks) == 3
@@ -369,7 +370,7 @@ def test_what_was_stopped_is_known_when_nomad_goes_away_in_the_middle() -> None:
     one.nomad.stop = once  # type: ignore[method-assign]
     with pytest.raises(StandfastError, match="the release of the jobs was not finished"):
         one.release(Deadline.after(5))
-    assert [move["job"] for move in one.downtimes.document()] == ["db.g"]
+    assert list(one.downtimes.known) == ["db.g"]
 
 
 def test_what_was_decided_before_the_role_changed_is_not_done_after_it() -> None:
@@ -409,8 +410,8 @@ def test_a_primary_moves_what_is_left_on_a_node_whose_agent_is_away() -> None:
     one.round(P, 1)
     assert where.where("db") == ["a"]
     one.round(P, 1)
-    (move,) = one.document(one.round(P, 1))["jobs"]
-    assert (move["source"], move["target"]) == ("b", "a")
+    (move,) = one.round(P, 1).jobs
+    assert (move.source, move.target) == ("b", "a")
 
 
 def test_a_primary_of_an_epoch_that_is_over_quarantines_nobody() -> None:
@@ -455,7 +456,8 @@ def test_a_foreign_note_ends_the_round_and_changes_nothing() -> None:
     where.consul.txn([Set(one.config.key("nomad/id-a"), b"[]")])
     where.log.clear()
     report = one.round(P, 1)
-    assert not report.settled and "consul kv delete" in report.sentence
+    assert not report.settled
+    assert "nomad/id-a in Consul" in report.sentence and "or delete it" in report.sentence
     assert where.log == []
 
 
@@ -509,9 +511,7 @@ def test_the_time_that_a_job_was_down_is_measured(monkeypatch: pytest.MonkeyPatc
     now = 109.5
     where.propagate()
     assert where.where("db") == ["b"]
-    assert one.document(one.round(S, 0))["jobs"] == [
-        {"job": "db.g", "source": "a", "target": "b", "down_s": 9.5, "why": ""}
-    ]
+    assert one.round(S, 0).jobs == (downtime.Downtime("db.g", "a", "b", 9.5),)
 
 
 def test_the_kill_timeout_is_the_longest_of_all_tasks_of_the_group_with_delays() -> None:
@@ -581,11 +581,11 @@ def test_jobs_of_a_dead_primary_are_told_though_nomad_itself_moves_them() -> Non
     where.clients["b"].local = True
     where.propagate()
     one = follower(where)
-    assert [move["job"] for move in one.document(one.round(P, 1))["jobs"]] == ["db.g"]
+    assert [move.job for move in one.round(P, 1).jobs] == ["db.g"]
     where.kill("b")
     where.propagate()
-    (move,) = one.document(one.round(P, 1))["jobs"]
-    assert (move["source"], move["target"]) == ("b", "a")
+    (move,) = one.round(P, 1).jobs
+    assert (move.source, move.target) == ("b", "a")
 
 
 def test_the_evaluation_of_the_stop_is_asked_for_the_reason_of_the_scheduler() -> None:
@@ -597,8 +597,14 @@ def test_the_evaluation_of_the_stop_is_asked_for_the_reason_of_the_scheduler() -
     class Scheduler:
         def evaluation(self, eval_id: str, *, namespace: str) -> Evaluation:
             asked.append((eval_id, namespace))
-            return Evaluation(eval_id, namespace, "db", "blocked", "", {"g": "no node is left"})
+            return Evaluation(
+                id=eval_id,
+                namespace=namespace,
+                job_id="db",
+                status="blocked",
+                unplaced={"g": "no node is left"},
+            )
 
     some.ask_why(Scheduler())  # type: ignore[arg-type]
     assert asked == [("eval-7", "default")]
-    assert some.document()[0]["why"] == "no node is left"
+    assert some.known["db.g"].why == "no node is left"

@@ -22,8 +22,10 @@ from standfast.errors import ConfigError, NomadError, NomadOutcome, StepFailed
 from standfast.lease.files import LeaseStatus
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.nomad import reports
-from standfast.nomad.loop import Report, refuse_conflicts
+from standfast.nomad.downtime import Downtime
+from standfast.nomad.loop import refuse_conflicts
 from standfast.nomad.observation import Role
+from standfast.nomad.reports import Report
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role.plan import Do, Names, Plan, Step
@@ -139,22 +141,23 @@ def test_a_token_that_can_not_be_read_does_not_keep_the_agent_from_starting(tmp_
     broken = replace(machine.config, nomad=wrong)
     assert jobs_of(broken, machine.consul) is None  # type: ignore[arg-type]
     report = reports.load(broken)
-    assert report["reason"] == Reason.CONFIG_INVALID and "missing" in report["sentence"]
+    assert report.reason is Reason.CONFIG_INVALID and "missing" in report.sentence
 
 
 def test_status_shows_the_last_round_and_the_jobs(tmp_path: Path) -> None:
     made = fake_node(tmp_path).machine.config
-    assert "not looked" in reports.load(made)["sentence"]
-    moves = [
-        {"job": "db.g", "source": "a", "target": "b", "down_s": 12.34, "why": ""},
-        {"job": "web.g", "source": "a", "target": "", "down_s": None, "why": "no room"},
-    ]
-    reports.save(
-        made,
-        {**reports.load(made), "sentence": "b shows it", "reason": "nomad-follows",
-         "failed": ["stop x: denied"], "jobs": moves},
-    )  # fmt: skip
-    doc = {"volume": "v", "node": "b", "role": "primary", "nomad": reports.load(made)}
+    assert "not looked" in reports.load(made).sentence
+    report = Report(
+        role=Role.PRIMARY,
+        reason=Reason.NOMAD_FOLLOWS,
+        sentence="b shows it",
+        settled=True,
+        failed=("stop x: denied",),
+        jobs=(Downtime("db.g", "a", "b", 12.34), Downtime("web.g", "a", why="no room")),
+    )
+    reports.save(made, report)
+    assert reports.load(made) == report
+    doc = {"volume": "v", "node": "b", "role": "primary", "nomad": report.document()}
     text = render(parsed(doc))
     assert "nomad:     b shows it [nomad-follows]" in text
     assert "FAILED: stop x: denied" in text
@@ -167,7 +170,7 @@ def test_a_report_of_another_shape_counts_as_none(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"v": 1}'):
         reports.path_of(made).parent.mkdir(parents=True, exist_ok=True)
         reports.path_of(made).write_text(text)
-        assert reports.load(made)["settled"] is False
+        assert reports.load(made).settled is False
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -224,10 +227,12 @@ class FakeFollower:
             self.still.append(still())
         else:
             self.agent.stopping.set()
-        return Report(role, Reason.NOMAD_FOLLOWS, f"{role} of {epoch}", settled=True)
-
-    def document(self, report: Report) -> dict[str, Any]:
-        return {**reports.none(report.sentence, report.reason), "at": 1.0}
+        return Report(
+            role=role,
+            reason=Reason.NOMAD_FOLLOWS,
+            sentence=f"{role} of {epoch}",
+            settled=True,
+        )
 
     def pause_s(self, report: Report) -> float:
         return 3600.0
@@ -244,4 +249,4 @@ def test_a_change_of_the_role_is_followed_at_once_and_a_surprise_survived(
     assert follower.rounds == [(Role.STANDBY, 0), (Role.STANDBY, 0), (Role.PRIMARY, 5)]
     # Each still had its role at first; during the second it became another one.
     assert follower.still == [True, True, False, True]
-    assert reports.load(agent.config)["sentence"] == "primary of 5"
+    assert reports.load(agent.config).sentence == "primary of 5"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.assembly.client import restart_allocations
 from standfast.clients import dependants
@@ -48,11 +49,11 @@ def allocation(document: dict[str, Any], started: str = LONG_AGO, **more: Any) -
         desired="run",
         client_status="running",
         job=document,
-        tasks=(TaskState("t", "running", False, 0, started, ""),),
+        tasks=(TaskState(name="t", state="running", restarts=0, started_at=started),),
         modify_index=1,
         next_id="",
     )
-    return replace(base, **more)
+    return structs.replace(base, **more)
 
 
 @dataclass
@@ -64,7 +65,9 @@ class FakeAllocations:
     def own_node(self) -> Node:
         if "*" in self.broken:
             raise self.broken["*"]
-        return Node("id-a", "a", "ready", True, False, {}, {}, {}, "dc1", "", "default")
+        return Node(
+            id="id-a", name="a", status="ready", eligible=True, host_volumes={}, datacenter="dc1"
+        )
 
     def allocations(self, node_id: str) -> list[Allocation]:
         return self.found

@@ -115,8 +115,6 @@ class Names:
     service: str
     jobs: bool = False
     """Nomad's jobs follow the role."""
-    hooks: bool = False
-    """Programs of the operator's may run."""
 
 
 def _release_jobs(names: Names) -> tuple[Step, ...]:
@@ -134,14 +132,10 @@ def _prepare_jobs(names: Names, to: str) -> tuple[Step, ...]:
     return (Step(Do.PREPARE_JOBS, said),) if names.jobs else ()
 
 
-def _ask_hooks(names: Names) -> tuple[Step, ...]:
-    """Before the lease: a veto leaves everything as it was, for another node too."""
-    return (Step(Do.ASK_HOOKS, "ask the pre-promote hooks"),) if names.hooks else ()
-
-
-def _tell_hooks(names: Names) -> tuple[Step, ...]:
-    """While everything is still served; they have a deadline, and no veto."""
-    return (Step(Do.TELL_HOOKS, "run the pre-demote hooks"),) if names.hooks else ()
+# Before the lease: a veto leaves everything as it was, for another node too.
+ASK_HOOKS = Step(Do.ASK_HOOKS, "ask the pre-promote hooks")
+# While everything is still served; they have a deadline, and no veto.
+TELL_HOOKS = Step(Do.TELL_HOOKS, "run the pre-demote hooks")
 
 
 def promotion(names: Names, source: str) -> Plan:
@@ -149,7 +143,7 @@ def promotion(names: Names, source: str) -> Plan:
     return Plan(
         "promotion",
         (
-            *_ask_hooks(names),
+            ASK_HOOKS,
             Step(Do.CLAIM_LEASE, f"take the lease, to start from {source}"),
             *_serve(names.live, names.bind, names.service),
         ),
@@ -175,7 +169,7 @@ def demotion(names: Names, to: str | None) -> Plan:
         (
             *(_prepare_jobs(names, to) if to is not None else ()),
             *((Step(Do.PRE_COPY, f"replicate to {to} while still serving"),) if copies else ()),
-            *_tell_hooks(names),
+            TELL_HOOKS,
             *_release_jobs(names),
             Step(Do.DEREGISTER, f"deregister {names.service}"),
             Step(Do.CLOSE_PORT, "shut the NFS port"),
@@ -229,7 +223,7 @@ def hand_over_as_it_is(names: Names, to: str | None) -> Plan:
     return Plan(
         "surrender",
         (
-            *_tell_hooks(names),
+            TELL_HOOKS,
             *_release_jobs(names),
             Step(Do.DEREGISTER, f"deregister {names.service}"),
             Step(Do.SURRENDER, f"shut the NFS port and give the lease up{where}"),
@@ -281,7 +275,6 @@ def names_of(config: Config) -> Names:
         str(paths.bind),
         config.service,
         jobs=config.nomad.enabled,
-        hooks=config.hooks.enabled,
     )
 
 

@@ -20,7 +20,7 @@ from standfast.replication.state import StandbyState
 from standfast.status.text import render
 from standfast.status.watching import Watch
 from standfast.system.clock import monotonic
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 from tests.unit.terminals import TerminalOutput
 
 DOC: dict[str, Any] = {

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from standfast.config.load import load_volume
 from standfast.config.model import Config

@@ -11,9 +11,10 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from standfast.config.model import Config
 from standfast.config.node_name import known_name
@@ -195,11 +196,11 @@ def _with_node(
     ]
 
 
-def _unless_already_bad(found: list[Problem], bad: list[Problem]) -> list[Problem]:
+def _unless_already_bad(problems: list[Problem], bad: list[Problem]) -> list[Problem]:
     """Rules speak only of keys whose values could be read."""
     wrong = {problem.key for problem in bad}
 
     def is_bad(key: str) -> bool:
         return any(key == other or key.startswith(other + ".") for other in wrong)
 
-    return [item for item in found if not any(map(is_bad, (item.key, *item.others)))]
+    return [problem for problem in problems if not any(map(is_bad, (problem.key, *problem.others)))]

@@ -1,20 +1,20 @@
-"""The configuration as frozen dataclasses: the one table behind parser, defaults, help, reference.
+"""The configuration as frozen structs: the one table behind parser, defaults, help, reference.
 
-Each field's metadata carries its help text, and for numbers the unit and the least value. Nothing
+Each field's factory carries its help text, and for numbers the unit and the least value. Nothing
 here reads a file; `load` does, and `rules` holds what must be true between fields.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+# No `from __future__ import annotations`: as texts they would be compiled anew at each start.
 from pathlib import Path
 
+from msgspec import Struct
+
+from standfast.config.client import Client
 from standfast.config.fields import option, required
 from standfast.config.nomad import NomadAccess
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(Struct, frozen=True, kw_only=True):
     """[nodes.NAME]: a storage node, named as in Consul."""
 
     address: str = required(
@@ -23,19 +23,21 @@ class Node:
         form="address",
     )
     priority: int = option(
-        100, "Higher goes first among candidates with equally new data", least=0, most=1_000_000
+        100,
+        "Higher goes first among candidates with equally new data; for the better server",
+        least=0,
+        most=1_000_000,
     )
     probe_port: int = option(
         8301,
-        "TCP port that answers while the node's Consul agent lives (serf)",
+        "TCP port that answers while the node's Consul agent lives; another where its serf_lan is",
         least=1,
         most=65535,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paths:
-    """[paths]"""
+class Paths(Struct, frozen=True, kw_only=True):
+    """[paths]: as the nodes' disks are laid out"""
 
     live: Path = option(Path("/persist/services"), "The exported subvolume")
     snapshots: Path = option(
@@ -48,16 +50,19 @@ class Paths:
         Path("/data/services"), "Where the volume is seen on every node: bind mount or NFS mount"
     )
     state: Path = option(
-        Path("/var/lib/standfast"), "Durable state; a directory per volume below it"
+        Path("/var/lib/standfast"),
+        "Durable state, a directory per volume below it; elsewhere if /var/lib is lost at a reboot",
     )
     run: Path = option(
-        Path("/run/standfast"), "Sockets and locks, gone at reboot; a directory per volume below it"
+        Path("/run/standfast"),
+        "Sockets and locks, gone at reboot, a directory per volume below it; elsewhere where "
+        "several nodes share a machine, as in a test",
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseTiming:
-    """[lease]: seconds, checked against the timing rule and refused when they break it."""
+class LeaseTiming(Struct, frozen=True, kw_only=True):
+    """[lease]: seconds, checked against the timing rule and refused when they break it. \
+Shorter ones shorten an unplanned failover; longer ones bear with a slower Consul."""
 
     heartbeat: float = option(2.0, "Time between heartbeats", unit="s", least=0.1)
     request_timeout: float = option(2.0, "Deadline of one heartbeat's request", unit="s", least=0.1)
@@ -71,15 +76,17 @@ class LeaseTiming:
         12.0, "W: how long a candidate must have seen no heartbeat", unit="s", least=1.0
     )
     drift: float = option(
-        0.01, "rho: by how much two clocks' rates may differ", least=0.0, most=0.2
+        0.01,
+        "rho: by how much two clocks' rates may differ; more for poor clocks",
+        least=0.0,
+        most=0.2,
     )
 
 
 FAST_PROFILE = LeaseTiming(heartbeat=0.5, request_timeout=0.5, length=2.0, fence=1.0, wait=4.1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsulAccess:
+class ConsulAccess(Struct, frozen=True, kw_only=True):
     """[consul]: empty values are taken from CONSUL_HTTP_ADDR, _TOKEN, _CACERT, _CLIENT_CERT/KEY."""
 
     addresses: tuple[str, ...] = option(
@@ -88,90 +95,110 @@ class ConsulAccess:
         example=["127.0.0.1:8500"],
         form="endpoint",
     )
-    token_file: Path | None = option(None, "File (mode 0600) with the ACL token")
+    token_file: Path | None = option(None, "File (mode 0600) with the ACL token, where ACLs are on")
     ca_cert: Path | None = option(None, "CA certificate; makes the scheme https")
-    client_cert: Path | None = option(None, "Client certificate")
+    client_cert: Path | None = option(None, "Client certificate, where one is asked for")
     client_key: Path | None = option(None, "Key of the client certificate")
-    service: str = option("", "Name of the service; empty: the volume's name", form="name or empty")
-    prefix: str = option("standfast", "Key prefix; the volume's name is appended", form="prefix")
+    service: str = option(
+        "",
+        "Name of the service, where the volume's is taken; empty: the volume's name",
+        form="name or empty",
+    )
+    prefix: str = option(
+        "standfast",
+        "Key prefix, the volume's name is appended; another where ACLs want it",
+        form="prefix",
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nfs:
+class Nfs(Struct, frozen=True, kw_only=True):
     """[nfs]"""
 
     server: str = option("kernel", "The NFS server's kind", choices=("kernel", "ganesha"))
-    unit: str = option("nfs-server.service", "systemd unit of the NFS server", form="unit")
+    unit: str = option(
+        "nfs-server.service",
+        "systemd unit of the NFS server, as the distribution calls it",
+        form="unit",
+    )
     clients: tuple[str, ...] = option(
         ("192.168.1.0/24",), "Networks or hosts that may mount the volume", form="word"
     )
     options: str = option(
         "rw,sync,no_subtree_check,no_root_squash",
-        "Export options of the kernel server",
+        "Export options of the kernel server, as in exports(5)",
         form="word",
     )
-    port: int = option(2049, "TCP port at which the server listens", least=1, most=65535)
+    port: int = option(
+        2049,
+        "TCP port at which the server listens, where it isn't the usual one",
+        least=1,
+        most=65535,
+    )
     ganesha_exports: Path = option(
-        Path("/etc/ganesha/exports.d"), "Where the export block is written for nfs-ganesha"
-    )
-    start_timeout: float = option(
-        30.0, "Deadline for starting or stopping the server", unit="s", least=1.0
-    )
-    grace_time: float = option(
-        10.0,
-        "After a start of the kernel server, how long its clients may claim back what they had "
-        "open while new opens wait; whole seconds, rounded up",
-        unit="s",
-        least=1.0,
-        most=3600.0,
+        Path("/etc/ganesha/exports.d"),
+        "Where the export block is written for nfs-ganesha; what its configuration includes",
     )
     lease_time: float = option(
         10.0,
         "A client that the kernel server hasn't heard of for this long may lose its opens and "
-        "locks; whole seconds, rounded up",
+        "locks; after a start clients have as long to claim back theirs, while new opens wait. "
+        "Longer where clients' network is often cut; whole seconds, rounded up",
         unit="s",
         least=1.0,
         most=3600.0,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fencing:
+class Fencing(Struct, frozen=True, kw_only=True):
     """[fence]"""
 
     backend: str = option(
         "auto",
-        "Kernel-timed fence on the NFS port",
+        "Kernel-timed fence on the NFS port; auto: what the node has",
         choices=("auto", "nftables", "ipset"),
     )
     reboot: str = option(
-        "never", "Last resort when the fence can't be confirmed", choices=("never", "sysrq")
+        "never",
+        "Last resort when the fence can't be confirmed; sysrq: the node reboots at once",
+        choices=("never", "sysrq"),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guarding:
+class Guarding(Struct, frozen=True, kw_only=True):
     """[guard]"""
 
-    deadline: float = option(3.0, "For everything the guard asks", unit="s", least=0.5)
+    deadline: float = option(
+        3.0,
+        "For everything the guard asks; longer where Consul answers slowly",
+        unit="s",
+        least=0.5,
+    )
     standby_hint: str = option(
-        "nfs-services-standby.nix", "What the refusal tells to use on this host instead"
+        "nfs-services-standby.nix",
+        "File of yours that the refusal tells to use on this host instead",
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replication:
+class Replication(Struct, frozen=True, kw_only=True):
     """[replication]"""
 
-    interval: float = option(300.0, "Time between cycles", unit="s", least=1.0)
-    timeout: float = option(3600.0, "Deadline of one cycle", unit="s", least=1.0)
-    stall_timeout: float = option(
-        300.0, "A stream in which nothing moves for this long is given up", unit="s", least=1.0
+    interval: float = option(
+        300.0, "Time between cycles; shorter loses less at a failover", unit="s", least=1.0
     )
-    ssh_key: Path = option(Path("/etc/standfast/replication_key"), "Private key for replication")
-    ssh_user: str = option("root", "User on the standby", form="name")
+    timeout: float = option(
+        3600.0, "Deadline of one cycle; longer where a first copy takes longer", unit="s", least=1.0
+    )
+    stall_timeout: float = 300.0
+    """A stream in which nothing moves for this long is given up, seconds. Not in the file."""
+    ssh_key: Path = option(
+        Path("/etc/standfast/replication_key"),
+        "Private key for replication; elsewhere where secrets are kept elsewhere",
+    )
+    ssh_user: str = option(
+        "root", "User on the standby; another where root may not log in", form="name"
+    )
     command: tuple[str, ...] = option(
-        (), "Transport instead of ssh; {node}, {address} and {volume} are replaced"
+        (), "Transport where it isn't ssh; {node}, {address} and {volume} are replaced"
     )
     allow_full: bool = option(
         False,
@@ -181,7 +208,7 @@ class Replication:
     drop_pin_after: float = option(
         14 * 86400.0,
         "A standby that took nothing in for this long loses its pinned snapshot, if another is up "
-        "to date, and needs everything sent again",
+        "to date, and needs everything sent again; shorter where the disk is small",
         unit="s",
         least=60.0,
     )
@@ -189,23 +216,24 @@ class Replication:
         0, "Bytes a second to one standby; 0: no limit", least=0, most=2**40
     )
     compression: str = option(
-        "none", "Of the stream on the wire; zstd needs the program on both sides",
+        "none",
+        "Of the stream on a slow wire; zstd needs the program on both sides",
         choices=("none", "zstd"),
-    )  # fmt: skip
+    )
     compressed_data: bool = option(
         False, "Send compressed extents as they are, where both kernels and btrfs-progs can"
     )
     verify: str = option(
         "none",
         "metadata: each cycle compares every name, mode, owner, size, time and xattr of both "
-        "sides before it publishes",
+        "sides before it publishes; for hardware that isn't trusted",
         choices=("none", "metadata"),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeepOwn:
-    """[retention_own]: the primary's own snapshots; pinned ones stay whatever this says."""
+class KeepOwn(Struct, frozen=True, kw_only=True):
+    """[retention_own]: the primary's own snapshots; pinned ones stay whatever this says. More \
+go further back and take more space."""
 
     keep_last: int = option(24, "So many of the newest", least=1, most=100_000)
     hourly: int = option(0, "The last one of each of so many hours", least=0, most=100_000)
@@ -214,9 +242,9 @@ class KeepOwn:
     monthly: int = option(0, "The last one of each of so many months", least=0, most=100_000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeepPublished:
-    """[retention_published]: received snapshots; the newest and pinned ones stay in any case."""
+class KeepPublished(Struct, frozen=True, kw_only=True):
+    """[retention_published]: received snapshots; the newest and pinned ones stay in any case. \
+More go further back and take more space."""
 
     keep_last: int = option(48, "So many of the newest", least=1, most=100_000)
     hourly: int = option(24, "The last one of each of so many hours", least=0, most=100_000)
@@ -228,68 +256,20 @@ class KeepPublished:
 Keep = KeepOwn | KeepPublished
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
-    """[client]: how a node that mounts the volume follows it from server to server."""
-
-    manage: str = option(
-        "auto",
-        "auto: where a mount or automount unit exists for paths.bind (fstab counts), or NFS is "
-        "mounted there; always: everywhere; never: doctor looks, nothing is done",
-        choices=("auto", "always", "never"),
-    )
-    name: str = option(
-        "", "Host name in the units; empty: SERVICE.service.consul", form="address or empty"
-    )
-    options: str = option(
-        "vers=4.2,hard",
-        "Mount options where no unit gives any; never soft, and NFS 4.1 at least",
-        form="word",
-    )
-    spread: float = option(
-        2.0,
-        "Clients that have to mount anew begin within this time, each at its own point of it; "
-        "about 1 s for 200 clients",
-        unit="s",
-        least=0.0,
-        most=30.0,
-    )
-    binds: tuple[str, ...] = option(
-        (),
-        "Bind mounts of parts of the volume (their targets) that are made again on the new mount",
-        form="path",
-    )
-    restart_dependants: bool = option(
-        True, "Restart the active services whose RequiresMountsFor= names the volume's path"
-    )
-    restart_units: tuple[str, ...] = option(
-        (), "Services that are restarted beside those, if they are active", form="unit"
-    )
-    before_change: tuple[str, ...] = option(
-        (),
-        "Shell commands run before the old mount goes, to stop or signal who uses it; the "
-        "environment as for on_change",
-    )
-    on_change: tuple[str, ...] = option(
-        (),
-        "Shell commands run after a change, with STANDFAST_VOLUME, _PATH, _ADDRESS and _EPOCH set",
-    )
-    command_timeout: float = option(
-        30.0, "Deadline of the restarts together, and of each command", unit="s", least=1.0
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
+class Hooks(Struct, frozen=True, kw_only=True):
     """[hooks]: programs of your own that run at a change of role (docs/events.md)"""
 
-    enabled: bool = option(True, "false: none is run, whatever lies there")
     dir: Path = option(
         Path("/etc/standfast/hooks.d"),
-        "A directory for each event, such as pre-promote, with the programs in it",
+        "A directory for each event, such as pre-promote, with the programs in it; elsewhere where "
+        "/etc can't be written",
     )
     timeout: float = option(
-        15.0, "Deadline of an event's programs together", unit="s", least=0.1, most=600.0
+        15.0,
+        "Deadline of an event's programs together; longer where they stop something slow",
+        unit="s",
+        least=0.1,
+        most=600.0,
     )
     pre_promote_failure: str = option(
         "go-on",
@@ -299,8 +279,7 @@ class Hooks:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(Struct, frozen=True, kw_only=True):
     """/etc/standfast/<volume>.toml; `volume` is the file's name."""
 
     volume: str
@@ -314,11 +293,16 @@ class Config:
     preferred: str = option("", "Node that failback moves the role to", form="name or empty")
     mode: str = option("auto", "manual never promotes by itself", choices=("auto", "manual"))
     max_data_loss: float = option(
-        600.0, "Older snapshots are not promoted without --accept-data-loss", unit="s", least=1.0
+        600.0,
+        "Older snapshots are not promoted without --accept-data-loss; more where it matters "
+        "more that somebody serves",
+        unit="s",
+        least=1.0,
     )
     failover_after: float = option(
         60.0,
-        "Silence after which a primary without other signs of death is replaced",
+        "Silence after which a primary without other signs of death is replaced; longer where the "
+        "network is often cut",
         unit="s",
         least=1.0,
     )
@@ -341,18 +325,18 @@ class Config:
         least=0.0,
     )
     nodes: dict[str, Node] = required("The storage nodes, by their names in Consul")
-    paths: Paths = field(default_factory=Paths)
-    lease: LeaseTiming = field(default_factory=LeaseTiming)
-    consul: ConsulAccess = field(default_factory=ConsulAccess)
-    nfs: Nfs = field(default_factory=Nfs)
-    fence: Fencing = field(default_factory=Fencing)
-    guard: Guarding = field(default_factory=Guarding)
-    replication: Replication = field(default_factory=Replication)
-    retention_own: KeepOwn = field(default_factory=KeepOwn)
-    retention_published: KeepPublished = field(default_factory=KeepPublished)
-    client: Client = field(default_factory=Client)
-    hooks: Hooks = field(default_factory=Hooks)
-    nomad: NomadAccess = field(default_factory=lambda: NomadAccess(enabled=False))
+    paths: Paths = Paths()
+    lease: LeaseTiming = LeaseTiming()
+    consul: ConsulAccess = ConsulAccess()
+    nfs: Nfs = Nfs()
+    fence: Fencing = Fencing()
+    guard: Guarding = Guarding()
+    replication: Replication = Replication()
+    retention_own: KeepOwn = KeepOwn()
+    retention_published: KeepPublished = KeepPublished()
+    client: Client = Client()
+    hooks: Hooks = Hooks()
+    nomad: NomadAccess = NomadAccess(enabled=False)
 
     @property
     def service(self) -> str:

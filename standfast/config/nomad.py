@@ -1,33 +1,35 @@
 """The table [nomad] of the configuration."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+# No `from __future__ import annotations`: as texts they would be compiled anew at each start.
 from pathlib import Path
+
+from msgspec import Struct
 
 from standfast.config.fields import option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NomadAccess:
-    """[nomad]: without this table Nomad is left alone. Empty values are taken from NOMAD_ADDR, \
+class NomadAccess(Struct, frozen=True, kw_only=True):
+    """[nomad]: with this table, even an empty one, the node's meta is set with the role, and its \
+jobs are moved; without it Nomad is left alone. Empty values are taken from NOMAD_ADDR, \
 _REGION, _TOKEN, _CACERT, _CLIENT_CERT/KEY, _TLS_SERVER_NAME. Certificates are verified unless \
 NOMAD_SKIP_VERIFY is true."""
 
-    enabled: bool = option(True, "Set the node's meta with the role, and move its jobs")
+    enabled: bool = True
+    """Set the node's meta with the role, and move its jobs: the table is there."""
     address: str = option(
         "",
         "HTTP address of the node's own agent",
         example="127.0.0.1:4646",
         form="endpoint or empty",
     )
-    region: str = option("", "Region; empty: the agent's own", form="name or empty")
     namespace: str = option(
-        "*", "Jobs of this namespace are looked after; *: of all", form="name or *"
+        "*",
+        "Jobs of this namespace are looked after, where the token is for no other; *: of all",
+        form="name or *",
     )
-    token_file: Path | None = option(None, "File (mode 0600) with the ACL token")
+    token_file: Path | None = option(None, "File (mode 0600) with the ACL token, where ACLs are on")
     ca_cert: Path | None = option(None, "CA certificate; makes the scheme https")
-    client_cert: Path | None = option(None, "Client certificate")
+    client_cert: Path | None = option(None, "Client certificate, where one is asked for")
     client_key: Path | None = option(None, "Key of the client certificate")
     tls_server_name: str = option(
         "",
@@ -35,9 +37,8 @@ NOMAD_SKIP_VERIFY is true."""
         example="client.global.nomad",
         form="address or empty",
     )
-    request_timeout: float = option(
-        5.0, "A request gives up when Nomad sends nothing for this long", unit="s", least=0.1
-    )
+    request_timeout: float = 5.0
+    """A request gives up when Nomad sends nothing for this long, seconds. Not in the file."""
     meta_key: str = option(
         "storage_role",
         "Node meta that jobs are constrained on; each volume needs one of its own",
@@ -51,7 +52,8 @@ NOMAD_SKIP_VERIFY is true."""
     )
     kill_timeout_limit: float = option(
         30.0,
-        "A demotion waits at most this long for the kill timeouts of the jobs that it stops",
+        "A demotion waits at most this long for the kill timeouts of the jobs that it stops; more "
+        "where they need it",
         unit="s",
         least=0.0,
         most=3600.0,

@@ -1,4 +1,4 @@
-"""TOML document to dataclasses: every problem is collected, nothing is guessed or adjusted.
+"""TOML document to structs: every problem is collected, nothing is guessed or adjusted.
 
 A key with a problem keeps its default (or an empty value) so that the rest can still be checked;
 the caller drops what the rules say about such keys.
@@ -14,8 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from standfast.config.problems import Problem, dotted, shown
-from standfast.config.table import MISSING, Option, options, tables
+from standfast.config.table import Option, options, tables
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 _LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")
@@ -41,13 +43,13 @@ class _Bad(ValueError):
         self.way_out = way_out
 
 
-def parse_table(cls: type, doc: Any, path: tuple[str, ...], problems: list[Problem]) -> Any:
-    """An instance of the dataclass `cls` made from a TOML table; adds what is wrong to problems."""
+def parse_table(cls: type[Struct], doc: Any, path: tuple[str, ...], problems: list[Problem]) -> Any:
+    """An instance of the struct `cls` made from a TOML table; adds what is wrong to problems."""
     return cls(**parse_values(cls, doc, path, problems))
 
 
 def parse_values(
-    cls: type, doc: Any, path: tuple[str, ...], problems: list[Problem]
+    cls: type[Struct], doc: Any, path: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, Any]:
     """The constructor's arguments for `cls`; a table that isn't there is left to its default."""
     if not isinstance(doc, Mapping):
@@ -67,7 +69,11 @@ def parse_values(
 
 
 def _sub_table(
-    cls: type, named: bool, doc: Mapping[str, Any], path: tuple[str, ...], problems: list[Problem]
+    cls: type[Struct],
+    named: bool,
+    doc: Mapping[str, Any],
+    path: tuple[str, ...],
+    problems: list[Problem],
 ) -> Any:
     inner = doc.get(path[-1], {})
     if not named:
@@ -86,7 +92,7 @@ def _sub_table(
 
 
 def _report_unknown(
-    cls: type, doc: Mapping[str, Any], path: tuple[str, ...], problems: list[Problem]
+    cls: type[Struct], doc: Mapping[str, Any], path: tuple[str, ...], problems: list[Problem]
 ) -> None:
     known = [option.name for option in options(cls)] + [name for name, _, _ in tables(cls)]
     for key in doc:
@@ -100,9 +106,16 @@ FORMER = {
     "store": "take it out: storage is always btrfs",
     "client.mount_timeout": "take it out: it is 10 s",
     "client.probe_timeout": "take it out: it is 5 s",
+    "hooks.enabled": "take it out; to run none, move the programs out of hooks.dir",
+    "nfs.grace_time": "take it out: it is nfs.lease_time",
+    "nfs.start_timeout": "take it out: it is 30 s",
+    "nomad.enabled": "take it out if it is true; where it is false, take out [nomad] as a whole",
     "nomad.meta_value": 'take it out: it is "primary"',
     "nomad.remount_concurrency": "take it out: it is 2",
+    "nomad.region": "take it out: it is that of the node's own agent",
     "nomad.remount_jitter": "take it out: it is 2 s",
+    "nomad.request_timeout": "take it out: it is 5 s",
+    "replication.stall_timeout": "take it out: it is 300 s",
 }
 """Keys of earlier versions, and what to do with a file that has one."""
 
@@ -295,10 +308,10 @@ def _empty(option: Option) -> Any:
     return option.kind()
 
 
-def _blank(cls: type) -> dict[str, Any]:
+def _blank(cls: type[Struct]) -> dict[str, Any]:
     """Defaults, and empty values where there is no default."""
     values = {
-        option.name: _empty(option) if option.default is MISSING else option.default
+        option.name: _empty(option) if option.required else option.default
         for option in options(cls)
     }
     return values | {name: {} for name, _, named in tables(cls) if named}

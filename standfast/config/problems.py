@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from standfast.errors import ConfigError
 
@@ -15,8 +16,7 @@ MOST_SHOWN = 50
 _BARE_KEY = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """`key` is the dotted path; `others` are further keys that the rule is about."""
 
     key: str

@@ -31,10 +31,10 @@ def check(config: Config) -> list[Problem]:
 
 def check_together(configs: Sequence[Config]) -> list[tuple[Config, Problem]]:
     """Every conflict between volumes of one node, reported at the later one."""
-    found = []
+    conflicts = []
     for first, second in combinations(configs, 2):
-        found += [(second, problem) for problem in _conflicts(first, second)]
-    return found
+        conflicts += [(second, problem) for problem in _conflicts(first, second)]
+    return conflicts
 
 
 def least_wait_s(timing: LeaseTiming) -> float:
@@ -131,9 +131,9 @@ def paths_rule(config: Config) -> Iterator[Problem]:
     paths = {
         name: getattr(config.paths, name) for name in ("live", "standby", "bind", "state", "run")
     }
-    for (first, one), (second, other) in combinations(paths.items(), 2):
-        if _overlap(one, other):
-            yield _path_problem(second, other, first, one)
+    for (first, path), (second, other) in combinations(paths.items(), 2):
+        if _overlap(path, other):
+            yield _path_problem(second, other, first, path)
     own = config.paths.snapshots
     for name, path in paths.items():
         if own.is_relative_to(path):
@@ -283,8 +283,8 @@ def _path_problem(name: str, path: Path, other_name: str, other: Path) -> Proble
     )
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
+def _overlap(path: Path, other: Path) -> bool:
+    return path.is_relative_to(other) or other.is_relative_to(path)
 
 
 def _conflicts(first: Config, second: Config) -> Iterator[Problem]:
@@ -326,18 +326,18 @@ def _conflicts(first: Config, second: Config) -> Iterator[Problem]:
             other = getattr(first.paths, theirs)
             if _overlap(path, other):
                 yield _between(second, mine, first, theirs)
-    for one, other in permutations((first, second)):
+    for config, other in permutations((first, second)):
         for theirs in ("live", "standby", "bind"):
-            if one.paths.snapshots.is_relative_to(getattr(other.paths, theirs)):
-                yield _between(one, "snapshots", other, theirs)
+            if config.paths.snapshots.is_relative_to(getattr(other.paths, theirs)):
+                yield _between(config, "snapshots", other, theirs)
     if (first.paths.snapshots, first.base) == (second.paths.snapshots, second.base):
         yield _between(second, "snapshots", first, "snapshots")
 
 
-def _between(one: Config, mine: str, other: Config, theirs: str) -> Problem:
+def _between(config: Config, mine: str, other: Config, theirs: str) -> Problem:
     return Problem(
         f"paths.{mine}",
-        shown(getattr(one.paths, mine)),
+        shown(getattr(config.paths, mine)),
         f"overlaps with paths.{theirs} ({getattr(other.paths, theirs)}) of volume {other.volume}",
         "give each volume its own directories",
     )

@@ -1,19 +1,19 @@
-"""Walks the dataclasses of `model`; parser, example, reference and help read it through here."""
+"""Walks the structs of `model`; parser, example, reference and help read it through here."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin
 
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import FieldInfo, asdict, fields
+
+from standfast.config.fields import Key
 from standfast.config.model import Config
 
-MISSING = dataclasses.MISSING
 _TYPE_NAMES: dict[Any, str] = {
     str: "text",
     int: "whole number",
@@ -24,37 +24,27 @@ _TYPE_NAMES: dict[Any, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Key, frozen=True, kw_only=True):
     """One key of a section."""
 
     name: str
     kind: Any
-    """str, int, bool, float, Path, tuple (of texts) or a dataclass; `dict` for named sub-tables."""
+    """str, int, bool, float, Path or tuple (of texts)."""
     optional: bool
     """The default is to have no value at all."""
-    default: Any
-    help: str
-    unit: str = ""
-    least: float | None = None
-    most: float | None = None
-    choices: tuple[str, ...] = ()
-    form: str = ""
-    example: Any = None
 
     @property
     def required(self) -> bool:
-        return self.default is MISSING
+        return self.default is NODEFAULT
 
     @property
     def type_name(self) -> str:
         """The type as the messages and the reference call it."""
-        return _TYPE_NAMES.get(self.kind, "table")
+        return _TYPE_NAMES[self.kind]
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One TOML table; `entry` stands for a name of the user's in `[nodes.NAME]`."""
+class Section(Struct, frozen=True):
+    """One TOML table; `NAME` stands for a name of the user's in `[nodes.NAME]`."""
 
     title: str
     doc: str
@@ -64,56 +54,43 @@ class Section:
 
 
 @cache
-def options(cls: type) -> tuple[Option, ...]:
-    """The plain keys of a dataclass, in the order of its definition."""
-    return tuple(option for option in _all(cls) if not _is_table(option))
+def options(cls: type[Struct]) -> tuple[Option, ...]:
+    """The plain keys of a struct, in the order of its definition."""
+    return tuple(
+        _option(field, field.default_factory)
+        for field in fields(cls)
+        if isinstance(field.default_factory, Key) and _sub_table(field) is None
+    )
 
 
 @cache
-def tables(cls: type) -> tuple[tuple[str, type, bool], ...]:
-    """Sub-tables of a dataclass: (key, dataclass, whether it is a table of named ones)."""
-    hints = get_type_hints(cls)
-    found = []
-    for option in _all(cls):
-        if _is_table(option):
-            named = option.kind is dict
-            inner = get_args(hints[option.name])[1] if named else option.kind
-            found.append((option.name, inner, named))
-    return tuple(found)
+def tables(cls: type[Struct]) -> tuple[tuple[str, type[Struct], bool], ...]:
+    """Sub-tables of a struct: (key, struct, whether it is a table of named ones)."""
+    return tuple(
+        (field.name, inner, get_origin(field.type) is dict)
+        for field in fields(cls)
+        if (inner := _sub_table(field)) is not None
+    )
 
 
 def sections() -> Iterator[Section]:
     """The whole configuration, top level first."""
-    yield Section("", inspect.getdoc(Config) or "", options(Config))
+    yield Section("", Config.__doc__ or "", options(Config))
+    left_out = {field.name: field.default for field in fields(Config)}
     for name, cls, named in tables(Config):
         title = f"{name}.NAME" if named else name
         # The part after the heading, where the docstring has one.
-        doc = (inspect.getdoc(cls) or "").partition("]")[2].lstrip(": ")
-        yield Section(title, doc, options(cls), not named and _default(name) != cls())
+        doc = (cls.__doc__ or "").partition("]")[2].lstrip(": ")
+        yield Section(title, doc, options(cls), not named and left_out[name] != cls())
 
 
-def _default(table: str) -> Any:
-    item = next(item for item in dataclasses.fields(Config) if item.name == table)
-    return None if item.default_factory is MISSING else item.default_factory()
+def _option(field: FieldInfo, key: Key) -> Option:
+    optional = get_origin(field.type) is UnionType
+    hint = get_args(field.type)[0] if optional else field.type
+    kind = get_origin(hint) or hint
+    return Option(name=field.name, kind=kind, optional=optional, **asdict(key))
 
 
-def _all(cls: type) -> Iterator[Option]:
-    hints = get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        if item.default_factory is MISSING and "help" not in item.metadata:
-            continue  # volume and source come from the file's name
-        kind, optional = _kind(hints[item.name])
-        meta = {key: value for key, value in item.metadata.items() if key != "required"}
-        meta.setdefault("help", "")
-        yield Option(item.name, kind, optional, item.default, **meta)
-
-
-def _kind(hint: Any) -> tuple[Any, bool]:
-    if get_origin(hint) in (Union, types.UnionType):
-        inner = next(arg for arg in get_args(hint) if arg is not type(None))
-        return _kind(inner)[0], True
-    return get_origin(hint) or hint, False
-
-
-def _is_table(option: Option) -> bool:
-    return option.kind is dict or dataclasses.is_dataclass(option.kind)
+def _sub_table(field: FieldInfo) -> type[Struct] | None:
+    inner = get_args(field.type)[1] if get_origin(field.type) is dict else field.type
+    return inner if isinstance(inner, type) and issubclass(inner, Struct) else None

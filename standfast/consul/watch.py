@@ -16,9 +16,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from standfast.config.model import Config
 from standfast.consul.gateway import DEFAULT_ADDRESS, ConsulGateway

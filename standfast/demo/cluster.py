@@ -112,26 +112,24 @@ class Cluster:
         for node in self.nodes.values():
             node.boot()
             node.start_agent()
-        for eye in self._eyes:
-            eye.start()
-        for eye in self.watches.eyes:
+        for eye in (*self._eyes, *self.watches.eyes):
             eye.start()
 
     def close(self) -> None:
         """End every process and thread, by pid; the directory goes unless it is to be kept."""
-        eyes = (*self._eyes, *self.watches.eyes)
-        for eye in eyes:
-            eye.stop()
-        self.client.stop()
+        for thread in self._threads():
+            thread.stop()
         for node in self.nodes.values():
             node.end()
-        for eye in eyes:
-            eye.join()
-        self.client.join()
+        for thread in self._threads():
+            thread.join()
         self.screen.close()
         self.consul.close()
         if not self._keep:
             shutil.rmtree(self.base, ignore_errors=True)
+
+    def _threads(self) -> tuple[Every, ...]:
+        return (*self._eyes, *self.watches.eyes, self.client)
 
     # The eyes
 
@@ -152,16 +150,16 @@ class Cluster:
         self.invariants.consul(view.epoch, view.leader, view.history.values())
 
     def _look_at_trees(self) -> None:
-        found = self._trees()
-        if self.invariants.lacks(found):
-            found |= self._trees()  # one may have been renamed while the directory was read
-        self.invariants.trees(found)
+        trees = self._trees()
+        if self.invariants.lacks(trees):
+            trees |= self._trees()  # one may have been renamed while the directory was read
+        self.invariants.trees(trees)
 
     def _trees(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+        trees: dict[str, str] = {}
         for node in self.nodes.values():
-            found |= {identity: str(path) for identity, path in node.trees().items()}
-        return found
+            trees |= {identity: str(path) for identity, path in node.trees().items()}
+        return trees
 
     def rows(self) -> list[NodeRow]:
         return [
@@ -215,7 +213,8 @@ class Cluster:
         return None if entry is None else StandbyRecord.parse(entry.value, key)
 
     def history_entry(self, epoch: int) -> HistoryEntry | None:
-        return next((one for one in self.invariants.history_entries() if one.epoch == epoch), None)
+        entries = {entry.epoch: entry for entry in self.invariants.history_entries()}
+        return entries.get(epoch)
 
     def primary(self) -> Node | None:
         """The node that answers on its port now."""
@@ -238,16 +237,16 @@ class Cluster:
     def check(self) -> None:
         """Raise what any of the eyes has found."""
         self.invariants.check()
-        for eye in (*self._eyes, *self.watches.eyes):
-            if eye.error is not None:
-                raise StandfastError(f"a thread of the demo died: {eye.error!r}")
+        for thread in self._threads():
+            if thread.error is not None:
+                raise StandfastError(f"a thread of the demo died: {thread.error!r}")
         for node in self.nodes.values():
             node.check_agent()
 
     def logs(self, lines: int = 12) -> Mapping[str, str]:
         """The ends of all logs, for the report of a failure."""
-        found = {}
+        logs = {}
         for path in sorted(self.base.glob("*/var/log/*")):
             text = path.read_text(errors="replace").splitlines()[-lines:]
-            found[str(path.relative_to(self.base))] = "\n".join(text)
-        return found
+            logs[str(path.relative_to(self.base))] = "\n".join(text)
+        return logs

@@ -127,18 +127,18 @@ class Invariants:
         with self._lock:
             return tuple(self._history[epoch] for epoch in sorted(self._history))
 
-    def lacks(self, found: Mapping[str, str]) -> bool:
-        """Whether a tree seen before is not in `found`."""
+    def lacks(self, trees: Mapping[str, str]) -> bool:
+        """Whether a tree seen before is not in `trees`."""
         with self._lock:
-            return not self._trees.keys() <= found.keys()
+            return not self._trees.keys() <= trees.keys()
 
-    def trees(self, found: Mapping[str, str]) -> None:
+    def trees(self, trees: Mapping[str, str]) -> None:
         """The nodes' live trees and those kept aside, identity -> place; none may ever go."""
         with self._lock:
             for identity, place in self._trees.items():
-                if identity not in found:
+                if identity not in trees:
                     self.breach(NOTHING_DELETED, f"{place} is gone from every place")
-            self._trees.update(found)
+            self._trees.update(trees)
 
     def lines_kept(self, what: str, missing: Iterable[int]) -> None:
         """`missing`: numbers of lines that had to be in `what`, and are not."""

@@ -90,20 +90,18 @@ def missing(content: bytes, lines: Iterable[Line]) -> list[int]:
     ]
 
 
-class Client:
-    """Writes one line after the other, through whatever server Consul's catalog names."""
+class Every:
+    """A thread that does something again and again until the block ends."""
 
-    def __init__(
-        self, consul: ConsulGateway, service: str, ledger: Ledger, invariants: Invariants
-    ) -> None:
-        self._consul = consul
-        self._service = service
-        self._ledger = ledger
-        self._invariants = invariants
+    def __init__(self, seconds: float, name: str, work: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._work = work
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
         self.trouble: str | None = None
-        """Why it doesn't get on, for the view."""
+        """Why it doesn't get on: a node that is off, a Consul that closes. It tries again."""
+        self.error: BaseException | None = None
+        """What it died of."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -117,18 +115,33 @@ class Client:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(self._seconds):
             try:
-                self._write_lines()
+                self._work()
             except StandfastError as error:
                 self.trouble = str(error)
-                self._stop.wait(RETRY_S)
+            except Exception as error:  # noqa: BLE001 - shown by the main thread
+                self.error = error
+                return
+
+
+class Client(Every):
+    """Writes one line after the other, through whatever server Consul's catalog names."""
+
+    def __init__(
+        self, consul: ConsulGateway, service: str, ledger: Ledger, invariants: Invariants
+    ) -> None:
+        self._consul = consul
+        self._service = service
+        self._ledger = ledger
+        self._invariants = invariants
+        super().__init__(RETRY_S, "client", self._write_lines)
 
     def _find(self) -> tuple[str, str, int]:
-        found = self._consul.instances(self._service, consistent=False)
-        for one in found:
-            if one.checks == "passing" and one.node_health == "passing":
-                return one.node, one.address, one.port
+        instances = self._consul.instances(self._service, consistent=False)
+        for instance in instances:
+            if instance.checks == "passing" and instance.node_health == "passing":
+                return instance.node, instance.address, instance.port
         raise Unreachable(f"{self._service} has no passing instance in Consul")
 
     def _write_lines(self) -> None:
@@ -160,35 +173,3 @@ def poll(node: str, address: str, port: int, invariants: Invariants) -> int | No
         epoch = reply["epoch"]
         return epoch if isinstance(epoch, int) else None
     return None
-
-
-class Every:
-    """A thread that does something again and again until the block ends."""
-
-    def __init__(self, seconds: float, name: str, work: Callable[[], None]) -> None:
-        self._seconds = seconds
-        self._work = work
-        self._stop = threading.Event()
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask it to end; `join` waits for that."""
-        self._stop.set()
-
-    def join(self) -> None:
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
-            try:
-                self._work()
-            except StandfastError:
-                continue  # a node that is off, a Consul that closes: looked at again
-            except Exception as error:  # noqa: BLE001 - shown by the main thread
-                self.error = error
-                return

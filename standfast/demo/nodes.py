@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.demo.commands import STANDFAST, command, handler
@@ -45,53 +47,43 @@ class Place:
 
 def config_text(me: Place, places: Sequence[Place], root: Path, port: int) -> str:
     """The node's data-services.toml."""
-    lease = FAST_PROFILE
     disk = root / me.name
     receive = command(STANDFAST, "receive", "{volume}")
     reach = ["env", f"STANDFAST_CONFIG_DIR={root}/{{node}}/etc", *receive]
     others = [place.consul for place in places if place != me]
-    values: list[tuple[str, Mapping[str, Any]]] = [
-        (
-            "",
-            {
-                "cluster": "demo",
-                "node": me.name,
-                "preferred": places[0].name,
-            },
-        ),
-        *((f"nodes.{one.name}", {"address": one.address}) for one in places),
-        (
-            "paths",
-            {
-                "live": f"{disk}/persist/services",
-                "snapshots": f"{disk}/persist",
-                "standby": f"{disk}/persist/services-standby",
-                "bind": f"{disk}/data/services",
-                "state": f"{disk}/var",
-                "run": f"{disk}/run",
-            },
-        ),
-        ("hooks", {"enabled": False}),  # this machine's hooks are none of the demo's
-        (
-            "lease",
-            {
-                "heartbeat": lease.heartbeat,
-                "request_timeout": lease.request_timeout,
-                "length": lease.length,
-                "fence": lease.fence,
-                "wait": lease.wait,
-            },
-        ),
-        ("consul", {"addresses": [me.consul, *others]}),
-        ("nfs", {"port": port}),
-        ("replication", {"interval": INTERVAL_S, "timeout": 60.0, "command": reach}),
-    ]
+    return as_toml(
+        {
+            "": {"cluster": "demo", "node": me.name, "preferred": places[0].name},
+            **{f"nodes.{place.name}": {"address": place.address} for place in places},
+            "paths": paths_on(disk),
+            "hooks": {"dir": f"{disk}/hooks.d"},  # this machine's hooks are none of the demo's
+            "lease": asdict(FAST_PROFILE),
+            "consul": {"addresses": [me.consul, *others]},
+            "nfs": {"port": port},
+            "replication": {"interval": INTERVAL_S, "timeout": 60.0, "command": reach},
+        }
+    )
+
+
+def paths_on(disk: Path) -> dict[str, str]:
+    """The table [paths] of a node whose disk is this directory."""
+    return {
+        "live": f"{disk}/persist/services",
+        "snapshots": f"{disk}/persist",
+        "standby": f"{disk}/persist/services-standby",
+        "bind": f"{disk}/data/services",
+        "state": f"{disk}/var",
+        "run": f"{disk}/run",
+    }
+
+
+def as_toml(*layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A configuration by its tables, "" being the top level; the keys of later layers win."""
     lines = []
-    for table, pairs in values:
+    for table in dict.fromkeys(name for layer in layers for name in layer):
         lines += [f"[{table}]"] if table else []
-        lines += [
-            f"{key} = {json.dumps(value)}" for key, value in pairs.items()
-        ]  # TOML's form, too
+        values = {key: value for layer in layers for key, value in layer.get(table, {}).items()}
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]  # TOML's form
     return "\n".join(lines) + "\n"
 
 
@@ -247,19 +239,19 @@ class Node:
 
     def trees(self) -> dict[str, Path]:
         """The live tree and those kept aside, by identity: none of them is ever deleted."""
-        found = {}
+        trees = {}
         for path in sorted(self.config.paths.snapshots.glob(f"{self.config.base}*")):
             info = None if "@" in path.name else load_info(path)
             if info is not None:
-                found[f"{self.name}:{info.uuid}"] = path
-        return found
+                trees[f"{self.name}:{info.uuid}"] = path
+        return trees
 
     def copies_of(self, name: str) -> list[Path]:
         """The file `name` in every complete tree and snapshot on its disk."""
         paths = self.config.paths
-        found = [*paths.snapshots.glob(f"{self.config.base}*/{name}")]
-        found += paths.standby.glob(f"{self.config.base}@*/{name}")
-        return [path for path in sorted(found) if load_info(path.parent) is not None]
+        copies = [*paths.snapshots.glob(f"{self.config.base}*/{name}")]
+        copies += paths.standby.glob(f"{self.config.base}@*/{name}")
+        return [path for path in sorted(copies) if load_info(path.parent) is not None]
 
 
 def _tell(log: Path, told: int, progress: Callable[[str], None] | None) -> int:
@@ -280,11 +272,11 @@ def kill_processes(environment: Mapping[str, str]) -> tuple[int, ...]:
     wanted = {f"{name}={value}".encode() for name, value in environment.items()}
     killed: list[int] = []
     deadline = Deadline.after(5.0)
-    while found := [pid for pid in _own_pids() if _carries(pid, wanted)]:
-        deadline.check(f"the death of processes {found}")
-        for pid in found:
+    while pids := [pid for pid in _own_pids() if _carries(pid, wanted)]:
+        deadline.check(f"the death of processes {pids}")
+        for pid in pids:
             _kill(pid, wanted)
-        killed += [pid for pid in found if pid not in killed]
+        killed += [pid for pid in pids if pid not in killed]
         sleep(0.01)
     return tuple(killed)
 

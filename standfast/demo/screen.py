@@ -71,24 +71,17 @@ class Screen:
             return
         lines = text.splitlines() or [""]
         shown = [stamp + lines[0], *(" " * len(stamp) + line for line in lines[1:])]
-        with self._lock:
-            self._erase()
-            self._out.write("\n".join(self._paint(line, mark) for line in shown) + "\n")
-            self._draw()
+        self.raw("\n".join(self._paint(line, mark) for line in shown))
 
     def chapter(self, title: str) -> None:
         """A heading."""
-        with self._lock:
-            self._erase()
-            text = f"{_BOLD}{title}{_END}" if self._live else title
-            self._out.write(f"\n{text}\n")
-            self._draw()
+        self.raw(f"\n{_BOLD}{title}{_END}" if self._live else f"\n{title}")
 
     def raw(self, text: str) -> None:
         """Lines as they are."""
         with self._lock:
             self._erase()
-            self._out.write(text.rstrip("\n") + "\n")
+            self._out.write(f"{text}\n")
             self._draw()
 
     def table(self, rows: Sequence[NodeRow], client: str) -> None:

@@ -232,8 +232,8 @@ def _last_look(cluster: Cluster) -> None:
     cluster.invariants.lines_kept("any tree on any disk", lost)
     cluster.check()
     history = [
-        f"epoch {one.epoch} {one.node} ({one.reason})"
-        for one in cluster.invariants.history_entries()
+        f"epoch {entry.epoch} {entry.node} ({entry.reason})"
+        for entry in cluster.invariants.history_entries()
     ]
     cluster.screen.say(f"history: {'; '.join(history)}")
 
@@ -294,8 +294,8 @@ def _role(node: Node) -> str:
 
 def _diverged(node: Node) -> list[Path]:
     live = node.config.paths.live
-    found = sorted(live.parent.glob(f"{live.name}.diverged-*"))
-    return [path for path in found if load_info(path) is not None]
+    kept = sorted(live.parent.glob(f"{live.name}.diverged-*"))
+    return [path for path in kept if load_info(path) is not None]
 
 
 def _read(path: Path) -> bytes:

@@ -87,7 +87,7 @@ def _clock() -> Iterator[Finding]:
 def _hooks(config: Config) -> Iterator[Finding]:
     all_of_them = [hook for occasion in hooks.Occasion for hook in hooks.programs(config, occasion)]
     wrong = [hook for hook in all_of_them if hook.wrong is not None]
-    strange = hooks.strangers(config) if config.hooks.enabled else []
+    strange = hooks.strangers(config)
     evidence = [f"{hook.name}: {hook.wrong}" for hook in wrong]
     evidence += [f"{config.hooks.dir / name} is no event's directory" for name in strange]
     if evidence:

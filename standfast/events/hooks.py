@@ -66,8 +66,6 @@ def programs(config: Config, occasion: Occasion) -> list[Hook]:
     Names that package managers and editors leave don't count.
     """
     directory = config.hooks.dir / occasion
-    if not config.hooks.enabled:
-        return []
     try:
         paths = sorted(directory.iterdir(), key=lambda path: path.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -133,7 +131,7 @@ def ask(config: Config, facts: Mapping[str, object]) -> None:
             raise Refused(
                 Reason.HOOK_VETOED,
                 f"{config.hooks.dir / hook.name} is against it: {failure.text}. `standfast "
-                f"promote` asks again; without it: remove it, or hooks.enabled = false",
+                f"promote` asks again; without it: remove it",
             )
         _tell_failure(config, hook, failure)
 

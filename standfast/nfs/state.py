@@ -42,11 +42,12 @@ def write_settings(config: Config, path: Path = SETTINGS) -> None:
 
 def settings(config: Config) -> str:
     """The drop-in for nfs.conf. NFS 4.0 clients can't say that they have reclaimed everything."""
+    lease_s = math.ceil(config.nfs.lease_time)
     return (
         "# Written by Standfast before each start of the server; the last volume's times count.\n"
         "[nfsd]\n"
-        f"grace-time={math.ceil(config.nfs.grace_time)}\n"
-        f"lease-time={math.ceil(config.nfs.lease_time)}\n"
+        f"grace-time={lease_s}\n"
+        f"lease-time={lease_s}\n"
         "vers3=n\n"
         "vers4.0=n\n"
     )

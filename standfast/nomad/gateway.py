@@ -98,7 +98,7 @@ class NomadAgent:
         return cls(
             access.address or environ.get("NOMAD_ADDR") or DEFAULT_ADDRESS,
             token=token,
-            region=access.region or environ.get("NOMAD_REGION", ""),
+            region=environ.get("NOMAD_REGION", ""),
             namespace=access.namespace,
             tls=Tls(
                 access.ca_cert or env_path(environ, "NOMAD_CACERT"),

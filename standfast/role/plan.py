@@ -120,11 +120,8 @@ class Names:
     service: str
     jobs: bool = False
     """Nomad's jobs follow the role."""
-    hooks: bool = False
-    """Programs of the operator's may run."""
 
 
-FOR_HOOKS = frozenset({Do.ASK_HOOKS, Do.TELL_HOOKS})
 FOR_JOBS = frozenset({Do.PREPARE_JOBS, Do.RELEASE_JOBS})
 FOR_A_SUCCESSOR = frozenset({Do.PREPARE_JOBS, Do.PRE_COPY, Do.FINAL_COPY, Do.AWAIT_SUCCESSOR})
 
@@ -140,11 +137,8 @@ SERVE = (
 
 
 def _steps(names: Names, *order: Do, to: str | None = None, source: str = "") -> tuple[Step, ...]:
-    """Returns the steps in this order, without those for what there is not: jobs, hooks, a
-    successor."""
+    """Returns the steps in this order, without those for what there is not: jobs, a successor."""
     left_out = frozenset[Do]()
-    if not names.hooks:
-        left_out |= FOR_HOOKS
     if not names.jobs:
         left_out |= FOR_JOBS
     if to is None:
@@ -278,7 +272,6 @@ def names_of(config: Config) -> Names:
         str(paths.bind),
         config.service,
         jobs=config.nomad.enabled,
-        hooks=config.hooks.enabled,
     )
 
 

@@ -17,10 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from standfast.clients import notes
 from standfast.clients.loop import Outcome, Parts, Remount
 from standfast.clients.ports import Namespace
-from standfast.config.model import Client, Config
+from standfast.config.client import Client
+from standfast.config.model import Config
 from standfast.consul.gateway import Instance
 from standfast.mounts import mounts as mounts_module
 from standfast.mounts.mounts import KernelMounts
@@ -29,7 +32,7 @@ from standfast.mounts.units import NoMountUnits
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.mountinfo import Mount
 from tests.fakes.client import fsid, instance
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 from tests.support.waiting import soon, wait_for
 
 HUNG_S = 600.0
@@ -101,7 +104,7 @@ class Scene:
 
 
 def build(root: Path) -> Scene:
-    config = replace(
+    config = structs.replace(
         config_in(root),
         node="client",
         client=Client(spread=0.0, manage="always", binds=(f"{root}/www",)),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pkgutil import resolve_name
 
 import pytest
+from msgspec.structs import asdict, replace
 
 from standfast.config.model import FAST_PROFILE
 from standfast.demo.cluster import GOSSIP_S, Cluster

@@ -15,6 +15,7 @@ from standfast.errors import CommandFailed
 from standfast.system.clock import Deadline, sleep
 from standfast.system.systemd import JournalLine
 from tests.support import needs
+from tests.support.configs import config_of
 from tests.support.volumes import btrfs_on_file, command
 
 NEEDS = (
@@ -47,11 +48,9 @@ def volume(directory: Path) -> Iterator[Config]:
         command("btrfs", "-q", "subvolume", "create", persist / "services")
         (persist / "services/file").write_text("hello")
         (directory / "exports").mkdir()
-        yield Config(
+        yield config_of(
+            "n1",
             volume="data",
-            source=directory / "data.toml",
-            cluster="alo",
-            node="n1",
             nodes={"n1": Node(address="127.0.0.1")},
             paths=Paths(live=persist / "services", bind=directory / "data/services"),
             nfs=Nfs(

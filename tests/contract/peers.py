@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from msgspec import structs
+
 from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config, KeepOwn, KeepPublished
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
@@ -116,8 +118,8 @@ class Peer:
 
 
 def replace_transport(peer: Peer, command: Sequence[str]) -> Peer:
-    options = replace(peer.config.replication, command=tuple(command), timeout=60.0)
-    config = replace(peer.config, replication=options)
+    options = structs.replace(peer.config.replication, command=tuple(command), timeout=60.0)
+    config = structs.replace(peer.config, replication=options)
     spec = {**peer.spec, "command": list(command)}
     return replace(peer, config=config, spec=spec)
 
@@ -130,11 +132,13 @@ def from_spec(spec: dict[str, Any]) -> Peer:
     state = Path(spec["state"]) if "state" in spec else None
     config = config_for(Path(spec["root"]), spec["node"], nodes=NODES, state=state)
     if "run" in spec:
-        config = replace(config, paths=replace(config.paths, run=Path(spec["run"])))
+        config = structs.replace(config, paths=structs.replace(config.paths, run=Path(spec["run"])))
     if "cluster" in spec:
-        config = replace(config, cluster=spec["cluster"])
+        config = structs.replace(config, cluster=spec["cluster"])
     if "verify" in spec:
-        config = replace(config, replication=replace(config.replication, verify=spec["verify"]))
+        config = structs.replace(
+            config, replication=structs.replace(config.replication, verify=spec["verify"])
+        )
     if "keep" in spec:
         config = keeping(config, spec["keep"])
     gateway = FileGateway(Path(spec["keys"]), later=spec.get("later"))
@@ -150,7 +154,7 @@ def keeping(config: Config, last: int) -> Config:
     """Only so many snapshots, and what has to stay anyway."""
     published = KeepPublished(keep_last=last, hourly=0, daily=0, weekly=0, monthly=0)
     own = KeepOwn(keep_last=last)
-    return replace(config, retention_own=own, retention_published=published)
+    return structs.replace(config, retention_own=own, retention_published=published)
 
 
 def lead(peer: Peer, epoch: int, state: LeaderState = LeaderState.SERVING) -> None:

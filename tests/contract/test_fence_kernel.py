@@ -30,8 +30,9 @@ from standfast.fence.ipset import IpsetFence
 from standfast.fence.nftables import NftFence, build_script
 from standfast.lease.cutoff import Found, put_back_shut
 from standfast.system.clock import monotonic, sleep
-from tests.fakes.machine import FakeNfs, World, config_in
+from tests.fakes.machine import FakeNfs, World
 from tests.support import needs
+from tests.support.configs import config_in
 from tests.support.fences import claimed
 from tests.support.pace import patient
 

@@ -29,6 +29,7 @@ from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.support.consul_clusters import consul_binary, real_cluster
 from tests.support.figures import note
 from tests.support.pace import patient
+from tests.support.scripts import script
 from tests.support.storage_node import (
     HANDLERS,
     VOLUME,
@@ -406,9 +407,7 @@ def test_the_watches_call_their_handlers_at_once_and_at_each_change(
 def watching(node: StorageNode, consul: str) -> Iterator[subprocess.Popen[str]]:
     """`standfast watch` with a stand-in for the consul command."""
     directory = node.root / "stand-in"
-    directory.mkdir()
-    (directory / "consul").write_text(f"#!/bin/sh\n{consul}\n")
-    (directory / "consul").chmod(0o755)
+    script(directory / "consul", consul)
     env = node.environment(PATH=f"{directory}:{os.environ['PATH']}", PIDS=str(node.root / "pids"))
     with subprocess.Popen(
         [sys.executable, "-m", "standfast", "watch", VOLUME],

@@ -43,7 +43,8 @@ from standfast.lease.protocol import Claim, Halted, HeldLease, Lost, Memory
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.local_socket import ask
-from tests.fakes.machine import FakeNfs, World, config_in
+from tests.fakes.machine import FakeNfs, World
+from tests.support.configs import config_in
 from tests.support.consul_clusters import embedded_cluster, real_cluster
 from tests.support.pace import patient
 from tests.support.storage_node import VOLUME, StorageNode
@@ -54,7 +55,7 @@ OTHER = Holder("n2", "boot-1")
 SERVING = LeaderState.SERVING
 FIRST = Claim(0, None, float("-inf"), None, "first-primary", None, 0.0)
 # Heartbeats come often, and no deadline and no lease passes because the machine is busy.
-STEADY = replace(FAST_PROFILE, heartbeat=0.1, request_timeout=20.0, length=60.0)
+STEADY = structs.replace(FAST_PROFILE, heartbeat=0.1, request_timeout=20.0, length=60.0)
 
 
 @dataclass
@@ -100,13 +101,15 @@ numbers = iter(range(10_000))
 
 
 def volume_at(address: str, directory: Path) -> Volume:
-    config = replace(config_in(directory), volume=f"v{next(numbers)}", lease=STEADY)
+    config = structs.replace(config_in(directory), volume=f"v{next(numbers)}", lease=STEADY)
     return Volume(config, ConsulGateway([address], timeout_s=20))
 
 
 def with_lease(volume: Volume, **timing: float) -> Volume:
     """The volume of a lease that is STEADY but for this."""
-    return replace(volume, config=replace(volume.config, lease=replace(STEADY, **timing)))
+    return replace(
+        volume, config=structs.replace(volume.config, lease=structs.replace(STEADY, **timing))
+    )
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.cli import nomad_boot
 from standfast.config.model import Config, ConsulAccess, Paths
-from standfast.config.model import Node as NodeConfig
 from standfast.config.nomad import NomadAccess
 from standfast.consul.values import Registration
 from standfast.doctor.nomad_checks import constrained_groups, look, stops_when_cut_off
@@ -35,6 +35,7 @@ from tests.fakes.nomad import NomadStandIn
 from tests.fakes.nomad_api import Manner
 from tests.fakes.nomad_world import NomadWorld
 from tests.support.checkout import CHECKOUT
+from tests.support.configs import config_of
 from tests.support.consul_clusters import embedded_cluster
 from tests.support.figures import note
 from tests.support.nomad_clusters import (
@@ -89,14 +90,7 @@ class TwoFollowers:
     threads: list[threading.Thread] = field(default_factory=list)
 
     def config(self, name: str) -> Config:
-        return Config(
-            volume="data",
-            source=Path("data.toml"),
-            cluster="test",
-            node=name,
-            nodes={one: NodeConfig(address=f"10.0.0.{n}") for n, one in enumerate(NODES, 1)},
-            nomad=NomadAccess(),
-        )
+        return config_of(*NODES, node=name, nomad=NomadAccess())
 
     def boot(self, name: str) -> None:
         """The node's agent starts."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.btrfs import info as btrfs_info
 from standfast.btrfs.store import BtrfsStore
@@ -53,7 +54,10 @@ class BtrfsNode:
         return problem
 
     def with_paths(self, **paths: Path) -> BtrfsNode:
-        return replace(self, config=replace(self.config, paths=replace(self.config.paths, **paths)))
+        return replace(
+            self,
+            config=structs.replace(self.config, paths=structs.replace(self.config.paths, **paths)),
+        )
 
     def take(self) -> Snapshot:
         return self.store.take_snapshot(SnapshotName.at("services", utc_now()))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.ages import Origin
 from standfast.consul.records import LeaderState, StandbyRecord
@@ -91,8 +92,8 @@ def test_the_first_cycle_sends_everything_and_the_second_only_the_change(
 def test_a_new_file_in_a_directory_below_passes_the_fingerprint(pair: tuple[Peer, Peer]) -> None:
     """`btrfs receive` makes it in the root first, whose time of change is another one then."""
     here, b = pair
-    options = replace(here.config.replication, verify="metadata")
-    a = replace(here, config=replace(here.config, replication=options))
+    options = structs.replace(here.config.replication, verify="metadata")
+    a = replace(here, config=structs.replace(here.config, replication=options))
     a.live("d").mkdir()
     first = a.sender.cycle("b")
     a.live("d/new").write_text("new")
@@ -382,7 +383,7 @@ def test_another_cluster_or_node_is_refused(pair: tuple[Peer, Peer]) -> None:
     refusal = refusal_of(a.talk_to(b, cluster="other"))
     assert refusal.reason is Reason.PROTOCOL and "of cluster other" in str(refusal)
     here = a.talk_to(b)
-    stranger = replace(here, config=replace(here.config, node="stranger"))
+    stranger = replace(here, config=structs.replace(here.config, node="stranger"))
     assert refusal_of(stranger).reason is Reason.UNKNOWN_NODE
     assert nothing_arrived(b)
 
@@ -418,7 +419,9 @@ def test_a_standby_that_lost_everything_is_not_silently_filled_again(
     with pytest.raises(Refused, match="no snapshot in common") as refusal:
         a.sender.cycle("b")
     assert refusal.value.reason is Reason.NEEDS_FULL
-    told = replace(a.config, replication=replace(a.config.replication, allow_full=True))
+    told = structs.replace(
+        a.config, replication=structs.replace(a.config.replication, allow_full=True)
+    )
     assert replace(a, config=told).sender.cycle("b").was_full
 
 
@@ -449,8 +452,10 @@ def test_an_older_snapshot_than_the_published_one_is_refused(pair: tuple[Peer, P
 
 def test_a_standby_that_does_not_answer_is_a_clear_failure(pair: tuple[Peer, Peer]) -> None:
     a, _ = pair
-    silent = replace(a.config.replication, command=("sh", "-c", "echo no route >&2; exit 255"))
-    gone = replace(a, config=replace(a.config, replication=silent))
+    silent = structs.replace(
+        a.config.replication, command=("sh", "-c", "echo no route >&2; exit 255")
+    )
+    gone = replace(a, config=structs.replace(a.config, replication=silent))
     with pytest.raises(StandfastError, match="no route"):
         replicate(gone)
     assert state.load(a.config).standbys["b"].failures == {"replication-failed": 1}
@@ -458,8 +463,10 @@ def test_a_standby_that_does_not_answer_is_a_clear_failure(pair: tuple[Peer, Pee
 
 def test_a_shell_that_prints_a_greeting_is_named(pair: tuple[Peer, Peer]) -> None:
     a, _ = pair
-    noisy = replace(a.config.replication, command=("sh", "-c", "echo Welcome to Debian; cat"))
-    gone = replace(a, config=replace(a.config, replication=noisy))
+    noisy = structs.replace(
+        a.config.replication, command=("sh", "-c", "echo Welcome to Debian; cat")
+    )
+    gone = replace(a, config=structs.replace(a.config, replication=noisy))
     with pytest.raises(Refused, match="Welcome to Debian") as refusal:
         replicate(gone)
     assert refusal.value.reason is Reason.PROTOCOL

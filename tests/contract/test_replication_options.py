@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.errors import Refused
 from standfast.names import SnapshotName
@@ -30,8 +31,8 @@ def pair(place: Path) -> Iterator[tuple[Peer, Peer]]:
 
 
 def with_options(peer: Peer, **options: Any) -> Peer:
-    replication = replace(peer.config.replication, **options)
-    return replace(peer, config=replace(peer.config, replication=replication))
+    replication = structs.replace(peer.config.replication, **options)
+    return replace(peer, config=structs.replace(peer.config, replication=replication))
 
 
 def test_a_compressed_stream_is_smaller_on_the_wire_and_the_same_on_the_disk(

@@ -8,10 +8,10 @@ import os
 import shlex
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.btrfs import info as btrfs_info
 from standfast.cli.main import main

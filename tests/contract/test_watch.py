@@ -17,6 +17,7 @@ from tests.contract.consul_scene import SYNCED, listed
 from tests.support.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
 from tests.support.figures import note
 from tests.support.pace import patient
+from tests.support.scripts import script
 from tests.support.storage_node import VOLUME, StorageNode
 from tests.support.waiting import wait_for
 
@@ -58,10 +59,8 @@ asyncio.run(main())
 def watching(directory: Path, *addresses: str) -> Iterator[Callable[[], list[str]]]:
     """`standfast watch` of a node that knows these addresses; the calls of handlers so far."""
     tools, called = directory / "tools", directory / "called"
-    tools.mkdir()
     for name in HANDLERS:
-        (tools / name).write_text(f'#!/bin/sh\necho "{name} $(tr -d " \\n")" >> {called}\n')
-        (tools / name).chmod(0o755)
+        script(tools / name, f'echo "{name} $(tr -d " \\n")" >> {called}')
     (tools / "consul").symlink_to(consul_binary())
     node = StorageNode(directory, addresses[0], 20490)
     node.configure(consul={"addresses": list(addresses)})

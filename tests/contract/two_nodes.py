@@ -32,11 +32,13 @@ from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.commands import STANDFAST
 from standfast.demo.commands import command as command_of
 from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.nodes import as_toml
 from standfast.demo.parts import DemoParts
 from tests.support import needs
 from tests.support.checkout import CHECKOUT
 from tests.support.consul_clusters import free_ports
 from tests.support.pace import patient
+from tests.support.scripts import script
 from tests.support.volumes import btrfs_on_file, command, make_live
 from tests.support.waiting import wait_for
 
@@ -92,13 +94,9 @@ class TwoNodes:
                 **(replication or {}),
             },
         }
-        lines = []
-        for table, values in tables.items():
-            lines += [f"[{table}]"] if table else []
-            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         path = self.etc(node) / f"{volume}.toml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text(as_toml(tables))
         return load(path)
 
     def etc(self, node: str) -> Path:
@@ -244,13 +242,13 @@ def _programs(pair: TwoNodes) -> None:
     """`standfast` on c1, with an authorized_keys of its own; `ssh` on zippy, with this port."""
     root = pair.root
     (root / "pids").mkdir()
-    _script(
+    script(
         root / "c1-bin" / "standfast",
         f'touch {root}/pids/$$\n[ "$2" != authorize ] || set -- "$@" --file {pair.authorized}\n'
         f'exec env PYTHONPATH={CHECKOUT} {shlex.join(pair.words)} "$@"\n',
     )
     ssh = shutil.which("ssh")
-    _script(
+    script(
         root / "zippy-bin" / "ssh",
         'case " $* " in *" -i "*) by=product ;; *) by=operator ;; esac\n'
         f'exec {ssh} -F {root}/$by.conf "$@"\n',
@@ -281,12 +279,6 @@ def operator_may_log_in(pair: TwoNodes) -> None:
     command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "somebody", "-f", key)
     pair.authorized.write_text(key.with_suffix(".pub").read_text())
     pair.authorized.chmod(0o600)
-
-
-def _script(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}")
-    path.chmod(0o755)
 
 
 def _answers(port: int) -> bool:

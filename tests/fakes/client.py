@@ -10,15 +10,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from standfast.clients.loop import Parts, Remount
 from standfast.clients.observation import Answer, Tie
 from standfast.clients.ports import Namespace, Use
-from standfast.config.model import Client, Config
+from standfast.config.client import Client
+from standfast.config.model import Config
 from standfast.consul.gateway import Instance
 from standfast.errors import CommandFailed, ConsulNoQuorum, TimedOut
 from standfast.system.clock import Deadline
 from standfast.system.mountinfo import Mount, canonical, mounted_at, wire_fsid
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 
 def fsid(number: int) -> str:
@@ -244,7 +247,6 @@ def instance(
 
 def fake_client(directory: Path, **client: object) -> FakeClient:
     """A node that is no storage node."""
-    from dataclasses import replace
 
     config = config_in(directory)
     settings = Client(**{"spread": 0.0, **client})  # type: ignore[arg-type]

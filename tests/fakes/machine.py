@@ -13,7 +13,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from standfast.config.model import Config, Node, Paths
+from standfast.config.model import Config
 from standfast.consul.records import Holder, LeaderState
 from standfast.consul.values import Registration
 from standfast.demo.stand_ins.schedule import OnDemand
@@ -25,6 +25,7 @@ from standfast.node.ports import Ailment, FenceState, LiveTree, Snapshot, Writer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.consul import MemoryConsul
+from tests.support.configs import config_in
 
 
 class Cut(BaseException):
@@ -444,25 +445,6 @@ class FakeNode:
     def serves(self) -> bool:
         """Whether a client could write: the server runs, exports, and the port is open."""
         return self.nfs.running and self.nfs.fsid is not None and self.fence.state().open_for_s > 0
-
-
-def config_in(directory: Path, *nodes: str) -> Config:
-    names = nodes or ("n1", "n2", "n3")
-    return Config(
-        volume="data-services",
-        source=directory / "data-services.toml",
-        cluster="test",
-        node=names[0],
-        nodes={name: Node(address=f"192.168.1.{2 + i}") for i, name in enumerate(names)},
-        paths=Paths(
-            live=directory / "services",
-            snapshots=directory,
-            standby=directory / "services-standby",
-            bind=directory / "data",
-            state=directory / "state",
-            run=directory / "run",
-        ),
-    )
 
 
 def fake_node(directory: Path) -> FakeNode:

@@ -5,8 +5,10 @@ The volume itself is a directory store in a temporary directory: only the stream
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from standfast.config.model import Config, Replication
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
@@ -14,7 +16,7 @@ from standfast.consul.values import Entry
 from standfast.demo.stand_ins.directory import initialise
 from standfast.system.clock import Deadline
 from tests.fakes.consul import MemoryConsul
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 PREFIX = "standfast/data-services/"
 
@@ -24,7 +26,7 @@ def storage_node(root: Path, node: str, **replication: object) -> Config:
     made = replace(
         config_in(root, "a", "b", "c"),
         node=node,
-        replication=replace(Replication(), **replication),  # type: ignore[arg-type]
+        replication=replace(Replication(), **replication),
     )
     initialise(made.paths.live)
     return made

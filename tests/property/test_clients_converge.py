@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from standfast.clients import notes
 from standfast.clients.decide import Action, decide
@@ -26,14 +27,16 @@ from standfast.clients.observation import (
     Unreadable,
 )
 from standfast.clients.plan import Do, plan_for
-from standfast.config.model import Client
+from standfast.config.client import Client
 from standfast.reasons import Reason
 from standfast.system.mountinfo import Mount, wire_fsid
 from tests.fakes.client import FakeClient, fake_client, fsid
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 A, B = "192.168.1.2", "192.168.1.3"
-CONFIG = replace(config_in(Path("/x")), node="client", client=Client(spread=0.0, binds=("/srv/a",)))
+CONFIG = structs.replace(
+    config_in(Path("/x")), node="client", client=Client(spread=0.0, binds=("/srv/a",))
+)
 PATH, LIVE = str(CONFIG.paths.bind), str(CONFIG.paths.live)
 TREES = {1: (A, 1), 2: (B, 2), 3: (A, 3)}
 """Epoch -> who served which tree."""

@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from standfast.config.model import Config
-from standfast.config.model import Node as NodeConfig
 from standfast.consul.blindness import Blind
 from standfast.consul.records import (
     HistoryEntry,
@@ -41,6 +39,7 @@ from standfast.role.observation import (
     in_lineage,
     is_beyond,
 )
+from tests.support.configs import config_of
 from tests.support.examples import examples
 
 NODES = ("a", "b", "c")
@@ -148,23 +147,12 @@ views = clusters | st.builds(Blind, st.sampled_from(Reason), texts)
 requests = st.builds(Request, st.booleans(), st.booleans())
 
 
-def config(node: str, mode: str) -> Config:
-    return Config(
-        volume="data",
-        source=Path("data.toml"),
-        cluster="test",
-        node=node,
-        mode=mode,
-        nodes={name: NodeConfig(address="10.0.0.1") for name in NODES},
-    )
-
-
 @examples(750)
 @given(view=views, local=locals_, now_s=st.floats(0, 300), request=requests, mode=st.booleans())
 def test_every_observation_gets_a_safe_answer_with_a_sentence(
     view: Cluster | Blind, local: Local, now_s: float, request: Request, mode: bool
 ) -> None:
-    settings_ = config(local.node, "manual" if mode else "auto")
+    settings_ = config_of(*NODES, node=local.node, mode="manual" if mode else "auto")
     decision = decide(view, local, settings_, Moment(now_s, UTC), request)
     assert decision.sentence
     if decision.action is not Action.PROMOTE:

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from standfast.config.model import Config, Node
 from standfast.config.nomad import NomadAccess
 from standfast.errors import StandfastError
 from standfast.nomad import notes
@@ -23,17 +22,11 @@ from standfast.nomad.ports import LocalMeta
 from standfast.system import clock
 from standfast.system.clock import Deadline
 from tests.fakes.nomad_world import FollowerCut, NomadClient, NomadWorld, job
+from tests.support.configs import config_of
 from tests.support.examples import examples
 
 NAMES = ("a", "b", "c")
-BASE = Config(
-    volume="data",
-    source=Path("data.toml"),
-    cluster="test",
-    node="a",
-    nodes={name: Node(address=f"10.0.0.{n}") for n, name in enumerate(NAMES, 1)},
-    nomad=NomadAccess(kill_timeout_limit=0.0),
-)
+BASE = config_of(*NAMES, nomad=NomadAccess(kill_timeout_limit=0.0))
 ROUNDS = 12
 ROUND_S = 20.0
 

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from msgspec import structs
+
 from standfast.config.model import LeaseTiming
 from standfast.config.model import Node as NodeConfig
 from standfast.consul.records import Leader
@@ -387,10 +389,10 @@ def rename(world: SimWorld, deed: Deed) -> None:
     for seat in node.seats.values():
         before, other = seat.config, f"{node.name}-renamed"
         nodes = {other if name == node.name else name: one for name, one in before.nodes.items()}
-        seat.configure(replace(before, node=other, nodes=nodes))
+        seat.configure(structs.replace(before, node=other, nodes=nodes))
 
         def back(seat: Seat = seat, nodes: dict[str, NodeConfig] = before.nodes) -> None:
-            seat.configure(replace(seat.config, node=node.name, nodes=nodes))
+            seat.configure(structs.replace(seat.config, node=node.name, nodes=nodes))
 
         world.after(deed.length_s, back)
 
@@ -403,7 +405,7 @@ def standby_added(world: SimWorld, deed: Deed) -> None:
         for seat in node.seats.values():
             nodes = {name: one for name, one in seat.config.nodes.items() if name != deed.node}
             nodes |= {} if entry is None else {deed.node: entry}
-            seat.configure(replace(seat.config, nodes=nodes))
+            seat.configure(structs.replace(seat.config, nodes=nodes))
 
     entry = seat_of(world, deed).config.nodes.get(deed.node)
     if entry is None:

@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -181,7 +180,7 @@ def a_shorter_wait(by_s: float = 1.0) -> Iterator[None]:
 
 def _least(timing: LeaseTiming, by_s: float) -> LeaseTiming:
     needed = ((timing.length + timing.fence) * (1 + timing.drift) + 1) / (1 - timing.drift)
-    return replace(timing, wait=round(needed - by_s, 2))
+    return structs.replace(timing, wait=round(needed - by_s, 2))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -117,7 +116,7 @@ SCHEDULES = (
 
 
 def test_a_wait_that_breaks_the_timing_rule_is_noticed(tmp_path: Path) -> None:
-    short = replace(LeaseTiming(), wait=4.0)
+    short = structs.replace(LeaseTiming(), wait=4.0)
     with pytest.raises(Violation, match="serve data at"), SimWorld(tmp_path, timing=short) as world:
         world.begin()
         world.isolate("a")
@@ -277,7 +276,7 @@ def flushed_beside_a_successor_with_the_agent_frozen(world: SimWorld) -> None:
 
 def a_shorter_lease_told_at_once(world: SimWorld) -> None:
     primary = world.begin()
-    primary.seat.config = replace(primary.config, lease=LeaseTiming())
+    primary.seat.config = structs.replace(primary.config, lease=LeaseTiming())
     world.fault("a", "heartbeat", "freeze-after", 90.0)
     primary.watchdogs = False
     primary.stop_keeper()

@@ -11,9 +11,10 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+
+from msgspec.structs import replace
 
 from standfast.config.model import Config, Hooks, KeepOwn, KeepPublished, LeaseTiming, Replication
 from standfast.config.model import Node as NodeConfig
@@ -96,7 +97,7 @@ class SimWorld:
                     nodes={n: NodeConfig(address=one.address) for n, one in self.nodes.items()},
                     lease=timing_here,
                     replication=Replication(interval=INTERVAL_S),
-                    hooks=Hooks(enabled=False),
+                    hooks=Hooks(dir=directory / "no-hooks"),
                     paths=paths_of(directory / name, VOLUMES[volume]),
                 )
                 self.nodes[name].seats[volume] = Seat(self.nodes[name], config)

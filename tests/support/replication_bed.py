@@ -30,6 +30,7 @@ from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.nodes import as_toml
 from tests.support.commands import sh, wait_for
 from tests.support.volumes import why_no_btrfs
 
@@ -149,14 +150,9 @@ class Bed:
             "consul": {"addresses": [self.consul.address(node)]},
             "replication": {"interval": 1, "command": receive},
         }
-        lines = []
-        for table in dict.fromkeys([*base, *self.tables, *tables]):
-            values = base.get(table, {}) | self.tables.get(table, {}) | dict(tables.get(table, {}))
-            lines += [f"[{table}]"] if table else []
-            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         directory = self.directory(node, variant)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"{VOLUME}.toml").write_text("\n".join(lines) + "\n")
+        (directory / f"{VOLUME}.toml").write_text(as_toml(base, self.tables, tables))
 
     def reset(self, *nodes: str) -> None:
         """These nodes' disks are new and empty, and they remember nothing."""

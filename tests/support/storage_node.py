@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.nodes import as_toml, paths_on
 from standfast.demo.parts import DemoParts
 from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.demo.stand_ins.fence import FileFence
@@ -67,29 +67,16 @@ class StorageNode:
     def configure(self, **tables: dict[str, Any]) -> Config:
         """Write the configuration, with more keys in its tables."""
         self.tables |= tables
-        disk = self.root / "disk"
         base: dict[str, dict[str, Any]] = {
             "": {"cluster": "test", "node": self.name},
             **{f"nodes.{name}": {"address": address} for name, address in ADDRESSES.items()},
-            "paths": {
-                "live": f"{disk}/persist/services",
-                "snapshots": f"{disk}/persist",
-                "standby": f"{disk}/persist/services-standby",
-                "bind": f"{disk}/data/services",
-                "state": f"{disk}/var",
-                "run": f"{disk}/run",
-            },
+            "paths": paths_on(self.root / "disk"),
             "consul": {"addresses": [self.consul]},
             "nfs": {"port": self.port},
             "guard": {"deadline": 60.0},
         }
-        lines = []
-        for table in dict.fromkeys([*base, *self.tables]):
-            lines += [f"[{table}]"] if table else []
-            values = base.get(table, {}) | self.tables.get(table, {})
-            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text("\n".join(lines) + "\n")
+        self.file.write_text(as_toml(base, self.tables))
         return self.config
 
     def environment(self, **more: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 from standfast.config.model import Config, Node, Paths
 from standfast.demo.stand_ins.directory import initialise
 from tests.support import needs
+from tests.support.configs import config_of
 from tests.support.waiting import wait_for
 
 SIZE = "384M"
@@ -123,10 +124,8 @@ def paths_below(root: Path, state: Path | None = None) -> Paths:
 def config_for(
     root: Path, node: str, *, nodes: tuple[str, ...], state: Path | None = None
 ) -> Config:
-    return Config(
-        volume="data-services",
+    return config_of(
         source=root / "data-services.toml",
-        cluster="test",
         node=node,
         nodes={name: Node(address="127.0.0.1") for name in nodes},
         paths=paths_below(root, state),

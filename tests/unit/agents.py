@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from standfast.agent.command import Command
 from standfast.agent.commands import answer
 from standfast.agent.local_view import LocalView
@@ -80,7 +82,7 @@ def agent(
 
 
 def with_config(agent: FakeAgent, **changes: Any) -> FakeAgent:
-    agent.machine = replace(agent.machine, config=replace(agent.machine.config, **changes))
+    agent.machine = replace(agent.machine, config=structs.replace(agent.machine.config, **changes))
     return agent
 
 

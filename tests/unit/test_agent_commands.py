@@ -180,7 +180,7 @@ def test_promote_gives_up_waiting_after_its_time(
 ) -> None:
     monkeypatch.setattr(commands, "PROMOTE_SLACK_S", 0.0)
     waiting = Decision(Action.WAIT, Reason.CONSUL_TIMEOUT, "Consul hangs")
-    made = with_config(agent(tmp_path, waiting), lease=replace(LeaseTiming(), wait=0.01))
+    made = with_config(agent(tmp_path, waiting), lease=structs.replace(LeaseTiming(), wait=0.01))
     [*_, last] = say(made, "promote")
     assert (last["exit_code"], last["error"]) == (3, "not promoted: Consul hangs")
     assert made.ran == []
@@ -360,7 +360,7 @@ def test_the_best_standby_has_the_newest_data_then_the_priority(tmp_path: Path) 
     seen = replace(made.look(), view=newer)
     assert best_standby(made, seen) == "n3"
     nodes = made.config.nodes
-    with_config(made, nodes={**nodes, "n2": replace(nodes["n2"], priority=200)})
+    with_config(made, nodes={**nodes, "n2": structs.replace(nodes["n2"], priority=200)})
     same = StandbyRecord("x", 4, "services@20261122T101500Z", "c0ffee", 0.0)
     seen = replace(seen, view=replace(newer, standbys={"n2": same, "n3": same}))
     assert best_standby(made, seen) == "n2"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.agent import upkeep
 from standfast.agent.fence import FenceWatch
@@ -110,7 +111,7 @@ def test_the_role_is_given_up_by_who_has_it_at_a_fresh_look_alone(
     node: FakeNode, command: str
 ) -> None:
     agent = two_faced(node, stale=SERVING, fresh=STANDING_BY)
-    agent.machine = replace(agent.machine, config=replace(node.config, preferred="n2"))
+    agent.machine = replace(agent.machine, config=structs.replace(node.config, preferred="n2"))
     assert refusal(say(agent, command))[0] == Reason.NOT_PRIMARY
     assert agent.ran == []
 

@@ -37,7 +37,7 @@ from standfast.system.clock import monotonic
 from tests.fakes.machine import FakeNode, fake_node
 from tests.support.scripts import script
 
-NAMES = Names("/persist/services", "/data/services", "data-services", hooks=True)
+NAMES = Names("/persist/services", "/data/services", "data-services")
 BASE = Snapshot(SnapshotName.at("services", 1_795_000_000.0), Path("/x"), "c0ffee", received=True)
 TAKEOVER = Decision(
     Action.PROMOTE,
@@ -156,7 +156,9 @@ def test_a_promotion_that_is_refused_is_told_once_while_it_repeats(
 def test_a_veto_comes_before_anything_was_done(tmp_path: Path, node: FakeNode) -> None:
     directory = tmp_path / "hooks.d"
     script(directory / "pre-promote/10-no", "echo not now\nexit 75")
-    node.config = replace(node.config, hooks=replace(node.config.hooks, dir=directory))
+    node.config = structs.replace(
+        node.config, hooks=structs.replace(node.config.hooks, dir=directory)
+    )
     effects = Effects(node.machine, TAKEOVER, LastHeartbeat((4, "n2", "boot-2", 17), 100, 0.0))
     with pytest.raises(Refused, match="not now"):
         execute(plans.promotion(NAMES, "a snapshot"), effects.table(), lambda _: None)

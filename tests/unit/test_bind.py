@@ -83,7 +83,7 @@ def test_the_drop_in_makes_any_mount_unit_a_bind_mount() -> None:
     )
 
 
-FAKE_MOUNT = """#!/bin/sh
+FAKE_MOUNT = """\
 [ "$(basename "$0")" = unshare ] && set -- "$1"
 echo "$(basename "$0") $*" >> {log}
 case "$(basename "$0") $1" in
@@ -103,13 +103,10 @@ def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
     info += "\n41 22 0:50 / /data/services rw - nfs4 192.168.1.2:/persist/services rw\n"
     bind = bind_with(info, tmp_path)
     for name in ("mount", "umount", "unshare"):
-        tool = tmp_path / "bin" / name
-        tool.parent.mkdir(exist_ok=True)
         text = FAKE_MOUNT.format(
             log=tmp_path / "calls", info=tmp_path / "self/mountinfo", then=then
         )
-        tool.write_text(text)
-        tool.chmod(0o755)
+        script(tmp_path / "bin" / name, text)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: None)
     bind.mount(soon(10))

@@ -16,6 +16,7 @@ from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
+from tests.support.scripts import script
 
 OWN, RECEIVED, NONE = uuid.uuid4(), uuid.uuid4(), uuid.UUID(int=0)
 
@@ -56,15 +57,13 @@ def test_nested_subvolumes_are_listed_with_spaces_in_their_names() -> None:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `btrfs` that notes its arguments and says and does what FAKE_* tell."""
-    program = tmp_path / "bin" / "btrfs"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/log\n'
+    program = script(
+        tmp_path / "bin" / "btrfs",
+        f'echo "$@" >> {tmp_path}/log\n'
         'case "$*" in "${FAKE_FAIL:-none}"*) echo "ERROR: broken" >&2; exit 1;; esac\n'
         'case "$*" in "subvolume create"*) mkdir "$3";; esac\n'
-        'case "$*" in "subvolume list"*) printf "%s" "$FAKE_LIST";; esac\n'
+        'case "$*" in "subvolume list"*) printf "%s" "$FAKE_LIST";; esac',
     )
-    program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setattr(
         btrfs_info,

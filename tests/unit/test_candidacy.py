@@ -32,8 +32,8 @@ HEAD_START_S = 4.0
 def goes_at(standbys: dict[str, float], mine_ago_s: float, *, priority: int = 100) -> float:
     """Seconds of silence after which b takes over, with these ages known of the others."""
     settings = config()
-    nodes = {**settings.nodes, "b": replace(settings.nodes["b"], priority=priority)}
-    settings = replace(settings, nodes=nodes)
+    nodes = {**settings.nodes, "b": structs.replace(settings.nodes["b"], priority=priority)}
+    settings = structs.replace(settings, nodes=nodes)
     known = {name: record(name, ago)[name] for name, ago in standbys.items()}
     for tenths in range(100, 300):
         view = cluster(
@@ -342,7 +342,7 @@ def test_an_epoch_that_nobody_here_saw_begin_is_told_by_how_it_began_and_at_its_
 
 
 def test_a_node_outside_the_configuration_is_not_asked_about() -> None:
-    settings = replace(config(), nodes={"b": NodeConfig(address="10.0.0.2")})
+    settings = structs.replace(config(), nodes={"b": NodeConfig(address="10.0.0.2")})
     view = cluster(ALIVE, silent=13, standbys=record("c", 10), holder_health="critical")
     decision = consider(view, local("b", [snap(60)]), settings, NOW, NO_REQUEST)
     assert decision.action is Action.PROMOTE

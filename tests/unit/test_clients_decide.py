@@ -16,17 +16,17 @@ from standfast.clients.loop import Remount, look, role_of, server_of
 from standfast.clients.observation import Answer, NoServer, Note, Observed, Role, Server, Tie
 from standfast.clients.plan import Do
 from standfast.clients.ports import Namespace, Use
-from standfast.config.model import Client
+from standfast.config.client import Client
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.locks import exclusive
 from standfast.system.mountinfo import Mount
 from tests.fakes.client import FakeClient, fake_client, fsid, instance
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 A, B = "192.168.1.2", "192.168.1.3"
-CONFIG = replace(config_in(Path("/x")), node="client", client=Client(spread=4.0))
+CONFIG = structs.replace(config_in(Path("/x")), node="client", client=Client(spread=4.0))
 
 
 @pytest.fixture
@@ -80,17 +80,17 @@ def test_a_name_that_does_not_resolve_changes_nothing() -> None:
 
 
 def test_a_thousand_clients_are_spread_evenly_and_each_always_has_the_same_turn() -> None:
-    turns = [turn_s(replace(CONFIG, node=f"client-{n}"), 7) for n in range(1000)]
-    assert turns == [turn_s(replace(CONFIG, node=f"client-{n}"), 7) for n in range(1000)]
+    turns = [turn_s(structs.replace(CONFIG, node=f"client-{n}"), 7) for n in range(1000)]
+    assert turns == [turn_s(structs.replace(CONFIG, node=f"client-{n}"), 7) for n in range(1000)]
     assert min(turns) >= 0 and max(turns) < 4.0
     tenths = [sum(1 for turn in turns if n * 0.4 <= turn < (n + 1) * 0.4) for n in range(10)]
     assert min(tenths) > 60 and max(tenths) < 140
-    later = [turn_s(replace(CONFIG, node=f"client-{n}"), 8) for n in range(1000)]
+    later = [turn_s(structs.replace(CONFIG, node=f"client-{n}"), 8) for n in range(1000)]
     assert abs(statistics.correlation(turns, later)) < 0.2, "the last one isn't always the last"
 
 
 def test_a_storage_node_goes_first() -> None:
-    assert turn_s(replace(CONFIG, node="n2"), 7) == 0.0
+    assert turn_s(structs.replace(CONFIG, node="n2"), 7) == 0.0
 
 
 def test_what_was_waited_counts_and_a_mount_that_needs_no_change_never_waits() -> None:
@@ -105,7 +105,7 @@ def test_what_was_waited_counts_and_a_mount_that_needs_no_change_never_waits() -
 def test_an_attempt_of_the_automount_itself_gets_a_moment() -> None:
     autofs = Mount("0:9", "/", str(CONFIG.paths.bind), "autofs")
     tie = Tie(automount=True, mounting=True)
-    config = replace(CONFIG, client=Client(spread=0.0))
+    config = structs.replace(CONFIG, client=Client(spread=0.0))
     observed = Observed(server(B, 7, 2), (autofs,), tie=tie)
     assert decide(observed, config).later_s == PATIENCE_S
     assert decide(replace(observed, waited_s=PATIENCE_S), config).action is Action.MOUNT
@@ -162,7 +162,7 @@ def test_a_note_that_can_not_be_read_counts_as_none(client: FakeClient) -> None:
 def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_users(
     client: FakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client.config = replace(
+    client.config = structs.replace(
         client.config,
         client=Client(spread=0.0, binds=("/srv/a",), restart_units=("web.service",)),
     )
@@ -328,7 +328,7 @@ def test_a_mount_that_is_never_right_is_made_once_in_a_run(client: FakeClient) -
 
 
 def primary(client: FakeClient, stage: Stage = Stage.READY) -> None:
-    client.config = replace(client.config, node="n1")
+    client.config = structs.replace(client.config, node="n1")
     OwnEpoch(3, stage, fsid(3), None, False).save(client.config.state_dir)
 
 
@@ -425,7 +425,7 @@ def test_a_damaged_epoch_is_a_role(client: FakeClient) -> None:
 
 
 def test_never_means_never(client: FakeClient) -> None:
-    client.config = replace(client.config, client=Client(manage="never"))
+    client.config = structs.replace(client.config, client=Client(manage="never"))
     client.mounted(A, 1)
     client.serve(B, 2, 2)
     decision = client.run().decide()[1]
@@ -445,7 +445,9 @@ def test_who_uses_the_old_mount_is_stopped_before_it_goes_if_so_configured(
 ) -> None:
     seen = tmp_path / "seen"
     before = f'echo "$STANDFAST_PATH $STANDFAST_ADDRESS" > {seen}'
-    client.config = replace(client.config, client=Client(spread=0.0, before_change=(before,)))
+    client.config = structs.replace(
+        client.config, client=Client(spread=0.0, before_change=(before,))
+    )
     client.serve(A, 1, 1)
     client.mounted(A, 1)
     client.run()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.cli.main import main
 from standfast.clients import dependants
@@ -17,8 +18,8 @@ from standfast.clients.decide import decide
 from standfast.clients.observation import Answer, NoServer, Observed, Server, Tie
 from standfast.clients.ports import Namespace, Use
 from standfast.clients.units import nfs_source, unit_files, unit_name
+from standfast.config.client import Client
 from standfast.config.example import example
-from standfast.config.model import Client
 from standfast.doctor.client_checks import Facts, examine
 from standfast.errors import StandfastError
 from standfast.mounts.mounts import KernelMounts
@@ -36,8 +37,9 @@ from standfast.system.mountinfo import (
     wire_fsid,
 )
 from tests.fakes.client import fake_client, fsid
-from tests.fakes.machine import config_in
 from tests.support import needs
+from tests.support.configs import config_in
+from tests.support.scripts import script
 from tests.support.waiting import soon
 
 PATH = Path("/data/services")
@@ -137,8 +139,8 @@ def test_unit_names_are_those_of_systemd(path: str, name: str) -> None:
 
 
 def test_the_units_are_those_of_the_runbook_and_systemd_takes_them(tmp_path: Path) -> None:
-    config = replace(config_in(tmp_path), volume="data-services")
-    config = replace(config, paths=replace(config.paths, bind=PATH))
+    config = structs.replace(config_in(tmp_path), volume="data-services")
+    config = structs.replace(config, paths=structs.replace(config.paths, bind=PATH))
     files = unit_files(config)
     assert list(files) == ["data-services.mount", "data-services.automount"]
     mount, automount = files.values()
@@ -189,7 +191,7 @@ Options = noatime,vers=4.1,hard,nofail,retry=2
     assert unit_options("[Mount]\nWhat=x\n") is None
 
 
-FAKE_SYSTEMCTL = """#!/bin/sh
+FAKE_SYSTEMCTL = """\
 echo "$*" >> {log}
 case "$*" in
 *UnitFileState*) cat <<END
@@ -238,9 +240,7 @@ esac
 
 
 def test_what_systemd_says_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "systemctl"
-    tool.write_text(FAKE_SYSTEMCTL.format(log=tmp_path / "calls"))
-    tool.chmod(0o755)
+    script(tmp_path / "systemctl", FAKE_SYSTEMCTL.format(log=tmp_path / "calls"))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     units = SystemdMountUnits()
     assert units.tie(PATH) == Tie(unit=True, automount=True, mounting=True)
@@ -403,7 +403,7 @@ def test_a_client_table_that_can_not_work_is_refused(
 
 # doctor
 
-CONFIG = replace(config_in(Path("/x")), node="client", client=Client(spread=0.0))
+CONFIG = structs.replace(config_in(Path("/x")), node="client", client=Client(spread=0.0))
 A, B = "192.168.1.2", "192.168.1.3"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from standfast.config.load import load, load_all, load_volume
 from standfast.config.model import Config, LeaseTiming, Node
+from standfast.config.parse import FORMER
 from standfast.config.problems import InvalidConfig
 from standfast.errors import ConfigError
 
@@ -74,6 +75,14 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
     assert config.consul.addresses == ("127.0.0.1:8500", "https://c1:8501")
     assert config.consul.token_file == Path("/etc/standfast/token")
     assert config.paths.live == Path("/srv/x")
+
+
+@pytest.mark.parametrize("key", FORMER)
+def test_a_key_of_an_earlier_version_is_told_with_what_to_do(tmp_path: Path, key: str) -> None:
+    table, _, name = key.rpartition(".")
+    line = f"[{table}]\n{name} = 1\n" if table else ""
+    path = write(tmp_path, top="" if table else f"{name} = 1", tables=line)
+    assert the_problem(path) == f"{key} = 1: unknown key; {FORMER[key]}"
 
 
 @pytest.mark.parametrize(

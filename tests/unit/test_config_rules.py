@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from standfast.config.client import Client
 from standfast.config.model import (
     FAST_PROFILE,
-    Client,
     Config,
     ConsulAccess,
     Fencing,
@@ -19,17 +19,11 @@ from standfast.config.model import (
     Replication,
 )
 from standfast.config.rules import check, check_together, least_wait_s
+from tests.support.configs import config_of
 
 
 def config(**changes: Any) -> Config:
-    plain = Config(
-        volume="data-services",
-        source=Path("/etc/standfast/data-services.toml"),
-        cluster="alo",
-        node="zippy",
-        nodes={"zippy": Node(address="192.168.1.2"), "c1": Node(address="192.168.1.3")},
-    )
-    return replace(plain, **changes)
+    return config_of("zippy", "c1", **changes)
 
 
 def said(broken: Config) -> list[str]:

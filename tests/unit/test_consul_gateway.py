@@ -13,7 +13,7 @@ from typing import Any
 import consul
 import pytest
 
-from standfast.config.model import Config, ConsulAccess, Node
+from standfast.config.model import Config, ConsulAccess
 from standfast.consul.gateway import (
     Cas,
     CheckIndex,
@@ -48,6 +48,7 @@ from tests.fakes.rude_server import (
     reply_json,
     rude_server,
 )
+from tests.support.configs import config_of
 from tests.support.pace import patient
 
 TOKEN = "0ddba11-5ec2e7"
@@ -594,14 +595,7 @@ def test_deregistering_what_the_agent_does_not_know_is_done(field: Field, status
 
 
 def config(**access: Any) -> Config:
-    return Config(
-        volume="v",
-        source=Path("v.toml"),
-        cluster="c",
-        node="n1",
-        nodes={"n1": Node(address="10.0.0.1")},
-        consul=ConsulAccess(**access),
-    )
+    return config_of(consul=ConsulAccess(**access))
 
 
 def test_the_configuration_wins_over_the_environment(field: Field, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.config.model import Config, Fencing
 from standfast.consul.records import Handover, Holder, LeaderState
@@ -19,7 +20,7 @@ from standfast.lease.protocol import HeldLease, Lost
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 SHUT = FenceState(in_place=True, open_for_s=0.0)
 OPEN = FenceState(in_place=True, open_for_s=3.0)

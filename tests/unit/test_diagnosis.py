@@ -8,7 +8,6 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from standfast.errors import TimedOut, Unreachable
 from standfast.replication.preflight import Facts
 from standfast.status.document import FromConsul, Standby, Status, Verified
 from standfast.system.clock import Deadline
-from tests.fakes.machine import config_in
 from tests.support.checkout import CHECKOUT
+from tests.support.configs import config_in
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
@@ -141,7 +140,7 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
 
     strange = config.paths.live.parent / "hooks.d"
     (strange / "pre-promotion").mkdir(parents=True)
-    hooked = replace(config, hooks=Hooks(dir=strange))
+    hooked = structs.replace(config, hooks=Hooks(dir=strange))
     monkeypatch.setattr("standfast.doctor.run.fetch", hangs)
     monkeypatch.setattr(doctor, "load_volume", lambda *_args, **_more: hooked)
     assert doctor.run(argparse.Namespace(volume=None, json=True)) == 1
@@ -193,7 +192,7 @@ def held_by(holder: str, *standbys: Standby) -> Status:
 
 
 def primary(config: Config, command: list[str]) -> Config:
-    return replace(
+    return structs.replace(
         config,
         nodes={"n1": Node(address="127.0.0.1"), "n2": Node(address="127.0.0.2")},
         replication=Replication(command=tuple(command)),
@@ -212,7 +211,7 @@ def test_a_standby_that_does_not_answer_is_named_with_the_command_that_goes_on(
 
 
 def test_without_a_key_nothing_is_made(config: Config, tmp_path: Path) -> None:
-    there = replace(config, replication=Replication(ssh_key=tmp_path / "key"))
+    there = structs.replace(config, replication=Replication(ssh_key=tmp_path / "key"))
     found = standby_checks.look(there, held_by("n1"))
     assert [(one.check, one.ok, one.subject) for one in found] == [
         ("way", False, "n2"),
@@ -253,8 +252,8 @@ def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> Non
     (place / "post-promote").mkdir(parents=True)
     (place / "pre-promotion").mkdir()
     (place / "post-promote/10-mail").write_text("")
-    [found] = node_checks.look(replace(config, hooks=Hooks(dir=place)))
+    [found] = node_checks.look(structs.replace(config, hooks=Hooks(dir=place)))
     assert not found.ok
     assert "10-mail is not executable" in found.evidence
     assert "pre-promotion is no event's directory" in found.evidence
-    assert node_checks.look(replace(config, hooks=Hooks(dir=tmp_path / "none"))) == []
+    assert node_checks.look(structs.replace(config, hooks=Hooks(dir=tmp_path / "none"))) == []

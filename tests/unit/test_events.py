@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.config.model import Hooks
 from standfast.errors import Refused
 from standfast.events import journal
 from standfast.events.events import NOTICE, Event, Kind, happened, tell
 from standfast.reasons import Reason
-from tests.fakes.machine import config_in
 from tests.support import needs
 from tests.support.checkout import CHECKOUT
+from tests.support.configs import config_in
 from tests.support.scripts import script
 
 # An interface: alerts of other people hang on these. Add to it; change nothing.
@@ -219,7 +220,7 @@ def test_a_failed_cycle_is_an_entry_and_runs_its_hooks(heard: Journal, tmp_path:
 
     told = f'echo "$STANDFAST_STANDBY $STANDFAST_REASON" > {tmp_path}/told'
     script(tmp_path / "hooks.d/failed-cycle/10-x", told)
-    config = replace(config_in(tmp_path), hooks=Hooks(dir=tmp_path / "hooks.d"))
+    config = structs.replace(config_in(tmp_path), hooks=Hooks(dir=tmp_path / "hooks.d"))
     assert not replicate._announce(config, "n2", Refused(Reason.BUSY, "another is at work"))
     assert not replicate._announce(config, "n2", Refused(Reason.NO_SPACE, "full"))
     entry = heard.entry()

@@ -24,6 +24,7 @@ from standfast.system.clock import Deadline
 from tests.fakes.client import FakeClient, fsid, instance
 from tests.support.observations import UTC, cluster
 from tests.support.observations import config as of_three
+from tests.support.scripts import script
 from tests.support.terminal import Terminal, write_node
 
 NAME = "services@20261122T101500Z"
@@ -123,9 +124,7 @@ def cycles(monkeypatch: pytest.MonkeyPatch, failing: dict[str, StandfastError]) 
 def hook_of_failed_cycles(config: Config) -> Path:
     """Where each call of the hook leaves a line."""
     hook, told = config.hooks.dir / "failed-cycle" / "10-x", config.hooks.dir.parent / "told"
-    hook.parent.mkdir(parents=True, mode=0o755)
-    hook.write_text(f'#!/bin/sh\necho "$STANDFAST_STANDBY $STANDFAST_REASON" >> {told}\n')
-    hook.chmod(0o755)
+    script(hook, f'echo "$STANDFAST_STANDBY $STANDFAST_REASON" >> {told}')
     told.touch()
     return told
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.config.model import Config, Paths
+from standfast.config.model import Paths
 from standfast.demo.stand_ins.fence import FileFence
 from standfast.errors import CommandFailed, Refused, TimedOut
 from standfast.fence import ipset as fence_ipset
@@ -16,6 +16,7 @@ from standfast.fence.claims import Claims
 from standfast.fence.ipset import parse_members
 from standfast.fence.nftables import NftFence, build_script, parse_table, parse_time
 from standfast.system.clock import Deadline, monotonic
+from tests.support.configs import config_of
 from tests.support.fences import claimed
 from tests.support.scripts import script as write_script
 
@@ -182,14 +183,7 @@ def test_an_nft_that_hangs_is_given_up_at_latest(
 
 
 def chosen(directory: Path) -> str:
-    config = Config(
-        volume="data",
-        source=directory / "data.toml",
-        cluster="alo",
-        nodes={},
-        paths=Paths(run=directory / "run"),
-    )
-    return type(fence_from(config)).__name__
+    return type(fence_from(config_of(paths=Paths(run=directory / "run")))).__name__
 
 
 def test_a_kernel_that_is_slow_to_answer_is_asked_again_instead_of_guessed(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from standfast import guard
 from standfast.agent import main as agent
@@ -29,7 +30,8 @@ from standfast.lease import process as lease
 from standfast.node.ports import FenceState
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
-from tests.fakes.machine import FakeNfs, World, config_in
+from tests.fakes.machine import FakeNfs, World
+from tests.support.configs import config_in
 
 
 class FenceCut(Exception):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.btrfs import place as btrfs_place
 from standfast.clients.units import unit_name
@@ -21,7 +21,7 @@ from standfast.nfs.kernel import KernelNfs
 from standfast.system.clock import Deadline
 from standfast.system.mountinfo import parse_mountinfo
 from standfast.system.run import run
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 ODD = b"/mnt/caf\xe9"
 ODD_NAME = os.fsdecode(ODD)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from standfast import guard
 from standfast.config.model import Config
@@ -17,7 +17,8 @@ from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
-from tests.fakes.machine import FakeNfs, World, config_in
+from tests.fakes.machine import FakeNfs, World
+from tests.support.configs import config_in
 
 OWN = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
 

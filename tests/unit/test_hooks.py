@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.config.model import Config, Hooks
 from standfast.errors import Refused
@@ -17,8 +17,9 @@ from standfast.events.events import Event, Kind
 from standfast.events.hooks import Later, Occasion
 from standfast.reasons import Reason
 from standfast.system.clock import monotonic
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 from tests.support.pace import patient
+from tests.support.scripts import script
 
 Put = Callable[..., Path]
 
@@ -32,9 +33,7 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 def put(config: Config) -> Put:
     def make(name: str, body: str = "", *, mode: int = 0o755) -> Path:
-        path = config.hooks.dir / name
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{body}\n")
+        path = script(config.hooks.dir / name, body)
         path.chmod(mode)
         return path
 
@@ -182,11 +181,6 @@ def test_what_editors_and_packages_leave_does_not_count(
 ) -> None:
     put(f"post-promote/{name}", "exit 1")
     assert hooks.programs(config, Occasion.POST_PROMOTE) == []
-
-
-def test_switched_off_none_is_run(config: Config, put: Put) -> None:
-    put("pre-promote/10-x", "exit 75")
-    hooks.ask(replace(config, hooks=replace(config.hooks, enabled=False)), {})
 
 
 def test_a_directory_of_no_event_is_named(config: Config, put: Put) -> None:

@@ -230,7 +230,7 @@ def test_a_tree_that_can_not_be_made_read_only_is_told(
 def test_without_standbys_nobody_follows_and_it_stays_writable(
     node: FakeNode, clock: StoppedClock
 ) -> None:
-    alone = replace(node.config, nodes={"n1": node.config.me})
+    alone = structs.replace(node.config, nodes={"n1": node.config.me})
     agent = agent_of(node)
     agent.machine = replace(node.machine, config=alone)
     clock.now += 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +39,8 @@ from standfast.node.ports import NfsServer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
-from tests.fakes.machine import World, config_in
+from tests.fakes.machine import World
+from tests.support.configs import config_in
 from tests.unit.keepers import LENGTH_S, Fence, Keys, started
 
 
@@ -241,7 +242,7 @@ def test_a_surrender_that_can_not_shut_the_port_lets_the_lease_run_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The kernel's permit ends with it, and others take over as from a dead node."""
-    config = replace(config, fence=replace(config.fence, reboot="sysrq"))
+    config = structs.replace(config, fence=structs.replace(config.fence, reboot="sysrq"))
     keeper = started(config, keys, fence)
     reboots: list[float] = []
     monkeypatch.setattr(cutoff, "reboot_now", lambda: reboots.append(clock.now))

@@ -7,12 +7,12 @@ import os
 import pwd
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from standfast.config.model import Config, Node, Paths, Replication
+from standfast.config.model import Config, Paths, Replication
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication.authorized import (
@@ -26,6 +26,7 @@ from standfast.replication.authorized import (
 from standfast.replication.keys import PublicKey, ensure_key, public_key, public_path, ssh_argv
 from standfast.system.clock import Deadline
 from tests.support import needs
+from tests.support.configs import config_of
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 
@@ -43,12 +44,10 @@ OTHER = PublicKey("ssh-ed25519", blob_of(2), "somebody@else")
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(
-        volume="data-services",
-        source=tmp_path / "data-services.toml",
+    return config_of(
+        "zippy",
+        "c1",
         cluster="alo",
-        node="zippy",
-        nodes={"zippy": Node(address="192.168.1.2"), "c1": Node(address="192.168.1.3")},
         paths=Paths(state=tmp_path / "var"),
         replication=Replication(ssh_key=tmp_path / "etc" / "replication_key"),
     )

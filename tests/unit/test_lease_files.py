@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,8 @@ from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.system.clock import monotonic
 from standfast.system.files import read_json, write_atomically
 from tests.fakes.clock import stop_the_clock
-from tests.fakes.machine import config_in
 from tests.support.checkout import CHECKOUT
+from tests.support.configs import config_in
 
 STATUS = LeaseStatus(5, "a1", 7, LeaderState.SERVING, True, 108.0, 107.5, 12, 3.0, 1, "trouble")
 CLAIM = Claim(5, (5, "a", "a1", 7), 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
@@ -135,7 +134,7 @@ def test_an_unreadable_file_of_a_neighbour_may_be_of_one_that_serves(
     now = monotonic()
     for name in ("ours", "damaged", "over", "serves"):
         (config.paths.run / name).mkdir(parents=True)
-    config = replace(config, volume="ours")
+    config = structs.replace(config, volume="ours")
     for name, until in (("ours", now + 60), ("over", now - 1), ("serves", now + 60)):
         status = structs.replace(STATUS, valid_until=until, armed_until=until)
         status.save(config.paths.run / name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
@@ -303,7 +304,7 @@ def test_a_source_that_hangs_is_down_by_the_deadline_and_is_not_asked_twice(
 
 
 def test_volumes_that_hang_do_not_hide_another(config: Config) -> None:
-    hanging = [replace(config, volume=f"media-{number}") for number in range(3)]
+    hanging = [structs.replace(config, volume=f"media-{number}") for number in range(3)]
     let_go = threading.Event()
 
     def fetch(asked: Config) -> Status:

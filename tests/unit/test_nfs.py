@@ -5,13 +5,13 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
-from standfast.config.model import Config, Nfs, Node, Paths
+from standfast.config.model import Config, Nfs, Paths
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.nfs import kernel as nfs_module
 from standfast.nfs.ganesha import GaneshaNfs, export_block
@@ -21,6 +21,7 @@ from standfast.nfs.unit import reason_in
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.systemd import JournalLine, SystemdUnits, parse_journal
+from tests.support.configs import config_of
 from tests.support.scripts import script as write_script
 from tests.support.waiting import soon
 
@@ -38,12 +39,9 @@ ANOTHER_S_ERROR = "exportfs: /etc/exports.d/else.exports:1: syntax error: bad op
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(
+    return config_of(
+        "zippy",
         volume="data",
-        source=tmp_path / "data.toml",
-        cluster="alo",
-        node="zippy",
-        nodes={"zippy": Node(address="192.168.1.2")},
         paths=Paths(
             live=tmp_path / "persist/my services",
             bind=tmp_path / "data/services",
@@ -376,8 +374,8 @@ def test_times_and_versions_are_set_before_the_start(host: Host, config: Config)
     host.nfs.start(soon(5))
     lines = conf.read_text().splitlines()
     assert lines[1:] == ["[nfsd]", "grace-time=10", "lease-time=10", "vers3=n", "vers4.0=n"]
-    times = replace(config, nfs=replace(config.nfs, grace_time=12.2, lease_time=15.0))
-    assert "grace-time=13\nlease-time=15\n" in settings(times)
+    times = replace(config, nfs=replace(config.nfs, lease_time=12.2))
+    assert "grace-time=13\nlease-time=13\n" in settings(times)
 
 
 def test_settings_that_can_not_be_written_keep_no_server_from_starting(

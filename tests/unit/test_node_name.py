@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.agent import main as agent
 from standfast.cli.main import main
@@ -16,7 +16,7 @@ from standfast.config.node_name import check_name, keep_name
 from standfast.config.problems import InvalidConfig
 from standfast.lease import process as lease
 from standfast.node.own_epoch import OwnEpoch, Stage
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 from tests.support.terminal import write_config
 
 OWN = OwnEpoch(4, Stage.READY, "fsid-4", None, in_place=False, live_uuid="tree-4")

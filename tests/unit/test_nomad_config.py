@@ -35,10 +35,6 @@ def test_an_empty_table_is_enough_to_follow_the_role(tmp_path: Path) -> None:
     assert (nomad.address, nomad.namespace, nomad.on_remount) == ("", "*", "restart")
 
 
-def test_the_table_can_say_no(tmp_path: Path) -> None:
-    assert not load(write(tmp_path, "[nomad]\nenabled = false\n")).nomad.enabled
-
-
 def test_the_example_leaves_nomad_alone_until_its_table_is_put_in(tmp_path: Path) -> None:
     file = tmp_path / "v.toml"
     file.write_text(example("v").replace("# [nomad]", "[nomad]").replace("# meta_", "meta_"))

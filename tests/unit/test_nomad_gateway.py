@@ -796,26 +796,19 @@ def test_the_configuration_goes_before_nomads_variables(tmp_path: Path) -> None:
     environ = {
         "NOMAD_ADDR": "http://wrong.test:1",
         "NOMAD_TOKEN": "wrong",
-        "NOMAD_REGION": "wrong",
     }
     with rude_server(reply_json("127.0.0.1:4647")) as server:
-        lines = (
-            f'address = "{server.address}"',
-            'region = "east"',
-            f'token_file = "{token_file}"',
-        )
+        lines = (f'address = "{server.address}"', f'token_file = "{token_file}"')
         NomadAgent.from_config(load(_config(tmp_path, *lines)), environ=environ).leader()
         (request,) = server.requests
-    assert request.startswith(b"GET /v1/status/leader?region=east ")
     assert f"X-Nomad-Token: {TOKEN}\r\n".encode() in request
 
 
-def test_the_defaults_are_the_own_agent_and_the_configured_deadline(tmp_path: Path) -> None:
-    config = load(_config(tmp_path, "request_timeout = 1.5"))
+def test_the_defaults_are_the_own_agent_and_five_seconds(tmp_path: Path) -> None:
+    config = load(_config(tmp_path))
     nomad = NomadAgent.from_config(config, environ={})
-    assert nomad.timeout_s == 1.5
+    assert nomad.timeout_s == NomadAccess().request_timeout == 5.0
     assert NomadAgent.from_config(config, timeout_s=9, environ={}).timeout_s == 9
-    assert NomadAccess().request_timeout == 5.0
     assert str(nomad._access().endpoint) == "127.0.0.1:4646"
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.agent import nomad_thread
 from standfast.agent.loop import Agent
@@ -44,7 +45,7 @@ def test_the_jobs_go_after_the_first_copy_and_before_the_deregistration(to: str 
     order = [step.do for step in plans.demotion(NAMES, to).steps]
     place = order.index(Do.RELEASE_JOBS)
     assert order[place + 1] is Do.DEREGISTER
-    assert order[:place] == ([Do.PREPARE_JOBS, Do.PRE_COPY] if to else [])
+    assert order[:place] == [*([Do.PREPARE_JOBS, Do.PRE_COPY] if to else []), Do.TELL_HOOKS]
 
 
 def test_without_nomad_no_plan_has_the_step() -> None:
@@ -138,7 +139,7 @@ def test_an_epoch_that_can_not_be_read_is_no_standby(tmp_path: Path) -> None:
 def test_a_token_that_can_not_be_read_does_not_keep_the_agent_from_starting(tmp_path: Path) -> None:
     machine = fake_node(tmp_path).machine
     wrong = NomadAccess(token_file=tmp_path / "missing")
-    broken = replace(machine.config, nomad=wrong)
+    broken = structs.replace(machine.config, nomad=wrong)
     assert jobs_of(broken, machine.consul) is None  # type: ignore[arg-type]
     report = reports.load(broken)
     assert report.reason is Reason.CONFIG_INVALID and "missing" in report.sentence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def test_the_own_word_of_a_job_goes_before_the_configuration(made: Config) -> No
     ]
     assert "left b.g (b-012345) alone: t: raw_exec configuration" in said
     nomad.asked.clear()
-    after(replace(made, nomad=replace(made.nomad, on_remount="none")), nomad)
+    after(structs.replace(made, nomad=structs.replace(made.nomad, on_remount="none")), nomad)
     assert sorted(nomad.asked) == [("restart", "d"), ("signal", "c", "t", "SIGHUP")]
 
 
@@ -247,7 +247,7 @@ def test_the_remount_calls_it_and_only_where_nomad_is_configured(
     change = Change("data", Path("/data/services"), "10.0.0.1", 5)
     hooks = (restart_allocations,)
     assert dependants.call_hooks(made, hooks, change) == ["restarted db"]
-    off = replace(made, nomad=NomadAccess(enabled=False))
+    off = structs.replace(made, nomad=NomadAccess(enabled=False))
     assert dependants.call_hooks(off, hooks, change) == []
     assert calls == [made]
 

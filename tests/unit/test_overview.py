@@ -26,8 +26,8 @@ from standfast.status.document import Status
 from standfast.status.headline import time_of
 from standfast.status.overview import MOST_EPOCHS, SILENT_S, Keys, Seen, describe, document
 from standfast.status.volume import Level, Volume
-from tests.fakes.machine import config_in
 from tests.support.checkout import CHECKOUT
+from tests.support.configs import config_in
 from tests.support.status_documents import (
     NOW,
     blind,
@@ -270,7 +270,7 @@ def test_only_the_notes_of_the_primary_itself_tell_of_its_replications(config: C
     assert n2["replication"]["failure"]["reason"] == "no-space"
     assert n3["replication"]["failure"] is None
     assert [one["what"] for one in doc["notices"]] == ["verify", "replication"]
-    from_n2 = told(served("n1", "n2"), replace(config, node="n2"), replication=notes)
+    from_n2 = told(served("n1", "n2"), structs.replace(config, node="n2"), replication=notes)
     assert [one["replication"] for one in from_n2["standbys"]] == [None, None]
     healed = structs.replace(failing, last_success_at=NOW - 1, verified_ok=True)
     doc = told(served(), config, replication=ReplicationState(standbys={"n2": healed}))
@@ -282,7 +282,7 @@ def test_a_standby_is_late_after_two_intervals_and_no_use_beyond_the_allowed_los
 ) -> None:
     ages = {"n1": None, "n2": 599.0, "n3": 601.0, "n4": 901.0, "n5": 4.0}
     found = [standby(name, age_s, candidate=name != "n5") for name, age_s in ages.items()]
-    doc = told(served("n9", standbys=found), replace(config, max_data_loss=900.0))
+    doc = told(served("n9", standbys=found), structs.replace(config, max_data_loss=900.0))
     levels = {one["node"]: one["level"] for one in doc["standbys"]}
     assert levels == {
         "n1": "alarm",
@@ -517,7 +517,7 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
     "odd", [{}, {"epoch": 7}, served(standbys=5), served(fence=[]), served(since="x")], ids=repr
 )
 def test_an_answer_of_an_agent_in_another_shape_is_no_answer(config: Config, odd: Any) -> None:
-    other = replace(config, volume="other")
+    other = structs.replace(config, volume="other")
     looks = StatusCache(
         [config, other], readers(fetch=lambda one: parsed(odd if one == config else served()))
     )

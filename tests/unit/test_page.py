@@ -11,7 +11,7 @@ import pytest
 from standfast.exporter.page import POLICY, STATUS, application_routes, page_routes, status_route
 from standfast.exporter.status_cache import StatusCache
 from standfast.exporter.web import Request, dispatch
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 MOST_BYTES = 100_000
 

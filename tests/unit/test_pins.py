@@ -12,27 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from standfast.config.model import Config, Node, Paths
+from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.replication import pins
 from standfast.replication.pins import Pin
 from standfast.system.clock import Deadline, utc_now
+from tests.support.configs import config_in
 
 DAY_S = 86400.0
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(
-        volume="data-services",
-        source=tmp_path / "data-services.toml",
-        cluster="test",
-        node="a",
-        nodes={name: Node(address=f"10.0.0.{number}") for number, name in enumerate("abc")},
-        paths=Paths(state=tmp_path / "state", run=tmp_path / "run"),
-    )
+    return config_in(tmp_path, "a", "b", "c")
 
 
 def name(second: int) -> SnapshotName:
@@ -225,11 +219,9 @@ def test_what_is_in_use_is_so_as_long_as_the_block_lasts(config: Config) -> None
 CHILD = """
 import sys
 from pathlib import Path
-from standfast.config.model import Config, Node, Paths
 from standfast.replication import pins
-root = Path(sys.argv[1])
-config = Config(volume="data-services", source=root, cluster="test", node="a", nodes={},
-                paths=Paths(state=root / "state", run=root / "run"))
+from tests.support.configs import config_in
+config = config_in(Path(sys.argv[1]), "a", "b", "c")
 with pins.in_use(config, ["x"]):
     print("ready", flush=True)
     sys.stdin.read()

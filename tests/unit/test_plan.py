@@ -36,7 +36,8 @@ def test_every_step_comes_once_and_says_what_it_does(plan: Plan) -> None:
 
 @pytest.mark.parametrize("plan", SERVING, ids=lambda plan: plan.name)
 def test_serving_begins_with_the_lease_and_ends_with_the_registration(plan: Plan) -> None:
-    assert order(plan)[0] in (Do.CLAIM_LEASE, Do.START_LEASE)
+    asked = [Do.ASK_HOOKS] if plan is PROMOTION else []
+    assert order(plan)[: len(asked) + 1] in ([*asked, Do.CLAIM_LEASE], [Do.START_LEASE])
     assert order(plan)[-1] is Do.REGISTER
     assert_order(plan, Do.PREPARE_VOLUME, Do.EXPORT, Do.START_NFS, Do.OPEN_PORT, Do.CHECK_SERVING)
     assert_order(plan, Do.BIND, Do.START_NFS)
@@ -46,7 +47,7 @@ def test_serving_begins_with_the_lease_and_ends_with_the_registration(plan: Plan
 def test_a_demotion_deregisters_first_and_releases_only_what_is_shut_and_complete(
     plan: Plan,
 ) -> None:
-    before = [Do.PRE_COPY] if plan is SWITCHOVER else []
+    before = [Do.PRE_COPY, Do.TELL_HOOKS] if plan is SWITCHOVER else [Do.TELL_HOOKS]
     assert order(plan)[: len(before) + 1] == [*before, Do.DEREGISTER]
     assert_order(
         plan, Do.DEREGISTER, Do.CLOSE_PORT, Do.STOP_NFS, Do.READ_ONLY, Do.FINAL_SNAPSHOT, Do.RELEASE

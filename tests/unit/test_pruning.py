@@ -13,7 +13,7 @@ from msgspec import structs
 
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.btrfs.store import BtrfsStore
-from standfast.config.model import Config, KeepOwn, KeepPublished, Node, Paths, Replication
+from standfast.config.model import Config, KeepOwn, KeepPublished, Paths, Replication
 from standfast.consul.records import LeaderState
 from standfast.demo.stand_ins.directory import DirectoryStore, initialise, save_info
 from standfast.errors import StandfastError
@@ -26,6 +26,7 @@ from standfast.replication.pins import Pin
 from standfast.replication.pruning import MOST_AT_ONCE, Pruned, prune
 from standfast.system import clock
 from standfast.system.clock import Instant, monotonic, utc_now
+from tests.support.configs import config_of
 from tests.support.origins import note_epoch
 from tests.support.volumes import btrfs_on_file, command, paths_below, require_btrfs
 
@@ -73,12 +74,8 @@ class Node1:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node1:
-    config = Config(
-        volume="data-services",
-        source=tmp_path / "data-services.toml",
-        cluster="test",
-        node="a",
-        nodes={name: Node(address=f"10.0.0.{number}") for number, name in enumerate("abc")},
+    config = config_of(
+        *"abc",
         paths=paths_below(tmp_path / "disk"),
         retention_own=KeepOwn(keep_last=2),
         retention_published=KeepPublished(keep_last=2, hourly=0, daily=0, weekly=0, monthly=0),
@@ -102,7 +99,7 @@ def test_both_kinds_go_by_their_own_policy(node: Node1) -> None:
     node.add(*range(1, 6))
     node.add(*range(1, 6), received=True, epoch=2)
     policy = KeepPublished(keep_last=1, hourly=0, daily=0, weekly=0, monthly=0)
-    node.config = dataclasses.replace(node.config, retention_published=policy)
+    node.config = structs.replace(node.config, retention_published=policy)
     pruned = node.prune()
     assert len(pruned.deleted) == 7
     assert node.ids() == ["got-5", "own-4", "own-5"]
@@ -317,7 +314,7 @@ def test_no_pin_is_dropped_when_no_other_standby_could_go_on(node: Node1) -> Non
 
 
 def test_a_limit_below_a_day_needs_no_longer_epoch_than_itself(node: Node1) -> None:
-    short = dataclasses.replace(node.config, replication=Replication(drop_pin_after=600.0))
+    short = structs.replace(node.config, replication=Replication(drop_pin_after=600.0))
     node.config = short
     node.add(*range(1, 6))
     node.pin("b", "own-1", days=0.01)
@@ -351,14 +348,8 @@ def volume(tmp_path: Path) -> Iterator[tuple[Config, BtrfsStore]]:
         paths: Paths = paths_below(root)
         command("btrfs", "subvolume", "create", paths.live)
         (paths.live / "big").write_bytes(b"x" * 2_000_000)
-        yield (
-            Config(
-                volume="data-services", source=root, cluster="test", node="a",
-                nodes={"a": Node(address="10.0.0.1")}, paths=paths,
-                retention_own=KeepOwn(keep_last=2),
-            ),
-            BtrfsStore(paths),
-        )  # fmt: skip
+        config = config_of("a", paths=paths, retention_own=KeepOwn(keep_last=2))
+        yield config, BtrfsStore(paths)
 
 
 def test_one_that_is_being_sent_by_others_keeps_nobody_else(

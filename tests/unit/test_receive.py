@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,8 @@ def test_what_leaves_no_reserve_of_free_space_is_refused(
 
 
 def test_a_sender_whose_stream_stands_still_is_given_up(standby: Standby) -> None:
-    options = replace(standby.config.replication, stall_timeout=0.2)
-    standby.config = replace(standby.config, replication=options)
+    options = structs.replace(standby.config.replication, stall_timeout=0.2)
+    standby.config = structs.replace(standby.config, replication=options)
     standby.begin = structs.replace(standby.begin, patience_s=math.ceil(patient(3)))
     begun = monotonic()
     assert standby.refusal(ends=False) is Reason.DEADLINE
@@ -318,7 +318,7 @@ def test_nothing_is_pruned_where_the_primary_can_not_say_what_others_need(
     standby: Standby, commons: dict[str, str] | None
 ) -> None:
     keep_one = KeepPublished(keep_last=1, hourly=0, daily=0, weekly=0, monthly=0)
-    standby.config = replace(standby.config, retention_published=keep_one)
+    standby.config = structs.replace(standby.config, retention_published=keep_one)
     for age_s in (120, 60):
         earlier = SnapshotName.at("services", NAME.stamp - age_s)
         path = standby.config.paths.standby / str(earlier)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.config.load import load
 from standfast.config.model import Config
@@ -35,8 +35,8 @@ def config(tmp_path: Path) -> Config:
     made = load(path)
     initialise(made.paths.live)
     # A transport that ends at once: what counts here happens before it is used.
-    replication = dataclasses.replace(made.replication, command=("false",))
-    return dataclasses.replace(made, replication=replication)
+    replication = structs.replace(made.replication, command=("false",))
+    return structs.replace(made, replication=replication)
 
 
 @pytest.mark.parametrize("stage", [Stage.DRAINING, Stage.RELEASED])

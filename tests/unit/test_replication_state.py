@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import threading
@@ -12,12 +11,13 @@ from typing import cast
 from unittest.mock import patch
 
 import pytest
+from msgspec import structs
 from msgspec.structs import replace
 
 from standfast.agent.document import with_notes
 from standfast.ages import Origin
 from standfast.cli import replicate
-from standfast.config.model import Config, Node, Paths, Replication
+from standfast.config.model import Config, Replication
 from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import (
     CommandFailed,
@@ -49,25 +49,13 @@ from standfast.replication.session import transport_argv
 from standfast.status.document import Standby
 from standfast.system.clock import Deadline, Instant, instant
 from standfast.system.locks import exclusive
+from tests.support.configs import config_in
 from tests.support.origins import note_epoch
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(
-        volume="data-services",
-        source=tmp_path / "data-services.toml",
-        cluster="test",
-        node="a",
-        nodes={name: Node(address=f"10.0.0.{number}") for number, name in enumerate("abc")},
-        paths=Paths(
-            live=tmp_path / "services",
-            snapshots=tmp_path / "snapshots",
-            standby=tmp_path / "standby",
-            state=tmp_path / "state",
-            run=tmp_path / "run",
-        ),
-    )
+    return config_in(tmp_path, "a", "b", "c")
 
 
 def snapshot(second: int, content_id: str, *, received: bool = False) -> Snapshot:
@@ -354,7 +342,6 @@ def test_when_no_name_comes_after_the_noted_one_the_file_is_named(config: Config
     with pytest.raises(Refused, match=rf"{last}.*{path}") as refusal:
         next_name(config, instant().utc)
     assert refusal.value.reason is Reason.BAD_NAME
-    config.paths.snapshots.mkdir(parents=True)
     config.paths.standby.mkdir(parents=True)
     told = replicate.outlook(config, "b", (), full=False)
     assert told.refused is not None and str(path) in told.refused
@@ -482,14 +469,14 @@ def test_ssh_never_asks_and_never_waits_for_ever(config: Config) -> None:
     assert argv[:2] == ["ssh", "-T"] and "BatchMode=yes" in text and "ConnectTimeout=10" in text
     assert "ServerAliveInterval=5" in text and "StrictHostKeyChecking=yes" in text
     assert text.endswith(
-        "-i /etc/standfast/replication_key root@10.0.0.1 standfast receive data-services"
+        "-i /etc/standfast/replication_key root@192.168.1.3 standfast receive data-services"
     )
 
 
 def test_another_transport_gets_its_words_replaced(config: Config) -> None:
     other = Replication(command=("link", "--to={node}/{address}", "{volume}", "{x}"))
-    config = dataclasses.replace(config, replication=other)
-    assert transport_argv(config, "c") == ["link", "--to=c/10.0.0.2", "data-services", "{x}"]
+    config = structs.replace(config, replication=other)
+    assert transport_argv(config, "c") == ["link", "--to=c/192.168.1.4", "data-services", "{x}"]
 
 
 @pytest.mark.parametrize(

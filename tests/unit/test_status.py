@@ -40,7 +40,7 @@ from standfast.status.document import Decision, Fence, Work
 from standfast.status.text import render
 from standfast.system.clock import monotonic
 from standfast.text import duration
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 from tests.support.status_documents import parsed, served
 from tests.support.terminal import a_desk
 from tests.unit.agents import SERVING, agent
@@ -108,7 +108,7 @@ OUTLOOKS: Mapping[str, tuple[Cluster | Blind, Mapping[str, Any], Reason | None, 
 @pytest.mark.parametrize("case", OUTLOOKS)
 def test_can_we_fail_over_now(config: Config, case: str) -> None:
     what, changes, reason, words = OUTLOOKS[case]
-    found = outlook(what, replace(config, **changes), NOW)
+    found = outlook(what, structs.replace(config, **changes), NOW)
     assert (found.possible, found.reason) == (reason is None, reason)
     assert words in found.sentence
 

@@ -66,7 +66,8 @@ from standfast.system.clock import Deadline, monotonic, utc_now
 from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.consul import MemoryConsul
-from tests.fakes.machine import FakeFence, FakeNfs, FakeNode, World, config_in, fake_node
+from tests.fakes.machine import FakeFence, FakeNfs, FakeNode, World, fake_node
+from tests.support.configs import config_in
 
 NOW = 10_000.0
 AFTER_S = 60.0
@@ -149,7 +150,7 @@ def test_a_role_is_surrendered_to(
 def test_a_configuration_keeps_the_role_here(
     changes: dict[str, Any], outcome: Reason | None, config: Config
 ) -> None:
-    assert judge(STANDING, replace(config, **changes), NOW) == outcome
+    assert judge(STANDING, structs.replace(config, **changes), NOW) == outcome
 
 
 def test_a_word_from_before_the_first_look_is_that_of_nobody() -> None:
@@ -249,7 +250,7 @@ def seen_by(
 def test_a_standby_is_ready_when_it_would_take_over(
     scene: dict[str, Any], changes: dict[str, Any], ready: bool, reason: Reason, config: Config
 ) -> None:
-    config = replace(config, node="n2", **changes)
+    config = structs.replace(config, node="n2", **changes)
     view, local, now = seen_by(config, **scene)
     found = readiness.judge(view, local, config, now)
     assert found is not None
@@ -263,7 +264,7 @@ def test_a_standby_is_ready_when_it_would_take_over(
 
 
 def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> None:
-    config = replace(config, node="n2")
+    config = structs.replace(config, node="n2")
     view, local, now = seen_by(config)
     found = readiness.judge(view, replace(local, read_only=True), config, now)
     assert found is not None
@@ -284,7 +285,7 @@ def test_an_epoch_that_never_served_makes_no_snapshot_older(
 ) -> None:
     """What is lost with it is what it began with and the next one lacks: by the next one's own
     count, as names are a second apart where a clock was ahead before."""
-    config = replace(config, node="n2")
+    config = structs.replace(config, node="n2")
     view, local, now = seen_by(config, age_s=2000.0)
     [base] = local.snapshots
     local = replace(local, snapshots=(replace(base, taken_at=now.utc - 2000.0),))
@@ -306,7 +307,7 @@ def test_an_epoch_that_never_served_makes_no_snapshot_older(
 def test_of_an_epoch_that_began_unseen_nothing_is_told_as_less_than_it_is(
     known: bool, config: Config
 ) -> None:
-    config = replace(config, node="n2")
+    config = structs.replace(config, node="n2")
     view, local, now = seen_by(config, age_s=2000.0)
     [base] = local.snapshots
     if not known:
@@ -322,7 +323,7 @@ def test_of_an_epoch_that_began_unseen_nothing_is_told_as_less_than_it_is(
 
 def test_a_candidate_tells_what_it_would_start_from(config: Config) -> None:
     """Of an epoch that never served the holder can't know who has more than it began with."""
-    config = replace(config, node="n2")
+    config = structs.replace(config, node="n2")
     view, local, now = seen_by(config, age_s=20.0)
     [newer] = local.snapshots
     older = replace(newer, snapshot=replace(newer.snapshot, name=SnapshotName.at("services", 1e9)))
@@ -686,7 +687,9 @@ def test_nobody_else_could_do_better(why: str, told: Reason | None, holding: Hol
     elif why == "paused":
         holding.consul.put(holding.config.key("pause"), Pause("ann", "disks", 0.0).dump())
     elif why == "never":
-        holding.keeper.config = holding.config = replace(holding.config, surrender_after=0.0)
+        holding.keeper.config = holding.config = structs.replace(
+            holding.config, surrender_after=0.0
+        )
         holding.keeper.service.config = holding.config
     else:
         holding.vouches = None

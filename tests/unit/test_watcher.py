@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ from standfast.role.observation import Beginning, Cluster, LastHeartbeat
 from standfast.system.clock import Deadline
 from standfast.system.probe import answers, answers_nfs
 from tests.fakes.consul import MemoryConsul
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 
 PREFIX = "standfast/data-services/"
 
@@ -91,8 +91,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     made = config_in(tmp_path)
-    holder = replace(made.nodes["n2"], probe_port=7301)
-    return replace(made, nodes={**made.nodes, "n2": holder})
+    holder = structs.replace(made.nodes["n2"], probe_port=7301)
+    return structs.replace(made, nodes={**made.nodes, "n2": holder})
 
 
 @pytest.fixture

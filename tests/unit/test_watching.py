@@ -21,7 +21,7 @@ from standfast.status.document import Failover, FromConsul, Standby, Status
 from standfast.status.text import render
 from standfast.status.watching import Watch
 from standfast.system.clock import monotonic
-from tests.fakes.machine import config_in
+from tests.support.configs import config_in
 from tests.unit.terminals import TerminalOutput
 
 SEEN = Status(

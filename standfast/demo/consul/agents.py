@@ -120,8 +120,9 @@ class Agent:
             state.put_service(index, service)
         for check in self._checks.values():
             state.put_check(index, self._row(check))
-        for service_id in self._leftovers(state):
-            state.remove_service(state.next_index(), self.node, service_id)
+        for row in state.services_on(self.node):
+            if row.service_id not in (SERVER_SERVICE, *self._services):
+                state.remove_service(state.next_index(), self.node, row.service_id)
 
     def publish_health(self, state: ClusterState) -> None:
         """What the leader does when gossip changes its mind about the node."""
@@ -139,18 +140,6 @@ class Agent:
 
     def services(self) -> Mapping[str, ServiceRow]:
         return dict(self._services)
-
-    def checks(self) -> list[CheckRow]:
-        return [self._row(check) for check in self._checks.values()]
-
-    def _leftovers(self, state: ClusterState) -> list[str]:
-        found = []
-        for name in state.service_names()[1]:
-            for row in state.services(name)[1]:
-                ours = row.node == self.node and row.service_id != SERVER_SERVICE
-                if ours and row.service_id not in self._services:
-                    found.append(row.service_id)
-        return found
 
     def _row(self, check: _LocalCheck) -> CheckRow:
         return CheckRow(

@@ -234,14 +234,14 @@ class EmbeddedConsul:
 
     def _is_dropped(self, method: str, path: str) -> bool:
         with self._lock:
-            drop = next((one for one in self._drops if one(method, path)), None)
+            drop = next((drop for drop in self._drops if drop(method, path)), None)
             if drop is not None:
                 self._drops.remove(drop)
             return drop is not None
 
     def _hold(self, method: str, path: str) -> Held | None:
         with self._lock:
-            held = next((one for one in self._holds if one.applies(method, path)), None)
+            held = next((held for held in self._holds if held.applies(method, path)), None)
             if held is not None:
                 self._holds.remove(held)
                 held.arrived = True

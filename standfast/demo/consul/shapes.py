@@ -58,35 +58,13 @@ def check_shape(row: CheckRow) -> dict[str, Any]:
     }
 
 
-def _indexes(row: ServiceRow) -> dict[str, int]:
-    return {"CreateIndex": row.create_index, "ModifyIndex": row.modify_index}
-
-
-def catalog_shape(state: ClusterState, row: ServiceRow) -> dict[str, Any]:
-    node = state.node(row.node)
-    assert node is not None, "a service outlived its node"
-    shown = node_shape(node)
-    shown["NodeMeta"] = shown.pop("Meta")
-    return shown | {
-        "ServiceKind": "",
-        "ServiceID": row.service_id,
-        "ServiceName": row.name,
-        "ServiceTags": list(row.tags),
-        "ServiceAddress": row.address,
-        "ServiceWeights": {"Passing": 1, "Warning": 1},
-        "ServiceMeta": dict(row.meta),
-        "ServicePort": row.port,
-        "ServiceEnableTagOverride": False,
-        **_indexes(row),
-    }
-
-
 def health_shape(state: ClusterState, row: ServiceRow) -> dict[str, Any]:
     node = state.node(row.node)
     assert node is not None, "a service outlived its node"
+    indexes = {"CreateIndex": row.create_index, "ModifyIndex": row.modify_index}
     _, checks = state.checks(lambda c: c.node == row.node and c.service_id in ("", row.service_id))
     return {
         "Node": node_shape(node),
-        "Service": service_shape(row) | _indexes(row),
+        "Service": service_shape(row) | indexes,
         "Checks": [check_shape(check) for check in checks],
     }

@@ -140,27 +140,10 @@ class ClusterState:
         self._tables["keys"] = index
         return row
 
-    def cas_key(self, index: int, key: str, value: bytes, expected: int, flags: int = 0) -> bool:
-        """Set when the key's index is `expected`; 0: when it doesn't exist."""
-        if self._current(key) != expected:
-            return False
-        self.set_key(index, key, value, flags)
-        return True
-
     def delete_key(self, index: int, key: str) -> None:
         if self._keys.pop(key, None) is not None:
             self._tombstones[key] = index
             self._tables["keys"] = index
-
-    def cas_delete_key(self, index: int, key: str, expected: int) -> bool:
-        if key in self._keys and self._current(key) != expected:
-            return False
-        self.delete_key(index, key)
-        return True
-
-    def delete_under(self, index: int, prefix: str) -> None:
-        for row in self.keys_under(prefix)[1]:
-            self.delete_key(index, row.key)
 
     def transact(
         self, ops: Sequence[Mapping[str, Any]]
@@ -185,8 +168,6 @@ class ClusterState:
 
     def _apply(self, index: int, op: Mapping[str, Any]) -> list[dict[str, Any]]:
         verbs: dict[str, Callable[[int, Mapping[str, Any]], list[dict[str, Any]]]] = {
-            "get": self._verb_get,
-            "get-tree": self._verb_get_tree,
             "set": self._verb_set,
             "cas": self._verb_cas,
             "delete": self._verb_delete,
@@ -197,15 +178,6 @@ class ClusterState:
         if verb is None:
             raise KeyRefused(f'unknown KV verb "{op["Verb"]}"')
         return verb(index, op)
-
-    def _verb_get(self, _index: int, op: Mapping[str, Any]) -> list[dict[str, Any]]:
-        row = self._keys.get(op["Key"])
-        if row is None:
-            raise KeyRefused(f'key "{op["Key"]}" doesn\'t exist')
-        return [row.dump()]
-
-    def _verb_get_tree(self, _index: int, op: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [row.dump() for row in self.keys_under(op["Key"])[1]]
 
     def _verb_set(self, index: int, op: Mapping[str, Any]) -> list[dict[str, Any]]:
         row = self.set_key(index, op["Key"], _value(op), int(op.get("Flags") or 0))
@@ -280,7 +252,7 @@ class ClusterState:
             del self._checks[key]
             self._tables["checks"] = index
         self._touch(index, "services", {row.name})
-        if not any(one.name == row.name for one in self._services.values()):
+        if not any(other.name == row.name for other in self._services.values()):
             self._service_indexes.pop(row.name, None)
             self._tables["extinction"] = index
 
@@ -294,15 +266,8 @@ class ClusterState:
             touched = {row.service_name} if row.service_name else self._names_on(row.node)
             self._touch(index, "checks", touched)
 
-    def nodes(self) -> tuple[int, list[NodeRow]]:
-        return self._table_index("nodes"), [self._nodes[name] for name in sorted(self._nodes)]
-
-    def service_names(self) -> tuple[int, dict[str, list[str]]]:
-        names: dict[str, set[str]] = {}
-        for row in self._services.values():
-            names.setdefault(row.name, set()).update(row.tags)
-        index = max(self._table_index("nodes"), self._table_index("services"))
-        return index, {name: sorted(names[name]) for name in sorted(names)}
+    def services_on(self, node: str) -> list[ServiceRow]:
+        return [row for row in self._services.values() if row.node == node]
 
     def services(self, name: str) -> tuple[int, list[ServiceRow]]:
         """The instances of a service by node and id, with the service's own index."""
@@ -323,7 +288,7 @@ class ClusterState:
         return self._table_index("checks"), [row for row in rows if wanted(row)]
 
     def _names_on(self, node: str) -> set[str]:
-        return {row.name for row in self._services.values() if row.node == node}
+        return {row.name for row in self.services_on(node)}
 
     def _touch(self, index: int, table: str, service_names: Iterable[str]) -> None:
         self._tables[table] = index

@@ -28,14 +28,16 @@ from standfast.node.ports import BindMount, LiveTree
 from standfast.system.systemd import SystemdUnits
 from tests.contract.ports.holders import holder
 from tests.contract.ports.implementations import Implementation, each
-from tests.fakes.machine import FakeBind, config_in, fake_node
+from tests.fakes.machine import FakeBind, fake_node
 from tests.sim.machine import SimBind
 from tests.sim.one_node import make_live, on_a_node
+from tests.support.configs import config_in
+from tests.support.scripts import script
 from tests.support.volumes import command
 from tests.support.waiting import soon, wait_for
 
 PORTS = (BindMount,)
-SYSTEMCTL = """#!/bin/sh
+SYSTEMCTL = """\
 # One mount unit: it mounts a tmpfs of its own, or what the drop-in says.
 what=$(sed -n 's/^What=//p' {drop_in} 2>/dev/null)
 case "$*" in
@@ -78,16 +80,14 @@ def at(config: Config) -> tuple[Path, Path]:
 @contextlib.contextmanager
 def of_a_unit(directory: Path) -> Iterator[Scene]:
     tools = directory.with_name("bin")
-    tools.mkdir()
     runtime, unit = directory.with_name("units"), "the.mount"
     systemctl = SYSTEMCTL.format(
         drop_in=runtime / f"{unit}.d/standfast-bind.conf",
         unit=unit,
         bind=config_in(directory).paths.bind,
     )
-    for name, script in (("systemd-escape", f"#!/bin/sh\necho {unit}\n"), ("systemctl", systemctl)):
-        (tools / name).write_text(script)
-        (tools / name).chmod(0o755)
+    script(tools / "systemd-escape", f"echo {unit}")
+    script(tools / "systemctl", systemctl)
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
     with patch.dict(os.environ, path), kernel(directory, SystemdUnits(runtime)) as scene:
         yield replace(scene, take_the_path=None)

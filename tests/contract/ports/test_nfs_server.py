@@ -33,9 +33,10 @@ from standfast.system.systemd import JournalLine
 from tests.contract import ganesha
 from tests.contract.own_network import own_network
 from tests.contract.ports.implementations import Implementation, each
-from tests.fakes.machine import FakeNfs, World, config_in
+from tests.fakes.machine import FakeNfs, World
 from tests.sim.machine import SimNfs
 from tests.sim.one_node import give_the_lease, let_serve, on_a_node
+from tests.support.configs import config_in
 from tests.support.scripts import script as write_script
 from tests.support.storage_node import EPOCH, embedded_primary
 from tests.support.volumes import command

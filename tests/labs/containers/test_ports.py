@@ -17,10 +17,11 @@ from standfast.mounts.units import SystemdMountUnits
 from standfast.replication.timers import ReplicationTimers, timer_of
 from standfast.system.systemd import SystemdUnits
 from tests.contract.ports import test_mount_units, test_schedule, test_units
-from tests.fakes.machine import config_in
 from tests.labs.containers.lab import Lab
 from tests.labs.containers.node import Container
 from tests.support.checkout import CHECKOUT
+from tests.support.configs import config_in
+from tests.support.scripts import script
 from tests.support.waiting import soon
 
 UNITS = "/run/systemd/system"
@@ -49,10 +50,8 @@ def lab_node(lab_factory: Callable[..., Lab]) -> Iterator[Container]:
 @pytest.fixture
 def node(lab_node: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Container:
     """Its `systemctl` is the first on the path."""
-    tool = tmp_path / "bin" / "systemctl"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\nexec nsenter -t {lab_node.pid} -a --wd=/ systemctl "$@"\n')
-    tool.chmod(0o755)
+    entered = f'exec nsenter -t {lab_node.pid} -a --wd=/ systemctl "$@"'
+    tool = script(tmp_path / "bin" / "systemctl", entered)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
     return lab_node
 

@@ -13,10 +13,10 @@ from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
-from standfast.consul.records import Leader
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication import pins, state
+from standfast.replication.reporting import leader_of
 from standfast.replication.standby_step import Mark, Step
 from standfast.replication.timers import ReplicationTimers, timer_of
 from standfast.system.systemd import SystemdUnits
@@ -56,9 +56,8 @@ def _check(config: Config, gateway: ConsulGateway, node: str) -> None:
             f"restart standfast-agent@{config.volume}; on the primary also: systemctl restart "
             f"standfast-lease@{config.volume}. Then: standfast standby remove {node}",
         )
-    key = config.key("leader")
-    entry = gateway.get(key, consistent=True)
-    if entry is not None and Leader.parse(entry.value, key).holder.node == node:
+    leader = leader_of(config, gateway)
+    if leader is not None and leader.holder.node == node:
         raise Refused(
             Reason.SERVING,
             f"{node} is the primary of {config.volume} according to Consul: move the role first "

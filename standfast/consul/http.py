@@ -12,7 +12,6 @@ import http.client
 import io
 import socket
 import ssl
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from standfast.errors import ConfigError
+from standfast.errors import ConfigError, TimedOut
 from standfast.system.clock import Deadline, monotonic
+from standfast.system.single_flight import SingleFlight
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
@@ -46,7 +46,8 @@ class Endpoint:
         whose: str = "Consul",
         server_name: str = "",
     ) -> Endpoint:
-        """ConfigError when the text is not `host:port` or `http(s)://host:port`."""
+        """Returns the endpoint; ConfigError when the text is not `host:port` or
+        `http(s)://host:port`."""
         try:
             parts = urlsplit(text if "://" in text else f"{default_scheme}://{text}")
             host, port = parts.hostname, parts.port
@@ -95,6 +96,8 @@ class Answer:
 
 
 class Failure(Enum):
+    """How it came that there is no answer."""
+
     UNREACHABLE = "unreachable"
     """No connection, or no TLS session: nothing was sent."""
     TIMEOUT = "timeout"
@@ -118,7 +121,7 @@ def tls_context(
     *,
     table: str = "consul",
 ) -> ssl.SSLContext:
-    """A context that verifies the server's certificate and name; ConfigError for bad files.
+    """Returns a context that verifies the server's certificate and name; ConfigError for bad files.
 
     `table` of the configuration is the one that messages name.
     """
@@ -155,7 +158,7 @@ def exchange(
     connect_by: Deadline | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
-    """Send one request and read its whole answer by `deadline`; TransportError otherwise.
+    """Sends one request and reads its whole answer by `deadline`; TransportError otherwise.
 
     `connect_by` (default: the deadline) limits connecting alone, so that another address can
     still be asked. `tls` is required for an https endpoint.
@@ -264,14 +267,12 @@ def _connect(endpoint: Endpoint, deadline: Deadline, tls: ssl.SSLContext | None)
             name = endpoint.server_name or endpoint.host
             sock = _start_tls(sock, name, deadline, tls or tls_context())
         return _Link(sock, deadline)
-    except TimeoutError as error:
-        if sock is not None:
-            sock.close()
-        text = f"no connection within {monotonic() - started:.1f} s"
-        raise TransportError(Failure.TIMEOUT, text, sent=False) from error
     except (OSError, ValueError) as error:  # ValueError: a host name that can't be encoded
         if sock is not None:
             sock.close()
+        if isinstance(error, TimeoutError):
+            text = f"no connection within {monotonic() - started:.1f} s"
+            raise TransportError(Failure.TIMEOUT, text, sent=False) from error
         raise TransportError(Failure.UNREACHABLE, _describe(error), sent=False) from error
 
 
@@ -311,29 +312,23 @@ def _start_tls(
 
 def _resolve(host: str, port: int, deadline: Deadline) -> list[tuple[int, Any]]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return [(family, address) for family, _, _, _, address in found]
+        flags = socket.AI_NUMERICHOST
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        return [(family, address) for family, _, _, _, address in answers]
     except socket.gaierror:
         return _resolve_name(host, port, deadline)
 
 
 def _resolve_name(host: str, port: int, deadline: Deadline) -> list[tuple[int, Any]]:
     """The resolver has no deadline of its own: it gets a thread, left behind when it hangs."""
-    found: list[tuple[int, Any]] = []
-    failed: list[Exception] = []
 
-    def look_up() -> None:
-        try:
-            for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                found.append((family, address))
-        except (OSError, ValueError) as error:
-            failed.append(error)
+    def look_up() -> list[tuple[int, Any]]:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [(family, address) for family, _, _, _, address in answers]
 
-    thread = threading.Thread(target=look_up, name=f"resolve {host}", daemon=True)
-    thread.start()
-    thread.join(deadline.remaining_s())
-    if thread.is_alive():
-        raise TimeoutError(f"resolving {host}")
-    if failed:
-        raise OSError(f"the name can't be resolved: {failed[0]}") from failed[0]
-    return found
+    try:
+        return SingleFlight().look(host, look_up, deadline)
+    except TimedOut as error:
+        raise TimeoutError(f"resolving {host}") from error
+    except (OSError, ValueError) as error:
+        raise OSError(f"the name can't be resolved: {error}") from error

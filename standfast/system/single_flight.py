@@ -17,14 +17,15 @@ T = TypeVar("T")
 
 
 class SingleFlight:
-    """One look at a time at each source; for any thread."""
+    """Lets one look at a time go to each source; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flights: dict[Hashable, threading.Lock] = {}
 
     def look(self, source: Hashable, read: Callable[[], T], deadline: Deadline) -> T:
-        """What `read` returns or raises; TimedOut when it takes too long, or the one before does.
+        """Returns what `read` returns or raises; TimedOut when it takes too long, or the one before
+        does.
 
         A look that came too late ends by itself, unheard.
         """
@@ -32,12 +33,12 @@ class SingleFlight:
             flight = self._flights.setdefault(source, threading.Lock())
         if not flight.acquire(timeout=deadline.remaining_s()):
             raise TimedOut("the look before this one hangs, still")
-        found: list[Any] = []
+        answers: list[Any] = []
         failed: list[Exception] = []
 
         def work() -> None:
             try:
-                found.append(read())
+                answers.append(read())
             except Exception as error:  # noqa: BLE001  # raised again where it is waited for
                 failed.append(error)
             finally:
@@ -52,7 +53,7 @@ class SingleFlight:
         thread.join(deadline.remaining_s())
         if failed:
             raise failed[0]
-        if not found:
+        if not answers:
             raise TimedOut("no answer in time")
-        value: T = found[0]
+        value: T = answers[0]
         return value

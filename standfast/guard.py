@@ -68,7 +68,8 @@ class Question:
 def active_elsewhere(
     instances: Sequence[Instance], node: str, epoch: int, answers: Callable[[str, int], bool]
 ) -> Instance | None:
-    """Another node's instance that counts as active, given the epoch of the lease held here.
+    """Returns another node's instance that counts as active, given the epoch of the lease held
+    here.
 
     One with a lower epoch is the leftover of a dead primary, and counts only if its port answers
     this node: then the fence over there has failed. One without an epoch, or with this or a
@@ -88,7 +89,7 @@ def active_elsewhere(
 
 
 def check(question: Question) -> None:
-    """Return when this node may serve the volume now; Refused says why it may not."""
+    """Returns when this node may serve the volume now; Refused says why it may not."""
     config, limit = question.config, question.deadline
     question.consul.self_check(deadline=limit)
     epoch_key, leader_key = config.key("epoch"), config.key("leader")
@@ -115,7 +116,7 @@ def check(question: Question) -> None:
 
 
 def check_fence(config: Config, fence: FenceState) -> None:
-    """Refused when the port would be open to clients for longer than the lease lasts."""
+    """Raises Refused when the port would be open to clients for longer than the lease lasts."""
     if not fence.in_place:
         raise Refused(
             Reason.FENCE_NOT_ARMED,
@@ -200,7 +201,7 @@ def _check_volume(config: Config, epoch: int, store: VolumeStore) -> None:
 
 
 def refusal(error: BaseException) -> Refused:
-    """Any way of not getting a yes, as a refusal with its reason."""
+    """Turns any way of not getting a yes into a refusal with its reason."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, ConsulBlind):
@@ -219,7 +220,7 @@ def refusal(error: BaseException) -> Refused:
 
 
 def asked_here(config: Config, deadline: Deadline) -> Question:
-    """The question with this machine's real parts."""
+    """Returns the question with this machine's real parts."""
     made = parts()
     fence = made.fence(config)
     check_settled(config, fence)
@@ -238,7 +239,7 @@ Ask = Callable[["Config", Deadline], Question]
 
 
 def judge(config: Config, deadline: Deadline, ask: Ask = asked_here) -> None:
-    """The guard's question for one volume; Refused, nothing else."""
+    """Asks the guard's question for one volume; it raises Refused, nothing else."""
     try:
         check(ask(config, deadline))
     except Refused:
@@ -248,7 +249,7 @@ def judge(config: Config, deadline: Deadline, ask: Ask = asked_here) -> None:
 
 
 def node_verdict(configs: Sequence[Config], deadline: Deadline, ask: Ask = asked_here) -> str:
-    """The node's one NFS server may start when it may serve at least one volume; Refused.
+    """Returns the volumes that the node's one NFS server may serve; Refused when there is none.
 
     A volume that it may not serve must not be exported. Its epoch may be there still: what is left
     to put away may wait for a disk that is gone, and the others don't.
@@ -277,14 +278,15 @@ def _may_be_served(config: Config, deadline: Deadline, ask: Ask) -> bool:
 
 
 def words(error: Refused) -> str:
-    """The refusal as it stands in the journal; the runbook's text stands alone, as it is."""
+    """Returns the refusal as it stands in the journal; the runbook's text stands alone, as it
+    is."""
     if error.reason is Reason.OTHER_SERVER_ACTIVE:
         return str(error)
     return f"refused [{error.reason}]: {error}"
 
 
 def announce(config: Config, error: Refused) -> None:
-    """An entry in the journal, and on stderr unless that is the journal, too."""
+    """Makes an entry in the journal, and on stderr unless that is the journal, too."""
     event = happened(
         config,
         Kind.GUARD_REFUSED,
@@ -298,7 +300,7 @@ def announce(config: Config, error: Refused) -> None:
 
 
 def die_at(deadline: Deadline, config: Config) -> None:
-    """End this process with a refusal when the deadline passes, whatever it is waiting for."""
+    """Ends this process with a refusal when the deadline passes, whatever it is waiting for."""
 
     def end() -> None:
         sleep(deadline.remaining_s())
@@ -310,7 +312,7 @@ def die_at(deadline: Deadline, config: Config) -> None:
 
 
 def main(configs: Sequence[Config], deadline: Deadline) -> int:
-    """`standfast guard`: 0 the server may start, 1 it may not; one message either way."""
+    """Runs `standfast guard`: 0 the server may start, 1 it may not; one message either way."""
     die_at(deadline, configs[0])
     try:
         # A little earlier, so that what didn't answer is named.

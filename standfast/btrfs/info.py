@@ -37,7 +37,7 @@ _SUBVOL_SETFLAGS = (1 << 30) | (_FLAGS.size << 16) | (0x94 << 8) | 26  # _IOW(0x
 
 
 def parse(raw: bytes) -> TreeInfo:
-    """From the ioctl's answer."""
+    """Returns what the ioctl's answer says."""
     if len(raw) != _SIZE:
         raise ValueError(f"the kernel's answer has {len(raw)} bytes, not {_SIZE}")
     fields = _HEAD.unpack_from(raw)
@@ -50,7 +50,7 @@ def parse(raw: bytes) -> TreeInfo:
 
 
 def read(path: Path) -> TreeInfo | None:
-    """The subvolume whose root is `path`; None when it is something else or is gone.
+    """Returns the subvolume whose root is `path`; None when it is something else or is gone.
 
     OSError when the kernel can't say (damaged file system, no permission).
     """
@@ -59,7 +59,7 @@ def read(path: Path) -> TreeInfo | None:
 
 
 def stand_in(path: Path, content_id: str, of: Path) -> None:
-    """Make the writable subvolume `path` one that was received as `content_id`; read-only then.
+    """Makes the writable subvolume `path` one that was received as `content_id`; read-only then.
 
     `of` is the read-only subvolume that it is a snapshot of. Needs root; OSError as `read`.
     """
@@ -72,7 +72,7 @@ def stand_in(path: Path, content_id: str, of: Path) -> None:
 
 
 def mark_received(path: Path, content_id: str, changed_in: int = 0) -> None:
-    """Give the writable subvolume `path` a received UUID, with the sender's transaction."""
+    """Gives the writable subvolume `path` a received UUID, with the sender's transaction."""
     mark = _RECEIVED.pack(uuid.UUID(content_id).bytes, changed_in, 0, 0)
     with _opened(path) as descriptor:
         fcntl.ioctl(descriptor, _SET_RECEIVED_SUBVOL, bytearray(mark))

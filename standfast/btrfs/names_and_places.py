@@ -42,7 +42,7 @@ class TreeInfo:
 
 
 class Store(ABC):
-    """Both stores; a kind supplies the primitives at the end."""
+    """Has what both stores share; a kind supplies the primitives at the end."""
 
     kind: str
 
@@ -54,7 +54,7 @@ class Store(ABC):
     # What is here
 
     def file_system(self) -> str:
-        """Nothing is known of it, unless the kind of storage can say."""
+        """Returns nothing, unless the kind of storage can say."""
         return ""
 
     def live(self) -> LiveTree | None:
@@ -71,12 +71,12 @@ class Store(ABC):
         return LiveTree(path, info.uuid, writable=not info.read_only)
 
     def snapshots(self) -> tuple[Snapshot, ...]:
-        found = [*self._complete(received=False), *self._complete(received=True)]
-        return tuple(sorted(found, key=lambda one: (one.name, one.received)))
+        complete = [*self._complete(received=False), *self._complete(received=True)]
+        return tuple(sorted(complete, key=lambda snapshot: (snapshot.name, snapshot.received)))
 
     def unfinished(self) -> tuple[Path, ...]:
         standby = self._paths.standby
-        counted = {one.path for one in self._complete(received=True)}
+        counted = {snapshot.path for snapshot in self._complete(received=True)}
         visible = {path for path in _entries(standby) if not path.name.startswith(".")}
         return tuple(sorted(visible - counted)) + tuple(self._staged())
 
@@ -87,7 +87,7 @@ class Store(ABC):
         return tuple(sorted(path for path in kept if self._info(path) is not None))
 
     def nested(self) -> Sequence[str]:
-        """Other trees inside the live one, which its snapshots would leave out."""
+        """Returns the other trees inside the live one, which its snapshots would leave out."""
         live = self.live()
         return () if live is None else self._nested(live.path)
 
@@ -102,8 +102,8 @@ class Store(ABC):
     def _usage(self) -> tuple[int, int]:
         for path in (self._paths.standby, self._paths.live.parent):
             if path.exists():
-                found = disk_usage(path)
-                return found.used, found.free
+                usage = disk_usage(path)
+                return usage.used, usage.free
         raise StandfastError(
             f"neither {self._paths.standby} nor {self._paths.live.parent} exists; is the "
             f"volume's file system mounted?"
@@ -112,7 +112,7 @@ class Store(ABC):
     # The live tree
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
-        """The name is moved on where needed: names here are unique and strictly rise."""
+        """Moves the name on where needed: names here are unique and strictly rise."""
         live = self.live()
         if live is None:
             raise Refused(
@@ -125,7 +125,7 @@ class Store(ABC):
             target = self._paths.snapshots / str(chosen)
             if self._snapshot(live.path, target, read_only=True):
                 self._sync(target)
-                return self._load(target, chosen, received=False)
+                return self._just_made(target, chosen, received=False)
         raise Refused(
             Reason.BUSY, f"{self._paths.snapshots}: others keep taking snapshots there; try again"
         )
@@ -152,7 +152,7 @@ class Store(ABC):
             self._set_read_only(live.path, not writable)
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:  # noqa: ARG002
-        """Nobody, unless the kind of storage can say."""
+        """Returns nobody, unless the kind of storage can say."""
         return ()
 
     def ailment(self, deadline: Deadline) -> Ailment | None:
@@ -203,15 +203,15 @@ class Store(ABC):
         snapshot: Snapshot,  # noqa: ARG002
         parent: Snapshot | None,  # noqa: ARG002
     ) -> int | None:
-        """None, unless the kind of storage can say."""
+        """Returns None, unless the kind of storage can say."""
         return None
 
     def abilities(self) -> Sequence[str]:
-        """Nothing more than a plain stream, unless the kind of storage can."""
+        """Returns nothing more than a plain stream, unless the kind of storage can."""
         return ()
 
     def prepare_parent(self, content_id: str) -> None:  # noqa: B027
-        """Nothing to do, unless the kind of storage wants it."""
+        """Does nothing, unless the kind of storage wants it."""
 
     @abstractmethod
     def receive_argv(self, staging: Path) -> list[str]: ...
@@ -233,7 +233,7 @@ class Store(ABC):
         staged = self._staged()
         path = self._paths.standby / STAGING / str(name)
         if staged != (path,):
-            names = ", ".join(one.name for one in staged) or "nothing"
+            names = ", ".join(tree.name for tree in staged) or "nothing"
             raise Refused(
                 Reason.INCOMPLETE, f"the stream held {names}; announced was {name}: not published"
             )
@@ -257,11 +257,11 @@ class Store(ABC):
                 f"{target} exists already and is no published snapshot; look at it, delete it",
             )
         self._sync(target)
-        return self._load(target, name, received=True)
+        return self._just_made(target, name, received=True)
 
     def delete(self, snapshots: Sequence[Snapshot]) -> None:
         if snapshots:
-            self._delete([one.path for one in snapshots])
+            self._delete([snapshot.path for snapshot in snapshots])
 
     # Names
 
@@ -273,10 +273,9 @@ class Store(ABC):
                 continue
             if name.base != self._base:
                 continue
-            info = self._info(path)
-            if info is None or not info.read_only or (received and info.received_uuid is None):
-                continue
-            yield Snapshot(name, path, info.content_id, received)
+            snapshot = self._snapshot_at(path, name, received=received)
+            if snapshot is not None:
+                yield snapshot
 
     def _next_name(self, wanted: SnapshotName) -> SnapshotName:
         """`wanted`, or the second after the latest name in use, complete or not."""
@@ -295,11 +294,18 @@ class Store(ABC):
             )
         return chosen
 
-    def _load(self, path: Path, name: SnapshotName, *, received: bool) -> Snapshot:
+    def _snapshot_at(self, path: Path, name: SnapshotName, *, received: bool) -> Snapshot | None:
+        """The complete snapshot at `path`; None when what is there doesn't count as one."""
         info = self._info(path)
         if info is None or not info.read_only or (received and info.received_uuid is None):
-            raise StandfastError(f"{path} is not the {self._kind} that was just made there")
+            return None
         return Snapshot(name, path, info.content_id, received)
+
+    def _just_made(self, path: Path, name: SnapshotName, *, received: bool) -> Snapshot:
+        snapshot = self._snapshot_at(path, name, received=received)
+        if snapshot is None:
+            raise StandfastError(f"{path} is not the {self._kind} that was just made there")
+        return snapshot
 
     def _refuse_nested(self, live: Path) -> None:
         nested = self._nested(live)
@@ -359,8 +365,8 @@ class Store(ABC):
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or of those above it the first that exists."""
-    return next(one for one in (path, *path.parents) if one.exists())
+    """Returns the path itself, or of those above it the first that exists."""
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
 
 
 def _entries(directory: Path) -> list[Path]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import struct
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from standfast.btrfs.names_and_places import nearest
 from standfast.errors import CommandFailed, TimedOut
 from standfast.system.clock import Deadline
+from standfast.system.mountinfo import around, parse_mountinfo
 from standfast.system.run import run
 
 _FS_INFO_SIZE = 1024
@@ -22,25 +20,12 @@ _FS_INFO_SIZE = 1024
 _FS_INFO_HEAD = struct.Struct("=QQ16s")
 _FS_INFO = (2 << 30) | (_FS_INFO_SIZE << 16) | (0x94 << 8) | 31  # _IOR(0x94, 31, args)
 _SUBVOLUME_ROOT_INODE = 256
-_ESCAPED = re.compile(r"\\([0-7]{3})")
 _BLKID_TIMEOUT_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of /proc/self/mountinfo; `shown` is what of its file system is seen at `point`."""
-
-    point: Path
-    shown: str
-
-    @property
-    def shows_a_subvolume(self) -> bool:
-        """False for a bind mount of a mere directory."""
-        return self.point.stat().st_ino == _SUBVOLUME_ROOT_INODE
-
-
 def file_system(path: Path) -> str | None:
-    """UUID of the btrfs that has the path (or will have it); None when that is no btrfs."""
+    """Returns the UUID of the btrfs that has the path (or will have it); None when that is no
+    btrfs."""
     descriptor = os.open(nearest(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         answer = bytearray(_FS_INFO_SIZE)
@@ -54,31 +39,20 @@ def file_system(path: Path) -> str | None:
     return str(uuid.UUID(bytes=_FS_INFO_HEAD.unpack_from(answer)[2]))
 
 
-def mount_of(path: Path, mountinfo: str) -> Mount:
-    """The mount through which the path (or what is above it) is seen."""
-    wanted = nearest(path).resolve()
-    found = Mount(Path("/"), "/")
-    for mount in _mounts(mountinfo):
-        inside = wanted == mount.point or mount.point in wanted.parents
-        # The later of two at one point hides the other.
-        if inside and len(mount.point.parts) >= len(found.point.parts):
-            found = mount
-    return found
+def mount_point_of(path: Path, mountinfo: str) -> Path:
+    """Returns where the mount is through which the path (or what is above it) is seen."""
+    mount = around(parse_mountinfo(mountinfo), nearest(path).resolve())
+    return Path("/" if mount is None else mount.point)
 
 
-def _mounts(mountinfo: str) -> Iterator[Mount]:
-    for line in mountinfo.split("\n"):
-        fields = line.split(" ")
-        if len(fields) > 5:
-            yield Mount(Path(_unescaped(fields[4])), _unescaped(fields[3]))
-
-
-def _unescaped(text: str) -> str:
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)
+def shows_a_subvolume(mount_point: Path) -> bool:
+    """Tells a mounted subvolume from a bind mount of a mere directory."""
+    return mount_point.stat().st_ino == _SUBVOLUME_ROOT_INODE
 
 
 def copies_of(file_system_uuid: str) -> tuple[str, ...]:
-    """Devices that all claim to be the same device of this file system; () when there is one.
+    """Returns devices that all claim to be the same device of this file system; () when there is
+    one.
 
     A file system of several devices has one UUID, too, but each device has its own beside it.
     """
@@ -91,7 +65,7 @@ def copies_of(file_system_uuid: str) -> tuple[str, ...]:
 
 
 def parse_copies(blkid: str, file_system_uuid: str) -> tuple[str, ...]:
-    """From what `blkid -o export` prints."""
+    """Returns them from what `blkid -o export` prints."""
     devices: dict[str, list[str]] = {}
     for block in blkid.split("\n\n"):
         of = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)

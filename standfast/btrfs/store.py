@@ -65,7 +65,8 @@ class BtrfsStore(Store):
         return (COMPRESSED_DATA,) if btrfs_versions.here_moves_compressed_data() else ()
 
     def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
-        """Bytes of the plain stream, from one without data; compressed extents count in full."""
+        """Returns the bytes of the plain stream, from one without data; compressed extents count in
+        full."""
         outline, sink = os.pipe()
         with ThreadPoolExecutor(1) as reader:
             size = reader.submit(_size_of_outline, outline)
@@ -77,25 +78,25 @@ class BtrfsStore(Store):
                     stdout=sink,
                 )
             except (CommandFailed, TimedOut) as error:
-                log.debug("how much %s is can't be said: %s", snapshot.name, error)
+                log.debug("how large %s is in a stream is unknown: %s", snapshot.name, error)
                 return None
             finally:
                 os.close(sink)  # the reader's end of input
             try:
                 return size.result()
             except ValueError as error:
-                log.debug("how much %s is can't be said: %s", snapshot.name, error)
+                log.debug("how large %s is in a stream is unknown: %s", snapshot.name, error)
                 return None
 
     def file_system(self) -> str:
         place = self._paths.live.parent
-        found = file_system(place)
-        if found is None:
+        uuid = file_system(place)
+        if uuid is None:
             raise StandfastError(
                 f"{place} is on no btrfs: the volume's disk is not mounted there. Mount it; "
                 f"nothing was touched"
             )
-        return found
+        return uuid
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
         from standfast.btrfs.writers import writers_of  # nothing that a cycle or the guard needs
@@ -103,16 +104,16 @@ class BtrfsStore(Store):
         return writers_of(self._paths.live, self._paths.run, deadline)
 
     def prepare_parent(self, content_id: str) -> None:
-        """What this node itself wrote stands in as received while something is built on it.
+        """Has what this node itself wrote stand in as received while something is built on it.
 
         btrfs-progs before 6.10.1 look for the source of a reflink only among received
         subvolumes ("clone: did not find source subvol"), so every increment that comes back to
         the node its parent comes from would fail once it holds `cp big big.bak && rm big`.
         """
-        known = [one for one in self.snapshots() if one.content_id == content_id]
+        known = [snapshot for snapshot in self.snapshots() if snapshot.content_id == content_id]
         if not known:
             raise Refused(Reason.UNKNOWN_PARENT, f"no snapshot {content_id} is here to build on")
-        if any(one.received for one in known):
+        if any(snapshot.received for snapshot in known):
             return
         anchor = self._paths.standby / STAGING / f"{_ANCHOR}{content_id}"
         if not self._snapshot(known[0].path, anchor, read_only=False):
@@ -193,6 +194,7 @@ def _size_of_outline(descriptor: int) -> int:
 
 
 def parse_listed_paths(text: str) -> list[str]:
-    """The paths in what `btrfs subvolume list` prints, relative to the file system's top."""
-    found = (_LISTED_PATH.search(line) for line in text.splitlines())
-    return [match["path"] for match in found if match is not None]
+    """Returns the paths in what `btrfs subvolume list` prints, relative to the file system's
+    top."""
+    matches = (_LISTED_PATH.search(line) for line in text.splitlines())
+    return [match["path"] for match in matches if match is not None]

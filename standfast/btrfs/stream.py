@@ -32,7 +32,8 @@ class Command(NamedTuple):
 
 
 def commands(stream: IO[bytes]) -> Iterator[Command]:
-    """Every command up to the end mark; ValueError when this is no stream, or not a whole one."""
+    """Yields every command up to the end mark; ValueError when this is no stream, or not a whole
+    one."""
     magic, version = HEADER.unpack(_exactly(stream, HEADER.size))
     if magic != MAGIC:
         raise ValueError(f"not a stream of btrfs: it begins with {magic!r}")
@@ -48,7 +49,8 @@ def commands(stream: IO[bytes]) -> Iterator[Command]:
 
 
 def attribute(body: bytes, wanted: int) -> bytes | None:
-    """The value of a command's attribute, None when it has none. Not for DATA of version 2."""
+    """Returns the value of a command's attribute, None when it has none. Not for DATA of
+    version 2."""
     at = 0
     while at + ATTRIBUTE.size <= len(body):
         kind, length = ATTRIBUTE.unpack_from(body, at)
@@ -60,7 +62,8 @@ def attribute(body: bytes, wanted: int) -> bytes | None:
 
 
 def size_from_outline(stream: IO[bytes]) -> int:
-    """Bytes, about, of the stream whose `btrfs send --no-data` this is; ValueError as above.
+    """Returns about the bytes of the stream whose `btrfs send --no-data` this is; ValueError as
+    above.
 
     Such a stream has, instead of each piece of data, a command with the piece's length.
     """

@@ -27,17 +27,19 @@ _VERSION = re.compile(r"\d+(?:\.\d+)+")
 
 
 def parse(text: str) -> Version:
-    """The first version number in a text (`6.1.0-37-amd64`, `btrfs-progs v6.2`); () for none."""
-    found = _VERSION.search(text)
-    return tuple(int(part) for part in found[0].split(".")) if found is not None else ()
+    """Returns the first version number in a text (`6.1.0-37-amd64`, `btrfs-progs v6.2`); () for
+    none."""
+    match = _VERSION.search(text)
+    return tuple(int(part) for part in match[0].split(".")) if match is not None else ()
 
 
 def kernel() -> str:
+    """Returns the release of the running kernel, as `6.1.0-37-amd64`."""
     return os.uname().release
 
 
 def progs() -> str | None:
-    """As `6.2`; None when there are none."""
+    """Returns the version of btrfs-progs, as `6.2`; None when there are none."""
     try:
         said = run(["btrfs", "--version"], deadline=Deadline.after(_TIMEOUT_S), op="version")
     except (CommandFailed, TimedOut):
@@ -46,7 +48,7 @@ def progs() -> str | None:
 
 
 def moves_compressed_data(kernel_release: str, progs_version: str | None) -> bool:
-    """Whether this end, sending or receiving, may be given compressed extents as they are."""
+    """Tells whether this end, sending or receiving, may be given compressed extents as they are."""
     return (
         parse(kernel_release) >= COMPRESSED_DATA_KERNEL
         and parse(progs_version or "") >= COMPRESSED_DATA_PROGS
@@ -54,7 +56,8 @@ def moves_compressed_data(kernel_release: str, progs_version: str | None) -> boo
 
 
 def here_moves_compressed_data() -> bool:
-    """Of this machine; every receive asks, so a process is spent only where the kernel will do."""
+    """Tells the same of this machine; every receive asks, so a process is spent only where the
+    kernel will do."""
     release = kernel()
     if parse(release) < COMPRESSED_DATA_KERNEL:
         return False

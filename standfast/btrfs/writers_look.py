@@ -31,7 +31,7 @@ APART_S = 1
 
 
 def read(path: Path) -> str:
-    """Empty when it is gone, or not to be seen."""
+    """Returns the text of a file; empty when it is gone, or not to be seen."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -39,6 +39,7 @@ def read(path: Path) -> str:
 
 
 def is_of(subvolume: int, path: Path) -> bool:
+    """Tells whether a path is of the subvolume; not of it where that can't be seen."""
     try:
         return path.stat().st_dev == subvolume
     except OSError:
@@ -46,7 +47,7 @@ def is_of(subvolume: int, path: Path) -> bool:
 
 
 def apart(ask: Callable[[], str]) -> str:
-    """What it says in a process of its own; empty when that hangs.
+    """Returns what `ask` says in a process of its own; empty when that hangs.
 
     Even waits for a dead server, and for the memory of a process that hangs there, end at a deadly
     signal.
@@ -66,11 +67,12 @@ def apart(ask: Callable[[], str]) -> str:
 
 
 def is_of_apart(subvolume: int, path: Path) -> bool:
+    """Tells the same by a process of its own, as the path may be on a dead server."""
     return apart(lambda: "yes" if is_of(subvolume, path) else "") == "yes"
 
 
 def target_of(descriptor: Path) -> str:
-    """Empty when it was closed just now."""
+    """Returns what a descriptor is of; empty when it was closed just now."""
     try:
         return str(descriptor.readlink())
     except OSError:
@@ -78,7 +80,7 @@ def target_of(descriptor: Path) -> str:
 
 
 def opened(process: Path, subvolume: int, own: set[str], others: set[str]) -> Iterator[str]:
-    """What is open for writing."""
+    """Yields what is open for writing."""
     try:
         descriptors = list((process / "fd").iterdir())
     except OSError:
@@ -99,7 +101,7 @@ def opened(process: Path, subvolume: int, own: set[str], others: set[str]) -> It
 
 
 def mapped(process: Path, subvolume: int, device: str) -> Iterator[str]:
-    """What is shared memory for writing; a file that is closed stays mapped."""
+    """Yields what is shared memory for writing; a file that is closed stays mapped."""
     for line in read(process / "maps").split("\n"):
         fields = line.split(None, 5)
         if len(fields) < 6 or fields[1][1] + fields[1][3] != "ws":
@@ -112,13 +114,14 @@ def mapped(process: Path, subvolume: int, device: str) -> Iterator[str]:
 
 
 def mapped_by_hanging(process: Path, subvolume: int, device: str) -> Iterator[str]:
-    """The same of a process whose memory may be locked while it waits."""
-    if found := apart(lambda: next(mapped(process, subvolume, device), "")):
-        yield found
+    """Yields the same of a process whose memory may be locked while it waits."""
+    if file := apart(lambda: next(mapped(process, subvolume, device), "")):
+        yield file
 
 
 def backing_device(loop: str) -> int | None:
-    """The file system of the file behind a loop device; None: none, or it can't be opened here."""
+    """Returns the file system of the file behind a loop device; None: none, or it can't be opened
+    here."""
     info = bytearray(LOOP_INFO_BYTES)
     try:
         descriptor = os.open(DEV / loop, os.O_RDONLY | os.O_CLOEXEC)
@@ -134,7 +137,7 @@ def backing_device(loop: str) -> int | None:
 
 
 def looped(subvolume: int) -> Iterator[tuple[str, str]]:
-    """Loop devices that write into a file of the subvolume, and that file."""
+    """Yields the loop devices that write into a file of the subvolume, and that file."""
     for backing in BLOCK.glob("loop*/loop/backing_file"):
         device = backing.parent.parent
         if read(device / "ro").strip() == "0" and backing_device(device.name) == subvolume:
@@ -142,7 +145,7 @@ def looped(subvolume: int) -> Iterator[tuple[str, str]]:
 
 
 def main(live: str, device: str, own: str, others: str) -> None:
-    """One line a process: its id, its name, a file."""
+    """Prints one line a process: its id, its name, a file."""
     subvolume = Path(live).stat().st_dev
     numbers = set(own.split(",")), set(others.split(","))
     for device_name, image in looped(subvolume):

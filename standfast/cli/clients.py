@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,13 +12,14 @@ from standfast.agent.wake import drain
 from standfast.assembly.client import parts_of, restart_late
 from standfast.assembly.parts import parts
 from standfast.cli.output import note, print_json
+from standfast.cli.targets import for_each_volume
 from standfast.clients.loop import Outcome, Remount
 from standfast.clients.plan import plan_for
 from standfast.clients.record import report
 from standfast.clients.units import unit_files
-from standfast.config.load import config_dir, config_files, load, load_volume
+from standfast.config.load import load_volume
 from standfast.config.model import Config
-from standfast.errors import ConfigError, Refused, StandfastError
+from standfast.errors import Refused, StandfastError
 from standfast.events.log import set_up_log
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
@@ -40,29 +40,14 @@ def remount(args: argparse.Namespace) -> int:
         # The timer has no event on stdin.
         if args.event != "timer" and sys.stdin is not None and not sys.stdin.closed:
             drain(sys.stdin.fileno(), Deadline.after(DRAIN_S))
-    code = 0
-    wrong: ConfigError | None = None
-    for config in _configs(args.volume):
-        if isinstance(config, ConfigError):  # the other volumes are looked after all the same
-            wrong = config
-        elif by_event:
+
+    def act(config: Config) -> int:
+        if by_event:
             _by_event(config, args.event)
-        else:
-            code = max(code, _by_hand(config, args.dry_run, args.json))
-    if wrong is not None:
-        raise wrong
-    return code
+            return 0
+        return _by_hand(config, args.dry_run, args.json)
 
-
-def _configs(volume: str | None) -> Iterator[Config | ConfigError]:
-    if volume is not None:
-        yield load_volume(volume, require_storage=False)
-        return
-    for path in config_files(config_dir()):
-        try:
-            yield load(path, require_storage=False)
-        except ConfigError as error:
-            yield error
+    return for_each_volume(args.volume, act)
 
 
 def _by_event(config: Config, event: str) -> None:

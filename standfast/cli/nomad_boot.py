@@ -38,7 +38,7 @@ PORT = 4646
 
 
 class Servers(Protocol):
-    """What is needed of one of Nomad's other agents."""
+    """What this command needs of one of Nomad's other agents."""
 
     def nodes(self, names: Sequence[str] | None = None) -> Sequence[Node]: ...
 
@@ -64,10 +64,8 @@ def serves(config: Config) -> bool:
     return status is not None and status.serves(monotonic())
 
 
-def addresses(config: Config) -> Iterator[str]:
+def addresses(config: Config, consul: ConsulGateway) -> Iterator[str]:
     """Yields the addresses of Nomad's other agents, from Consul's catalog."""
-
-    consul = ConsulGateway.from_config(config, timeout_s=2.0)
     _, _, port = config.nomad.address.rpartition(":")
     wanted = int(port) if port.isdecimal() else PORT
     for instance in consul.instances(SERVICE, consistent=False):
@@ -78,11 +76,10 @@ def addresses(config: Config) -> Iterator[str]:
 
 def attempt(config: Config) -> Sequence[str]:
     """Asks one server after the other; StandfastError when none answered."""
-
     error: StandfastError = TimedOut(f"Consul knows no other agent of the service {SERVICE} yet")
-    for address in addresses(config):
+    consul = ConsulGateway.from_config(config, timeout_s=2.0)
+    for address in addresses(config, consul):
         there = replace(config, nomad=replace(config.nomad, address=address))
-        consul = ConsulGateway.from_config(config, timeout_s=2.0)
         try:
             return quarantine_own(config, NomadAgent.from_config(there, timeout_s=3.0), consul)
         except StandfastError as failed:

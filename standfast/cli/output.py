@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from standfast.replication.failures import reason_of
 from standfast.text import clean, clean_lines
 
 
@@ -19,7 +20,13 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(padded).rstrip())
 
 
+def cell(value: Any, show: Callable[[Any], str] = str) -> str:
+    """Returns what a table shows of a value: `-` for None."""
+    return "-" if value is None else show(value)
+
+
 def print_json(doc: Any) -> None:
+    """Prints a document; ValueError for a number that JSON doesn't have."""
     print(json.dumps(doc, indent=2, allow_nan=False))
 
 
@@ -31,10 +38,11 @@ def print_done(as_json: bool, text: str, **facts: Any) -> None:
         print(clean_lines(text))
 
 
+def error_fields(error: Exception) -> dict[str, Any]:
+    """Returns how a JSON document tells an error: its text and its reason code."""
+    return {"error": str(error), "reason": str(reason_of(error))}
+
+
 def note(text: str) -> None:
     """Prints a line for people to stderr, beside the output."""
     print(clean(text), file=sys.stderr, flush=True)
-
-
-def without_none(doc: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in doc.items() if value is not None}

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from standfast.ages import Origin
 from standfast.assembly.parts import open_store
-from standfast.cli.output import note, print_json, print_table
+from standfast.cli.output import cell, note, print_json, print_table
 from standfast.cli.shown_ages import origins_here
 from standfast.cli.snapshots import kind_of
 from standfast.config.load import load_volume
@@ -96,7 +96,7 @@ def _row(kept: Kept, taken: Taken, fate: str) -> Sequence[str]:
     old_s = age_s(name, _time(kept.snapshot, taken))
     why = ", ".join(kept.reasons)
     shown = why if kept.reasons == (fate,) else f"kept: {why}"
-    return (name, "-" if old_s is None else duration(old_s), kind_of(kept.snapshot), shown)
+    return (name, cell(old_s, duration), kind_of(kept.snapshot), shown)
 
 
 def _item(snapshot: Snapshot, taken: Taken) -> dict[str, object]:

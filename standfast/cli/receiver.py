@@ -136,9 +136,9 @@ def _received(connection: socket.socket, sessions: int) -> Iterator[tuple[str, s
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(raw)
     if user not in (0, os.geteuid()):
-        raise ValueError(f"user {user} may not")
+        raise ValueError(f"user {user} may not hand a conversation over")
     if sessions >= MOST_SESSIONS:
-        raise ValueError(f"{sessions} are at work")
+        raise ValueError(f"{sessions} conversations are under way, and no more may be")
     connection.settimeout(REQUEST_S)
     connection.send(__version__.encode())
     request, descriptors, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)

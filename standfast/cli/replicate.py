@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from standfast.assembly.parts import open_store
-from standfast.cli.output import note, print_done, print_json
+from standfast.cli.output import error_fields, note, print_done, print_json
 from standfast.cli.shown_ages import age_by_record, origins_here
+from standfast.cli.targets import standbys_of
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import PATIENT_S, ConsulGateway
@@ -21,8 +22,8 @@ from standfast.events import hooks, journal
 from standfast.events.events import Kind, happened
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.replication import parents, pins, session, wire
-from standfast.replication.cycle import CycleResult, Sender
+from standfast.replication import parents, session, wire
+from standfast.replication.cycle import CycleResult, Sender, served_before
 from standfast.replication.failures import reason_of
 from standfast.replication.progress import above_bars, showing
 from standfast.replication.published import next_name
@@ -63,10 +64,10 @@ class Outcome:
         )
 
     def document(self) -> dict[str, Any]:
-        if self.result is None:
-            reason = None if self.error is None else str(reason_of(self.error))
-            return {"standby": self.standby, "error": str(self.error), "reason": reason}
+        if self.error is not None:
+            return {"standby": self.standby, **error_fields(self.error)}
         done = self.result
+        assert done is not None
         return {
             "standby": self.standby,
             "snapshot": str(done.snapshot),
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs `standfast replicate`."""
     volume, standby = _target(args)
     config = load_volume(volume)
-    standbys = _standbys(config, standby)
+    standbys = standbys_of(config, standby)
     if args.dry_run:
         plans = [_plan(config, name, full=args.full) for name in standbys]
         print_done(args.json, "\n".join(plan["text"] for plan in plans), dry_run=True, plans=plans)
@@ -137,9 +138,8 @@ def _cycles(config: Config, standbys: Sequence[str], how: How) -> Iterator[Outco
 
 def _one(config: Config, standby: str, how: How, position: int) -> Outcome:
     try:
-        sender = Sender(
-            config, open_store(config), ConsulGateway.from_config(config, timeout_s=PATIENT_S)
-        )
+        gateway = ConsulGateway.from_config(config, timeout_s=PATIENT_S)
+        sender = Sender(config, open_store(config), gateway)
         with showing(standby, quiet=how.quiet, position=position) as progress:
             return Outcome(standby, sender.cycle(standby, full=how.full, on_progress=progress))
     except Exception as error:  # noqa: BLE001  # every standby has its result, whatever happened
@@ -179,11 +179,7 @@ def _document(outcomes: Sequence[Outcome], refusal: Refused | None) -> dict[str,
     doc: dict[str, Any] = {"done": refusal is None}
     doc["replicated"] = [outcome.document() for outcome in ordered]
     if refusal is not None:
-        doc |= {
-            "error": str(refusal),
-            "reason": str(refusal.reason),
-            "exit_code": refusal.exit_code,
-        }
+        doc |= {**error_fields(refusal), "exit_code": refusal.exit_code}
     return doc
 
 
@@ -194,20 +190,6 @@ def _target(args: argparse.Namespace) -> tuple[str | None, str | None]:
     if not (volume and colon and standby) or args.volume or args.standby:
         raise UsageError("--instance takes VOLUME:STANDBY and stands alone")
     return volume, standby
-
-
-def _standbys(config: Config, standby: str | None) -> tuple[str, ...]:
-    known = ", ".join(config.standbys) or "there is none"
-    if standby is None and config.standbys:
-        return config.standbys
-    if standby is None or standby not in config.standbys:
-        wanted = standby or "no standby"
-        raise Refused(
-            Reason.UNKNOWN_NODE,
-            f"{wanted} is not another storage node of {config.volume}: {known}. "
-            f"The nodes are in {config.source}",
-        )
-    return (standby,)
 
 
 # The dry run
@@ -284,7 +266,7 @@ def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: 
         common = parents.newest_common(ours, there, coming)
         parent = None if full else parents.choose(
             standby, common, there, may_be_full=config.replication.allow_full,
-            served_before=_served_before(config, standby),
+            served_before=served_before(config, standby),
         )  # fmt: skip
         own = [snapshot for snapshot in ours if not snapshot.received and snapshot.name < name]
         newest = max(own, key=lambda snapshot: snapshot.name, default=None)
@@ -293,12 +275,3 @@ def outlook(config: Config, standby: str, there: Sequence[wire.Offer], *, full: 
         return Outlook(None if parent is None else str(parent.name), store.estimate(newest, parent))
     except Refused as refusal:
         return Outlook(refused=str(refusal))
-
-
-def _served_before(config: Config, standby: str) -> bool:
-    """As a cycle sees it: a pin, or doubt."""
-    try:
-        pin = pins.load(config).get(standby)
-        return pin is not None and pin.sure
-    except StandfastError:
-        return True

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standfast.config.load import config_dir, config_files, load, load_all, load_volume
+from standfast.config.load import load_all, load_volume
 from standfast.errors import ConfigError, Refused, UsageError
 from standfast.events.log import set_up_log
 from standfast.reasons import Reason
@@ -150,15 +150,6 @@ def reconcile(args: argparse.Namespace) -> int:
     """Runs `standfast reconcile`: the volume's agent, or each agent here, looks again now."""
     set_up_log()
     from standfast.agent import wake as body
+    from standfast.cli.targets import for_each_volume
 
-    if args.volume is not None:
-        return body.main(load_volume(args.volume, require_storage=False), args.event)
-    wrong: ConfigError | None = None
-    for path in config_files(config_dir()):
-        try:
-            body.main(load(path, require_storage=False), args.event)
-        except ConfigError as error:  # the other volumes are looked after all the same
-            wrong = error
-    if wrong is not None:
-        raise wrong
-    return 0
+    return for_each_volume(args.volume, lambda config: body.main(config, args.event))

@@ -11,14 +11,13 @@ from msgspec import UNSET
 
 from standfast.ages import Origin, age_of
 from standfast.assembly.parts import open_store
-from standfast.cli.output import note, print_json, print_table
+from standfast.cli.output import cell, error_fields, note, print_json, print_table
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.names import parse_aside
 from standfast.node.ports import Snapshot
 from standfast.replication import pins, session, wire
-from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import origins_of_snapshots
 from standfast.system.clock import Deadline, instant, utc_now
@@ -48,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def kind_of(snapshot: Snapshot) -> str:
+    """Returns whether a snapshot was taken here (own) or received (published)."""
     return "published" if snapshot.received else "own"
 
 
@@ -117,17 +117,16 @@ def _print_here(config: Config, here: Doc) -> None:
 
 
 def _row(snapshot: Doc) -> Sequence[str]:
-    believed = snapshot["age_s"] is not None
-    remarks = [] if believed else ["of unknown age: a clock was set back"]
+    remarks = ["of unknown age: a clock was set back"] if snapshot["age_s"] is None else []
     if snapshot["pinned_for"]:
         remarks.append(f"pinned for {', '.join(snapshot['pinned_for'])}")
     if snapshot["epoch"] is None:
         remarks.append("not made by Standfast")
     return (
         snapshot["path"],
-        duration(snapshot["age_s"]) if believed else "-",
+        cell(snapshot["age_s"], duration),
         snapshot["kind"],
-        "-" if snapshot["epoch"] is None else str(snapshot["epoch"]),
+        cell(snapshot["epoch"]),
         "; ".join(remarks),
     )
 
@@ -139,9 +138,9 @@ def _aside_row(tree: Doc) -> Sequence[str]:
     }
     return (
         tree["path"],
-        "-" if tree["age_s"] is None else duration(tree["age_s"]),
+        cell(tree["age_s"], duration),
         tree["kind"],
-        "-" if tree["epoch"] is None else str(tree["epoch"]),
+        cell(tree["epoch"]),
         why.get(tree["kind"], ""),
     )
 
@@ -162,7 +161,7 @@ def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
         with session.greet(config, node, deadline, wire.Purpose.ASK) as (conversation, welcome):
             session.end(conversation, deadline)
     except (StandfastError, OSError) as error:
-        return {"node": node, "error": str(error), "reason": str(reason_of(error))}
+        return {"node": node, **error_fields(error)}
     ages = welcome.ages or (None,) * len(welcome.snapshots)
     return {
         "node": node,
@@ -205,7 +204,6 @@ def _print_other(other: Doc) -> None:
 
 
 def _offer_row(offer: Doc, ageless: str) -> tuple[str, str, str, str]:
-    age = "-" if offer["age_s"] is None else duration(offer["age_s"])
     remarks = ["here, too"] if offer["here_too"] else []
     remarks += [ageless] if offer["age_s"] is None else []
-    return (offer["name"], age, offer["kind"], "; ".join(remarks))
+    return (offer["name"], cell(offer["age_s"], duration), offer["kind"], "; ".join(remarks))

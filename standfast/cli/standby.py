@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from standfast.ages import Origin
-from standfast.cli.output import note, print_json, print_table
+from standfast.cli.output import cell, note, print_json, print_table
 from standfast.cli.shown_ages import age_by_record, origins_here
 from standfast.config.load import load_volume
 from standfast.config.model import Config
@@ -111,12 +111,11 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         failed = item["last_failure"]
         ago = duration(max(0.0, utc_now() - failed["at"]))
         remarks.append(f"failed {ago} ago: {failed['reason']}: {failed['text']}")
-    known = item["age_s"] is not None
     return (
         item["node"],
-        item["snapshot"] or "-",
-        duration(item["age_s"]) if known else "-",
-        "-" if item["epoch"] is None else str(item["epoch"]),
-        item["pin"] or "-",
+        cell(item["snapshot"]),
+        cell(item["age_s"], duration),
+        cell(item["epoch"]),
+        cell(item["pin"]),
         "; ".join(remarks),
     )

@@ -11,20 +11,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from standfast.assembly.parts import open_store
-from standfast.cli.output import note, print_json
+from standfast.cli.output import error_fields, note, print_json
 from standfast.cli.replicate import Outlook, outlook
 from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import PATIENT_S, ConsulGateway
-from standfast.errors import Refused, StandfastError
+from standfast.errors import Refused, StandfastError, ours
 from standfast.reasons import Reason
 from standfast.replication import preflight, session, wire
 from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.progress import showing
-from standfast.replication.reporting import read_leader
+from standfast.replication.reporting import leader_of
 from standfast.replication.standby_connection import StandbyConnection
 from standfast.replication.standby_step import Mark, Step
 from standfast.replication.survey import both_sides
@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
         doc = {"done": error is None, "volume": config.volume, "node": node}
         doc |= {"dry_run": args.dry_run, "steps": report.documents()}
         if error is not None:
-            doc |= {"error": str(error), "reason": str(reason_of(error))}
-            doc |= {"exit_code": error.exit_code}
+            doc |= {**error_fields(error), "exit_code": error.exit_code}
         print_json(doc)
         return 0 if error is None else error.exit_code
     if error is not None:
@@ -95,7 +94,7 @@ def _error_of(bad: Step, node: str) -> StandfastError:
 class _Joining:
     config: Config
     node: str
-    way: StandbyConnection
+    connection: StandbyConnection
     timeout_s: float
     quiet: bool
     dry_run: bool
@@ -109,7 +108,7 @@ class _Joining:
 
     def steps(self) -> Iterator[Step]:
         """Yields the steps; ends after a BAD one."""
-        for step in self.way.steps():
+        for step in self.connection.steps():
             yield step
             if step.mark is Mark.BAD:
                 return
@@ -140,8 +139,8 @@ class _Joining:
             self.there = both.snapshots
             self.coming = outlook(self.config, self.node, both.snapshots, full=False)
         except (StandfastError, OSError) as error:
-            known = error if isinstance(error, StandfastError) else StandfastError(str(error))
-            yield Step("survey", Mark.BAD, f"both sides can't be checked: {error}", error=known)
+            known = ours(error)
+            yield Step("survey", Mark.BAD, f"both sides can't be checked: {known}", error=known)
             return
         problems = [
             *preflight.problems(both.ours),
@@ -161,12 +160,14 @@ class _Joining:
             names = f"{self.config.node} and {self.node}"
             yield Step("survey", Mark.OK, f"{names} fit together; {free} are free on {self.node}")
 
+    def _gateway(self) -> ConsulGateway:
+        return ConsulGateway.from_config(self.config, timeout_s=PATIENT_S)
+
     # Who is primary
 
     def _role(self) -> Step:
         try:
-            gateway = ConsulGateway.from_config(self.config, timeout_s=PATIENT_S)
-            leader = read_leader(self.config, gateway)
+            leader = leader_of(self.config, self._gateway())
         except StandfastError as error:
             return Step("primary", Mark.BAD, str(error), error=error)
         if leader is None:
@@ -175,13 +176,13 @@ class _Joining:
             return Step("primary", Mark.BAD, text, (fix,))
         holder = leader.holder.node
         if holder == self.config.node:
-            return Step("primary", Mark.OK, f"{holder} is, in epoch {leader.epoch}")
+            return Step("primary", Mark.OK, f"{holder} is the primary, in epoch {leader.epoch}")
         return Step(
             "primary",
             Mark.LEFT,
-            f"{holder} is, not this node: replication to {self.node} is prepared for when this "
-            f"node takes over, and nothing is sent now (on {holder}: standfast standby add "
-            f"{self.node})",
+            f"{holder} is the primary, not this node: replication to {self.node} is prepared for "
+            f"when this node takes over, and nothing is sent now (on {holder}: standfast standby "
+            f"add {self.node})",
         )
 
     # The first snapshot
@@ -207,9 +208,7 @@ class _Joining:
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
     def _cycle(self) -> CycleResult:
-        sender = Sender(
-            self.config, self.store, ConsulGateway.from_config(self.config, timeout_s=PATIENT_S)
-        )
+        sender = Sender(self.config, self.store, self._gateway())
         with showing(self.node, quiet=self.quiet) as progress:
             return sender.cycle(
                 self.node,
@@ -265,11 +264,11 @@ def _what_is_there(node: str, done: CycleResult) -> str:
 
 def _not_sent(node: str, error: Exception, attempts: int) -> Step:
     tries = "" if attempts <= 1 else f", {attempts} times"
-    known = error if isinstance(error, StandfastError) else StandfastError(str(error))
+    known = ours(error)
     return Step(
         "send",
         Mark.BAD,
-        f"not sent{tries}: {error}",
+        f"not sent{tries}: {known}",
         (f"nothing partial is visible on {node}; again: standfast standby add {node}",),
         known,
     )

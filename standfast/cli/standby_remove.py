@@ -16,7 +16,7 @@ from standfast.consul.gateway import ConsulGateway
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication import pins, state
-from standfast.replication.reporting import read_leader
+from standfast.replication.reporting import leader_of
 from standfast.replication.standby_step import Mark, Step
 from standfast.replication.timers import ReplicationTimers, timer_of
 from standfast.system.systemd import SystemdUnits
@@ -56,7 +56,7 @@ def _check(config: Config, gateway: ConsulGateway, node: str) -> None:
             f"restart standfast-agent@{config.volume}; on the primary also: systemctl restart "
             f"standfast-lease@{config.volume}. Then: standfast standby remove {node}",
         )
-    leader = read_leader(config, gateway)
+    leader = leader_of(config, gateway)
     if leader is not None and leader.holder.node == node:
         raise Refused(
             Reason.SERVING,

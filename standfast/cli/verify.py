@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from standfast.assembly.parts import open_store
-from standfast.cli.output import note, print_json
+from standfast.cli.output import error_fields, note, print_json
+from standfast.cli.targets import standbys_of
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication.failures import reason_of
-from standfast.replication.reporting import read_leader
+from standfast.replication.reporting import leader_of
 from standfast.replication.verify import Comparison, Progress, compare, limit
 from standfast.system.clock import Deadline
 from standfast.text import clean, size
@@ -39,7 +40,7 @@ class Outcome:
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast verify`."""
     config = load_volume(args.volume)
-    standbys = _standbys(config, args.standby)
+    standbys = standbys_of(config, args.standby)
     if args.if_primary and not _is_primary(config):
         note(f"{config.node} is not the primary: nothing to do")
         if args.json:
@@ -60,20 +61,8 @@ def run(args: argparse.Namespace) -> int:
     return 0 if error is None else error.exit_code
 
 
-def _standbys(config: Config, standby: str | None) -> tuple[str, ...]:
-    if standby is None and config.standbys:
-        return config.standbys
-    if standby is None or standby not in config.standbys:
-        raise Refused(
-            Reason.UNKNOWN_NODE,
-            f"{standby or 'no standby'} is not another storage node of {config.volume}: "
-            f"{', '.join(config.standbys) or 'there is none'}. The nodes are in {config.source}",
-        )
-    return (standby,)
-
-
 def _is_primary(config: Config) -> bool:
-    leader = read_leader(config, ConsulGateway.from_config(config))
+    leader = leader_of(config, ConsulGateway.from_config(config))
     return leader is not None and leader.holder.node == config.node
 
 
@@ -187,15 +176,15 @@ def _document(
         "compared": [_fields(config, outcome) for outcome in outcomes],
     }
     if error is not None:
-        doc |= {"error": str(error), "reason": reason_of(error), "exit_code": error.exit_code}
+        doc |= {**error_fields(error), "exit_code": error.exit_code}
     return doc
 
 
 def _fields(config: Config, outcome: Outcome) -> dict[str, Any]:
-    if outcome.comparison is None:
-        reason = None if outcome.error is None else str(reason_of(outcome.error))
-        return {"standby": outcome.standby, "error": str(outcome.error), "reason": reason}
+    if outcome.error is not None:
+        return {"standby": outcome.standby, **error_fields(outcome.error)}
     comparison = outcome.comparison
+    assert comparison is not None
     return {
         "standby": outcome.standby,
         "equal": comparison.is_equal,

@@ -10,13 +10,13 @@ from standfast.errors import ConfigError
 
 
 def env_path(environ: Mapping[str, str], name: str) -> Path | None:
-    """The path in a variable; None where it is empty or not set."""
+    """Returns the path in a variable; None where it is empty or not set."""
     value = environ.get(name)
     return Path(value) if value else None
 
 
 def check_token(token: str, whose: str) -> None:
-    """ConfigError when a header could not carry it."""
+    """Raises ConfigError when a header could not carry the token."""
     if not all("!" <= char <= "~" for char in token):
         raise ConfigError(
             f"The {whose} ACL token holds blanks or characters that no token has. "
@@ -25,7 +25,8 @@ def check_token(token: str, whose: str) -> None:
 
 
 def read_token(path: Path, key: str, variable: str) -> str:
-    """The token in a file of mode 0600; `key` and `variable` are named in the ConfigError."""
+    """Returns the token in a file of mode 0600; `key` and `variable` are named in the
+    ConfigError."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         token = path.read_text(encoding="ascii").strip()

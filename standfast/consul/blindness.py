@@ -31,7 +31,7 @@ _REASONS: tuple[tuple[type[ConsulError], Reason], ...] = (
 
 
 def blindness(error: ConsulError) -> Blind:
-    """A failed read as an observation."""
+    """Returns a failed read as an observation."""
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return Blind(reason, str(error))

@@ -56,12 +56,12 @@ def _library() -> Any:
     package = ModuleType("consul")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["consul"] = package
-    found: ModuleType | None = None
+    library: ModuleType | None = None
     with suppress(ImportError):  # py-consul's parts take from the package
-        found = import_module("consul.base")
-    for name in [one for one in sys.modules if one.split(".")[0] == "consul"]:
+        library = import_module("consul.base")
+    for name in [module for module in sys.modules if module.split(".")[0] == "consul"]:
         del sys.modules[name]  # whoever imports the package gets a whole one
-    return found or import_module("consul.base")
+    return library or import_module("consul.base")
 
 
 base: Any = _library()
@@ -203,7 +203,8 @@ class Addresses:
         self._shunned_until: dict[Endpoint, float] = {}
 
     def ask(self, question: Question, call: Callable[[Client], T]) -> T:
-        """The first usable answer by the question's deadline; ConsulError when there is none."""
+        """Returns the first usable answer by the question's deadline; ConsulError when there is
+        none."""
         failures: list[tuple[Endpoint, Failed]] = []
         for attempt in self._attempts(question):
             try:
@@ -234,7 +235,8 @@ class Addresses:
         """The configured order, those that lately gave no answer last."""
         now = monotonic()
         return sorted(
-            self._endpoints, key=lambda one: max(0.0, self._shunned_until.get(one, 0.0) - now)
+            self._endpoints,
+            key=lambda endpoint: max(0.0, self._shunned_until.get(endpoint, 0.0) - now),
         )
 
     def _error(

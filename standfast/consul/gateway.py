@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import os
 import os.path
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from standfast.config.model import Config
 from standfast.consul.access import check_token, env_path, read_token
@@ -57,10 +56,16 @@ __all__ = [
 ]
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
+T = TypeVar("T")
 
 
 class ConsulBlind(ConsulDenied):
     """The token is accepted but sees nothing: `[]` from Consul would prove nothing."""
+
+
+def addresses_of(config: Config, environ: Mapping[str, str] = os.environ) -> Sequence[str]:
+    """Returns where to ask, the node's own agent first."""
+    return config.consul.addresses or (environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,)
 
 
 PATIENT_S = 5.0
@@ -68,7 +73,8 @@ PATIENT_S = 5.0
 
 
 class ConsulGateway:
-    """Consul through one or several addresses, tried in turn within the deadline of each call.
+    """Speaks to Consul through one or several addresses, tried in turn within the deadline of each
+    call.
 
     Every call takes `deadline` (default: `timeout_s` from now) and raises a ConsulError.
     Thread-safe. Reads go on to the next address after any failure; writes only when nothing can
@@ -103,7 +109,8 @@ class ConsulGateway:
         timeout_s: float | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> ConsulGateway:
-        """[consul] of the configuration; what it leaves empty comes from CONSUL_*, else defaults.
+        """Builds the gateway from [consul] of the configuration; what that leaves empty comes from
+        CONSUL_*, else defaults.
 
         `timeout_s` defaults to lease.request_timeout. ConfigError for unusable values or files.
         """
@@ -112,7 +119,7 @@ class ConsulGateway:
         if access.token_file:
             token = read_token(access.token_file, "consul.token_file", "CONSUL_HTTP_TOKEN")
         return cls(
-            access.addresses or (environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,),
+            addresses_of(config, environ),
             token=token or environ.get("CONSUL_HTTP_TOKEN") or None,
             ca_cert=access.ca_cert or env_path(environ, "CONSUL_CACERT"),
             client_cert=access.client_cert or env_path(environ, "CONSUL_CLIENT_CERT"),
@@ -125,19 +132,20 @@ class ConsulGateway:
     def get(
         self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> Entry | None:
-        """The entry, or None when Consul says that the key doesn't exist."""
+        """Returns the entry, or None when Consul says that the key doesn't exist."""
         _check_key(key)
 
         def call(client: Client) -> Entry | None:
             _index, raw = client.kv.get(key, consistency=_consistency(consistent))
             return _one_entry(raw, key)
 
-        return self._addresses.ask(self._question(f"reading the key {key}", deadline), call)
+        return self._ask(f"reading the key {key}", deadline, call)
 
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> tuple[Entry, ...]:
-        """All entries whose key starts with `prefix`, at one point in time, sorted by key."""
+        """Returns all entries whose key starts with `prefix`, at one point in time, sorted by
+        key."""
         _check_key(prefix)
 
         def call(client: Client) -> tuple[Entry, ...]:
@@ -147,22 +155,21 @@ class ConsulGateway:
                 raise ValueError(f"keys outside {prefix!r}")
             return tuple(sorted(entries, key=lambda entry: entry.key))
 
-        return self._addresses.ask(
-            self._question(f"reading the keys under {prefix}", deadline), call
-        )
+        return self._ask(f"reading the keys under {prefix}", deadline, call)
 
     def read(
         self, keys: Sequence[str], *, deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
-        """Several keys at one point in time, by one consistent read of their common prefix."""
+        """Returns several keys at one point in time, by one consistent read of their common
+        prefix."""
         prefix = os.path.commonprefix(list(keys))  # noqa: RUF071 - keys are texts, not paths
-        found = {
+        entries = {
             entry.key: entry for entry in self.get_many(prefix, consistent=True, deadline=deadline)
         }
-        return {key: found.get(key) for key in keys}
+        return {key: entries.get(key) for key in keys}
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
-        """Wait up to `wait_s` for a change of the key after `index` (0: answer at once).
+        """Waits up to `wait_s` for a change of the key after `index` (0: answers at once).
 
         Returns the index to go on with, never below 1; one that went backwards (Consul was
         restored) is returned like any other, and so is an unchanged one after the whole time.
@@ -180,7 +187,7 @@ class ConsulGateway:
         return self._addresses.ask(question, call)
 
     def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
-        """All operations or none. ConsulError.maybe_applied: read back before going on."""
+        """Does all operations or none. ConsulError.maybe_applied: read back before going on."""
         for op in ops:
             _check_key(op.key)
         payload = json.dumps([dump_op(op) for op in ops])
@@ -200,57 +207,58 @@ class ConsulGateway:
             outcome: Committed | Conflict = client.http.put(parse, "/v1/txn", data=payload)
             return outcome
 
-        question = self._question(f"a transaction on {keys}", deadline, write=True)
-        return self._addresses.ask(question, call)
+        return self._ask(f"a transaction on {keys}", deadline, call, write=True)
 
     def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
-        """Set the key whatever it holds."""
+        """Sets the key whatever it holds."""
         _check_key(key)
-        question = self._question(f"writing the key {key}", deadline, write=True)
-        self._addresses.ask(question, lambda client: _done(client.kv.put(key, value)))
+        self._write(f"writing the key {key}", deadline, lambda client: client.kv.put(key, value))
 
     def delete(self, key: str, *, deadline: Deadline | None = None) -> None:
-        """Delete the key; one that doesn't exist is fine."""
+        """Deletes the key; one that doesn't exist is fine."""
         _check_key(key)
-        question = self._question(f"deleting the key {key}", deadline, write=True)
-        self._addresses.ask(question, lambda client: _done(client.kv.delete(key)))
+        self._write(f"deleting the key {key}", deadline, lambda client: client.kv.delete(key))
 
     # Services and nodes
 
     def instances(
         self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
     ) -> tuple[Instance, ...]:
-        """All instances of a service, healthy or not. `()` never proves that nobody serves."""
-        question = self._question(f"reading the health of service {service}", deadline)
+        """Returns all instances of a service, healthy or not. `()` never proves that nobody
+        serves."""
         path = f"/v1/health/service/{service}"
-        return self._addresses.ask(
-            question,
+        return self._ask(
+            f"reading the health of service {service}",
+            deadline,
             lambda client: tuple(parse_instance(item) for item in _list(client, path, consistent)),
         )
 
     def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
-        """passing, critical, or absent: gossip knows no such node (or the token can't see it)."""
-        question = self._question(f"reading the health of node {node}", deadline)
+        """Returns passing, critical, or absent: gossip knows no such node (or the token can't see
+        it)."""
         path = f"/v1/health/node/{node}"
-        return self._addresses.ask(
-            question, lambda client: parse_node_health(_list(client, path, True))
+        return self._ask(
+            f"reading the health of node {node}",
+            deadline,
+            lambda client: parse_node_health(_list(client, path, True)),
         )
 
     def leader(self, *, deadline: Deadline | None = None) -> str:
-        """Address of the server that leads the others, as the agent knows it; empty: none."""
+        """Returns the address of the server that leads the others, as the agent knows it; empty:
+        none."""
 
         def call(client: Client) -> str:
-            found = client.status.leader()
-            if not isinstance(found, str):
-                raise ValueError(f"{found!r} is no address")
-            return found
+            leader = client.status.leader()
+            if not isinstance(leader, str):
+                raise ValueError(f"{leader!r} is no address")
+            return leader
 
-        return self._addresses.ask(self._question("who leads", deadline), call)
+        return self._ask("asking for the leader", deadline, call)
 
     def self_check(self, *, deadline: Deadline | None = None) -> None:
-        """ConsulBlind when the token can't see the passing instances of service `consul`."""
+        """Raises ConsulBlind when the token can't see the passing instances of service `consul`."""
         seen = self.instances("consul", deadline=deadline)
-        if not any(one.node_health == "passing" and one.checks == "passing" for one in seen):
+        if not any(server.node_health == server.checks == "passing" for server in seen):
             raise ConsulBlind(
                 f"The Consul token sees {len(seen)} instances of the service `consul` and none "
                 "of them passing, so an empty answer would prove nothing. "
@@ -260,70 +268,94 @@ class ConsulGateway:
     # The node's own agent
 
     def register(self, entry: Registration, *, deadline: Deadline | None = None) -> None:
-        """Register a service; its check is critical until `pass_check`."""
-        check = {"name": entry.check_name, "ttl": f"{entry.check_ttl_s:.3f}s"}
-
-        def call(client: Client) -> None:
-            _done(
-                client.agent.service.register(
-                    entry.name,
-                    entry.service_id,
-                    address=entry.address,
-                    port=entry.port,
-                    meta=dict(entry.meta),
-                    check=check,
-                )
-            )
-
-        self._addresses.ask(
-            self._local_write(f"registering the service {entry.service_id}", deadline), call
+        """Registers a service; its check is critical until `pass_check`."""
+        self._write(
+            f"registering the service {entry.service_id}",
+            deadline,
+            lambda client: client.agent.service.register(
+                entry.name,
+                entry.service_id,
+                address=entry.address,
+                port=entry.port,
+                meta=dict(entry.meta),
+                check={"name": entry.check_name, "ttl": f"{entry.check_ttl_s:.3f}s"},
+            ),
+            local=True,
         )
 
     def deregister(self, service_id: str, *, deadline: Deadline | None = None) -> None:
-        """Deregister; a service that the agent doesn't know is fine."""
+        """Deregisters a service; one that the agent doesn't know is fine."""
 
-        def call(client: Client) -> None:
+        def call(client: Client) -> Any:
             try:
-                _done(client.agent.service.deregister(service_id))
+                return client.agent.service.deregister(service_id)
             except Failed as failed:
                 if "unknown service" not in str(failed).lower():  # 404 or 500, by version
                     raise
+            return True
 
-        self._addresses.ask(
-            self._local_write(f"deregistering the service {service_id}", deadline), call
-        )
+        self._write(f"deregistering the service {service_id}", deadline, call, local=True)
 
     def pass_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
-        question = self._local_write(f"passing the check {check_id}", deadline)
-        self._addresses.ask(
-            question, lambda client: _done(client.agent.check.ttl_pass(check_id, notes=note))
+        """Sets a TTL check of the agent to passing, with a note."""
+        self._write(
+            f"passing the check {check_id}",
+            deadline,
+            lambda client: client.agent.check.ttl_pass(check_id, notes=note),
+            local=True,
         )
 
     def fail_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
-        question = self._local_write(f"failing the check {check_id}", deadline)
-        self._addresses.ask(
-            question, lambda client: _done(client.agent.check.ttl_fail(check_id, notes=note))
+        """Sets a TTL check of the agent to critical, with a note."""
+        self._write(
+            f"failing the check {check_id}",
+            deadline,
+            lambda client: client.agent.check.ttl_fail(check_id, notes=note),
+            local=True,
         )
 
     def local_services(
         self, *, deadline: Deadline | None = None
     ) -> Mapping[str, Mapping[str, str]]:
-        """The services registered with the node's own agent: id -> meta."""
-        question = self._question("reading the agent's services", deadline, local=True)
-        return self._addresses.ask(
-            question, lambda client: parse_local_services(client.agent.services())
+        """Returns the services registered with the node's own agent: id -> meta."""
+        return self._ask(
+            "reading the agent's services",
+            deadline,
+            lambda client: parse_local_services(client.agent.services()),
+            local=True,
         )
 
     # Asking
 
-    def _question(
-        self, what: str, deadline: Deadline | None, *, write: bool = False, local: bool = False
-    ) -> Question:
+    def _ask(
+        self,
+        what: str,
+        deadline: Deadline | None,
+        call: Callable[[Client], T],
+        *,
+        write: bool = False,
+        local: bool = False,
+    ) -> T:
         until = deadline or Deadline.after(self.timeout_s)
-        return Question(what, until, write=write, patient=write, local=local)
+        return self._addresses.ask(
+            Question(what, until, write=write, patient=write, local=local), call
+        )
 
-    def _local_write(self, what: str, deadline: Deadline | None) -> Question:
-        return replace(self._question(what, deadline, write=True), local=True)
+    def _write(
+        self,
+        what: str,
+        deadline: Deadline | None,
+        call: Callable[[Client], object],
+        *,
+        local: bool = False,
+    ) -> None:
+        """Asks for a change, which Consul answers with true."""
+
+        def done(client: Client) -> None:
+            if (result := call(client)) is not True:
+                raise ValueError(f"{result!r} instead of true")
+
+        self._ask(what, deadline, done, write=True, local=local)
 
 
 def _one_entry(raw: Any, key: str) -> Entry | None:
@@ -342,11 +374,6 @@ def _list(client: Client, path: str, consistent: bool) -> list[Mapping[str, Any]
     if not isinstance(doc, list):
         raise TypeError("a list was expected")
     return doc
-
-
-def _done(result: Any) -> None:
-    if result is not True:
-        raise ValueError(f"{result!r} instead of true")
 
 
 def _consistency(consistent: bool) -> str:

@@ -47,7 +47,8 @@ class Endpoint:
         whose: str = "Consul",
         server_name: str = "",
     ) -> Endpoint:
-        """ConfigError when the text is not `host:port` or `http(s)://host:port`."""
+        """Returns the endpoint; ConfigError when the text is not `host:port` or
+        `http(s)://host:port`."""
         try:
             parts = urlsplit(text if "://" in text else f"{default_scheme}://{text}")
             host, port = parts.hostname, parts.port
@@ -96,6 +97,8 @@ class Answer:
 
 
 class Failure(Enum):
+    """How it came that there is no answer."""
+
     UNREACHABLE = "unreachable"
     """No connection, or no TLS session: nothing was sent."""
     TIMEOUT = "timeout"
@@ -119,7 +122,7 @@ def tls_context(
     *,
     table: str = "consul",
 ) -> ssl.SSLContext:
-    """A context that verifies the server's certificate and name; ConfigError for bad files.
+    """Returns a context that verifies the server's certificate and name; ConfigError for bad files.
 
     `table` of the configuration is the one that messages name.
     """
@@ -156,7 +159,7 @@ def exchange(
     connect_by: Deadline | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
-    """Send one request and read its whole answer by `deadline`; TransportError otherwise.
+    """Sends one request and reads its whole answer by `deadline`; TransportError otherwise.
 
     `connect_by` (default: the deadline) limits connecting alone, so that another address can
     still be asked. `tls` is required for an https endpoint.
@@ -265,14 +268,12 @@ def _connect(endpoint: Endpoint, deadline: Deadline, tls: ssl.SSLContext | None)
             name = endpoint.server_name or endpoint.host
             sock = _start_tls(sock, name, deadline, tls or tls_context())
         return _Link(sock, deadline)
-    except TimeoutError as error:
-        if sock is not None:
-            sock.close()
-        text = f"no connection within {monotonic() - started:.1f} s"
-        raise TransportError(Failure.TIMEOUT, text, sent=False) from error
     except (OSError, ValueError) as error:  # ValueError: a host name that can't be encoded
         if sock is not None:
             sock.close()
+        if isinstance(error, TimeoutError):
+            text = f"no connection within {monotonic() - started:.1f} s"
+            raise TransportError(Failure.TIMEOUT, text, sent=False) from error
         raise TransportError(Failure.UNREACHABLE, _describe(error), sent=False) from error
 
 
@@ -312,8 +313,9 @@ def _start_tls(
 
 def _resolve(host: str, port: int, deadline: Deadline) -> list[tuple[int, Any]]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return [(family, address) for family, _, _, _, address in found]
+        flags = socket.AI_NUMERICHOST
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        return [(family, address) for family, _, _, _, address in answers]
     except socket.gaierror:
         return _resolve_name(host, port, deadline)
 

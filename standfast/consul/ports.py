@@ -10,7 +10,7 @@ from standfast.system.clock import Deadline
 
 
 class Keys(Protocol):
-    """Our keys: read as they are now, and changed in one transaction. ConsulError."""
+    """Reads our keys as they are now, and changes them in one transaction. ConsulError."""
 
     def read(
         self, keys: Sequence[str], *, deadline: Deadline | None = None

@@ -41,7 +41,8 @@ Text = Annotated[str, Meta(min_length=1)]
 
 
 def shown_seconds(value: Any) -> float | None:
-    """Of what is only shown: None for a time that is none, which makes no record foreign."""
+    """Returns a time that is only shown: None for one that is none, which makes no record
+    foreign."""
     try:
         return convert(value, Seconds | None)
     except ValidationError:
@@ -69,12 +70,12 @@ class Record(Struct, frozen=True, omit_defaults=True):
     """Fields that make no record foreign, each with what a value of it counts as."""
 
     def fields(self) -> dict[str, Any]:
-        """What is written, without the version."""
+        """Returns what is written, without the version."""
         fields: dict[str, Any] = to_builtins(self)
         return fields
 
     def check(self) -> None:
-        """ValueError where the fields contradict each other."""
+        """Raises ValueError where the fields contradict each other."""
 
     def dump(self) -> bytes:
         # By json: to msgspec a text with an undecodable byte, an operator's reason say, is no text.
@@ -82,7 +83,7 @@ class Record(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def parse(cls, raw: bytes, key: str | None = None) -> Self:
-        """The record in `raw`, the value of `key`; ForeignValue for anything else."""
+        """Returns the record in `raw`, the value of `key`; ForeignValue for anything else."""
         try:
             doc = json.loads(raw)
             if not isinstance(doc, dict) or type(doc.get("v")) is not int or doc["v"] != VERSION:
@@ -169,7 +170,8 @@ class Leader(Record, frozen=True):
         return self.state is LeaderState.CLEAN
 
     def gives_up(self, epoch: int | None) -> bool:
-        """Whether it is the orderly end of this very epoch: nobody serves, nothing to wait for.
+        """Tells whether it is the orderly end of this very epoch: nobody serves, nothing to wait
+        for.
 
         Where the epoch's key is gone or tells of a later epoch, an old `clean` proves nothing.
         """
@@ -183,7 +185,8 @@ class Leader(Record, frozen=True):
 
 
 def longest_wait_s(leader: Leader | None, wait_s: float) -> float:
-    """After so long without a heartbeat a lease is over: by its holder's W and by ours, `wait_s`.
+    """Returns the seconds without a heartbeat after which a lease is over: by its holder's W and by
+    ours, `wait_s`.
 
     They differ while a configuration is changed node by node.
     """
@@ -191,27 +194,27 @@ def longest_wait_s(leader: Leader | None, wait_s: float) -> float:
 
 
 def highest_epoch(values: Mapping[str, bytes]) -> int:
-    """The highest epoch that any of the volume's keys tells of; 0: none does.
+    """Returns the highest epoch that any of the volume's keys tells of; 0: none does.
 
     `values` is by the key's name below the volume's prefix. The epoch's own key may be gone or
     written by hand: none of these numbers may be given to an epoch again. ForeignValue.
     """
-    found = [0]
+    epochs = [0]
     for name, raw in values.items():
         kind, _, rest = name.partition("/")
         if name == "epoch":
-            found.append(parse_epoch(raw, name))
+            epochs.append(parse_epoch(raw, name))
         elif name == "leader":
-            found.append(Leader.parse(raw, name).epoch)
+            epochs.append(Leader.parse(raw, name).epoch)
         elif kind == "history" and is_epoch(rest):
-            found.append(int(rest))
+            epochs.append(int(rest))
         elif kind == "standbys" and rest:
-            found.append(StandbyRecord.parse(raw, name).epoch)
-    return max(found)
+            epochs.append(StandbyRecord.parse(raw, name).epoch)
+    return max(epochs)
 
 
 def is_epoch(text: str) -> bool:
-    """Whether the last part of a history's key is a number of ours."""
+    """Tells whether the last part of a history's key is a number of ours."""
     return text.isascii() and text.isdigit() and len(text) < 16
 
 
@@ -351,8 +354,10 @@ class _Epoch(Record, frozen=True):
 
 
 def dump_epoch(epoch: int) -> bytes:
+    """Returns the value of the key `epoch`."""
     return _Epoch(epoch).dump()
 
 
 def parse_epoch(raw: bytes, key: str = "epoch") -> int:
+    """Returns the epoch in a value of that key; ForeignValue."""
     return _Epoch.parse(raw, key).epoch

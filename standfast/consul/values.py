@@ -1,19 +1,22 @@
 """What goes to Consul and what comes back, as values.
 
-Invariant: nothing of an answer is believed without a look at its shape; ValueError, KeyError or
-TypeError from here means that the answer isn't Consul's. Nothing here speaks to the network.
+Invariant: nothing of an answer is believed without a look at its shape; ValueError from here means
+that the answer isn't Consul's. Nothing here speaks to the network.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct, convert, field, to_builtins
 
 SERF_HEALTH = "serfHealth"
 _WORST_FIRST = ("critical", "warning", "passing")
+
+Text = Annotated[str, Meta(min_length=1)]
+Index = Annotated[int, Meta(ge=1)]
+T = TypeVar("T")
 
 
 class Entry(Struct, frozen=True):
@@ -39,50 +42,37 @@ class Instance(Struct, frozen=True):
     """The worst of the service's own checks: passing, warning or critical."""
 
 
-class CheckIndex(Struct, frozen=True):
+class _Op(Struct, frozen=True, tag_field="Verb", rename="pascal"):
+    """One operation of a transaction, as Consul's HTTP API has it."""
+
+    key: str
+
+
+class CheckIndex(_Op, frozen=True, tag="check-index"):
     """The key exists and its ModifyIndex is `index`."""
 
-    key: str
     index: int
 
 
-class CheckNotExists(Struct, frozen=True):
+class CheckNotExists(_Op, frozen=True, tag="check-not-exists"):
     """Nobody has made the key."""
 
-    key: str
 
-
-class Cas(Struct, frozen=True):
+class Cas(_Op, frozen=True, tag="cas"):
     """Set the key if its ModifyIndex is `index`; 0: if it doesn't exist."""
 
-    key: str
     index: int
     value: bytes
 
 
-class Registration(Struct, frozen=True):
-    """A service of the node's own agent, with a TTL check `service:<service_id>`."""
-
-    service_id: str
-    name: str
-    address: str
-    port: int
-    meta: Mapping[str, str]
-    check_ttl_s: float
-    check_name: str
-
-
-class Set(Struct, frozen=True):
+class Set(_Op, frozen=True, tag="set"):
     """Write the key whatever it holds."""
 
-    key: str
     value: bytes
 
 
-class Delete(Struct, frozen=True):
+class Delete(_Op, frozen=True, tag="delete"):
     """Have the key gone."""
-
-    key: str
 
 
 Op = CheckIndex | CheckNotExists | Cas | Set | Delete
@@ -100,37 +90,102 @@ class Conflict(Struct, frozen=True):
     errors: tuple[str, ...]
 
 
+class Registration(Struct, frozen=True):
+    """A service of the node's own agent, with a TTL check `service:<service_id>`."""
+
+    service_id: str
+    name: str
+    address: str
+    port: int
+    meta: Mapping[str, str]
+    check_ttl_s: float
+    check_name: str
+
+
 def dump_op(op: Op) -> dict[str, Any]:
-    match op:
-        case CheckIndex(key, index):
-            return {"KV": {"Verb": "check-index", "Key": key, "Index": index}}
-        case CheckNotExists(key):
-            return {"KV": {"Verb": "check-not-exists", "Key": key}}
-        case Cas(key, index, value):
-            return {"KV": {"Verb": "cas", "Key": key, "Index": index, "Value": _encode(value)}}
-        case Set(key, value):
-            return {"KV": {"Verb": "set", "Key": key, "Value": _encode(value)}}
-        case Delete(key):
-            return {"KV": {"Verb": "delete", "Key": key}}
+    """Returns the operation as a transaction takes it; values go as base64."""
+    return {"KV": to_builtins(op)}
 
 
-def parse_entry(raw: Mapping[str, Any]) -> Entry:
-    """`Value` has been decoded; Consul sends null for an empty one."""
-    value = raw["Value"]
-    if value is not None and not isinstance(value, bytes):
-        raise TypeError("Value is neither text nor null")
-    return Entry(_text(raw["Key"]), value or b"", _index(raw["ModifyIndex"]))
+# What comes back: as much of each answer as is used here.
+
+
+class _Answer(Struct, frozen=True, rename="pascal"):
+    """A part of an answer; a field without a default has to be there."""
+
+
+class _Entry(_Answer, frozen=True):
+    key: Text
+    value: bytes | None
+    modify_index: Index
+
+
+class _Written(_Answer, frozen=True):
+    key: Text
+    modify_index: Index
+
+
+class _Result(_Answer, frozen=True):
+    kv: _Written | None = field(default=None, name="KV")
+
+
+class _Problem(_Answer, frozen=True):
+    op_index: int
+    what: Text
+
+
+class _Done(_Answer, frozen=True):
+    results: list[_Result] | None
+    errors: list[_Problem] | None
+
+
+class _Undone(_Answer, frozen=True):
+    errors: Annotated[list[_Problem], Meta(min_length=1)]
+
+
+class _Node(_Answer, frozen=True):
+    node: Text
+    address: Text
+
+
+class _LocalService(_Answer, frozen=True):
+    meta: dict[Text, str] | None
+
+
+class _Service(_LocalService, frozen=True):
+    id: Text = field(name="ID")
+    address: str
+    port: int
+
+
+class _NodeCheck(_Answer, frozen=True):
+    id: str = field(name="CheckID")
+    status: str
+
+
+class _Check(_NodeCheck, frozen=True):
+    service_id: str = field(name="ServiceID")
+
+
+class _Health(_Answer, frozen=True):
+    node: _Node
+    service: _Service
+    checks: list[_Check]
+
+
+def parse_entry(raw: Any) -> Entry:
+    """Returns one KV entry; its `Value` has been decoded, and is null for an empty one."""
+    entry = _parsed(raw, _Entry)
+    return Entry(entry.key, entry.value or b"", entry.modify_index)
 
 
 def parse_committed(doc: Any, ops: Sequence[Op]) -> Committed:
-    """The answer to a txn with status 200."""
-    if doc["Errors"]:
+    """Returns what the answer to a txn with status 200 says."""
+    done = _parsed(doc, _Done)
+    if done.errors:
         raise ValueError("it reports errors although it says 200")
-    indexes = {}
-    for result in _items(doc["Results"] or []):
-        entry = result.get("KV")
-        if entry is not None:
-            indexes[_text(entry["Key"])] = _index(entry["ModifyIndex"])
+    results = [result.kv for result in done.results or () if result.kv is not None]
+    indexes = {written.key: written.modify_index for written in results}
     written = {op.key for op in ops if isinstance(op, Cas | Set)}
     missing = sorted(written - indexes.keys())
     if missing:
@@ -139,74 +194,56 @@ def parse_committed(doc: Any, ops: Sequence[Op]) -> Committed:
 
 
 def parse_conflict(doc: Any) -> Conflict:
-    """The answer to a txn with status 409."""
-    errors = tuple(
-        f"operation {int(error['OpIndex'])}: {_text(error['What'])}"
-        for error in _items(doc["Errors"])
-    )
-    if not errors:
-        raise ValueError("409 without an error")
-    return Conflict(errors)
+    """Returns what the answer to a txn with status 409 says."""
+    problems = _parsed(doc, _Undone).errors
+    return Conflict(tuple(f"operation {problem.op_index}: {problem.what}" for problem in problems))
 
 
-def parse_instance(raw: Mapping[str, Any]) -> Instance:
-    node, service = raw["Node"], raw["Service"]
-    service_id = _text(service["ID"])
-    checks = _items(raw["Checks"])
-    serf = [c["Status"] for c in checks if c["CheckID"] == SERF_HEALTH and not c["ServiceID"]]
-    port = service["Port"]
-    if type(port) is not int:
-        raise TypeError("Port is not a number")
+def parse_instance(raw: Any) -> Instance:
+    """Returns one item of /v1/health/service/..."""
+    health = _parsed(raw, _Health)
+    node, service = health.node, health.service
+    of_node = [check for check in health.checks if not check.service_id]
+    own = [check.status for check in health.checks if check.service_id == service.id]
     return Instance(
-        service_id=service_id,
-        node=_text(node["Node"]),
-        address=service["Address"] or _text(node["Address"]),
-        port=port,
-        meta=_meta(service["Meta"]),
-        node_health=worst(serf) if serf else "unknown",
-        checks=worst([c["Status"] for c in checks if c["ServiceID"] == service_id]),
+        service_id=service.id,
+        node=node.node,
+        address=service.address or node.address,
+        port=service.port,
+        meta=service.meta or {},
+        node_health=_node_health(of_node) or "unknown",
+        checks=worst(own),
     )
 
 
 def parse_node_health(doc: Any) -> str:
-    """passing or critical by serfHealth; absent when gossip says nothing about the node."""
-    serf = [check["Status"] for check in _items(doc) if check["CheckID"] == SERF_HEALTH]
-    return "absent" if not serf else worst(serf)
+    """Returns passing or critical by serfHealth; absent when gossip says nothing about the node."""
+    return _node_health(_parsed(doc, list[_NodeCheck])) or "absent"
 
 
 def parse_local_services(doc: Any) -> Mapping[str, Mapping[str, str]]:
-    return {_text(service_id): _meta(service["Meta"]) for service_id, service in dict(doc).items()}
+    """Returns the meta of each service of /v1/agent/services, by its id."""
+    services = _parsed(doc, dict[Text, _LocalService])
+    return {service_id: service.meta or {} for service_id, service in services.items()}
 
 
 def worst(statuses: Sequence[str]) -> str:
-    """The worst status; passing when there is none. ValueError for one that Consul has not."""
+    """Returns the worst status; passing when there is none.
+
+    ValueError for one that Consul doesn't have.
+    """
     for status in statuses:
         if status not in _WORST_FIRST:
             raise ValueError(f"the check status {status!r} is unknown")
     return next((status for status in _WORST_FIRST if status in statuses), "passing")
 
 
-def _items(raw: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
-        raise TypeError("a list of objects was expected")
-    return raw
+def _node_health(checks: Sequence[_NodeCheck]) -> str | None:
+    """The worst serfHealth; None where there is none."""
+    serf = [check.status for check in checks if check.id == SERF_HEALTH]
+    return worst(serf) if serf else None
 
 
-def _meta(raw: Any) -> Mapping[str, str]:
-    return {_text(key): str(value) for key, value in dict(raw or {}).items()}
-
-
-def _text(raw: Any) -> str:
-    if not isinstance(raw, str) or not raw:
-        raise TypeError(f"{raw!r} is not a non-empty text")
-    return raw
-
-
-def _index(raw: Any) -> int:
-    if type(raw) is not int or raw < 1:
-        raise ValueError(f"{raw!r} is not an index")
-    return raw
-
-
-def _encode(value: bytes) -> str:
-    return base64.b64encode(value).decode("ascii")
+def _parsed(raw: Any, kind: type[T]) -> T:
+    # Bytes stay bytes: a text in their place is not decoded.
+    return convert(raw, kind, builtin_types=(bytes,))

@@ -15,14 +15,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
 from standfast.config.model import Config
-from standfast.consul.gateway import DEFAULT_ADDRESS, ConsulGateway
+from standfast.consul.gateway import ConsulGateway, addresses_of
 from standfast.errors import ConfigError, ConsulError, Unreachable
 from standfast.system.clock import Deadline
 from standfast.system.run import REAP_S, Child, kill_group, spawn
@@ -41,7 +41,7 @@ PLACES = (
 
 
 def definitions(config: Config) -> list[Mapping[str, Any]]:
-    """The watches of the shipped definition, with this volume's names filled in."""
+    """Returns the watches of the shipped definition, with this volume's names filled in."""
     for place in PLACES:
         path = place / "volume.json"
         if path.is_file():
@@ -62,13 +62,13 @@ def definitions(config: Config) -> list[Mapping[str, Any]]:
 
 
 def argv(watch: Mapping[str, Any], address: str) -> list[str]:
-    """The `consul watch` command of one definition."""
+    """Returns the `consul watch` command of one definition."""
     options = [f"-{key}={watch[key]}" for key in ("type", "service", "key") if key in watch]
     return ["consul", "watch", f"-http-addr={address}", "-shell=false", *options, *watch["handler"]]
 
 
 def environment(config: Config) -> dict[str, str]:
-    """How the consul command authenticates: by files, never by an argument."""
+    """Returns how the consul command authenticates: by files, never by an argument."""
     files = {
         "CONSUL_HTTP_TOKEN_FILE": config.consul.token_file,
         "CONSUL_CACERT": config.consul.ca_cert,
@@ -85,7 +85,7 @@ def _start(op: str, command: list[str], config: Config) -> Child:
 
 
 class Vantage:
-    """The address to watch from, and whether what is seen there needs a new look.
+    """Has the address to watch from, and tells whether what is seen there needs a new look.
 
     `asks` has, by address and in the order of preference, who returns the address of Consul's
     leader, empty or None while there is none. Invariant: an address that answers isn't left for one
@@ -100,8 +100,9 @@ class Vantage:
         self._choose()
 
     def changed(self) -> bool:
-        """Whether Consul has another leader, is back after it gave no answer, or has to be asked
-        elsewhere as this address gives none; two answers that are missing may be an election."""
+        """Tells whether Consul has another leader, is back after it gave no answer, or has to be
+        asked elsewhere as this address gives none; two answers that are missing may be an election.
+        """
         now = self._asks[self.address]()
         if now:
             moved = now != self._known or self._missed >= MISSED
@@ -117,11 +118,6 @@ class Vantage:
                 self.address, self._known, self._missed = address, leader, 0
                 return True
         return False
-
-
-def _places(config: Config) -> Sequence[str]:
-    """Where to ask, the node's own agent first."""
-    return config.consul.addresses or (os.environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,)
 
 
 def _asking(config: Config, address: str) -> Callable[[], str | None]:
@@ -140,11 +136,11 @@ def _asking(config: Config, address: str) -> Callable[[], str | None]:
 
 
 def main(config: Config) -> int:
-    """Run all watches until one ends (Unreachable) or SIGTERM (0)."""
+    """Runs all watches until one ends (Unreachable) or SIGTERM (0)."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    vantage = Vantage({place: _asking(config, place) for place in _places(config)})
+    vantage = Vantage({place: _asking(config, place) for place in addresses_of(config)})
     while not stop.is_set():
         _run(config, vantage, stop)
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from standfast.assembly.parts import parts
-from standfast.btrfs.place import mount_of
+from standfast.btrfs.place import mount_point_of
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding
 from standfast.events import hooks
@@ -50,7 +50,7 @@ def failed_units(listing: str) -> Finding:
 def _order(config: Config) -> Iterator[Finding]:
     if config.node not in config.nodes or shutil.which("systemctl") is None:
         return
-    point = mount_of(config.paths.live.parent, read_foreign_text(MOUNTS)).point
+    point = mount_point_of(config.paths.live.parent, read_foreign_text(MOUNTS))
     agent = f"standfast-agent@{config.volume}.service"
     ask = ["systemd-escape", "--path", "--suffix=mount", str(point)]
     unit = run(ask, deadline=Deadline.after(ASK_S), op="escape").stdout.strip()

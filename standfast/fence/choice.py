@@ -20,7 +20,8 @@ from standfast.system.files import read_foreign_text, write_atomically
 
 
 def fence_from(config: Config) -> Fence:
-    """The fence that the configuration names; `auto` is nftables where it works, else ipset."""
+    """Returns the fence that the configuration names; `auto` is nftables where it works, else
+    ipset."""
     directory = config.paths.run / "fence"
     backend = config.fence.backend
     if backend == "auto":
@@ -35,10 +36,10 @@ def _chosen(directory: Path) -> str:
         known = read_foreign_text(path).strip()
         if known in ("nftables", "ipset"):
             return known
-    found = "ipset" if not nft_works() and ipset_installed() else "nftables"
+    backend = "ipset" if not nft_works() and ipset_installed() else "nftables"
     with contextlib.suppress(OSError):  # without root nothing can be fenced anyway
-        write_atomically(path, found)
-    return found
+        write_atomically(path, backend)
+    return backend
 
 
 def _by(backend: str, port: int, directory: Path, volume: str) -> KernelFence:
@@ -46,8 +47,8 @@ def _by(backend: str, port: int, directory: Path, volume: str) -> KernelFence:
 
 
 def settle(config: Config, fence: Fence, nfs: NfsServer) -> None:
-    """At a process's start, before it touches the rules: they are made for what it is configured
-    for, from now on if they weren't. InvalidConfig while a server may need those that are there.
+    """Has the rules be made, from a process's start on, for what it is configured for, before it
+    touches them. InvalidConfig while a server may need those that are there.
 
     A server is started with a claim only, so without claims and without a server there is none on
     its way either. What the rules are for is noted between taking the old ones away and putting up
@@ -81,8 +82,8 @@ def _in_use(claims: Claims, nfs: NfsServer) -> str | None:
 
 
 def check_settled(config: Config, fence: Fence) -> None:
-    """InvalidConfig when the rules are made for something else, for who starts a server: it puts up
-    none."""
+    """Raises InvalidConfig when the rules are made for something else; for who starts a server and
+    puts up none."""
     if isinstance(fence, KernelFence):
         known = MadeFor.load(fence.claims.directory)
         if known not in (None, fence.made_for):

@@ -39,7 +39,8 @@ PROBE_S = 10.0
 
 
 class Claims:
-    """Which volumes the port serves, and until when each of their leases runs (monotonic s)."""
+    """Knows which volumes the port serves, and until when each of their leases runs (monotonic
+    s)."""
 
     def __init__(self, directory: Path, volume: str, made_for: MadeFor | None = None) -> None:
         self.directory = directory
@@ -49,20 +50,21 @@ class Claims:
 
     @contextlib.contextmanager
     def locked(self, by: Deadline) -> Iterator[None]:
-        """One volume's process at a time sets the fence, and only as it is made for; Refused."""
+        """Lets one volume's process at a time set the fence, and only as it is made for;
+        Refused."""
         with self.alone(by):
             self.refuse_other()
             yield
 
     @contextlib.contextmanager
     def alone(self, by: Deadline) -> Iterator[None]:
-        """The same for what opens nothing, and touches no rules."""
+        """Does the same for what opens nothing, and touches no rules."""
         with exclusive(self.directory / "lock", "the fence of another volume", by):
             yield
 
     def refuse_other(self) -> None:
-        """Refused when another process has made the fence for something else since this one began:
-        putting up ours would take those rules away."""
+        """Raises Refused when another process has made the fence for something else since this one
+        began: putting up ours would take those rules away."""
         known = MadeFor.load(self.directory)
         if known is not None and self.made_for not in (None, known):
             raise Refused(
@@ -80,24 +82,25 @@ class Claims:
             ) from error
 
     def void(self) -> None:
-        """The own claim, if there is one, has ended: it keeps the port shut until renewed."""
+        """Ends the own claim, if there is one: it keeps the port shut until it is renewed."""
         if self._own.exists():
             self.write(0.0)
 
     def exists(self) -> bool:
-        """Whether the volume has a claim."""
+        """Tells whether the volume has a claim."""
         return self._own.exists()
 
     def holders(self) -> Sequence[str]:
-        """The volumes that have one."""
+        """Returns the volumes that have a claim."""
         return sorted(path.stem for path in self.directory.glob("*.json"))
 
     def drop(self) -> None:
-        """The volume is not exported any more: it has no claim."""
+        """Removes the claim: the volume is not exported any more."""
         self._own.unlink(missing_ok=True)
 
     def least(self) -> tuple[float, str]:
-        """End of the first lease to end, and its volume; an unreadable claim has ended."""
+        """Returns the end of the first lease to end, and its volume; an unreadable claim has
+        ended."""
         ends = []
         for path in sorted(self.directory.glob("*.json")):
             until = 0.0
@@ -108,7 +111,7 @@ class Claims:
 
 
 class KernelFence(ABC):
-    """What the backends share: claims, the order of arming, and who may be late."""
+    """Has what the backends share: claims, the order of arming, and who may be late."""
 
     backend = "nftables"
 
@@ -118,7 +121,7 @@ class KernelFence(ABC):
         self.claims = Claims(run_dir, volume, self.made_for)
 
     def ensure_closed(self, deadline: Deadline | None = None) -> None:
-        """Put the rules in place with the port shut, for every volume until its next `arm`.
+        """Puts the rules in place with the port shut, for every volume until its next `arm`.
 
         Refused when they are made for another port: what runs there has no other rules.
         """
@@ -140,7 +143,8 @@ class KernelFence(ABC):
         return False
 
     def arm(self, until: float, latest: float) -> bool:
-        """Open until `until`; whether the rules had been flushed. See the Fence protocol.
+        """Opens the port until `until`, and tells whether the rules had been flushed. See the Fence
+        protocol.
 
         TimedOut: `latest` passed (nothing was opened after it). Refused: the volume is not
         exported here (a claim made now would outlive it, and nobody would drop it), or another
@@ -172,7 +176,7 @@ class KernelFence(ABC):
             return True
 
     def claim(self) -> None:
-        """Claim the port before the volume is exported.
+        """Claims the port before the volume is exported.
 
         A new claim shuts the port, for all volumes, until this one arms: what is open was given
         without it. Shut first: a claim is never there beside a permit that didn't count it.
@@ -184,12 +188,13 @@ class KernelFence(ABC):
                 self.claims.write(0.0)
 
     def release(self) -> None:
-        """The volume is not exported any more: the others' leases alone keep the port open."""
+        """Drops the claim of a volume that is not exported any more: the others' leases alone keep
+        the port open."""
         with self.claims.alone(Deadline.after(BUILD_S)):
             self.claims.drop()
 
     def state(self) -> FenceState:
-        """What the kernel says now, and whether this volume has a claim to it."""
+        """Returns what the kernel says now, and whether this volume has a claim to the port."""
         return replace(self._state(), claimed=self.claims.exists())
 
     @abstractmethod
@@ -202,7 +207,7 @@ class KernelFence(ABC):
 
     @abstractmethod
     def remove(self, deadline: Deadline) -> None:
-        """Take the rules of this backend away, for whichever port they are."""
+        """Takes the rules of this backend away, for whichever port they are."""
 
     @abstractmethod
     def _permit(self, until: float, latest: float) -> bool:
@@ -210,7 +215,8 @@ class KernelFence(ABC):
 
 
 def left_for(until: float) -> float:
-    """Seconds until `until`; TimedOut when it is over, as nothing must be opened then."""
+    """Returns the seconds until `until`; TimedOut when that is over, as nothing must be opened
+    after it."""
     left_s = until - monotonic()
     if left_s < 0.001:  # nft's smallest timeout
         raise TimedOut("the lease ran out before the port was opened: it stays shut")
@@ -218,7 +224,7 @@ def left_for(until: float) -> float:
 
 
 def refuse_late(done: Completed) -> None:
-    """Turn the end of an `exec_before` that was not in time into TimedOut."""
+    """Turns the end of an `exec_before` that was not in time into TimedOut."""
     if done.returncode in (TOO_LATE, -SIGALRM, -SIGKILL):
         raise TimedOut(
             "opening the port took too long and was given up; the next heartbeat retries"

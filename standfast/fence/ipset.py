@@ -23,11 +23,13 @@ HAS_IPV6 = Path("/proc/net/if_inet6")
 
 
 def ipset_installed() -> bool:
+    """Tells whether the programs of this backend are there."""
     return shutil.which("ipset") is not None and shutil.which("iptables-legacy") is not None
 
 
 class IpsetFence(KernelFence):
-    """ipset `bitmap:port` and a chain of iptables-legacy, for IPv6 too where the kernel has it."""
+    """Uses ipset `bitmap:port` and a chain of iptables-legacy, for IPv6 too where the kernel has
+    it."""
 
     backend = "ipset"
 
@@ -125,7 +127,7 @@ class _Chain:
 
     @property
     def rules(self) -> list[str]:
-        """As `iptables -S` shows them."""
+        """The chain's rules, as `iptables -S` shows them."""
         match = f"{self.port} -m set ! --match-set {self.members} -j DROP"
         return [
             f"-A {self.name} {self.loopback} -j RETURN",
@@ -138,7 +140,8 @@ class _Chain:
         return f"{self.builtin} -j {self.name}"
 
     def is_in_place(self, rules: Sequence[str]) -> bool:
-        """Whether nothing before ours, there or in the built-in chain, could accept the port."""
+        """Tells whether nothing before ours, there or in the built-in chain, could accept the
+        port."""
         ours = [rule for rule in rules if rule.startswith(f"-A {self.name} ")]
         return self._jumps_first(rules) and ours == self.rules
 
@@ -147,7 +150,7 @@ class _Chain:
         return first == f"-A {self.jump}"
 
     def lines(self, rules: Sequence[str]) -> list[str]:
-        """For iptables-restore, which empties the chain when it is named."""
+        """Returns lines for iptables-restore, which empties the chain when it is named."""
         lines = [f":{self.name} - [0:0]", *self.rules]
         if not self._jumps_first(rules):
             lines += self._without_jump(rules)
@@ -155,7 +158,7 @@ class _Chain:
         return lines
 
     def lines_without(self, rules: Sequence[str]) -> list[str]:
-        """For iptables-restore: nothing of ours is left."""
+        """Returns lines for iptables-restore after which nothing of ours is left."""
         if f"-N {self.name}" not in rules:
             return []
         return [*self._without_jump(rules), f"-F {self.name}", f"-X {self.name}"]
@@ -165,7 +168,8 @@ class _Chain:
 
 
 def parse_members(listing: str, name: str, port: int) -> float:
-    """Seconds for which the port passes, from `ipset save`; infinite for an entry without end."""
+    """Returns the seconds for which the port passes, from `ipset save`; infinite for an entry
+    without end."""
     entry = re.search(rf"^add {re.escape(name)} {port}(?: timeout (\d+))?$", listing, re.MULTILINE)
     if entry is None:
         return 0.0

@@ -9,8 +9,10 @@ configuration says something else touches nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
+
+from msgspec import Struct, ValidationError, convert, to_builtins
 
 from standfast.config.model import Config
 from standfast.config.problems import InvalidConfig, Problem, shown
@@ -21,8 +23,9 @@ _NAME = "made-for"
 """In the fence's directory; not *.json, which are the claims."""
 
 
-@dataclass(frozen=True, slots=True)
-class MadeFor:
+class MadeFor(Struct, frozen=True):
+    """The port that the rules shut, and the backend that has them."""
+
     port: int
     backend: str
 
@@ -30,9 +33,10 @@ class MadeFor:
         return f"port {self.port} by {self.backend}"
 
     def save(self, directory: Path) -> None:
-        text = f'{{"v": 1, "port": {self.port}, "backend": "{self.backend}"}}\n'
+        """Notes it for every process of this boot; StandfastError when there is no room."""
+        text = json.dumps({"v": 1, **to_builtins(self)})
         try:
-            write_atomically(directory / _NAME, text)
+            write_atomically(directory / _NAME, f"{text}\n")
         except OSError as error:
             raise StandfastError(
                 f"what the fence is made for can't be noted ({error}): make room there"
@@ -40,24 +44,25 @@ class MadeFor:
 
     @classmethod
     def load(cls, directory: Path) -> MadeFor | None:
-        """None when nothing is noted, as before the first start of a boot; StandfastError: what is
-        noted can't be understood, and might be something else than anybody's configuration."""
+        """Returns what is noted; None: nothing, as before the first start of a boot.
+
+        StandfastError when it can't be understood: it might be something else than anybody's
+        configuration.
+        """
         doc = read_json(directory / _NAME)
-        if doc is None:
-            return None
-        port, backend = doc.get("port"), doc.get("backend")
-        if type(port) is not int or not isinstance(backend, str):
+        try:
+            return None if doc is None else convert(doc, cls)
+        except ValidationError as error:
             raise StandfastError(
                 f"{directory / _NAME} doesn't say which port is fenced: stop the NFS server here, "
                 f"delete that file and restart Standfast's units"
-            )
-        return cls(port, backend)
+            ) from error
 
 
 def refusal(
     config: Config, directory: Path, known: MadeFor, own: MadeFor, why: str
 ) -> InvalidConfig:
-    """That `config` can't count on this node for now, and how it can."""
+    """Says that `config` can't count on this node for now, and how it can."""
     rule = f"this node's fence shuts {known} ({directory / _NAME}), and {why}"
     way_out = (
         "set it back. To change it, make this node a standby first (standfast switchover, or "

@@ -37,7 +37,7 @@ from standfast.system.run import exec_before, run
 
 
 class NftFence(KernelFence):
-    """nftables; the permit ends to the millisecond (rounded down)."""
+    """Uses nftables; the permit ends to the millisecond (rounded down)."""
 
     def __init__(self, port: int, run_dir: Path, volume: str, table: str = TABLE) -> None:
         super().__init__(port, run_dir, volume)
@@ -85,7 +85,7 @@ class NftFence(KernelFence):
 
 
 def build_script(table: str, port: int) -> str:
-    """The table as one transaction: replaced as a whole, with the set empty.
+    """Returns the table as one transaction: it is replaced as a whole, with the set empty.
 
     `input` and `output` see all that this machine's own server takes in and sends, retransmissions
     and resets too. `forward` is for packets of others (another machine, a container with a network
@@ -114,7 +114,7 @@ _UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def parse_table(listing: str, port: int) -> FenceState:
-    """The state from nft's listing of the table; anything unexpected is "not in place"."""
+    """Returns the state from nft's listing of the table; anything unexpected is "not in place"."""
     lines = [" ".join(line.split()) for line in listing.splitlines()]
     in_place = not any(line.startswith("flags dormant") for line in lines)
     for hook, (interface, end) in _CHAINS.items():
@@ -146,13 +146,13 @@ def _open_for_s(listing: str, port: int) -> float:
 
 
 def parse_time(text: str) -> float:
-    """Seconds of nft's `1m8s432ms`."""
+    """Returns the seconds of nft's `1m8s432ms`."""
     parts = re.findall(r"(\d+)(ms|[dhms])", text)
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
 def nft_works() -> bool:
-    """Whether nft is installed and this kernel has what the fence needs; leaves no trace.
+    """Tells whether nft is installed and this kernel has what the fence needs; leaves no trace.
 
     TimedOut when that is not known: a guess would be kept until the next boot, and with the wrong
     backend no port is ever shut.

@@ -23,16 +23,14 @@ from standfast.clients.ports import Use
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, StandfastError
 from standfast.mounts.mounts import let_go
-from standfast.mounts.processes import ProcProcesses, hangs
+from standfast.mounts.processes import ProcProcesses, hangs, pids_in
 from standfast.mounts.units import mount_units
 from standfast.node.ports import BindMount
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import read_foreign_text
-from standfast.system.mountinfo import Mount, mounted_at, parse_mountinfo, root_of
+from standfast.system.mountinfo import Mount, around, mounted_at, parse_mountinfo, root_of
 from standfast.system.run import run
 from standfast.system.systemd import SystemdUnits
-
-__all__ = ["LiveBind", "bind_from", "drop_in", "mounted_at", "parse_mountinfo", "root_of"]
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +42,8 @@ CANCELED = "canceled"
 
 
 class LiveBind:
-    """live -> bind. `proc` can be another directory for a test; `stopping` is called before the
-    services that require the path are stopped with it."""
+    """Mounts live at bind. `proc` can be another directory for a test; `stopping` is called before
+    the services that require the path are stopped with it."""
 
     def __init__(
         self,
@@ -66,10 +64,10 @@ class LiveBind:
         return parse_mountinfo(read_foreign_text(self._proc / "self/mountinfo"))
 
     def is_mounted(self) -> bool:
-        """Whether the live subvolume, and not something else, is what is seen there."""
+        """Tells whether the live subvolume, and not something else, is what is seen there."""
         mounts = self._mounts()
-        found = mounted_at(mounts, self._bind)
-        return found is not None and (found.device, found.root) == root_of(mounts, self._live)
+        seen = mounted_at(mounts, self._bind)
+        return seen is not None and (seen.device, seen.root) == root_of(mounts, self._live)
 
     def mount(self, deadline: Deadline) -> None:
         if self.is_mounted():
@@ -98,12 +96,13 @@ class LiveBind:
     def _let_go_of_dead_nfs(self, deadline: Deadline) -> None:
         """An NFS mount of the previous primary: its users hang for ever, and so would umount."""
         mounts = self._mounts()
-        while (found := mounted_at(mounts, self._bind)) and found.kind in ("nfs", "nfs4"):
+        while (seen := mounted_at(mounts, self._bind)) and seen.is_nfs:
             let_go(self._bind, deadline, self._proc)
             mounts = self._mounts()
 
     def unmount(self, deadline: Deadline) -> None:
-        """Mounts of others at the path are left alone; a busy one names its writers."""
+        """Takes the bind mount away. Mounts of others at the path are left alone; a busy one names
+        its writers."""
         unit = self._unit(deadline)
         # Before, not after: with an automount the next access mounts what the unit says then.
         self._turn_back(unit, deadline)
@@ -155,7 +154,11 @@ class LiveBind:
                 returncode=busy.returncode,
                 stderr=busy.stderr,
             ) from busy
-        log.warning("%s is let go of lazily, in use by %s: restart them", self._bind, named(users))
+        log.warning(
+            "%s is unmounted lazily while it is in use by %s: restart them",
+            self._bind,
+            named(users),
+        )
         run(["umount", "-l", "--", str(self._bind)], deadline=deadline, op="umount:bind-lazily")
 
     def _is_frozen(self) -> bool:
@@ -166,11 +169,11 @@ class LiveBind:
     def _ours(self) -> Mount | None:
         """The mount to take away: the live subvolume's, or what is left of a moved one."""
         mounts = self._mounts()
-        found = mounted_at(mounts, self._bind)
-        around = root_of(mounts, self._live)
-        if found is None or around is None or found.device != around[0]:
-            return None
-        return found
+        seen = mounted_at(mounts, self._bind)
+        live = around(mounts, self._live)
+        return (
+            seen if seen is not None and live is not None and seen.device == live.device else None
+        )
 
     def _unit(self, deadline: Deadline) -> str | None:
         """The mount unit that somebody wrote for the path, if there is one."""
@@ -190,12 +193,12 @@ class LiveBind:
         """Processes that have something open or their directory in the mount, or map it to
         write: never one of a hung mount, as this one is of a disk."""
         ids = {mount.id for mount in self._mounts() if mount.point == str(self._bind)}
-        found = {use.pid: use for use in ProcProcesses(self._proc).users(self._bind, ids)}
-        for process in self._proc.iterdir():
-            if process.name.isdigit() and (use := self._mapping(process)) is not None:
-                known = found.get(use.pid)
-                found[use.pid] = known if known is not None and known.writes else use
-        return [found[pid] for pid in sorted(found)]
+        uses = {use.pid: use for use in ProcProcesses(self._proc).users(self._bind, ids)}
+        for pid in pids_in(self._proc):
+            if (use := self._mapping(self._proc / str(pid))) is not None:
+                known = uses.get(pid)
+                uses[pid] = known if known is not None and known.writes else use
+        return [uses[pid] for pid in sorted(uses)]
 
     def _mapping(self, process: Path) -> Use | None:
         if hangs(process):  # who reads its maps may hang with it
@@ -213,20 +216,21 @@ class LiveBind:
 
 
 def named(users: Sequence[Use]) -> str:
-    """The users for a message."""
+    """Returns the users for a message."""
     text = ", ".join(f"{use.name} (pid {use.pid}: {use.target})" for use in users[:MAX_NAMED])
     if len(users) > MAX_NAMED:
         text += f" and {len(users) - MAX_NAMED} more"
-    return text or "nobody to be seen (a mount below it, or another mount namespace)"
+    return text or "processes that can't be seen (a mount below it, or another mount namespace)"
 
 
 def drop_in(live: Path) -> str:
-    """Turns a mount unit, whatever it mounts, into a bind mount of the live subvolume."""
+    """Returns a drop-in that turns a mount unit, whatever it mounts, into a bind mount of the live
+    subvolume."""
     return f"[Mount]\nWhat={str(live).replace('%', '%%')}\nType=none\nOptions=bind\n"
 
 
 def bind_from(config: Config) -> BindMount:
-    """The bind mount; without systemd as the service manager, plain mounts only."""
+    """Returns the bind mount; without systemd as the service manager, plain mounts only."""
     managed = Path("/run/systemd/system").is_dir()
     path = config.paths.bind
 

@@ -19,7 +19,7 @@ from standfast.clients.observation import Answer
 from standfast.clients.ports import Namespace
 from standfast.config.parse import is_address
 from standfast.errors import CommandFailed, StandfastError, TimedOut
-from standfast.mounts.processes import unit_of
+from standfast.mounts.processes import pids_in, unit_of
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
 from standfast.system.mountinfo import Mount, canonical, mounted_at, parse_mountinfo, parse_volumes
@@ -50,7 +50,8 @@ finally:
 
 
 class KernelMounts:
-    """This machine's mounts. `run_dir` is where a probe leaves its mark."""
+    """Looks at this machine's mounts and changes them. `run_dir` is where a probe leaves its
+    mark."""
 
     def __init__(self, run_dir: Path, *, proc: Path = Path("/proc")) -> None:
         self._mark = run_dir / "probe.pid"
@@ -60,7 +61,8 @@ class KernelMounts:
         return parse_mountinfo(read_foreign_text(self._proc / "self/mountinfo"))
 
     def is_private(self) -> bool:
-        """Whether this process has a mount namespace of its own: nobody sees what it mounts."""
+        """Tells whether this process has a mount namespace of its own: nobody sees what it
+        mounts."""
         try:
             return (self._proc / "self/ns/mnt").readlink() != (self._proc / "1/ns/mnt").readlink()
         except OSError:
@@ -68,15 +70,15 @@ class KernelMounts:
 
     def namespaces(self) -> Sequence[Namespace]:
         mine = str((self._proc / "self/ns/mnt").readlink())
-        found: dict[str, list[int]] = {}
-        for pid in sorted(int(one.name) for one in self._proc.iterdir() if one.name.isdigit()):
+        members: dict[str, list[int]] = {}
+        for pid in pids_in(self._proc):
             try:
                 name = str((self._proc / str(pid) / "ns/mnt").readlink())
             except OSError:
                 continue  # it has ended, or is a zombie
             if name != mine:
-                found.setdefault(name, []).append(pid)
-        return [space for name, pids in found.items() if (space := self._namespace(name, pids))]
+                members.setdefault(name, []).append(pid)
+        return [space for name, pids in members.items() if (space := self._namespace(name, pids))]
 
     def _namespace(self, name: str, pids: list[int]) -> Namespace | None:
         for pid in pids:
@@ -84,7 +86,7 @@ class KernelMounts:
                 text = read_foreign_text(self._proc / str(pid) / "mountinfo")
             except OSError:
                 continue
-            units = {unit for one in pids if (unit := unit_of(self._proc / str(one)))}
+            units = {unit for member in pids if (unit := unit_of(self._proc / str(member)))}
             mounts = tuple(parse_mountinfo(text))
             return Namespace(name, tuple(pids[:MAX_NAMED]), tuple(sorted(units)), mounts)
         return None
@@ -159,8 +161,8 @@ def let_go(
 
     def seen() -> int | None:
         table = read_foreign_text(proc / "self/mountinfo")
-        found = mounted_at(parse_mountinfo(table), path)
-        return None if found is None else found.id
+        mount = mounted_at(parse_mountinfo(table), path)
+        return None if mount is None else mount.id
 
     before = seen()
     if wake:
@@ -175,7 +177,7 @@ def let_go(
                 if deadline.expired:
                     raise
                 continue
-            log.warning("%s is let go of; umount still waits for a server, and is ended", path)
+            log.warning("%s is unmounted; umount still waits for a server, and is ended", path)
         return
 
 
@@ -197,11 +199,11 @@ def _wake(path: Path, deadline: Deadline) -> None:
     try:
         run(argv, deadline=deadline.within(PATIENCE_S), op="umount:wake")
     except (CommandFailed, TimedOut) as error:
-        log.warning("who waits for the server of %s hangs on: %s", path, error)
+        log.warning("programs that wait for the server of %s still hang: %s", path, error)
 
 
 def mounts_from(run_dir: Path) -> KernelMounts:
-    """This machine's; StandfastError where there is no /proc."""
+    """Returns this machine's mounts; StandfastError where there is no /proc."""
     if not Path("/proc/self/mountinfo").exists():
         raise StandfastError("/proc is not mounted: mounts can't be looked at")
     return KernelMounts(run_dir)

@@ -18,7 +18,7 @@ PROC = Path("/proc")
 
 
 def unit_of(process: Path) -> str:
-    """The innermost systemd unit of a /proc/PID; empty when there is none."""
+    """Returns the innermost systemd unit of a /proc/PID; empty when there is none."""
     try:
         text = read_foreign_text(process / "cgroup")
     except OSError:
@@ -30,53 +30,54 @@ def unit_of(process: Path) -> str:
     return ""
 
 
+def pids_in(proc: Path) -> list[int]:
+    """Returns the numbers of all processes that /proc shows, in order."""
+    return sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit())
+
+
 class ProcProcesses:
-    """The processes of this machine, but for this one."""
+    """Looks at the processes of this machine, but for this one."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
 
     def users(self, path: Path, mount_ids: Collection[int]) -> Sequence[Use]:
-        def hit(target: str, mount_id: int | None) -> bool:
-            return mount_id in mount_ids or Path(target).is_relative_to(path)
-
-        return [use for process in self._all() if (use := _use(process, hit)) is not None]
+        """Returns who has something of the path, or of these mounts, open or as its directory."""
+        return self._uses(
+            lambda target, mount: mount in mount_ids or Path(target).is_relative_to(path)
+        )
 
     def holders(self, mount_ids: Collection[int]) -> Sequence[Use]:
-        """Who has files of these mounts open; they need not be mounted any more."""
-        if not mount_ids:
-            return []
-        return [
-            use
-            for process in self._all()
-            if (use := _use(process, lambda _, mount_id: mount_id in mount_ids)) is not None
-        ]
+        """Returns who has files of these mounts open; they need not be mounted any more."""
+        return self._uses(lambda _, mount: mount in mount_ids) if mount_ids else []
 
     def hanging(self) -> Sequence[Use]:
-        """Processes in uninterruptible sleep inside the NFS client."""
-        found = []
+        """Returns the processes in uninterruptible sleep inside the NFS client."""
+        hanging = []
         for process in self._all():
             where = _read(process / "wchan")
             if hangs(process) and where.startswith(("rpc_", "nfs", "__rpc", "wait_on_commit")):
                 name = _read(process / "comm")
-                found.append(
+                hanging.append(
                     Use(int(process.name), name, where, unit_of(process), writes=False, hangs=True)
                 )
-        return found
+        return hanging
+
+    def _uses(self, hit: Callable[[str, int | None], bool]) -> list[Use]:
+        return [use for process in self._all() if (use := _use(process, hit)) is not None]
 
     def _all(self) -> Iterator[Path]:
-        pids = sorted(int(one.name) for one in self._proc.iterdir() if one.name.isdigit())
-        return (self._proc / str(pid) for pid in pids if pid != os.getpid())
+        return (self._proc / str(pid) for pid in pids_in(self._proc) if pid != os.getpid())
 
 
 def _use(process: Path, hit: Callable[[str, int | None], bool]) -> Use | None:
     """The first use that counts, one for writing before others."""
-    found = sorted(
+    uses = sorted(
         (not writes, target) for target, mount_id, writes in _open(process) if hit(target, mount_id)
     )
-    if not found:
+    if not uses:
         return None
-    reads, target = found[0]
+    reads, target = uses[0]
     return Use(
         int(process.name),
         _read(process / "comm"),
@@ -112,7 +113,7 @@ def _open(process: Path) -> Iterator[tuple[str, int | None, bool]]:
 
 
 def hangs(process: Path) -> bool:
-    """Whether a /proc/PID is in uninterruptible sleep."""
+    """Tells whether a /proc/PID is in uninterruptible sleep."""
     return _read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]
 
 

@@ -27,17 +27,17 @@ NOT_FOR_MOUNT = re.compile(
 
 
 class SystemdMountUnits:
-    """Through systemctl."""
+    """Asks and tells systemd through systemctl."""
 
     def tie(self, path: Path) -> Tie:
         mount, automount = unit_name(path, "mount"), unit_name(path, "automount")
         wanted = ("Id", "FragmentPath", "ActiveState", "UnitFileState")
-        shown = {one.get("Id"): one for one in _show([mount, automount], wanted)}
-        one, auto = shown.get(mount, {}), shown.get(automount, {})
+        shown = {unit.get("Id"): unit for unit in _show([mount, automount], wanted)}
+        own, auto = shown.get(mount, {}), shown.get(automount, {})
         return Tie(
-            unit=bool(one.get("FragmentPath")) and one.get("UnitFileState") in WANTED,
+            unit=bool(own.get("FragmentPath")) and own.get("UnitFileState") in WANTED,
             automount=auto.get("ActiveState") == "active",
-            mounting=one.get("ActiveState") == "activating",
+            mounting=own.get("ActiveState") == "activating",
         )
 
     def options(self, path: Path) -> str | None:
@@ -48,22 +48,21 @@ class SystemdMountUnits:
     def dependants(self, path: Path) -> tuple[str, ...]:
         [mount] = _show([unit_name(path, "mount")], ("RequiredBy",)) or [{}]
         services = [u for u in mount.get("RequiredBy", "").split() if u.endswith(".service")]
-        shown = _show(services, ("Id", "ActiveState", "RequiresMountsFor")) if services else []
+
+        def requires(service: Mapping[str, str]) -> bool:
+            words = service.get("RequiresMountsFor", "").split()
+            return any(Path(word).is_relative_to(path) for word in words)
+
         return tuple(
             sorted(
-                one["Id"]
-                for one in shown
-                if one.get("ActiveState") in ACTIVE
-                and any(
-                    Path(word).is_relative_to(path)
-                    for word in one.get("RequiresMountsFor", "").split()
-                )
+                service["Id"]
+                for service in _active(services, "RequiresMountsFor")
+                if requires(service)
             )
         )
 
     def active(self, units: Sequence[str]) -> tuple[str, ...]:
-        shown = _show(units, ("Id", "ActiveState")) if units else []
-        return tuple(one["Id"] for one in shown if one.get("ActiveState") in ACTIVE)
+        return tuple(unit["Id"] for unit in _active(units))
 
     def restart(self, units: Sequence[str], deadline: Deadline) -> None:
         run(["systemctl", "restart", "--", *units], deadline=deadline, op="restart:dependants")
@@ -74,7 +73,7 @@ class SystemdMountUnits:
 
 
 class NoMountUnits:
-    """For a machine without systemd."""
+    """Stands in on a machine without systemd."""
 
     def tie(self, path: Path) -> Tie:  # noqa: ARG002
         return Tie()
@@ -94,7 +93,8 @@ class NoMountUnits:
 
 
 def unit_options(text: str) -> str | None:
-    """The last Options= of a mount unit and its drop-ins, as far as mount(8) has to know them."""
+    """Returns the last Options= of a mount unit and its drop-ins, as far as mount(8) has to know
+    them."""
     given = re.findall(r"(?m)^Options\s*=\s*(.*?)\s*$", text)
     if not given:
         return None
@@ -103,7 +103,8 @@ def unit_options(text: str) -> str | None:
 
 
 def parse_show(text: str) -> list[Mapping[str, str]]:
-    """Blocks of `systemctl show` for several units."""
+    """Returns the properties of each unit, from the blocks of `systemctl show` for several
+    units."""
     return [
         dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         for block in text.split("\n\n")
@@ -116,7 +117,13 @@ def _show(units: Sequence[str], properties: Sequence[str]) -> list[Mapping[str, 
     return parse_show(run(argv, deadline=Deadline.after(ASK_S), op="show:units").stdout)
 
 
+def _active(units: Sequence[str], *more: str) -> list[Mapping[str, str]]:
+    """Those that are active, with `more` of their properties."""
+    shown = _show(units, ("Id", "ActiveState", *more)) if units else []
+    return [unit for unit in shown if unit.get("ActiveState") in ACTIVE]
+
+
 def mount_units() -> SystemdMountUnits | NoMountUnits:
-    """Of this machine."""
+    """Returns the mount units of this machine."""
     managed = Path("/run/systemd/system").is_dir()
     return SystemdMountUnits() if managed else NoMountUnits()

@@ -67,7 +67,8 @@ class GaneshaNfs:
             raise StandfastError(f"{PROGRAM} (pid {pid}) can't be signalled: {error}") from error
 
     def start(self, deadline: Deadline) -> None:
-        """Refused with the guard's words when it refused; CommandFailed for other failures."""
+        """Starts the server; Refused with the guard's words when it refused, CommandFailed for
+        other failures."""
         start_server(self._units, self._config.nfs.unit, deadline)
         if not self.is_running():
             raise StandfastError(
@@ -82,13 +83,14 @@ class GaneshaNfs:
         while pids := self.pids():
             if deadline.expired:
                 raise StandfastError(
-                    f"{PROGRAM} is left (pid {pids}) though {self._config.nfs.unit} is stopped: "
+                    f"{PROGRAM} still runs (pid {pids}) though {self._config.nfs.unit} is stopped: "
                     f"the volume may still be served"
                 )
             sleep(POLL_S)
 
     def pids(self) -> list[int]:
-        """Living processes of the server; one in another network (a container's) is not ours."""
+        """Returns the living processes of the server; one in another network (a container's) is not
+        ours."""
         entries = (entry for entry in self._proc.iterdir() if entry.name.isdigit())
         return sorted(int(entry.name) for entry in entries if self._is_server(entry))
 
@@ -119,7 +121,7 @@ class GaneshaNfs:
 
 
 def export_block(config: Config, fsid: UUID) -> str:
-    """The export; its ids follow from the fsid, so handles of another epoch are stale."""
+    """Returns the export; its ids follow from the fsid, so handles of another epoch are stale."""
     major, minor = fsid.int >> 64, fsid.int & (2**64 - 1)
     clients = ", ".join(config.nfs.clients)
     return f"""\

@@ -87,7 +87,7 @@ class KernelNfs:
         return self._file.exists() or self._may_be_listed()
 
     def unexport(self) -> None:
-        """Take the export away, and from the kernel what it still holds of the file system."""
+        """Takes the export away, and from the kernel what it still holds of the file system."""
         self._file.unlink(missing_ok=True)
         running = self.is_running()
         # After a power cut the table is still there, and a server started by hand, without
@@ -145,7 +145,8 @@ class KernelNfs:
             ) from error
 
     def start(self, deadline: Deadline) -> None:
-        """Refused with the guard's words when it refused; CommandFailed for other failures."""
+        """Starts the server; Refused with the guard's words when it refused, CommandFailed for
+        other failures."""
         if not self.is_running():
             # The unit is a oneshot: "active" with no threads left, a start would do nothing.
             self._units.stop(self._config.nfs.unit, deadline)
@@ -176,10 +177,10 @@ class KernelNfs:
     def _own_fsid(self) -> str | None:
         """The fsid in the volume's file; None when there is none."""
         try:
-            found = FSID.search(read_foreign_text(self._file))
+            match = FSID.search(read_foreign_text(self._file))
         except FileNotFoundError:
             return None
-        return None if found is None else found[1]
+        return None if match is None else match[1]
 
     def stop(self, deadline: Deadline) -> None:
         close_sessions(self._config.nfs.port)
@@ -195,7 +196,7 @@ class KernelNfs:
             sleep(POLL_S)
 
     def threads(self) -> int:
-        """Threads of nfsd; without the nfsd file system there are none."""
+        """Returns the number of nfsd's threads; without the nfsd file system there are none."""
         try:
             return int((self._nfsd / "threads").read_text().split()[0])
         except FileNotFoundError:
@@ -207,9 +208,9 @@ class KernelNfs:
         return self.threads() > 0
 
     def unfenced(self) -> str | None:
-        """The kernel says nothing while a server starts or stops, and a stop may hang with a disk.
-        Nobody has the server listen elsewhere meanwhile: what was known last counts, so that the
-        role can be given up all the same."""
+        """Returns where the server listens beside the fence, or what was known last. The kernel
+        says nothing while a server starts or stops, and a stop may hang with a disk; nobody has the
+        server listen elsewhere meanwhile, so that the role can be given up all the same."""
         with contextlib.suppress(TimedOut):
             self._elsewhere = self._flights.look("portlist", self._listens, Deadline.after(LOOK_S))
         return self._elsewhere
@@ -239,7 +240,7 @@ class KernelNfs:
 
 
 def close_sessions(port: int) -> None:
-    """End the clients' connections while nfsd has them; best effort.
+    """Ends the clients' connections while nfsd has them; best effort.
 
     What it leaves behind for clients that don't answer the kernel keeps for minutes, and one that
     comes back by the same port (NFS clients do) would meet it at the next epoch here.
@@ -252,5 +253,5 @@ def close_sessions(port: int) -> None:
 
 
 def escaped(path: Path) -> str:
-    """A path as exports(5) wants it: blanks and the like in octal."""
+    """Returns a path as exports(5) wants it: blanks and the like in octal."""
     return re.sub(r"[\s\"#\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))

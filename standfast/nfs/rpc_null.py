@@ -19,7 +19,7 @@ _REJECTED = {1: "does not serve NFS", 2: "does not serve NFSv4"}
 
 
 def null_call(address: str, port: int, deadline: Deadline) -> str | None:
-    """None when the NFSv4 server at this address answered, else why that can't be said."""
+    """Returns None when the NFSv4 server at this address answered, else why that can't be said."""
     where = f"the NFS server at {address}:{port}"
     left_s = deadline.remaining_s()
     if left_s <= 0:

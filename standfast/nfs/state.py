@@ -29,7 +29,7 @@ BUSY_S = 2.0
 
 
 def write_settings(config: Config, path: Path = SETTINGS) -> None:
-    """Times and versions, read by every later start of nfsd, also one by hand."""
+    """Writes times and versions, which every later start of nfsd reads, also one by hand."""
     text = settings(config)
     try:
         if path.exists() and read_foreign_text(path) == text:
@@ -41,7 +41,8 @@ def write_settings(config: Config, path: Path = SETTINGS) -> None:
 
 
 def settings(config: Config) -> str:
-    """The drop-in for nfs.conf. NFS 4.0 clients can't say that they have reclaimed everything."""
+    """Returns the drop-in for nfs.conf. NFS 4.0 clients can't say that they have reclaimed
+    everything."""
     lease_s = math.ceil(config.nfs.lease_time)
     return (
         "# Written by Standfast before each start of the server; the last volume's times count.\n"
@@ -54,7 +55,8 @@ def settings(config: Config) -> str:
 
 
 def unfenced(nfsd: Path, port: int) -> str | None:
-    """Where nfsd listens that the fence of `port` doesn't shut, by its own word; None: nowhere.
+    """Says where nfsd listens that the fence of `port` doesn't shut, by its own word; None:
+    nowhere.
 
     RDMA passes no firewall, whatever its port. Where the kernel has no list (an nfsd file system
     that isn't mounted) this is not checked: the call that has to be answered at `port` shows then
@@ -67,9 +69,8 @@ def unfenced(nfsd: Path, port: int) -> str | None:
         return None
     except OSError as error:
         return f"where nfsd listens can't be read ({path}: {error.strerror})"
-    others = [
-        one for one in listeners if one.split() not in (["tcp", str(port)], ["udp", str(port)])
-    ]
+    fenced = (["tcp", str(port)], ["udp", str(port)])
+    others = [listener for listener in listeners if listener.split() not in fenced]
     if not others:
         return None
     return (
@@ -87,7 +88,7 @@ class ClientRecords:
         self._note = config.state_dir / "nfs-clients.json"
 
     def are_of_another(self, fsid: str) -> bool:
-        """Whether this node's last server is known to have had another tree.
+        """Tells whether this node's last server is known to have had another tree.
 
         Without a note nothing is known: dropping the records of clients that have files open would
         cost them their locks, keeping worthless ones costs new opens the grace period.
@@ -98,7 +99,7 @@ class ClientRecords:
         return False
 
     def start_for(self, fsid: str, others: bool) -> None:
-        """Called before the server starts: another tree's records are dropped.
+        """Drops the records of another tree; called before the server starts.
 
         With `others` (more is exported here than the volume) they stay, as they may be the others'.
         """
@@ -138,7 +139,7 @@ class ClientRecords:
 
 
 def exports_anything(*files: Path) -> bool:
-    """Whether one of the files (exports(5)) has an export; unreadable ones may have."""
+    """Tells whether one of the files (exports(5)) has an export; unreadable ones may have."""
     for path in files:
         try:
             lines = read_foreign_text(path).splitlines()

@@ -26,7 +26,7 @@ class ServerUnits(Protocol):
 
 
 def start_server(units: ServerUnits, unit: str, deadline: Deadline) -> None:
-    """Start the unit with the guard in front; its refusal comes back as Refused."""
+    """Starts the unit with the guard in front; its refusal comes back as Refused."""
     since = utc_now() - 1
     # The guard's refusals count as failures; they must not use up the start limit.
     units.reset_failed(unit, deadline)
@@ -44,13 +44,14 @@ def start_server(units: ServerUnits, unit: str, deadline: Deadline) -> None:
 
 
 def guard_s_words(lines: Sequence[JournalLine]) -> str:
-    """What the guard said at the last start, without a repetition; empty when it said nothing."""
+    """Returns what the guard said at the last start, without a repetition; empty when it said
+    nothing."""
     said = [line.text for line in lines if "guard" in line.program or "standfast" in line.program]
     return "\n".join(dict.fromkeys(said))
 
 
 def reason_in(text: str) -> Reason:
-    """The reason code that a refusal carries in brackets."""
+    """Returns the reason code that a refusal carries in brackets."""
     for word in re.findall(r"[\[(]([a-z-]+)[\])]", text):
         with contextlib.suppress(ValueError):
             return Reason(word)

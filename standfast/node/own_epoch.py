@@ -44,7 +44,8 @@ _LATER = ("file_system", "aside", "final_id")
 
 
 def snapshot_lock(config: Config, deadline: Deadline) -> contextlib.AbstractContextManager[object]:
-    """Held while a snapshot of the live subvolume is taken: the stage doesn't change meanwhile."""
+    """Returns the lock held while a snapshot of the live subvolume is taken: the stage doesn't
+    change meanwhile."""
     return exclusive(config.run_dir / "snapshot.lock", "another snapshot", deadline)
 
 
@@ -82,7 +83,8 @@ class OwnEpoch(Struct, frozen=True):
 
     @classmethod
     def load(cls, state_dir: Path) -> OwnEpoch | None:
-        """None when this node is no primary; StandfastError when the file is unusable."""
+        """Returns the record; None when this node is no primary, StandfastError when the file is
+        unusable."""
         doc = read_json(state_dir / _FILE)
         if doc is None:
             doc = read_json(state_dir / _FORMER)
@@ -98,13 +100,13 @@ class OwnEpoch(Struct, frozen=True):
 
     @staticmethod
     def forget(state_dir: Path) -> None:
-        """The epoch is over and put away; the node is a plain standby."""
+        """Deletes the record: the epoch is over and put away, and the node is a plain standby."""
         for name in (_FORMER, _FILE):
             (state_dir / name).unlink(missing_ok=True)
 
     @staticmethod
     def paths(state_dir: Path) -> tuple[Path, Path]:
-        """Where it may be: what is told of it without a look into it."""
+        """Returns where the record may be, for what is told of it without a look into it."""
         return state_dir / _FILE, state_dir / _FORMER
 
 
@@ -135,7 +137,7 @@ class Intent(Struct, frozen=True):
 
     @classmethod
     def load(cls, state_dir: Path, epoch: int) -> Intent | None:
-        """The intent for `epoch`; None when there is none."""
+        """Returns the intent for `epoch`; None when there is none."""
         doc = read_json(state_dir / "intent.json")
         if doc is None or doc.get("epoch") != epoch:
             return None

@@ -65,42 +65,43 @@ class VolumeStore(Protocol):
     """The volume's subvolumes on this node."""
 
     def file_system(self) -> str:
-        """UUID of the file system that is mounted where the volume lies; empty where the kind of
-        storage has none. StandfastError when what is there can't have the volume."""
+        """Returns the UUID of the file system that is mounted where the volume lies; empty where
+        the kind of storage has none. StandfastError when what is there can't have the volume."""
 
     def live(self) -> LiveTree | None:
-        """The live subvolume, or None when nothing is at its path."""
+        """Returns the live subvolume, or None when nothing is at its path."""
 
     def snapshots(self) -> Sequence[Snapshot]:
-        """All complete snapshots here, own and published; partial ones never appear."""
+        """Returns all complete snapshots here, own and published; partial ones never appear."""
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
-        """Read-only snapshot of the live subvolume, on disk when this returns."""
+        """Takes a read-only snapshot of the live subvolume, which is on disk when this returns."""
 
     def delete(self, snapshots: Sequence[Snapshot]) -> None:
-        """Delete these snapshots."""
+        """Deletes these snapshots."""
 
     def create_live_from(self, base: Snapshot) -> LiveTree:
-        """A writable live subvolume with the content of `base`; the live path must be free."""
+        """Returns a writable live subvolume with the content of `base`; the live path must be
+        free."""
 
     def set_live_writable(self, writable: bool) -> None: ...
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
-        """Who has a file of the live subvolume open or mapped for writing, by any mount."""
+        """Returns who has a file of the live subvolume open or mapped for writing, by any mount."""
 
     def ailment(self, deadline: Deadline) -> Ailment | None:
-        """Why the live subvolume's file system can't be served from; None: nothing is seen to be
-        wrong. One that doesn't answer in time is wrong, too."""
+        """Says why the live subvolume's file system can't be served from; None: nothing is seen to
+        be wrong. One that doesn't answer in time is wrong, too."""
 
     def is_read_only(self) -> bool:
-        """Whether the whole file system takes no writes, as after an error; one that can't be asked
-        takes none."""
+        """Tells whether the whole file system takes no writes, as after an error; one that can't be
+        asked takes none."""
 
     def keep_aside(self, name: str) -> Path:
-        """Rename the live subvolume to `name` beside it; nothing is deleted."""
+        """Renames the live subvolume to `name` beside it; nothing is deleted."""
 
     def aside(self) -> Sequence[Path]:
-        """Subvolumes kept aside (diverged and retired), sorted."""
+        """Returns the subvolumes kept aside (diverged and retired), sorted."""
 
     def free_bytes(self) -> int: ...
 
@@ -113,51 +114,53 @@ class NfsServer(Protocol):
     """The NFS server and this volume's export."""
 
     def export(self, fsid: str) -> None:
-        """Write the export with this fsid UUID; effective at the server's next start or reload."""
+        """Writes the export with this fsid UUID; effective at the server's next start or reload."""
 
     def is_exported(self, fsid: str) -> bool:
-        """Whether a running server exports the volume with this fsid, and would after a restart."""
+        """Tells whether a running server exports the volume with this fsid, and would after a
+        restart."""
 
     def would_export(self) -> bool:
-        """Whether a server that starts now would export the volume; in doubt it would."""
+        """Tells whether a server that starts now would export the volume; in doubt it would."""
 
     def unexport(self) -> None: ...
 
     def start(self, deadline: Deadline) -> None:
-        """Start the server (the guard runs); Refused when the guard refused.
+        """Starts the server (the guard runs); Refused when the guard refused.
 
         One that runs goes on, and the guard need not be asked.
         """
 
     def stop(self, deadline: Deadline) -> None:
-        """Stop the server and check that no thread is left."""
+        """Stops the server and checks that no thread is left."""
 
     def is_running(self) -> bool:
-        """Whether any server thread exists, whoever started it."""
+        """Tells whether any server thread exists, whoever started it."""
 
     def unfenced(self) -> str | None:
-        """Why the fence doesn't shut all that a running server listens at; None: nothing is seen
-        that it doesn't."""
+        """Says why the fence doesn't shut all that a running server listens at; None: nothing is
+        seen that it doesn't."""
 
     def check(self, deadline: Deadline) -> str | None:
-        """None when it really serves (threads, export, NULL call answered), else why not."""
+        """Returns None when it really serves (threads, export, NULL call answered), else why
+        not."""
 
 
 class Fence(Protocol):
     """The kernel's cut-off of the NFS port; with several volumes the least lease counts."""
 
     def claim(self) -> None:
-        """From now on the port passes only while this volume's lease lasts, too: what is open was
-        given without asking for it, and is shut."""
+        """Has the port pass only while this volume's lease lasts, too: what is open was given
+        without asking for it, and is shut."""
 
     def release(self) -> None:
-        """This volume is not served here any more; the port is the others'."""
+        """Leaves the port to the others: this volume is not served here any more."""
 
     def ensure_closed(self, deadline: Deadline | None = None) -> None:
-        """Put the rules in place with the port shut; nothing else of the firewall changes."""
+        """Puts the rules in place with the port shut; nothing else of the firewall changes."""
 
     def arm(self, until: float, latest: float) -> bool:
-        """Let the port pass until `until` (monotonic s), by kernel timeout.
+        """Lets the port pass until `until` (monotonic s), by kernel timeout.
 
         Must not take effect after `latest` (monotonic s), whatever freezes on the way: TimedOut.
         StandfastError when the lease is over. Returns whether the rules had to be put back first
@@ -183,7 +186,7 @@ class BindMount(Protocol):
     """The volume at the path where every node sees it; what others put there is left alone."""
 
     def mount(self, deadline: Deadline) -> None:
-        """StandfastError where the path is taken."""
+        """Mounts the volume there; StandfastError where the path is taken."""
 
     def unmount(self, deadline: Deadline) -> None:
         """Fails, naming the writers, when somebody can still write through it.
@@ -192,14 +195,14 @@ class BindMount(Protocol):
         """
 
     def is_mounted(self) -> bool:
-        """Whether the volume, and nothing else, is what is seen there."""
+        """Tells whether the volume, and nothing else, is what is seen there."""
 
 
 class Units(Protocol):
     """The service manager, for units of ours."""
 
     def reset_failed(self, unit: str, deadline: Deadline) -> None:
-        """Forget failures, and with them the start limit; nothing to forget is no error."""
+        """Forgets failures, and with them the start limit; nothing to forget is no error."""
 
     def start(self, unit: str, deadline: Deadline) -> None: ...
 
@@ -230,23 +233,23 @@ class Jobs(Protocol):
     """What a scheduler runs on this node because it is the primary."""
 
     def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
-        """Have node `name` ready for them before it is primary; what came of it, or
+        """Has node `name` ready for them before it is primary; returns what came of it, or raises
         StandfastError."""
 
     def release(self, deadline: Deadline) -> None:
-        """End them in order and have none come back; StandfastError: some may be left."""
+        """Ends them in order and has none come back; StandfastError: some may be left."""
 
     def release_limit_s(self) -> float:
-        """The longest that `release` takes, whatever hangs."""
+        """Returns the longest that `release` takes, seconds, whatever hangs."""
 
     def resume(self) -> None:
-        """The plan in which they were released is over, whichever way."""
+        """Ends the plan in which they were released, whichever way it went."""
 
 
 class Schedule(Protocol):
     """Replication to every standby at the configured interval."""
 
     def start(self) -> None:
-        """Have it run; repeated at each upkeep of a primary."""
+        """Has it run; repeated at each upkeep of a primary."""
 
     def stop(self) -> None: ...

@@ -45,7 +45,7 @@ class _Owner:
 
 
 def authorized_line(volume: str | None, key: PublicKey) -> str:
-    """The line of authorized_keys; without a volume, of every volume of the node."""
+    """Returns the line of authorized_keys; without a volume, of every volume of the node."""
     return f'restrict,command="{_command(volume)}" {key}'
 
 
@@ -54,20 +54,20 @@ def _command(volume: str | None) -> str:
 
 
 def nixos_form(keys: Sequence[PublicKey]) -> str:
-    """The same for a NixOS node whose module puts the restriction before each key."""
+    """Returns the same for a NixOS node whose module puts the restriction before each key."""
     listed = " ".join(f'"{key}"' for key in keys)
     return f"nfsServicesStandby.replicationKeys = [ {listed} ];"
 
 
 def authorized_keys_of(user: str) -> Path:
-    """Where sshd looks by default; StandfastError when there is no such user."""
+    """Returns the file that sshd reads by default; StandfastError when there is no such user."""
     return Path(_entry(user).pw_dir) / ".ssh" / "authorized_keys"
 
 
 def authorize(
     path: Path, user: str, volume: str, key: PublicKey, *, dry_run: bool = False
 ) -> Change:
-    """Let `key` receive `volume`, by one line of the file at `path`; on disk when this returns.
+    """Lets `key` receive `volume`, by one line of the file at `path`; on disk when this returns.
 
     Refused when the file is a symlink, when somebody else could write there (sshd would ignore
     it), or when the key may do something else there already.
@@ -85,7 +85,7 @@ def authorize(
 
 
 def with_line(text: bytes, volume: str, key: PublicKey, source: str) -> tuple[bytes, Change]:
-    """The file's content with the key's one line; pure."""
+    """Returns the file's content with the key's one line; pure."""
     lines = re.split(rb"(?<=\n)", text)
     ours = [number for number, line in enumerate(lines) if _is_of(line, key)]
     if not ours:
@@ -102,18 +102,20 @@ def with_line(text: bytes, volume: str, key: PublicKey, source: str) -> tuple[by
             f"sshd takes the first line with a key: remove it, then run this again",
         )
     if len(ours) > 1:
+        numbers = ", ".join(str(line + 1) for line in ours)
         raise Refused(
             Reason.BAD_KEY,
-            f"lines {', '.join(str(one + 1) for one in ours)} of {source} have this key, and sshd "
-            f"takes the first one only: leave that one, then run this again",
+            f"lines {numbers} of {source} have this key, and sshd takes the first one only: leave "
+            f"that one, then run this again",
         )
     program, granted = allowed
     wanted = granted if granted in (None, volume) else None
     command = program + ("" if wanted is None else f" {wanted}")
-    restricted = any(one.lower() == "restrict" for one in options)
+    restricted = any(option.lower() == "restrict" for option in options)
     if restricted and wanted == granted:
         return text, Change.UNCHANGED
-    others = [one for one in options if not one.lower().startswith(("command=", "restrict"))]
+    ours_too = ("command=", "restrict")
+    others = [option for option in options if not option.lower().startswith(ours_too)]
     new = ",".join(["restrict", *others, f'command="{command}"']) + f" {key}"
     lines[number] = new.encode() + b"\n"
     return b"".join(lines), Change.UPDATED
@@ -143,8 +145,8 @@ def _options_before(line: str, key: PublicKey) -> list[str] | None:
 
 def _allowed(options: Sequence[str]) -> tuple[str, str | None] | None:
     """(program, volume) when the options allow `standfast receive` and nothing else, else None."""
-    commands = [one for one in options if one.lower().startswith("command=")]
-    others = [one for one in options if one not in commands]
+    commands = [option for option in options if option.lower().startswith("command=")]
+    others = [option for option in options if option not in commands]
     if len(commands) != 1 or not all(map(_NARROWING.match, others)):
         return None
     match = _RECEIVE.match(commands[0].partition("=")[2].strip('"'))
@@ -190,18 +192,18 @@ def _read(directory: int, path: Path, owner: _Owner) -> bytes:
             path, f"can't be used ({error.strerror}); a symlink means that something else writes it"
         ) from None
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise _unsafe(path, f"is no file of at most {MOST_BYTES} bytes")
-        _check_owned(path, found, owner)
+        _check_owned(path, status, owner)
         return file.read(MOST_BYTES)
 
 
-def _check_owned(path: Path, found: os.stat_result, owner: _Owner) -> None:
-    if found.st_uid not in (0, owner.uid):
-        raise _unsafe(path, f"belongs to uid {found.st_uid}, not to {owner.name}")
-    if found.st_mode & 0o022:
-        raise _unsafe(path, f"can be written by others (mode {found.st_mode & 0o7777:04o})")
+def _check_owned(path: Path, status: os.stat_result, owner: _Owner) -> None:
+    if status.st_uid not in (0, owner.uid):
+        raise _unsafe(path, f"belongs to uid {status.st_uid}, not to {owner.name}")
+    if status.st_mode & 0o022:
+        raise _unsafe(path, f"can be written by others (mode {status.st_mode & 0o7777:04o})")
 
 
 def _unsafe(path: Path, what: str) -> Refused:

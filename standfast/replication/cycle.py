@@ -25,7 +25,7 @@ from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
 from standfast.replication.published import note_origin, origin_of, origins_of_snapshots, take
 from standfast.replication.reporting import EpochInConsul
-from standfast.replication.session import end, reach
+from standfast.replication.session import check_standby, end, reach
 from standfast.replication.shipment import LOOK_UP_S, OnProgress, Order, Shipped, ship
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
 from standfast.system.locks import exclusive
@@ -84,7 +84,7 @@ class Sender:
         timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> CycleResult:
-        """One whole cycle; Refused (busy) when one to this standby is at work.
+        """Runs one whole cycle; Refused (busy) when one to this standby is at work.
 
         `full` sends everything whatever there is in common; `timeout_s` replaces
         `replication.timeout`.
@@ -107,11 +107,11 @@ class Sender:
         """What was taken after it, in the same epoch."""
         origins = self._origins()
         return frozenset(
-            one.content_id
-            for one in self._store.snapshots()
-            if one.name > snapshot.name
-            and not one.received
-            and origins.get(one.content_id, Origin(-1)).epoch == epoch
+            taken.content_id
+            for taken in self._store.snapshots()
+            if taken.name > snapshot.name
+            and not taken.received
+            and origins.get(taken.content_id, Origin(-1)).epoch == epoch
         )
 
     def _origins(self) -> Mapping[str, Origin]:
@@ -119,10 +119,7 @@ class Sender:
 
     def _order(self, standby: str, snapshot: Snapshot, epoch: int) -> Order:
         commons = self._commons(standby, snapshot)
-        known = state.load(self._config).standbys.get(standby, state.StandbyState())
-        # Doubt counts as before: what was lost over there isn't sent again without a word.
-        before = commons is None or standby in commons or known.needs_full or known.successes > 0
-        return Order(standby, snapshot, epoch, commons, before)
+        return Order(standby, snapshot, epoch, commons, served_before(self._config, standby))
 
     def _send(self, order: Order, conversation: Conversation, deadline: Deadline) -> CycleResult:
         """The caller holds the lock, and ends the conversation; the outcome is noted."""
@@ -165,9 +162,7 @@ class Sender:
     def _lock(
         self, standby: str, deadline: Deadline | None
     ) -> contextlib.AbstractContextManager[object]:
-        if standby not in self._config.standbys:
-            others = ", ".join(self._config.standbys) or "there is none"
-            raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node: {others}")
+        check_standby(self._config, standby)
         path = self._config.run_dir / f"replicate-{standby}.lock"
         return exclusive(path, f"a replication to {standby}", deadline)
 
@@ -200,9 +195,8 @@ class Sender:
     def _pin(self, order: Order) -> None:
         """Unreadable pins don't end the replication: they only keep everything from deletion."""
         snapshot = order.snapshot
-        pin = pins.Pin(str(snapshot.name), snapshot.content_id, order.epoch, utc_now())
         try:
-            pins.note(self._config, order.standby, pin)
+            pins.note(self._config, order.standby, pins.Pin.of(snapshot, order.epoch))
         except (StandfastError, OSError) as error:
             log.error("%s has %s, which is not pinned: %s", order.standby, snapshot.name, error)
 
@@ -250,21 +244,25 @@ class Sender:
         done = before.standbys.get(standby)
         if done is not None and done.epoch == epoch and (done.snapshot or "") >= shared.name:
             return None  # the standby has this one, or a newer one
-        for one in self._store.snapshots():
-            if one.content_id == shared.content_id and not one.received:
-                old_s = age_of(origin_of(self._config, one, epoch).taken_at, utc_now())
+        for snapshot in self._store.snapshots():
+            if snapshot.content_id == shared.content_id and not snapshot.received:
+                old_s = age_of(origin_of(self._config, snapshot, epoch).taken_at, utc_now())
                 fresh = old_s is not None and old_s < self._config.replication.interval / 2
-                return one if fresh else None
+                return snapshot if fresh else None
         return None
 
 
-def run_cycle(
-    config: Config,
-    store: ReplicaStore,
-    gateway: ReplicaGateway,
-    standby: str,
-    *,
-    full: bool = False,
-) -> CycleResult:
-    """Take (or share) a snapshot and replicate it to one standby."""
-    return Sender(config, store, gateway).cycle(standby, full=full)
+def served_before(config: Config, standby: str) -> bool:
+    """Tells whether something was replicated to the standby once, as far as this node remembers.
+
+    In doubt it was: what was lost over there isn't sent again without a word. StandfastError when
+    the memory of the cycles can't be read.
+    """
+    memory = state.load(config).standbys.get(standby, state.StandbyState())
+    if memory.needs_full or memory.successes > 0:
+        return True
+    try:
+        pin = pins.load(config).get(standby)
+    except (StandfastError, OSError):
+        return True
+    return pin is not None and pin.sure

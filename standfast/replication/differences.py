@@ -35,15 +35,16 @@ class Difference:
     changes: tuple[Change, ...] = ()
 
     def sentence(self, here: str, there: str) -> str:
-        """With the names of the two nodes."""
+        """Returns the difference as a sentence with the names of the two nodes."""
         path = shown(self.path)
         if not self.changes:
             return f"{path}: only on {here if self.ours else there}"
-        return f"{path}: " + "; ".join(_said(one, here, there) for one in self.changes)
+        return f"{path}: " + "; ".join(_said(change, here, there) for change in self.changes)
 
 
 def differences(ours: Iterable[str], theirs: Iterable[str]) -> Iterator[Difference]:
-    """Merge two manifests; Refused (protocol) for a line that is none."""
+    """Merges two manifests and yields where they differ; Refused (protocol) for a line that is
+    none."""
     return _Merge(iter(ours), iter(theirs)).run()
 
 
@@ -61,9 +62,9 @@ class _Merge:
                 mine, yours = next(self._ours, None), next(self._theirs, None)
                 continue
             order = _order(mine, yours)
-            found = self._look(mine if order <= 0 else None, yours if order >= 0 else None)
-            if found is not None:
-                yield found
+            difference = self._look(mine if order <= 0 else None, yours if order >= 0 else None)
+            if difference is not None:
+                yield difference
             if order <= 0:
                 mine = next(self._ours, None)
             if order >= 0:
@@ -77,7 +78,7 @@ class _Merge:
                 self._reported = path
             keys = [*first, *(key for key in theirs if key not in first)]
             changes = [Change(key, first.get(key), theirs.get(key)) for key in keys]
-            differing = tuple(one for one in changes if one.ours != one.theirs)
+            differing = tuple(change for change in changes if change.ours != change.theirs)
             return Difference(path, ours=True, theirs=True, changes=differing)
         if self._reported is not None and path.startswith(self._reported + "/"):
             return None
@@ -100,7 +101,7 @@ def _parts(line: str) -> list[bytes]:
 
 def _parse(line: str) -> tuple[str, Mapping[str, str]]:
     path, *words = line.split(" ")
-    pairs = [one.partition("=") for one in words]
+    pairs = [word.partition("=") for word in words]
     properties = {key: value for key, equals, value in pairs if equals}
     if not path or len(properties) != len(words) or "type" not in properties:
         raise Refused(

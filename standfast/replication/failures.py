@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import errno
 
+from standfast.consul.blindness import blindness
 from standfast.errors import (
     CommandFailed,
-    ConsulDenied,
     ConsulError,
-    ConsulGarbled,
-    ConsulNoQuorum,
-    ConsulTimedOut,
     ForeignValue,
     Refused,
     TimedOut,
@@ -20,11 +17,6 @@ from standfast.errors import (
 from standfast.reasons import Reason
 
 _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
-    (ConsulTimedOut, Reason.CONSUL_TIMEOUT),
-    (ConsulNoQuorum, Reason.CONSUL_NO_QUORUM),
-    (ConsulDenied, Reason.CONSUL_DENIED),
-    (ConsulGarbled, Reason.CONSUL_GARBLED),
-    (ConsulError, Reason.CONSUL_UNREACHABLE),
     (ForeignValue, Reason.FOREIGN_VALUE),
     (TimedOut, Reason.DEADLINE),
     (Unreachable, Reason.REPLICATION_FAILED),
@@ -33,9 +25,11 @@ _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
 
 
 def reason_of(error: Exception) -> Reason:
-    """UNEXPECTED for what is not one of ours."""
+    """Returns the reason code of a failure; UNEXPECTED for what is not one of ours."""
     if isinstance(error, Refused):
         return error.reason
+    if isinstance(error, ConsulError):
+        return blindness(error).reason
     if is_lack_of(error, errno.ENOSPC, errno.EDQUOT):
         return Reason.NO_SPACE
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.UNEXPECTED)

@@ -63,22 +63,23 @@ class Fingerprint:
 
 
 def fingerprint(root: Path, *, full: bool, deadline: Deadline) -> Fingerprint:
-    """Of the tree at `root`; `full` includes what is in the files. Errors: see `manifest`."""
+    """Returns the fingerprint of the tree at `root`; `full` includes what is in the files. It
+    raises what `manifest` does."""
     return counted(manifest(root, full=full, deadline=deadline), lambda _: None)
 
 
 def digest_of(root: Path, deadline: Deadline) -> str:
-    """The metadata's fingerprint, as the sender of a snapshot announces it."""
+    """Returns the metadata's fingerprint, as the sender of a snapshot announces it."""
     return fingerprint(root, full=False, deadline=deadline).digest
 
 
-def counted(lines: Iterable[str], each: Callable[[bytes], object]) -> Fingerprint:
-    """The fingerprint of these lines; `each` gets every line with its end."""
+def counted(lines: Iterable[str], on_line: Callable[[bytes], object]) -> Fingerprint:
+    """Returns the fingerprint of these lines; `on_line` gets every line with its end."""
     digest, entries = hashlib.sha256(), 0
     for line in lines:
         data = line.encode("ascii") + b"\n"
         digest.update(data)
-        each(data)
+        on_line(data)
         entries += 1
     return Fingerprint(digest.hexdigest(), entries)
 
@@ -90,7 +91,7 @@ def manifest(
     deadline: Deadline,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[str]:
-    """The lines of the tree at `root`, in the order of the paths' parts, compared as bytes.
+    """Yields the lines of the tree at `root`, in the order of the paths' parts, compared as bytes.
 
     `on_bytes` gets the size of each piece of content read. Raises Refused (content-differs) naming
     the path where the disk is damaged, StandfastError when the tree changes or can't be read,
@@ -246,9 +247,9 @@ class _Walk:
                 return []
             raise
         words, length = [], 0
-        for one in names:
-            value = os.getxattr(path, one, follow_symlinks=False)
-            words.append(f"xattr:{word(one)}={word(value)}")
+        for attribute in names:
+            value = os.getxattr(path, attribute, follow_symlinks=False)
+            words.append(f"xattr:{word(attribute)}={word(value)}")
             length += len(words[-1])
         if length > 4 * MAX_WORD:
             return [f"xattrs=sha256:{hashlib.sha256(' '.join(words).encode()).hexdigest()}"]
@@ -280,7 +281,7 @@ class _Links:
         self._first: Callable[[int, bytes], bytes | None] | None = None
 
     def first(self, inode: int, path: bytes) -> bytes | None:
-        """The path noted for this inode before; None when this is its first."""
+        """Returns the path noted for this inode before; None when this is its first."""
         if self._first is None:
             self._first = self._open()
         return self._first(inode, path)
@@ -297,11 +298,11 @@ class _Links:
 
         def first(inode: int, path: bytes) -> bytes | None:
             key = inode.to_bytes(8, "big")
-            found = db.execute("SELECT path FROM seen WHERE inode = ?", (key,)).fetchone()
-            if found is None:
+            row = db.execute("SELECT path FROM seen WHERE inode = ?", (key,)).fetchone()
+            if row is None:
                 db.execute("INSERT INTO seen VALUES (?, ?)", (key, path))
                 return None
-            return bytes(found[0])
+            return bytes(row[0])
 
         return first
 
@@ -336,12 +337,12 @@ def _on_disk(names: Iterable[bytes], files: contextlib.ExitStack) -> Iterator[by
 
 
 def escape(raw: bytes) -> str:
-    """Printable ASCII without blanks; anything else as `\\xHH`."""
+    """Returns printable ASCII without blanks; anything else is written as `\\xHH`."""
     return _UNSAFE.sub(lambda match: b"\\x%02x" % ord(match[0]), raw).decode("ascii")
 
 
 def word(raw: bytes) -> str:
-    """As `escape`; a long one is cut and ends in its hash."""
+    """Returns what `escape` does, but cuts a long text, which then ends in its hash."""
     text = escape(raw)
     if len(text) <= MAX_WORD:
         return text
@@ -349,7 +350,7 @@ def word(raw: bytes) -> str:
 
 
 def unescape(text: str) -> bytes:
-    """What `escape` was given."""
+    """Returns what `escape` was given."""
     return re.sub(
         rb"\\x([0-9a-f]{2})",
         lambda match: bytes([int(match[1], 16)]),
@@ -358,7 +359,7 @@ def unescape(text: str) -> bytes:
 
 
 def shown(text: str) -> str:
-    """An escaped word as people read it, where that is possible."""
+    """Returns an escaped word as people read it, where that is possible."""
     try:
         readable = unescape(text).decode("utf-8")
     except UnicodeDecodeError:

@@ -20,6 +20,7 @@ from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
 from standfast.system.run import run
+from standfast.text import clean
 
 KINDS = (
     "ssh-ed25519",
@@ -44,7 +45,8 @@ class PublicKey:
 
     @classmethod
     def parse(cls, text: str) -> PublicKey:
-        """Refused for anything but `KIND BASE64 [COMMENT]` on one line: nothing is injected."""
+        """Returns the key; Refused (bad-key) for anything but `KIND BASE64 [COMMENT]` on one line:
+        nothing is injected."""
         parts = text.strip().split(" ", 2)
         if len(parts) < 2 or parts[0] not in KINDS:
             raise _no_key(text, "it is not `ssh-ed25519 AAAA... comment` on one line")
@@ -62,15 +64,16 @@ class PublicKey:
 
 
 def _no_key(text: str, why: str) -> Refused:
-    shown = "".join(char if char.isprintable() else "?" for char in text[:60])
     return Refused(
         Reason.BAD_KEY,
-        f"{shown!r} is no public key: {why}. `standfast standby add NODE` on the primary prints it",
+        f"{clean(text[:60])!r} is no public key: {why}. "
+        f"`standfast standby add NODE` on the primary prints it",
     )
 
 
 def ensure_key(config: Config, deadline: Deadline) -> bool:
-    """Make the replication key when there is none; whether it was made. Never overwrites."""
+    """Makes the replication key when there is none, and tells whether it did. It never overwrites
+    one."""
     path = config.replication.ssh_key
     if path.exists():
         return False
@@ -78,8 +81,8 @@ def ensure_key(config: Config, deadline: Deadline) -> bool:
     if public.exists() or public.is_symlink() or path.is_symlink():
         raise Refused(
             Reason.BAD_KEY,
-            f"{path} doesn't exist, but something of its is left ({public} or a broken symlink): "
-            f"put the private key back, or move that away and a new one is made",
+            f"{path} doesn't exist, but a part of the key is left ({public} or a broken symlink): "
+            f"put the private key back, or move that part away, and a new key is made",
         )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     comment = f"standfast-{config.cluster}-{config.node}"
@@ -102,11 +105,12 @@ def ensure_key(config: Config, deadline: Deadline) -> bool:
 
 
 def public_path(private: Path) -> Path:
+    """Returns the file of the public half beside the private one."""
     return private.with_name(private.name + ".pub")
 
 
 def public_key(config: Config, deadline: Deadline) -> PublicKey:
-    """The public half, told by ssh-keygen when there is no .pub file beside the key."""
+    """Returns the public half, as ssh-keygen tells it when there is no .pub file beside the key."""
     path = config.replication.ssh_key
     mode = path.stat().st_mode
     if mode & 0o077:
@@ -121,12 +125,14 @@ def public_key(config: Config, deadline: Deadline) -> PublicKey:
 
 
 def known_hosts(config: Config) -> Path:
-    """Host keys of the standbys, of all volumes, as `standby add` accepted them."""
+    """Returns the file with the host keys of the standbys, of all volumes, as `standby add`
+    accepted them."""
     return config.paths.state / "known_hosts"
 
 
 def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[str]:
-    """ssh to the standby with the replication key, up to the address; nobody is asked anything.
+    """Returns the ssh command to the standby with the replication key, up to the address; nobody is
+    asked anything.
 
     A host key has to be known: by our file, the user's or the system's. Only `standby add`, with
     an operator before it, says `accept_new`: an unknown one is noted then, a changed one never.

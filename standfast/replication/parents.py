@@ -6,7 +6,7 @@ says when, not what. Everything is sent only where nothing was before, or when t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from standfast.errors import Refused
 from standfast.node.ports import Snapshot
@@ -14,13 +14,19 @@ from standfast.reasons import Reason
 from standfast.replication.wire import Offer
 
 
+def newest_of(snapshots: Iterable[Snapshot], content_ids: Collection[str]) -> Snapshot | None:
+    """Returns the newest snapshot, by its name, that has one of these contents."""
+    matching = (snapshot for snapshot in snapshots if snapshot.content_id in content_ids)
+    return max(matching, key=lambda snapshot: snapshot.name, default=None)
+
+
 def newest_common(
     ours: Sequence[Snapshot], theirs: Sequence[Offer], snapshot: Snapshot
 ) -> Snapshot | None:
-    """The newest snapshot before `snapshot` whose content both sides have, own or published."""
-    ids = {offer.content_id for offer in theirs}
-    common = [one for one in ours if one.content_id in ids and one.name < snapshot.name]
-    return max(common, key=lambda one: one.name, default=None)
+    """Returns the newest snapshot before `snapshot` whose content both sides have, own or
+    published."""
+    earlier = (candidate for candidate in ours if candidate.name < snapshot.name)
+    return newest_of(earlier, {offer.content_id for offer in theirs})
 
 
 def choose(
@@ -31,7 +37,8 @@ def choose(
     may_be_full: bool,
     served_before: bool,
 ) -> Snapshot | None:
-    """The parent, or None for a full send; Refused (needs-full) where that wasn't asked for.
+    """Returns the parent, or None for a full send; Refused (needs-full) where that wasn't asked
+    for.
 
     A standby that never had anything gets everything by itself; one that had something and has
     nothing in common any more (`served_before`, or snapshots of another past) waits for a word.

@@ -27,7 +27,7 @@ from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.system.clock import Deadline, utc_now
 from standfast.system.files import read_json, write_atomically
-from standfast.system.locks import exclusive
+from standfast.system.locks import exclusive, is_locked
 
 LOCK_WAIT_S = 60.0
 """Deleting one batch of snapshots is what one may have to wait for."""
@@ -48,14 +48,20 @@ class Pin(Struct, frozen=True, forbid_unknown_fields=True):
     """By third node the newest content that this other node has in common with that one, as far as
     a primary here knew."""
 
+    @classmethod
+    def of(cls, snapshot: Snapshot, epoch: int) -> Pin:
+        """Returns the pin of a snapshot that another node is known to have as of now."""
+        return cls(str(snapshot.name), snapshot.content_id, epoch, utc_now())
+
     @property
     def rank(self) -> tuple[int, str]:
-        """Later epochs first, then time."""
+        """The order of pins: the later epoch counts more, then the later name."""
         return (self.epoch, self.name)
 
 
 def load(config: Config) -> Mapping[str, Pin]:
-    """By node; empty when there is no file, StandfastError when it can't be understood."""
+    """Returns the pins by node: none when there is no file; StandfastError when it can't be
+    understood."""
     path = config.state_dir / "pins.json"
     doc = read_json(path)
     if doc is None:
@@ -76,7 +82,7 @@ def load(config: Config) -> Mapping[str, Pin]:
 
 
 def note(config: Config, node: str, pin: Pin) -> None:
-    """`node` is known to have this snapshot, and so is this node; on disk when this returns."""
+    """Notes that `node` has this snapshot, which this node has, too; on disk when this returns."""
     with locked(config):
         before = load(config)
         known = before.get(node)
@@ -98,7 +104,8 @@ def _noted(before: Mapping[str, Pin], node: str, pin: Pin) -> dict[str, Pin]:
 
 
 def to_tell(known: Mapping[str, Pin], node: str, content_id: str) -> dict[str, str]:
-    """For `node`, which is about to get `content_id`: by node what that one has (content id).
+    """Returns for `node`, which is about to get `content_id`, what each other node has (content
+    id).
 
     If possible something that `node` has, too: should it become primary, it builds on that.
     """
@@ -112,7 +119,8 @@ def to_tell(known: Mapping[str, Pin], node: str, content_id: str) -> dict[str, s
 
 
 def expect(config: Config, node: str, pin: Pin, theirs: Collection[str]) -> None:
-    """`node`, which has `theirs` (content ids), is about to get this as the first one in common.
+    """Notes that `node`, which has `theirs` (content ids), is about to get this as the first one in
+    common.
 
     It may have it, whole, and be cut off before it can say so: from then on this is all that an
     increment could build on.
@@ -130,19 +138,19 @@ def learn(
     snapshots: Sequence[Snapshot],
     epochs: Mapping[str, int],
 ) -> None:
-    """On a standby: what the primary says that nodes have (node -> content id), in one write.
+    """Notes on a standby what the primary says that nodes have (node -> content id), in one write.
 
     Noted is what this node has, too; never an older snapshot than the one already pinned. A node
     that the primary names no more loses its pin here, too, when that is beyond the limit.
     """
-    here = {one.content_id: one for one in snapshots if one.content_id in epochs}
+    here = {snapshot.content_id: snapshot for snapshot in snapshots}
     now = utc_now()
     with locked(config):
         before = load(config)
         oldest = now - config.replication.drop_pin_after
         after = {node: pin for node, pin in before.items() if node in commons or pin.at > oldest}
         for node, content_id in commons.items():
-            if node == config.node or content_id not in here:
+            if node == config.node or content_id not in here.keys() & epochs.keys():
                 continue
             known = before.get(node)
             both = {} if known is None else known.both
@@ -154,7 +162,7 @@ def learn(
 
 
 def drop(config: Config, node: str) -> None:
-    """Nothing is kept for `node` any more; on disk when this returns."""
+    """Keeps nothing for `node` any more; on disk when this returns."""
     with locked(config):
         before = load(config)
         if node in before:
@@ -164,20 +172,22 @@ def drop(config: Config, node: str) -> None:
 def locked(
     config: Config, deadline: Deadline | None = None
 ) -> contextlib.AbstractContextManager[object]:
-    """Held while pins change and while snapshots are chosen and deleted; Refused (busy)."""
+    """Returns the lock that is held while pins change, and while snapshots are chosen and deleted;
+    Refused (busy)."""
     waiting = Deadline.after(LOCK_WAIT_S) if deadline is None else deadline
     return exclusive(config.run_dir / "pins.lock", "the deletion of old snapshots", waiting)
 
 
 def save(config: Config, pins: Mapping[str, Pin]) -> None:
-    """The caller holds `locked`."""
+    """Writes all pins, to the disk when this returns. The caller holds `locked`."""
     doc = {"v": 1, "pins": to_builtins(dict(sorted(pins.items())))}
     write_atomically(config.state_dir / "pins.json", json.dumps(doc), durable=True)
 
 
 @contextlib.contextmanager
 def in_use(config: Config, content_ids: Collection[str]) -> Iterator[None]:
-    """While the block lasts no process prunes these: what is being sent, and what it builds on.
+    """Keeps every process from pruning these while the block lasts: what is being sent, and what it
+    builds on.
 
     Ends with the process, however that ends. Note the pin before the block is left.
     """
@@ -195,26 +205,20 @@ def in_use(config: Config, content_ids: Collection[str]) -> Iterator[None]:
 
 
 def all_in_use(config: Config) -> frozenset[str]:
-    """Content ids that transfers at work need. The caller holds `locked`."""
-    found: set[str] = set()
+    """Returns the content ids that transfers at work need. The caller holds `locked`."""
+    content_ids: set[str] = set()
     directory = config.run_dir / "in-use"
     for path in sorted(directory.iterdir()) if directory.exists() else ():
-        found.update(_held(path))
-    return frozenset(found)
+        content_ids.update(_held(path))
+    return frozenset(content_ids)
 
 
 def _held(path: Path) -> list[str]:
     """What the note says; it is removed when its process is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return []
-    with os.fdopen(descriptor) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _ids(stream.read(), path)
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # it ended just now
+        if is_locked(path):
+            return _ids(path.read_text(), path)
+    path.unlink(missing_ok=True)
     return []
 
 

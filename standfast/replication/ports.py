@@ -24,45 +24,51 @@ class ReplicaStore(VolumeStore, Protocol):
         """`btrfs`, or what stands in for it: a stream is taken in by a store of the same kind."""
 
     def unfinished(self) -> Sequence[Path]:
-        """What lies in the standby directory and never counts: partial, foreign, badly named."""
+        """Returns what lies in the standby directory and never counts: partial, foreign, badly
+        named."""
 
     def nested(self) -> Sequence[str]:
-        """Trees inside the live one that its snapshots leave out; CommandFailed without root."""
+        """Returns the trees inside the live one that its snapshots leave out; CommandFailed without
+        root."""
 
     def send_argv(
         self, snapshot: Snapshot, parent: Snapshot | None, *, compressed_data: bool = False
     ) -> Sequence[str]:
-        """Command that writes the snapshot's stream to stdout, incremental from `parent`.
+        """Returns the command that writes the snapshot's stream to stdout, incremental from
+        `parent`.
 
         `compressed_data` leaves compressed extents as they are, where this end can.
         """
 
     def estimate(self, snapshot: Snapshot, parent: Snapshot | None) -> int | None:
-        """Bytes of data that the stream will hold, about; None when that can't be said soon."""
+        """Returns about how many bytes the stream will have; None when that can't be said soon."""
 
     def used_bytes(self) -> int:
-        """Of the file system that the volume is on, by everything there."""
+        """Returns how much of the volume's file system is in use, by everything there."""
 
     def abilities(self) -> Sequence[str]:
-        """What this end can take in beyond a plain stream (`btrfs.stream.COMPRESSED_DATA`)."""
+        """Returns what this end can take in beyond a plain stream
+        (`btrfs.stream.COMPRESSED_DATA`)."""
 
     def prepare_parent(self, content_id: str) -> None:
-        """Make an increment on top of this snapshot receivable; between open_staging and it."""
+        """Makes an increment on top of this snapshot receivable; called between open_staging and
+        it."""
 
     def receive_argv(self, staging: Path) -> Sequence[str]:
-        """Command that reads one stream from stdin and builds its tree inside `staging`."""
+        """Returns the command that reads one stream from stdin and builds its tree inside
+        `staging`."""
 
     def open_staging(self) -> Path:
-        """An empty staging directory; what an interrupted receive left there is deleted."""
+        """Returns an empty staging directory; what an interrupted receive left there is deleted."""
 
     def clear_staging(self) -> None:
-        """Delete everything in the staging directory."""
+        """Deletes everything in the staging directory."""
 
     def verify_staged(self, name: SnapshotName, content_id: str) -> None:
-        """Sync, then Refused (incomplete) unless exactly this snapshot is staged, whole."""
+        """Syncs, and raises Refused (incomplete) unless exactly this snapshot is staged, whole."""
 
     def publish(self, name: SnapshotName) -> Snapshot:
-        """Make the staged snapshot visible under its final name; on disk when this returns.
+        """Makes the staged snapshot visible under its final name; on disk when this returns.
 
         What is staged stays until `clear_staging`.
         """

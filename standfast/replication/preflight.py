@@ -7,8 +7,9 @@ lose or mix up data, or make every cycle fail.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
@@ -26,6 +27,7 @@ from standfast.replication.receive_checks import RESERVE_BYTES
 from standfast.replication.wire import Whole, check_printable
 from standfast.system.clock import utc_now
 from standfast.system.files import read_foreign_text
+from standfast.text import clean
 
 ZSTD = "zstd"
 Role = Literal["live", "snapshots", "standby"]
@@ -43,16 +45,17 @@ Texts = Annotated[tuple[Text, ...], Meta(max_length=_MOST)]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`check` is one word; a problem that is not `grave` is worth knowing."""
+    """What was found, and what mends it. `check` is one word; one that is not `grave` is only worth
+    knowing."""
 
     check: str
-    grave: bool
     evidence: str
     fix: str
+    grave: bool = True
 
 
 class Paths(TypedDict):
-    """Of the configuration."""
+    """The paths of the configuration."""
 
     live: Text
     snapshots: Text
@@ -99,7 +102,7 @@ class Facts(Struct, frozen=True):
 
     @classmethod
     def parse(cls, doc: Mapping[str, Any]) -> Facts:
-        """Refused (protocol) when that is no such document."""
+        """Returns the facts in a document; Refused (protocol) when it is none."""
         try:
             facts = convert(doc, cls)
             for name in facts.__struct_fields__:
@@ -114,7 +117,8 @@ class Facts(Struct, frozen=True):
 
 
 def facts_here(config: Config, store: ReplicaStore) -> Facts:
-    """StandfastError or OSError when something can't be found out; needs root on btrfs."""
+    """Returns this node's facts; StandfastError or OSError when something can't be found out. It
+    needs root on btrfs."""
     on_btrfs = store.kind == "btrfs"
     paths = config.paths
     options = config.replication
@@ -139,45 +143,41 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
             live=str(paths.live), snapshots=str(paths.snapshots), standby=str(paths.standby)
         ),
         file_systems=systems,
-        nested=tuple(map(_printable, store.nested()))[:_MOST] if live is not None else (),
+        nested=tuple(map(clean, store.nested()))[:_MOST] if live is not None else (),
         live_received=live.received_uuid if live is not None and not live.read_only else None,
         partial_mount=_partial_mount(paths.standby) if ours is not None else None,
         copies=btrfs_place.copies_of(ours)[:_MOST] if ours is not None else (),
     )
 
 
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
 def _partial_mount(standby: Path) -> str | None:
     mountinfo = read_foreign_text(Path("/proc/self/mountinfo"))
-    mount = btrfs_place.mount_of(standby, mountinfo)
-    return None if mount.shows_a_subvolume else str(mount.point)
+    point = btrfs_place.mount_point_of(standby, mountinfo)
+    return None if btrfs_place.shows_a_subvolume(point) else str(point)
+
+
+def _gravest_first(*checks: Iterable[Problem]) -> list[Problem]:
+    return sorted(chain(*checks), key=lambda problem: not problem.grave)
 
 
 # One node
 
 
 def problems(facts: Facts) -> list[Problem]:
-    """What one node's facts show, the gravest first."""
-    if facts.store != "btrfs":
-        found = list(_options(facts, facts))
-    else:
-        checks = (_tools, _disk, _received, _nested, _mounts, _copies)
-        found = [problem for check in checks for problem in check(facts)]
-        found += _options(facts, facts)
-    return sorted(found, key=lambda one: not one.grave)
+    """Returns what one node's facts show, the gravest first."""
+    checks = (_tools, _disk, _received, _nested, _mounts, _copies)
+    on_btrfs = (check(facts) for check in checks if facts.store == "btrfs")
+    return _gravest_first(*on_btrfs, _options(facts, facts))
 
 
 def _tools(facts: Facts) -> Iterator[Problem]:
     if facts.progs is None:
         evidence = f"{facts.node} has no program `btrfs`"
-        yield Problem("tools", True, evidence, "install btrfs-progs")
+        yield Problem("tools", evidence, "install btrfs-progs")
     if btrfs_versions.parse(facts.kernel) < btrfs_versions.OLDEST_KERNEL:
-        oldest = ".".join(map(str, btrfs_versions.OLDEST_KERNEL))
-        evidence = f"{facts.node} runs Linux {facts.kernel}, needed is {oldest} or newer"
-        yield Problem("tools", True, evidence, "boot a newer kernel")
+        oldest = _dotted(btrfs_versions.OLDEST_KERNEL)
+        evidence = f"{facts.node} runs Linux {facts.kernel}, but {oldest} or newer is needed"
+        yield Problem("tools", evidence, "boot a newer kernel")
 
 
 def _disk(facts: Facts) -> Iterator[Problem]:
@@ -186,7 +186,6 @@ def _disk(facts: Facts) -> Iterator[Problem]:
     if foreign:
         yield Problem(
             "disk",
-            True,
             f"no btrfs at {', '.join(foreign)} on {facts.node}",
             "mount the volume's file system there; is it in /etc/fstab, and did it fail?",
         )
@@ -194,7 +193,6 @@ def _disk(facts: Facts) -> Iterator[Problem]:
         where = ", ".join(f"{facts.paths[role]}: {systems[role]}" for role in ROLES)
         yield Problem(
             "disk",
-            True,
             f"{facts.node} has its paths on different file systems ({where}): no snapshot can "
             f"be taken from one to the other",
             "set [paths] so that live, snapshots and standby are on one btrfs",
@@ -207,7 +205,6 @@ def _received(facts: Facts) -> Iterator[Problem]:
     live = facts.paths["live"]
     yield Problem(
         "received",
-        True,
         f"{live} on {facts.node} can be written to and has the received UUID "
         f"{facts.live_received}: its snapshots all inherit it, and pass for one content",
         f"when nobody writes: btrfs property set -t subvol {live} ro true; "
@@ -219,7 +216,6 @@ def _nested(facts: Facts) -> Iterator[Problem]:
     if facts.nested:
         yield Problem(
             "nested",
-            True,
             f"subvolumes inside the live one on {facts.node}, which a snapshot silently leaves "
             f"out: {', '.join(facts.nested)}",
             "for each: mv SUB SUB.old; mkdir SUB; cp -a --reflink=auto SUB.old/. SUB/; "
@@ -231,7 +227,6 @@ def _mounts(facts: Facts) -> Iterator[Problem]:
     if facts.partial_mount is not None:
         yield Problem(
             "mounts",
-            True,
             f"{facts.partial_mount} on {facts.node} shows a mere directory of a subvolume (a "
             f"bind mount?): `btrfs receive` looks for parents from the subvolume's root and "
             f"finds none below it, so every increment fails; its option -C changes nothing there",
@@ -243,7 +238,6 @@ def _copies(facts: Facts) -> Iterator[Problem]:
     if facts.copies:
         yield Problem(
             "copies",
-            True,
             f"{' and '.join(facts.copies)} on {facts.node} have one and the same file system "
             f"UUID: after a reboot the wrong one may be mounted",
             f"detach the copy, or give it another UUID while it is not mounted: "
@@ -257,16 +251,17 @@ def _options(asking: Facts, able: Facts) -> Iterator[Problem]:
         if wanted in able.has:
             continue
         if wanted == ZSTD:
-            evidence = f'{asking.node} is to send with compression = "zstd", {able.node} has none'
-            yield Problem("options", True, evidence, f"install zstd on {able.node}")
+            evidence = f'{asking.node} sends with compression = "zstd", {able.node} has no zstd'
+            yield Problem("options", evidence, f"install zstd on {able.node}")
         else:
             yield Problem(
                 "options",
-                False,
                 f"{asking.node} is to send compressed_data, which {able.node} (Linux "
-                f"{able.kernel}, btrfs-progs {able.progs}) is not trusted with: sent as usual",
+                f"{able.kernel}, btrfs-progs {able.progs}) is not trusted with: the stream has "
+                f"plain data instead",
                 f"Linux {_dotted(btrfs_versions.COMPRESSED_DATA_KERNEL)} and btrfs-progs "
                 f"{_dotted(btrfs_versions.COMPRESSED_DATA_PROGS)}, or compressed_data = false",
+                grave=False,
             )
 
 
@@ -284,27 +279,27 @@ def problems_between(
     size_bytes: int | None = None,
     apart_s: float = ASKED_APART_S,
 ) -> list[Problem]:
-    """What doesn't fit between a sender and a standby, the gravest first.
+    """Returns what doesn't fit between a sender and a standby, the gravest first.
 
     `size_bytes` are those that are to be sent, if known; `apart_s` passed at most between the
     moments at which the two said what time it is.
     """
-    found: list[Problem] = []
+    return _gravest_first(
+        _stores(ours, theirs),
+        _clocks(ours, theirs, apart_s),
+        _space(theirs, size_bytes),
+        _options(ours, theirs),
+        _options(theirs, ours),  # as after a failover
+    )
+
+
+def _stores(ours: Facts, theirs: Facts) -> Iterator[Problem]:
     if ours.store != theirs.store:
-        evidence = f"{ours.node} stores in a {ours.store}, {theirs.node} in a {theirs.store}"
-        found.append(
-            Problem(
-                "store",
-                True,
-                evidence,
-                "one of them runs on the parts of the demo: storage is btrfs on both",
-            )
+        yield Problem(
+            "store",
+            f"{ours.node} stores in a {ours.store}, {theirs.node} in a {theirs.store}",
+            "one of them runs on the parts of the demo: storage is btrfs on both",
         )
-    found += _clocks(ours, theirs, apart_s)
-    found += _space(theirs, size_bytes)
-    found += _options(ours, theirs)
-    found += _options(theirs, ours)  # as after a failover
-    return sorted(found, key=lambda one: not one.grave)
 
 
 def _clocks(ours: Facts, theirs: Facts, apart_s: float) -> Iterator[Problem]:
@@ -316,9 +311,9 @@ def _clocks(ours: Facts, theirs: Facts, apart_s: float) -> Iterator[Problem]:
         consequence = "ages are told wrong" if grave else "names tell the wrong time"
         yield Problem(
             "clock",
-            grave,
             f"{ahead.node}'s clock is {abs(skew_s):.0f} s ahead of {behind.node}'s: {consequence}",
             "set both by NTP: timedatectl set-ntp true; chronyc tracking",
+            grave,
         )
 
 
@@ -326,7 +321,6 @@ def _space(theirs: Facts, size_bytes: int | None) -> Iterator[Problem]:
     if size_bytes is not None and theirs.free_bytes < size_bytes + RESERVE_BYTES:
         yield Problem(
             "space",
-            True,
             f"{size_bytes // 2**20} MiB are to be sent, {theirs.node} has "
             f"{theirs.free_bytes // 2**20} MiB left (and keeps {RESERVE_BYTES // 2**20})",
             f"delete old snapshots on {theirs.node}, or give it a larger disk",

@@ -24,16 +24,16 @@ _LOCK = threading.RLock()
 
 
 class Progress(Protocol):
-    """Fed with each piece of a stream; `total_bytes` is an estimate, None when there is none."""
+    """Takes each piece of a stream; `total_bytes` is an estimate, None when there is none."""
 
     def __call__(self, piece_bytes: int, total_bytes: int | None) -> None: ...
 
     def close(self) -> None:
-        """The stream has ended, well or not."""
+        """Ends the display: the stream has ended, well or not."""
 
 
 class Silent:
-    """Nobody wants to know."""
+    """Shows nothing."""
 
     def __call__(self, piece_bytes: int, total_bytes: int | None) -> None:
         pass
@@ -43,7 +43,7 @@ class Silent:
 
 
 class Meter:
-    """Bytes so far, and the rate of late; it reads no clock."""
+    """Counts the bytes so far, and their rate of late; it reads no clock."""
 
     def __init__(self, now: float) -> None:
         self.moved = 0
@@ -59,12 +59,12 @@ class Meter:
                 del self._marks[0]
 
     def rate(self, now: float) -> float:
-        """Bytes a second."""
+        """Returns the bytes a second of about the last RATE_OVER_S seconds."""
         since, before = self._marks[0]
         return (self.moved - before) / max(now - since, 0.001)
 
     def left_s(self, total_bytes: int | None, now: float) -> float | None:
-        """Seconds to the end at this rate; None when that can't be said."""
+        """Returns seconds to the end at this rate; None when that can't be said."""
         rate = self.rate(now)
         if total_bytes is None or rate <= 0 or self.moved > total_bytes:
             return None
@@ -72,7 +72,8 @@ class Meter:
 
 
 class Lines:
-    """A line after 5 s, then every 10 s, and one at the end of a stream that had one before."""
+    """Prints a line after 5 s, then every 10 s, and one at the end of a stream that had one
+    before."""
 
     def __init__(
         self, name: str, say: Callable[[str], None], clock: Callable[[], float] = monotonic
@@ -82,7 +83,6 @@ class Lines:
         self._clock = clock
         self._meter: Meter | None = None
         self._next = 0.0
-        self._total: int | None = None
         self._said = False
 
     def __call__(self, piece_bytes: int, total_bytes: int | None) -> None:
@@ -91,7 +91,6 @@ class Lines:
             self._meter = Meter(now)
             self._next = now + FIRST_LINE_S
         self._meter.add(piece_bytes, now)
-        self._total = total_bytes
         if now >= self._next:
             self._next = now + LINE_EVERY_S
             self._said = True
@@ -108,7 +107,7 @@ class Lines:
 
 
 class Bar:
-    """One line of a terminal, drawn by tqdm; several at once have a `position` each."""
+    """Draws one line of a terminal, by tqdm; several at once have a `position` each."""
 
     def __init__(self, name: str, position: int, out: TextIO) -> None:
         from tqdm.std import tqdm
@@ -146,7 +145,7 @@ class Bar:
 def showing(
     name: str, *, quiet: bool = False, position: int = 0, out: TextIO | None = None
 ) -> Iterator[Progress]:
-    """What suits the place: a bar where `out` (stderr) is a terminal, lines elsewhere."""
+    """Yields what suits the place: a bar where `out` (stderr) is a terminal, lines elsewhere."""
     stream = sys.stderr if out is None else out
     progress: Progress
     if quiet:
@@ -189,7 +188,7 @@ class _Guarded:
 
 @contextlib.contextmanager
 def above_bars(out: TextIO | None = None) -> Iterator[None]:
-    """Inside, lines may be printed: bars are taken away and drawn again below them."""
+    """Lets lines be printed in the block: bars are taken away and drawn again below them."""
     if "tqdm.std" not in sys.modules:
         yield
         return
@@ -200,7 +199,7 @@ def above_bars(out: TextIO | None = None) -> Iterator[None]:
 
 
 def describe(meter: Meter, total_bytes: int | None, now: float) -> str:
-    """`1.2 GiB of 4.0 GiB, 96.0 MiB/s, 30 s left`."""
+    """Returns `1.2 GiB of 4.0 GiB, 96.0 MiB/s, 30 s left`."""
     known = total_bytes is not None and meter.moved <= total_bytes
     of = f" of about {size(total_bytes)}" if known and total_bytes is not None else ""
     left = meter.left_s(total_bytes, now)

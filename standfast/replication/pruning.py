@@ -58,25 +58,25 @@ def prune(
     also: Collection[str],
     dry_run: bool = False,
 ) -> Pruned:
-    """Delete what may go, the oldest first; `also`: content ids that have to stay.
+    """Deletes what may go, the oldest first; `also` are content ids that have to stay.
 
     Doesn't raise for anything that the disk, the files or the store do: see `trouble`.
     """
     try:
         with pins.locked(config, Deadline.after(LOCK_WAIT_S)):
-            found = _look(config, store, also)
+            plan = _look(config, store, also)
             if dry_run:
-                return Pruned(found.old, found.kept, found.late)
-            _drop_pins(config, found)
-            return _delete(store, found)
+                return Pruned(plan.old, plan.kept, plan.late)
+            _drop_pins(config, plan)
+            return _delete(store, plan)
     except (StandfastError, OSError) as error:
         log.warning("old snapshots were not deleted: %s", error)
         return Pruned(trouble=str(error))
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What a look at snapshots and pins came to."""
+class _Plan:
+    """What is to stay and what is to go, by a look at snapshots and pins."""
 
     pins: Mapping[str, Pin]
     late: tuple[str, ...]
@@ -85,37 +85,33 @@ class _Found:
     old: tuple[Snapshot, ...]
 
 
-def _look(config: Config, store: ReplicaStore, also: Collection[str]) -> _Found:
+def _look(config: Config, store: ReplicaStore, also: Collection[str]) -> _Plan:
     noted = pins.load(config)
     known = {**_last_sent(config), **noted}
     snapshots = store.snapshots()
     origins = origins_of_snapshots(config, instant())
-    epochs = {one: origin.epoch for one, origin in origins.items()}
-    times = {
-        one.content_id: at
-        for one in snapshots
-        if one.content_id in origins and (at := origins[one.content_id].time(one.name)) != UNKNOWN
-    }
-    late = _late(config, known, {one.content_id for one in snapshots})
+    epochs = {content_id: origin.epoch for content_id, origin in origins.items()}
+    times = {}
+    for snapshot in snapshots:
+        origin = origins.get(snapshot.content_id)
+        if origin is not None and (at := origin.time(snapshot.name)) != UNKNOWN:
+            times[snapshot.content_id] = at
+    late = _late(config, known, {snapshot.content_id for snapshot in snapshots})
     counted = {node: pin for node, pin in known.items() if node not in late}
     protected = _pinned(counted, snapshots, epochs)
     for content_id in pins.all_in_use(config):
         protected.setdefault(content_id, []).append("in use")
     for content_id in (*also, *_base(config)):
         protected.setdefault(content_id, []).append("still needed")
-    own = [one for one in snapshots if not one.received]
-    published = [one for one in snapshots if one.received]
-    both = (
-        sort_out(own, epochs, protected, config.retention_own, times),
-        sort_out(published, epochs, protected, config.retention_published, times),
-    )
-    kept = [one for kind in both for one in kind.kept]
-    old = [one for kind in both for one in kind.old]
-    return _Found(
+    own = [snapshot for snapshot in snapshots if not snapshot.received]
+    published = [snapshot for snapshot in snapshots if snapshot.received]
+    first = sort_out(own, epochs, protected, config.retention_own, times)
+    second = sort_out(published, epochs, protected, config.retention_published, times)
+    return _Plan(
         noted,
         late,
-        tuple(sorted(kept, key=lambda one: one.snapshot.name)),
-        tuple(sorted(old, key=lambda one: one.name)),
+        tuple(sorted((*first.kept, *second.kept), key=lambda kept: kept.snapshot.name)),
+        tuple(sorted((*first.old, *second.old), key=lambda snapshot: snapshot.name)),
     )
 
 
@@ -128,29 +124,33 @@ def _last_sent(config: Config) -> dict[str, Pin]:
         standbys = state.load(config).standbys
     except StandfastError:
         return {}
-    found = {}
+    pins_by_node = {}
     for node, last in standbys.items():
         if node not in config.standbys or last.needs_full:
             continue
         if last.snapshot is None or last.content_id is None:
             continue
         at = last.last_success_at or 0.0
-        found[node] = Pin(last.snapshot, last.content_id, last.epoch or 0, at)
-    return found
+        pins_by_node[node] = Pin(last.snapshot, last.content_id, last.epoch or 0, at)
+    return pins_by_node
 
 
 def _pinned(
     known: Mapping[str, Pin], snapshots: Sequence[Snapshot], epochs: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    present = {one.content_id for one in snapshots}
-    ours = by_epoch((one for one in snapshots if one.content_id in epochs), epochs)
+    present = {snapshot.content_id for snapshot in snapshots}
+    ours = by_epoch((snapshot for snapshot in snapshots if snapshot.content_id in epochs), epochs)
     protected: dict[str, list[str]] = {}
     for node, pin in sorted(known.items()):
         if pin.content_id in present:
             protected.setdefault(pin.content_id, []).append(f"pinned for {node}")
             continue
         # Deleted by hand: the one before it is the likeliest to be common now.
-        before = [one for one in ours if (epochs[one.content_id], str(one.name)) <= pin.rank]
+        before = [
+            snapshot
+            for snapshot in ours
+            if (epochs[snapshot.content_id], str(snapshot.name)) <= pin.rank
+        ]
         if before:
             why = f"next to {pin.name}, pinned for {node} and gone"
             protected.setdefault(before[-1].content_id, []).append(why)
@@ -185,10 +185,10 @@ def _has_served_for(config: Config, seconds: float) -> bool:
     return lease.remaining_s(now) > 0 and now - lease.since > seconds
 
 
-def _drop_pins(config: Config, found: _Found) -> None:
-    for node in found.late:
+def _drop_pins(config: Config, plan: _Plan) -> None:
+    for node in plan.late:
         if node in config.standbys:
-            pin = found.pins.get(node)
+            pin = plan.pins.get(node)
             since = "" if pin is None else f" since {format_utc(pin.at)} ({pin.name})"
             text = (
                 f"{node} took no snapshot in{since}, longer than replication.drop_pin_after "
@@ -200,19 +200,19 @@ def _drop_pins(config: Config, found: _Found) -> None:
             log.warning("%s", text)
         else:
             log.info("%s is no storage node any more: its pin is dropped", node)
-    if found.late:
-        left = {node: pin for node, pin in found.pins.items() if node not in found.late}
+    if plan.late:
+        left = {node: pin for node, pin in plan.pins.items() if node not in plan.late}
         pins.save(config, left)
 
 
-def _delete(store: ReplicaStore, found: _Found) -> Pruned:
-    now, later = found.old[:MOST_AT_ONCE], found.old[MOST_AT_ONCE:]
-    done = Pruned(now, found.kept, found.late, len(later))
+def _delete(store: ReplicaStore, plan: _Plan) -> Pruned:
+    now, later = plan.old[:MOST_AT_ONCE], plan.old[MOST_AT_ONCE:]
+    done = Pruned(now, plan.kept, plan.late, len(later))
     try:
         store.delete(now)
     except (StandfastError, OSError) as error:
         log.warning("not every old snapshot was deleted: %s", error)
-        gone = tuple(one for one in now if not os.path.lexists(one.path))
-        left = len(found.old) - len(gone)
+        gone = tuple(snapshot for snapshot in now if not os.path.lexists(snapshot.path))
+        left = len(plan.old) - len(gone)
         return replace(done, deleted=gone, left=left, trouble=str(error))
     return done

@@ -18,10 +18,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Literal, Protocol, TypeVar
+
+from msgspec import Meta, Struct, convert, field, to_builtins
 
 from standfast.ages import WAS_SET_S, Before, Origin, Seen
 from standfast.config.model import Config
@@ -43,6 +45,8 @@ MOST_UNSEEN = 50
 system that is mounted later. Of those the newest count; and the reserve grows with this file."""
 CLOCK_LOCK_S = 1.0
 """Not having noted the clock costs less than an agent that waits."""
+Time = Annotated[float, Meta(gt=-MOST_SECONDS, lt=MOST_SECONDS)]
+T = TypeVar("T")
 
 
 class Named(Protocol):
@@ -55,9 +59,25 @@ class Named(Protocol):
     def content_id(self) -> str: ...
 
 
+class _Clock(Struct, frozen=True):
+    utc: Time
+    up: Time
+    boot: str
+    set_up: Time | None
+
+
+class _File(Struct, frozen=True):
+    v: Literal[1]
+    epochs: Mapping[str, Annotated[int, Meta(ge=0)]]
+    last: str | None = None
+    clock: _Clock | None = None
+    counted_at: Mapping[str, Time] = field(default_factory=dict)
+    before: Mapping[str, tuple[Time, Time]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class _Noted:
-    """The whole file."""
+    """What the file says."""
 
     epochs: Mapping[str, int]
     before: Mapping[str, Before]
@@ -72,54 +92,62 @@ class _Noted:
             return replace(self, seen=Seen(now))
         last, seen = self.seen.at, self.seen.going_on(now)
         if last.boot != now.boot:
-            before = {one: at.over_start(last) for one, at in self.before.items()}
-            before |= {one: Before(at, last.utc) for one, at in self.counted_at.items()}
+            before = {content_id: at.over_start(last) for content_id, at in self.before.items()}
+            before |= {id_: Before(at, last.utc) for id_, at in self.counted_at.items()}
             return replace(self, seen=seen, before=before, counted_at={})
         # Set forward may mean that the machine stood still: it makes nothing younger.
         set_back = min(0.0, self.seen.set_by(now))
-        counted = {one: at + set_back for one, at in self.counted_at.items()}
+        counted = {content_id: at + set_back for content_id, at in self.counted_at.items()}
         return replace(self, seen=seen, counted_at=counted)
 
     def origins(self) -> dict[str, Origin]:
         assert self.seen is not None
-        found = {}
-        for one, epoch in self.epochs.items():
-            if one in self.counted_at:
-                found[one] = Origin(epoch, self.counted_at[one], counted=True)
+        origins = {}
+        for content_id, epoch in self.epochs.items():
+            if content_id in self.counted_at:
+                origins[content_id] = Origin(epoch, self.counted_at[content_id], counted=True)
             else:
-                before = self.before.get(one)
+                before = self.before.get(content_id)
                 at = None if before is None else before.time(self.seen.at)
-                found[one] = Origin(epoch, at)
-        return found
+                origins[content_id] = Origin(epoch, at)
+        return origins
 
     def keeping(self, known: Collection[str]) -> _Noted:
-        """Of these only."""
+        """Returns what is noted of these content ids only."""
         return replace(
             self,
-            epochs={one: epoch for one, epoch in self.epochs.items() if one in known},
-            before={one: at for one, at in self.before.items() if one in known},
-            counted_at={one: at for one, at in self.counted_at.items() if one in known},
+            epochs=_only(known, self.epochs),
+            before=_only(known, self.before),
+            counted_at=_only(known, self.counted_at),
         )
 
     def adding(self, snapshot: Named, origin: Origin) -> _Noted:
-        one, at = snapshot.content_id, origin.taken_at
-        counted = self.counted_at if at is None else {**self.counted_at, one: at}
+        content_id, at = snapshot.content_id, origin.taken_at
+        counted = self.counted_at if at is None else {**self.counted_at, content_id: at}
         last = snapshot.name if self.last is None else max(self.last, snapshot.name)
-        epochs = {**self.epochs, one: origin.epoch}
+        epochs = {**self.epochs, content_id: origin.epoch}
         return replace(self, epochs=epochs, counted_at=counted, last=last)
 
     def save(self, config: Config, *, durable: bool = True, reserved: bool = False) -> None:
         seen = self.seen
-        clock = None
-        if seen is not None:
-            clock = {**asdict(seen.at), "set_up": seen.set_up}
-        last = None if self.last is None else str(self.last)
         # To the thousandth of a second: room may be reserved.
-        counted = {one: round(at, 3) for one, at in self.counted_at.items()}
-        before = {one: [round(of.at, 3), round(of.floor, 3)] for one, of in self.before.items()}
-        times = {"counted_at": counted, "before": before}
-        text = json.dumps({"v": 1, "epochs": self.epochs, "last": last, "clock": clock, **times})
+        file = _File(
+            v=1,
+            epochs=self.epochs,
+            last=None if self.last is None else str(self.last),
+            clock=None if seen is None else _Clock(**asdict(seen.at), set_up=seen.set_up),
+            counted_at={content_id: round(at, 3) for content_id, at in self.counted_at.items()},
+            before={
+                content_id: (round(noted.at, 3), round(noted.floor, 3))
+                for content_id, noted in self.before.items()
+            },
+        )
+        text = json.dumps(to_builtins(file))
         write_atomically(published_file(config), text, durable=durable, reserved=reserved)
+
+
+def _only(known: Collection[str], noted: Mapping[str, T]) -> dict[str, T]:
+    return {content_id: value for content_id, value in noted.items() if content_id in known}
 
 
 def _load(config: Config) -> _Noted:
@@ -128,20 +156,16 @@ def _load(config: Config) -> _Noted:
     if doc is None:
         return _Noted({}, {}, {}, None, None)
     try:
-        if doc["v"] != 1:
-            raise ValueError(f"version {doc['v']!r}")
-        for epoch in doc["epochs"].values():
-            if type(epoch) is not int or epoch < 0:
-                raise ValueError(f"epoch {epoch!r}")
-        last, clock = doc.get("last"), doc.get("clock")
+        file = convert(doc, _File)
+        clock = file.clock
         return _Noted(
-            doc["epochs"],
-            {one: _before(*of) for one, of in doc.get("before", {}).items()},
-            {one: _finite(at) for one, at in doc.get("counted_at", {}).items()},
-            None if last is None else SnapshotName.parse(last),
-            None if clock is None else _seen(clock),
+            file.epochs,
+            {content_id: Before(*times) for content_id, times in file.before.items()},
+            file.counted_at,
+            None if file.last is None else SnapshotName.parse(file.last),
+            None if clock is None else Seen(Instant(clock.utc, clock.up, clock.boot), clock.set_up),
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise StandfastError(
             f"{path} does not hold the epochs of the published snapshots ({error!r}). Move it "
             f"away: snapshots published so far then count as older than all others, until the next "
@@ -149,40 +173,27 @@ def _load(config: Config) -> _Noted:
         ) from error
 
 
-def _seen(clock: Mapping[str, Any]) -> Seen:
-    now = Instant(_finite(clock["utc"]), _finite(clock["up"]), str(clock["boot"]))
-    return Seen(now, None if clock["set_up"] is None else _finite(clock["set_up"]))
-
-
-def _before(at: Any, floor: Any) -> Before:
-    return Before(_finite(at), _finite(floor))
-
-
-def _finite(value: Any) -> float:
-    # A bool is an int, and json reads NaN and Infinity: none of them is a time.
-    if type(value) not in (int, float) or not abs(value) < MOST_SECONDS:
-        raise ValueError(f"{value!r} is not a time")
-    return float(value)
-
-
 def epochs_of_snapshots(config: Config) -> Mapping[str, int]:
-    """Content id -> epoch of the primary that took it; StandfastError when unreadable."""
+    """Returns the epoch of the primary that took each snapshot, by content id; StandfastError when
+    that is unreadable."""
     return _load(config).epochs
 
 
 def origins_of_snapshots(config: Config, now: Instant) -> Mapping[str, Origin]:
-    """Content id -> origin; StandfastError when unreadable."""
+    """Returns the origin of each snapshot, by content id; StandfastError when that is
+    unreadable."""
     return _as_of(config, now).origins()
 
 
 def clock_was_set_s_ago(config: Config, now: Instant) -> float:
-    """Seconds since the wall clock was set; infinity: not since this machine started."""
+    """Returns the seconds since the wall clock was set; infinity: not since this machine
+    started."""
     seen = _as_of(config, now).seen
     return math.inf if seen is None or seen.set_up is None else now.up - seen.set_up
 
 
 def next_name(config: Config, utc: float) -> SnapshotName:
-    """The name of a snapshot taken now: after every one that this node's files know of.
+    """Returns the name of a snapshot taken now: after every one that this node's files know of.
 
     The store adds what lies in its directories. Refused (bad-name) when nothing comes after them.
     """
@@ -191,10 +202,10 @@ def next_name(config: Config, utc: float) -> SnapshotName:
     for text in () if own is None else (own.base, own.final):
         with contextlib.suppress(ValueError):  # written by hand: no name
             known.append(None if text is None else SnapshotName.parse(text))
-    found = [one for one in known if one is not None]
-    chosen = SnapshotName.at(config.base, utc).after(found)
+    names = [name for name in known if name is not None]
+    chosen = SnapshotName.at(config.base, utc).after(names)
     if chosen.stamp >= MOST_SECONDS:
-        latest = f"{max(found)}, the latest noted in" if found else "the clock's time; see"
+        latest = f"{max(names)}, the latest noted in" if names else "the clock's time; see"
         raise Refused(
             Reason.BAD_NAME,
             f"no name comes after {latest} {published_file(config)} or own-epoch.json there: set "
@@ -204,7 +215,7 @@ def next_name(config: Config, utc: float) -> SnapshotName:
 
 
 def take(config: Config, store: VolumeStore, epoch: int, *, reserved: bool = False) -> Snapshot:
-    """Take a snapshot of the live tree and note it as of this epoch; see `note_origin`.
+    """Takes a snapshot of the live tree and notes it as of this epoch; see `note_origin`.
 
     One that can't be noted is deleted: nobody else has it, and nothing would ever prune it. Raises
     what the store and `note_origin` do.
@@ -224,23 +235,24 @@ def take(config: Config, store: VolumeStore, epoch: int, *, reserved: bool = Fal
 
 
 def origin_of(config: Config, snapshot: Snapshot, epoch: int) -> Origin:
-    """Where a snapshot of this node's comes from, by the clock as it is now: ask again after
-    anything that takes time. `taken_at` is UNKNOWN where nobody knows."""
+    """Returns where a snapshot of this node's comes from, by the clock as it is now: ask again
+    after anything that takes time. `taken_at` is UNKNOWN where nobody knows."""
     noted = origins_of_snapshots(config, instant()).get(snapshot.content_id, Origin(epoch))
     return Origin(epoch, noted.time(snapshot.name))
 
 
 def note_names(config: Config, names: Iterable[str]) -> None:
-    """The next name comes after these, too: another node has them.
+    """Has the next name come after these, too: another node has them.
 
     An older version, whose clock was ahead, named by the clock alone.
     """
     now = instant()
-    found = []
+    ours = []
     for text in names:
         with contextlib.suppress(ValueError):  # made by hand: no name
-            found.append(SnapshotName.parse(text))
-    ours = [one for one in found if one.base == config.base and one.stamp <= now.utc + MOST_AHEAD_S]
+            name = SnapshotName.parse(text)
+            if name.base == config.base and name.stamp <= now.utc + MOST_AHEAD_S:
+                ours.append(name)
     with _locked(config, LOCK_WAIT_S):
         noted = _as_of(config, now)
         known = ours if noted.last is None else [*ours, noted.last]
@@ -255,7 +267,7 @@ def note_origin(
     *,
     reserved: bool = False,
 ) -> None:
-    """Note where `snapshot` comes from; on disk when this returns. `reserved`: on a full one too.
+    """Notes where `snapshot` comes from; on disk when this returns. `reserved`: on a full one too.
 
     What was noted of it before stays, if it is of this epoch. Entries of what is no more among
     `snapshots` are dropped, but for the last ones: their directory may not be mounted yet. They are
@@ -265,12 +277,13 @@ def note_origin(
     with _locked(config, LOCK_WAIT_S):
         noted = _as_of(config, instant())
         if noted.epochs.get(snapshot.content_id) != origin.epoch:
-            known = {*(one.content_id for one in snapshots()), *list(noted.epochs)[-MOST_UNSEEN:]}
+            here = (present.content_id for present in snapshots())
+            known = {*here, *list(noted.epochs)[-MOST_UNSEEN:]}
             noted.keeping(known).adding(snapshot, origin).save(config, reserved=reserved)
 
 
 def note_clock(config: Config, now: Instant) -> None:
-    """Have it known which time it was, for after a start of the machine: now and then is enough.
+    """Notes which time it is, for after a start of the machine: now and then is enough.
 
     At once when the clock was set: with the next time that it is, this one couldn't be told apart.
     Refused (busy), StandfastError, OSError.
@@ -307,15 +320,6 @@ def _locked(config: Config, wait_s: float) -> contextlib.AbstractContextManager[
     return exclusive(lock, "another replication", Deadline.after(wait_s))
 
 
-def ranked(snapshots: Sequence[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
-    """Received snapshots, best last: by the epoch they come from, then by time.
-
-    One without a known epoch comes before all others.
-    """
-    received = [one for one in snapshots if one.received]
-    return sorted(received, key=lambda one: (epochs.get(one.content_id, -1), one.name))
-
-
 def published_file(config: Config) -> Path:
-    """Where the entries are; it changes before a snapshot becomes visible."""
+    """Returns where the entries are; that file changes before a snapshot becomes visible."""
     return config.state_dir / "published.json"

@@ -71,7 +71,8 @@ def receive(
     *,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
-    """One conversation; the exit status. Every refusal is answered with its reason."""
+    """Has one conversation and returns the exit status. Every refusal is answered with its
+    reason."""
     receiver = _Receiver(config, store, gateway, stdin_fd, stdout)
     try:
         receive_checks.check_original_command(config, environ)
@@ -109,7 +110,9 @@ class _Receiver:
         # The sender takes its snapshot meanwhile, and maybe reads all of it: nobody waits for that.
         line = _read_line(self.stdin_fd, deadline)
         if line is None:
-            raise Refused(Reason.PROTOCOL, "the sender left without a word")
+            raise Refused(
+                Reason.PROTOCOL, "the sender closed the connection before it said anything"
+            )
         hello = wire.parse(line, wire.Hello)
         receive_checks.check_peer(self.config, hello)
         if hello.purpose is wire.Purpose.ASK:
@@ -153,7 +156,8 @@ class _Receiver:
         snapshots = self.store.snapshots()
         offered = wire.offers(snapshots)
         ages = self._ages(snapshots)
-        request = self._request(offered, deadline, tuple(ages[it.content_id] for it in offered))
+        told = tuple(ages[offer.content_id] for offer in offered)
+        request = self._request(offered, deadline, told)
         match request:
             case wire.Survey():
                 facts = preflight.facts_here(self.config, self.store)
@@ -167,13 +171,13 @@ class _Receiver:
 
     def _ages(self, snapshots: Sequence[Snapshot]) -> Mapping[str, float | None]:
         """Seconds, by content id, of what is noted here: who asks has another clock."""
-        now, ages = instant(), dict.fromkeys(each.content_id for each in snapshots)
+        now, ages = instant(), dict.fromkeys(snapshot.content_id for snapshot in snapshots)
         with contextlib.suppress(StandfastError):
             origins = origins_of_snapshots(self.config, now)
-            for each in snapshots:
-                if (origin := origins.get(each.content_id)) is not None:
-                    age_s = age_of(origin.time(each.name), now.utc)
-                    ages[each.content_id] = None if age_s is None else round(age_s, 1)
+            for snapshot in snapshots:
+                if (origin := origins.get(snapshot.content_id)) is not None:
+                    age_s = age_of(origin.time(snapshot.name), now.utc)
+                    ages[snapshot.content_id] = None if age_s is None else round(age_s, 1)
         return ages
 
     def _request(
@@ -252,12 +256,13 @@ class _Receiver:
         begin = announced.begin
         self.store.verify_staged(begin.name, begin.content_id)
         if begin.fingerprint is not None:
-            found = digest_of(staging / str(begin.name), deadline)
-            if found != begin.fingerprint:
+            fingerprint = digest_of(staging / str(begin.name), deadline)
+            if fingerprint != begin.fingerprint:
                 raise Refused(
                     Reason.INCOMPLETE,
                     f"{begin.name} arrived with other metadata than {begin.sender} has "
-                    f"(fingerprint {found[:12]}, there {begin.fingerprint[:12]}): not published",
+                    f"(fingerprint {fingerprint[:12]}, there {begin.fingerprint[:12]}): "
+                    f"not published",
                 )
         lease.check(begin)  # it may have moved on while the stream came in
         note_origin(self.config, begin, announced.origin(), self.store.snapshots)
@@ -281,8 +286,7 @@ class _Receiver:
     def _pin(self, begin: wire.Begin, published: Snapshot) -> None:
         """What the sender and this node have in common now, and so perhaps others."""
         try:
-            pin = pins.Pin(str(published.name), published.content_id, begin.epoch, utc_now())
-            pins.note(self.config, begin.sender, pin)
+            pins.note(self.config, begin.sender, pins.Pin.of(published, begin.epoch))
             self._learn(begin, self.store.snapshots())
         except (StandfastError, OSError) as error:
             log.warning("%s is published, but not pinned: %s", published.name, error)

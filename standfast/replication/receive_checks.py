@@ -12,25 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from standfast.config.model import Config
-from standfast.consul.records import Leader
-from standfast.errors import ConsulError, Refused
+from standfast.errors import Refused
 from standfast.lease.epochs import EpochFile
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import wire
 from standfast.replication.ports import ReplicaGateway
 from standfast.replication.published import epochs_of_snapshots
-from standfast.replication.reporting import read_leader
-from standfast.system.clock import Deadline, sleep
+from standfast.replication.reporting import leader_of, patiently
 
-CONSUL_PATIENCE_S = 20.0
-"""A whole stream is not thrown away because Consul elects a leader just then."""
 RESERVE_BYTES = 32 * 1024 * 1024
 """Less free space than this, and nothing is taken in: btrfs needs some even to delete."""
 
 
 def check_original_command(config: Config, environ: Mapping[str, str] = os.environ) -> None:
-    """What the key's owner asked sshd for, if the forced command replaced anything."""
+    """Refuses what the key's owner asked sshd for, where that isn't the forced command."""
     asked = environ.get("SSH_ORIGINAL_COMMAND", "").strip()
     if asked not in ("", f"standfast receive {config.volume}"):
         raise Refused(
@@ -40,6 +36,7 @@ def check_original_command(config: Config, environ: Mapping[str, str] = os.envir
 
 
 def check_peer(config: Config, peer: wire.Hello | wire.Begin) -> None:
+    """Raises Refused for another protocol, volume or cluster, and for a foreign node."""
     if peer.protocol != wire.PROTOCOL:
         raise Refused(
             Reason.PROTOCOL,
@@ -62,13 +59,13 @@ def check_peer(config: Config, peer: wire.Hello | wire.Begin) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who holds it, asked of Consul and of what was seen here."""
+    """Asks Consul, and what was seen here, who holds the lease."""
 
     config: Config
     gateway: ReplicaGateway
 
     def check(self, begin: wire.Begin) -> None:
-        """Refused unless Consul says now that the sender holds the lease, in this epoch."""
+        """Raises Refused unless Consul says now that the sender holds the lease, in this epoch."""
         epochs = EpochFile(self.config.state_dir / "epoch")
         highest = epochs.read()
         if begin.epoch < highest:
@@ -77,7 +74,12 @@ class Lease:
                 f"{begin.sender} sends as primary of epoch {begin.epoch}, but {self.config.node} "
                 f"has seen epoch {highest}: epoch {begin.epoch} is over",
             )
-        leader = self._leader(Deadline.after(CONSUL_PATIENCE_S))
+        leader = patiently(lambda: leader_of(self.config, self.gateway))
+        if leader is None:
+            key = self.config.key("leader")
+            raise Refused(
+                Reason.LEADER_MISSING, f"{key} doesn't exist in Consul: nobody holds the lease"
+            )
         holds = leader.holder.node == begin.sender and leader.epoch == begin.epoch
         if not holds or leader.is_clean:
             raise Refused(
@@ -87,24 +89,9 @@ class Lease:
             )
         epochs.raise_to(begin.epoch)
 
-    def _leader(self, deadline: Deadline) -> Leader:
-        while True:
-            try:
-                leader = read_leader(self.config, self.gateway)
-                break
-            except ConsulError:
-                if deadline.remaining_s() < 1.0:
-                    raise
-                sleep(0.5)
-        if leader is None:
-            key = self.config.key("leader")
-            raise Refused(
-                Reason.LEADER_MISSING, f"{key} doesn't exist in Consul: nobody holds the lease"
-            )
-        return leader
-
 
 def check_lineage(config: Config, begin: wire.Begin, snapshots: Sequence[Snapshot]) -> None:
+    """Raises Refused unless the snapshot goes on from what is here, and is newer."""
     name = begin.name
     if name.base != config.base:
         raise Refused(
@@ -112,7 +99,7 @@ def check_lineage(config: Config, begin: wire.Begin, snapshots: Sequence[Snapsho
             f"{name} is not a snapshot of {config.base}: `paths.live` must have the "
             f"same last part on both nodes",
         )
-    by_id = {one.content_id: one for one in snapshots}
+    by_id = {snapshot.content_id: snapshot for snapshot in snapshots}
     if begin.parent_content_id is not None:
         if begin.parent_content_id not in by_id:
             raise Refused(
@@ -121,18 +108,18 @@ def check_lineage(config: Config, begin: wire.Begin, snapshots: Sequence[Snapsho
             )
         _check_newer(name, by_id[begin.parent_content_id], "its parent")
     epochs = epochs_of_snapshots(config)
-    for one in snapshots:
-        epoch = epochs.get(one.content_id, -1)
-        if not one.received:
+    for snapshot in snapshots:
+        epoch = epochs.get(snapshot.content_id, -1)
+        if not snapshot.received:
             continue
         if epoch > begin.epoch:
             raise Refused(
                 Reason.STALE_LINEAGE,
-                f"{config.node} has {one.name} of epoch {epoch}: nothing of epoch "
+                f"{config.node} has {snapshot.name} of epoch {epoch}: nothing of epoch "
                 f"{begin.epoch} is taken in any more",
             )
         if epoch == begin.epoch:
-            _check_newer(name, one, f"published here in epoch {epoch}")
+            _check_newer(name, snapshot, f"published here in epoch {epoch}")
 
 
 def _check_newer(name: object, than: Snapshot, what: str) -> None:
@@ -141,6 +128,7 @@ def _check_newer(name: object, than: Snapshot, what: str) -> None:
 
 
 def check_space(config: Config, free: int, begin: wire.Begin) -> None:
+    """Raises Refused (no-space) unless it fits, with RESERVE_BYTES left."""
     needed = RESERVE_BYTES + (begin.size_bytes or 0)
     if free < needed:
         raise Refused(
@@ -152,6 +140,7 @@ def check_space(config: Config, free: int, begin: wire.Begin) -> None:
 
 
 def check_decompressor(config: Config, begin: wire.Begin) -> None:
+    """Raises Refused (protocol) for a compressed stream that nobody here can unpack."""
     if begin.compression is wire.Compression.ZSTD and shutil.which("zstd") is None:
         raise Refused(
             Reason.PROTOCOL,

@@ -6,7 +6,9 @@ Invariant: Consul hears of a standby's snapshot only as long as the epoch in whi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from standfast.ages import Origin
 from standfast.config.model import Config
@@ -19,16 +21,33 @@ from standfast.replication.ports import ReplicaGateway
 from standfast.system.clock import Deadline, sleep, utc_now
 
 PATIENCE_S = 20.0
-"""What was sent is not sent again because Consul elects a leader just then."""
+"""A stream, sent or received, is not thrown away because Consul elects a leader just then."""
+T = TypeVar("T")
 
 
-def read_leader(config: Config, gateway: ReplicaGateway) -> Leader | None:
-    """Who has the role, as Consul says now; None: nobody ever had, or the key is gone.
+def leader_of(config: Config, gateway: ReplicaGateway) -> Leader | None:
+    """Returns the last heartbeat, by a consistent read; None: nobody has been primary yet.
 
-    Raises ConsulError, ForeignValue.
+    Raises ConsulError, and ForeignValue for a value that Standfast didn't write.
     """
-    entry = gateway.get(config.key("leader"), consistent=True)
-    return None if entry is None else Leader.parse(entry.value, entry.key)
+    key = config.key("leader")
+    entry = gateway.get(key, consistent=True)
+    return None if entry is None else Leader.parse(entry.value, key)
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Asks Consul again for up to PATIENCE_S seconds while it fails; ConsulError after that.
+
+    `ask` may change something only if the same again does no harm.
+    """
+    patience = Deadline.after(PATIENCE_S)
+    while True:
+        try:
+            return ask()
+        except ConsulError:
+            if patience.remaining_s() < 1.0:
+                raise
+            sleep(0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +58,8 @@ class EpochInConsul:
     gateway: ReplicaGateway
 
     def epoch(self) -> int:
-        """The epoch in which this node serves; Refused when it doesn't."""
-        leader = read_leader(self.config, self.gateway)
+        """Returns the epoch in which this node serves; Refused when it doesn't."""
+        leader = leader_of(self.config, self.gateway)
         if leader is None:
             key = self.config.key("leader")
             raise Refused(Reason.LEADER_MISSING, f"{key} doesn't exist: nobody is primary")
@@ -54,7 +73,7 @@ class EpochInConsul:
         return leader.epoch
 
     def index_of(self, epoch: int) -> int:
-        """Modify index of the epoch key; Refused when it holds another epoch by now."""
+        """Returns the modify index of the epoch key; Refused when it holds another epoch by now."""
         key = self.config.key("epoch")
         entry = self.gateway.get(key, consistent=True)
         current = None if entry is None else parse_epoch(entry.value, key)
@@ -67,7 +86,7 @@ class EpochInConsul:
         return entry.modify_index
 
     def report(self, standby: str, snapshot: Snapshot, origin: Origin, epoch_index: int) -> None:
-        """Tell what the standby has; the same again does no harm, so it is retried."""
+        """Tells Consul what the standby has; the same again does no harm, so it is retried."""
         config, epoch, name = self.config, origin.epoch, str(snapshot.name)
         record = StandbyRecord(
             standby,
@@ -82,15 +101,7 @@ class EpochInConsul:
             CheckIndex(config.key("epoch"), epoch_index),
             Set(config.key(f"standbys/{standby}"), record.dump()),
         ]
-        patience = Deadline.after(PATIENCE_S)
-        while True:
-            try:
-                outcome = self.gateway.txn(ops)
-                break
-            except ConsulError:
-                if patience.remaining_s() < 1.0:
-                    raise
-                sleep(0.5)
+        outcome = patiently(lambda: self.gateway.txn(ops))
         if isinstance(outcome, Conflict):
             raise Refused(
                 Reason.WRONG_EPOCH,

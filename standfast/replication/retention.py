@@ -43,42 +43,44 @@ def sort_out(
     keep: Keep,
     times: Mapping[str, float] | None = None,
 ) -> SortedOut:
-    """What stays and what may go, of snapshots of one kind (own, or published).
+    """Says what stays and what may go, of snapshots of one kind (own, or published).
 
     `epochs` names what Standfast made (content id -> epoch), `protected` says for each content id
     that has to stay why, `times` when it was taken, as far as that is known beside its name.
     """
     reasons: dict[Path, list[str]] = {
-        one.path: list(protected.get(one.content_id, ())) for one in snapshots
+        snapshot.path: list(protected.get(snapshot.content_id, ())) for snapshot in snapshots
     }
-    for one in snapshots:
-        if one.content_id not in epochs:
-            reasons[one.path].append("not made by Standfast")
-    ours = by_epoch((one for one in snapshots if one.content_id in epochs), epochs)
-    for epoch, one in {epochs[one.content_id]: one for one in ours}.items():
-        reasons[one.path].append(f"newest of epoch {epoch}")
+    for snapshot in snapshots:
+        if snapshot.content_id not in epochs:
+            reasons[snapshot.path].append("not made by Standfast")
+    ours = by_epoch((snapshot for snapshot in snapshots if snapshot.content_id in epochs), epochs)
+    for epoch, snapshot in {epochs[snapshot.content_id]: snapshot for snapshot in ours}.items():
+        reasons[snapshot.path].append(f"newest of epoch {epoch}")
     newest = max(1, keep.keep_last)
-    for one in ours[-newest:]:
-        reasons[one.path].append(f"among the newest {newest}" if newest > 1 else "newest")
+    for snapshot in ours[-newest:]:
+        reasons[snapshot.path].append(f"among the newest {newest}" if newest > 1 else "newest")
     for what, period in _PERIODS.items():
-        for one in _last_of_each(ours, times or {}, period, getattr(keep, what)):
-            reasons[one.path].append(what)
-    by_time = sorted(snapshots, key=lambda one: one.name)
+        for snapshot in _last_of_each(ours, times or {}, period, getattr(keep, what)):
+            reasons[snapshot.path].append(what)
+    by_time = sorted(snapshots, key=lambda snapshot: snapshot.name)
+    kept = [snapshot for snapshot in by_time if reasons[snapshot.path]]
     return SortedOut(
-        tuple(Kept(one, tuple(reasons[one.path])) for one in by_time if reasons[one.path]),
-        tuple(one for one in by_time if not reasons[one.path]),
+        tuple(Kept(snapshot, tuple(reasons[snapshot.path])) for snapshot in kept),
+        tuple(snapshot for snapshot in by_time if not reasons[snapshot.path]),
     )
 
 
 def by_epoch(snapshots: Iterable[Snapshot], epochs: Mapping[str, int]) -> list[Snapshot]:
-    """Best last: by the epoch they come from, then by time; all of them have an epoch."""
-    return sorted(snapshots, key=lambda one: (epochs[one.content_id], one.name))
+    """Sorts snapshots, best last: by the epoch they come from, then by time. All of them have an
+    epoch."""
+    return sorted(snapshots, key=lambda snapshot: (epochs[snapshot.content_id], snapshot.name))
 
 
 def overdue(
     pins: Mapping[str, Pin], present: Collection[str], utc: float, limit_s: float
 ) -> tuple[str, ...]:
-    """Nodes that took nothing in for `limit_s`, whose pins may go.
+    """Returns the nodes that took nothing in for `limit_s`, whose pins may go.
 
     None as long as no other node is known to be up to date (`present`: content ids here): the
     trouble may be on this side, and some standby must be left that can go on by increments.
@@ -102,8 +104,9 @@ def _last_of_each(
     later epoch's out. The hours are the clock's, or it would have had all of that year in one.
     """
     newest_first: dict[object, Snapshot] = {}
-    for one in reversed(ours):
-        newest_first.setdefault(period(times.get(one.content_id, one.name.stamp)), one)
+    for snapshot in reversed(ours):
+        at = times.get(snapshot.content_id, snapshot.name.stamp)
+        newest_first.setdefault(period(at), snapshot)
     return list(newest_first.values())[:count]
 
 

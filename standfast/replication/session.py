@@ -28,7 +28,7 @@ GOODBYE_S = 10.0
 
 
 def transport_argv(config: Config, standby: str) -> list[str]:
-    """The transport's command line."""
+    """Returns the transport's command line."""
     node, options = config.nodes[standby], config.replication
     if options.command:
         words = {"{node}": standby, "{address}": node.address, "{volume}": config.volume}
@@ -42,12 +42,17 @@ def _replaced(text: str, words: Mapping[str, str]) -> str:
     return text
 
 
-def reach(config: Config, standby: str) -> Conversation:
-    """What carries a conversation, to be entered: from then on it starts up, on both sides, which
-    takes longer than anything that is said in it."""
+def check_standby(config: Config, standby: str) -> None:
+    """Raises Refused (unknown-node) unless `standby` is another storage node."""
     if standby not in config.standbys:
         others = ", ".join(config.standbys) or "there is none"
         raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node: {others}")
+
+
+def reach(config: Config, standby: str) -> Conversation:
+    """Returns what carries a conversation, to be entered: from then on it starts up, on both sides,
+    which takes longer than anything that is said in it."""
+    check_standby(config, standby)
     return Conversation(transport_argv(config, standby), op=f"replicate:{standby}")
 
 
@@ -59,15 +64,15 @@ def greeting(
     deadline: Deadline,
     purpose: wire.Purpose,
 ) -> Iterator[wire.Welcome]:
-    """Say who speaks; what the standby answers. The block is the rest of the conversation.
+    """Says who speaks and yields what the standby answers. The block is the rest of the
+    conversation.
 
     Raises Unreachable when nobody answers, Refused with the standby's reason, TimedOut.
     """
     try:
         soon = deadline.within(ANSWER_S)
         hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
-        with contextlib.suppress(CommandFailed):  # its refusal says more
-            conversation.send_line(wire.dump(hello), soon)
+        say(conversation, hello, soon)
         yield wire.parse(conversation.read_line(soon), wire.Welcome)
     except CommandFailed as error:
         if error.returncode == SSH_FAILED:
@@ -79,7 +84,7 @@ def greeting(
 def greet(
     config: Config, standby: str, deadline: Deadline, purpose: wire.Purpose
 ) -> Iterator[tuple[Conversation, wire.Welcome]]:
-    """A conversation that has been opened, and what the standby said to it; errors as above."""
+    """Opens a conversation and yields it with what the standby said to it; errors as above."""
     with (
         reach(config, standby) as conversation,
         greeting(conversation, config, standby, deadline, purpose) as welcome,
@@ -87,15 +92,20 @@ def greet(
         yield conversation, welcome
 
 
-def ask(conversation: Conversation, request: wire.Message, deadline: Deadline) -> str:
-    """The answer to a request, one line; for `wire.parse`."""
+def say(conversation: Conversation, message: wire.Message, deadline: Deadline) -> None:
+    """Sends a message; TimedOut. That the standby has gone shows in what is read next."""
     with contextlib.suppress(CommandFailed):  # its refusal says more
-        conversation.send_line(wire.dump(request), deadline)
+        conversation.send_line(wire.dump(message), deadline)
+
+
+def ask(conversation: Conversation, request: wire.Message, deadline: Deadline) -> str:
+    """Returns the answer to a request, one line, for `wire.parse`; CommandFailed, TimedOut."""
+    say(conversation, request, deadline)
     return conversation.read_line(deadline)
 
 
 def end(conversation: Conversation, deadline: Deadline) -> None:
-    """The receiver has said all that matters: how it ends doesn't."""
+    """Waits for the receiver's end, but not for long: it has said all that matters."""
     try:
         conversation.finish(deadline.within(GOODBYE_S))
     except (CommandFailed, TimedOut) as error:

@@ -72,7 +72,8 @@ def ship(
     conversation: Conversation,
     deadline: Deadline,
 ) -> Shipped:
-    """Refused with the standby's reason, Unreachable, CommandFailed, TimedOut."""
+    """Sends the snapshot, unless the standby has it; Refused with the standby's reason,
+    Unreachable, CommandFailed, TimedOut."""
     fingerprint = _fingerprint(config, order, deadline)
     with greeting(conversation, config, order.standby, deadline, wire.Purpose.SEND) as welcome:
         there = {offer.content_id for offer in welcome.snapshots if offer.received}
@@ -136,9 +137,8 @@ class _Shipment:
         """Unreadable pins don't end the replication: they only keep everything from deletion."""
         order, theirs = self.order, {offer.content_id for offer in welcome.snapshots}
         snapshot = order.snapshot
-        pin = pins.Pin(str(snapshot.name), snapshot.content_id, order.epoch, utc_now())
         try:
-            pins.expect(self.config, order.standby, pin, theirs)
+            pins.expect(self.config, order.standby, pins.Pin.of(snapshot, order.epoch), theirs)
         except (StandfastError, OSError) as error:
             log.warning("%s is not pinned for %s yet: %s", snapshot.name, order.standby, error)
 

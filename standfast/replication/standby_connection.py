@@ -36,7 +36,7 @@ _TOO_FREE = "standfast-is-not-restricted"
 
 @dataclass(frozen=True, slots=True)
 class StandbyConnection:
-    """From this node to a standby."""
+    """Sets up and checks the way from this node to a standby."""
 
     config: Config
     standby: str
@@ -44,7 +44,7 @@ class StandbyConnection:
     dry_run: bool = False
 
     def steps(self) -> Iterator[Step]:
-        """Ends after a BAD one."""
+        """Yields the steps, in their order; ends after a BAD one."""
         config = self.config
         if self.standby not in config.standbys:
             yield self._unknown()
@@ -52,7 +52,11 @@ class StandbyConnection:
         address = config.nodes[self.standby].address
         yield Step("node", Mark.OK, f"{self.standby} is in [nodes], at {address}")
         if config.replication.command:
-            yield Step("key", Mark.LEFT, "replication.command is the transport: no key of ours")
+            yield Step(
+                "key",
+                Mark.LEFT,
+                "replication.command is the transport: it needs no key of Standfast's",
+            )
             return
         step, key = self._key()
         yield step
@@ -110,26 +114,28 @@ class StandbyConnection:
         """Over the operator's own ssh, not over the replication key."""
         config = self.config
         target = f"{config.replication.ssh_user}@{config.nodes[self.standby].address}"
-        words = ["standfast", "standby", "authorize", "--volume", config.volume, str(key)]
+        words = self._authorize(key)
         argv = ["ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", target]
         if self.dry_run:
-            return Step("install", Mark.LEFT, f"would run there, as {target}: {shlex.join(words)}")
+            return Step("install", Mark.LEFT, f"would run there, as {target}: {words}")
         try:
-            done = run(
-                [*argv, shlex.join(words)], deadline=Deadline.after(PROBE_S), op="install-key"
-            )
+            done = run([*argv, words], deadline=Deadline.after(PROBE_S), op="install-key")
         except StandfastError as error:
             fix = (f"can you log in by `ssh {target}`? else put it there yourself:",)
             return Step("install", Mark.BAD, str(error), (*fix, *self._by_hand(key)), error)
         told = done.stdout.strip().splitlines()
         return Step("install", Mark.OK, told[-1] if told else f"done as {target}")
 
+    def _authorize(self, key: PublicKey) -> str:
+        """The command that has to be run on the standby."""
+        words = ["standfast", "standby", "authorize", "--volume", self.config.volume, str(key)]
+        return shlex.join(words)
+
     def _by_hand(self, key: PublicKey) -> tuple[str, ...]:
         config = self.config
         user = config.replication.ssh_user
-        words = ["standfast", "standby", "authorize", "--volume", config.volume, str(key)]
         return (
-            f"on {self.standby}: {shlex.join(words)}",
+            f"on {self.standby}: {self._authorize(key)}",
             f"or the line itself, in authorized_keys of {user} there:",
             f"  {authorized_line(config.volume, key)}",
             "or on NixOS (the step `door` then tells whether the module restricts it; if not, "

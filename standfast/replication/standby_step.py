@@ -8,6 +8,8 @@ from typing import Any
 
 
 class Mark(StrEnum):
+    """How a step ended."""
+
     OK = "ok"
     BAD = "BAD"
     WORD = "!"

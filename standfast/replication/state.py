@@ -63,14 +63,15 @@ class StandbyState(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ReplicationState(Struct, frozen=True):
-    """The whole file."""
+    """Everything that the file holds."""
 
     shared: Shared | None = None
     standbys: Mapping[str, StandbyState] = field(default_factory=dict)
 
 
 def load(config: Config) -> ReplicationState:
-    """Empty when there is none; StandfastError when it can't be understood."""
+    """Returns what is remembered; empty when there is no file, StandfastError when it can't be
+    understood."""
     path = config.state_dir / "replication.json"
     doc = read_json(path)
     if doc is None:
@@ -86,12 +87,15 @@ def load(config: Config) -> ReplicationState:
 
 
 def note_shared(config: Config, shared: Shared) -> None:
+    """Notes the snapshot that the cycles to several standbys may share."""
     _update(config, lambda state: replace(state, shared=shared))
 
 
 def note_success(
     config: Config, standby: str, sent: Shared, *, duration_s: float, sent_bytes: int
 ) -> None:
+    """Notes a replication that the standby acknowledged."""
+
     def change(before: StandbyState) -> StandbyState:
         now = utc_now()
         return replace(
@@ -112,6 +116,8 @@ def note_success(
 
 
 def note_failure(config: Config, standby: str, reason: Reason, message: str) -> None:
+    """Notes a failed replication, with its reason code and message."""
+
     def change(before: StandbyState) -> StandbyState:
         counted = {**before.failures, str(reason): before.failures.get(str(reason), 0) + 1}
         now = utc_now()
@@ -134,7 +140,8 @@ def _not_after(at: float | None, now: float) -> float | None:
 
 
 def note_verified(config: Config, standby: str, snapshot: str, *, ok: bool, full: bool) -> None:
-    """A look at the metadata alone doesn't clear what a look at the contents found."""
+    """Notes a comparison. A look at the metadata alone doesn't clear what a look at the contents
+    found."""
 
     def change(before: StandbyState) -> StandbyState:
         if ok and not full and before.verified_ok is False and before.verified_full:
@@ -151,7 +158,7 @@ def note_verified(config: Config, standby: str, snapshot: str, *, ok: bool, full
 
 
 def note_needs_full(config: Config, standby: str, message: str) -> None:
-    """Nothing is kept for `standby` any more; `message` says why."""
+    """Notes that nothing is kept for `standby` any more; `message` says why."""
 
     def change(before: StandbyState) -> StandbyState:
         now = utc_now()
@@ -168,10 +175,10 @@ def note_needs_full(config: Config, standby: str, message: str) -> None:
 
 
 def forget(config: Config, standby: str) -> None:
-    """Nothing is remembered of `standby` any more."""
+    """Forgets everything that is remembered of `standby`."""
 
     def change(state: ReplicationState) -> ReplicationState:
-        kept = {name: one for name, one in state.standbys.items() if name != standby}
+        kept = {name: memory for name, memory in state.standbys.items() if name != standby}
         return replace(state, standbys=kept)
 
     if standby in load(config).standbys:

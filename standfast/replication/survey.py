@@ -16,7 +16,7 @@ from standfast.system.clock import Deadline, monotonic
 
 @dataclass(frozen=True, slots=True)
 class BothSides:
-    """The answers."""
+    """The answers of both sides."""
 
     ours: preflight.Facts
     theirs: preflight.Facts
@@ -27,8 +27,8 @@ class BothSides:
 
 
 def both_sides(config: Config, store: ReplicaStore, standby: str, deadline: Deadline) -> BothSides:
-    """Ask the standby, over a conversation as replication has it, then this node; StandfastError or
-    OSError.
+    """Asks the standby, over a conversation as replication has it, then this node; StandfastError
+    or OSError.
 
     `apart_s` counts from the question on: how long the way took says nothing of their clocks.
     """

@@ -10,12 +10,12 @@ DEADLINE_S = 15.0
 
 
 def timer_of(config: Config, standby: str) -> str:
-    """The unit's name."""
+    """Returns the name of the unit."""
     return f"standfast-replicate@{config.volume}:{standby}.timer"
 
 
 class ReplicationTimers:
-    """`standfast-replicate@V:STANDBY.timer` of every standby."""
+    """Starts and stops `standfast-replicate@V:STANDBY.timer` of every standby."""
 
     def __init__(self, config: Config, units: SystemdUnits) -> None:
         self._config = config
@@ -25,7 +25,7 @@ class ReplicationTimers:
         return [timer_of(self._config, name) for name in self._config.standbys]
 
     def start(self) -> None:
-        """Have them run, at the interval of now; nothing else happens to those that do."""
+        """Has them run, at the interval of now; nothing else happens to those that do."""
         deadline = Deadline.after(DEADLINE_S)
         interval_s = self._config.replication.interval
         # From start to start: what a cycle takes doesn't add to the standby's age.
@@ -37,13 +37,13 @@ class ReplicationTimers:
                 self._units.start(name, deadline)
 
     def stop(self) -> None:
-        """End them; a cycle under way is refused by the standby, for its epoch is over."""
+        """Ends them; a cycle under way is refused by the standby, for its epoch is over."""
         for name in self._names():
             if self._units.is_active(name):
                 self._units.stop(name, Deadline.after(DEADLINE_S))
 
     def forget(self, standby: str) -> None:
-        """End the timer of a node that is no standby any more, and a cycle that it began."""
+        """Ends the timer of a node that is no standby any more, and a cycle that it began."""
         timer = timer_of(self._config, standby)
         deadline = Deadline.after(DEADLINE_S)
         for unit in (timer, timer.removesuffix("timer") + "service"):

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
 from standfast.config.model import Config
-from standfast.errors import CommandFailed, Refused
+from standfast.errors import Refused
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import state, wire
 from standfast.replication.differences import Difference, differences
 from standfast.replication.fingerprint import Fingerprint, counted, manifest
+from standfast.replication.parents import newest_of
 from standfast.replication.ports import ReplicaStore
-from standfast.replication.session import ANSWER_S, end, greet
+from standfast.replication.session import ANSWER_S, end, greet, say
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.streams import Conversation
 
@@ -76,7 +77,7 @@ class _Spool:
 
 
 def limit(full: bool) -> Deadline:
-    """How long a comparison may take, on both sides."""
+    """Returns how long a comparison may take, on both sides."""
     return Deadline.after(FULL_LIMIT_S if full else METADATA_LIMIT_S)
 
 
@@ -84,20 +85,20 @@ def limit(full: bool) -> Deadline:
 
 
 def answer(config: Config, store: ReplicaStore, request: wire.Digest) -> Iterator[str]:
-    """The lines of the answer, without their ends: a `digested`, then the listing if wanted.
+    """Yields the lines of the answer, without their ends: a `digested`, then the listing if wanted.
 
     It has a limit of its own: reading everything may take longer than a replication may. Refused
     (unknown-snapshot) for what isn't complete here, (content-differs) for a damaged disk.
     """
-    snapshot = _by_content(store.snapshots(), {request.content_id})
+    snapshot = newest_of(store.snapshots(), {request.content_id})
     if snapshot is None:
         raise Refused(
             Reason.UNKNOWN_SNAPSHOT,
             f"{config.node} has no complete snapshot {request.content_id} (any more)",
         )
     with _spooled(config, _manifest(config, snapshot, request.full, limit(request.full))) as spool:
-        found = spool.fingerprint
-        yield wire.dump(wire.Digested(found.digest, found.entries))
+        fingerprint = spool.fingerprint
+        yield wire.dump(wire.Digested(fingerprint.digest, fingerprint.entries))
         if request.listing:
             yield from spool.lines()
 
@@ -114,20 +115,20 @@ def compare(
     deadline: Deadline,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Comparison:
-    """Compare the newest snapshot that both have; the outcome is noted for status and metrics.
+    """Compares the newest snapshot that both have; the outcome is noted for status and metrics.
 
     `progress` is called about once a second. Raises Refused (needs-full) without a common
     snapshot, (content-differs) when one side can't read its files any more, Unreachable, TimedOut.
     """
     look = _Look(config, store, standby, full, deadline, progress)
     try:
-        found = look.run()
+        comparison = look.run()
     except Refused as refusal:
         if refusal.reason is Reason.CONTENT_DIFFERS and look.snapshot is not None:
             state.note_verified(config, standby, str(look.snapshot.name), ok=False, full=full)
         raise
-    state.note_verified(config, standby, found.snapshot, ok=found.is_equal, full=full)
-    return found
+    state.note_verified(config, standby, comparison.snapshot, ok=comparison.is_equal, full=full)
+    return comparison
 
 
 @dataclass(slots=True)
@@ -152,9 +153,9 @@ class _Look:
                 self.snapshot = self._common(welcome)
                 ours, theirs = self._both(conversation, self.snapshot, stack)
                 end(conversation, self.deadline)
-            found: list[Difference] = []
+            first: list[Difference] = []
             if ours.fingerprint != theirs:
-                found = self._first_differences(self.snapshot, ours)
+                first = self._first_differences(self.snapshot, ours)
             return Comparison(
                 standby=self.standby,
                 snapshot=str(self.snapshot.name),
@@ -164,14 +165,13 @@ class _Look:
                 theirs=theirs,
                 seconds=monotonic() - started,
                 read_bytes=self._done.read_bytes,
-                differences=tuple(found[:REPORTED]),
-                more=len(found) > REPORTED,
+                differences=tuple(first[:REPORTED]),
+                more=len(first) > REPORTED,
             )
 
     def _common(self, welcome: wire.Welcome) -> Snapshot:
-        snapshot = _by_content(
-            self.store.snapshots(), {offer.content_id for offer in welcome.snapshots}
-        )
+        there = {offer.content_id for offer in welcome.snapshots}
+        snapshot = newest_of(self.store.snapshots(), there)
         if snapshot is None:
             raise Refused(
                 Reason.NEEDS_FULL,
@@ -212,8 +212,7 @@ class _Look:
 
     def _ask(self, conversation: Conversation, snapshot: Snapshot, *, listing: bool) -> None:
         request = wire.Digest(snapshot.content_id, self.full, listing)
-        with contextlib.suppress(CommandFailed):  # its refusal says more
-            conversation.send_line(wire.dump(request), self.deadline.within(ANSWER_S))
+        say(conversation, request, self.deadline.within(ANSWER_S))
 
     def _first_differences(self, snapshot: Snapshot, ours: _Spool) -> list[Difference]:
         """Asked again: a listing is made and sent only where it is of use."""
@@ -221,16 +220,10 @@ class _Look:
             self._ask(conversation, snapshot, listing=True)
             theirs = wire.parse(conversation.read_line(self.deadline), wire.Digested)
             lines = (conversation.read_line(self.deadline) for _ in range(theirs.entries))
-            found = list(islice(differences(ours.lines(), lines), REPORTED + 1))
-            if len(found) <= REPORTED:  # else the rest is not waited for
+            first = list(islice(differences(ours.lines(), lines), REPORTED + 1))
+            if len(first) <= REPORTED:  # else the rest is not waited for
                 end(conversation, self.deadline)
-            return found
-
-
-def _by_content(snapshots: Sequence[Snapshot], ids: set[str]) -> Snapshot | None:
-    """The newest of those with one of these contents."""
-    found = [one for one in snapshots if one.content_id in ids]
-    return max(found, key=lambda one: one.name, default=None)
+            return first
 
 
 def _manifest(

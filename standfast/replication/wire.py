@@ -64,7 +64,7 @@ class Purpose(StrEnum):
 
 
 class Compression(StrEnum):
-    """Of the stream between the two ends."""
+    """How the stream between the two ends is compressed."""
 
     NONE = "none"
     ZSTD = "zstd"
@@ -75,7 +75,7 @@ class _Message(Struct, frozen=True, tag_field="message_type", tag=str.lower):
 
 
 class Hello(_Message, frozen=True):
-    """Who speaks, of which volume, and why."""
+    """Says who speaks, of which volume, and why."""
 
     cluster: Text
     volume: Text
@@ -94,7 +94,7 @@ class Offer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class Welcome(_Message, frozen=True):
-    """What the standby has, and can."""
+    """Says what the standby has, and can."""
 
     snapshots: tuple[Offer, ...]
     free_bytes: Whole
@@ -113,7 +113,7 @@ class Welcome(_Message, frozen=True):
 
 
 class Begin(_Message, frozen=True):
-    """The header of one snapshot."""
+    """Announces one snapshot."""
 
     cluster: Text
     volume: Text
@@ -146,18 +146,18 @@ class Begin(_Message, frozen=True):
 
 
 class Ready(_Message, frozen=True):
-    """Send it."""
+    """Asks for the stream."""
 
 
 class Published(_Message, frozen=True):
-    """Verified, visible and on disk."""
+    """Acknowledges the snapshot: it is verified, visible and on disk."""
 
     name: Text
     content_id: Text
 
 
 class Refusal(_Message, frozen=True):
-    """No, and why; the end of the conversation."""
+    """Says no, and why; the conversation ends with it."""
 
     reason: Any
     """A `Reason`; anything else is taken for one of a newer version."""
@@ -165,18 +165,18 @@ class Refusal(_Message, frozen=True):
 
 
 class Survey(_Message, frozen=True):
-    """What are you, and what is wrong with you?"""
+    """Asks what the node is, and what is wrong with it."""
 
 
 class Surveyed(_Message, frozen=True):
-    """The answer to a survey."""
+    """Answers a survey."""
 
     facts: dict[str, Any]
     """A `preflight.Facts` document; whoever reads it parses it with suspicion."""
 
 
 class Digest(_Message, frozen=True):
-    """What is the fingerprint of a snapshot, with the contents of all files when `full`?"""
+    """Asks for the fingerprint of a snapshot, with the contents of all files when `full`."""
 
     content_id: Text
     full: bool
@@ -185,7 +185,7 @@ class Digest(_Message, frozen=True):
 
 
 class Digested(_Message, frozen=True):
-    """The answer to a digest."""
+    """Answers a digest."""
 
     digest: Text
     entries: Whole
@@ -196,19 +196,19 @@ Message = Hello | Welcome | Request | Ready | Published | Surveyed | Digested | 
 
 
 def offers(snapshots: Sequence[Snapshot]) -> tuple[Offer, ...]:
-    """The newest ones, in order."""
+    """Returns the newest snapshots as offers, in order."""
     newest = sorted(snapshots, key=lambda snapshot: snapshot.name)[-MAX_OFFERED:]
-    return tuple(Offer(str(each.name), each.content_id, each.received) for each in newest)
+    return tuple(Offer(str(own.name), own.content_id, own.received) for own in newest)
 
 
 def dump(message: Message) -> str:
-    """One line, without its end."""
+    """Returns a message as one line, without its end."""
     # Its own JSON can't have surrogates, which a file's name in a message may bring.
     return json.dumps({"v": VERSION, **to_builtins(message)}, separators=(",", ":"))
 
 
 def parse(line: str, kind: type[M]) -> M:
-    """The message of the kind that is expected now; Refused with the peer's own refusal.
+    """Returns the message of the kind that is expected now; Refused with the peer's own refusal.
 
     Refused (protocol) for anything else.
     """
@@ -217,7 +217,7 @@ def parse(line: str, kind: type[M]) -> M:
 
 
 def parse_request(line: str) -> Request:
-    """What follows the welcome; raises what `parse` does."""
+    """Returns the request that follows the welcome; raises what `parse` does."""
     request: Request = _parse(line, "begin or survey or digest", Request | Refusal)
     return request
 
@@ -260,12 +260,12 @@ def _reason(value: Any) -> Reason:
 
 
 def printable(text: str) -> str:
-    """As much of a foreign text as can be shown."""
+    """Returns as much of a foreign text as can be shown."""
     return "".join(char if char.isprintable() else " " for char in text)[:2000]
 
 
 def check_printable(value: Any, where: str) -> None:
-    """ValueError for a text anywhere in `value` that would do something to a terminal: what
+    """Raises ValueError for a text anywhere in `value` that would do something to a terminal: what
     `isprintable` says no pattern can."""
     match value:
         case str():

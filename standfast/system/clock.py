@@ -22,18 +22,19 @@ _STAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 
 
 def monotonic() -> float:
-    """Seconds on CLOCK_MONOTONIC: shared by all processes of this boot, never set back."""
+    """Returns the seconds on CLOCK_MONOTONIC: shared by all processes of this boot, never set
+    back."""
     return time.monotonic()
 
 
 def sleep(seconds: float) -> None:
-    """Sleep; a negative length returns at once."""
+    """Sleeps; a negative length returns at once."""
     if seconds > 0:
         time.sleep(seconds)
 
 
 def utc_now() -> float:
-    """Wall-clock seconds since the epoch, for records and messages only."""
+    """Returns the wall-clock seconds since the epoch, for records and messages only."""
     return time.time()
 
 
@@ -49,27 +50,27 @@ class Instant:
 
 
 def instant() -> Instant:
-    """Now."""
+    """Returns what this machine's clocks say now."""
     return Instant(utc_now(), time.clock_gettime(time.CLOCK_BOOTTIME) - started_at(FIRST_PROCESS))
 
 
 @cache
 def started_at(process: Path) -> float:
-    """When that process started, on CLOCK_BOOTTIME. The first one of a container starts long after
-    the kernel, whose clock it has."""
+    """Returns when that process started, on CLOCK_BOOTTIME. The first one of a container starts
+    long after the kernel, whose clock it has."""
     fields = process.read_text().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def format_stamp(seconds: float) -> str:
-    """UTC time as `20261122T101500Z`: sorts as text in the order of time."""
+    """Returns UTC time as `20261122T101500Z`: it sorts as text in the order of time."""
     when = datetime.fromtimestamp(seconds, UTC)
     # strftime writes a year before 1000 with fewer digits on Linux: it wouldn't be read again.
     return f"{when.year:04}{when:%m%dT%H%M%SZ}"
 
 
 def parse_stamp(text: str) -> float:
-    """Seconds since the epoch of a `20261122T101500Z`; ValueError for anything else."""
+    """Returns the seconds since the epoch of a `20261122T101500Z`; ValueError for anything else."""
     # strptime would be ten times as slow and take missing zeros; a scrape reads thousands.
     if _STAMP.fullmatch(text) is None:
         raise ValueError(f"{text!r} is not of the form {STAMP_FORMAT}")
@@ -80,7 +81,8 @@ def parse_stamp(text: str) -> float:
 
 
 def parse_rfc3339(text: str) -> float:
-    """Seconds since the epoch of a `2026-11-22T14:46:17.246234081Z`; ValueError for others."""
+    """Returns the seconds since the epoch of a `2026-11-22T14:46:17.246234081Z`; ValueError for
+    others."""
     parsed = datetime.fromisoformat(text)
     if parsed.tzinfo is None:
         raise ValueError(f"{text!r} names no time zone")
@@ -88,7 +90,7 @@ def parse_rfc3339(text: str) -> float:
 
 
 def format_utc(seconds: float) -> str:
-    """Wall-clock seconds as people read them: `2026-11-22 10:15:00 UTC`."""
+    """Returns wall-clock seconds as people read them: `2026-11-22 10:15:00 UTC`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -103,7 +105,7 @@ class Deadline:
         return cls(monotonic() + seconds)
 
     def remaining_s(self) -> float:
-        """Seconds left, never negative."""
+        """Returns the seconds left, never negative."""
         return max(0.0, self.at - monotonic())
 
     @property
@@ -111,10 +113,10 @@ class Deadline:
         return monotonic() >= self.at
 
     def check(self, what: str) -> None:
-        """Raise TimedOut, naming `what`, when the deadline has passed."""
+        """Raises TimedOut, naming `what`, when the deadline has passed."""
         if self.expired:
             raise TimedOut(f"{what}: the deadline passed")
 
     def within(self, seconds: float) -> Deadline:
-        """The earlier of this deadline and `seconds` from now."""
+        """Returns the earlier of this deadline and `seconds` from now."""
         return Deadline(min(self.at, monotonic() + seconds))

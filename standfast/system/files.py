@@ -34,7 +34,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def write_atomically(
     path: Path, text: str, *, durable: bool = False, reserved: bool = False, mode: int = 0o644
 ) -> None:
-    """Replace `path`; with `durable` it has reached the disk when this returns.
+    """Replaces `path`; with `durable` it has reached the disk when this returns.
 
     An OSError names the file, and leaves it as it was. With `reserved` a full disk is none as long
     as the directory's reserve lasts.
@@ -71,7 +71,8 @@ def _write_into_reserve(path: Path, temporary: Path, text: str, mode: int) -> No
     taken meanwhile, as would room that was let go of."""
     # The smallest that has the room, else the largest.
     sizes = {spare: _size(spare) for spare in _spares(path.parent)}
-    fit = sorted((one for one, size in sizes.items() if size >= len(text)), key=sizes.__getitem__)
+    large = [spare for spare, size in sizes.items() if size >= len(text)]
+    fit = sorted(large, key=sizes.__getitem__)
     for spare in [*fit, *sorted(sizes.keys() - fit, key=sizes.__getitem__, reverse=True)]:
         with contextlib.suppress(FileNotFoundError):  # another process was quicker
             spare.rename(temporary)
@@ -89,7 +90,7 @@ def _write_into_reserve(path: Path, temporary: Path, text: str, mode: int) -> No
 
 def _spares(directory: Path) -> list[Path]:
     try:
-        return [one for one in (directory / RESERVE).iterdir() if one.name.isdigit()]
+        return [spare for spare in (directory / RESERVE).iterdir() if spare.name.isdigit()]
     except FileNotFoundError:
         return []
 
@@ -102,14 +103,15 @@ def _size(path: Path) -> int:
 
 
 def keep_reserve(directory: Path) -> None:
-    """Have room for the files that `directory` has to be able to replace; OSError when there isn't.
+    """Has room for the files that `directory` has to be able to replace; OSError when there isn't
+    any.
 
     Cheap where it is there; called now and then, it makes up for what was used, and for files that
     have grown.
     """
     pieces = 1 + 2 * _largest(directory) // RESERVE_BYTES
     wanted = min(pieces * RESERVE_BYTES, MOST_RESERVE_BYTES)
-    there = {one.name for one in _spares(directory) if one.stat().st_size >= wanted}
+    there = {spare.name for spare in _spares(directory) if spare.stat().st_size >= wanted}
     missing = [name for name in map(str, range(RESERVE_FILES)) if name not in there]
     reserve = directory / RESERVE
     if missing:
@@ -146,7 +148,8 @@ def _sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
-    """The object in `path`, None when there is no such file; StandfastError when it is unusable."""
+    """Returns the object in `path`, None when there is no such file; StandfastError when it is
+    unusable."""
     try:
         doc = json.loads(path.read_text())
     except FileNotFoundError:
@@ -185,6 +188,7 @@ def read_struct(path: Path, kind: type[T]) -> T | None:
 
 
 def read_foreign_text(path: Path) -> str:
-    """A text that others wrote: the names in it may be any bytes, and come back from `str(Path)`
-    in the same form. Nothing of it is lost; who shows it cleans it (`cli.output.clean`)."""
+    """Returns a text that others wrote: the names in it may be any bytes, and come back from
+    `str(Path)` in the same form. Nothing of it is lost; who shows it cleans it
+    (`standfast.text.clean`)."""
     return path.read_text(encoding="utf-8", errors="surrogateescape")

@@ -19,7 +19,7 @@ MAX_LINE = 1 << 20
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket at `path`, replacing one that a killed process left there."""
+    """Returns a listening socket at `path`, replacing one that a killed process left there."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -33,7 +33,8 @@ def listen(path: Path) -> socket.socket:
 
 
 def read_line(connection: socket.socket, deadline: Deadline) -> bytes:
-    """One line without its end; empty at the end of the stream. TimedOut, StandfastError."""
+    """Returns one line without its end; empty at the end of the stream. TimedOut,
+    StandfastError."""
     data = b""
     while not data.endswith(b"\n"):
         connection.settimeout(max(deadline.remaining_s(), 0.001))
@@ -52,11 +53,12 @@ def read_line(connection: socket.socket, deadline: Deadline) -> bytes:
 
 
 def send(connection: socket.socket, doc: Mapping[str, Any]) -> None:
+    """Sends an object as one JSON line; OSError."""
     connection.sendall(json.dumps(doc).encode() + b"\n")
 
 
 def parse(line: bytes) -> Mapping[str, Any]:
-    """The JSON object in a line; StandfastError for anything else."""
+    """Returns the JSON object in a line; StandfastError for anything else."""
     try:
         doc = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -68,7 +70,7 @@ def parse(line: bytes) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def connect(path: Path, deadline: Deadline) -> Iterator[socket.socket]:
-    """A connection to the process that listens at `path`; Unreachable when there is none."""
+    """Yields a connection to the process that listens at `path`; Unreachable when there is none."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(max(deadline.remaining_s(), 0.001))
         try:
@@ -79,7 +81,7 @@ def connect(path: Path, deadline: Deadline) -> Iterator[socket.socket]:
 
 
 def ask(path: Path, doc: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
-    """Send one request and return its one answer."""
+    """Sends one request and returns its one answer."""
     with connect(path, deadline) as connection:
         try:
             send(connection, doc)

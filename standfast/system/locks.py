@@ -17,7 +17,7 @@ POLL_S = 0.05
 
 @contextlib.contextmanager
 def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iterator[int]:
-    """Hold the lock at `path`; Refused (busy), naming `holder`, when it isn't free in time.
+    """Holds the lock at `path`; Refused (busy), naming `holder`, when it isn't free in time.
 
     The value is its descriptor, for `run.inheriting`.
     """
@@ -40,7 +40,7 @@ def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iter
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock at `path` (see locks.exclusive)."""
+    """Tells whether a process holds the lock at `path` (see locks.exclusive)."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

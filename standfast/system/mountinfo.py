@@ -45,19 +45,19 @@ class Mount:
     @property
     def export(self) -> str | None:
         """The server's path of an NFS mount: what follows the host in HOST:/PATH."""
-        _host, found, path = self.source.partition(":/")
-        return f"/{path}" if self.is_nfs and found else None
+        _host, separator, path = self.source.partition(":/")
+        return f"/{path}" if self.is_nfs and separator else None
 
     def option(self, name: str) -> str | None:
         for word in self.options.split(","):
-            key, found, value = word.partition("=")
-            if key == name and found:
+            key, equals, value = word.partition("=")
+            if key == name and equals:
                 return value
         return None
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """All mounts, in the order in which they were made; later ones hide earlier ones."""
+    """Returns all mounts, in the order in which they were made; later ones hide earlier ones."""
     mounts = []
     # Only what the kernel parts by counts: a name may hold any other blank or line end that Unicode
     # has, and bytes that are no text.
@@ -82,33 +82,39 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def unescaped(text: str) -> str:
-    """A field as the kernel means it: blanks and backslashes are written as octal there."""
+    """Returns a field as the kernel means it: blanks and backslashes are written as octal there."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def stack_at(mounts: Iterable[Mount], path: Path) -> tuple[Mount, ...]:
-    """Everything mounted at `path`, the lowest first: the last one is what is seen."""
+    """Returns everything mounted at `path`, the lowest first: the last one is what is seen."""
     return tuple(mount for mount in mounts if mount.point == str(path))
 
 
 def mounted_at(mounts: Sequence[Mount], path: Path) -> Mount | None:
-    """What is seen at `path`: the last mount made there."""
+    """Returns what is seen at `path`: the last mount made there."""
     return next((mount for mount in reversed(mounts) if mount.point == str(path)), None)
 
 
+def around(mounts: Iterable[Mount], path: Path) -> Mount | None:
+    """Returns the mount through which the path is seen; the later of two at one point hides the
+    other."""
+    above = [mount for mount in mounts if path.is_relative_to(mount.point)]
+    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
+
+
 def root_of(mounts: Sequence[Mount], path: Path) -> tuple[str, str] | None:
-    """Device and path inside its file system of a directory, to compare with a bind mount's."""
-    around = [m for m in mounts if path.is_relative_to(m.point)]
-    if not around:
+    """Returns the device of a directory and its path inside that file system, to compare with a
+    bind mount's."""
+    mount = around(mounts, path)
+    if mount is None:
         return None
-    longest = max(len(mount.point) for mount in around)
-    mount = [m for m in around if len(m.point) == longest][-1]
-    inside = path.relative_to(mount.point)
-    return mount.device, str(Path(mount.root) / inside)
+    return mount.device, str(Path(mount.root) / path.relative_to(mount.point))
 
 
 def part_of(mount: Mount, export: str) -> Path | None:
-    """Which part of the server's `export` is seen, relative to it; None: no NFS mount of it.
+    """Returns which part of the server's `export` is seen, relative to it; None: no NFS mount of
+    it.
 
     Of a bind mount of a directory the NFS client shows the directory in the source (HOST:/PATH/DIR)
     and "/" as the root; other file systems show it as the root.
@@ -119,19 +125,15 @@ def part_of(mount: Mount, export: str) -> Path | None:
 
 
 def elsewhere(mounts: Iterable[Mount], path: Path, export: str) -> tuple[Mount, ...]:
-    """NFS mounts of this export at other places than `path`: bind mounts of it, whole or in
-    part. Those on top of each other come as they were made."""
+    """Returns the NFS mounts of this export at other places than `path`: bind mounts of it, whole
+    or in part. Those on top of each other come as they were made."""
     return tuple(
         mount for mount in mounts if part_of(mount, export) is not None and mount.point != str(path)
     )
 
 
-def same_address(one: str, other: str) -> bool:
-    """Whether two addresses are one, in whatever way they are written."""
-    return canonical(one) == canonical(other)
-
-
 def canonical(address: str) -> str:
+    """Returns an address in the one spelling that it is compared in; a name in lower case."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -141,18 +143,18 @@ def canonical(address: str) -> str:
 
 
 def parse_volumes(text: str) -> dict[str, str]:
-    """/proc/fs/nfsfs/volumes: device -> the fsid that the server told this kernel."""
-    found = {}
+    """Returns by device the fsid that the server told this kernel, from /proc/fs/nfsfs/volumes."""
+    fsids = {}
     for line in text.splitlines():
         parts = line.split()
         # NV SERVER PORT DEV FSID FSC
         if len(parts) >= 5 and re.fullmatch(r"\d+:\d+", parts[3]):
-            found[parts[3]] = parts[4]
-    return found
+            fsids[parts[3]] = parts[4]
+    return fsids
 
 
 def wire_fsid(fsid: str) -> str | None:
-    """How /proc/fs/nfsfs/volumes shows an export's fsid UUID: two hexadecimal halves."""
+    """Returns an export's fsid UUID as /proc/fs/nfsfs/volumes shows it: two hexadecimal halves."""
     digits = re.sub(r"[^0-9a-f]", "", fsid.lower())
     if len(digits) != 32:
         return None

@@ -8,20 +8,21 @@ PROBE_TIMEOUT_S = 0.4
 
 
 def answers(address: str, port: int) -> bool:
-    """Whether the machine at `address` is alive: a refused connection is an answer, too."""
-    try:
-        socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return True
+    """Tells whether the machine at `address` is alive: a refused connection is an answer, too."""
+    return _connects(address, port, refused=True)
 
 
 def answers_nfs(address: str, port: int) -> bool:
-    """Whether the NFS port of the machine at `address` lets this node in; refused is a no."""
+    """Tells whether the NFS port of the machine at `address` lets this node in; refused is a no."""
+    return _connects(address, port, refused=False)
+
+
+def _connects(address: str, port: int, *, refused: bool) -> bool:
+    """Whether a connection is made in time; `refused` is what a refusal counts as."""
     try:
         socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return refused
     except OSError:
         return False
     return True

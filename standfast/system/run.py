@@ -67,7 +67,7 @@ _inherited: ContextVar[tuple[int, ...]] = ContextVar("inherited", default=())
 
 @contextlib.contextmanager
 def inheriting(lock: int) -> Iterator[None]:
-    """Every program that is started inside inherits this descriptor of a lock.
+    """Has every program that is started inside inherit this descriptor of a lock.
 
     So the lock is held until the last of them is gone, also when this process is killed first.
     """
@@ -78,30 +78,8 @@ def inheriting(lock: int) -> Iterator[None]:
         _inherited.reset(before)
 
 
-@contextlib.contextmanager
-def failing(op: str, times: int | None = None) -> Iterator[None]:
-    """For tests: inside, exactly the operation `op` fails (at most `times` times)."""
-    global hook  # noqa: PLW0603
-    left = times
-    previous = hook
-
-    def fail(name: str) -> None:
-        nonlocal left
-        if previous is not None:
-            previous(name)
-        if name == op and left != 0:
-            left = None if left is None else left - 1
-            raise CommandFailed(f"{op}: made to fail by a test", returncode=1)
-
-    hook = fail
-    try:
-        yield
-    finally:
-        hook = previous
-
-
 def announce(op: str, argv: Sequence[str]) -> None:
-    """Say what is about to start; the place where a test's hook fails it."""
+    """Says what is about to start; the place where a test's hook fails it."""
     if hook is not None:
         hook(op)
     log.debug("%s: %s", op, argv)
@@ -120,7 +98,7 @@ def _last_words(stderr: str) -> str:
 
 
 def failure(op: str, program: str, returncode: int, stderr: str) -> CommandFailed:
-    """The error for a program that ended badly, with its last words."""
+    """Returns the error for a program that ended badly, with its last words."""
     if returncode < 0:
         how = f"was killed by signal {-returncode} ({signal.strsignal(-returncode)})"
     else:
@@ -146,7 +124,7 @@ def spawn(
     stderr: int,
     env: Mapping[str, str] | None = None,
 ) -> Child:
-    """Start a program in a session of its own; the caller ends it by `kill_group`."""
+    """Starts a program in a session of its own; the caller ends it by `kill_group`."""
     try:
         return subprocess.Popen(
             list(argv),
@@ -164,7 +142,7 @@ def spawn(
 def start_detached(
     argv: Sequence[str], *, op: str, log_file: Path, env: Mapping[str, str] | None = None
 ) -> Child:
-    """Start a program that may outlive this process; what it says is appended to `log_file`."""
+    """Starts a program that may outlive this process; what it says is appended to `log_file`."""
     announce(op, argv)
     for earlier in list(_detached):
         if earlier.poll() is not None:  # reaped here, as nobody else waits for it
@@ -178,7 +156,7 @@ def start_detached(
 
 
 def kill_group(process: Child) -> int:
-    """Kill a child's whole group and reap the child; its status."""
+    """Kills a child's whole group and reaps the child; returns its status."""
     # Before the child is reaped its pid, and so the group's number, can't be given to another.
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -232,7 +210,7 @@ def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
 ) -> Completed:
-    """Run a control command; `env` is added to the environment, messages are in English.
+    """Runs a control command; `env` is added to the environment, messages are in English.
 
     Raises TimedOut at the deadline (the whole process group is killed; what it did is unknown)
     and CommandFailed when it can't be started, writes without end, or, with `check`, ends with
@@ -308,7 +286,7 @@ def _drain(fd: int, tail: _Tail) -> bool:
 
 
 def exec_before(latest: float, argv: Sequence[str], *, op: str) -> Completed:
-    """Run a program that is dead at `latest` (monotonic s), whatever freezes on the way.
+    """Runs a program that is dead at `latest` (monotonic s), whatever freezes on the way.
 
     For effects that are harmful when late: the child carries a kernel timer (it survives exec
     and kills by default), reads the clock again after setting it, and only then becomes the

@@ -7,7 +7,8 @@ import socket
 
 
 def notify(message: str) -> None:
-    """Send READY=1, WATCHDOG=1, STATUS=...; never fails (a lost message is a missed watchdog)."""
+    """Sends READY=1, WATCHDOG=1, STATUS=...; it never fails (a lost message is a missed
+    watchdog)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

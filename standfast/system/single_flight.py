@@ -18,14 +18,15 @@ T = TypeVar("T")
 
 
 class SingleFlight:
-    """One look at a time at each source; for any thread."""
+    """Lets one look at a time go to each source; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flights: dict[Hashable, threading.Lock] = {}
 
     def look(self, source: Hashable, read: Callable[[], T], deadline: Deadline) -> T:
-        """What `read` returns or raises; TimedOut when it takes too long, or the one before does.
+        """Returns what `read` returns or raises; TimedOut when it takes too long, or the one before
+        does.
 
         A look that came too late ends by itself, unheard.
         """

@@ -41,7 +41,7 @@ def pipeline(
     on_bytes: Callable[[int], None] | None = None,
     give_up: Callable[[float], str | None] | None = None,
 ) -> int:
-    """Run stages connected by pipes; the number of bytes that passed the meter.
+    """Runs stages connected by pipes; returns the number of bytes that passed the meter.
 
     The first stage may read from the descriptor `stdin`, the last write to `stdout`; both stay
     open here. The meter sits at the `stdin` that was given, or else at the `stdout`, or else after
@@ -347,11 +347,11 @@ class Conversation:
             os.set_blocking(self._stdin, True)
 
     def has_answer(self) -> bool:
-        """Whether `read_line` has something to read now, be it the program's end."""
+        """Tells whether `read_line` has something to read now, be it the program's end."""
         return bool(self._buffer) or self._ended or _is_ready(self._stdout)
 
     def read_line(self, deadline: Deadline) -> str:
-        """The next line without its end; CommandFailed when the program ends instead."""
+        """Returns the next line without its end; CommandFailed when the program ends instead."""
         while b"\n" not in self._buffer:
             if len(self._buffer) > MAX_LINE_BYTES:
                 raise CommandFailed(
@@ -381,11 +381,12 @@ class Conversation:
         return failure(self._op, self._argv[0], returncode, _tail_of(self._messages))
 
     def close_stdin(self) -> None:
-        """The program sees the end of its input."""
+        """Ends the program's input."""
         self._fds.close(self._stdin)
 
     def finish(self, deadline: Deadline) -> Completed:
-        """Close stdin and wait for the end; what it still wrote. CommandFailed unless status 0."""
+        """Closes stdin, waits for the end and returns what it still wrote. CommandFailed unless
+        status 0."""
         assert self._child is not None
         self.close_stdin()
         while not self._ended and len(self._buffer) <= MAX_LINE_BYTES:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,38 +40,26 @@ class SystemdUnits:
         return run(["systemctl", verb, *args], deadline=deadline, op=op).stdout
 
     def start(self, unit: str, deadline: Deadline) -> None:
-        """Start and wait; CommandFailed for a unit that crashed too often, as systemd decided."""
+        """Starts the unit and waits; CommandFailed for one that crashed too often, as systemd
+        decided."""
         self._systemctl("start", ["--", unit], deadline)
 
     def stop(self, unit: str, deadline: Deadline) -> None:
         self._systemctl("stop", ["--", unit], deadline)
 
-    def start_soon(self, unit: str, deadline: Deadline) -> None:
-        """Queue the start, for a caller that the unit's own start would wait for."""
-        self._systemctl("start", ["--no-block", "--", unit], deadline)
-
-    def stop_soon(self, unit: str, deadline: Deadline) -> None:
-        self._systemctl("stop", ["--no-block", "--", unit], deadline)
-
-    def reload(self, unit: str, deadline: Deadline) -> None:
-        self._systemctl("reload", ["--", unit], deadline)
-
     def daemon_reload(self, deadline: Deadline) -> None:
         self._systemctl("daemon-reload", [], deadline)
 
     def reset_failed(self, unit: str, deadline: Deadline) -> None:
-        """Forget failures, and with them the start limit; nothing to forget is no error."""
+        """Forgets failures, and with them the start limit; nothing to forget is no error."""
         argv = ["systemctl", "reset-failed", "--", unit]
         run(argv, deadline=deadline, op=f"reset-failed:{unit}", check=False)
 
     def is_active(self, unit: str) -> bool:
         return self.show(unit, "ActiveState") in ("active", "reloading", "refreshing")
 
-    def exists(self, unit: str) -> bool:
-        return self.show(unit, "LoadState") == "loaded"
-
     def show(self, unit: str, prop: str) -> str:
-        """A property of a unit; StandfastError when the manager doesn't say."""
+        """Returns a property of a unit; StandfastError when the manager doesn't say."""
         value = self._systemctl(
             "show", [f"--property={prop}", "--value", "--", unit], Deadline.after(ASK_S)
         ).strip()
@@ -80,25 +68,29 @@ class SystemdUnits:
         return value
 
     def write_drop_in(self, unit: str, name: str, text: str, deadline: Deadline) -> None:
-        """A drop-in until the next boot, in force when this returns."""
-        path = self._drop_in(unit, name)
-        if path.exists() and read_foreign_text(path) == text:
-            return
-        before = read_foreign_text(path) if path.exists() else None
-        self._put(path, text)
-        self._reload_or(lambda: self._put(path, before), deadline)
+        """Writes a drop-in that lasts until the next boot and is in force when this returns."""
+        self._change_drop_in(unit, name, text, deadline)
 
     def remove_drop_in(self, unit: str, name: str, deadline: Deadline) -> None:
-        path = self._drop_in(unit, name)
-        if not path.exists():
+        """Deletes a drop-in; it is out of force when this returns."""
+        self._change_drop_in(unit, name, None, deadline)
+
+    def _change_drop_in(self, unit: str, name: str, text: str | None, deadline: Deadline) -> None:
+        path = self._runtime / f"{unit}.d" / f"{name}.conf"
+        before = read_foreign_text(path) if path.exists() else None
+        if text == before:
             return
-        before = read_foreign_text(path)
-        self._put(path, None)
-        self._reload_or(lambda: self._put(path, before), deadline)
+        self._put(path, text)
+        try:
+            self.daemon_reload(deadline)
+        except BaseException:
+            # A file that systemd hasn't read yet would be taken for one in force the next time.
+            self._put(path, before)
+            raise
 
     @staticmethod
     def _put(path: Path, text: str | None) -> None:
-        """Write a drop-in, or take it away."""
+        """Writes a drop-in; None deletes it."""
         if text is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -107,19 +99,9 @@ class SystemdUnits:
         if path.parent.exists() and not any(path.parent.iterdir()):
             path.parent.rmdir()
 
-    def _reload_or(self, undo: Callable[[], None], deadline: Deadline) -> None:
-        """A file that systemd hasn't read yet would be taken for one in force the next time."""
-        try:
-            self.daemon_reload(deadline)
-        except BaseException:
-            undo()
-            raise
-
-    def _drop_in(self, unit: str, name: str) -> Path:
-        return self._runtime / f"{unit}.d" / f"{name}.conf"
-
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
-        """What a unit's programs said since then, oldest first; best effort, never an error."""
+        """Returns what a unit's programs said since then, oldest first; best effort, never an
+        error."""
         argv = [
             *("journalctl", "--no-pager", "--output=json", "--lines=60"),
             *(f"--since=@{since_utc:.0f}", f"--unit={unit}"),
@@ -134,8 +116,8 @@ class SystemdUnits:
 
 
 def parse_journal(listing: str) -> list[JournalLine]:
-    """Lines of `journalctl -o json`; what is no text is left out."""
-    found = []
+    """Returns the lines of `journalctl -o json`; what is no text is left out."""
+    lines = []
     for line in listing.splitlines():
         try:
             entry = json.loads(line)
@@ -143,5 +125,5 @@ def parse_journal(listing: str) -> list[JournalLine]:
             continue
         text = entry.get("MESSAGE") if isinstance(entry, dict) else None
         if isinstance(text, str):
-            found.append(JournalLine(str(entry.get("SYSLOG_IDENTIFIER", "")), text))
-    return found
+            lines.append(JournalLine(str(entry.get("SYSLOG_IDENTIFIER", "")), text))
+    return lines

@@ -236,7 +236,7 @@ def test_the_key_can_do_nothing_but_receive(pair: TwoNodes) -> None:
     let_in(pair)
     told = pair.by_key("ssh", THERE, RECEIVE, input="")
     assert json.loads(told.stdout)["message_type"] == "refusal"
-    assert "left without a word" in told.stdout
+    assert "before it said anything" in told.stdout
     for asked in (["id"], ["-tt"], ["standfast", "receive", "media"], [f"{RECEIVE}; id"],
                   ["standfast", "standby", "list"]):  # fmt: skip
         told = pair.by_key("ssh", THERE, *asked, input="id\n")
@@ -288,7 +288,7 @@ def test_one_line_serves_several_volumes_of_one_key(pair: TwoNodes) -> None:
     assert pair.authorized.read_text() == authorized_line(None, key) + "\n"
     assert pair.run("standby", "add", "c1")[0] == 0
     told = pair.by_key("ssh", THERE, "standfast receive media", input="")
-    assert "the sender left without a word" in told.stdout
+    assert "the sender closed the connection before it said anything" in told.stdout
     for asked, reason in (
         ("id", "protocol"),
         ("standfast receive ../x", "protocol"),

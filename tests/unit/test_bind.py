@@ -10,8 +10,9 @@ from typing import cast
 import pytest
 
 from standfast.errors import CommandFailed, StandfastError
-from standfast.mounts.bind import LiveBind, drop_in, mounted_at, parse_mountinfo, root_of
+from standfast.mounts.bind import LiveBind, drop_in
 from standfast.system.clock import Deadline
+from standfast.system.mountinfo import mounted_at, parse_mountinfo, root_of
 from standfast.system.systemd import SystemdUnits
 from tests.support.scripts import script
 from tests.support.waiting import soon

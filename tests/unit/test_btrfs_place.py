@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from standfast.btrfs import versions as btrfs_versions
-from standfast.btrfs.place import copies_of, file_system, mount_of, parse_copies
+from standfast.btrfs.place import copies_of, file_system, mount_point_of, parse_copies
+from standfast.system.mountinfo import mounted_at, parse_mountinfo
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 40 22 0:33 / {root}/persist rw - btrfs /dev/sdb rw,subvol=/
@@ -44,8 +45,10 @@ def test_the_longest_mount_point_above_a_path_shows_it(tmp_path: Path) -> None:
     text = MOUNTINFO.format(root=tmp_path)
 
     def shown(path: str) -> tuple[str, str]:
-        mount = mount_of(tmp_path / path, text)
-        return str(mount.point).removeprefix(str(tmp_path)), mount.shown
+        point = mount_point_of(tmp_path / path, text)
+        seen = mounted_at(parse_mountinfo(text), point)
+        assert seen is not None
+        return str(point).removeprefix(str(tmp_path)), seen.root
 
     assert shown("persist/services") == ("/persist", "/")
     assert shown("persist/not/there/yet") == ("/persist", "/")

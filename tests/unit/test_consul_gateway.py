@@ -163,7 +163,7 @@ READ_OUTCOMES = [
         reply_json([{**ENTRY, "ModifyIndex": "7"}]), ConsulGarbled, "not an", id="index a text"
     ),
     pytest.param(
-        reply_json([{**ENTRY, "ModifyIndex": 0}]), ConsulGarbled, "not an index", id="index 0"
+        reply_json([{**ENTRY, "ModifyIndex": 0}]), ConsulGarbled, "ModifyIndex", id="index 0"
     ),
     pytest.param(reply_json([{**ENTRY, "Value": 7}]), ConsulGarbled, "not an", id="value a number"),
     pytest.param(reply_json([{**ENTRY, "Key": "j"}]), ConsulGarbled, "the key 'j'", id="wrong key"),

@@ -82,7 +82,7 @@ def test_the_unit_of_a_process_in_a_group_of_any_bytes(proc: Path) -> None:
 
 def test_the_mount_of_a_path_beside_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(btrfs_place, "nearest", lambda path: path)
-    assert btrfs_place.mount_of(LIVE, os.fsdecode(LINES)).point == Path("/persist")
+    assert btrfs_place.mount_point_of(LIVE, os.fsdecode(LINES)) == Path("/persist")
 
 
 def test_an_export_of_any_bytes_hides_no_other(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_sound_node_has_no_problem_and_doctor_says_what_is_well() -> None:
     ("change", "check", "evidence"),
     [
         ({"progs": None}, "tools", "no program `btrfs`"),
-        ({"kernel": "4.9.0-19-amd64"}, "tools", "needed is 4.18"),
+        ({"kernel": "4.9.0-19-amd64"}, "tools", "4.18 or newer is needed"),
         (
             {"file_systems": {"live": None, "snapshots": "u", "standby": "u"}},
             "disk",
@@ -61,7 +61,7 @@ def test_a_sound_node_has_no_problem_and_doctor_says_what_is_well() -> None:
         ({"nested": ("p/services/db",)}, "nested", "p/services/db"),
         ({"partial_mount": "/p"}, "mounts", "/p on n1 shows a mere directory"),
         ({"copies": ("/dev/sdb", "/dev/sdc")}, "copies", "/dev/sdb and /dev/sdc on n1"),
-        ({"wants": ("zstd",), "has": ()}, "options", "n1 has none"),
+        ({"wants": ("zstd",), "has": ()}, "options", "n1 has no zstd"),
     ],
 )
 def test_each_grave_problem_has_its_evidence_and_its_fix(

@@ -290,7 +290,7 @@ def test_an_election_in_consul_throws_no_stream_away(
         return get(key, **how)
 
     monkeypatch.setattr(standby.keys, "get", twice_no_quorum)
-    monkeypatch.setattr("standfast.replication.receive_checks.sleep", waited.append)
+    monkeypatch.setattr("standfast.replication.reporting.sleep", waited.append)
     assert standby.hear()[-1]["message_type"] == "published"
 
 

@@ -43,7 +43,6 @@ from standfast.replication.published import (
     note_names,
     note_origin,
     origins_of_snapshots,
-    ranked,
 )
 from standfast.replication.session import transport_argv
 from standfast.status.document import Standby
@@ -361,15 +360,6 @@ def test_the_next_name_comes_after_all_that_this_node_ever_noted(config: Config)
     assert next_name(config, now).stamp == now + 701
     replace(history_entry, final=final).save(config.state_dir)
     assert next_name(config, now).stamp == now + 801
-
-
-def test_a_snapshot_of_a_later_epoch_is_better_than_a_newer_one_of_an_earlier() -> None:
-    lost = snapshot(50, "lost", received=True)
-    current = snapshot(40, "current", received=True)
-    unknown = snapshot(60, "unknown", received=True)
-    own = snapshot(70, "own")
-    order = ranked([current, own, lost, unknown], {"lost": 1, "current": 2, "own": 9})
-    assert [one.content_id for one in order] == ["unknown", "lost", "current"]
 
 
 # Memory of the cycles

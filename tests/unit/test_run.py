@@ -12,9 +12,10 @@ import pytest
 from standfast.errors import CommandFailed, TimedOut
 from standfast.system import run as run_module
 from standfast.system.clock import Deadline, monotonic, sleep
-from standfast.system.run import TOO_LATE, exec_before, failing, run
+from standfast.system.run import TOO_LATE, exec_before, run
 from tests.support.pace import patient
 from tests.support.waiting import soon
+from tests.unit.failing import failing
 from tests.unit.processes import wait_until_gone
 
 

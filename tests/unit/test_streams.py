@@ -7,10 +7,10 @@ import pytest
 
 from standfast.errors import CommandFailed, TimedOut
 from standfast.system.clock import Deadline, monotonic
-from standfast.system.run import failing
 from standfast.system.streams import Conversation, pipeline
 from tests.support.pace import patient
 from tests.support.waiting import soon
+from tests.unit.failing import failing
 from tests.unit.processes import wait_until_gone
 
 

@@ -127,7 +127,7 @@ def test_data_that_is_lost_ends_the_demo_with_status_1_and_the_evidence(
 
 
 @pytest.mark.parametrize(
-    ("number", "when"), [(signal.SIGINT, "promotion 5/8"), (signal.SIGHUP, "agents run on")]
+    ("number", "when"), [(signal.SIGINT, "promotion 6/9"), (signal.SIGHUP, "agents run on")]
 )
 def test_an_interrupted_demo_cleans_up(number: signal.Signals, when: str, scratch: Path) -> None:
     command = [sys.executable, "-m", "tests.contract.demo_scene", str(needed())]

@@ -21,6 +21,18 @@ GREETING_S = 2.0
 MOST_BYTES = 4096
 
 
+def _installed() -> bytes:
+    """Names what this process has loaded: the version, and the file as it was installed.
+
+    Two builds of one version are told apart by it: an installer writes the file anew.
+    """
+    file = os.stat(__file__)  # noqa: PTH116  # pathlib takes as long to load as all of this
+    return f"{__version__} {__file__} {file.st_ino} {file.st_mtime_ns}".encode()
+
+
+INSTALLED = _installed()
+
+
 def receive(args: SimpleNamespace) -> int:
     """Runs `standfast receive VOLUME`."""
     status = hand_over(os.environ.get(VARIABLE, SOCKET), args.volume or "")
@@ -41,8 +53,8 @@ def hand_over(path: str, volume: str) -> int | None:
         connection.settimeout(GREETING_S)
         try:
             connection.connect(path)
-            # Another version may not understand what comes: it may be older than the code here.
-            if connection.recv(MOST_BYTES) != __version__.encode():
+            # A process from before an upgrade would load modules that are not there any more.
+            if connection.recv(MOST_BYTES) != INSTALLED:
                 return None
         except OSError:
             return None

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NoReturn
 
-from standfast import __version__
 from standfast.assembly import parts
 from standfast.btrfs import store as btrfs
 from standfast.cli.main import run_entry
-from standfast.cli.receive import MOST_BYTES
+from standfast.cli.receive import INSTALLED, MOST_BYTES
 from standfast.consul import gateway as consul
 from standfast.errors import UsageError
 from standfast.events import journal
@@ -140,7 +139,7 @@ def _received(connection: socket.socket, sessions: int) -> Iterator[tuple[str, s
     if sessions >= MOST_SESSIONS:
         raise ValueError(f"{sessions} conversations are under way, and no more may be")
     connection.settimeout(REQUEST_S)
-    connection.send(__version__.encode())
+    connection.send(INSTALLED)
     request, descriptors, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
     try:
         if len(descriptors) != 3:

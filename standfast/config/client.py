@@ -17,7 +17,7 @@ class Client(Struct, frozen=True, kw_only=True):
     )
     name: str = option(
         "",
-        "Host name in the units, where Consul's domain is another; empty: SERVICE.service.consul",
+        "Host name in the units; empty: SERVICE.service.consul",
         form="address or empty",
     )
     options: str = option(
@@ -40,8 +40,8 @@ class Client(Struct, frozen=True, kw_only=True):
     )
     restart_dependants: bool = option(
         True,
-        "Restart the active services whose RequiresMountsFor= names the volume's path; false where "
-        "they bear a change by themselves",
+        "Restart the active services whose RequiresMountsFor= names the volume's path; false if "
+        "they tolerate a change of server",
     )
     restart_units: tuple[str, ...] = option(
         (), "Services that are restarted beside those, if they are active", form="unit"
@@ -57,7 +57,7 @@ class Client(Struct, frozen=True, kw_only=True):
     )
     command_timeout: float = option(
         30.0,
-        "Deadline of the restarts together, and of each command; longer for slow services",
+        "Deadline of the restarts together, and of each command; raise it for slow services",
         unit="s",
         least=1.0,
     )

@@ -24,20 +24,21 @@ class Node(Struct, frozen=True, kw_only=True):
     )
     priority: int = option(
         100,
-        "Higher goes first among candidates with equally new data; for the better server",
+        "Higher goes first among candidates with equally new data; raise it for a better server",
         least=0,
         most=1_000_000,
     )
     probe_port: int = option(
         8301,
-        "TCP port that answers while the node's Consul agent lives; another where its serf_lan is",
+        "TCP port that answers while the node's Consul agent lives; change it with Consul's "
+        "serf_lan port",
         least=1,
         most=65535,
     )
 
 
 class Paths(Struct, frozen=True, kw_only=True):
-    """[paths]: as the nodes' disks are laid out"""
+    """[paths]: set them to match the nodes' disks"""
 
     live: Path = option(Path("/persist/services"), "The exported subvolume")
     snapshots: Path = option(
@@ -51,18 +52,19 @@ class Paths(Struct, frozen=True, kw_only=True):
     )
     state: Path = option(
         Path("/var/lib/standfast"),
-        "Durable state, a directory per volume below it; elsewhere if /var/lib is lost at a reboot",
+        "Durable state, a directory per volume below it; change it if /var/lib doesn't survive a "
+        "reboot",
     )
     run: Path = option(
         Path("/run/standfast"),
-        "Sockets and locks, gone at reboot, a directory per volume below it; elsewhere where "
-        "several nodes share a machine, as in a test",
+        "Sockets and locks, gone at reboot, a directory per volume below it; change it if several "
+        "nodes share a machine, as in a test",
     )
 
 
 class LeaseTiming(Struct, frozen=True, kw_only=True):
     """[lease]: seconds, checked against the timing rule and refused when they break it. \
-Shorter ones shorten an unplanned failover; longer ones bear with a slower Consul."""
+Shorter times make a failover quicker, longer ones tolerate a slower Consul."""
 
     heartbeat: float = option(2.0, "Time between heartbeats", unit="s", least=0.1)
     request_timeout: float = option(2.0, "Deadline of one heartbeat's request", unit="s", least=0.1)
@@ -77,7 +79,7 @@ Shorter ones shorten an unplanned failover; longer ones bear with a slower Consu
     )
     drift: float = option(
         0.01,
-        "rho: by how much two clocks' rates may differ; more for poor clocks",
+        "rho: by how much two clocks' rates may differ; raise it for poor clocks",
         least=0.0,
         most=0.2,
     )
@@ -95,18 +97,22 @@ class ConsulAccess(Struct, frozen=True, kw_only=True):
         example=["127.0.0.1:8500"],
         form="endpoint",
     )
-    token_file: Path | None = option(None, "File (mode 0600) with the ACL token, where ACLs are on")
+    token_file: Path | None = option(
+        None, "File (mode 0600) with the ACL token; needed where ACLs are enabled"
+    )
     ca_cert: Path | None = option(None, "CA certificate; makes the scheme https")
-    client_cert: Path | None = option(None, "Client certificate, where one is asked for")
+    client_cert: Path | None = option(
+        None, "Client certificate; needed where Consul verifies clients"
+    )
     client_key: Path | None = option(None, "Key of the client certificate")
     service: str = option(
         "",
-        "Name of the service, where the volume's is taken; empty: the volume's name",
+        "Name of the service; empty: the volume's name",
         form="name or empty",
     )
     prefix: str = option(
         "standfast",
-        "Key prefix, the volume's name is appended; another where ACLs want it",
+        "Key prefix, the volume's name is appended; change it if your ACLs require another",
         form="prefix",
     )
 
@@ -117,7 +123,7 @@ class Nfs(Struct, frozen=True, kw_only=True):
     server: str = option("kernel", "The NFS server's kind", choices=("kernel", "ganesha"))
     unit: str = option(
         "nfs-server.service",
-        "systemd unit of the NFS server, as the distribution calls it",
+        "systemd unit of the NFS server; distributions differ",
         form="unit",
     )
     clients: tuple[str, ...] = option(
@@ -130,19 +136,20 @@ class Nfs(Struct, frozen=True, kw_only=True):
     )
     port: int = option(
         2049,
-        "TCP port at which the server listens, where it isn't the usual one",
+        "TCP port at which the server listens",
         least=1,
         most=65535,
     )
     ganesha_exports: Path = option(
         Path("/etc/ganesha/exports.d"),
-        "Where the export block is written for nfs-ganesha; what its configuration includes",
+        "Where the export block is written for nfs-ganesha; its configuration must include this "
+        "directory",
     )
     lease_time: float = option(
         10.0,
         "A client that the kernel server hasn't heard of for this long may lose its opens and "
-        "locks; after a start clients have as long to claim back theirs, while new opens wait. "
-        "Longer where clients' network is often cut; whole seconds, rounded up",
+        "locks; after a start clients have this long to reclaim theirs, while new opens wait. "
+        "Raise it if clients are often cut off; whole seconds, rounded up",
         unit="s",
         least=1.0,
         most=3600.0,
@@ -169,13 +176,13 @@ class Guarding(Struct, frozen=True, kw_only=True):
 
     deadline: float = option(
         3.0,
-        "For everything the guard asks; longer where Consul answers slowly",
+        "For everything the guard asks; raise it if Consul answers slowly",
         unit="s",
         least=0.5,
     )
     standby_hint: str = option(
         "nfs-services-standby.nix",
-        "File of yours that the refusal tells to use on this host instead",
+        "Name of your own configuration file that the refusal tells to use on this host instead",
     )
 
 
@@ -183,22 +190,25 @@ class Replication(Struct, frozen=True, kw_only=True):
     """[replication]"""
 
     interval: float = option(
-        300.0, "Time between cycles; shorter loses less at a failover", unit="s", least=1.0
+        300.0, "Time between cycles; lower it to lose less in a failover", unit="s", least=1.0
     )
     timeout: float = option(
-        3600.0, "Deadline of one cycle; longer where a first copy takes longer", unit="s", least=1.0
+        3600.0,
+        "Deadline of one cycle; raise it if the first copy takes longer",
+        unit="s",
+        least=1.0,
     )
     stall_timeout: float = 300.0
     """A stream in which nothing moves for this long is given up, seconds. Not in the file."""
     ssh_key: Path = option(
         Path("/etc/standfast/replication_key"),
-        "Private key for replication; elsewhere where secrets are kept elsewhere",
+        "Private key for replication",
     )
     ssh_user: str = option(
-        "root", "User on the standby; another where root may not log in", form="name"
+        "root", "User on the standby; change it if root may not log in", form="name"
     )
     command: tuple[str, ...] = option(
-        (), "Transport where it isn't ssh; {node}, {address} and {volume} are replaced"
+        (), "Transport instead of ssh; {node}, {address} and {volume} are replaced"
     )
     allow_full: bool = option(
         False,
@@ -208,7 +218,7 @@ class Replication(Struct, frozen=True, kw_only=True):
     drop_pin_after: float = option(
         14 * 86400.0,
         "A standby that took nothing in for this long loses its pinned snapshot, if another is up "
-        "to date, and needs everything sent again; shorter where the disk is small",
+        "to date, and needs everything sent again; lower it if the disk is small",
         unit="s",
         least=60.0,
     )
@@ -217,7 +227,7 @@ class Replication(Struct, frozen=True, kw_only=True):
     )
     compression: str = option(
         "none",
-        "Of the stream on a slow wire; zstd needs the program on both sides",
+        "Of the stream; for slow networks. zstd needs the program on both sides",
         choices=("none", "zstd"),
     )
     compressed_data: bool = option(
@@ -226,14 +236,14 @@ class Replication(Struct, frozen=True, kw_only=True):
     verify: str = option(
         "none",
         "metadata: each cycle compares every name, mode, owner, size, time and xattr of both "
-        "sides before it publishes; for hardware that isn't trusted",
+        "sides before it publishes; for hardware that you don't trust",
         choices=("none", "metadata"),
     )
 
 
 class KeepOwn(Struct, frozen=True, kw_only=True):
-    """[retention_own]: the primary's own snapshots; pinned ones stay whatever this says. More \
-go further back and take more space."""
+    """[retention_own]: the primary's own snapshots; pinned ones stay whatever this says. Keeping \
+more takes more space."""
 
     keep_last: int = option(24, "So many of the newest", least=1, most=100_000)
     hourly: int = option(0, "The last one of each of so many hours", least=0, most=100_000)
@@ -261,12 +271,12 @@ class Hooks(Struct, frozen=True, kw_only=True):
 
     dir: Path = option(
         Path("/etc/standfast/hooks.d"),
-        "A directory for each event, such as pre-promote, with the programs in it; elsewhere where "
-        "/etc can't be written",
+        "A directory for each event, such as pre-promote, with the programs in it; change "
+        "it if /etc is read-only",
     )
     timeout: float = option(
         15.0,
-        "Deadline of an event's programs together; longer where they stop something slow",
+        "Deadline of an event's programs together; raise it if they stop something slow",
         unit="s",
         least=0.1,
         most=600.0,
@@ -294,15 +304,15 @@ class Config(Struct, frozen=True, kw_only=True):
     mode: str = option("auto", "manual never promotes by itself", choices=("auto", "manual"))
     max_data_loss: float = option(
         600.0,
-        "Older snapshots are not promoted without --accept-data-loss; more where it matters "
-        "more that somebody serves",
+        "Older snapshots are not promoted without --accept-data-loss; raise it if "
+        "serving old data is better than not serving",
         unit="s",
         least=1.0,
     )
     failover_after: float = option(
         60.0,
-        "Silence after which a primary without other signs of death is replaced; longer where the "
-        "network is often cut",
+        "Silence after which a primary without other signs of death is replaced; raise it if "
+        "the network is often cut",
         unit="s",
         least=1.0,
     )

@@ -24,12 +24,16 @@ NOMAD_SKIP_VERIFY is true."""
     )
     namespace: str = option(
         "*",
-        "Jobs of this namespace are looked after, where the token is for no other; *: of all",
+        "Jobs of this namespace are looked after; *: of all",
         form="name or *",
     )
-    token_file: Path | None = option(None, "File (mode 0600) with the ACL token, where ACLs are on")
+    token_file: Path | None = option(
+        None, "File (mode 0600) with the ACL token; needed where ACLs are enabled"
+    )
     ca_cert: Path | None = option(None, "CA certificate; makes the scheme https")
-    client_cert: Path | None = option(None, "Client certificate, where one is asked for")
+    client_cert: Path | None = option(
+        None, "Client certificate; needed where Nomad verifies clients"
+    )
     client_key: Path | None = option(None, "Key of the client certificate")
     tls_server_name: str = option(
         "",
@@ -52,8 +56,8 @@ NOMAD_SKIP_VERIFY is true."""
     )
     kill_timeout_limit: float = option(
         30.0,
-        "A demotion waits at most this long for the kill timeouts of the jobs that it stops; more "
-        "where they need it",
+        "A demotion waits at most this long for the kill timeouts of the jobs that it stops; "
+        "raise it if they need longer",
         unit="s",
         least=0.0,
         most=3600.0,

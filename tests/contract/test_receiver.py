@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from standfast import __version__
-from standfast.cli.receive import VARIABLE
+from standfast.cli.receive import INSTALLED, VARIABLE
 from standfast.replication import wire
 from tests.support.pace import patient
 from tests.support.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
@@ -68,7 +68,7 @@ def resident(place: Bed) -> int:
     said.communicate(HELLO, timeout=patient(60))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(place.receiver_socket("b"))
-        assert connection.recv(100).decode() == __version__
+        assert connection.recv(4096) == INSTALLED
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int.from_bytes(raw[:4], sys.byteorder)
 
@@ -164,7 +164,11 @@ def test_other_users_are_not_let_in(place: Bed) -> None:
     assert done.stdout == "b''", done.stderr
 
 
-@pytest.mark.parametrize("says", [b"", b"0.0.0", None], ids=["it closes", "another", "nothing"])
+@pytest.mark.parametrize(
+    "says",
+    [b"", b"0.0.0", __version__.encode(), None],
+    ids=["it closes", "another version", "another build of this version", "nothing"],
+)
 def test_where_nobody_takes_it_over_it_is_done_here(
     place: Bed, tmp_path: Path, says: bytes | None
 ) -> None:

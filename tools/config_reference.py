@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 
 from standfast.config.example import limits, sentence, toml_value
+from standfast.config.options import Option, Section, sections
 from standfast.config.rules import RULES
-from standfast.config.table import Option, Section, sections
 
 INTRODUCTION = """\
 # Configuration

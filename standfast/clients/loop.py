@@ -51,7 +51,8 @@ class Parts:
     units: MountUnits
     processes: Processes
     hooks: Sequence[dependants.Hook] = ()
-    """What else is told of a change, in this order."""
+    """What else is told of a change, in this order: `assembly.client` names it. The operator's
+    hooks (events/hooks.py) are others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from standfast.config.fields import MOST_S
 from standfast.config.model import FAST_PROFILE
+from standfast.config.options import Option, Section, sections
 from standfast.config.rules import least_wait_s
-from standfast.config.table import Option, Section, sections
 
 WIDTH = 96
 NODES = (("zippy", "192.168.1.2"), ("c1", "192.168.1.3"))

@@ -176,7 +176,8 @@ class Guarding(Struct, frozen=True, kw_only=True):
 
     deadline: float = option(
         3.0,
-        "For everything the guard asks; raise it if Consul answers slowly",
+        "For everything the guard asks; lower it to be refused sooner. nfs-server-guard ends after "
+        "3 s, whatever this says",
         unit="s",
         least=0.5,
     )

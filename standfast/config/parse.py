@@ -16,8 +16,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from standfast.config.options import Option, options, tables
 from standfast.config.problems import Problem, dotted, shown
-from standfast.config.table import Option, options, tables
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 _LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")

@@ -83,7 +83,8 @@ class Readers:
 
     fetch: Callable[[Config], Status] = fetch
     from_consul: Callable[[Config], Status] = without_agent
-    """Asked when `fetch` fails: an agent that hangs must not hide the cluster."""
+    """Asked when `fetch` fails, which by itself asks Consul only where no agent listens: one that
+    hangs must not hide the cluster."""
     replication: Callable[[Config], state.ReplicationState] = state.load
     replica: Callable[[Config], Replica] = read_replica
     has_epoch: Callable[[Config], bool] = has_epoch

@@ -10,8 +10,9 @@ import contextlib
 from pathlib import Path
 
 from standfast.config.model import Config
-from standfast.fence.claims import BUILD_S, Claims, KernelFence
+from standfast.fence.claims import Claims
 from standfast.fence.ipset import IpsetFence, ipset_installed
+from standfast.fence.kernel import BUILD_S, KernelFence
 from standfast.fence.made_for import MadeFor, refusal
 from standfast.fence.nftables import NftFence, nft_works
 from standfast.node.ports import Fence, NfsServer

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from standfast.fence.claims import COMMAND_S, TABLE, KernelFence, left_for, refuse_late
+from standfast.fence.kernel import COMMAND_S, TABLE, KernelFence, left_for, refuse_late
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline
 from standfast.system.run import exec_before, run

@@ -23,7 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from standfast.errors import CommandFailed
-from standfast.fence.claims import (
+from standfast.fence.kernel import (
     COMMAND_S,
     PROBE_S,
     TABLE,

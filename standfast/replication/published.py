@@ -1,4 +1,4 @@
-"""Where each replicated snapshot comes from: `<state_dir>/published.json`.
+"""Where each snapshot comes from, received or taken here: `<state_dir>/published.json`.
 
     {"v": 1, "epochs": {content id: epoch}, "clock": {"utc", "up", "boot", "set_up"}, "last": name,
      "counted_at": {content id: UTC seconds}, "before": {content id: [UTC seconds, floor]}}
@@ -10,7 +10,7 @@ others. See `ages`. An older version wrote only `epochs`.
 
 Invariant: an entry is on disk before its snapshot becomes visible. So a power cut can leave an
 entry without a snapshot, which means nothing, but never a published snapshot of unknown epoch.
-A snapshot taken here gets its entry when a standby has acknowledged it.
+A snapshot taken here (`take`) is noted at once, and deleted when it can't be.
 """
 
 from __future__ import annotations

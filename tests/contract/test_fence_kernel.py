@@ -25,8 +25,8 @@ import pytest
 from standfast.config.problems import InvalidConfig
 from standfast.errors import Refused, StandfastError
 from standfast.fence.choice import settle
-from standfast.fence.claims import KernelFence
 from standfast.fence.ipset import IpsetFence
+from standfast.fence.kernel import KernelFence
 from standfast.fence.nftables import NftFence, build_script
 from standfast.lease.cutoff import Found, put_back_shut
 from standfast.system.clock import monotonic, sleep

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from standfast.errors import CommandFailed, TimedOut
-from standfast.fence.claims import KernelFence
+from standfast.fence.kernel import KernelFence
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline, monotonic
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from standfast.config.load import load
 from standfast.config.model import Config
+from standfast.config.options import options, sections, tables
 from standfast.config.parse import parse_values
 from standfast.config.problems import Problem
 from standfast.config.rules import check
-from standfast.config.table import options, sections, tables
 from standfast.consul.http import Endpoint
 from standfast.errors import ConfigError
 from tests.support.examples import examples

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standfast.errors import CommandFailed, StandfastError, TimedOut
-from standfast.fence.claims import KernelFence, left_for
+from standfast.fence.kernel import KernelFence, left_for
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from standfast.fence.claims import KernelFence
+from standfast.fence.kernel import KernelFence
 from standfast.node.ports import Fence
 
 F = TypeVar("F", bound=Fence)

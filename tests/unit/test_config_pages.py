@@ -6,8 +6,8 @@ from pathlib import Path
 from standfast.config.example import example
 from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config, Node
+from standfast.config.options import sections
 from standfast.config.rules import RULES
-from standfast.config.table import sections
 from tools.config_reference import reference
 
 

@@ -95,7 +95,7 @@ def test_the_design_is_a_map_and_no_diary() -> None:
 
 def rooms() -> dict[str, set[str]]:
     """Of DESIGN's table: each room, and the rooms that it names beside those that all may use."""
-    _, _, rest = DESIGN.read_text().partition("### Rooms\n")
+    _, _, rest = DESIGN.read_text().partition("### Packages\n")
     lines = re.findall(r"(?m)^\| `(\w+)` \|.*\|([^|]*)\|$", rest.partition("\n### ")[0] + "\n")
     return {room: set(re.findall(r"`(\w+)`", uses)) for room, uses in lines}
 

@@ -21,8 +21,8 @@ from standfast.config.problems import InvalidConfig
 from standfast.errors import Refused, StandfastError
 from standfast.fence import choice as fence_module
 from standfast.fence.choice import fence_from, settle
-from standfast.fence.claims import KernelFence
 from standfast.fence.ipset import IpsetFence
+from standfast.fence.kernel import KernelFence
 from standfast.fence.made_for import MadeFor
 from standfast.fence.nftables import NftFence
 from standfast.lease import cutoff

@@ -109,7 +109,7 @@ class WithNomad(ContainerCluster):
 
     def configuration(self, node: Container) -> str:
         address = f"{self.nomad.addresses[node.name]}:{PORT}"
-        table = f'\n[nomad]\naddress = "{address}"\nrequest_timeout = 2\nkill_timeout_limit = 5\n'
+        table = f'\n[nomad]\naddress = "{address}"\nkill_timeout_limit = 5\n'
         return super().configuration(node) + table
 
     def power_cut(self, name: str) -> None:

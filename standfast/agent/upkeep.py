@@ -20,7 +20,6 @@ from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.surrender import TOLD_EVERY_S
 from standfast.node.own_epoch import OwnEpoch
-from standfast.node.ports import SERVER_TIMEOUT_S
 from standfast.role import readiness, registration
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster
@@ -164,7 +163,7 @@ def _keep_unexported(agent: Agent) -> None:
     config, fence, nfs = agent.config, agent.machine.fence, agent.machine.nfs
     if nfs.would_export():
         log.warning("a standby exports nothing: taking the leftover export away")
-        limit = Deadline.after(SERVER_TIMEOUT_S)
+        limit = Deadline.after(config.nfs.start_timeout)
         unless_changed(agent, None, lambda: exports.withdraw(config, fence, nfs, limit))
 
 

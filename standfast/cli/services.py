@@ -121,10 +121,9 @@ def fence(args: argparse.Namespace) -> int:
     set_up_log()
     from standfast.assembly.parts import parts
     from standfast.lease.cutoff import stop_for_good
-    from standfast.node.ports import SERVER_TIMEOUT_S
 
     config = load_volume(args.volume)
-    deadline = Deadline.after(SERVER_TIMEOUT_S)
+    deadline = Deadline.after(config.nfs.start_timeout)
     stop_for_good(parts().fence(config), parts().nfs(config), deadline)
     return 0
 

@@ -145,6 +145,12 @@ class Nfs(Struct, frozen=True, kw_only=True):
         "Where the export block is written for nfs-ganesha; its configuration must include this "
         "directory",
     )
+    start_timeout: float = option(
+        30.0,
+        "Deadline for starting or stopping the server; raise it if yours takes longer",
+        unit="s",
+        least=1.0,
+    )
     lease_time: float = option(
         10.0,
         "A client that the kernel server hasn't heard of for this long may lose its opens and "
@@ -183,7 +189,8 @@ class Guarding(Struct, frozen=True, kw_only=True):
     )
     standby_hint: str = option(
         "nfs-services-standby.nix",
-        "Name of your own configuration file that the refusal tells to use on this host instead",
+        "Name of your own configuration file; the refusal tells people to use it on this host "
+        "instead",
     )
 
 
@@ -255,7 +262,7 @@ more takes more space."""
 
 class KeepPublished(Struct, frozen=True, kw_only=True):
     """[retention_published]: received snapshots; the newest and pinned ones stay in any case. \
-More go further back and take more space."""
+Keeping more takes more space."""
 
     keep_last: int = option(48, "So many of the newest", least=1, most=100_000)
     hourly: int = option(24, "The last one of each of so many hours", least=0, most=100_000)

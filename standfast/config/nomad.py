@@ -11,8 +11,8 @@ from standfast.config.fields import option
 class NomadAccess(Struct, frozen=True, kw_only=True):
     """[nomad]: with this table, even an empty one, the node's meta is set with the role, and its \
 jobs are moved; without it Nomad is left alone. Empty values are taken from NOMAD_ADDR, \
-_REGION, _TOKEN, _CACERT, _CLIENT_CERT/KEY, _TLS_SERVER_NAME. Certificates are verified unless \
-NOMAD_SKIP_VERIFY is true."""
+_TOKEN, _CACERT, _CLIENT_CERT/KEY, _TLS_SERVER_NAME. Certificates are verified unless \
+NOMAD_SKIP_VERIFY is true. The region is NOMAD_REGION, else the agent's own."""
 
     enabled: bool = True
     """Set the node's meta with the role, and move its jobs: the table is there."""

@@ -131,7 +131,7 @@ def ask(config: Config, facts: Mapping[str, object]) -> None:
             raise Refused(
                 Reason.HOOK_VETOED,
                 f"{config.hooks.dir / hook.name} is against it: {failure.text}. `standfast "
-                f"promote` asks again; without it: remove it",
+                f"promote` asks again. To promote without it, remove it",
             )
         _tell_failure(config, hook, failure)
 

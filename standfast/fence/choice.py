@@ -48,8 +48,8 @@ def _by(backend: str, port: int, directory: Path, volume: str) -> KernelFence:
 
 
 def settle(config: Config, fence: Fence, nfs: NfsServer) -> None:
-    """Has the rules be made, from a process's start on, for what it is configured for, before it
-    touches them. InvalidConfig while a server may need those that are there.
+    """Makes sure, at a process's start and before it touches the rules, that they are made for
+    what it is configured for. InvalidConfig while a server may need those that are there.
 
     A server is started with a claim only, so without claims and without a server there is none on
     its way either. What the rules are for is noted between taking the old ones away and putting up

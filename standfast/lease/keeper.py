@@ -31,7 +31,7 @@ from standfast.lease.holding import Kept, LeaseKeys
 from standfast.lease.protocol import Halted, HeldLease, Lost
 from standfast.lease.surrender import Spell
 from standfast.lease.unserved import Now, Service
-from standfast.node.ports import SERVER_TIMEOUT_S, Fence, NfsServer
+from standfast.node.ports import Fence, NfsServer
 from standfast.system.clock import Deadline, monotonic
 
 log = logging.getLogger(__name__)
@@ -383,7 +383,7 @@ class Keeper:
         except OSError as error:  # what follows is what counts
             log.error("the last word on the lease can't be taken back: %s", error)
         try:
-            limit = Deadline.after(SERVER_TIMEOUT_S)
+            limit = Deadline.after(self.config.nfs.start_timeout)
             cutoff.stop_for_good(self.fence, self.nfs, limit)
         except StandfastError as error:
             if self.config.fence.reboot == "sysrq":

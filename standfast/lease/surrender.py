@@ -125,7 +125,7 @@ class Standing:
 
 def had_it(history_entries: Mapping[int, HistoryEntry], epoch: int) -> frozenset[str]:
     """Returns the nodes that have lost the role, one after the other, since it last was given by an
-    operator or in order; `epoch`'s is not among them. `epochs` is by epoch."""
+    operator or in order; `epoch`'s is not among them. `history_entries` is by epoch."""
     nodes = set()
     while (history_entry := history_entries.get(epoch)) is not None and history_entry.is_automatic:
         epoch -= 1

@@ -106,10 +106,6 @@ class VolumeStore(Protocol):
     def free_bytes(self) -> int: ...
 
 
-SERVER_TIMEOUT_S = 30.0
-"""Deadline for starting or stopping the NFS server."""
-
-
 class NfsServer(Protocol):
     """The NFS server and this volume's export."""
 

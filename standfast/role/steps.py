@@ -20,7 +20,7 @@ from standfast.lease.protocol import Claim
 from standfast.lease.surrender import OUTAGE_LIMIT_S
 from standfast.node.node import Machine
 from standfast.node.own_epoch import Intent, OwnEpoch, Stage
-from standfast.node.ports import SERVER_TIMEOUT_S, Jobs
+from standfast.node.ports import Jobs
 from standfast.reasons import Reason
 from standfast.role import registration, volume
 from standfast.role.decision import Action, Decision
@@ -281,7 +281,7 @@ class Effects:
         exports.export(machine.config, machine.fence, machine.nfs, self.epoch(), self._own().fsid)
 
     def _server_deadline(self) -> Deadline:
-        return self.deadline.within(SERVER_TIMEOUT_S)
+        return self.deadline.within(self.machine.config.nfs.start_timeout)
 
     def check_serving(self) -> None:
         limit = self.deadline.within(SERVING_TIMEOUT_S)

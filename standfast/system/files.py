@@ -103,8 +103,8 @@ def _size(path: Path) -> int:
 
 
 def keep_reserve(directory: Path) -> None:
-    """Has room for the files that `directory` has to be able to replace; OSError when there isn't
-    any.
+    """Makes sure that there is room for the files that `directory` has to be able to replace;
+    OSError when there isn't.
 
     Cheap where it is there; called now and then, it makes up for what was used, and for files that
     have grown.

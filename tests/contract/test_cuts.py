@@ -67,7 +67,6 @@ stages = pytest.mark.parametrize(
 def disks(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disks]:
     require_btrfs()
     # Before the links: what answers there is forked from this process.
-    monkeypatch.setattr(receive_checks, "CONSUL_PATIENCE_S", 0.0)
     monkeypatch.setattr(reporting, "PATIENCE_S", 0.0)
     with ExitStack() as stack:
         for node in NODES:

@@ -15,7 +15,6 @@ from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease import cutoff
 from standfast.lease.files import NOTHING_HELD
-from standfast.node.ports import SERVER_TIMEOUT_S
 from standfast.system.clock import Deadline
 from tests.sim.clockwork import Signal, SimProcess
 
@@ -266,7 +265,7 @@ class Systemd:
             if not node.nfsd.stuck:
                 node.nfsd.running = False
                 node.nfsd.table = {}
-            limit = Deadline.after(SERVER_TIMEOUT_S)
+            limit = Deadline.after(seat.config.nfs.start_timeout)
             cutoff.stop_for_good(seat.fence(), seat.nfs(), limit)
 
         self.node.world.log(f"{self.node.name}: standfast-lost@{seat.volume}")

@@ -41,7 +41,7 @@ class Origin:
     """By this machine's uptime: the name has no say in it."""
 
     def time(self, name: SnapshotName) -> float:
-        """When it was taken, UTC seconds by this node's clock as it is now, or UNKNOWN."""
+        """Returns when it was taken, UTC seconds by this node's clock as it is now, or UNKNOWN."""
         at = self.taken_at
         if at is not None and (self.counted or at == UNKNOWN):
             return at
@@ -93,7 +93,7 @@ class Before:
 
 
 def time_of(name: SnapshotName, *taken_at: float | None) -> float:
-    """The older of what its name says and what is known beside it, UTC seconds."""
+    """Returns the older of what its name says and what is known beside it, UTC seconds."""
     return min([name.stamp, *(at for at in taken_at if at is not None)])
 
 

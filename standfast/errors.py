@@ -172,7 +172,8 @@ def _tell_bug(error: Exception) -> None:
 
 
 def said(error: Exception) -> str:
-    """An exception as a message: ours as it is, the system's with path and code, else its name."""
+    """Returns an exception as a message: ours as it is, the system's with path and code, else its
+    name."""
     if isinstance(error, StandfastError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -183,7 +184,8 @@ def said(error: Exception) -> str:
 
 
 def is_lack_of(error: BaseException | None, *codes: int) -> bool:
-    """Whether the system's refusal behind an error, or behind what caused it, has such a code."""
+    """Tells whether the system's refusal behind an error, or behind what caused it, has such a
+    code."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -58,12 +58,13 @@ class SnapshotName:
 
 
 def diverged_name(base: str, epoch: int, seconds: float) -> str:
-    """Where data goes that a primary of `epoch` wrote and its successor never had."""
+    """Returns where data goes that a primary of `epoch` wrote and its successor never had."""
     return f"{base}.diverged-{epoch}-{format_stamp(seconds)}"
 
 
 def retired_name(base: str, epoch: int, seconds: float) -> str:
-    """Where the tree of an orderly demotion goes: its final snapshot has the same content."""
+    """Returns where the tree of an orderly demotion goes: its final snapshot has the same
+    content."""
     return f"{base}.retired-{epoch}-{format_stamp(seconds)}"
 
 

@@ -8,7 +8,7 @@ from standfast.system.clock import utc_now
 
 
 def clean(text: str) -> str:
-    """The text with everything unprintable replaced."""
+    """Returns the text with everything unprintable replaced."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

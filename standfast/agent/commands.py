@@ -32,7 +32,7 @@ PROMOTE = "nobody serves now: `standfast promote` on the node that is to have th
 
 
 def answer(agent: Agent, command: Command) -> None:
-    """Carry a command out and send its last line; the connection is closed."""
+    """Carries a command out and sends its last line; the connection is closed."""
     handlers: dict[str, Callable[[Agent, Command], str]] = {
         "promote": promote,
         "demote": demote,
@@ -61,7 +61,7 @@ def describe(plan: Plan) -> str:
 
 
 def promote(agent: Agent, command: Command) -> str:
-    """Take the role on this node; waits until the last lease is over for certain."""
+    """Takes the role on this node; waits until the last lease is over for certain."""
     request = Request(promote=True, accept_data_loss=command.argument("accept_data_loss") is True)
     limit = Deadline.after(agent.config.lease.wait + PROMOTE_SLACK_S)
     told, fresh = "", True
@@ -115,7 +115,7 @@ def _not_promoted(agent: Agent, seen: Seen) -> Refused:
 
 
 def demote(agent: Agent, command: Command) -> str:
-    """Stop serving in order; nobody is told to take over.
+    """Stops serving in order; nobody is told to take over.
 
     Also the way out for a node that holds the lease and can't serve.
     """
@@ -130,13 +130,13 @@ def demote(agent: Agent, command: Command) -> str:
 
 
 def switchover(agent: Agent, command: Command) -> str:
-    """Move the role to a standby without losing anything."""
+    """Moves the role to a standby without losing anything."""
     seen = _as_primary(agent)
     return _hand_over(agent, command, command.text("to") or best_standby(agent, seen))
 
 
 def failback(agent: Agent, command: Command) -> str:
-    """Move the role to the preferred node."""
+    """Moves the role to the preferred node."""
     preferred = agent.config.preferred
     if not preferred:
         raise Refused(

@@ -135,7 +135,7 @@ def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float
 
 
 def _serving(consul: FromConsul, config: Config) -> str | None:
-    """Who serves; None: nobody, or a holder whose last heartbeat is older than a lease."""
+    """Returns who serves; None: nobody, or a holder whose last heartbeat is older than a lease."""
     seen_s = consul.last_heartbeat_seen_s
     fresh = seen_s is not None and seen_s <= config.lease.length
     serves = consul.state == LeaderState.SERVING and fresh and not consul.unserved_s
@@ -245,7 +245,8 @@ def _aside(agent: Agent) -> tuple[str, ...]:
 
 
 def _tried(read: Callable[[], T]) -> tuple[T | None, str | None]:
-    """What was read, and what failed: a disk that can't be read is told, and hides nothing else."""
+    """Returns what was read, and what failed: a disk that can't be read is told, and hides nothing
+    else."""
     try:
         return read(), None
     except Exception as error:  # noqa: BLE001  # told, whatever it was

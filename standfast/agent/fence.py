@@ -81,7 +81,7 @@ class FenceWatch:
         return self.seen or (self.machine.config.run_dir / "lease.json").exists()
 
     def _is_shut(self) -> bool:
-        """Whether the rules are there. What is left of a permit ends by itself, unless somebody put
-        one there by hand that doesn't."""
+        """Tells whether the rules are there. What is left of a permit ends by itself, unless
+        somebody put one there by hand that doesn't."""
         state = self.machine.fence.state()
         return state.in_place and state.open_for_s < math.inf

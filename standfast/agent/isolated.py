@@ -71,7 +71,7 @@ def freeze_if_due(machine: Machine, own: OwnEpoch, since: float) -> None:
 
 
 def _let_go_of_the_port(machine: Machine, lease: LeaseStatus | None) -> None:
-    """Have no lease process, this one or the next, open the port by itself."""
+    """Keeps every lease process, this one and the next, from opening the port by itself."""
     run_dir = machine.config.run_dir
     if lease is not None and not lease.serving:
         return

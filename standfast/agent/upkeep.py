@@ -92,7 +92,7 @@ def _ailment(agent: Agent, stuck: bool) -> str | None:
 
 
 def _vouch(agent: Agent, sick: str | None) -> None:
-    """Tell the lease process whether this node serves, and if not, why."""
+    """Tells the lease process whether this node serves, and if not, why."""
     why = sick if sick is None or agent.trouble is None else f"{sick}; {agent.trouble}"
     Vouch(monotonic(), why).save(agent.config.run_dir)
 

@@ -41,7 +41,7 @@ def restart_allocations(config: Config, change: Change, deadline: Deadline) -> S
 
 
 def restart_late(config: Config) -> None:
-    """Restart what uses the path and could not be restarted while Nomad was away."""
+    """Restarts what uses the path and could not be restarted while Nomad was away."""
     if not config.nomad.enabled:
         return
     from standfast.nomad import remounted

@@ -24,13 +24,14 @@ log = logging.getLogger(__name__)
 
 
 def agent_of(config: Config) -> Agent:
-    """The agent, before its first look."""
+    """Returns the agent, before its first look."""
     machine = machine_of(config)
     return Agent(machine, Watcher(config, machine.consul), LocalView(machine))
 
 
 def lease_parts(config: Config) -> process.Parts:
-    """What the lease process is made of; InvalidConfig when the fence was made for another port."""
+    """Returns what the lease process is made of; InvalidConfig when the fence was made for another
+    port."""
     consul = ConsulGateway.from_config(config, timeout_s=config.lease.request_timeout)
     nfs = parts().nfs(config)
     return process.Parts(consul, parts().settled_fence(config, nfs), nfs)

@@ -23,7 +23,7 @@ class Parts:
         return BtrfsStore(config.paths)
 
     def nfs(self, config: Config) -> NfsServer:
-        """The server that the configuration names: the kernel's or nfs-ganesha."""
+        """Returns the server that the configuration names: the kernel's or nfs-ganesha."""
         from standfast.system.systemd import SystemdUnits
 
         if config.nfs.server == "ganesha":
@@ -41,7 +41,7 @@ class Parts:
         return fence_from(config)
 
     def settled_fence(self, config: Config, nfs: NfsServer) -> Fence:
-        """The fence of a process that is going to set it; InvalidConfig, see `settle`."""
+        """Returns the fence of a process that is going to set it; InvalidConfig, see `settle`."""
         from standfast.fence.choice import settle
 
         fence = self.fence(config)
@@ -69,7 +69,7 @@ _parts = Parts()
 
 
 def use(parts: Parts) -> None:
-    """Have every part of this process made by `parts`; for the demo's programs and for tests."""
+    """Lets `parts` make every part of this process; for the demo's programs and for tests."""
     global _parts  # noqa: PLW0603  # a process has one set of parts
     _parts = parts
 

@@ -42,7 +42,7 @@ class TreeInfo:
 
 
 class Store(ABC):
-    """Has what both stores share; a kind supplies the primitives at the end."""
+    """Holds what both stores share; a kind supplies the primitives at the end."""
 
     kind: str
 
@@ -295,7 +295,7 @@ class Store(ABC):
         return chosen
 
     def _snapshot_at(self, path: Path, name: SnapshotName, *, received: bool) -> Snapshot | None:
-        """The complete snapshot at `path`; None when what is there doesn't count as one."""
+        """Returns the complete snapshot at `path`; None when what is there doesn't count as one."""
         info = self._info(path)
         if info is None or not info.read_only or (received and info.received_uuid is None):
             return None
@@ -336,11 +336,11 @@ class Store(ABC):
 
     @abstractmethod
     def _info(self, path: Path) -> TreeInfo | None:
-        """Identity of the tree whose root is `path`; None when it is none, or is gone."""
+        """Returns the identity of the tree whose root is `path`; None when it is none or gone."""
 
     @abstractmethod
     def _snapshot(self, source: Path, target: Path, *, read_only: bool) -> bool:
-        """Snapshot `source` as `target`; False when `target` came into being meanwhile."""
+        """Snapshots `source` as `target`; False when `target` came into being meanwhile."""
 
     @abstractmethod
     def _create_standby(self, path: Path) -> None:
@@ -355,7 +355,7 @@ class Store(ABC):
 
     @abstractmethod
     def _delete(self, paths: Sequence[Path]) -> None:
-        """Delete trees, and whatever else is there under these names."""
+        """Deletes trees, and whatever else is there under these names."""
 
     @abstractmethod
     def _rename(self, source: Path, target: Path) -> None: ...

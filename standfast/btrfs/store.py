@@ -104,7 +104,7 @@ class BtrfsStore(Store):
         return writers_of(self._paths.live, self._paths.run, deadline)
 
     def prepare_parent(self, content_id: str) -> None:
-        """Has what this node itself wrote stand in as received while something is built on it.
+        """Lets what this node itself wrote stand in as received while something is built on it.
 
         btrfs-progs before 6.10.1 look for the source of a reflink only among received
         subvolumes ("clone: did not find source subvol"), so every increment that comes back to

@@ -48,7 +48,7 @@ StandfastError is logged like any other sentence."""
 
 
 def note_stopped(run_dir: Path, units: Sequence[str]) -> None:
-    """Note services that are stopped along with the primary's bind mount; they are started again
+    """Notes services that are stopped along with the primary's bind mount; they are started again
     when the path shows the volume again."""
     known = {*stopped(run_dir), *units}
     if known:
@@ -65,7 +65,7 @@ def stopped(run_dir: Path) -> tuple[str, ...]:
 
 
 def restart(config: Config, units: MountUnits) -> Sequence[str]:
-    """Restart those that depend on the path, and start those that were stopped with it."""
+    """Restarts those that depend on the path, and starts those that were stopped with it."""
     client, path = config.client, config.paths.bind
     before = stopped(config.run_dir)
     said = []

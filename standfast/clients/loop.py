@@ -205,7 +205,7 @@ class Remount:
 
     @staticmethod
     def _aim(decision: Decision) -> tuple[str, int] | None:
-        """Where a change leads: address and epoch; None: to no mount."""
+        """Returns where a change leads: address and epoch; None: to no mount."""
         if decision.action not in CHANGES or decision.server is None:
             return None
         return decision.server.address, decision.server.epoch

@@ -58,7 +58,7 @@ class Mounts(Protocol):
     def bind(self, source: Path, path: Path, deadline: Deadline) -> None: ...
 
     def let_go(self, path: Path, deadline: Deadline, *, wake: bool = True) -> None:
-        """Take the uppermost mount at the path away, whoever uses it."""
+        """Takes the uppermost mount at the path away, whoever uses it."""
 
     def probe(self, path: Path, deadline: Deadline) -> tuple[Answer, str]:
         """Returns what somebody gets who looks into the mount now, and the error if it is one."""
@@ -88,7 +88,7 @@ class MountUnits(Protocol):
     def restart(self, units: Sequence[str], deadline: Deadline) -> None: ...
 
     def end_mounting(self, path: Path, deadline: Deadline) -> None:
-        """Kill the attempt of the mount unit that is under way."""
+        """Kills the attempt of the mount unit that is under way."""
 
 
 class Consul(Protocol):

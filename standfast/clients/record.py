@@ -46,7 +46,7 @@ def record_of(decision: Decision, note: Note | None, config: Config, utc: float)
 
 
 def report(config: Config, consul: Consul, decision: Decision) -> None:
-    """Write the record if it says something new, or is due again; at most WRITE_S seconds."""
+    """Writes the record if it says something new, or is due again; at most WRITE_S seconds."""
     if decision.reason.startswith("consul-"):
         return
     now = utc_now()

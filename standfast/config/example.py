@@ -22,7 +22,7 @@ NODES = (("zippy", "192.168.1.2"), ("c1", "192.168.1.3"))
 
 
 def example(volume: str) -> str:
-    """A configuration for two nodes, to be saved as `<volume>.toml`."""
+    """Returns a configuration for two nodes, to be saved as `<volume>.toml`."""
     head = (
         f"# Standfast: volume {volume}. Save it as /etc/standfast/{volume}.toml on every node.\n"
         "# What is commented out without a blank after the # is the default. Unknown keys are\n"
@@ -33,7 +33,7 @@ def example(volume: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A default or example as TOML."""
+    """Returns a default or example as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
@@ -46,7 +46,7 @@ def toml_value(value: Any) -> str:
 
 
 def remark(option: Option) -> str:
-    """Help, unit and limits of a key in one sentence."""
+    """Returns help, unit and limits of a key in one sentence."""
     facts = []
     if option.unit:
         facts.append({"s": "seconds"}.get(option.unit, option.unit))

@@ -29,7 +29,7 @@ _VOLUME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
 def load(path: Path, *, node: str | None = None, require_storage: bool = True) -> Config:
-    """The configuration in `path`; the volume is the file's name.
+    """Returns the configuration in `path`; the volume is the file's name.
 
     `node` replaces the file's and the host's name. With `require_storage` this node must be one
     of [nodes]; without, it may be a client, and `Config.me` is not to be used. Raises ConfigError.
@@ -55,7 +55,7 @@ def load_volume(
     require_storage: bool = True,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The configuration of a volume, or of the only one when `volume` is None."""
+    """Returns the configuration of a volume, or of the only one when `volume` is None."""
     directory = config_dir(environ)
     if volume is not None:
         if not _VOLUME.match(volume):
@@ -74,7 +74,8 @@ def load_volume(
 def load_all(
     *, require_storage: bool = True, environ: Mapping[str, str] = os.environ
 ) -> tuple[Config, ...]:
-    """All volumes of this node; refused when one is wrong or two are in each other's way."""
+    """Returns all volumes of this node; refused when one is wrong or two are in each other's
+    way."""
     configs: list[Config] = []
     wrong: list[ConfigError] = []
     for path in config_files(config_dir(environ)):
@@ -89,7 +90,7 @@ def load_all(
 
 
 def together(configs: Sequence[Config]) -> list[InvalidConfig]:
-    """What is wrong between volumes of one node, by file."""
+    """Returns what is wrong between volumes of one node, by file."""
     by_file: dict[Path, list[Problem]] = {}
     for config, problem in check_together(configs):
         by_file.setdefault(config.source, []).append(problem)
@@ -97,12 +98,12 @@ def together(configs: Sequence[Config]) -> list[InvalidConfig]:
 
 
 def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the configurations are: $STANDFAST_CONFIG_DIR, or else /etc/standfast."""
+    """Returns where the configurations are: $STANDFAST_CONFIG_DIR, or else /etc/standfast."""
     return Path(environ.get("STANDFAST_CONFIG_DIR") or DEFAULT_DIR)
 
 
 def config_files(directory: Path) -> tuple[Path, ...]:
-    """The *.toml files there, sorted; ConfigError when there are none."""
+    """Returns the *.toml files there, sorted; ConfigError when there are none."""
     name = f"{directory}/data-services.toml"
     way_out = f"write one: mkdir -p {directory} && standfast config example > {name}"
     try:

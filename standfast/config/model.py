@@ -366,12 +366,12 @@ class Config(Struct, frozen=True, kw_only=True):
 
     @property
     def standbys(self) -> tuple[str, ...]:
-        """The other storage nodes, sorted by name."""
+        """Returns the other storage nodes, sorted by name."""
         return tuple(sorted(name for name in self.nodes if name != self.node))
 
     @property
     def base(self) -> str:
-        """Base of the snapshots' names: `services` of /persist/services."""
+        """Returns the base of the snapshots' names: `services` of /persist/services."""
         return self.paths.live.name
 
     @property
@@ -388,5 +388,5 @@ class Config(Struct, frozen=True, kw_only=True):
         return f"standfast-{self.volume}"
 
     def key(self, name: str) -> str:
-        """Full name of one of the volume's keys in Consul."""
+        """Returns the full name of one of the volume's keys in Consul."""
         return f"{self.consul.prefix}/{self.volume}/{name}"

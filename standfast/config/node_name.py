@@ -11,7 +11,7 @@ _NAME = "node"
 
 
 def known_name(config: Config) -> str:
-    """The name that this node's state is of; empty: none, or none that can be read."""
+    """Returns the name that this node's state is of; empty: none, or none that can be read."""
     try:
         return (config.state_dir / _NAME).read_text().strip()
     except (OSError, ValueError):

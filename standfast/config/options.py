@@ -39,7 +39,7 @@ class Option(Key, frozen=True, kw_only=True):
 
     @property
     def type_name(self) -> str:
-        """The type as the messages and the reference call it."""
+        """Returns the type as the messages and the reference call it."""
         return _TYPE_NAMES[self.kind]
 
 
@@ -55,7 +55,7 @@ class Section(Struct, frozen=True):
 
 @cache
 def options(cls: type[Struct]) -> tuple[Option, ...]:
-    """The plain keys of a struct, in the order of its definition."""
+    """Returns the plain keys of a struct, in the order of its definition."""
     return tuple(
         _option(field, field.default_factory)
         for field in fields(cls)
@@ -74,7 +74,7 @@ def tables(cls: type[Struct]) -> tuple[tuple[str, type[Struct], bool], ...]:
 
 
 def sections() -> Iterator[Section]:
-    """The whole configuration, top level first."""
+    """Yields the whole configuration, top level first."""
     yield Section("", Config.__doc__ or "", options(Config))
     left_out = {field.name: field.default for field in fields(Config)}
     for name, cls, named in tables(Config):

@@ -44,14 +44,15 @@ class _Bad(ValueError):
 
 
 def parse_table(cls: type[Struct], doc: Any, path: tuple[str, ...], problems: list[Problem]) -> Any:
-    """An instance of the struct `cls` made from a TOML table; adds what is wrong to problems."""
+    """Makes an instance of the struct `cls` from a TOML table; adds what is wrong to problems."""
     return cls(**parse_values(cls, doc, path, problems))
 
 
 def parse_values(
     cls: type[Struct], doc: Any, path: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, Any]:
-    """The constructor's arguments for `cls`; a table that isn't there is left to its default."""
+    """Returns the constructor's arguments for `cls`; a table that isn't there is left to its
+    default."""
     if not isinstance(doc, Mapping):
         heading = dotted(*path)
         problems.append(Problem(heading, shown(doc), f"must be a table, not {_type_name(doc)}",
@@ -308,7 +309,7 @@ def _empty(option: Option) -> Any:
 
 
 def _blank(cls: type[Struct]) -> dict[str, Any]:
-    """Defaults, and empty values where there is no default."""
+    """Returns defaults, and empty values where there is no default."""
     values = {
         option.name: _empty(option) if option.required else option.default
         for option in options(cls)

@@ -44,12 +44,12 @@ class InvalidConfig(ConfigError):
 
 
 def dotted(*parts: str) -> str:
-    """Path of a key as TOML writes it: parts that are not bare words are quoted."""
+    """Returns the path of a key as TOML writes it: parts that are not bare words are quoted."""
     return ".".join(part if _BARE_KEY.match(part) else shown(part) for part in parts)
 
 
 def shown(value: Any) -> str:
-    """A value as TOML writes it, on one line and cut to 60 characters."""
+    """Returns a value as TOML writes it, on one line and cut to 60 characters."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, float):
@@ -69,5 +69,5 @@ def shown(value: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without anything that could break the line or steer a terminal."""
+    """Returns the text without anything that could break the line or steer a terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)

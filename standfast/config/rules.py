@@ -25,12 +25,12 @@ _SNAPSHOT_BASE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,200}$")
 
 
 def check(config: Config) -> list[Problem]:
-    """Every broken rule of one volume."""
+    """Returns every broken rule of one volume."""
     return [problem for rule in RULES for problem in rule(config)]
 
 
 def check_together(configs: Sequence[Config]) -> list[tuple[Config, Problem]]:
-    """Every conflict between volumes of one node, reported at the later one."""
+    """Returns every conflict between volumes of one node, reported at the later one."""
     conflicts = []
     for first, second in combinations(configs, 2):
         conflicts += [(second, problem) for problem in _conflicts(first, second)]
@@ -38,7 +38,7 @@ def check_together(configs: Sequence[Config]) -> list[tuple[Config, Problem]]:
 
 
 def least_wait_s(timing: LeaseTiming) -> float:
-    """The shortest `lease.wait` that the timing rule accepts, rounded up to 10 ms."""
+    """Returns the shortest `lease.wait` that the timing rule accepts, rounded up to 10 ms."""
     exact = ((timing.length + timing.fence) * (1 + timing.drift) + MARGIN_S) / (1 - timing.drift)
     return math.ceil(round(exact * 100, 6)) / 100
 
@@ -227,7 +227,7 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
 
 
 def names(config: Config) -> str:
-    """The storage nodes for a message."""
+    """Returns the storage nodes for a message."""
     return ", ".join(sorted(config.nodes)[:20])
 
 

@@ -221,7 +221,7 @@ class Addresses:
         raise self._error(question, failures)
 
     def _attempts(self, question: Question) -> Iterator[Attempt]:
-        """Each address with a fair share of what is left when its turn comes."""
+        """Yields each address with a fair share of what is left when its turn comes."""
         row = self._endpoints[:1] if question.local else self._row()
         for position, endpoint in enumerate(row):
             if question.deadline.expired:
@@ -232,7 +232,7 @@ class Addresses:
             yield Attempt(question, endpoint, deadline, share, self._headers, self._tls)
 
     def _row(self) -> list[Endpoint]:
-        """The configured order, those that lately gave no answer last."""
+        """Returns the configured order, those that lately gave no answer last."""
         now = monotonic()
         return sorted(
             self._endpoints,
@@ -281,7 +281,7 @@ def _no_answer(error: TransportError, *, write: bool) -> Failed:
 
 
 def _check_status(method: str, path: str, status: int, headers: HTTPMessage, text: str) -> None:
-    """Let through 200, a missing key and a failed txn; Failed for anything else."""
+    """Lets through 200, a missing key and a failed txn; Failed for anything else."""
     said = f"{status} {text[:160].strip()!r}"
     write = method != "GET"
     agent_local = path.startswith("/v1/agent/")

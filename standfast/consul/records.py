@@ -162,7 +162,7 @@ class Leader(Record, frozen=True):
 
     @property
     def identity(self) -> tuple[int, str, str, int]:
-        """What a candidate has to see unchanged for W: (epoch, node, instance, seq)."""
+        """Returns what a candidate has to see unchanged for W: (epoch, node, instance, seq)."""
         return (self.epoch, self.holder.node, self.holder.instance, self.seq)
 
     @property
@@ -238,12 +238,12 @@ class HistoryEntry(Record, frozen=True):
 
     @property
     def before(self) -> int:
-        """The epoch whose data it goes on from."""
+        """Returns the epoch whose data it goes on from."""
         return self.epoch - 1 if self.follows is None else self.follows
 
     @property
     def is_automatic(self) -> bool:
-        """Whether it began by itself, without an operator's word."""
+        """Tells whether it began by itself, without an operator's word."""
         return self.reason.partition(":")[0] in (Reason.TAKEOVER, Reason.SURRENDERED)
 
     def check(self) -> None:
@@ -270,8 +270,8 @@ class StandbyRecord(Record, frozen=True):
 
     @property
     def time(self) -> float | None:
-        """When it was taken by the primary's clock, UTC seconds, the older of two words; None: its
-        name is none."""
+        """Returns when it was taken by the primary's clock, UTC seconds, the older of two words;
+        None: its name is none."""
         try:
             return time_of(SnapshotName.parse(self.snapshot), self.taken_at)
         except ValueError:

@@ -72,7 +72,7 @@ class Set(_Op, frozen=True, tag="set"):
 
 
 class Delete(_Op, frozen=True, tag="delete"):
-    """Have the key gone."""
+    """Deletes the key."""
 
 
 Op = CheckIndex | CheckNotExists | Cas | Set | Delete
@@ -239,7 +239,7 @@ def worst(statuses: Sequence[str]) -> str:
 
 
 def _node_health(checks: Sequence[_NodeCheck]) -> str | None:
-    """The worst serfHealth; None where there is none."""
+    """Returns the worst serfHealth; None where there is none."""
     serf = [check.status for check in checks if check.id == SERF_HEALTH]
     return worst(serf) if serf else None
 

@@ -85,7 +85,7 @@ def _start(op: str, command: list[str], config: Config) -> Child:
 
 
 class Vantage:
-    """Has the address to watch from, and tells whether what is seen there needs a new look.
+    """Keeps the address to watch from, and tells whether what is seen there needs a new look.
 
     `asks` has, by address and in the order of preference, who returns the address of Consul's
     leader, empty or None while there is none. Invariant: an address that answers isn't left for one

@@ -116,7 +116,7 @@ class Cluster:
             eye.start()
 
     def close(self) -> None:
-        """End every process and thread, by pid; the directory goes unless it is to be kept."""
+        """Ends every process and thread, by pid; the directory goes unless it is to be kept."""
         for thread in self._threads():
             thread.stop()
         for node in self.nodes.values():
@@ -235,7 +235,7 @@ class Cluster:
         return monotonic() - begun
 
     def check(self) -> None:
-        """Raise what any of the eyes has found."""
+        """Raises what any of the eyes has found."""
         self.invariants.check()
         for thread in self._threads():
             if thread.error is not None:

@@ -56,7 +56,7 @@ class Invariants:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def check(self) -> None:
-        """Raise Broken when anything was found."""
+        """Raises Broken when anything was found."""
         if self._broken is not None:
             raise self._broken
 

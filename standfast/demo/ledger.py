@@ -107,7 +107,7 @@ class Every:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask it to end; `join` waits for that."""
+        """Asks it to end; `join` waits for that."""
         self._stop.set()
 
     def join(self) -> None:
@@ -165,7 +165,7 @@ class Client(Every):
 
 
 def poll(node: str, address: str, port: int, invariants: Invariants) -> int | None:
-    """Ask one node's port whether it serves; the epoch in which it does, None when it doesn't."""
+    """Asks one node's port whether it serves; the epoch in which it does, None when it doesn't."""
     limit = Deadline.after(CALL_S)
     with contextlib.suppress(StandfastError), Session(address, port, limit) as session:
         reply = session.null(limit)

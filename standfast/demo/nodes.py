@@ -151,7 +151,7 @@ class Node:
         return start_detached(argv, op=op, log_file=log, env=self.environment())
 
     def cut_power(self) -> tuple[int, ...]:
-        """Kill all of it; the pids that were killed."""
+        """Kills all of it; returns the pids that were killed."""
         with self._lock:
             self.is_on = False
             pids = kill_processes(self.environment())
@@ -165,7 +165,7 @@ class Node:
         return pids
 
     def end(self) -> None:
-        """Clean up, whatever state it is in."""
+        """Cleans up, whatever state it is in."""
         with self._lock:
             if self.is_on:
                 self.cut_power()
@@ -255,7 +255,7 @@ class Node:
 
 
 def _tell(log: Path, told: int, progress: Callable[[str], None] | None) -> int:
-    """Hand on the whole lines of `log` after the first `told`; how many that were."""
+    """Hands on the whole lines of `log` after the first `told`; returns how many that were."""
     if progress is None:
         return 0
     lines = log.read_text(errors="replace").split("\n")[told:-1]
@@ -265,7 +265,7 @@ def _tell(log: Path, told: int, progress: Callable[[str], None] | None) -> int:
 
 
 def kill_processes(environment: Mapping[str, str]) -> tuple[int, ...]:
-    """Kill every process that was started with this environment, and what those start meanwhile.
+    """Kills every process that was started with this environment, and what those start meanwhile.
 
     A node's environment names its own directory, so nobody else's process has it. TimedOut.
     """

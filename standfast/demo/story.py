@@ -319,6 +319,6 @@ def _joined(numbers: Iterable[int]) -> str:
 
 
 def _pass_some_time(cluster: Cluster, seconds: float) -> None:
-    """Let the client write and the eyes look."""
+    """Lets the client write and the eyes look."""
     end = monotonic() + seconds
     cluster.wait_for("time passes", STEP_S, lambda: monotonic() >= end)

@@ -164,8 +164,8 @@ def _binds(facts: Facts) -> Finding:
 
 
 def _of_earlier(mounts: Sequence[Mount], observed: Observed) -> tuple[Mount, ...]:
-    """Those that show an earlier server, or tree; with nothing mounted here, only the address
-    tells."""
+    """Returns those that show an earlier server, or tree; with nothing mounted here, only the
+    address tells."""
     service, top = observed.service, observed.top
     if not isinstance(service, Server) or not service.addresses:
         return ()
@@ -249,7 +249,7 @@ def facts_here(config: Config) -> Facts:
 def _earlier(
     spaces: Sequence[Namespace], observed: Observed, config: Config
 ) -> tuple[tuple[Namespace, tuple[Mount, ...]], ...]:
-    """The namespaces that show an earlier server or tree, with the mounts that do."""
+    """Returns the namespaces that show an earlier server or tree, with the mounts that do."""
     export = str(config.paths.live)
     earlier = []
     for space in spaces:

@@ -137,7 +137,7 @@ def ask(config: Config, facts: Mapping[str, object]) -> None:
 
 
 def announce(config: Config, occasion: Occasion, facts: Mapping[str, object]) -> None:
-    """Run the hooks of an event and come back when they are over, whatever they did."""
+    """Runs the hooks of an event and comes back when they are over, whatever they did."""
     for hook, failure in _run_all(config, occasion, facts):
         _tell_failure(config, hook, failure)
 

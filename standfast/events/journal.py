@@ -44,7 +44,7 @@ def encode(fields: Mapping[str, str]) -> bytes:
 
 
 def entry(event: Event) -> dict[str, str]:
-    """All fields of an event's entry."""
+    """Returns all fields of an event's entry."""
     return {
         "MESSAGE": event.sentence,
         "MESSAGE_ID": event.kind.message_id,

@@ -57,7 +57,7 @@ def _from_consul(consul: FromConsul, config: Config) -> Iterator[Sample]:
 
 
 def _from_agent(status: Status, utc: float) -> Iterator[Sample]:
-    """What nobody but the agent of this node knows."""
+    """Yields what nobody but the agent of this node knows."""
     files, work, nomad = status.files, status.work, status.nomad
     yield "serving", float(status.node_serves), ()
     if files is not None:

@@ -126,7 +126,7 @@ class StatusCache:
         return all_at_once("status", looks)
 
     def _status(self, config: Config) -> tuple[Status | str, str | None]:
-        """The document, or why there is none; and why the agent didn't answer."""
+        """Returns the document, or why there is none; and why the agent didn't answer."""
         status = _or_text(config, "agent", lambda: self._read.fetch(config))
         if not isinstance(status, str):
             return status, None
@@ -151,7 +151,8 @@ class StatusCache:
 
 
 def _silence(status: Status | str) -> str | None:
-    """Why Consul gave this process no answer just now: asking again would only take as long."""
+    """Returns why Consul gave this process no answer just now: asking again would only take as
+    long."""
     if isinstance(status, str):
         return status
     if status.agent is not False or status.consul is not None or status.failover is None:
@@ -160,7 +161,7 @@ def _silence(status: Status | str) -> str | None:
 
 
 def _or_text(config: Config, source: str, read: Callable[[], T]) -> T | str:
-    """The value, or why there is none."""
+    """Returns the value, or why there is none."""
     try:
         return read()
     except (StandfastError, OSError) as error:

@@ -52,7 +52,8 @@ class Trend:
             return ages
 
     def _advance(self, now: float) -> int:
-        """Index of the bucket of `now`; those that were skipped since the last call are empty."""
+        """Returns the index of the bucket of `now`; those that were skipped since the last call are
+        empty."""
         number = int(now / STEP_S)
         if self._last >= 0:
             for passed in range(self._last + 1, min(number, self._last + BUCKETS) + 1):

@@ -31,7 +31,8 @@ def fence_from(config: Config) -> Fence:
 
 
 def _chosen(directory: Path) -> str:
-    """What `auto` means on this machine: decided once a boot, the same for every process."""
+    """Returns what `auto` means on this machine: decided once a boot, the same for every
+    process."""
     path = directory / "backend"
     with contextlib.suppress(OSError):
         known = read_foreign_text(path).strip()

@@ -127,7 +127,7 @@ class _Chain:
 
     @property
     def rules(self) -> list[str]:
-        """The chain's rules, as `iptables -S` shows them."""
+        """Returns the chain's rules, as `iptables -S` shows them."""
         match = f"{self.port} -m set ! --match-set {self.members} -j DROP"
         return [
             f"-A {self.name} {self.loopback} -j RETURN",

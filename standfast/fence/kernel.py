@@ -58,7 +58,7 @@ class KernelFence(ABC):
         self._build(deadline)
 
     def _voided(self, by: Deadline) -> bool:
-        """Whether the own claim is over now: nobody opens the port by it any more."""
+        """Tells whether the own claim is over now: nobody opens the port by it any more."""
         with contextlib.suppress(StandfastError, OSError), self.claims.alone(by):
             self.claims.void()
             return True
@@ -121,11 +121,11 @@ class KernelFence(ABC):
 
     @abstractmethod
     def _state(self) -> FenceState:
-        """What the kernel says now."""
+        """Returns what the kernel says now."""
 
     @abstractmethod
     def _build(self, deadline: Deadline) -> None:
-        """Put the rules in place, shut, whatever was there before."""
+        """Puts the rules in place, shut, whatever was there before."""
 
     @abstractmethod
     def remove(self, deadline: Deadline) -> None:
@@ -133,7 +133,7 @@ class KernelFence(ABC):
 
     @abstractmethod
     def _permit(self, until: float, latest: float) -> bool:
-        """Renew the permit; False when the rules are not in place."""
+        """Renews the permit; False when the rules are not in place."""
 
 
 def left_for(until: float) -> float:

@@ -129,7 +129,7 @@ def parse_table(listing: str, port: int) -> FenceState:
 
 
 def _rules_of(hook: str, lines: Sequence[str]) -> Sequence[str]:
-    """The rules of the chain at that hook, in their order; none without such a chain."""
+    """Returns the rules of the chain at that hook, in their order; none without such a chain."""
     starts = [n for n, line in enumerate(lines) if line.startswith(f"type filter hook {hook} ")]
     if len(starts) != 1:
         return ()

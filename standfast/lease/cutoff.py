@@ -37,7 +37,7 @@ class Found(Enum):
 
 
 def put_back_shut(fence: Fence) -> Found:
-    """Have the port shut whoever opened it; StandfastError when it can't be."""
+    """Makes sure that the port is shut, whoever opened it; StandfastError when it can't be."""
     state = fence.state()
     if state.in_place and state.open_for_s == 0:
         return Found.SHUT
@@ -47,7 +47,7 @@ def put_back_shut(fence: Fence) -> Found:
 
 
 def confirm_shut(fence: Fence, nfs: NfsServer, by: float) -> Found:
-    """Make sure that nobody is served any more; StandfastError when that is not certain.
+    """Makes sure that nobody is served any more; StandfastError when that is not certain.
 
     `by` is the monotonic time at which it has to be certain.
     """

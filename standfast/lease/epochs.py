@@ -46,7 +46,7 @@ class EpochFile:
         return epoch
 
     def raise_to(self, epoch: int) -> None:
-        """Note that `epoch` was seen; on disk when this returns. A lower one changes nothing."""
+        """Notes that `epoch` was seen; on disk when this returns. A lower one changes nothing."""
         if epoch <= self.read():
             return
         lock = self._path.with_name(f".{self._path.name}.lock")

@@ -101,7 +101,7 @@ class LeaseStatus(Struct, frozen=True):
         return max(0.0, self.valid_until - now)
 
     def serves(self, now: float) -> bool:
-        """Whether the node serves by it at `now`, monotonic seconds."""
+        """Tells whether the node serves by it at `now`, monotonic seconds."""
         return self.serving and self.remaining_s(now) > 0
 
     @property

@@ -163,7 +163,7 @@ class LeaseKeys:
         )
 
     def acquire(self, claim: Claim) -> HeldLease:
-        """Make good a claim: one transaction. Refused when it may not be or somebody was faster.
+        """Makes good a claim: one transaction. Refused when it may not be or somebody was faster.
 
         It has no time yet where an earlier attempt of this node's turns out to have committed.
         """
@@ -285,7 +285,7 @@ class LeaseKeys:
         return Kept(verdict.held_lease, "; ".join(conflict.errors) or "the heartbeat was refused")
 
     def _repair(self, repair: Repair) -> Kept:
-        """Write a deleted key again; the transaction fails if anybody did anything meanwhile."""
+        """Writes a deleted key again; the transaction fails if anybody did anything meanwhile."""
         # A sequence number of its own, not among the attempts: this write brings no time, the
         # next heartbeat upon it does.
         held_lease = replace(repair.held_lease, seq=repair.held_lease.seq + 1)
@@ -316,13 +316,13 @@ class LeaseKeys:
         return Kept(held_lease, "a key of the lease was deleted by hand; written again")
 
     def deregister(self) -> None:
-        """Remove this node's entry from Consul's catalogue; ConsulError. None there is fine."""
+        """Removes this node's entry from Consul's catalogue; ConsulError. None there is fine."""
         self._consul.deregister(self._config.service_id, deadline=self._deadline())
 
     def release(
         self, held_lease: HeldLease, handover: Handover = protocol.NO_HANDOVER
     ) -> Kept | Lost | Halted | None:
-        """Send `clean`; None when it is known to have committed.
+        """Sends `clean`; None when it is known to have committed.
 
         The lease has to be voided, and the fence closed, before. A Kept means unknown: to go on
         serving, a heartbeat sent after this one has to commit first.

@@ -82,7 +82,7 @@ class Keeper:
         self.service = Service(self.config, self.keys, self.nfs, Spell(monotonic()))
 
     def see_to_serving(self) -> None:
-        """Give the role up when this node can't carry it out and another one can."""
+        """Gives the role up when this node can't carry it out and another one can."""
         now = monotonic()
         if self.over:
             return
@@ -103,7 +103,7 @@ class Keeper:
             self.surrender(self.surrendering)
 
     def surrender(self, handover: Handover) -> None:
-        """Shut the port and give the lease up as it is; repeated until it is certain.
+        """Shuts the port and gives the lease up as it is; repeated until it is certain.
 
         The server may run and the disk may hang: what counts for others is the port. Where neither
         can be ended, the lease isn't kept from running out, and the kernel's permit with it.
@@ -115,7 +115,7 @@ class Keeper:
         self._tell(Kind.SURRENDERED, f"the role is surrendered to {to}: {handover.note}")
 
     def end_surrender(self) -> None:
-        """Stop the server as well: nobody looks at the fence from here any more, and the agent may
+        """Stops the server as well: nobody looks at the fence from here any more, and the agent may
         be dead. StandfastError: that is for the service manager then (`OnFailure=`)."""
         if self.surrendering is None or not self.over:
             return
@@ -221,7 +221,7 @@ class Keeper:
             self._note(f"the fence's rules can't be confirmed: {ours(error)}")
 
     def serve(self) -> None:
-        """Open the port; StandfastError when the lease has no time left."""
+        """Opens the port; StandfastError when the lease has no time left."""
         self._refuse_after_surrender()
         if self.held_lease.remaining_s(monotonic()) <= 0:
             self.holding_back = False
@@ -248,7 +248,8 @@ class Keeper:
             raise StandfastError(f"the role is being surrendered: {self.surrendering.note}")
 
     def drain(self) -> None:
-        """Shut the port and keep the lease: nobody else starts while this node puts things away."""
+        """Shuts the port and keeps the lease: nobody else starts while this node puts things
+        away."""
         self._open_no_more()
         self.fence.ensure_closed()
         self._known_shut()
@@ -263,7 +264,7 @@ class Keeper:
         self.armed_until = protocol.NEVER
 
     def release(self, handover: Handover) -> None:
-        """Give the lease up: nobody is served, then void, then `clean`. StandfastError when it is
+        """Gives the lease up: nobody is served, then void, then `clean`. StandfastError when it is
         not certain."""
         self._open_no_more()
         cutoff.shut_to_give_up(self.fence, self.nfs)

@@ -77,7 +77,7 @@ class Turn:
 
 
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out one command of the agent's."""
+    """Carries out one command of the agent's."""
     command = request.get("cmd")
     words = {name: request.get(name) for name in ("to", "note", "final", "final_id")}
     try:

@@ -162,12 +162,12 @@ class LiveBind:
         run(["umount", "-l", "--", str(self._bind)], deadline=deadline, op="umount:bind-lazily")
 
     def _is_frozen(self) -> bool:
-        """Whether the live tree is read-only: nothing new can be written into it."""
+        """Tells whether the live tree is read-only: nothing new can be written into it."""
         # Root is refused by nothing but a read-only subvolume, or file system.
         return self._live.is_dir() and not os.access(self._live, os.W_OK)
 
     def _ours(self) -> Mount | None:
-        """The mount to take away: the live subvolume's, or what is left of a moved one."""
+        """Returns the mount to take away: the live subvolume's, or what is left of a moved one."""
         mounts = self._mounts()
         seen = mounted_at(mounts, self._bind)
         live = around(mounts, self._live)
@@ -176,7 +176,7 @@ class LiveBind:
         )
 
     def _unit(self, deadline: Deadline) -> str | None:
-        """The mount unit that somebody wrote for the path, if there is one."""
+        """Returns the mount unit that somebody wrote for the path, if there is one."""
         if self._units is None:
             return None
         argv = ["systemd-escape", "--path", "--suffix=mount", str(self._bind)]

@@ -127,7 +127,7 @@ class KernelMounts:
         return Answer.FAILS, f"{name} {done.stderr.strip()[-200:]}".strip()
 
     def _still_hangs(self, path: Path) -> bool:
-        """Whether the last probe of this path is still there: another one would stay, too."""
+        """Tells whether the last probe of this path is still there: another one would stay, too."""
         try:
             pid = int(self._mark.read_text())
             words = (self._proc / str(pid) / "cmdline").read_bytes().split(b"\0")
@@ -152,7 +152,7 @@ class KernelMounts:
 def let_go(
     path: Path, deadline: Deadline, proc: Path = Path("/proc"), *, wake: bool = True
 ) -> None:
-    """Take the mount that is seen at `path` away lazily; TimedOut, CommandFailed.
+    """Takes the mount that is seen at `path` away lazily; TimedOut, CommandFailed.
 
     With `wake`, those who wait for its server get an error. Of a mount that nobody uses the kernel
     takes leave of the server before umount returns, which takes minutes when that one is dead; what

@@ -71,7 +71,7 @@ class ProcProcesses:
 
 
 def _use(process: Path, hit: Callable[[str, int | None], bool]) -> Use | None:
-    """The first use that counts, one for writing before others."""
+    """Returns the first use that counts, one for writing before others."""
     uses = sorted(
         (not writes, target) for target, mount_id, writes in _open(process) if hit(target, mount_id)
     )

@@ -118,7 +118,7 @@ def _show(units: Sequence[str], properties: Sequence[str]) -> list[Mapping[str, 
 
 
 def _active(units: Sequence[str], *more: str) -> list[Mapping[str, str]]:
-    """Those that are active, with `more` of their properties."""
+    """Returns those that are active, with `more` of their properties."""
     shown = _show(units, ("Id", "ActiveState", *more)) if units else []
     return [unit for unit in shown if unit.get("ActiveState") in ACTIVE]
 

@@ -109,7 +109,7 @@ class KernelNfs:
             return True
 
     def _listed(self) -> list[str]:
-        """The volume's lines in the table of exports; none when there is no table."""
+        """Returns the volume's lines in the table of exports; none when there is no table."""
         live = escaped(self._config.paths.live)
         try:
             lines = read_foreign_text(self._exported).split("\n")
@@ -118,7 +118,7 @@ class KernelNfs:
         return [line for line in lines if line.split()[:1] == [live]]
 
     def _refresh(self, *, flush: bool = True) -> str:
-        """Have the table follow the files, and the kernel the table; what exportfs said to it.
+        """Makes the table follow the files, and the kernel the table; returns what exportfs said.
 
         Look at the table then: exportfs ends with an error for whatever is wrong in anybody's
         file, and has done the rest.
@@ -175,7 +175,7 @@ class KernelNfs:
             self._records.start_for(fsid, exports_anything(etc, *others))
 
     def _own_fsid(self) -> str | None:
-        """The fsid in the volume's file; None when there is none."""
+        """Returns the fsid in the volume's file; None when there is none."""
         try:
             match = FSID.search(read_foreign_text(self._file))
         except FileNotFoundError:

@@ -42,7 +42,7 @@ def null_call(address: str, port: int, deadline: Deadline) -> str | None:
 
 
 def _receive(connection: socket.socket, length: int, deadline: Deadline) -> bytes:
-    """Exactly `length` bytes by the deadline, also from a server that drips them."""
+    """Reads exactly `length` bytes by the deadline, also from a server that drips them."""
     data = b""
     while len(data) < length:
         left_s = deadline.remaining_s()

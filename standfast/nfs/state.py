@@ -123,7 +123,7 @@ class ClientRecords:
             )
 
     def _drop(self) -> int:
-        """Delete the clients' rows. nfsdcld may run, it reads them when nfsd starts."""
+        """Deletes the clients' rows. nfsdcld may run, it reads them when nfsd starts."""
         if not self._database.exists():
             return 0
         with contextlib.closing(

@@ -146,7 +146,7 @@ class Fence(Protocol):
     """The kernel's cut-off of the NFS port; with several volumes the least lease counts."""
 
     def claim(self) -> None:
-        """Has the port pass only while this volume's lease lasts, too: what is open was given
+        """Lets the port pass only while this volume's lease lasts, too: what is open was given
         without asking for it, and is shut."""
 
     def release(self) -> None:
@@ -229,7 +229,7 @@ class Jobs(Protocol):
     """What a scheduler runs on this node because it is the primary."""
 
     def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
-        """Has node `name` ready for them before it is primary; returns what came of it, or raises
+        """Makes node `name` ready for them before it is primary; returns what came of it, or raises
         StandfastError."""
 
     def release(self, deadline: Deadline) -> None:
@@ -246,6 +246,6 @@ class Schedule(Protocol):
     """Replication to every standby at the configured interval."""
 
     def start(self) -> None:
-        """Has it run; repeated at each upkeep of a primary."""
+        """Makes it run; repeated at each upkeep of a primary."""
 
     def stop(self) -> None: ...

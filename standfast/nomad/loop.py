@@ -52,7 +52,7 @@ RELEASE_SLACK_S = 10.0
 
 @dataclass(slots=True)
 class Follower:
-    """Has one volume's jobs on this node's Nomad follow the role."""
+    """Makes one volume's jobs on this node's Nomad follow the role."""
 
     config: Config
     nomad: NomadGateway

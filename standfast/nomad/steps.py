@@ -98,7 +98,7 @@ class Steps:
     # A switchover
 
     def prepare(self, name: str, epoch: int, deadline: Deadline) -> str:
-        """Has node `name` show the meta, for the primary of `epoch`; returns the result in a
+        """Makes node `name` show the meta, for the primary of `epoch`; returns the result in a
         sentence.
 
         NomadError, ConsulError, or Refused when the epoch is over; a part may be done then, which

@@ -30,13 +30,13 @@ _DEFAULT_FAILOVER_TTL_S = 300.0
 
 
 def _value(kind: type[T], doc: Any, **more: Any) -> T:
-    """The object `doc`, with `more` fields; null and what is missing are the same in it."""
+    """Returns the object `doc`, with `more` fields; null and what is missing are the same in it."""
     told = {key: value for key, value in convert(doc, dict[str, Any]).items() if value is not None}
     return convert(told | more, kind)
 
 
 def _table(value: Any) -> Mapping[str, Any]:
-    """An object of any keys; null is an empty one."""
+    """Returns an object of any keys; null is an empty one."""
     return convert(value, dict[str, Any] | None) or {}
 
 

@@ -127,7 +127,7 @@ def _is_of(line: bytes, key: PublicKey) -> bool:
 
 
 def _options_before(line: str, key: PublicKey) -> list[str] | None:
-    """The options of a line with this key; None for what can't be told apart."""
+    """Returns the options of a line with this key; None for what can't be told apart."""
     rest, options = line.strip(), []
     while not rest.startswith(f"{key.kind} "):
         match = _OPTION.match(rest)
@@ -164,7 +164,7 @@ def _entry(user: str) -> pwd.struct_passwd:
 
 @contextlib.contextmanager
 def _directory(path: Path, owner: _Owner) -> Iterator[int]:
-    """The directory as a descriptor, so that nobody exchanges it under our hands."""
+    """Yields the directory as a descriptor, so that nobody exchanges it under our hands."""
     made = not os.path.lexists(path)
     if made:
         path.mkdir(mode=0o700)

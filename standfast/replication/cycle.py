@@ -104,7 +104,7 @@ class Sender:
         return result
 
     def _later(self, snapshot: Snapshot, epoch: int) -> frozenset[str]:
-        """What was taken after it, in the same epoch."""
+        """Returns what was taken after it, in the same epoch."""
         origins = self._origins()
         return frozenset(
             taken.content_id
@@ -148,7 +148,7 @@ class Sender:
         deadline: Deadline,
         give_up: Callable[[], str | None],
     ) -> None:
-        """Enter the lock; a running cycle has no reason of its own to end soon."""
+        """Enters the lock; a running cycle has no reason of its own to end soon."""
         while True:
             try:
                 stack.enter_context(self._lock(standby, deadline.within(LOOK_UP_S)))
@@ -211,7 +211,7 @@ class Sender:
     # Snapshots
 
     def _snapshot(self, standby: str, epoch: int) -> Snapshot:
-        """A snapshot of this epoch: one that another cycle took just now, or a new one."""
+        """Returns a snapshot of this epoch: one that another cycle took just now, or a new one."""
         config = self._config
         waiting = Deadline.after(SNAPSHOT_LOCK_S)
         with snapshot_lock(config, waiting):

@@ -214,7 +214,7 @@ def all_in_use(config: Config) -> frozenset[str]:
 
 
 def _held(path: Path) -> list[str]:
-    """What the note says; it is removed when its process is gone."""
+    """Returns what the note says; it is removed when its process is gone."""
     with contextlib.suppress(FileNotFoundError):  # it ended just now
         if is_locked(path):
             return _ids(path.read_text(), path)

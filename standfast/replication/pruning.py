@@ -116,7 +116,8 @@ def _look(config: Config, store: ReplicaStore, also: Collection[str]) -> _Plan:
 
 
 def _last_sent(config: Config) -> dict[str, Pin]:
-    """What the memory of the cycles says, for nodes without a pin (the pins were moved away).
+    """Returns what the memory of the cycles says, for nodes without a pin (the pins were moved
+    away).
 
     It only ever protects, so that an unreadable one is no reason to keep everything.
     """
@@ -158,7 +159,7 @@ def _pinned(
 
 
 def _base(config: Config) -> tuple[str, ...]:
-    """What a promotion at work makes the live tree from."""
+    """Returns what a promotion at work makes the live tree from."""
     own = OwnEpoch.load(config.state_dir)
     if own is None or own.base_content_id is None:
         return ()

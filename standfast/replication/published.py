@@ -242,7 +242,7 @@ def origin_of(config: Config, snapshot: Snapshot, epoch: int) -> Origin:
 
 
 def note_names(config: Config, names: Iterable[str]) -> None:
-    """Has the next name come after these, too: another node has them.
+    """Makes the next name come after these, too: another node has them.
 
     An older version, whose clock was ahead, named by the clock alone.
     """

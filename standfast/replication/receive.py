@@ -71,7 +71,7 @@ def receive(
     *,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
-    """Has one conversation and returns the exit status. Every refusal is answered with its
+    """Holds one conversation and returns the exit status. Every refusal is answered with its
     reason."""
     receiver = _Receiver(config, store, gateway, stdin_fd, stdout)
     try:
@@ -186,7 +186,7 @@ class _Receiver:
         deadline: Deadline,
         ages: tuple[float | None, ...] | UnsetType = UNSET,
     ) -> wire.Request | None:
-        """What the sender wants, after it was told what is here; None: nothing any more."""
+        """Returns what the sender wants, after it was told what is here; None: nothing any more."""
         unfinished = tuple(path.name for path in self.store.unfinished())[: wire.MAX_UNFINISHED]
         free, able = self.store.free_bytes(), tuple(self.store.abilities())
         self.say(wire.Welcome(offered, free, unfinished, able, ages))
@@ -300,7 +300,7 @@ class _Receiver:
 def _read_line(
     descriptor: int, deadline: Deadline, give_up: Callable[[float], str | None] | None = None
 ) -> str | None:
-    """The next line; None at the end of input.
+    """Returns the next line; None at the end of input.
 
     Byte by byte: what follows the line belongs to the stream. `give_up` is asked each second,
     with the seconds waited so far: a text is the reason to wait no longer.

@@ -97,7 +97,7 @@ def _last_of_each(
     period: Callable[[float], object],
     count: int,
 ) -> list[Snapshot]:
-    """The last snapshot of each of the newest `count` periods that have any.
+    """Returns the last snapshot of each of the newest `count` periods that have any.
 
     Periods without a snapshot don't count: what is kept doesn't dwindle while nothing is taken. As
     in `ours`, epochs come first, then names: those of a clock that was a year ahead don't keep a

@@ -127,7 +127,7 @@ class StandbyConnection:
         return Step("install", Mark.OK, told[-1] if told else f"done as {target}")
 
     def _authorize(self, key: PublicKey) -> str:
-        """The command that has to be run on the standby."""
+        """Returns the command that has to be run on the standby."""
         words = ["standfast", "standby", "authorize", "--volume", self.config.volume, str(key)]
         return shlex.join(words)
 
@@ -146,7 +146,7 @@ class StandbyConnection:
     # The door
 
     def _door(self, key: PublicKey) -> Step:
-        """Ask for something else than receive: what comes back says who opens."""
+        """Asks for something else than receive: what comes back says who opens."""
         hosts = known_hosts(self.config)
         if not self.dry_run:
             hosts.parent.mkdir(parents=True, exist_ok=True)

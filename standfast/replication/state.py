@@ -58,7 +58,7 @@ class StandbyState(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last cycle failed."""
+        """Tells whether the last cycle failed."""
         return (self.last_failure_at or 0.0) > (self.last_success_at or 0.0)
 
 

@@ -25,7 +25,7 @@ class ReplicationTimers:
         return [timer_of(self._config, name) for name in self._config.standbys]
 
     def start(self) -> None:
-        """Has them run, at the interval of now; nothing else happens to those that do."""
+        """Makes them run, at the interval of now; nothing else happens to those that do."""
         deadline = Deadline.after(DEADLINE_S)
         interval_s = self._config.replication.interval
         # From start to start: what a cycle takes doesn't add to the standby's age.

@@ -183,7 +183,7 @@ class _Look:
     def _both(
         self, conversation: Conversation, snapshot: Snapshot, stack: contextlib.ExitStack
     ) -> tuple[_Spool, Fingerprint]:
-        """Both fingerprints; the other side works while this one does."""
+        """Makes both fingerprints; the other side works while this one does."""
         self._ask(conversation, snapshot, listing=False)
         theirs: wire.Digested | None = None
 

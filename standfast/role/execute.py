@@ -24,7 +24,7 @@ def execute(
     progress: Progress,
     reached: Reached = lambda _: None,
 ) -> None:
-    """Run the plan, telling each step that was done; StepFailed names the step that failed,
+    """Runs the plan, telling each step that was done; StepFailed names the step that failed,
     Refused keeps its reason."""
     for number, step in enumerate(plan.steps, 1):
         progress(f"{plan.name} {number}/{len(plan.steps)}: {step.says}")

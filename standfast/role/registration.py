@@ -25,7 +25,7 @@ def check_id(machine: Machine) -> str:
 
 
 def register(machine: Machine, epoch: int) -> None:
-    """Register with the local agent, passing from the start: it was checked just before."""
+    """Registers with the local agent, passing from the start: it was checked just before."""
     config = machine.config
     machine.consul.register(
         Registration(
@@ -50,7 +50,7 @@ def meta(machine: Machine, epoch: int) -> Mapping[str, str]:
 
 
 def deregister(machine: Machine) -> None:
-    """Remove the entry; nothing happens when there is none."""
+    """Removes the entry; nothing happens when there is none."""
     machine.consul.deregister(machine.config.service_id)
 
 
@@ -84,7 +84,7 @@ def _why_shut(machine: Machine) -> str:
 
 
 def feed(machine: Machine, sick: str | None) -> None:
-    """Tell Consul how the server is.
+    """Tells Consul how the server is.
 
     The notes are constant: each new text would wake every watch in the cluster.
     """

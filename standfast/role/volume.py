@@ -275,7 +275,7 @@ def find_final(machine: Machine, own: OwnEpoch) -> Snapshot:
 
 
 def set_aside(machine: Machine, *, diverged: bool) -> None:
-    """Rename the live subvolume of an epoch that is over; its new name is noted before."""
+    """Renames the live subvolume of an epoch that is over; its new name is noted before."""
     own = own_epoch(machine)
     if own is None:
         return

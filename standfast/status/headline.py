@@ -103,7 +103,8 @@ def _unserved(volume: Volume, unserved_s: float, config: Config) -> Line:
 
 
 def _what_now(volume: Volume, config: Config) -> str | None:
-    """What keeps a failover away; what this node's agent is about to do, where it speaks."""
+    """Returns what keeps a failover away; what this node's agent is about to do, where it
+    speaks."""
     failover, decision = volume.failover, volume.decision
     parts = []
     if failover.possible is False:

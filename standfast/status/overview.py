@@ -180,7 +180,7 @@ def _standby_level(told: document_of.Standby, config: Config) -> Level:
 
 
 def _replication(noted: StandbyState) -> Replication:
-    """What the primary noted; a failure only when no success came after it."""
+    """Returns what the primary noted; a failure only when no success came after it."""
     failure = None
     if noted.has_failed:
         failure = Failure(noted.last_failure_at, noted.last_failure_reason, noted.last_failure)
@@ -202,7 +202,7 @@ def _newest(history: Sequence[HistoryEntry]) -> list[HistoryEntry]:
 def _clients(
     records: Sequence[ClientRecord], serving: str | None, utc: float
 ) -> tuple[Client, ...]:
-    """Those that mount, or should; one that has been silent for long is unknown."""
+    """Returns those that mount, or should; one that has been silent for long is unknown."""
     shown = [record for record in records if record.state != Reason.NOT_A_CLIENT]
     return tuple(
         Client(**structs.asdict(record), level=_client_level(record, serving, utc))

@@ -67,7 +67,7 @@ def _write(path: Path, text: str, flags: int, *, durable: bool, mode: int) -> No
 
 
 def _write_into_reserve(path: Path, temporary: Path, text: str, mode: int) -> None:
-    """Write over a file of the reserve and rename it: neither takes room that others could have
+    """Writes over a file of the reserve and renames it: neither takes room that others could have
     taken meanwhile, as would room that was let go of."""
     # The smallest that has the room, else the largest.
     sizes = {spare: _size(spare) for spare in _spares(path.parent)}
@@ -168,14 +168,15 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
 def write_struct(
     path: Path, struct: Struct, *, durable: bool = False, reserved: bool = False
 ) -> None:
-    """Replace `path` by the fields of `struct`; see `write_atomically`."""
+    """Replaces `path` by the fields of `struct`; see `write_atomically`."""
     # By json: to msgspec a text with an undecodable byte, an operator's reason say, is no text.
     text = json.dumps({"v": 1, **to_builtins(struct)})
     write_atomically(path, text, durable=durable, reserved=reserved)
 
 
 def read_struct(path: Path, kind: type[T]) -> T | None:
-    """The struct in `path`, None when there is no such file; StandfastError for anything else."""
+    """Returns the struct in `path`, None when there is no such file; StandfastError for anything
+    else."""
     doc = read_json(path)
     if doc is None:
         return None

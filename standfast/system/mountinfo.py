@@ -39,12 +39,12 @@ class Mount:
 
     @property
     def address(self) -> str | None:
-        """The server's address, as the kernel has it; None for other kinds."""
+        """Returns the server's address, as the kernel has it; None for other kinds."""
         return self.option("addr") if self.is_nfs else None
 
     @property
     def export(self) -> str | None:
-        """The server's path of an NFS mount: what follows the host in HOST:/PATH."""
+        """Returns the server's path of an NFS mount: what follows the host in HOST:/PATH."""
         _host, separator, path = self.source.partition(":/")
         return f"/{path}" if self.is_nfs and separator else None
 

@@ -18,7 +18,7 @@ def answers_nfs(address: str, port: int) -> bool:
 
 
 def _connects(address: str, port: int, *, refused: bool) -> bool:
-    """Whether a connection is made in time; `refused` is what a refusal counts as."""
+    """Tells whether a connection is made in time; `refused` is what a refusal counts as."""
     try:
         socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S).close()
     except ConnectionRefusedError:

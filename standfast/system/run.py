@@ -67,7 +67,7 @@ _inherited: ContextVar[tuple[int, ...]] = ContextVar("inherited", default=())
 
 @contextlib.contextmanager
 def inheriting(lock: int) -> Iterator[None]:
-    """Has every program that is started inside inherit this descriptor of a lock.
+    """Lets every program that is started inside inherit this descriptor of a lock.
 
     So the lock is held until the last of them is gone, also when this process is killed first.
     """
@@ -90,7 +90,7 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _last_words(stderr: str) -> str:
-    """The last lines that say something; not the `^^^^` below what a program points at."""
+    """Returns the last lines that say something; not the `^^^^` below what a program points at."""
     lines = [line.strip() for line in stderr.splitlines()]
     telling = [line for line in lines if any(letter.isalnum() for letter in line)]
     words = [line[:LINE_CHARS] for line in telling[-LAST_LINES:]]
@@ -193,7 +193,7 @@ class _Tail:
 
 
 def _memory_file(data: bytes) -> int:
-    """A descriptor from which `data` is read: no pipe that could block us."""
+    """Returns a descriptor from which `data` is read: no pipe that could block us."""
     fd = os.memfd_create("standfast-input")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
@@ -273,7 +273,7 @@ def _fileno(pipe: IO[bytes] | None) -> int:
 
 
 def _drain(fd: int, tail: _Tail) -> bool:
-    """Take what a non-blocking pipe holds now; True at its end."""
+    """Takes what a non-blocking pipe holds now; True at its end."""
     for _ in range(_READS):
         try:
             data = os.read(fd, _CHUNK)
@@ -340,7 +340,7 @@ def _become(latest: float, path: str, argv: list[str], stdio: tuple[int, int, in
 
 
 def _reap_by(pid: int, latest: float) -> int:
-    """Wait for the child; one that can't even be killed by its timer (stopped) is killed here."""
+    """Waits for the child; one that can't even be killed by its timer (stopped) is killed here."""
     pidfd = os.pidfd_open(pid)
     try:
         with selectors.PollSelector() as selector:

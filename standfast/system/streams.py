@@ -102,7 +102,7 @@ class _Descriptors:
         return self.own(read), self.own(write)
 
     def close(self, fd: int) -> None:
-        """Close it if it is ours; a caller's stays open."""
+        """Closes it if it is ours; a caller's stays open."""
         if fd in self._open:
             self._open.discard(fd)
             os.close(fd)
@@ -185,7 +185,7 @@ class _Meter:
         self.moved = 0
 
     def step(self) -> int:
-        """Move what can be moved now; how much that was."""
+        """Moves what can be moved now; returns how much that was."""
         moved = 0
         while self.open and self.rests.expired and moved < _SPLICE_BYTES:
             piece = self._move()

@@ -94,7 +94,7 @@ class Agent:
             check.status, check.output = status, output
 
     def expire(self, now: float) -> bool:
-        """Turn critical what was not refreshed; whether anything was."""
+        """Turns critical what was not refreshed; tells whether anything was."""
         expired = [
             check
             for check in self._checks.values()
@@ -111,7 +111,7 @@ class Agent:
         return min(times, default=None)
 
     def sync(self, state: ClusterState) -> None:
-        """Make the catalog say what this agent knows; nothing while gossip misses the node."""
+        """Makes the catalog say what this agent knows; nothing while gossip misses the node."""
         if self.health == "absent":
             return
         index = state.next_index()

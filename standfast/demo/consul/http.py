@@ -36,10 +36,10 @@ class Cluster(Protocol):
         """(index, payload, leader known); waits as a blocking query; may raise NoLeader."""
 
     def write(self, change: Callable[[], Any]) -> Any:
-        """Carry out a change of the cluster's state, or raise NoLeader."""
+        """Carries out a change of the cluster's state, or raises NoLeader."""
 
     def local(self, agent: Agent, change: Callable[[], Any]) -> Any:
-        """Carry out a change of the agent and bring it to the catalog."""
+        """Carries out a change of the agent and brings it to the catalog."""
 
     def has_quorum(self) -> bool: ...
 

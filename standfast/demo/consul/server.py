@@ -62,7 +62,7 @@ class EmbeddedConsul:
         self.close()
 
     def close(self) -> None:
-        """End all agents, waiting queries and threads."""
+        """Ends all agents, waiting queries and threads."""
         with self._lock:
             self._closing = True
             self._lock.notify_all()
@@ -73,7 +73,7 @@ class EmbeddedConsul:
     # Nodes
 
     def add_agent(self, node: str, address: str = "127.0.0.1", *, port: int = 0) -> int:
-        """Let a node join; its agent listens on the returned loopback port.
+        """Lets a node join; its agent listens on the returned loopback port.
 
         `address` is what the catalog says of the node.
         """
@@ -101,7 +101,7 @@ class EmbeddedConsul:
             server.end()
 
     def start_agent(self, node: str) -> None:
-        """Listen again, on the same port."""
+        """Listens again, on the same port."""
         agent = self._agents[node]
         server = _AgentServer(("127.0.0.1", self._ports[node]), self, agent)
         self._ports[node] = int(server.server_address[1])
@@ -159,7 +159,7 @@ class EmbeddedConsul:
             return held
 
     def let_go(self, held: Held, deadline: Deadline) -> Reply:
-        """Have it carried out now; what the answer to it was. TimedOut when it never came."""
+        """Carries it out now; returns what the answer to it was. TimedOut when it never came."""
         with self._lock:
             held.free = True
             self._lock.notify_all()
@@ -270,7 +270,7 @@ class EmbeddedConsul:
                 self._lock.wait(self._tick(monotonic()))
 
     def _tick(self, now: float) -> float:
-        """Do what is due; seconds until the next thing is."""
+        """Does what is due; seconds until the next thing is."""
         due = [now + _LONGEST_TICK_S]
         for node, agent in self._agents.items():
             if agent.up and agent.health == "passing":
@@ -310,7 +310,7 @@ class _AgentServer(ThreadingHTTPServer):
         self._thread.start()
 
     def end(self) -> None:
-        """Close the port and every connection; returns when all threads are gone."""
+        """Closes the port and every connection; returns when all threads are gone."""
         self.shutdown()
         with self._guard:
             for connection in self._open:

@@ -31,7 +31,7 @@ def sidecar(path: Path) -> Path:
 
 
 def save_info(path: Path, info: TreeInfo) -> None:
-    """Write the sidecar of the tree at `path`."""
+    """Writes the sidecar of the tree at `path`."""
     doc = {
         "v": 1,
         "uuid": info.uuid,
@@ -60,7 +60,7 @@ def load_info(path: Path) -> TreeInfo | None:
 
 
 def initialise(live: Path) -> None:
-    """Make `live` a volume: what `btrfs subvolume create` does on btrfs."""
+    """Makes `live` a volume: what `btrfs subvolume create` does on btrfs."""
     live.mkdir(parents=True, exist_ok=True)
     if load_info(live) is None:
         save_info(live, TreeInfo(str(uuid.uuid4()), None, read_only=False))
@@ -141,7 +141,7 @@ class DirectoryStore(Store):
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a tree that others may be writing in: what vanishes on the way is left out."""
+    """Copies a tree that others may be writing in: what vanishes on the way is left out."""
     try:
         shutil.copytree(source, target, symlinks=True, copy_function=_copy_file)
     except shutil.Error as error:

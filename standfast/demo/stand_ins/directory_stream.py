@@ -50,7 +50,7 @@ class Frames(io.RawIOBase):
         return len(view)
 
     def end(self) -> None:
-        """Write the end mark."""
+        """Writes the end mark."""
         self._stream.write(_FRAME.pack(0))
         self._stream.flush()
 

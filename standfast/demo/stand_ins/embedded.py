@@ -46,7 +46,7 @@ def read_pid(path: Path) -> int | None:
 
 
 def end(pid_path: Path, lock: Path, deadline: Deadline) -> None:
-    """End the process that holds `lock`; TimedOut when it is still there at the deadline."""
+    """Ends the process that holds `lock`; TimedOut when it is still there at the deadline."""
     for signum, patience in (
         (signal.SIGTERM, deadline.within(PATIENCE_S)),
         (signal.SIGKILL, deadline),
@@ -193,7 +193,7 @@ def _is_ready(messages: socket.socket) -> bool:
 
 
 def _still_coming(process: Child, what: str, log: Path, deadline: Deadline) -> None:
-    """Wait a little for a process that is starting; CommandFailed when it ended instead."""
+    """Waits a little for a process that is starting; CommandFailed when it ended instead."""
     status = process.poll()
     if status is not None:
         raise CommandFailed(

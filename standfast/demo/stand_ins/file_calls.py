@@ -75,7 +75,7 @@ class Session:
     def write(
         self, fsid: str, where: tuple[str, int], text: str, deadline: Deadline
     ) -> Mapping[str, Any]:
-        """Write at (file, offset): the same again does no harm, as with NFS."""
+        """Writes at (file, offset): the same again does no harm, as with NFS."""
         name, offset = where
         request = {"op": "write", "fsid": fsid, "file": name, "offset": offset, "data": text}
         return self.call(request, deadline)

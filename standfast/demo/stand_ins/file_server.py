@@ -144,7 +144,7 @@ class FileServer(socketserver.ThreadingTCPServer):
 
 
 def serve(config: Config) -> None:
-    """Serve until killed; the lock tells others that it runs."""
+    """Serves until killed; the lock tells others that it runs."""
     files = Files(config, fence_of(config), DirectoryStore(config.paths))
     with (
         # A look at the lock (`is_locked`) holds it for an instant: worth a second try.

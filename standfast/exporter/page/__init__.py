@@ -28,14 +28,15 @@ _FILES = {
 
 
 def application_routes(configs: Sequence[Config]) -> Routes:
-    """The page and its document; the ages of the standbys are noted from now on, in a thread."""
+    """Returns the page and its document; the ages of the standbys are noted from now on, in a
+    thread."""
     looks = StatusCache(configs)
     looks.start()
     return {**page_routes(), STATUS: status_route(looks)}
 
 
 def page_routes() -> Routes:
-    """The files, read once."""
+    """Returns the files, read once."""
     folder = files(__name__)
     return {
         path: _constant(folder.joinpath(name).read_bytes(), kind)

@@ -28,7 +28,9 @@ from tests.support.commands import sh
 
 DOCUMENT = CHECKOUT / "docs/benchmarks.json"
 SUBJECTS = (guard, exporter, page, demo, lab, cluster, nomad, monitoring, replication)
-ALL: tuple[Benchmark[Any], ...] = tuple(one for subject in SUBJECTS for one in subject.BENCHMARKS)
+ALL: tuple[Benchmark[Any], ...] = tuple(
+    benchmark for subject in SUBJECTS for benchmark in subject.BENCHMARKS
+)
 
 
 # -- what to measure -----------------------------------------------------------------------------
@@ -170,11 +172,11 @@ def main(argv: Sequence[str]) -> int:
     asked = arguments(argv)
     possible: list[Benchmark[Any]] = []
     left_out: dict[str, list[str]] = {}
-    for one in asked.benchmarks:
-        if (reason := one.why_not()) is None:
-            possible.append(one)
+    for benchmark in asked.benchmarks:
+        if (reason := benchmark.why_not()) is None:
+            possible.append(benchmark)
         else:
-            left_out.setdefault(reason, []).append(one.name)
+            left_out.setdefault(reason, []).append(benchmark.name)
     load = os.getloadavg()[0]
     say(
         f"bench: {len(possible)} benchmarks, about {seconds(possible) / 60:.0f} min; load "

@@ -80,7 +80,7 @@ def fill(config: Config) -> Mapping[str, Any]:
         **{"fence_flushes": 0, "busy": None, "trouble": None, "sick": None, "aside": []},
         "fence": {"in_place": True, "open_for_s": 6.5},
         "failover": {"possible": True, "reason": None, "sentence": "s1 would lose 30 s"},
-        "standbys": [{"node": one, **told} for one in config.standbys],
+        "standbys": [{"node": standby, **told} for standby in config.standbys],
     }
 
 

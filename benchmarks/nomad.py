@@ -73,7 +73,7 @@ def told(cluster: WithNomad, source: str) -> dict[str, float]:
 
     def of_all() -> dict[str, float] | None:
         moves: list[dict[str, Any]] = cluster.status(source)["nomad"]["jobs"]
-        found = {one["job"].partition(".")[0]: one["down_s"] for one in moves}
+        found = {move["job"].partition(".")[0]: move["down_s"] for move in moves}
         return None if None in map(found.get, JOBS) else {name: found[name] for name in JOBS}
 
     return cluster.lab.wait_for(of_all, 30.0, "every job's time is known") or {}

@@ -203,9 +203,9 @@ def cycles(place: ReplicatedTree, rounds: int) -> Sequence[Figure]:
     contestants: list[Any] = [BarePipe(on), ours, process, Btrbk(on)]
     turns = 0
     for _ in range(rounds):
-        for one in contestants:
-            on.reset(one.node)
-            one.begin()
+        for contestant in contestants:
+            on.reset(contestant.node)
+            contestant.begin()
         for step in (STEPS[0], *STEPS[1:] * INCREMENTS):
             turns += 1
             if step == STEPS[1]:

@@ -152,9 +152,9 @@ class SnapshotSampler:
 
     def _sample(self) -> Sample:
         there, here = open_store(self.standby), open_store(self.primary)
-        published = [one for one in there.snapshots() if one.received]
-        newest = max(one.name.stamp for one in published)
-        own = [one for one in here.snapshots() if not one.received]
+        published = [snapshot for snapshot in there.snapshots() if snapshot.received]
+        newest = max(snapshot.name.stamp for snapshot in published)
+        own = [snapshot for snapshot in here.snapshots() if not snapshot.received]
         staged = len(there.unfinished())
         return Sample(time.monotonic(), time.time() - newest, len(published), len(own), staged)
 
@@ -171,8 +171,8 @@ class IntervalRun:
 
     def of_cycles(self, what: str) -> list[float]:
         if what == "seconds":
-            return [one.seconds for one in self.cycles]
-        return [one.peaks_mib[what] for one in self.cycles if what in one.peaks_mib]
+            return [cycle.seconds for cycle in self.cycles]
+        return [cycle.peaks_mib[what] for cycle in self.cycles if what in cycle.peaks_mib]
 
 
 def soak(place: Bed, interval_s: float, seconds: float) -> IntervalRun:
@@ -204,22 +204,22 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
 
 def report(run: IntervalRun, *, judge: bool) -> bool:
     """Print it; whether all that was promised is true."""
-    ages = [one.age_s for one in run.samples]
+    ages = [sample.age_s for sample in run.samples]
     print(f"\ninterval {run.interval_s:g} s, {len(run.cycles)} cycles, {len(ages)} samples")
     print(f"  the standby's age: median {statistics.median(ages):.1f} s, most {max(ages):.1f} s")
     print(f"  cost of everything on both nodes and the load: {run.cost}")
-    cpu_s = statistics.median(one.cpu_s for one in run.cycles)
-    sent = statistics.median(one.sent_bytes for one in run.cycles)
+    cpu_s = statistics.median(cycle.cpu_s for cycle in run.cycles)
+    sent = statistics.median(cycle.sent_bytes for cycle in run.cycles)
     print(f"  a cycle: {cpu_s:.2f} s of CPU (both ends), {sent / 1e6:.1f} MB sent, medians")
     wrong = [f"a cycle failed: {text}" for text in run.failures[:3]]
-    if any(one.full for one in run.cycles):
+    if any(cycle.full for cycle in run.cycles):
         wrong.append("a cycle sent everything")
     wrong += grown(run)
     if max(ages) > OLDEST_S and judge:
-        late = [f"{one.age_s:.1f}" for one in run.samples if one.age_s > OLDEST_S]
+        late = [f"{sample.age_s:.1f}" for sample in run.samples if sample.age_s > OLDEST_S]
         wrong.append(f"{len(late)} samples above {OLDEST_S} s: {', '.join(late[:5])}")
-    most_published = max(one.published for one in run.samples)
-    most_own = max(one.own for one in run.samples)
+    most_published = max(sample.published for sample in run.samples)
+    most_own = max(sample.own for sample in run.samples)
     print(f"  snapshots, most at any time: {most_own} own, {most_published} published")
     if judge and most_own > KEEP_OWN + 2:
         wrong.append(f"{most_own} own snapshots at a time, kept should be {KEEP_OWN}")

@@ -54,7 +54,7 @@ class SnapshotName:
 
     def after_found(self, others: Iterable[SnapshotName]) -> SnapshotName:
         """The same, of names that anybody may have made."""
-        return self.after(one for one in others if one.stamp - self.stamp <= MOST_AHEAD_S)
+        return self.after(other for other in others if other.stamp - self.stamp <= MOST_AHEAD_S)
 
 
 def diverged_name(base: str, epoch: int, seconds: float) -> str:

@@ -151,7 +151,7 @@ def main(root: Path) -> dict[str, Any]:
             "layers": len([m for m in scene.mounts.here() if m.point in (str(path), str(www))]),
         }
         gone = notes.let_go(scene.config.run_dir)
-        told["holders"] = [one.pid for one in ProcProcesses().holders(gone)]
+        told["holders"] = [holder.pid for holder in ProcProcesses().holders(gone)]
         told["again"] = [step.do for step in scene.run().steps]
         told["hung_s"] = hung(scene)
         told["last"] = scene.shown()

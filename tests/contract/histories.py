@@ -179,7 +179,9 @@ class ThreeNodes:
             assert standby not in self._delivered, f"{standby} had something in common: {refusal}"
             result = self.at_work.sender.cycle(standby, full=True)
         assert result.was_full == (common is None)
-        received = [one for one in self.nodes[standby].store.snapshots() if one.received]
+        received = [
+            snapshot for snapshot in self.nodes[standby].store.snapshots() if snapshot.received
+        ]
         one, other = sorted((self.primary, standby))
         self._acknowledged[one, other] = str(result.snapshot)
         for snapshot in received:
@@ -194,12 +196,16 @@ class ThreeNodes:
                 self.count("increments onto what was once received")
             if not self._has_received(standby, common):
                 self.count("failbacks")
-        assert result.snapshot in [one.name for one in received]
+        assert result.snapshot in [snapshot.name for snapshot in received]
         assert self.nodes[standby].store.unfinished() == ()
         return result
 
     def _has_received(self, node: str, snapshot: Snapshot) -> bool:
-        ids = [one.content_id for one in self.nodes[node].store.snapshots() if one.received]
+        ids = [
+            snapshot.content_id
+            for snapshot in self.nodes[node].store.snapshots()
+            if snapshot.received
+        ]
         return snapshot.content_id in ids
 
     def count(self, what: str) -> None:
@@ -218,7 +224,11 @@ class ThreeNodes:
 
     def base_for(self, node: str) -> Snapshot | None:
         """What this node would be promoted from: its newest of the present history."""
-        here = [one for one in self.nodes[node].store.snapshots() if one.content_id in self.lineage]
+        here = [
+            snapshot
+            for snapshot in self.nodes[node].store.snapshots()
+            if snapshot.content_id in self.lineage
+        ]
         return max(here, key=lambda one: self.lineage.index(one.content_id), default=None)
 
     def promote(self, node: str) -> None:

@@ -105,7 +105,7 @@ class Peer:
         return self.config.paths.live / name
 
     def published(self) -> list[str]:
-        return [str(one.name) for one in self.store.snapshots() if one.received]
+        return [str(snapshot.name) for snapshot in self.store.snapshots() if snapshot.received]
 
     def talk_to(self, other: Peer, **spec: Any) -> Peer:
         """This node, with a way to `other`, which may be odd in some way."""

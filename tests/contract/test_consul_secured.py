@@ -91,7 +91,7 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: SecuredConsul, eno
     )
     gateway.pass_check("service:ds", "fine")
     wait_for(
-        lambda: [one.checks for one in gateway.instances(SERVICE)] == ["passing"],
+        lambda: [instance.checks for instance in gateway.instances(SERVICE)] == ["passing"],
         SYNC_S,
         "it passes",
     )

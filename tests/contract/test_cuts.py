@@ -159,8 +159,12 @@ class Pair:
 
     def commons(self) -> list[str]:
         """Names of what both have, oldest first."""
-        there = {one.content_id for one in self.b.store.snapshots()}
-        return [str(one.name) for one in self.a.store.snapshots() if one.content_id in there]
+        there = {snapshot.content_id for snapshot in self.b.store.snapshots()}
+        return [
+            str(snapshot.name)
+            for snapshot in self.a.store.snapshots()
+            if snapshot.content_id in there
+        ]
 
     def attempt(self, before: Callable[[], None] = lambda: None) -> int:
         """A cycle in a process of its own, with something that happens to it; its status."""
@@ -188,16 +192,20 @@ class Pair:
     def check(self) -> None:
         """Whatever is visible on the standby is whole, and of a known epoch."""
         self.links.wait_idle()  # after its acknowledgement a receiver deletes what is old
-        for one in self.a.store.snapshots():
-            if one.content_id not in self.trees:
-                self.trees[one.content_id] = read_tree(one.path)
+        for snapshot in self.a.store.snapshots():
+            if snapshot.content_id not in self.trees:
+                self.trees[snapshot.content_id] = read_tree(snapshot.path)
         epochs = epochs_of_snapshots(self.b.config)
-        for one in self.b.store.snapshots():
-            assert epochs.get(one.content_id) == 1, f"{one.name}: nobody knows of which epoch"
-            assert one.content_id in self.trees, f"{one.name} is not on the primary's disk"
-            if one.content_id not in self._sound:
-                assert differences(self.trees[one.content_id], read_tree(one.path)) == []
-                self._sound.add(one.content_id)
+        for snapshot in self.b.store.snapshots():
+            assert epochs.get(snapshot.content_id) == 1, (
+                f"{snapshot.name}: nobody knows of which epoch"
+            )
+            assert snapshot.content_id in self.trees, (
+                f"{snapshot.name} is not on the primary's disk"
+            )
+            if snapshot.content_id not in self._sound:
+                assert differences(self.trees[snapshot.content_id], read_tree(snapshot.path)) == []
+                self._sound.add(snapshot.content_id)
 
     def succeed(self) -> CycleResult:
         """The next cycle, as the timer starts it: once more when another is still cleaning up."""
@@ -387,7 +395,7 @@ def test_consul_away_before_publishing_or_before_the_report(
     disks.links.arm(LinkFault("lose-consul", message=message, touch=str(away)))
     assert pair.attempt() == 1
     disks.links.arm(None)
-    arrived = [one for one in pair.b.published() if one not in published]
+    arrived = [snapshot for snapshot in pair.b.published() if snapshot not in published]
     assert len(arrived) == (1 if message == "published" else 0)
     away.unlink()
     sent_again = pair.recover(common).sent_bytes > STREAM

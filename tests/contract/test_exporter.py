@@ -98,11 +98,11 @@ def test_an_agent_that_hangs_costs_a_scrape_its_patience_and_nothing_else(config
             threading.Thread(target=lambda: texts.append(exporter.get("/metrics", **timeout)[2]))
             for _ in range(4)
         ]
-        for one in scrapes:
-            one.start()
+        for scrape in scrapes:
+            scrape.start()
         healthy = exporter.get("/-/healthy")[0]
-        for one in scrapes:
-            one.join(patient(60.0))
+        for scrape in scrapes:
+            scrape.join(patient(60.0))
     assert healthy == 200
     assert len(texts) == 4
     for text in texts:

@@ -94,7 +94,7 @@ def test_a_prepared_parent_takes_the_reflinks_in(failback: Failback) -> None:
     published = store.publish(back.name)
     assert files(published.path) == {"big.bak": BIG}
     assert published.content_id == back.content_id
-    assert [one.content_id for one in store.snapshots()] == [
+    assert [snapshot.content_id for snapshot in store.snapshots()] == [
         failback.common.content_id,
         back.content_id,
     ]

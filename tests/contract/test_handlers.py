@@ -324,8 +324,8 @@ def own_checks(given: bytes) -> list[str]:
     """The states of a service's own checks, in what the handler was given."""
     return [
         check["Status"]
-        for one in json.loads(given)
-        for check in one["Checks"]
+        for load in json.loads(given)
+        for check in load["Checks"]
         if check["ServiceID"]
     ]
 

@@ -227,7 +227,7 @@ def test_the_history_tells_which_epoch_the_new_one_goes_on_from(volume: Volume) 
     volume.keys().acquire(FIRST)
     volume.keys(OTHER).acquire(structs.replace(volume.seen(), follows=0))
     entries = [volume.gateway.get(volume.config.key(f"history/{n}")) for n in (1, 2)]
-    assert [one and HistoryEntry.parse(one.value).follows for one in entries] == [None, 0]
+    assert [entry and HistoryEntry.parse(entry.value).follows for entry in entries] == [None, 0]
 
 
 def test_an_operators_word_goes_on_in_spite_of_a_pause(volume: Volume) -> None:
@@ -363,7 +363,7 @@ def test_of_20_that_claim_the_same_exactly_one_acquires(volume: Volume, first: b
             refused.append(error.reason)
 
     in_threads([partial(candidate, number) for number in range(20)])
-    assert [type(one) for one in racer.results].count(Committed) == 1
+    assert [type(result) for result in racer.results].count(Committed) == 1
     assert len(racer.results) == 20
     assert len(won) == 1
     assert refused == [Reason.LEASE_NOT_HELD] * 19

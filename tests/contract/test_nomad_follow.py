@@ -192,7 +192,9 @@ def where(site: TwoFollowers, job_id: str) -> list[str]:
     """Nodes on which a job really runs, by the servers' word."""
     names = {site.cluster.node_id(name): name for name in NODES}
     return sorted(
-        names[one.node_id] for one in allocations(site, job_id) if one.client_status == "running"
+        names[allocation.node_id]
+        for allocation in allocations(site, job_id)
+        if allocation.client_status == "running"
     )
 
 
@@ -454,7 +456,7 @@ def test_doctor_can_read_everything_that_it_judges(
         )
         findings = {one.check: one for one in look(made, ONE)}
     assert set(findings) == {"following", "nomad", "meta", "cut-off", "leaders"}
-    assert all(one.ok for one in findings.values()), findings
+    assert all(finding.ok for finding in findings.values()), findings
     assert "it answers; node1 is ready and eligible" in findings["nomad"].evidence
 
 

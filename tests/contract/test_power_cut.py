@@ -118,7 +118,11 @@ class Copies:
 
     def _wrong(self, standby: Peer, acknowledged: list[str]) -> list[str]:
         wrong = []
-        there = {str(one.name): one for one in standby.store.snapshots() if one.received}
+        there = {
+            str(snapshot.name): snapshot
+            for snapshot in standby.store.snapshots()
+            if snapshot.received
+        }
         for name in acknowledged:
             if name not in there:
                 wrong.append(f"{name} is gone")
@@ -170,9 +174,9 @@ def test_power_cuts_cost_nothing_that_was_acknowledged(
 
 def knows_the_epochs(standby: Peer) -> bool:
     epochs = epochs_of_snapshots(standby.config)
-    published = [one.content_id for one in standby.store.snapshots() if one.received]
+    published = [snapshot.content_id for snapshot in standby.store.snapshots() if snapshot.received]
     highest = EpochFile(standby.config.state_dir / "epoch").read()
-    return highest == 1 and all(epochs.get(one) == 1 for one in published)
+    return highest == 1 and all(epochs.get(snapshot) == 1 for snapshot in published)
 
 
 def test_each_step_is_on_disk_before_the_next(

@@ -195,8 +195,8 @@ def test_after_a_promotion_the_way_back_is_an_increment_of_the_common_snapshot(
     assert back.parent == str(common.snapshot) and not back.was_full
     if a.store.kind == "btrfs":
         assert back.sent_bytes < 2_000
-    received = [one for one in a.store.snapshots() if one.received]
-    assert [files(one.path) for one in received] == [files(b.config.paths.live)]
+    received = [snapshot for snapshot in a.store.snapshots() if snapshot.received]
+    assert [files(snapshot.path) for snapshot in received] == [files(b.config.paths.live)]
     # And once more in the first direction: published there, own here, own there.
     promote(a, received[0], 3)
     a.live("f").write_text("from a again")
@@ -226,7 +226,7 @@ def test_old_own_snapshots_go_but_never_a_standbys_newest(pair: tuple[Peer, Peer
         taken = take(a)
         note_epoch(a.config, taken.content_id, 1, a.store.snapshots)  # as a cycle does
     a.sender.cycle("b")
-    left = [one.name for one in a.store.snapshots()]
+    left = [snapshot.name for snapshot in a.store.snapshots()]
     assert len(left) == 24 + 1
     assert far.name in left and first.snapshot not in left
     assert pins.load(a.config)["b"].name == str(left[-1])
@@ -413,7 +413,7 @@ def test_a_standby_that_lost_everything_is_not_silently_filled_again(
 ) -> None:
     a, b = pair
     a.sender.cycle("b")
-    b.store.delete([one for one in b.store.snapshots() if one.received])
+    b.store.delete([snapshot for snapshot in b.store.snapshots() if snapshot.received])
     if not pinned:
         pins.drop(a.config, "b")
     with pytest.raises(Refused, match="no snapshot in common") as refusal:

@@ -67,7 +67,7 @@ def let_in(pair: TwoNodes) -> None:
 def marks(doc: dict[str, object]) -> list[tuple[str, str]]:
     steps = doc["steps"]
     assert isinstance(steps, list)
-    return [(one["step"], one["mark"]) for one in steps]
+    return [(step["step"], step["mark"]) for step in steps]
 
 
 # The whole way
@@ -356,7 +356,9 @@ def test_a_removed_standby_is_forgotten_and_keeps_its_data(pair: TwoNodes) -> No
     let_in(pair)
     assert pair.run("standby", "add", "c1")[0] == 0
     there = pair.names("c1", received=True)
-    listed = {one["node"]: one for one in pair.run_json("standby", "list")[1]["standbys"]}
+    listed = {
+        standby["node"]: standby for standby in pair.run_json("standby", "list")[1]["standbys"]
+    }
     assert listed["c1"]["pin"] == there[0] and not listed["c1"]["needs_full"]
     code, _, err = pair.run("standby", "remove", "c1")
     assert code == 1 and err.startswith("standfast: still-configured: c1 is in [nodes] of ")
@@ -386,7 +388,9 @@ def test_the_primary_is_not_removed(pair: TwoNodes) -> None:
 @plain
 def test_the_list_tells_what_failed_last(pair: TwoNodes) -> None:
     assert pair.run("replicate", "c1")[0] == 3
-    listed = {one["node"]: one for one in pair.run_json("standby", "list")[1]["standbys"]}
+    listed = {
+        standby["node"]: standby for standby in pair.run_json("standby", "list")[1]["standbys"]
+    }
     assert listed["c1"]["last_failure"]["reason"] == "replication-failed"
     out = pair.run("standby", "list")[1]
     assert "failed 0 s ago: replication-failed: " in out

@@ -85,7 +85,7 @@ def look(one: Peer, *, full: bool = True) -> Comparison:
 
 
 def sentences(found: Comparison) -> list[str]:
-    return [one.sentence("a", "b") for one in found.differences]
+    return [difference.sentence("a", "b") for difference in found.differences]
 
 
 def published(one: Peer) -> Snapshot:
@@ -238,7 +238,7 @@ def test_only_a_full_look_finds_a_flipped_byte(pair: tuple[Peer, Peer]) -> None:
     tampered(b, _flip)
     assert look(a, full=False).is_equal
     found = look(a)
-    assert [one.path for one in found.differences] == ["dir/f"]
+    assert [difference.path for difference in found.differences] == ["dir/f"]
 
 
 @pytest.mark.parametrize("kind", ["btrfs"], indirect=True)
@@ -267,7 +267,7 @@ def test_a_broken_hard_link_is_found(pair: tuple[Peer, Peer]) -> None:
 
     tampered(b, unlink)
     found = look(a, full=False)
-    assert [one.path for one in found.differences] == ["hard\\x0alink"]
+    assert [difference.path for difference in found.differences] == ["hard\\x0alink"]
     assert "link is dir/f on a, missing on b" in sentences(found)[0]
 
 

@@ -95,8 +95,8 @@ def test_a_watch_sees_a_change_soon_though_it_waited_at_a_server_that_froze(
     tmp_path: Path,
 ) -> None:
     with real_servers(tmp_path) as servers:
-        leader = next(one for one in servers if leader_seen_by(one) == one.rpc)
-        local = next(one for one in servers if one is not leader)
+        leader = next(server for server in servers if leader_seen_by(server) == server.rpc)
+        local = next(server for server in servers if server is not leader)
         with watching(tmp_path, local.cluster.address) as called:
             leader.process.send_signal(signal.SIGSTOP)
             wait_for(lambda: leader_seen_by(local) not in ("", leader.rpc), 60.0, "another leader")

@@ -71,7 +71,7 @@ def _entry(path: Path, name: str, first_names: dict[int, str]) -> Entry:
         mtime_ns=0 if name == "." else status.st_mtime_ns,
         size=status.st_size if regular else 0,
         same_as=same_as,
-        xattrs=tuple((one, os.getxattr(path, one, follow_symlinks=False)) for one in xattrs),
+        xattrs=tuple((xattr, os.getxattr(path, xattr, follow_symlinks=False)) for xattr in xattrs),
         content=_content(path, status),
     )
 

@@ -77,7 +77,7 @@ class TwoNodes:
         disk = self.disk(node) / ("" if volume == VOLUME else volume)
         tables: dict[str, dict[str, Any]] = {
             "": {"cluster": "test", "node": node},
-            **{f"nodes.{one}": {"address": ADDRESSES.get(one, "127.0.0.9")} for one in nodes},
+            **{f"nodes.{node}": {"address": ADDRESSES.get(node, "127.0.0.9")} for node in nodes},
             "paths": {
                 "live": f"{disk}/services",
                 "snapshots": f"{disk}",
@@ -162,13 +162,15 @@ class TwoNodes:
         return [str(one.name) for one in found if one.received is received]
 
     def newest_on_c1(self) -> Path:
-        found = [one for one in open_store(self.config("c1")).snapshots() if one.received]
+        found = [
+            snapshot for snapshot in open_store(self.config("c1")).snapshots() if snapshot.received
+        ]
         return max(found, key=lambda one: one.name).path
 
     def receiver_pids(self) -> list[int]:
         """Of every `standfast` that sshd has started so far, oldest first."""
         files = (self.root / "pids").iterdir()
-        return [int(one.name) for one in sorted(files, key=lambda one: one.stat().st_mtime_ns)]
+        return [int(file.name) for file in sorted(files, key=lambda one: one.stat().st_mtime_ns)]
 
 
 @contextlib.contextmanager

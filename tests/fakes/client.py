@@ -203,7 +203,7 @@ class FakeClient:
 
     def users(self, path: Path, mount_ids: Collection[int]) -> Sequence[Use]:
         self.log.append("users")
-        return [one for one in self.uses if Path(one.target).is_relative_to(path)]
+        return [use for use in self.uses if Path(use.target).is_relative_to(path)]
 
     def tie(self, path: Path) -> Tie:
         return self.tie_
@@ -215,7 +215,7 @@ class FakeClient:
         return self.dependants_
 
     def active(self, units: Sequence[str]) -> tuple[str, ...]:
-        return tuple(one for one in units if one in self.dependants_ + self.running)
+        return tuple(unit for unit in units if unit in self.dependants_ + self.running)
 
     def restart(self, units: Sequence[str], deadline: Deadline) -> None:
         self._effect(f"restart:{','.join(units)}", deadline)

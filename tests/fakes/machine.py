@@ -107,7 +107,7 @@ class FakeStore:
         if snapshots:
             self._write()
             self.world.effect("delete")
-            self.taken = [one for one in self.taken if one not in snapshots]
+            self.taken = [snapshot for snapshot in self.taken if snapshot not in snapshots]
 
     def create_live_from(self, base: Snapshot) -> LiveTree:
         if self.tree is not None:

@@ -183,9 +183,10 @@ class Api:
             self._only(call, "GET")
             self._acl.must(call.token, "node", *READ)
             return [
-                {**_alloc_doc(one), "Job": one.job}
-                for one in self._state.allocs.values()
-                if one.node is node and self._acl.may(call.token, "read-job", one.job["Namespace"])
+                {**_alloc_doc(alloc), "Job": alloc.job}
+                for alloc in self._state.allocs.values()
+                if alloc.node is node
+                and self._acl.may(call.token, "read-job", alloc.job["Namespace"])
             ]
         if rest[1:] == ["eligibility"]:
             self._only(call, "POST", "PUT")
@@ -263,9 +264,9 @@ class Api:
         self._acl.must_may(call.token, "read-job", key[0])
         if rest[1:] == ["allocations"]:
             return [
-                _alloc_doc(one)
-                for one in self._state.allocs.values()
-                if (one.job["Namespace"], one.job["ID"]) == key
+                _alloc_doc(alloc)
+                for alloc in self._state.allocs.values()
+                if (alloc.job["Namespace"], alloc.job["ID"]) == key
             ]
         if rest[1:] == ["evaluations"]:
             return [

@@ -64,7 +64,7 @@ def _holds(operand: str, left: str | None, right: str | None) -> bool:
 
 def end_s(job: Doc, group_name: str) -> float:
     """A task whose script traps its signals is killed when its time is over."""
-    group = next(one for one in job["TaskGroups"] if one["Name"] == group_name)
+    group = next(taskgroup for taskgroup in job["TaskGroups"] if taskgroup["Name"] == group_name)
     seconds = KILLED_S
     for task in group["Tasks"]:
         if any("trap ''" in str(word) for word in (task.get("Config") or {}).get("args") or ()):

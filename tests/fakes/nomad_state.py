@@ -224,11 +224,11 @@ class NomadState:
         What `waited` has lost the link to its predecessor, and doesn't wait for its end.
         """
         mine = [
-            one
-            for one in self.allocs.values()
-            if self._key(one.job) == self._key(job) and one.group == group["Name"]
+            alloc
+            for alloc in self.allocs.values()
+            if self._key(alloc.job) == self._key(job) and alloc.group == group["Name"]
         ]
-        running = [one for one in mine if one.live and one.desired == "run"]
+        running = [alloc for alloc in mine if alloc.live and alloc.desired == "run"]
         if job["Stop"]:
             for alloc in running:
                 self._tell_to_end(alloc)
@@ -241,7 +241,7 @@ class NomadState:
         fitting = [node for node in self._candidates() if not misfits(job, group, node.facts)]
         if job["Type"] == "system":
             for node in fitting:
-                if not any(one.node is node for one in running):
+                if not any(alloc.node is node for alloc in running):
                     self._place(job, group, node, eval_id, "")
             return None
         for _ in range(group["Count"] - len(running)):
@@ -315,7 +315,7 @@ class NomadState:
         return (node for node in self.nodes.values() if node.status == "ready" and node.eligible)
 
     def _on(self, node: NomadNode) -> list[Alloc]:
-        return [one for one in self.allocs.values() if one.node is node]
+        return [alloc for alloc in self.allocs.values() if alloc.node is node]
 
     @staticmethod
     def _key(job: Doc) -> tuple[str, str]:
@@ -323,5 +323,5 @@ class NomadState:
 
 
 def _last_lost(mine: list[Alloc]) -> str:
-    lost = [one for one in mine if one.client_status == "lost" and not one.next_id]
+    lost = [alloc for alloc in mine if alloc.client_status == "lost" and not alloc.next_id]
     return lost[-1].id if lost else ""

@@ -128,16 +128,16 @@ class NomadWorld:
 
     def end(self) -> None:
         """What was told to stop has stopped."""
-        for one in self.placed:
-            if one.desired == "stop" and not one.over:
-                one.status = "complete"
+        for alloc in self.placed:
+            if alloc.desired == "stop" and not alloc.over:
+                alloc.status = "complete"
 
     def kill(self, name: str) -> None:
         """The node is down, by the servers' word, too."""
         self.clients[name].alive = False
-        for one in self.placed:
-            if one.node == name and not one.over:
-                one.desired, one.status = "stop", "lost"
+        for alloc in self.placed:
+            if alloc.node == name and not alloc.over:
+                alloc.desired, alloc.status = "stop", "lost"
         self.schedule()
 
     def revive(self, name: str) -> None:

@@ -55,7 +55,7 @@ def dumped(file: str) -> str:
 
 def _marks(expressions: list[ast.expr]) -> set[str]:
     """The names after `pytest.mark.` (or any other dot) in these expressions."""
-    nodes = [node for one in expressions for node in ast.walk(one)]
+    nodes = [node for expression in expressions for node in ast.walk(expression)]
     return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 

@@ -233,7 +233,7 @@ class TwoMachines:
     def check(self) -> None:
         for node in self.nodes:
             found = self.look(node)
-            here = [one.content_id for one in node.store.snapshots()]
+            here = [snapshot.content_id for snapshot in node.store.snapshots()]
             last = next((one for one in reversed(self.lineage) if one in here), None)
             if found is None:
                 assert last is None, f"{node.name} has {last}, and knows of nothing"

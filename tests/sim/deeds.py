@@ -123,8 +123,10 @@ def crash_loop(world: SimWorld, deed: Deed) -> None:
 
 def kill_transfer(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
-    transfers = [one for one in node.processes if "rece" in one.name or "repl" in one.name]
-    living = [one for one in transfers if not one.dead]
+    transfers = [
+        process for process in node.processes if "rece" in process.name or "repl" in process.name
+    ]
+    living = [transfer for transfer in transfers if not transfer.dead]
     if living:
         world.clockwork.kill(living[deed.number % len(living)])
 
@@ -140,7 +142,7 @@ def freeze_all(world: SimWorld, deed: Deed) -> None:
 
 def stall(world: SimWorld, deed: Deed) -> None:
     """At the n-th look at a clock, or call, from now: mostly soon."""
-    living = [one for one in chosen(world, deed).processes if not one.dead]
+    living = [process for process in chosen(world, deed).processes if not process.dead]
     if living:
         process = living[deed.number % len(living)]
         process.stall_in, process.stall_s = deed.number // 7 % 40, deed.length_s

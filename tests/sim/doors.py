@@ -142,9 +142,9 @@ def entered(world: SimWorld) -> Iterator[None]:
         assert clockwork.current is not None
         node = here()[0]
         seat = next(
-            one
-            for one in node.seats.values()
-            if clockwork.current.process is one.agent_service.process
+            seat
+            for seat in node.seats.values()
+            if clockwork.current.process is seat.agent_service.process
         )
         execute(plan, WatchedEffects(seat, plan, table), progress, reached)
 

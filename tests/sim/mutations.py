@@ -160,7 +160,7 @@ def order_by_the_clock() -> Iterator[None]:
     """A name is the wall clock's time, whatever names there are; only a second name of it moves."""
 
     def after(name: SnapshotName, others: Iterable[SnapshotName]) -> SnapshotName:
-        used = {one.stamp for one in others}
+        used = {other.stamp for other in others}
         stamp = name.stamp
         while stamp in used:
             stamp += 1.0

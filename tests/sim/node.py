@@ -525,7 +525,7 @@ class SimNode:
         if ended is not None:
             process.ended = ended
         if len(self.processes) > 40:
-            self.processes = [one for one in self.processes if not one.dead]
+            self.processes = [process for process in self.processes if not process.dead]
         self.processes.append(process)
         return self.world.clockwork.start(process, body)
 

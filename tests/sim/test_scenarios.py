@@ -531,7 +531,11 @@ def test_snapshots_of_a_primary_that_was_replaced_are_refused(
     assert "epoch 1 is over" in primary.seat.failures[-1]
     world.join("a")
     world.run(10.0)
-    assert not [one for one in set(world["b"].snapshots()) - before if "a" in one.partition("@")[0]]
+    assert not [
+        snapshot
+        for snapshot in set(world["b"].snapshots()) - before
+        if "a" in snapshot.partition("@")[0]
+    ]
 
 
 def test_an_epoch_that_changes_while_a_snapshot_is_on_its_way_ends_its_publication(

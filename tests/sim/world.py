@@ -486,7 +486,9 @@ class SimWorld:
     def _disk_of(self, path: Path) -> SimDisk | None:
         if path not in self._disks:
             here = (node.disk for node in self.nodes.values())
-            self._disks[path] = next((one for one in here if path.is_relative_to(one.root)), None)
+            self._disks[path] = next(
+                (mount for mount in here if path.is_relative_to(mount.root)), None
+            )
         return self._disks[path]
 
     def epoch_prepared(self, seat: Seat) -> None:

@@ -178,7 +178,7 @@ def real_servers(directory: Path, count: int = 3) -> Iterator[Sequence[Server]]:
             servers.append(Server(cluster, f"127.0.0.1:{rpc}", process))
 
         def agreed() -> bool:
-            seen = {leader_seen_by(one) for one in servers}
+            seen = {leader_seen_by(server) for server in servers}
             return len(seen) == 1 and "" not in seen
 
         wait_for(agreed, START_S, f"{count} consul servers have elected a leader", 0.2)
@@ -214,6 +214,6 @@ def _is_ready(cluster: ConsulCluster) -> bool:
 def free_ports(count: int) -> Sequence[int]:
     with ExitStack() as stack:
         taken = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in taken:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in taken]
+        for snapshot in taken:
+            snapshot.bind(("127.0.0.1", 0))
+        return [snapshot.getsockname()[1] for snapshot in taken]

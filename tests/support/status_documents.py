@@ -133,7 +133,7 @@ def keys(utc: float = NOW) -> Mapping[str, bytes]:
     return {
         "epoch": b'{"v":1,"epoch":7}',
         "leader": leader.dump(),
-        **{f"history/{one.epoch}": one.dump() for one in history_entries},
+        **{f"history/{entry.epoch}": entry.dump() for entry in history_entries},
         **{f"standbys/{one.node}": one.dump() for one in standbys},
-        **{f"clients/{one.node}": one.dump() for one in clients},
+        **{f"clients/{client.node}": client.dump() for client in clients},
     }

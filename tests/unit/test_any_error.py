@@ -286,7 +286,7 @@ def test_a_status_that_can_not_be_written_ends_no_lease(
             turn = Turn(keeper)
             for _ in range(3):
                 turn.do(save)
-    told = [one for one in caplog.records if one.name == "standfast.lease.process"]
+    told = [record for record in caplog.records if record.name == "standfast.lease.process"]
     assert [one.getMessage() for one in told] == [f"save: {said(error)}"]
     assert not keeper.over
     # But nothing is given up that the guard could still take for valid.

@@ -159,7 +159,9 @@ def test_commands_that_change_something_have_a_dry_run() -> None:
                 "accept-epoch", "prune", "standby add", "standby authorize",
                 "standby remove", "remount", "client units"}  # fmt: skip
     with_dry_run = {
-        one.name for one in COMMANDS if any(arg.name == "--dry-run" for arg in one.arguments)
+        command.name
+        for command in COMMANDS
+        if any(arg.name == "--dry-run" for arg in command.arguments)
     }
     assert with_dry_run == changing
 
@@ -245,7 +247,7 @@ def test_config_check_prints_every_problem_of_every_file(
     assert [line.split(" = ")[0] for line in out.splitlines()[1:3]] == [f"{bad}: x", f"{bad}: y"]
     assert main(["config", "check", "--json"]) == 2
     document = json.loads(capsys.readouterr().out)
-    assert [(one["file"], one["ok"]) for one in document["files"]] == [
+    assert [(file["file"], file["ok"]) for file in document["files"]] == [
         (str(good), True),
         (str(bad), False),
     ]

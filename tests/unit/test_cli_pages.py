@@ -123,7 +123,7 @@ def test_bash_completes_volumes_and_nodes(configuration: Path) -> None:
 def test_fish_completes_commands_volumes_and_nodes(configuration: Path) -> None:
     def offered(line: str) -> list[str]:
         lines = run("fish", f"{script('fish')}\ncomplete -C '{line}'", configuration)
-        return [one.partition("\t")[0] for one in lines]
+        return [line.partition("\t")[0] for line in lines]
 
     assert offered("standfast sw") == ["switchover"]
     assert offered("standfast status --volume ") == ["data-services", "media"]

@@ -142,7 +142,7 @@ def test_the_other_node_says_what_it_has(zippy: DiskTerminal, c1: DiskTerminal) 
     (c1.config.paths.standby / "half").mkdir()
     (other,) = zippy.run_json("snapshots", "--all")["others"]
     assert other["node"] == "c1" and other["free_bytes"] > 0
-    assert [(one["content_id"], one["kind"], one["here_too"]) for one in other["snapshots"]] == [
+    assert [(row["content_id"], row["kind"], row["here_too"]) for row in other["snapshots"]] == [
         ("x", "published", True), ("y", "published", False),
     ]  # fmt: skip
     assert other["partial"] == ["half"]
@@ -165,7 +165,7 @@ def test_the_age_of_what_another_node_has_is_its_own_count_and_not_that_of_a_nam
             note_origin(c1.config, named, origin, open_store(c1.config).snapshots)
     zippy.add(60, "x", epoch=0)
     (other,) = zippy.run_json("snapshots", "--all")["others"]
-    ages = {one["content_id"]: one["age_s"] for one in other["snapshots"]}
+    ages = {snapshot["content_id"]: snapshot["age_s"] for snapshot in other["snapshots"]}
     assert ages["x"] == pytest.approx(900, abs=60)
     assert ages["y"] == pytest.approx(7200, abs=60)
     assert ages["z"] is None
@@ -196,7 +196,9 @@ def test_unreadable_notes_of_another_node_hide_no_snapshot(
     c1.add(600, "x", received=True)
     (c1.config.state_dir / "published.json").write_text("{")
     (other,) = zippy.run_json("snapshots", "--all")["others"]
-    assert [(one["content_id"], one["age_s"]) for one in other["snapshots"]] == [("x", None)]
+    assert [(snapshot["content_id"], snapshot["age_s"]) for snapshot in other["snapshots"]] == [
+        ("x", None)
+    ]
     assert other["tells_ages"]
 
 

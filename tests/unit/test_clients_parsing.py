@@ -335,7 +335,7 @@ def test_who_has_a_file_open_is_found_by_path_and_by_the_number_of_the_mount(
                 line for one in info for line in one.read_text().splitlines() if "mnt_id" in line
             }
             numbers = [int(line.split()[1]) for line in ids]
-            assert user.pid in {one.pid for one in processes.holders(numbers)}
+            assert user.pid in {holder.pid for holder in processes.holders(numbers)}
             assert processes.holders([]) == [] and processes.holders([-5]) == []
             assert processes.users(tmp_path / "other", ()) == []
         finally:
@@ -426,7 +426,7 @@ def facts(observed: Observed = WELL, **changes: object) -> Facts:
 def test_a_client_that_is_well_has_no_fix() -> None:
     findings = examine(facts(), CONFIG)
     assert len(findings) == 9
-    assert all(one.ok and not one.fix for one in findings), findings
+    assert all(finding.ok and not finding.fix for finding in findings), findings
 
 
 def test_bind_mounts_of_an_earlier_server_are_named_while_the_automount_is_idle() -> None:

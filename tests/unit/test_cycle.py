@@ -167,7 +167,7 @@ def test_a_success_that_can_not_be_noted_is_one_all_the_same(
 ) -> None:
     """The standby has it: a switchover away from a full /var goes on."""
     name = primary.cycle("b")
-    snapshot = next(one for one in primary.store.snapshots() if one.name == name)
+    snapshot = next(snapshot for snapshot in primary.store.snapshots() if snapshot.name == name)
 
     def full(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

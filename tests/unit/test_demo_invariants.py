@@ -34,7 +34,7 @@ def test_a_failover_and_the_way_back_break_nothing() -> None:
     watched.trees({"a": "/diverged", "b": "/live"})
     watched.lines_kept("the volume", [])
     watched.check()
-    assert [one.node for one in watched.history_entries()] == ["zippy", "c1", "zippy"]
+    assert [entry.node for entry in watched.history_entries()] == ["zippy", "c1", "zippy"]
 
 
 def test_an_answer_of_an_ended_epoch_after_the_next_began_is_two_servers() -> None:

@@ -145,8 +145,12 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     monkeypatch.setattr(doctor, "load_volume", lambda *_args, **_more: hooked)
     assert doctor.run(argparse.Namespace(volume=None, json=True)) == 1
     doc = json.loads(capsys.readouterr().out)
-    assert [one["check"] for one in doc["findings"] if one["group"] == "service"] == ["agent"]
-    assert [one["check"] for one in doc["findings"] if one["group"] == "node"] == ["hooks"]
+    assert [finding["check"] for finding in doc["findings"] if finding["group"] == "service"] == [
+        "agent"
+    ]
+    assert [finding["check"] for finding in doc["findings"] if finding["group"] == "node"] == [
+        "hooks"
+    ]
 
 
 # Standbys

@@ -32,12 +32,12 @@ WELL: dict[str, Any] = {
 
 
 def shown(findings: list[Finding]) -> str:
-    return render([listed("service", one) for one in findings])
+    return render([listed("service", finding) for finding in findings])
 
 
 def test_a_healthy_primary_has_no_finding_and_no_fix() -> None:
     findings = examine(parsed(WELL))
-    assert all(one.ok and not one.fix for one in findings)
+    assert all(finding.ok and not finding.fix for finding in findings)
     assert "BAD" not in shown(findings)
 
 

@@ -114,7 +114,7 @@ def test_a_reaped_node_takes_its_service_along_and_brings_it_back(
     assert gateway(cluster).instances("ds") == ()
     assert gateway(cluster).node_health("n2") == "absent"
     cluster.set_node_health("n2", "passing")
-    assert [one.node_health for one in gateway(cluster).instances("ds")] == ["passing"]
+    assert [instance.node_health for instance in gateway(cluster).instances("ds")] == ["passing"]
 
 
 def test_a_wait_for_a_service_ends_with_the_death_of_its_node(cluster: EmbeddedConsul) -> None:
@@ -211,7 +211,7 @@ def test_what_an_agent_is_told_without_a_quorum_reaches_the_catalog_afterwards(
     serve_on(cluster, "n2")
     assert "ds" in gateway(cluster, "n2").local_services()
     cluster.set_quorum(True)
-    assert [one.checks for one in gateway(cluster).instances("ds")] == ["passing"]
+    assert [instance.checks for instance in gateway(cluster).instances("ds")] == ["passing"]
 
 
 def test_a_quorum_that_comes_back_in_time_answers_who_waits(cluster: EmbeddedConsul) -> None:
@@ -309,7 +309,7 @@ def test_services_survive_a_restore_because_their_agents_know_them(
     backup = cluster.snapshot()
     serve_on(cluster, "n2")
     cluster.restore(backup)
-    assert [one.checks for one in gateway(cluster).instances("ds")] == ["passing"]
+    assert [instance.checks for instance in gateway(cluster).instances("ds")] == ["passing"]
 
 
 # Ending

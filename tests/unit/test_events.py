@@ -143,7 +143,7 @@ def test_an_event_is_a_line_of_the_log_with_its_level(caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO)
     tell(LOST)
     tell(Event(Kind.PROMOTED, "n1 is primary", "data-services", "n1"))
-    assert [(one.levelno, one.getMessage()) for one in caplog.records] == [
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.ERROR, "the lease is lost"),
         (NOTICE, "n1 is primary"),
     ]
@@ -256,7 +256,7 @@ def test_a_snapshot_that_is_not_taken_in_is_an_event(
     environ = {"SSH_ORIGINAL_COMMAND": "sh"}
     config = config_in(tmp_path)
     assert receive(config, nothing, nothing, -1, io.StringIO(), environ=environ) == 1
-    [event] = [getattr(one, "event", None) for one in caplog.records]
+    [event] = [getattr(record, "event", None) for record in caplog.records]
     assert isinstance(event, Event)
     assert (event.kind, event.reason) == (Kind.RECEIVE_REFUSED, "protocol")
     assert event.sentence.startswith("refused: protocol: this key may only run")

@@ -287,7 +287,7 @@ def test_a_file_is_replaced_whole_and_readable_by_others(config: Config, tmp_pat
     text = path.read_text()
     assert "standfast_time_seconds 5.0\n" in text
     assert "# EOF" not in text
-    assert [one.name for one in tmp_path.glob("*standfast.prom*")] == ["standfast.prom"]
+    assert [path.name for path in tmp_path.glob("*standfast.prom*")] == ["standfast.prom"]
 
 
 def test_a_file_that_node_exporter_would_pass_over_is_refused(

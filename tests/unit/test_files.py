@@ -85,7 +85,7 @@ def test_the_reserve_grows_with_the_files_that_it_stands_for(
     noted = "x" * (RESERVE_BYTES + 4096)
     write_atomically(tmp_path / "published.json", noted)
     keep_reserve(tmp_path)
-    sizes = {one.stat().st_size for one in (tmp_path / RESERVE).iterdir()}
+    sizes = {path.stat().st_size for path in (tmp_path / RESERVE).iterdir()}
     assert spares(tmp_path) == RESERVE_FILES and min(sizes) >= 2 * len(noted)
     fill(monkeypatch)
     write_atomically(tmp_path / "published.json", noted.replace("x", "y"), reserved=True)

@@ -256,7 +256,7 @@ def test_a_flipped_byte_is_found_by_the_full_fingerprint_only(tree: Path) -> Non
     _flip(tree)
     assert lines(tree, full=False) == metadata
     [found] = differences(full, lines(tree))
-    assert found.path == "a/f" and [one.key for one in found.changes] == ["sha256"]
+    assert found.path == "a/f" and [change.key for change in found.changes] == ["sha256"]
 
 
 def test_extended_attributes_count(tree: Path) -> None:
@@ -287,7 +287,9 @@ def test_many_and_large_attributes_fit_a_line_and_still_count(
         os.setxattr(tree / "a/f", f"user.{number}", b"\x00" * 499 + b"\x01")
         [found] = differences(before, lines(tree))
         many = number >= 2
-        assert [one.key for one in found.changes] == ["xattrs" if many else f"xattr:user.{number}"]
+        assert [change.key for change in found.changes] == [
+            "xattrs" if many else f"xattr:user.{number}"
+        ]
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root: device nodes, owners, trusted attributes")
@@ -304,7 +306,9 @@ def test_owners_devices_and_trusted_attributes_count(tree: Path) -> None:
     assert properties(tree, "link")["xattr:trusted.two"] == "2"
     (tree / "device").unlink()
     os.mknod(tree / "device", 0o20600, os.makedev(1, 5))
-    [change] = [one for one in differences(before, lines(tree)) if one.path == "device"]
+    [change] = [
+        difference for difference in differences(before, lines(tree)) if difference.path == "device"
+    ]
     assert Change("rdev", "1:3", "1:5") in change.changes
 
 

@@ -162,7 +162,7 @@ def test_a_link_counts_with_the_place_that_it_leads_to(
     elsewhere.mkdir()
     real.rename(elsewhere / "x")
     real.symlink_to(elsewhere / "x")
-    assert [one.wrong for one in hooks.programs(config, Occasion.POST_PROMOTE)] == [None]
+    assert [program.wrong for program in hooks.programs(config, Occasion.POST_PROMOTE)] == [None]
     elsewhere.chmod(0o777)
     [one] = hooks.programs(config, Occasion.POST_PROMOTE)
     assert one.wrong is not None and str(elsewhere) in one.wrong

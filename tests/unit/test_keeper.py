@@ -148,7 +148,7 @@ def test_who_gives_up_says_whether_the_port_was_ever_open(
     if opened:
         keeper.serve()
     keeper.release(Handover(to="n2", surrendered=surrendered))
-    assert [one.idle for one in keys.handovers] == [not opened]
+    assert [handover.idle for handover in keys.handovers] == [not opened]
 
 
 def test_a_port_that_a_flush_opened_may_have_been_written_through(
@@ -164,7 +164,7 @@ def test_a_port_that_a_flush_opened_may_have_been_written_through(
     assert keeper.flushes == 1
     assert (keeper.service.idle, was_never_open(config.run_dir)) == (False, False)
     keeper.release(Handover(to="n2", surrendered=True))
-    assert [one.idle for one in keys.handovers] == [False]
+    assert [handover.idle for handover in keys.handovers] == [False]
 
 
 def test_a_flush_of_an_earlier_epoch_says_nothing_of_the_next(

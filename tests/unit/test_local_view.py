@@ -56,7 +56,7 @@ def publish(node: FakeNode, second: int, *, noted: bool = True) -> None:
 
 
 def seen(view: LocalView, *, fresh: bool = False) -> list[str]:
-    return [one.snapshot.content_id for one in view.look(fresh=fresh).snapshots]
+    return [snapshot.snapshot.content_id for snapshot in view.look(fresh=fresh).snapshots]
 
 
 def test_each_look_tells_whether_the_disk_takes_writes(node: FakeNode) -> None:

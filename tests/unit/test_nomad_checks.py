@@ -42,8 +42,14 @@ WELL = Facts(CONFIG, A, (A, node("b")), ttl_s=30.0, serving="a", constrained=2, 
 
 def test_all_is_well() -> None:
     findings = examine(WELL)
-    assert all(one.ok and not one.fix for one in findings)
-    assert {one.check for one in findings} == {"nomad", "meta", "cut-off", "heartbeat", "leaders"}
+    assert all(finding.ok and not finding.fix for finding in findings)
+    assert {finding.check for finding in findings} == {
+        "nomad",
+        "meta",
+        "cut-off",
+        "heartbeat",
+        "leaders",
+    }
 
 
 @pytest.mark.parametrize(
@@ -91,8 +97,8 @@ def test_a_quarantine_at_work_and_a_word_of_the_operator_are_told_and_well(
     other: Node, notes: dict[str, Noted], evidence: str
 ) -> None:
     findings = examine(replace(WELL, nodes=(A, other), notes=notes))
-    assert all(one.ok for one in findings)
-    assert any(evidence in one.evidence for one in findings)
+    assert all(finding.ok for finding in findings)
+    assert any(evidence in finding.evidence for finding in findings)
 
 
 def test_an_agent_that_is_no_server_says_nothing_of_the_heartbeat() -> None:

@@ -61,7 +61,7 @@ def job(**levels: str | None) -> dict[str, Any]:
 
     def at(name: str) -> list[dict[str, Any]] | None:
         text = levels.get(name)
-        return None if text is None else [line(one) for one in text.split("; ")]
+        return None if text is None else [line(word) for word in text.split("; ")]
 
     return {
         "ID": "db",

@@ -71,7 +71,7 @@ def seen(
 
 
 def steps_of(decision: Decision) -> list[tuple[Do, str]]:
-    return [(one.do, "" if one.node is None else one.node.name) for one in decision.steps]
+    return [(step.do, "" if step.node is None else step.node.name) for step in decision.steps]
 
 
 P, S = Role.PRIMARY, Role.STANDBY

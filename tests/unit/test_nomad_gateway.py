@@ -330,7 +330,9 @@ def test_a_jobs_id_with_slashes_stays_one_part_of_the_path(
     stub = dict(recorded("allocation_read").answer)
     del stub["Job"]
     replay.mock.replace("GET", url, json=[stub])
-    assert [one.job for one in nomad.job_allocations("web", "nightly/periodic-1")] == [{}]
+    assert [
+        allocation.job for allocation in nomad.job_allocations("web", "nightly/periodic-1")
+    ] == [{}]
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])

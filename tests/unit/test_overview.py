@@ -229,7 +229,7 @@ TROUBLES: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
 def test_what_is_wrong_beside_it_is_a_notice_and_counts(config: Config, case: str) -> None:
     changes, level, what = TROUBLES[case]
     doc = told(served(**changes), config)
-    assert [(one["level"], one["what"]) for one in doc["notices"]] == [(level, what)]
+    assert [(notice["level"], notice["what"]) for notice in doc["notices"]] == [(level, what)]
     assert doc["level"] == level
     assert doc["headline"]["level"] == "ok"
 
@@ -269,7 +269,7 @@ def test_only_the_notes_of_the_primary_itself_tell_of_its_replications(config: C
     [n2, n3] = doc["standbys"]
     assert n2["replication"]["failure"]["reason"] == "no-space"
     assert n3["replication"]["failure"] is None
-    assert [one["what"] for one in doc["notices"]] == ["verify", "replication"]
+    assert [notice["what"] for notice in doc["notices"]] == ["verify", "replication"]
     from_n2 = told(served("n1", "n2"), structs.replace(config, node="n2"), replication=notes)
     assert [one["replication"] for one in from_n2["standbys"]] == [None, None]
     healed = structs.replace(failing, last_success_at=NOW - 1, verified_ok=True)
@@ -316,21 +316,21 @@ def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
         ClientRecord("idle", None, None, "automount-idle", NOW),
     ]
     doc = told(served(), config, keys=Keys(clients=clients))
-    assert {one["node"]: one["level"] for one in doc["clients"]} == {
+    assert {client["node"]: client["level"] for client in doc["clients"]} == {
         "well": "ok",
         "behind": "warning",
         "hangs": "warning",
         "silent": "unknown",
         "idle": "ok",
     }
-    texts = [one["text"] for one in doc["notices"]]
+    texts = [notice["text"] for notice in doc["notices"]]
     assert texts == [
         "2 of 5 clients are not well on n1: behind, hangs",
         "Nothing was heard for long of silent",
     ]
     waiting = told(dead(), config, keys=Keys(clients=clients))
     assert waiting["notices"] == []
-    assert {one["level"] for one in waiting["clients"]} == {"note", "unknown"}
+    assert {client["level"] for client in waiting["clients"]} == {"note", "unknown"}
 
 
 def test_the_newest_twenty_epochs_are_told(config: Config) -> None:

@@ -132,7 +132,7 @@ def test_a_good_pins_file_is_read(config: Config) -> None:
 
 def learn(config: Config, commons: dict[str, str], *seconds: int) -> None:
     here = [snapshot(second) for second in seconds]
-    pins.learn(config, commons, here, {one.content_id: 1 for one in here})
+    pins.learn(config, commons, here, {snapshot.content_id: 1 for snapshot in here})
 
 
 def test_a_standby_pins_what_others_have_as_far_as_it_has_that_too(config: Config) -> None:

@@ -152,7 +152,7 @@ def listed(port: str) -> set[str]:
     return {
         full_name(part)
         for suite in suites().values()
-        if port in {full_name(one) for one in suite.PORTS}
+        if port in {full_name(port) for port in suite.PORTS}
         for implementation in lists(suite)
         for part in implementation.parts
     }

@@ -38,7 +38,7 @@ def test_a_sound_node_has_no_problem_and_doctor_says_what_is_well() -> None:
     assert problems(WELL) == []
     assert problems_between(WELL, PEER, size_bytes=400 * MIB) == []
     findings = examine(WELL)
-    assert len(findings) == 6 and all(one.ok and not one.fix for one in findings)
+    assert len(findings) == 6 and all(finding.ok and not finding.fix for finding in findings)
     assert findings[0].evidence == "Linux 6.1.0-37-amd64, btrfs-progs 6.2"
 
 
@@ -80,7 +80,7 @@ def test_each_grave_problem_has_its_evidence_and_its_fix(
 
 def test_a_problem_that_only_slows_down_is_not_grave_and_comes_last() -> None:
     facts = replace(WELL, wants=("compressed-data",), nested=("x",))
-    assert [(one.check, one.grave) for one in problems(facts)] == [
+    assert [(problem.check, problem.grave) for problem in problems(facts)] == [
         ("nested", True),
         ("options", False),
     ]

@@ -54,7 +54,7 @@ class Node1:
             note_epoch(self.config, there or own, epoch, self.store.snapshots)
 
     def ids(self) -> list[str]:
-        return sorted(one.content_id for one in self.store.snapshots())
+        return sorted(snapshot.content_id for snapshot in self.store.snapshots())
 
     def pin(self, node: str, content_id: str, *, days: float = 0.0, epoch: int = 1) -> None:
         number = int(content_id.partition("-")[2])
@@ -85,7 +85,7 @@ def node(tmp_path: Path) -> Node1:
 
 
 def ids(snapshots: Sequence[Snapshot]) -> list[str]:
-    return [one.content_id for one in snapshots]
+    return [snapshot.content_id for snapshot in snapshots]
 
 
 def reasons(pruned: Pruned) -> dict[str, tuple[str, ...]]:
@@ -237,7 +237,9 @@ def test_the_pin_of_a_dead_standby_is_dropped_said_and_marked(
     assert set(pins.load(node.config)) == {"c"}
     b = state.load(node.config).standbys["b"]
     assert b.needs_full and "replicate b --full" in (b.last_failure or "")
-    (record,) = [one for one in caplog.records if "took no snapshot in since" in one.getMessage()]
+    (record,) = [
+        record for record in caplog.records if "took no snapshot in since" in record.getMessage()
+    ]
     assert record.levelno == logging.WARNING
     assert node.prune().dropped_pins == ()
 
@@ -367,8 +369,8 @@ def test_one_that_is_being_sent_by_others_keeps_nobody_else(
         assert sender.stdout is not None
         sender.stdout.read(100)  # it goes on when somebody reads
         pruned = prune(config, store, also=())
-        assert ids(pruned.deleted) == [one.content_id for one in taken[1:3]]
+        assert ids(pruned.deleted) == [snapshot.content_id for snapshot in taken[1:3]]
         assert pruned.left == 1 and "delete" in (pruned.trouble or "")
         sender.stdout.read()
     assert ids(prune(config, store, also=()).deleted) == [taken[0].content_id]
-    assert ids(store.snapshots()) == [one.content_id for one in taken[3:]]
+    assert ids(store.snapshots()) == [snapshot.content_id for snapshot in taken[3:]]

@@ -108,7 +108,7 @@ class Standby:
 
     @property
     def published(self) -> list[str]:
-        return [str(one.name) for one in self.store.snapshots() if one.received]
+        return [str(snapshot.name) for snapshot in self.store.snapshots() if snapshot.received]
 
 
 class _Lines(io.StringIO):

@@ -101,7 +101,7 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         taken = [other["gridPos"] for other in doc["panels"] if other is not panel]
-        assert not any(overlap(place, one) for one in taken), panel["title"]
+        assert not any(overlap(place, snapshot) for snapshot in taken), panel["title"]
 
 
 def overlap(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
@@ -116,8 +116,8 @@ def overlap(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
 def test_every_alert_is_tested_to_fire_and_to_be_quiet() -> None:
     tests = [test for path in TESTS for test in yaml.safe_load(path.read_text())["tests"]]
     checks = [check for test in tests for check in test["alert_rule_test"]]
-    assert {one["alertname"] for one in checks if one["exp_alerts"]} == set(rules())
-    assert {one["alertname"] for one in checks if not one["exp_alerts"]} >= (
+    assert {check["alertname"] for check in checks if check["exp_alerts"]} == set(rules())
+    assert {check["alertname"] for check in checks if not check["exp_alerts"]} >= (
         # A failed comparison isn't asked twice.
         set(rules()) - {"StandfastVerifyFailed"}
     )

@@ -217,7 +217,7 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
         "volume",
     ]
     assert sorted(doc["failover"]) == ["possible", "reason", "sentence"]
-    assert [sorted(one) for one in doc["standbys"]] == [
+    assert [sorted(standby) for standby in doc["standbys"]] == [
         ["age_s", "candidate", "epoch", "node", "snapshot", "taken_at"]
     ] * 2
 
@@ -379,7 +379,11 @@ def test_a_document_survives_the_socket_and_keys_of_another_version(config: Conf
     doc = build(view(), local(config), config, NOW).as_json()
     sent = json.loads(json.dumps(doc))
     assert json.dumps(parsed(sent).as_json()) == json.dumps(doc)
-    newer = {**sent, "files": 7, "standbys": [{**one, "more": 1} for one in sent["standbys"]]}
+    newer = {
+        **sent,
+        "files": 7,
+        "standbys": [{**standby, "more": 1} for standby in sent["standbys"]],
+    }
     assert parsed(newer) == parsed(sent)
     older = {key: value for key, value in sent.items() if key not in ("given_up", "serving")}
     assert render(parsed(older)) == render(parsed(sent))

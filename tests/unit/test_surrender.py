@@ -331,7 +331,7 @@ def test_a_candidate_tells_what_it_would_start_from(config: Config) -> None:
     history = {
         5: HistoryEntry(5, "n1", str(older.snapshot.name), "takeover", None, 0.0, now.utc - 900)
     }
-    mine = tuple(replace(one, epoch=4) for one in local.snapshots)
+    mine = tuple(replace(snapshot, epoch=4) for snapshot in local.snapshots)
     view, local = replace(view, history=history), replace(local, snapshots=mine)
     for idle, best in ((False, older), (True, newer)):
         holder = structs.replace(LEADER, unserved=900.0, idle=idle)

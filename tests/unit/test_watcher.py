@@ -123,7 +123,7 @@ def beat(keys: Keys, seq: int, **changes: object) -> None:
 
 def index_of(keys: Keys) -> int:
     """Of the leader's key."""
-    [entry] = [one for one in keys.entries if one.key == PREFIX + "leader"]
+    [entry] = [entry for entry in keys.entries if entry.key == PREFIX + "leader"]
     return entry.modify_index
 
 

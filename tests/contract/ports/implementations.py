@@ -35,4 +35,7 @@ class Implementation(Generic[S]):
 
 def each(implementations: Sequence[Implementation[S]]) -> list[object]:
     """The parameters of a suite's fixture."""
-    return [pytest.param(one, id=str(one), marks=one.marks) for one in implementations]
+    return [
+        pytest.param(implementation, id=str(implementation), marks=implementation.marks)
+        for implementation in implementations
+    ]

@@ -118,16 +118,16 @@ class Scene:
 
     def on(self, job_id: str, node: str) -> list[Allocation]:
         node_id = self.cluster.node_id(node)
-        return [one for one in self.allocs(job_id) if one.node_id == node_id]
+        return [alloc for alloc in self.allocs(job_id) if alloc.node_id == node_id]
 
     def runs_on(self, job_id: str, node: str) -> bool:
         """There, by the client's word, and nowhere else."""
-        live = [one for one in self.allocs(job_id) if not one.over]
+        live = [alloc for alloc in self.allocs(job_id) if not alloc.over]
         node_id = self.cluster.node_id(node)
         return [(one.node_id, one.client_status) for one in live] == [(node_id, "running")]
 
     def runs_nowhere(self, job_id: str) -> bool:
-        return all(one.over for one in self.allocs(job_id))
+        return all(alloc.over for alloc in self.allocs(job_id))
 
     def wait_until_runs_on(self, job_id: str, node: str, within_s: float | None = None) -> None:
         limit_s = within_s or self.cluster.meta_s
@@ -268,7 +268,7 @@ def test_a_node_that_gains_the_meta_gets_what_waits_and_keeps_what_runs(scene: S
     scene.post(OLD)
     scene.wait_until_runs_on(service, OLD)
     scene.wait_until_runs_on(system, OLD)
-    ids = {one.id for job_id in (service, system) for one in scene.allocs(job_id)}
+    ids = {alloc.id for job_id in (service, system) for alloc in scene.allocs(job_id)}
 
     scene.post(OLD, None)
     scene.post(NEW)
@@ -279,9 +279,11 @@ def test_a_node_that_gains_the_meta_gets_what_waits_and_keeps_what_runs(scene: S
     scene.cluster.stays(lambda: scene.runs_on(service, OLD))
     # A system job starts on the new node while the old copy runs on: it would run twice.
     wait_for(
-        lambda: len([one for one in scene.allocs(system) if not one.over]) == 2, 5.0, "two copies"
+        lambda: len([alloc for alloc in scene.allocs(system) if not alloc.over]) == 2,
+        5.0,
+        "two copies",
     )
-    assert ids <= {one.id for job_id in (service, system) for one in scene.allocs(job_id)}
+    assert ids <= {alloc.id for job_id in (service, system) for alloc in scene.allocs(job_id)}
 
 
 def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Scene) -> None:
@@ -292,12 +294,15 @@ def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Sce
     for job_id in jobs:
         scene.wait_until_runs_on(job_id, OLD)
     wait_for(lambda: len(scene.cluster.running(elsewhere)) == 1, 5.0, "the other one runs")
-    stayed = [one.id for one in scene.allocs(elsewhere)]
+    stayed = [alloc.id for alloc in scene.allocs(elsewhere)]
     twice: list[str] = []
 
     def check() -> None:
         for job_id in jobs:
-            if len([one for one in scene.allocs(job_id) if one.client_status == "running"]) > 1:
+            if (
+                len([alloc for alloc in scene.allocs(job_id) if alloc.client_status == "running"])
+                > 1
+            ):
                 twice.append(job_id)
 
     started = monotonic()
@@ -328,7 +333,7 @@ def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Sce
     scene.cluster.stays(all_moved)
     note(f"{scene.cluster.kind}: a planned move: over {over_s:.1f} s, there {moved_s:.1f} s later")
     assert twice == []
-    assert [one.id for one in scene.allocs(elsewhere)] == stayed
+    assert [alloc.id for alloc in scene.allocs(elsewhere)] == stayed
     # What waited blocked has no link to what it replaces.
     assert [one.next_id for one in scene.on(jobs[0], OLD)] == [""]
 
@@ -530,7 +535,9 @@ def test_without_servers_a_client_answers_for_itself_to_those_it_knows_alone(sce
 def test_a_restart_is_one_of_every_task_in_place(scene: Scene) -> None:
     job_id = scene.submit("pair", bound=False, tasks=("t", "u"))
     wait_for(
-        lambda: [one.client_status for one in scene.allocs(job_id)] == ["running"], 10.0, "it runs"
+        lambda: [alloc.client_status for alloc in scene.allocs(job_id)] == ["running"],
+        10.0,
+        "it runs",
     )
     before = scene.allocs(job_id)[0]
     gateway = scene.cluster.gateway(NEW)
@@ -545,8 +552,12 @@ def test_a_restart_is_one_of_every_task_in_place(scene: Scene) -> None:
     assert [task.name for task in after.tasks] == ["t", "u"]
     for old, new in zip(before.tasks, after.tasks, strict=True):
         assert new.started_at > old.started_at
-    assert [one.id for one in scene.allocs(job_id)] == [before.id]
-    (listed,) = [one for one in gateway.allocations(before.node_id) if one.id == before.id]
+    assert [alloc.id for alloc in scene.allocs(job_id)] == [before.id]
+    (listed,) = [
+        allocation
+        for allocation in gateway.allocations(before.node_id)
+        if allocation.id == before.id
+    ]
     assert listed.job["TaskGroups"][0]["Tasks"][1]["Name"] == "u"
     gateway.signal(before.id, "t", "SIGCONT")
     gateway.signal(before.id, None, "SIGCONT")
@@ -597,7 +608,11 @@ def test_a_namespace_that_can_not_be_read_is_left_out_without_a_word(scene: Scen
     node_id = cluster.node_id(OLD)
 
     def jobs(nomad: NomadAgent) -> set[tuple[str, str]]:
-        found = [one for one in nomad.allocations(node_id) if one.client_status == "running"]
+        found = [
+            allocation
+            for allocation in nomad.allocations(node_id)
+            if allocation.client_status == "running"
+        ]
         return {(one.namespace, one.job_id) for one in found} & both
 
     try:
@@ -663,7 +678,9 @@ def test_the_shipped_policy_is_enough_and_nothing_of_it_too_much(
 ) -> None:
     job_id = scene.submit("acl", bound=False)
     wait_for(
-        lambda: [one.client_status for one in scene.allocs(job_id)] == ["running"], 10.0, "it runs"
+        lambda: [alloc.client_status for alloc in scene.allocs(job_id)] == ["running"],
+        10.0,
+        "it runs",
     )
     (alloc,) = scene.allocs(job_id)
     (doc, *_) = scene.cluster.must("GET", f"/v1/job/{job_id}/evaluations")

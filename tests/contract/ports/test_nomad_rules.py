@@ -47,10 +47,16 @@ class Scene:
         return node
 
     def allocations(self, name: str) -> list[Allocation]:
-        return [one for one in self.on(NEW).allocations(self.node(name).id) if one.job_id == "db"]
+        return [
+            allocation
+            for allocation in self.on(NEW).allocations(self.node(name).id)
+            if allocation.job_id == "db"
+        ]
 
     def runs_on(self, name: str) -> bool:
-        return [one.client_status for one in self.allocations(name) if not one.over] == ["running"]
+        return [
+            allocation.client_status for allocation in self.allocations(name) if not allocation.over
+        ] == ["running"]
 
     def eventually(self, what: Callable[[], bool], text: str) -> None:
         def looked() -> bool:
@@ -132,7 +138,7 @@ def test_a_stopped_job_goes_nowhere_that_takes_no_jobs(scene: Scene) -> None:
     assert not scene.node(OLD).eligible and scene.runs_on(OLD), "what runs there goes on"
     gateway.stop(first.id)
     scene.eventually(lambda: gateway.allocation(first.id).over, "it has ended")
-    assert all(one.over for one in scene.allocations(OLD))
+    assert all(allocation.over for allocation in scene.allocations(OLD))
     gateway.set_eligible(first.node_id, True)
     scene.eventually(lambda: scene.runs_on(OLD), "another one runs there")
 

@@ -237,8 +237,8 @@ def test_a_snapshot_keeps_what_was_written_before_it(place: NodeVolume) -> None:
 
 def test_snapshots_of_one_second_get_rising_names_and_different_contents(place: NodeVolume) -> None:
     taken = [place.take() for _ in range(3)]
-    assert [one.name.stamp - NOW for one in taken] == [0, 1, 2]
-    assert len({one.content_id for one in taken}) == 3
+    assert [snapshot.name.stamp - NOW for snapshot in taken] == [0, 1, 2]
+    assert len({snapshot.content_id for snapshot in taken}) == 3
     assert list(place.store.snapshots()) == taken
 
 
@@ -354,7 +354,7 @@ def test_a_promoted_tree_goes_back_as_an_increment_of_the_common_snapshot(
     assert second.content_id != published.content_id
     back = transfer(b, a, second, parent=published)
     assert a.files(back.path) == {"f": b"two"} and back.content_id == second.content_id
-    assert [one.content_id for one in a.store.snapshots()] == [
+    assert [snapshot.content_id for snapshot in a.store.snapshots()] == [
         first.content_id,
         second.content_id,
     ]

@@ -174,9 +174,9 @@ def test_names_rise_and_contents_differ_whatever_the_clock_says(
     scene: Scene, store: VolumeStore
 ) -> None:
     taken = [scene.take(), scene.take(), scene.take(10.0), scene.take(5.0)]
-    assert [one.name for one in taken] == sorted({one.name for one in taken})
-    assert len({one.content_id for one in taken}) == len(taken)
-    assert not any(one.received for one in taken)
+    assert [snapshot.name for snapshot in taken] == sorted({snapshot.name for snapshot in taken})
+    assert len({snapshot.content_id for snapshot in taken}) == len(taken)
+    assert not any(snapshot.received for snapshot in taken)
     assert list(store.snapshots()) == taken
 
 

@@ -65,7 +65,7 @@ def ssh(
 def published(node: Container) -> list[str]:
     """Published snapshots on a node, the newest last."""
     doc = json.loads(node.run("standfast", "snapshots", "--json").stdout)
-    return [one["name"] for one in doc["snapshots"] if one["kind"] == "published"]
+    return [snapshot["name"] for snapshot in doc["snapshots"] if snapshot["kind"] == "published"]
 
 
 CUTS = {

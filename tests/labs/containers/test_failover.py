@@ -103,7 +103,7 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
         assert said.count(entry["MESSAGE"]) == 1 + len(more), said
     found = json.loads(cluster.standfast(node.name, "doctor", "--json", check=False))["findings"]
     ways = [one for one in found if one["check"] == "way"]
-    assert len(ways) == len(list(cluster.lab)) - 1 and all(one["ok"] for one in ways), found
+    assert len(ways) == len(list(cluster.lab)) - 1 and all(way["ok"] for way in ways), found
 
 
 @pytest.mark.timeout(300)

@@ -70,8 +70,8 @@ def test_a_former_primary_takes_no_jobs_before_its_nomad_starts(cluster: WithNom
     others = [one for one in cluster.lab if one.name != old]
     cluster.wait_until_followed(old)
     try:
-        for one in others:
-            one.run("systemctl", "stop", AGENT)
+        for other in others:
+            other.run("systemctl", "stop", AGENT)
         others[0].sh(f"consul services register -name=nomad -address={ADDRESS} -port={PORT}")
         node.write("/etc/systemd/system/nomad.service", STARTED)
         node.sh(f"systemctl daemon-reload; systemctl enable nomad {BEFORE_NOMAD}; sync")
@@ -86,8 +86,8 @@ def test_a_former_primary_takes_no_jobs_before_its_nomad_starts(cluster: WithNom
         assert itself["SchedulingEligibility"] == "ineligible"
         nomad.start(old)
     finally:
-        for one in others:
-            one.run("systemctl", "start", AGENT)
+        for other in others:
+            other.run("systemctl", "start", AGENT)
         if not node.pid:
             node.boot()
         node.sh(

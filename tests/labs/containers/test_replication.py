@@ -189,7 +189,7 @@ def test_after_a_failover_nobody_needs_everything_sent_again(cluster: WithNomad)
     assert back.sent_bytes - before[1].sent_bytes < LITTLE
     shown = json.loads(cluster[old].run("standfast", "snapshots", "--json").stdout)
     assert [kept for kept in shown["kept_aside"] if ".diverged-" in kept["path"]], shown
-    assert back.snapshot in [one["name"] for one in shown["snapshots"]]
+    assert back.snapshot in [snapshot["name"] for snapshot in shown["snapshots"]]
     listed = json.loads(sender.run("standfast", "standby", "list", "--json").stdout)["standbys"]
     epochs = {item["node"]: item["epoch"] for item in listed if item["snapshot"]}
     assert {epochs[other], epochs[old]} == {cluster.epoch(new)}

@@ -155,7 +155,7 @@ def _announce(config: Config, standby: str, error: Exception) -> bool:
     event = happened(config, Kind.CYCLE_FAILED, text, reason=reason, standby=standby)
     delivered = journal.deliver(event)
     facts: dict[str, object] = {"standby": standby, "reason": reason, "message": str(error)}
-    hooks.announce(config, hooks.Occasion.FAILED_CYCLE, facts)
+    hooks.announce(config, hooks.Occasion.FAILED_CYCLE, lambda: facts)
     return delivered and journal.is_stderr()
 
 

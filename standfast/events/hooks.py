@@ -13,7 +13,7 @@ import queue
 import re
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -120,7 +120,11 @@ def environment(config: Config, occasion: Occasion, facts: Mapping[str, object])
     }
 
 
-def ask(config: Config, facts: Mapping[str, object]) -> None:
+Facts = Callable[[], Mapping[str, object]]
+"""What an event's hooks are told: looked up only where there are any, as that may fail."""
+
+
+def ask(config: Config, facts: Facts) -> None:
     """Asks the hooks of `pre-promote`, one after the other; Refused (hook-vetoed) when one says no.
 
     A program that is broken is no veto, unless `hooks.pre_promote_failure` says so.
@@ -136,7 +140,7 @@ def ask(config: Config, facts: Mapping[str, object]) -> None:
         _tell_failure(config, hook, failure)
 
 
-def announce(config: Config, occasion: Occasion, facts: Mapping[str, object]) -> None:
+def announce(config: Config, occasion: Occasion, facts: Facts) -> None:
     """Runs the hooks of an event and comes back when they are over, whatever they did."""
     for hook, failure in _run_all(config, occasion, facts):
         _tell_failure(config, hook, failure)
@@ -153,13 +157,12 @@ def _tell_failure(config: Config, hook: Hook, failure: _Failure) -> None:
     tell(happened(config, Kind.HOOK_FAILED, text, STANDFAST_HOOK=hook.name))
 
 
-def _run_all(
-    config: Config, occasion: Occasion, facts: Mapping[str, object]
-) -> Iterator[tuple[Hook, _Failure]]:
+def _run_all(config: Config, occasion: Occasion, facts: Facts) -> Iterator[tuple[Hook, _Failure]]:
     """Runs each; yields those that failed. All of one event together have `hooks.timeout`."""
     deadline = Deadline.after(config.hooks.timeout)
-    env = environment(config, occasion, facts)
-    for hook in programs(config, occasion):
+    hooks = programs(config, occasion)
+    env = environment(config, occasion, facts()) if hooks else {}
+    for hook in hooks:
         failure = _Failure(f"not run: {hook.wrong}") if hook.wrong else _run(hook, env, deadline)
         if failure is not None:
             yield hook, failure
@@ -193,7 +196,7 @@ class Later:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._queue: queue.Queue[tuple[Occasion, Mapping[str, object]]] = queue.Queue(WAITING_MOST)
+        self._queue: queue.Queue[tuple[Occasion, Facts]] = queue.Queue(WAITING_MOST)
         self._thread: threading.Thread | None = None
 
     def add(self, occasion: Occasion, facts: Mapping[str, object]) -> None:
@@ -201,7 +204,7 @@ class Later:
         if not programs(self._config, occasion):
             return
         try:
-            self._queue.put_nowait((occasion, facts))
+            self._queue.put_nowait((occasion, lambda: facts))
         except queue.Full:
             log.error("the hooks of %s are left out: %d events wait", occasion, WAITING_MOST)
         if self._thread is None:

@@ -69,7 +69,7 @@ class Effects:
 
     def _functions(self) -> Mapping[Do, Callable[[], None]]:
         return {
-            Do.ASK_HOOKS: lambda: hooks.ask(self.machine.config, self.facts()),
+            Do.ASK_HOOKS: lambda: hooks.ask(self.machine.config, self.facts),
             Do.TELL_HOOKS: self.tell_hooks,
             Do.CLAIM_LEASE: self.claim_lease,
             Do.START_LEASE: self.start_lease,
@@ -124,7 +124,7 @@ class Effects:
         }
 
     def tell_hooks(self) -> None:
-        hooks.announce(self.machine.config, hooks.Occasion.PRE_DEMOTE, self.facts())
+        hooks.announce(self.machine.config, hooks.Occasion.PRE_DEMOTE, self.facts)
 
     # The lease
 

@@ -54,7 +54,7 @@ def test_they_run_in_the_order_of_their_names_and_know_what_happened(
     for name in ("20-b", "10-a"):
         put(f"post-promote/{name}", f'echo "{name} $1 $STANDFAST_VOLUME $STANDFAST_EPOCH" >> {out}')
     put("post-demote/10-other", f"echo other >> {out}")
-    hooks.announce(config, Occasion.POST_PROMOTE, {"epoch": 5, "to": None})
+    hooks.announce(config, Occasion.POST_PROMOTE, lambda: {"epoch": 5, "to": None})
     assert out.read_text().splitlines() == [
         "10-a post-promote data-services 5",
         "20-b post-promote data-services 5",
@@ -76,7 +76,7 @@ def test_the_environment_has_what_is_known_and_nothing_else(config: Config) -> N
 def test_only_75_is_a_veto_and_it_says_why(config: Config, put: Put, told: list[Event]) -> None:
     put("pre-promote/10-disk", "echo the disk is failing; exit 75")
     with pytest.raises(Refused, match=r"10-disk is against it.*the disk is failing") as refused:
-        hooks.ask(config, {})
+        hooks.ask(config, dict)
     assert refused.value.reason is Reason.HOOK_VETOED
 
 
@@ -104,9 +104,9 @@ def test_a_broken_one_is_told_and_a_veto_only_where_that_was_asked_for(
     )
     if strict:
         with pytest.raises(Refused, match=said):
-            hooks.ask(config, {})
+            hooks.ask(config, dict)
         return
-    hooks.ask(config, {})
+    hooks.ask(config, dict)
     [event] = told
     assert event.kind is Kind.HOOK_FAILED and said in event.sentence
     assert event.fields()["STANDFAST_HOOK"] == "pre-promote/10-x"
@@ -120,7 +120,7 @@ def test_the_hooks_of_an_event_share_one_deadline(
     began = tmp_path / "began"
     for name in ("10-a", "20-b", "30-c"):
         put(f"post-promote/{name}", f"echo {name} >> {began}; exec sleep 600")
-    hooks.announce(short, Occasion.POST_PROMOTE, {})
+    hooks.announce(short, Occasion.POST_PROMOTE, dict)
     assert began.read_text().split() == ["10-a"]
     assert [event.kind for event in told] == [Kind.HOOK_FAILED] * 3
     assert all("didn't end in time" in event.sentence for event in told)
@@ -128,7 +128,7 @@ def test_the_hooks_of_an_event_share_one_deadline(
 
 def test_elsewhere_75_is_no_veto(config: Config, put: Put, told: list[Event]) -> None:
     put("pre-demote/10-x", "exit 75")
-    hooks.announce(config, Occasion.PRE_DEMOTE, {})
+    hooks.announce(config, Occasion.PRE_DEMOTE, dict)
     assert [event.kind for event in told] == [Kind.HOOK_FAILED]
     assert "ended with status 75" in told[0].sentence
 
@@ -149,7 +149,7 @@ def test_what_somebody_else_could_have_written_is_not_run(
     spoil, said = UNSAFE[what]
     path = put("post-promote/10-x", f"touch {tmp_path}/ran")
     spoil(path)
-    hooks.announce(config, Occasion.POST_PROMOTE, {})
+    hooks.announce(config, Occasion.POST_PROMOTE, dict)
     assert not (tmp_path / "ran").exists()
     assert said in told[0].sentence and "not run" in told[0].sentence
 

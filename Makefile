@@ -13,13 +13,14 @@ help: ## this list
 
 venv: $(READY) ## the virtual environment with the locked dependencies
 
-# uv comes from PyPI into the venv itself; every other package is pinned with its hash.
+# uv comes from PyPI into the venv itself; every other package is pinned with its hash. Compiled here: where
+# PYTHONDONTWRITEBYTECODE is set, each of the tests' processes would compile anew what it loads.
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=...")'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(VENV)/bin/uv || $(VENV)/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.5,<1'
-	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --require-hashes -r requirements.lock
+	@$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV)/bin/python --require-hashes -r requirements.lock
 	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
 

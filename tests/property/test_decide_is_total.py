@@ -32,6 +32,7 @@ from standfast.role.decide import decide
 from standfast.role.decision import Action, Moment, Request
 from standfast.role.observation import (
     Available,
+    Beginning,
     Cluster,
     LastHeartbeat,
     Local,
@@ -49,33 +50,36 @@ nodes = st.sampled_from((*NODES, "stranger"))
 epochs = st.integers(0, 5)
 times = st.floats(0, 253_402_300_799, allow_nan=False)
 texts = st.text(min_size=1, max_size=8)
-holders = st.builds(Holder, nodes, st.sampled_from(["1", "2"]))
+# By the fields' names: by position, a field that moves gives another's values to its neighbours.
+holders = st.builds(Holder, node=nodes, instance=st.sampled_from(["1", "2"]))
 names = st.builds(
     SnapshotName,
-    st.integers(-2000, 100).map(lambda ago: UTC + ago),
-    st.just("services"),
+    stamp=st.integers(-2000, 100).map(lambda ago: UTC + ago),
+    base=st.just("services"),
 )
 leaders = st.builds(
     Leader,
-    epochs,
-    holders,
-    st.integers(0, 9),
-    st.sampled_from(LeaderState),
-    st.lists(nodes, max_size=3).map(tuple),
-    st.none() | nodes,
+    epoch=epochs,
+    holder=holders,
+    seq=st.integers(0, 9),
+    state=st.sampled_from(LeaderState),
+    candidates=st.lists(nodes, max_size=3).map(tuple),
+    to=st.none() | nodes,
+    wait=st.floats(0, 100),
     surrendered=st.booleans(),
+    unserved=st.integers(0, 999).map(lambda tenths: tenths / 10),
     idle=st.booleans(),
 )
 history_entries = st.builds(
     HistoryEntry,
-    epochs,
-    nodes,
-    st.none() | texts | names.map(str),
-    st.sampled_from(["takeover", "operator: x"]) | texts,
-    st.none() | texts,
-    st.none() | times,
-    times,
-    st.none() | epochs,
+    epoch=epochs,
+    node=nodes,
+    base=st.none() | texts | names.map(str),
+    reason=st.sampled_from(["takeover", "operator: x"]) | texts,
+    operator=st.none() | texts,
+    lost_s=st.none() | times,
+    at=times,
+    follows=st.none() | epochs,
 ).map(
     lambda history_entry: (
         history_entry
@@ -83,68 +87,95 @@ history_entries = st.builds(
         else replace(history_entry, follows=None)
     )
 )
-records = st.builds(StandbyRecord, nodes, epochs, texts | names.map(str), texts, times)
-pauses = st.builds(Pause, texts, texts, times)
+records = st.builds(
+    StandbyRecord,
+    node=nodes,
+    epoch=epochs,
+    snapshot=texts | names.map(str),
+    content_id=texts,
+    at=times,
+    taken_at=st.none() | times,
+)
+pauses = st.builds(Pause, by=texts, reason=texts, at=times)
 last_heartbeats = st.builds(
     LastHeartbeat,
-    st.none() | leaders.map(lambda leader: leader.identity),
-    epochs,
-    st.floats(0, 200),
+    identity=st.none() | leaders.map(lambda leader: leader.identity),
+    index=epochs,
+    first_seen=st.floats(0, 200),
+    unchanged_since=st.none() | st.floats(0, 200),
+    witnessed=st.booleans(),
 )
 clusters = st.builds(
     Cluster,
-    st.none() | epochs,
-    st.none() | leaders,
-    last_heartbeats,
-    st.none() | pauses,
-    st.lists(history_entries, max_size=5).map(lambda found: {one.epoch: one for one in found})
+    epoch=st.none() | epochs,
+    leader=st.none() | leaders,
+    last_heartbeat=last_heartbeats,
+    pause=st.none() | pauses,
+    history=st.lists(history_entries, max_size=5).map(
+        lambda entries: {entry.epoch: entry for entry in entries}
+    )
     | st.dictionaries(epochs, history_entries, max_size=5),
-    st.dictionaries(nodes, records, max_size=3),
-    st.floats(0, 200),
-    st.sampled_from(["passing", "critical", "absent", "unknown"]),
-    st.floats(0, 100),
-    st.frozensets(nodes),
+    standbys=st.dictionaries(nodes, records, max_size=3),
+    highest_epoch=epochs,
+    readable_since=st.just(-math.inf) | st.floats(0, 200),
+    holder_health=st.sampled_from(["passing", "critical", "absent", "unknown"]),
+    holder_unanswered_s=st.floats(0, 100),
+    alive=st.frozensets(nodes),
+    beginning=st.none()
+    | st.builds(
+        Beginning,
+        epoch=st.none() | epochs,
+        first_seen=st.floats(0, 200),
+        witnessed=st.booleans(),
+    ),
 )
 available = st.builds(
     Available,
-    names.map(lambda name: Snapshot(name, Path("/persist") / str(name), str(name), True)),
-    epochs,
+    snapshot=names.map(lambda name: Snapshot(name, Path("/persist") / str(name), str(name), True)),
+    epoch=epochs,
+    taken_at=st.none() | st.integers(-2000, 100).map(lambda ago: UTC + ago),
+    ahead=st.booleans(),
 )
 own_epochs = st.builds(
     OwnEpoch,
-    epochs,
-    st.sampled_from(Stage),
-    st.just("fsid"),
-    st.none() | texts,
-    st.booleans(),
-    epochs,
+    epoch=epochs,
+    stage=st.sampled_from(Stage),
+    fsid=st.just("fsid"),
+    base=st.none() | texts,
+    in_place=st.booleans(),
+    displaced_epoch=epochs,
 )
 leases = st.builds(
     LeaseStatus,
-    epochs,
-    st.sampled_from(["1", "2"]),
-    st.just(1),
-    st.sampled_from(LeaderState),
-    st.booleans(),
-    st.floats(allow_nan=False),
-    st.floats(allow_nan=False),
-    st.integers(0, 9),
-    st.floats(0, 100),
+    epoch=epochs,
+    instance=st.sampled_from(["1", "2"]),
+    pid=st.just(1),
+    state=st.sampled_from(LeaderState),
+    serving=st.booleans(),
+    valid_until=st.floats(allow_nan=False),
+    armed_until=st.floats(allow_nan=False),
+    seq=st.integers(0, 9),
+    since=st.floats(0, 100),
+    trouble=st.none() | texts,
+    served=st.booleans(),
+    opened=st.booleans(),
 )
 locals_ = st.builds(
     Local,
-    st.sampled_from(NODES),
-    st.sampled_from(["1", "2"]),
-    epochs,
-    st.none() | own_epochs,
-    st.none() | leases,
-    st.booleans(),
-    st.lists(available, max_size=4).map(tuple),
-    st.booleans(),
-    st.booleans(),
+    node=st.sampled_from(NODES),
+    instance=st.sampled_from(["1", "2"]),
+    highest_epoch=epochs,
+    own=st.none() | own_epochs,
+    lease=st.none() | leases,
+    lease_alive=st.booleans(),
+    snapshots=st.lists(available, max_size=4).map(tuple),
+    has_live=st.booleans(),
+    nfs_running=st.booleans(),
+    read_only=st.booleans(),
+    unread=st.none() | texts,
 )
-views = clusters | st.builds(Blind, st.sampled_from(Reason), texts)
-requests = st.builds(Request, st.booleans(), st.booleans())
+views = clusters | st.builds(Blind, reason=st.sampled_from(Reason), sentence=texts)
+requests = st.builds(Request, promote=st.booleans(), accept_data_loss=st.booleans())
 
 
 @examples(750)

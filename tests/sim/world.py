@@ -245,12 +245,14 @@ class SimWorld:
         return bool(living) and all(self._says_why(seat) for seat in living)
 
     def _says_why(self, seat: Seat) -> bool:
-        """Blocked; or it holds the lease, can't serve, and nobody else could do better."""
+        """Blocked; or it can't look, or serve with its lease, and nobody else could do better."""
         if seat.decision is not None and seat.decision.action is Action.BLOCKED:
             return True
         leader, agent = self.leader(seat.volume), seat.agent
-        if leader is None or agent is None:
+        if agent is None:
             return False
+        if leader is None:  # nobody takes the role without a word: one that can't look says so
+            return agent.trouble is not None
         holder = self.nodes.get(leader.holder.node)
         entry = self.store.get(self.key(f"history/{leader.epoch}", seat.volume))
         began = None if entry is None else HistoryEntry.parse(entry.value)

@@ -84,7 +84,7 @@ def run(node: FakeNode, plan: Plan, effects: Effects, **broken: Exception) -> No
             raise error
 
     def table(_self: Effects) -> dict[Do, Any]:
-        return {one: (lambda one=one: do(one)) for one in Do}
+        return {step: (lambda step=step: do(step)) for step in Do}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Effects, "table", table)
@@ -96,7 +96,7 @@ def test_a_failover_is_decided_and_ends_as_a_promotion(
     node: FakeNode, told: list[Event], hooked: list[tuple[Occasion, dict[str, object]]]
 ) -> None:
     run(node, plans.promotion(NAMES, "a snapshot"), Effects(node.machine, TAKEOVER))
-    assert [(one.kind, one.epoch, one.reason) for one in told] == [
+    assert [(event.kind, event.epoch, event.reason) for event in told] == [
         (Kind.FAILOVER_DECIDED, 5, "takeover"),
         (Kind.PROMOTED, 5, "takeover"),
     ]
@@ -110,12 +110,14 @@ def test_a_switchover_begins_and_ends_and_leaves_a_standby(
 ) -> None:
     OwnEpoch(4, Stage.READY, "fsid", None, in_place=True).save(node.config.state_dir)
     run(node, plans.demotion(NAMES, "n2"), Effects(node.machine, to="n2", operator="ann"))
-    assert [(one.kind, one.epoch, dict(one.more)) for one in told] == [
+    assert [(event.kind, event.epoch, dict(event.more)) for event in told] == [
         (Kind.SWITCHOVER_BEGUN, 4, {"STANDFAST_TO": "n2"}),
         (Kind.DEMOTED, 4, {"STANDFAST_TO": "n2"}),
         (Kind.SWITCHOVER_ENDED, 4, {"STANDFAST_TO": "n2"}),
     ]
-    assert [(one, facts["operator"]) for one, facts in hooked] == [(Occasion.POST_DEMOTE, "ann")]
+    assert [(occasion, facts["operator"]) for occasion, facts in hooked] == [
+        (Occasion.POST_DEMOTE, "ann")
+    ]
 
 
 def test_a_switchover_that_is_rolled_back_fails_and_serves_again(
@@ -128,7 +130,7 @@ def test_a_switchover_that_is_rolled_back_fails_and_serves_again(
             Effects(node.machine, to="n2"),
             final_copy=StandfastError("n2 is away"),
         )
-    assert [one.kind for one in told] == [
+    assert [event.kind for event in told] == [
         Kind.SWITCHOVER_BEGUN,
         Kind.SERVING_AGAIN,
         Kind.ROLE_CHANGE_FAILED,
@@ -146,11 +148,11 @@ def test_a_promotion_that_is_refused_is_told_once_while_it_repeats(
     for error in (veto, veto, Refused(Reason.HOOK_VETOED, "20-net is against it")):
         plan_report = agent.announcer.plan_report(plan, effects)
         plan_report.failed(error)
-    assert [(one.kind, one.reason) for one in told] == [
+    assert [(event.kind, event.reason) for event in told] == [
         (Kind.PROMOTION_REFUSED, "hook-vetoed"),
         (Kind.PROMOTION_REFUSED, "hook-vetoed"),
     ]
-    assert [one for one, _ in hooked] == [Occasion.PROMOTION_REFUSED] * 2
+    assert [occasion for occasion, _ in hooked] == [Occasion.PROMOTION_REFUSED] * 2
 
 
 def test_a_veto_comes_before_anything_was_done(tmp_path: Path, node: FakeNode) -> None:
@@ -192,7 +194,7 @@ def test_what_keeps_a_standby_from_taking_over_is_told_when_it_changes(
     )
     for request in (Request(), Request(), Request(), Request(promote=True)):
         agent.look(request=request)
-    assert [(one.kind, one.reason) for one in told] == [
+    assert [(event.kind, event.reason) for event in told] == [
         (Kind.PROMOTION_REFUSED, "too-old"),
         (Kind.PROMOTION_REFUSED, "paused"),
     ]
@@ -219,7 +221,7 @@ def test_a_refused_command_to_promote_is_told(
         asked.dry_run = dry_run
         with pytest.raises(Refused):
             promote(agent, asked)
-    assert [one.reason for one in told] == ["primary-alive"]
+    assert [event.reason for event in told] == ["primary-alive"]
 
 
 def test_the_fence_is_told_when_it_shuts_and_when_it_opens_again(
@@ -233,7 +235,7 @@ def test_the_fence_is_told_when_it_shuts_and_when_it_opens_again(
     keeper.held_lease = structs.replace(held_lease, valid_until=monotonic() + 600)
     keeper._arm()
     keeper.check_end()
-    assert [(one.kind, one.epoch) for one in told] == [
+    assert [(event.kind, event.epoch) for event in told] == [
         (Kind.FENCE_CLOSED, 4),
         (Kind.FENCE_REOPENED, 4),
     ]

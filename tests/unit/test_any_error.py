@@ -287,7 +287,7 @@ def test_a_status_that_can_not_be_written_ends_no_lease(
             for _ in range(3):
                 turn.do(save)
     told = [record for record in caplog.records if record.name == "standfast.lease.process"]
-    assert [one.getMessage() for one in told] == [f"save: {said(error)}"]
+    assert [logged.getMessage() for logged in told] == [f"save: {said(error)}"]
     assert not keeper.over
     # But nothing is given up that the guard could still take for valid.
     turn.do(keeper.beat)

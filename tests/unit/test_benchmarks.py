@@ -100,14 +100,14 @@ def benchmarks_are(monkeypatch: pytest.MonkeyPatch, *there: Benchmark[Any]) -> N
 
 
 def sections(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())["benchmarks"]
-    return found
+    benchmarks: dict[str, Any] = json.loads(path.read_text())["benchmarks"]
+    return benchmarks
 
 
 def test_every_benchmark_has_a_name_of_its_own_and_rounds() -> None:
-    names = [one.name for one in runner.ALL]
+    names = [benchmark.name for benchmark in runner.ALL]
     assert len(set(names)) == len(names)
-    assert all(1 <= one.quick <= one.rounds for one in runner.ALL)
+    assert all(1 <= benchmark.quick <= benchmark.rounds for benchmark in runner.ALL)
     assert runner.seconds(runner.ALL) <= 20 * 60
 
 
@@ -140,7 +140,10 @@ def test_only_what_is_named_is_measured_and_replaced(
     benchmarks_are(monkeypatch, bench("a", [QUICK]), bench("b", [SLOW]))
     monkeypatch.setattr(runner, "this_run", lambda: LATER)
     assert runner.main(["b"]) == 1
-    dates = {name: one["figures"]["an answer"]["date"] for name, one in sections(document).items()}
+    dates = {
+        name: section["figures"]["an answer"]["date"]
+        for name, section in sections(document).items()
+    }
     assert dates == {"a": RUN.date, "b": LATER.date}
 
 

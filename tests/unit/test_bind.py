@@ -36,9 +36,9 @@ def test_mountinfo_is_understood() -> None:
 
 
 def test_the_last_mount_hides_the_others() -> None:
-    found = mounted_at(parse_mountinfo(MOUNTINFO), Path("/data/services"))
-    assert found is not None
-    assert found.kind == "tmpfs"
+    mount = mounted_at(parse_mountinfo(MOUNTINFO), Path("/data/services"))
+    assert mount is not None
+    assert mount.kind == "tmpfs"
     assert mounted_at(parse_mountinfo(MOUNTINFO), Path("/data")) is None
 
 

@@ -147,10 +147,10 @@ def test_a_published_snapshot_is_synced_before_and_after_it_becomes_visible(fake
 
 def test_a_parent_is_always_named_with_p() -> None:
     store = BtrfsStore(Paths())
-    one = Snapshot(NAME, Path("/persist/s@1"), "1", received=False)
+    parent = Snapshot(NAME, Path("/persist/s@1"), "1", received=False)
     two = Snapshot(NAME, Path("/persist/s@2"), "2", received=False)
     assert store.send_argv(two, None) == ["btrfs", "-q", "send", "/persist/s@2"]
-    assert store.send_argv(two, one) == [
+    assert store.send_argv(two, parent) == [
         "btrfs",
         "-q",
         "send",

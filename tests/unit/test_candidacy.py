@@ -114,8 +114,8 @@ def test_a_clean_that_this_node_did_not_see_arrive_does_not_end_the_wait(asked: 
     here = local("b", [snap(60)])
     for silent, action in ((11.9, Action.WAIT), (12.1, Action.PROMOTE)):
         view = cluster("e5 a/a1 #7 clean ->b final:60", silent=silent, witnessed=False)
-        found = consider(view, here, config(), NOW, asked)
-        assert found.action is action
+        decision = consider(view, here, config(), NOW, asked)
+        assert decision.action is action
     view = cluster("e5 a/a1 #7 clean ->b final:60", silent=0.1)
     assert consider(view, here, config(), NOW, asked).action is Action.PROMOTE
 
@@ -159,18 +159,22 @@ LOSSY = Request(promote=True, accept_data_loss=True)
 
 def test_a_handover_is_clean_only_from_the_final_snapshot_by_its_content() -> None:
     here, elsewhere = handed("id-10"), handed("of another tree with the same name")
-    found = consider(here, local("b", [snap(10), snap(60)]), config(), NOW, NO_REQUEST)
-    assert (found.action, found.base) == (Action.PROMOTE, snap(10))
-    assert (found.reason, found.lost_s) == (Reason.CLEAN_HANDOVER, 0.0)
-    found = consider(elsewhere, local("b", [snap(10)]), config(), NOW, NO_REQUEST)
-    assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
-    found = consider(elsewhere, local("b", [snap(10)]), config(), NOW, LOSSY)
-    assert (found.action, found.reason, found.lost_s) == (Action.PROMOTE, Reason.OPERATOR, 10.0)
+    decision = consider(here, local("b", [snap(10), snap(60)]), config(), NOW, NO_REQUEST)
+    assert (decision.action, decision.base) == (Action.PROMOTE, snap(10))
+    assert (decision.reason, decision.lost_s) == (Reason.CLEAN_HANDOVER, 0.0)
+    decision = consider(elsewhere, local("b", [snap(10)]), config(), NOW, NO_REQUEST)
+    assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+    decision = consider(elsewhere, local("b", [snap(10)]), config(), NOW, LOSSY)
+    assert (decision.action, decision.reason, decision.lost_s) == (
+        Action.PROMOTE,
+        Reason.OPERATOR,
+        10.0,
+    )
 
 
 def test_an_older_versions_final_snapshot_is_known_by_its_name() -> None:
-    found = consider(handed(), local("b", [snap(10)]), config(), NOW, NO_REQUEST)
-    assert found.reason is Reason.CLEAN_HANDOVER
+    decision = consider(handed(), local("b", [snap(10)]), config(), NOW, NO_REQUEST)
+    assert decision.reason is Reason.CLEAN_HANDOVER
 
 
 def test_a_snapshot_from_the_future_is_not_taken_for_the_final_one() -> None:
@@ -178,10 +182,10 @@ def test_a_snapshot_from_the_future_is_not_taken_for_the_final_one() -> None:
     early = snap(-3600)
     for view in (handed("id-10"), handed()):
         assert is_behind(early, view)
-        found = consider(view, local("b", [early]), config(), NOW, NO_REQUEST)
-        assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
-        found = consider(view, local("b", [early, snap(10)]), config(), NOW, NO_REQUEST)
-        assert (found.action, found.base) == (Action.PROMOTE, snap(10))
+        decision = consider(view, local("b", [early]), config(), NOW, NO_REQUEST)
+        assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+        decision = consider(view, local("b", [early, snap(10)]), config(), NOW, NO_REQUEST)
+        assert (decision.action, decision.base) == (Action.PROMOTE, snap(10))
 
 
 def unseen_for_13_s() -> Cluster:
@@ -202,16 +206,16 @@ def test_what_a_failover_loses_is_told_by_when_the_base_was_really_taken(
     base: Available, age_s: float
 ) -> None:
     """A primary that was cut off may have served until its lease was over."""
-    found = consider(unseen_for_13_s(), local("b", [base]), config(), NOW, NO_REQUEST)
-    assert (found.action, found.base) == (Action.PROMOTE, base)
-    assert found.lost_s == pytest.approx(age_s - (13 - config().lease.wait))
+    decision = consider(unseen_for_13_s(), local("b", [base]), config(), NOW, NO_REQUEST)
+    assert (decision.action, decision.base) == (Action.PROMOTE, base)
+    assert decision.lost_s == pytest.approx(age_s - (13 - config().lease.wait))
 
 
 def test_what_was_surrendered_was_written_until_then_and_no_longer() -> None:
     """Its port was shut before: no lease is to be counted on top."""
     view = cluster("e5 a/a1 #7 clean ->b surrendered", silent=20)
-    found = consider(view, local("b", [snap(500)]), config(), NOW, NO_REQUEST)
-    assert found.reason is Reason.SURRENDERED and found.lost_s == pytest.approx(480)
+    decision = consider(view, local("b", [snap(500)]), config(), NOW, NO_REQUEST)
+    assert decision.reason is Reason.SURRENDERED and decision.lost_s == pytest.approx(480)
 
 
 @pytest.mark.parametrize(
@@ -242,11 +246,11 @@ def test_who_follows_an_epoch_that_never_served_goes_on_from_the_one_before(
     asked = (
         Request(promote=True, accept_data_loss=True) if lost_s and "final" in word else NO_REQUEST
     )
-    found = consider(view, local("b", mine), config(), NOW, asked)
-    assert found.action is Action.PROMOTE and found.base is not None
-    assert found.base.age_s(NOW.utc) == pytest.approx(age_s)
-    assert found.follows == follows
-    assert found.lost_s == pytest.approx(lost_s)
+    decision = consider(view, local("b", mine), config(), NOW, asked)
+    assert decision.action is Action.PROMOTE and decision.base is not None
+    assert decision.base.age_s(NOW.utc) == pytest.approx(age_s)
+    assert decision.follows == follows
+    assert decision.lost_s == pytest.approx(lost_s)
 
 
 def test_a_primary_with_a_longer_wait_may_have_written_for_longer() -> None:
@@ -254,23 +258,23 @@ def test_a_primary_with_a_longer_wait_may_have_written_for_longer() -> None:
     view = cluster(ALIVE, silent=25, holder_health="critical")
     assert view.leader is not None
     view = replace(view, leader=structs.replace(view.leader, wait=20.0))
-    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
-    assert found.reason is Reason.TAKEOVER and found.lost_s == pytest.approx(60 - (25 - 20))
+    decision = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
+    assert decision.reason is Reason.TAKEOVER and decision.lost_s == pytest.approx(60 - (25 - 20))
 
 
 def test_data_is_too_old_by_when_it_was_really_taken() -> None:
     hour_old = replace(snap(10), taken_at=UTC - 3600)
-    found = consider(unseen_for_13_s(), local("b", [hour_old]), config(), NOW, NO_REQUEST)
-    assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
-    assert "3600 s old" in found.sentence
+    decision = consider(unseen_for_13_s(), local("b", [hour_old]), config(), NOW, NO_REQUEST)
+    assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+    assert "3600 s old" in decision.sentence
 
 
 def test_a_loss_that_nobody_knows_is_told_as_unknown_and_never_as_nothing() -> None:
-    found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, NO_REQUEST)
-    assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
-    assert "of unknown age (this node started with its clock behind" in found.sentence
-    found = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, LOSSY)
-    assert (found.action, found.lost_s) == (Action.PROMOTE, None)
+    decision = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, NO_REQUEST)
+    assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+    assert "of unknown age (this node started with its clock behind" in decision.sentence
+    decision = consider(unseen_for_13_s(), local("b", [snap(-3600)]), config(), NOW, LOSSY)
+    assert (decision.action, decision.lost_s) == (Action.PROMOTE, None)
 
 
 def test_a_first_takeover_within_failover_cooldown_of_an_operators_promotion_is_allowed() -> None:
@@ -320,9 +324,9 @@ def test_a_wrong_clock_neither_bars_a_second_takeover_for_ever_nor_lets_it_be(
 )
 def test_after_a_demotion_it_is_said_what_no_other_node_has(word: str, left: bool) -> None:
     view = cluster(f"e5 a/a1 #7 clean {word}", silent=20)
-    found = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
-    assert found.reason is Reason.DEMOTED
-    assert ("without a final snapshot (what a wrote since" in found.sentence) is left
+    decision = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
+    assert decision.reason is Reason.DEMOTED
+    assert ("without a final snapshot (what a wrote since" in decision.sentence) is left
 
 
 @pytest.mark.parametrize("reason", ["takeover", "surrendered"])

@@ -146,7 +146,7 @@ def test_an_epoch_that_left_one_out_says_which_it_goes_on_from(desk: Desk) -> No
         False,
         True,
     ]
-    assert [one["follows"] for one in desk.run_json("history")["history"]] == [None, 1]
+    assert [entry["follows"] for entry in desk.run_json("history")["history"]] == [None, 1]
 
 
 def test_a_foreign_value_in_the_history_is_shown_as_one(desk: Desk) -> None:

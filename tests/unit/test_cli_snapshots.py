@@ -107,9 +107,9 @@ def test_what_never_counts_is_shown_as_that(zippy: DiskTerminal) -> None:
     initialise(paths.live.with_name("services.diverged-odd"))
     doc = zippy.run_json("snapshots")
     assert doc["partial"] == [str(paths.standby / "half")]
-    aside = [(one["kind"], one["epoch"]) for one in doc["kept_aside"]]
+    aside = [(kept["kind"], kept["epoch"]) for kept in doc["kept_aside"]]
     assert aside == [("diverged", 7), ("kept aside", None), ("retired", 8)]
-    assert [one["age_s"] is None for one in doc["kept_aside"]] == [False, True, True]
+    assert [kept["age_s"] is None for kept in doc["kept_aside"]] == [False, True, True]
     rows = [line.split() for line in zippy.run("snapshots")[1].splitlines()]
     assert [row[-5:] for row in rows if "partial" in row] == [
         [str(paths.standby / "half"), "-", "partial", "-", "never", "used"][-5:]
@@ -239,7 +239,7 @@ def test_prune_deletes_and_says_why_the_rest_stays(zippy: DiskTerminal) -> None:
     assert all(path.exists() for path in paths)
     doc = zippy.run_json("prune", "--dry-run")
     assert doc["dry_run"] is True
-    assert [one["content_id"] for one in doc["deleted"]] == ["id-4", "id-3"]
+    assert [snapshot["content_id"] for snapshot in doc["deleted"]] == ["id-4", "id-3"]
     assert doc["kept"][0]["why"] == ["pinned for c1"]
     assert zippy.run("prune")[1].splitlines()[-1] == "2 snapshots deleted, 3 kept"
     assert [path.exists() for path in paths] == [True, False, False, True, True]

@@ -104,11 +104,11 @@ def test_who_never_was_a_client_says_nothing(client: FakeClient, now: list[float
     assert tell(client) is None
 
 
-@pytest.mark.parametrize("found", ["", "[]", '{"v":1}', '{"v":2,"node":"client-7"}'])
+@pytest.mark.parametrize("note", ["", "[]", '{"v":1}', '{"v":2,"node":"client-7"}'])
 def test_a_note_that_can_not_be_understood_counts_as_none(
-    client: FakeClient, now: list[float], found: str
+    client: FakeClient, now: list[float], note: str
 ) -> None:
-    (client.config.run_dir / WRITTEN).write_text(found)
+    (client.config.run_dir / WRITTEN).write_text(note)
     assert tell(client) is not None
 
 

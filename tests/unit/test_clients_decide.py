@@ -56,9 +56,9 @@ def test_the_healthy_instance_with_the_highest_epoch_serves(client: FakeClient) 
         structs.replace(instance("10.0.0.5", 7, fsid(7)), meta={"epoch": "many"}),
         structs.replace(instance("10.0.0.6", 7, fsid(7)), meta={}),
     ]
-    found = server_of(client.parts)
-    assert isinstance(found, Server)
-    assert (found.address, found.epoch, found.fsid) == ("10.0.0.4", 7, fsid(7))
+    chosen = server_of(client.parts)
+    assert isinstance(chosen, Server)
+    assert (chosen.address, chosen.epoch, chosen.fsid) == ("10.0.0.4", 7, fsid(7))
 
 
 def test_nobody_healthy_is_no_server_and_never_a_reason_to_unmount(client: FakeClient) -> None:
@@ -177,7 +177,7 @@ def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_user
     assert client.log == ["probe"], "an adopted mount of a first look restarts nobody"
     client.log.clear()
     client.serve(B, 2, 2)
-    one = client.run()
+    remount = client.run()
     path, live = client.path, client.config.paths.live
     assert client.log == [
         "users",
@@ -190,7 +190,7 @@ def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_user
         "probe",
     ]
     assert client.woken == [path], "one mount of a server wakes those who wait at another, too"
-    said = "\n".join(one.said)
+    said = "\n".join(remount.said)
     assert f"vi (pid 41, user@0.service) has {client.path}/x of the old mount open" in said
     assert "box.service keeps the old mount at" in said
     assert "the bind mount at /srv/b stays on the old server" in said
@@ -276,9 +276,9 @@ def test_a_service_that_can_not_be_restarted_does_not_undo_the_mount(client: Fak
     client.run()
     client.serve(B, 2, 2)
     client.fail = "restart"
-    one = client.run()
+    remount = client.run()
     assert client.is_right()
-    assert any("may not have been restarted" in text for text in one.said)
+    assert any("may not have been restarted" in text for text in remount.said)
 
 
 def test_the_options_of_the_unit_are_used_and_retries_are_our_own(client: FakeClient) -> None:
@@ -318,8 +318,8 @@ def test_a_mount_that_is_never_right_is_made_once_in_a_run(client: FakeClient) -
     client.mounted(A, 1)
     answers = itertools.cycle([(Answer.STALE, ""), (Answer.ANSWERS, "")])
     client.probe = lambda *_: next(answers)  # type: ignore[method-assign]
-    one = Remount(client.parts, limit=Deadline.after(5))
-    outcome = one.run()
+    remount = Remount(client.parts, limit=Deadline.after(5))
+    outcome = remount.run()
     assert [entry.split(":")[0] for entry in client.log].count("mount") == 1
     assert outcome.trouble is not None and "left to the next run" in outcome.trouble
 

@@ -83,8 +83,8 @@ def test_a_bind_mount_of_a_directory_is_known_as_the_kernel_shows_it(
     line: str, part: str | None
 ) -> None:
     [mount] = parse_mountinfo(line)
-    found = part_of(mount, "/persist/services")
-    assert found == (None if part is None else Path(part))
+    shown_part = part_of(mount, "/persist/services")
+    assert shown_part == (None if part is None else Path(part))
     others = elsewhere([mount], Path("/data/services"), "/persist/services")
     assert others == ((mount,) if part is not None else ())
 
@@ -332,7 +332,10 @@ def test_who_has_a_file_open_is_found_by_path_and_by_the_number_of_the_mount(
             assert (use.pid, use.target, use.writes) == (user.pid, f"{tmp_path}/file", True)
             info = Path(f"/proc/{user.pid}/fdinfo").iterdir()
             ids = {
-                line for one in info for line in one.read_text().splitlines() if "mnt_id" in line
+                line
+                for info_file in info
+                for line in info_file.read_text().splitlines()
+                if "mnt_id" in line
             }
             numbers = [int(line.split()[1]) for line in ids]
             assert user.pid in {holder.pid for holder in processes.holders(numbers)}
@@ -433,7 +436,7 @@ def test_bind_mounts_of_an_earlier_server_are_named_while_the_automount_is_idle(
     autofs = Mount("0:9", "/", str(CONFIG.paths.bind), "autofs")
     strays = (nfs(B, "0:49", "/srv/www"), nfs(A, "0:48", "/srv/fine"))
     told = facts(replace(WELL, stack=(autofs,), elsewhere=strays))
-    [bad] = [one for one in examine(told, CONFIG) if not one.ok]
+    [bad] = [finding for finding in examine(told, CONFIG) if not finding.ok]
     assert bad.check == "binds" and "/srv/www" in bad.evidence and "fine" not in bad.evidence
 
 
@@ -475,6 +478,6 @@ USE = Use(41, "mysqld", "/x/data/ibdata1", "mysql.service", writes=True, hangs=T
 def test_doctor_names_cause_evidence_and_fix(
     told: Facts, check: str, evidence: str, fix: str
 ) -> None:
-    bad = {one.check: one for one in examine(told, CONFIG) if not one.ok}
+    bad = {finding.check: finding for finding in examine(told, CONFIG) if not finding.ok}
     assert evidence in bad[check].evidence
     assert fix in bad[check].fix

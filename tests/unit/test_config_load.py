@@ -39,9 +39,9 @@ def problems(path: Path, **options: bool) -> list[str]:
 
 
 def the_problem(path: Path) -> str:
-    found = problems(path)
-    assert len(found) == 1, found
-    return found[0]
+    reported = problems(path)
+    assert len(reported) == 1, reported
+    return reported[0]
 
 
 def test_a_minimal_file_gives_the_defaults(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_a_key_of_an_earlier_version_is_told_with_what_to_do(tmp_path: Path, key
 def test_a_bad_value_is_reported_with_key_value_rule_and_way_out(
     tmp_path: Path, tables: str, said: str
 ) -> None:
-    found = the_problem(write(tmp_path, tables=tables))
-    assert found.startswith(said)
-    assert "; " in found
+    problem = the_problem(write(tmp_path, tables=tables))
+    assert problem.startswith(said)
+    assert "; " in problem
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_strange_key_can_not_break_the_line(tmp_path: Path) -> None:
 
 
 def test_a_thousand_problems_are_cut_short(tmp_path: Path) -> None:
-    found = problems(write(tmp_path, top="\n".join(f"k{n} = 1" for n in range(1000))))
-    assert len(found) == 51
-    assert found[-1] == "and 950 more"
+    reported = problems(write(tmp_path, top="\n".join(f"k{n} = 1" for n in range(1000))))
+    assert len(reported) == 51
+    assert reported[-1] == "and 950 more"
 
 
 def test_a_missing_file_names_the_volumes_that_there_are(tmp_path: Path) -> None:

@@ -170,9 +170,9 @@ def other_volume(**changes: Any) -> Config:
 
 
 def conflicts(second: Config, **changes: Any) -> list[str]:
-    found = check_together([config(**changes), second])
-    assert all(where is second for where, _ in found)
-    return [str(problem) for _, problem in found]
+    reported = check_together([config(**changes), second])
+    assert all(where is second for where, _ in reported)
+    return [str(problem) for _, problem in reported]
 
 
 def test_two_volumes_side_by_side_share_the_directories_that_may_be_shared() -> None:

@@ -119,13 +119,13 @@ def test_a_role_is_not_given_up_beside_a_server_that_the_fence_does_not_shut() -
 
 
 @pytest.mark.parametrize(
-    ("kernel", "found"),
+    ("kernel", "outcome"),
     [(OPEN, Found.OPEN), (GONE, Found.FLUSHED)],
     ids=["still open", "without its rules"],
 )
-def test_a_port_is_shut_when_it_is(kernel: FenceState, found: Found) -> None:
+def test_a_port_is_shut_when_it_is(kernel: FenceState, outcome: Found) -> None:
     parts = Parts(kernel)
-    assert confirmed(parts) is found
+    assert confirmed(parts) is outcome
     assert parts.did == ["shut"]
 
 
@@ -214,10 +214,10 @@ def reboots_within(keeper: Keeper, clock: StoppedClock, seconds: int) -> None:
 def test_a_machine_that_serves_on_is_rebooted_when_the_time_of_the_fence_is_over(
     tmp_path: Path, clock: StoppedClock, reboots: list[float]
 ) -> None:
-    one = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE))
-    ended = one.held_lease.valid_until
-    reboots_within(one, clock, 15)
-    assert ended + one.config.lease.fence == pytest.approx(reboots[0], abs=0.15)
+    lease_keeper = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE))
+    ended = lease_keeper.held_lease.valid_until
+    reboots_within(lease_keeper, clock, 15)
+    assert ended + lease_keeper.config.lease.fence == pytest.approx(reboots[0], abs=0.15)
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,10 @@ def test_a_machine_is_not_rebooted(
 
 def test_within_its_lease_nothing_is_cut_off(tmp_path: Path, clock: StoppedClock) -> None:
     parts = Parts(OPEN)
-    one = keeper(tmp_path, parts)
-    reboots_within(one, clock, 8)
+    lease_keeper = keeper(tmp_path, parts)
+    reboots_within(lease_keeper, clock, 8)
     assert parts.did == []
-    reboots_within(one, clock, 1)
+    reboots_within(lease_keeper, clock, 1)
     assert parts.did == ["shut"]
 
 
@@ -254,13 +254,13 @@ def test_a_port_that_was_shut_is_looked_at_again_and_again(
 ) -> None:
     """Somebody flushes the rules because the port is shut, as Consul is away."""
     parts = Parts(OPEN)
-    one = keeper(tmp_path, parts)
-    reboots_within(one, clock, 9)
+    lease_keeper = keeper(tmp_path, parts)
+    reboots_within(lease_keeper, clock, 9)
     assert parts.did == ["shut"]
     for flushes in (1, 2, 3):
         parts.kernel = GONE
-        reboots_within(one, clock, 2)
-        assert (parts.kernel, one.flushes) == (SHUT, flushes)
+        reboots_within(lease_keeper, clock, 2)
+        assert (parts.kernel, lease_keeper.flushes) == (SHUT, flushes)
     assert parts.runs, "the port is shut: a heartbeat may open it again"
 
 
@@ -268,8 +268,8 @@ def test_a_shut_port_costs_one_look_each_heartbeat_interval(
     tmp_path: Path, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts(SHUT)
-    one = keeper(tmp_path, parts)
-    reboots_within(one, clock, 9)
+    lease_keeper = keeper(tmp_path, parts)
+    reboots_within(lease_keeper, clock, 9)
     looks: list[float] = []
 
     def state(_parts: Parts) -> FenceState:
@@ -277,33 +277,33 @@ def test_a_shut_port_costs_one_look_each_heartbeat_interval(
         return SHUT
 
     monkeypatch.setattr(Parts, "state", state)
-    reboots_within(one, clock, 20)
-    assert len(looks) == pytest.approx(20 / one.config.lease.heartbeat, abs=1)
+    reboots_within(lease_keeper, clock, 20)
+    assert len(looks) == pytest.approx(20 / lease_keeper.config.lease.heartbeat, abs=1)
 
 
 def test_rules_that_go_while_no_heartbeat_gets_through_come_back_for_the_rest_of_the_lease(
     tmp_path: Path, clock: StoppedClock
 ) -> None:
     parts = Parts(OPEN)
-    one = keeper(tmp_path, parts)
-    one.sure_at = monotonic()
+    lease_keeper = keeper(tmp_path, parts)
+    lease_keeper.sure_at = monotonic()
     clock.now += 3
     parts.kernel = GONE
-    one.check_end()
+    lease_keeper.check_end()
     assert parts.did == ["open"]
     assert parts.kernel == FenceState(in_place=True, open_for_s=5.0)
-    assert one.flushes == 1
+    assert lease_keeper.flushes == 1
 
 
 def test_rules_that_can_not_be_put_back_open_are_put_back_shut(
     tmp_path: Path, clock: StoppedClock
 ) -> None:
     parts = Parts(GONE, frozenset({"open"}))
-    one = keeper(tmp_path, parts)
+    lease_keeper = keeper(tmp_path, parts)
     clock.now += 3
-    one.check_end()
+    lease_keeper.check_end()
     assert parts.did == ["shut"]
-    assert (parts.kernel, one.flushes) == (SHUT, 1)
+    assert (parts.kernel, lease_keeper.flushes) == (SHUT, 1)
 
 
 def test_rules_that_go_while_the_node_drains_come_back_shut(
@@ -311,13 +311,13 @@ def test_rules_that_go_while_the_node_drains_come_back_shut(
 ) -> None:
     """Within its lease and after its end: until the epoch is put away."""
     parts = Parts(OPEN)
-    one = keeper(tmp_path, parts)
-    one.drain()
+    lease_keeper = keeper(tmp_path, parts)
+    lease_keeper.drain()
     for _ in range(4):
         parts.kernel = GONE
-        reboots_within(one, clock, 3)
+        reboots_within(lease_keeper, clock, 3)
         assert parts.kernel == SHUT
-    assert one.flushes == 4 and parts.runs
+    assert lease_keeper.flushes == 4 and parts.runs
 
 
 def test_a_port_that_is_open_for_another_volume_is_left_to_it(
@@ -325,9 +325,9 @@ def test_a_port_that_is_open_for_another_volume_is_left_to_it(
 ) -> None:
     """This volume's lease lasts or not: it isn't served here yet."""
     parts = Parts(OPEN)
-    one = keeper(tmp_path, parts)
-    one.serving = False
-    reboots_within(one, clock, 15)
+    lease_keeper = keeper(tmp_path, parts)
+    lease_keeper.serving = False
+    reboots_within(lease_keeper, clock, 15)
     assert parts.did == []
 
 
@@ -335,13 +335,13 @@ def test_a_port_that_opens_again_and_can_not_be_shut_is_left_to_the_last_resort(
     tmp_path: Path, clock: StoppedClock, reboots: list[float]
 ) -> None:
     parts = Parts(SHUT)
-    one = keeper(tmp_path, parts)
-    reboots_within(one, clock, 60)
+    lease_keeper = keeper(tmp_path, parts)
+    reboots_within(lease_keeper, clock, 60)
     assert reboots == []
     parts.kernel, parts.broken = GONE, UNSTOPPABLE
     noticed = monotonic()
-    reboots_within(one, clock, 10)
-    limit_s = one.config.lease.heartbeat + one.config.lease.fence
+    reboots_within(lease_keeper, clock, 10)
+    limit_s = lease_keeper.config.lease.heartbeat + lease_keeper.config.lease.fence
     assert 0 < reboots[0] - noticed <= limit_s + 0.2
 
 
@@ -352,10 +352,14 @@ def test_a_lease_that_another_one_took_stops_the_server(
     tmp_path: Path, reboots: list[float]
 ) -> None:
     parts = Parts(OPEN)
-    one = keeper(tmp_path, parts)
-    one.beat()
+    lease_keeper = keeper(tmp_path, parts)
+    lease_keeper.beat()
     assert parts.did == ["shut", "stop"]
-    assert one.over and not one.serving and one.held_lease.remaining_s(monotonic()) == 0
+    assert (
+        lease_keeper.over
+        and not lease_keeper.serving
+        and lease_keeper.held_lease.remaining_s(monotonic()) == 0
+    )
     assert reboots == []
 
 
@@ -363,7 +367,7 @@ def test_a_lease_that_another_one_took_stops_the_server(
 def test_a_lost_lease_whose_server_serves_on_is_left_to_the_last_resort(
     tmp_path: Path, reboots: list[float], reboot: str
 ) -> None:
-    one = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE), reboot=reboot)
+    lease_keeper = keeper(tmp_path, Parts(OPEN, UNSTOPPABLE), reboot=reboot)
     with pytest.raises(StandfastError, match="shut hangs"):
-        one.beat()
+        lease_keeper.beat()
     assert len(reboots) == (reboot == "sysrq")

@@ -174,7 +174,7 @@ def line(number: int, at: float = 0.0) -> Line:
 
 def test_lines_are_looked_for_byte_by_byte_in_their_place() -> None:
     lines = [line(number) for number in range(4)]
-    content = "".join(one.text for one in lines).encode()
+    content = "".join(written.text for written in lines).encode()
     assert len(content) == 4 * LINE_BYTES
     assert missing(content, lines) == []
     assert missing(content[: 3 * LINE_BYTES - 1], lines) == [2, 3]
@@ -186,7 +186,7 @@ def test_the_ledger_knows_what_was_acknowledged_before_and_the_longest_pause() -
     ledger = Ledger()
     for number, at in enumerate((1.0, 2.0, 5.0, 5.5)):
         ledger.add(line(number, at))
-    assert [one.number for one in ledger.before(5.0)] == [0, 1]
+    assert [acknowledged.number for acknowledged in ledger.before(5.0)] == [0, 1]
     assert ledger.longest_pause(0.0, 10.0) == 3.0
     assert ledger.longest_pause(5.0, 10.0) == 0.5
 

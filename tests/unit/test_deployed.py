@@ -52,9 +52,9 @@ def commands_of(unit: Path) -> Iterator[list[str]]:
 
 
 def test_every_watch_names_a_handler_that_exists() -> None:
-    found = list(watches())
-    assert found
-    for file, watch in found:
+    all_watches = list(watches())
+    assert all_watches
+    for file, watch in all_watches:
         handler = watch["handler"]
         assert isinstance(handler, list)
         assert handler[0] in HANDLERS, f"{file}: {handler}"
@@ -200,7 +200,7 @@ def test_the_wheel_carries_what_is_deployed(wheel: Path) -> None:
     for where in ("man/man1/standfast.1", *SHELLS_LOOK_AT):
         assert any(name.endswith(f".data/data/share/{where}") for name in names), where
     for name in PROGRAMS:
-        assert any(one.endswith(f".data/scripts/{name}") for one in names), name
+        assert any(member.endswith(f".data/scripts/{name}") for member in names), name
     assert not any(name.startswith(("tests/", "systemd/", "handlers/")) for name in names)
 
 

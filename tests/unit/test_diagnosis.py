@@ -55,7 +55,7 @@ def test_every_check_says_what_it_means(group: str) -> None:
         named |= set(re.findall(r'Problem\(\s*"([a-z-]+)"', preflight))
     if group == "storage":
         named -= {"clock", "space", "store"}  # between two nodes
-    known = {check for one, check in CAUSES if one == group}
+    known = {check for its_group, check in CAUSES if its_group == group}
     assert named - NEVER_BAD <= known, named - known
     assert all(len(check) <= 10 and CAUSES[group, check].endswith(".") for check in known)
 
@@ -79,26 +79,26 @@ def test_a_group_that_fails_or_hangs_is_a_finding_and_the_others_are_there() -> 
         "clients": refuses,
         "node": hangs,
     }
-    found = gather(looks, Deadline.after(1.0))
+    findings = gather(looks, Deadline.after(1.0))
     hold.set()
-    assert [(one.group, one.check, one.ok) for one in found] == [
+    assert [(finding.group, finding.check, finding.ok) for finding in findings] == [
         ("service", "serving", True),
         ("storage", "look", False),
         ("clients", "look", False),
         ("node", "look", False),
     ]
-    assert found[0].fix == "" and found[0].cause == ""
-    assert "KeyError: 'x'" in found[1].evidence and "no way" in found[2].evidence
-    assert "no answer in time" in found[3].evidence
-    assert all(one.fix for one in found[1:])
+    assert findings[0].fix == "" and findings[0].cause == ""
+    assert "KeyError: 'x'" in findings[1].evidence and "no way" in findings[2].evidence
+    assert "no answer in time" in findings[3].evidence
+    assert all(finding.fix for finding in findings[1:])
 
 
 def test_the_text_has_a_heading_for_each_group_and_the_cause_and_fix_below() -> None:
-    found = [
+    findings = [
         listed("service", Finding("serving", False, "nobody", "do this")),
         listed("replication", Finding("age", True, "3 s behind", "", "n2")),
     ]
-    assert render(found).splitlines() == [
+    assert render(findings).splitlines() == [
         "service",
         "BAD  serving   nobody",
         "               Clients wait until somebody serves.",
@@ -112,8 +112,8 @@ def test_the_text_has_a_heading_for_each_group_and_the_cause_and_fix_below() -> 
 
 
 def test_the_names_of_the_json_are_stable(config: Config) -> None:
-    one = listed("replication", Finding("age", False, "a day behind", "do this", "n2"))
-    assert document(config, [one]) == {
+    finding = listed("replication", Finding("age", False, "a day behind", "do this", "n2"))
+    assert document(config, [finding]) == {
         "v": 1,
         "volume": "data-services",
         "node": "n1",
@@ -170,9 +170,9 @@ DATA: dict[str, tuple[dict[str, Any], set[str]]] = {
 @pytest.mark.parametrize("case", DATA)
 def test_what_status_knows_of_a_standby_is_judged(config: Config, case: str) -> None:
     told, bad = DATA[case]
-    found = standby_checks.examine(structs.replace(TOLD, **told), config)
-    assert {one.check for one in found if not one.ok} == bad
-    assert all(one.subject == "n2" and one.fix for one in found if not one.ok)
+    findings = standby_checks.examine(structs.replace(TOLD, **told), config)
+    assert {finding.check for finding in findings if not finding.ok} == bad
+    assert all(finding.subject == "n2" and finding.fix for finding in findings if not finding.ok)
 
 
 def facts(node: str, **changes: Any) -> Facts:
@@ -185,7 +185,9 @@ def facts(node: str, **changes: Any) -> Facts:
 
 def test_two_clocks_are_compared_within_the_time_that_the_question_took() -> None:
     ahead = facts("n2", utc_s=1004.0)
-    assert [one.check for one in standby_checks.compare(facts("n1"), ahead, 4.0)] == ["survey"]
+    assert [finding.check for finding in standby_checks.compare(facts("n1"), ahead, 4.0)] == [
+        "survey"
+    ]
     [clock] = standby_checks.compare(facts("n1"), ahead, 0.5)
     assert (clock.check, clock.ok, clock.subject) == ("clock", False, "n2")
 
@@ -207,21 +209,21 @@ def test_a_standby_that_does_not_answer_is_named_with_the_command_that_goes_on(
     config: Config,
 ) -> None:
     there = primary(config, [sys.executable, "-c", "raise SystemExit(255)"])
-    found = standby_checks.look(there, held_by("n1", TOLD))
-    [bad] = [one for one in found if not one.ok]
+    findings = standby_checks.look(there, held_by("n1", TOLD))
+    [bad] = [finding for finding in findings if not finding.ok]
     assert (bad.check, bad.subject) == ("survey", "n2")
     assert "n2 can't be reached" in bad.evidence and "standby add n2" in bad.fix
-    assert [one.check for one in found if one.ok] == ["age"]
+    assert [finding.check for finding in findings if finding.ok] == ["age"]
 
 
 def test_without_a_key_nothing_is_made(config: Config, tmp_path: Path) -> None:
     there = structs.replace(config, replication=Replication(ssh_key=tmp_path / "key"))
-    found = standby_checks.look(there, held_by("n1"))
-    assert [(one.check, one.ok, one.subject) for one in found] == [
+    findings = standby_checks.look(there, held_by("n1"))
+    assert [(finding.check, finding.ok, finding.subject) for finding in findings] == [
         ("way", False, "n2"),
         ("way", False, "n3"),
     ]
-    assert "standfast standby add n2" in found[0].fix
+    assert "standfast standby add n2" in findings[0].fix
     assert not list(tmp_path.glob("key*"))
 
 
@@ -237,18 +239,18 @@ def test_an_agent_that_starts_before_its_disk_is_mounted_is_named_with_the_drop_
     agent, after = "standfast-agent@x.service", ["consul.service", "persist.mount"]
     assert node_checks.waits_for_disk(Path("/persist"), "persist.mount", agent, after).ok
     assert node_checks.waits_for_disk(Path("/"), "-.mount", agent, after).ok
-    found = node_checks.waits_for_disk(Path("/srv/x"), "srv-x.mount", agent, after)
-    assert not found.ok
-    assert "Wants=srv-x.mount and After=srv-x.mount" in found.fix
-    assert "RequiresMountsFor=/srv/x" in found.fix
+    finding = node_checks.waits_for_disk(Path("/srv/x"), "srv-x.mount", agent, after)
+    assert not finding.ok
+    assert "Wants=srv-x.mount and After=srv-x.mount" in finding.fix
+    assert "RequiresMountsFor=/srv/x" in finding.fix
 
 
 def test_failed_units_are_named_with_their_journal() -> None:
     assert node_checks.failed_units("\n").ok
     assert node_checks.failed_units("standfast-replicate@x:n2.service loaded failed failed x\n").ok
-    found = node_checks.failed_units("standfast-agent@x.service loaded failed failed Standfast\n")
-    assert not found.ok
-    assert "journalctl -u standfast-agent@x.service" in found.fix
+    finding = node_checks.failed_units("standfast-agent@x.service loaded failed failed Standfast\n")
+    assert not finding.ok
+    assert "journalctl -u standfast-agent@x.service" in finding.fix
 
 
 def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> None:
@@ -256,8 +258,8 @@ def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> Non
     (place / "post-promote").mkdir(parents=True)
     (place / "pre-promotion").mkdir()
     (place / "post-promote/10-mail").write_text("")
-    [found] = node_checks.look(structs.replace(config, hooks=Hooks(dir=place)))
-    assert not found.ok
-    assert "10-mail is not executable" in found.evidence
-    assert "pre-promotion is no event's directory" in found.evidence
+    [finding] = node_checks.look(structs.replace(config, hooks=Hooks(dir=place)))
+    assert not finding.ok
+    assert "10-mail is not executable" in finding.evidence
+    assert "pre-promotion is no event's directory" in finding.evidence
     assert node_checks.look(structs.replace(config, hooks=Hooks(dir=tmp_path / "none"))) == []

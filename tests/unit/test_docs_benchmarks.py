@@ -24,8 +24,8 @@ QUOTED = re.compile(r"\[([^\]]+)\]\([^)]*benchmarks\.md#([\w-]+)\)")
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(DOCUMENT.read_text())
-    return found
+    content: dict[str, Any] = json.loads(DOCUMENT.read_text())
+    return content
 
 
 def quoted(document: dict[str, Any], text: str, benchmark: str) -> Iterator[dict[str, Any]]:
@@ -59,9 +59,9 @@ def test_every_figure_that_a_page_quotes_was_measured(document: dict[str, Any], 
 
 
 def test_what_readme_promises_and_measured_is_there(document: dict[str, Any]) -> None:
-    found = [(cell, *one) for cell in promises() for one in QUOTED.findall(cell)]
-    assert found, "README's table of promises quotes no figure"
-    for cell, text, benchmark in found:
+    quotes = [(cell, *groups) for cell in promises() for groups in QUOTED.findall(cell)]
+    assert quotes, "README's table of promises quotes no figure"
+    for cell, text, benchmark in quotes:
         limits = [figure["promise"] for figure in quoted(document, text, benchmark)]
         assert any(limit is None or f"{limit:g} s" in cell for limit in limits), cell
     unnamed = [cell for cell in promises() if "measured" in QUOTED.sub("", cell)]

@@ -60,7 +60,7 @@ def test_a_healthy_primary_has_no_finding_and_no_fix() -> None:
 def test_what_is_wrong_is_named_with_its_evidence_and_a_fix(
     change: dict[str, Any], check: str, evidence: str
 ) -> None:
-    [bad] = [one for one in examine(parsed(WELL | change)) if not one.ok]
+    [bad] = [finding for finding in examine(parsed(WELL | change)) if not finding.ok]
     assert bad.check == check
     assert evidence in bad.evidence
     assert bad.fix

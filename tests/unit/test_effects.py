@@ -442,10 +442,10 @@ def test_a_handover_has_a_limit_of_its_own_from_the_moment_clients_wait(node: Fa
 
 
 def instances_one_by_one(
-    node: FakeNode, monkeypatch: pytest.MonkeyPatch, *found: tuple[str, str]
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, *shown: tuple[str, str]
 ) -> list[tuple[str, str]]:
     """What Consul shows at each look, as (node, checks); what is left of it."""
-    left = list(found)
+    left = list(shown)
 
     def instances(_service: str) -> tuple[Instance, ...]:
         name, checks = left.pop(0) if len(left) > 1 else left[0]

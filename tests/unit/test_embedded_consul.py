@@ -50,9 +50,9 @@ def gateway(cluster: EmbeddedConsul, *nodes: str, timeout_s: float = 5.0) -> Con
 
 
 def serve_on(cluster: EmbeddedConsul, node: str, ttl_s: float = 60, *, service: str = "ds") -> None:
-    one = gateway(cluster, node)
-    one.register(Registration(service, service, "", 2049, {"node": node}, ttl_s, "check"))
-    one.pass_check(f"service:{service}", "fine")
+    consul = gateway(cluster, node)
+    consul.register(Registration(service, service, "", 2049, {"node": node}, ttl_s, "check"))
+    consul.pass_check(f"service:{service}", "fine")
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_all_agents_show_the_same_keys(cluster: EmbeddedConsul) -> None:
 
 def test_a_service_belongs_to_the_agent_that_registered_it(cluster: EmbeddedConsul) -> None:
     serve_on(cluster, "n2")
-    (one,) = gateway(cluster, "n1").instances("ds")
-    assert (one.node, one.address, one.checks) == ("n2", "10.0.0.2", "passing")
+    (instance,) = gateway(cluster, "n1").instances("ds")
+    assert (instance.node, instance.address, instance.checks) == ("n2", "10.0.0.2", "passing")
     assert gateway(cluster, "n1").local_services() == {}
     assert gateway(cluster, "n2").local_services() == {"ds": {"node": "n2"}}
 
@@ -101,8 +101,8 @@ def test_a_dead_node_keeps_its_service_passing_and_its_health_critical(
         10.0,
         "a time to live that began later is over",
     )
-    (one,) = gateway(cluster).instances("ds")
-    assert (one.node_health, one.checks) == ("critical", "passing")
+    (instance,) = gateway(cluster).instances("ds")
+    assert (instance.node_health, instance.checks) == ("critical", "passing")
     assert gateway(cluster).node_health("n2") == "critical"
 
 
@@ -185,22 +185,22 @@ def test_stopping_an_agent_ends_the_waits_on_it(
 
 
 def test_without_a_quorum_nothing_is_read_or_written(cluster: EmbeddedConsul) -> None:
-    one = gateway(cluster)
-    one.put("k", b"1")
+    consul = gateway(cluster)
+    consul.put("k", b"1")
     cluster.set_quorum(False)
     calls: list[Callable[[], object]] = [
-        lambda: one.get("k"),
-        lambda: one.get("k", consistent=True),
-        lambda: one.txn([Set("k", b"2")]),
-        lambda: one.put("k", b"2"),
-        lambda: one.instances("consul"),
+        lambda: consul.get("k"),
+        lambda: consul.get("k", consistent=True),
+        lambda: consul.txn([Set("k", b"2")]),
+        lambda: consul.put("k", b"2"),
+        lambda: consul.instances("consul"),
     ]
     for call in calls:
         with pytest.raises(ConsulNoQuorum, match="No cluster leader") as caught:
             call()
         assert not caught.value.maybe_applied
     cluster.set_quorum(True)
-    entry = one.get("k")
+    entry = consul.get("k")
     assert entry is not None and entry.value == b"1"
 
 
@@ -226,14 +226,14 @@ def test_a_quorum_that_comes_back_in_time_answers_who_waits(cluster: EmbeddedCon
 
 
 def test_a_lost_reply_leaves_the_write_committed(cluster: EmbeddedConsul) -> None:
-    one = gateway(cluster)
+    consul = gateway(cluster)
     cluster.drop_next_reply()
     with pytest.raises(ConsulGarbled, match="closed without an answer") as caught:
-        one.txn([Cas("k", 0, b"mine")])
+        consul.txn([Cas("k", 0, b"mine")])
     assert caught.value.maybe_applied
-    entry = one.get("k")
+    entry = consul.get("k")
     assert entry is not None and entry.value == b"mine"
-    assert isinstance(one.txn([Set("k", b"again")]), Committed)
+    assert isinstance(consul.txn([Set("k", b"again")]), Committed)
 
 
 def test_only_the_chosen_request_loses_its_reply(cluster: EmbeddedConsul) -> None:
@@ -244,31 +244,31 @@ def test_only_the_chosen_request_loses_its_reply(cluster: EmbeddedConsul) -> Non
 
 
 def test_a_delayed_write_is_carried_out_late(cluster: EmbeddedConsul) -> None:
-    one, hasty = gateway(cluster), gateway(cluster, timeout_s=patient(0.3))
-    assert isinstance(one.txn([Set("k", b"old")]), Committed)
+    consul, hasty = gateway(cluster), gateway(cluster, timeout_s=patient(0.3))
+    assert isinstance(consul.txn([Set("k", b"old")]), Committed)
     held = cluster.hold_next(is_txn)
     with pytest.raises(ConsulTimedOut) as caught:
         hasty.txn([Set("k", b"late")])
     assert caught.value.maybe_applied
-    before = one.get("k")
+    before = consul.get("k")
     assert before is not None and before.value == b"old"
     assert cluster.let_go(held, soon(20.0)).status == 200
-    after = one.get("k")
+    after = consul.get("k")
     assert after is not None and after.value == b"late"
 
 
 def test_a_late_write_with_a_condition_is_refused_once_the_key_has_moved(
     cluster: EmbeddedConsul,
 ) -> None:
-    one, hasty = gateway(cluster), gateway(cluster, timeout_s=patient(0.3))
-    made = one.txn([Set("k", b"1")])
+    consul, hasty = gateway(cluster), gateway(cluster, timeout_s=patient(0.3))
+    made = consul.txn([Set("k", b"1")])
     assert isinstance(made, Committed)
     held = cluster.hold_next(is_txn)
     with pytest.raises(ConsulTimedOut):
         hasty.txn([Cas("k", made.indexes["k"], b"clean")])
-    assert isinstance(one.txn([Cas("k", made.indexes["k"], b"2")]), Committed)
+    assert isinstance(consul.txn([Cas("k", made.indexes["k"], b"2")]), Committed)
     assert cluster.let_go(held, soon(20.0)).status == 409
-    entry = one.get("k")
+    entry = consul.get("k")
     assert entry is not None and entry.value == b"2"
 
 
@@ -276,29 +276,29 @@ def test_a_late_write_with_a_condition_is_refused_once_the_key_has_moved(
 
 
 def test_a_restore_takes_values_and_indexes_back(cluster: EmbeddedConsul) -> None:
-    one = gateway(cluster)
-    one.put("k", b"1")
-    backup, before = cluster.snapshot(), one.get("k")
-    one.put("k", b"2")
-    one.put("new", b"2")
-    after = one.get("k")
+    consul = gateway(cluster)
+    consul.put("k", b"1")
+    backup, before = cluster.snapshot(), consul.get("k")
+    consul.put("k", b"2")
+    consul.put("new", b"2")
+    after = consul.get("k")
     assert before is not None and after is not None
     cluster.restore(backup)
-    assert one.get("k") == before
-    assert one.get("new") is None
-    assert one.wait("k", after.modify_index, wait_s=0.2) == (before.modify_index, before)
-    assert isinstance(one.txn([CheckIndex("k", after.modify_index)]), Conflict)
+    assert consul.get("k") == before
+    assert consul.get("new") is None
+    assert consul.wait("k", after.modify_index, wait_s=0.2) == (before.modify_index, before)
+    assert isinstance(consul.txn([CheckIndex("k", after.modify_index)]), Conflict)
 
 
 def test_a_restore_sends_waiting_queries_home(cluster: EmbeddedConsul) -> None:
-    one = gateway(cluster)
-    one.put("k", b"1")
+    consul = gateway(cluster)
+    consul.put("k", b"1")
     backup = cluster.snapshot()
-    index, _ = one.wait("k", 0, wait_s=1)
+    index, _ = consul.wait("k", 0, wait_s=1)
     timer = threading.Timer(0.2, cluster.restore, (backup,))
     timer.start()
     started = monotonic()
-    assert one.wait("k", index, wait_s=HANG_S) == (index, Entry("k", b"1", index))
+    assert consul.wait("k", index, wait_s=HANG_S) == (index, Entry("k", b"1", index))
     assert monotonic() - started < HANG_S
     timer.join()
 
@@ -319,9 +319,9 @@ def test_closing_ends_waits_delays_and_threads(blocked: threading.Event) -> None
     before = set(threading.enumerate())
     with EmbeddedConsul() as consul:
         consul.add_agent("n1")
-        one = ConsulGateway([consul.address("n1")], timeout_s=5)
-        one.put("k", b"v")
-        index, _ = one.wait("k", 0, wait_s=1)
+        gateway = ConsulGateway([consul.address("n1")], timeout_s=5)
+        gateway.put("k", b"v")
+        index, _ = gateway.wait("k", 0, wait_s=1)
         held = consul.hold_next(lambda method, path: method == "PUT")
 
         def quietly(call: Callable[[], object]) -> None:
@@ -331,8 +331,10 @@ def test_closing_ends_waits_delays_and_threads(blocked: threading.Event) -> None
                 return
 
         clients = [
-            threading.Thread(target=quietly, args=(lambda: one.wait("k", index, wait_s=HANG_S),)),
-            threading.Thread(target=quietly, args=(lambda: one.put("k", b"late"),)),
+            threading.Thread(
+                target=quietly, args=(lambda: gateway.wait("k", index, wait_s=HANG_S),)
+            ),
+            threading.Thread(target=quietly, args=(lambda: gateway.put("k", b"late"),)),
         ]
         for client in clients:
             client.start()
@@ -347,12 +349,12 @@ def test_closing_ends_waits_delays_and_threads(blocked: threading.Event) -> None
 
 def test_many_writers_at_once_lose_nothing(cluster: EmbeddedConsul) -> None:
     def count(node: str) -> None:
-        one = gateway(cluster, node)
+        consul = gateway(cluster, node)
         for _ in range(10):
             while True:
-                entry = one.get("counter")
+                entry = consul.get("counter")
                 index, value = (entry.modify_index, int(entry.value)) if entry else (0, 0)
-                if isinstance(one.txn([Cas("counter", index, b"%d" % (value + 1))]), Committed):
+                if isinstance(consul.txn([Cas("counter", index, b"%d" % (value + 1))]), Committed):
                     break
 
     writers = [threading.Thread(target=count, args=(f"n{n}",)) for n in (1, 2, 3)]

@@ -72,7 +72,7 @@ class Journal:
 
 
 def decoded(data: bytes) -> dict[str, str]:
-    found = {}
+    fields = {}
     while data:
         line, _, data = data.partition(b"\n")
         name, equals, value = line.partition(b"=")
@@ -81,8 +81,8 @@ def decoded(data: bytes) -> dict[str, str]:
             value, data = data[8 : 8 + size], data[8 + size :]
             assert data[:1] == b"\n"
             data = data[1:]
-        found[name.decode()] = value.decode()
-    return found
+        fields[name.decode()] = value.decode()
+    return fields
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
 def test_no_id_ever_changes() -> None:
     assert {str(kind): kind.message_id for kind in Kind} == IDS
     assert len(set(IDS.values())) == len(IDS)
-    assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in IDS.values())
+    assert all(re.fullmatch(r"[0-9a-f]{32}", message_id) for message_id in IDS.values())
 
 
 def test_an_entry_has_its_fields_and_nothing_that_is_not_known(

@@ -69,8 +69,8 @@ def test_status_says_whether_somebody_serves(
 def test_doctor_says_whether_every_check_is_well(
     zippy: Terminal, monkeypatch: pytest.MonkeyPatch, well: bool, code: int
 ) -> None:
-    found = [Finding("disk", True, "it is there"), Finding("tools", well, "as it is", "do this")]
-    monkeypatch.setattr("standfast.cli.doctor.looks_of", lambda _: {"storage": lambda: found})
+    findings = [Finding("disk", True, "it is there"), Finding("tools", well, "as it is", "do this")]
+    monkeypatch.setattr("standfast.cli.doctor.looks_of", lambda _: {"storage": lambda: findings})
     assert zippy.run("doctor")[0] == code
     assert zippy.run("doctor", "--json")[0] == code
 
@@ -98,10 +98,10 @@ def test_verify_says_whether_all_are_equal(
     reason: Reason | None,
 ) -> None:
     def compare(_config: Config, _store: object, standby: str, **_: object) -> Comparison:
-        found = theirs[standby]
-        if isinstance(found, StandfastError):
-            raise found
-        return compared(standby, found)
+        answer = theirs[standby]
+        if isinstance(answer, StandfastError):
+            raise answer
+        return compared(standby, answer)
 
     monkeypatch.setattr(verify, "compare", compare)
     assert zippy.run("verify")[0] == code
@@ -141,7 +141,9 @@ def test_replicate_says_whether_every_standby_has_it(
     got, out, _ = zippy.run("replicate", "--json")
     doc = json.loads(out)
     assert (got, doc["done"]) == (code, code == 0)
-    assert ["error" in one for one in doc["replicated"]] == [one in failing for one in ("c1", "c2")]
+    assert ["error" in outcome for outcome in doc["replicated"]] == [
+        standby in failing for standby in ("c1", "c2")
+    ]
 
 
 def test_a_cycle_that_failed_has_its_hooks_and_its_own_exit_status(

@@ -188,7 +188,7 @@ def test_of_several_volumes_one_has_to_be_named(config: Config) -> None:
     route = role_route(
         [config, other],
         is_primary,
-        lambda one: parsed(PRIMARY if one is config else STANDBY),
+        lambda asked: parsed(PRIMARY if asked is config else STANDBY),
     )
     answer = route(Request("/primary"))
     assert answer.status == 400

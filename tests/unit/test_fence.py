@@ -50,7 +50,7 @@ def test_the_listing_of_an_open_port_is_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "instead"),
+    ("original", "instead"),
     [
         ("th dport != @open drop", "th dport != @open counter accept"),
         ('\t\tiif "lo" accept\n', '\t\tiif "lo" accept\n\t\tip saddr 10.0.0.0/8 accept\n'),
@@ -64,9 +64,9 @@ def test_the_listing_of_an_open_port_is_understood() -> None:
         ("table inet standfast {\n", "table inet standfast {\n\tflags dormant\n"),
     ],
 )
-def test_rules_that_somebody_changed_are_not_in_place(found: str, instead: str) -> None:
-    assert found in LISTING
-    assert not parse_table(LISTING.replace(found, instead), 2049).in_place
+def test_rules_that_somebody_changed_are_not_in_place(original: str, instead: str) -> None:
+    assert original in LISTING
+    assert not parse_table(LISTING.replace(original, instead), 2049).in_place
 
 
 def test_rules_that_let_answers_out_are_not_in_place() -> None:

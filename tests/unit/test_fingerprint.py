@@ -33,8 +33,8 @@ def lines(root: Path, *, full: bool = True) -> list[str]:
 
 
 def properties(root: Path, path: str, *, full: bool = True) -> dict[str, str]:
-    [line] = [one for one in lines(root, full=full) if one.startswith(path + " ")]
-    return dict(one.split("=", 1) for one in line.split(" ")[1:])
+    [line] = [entry for entry in lines(root, full=full) if entry.startswith(path + " ")]
+    return dict(pair.split("=", 1) for pair in line.split(" ")[1:])
 
 
 def build(root: Path) -> Path:
@@ -95,15 +95,18 @@ def test_a_copy_has_the_same_manifest(tree: Path, tmp_path: Path) -> None:
 
 
 def test_every_entry_has_a_line_in_the_order_of_the_parts_of_its_path(tree: Path) -> None:
-    found = [unescape(line.split(" ")[0]) for line in lines(tree)]
+    paths = [unescape(line.split(" ")[0]) for line in lines(tree)]
     wanted = [os.fsencode(path.relative_to(tree)) for path in tree.rglob("*")]
-    assert found == [b".", *sorted(wanted, key=lambda path: path.split(b"/"))]
+    assert paths == [b".", *sorted(wanted, key=lambda path: path.split(b"/"))]
 
 
 def test_the_fingerprint_is_of_the_lines(tree: Path) -> None:
     text = "".join(line + "\n" for line in lines(tree)).encode()
-    found = fingerprint.fingerprint(tree, full=True, deadline=soon(60))
-    assert (found.digest, found.entries) == (hashlib.sha256(text).hexdigest(), text.count(b"\n"))
+    of_tree = fingerprint.fingerprint(tree, full=True, deadline=soon(60))
+    assert (of_tree.digest, of_tree.entries) == (
+        hashlib.sha256(text).hexdigest(),
+        text.count(b"\n"),
+    )
 
 
 def test_a_line_says_all_of_a_file(tree: Path) -> None:
@@ -150,9 +153,9 @@ def test_a_tree_deeper_than_any_path_may_be_long_is_walked(tmp_path: Path) -> No
         here = below
     os.close(here)
     opened = open_files()
-    found = lines(root)
-    assert len(found) == 61
-    assert max(map(len, found)) < 60_000
+    walked = lines(root)
+    assert len(walked) == 61
+    assert max(map(len, walked)) < 60_000
     assert open_files() == opened
 
 
@@ -238,7 +241,7 @@ CHANGES = (
 )
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__.strip("_"))
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
 def test_a_change_changes_the_fingerprint_of_the_metadata(
     tree: Path, change: Callable[[Path], None]
 ) -> None:
@@ -255,8 +258,8 @@ def test_a_flipped_byte_is_found_by_the_full_fingerprint_only(tree: Path) -> Non
     metadata, full = lines(tree, full=False), lines(tree)
     _flip(tree)
     assert lines(tree, full=False) == metadata
-    [found] = differences(full, lines(tree))
-    assert found.path == "a/f" and [change.key for change in found.changes] == ["sha256"]
+    [difference] = differences(full, lines(tree))
+    assert difference.path == "a/f" and [change.key for change in difference.changes] == ["sha256"]
 
 
 def test_extended_attributes_count(tree: Path) -> None:
@@ -265,12 +268,12 @@ def test_extended_attributes_count(tree: Path) -> None:
     assert properties(tree, "a/f")["xattr:user.one"] == "\\x00\\x20\\x3dvalue"
     os.setxattr(tree / "a/f", "user.one", b"other")
     os.setxattr(tree / "a/f", "user.two", b"")
-    [found] = differences(before, lines(tree, full=False))
-    assert found.changes == (
+    [difference] = differences(before, lines(tree, full=False))
+    assert difference.changes == (
         Change("xattr:user.one", "\\x00\\x20\\x3dvalue", "other"),
         Change("xattr:user.two", None, ""),
     )
-    assert found.sentence("a", "b") == (
+    assert difference.sentence("a", "b") == (
         "a/f: extended attribute user.one is \\x00\\x20\\x3dvalue on a, other on b; "
         "extended attribute user.two is missing on a, empty on b"
     )
@@ -285,9 +288,9 @@ def test_many_and_large_attributes_fit_a_line_and_still_count(
         before = lines(tree)
         assert max(map(len, before)) < 1000
         os.setxattr(tree / "a/f", f"user.{number}", b"\x00" * 499 + b"\x01")
-        [found] = differences(before, lines(tree))
+        [difference] = differences(before, lines(tree))
         many = number >= 2
-        assert [change.key for change in found.changes] == [
+        assert [change.key for change in difference.changes] == [
             "xattrs" if many else f"xattr:user.{number}"
         ]
 
@@ -298,11 +301,11 @@ def test_owners_devices_and_trusted_attributes_count(tree: Path) -> None:
     os.chown(tree / "a/f", 12, 34)
     set_attribute(tree / "a/f", "trusted.one", b"1")
     os.setxattr(tree / "link", "trusted.two", b"2", follow_symlinks=False)
-    found = properties(tree, "device")
-    assert (found["type"], found["rdev"]) == ("character-device", "1:3")
+    device = properties(tree, "device")
+    assert (device["type"], device["rdev"]) == ("character-device", "1:3")
     before = lines(tree)
-    found = properties(tree, "a/f")
-    assert (found["uid"], found["gid"], found["xattr:trusted.one"]) == ("12", "34", "1")
+    file = properties(tree, "a/f")
+    assert (file["uid"], file["gid"], file["xattr:trusted.one"]) == ("12", "34", "1")
     assert properties(tree, "link")["xattr:trusted.two"] == "2"
     (tree / "device").unlink()
     os.mknod(tree / "device", 0o20600, os.makedev(1, 5))
@@ -336,12 +339,12 @@ def test_another_file_system_is_named_and_not_entered(tree: Path) -> None:
     mount = f"mount -t tmpfs none '{tree}/a' && touch '{tree}/a/hidden'"
     assert os.system(mount) == 0
     try:
-        found = lines(tree)
+        while_mounted = lines(tree)
     finally:
         os.system(f"umount '{tree}/a'")
-    assert "a type=other-file-system" in found
-    assert not [line for line in found if line.startswith("a/")]
-    assert found != lines(tree)
+    assert "a type=other-file-system" in while_mounted
+    assert not [line for line in while_mounted if line.startswith("a/")]
+    assert while_mounted != lines(tree)
 
 
 def test_a_damaged_disk_is_an_error_with_the_path_and_never_a_line(
@@ -412,8 +415,8 @@ def line(path: str, mode: str = "0644", kind: str = "file") -> str:
 
 
 def merge(ours: str, theirs: str) -> list[str]:
-    found = differences(map(line, ours.split()), map(line, theirs.split()))
-    return [one.sentence("a", "b") for one in found]
+    differing = differences(map(line, ours.split()), map(line, theirs.split()))
+    return [difference.sentence("a", "b") for difference in differing]
 
 
 @pytest.mark.parametrize(
@@ -437,8 +440,8 @@ def test_what_is_on_one_side_only_is_named_once(ours: str, theirs: str, wanted: 
 def test_a_directory_that_is_a_file_elsewhere_is_one_difference() -> None:
     ours = [line("d", "0755", "directory"), line("d/x"), line("e")]
     theirs = [line("d"), line("e")]
-    [found] = differences(ours, theirs)
-    assert found == Difference(
+    [difference] = differences(ours, theirs)
+    assert difference == Difference(
         "d",
         ours=True,
         theirs=True,
@@ -447,8 +450,10 @@ def test_a_directory_that_is_a_file_elsewhere_is_one_difference() -> None:
 
 
 def test_contents_are_told_by_the_beginning_of_their_hashes() -> None:
-    [found] = differences(["f type=file sha256=" + "1" * 64], ["f type=file sha256=" + "2" * 64])
-    assert found.sentence("a", "b") == (
+    [difference] = differences(
+        ["f type=file sha256=" + "1" * 64], ["f type=file sha256=" + "2" * 64]
+    )
+    assert difference.sentence("a", "b") == (
         f"f: the content differs (sha256 {'1' * 16}... on a, {'2' * 16}... on b)"
     )
 

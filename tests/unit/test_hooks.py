@@ -164,15 +164,15 @@ def test_a_link_counts_with_the_place_that_it_leads_to(
     real.symlink_to(elsewhere / "x")
     assert [program.wrong for program in hooks.programs(config, Occasion.POST_PROMOTE)] == [None]
     elsewhere.chmod(0o777)
-    [one] = hooks.programs(config, Occasion.POST_PROMOTE)
-    assert one.wrong is not None and str(elsewhere) in one.wrong
+    [refused] = hooks.programs(config, Occasion.POST_PROMOTE)
+    assert refused.wrong is not None and str(elsewhere) in refused.wrong
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to somebody else")
 def test_one_of_another_owner_is_not_run(config: Config, put: Put) -> None:
     os.chown(put("post-promote/10-x"), 1234, 0)
-    [one] = hooks.programs(config, Occasion.POST_PROMOTE)
-    assert one.wrong is not None and "belongs to uid 1234" in one.wrong
+    [program] = hooks.programs(config, Occasion.POST_PROMOTE)
+    assert program.wrong is not None and "belongs to uid 1234" in program.wrong
 
 
 @pytest.mark.parametrize("name", ["10-x~", "10-x.bak", "10-x.dpkg-old", "10-x.rpmnew", ".10-x.swp"])

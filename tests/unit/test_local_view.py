@@ -146,11 +146,11 @@ def test_what_else_a_holder_can_not_read_is_no_fault_of_its_disk(node: FakeNode)
 def test_only_what_an_older_version_noted_is_doubted_for_its_name_from_the_future() -> None:
     now = 1_795_000_000.0
     name = SnapshotName.at("services", now + 60)
-    one = Snapshot(name, Path("/x"), "id", received=True)
-    assert available(one, Origin(4), now) == Available(one, 4, ahead=True)
-    assert available(one, Origin(4), now + 60) == Available(one, 4)
-    noted = available(one, Origin(4, now - 60), now)
-    assert noted == Available(one, 4, taken_at=now - 60)
+    snapshot = Snapshot(name, Path("/x"), "id", received=True)
+    assert available(snapshot, Origin(4), now) == Available(snapshot, 4, ahead=True)
+    assert available(snapshot, Origin(4), now + 60) == Available(snapshot, 4)
+    noted = available(snapshot, Origin(4, now - 60), now)
+    assert noted == Available(snapshot, 4, taken_at=now - 60)
 
 
 def test_a_fresh_look_lists_the_snapshots_again(node: FakeNode, clock: StoppedClock) -> None:

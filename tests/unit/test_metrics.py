@@ -161,44 +161,44 @@ def test_a_standby_speaks_of_its_own_data_so_that_the_age_grows_without_a_primar
 
 def test_a_standby_without_a_snapshot_is_infinitely_old(config: Config) -> None:
     empty = Replica(None, 0)
-    found = scrape(config, fetch=lambda config: parsed(ON_STANDBY), replica=lambda config: empty)
-    assert found[f"{STANDBY}{{zippy}}"] == math.inf
-    assert found[f"{HAS_SNAPSHOT}{{zippy}}"] == 0
+    scraped = scrape(config, fetch=lambda config: parsed(ON_STANDBY), replica=lambda config: empty)
+    assert scraped[f"{STANDBY}{{zippy}}"] == math.inf
+    assert scraped[f"{HAS_SNAPSHOT}{{zippy}}"] == 0
     none = {**PRIMARY, "standbys": [{"node": "c1", "snapshot": None}]}
-    found = scrape(
+    scraped = scrape(
         config,
         fetch=lambda config: parsed(none),
         replication=lambda config: state.ReplicationState(),
     )
-    assert found[f"{STANDBY}{{c1}}"] == math.inf
-    assert found[f"{HAS_SNAPSHOT}{{c1}}"] == 0
+    assert scraped[f"{STANDBY}{{c1}}"] == math.inf
+    assert scraped[f"{HAS_SNAPSHOT}{{c1}}"] == 0
 
 
 def test_a_snapshot_of_unknown_age_is_there_all_the_same(config: Config) -> None:
     """Its only word is a name from the future: an age that nobody knows, and no empty standby."""
     there = Replica(copy_of(-3600), 0)
-    found = scrape(config, fetch=lambda config: parsed(ON_STANDBY), replica=lambda config: there)
-    assert found[f"{STANDBY}{{zippy}}"] == math.inf
-    assert found[f"{HAS_SNAPSHOT}{{zippy}}"] == 1
+    scraped = scrape(config, fetch=lambda config: parsed(ON_STANDBY), replica=lambda config: there)
+    assert scraped[f"{STANDBY}{{zippy}}"] == math.inf
+    assert scraped[f"{HAS_SNAPSHOT}{{zippy}}"] == 1
 
 
 def test_a_primary_without_consul_still_knows_what_it_sent(config: Config) -> None:
-    found = scrape(config, fetch=lambda config: parsed(WITHOUT_CONSUL))
-    assert found["standfast_up{agent}"] == 1
-    assert found["standfast_up{consul}"] == 0
-    assert found[f"{STANDBY}{{c1}}"] == 42
-    assert found["standfast_failover_possible{}"] == 0
-    assert found["standfast_failover_blocked{consul-unreachable}"] == 1
-    assert "standfast_epoch{}" not in found
+    scraped = scrape(config, fetch=lambda config: parsed(WITHOUT_CONSUL))
+    assert scraped["standfast_up{agent}"] == 1
+    assert scraped["standfast_up{consul}"] == 0
+    assert scraped[f"{STANDBY}{{c1}}"] == 42
+    assert scraped["standfast_failover_possible{}"] == 0
+    assert scraped["standfast_failover_blocked{consul-unreachable}"] == 1
+    assert "standfast_epoch{}" not in scraped
 
 
 def test_what_is_unknown_is_not_called_infinite(config: Config) -> None:
-    found = scrape(
+    scraped = scrape(
         config,
         fetch=lambda config: parsed(WITHOUT_CONSUL),
         replication=lambda config: state.ReplicationState(),
     )
-    assert not any(name.startswith(STANDBY) for name in found)
+    assert not any(name.startswith(STANDBY) for name in scraped)
 
 
 @pytest.mark.parametrize("error", [StandfastError("no"), OSError(5, "I/O"), KeyError("bug")])
@@ -209,20 +209,22 @@ def test_what_is_unknown_is_not_called_infinite(config: Config) -> None:
 def test_one_broken_source_is_down_and_the_others_are_told(
     config: Config, reader: str, source: str, error: Exception
 ) -> None:
-    found = scrape(config, **{reader: breaks(error)})
-    up = {name: value for name, value in found.items() if name.startswith("standfast_up")}
+    scraped = scrape(config, **{reader: breaks(error)})
+    up = {name: value for name, value in scraped.items() if name.startswith("standfast_up")}
     assert up == {
-        f"standfast_up{{{one}}}": float(one != source)
-        for one in ("agent", "consul", "replication", "store")
+        f"standfast_up{{{known_source}}}": float(known_source != source)
+        for known_source in ("agent", "consul", "replication", "store")
     }
-    assert found["standfast_epoch{}"] == 7
+    assert scraped["standfast_epoch{}"] == 7
 
 
 def test_when_everything_is_broken_the_scrape_says_so(config: Config) -> None:
     no = breaks(Unreachable("nothing answers"))
-    found = scrape(config, fetch=no, from_consul=no, replication=no, replica=no, has_epoch=no)
-    down = {f"standfast_up{{{one}}}": 0 for one in ("agent", "consul", "replication", "store")}
-    assert found == CONFIGURED | down
+    scraped = scrape(config, fetch=no, from_consul=no, replication=no, replica=no, has_epoch=no)
+    down = {
+        f"standfast_up{{{source}}}": 0 for source in ("agent", "consul", "replication", "store")
+    }
+    assert scraped == CONFIGURED | down
 
 
 @pytest.mark.parametrize(
@@ -231,10 +233,10 @@ def test_when_everything_is_broken_the_scrape_says_so(config: Config) -> None:
 def test_an_answer_that_cannot_be_understood_is_no_answer(
     config: Config, doc: Mapping[str, Any]
 ) -> None:
-    found = scrape(config, fetch=lambda config: parsed(doc))
-    assert found["standfast_up{agent}"] == 0
-    assert found["standfast_up{consul}"] == 1
-    assert "standfast_serving{}" not in found
+    scraped = scrape(config, fetch=lambda config: parsed(doc))
+    assert scraped["standfast_up{agent}"] == 0
+    assert scraped["standfast_up{consul}"] == 1
+    assert "standfast_serving{}" not in scraped
 
 
 def test_a_sick_primary_does_not_serve(config: Config) -> None:
@@ -265,16 +267,16 @@ def test_a_status_tells_what_is_known_and_leaves_out_the_rest(
     doc = {**PRIMARY, **change}
     if change.get("nomad"):
         doc["nomad"] = {**PRIMARY["nomad"], **change["nomad"]}
-    found = scrape(config, fetch=lambda config: parsed(doc))
-    assert found["standfast_up{agent}"] == 1
-    assert found.get(f"standfast_{name}") == value
+    scraped = scrape(config, fetch=lambda config: parsed(doc))
+    assert scraped["standfast_up{agent}"] == 1
+    assert scraped.get(f"standfast_{name}") == value
 
 
 def test_a_difference_that_a_comparison_found_is_told(config: Config) -> None:
     bad = state.StandbyState(verified_at=NOW, verified_ok=False)
     sent = state.ReplicationState(standbys={"c1": bad})
-    found = scrape(config, replication=lambda config: sent)
-    assert found["standfast_replication_verify_failed{c1}"] == 1
+    scraped = scrape(config, replication=lambda config: sent)
+    assert scraped["standfast_replication_verify_failed{c1}"] == 1
 
 
 def test_the_clock_and_version_of_a_node_have_no_volume(config: Config) -> None:
@@ -380,9 +382,9 @@ def test_a_snapshot_of_the_newest_epoch_counts_and_one_of_unknown_origin_does_no
     for snapshot, epoch in zip(taken, (2, 1), strict=False):
         note_epoch(config, snapshot.content_id, epoch, lambda: taken)
     store.keep_aside("services.diverged-1-20261122T101500Z")
-    found = read_replica(config)
-    assert found.newest == Copy(taken[0].name, taken[0].name.stamp)
-    assert found.diverged == 1
+    replica = read_replica(config)
+    assert replica.newest == Copy(taken[0].name, taken[0].name.stamp)
+    assert replica.diverged == 1
 
 
 def test_the_page_names_every_metric_and_no_other() -> None:

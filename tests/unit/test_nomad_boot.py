@@ -40,11 +40,11 @@ def test_a_node_with_the_meta_of_before_comes_back_without_jobs(world: NomadWorl
     assert "takes no jobs" in quarantine(world)[0]
     world.revive("a")
     assert world.where("db") == []
-    one = world.follower(CONFIG)
-    one.round(Role.STANDBY, 0)
+    follower = world.follower(CONFIG)
+    follower.round(Role.STANDBY, 0)
     world.propagate()
     for _ in range(2):
-        one.round(Role.STANDBY, 0)
+        follower.round(Role.STANDBY, 0)
     assert world.clients["a"].eligible and world.where("db") == []
 
 

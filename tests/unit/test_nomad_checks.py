@@ -75,7 +75,7 @@ def test_all_is_well() -> None:
 def test_what_is_wrong_is_named_with_a_fix(
     change: dict[str, Any], check: str, evidence: str
 ) -> None:
-    [bad] = [one for one in examine(replace(WELL, **change)) if not one.ok]
+    [bad] = [finding for finding in examine(replace(WELL, **change)) if not finding.ok]
     assert bad.check == check
     assert evidence in bad.evidence
     assert bad.fix
@@ -102,7 +102,7 @@ def test_a_quarantine_at_work_and_a_word_of_the_operator_are_told_and_well(
 
 
 def test_an_agent_that_is_no_server_says_nothing_of_the_heartbeat() -> None:
-    assert "heartbeat" not in {one.check for one in examine(replace(WELL, ttl_s=None))}
+    assert "heartbeat" not in {finding.check for finding in examine(replace(WELL, ttl_s=None))}
 
 
 @pytest.mark.parametrize(

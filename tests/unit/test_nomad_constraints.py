@@ -211,12 +211,12 @@ def test_no_constraint_binds_a_job_that_could_run_without_the_meta(
     left: str, operand: str, right: str
 ) -> None:
 
-    one = {"LTarget": left, "Operand": operand, "RTarget": right}
+    constraint = {"LTarget": left, "Operand": operand, "RTarget": right}
     bare = replace(NODE, meta={"wanted": "primary", "rack": "r1"})
-    tie = placement({"Constraints": [one], "TaskGroups": []}, "g", META, NODE).tie
+    tie = placement({"Constraints": [constraint], "TaskGroups": []}, "g", META, NODE).tie
     if tie is Tie.PRIMARY:
         assert ROLE in (left, right)
-        assert holds(one, bare) is not True
-        assert holds(one, NODE) is not False
+        assert holds(constraint, bare) is not True
+        assert holds(constraint, NODE) is not False
     if tie is Tie.ELSEWHERE:
-        assert holds(one, NODE) is False
+        assert holds(constraint, NODE) is False

@@ -207,17 +207,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def serving(*jobs: str) -> tuple[NomadWorld, Follower]:
     """`a` is primary and runs the jobs."""
     where = world(*jobs)
-    one = follower(where)
-    one.round(P, 1)
+    follower_a = follower(where)
+    follower_a.round(P, 1)
     where.propagate()
-    assert one.round(P, 1).reason is Reason.NOMAD_FOLLOWS
+    assert follower_a.round(P, 1).reason is Reason.NOMAD_FOLLOWS
     where.log.clear()
-    return where, one
+    return where, follower_a
 
 
 def test_a_release_makes_the_node_ineligible_then_stops_then_unsets() -> None:
-    where, one = serving("db", "web")
-    one.release(Deadline.after(5))
+    where, follower_a = serving("db", "web")
+    follower_a.release(Deadline.after(5))
     assert [text.partition(" Set")[0] for text in where.log] == [
         "txn",
         "a: a eligible False",
@@ -229,31 +229,31 @@ def test_a_release_makes_the_node_ineligible_then_stops_then_unsets() -> None:
 
 
 def test_while_a_demotion_goes_on_its_node_doesnt_get_its_jobs_back() -> None:
-    where, one = serving("db")
-    one.release(Deadline.after(5))
+    where, follower_a = serving("db")
+    follower_a.release(Deadline.after(5))
     where.log.clear()
-    assert one.round(P, 1).reason is Reason.NOMAD_ROLE_CHANGING
+    assert follower_a.round(P, 1).reason is Reason.NOMAD_ROLE_CHANGING
     assert where.log == []
-    one.resume()
-    one.round(P, 1)
+    follower_a.resume()
+    follower_a.round(P, 1)
     where.propagate()
     assert where.where("db") == ["a"]
 
 
 def test_the_least_important_jobs_end_first() -> None:
     some = [replace(alloc("a"), job_id=name, priority=n) for name, n in (("x", 90), ("y", 10))]
-    assert [one.job_id for one in steps.in_order(some)] == ["y", "x"]
+    assert [allocation.job_id for allocation in steps.in_order(some)] == ["y", "x"]
 
 
 def test_a_node_that_was_ineligible_before_is_left_so() -> None:
-    where, one = serving("db")
+    where, follower_a = serving("db")
     where.disable("a")
-    one.release(Deadline.after(5))
-    one.resume()
+    follower_a.release(Deadline.after(5))
+    follower_a.resume()
     assert where.notes == []
     for _ in range(3):
         where.propagate()
-        one.round(S, 0)
+        follower_a.round(S, 0)
     assert not where.clients["a"].eligible
 
 
@@ -261,7 +261,7 @@ def test_a_node_that_was_ineligible_before_is_left_so() -> None:
 def test_a_failed_answer_while_jobs_end_doesnt_end_the_wait_for_them(
     monkeypatch: pytest.MonkeyPatch, blind_looks: int
 ) -> None:
-    where, one = serving("db")
+    where, follower_a = serving("db")
     looks: list[str] = []
 
     def constrained_on(*given: Any) -> tuple[Any, ...]:
@@ -273,35 +273,35 @@ def test_a_failed_answer_while_jobs_end_doesnt_end_the_wait_for_them(
     real = steps.Steps.constrained_on
     monkeypatch.setattr(steps.Steps, "constrained_on", constrained_on)
     if blind_looks == 1:
-        one.release(Deadline.after(5))
+        follower_a.release(Deadline.after(5))
         assert len(looks) == 3
     else:
         with pytest.raises(StandfastError, match="what still runs: no cluster leader"):
-            one.release(Deadline.after(5))
+            follower_a.release(Deadline.after(5))
     assert where.log[-1] == "a: meta None"
 
 
 def test_jobs_that_do_not_end_in_time_are_named_and_the_demotion_goes_on() -> None:
-    where, one = serving("db")
+    where, follower_a = serving("db")
     where.lingering = True
     with pytest.raises(StandfastError, match=r"still running on a: db\.g"):
-        one.release(Deadline.after(5))
+        follower_a.release(Deadline.after(5))
     assert where.log[-1] == "a: meta None"
-    one.resume()
-    assert "still running" in one.round(S, 0).failed[0]
+    follower_a.resume()
+    assert "still running" in follower_a.round(S, 0).failed[0]
 
 
 def test_a_job_that_takes_hours_to_end_is_waited_for_no_longer_than_the_limit() -> None:
     where = world("db")
     where.jobs[0]["TaskGroups"][0]["Tasks"][0]["KillTimeout"] = 3600 * 10**9
-    one = follower(where)
-    one.round(P, 1)
+    follower_a = follower(where)
+    follower_a.round(P, 1)
     where.propagate()
-    one.round(P, 1)
+    follower_a.round(P, 1)
     where.lingering = True
     demotion = Deadline.after(patient(3))
     with pytest.raises(StandfastError, match=r"still running on a: db\.g"):
-        one.release(demotion)
+        follower_a.release(demotion)
     assert not demotion.expired, "it was the demotion's own deadline that ended it"
 
 
@@ -309,15 +309,15 @@ def test_a_job_that_takes_hours_to_end_is_waited_for_no_longer_than_the_limit() 
 def test_a_release_without_nomad_raises_and_is_told_in_the_next_report(
     outcome: NomadOutcome,
 ) -> None:
-    where, one = serving("db")
+    where, follower_a = serving("db")
     where.broken["*"] = outcome
     with pytest.raises(NomadError):
-        one.release(Deadline.after(5))
+        follower_a.release(Deadline.after(5))
     assert where.log == []
-    report = one.round(S, 0)
+    report = follower_a.round(S, 0)
     assert report.reason == f"nomad-{outcome}" and not report.settled
     where.broken.clear()
-    assert "not stopped in order" in one.round(S, 0).failed[0]
+    assert "not stopped in order" in follower_a.round(S, 0).failed[0]
 
 
 @pytest.mark.parametrize("hung", ["from the start", "in the middle"])
@@ -331,35 +331,37 @@ def test_a_nomad_that_hangs_costs_a_switchover_two_request_timeouts_and_no_more(
         (answers.pop() if answers else hang)(connection, ending)
 
     with rude_server(manner) as server:
-        one = follower(where)
-        one = Follower(one.config, NomadAgent(server.address, timeout_s=timeout_s), where.consul)
+        follower_a = follower(where)
+        follower_a = Follower(
+            follower_a.config, NomadAgent(server.address, timeout_s=timeout_s), where.consul
+        )
         started = monotonic()
         with pytest.raises(NomadError):
-            one.prepare("b", 1, Deadline.after(60))
+            follower_a.prepare("b", 1, Deadline.after(60))
         with pytest.raises(NomadError):
-            one.release(Deadline.after(60))
+            follower_a.release(Deadline.after(60))
         assert monotonic() - started < 2 * timeout_s + patient(0.4)
 
 
 def test_one_job_that_can_not_be_stopped_does_not_keep_the_others() -> None:
-    where, one = serving("db", "web")
+    where, follower_a = serving("db", "web")
     denied = {"alloc-1"}
-    stop = one.nomad.stop
+    stop = follower_a.nomad.stop
 
     def refuse(alloc_id: str) -> str:
         if alloc_id in denied:
             raise NomadError("Permission denied", NomadOutcome.DENIED)
         return stop(alloc_id)
 
-    one.nomad.stop = refuse  # type: ignore[method-assign]
+    follower_a.nomad.stop = refuse  # type: ignore[method-assign]
     with pytest.raises(StandfastError, match=r"db\.g was not stopped: Permission denied"):
-        one.release(Deadline.after(5))
+        follower_a.release(Deadline.after(5))
     assert (where.where("db"), where.where("web")) == (["a"], [])
 
 
 def test_what_was_stopped_is_known_when_nomad_goes_away_in_the_middle() -> None:
-    where, one = serving("db", "web")
-    stop, asked = one.nomad.stop, []
+    where, follower_a = serving("db", "web")
+    stop, asked = follower_a.nomad.stop, []
 
     def once(alloc_id: str) -> str:
         asked.append(alloc_id)
@@ -367,20 +369,20 @@ def test_what_was_stopped_is_known_when_nomad_goes_away_in_the_middle() -> None:
             where.broken["*"] = NomadOutcome.UNREACHABLE
         return stop(alloc_id)
 
-    one.nomad.stop = once  # type: ignore[method-assign]
+    follower_a.nomad.stop = once  # type: ignore[method-assign]
     with pytest.raises(StandfastError, match="the release of the jobs was not finished"):
-        one.release(Deadline.after(5))
-    assert list(one.downtimes.known) == ["db.g"]
+        follower_a.release(Deadline.after(5))
+    assert list(follower_a.downtimes.known) == ["db.g"]
 
 
 def test_what_was_decided_before_the_role_changed_is_not_done_after_it() -> None:
     where = world("db")
     where.clients["b"].local = where.clients["b"].visible = True
     where.broken.clear()
-    one = follower(where)
-    one.round(P, 1, still=lambda: False)
+    follower_a = follower(where)
+    follower_a.round(P, 1, still=lambda: False)
     assert where.log == []
-    one.round(P, 1)
+    follower_a.round(P, 1)
     assert where.log != []
 
 
@@ -390,12 +392,12 @@ def test_where_the_quarantine_is_refused_nothing_is_stopped_on_that_node() -> No
     where.propagate()
     where.clients["a"].local = where.clients["a"].visible = True
     where.broken["set_eligible"] = NomadOutcome.DENIED
-    one = follower(where)
-    report = one.round(P, 1)
+    follower_a = follower(where)
+    report = follower_a.round(P, 1)
     assert "make b ineligible" in report.failed[0]
     assert where.where("db") == ["b"]
     where.broken.clear()
-    one.round(P, 1)
+    follower_a.round(P, 1)
     assert where.where("db") == ["a"]
 
 
@@ -404,13 +406,13 @@ def test_a_primary_moves_what_is_left_on_a_node_whose_agent_is_away() -> None:
     where.clients["b"].local = True
     where.propagate()
     assert where.where("db") == ["b"]
-    one = follower(where)
-    one.round(P, 1)
+    follower_a = follower(where)
+    follower_a.round(P, 1)
     where.propagate()
-    one.round(P, 1)
+    follower_a.round(P, 1)
     assert where.where("db") == ["a"]
-    one.round(P, 1)
-    (move,) = one.round(P, 1).jobs
+    follower_a.round(P, 1)
+    (move,) = follower_a.round(P, 1).jobs
     assert (move.source, move.target) == ("b", "a")
 
 
@@ -418,24 +420,24 @@ def test_a_primary_of_an_epoch_that_is_over_quarantines_nobody() -> None:
     where = world("db")
     where.clients["b"].local = True
     where.propagate()
-    one = follower(where)
-    where.set_epoch(one.config, 2)
-    assert "epoch 1 is over" in one.round(P, 1).failed[0]
+    follower_a = follower(where)
+    where.set_epoch(follower_a.config, 2)
+    assert "epoch 1 is over" in follower_a.round(P, 1).failed[0]
     assert where.clients["b"].eligible
 
 
 def test_a_note_that_was_written_anew_is_not_deleted_by_who_saw_the_old_one() -> None:
     where = world()
-    one = Notes(config("a"), where.consul)
-    one.write(node("a"), 0)
-    old = one.load()["id-a"]
+    notes_of_a = Notes(config("a"), where.consul)
+    notes_of_a.write(node("a"), 0)
+    old = notes_of_a.load()["id-a"]
     [key] = where.notes
     noted = where.consul.get(key)
     assert noted is not None
     where.consul.delete(key)
     where.consul.put(key, noted.value)
-    one.delete("id-a", old)
-    assert "id-a" in one.load()
+    notes_of_a.delete("id-a", old)
+    assert "id-a" in notes_of_a.load()
 
 
 def test_a_note_of_a_writer_that_died_counts_after_a_while(
@@ -443,19 +445,19 @@ def test_a_note_of_a_writer_that_died_counts_after_a_while(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(notes, "monotonic", lambda: now)
-    one = Notes(config("a"), world().consul)
-    one.write(node("a"), 0, firm=False)
-    assert not one.load()["id-a"].firm
+    notes_of_a = Notes(config("a"), world().consul)
+    notes_of_a.write(node("a"), 0, firm=False)
+    assert not notes_of_a.load()["id-a"].firm
     now = notes.FIRM_AFTER_S + 1
-    assert one.load()["id-a"].firm
+    assert notes_of_a.load()["id-a"].firm
 
 
 def test_a_foreign_note_ends_the_round_and_changes_nothing() -> None:
     where = world()
-    one = follower(where)
-    where.consul.txn([Set(one.config.key("nomad/id-a"), b"[]")])
+    follower_a = follower(where)
+    where.consul.txn([Set(follower_a.config.key("nomad/id-a"), b"[]")])
     where.log.clear()
-    report = one.round(P, 1)
+    report = follower_a.round(P, 1)
     assert not report.settled
     assert "nomad/id-a in Consul" in report.sentence and "or delete it" in report.sentence
     assert where.log == []
@@ -464,54 +466,54 @@ def test_a_foreign_note_ends_the_round_and_changes_nothing() -> None:
 @pytest.mark.parametrize("outcome", list(NomadOutcome))
 def test_every_failure_of_nomad_has_a_reason_and_is_tried_again(outcome: NomadOutcome) -> None:
     where = world("db")
-    one = follower(where)
+    follower_a = follower(where)
     where.broken["own_node"] = outcome
-    report = one.round(P, 1)
+    report = follower_a.round(P, 1)
     assert report.reason == f"nomad-{outcome}"
-    assert 0 < one.pause_s(report) <= loop.SLOW_S
+    assert 0 < follower_a.pause_s(report) <= loop.SLOW_S
     where.broken.clear()
-    one.round(P, 1)
+    follower_a.round(P, 1)
     assert where.clients["a"].local
 
 
 def test_rounds_are_quick_while_something_moves_and_slow_afterwards() -> None:
     where = world("db")
-    one = follower(where)
-    assert one.pause_s(one.round(P, 1)) == loop.QUICK_S
+    follower_a = follower(where)
+    assert follower_a.pause_s(follower_a.round(P, 1)) == loop.QUICK_S
     where.propagate()
-    assert one.pause_s(one.round(P, 1)) == loop.SLOW_S
+    assert follower_a.pause_s(follower_a.round(P, 1)) == loop.SLOW_S
 
 
 def test_what_takes_too_long_is_looked_at_slowly() -> None:
-    one = follower(world("db"))
+    follower_a = follower(world("db"))
     for _ in range(loop.QUICK_ROUNDS + 1):
-        report = one.round(P, 1)
-    assert one.pause_s(report) == loop.SLOW_S
+        report = follower_a.round(P, 1)
+    assert follower_a.pause_s(report) == loop.SLOW_S
 
 
 def test_a_settled_round_asks_for_no_allocations() -> None:
-    where, one = serving("db")
-    one.round(P, 1)
+    where, follower_a = serving("db")
+    follower_a.round(P, 1)
     where.broken["allocations"] = NomadOutcome.SERVER_ERROR
-    assert one.round(P, 1).settled
+    assert follower_a.round(P, 1).settled
 
 
 def test_the_time_that_a_job_was_down_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    where, one = serving("db")
+    where, follower_a = serving("db")
     now = 100.0
     monkeypatch.setattr(downtime, "monotonic", lambda: now)
     monkeypatch.setattr(steps, "monotonic", lambda: now)
-    one.release(Deadline.after(5))
-    one.resume()
-    where.set_epoch(one.config, 2)
-    report = one.round(S, 0)
+    follower_a.release(Deadline.after(5))
+    follower_a.resume()
+    where.set_epoch(follower_a.config, 2)
+    report = follower_a.round(S, 0)
     assert not report.settled
-    other = where.follower(config("b", nomad=one.config.nomad))
-    other.round(P, 2)
+    follower_b = where.follower(config("b", nomad=follower_a.config.nomad))
+    follower_b.round(P, 2)
     now = 109.5
     where.propagate()
     assert where.where("db") == ["b"]
-    assert one.round(S, 0).jobs == (downtime.Downtime("db.g", "a", "b", 9.5),)
+    assert follower_a.round(S, 0).jobs == (downtime.Downtime("db.g", "a", "b", 9.5),)
 
 
 def test_the_kill_timeout_is_the_longest_of_all_tasks_of_the_group_with_delays() -> None:
@@ -523,10 +525,10 @@ def test_the_kill_timeout_is_the_longest_of_all_tasks_of_the_group_with_delays()
 
 
 def test_a_release_waits_for_a_round_and_not_for_ever() -> None:
-    _, one = serving("db")
-    one._lock.acquire()
+    _, follower_a = serving("db")
+    follower_a._lock.acquire()
     with pytest.raises(StandfastError, match="doesn't end"):
-        one.release(Deadline.after(0.1))
+        follower_a.release(Deadline.after(0.1))
 
 
 def test_an_unknown_state_is_no_refusal() -> None:
@@ -538,18 +540,18 @@ def test_the_quarantine_of_another_node_is_firm_only_once_it_is_in_force() -> No
     where = world()
     where.clients["b"].local = True
     where.propagate()
-    one = follower(where)
-    make = one.nomad.set_eligible
+    follower_a = follower(where)
+    make = follower_a.nomad.set_eligible
     firm: list[bool] = []
 
     def look(node_id: str, eligible: bool) -> None:
-        firm.append(one.notes.load()[node_id].firm)
+        firm.append(follower_a.notes.load()[node_id].firm)
         make(node_id, eligible)
 
-    one.nomad.set_eligible = look  # type: ignore[method-assign]
-    one.round(P, 1)
+    follower_a.nomad.set_eligible = look  # type: ignore[method-assign]
+    follower_a.round(P, 1)
     assert firm == [False]
-    assert one.notes.load()["id-b"].firm
+    assert follower_a.notes.load()["id-b"].firm
 
 
 def test_a_second_stop_of_a_job_does_not_begin_its_time_anew(
@@ -561,7 +563,7 @@ def test_a_second_stop_of_a_job_does_not_begin_its_time_anew(
     some.begin(downtime.Stopped(alloc("a"), 90.0, "e1"), node("a"))
     some.begin(downtime.Stopped(replace(alloc("a"), id="later"), 99.0, "e2"), node("a"))
     other = where_it_runs("new")
-    assert [one.down_s for one in some.look({"db.g": other})] == [10.0]
+    assert [measured.down_s for measured in some.look({"db.g": other})] == [10.0]
     assert not some.pending
 
 
@@ -580,11 +582,11 @@ def test_jobs_of_a_dead_primary_are_told_though_nomad_itself_moves_them() -> Non
     where = world("db")
     where.clients["b"].local = True
     where.propagate()
-    one = follower(where)
-    assert [move.job for move in one.round(P, 1).jobs] == ["db.g"]
+    follower_a = follower(where)
+    assert [move.job for move in follower_a.round(P, 1).jobs] == ["db.g"]
     where.kill("b")
     where.propagate()
-    (move,) = one.round(P, 1).jobs
+    (move,) = follower_a.round(P, 1).jobs
     assert (move.source, move.target) == ("b", "a")
 
 

@@ -226,9 +226,9 @@ def test_only_the_named_nodes_are_read(replay: Replay, nomad: NomadAgent) -> Non
 
 def test_allocations_come_with_their_job(replay: Replay, nomad: NomadAgent) -> None:
     replay.put("node_allocations")
-    found = nomad.allocations(NODE)
-    assert [one.job_id for one in found] == ["db", "dbjob", "free"]
-    first = found[0]
+    allocations = nomad.allocations(NODE)
+    assert [allocation.job_id for allocation in allocations] == ["db", "dbjob", "free"]
+    first = allocations[0]
     assert (first.namespace, first.group, first.desired, first.client_status) == (
         "default",
         "g",
@@ -252,8 +252,8 @@ def test_allocations_of_other_namespaces_are_left_out(replay: Replay) -> None:
 
 def test_one_allocation_is_read_whole(replay: Replay, nomad: NomadAgent) -> None:
     replay.put("allocation_read")
-    one = nomad.allocation(ALLOC)
-    assert (one.id, one.node_id, one.job["ID"]) == (ALLOC, NODE, "free")
+    allocation = nomad.allocation(ALLOC)
+    assert (allocation.id, allocation.node_id, allocation.job["ID"]) == (ALLOC, NODE, "free")
 
 
 @pytest.mark.parametrize(

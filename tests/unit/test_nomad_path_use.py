@@ -47,8 +47,8 @@ def host(source: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_host_volume_by_where_it_lies_on_the_node(volumes: Any, used: bool) -> None:
-    found = uses(job({"VolumeMounts": [{"Volume": "v"}]}, volumes), "g", PATH, VOLUMES)
-    assert found == ({"t": f"host volume {volumes['v']['Source']}"} if used else {})
+    by_task = uses(job({"VolumeMounts": [{"Volume": "v"}]}, volumes), "g", PATH, VOLUMES)
+    assert by_task == ({"t": f"host volume {volumes['v']['Source']}"} if used else {})
 
 
 def test_a_volume_of_the_group_that_a_task_doesnt_mount_is_not_used_by_it() -> None:

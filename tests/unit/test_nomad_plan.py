@@ -194,19 +194,19 @@ def test_who_can_not_carry_out_the_role_lets_its_jobs_go_before_their_files(tmp_
 def test_two_volumes_of_a_node_never_follow_the_same_meta(tmp_path: Path) -> None:
     text = 'cluster = "c"\nnode = "a"\n[nodes.a]\naddress = "10.0.0.1"\n[nomad]\n'
     (tmp_path / "one.toml").write_text(text)
-    one = load(tmp_path / "one.toml")
-    refuse_conflicts(one)
+    loaded = load(tmp_path / "one.toml")
+    refuse_conflicts(loaded)
     (tmp_path / "two.toml").write_text(text)
     with pytest.raises(
         ConfigError, match=r'one and two both have nomad\.meta_key = "storage_role"'
     ):
-        refuse_conflicts(one)
+        refuse_conflicts(loaded)
     (tmp_path / "two.toml").write_text(text + 'meta_key = "other_role"\n')
-    refuse_conflicts(one)
+    refuse_conflicts(loaded)
     (tmp_path / "two.toml").write_text(text.replace("[nomad]\n", ""))
-    refuse_conflicts(one)
+    refuse_conflicts(loaded)
     (tmp_path / "two.toml").write_text("[broken")
-    refuse_conflicts(one)
+    refuse_conflicts(loaded)
 
 
 class FakeFollower:

@@ -105,7 +105,7 @@ def test_who_uses_the_path_is_restarted_and_nobody_else(made: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "one",
+    "exempt",
     [
         allocation(job("db"), desired="stop"),
         allocation(job("db"), client_status="pending"),
@@ -115,8 +115,8 @@ def test_who_uses_the_path_is_restarted_and_nobody_else(made: Config) -> None:
     ],
     ids=["ending", "not-begun", "over", "begun-after", "no-task-begun"],
 )
-def test_who_has_the_new_mount_anyway_is_left_alone(made: Config, one: Allocation) -> None:
-    nomad = FakeAllocations([one])
+def test_who_has_the_new_mount_anyway_is_left_alone(made: Config, exempt: Allocation) -> None:
+    nomad = FakeAllocations([exempt])
     assert after(made, nomad) == []
     assert nomad.asked == []
 
@@ -131,7 +131,7 @@ def test_who_can_not_say_when_it_began_is_restarted(made: Config) -> None:
 
 def test_the_own_word_of_a_job_goes_before_the_configuration(made: Config) -> None:
     jobs = [job("a"), job("b", "none"), job("c", "signal"), job("d", "restart"), job("e", "odd")]
-    nomad = FakeAllocations([allocation(one) for one in jobs])
+    nomad = FakeAllocations([allocation(job_spec) for job_spec in jobs])
     said = after(made, nomad)
     assert sorted(nomad.asked) == [
         ("restart", "a"),

@@ -39,8 +39,8 @@ def test_a_heartbeat_is_as_old_as_its_first_unbroken_sight(
     identity: tuple[int, str, str, int] | None, index: int, first_seen: float
 ) -> None:
     before = LastHeartbeat(SEEN, 10, 100.0)
-    found = heartbeat_seen(before, identity, index, 200.0)
-    assert replace(found, witnessed=False) == LastHeartbeat(identity, index, first_seen)
+    heartbeat = heartbeat_seen(before, identity, index, 200.0)
+    assert replace(heartbeat, witnessed=False) == LastHeartbeat(identity, index, first_seen)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,11 @@ def test_only_the_next_heartbeat_of_an_epoch_that_was_looked_at_is_witnessed(
     identity: tuple[int, str, str, int] | None, index: int, unbroken_since: float, witnessed: bool
 ) -> None:
     before = LastHeartbeat(SEEN, 10, 100.0)
-    found = heartbeat_seen(before, identity, index, 200.0, unbroken_since)
-    assert found.witnessed is witnessed
-    assert heartbeat_seen(found, identity, index, 201.0).witnessed is witnessed, "and it stays so"
+    heartbeat = heartbeat_seen(before, identity, index, 200.0, unbroken_since)
+    assert heartbeat.witnessed is witnessed
+    assert heartbeat_seen(heartbeat, identity, index, 201.0).witnessed is witnessed, (
+        "and it stays so"
+    )
     assert not heartbeat_seen(None, identity, index, 200.0).witnessed
     missing = LastHeartbeat(None, 10, 100.0)
     assert not heartbeat_seen(missing, identity, index, 200.0, 90.0).witnessed
@@ -127,7 +129,8 @@ IDLE = "e6 a/a1 #7 clean ->b surrendered idle"
 
 def ended(heartbeat: str, *history_entries: HistoryEntry) -> Cluster:
     return cluster(
-        heartbeat, history={one.epoch: one for one in (history_entry(6, 60), *history_entries)}
+        heartbeat,
+        history={entry.epoch: entry for entry in (history_entry(6, 60), *history_entries)},
     )
 
 

@@ -46,8 +46,8 @@ def config(tmp_path: Path) -> Config:
 
 
 def volume_of(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> Volume:
-    found = status if isinstance(status, str) else parsed(status)
-    return describe(replace(Seen(NOW, found, keys=sort_keys(keys())), **changes), config)
+    seen_status = status if isinstance(status, str) else parsed(status)
+    return describe(replace(Seen(NOW, seen_status, keys=sort_keys(keys())), **changes), config)
 
 
 def told(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> dict[str, Any]:
@@ -235,8 +235,8 @@ def test_what_is_wrong_beside_it_is_a_notice_and_counts(config: Config, case: st
 
 
 def test_the_gravest_comes_first(config: Config) -> None:
-    found = told(served(sick="gone", busy="demotion", fence_flushes=1), config)["notices"]
-    assert [one["level"] for one in found] == ["alarm", "warning", "note"]
+    notices = told(served(sick="gone", busy="demotion", fence_flushes=1), config)["notices"]
+    assert [notice["level"] for notice in notices] == ["alarm", "warning", "note"]
 
 
 def test_what_consul_did_not_tell_is_null_and_not_a_no(config: Config) -> None:
@@ -271,7 +271,7 @@ def test_only_the_notes_of_the_primary_itself_tell_of_its_replications(config: C
     assert n3["replication"]["failure"] is None
     assert [notice["what"] for notice in doc["notices"]] == ["verify", "replication"]
     from_n2 = told(served("n1", "n2"), structs.replace(config, node="n2"), replication=notes)
-    assert [one["replication"] for one in from_n2["standbys"]] == [None, None]
+    assert [standby["replication"] for standby in from_n2["standbys"]] == [None, None]
     healed = structs.replace(failing, last_success_at=NOW - 1, verified_ok=True)
     doc = told(served(), config, replication=ReplicationState(standbys={"n2": healed}))
     assert doc["notices"] == []
@@ -281,9 +281,9 @@ def test_a_standby_is_late_after_two_intervals_and_no_use_beyond_the_allowed_los
     config: Config,
 ) -> None:
     ages = {"n1": None, "n2": 599.0, "n3": 601.0, "n4": 901.0, "n5": 4.0}
-    found = [standby(name, age_s, candidate=name != "n5") for name, age_s in ages.items()]
-    doc = told(served("n9", standbys=found), structs.replace(config, max_data_loss=900.0))
-    levels = {one["node"]: one["level"] for one in doc["standbys"]}
+    standbys = [standby(name, age_s, candidate=name != "n5") for name, age_s in ages.items()]
+    doc = told(served("n9", standbys=standbys), structs.replace(config, max_data_loss=900.0))
+    levels = {shown["node"]: shown["level"] for shown in doc["standbys"]}
     assert levels == {
         "n1": "alarm",
         "n2": "ok",
@@ -297,11 +297,13 @@ def test_an_age_that_nobody_knows_is_a_matter_of_clocks_and_none_of_a_replicatio
     config: Config,
 ) -> None:
     unknown = standby("n2", None, snapshot="services@20270115T080000Z")
-    [one] = told(served(standbys=[unknown]), config)["notices"]
-    assert one["text"].startswith("nobody here knows how old n2's newest snapshot is: this node's")
-    assert one["next"] == "`timedatectl` on both; `standfast snapshots` on n2: its own count."
-    [one] = told(served(standbys=[standby("n2", None)]), config)["notices"]
-    assert one["next"] == "`standfast replicate n2`."
+    [notice] = told(served(standbys=[unknown]), config)["notices"]
+    assert notice["text"].startswith(
+        "nobody here knows how old n2's newest snapshot is: this node's"
+    )
+    assert notice["next"] == "`timedatectl` on both; `standfast snapshots` on n2: its own count."
+    [notice] = told(served(standbys=[standby("n2", None)]), config)["notices"]
+    assert notice["next"] == "`standfast replicate n2`."
 
 
 def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
@@ -334,17 +336,17 @@ def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
 
 
 def test_the_newest_twenty_epochs_are_told(config: Config) -> None:
-    [one] = [one for one in sort_keys(keys()).history if one.epoch == 7]
-    many = [structs.replace(one, epoch=epoch) for epoch in range(1, 100)]
-    found = told(served(), config, keys=Keys(history=many))["history"]
-    assert [one["epoch"] for one in found] == list(range(99, 99 - MOST_EPOCHS, -1))
+    [seventh] = [entry for entry in sort_keys(keys()).history if entry.epoch == 7]
+    many = [structs.replace(seventh, epoch=epoch) for epoch in range(1, 100)]
+    history = told(served(), config, keys=Keys(history=many))["history"]
+    assert [row["epoch"] for row in history] == list(range(99, 99 - MOST_EPOCHS, -1))
 
 
 def test_a_value_by_hand_hides_nothing_but_itself() -> None:
     values = {**keys(), "clients/web-3": b"hello", "history/8": b"{}", "standbys/n9": b"7"}
-    found = sort_keys(values)
-    assert sorted(found.foreign) == ["clients/web-3", "history/8", "standbys/n9"]
-    assert len(found.history) == 3 and len(found.clients) == 2
+    sorted_out = sort_keys(values)
+    assert sorted(sorted_out.foreign) == ["clients/web-3", "history/8", "standbys/n9"]
+    assert len(sorted_out.history) == 3 and len(sorted_out.clients) == 2
 
 
 def test_the_whole_is_as_well_as_its_worst_volume(config: Config) -> None:
@@ -404,9 +406,9 @@ def test_the_trend_of_many_standbys_stays_small() -> None:
     for hour in range(3):
         ages = {f"n{number}": 1.0 for number in range(MOST_STANDBYS + 500)}
         trend.note(ages, hour * 3600.0)
-        found = trend.ages(hour * 3600.0)
-        assert len(found) == MOST_STANDBYS
-        assert all(len(ages) <= BUCKETS for ages in found.values())
+        kept = trend.ages(hour * 3600.0)
+        assert len(kept) == MOST_STANDBYS
+        assert all(len(ages) <= BUCKETS for ages in kept.values())
 
 
 # The looks
@@ -482,7 +484,7 @@ def test_a_source_that_fails_is_named_and_the_others_are_shown(
     for source, name in (("fetch", "agent"), ("keys", "keys"), ("replication", "replication")):
         [volume] = answer(StatusCache([config], readers(**{source: raises(error)})))["volumes"]
         assert volume["serving"] == "n1"
-        bad = {one for one, found in volume["sources"].items() if not found["ok"]}
+        bad = {key for key, outcome in volume["sources"].items() if not outcome["ok"]}
         assert bad == {name}
         assert volume["level"] == "unknown"
     everything = {name: raises(error) for name in ("fetch", "from_consul", "keys", "replication")}
@@ -519,7 +521,7 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
 def test_an_answer_of_an_agent_in_another_shape_is_no_answer(config: Config, odd: Any) -> None:
     other = structs.replace(config, volume="other")
     looks = StatusCache(
-        [config, other], readers(fetch=lambda one: parsed(odd if one == config else served()))
+        [config, other], readers(fetch=lambda asked: parsed(odd if asked == config else served()))
     )
     first, second = answer(looks)["volumes"]
     assert "is it of this version?" in first["sources"]["agent"]["text"]
@@ -539,10 +541,10 @@ def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_re
     ]
 
     def fetch(config: Config) -> Status:
-        found = answers.pop(0) if answers else served()
-        if isinstance(found, Exception):
-            raise found
-        return parsed(found)
+        reply = answers.pop(0) if answers else served()
+        if isinstance(reply, Exception):
+            raise reply
+        return parsed(reply)
 
     looks = StatusCache(
         [config], readers(fetch=fetch, from_consul=raises(OSError("no")), now=lambda: now[0])
@@ -552,7 +554,7 @@ def test_the_trend_is_sampled_for_the_standbys_and_has_gaps_where_nothing_was_re
         now[0] += STEP_S
     now[0] -= STEP_S
     [volume] = answer(looks)["volumes"]
-    trends = {one["node"]: one["trend"] for one in volume["standbys"]}
+    trends = {shown["node"]: shown["trend"] for shown in volume["standbys"]}
     assert trends["n2"] == {"step_s": STEP_S, "ages_s": [4.0, None, None, 30.0]}
     assert trends["n3"] == {"step_s": STEP_S, "ages_s": [4.0, None, None, None]}
 
@@ -578,9 +580,11 @@ def test_snapshots_of_the_pictures_are_as_old_as_they_say() -> None:
 def paths_of(value: Any, path: str = "") -> set[str]:
     """Every key of a document as docs/status-page.md writes it."""
     if isinstance(value, Mapping):
-        return {one for key in value for one in paths_of(value[key], f"{path}.{key}".lstrip("."))}
+        return {
+            below for key in value for below in paths_of(value[key], f"{path}.{key}".lstrip("."))
+        }
     if isinstance(value, list) and not path.endswith("ages_s"):
-        return {one for item in value for one in paths_of(item, f"{path}[]")}
+        return {below for item in value for below in paths_of(item, f"{path}[]")}
     return {path}
 
 
@@ -598,11 +602,11 @@ def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> Non
     notes = ReplicationState(standbys={"n2": StandbyState(last_failure_at=NOW)})
     trends = {"n2": [1.0], "n3": [1.0]}
     doc = document([volume_of(full, config, trends=trends, replication=notes)], NOW)
-    found = {
-        next((one for one in objects if path.startswith(f"{one}.")), path)
+    in_document = {
+        next((parent for parent in objects if path.startswith(f"{parent}.")), path)
         for path in paths_of(json.loads(json.dumps(doc)))
     }
-    assert found == set(rows)
+    assert in_document == set(rows)
     whats = re.search(r"a stable name: (.*) \|", page)
     assert whats is not None
     source = (CHECKOUT / "standfast/status/notices.py").read_text()

@@ -42,7 +42,7 @@ def snapshot(second: int) -> Snapshot:
 
 
 def content(config: Config) -> dict[str, str]:
-    return {node: one.content_id for node, one in pins.load(config).items()}
+    return {node: pin.content_id for node, pin in pins.load(config).items()}
 
 
 # What is noted

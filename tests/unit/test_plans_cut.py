@@ -208,8 +208,8 @@ def test_every_step_has_a_function_and_every_function_a_step(node: FakeNode) -> 
 def test_a_switchover_waits_on_for_its_successor_while_consul_elects_a_leader(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = node.consul.instances(node.config.service)
-    answers: list[Any] = [ConsulNoQuorum("leadership lost"), (), found]
+    registered = node.consul.instances(node.config.service)
+    answers: list[Any] = [ConsulNoQuorum("leadership lost"), (), registered]
 
     def instances(_service: str) -> tuple[Instance, ...]:
         answer = answers.pop(0)

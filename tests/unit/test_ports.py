@@ -77,11 +77,11 @@ def classes_of(module: str, tree: ast.Module) -> Iterator[tuple[str, ClassInModu
     for node in nodes:
         if isinstance(node, ast.ClassDef):
             own = {
-                one.name: tuple(arg.arg.lstrip("_") for arg in one.args.args[1:])
-                for one in node.body
-                if isinstance(one, ast.FunctionDef)
-                and not one.name.startswith("_")
-                and "property" not in map(ast.unparse, one.decorator_list)
+                method.name: tuple(arg.arg.lstrip("_") for arg in method.args.args[1:])
+                for method in node.body
+                if isinstance(method, ast.FunctionDef)
+                and not method.name.startswith("_")
+                and "property" not in map(ast.unparse, method.decorator_list)
             }
             names = [ast.unparse(base).partition("[")[0] for base in node.bases]
             bases = tuple(imported.get(name, f"{module}.{name}") for name in names)
@@ -95,29 +95,29 @@ def classes() -> Mapping[str, ClassInModule]:
         for top in ("standfast", "tests", "benchmarks")
         for path in CHECKOUT.glob(f"{top}/**/*.py")
     )
-    found: dict[str, ClassInModule] = {}
+    by_name: dict[str, ClassInModule] = {}
     for path in files:
         module = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
-        found |= classes_of(module, ast.parse(path.read_text()))
-    return found
+        by_name |= classes_of(module, ast.parse(path.read_text()))
+    return by_name
 
 
 @cache
 def methods(name: str) -> Methods:
     """With those of its bases."""
-    found = classes().get(name)
-    if found is None:
+    class_ = classes().get(name)
+    if class_ is None:
         return {}
     inherited: dict[str, tuple[str, ...]] = {}
-    for base in reversed(found.bases):
+    for base in reversed(class_.bases):
         inherited |= methods(base)
-    return {**inherited, **found.own}
+    return {**inherited, **class_.own}
 
 
 def protocols() -> list[str]:
     """But those of values, which do nothing."""
-    found = (name for name, one in classes().items() if "typing.Protocol" in one.bases)
-    return sorted(name for name in found if methods(name))
+    names = (name for name, class_ in classes().items() if "typing.Protocol" in class_.bases)
+    return sorted(name for name in names if methods(name))
 
 
 def implementers(port: str) -> list[str]:
@@ -144,7 +144,7 @@ def full_name(part: type) -> str:
 def lists(suite: ModuleType) -> Iterator[Implementation[object]]:
     for value in vars(suite).values():
         if isinstance(value, tuple):
-            yield from (one for one in value if isinstance(one, Implementation))
+            yield from (entry for entry in value if isinstance(entry, Implementation))
 
 
 def listed(port: str) -> set[str]:
@@ -165,12 +165,12 @@ def elsewhere(port: str) -> set[str]:
 
 
 def test_every_port_has_a_suite_on_everybody_who_implements_it() -> None:
-    found = {port: listed(port) for port in protocols() if port not in NO_PORTS}
-    without = sorted(port for port, held in found.items() if not held)
+    by_port = {port: listed(port) for port in protocols() if port not in NO_PORTS}
+    without = sorted(port for port, held in by_port.items() if not held)
     assert not without, f"no suite in {SUITES} is the contract of {without}; see NO_PORTS"
     missing = {
         port: left
-        for port, held in found.items()
+        for port, held in by_port.items()
         if (left := sorted(set(implementers(port)) - held - elsewhere(port)))
     }
     assert not missing, (
@@ -190,7 +190,7 @@ def test_what_is_said_to_be_elsewhere_is_there() -> None:
 
 def test_a_new_fake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "class New:\n" + "".join(
-        f"    def {name}(self{''.join(f', {one}' for one in given)}): ...\n"
+        f"    def {name}(self{''.join(f', {argument}' for argument in given)}): ...\n"
         for name, given in methods("standfast.node.ports.Fence").items()
     )
     more = {**classes(), **dict(classes_of("tests.new", ast.parse(text)))}

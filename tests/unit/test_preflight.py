@@ -68,12 +68,12 @@ def test_each_grave_problem_has_its_evidence_and_its_fix(
     change: dict[str, Any], check: str, evidence: str
 ) -> None:
     facts = replace(WELL, **change)
-    [found] = problems(facts)
-    assert found.check == check and found.grave and found.fix
-    assert re.search(evidence, found.evidence)
-    bad = [one for one in examine(facts) if not one.ok]
-    assert [(one.check, one.evidence, one.fix) for one in bad] == [
-        (found.check, found.evidence, found.fix)
+    [problem] = problems(facts)
+    assert problem.check == check and problem.grave and problem.fix
+    assert re.search(evidence, problem.evidence)
+    bad = [finding for finding in examine(facts) if not finding.ok]
+    assert [(finding.check, finding.evidence, finding.fix) for finding in bad] == [
+        (problem.check, problem.evidence, problem.fix)
     ]
     assert len(check) <= 9  # the width of doctor's column
 
@@ -105,9 +105,9 @@ def test_plain_directories_need_nothing_of_btrfs() -> None:
 def test_what_does_not_fit_between_two_nodes(
     theirs: dict[str, Any], size_bytes: int | None, check: str, grave: bool, evidence: str
 ) -> None:
-    found = problems_between(WELL, replace(PEER, **theirs), size_bytes=size_bytes)[-1]
-    assert (found.check, found.grave) == (check, grave)
-    assert evidence in found.evidence and found.fix
+    problem = problems_between(WELL, replace(PEER, **theirs), size_bytes=size_bytes)[-1]
+    assert (problem.check, problem.grave) == (check, grave)
+    assert evidence in problem.evidence and problem.fix
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,17 @@ def test_what_is_within_bounds_is_no_problem(
 
 def test_what_was_asked_at_one_moment_is_compared_to_the_second() -> None:
     ahead = replace(PEER, utc_s=WELL.utc_s + 2)
-    [found] = problems_between(WELL, ahead, apart_s=0)
-    assert found.check == "clock" and not found.grave
+    [problem] = problems_between(WELL, ahead, apart_s=0)
+    assert problem.check == "clock" and not problem.grave
 
 
 def test_an_option_of_the_sender_is_looked_for_on_both_sides() -> None:
     sender = replace(WELL, wants=("zstd", "compressed-data"), has=("zstd", "compressed-data"))
-    found = problems_between(sender, replace(PEER, has=()))
-    assert [(one.grave, "n2" in one.evidence) for one in found] == [(True, True), (False, True)]
+    reported = problems_between(sender, replace(PEER, has=()))
+    assert [(problem.grave, "n2" in problem.evidence) for problem in reported] == [
+        (True, True),
+        (False, True),
+    ]
 
 
 def test_facts_survive_the_wire() -> None:
@@ -168,4 +171,4 @@ def test_facts_that_are_none_are_refused(change: dict[str, Any]) -> None:
 def test_facts_of_a_newer_version_may_say_more_but_not_less() -> None:
     assert Facts.parse({**WELL.document(), "more": 1}) == WELL
     with pytest.raises(Refused, match="kernel"):
-        Facts.parse({name: one for name, one in WELL.document().items() if name != "kernel"})
+        Facts.parse({name: value for name, value in WELL.document().items() if name != "kernel"})

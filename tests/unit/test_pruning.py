@@ -89,7 +89,7 @@ def ids(snapshots: Sequence[Snapshot]) -> list[str]:
 
 
 def reasons(pruned: Pruned) -> dict[str, tuple[str, ...]]:
-    return {one.snapshot.content_id: one.reasons for one in pruned.kept}
+    return {kept.snapshot.content_id: kept.reasons for kept in pruned.kept}
 
 
 # What goes
@@ -361,9 +361,9 @@ def test_one_that_is_being_sent_by_others_keeps_nobody_else(
     config, store = volume
     taken = []
     for number in range(5):
-        one = store.take_snapshot(SnapshotName.at("services", utc_now() - 600 + number))
-        note_epoch(config, one.content_id, 1, store.snapshots)
-        taken.append(one)
+        latest = store.take_snapshot(SnapshotName.at("services", utc_now() - 600 + number))
+        note_epoch(config, latest.content_id, 1, store.snapshots)
+        taken.append(latest)
     argv = ["btrfs", "-q", "send", str(taken[0].path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as sender:
         assert sender.stdout is not None

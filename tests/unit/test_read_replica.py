@@ -37,9 +37,9 @@ class Disk:
 
 
 def newest(disk: Disk) -> SnapshotName:
-    found = read_replica(disk.config).newest
-    assert found is not None
-    return found.name
+    newest_copy = read_replica(disk.config).newest
+    assert newest_copy is not None
+    return newest_copy.name
 
 
 @pytest.fixture

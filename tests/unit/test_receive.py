@@ -128,7 +128,7 @@ def standby(tmp_path: Path) -> Standby:
 
 
 def test_a_snapshot_of_the_primary_is_published(standby: Standby) -> None:
-    said = [one["message_type"] for one in standby.hear()]
+    said = [message["message_type"] for message in standby.hear()]
     assert said == ["welcome", "ready", "published"]
     assert standby.published == [str(NAME)]
 

@@ -64,7 +64,7 @@ def test_a_cycle_that_waited_while_the_final_snapshot_was_taken_comes_too_late(
 ) -> None:
     OWN.save(config.state_dir)
     store = DirectoryStore(config.paths)
-    found: list[BaseException] = []
+    errors: list[BaseException] = []
     waits = threading.Event()
 
     def wait(seconds: float) -> None:
@@ -77,7 +77,7 @@ def test_a_cycle_that_waited_while_the_final_snapshot_was_taken_comes_too_late(
         try:
             Sender(config, store, LeaseKeys("zippy")).cycle("c1")
         except StandfastError as error:
-            found.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=cycle)
     with snapshot_lock(config, Deadline.after(1.0)):
@@ -85,5 +85,5 @@ def test_a_cycle_that_waited_while_the_final_snapshot_was_taken_comes_too_late(
         assert waits.wait(patient(30)), "it has asked Consul, and waits for the lock"
         OWN.at(Stage.DRAINING).save(config.state_dir)
     thread.join(patient(30))
-    assert [type(error) for error in found] == [Refused]
+    assert [type(error) for error in errors] == [Refused]
     assert store.snapshots() == ()

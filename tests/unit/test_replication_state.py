@@ -230,8 +230,8 @@ def test_a_clock_that_is_set_back_makes_nothing_younger_or_older(
     config: Config, set_by: float
 ) -> None:
     now = instant()
-    one = snapshot(1, "one")
-    note_origin(config, one, Origin(1, now.utc - 100), lambda: [one])
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, now.utc - 100), lambda: [taken])
     later = at(now, 500, set_by=set_by)
     assert told_age_s(config, later) == pytest.approx(600, abs=1)
     note_clock(config, later)
@@ -244,8 +244,8 @@ def test_a_clock_that_is_set_back_makes_nothing_younger_or_older(
 def test_a_machine_that_stood_still_does_not_take_its_data_for_young(config: Config) -> None:
     """A saved virtual machine: its uptime stood still, and its clock is set right afterwards."""
     now = instant()
-    one = snapshot(1, "one")
-    note_origin(config, one, Origin(1, now.utc - 10), lambda: [one])
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, now.utc - 10), lambda: [taken])
     resumed = Instant(now.utc + 7200, now.up + 1, now.boot)
     assert told_age_s(config, resumed) == pytest.approx(7210, abs=1)
     note_clock(config, resumed)
@@ -254,8 +254,8 @@ def test_a_machine_that_stood_still_does_not_take_its_data_for_young(config: Con
 
 def test_two_ways_in_which_a_clock_was_set_do_not_make_up_for_each_other(config: Config) -> None:
     now = instant()
-    one = snapshot(1, "one")
-    note_origin(config, one, Origin(1, now.utc - 10), lambda: [one])
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, now.utc - 10), lambda: [taken])
     back = at(now, 5, set_by=-3600)
     note_clock(config, back)
     resumed = Instant(back.utc + 7200, back.up + 1, now.boot)
@@ -267,8 +267,8 @@ def test_after_a_start_with_a_clock_that_is_behind_the_age_is_unknown_until_it_i
 ) -> None:
     """RTC in local time: hours behind, until NTP has set it right."""
     now = instant()
-    one = snapshot(1, "one")
-    note_origin(config, one, Origin(1, now.utc - 100), lambda: [one])
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, now.utc - 100), lambda: [taken])
     note_clock(config, at(now, 500))
     behind = at(now, 600, set_by=-7200, boot="another")
     assert told_age_s(config, behind) == -math.inf
@@ -284,7 +284,7 @@ def test_a_clock_that_was_ahead_at_one_start_says_nothing_of_what_is_noted_later
 ) -> None:
     """It starts an hour ahead, or in 2106, and again before NTP has set its clock."""
     now = instant()
-    before, one = snapshot(1, "before"), snapshot(2, "one")
+    before, taken = snapshot(1, "before"), snapshot(2, "one")
     note_origin(config, before, Origin(1, now.utc), lambda: [before])
     wrong = at(now, 60, set_by=ahead, boot="two")
     note_clock(config, wrong)
@@ -292,7 +292,7 @@ def test_a_clock_that_was_ahead_at_one_start_says_nothing_of_what_is_noted_later
     note_clock(config, right)
     a_day_later = at(right, 86400)
     with patch.object(published, "instant", lambda: a_day_later):
-        note_origin(config, one, Origin(1, a_day_later.utc), lambda: [before, one])
+        note_origin(config, taken, Origin(1, a_day_later.utc), lambda: [before, taken])
     assert told_age_s(config, a_day_later) == pytest.approx(0, abs=1)
     for boot in ("four", "five"):
         a_day_later = at(a_day_later, 35, boot=boot)
@@ -303,8 +303,8 @@ def test_a_clock_that_was_ahead_at_one_start_says_nothing_of_what_is_noted_later
 def test_names_that_another_node_has_change_no_age(config: Config) -> None:
     """They are noted after a `bad-name`; it was taken for a start of the machine."""
     now = instant()
-    one = snapshot(1, "one")
-    note_origin(config, one, Origin(1, now.utc - 100), lambda: [one])
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, now.utc - 100), lambda: [taken])
     note_clock(config, at(now, 60, set_by=-30))
     later = at(now, 80, set_by=-30)
     theirs = SnapshotName.at(config.base, later.utc + 3600)
@@ -321,8 +321,8 @@ def test_the_clock_is_noted_once_a_minute_and_after_a_start(config: Config) -> N
     now = instant()
     note_clock(config, now)
     assert not (config.state_dir / "published.json").exists(), "there is nothing to count for"
-    one = snapshot(1, "one")
-    note_origin(config, one, Origin(1, now.utc), lambda: [one])
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, now.utc), lambda: [taken])
     path = config.state_dir / "published.json"
     before = path.read_text()
     note_clock(config, at(now, 50))
@@ -375,13 +375,13 @@ def test_outcomes_add_up_by_standby_and_reason(config: Config) -> None:
     for size in (10, 20):
         state.note_success(config, "b", sent, duration_s=0.5, sent_bytes=size)
     state.note_failure(config, "c", Reason.DEADLINE, "slow")
-    found = state.load(config)
-    b = found.standbys["b"]
-    assert found.shared == sent
+    loaded = state.load(config)
+    b = loaded.standbys["b"]
+    assert loaded.shared == sent
     assert (b.successes, b.sent_bytes, b.sent_bytes_total, b.epoch) == (2, 20, 30, 3)
     assert b.failures == {"needs-full": 1, "busy": 2} and b.last_failure == "later"
     assert not b.needs_full
-    assert found.standbys["c"].failures == {"deadline": 1}
+    assert loaded.standbys["c"].failures == {"deadline": 1}
 
 
 @pytest.mark.parametrize(
@@ -422,8 +422,10 @@ def test_what_a_comparison_found_is_noted(
         look.snapshot = snapshot(1, "id")
         if theirs is None:
             raise Refused(Reason.CONTENT_DIFFERS, "a file can't be read")
-        ours, found = Fingerprint("same", 3), Fingerprint(theirs, 3)
-        return verify.Comparison("b", str(look.snapshot.name), "id", True, ours, found, 0.1, 9)
+        ours, their_fingerprint = Fingerprint("same", 3), Fingerprint(theirs, 3)
+        return verify.Comparison(
+            "b", str(look.snapshot.name), "id", True, ours, their_fingerprint, 0.1, 9
+        )
 
     monkeypatch.setattr(verify._Look, "run", run)
     store = DirectoryStore(config.paths)
@@ -486,8 +488,8 @@ def test_every_failure_has_a_reason(error: Exception, reason: Reason) -> None:
 
 def test_a_start_is_named_by_our_own_file(config: Config) -> None:
     """In a container not every process sees the same boot id of the kernel."""
-    one = snapshot(1, "one")
-    note_origin(config, one, Origin(1, instant().utc - 30), lambda: [one])
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, instant().utc - 30), lambda: [taken])
     assert origins_of_snapshots(config, instant())["one"].counted
     (config.paths.run / "instance").unlink()  # /run is new
     assert not origins_of_snapshots(config, instant())["one"].counted

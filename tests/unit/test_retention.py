@@ -40,8 +40,10 @@ def keep(
 
 def kept(snapshots: Sequence[Snapshot], policy: Keep, epoch: int = 1) -> list[str]:
     """The kept ones' stamps, without what is zero at the end."""
-    sorted_out = sort_out(snapshots, {one.content_id: epoch for one in snapshots}, {}, policy)
-    return [str(one.snapshot.name).partition("@")[2] for one in sorted_out.kept]
+    sorted_out = sort_out(
+        snapshots, {snapshot.content_id: epoch for snapshot in snapshots}, {}, policy
+    )
+    return [str(survivor.snapshot.name).partition("@")[2] for survivor in sorted_out.kept]
 
 
 # The grid
@@ -78,7 +80,7 @@ def test_each_one_that_stays_says_why() -> None:
     sorted_out = sort_out(
         [new, foreign, old], epochs, {new.content_id: ["pinned for c2"]}, keep(hourly=1, daily=2)
     )
-    assert [(one.snapshot, one.reasons) for one in sorted_out.kept] == [
+    assert [(survivor.snapshot, survivor.reasons) for survivor in sorted_out.kept] == [
         (foreign, ("not made by Standfast",)),
         (old, ("newest of epoch 3", "daily")),
         (new, ("pinned for c2", "newest of epoch 4", "newest", "hourly", "daily")),
@@ -90,9 +92,9 @@ def test_names_a_year_ahead_keep_no_later_epoch_out_of_the_grid() -> None:
     """The clock was a year ahead for 30 hours; its successor's was right."""
     ahead = [snapshot(NOW + 365 * DAY_S + hour * HOUR_S) for hour in range(30)]
     right = [snapshot(NOW + hour * HOUR_S) for hour in range(24)]
-    epochs = {one.content_id: 1 for one in ahead} | {one.content_id: 2 for one in right}
+    epochs = {taken.content_id: 1 for taken in ahead} | {taken.content_id: 2 for taken in right}
     sorted_out = sort_out([*ahead, *right], epochs, {}, keep(hourly=24))
-    hourly = [one.snapshot for one in sorted_out.kept if "hourly" in one.reasons]
+    hourly = [survivor.snapshot for survivor in sorted_out.kept if "hourly" in survivor.reasons]
     assert hourly == right
 
 
@@ -102,7 +104,7 @@ def test_the_newest_counts_by_epoch_then_by_time() -> None:
     before = snapshot(NOW - 60)
     epochs = {before.content_id: 4, early.content_id: 4, late.content_id: 3}
     sorted_out = sort_out([before, early, late], epochs, {}, keep(last=2))
-    assert [one.reasons for one in sorted_out.kept] == [
+    assert [survivor.reasons for survivor in sorted_out.kept] == [
         ("among the newest 2",),
         ("newest of epoch 4", "among the newest 2"),
         ("newest of epoch 3",),
@@ -127,11 +129,13 @@ POLICIES = st.builds(keep, st.integers(1, 8), COUNTS, COUNTS, COUNTS, COUNTS)
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Snapshot], dict[str, int], dict[str, list[str]]]:
     """Snapshots in any order; some foreign, some protected; epochs in the order of time or not."""
-    found = [snapshot(at) for at in draw(TIMES)]
-    own = [one for one in found if draw(st.integers(0, 9)) > 0]
-    epochs = {one.content_id: draw(st.integers(0, 3)) for one in own}
-    protected = {one.content_id: ["pinned"] for one in found if draw(st.integers(0, 9)) == 0}
-    return found, epochs, protected
+    snapshots = [snapshot(at) for at in draw(TIMES)]
+    own = [taken for taken in snapshots if draw(st.integers(0, 9)) > 0]
+    epochs = {taken.content_id: draw(st.integers(0, 3)) for taken in own}
+    protected = {
+        taken.content_id: ["pinned"] for taken in snapshots if draw(st.integers(0, 9)) == 0
+    }
+    return snapshots, epochs, protected
 
 
 @examples(150)
@@ -142,16 +146,18 @@ def test_what_must_stay_stays(
     snapshots, epochs, protected = history
     sorted_out = sort_out(snapshots, epochs, protected, policy)
     old = set(sorted_out.old)
-    assert {one.snapshot for one in sorted_out.kept} | old == set(snapshots)
+    assert {survivor.snapshot for survivor in sorted_out.kept} | old == set(snapshots)
     assert len(sorted_out.kept) + len(old) == len(snapshots)
-    assert all(one.reasons for one in sorted_out.kept)
-    assert not any(one.content_id in protected for one in old)
-    assert all(one.content_id in epochs for one in old)
+    assert all(survivor.reasons for survivor in sorted_out.kept)
+    assert not any(deleted.content_id in protected for deleted in old)
+    assert all(deleted.content_id in epochs for deleted in old)
     if snapshots:
-        assert max(snapshots, key=lambda one: one.name) not in old
+        assert max(snapshots, key=lambda snapshot: snapshot.name) not in old
     for epoch in set(epochs.values()):
-        history_entry = [one for one in snapshots if epochs.get(one.content_id) == epoch]
-        assert max(history_entry, key=lambda one: one.name) not in old
+        history_entry = [
+            snapshot for snapshot in snapshots if epochs.get(snapshot.content_id) == epoch
+        ]
+        assert max(history_entry, key=lambda snapshot: snapshot.name) not in old
 
 
 @examples(150)
@@ -162,7 +168,7 @@ def test_no_more_is_kept_than_the_policy_says(
     snapshots, epochs, protected = history
     count = len(sort_out(snapshots, epochs, protected, policy).kept)
     grid = policy.keep_last + policy.hourly + policy.daily + policy.weekly + policy.monthly
-    foreign = sum(one.content_id not in epochs for one in snapshots)
+    foreign = sum(snapshot.content_id not in epochs for snapshot in snapshots)
     assert count <= grid + len(set(epochs.values())) + len(protected) + foreign
 
 
@@ -172,7 +178,7 @@ def test_deleting_twice_is_deleting_once(
     history: tuple[list[Snapshot], dict[str, int], dict[str, list[str]]], policy: Keep
 ) -> None:
     snapshots, epochs, protected = history
-    left = [one.snapshot for one in sort_out(snapshots, epochs, protected, policy).kept]
+    left = [survivor.snapshot for survivor in sort_out(snapshots, epochs, protected, policy).kept]
     assert sort_out(left, epochs, protected, policy).old == ()
 
 
@@ -187,9 +193,9 @@ def test_a_more_generous_policy_deletes_no_more(
     fields = ("keep_last", "hourly", "daily", "weekly", "monthly")
     more = KeepOwn(**{name: getattr(policy, name) + data.draw(COUNTS) for name in fields})
     before = set(sort_out(snapshots, epochs, protected, policy).old)
-    for one in snapshots:
+    for snapshot in snapshots:
         if data.draw(st.integers(0, 9)) == 0:
-            protected = {**protected, one.content_id: ["pinned"]}
+            protected = {**protected, snapshot.content_id: ["pinned"]}
     assert set(sort_out(snapshots, epochs, protected, more).old) <= before
 
 
@@ -214,14 +220,14 @@ def test_an_interval_of_five_seconds_does_not_pile_up(policy: Keep, bound: int) 
     for step in range(2 * DAY_S // 5):
         if 1200 < step < 2 * DAY_S // 5 - 1200 and step % 60 > 2:
             continue  # five minutes' worth of steps look the same; a few of them do
-        one = snapshot(NOW + 5 * step)
-        epochs[one.content_id] = 1
-        sorted_out = sort_out([*held, one], epochs, {}, policy)
+        newest = snapshot(NOW + 5 * step)
+        epochs[newest.content_id] = 1
+        sorted_out = sort_out([*held, newest], epochs, {}, policy)
         held = [each.snapshot for each in sorted_out.kept]
         most = max(most, len(held))
         assert len(sorted_out.old) <= 2
     assert most <= bound
-    hours = {int(one.name.stamp // HOUR_S) for one in held}
+    hours = {int(taken.name.stamp // HOUR_S) for taken in held}
     assert len(hours) >= 24 if policy.hourly else len(held) == policy.keep_last
 
 

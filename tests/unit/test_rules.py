@@ -75,11 +75,11 @@ def test_the_reasons_that_a_rule_names_are_reason_codes() -> None:
 def test_grafanas_rules_are_those_of_prometheus() -> None:
     text = GRAFANA.read_text()
     assert text == written(RULES.read_text()), "run `python -m tools.rules_to_grafana`"
-    found = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
-    assert [rule["title"] for rule in found] == list(rules())
-    uids = {rule["uid"] for rule in found}
-    assert len(uids) == len(found)
-    for rule in found:
+    grafana_rules = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    assert [rule["title"] for rule in grafana_rules] == list(rules())
+    uids = {rule["uid"] for rule in grafana_rules}
+    assert len(uids) == len(grafana_rules)
+    for rule in grafana_rules:
         assert len(rule["uid"]) <= 40
         assert rule["condition"] in [query["refId"] for query in rule["data"]]
         for written_text in rule["annotations"].values():
@@ -90,14 +90,14 @@ def test_grafanas_rules_are_those_of_prometheus() -> None:
 def test_the_dashboard_can_be_imported_anywhere() -> None:
     doc = json.loads(DASHBOARD.read_text())
     assert "id" not in doc
-    names = [one["name"] for one in doc["templating"]["list"]]
+    names = [variable["name"] for variable in doc["templating"]["list"]]
     assert names == ["datasource", "volume"]
     panels = [panel for panel in doc["panels"] if panel["type"] != "row"]
     assert len({panel["id"] for panel in doc["panels"]}) == len(doc["panels"])
     for panel in panels:
         assert panel["description"]
         asked = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
-        assert all(one == {"type": "prometheus", "uid": "${datasource}"} for one in asked)
+        assert all(source == {"type": "prometheus", "uid": "${datasource}"} for source in asked)
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         taken = [other["gridPos"] for other in doc["panels"] if other is not panel]

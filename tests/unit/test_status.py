@@ -108,14 +108,14 @@ OUTLOOKS: Mapping[str, tuple[Cluster | Blind, Mapping[str, Any], Reason | None, 
 @pytest.mark.parametrize("case", OUTLOOKS)
 def test_can_we_fail_over_now(config: Config, case: str) -> None:
     what, changes, reason, words = OUTLOOKS[case]
-    found = outlook(what, structs.replace(config, **changes), NOW)
-    assert (found.possible, found.reason) == (reason is None, reason)
-    assert words in found.sentence
+    verdict = outlook(what, structs.replace(config, **changes), NOW)
+    assert (verdict.possible, verdict.reason) == (reason is None, reason)
+    assert words in verdict.sentence
 
 
 def test_a_leader_key_deleted_by_hand_is_not_the_first_day(config: Config) -> None:
-    found = outlook(view(leader=None), config, NOW)
-    assert (found.possible, found.reason) == (False, Reason.LEADER_MISSING)
+    verdict = outlook(view(leader=None), config, NOW)
+    assert (verdict.possible, verdict.reason) == (False, Reason.LEADER_MISSING)
 
 
 def test_the_holder_has_no_replication_age(config: Config) -> None:

@@ -154,10 +154,10 @@ def test_a_configuration_keeps_the_role_here(
 
 
 def test_a_word_from_before_the_first_look_is_that_of_nobody() -> None:
-    found = {"n2": (word(), 7)}
-    signs = watch({}, found, NOW)
+    words = {"n2": (word(), 7)}
+    signs = watch({}, words, NOW)
     assert signs["n2"].changed_at is None
-    signs = watch(signs, found, NOW + 5)
+    signs = watch(signs, words, NOW + 5)
     assert signs["n2"].changed_at is None
     signs = watch(signs, {"n2": (word(), 8)}, NOW + 10)
     assert signs["n2"].changed_at == NOW + 10
@@ -252,10 +252,10 @@ def test_a_standby_is_ready_when_it_would_take_over(
 ) -> None:
     config = structs.replace(config, node="n2", **changes)
     view, local, now = seen_by(config, **scene)
-    found = readiness.judge(view, local, config, now)
-    assert found is not None
-    assert (found.ready, found.reason) == (ready, reason)
-    assert CandidateRecord.parse(found.dump()) == found
+    record = readiness.judge(view, local, config, now)
+    assert record is not None
+    assert (record.ready, record.reason) == (ready, reason)
+    assert CandidateRecord.parse(record.dump()) == record
     # And then it does.
     gone = structs.replace(LEADER, state=LeaderState.CLEAN, to="n2", surrendered=True)
     decision = decide(replace(view, leader=gone), local, config, now)
@@ -266,9 +266,9 @@ def test_a_standby_is_ready_when_it_would_take_over(
 def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> None:
     config = structs.replace(config, node="n2")
     view, local, now = seen_by(config)
-    found = readiness.judge(view, replace(local, read_only=True), config, now)
-    assert found is not None
-    assert (found.ready, found.reason) == (False, Reason.VOLUME_READ_ONLY)
+    record = readiness.judge(view, replace(local, read_only=True), config, now)
+    assert record is not None
+    assert (record.ready, record.reason) == (False, Reason.VOLUME_READ_ONLY)
 
 
 @pytest.mark.parametrize(
@@ -317,8 +317,8 @@ def test_of_an_epoch_that_began_unseen_nothing_is_told_as_less_than_it_is(
     gone = structs.replace(LEADER, idle=True, state=LeaderState.CLEAN, to="n2", surrendered=True)
     view = replace(view, history=history, leader=gone)
     assert decide(view, local, config, now).reason is Reason.TOO_OLD
-    found = decide(view, local, config, now, Request(promote=True, accept_data_loss=True))
-    assert found.lost_s == (pytest.approx(1999, abs=1) if known else None)
+    decision = decide(view, local, config, now, Request(promote=True, accept_data_loss=True))
+    assert decision.lost_s == (pytest.approx(1999, abs=1) if known else None)
 
 
 def test_a_candidate_tells_what_it_would_start_from(config: Config) -> None:

@@ -41,7 +41,7 @@ def looks(*seen: tuple[Seen, ...]) -> list[tuple[bool, int]]:
 def test_watches_begin_anew_with_another_leader_and_when_consul_is_back(
     seen: list[Seen], anew: list[bool]
 ) -> None:
-    assert looks(*((one,) for one in seen)) == [(one, 0) for one in anew]
+    assert looks(*((answer,) for answer in seen)) == [(is_new, 0) for is_new in anew]
 
 
 def test_watches_move_on_when_their_address_stays_silent_and_another_does_not() -> None:

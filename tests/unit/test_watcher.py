@@ -512,8 +512,8 @@ def port() -> Iterator[Callable[[bool], int]]:
         return int(sockets[-1].getsockname()[1])
 
     yield take
-    for one in sockets:
-        one.close()
+    for sock in sockets:
+        sock.close()
 
 
 ANSWERS: Mapping[str, tuple[bool, bool, bool]] = {

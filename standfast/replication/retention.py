@@ -22,7 +22,7 @@ from standfast.system.clock import format_stamp
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A snapshot that stays, and everything that speaks for it."""
+    """Holds a snapshot that stays, and every pin and rule that keeps it."""
 
     snapshot: Snapshot
     reasons: tuple[str, ...]

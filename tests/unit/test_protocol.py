@@ -22,7 +22,7 @@ from standfast.lease.protocol import (
 
 A, B, A_REBOOTED = Holder("a", "a1"), Holder("b", "b1"), Holder("a", "a2")
 LENGTH_S, WAIT_S = 8.0, 12.0
-TENURE = HeldLease(5, A, epoch_index=50, leader_index=60, seq=7, valid_until=108.0)
+HELD = HeldLease(5, A, epoch_index=50, leader_index=60, seq=7, valid_until=108.0)
 
 
 def beat(epoch: int = 5, holder: Holder = A, seq: int = 7, state: str = "serving") -> Leader:
@@ -42,19 +42,19 @@ def back(held_lease: HeldLease, now_held: Versioned, now: float = 105.0) -> prot
 
 
 def test_each_attempt_has_a_number_of_its_own() -> None:
-    first = protocol.next_attempt(TENURE, LeaderState.SERVING, ("b",))
-    again = protocol.next_attempt(protocol.sent(TENURE, first, 104.0), LeaderState.SERVING, ("b",))
+    first = protocol.next_attempt(HELD, LeaderState.SERVING, ("b",))
+    again = protocol.next_attempt(protocol.sent(HELD, first, 104.0), LeaderState.SERVING, ("b",))
     assert (first.leader.seq, again.leader.seq) == (8, 9)
     assert (again.epoch_index, again.leader_index) == (50, 60)
 
 
 def test_a_commit_counts_from_the_moment_before_sending() -> None:
-    held_lease = protocol.committed(after_sending(TENURE, 104.0), 8, 61, LENGTH_S)
+    held_lease = protocol.committed(after_sending(HELD, 104.0), 8, 61, LENGTH_S)
     assert (held_lease.valid_until, held_lease.leader_index, held_lease.attempts) == (112.0, 61, {})
 
 
 def test_an_earlier_heartbeat_never_shortens_the_lease() -> None:
-    assert protocol.committed(after_sending(TENURE, 99.0), 8, 61, LENGTH_S).valid_until == 108.0
+    assert protocol.committed(after_sending(HELD, 99.0), 8, 61, LENGTH_S).valid_until == 108.0
 
 
 @pytest.mark.parametrize(
@@ -63,26 +63,26 @@ def test_an_earlier_heartbeat_never_shortens_the_lease() -> None:
 def test_only_a_heartbeat_sent_after_the_voiding_makes_the_lease_valid(
     sent_at: float, valid_until: float
 ) -> None:
-    held_lease = protocol.voided(after_sending(TENURE, sent_at), 104.0)
+    held_lease = protocol.voided(after_sending(HELD, sent_at), 104.0)
     assert protocol.committed(held_lease, 8, 61, LENGTH_S).valid_until == valid_until
 
 
 def test_a_lost_reply_is_recognised_by_its_number() -> None:
-    verdict = back(after_sending(after_sending(TENURE, 104.0), 106.0), held(beat(seq=8)))
+    verdict = back(after_sending(after_sending(HELD, 104.0), 106.0), held(beat(seq=8)))
     assert isinstance(verdict, StillMine)
     assert verdict.held_lease.valid_until == 112.0
     assert verdict.held_lease.leader_index == 61
 
 
 def test_a_number_that_this_process_never_sent_gives_no_time() -> None:
-    verdict = back(after_sending(TENURE, 104.0), held(beat(seq=9)))
+    verdict = back(after_sending(HELD, 104.0), held(beat(seq=9)))
     assert isinstance(verdict, StillMine)
     assert verdict.held_lease.valid_until == 108.0
     assert verdict.held_lease.seq == 9
 
 
 def test_a_clean_that_committed_after_all_gives_no_time() -> None:
-    void = protocol.voided(after_sending(TENURE, 104.0), 103.0)
+    void = protocol.voided(after_sending(HELD, 104.0), 103.0)
     verdict = back(void, held(beat(seq=8, state="clean")))
     assert isinstance(verdict, StillMine)
     assert verdict.held_lease.valid_until == NEVER
@@ -101,13 +101,13 @@ LOST = {
 
 @pytest.mark.parametrize("now_held", LOST.values(), ids=LOST)
 def test_it_is_lost_when_another_epochs(now_held: Versioned) -> None:
-    verdict = back(TENURE, now_held)
+    verdict = back(HELD, now_held)
     assert isinstance(verdict, Lost)
     assert verdict.why
 
 
 def test_an_older_epoch_halts() -> None:
-    verdict = back(TENURE, held(beat(4), epoch=4))
+    verdict = back(HELD, held(beat(4), epoch=4))
     assert isinstance(verdict, Halted)
     assert "accept-epoch" in verdict.why
 
@@ -123,15 +123,15 @@ def test_an_older_epoch_halts() -> None:
     ids=["no leader", "an older leader", "neither", "no epoch"],
 )
 def test_a_deleted_key_is_to_be_written_again(now_held: Versioned, missing_epoch: bool) -> None:
-    verdict = back(TENURE, now_held)
+    verdict = back(HELD, now_held)
     assert isinstance(verdict, Repair)
     assert verdict.missing_epoch == missing_epoch
     assert verdict.held_lease.leader_index == now_held.leader_index
 
 
 def test_a_lapsed_holder_does_not_write_both_keys_again() -> None:
-    assert isinstance(back(TENURE, held(None, epoch=None), now=108.0), Halted)
-    assert isinstance(back(TENURE, held(None), now=108.0), Repair)
+    assert isinstance(back(HELD, held(None, epoch=None), now=108.0), Halted)
+    assert isinstance(back(HELD, held(None), now=108.0), Repair)
 
 
 CLAIM = Claim(5, beat().identity, 100.0, "services@20261122T101500Z", "takeover", None, 60.0)
@@ -213,9 +213,9 @@ def test_an_acquisition_sent_earlier_is_ours_and_gives_no_time() -> None:
 
 
 def test_the_time_left_is_never_negative() -> None:
-    assert TENURE.remaining_s(100.0) == 8.0
-    assert TENURE.remaining_s(200.0) == 0.0
-    assert protocol.voided(TENURE, 100.0).remaining_s(100.0) == 0.0
+    assert HELD.remaining_s(100.0) == 8.0
+    assert HELD.remaining_s(200.0) == 0.0
+    assert protocol.voided(HELD, 100.0).remaining_s(100.0) == 0.0
 
 
 def test_a_lapsed_holder_that_finds_a_restored_consul_waits_out_a_forgotten_successor() -> None:
@@ -262,7 +262,7 @@ def test_a_holder_with_longer_timings_than_ours_is_given_its_own_time() -> None:
 
 
 def test_each_heartbeat_tells_the_wait_of_the_holder() -> None:
-    attempt = protocol.next_attempt(TENURE, LeaderState.SERVING, (), wait_s=WAIT_S)
+    attempt = protocol.next_attempt(HELD, LeaderState.SERVING, (), wait_s=WAIT_S)
     assert Leader.parse(attempt.leader.dump()).wait == WAIT_S
     assert Leader.parse(beat().dump()).wait == 0.0, "an older version's"
 
@@ -284,7 +284,7 @@ def test_a_shorter_wait_is_told_when_what_the_longer_one_permitted_is_over(
 
 
 def test_a_lease_that_was_not_taken_up_tells_its_own_wait() -> None:
-    assert TENURE.wait_s(12.0, 100.0) == 12.0
+    assert HELD.wait_s(12.0, 100.0) == 12.0
 
 
 # Taking up from an earlier process of this boot
@@ -349,16 +349,16 @@ def test_a_lapsed_lease_in_an_imported_backup_is_void_for_a_wait(
     held_lease = taken_up(now_held, known, now=200.0)
     assert held_lease is not None and held_lease.voided_at == expected
     if known is TOLD:
-        mine = structs.replace(TENURE, leader_index=61, committed_seq=7, voided_at=90.0)
+        mine = structs.replace(HELD, leader_index=61, committed_seq=7, voided_at=90.0)
         verdict = back(mine, now_held, now=200.0)
         assert isinstance(verdict, StillMine) and verdict.held_lease.voided_at == expected
 
 
 def test_a_later_epoch_that_another_key_tells_of_halts_a_lapsed_holder() -> None:
     now_held = structs.replace(held(beat()), highest=6)
-    assert isinstance(back(TENURE, now_held, now=200.0), Halted)
-    assert isinstance(back(TENURE, now_held, now=107.0), StillMine), "its lease is valid"
-    assert isinstance(back(TENURE, structs.replace(held(beat()), highest=5), now=200.0), StillMine)
+    assert isinstance(back(HELD, now_held, now=200.0), Halted)
+    assert isinstance(back(HELD, now_held, now=107.0), StillMine), "its lease is valid"
+    assert isinstance(back(HELD, structs.replace(held(beat()), highest=5), now=200.0), StillMine)
 
 
 def test_the_longer_wait_counts_for_what_is_void() -> None:
@@ -400,6 +400,6 @@ def test_a_lapsed_lease_that_is_written_again_is_void_for_a_wait(
     leader: Leader | None, now: float, voided_at: float
 ) -> None:
     """After `accept-epoch`: the one whose epoch that ended may serve for the rest of its lease."""
-    verdict = back(TENURE, held(leader), now=now)
+    verdict = back(HELD, held(leader), now=now)
     assert isinstance(verdict, Repair)
     assert verdict.held_lease.voided_at == voided_at

@@ -88,6 +88,6 @@ def _left_out(skipped: list[Any]) -> list[str]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         files[reason.removeprefix("Skipped: ")].append(report.nodeid.partition("::")[0])
     return [
-        f"{len(found)} test{'s'[: len(found) > 1]} of {', '.join(sorted(set(found)))}: {reason}"
-        for reason, found in sorted(files.items())
+        f"{len(places)} test{'s'[: len(places) > 1]} of {', '.join(sorted(set(places)))}: {reason}"
+        for reason, places in sorted(files.items())
     ]

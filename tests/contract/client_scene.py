@@ -74,12 +74,12 @@ class MountsStandIn(KernelMounts):
 class Catalog:
     """Consul's answer."""
 
-    found: tuple[Instance, ...] = ()
+    listed: tuple[Instance, ...] = ()
 
     def instances(
         self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
     ) -> tuple[Instance, ...]:
-        return self.found
+        return self.listed
 
     def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
         """What a client tells of itself is read by nobody here."""
@@ -97,7 +97,7 @@ class Scene:
         return Remount(parts, limit=soon(10.0)).run()
 
     def serve(self, address: str, epoch: int) -> None:
-        self.catalog.found = (instance(address, epoch, fsid(epoch)),)
+        self.catalog.listed = (instance(address, epoch, fsid(epoch)),)
 
     def shown(self, path: Path | None = None) -> str:
         return ((path or self.config.paths.bind) / "who").read_text()

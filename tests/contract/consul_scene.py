@@ -34,8 +34,8 @@ def listed(gateway: Gateway, name: str, checks: str | None = None) -> None:
     """Wait until the catalog has the service once, with these checks."""
 
     def as_it_should() -> bool:
-        found = gateway.instances(name)
-        return len(found) == 1 and checks in (None, found[0].checks)
+        instances = gateway.instances(name)
+        return len(instances) == 1 and checks in (None, instances[0].checks)
 
     wait_for(as_it_should, SYNC_S, f"{name} is listed, {checks or 'with any checks'}")
 

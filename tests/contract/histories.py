@@ -65,8 +65,8 @@ class Ground:
                 delete_all(here)
 
 
-def delete_all(one: Peer) -> None:
-    store, paths = one.store, one.config.paths
+def delete_all(peer: Peer) -> None:
+    store, paths = peer.store, peer.config.paths
     store.clear_staging()
     gone = [*(snapshot.path for snapshot in store.snapshots()), *store.aside(), *store.unfinished()]
     gone += [path for path in (paths.live, paths.standby) if path.exists()]
@@ -120,16 +120,16 @@ class ThreeNodes:
     def common(self, one: str, other: str) -> Snapshot | None:
         """The newest snapshot that both have."""
         there = {snapshot.content_id for snapshot in self.nodes[other].store.snapshots()}
-        found = [s for s in self.nodes[one].store.snapshots() if s.content_id in there]
-        return max(found, key=lambda snapshot: snapshot.name, default=None)
+        shared = [s for s in self.nodes[one].store.snapshots() if s.content_id in there]
+        return max(shared, key=lambda snapshot: snapshot.name, default=None)
 
     # What must be true
 
     def check(self) -> None:
         self._learn()
-        for node, one in self.nodes.items():
-            epochs = epochs_of_snapshots(one.config)
-            for snapshot in one.store.snapshots():
+        for node, here in self.nodes.items():
+            epochs = epochs_of_snapshots(here.config)
+            for snapshot in here.store.snapshots():
                 if snapshot.received:
                     assert snapshot.content_id in epochs, f"{node}: {snapshot.name} of no epoch"
                     self._check_whole(node, snapshot)
@@ -229,7 +229,9 @@ class ThreeNodes:
             for snapshot in self.nodes[node].store.snapshots()
             if snapshot.content_id in self.lineage
         ]
-        return max(here, key=lambda one: self.lineage.index(one.content_id), default=None)
+        return max(
+            here, key=lambda candidate: self.lineage.index(candidate.content_id), default=None
+        )
 
     def promote(self, node: str) -> None:
         base = self.base_for(node)
@@ -251,14 +253,14 @@ class ThreeNodes:
         """In order: nothing of the old epoch is lost."""
         if self.common(self.primary, node) is None and self.nodes[node].store.snapshots():
             return
-        one = self.at_work
-        one.store.set_live_writable(False)
-        lead(one, self.epoch, LeaderState.DRAINING)
-        final = one.store.take_snapshot(SnapshotName.at("services", utc_now()))
-        note_epoch(one.config, final.content_id, self.epoch, one.store.snapshots)
-        one.sender.replicate(node, final, self.epoch, Deadline.after(DEADLINE_S))
+        primary = self.at_work
+        primary.store.set_live_writable(False)
+        lead(primary, self.epoch, LeaderState.DRAINING)
+        final = primary.store.take_snapshot(SnapshotName.at("services", utc_now()))
+        note_epoch(primary.config, final.content_id, self.epoch, primary.store.snapshots)
+        primary.sender.replicate(node, final, self.epoch, Deadline.after(DEADLINE_S))
         self.check()
-        self._acknowledged_by[one.config.node].add(final.content_id)
+        self._acknowledged_by[primary.config.node].add(final.content_id)
         self._acknowledged_by[node].add(final.content_id)
         base = self.base_for(node)
         assert base is not None and base.content_id == final.content_id

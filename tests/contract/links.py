@@ -175,12 +175,12 @@ class Links:
     def _receive(self, spec: Path, stdin: int, stdout: int, fault: LinkFault | None) -> int:
         if fault is not None and fault.effect is not None:
             at_effect(fault.effect, lambda: self._fall(fault))
-        one = json.loads(spec.read_text())
-        self._be(one["node"])
+        peer_spec = json.loads(spec.read_text())
+        self._be(peer_spec["node"])
         status = 1
         # What is left to write when the sender is gone.
         with contextlib.suppress(BrokenPipeError), os.fdopen(stdout, "w") as answers:
-            status = answer(one, stdin, answers)
+            status = answer(peer_spec, stdin, answers)
         return status
 
     def _fall(self, fault: LinkFault) -> None:

@@ -61,10 +61,10 @@ class FileGateway(MemoryConsul):
     def get(
         self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> Entry | None:
-        found = super().get(key, consistent=consistent, deadline=deadline)
+        entry = super().get(key, consistent=consistent, deadline=deadline)
         if key in self._later:  # what the next reader sees
             self.put(key, base64.b64decode(self._later.pop(key)))
-        return found
+        return entry
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
         raise AssertionError("no change of another process wakes anybody here")
@@ -142,8 +142,8 @@ def from_spec(spec: dict[str, Any]) -> Peer:
     if "keep" in spec:
         config = keeping(config, spec["keep"])
     gateway = FileGateway(Path(spec["keys"]), later=spec.get("later"))
-    found = Peer(config, store_of(config, spec["store"]), gateway, spec)
-    return replace_transport(found, spec["command"]) if "command" in spec else found
+    made = Peer(config, store_of(config, spec["store"]), gateway, spec)
+    return replace_transport(made, spec["command"]) if "command" in spec else made
 
 
 def store_of(config: Config, kind: str) -> ReplicaStore:

@@ -79,11 +79,11 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: SecuredConsul, eno
     key = f"standfast/{SERVICE}/epoch"
     assert isinstance(gateway.txn([Set(key, b"1")]), Committed)
     gateway.put(key, b"2")
-    found = gateway.get(key, consistent=True)
-    assert found is not None and found.value == b"2"
-    assert gateway.read([key, f"standfast/{SERVICE}/leader"])[key] == found
-    assert gateway.get_many(f"standfast/{SERVICE}/") == (found,)
-    assert gateway.wait(key, 0, wait_s=1) == (found.modify_index, found)
+    entry = gateway.get(key, consistent=True)
+    assert entry is not None and entry.value == b"2"
+    assert gateway.read([key, f"standfast/{SERVICE}/leader"])[key] == entry
+    assert gateway.get_many(f"standfast/{SERVICE}/") == (entry,)
+    assert gateway.wait(key, 0, wait_s=1) == (entry.modify_index, entry)
     gateway.delete(key)
     assert gateway.node_health(NODE) == "passing"
     gateway.register(
@@ -225,14 +225,18 @@ def _make_certificates(directory: Path) -> None:
 
 
 def test_tls_with_both_certificates_works(encrypted: Encrypted) -> None:
-    one = encrypted
+    server = encrypted
     gateway = ConsulGateway(
-        [one.address], ca_cert=one.ca_cert, client_cert=one.cert, client_key=one.key, timeout_s=5
+        [server.address],
+        ca_cert=server.ca_cert,
+        client_cert=server.cert,
+        client_key=server.key,
+        timeout_s=5,
     )
     gateway.self_check()
     assert isinstance(gateway.txn([Set("k", b"v" * 100_000)]), Committed)
-    found = gateway.get("k")
-    assert found is not None and found.value == b"v" * 100_000
+    entry = gateway.get("k")
+    assert entry is not None and entry.value == b"v" * 100_000
 
 
 def test_tls_without_the_client_certificate_is_turned_away(encrypted: Encrypted) -> None:

@@ -38,11 +38,11 @@ def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ConsulCluster]:
     if request.param == "embedded":
-        with embedded_cluster() as one:
-            yield one
+        with embedded_cluster() as cluster:
+            yield cluster
     else:
-        with real_cluster(tmp_path_factory.mktemp("consul")) as one:
-            yield one
+        with real_cluster(tmp_path_factory.mktemp("consul")) as cluster:
+            yield cluster
 
 
 @pytest.fixture
@@ -221,9 +221,9 @@ def test_no_object_of_the_embedded_server_has_a_field_that_consul_has_not(
     cluster: ConsulCluster, gateway: ConsulGateway, service: str
 ) -> None:
     with embedded_cluster() as embedded:
-        for one in (cluster, embedded):
-            register(one.gateway(), service)
-            listed(one.gateway(), service)
+        for server in (cluster, embedded):
+            register(server.gateway(), service)
+            listed(server.gateway(), service)
         for path in (
             f"/v1/health/service/{service}",
             f"/v1/health/node/{NODE}",
@@ -301,13 +301,13 @@ def watching(
     calls.touch()
 
     def seen() -> list[Any]:
-        decoder, text, found = json.JSONDecoder(), calls.read_text(), []
+        decoder, text, docs = json.JSONDecoder(), calls.read_text(), []
         for line in text.split("\n")[:-1]:
             if line.startswith(" "):
                 assert int(line) >= 1
             elif line:
-                found.append(decoder.raw_decode(line)[0])
-        return found
+                docs.append(decoder.raw_decode(line)[0])
+        return docs
 
     with subprocess.Popen(
         [consul_binary(), "watch", *args, str(handler)],

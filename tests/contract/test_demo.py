@@ -53,7 +53,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def processes_of(base: Path) -> list[str]:
     """Command lines of living processes whose environment names `base` as configuration."""
-    found = []
+    command_lines = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environ = (path / "environ").read_bytes()
@@ -61,8 +61,8 @@ def processes_of(base: Path) -> list[str]:
         except OSError:
             continue
         if f"STANDFAST_CONFIG_DIR={base}/".encode() in environ and not dead:
-            found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return found
+            command_lines.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return command_lines
 
 
 def test_the_demo_fails_over_refuses_the_old_primary_and_goes_back_without_loss() -> None:

@@ -47,7 +47,7 @@ def test_a_scrape_where_nothing_else_runs(config: Config) -> None:
     state.note_failure(config, "c1", Reason.REPLICATION_FAILED, "no route")
     with exporting(config) as exporter:
         status, headers, text = exporter.get("/metrics", Accept="text/plain;version=0.0.4")
-        found = values(text)
+        metrics = values(text)
         listening = [
             line.split()[1]
             for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -60,16 +60,16 @@ def test_a_scrape_where_nothing_else_runs(config: Config) -> None:
         for _ in range(2 * THREADS):  # a place is given back
             assert exporter.get("/-/healthy")[0] == 200
         log = exporter.log.read_text()
-    assert (status, found["standfast_up{agent}"], found["standfast_up{consul}"]) == (200, 0, 0)
-    assert found["standfast_up{store}"] == found["standfast_up{replication}"] == 1
-    assert found["standfast_failover_blocked{consul-unreachable}"] == 1
-    assert found["standfast_replication_failures_total{replication-failed,c1}"] == 1
-    assert found["standfast_replication_age_seconds{zippy}"] == math.inf
+    assert (status, metrics["standfast_up{agent}"], metrics["standfast_up{consul}"]) == (200, 0, 0)
+    assert metrics["standfast_up{store}"] == metrics["standfast_up{replication}"] == 1
+    assert metrics["standfast_failover_blocked{consul-unreachable}"] == 1
+    assert metrics["standfast_replication_failures_total{replication-failed,c1}"] == 1
+    assert metrics["standfast_replication_age_seconds{zippy}"] == math.inf
     assert listening == [f"0100007F:{exporter.port:04X}"]
     assert (roles, posted, head[0], head[2]) == ([503, 503], 405, 200, "")
-    for one in (headers, *everything):
-        assert all(name in one for name in HEADERS)
-        assert one["Cache-Control"] == "no-store"
+    for sent in (headers, *everything):
+        assert all(name in sent for name in HEADERS)
+        assert sent["Cache-Control"] == "no-store"
     assert "everybody" not in log
 
 
@@ -106,9 +106,9 @@ def test_an_agent_that_hangs_costs_a_scrape_its_patience_and_nothing_else(config
     assert healthy == 200
     assert len(texts) == 4
     for text in texts:
-        found = values(text)
-        assert found["standfast_up{agent}"] == 0
-        assert found["standfast_up{replication}"] == found["standfast_up{store}"] == 1
+        metrics = values(text)
+        assert metrics["standfast_up{agent}"] == 0
+        assert metrics["standfast_up{replication}"] == metrics["standfast_up{store}"] == 1
 
 
 def strangers(exporter: Exporter, number: int, sent: bytes) -> contextlib.ExitStack:
@@ -164,10 +164,10 @@ def test_the_nonsense_of_strangers_ends_nothing_and_is_not_logged(config: Config
         b"",
     ]
     with exporting(config) as exporter:
-        for one in nonsense:
+        for sent in nonsense:
             connection = socket.create_connection(("127.0.0.1", exporter.port), 20)
             with connection, contextlib.suppress(OSError):
-                connection.sendall(one)
+                connection.sendall(sent)
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass

@@ -76,9 +76,9 @@ def failback(tmp_path: Path) -> Iterator[Failback]:
 
 
 def test_the_bare_pipe_fails_on_old_btrfs_progs(failback: Failback) -> None:
-    found = re.search(r"v(\d+)\.(\d+)(?:\.(\d+))?", command("btrfs", "--version"))
-    assert found is not None
-    version = tuple(int(part or 0) for part in found.groups())
+    match = re.search(r"v(\d+)\.(\d+)(?:\.(\d+))?", command("btrfs", "--version"))
+    assert match is not None
+    version = tuple(int(part or 0) for part in match.groups())
     if version >= FIXED_IN:
         pytest.skip(f"btrfs-progs {version} have no such bug: it was in those before {FIXED_IN}")
     done = failback.receive(prepared=False)

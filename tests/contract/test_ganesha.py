@@ -31,8 +31,8 @@ def network() -> Iterator[None]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Iterator[Config]:
-    with volume(tmp_path) as found:
-        yield found
+    with volume(tmp_path) as config:
+        yield config
 
 
 def read(config: Config) -> str | None:

@@ -69,8 +69,8 @@ HEAD = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nX-Consul-KnownLeader: true\r\n"
 
 @pytest.fixture
 def primary(tmp_path: Path) -> Iterator[tuple[StorageNode, EmbeddedConsul]]:
-    with embedded_primary(tmp_path) as found:
-        yield found
+    with embedded_primary(tmp_path) as primary:
+        yield primary
 
 
 @pytest.fixture
@@ -257,8 +257,8 @@ def test_a_foreign_value(node: StorageNode, key: str, value: bytes) -> None:
     name = node.config.key(key)
     node.gateway.put(name, value)
     assert_refused(asked(node), "foreign-value", name)
-    found = node.gateway.get(name)
-    assert found is not None and found.value == value
+    entry = node.gateway.get(name)
+    assert entry is not None and entry.value == value
 
 
 def test_a_lower_epoch_in_consul_is_a_restored_backup(node: StorageNode) -> None:

@@ -66,9 +66,9 @@ _OFTEN: dict[st.SearchStrategy[Step], int] = {
     st.builds(Prune, _nodes): 1,
     st.builds(StepClock, _nodes, st.sampled_from([-1.0, 1.0])): 1,
 }
-_steps = st.sampled_from([one for one, times in _OFTEN.items() for _ in range(times)]).flatmap(
-    lambda one: one
-)
+_steps = st.sampled_from(
+    [strategy for strategy, times in _OFTEN.items() for _ in range(times)]
+).flatmap(lambda strategy: strategy)
 _numbering = itertools.count()
 
 

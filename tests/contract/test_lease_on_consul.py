@@ -69,14 +69,14 @@ class Volume:
         return LeaseKeys(self.config, self.gateway, me)
 
     def leader(self) -> Leader:
-        found = self.gateway.get(self.config.key("leader"), consistent=True)
-        assert found is not None
-        return Leader.parse(found.value)
+        entry = self.gateway.get(self.config.key("leader"), consistent=True)
+        assert entry is not None
+        return Leader.parse(entry.value)
 
     def epoch(self) -> int:
-        found = self.gateway.get(self.config.key("epoch"), consistent=True)
-        assert found is not None
-        return parse_epoch(found.value)
+        entry = self.gateway.get(self.config.key("epoch"), consistent=True)
+        assert entry is not None
+        return parse_epoch(entry.value)
 
     def seen(self, *, ago_s: float = 60.0) -> Claim:
         """The claim of a candidate that has seen what stands there for a while."""
@@ -254,9 +254,9 @@ def test_a_number_that_any_key_tells_of_is_not_given_to_another_epoch(volume: Vo
 
 def first_on(volume: Volume) -> Claim:
     """A first primary's claim, made long after it saw what stands there."""
-    found = volume.gateway.get(volume.config.key("leader"), consistent=True)
+    entry = volume.gateway.get(volume.config.key("leader"), consistent=True)
     return structs.replace(
-        FIRST, seen=None if found is None else Leader.parse(found.value).identity
+        FIRST, seen=None if entry is None else Leader.parse(entry.value).identity
     )
 
 
@@ -512,10 +512,10 @@ def test_who_saw_clean_arrive_does_not_wait(volume: Volume) -> None:
     held_lease = protocol.voided(keys.acquire(FIRST), monotonic())
     assert keys.release(held_lease, Handover("n2")) is None
     assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
-    found = volume.seen(ago_s=0.0)
+    claim = volume.seen(ago_s=0.0)
     with pytest.raises(Refused, match="are needed"):
-        volume.keys(OTHER).acquire(found)
-    assert volume.keys(OTHER).acquire(structs.replace(found, witnessed=True)).epoch == 2
+        volume.keys(OTHER).acquire(claim)
+    assert volume.keys(OTHER).acquire(structs.replace(claim, witnessed=True)).epoch == 2
 
 
 def test_a_lease_that_is_not_void_can_not_be_given_up(volume: Volume) -> None:
@@ -725,9 +725,9 @@ class Running:
         return dict(ask(path, request, soon(20.0)))
 
     def status(self) -> LeaseStatus:
-        found = LeaseStatus.load(self.volume.config.run_dir)
-        assert found is not None
-        return found
+        status = LeaseStatus.load(self.volume.config.run_dir)
+        assert status is not None
+        return status
 
     def is_open(self) -> bool:
         return self.fence.state().open_for_s > 0
@@ -754,37 +754,37 @@ def keeping(volume: Volume) -> Iterator[Running]:
 
 
 def test_the_port_opens_at_the_word_and_stays_open_by_heartbeats(volume: Volume) -> None:
-    with keeping(volume) as one:
-        assert one.fence.state().in_place and not one.is_open()
-        assert one.tell(cmd="serve") == {"ok": True, "epoch": 1, "over": False}
-        assert one.is_open()
-        first = one.status().armed_until
-        wait_for(lambda: one.status().armed_until > first, 20.0, "a heartbeat arms the fence")
+    with keeping(volume) as keeper:
+        assert keeper.fence.state().in_place and not keeper.is_open()
+        assert keeper.tell(cmd="serve") == {"ok": True, "epoch": 1, "over": False}
+        assert keeper.is_open()
+        first = keeper.status().armed_until
+        wait_for(lambda: keeper.status().armed_until > first, 20.0, "a heartbeat arms the fence")
         wait_for(lambda: volume.leader().state is LeaderState.SERVING, 20.0, "it says so in Consul")
         assert EpochFile(volume.config.state_dir / "epoch").read() == 1
-    assert one.is_open(), "an orderly end of the process touches nothing"
+    assert keeper.is_open(), "an orderly end of the process touches nothing"
 
 
 def test_draining_shuts_the_port_and_keeps_the_lease(volume: Volume) -> None:
-    with keeping(volume) as one:
-        one.tell(cmd="serve")
-        assert one.tell(cmd="drain")["ok"] is True
-        assert not one.is_open()
+    with keeping(volume) as keeper:
+        keeper.tell(cmd="serve")
+        assert keeper.tell(cmd="drain")["ok"] is True
+        assert not keeper.is_open()
         wait_for(lambda: volume.leader().state is LeaderState.DRAINING, 20.0, "it drains in Consul")
-        assert one.status().remaining_s(monotonic()) > 0
-        assert one.tell(cmd="serve")["ok"] is True
-        assert one.is_open()
+        assert keeper.status().remaining_s(monotonic()) > 0
+        assert keeper.tell(cmd="serve")["ok"] is True
+        assert keeper.is_open()
 
 
 def test_releasing_shuts_the_port_before_clean_and_ends_the_keeper(volume: Volume) -> None:
-    with keeping(volume) as one:
-        one.tell(cmd="serve")
-        assert one.tell(cmd="release", to="n2") == {"ok": True, "epoch": 1, "over": True}
-        assert not one.is_open()
+    with keeping(volume) as keeper:
+        keeper.tell(cmd="serve")
+        assert keeper.tell(cmd="release", to="n2") == {"ok": True, "epoch": 1, "over": True}
+        assert not keeper.is_open()
         assert (volume.leader().state, volume.leader().to) == (LeaderState.CLEAN, "n2")
-        one.thread.join(patient(20.0))
-        assert not one.thread.is_alive()
-        assert one.nfs.running, "the plan that asked for it stops the server, or has done so"
+        keeper.thread.join(patient(20.0))
+        assert not keeper.thread.is_alive()
+        assert keeper.nfs.running, "the plan that asked for it stops the server, or has done so"
 
 
 def test_a_release_of_unknown_outcome_waits_for_a_word(
@@ -793,41 +793,41 @@ def test_a_release_of_unknown_outcome_waits_for_a_word(
     turns: list[str] = []
     monkeypatch.setattr(lease_process, "notify", turns.append)
     monkeypatch.setattr(lease_process, "RETRY_S", STEADY.heartbeat)
-    with keeping(faulty) as one:
-        one.tell(cmd="serve")
+    with keeping(faulty) as keeper:
+        keeper.tell(cmd="serve")
         embedded.set_quorum(False)
-        reply = one.tell(cmd="release", to="n2")
+        reply = keeper.tell(cmd="release", to="n2")
         assert reply["ok"] is False and "not known" in str(reply["error"])
         embedded.set_quorum(True)
         seq, before = faulty.leader().seq, len(turns)
         # Each turn takes no longer than a heartbeat, and has one when one is due.
         wait_for(lambda: len(turns) > before + 5, 20.0, "a few turns of the keeper")
         assert faulty.leader().seq == seq, "it heartbeats though a clean may be on its way"
-        assert not one.is_open()
-        assert one.tell(cmd="hold")["ok"] is True
-        assert one.status().remaining_s(monotonic()) > 0
-        assert one.tell(cmd="serve")["ok"] is True
-        assert one.is_open()
+        assert not keeper.is_open()
+        assert keeper.tell(cmd="hold")["ok"] is True
+        assert keeper.status().remaining_s(monotonic()) > 0
+        assert keeper.tell(cmd="serve")["ok"] is True
+        assert keeper.is_open()
 
 
 @pytest.mark.parametrize("foreign", [b'{"v":1,"epoch":1}', b"\xff"], ids=["JSON", "bytes"])
 def test_a_foreign_leader_changes_nothing_and_the_keeper_lives_on(
     volume: Volume, foreign: bytes
 ) -> None:
-    with keeping(with_lease(volume, length=1.0)) as one:
-        one.tell(cmd="serve")
+    with keeping(with_lease(volume, length=1.0)) as keeper:
+        keeper.tell(cmd="serve")
         key = volume.config.key("leader")
         entry = volume.gateway.get(key)
         assert entry is not None
         volume.gateway.put(key, foreign)
-        wait_for(lambda: "did not write" in str(one.status().trouble), 20.0, "it is noted")
-        wait_for(lambda: not one.is_open(), 20.0, "the lease runs out")
-        assert one.tell(cmd="serve")["ok"] is False
-        found = volume.gateway.get(key)
-        assert found is not None and found.value == foreign
-        assert one.thread.is_alive() and one.nfs.running
+        wait_for(lambda: "did not write" in str(keeper.status().trouble), 20.0, "it is noted")
+        wait_for(lambda: not keeper.is_open(), 20.0, "the lease runs out")
+        assert keeper.tell(cmd="serve")["ok"] is False
+        present = volume.gateway.get(key)
+        assert present is not None and present.value == foreign
+        assert keeper.thread.is_alive() and keeper.nfs.running
         volume.gateway.put(key, volume_last(entry.value))
-        wait_for(one.is_open, 20.0, "the port is open again")
+        wait_for(keeper.is_open, 20.0, "the port is open again")
 
 
 def volume_last(value: bytes) -> bytes:
@@ -836,14 +836,14 @@ def volume_last(value: bytes) -> bytes:
 
 
 def test_a_lost_lease_shuts_the_port_and_stops_the_server(volume: Volume) -> None:
-    with keeping(volume) as one:
-        one.tell(cmd="serve")
+    with keeping(volume) as keeper:
+        keeper.tell(cmd="serve")
         # Between its heartbeats: again until none came in between.
         wait_for(lambda: _taken_over(volume), 20.0, "a takeover")
-        one.thread.join(patient(20.0))
-        assert not one.thread.is_alive()
-        assert not one.is_open() and not one.nfs.running
-        assert "took over" in str(one.status().trouble)
+        keeper.thread.join(patient(20.0))
+        assert not keeper.thread.is_alive()
+        assert not keeper.is_open() and not keeper.nfs.running
+        assert "took over" in str(keeper.status().trouble)
 
 
 def _taken_over(volume: Volume) -> bool:
@@ -858,21 +858,21 @@ def _taken_over(volume: Volume) -> bool:
     [b"garbage\n", b"[]\n", b"{}\n", b'{"cmd": 7}\n', b'{"cmd":"release","to":7}\n', b""],
 )
 def test_garbage_on_the_socket_changes_nothing(faulty: Volume, request_line: bytes) -> None:
-    with keeping(faulty) as one:
-        one.tell(cmd="serve")
+    with keeping(faulty) as keeper:
+        keeper.tell(cmd="serve")
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(faulty.config.run_dir / "lease.sock"))
             client.sendall(request_line)
             client.shutdown(socket.SHUT_WR)
             client.settimeout(patient(20.0))
             assert b'"ok": true' not in client.recv(4096)
-        assert one.is_open() and one.tell(cmd="status")["ok"] is True
+        assert keeper.is_open() and keeper.tell(cmd="status")["ok"] is True
 
 
 def test_a_client_that_says_nothing_does_not_cost_the_lease(faulty: Volume) -> None:
     """The keeper gives up on each after a while, and has a heartbeat before the next one."""
-    with keeping(with_lease(faulty, length=5.0)) as one, ExitStack() as stack:
-        one.tell(cmd="serve")
+    with keeping(with_lease(faulty, length=5.0)) as keeper, ExitStack() as stack:
+        keeper.tell(cmd="serve")
         seq = faulty.leader().seq
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
         for client in clients:
@@ -880,7 +880,7 @@ def test_a_client_that_says_nothing_does_not_cost_the_lease(faulty: Volume) -> N
         for client in clients:
             client.settimeout(patient(20.0))
             assert client.recv(1) == b""
-            assert one.is_open()
+            assert keeper.is_open()
         assert faulty.leader().seq >= seq + len(clients) - 1
 
 

@@ -171,8 +171,8 @@ def site(cluster: NomadCluster) -> Iterator[TwoFollowers]:
         yield made
     finally:
         made.end()
-        for one in JOBS:
-            cluster.purge(one)
+        for job_id in JOBS:
+            cluster.purge(job_id)
         for name in NODES:
             cluster.gateway(name).set_meta(KEY, None)
             cluster.gateway(SERVER).set_eligible(cluster.node_id(name), True)
@@ -181,7 +181,7 @@ def site(cluster: NomadCluster) -> Iterator[TwoFollowers]:
             PATIENCE_S,
             "no node shows the meta",
         )
-        wait_for(lambda: not any(where(made, one) for one in JOBS), PATIENCE_S, "no job runs")
+        wait_for(lambda: not any(where(made, job_id) for job_id in JOBS), PATIENCE_S, "no job runs")
 
 
 def allocations(site: TwoFollowers, job_id: str) -> list[Allocation]:
@@ -199,7 +199,7 @@ def where(site: TwoFollowers, job_id: str) -> list[str]:
 
 
 def all_on(site: TwoFollowers, name: str) -> bool:
-    return all(where(site, one) == [name] for one in JOBS)
+    return all(where(site, job_id) == [name] for job_id in JOBS)
 
 
 def shows(site: TwoFollowers, name: str) -> bool:
@@ -220,7 +220,7 @@ class JobSampler:
         self._ids = {site.cluster.node_id(name): name for name in NODES}
         self._gateway = site.cluster.gateway(SERVER)
         self._ended = threading.Event()
-        self.seen: dict[str, list[tuple[float, tuple[str, ...]]]] = {one: [] for one in JOBS}
+        self.seen: dict[str, list[tuple[float, tuple[str, ...]]]] = {job_id: [] for job_id in JOBS}
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> JobSampler:
@@ -234,13 +234,13 @@ class JobSampler:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.05):
-            for one in JOBS:
+            for job_id in JOBS:
                 with suppress(StandfastError):
-                    found = self._gateway.job_allocations("default", one)
+                    listed = self._gateway.job_allocations("default", job_id)
                     nodes = sorted(
-                        self._ids[a.node_id] for a in found if a.client_status == "running"
+                        self._ids[a.node_id] for a in listed if a.client_status == "running"
                     )
-                    self.seen[one].append((monotonic(), tuple(nodes)))
+                    self.seen[job_id].append((monotonic(), tuple(nodes)))
 
     def twice(self) -> list[str]:
         return [job_id for job_id, seen in self.seen.items() if any(len(n) > 1 for _, n in seen)]
@@ -268,18 +268,20 @@ def test_a_switchover_takes_the_jobs_along_one_after_the_other_and_none_comes_ba
         site.cluster.stays(lambda: where(site, "db") == [TWO])
     assert orderly
     assert watch.twice() == []
-    assert not any(watch.came_back(one, ONE) for one in JOBS)
+    assert not any(watch.came_back(job_id, ONE) for job_id in JOBS)
     assert not shows(site, ONE)
     assert site.consul.notes == []
     downtimes = site.followers[ONE].downtimes
     wait_for(lambda: not downtimes.pending, PATIENCE_S, "all moves are told")
     told = list(downtimes.known.values())
-    assert {one.job: one.target for one in told} == {f"{one}.g": TWO for one in JOBS}
-    down = {one: round(watch.down_s(one, ONE, TWO), 1) for one in JOBS}
+    assert {downtime.job: downtime.target for downtime in told} == {
+        f"{job_id}.g": TWO for job_id in JOBS
+    }
+    down = {job_id: round(watch.down_s(job_id, ONE, TWO), 1) for job_id in JOBS}
     note(
         f"{site.cluster.kind}: switchover with a pause of {PAUSE_S:g} s, the meta "
         f"{'ahead' if ahead else 'afterwards'}: release "
-        f"{release_s:.1f} s, jobs down {down} s, told {[one.down_s for one in told]}"
+        f"{release_s:.1f} s, jobs down {down} s, told {[downtime.down_s for downtime in told]}"
     )
 
 
@@ -288,11 +290,11 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(site: TwoFoll
     site.serve(TWO)
     wait_for(lambda: not eligible(site, ONE), PATIENCE_S, "the dead one is in quarantine")
     wait_for(
-        lambda: all(TWO in where(site, one) for one in JOBS),
+        lambda: all(TWO in where(site, job_id) for job_id in JOBS),
         PATIENCE_S,
         "all jobs run on the other",
     )
-    before = {a.id for one in JOBS for a in allocations(site, one)}
+    before = {a.id for job_id in JOBS for a in allocations(site, job_id)}
     site.cluster.machines.start(ONE)
     assert shows(site, ONE), "it returned without its meta: nothing is shown by this"
     started = monotonic()
@@ -302,7 +304,7 @@ def test_a_dead_primary_that_returns_with_its_meta_attracts_no_job(site: TwoFoll
     wait_for(lambda: eligible(site, ONE) and not shows(site, ONE), PATIENCE_S, "it is a standby")
     took_s = monotonic() - started
     site.cluster.stays(lambda: TWO in where(site, "db"))
-    new = [a for one in JOBS for a in allocations(site, one) if a.id not in before]
+    new = [a for job_id in JOBS for a in allocations(site, job_id) if a.id not in before]
     assert not [a for a in new if a.node_id == site.cluster.node_id(ONE)]
     wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary alone")
     assert site.consul.notes == []
@@ -347,7 +349,7 @@ def test_a_switchover_while_nomad_is_down_on_the_new_primary(site: TwoFollowers)
     site.cluster.machines.kill(TWO)
     _, orderly = site.switchover(TWO)
     assert orderly
-    site.cluster.stays(lambda: all(where(site, one) == [] for one in JOBS), nodes=[ONE])
+    site.cluster.stays(lambda: all(where(site, job_id) == [] for job_id in JOBS), nodes=[ONE])
     site.cluster.machines.start(TWO)
     wait_for(lambda: all_on(site, TWO), PATIENCE_S, "all jobs run on the new primary")
 
@@ -361,11 +363,11 @@ def test_doctor_counts_the_constrained_groups_and_names_those_that_run_on_when_c
     site.cluster.submit(job("free"))
     try:
         gateway = site.cluster.gateway()
-        found = constrained_groups(site.config(ONE), gateway, gateway.own_node())
+        constrained = constrained_groups(site.config(ONE), gateway, gateway.own_node())
     finally:
         site.cluster.purge("guarded")
         site.cluster.purge("free")
-    assert found == (4, ("db.g", "sys.g", "web.g"))
+    assert constrained == (4, ("db.g", "sys.g", "web.g"))
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True)  # a stand-in reads no HCL
@@ -438,8 +440,8 @@ def test_after_a_remount_who_uses_the_path_is_restarted_and_nobody_else(
 
 def _started(cluster: NomadCluster, job_id: str) -> str:
     """When the running task of a job began, as Nomad writes it; empty: none runs."""
-    found = cluster.gateway(SERVER).job_allocations("default", job_id)
-    running = [one.tasks for one in found if one.client_status == "running"]
+    listed = cluster.gateway(SERVER).job_allocations("default", job_id)
+    running = [alloc.tasks for alloc in listed if alloc.client_status == "running"]
     return running[0][0].started_at if running and running[0] else ""
 
 
@@ -454,7 +456,7 @@ def test_doctor_can_read_everything_that_it_judges(
             consul=ConsulAccess(addresses=(consul.address,)),
             nomad=NomadAccess(address=cluster.machines.address(ONE), request_timeout=20.0),
         )
-        findings = {one.check: one for one in look(made, ONE)}
+        findings = {verdict.check: verdict for verdict in look(made, ONE)}
     assert set(findings) == {"following", "nomad", "meta", "cut-off", "leaders"}
     assert all(finding.ok for finding in findings.values()), findings
     assert "it answers; node1 is ready and eligible" in findings["nomad"].evidence

@@ -66,8 +66,8 @@ def fresh(doc: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with headless(tmp_path_factory.mktemp("chromium")) as one:
-        yield one
+    with headless(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         agent.says(fresh(served()))
         gateway = ConsulGateway([consul.address("n1")], timeout_s=5)
         with serving_pages(node.environment(), tmp_path / "exporter.log") as exporter:
-            one = Scene(agent, consul, gateway, config.key(""), exporter.url, exporter)
-            one.put_keys()
-            yield one
+            scene = Scene(agent, consul, gateway, config.key(""), exporter.url, exporter)
+            scene.put_keys()
+            yield scene
         agent.says(None)
 
 
@@ -334,5 +334,5 @@ def test_an_open_page_follows_a_power_cut_of_the_primary(
 
 
 def who_serves(browser: Browser) -> str:
-    found = re.search(r"(zippy|c1|c2) serves data-services", headline(browser))
-    return found[1] if found else ""
+    match = re.search(r"(zippy|c1|c2) serves data-services", headline(browser))
+    return match[1] if match else ""

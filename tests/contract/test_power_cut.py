@@ -62,8 +62,8 @@ def test_a_copy_shows_one_moment_of_the_disk(
     image.write_bytes(bytes(1 << 20))
     copied = images.copy_data
 
-    def copy_while_it_commits(one: Path, other: Path) -> None:
-        copied(one, other)
+    def copy_while_it_commits(source: Path, target: Path) -> None:
+        copied(source, target)
         if image.read_bytes()[-3:] != b"new":
             with image.open("r+b") as stream:
                 for place in (images.SUPERBLOCK[1], (1 << 20) - 3):
@@ -108,13 +108,13 @@ class Copies:
 
     def look(self, standby: Peer) -> list[list[str]]:
         """For each copy what is wrong on it; the original must not be mounted any more."""
-        found = []
+        faults = []
         for copy, acknowledged in self._taken:
             with btrfs_on_file(copy, self._place / "b", make=False):
-                found.append(self._wrong(standby, acknowledged))
+                faults.append(self._wrong(standby, acknowledged))
             copy.unlink()
         self._taken.clear()
-        return found
+        return faults
 
     def _wrong(self, standby: Peer, acknowledged: list[str]) -> list[str]:
         wrong = []

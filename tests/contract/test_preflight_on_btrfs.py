@@ -106,7 +106,7 @@ def test_a_fresh_volume_is_well_before_and_after_the_first_receive(node: BtrfsNo
     assert set(facts.file_systems.values()) == {facts.file_systems["live"]} != {None}
     node.store.open_staging()
     assert node.problems() == []
-    assert all(one.ok for one in look(node.config))
+    assert all(finding.ok for finding in look(node.config))
 
 
 def test_the_standby_directory_is_made_a_subvolume_and_a_plain_one_will_do(node: BtrfsNode) -> None:
@@ -147,8 +147,8 @@ def test_a_live_tree_with_a_received_uuid_is_found_and_the_fix_leaves_its_identi
     assert problem.check == "received" and problem.grave and FOREIGN in problem.evidence
     inherited = node.root / "inherited"
     command("btrfs", "subvolume", "snapshot", "-r", node.live, inherited)
-    found = btrfs_info.read(inherited)
-    assert found is not None and found.content_id == FOREIGN  # the harm
+    info = btrfs_info.read(inherited)
+    assert info is not None and info.content_id == FOREIGN  # the harm
     with pytest.raises(Refused, match="doctor"):
         node.take()
     sh(problem.fix.removeprefix("when nobody writes: ").partition(" (")[0])

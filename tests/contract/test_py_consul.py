@@ -37,10 +37,10 @@ def py_consul() -> Path:
 
 def fetch(target: Path) -> None:
     uv = Path(sys.executable).with_name("uv")  # `make venv` put it there
-    found = str(uv) if uv.exists() else shutil.which("uv")
-    assert found, f"uv is neither beside {sys.executable} nor on PATH to fetch {REQUIREMENT}"
+    program = str(uv) if uv.exists() else shutil.which("uv")
+    assert program, f"uv is neither beside {sys.executable} nor on PATH to fetch {REQUIREMENT}"
     install = subprocess.run(
-        [found, "pip", "install", "-q", "--no-deps", "--target", target, REQUIREMENT],
+        [program, "pip", "install", "-q", "--no-deps", "--target", target, REQUIREMENT],
         capture_output=True,
         text=True,
         timeout=patient(100.0),

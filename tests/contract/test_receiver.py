@@ -28,9 +28,9 @@ HELLO = wire.dump(wire.Hello("another", VOLUME, "a", wire.Purpose.SEND)) + "\n"
 @pytest.fixture(scope="module")
 def place() -> Iterator[Bed]:
     require_btrfs()
-    with bed({"a": 256 * MIB, "b": 256 * MIB}) as found:
-        subprocess.run(["btrfs", "-q", "subvolume", "create", found.live("a")], check=True)
-        yield found
+    with bed({"a": 256 * MIB, "b": 256 * MIB}) as place:
+        subprocess.run(["btrfs", "-q", "subvolume", "create", place.live("a")], check=True)
+        yield place
 
 
 @pytest.fixture

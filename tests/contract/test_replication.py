@@ -36,30 +36,30 @@ from tests.support.waiting import wait_for
 
 @pytest.fixture
 def pair(kind: str, place: Path, tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
-    with primary_and_standby(place if kind == "btrfs" else tmp_path, kind) as found:
-        yield found
+    with primary_and_standby(place if kind == "btrfs" else tmp_path, kind) as pair:
+        yield pair
 
 
-def take(one: Peer) -> Snapshot:
-    return one.store.take_snapshot(SnapshotName.at("services", utc_now()))
+def take(peer: Peer) -> Snapshot:
+    return peer.store.take_snapshot(SnapshotName.at("services", utc_now()))
 
 
-def replicate(one: Peer, epoch: int = 1, to: str = "b") -> Snapshot:
-    snapshot = take(one)
-    one.sender.replicate(to, snapshot, epoch, Deadline.after(60))
+def replicate(peer: Peer, epoch: int = 1, to: str = "b") -> Snapshot:
+    snapshot = take(peer)
+    peer.sender.replicate(to, snapshot, epoch, Deadline.after(60))
     return snapshot
 
 
-def promote(one: Peer, base: Snapshot, epoch: int) -> None:
-    lead(one, epoch)
-    if one.store.live() is not None:
-        one.store.keep_aside(f"services.diverged-{epoch}-20260101T000000Z")
-    one.store.create_live_from(base)
+def promote(peer: Peer, base: Snapshot, epoch: int) -> None:
+    lead(peer, epoch)
+    if peer.store.live() is not None:
+        peer.store.keep_aside(f"services.diverged-{epoch}-20260101T000000Z")
+    peer.store.create_live_from(base)
 
 
-def refusal_of(one: Peer, epoch: int = 1) -> Refused:
+def refusal_of(peer: Peer, epoch: int = 1) -> Refused:
     with pytest.raises(Refused) as refusal:
-        replicate(one, epoch)
+        replicate(peer, epoch)
     return refusal.value
 
 
@@ -245,10 +245,10 @@ def big_change(a: Peer) -> None:
         a.live(f"file{number}").write_bytes(os.urandom(1_000_000))
 
 
-def arm(one: Peer, fault: LinkFault | None) -> Links:
-    assert one.links is not None
-    one.links.arm(fault)
-    return one.links
+def arm(peer: Peer, fault: LinkFault | None) -> Links:
+    assert peer.links is not None
+    peer.links.arm(fault)
+    return peer.links
 
 
 def cut_and_go_on(pair: tuple[Peer, Peer], fault: LinkFault, *, seeded: bool) -> None:

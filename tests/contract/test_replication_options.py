@@ -26,8 +26,8 @@ from tests.support.volumes import files, require_btrfs
 @pytest.fixture
 def pair(place: Path) -> Iterator[tuple[Peer, Peer]]:
     require_btrfs()
-    with primary_and_standby(place, "btrfs") as found:
-        yield found
+    with primary_and_standby(place, "btrfs") as pair:
+        yield pair
 
 
 def with_options(peer: Peer, **options: Any) -> Peer:

@@ -44,8 +44,8 @@ RECEIVE = "standfast receive data-services"
 def pair(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[TwoNodes]:
-    with two_nodes(tmp_path, kind, monkeypatch, capsys) as found:
-        yield found
+    with two_nodes(tmp_path, kind, monkeypatch, capsys) as pair:
+        yield pair
 
 
 plain = pytest.mark.parametrize("kind", ["directory"])
@@ -117,7 +117,7 @@ def test_without_the_ssh_of_the_operator_the_key_is_not_installed(pair: TwoNodes
     code, doc = pair.run_json("standby", "add", "c1", "--install-key")
     assert code != 0 and marks(doc)[-1] == ("install", "BAD")
     assert any(
-        one.startswith("on c1: standfast standby authorize") for one in doc["steps"][-1]["fix"]
+        line.startswith("on c1: standfast standby authorize") for line in doc["steps"][-1]["fix"]
     )
 
 
@@ -425,5 +425,5 @@ def test_a_slow_standby_delays_no_result_of_another(pair: TwoNodes) -> None:
             process.kill()
     code, doc = pair.run_json("replicate")
     assert code == 1 and not doc["done"] and doc["reason"] == "replication-failed"
-    assert [one["standby"] for one in doc["replicated"]] == ["c1", "c2"]
+    assert [cycle["standby"] for cycle in doc["replicated"]] == ["c1", "c2"]
     assert doc["replicated"][1]["parent"] is not None

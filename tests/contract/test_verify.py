@@ -80,16 +80,16 @@ def fill_as_root(live: Path) -> None:
     os.utime(live / "dir/link", ns=(0, -5), follow_symlinks=False)
 
 
-def look(one: Peer, *, full: bool = True) -> Comparison:
-    return compare(one.config, one.store, "b", full=full, deadline=Deadline.after(60))
+def look(peer: Peer, *, full: bool = True) -> Comparison:
+    return compare(peer.config, peer.store, "b", full=full, deadline=Deadline.after(60))
 
 
-def sentences(found: Comparison) -> list[str]:
-    return [difference.sentence("a", "b") for difference in found.differences]
+def sentences(comparison: Comparison) -> list[str]:
+    return [difference.sentence("a", "b") for difference in comparison.differences]
 
 
-def published(one: Peer) -> Snapshot:
-    return [snapshot for snapshot in one.store.snapshots() if snapshot.received][-1]
+def published(peer: Peer) -> Snapshot:
+    return [snapshot for snapshot in peer.store.snapshots() if snapshot.received][-1]
 
 
 def tampered(b: Peer, change: Callable[[Path], None]) -> None:
@@ -123,12 +123,12 @@ def test_what_was_replicated_is_equal(pair: tuple[Peer, Peer]) -> None:
     a.live("dir/f").write_bytes(b"changed")
     newest = a.sender.cycle("b").snapshot
     for full in (False, True):
-        found = look(a, full=full)
-        assert found.is_equal and found.differences == () and not found.more
-        assert found.snapshot == str(newest) and found.full is full
+        comparison = look(a, full=full)
+        assert comparison.is_equal and comparison.differences == () and not comparison.more
+        assert comparison.snapshot == str(newest) and comparison.full is full
         # The root, three below it, and in dir: f, the link and the nasty ones.
-        assert found.ours.entries == 1 + 3 + 2 + len(NASTY)
-        assert (found.read_bytes > 5_000_000) is full
+        assert comparison.ours.entries == 1 + 3 + 2 + len(NASTY)
+        assert (comparison.read_bytes > 5_000_000) is full
 
 
 @pytest.mark.parametrize("kind", ["btrfs"], indirect=True)
@@ -137,8 +137,8 @@ def test_btrfs_carries_all_that_is_compared(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     fill_as_root(a.config.paths.live)
     a.sender.cycle("b")
-    found = look(a)
-    assert found.is_equal, sentences(found)
+    comparison = look(a)
+    assert comparison.is_equal, sentences(comparison)
     lines = list(manifest(published(b).path, full=True, deadline=Deadline.after(60)))
     text = "\n".join(lines)
     for part in (
@@ -159,8 +159,8 @@ def test_btrfs_carries_all_that_is_compared(pair: tuple[Peer, Peer]) -> None:
     os.removexattr(a.live("dir"), "user.on a directory")
     os.truncate(a.live("sparse"), 6_000_000)
     a.sender.cycle("b")
-    found = look(a)
-    assert found.is_equal, sentences(found)
+    comparison = look(a)
+    assert comparison.is_equal, sentences(comparison)
 
 
 def test_the_newest_common_snapshot_is_compared(pair: tuple[Peer, Peer]) -> None:
@@ -168,8 +168,8 @@ def test_the_newest_common_snapshot_is_compared(pair: tuple[Peer, Peer]) -> None
     common = look(a).snapshot
     a.live("dir/f").write_bytes(b"not there yet")
     a.store.take_snapshot(SnapshotName.at("services", utc_now()))
-    found = look(a)
-    assert found.is_equal and found.snapshot == common
+    comparison = look(a)
+    assert comparison.is_equal and comparison.snapshot == common
 
 
 def test_it_goes_both_ways(pair: tuple[Peer, Peer]) -> None:
@@ -225,20 +225,20 @@ def test_a_changed_copy_is_found_and_said_what_it_is(pair: tuple[Peer, Peer]) ->
             change(root)
 
     tampered(b, change_all)
-    found = look(a)
-    assert not found.is_equal and not found.more
-    said = sentences(found)
+    comparison = look(a)
+    assert not comparison.is_equal and not comparison.more
+    said = sentences(comparison)
     wanted = [words for _, words in DIFFERENT]
     assert len(said) == len(wanted)
-    assert all(one.startswith(words) for one, words in zip(said, wanted, strict=True)), said
+    assert all(line.startswith(words) for line, words in zip(said, wanted, strict=True)), said
 
 
 def test_only_a_full_look_finds_a_flipped_byte(pair: tuple[Peer, Peer]) -> None:
     a, b = replicated(pair)
     tampered(b, _flip)
     assert look(a, full=False).is_equal
-    found = look(a)
-    assert [difference.path for difference in found.differences] == ["dir/f"]
+    comparison = look(a)
+    assert [difference.path for difference in comparison.differences] == ["dir/f"]
 
 
 @pytest.mark.parametrize("kind", ["btrfs"], indirect=True)
@@ -266,9 +266,9 @@ def test_a_broken_hard_link_is_found(pair: tuple[Peer, Peer]) -> None:
         command("cp", "-a", root / "dir/f", root / "hard\nlink")
 
     tampered(b, unlink)
-    found = look(a, full=False)
-    assert [difference.path for difference in found.differences] == ["hard\\x0alink"]
-    assert "link is dir/f on a, missing on b" in sentences(found)[0]
+    comparison = look(a, full=False)
+    assert [difference.path for difference in comparison.differences] == ["hard\\x0alink"]
+    assert "link is dir/f on a, missing on b" in sentences(comparison)[0]
 
 
 def test_only_the_first_differences_are_told(pair: tuple[Peer, Peer]) -> None:
@@ -279,8 +279,10 @@ def test_only_the_first_differences_are_told(pair: tuple[Peer, Peer]) -> None:
             (root / f"new-{number:02}").touch()
 
     tampered(b, many)
-    found = look(a)
-    assert found.more and sentences(found) == [f"new-{one:02}: only on b" for one in range(10)]
+    comparison = look(a)
+    assert comparison.more and sentences(comparison) == [
+        f"new-{suffix:02}: only on b" for suffix in range(10)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["btrfs"], indirect=True)
@@ -315,9 +317,9 @@ def test_a_damaged_disk_is_named_with_node_and_file(
 def test_the_outcome_is_remembered(pair: tuple[Peer, Peer]) -> None:
     a, b = replicated(pair)
     assert state.load(a.config).standbys["b"].verified_at is None
-    found = look(a, full=False)
+    comparison = look(a, full=False)
     noted = state.load(a.config).standbys["b"]
-    assert noted.verified_at is not None and noted.verified_snapshot == found.snapshot
+    assert noted.verified_at is not None and noted.verified_snapshot == comparison.snapshot
     assert noted.verified_ok is True and noted.verified_full is False and noted.successes == 1
     tampered(b, _flip)
     look(a)
@@ -456,8 +458,8 @@ def test_a_timer_does_nothing_on_a_standby(
 ) -> None:
     a, b = replicated(pair)
     monkeypatch.setattr("standfast.cli.verify.ConsulGateway.from_config", lambda _: a.gateway)
-    for one, said in ((b, "b is not the primary"), (a, "is equal")):
-        monkeypatch.setattr("standfast.cli.verify.load_volume", lambda _, one=one: one.config)
-        assert main(["verify", "--if-primary", *(["b"] if one is a else [])]) == 0
+    for peer, said in ((b, "b is not the primary"), (a, "is equal")):
+        monkeypatch.setattr("standfast.cli.verify.load_volume", lambda _, peer=peer: peer.config)
+        assert main(["verify", "--if-primary", *(["b"] if peer is a else [])]) == 0
         caught = capsys.readouterr()
         assert said in caught.out + caught.err

@@ -65,7 +65,7 @@ def look(disk: Path) -> Sequence[Writer]:
 
 
 def writers(disk: Path) -> list[int]:
-    return sorted(one.pid for one in look(disk))
+    return sorted(writer.pid for writer in look(disk))
 
 
 @pytest.mark.parametrize("how", ["write", "map"])
@@ -123,11 +123,11 @@ def test_a_writer_in_a_mount_that_was_let_go_of_is_found(disk: Path) -> None:
         assert writers(disk) == [pid]
 
 
-@pytest.mark.parametrize(("options", "tree", "found"), [
+@pytest.mark.parametrize(("options", "tree", "listed"), [
     ((), "services", True), (("--read-only",), "services", False), ((), "other", False),
 ])  # fmt: skip
 def test_a_loop_device_on_a_file_of_it_is_found(
-    disk: Path, options: tuple[str, ...], tree: str, found: bool
+    disk: Path, options: tuple[str, ...], tree: str, listed: bool
 ) -> None:
     image = disk / tree / "an image"
     with image.open("wb") as file:
@@ -135,9 +135,9 @@ def test_a_loop_device_on_a_file_of_it_is_found(
     device = command("losetup", "--find", "--show", *options, image).strip()
     try:
         command("btrfs", "property", "set", "-t", "subvol", disk / tree, "ro", "true")
-        told = [str(one) for one in look(disk)]
-        assert told == ([f"{Path(device).name} ({image})"] if found else [])
-        if found:  # which is why it counts
+        told = [str(writer) for writer in look(disk)]
+        assert told == ([f"{Path(device).name} ({image})"] if listed else [])
+        if listed:  # which is why it counts
             with Path(device).open("r+b") as file:
                 file.write(b"written")
                 file.flush()

@@ -75,8 +75,8 @@ class Scene:
         return decide(view, LocalView(machine(self.b)).look(), self.b.config, now)
 
 
-def machine(one: Peer) -> Machine:
-    parts: Any = SimpleNamespace(config=one.config, store=one.store, me=Holder("x", "boot-1"))
+def machine(peer: Peer) -> Machine:
+    parts: Any = SimpleNamespace(config=peer.config, store=peer.store, me=Holder("x", "boot-1"))
     parts.nfs = SimpleNamespace(is_running=lambda: False)
     return cast("Machine", parts)
 
@@ -116,11 +116,11 @@ def test_a_switchover_after_clocks_were_set_right_hands_everything_over(
     holder = Holder("a", "boot-1")
     leader = Leader(1, holder, 9, LeaderState.CLEAN, ("b",), "b", None, told.final)
     for clean in (leader, Leader(**{**fields(leader), "final_id": told.final_id})):
-        found = scene.decide_on_b(clean, 0.0)
-        assert (found.action, found.reason) == (Action.PROMOTE, Reason.CLEAN_HANDOVER)
-        assert found.lost_s == 0.0
-        assert found.base is not None and found.base.snapshot.content_id == final.content_id
-        assert (found.base.snapshot.path / "f").read_text() == "the last word"
+        decision = scene.decide_on_b(clean, 0.0)
+        assert (decision.action, decision.reason) == (Action.PROMOTE, Reason.CLEAN_HANDOVER)
+        assert decision.lost_s == 0.0
+        assert decision.base is not None and decision.base.snapshot.content_id == final.content_id
+        assert (decision.base.snapshot.path / "f").read_text() == "the last word"
 
 
 def fields(leader: Leader) -> dict[str, Any]:
@@ -133,11 +133,11 @@ def test_a_failover_after_clocks_were_set_right_loses_what_it_says(
 ) -> None:
     scene.ahead_and_set_right(whose)
     serving = Leader(1, Holder("a", "boot-1"), 9, LeaderState.SERVING, ("b",))
-    found = scene.decide_on_b(serving, SILENT_S)
-    assert (found.action, found.reason) == (Action.PROMOTE, Reason.TAKEOVER)
-    assert found.base is not None
-    assert (found.base.snapshot.path / "f").read_text() == "right 3"
-    assert found.lost_s == pytest.approx(300 - scene.over_s, abs=5)
+    decision = scene.decide_on_b(serving, SILENT_S)
+    assert (decision.action, decision.reason) == (Action.PROMOTE, Reason.TAKEOVER)
+    assert decision.base is not None
+    assert (decision.base.snapshot.path / "f").read_text() == "right 3"
+    assert decision.lost_s == pytest.approx(300 - scene.over_s, abs=5)
 
 
 @WHOSE
@@ -152,12 +152,12 @@ def test_a_replication_that_stopped_before_clocks_were_set_right_is_told_as_old(
         scene.clocks.step(name, -HOUR_S)
     serving = Leader(1, Holder("a", "boot-1"), 9, LeaderState.SERVING, ("b",))
     for minutes in range(5, 120, 15):
-        found = scene.decide_on_b(serving, SILENT_S)
+        decision = scene.decide_on_b(serving, SILENT_S)
         if minutes * 60 <= scene.b.config.max_data_loss:
-            assert found.action is Action.PROMOTE
-            assert found.lost_s == pytest.approx(minutes * 60 - scene.over_s, abs=5)
+            assert decision.action is Action.PROMOTE
+            assert decision.lost_s == pytest.approx(minutes * 60 - scene.over_s, abs=5)
         else:
-            assert (found.action, found.reason) == (Action.BLOCKED, Reason.TOO_OLD)
+            assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.TOO_OLD)
         scene.clocks.advance(900)
 
 
@@ -180,7 +180,7 @@ def test_a_new_primary_whose_clock_is_behind_goes_on_above_what_it_started_from(
     scene.clocks.act_as("a")
     history = {2: HistoryEntry(2, "b", name, "takeover", None, None, 0.0)}
     view = Cluster(2, None, LastHeartbeat(None, 1, 0.0), history=history)
-    found = newest(LocalView(machine(a)).look(), view)
-    assert found is not None
-    assert (found.snapshot.path / "f").read_text() == "after"
-    assert found.age_s(utc_now()) == pytest.approx(0, abs=5), "whatever its name says"
+    available = newest(LocalView(machine(a)).look(), view)
+    assert available is not None
+    assert (available.snapshot.path / "f").read_text() == "after"
+    assert available.age_s(utc_now()) == pytest.approx(0, abs=5), "whatever its name says"

@@ -49,12 +49,12 @@ Tree = Mapping[str, Entry]
 
 def read_tree(root: Path) -> Tree:
     """Every entry below `root`, and the root itself as `.`."""
-    found: dict[str, Entry] = {}
+    tree: dict[str, Entry] = {}
     first_names: dict[int, str] = {}
     for path in [root, *sorted(root.rglob("*"))]:
         name = str(path.relative_to(root))
-        found[name] = _entry(path, name, first_names)
-    return found
+        tree[name] = _entry(path, name, first_names)
+    return tree
 
 
 def _entry(path: Path, name: str, first_names: dict[int, str]) -> Entry:

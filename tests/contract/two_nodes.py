@@ -158,19 +158,19 @@ class TwoNodes:
         return self.root / "c1-ssh" / "authorized_keys"
 
     def names(self, node: str, *, received: bool) -> list[str]:
-        found = open_store(self.config(node)).snapshots()
-        return [str(one.name) for one in found if one.received is received]
+        snapshots = open_store(self.config(node)).snapshots()
+        return [str(snapshot.name) for snapshot in snapshots if snapshot.received is received]
 
     def newest_on_c1(self) -> Path:
-        found = [
+        received = [
             snapshot for snapshot in open_store(self.config("c1")).snapshots() if snapshot.received
         ]
-        return max(found, key=lambda one: one.name).path
+        return max(received, key=lambda candidate: candidate.name).path
 
     def receiver_pids(self) -> list[int]:
         """Of every `standfast` that sshd has started so far, oldest first."""
         files = (self.root / "pids").iterdir()
-        return [int(file.name) for file in sorted(files, key=lambda one: one.stat().st_mtime_ns)]
+        return [int(file.name) for file in sorted(files, key=lambda path: path.stat().st_mtime_ns)]
 
 
 @contextlib.contextmanager

@@ -69,9 +69,9 @@ class FakeClient:
 
     def run(self, *, thorough: bool = True, limit_s: float = 0.0) -> Remount:
         """One run of the handler; a limit of 0: one attempt."""
-        one = Remount(self.parts, thorough=thorough, limit=Deadline.after(limit_s))
-        one.run()
-        return one
+        remount = Remount(self.parts, thorough=thorough, limit=Deadline.after(limit_s))
+        remount.run()
+        return remount
 
     # What happens around it
 

@@ -84,8 +84,8 @@ class FakeStore:
         return self.tree if self.mounted else None
 
     def snapshots(self) -> Sequence[Snapshot]:
-        found = self.taken if self.mounted else ()
-        return tuple(sorted(found, key=lambda one: (one.name, one.received)))
+        taken = self.taken if self.mounted else ()
+        return tuple(sorted(taken, key=lambda snapshot: (snapshot.name, snapshot.received)))
 
     def _live(self) -> LiveTree:
         live = self.live()

@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--meta-delay", type=float, nargs=2, default=(5.0, 10.0), metavar="SECONDS")
     parser.add_argument("--down-after", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--management", default="", help="secret of the token that may do all")
-    parser.add_argument("--manner", default="normal", choices=[one.value for one in Manner])
+    parser.add_argument("--manner", default="normal", choices=[manner.value for manner in Manner])
     given = parser.parse_args()
     parent = os.getppid()
     addresses = {}

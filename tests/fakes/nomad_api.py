@@ -74,7 +74,7 @@ class Api:
             raise NO_LEADER
         if not local and call.query.get("region", "global") != "global":
             raise Refusal(500, "No path to region")
-        found = {
+        method = {
             "agent": self._agent,
             "client": self._client,
             "status": self._status,
@@ -87,9 +87,9 @@ class Api:
             "acl": self._acls,
             "namespace": self._namespace,
         }.get(head)
-        if found is None:
+        if method is None:
             raise Refusal(404, "")
-        handler: Callable[[Call, list[str]], Any] = found
+        handler: Callable[[Call, list[str]], Any] = method
         return handler(call, rest)
 
     # The agent and its client

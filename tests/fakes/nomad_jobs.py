@@ -33,15 +33,15 @@ def canonical(doc: Doc) -> Doc:
 
 def misfits(job: Doc, group: Doc, facts: Mapping[str, str]) -> list[str]:
     """Constraints that the node doesn't meet, as the scheduler names them."""
-    found = []
+    unmet = []
     for place in (job, group, *group["Tasks"]):
         for rule in place.get("Constraints") or []:
             left = _value(rule.get("LTarget") or "", facts)
             right = _value(rule.get("RTarget") or "", facts)
             operand = rule.get("Operand") or "="
             if not _holds(operand, left, right):
-                found.append(f"{rule['LTarget']} {operand} {rule.get('RTarget', '')}".strip())
-    return found
+                unmet.append(f"{rule['LTarget']} {operand} {rule.get('RTarget', '')}".strip())
+    return unmet
 
 
 def _value(target: str, facts: Mapping[str, str]) -> str | None:

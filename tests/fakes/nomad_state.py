@@ -91,11 +91,11 @@ class NomadState:
         if node.life != life:
             return
         node.status = "down"
-        hit = [one for one in self._on(node) if one.live]
+        hit = [allocation for allocation in self._on(node) if allocation.live]
         for alloc in hit:
             alloc.client_status, alloc.desired = "lost", "stop"
             alloc.index = self.index()
-        self._evaluate_jobs({self._key(one.job) for one in hit}, "node-update")
+        self._evaluate_jobs({self._key(allocation.job) for allocation in hit}, "node-update")
 
     def _heard(self, node: NomadNode) -> None:
         """A registration tells the servers the meta at once."""
@@ -174,7 +174,7 @@ class NomadState:
 
     def _node_changed(self, node: NomadNode) -> list[str]:
         """System jobs, jobs with something on the node, and what waits blocked."""
-        keys = {self._key(one.job) for one in self._on(node) if one.live}
+        keys = {self._key(alloc.job) for alloc in self._on(node) if alloc.live}
         keys |= {key for key, job in self.jobs.items() if job["Type"] == "system"}
         keys |= {
             (doc["Namespace"], doc["JobID"])
@@ -247,7 +247,10 @@ class NomadState:
         for _ in range(group["Count"] - len(running)):
             if not fitting:
                 return self._metric(job, group)
-            node = min(fitting, key=lambda one: (sum(a.live for a in self._on(one)), one.name))
+            node = min(
+                fitting,
+                key=lambda candidate: (sum(a.live for a in self._on(candidate)), candidate.name),
+            )
             replaced = previous or ("" if waited else _last_lost(mine))
             self._place(job, group, node, eval_id, replaced)
             previous = ""

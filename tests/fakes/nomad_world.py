@@ -92,7 +92,7 @@ class NomadWorld:
     @property
     def notes(self) -> list[str]:
         """Keys in Consul of nodes that were made ineligible."""
-        return [one.key for one in self.consul.get_many("standfast/") if "/nomad/" in one.key]
+        return [entry.key for entry in self.consul.get_many("standfast/") if "/nomad/" in entry.key]
 
     def effect(self, text: str) -> None:
         if self.budget is not None:
@@ -238,17 +238,17 @@ class FakeNomad:
         return [self._allocation(p) for p in self.world.placed if f"id-{p.node}" == node_id]
 
     @staticmethod
-    def _allocation(one: Placed) -> Allocation:
+    def _allocation(placed: Placed) -> Allocation:
         return Allocation(
-            id=one.id,
-            name=f"{one.job['ID']}.g[0]",
+            id=placed.id,
+            name=f"{placed.job['ID']}.g[0]",
             namespace="default",
-            job_id=one.job["ID"],
+            job_id=placed.job["ID"],
             group="g",
-            node_id=f"id-{one.node}",
-            desired=one.desired,
-            client_status=one.status,
-            job=one.job,
+            node_id=f"id-{placed.node}",
+            desired=placed.desired,
+            client_status=placed.status,
+            job=placed.job,
             tasks=(),
             modify_index=1,
             next_id="",
@@ -261,7 +261,7 @@ class FakeNomad:
         return ()
 
     def job(self, namespace: str, job_id: str) -> Mapping[str, Any]:
-        return next(one for one in self.world.jobs if one["ID"] == job_id)
+        return next(job for job in self.world.jobs if job["ID"] == job_id)
 
     def job_allocations(self, namespace: str, job_id: str) -> Sequence[Allocation]:
         return [self._allocation(p) for p in self.world.placed if p.job["ID"] == job_id]
@@ -284,19 +284,19 @@ class FakeNomad:
 
     def stop(self, alloc_id: str) -> str:
         self._check("stop")
-        one = next(p for p in self.world.placed if p.id == alloc_id)
-        self.world.effect(f"{self.name}: stop {one.job['ID']} on {one.node}")
-        one.desired = "stop"
+        stopped = next(p for p in self.world.placed if p.id == alloc_id)
+        self.world.effect(f"{self.name}: stop {stopped.job['ID']} on {stopped.node}")
+        stopped.desired = "stop"
         if not self.world.lingering:
-            one.status = "complete"
+            stopped.status = "complete"
         before = len(self.world.placed)
-        self.world.schedule(first=one.node)
-        new = [p for p in self.world.placed[before:] if p.job is one.job]
+        self.world.schedule(first=stopped.node)
+        new = [p for p in self.world.placed[before:] if p.job is stopped.job]
         for successor in new:
             # Of what finds no node at once, Nomad forgets whom it succeeds.
-            successor.after = one
-        back = [p for p in new if p.node == one.node]
-        assert not back, f"it came back to {one.node}: {self.world.log}"
+            successor.after = stopped
+        back = [p for p in new if p.node == stopped.node]
+        assert not back, f"it came back to {stopped.node}: {self.world.log}"
         return "eval-1"
 
     def restart(self, alloc_id: str, *, deadline: Deadline | None = None) -> None:

@@ -65,7 +65,7 @@ class LeaseKeys(MemoryConsul):
     def written(self) -> dict[str, bytes]:
         """All but the lease."""
         lease = (f"{PREFIX}epoch", f"{PREFIX}leader")
-        return {one.key: one.value for one in self.get_many(PREFIX) if one.key not in lease}
+        return {entry.key: entry.value for entry in self.get_many(PREFIX) if entry.key not in lease}
 
 
 @dataclass

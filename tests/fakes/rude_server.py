@@ -62,9 +62,9 @@ def rude_server(manner: Manner) -> Iterator[RudeServer]:
 def _read_request(connection: socket.socket) -> bytes:
     """Header and body, or the first bytes of something large or foreign."""
     request = connection.recv(65536)
-    head, found, body = request.partition(b"\r\n\r\n")
+    head, separator, body = request.partition(b"\r\n\r\n")
     _, length_given, rest = head.partition(b"Content-Length: ")
-    length = int(rest.split(b"\r\n")[0]) if found and length_given else 0
+    length = int(rest.split(b"\r\n")[0]) if separator and length_given else 0
     while length < 65536 and len(body) < length:
         more = connection.recv(65536)
         if not more:

@@ -38,9 +38,9 @@ def test_a_mutant_is_caught_by_a_test_of_the_fast_tier(mutant: Mutant) -> None:
     file, _, name = mutant.caught_by.partition("::")
     assert not file.startswith(LABS), f"{file} is a lab's"
     tree = parsed(file)
-    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    assert len(found) == 1, f"{file} has no test {name}"
-    assert not SLOW & (_marks(found[0].decorator_list) | _marks_of_all(tree))
+    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert len(tests) == 1, f"{file} has no test {name}"
+    assert not SLOW & (_marks(tests[0].decorator_list) | _marks_of_all(tree))
 
 
 @cache

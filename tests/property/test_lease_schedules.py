@@ -31,7 +31,7 @@ def test_no_schedule_of_deeds_breaks_an_invariant(number: int) -> None:
     count = IN_ALL * times() // CHUNKS
     first = SEED * 1_000 + number * count
     began_s = time.monotonic()
-    done, found = search(range(first, first + count))
+    done, violation = search(range(first, first + count))
     took_s = time.monotonic() - began_s
     figures.note(f"{done} random schedules from seed {first} in {took_s:.0f} s")
-    assert found is None, f"after {done} schedules: {found and found.text}"
+    assert violation is None, f"after {done} schedules: {violation and violation.text}"

@@ -166,16 +166,20 @@ class TwoMachines:
         node = self.nodes[which]
         self.true_s += seconds
         node.stood_s += seconds
-        for one, boot in node.boot_of.items():
-            node.stood_later_s[one] += seconds if boot != node.boots else 0.0
+        for content_id, boot in node.boot_of.items():
+            node.stood_later_s[content_id] += seconds if boot != node.boots else 0.0
         node.moves(seconds)
         self.look(node)
 
     def restart(self, which: int, off_s: float, seconds: float) -> None:
         """Off for a while, and its clock is another one then."""
         node = self.nodes[which]
-        node.unknown_s = {one: s + off_s + UNSEEN_S for one, s in node.unknown_s.items()}
-        node.reached_by = {one: max(by, node.set_by) for one, by in node.reached_by.items()}
+        node.unknown_s = {
+            content_id: s + off_s + UNSEEN_S for content_id, s in node.unknown_s.items()
+        }
+        node.reached_by = {
+            content_id: max(by, node.set_by) for content_id, by in node.reached_by.items()
+        }
         self.true_s += off_s
         node.started, node.boots, node.stood_s = self.true_s, node.boots + 1, 0.0
         self.set_clock(which, seconds)
@@ -232,29 +236,31 @@ class TwoMachines:
 
     def check(self) -> None:
         for node in self.nodes:
-            found = self.look(node)
+            available = self.look(node)
             here = [snapshot.content_id for snapshot in node.store.snapshots()]
-            last = next((one for one in reversed(self.lineage) if one in here), None)
-            if found is None:
+            last = next(
+                (candidate for candidate in reversed(self.lineage) if candidate in here), None
+            )
+            if available is None:
                 assert last is None, f"{node.name} has {last}, and knows of nothing"
                 continue
-            content_id = found.snapshot.content_id
-            assert content_id == last, f"{node.name} starts from {found.snapshot.name}"
-            self.check_age(node, found, content_id)
+            content_id = available.snapshot.content_id
+            assert content_id == last, f"{node.name} starts from {available.snapshot.name}"
+            self.check_age(node, available, content_id)
 
-    def check_age(self, node: ClockedNode, found: Available, content_id: str) -> None:
-        told_s = found.age_s(clock.utc_now())
+    def check_age(self, node: ClockedNode, available: Available, content_id: str) -> None:
+        told_s = available.age_s(clock.utc_now())
         true_s = self.true_s - self.taken[content_id]
         moved, this_start = node.moved[content_id], node.boot_of[content_id] == node.boots
         if told_s is None:
             assert moved and not this_start, "there is no reason not to know it"
             return
         assert told_s >= true_s - node.flattery_s(content_id) - EXACT_S, (
-            f"{found.snapshot.name} on {node.name} is {true_s:.0f} s old, told is {told_s:.0f}"
+            f"{available.snapshot.name} on {node.name} is {true_s:.0f} s old, told is {told_s:.0f}"
         )
         # Over starts, too: what a clock said before this was noted has no say in it.
         # A name may be older, by the clock of the one that took it, and counts over a start.
-        named_s = clock.utc_now() - found.snapshot.name.stamp
+        named_s = clock.utc_now() - available.snapshot.name.stamp
         most_s = true_s if this_start else max(true_s, named_s)
         if not moved or (this_start and moved == {"back"}):
             assert true_s - EXACT_S <= told_s <= most_s + EXACT_S, "a clock has a say in it"
@@ -357,9 +363,9 @@ def test_it_sees_a_clock_that_makes_data_younger() -> None:
             made.set_clock(which, -HOUR_S)
         made.wait(HOUR_S)
         node = made.nodes[1]
-        found = made.look(node)
-        assert found is not None
-        made.check_age(node, found, found.snapshot.content_id)
-        believed = replace(found, taken_at=START_S + HOUR_S)
+        available = made.look(node)
+        assert available is not None
+        made.check_age(node, available, available.snapshot.content_id)
+        believed = replace(available, taken_at=START_S + HOUR_S)
         with pytest.raises(AssertionError, match="told is 61"):
-            made.check_age(node, believed, found.snapshot.content_id)
+            made.check_age(node, believed, available.snapshot.content_id)

@@ -215,8 +215,8 @@ def _holds_the_last(world: SimWorld, volume: str, ago_s: float) -> bool:
         return False
     then, *later = told
     # By what was told, as the keys may have been deleted since.
-    followed = any(one.epoch > then.epoch for one in later) and not then.is_clean
-    return followed and all(one == then for one in later if one.epoch == then.epoch)
+    followed = any(leader.epoch > then.epoch for leader in later) and not then.is_clean
+    return followed and all(leader == then for leader in later if leader.epoch == then.epoch)
 
 
 def stale(world: SimWorld, deed: Deed) -> None:
@@ -390,7 +390,9 @@ def rename(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
     for seat in node.seats.values():
         before, other = seat.config, f"{node.name}-renamed"
-        nodes = {other if name == node.name else name: one for name, one in before.nodes.items()}
+        nodes = {
+            other if name == node.name else name: entry for name, entry in before.nodes.items()
+        }
         seat.configure(structs.replace(before, node=other, nodes=nodes))
 
         def back(seat: Seat = seat, nodes: dict[str, NodeConfig] = before.nodes) -> None:
@@ -405,7 +407,7 @@ def standby_added(world: SimWorld, deed: Deed) -> None:
 
     def know(node: SimNode, entry: NodeConfig | None) -> None:
         for seat in node.seats.values():
-            nodes = {name: one for name, one in seat.config.nodes.items() if name != deed.node}
+            nodes = {name: known for name, known in seat.config.nodes.items() if name != deed.node}
             nodes |= {} if entry is None else {deed.node: entry}
             seat.configure(structs.replace(seat.config, nodes=nodes))
 
@@ -451,9 +453,9 @@ def demote(world: SimWorld, deed: Deed) -> None:
 
 def switchover(world: SimWorld, deed: Deed) -> None:
     seat = seat_of(world, deed)
-    for one in world.seats(seat.volume):
-        if one.serves and one.node.name != deed.node:
-            one.ask("switchover", to=deed.node)
+    for candidate in world.seats(seat.volume):
+        if candidate.serves and candidate.node.name != deed.node:
+            candidate.ask("switchover", to=deed.node)
 
 
 def pause(world: SimWorld, deed: Deed) -> None:

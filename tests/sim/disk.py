@@ -130,12 +130,12 @@ class SimDisk:
 
     def everything(self, base: str) -> set[int]:
         """Every write to the volume that is somewhere on this disk; staged trees don't count."""
-        found: set[int] = set()
+        writes: set[int] = set()
         for file_system in (self.data, self.bare):
             for path, tree in file_system.trees.items():
                 if path.name.startswith(base) and STAGING not in path.parts:
-                    found.update(tree.writes)
-        return found
+                    writes.update(tree.writes)
+        return writes
 
 
 class SimStore(Store):

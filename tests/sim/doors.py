@@ -166,13 +166,13 @@ def entered(world: SimWorld) -> Iterator[None]:
         *QUICK,
     )
     patches = [patch.object(module, name, new) for module, name, new in replaced]
-    for one in patches:
-        one.start()
+    for replacement in patches:
+        replacement.start()
     try:
         yield
     finally:
-        for one in reversed(patches):
-            one.stop()
+        for replacement in reversed(patches):
+            replacement.stop()
 
 
 class WatchedEffects(Mapping[Do, Callable[[], None]]):

@@ -22,11 +22,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", choices=sorted(DEEDS), default="", help="a deed to have often")
     args = parser.parse_args(arguments)
     with MUTATIONS[args.rule]():
-        done, found = search(range(args.seed, args.seed + args.most), only=args.only)
-    if found is None:
+        done, violation = search(range(args.seed, args.seed + args.most), only=args.only)
+    if violation is None:
         print(f"{args.rule}: not found by {done} schedules from seed {args.seed}")
         return 1
-    print(f"{args.rule}: found by schedule {done} from seed {args.seed}\n{found.text}")
+    print(f"{args.rule}: found by schedule {done} from seed {args.seed}\n{violation.text}")
     return 0
 
 

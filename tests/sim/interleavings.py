@@ -301,17 +301,17 @@ def search(bounds: Bounds) -> int:
     came: dict[State, tuple[State, str] | None] = {start: None}
     frontier = [start]
     while frontier:
-        found: list[State] = []
+        reached: list[State] = []
         for state in frontier:
             try:
                 check(state)
                 for name, after in next_states(state, bounds):
                     if after not in came:
                         came[after] = (state, name)
-                        found.append(after)
+                        reached.append(after)
             except Violation as violation:
                 raise Violation(f"{violation}: {_way(came, state)}") from None
-        frontier = found
+        frontier = reached
     return len(came)
 
 

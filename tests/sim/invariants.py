@@ -70,9 +70,9 @@ class Invariants:
         self.unanswered[volume].discard(number)
         serves = self._serving.get(volume, by)
         followed = (
-            one.tree.writes
-            for (name, _), one in self.history_entries.items()
-            if name == volume and one.node != by
+            prepared.tree.writes
+            for (name, _), prepared in self.history_entries.items()
+            if name == volume and prepared.node != by
         )
         if serves != by and not any(number in writes for writes in followed):
             self._two(volume, by, serves)
@@ -152,7 +152,7 @@ class Invariants:
     def committed(self, ops: Sequence[Op]) -> None:
         for op in ops:
             if isinstance(op, (Cas, Set)) and op.key.endswith("/epoch"):
-                written = {one.key: one.value for one in ops if isinstance(one, (Cas, Set))}
+                written = {write.key: write.value for write in ops if isinstance(write, (Cas, Set))}
                 volume = op.key.split("/")[-2]
                 raw = written.get(op.key.removesuffix("epoch") + "leader")
                 self._epoch(volume, parse_epoch(op.value), raw)
@@ -222,7 +222,9 @@ class Invariants:
                 raise Violation(f"{volume}: epoch {epoch} has two trees\n{world.story()}")
             return
         going_on = [
-            e for (v, e), (_, one) in self._forgotten.items() if v == volume and one.tree is tree
+            e
+            for (v, e), (_, prepared) in self._forgotten.items()
+            if v == volume and prepared.tree is tree
         ]
         if epoch in going_on:
             return

@@ -145,8 +145,8 @@ def refusal(op: Op, there: Entry | None) -> str:
         return f'failed to check index, key "{op.key}" doesn\'t exist'
     index = 0 if there is None else there.modify_index
     if isinstance(op, CheckIndex) and index != op.index:
-        found = f"current modify index {index} != {op.index}"
-        return f'failed index check for key "{op.key}", {found}'
+        mismatch = f"current modify index {index} != {op.index}"
+        return f'failed index check for key "{op.key}", {mismatch}'
     if isinstance(op, Cas) and index != op.index:
         return f'failed to set key "{op.key}", index is stale'
     return ""
@@ -224,7 +224,9 @@ class Link:
         """The agent's own synchronisation; nothing while it is cut off."""
         if self.joined:
             now = self.clockwork.now
-            self.catalog = {key: (one, one.state(now)) for key, one in self.services.items()}
+            self.catalog = {
+                key: (service, service.state(now)) for key, service in self.services.items()
+            }
             if not self.past or self.past[-1][1].keys() != self.catalog.keys():
                 self.past.append((now, self.catalog))
 
@@ -315,9 +317,9 @@ class SimConsul:
     ) -> Entry | None:
         _check_key(key)
         until = self._there("a read", deadline)
-        found = self._seen(consistent).get(key)
+        entry = self._seen(consistent).get(key)
         self._back("a read", until)
-        return found
+        return entry
 
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
@@ -325,20 +327,20 @@ class SimConsul:
         _check_key(prefix)
         until = self._there("a read", deadline)
         seen = self._seen(consistent)
-        found = tuple(seen[key] for key in sorted(seen) if key.startswith(prefix))
+        entries = tuple(seen[key] for key in sorted(seen) if key.startswith(prefix))
         self._back("a read", until)
-        return found
+        return entries
 
     def read(
         self, keys: Sequence[str], *, deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
         fault = self._link.fault("read")
         until = self._there("a read", deadline)
-        found = {key: self._store.get(key) for key in keys}
+        entries = {key: self._store.get(key) for key in keys}
         self._back("a read", until)
         if fault is not None:
             self._clockwork.stall(fault.delay_s)
-        return found
+        return entries
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
         what = f"waiting for {key}"
@@ -406,26 +408,26 @@ class SimConsul:
 
     def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
         until = self._there("a read", deadline)
-        found = self.node.world.health(node)
+        health = self.node.world.health(node)
         self._back("a read", until)
-        return found
+        return health
 
     def instances(
         self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
     ) -> tuple[Instance, ...]:
         until = self._there("a read", deadline)
-        found = []
+        instances = []
         for name, node in self.node.world.nodes.items():
             if node.powered:
                 node.link.tell_servers()
-            for key, (one, state) in node.link.catalog.items():
-                if one.name == service:
+            for key, (known, state) in node.link.catalog.items():
+                if known.name == service:
                     health = self.node.world.health(name)
-                    found.append(
-                        Instance(key, name, one.address, one.port, one.meta, health, state)
+                    instances.append(
+                        Instance(key, name, known.address, known.port, known.meta, health, state)
                     )
         self._back("a read", until)
-        return tuple(found)
+        return tuple(instances)
 
     # The node's own agent
 
@@ -459,7 +461,7 @@ class SimConsul:
         self, *, deadline: Deadline | None = None
     ) -> Mapping[str, Mapping[str, str]]:
         self._local("reading the agent's services")
-        return {key: one.meta for key, one in self._link.services.items()}
+        return {key: service.meta for key, service in self._link.services.items()}
 
     def pass_check(self, check_id: str, note: str, *, deadline: Deadline | None = None) -> None:
         self._feed(check_id, True)
@@ -469,9 +471,9 @@ class SimConsul:
 
     def _feed(self, check_id: str, passing: bool) -> None:
         self._local("a check")
-        one = self._link.services.get(check_id.removeprefix("service:"))
-        if one is None:
+        service = self._link.services.get(check_id.removeprefix("service:"))
+        if service is None:
             text = f'CheckID "{check_id}" does not have associated TTL'
             raise ConsulError(f"unexpected 500 {text!r}", maybe_applied=True)
-        one.passing, one.fed_at = passing, self._clockwork.now
+        service.passing, service.fed_at = passing, self._clockwork.now
         self._link.tell_servers()

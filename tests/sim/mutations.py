@@ -84,9 +84,9 @@ def a_flush_is_not_noticed() -> Iterator[None]:
     """Once the port has been shut nobody looks at the rules any more."""
     real = keeper.Keeper.check_end
 
-    def check_end(one: keeper.Keeper) -> None:
-        if not one.cut_off:
-            real(one)
+    def check_end(self: keeper.Keeper) -> None:
+        if not self.cut_off:
+            real(self)
 
     with (
         patch.object(keeper.Keeper, "check_end", check_end),

@@ -108,9 +108,9 @@ def shrunk(schedule: Schedule, violation: Violation) -> tuple[Schedule, Violatio
                 moved = replace(after, pause_s=after.pause_s + deeds[number].pause_s)
                 rest = (*deeds[:number], moved, *deeds[number + 2 :])
             shorter = replace(schedule, deeds=rest)
-            _, found = run(shorter)
-            if found is not None and kind_of(found) == kind_of(violation):
-                schedule, violation, again = shorter, found, True
+            _, broken = run(shorter)
+            if broken is not None and kind_of(broken) == kind_of(violation):
+                schedule, violation, again = shorter, broken, True
                 break
     return schedule, violation
 
@@ -176,15 +176,15 @@ def main(arguments: list[str]) -> int:
                 seed += CHUNK
             if not waiting:
                 break
-            ready = [one for one in waiting if one.done()] or [next(iter(waiting))]
-            for one in ready:
-                waiting.discard(one)
-                count, found = one.result()
+            ready = [future for future in waiting if future.done()] or [next(iter(waiting))]
+            for future in ready:
+                waiting.discard(future)
+                count, violation = future.result()
                 if (done + count) // TELL_EVERY > done // TELL_EVERY:
                     print(f"{done + count} schedules", flush=True)
                 done += count
-                if found is not None:
-                    print(f"after {done} schedules:\n{found.text}")
+                if violation is not None:
+                    print(f"after {done} schedules:\n{violation.text}")
                     pool.shutdown(cancel_futures=True)
                     return 1
     minutes = (time.monotonic() - started) / 60

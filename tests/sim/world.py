@@ -94,7 +94,7 @@ class SimWorld:
                     mode=mode,
                     failover_cooldown=failover_cooldown_s,
                     max_data_loss=max_data_loss_s,
-                    nodes={n: NodeConfig(address=one.address) for n, one in self.nodes.items()},
+                    nodes={n: NodeConfig(address=node.address) for n, node in self.nodes.items()},
                     lease=timing_here,
                     replication=Replication(interval=INTERVAL_S),
                     hooks=Hooks(dir=directory / "no-hooks"),
@@ -473,17 +473,17 @@ class SimWorld:
 
     def changed_at(self, paths: Sequence[Path]) -> tuple[int, ...]:
         """`local_view.changed_at`: real times of change are too coarse for virtual time."""
-        found = []
+        changes = []
         for path in paths:
             disk = self._disk_of(path)
             if disk is not None:
-                found.append(disk.changes)
+                changes.append(disk.changes)
                 continue
             try:
-                found.append(path.stat().st_ino)
+                changes.append(path.stat().st_ino)
             except FileNotFoundError:
-                found.append(0)
-        return tuple(found)
+                changes.append(0)
+        return tuple(changes)
 
     def _disk_of(self, path: Path) -> SimDisk | None:
         if path not in self._disks:

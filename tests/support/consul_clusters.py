@@ -31,14 +31,14 @@ NOT_HERE = 3
 @cache
 def consul_binary() -> str:
     """The path of a consul binary; skips, with the script's own words, where none can be had."""
-    found = subprocess.run(
+    fetched = subprocess.run(
         [CHECKOUT / "tests/tools/consul"], capture_output=True, text=True, timeout=patient(300.0)
     )
-    if found.returncode == NOT_HERE:
-        pytest.skip(found.stderr.strip()[-300:])
-    if found.returncode:
-        pytest.fail(f"no consul binary: {found.stderr.strip()[-2000:]}")
-    return found.stdout.strip()
+    if fetched.returncode == NOT_HERE:
+        pytest.skip(fetched.stderr.strip()[-300:])
+    if fetched.returncode:
+        pytest.fail(f"no consul binary: {fetched.stderr.strip()[-2000:]}")
+    return fetched.stdout.strip()
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ PRIMARY: Mapping[str, Any] = {
 
 def values(text: str) -> dict[str, float]:
     """Of the volume; those of the node have a test of their own."""
-    found = {}
+    samples = {}
     for family in text_string_to_metric_families(text):
         assert family.samples, f"{family.name}: a name without a sample"
         for sample in family.samples:
@@ -57,7 +57,7 @@ def values(text: str) -> dict[str, float]:
             if sample.name in ("standfast_time_seconds", "standfast_build_info"):
                 continue
             assert labels.pop("volume") == "data-services"
-            found[f"{sample.name}{{{','.join(labels[key] for key in sorted(labels))}}}"] = (
+            samples[f"{sample.name}{{{','.join(labels[key] for key in sorted(labels))}}}"] = (
                 sample.value
             )
-    return found
+    return samples

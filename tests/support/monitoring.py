@@ -28,8 +28,8 @@ READY_S = 60.0
 def quicker(rules: str, factor: float) -> str:
     """The rules with every `for:` and every range, `[15m]`, divided by the factor; nothing else."""
 
-    def shorter(found: re.Match[str]) -> str:
-        return f"{int(int(found[1]) * _SECONDS[found[2]] * 1000 / factor)}ms"
+    def shorter(match: re.Match[str]) -> str:
+        return f"{int(int(match[1]) * _SECONDS[match[2]] * 1000 / factor)}ms"
 
     return re.sub(r"(?:(?<=for: )|(?<=\[))(\d+)([smh])(?=\]|\n)", shorter, rules)
 
@@ -42,13 +42,16 @@ def names_in(expression: str) -> set[str]:
 def dashboard_queries(volume: str) -> dict[str, str]:
     """`panel (letter)` -> query, with the dashboard's variables filled in as Grafana does."""
     doc = json.loads(DASHBOARD.read_text())
-    found = {f"annotation {one['name']}": one["expr"] for one in doc["annotations"]["list"]}
+    queries = {
+        f"annotation {annotation['name']}": annotation["expr"]
+        for annotation in doc["annotations"]["list"]
+    }
     for panel in doc["panels"]:
         for target in panel.get("targets", ()):
-            found[f"{panel['title']} ({target['refId']})"] = target["expr"]
+            queries[f"{panel['title']} ({target['refId']})"] = target["expr"]
     return {
         name: text.replace("$volume", volume).replace("$__rate_interval", "1m")
-        for name, text in found.items()
+        for name, text in queries.items()
     }
 
 
@@ -118,8 +121,8 @@ class Monitoring:
     def query(self, expression: str) -> list[Mapping[str, Any]]:
         """The samples of an instant query; LabError when Prometheus refuses it."""
         text = self._get(self._ports[0], f"/api/v1/query?query={quote(expression, safe='')}")
-        found: list[Mapping[str, Any]] = json.loads(text)["data"]["result"]
-        return found
+        samples: list[Mapping[str, Any]] = json.loads(text)["data"]["result"]
+        return samples
 
     def unanswered(self, queries: Mapping[str, str], within_s: float = 30.0) -> dict[str, str]:
         """Those that returned nothing all the time: after one scrape that failed all are empty."""
@@ -149,7 +152,7 @@ class Monitoring:
     def alerts(self) -> dict[str, Mapping[str, Any]]:
         """What Alertmanager was told and is not over, by the alert's name."""
         told = json.loads(self._get(self._ports[1], "/api/v2/alerts?active=true"))
-        return {one["labels"]["alertname"]: one for one in told}
+        return {alert["labels"]["alertname"]: alert for alert in told}
 
     def telling(self, part: str) -> set[str]:
         """The alerts with that part in their names."""
@@ -160,10 +163,10 @@ class Monitoring:
 
     def wait_for_alert(self, name: str, timeout_s: float) -> Mapping[str, Any]:
         """The alert, once Alertmanager has been told."""
-        found: Mapping[str, Any] = self.wait_for(
+        alert: Mapping[str, Any] = self.wait_for(
             lambda: self.alerts().get(name), f"{name} is told ({sorted(self.alerts())})", timeout_s
         )
-        return found
+        return alert
 
 
 def _configuration(targets: Sequence[str], interval_s: int, alertmanager: int) -> str:

@@ -113,10 +113,12 @@ class NomadCluster:
     def running(self, job_id: str) -> list[str]:
         """Names of the nodes on which the servers say that the job runs."""
         gateway = self.gateway(SERVER)
-        found = gateway.job_allocations("default", job_id)
+        allocations = gateway.job_allocations("default", job_id)
         names = {node.id: node.name for node in gateway.nodes()}
         return sorted(
-            names[one.node_id] for one in found if one.client_status in ("running", "pending")
+            names[alloc.node_id]
+            for alloc in allocations
+            if alloc.client_status in ("running", "pending")
         )
 
     def stays(self, what: Callable[[], bool], nodes: Sequence[str] = NODES) -> None:
@@ -205,10 +207,10 @@ REAL = pytest.param("real", marks=ONE_AT_A_TIME)
 
 
 def nomad_binary() -> str:
-    found = os.environ.get("NOMAD_BINARY") or shutil.which("nomad")
-    if not found:
+    binary = os.environ.get("NOMAD_BINARY") or shutil.which("nomad")
+    if not binary:
         pytest.skip("no nomad on PATH (NOMAD_BINARY=/path/to/nomad adds the tests on a real one)")
-    return found
+    return binary
 
 
 @dataclass
@@ -332,17 +334,17 @@ class RealMachines:
 
 def _cgroups() -> set[Path]:
     """Nomad's control groups, all levels of them, in both layouts."""
-    found = set()
+    groups = set()
     for top in Path("/sys/fs/cgroup").glob("*"):
         for base in (top / "nomad", top):
             if base.name in ("nomad", "nomad.slice") and base.is_dir():
-                found |= {base, *(entry for entry in base.rglob("*") if entry.is_dir())}
-    return found
+                groups |= {base, *(entry for entry in base.rglob("*") if entry.is_dir())}
+    return groups
 
 
 def _processes_below(directory: Path) -> list[int]:
     """Executors name their directory on the command line; tasks work in it."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
@@ -351,8 +353,8 @@ def _processes_below(directory: Path) -> list[int]:
             cwd = (entry / "cwd").readlink()
             executor = b"executor" in words and bytes(directory) + b"/" in words
             if executor or cwd.is_relative_to(directory):
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 @contextmanager

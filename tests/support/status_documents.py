@@ -75,7 +75,7 @@ def served(by: str = "n1", here: str = "n1", **changes: Any) -> dict[str, Any]:
             "reason": "serving" if is_holder else "standing-by",
             "sentence": f"{here} holds the lease and serves" if is_holder else f"{by} serves",
         },
-        "standbys": [standby(one, 4.0) for one in ("n1", "n2", "n3") if one != by],
+        "standbys": [standby(name, 4.0) for name in ("n1", "n2", "n3") if name != by],
         "aside": [],
         "busy": None,
         "trouble": None,
@@ -134,6 +134,6 @@ def keys(utc: float = NOW) -> Mapping[str, bytes]:
         "epoch": b'{"v":1,"epoch":7}',
         "leader": leader.dump(),
         **{f"history/{entry.epoch}": entry.dump() for entry in history_entries},
-        **{f"standbys/{one.node}": one.dump() for one in standbys},
+        **{f"standbys/{record.node}": record.dump() for record in standbys},
         **{f"clients/{client.node}": client.dump() for client in clients},
     }

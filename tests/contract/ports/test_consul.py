@@ -133,8 +133,8 @@ def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[object]:
     """One at a time, whoever asks for it: beside the simulated one there is no real time."""
-    with request.param.make(tmp_path_factory.mktemp("consul")) as one:
-        yield one
+    with request.param.make(tmp_path_factory.mktemp("consul")) as made:
+        yield made
 
 
 @pytest.fixture
@@ -200,8 +200,8 @@ def test_deleting_a_missing_key_is_fine(keys: Keys, prefix: str) -> None:
 def test_keys_under_a_prefix_come_sorted(keys: Keys, prefix: str) -> None:
     for name in ("b", "a/x", "c"):
         keys.put(prefix + name, name.encode())
-    found = keys.get_many(prefix)
-    assert [(entry.key, entry.value) for entry in found] == [
+    entries = keys.get_many(prefix)
+    assert [(entry.key, entry.value) for entry in entries] == [
         (prefix + "a/x", b"a/x"),
         (prefix + "b", b"b"),
         (prefix + "c", b"c"),
@@ -380,14 +380,18 @@ def test_a_service_is_critical_until_it_passes_and_again_when_its_ttl_ends(
     assert gateway.instances(service) == ()
     register(gateway, service, ttl_s=patient(1.0), epoch="7")
     listed(gateway, service)
-    (one,) = gateway.instances(service)
-    assert (one.service_id, one.node, one.address, one.port) == (
+    (instance,) = gateway.instances(service)
+    assert (instance.service_id, instance.node, instance.address, instance.port) == (
         f"{service}-id",
         NODE,
         "10.1.2.3",
         2049,
     )
-    assert (one.meta, one.node_health, one.checks) == ({"epoch": "7"}, "passing", "critical")
+    assert (instance.meta, instance.node_health, instance.checks) == (
+        {"epoch": "7"},
+        "passing",
+        "critical",
+    )
     gateway.pass_check(f"service:{service}-id", "fine & d\u00e4ndy")
     listed(gateway, service, "passing")
     listed(gateway, service, "critical")

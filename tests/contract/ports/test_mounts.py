@@ -87,7 +87,7 @@ def test_the_last_mount_is_what_is_seen_until_it_is_let_go_of(scene: Scene) -> N
         top = scene.top()
         assert top is not None
         assert (top.is_nfs, top.address) == (True, address)
-    assert [one.address for one in stack_at(scene.mounts.here(), scene.path)] == [A, B]
+    assert [mount.address for mount in stack_at(scene.mounts.here(), scene.path)] == [A, B]
     scene.mounts.let_go(scene.path, soon(10), wake=False)
     top = scene.top()
     assert top is not None and top.address == A
@@ -122,7 +122,7 @@ def test_mount_tables_of_others_leave_this_one_out(scene: Scene) -> None:
     mine = scene.top()
     assert mine is not None
     for space in scene.mounts.namespaces():
-        assert mine.id not in {one.id for one in space.mounts}
+        assert mine.id not in {mount.id for mount in space.mounts}
     assert dict(scene.mounts.wires()) == dict(scene.mounts.wires())
 
 

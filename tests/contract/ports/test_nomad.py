@@ -48,8 +48,8 @@ IMPLEMENTATIONS = (
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[NomadCluster]:
-    with request.param.make(tmp_path_factory.mktemp("nomad")) as one:
-        yield one
+    with request.param.make(tmp_path_factory.mktemp("nomad")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,9 @@ class Scene:
         """There, by the client's word, and nowhere else."""
         live = [alloc for alloc in self.allocs(job_id) if not alloc.over]
         node_id = self.cluster.node_id(node)
-        return [(one.node_id, one.client_status) for one in live] == [(node_id, "running")]
+        return [(allocation.node_id, allocation.client_status) for allocation in live] == [
+            (node_id, "running")
+        ]
 
     def runs_nowhere(self, job_id: str) -> bool:
         return all(alloc.over for alloc in self.allocs(job_id))
@@ -134,7 +136,11 @@ class Scene:
         wait_for(lambda: self.runs_on(job_id, node), limit_s, f"{job_id} runs on {node}")
 
     def running(self, job_id: str, node: str) -> Allocation:
-        (alloc,) = [one for one in self.on(job_id, node) if one.client_status == "running"]
+        (alloc,) = [
+            allocation
+            for allocation in self.on(job_id, node)
+            if allocation.client_status == "running"
+        ]
         return alloc
 
     def stop(self, job_id: str, node: str) -> str:
@@ -259,7 +265,7 @@ def test_what_finds_no_node_waits_blocked_and_says_why(scene: Scene, level: str)
     unplaced = waiting_and_its_cause()[0].unplaced
     assert unplaced == {"g": f"of 2 nodes, 2 don't meet ${{meta.{scene.key}}} = primary"}
     assert gateway.job("default", job_id)["ID"] == job_id
-    assert job_id in [one.id for one in gateway.jobs()]
+    assert job_id in [listed_job.id for listed_job in gateway.jobs()]
 
 
 def test_a_node_that_gains_the_meta_gets_what_waits_and_keeps_what_runs(scene: Scene) -> None:
@@ -316,9 +322,9 @@ def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Sce
 
     wait_for(all_over, 10.0, "all are over")
     over_s = monotonic() - started
-    found = scene.cluster.gateway(NEW).evaluation(evaluations[0])
-    assert found.blocked_id
-    assert list(found.unplaced) == ["g"]
+    evaluation = scene.cluster.gateway(NEW).evaluation(evaluations[0])
+    assert evaluation.blocked_id
+    assert list(evaluation.unplaced) == ["g"]
     scene.post(OLD, None)
     scene.post(NEW)
 
@@ -335,7 +341,7 @@ def test_a_planned_move_never_runs_a_job_twice_and_nothing_comes_back(scene: Sce
     assert twice == []
     assert [alloc.id for alloc in scene.allocs(elsewhere)] == stayed
     # What waited blocked has no link to what it replaces.
-    assert [one.next_id for one in scene.on(jobs[0], OLD)] == [""]
+    assert [allocation.next_id for allocation in scene.on(jobs[0], OLD)] == [""]
 
 
 def test_with_the_new_meta_visible_a_stopped_job_moves_and_starts_after_its_end(
@@ -375,7 +381,7 @@ def test_what_waited_blocked_runs_twice_when_the_meta_comes_before_the_old_ones_
 
     def twice(job_id: str) -> bool:
         both = [*scene.on(job_id, OLD), *scene.on(job_id, NEW)]
-        return [one.client_status for one in both] == ["running", "running"]
+        return [alloc.client_status for alloc in both] == ["running", "running"]
 
     wait_for(lambda: all(map(twice, jobs)), scene.cluster.meta_s, "both run twice")
 
@@ -608,26 +614,26 @@ def test_a_namespace_that_can_not_be_read_is_left_out_without_a_word(scene: Scen
     node_id = cluster.node_id(OLD)
 
     def jobs(nomad: NomadAgent) -> set[tuple[str, str]]:
-        found = [
+        running = [
             allocation
             for allocation in nomad.allocations(node_id)
             if allocation.client_status == "running"
         ]
-        return {(one.namespace, one.job_id) for one in found} & both
+        return {(alloc.namespace, alloc.job_id) for alloc in running} & both
 
     try:
         both = {("default", here), ("web", there)}
         wait_for(lambda: jobs(gateway) == both, 10.0, "both run")
-        assert {(one.namespace, one.id) for one in gateway.jobs()} >= both
+        assert {(listed_job.namespace, listed_job.id) for listed_job in gateway.jobs()} >= both
         assert gateway.job("web", there)["ID"] == there
         of_web = cluster.gateway(NEW, namespace="web")
         assert jobs(of_web) == {("web", there)}
-        assert {one.namespace for one in of_web.jobs()} == {"web"}
+        assert {listed_job.namespace for listed_job in of_web.jobs()} == {"web"}
 
         rules = _with('"read-job", "list-jobs", "alloc-lifecycle"').replace('"*"', '"web"')
         narrow = cluster.gateway(NEW, token=cluster.token(rules))
         assert jobs(narrow) == {("web", there)}
-        assert {one.namespace for one in narrow.jobs()} == {"web"}
+        assert {listed_job.namespace for listed_job in narrow.jobs()} == {"web"}
         assert outcome_of(lambda: narrow.job("default", here))[0] is NomadOutcome.DENIED
         (hidden, *_) = scene.allocs(here)
         assert outcome_of(lambda: narrow.stop(hidden.id))[0] is NomadOutcome.DENIED
@@ -718,9 +724,9 @@ def test_the_shipped_policy_is_enough_and_nothing_of_it_too_much(
     assert denied == missing
 
 
-def _some(found: object) -> None:
+def _some(listed: object) -> None:
     """A namespace that can't be read is left out of a list without a word."""
-    if not found:
+    if not listed:
         raise NomadError("an empty list", NomadOutcome.DENIED)
 
 

@@ -101,7 +101,7 @@ def fake(directory: Path) -> Iterator[Scene]:
     def cut() -> None:
         sender.broken = True
 
-    yield Scene(sender, take, lambda: [str(one.name) for one in sender.sent], cut)
+    yield Scene(sender, take, lambda: [str(snapshot.name) for snapshot in sender.sent], cut)
 
 
 IMPLEMENTATIONS = (

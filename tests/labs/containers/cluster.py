@@ -108,8 +108,8 @@ class ContainerCluster(Installed[Container]):
         listing = self[name].sh(
             f"journalctl --sync; journalctl -q -o json {which} MESSAGE_ID={kind.message_id}"
         )
-        found = [json.loads(line) for line in listing.splitlines()]
-        return [one for one in found if reason in (None, one.get("STANDFAST_REASON"))]
+        docs = [json.loads(line) for line in listing.splitlines()]
+        return [entry for entry in docs if reason in (None, entry.get("STANDFAST_REASON"))]
 
     def use(self, timing: Timing) -> None:
         """Change [lease] on every node; our processes begin anew, which is no event."""

@@ -42,17 +42,17 @@ class Writers:
 
     def acknowledged(self, *names: str) -> list[StreamEvent]:
         """The writes that these nodes (none: any) acknowledged, in their order in time."""
-        found = (self._streams[name].acknowledged() for name in names or self._streams)
-        return sorted(chain.from_iterable(found), key=lambda event: event.t_s)
+        per_stream = (self._streams[name].acknowledged() for name in names or self._streams)
+        return sorted(chain.from_iterable(per_stream), key=lambda event: event.t_s)
 
     def wait_for_ack(self, *names: str, after_s: float = 0.0) -> StreamEvent:
         """The first write that one of these nodes acknowledged after a monotonic time."""
 
-        def found() -> StreamEvent | None:
+        def first_write() -> StreamEvent | None:
             return next((e for e in self.acknowledged(*names) if e.t_s > after_s), None)
 
         what = f"a write acknowledged by {' or '.join(names) or 'any node'}"
-        event = self._lab.wait_for(found, 60.0, what, 0.02)
+        event = self._lab.wait_for(first_write, 60.0, what, 0.02)
         assert event is not None
         return event
 
@@ -154,6 +154,6 @@ def broken_server(node: Container) -> Iterator[None]:
 def kept_aside(cluster: WithNomad, name: str, epoch: int) -> str:
     """The tree that a node set aside at the end of its epoch, as its status names it."""
     aside = cluster.status(name)["aside"]
-    found = [path for path in aside if path.startswith(f"{EXPORT}.diverged-{epoch}-")]
-    assert len(found) == 1, f"what epoch {epoch} had is not kept aside: {aside}"
-    return str(found[0])
+    kept = [path for path in aside if path.startswith(f"{EXPORT}.diverged-{epoch}-")]
+    assert len(kept) == 1, f"what epoch {epoch} had is not kept aside: {aside}"
+    return str(kept[0])

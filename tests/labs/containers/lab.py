@@ -136,9 +136,9 @@ def _from_checkout(source: Path) -> dict[str, tuple[str, int]]:
         for path in sorted(source.glob(pattern))
         if path.is_file() and path.read_bytes()[:2] == b"#!"
     ]
-    found = {f"/usr/local/bin/{p.name}": (_script(p, interpreter), 0o755) for p in scripts}
-    found |= _files(source / "systemd", "/etc/systemd/system")
-    return found | _files(source / "watches", "/usr/share/standfast/watches")
+    files = {f"/usr/local/bin/{p.name}": (_script(p, interpreter), 0o755) for p in scripts}
+    files |= _files(source / "systemd", "/etc/systemd/system")
+    return files | _files(source / "watches", "/usr/share/standfast/watches")
 
 
 def _from_prefix(prefix: Path) -> dict[str, tuple[str, int]]:
@@ -149,9 +149,9 @@ def _from_prefix(prefix: Path) -> dict[str, tuple[str, int]]:
         for path in sorted((prefix / "bin").iterdir())
         if path.is_file() and path.name not in foreign and path.read_bytes()[:2] == b"#!"
     ]
-    found = {f"/usr/local/bin/{p.name}": (p.read_text(), 0o755) for p in scripts}
-    found |= _files(share / "systemd", "/etc/systemd/system")
-    return found | _files(share / "watches", "/usr/share/standfast/watches")
+    files = {f"/usr/local/bin/{p.name}": (p.read_text(), 0o755) for p in scripts}
+    files |= _files(share / "systemd", "/etc/systemd/system")
+    return files | _files(share / "watches", "/usr/share/standfast/watches")
 
 
 def ganesha_export(export_id: int, path: str = EXPORT, fsid: str = "1.1") -> str:

@@ -86,13 +86,13 @@ class Nomad:
 
     def where(self, job_id: str) -> list[str]:
         """The nodes on which a job runs."""
-        found = self.ask("GET", f"/v1/job/{job_id}/allocations")
+        allocations = self.ask("GET", f"/v1/job/{job_id}/allocations")
         names = {node["ID"]: node["Name"] for node in self.ask("GET", "/v1/nodes")}
-        return sorted(names[a["NodeID"]] for a in found if a["ClientStatus"] == "running")
+        return sorted(names[a["NodeID"]] for a in allocations if a["ClientStatus"] == "running")
 
     def node(self, name: str) -> Any:
-        (found,) = [one for one in self.ask("GET", "/v1/nodes") if one["Name"] == name]
-        return self.ask("GET", f"/v1/node/{found['ID']}")
+        (listed,) = [node for node in self.ask("GET", "/v1/nodes") if node["Name"] == name]
+        return self.ask("GET", f"/v1/node/{listed['ID']}")
 
     def is_plain(self, name: str) -> bool:
         """The node takes jobs and doesn't show the primary's meta."""
@@ -127,7 +127,7 @@ class WithNomad(ContainerCluster):
         """The jobs run on this node; at no look one of them runs on two."""
 
         def there() -> bool:
-            running = [self.nomad.where(one) for one in JOBS]
+            running = [self.nomad.where(job_id) for job_id in JOBS]
             assert all(len(nodes) <= 1 for nodes in running), f"a job runs twice: {running}"
             return all(nodes == [name] for nodes in running)
 

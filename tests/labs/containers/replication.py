@@ -27,13 +27,13 @@ class Progress:
 
 def progress(sender: Container, standby: str) -> Progress:
     doc: dict[str, Any] = json.loads(sender.sh(f"cat {STATE} 2>/dev/null || echo '{{}}'"))
-    found = doc.get("standbys", {}).get(standby, {})
+    record = doc.get("standbys", {}).get(standby, {})
     return Progress(
-        found.get("successes", 0),
-        sum(found.get("failures", {}).values()),
-        found.get("sent_bytes_total", 0),
-        found.get("snapshot"),
-        found.get("last_failure"),
+        record.get("successes", 0),
+        sum(record.get("failures", {}).values()),
+        record.get("sent_bytes_total", 0),
+        record.get("snapshot"),
+        record.get("last_failure"),
     )
 
 
@@ -43,7 +43,7 @@ def wait_for_success(
     """When the sender has replicated to the standby more often than that."""
     node = cluster[sender]
     return node.wait_for(
-        lambda: found if (found := progress(node, standby)).successes > more_than else None,
+        lambda: latest if (latest := progress(node, standby)).successes > more_than else None,
         timeout_s,
         f"a cycle to {standby} succeeds ({progress(node, standby)})",
     ) or progress(node, standby)

@@ -65,7 +65,7 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
 ) -> None:
     node, other = cluster[cluster.primary()], cluster.standby()
     epoch = cluster.epoch(node.name)
-    began = {one.name: cluster.moment(one.name) for one in (node, other)}
+    began = {server.name: cluster.moment(server.name) for server in (node, other)}
     for event in ("post-demote", "post-promote"):
         node.write(f"{HOOKS}/{event}/10-tell", TELLS, 0o755)
     node.write(f"{HOOKS}/pre-promote/10-no", "#!/bin/sh\necho not yet; exit 75\n", 0o755)
@@ -101,9 +101,9 @@ def test_role_changes_are_entries_of_the_journal_and_hooks_hear_of_them(
         assert entry["STANDFAST_EVENT"] == kind and entry["STANDFAST_NODE"] == where.name
         said = where.sh(f"journalctl -u {unit} --since='{began[where.name]}' -o cat -q")
         assert said.count(entry["MESSAGE"]) == 1 + len(more), said
-    found = json.loads(cluster.standfast(node.name, "doctor", "--json", check=False))["findings"]
-    ways = [one for one in found if one["check"] == "way"]
-    assert len(ways) == len(list(cluster.lab)) - 1 and all(way["ok"] for way in ways), found
+    findings = json.loads(cluster.standfast(node.name, "doctor", "--json", check=False))["findings"]
+    ways = [finding for finding in findings if finding["check"] == "way"]
+    assert len(ways) == len(list(cluster.lab)) - 1 and all(way["ok"] for way in ways), findings
 
 
 @pytest.mark.timeout(300)

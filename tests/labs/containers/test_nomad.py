@@ -67,7 +67,7 @@ def test_a_former_primary_takes_no_jobs_before_its_nomad_starts(cluster: WithNom
     """Nobody has taken over and made it ineligible, so that is left to the unit of its boot."""
     nomad, old = cluster.nomad, cluster.primary()
     node = cluster[old]
-    others = [one for one in cluster.lab if one.name != old]
+    others = [container for container in cluster.lab if container.name != old]
     cluster.wait_until_followed(old)
     try:
         for other in others:
@@ -82,7 +82,7 @@ def test_a_former_primary_takes_no_jobs_before_its_nomad_starts(cluster: WithNom
         cluster.lab.boot([node])
         node.wait_for(lambda: node.is_active("nomad"), 60.0, "its Nomad has started")
         seen = json.loads(node.wait_for(lambda: node.read("/run/nomad-started"), 60.0, "it looks"))
-        (itself,) = [one for one in seen if one["Name"] == old]
+        (itself,) = [entry for entry in seen if entry["Name"] == old]
         assert itself["SchedulingEligibility"] == "ineligible"
         nomad.start(old)
     finally:

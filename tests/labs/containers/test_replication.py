@@ -89,7 +89,9 @@ def test_a_connection_cut_in_mid_stream_is_made_good_by_the_next_cycle(
     cut_in_mid_stream(node, how)
     cut, there = time.monotonic(), published(node)
     failed = sender.wait_for(
-        lambda: found if (found := progress(sender, standby)).failures > before.failures else None,
+        lambda: (
+            latest if (latest := progress(sender, standby)).failures > before.failures else None
+        ),
         60.0,
         "the cut is noticed",
     )
@@ -152,9 +154,9 @@ def test_a_standby_with_a_shut_door_says_what_opens_it_and_is_added(
     primary, standby = cluster.primary(), shut_door
     sender, node = cluster[primary], cluster[standby]
     said = cluster.standfast(primary, "standby", "add", standby, check=False)
-    found = re.search(r"standfast standby authorize .*", said)
-    assert found, said
-    node.sh(found[0])
+    match = re.search(r"standfast standby authorize .*", said)
+    assert match, said
+    node.sh(match[0])
     assert "restrict,command=" in node.read("/root/.ssh/authorized_keys")
     before = progress(sender, standby)
     cluster.standfast(primary, "standby", "add", standby)

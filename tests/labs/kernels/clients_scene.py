@@ -16,12 +16,12 @@ HANDLER = "data-services-remount"
 
 def is_on(cluster: KernelCluster, name: str, server: str, at: str = MOUNTED) -> bool:
     """Whether a node sees the volume of a server: its own as a bind mount, by NFS otherwise."""
-    found = cluster.mount_id(name, at).split()
-    if not found:
+    mount = cluster.mount_id(name, at).split()
+    if not mount:
         return False
     if name == server:
-        return found[2] == "btrfs"
-    if found[2] != "nfs4":
+        return mount[2] == "btrfs"
+    if mount[2] != "nfs4":
         return False
     script = (
         f"awk -v at={at} '$5 == at' /proc/self/mountinfo | grep -o ' addr=[^, ]*\\|,addr=[^, ]*'"
@@ -55,8 +55,11 @@ def fresh_mount_s(cluster: KernelCluster, server: str) -> float:
 def doctor(cluster: KernelCluster, name: str) -> dict[str, dict[str, Any]]:
     """The findings on a node by check; of several with one name the bad one."""
     done = cluster[name].run("standfast", "doctor", "--json", timeout_s=120.0, check=False)
-    found = json.loads(done.stdout)["findings"]
-    return {one["check"]: one for one in sorted(found, key=lambda one: not one["ok"])}
+    findings = json.loads(done.stdout)["findings"]
+    return {
+        finding["check"]: finding
+        for finding in sorted(findings, key=lambda finding: not finding["ok"])
+    }
 
 
 def content(node: VirtualMachine, workload: Workload) -> str:

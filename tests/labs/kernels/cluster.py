@@ -98,8 +98,8 @@ class KernelCluster(Installed[VirtualMachine]):
 
     def service(self, ask: str) -> list[Mapping[str, Any]]:
         """The passing instances of the volume's service, as a node's Consul agent tells them."""
-        found = self[ask].consul_get(f"health/service/{VOLUME}?passing=1")
-        return [instance["Service"] for instance in found]
+        instances = self[ask].consul_get(f"health/service/{VOLUME}?passing=1")
+        return [instance["Service"] for instance in instances]
 
     def resolve(self, name: str) -> list[str]:
         """The server's addresses as a node's own resolver gives them; empty: none."""

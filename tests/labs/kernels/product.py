@@ -43,17 +43,17 @@ def lay_out(tree: Path) -> Path:
 
 def _dependencies(name: str) -> set[str]:
     """A distribution and everything it requires here."""
-    found: set[str] = set()
+    names: set[str] = set()
     todo = [name]
     while todo:
         name = todo.pop()
-        if name in found:
+        if name in names:
             continue
-        found.add(name)
+        names.add(name)
         for requirement in map(Requirement, importlib.metadata.requires(name) or []):
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 todo.append(canonicalize_name(requirement.name))
-    return found
+    return names
 
 
 def _copy(name: str, library: Path) -> None:

@@ -171,13 +171,13 @@ def test_doctor_says_why_a_client_can_not_mount(followed: KernelCluster) -> None
     for check, rule in rules.items():
         c1.sh(f"iptables-legacy -I {rule}")
         try:
-            found = doctor(followed, "c1")[check]
+            finding = doctor(followed, "c1")[check]
         finally:
             c1.sh(f"iptables-legacy -D {rule}")
         evidence, fix = wrong[check]
-        assert not found["ok"]
-        assert evidence in found["evidence"]
-        assert fix in found["fix"]
+        assert not finding["ok"]
+        assert evidence in finding["evidence"]
+        assert fix in finding["fix"]
 
 
 def test_a_flapping_server_keeps_its_clients(followed: KernelCluster) -> None:
@@ -217,7 +217,7 @@ def test_a_former_primary_lets_new_files_be_opened_though_a_client_never_returns
         # c1 may have led Consul: its loss is not what is measured.
         elsewhere = ("", f"{c1.address}:8300")
         followed.lab.wait_for(
-            lambda: all(one.consul_leader() not in elsewhere for one in followed.storage),
+            lambda: all(node.consul_leader() not in elsewhere for node in followed.storage),
             60.0,
             "the storage nodes know a Consul leader",
         )
@@ -340,21 +340,21 @@ def test_doctor_names_what_a_client_without_its_handler_is_left_with(
     c1.sh(f"mount --bind {MOUNTED}/sub {LEFT}; systemctl stop {WATCH} {TIMER}")
     try:
         switch_over(followed)
-        found = doctor(followed, "c1")
-        assert not found["mount"]["ok"]
-        assert "a mount of another server is still there" in found["mount"]["evidence"]
-        assert "standfast remount" in found["mount"]["fix"]
+        findings = doctor(followed, "c1")
+        assert not findings["mount"]["ok"]
+        assert "a mount of another server is still there" in findings["mount"]["evidence"]
+        assert "standfast remount" in findings["mount"]["fix"]
         switch_over(followed)
-        found = doctor(followed, "c1")
-        assert not found["mount"]["ok"]
-        assert found["mount"]["evidence"].startswith("stale: "), found["mount"]
+        findings = doctor(followed, "c1")
+        assert not findings["mount"]["ok"]
+        assert findings["mount"]["evidence"].startswith("stale: "), findings["mount"]
         told = json.loads(followed.standfast("c1", "remount", "--json"))
         assert told["trouble"] is None, told
         assert is_on(followed, "c1", server.name)
-        found = doctor(followed, "c1")
-        assert found["mount"]["ok"]
-        assert not found["binds"]["ok"]
-        assert f"{LEFT} still shows {server.address}" in found["binds"]["evidence"]
+        findings = doctor(followed, "c1")
+        assert findings["mount"]["ok"]
+        assert not findings["binds"]["ok"]
+        assert f"{LEFT} still shows {server.address}" in findings["binds"]["evidence"]
     finally:
         c1.run("kill", "-KILL", str(pid), check=False)
         c1.sh(f"systemctl start {WATCH} {TIMER}; umount -l {LEFT}", check=False)

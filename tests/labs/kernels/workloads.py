@@ -67,17 +67,17 @@ class Workload:
 
     def events(self) -> list[WorkloadEvent]:
         """Everything so far, in order."""
-        found = []
+        events = []
         for line in self.node.read(self.log).splitlines():
             try:
                 doc = json.loads(line)
             except ValueError as error:
                 raise LabError(f"{self.kind} on {self.node.name} says: {line}") from error
             t_s = self.node.host_time_s(doc["t"])
-            found.append(
+            events.append(
                 WorkloadEvent(t_s, doc["event"], doc["seq"], doc["took"], doc["error"], doc["text"])
             )
-        return found
+        return events
 
     def done(self, after_s: float = 0.0) -> list[WorkloadEvent]:
         """What succeeded after a host's monotonic time; of a writer: the acknowledged records.

@@ -158,9 +158,9 @@ ssh_key = "/root/.ssh/id_ed25519"
 
     def primary(self) -> str:
         """The node whose role is primary; "" when there is none. More than one is a failure."""
-        found = [n.name for n in self.storage if n.pid and self.role(n.name) == "primary"]
-        assert len(found) <= 1, f"two primaries: {found}"
-        return found[0] if found else ""
+        primaries = [n.name for n in self.storage if n.pid and self.role(n.name) == "primary"]
+        assert len(primaries) <= 1, f"two primaries: {primaries}"
+        return primaries[0] if primaries else ""
 
     def epoch(self, ask: str) -> int:
         return int(self.status(ask)["epoch"])

@@ -74,11 +74,11 @@ def freezer(tag: str, node: str) -> tuple[Path, str, str]:
 
 def processes(group: Path) -> set[int]:
     """Every process below a cgroup (host ids)."""
-    found: set[int] = set()
+    pids: set[int] = set()
     for procs in group.rglob("cgroup.procs"):
         with contextlib.suppress(OSError):
-            found.update(int(pid) for pid in procs.read_text().split())
-    return found - {0}
+            pids.update(int(pid) for pid in procs.read_text().split())
+    return pids - {0}
 
 
 def kill_group(tag: str, node: str) -> None:

@@ -94,14 +94,14 @@ class Mount:
 
     def read(self, handle: ctypes.c_void_p) -> bytes:
         buffer = ctypes.create_string_buffer(CHUNK_BYTES)
-        found = b""
+        content = b""
         while True:
             count = self._ok(
-                self.lib.nfs_pread(self.context, handle, len(found), CHUNK_BYTES, buffer)
+                self.lib.nfs_pread(self.context, handle, len(content), CHUNK_BYTES, buffer)
             )
             if count == 0:
-                return found
-            found += buffer.raw[:count]
+                return content
+            content += buffer.raw[:count]
 
     def close(self, handle: ctypes.c_void_p) -> None:
         self._ok(self.lib.nfs_close(self.context, handle))

@@ -16,12 +16,16 @@ import pytest
 
 from standfast.assembly.parts import Parts, use
 from standfast.demo.parts import DemoParts
+from standfast.system import environment
 from tests.support import examples, figures, pace
 
 TIMEOUT_S = 120.0
 """For one test on a quiet machine, where the test itself names no other time-out."""
 MEASURED = "measured"
 examples.load_profile()
+# A developer's own Consul and Nomad are nobody's business here.
+environment.take()
+environment.TAKEN.clear()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from standfast.cli import direct
 from standfast.errors import ConfigError, Refused, StandfastError, UsageError
+from standfast.system import environment
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -44,6 +45,7 @@ def run_entry(entry: str, args: SimpleNamespace) -> int:
 
 
 def _reported(run: Callable[[], int], *, as_json: bool) -> int:
+    environment.take()
     try:
         _tolerate_odd_encodings()
         code = run()

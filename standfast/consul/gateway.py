@@ -8,7 +8,6 @@ sends. A write that may have been applied is never repeated by itself, here or a
 from __future__ import annotations
 
 import json
-import os
 import os.path
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from standfast.consul.values import (
 )
 from standfast.errors import ConfigError, ConsulDenied
 from standfast.system.clock import Deadline
+from standfast.system.environment import TAKEN
 
 __all__ = [
     "Cas",
@@ -63,7 +63,7 @@ class ConsulBlind(ConsulDenied):
     """The token is accepted but sees nothing: `[]` from Consul would prove nothing."""
 
 
-def addresses_of(config: Config, environ: Mapping[str, str] = os.environ) -> Sequence[str]:
+def addresses_of(config: Config, environ: Mapping[str, str] = TAKEN) -> Sequence[str]:
     """Returns where to ask, the node's own agent first."""
     return config.consul.addresses or (environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,)
 
@@ -107,7 +107,7 @@ class ConsulGateway:
         config: Config,
         *,
         timeout_s: float | None = None,
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] = TAKEN,
     ) -> ConsulGateway:
         """Builds the gateway from [consul] of the configuration; what that leaves empty comes from
         CONSUL_*, else defaults.

@@ -25,6 +25,7 @@ from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway, addresses_of
 from standfast.errors import ConfigError, ConsulError, Unreachable
 from standfast.system.clock import Deadline
+from standfast.system.environment import TAKEN
 from standfast.system.run import REAP_S, Child, kill_group, spawn
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,17 @@ def argv(watch: Mapping[str, Any], address: str) -> list[str]:
 
 
 def environment(config: Config) -> dict[str, str]:
-    """Returns how the consul command authenticates: by files, never by an argument."""
+    """Returns how the consul command authenticates, as the gateway does: never by an argument."""
     files = {
         "CONSUL_HTTP_TOKEN_FILE": config.consul.token_file,
         "CONSUL_CACERT": config.consul.ca_cert,
         "CONSUL_CLIENT_CERT": config.consul.client_cert,
         "CONSUL_CLIENT_KEY": config.consul.client_key,
     }
-    return {name: str(path) for name, path in files.items() if path is not None}
+    told = {name: text for name, text in TAKEN.items() if name.startswith("CONSUL_")}
+    if config.consul.token_file is not None:
+        told.pop("CONSUL_HTTP_TOKEN", None)
+    return told | {name: str(path) for name, path in files.items() if path is not None}
 
 
 def _start(op: str, command: list[str], config: Config) -> Child:

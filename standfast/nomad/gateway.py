@@ -7,7 +7,6 @@ write is repeated here. The token appears in no message.
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad import values as wire
 from standfast.nomad.ports import Agent, Allocation, Evaluation, Job, LocalMeta, Node
 from standfast.system.clock import Deadline
+from standfast.system.environment import TAKEN
 
 if TYPE_CHECKING:
     from standfast.nomad.client import Access, Library
@@ -83,7 +83,7 @@ class NomadAgent:
         config: Config,
         *,
         timeout_s: float | None = None,
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] = TAKEN,
     ) -> NomadAgent:
         """Reads [nomad] of the configuration; empty values come from NOMAD_*, else defaults.
 

@@ -31,6 +31,7 @@ from standfast.nomad.observation import Role, kill_timeout_s
 from standfast.nomad.path_use import uses
 from standfast.nomad.ports import Allocation
 from standfast.system.clock import monotonic, sleep
+from standfast.system.environment import TAKEN
 from tests.fakes.nomad import NomadStandIn
 from tests.fakes.nomad_api import Manner
 from tests.fakes.nomad_world import NomadWorld
@@ -448,7 +449,7 @@ def _started(cluster: NomadCluster, job_id: str) -> str:
 def test_doctor_can_read_everything_that_it_judges(
     cluster: NomadCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NOMAD_TOKEN", cluster.secret)
+    monkeypatch.setitem(TAKEN, "NOMAD_TOKEN", cluster.secret)
     with embedded_cluster() as consul:
         made = replace(
             TwoFollowers(cluster).config(ONE),
@@ -465,7 +466,7 @@ def test_doctor_can_read_everything_that_it_judges(
 def test_before_its_nomad_starts_a_former_primary_is_made_ineligible_by_another_agent(
     cluster: NomadCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NOMAD_TOKEN", cluster.secret)
+    monkeypatch.setitem(TAKEN, "NOMAD_TOKEN", cluster.secret)
     there = cluster.machines.address(TWO)
     host, _, port = there.rpartition(":")
     cluster.gateway(ONE).set_meta(KEY, "primary")

@@ -42,13 +42,13 @@ class UnknownName(Exception):
 
 def chosen(names: Sequence[str]) -> list[Benchmark[Any]]:
     """Those named, or all, in the order in which they share what they are measured on."""
-    unknown = sorted(set(names) - {one.name for one in ALL})
+    unknown = sorted(set(names) - {benchmark.name for benchmark in ALL})
     if unknown:
         raise UnknownName(
             f"no benchmark is called {', '.join(unknown)}; there are: "
-            f"{', '.join(one.name for one in ALL)}"
+            f"{', '.join(benchmark.name for benchmark in ALL)}"
         )
-    return [one for one in ALL if not names or one.name in names]
+    return [benchmark for benchmark in ALL if not names or benchmark.name in names]
 
 
 def with_rounds(benchmark: Benchmark[Any], rounds: int | None, quick: bool) -> Benchmark[Any]:
@@ -59,9 +59,10 @@ def with_rounds(benchmark: Benchmark[Any], rounds: int | None, quick: bool) -> B
 
 def seconds(benchmarks: Iterable[Benchmark[Any]]) -> float:
     """About how long they take together."""
-    groups = [list(group) for _, group in groupby(benchmarks, lambda one: one.on)]
+    groups = [list(group) for _, group in groupby(benchmarks, lambda benchmark: benchmark.on)]
     return sum(
-        max(one.seconds[0] for one in group) + sum(one.seconds[1] * one.rounds for one in group)
+        max(benchmark.seconds[0] for benchmark in group)
+        + sum(benchmark.seconds[1] * benchmark.rounds for benchmark in group)
         for group in groups
     )
 
@@ -106,18 +107,22 @@ class Measuring:
 
     def measure(self, benchmarks: Sequence[Benchmark[Any]]) -> None:
         """All of them; one that fails doesn't keep those after it from being measured."""
-        for _, group in groupby(benchmarks, lambda one: one.on):
+        for _, group in groupby(benchmarks, lambda benchmark: benchmark.on):
             left = list(group)
             try:
                 with ExitStack() as stack:
-                    say(f"bench: making what {', '.join(one.name for one in left)} need")
+                    say(
+                        f"bench: making what {', '.join(benchmark.name for benchmark in left)} need"
+                    )
                     bed = stack.enter_context(left[0].on())
                     while left:
                         self._measure_one(left[0], bed)
                         del left[0]
             except Exception:
                 say(traceback.format_exc())
-                self.failed += [f"{one.name} was not measured: see above" for one in left]
+                self.failed += [
+                    f"{benchmark.name} was not measured: see above" for benchmark in left
+                ]
 
     def _measure_one(self, benchmark: Benchmark[Any], bed: Any) -> None:
         say(f"bench: {benchmark.name}, rounds: {benchmark.rounds}")
@@ -135,7 +140,9 @@ class Measuring:
 def write(document: Document, path: Path) -> None:
     """The document, in the order of the benchmarks that there are, and the page beside it."""
     sections = document["benchmarks"]
-    ordered = {one.name: sections[one.name] for one in ALL if one.name in sections}
+    ordered = {
+        benchmark.name: sections[benchmark.name] for benchmark in ALL if benchmark.name in sections
+    }
     document = {**document, "benchmarks": ordered}
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".md").write_text(render(document))
@@ -145,8 +152,8 @@ def read(path: Path) -> Document | None:
     """The document of the runs before this one."""
     if not path.exists():
         return None
-    found: Document = json.loads(path.read_text())
-    return found
+    document: Document = json.loads(path.read_text())
+    return document
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -161,7 +168,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--rounds {asked.rounds}: at least one is needed")
     try:
         asked.benchmarks = [
-            with_rounds(one, asked.rounds, asked.quick) for one in chosen(asked.names)
+            with_rounds(benchmark, asked.rounds, asked.quick) for benchmark in chosen(asked.names)
         ]
     except UnknownName as error:
         parser.error(str(error))
@@ -183,8 +190,11 @@ def main(argv: Sequence[str]) -> int:
         f"{load:.1f} on {os.cpu_count()} cores{': NOT A QUIET MACHINE' if load > 0.5 else ''}"
     )
     if asked.dry_run:
-        for one in possible:
-            print(f"{one.name}: {one.about} Rounds: {one.rounds}, {seconds([one]):.0f} s.")
+        for benchmark in possible:
+            print(
+                f"{benchmark.name}: {benchmark.about} Rounds: {benchmark.rounds}, "
+                f"{seconds([benchmark]):.0f} s."
+            )
     else:
         run = this_run()
         older = read(DOCUMENT)

@@ -33,8 +33,8 @@ def timed(script: str) -> float:
 
 def btrbk() -> str:
     """The command: the one on PATH, or Debian's, unpacked below .cache (nothing is installed)."""
-    if found := shutil.which("btrbk"):
-        return found
+    if installed := shutil.which("btrbk"):
+        return installed
     cache = CHECKOUT / ".cache/btrbk"
     script = cache / "root/usr/bin/btrbk"
     if not script.exists():

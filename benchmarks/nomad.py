@@ -38,7 +38,7 @@ def moving(cluster: WithNomad, rounds: int) -> Sequence[Figure]:
     pauses_s: dict[Manner, list[float]] = {Manner.NORMAL: [], Manner.HANG: []}
     for number in range(rounds):
         # Each goes both ways: the nodes may differ.
-        for manner in sorted(pauses_s, key=lambda one: one.value, reverse=number % 2 == 1):
+        for manner in sorted(pauses_s, key=lambda manner: manner.value, reverse=number % 2 == 1):
             source, target = cluster.primary(), cluster.standby().name
             cluster.wait_until_replicated(source)
             cluster.nomad.be(manner)
@@ -73,8 +73,8 @@ def told(cluster: WithNomad, source: str) -> dict[str, float]:
 
     def of_all() -> dict[str, float] | None:
         moves: list[dict[str, Any]] = cluster.status(source)["nomad"]["jobs"]
-        found = {move["job"].partition(".")[0]: move["down_s"] for move in moves}
-        return None if None in map(found.get, JOBS) else {name: found[name] for name in JOBS}
+        down_s = {move["job"].partition(".")[0]: move["down_s"] for move in moves}
+        return None if None in map(down_s.get, JOBS) else {name: down_s[name] for name in JOBS}
 
     return cluster.lab.wait_for(of_all, 30.0, "every job's time is known") or {}
 

@@ -144,8 +144,8 @@ def running(place: Bed, node: str) -> Iterator[Callable[[dict[str, Any]], dict[s
         line = answers.get(timeout=ANSWER_S)
         if not line:
             raise LabError("the sender ended; what it said stands above")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def ask(question: dict[str, Any]) -> dict[str, Any]:
         questions.put(json.dumps(question) + "\n")
@@ -241,12 +241,12 @@ def of_step(step: str, samples: Samples) -> Sequence[Figure]:
 
 def memory(done: Sequence[MeasuredCycle]) -> dict[str, list[float]]:
     """Of our processes, by role: the peak of each cycle that was seen, MiB."""
-    found: dict[str, list[float]] = {}
+    peaks: dict[str, list[float]] = {}
     for cycle in done:
         for role, peak in cycle.peaks_mib.items():
             if role.startswith("standfast"):
-                found.setdefault(role, []).append(peak)
-    return found
+                peaks.setdefault(role, []).append(peak)
+    return peaks
 
 
 RECEIVERS = {
@@ -271,7 +271,7 @@ def three_standbys(place: ReplicatedTree, rounds: int) -> Sequence[Figure]:
                 for wait in waits:
                     wait()
                 took[len(standbys)].append(time.monotonic() - began)
-        times = [three / one for one, three in zip(took[1], took[3], strict=True)]
+        times = [three_s / one_s for one_s, three_s in zip(took[1], took[3], strict=True)]
         figures += [
             Figure(f"three at once, {receivers}", "s", took[3], baselines={"one": took[1]}),
             Figure(f"times as long as one, {receivers}", "times", times, promise),
@@ -286,7 +286,7 @@ def failback(place: ReplicatedTree, _rounds: int) -> Sequence[Figure]:
     on.forget("a")
     first = on.replicate("a", "b", full=True)
     there = open_store(on.config("b"))
-    newest = max(there.snapshots(), key=lambda one: one.name)
+    newest = max(there.snapshots(), key=lambda snapshot: snapshot.name)
     open_store(on.config("a")).keep_aside(diverged_name("services", 1, utc_now()))
     (on.mount("a") / "services-standby").mkdir(exist_ok=True)
     there.create_live_from(newest)

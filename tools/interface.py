@@ -17,12 +17,12 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("STANDFAST_JOURNAL", "socket of the journal, for events; empty: no events (docs/events.md)"),
     (
         "CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY",
-        "used for values that [consul] of the configuration leaves empty; hooks and other children "
-        "don't get them, but for `consul watch`",
+        "used for values that [consul] of the configuration leaves empty; of all children, only "
+        "`consul watch` and its handlers inherit them",
     ),
     (
         "NOMAD_ADDR, NOMAD_TOKEN, NOMAD_REGION, NOMAD_CACERT, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY, "
         "NOMAD_TLS_SERVER_NAME, NOMAD_SKIP_VERIFY",
-        "the same for [nomad]; no child gets them",
+        "the same for [nomad], and what it has no key for",
     ),
 )

@@ -8,6 +8,7 @@ is asked.
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPMessage
@@ -24,6 +25,7 @@ from standfast.errors import (
     ConsulTimedOut,
     ConsulUnreachable,
 )
+from standfast.system import environment
 from standfast.system.clock import Deadline, monotonic
 
 T = TypeVar("T")
@@ -45,7 +47,8 @@ def _library() -> Any:
     """Returns `consul.base` of python-consul2 or py-consul: neither has types that hold.
 
     It is loaded by its file, under a name of ours: the package would load an HTTP client of its
-    own, with `requests`, that is never used (see `_Http`). The guard's start is 60 ms shorter.
+    own, with `requests`, that is never used (see `_Http`): 60 ms of the guard's start. (py-consul's
+    file loads its package all the same.)
     """
     package = find_spec("consul")
     if package is None or not package.submodule_search_locations:
@@ -53,7 +56,7 @@ def _library() -> Any:
     file = Path(package.submodule_search_locations[0], "base.py")
     spec = spec_from_file_location("standfast_consul_base", file)
     assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
+    module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -167,6 +170,7 @@ class Client(base.Consul):  # type: ignore[misc]
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         endpoint = attempt.endpoint
+        environment.take()  # the library would send that token, where a program left it there
         super().__init__(host=endpoint.host, port=endpoint.port, scheme=endpoint.scheme)
 
     def http_connect(self, *_args: Any, **_options: Any) -> _Http:

@@ -63,11 +63,6 @@ class ConsulBlind(ConsulDenied):
     """The token is accepted but sees nothing: `[]` from Consul would prove nothing."""
 
 
-def addresses_of(config: Config, environ: Mapping[str, str] = TAKEN) -> Sequence[str]:
-    """Returns where to ask, the node's own agent first."""
-    return config.consul.addresses or (environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,)
-
-
 PATIENT_S = 5.0
 """For commands that hold no lease: with a fast profile a heartbeat's deadline is too short."""
 
@@ -98,6 +93,8 @@ class ConsulGateway:
         check_token(token or "", "Consul")
         uses_tls = any(endpoint.scheme == "https" for endpoint in endpoints)
         tls = tls_context(ca_cert, client_cert, client_key) if uses_tls else None
+        self.endpoints = endpoints
+        """Where to ask, the node's own agent first."""
         self._addresses = Addresses(endpoints, token or "", tls)
         self.timeout_s = timeout_s
 
@@ -119,7 +116,7 @@ class ConsulGateway:
         if access.token_file:
             token = read_token(access.token_file, "consul.token_file", "CONSUL_HTTP_TOKEN")
         return cls(
-            addresses_of(config, environ),
+            access.addresses or (environ.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS,),
             token=token or environ.get("CONSUL_HTTP_TOKEN") or None,
             ca_cert=access.ca_cert or env_path(environ, "CONSUL_CACERT"),
             client_cert=access.client_cert or env_path(environ, "CONSUL_CLIENT_CERT"),

@@ -71,10 +71,14 @@ class Endpoint:
             raise _bad_address(whose, text, "nothing may follow the port")
         return cls(parts.scheme, host, port, server_name)
 
-    def __str__(self) -> str:
+    @property
+    def url(self) -> str:
+        """Returns it with its scheme: nobody's default makes another of it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        prefix = "https://" if self.scheme == "https" else ""
-        return f"{prefix}{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.url.removeprefix("http://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,9 +328,9 @@ def _resolve_name(host: str, port: int, deadline: Deadline) -> list[tuple[int, A
     """The resolver has no deadline of its own: it gets a thread, left behind when it hangs."""
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = Question(f"resolve {host}", look_up).answer(deadline)
+        answers = Question(f"resolve {host}", look_up).answer(deadline)
     except TimedOut as error:
         raise TimeoutError(f"resolving {host}") from error
     except (OSError, ValueError) as error:
         raise OSError(f"the name can't be resolved: {error}") from error
-    return [(family, address) for family, _, _, _, address in found]
+    return [(family, address) for family, _, _, _, address in answers]

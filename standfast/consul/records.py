@@ -66,6 +66,8 @@ class Record(Struct, frozen=True, omit_defaults=True):
     one with a default is not written while it has it, and an unknown one is room for later."""
 
     default_key: ClassVar[str]
+    named_by: ClassVar[str] = ""
+    """The field that the key ends with: a record of something else is foreign there."""
     lenient: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     """Fields that make no record foreign, each with what a value of it counts as."""
 
@@ -91,6 +93,10 @@ class Record(Struct, frozen=True, omit_defaults=True):
             doc |= {name: read(doc[name]) for name, read in cls.lenient.items() if name in doc}
             record = convert(doc, cls)
             record.check()
+            if key and cls.named_by:
+                told = str(getattr(record, cls.named_by))
+                if key.rpartition(f"{cls.default_key}/")[2] != told:
+                    raise ValueError(f"its {cls.named_by} is {told}")
         except (ValueError, RecursionError) as error:
             raise ForeignValue(
                 f"{key or cls.default_key} in Consul holds a value that Standfast did not write "
@@ -222,6 +228,7 @@ class HistoryEntry(Record, frozen=True):
     """One entry of the history: who took over, from what, why, and what was lost."""
 
     default_key = "history"
+    named_by = "epoch"
 
     epoch: Number
     node: Text
@@ -255,6 +262,7 @@ class StandbyRecord(Record, frozen=True):
     """What the primary knows a standby to have on disk: written after the acknowledgement."""
 
     default_key = "standbys"
+    named_by = "node"
     lenient = {"taken_at": shown_seconds, "by": _shown_text}
 
     node: Text
@@ -296,6 +304,7 @@ class CandidateRecord(Record, frozen=True):
     """What a standby says of itself: whether it would take over if the holder gave the role up."""
 
     default_key = "candidates"
+    named_by = "node"
     lenient = {"ready": _is_true}
 
     node: Text

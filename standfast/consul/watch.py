@@ -15,14 +15,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
 from standfast.config.model import Config
-from standfast.consul.gateway import ConsulGateway, addresses_of
+from standfast.consul.gateway import ConsulGateway
 from standfast.errors import ConfigError, ConsulError, Unreachable
 from standfast.system.clock import Deadline
 from standfast.system.environment import TAKEN
@@ -68,18 +68,30 @@ def argv(watch: Mapping[str, Any], address: str) -> list[str]:
     return ["consul", "watch", f"-http-addr={address}", "-shell=false", *options, *watch["handler"]]
 
 
+def addresses(config: Config) -> Sequence[str]:
+    """Returns where to ask, with the schemes that the gateway uses: by itself the consul command
+    would send the token by plain HTTP."""
+    return [endpoint.url for endpoint in ConsulGateway.from_config(config).endpoints]
+
+
 def environment(config: Config) -> dict[str, str]:
-    """Returns how the consul command authenticates, as the gateway does: never by an argument."""
+    """Returns how the consul command authenticates, never by an argument, and what the environment
+    said to us: its handlers are programs of ours that ask Consul and Nomad."""
     files = {
         "CONSUL_HTTP_TOKEN_FILE": config.consul.token_file,
         "CONSUL_CACERT": config.consul.ca_cert,
         "CONSUL_CLIENT_CERT": config.consul.client_cert,
         "CONSUL_CLIENT_KEY": config.consul.client_key,
     }
-    told = {name: text for name, text in TAKEN.items() if name.startswith("CONSUL_")}
+    # The address has its scheme, and a file goes before a variable: as the gateway has it.
+    ours = {
+        name: text
+        for name, text in TAKEN.items()
+        if name not in ("CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY", "CONSUL_HTTP_TOKEN_FILE")
+    }
     if config.consul.token_file is not None:
-        told.pop("CONSUL_HTTP_TOKEN", None)
-    return told | {name: str(path) for name, path in files.items() if path is not None}
+        ours.pop("CONSUL_HTTP_TOKEN", None)
+    return ours | {name: str(path) for name, path in files.items() if path is not None}
 
 
 def _start(op: str, command: list[str], config: Config) -> Child:
@@ -144,7 +156,7 @@ def main(config: Config) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    vantage = Vantage({place: _asking(config, place) for place in addresses_of(config)})
+    vantage = Vantage({address: _asking(config, address) for address in addresses(config)})
     while not stop.is_set():
         _run(config, vantage, stop)
     return 0

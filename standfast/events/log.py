@@ -41,5 +41,5 @@ def set_up_log() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = logging.DEBUG if os.environ.get("STANDFAST_DEBUG") == "1" else logging.INFO
     logging.basicConfig(level=level, handlers=[handler])
-    for chatty in ("sh", "urllib3", "consul"):
+    for chatty in ("sh", "urllib3", "standfast_consul_base"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

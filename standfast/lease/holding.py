@@ -153,8 +153,7 @@ class LeaseKeys:
         for entry in self._consul.get_many(prefix, consistent=True, deadline=deadline):
             with contextlib.suppress(ForeignValue):  # whoever wrote it is no candidate
                 word = CandidateRecord.parse(entry.value, entry.key)
-                if entry.key == prefix + word.node:
-                    words[word.node] = (word, entry.modify_index)
+                words[word.node] = (word, entry.modify_index)
         return Prospects(
             None if pause is None else Pause.parse(pause.value, pause_key),
             history_entries.get(epoch),

@@ -1,7 +1,8 @@
 """What the environment says of Consul and Nomad: read once when a program starts, and taken out.
 
-Invariant: afterwards neither a library nor a child finds it there. python-consul2 would let it
-overrule explicit arguments, and a child would see the token. Who needs it is given it.
+Invariant: afterwards neither a library nor a child inherits it. python-consul2 would send the
+variable's token instead of ours, and fail where it doesn't understand the address. Who needs them
+is given them. This hides nothing from root, who can read /proc/PID/environ.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-# What the commands `consul` and `nomad`, and the libraries for both, take from there.
+# What says where Consul and Nomad are and how to authenticate, by their commands' documentation.
 _NAMES = frozenset(
     f"{program}_{name}"
     for program, names in (

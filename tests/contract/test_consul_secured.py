@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from standfast.config.model import ConsulAccess
+from standfast.consul import watch
 from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
 from standfast.consul.records import ClientRecord
 from standfast.consul.values import Registration
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
 from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.support.checkout import CHECKOUT
+from tests.support.configs import config_of
 from tests.support.consul_clusters import (
     NODE,
     ConsulCluster,
@@ -118,14 +121,14 @@ def test_the_policy_of_a_client_lets_it_say_what_it_mounts_and_change_nothing_el
 
 
 def test_the_shipped_policy_is_enough_for_a_watch(secured: SecuredConsul, enough: str) -> None:
-    watch = subprocess.run(
+    shown = subprocess.run(
         [consul_binary(), "watch", "-type=service", f"-service={SERVICE}"],
         env={**secured.cluster.cli_env(), "CONSUL_HTTP_TOKEN": enough},
         capture_output=True,
         text=True,
         timeout=patient(20.0),
     )
-    assert (watch.returncode, watch.stdout.strip()) == (0, "[]")
+    assert (shown.returncode, shown.stdout.strip()) == (0, "[]")
 
 
 def test_the_shipped_policy_is_not_more_than_needed(secured: SecuredConsul, enough: str) -> None:
@@ -237,6 +240,26 @@ def test_tls_with_both_certificates_works(encrypted: Encrypted) -> None:
     assert isinstance(gateway.txn([Set("k", b"v" * 100_000)]), Committed)
     entry = gateway.get("k")
     assert entry is not None and entry.value == b"v" * 100_000
+
+
+def test_a_watch_speaks_tls_where_the_gateway_does(encrypted: Encrypted) -> None:
+    access = ConsulAccess(
+        addresses=(encrypted.address,),
+        ca_cert=encrypted.ca_cert,
+        client_cert=encrypted.cert,
+        client_key=encrypted.key,
+    )
+    config = config_of("a", node="a", consul=access)
+    [address] = watch.addresses(config)
+    shown = subprocess.run(
+        watch.argv({"type": "service", "service": SERVICE, "handler": []}, address),
+        executable=consul_binary(),
+        env=watch.environment(config),
+        capture_output=True,
+        text=True,
+        timeout=patient(20.0),
+    )
+    assert (shown.returncode, shown.stdout.strip()) == (0, "[]"), shown
 
 
 def test_tls_without_the_client_certificate_is_turned_away(encrypted: Encrypted) -> None:

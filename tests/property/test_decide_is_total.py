@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from standfast.consul.records import (
     Pause,
     StandbyRecord,
     dump_epoch,
+    longest_wait_s,
     parse_epoch,
 )
 from standfast.errors import ForeignValue
@@ -65,7 +68,10 @@ leaders = st.builds(
     state=st.sampled_from(LeaderState),
     candidates=st.lists(nodes, max_size=3).map(tuple),
     to=st.none() | nodes,
+    note=st.none() | texts,
+    final=st.none() | names.map(str),
     wait=st.floats(0, 100),
+    final_id=st.none() | names.map(str),
     surrendered=st.booleans(),
     unserved=st.integers(0, 999).map(lambda tenths: tenths / 10),
     idle=st.booleans(),
@@ -113,9 +119,10 @@ clusters = st.builds(
     pause=st.none() | pauses,
     history=st.lists(history_entries, max_size=5).map(
         lambda entries: {entry.epoch: entry for entry in entries}
-    )
-    | st.dictionaries(epochs, history_entries, max_size=5),
-    standbys=st.dictionaries(nodes, records, max_size=3),
+    ),
+    standbys=st.lists(records, max_size=3).map(
+        lambda standbys: {record.node: record for record in standbys}
+    ),
     highest_epoch=epochs,
     readable_since=st.just(-math.inf) | st.floats(0, 200),
     holder_health=st.sampled_from(["passing", "critical", "absent", "unknown"]),
@@ -144,6 +151,7 @@ own_epochs = st.builds(
     base=st.none() | texts,
     in_place=st.booleans(),
     displaced_epoch=epochs,
+    final=st.none() | names.map(str),
 )
 leases = st.builds(
     LeaseStatus,
@@ -178,29 +186,89 @@ views = clusters | st.builds(Blind, reason=st.sampled_from(Reason), sentence=tex
 requests = st.builds(Request, promote=st.booleans(), accept_data_loss=st.booleans())
 
 
-@examples(750)
-@given(view=views, local=locals_, now_s=st.floats(0, 300), request=requests, mode=st.booleans())
-def test_every_observation_gets_a_safe_answer_with_a_sentence(
-    view: Cluster | Blind, local: Local, now_s: float, request: Request, mode: bool
-) -> None:
-    settings_ = config_of(*NODES, node=local.node, mode="manual" if mode else "auto")
+@st.composite
+def of_one_past(draw: st.DrawFn) -> tuple[Cluster, Local]:
+    """Keys that one past can have written, and a standby of it: many of these may take over."""
+    local, epoch = draw(locals_), draw(st.integers(1, 5))
+    leader = replace(
+        draw(leaders),
+        epoch=epoch,
+        holder=Holder(draw(st.sampled_from([*NODES, "stranger"])), "1"),
+        state=draw(st.sampled_from([*LeaderState, LeaderState.CLEAN])),
+        candidates=NODES,
+        to=draw(st.sampled_from([None, "c", local.node, local.node])),
+        wait=draw(st.sampled_from([0.0, 12.0, 30.0])),
+    )
+    snapshots = tuple(
+        dataclasses.replace(
+            snapshot, epoch=draw(st.sampled_from([epoch, epoch, epoch - 1, snapshot.epoch]))
+        )
+        for snapshot in local.snapshots
+    )
+    return dataclasses.replace(
+        draw(clusters),
+        epoch=epoch,
+        leader=leader,
+        highest_epoch=draw(st.integers(0, epoch)),
+    ), dataclasses.replace(
+        local,
+        highest_epoch=draw(st.integers(0, epoch)),
+        own=draw(st.none() | st.none() | own_epochs),
+        snapshots=snapshots,
+        read_only=draw(st.sampled_from([False, False, False, True])),
+    )
+
+
+def answer(
+    view: Cluster | Blind, local: Local, now_s: float, request: Request, *, manual: bool
+) -> Action:
+    """What `decide` says, which has a sentence and, whoever is promoted, breaks no rule."""
+    settings_ = config_of(*NODES, node=local.node, mode="manual" if manual else "auto")
     decision = decide(view, local, settings_, Moment(now_s, UTC), request)
     assert decision.sentence
     if decision.action is not Action.PROMOTE:
-        return
+        return decision.action
     assert isinstance(view, Cluster)
     assert view.epoch is None or view.epoch >= local.highest_epoch
-    handed = view.leader is not None and view.leader.is_clean
-    assert handed or now_s - view.last_heartbeat.first_seen >= settings_.lease.wait
+    silent_s = now_s - view.last_heartbeat.first_seen
+    wait_s = longest_wait_s(view.leader, settings_.lease.wait)
+    assert silent_s >= wait_s or view.nobody_serves
     assert decision.in_place == (decision.base is None)
     if decision.base is not None:
         assert in_lineage(decision.base, view) or is_beyond(decision.base, view)
         assert view.epoch is not None
         assert decision.follows is None or decision.base.epoch <= decision.follows < view.epoch
-    if view.pause is not None and not request.promote:
-        assert handed
-        assert view.leader is not None
+    if (view.pause is not None or manual) and not request.promote:
+        assert view.leader is not None and view.leader.is_clean
         assert view.leader.to == local.node
+    return decision.action
+
+
+@examples(750)
+@given(view=views, local=locals_, now_s=st.floats(0, 300), request=requests, manual=st.booleans())
+def test_every_observation_gets_a_safe_answer_with_a_sentence(
+    view: Cluster | Blind, local: Local, now_s: float, request: Request, manual: bool
+) -> None:
+    answer(view, local, now_s, request, manual=manual)
+
+
+def test_a_promotion_breaks_no_rule() -> None:
+    """Of all that can be observed few may take over: these are more, and enough of them."""
+    promoted: Counter[str] = Counter()
+
+    @examples(750)
+    @given(both=of_one_past(), now_s=st.floats(0, 300), request=requests, manual=st.booleans())
+    def check(both: tuple[Cluster, Local], now_s: float, request: Request, manual: bool) -> None:
+        view, local = both
+        if answer(view, local, now_s, request, manual=manual) is Action.PROMOTE:
+            assert view.leader is not None
+            promoted["in all"] += 1
+            promoted["handed over"] += view.leader.is_clean
+            promoted["while paused"] += view.pause is not None
+
+    check()
+    assert promoted["in all"] >= 20, promoted
+    assert promoted["handed over"] and promoted["while paused"], promoted
 
 
 @examples(150)

@@ -73,6 +73,7 @@ def perform(schedule: Schedule, world: SimWorld) -> None:
     world.settle(SETTLE_S)
     world.check_replicates(REPLICATES_S)
     world.check_nothing_deleted()
+    world.check_no_bug()
 
 
 def run(schedule: Schedule) -> tuple[SimWorld, Violation | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 from unittest.mock import patch
 
 import pytest
@@ -211,6 +212,23 @@ def test_an_acknowledged_write_that_no_disk_has_is_noticed(tmp_path: Path) -> No
                 tree.writes.clear()
         with pytest.raises(Violation, match="were deleted"):
             world.check_nothing_deleted()
+
+
+def test_a_fault_of_the_program_that_it_survives_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent tells it and looks again, for ever: no schedule must take that for an answer."""
+
+    def broken(*_: object) -> NoReturn:
+        raise AssertionError("a bug")
+
+    with SimWorld(tmp_path) as world:
+        world.begin()
+        world.check_no_bug()
+        monkeypatch.setattr("standfast.agent.loop.decide", broken)
+        world.run(3.0)
+        with pytest.raises(Violation, match=r"nobody's.*a bug"):
+            world.check_no_bug()
 
 
 # Rules that later faults asked for: each with the shortest schedule that needs it

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from unittest.mock import patch
 
 from msgspec.structs import replace
 
@@ -67,6 +68,8 @@ class SimWorld:
         self.volumes = tuple(volumes)
         self.timing = timing or LeaseTiming()
         self.lasting = ""
+        self._bugs: list[Exception] = []
+        """What the program itself takes for a fault of its own: it tells it, and goes on."""
         """A node whose faults of disk and server are there to stay."""
         self.seed = seed
         self._directory = directory
@@ -119,6 +122,7 @@ class SimWorld:
 
     def __enter__(self) -> SimWorld:
         self._stack.enter_context(entered(self))
+        self._stack.enter_context(patch("standfast.errors._tell_bug", self._bugs.append))
         state = random.getstate()
         random.seed(self.seed)
         self._stack.callback(random.setstate, state)
@@ -245,14 +249,15 @@ class SimWorld:
         return bool(living) and all(self._says_why(seat) for seat in living)
 
     def _says_why(self, seat: Seat) -> bool:
-        """Blocked; or it can't look, or serve with its lease, and nobody else could do better."""
+        """Blocked; or it can't look at its disk, or can't serve with its lease, and nobody else
+        could do better."""
         if seat.decision is not None and seat.decision.action is Action.BLOCKED:
             return True
         leader, agent = self.leader(seat.volume), seat.agent
         if agent is None:
             return False
-        if leader is None:  # nobody takes the role without a word: one that can't look says so
-            return agent.trouble is not None
+        if leader is None:  # nobody takes the role without a word: one with a bad disk can't look
+            return agent.trouble is not None and seat.node.name == self.lasting
         holder = self.nodes.get(leader.holder.node)
         entry = self.store.get(self.key(f"history/{leader.epoch}", seat.volume))
         began = None if entry is None else HistoryEntry.parse(entry.value)
@@ -537,6 +542,10 @@ class SimWorld:
     def kept_on(self, node: SimNode, volume: str) -> set[int]:
         base = node.seats[volume].config.base
         return node.disk.everything(base)
+
+    def check_no_bug(self) -> None:
+        for bug in self._bugs:
+            raise Violation(f"an error that is nobody's: {bug!r}\n{self.story()}") from bug
 
     def check_nothing_deleted(self) -> None:
         for volume in self.volumes:

@@ -61,13 +61,10 @@ def test_every_command_takes_them_first() -> None:
     assert done.stdout.endswith("[]\n"), done
 
 
-def test_the_watch_is_given_what_consul_needs(tmp_path: Path) -> None:
-    take({**SECRETS, **PLACES})
+def test_the_watch_and_its_handlers_are_given_what_they_need(tmp_path: Path) -> None:
+    take({**SECRETS, **PLACES, "CONSUL_HTTP_SSL": "true"})
     of_the_environment = config_of("a", node="a", consul=ConsulAccess(addresses=("h:1",)))
-    assert watch.environment(of_the_environment) == {
-        "CONSUL_HTTP_TOKEN": "consul-secret",
-        "CONSUL_HTTP_ADDR": "127.0.0.1:1",
-    }
+    assert watch.environment(of_the_environment) == {**SECRETS, **PLACES}, "the address says how"
     file = tmp_path / "token"
     by_file = config_of("a", node="a", consul=ConsulAccess(token_file=file))
     told = watch.environment(by_file)

@@ -367,6 +367,7 @@ class Holding:
     """What the agent says of the server every 5 s; False: nothing."""
     told: float = float("-inf")
     standby_lives: bool = True
+    standby_key: str = "candidates/n2"
     epoch: int = 1
 
     def pass_time(self, patience_s: float, _answer: Any) -> bool:
@@ -377,7 +378,7 @@ class Holding:
         if self.standby_lives and self.clock.now - self.told >= TOLD_EVERY_S:
             told = structs.replace(word(epoch=self.epoch), at=self.clock.now)
             with contextlib.suppress(OSError):
-                self.consul.put(self.config.key("candidates/n2"), told.dump())
+                self.consul.put(self.config.key(self.standby_key), told.dump())
             self.told = self.clock.now
         return self.clock.now < self.until
 
@@ -672,6 +673,7 @@ def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:
     [
         ("no candidate", Reason.NO_STANDBY_READY),
         ("a dead candidate", Reason.NO_STANDBY_READY),
+        ("another's word", Reason.NO_STANDBY_READY),
         ("paused", Reason.PAUSED),
         ("never", None),
         ("flapping", Reason.COOLDOWN),
@@ -684,6 +686,8 @@ def test_nobody_else_could_do_better(why: str, told: Reason | None, holding: Hol
     elif why == "a dead candidate":
         holding.consul.put(holding.config.key("candidates/n2"), word(epoch=1).dump())
         holding.standby_lives = False
+    elif why == "another's word":
+        holding.standby_key = "candidates/n3"
     elif why == "paused":
         holding.consul.put(holding.config.key("pause"), Pause("ann", "disks", 0.0).dump())
     elif why == "never":

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from standfast.consul.watch import Vantage
+from standfast.config.model import ConsulAccess
+from standfast.consul.watch import Vantage, addresses
+from standfast.system.environment import TAKEN
+from tests.support.configs import config_of
 
 Seen = str | None
 
@@ -60,3 +64,26 @@ def test_watches_do_not_go_back_for_nothing() -> None:
 
 def test_watches_begin_where_somebody_answers() -> None:
     assert looks((None, "a"), (None, "a")) == [(False, 1)]
+
+
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        ("127.0.0.1:8500", "https://127.0.0.1:8500"),
+        ("http://127.0.0.1:8500", "http://127.0.0.1:8500"),
+        ("https://[::1]:8501", "https://[::1]:8501"),
+    ],
+)
+@pytest.mark.parametrize("source", ["configuration", "environment"])
+def test_the_watch_asks_with_the_scheme_that_the_gateway_uses(
+    told: str, asked: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`consul` takes an address without one for plain HTTP, and sends it the token."""
+    authority = tmp_path / "ca.pem"
+    monkeypatch.setattr("standfast.consul.gateway.tls_context", lambda *_: None)
+    monkeypatch.setitem(TAKEN, "CONSUL_CACERT", str(authority))
+    access = ConsulAccess(addresses=(told,))
+    if source == "environment":
+        monkeypatch.setitem(TAKEN, "CONSUL_HTTP_ADDR", told)
+        access = ConsulAccess()
+    assert list(addresses(config_of("a", node="a", consul=access))) == [asked]

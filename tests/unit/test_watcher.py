@@ -315,6 +315,23 @@ def test_a_foreign_value_blinds_and_names_its_key(
     assert PREFIX + name in view.sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("history/4", HistoryEntry(5, "n2", None, "takeover", None, None, 5.0)),
+        ("history/04", HistoryEntry(4, "n2", None, "takeover", None, None, 5.0)),
+        ("standbys/n1", StandbyRecord("n2", 4, "services@20261122T101500Z", "c0ffee", 6.0)),
+    ],
+)
+def test_a_record_of_something_else_than_its_key_is_foreign(
+    config: Config, keys: Keys, name: str, record: HistoryEntry | StandbyRecord
+) -> None:
+    keys.set(name, record.dump())
+    view = Watcher(config, keys).look(0)
+    assert isinstance(view, Blind) and view.reason is Reason.FOREIGN_VALUE
+    assert PREFIX + name in view.sentence
+
+
 def test_keys_of_others_under_the_prefix_are_passed_over(config: Config, keys: Keys) -> None:
     for name in ("notes", "history/", "history/x", "history/\u00b2", "standbys/", "epoch/x"):
         keys.set(name, b"whatever")

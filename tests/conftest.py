@@ -7,6 +7,7 @@ chosen here.
 from __future__ import annotations
 
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ TIMEOUT_S = 120.0
 """For one test on a quiet machine, where the test itself names no other time-out."""
 MEASURED = "measured"
 examples.load_profile()
+# A run in the background (`make test &`) ignores it, and every program that it starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A developer's own Consul and Nomad are nobody's business here.
 environment.take()
 environment.TAKEN.clear()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.fakes.clock import at_the_kernels_start
+
 _SECONDS = struct.Struct("=d")
 START_UTC = 1_790_000_000.0
 
@@ -51,6 +53,7 @@ class Clocks:
 
     def rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("standfast.system.clock.time", self)
+        monkeypatch.setattr("standfast.system.clock.started_at", at_the_kernels_start)
 
     def _get(self, place: int) -> float:
         return float(_SECONDS.unpack_from(self._memory, place * _SECONDS.size)[0])

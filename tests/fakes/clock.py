@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -33,8 +34,14 @@ class StoppedClock:
         self.now += seconds
 
 
+def at_the_kernels_start(_process: Path) -> float:
+    """Stands in for `started_at` there: in a container the first process starts long after it."""
+    return 0.0
+
+
 def stop_the_clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
     """For this test and the code that it calls, in whichever module that reads the time."""
     stopped = StoppedClock()
     monkeypatch.setattr(clock, "time", stopped)
+    monkeypatch.setattr(clock, "started_at", at_the_kernels_start)
     return stopped

@@ -34,6 +34,7 @@ from standfast.replication.published import CLOCK_EVERY_S, note_origin, origins_
 from standfast.replication.receive import _Announced
 from standfast.role.observation import Available, Cluster, LastHeartbeat, newest
 from standfast.system import clock
+from tests.fakes.clock import at_the_kernels_start
 from tests.fakes.replication import storage_node
 from tests.support.examples import examples
 
@@ -274,6 +275,7 @@ def world() -> Iterator[TwoMachines]:
         made = TwoMachines(Path(place))
         with (
             patch.object(clock, "time", made),
+            patch.object(clock, "started_at", at_the_kernels_start),
             patch.object(published, "boot_instance", lambda _: made.boot()),
         ):
             yield made

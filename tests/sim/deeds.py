@@ -390,6 +390,8 @@ def rename(world: SimWorld, deed: Deed) -> None:
     node = chosen(world, deed)
     for seat in node.seats.values():
         before, other = seat.config, f"{node.name}-renamed"
+        if before.node == other:
+            continue  # going back to these names would be a file that nobody can load
         nodes = {
             other if name == node.name else name: entry for name, entry in before.nodes.items()
         }

@@ -27,6 +27,7 @@ from standfast.role.execute import execute
 from standfast.role.plan import Do, Plan
 from standfast.system import clock, files
 from standfast.system.clock import Deadline
+from tests.fakes.clock import at_the_kernels_start
 from tests.sim import streams
 from tests.sim.clockwork import Exited, SimTime
 from tests.sim.disk import entries
@@ -150,6 +151,7 @@ def entered(world: SimWorld) -> Iterator[None]:
 
     replaced: Sequence[tuple[object, str, object]] = (
         (clock, "time", SimTime(clockwork)),
+        (clock, "started_at", at_the_kernels_start),
         (files, "os", FilesOs(world)),
         (main, "os", AgentOs()),
         (loop, "execute", run_plan),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from standfast import errors
-from standfast.agent import announcer, loop
+from standfast.agent import announcer
 from standfast.agent.fence import FenceWatch
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent
@@ -193,7 +193,7 @@ def test_a_look_that_fails_for_any_reason_is_trouble_and_the_agent_looks_again(
         raise error
 
     monkeypatch.setattr(agent.local, "look", look)
-    monkeypatch.setattr(loop, "TICK_S", 0.0)
+    monkeypatch.setattr("standfast.agent.main.TICK_S", 0.0)
     serve(agent)
     assert troubles == [None, said(error), said(error)]
 

@@ -9,7 +9,7 @@ import pytest
 from standfast.config.model import Paths
 from standfast.demo.stand_ins.fence import FileFence
 from standfast.errors import CommandFailed, Refused, TimedOut
-from standfast.fence import ipset as fence_ipset
+from standfast.fence import choice
 from standfast.fence import nftables as fence_module
 from standfast.fence.choice import fence_from
 from standfast.fence.claims import Claims
@@ -190,7 +190,7 @@ def test_a_kernel_that_is_slow_to_answer_is_asked_again_instead_of_guessed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fence_module, "PROBE_S", 0.2)
-    monkeypatch.setattr(fence_ipset, "ipset_installed", lambda: True)
+    monkeypatch.setattr(choice, "ipset_installed", lambda: True)
     fake_nft(tmp_path, monkeypatch, "exec sleep 5")
     with pytest.raises(TimedOut, match="fence:probe"):
         chosen(tmp_path)

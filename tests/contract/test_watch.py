@@ -12,6 +12,7 @@ from pathlib import Path
 
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.values import Registration
+from standfast.errors import ConsulTimedOut
 from standfast.system.clock import monotonic
 from tests.contract.consul_scene import SYNCED, listed
 from tests.support.consul_clusters import consul_binary, free_ports, leader_seen_by, real_servers
@@ -78,7 +79,17 @@ def watching(directory: Path, *addresses: str) -> Iterator[Callable[[], list[str
 
 def is_seen_soon(called: Callable[[], list[str]], consul: ConsulGateway) -> None:
     """A change that is made now."""
-    consul.register(Registration("s1", VOLUME, "127.0.0.9", 2049, {"epoch": "2"}, 30.0, "serving"))
+    change = Registration("s1", VOLUME, "127.0.0.9", 2049, {"epoch": "2"}, 30.0, "serving")
+
+    def is_taken() -> bool:
+        """After an election an agent may still wait for the old leader; asking again is safe."""
+        try:
+            consul.register(change)
+        except ConsulTimedOut:
+            return False
+        return True
+
+    wait_for(is_taken, 60.0, "its agent takes the change")
     listed(consul, VOLUME)
     changed = monotonic()
     wait_for(

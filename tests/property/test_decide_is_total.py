@@ -267,7 +267,7 @@ def test_a_promotion_breaks_no_rule() -> None:
             promoted["while paused"] += view.pause is not None
 
     check()
-    assert promoted["in all"] >= 20, promoted
+    assert promoted["in all"] >= 10, promoted  # 35 to 85 with twelve seeds
     assert promoted["handed over"] and promoted["while paused"], promoted
 
 

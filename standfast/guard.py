@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from standfast.assembly.parts import parts
 from standfast.consul.blindness import blindness
-from standfast.consul.gateway import ConsulBlind, ConsulGateway, Instance
+from standfast.consul.gateway import ConsulBlind, ConsulGateway
 from standfast.consul.records import Leader, parse_epoch
 from standfast.errors import (
     ConfigError,
@@ -29,6 +29,8 @@ from standfast.events.events import Kind, happened
 from standfast.fence.choice import check_settled
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
+from standfast.node.other_server import active_elsewhere
+from standfast.node.other_server import words as words_of
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, sleep
@@ -44,13 +46,6 @@ ENOUGH_SHARE = 0.25
 # Of the deadline, kept back for the refusal's own words, seconds.
 TO_SAY_WHY_S = 0.2
 
-OTHER_SERVER = """ERROR: Another NFS server is already active at {address}
-This host ({me}) is configured as NFS server but should be standby.
-To fix:
-  1. If this is intentional (failback), first demote the other server
-  2. Update this host's config to use {hint} instead
-  3. Sync data from active server before promoting this host"""
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -63,29 +58,6 @@ class Question:
     nfs: NfsServer
     port_answers: Callable[[str, int], bool]
     deadline: Deadline
-
-
-def active_elsewhere(
-    instances: Sequence[Instance], node: str, epoch: int, answers: Callable[[str, int], bool]
-) -> Instance | None:
-    """Returns another node's instance that counts as active, given the epoch of the lease held
-    here.
-
-    One with a lower epoch is the leftover of a dead primary, and counts only if its port answers
-    this node: then the fence over there has failed. One without an epoch, or with this or a
-    higher one, counts when it passes.
-    """
-    for instance in instances:
-        if instance.node == node:
-            continue
-        text = instance.meta.get("epoch", "")
-        leftover = text.isascii() and text.isdigit() and int(text) < epoch
-        if leftover:
-            if answers(instance.address, instance.port):
-                return instance
-        elif instance.checks != "critical" and instance.node_health != "critical":
-            return instance
-    return None
 
 
 def check(question: Question) -> None:
@@ -102,10 +74,7 @@ def check(question: Question) -> None:
         instances, config.node, 0 if held is None else held.epoch, question.port_answers
     )
     if other is not None:
-        text = OTHER_SERVER.format(
-            address=other.address, me=config.me.address, hint=config.guard.standby_hint
-        )
-        raise Refused(Reason.OTHER_SERVER_ACTIVE, text)
+        raise Refused(Reason.OTHER_SERVER_ACTIVE, words_of(config, other))
     epoch_entry, leader_entry = entries[epoch_key], entries[leader_key]
     epoch = None if epoch_entry is None else parse_epoch(epoch_entry.value, epoch_key)
     leader = None if leader_entry is None else Leader.parse(leader_entry.value, leader_key)

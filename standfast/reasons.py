@@ -34,6 +34,7 @@ class Reason(StrEnum):
     DEMOTED = "demoted"
     HOOK_VETOED = "hook-vetoed"
     NOT_A_CANDIDATE = "not-a-candidate"
+    NOT_READY = "not-ready"
     COOLDOWN = "cooldown"
     NO_PUBLISHED_SNAPSHOT = "no-published-snapshot"
     TOO_OLD = "too-old"

@@ -12,9 +12,9 @@ _shtab_standfast_subparsers=(status doctor promote switchover failback demote pa
 
 _shtab_standfast_status_option_strings=(-h --help --volume --json --watch)
 _shtab_standfast_doctor_option_strings=(-h --help --volume --json)
-_shtab_standfast_promote_option_strings=(-h --help --volume --dry-run --json --reason --timeout --accept-data-loss)
-_shtab_standfast_switchover_option_strings=(-h --help --volume --dry-run --json --reason --timeout --accept-data-loss --to)
-_shtab_standfast_failback_option_strings=(-h --help --volume --dry-run --json --reason --timeout --accept-data-loss)
+_shtab_standfast_promote_option_strings=(-h --help --volume --dry-run --json --reason --timeout --accept-data-loss --despite)
+_shtab_standfast_switchover_option_strings=(-h --help --volume --dry-run --json --reason --timeout --accept-data-loss --to --despite)
+_shtab_standfast_failback_option_strings=(-h --help --volume --dry-run --json --reason --timeout --accept-data-loss --despite)
 _shtab_standfast_demote_option_strings=(-h --help --volume --dry-run --json --reason --timeout --accept-data-loss)
 _shtab_standfast_pause_option_strings=(-h --help --volume --dry-run --json --reason)
 _shtab_standfast_resume_option_strings=(-h --help --volume --dry-run --json)

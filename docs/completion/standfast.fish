@@ -63,7 +63,7 @@ function _shtab_standfast_using
 end
 
 set -g _shtab_standfast_commands status doctor promote switchover failback demote pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
-set -g _shtab_standfast_opts_with_value --dir --event --file --instance --reason --timeout --to --volume --watch
+set -g _shtab_standfast_opts_with_value --despite --dir --event --file --instance --reason --timeout --to --volume --watch
 
 complete -c standfast -e
 complete -c standfast -f
@@ -87,6 +87,7 @@ complete -c standfast -n '_shtab_standfast_using promote' -l json -d 'print JSON
 complete -c standfast -n '_shtab_standfast_using promote' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using promote' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
 complete -c standfast -n '_shtab_standfast_using promote' -l accept-data-loss -d 'promote a snapshot that is older than max_data_loss'
+complete -c standfast -n '_shtab_standfast_using promote' -l despite -x -d 'go on though these checks of the next primary'"'"'s readiness fail (`standfast doctor` names them), separated by commas'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a switchover -d 'Move the role from this node to a standby without data loss'
 complete -c standfast -n '_shtab_standfast_using switchover' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using switchover' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
@@ -96,6 +97,7 @@ complete -c standfast -n '_shtab_standfast_using switchover' -l reason -x -d 'wh
 complete -c standfast -n '_shtab_standfast_using switchover' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
 complete -c standfast -n '_shtab_standfast_using switchover' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
 complete -c standfast -n '_shtab_standfast_using switchover' -l to -xka "(_standfast_nodes)" -d 'the standby that takes over (default: the one with the newest data)'
+complete -c standfast -n '_shtab_standfast_using switchover' -l despite -x -d 'go on though these checks of the next primary'"'"'s readiness fail (`standfast doctor` names them), separated by commas'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a failback -d 'Move the role from this node to the preferred node'
 complete -c standfast -n '_shtab_standfast_using failback' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using failback' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
@@ -104,6 +106,7 @@ complete -c standfast -n '_shtab_standfast_using failback' -l json -d 'print JSO
 complete -c standfast -n '_shtab_standfast_using failback' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using failback' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
 complete -c standfast -n '_shtab_standfast_using failback' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
+complete -c standfast -n '_shtab_standfast_using failback' -l despite -x -d 'go on though these checks of the next primary'"'"'s readiness fail (`standfast doctor` names them), separated by commas'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a demote -d 'Stop cleanly, with no successor. A node that has the role but can'"'"'t serve gives it up as far as its disk allows. Then run `standfast promote` on the node that is to serve.'
 complete -c standfast -n '_shtab_standfast_using demote' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using demote' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'

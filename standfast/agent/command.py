@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from standfast.errors import UsageError
+from standfast.system.clock import Deadline
 from standfast.system.local_socket import send
+
+WAITS_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class Command:
         if value is not None and not isinstance(value, str):
             raise UsageError(f"{name} is a text, not {value!r}")
         return value or None
+
+    def limit(self) -> Deadline:
+        """Returns until when whoever asked waits; an older version's command doesn't tell."""
+        told = self.argument("timeout_s")
+        return Deadline.after(told if isinstance(told, int | float) and told > 0 else WAITS_S)
 
     def progress(self, text: str) -> None:
         # The operator may have gone; what was begun is finished all the same.

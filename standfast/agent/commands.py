@@ -6,19 +6,22 @@ Each answers with progress lines and one last line; with `dry_run` the plan is t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from standfast.agent.command import Command
-from standfast.errors import Refused, TimedOut, UsageError, ours
+from standfast.agent.document import build
+from standfast.consul.blindness import Blind
+from standfast.errors import Refused, StepFailed, TimedOut, UsageError, ours
 from standfast.lease.surrender import rank
+from standfast.node.obstacle import CHECKS, Obstacle, Weight, told
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role.decision import Action, Request
 from standfast.role.observation import Cluster
 from standfast.role.plan import Plan, names_of, plan_for
 from standfast.role.steps import Effects
-from standfast.system.clock import Deadline, monotonic
+from standfast.system.clock import Deadline, monotonic, sleep, utc_now
 from standfast.system.local_socket import send
 
 if TYPE_CHECKING:
@@ -26,8 +29,15 @@ if TYPE_CHECKING:
 
 # For a look at the disk, seconds.
 LOOK_S = 3.0
+# For another node's look at what is in its way, seconds.
+INSPECTION_S = 60.0
 # Beyond W, for the wait of `promote`: Consul's own election after a death, seconds.
 PROMOTE_SLACK_S = 30.0
+# Between two attempts at a promotion, and two looks at what Consul tells, seconds.
+AGAIN_S = 1.0
+POLL_S = 0.1
+# From the registration until a heartbeat tells it: a short election of Consul's may come between.
+TOLD_S = 30.0
 PROMOTE = "nobody serves now: `standfast promote` on the node that is to have the role"
 
 
@@ -61,17 +71,63 @@ def describe(plan: Plan) -> str:
 
 
 def promote(agent: Agent, command: Command) -> str:
-    """Takes the role on this node; waits until the last lease is over for certain."""
-    request = Request(promote=True, accept_data_loss=command.argument("accept_data_loss") is True)
+    """Takes the role on this node; waits until the last lease is over for certain, and, where a
+    step failed for a reason that may pass, until a later attempt serves."""
+    started = monotonic()
+    request = Request(
+        promote=True,
+        accept_data_loss=command.argument("accept_data_loss") is True,
+        despite=_despite(command),
+    )
+    whole = command.limit()
+    seen = _decided(agent, command, request)
+    if command.dry_run:
+        plan = plan_for(seen.decision, agent.config)
+        if plan is None:
+            return f"{seen.decision.sentence}; then it would be promoted"
+        return f"{seen.decision.sentence}\n{describe(plan)}"
+    while True:
+        try:
+            agent.carry_out(
+                seen,
+                operator=command.text("operator"),
+                note=command.text("reason"),
+                progress=command.progress,
+            )
+            break
+        except StepFailed as failure:
+            seen = _once_more(agent, request, failure, whole)
+            command.progress(f"{failure}\ntrying again")
+    _until_told(agent, agent.config.node, whole)
+    return f"{agent.config.node} is primary ({monotonic() - started:.1f} s)"
+
+
+def _decided(agent: Agent, command: Command, request: Request) -> Seen:
+    """Returns the look that a promotion may begin from; a dry run doesn't wait for one."""
     limit = Deadline.after(agent.config.lease.wait + PROMOTE_SLACK_S)
-    told, fresh = "", True
+    said, fresh = "", True
+    asked_at: float | None = None
+    inspected = False
     while True:
         # A fresh one lists the snapshots again: where that takes long it would be all that is done.
         seen = agent.look(0.0 if fresh else 0.2, fresh=fresh, request=request)
         decision = seen.decision
+        if not inspected and (
+            decision.action is Action.PROMOTE or decision.reason is Reason.NOT_READY
+        ):
+            # For real, and before anything is taken; what bars a promotion is in the next decision.
+            # Not by this thread: who doesn't look at Consul meanwhile knows nothing of a silence.
+            asked_at = agent.inspector.want() if asked_at is None else asked_at
+            inspection = agent.inspector.since(asked_at)
+            if inspection is not None:
+                _tell_others(command, inspection.obstacles)
+                inspected = True
+            limit.check("what is in the way of a promotion: the look at it doesn't end")
+            fresh = inspected
+            continue
         if decision.action is Action.PROMOTE:
             if fresh:
-                break
+                return seen
             fresh = True
             continue
         if decision.action is not Action.WAIT:
@@ -79,26 +135,39 @@ def promote(agent: Agent, command: Command) -> str:
             if not command.dry_run:
                 agent.announcer.refused(refusal.reason, str(refusal))
             raise refusal
+        if command.dry_run:
+            return seen
         if limit.expired:
             raise TimedOut(f"not promoted: {decision.sentence}")
-        if decision.reason != told and not command.dry_run:
+        if decision.reason != said:
             command.progress(decision.sentence)
-            told = decision.reason
-        if command.dry_run:
-            return f"{decision.sentence}; then it would be promoted"
+            said = decision.reason
         fresh = False
-    plan = plan_for(decision, agent.config)
-    assert plan is not None
-    if command.dry_run:
-        return f"{decision.sentence}\n{describe(plan)}"
-    started = monotonic()
-    agent.carry_out(
-        seen,
-        operator=command.text("operator"),
-        note=command.text("reason"),
-        progress=command.progress,
-    )
-    return f"{agent.config.node} is primary ({monotonic() - started:.1f} s)"
+
+
+def _once_more(agent: Agent, request: Request, failure: StepFailed, whole: Deadline) -> Seen:
+    """Returns the look that the promotion goes on from; `failure` where it doesn't in time."""
+    while not whole.expired:
+        sleep(AGAIN_S)
+        seen = agent.look(fresh=True, request=request)
+        action = seen.decision.action
+        if action in (Action.PROMOTE, Action.FINISH_PROMOTION, Action.HOLD_LEASE):
+            return seen
+        if action is not Action.WAIT and not isinstance(seen.view, Blind):
+            break
+    raise failure
+
+
+def _until_told(agent: Agent, node: str, whole: Deadline) -> None:
+    """Waits until Consul tells everybody that `node` serves: then `status` says so, too."""
+    limit = whole.within(TOLD_S)
+    while build(agent.look(fresh=True).view, None, agent.config, utc_now()).serving != node:
+        if limit.expired:
+            raise TimedOut(
+                f"{node} has the role, and Consul doesn't tell yet that it serves: see "
+                f"`standfast status`"
+            )
+        sleep(POLL_S)
 
 
 def _not_promoted(agent: Agent, seen: Seen) -> Refused:
@@ -193,7 +262,7 @@ def best_standby(agent: Agent, seen: Seen) -> str:
 def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
     _as_primary(agent)
     if to is not None:
-        _check_target(agent, to)
+        _check_target(agent, command, to)
     plan = _orderly_or_not(agent, command, to)
     if command.dry_run:
         return describe(plan)
@@ -202,6 +271,7 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
     seconds = monotonic() - started
     if to is None:
         return f"{agent.config.node} is a standby ({seconds:.1f} s); {PROMOTE}"
+    _until_told(agent, to, command.limit())
     return f"{to} is primary ({seconds:.1f} s)"
 
 
@@ -259,7 +329,7 @@ def _effects(agent: Agent, command: Command, to: str | None) -> Effects:
     )
 
 
-def _check_target(agent: Agent, to: str) -> None:
+def _check_target(agent: Agent, command: Command, to: str) -> None:
     if to not in agent.config.standbys:
         raise Refused(
             Reason.UNKNOWN_NODE,
@@ -271,3 +341,45 @@ def _check_target(agent: Agent, to: str) -> None:
         raise Refused(
             Reason.NO_STANDBY_READY, f"{to} is {health} in Consul: it could not take over"
         )
+    _check_obstacles(agent, command, to)
+
+
+def _check_obstacles(agent: Agent, command: Command, to: str) -> None:
+    """Refused for what the target itself finds in its way, before anything stops."""
+    try:
+        obstacles = agent.machine.sender.inspect(to, Deadline.after(INSPECTION_S))
+    except Exception as error:  # noqa: BLE001  # an older version doesn't understand
+        evidence = f"{to} could not be asked what is in its way: {ours(error)}"
+        fix = f"`standfast doctor` on both nodes; is {to} of an older version? Upgrade it first"
+        obstacles = (Obstacle("inspection", evidence, fix, Weight.REFUSES),)
+    despite = _despite(command)
+    refusing = [
+        obstacle
+        for obstacle in obstacles
+        if obstacle.weight is Weight.BARS
+        or (obstacle.weight is Weight.REFUSES and obstacle.check not in despite)
+    ]
+    if refusing:
+        lighter = [obstacle.check for obstacle in refusing if obstacle.weight is Weight.REFUSES]
+        way = f"\nIn spite of it: `--despite {','.join(lighter)}`" if lighter else ""
+        raise Refused(
+            Reason.NOT_READY,
+            f"{to} is not ready to take over; nothing was stopped:\n{told(refusing)}{way}",
+        )
+    _tell_others(command, obstacles)
+
+
+def _tell_others(command: Command, obstacles: Sequence[Obstacle]) -> None:
+    """Tells what refuses nothing."""
+    for obstacle in obstacles:
+        if obstacle.weight is Weight.BARS and obstacle.check not in _despite(command):
+            continue
+        command.progress(f"in spite of {obstacle} ({obstacle.fix})")
+
+
+def _despite(command: Command) -> frozenset[str]:
+    names = frozenset(filter(None, (command.text("despite") or "").split(",")))
+    unknown = names - set(CHECKS)
+    if unknown:
+        raise UsageError(f"no check is called {min(unknown)!r}; they are {', '.join(CHECKS)}")
+    return names

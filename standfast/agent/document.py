@@ -6,25 +6,28 @@ The document is built by the agent from its last look; where no agent runs, from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as evolve
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import convert
 from msgspec.structs import replace
 
-from standfast.agent.watcher import Watcher
+from standfast.agent.watcher import Watcher, assemble
 from standfast.ages import UNKNOWN, age_of
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.gateway import ConsulGateway
-from standfast.consul.records import Leader, LeaderState
-from standfast.errors import StandfastError, Unreachable, ours
+from standfast.consul.records import CandidateRecord, Leader, LeaderState
+from standfast.errors import ConsulError, ForeignValue, StandfastError, Unreachable, ours
 from standfast.lease.files import LeaseStatus
+from standfast.lease.surrender import watch
 from standfast.nomad import reports
-from standfast.reasons import Reason
 from standfast.replication import state
 from standfast.replication.state import StandbyState
+from standfast.role.decide import decide
+from standfast.role.decision import Moment
 from standfast.role.observation import Cluster, Local
 from standfast.status.asking import ANSWER_S, of_agent
 from standfast.status.document import (
@@ -35,18 +38,25 @@ from standfast.status.document import (
     FromFiles,
     GivenUp,
     NomadReport,
+    Obstacle,
     Paused,
     Standby,
     Status,
     Verified,
+    Word,
     Work,
 )
-from standfast.system.clock import monotonic, utc_now
+from standfast.status.failover import failover, spoken, would_take_over
+from standfast.system.clock import Deadline, monotonic, utc_now
+from standfast.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from standfast.agent.loop import Agent
 
 T = TypeVar("T")
+
+READ_S = 1.0
+"""For the keys, before the last look has to do."""
 
 
 def times(
@@ -70,53 +80,25 @@ def times(
     return taken
 
 
-def outlook(
+def can_fail_over(
     view: Cluster | Blind, config: Config, utc: float, local: Local | None = None
 ) -> Failover:
-    """Says whether we can fail over now, by what Consul shows; each standby has the last word on
-    itself."""
+    """Says whether we can fail over now: where there is a holder, as its candidates tell it."""
     if isinstance(view, Blind):
         return Failover(False, view.reason, view.sentence)
-    if view.epoch is None:
-        return Failover(False, Reason.NOT_INITIALISED, "there has been no primary yet")
-    if view.leader is None:
-        return Failover(
-            False,
-            Reason.LEADER_MISSING,
-            f"epoch {view.epoch} has no heartbeat in Consul (deleted by hand?): its holder writes "
-            f"it again by itself; without one, run `standfast promote` on the best standby",
-        )
-    if view.pause is not None:
-        return Failover(
-            False, Reason.PAUSED, f"paused by {view.pause.by}: `standfast resume` ends that"
-        )
-    if config.mode == "manual":
-        return Failover(False, Reason.MANUAL_MODE, "mode is manual: only by `standfast promote`")
-    taken = {name: at for name, at in times(view, config, utc, local).items() if at is not None}
-    taken = {name: at for name, at in taken.items() if name in view.leader.candidates}
-    if not taken:
-        return Failover(
-            False, Reason.NO_PUBLISHED_SNAPSHOT, "no candidate has a snapshot yet: replicate first"
-        )
-    ages = {name: age_of(at, utc) for name, at in taken.items()}
-    known = {name: age_s for name, age_s in ages.items() if age_s is not None}
-    if not known:
-        return Failover(
-            False,
-            Reason.TOO_OLD,
-            f"nobody here knows how old the newest snapshots are ({', '.join(taken)}): this node's "
-            f"clock, or that of the node that told it, was wrong: `timedatectl` on both; "
-            f"`standfast snapshots` on the standby tells its own count",
-        )
-    best = min(known, key=lambda name: known[name])
-    if known[best] > config.max_data_loss:
-        return Failover(
-            False,
-            Reason.TOO_OLD,
-            f"the newest snapshot ({best}) is {known[best]:.0f} s old, "
-            f"max_data_loss is {config.max_data_loss:g} s: is replication running?",
-        )
-    return Failover(True, None, f"{best} would lose {known[best]:.0f} s of data at most")
+    if view.leader is None or view.epoch is None:
+        nobody = local or Local(config.node, "", 0)
+        decision = decide(view, nobody, config, Moment(monotonic(), utc))
+        return Failover(False, decision.reason, decision.sentence)
+    ages = {
+        name: None if at is None else age_of(at, utc)
+        for name, at in times(view, config, utc, local).items()
+    }
+    return failover(_words(view, utc), view.leader.candidates, ages, config)
+
+
+def _words(view: Cluster, utc: float) -> Mapping[str, CandidateRecord]:
+    return spoken(view.words.values(), view.epoch, monotonic(), utc)
 
 
 def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float) -> Status:
@@ -127,7 +109,7 @@ def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float
         volume=config.volume,
         node=config.node,
         role="unknown" if local is None else _role(local),
-        failover=outlook(view, config, utc, local),
+        failover=can_fail_over(view, config, utc, local),
         consul=consul,
         files=None if local is None else _from_files(local, holder),
         serving=None if consul is None else _serving(consul, config),
@@ -145,6 +127,7 @@ def _serving(consul: FromConsul, config: Config) -> str | None:
 def _from_consul(view: Cluster, config: Config, utc: float, local: Local | None) -> FromConsul:
     leader, pause = view.leader, view.pause
     history_entry = view.history.get(view.epoch or 0)
+    words = _words(view, utc)
     return FromConsul(
         epoch=view.epoch,
         holder=None if leader is None or leader.is_clean else leader.holder.node,
@@ -157,7 +140,8 @@ def _from_consul(view: Cluster, config: Config, utc: float, local: Local | None)
         lost_s=None if history_entry is None else history_entry.lost_s,
         paused=None if pause is None else Paused(pause.by, pause.reason, pause.at),
         standbys=tuple(
-            _standby(name, at, view, utc) for name, at in times(view, config, utc, local).items()
+            _standby(name, at, view, words.get(name), utc)
+            for name, at in times(view, config, utc, local).items()
         ),
     )
 
@@ -166,7 +150,9 @@ def _given_up(leader: Leader) -> GivenUp:
     return GivenUp(leader.holder.node, leader.to, leader.surrendered)
 
 
-def _standby(name: str, at: float | None, view: Cluster, utc: float) -> Standby:
+def _standby(
+    name: str, at: float | None, view: Cluster, word: CandidateRecord | None, utc: float
+) -> Standby:
     age_s, record = age_of(at, utc), view.standbys.get(name)
     return Standby(
         name,
@@ -175,7 +161,15 @@ def _standby(name: str, at: float | None, view: Cluster, utc: float) -> Standby:
         snapshot=None if record is None else record.snapshot,
         epoch=None if record is None else record.epoch,
         candidate=view.leader is not None and name in view.leader.candidates,
+        word=None if word is None else _word(word),
     )
+
+
+def _word(word: CandidateRecord) -> Word:
+    reason = word.reason if word.because is None else word.because
+    sentence = None if word.sentence is None else clean_lines(word.sentence)
+    obstacles = tuple(map(clean_lines, word.obstacles))
+    return Word(would_take_over(word), clean(reason), sentence, obstacles)
 
 
 def _held(local: Local) -> LeaseStatus | None:
@@ -206,13 +200,17 @@ def _from_files(local: Local, holder: str | None) -> FromFiles:
     )
 
 
-def document(agent: Agent) -> Status:
-    """Makes the document of what the agent knows, as of its last look."""
+def document(agent: Agent, *, fresh: bool = False) -> Status:
+    """Makes the document of what the agent knows, as of its last look; `fresh` reads the volume's
+    keys again where that look could: the details of a look may be some seconds old."""
     seen, config = agent.seen, agent.config
     if seen is None:
         return Status(volume=config.volume, node=config.node, role="starting")
     local = agent.local.glance(seen.local)
-    told = build(seen.view, local, config, utc_now())
+    view = seen.view
+    if fresh and isinstance(view, Cluster):
+        view = _read_again(agent, view)
+    told = build(view, local, config, utc_now())
     consul, files, decision = told.consul, told.files, seen.decision
     assert files is not None
     if consul is not None and told.role == "primary":
@@ -227,9 +225,47 @@ def document(agent: Agent) -> Status:
         decision=Decision(decision.action, decision.reason, decision.sentence),
         fence=fence,
         aside=aside,
+        obstacles=_obstacles(agent),
         work=Work(agent.busy, agent.sick, trouble=next(filter(None, failures), None)),
         agent=True,
         nomad=_nomad(config) if config.nomad.enabled else None,
+    )
+
+
+def _read_again(agent: Agent, view: Cluster) -> Cluster:
+    """What the keys say now, with what only the one who looks all the time knows; the last look,
+    where Consul doesn't answer at once."""
+    config = agent.config
+    try:
+        limit = Deadline.after(READ_S)
+        entries = agent.machine.consul.get_many(config.key(""), deadline=limit)
+        now = assemble(config, entries, view.last_heartbeat)
+    except (ConsulError, ForeignValue):
+        return view
+    identity = None if now.leader is None else now.leader.identity
+    seen = view.last_heartbeat
+    if identity != seen.identity:
+        seen = evolve(seen, identity=identity, first_seen=monotonic())
+    words = {name: (sign.record, sign.index) for name, sign in now.words.items()}
+    signs = watch(view.words, words, monotonic())
+    return evolve(
+        view,
+        epoch=now.epoch,
+        leader=now.leader,
+        last_heartbeat=seen,
+        pause=now.pause,
+        history=now.history,
+        standbys=now.standbys,
+        words=signs,
+    )
+
+
+def _obstacles(agent: Agent) -> tuple[Obstacle, ...] | None:
+    last = agent.inspector.last
+    if last is None:
+        return None
+    return tuple(
+        Obstacle(seen.check, seen.evidence, seen.fix, seen.weight) for seen in last.obstacles
     )
 
 

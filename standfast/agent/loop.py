@@ -10,11 +10,12 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from standfast.agent.announcer import Announcer
 from standfast.agent.command import Command
 from standfast.agent.fence import FenceWatch
+from standfast.agent.inspector import Inspector
 from standfast.agent.local_view import LocalView
 from standfast.agent.watcher import Watcher
 from standfast.config.model import Config
@@ -26,6 +27,7 @@ from standfast.reasons import Reason
 from standfast.role.decide import decide
 from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.execute import execute
+from standfast.role.inspection import Scene
 from standfast.role.observation import Cluster, Local
 from standfast.role.plan import Plan, plan_for
 from standfast.role.steps import Effects
@@ -86,14 +88,20 @@ class Agent:
     """The last word on whether this node could take over, and when it was written."""
     announcer: Announcer = field(init=False)
     fence: FenceWatch = field(init=False)
+    inspector: Inspector = field(init=False)
 
     def __post_init__(self) -> None:
         self.announcer = Announcer(self.machine.config)
         self.fence = FenceWatch(self.machine)
+        self.inspector = Inspector(self._scene)
 
     @property
     def config(self) -> Config:
         return self.machine.config
+
+    def _scene(self) -> Scene | None:
+        seen = self.seen
+        return None if seen is None else Scene(self.machine, seen.view, seen.local, seen.at)
 
     def look(
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST
@@ -118,7 +126,7 @@ class Agent:
         view = self.watcher.look(wait_s, fresh=fresh)
         if isinstance(view, Cluster) and view.epoch is not None:
             self.local.note_epoch(view.epoch)
-        local = self.local.look(fresh=fresh)
+        local = replace(self.local.look(fresh=fresh), obstacles=self.inspector.barring)
         moment = now()
         return Seen(view, local, decide(view, local, self.config, moment, request), moment)
 

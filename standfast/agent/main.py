@@ -50,11 +50,21 @@ def keep_fenced(agent: Agent) -> None:
             return
 
 
+def keep_inspected(agent: Agent) -> None:
+    """Looks ahead in a thread of its own: each look may wait for a server or another node."""
+    while True:
+        if agent.busy is None:
+            agent.inspector.turn()
+        if agent.stopping.wait(TICK_S):
+            return
+
+
 def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], object] = start) -> None:
     """Looks, acts and answers commands until told to stop; `beside` runs what a thread runs."""
     # Before the first look: that may hang with the disk, which the lease process has to hear of.
     beside("upkeep", lambda: keep_up(agent))
     beside("fence", lambda: keep_fenced(agent))
+    beside("inspection", lambda: keep_inspected(agent))
     nomad_thread.begin(agent)
     notify("READY=1")
     while not agent.stopping.is_set():

@@ -1,6 +1,7 @@
 """The agent's socket: one thread takes requests in, the agent's own thread carries them out.
 
-`status` is answered at once from the last look; `wake` only makes the next look come sooner.
+`status` is answered at once, with what the keys in Consul say now; `wake` only makes the next look
+come sooner.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import socket
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from msgspec import to_builtins
+
 from standfast.agent.command import Command
 from standfast.agent.document import document
-from standfast.errors import StandfastError
+from standfast.errors import StandfastError, ours
 from standfast.system.clock import Deadline, sleep
 from standfast.system.local_socket import listen, parse, read_line, send
 from standfast.system.threads import start
@@ -74,7 +77,13 @@ class Listener:
         name = request.get("command")
         if name == "status":
             with connection:
-                send(connection, {"done": True, "status": document(self._agent).as_json()})
+                send(
+                    connection,
+                    {"done": True, "status": document(self._agent, fresh=True).as_json()},
+                )
+            return
+        if name == "inspect":
+            start("agent-inspect", lambda: _inspect(self._agent, connection))
             return
         if name == "wake":
             self._agent.woken.set()
@@ -82,3 +91,15 @@ class Listener:
                 send(connection, {"done": True})
             return
         self._agent.commands.put(Command(connection, request))
+
+
+def _inspect(agent: Agent, connection: socket.socket) -> None:
+    """Takes as long as the looks: whoever asks for something else isn't kept waiting."""
+    with connection, contextlib.suppress(OSError):
+        try:
+            obstacles = agent.inspector.look()
+        except Exception as error:
+            log.exception("the inspection failed unexpectedly")
+            send(connection, {"error": str(ours(error)), "exit_code": 4})
+            return
+        send(connection, {"done": True, "obstacles": to_builtins(obstacles)})

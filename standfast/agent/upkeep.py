@@ -187,7 +187,10 @@ def _tell_readiness(agent: Agent, seen: Seen) -> None:
     """Whether this node would take over, for a holder that can't serve."""
     if not isinstance(seen.view, Cluster) or monotonic() - seen.at.monotonic > TOLD_EVERY_S:
         return  # since then the looks fail: nothing is known any more
-    word = readiness.judge(seen.view, seen.local, agent.config, seen.at)
+    inspection = agent.inspector.last
+    if inspection is None:
+        return  # what it would meet isn't known yet
+    word = readiness.judge(seen.view, seen.local, agent.config, seen.at, inspection.obstacles)
     if word is None or not readiness.is_due(agent.told, word, monotonic() - agent.told_at):
         return
     key = agent.config.key(f"candidates/{word.node}")

@@ -8,6 +8,7 @@ away or this process stood still, the time since the last heartbeat counts anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -16,6 +17,7 @@ from standfast.config.model import Config
 from standfast.consul.blindness import Blind, blindness
 from standfast.consul.gateway import Entry
 from standfast.consul.records import (
+    CandidateRecord,
     HistoryEntry,
     Leader,
     Pause,
@@ -29,6 +31,7 @@ from standfast.errors import (
     ForeignValue,
 )
 from standfast.lease.protocol import NEVER
+from standfast.lease.surrender import Sign, watch
 from standfast.node.node import Consul
 from standfast.reasons import Reason
 from standfast.role.observation import Beginning, Cluster, LastHeartbeat, heartbeat_seen
@@ -50,15 +53,21 @@ def assemble(config: Config, entries: tuple[Entry, ...], last_heartbeat: LastHea
     epoch = values.get("epoch")
     leader = values.get("leader")
     pause = values.get("pause")
+    indexes = {entry.key.removeprefix(prefix): entry.modify_index for entry in entries}
     history = {}
     standbys = {}
+    words = {}
     for name, value in values.items():
         kind, _, rest = name.partition("/")
         if kind == "history" and is_epoch(rest):
             history[int(rest)] = HistoryEntry.parse(value, config.key(name))
+        elif kind == "candidates" and rest:
+            with contextlib.suppress(ForeignValue):  # whoever wrote it is no candidate
+                words[rest] = (CandidateRecord.parse(value, config.key(name)), indexes[name])
         elif kind == "standbys" and rest:
             standbys[rest] = StandbyRecord.parse(value, config.key(name))
     return Cluster(
+        words=watch({}, words, 0.0),
         epoch=None if epoch is None else parse_epoch(epoch, config.key("epoch")),
         leader=None if leader is None else Leader.parse(leader, config.key("leader")),
         last_heartbeat=last_heartbeat,
@@ -85,6 +94,7 @@ class Watcher:
         self._last_heartbeat: LastHeartbeat | None = None
         self._beginning: Beginning | None = None
         self._details: _Details | None = None
+        self._words: dict[str, Sign] = {}
         self._unanswered_since: float | None = None
         self._readable_since: float | None = None
         self._heard_at = NEVER
@@ -155,9 +165,10 @@ class Watcher:
         silent_s = now - self._last_heartbeat.first_seen
         silent = silent_s > 1.5 * self._config.lease.heartbeat
         details = self._refresh(leader, now, fresh=fresh, silent=silent)
-        cluster = replace(
-            assemble(self._config, details.entries, self._last_heartbeat), leader=leader
-        )
+        cluster = assemble(self._config, details.entries, self._last_heartbeat)
+        words = {name: (sign.record, sign.index) for name, sign in cluster.words.items()}
+        self._words = watch(self._words, words, details.at)
+        cluster = replace(cluster, leader=leader, words=self._words)
         if self._beginning is None or self._beginning.epoch != cluster.epoch:
             gapless = self._readable_since is not None
             self._beginning = Beginning(cluster.epoch, now, witnessed=gapless)

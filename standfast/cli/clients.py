@@ -8,11 +8,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from standfast.agent.wake import drain
 from standfast.assembly.client import parts_of, restart_late
 from standfast.assembly.parts import parts
 from standfast.cli.output import note, print_json
 from standfast.cli.targets import for_each_volume
+from standfast.cli.wake import drain
 from standfast.clients.loop import Outcome, Remount
 from standfast.clients.plan import plan_for
 from standfast.clients.record import report

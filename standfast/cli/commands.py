@@ -56,6 +56,12 @@ TIMEOUT = Argument(
     kind="seconds",
     default=900.0,
 )
+DESPITE = Argument(
+    "--despite",
+    "go on though these checks of the next primary's readiness fail (`standfast doctor` names "
+    "them), separated by commas",
+    "CHECKS",
+)
 _CHANGE = (VOLUME, DRY_RUN, JSON)
 _ROLE = (*_CHANGE, REASON, TIMEOUT)
 _GIVE_UP = (
@@ -101,6 +107,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             *_ROLE,
             Argument("--accept-data-loss", "promote a snapshot that is older than max_data_loss"),
+            DESPITE,
         ),
         "Waits until the last lease has certainly expired. Refused while another node serves.",
     ),
@@ -115,13 +122,14 @@ COMMANDS: tuple[Command, ...] = (
                 "the standby that takes over (default: the one with the newest data)",
                 "NODE",
             ),
+            DESPITE,
         ),
     ),
     Command(
         "failback",
         "move the role from this node to the preferred node",
         "standfast.cli.role:run",
-        _GIVE_UP,
+        (*_GIVE_UP, DESPITE),
     ),
     Command(
         "demote",

@@ -28,6 +28,9 @@ def _ask(args: argparse.Namespace, **more: Any) -> int:
         "reason": args.reason,
         "operator": operator_name(),
         "accept_data_loss": bool(args.accept_data_loss),
+        # The agent's answer comes before this process gives up.
+        "timeout_s": args.timeout - min(5.0, args.timeout / 10),
+        "despite": getattr(args, "despite", None),
         **more,
     }
     answer = ask_agent(

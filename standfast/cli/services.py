@@ -148,7 +148,7 @@ def exporter(args: argparse.Namespace) -> int:
 def reconcile(args: argparse.Namespace) -> int:
     """Runs `standfast reconcile`: the volume's agent, or each agent here, looks again now."""
     set_up_log()
-    from standfast.agent import wake as body
+    from standfast.cli import wake as body
     from standfast.cli.targets import for_each_volume
 
     return for_each_volume(args.volume, lambda config: body.main(config, args.event))

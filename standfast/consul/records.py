@@ -12,7 +12,7 @@ is a ForeignValue: the caller stops, nothing is overwritten.
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at",
                       "by"}
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
-                      "at"}
+                      "at", "takes_over", "because", "sentence", "obstacles"}
     pause            {"v": 1, "by", "reason", "at"}
     clients/<node>   {"v": 1, "node", "server", "epoch", "state", "at"}   shown, never acted on
     nomad/<node id>  {"v": 1, "node", "by", "epoch", "at", "firm", "ahead"}
@@ -33,6 +33,7 @@ from standfast.names import SnapshotName
 from standfast.reasons import Reason
 
 VERSION = 1
+MOST_SHOWN = 20
 MOST_SECONDS = 253_402_300_800  # the year 10000 can't be printed
 
 Number = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -51,6 +52,12 @@ def shown_seconds(value: Any) -> float | None:
 
 def _shown_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _shown_texts(value: Any) -> tuple[str, ...]:
+    """Of anything that was written there, what can be shown."""
+    texts = value if isinstance(value, list) else ()
+    return tuple(text for text in texts if isinstance(text, str))[:MOST_SHOWN]
 
 
 def _is_true(value: Any) -> bool:
@@ -301,11 +308,18 @@ class Pause(Record, frozen=True):
 
 
 class CandidateRecord(Record, frozen=True):
-    """What a standby says of itself: whether it would take over if the holder gave the role up."""
+    """What a standby says of itself: whether it would take over if the holder gave the role up, and
+    if it died without a word."""
 
     default_key = "candidates"
     named_by = "node"
-    lenient = {"ready": _is_true}
+    lenient = {
+        "ready": _is_true,
+        "takes_over": _is_true,
+        "because": _shown_text,
+        "sentence": _shown_text,
+        "obstacles": _shown_texts,
+    }
 
     node: Text
     epoch: Number
@@ -316,6 +330,15 @@ class CandidateRecord(Record, frozen=True):
     snapshot: Text | None
     snapshot_epoch: Number
     at: Seconds
+    takes_over: bool | None = None
+    """If the holder died, by itself and as soon as it may. None: an older version's, which doesn't
+    tell."""
+    because: str | None = None
+    """A reason code: why not, or what it would do then."""
+    sentence: str | None = None
+    """The same for people."""
+    obstacles: tuple[str, ...] = ()
+    """What else is wrong on that node, for people."""
 
 
 class ClientRecord(Record, frozen=True):

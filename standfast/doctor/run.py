@@ -13,7 +13,7 @@ from typing import Any
 
 from standfast.agent.document import fetch
 from standfast.config.model import Config
-from standfast.doctor import node_checks, standby_checks, storage_checks
+from standfast.doctor import node_checks, standby_checks, storage_checks, takeover_checks
 from standfast.doctor.causes import CAUSES
 from standfast.doctor.client_checks import look as look_at_mounts
 from standfast.doctor.finding import Finding
@@ -26,7 +26,7 @@ from standfast.system.threads import Question
 
 LIMIT_S = 90.0
 """For everything; each look has shorter limits of its own."""
-GROUPS = ("service", "storage", "replication", "clients", "nomad", "node")
+GROUPS = ("service", "storage", "replication", "takeover", "clients", "nomad", "node")
 
 Look = Callable[[], Sequence[Finding]]
 
@@ -128,6 +128,7 @@ def looks_of(config: Config) -> dict[str, Look]:
         "service": lambda: service,
         "storage": partial(storage_checks.look, config),
         "replication": partial(standby_checks.look, config, status),
+        "takeover": partial(takeover_checks.look, config, status),
         "clients": partial(look_at_mounts, config),
         "nomad": partial(look_at_nomad, config, serving),
         "node": partial(node_checks.look, config),

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
+from standfast.nfs.ahead import taken_port, unresolved
 from standfast.nfs.rpc_null import null_call
-from standfast.nfs.unit import ServerUnits, start_server
+from standfast.nfs.unit import ServerUnits, start_server, unit_obstacle
+from standfast.node.obstacle import Obstacle
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import read_foreign_text, write_atomically
 
@@ -45,6 +48,12 @@ class GaneshaNfs:
         except FileNotFoundError:
             return False
         return written and self.is_running()
+
+    def obstacles(self) -> Iterator[Obstacle]:
+        """Where it would listen is told by its own configuration, which isn't read."""
+        yield from unit_obstacle(self._units, self._config.nfs.unit)
+        yield from taken_port(self._config, running=self.is_running())
+        yield from unresolved(self._config.nfs.clients)
 
     def would_export(self) -> bool:
         return self._file.exists()

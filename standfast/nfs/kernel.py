@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError, TimedOut
+from standfast.nfs import ahead
 from standfast.nfs.rpc_null import null_call
 from standfast.nfs.state import (
     CLIENTS,
@@ -24,7 +26,8 @@ from standfast.nfs.state import (
     unfenced,
     write_settings,
 )
-from standfast.nfs.unit import ServerUnits, start_server
+from standfast.nfs.unit import ServerUnits, start_server, unit_obstacle
+from standfast.node.obstacle import Obstacle
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import read_foreign_text, write_atomically
 from standfast.system.run import failure, run
@@ -69,15 +72,23 @@ class KernelNfs:
     def export(self, fsid: str) -> None:
         config = self._config
         self._refuse_unfenced()
-        options = f"{config.nfs.options},fsid={fsid}"
-        clients = " ".join(f"{client}({options})" for client in config.nfs.clients)
-        line = f"{escaped(config.paths.live)} {clients}\n"
-        write_atomically(self._file, line, durable=True)
+        write_atomically(self._file, export_line(config, config.paths.live, fsid), durable=True)
         if self.is_running():
             said = self._refresh()
             problem = self._export_problem()
             if problem is not None:
                 raise StandfastError(f"{problem}. {said}")
+
+    def obstacles(self) -> Iterator[Obstacle]:
+        config, running = self._config, self.is_running()
+        yield from ahead.missing_programs()
+        yield from unit_obstacle(self._units, config.nfs.unit)
+        yield from ahead.taken_port(config, running=running)
+        yield from ahead.listens_elsewhere(config)
+        if (problem := self.unfenced()) is not None:
+            yield Obstacle("port", problem, "as said there")
+        yield from ahead.exports_trial(config, export_line)
+        yield from ahead.unresolved(config.nfs.clients)
 
     def is_exported(self, fsid: str) -> bool:
         # The table outlives a power cut.
@@ -250,6 +261,13 @@ def close_sessions(port: int) -> None:
         run(argv, deadline=Deadline.after(COMMAND_S), op="close-sessions")
     except StandfastError as error:
         log.warning("connections of clients may be left behind: %s", error)
+
+
+def export_line(config: Config, path: Path, fsid: str) -> str:
+    """Returns the line of exports(5) that exports `path` as the configuration says."""
+    options = f"{config.nfs.options},fsid={fsid}"
+    clients = " ".join(f"{client}({options})" for client in config.nfs.clients)
+    return f"{escaped(path)} {clients}\n"
 
 
 def escaped(path: Path) -> str:

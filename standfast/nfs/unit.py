@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from standfast.errors import CommandFailed, Refused
+from standfast.node.obstacle import Obstacle
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, utc_now
 from standfast.system.systemd import JournalLine
@@ -21,6 +22,8 @@ class ServerUnits(Protocol):
     def stop(self, unit: str, deadline: Deadline) -> None: ...
 
     def reset_failed(self, unit: str, deadline: Deadline) -> None: ...
+
+    def obstacle(self, unit: str) -> str | None: ...
 
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]: ...
 
@@ -41,6 +44,14 @@ def start_server(units: ServerUnits, unit: str, deadline: Deadline) -> None:
             returncode=error.returncode,
             stderr=error.stderr,
         ) from error
+
+
+def unit_obstacle(units: ServerUnits, unit: str) -> Iterator[Obstacle]:
+    """Looks whether the unit could be started at all; StandfastError."""
+    wrong = units.obstacle(unit)
+    if wrong is not None:
+        fix = f"`systemctl unmask {unit}`, or install the NFS server; `systemctl status {unit}`"
+        yield Obstacle("unit", wrong, fix)
 
 
 def guard_s_words(lines: Sequence[JournalLine]) -> str:

@@ -5,12 +5,13 @@ Every effect can be repeated without harm, and has a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from standfast.names import SnapshotName
+from standfast.node.obstacle import Obstacle
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 
@@ -141,6 +142,10 @@ class NfsServer(Protocol):
         """Returns None when it really serves (threads, export, NULL call answered), else why
         not."""
 
+    def obstacles(self) -> Iterable[Obstacle]:
+        """Looks ahead for what exporting the volume here and starting the server would fail at;
+        nothing is changed. StandfastError, OSError for what can't be looked at."""
+
 
 class Fence(Protocol):
     """The kernel's cut-off of the NFS port; with several volumes the least lease counts."""
@@ -206,6 +211,9 @@ class Units(Protocol):
 
     def is_active(self, unit: str) -> bool: ...
 
+    def obstacle(self, unit: str) -> str | None:
+        """Says why a unit can't be started at all (masked, not there); None: it can."""
+
 
 class ReplicaSender(Protocol):
     """One replication of one snapshot to one standby."""
@@ -223,6 +231,14 @@ class ReplicaSender(Protocol):
         `give_up` is asked now and then, while others are waited for: a text is the reason to end,
         with TimedOut.
         """
+
+    def greet(self, standby: str, deadline: Deadline) -> None:
+        """Returns when the other node has answered as one that takes snapshots in;
+        StandfastError."""
+
+    def inspect(self, standby: str, deadline: Deadline) -> Sequence[Obstacle]:
+        """Has the standby look at what a promotion there would meet, now; StandfastError when it
+        can't be reached, or doesn't understand."""
 
 
 class Jobs(Protocol):

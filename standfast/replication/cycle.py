@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from standfast.ages import Origin, age_of
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, TimedOut, ours
 from standfast.names import SnapshotName
+from standfast.node.obstacle import Obstacle
 from standfast.node.own_epoch import OwnEpoch, Stage, snapshot_lock
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.replication import pins, state
+from standfast.replication import pins, session, state, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
@@ -30,6 +31,7 @@ from standfast.replication.shipment import LOOK_UP_S, OnProgress, Order, Shipped
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
 from standfast.system.locks import exclusive
 from standfast.system.streams import Conversation
+from standfast.text import clean, clean_lines
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,20 @@ class Sender:
             order = replace(order, later=self._later(snapshot, epoch), give_up=give_up)
             self._send(order, conversation, deadline)
             end(conversation, deadline)
+
+    def greet(self, standby: str, deadline: Deadline) -> None:
+        """Returns when the standby has welcomed this node; nothing is asked of it."""
+        with session.greet(self._config, standby, deadline, wire.Purpose.ASK):
+            pass
+
+    def inspect(self, standby: str, deadline: Deadline) -> Sequence[Obstacle]:
+        """Has the standby's agent look, now; StandfastError."""
+        with session.greet(self._config, standby, deadline, wire.Purpose.ASK) as (asked, _welcome):
+            answer = session.ask(asked, wire.Inspect(), deadline)
+        return tuple(
+            replace(obstacle, check=clean(obstacle.check), evidence=clean_lines(obstacle.evidence))
+            for obstacle in wire.parse(answer, wire.Inspected).obstacles
+        )
 
     def cycle(
         self,

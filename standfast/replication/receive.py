@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, ValidationError, convert
 
 from standfast.ages import Origin, age_of
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
 from standfast.events.events import Kind, happened, tell
+from standfast.node.obstacle import Obstacle
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication import pins, preflight, receive_checks, verify, wire
@@ -31,6 +32,7 @@ from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
+from standfast.system.local_socket import ask
 from standfast.system.locks import exclusive, is_locked
 from standfast.system.run import inheriting
 from standfast.system.streams import pipeline
@@ -44,6 +46,8 @@ STANDSTILL_S = 3.0
 TURN_S = STANDSTILL_S + 3.0
 """So long another sender waits for that, and for what the first one leaves to clean up."""
 LOOK_UP_S = 1.0
+INSPECTION_S = 40.0
+"""For all that this node's agent looks at; each look has a limit of its own."""
 UNZSTD = ("zstd", "-q", "-d", "-c")
 
 
@@ -162,6 +166,8 @@ class _Receiver:
             case wire.Survey():
                 facts = preflight.facts_here(self.config, self.store)
                 self.say(wire.Surveyed(facts.document()))
+            case wire.Inspect():
+                self.say(wire.Inspected(_obstacles(self.config)))
             case wire.Digest():
                 for line in verify.answer(self.config, self.store, request):
                     self.stdout.write(line + "\n")
@@ -295,6 +301,20 @@ class _Receiver:
         """What is old goes; a failure here changes nothing of what was acknowledged."""
         if begin.commons is not None:
             prune(self.config, self.store, also=(begin.content_id, *begin.commons.values()))
+
+
+def _obstacles(config: Config) -> tuple[Obstacle, ...]:
+    """What this node's agent finds: what it would do, it alone knows."""
+    path = config.run_dir / "agent.sock"
+    try:
+        reply = ask(path, {"v": 1, "command": "inspect"}, Deadline.after(INSPECTION_S))
+        return convert(reply.get("obstacles"), tuple[Obstacle, ...])
+    except (StandfastError, ValidationError) as error:
+        raise Refused(
+            Reason.NOT_READY,
+            f"the agent of {config.node} doesn't say what a promotion there would meet: {error}. "
+            f"There: systemctl status standfast-agent@{config.volume}",
+        ) from error
 
 
 def _read_line(

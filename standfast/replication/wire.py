@@ -13,6 +13,8 @@ A hello with the purpose `ask` is followed by a question instead, which changes 
 
     survey                           ->
                                      <-   surveyed   what the node is and has
+    inspect                          ->
+                                     <-   inspected  what a promotion of it would meet
     digest   of which snapshot       ->
                                      <-   digested   its fingerprint, then the listing if wanted
 
@@ -32,6 +34,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, convert, field, to_builtins
 from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused
 from standfast.names import SnapshotName
+from standfast.node.obstacle import Obstacle
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 
@@ -46,7 +49,7 @@ MAX_UNFINISHED = 20
 MOST_PATIENCE_S = 31 * 86400
 _MAY_LACK = frozenset({"purpose", "age_s", "ages"})
 """Fields that came later than their messages: an older version's line has none of them."""
-_SHOWN_CLEAN = frozenset({"unfinished", "facts"})
+_SHOWN_CLEAN = frozenset({"unfinished", "facts", "obstacles"})
 """Fields with texts that may be anything: whoever shows or parses them cleans them."""
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -175,6 +178,16 @@ class Surveyed(_Message, frozen=True):
     """A `preflight.Facts` document; whoever reads it parses it with suspicion."""
 
 
+class Inspect(_Message, frozen=True):
+    """Asks what a promotion of the node would meet, by looking now."""
+
+
+class Inspected(_Message, frozen=True):
+    """Answers an inspection."""
+
+    obstacles: tuple[Obstacle, ...]
+
+
 class Digest(_Message, frozen=True):
     """Asks for the fingerprint of a snapshot, with the contents of all files when `full`."""
 
@@ -191,8 +204,8 @@ class Digested(_Message, frozen=True):
     entries: Whole
 
 
-Request = Begin | Survey | Digest
-Message = Hello | Welcome | Request | Ready | Published | Surveyed | Digested | Refusal
+Request = Begin | Survey | Inspect | Digest
+Message = Hello | Welcome | Request | Ready | Published | Surveyed | Inspected | Digested | Refusal
 
 
 def offers(snapshots: Sequence[Snapshot]) -> tuple[Offer, ...]:
@@ -218,7 +231,7 @@ def parse(line: str, kind: type[M]) -> M:
 
 def parse_request(line: str) -> Request:
     """Returns the request that follows the welcome; raises what `parse` does."""
-    request: Request = _parse(line, "begin or survey or digest", Request | Refusal)
+    request: Request = _parse(line, "begin or a question", Request | Refusal)
     return request
 
 

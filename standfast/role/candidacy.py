@@ -12,6 +12,7 @@ import contextlib
 from standfast.config.model import Config
 from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
 from standfast.names import SnapshotName
+from standfast.node.obstacle import told
 from standfast.node.own_epoch import Stage
 from standfast.reasons import Reason
 from standfast.role.decision import Action, Decision, Moment, Request, blocked
@@ -36,7 +37,7 @@ def consider(
         barred = _barred(view, local, config, now, in_place=in_place)
         if barred is not None:
             return barred
-    unfit = _unwritable(local, config)
+    unfit = _unwritable(local, config) or _obstructed(local, request)
     if unfit is not None:
         return unfit
     # What is handed over in order is the newest there is, however old; what is surrendered isn't.
@@ -259,6 +260,18 @@ def _unwritable(local: Local, config: Config) -> Decision | None:
         Reason.VOLUME_READ_ONLY,
         f"the file system of {config.paths.live.parent} on {local.node} takes no writes (an error? "
         f"see `dmesg`): it can't take over. Repair it and mount it writable",
+    )
+
+
+def _obstructed(local: Local, request: Request) -> Decision | None:
+    """Returns the refusal of a promotion that would fail; of somebody who has seen that, it is
+    tried."""
+    obstacles = [seen for seen in local.obstacles if seen.check not in request.despite]
+    if not obstacles:
+        return None
+    return blocked(
+        Reason.NOT_READY,
+        f"a promotion of {local.node} would fail:\n{told(obstacles)}",
     )
 
 

@@ -61,6 +61,8 @@ class Request:
 
     promote: bool = False
     accept_data_loss: bool = False
+    despite: frozenset[str] = frozenset()
+    """Checks of readiness whose obstacles are known, and don't count."""
 
 
 NO_REQUEST = Request()

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from standfast.ages import age_of
 from standfast.consul.records import HistoryEntry, Leader, Pause, StandbyRecord
 from standfast.lease.files import LeaseStatus
+from standfast.lease.surrender import Sign
 from standfast.names import SnapshotName
+from standfast.node.obstacle import Obstacle
 from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Snapshot
 
@@ -92,6 +94,8 @@ class Cluster:
     pause: Pause | None = None
     history: Mapping[int, HistoryEntry] = field(default_factory=dict)
     standbys: Mapping[str, StandbyRecord] = field(default_factory=dict)
+    words: Mapping[str, Sign] = field(default_factory=dict)
+    """What the candidates say of themselves; a `Watcher` knows which of them still speaks."""
     highest_epoch: int = 0
     """The highest epoch that any of the volume's keys tells of; above `epoch` when that was deleted
     or set back by hand."""
@@ -173,6 +177,8 @@ class Local:
     nfs_running: bool = False
     read_only: bool = False
     """The volume's file system takes no writes: nothing could be served from it."""
+    obstacles: tuple[Obstacle, ...] = ()
+    """What a promotion here would fail at, as it was found last (`role.readiness`)."""
     unread: str | None = None
     """Why the snapshots and the tree of a holder are not known: its disk, or a file of ours."""
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from standfast.consul.values import Registration
-from standfast.errors import ours
+from standfast.consul.records import is_epoch
+from standfast.consul.values import Instance, Registration
+from standfast.errors import ConsulError, TimedOut, ours
 from standfast.lease.files import LeaseStatus
 from standfast.node.node import Machine
 from standfast.node.own_epoch import OwnEpoch
-from standfast.system.clock import Deadline, monotonic
+from standfast.system.clock import Deadline, monotonic, sleep
 
 CHECK_TTL_S = 15.0
 CHECK_TIMEOUT_S = 2.0
+POLL_S = 0.2
 
 
 def check_id(machine: Machine) -> str:
@@ -92,3 +94,29 @@ def feed(machine: Machine, sick: str | None) -> None:
         machine.consul.pass_check(check_id(machine), "NFS answers and its port is open")
     else:
         machine.consul.fail_check(check_id(machine), "not serving: see `standfast status`")
+
+
+def await_successor(machine: Machine, to: str, epoch: int, deadline: Deadline) -> None:
+    """Waits until `to` serves an epoch after `epoch`; any other entry of that node's proves
+    nothing. TimedOut."""
+    blind = ""
+    while not deadline.expired:
+        try:
+            instances = machine.consul.instances(machine.config.service)
+            blind = ""
+        except ConsulError as error:  # it elects a leader, say: the role is given up already
+            instances, blind = (), f" ({error})"
+        if any(_is_successor(instance, to, epoch) for instance in instances):
+            return
+        sleep(POLL_S)
+    raise TimedOut(
+        f"the role was given up in order, and {to} doesn't serve yet{blind}: see `standfast "
+        f"status`. If {to} stays away: `standfast promote` on another node; without mode = "
+        f'"manual" or a pause that happens by itself'
+    )
+
+
+def _is_successor(instance: Instance, to: str, epoch: int) -> bool:
+    told = instance.meta.get("epoch", "")
+    later = is_epoch(told) and int(told) > epoch
+    return later and instance.node == to and instance.checks == "passing"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from standfast.consul.records import HistoryEntry, LeaderState
-from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, TimedOut, ours
+from standfast.errors import ForeignValue, Refused, StandfastError, TimedOut, ours
 from standfast.events import hooks
 from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, note_end, save_claim, take_outage, was_never_open
@@ -51,6 +51,8 @@ class Effects:
     note: str | None = None
     """The operator's --reason; goes to the history."""
     to: str | None = None
+    gave_up: int = 0
+    """The epoch that a step gave up."""
     deadline: Deadline = field(default_factory=lambda: Deadline.after(300.0))
 
     def table(self) -> Mapping[Do, Callable[[], None]]:
@@ -209,6 +211,7 @@ class Effects:
         self._ask_lease({"cmd": "drain"})
 
     def release(self) -> None:
+        self._note_epoch()
         final, final_id = self._released()
         request: dict[str, str | bool | None]
         request = {"cmd": "release", "to": self.to, "note": self.note}
@@ -218,8 +221,14 @@ class Effects:
 
     def surrender(self) -> None:
         """Gives the lease up as it is, without a final snapshot."""
+        self._note_epoch()
         note = self.note or f"{self.machine.config.node} could not write its final snapshot"
         self._give_up({"cmd": "surrender", "to": self.to, "note": note})
+
+    def _note_epoch(self) -> None:
+        """Of a release that is asked for again the lease process may be gone."""
+        with contextlib.suppress(Refused):
+            self.gave_up = self.epoch()
 
     def _give_up(self, request: Mapping[str, str | bool | None]) -> None:
         for left in reversed(range(RELEASE_TRIES)):
@@ -377,21 +386,6 @@ class Effects:
         self.machine.sender.replicate(self.to, final, self.epoch(), self.deadline)
 
     def await_successor(self) -> None:
-        config = self.machine.config
-        limit = self.deadline.within(config.lease.wait + SERVING_TIMEOUT_S + 15.0)
-        blind = ""
-        while not limit.expired:
-            try:
-                instances = self.machine.consul.instances(config.service)
-                blind = ""
-            except ConsulError as error:  # it elects a leader, say: the role is given up already
-                instances, blind = (), f" ({error})"
-            for instance in instances:
-                if instance.node == self.to and instance.checks == "passing":
-                    return
-            sleep(4 * POLL_S)
-        raise TimedOut(
-            f"the role was given up in order, and {self.to} doesn't serve yet{blind}: see "
-            f"`standfast status`. If {self.to} stays away: `standfast promote` on another node; "
-            f'without mode = "manual" or a pause that happens by itself'
-        )
+        limit = self.deadline.within(self.machine.config.lease.wait + SERVING_TIMEOUT_S + 15.0)
+        assert self.to is not None
+        registration.await_successor(self.machine, self.to, self.gave_up, limit)

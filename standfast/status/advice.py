@@ -18,6 +18,12 @@ NEXT: Mapping[Reason, str] = {
     "history notes it.",
     Reason.LEADER_MISSING: "A living primary writes it again. Without one, `standfast promote` on "
     "the best standby.",
+    Reason.NOT_A_CANDIDATE: "`standfast promote` here if it is to be this node; check "
+    "`[nodes]` on all nodes.",
+    Reason.NOT_READY: "Mend what is named; `standfast doctor` on that node looks again. "
+    "`--despite CHECKS` goes on all the same.",
+    Reason.COOLDOWN: "Find out why the primary died, or can't serve, then `standfast promote`.",
+    Reason.NO_STANDBY_READY: "`standfast standby list`; start the standby, replicate to it.",
     Reason.FOREIGN_VALUE: "`consul kv get KEY`; restore or delete it.",
     Reason.NOT_INITIALISED: "`standfast promote` on the node that has the data.",
     Reason.CONSUL_UNREACHABLE: "`systemctl status consul`; check `consul.addresses`.",

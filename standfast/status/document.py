@@ -24,6 +24,8 @@ class Failover(Struct, frozen=True):
     possible: bool
     reason: str | None
     sentence: str
+    to: str | None = None
+    """The standby that would; None: none, or an older agent's document, which doesn't tell."""
 
 
 class Decision(Struct, frozen=True):
@@ -61,6 +63,28 @@ class Verified(Struct, frozen=True):
     """It read what is in the files."""
 
 
+class Word(Struct, frozen=True):
+    """Says what a standby tells of itself: whether it would take over if the primary died."""
+
+    takes_over: bool
+    reason: str
+    """Reason code: why not, or what it would do."""
+    sentence: str | None
+    """None: nothing is in the way."""
+    obstacles: tuple[str, ...]
+    """What else is wrong on it."""
+
+
+class Obstacle(Struct, frozen=True):
+    """Says what is in the way of a promotion of this node (`node.obstacle`)."""
+
+    check: str
+    evidence: str
+    fix: str
+    weight: str
+    """`bars` a promotion, `refuses` a switchover, or is only `told`."""
+
+
 class Standby(Struct, frozen=True):
     """Says what is known of one standby's newest snapshot."""
 
@@ -77,6 +101,8 @@ class Standby(Struct, frozen=True):
     failure: str | UnsetType | None = UNSET
     """Why the last cycle failed, if it did."""
     needs_full: bool | UnsetType = UNSET
+    word: Word | UnsetType | None = UNSET
+    """None: it says nothing, or nothing any more. UNSET: an older agent's document."""
 
 
 class Fence(Struct, frozen=True):
@@ -174,6 +200,9 @@ class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
     fence: Fence | None = None
     aside: tuple[str, ...] | None = None
     """Subvolumes that are kept aside on this node."""
+    obstacles: tuple[Obstacle, ...] | None = None
+    """What would be in the way of a promotion here; None: it wasn't looked at yet, or this node is
+    no standby."""
     work: Work | None = None
     agent: bool | None = None
     """Whether this node's agent tells it; None: it has just started."""

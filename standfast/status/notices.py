@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec import UNSET
+
 from standfast.config.model import Config
-from standfast.status.volume import Level, Notice, Volume
+from standfast.status.volume import Level, Notice, Standby, Volume
 from standfast.text import duration
 
 _SOURCES = {
@@ -87,7 +89,7 @@ def _standbys(volume: Volume, config: Config) -> Iterator[Notice]:
                 text += "or that of the node that told it, was wrong"
                 step = f"`timedatectl` on both; `standfast snapshots` on {name}: its own count."
             yield Notice(Level.WARNING, "standby", text, step)
-        elif standby.level != Level.OK and standby.candidate:
+        elif standby.candidate and standby.age_s > 2 * config.replication.interval:
             text = (
                 f"{name} is {duration(standby.age_s)} behind; a cycle is due every "
                 f"{duration(config.replication.interval)}"
@@ -96,6 +98,7 @@ def _standbys(volume: Volume, config: Config) -> Iterator[Notice]:
         elif not standby.candidate and volume.holder is not None:
             text = f"{name} is not a candidate: it doesn't take over by itself"
             yield Notice(Level.WARNING, "standby", text, "Check `[nodes]` on all nodes.")
+        yield from _word(standby, volume)
         if noted is None:
             continue
         if noted.failure is not None:
@@ -105,6 +108,26 @@ def _standbys(volume: Volume, config: Config) -> Iterator[Notice]:
         if noted.verified_ok is False:
             text = f"{name} differs from the primary: the last comparison found other content"
             yield Notice(Level.ALARM, "verify", text, "docs/reason-codes.md: content-differs.")
+
+
+def _word(standby: Standby, volume: Volume) -> Iterator[Notice]:
+    """What it says of itself, but for what the first line says of all of them."""
+    word, name = standby.word, standby.node
+    step = f"`standfast doctor` on {name}."
+    if word is None:
+        if standby.candidate:
+            text = f"{name} says nothing of itself: it may be off, or its agent not run"
+            yield Notice(Level.WARNING, "standby", text, step)
+        return
+    if word is UNSET:
+        return
+    if not word.takes_over and word.reason != volume.failover.reason:
+        text = (
+            f"{name} would not take over ({word.reason}): {word.sentence or 'it gives no reason'}"
+        )
+        yield Notice(Level.WARNING, "standby", text, step)
+    for obstacle in word.obstacles:
+        yield Notice(Level.WARNING, "takeover", f"In the way of {name}: {obstacle}", step)
 
 
 def _clients(volume: Volume) -> Iterator[Notice]:

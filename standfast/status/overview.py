@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import structs, to_builtins
+from msgspec import UNSET, structs, to_builtins
 
 from standfast.clients.record import RENEW_S
 from standfast.config.model import Config
@@ -150,12 +150,15 @@ def _failover(status: Status) -> Failover:
         told.reason,
         told.sentence,
         REPLICATE if late else next_step(told.reason),
+        told.to,
     )
 
 
 def _standbys(seen: Seen, consul: FromConsul, config: Config) -> tuple[Standby, ...]:
     leads = consul.holder == config.node
     known = seen.replication if leads and isinstance(seen.replication, ReplicationState) else None
+    failover = seen.status.failover if isinstance(seen.status, Status) else None
+    common = None if failover is None else failover.reason
     return tuple(
         Standby(
             told.node,
@@ -163,20 +166,28 @@ def _standbys(seen: Seen, consul: FromConsul, config: Config) -> tuple[Standby, 
             told.snapshot,
             told.epoch,
             told.candidate,
-            _standby_level(told, config),
+            _standby_level(told, config, common),
             Trend(seen.trend_step_s, tuple(map(_short, seen.trends.get(told.node, ())))),
             None if known is None else _replication(known.standbys.get(told.node, StandbyState())),
+            told.word,
         )
         for told in consul.standbys
     )
 
 
-def _standby_level(told: document_of.Standby, config: Config) -> Level:
+def _standby_level(told: document_of.Standby, config: Config, common: str | None) -> Level:
     """Twice the interval is late; beyond `max_data_loss` it doesn't take over any more."""
     if told.age_s is None or told.age_s > config.max_data_loss:
         return Level.ALARM
     late = told.age_s > 2 * config.replication.interval or not told.candidate
-    return Level.WARNING if late else Level.OK
+    word = told.word
+    if word is None:
+        return Level.WARNING
+    # What keeps all of them from it is no standby's own matter.
+    barred = word is not UNSET and (
+        word.obstacles or not (word.takes_over or word.reason == common)
+    )
+    return Level.WARNING if late or barred else Level.OK
 
 
 def _replication(noted: StandbyState) -> Replication:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from msgspec import UNSET
 
 from standfast.reasons import Reason
-from standfast.status.document import Fence, GivenUp, NomadReport, Standby, Status
+from standfast.status.document import Failover, Fence, GivenUp, NomadReport, Standby, Status
 from standfast.system.clock import format_utc
 from standfast.text import duration
 
@@ -27,7 +27,7 @@ def render(status: Status) -> str:
         lines.append(f"lease:     {files.lease_remaining_s:.1f} s left{trouble}")
     if status.fence is not None:
         lines.append(f"fence:     {_fence(status.fence)}")
-    lines += _standbys(status.standbys)
+    lines += _standbys(status)
     lines += _nomad(status.nomad)
     lines.append(f"failover:  {_failover(status)}")
     if status.consul is not None and status.consul.paused is not None:
@@ -36,6 +36,9 @@ def render(status: Status) -> str:
     if files is not None and files.not_surrendered:
         lines.append(f"surrender: NO ({files.not_surrendered})")
     lines += [f"kept:      {path}" for path in status.aside or ()]
+    for obstacle in status.obstacles or ():
+        lines.append(f"IN THE WAY: of a promotion here: {obstacle.check}: {obstacle.evidence}")
+        lines.append(f"            -> {obstacle.fix}")
     if status.work is not None:
         work = status.work
         told = (("doing:", work.busy), ("TROUBLE:", work.trouble), ("SICK:", work.sick))
@@ -49,8 +52,8 @@ def _failover(status: Status) -> str:
         return "not known yet"
     if failover.possible:
         return f"yes: {failover.sentence}"
-    # The standby counts itself; what Consul alone tells of an age goes by two nodes' clocks.
-    by_clock = status.agent is False and failover.reason == Reason.TOO_OLD
+    # An agent sees whether they still speak; by Consul alone two nodes' clocks tell.
+    by_clock = status.agent is False and failover.reason == Reason.NO_STANDBY_READY
     no = "NO by this node's clock" if by_clock else "NO"
     return f"{no} ({failover.reason}): {failover.sentence}"
 
@@ -121,9 +124,9 @@ def _nomad(nomad: NomadReport | None) -> list[str]:
     return lines
 
 
-def _standbys(standbys: Sequence[Standby]) -> list[str]:
+def _standbys(status: Status) -> list[str]:
     lines = []
-    for standby in standbys:
+    for standby in status.standbys:
         age_s, snapshot = standby.age_s, standby.snapshot
         behind = "of unknown age" if age_s is None else f"{duration(age_s)} behind"
         what = f"{behind} ({snapshot})" if snapshot else "no snapshot yet"
@@ -135,7 +138,26 @@ def _standbys(standbys: Sequence[Standby]) -> list[str]:
             )
         elif standby.failure:
             lines.append(f"           LAST CYCLE FAILED: {standby.failure.splitlines()[0]}")
+        lines += [f"           {text}" for text in _word(standby, status.failover)]
     return lines
+
+
+def _word(standby: Standby, failover: Failover | None) -> list[str]:
+    """What it says of itself, but for what is said of all of them below."""
+    word = standby.word
+    if word is UNSET:
+        return []
+    if word is None:
+        return ["SAYS NOTHING OF ITSELF: does its agent run?"] if standby.candidate else []
+    lines = [f"in its way: {_first_line(obstacle)}" for obstacle in word.obstacles]
+    if not word.takes_over and (failover is None or failover.reason != word.reason):
+        sentence = _first_line(word.sentence or "")
+        lines.append(f"WOULD NOT TAKE OVER ({word.reason}): {sentence}")
+    return lines
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def _verified(standby: Standby) -> str:

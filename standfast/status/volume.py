@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from standfast.status.document import Decision, GivenUp, NomadReport, Paused
+from standfast.status.document import Decision, GivenUp, NomadReport, Paused, Word
 
 
 class Level(StrEnum):
@@ -71,6 +71,8 @@ class Failover(Struct, frozen=True):
     reason: str | None
     sentence: str
     next: str | None
+    to: str | None = None
+    """The standby that would; None: none, or an older agent's document."""
 
 
 class Trend(Struct, frozen=True):
@@ -111,6 +113,8 @@ class Standby(Struct, frozen=True):
     level: Level
     trend: Trend
     replication: Replication | None
+    word: Word | UnsetType | None = UNSET
+    """None: it says nothing of itself. UNSET: an older agent's document."""
 
 
 class Client(Struct, frozen=True):
@@ -170,10 +174,12 @@ class Volume(Struct, frozen=True, kw_only=True):
 
     @property
     def best_age_s(self) -> float | None:
-        """Returns the age of the newest snapshot that a candidate has, seconds."""
+        """Returns the age of the newest snapshot that a candidate has, seconds; of the one that
+        would take over, where that is known."""
+        to = self.failover.to
         ages = [
             standby.age_s
             for standby in self.standbys or ()
-            if standby.candidate and standby.age_s is not None
+            if standby.candidate and standby.age_s is not None and to in (None, standby.node)
         ]
         return min(ages, default=None)

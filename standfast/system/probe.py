@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from pathlib import Path
 
 PROBE_TIMEOUT_S = 0.4
+LISTEN = b"0A"
+"""TCP_LISTEN, as /proc/net/tcp writes it."""
 
 
 def answers(address: str, port: int) -> bool:
@@ -15,6 +19,18 @@ def answers(address: str, port: int) -> bool:
 def answers_nfs(address: str, port: int) -> bool:
     """Tells whether the NFS port of the machine at `address` lets this node in; refused is a no."""
     return _connects(address, port, refused=False)
+
+
+def listening(port: int, net: Path = Path("/proc/self/net")) -> bool:
+    """Tells whether any program of this network namespace listens at a TCP port; OSError."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            for line in (net / table).read_bytes().split(b"\n")[1:]:
+                fields = line.split()
+                at = fields[1].rpartition(b":")[2] if len(fields) > 3 else b"0"
+                if fields[3:4] == [LISTEN] and int(at, 16) == port:
+                    return True
+    return False
 
 
 def _connects(address: str, port: int, *, refused: bool) -> bool:

@@ -67,6 +67,13 @@ class SystemdUnits:
             raise StandfastError(f"systemd does not tell {prop} of {unit}: is the name right?")
         return value
 
+    def obstacle(self, unit: str) -> str | None:
+        """Says why a unit can't be started at all, whatever it would do; None: it can.
+
+        StandfastError when the manager doesn't say."""
+        state = self.show(unit, "LoadState")
+        return None if state == "loaded" else f"{unit} is {state}"
+
     def write_drop_in(self, unit: str, name: str, text: str, deadline: Deadline) -> None:
         """Writes a drop-in that lasts until the next boot and is in force when this returns."""
         self._change_drop_in(unit, name, text, deadline)

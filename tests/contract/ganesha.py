@@ -94,5 +94,8 @@ class DirectUnits:
             self._process.kill()
             self._process.wait(timeout=deadline.remaining_s())
 
+    def obstacle(self, unit: str) -> str | None:
+        return None
+
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
         return [JournalLine("nfs-server-guard", self.guard_says)] if self.guard_says else []

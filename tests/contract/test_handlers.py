@@ -45,7 +45,7 @@ from tests.support.waiting import soon, wait_for
 EVENTS = ("data-services-changed", "storage-role-changed")
 ALL = tuple(sorted(path.name for path in HANDLERS.iterdir() if path.is_file()))
 # What a handler waits for at most is 2 and 3 s as shipped.
-QUICK = "from standfast.agent import wake; wake.DRAIN_S = wake.WAKE_S = 0.3"
+QUICK = "from standfast.cli import wake; wake.DRAIN_S = wake.WAKE_S = 0.3"
 
 HANG_S = 100.0
 pytestmark = SYNCED

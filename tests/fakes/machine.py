@@ -21,6 +21,7 @@ from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.lease.files import LeaseStatus, take_claim
 from standfast.names import SnapshotName
 from standfast.node.node import Machine
+from standfast.node.obstacle import Obstacle
 from standfast.node.ports import Ailment, FenceState, LiveTree, Snapshot, Writer
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
@@ -165,6 +166,10 @@ class FakeNfs:
     running: bool = False
     guard: Callable[[], None] = lambda: None
     """Refused: the server may not start."""
+    in_the_way: Sequence[Obstacle] = ()
+
+    def obstacles(self) -> Sequence[Obstacle]:
+        return self.in_the_way
 
     def export(self, fsid: str) -> None:
         self.world.effect("export")
@@ -302,6 +307,9 @@ class FakeKeeper:
     def is_active(self, unit: str) -> bool:
         return self.running
 
+    def obstacle(self, unit: str) -> str | None:
+        return None
+
     def ask(
         self, _path: Path, request: Mapping[str, str | None], _deadline: Deadline
     ) -> Mapping[str, object]:
@@ -334,6 +342,18 @@ class FakeSender:
     standbys: tuple[str, ...] = ("n2", "n3")
     latest: dict[tuple[str, int], Snapshot] = field(default_factory=dict)
     """By standby and epoch: it needs none that was taken before."""
+    in_the_way: Sequence[Obstacle] = ()
+    """What a standby that is asked to look tells."""
+
+    def greet(self, standby: str, deadline: Deadline) -> None:
+        if standby not in self.standbys:
+            raise Refused(Reason.UNKNOWN_NODE, f"{standby} is not another storage node")
+        if self.broken:
+            raise StandfastError(f"{standby} can't be reached")
+
+    def inspect(self, standby: str, deadline: Deadline) -> Sequence[Obstacle]:
+        self.greet(standby, deadline)
+        return self.in_the_way
 
     def replicate(
         self,
@@ -438,7 +458,9 @@ class FakeNode:
     def successor_serves(self) -> None:
         """n2 is registered as the primary, and its check passes."""
         there, service = self.consul.at("n2"), self.config.service
-        there.register(Registration(service, service, "192.168.1.3", 2049, {}, 1e6, "answers NFS"))
+        there.register(
+            Registration(service, service, "192.168.1.3", 2049, {"epoch": "99"}, 1e6, "answers NFS")
+        )
         there.pass_check(f"service:{service}", "")
 
     @property

@@ -15,13 +15,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from msgspec import to_builtins
+
 from standfast import names
 from standfast.agent import isolated, local_view, loop, main, watcher
 from standfast.btrfs import names_and_places as store
 from standfast.cli import accept_epoch
 from standfast.config.model import Config
+from standfast.errors import Unreachable
 from standfast.lease import process
-from standfast.replication import cycle, receive, shipment
+from standfast.replication import cycle, receive, session, shipment
 from standfast.role import steps as effects
 from standfast.role.execute import execute
 from standfast.role.plan import Do, Plan
@@ -124,6 +127,13 @@ def entered(world: SimWorld) -> Iterator[None]:
         node, _ = here()
         return node.seats[path.parent.name].inbox.ask(request, deadline)
 
+    def ask_agent(path: Path, _request: Mapping[str, Any], _limit: Deadline) -> Mapping[str, Any]:
+        node, _ = here()
+        agent = node.seats[path.parent.name].agent
+        if agent is None:
+            raise Unreachable("nobody answers at agent.sock")
+        return {"done": True, "obstacles": to_builtins(agent.inspector.look())}
+
     def notify(message: str) -> None:
         assert clockwork.current is not None
         for seat in here()[0].seats.values():
@@ -162,6 +172,8 @@ def entered(world: SimWorld) -> Iterator[None]:
         (watcher, "answers", answers),
         (store, "_entries", partial(entries, [node.disk for node in world.nodes.values()])),
         (cycle, "reach", streams.reach(world)),
+        (session, "reach", streams.reach(world)),
+        (receive, "ask", ask_agent),
         (shipment, "pipeline", streams.Pipeline(world)),
         (receive, "pipeline", streams.Pipeline(world)),
         (receive, "_read_line", streams.read_line),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standfast.errors import CommandFailed, StandfastError, TimedOut
 from standfast.fence.kernel import KernelFence, left_for
+from standfast.node.obstacle import Obstacle
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline
 
@@ -142,6 +144,10 @@ class SimNfs:
     def is_exported(self, fsid: str) -> bool:
         table, files = self._server.table, self._server.files
         return table.get(self._volume) == files.get(self._volume) == fsid
+
+    def obstacles(self) -> Sequence[Obstacle]:
+        self._node.world.clockwork.take(0.05)
+        return ()
 
     def would_export(self) -> bool:
         return self._volume in self._server.files

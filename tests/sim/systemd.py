@@ -291,6 +291,9 @@ class SimUnits:
     def is_active(self, unit: str) -> bool:
         return self.seat.lease.runs
 
+    def obstacle(self, unit: str) -> str | None:
+        return None
+
 
 @dataclass(slots=True, eq=False)
 class SimSchedule:

@@ -36,6 +36,7 @@ def standby(name: str, age_s: float | None, **changes: Any) -> dict[str, Any]:
         "snapshot": None if age_s is None else snapshot(age_s),
         "epoch": 7,
         "candidate": True,
+        "word": {"takes_over": True, "reason": "takeover", "sentence": None, "obstacles": []},
         **changes,
     }
 
@@ -68,6 +69,7 @@ def served(by: str = "n1", here: str = "n1", **changes: Any) -> dict[str, Any]:
             "possible": True,
             "reason": None,
             "sentence": "n2 would lose 4 s of data at most",
+            "to": "n2",
         },
         "paused": None,
         "decision": {

@@ -28,6 +28,7 @@ from standfast.system.clock import monotonic, utc_now
 from tests.fakes.machine import fake_node
 
 SERVING = Decision(Action.NOTHING, Reason.SERVING, "n1 serves data-services with epoch 4")
+RESUMED = Decision(Action.FINISH_PROMOTION, Reason.RESUME_PROMOTION, "n1 holds epoch 5")
 STANDING_BY = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary with epoch 4")
 BLIND = Blind(Reason.CONSUL_TIMEOUT, "Consul hangs")
 
@@ -41,6 +42,10 @@ class FakeAgent(Agent):
     requests: list[Request] = field(default_factory=list)
     ran: list[tuple[Plan, Effects]] = field(default_factory=list)
     broken: Exception | None = None
+    breaks: list[Exception] = field(default_factory=list)
+    """How the next plans end."""
+    tells: bool = True
+    """Consul shows what a plan has reached."""
 
     def look(
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST
@@ -54,8 +59,23 @@ class FakeAgent(Agent):
         self.ran.append((plan, effects))
         if progress is not None:
             progress(f"{plan.name} 1/1")
+        if self.breaks:
+            raise self.breaks.pop(0)
         if self.broken is not None:
             raise self.broken
+        if self.tells and isinstance(self.view, Cluster):
+            self.view = served_by(self.view, effects.to or self.config.node)
+
+
+def served_by(view: Cluster, node: str) -> Cluster:
+    """What Consul tells once `node` serves the next epoch."""
+    leader = Leader(5, Holder(node, "boot-9"), 1, LeaderState.SERVING, ())
+    return replace(
+        view,
+        epoch=5,
+        leader=leader,
+        last_heartbeat=LastHeartbeat(leader.identity, 99, monotonic()),
+    )
 
 
 def view(*standbys: str, ages: tuple[float, ...] = ()) -> Cluster:

@@ -17,15 +17,20 @@ from standfast.config.model import LeaseTiming
 from standfast.consul.records import CandidateRecord, Holder, LeaderState, StandbyRecord
 from standfast.consul.values import Set
 from standfast.errors import Refused, StepFailed, UsageError
+from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.ports import Ailment
 from standfast.reasons import Reason
 from standfast.role.decision import Action, Decision, Request
 from standfast.role.observation import Cluster
 from standfast.role.plan import Do
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.machine import FakeSender
 from tests.unit.agents import (
     BLIND,
+    RESUMED,
     SERVING,
     STANDING_BY,
+    FakeAgent,
     agent,
     promotion,
     refusal,
@@ -33,6 +38,11 @@ from tests.unit.agents import (
     view,
     with_config,
 )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["explode", None, 7, ["promote"], {}])
@@ -157,14 +167,16 @@ def test_promote_carries_the_request_of_the_operator_into_every_look(tmp_path: P
     waiting = Decision(Action.WAIT, Reason.WAITING_FOR_LEASE_END, "the lease is over in 0.1 s")
     made = agent(tmp_path, waiting, waiting, promotion())
     say(made, "promote", accept_data_loss=True)
-    assert set(made.requests) == {Request(promote=True, accept_data_loss=True)}
+    assert {request for request in made.requests if request.promote} == {
+        Request(promote=True, accept_data_loss=True)
+    }
 
 
 @pytest.mark.parametrize("word", [None, False, 1, "yes"])
 def test_data_loss_is_accepted_by_true_alone(tmp_path: Path, word: Any) -> None:
     made = agent(tmp_path, promotion())
     say(made, "promote", accept_data_loss=word)
-    assert set(made.requests) == {Request(promote=True)}
+    assert {request for request in made.requests if request.promote} == {Request(promote=True)}
 
 
 def test_promote_says_what_it_waits_for_once(tmp_path: Path) -> None:
@@ -383,3 +395,117 @@ def test_a_record_written_by_hand_does_not_stop_the_choice(tmp_path: Path) -> No
     say(made, "switchover")
     [(_, effects)] = made.ran
     assert effects.to == "n2"
+
+
+# What the target finds in its way
+
+MASKED = Obstacle("unit", "nfs-server.service is masked", "systemctl unmask nfs-server.service")
+NAMELESS = Obstacle("clients", "no address is known of web1", "mend the DNS", Weight.REFUSES)
+LEFTOVER = Obstacle("service", "a leftover", "consul services deregister", Weight.TOLD)
+
+
+def with_obstacles(made: FakeAgent, *obstacles: Obstacle) -> FakeSender:
+    sender = made.machine.sender
+    assert isinstance(sender, FakeSender)
+    sender.in_the_way = obstacles
+    return sender
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("command", ["switchover", "failback"])
+def test_a_target_that_is_not_ready_is_refused_before_anything_stops(
+    tmp_path: Path, command: str, dry_run: bool
+) -> None:
+    made = with_config(agent(tmp_path, SERVING), preferred="n2")
+    with_obstacles(made, MASKED, LEFTOVER)
+    reason, error = refusal(say(made, command, to="n2", dry_run=dry_run))
+    assert (reason, made.ran) == ("not-ready", [])
+    assert "nothing was stopped" in error and "nfs-server.service is masked" in error
+    assert "systemctl unmask" in error and "leftover" not in error
+
+
+def test_what_only_refuses_is_gone_past_by_a_word_for_that_check_alone(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    with_obstacles(made, NAMELESS)
+    reason, error = refusal(say(made, "switchover", to="n2", despite="way-back"))
+    assert (reason, made.ran) == ("not-ready", [])
+    assert "--despite clients" in error
+    lines = say(made, "switchover", to="n2", despite="clients")
+    assert lines[-1]["done"] is True and len(made.ran) == 1
+    assert "in spite of clients: no address is known of web1" in lines[0]["progress"]
+
+
+def test_no_word_hands_the_role_to_who_can_not_take_it(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    with_obstacles(made, MASKED)
+    reason, _ = refusal(say(made, "switchover", to="n2", despite="unit"))
+    assert (reason, made.ran) == ("not-ready", [])
+
+
+def test_what_is_only_told_keeps_nothing_from_happening(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    with_obstacles(made, LEFTOVER)
+    lines = say(made, "switchover", to="n2")
+    assert lines[-1]["done"] is True and "a leftover" in lines[0]["progress"]
+
+
+def test_a_target_that_can_not_be_asked_gets_no_role_without_a_word(tmp_path: Path) -> None:
+    """Of an older version, say."""
+    made = agent(tmp_path, SERVING)
+    with_obstacles(made).broken = True
+    reason, error = refusal(say(made, "switchover", to="n2"))
+    assert (reason, made.ran) == ("not-ready", [])
+    assert "inspection: n2 could not be asked" in error and "Upgrade it first" in error
+    assert say(made, "switchover", to="n2", despite="inspection")[-1]["done"] is True
+
+
+def test_a_check_that_nobody_knows_is_a_usage_error(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    [last] = say(made, "switchover", to="n2", despite="unti")
+    assert (last["exit_code"], made.ran) == (2, [])
+    assert "no check is called 'unti'" in last["error"] and "way-back" in last["error"]
+
+
+# Until it serves
+
+
+def test_a_promotion_that_fails_for_a_passing_reason_goes_on_by_itself(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    """One read of Consul that took too long, say."""
+    made = agent(tmp_path, promotion(), promotion(), RESUMED, SERVING)
+    made.breaks = [StepFailed("the promotion stopped at the step claim-lease: no answer")]
+    lines = say(made, "promote")
+    assert lines[-1]["done"] is True and lines[-1]["text"].startswith("n1 is primary")
+    assert [plan.name for plan, _ in made.ran] == ["promotion", "go-on"]
+    assert any("claim-lease" in line.get("progress", "") for line in lines)
+
+
+def test_a_promotion_that_goes_on_failing_is_told_when_the_time_is_up(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    made = agent(tmp_path, promotion())
+    made.broken = StepFailed("the promotion stopped at the step start-nfs")
+    lines = say(made, "promote", timeout_s=20.0)
+    assert lines[-1]["exit_code"] == 4 and "start-nfs" in lines[-1]["error"]
+    assert len(made.ran) > 2
+
+
+def test_a_promotion_that_somebody_else_won_is_no_passing_failure(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    made = agent(tmp_path, promotion(), promotion(), STANDING_BY)
+    made.breaks = [StepFailed("the promotion stopped at the step claim-lease")]
+    assert "claim-lease" in say(made, "promote")[-1]["error"]
+    assert len(made.ran) == 1
+
+
+@pytest.mark.parametrize("command", ["promote", "switchover"])
+def test_a_command_is_done_when_consul_tells_everybody(
+    tmp_path: Path, clock: StoppedClock, command: str
+) -> None:
+    """A look of now at Consul that still shows the epoch before is no success."""
+    made = agent(tmp_path, promotion() if command == "promote" else SERVING)
+    made.tells = False
+    [*_, last] = say(made, command, to="n2", timeout_s=20.0)
+    assert last["exit_code"] == 3 and "doesn't tell yet that it serves" in last["error"]

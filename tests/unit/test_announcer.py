@@ -33,7 +33,7 @@ from standfast.role.execute import execute
 from standfast.role.observation import Available, LastHeartbeat, Local
 from standfast.role.plan import Do, Names, Plan, Step
 from standfast.role.steps import Effects
-from standfast.system.clock import monotonic
+from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeNode, fake_node
 from tests.support.scripts import script
 
@@ -209,6 +209,8 @@ def test_a_refused_command_to_promote_is_told(
     class Asked:
         dry_run = True
         argument = staticmethod(lambda _name: None)
+        text = staticmethod(lambda _name: None)
+        limit = staticmethod(lambda: Deadline.after(10.0))
 
     agent = agent_of(node)
     alive = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary")

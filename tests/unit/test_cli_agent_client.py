@@ -88,6 +88,8 @@ def test_the_request_says_what_is_wanted(
                 "operator": "alice",
                 "to": "c1",
                 "accept_data_loss": False,
+                "despite": None,
+                "timeout_s": 895.0,
             },
             "dry_run": True,
         }

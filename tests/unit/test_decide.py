@@ -14,6 +14,7 @@ import standfast
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Pause
+from standfast.node.obstacle import Obstacle
 from standfast.node.own_epoch import Stage
 from standfast.reasons import Reason
 from standfast.role.decide import decide
@@ -38,6 +39,7 @@ CLEAN = "e5 a/a1 #7 clean"
 PROMOTE = Request(promote=True)
 PRIMARY = local("a", own=own(), lease=lease(), lease_alive=True, nfs_running=True)
 READY = local("b", [snap(60)])
+MASKED = Obstacle("unit", "nfs-server.service is masked", "systemctl unmask it")
 DEAD = {"holder_health": "critical", "alive": frozenset("bc")}
 
 
@@ -173,6 +175,29 @@ CASES = [
         replace(READY, read_only=True),
         Action.BLOCKED,
         Reason.VOLUME_READ_ONLY,
+    ),
+    Case(
+        "a promotion that would fail is not begun",
+        cluster("e5 a/a1 #9 clean ->b surrendered", standbys=record("b", 10)),
+        replace(READY, obstacles=(MASKED,)),
+        Action.BLOCKED,
+        Reason.NOT_READY,
+    ),
+    Case(
+        "an operator is told as well what a promotion would fail at",
+        cluster("e5 a/a1 #9 clean ->b surrendered", standbys=record("b", 10)),
+        replace(READY, obstacles=(MASKED,)),
+        Action.BLOCKED,
+        Reason.NOT_READY,
+        Request(promote=True, accept_data_loss=True),
+    ),
+    Case(
+        "it is tried in spite of what an operator has seen",
+        cluster("e5 a/a1 #9 clean ->b surrendered", standbys=record("b", 10)),
+        replace(READY, obstacles=(MASKED,)),
+        Action.PROMOTE,
+        Reason.OPERATOR,
+        Request(promote=True, despite=frozenset({"unit"})),
     ),
     Case(
         "another one takes a surrendered role when the one it is given to doesn't",

@@ -21,6 +21,7 @@ from standfast.doctor.causes import CAUSES
 from standfast.doctor.finding import Finding
 from standfast.doctor.run import GROUPS, document, gather, listed, render
 from standfast.errors import TimedOut, Unreachable
+from standfast.node.obstacle import CHECKS
 from standfast.replication.preflight import Facts
 from standfast.status.document import FromConsul, Standby, Status, Verified
 from standfast.system.clock import Deadline
@@ -34,11 +35,12 @@ SOURCES = {
     "storage": ["doctor/storage_checks.py"],
     "replication": ["doctor/standby_checks.py"],
     "clients": ["doctor/client_checks.py"],
+    "takeover": ["doctor/takeover_checks.py"],
     "nomad": ["doctor/nomad_checks.py"],
     "node": ["doctor/node_checks.py"],
 }
 # Problems of the preflight come with their own names; these are never bad, or of any group.
-NEVER_BAD = {"eligible", "look"}
+NEVER_BAD = {"eligible", "look", "ready"}
 
 
 @pytest.fixture
@@ -53,6 +55,11 @@ def test_every_check_says_what_it_means(group: str) -> None:
     if group in ("storage", "replication"):
         preflight = (CHECKOUT / "standfast/replication/preflight.py").read_text()
         named |= set(re.findall(r'Problem\(\s*"([a-z-]+)"', preflight))
+    if group == "takeover":
+        named |= set(CHECKS)
+        rooms = (CHECKOUT / "standfast" / name for name in ("agent", "nfs", "role"))
+        made = "".join(path.read_text() for room in rooms for path in room.glob("*.py"))
+        assert set(re.findall(r'Obstacle\(\s*"([a-z-]+)"', made)) <= set(CHECKS)
     if group == "storage":
         named -= {"clock", "space", "store"}  # between two nodes
     known = {check for its_group, check in CAUSES if its_group == group}

@@ -442,14 +442,14 @@ def test_a_handover_has_a_limit_of_its_own_from_the_moment_clients_wait(node: Fa
 
 
 def instances_one_by_one(
-    node: FakeNode, monkeypatch: pytest.MonkeyPatch, *shown: tuple[str, str]
-) -> list[tuple[str, str]]:
-    """What Consul shows at each look, as (node, checks); what is left of it."""
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, *shown: tuple[str, str, str]
+) -> list[tuple[str, str, str]]:
+    """What Consul shows at each look, as (node, checks, epoch); what is left of it."""
     left = list(shown)
 
     def instances(_service: str) -> tuple[Instance, ...]:
-        name, checks = left.pop(0) if len(left) > 1 else left[0]
-        return (Instance("x", name, "192.168.1.3", 2049, {}, "passing", checks),)
+        name, checks, epoch = left.pop(0) if len(left) > 1 else left[0]
+        return (Instance("x", name, "192.168.1.3", 2049, {"epoch": epoch}, "passing", checks),)
 
     monkeypatch.setattr(node.consul, "instances", instances)
     return left
@@ -458,16 +458,24 @@ def instances_one_by_one(
 def test_a_successor_serves_when_its_check_passes(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = [("n3", "passing"), ("n2", "critical"), ("n2", "warning"), ("n2", "passing")]
+    """An entry by hand, or of the epoch before, is no successor's."""
+    looks = [
+        ("n3", "passing", "8"),
+        ("n2", "critical", "8"),
+        ("n2", "warning", "8"),
+        ("n2", "passing", ""),
+        ("n2", "passing", "7"),
+        ("n2", "passing", "8"),
+    ]
     left = instances_one_by_one(node, monkeypatch, *looks)
-    Effects(node.machine, to="n2").await_successor()
-    assert left == [("n2", "passing")]
+    Effects(node.machine, to="n2", gave_up=7).await_successor()
+    assert left == looks[-1:]
 
 
 def test_a_successor_whose_check_never_passes_is_told(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    instances_one_by_one(node, monkeypatch, ("n2", "critical"))
+    instances_one_by_one(node, monkeypatch, ("n2", "critical", "8"))
     with pytest.raises(TimedOut, match="n2 doesn't serve yet"):
         Effects(node.machine, to="n2").await_successor()
 

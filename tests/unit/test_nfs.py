@@ -59,6 +59,7 @@ class FakeUnits:
         self.on_start: Callable[[], None] = lambda: None
         self.on_stop: Callable[[], None] = lambda: None
         self.said: list[JournalLine] = []
+        self.wrong: str | None = None
 
     def reset_failed(self, unit: str, deadline: Deadline) -> None:
         """The guard's refusals are forgotten before each start."""
@@ -70,6 +71,9 @@ class FakeUnits:
     def stop(self, unit: str, deadline: Deadline) -> None:
         self.calls.append(f"stop {unit}")
         self.on_stop()
+
+    def obstacle(self, unit: str) -> str | None:
+        return self.wrong
 
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
         return self.said

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from standfast.agent.document import build, document, outlook, times
+from standfast.agent.document import build, can_fail_over, document, times
 from standfast.ages import UNKNOWN
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import (
+    CandidateRecord,
     HistoryEntry,
     Holder,
     Leader,
@@ -30,6 +31,7 @@ from standfast.consul.records import (
 from standfast.errors import StandfastError
 from standfast.exporter import samples
 from standfast.lease.files import LeaseStatus
+from standfast.lease.surrender import FRESH_S, Sign
 from standfast.names import SnapshotName
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState, Snapshot
@@ -78,43 +80,119 @@ def led(**changes: Any) -> Cluster:
     return view(leader=structs.replace(leader, **changes))
 
 
-OUTLOOKS: Mapping[str, tuple[Cluster | Blind, Mapping[str, Any], Reason | None, str]] = {
-    "all is well": (view(), {}, None, "n2 would lose 30 s"),
-    "blind": (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), {}, Reason.CONSUL_TIMEOUT, "hangs"),
-    "foreign": (Blind(Reason.FOREIGN_VALUE, "what?"), {}, Reason.FOREIGN_VALUE, "what?"),
-    "no epoch": (view(epoch=None), {}, Reason.NOT_INITIALISED, "no primary yet"),
-    "paused": (view(pause=Pause("ann", "disk", NOW)), {}, Reason.PAUSED, "by ann"),
-    "manual": (view(), {"mode": "manual"}, Reason.MANUAL_MODE, "standfast promote"),
-    "no snapshot": (view(standbys={}), {}, Reason.NO_PUBLISHED_SNAPSHOT, "replicate"),
-    "no candidate": (led(candidates=()), {}, Reason.NO_PUBLISHED_SNAPSHOT, "no candidate"),
-    "other candidates": (
-        led(candidates=("n9",)),
-        {},
-        Reason.NO_PUBLISHED_SNAPSHOT,
-        "no candidate",
+def word(name: str, **changes: Any) -> Sign:
+    """What a candidate said just now: it would take over."""
+    stamp = str(SnapshotName.at("services", NOW - (30 if name == "n2" else 300)))
+    said = CandidateRecord(
+        name, 4, True, "surrendered", stamp, 4, NOW, takes_over=True, because="takeover"
+    )
+    return Sign(structs.replace(said, **changes), 1)
+
+
+def no(name: str, reason: Reason, sentence: str) -> Sign:
+    return word(name, takes_over=False, because=str(reason), sentence=sentence)
+
+
+def said(*signs: Sign, **changes: Any) -> Cluster:
+    return view(words={sign.record.node: sign for sign in signs}, **changes)
+
+
+ANSWERS: Mapping[str, tuple[Cluster | Blind, Reason | None, str]] = {
+    "both would: the better one is told": (
+        said(word("n2"), word("n3")),
+        None,
+        "n2 would lose 30 s",
     ),
-    "all too old": (view(), {"max_data_loss": 20.0}, Reason.TOO_OLD, "(n2) is 30 s old"),
-    "the newest counts": (view(), {"max_data_loss": 60.0}, None, "n2 would lose 30 s"),
-    "only n3 may": (led(candidates=("n3",)), {}, None, "n3 would lose 300 s"),
-    "a record by hand": (
-        view(standbys={"n2": structs.replace(record("n2", 1), snapshot="yesterday's")}),
-        {},
-        Reason.NO_PUBLISHED_SNAPSHOT,
-        "no candidate",
+    "the worse one alone would": (
+        said(no("n2", Reason.NOT_READY, "masked"), word("n3")),
+        None,
+        "n3 would lose 5 min",
     ),
+    "blind": (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), Reason.CONSUL_TIMEOUT, "hangs"),
+    "foreign": (Blind(Reason.FOREIGN_VALUE, "what?"), Reason.FOREIGN_VALUE, "what?"),
+    "no epoch": (view(epoch=None, leader=None), Reason.NOT_INITIALISED, "no primary yet"),
+    "nobody says anything": (said(), Reason.NO_STANDBY_READY, "nothing was heard for 45 s"),
+    "there is nobody": (
+        replace(led(candidates=()), words={}),
+        Reason.NO_STANDBY_READY,
+        "there is no standby",
+    ),
+    "none would: the better one's reason is told": (
+        said(no("n2", Reason.COOLDOWN, "no second time yet"), no("n3", Reason.TOO_OLD, "300 s")),
+        Reason.COOLDOWN,
+        "no second time yet",
+    ),
+    "it speaks of another epoch": (
+        said(word("n2", epoch=3), no("n3", Reason.PAUSED, "paused by ann")),
+        Reason.PAUSED,
+        "by ann",
+    ),
+    "it has been silent for too long": (
+        said(word("n2", at=NOW - FRESH_S - 1)),
+        Reason.NO_STANDBY_READY,
+        "n2, n3",
+    ),
+    "its clock is far ahead": (
+        said(word("n2", at=NOW + FRESH_S + 1)),
+        Reason.NO_STANDBY_READY,
+        "n2, n3",
+    ),
+    "its clock is wrong, and its word was seen to change": (
+        said(replace(word("n2", at=NOW - 9000), changed_at=monotonic() + 1e6)),
+        None,
+        "n2 would lose 30 s",
+    ),
+    "it was seen to change, and that is long ago": (
+        said(replace(word("n2"), changed_at=monotonic() - FRESH_S)),
+        Reason.NO_STANDBY_READY,
+        "n2, n3",
+    ),
+    "an older version that would take a surrender": (
+        said(word("n2", takes_over=None, because=None)),
+        None,
+        "n2 would lose 30 s",
+    ),
+    "an older version that would not": (
+        said(word("n2", takes_over=None, because=None, ready=False, reason="too-old")),
+        Reason.TOO_OLD,
+        "n2 says too-old",
+    ),
+    "its record is gone": (said(word("n2"), standbys={}), None, "n2 would take over"),
 }
 
 
-@pytest.mark.parametrize("case", OUTLOOKS)
+@pytest.mark.parametrize("case", ANSWERS)
 def test_can_we_fail_over_now(config: Config, case: str) -> None:
-    what, changes, reason, words = OUTLOOKS[case]
-    verdict = outlook(what, structs.replace(config, **changes), NOW)
+    """As the candidates say it."""
+    what, reason, words = ANSWERS[case]
+    verdict = can_fail_over(what, config, NOW)
     assert (verdict.possible, verdict.reason) == (reason is None, reason)
     assert words in verdict.sentence
+    assert (verdict.to is not None) == verdict.possible
+
+
+def test_what_a_candidate_says_is_cleaned_before_it_is_shown(config: Config) -> None:
+    evil = no("n2", Reason.TOO_OLD, "old\x1b[2J")
+    evil = replace(evil, record=structs.replace(evil.record, obstacles=("unit: \x1b[2J",)))
+    doc = build(said(evil), None, config, NOW)
+    assert "\x1b" not in render(doc) and "in its way: unit" in render(doc)
+
+
+def test_a_candidate_that_says_nothing_is_told(config: Config) -> None:
+    text = render(build(said(word("n2")), None, config, NOW))
+    assert text.count("SAYS NOTHING OF ITSELF") == 1
+
+
+def test_why_one_of_them_would_not_take_over_is_told_beside_the_other(config: Config) -> None:
+    seen = said(
+        no("n2", Reason.NOT_READY, "a promotion of n2 would fail:\n  unit: masked"), word("n3")
+    )
+    text = render(build(seen, None, config, NOW))
+    assert "WOULD NOT TAKE OVER (not-ready): a promotion of n2 would fail:" in text
 
 
 def test_a_leader_key_deleted_by_hand_is_not_the_first_day(config: Config) -> None:
-    verdict = outlook(view(leader=None), config, NOW)
+    verdict = can_fail_over(view(leader=None), config, NOW)
     assert (verdict.possible, verdict.reason) == (False, Reason.LEADER_MISSING)
 
 
@@ -128,9 +206,6 @@ def test_a_snapshot_of_the_future_is_of_unknown_age(config: Config) -> None:
     seen = view(standbys={"n2": record("n2", -500)})
     told = {standby.node: standby for standby in build(seen, None, config, NOW).standbys}
     assert told["n2"].age_s is None
-    can = outlook(seen, config, NOW)
-    assert (can.possible, can.reason) == (False, Reason.TOO_OLD)
-    assert "`timedatectl` on both; `standfast snapshots` on the standby" in can.sentence
 
 
 def test_a_record_of_a_clock_that_was_ahead_tells_no_age(config: Config) -> None:
@@ -144,11 +219,11 @@ def test_a_client_whose_clock_is_behind_tells_no_failover_by_its_own_clock_alone
     config: Config,
 ) -> None:
     """Each replication makes it unknown there again, though the standbys are well."""
-    status = structs.replace(build(view(), None, config, NOW - 400), agent=False)
-    assert status.failover is not None and status.failover.reason == Reason.TOO_OLD
-    assert "failover:  NO by this node's clock (too-old): nobody here knows" in render(status)
+    status = structs.replace(build(said(word("n2")), None, config, NOW - 400), agent=False)
+    assert status.failover is not None and status.failover.reason == Reason.NO_STANDBY_READY
+    assert "failover:  NO by this node's clock (no-standby-ready): no standby" in render(status)
     by_agent = structs.replace(status, agent=True)
-    assert "failover:  NO (too-old): nobody here knows" in render(by_agent)
+    assert "failover:  NO (no-standby-ready): no standby" in render(by_agent)
 
 
 def test_of_the_record_and_the_time_in_its_name_the_older_counts(config: Config) -> None:
@@ -165,7 +240,6 @@ def test_a_node_that_has_the_same_snapshot_knows_how_old_it_really_is(config: Co
     here = replace(local(config), snapshots=(mine,))
     told = build(view(standbys={"n2": record("n2", 10)}), here, config, NOW)
     assert told.standbys[0].age_s == 3610
-    assert told.failover is not None and told.failover.reason == Reason.TOO_OLD
 
 
 def test_a_time_that_nobody_knows_is_told_as_none_and_blocks_a_takeover(config: Config) -> None:
@@ -175,7 +249,6 @@ def test_a_time_that_nobody_knows_is_told_as_none_and_blocks_a_takeover(config: 
     here = replace(local(config), snapshots=(mine,))
     told = build(view(standbys={"n2": record("n2", 10)}), here, config, NOW)
     assert (told.standbys[0].age_s, told.standbys[0].taken_at) == (None, None)
-    assert told.failover is not None and told.failover.reason == Reason.TOO_OLD
     newest = samples.newest_of_standbys(config, told.standbys, None, {})
     assert newest["n2"] == samples.Copy(name, UNKNOWN)
     sent = ReplicationState(standbys={"n2": StandbyState(snapshot=str(name))})
@@ -216,9 +289,9 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
         "v",
         "volume",
     ]
-    assert sorted(doc["failover"]) == ["possible", "reason", "sentence"]
+    assert sorted(doc["failover"]) == ["possible", "reason", "sentence", "to"]
     assert [sorted(standby) for standby in doc["standbys"]] == [
-        ["age_s", "candidate", "epoch", "node", "snapshot", "taken_at"]
+        ["age_s", "candidate", "epoch", "node", "snapshot", "taken_at", "word"]
     ] * 2
 
 
@@ -295,7 +368,9 @@ def test_who_can_not_see_does_not_claim_that_nobody_serves(config: Config) -> No
 
 
 def test_the_text_says_what_can_not_be_done_and_why(config: Config) -> None:
-    text = render(build(view(pause=Pause("ann", "disk swap", NOW)), None, config, NOW))
+    paused = no("n2", Reason.PAUSED, "paused by ann")
+    seen = said(paused, pause=Pause("ann", "disk swap", NOW))
+    text = render(build(seen, None, config, NOW))
     assert "failover:  NO (paused): paused by ann" in text
     assert "paused:    by ann since 2026-11-18 " in text and text.endswith("disk swap")
     assert "standby:   n2: 30 s behind (services@" in text

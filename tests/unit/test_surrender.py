@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from msgspec import structs
 
+from standfast.agent.inspector import Inspection
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
 from standfast.agent.upkeep import keep_up
@@ -831,6 +832,7 @@ def test_the_agent_vouches_for_what_really_serves_alone(node: FakeNode) -> None:
 def test_a_standby_tells_whether_it_is_ready(node: FakeNode, monkeypatch: Any) -> None:
     clock = stop_the_clock(monkeypatch)
     agent = agent_of(node)
+    agent.inspector.last = Inspection((), clock.now)
     leader = structs.replace(LEADER, holder=Holder("n2", "boot-2"), candidates=("n1", "n3"))
     view, local, _ = seen_by(node.config, leader=leader)
     decision = Decision(Action.NOTHING, Reason.PRIMARY_ALIVE, "n2 is primary")

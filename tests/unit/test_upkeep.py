@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 
 from standfast.agent import loop as agent_module
+from standfast.agent.inspector import Inspection
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
 from standfast.agent.main import go_on
@@ -290,6 +291,7 @@ def test_a_word_that_consul_refuses_and_the_like_keep_nothing_else_from_its_turn
     seen = agent.seen
     assert seen is not None
     agent.seen = replace(seen, view=view("n1"), at=Moment(monotonic(), utc_now()))
+    agent.inspector.last = Inspection((), monotonic())
     timers = with_timers(agent)
     place = {
         "the word": (node.consul, "txn"),
@@ -314,6 +316,7 @@ def test_a_standby_whose_looks_fail_says_nothing_of_itself(
     agent = agent_that_saw(node, None)
     assert agent.seen is not None
     agent.seen = replace(agent.seen, view=view("n1"))
+    agent.inspector.last = Inspection((), clock.now)
     keep_up(agent)
     first = agent.told_at
     for _ in range(10):

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from standfast.config.model import Config
@@ -21,6 +21,7 @@ from standfast.demo.stand_ins.file_calls import Session
 from standfast.demo.stand_ins.file_server import export_file, lock_file, pid_file
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.nfs.unit import reason_in
+from standfast.node.obstacle import Obstacle
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import write_atomically
 from standfast.system.locks import is_locked
@@ -90,6 +91,9 @@ class EmbeddedNfs:
 
     def would_export(self) -> bool:
         return export_file(self._config).exists()
+
+    def obstacles(self) -> Sequence[Obstacle]:
+        return ()  # it starts wherever the demo runs
 
     def unexport(self) -> None:
         export_file(self._config).unlink(missing_ok=True)
@@ -178,6 +182,10 @@ class EmbeddedUnits:
     def is_active(self, unit: str) -> bool:
         self._know(unit)
         return is_locked(self._lock)
+
+    def obstacle(self, unit: str) -> str | None:
+        self._know(unit)
+        return None
 
     def _know(self, unit: str) -> None:
         known = f"standfast-lease@{self._config.volume}.service"

@@ -109,6 +109,9 @@ class NfsdUnit:
         command("rpc.nfsd", "0")
         self._table.write_text("")
 
+    def obstacle(self, unit: str) -> str | None:
+        return None
+
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
         return [JournalLine("nfs-server-guard", self.guard_says)] if self.guard_says else []
 

@@ -17,6 +17,7 @@ import pytest
 
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
+from standfast.node.obstacle import Obstacle
 from standfast.node.ports import ReplicaSender, Snapshot
 from standfast.reasons import Reason
 from standfast.replication.cycle import Sender
@@ -60,6 +61,12 @@ def real(directory: Path) -> Iterator[Scene]:
                 give_up: Callable[[], str | None] = lambda: None,
             ) -> None:
                 self.peer.sender.replicate(standby, snapshot, epoch, deadline, give_up)
+
+            def greet(self, standby: str, deadline: Deadline) -> None:
+                self.peer.sender.greet(standby, deadline)
+
+            def inspect(self, standby: str, deadline: Deadline) -> Sequence[Obstacle]:
+                return self.peer.sender.inspect(standby, deadline)
 
         way = StandbyConnection()
 
@@ -150,3 +157,15 @@ def test_when_the_time_is_over_nothing_is_begun(scene: Scene) -> None:
     with pytest.raises(StandfastError):
         scene.sender.replicate("b", scene.take(), EPOCH, Deadline.after(-1))
     assert scene.published() == []
+
+
+def test_a_standby_that_answers_is_known_by_a_greeting_and_one_that_is_away_is_an_error(
+    scene: Scene,
+) -> None:
+    scene.sender.greet("b", soon(60))
+    assert scene.published() == []
+    scene.cut()
+    with pytest.raises(StandfastError):
+        scene.sender.greet("b", soon(60))
+    with pytest.raises(StandfastError):
+        scene.sender.inspect("b", soon(60))

@@ -116,3 +116,7 @@ def test_a_unit_that_ends_at_its_start_is_an_error_and_not_active(scene: Scene) 
     with pytest.raises(StandfastError):
         scene.units.start(scene.unit, soon(START_S))
     assert not scene.units.is_active(scene.unit)
+
+
+def test_a_unit_that_is_there_could_be_started(scene: Scene) -> None:
+    assert scene.units.obstacle(scene.unit) is None

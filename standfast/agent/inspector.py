@@ -1,0 +1,103 @@
+"""Looks again and again at what a promotion of this node would meet, in a thread of its own.
+
+Invariant: a look that hangs keeps neither the agent nor its upkeep; who asks for a look of now
+waits for that one, and for no second one at the same time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from standfast.node.obstacle import Obstacle, barring
+from standfast.role.inspection import Scene, inspect
+from standfast.system.clock import Deadline, monotonic, sleep
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 60.0
+AGAIN_S = 10.0
+"""While something is in the way: whoever mends it wants to see it gone."""
+TICK_S = 1.0
+POLL_S = 0.05
+LIMIT_S = 35.0
+"""For a look that somebody waits for, with one before it; each of its questions has its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found, and when (monotonic s) the look began."""
+
+    obstacles: tuple[Obstacle, ...]
+    at: float
+
+
+@dataclass(slots=True)
+class Inspector:
+    """Keeps the last inspection of this node; None: none yet, or it is no standby."""
+
+    scene: Callable[[], Scene | None]
+    """What there is to look at; None: nothing yet."""
+    last: Inspection | None = None
+    wanted_at: float = float("-inf")
+    """When somebody last asked for a look (monotonic s)."""
+    _looking: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def barring(self) -> tuple[Obstacle, ...]:
+        last = self.last
+        return () if last is None else barring(last.obstacles)
+
+    def want(self) -> float:
+        """Has the inspector's own thread look soon; returns what to ask `since` with."""
+        self.wanted_at = monotonic()
+        return self.wanted_at
+
+    def since(self, at: float) -> Inspection | None:
+        """Returns an inspection that began at `at` or later; None: it isn't there yet."""
+        if self.scene() is None:
+            return Inspection((), at)
+        return self.last if self.last is not None and self.last.at >= at else None
+
+    def look(self) -> tuple[Obstacle, ...]:
+        """Inspects now; for any thread. TimedOut."""
+        asked_at, limit = monotonic(), Deadline.after(LIMIT_S)
+        while not self._begin():
+            limit.check("what is in the way of a promotion: the look before doesn't end")
+            sleep(POLL_S)
+            if self.last is not None and self.last.at >= asked_at:
+                return self.last.obstacles
+        try:
+            self.last = self._inspected()
+            return self.last.obstacles
+        finally:
+            self._looking = False
+
+    def _begin(self) -> bool:
+        with self._lock:
+            if self._looking:
+                return False
+            self._looking = True
+            return True
+
+    def _inspected(self) -> Inspection:
+        at, before, scene = monotonic(), self.last, self.scene()
+        obstacles = () if scene is None else inspect(scene)
+        if before is None or set(map(str, before.obstacles)) != set(map(str, obstacles)):
+            for obstacle in obstacles:
+                log.warning("in the way of a promotion here: %s -> %s", obstacle, obstacle.fix)
+        return Inspection(obstacles, at)
+
+    def turn(self) -> None:
+        """Looks when it is time; a node that has, or had, an epoch of its own is no candidate."""
+        scene, last = self.scene(), self.last
+        wanted = self.wanted_at > (float("-inf") if last is None else last.at)
+        if scene is None or (scene.local.own is not None and not wanted):
+            self.last = None
+            return
+        every_s = AGAIN_S if last is not None and last.obstacles else EVERY_S
+        if last is None or wanted or monotonic() - last.at >= every_s:
+            self.look()

@@ -1,0 +1,150 @@
+"""What this node's promotion and its guard will ask, asked ahead: the one list of readiness checks.
+
+Invariant: nothing is changed; a look that fails is an obstacle itself, and ends no other. Each
+answers for this moment: the promotion's own steps and the guard have the last word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from standfast.config.model import Config
+from standfast.consul.blindness import Blind
+from standfast.consul.records import Leader
+from standfast.errors import StandfastError, ours
+from standfast.node.node import Machine
+from standfast.node.obstacle import Obstacle, Weight
+from standfast.node.other_server import is_foreign, is_listed, taken_away, words
+from standfast.role import volume
+from standfast.role.decision import Action, Moment
+from standfast.role.observation import Cluster, Local
+from standfast.role.readiness import if_handed_over
+from standfast.system.clock import Deadline
+from standfast.system.probe import answers_nfs
+
+ASK_S = 10.0
+"""For one look's question to another machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the looks look at."""
+
+    machine: Machine
+    view: Cluster | Blind
+    local: Local
+    now: Moment
+    port_answers: Callable[[str, int], bool] = answers_nfs
+
+    @property
+    def config(self) -> Config:
+        return self.machine.config
+
+    @property
+    def leader(self) -> Leader | None:
+        return None if isinstance(self.view, Blind) else self.view.leader
+
+
+def inspect(scene: Scene) -> tuple[Obstacle, ...]:
+    """Makes every check, one after the other."""
+    looked = (_looked(check, look, scene) for check, look in LOOKS.items())
+    return tuple(chain.from_iterable(looked))
+
+
+def _looked(check: str, look: Look, scene: Scene) -> list[Obstacle]:
+    try:
+        return list(look(scene))
+    except Exception as error:  # noqa: BLE001  # told, whatever it was
+        evidence = f"it could not be looked at: {ours(error)}"
+        fix = f"`standfast doctor` on {scene.config.node}"
+        return [Obstacle(check, evidence, fix, Weight.REFUSES)]
+
+
+def _snapshot(scene: Scene) -> Iterator[Obstacle]:
+    """Would it take the role over, if that was handed to it in order?"""
+    view = scene.view
+    if isinstance(view, Blind):
+        yield Obstacle("consul", view.sentence, f"see `{view.reason}` in docs/reason-codes.md")
+        return
+    if scene.leader is None:
+        return  # what it says then is about the cluster, and nobody can hand anything over
+    local = replace(scene.local, obstacles=())  # they are told by their own
+    decision = if_handed_over(view, local, scene.config, scene.now)
+    if decision.action in (Action.BLOCKED, Action.NOTHING):
+        fix = f"see `{decision.reason}` in docs/reason-codes.md"
+        yield Obstacle("snapshot", decision.sentence, fix, Weight.REFUSES)
+
+
+def _disk(scene: Scene) -> Iterator[Obstacle]:
+    try:
+        volume.check_place(scene.machine)
+    except StandfastError as error:
+        yield Obstacle("disk", str(error), "mount the volume's file system")
+
+
+def _server(scene: Scene) -> Iterable[Obstacle]:
+    return scene.machine.nfs.obstacles()
+
+
+def _lease_unit(scene: Scene) -> Iterator[Obstacle]:
+    unit = scene.machine.lease_unit
+    wrong = scene.machine.units.obstacle(unit)
+    if wrong is not None:
+        yield Obstacle("lease", wrong, f"`systemctl unmask {unit}`, or install Standfast's units")
+
+
+def _fence(scene: Scene) -> Iterator[Obstacle]:
+    try:
+        scene.machine.fence.state()
+    except StandfastError as error:
+        fix = f"`standfast doctor` on {scene.config.node}; fence.backend in the configuration"
+        yield Obstacle("fence", f"the fence can't be used: {error}", fix)
+
+
+def _service(scene: Scene) -> Iterator[Obstacle]:
+    config, leader = scene.config, scene.leader
+    known = (
+        {config.node} if leader is None or leader.is_clean else {config.node, leader.holder.node}
+    )
+    addresses = {config.nodes[name].address for name in known & config.nodes.keys()}
+    instances = scene.machine.consul.instances(config.service)
+    for instance in (seen for seen in instances if is_foreign(seen) and is_listed(seen)):
+        # There it is the primary's own server that answers, or this node's with another volume.
+        expected = instance.node in known or instance.address in addresses
+        if not expected and scene.port_answers(instance.address, instance.port):
+            yield Obstacle("service", words(config, instance), "as said there")
+        else:
+            at = f"{instance.address}:{instance.port}"
+            text = f"a leftover of {config.service} at {at}, where Consul's DNS sends clients, too"
+            yield Obstacle("service", text, taken_away(instance), Weight.TOLD)
+
+
+def _way_back(scene: Scene) -> Iterator[Obstacle]:
+    """What is written here after a takeover has to get to the node that has the role now."""
+    leader, view, lease = scene.leader, scene.view, scene.config.lease
+    if leader is None or isinstance(view, Blind):
+        return
+    silent_s = scene.now.monotonic - view.last_heartbeat.first_seen
+    if leader.holder.node not in scene.config.standbys or silent_s > lease.wait:
+        return  # one that is dead has no say, and would be waited for
+    other = leader.holder.node
+    try:
+        scene.machine.sender.greet(other, Deadline.after(ASK_S))
+    except StandfastError as error:
+        fix = f"on {scene.config.node}: `standfast standby add {other}` goes through it"
+        evidence = f"nothing can be replicated to {other}: {error}"
+        yield Obstacle("way-back", evidence, fix, Weight.REFUSES)
+
+
+Look = Callable[[Scene], Iterable[Obstacle]]
+LOOKS: Mapping[str, Look] = {
+    "snapshot": _snapshot,
+    "disk": _disk,
+    "server": _server,
+    "lease": _lease_unit,
+    "fence": _fence,
+    "service": _service,
+    "way-back": _way_back,
+}

@@ -1,0 +1,247 @@
+"""What a promotion would meet, found before anything stops: the looks, and who asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from standfast.agent.inspector import AGAIN_S, EVERY_S, Inspector
+from standfast.consul.blindness import Blind
+from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
+from standfast.consul.values import Instance
+from standfast.errors import StandfastError
+from standfast.names import SnapshotName
+from standfast.node.obstacle import CHECKS, Obstacle, Weight
+from standfast.node.own_epoch import OwnEpoch, Stage
+from standfast.node.ports import Snapshot
+from standfast.reasons import Reason
+from standfast.role.decision import Moment
+from standfast.role.inspection import Scene, inspect
+from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
+from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.machine import FakeNode, fake_node
+
+NOW = Moment(1000.0, 1_795_000_000.0)
+LEADER = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return fake_node(tmp_path)
+
+
+def mine(epoch: int = 4) -> Available:
+    name = SnapshotName.at("services", NOW.utc - 10)
+    return Available(Snapshot(name, Path(str(name)), "c0ffee", received=True), epoch)
+
+
+def scene(node: FakeNode, **changes: Any) -> Scene:
+    """A standby n1 that could take over from n2."""
+    record = StandbyRecord("n1", 4, str(mine().snapshot.name), "c0ffee", NOW.utc)
+    view = Cluster(
+        4, LEADER, LastHeartbeat(LEADER.identity, 9, NOW.monotonic), standbys={"n1": record}
+    )
+    local = Local("n1", "boot-1", 4, snapshots=(mine(),))
+    made = Scene(node.machine, view, local, NOW, port_answers=lambda _address, _port: False)
+    return replace(made, **changes)
+
+
+def checks(obstacles: tuple[Obstacle, ...]) -> dict[str, Weight]:
+    return {obstacle.check: obstacle.weight for obstacle in obstacles}
+
+
+def test_nothing_is_in_the_way_of_a_standby_that_is_well(node: FakeNode) -> None:
+    before = list(node.world.log)
+    assert inspect(scene(node)) == ()
+    assert node.world.log == before, "a look changes nothing"
+
+
+def no_snapshot(scene: Scene) -> Scene:
+    return replace(scene, local=replace(scene.local, snapshots=()))
+
+
+def blind(scene: Scene) -> Scene:
+    return replace(scene, view=Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"))
+
+
+def read_only(scene: Scene) -> Scene:
+    return replace(scene, local=replace(scene.local, read_only=True))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check", "weight", "words"),
+    [
+        (no_snapshot, "snapshot", Weight.REFUSES, "has no published snapshot"),
+        (read_only, "snapshot", Weight.REFUSES, "takes no writes"),
+        (blind, "consul", Weight.BARS, "Consul hangs"),
+    ],
+)
+def test_what_the_decision_would_be_is_told_ahead(
+    node: FakeNode, spoil: Callable[[Scene], Scene], check: str, weight: Weight, words: str
+) -> None:
+    [obstacle] = inspect(spoil(scene(node)))
+    assert (obstacle.check, obstacle.weight) == (check, weight)
+    assert words in obstacle.evidence
+
+
+@pytest.mark.parametrize("age_s", [10.0, 1e6])
+def test_a_pause_and_an_old_snapshot_are_in_the_way_of_no_handover(
+    node: FakeNode, age_s: float
+) -> None:
+    """Somebody asks for it, and it comes with a final snapshot."""
+    old = replace(mine(), taken_at=NOW.utc - age_s)
+    made = scene(node)
+    assert inspect(replace(made, local=replace(made.local, snapshots=(old,)))) == ()
+
+
+def test_what_the_server_finds_is_told(node: FakeNode) -> None:
+    node.nfs.in_the_way = [Obstacle("exports", "unknown keyword", "mend it")]
+    assert checks(inspect(scene(node))) == {"exports": Weight.BARS}
+
+
+def test_a_disk_that_is_not_mounted_is_told(node: FakeNode) -> None:
+    node.store.mounted = False
+    assert checks(inspect(scene(node)))["disk"] is Weight.BARS
+
+
+def test_a_lease_unit_that_can_not_be_started_is_told(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.keeper, "obstacle", lambda unit: f"{unit} is masked")
+    assert checks(inspect(scene(node))) == {"lease": Weight.BARS}
+
+
+def test_a_fence_that_can_not_be_asked_is_told(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def state() -> None:
+        raise StandfastError("nft: not found")
+
+    monkeypatch.setattr(node.fence, "state", state)
+    [obstacle] = inspect(scene(node))
+    assert (obstacle.check, obstacle.weight) == ("fence", Weight.BARS)
+    assert "nft: not found" in obstacle.evidence
+
+
+def test_without_a_way_back_no_switchover_is_begun(node: FakeNode) -> None:
+    node.sender.broken = True
+    assert checks(inspect(scene(node))) == {"way-back": Weight.REFUSES}
+
+
+def test_a_primary_that_is_silent_is_not_asked_for_a_way_back(node: FakeNode) -> None:
+    """It may be dead, and an answer would be waited for while nobody serves."""
+    node.sender.broken = True
+    made = scene(node)
+    later = replace(NOW, monotonic=NOW.monotonic + node.config.lease.wait + 1)
+    assert inspect(replace(made, now=later)) == ()
+
+
+def test_a_look_that_fails_is_an_obstacle_and_ends_no_other(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(node.nfs, "obstacles", fails)
+    node.sender.broken = True
+    made = inspect(scene(node))
+    assert checks(made) == {"server": Weight.REFUSES, "way-back": Weight.REFUSES}
+    assert set(checks(made)) <= set(CHECKS)
+
+
+def entry(
+    name: str = "n9", address: str = "10.0.0.9", meta: dict[str, str] | None = None
+) -> Instance:
+    return Instance("by-hand", name, address, 2049, meta or {}, "passing", "passing")
+
+
+@pytest.mark.parametrize(
+    ("instance", "answers", "weight"),
+    [
+        (entry(), True, Weight.BARS),
+        (entry(), False, Weight.TOLD),
+        # The primary's own server answers there, and this node's with another volume.
+        (entry("n2"), True, Weight.TOLD),
+        (entry(address="192.168.1.3"), True, Weight.TOLD),
+        (entry("n1"), True, Weight.TOLD),
+        (entry(meta={"epoch": "4"}), True, None),
+        (structs.replace(entry(), checks="critical"), True, None),
+        (structs.replace(entry(), node_health="critical"), True, None),
+    ],
+)
+def test_an_entry_by_hand_bars_a_promotion_where_its_port_answers(
+    node: FakeNode,
+    monkeypatch: pytest.MonkeyPatch,
+    instance: Instance,
+    answers: bool,
+    weight: Weight | None,
+) -> None:
+    monkeypatch.setattr(node.consul, "instances", lambda _service: (instance,))
+    made = inspect(scene(node, port_answers=lambda _address, _port: answers))
+    assert checks(made) == ({} if weight is None else {"service": weight})
+    for obstacle in made:
+        deregister = f"on {instance.node}: consul services deregister -id=by-hand"
+        assert deregister in obstacle.evidence + obstacle.fix
+        assert (weight is Weight.BARS) == ("Another NFS server" in obstacle.evidence)
+
+
+# Who looks, and when
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    return stop_the_clock(monkeypatch)
+
+
+def test_a_standby_looks_each_minute_and_sooner_while_something_is_in_the_way(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    inspector = Inspector(lambda: scene(node))
+    inspector.turn()
+    assert inspector.last is not None and inspector.last.at == clock.now
+    node.nfs.in_the_way = [Obstacle("unit", "masked", "unmask it")]
+    clock.now += EVERY_S - 1
+    inspector.turn()
+    assert inspector.last.obstacles == () and inspector.barring == ()
+    clock.now += 1
+    inspector.turn()
+    assert list(map(str, inspector.barring)) == ["unit: masked"]
+    node.nfs.in_the_way = []
+    clock.now += AGAIN_S
+    inspector.turn()
+    assert inspector.barring == ()
+
+
+def test_who_asks_gets_a_look_of_now(node: FakeNode, clock: StoppedClock) -> None:
+    inspector = Inspector(lambda: scene(node))
+    inspector.turn()
+    node.nfs.in_the_way = [Obstacle("unit", "masked", "unmask it")]
+    clock.now += 1
+    at = inspector.want()
+    assert inspector.since(at) is None
+    inspector.turn()
+    since = inspector.since(at)
+    assert since is not None and [obstacle.check for obstacle in since.obstacles] == ["unit"]
+    node.nfs.in_the_way = []
+    clock.now += 1
+    assert inspector.look() == ()
+
+
+def test_a_node_with_an_epoch_of_its_own_is_no_candidate(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    standby = scene(node)
+    own = OwnEpoch(4, Stage.READY, "fsid", None, True)
+    now = [standby]
+    inspector = Inspector(lambda: now[0])
+    node.nfs.in_the_way = [Obstacle("unit", "masked", "unmask it")]
+    inspector.turn()
+    assert inspector.barring
+    now[0] = replace(standby, local=replace(standby.local, own=own))
+    inspector.turn()
+    assert inspector.last is None and inspector.barring == ()

@@ -57,6 +57,7 @@ class Reason(StrEnum):
     WRONG_EPOCH = "wrong-epoch"
     FENCE_NOT_ARMED = "fence-not-armed"
     VOLUME_MISSING = "volume-missing"
+    VOLUME_EMPTY = "volume-empty"
     VOLUME_READ_ONLY = "volume-read-only"
     VOLUME_UNREADABLE = "volume-unreadable"
     VOLUME_HANGS = "volume-hangs"

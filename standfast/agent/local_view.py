@@ -11,6 +11,7 @@ from standfast.ages import FUTURE_TOLERANCE_S, WAS_SET_S, Origin
 from standfast.errors import Refused, StandfastError, ours
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus
+from standfast.names import SnapshotName
 from standfast.node.node import Machine
 from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Snapshot
@@ -40,6 +41,25 @@ def available(snapshot: Snapshot, origin: Origin, utc: float) -> Available:
         return Available(snapshot, origin.epoch, origin.time(snapshot.name))
     ahead = snapshot.name.stamp > utc + FUTURE_TOLERANCE_S
     return Available(snapshot, origin.epoch, ahead=ahead)
+
+
+def _visible(directory: Path) -> Sequence[Path]:
+    try:
+        return [path for path in directory.iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def _has_something(path: Path) -> bool:
+    """Tells whether it is a directory that isn't empty."""
+    return path.is_dir() and next(path.iterdir(), None) is not None
+
+
+def _by_time(copy: Path) -> tuple[float, str]:
+    """A name that tells no time comes first."""
+    with contextlib.suppress(ValueError):
+        return SnapshotName.parse(copy.name).stamp, copy.name
+    return float("-inf"), copy.name
 
 
 class LocalView:
@@ -82,7 +102,8 @@ class LocalView:
         )
         try:
             seen = replace(local, snapshots=self._known(fresh=fresh))
-            return replace(seen, has_live=self._has_live(own))
+            seen = replace(seen, has_live=self._has_live(own))
+            return seen if own is not None or local.highest_epoch else self._before_any_epoch(seen)
         except (StandfastError, OSError) as error:
             if not held:
                 raise
@@ -96,6 +117,17 @@ class LocalView:
             live = self._machine.store.live()
             return live is not None and live.uuid == own.live_uuid
         return False
+
+    def _before_any_epoch(self, local: Local) -> Local:
+        """An empty snapshot tells of no data: a first promotion that failed leaves one."""
+        paths, store = self._machine.config.paths, self._machine.store
+        known = {snapshot.path for snapshot in store.snapshots()}
+        trees = known.union(store.aside(), _visible(paths.standby))
+        return replace(
+            local,
+            live_is_empty=local.has_live and not _has_something(paths.live),
+            copies=tuple(sorted(filter(_has_something, trees), key=_by_time)),
+        )
 
     def _known(self, *, fresh: bool) -> tuple[Available, ...]:
         config, now = self._machine.config, instant()

@@ -68,12 +68,10 @@ def _without_epoch(
             Reason.NOT_INITIALISED,
             "there has been no primary yet: run `standfast promote` on the node with the data",
         )
-    if not local.has_live:
-        return blocked(
-            Reason.VOLUME_MISSING,
-            f"the first primary starts from a subvolume at {config.paths.live}, and there is none: "
-            f"create it with `btrfs subvolume create {config.paths.live}`",
-        )
+    if not local.has_live or local.live_is_empty:
+        empty = _nothing_to_serve(view, local, config)
+        if empty is not None:
+            return empty
     waiting = still_waiting(view, config, now)
     if waiting is not None:
         return waiting
@@ -83,6 +81,39 @@ def _without_epoch(
         f"{local.node} becomes the first primary with what lies at {config.paths.live}",
         in_place=True,
         lost_s=0.0,
+    )
+
+
+def _nothing_to_serve(view: Cluster, local: Local, config: Config) -> Decision | None:
+    """Returns the refusal of a first epoch without a file, where one is known of anywhere: clients
+    would see an empty volume, and standbys take it in. None: the volume is new."""
+    live, node = config.paths.live, local.node
+    reason = Reason.VOLUME_EMPTY if local.has_live else Reason.VOLUME_MISSING
+    what = f"{live} on {node} is empty" if local.has_live else f"there is no {live} on {node}"
+    if local.copies:
+        newest, more = local.copies[-1], len(local.copies) - 1
+        away = f"mv {live} {live}.empty && " if local.has_live else ""
+        return blocked(
+            reason,
+            f"{what}, and copies of the volume lie here: {newest}"
+            f"{f' and {more} more beside it' if more else ''}. Nothing was begun, as an empty "
+            f"volume would be served. Make the tree from the newest copy, `{away}btrfs subvolume "
+            f"snapshot {newest} {live}`, then `standfast promote` again. (Is the volume to begin "
+            f"empty? Move the copies elsewhere first.)",
+        )
+    if view.standbys:
+        known = ", ".join(f"{name} ({view.standbys[name].snapshot})" for name in view.standbys)
+        return blocked(
+            reason,
+            f"{what}, and Consul tells of snapshots on {known}: run `standfast promote` there",
+        )
+    if local.has_live:
+        return None
+    return blocked(
+        reason,
+        f"the first primary starts from a subvolume at {live}, and there is none, nor a copy of "
+        f"the volume on {node}. Does another storage node have the data, or a copy? Run `standfast "
+        f"promote` there. Only for a new, empty volume: `btrfs subvolume create {live}`",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from standfast.ages import age_of
 from standfast.consul.records import HistoryEntry, Leader, Pause, StandbyRecord
@@ -174,6 +175,11 @@ class Local:
     snapshots: tuple[Available, ...] = ()
     has_live: bool = False
     """There is a tree at the live path; once this node had an epoch: that one's."""
+    live_is_empty: bool = False
+    """Nothing is in that tree; looked at only before this node has seen any epoch."""
+    copies: tuple[Path, ...] = ()
+    """Trees with something in them, where snapshots and what was put aside lie: of the volume,
+    whether a file of ours tells of them or not; the newest last. Looked at as `live_is_empty`."""
     nfs_running: bool = False
     read_only: bool = False
     """The volume's file system takes no writes: nothing could be served from it."""

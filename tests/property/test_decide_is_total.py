@@ -178,6 +178,10 @@ locals_ = st.builds(
     lease_alive=st.booleans(),
     snapshots=st.lists(available, max_size=4).map(tuple),
     has_live=st.booleans(),
+    live_is_empty=st.booleans(),
+    copies=st.lists(names.map(lambda name: Path("/persist/standby") / str(name)), max_size=2).map(
+        tuple
+    ),
     nfs_running=st.booleans(),
     read_only=st.booleans(),
     unread=st.none() | texts,
@@ -234,6 +238,9 @@ def answer(
     wait_s = longest_wait_s(view.leader, settings_.lease.wait)
     assert silent_s >= wait_s or view.nobody_serves
     assert decision.in_place == (decision.base is None)
+    if view.epoch is None:
+        begins_with_nothing = local.live_is_empty or not local.has_live
+        assert not (begins_with_nothing and (local.copies or view.standbys))
     if decision.base is not None:
         assert in_lineage(decision.base, view) or is_beyond(decision.base, view)
         assert view.epoch is not None
@@ -250,6 +257,22 @@ def test_every_observation_gets_a_safe_answer_with_a_sentence(
     view: Cluster | Blind, local: Local, now_s: float, request: Request, manual: bool
 ) -> None:
     answer(view, local, now_s, request, manual=manual)
+
+
+@examples(150)
+@given(view=clusters, local=locals_, now_s=st.floats(0, 300))
+def test_no_first_epoch_and_no_hint_begins_empty_where_a_copy_lies(
+    view: Cluster, local: Local, now_s: float
+) -> None:
+    before = dataclasses.replace(view, epoch=None, leader=None, highest_epoch=0)
+    local = dataclasses.replace(local, own=None, highest_epoch=0)
+    settings_ = config_of(*NODES, node=local.node)
+    decision = decide(before, local, settings_, Moment(now_s, UTC), Request(promote=True))
+    if not (local.copies or view.standbys):
+        return
+    assert "subvolume create" not in decision.sentence
+    if local.live_is_empty or not local.has_live:
+        assert decision.action is Action.BLOCKED
 
 
 def test_a_promotion_breaks_no_rule() -> None:

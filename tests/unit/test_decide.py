@@ -40,6 +40,7 @@ PROMOTE = Request(promote=True)
 PRIMARY = local("a", own=own(), lease=lease(), lease_alive=True, nfs_running=True)
 READY = local("b", [snap(60)])
 MASKED = Obstacle("unit", "nfs-server.service is masked", "systemctl unmask it")
+COPY = Path("/persist/services-standby/services@20261122T101500Z")
 DEAD = {"holder_health": "critical", "alive": frozenset("bc")}
 
 
@@ -541,6 +542,46 @@ CASES = [
         PROMOTE,
     ),
     Case(
+        "the first primary's empty tree doesn't stand in for a copy that lies here",
+        cluster(None, silent=13),
+        local(highest=0, has_live=True, live_is_empty=True, copies=(COPY,)),
+        Action.BLOCKED,
+        Reason.VOLUME_EMPTY,
+        PROMOTE,
+    ),
+    Case(
+        "nor does a tree that is yet to be made",
+        cluster(None, silent=13),
+        local(highest=0, copies=(COPY,)),
+        Action.BLOCKED,
+        Reason.VOLUME_MISSING,
+        PROMOTE,
+    ),
+    Case(
+        "nor does it for one that a standby is said to have",
+        cluster(None, silent=13, standbys=record("c", 60, epoch=0)),
+        local(highest=0, has_live=True, live_is_empty=True),
+        Action.BLOCKED,
+        Reason.VOLUME_EMPTY,
+        PROMOTE,
+    ),
+    Case(
+        "a tree with data is begun with, whatever lies beside it",
+        cluster(None, silent=13),
+        local(highest=0, has_live=True, copies=(COPY,)),
+        Action.PROMOTE,
+        Reason.FIRST_PRIMARY,
+        PROMOTE,
+    ),
+    Case(
+        "a new volume begins empty",
+        cluster(None, silent=13),
+        local(highest=0, has_live=True, live_is_empty=True),
+        Action.PROMOTE,
+        Reason.FIRST_PRIMARY,
+        PROMOTE,
+    ),
+    Case(
         "the first primary waits, too",
         cluster(None, silent=3),
         local(highest=0, has_live=True),
@@ -667,6 +708,23 @@ def test_a_tree_is_as_its_final_snapshot_only_where_that_was_handed_over(
     ended = structs.replace(own(5, Stage.RELEASED), final="final", final_id="c0ffee")
     decision = decide(view, local("a", own=ended), config("a"), NOW)
     assert (decision.action, decision.reason) == (action, Reason.RESUME_DEMOTION)
+
+
+@pytest.mark.parametrize(
+    ("has_live", "command"),
+    [
+        (True, f"mv {{live}} {{live}}.empty && btrfs subvolume snapshot {COPY} {{live}}"),
+        (False, f"`btrfs subvolume snapshot {COPY} {{live}}"),
+    ],
+)
+def test_a_first_epoch_is_told_how_to_begin_with_the_newest_copy(
+    has_live: bool, command: str
+) -> None:
+    older = COPY.with_name("services@20261122T101400Z")
+    node = local(highest=0, has_live=has_live, live_is_empty=has_live, copies=(older, COPY))
+    sentence = decide(cluster(None, silent=13), node, config(), NOW, PROMOTE).sentence
+    assert command.format(live=config().paths.live) in sentence
+    assert "and 1 more beside it" in sentence and "subvolume create" not in sentence
 
 
 def test_a_sentence_names_values_and_the_way_on() -> None:

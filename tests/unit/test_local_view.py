@@ -109,6 +109,23 @@ def test_an_epoch_whose_file_is_gone_is_seen_until_its_tree_is_put_away(node: Fa
     assert view.look().own is None
 
 
+def test_before_any_epoch_it_is_seen_which_trees_with_files_lie_here(node: FakeNode) -> None:
+    """Also those that nobody noted; an empty one, as of a promotion that failed, is no copy."""
+    view, paths = LocalView(node.machine), node.config.paths
+    paths.live.mkdir()
+    noted, unnoted = paths.standby / "services@20261118T102641Z", paths.standby / "by-hand"
+    for tree in (noted, unnoted, paths.standby / ".staging" / "half"):
+        (tree / "file").mkdir(parents=True)
+    (paths.standby / "services@20261118T102650Z").mkdir()
+    publish(node, 2, noted=False)
+    local = view.look()
+    assert (local.live_is_empty, local.copies) == (True, (unnoted, noted))
+    (paths.live / "file").touch()
+    assert not view.look().live_is_empty
+    view.note_epoch(1)
+    assert view.look().copies == (), "and later nobody asks"
+
+
 def test_only_the_tree_of_its_own_epoch_can_be_gone_on_with(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

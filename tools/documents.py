@@ -23,8 +23,11 @@ INTRODUCTION = f"""\
 
 {DESCRIPTION}
 Each command needs `--volume` when more than one volume is configured. Commands that change
-something have `--dry-run`, which prints what they would do. With `--json`, an error is printed
-as JSON, too: `{{"error": ..., "reason": ..., "exit_code": ...}}`.
+something have `--dry-run`, which prints what they would do; with `--json` they say whether it is
+`"done"`, which after a dry run is `false`, with `"dry_run": true`. Where there are several steps
+they are in `"steps"`, a list of objects; those of `promote`, `switchover`, `failback` and `demote`
+are `{{"do": NAME, "says": SENTENCE}}`. With `--json`, an error is printed as JSON, too:
+`{{"error": ..., "reason": ..., "exit_code": ...}}`.
 
 This page is generated from the table that the parser uses.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from standfast.agent.command import Command
@@ -43,7 +44,7 @@ PROMOTE = "nobody serves now: `standfast promote` on the node that is to have th
 
 def answer(agent: Agent, command: Command) -> None:
     """Carries a command out and sends its last line; the connection is closed."""
-    handlers: dict[str, Callable[[Agent, Command], str]] = {
+    handlers: dict[str, Callable[[Agent, Command], str | Planned]] = {
         "promote": promote,
         "demote": demote,
         "switchover": switchover,
@@ -55,7 +56,10 @@ def answer(agent: Agent, command: Command) -> None:
             handler = handlers.get(name) if isinstance(name, str) else None
             if handler is None:
                 raise UsageError(f"the agent knows no command {name!r}")
-            last: dict[str, Any] = {"done": True, "text": handler(agent, command)}
+            said = handler(agent, command)
+            last: dict[str, Any] = {"done": True, "text": str(said)}
+            if isinstance(said, Planned):
+                last["steps"] = [{"do": step.do, "says": step.says} for step in said.plan.steps]
         except Exception as failure:  # noqa: BLE001  # told to whoever asked, and the agent goes on
             error = ours(failure)
             reason = str(error.reason) if isinstance(error, Refused) else None
@@ -64,13 +68,20 @@ def answer(agent: Agent, command: Command) -> None:
             send(command.connection, last)
 
 
-def describe(plan: Plan) -> str:
-    """Returns a plan as `--dry-run` shows it."""
-    lines = [f"{number}. {step.says}" for number, step in enumerate(plan.steps, 1)]
-    return "\n".join([f"{plan.name}, nothing is done now:", *lines])
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What `--dry-run` tells of a plan; as a text it is what people are shown."""
+
+    plan: Plan
+    why: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{number}. {step.says}" for number, step in enumerate(self.plan.steps, 1)]
+        why = [self.why] if self.why else []
+        return "\n".join([*why, f"{self.plan.name}, nothing is done now:", *lines])
 
 
-def promote(agent: Agent, command: Command) -> str:
+def promote(agent: Agent, command: Command) -> str | Planned:
     """Takes the role on this node; waits until the last lease is over for certain, and, where a
     step failed for a reason that may pass, until a later attempt serves."""
     started = monotonic()
@@ -85,7 +96,7 @@ def promote(agent: Agent, command: Command) -> str:
         plan = plan_for(seen.decision, agent.config)
         if plan is None:
             return f"{seen.decision.sentence}; then it would be promoted"
-        return f"{seen.decision.sentence}\n{describe(plan)}"
+        return Planned(plan, seen.decision.sentence)
     while True:
         try:
             agent.carry_out(
@@ -183,7 +194,7 @@ def _not_promoted(agent: Agent, seen: Seen) -> Refused:
     return Refused(decision.reason, decision.sentence)
 
 
-def demote(agent: Agent, command: Command) -> str:
+def demote(agent: Agent, command: Command) -> str | Planned:
     """Stops serving in order; nobody is told to take over.
 
     Also the way out for a node that holds the lease and can't serve.
@@ -192,19 +203,19 @@ def demote(agent: Agent, command: Command) -> str:
     if seen.decision.action in (Action.FINISH_PROMOTION, Action.HOLD_LEASE):
         plan = plans.surrender(names_of(agent.config))
         if command.dry_run:
-            return describe(plan)
+            return Planned(plan)
         agent.run_plan(plan, _effects(agent, command, None), command.progress)
         return f"{agent.config.node} gave up a role that it could not carry out; {PROMOTE}"
     return _hand_over(agent, command, None)
 
 
-def switchover(agent: Agent, command: Command) -> str:
+def switchover(agent: Agent, command: Command) -> str | Planned:
     """Moves the role to a standby without losing anything."""
     seen = _as_primary(agent)
     return _hand_over(agent, command, command.text("to") or best_standby(agent, seen))
 
 
-def failback(agent: Agent, command: Command) -> str:
+def failback(agent: Agent, command: Command) -> str | Planned:
     """Moves the role to the preferred node."""
     preferred = agent.config.preferred
     if not preferred:
@@ -259,13 +270,13 @@ def best_standby(agent: Agent, seen: Seen) -> str:
     return max(alive, key=lambda name: ranks[name])
 
 
-def _hand_over(agent: Agent, command: Command, to: str | None) -> str:
+def _hand_over(agent: Agent, command: Command, to: str | None) -> str | Planned:
     _as_primary(agent)
     if to is not None:
         _check_target(agent, command, to)
     plan = _orderly_or_not(agent, command, to)
     if command.dry_run:
-        return describe(plan)
+        return Planned(plan)
     started = monotonic()
     agent.run_plan(plan, _effects(agent, command, to), command.progress)
     seconds = monotonic() - started

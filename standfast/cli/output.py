@@ -31,9 +31,10 @@ def print_json(doc: Any) -> None:
 
 
 def print_done(as_json: bool, text: str, **facts: Any) -> None:
-    """Prints the result of a command that changes something."""
+    """Prints the result of a command that changes something; with `dry_run` it has changed
+    nothing."""
     if as_json:
-        print_json({"done": True, "text": text, **facts})
+        print_json({"done": not facts.get("dry_run"), "text": text, **facts})
     else:
         print(clean_lines(text))
 

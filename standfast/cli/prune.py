@@ -66,7 +66,7 @@ def _print_document(config: Config, pruned: Pruned, taken: Taken, dry_run: bool)
             "volume": config.volume,
             "node": config.node,
             "dry_run": dry_run,
-            "done": pruned.trouble is None,
+            "done": pruned.trouble is None and not dry_run,
             "deleted": [_item(snapshot, taken) for snapshot in pruned.deleted],
             "kept": [
                 {**_item(kept.snapshot, taken), "why": list(kept.reasons)} for kept in pruned.kept

@@ -39,7 +39,9 @@ def _ask(args: argparse.Namespace, **more: Any) -> int:
         timeout_s=args.timeout,
         on_progress=note if args.json else _say,
     )
-    print_done(args.json, str(answer.get("text", "done")), dry_run=args.dry_run)
+    # An older version's agent tells no steps.
+    steps = {"steps": answer.get("steps", [])} if args.dry_run else {}
+    print_done(args.json, str(answer.get("text", "done")), dry_run=args.dry_run, **steps)
     return 0
 
 

@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     bad = report.bad
     error = None if bad is None else _error_of(bad, node)
     if args.json:
-        doc = {"done": error is None, "volume": config.volume, "node": node}
+        done = error is None and not args.dry_run
+        doc = {"done": done, "volume": config.volume, "node": node}
         doc |= {"dry_run": args.dry_run, "steps": report.documents()}
         if error is not None:
             doc |= {**error_fields(error), "exit_code": error.exit_code}
@@ -137,7 +138,8 @@ class _Joining:
         try:
             both = both_sides(self.config, self.store, self.node, self.deadline.within(SURVEY_S))
             self.there = both.snapshots
-            self.coming = outlook(self.config, self.node, both.snapshots, full=False)
+            full = not self._in_common(both.snapshots)
+            self.coming = outlook(self.config, self.node, both.snapshots, full=full)
         except (StandfastError, OSError) as error:
             known = ours(error)
             yield Step("survey", Mark.BAD, f"both sides can't be checked: {known}", error=known)
@@ -223,8 +225,12 @@ class _Joining:
             soon = self.deadline.within(SURVEY_S)
             with session.greet(self.config, self.node, soon, wire.Purpose.ASK) as (_, welcome):
                 self.there = welcome.snapshots
-        there, self.there = {offer.content_id for offer in self.there}, None
-        return any(snapshot.content_id in there for snapshot in self.store.snapshots())
+        there, self.there = self.there, None
+        return self._in_common(there)
+
+    def _in_common(self, there: Sequence[wire.Offer]) -> bool:
+        offered = {offer.content_id for offer in there}
+        return any(snapshot.content_id in offered for snapshot in self.store.snapshots())
 
     def _say(self, text: str) -> None:
         if not self.quiet:

@@ -41,7 +41,12 @@ def run(args: argparse.Namespace) -> int:
     report.add(Step("stays", Mark.LEFT, stays))
     report.add(Step("others", Mark.LEFT, last))
     if args.json:
-        doc = {"done": True, "dry_run": args.dry_run, "volume": config.volume, "node": node}
+        doc = {
+            "done": not args.dry_run,
+            "dry_run": args.dry_run,
+            "volume": config.volume,
+            "node": node,
+        }
         print_json({**doc, "steps": report.documents()})
     return 0
 

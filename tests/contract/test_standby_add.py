@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -146,6 +147,20 @@ def test_a_dry_run_says_what_would_be_sent(pair: TwoNodes) -> None:
     code, doc = pair.run_json("replicate", "c1", "--full", "--dry-run")
     assert doc["plans"][0]["parent"] is None
     assert pair.names("c1", received=True) == [name]
+
+
+@plain
+def test_a_dry_run_sends_everything_again_to_a_standby_that_lost_all_as_the_command_does(
+    pair: TwoNodes,
+) -> None:
+    let_in(pair)
+    pair.run("standby", "add", "c1")
+    shutil.rmtree(pair.config("c1").paths.standby)
+    code, doc = pair.run_json("standby", "add", "c1", "--dry-run")
+    assert code == 0 and not doc["done"]
+    assert "would be sent everything" in doc["steps"][-1]["evidence"]
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert code == 0 and "everything" in doc["steps"][-2]["evidence"]
 
 
 @plain

@@ -202,6 +202,8 @@ def test_promote_shows_its_plan_in_a_dry_run(tmp_path: Path) -> None:
     made = agent(tmp_path, promotion())
     [last] = say(made, "promote", dry_run=True)
     assert last["text"].startswith("n1 takes over\npromotion, nothing is done now:\n1. ")
+    assert [step["do"] for step in last["steps"]][:2] == ["ask-hooks", "claim-lease"]
+    assert f"2. {last['steps'][1]['says']}\n" in last["text"]
     assert made.ran == []
 
 

@@ -105,6 +105,19 @@ def test_promote_passes_the_accepted_loss_on(config: Config) -> None:
         (config.run_dir / "agent.sock").unlink()
 
 
+def test_a_dry_run_has_done_nothing_and_lists_its_steps(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [{"do": "bind", "says": "show it"}]
+    for told, shown in (({"steps": steps}, steps), ({}, [])):  # an older agent tells none
+        line = json.dumps({"done": True, "text": "plan", **told}).encode()
+        with an_agent(config, line + b"\n"):
+            assert main(["demote", "--json", "--dry-run"]) == 0
+        doc = json.loads(capsys.readouterr().out)
+        assert doc == {"done": False, "dry_run": True, "text": "plan", "steps": shown}
+        (config.run_dir / "agent.sock").unlink()
+
+
 def test_with_json_progress_goes_to_stderr(
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

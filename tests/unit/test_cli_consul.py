@@ -76,6 +76,18 @@ def test_a_dry_run_neither_pauses_nor_resumes(desk: Desk) -> None:
     assert desk.key("pause") is not None
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["pause", "resume", "accept-epoch", "prune", "standby remove c9", "replicate c1"],
+)
+def test_a_dry_run_never_says_that_it_is_done(desk: Desk, words: str) -> None:
+    has_seen(desk, 7)
+    if words == "resume":
+        desk.put("pause", Pause("bob", "first", 1e9).dump())
+    doc = desk.run_json(*words.split(), "--dry-run")
+    assert (doc["done"], doc["dry_run"]) == (False, True)
+
+
 @pytest.mark.parametrize("command", ["pause", "resume"])
 def test_a_foreign_value_in_the_pause_key_is_left_alone(desk: Desk, command: str) -> None:
     desk.put("pause", FOREIGN)

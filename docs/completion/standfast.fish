@@ -209,7 +209,7 @@ complete -c standfast -n '_shtab_standfast_using client units' -l install -d 'wr
 complete -c standfast -n '_shtab_standfast_using client units' -l dir -xka "(__fish_complete_directories)" -d 'write them to this directory instead'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a config -d 'see `config check`, `config example`'
 complete -c standfast -n '_shtab_standfast_using config' -s h -l help -d 'show this help message and exit'
-complete -c standfast -n '_shtab_standfast_using config; and test $_shtab_standfast_npos -eq 0' -a check -d 'Check the configuration of every volume, or of the given files. Prints each problem with its key, the value, the rule and the fix.'
+complete -c standfast -n '_shtab_standfast_using config; and test $_shtab_standfast_npos -eq 0' -a check -d 'Check the configuration of every volume, or of the given files. Says which node this host is, and prints each problem with its key, the value, the rule and the fix. A warning is only worth a look. Whether the files that are named exist here is asked only without FILE.'
 complete -c standfast -n '_shtab_standfast_using config check' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using config check' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using config check' -l json -d 'print JSON'

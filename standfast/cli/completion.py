@@ -20,9 +20,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the script; StandfastError where the installation lacks it."""
     installed, source = PLACES[args.shell]
     places = (
+        Path(__file__).resolve().parents[2] / "docs/completion" / source,
         Path(sys.prefix) / installed,
         Path("/usr") / installed,
-        Path(__file__).resolve().parents[2] / "docs/completion" / source,
     )
     for path in places:
         if path.is_file():

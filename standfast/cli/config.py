@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from msgspec.structs import asdict
 
 from standfast.cli.output import print_json
 from standfast.config import example as generator
+from standfast.config.advice import advice
 from standfast.config.load import config_dir, config_files, load, together
 from standfast.config.model import Config
 from standfast.config.node_name import check_name
@@ -24,8 +25,9 @@ def check(args: argparse.Namespace) -> int:
     try:
         paths = _paths(args.volume, args.files)
     except InvalidConfig as error:
-        return _report(args.json, [], {error.source: list(error.problems)})
+        return _report(args.json, [], {error.source: list(error.problems)}, {})
     good: list[Config] = []
+    words: dict[Path, list[Problem]] = {}
     bad: dict[Path, list[Problem]] = {}
     for path in paths:
         try:
@@ -33,11 +35,15 @@ def check(args: argparse.Namespace) -> int:
             config = load(path, require_storage=False)
             check_name(config)
             good.append(config)
+            wrong, words[path] = advice(config, here=not args.files)
+            if wrong:
+                bad[path] = wrong
         except InvalidConfig as error:
             bad[path] = list(error.problems)
     for conflict in together(good):
         bad.setdefault(conflict.source, []).extend(conflict.problems)
-    return _report(args.json, [config for config in good if config.source not in bad], bad)
+    good = [config for config in good if config.source not in bad]
+    return _report(args.json, good, bad, words)
 
 
 def example(args: argparse.Namespace) -> int:
@@ -55,10 +61,17 @@ def _paths(volume: str | None, files: Sequence[str]) -> Sequence[Path]:
     return config_files(config_dir())
 
 
-def _report(as_json: bool, good: Sequence[Config], bad: dict[Path, list[Problem]]) -> int:
+def _report(
+    as_json: bool,
+    good: Sequence[Config],
+    bad: Mapping[Path, Sequence[Problem]],
+    words: Mapping[Path, Sequence[Problem]],
+) -> int:
     if as_json:
         files = [_good_document(config) for config in good]
         files += [_bad_document(path, problems) for path, problems in bad.items()]
+        for file in files:
+            file["warnings"] = [asdict(word) for word in words.get(Path(file["file"]), ())]
         print_json({"ok": not bad, "files": files})
     else:
         for config in good:
@@ -66,6 +79,9 @@ def _report(as_json: bool, good: Sequence[Config], bad: dict[Path, list[Problem]
         for path, problems in bad.items():
             for problem in problems:
                 print(f"{plain(str(path))}: {problem}")
+        for path, doubtful in words.items():
+            for problem in doubtful:
+                print(f"{plain(str(path))}: warning: {problem}")
     return 2 if bad else 0
 
 

@@ -7,9 +7,13 @@ Exit codes are an interface: 0 done, 1 refused, 2 usage or config, 3 unreachable
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from enum import StrEnum
 
 from standfast.reasons import Reason
+
+MOST_COMPARED = 64
+"""Characters of a word that is compared with others: more take long."""
 
 
 class StandfastError(Exception):
@@ -181,6 +185,16 @@ def said(error: Exception) -> str:
         code = errno.errorcode.get(error.errno or 0, str(error.errno))
         return f"{' -> '.join(paths)}{': ' if paths else ''}{error.strerror} ({code})"
     return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ` (did you mean X?)`, for after a name that nobody knows; empty where none is
+    close."""
+    from difflib import get_close_matches  # no start-up without a typing error needs it
+
+    names = {name.lower(): name for name in known}
+    close = get_close_matches(word[:MOST_COMPARED].lower(), names, 1)
+    return f" (did you mean {names[close[0]]}?)" if close else ""
 
 
 def is_lack_of(error: BaseException | None, *codes: int) -> bool:

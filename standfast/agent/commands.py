@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from standfast.agent.command import Command
 from standfast.agent.document import build
 from standfast.consul.blindness import Blind
-from standfast.errors import Refused, StepFailed, TimedOut, UsageError, ours
+from standfast.errors import Refused, StepFailed, TimedOut, UsageError, did_you_mean, ours
 from standfast.lease.surrender import rank
 from standfast.node.obstacle import CHECKS, Obstacle, Weight, told
 from standfast.reasons import Reason
@@ -345,7 +345,8 @@ def _check_target(agent: Agent, command: Command, to: str) -> None:
         raise Refused(
             Reason.UNKNOWN_NODE,
             f"{to} is not another storage node of {agent.config.volume}: "
-            f"{', '.join(agent.config.standbys) or 'there is none'}",
+            f"{', '.join(agent.config.standbys) or 'there is none'}"
+            f"{did_you_mean(to, agent.config.standbys)}",
         )
     health = agent.machine.consul.node_health(to)
     if health != "passing":

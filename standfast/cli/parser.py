@@ -9,10 +9,11 @@ from typing import Any, NoReturn
 
 from standfast import __version__
 from standfast.cli.commands import COMMANDS, Argument, Command
-from standfast.errors import UsageError
+from standfast.errors import UsageError, did_you_mean
 
 MOST_TEXT = 500
 MOST_SECONDS = 86400.0
+_HIDDEN = frozenset(command.name for command in COMMANDS if command.hidden)
 DESCRIPTION = "Keeps exactly one NFS server alive for a Consul and Nomad cluster."
 
 
@@ -21,6 +22,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Says which command was meant; argparse's own lists also those that nobody runs."""
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices if choice not in _HIDDEN]
+        meant = did_you_mean(str(value), known) or f" (choose from {', '.join(known)})"
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}{meant}")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse's own swallows a full disk and a reader that is gone.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from standfast.config.load import config_dir, config_files, load, load_volume
 from standfast.config.model import Config
-from standfast.errors import ConfigError, Refused
+from standfast.errors import ConfigError, Refused, did_you_mean
 from standfast.reasons import Reason
 
 
@@ -38,6 +38,7 @@ def standbys_of(config: Config, standby: str | None) -> tuple[str, ...]:
         raise Refused(
             Reason.UNKNOWN_NODE,
             f"{standby or 'no standby'} is not another storage node of {config.volume}: "
-            f"{', '.join(config.standbys) or 'there is none'}. The nodes are in {config.source}",
+            f"{', '.join(config.standbys) or 'there is none'}"
+            f"{did_you_mean(standby or '', config.standbys)}. The nodes are in {config.source}",
         )
     return (standby,)

@@ -21,7 +21,7 @@ from standfast.config.node_name import known_name
 from standfast.config.parse import parse_values
 from standfast.config.problems import InvalidConfig, Problem, shown
 from standfast.config.rules import check, check_together, names
-from standfast.errors import ConfigError
+from standfast.errors import ConfigError, did_you_mean
 
 DEFAULT_DIR = Path("/etc/standfast")
 MOST_BYTES = 1024 * 1024
@@ -152,7 +152,8 @@ def _not_found(path: Path) -> Problem:
         there = ""
     way_out = f"write it: standfast config example > {path}"
     if there:
-        way_out = f"the volumes there are: {there}"
+        meant = did_you_mean(path.stem, there.split(", "))
+        way_out = f"the volumes there are: {there}{meant}"
     return Problem("", "", "there is no such file", way_out)
 
 

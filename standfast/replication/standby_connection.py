@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from standfast.config.model import Config
-from standfast.errors import Refused, StandfastError
+from standfast.errors import Refused, StandfastError, did_you_mean
 from standfast.reasons import Reason
 from standfast.replication.authorized import authorized_line, nixos_form
 from standfast.replication.keys import (
@@ -83,7 +83,9 @@ class StandbyConnection:
             error = Refused(Reason.UNKNOWN_NODE, f"{node} is this node: run it on the primary")
             return Step("node", Mark.BAD, str(error), error=error)
         error = Refused(
-            Reason.UNKNOWN_NODE, f"{node} is not in [nodes] of {config.source} on {config.node}"
+            Reason.UNKNOWN_NODE,
+            f"{node} is not in [nodes] of {config.source} on {config.node}"
+            f"{did_you_mean(node, config.standbys)}",
         )
         fix = (
             f"{where}",

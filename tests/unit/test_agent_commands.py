@@ -320,6 +320,7 @@ def test_the_role_is_given_to_no_stranger(tmp_path: Path, to: str) -> None:
     made = agent(tmp_path, SERVING)
     reason, text = refusal(say(made, "switchover", to=to))
     assert reason == Reason.UNKNOWN_NODE and "n2, n3" in text
+    assert ("did you mean n2?" in text) == (to == "N2")
     assert made.ran == []
 
 

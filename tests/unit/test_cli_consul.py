@@ -321,6 +321,10 @@ def test_a_replication_to_an_unknown_node_names_the_known_ones(desk: Desk) -> No
     assert (code, out) == (1, "")
     assert err.startswith("standfast: unknown-node: c9 is not another storage node of "
                           "data-services: c1.")  # fmt: skip
+    assert "did you mean" not in err
+    assert "c1 (did you mean c1?)." in desk.run("replicate", "c11")[2]
+    assert "c1.toml: there is no such file" in desk.run("status", "--volume", "c1")[2]
+    assert "did you mean data-services?" in desk.run("status", "--volume", "data-servces")[2]
 
 
 def test_a_dry_run_of_a_replication_tells_what_the_standby_has(desk: Desk) -> None:

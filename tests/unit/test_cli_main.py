@@ -77,7 +77,9 @@ def test_a_traceback_is_shown_only_when_asked_for(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["bogus"], "invalid choice: 'bogus'"),
+        (["bogus"], "invalid choice: 'bogus' (choose from status, doctor, "),
+        (["sttaus"], "invalid choice: 'sttaus' (did you mean status?); see "),
+        (["standby", "ad", "c1"], "invalid choice: 'ad' (did you mean add?)"),
         (["config"], "required: COMMAND"),
         (["status", "--bogus"], "unrecognized arguments: --bogus"),
         (["switchover", "--to"], "expected one argument"),
@@ -99,6 +101,13 @@ def test_a_wrong_command_line_is_a_usage_error(
     assert main([*words, "--json"]) == 2
     document = json.loads(capsys.readouterr().out)
     assert (document["exit_code"], document["reason"]) == (2, None)
+
+
+def test_no_command_of_units_and_handlers_is_offered_to_people(capsys: Captured) -> None:
+    for words in (["bogus"], ["reconcil"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "reconcile" not in said and "nomad-boot" not in said
 
 
 def test_without_a_command_the_help_is_a_usage_error(capsys: Captured) -> None:

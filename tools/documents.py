@@ -22,7 +22,11 @@ INTRODUCTION = f"""\
 # The command line
 
 {DESCRIPTION}
-Each command needs `--volume` when more than one volume is configured. Commands that change
+Each command needs `--volume` when more than one volume is configured, but for those that only
+look: `status`, `doctor`, `history`, `standby list` and `snapshots` tell of all then, and exit with
+the highest status. With `--json` they print a list of the documents then (of one volume, named or
+the only one, the document itself); a volume that can't be asked is in it with `"volume"`,
+`"error"`, `"reason"` and `"exit_code"`. Commands that change
 something have `--dry-run`, which prints what they would do; with `--json` they say whether it is
 `"done"`, which after a dry run is `false`, with `"dry_run": true`. Where there are several steps
 they are in `"steps"`, a list of objects; those of `promote`, `switchover`, `failback` and `demote`

@@ -45,6 +45,7 @@ class Command:
 
 
 VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
+VOLUMES = Argument("--volume", "the volume (default: each configured one)", "VOLUME")
 JSON = Argument("--json", "print JSON")
 DRY_RUN = Argument("--dry-run", "print what the command would do, and change nothing")
 REASON = Argument("--reason", "why; recorded for other operators", "TEXT")
@@ -79,7 +80,7 @@ COMMANDS: tuple[Command, ...] = (
         "show who serves, how old the data of the standbys is and whether a failover is possible",
         "standfast.cli.status:run",
         (
-            VOLUME,
+            VOLUMES,
             JSON,
             Argument(
                 "--watch",
@@ -90,13 +91,13 @@ COMMANDS: tuple[Command, ...] = (
             ),
         ),
         "Exits 0 when a node serves and 1 when none does. With --json and --watch it prints one "
-        "line each time.",
+        "line each time. --watch shows one volume.",
     ),
     Command(
         "doctor",
         "check this node; print the cause, the evidence and the fix of each problem",
         "standfast.cli.doctor:run",
-        (VOLUME, JSON),
+        (VOLUMES, JSON),
         "Exits 0 when every check passes and 1 when one fails. On the primary it also checks the "
         "connection to each standby.",
     ),
@@ -151,7 +152,7 @@ COMMANDS: tuple[Command, ...] = (
         "history",
         "list the primaries: since when, why, and what was lost",
         "standfast.cli.history:run",
-        (VOLUME, JSON),
+        (VOLUMES, JSON),
         "LOST AT MOST is the time between BASE, the snapshot that the epoch started from, and the "
         "end of the previous primary's lease. `goes on from epoch N` means that the epochs in "
         "between never served, and that nothing of epoch N was lost by them.",
@@ -222,13 +223,13 @@ COMMANDS: tuple[Command, ...] = (
         "standby list",
         "list the standbys and the newest snapshot that each has on disk",
         "standfast.cli.standby:run",
-        (VOLUME, JSON),
+        (VOLUMES, JSON),
     ),
     Command(
         "snapshots",
         "list this node's snapshots, their pins, and other trees beside them",
         "standfast.cli.snapshots:run",
-        (VOLUME, JSON, Argument("--all", "also ask the other storage nodes for theirs")),
+        (VOLUMES, JSON, Argument("--all", "also ask the other storage nodes for theirs")),
         "A partial snapshot is left from an interrupted replication; it is never used.",
     ),
     Command(

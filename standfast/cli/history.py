@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import asdict
 
-from standfast.cli.output import print_json, print_table
-from standfast.config.load import load_volume
+from standfast.cli.output import print_table
+from standfast.cli.targets import Answer, tell_of_each
+from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway, Entry
 from standfast.consul.records import HistoryEntry
 from standfast.errors import ForeignValue
@@ -18,19 +20,21 @@ from standfast.text import duration
 
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast history`."""
-    config = load_volume(args.volume, require_storage=False)
+    return tell_of_each(args, _answer)
+
+
+def _answer(config: Config) -> Answer:
     entries = ConsulGateway.from_config(config).get_many(config.key("history/"))
     items = sorted(map(_item, entries), key=_order)
-    if args.json:
-        print_json({"volume": config.volume, "history": items})
-    elif not items:
+    return Answer({"volume": config.volume, "history": items}, lambda: _show(config, items))
+
+
+def _show(config: Config, items: Sequence[dict[str, Any]]) -> None:
+    if not items:
         print(f"{config.volume} has no history yet: `standfast promote` begins it")
-    else:
-        print_table(
-            ("EPOCH", "FROM", "PRIMARY", "LOST AT MOST", "BY", "WHY", "BASE"),
-            [_row(item) for item in items],
-        )
-    return 0
+        return
+    heads = ("EPOCH", "FROM", "PRIMARY", "LOST AT MOST", "BY", "WHY", "BASE")
+    print_table(heads, [_row(item) for item in items])
 
 
 def _item(entry: Entry) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET
 
 from standfast.ages import Origin, age_of
 from standfast.assembly.parts import open_store
-from standfast.cli.output import cell, error_fields, note, print_json, print_table
-from standfast.config.load import load_volume
+from standfast.cli.output import cell, error_fields, note, print_table
+from standfast.cli.targets import Answer, tell_of_each
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.names import parse_aside
@@ -32,18 +33,23 @@ Doc = dict[str, Any]
 
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast snapshots`."""
-    config = load_volume(args.volume)
+    return tell_of_each(args, partial(_answer, ask_others=args.all), require_storage=True)
+
+
+def _answer(config: Config, *, ask_others: bool) -> Answer:
     here = _here(config, open_store(config))
-    others = _others(config, here["snapshots"]) if args.all else None
-    if args.json:
-        print_json(here if others is None else {**here, "others": others})
-        return 0
+    if not ask_others:
+        return Answer(here, lambda: _show(config, here, ()))
+    others = _others(config, here["snapshots"])
+    return Answer({**here, "others": others}, lambda: _show(config, here, others))
+
+
+def _show(config: Config, here: Doc, others: Sequence[Doc]) -> None:
     for trouble in here["trouble"]:
         note(trouble)
     _print_here(config, here)
-    for other in others or ():
+    for other in others:
         _print_other(other)
-    return 0
 
 
 def kind_of(snapshot: Snapshot) -> str:

@@ -6,13 +6,13 @@ Beside that, what this node itself remembers: what it keeps for whom, and what w
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from standfast.ages import Origin
-from standfast.cli.output import cell, note, print_json, print_table
+from standfast.cli.output import cell, note, print_table
 from standfast.cli.shown_ages import age_by_record, origins_here
-from standfast.config.load import load_volume
+from standfast.cli.targets import Answer, tell_of_each
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway, Entry
 from standfast.consul.records import StandbyRecord
@@ -24,7 +24,10 @@ from standfast.text import duration
 
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast standby list`."""
-    config = load_volume(args.volume, require_storage=False)
+    return tell_of_each(args, _answer)
+
+
+def _answer(config: Config) -> Answer:
     prefix = config.key("standbys/")
     entries = ConsulGateway.from_config(config).get_many(prefix)
     here = origins_here(config)
@@ -35,14 +38,15 @@ def run(args: argparse.Namespace) -> int:
         facts = records.get(name, _NO_SNAPSHOT)
         own = remembered.get(name, _NOTHING)
         items.append({"node": name, "configured": name in config.nodes, **facts, **own})
-    if args.json:
-        print_json({"volume": config.volume, "standbys": items, "problems": wrong})
-        return 0
+    document = {"volume": config.volume, "standbys": items, "problems": wrong}
+    return Answer(document, lambda: _show(items, wrong))
+
+
+def _show(items: Sequence[dict[str, Any]], wrong: Sequence[str]) -> None:
     heads = ("NODE", "NEWEST SNAPSHOT", "AGE", "EPOCH", "PINNED HERE", "")
     print_table(heads, [_row(item) for item in items])
     for text in wrong:
         note(text)
-    return 0
 
 
 _NO_SNAPSHOT: dict[str, Any] = {"snapshot": None, "age_s": None, "clock": None, "epoch": None}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
+from standfast.cli.targets import Answer, tell_of_each
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Unreachable
@@ -28,10 +28,12 @@ def fetch(config: Config) -> Status:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast status`: exit 0 when somebody serves, 1 when nobody does."""
-    config = load_volume(args.volume, require_storage=False)
     if args.watch is not None:
+        config = load_volume(args.volume, require_storage=False)
         Watch(config, fetch, sys.stdout, args.watch, as_json=args.json).run()
+    return tell_of_each(args, _answer)
+
+
+def _answer(config: Config) -> Answer:
     status = fetch(config)
-    text = json.dumps(status.as_json(), indent=2) if args.json else render(status)
-    sys.stdout.write(f"{text}\n")
-    return 0 if status.serving else 1
+    return Answer(status.as_json(), lambda: print(render(status)), code=0 if status.serving else 1)

@@ -2,12 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from standfast.cli.output import error_fields, print_json
 from standfast.config.load import config_dir, config_files, load, load_volume
 from standfast.config.model import Config
-from standfast.errors import ConfigError, Refused, did_you_mean
+from standfast.errors import ConfigError, Refused, StandfastError, did_you_mean, ours
 from standfast.reasons import Reason
+from standfast.text import clean_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command that only looks says of one volume."""
+
+    document: Mapping[str, Any]
+    """For --json."""
+    show: Callable[[], None]
+    """Prints it for people."""
+    code: int = 0
+
+
+def tell_of_each(
+    args: argparse.Namespace, ask: Callable[[Config], Answer], *, require_storage: bool = False
+) -> int:
+    """Tells of the volume that is named, or the only one; else of all, with --json as a list.
+
+    Returns the highest exit code. One of several that can't be asked keeps no other from its turn.
+    """
+    paths = [] if args.volume else config_files(config_dir())
+    if len(paths) <= 1:
+        answer = ask(load_volume(args.volume, require_storage=require_storage))
+        print_json(answer.document) if args.json else answer.show()
+        return answer.code
+    documents: list[Mapping[str, Any]] = []
+    code = 0
+    for path in paths:
+        try:
+            answer = ask(load(path, require_storage=require_storage))
+        except (StandfastError, OSError) as error:
+            answer = _failed(path.stem, ours(error))
+        documents.append(answer.document)
+        code = max(code, answer.code)
+        if not args.json:
+            print(f"{'' if path == paths[0] else chr(10)}volume {path.stem}", flush=True)
+            answer.show()
+    if args.json:
+        print_json(documents)
+    return code
+
+
+def _failed(volume: str, error: StandfastError) -> Answer:
+    told = error_fields(error)
+    if isinstance(error, ConfigError):
+        told["reason"] = str(Reason.CONFIG_INVALID)
+    text = f"standfast: {told['reason']}: {error}"
+    return Answer(
+        {"volume": volume, **told, "exit_code": error.exit_code},
+        lambda: print(clean_lines(text), file=sys.stderr, flush=True),
+        error.exit_code,
+    )
 
 
 def for_each_volume(volume: str | None, act: Callable[[Config], int]) -> int:

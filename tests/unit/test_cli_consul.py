@@ -313,6 +313,60 @@ def test_a_foreign_epoch_is_left_alone(desk: Desk) -> None:
     assert desk.key("epoch") == b"8"
 
 
+# Several volumes
+
+
+LOOKS = ["status", "doctor", "history", "standby list", "snapshots"]
+
+
+def with_a_second_volume(desk: Desk, text: str | None = None) -> None:
+    for disk in ("persist", "media-persist"):
+        desk.config.paths.snapshots.with_name(disk).mkdir(exist_ok=True)
+    first = desk.config.source
+    given = first.read_text() if text is None else text
+    for part in ("persist", "data"):
+        given = given.replace(f"/{part}", f"/media-{part}")
+    first.with_name("media.toml").write_text(given)
+
+
+@pytest.mark.parametrize("words", LOOKS)
+def test_who_only_looks_is_told_of_each_volume(desk: Desk, words: str) -> None:
+    desk.config.paths.snapshots.mkdir()
+    alone = json.loads(desk.run(*words.split(), "--json")[1])
+    assert alone["volume"] == "data-services", "of one volume it is no list"
+    with_a_second_volume(desk)
+    code, out, _ = desk.run(*words.split(), "--json")
+    both = json.loads(out)
+    assert [document["volume"] for document in both] == ["data-services", "media"]
+    assert alone.keys() == both[0].keys()
+    _, out, _ = desk.run(*words.split(), "--volume", "media", "--json")
+    assert json.loads(out)["volume"] == "media"
+    told, out, err = desk.run(*words.split())
+    assert told == code != 2 and "several volumes" not in err
+    assert out.startswith("volume data-services\n") and "\n\nvolume media\n" in out
+
+
+@pytest.mark.parametrize("words", LOOKS)
+def test_a_volume_that_can_not_be_asked_keeps_no_other_from_its_turn(
+    desk: Desk, words: str
+) -> None:
+    with_a_second_volume(desk, "x = 1\n")
+    code, out, _ = desk.run(*words.split(), "--json")
+    good, bad = json.loads(out)
+    assert code == 2 and good["volume"] == "data-services" and "error" not in good
+    assert (bad["volume"], bad["reason"], bad["exit_code"]) == ("media", "config-invalid", 2)
+    code, out, err = desk.run(*words.split())
+    assert code == 2 and "volume data-services\n" in out
+    assert "standfast: config-invalid: " in err and "media.toml: x = 1" in err
+
+
+def test_what_changes_something_still_needs_the_name_of_one(desk: Desk) -> None:
+    with_a_second_volume(desk)
+    for words in ("pause", "status --watch"):
+        code, _, err = desk.run(*words.split())
+        assert code == 2 and 'there are several volumes ("data-services", "media")' in err
+
+
 # replicate, snapshots
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from standfast.cli import doctor
+from standfast.cli import doctor, targets
 from standfast.config.model import Config, Hooks, Node, Replication
 from standfast.doctor import node_checks, standby_checks
 from standfast.doctor.causes import CAUSES
@@ -149,8 +149,8 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     (strange / "pre-promotion").mkdir(parents=True)
     hooked = structs.replace(config, hooks=Hooks(dir=strange))
     monkeypatch.setattr("standfast.doctor.run.fetch", hangs)
-    monkeypatch.setattr(doctor, "load_volume", lambda *_args, **_more: hooked)
-    assert doctor.run(argparse.Namespace(volume=None, json=True)) == 1
+    monkeypatch.setattr(targets, "load_volume", lambda *_args, **_more: hooked)
+    assert doctor.run(argparse.Namespace(volume="data-services", json=True)) == 1
     doc = json.loads(capsys.readouterr().out)
     assert [finding["check"] for finding in doc["findings"] if finding["group"] == "service"] == [
         "agent"

@@ -177,6 +177,7 @@ class Agent:
         last_heartbeat = seen.view.last_heartbeat if isinstance(seen.view, Cluster) else None
         if isinstance(seen.view, Cluster) and seen.view.leader is not None:
             note = note or seen.view.leader.note
+            operator = operator or seen.view.leader.operator or None
         effects = Effects(self.machine, seen.decision, last_heartbeat, operator, note)
         self.run_plan(plan, effects, progress)
 

@@ -6,7 +6,7 @@ is a ForeignValue: the caller stops, nothing is overwritten.
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
     leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
                       "final", "final_id", "wait", "surrendered", "unserved",
-                      "idle"}
+                      "idle", "operator"}
     history/<epoch>  {"v": 1, "epoch", "node", "base", "reason", "operator", "lost_s", "at",
                       "follows"}
     standbys/<node>  {"v": 1, "node", "epoch", "snapshot", "content_id", "taken_at", "at",
@@ -146,13 +146,15 @@ class Handover(Struct, frozen=True):
     """With any state: for how long it has not served, seconds; 0: it serves."""
     idle: bool = False
     """With any state: it has never served in this epoch, so it wrote nothing that could be lost."""
+    operator: str | None = None
+    """Who asked for it; the successor writes that to the history, too. None: nobody did."""
 
 
 class Leader(Record, frozen=True):
     """One heartbeat."""
 
     default_key = "leader"
-    lenient = {"surrendered": _is_true, "idle": _is_true}
+    lenient = {"surrendered": _is_true, "idle": _is_true, "operator": _shown_text}
 
     epoch: Number
     holder: Holder
@@ -171,7 +173,8 @@ class Leader(Record, frozen=True):
     surrendered: bool = False
     unserved: Seconds = 0.0
     idle: bool = False
-    """These three: see Handover."""
+    operator: str | None = None
+    """These four: see Handover. An older version tells no operator."""
 
     @property
     def identity(self) -> tuple[int, str, str, int]:

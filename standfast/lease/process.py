@@ -79,7 +79,7 @@ class Turn:
 def answer(keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
     """Carries out one command of the agent's."""
     command = request.get("cmd")
-    words = {name: request.get(name) for name in ("to", "note", "final", "final_id")}
+    words = {name: request.get(name) for name in ("to", "note", "final", "final_id", "operator")}
     try:
         if command == "serve":
             keeper.serve()

@@ -215,7 +215,7 @@ class Effects:
         final, final_id = self._released()
         request: dict[str, str | bool | None]
         request = {"cmd": "release", "to": self.to, "note": self.note}
-        request |= {"final": final, "final_id": final_id}
+        request |= {"final": final, "final_id": final_id, "operator": self.operator}
         # Without one nobody may take the next epoch for one that lacks nothing.
         self._give_up(request if final is not None else {**request, "surrendered": True})
 
@@ -223,7 +223,7 @@ class Effects:
         """Gives the lease up as it is, without a final snapshot."""
         self._note_epoch()
         note = self.note or f"{self.machine.config.node} could not write its final snapshot"
-        self._give_up({"cmd": "surrender", "to": self.to, "note": note})
+        self._give_up({"cmd": "surrender", "to": self.to, "note": note, "operator": self.operator})
 
     def _note_epoch(self) -> None:
         """Of a release that is asked for again the lease process may be gone."""

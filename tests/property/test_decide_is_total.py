@@ -75,6 +75,7 @@ leaders = st.builds(
     surrendered=st.booleans(),
     unserved=st.integers(0, 999).map(lambda tenths: tenths / 10),
     idle=st.booleans(),
+    operator=st.none() | texts,
 )
 history_entries = st.builds(
     HistoryEntry,

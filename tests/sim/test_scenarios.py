@@ -593,6 +593,21 @@ def test_a_switchover_loses_nothing(world: SimWorld) -> None:
     ] == (world.invariants.history_entries["data", 1].tree.writes)
 
 
+def test_the_history_names_who_asked_for_a_switchover(world: SimWorld) -> None:
+    """The successor writes it, and was asked by nobody."""
+
+    def entry(epoch: int) -> HistoryEntry:
+        return HistoryEntry.parse(world.store.entries[world.key(f"history/{epoch}")].value)
+
+    world.begin().ask("switchover", to="b", operator="alice", reason="disks")
+    world.wait_for_primary("b", 20.0)
+    assert (entry(2).operator, entry(2).reason) == ("alice", "clean-handover: disks")
+    world.run(20.0)
+    world["b"].power_cut()
+    world.wait_for_primary("c", 90.0)
+    assert entry(3).operator is None, "nobody asked for a failover"
+
+
 def test_a_switchover_target_that_dies_after_the_final_copy_loses_nothing(world: SimWorld) -> None:
     """The one with the complete data goes first, though it had just given the role up."""
     primary = world.begin()

@@ -158,7 +158,7 @@ def test_the_role_is_given_up_naming_the_snapshot_that_has_all_of_it(
     switch(node)
     final = node.store.taken[-1]
     assert node.sender.sent[-1] == final
-    said = {"cmd": "release", "to": "n2", "note": None}
+    said = {"cmd": "release", "to": "n2", "note": None, "operator": None}
     assert asked[-1] == {**said, "final": str(final.name), "final_id": final.content_id}
 
 

@@ -48,7 +48,8 @@ check passed; 1: one failed.
 On the primary it also checks the connection to each standby as a replication uses it: ssh, the host
 key, the replication key, what the key may do, versions, clocks, space.
 
-`--json` prints one object, whose names don't change:
+`--json` prints one object, whose names don't change (a list of them where several volumes are
+configured and none is named):
 
     {"v": 1, "volume": ..., "node": ..., "ok": true or false, "findings": [
       {"group": ..., "check": ..., "subject": ..., "ok": true or false,

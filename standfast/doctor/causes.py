@@ -25,6 +25,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("storage", "nested"): "Data in there is in no snapshot: a failover loses it.",
     ("storage", "mounts"): "Increments would find no parent.",
     ("storage", "copies"): "The kernel may mount either of them.",
+    ("storage", "replicas"): "If the primary died now, this node could not take over.",
     ("storage", "options"): "The configuration asks for what this node can't do.",
     ("replication", "way"): "Nothing can be sent, and the standby's data grows old.",
     ("replication", "survey"): "The standby can't say whether it is able to receive.",

@@ -126,7 +126,7 @@ def looks_of(config: Config) -> dict[str, Look]:
     serving = None if status is None else status.serving or None
     looks: dict[str, Look] = {
         "service": lambda: service,
-        "storage": partial(storage_checks.look, config),
+        "storage": partial(storage_checks.look, config, None if status is None else status.holder),
         "replication": partial(standby_checks.look, config, status),
         "takeover": partial(takeover_checks.look, config, status),
         "clients": partial(look_at_mounts, config),

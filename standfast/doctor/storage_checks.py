@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from standfast.assembly.parts import open_store
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding, finding_of
 from standfast.errors import StandfastError
+from standfast.node.ports import Snapshot
 from standfast.replication.preflight import Facts, facts_here, problems
 
 # Check by check, what is said when nothing is wrong.
@@ -34,11 +37,26 @@ def examine(facts: Facts) -> list[Finding]:
     ]
 
 
-def look(config: Config) -> list[Finding]:
-    """Looks at this node; nothing for one that has no storage."""
+def replicas(config: Config, snapshots: Sequence[Snapshot], holder: str) -> Finding:
+    """Judges whether there is anything that this standby of `holder` could take over with. Pure."""
+    names = sorted(snapshot.name for snapshot in snapshots if snapshot.received)
+    if names:
+        text = f"{len(names)} published in {config.paths.standby}, the newest {names[-1]}"
+        return Finding("replicas", True, text)
+    text = f"no published snapshot is in {config.paths.standby}: nothing to take over with"
+    fix = f"on {holder}: standfast standby add {config.node} sends one, or says what is in the way"
+    return Finding("replicas", False, text, fix)
+
+
+def look(config: Config, holder: str | None = None) -> list[Finding]:
+    """Looks at this node; nothing for one that has no storage. `holder` has the role, if known."""
     if config.node not in config.nodes:
         return []
     try:
-        return examine(facts_here(config, open_store(config)))
+        store = open_store(config)
+        findings = examine(facts_here(config, store))
+        if holder not in (None, config.node):
+            findings.append(replicas(config, store.snapshots(), str(holder)))
+        return findings
     except (StandfastError, OSError) as error:
         return [Finding("storage", False, f"not known: {error}", "run it as root")]

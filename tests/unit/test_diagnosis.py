@@ -16,12 +16,14 @@ from msgspec import structs
 
 from standfast.cli import doctor, targets
 from standfast.config.model import Config, Hooks, Node, Replication
-from standfast.doctor import node_checks, standby_checks
+from standfast.doctor import node_checks, standby_checks, storage_checks
 from standfast.doctor.causes import CAUSES
 from standfast.doctor.finding import Finding
-from standfast.doctor.run import GROUPS, document, gather, listed, render
+from standfast.doctor.run import GROUPS, document, gather, listed, looks_of, render
 from standfast.errors import TimedOut, Unreachable
+from standfast.names import SnapshotName
 from standfast.node.obstacle import CHECKS
+from standfast.node.ports import Snapshot
 from standfast.replication.preflight import Facts
 from standfast.status.document import FromConsul, Standby, Status, Verified
 from standfast.system.clock import Deadline
@@ -237,6 +239,36 @@ def test_without_a_key_nothing_is_made(config: Config, tmp_path: Path) -> None:
 def test_a_standby_looks_at_no_other(config: Config) -> None:
     assert standby_checks.look(config, held_by("n2", TOLD)) == []
     assert standby_checks.look(config, None) == []
+
+
+# The storage
+
+
+def test_who_has_the_role_is_told_to_the_look_at_the_storage(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.paths.live.mkdir(parents=True)
+    monkeypatch.setattr("standfast.doctor.run.fetch", lambda _config: held_by("n2"))
+    assert [seen.check for seen in looks_of(config)["storage"]() if not seen.ok] == ["replicas"]
+
+
+def test_a_standby_without_a_replica_is_not_well(config: Config) -> None:
+    """Its own look, also where the standby directory is gone; a primary needs none."""
+
+    def told(holder: str | None) -> list[tuple[bool, str]]:
+        findings = storage_checks.look(config, holder)
+        return [(seen.ok, seen.evidence) for seen in findings if seen.check == "replicas"]
+
+    config.paths.live.mkdir(parents=True)
+    [(ok, evidence)] = told("n2")
+    assert not ok and f"no published snapshot is in {config.paths.standby}" in evidence
+    assert told("n1") == told(None) == []
+    name = SnapshotName.at(config.base, 1_795_342_500.0)
+    published = Snapshot(name, config.paths.standby / str(name), "id", received=True)
+    own = Snapshot(name, config.paths.snapshots / str(name), "id", received=False)
+    assert storage_checks.replicas(config, [own, published], "n2").ok
+    lacking = storage_checks.replicas(config, [own], "n2")
+    assert not lacking.ok and "on n2: standfast standby add n1" in lacking.fix
 
 
 # The node

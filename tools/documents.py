@@ -57,8 +57,8 @@ configured and none is named):
     ]}
 
 `subject` is the standby's name in the group `replication`, else empty; `cause` and `fix` are empty
-when the check passed. Checks that don't apply to a node are left out. `eligible` (group `nomad`) is
-information only: it never fails.
+when the check passed. Checks that don't apply to a node are left out. `eligible` and `users`
+(group `nomad`) are information only: they never fail.
 
 | group | check | when it is bad |
 |---|---|---|

@@ -32,11 +32,6 @@ def unit_name(path: Path, suffix: str) -> str:
     return f"{escaped}.{suffix}"
 
 
-def host_name(config: Config) -> str:
-    """Returns what the units mount from: Consul's DNS gives whoever serves."""
-    return config.client.name or f"{config.service}.service.consul"
-
-
 def unit_files(config: Config) -> dict[str, str]:
     """Returns file name -> text, the mount first."""
     path = config.paths.bind
@@ -62,7 +57,7 @@ Wants=network-online.target
 StartLimitIntervalSec=0
 
 [Mount]
-What={host_name(config)}:{_escaped(config.paths.live)}
+What={config.server_name}:{_escaped(config.paths.live)}
 Where={_escaped(config.paths.bind)}
 Type=nfs4
 Options={options},retry=0

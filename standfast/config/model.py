@@ -361,6 +361,11 @@ class Config(Struct, frozen=True, kw_only=True):
         return self.consul.service or self.volume
 
     @property
+    def server_name(self) -> str:
+        """Returns what clients mount from: Consul's DNS gives whoever serves."""
+        return self.client.name or f"{self.service}.service.consul"
+
+    @property
     def me(self) -> Node:
         return self.nodes[self.node]
 

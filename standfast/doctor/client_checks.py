@@ -16,7 +16,6 @@ from standfast.clients.decide import CHANGES, Action, Decision, decide
 from standfast.clients.loop import look as observe
 from standfast.clients.observation import Observed, Role, Server, left_behind
 from standfast.clients.ports import Namespace, Use
-from standfast.clients.units import host_name
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError
@@ -225,7 +224,7 @@ def facts_here(config: Config) -> Facts:
     observed = observe(parts)
     service = observed.service
     mounts = KernelMounts(config.run_dir)
-    name = host_name(config)
+    name = config.server_name
     no_answer = None
     if isinstance(service, Server) and service.addresses:
         address = min(service.addresses)

@@ -16,6 +16,7 @@ from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Noted
 from standfast.nomad.ports import READY, Node, NomadGateway
+from standfast.nomad.remounted import User, users_on
 from standfast.reasons import Reason
 from standfast.system.clock import utc_now
 from standfast.text import duration
@@ -24,6 +25,7 @@ from standfast.text import duration
 LONG_TTL_S = 300.0
 # A node that is well is no longer in quarantine by then.
 FORGOTTEN_S = 600.0
+MAX_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Facts:
     """The primary's machine is where Nomad's leader is."""
     leads_consul: bool = False
     now: float = 0.0
+    users: Sequence[User] = ()
+    """Allocations of this node that are seen to after a remount."""
 
 
 def examine(facts: Facts) -> list[Finding]:
@@ -58,6 +62,7 @@ def examine(facts: Facts) -> list[Finding]:
         _guarded(facts),
         *_ttl(facts),
         _leaders(facts),
+        *_users(facts),
     ]
 
 
@@ -183,6 +188,15 @@ def _leaders(facts: Facts) -> Finding:
     )
 
 
+def _users(facts: Facts) -> Iterator[Finding]:
+    """Only for information."""
+    told = [f"{user.name}: {user.how} [{user.policy}]" for user in facts.users[:MAX_NAMED]]
+    if told:
+        more = len(facts.users) - len(told)
+        text = f"after a remount these are seen to: {'; '.join(told)}"
+        yield Finding("users", True, f"{text} and {more} more" if more else text)
+
+
 # Reading
 
 
@@ -245,6 +259,7 @@ def facts_here(config: Config, serving: str | None) -> Facts:
         _host(nomad.leader()) == address != "",
         _host(consul.leader()) == address != "",
         utc_now(),
+        users_on(nomad, own, config, utc_now()),
     )
 
 

@@ -128,6 +128,15 @@ class _Evaluation(_Requester):  # type: ignore[misc]
         return self.request(eval_id, params={"namespace": namespace}, method="get").json()
 
 
+class _CsiVolume(_Requester):  # type: ignore[misc]
+    """Reads a CSI volume, which the library doesn't know."""
+
+    ENDPOINT = "volume/csi"
+
+    def read(self, volume_id: str, namespace: str) -> Any:
+        return self.request(volume_id, params={"namespace": namespace}, method="get").json()
+
+
 class Library:
     """Holds the library's endpoints, and those that it lacks, over one session."""
 
@@ -152,6 +161,7 @@ class Library:
         self.metadata = _ClientMetadata(**settings)
         self.client_allocation = _ClientAllocation(**settings)
         self.evaluation = _Evaluation(**settings)
+        self.csi_volume = _CsiVolume(**settings)
 
 
 def ask(access: Access, question: Question, call: Callable[[Library], T]) -> T:

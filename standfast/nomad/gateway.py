@@ -19,7 +19,7 @@ from standfast.consul.access import check_token, env_path, read_token
 from standfast.consul.http import Endpoint, tls_context
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad import values as wire
-from standfast.nomad.ports import Agent, Allocation, Evaluation, Job, LocalMeta, Node
+from standfast.nomad.ports import Agent, Allocation, CsiVolume, Evaluation, Job, LocalMeta, Node
 from standfast.system.clock import Deadline
 from standfast.system.environment import TAKEN
 
@@ -207,6 +207,12 @@ class NomadAgent:
             f"reading the evaluation {eval_id}",
             lambda nomad: wire.parse_evaluation(nomad.evaluation.read(_part(eval_id), namespace)),
         )
+
+    def csi_volume(self, namespace: str, volume_id: str) -> CsiVolume:
+        def call(nomad: Library) -> CsiVolume:
+            return wire.parse_csi_volume(nomad.csi_volume.read(_part(volume_id), namespace))
+
+        return self._read(f"reading the CSI volume {volume_id}", call)
 
     # What changes them
 

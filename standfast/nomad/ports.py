@@ -102,6 +102,16 @@ class Job(Struct, frozen=True, kw_only=True):
     stopped: bool = field(name="Stop", default=False)
 
 
+class CsiVolume(Struct, frozen=True, kw_only=True):
+    """A volume that a CSI plugin mounts; what the plugin makes of the two tables is its own."""
+
+    id: Text = field(name="ID")
+    context: Mapping[str, str] = field(name="Context", default_factory=dict)
+    """What the plugin is told at each mount."""
+    parameters: Mapping[str, str] = field(name="Parameters", default_factory=dict)
+    """What it was told when it made the volume."""
+
+
 class Evaluation(Struct, frozen=True, kw_only=True):
     """What the scheduler made of something."""
 
@@ -176,6 +186,9 @@ class NomadGateway(Protocol):
 
     def evaluation(self, eval_id: str, *, namespace: str = "default") -> Evaluation:
         """Reads an evaluation of the job's `namespace`; DENIED if the token may not read that."""
+
+    def csi_volume(self, namespace: str, volume_id: str) -> CsiVolume:
+        """Reads a CSI volume; DENIED where the token may not read jobs of the namespace."""
 
     # What changes them
 

@@ -20,10 +20,10 @@ from typing import Any
 from msgspec import Struct
 
 from standfast.config.model import Config
-from standfast.errors import NomadError, StandfastError
+from standfast.errors import NomadError, NomadOutcome, StandfastError
 from standfast.nomad.gateway import NomadAgent
-from standfast.nomad.path_use import uses
-from standfast.nomad.ports import RUN, Allocation, Node, NomadGateway
+from standfast.nomad.path_use import Shown, Way, csi_ids, uses
+from standfast.nomad.ports import RUN, Allocation, CsiVolume, Node, NomadGateway
 from standfast.system.clock import Deadline, parse_rfc3339, sleep, utc_now
 from standfast.system.files import read_struct, write_struct
 from standfast.system.locks import exclusive
@@ -56,8 +56,8 @@ class User:
     """An allocation that uses the path, and what is done about it."""
 
     allocation: Allocation
-    tasks: Mapping[str, str]
-    """Task -> how it uses the path."""
+    tasks: Mapping[str, Way]
+    """Task -> how it uses the volume."""
     policy: str
 
     @property
@@ -65,6 +65,17 @@ class User:
         allocation = self.allocation
         space = "" if allocation.namespace == "default" else f"{allocation.namespace}/"
         return f"{space}{allocation.job_id}.{allocation.group} ({allocation.id[:8]})"
+
+    @property
+    def needs_another(self) -> bool:
+        """Tells whether only another allocation in its place would have the new mount."""
+        return any(way.of_allocation for way in self.tasks.values())
+
+    @property
+    def treated(self) -> str:
+        if self.policy == "signal":
+            return f"sent {SIGNAL} to"
+        return "had another placed for" if self.needs_another else "restarted"
 
     @property
     def how(self) -> str:
@@ -102,8 +113,7 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
     if nomad is None:
         nomad = NomadAgent.from_config(config)
     try:
-        node = nomad.own_node()
-        those = users(nomad.allocations(node.id), node, config, pending.at)
+        those = users_on(nomad, nomad.own_node(), config, pending.at)
     except NomadError as error:
         raise StandfastError(
             f"allocations that use {config.paths.bind} are restarted once Nomad answers: {error}"
@@ -122,7 +132,7 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
         ):
             if wrong is None:
                 done.append(user.allocation.id)
-                said.append(f"{_DONE[user.policy]} {user.name}: {user.how}")
+                said.append(f"{user.treated} {user.name}: {user.how}")
             else:
                 failed.append(f"{user.name} uses the old mount ({user.how}): {wrong}")
     if failed:
@@ -133,21 +143,67 @@ def _see_to(config: Config, deadline: Deadline, nomad: NomadGateway | None) -> S
     return (*said, *left, *failed)
 
 
-_DONE = {"restart": "restarted", "signal": f"sent {SIGNAL} to"}
+def users_on(nomad: NomadGateway, node: Node, config: Config, since: float) -> list[User]:
+    """Asks for the allocations of `node` that `users` picks; NomadError."""
+    allocations = nomad.allocations(node.id)
+    return users(allocations, node, config, since, _csi_volumes(nomad, allocations))
+
+
+def _csi_volumes(
+    nomad: NomadGateway, allocations: Sequence[Allocation]
+) -> Mapping[str, Mapping[str, CsiVolume]]:
+    """Returns by namespace and id the CSI volumes of the running ones; without those that are gone
+    or that the token may not read. NomadError."""
+    known: dict[str, dict[str, CsiVolume]] = {}
+    ids = sorted(
+        {
+            (allocation.namespace, volume_id)
+            for allocation in allocations
+            if _runs(allocation)
+            for volume_id in csi_ids(allocation.job, allocation.group, _index(allocation))
+        }
+    )
+    for namespace, volume_id in ids:
+        try:
+            known.setdefault(namespace, {})[volume_id] = nomad.csi_volume(namespace, volume_id)
+        except NomadError as error:
+            if error.outcome not in (NomadOutcome.NOT_FOUND, NomadOutcome.DENIED):
+                raise
+            log.warning("whether it mounts this volume is not known: %s", error)
+    return known
+
+
+def _index(allocation: Allocation) -> str:
+    """Returns `[0]` of `job.group[0]`."""
+    _, bracket, index = allocation.name.rpartition("[")
+    return f"{bracket}{index}" if bracket else ""
+
+
+def _runs(allocation: Allocation) -> bool:
+    return allocation.desired == RUN and allocation.client_status == RUNNING
 
 
 def users(
-    allocations: Sequence[Allocation], node: Node, config: Config, since: float
+    allocations: Sequence[Allocation],
+    node: Node,
+    config: Config,
+    since: float,
+    csi_volumes: Mapping[str, Mapping[str, CsiVolume]],
 ) -> list[User]:
     """Returns those that run, began before `since` (wall-clock seconds of this machine) and use
-    the path: pure."""
+    the volume: pure. `csi_volumes` are by namespace and id."""
     those = []
     for allocation in allocations:
-        if allocation.desired != RUN or allocation.client_status != RUNNING:
+        if not _runs(allocation) or not _older(allocation, since):
             continue
-        if not _older(allocation, since):
-            continue
-        tasks = uses(allocation.job, allocation.group, str(config.paths.bind), node.host_volumes)
+        shown = Shown(
+            str(config.paths.bind),
+            config.server_name,
+            str(config.paths.live),
+            node.host_volumes,
+            csi_volumes.get(allocation.namespace, {}),
+        )
+        tasks = uses(allocation.job, allocation.group, shown, _index(allocation))
         if tasks:
             policy = policy_of(allocation.job, config.nomad.on_remount)
             those.append(User(allocation, tasks, policy))
@@ -183,6 +239,8 @@ def _treat(nomad: NomadGateway, user: User, deadline: Deadline) -> StandfastErro
         if user.policy == "signal":
             for task in user.tasks:
                 nomad.signal(user.allocation.id, task, SIGNAL, deadline=deadline)
+        elif user.needs_another:
+            nomad.stop(user.allocation.id)
         else:
             nomad.restart(user.allocation.id, deadline=deadline)
     except StandfastError as error:

@@ -14,6 +14,7 @@ from standfast.nomad.ports import (
     Agent,
     Allocation,
     Count,
+    CsiVolume,
     Evaluation,
     Job,
     LocalMeta,
@@ -155,6 +156,11 @@ def parse_evaluation(doc: Any) -> Evaluation:
     failed = _table(_table(doc).get("FailedTGAllocs"))
     unplaced = {group: _why(_table(failed[group])) for group in sorted(failed)}
     return _value(Evaluation, doc, unplaced=unplaced)
+
+
+def parse_csi_volume(doc: Any) -> CsiVolume:
+    """Parses GET /v1/volume/csi/:id."""
+    return _value(CsiVolume, doc)
 
 
 class _Stopped(Struct, frozen=True):

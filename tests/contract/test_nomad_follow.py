@@ -28,7 +28,7 @@ from standfast.nomad.constraints import Meta, Tie, placement
 from standfast.nomad.loop import Follower
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Role, kill_timeout_s
-from standfast.nomad.path_use import uses
+from standfast.nomad.path_use import Shown, uses
 from standfast.nomad.ports import Allocation
 from standfast.system.clock import monotonic, sleep
 from standfast.system.environment import TAKEN
@@ -391,7 +391,7 @@ def test_the_example_job_is_accepted_and_bound_to_the_primary(cluster: NomadClus
     node = cluster.gateway().own_node()
     assert placement(parsed, "db", Meta(KEY, "primary"), node).tie is Tie.PRIMARY
     volumes = {"services": "/data/services"}
-    assert "postgres" in uses(parsed, "db", "/data/services", volumes)
+    assert "postgres" in uses(parsed, "db", Shown("/data/services", host_volumes=volumes))
     assert stops_when_cut_off(parsed["TaskGroups"][0])
     assert kill_timeout_s(parsed, "db") == 26.0
 

@@ -84,6 +84,7 @@ class Api:
             "jobs": self._jobs,
             "job": self._job,
             "evaluation": self._evaluation,
+            "volume": self._volume,
             "acl": self._acls,
             "namespace": self._namespace,
         }.get(head)
@@ -285,6 +286,24 @@ class Api:
             raise Refusal(404, "eval not found")
         self._acl.must_may(call.token, "read-job", doc["Namespace"])
         return doc
+
+    def _volume(self, call: Call, rest: list[str]) -> Any:
+        """CSI volumes, without plugins, which a real one wants before it takes a volume in."""
+        if rest[:1] != ["csi"] or len(rest) != 2:
+            raise Refusal(404, "")
+        key = (call.query.get("namespace", "default"), rest[1])
+        if call.method == "PUT":
+            self._acl.must_manage(call.token)
+            (doc,) = call.doc["Volumes"]
+            self._state.csi_volumes[key] = {"Secrets": None, "MountOptions": None, **doc}
+            return None
+        self._only(call, "GET")
+        may = ("csi-read-volume", "csi-mount-volume", "read-job")
+        if not any(self._acl.may(call.token, capability, key[0]) for capability in may):
+            raise Refusal(403, "Permission denied")
+        if key not in self._state.csi_volumes:
+            raise Refusal(404, "volume not found")
+        return self._state.csi_volumes[key]
 
     # ACLs and namespaces, of which there are as many as somebody uses
 

@@ -44,6 +44,7 @@ class NomadState:
         self.jobs: dict[tuple[str, str], Doc] = {}
         self.allocs: dict[str, Alloc] = {}
         self.evals: dict[str, Doc] = {}
+        self.csi_volumes: dict[tuple[str, str], Doc] = {}
 
     # Time
 

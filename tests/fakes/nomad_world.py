@@ -16,7 +16,7 @@ from standfast.config.model import Config
 from standfast.consul.records import dump_epoch
 from standfast.errors import NomadError, NomadOutcome
 from standfast.nomad.loop import Follower
-from standfast.nomad.ports import Agent, Allocation, Evaluation, Job, LocalMeta, Node
+from standfast.nomad.ports import Agent, Allocation, CsiVolume, Evaluation, Job, LocalMeta, Node
 from standfast.system.clock import Deadline
 from tests.fakes.consul import MemoryConsul
 
@@ -270,6 +270,9 @@ class FakeNomad:
         return Evaluation(
             id=eval_id, namespace=namespace, job_id="", status="complete", unplaced={}
         )
+
+    def csi_volume(self, namespace: str, volume_id: str) -> CsiVolume:
+        raise NomadError(f"there is no volume {volume_id}", NomadOutcome.NOT_FOUND)
 
     def set_eligible(self, node_id: str, eligible: bool) -> None:
         self._check("set_eligible")

@@ -12,7 +12,9 @@ from standfast.consul.records import NomadNote
 from standfast.doctor.nomad_checks import FORGOTTEN_S, Facts, examine, look, stops_when_cut_off
 from standfast.nomad import reports
 from standfast.nomad.observation import Noted
-from standfast.nomad.ports import Node
+from standfast.nomad.path_use import Way
+from standfast.nomad.ports import Allocation, Node
+from standfast.nomad.remounted import User
 from standfast.reasons import Reason
 from tests.support.observations import config
 
@@ -50,6 +52,19 @@ def test_all_is_well() -> None:
         "heartbeat",
         "leaders",
     }
+
+
+def test_who_uses_the_volume_is_named_with_what_becomes_of_it() -> None:
+    allocation = Allocation(
+        id="0123456789", name="db.g[0]", namespace="default", job_id="db", group="g",
+        node_id="id-a", desired="run", client_status="running", tasks=(), modify_index=1,
+    )  # fmt: skip
+    user = User(allocation, {"t": Way("CSI volume pg", of_allocation=True)}, "restart")
+    [told] = [
+        finding for finding in examine(replace(WELL, users=[user] * 12)) if finding.check == "users"
+    ]
+    assert told.ok and "db.g (01234567): t: CSI volume pg [restart]" in told.evidence
+    assert told.evidence.endswith(" and 2 more")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess
 from standfast.errors import NomadError, NomadOutcome, Refused, StandfastError
 from standfast.nomad import remounted
-from standfast.nomad.ports import Allocation, Node, TaskState
+from standfast.nomad.ports import Allocation, CsiVolume, Node, TaskState
 from standfast.system.clock import Deadline, parse_rfc3339, utc_now
 from standfast.system.locks import exclusive
 from tests.support.observations import config
@@ -61,6 +61,17 @@ class FakeAllocations:
     found: list[Allocation]
     broken: dict[str, NomadError] = field(default_factory=dict)
     asked: list[tuple[str, ...]] = field(default_factory=list)
+    csi: dict[str, CsiVolume | NomadError] = field(default_factory=dict)
+
+    def csi_volume(self, namespace: str, volume_id: str) -> CsiVolume:
+        known = self.csi[f"{namespace}/{volume_id}"]
+        if isinstance(known, NomadError):
+            raise known
+        return known
+
+    def stop(self, alloc_id: str) -> str:
+        self._ask("stop", alloc_id.partition("-")[0])
+        return "an evaluation"
 
     def own_node(self) -> Node:
         if "*" in self.broken:
@@ -102,6 +113,49 @@ def test_who_uses_the_path_is_restarted_and_nobody_else(made: Config) -> None:
     nomad = FakeAllocations([allocation(job("db")), allocation(job("web", path="/srv"))])
     assert after(made, nomad) == ["restarted db.g (db-01234): t: raw_exec configuration"]
     assert nomad.asked == [("restart", "db")]
+
+
+def claims(volume_id: str, policy: str | None = None, **more: Any) -> Allocation:
+    """An allocation whose task has a CSI volume."""
+    document = job("db", policy, path="/srv")
+    group = document["TaskGroups"][0]
+    group["Volumes"] = {"v": {"Type": "csi", "Source": volume_id, **more}}
+    group["Tasks"][0]["VolumeMounts"] = [{"Volume": "v"}]
+    return allocation(document, name="db.g[1]")
+
+
+OURS = {"server": "data.service.consul", "share": "/persist/services"}
+
+
+def test_who_has_the_volume_by_csi_is_replaced_as_no_restart_mounts_that_anew(
+    made: Config,
+) -> None:
+    known = {"default/pg[1]": CsiVolume(id="pg[1]", context=OURS)}
+    nomad = FakeAllocations([claims("pg", PerAlloc=True)], csi=dict(known))
+    assert after(made, nomad) == ["had another placed for db.g (db-01234): t: CSI volume pg[1]"]
+    assert nomad.asked == [("stop", "db")]
+    nomad = FakeAllocations([claims("pg", "signal", PerAlloc=True)], csi=dict(known))
+    after(made, nomad)
+    assert nomad.asked == [("signal", "db", "t", "SIGHUP")], "a job's own word"
+    elsewhere = CsiVolume(id="pg", context={**OURS, "server": "nas"})
+    nomad = FakeAllocations([claims("pg")], csi={"default/pg": elsewhere})
+    assert after(made, nomad) == [] == nomad.asked
+
+
+def test_a_csi_volume_that_can_not_be_read_is_anothers_and_a_nomad_that_is_away_is_asked_again(
+    made: Config,
+) -> None:
+    gone = NomadError("403 'Permission denied'", NomadOutcome.DENIED)
+    nomad = FakeAllocations([claims("pg"), allocation(job("web"))], csi={"default/pg": gone})
+    after(made, nomad)
+    assert nomad.asked == [("restart", "web")]
+    away = NomadError("no answer", NomadOutcome.TIMEOUT)
+    nomad = FakeAllocations([claims("pg")], csi={"default/pg": away})
+    with pytest.raises(StandfastError, match="restarted once Nomad answers"):
+        after(made, nomad)
+    nomad.csi = {"default/pg": CsiVolume(id="pg", context=OURS)}
+    retry(made, nomad)
+    assert nomad.asked == [("stop", "db")]
 
 
 @pytest.mark.parametrize(

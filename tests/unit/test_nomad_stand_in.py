@@ -75,6 +75,21 @@ def test_a_client_without_servers_still_answers_for_itself(stand_in: NomadStandI
     assert nomad.agent().name == "node1"
 
 
+def test_a_csi_volume_is_of_its_namespace(stand_in: NomadStandIn) -> None:
+    """Kept to Nomad's source (command/agent/csi_endpoint.go): a real one takes no volume in without
+    a plugin."""
+    endpoint = Endpoint.parse(stand_in.address("server"))
+    context = {"server": "data-services.service.consul", "share": "/persist/services"}
+    doc = {"ID": "shard[0]", "PluginID": "nfs", "Context": context, "Parameters": None}
+    body = json.dumps({"Volumes": [doc]}).encode()
+    target = "/v1/volume/csi/shard%5B0%5D?namespace=web"
+    exchange(endpoint, Request("PUT", target, {}, body), Deadline.after(patient(10.0)))
+    nomad = NomadAgent(stand_in.address("node1"))
+    volume = nomad.csi_volume("web", "shard[0]")
+    assert (volume.id, volume.context, volume.parameters) == ("shard[0]", context, {})
+    assert outcome_of(lambda: nomad.csi_volume("default", "shard[0]")) is NomadOutcome.NOT_FOUND
+
+
 # Against the recorded answers of a real one
 
 

@@ -584,6 +584,7 @@ def test_what_does_not_exist_has_a_name(cluster: NomadCluster) -> None:
         lambda: gateway.signal(NOBODY, None, "SIGHUP"),
         lambda: gateway.evaluation(NOBODY),
         lambda: gateway.job("default", "nobody/knows"),
+        lambda: gateway.csi_volume("default", "nobody[0]"),
         lambda: gateway.set_eligible(NOBODY, False),
     ]
     assert [outcome_of(call)[0] for call in calls] == [NomadOutcome.NOT_FOUND] * len(calls)
@@ -670,7 +671,7 @@ def _with(capabilities: str) -> str:
         (f'{NODE_READ} {AGENT_READ} namespace "*" {{ capabilities = ["read-job", "list-jobs", '
          '"alloc-lifecycle"] }', {"set_meta", "set_meta elsewhere", "set_eligible"}),
         (_with('"list-jobs", "alloc-lifecycle"'),
-         {"allocation", "allocations", "job", "job_allocations", "evaluation"}),
+         {"allocation", "allocations", "job", "job_allocations", "evaluation", "csi_volume"}),
         (_with('"read-job", "alloc-lifecycle"'), {"jobs"}),
         (_with('"read-job", "list-jobs"'), {"stop", "restart", "signal"}),
         ('node { policy = "write" } namespace "*" { capabilities = ["read-job", "list-jobs", '
@@ -709,6 +710,7 @@ def test_the_shipped_policy_is_enough_and_nothing_of_it_too_much(
         "job": lambda: gateway.job("default", job_id),
         "job_allocations": lambda: gateway.job_allocations("default", job_id),
         "evaluation": lambda: gateway.evaluation(doc["ID"]),
+        "csi_volume": lambda: _even_if_gone(lambda: gateway.csi_volume("default", "nobody")),
         "restart": lambda: gateway.restart(alloc.id),
         "signal": lambda: _when_it_runs(lambda: gateway.signal(alloc.id, None, "SIGCONT")),
         "stop": lambda: gateway.stop(alloc.id),
@@ -728,6 +730,15 @@ def _some(listed: object) -> None:
     """A namespace that can't be read is left out of a list without a word."""
     if not listed:
         raise NomadError("an empty list", NomadOutcome.DENIED)
+
+
+def _even_if_gone(call: Callable[[], object]) -> None:
+    """Whether it is there is told only to who may read it."""
+    try:
+        call()
+    except NomadError as error:
+        if error.outcome is not NomadOutcome.NOT_FOUND:
+            raise
 
 
 def _when_it_runs(call: Callable[[], None]) -> None:

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 from standfast.reasons import Reason
 
+AS_ROOT = "This needs root: run it with sudo"
+"""The next step after a refusal of the system's."""
 MOST_COMPARED = 64
 """Characters of a word that is compared with others: more take long."""
 

@@ -6,6 +6,7 @@ Start-up is the user's time: only the command that runs is imported.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from standfast.cli import direct
-from standfast.errors import ConfigError, Refused, StandfastError, UsageError
+from standfast.errors import AS_ROOT, ConfigError, Refused, StandfastError, UsageError, is_lack_of
 from standfast.system import environment
 
 if TYPE_CHECKING:
@@ -110,14 +111,22 @@ def _lines(error: Exception) -> list[str]:
             return [text, f"standfast: {error.reason}"]
         return [f"standfast: {error.reason}: {text}"]
     if isinstance(error, StandfastError):
-        return [f"standfast: {line}" for line in text.splitlines() or [type(error).__name__]]
+        lines = text.splitlines() or [type(error).__name__]
+        if is_lack_of(error, errno.EACCES, errno.EPERM) and not _says_root(text):
+            lines.append(AS_ROOT)
+        return [f"standfast: {line}" for line in lines]
     if isinstance(error, PermissionError):
-        return [f"standfast: {text}; this needs root: run it with sudo"]
+        return [f"standfast: {text}. {AS_ROOT}"]
     what = " ".join(f"{type(error).__name__}: {text}".split())
     return [
         f"standfast: unexpected: {what}; this is a bug, please report it with what "
         "STANDFAST_DEBUG=1 shows"
     ]
+
+
+def _says_root(text: str) -> bool:
+    """Tells whether the next step is said already; root itself has another reason to be refused."""
+    return "root" in text or os.geteuid() == 0
 
 
 def _reason(error: Exception) -> Reason | str | None:

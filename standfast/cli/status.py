@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from standfast.cli.targets import Answer, tell_of_each
+from msgspec.structs import replace
+
+from standfast.cli.output import note
+from standfast.cli.targets import Answer, forbidden, tell_of_each
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.errors import Unreachable
@@ -19,21 +22,35 @@ def fetch(config: Config) -> Status:
     """Returns the agent's document; one from Consul alone where no agent runs."""
     try:
         return of_agent(config)
-    except Unreachable:
+    except Unreachable as error:
         # Loading what speaks to Consul would take longer than the agent's answer.
         from standfast.agent.document import without_agent
 
-        return without_agent(config)
+        status = without_agent(config)
+        # One that doesn't answer this user may run all the same.
+        refused = isinstance(error.__cause__, PermissionError)
+        return replace(status, agent=None) if refused else status
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast status`: exit 0 when somebody serves, 1 when nobody does."""
     if args.watch is not None:
         config = load_volume(args.volume, require_storage=False)
+        _say_whose_word_it_is(config)
         Watch(config, fetch, sys.stdout, args.watch, as_json=args.json).run()
     return tell_of_each(args, _answer)
 
 
 def _answer(config: Config) -> Answer:
+    _say_whose_word_it_is(config)
     status = fetch(config)
     return Answer(status.as_json(), lambda: print(render(status)), code=0 if status.serving else 1)
+
+
+def _say_whose_word_it_is(config: Config) -> None:
+    path = forbidden([config.run_dir / "agent.sock"])
+    if path is not None:
+        note(
+            f"{path} answers only root: `sudo standfast status` has the word of {config.node}'s "
+            f"agent, too; what follows is Consul's"
+        )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from standfast.cli.output import error_fields, print_json
@@ -86,6 +89,20 @@ def for_each_volume(volume: str | None, act: Callable[[Config], int]) -> int:
     if wrong is not None:
         raise wrong
     return code
+
+
+def forbidden(paths: Sequence[Path]) -> Path | None:
+    """Returns the first of these, files or directories of root's, that this user may not use."""
+    for path in paths:
+        try:
+            needed = os.W_OK if stat.S_ISSOCK(path.lstat().st_mode) else os.R_OK
+        except PermissionError:
+            return path
+        except OSError:
+            continue
+        if not os.access(path, needed, effective_ids=True):
+            return path
+    return None
 
 
 def standbys_of(config: Config, standby: str | None) -> tuple[str, ...]:

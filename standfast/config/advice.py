@@ -109,7 +109,11 @@ def _wrong_with(path: Path) -> tuple[str, bool] | None:
         return "can't be looked for as this user", False
     except OSError as error:
         return f"can't be read: {error.strerror}", True
-    return None if os.access(path, os.R_OK) else ("can't be read as this user", False)
+    return (
+        None
+        if os.access(path, os.R_OK, effective_ids=True)
+        else ("can't be read as this user", False)
+    )
 
 
 def _resembling(config: Config) -> Iterator[Problem]:

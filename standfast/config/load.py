@@ -159,7 +159,10 @@ def _not_found(path: Path) -> Problem:
 
 def _unreadable(error: Exception) -> Problem:
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Problem("", "", f"can't be read: {why}", "check its kind, owner and mode")
+    way_out = "check its kind, owner and mode"
+    if isinstance(error, PermissionError):
+        way_out = "run it with sudo, or let everybody read it: there is no secret in it"
+    return Problem("", "", f"can't be read: {why}", way_out)
 
 
 def _bad_volume(volume: str) -> Problem:

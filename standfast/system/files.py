@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct, ValidationError, convert, to_builtins
 
-from standfast.errors import StandfastError
+from standfast.errors import AS_ROOT, StandfastError
 
 T = TypeVar("T", bound=Struct)
 
@@ -154,6 +154,8 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
         doc = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise StandfastError(f"{path} can't be read: {error.strerror}. {AS_ROOT}") from error
     except (OSError, ValueError) as error:
         raise StandfastError(
             f"{path} can't be read: {error}. Look at it; delete it if it is of no use"

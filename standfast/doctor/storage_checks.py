@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 from standfast.assembly.parts import open_store
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding, finding_of
-from standfast.errors import StandfastError
+from standfast.errors import AS_ROOT, StandfastError, is_lack_of
 from standfast.node.ports import Snapshot
 from standfast.replication.preflight import Facts, facts_here, problems
 
@@ -59,4 +60,7 @@ def look(config: Config, holder: str | None = None) -> list[Finding]:
             findings.append(replicas(config, store.snapshots(), str(holder)))
         return findings
     except (StandfastError, OSError) as error:
-        return [Finding("storage", False, f"not known: {error}", "run it as root")]
+        fix = f"mount the volume's disk, or correct [paths] in {config.source}"
+        if is_lack_of(error, errno.EACCES, errno.EPERM):
+            fix = AS_ROOT
+        return [Finding("storage", False, f"not known: {error}", fix)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import sys
@@ -269,6 +270,22 @@ def test_a_standby_without_a_replica_is_not_well(config: Config) -> None:
     assert storage_checks.replicas(config, [own, published], "n2").ok
     lacking = storage_checks.replicas(config, [own], "n2")
     assert not lacking.ok and "on n2: standfast standby add n1" in lacking.fix
+
+
+def test_a_disk_that_is_not_there_is_not_to_be_looked_at_as_root(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = structs.replace(config.paths, live=Path("/nowhere/live"), standby=Path("/nowhere/s"))
+    [bad] = storage_checks.look(structs.replace(config, paths=there))
+    assert "is the volume's file system mounted?" in bad.evidence
+    assert bad.fix == f"mount the volume's disk, or correct [paths] in {config.source}"
+
+    def refused(*_: object) -> Facts:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(storage_checks, "facts_here", refused)
+    [bad] = storage_checks.look(config)
+    assert bad.fix == "This needs root: run it with sudo"
 
 
 # The node

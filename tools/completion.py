@@ -27,11 +27,11 @@ COMPLETERS = {
     "DIR": shtab.DIRECTORY,
 }
 """By the metavar of an argument."""
-# The names stand in the files' names and in headings [nodes.NAME].
+# The names stand in the files' names and in headings [nodes.NAME], or keys nodes.NAME.address.
 _LIST_VOLUMES = "ls {directory} 2>/dev/null | sed -n 's/\\.toml$//p'"
 _LIST_NODES = (
     "cat {directory}/*.toml 2>/dev/null "
-    "| sed -n 's/^[[:space:]]*\\[nodes\\.\"\\{{0,1\\}}\\([^].\"]*\\).*/\\1/p' | sort -u"
+    "| sed -n 's/^[[:space:]]*\\[\\{{0,1\\}}nodes\\.\"\\{{0,1\\}}\\([^].\"]*\\).*/\\1/p' | sort -u"
 )
 _POSIX_DIRECTORY = '"${STANDFAST_CONFIG_DIR:-/etc/standfast}"'
 _FISH_DIRECTORY = "$directory"

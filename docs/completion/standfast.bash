@@ -200,7 +200,7 @@ _standfast_volumes() {
   compgen -W "$(ls "${STANDFAST_CONFIG_DIR:-/etc/standfast}" 2>/dev/null | sed -n 's/\.toml$//p')" -- "$1"
 }
 _standfast_nodes() {
-  compgen -W "$(cat "${STANDFAST_CONFIG_DIR:-/etc/standfast}"/*.toml 2>/dev/null | sed -n 's/^[[:space:]]*\[nodes\."\{0,1\}\([^]."]*\).*/\1/p' | sort -u)" -- "$1"
+  compgen -W "$(cat "${STANDFAST_CONFIG_DIR:-/etc/standfast}"/*.toml 2>/dev/null | sed -n 's/^[[:space:]]*\[\{0,1\}nodes\."\{0,1\}\([^]."]*\).*/\1/p' | sort -u)" -- "$1"
 }
 # End Custom Preamble
 

@@ -13,7 +13,7 @@ end
 function _standfast_nodes
   set -l directory /etc/standfast
   set -q STANDFAST_CONFIG_DIR; and set directory $STANDFAST_CONFIG_DIR
-  cat $directory/*.toml 2>/dev/null | sed -n 's/^[[:space:]]*\[nodes\."\{0,1\}\([^]."]*\).*/\1/p' | sort -u
+  cat $directory/*.toml 2>/dev/null | sed -n 's/^[[:space:]]*\[\{0,1\}nodes\."\{0,1\}\([^]."]*\).*/\1/p' | sort -u
 end
 # End Custom Preamble
 

@@ -117,6 +117,8 @@ def test_bash_completes_volumes_and_nodes(configuration: Path) -> None:
     assert complete("standfast", "switchover", "--to", "") == []
     assert complete("standfast", "switchover", "--to", "", config_dir=configuration) == nodes
     assert complete("standfast", "verify", "z", config_dir=configuration) == ["zippy"]
+    (configuration / "media.toml").write_text('nodes.c2.address = "10.0.0.3"\n# nodes.c3\n')
+    assert complete("standfast", "standby", "add", "c", config_dir=configuration) == ["c1", "c2"]
     assert complete("standfast", "standby", "remove", "", config_dir=configuration) == []
 
 

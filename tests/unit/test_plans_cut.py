@@ -187,7 +187,7 @@ def test_a_role_that_never_got_data_is_given_up_naming_what_it_started_from(
 
     monkeypatch.setattr(effects_module, "ask", ask)
     surrender(node)
-    said = {"cmd": "release", "to": None, "note": None}
+    said = {"cmd": "release", "to": None, "note": None, "operator": None}
     assert asked[-1] == {**said, "final": str(base.name), "final_id": base.content_id}
     assert node.keeper.clean
     assert node.store.taken == [base]

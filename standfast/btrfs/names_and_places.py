@@ -20,6 +20,7 @@ from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused, StandfastError, TimedOut, said
 from standfast.names import SnapshotName
 from standfast.node.ports import Ailment, LiveTree, Snapshot, Writer
+from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.single_flight import SingleFlight
@@ -99,11 +100,19 @@ class Store(ABC):
         used, _free = self._usage()
         return used
 
+    def space(self) -> Space:
+        """Returns what any file system says, unless the kind of storage knows more."""
+        used, free = self._usage()
+        return Space(size=used + free, data=free)
+
     def _usage(self) -> tuple[int, int]:
+        usage = disk_usage(self._place())
+        return usage.used, usage.free
+
+    def _place(self) -> Path:
         for path in (self._paths.standby, self._paths.live.parent):
             if path.exists():
-                usage = disk_usage(path)
-                return usage.used, usage.free
+                return path
         raise StandfastError(
             f"neither {self._paths.standby} nor {self._paths.live.parent} exists; is the "
             f"volume's file system mounted?"

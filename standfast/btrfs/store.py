@@ -19,10 +19,12 @@ from standfast.btrfs import info as btrfs_info
 from standfast.btrfs import versions as btrfs_versions
 from standfast.btrfs.names_and_places import STAGING, Store, TreeInfo
 from standfast.btrfs.place import file_system
+from standfast.btrfs.space import read_space
 from standfast.btrfs.stream import COMPRESSED_DATA, size_from_outline
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
 from standfast.node.ports import Snapshot, Writer
+from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.run import Completed, run
@@ -97,6 +99,9 @@ class BtrfsStore(Store):
                 f"nothing was touched"
             )
         return uuid
+
+    def space(self) -> Space:
+        return read_space(self._place()) or super().space()
 
     def writers(self, deadline: Deadline) -> Sequence[Writer]:
         from standfast.btrfs.writers import writers_of  # nothing that a cycle or the guard needs

@@ -20,6 +20,7 @@ _WELL = {
     "nested": "no subvolumes inside the live one",
     "mounts": "parents can be found where snapshots are received",
     "copies": "no other device has this file system's UUID",
+    "room": "there is room for data and for metadata",
 }
 
 

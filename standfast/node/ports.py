@@ -12,6 +12,7 @@ from typing import Protocol
 
 from standfast.names import SnapshotName
 from standfast.node.obstacle import Obstacle
+from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 
@@ -105,6 +106,9 @@ class VolumeStore(Protocol):
         """Returns the subvolumes kept aside (diverged and retired), sorted."""
 
     def free_bytes(self) -> int: ...
+
+    def space(self) -> Space:
+        """Returns the room that the volume's file system has, for data and for metadata."""
 
 
 class NfsServer(Protocol):

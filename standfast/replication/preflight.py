@@ -21,6 +21,7 @@ from standfast.btrfs import versions as btrfs_versions
 from standfast.btrfs.stream import COMPRESSED_DATA
 from standfast.config.model import Config
 from standfast.errors import Refused
+from standfast.node.space import Space, shortages
 from standfast.reasons import Reason
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.receive_checks import RESERVE_BYTES
@@ -95,6 +96,8 @@ class Facts(Struct, frozen=True):
     """A mount that shows a mere directory of a subvolume, and in it the standby directory."""
     copies: Texts
     """Devices with one and the same file system."""
+    space: Space | None = None
+    """None: the other side is of a version that doesn't tell."""
 
     def document(self) -> dict[str, Any]:
         facts: dict[str, Any] = to_builtins(self)
@@ -147,6 +150,7 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
         live_received=live.received_uuid if live is not None and not live.read_only else None,
         partial_mount=_partial_mount(paths.standby) if ours is not None else None,
         copies=btrfs_place.copies_of(ours)[:_MOST] if ours is not None else (),
+        space=store.space(),
     )
 
 
@@ -167,7 +171,7 @@ def problems(facts: Facts) -> list[Problem]:
     """Returns what one node's facts show, the gravest first."""
     checks = (_tools, _disk, _received, _nested, _mounts, _copies)
     on_btrfs = (check(facts) for check in checks if facts.store == "btrfs")
-    return _gravest_first(*on_btrfs, _options(facts, facts))
+    return _gravest_first(*on_btrfs, _room(facts), _options(facts, facts))
 
 
 def _tools(facts: Facts) -> Iterator[Problem]:
@@ -243,6 +247,11 @@ def _copies(facts: Facts) -> Iterator[Problem]:
             f"detach the copy, or give it another UUID while it is not mounted: "
             f"btrfstune -u DEVICE (which of {', '.join(facts.copies)} is in use: findmnt)",
         )
+
+
+def _room(facts: Facts) -> Iterator[Problem]:
+    for shortage in shortages(facts.space) if facts.space is not None else ():
+        yield Problem("room", f"{facts.node}: {shortage.evidence}", shortage.fix, grave=False)
 
 
 def _options(asking: Facts, able: Facts) -> Iterator[Problem]:

@@ -23,6 +23,7 @@ from standfast.names import SnapshotName
 from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle
 from standfast.node.ports import Ailment, FenceState, LiveTree, Snapshot, Writer
+from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.consul import MemoryConsul
@@ -57,6 +58,9 @@ class World:
         self.log.append(name)
 
 
+ROOM = Space(size=1 << 41, data=1 << 40, metadata=1 << 40)
+
+
 @dataclass
 class FakeStore:
     world: World
@@ -70,6 +74,7 @@ class FakeStore:
     read_only: bool = False
     """The whole file system, after an error."""
 
+    room: Space = ROOM
     disk: str = "disk-1"
     mounted: bool = True
     """Without its disk there is nothing at its paths."""
@@ -155,7 +160,10 @@ class FakeStore:
         return tuple(sorted(self.set_aside)) if self.mounted else ()
 
     def free_bytes(self) -> int:
-        return 1 << 40
+        return self.room.data
+
+    def space(self) -> Space:
+        return self.room
 
 
 @dataclass

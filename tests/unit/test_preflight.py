@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from standfast.doctor.storage_checks import examine
 from standfast.errors import Refused
+from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.replication.preflight import Facts, problems, problems_between
 
@@ -30,6 +31,7 @@ WELL = Facts(
     live_received=None,
     partial_mount=None,
     copies=(),
+    space=Space(size=1000 * MIB, data=500 * MIB, metadata=400 * MIB, reserve=5 * MIB),
 )
 PEER = replace(WELL, node="n2")
 
@@ -38,7 +40,7 @@ def test_a_sound_node_has_no_problem_and_doctor_says_what_is_well() -> None:
     assert problems(WELL) == []
     assert problems_between(WELL, PEER, size_bytes=400 * MIB) == []
     findings = examine(WELL)
-    assert len(findings) == 6 and all(finding.ok and not finding.fix for finding in findings)
+    assert len(findings) == 7 and all(finding.ok and not finding.fix for finding in findings)
     assert findings[0].evidence == "Linux 6.1.0-37-amd64, btrfs-progs 6.2"
 
 
@@ -84,6 +86,15 @@ def test_a_problem_that_only_slows_down_is_not_grave_and_comes_last() -> None:
         ("nested", True),
         ("options", False),
     ]
+
+
+def test_a_file_system_that_is_nearly_full_is_told_and_an_older_peer_tells_nothing() -> None:
+    space = Space(size=1000 * MIB, data=500 * MIB, metadata=3 * MIB, reserve=5 * MIB)
+    [problem] = problems(replace(WELL, space=space))
+    assert (problem.check, problem.grave) == ("room", False)
+    assert problem.evidence.startswith("n1: 3 MiB are left for metadata")
+    older = {key: value for key, value in PEER.document().items() if key != "space"}
+    assert problems(Facts.parse(older)) == []
 
 
 def test_plain_directories_need_nothing_of_btrfs() -> None:

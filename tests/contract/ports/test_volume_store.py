@@ -9,6 +9,7 @@ subvolume that is read-only is in tests/contract/test_writers.py.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import Refused, StandfastError
 from standfast.names import SnapshotName
 from standfast.node.ports import LiveTree, Snapshot, VolumeStore
+from standfast.node.space import MIB, shortages
 from standfast.reasons import Reason
 from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.machine import FakeStore, World
@@ -132,6 +134,19 @@ def test_a_new_volume_is_live_and_writable_and_has_no_snapshots(store: VolumeSto
     assert (list(store.snapshots()), list(store.aside())) == ([], [])
     assert list(store.writers(soon(10))) == []
     assert store.free_bytes() > 0
+    assert list(shortages(store.space())) == []
+
+
+def test_data_takes_room_from_what_is_left(store: VolumeStore) -> None:
+    space, live = store.space(), store.live()
+    assert live is not None
+    assert 0 < space.data <= space.size
+    if not isinstance(store, BtrfsStore):
+        pytest.skip("others write to its disk, too, or its trees have no content")
+    (live.path / "big").write_bytes(os.urandom(32 * MIB))
+    os.sync()
+    assert store.space().data < space.data
+    assert store.space().size == space.size
 
 
 def test_without_its_disk_the_volume_is_not_there_and_that_is_told(

@@ -58,6 +58,13 @@ def read(path: Path) -> TreeInfo | None:
     return None if raw is None else parse(raw)
 
 
+def number(path: Path) -> int | None:
+    """Returns the number (tree id) of the subvolume whose root is `path`; None and OSError as
+    `read`."""
+    raw = _read_raw(path)
+    return None if raw is None else int(_HEAD.unpack_from(raw)[0])
+
+
 def stand_in(path: Path, content_id: str, of: Path) -> None:
     """Makes the writable subvolume `path` one that was received as `content_id`; read-only then.
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from shutil import rmtree
 
 from standfast.btrfs import info as btrfs_info
+from standfast.btrfs import inode_flags as btrfs_flags
+from standfast.btrfs import quota as btrfs_quota
 from standfast.btrfs import versions as btrfs_versions
 from standfast.btrfs.names_and_places import STAGING, Store, TreeInfo
 from standfast.btrfs.place import file_system
@@ -36,6 +38,8 @@ COMMAND_TIMEOUT_S = 300.0
 """For one btrfs command; a sync with much unwritten data takes the longest."""
 ESTIMATE_TIMEOUT_S = 10.0
 """Half a second for 20,000 files; no number is worth a longer wait."""
+FLAGS_TIMEOUT_S = 20.0
+"""Some four million inodes: the sender waits for the parent no longer than a minute."""
 _PIECE_BYTES = 64 * 1024
 _ANCHOR = ".parent-"
 """Of a stand-in's name: what begins with a dot is never taken for what a stream brought."""
@@ -114,6 +118,8 @@ class BtrfsStore(Store):
         btrfs-progs before 6.10.1 look for the source of a reflink only among received
         subvolumes ("clone: did not find source subvol"), so every increment that comes back to
         the node its parent comes from would fail once it holds `cp big big.bak && rm big`.
+        What no stream carries (chattr +i, +a and +C, a limit of btrfs' quota) the other node
+        doesn't have: the increment was made without it, and would fail at it here.
         """
         known = [snapshot for snapshot in self.snapshots() if snapshot.content_id == content_id]
         if not known:
@@ -123,6 +129,10 @@ class BtrfsStore(Store):
         anchor = self._paths.standby / STAGING / f"{_ANCHOR}{content_id}"
         if not self._snapshot(known[0].path, anchor, read_only=False):
             raise Refused(Reason.BUSY, f"{anchor} is in use: another receive is under way")
+        btrfs_quota.lift_limit(anchor)
+        kept = btrfs_flags.take_off(anchor, Deadline.after(FLAGS_TIMEOUT_S))
+        if kept:
+            log.info("%s has %d files with data and without checksums (+C)", known[0].name, kept)
         btrfs_info.stand_in(anchor, content_id, known[0].path)
 
     def receive_argv(self, staging: Path) -> list[str]:

@@ -20,6 +20,8 @@ _WELL = {
     "nested": "no subvolumes inside the live one",
     "mounts": "parents can be found where snapshots are received",
     "copies": "no other device has this file system's UUID",
+    "flags": "no files with flags (chattr +i, +a, +C) that a failover would lose",
+    "limit": "no limit of btrfs' quota that a failover would lose",
     "room": "there is room for data and for metadata",
 }
 

@@ -112,12 +112,19 @@ class Sender:
             with self._noting_failures(standby):
                 snapshot = self._snapshot(standby, epoch)
             order = self._order(standby, snapshot, epoch)
-            order = replace(order, full=full, on_progress=on_progress)
+            order = replace(
+                order, full=full or self._waits_for_full(standby), on_progress=on_progress
+            )
             result = self._send(order, conversation, deadline)
             # The standby deletes what it no longer needs at the same time.
             prune(self._config, self._store, also=(snapshot.content_id,))
             end(conversation, deadline)
         return result
+
+    def _waits_for_full(self, standby: str) -> bool:
+        """No increment gets through to it, as was seen before, and everything may be sent."""
+        memory = state.load(self._config).standbys.get(standby, state.StandbyState())
+        return memory.needs_full and self._config.replication.allow_full
 
     def _later(self, snapshot: Snapshot, epoch: int) -> frozenset[str]:
         """Returns what was taken after it, in the same epoch."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_args
 from msgspec import Meta, Struct, convert, to_builtins
 
 from standfast.btrfs import info as btrfs_info
+from standfast.btrfs import inode_flags, quota
 from standfast.btrfs import place as btrfs_place
 from standfast.btrfs import versions as btrfs_versions
 from standfast.btrfs.stream import COMPRESSED_DATA
@@ -26,7 +27,7 @@ from standfast.reasons import Reason
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.receive_checks import RESERVE_BYTES
 from standfast.replication.wire import Whole, check_printable
-from standfast.system.clock import utc_now
+from standfast.system.clock import Deadline, utc_now
 from standfast.system.files import read_foreign_text
 from standfast.text import clean
 
@@ -39,6 +40,9 @@ SKEW_TOO_LARGE_S = 30.0
 ASKED_APART_S = 5.0
 """Two nodes' facts are not of one moment: so much of a difference says nothing."""
 _MOST = 200
+_EXAMPLES = 5
+_FLAGS_S = 3.0
+"""Some 600,000 inodes; whoever asks waits for it."""
 Text = Annotated[str, Meta(max_length=4096)]
 """Printable, too; may be empty."""
 Texts = Annotated[tuple[Text, ...], Meta(max_length=_MOST)]
@@ -98,6 +102,10 @@ class Facts(Struct, frozen=True):
     """Devices with one and the same file system."""
     space: Space | None = None
     """None: the other side is of a version that doesn't tell."""
+    flags: Texts = ()
+    """Some files of the live subvolume with flags that no stream carries: `+i DIRECTORY/FILE`."""
+    limit_bytes: Whole | None = None
+    """What btrfs' quota limits the live subvolume to."""
 
     def document(self) -> dict[str, Any]:
         facts: dict[str, Any] = to_builtins(self)
@@ -151,7 +159,14 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
         partial_mount=_partial_mount(paths.standby) if ours is not None else None,
         copies=btrfs_place.copies_of(ours)[:_MOST] if ours is not None else (),
         space=store.space(),
+        flags=_flags(paths.live) if live is not None else (),
+        limit_bytes=quota.limit_of(paths.live) if live is not None else None,
     )
+
+
+def _flags(live: Path) -> tuple[str, ...]:
+    deadline = Deadline.after(_FLAGS_S)
+    return tuple(map(clean, inode_flags.examples(live, _EXAMPLES, deadline)))
 
 
 def _partial_mount(standby: Path) -> str | None:
@@ -169,7 +184,7 @@ def _gravest_first(*checks: Iterable[Problem]) -> list[Problem]:
 
 def problems(facts: Facts) -> list[Problem]:
     """Returns what one node's facts show, the gravest first."""
-    checks = (_tools, _disk, _received, _nested, _mounts, _copies)
+    checks = (_tools, _disk, _received, _nested, _mounts, _copies, _flagged, _limit)
     on_btrfs = (check(facts) for check in checks if facts.store == "btrfs")
     return _gravest_first(*on_btrfs, _room(facts), _options(facts, facts))
 
@@ -246,6 +261,41 @@ def _copies(facts: Facts) -> Iterator[Problem]:
             f"UUID: after a reboot the wrong one may be mounted",
             f"detach the copy, or give it another UUID while it is not mounted: "
             f"btrfstune -u DEVICE (which of {', '.join(facts.copies)} is in use: findmnt)",
+        )
+
+
+def _flagged(facts: Facts) -> Iterator[Problem]:
+    live = facts.paths["live"]
+    if any(told.endswith(" .") and ("+i" in told or "+a" in told) for told in facts.flags):
+        yield Problem(
+            "flags",
+            f"{live} itself on {facts.node} is immutable or append-only: it can't be set aside, "
+            f"and none of its snapshots can be deleted",
+            f"chattr -i -a {live}; then for each snapshot that is to go: "
+            f"btrfs property set SNAPSHOT ro false; chattr -i -a SNAPSHOT; "
+            f"btrfs subvolume delete SNAPSHOT",
+        )
+    elif facts.flags:
+        yield Problem(
+            "flags",
+            f"files in {live} on {facts.node} have flags that no snapshot carries to another "
+            f"node: {', '.join(facts.flags)}",
+            "have a hook set them again where the role goes (docs/operators-guide.md), or do "
+            "without: chattr -i -a -C",
+            grave=False,
+        )
+
+
+def _limit(facts: Facts) -> Iterator[Problem]:
+    if facts.limit_bytes is not None:
+        live = facts.paths["live"]
+        yield Problem(
+            "limit",
+            f"btrfs' quota limits {live} on {facts.node} to {facts.limit_bytes // 2**20} MiB, "
+            f"which no snapshot carries to another node",
+            f"have a hook set it again where the role goes (docs/operators-guide.md), or end it: "
+            f"btrfs qgroup limit none {live}",
+            grave=False,
         )
 
 

@@ -31,6 +31,7 @@ from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
+from standfast.replication.stream_failures import why_not_taken_in
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
 from standfast.system.local_socket import ask
 from standfast.system.locks import exclusive, is_locked
@@ -226,7 +227,7 @@ class _Receiver:
                 # Before anything newer is here, for which older ones may be deleted.
                 self._learn(begin, snapshots)
                 self.say(wire.Ready())
-                self._take_in(staging, begin, deadline)
+                self._take_in(staging, begin, deadline, _own(snapshots, parent))
                 published = self._publish(staging, announced, lease, deadline)
                 self._pin(begin, published)
                 # Nobody has to wait for what is only tidied up.
@@ -235,7 +236,9 @@ class _Receiver:
                 self.store.clear_staging()
         self._prune(begin)
 
-    def _take_in(self, staging: Path, begin: wire.Begin, deadline: Deadline) -> None:
+    def _take_in(
+        self, staging: Path, begin: wire.Begin, deadline: Deadline, own_parent: Snapshot | None
+    ) -> None:
         grow = [UNZSTD] if begin.compression is wire.Compression.ZSTD else []
         stages = [*grow, self.store.receive_argv(staging)]
         stall_s = self.config.replication.stall_timeout
@@ -249,12 +252,8 @@ class _Receiver:
                 give_up=self._give_way,
             )
         except CommandFailed as error:
-            raise Refused(self._why(), str(error)) from error
-
-    def _why(self) -> Reason:
-        """A stream that broke because the disk is full is said to be that."""
-        full = self.store.free_bytes() < receive_checks.RESERVE_BYTES
-        return Reason.NO_SPACE if full else Reason.INCOMPLETE
+            node, free = self.config.node, self.store.free_bytes()
+            raise why_not_taken_in(error, node, own_parent, free) from error
 
     def _publish(
         self, staging: Path, announced: _Announced, lease: receive_checks.Lease, deadline: Deadline
@@ -315,6 +314,12 @@ def _obstacles(config: Config) -> tuple[Obstacle, ...]:
             f"the agent of {config.node} doesn't say what a promotion there would meet: {error}. "
             f"There: systemctl status standfast-agent@{config.volume}",
         ) from error
+
+
+def _own(snapshots: Sequence[Snapshot], content_id: str | None) -> Snapshot | None:
+    """Returns the snapshot of this content that was taken here; None where it was received, too."""
+    same = [snapshot for snapshot in snapshots if snapshot.content_id == content_id]
+    return None if any(snapshot.received for snapshot in same) else next(iter(same), None)
 
 
 def _read_line(

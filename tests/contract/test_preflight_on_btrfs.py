@@ -16,7 +16,7 @@ from standfast.btrfs import info as btrfs_info
 from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config
 from standfast.doctor.storage_checks import look
-from standfast.errors import Refused
+from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.replication.preflight import Facts, Problem, facts_here, problems
@@ -261,3 +261,34 @@ def test_what_only_root_may_ask_is_said_not_to_be_known(
     monkeypatch.setenv("PATH", "/nonexistent")
     [finding] = look(node.config)
     assert not finding.ok and "not known" in finding.evidence and finding.fix
+
+
+def test_what_no_snapshot_carries_is_told_with_its_paths(node: BtrfsNode) -> None:
+    sh(f"cd {node.live}; mkdir db; chattr +C db; touch f; chattr +i f; sync")
+    problem = node.the_problem()
+    assert problem.check == "flags" and "+i f, +C db" in problem.evidence
+    sh(f"cd {node.live}; chattr -C db; chattr -i f; sync")
+    assert node.problems() == []
+    sh(f"btrfs quota enable {node.live}; btrfs qgroup limit 100M {node.live}")
+    problem = node.the_problem()
+    assert problem.check == "limit" and "100 MiB" in problem.evidence
+    sh(problem.fix.partition("end it: ")[2])
+    assert node.problems() == []
+
+
+def test_a_live_tree_that_is_immutable_itself_is_told_as_grave(node: BtrfsNode) -> None:
+    sh(f"chattr +i {node.live}; sync")
+    snapshot = node.take()
+    problem = node.the_problem()
+    assert problem.check == "flags" and problem.grave
+    with pytest.raises(CommandFailed, match="not permitted"):
+        node.store.delete([snapshot])
+    with pytest.raises(PermissionError):
+        node.store.keep_aside("services.retired-1-20270115T080000Z")
+    sh(
+        problem.fix.replace("then for each snapshot that is to go: ", "").replace(
+            "SNAPSHOT", str(snapshot.path)
+        )
+    )
+    sh(f"sync {node.root}")
+    assert node.problems() == [] and list(node.store.snapshots()) == []

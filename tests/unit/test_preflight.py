@@ -40,7 +40,7 @@ def test_a_sound_node_has_no_problem_and_doctor_says_what_is_well() -> None:
     assert problems(WELL) == []
     assert problems_between(WELL, PEER, size_bytes=400 * MIB) == []
     findings = examine(WELL)
-    assert len(findings) == 7 and all(finding.ok and not finding.fix for finding in findings)
+    assert len(findings) == 9 and all(finding.ok and not finding.fix for finding in findings)
     assert findings[0].evidence == "Linux 6.1.0-37-amd64, btrfs-progs 6.2"
 
 
@@ -63,6 +63,7 @@ def test_a_sound_node_has_no_problem_and_doctor_says_what_is_well() -> None:
         ({"nested": ("p/services/db",)}, "nested", "p/services/db"),
         ({"partial_mount": "/p"}, "mounts", "/p on n1 shows a mere directory"),
         ({"copies": ("/dev/sdb", "/dev/sdc")}, "copies", "/dev/sdb and /dev/sdc on n1"),
+        ({"flags": ("+i+C .", "+i f")}, "flags", "/p/services itself on n1 is immutable"),
         ({"wants": ("zstd",), "has": ()}, "options", "n1 has no zstd"),
     ],
 )
@@ -95,6 +96,21 @@ def test_a_file_system_that_is_nearly_full_is_told_and_an_older_peer_tells_nothi
     assert problem.evidence.startswith("n1: 3 MiB are left for metadata")
     older = {key: value for key, value in PEER.document().items() if key != "space"}
     assert problems(Facts.parse(older)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "evidence"),
+    [
+        ({"flags": ("+i etc/x", "+C db")}, "flags", r"n1 .*: \+i etc/x, \+C db"),
+        ({"limit_bytes": 20 * MIB}, "limit", "/p/services on n1 to 20 MiB"),
+    ],
+)
+def test_what_a_failover_loses_is_told_before_it(
+    change: dict[str, Any], check: str, evidence: str
+) -> None:
+    [problem] = problems(replace(WELL, **change))
+    assert (problem.check, problem.grave) == (check, False)
+    assert re.search(evidence, problem.evidence) and problem.fix
 
 
 def test_plain_directories_need_nothing_of_btrfs() -> None:
@@ -148,6 +164,7 @@ def test_an_option_of_the_sender_is_looked_for_on_both_sides() -> None:
 
 def test_facts_survive_the_wire() -> None:
     odd = replace(WELL, live_received="1", nested=("a b",), copies=("/dev/x",), partial_mount="/m")
+    odd = replace(odd, flags=("+i f",), limit_bytes=1)
     for facts in (WELL, odd, replace(WELL, store="directory", progs=None, file_systems={})):
         assert Facts.parse(json.loads(json.dumps(facts.document(), sort_keys=True))) == facts
 

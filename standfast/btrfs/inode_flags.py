@@ -1,0 +1,155 @@
+"""Inodes with flags that no send stream carries, and that a receive on top of them fails at.
+
+BTRFS_IOC_TREE_SEARCH_V2 gives each inode's item, a call for each (some 200,000 a second): no path
+is looked up and no file is opened. It needs root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from standfast.system.clock import Deadline
+
+NODATASUM, NODATACOW, IMMUTABLE, APPEND = 1 << 0, 1 << 1, 1 << 6, 1 << 7
+"""Of an inode's item (linux/btrfs_tree.h). A file has the first two by `chattr +C` or by a mount
+option."""
+LETTERS: Mapping[int, str] = {IMMUTABLE: "+i", APPEND: "+a", NODATACOW: "+C"}
+HINDERING = NODATASUM | NODATACOW | IMMUTABLE | APPEND
+
+_FIRST, _LAST = 256, 2**64 - 257
+_INODE_ITEM = 1
+# struct btrfs_ioctl_search_args_v2: the key (tree, ranges of object, offset and transaction, range
+# of type, number of items, reserved), the buffer's size, the buffer.
+_KEY = struct.Struct("=QQQQQQQIII36xQ")
+_ARGS_BYTES = 112
+_COUNT = struct.Struct("=I")
+_COUNT_AT = 64
+_ITEM_HEAD = struct.Struct("=QQQII")  # transaction, object, offset, type, length
+_ITEM = struct.Struct("=16xQ28xI8xQ")  # struct btrfs_inode_item: size, mode, flags
+_BUFFER_BYTES = 512
+_SEARCH = (3 << 30) | (_ARGS_BYTES << 16) | (0x94 << 8) | 17  # _IOWR(0x94, 17, args)
+_LOOKUP_BYTES = 4096
+_LOOKUP_HEAD = struct.Struct("=QQ")  # tree, object; then the path
+_INO_LOOKUP = (3 << 30) | (_LOOKUP_BYTES << 16) | (0x94 << 8) | 18  # _IOWR(0x94, 18, args)
+_LOOK_UP_EVERY = 1000
+
+# linux/fs.h, as chattr has them
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+_FS_FLAGS = struct.Struct("=i")
+_FS_HINDERING = 0x10 | 0x20 | 0x00800000  # FS_IMMUTABLE_FL, FS_APPEND_FL, FS_NOCOW_FL
+
+
+@dataclass(frozen=True, slots=True)
+class Flagged:
+    """An inode with some of HINDERING."""
+
+    inode: int
+    mode: int
+    size: int
+    flags: int
+
+    @property
+    def letters(self) -> str:
+        """Returns its flags as chattr writes them."""
+        return "".join(letter for flag, letter in LETTERS.items() if self.flags & flag)
+
+
+def flagged(subvolume: int, deadline: Deadline) -> Iterator[Flagged]:
+    """Yields the inodes with such flags, of an open subvolume; ends early at the deadline.
+
+    OSError without root, or where this is no btrfs.
+    """
+    args = bytearray(_ARGS_BYTES + _BUFFER_BYTES)
+    at, looked_at = _FIRST, 0
+    while at <= _LAST:
+        key = (0, at, _LAST, 0, 2**64 - 1, 0, 2**64 - 1, _INODE_ITEM, _INODE_ITEM, 1)
+        _KEY.pack_into(args, 0, *key, _BUFFER_BYTES)
+        fcntl.ioctl(subvolume, _SEARCH, args)
+        if _COUNT.unpack_from(args, _COUNT_AT)[0] == 0:
+            return
+        _, inode, _, kind, _ = _ITEM_HEAD.unpack_from(args, _ARGS_BYTES)
+        if kind == _INODE_ITEM:
+            size, mode, flags = _ITEM.unpack_from(args, _ARGS_BYTES + _ITEM_HEAD.size)
+            if flags & HINDERING:
+                yield Flagged(inode, mode, size, flags)
+        at, looked_at = inode + 1, looked_at + 1
+        if looked_at % _LOOK_UP_EVERY == 0 and deadline.remaining_s() <= 0:
+            return
+
+
+def path_of(subvolume: int, inode: int) -> str:
+    """Returns a path of an inode in an open subvolume, "." for its root; OSError when it has none
+    (any more), or one too long to be told."""
+    if inode == _FIRST:
+        return "."
+    answer = bytearray(_LOOKUP_BYTES)
+    _LOOKUP_HEAD.pack_into(answer, 0, 0, inode)
+    fcntl.ioctl(subvolume, _INO_LOOKUP, answer)
+    return os.fsdecode(bytes(answer[_LOOKUP_HEAD.size :]).partition(b"\0")[0].rstrip(b"/"))
+
+
+def take_off(path: Path, deadline: Deadline) -> int:
+    """Takes such flags off everything in the writable subvolume `path`; returns how many inodes
+    keep some.
+
+    Those are files with data and no checksums, which the kernel lets only an empty file change.
+    """
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    kept = 0
+    try:
+        # All of them first. What is changed here the search shows only after the next commit.
+        for inode in list(flagged(root, deadline)):
+            kept += not _take_off(root, inode)
+    finally:
+        os.close(root)
+    return kept
+
+
+def _take_off(root: int, inode: Flagged) -> bool:
+    if not stat.S_ISREG(inode.mode) and not stat.S_ISDIR(inode.mode):
+        return False
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path_of(root, inode.inode), flags, dir_fd=root)
+    except OSError:
+        return False
+    try:
+        has = bytearray(_FS_FLAGS.size)
+        fcntl.ioctl(descriptor, _GETFLAGS, has)
+        kept = _FS_FLAGS.unpack(has)[0] & ~_FS_HINDERING
+        fcntl.ioctl(descriptor, _SETFLAGS, _FS_FLAGS.pack(kept))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return not (stat.S_ISREG(inode.mode) and inode.size and inode.flags & NODATASUM)
+
+
+def examples(path: Path, most: int, deadline: Deadline) -> tuple[str, ...]:
+    """Returns up to `most` of such inodes in the subvolume `path`, as `+i DIRECTORY/FILE`; OSError
+    as `flagged`.
+
+    What was changed in the last 30 s may be missing, and files without checksums by a mount option.
+    """
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        telling = (inode for inode in flagged(root, deadline) if inode.letters)
+        return tuple(
+            f"{inode.letters} {_told(root, inode.inode)}" for inode in islice(telling, most)
+        )
+    finally:
+        os.close(root)
+
+
+def _told(root: int, inode: int) -> str:
+    try:
+        return path_of(root, inode)
+    except OSError:
+        return f"(inode {inode})"

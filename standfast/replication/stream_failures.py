@@ -1,0 +1,44 @@
+"""Why a stream wasn't taken in, from btrfs' own words (pure).
+
+Invariant: what the next cycle would meet again is told as needing another way (`needs-full`,
+`no-space`), never as a stream that was cut.
+"""
+
+from __future__ import annotations
+
+import re
+
+from standfast.errors import CommandFailed, Refused
+from standfast.node.ports import Snapshot
+from standfast.reasons import Reason
+from standfast.replication.receive_checks import RESERVE_BYTES
+
+_AT_THE_END = r": {}[.!]?$"
+_HINDERED = re.compile(_AT_THE_END.format("(?:Operation not permitted|Invalid argument)"), re.M)
+_QUOTA = re.compile(_AT_THE_END.format("Disk quota exceeded"), re.M)
+
+
+def why_not_taken_in(
+    error: CommandFailed, node: str, own_parent: Snapshot | None, free_bytes: int
+) -> Refused:
+    """Returns the refusal to tell the sender.
+
+    `own_parent` is what the increment builds on where `node` took that itself: only such a one has
+    what no stream carries, and so nothing of it is known where the increment was made.
+    """
+    if _QUOTA.search(error.stderr):
+        return Refused(
+            Reason.NO_SPACE,
+            f"{error}. A limit of btrfs' quota is reached on {node}: `btrfs qgroup show -re` "
+            f"there says which; raise it, or `btrfs qgroup limit none` ends it",
+        )
+    if own_parent is not None and _HINDERED.search(error.stderr):
+        return Refused(
+            Reason.NEEDS_FULL,
+            f"{error}. {own_parent.name} on {node}, which this builds on, was made there and has "
+            f"files that chattr (+C, +i, +a) or a mount option (nodatacow, nodatasum) changed, "
+            f"which no stream carries: it fails at them every time. Send everything once: "
+            f"`standfast replicate {node} --full`",
+        )
+    full = free_bytes < RESERVE_BYTES
+    return Refused(Reason.NO_SPACE if full else Reason.INCOMPLETE, str(error))

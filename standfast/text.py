@@ -5,6 +5,7 @@ from __future__ import annotations
 from standfast import ages
 from standfast.names import SnapshotName
 from standfast.system.clock import utc_now
+from standfast.system.lines import lines_of
 
 
 def clean(text: str) -> str:
@@ -13,7 +14,7 @@ def clean(text: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    return "\n".join(map(clean, text.splitlines()))
+    return "\n".join(clean(line.rstrip("\r")) for line in lines_of(text))
 
 
 def age_s(snapshot: str, taken_at: float | None = None) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from standfast.btrfs.names_and_places import nearest
 from standfast.errors import CommandFailed, TimedOut
 from standfast.system.clock import Deadline
+from standfast.system.lines import lines_of
 from standfast.system.mountinfo import around, parse_mountinfo
 from standfast.system.run import run
 
@@ -68,7 +69,7 @@ def parse_copies(blkid: str, file_system_uuid: str) -> tuple[str, ...]:
     """Returns them from what `blkid -o export` prints."""
     devices: dict[str, list[str]] = {}
     for block in blkid.split("\n\n"):
-        of = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        of = dict(line.split("=", 1) for line in lines_of(block) if "=" in line)
         name = of.get("DEVNAME", "")
         if of.get("UUID") == file_system_uuid and not _is_used_by_another(name):
             devices.setdefault(of.get("UUID_SUB", ""), []).append(name)

@@ -29,6 +29,7 @@ from standfast.node.ports import Snapshot, Writer
 from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
+from standfast.system.lines import lines_of
 from standfast.system.run import Completed, run
 from standfast.system.streams import pipeline
 
@@ -211,5 +212,5 @@ def _size_of_outline(descriptor: int) -> int:
 def parse_listed_paths(text: str) -> list[str]:
     """Returns the paths in what `btrfs subvolume list` prints, relative to the file system's
     top."""
-    matches = (_LISTED_PATH.search(line) for line in text.splitlines())
+    matches = (_LISTED_PATH.search(line) for line in lines_of(text))
     return [match["path"] for match in matches if match is not None]

@@ -17,6 +17,7 @@ from standfast.errors import StandfastError
 from standfast.mounts.mounts import KernelMounts
 from standfast.node.ports import Writer
 from standfast.system.clock import Deadline
+from standfast.system.lines import lines_of
 from standfast.system.mountinfo import around
 from standfast.system.run import run
 
@@ -49,7 +50,7 @@ def joined(numbers: Iterable[int]) -> str:
 def parse(text: str) -> Sequence[Writer]:
     """Returns the writers that the program printed."""
     writers = []
-    for line in text.splitlines():
+    for line in lines_of(text):
         pid, name, target = line.split("\t")
         writers.append(Writer(int(pid), str(ast.literal_eval(name)), str(ast.literal_eval(target))))
     return writers

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
 import signal
 import struct
 import sys
@@ -28,12 +29,23 @@ DEV = Path("/dev")
 LOOP_GET_STATUS64 = 0x4C05
 LOOP_INFO_BYTES = 232
 APART_S = 1
+# ADDRESSES PERMISSIONS OFFSET DEVICE INODE PATH, of shared memory for writing
+MAPPING = re.compile(
+    r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) .w.s \S+ (?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+) "
+    r"\d+ +(?P<path>.+)",
+    re.ASCII | re.DOTALL,
+)
+MAPPING_NUMBERS = ("start", "end", "major", "minor")
 
 
 def read(path: Path) -> str:
-    """Returns the text of a file; empty when it is gone, or not to be seen."""
+    """Returns the text of a file; empty when it is gone, or not to be seen.
+
+    Its lines end at a line feed and nowhere else: names in them have all other characters, among
+    them what a reader of texts would take for the end of a line.
+    """
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        return os.fsdecode(path.read_bytes())
     except OSError:
         return ""
 
@@ -89,8 +101,10 @@ def opened(process: Path, subvolume: int, own: set[str], others: set[str]) -> It
         target = target_of(descriptor)
         if not target.startswith("/"):  # a socket, a pipe
             continue
-        lines = read(process / "fdinfo" / descriptor.name).splitlines()
-        info = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        info: dict[str, str] = {}
+        for line in read(process / "fdinfo" / descriptor.name).split("\n"):
+            key, _, value = line.partition(":")
+            info.setdefault(key, value.strip())  # what a driver adds comes last
         flags = int(info.get("flags", "0"), 8)
         if flags & os.O_ACCMODE == os.O_RDONLY or info.get("mnt_id") in others:
             continue
@@ -103,14 +117,13 @@ def opened(process: Path, subvolume: int, own: set[str], others: set[str]) -> It
 def mapped(process: Path, subvolume: int, device: str) -> Iterator[str]:
     """Yields what is shared memory for writing; a file that is closed stays mapped."""
     for line in read(process / "maps").split("\n"):
-        fields = line.split(None, 5)
-        if len(fields) < 6 or fields[1][1] + fields[1][3] != "ws":
+        match = MAPPING.fullmatch(line)
+        if match is None:
             continue
-        major, _, minor = fields[3].partition(":")
-        start, _, end = fields[0].partition("-")
-        area = process / "map_files" / f"{int(start, 16):x}-{int(end, 16):x}"
-        if f"{int(major, 16)}:{int(minor, 16)}" == device and is_of(subvolume, area):
-            yield fields[5].strip()
+        start, end, major, minor = (int(match[name], 16) for name in MAPPING_NUMBERS)
+        area = process / "map_files" / f"{start:x}-{end:x}"
+        if f"{major}:{minor}" == device and is_of(subvolume, area):
+            yield match["path"]
 
 
 def mapped_by_hanging(process: Path, subvolume: int, device: str) -> Iterator[str]:
@@ -153,7 +166,7 @@ def main(live: str, device: str, own: str, others: str) -> None:
     for process in PROC.iterdir():
         if not process.name.isdigit():
             continue
-        hangs = read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]
+        hangs = read(process / "stat").rpartition(")")[2].startswith(" D ")
         maps = mapped_by_hanging if hangs else mapped
         files = itertools.chain(
             opened(process, subvolume, *numbers), maps(process, subvolume, device)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from standfast.cli import direct
 from standfast.errors import AS_ROOT, ConfigError, Refused, StandfastError, UsageError, is_lack_of
 from standfast.system import environment
+from standfast.system.lines import lines_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -118,6 +119,10 @@ def _lines(error: Exception) -> list[str]:
     if isinstance(error, PermissionError):
         return [f"standfast: {text}. {AS_ROOT}"]
     what = " ".join(f"{type(error).__name__}: {text}".split())
+        return [f"standfast: {line}" for line in lines_of(text) or [type(error).__name__]]
+    if isinstance(error, PermissionError):
+        return [f"standfast: {text}; this needs root: run it with sudo"]
+    what = " ".join(lines_of(f"{type(error).__name__}: {text}"))
     return [
         f"standfast: unexpected: {what}; this is a bug, please report it with what "
         "STANDFAST_DEBUG=1 shows"

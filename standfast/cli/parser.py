@@ -43,7 +43,7 @@ def build(words: Sequence[str] = (), commands: Sequence[Command] = COMMANDS) -> 
     It has only the commands that these words can mean: all of them take longer to build than most
     commands take to run.
     """
-    asked = [command for command in commands if command.name.split()[0] in words[:1]]
+    asked = [command for command in commands if command.name.split(" ")[0] in words[:1]]
     parser = Parser(prog="standfast", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"standfast {__version__}")
     groups = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)

@@ -142,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _whole(path: Path, rule: str, way_out: str) -> InvalidConfig:
-    return InvalidConfig(path, [Problem("", "", " ".join(rule.split()), way_out)])
+    return InvalidConfig(path, [Problem("", "", re.sub(r"\s+", " ", rule).strip(), way_out)])
 
 
 def _not_found(path: Path) -> Problem:

@@ -24,6 +24,7 @@ from standfast.demo.watches import Watches
 from standfast.errors import StandfastError, TimedOut
 from standfast.role.observation import LastHeartbeat
 from standfast.system.clock import Deadline, monotonic, sleep
+from standfast.system.lines import lines_of
 
 ADDRESSES = {"zippy": "127.0.0.1", "c1": "127.0.0.2", "c2": "127.0.0.3"}
 # Gossip takes a node for dead when nothing was heard of it for so long, seconds.
@@ -247,6 +248,6 @@ class Cluster:
         """The ends of all logs, for the report of a failure."""
         logs = {}
         for path in sorted(self.base.glob("*/var/log/*")):
-            text = path.read_text(errors="replace").splitlines()[-lines:]
+            text = lines_of(path.read_text(errors="replace"))[-lines:]
             logs[str(path.relative_to(self.base))] = "\n".join(text)
         return logs

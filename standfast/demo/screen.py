@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from standfast.system.clock import monotonic
+from standfast.system.lines import lines_of
 
 _CLEAR_BELOW = "\033[J"
 _BOLD, _DIM, _RED, _GREEN, _END = "\033[1m", "\033[2m", "\033[31m", "\033[32m", "\033[0m"
@@ -69,7 +70,7 @@ class Screen:
         stamp = f"[{monotonic() - self._started:5.1f} s] {mark} "
         if self._closed:
             return
-        lines = text.splitlines() or [""]
+        lines = lines_of(text) or [""]
         shown = [stamp + lines[0], *(" " * len(stamp) + line for line in lines[1:])]
         self.raw("\n".join(self._paint(line, mark) for line in shown))
 

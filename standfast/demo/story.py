@@ -19,6 +19,7 @@ from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic
+from standfast.system.lines import lines_of
 
 FIRST, OTHERS = "zippy", ("c1", "c2")
 # The runbook's words, for the addresses of the demo. Kept apart from the guard's own on purpose.
@@ -174,7 +175,7 @@ def _return_of_the_old_primary(cluster: Cluster, times: Times, before: tuple[Lin
     said = _refused_start(node, cluster[times.second])
     times.refusal = monotonic() - begun
     say(f"its NFS server's start, refused by the guard ({times.refusal * 1000:.0f} ms):", mark="!")
-    cluster.screen.raw("\n".join(f"    | {line}" for line in said.splitlines()))
+    cluster.screen.raw("\n".join(f"    | {line}" for line in lines_of(said)))
     begun = monotonic()
     node.start_agent()
     cluster.wait_for(f"{FIRST} becomes a standby", STEP_S, lambda: _role(node) == "standby")

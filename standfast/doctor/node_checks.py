@@ -14,6 +14,7 @@ from standfast.doctor.finding import Finding
 from standfast.events import hooks
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
+from standfast.system.lines import fields_of, lines_of
 from standfast.system.run import run
 
 ASK_S = 10.0
@@ -39,7 +40,7 @@ def _units() -> Iterator[Finding]:
 
 def failed_units(listing: str) -> Finding:
     """Judges what `systemctl list-units --state=failed --plain --no-legend` says."""
-    names = [line.split()[0] for line in listing.splitlines() if line.strip()]
+    names = [fields[0] for line in lines_of(listing) if (fields := fields_of(line))]
     names = [name for name in names if not name.startswith(CYCLES)]
     if not names:
         return Finding("units", True, "none has failed")
@@ -55,8 +56,8 @@ def _order(config: Config) -> Iterator[Finding]:
     ask = ["systemd-escape", "--path", "--suffix=mount", str(point)]
     unit = run(ask, deadline=Deadline.after(ASK_S), op="escape").stdout.strip()
     show = ["systemctl", "show", "--property=After", "--value", "--", agent]
-    after = run(show, deadline=Deadline.after(ASK_S), op="order", check=False).stdout.split()
-    yield waits_for_disk(point, unit, agent, after)
+    after = run(show, deadline=Deadline.after(ASK_S), op="order", check=False).stdout
+    yield waits_for_disk(point, unit, agent, fields_of(after.strip()))
 
 
 def waits_for_disk(point: Path, unit: str, agent: str, after: Sequence[str]) -> Finding:

@@ -7,6 +7,7 @@ import os
 from typing import TextIO
 
 from standfast.events import journal
+from standfast.system.lines import lines_of
 
 
 class _JournalFormatter(logging.Formatter):
@@ -18,7 +19,7 @@ class _JournalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         priority = next(number for least, number in self._PRIORITIES if record.levelno >= least)
-        return "\n".join(f"<{priority}>{line}" for line in text.splitlines() or [""])
+        return "\n".join(f"<{priority}>{line}" for line in lines_of(text) or [""])
 
 
 class _LogHandler(logging.StreamHandler[TextIO]):

@@ -17,6 +17,7 @@ from pathlib import Path
 from standfast.fence.kernel import COMMAND_S, TABLE, KernelFence, left_for, refuse_late
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline
+from standfast.system.lines import lines_of
 from standfast.system.run import exec_before, run
 
 HAS_IPV6 = Path("/proc/net/if_inet6")
@@ -72,7 +73,7 @@ class IpsetFence(KernelFence):
 
     def _rules(self, family: str, deadline: Deadline) -> list[str]:
         listing = run([f"{family}-legacy", "-w", "2", "-S"], deadline=deadline, op="fence:state")
-        return listing.stdout.splitlines()
+        return list(lines_of(listing.stdout))
 
     def _build(self, deadline: Deadline) -> None:
         script = (

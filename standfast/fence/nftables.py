@@ -33,6 +33,7 @@ from standfast.fence.kernel import (
 )
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline
+from standfast.system.lines import fields_of, lines_of
 from standfast.system.run import exec_before, run
 
 
@@ -115,7 +116,7 @@ _UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 def parse_table(listing: str, port: int) -> FenceState:
     """Returns the state from nft's listing of the table; anything unexpected is "not in place"."""
-    lines = [" ".join(line.split()) for line in listing.splitlines()]
+    lines = [" ".join(fields_of(line)) for line in lines_of(listing)]
     in_place = not any(line.startswith("flags dormant") for line in lines)
     for hook, (interface, end) in _CHAINS.items():
         rules = _rules_of(hook, lines)

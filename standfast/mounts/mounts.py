@@ -22,6 +22,7 @@ from standfast.errors import CommandFailed, StandfastError, TimedOut
 from standfast.mounts.processes import pids_in, unit_of
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
+from standfast.system.lines import fields_of, lines_of
 from standfast.system.mountinfo import Mount, canonical, mounted_at, parse_mountinfo, parse_volumes
 from standfast.system.run import run
 
@@ -132,7 +133,7 @@ class KernelMounts:
             pid = int(self._mark.read_text())
             words = (self._proc / str(pid) / "cmdline").read_bytes().split(b"\0")
             stat = read_foreign_text(self._proc / str(pid) / "stat")
-            state = stat.rpartition(")")[2].split()[0]
+            state = fields_of(stat.rpartition(")")[2])[0]
         except (OSError, ValueError, IndexError):
             return False
         return state != "Z" and {os.fsencode(path), os.fsencode(self._mark)} <= set(words)
@@ -146,7 +147,9 @@ class KernelMounts:
             done = run(["getent", "ahosts", "--", name], deadline=deadline, op="resolve")
         except (CommandFailed, TimedOut):
             return frozenset()
-        return frozenset(canonical(line.split()[0]) for line in done.stdout.splitlines() if line)
+        return frozenset(
+            canonical(fields[0]) for line in lines_of(done.stdout) if (fields := fields_of(line))
+        )
 
 
 def let_go(

@@ -8,11 +8,12 @@ more, but the number of its mount stays.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from standfast.clients.ports import Use
 from standfast.system.files import read_foreign_text
+from standfast.system.lines import lines_of
 
 PROC = Path("/proc")
 
@@ -23,8 +24,8 @@ def unit_of(process: Path) -> str:
         text = read_foreign_text(process / "cgroup")
     except OSError:
         return ""
-    for line in text.splitlines():
-        for part in reversed(line.rpartition(":")[2].split("/")):
+    for line in lines_of(text):
+        for part in reversed(line.split(":", 2)[-1].split("/")):
             if part.endswith((".service", ".scope")):
                 return part
     return ""
@@ -101,8 +102,8 @@ def _open(process: Path) -> Iterator[tuple[str, int | None, bool]]:
         except OSError:
             continue
         if target.startswith("/"):
-            fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-            flags, mount = fields.get("flags", "0").strip(), fields.get("mnt_id", "").strip()
+            fields = fdinfo_of(info)
+            flags, mount = fields.get("flags", "0"), fields.get("mnt_id", "")
             writes = int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
             yield target, int(mount) if mount.isdigit() else None, writes
     for link in ("cwd", "root"):
@@ -112,9 +113,19 @@ def _open(process: Path) -> Iterator[tuple[str, int | None, bool]]:
             continue
 
 
+def fdinfo_of(text: str) -> Mapping[str, str]:
+    """Returns the fields of a /proc/PID/fdinfo; what a driver adds to them comes last, and changes
+    none."""
+    fields: dict[str, str] = {}
+    for line in lines_of(text):
+        key, _, value = line.partition(":")
+        fields.setdefault(key, value.strip())
+    return fields
+
+
 def hangs(process: Path) -> bool:
     """Tells whether a /proc/PID is in uninterruptible sleep."""
-    return _read(process / "stat").rpartition(")")[2].split()[:1] == ["D"]
+    return _read(process / "stat").rpartition(")")[2].startswith(" D ")
 
 
 def _read(path: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from standfast.clients.observation import Tie
 from standfast.clients.units import unit_name
 from standfast.system.clock import Deadline
+from standfast.system.lines import fields_of, lines_of
 from standfast.system.run import run
 from standfast.system.systemd import ASK_S
 
@@ -47,10 +48,10 @@ class SystemdMountUnits:
 
     def dependants(self, path: Path) -> tuple[str, ...]:
         [mount] = _show([unit_name(path, "mount")], ("RequiredBy",)) or [{}]
-        services = [u for u in mount.get("RequiredBy", "").split() if u.endswith(".service")]
+        services = [u for u in fields_of(mount.get("RequiredBy", "")) if u.endswith(".service")]
 
         def requires(service: Mapping[str, str]) -> bool:
-            words = service.get("RequiresMountsFor", "").split()
+            words = fields_of(service.get("RequiresMountsFor", ""))
             return any(Path(word).is_relative_to(path) for word in words)
 
         return tuple(
@@ -106,7 +107,7 @@ def parse_show(text: str) -> list[Mapping[str, str]]:
     """Returns the properties of each unit, from the blocks of `systemctl show` for several
     units."""
     return [
-        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        dict(line.split("=", 1) for line in lines_of(block) if "=" in line)
         for block in text.split("\n\n")
         if block.strip()
     ]

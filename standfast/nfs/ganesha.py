@@ -106,7 +106,7 @@ class GaneshaNfs:
     def _is_server(self, entry: Path) -> bool:
         try:
             name, _, rest = read_foreign_text(entry / "stat").partition("(")[2].rpartition(")")
-            if name != PROGRAM or rest.split()[0] == "Z":
+            if name != PROGRAM or rest.startswith(" Z "):
                 return False
             return (entry / "ns/net").readlink() == (self._proc / "self/ns/net").readlink()
         except OSError:

@@ -21,6 +21,7 @@ from pathlib import Path
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication.keys import PublicKey
+from standfast.system.lines import fields_of
 
 MOST_BYTES = 1024 * 1024
 _RECEIVE = re.compile(r"(?P<program>(/[A-Za-z0-9._/+-]*/)?standfast receive)( (?P<volume>\S+))?\Z")
@@ -122,7 +123,7 @@ def with_line(text: bytes, volume: str, key: PublicKey, source: str) -> tuple[by
 
 
 def _is_of(line: bytes, key: PublicKey) -> bool:
-    words = line.decode("utf-8", "replace").split()
+    words = fields_of(line.decode("utf-8", "replace").strip())
     return not line.lstrip().startswith(b"#") and key.blob in words
 
 

@@ -27,6 +27,7 @@ from standfast.replication.keys import (
 from standfast.replication.session import SSH_FAILED
 from standfast.replication.standby_step import Mark, Step
 from standfast.system.clock import Deadline
+from standfast.system.lines import lines_of
 from standfast.system.run import Completed, run
 
 KEY_S = 20.0
@@ -125,7 +126,7 @@ class StandbyConnection:
         except StandfastError as error:
             fix = (f"can you log in by `ssh {target}`? else put it there yourself:",)
             return Step("install", Mark.BAD, str(error), (*fix, *self._by_hand(key)), error)
-        told = done.stdout.strip().splitlines()
+        told = lines_of(done.stdout.strip())
         return Step("install", Mark.OK, told[-1] if told else f"done as {target}")
 
     def _authorize(self, key: PublicKey) -> str:
@@ -171,8 +172,8 @@ class StandbyConnection:
 
     def _judge(self, done: Completed, key: PublicKey) -> Step:
         node, config = self.standby, self.config
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].strip()
-        if _TOO_FREE in done.stdout.split():
+        last = (lines_of(done.stderr.strip()) or ["it said nothing"])[-1].strip()
+        if _TOO_FREE in map(str.strip, lines_of(done.stdout)):
             return self._bad(
                 f"{node} lets the key run any command, a shell too",
                 f"on {node}, remove the key's line from authorized_keys of "
@@ -214,7 +215,7 @@ class StandbyConnection:
 
 
 def _is_refusal(out: str) -> bool:
-    lines = out.strip().splitlines()
+    lines = lines_of(out.strip())
     try:
         doc = json.loads(lines[-1]) if lines else None
     except ValueError:

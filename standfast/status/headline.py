@@ -129,5 +129,5 @@ def ended(sentence: str) -> str:
 def time_of(seconds: float, utc: float) -> str:
     """Writes `12:01 UTC`, with the date when it isn't today's."""
     text, today = format_utc(seconds), format_utc(utc)
-    day, clock = text.split()[:2]
-    return f"{clock[:5]} UTC" if day == today.split()[0] else f"{day} {clock[:5]} UTC"
+    day, clock = text.split(" ")[:2]
+    return f"{clock[:5]} UTC" if day == today.split(" ")[0] else f"{day} {clock[:5]} UTC"

@@ -7,6 +7,7 @@ from msgspec import UNSET
 from standfast.reasons import Reason
 from standfast.status.document import Failover, Fence, GivenUp, NomadReport, Standby, Status
 from standfast.system.clock import format_utc
+from standfast.system.lines import lines_of
 from standfast.text import duration
 
 
@@ -139,6 +140,7 @@ def _standbys(status: Status) -> list[str]:
         elif standby.failure:
             lines.append(f"           LAST CYCLE FAILED: {standby.failure.splitlines()[0]}")
         lines += [f"           {text}" for text in _word(standby, status.failover)]
+            lines.append(f"           LAST CYCLE FAILED: {lines_of(standby.failure)[0]}")
     return lines
 
 

@@ -21,6 +21,7 @@ from standfast.errors import Refused, StandfastError
 from standfast.status.document import Status
 from standfast.status.text import render
 from standfast.system.clock import format_utc, monotonic, sleep, utc_now
+from standfast.system.lines import lines_of
 from standfast.text import duration
 
 Fetch = Callable[[Config], Status]
@@ -75,12 +76,12 @@ class Watch:
     def _lines(self, error: StandfastError | None) -> list[str]:
         lines = [f"{format_utc(utc_now())}, every {self.every_s:g} s"]
         if error is not None:
-            lines += [f"NO ANSWER: {line}" for line in str(error).splitlines()]
+            lines += [f"NO ANSWER: {line}" for line in lines_of(str(error))]
         if self.last is not None:
             old_s = monotonic() - self.seen_at
             if error is not None:
                 lines.append(f"what follows was seen {duration(old_s)} ago:")
-            lines += render(aged(self.last, old_s)).splitlines()
+            lines += lines_of(render(aged(self.last, old_s)))
         return lines
 
     def _drawn(self, lines: list[str]) -> str:

@@ -58,7 +58,8 @@ def instant() -> Instant:
 def started_at(process: Path) -> float:
     """Returns when that process started, on CLOCK_BOOTTIME. The first one of a container starts
     long after the kernel, whose clock it has."""
-    fields = process.read_text().rpartition(")")[2].split()
+    # The name before it may hold anything.
+    fields = process.read_bytes().rpartition(b") ")[2].split(b" ")
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 

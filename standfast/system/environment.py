@@ -25,7 +25,7 @@ _NAMES = frozenset(
             "SKIP_VERIFY HTTP_AUTH",
         ),
     )
-    for name in names.split()
+    for name in names.split(" ")
 )
 TAKEN: dict[str, str] = {}
 """What `take` found, by the variables' names; empty before."""

@@ -192,6 +192,6 @@ def read_struct(path: Path, kind: type[T]) -> T | None:
 
 def read_foreign_text(path: Path) -> str:
     """Returns a text that others wrote: the names in it may be any bytes, and come back from
-    `str(Path)` in the same form. Nothing of it is lost; who shows it cleans it
-    (`standfast.text.clean`)."""
-    return path.read_text(encoding="utf-8", errors="surrogateescape")
+    `str(Path)` in the same form. Nothing of it is lost, carriage returns neither; who shows it
+    cleans it (`standfast.text.clean`)."""
+    return os.fsdecode(path.read_bytes())

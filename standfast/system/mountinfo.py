@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from standfast.system.lines import fields_of, lines_of, unescaped
+
 NFS_KINDS = ("nfs", "nfs4")
 
 
@@ -59,9 +61,7 @@ class Mount:
 def parse_mountinfo(text: str) -> list[Mount]:
     """Returns all mounts, in the order in which they were made; later ones hide earlier ones."""
     mounts = []
-    # Only what the kernel parts by counts: a name may hold any other blank or line end that Unicode
-    # has, and bytes that are no text.
-    for line in text.split("\n"):
+    for line in lines_of(text):
         # Super options may hold " - "; the optional fields before the separator never do.
         fields, _, rest = line.partition(" - ")
         parts, after = fields.split(" "), rest.split(" ")
@@ -79,11 +79,6 @@ def parse_mountinfo(text: str) -> list[Mount]:
             )
         )
     return mounts
-
-
-def unescaped(text: str) -> str:
-    """Returns a field as the kernel means it: blanks and backslashes are written as octal there."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def stack_at(mounts: Iterable[Mount], path: Path) -> tuple[Mount, ...]:
@@ -145,8 +140,8 @@ def canonical(address: str) -> str:
 def parse_volumes(text: str) -> dict[str, str]:
     """Returns by device the fsid that the server told this kernel, from /proc/fs/nfsfs/volumes."""
     fsids = {}
-    for line in text.splitlines():
-        parts = line.split()
+    for line in lines_of(text):
+        parts = fields_of(line)
         # NV SERVER PORT DEV FSID FSC
         if len(parts) >= 5 and re.fullmatch(r"\d+:\d+", parts[3]):
             fsids[parts[3]] = parts[4]

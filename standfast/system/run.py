@@ -28,6 +28,7 @@ from typing import IO
 
 from standfast.errors import CommandFailed, TimedOut
 from standfast.system.clock import Deadline, monotonic
+from standfast.system.lines import lines_of
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
 
 def _last_words(stderr: str) -> str:
     """Returns the last lines that say something; not the `^^^^` below what a program points at."""
-    lines = [line.strip() for line in stderr.splitlines()]
+    lines = [line.strip() for line in lines_of(stderr)]
     telling = [line for line in lines if any(letter.isalnum() for letter in line)]
     words = [line[:LINE_CHARS] for line in telling[-LAST_LINES:]]
     return "; ".join(words) or "it said nothing on stderr"
@@ -189,7 +190,7 @@ class _Tail:
 
     def foreign_text(self) -> str:
         """For programs: names in it may be any bytes, as `files.read_foreign_text` has them."""
-        return self._kept.decode("utf-8", "surrogateescape")
+        return os.fsdecode(bytes(self._kept))
 
 
 def _memory_file(data: bytes) -> int:

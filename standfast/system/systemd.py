@@ -14,6 +14,7 @@ from pathlib import Path
 from standfast.errors import StandfastError
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
+from standfast.system.lines import lines_of
 from standfast.system.run import run
 
 RUNTIME_UNITS = Path("/run/systemd/system")
@@ -125,7 +126,7 @@ class SystemdUnits:
 def parse_journal(listing: str) -> list[JournalLine]:
     """Returns the lines of `journalctl -o json`; what is no text is left out."""
     lines = []
-    for line in listing.splitlines():
+    for line in lines_of(listing):
         try:
             entry = json.loads(line)
         except ValueError:

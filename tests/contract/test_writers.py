@@ -77,6 +77,20 @@ def test_what_was_opened_before_is_found_and_is_still_written(disk: Path, how: s
     assert writers(disk) == []
 
 
+@pytest.mark.parametrize("how", ["write", "map"])
+@pytest.mark.parametrize("there", ["services", "other"])
+def test_no_name_of_a_file_keeps_others_from_being_seen(disk: Path, how: str, there: str) -> None:
+    """Any user may map a file of any name: the look would end there, and each change of role."""
+    names = [b"x\r7f-8 rws a b c d", bytes({*range(1, 256)} - {ord("/")})]
+    with contextlib.ExitStack() as stack:
+        pids = []
+        for path in [disk / there / os.fsdecode(name) for name in names]:
+            path.write_text("x")
+            pids.append(stack.enter_context(holding(how, path)))
+        pid = stack.enter_context(holding("map", disk / "services/file of it"))
+        assert writers(disk) == sorted([pid, *(pids if there == "services" else [])])
+
+
 def test_a_file_that_is_written_after_the_tree_is_read_only_shows_why_it_is_looked_for(
     disk: Path,
 ) -> None:

@@ -24,6 +24,7 @@ from standfast.nfs.unit import reason_in
 from standfast.node.obstacle import Obstacle
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import write_atomically
+from standfast.system.lines import lines_of
 from standfast.system.locks import is_locked
 from standfast.system.run import Child, run, start_detached
 
@@ -68,7 +69,7 @@ def end(pid_path: Path, lock: Path, deadline: Deadline) -> None:
 def last_words(log: Path) -> str:
     """The last line that a process wrote."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+        lines = [line.strip() for line in lines_of(log.read_text(errors="replace"))]
     except OSError:
         lines = []
     return next((line for line in reversed(lines) if line), "it said nothing")

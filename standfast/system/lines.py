@@ -1,0 +1,30 @@
+"""Lines and fields of what the kernel or a program prints: names in it may be any bytes.
+
+Invariant: only what the writer parts by counts. A line ends at a line feed and nowhere else, and
+fields are parted by blanks and tabs: `str.splitlines` and a bare `str.split` part at a dozen more
+characters (\\r, \\f, \\x1c, \\x85, U+2028, ...), which kernel and tools leave as they are in names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
+
+
+def lines_of(text: str) -> Sequence[str]:
+    """Returns the lines without their ends; the last one need not have an end."""
+    return text.removesuffix("\n").split("\n") if text else ()
+
+
+def fields_of(line: str) -> Sequence[str]:
+    """Returns the fields of a line, parted by any number of blanks and tabs."""
+    return [field for field in re.split("[ \t]+", line) if field]
+
+
+def unescaped(field: str) -> str:
+    """Returns a field as it is meant: the kernel and exportfs write blanks, backslashes and the
+    like as octal bytes there."""
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), os.fsencode(field)))

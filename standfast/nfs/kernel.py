@@ -30,6 +30,7 @@ from standfast.nfs.unit import ServerUnits, start_server, unit_obstacle
 from standfast.node.obstacle import Obstacle
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import read_foreign_text, write_atomically
+from standfast.system.lines import fields_of, lines_of, unescaped
 from standfast.system.run import failure, run
 from standfast.system.single_flight import SingleFlight
 
@@ -121,12 +122,12 @@ class KernelNfs:
 
     def _listed(self) -> list[str]:
         """Returns the volume's lines in the table of exports; none when there is no table."""
-        live = escaped(self._config.paths.live)
+        live = str(self._config.paths.live)
         try:
-            lines = read_foreign_text(self._exported).split("\n")
+            lines = lines_of(read_foreign_text(self._exported))
         except FileNotFoundError:
             return []
-        return [line for line in lines if line.split()[:1] == [live]]
+        return [line for line in lines if list(map(unescaped, fields_of(line)[:1])) == [live]]
 
     def _refresh(self, *, flush: bool = True) -> str:
         """Makes the table follow the files, and the kernel the table; returns what exportfs said.
@@ -209,10 +210,10 @@ class KernelNfs:
     def threads(self) -> int:
         """Returns the number of nfsd's threads; without the nfsd file system there are none."""
         try:
-            return int((self._nfsd / "threads").read_text().split()[0])
+            return int((self._nfsd / "threads").read_text())
         except FileNotFoundError:
             return 0
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             raise StandfastError(f"{self._nfsd}/threads can't be read: {error}") from error
 
     def is_running(self) -> bool:
@@ -272,4 +273,4 @@ def export_line(config: Config, path: Path, fsid: str) -> str:
 
 def escaped(path: Path) -> str:
     """Returns a path as exports(5) wants it: blanks and the like in octal."""
-    return re.sub(r"[\s\"#\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))
+    return re.sub(r"(?a)[\s\"#\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))

@@ -18,6 +18,7 @@ from pathlib import Path
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.system.files import read_foreign_text, read_json, write_atomically
+from standfast.system.lines import fields_of, lines_of
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +65,13 @@ def unfenced(nfsd: Path, port: int) -> str | None:
     """
     path = nfsd / "portlist"
     try:
-        listeners = read_foreign_text(path).splitlines()
+        listeners = lines_of(read_foreign_text(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"where nfsd listens can't be read ({path}: {error.strerror})"
     fenced = (["tcp", str(port)], ["udp", str(port)])
-    others = [listener for listener in listeners if listener.split() not in fenced]
+    others = [listener for listener in listeners if fields_of(listener) not in fenced]
     if not others:
         return None
     return (
@@ -142,7 +143,7 @@ def exports_anything(*files: Path) -> bool:
     """Tells whether one of the files (exports(5)) has an export; unreadable ones may have."""
     for path in files:
         try:
-            lines = read_foreign_text(path).splitlines()
+            lines = lines_of(read_foreign_text(path))
         except FileNotFoundError:
             continue
         except OSError:

@@ -78,6 +78,8 @@ def test_who_uses_a_path_of_any_bytes_is_found(proc: Path) -> None:
 
 def test_the_unit_of_a_process_in_a_group_of_any_bytes(proc: Path) -> None:
     assert unit_of(proc / "47") == "db.service"
+    (proc / "47" / "cgroup").write_bytes(b"0::/system.slice/a:b.service\n")
+    assert unit_of(proc / "47") == "a:b.service"
 
 
 def test_the_mount_of_a_path_beside_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,21 +87,48 @@ def test_the_mount_of_a_path_beside_it_is_found(monkeypatch: pytest.MonkeyPatch)
     assert btrfs_place.mount_point_of(LIVE, os.fsdecode(LINES)) == Path("/persist")
 
 
-def test_an_export_of_any_bytes_hides_no_other(tmp_path: Path) -> None:
-    table = tmp_path / "etab"
-    table.write_bytes(ODD + b"\t*(rw)\n/persist/services\t*(rw,fsid=c0ffee-1)\n")
-    exports = tmp_path / "exports.d"
-    exports.mkdir()
-    (exports / "standfast-data-services.exports").write_text(
-        "/persist/services *(rw,fsid=c0ffee-1)"
-    )
-    config = config_in(tmp_path)
-    config = replace(config, paths=replace(config.paths, live=LIVE))
-    nfsd = tmp_path / "nfsd"
-    nfsd.mkdir()
+def served(tmp_path: Path, live: Path, table: bytes) -> KernelNfs:
+    """A server that runs, whose table of exports is this one."""
+    (tmp_path / "etab").write_bytes(table)
+    exports, nfsd = tmp_path / "exports.d", tmp_path / "nfsd"
+    for directory in (exports, nfsd):
+        directory.mkdir(exist_ok=True)
+    written = f"{live} *(rw,fsid=c0ffee-1)"
+    (exports / "standfast-data-services.exports").write_bytes(os.fsencode(written))
     (nfsd / "threads").write_text("8\n")
-    nfs = KernelNfs(config, cast(Any, None), exports=exports, exported=table, nfsd=nfsd)
+    config = config_in(tmp_path)
+    config = replace(config, paths=replace(config.paths, live=live))
+    return KernelNfs(
+        config, cast(Any, None), exports=exports, exported=tmp_path / "etab", nfsd=nfsd
+    )
+
+
+def test_an_export_of_any_bytes_hides_no_other(tmp_path: Path) -> None:
+    table = ODD + b"\t*(rw)\n/persist/services\t*(rw,fsid=c0ffee-1)\n"
+    assert served(tmp_path, LIVE, table).is_exported("c0ffee-1")
+
+
+# As exportfs of nfs-utils 2.6.2 wrote it: bytes that it doesn't take for blanks stand as they are.
+OPTIONS = (
+    b"\t192.168.1.0/24(rw,sync,wdelay,hide,nocrossmnt,secure,no_root_squash,no_all_squash,"
+    b"no_subtree_check,secure_locks,acl,no_pnfs,fsid=c0ffee-1,anonuid=65534,anongid=65534,sec=sys,"
+    b"rw,no_root_squash,no_all_squash)\n"
+)
+ETAB = {
+    "/e/ord": b"/e/ord",
+    "/e/r\rv\x0bf\x0c\x1c": rb"/e/r\015v\013f\014\034",
+    "/e/x\x85y\u2028z\xa0": "/e/x\x85y\u2028z\xa0".encode(),
+    os.fsdecode(b"/e/caf\xe9"): b"/e/caf\xe9",
+    "/e/a b": rb"/e/a\040b",
+}
+
+
+@pytest.mark.parametrize("live", ETAB)
+def test_the_volumes_own_export_is_found_whatever_its_name(tmp_path: Path, live: str) -> None:
+    nfs = served(tmp_path, Path(live), b"".join(name + OPTIONS for name in ETAB.values()))
     assert nfs.is_exported("c0ffee-1")
+    nfs = served(tmp_path, Path("/e/r"), b"".join(name + OPTIONS for name in ETAB.values()))
+    assert not nfs.is_exported("c0ffee-1")
 
 
 def test_what_a_command_prints_keeps_its_bytes() -> None:

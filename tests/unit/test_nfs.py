@@ -200,6 +200,7 @@ def test_a_kernel_that_was_not_told_is_an_error(host: Host) -> None:
 
 def test_paths_are_escaped_as_exports_wants_them() -> None:
     assert escaped(Path('/a b/#c/"d')) == "/a\\040b/\\043c/\\042d"
+    assert escaped(Path("/a\u2028b\x85c\xa0")) == "/a\u2028b\x85c\xa0", "no blanks of exportfs'"
 
 
 UNFENCED = ["tcp 20490", "tcp 2049\ntcp 20490", "udp 204", "tcp 2049\nrdma 20049", "rdma 2049", "x"]

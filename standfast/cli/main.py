@@ -112,16 +112,12 @@ def _lines(error: Exception) -> list[str]:
             return [text, f"standfast: {error.reason}"]
         return [f"standfast: {error.reason}: {text}"]
     if isinstance(error, StandfastError):
-        lines = text.splitlines() or [type(error).__name__]
+        lines = lines_of(text) or [type(error).__name__]
         if is_lack_of(error, errno.EACCES, errno.EPERM) and not _says_root(text):
             lines.append(AS_ROOT)
         return [f"standfast: {line}" for line in lines]
     if isinstance(error, PermissionError):
         return [f"standfast: {text}. {AS_ROOT}"]
-    what = " ".join(f"{type(error).__name__}: {text}".split())
-        return [f"standfast: {line}" for line in lines_of(text) or [type(error).__name__]]
-    if isinstance(error, PermissionError):
-        return [f"standfast: {text}; this needs root: run it with sudo"]
     what = " ".join(lines_of(f"{type(error).__name__}: {text}"))
     return [
         f"standfast: unexpected: {what}; this is a bug, please report it with what "

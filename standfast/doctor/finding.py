@@ -21,4 +21,6 @@ class Finding:
 
 def finding_of(problem: Problem, subject: str = "") -> Finding:
     """Returns what is wrong before a replication as the result of a check."""
+    if problem.lasts:
+        return Finding(problem.check, True, f"{problem.evidence}: {problem.fix}", "", subject)
     return Finding(problem.check, False, problem.evidence, problem.fix, subject)

@@ -57,6 +57,8 @@ class Problem:
     evidence: str
     fix: str
     grave: bool = True
+    lasts: bool = False
+    """It may be there for good reasons, and stay: nothing that a check has to fail for."""
 
 
 class Paths(TypedDict):
@@ -283,6 +285,7 @@ def _flagged(facts: Facts) -> Iterator[Problem]:
             "have a hook set them again where the role goes (docs/operators-guide.md), or do "
             "without: chattr -i -a -C",
             grave=False,
+            lasts=True,
         )
 
 
@@ -296,6 +299,7 @@ def _limit(facts: Facts) -> Iterator[Problem]:
             f"have a hook set it again where the role goes (docs/operators-guide.md), or end it: "
             f"btrfs qgroup limit none {live}",
             grave=False,
+            lasts=True,
         )
 
 

@@ -15,6 +15,7 @@ from standfast.replication.receive_checks import RESERVE_BYTES
 
 _AT_THE_END = r": {}[.!]?$"
 _HINDERED = re.compile(_AT_THE_END.format("(?:Operation not permitted|Invalid argument)"), re.M)
+_NOT_CLONED = re.compile(r"failed to clone extents .*: Invalid argument$", re.M)
 _QUOTA = re.compile(_AT_THE_END.format("Disk quota exceeded"), re.M)
 
 
@@ -26,6 +27,7 @@ def why_not_taken_in(
     `own_parent` is what the increment builds on where `node` took that itself: only such a one has
     what no stream carries, and so nothing of it is known where the increment was made.
     """
+    once = f"It fails every time: send everything once, `standfast replicate {node} --full`"
     if _QUOTA.search(error.stderr):
         return Refused(
             Reason.NO_SPACE,
@@ -37,8 +39,14 @@ def why_not_taken_in(
             Reason.NEEDS_FULL,
             f"{error}. {own_parent.name} on {node}, which this builds on, was made there and has "
             f"files that chattr (+C, +i, +a) or a mount option (nodatacow, nodatasum) changed, "
-            f"which no stream carries: it fails at them every time. Send everything once: "
-            f"`standfast replicate {node} --full`",
+            f"which no stream carries. {once}",
+        )
+    if _NOT_CLONED.search(error.stderr):
+        return Refused(
+            Reason.NEEDS_FULL,
+            f"{error}. Nothing is shared between files with checksums and files without: was "
+            f"{node} mounted with nodatacow or nodatasum, or without, since it took in what this "
+            f"builds on? {once}",
         )
     full = free_bytes < RESERVE_BYTES
     return Refused(Reason.NO_SPACE if full else Reason.INCOMPLETE, str(error))

@@ -138,9 +138,8 @@ def _standbys(status: Status) -> list[str]:
                 f"           NEEDS EVERYTHING SENT AGAIN: standfast replicate {standby.node} --full"
             )
         elif standby.failure:
-            lines.append(f"           LAST CYCLE FAILED: {standby.failure.splitlines()[0]}")
-        lines += [f"           {text}" for text in _word(standby, status.failover)]
             lines.append(f"           LAST CYCLE FAILED: {lines_of(standby.failure)[0]}")
+        lines += [f"           {text}" for text in _word(standby, status.failover)]
     return lines
 
 

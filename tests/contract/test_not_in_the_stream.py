@@ -116,6 +116,24 @@ def test_a_file_without_checksums_needs_everything_once_and_it_is_said_why(
     arrived_whole(pair, again)
 
 
+def test_a_standby_that_is_mounted_without_checksums_since_needs_everything_once(
+    pair: tuple[Peer, Peer],
+) -> None:
+    a, b = pair
+    live = a.config.paths.live
+    command("sh", "-ec", f"cd {live}; seq 100000 >f")
+    a.sender.cycle("b")
+    command("mount", "-o", "remount,nodatacow", b.config.paths.live.parent)
+    command("cp", "--reflink=always", live / "f", live / "g")
+    with pytest.raises(Refused, match=r"g: Invalid argument.*nodatacow.*--full") as refusal:
+        a.sender.cycle("b")
+    assert refusal.value.reason is Reason.NEEDS_FULL
+    a.sender.cycle("b", full=True)
+    command("cp", "--reflink=always", live / "f", live / "h")
+    assert not a.sender.cycle("b").was_full
+    assert files(b.store.snapshots()[-1].path) == files(live)
+
+
 def test_a_limit_of_before_is_in_nobodys_way_back(pair: tuple[Peer, Peer]) -> None:
     a, _b = pair
     live = a.config.paths.live

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from standfast.errors import Refused
+from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.replication import wire
 from standfast.replication.preflight import Facts
@@ -22,6 +23,7 @@ FACTS = Facts(
     "n1", "btrfs", 1.5, 2**40, ("zstd",), ("zstd",), "6.1", None,
     {"live": "/p/s", "snapshots": "/p", "standby": "/p/t"},
     {"live": "u", "snapshots": None, "standby": "u"}, ("a b",), None, "/m", (),
+    Space(size=2**40, data=2**30, metadata=1, reserve=5), ("+i f",), 2**30,
 )  # fmt: skip
 MESSAGES: list[Any] = [
     wire.Hello("alo", "v", "a", wire.Purpose.ASK),

@@ -111,6 +111,8 @@ def test_what_a_failover_loses_is_told_before_it(
     [problem] = problems(replace(WELL, **change))
     assert (problem.check, problem.grave) == (check, False)
     assert re.search(evidence, problem.evidence) and problem.fix
+    [told] = [finding for finding in examine(replace(WELL, **change)) if finding.check == check]
+    assert told.ok and problem.evidence in told.evidence and "hook" in told.evidence
 
 
 def test_plain_directories_need_nothing_of_btrfs() -> None:

@@ -27,7 +27,7 @@ def reason(words: str, own: Snapshot | None = OWN, free_bytes: int = RESERVE_BYT
     ("words", "expected"),
     [
         ("ERROR: unlink f failed: Operation not permitted", Reason.NEEDS_FULL),
-        ("ERROR: failed to clone extents to g: Invalid argument\n", Reason.NEEDS_FULL),
+        ("ERROR: lsetxattr f btrfs.compression=zstd failed: Invalid argument\n", Reason.NEEDS_FULL),
         ("ERROR: writing to big failed: Disk quota exceeded\nmore", Reason.NO_SPACE),
         ("ERROR: empty stream is not considered valid", Reason.INCOMPLETE),
         ("ERROR: unlink Invalid argument failed: No such file or directory", Reason.INCOMPLETE),
@@ -42,3 +42,9 @@ def test_only_what_was_taken_here_is_blamed_for_its_flags(words: str, expected: 
 
 def test_a_disk_that_is_full_is_said_to_be_that() -> None:
     assert reason("No space left on device", free_bytes=RESERVE_BYTES - 1) is Reason.NO_SPACE
+
+
+def test_what_can_not_share_data_with_another_file_is_sent_as_a_whole() -> None:
+    words = "ERROR: failed to clone extents to a b: Invalid argument"
+    assert reason(words) is reason(words, own=None) is Reason.NEEDS_FULL
+    assert reason("ERROR: failed to clone extents to g: Input/output error") is Reason.INCOMPLETE

@@ -102,18 +102,17 @@ def take_off(path: Path, deadline: Deadline) -> int:
     Those are files with data and no checksums, which the kernel lets only an empty file change.
     """
     root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    kept = 0
     try:
-        # All of them first. What is changed here the search shows only after the next commit.
-        for inode in list(flagged(root, deadline)):
-            kept += not _take_off(root, inode)
+        return sum(not _take_off(root, inode) for inode in flagged(root, deadline))
     finally:
         os.close(root)
-    return kept
 
 
 def _take_off(root: int, inode: Flagged) -> bool:
     if not stat.S_ISREG(inode.mode) and not stat.S_ISDIR(inode.mode):
+        return False
+    stays = stat.S_ISREG(inode.mode) and inode.size > 0 and bool(inode.flags & NODATASUM)
+    if stays and not inode.flags & (IMMUTABLE | APPEND):
         return False
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -129,7 +128,7 @@ def _take_off(root: int, inode: Flagged) -> bool:
         return False
     finally:
         os.close(descriptor)
-    return not (stat.S_ISREG(inode.mode) and inode.size and inode.flags & NODATASUM)
+    return not stays
 
 
 def examples(path: Path, most: int, deadline: Deadline) -> tuple[str, ...]:

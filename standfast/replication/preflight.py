@@ -186,9 +186,9 @@ def _gravest_first(*checks: Iterable[Problem]) -> list[Problem]:
 
 def problems(facts: Facts) -> list[Problem]:
     """Returns what one node's facts show, the gravest first."""
-    checks = (_tools, _disk, _received, _nested, _mounts, _copies, _flagged, _limit)
+    checks = (_tools, _disk, _received, _nested, _mounts, _copies, _flagged, _limit, _room)
     on_btrfs = (check(facts) for check in checks if facts.store == "btrfs")
-    return _gravest_first(*on_btrfs, _room(facts), _options(facts, facts))
+    return _gravest_first(*on_btrfs, _options(facts, facts))
 
 
 def _tools(facts: Facts) -> Iterator[Problem]:

@@ -116,7 +116,9 @@ def test_what_a_failover_loses_is_told_before_it(
 
 
 def test_plain_directories_need_nothing_of_btrfs() -> None:
-    facts = replace(WELL, store="directory", progs=None, file_systems={})
+    facts = replace(
+        WELL, store="directory", progs=None, file_systems={}, space=Space(size=1, data=0)
+    )
     assert problems(facts) == [] and examine(facts) == []
 
 

@@ -112,7 +112,7 @@ def _lines(error: Exception) -> list[str]:
             return [text, f"standfast: {error.reason}"]
         return [f"standfast: {error.reason}: {text}"]
     if isinstance(error, StandfastError):
-        lines = lines_of(text) or [type(error).__name__]
+        lines = [*(lines_of(text) or [type(error).__name__])]
         if is_lack_of(error, errno.EACCES, errno.EPERM) and not _says_root(text):
             lines.append(AS_ROOT)
         return [f"standfast: {line}" for line in lines]

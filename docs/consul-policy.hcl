@@ -20,7 +20,7 @@ node_prefix "" {
   policy = "read"
 }
 
-# `consul watch` asks its agent for its name.
+# `consul watch` and the node's own processes ask their agent for its name.
 agent_prefix "" {
   policy = "read"
 }

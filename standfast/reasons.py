@@ -49,6 +49,7 @@ class Reason(StrEnum):
     CONSUL_DENIED = "consul-denied"
     CONSUL_GARBLED = "consul-garbled"
     CONSUL_BLIND_TOKEN = "consul-blind-token"  # noqa: S105
+    NODE_MISNAMED = "node-misnamed"
     NOT_INITIALISED = "not-initialised"
     # Guard
     OTHER_SERVER_ACTIVE = "other-server-active"

@@ -19,6 +19,7 @@ from standfast.ages import UNKNOWN, age_of
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.gateway import ConsulGateway
+from standfast.consul.node_name import misnamed
 from standfast.consul.records import CandidateRecord, Leader, LeaderState
 from standfast.errors import ConsulError, ForeignValue, StandfastError, Unreachable, ours
 from standfast.lease.files import LeaseStatus
@@ -217,7 +218,11 @@ def document(agent: Agent, *, fresh: bool = False) -> Status:
         consul = replace(consul, standbys=_with_notes(consul.standbys, config))
     fence, fence_failure = _tried(partial(_fence, agent))
     aside, aside_failure = _tried(partial(_aside, agent))
-    failures = (local.unread, agent.unkept, agent.trouble, aside_failure, fence_failure)
+    wrong_name = misnamed(config.node, seen.view.named) if isinstance(seen.view, Cluster) else None
+    failures = (
+        *(local.unread, agent.unkept, agent.trouble, wrong_name),
+        *(aside_failure, fence_failure),
+    )
     return replace(
         told,
         consul=consul,

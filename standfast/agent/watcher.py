@@ -44,6 +44,8 @@ Answer = TypeVar("Answer")
 
 DETAILS_EVERY_S = 10.0
 SILENT_DETAILS_EVERY_S = 1.0
+NAME_EVERY_S = 60.0
+"""How often Consul's agent is asked what this node is called: it may start again as another."""
 
 
 def assemble(config: Config, entries: tuple[Entry, ...], last_heartbeat: LastHeartbeat) -> Cluster:
@@ -99,6 +101,8 @@ class Watcher:
         self._readable_since: float | None = None
         self._heard_at = NEVER
         self._unbroken_since = NEVER
+        self._named: str | None = None
+        self._named_at = NEVER
 
     def look(self, wait_s: float, *, fresh: bool = False) -> Cluster | Blind:
         """Returns the cluster as it is now, early when the leader key changes.
@@ -172,7 +176,7 @@ class Watcher:
         if self._beginning is None or self._beginning.epoch != cluster.epoch:
             gapless = self._readable_since is not None
             self._beginning = Beginning(cluster.epoch, now, witnessed=gapless)
-        cluster = replace(cluster, beginning=self._beginning)
+        cluster = replace(cluster, beginning=self._beginning, named=self._name(now, silent=silent))
         if leader is None or leader.is_clean or not silent:
             self._unanswered_since = None
             return cluster
@@ -190,6 +194,18 @@ class Watcher:
             entries = self._heard(self._consul.get_many(self._config.key(""), consistent=True))
             details = self._details = _Details(entries, now)
         return details
+
+    def _name(self, now: float, *, silent: bool) -> str | None:
+        """Returns what Consul's agent here last said that it is called.
+
+        It says nothing of the cluster, and one that hangs may cost no failover its time.
+        """
+        due = now - self._named_at >= NAME_EVERY_S
+        if self._named_at == NEVER or (due and not silent):
+            self._named_at = now
+            with contextlib.suppress(ConsulError):
+                self._named = self._consul.node_name()
+        return self._named
 
     def _with_evidence(self, cluster: Cluster, leader: Leader, silent_s: float) -> Cluster:
         holder = leader.holder.node

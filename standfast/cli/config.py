@@ -15,7 +15,11 @@ from standfast.config.advice import advice
 from standfast.config.load import config_dir, config_files, load, together
 from standfast.config.model import Config
 from standfast.config.node_name import check_name
-from standfast.config.problems import InvalidConfig, Problem, plain
+from standfast.config.problems import InvalidConfig, Problem, plain, shown
+from standfast.consul.gateway import ConsulGateway
+from standfast.consul.node_name import misnamed
+from standfast.errors import StandfastError
+from standfast.text import clean
 
 DEFAULT_VOLUME = "data-services"
 
@@ -26,7 +30,7 @@ def check(args: argparse.Namespace) -> int:
         paths = _paths(args.volume, args.files)
     except InvalidConfig as error:
         return _report(args.json, [], {error.source: list(error.problems)}, {})
-    good: list[Config] = []
+    good: list[tuple[Config, str]] = []
     words: dict[Path, list[Problem]] = {}
     bad: dict[Path, list[Problem]] = {}
     for path in paths:
@@ -34,15 +38,15 @@ def check(args: argparse.Namespace) -> int:
             # A client, which is no storage node, has the same files.
             config = load(path, require_storage=False)
             check_name(config)
-            good.append(config)
+            good.append((config, _compared(config)))
             wrong, words[path] = advice(config, here=not args.files)
             if wrong:
                 bad[path] = wrong
         except InvalidConfig as error:
             bad[path] = list(error.problems)
-    for conflict in together(good):
+    for conflict in together([config for config, _ in good]):
         bad.setdefault(conflict.source, []).extend(conflict.problems)
-    good = [config for config in good if config.source not in bad]
+    good = [each for each in good if each[0].source not in bad]
     return _report(args.json, good, bad, words)
 
 
@@ -61,21 +65,44 @@ def _paths(volume: str | None, files: Sequence[str]) -> Sequence[Path]:
     return config_files(config_dir())
 
 
+def _compared(config: Config) -> str:
+    """Says why the node's name was not compared with Consul's; empty: it was, or needn't be.
+    InvalidConfig when Consul's agent here has another name."""
+    if config.node not in config.nodes:
+        return ""  # nothing in Consul goes by a client's name
+    try:
+        named = ConsulGateway.from_config(config).node_name()
+    except StandfastError as error:
+        return f"not compared with this node's name in Consul ({error})"
+    if misnamed(config.node, named) is None:
+        return ""
+    rule = f"the Consul agent of this node is called {shown(named)}"
+    way_out = (
+        f"set `node_name` to {shown(config.node)} in that agent's configuration and restart it; or "
+        f"use its name here, in `node` and [nodes], on every node"
+    )
+    raise InvalidConfig(
+        config.source, [Problem("node", shown(config.node), rule, way_out, ("nodes",))]
+    )
+
+
 def _report(
     as_json: bool,
-    good: Sequence[Config],
+    good: Sequence[tuple[Config, str]],
     bad: Mapping[Path, Sequence[Problem]],
     words: Mapping[Path, Sequence[Problem]],
 ) -> int:
     if as_json:
-        files = [_good_document(config) for config in good]
+        files = [_good_document(config, why) for config, why in good]
         files += [_bad_document(path, problems) for path, problems in bad.items()]
         for file in files:
             file["warnings"] = [asdict(word) for word in words.get(Path(file["file"]), ())]
         print_json({"ok": not bad, "files": files})
     else:
-        for config in good:
+        for config, why in good:
             print(f"{config.source}: ok: volume {config.volume}, {_role(config)}")
+            if why:
+                print(f"{config.source}: {clean(why)}")
         for path, problems in bad.items():
             for problem in problems:
                 print(f"{plain(str(path))}: {problem}")
@@ -85,9 +112,10 @@ def _report(
     return 2 if bad else 0
 
 
-def _good_document(config: Config) -> dict[str, Any]:
+def _good_document(config: Config, not_compared: str) -> dict[str, Any]:
     return {"file": str(config.source), "ok": True, "volume": config.volume, "node": config.node,
-            "storage_node": config.node in config.nodes, "problems": []}  # fmt: skip
+            "storage_node": config.node in config.nodes, "problems": [],
+            "not_compared": not_compared or None}  # fmt: skip
 
 
 def _bad_document(path: Path, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from standfast.consul.values import (
     parse_instance,
     parse_local_services,
     parse_node_health,
+    parse_node_name,
 )
 from standfast.errors import ConfigError, ConsulDenied
 from standfast.system.clock import Deadline
@@ -319,6 +320,15 @@ class ConsulGateway:
             "reading the agent's services",
             deadline,
             lambda client: parse_local_services(client.agent.services()),
+            local=True,
+        )
+
+    def node_name(self, *, deadline: Deadline | None = None) -> str:
+        """Returns what the node's own agent is called, which is the node's name in Consul."""
+        return self._ask(
+            "asking the agent for its name",
+            deadline,
+            lambda client: parse_node_name(client.agent.self()),
             local=True,
         )
 

@@ -158,6 +158,14 @@ class _Service(_LocalService, frozen=True):
     port: int
 
 
+class _AgentConfig(_Answer, frozen=True):
+    node_name: Text
+
+
+class _Agent(_Answer, frozen=True):
+    config: _AgentConfig
+
+
 class _NodeCheck(_Answer, frozen=True):
     id: str = field(name="CheckID")
     status: str
@@ -225,6 +233,11 @@ def parse_local_services(doc: Any) -> Mapping[str, Mapping[str, str]]:
     """Returns the meta of each service of /v1/agent/services, by its id."""
     services = _parsed(doc, dict[Text, _LocalService])
     return {service_id: service.meta or {} for service_id, service in services.items()}
+
+
+def parse_node_name(doc: Any) -> str:
+    """Returns the agent's name of /v1/agent/self."""
+    return _parsed(doc, _Agent).config.node_name
 
 
 def worst(statuses: Sequence[str]) -> str:

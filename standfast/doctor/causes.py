@@ -81,5 +81,6 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("node", "units"): "What these units do isn't done.",
     ("node", "order"): "Until the disk is there the agent can do nothing about its tree.",
     ("node", "clock"): "Names of snapshots and replication ages rest on it; the lease doesn't.",
+    ("node", "name"): "It isn't promoted: the guard would take its server for another node's.",
     ("node", "hooks"): "They don't run at a change of role.",
 }

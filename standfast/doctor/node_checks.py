@@ -1,5 +1,5 @@
 """What doctor says of this machine: units that failed or don't wait for the volume's disk, the
-clock, hooks that aren't run."""
+clock, its name in Consul, hooks that aren't run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from standfast.assembly.parts import parts
 from standfast.btrfs.place import mount_point_of
 from standfast.config.model import Config
+from standfast.consul.gateway import PATIENT_S, ConsulGateway
+from standfast.consul.node_name import misnamed
 from standfast.doctor.finding import Finding
+from standfast.errors import StandfastError
 from standfast.events import hooks
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
@@ -27,7 +30,26 @@ CYCLES = "standfast-replicate@"
 def look(config: Config) -> list[Finding]:
     """Looks at this node; in the demo there is neither systemd nor a clock of its own."""
     findings = [*_units(), *_order(config), *_clock()] if parts().is_machine else []
-    return [*findings, *_hooks(config)]
+    return [*findings, *_name(config), *_hooks(config)]
+
+
+def _name(config: Config) -> Iterator[Finding]:
+    if config.node not in config.nodes:
+        return
+    try:
+        yield name(config.node, ConsulGateway.from_config(config, timeout_s=PATIENT_S).node_name())
+    except StandfastError as error:
+        fix = "bring the Consul agent of this node back; docs/consul-policy.hcl"
+        yield Finding("name", False, f"not compared with Consul's: {error}", fix)
+
+
+def name(node: str, named: str) -> Finding:
+    """Judges what the Consul agent of this node (`named`) says that the node is called."""
+    wrong = misnamed(node, named)
+    if wrong is None:
+        return Finding("name", True, f"{node}, in Consul as well")
+    fix = f"`node_name` of the Consul agent, then restart it; `standfast config check` for {node}"
+    return Finding("name", False, wrong, fix)
 
 
 def _units() -> Iterator[Finding]:

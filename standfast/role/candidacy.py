@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 
 from standfast.config.model import Config
+from standfast.consul.node_name import misnamed
 from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
 from standfast.names import SnapshotName
 from standfast.node.obstacle import told
@@ -37,7 +38,7 @@ def consider(
         barred = _barred(view, local, config, now, in_place=in_place)
         if barred is not None:
             return barred
-    unfit = _unwritable(local, config) or _obstructed(local, request)
+    unfit = wrongly_named(view, local) or _unwritable(local, config) or _obstructed(local, request)
     if unfit is not None:
         return unfit
     # What is handed over in order is the newest there is, however old; what is surrendered isn't.
@@ -249,6 +250,12 @@ def _epoch_age_s(history_entry: HistoryEntry, view: Cluster, now: Moment) -> flo
     if seen is not None and seen.witnessed:
         return seen_s
     return max(seen_s, now.utc - history_entry.at)
+
+
+def wrongly_named(view: Cluster, local: Local) -> Decision | None:
+    """Returns the refusal that no word lifts: the guard would take its own server for another's."""
+    why = misnamed(local.node, view.named)
+    return None if why is None else blocked(Reason.NODE_MISNAMED, f"{local.node}: {why}")
 
 
 def _unwritable(local: Local, config: Config) -> Decision | None:

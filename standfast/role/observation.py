@@ -110,6 +110,8 @@ class Cluster:
     """Nodes that gossip takes for alive."""
     beginning: Beginning | None = None
     """A `Watcher` looks for it; None: keys that were merely put together (`watcher.assemble`)."""
+    named: str | None = None
+    """What Consul's agent on this node is called; None: not known."""
 
     @property
     def given_up(self) -> bool:

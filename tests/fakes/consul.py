@@ -142,6 +142,10 @@ class MemoryConsul:
 
     # The node's own agent
 
+    def node_name(self, *, deadline: Deadline | None = None) -> str:
+        with self._call():
+            return self._agent.node
+
     def register(self, entry: Registration, *, deadline: Deadline | None = None) -> None:
         document = {
             "ID": entry.service_id,

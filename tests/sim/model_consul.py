@@ -431,6 +431,10 @@ class SimConsul:
 
     # The node's own agent
 
+    def node_name(self, *, deadline: Deadline | None = None) -> str:
+        self._local("asking the agent for its name")
+        return self.node.name
+
     def _local(self, what: str) -> None:
         clockwork = self._clockwork
         clockwork.take(0.002)

@@ -408,6 +408,15 @@ def test_a_disk_that_can_not_be_read_leaves_the_rest_of_the_document(
     assert "TROUBLE:   /persist: Input/output error (EIO)" in render(status).splitlines()
 
 
+def test_a_node_that_consul_calls_otherwise_is_in_trouble_and_serves_on(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    made.view = view(named="N1.lan")
+    made.seen = made.look()
+    status = document(made)
+    assert "called N1.lan" in (status.as_json()["trouble"] or "")
+    assert (status.serving, status.as_json()["decision"]["reason"]) == ("n1", Reason.SERVING)
+
+
 def test_a_fence_that_can_not_be_asked_leaves_the_rest_of_the_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,6 +272,14 @@ def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> No
     assert (record.ready, record.reason) == (False, Reason.VOLUME_READ_ONLY)
 
 
+def test_a_standby_that_consul_calls_otherwise_is_not_ready(config: Config) -> None:
+    config = structs.replace(config, node="n2")
+    view, local, now = seen_by(config)
+    record = readiness.judge(replace(view, named="n2.lan"), local, config, now)
+    assert record is not None
+    assert (record.ready, record.reason) == (False, Reason.NODE_MISNAMED)
+
+
 @pytest.mark.parametrize(
     ("idle", "behind_s", "reason"),
     [

@@ -571,3 +571,51 @@ def test_after_what_kept_a_primary_from_its_heartbeats_it_gets_a_chance_first(
     clock.now = 1008.0
     view = cluster(watcher.look(0))
     assert (view.last_heartbeat.first_seen, view.readable_since) == (1008.0, 1008.0)
+
+
+# What Consul's agent here is called
+
+
+def test_the_agents_name_is_asked_at_the_start_and_now_and_then(
+    config: Config, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be started again under another one."""
+    watcher = Watcher(config, keys)
+    assert cluster(watcher.look(0)).named == "n1"
+    keys.agents["n1"].node = "n1.lan"
+    clock.now += watcher_module.NAME_EVERY_S - 1.0
+    beat(keys, 2)
+    assert cluster(watcher.look(0)).named == "n1"
+    clock.now += 1.0
+    beat(keys, 3)
+    assert cluster(watcher.look(0)).named == "n1.lan"
+    monkeypatch.setattr(keys, "node_name", refuses)
+    clock.now += watcher_module.NAME_EVERY_S
+    beat(keys, 4)
+    assert cluster(watcher.look(0)).named == "n1.lan", "what is not answered is as it was"
+
+
+def test_an_agent_that_hangs_costs_no_failover_its_time(
+    config: Config, keys: Keys, clock: Clock, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+
+    def hangs(**_: object) -> str:
+        pytest.fail("it was asked while the primary is silent")
+
+    monkeypatch.setattr(keys, "node_name", hangs)
+    clock.now += watcher_module.NAME_EVERY_S
+    watcher.look(0)
+
+
+def test_without_an_answer_the_name_is_not_known_and_nothing_else_is_missed(
+    config: Config, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "node_name", refuses)
+    view = cluster(Watcher(config, keys).look(0))
+    assert (view.named, view.epoch) == (None, 4)
+
+
+def refuses(**_: object) -> str:
+    raise ConsulUnreachable("connection refused")

@@ -434,6 +434,14 @@ def test_gossip_knows_the_node_and_no_other(gateway: Gateway) -> None:
     assert gateway.node_health("nobody") == "absent"
 
 
+def test_the_agent_tells_its_name_which_is_that_of_what_it_registers(
+    gateway: Gateway, service: str
+) -> None:
+    register(gateway, service)
+    listed(gateway, service)
+    assert gateway.node_name() == gateway.instances(service)[0].node == NODE
+
+
 @pytest.mark.parametrize("key", ["", "/k"])
 def test_what_is_no_key_is_not_sent(keys: Keys, key: str) -> None:
     for call in (

@@ -79,6 +79,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("nomad", "leaders"): "An election comes on top of a failover.",
     ("nomad", "following"): "The last round of following the role didn't go well.",
     ("node", "units"): "What these units do isn't done.",
+    ("node", "restarts"): "They end soon after each start: what they do is hardly done.",
     ("node", "order"): "Until the disk is there the agent can do nothing about its tree.",
     ("node", "clock"): "Names of snapshots and replication ages rest on it; the lease doesn't.",
     ("node", "name"): "It isn't promoted: the guard would take its server for another node's.",

@@ -1,10 +1,14 @@
-"""What doctor says of this machine: units that failed or don't wait for the volume's disk, the
-clock, its name in Consul, hooks that aren't run."""
+"""What doctor says of this machine: units that failed, that restart again and again, or that don't
+wait for the volume's disk, the clock, its name in Consul, hooks that aren't run."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from standfast.assembly.parts import parts
@@ -23,6 +27,12 @@ from standfast.system.run import run
 ASK_S = 10.0
 MOUNTS = Path("/proc/self/mountinfo")
 UNITS = ("standfast-*", "consul.service")
+RESTARTS = 3
+RESTARTS_MIN = 3
+"""So many restarts within so many minutes are no accident. Less is none: what a unit restarted for
+in a month, or at a restart of Consul, is over."""
+RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
+"""The journal's MESSAGE_ID of an automatic restart (sd-messages.h); UNIT tells of which unit."""
 CYCLES = "standfast-replicate@"
 """Of these the last failure is told on the primary; a former one's last cycle fails by nature."""
 
@@ -58,6 +68,16 @@ def _units() -> Iterator[Finding]:
     argv = ["systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]
     listing = run([*argv, *UNITS], deadline=Deadline.after(ASK_S), op="failed-units").stdout
     yield failed_units(listing)
+    argv = ["systemctl", "show", "--property=Id,SubState,NRestarts", "--", *UNITS]
+    states = run(argv, deadline=Deadline.after(ASK_S), op="restarts").stdout
+    restarts = "" if shutil.which("journalctl") is None else _restarts()
+    yield restarting(states, restarts)
+
+
+def _restarts() -> str:
+    argv = ["journalctl", "--no-pager", "--quiet", "--output=json", "--output-fields=UNIT"]
+    argv += [f"--since=-{RESTARTS_MIN}min", f"MESSAGE_ID={RESTART_SCHEDULED}"]
+    return run(argv, deadline=Deadline.after(ASK_S), op="restarts", check=False).stdout
 
 
 def failed_units(listing: str) -> Finding:
@@ -68,6 +88,39 @@ def failed_units(listing: str) -> Finding:
         return Finding("units", True, "none has failed")
     fix = f"journalctl -u {' -u '.join(names)}; then systemctl reset-failed, or start it"
     return Finding("units", False, f"failed: {', '.join(names)}", fix)
+
+
+def restarting(states: str, restarts: str) -> Finding:
+    """Judges what `systemctl show` says of our units, and what the journal has of restarts lately.
+
+    A unit that is always started again never fails, however often it ends. Without a journal only
+    one is seen that waits for its next start at this moment.
+    """
+    counts = Counter(_units_in(restarts))
+    often = {
+        name: f"{name} ({count} times in {RESTARTS_MIN} minutes)"
+        for name, count in counts.items()
+        if count >= RESTARTS and any(fnmatch(name, pattern) for pattern in UNITS)
+    }
+    for block in states.split("\n\n"):
+        shown = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        count = shown.get("NRestarts", "")
+        waits = shown.get("SubState", "").startswith("auto-restart")
+        if waits and count.isdecimal() and int(count) >= RESTARTS:
+            often.setdefault(shown["Id"], f"{shown['Id']} ({count} times since it was started)")
+    if not often:
+        return Finding("restarts", True, "none restarts again and again")
+    fix = f"journalctl -u {' -u '.join(sorted(often))}: why does it end?"
+    evidence = f"restarted again and again: {', '.join(often[name] for name in sorted(often))}"
+    return Finding("restarts", False, evidence, fix)
+
+
+def _units_in(journal: str) -> Iterator[str]:
+    for line in journal.splitlines():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("UNIT"), str):
+                yield entry["UNIT"]
 
 
 def _order(config: Config) -> Iterator[Finding]:

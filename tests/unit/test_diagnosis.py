@@ -310,6 +310,45 @@ def test_failed_units_are_named_with_their_journal() -> None:
     assert "journalctl -u standfast-agent@x.service" in finding.fix
 
 
+WATCH, AGENT = "standfast-watch@x.service", "standfast-agent@x.service"
+
+
+def shown(unit: str, sub_state: str = "running", restarts: int = 0) -> str:
+    """A block of `systemctl show`."""
+    return f"Id={unit}\nSubState={sub_state}\nNRestarts={restarts}\n"
+
+
+def journal(*units: str) -> str:
+    """Restarts as `journalctl -o json` has them; a user's units have another field."""
+    lines = [json.dumps({"UNIT": unit, "__CURSOR": "s=1"}) for unit in units]
+    return "\n".join([*lines, json.dumps({"__CURSOR": "s=2"}), "no json", ""])
+
+
+@pytest.mark.parametrize(
+    ("states", "restarts", "named"),
+    [
+        (["running"], [], ""),
+        (["running", 40], [WATCH, WATCH], ""),  # in a month, and at a restart of Consul
+        (["running", 40], [WATCH] * 3, "standfast-watch@x.service (3 times in 3 minutes)"),
+        (["auto-restart", 40], [WATCH] * 60, "standfast-watch@x.service (60 times in 3 minutes)"),
+        (["auto-restart", 40], [], "standfast-watch@x.service (40 times since it was started)"),
+        (["auto-restart-queued", 3], [], "standfast-watch@x.service (3 times since"),
+        (["auto-restart", 1], [], ""),
+        (["running"], ["somebody-elses.service"] * 9, ""),
+        (["running"], ["consul.service"] * 9, "consul.service (9 times"),
+    ],
+)
+def test_a_unit_that_restarts_again_and_again_is_named_though_it_never_fails(
+    states: list[Any], restarts: list[str], named: str
+) -> None:
+    listing = f"{shown(AGENT)}\n{shown(WATCH, *states)}\n{shown('consul.service')}"
+    finding = node_checks.restarting(listing, journal(*restarts))
+    assert finding.ok == (not named)
+    if named:
+        assert named in finding.evidence and AGENT not in finding.evidence
+        assert finding.fix.startswith(f"journalctl -u {named.split(maxsplit=1)[0]}")
+
+
 def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> None:
     place = tmp_path / "hooks.d"
     (place / "post-promote").mkdir(parents=True)

@@ -82,6 +82,10 @@ class ConsulNoQuorum(ConsulError):
     """Consul answered 5xx: it has no leader, or is losing it."""
 
 
+class ConsulLimited(ConsulError):
+    """Consul takes no more requests now: one of its limits is reached. Nothing was done."""
+
+
 class ConsulDenied(ConsulError):
     """403: the token is unknown or its policy is too small."""
 

@@ -46,9 +46,11 @@ class Reason(StrEnum):
     CONSUL_UNREACHABLE = "consul-unreachable"
     CONSUL_TIMEOUT = "consul-timeout"
     CONSUL_NO_QUORUM = "consul-no-quorum"
+    CONSUL_LIMITED = "consul-limited"
     CONSUL_DENIED = "consul-denied"
     CONSUL_GARBLED = "consul-garbled"
     CONSUL_BLIND_TOKEN = "consul-blind-token"  # noqa: S105
+    CHECK_CRITICAL = "check-critical"
     NODE_MISNAMED = "node-misnamed"
     NOT_INITIALISED = "not-initialised"
     # Guard

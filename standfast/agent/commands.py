@@ -18,6 +18,7 @@ from standfast.lease.surrender import rank
 from standfast.node.obstacle import CHECKS, Obstacle, Weight, told
 from standfast.reasons import Reason
 from standfast.role import plan as plans
+from standfast.role import registration
 from standfast.role.decision import Action, Request
 from standfast.role.observation import Cluster
 from standfast.role.plan import Plan, names_of, plan_for
@@ -252,7 +253,7 @@ def _as_primary(agent: Agent) -> Seen:
 
 def best_standby(agent: Agent, seen: Seen) -> str:
     """Returns the standby with the newest data of the latest epoch, or the higher priority, by the
-    records."""
+    records; one that Consul hides only where there is no other."""
     assert isinstance(seen.view, Cluster)
     ranks = {}
     for name in agent.config.standbys:
@@ -267,7 +268,8 @@ def best_standby(agent: Agent, seen: Seen) -> str:
             "no standby is alive and has a snapshot: replicate to one first "
             "(`standfast replicate NODE`)",
         )
-    return max(alive, key=lambda name: ranks[name])
+    seen_by_all = [name for name in alive if registration.hidden(agent.machine, name) is None]
+    return max(seen_by_all or alive, key=lambda name: ranks[name])
 
 
 def _hand_over(agent: Agent, command: Command, to: str | None) -> str | Planned:
@@ -352,6 +354,12 @@ def _check_target(agent: Agent, command: Command, to: str) -> None:
     if health != "passing":
         raise Refused(
             Reason.NO_STANDBY_READY, f"{to} is {health} in Consul: it could not take over"
+        )
+    hidden = registration.hidden(agent.machine, to)
+    if hidden is not None:
+        raise Refused(
+            Reason.NO_STANDBY_READY,
+            f"{hidden}: `consul maint -disable` there, or mend what the check is about",
         )
     _check_obstacles(agent, command, to)
 

@@ -231,7 +231,7 @@ def document(agent: Agent, *, fresh: bool = False) -> Status:
         fence=fence,
         aside=aside,
         obstacles=_obstacles(agent),
-        work=Work(agent.busy, agent.sick, trouble=next(filter(None, failures), None)),
+        work=Work(agent.busy, agent.sick, next(filter(None, failures), None), agent.hidden),
         agent=True,
         nomad=_nomad(config) if config.nomad.enabled else None,
     )

@@ -75,6 +75,8 @@ class Agent:
     failures: int = 0
     retry_at: float = 0.0
     sick: str | None = None
+    hidden: str | None = None
+    """Why Consul tells nobody of this node's service, as it serves or as it would."""
     unkept: str | None = None
     """Why the last turn of upkeep failed."""
     scheduled_at: float | None = float("-inf")

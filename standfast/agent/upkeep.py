@@ -65,6 +65,8 @@ def keep_up(agent: Agent) -> None:
     if own is not None and agent.busy is None:
         parts.append(lambda: _freeze_if_due(agent, own))
     parts.append(lambda: keep_reserve(agent.config.state_dir))
+    if serving:
+        parts.append(partial(_note_hidden, agent))
     # Each has its turn: a disk without room is no reason not to vouch for the server, and
     # what Consul refuses none to leave the fence open.
     failures = [unheard, *map(_failure_of, parts)]
@@ -113,6 +115,7 @@ def _of_standby(agent: Agent, seen: Seen) -> Sequence[Callable[[], None]]:
         partial(_keep_unexported, agent),
         partial(_keep_unregistered, agent),
         partial(_keep_unscheduled, agent),
+        partial(_note_hidden, agent),
         partial(_tell_readiness, agent, seen),
     )
 
@@ -183,6 +186,15 @@ def _keep_unscheduled(agent: Agent) -> None:
         unless_changed(agent, None, stop)
 
 
+def _note_hidden(agent: Agent) -> None:
+    """Nothing is done about it: maintenance is an operator's word, and the role stays where it
+    is."""
+    hidden = registration.hidden(agent.machine)
+    if hidden != agent.hidden:
+        log.warning("%s", hidden or "Consul tells of this node's service again")
+    agent.hidden = hidden
+
+
 def _tell_readiness(agent: Agent, seen: Seen) -> None:
     """Whether this node would take over, for a holder that can't serve."""
     if not isinstance(seen.view, Cluster) or monotonic() - seen.at.monotonic > TOLD_EVERY_S:
@@ -190,7 +202,9 @@ def _tell_readiness(agent: Agent, seen: Seen) -> None:
     inspection = agent.inspector.last
     if inspection is None:
         return  # what it would meet isn't known yet
-    word = readiness.judge(seen.view, seen.local, agent.config, seen.at, inspection.obstacles)
+    word = readiness.judge(
+        seen.view, seen.local, agent.config, seen.at, inspection.obstacles, hidden=agent.hidden
+    )
     if word is None or not readiness.is_due(agent.told, word, monotonic() - agent.told_at):
         return
     key = agent.config.key(f"candidates/{word.node}")

@@ -47,6 +47,7 @@ _PASSING = frozenset(
         Reason.CONSUL_UNREACHABLE,
         Reason.CONSUL_TIMEOUT,
         Reason.CONSUL_NO_QUORUM,
+        Reason.CONSUL_LIMITED,
         Reason.CONSUL_GARBLED,
     }
 )

@@ -8,6 +8,7 @@ from standfast.errors import (
     ConsulDenied,
     ConsulError,
     ConsulGarbled,
+    ConsulLimited,
     ConsulNoQuorum,
     ConsulTimedOut,
 )
@@ -25,6 +26,7 @@ class Blind:
 _REASONS: tuple[tuple[type[ConsulError], Reason], ...] = (
     (ConsulTimedOut, Reason.CONSUL_TIMEOUT),
     (ConsulNoQuorum, Reason.CONSUL_NO_QUORUM),
+    (ConsulLimited, Reason.CONSUL_LIMITED),
     (ConsulDenied, Reason.CONSUL_DENIED),
     (ConsulGarbled, Reason.CONSUL_GARBLED),
 )

@@ -21,6 +21,7 @@ from standfast.errors import (
     ConsulDenied,
     ConsulError,
     ConsulGarbled,
+    ConsulLimited,
     ConsulNoQuorum,
     ConsulTimedOut,
     ConsulUnreachable,
@@ -35,6 +36,7 @@ SHUN_S = 10.0
 # The most informative first: an answer says more than none.
 NEXT_STEP: dict[type[ConsulError], str] = {
     ConsulDenied: "Check the ACL token and its policy (docs/consul-policy.hcl is enough).",
+    ConsulLimited: "Raise `limits` of the Consul agent, or find out what asks it so often.",
     ConsulNoQuorum: "Check `consul operator raft list-peers`: a majority of servers must be up.",
     ConsulError: "Look at the Consul agent's log.",
     ConsulGarbled: "Check that the address is a Consul agent's HTTP API and not something else.",
@@ -64,6 +66,9 @@ def _library() -> Any:
 base: Any = _library()
 # 5xx texts after which Consul's source shows that a write never reached the log of Raft.
 _NOTHING_APPLIED = ("No cluster leader", "No known Consul servers")
+# Of the request itself, by the agent (429) or the servers (429, and 503 where only the leader could
+# do it; with `request_limits`, from 1.15 on): agent/consul/rate/handler.go, agent/http.go.
+_LIMIT = "limit exceeded"
 DENIED = ("Permission denied", "ACL not found")
 
 
@@ -279,6 +284,8 @@ def _check_status(method: str, path: str, status: int, headers: HTTPMessage, tex
         return
     elif status in (401, 403):
         raise Failed(ConsulDenied, said)
+    elif status == 429 or (status == 503 and _LIMIT in text):
+        raise Failed(ConsulLimited, said)
     elif 500 <= status < 600:
         definite = any(word in text for word in _NOTHING_APPLIED)
         kind = ConsulError if agent_local else ConsulNoQuorum

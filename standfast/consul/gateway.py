@@ -19,6 +19,7 @@ from standfast.consul.client import DENIED, NEXT_STEP, Addresses, Client, Failed
 from standfast.consul.http import Endpoint, tls_context
 from standfast.consul.values import (
     Cas,
+    Check,
     CheckIndex,
     CheckNotExists,
     Committed,
@@ -30,9 +31,12 @@ from standfast.consul.values import (
     Registration,
     Set,
     dump_op,
+    is_folder,
     parse_committed,
     parse_conflict,
+    parse_critical,
     parse_entry,
+    parse_entry_of,
     parse_instance,
     parse_local_services,
     parse_node_health,
@@ -135,15 +139,15 @@ class ConsulGateway:
 
         def call(client: Client) -> Entry | None:
             _index, raw = client.kv.get(key, consistency=_consistency(consistent))
-            return _one_entry(raw, key)
+            return parse_entry_of(raw, key)
 
         return self._ask(f"reading the key {key}", deadline, call)
 
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> tuple[Entry, ...]:
-        """Returns all entries whose key starts with `prefix`, at one point in time, sorted by
-        key."""
+        """Returns all entries whose key starts with `prefix`, at one point in time, sorted by key;
+        no folders, which Consul's web interface makes."""
         _check_key(prefix)
 
         def call(client: Client) -> tuple[Entry, ...]:
@@ -151,7 +155,8 @@ class ConsulGateway:
             entries = [parse_entry(item) for item in raw or []]
             if not all(entry.key.startswith(prefix) for entry in entries):
                 raise ValueError(f"keys outside {prefix!r}")
-            return tuple(sorted(entries, key=lambda entry: entry.key))
+            ours = [entry for entry in entries if not is_folder(entry.key)]
+            return tuple(sorted(ours, key=lambda entry: entry.key))
 
         return self._ask(f"reading the keys under {prefix}", deadline, call)
 
@@ -180,7 +185,7 @@ class ConsulGateway:
             left_s = (client.attempt.deadline.remaining_s() - self.timeout_s) * 16 / 17
             seconds = max(0.01, min(wait_s, left_s))  # Consul takes 0 for five minutes
             new_index, raw = client.kv.get(key, index=index or None, wait=f"{seconds:.3f}s")
-            return max(1, int(new_index)), _one_entry(raw, key)
+            return max(1, int(new_index)), parse_entry_of(raw, key)
 
         return self._addresses.ask(question, call)
 
@@ -239,6 +244,16 @@ class ConsulGateway:
             f"reading the health of node {node}",
             deadline,
             lambda client: parse_node_health(_list(client, path, True)),
+        )
+
+    def critical_on(self, node: str, *, deadline: Deadline | None = None) -> tuple[Check, ...]:
+        """Returns the critical checks of a node and of the services on it, those of maintenance
+        among them, but for what gossip says."""
+        path = f"/v1/health/node/{node}"
+        return self._ask(
+            f"reading the checks of node {node}",
+            deadline,
+            lambda client: parse_critical(_list(client, path, False)),
         )
 
     def leader(self, *, deadline: Deadline | None = None) -> str:
@@ -363,15 +378,6 @@ class ConsulGateway:
                 raise ValueError(f"{result!r} instead of true")
 
         self._ask(what, deadline, done, write=True, local=local)
-
-
-def _one_entry(raw: Any, key: str) -> Entry | None:
-    if raw is None:
-        return None
-    entry = parse_entry(raw)
-    if entry.key != key:
-        raise ValueError(f"it sent the key {entry.key!r}")
-    return entry
 
 
 def _list(client: Client, path: str, consistent: bool) -> list[Mapping[str, Any]]:

@@ -42,6 +42,14 @@ class Instance(Struct, frozen=True):
     """The worst of the service's own checks: passing, warning or critical."""
 
 
+class Check(Struct, frozen=True):
+    """A check of a node, or of a service on it (`service_id`; empty: the node's own)."""
+
+    check_id: str
+    name: str
+    service_id: str
+
+
 class _Op(Struct, frozen=True, tag_field="Verb", rename="pascal"):
     """One operation of a transaction, as Consul's HTTP API has it."""
 
@@ -175,16 +183,36 @@ class _Check(_NodeCheck, frozen=True):
     service_id: str = field(name="ServiceID")
 
 
+class _NamedCheck(_Check, frozen=True):
+    name: str
+
+
 class _Health(_Answer, frozen=True):
     node: _Node
     service: _Service
     checks: list[_Check]
 
 
+def is_folder(key: str) -> bool:
+    """Tells whether a key is a folder that somebody made, in Consul's web interface say: to us it
+    is none, whatever its value."""
+    return key.endswith("/")
+
+
 def parse_entry(raw: Any) -> Entry:
     """Returns one KV entry; its `Value` has been decoded, and is null for an empty one."""
     entry = _parsed(raw, _Entry)
     return Entry(entry.key, entry.value or b"", entry.modify_index)
+
+
+def parse_entry_of(raw: Any, key: str) -> Entry | None:
+    """Returns the entry of one key, or None where that doesn't exist."""
+    if raw is None:
+        return None
+    entry = parse_entry(raw)
+    if entry.key != key:
+        raise ValueError(f"it sent the key {entry.key!r}")
+    return entry
 
 
 def parse_committed(doc: Any, ops: Sequence[Op]) -> Committed:
@@ -227,6 +255,16 @@ def parse_instance(raw: Any) -> Instance:
 def parse_node_health(doc: Any) -> str:
     """Returns passing or critical by serfHealth; absent when gossip says nothing about the node."""
     return _node_health(_parsed(doc, list[_NodeCheck])) or "absent"
+
+
+def parse_critical(doc: Any) -> tuple[Check, ...]:
+    """Returns the critical checks of /v1/health/node/..., but for what gossip says, sorted by
+    id."""
+    checks = _parsed(doc, list[_NamedCheck])
+    worst([check.status for check in checks])
+    critical = [each for each in checks if each.status == "critical" and each.id != SERF_HEALTH]
+    told = [Check(each.id, each.name or each.id, each.service_id) for each in critical]
+    return tuple(sorted(told, key=lambda check: check.check_id))
 
 
 def parse_local_services(doc: Any) -> Mapping[str, Mapping[str, str]]:

@@ -92,7 +92,7 @@ def _failover(status: Status) -> Finding:
 
 def _plan(status: Status) -> Finding:
     work, files = status.work, status.files
-    wrong = None if work is None else work.trouble or work.sick
+    wrong = None if work is None else work.trouble or work.sick or work.hidden
     if not wrong and files is not None:
         wrong = files.lease_trouble
     fix = f"journalctl -u standfast-agent@{status.volume} -u standfast-lease@{status.volume}"

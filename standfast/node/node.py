@@ -10,7 +10,7 @@ from standfast.config.model import Config
 from standfast.consul.gateway import Entry, Instance
 from standfast.consul.ports import Keys
 from standfast.consul.records import Holder
-from standfast.consul.values import Registration
+from standfast.consul.values import Check, Registration
 from standfast.node.ports import (
     BindMount,
     Fence,
@@ -34,6 +34,8 @@ class Consul(Keys, Protocol):
     ) -> tuple[Instance, ...]: ...
 
     def node_health(self, node: str, *, deadline: Deadline | None = None) -> str: ...
+
+    def critical_on(self, node: str, *, deadline: Deadline | None = None) -> tuple[Check, ...]: ...
 
     def node_name(self, *, deadline: Deadline | None = None) -> str: ...
 

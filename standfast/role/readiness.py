@@ -1,7 +1,8 @@
 """Whether this node could take over: if the primary died now, or gave the role up. Told in Consul.
 
 Invariant: it is `decide` that is asked, about a holder that is dead and silent, or has given up; a
-node that says that it would take over is one that does.
+node that says that it would take over is one that does. One whose service Consul would tell nobody
+of isn't ready for a surrender: where the primary is dead it is better than none.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ def judge(
     config: Config,
     now: Moment,
     obstacles: tuple[Obstacle, ...] = (),
+    *,
+    hidden: str | None = None,
 ) -> CandidateRecord | None:
     """Returns this node's word on itself; None: it is the holder, or there is none to succeed.
 
-    `obstacles` are told, too, whether they bar a promotion or not.
+    `obstacles` are told, too, whether they bar a promotion or not; `hidden`: see
+    `registration.hidden`.
     """
     leader = view.leader
     if leader is None or (leader.holder.node == local.node and not leader.is_clean):
@@ -42,12 +46,16 @@ def judge(
         dead if leader.is_clean else decide(_if_given_up(view, leader), local, config, now)
     )
     base = newest(local, view if leader.is_clean else _if_given_up(view, leader))
+    ready = (
+        surrendered.action is Action.PROMOTE
+        or surrendered.reason is Reason.WAITING_FOR_BETTER_CANDIDATE
+    )
+    barred = ready and hidden is not None
     return CandidateRecord(
         node=local.node,
         epoch=leader.epoch,
-        ready=surrendered.action is Action.PROMOTE
-        or surrendered.reason is Reason.WAITING_FOR_BETTER_CANDIDATE,
-        reason=str(surrendered.reason),
+        ready=ready and not barred,
+        reason=str(Reason.CHECK_CRITICAL if barred else surrendered.reason),
         snapshot=None if base is None else str(base.snapshot.name),
         snapshot_epoch=0 if base is None else base.epoch,
         at=now.utc,
@@ -55,7 +63,7 @@ def judge(
         because=str(dead.reason),
         # What it would do is told by what is known of its snapshot: this is a mere supposition.
         sentence=None if dead.action in TO_ACT else dead.sentence,
-        obstacles=tuple(map(str, obstacles)),
+        obstacles=(*map(str, obstacles), *(() if hidden is None else (hidden,))),
     )
 
 

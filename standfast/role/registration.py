@@ -1,4 +1,4 @@
-"""This node's entry in Consul's catalog, and what its check says.
+"""This node's entry in Consul's catalog, what its check says, and what hides the entry.
 
 The check is fed by the agent and expires by itself; it asks the NFS server, and it fails while the
 fence is shut, though a call over loopback would succeed then. The entry's meta tells clients what
@@ -120,3 +120,25 @@ def _is_successor(instance: Instance, to: str, epoch: int) -> bool:
     told = instance.meta.get("epoch", "")
     later = is_epoch(told) and int(told) > epoch
     return later and instance.node == to and instance.checks == "passing"
+
+
+def hidden(machine: Machine, node: str | None = None) -> str | None:
+    """Says why nobody who asks Consul for the service would be told of this node, or of `node`:
+    neither by DNS nor as passing, however well its server is; None: nothing is seen. ConsulError.
+
+    That is so with any critical check of the node, and in maintenance (`consul maint`), which is
+    one. It is no ailment: who has mounted the volume is served.
+    """
+    config, name = machine.config, node or machine.config.node
+    own = check_id(machine)  # of that `ailment` tells
+    names = [
+        check.name
+        for check in machine.consul.critical_on(name)
+        if check.service_id in ("", config.service_id) and check.check_id != own
+    ]
+    if not names:
+        return None
+    return (
+        f"in Consul {', '.join(map(repr, names))} of {name} is critical: its service is in no "
+        f"answer of DNS, and who hasn't mounted it yet can't find it"
+    )

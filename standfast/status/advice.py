@@ -31,6 +31,7 @@ NEXT: Mapping[Reason, str] = {
     "list-peers`.",
     Reason.CONSUL_NO_QUORUM: "Bring back a majority of the servers. The primary goes on by itself "
     "afterwards.",
+    Reason.CONSUL_LIMITED: "Consul's `limits` and `request_limits`; what else asks it so often?",
     Reason.CONSUL_DENIED: "Check the token in `consul.token_file` and its policy.",
     Reason.CONSUL_GARBLED: "Is something else listening at that address, or a proxy in between?",
     Reason.CONSUL_BLIND_TOKEN: 'Give it `service "consul" { policy = "read" }` and '

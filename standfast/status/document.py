@@ -175,6 +175,8 @@ class Work(Struct, frozen=True):
     busy: str | None
     sick: str | None
     trouble: str | None
+    hidden: str | None = None
+    """Why Consul tells nobody of this node's service, though that may be well."""
 
 
 _PARTS = {"consul": "epoch", "files": "fence_flushes", "work": "sick"}

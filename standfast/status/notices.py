@@ -38,6 +38,9 @@ def _troubles(volume: Volume) -> Iterator[Notice]:
     journal = f"`journalctl -u standfast-agent@{volume.volume}` on {node}."
     if volume.sick:
         yield Notice(Level.ALARM, "sick", f"{node} can't serve: {volume.sick}", journal)
+    if volume.hidden:
+        step = f"`consul maint -disable` on {node}, or mend what the check is about."
+        yield Notice(Level.ALARM, "hidden", f"{node} can't be found: {volume.hidden}", step)
     if volume.trouble:
         yield Notice(Level.ALARM, "trouble", f"{node} is stuck: {volume.trouble}", journal)
     if lease is not None and lease.trouble:

@@ -123,6 +123,7 @@ def describe(seen: Seen, config: Config) -> Volume:
         busy=work.busy,
         trouble=work.trouble,
         sick=work.sick,
+        hidden=work.hidden,
         kept_aside=status.aside,
         sources=_sources(seen),
     )

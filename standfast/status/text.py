@@ -42,7 +42,10 @@ def render(status: Status) -> str:
         lines.append(f"            -> {obstacle.fix}")
     if status.work is not None:
         work = status.work
-        told = (("doing:", work.busy), ("TROUBLE:", work.trouble), ("SICK:", work.sick))
+        told = (
+            *(("doing:", work.busy), ("TROUBLE:", work.trouble)),
+            *(("SICK:", work.sick), ("SICK:", work.hidden)),
+        )
         lines += [f"{label:<10} {text}" for label, text in told if text]
     return "\n".join(lines)
 

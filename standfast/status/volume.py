@@ -166,6 +166,7 @@ class Volume(Struct, frozen=True, kw_only=True):
     busy: str | None
     trouble: str | None
     sick: str | None
+    hidden: str | None
     kept_aside: tuple[str, ...] | None
     sources: Mapping[str, Source]
     headline: Line = Line(Level.UNKNOWN, "")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from standfast.consul.values import (
+    Check,
     Committed,
     Conflict,
     Entry,
@@ -18,15 +19,17 @@ from standfast.consul.values import (
     Op,
     Registration,
     dump_op,
+    is_folder,
     parse_committed,
     parse_conflict,
+    parse_critical,
     parse_instance,
     parse_node_health,
 )
 from standfast.demo.consul.agents import Agent, UnknownCheck
 from standfast.demo.consul.http import MAX_OPS
 from standfast.demo.consul.shapes import check_shape, health_shape
-from standfast.demo.consul.state import ClusterState, KeyRow
+from standfast.demo.consul.state import CheckRow, ClusterState, KeyRow
 from standfast.errors import ConsulError, ConsulGarbled
 from standfast.system.clock import Deadline, monotonic
 
@@ -56,6 +59,12 @@ class MemoryConsul:
         with self.changed:
             self.agents[node].health = health
             self.agents[node].publish_health(self.state)
+
+    def maintain(self, node: str, status: str = "critical") -> None:
+        """A check of the node, as `consul maint -enable` makes one; it ends with another status."""
+        with self.changed:
+            row = CheckRow(node, "_node_maintenance", "Node Maintenance Mode", status)
+            self.state.put_check(self.state.next_index(), row)
 
     def at(self, node: str) -> MemoryConsul:
         """The same cluster by another node's agent: what is done there, nobody is told of."""
@@ -90,7 +99,11 @@ class MemoryConsul:
     ) -> tuple[Entry, ...]:
         with self._call() as state:
             rows = state.keys_under(_checked(prefix))[1]
-            return tuple(Entry(row.key, row.value, row.modify_index) for row in rows)
+            return tuple(
+                Entry(row.key, row.value, row.modify_index)
+                for row in rows
+                if not is_folder(row.key)
+            )
 
     def read(
         self, keys: Sequence[str], *, deadline: Deadline | None = None
@@ -139,6 +152,11 @@ class MemoryConsul:
         with self._call() as state:
             rows = state.checks(lambda row: row.node == node)[1]
             return parse_node_health([check_shape(row) for row in rows])
+
+    def critical_on(self, node: str, *, deadline: Deadline | None = None) -> tuple[Check, ...]:
+        with self._call() as state:
+            rows = state.checks(lambda row: row.node == node)[1]
+            return parse_critical([check_shape(row) for row in rows])
 
     # The node's own agent
 

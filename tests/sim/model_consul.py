@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 
 from standfast.consul.gateway import Committed, Conflict, Entry, Instance, _check_key
 from standfast.consul.records import Leader, LeaderState
-from standfast.consul.values import Cas, CheckIndex, CheckNotExists, Delete, Op, Registration, Set
+from standfast.consul.values import (
+    Cas,
+    Check,
+    CheckIndex,
+    CheckNotExists,
+    Delete,
+    Op,
+    Registration,
+    Set,
+    is_folder,
+)
 from standfast.demo.consul.http import MAX_OPS
 from standfast.errors import (
     ConsulError,
@@ -327,7 +337,8 @@ class SimConsul:
         _check_key(prefix)
         until = self._there("a read", deadline)
         seen = self._seen(consistent)
-        entries = tuple(seen[key] for key in sorted(seen) if key.startswith(prefix))
+        keys = [key for key in sorted(seen) if key.startswith(prefix) and not is_folder(key)]
+        entries = tuple(seen[key] for key in keys)
         self._back("a read", until)
         return entries
 
@@ -428,6 +439,21 @@ class SimConsul:
                     )
         self._back("a read", until)
         return tuple(instances)
+
+    def critical_on(self, node: str, *, deadline: Deadline | None = None) -> tuple[Check, ...]:
+        until = self._there("a read", deadline)
+        there = self.node.world.nodes.get(node)
+        checks = (
+            []
+            if there is None
+            else [
+                Check(f"service:{key}", key, key)
+                for key, (_, state) in sorted(there.link.catalog.items())
+                if state == "critical"
+            ]
+        )
+        self._back("a read", until)
+        return tuple(checks)
 
     # The node's own agent
 

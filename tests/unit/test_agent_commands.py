@@ -24,6 +24,7 @@ from standfast.role.decision import Action, Decision, Request
 from standfast.role.observation import Cluster
 from standfast.role.plan import Do
 from tests.fakes.clock import StoppedClock, stop_the_clock
+from tests.fakes.consul import MemoryConsul
 from tests.fakes.machine import FakeSender
 from tests.unit.agents import (
     BLIND,
@@ -333,6 +334,22 @@ def test_the_role_is_given_to_no_dead_node(
     for to in ("n2", None):
         reason, _ = refusal(say(made, "switchover", to=to))
         assert reason == Reason.NO_STANDBY_READY
+    assert made.ran == []
+
+
+def test_the_role_is_given_to_no_node_in_maintenance_and_chosen_elsewhere(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    consul = made.machine.consul
+    assert isinstance(consul, MemoryConsul)
+    chosen = best_standby(made, made.look())
+    consul.maintain(chosen)
+    reason, text = refusal(say(made, "switchover", to=chosen))
+    assert reason == Reason.NO_STANDBY_READY
+    assert "'Node Maintenance Mode'" in text and "consul maint -disable" in text
+    assert best_standby(made, made.look()) not in ("n1", chosen)
+    for name in ("n2", "n3"):
+        consul.maintain(name)
+    assert refusal(say(made, "switchover"))[0] == Reason.NO_STANDBY_READY
     assert made.ran == []
 
 

@@ -31,6 +31,7 @@ from standfast.errors import (
     ConsulDenied,
     ConsulError,
     ConsulGarbled,
+    ConsulLimited,
     ConsulNoQuorum,
     ConsulTimedOut,
     ConsulUnreachable,
@@ -100,6 +101,19 @@ def test_the_library_is_the_one_this_run_is_about() -> None:
 
 # One address, reads
 
+# As Consul 1.8 and 1.22 word them: of the agent, of a server, of the leader alone.
+LIMITED = (
+    reply(b"", status="429 Too Many Requests"),
+    reply(
+        b"rate limit exceeded, try again later or against a different server",
+        status="429 Too Many Requests",
+    ),
+    reply(
+        b"rate limit exceeded for operation that can only be performed by the leader, try again "
+        b"later",
+        status="503 Service Unavailable",
+    ),
+)
 DENIED = reply(b"Permission denied", status="403 Forbidden")
 READ_OUTCOMES = [
     pytest.param(None, ConsulUnreachable, "refused", id="refused"),
@@ -119,6 +133,10 @@ READ_OUTCOMES = [
     pytest.param(hang_up, ConsulGarbled, "closed without an answer", id="closed"),
     pytest.param(NO_LEADER, ConsulNoQuorum, "500 .*No cluster leader", id="no leader"),
     pytest.param(reply(b"x", status="503 Busy"), ConsulNoQuorum, "503", id="503"),
+    *(
+        pytest.param(manner, ConsulLimited, "limits", id=f"limit {number}")
+        for number, manner in enumerate(LIMITED)
+    ),
     pytest.param(DENIED, ConsulDenied, "403 'Permission denied'.*policy", id="403"),
     pytest.param(HTML, ConsulGarbled, "not an answer of Consul", id="html"),
     pytest.param(
@@ -312,6 +330,10 @@ WRITE_OUTCOMES = [
     ),
     pytest.param(reply(b"EOF", status="500 Oops"), ConsulNoQuorum, True, id="500 EOF"),
     pytest.param(reply(b"x", status="504 Gateway Timeout"), ConsulNoQuorum, True, id="504"),
+    *(
+        pytest.param(manner, ConsulLimited, False, id=f"limit {number}")
+        for number, manner in enumerate(LIMITED)
+    ),
     pytest.param(DENIED, ConsulDenied, False, id="403"),
     pytest.param(reply(b"no", status="404 Not Found"), ConsulGarbled, False, id="404"),
     pytest.param(reply(b"big", status="413 Too Large"), ConsulGarbled, False, id="413"),

@@ -205,6 +205,7 @@ def test_all_is_well_only_when_nothing_else_is_wrong(config: Config) -> None:
 
 TROUBLES: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "sick": ({"sick": "nfsd gone"}, "alarm", "sick"),
+    "hidden": ({"hidden": "in Consul 'x' of n1 is critical"}, "alarm", "hidden"),
     "stuck": ({"trouble": "umount: busy"}, "alarm", "trouble"),
     "heartbeats": ({"lease_trouble": "timed out"}, "warning", "lease"),
     "fence gone": ({"fence": {"in_place": False, "open_for_s": 0.0}}, "alarm", "fence"),

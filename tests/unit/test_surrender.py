@@ -272,6 +272,24 @@ def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> No
     assert (record.ready, record.reason) == (False, Reason.VOLUME_READ_ONLY)
 
 
+def test_a_standby_that_consul_hides_is_not_ready_and_takes_over_from_a_dead_primary(
+    config: Config,
+) -> None:
+    config = structs.replace(config, node="n2")
+    view, local, now = seen_by(config)
+    record = readiness.judge(view, local, config, now, hidden="in maintenance")
+    assert record is not None
+    assert (record.ready, record.reason) == (False, Reason.CHECK_CRITICAL)
+    record = readiness.judge(view, replace(local, read_only=True), config, now, hidden="x")
+    assert record is not None and record.reason == Reason.VOLUME_READ_ONLY, "what is graver"
+    dead = replace(
+        view,
+        last_heartbeat=replace(view.last_heartbeat, first_seen=NOW - 100, witnessed=False),
+        holder_health="critical",
+    )
+    assert decide(dead, local, config, now).action is Action.PROMOTE
+
+
 def test_a_standby_that_consul_calls_otherwise_is_not_ready(config: Config) -> None:
     config = structs.replace(config, node="n2")
     view, local, now = seen_by(config)

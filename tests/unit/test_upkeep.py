@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 
 from standfast.agent import loop as agent_module
+from standfast.agent.document import document
 from standfast.agent.inspector import Inspection
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
@@ -18,6 +19,8 @@ from standfast.agent.upkeep import SCHEDULE_EVERY_S, STUCK_S, keep_up
 from standfast.agent.watcher import Watcher
 from standfast.consul.blindness import Blind
 from standfast.consul.records import LeaderState
+from standfast.consul.values import Registration
+from standfast.doctor.service_checks import examine
 from standfast.errors import ConsulDenied
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.protocol import NEVER
@@ -30,6 +33,7 @@ from standfast.role.decision import Action, Decision, Moment
 from standfast.role.observation import Local
 from standfast.role.plan import names_of
 from standfast.role.steps import Effects
+from standfast.status.text import render
 from standfast.system.clock import monotonic, utc_now
 from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
@@ -336,3 +340,51 @@ def test_a_standby_whose_rules_were_flushed_puts_them_back_shut(node: FakeNode) 
     node.fence.in_place = False
     keep_up(agent)
     assert "shut" in node.world.log
+
+
+# What hides this node in Consul
+
+
+def test_a_primary_in_maintenance_is_told_as_sick_and_keeps_its_role(node: FakeNode) -> None:
+    """Who has mounted the volume is served: the lease process hears of no ailment."""
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    keep_up(agent)
+    assert agent.hidden is None
+    node.consul.maintain("n1")
+    with exclusive(node.config.run_dir / "lease.lock", "the lease process"):
+        keep_up(agent)
+    assert "'Node Maintenance Mode' of n1 is critical" in str(agent.hidden)
+    vouch = Vouch.load(node.config.run_dir)
+    assert vouch is not None and (vouch.why, agent.sick) == (None, None)
+    assert len(node.consul.local_services()) == 1
+    status = document(agent)
+    assert any("SICK:" in line and "Maintenance" in line for line in render(status).splitlines())
+    [trouble] = [each for each in examine(status) if each.check == "trouble"]
+    assert not trouble.ok and "Maintenance" in trouble.evidence
+    node.consul.maintain("n1", "passing")
+    keep_up(agent)
+    assert agent.hidden is None
+
+
+def test_what_hides_nothing_of_ours_is_no_finding(node: FakeNode) -> None:
+    """Another service's check, one that warns, and our own check, of which `sick` tells."""
+    serves(node)
+    node.consul.maintain("n1", "warning")
+    others = Registration("web", "web", "10.0.0.1", 80, {}, 60, "answers")
+    node.consul.register(others)
+    agent = agent_that_saw(node, OWN)
+    keep_up(agent)
+    node.fence.open_until = 0.0
+    keep_up(agent)
+    assert agent.sick is not None and agent.hidden is None
+
+
+def test_a_standby_in_maintenance_is_not_ready(node: FakeNode) -> None:
+    agent = agent_that_saw(node, None)
+    assert agent.seen is not None
+    agent.seen = replace(agent.seen, view=view("n1"))
+    node.consul.maintain("n1")
+    keep_up(agent)
+    assert agent.hidden is not None and agent.told is not None
+    assert not agent.told.ready

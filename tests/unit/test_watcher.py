@@ -28,6 +28,7 @@ from standfast.errors import (
     ConsulDenied,
     ConsulError,
     ConsulGarbled,
+    ConsulLimited,
     ConsulNoQuorum,
     ConsulTimedOut,
     ConsulUnreachable,
@@ -290,6 +291,7 @@ def test_keys_that_are_gone_are_a_last_heartbeat_too(
     [
         (ConsulTimedOut("x"), Reason.CONSUL_TIMEOUT),
         (ConsulNoQuorum("x"), Reason.CONSUL_NO_QUORUM),
+        (ConsulLimited("x"), Reason.CONSUL_LIMITED),
         (ConsulDenied("x"), Reason.CONSUL_DENIED),
         (ConsulGarbled("x"), Reason.CONSUL_GARBLED),
         (ConsulUnreachable("x"), Reason.CONSUL_UNREACHABLE),

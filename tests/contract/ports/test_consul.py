@@ -208,6 +208,15 @@ def test_keys_under_a_prefix_come_sorted(keys: Keys, prefix: str) -> None:
     ]
 
 
+def test_a_folder_that_a_person_made_is_no_entry(keys: Keys, prefix: str) -> None:
+    """Consul's own web interface makes one as a key that ends with a slash, without a value."""
+    for name in ("", "history/", "standbys/c1/", "standbys/c1/x"):
+        keys.put(prefix + name, b"")
+    keys.put(prefix + "history/1", b"1")
+    names = [entry.key.removeprefix(prefix) for entry in keys.get_many(prefix, consistent=True)]
+    assert names == ["history/1", "standbys/c1/x"]
+
+
 # Transactions
 
 
@@ -432,6 +441,22 @@ def test_the_agent_knows_its_own_services(gateway: Gateway, service: str) -> Non
 def test_gossip_knows_the_node_and_no_other(gateway: Gateway) -> None:
     assert gateway.node_health(NODE) == "passing"
     assert gateway.node_health("nobody") == "absent"
+
+
+def test_the_critical_on_of_a_node_are_told_with_their_service(
+    gateway: Gateway, service: str
+) -> None:
+    def mine() -> list[tuple[str, str]]:
+        checks = gateway.critical_on(NODE)
+        return [(c.check_id, c.service_id) for c in checks if c.service_id == f"{service}-id"]
+
+    register(gateway, service)
+    listed(gateway, service, "critical")
+    assert mine() == [(f"service:{service}-id", f"{service}-id")]
+    gateway.pass_check(f"service:{service}-id", "")
+    listed(gateway, service, "passing")
+    assert mine() == []
+    assert gateway.critical_on("nobody") == ()
 
 
 def test_the_agent_tells_its_name_which_is_that_of_what_it_registers(

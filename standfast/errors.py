@@ -58,6 +58,16 @@ class Unreachable(StandfastError):
     exit_code = 3
 
 
+class NotRunning(Unreachable):
+    """No process of ours listens at its socket."""
+
+
+class NeedsRoot(StandfastError):
+    """Root could have done it; nothing is known of what was asked for."""
+
+    exit_code = 3
+
+
 class ConsulError(Unreachable):
     """Consul gave no usable answer.
 

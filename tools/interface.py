@@ -6,7 +6,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "success"),
     (1, "refused: the message begins with a reason code (docs/reason-codes.md)"),
     (2, "the command line or the configuration is wrong"),
-    (3, "something is unreachable, or a deadline has passed"),
+    (3, "something is unreachable or needs root, or a deadline has passed"),
     (4, "a step failed: the message names the step, and the command that continues"),
     (130, "interrupted"),
 )

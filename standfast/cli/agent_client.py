@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from standfast.config.model import Config
-from standfast.errors import AS_ROOT, Refused, StandfastError, TimedOut, Unreachable
+from standfast.errors import Refused, StandfastError, TimedOut, Unreachable
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.local_socket import MAX_LINE, connect, parse, send
@@ -125,13 +125,11 @@ def _error(answer: Mapping[str, Any]) -> StandfastError:
 
 def _with_next_step(error: Unreachable, config: Config) -> Unreachable:
     cause = error.__cause__
-    if isinstance(cause, PermissionError):
-        return Unreachable(f"{error}. {AS_ROOT}")
     if isinstance(cause, TimeoutError):
         return Unreachable(f"{error}: the agent is stuck, see journalctl -u "
                            f"standfast-agent@{config.volume}")  # fmt: skip
     if isinstance(cause, OSError):
-        return Unreachable(
+        return type(error)(
             f"{error}. Is the agent running? systemctl start standfast-agent@{config.volume}"
         )
     return error

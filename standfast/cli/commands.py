@@ -90,8 +90,8 @@ COMMANDS: tuple[Command, ...] = (
                 default=1.0,
             ),
         ),
-        "Exits 0 when a node serves and 1 when none does. With --json and --watch it prints one "
-        "line each time. --watch shows one volume.",
+        "Exits 0 when a node serves, 1 when none does and 3 when that is not known. With --json "
+        "and --watch it prints one line each time. --watch shows one volume.",
     ),
     Command(
         "doctor",

@@ -15,7 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from standfast.cli import direct
-from standfast.errors import AS_ROOT, ConfigError, Refused, StandfastError, UsageError, is_lack_of
+from standfast.errors import (
+    AS_ROOT,
+    ConfigError,
+    NeedsRoot,
+    Refused,
+    StandfastError,
+    UsageError,
+    is_lack_of,
+)
 from standfast.system import environment
 from standfast.system.lines import lines_of
 
@@ -86,6 +94,8 @@ def _enter(entry: str, args: Namespace | SimpleNamespace) -> int:
 
 
 def _fail(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, PermissionError):
+        error = _needs_root(error)
     code = error.exit_code if isinstance(error, StandfastError) else UNEXPECTED
     try:
         for line in _lines(error):
@@ -105,6 +115,12 @@ def _fail(error: Exception, *, as_json: bool) -> int:
     return code
 
 
+def _needs_root(error: PermissionError) -> NeedsRoot:
+    needs_root = NeedsRoot(f"{error}. {AS_ROOT}")
+    needs_root.__cause__ = error
+    return needs_root
+
+
 def _lines(error: Exception) -> list[str]:
     text = str(error)
     if isinstance(error, Refused):
@@ -116,8 +132,6 @@ def _lines(error: Exception) -> list[str]:
         if is_lack_of(error, errno.EACCES, errno.EPERM) and not _says_root(text):
             lines.append(AS_ROOT)
         return [f"standfast: {line}" for line in lines]
-    if isinstance(error, PermissionError):
-        return [f"standfast: {text}. {AS_ROOT}"]
     what = " ".join(lines_of(f"{type(error).__name__}: {text}"))
     return [
         f"standfast: unexpected: {what}; this is a bug, please report it with what "

@@ -11,7 +11,7 @@ from standfast.cli.output import note
 from standfast.cli.targets import Answer, forbidden, tell_of_each
 from standfast.config.load import load_volume
 from standfast.config.model import Config
-from standfast.errors import Unreachable
+from standfast.errors import NeedsRoot, Unreachable
 from standfast.status.asking import of_agent
 from standfast.status.document import Status
 from standfast.status.text import render
@@ -22,18 +22,18 @@ def fetch(config: Config) -> Status:
     """Returns the agent's document; one from Consul alone where no agent runs."""
     try:
         return of_agent(config)
-    except Unreachable as error:
+    except (Unreachable, NeedsRoot) as error:
         # Loading what speaks to Consul would take longer than the agent's answer.
         from standfast.agent.document import without_agent
 
         status = without_agent(config)
         # One that doesn't answer this user may run all the same.
-        refused = isinstance(error.__cause__, PermissionError)
-        return replace(status, agent=None) if refused else status
+        return replace(status, agent=None) if isinstance(error, NeedsRoot) else status
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `standfast status`: exit 0 when somebody serves, 1 when nobody does."""
+    """Runs `standfast status`: exit 0 when somebody serves, 1 when nobody does, 3 when that is not
+    known."""
     if args.watch is not None:
         config = load_volume(args.volume, require_storage=False)
         _say_whose_word_it_is(config)
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
 def _answer(config: Config) -> Answer:
     _say_whose_word_it_is(config)
     status = fetch(config)
-    return Answer(status.as_json(), lambda: print(render(status)), code=0 if status.serving else 1)
+    code = 0 if status.serving else Unreachable.exit_code if status.consul is None else 1
+    return Answer(status.as_json(), lambda: print(render(status)), code=code)
 
 
 def _say_whose_word_it_is(config: Config) -> None:

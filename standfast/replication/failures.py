@@ -9,6 +9,8 @@ from standfast.errors import (
     CommandFailed,
     ConsulError,
     ForeignValue,
+    NeedsRoot,
+    NotRunning,
     Refused,
     TimedOut,
     Unreachable,
@@ -19,6 +21,8 @@ from standfast.reasons import Reason
 _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
     (ForeignValue, Reason.FOREIGN_VALUE),
     (TimedOut, Reason.DEADLINE),
+    (NotRunning, Reason.NOT_RUNNING),
+    (NeedsRoot, Reason.NEEDS_ROOT),
     (Unreachable, Reason.REPLICATION_FAILED),
     (CommandFailed, Reason.REPLICATION_FAILED),
 )

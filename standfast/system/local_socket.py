@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from standfast.errors import StandfastError, TimedOut, Unreachable
+from standfast.errors import AS_ROOT, NeedsRoot, NotRunning, StandfastError, TimedOut, Unreachable
 from standfast.system.clock import Deadline
 
 MAX_LINE = 1 << 20
@@ -70,13 +70,18 @@ def parse(line: bytes) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def connect(path: Path, deadline: Deadline) -> Iterator[socket.socket]:
-    """Yields a connection to the process that listens at `path`; Unreachable when there is none."""
+    """Yields a connection to the process that listens at `path`; NotRunning when there is none,
+    NeedsRoot, Unreachable."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(max(deadline.remaining_s(), 0.001))
         try:
             connection.connect(str(path))
         except OSError as error:
-            raise Unreachable(f"nobody answers at {path}: {error.strerror or error}") from error
+            if isinstance(error, PermissionError):
+                raise NeedsRoot(f"{path} can't be asked. {AS_ROOT}") from error
+            nobody = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            kind = NotRunning if nobody else Unreachable
+            raise kind(f"nobody answers at {path}: {error.strerror or error}") from error
         yield connection
 
 

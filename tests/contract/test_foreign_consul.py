@@ -19,9 +19,9 @@ from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState, 
 from standfast.consul.values import Registration
 from standfast.errors import ConsulLimited
 from standfast.exporter.status_cache import read_keys
-from standfast.guard import active_elsewhere
 from standfast.lease.holding import LeaseKeys
 from standfast.node.node import Machine
+from standfast.node.other_server import active_elsewhere
 from standfast.nomad.notes import Notes
 from standfast.reasons import Reason
 from standfast.role import registration

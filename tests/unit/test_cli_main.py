@@ -38,7 +38,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (StepFailed("step 3"), 4, "standfast: step 3\n"),
         (CommandFailed("exit 5", returncode=5), 4, "standfast: exit 5\n"),
         (StandfastError("one\ntwo"), 4, "standfast: one\nstandfast: two\n"),
-        (PermissionError(13, "Permission denied", "/x"), 4, "standfast: [Errno 13] Permission "
+        (PermissionError(13, "Permission denied", "/x"), 3, "standfast: [Errno 13] Permission "
          "denied: '/x'. This needs root: run it with sudo\n"),
         (KeyError("a\nb"), 4, "standfast: unexpected: KeyError: 'a\\nb'; this is a bug, please "
          "report it with what STANDFAST_DEBUG=1 shows\n"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,15 @@ from standfast.clients.loop import Remount
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.doctor.finding import Finding
-from standfast.errors import Refused, StandfastError, TimedOut, Unreachable
+from standfast.errors import NeedsRoot, NotRunning, Refused, StandfastError, TimedOut, Unreachable
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.replication.cycle import CycleResult, Sender
 from standfast.replication.fingerprint import Fingerprint
 from standfast.replication.verify import Comparison
+from standfast.status.document import Status
 from standfast.system.clock import Deadline
+from standfast.system.local_socket import connect, listen
 from tests.fakes.client import FakeClient, fsid, instance
 from tests.support.observations import UTC, cluster
 from tests.support.observations import config as of_three
@@ -63,6 +66,53 @@ def test_status_says_whether_somebody_serves(
     doc = status.build(cluster("e5 a/a1 #7 serving", silent=silent_s), None, of_three(), UTC)
     monkeypatch.setattr("standfast.cli.status.fetch", lambda _: doc)
     assert zippy.run("status", *form)[0] == code
+
+
+def test_status_that_can_not_know_who_serves_does_not_say_that_nobody_does(
+    zippy: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No agent, and Consul is down: a script must not take that for the loss of the service."""
+    code, out, _ = zippy.run("status")
+    assert code == 3 and "UNKNOWN WHO SERVES" in out
+    code, out, _ = zippy.run("status", "--json")
+    assert (code, json.loads(out)["failover"]["reason"]) == (3, "consul-unreachable")
+    starting = Status(volume="data-services", node="zippy", role="starting")
+    monkeypatch.setattr("standfast.cli.status.fetch", lambda _: starting)
+    assert zippy.run("status")[0] == 3
+
+
+def test_status_without_root_does_not_say_that_no_agent_runs(
+    zippy: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Config) -> Status:
+        raise NeedsRoot("agent.sock can't be asked: this needs root: run it with sudo")
+
+    monkeypatch.setattr("standfast.cli.status.of_agent", denied)
+    code, out, err = zippy.run("status", "--json")
+    assert (code, json.loads(out)["reason"]) == (3, "needs-root")
+    assert "sudo" in err
+
+
+def test_a_command_without_an_agent_has_a_code_of_its_own(zippy: Terminal) -> None:
+    code, out, err = zippy.run("demote", "--json")
+    assert (code, json.loads(out)["reason"]) == (3, "not-running")
+    assert "systemctl start standfast-agent@data-services" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_a_socket_of_roots_is_told_from_one_that_nobody_listens_at(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with pytest.raises(NotRunning), connect(path, Deadline.after(1.0)):
+        pass
+    with listen(path):
+        os.seteuid(65534)
+        try:
+            with pytest.raises(NeedsRoot, match="sudo"), connect(path, Deadline.after(1.0)):
+                pass
+        finally:
+            os.seteuid(0)
+    with pytest.raises(NotRunning), connect(path, Deadline.after(1.0)):
+        pass
 
 
 @pytest.mark.parametrize(("well", "code"), [(True, 0), (False, 1)])

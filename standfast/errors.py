@@ -7,6 +7,7 @@ Exit codes are an interface: 0 done, 1 refused, 2 usage or config, 3 unreachable
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -215,11 +216,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def is_lack_of(error: BaseException | None, *codes: int) -> bool:
     """Tells whether the system's refusal behind an error, or behind what caused it, has such a
-    code."""
+    code, or a program was refused so: its last words are the code's."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, OSError) and error.errno in codes:
+            return True
+        # Programs are run in the C locale.
+        told = error.stderr if isinstance(error, CommandFailed) else ""
+        if any(os.strerror(code) in told for code in codes):
             return True
         error = error.__cause__
     return False

@@ -34,6 +34,12 @@ def reason_of(error: Exception) -> Reason:
         return error.reason
     if isinstance(error, ConsulError):
         return blindness(error).reason
-    if is_lack_of(error, errno.ENOSPC, errno.EDQUOT):
+    if lacks_space(error):
         return Reason.NO_SPACE
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.UNEXPECTED)
+
+
+def lacks_space(error: Exception) -> bool:
+    """Tells whether there was no space, whatever the file system says is free: that of btrfs'
+    metadata is another, and a quota may be less."""
+    return is_lack_of(error, errno.ENOSPC, errno.EDQUOT)

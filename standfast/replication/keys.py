@@ -11,6 +11,7 @@ import binascii
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,44 @@ def known_hosts(config: Config) -> Path:
     return config.paths.state / "known_hosts"
 
 
+OF_SESSION = (
+    # Some of these are younger than some ssh, and what its configuration has may be as well.
+    "IgnoreUnknown=*",
+    "RemoteCommand=none",
+    "SessionType=default",
+    "StdinNull=no",
+    "ForkAfterAuthentication=no",
+    "PermitLocalCommand=no",
+    "ClearAllForwardings=yes",
+    "Tunnel=no",
+    # What it says on stderr is read.
+    "LogLevel=INFO",
+    "VisualHostKey=no",
+)
+"""What /etc/ssh/ssh_config and ~/.ssh/config may not change of a session that carries one command:
+ssh takes the first value, and that of its command line is the first. The way to the machine is
+theirs: Hostname, Port, ProxyCommand, ProxyJump, algorithms."""
+OF_KEY = (
+    # Another connection is somebody else's, with another key.
+    "ControlMaster=no",
+    "ControlPath=none",
+    # Kerberos and an agent's keys would come before ours, and open more than that may.
+    "PreferredAuthentications=publickey",
+    "PubkeyAuthentication=yes",
+    "IdentitiesOnly=yes",
+    "IdentityAgent=none",
+    "AddKeysToAgent=no",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+)
+"""The same of a session that the replication key opens."""
+
+
+def as_options(options: Sequence[str]) -> list[str]:
+    """Returns them as ssh's command line has them."""
+    return [word for option in options for word in ("-o", option)]
+
+
 def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[str]:
     """Returns the ssh command to the standby with the replication key, up to the address; nobody is
     asked anything.
@@ -141,9 +180,11 @@ def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[
     ours = str(known_hosts(config)).replace("%", "%%")
     return [
         *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
+        *as_options(OF_SESSION),
+        *as_options(OF_KEY),
         *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
         *("-o", f'UserKnownHostsFile="{ours}" ~/.ssh/known_hosts'),
         *("-o", f"StrictHostKeyChecking={'accept-new' if accept_new else 'yes'}"),
-        *("-o", "IdentitiesOnly=yes", "-i", str(options.ssh_key)),
+        *("-i", str(options.ssh_key)),
         f"{options.ssh_user}@{config.nodes[standby].address}",
     ]

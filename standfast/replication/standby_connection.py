@@ -17,7 +17,9 @@ from standfast.errors import Refused, StandfastError, did_you_mean
 from standfast.reasons import Reason
 from standfast.replication.authorized import authorized_line, nixos_form
 from standfast.replication.keys import (
+    OF_SESSION,
     PublicKey,
+    as_options,
     ensure_key,
     known_hosts,
     public_key,
@@ -118,7 +120,8 @@ class StandbyConnection:
         config = self.config
         target = f"{config.replication.ssh_user}@{config.nodes[self.standby].address}"
         words = self._authorize(key)
-        argv = ["ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", target]
+        argv = ["ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+        argv += [*as_options(OF_SESSION), target]
         if self.dry_run:
             return Step("install", Mark.LEFT, f"would run there, as {target}: {words}")
         try:
@@ -179,6 +182,8 @@ class StandbyConnection:
                 f"on {node}, remove the key's line from authorized_keys of "
                 f"{config.replication.ssh_user}, then",
                 *self._by_hand(key),
+                f"if it isn't there: `ssh -G {config.nodes[node].address}` names another "
+                f"IdentityFile, with which you were let in",
             )
         if _is_refusal(done.stdout):
             return Step("door", Mark.OK, f"{node} lets the key receive and nothing else")

@@ -11,6 +11,7 @@ import re
 from standfast.errors import CommandFailed, Refused
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
+from standfast.replication.failures import lacks_space
 from standfast.replication.receive_checks import RESERVE_BYTES
 
 _AT_THE_END = r": {}[.!]?$"
@@ -48,5 +49,5 @@ def why_not_taken_in(
             f"{node} mounted with nodatacow or nodatasum, or without, since it took in what this "
             f"builds on? {once}",
         )
-    full = free_bytes < RESERVE_BYTES
+    full = lacks_space(error) or free_bytes < RESERVE_BYTES
     return Refused(Reason.NO_SPACE if full else Reason.INCOMPLETE, str(error))

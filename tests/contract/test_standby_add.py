@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -283,6 +285,78 @@ def test_the_key_forwards_no_ports(pair: TwoNodes) -> None:
                 ssh.kill()  # a mere SIGTERM may come just before it waits, and isn't seen then
             assert ssh.stderr is not None
             assert "administratively prohibited" in ssh.stderr.read()
+
+
+HOSTILE = {
+    "a command of its own": "RemoteCommand echo hello",
+    "a local command": "PermitLocalCommand yes\nLocalCommand touch {root}/ran",
+    "no command": "SessionType none",
+    "a subsystem": "SessionType subsystem",
+    "no stdin": "StdinNull yes",
+    "in the background": "ForkAfterAuthentication yes",
+    "forwarded ports": "ExitOnForwardFailure yes\nLocalForward 127.0.0.1:{busy} 127.0.0.1:1",
+    "remote ports": "ExitOnForwardFailure yes\nRemoteForward 0 127.0.0.1:1",
+    "a proxy": "ExitOnForwardFailure yes\nDynamicForward 127.0.0.1:{busy}",
+    "other ways in": "PubkeyAuthentication no\nPreferredAuthentications password",
+    "a younger ssh's": "IgnoreUnknown AnOption\nAnOption yes\nAnother yes",
+    "another shared connection": "ControlMaster auto\nControlPath {root}/mux\nControlPersist 60",
+}
+
+
+@plain
+@pytest.mark.parametrize("lines", HOSTILE.values(), ids=list(HOSTILE))
+def test_what_root_configured_for_its_own_ssh_changes_no_replication(
+    pair: TwoNodes, lines: str
+) -> None:
+    let_in(pair)
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        text = lines.format(root=pair.root, busy=busy.getsockname()[1])
+        with (pair.root / "product.conf").open("a") as conf:
+            conf.write(f"{text}\n")
+        code, doc = pair.run_json("standby", "add", "c1")
+    assert (code, doc["done"]) == (0, True), doc
+    assert len(pair.names("c1", received=True)) == 1
+    assert not (pair.root / "ran").exists() and not (pair.root / "mux").exists()
+
+
+@plain
+def test_a_quiet_ssh_still_says_why_it_was_not_let_in(pair: TwoNodes) -> None:
+    with (pair.root / "product.conf").open("a") as conf:
+        conf.write("LogLevel QUIET\n")
+    code, _, err = pair.run("standby", "add", "c1")
+    assert code == 1 and "c1 doesn't let the key in" in err
+
+
+@plain
+def test_the_connection_of_an_operator_is_not_used(pair: TwoNodes, tmp_path: Path) -> None:
+    """It is another key's, which may do more: a shared one, and an agent that has that key."""
+    let_in(pair)
+    line = pair.authorized.read_text()
+    operator_may_log_in(pair)
+    with pair.authorized.open("a") as file:
+        file.write(line)
+    with (
+        contextlib.ExitStack() as stack,
+        tempfile.TemporaryDirectory(prefix="mux-") as short,
+    ):
+        mux, agent = Path(short, "mux"), Path(short, "agent")
+        for argv, there in (
+            (["ssh", "-o", f"ControlPath={mux}", "-M", "-N", THERE], mux),
+            (["ssh-agent", "-D", "-a", str(agent)], agent),
+        ):
+            process = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.DEVNULL))
+            stack.callback(process.kill)
+            wait_for(there.exists, 30, f"{argv[0]} runs")
+        key = pair.root / "operator-key"
+        env = {**os.environ, "SSH_AUTH_SOCK": str(agent)}
+        subprocess.run(["ssh-add", "-q", key], env=env, check=True)
+        with (pair.root / "product.conf").open("a") as conf:
+            conf.write(f"ControlMaster auto\nControlPath {mux}\n")
+            conf.write(f"IdentityAgent {agent}\nIdentityFile {key}\n")
+        code, doc = pair.run_json("standby", "add", "c1")
+        assert (code, doc["done"]) == (0, True), doc
 
 
 def closed_at_once(port: int) -> bool:

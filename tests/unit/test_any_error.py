@@ -17,7 +17,16 @@ from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent
 from standfast.agent.main import keep_up, serve
 from standfast.agent.watcher import Watcher
-from standfast.errors import Refused, StandfastError, StepFailed, Unexpected, is_lack_of, ours, said
+from standfast.errors import (
+    CommandFailed,
+    Refused,
+    StandfastError,
+    StepFailed,
+    Unexpected,
+    is_lack_of,
+    ours,
+    said,
+)
 from standfast.lease import cutoff
 from standfast.lease import keeper as keeper_module
 from standfast.lease.files import LeaseStatus
@@ -364,6 +373,9 @@ def test_only_a_bug_has_its_traceback_in_the_log_and_only_once(
     around.__cause__ = around
     assert not is_lack_of(around, errno.ENOSPC), "and there is an end to it"
     assert reason_of(full) is Reason.NO_SPACE
+    for words in ("No space left on device", "Disk quota exceeded"):
+        told = CommandFailed("x", returncode=1, stderr=f"ERROR: cannot snapshot '/x': {words}\n")
+        assert reason_of(told) is Reason.NO_SPACE, "a program's, as of btrfs' metadata"
     bug = ours(ERRORS[-1])
     ours(ERRORS[-1])
     [record] = caplog.records

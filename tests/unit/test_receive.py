@@ -213,6 +213,23 @@ def test_what_leaves_no_reserve_of_free_space_is_refused(
         assert standby.refusal() is Reason.NO_SPACE
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("ERROR: creating x failed: No space left on device", Reason.NO_SPACE),
+        ("ERROR: creating x failed: Disk quota exceeded", Reason.NO_SPACE),
+        ("ERROR: invalid tlv in cmd", Reason.INCOMPLETE),
+    ],
+)
+def test_metadata_that_are_full_are_no_space_though_there_seems_to_be_some(
+    standby: Standby, monkeypatch: pytest.MonkeyPatch, words: str, reason: Reason
+) -> None:
+    """btrfs counts space for data as free that it can't give to metadata; or there is a quota."""
+    argv = ["sh", "-c", f"echo '{words}' >&2; exit 1"]
+    monkeypatch.setattr(Arriving, "receive_argv", lambda *_: argv)
+    assert standby.refusal() is reason
+
+
 # When it counts
 
 

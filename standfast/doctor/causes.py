@@ -82,6 +82,10 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("node", "restarts"): "They end soon after each start: what they do is hardly done.",
     ("node", "order"): "Until the disk is there the agent can do nothing about its tree.",
     ("node", "clock"): "Names of snapshots and replication ages rest on it; the lease doesn't.",
+    (
+        "node",
+        "clock-set",
+    ): "What was noted before counts as older than it is, or its age is lost.",
     ("node", "name"): "It isn't promoted: the guard would take its server for another node's.",
     ("node", "hooks"): "They don't run at a change of role.",
 }

@@ -19,7 +19,9 @@ from standfast.consul.node_name import misnamed
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError
 from standfast.events import hooks
-from standfast.system.clock import Deadline
+from standfast.replication.preflight import CLOCK_FIX, clock_was_set
+from standfast.replication.published import clock_set_ago
+from standfast.system.clock import Deadline, instant
 from standfast.system.files import read_foreign_text
 from standfast.system.lines import fields_of, lines_of
 from standfast.system.run import run
@@ -39,7 +41,7 @@ CYCLES = "standfast-replicate@"
 
 def look(config: Config) -> list[Finding]:
     """Looks at this node; in the demo there is neither systemd nor a clock of its own."""
-    findings = [*_units(), *_order(config), *_clock()] if parts().is_machine else []
+    findings = [*_units(), *_order(config), *_clock(), *_set(config)] if parts().is_machine else []
     return [*findings, *_name(config), *_hooks(config)]
 
 
@@ -158,6 +160,19 @@ def _clock() -> Iterator[Finding]:
     elif answer == "no":
         fix = "timedatectl set-ntp true, or chrony; then `timedatectl` shows it within minutes"
         yield Finding("clock", False, "nothing synchronises it", fix)
+
+
+def _set(config: Config) -> Iterator[Finding]:
+    if config.node in config.nodes:
+        yield clock_set(clock_set_ago(config, instant()))
+
+
+def clock_set(ago_s: float | None) -> Finding:
+    """Judges when the wall clock was last set (seconds ago; None: not since NTP had its time)."""
+    text = clock_was_set(ago_s)
+    if text is None:
+        return Finding("clock-set", True, "nothing has set it lately")
+    return Finding("clock-set", False, f"the {text}", CLOCK_FIX)
 
 
 def _hooks(config: Config) -> Iterator[Finding]:

@@ -25,11 +25,12 @@ from standfast.errors import Refused
 from standfast.node.space import Space, shortages
 from standfast.reasons import Reason
 from standfast.replication.ports import ReplicaStore
+from standfast.replication.published import clock_set_ago
 from standfast.replication.receive_checks import RESERVE_BYTES
 from standfast.replication.wire import Whole, check_printable
-from standfast.system.clock import Deadline, utc_now
+from standfast.system.clock import Deadline, instant, utc_now
 from standfast.system.files import read_foreign_text
-from standfast.text import clean
+from standfast.text import clean, duration
 
 ZSTD = "zstd"
 Role = Literal["live", "snapshots", "standby"]
@@ -37,6 +38,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 SKEW_WORTH_A_WORD_S = 1.0
 SKEW_TOO_LARGE_S = 30.0
 """By so much ages would be told wrong, and data would be taken for too old."""
+SET_WORTH_A_WORD_S = 86_400.0
+"""A clock that was set longer ago than that has set everything right since."""
+CLOCK_FIX = "find out what did: `ntpdate` in a timer, two time daemons, a virtual machine's pause"
 ASKED_APART_S = 5.0
 """Two nodes' facts are not of one moment: so much of a difference says nothing."""
 _MOST = 200
@@ -108,6 +112,8 @@ class Facts(Struct, frozen=True):
     """Some files of the live subvolume with flags that no stream carries: `+i DIRECTORY/FILE`."""
     limit_bytes: Whole | None = None
     """What btrfs' quota limits the live subvolume to."""
+    clock_set_s: Annotated[float, Meta(ge=0, lt=2**63)] | None = None
+    """See `published.clock_set_ago`; an older version's node doesn't tell."""
 
     def document(self) -> dict[str, Any]:
         facts: dict[str, Any] = to_builtins(self)
@@ -147,6 +153,7 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
         node=config.node,
         store=store.kind,
         utc_s=utc_now(),
+        clock_set_s=clock_set_ago(config, instant()),
         free_bytes=store.free_bytes(),
         wants=tuple(wants),
         has=(*has, *store.abilities()),
@@ -350,6 +357,8 @@ def problems_between(
     return _gravest_first(
         _stores(ours, theirs),
         _clocks(ours, theirs, apart_s),
+        _set(ours),
+        _set(theirs),
         _space(theirs, size_bytes),
         _options(ours, theirs),
         _options(theirs, ours),  # as after a failover
@@ -378,6 +387,19 @@ def _clocks(ours: Facts, theirs: Facts, apart_s: float) -> Iterator[Problem]:
             "set both by NTP: timedatectl set-ntp true; chronyc tracking",
             grave,
         )
+
+
+def _set(facts: Facts) -> Iterator[Problem]:
+    text = clock_was_set(facts.clock_set_s)
+    if text is not None:
+        yield Problem("clock", f"{facts.node}'s {text}", CLOCK_FIX, grave=False)
+
+
+def clock_was_set(ago_s: float | None) -> str | None:
+    """Says that a wall clock was set not long ago (`ago_s`: see `published.clock_set_ago`)."""
+    if ago_s is None or ago_s > SET_WORTH_A_WORD_S:
+        return None
+    return f"clock was set {duration(ago_s)} ago, or the machine stood still: ages may be older"
 
 
 def _space(theirs: Facts, size_bytes: int | None) -> Iterator[Problem]:

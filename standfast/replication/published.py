@@ -40,6 +40,9 @@ from standfast.system.locks import exclusive
 
 LOCK_WAIT_S = 10.0
 CLOCK_EVERY_S = 60.0
+SETTLED_S = 600.0
+"""Uptime by which NTP has corrected what the machine started with; to be set later is none of
+that."""
 MOST_UNSEEN = 50
 """So many of the last entries are kept though their snapshots are not there: deleted, or on a file
 system that is mounted later. Of those the newest count; and the reserve grows with this file."""
@@ -296,6 +299,18 @@ def note_clock(config: Config, now: Instant) -> None:
         return
     with _locked(config, CLOCK_LOCK_S):
         _as_of(config, now).save(config, durable=False)
+
+
+def clock_set_ago(config: Config, now: Instant) -> float | None:
+    """Returns seconds since the wall clock was last seen to have been set, or the machine to have
+    stood still; None: not since its clock had its time after the start, or it isn't known."""
+    try:
+        seen = _as_of(config, now).seen
+    except (StandfastError, OSError):
+        return None
+    if seen is None or seen.set_up is None or seen.set_up < SETTLED_S:
+        return None
+    return max(0.0, now.up - seen.set_up)
 
 
 def _as_of(config: Config, now: Instant) -> _Noted:

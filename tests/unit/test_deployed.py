@@ -245,3 +245,14 @@ def test_the_installed_watch_finds_its_definitions(installed: Path, tmp_path: Pa
     count, path = done.stdout.split()
     assert int(count) == len(list(watches()))
     assert Path(path).is_relative_to(installed.parent)
+
+
+def test_the_agent_waits_for_the_clock_where_somebody_does_and_starts_nobody_who_would() -> None:
+    """A node without a time server comes up all the same, and its lease is restarted at once."""
+    naming = {
+        f"{path.name}: {line}"
+        for path in UNITS
+        for line in path.read_text().splitlines()
+        if "time-sync.target" in line and not line.startswith("#")
+    }
+    assert naming == {"standfast-agent@.service: After=time-sync.target"}

@@ -349,6 +349,13 @@ def test_a_unit_that_restarts_again_and_again_is_named_though_it_never_fails(
         assert finding.fix.startswith(f"journalctl -u {named.split(maxsplit=1)[0]}")
 
 
+def test_a_clock_that_was_set_lately_is_a_finding() -> None:
+    assert node_checks.clock_set(None).ok
+    assert node_checks.clock_set(86_401.0).ok
+    finding = node_checks.clock_set(60.0)
+    assert not finding.ok and "set 60 s ago" in finding.evidence and "ntpdate" in finding.fix
+
+
 def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> None:
     place = tmp_path / "hooks.d"
     (place / "post-promote").mkdir(parents=True)

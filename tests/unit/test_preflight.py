@@ -204,3 +204,21 @@ def test_facts_of_a_newer_version_may_say_more_but_not_less() -> None:
     assert Facts.parse({**WELL.document(), "more": 1}) == WELL
     with pytest.raises(Refused, match="kernel"):
         Facts.parse({name: value for name, value in WELL.document().items() if name != "kernel"})
+
+
+@pytest.mark.parametrize("whose", ["n1", "n2"])
+def test_a_clock_that_was_set_is_told_of_either_side(whose: str) -> None:
+    ours, theirs = (
+        replace(facts, clock_set_s=7200.0 if facts.node == whose else 86_401.0)
+        for facts in (WELL, PEER)
+    )
+    [problem] = problems_between(ours, theirs)
+    assert (problem.check, problem.grave) == ("clock", False)
+    assert problem.evidence.startswith(f"{whose}'s clock was set 2.0 h ago")
+
+
+def test_a_node_of_an_older_version_tells_nothing_of_its_clock() -> None:
+    document = WELL.document()
+    assert Facts.parse(document) == WELL
+    del document["clock_set_s"]
+    assert Facts.parse(document).clock_set_s is None

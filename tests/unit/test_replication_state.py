@@ -36,6 +36,8 @@ from standfast.replication import published, state, verify
 from standfast.replication.failures import reason_of
 from standfast.replication.fingerprint import Fingerprint
 from standfast.replication.published import (
+    SETTLED_S,
+    clock_set_ago,
     clock_was_set_s_ago,
     epochs_of_snapshots,
     next_name,
@@ -223,6 +225,25 @@ def told_age_s(config: Config, now: Instant) -> float:
     taken_at = origins_of_snapshots(config, now)["one"].taken_at
     assert taken_at is not None
     return now.utc - taken_at
+
+
+def test_it_is_known_when_the_clock_was_set_but_for_the_first_minutes(config: Config) -> None:
+    now = instant()
+    taken = snapshot(1, "one")
+    note_origin(config, taken, Origin(1, now.utc - 10), lambda: [taken])
+    begun = Instant(now.utc, 20.0, "a new start")
+    note_clock(config, begun)
+    by_ntp = at(begun, 30, set_by=3600)
+    note_clock(config, by_ntp)
+    settled = at(by_ntp, SETTLED_S)
+    assert clock_set_ago(config, settled) is None
+    stepped = at(settled, 0, set_by=-5)
+    assert clock_set_ago(config, stepped) == 0.0, "it is seen at once"
+    note_clock(config, stepped)
+    assert clock_set_ago(config, at(stepped, 90)) == pytest.approx(90)
+    assert clock_set_ago(config, Instant(stepped.utc + 99, 30.0, "another start")) is None
+    published.published_file(config).write_text("{")
+    assert clock_set_ago(config, stepped) is None
 
 
 @pytest.mark.parametrize("set_by", [-3600.0, -3e8, 0.0])

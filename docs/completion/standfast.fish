@@ -70,7 +70,7 @@ complete -c standfast -f
 
 complete -c standfast -n _shtab_standfast_using -s h -l help -d 'show this help message and exit'
 complete -c standfast -n _shtab_standfast_using -l version -d 'show program'"'"'s version number and exit'
-complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a status -d 'Show who serves, how old the data of the standbys is and whether a failover is possible. Exits 0 when a node serves, 1 when none does and 3 when that is not known. With --json and --watch it prints one line each time.'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a status -d 'Show who serves, how old the data of the standbys is and whether a failover is possible. Exits 0 when a node serves, 1 when none does and 3 when that is not known. With --json and --watch it prints one line each time. --watch shows one volume.'
 complete -c standfast -n '_shtab_standfast_using status' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using status' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
 complete -c standfast -n '_shtab_standfast_using status' -l json -d 'print JSON'
@@ -209,7 +209,7 @@ complete -c standfast -n '_shtab_standfast_using client units' -l install -d 'wr
 complete -c standfast -n '_shtab_standfast_using client units' -l dir -xka "(__fish_complete_directories)" -d 'write them to this directory instead'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a config -d 'see `config check`, `config example`'
 complete -c standfast -n '_shtab_standfast_using config' -s h -l help -d 'show this help message and exit'
-complete -c standfast -n '_shtab_standfast_using config; and test $_shtab_standfast_npos -eq 0' -a check -d 'Check the configuration of every volume, or of the given files. Says which node this host is, and prints each problem with its key, the value, the rule and the fix. A warning is only worth a look. Whether the files that are named exist here is asked only without FILE.'
+complete -c standfast -n '_shtab_standfast_using config; and test $_shtab_standfast_npos -eq 0' -a check -d 'Check the configuration of every volume, or of the given files. Says which node this host is, and prints each problem with its key, the value, the rule and the fix. A warning is only worth a look. Whether the files that are named exist here is asked only without FILE. On a storage node it compares the node'"'"'s name with that of Consul'"'"'s agent, or says that it couldn'"'"'t.'
 complete -c standfast -n '_shtab_standfast_using config check' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using config check' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using config check' -l json -d 'print JSON'

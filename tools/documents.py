@@ -56,9 +56,10 @@ configured and none is named):
        "cause": ..., "evidence": ..., "fix": ...}
     ]}
 
-`subject` is the standby's name in the group `replication`, else empty; `cause` and `fix` are empty
-when the check passed. Checks that don't apply to a node are left out. `eligible` and `users`
-(group `nomad`) are information only: they never fail.
+`subject` is a node's name in the groups `replication` and `takeover`, else empty; `cause` and `fix`
+are empty when the check passed. Checks that don't apply to a node are left out. `eligible` and `users` (group
+`nomad`) and `limit` (group `storage`) are information only: they never fail; nor does `flags` where
+it names files whose `chattr` flags a failover loses.
 
 | group | check | when it is bad |
 |---|---|---|

@@ -307,9 +307,9 @@ COMMANDS: tuple[Command, ...] = (
         "check the configuration of every volume, or of the given files",
         "standfast.cli.config:check",
         (VOLUME, JSON, Argument("files", "the files to check", "FILE", kind="words")),
-        "Says which node this host is, and prints each problem with its key, the value, the rule and "
-        "the fix. A warning is only worth a look. Whether the files that are named exist here is "
-        "asked only without FILE. On a storage node it compares the node's name with that of "
+        "Says which node this host is, and prints each problem with its key, the value, the rule "
+        "and the fix. A warning is only worth a look. Whether the files that are named exist here "
+        "is asked only without FILE. On a storage node it compares the node's name with that of "
         "Consul's agent, or says that it couldn't.",
     ),
     Command(

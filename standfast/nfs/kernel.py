@@ -16,10 +16,10 @@ from pathlib import Path
 from standfast.config.model import Config
 from standfast.errors import StandfastError, TimedOut
 from standfast.nfs import ahead
+from standfast.nfs.foreign_exports import ETC, exports_problem, files_of_others, own_file
 from standfast.nfs.rpc_null import null_call
 from standfast.nfs.state import (
     CLIENTS,
-    EXPORTS_FILE,
     SETTINGS,
     ClientRecords,
     exports_anything,
@@ -36,7 +36,6 @@ from standfast.system.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
-EXPORTS = Path("/etc/exports.d")
 EXPORTED = Path("/var/lib/nfs/etab")
 NFSD = Path("/proc/fs/nfsd")
 FSID = re.compile(r"fsid=([0-9a-fA-F-]+)")
@@ -54,7 +53,7 @@ class KernelNfs:
         config: Config,
         units: ServerUnits,
         *,
-        exports: Path = EXPORTS,
+        etc: Path = ETC,
         exported: Path = EXPORTED,
         nfsd: Path = NFSD,
         settings: Path = SETTINGS,
@@ -62,7 +61,8 @@ class KernelNfs:
     ) -> None:
         self._config = config
         self._units = units
-        self._file = exports / f"standfast-{config.volume}.exports"
+        self._etc = etc
+        self._file = own_file(config, etc)
         self._exported = exported
         self._nfsd = nfsd
         self._settings = settings
@@ -88,6 +88,8 @@ class KernelNfs:
         yield from ahead.listens_elsewhere(config)
         if (problem := self.unfenced()) is not None:
             yield Obstacle("port", problem, "as said there")
+        if (foreign := self.exports_problem()) is not None:
+            yield Obstacle("exports", foreign, "as said there")
         yield from ahead.exports_trial(config, export_line)
         yield from ahead.unresolved(config.nfs.clients)
 
@@ -97,6 +99,9 @@ class KernelNfs:
 
     def would_export(self) -> bool:
         return self._file.exists() or self._may_be_listed()
+
+    def exports_problem(self) -> str | None:
+        return exports_problem(self._config, self._etc)
 
     def unexport(self) -> None:
         """Takes the export away, and from the kernel what it still holds of the file system."""
@@ -109,7 +114,7 @@ class KernelNfs:
             if self._may_be_listed():
                 raise StandfastError(
                     f"{self._config.paths.live} may still be exported, it is listed in "
-                    f"{self._exported} or that can't be read. {said}"
+                    f"{self._exported} or that can't be read. {self._named()}{said}"
                 )
         if running:
             self._release_file_system()
@@ -182,9 +187,8 @@ class KernelNfs:
         write_settings(self._config, self._settings)
         fsid = self._own_fsid()
         if fsid is not None:
-            others = [p for p in self._file.parent.glob("*.exports") if p != self._file]
-            etc = self._file.parent.parent / EXPORTS_FILE.name
-            self._records.start_for(fsid, exports_anything(etc, *others))
+            others = files_of_others(self._etc, self._file)
+            self._records.start_for(fsid, exports_anything(*others))
 
     def _own_fsid(self) -> str | None:
         """Returns the fsid in the volume's file; None when there is none."""
@@ -247,8 +251,13 @@ class KernelNfs:
         if not lines:
             return f"{live} is not exported (`exportfs -v` doesn't list it)"
         if wanted is None or not all(f"fsid={wanted}" in line for line in lines):
-            return f"{live} is exported with another fsid than this epoch's"
+            named = self.exports_problem() or f"no file in {self._etc} says so: run `exportfs -ra`"
+            return f"{live} is exported with another fsid than this epoch's: {named}"
         return None
+
+    def _named(self) -> str:
+        problem = self.exports_problem()
+        return "" if problem is None else f"{problem}. "
 
 
 def close_sessions(port: int) -> None:

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 SETTINGS = Path("/etc/nfs.conf.d/standfast.conf")
 CLIENTS = Path("/var/lib/nfs/nfsdcld/main.sqlite")
-EXPORTS_FILE = Path("/etc/exports")
 BUSY_S = 2.0
 """How long another writer of the database is waited for."""
 

@@ -98,9 +98,7 @@ def served(tmp_path: Path, live: Path, table: bytes) -> KernelNfs:
     (nfsd / "threads").write_text("8\n")
     config = config_in(tmp_path)
     config = replace(config, paths=replace(config.paths, live=live))
-    return KernelNfs(
-        config, cast(Any, None), exports=exports, exported=tmp_path / "etab", nfsd=nfsd
-    )
+    return KernelNfs(config, cast(Any, None), etc=tmp_path, exported=tmp_path / "etab", nfsd=nfsd)
 
 
 def test_an_export_of_any_bytes_hides_no_other(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Host:
         self.nfs = KernelNfs(
             config,
             self.units,
-            exports=directory / "exports.d",
+            etc=directory,
             exported=directory / "etab",
             nfsd=directory / "nfsd",
             settings=directory / "nfs.conf.d/standfast.conf",
@@ -189,6 +189,34 @@ def test_an_export_that_did_not_change_is_told_in_the_words_of_exportfs(host: Ho
         host.nfs.unexport()
     assert said in str(caught.value)
     assert not (host.directory / "nfsd/unlock_filesystem").exists()
+
+
+ALL_FILES = 'if [ "$1" = -r ]; then cat exports exports.d/*.exports > etab; fi'
+
+
+def test_a_leftover_export_of_the_same_path_is_named_with_its_line(host: Host) -> None:
+    """A switchover that ends by it leaves the new primary sick until somebody takes it out."""
+    live = escaped(host.live)
+    (host.directory / "exports").write_text(f"# of before\n{live} c9(rw)\n")
+    host.program("exportfs", ALL_FILES)
+    host.threads(8)
+    line = rf"another fsid than this epoch's: {host.directory}/exports:2 exports it, too"
+    with pytest.raises(StandfastError, match=line) as caught:
+        host.nfs.export(FSID)
+    assert "take that out of the file, and run `exportfs -ra`" in str(caught.value)
+    assert line in (host.nfs.check(soon(5)) or "")
+    with pytest.raises(StandfastError, match=f"{host.directory}/exports:2 exports it, too"):
+        host.nfs.unexport()
+    (host.directory / "exports").write_text("")
+    host.nfs.export(FSID)
+    assert host.nfs.is_exported(FSID)
+
+
+def test_an_export_that_no_file_has_is_one_by_hand(host: Host) -> None:
+    host.program("exportfs", f"{FOLLOW}; printf '%s\\n' '{escaped(host.live)} c7' >> etab")
+    host.threads(8)
+    with pytest.raises(StandfastError, match=r"no file in .* says so: run `exportfs -ra`"):
+        host.nfs.export(FSID)
 
 
 def test_a_kernel_that_was_not_told_is_an_error(host: Host) -> None:

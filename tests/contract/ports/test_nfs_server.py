@@ -124,7 +124,7 @@ def kernel_of_files(directory: Path) -> Iterator[Scene]:
         return KernelNfs(
             config_in(directory),
             unit,
-            exports=directory / "exports.d",
+            etc=directory,
             exported=directory / "etab",
             nfsd=directory / "nfsd",
             settings=directory / "nfs.conf.d/standfast.conf",

@@ -81,6 +81,8 @@ class Agent:
     """Why the last turn of upkeep failed."""
     scheduled_at: float | None = float("-inf")
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
+    mended_at: float = float("-inf")
+    """When the daemons that the server needs were last seen to."""
     since: float = field(default_factory=monotonic)
     """When this process began: of what was before it only the files tell."""
     moved_at: float = field(default_factory=monotonic)

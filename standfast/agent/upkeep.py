@@ -30,6 +30,9 @@ from standfast.system.locks import exclusive, is_locked
 log = logging.getLogger(__name__)
 
 SCHEDULE_EVERY_S = 60.0
+MEND_EVERY_S = 15.0
+"""While all is well; what isn't is looked after at each turn."""
+MEND_S = 5.0
 STUCK_S = 45.0
 """Longer than any look with Consul away; the check in Consul then expires by itself."""
 
@@ -40,6 +43,10 @@ def keep_up(agent: Agent) -> None:
     stuck = _is_stuck(agent)
     holds = is_locked(agent.config.run_dir / "lease.lock")
     sick = _ailment(agent, stuck) if holds else None
+    served = None if seen is None or stuck else _serves(seen)
+    unmended = None
+    if holds and served is not None:
+        sick, unmended = _mended(agent, served, sick)
     unheard = _failure_of(lambda: _vouch(agent, sick)) if holds else None
     if seen is None:
         return
@@ -48,18 +55,9 @@ def keep_up(agent: Agent) -> None:
         log.error("the agent has not looked for %g s: not vouching for the server", STUCK_S)
         return
     own = seen.local.own
-    lease = seen.local.lease
-    serving = (
-        own is not None
-        and lease is not None
-        and seen.decision.action is Action.NOTHING
-        and lease.serving
-        and lease.epoch == own.epoch
-    )
-
     parts: list[Callable[[], None]] = []
-    if serving and own is not None:
-        parts += _of_primary(agent, own, sick if holds else _ailment(agent, stuck))
+    if served is not None:
+        parts += _of_primary(agent, served, sick if holds else _ailment(agent, stuck))
     elif own is None and agent.busy is None:
         parts += _of_standby(agent, seen)
     if own is not None and agent.busy is None:
@@ -69,11 +67,19 @@ def keep_up(agent: Agent) -> None:
         parts.append(partial(_note_hidden, agent))
     # Each has its turn: a disk without room is no reason not to vouch for the server, and
     # what Consul refuses none to leave the fence open.
-    failures = [unheard, *map(_failure_of, parts)]
+    failures = [unheard, unmended, *map(_failure_of, parts)]
     unkept = next((failure for failure in failures if failure is not None), None)
     if unkept not in (None, agent.unkept):
         log.warning("upkeep: %s", unkept)
     agent.unkept = unkept
+
+
+def _serves(seen: Seen) -> OwnEpoch | None:
+    """Returns the epoch that this node serves; None: it does not, or something is to be done."""
+    own, lease = seen.local.own, seen.local.lease
+    if own is None or lease is None or seen.decision.action is not Action.NOTHING:
+        return None
+    return own if lease.serving and lease.epoch == own.epoch else None
 
 
 def _failure_of(part: Callable[[], None]) -> str | None:
@@ -91,6 +97,26 @@ def _is_stuck(agent: Agent) -> bool:
 
 def _ailment(agent: Agent, stuck: bool) -> str | None:
     return "the agent's look doesn't end" if stuck else registration.ailment(agent.machine)
+
+
+def _mended(agent: Agent, own: OwnEpoch, sick: str | None) -> tuple[str | None, str | None]:
+    """Starts the daemons again that the server needs; returns what is wrong then, and why they
+    can't be started. Not all of them are missed at once: they are seen to while all is well, too.
+    """
+    since_s = monotonic() - agent.mended_at
+    if agent.busy is not None or (sick is None and since_s < MEND_EVERY_S):
+        return sick, None
+    agent.mended_at = monotonic()
+
+    def mend() -> None:
+        did = agent.machine.nfs.mend(Deadline.after(MEND_S))
+        if did is not None:
+            log.warning("serving: %s", did)
+
+    failure = _failure_of(lambda: unless_changed(agent, own, mend))
+    # Once more before anybody is told: one answer that is late is no sickness.
+    left = None if sick is None else _ailment(agent, stuck=False)
+    return (f"{left}; {failure}" if left and failure else left), failure
 
 
 def _vouch(agent: Agent, sick: str | None) -> None:

@@ -10,6 +10,7 @@ has to be answered there, and that it listens nowhere else (NFS_RDMA_Port) is no
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,21 @@ from uuid import UUID
 from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.nfs.ahead import taken_port, unresolved
+from standfast.nfs.as_client import LooksUp, look_up
 from standfast.nfs.rpc_null import null_call
 from standfast.nfs.unit import ServerUnits, start_server, unit_obstacle
 from standfast.node.obstacle import Obstacle
-from standfast.system.clock import Deadline, sleep
+from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.files import read_foreign_text, write_atomically
 
 PROGRAM = "ganesha.nfsd"
 POLL_S = 0.05
+EXPORT_S = 5.0
+"""For a running server to take an export in."""
+ASK_S = 2.0
+AGAIN_S = 0.5
+"""Between two words to it: it drops an export with the path of one that it still has."""
+FILE_SYSTEM = re.compile(r"Filesystem_Id = ([0-9]+)\.([0-9]+);")
 
 
 class GaneshaNfs:
@@ -36,11 +44,26 @@ class GaneshaNfs:
         self._units = units
         self._proc = proc
         self._known: int | None = None
+        self._looks_up = LooksUp(config)
         self._file = config.nfs.ganesha_exports / f"{config.volume}.conf"
 
     def export(self, fsid: str) -> None:
+        """Writes the export; a server that runs has taken it in when this returns, as far as this
+        node may mount it. StandfastError: it has not."""
         write_atomically(self._file, export_block(self._config, UUID(fsid)), durable=True)
-        self._reload()
+        limit, told_at = Deadline.after(EXPORT_S), -AGAIN_S
+        while self.is_running():
+            if monotonic() - told_at >= AGAIN_S:
+                self._reload()
+                told_at = monotonic()
+            problem = look_up(self._config, fsid, Deadline.after(ASK_S))
+            if problem is None:
+                return
+            if limit.expired:
+                raise StandfastError(
+                    f"{PROGRAM} doesn't take the export in {self._file}: {problem}"
+                )
+            sleep(POLL_S)
 
     def is_exported(self, fsid: str) -> bool:
         try:
@@ -126,7 +149,18 @@ class GaneshaNfs:
             return f"there is no {PROGRAM}"
         if not self._file.exists():
             return f"{self._config.paths.live} is not exported ({self._file} is missing)"
-        return null_call("127.0.0.1", self._config.nfs.port, deadline)
+        no_answer = null_call("127.0.0.1", self._config.nfs.port, deadline)
+        return no_answer or self._looks_up.problem(self._own_fsid(), deadline)
+
+    def mend(self, deadline: Deadline) -> str | None:  # noqa: ARG002
+        return None  # it needs nobody
+
+    def _own_fsid(self) -> str:
+        """Returns the fsid in the volume's file. StandfastError: it isn't ours."""
+        match = FILE_SYSTEM.search(read_foreign_text(self._file))
+        if match is None:
+            raise StandfastError(f"{self._file} has no Filesystem_Id: somebody else has written it")
+        return str(UUID(int=(int(match[1]) << 64) + int(match[2])))
 
 
 def export_block(config: Config, fsid: UUID) -> str:

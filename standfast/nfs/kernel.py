@@ -1,8 +1,9 @@
 """The kernel's NFS server and this volume's export in /etc/exports.d.
 
 "Active" in systemd proves nothing here: running means that threads exist, whoever started them;
-serving means threads, the export with this epoch's fsid, and an answered call. A server that
-listens where the fence doesn't shut it has nothing exported to it, and doesn't count as serving.
+serving means threads, the export with this epoch's fsid, and that a client gets there, for which
+daemons beside the kernel have to answer as well (`as_client`). A server that listens where the
+fence doesn't shut it has nothing exported to it, and doesn't count as serving.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from pathlib import Path
 from standfast.config.model import Config
 from standfast.errors import StandfastError, TimedOut
 from standfast.nfs import ahead
+from standfast.nfs.as_client import (
+    MOUNTD,
+    LooksUp,
+    MountdSilent,
+    ask_mountd,
+    asks_for_names,
+)
 from standfast.nfs.foreign_exports import ETC, exports_problem, files_of_others, own_file
-from standfast.nfs.rpc_null import null_call
 from standfast.nfs.state import (
     CLIENTS,
     SETTINGS,
@@ -28,7 +35,7 @@ from standfast.nfs.state import (
 )
 from standfast.nfs.unit import ServerUnits, start_server, unit_obstacle
 from standfast.node.obstacle import Obstacle
-from standfast.system.clock import Deadline, sleep
+from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.files import read_foreign_text, write_atomically
 from standfast.system.lines import fields_of, lines_of, unescaped
 from standfast.system.run import failure, run
@@ -43,6 +50,12 @@ COMMAND_S = 10.0
 LOOK_S = 0.5
 """For the kernel's list of listeners."""
 POLL_S = 0.05
+DAEMONS = (MOUNTD, "nfsdcld.service")
+"""What nfsd needs beside itself. nfsdcld writes down who may reclaim after a restart, and without
+it each new client waits for half a minute; idmapd has nothing to do with sec=sys."""
+STUCK_S = 10.0
+"""A mountd that lives and has said nothing for so long is killed: it has nothing to lose, and it is
+to run again before the role is surrendered."""
 
 
 class KernelNfs:
@@ -69,6 +82,8 @@ class KernelNfs:
         self._records = ClientRecords(config, clients)
         self._flights = SingleFlight()
         self._elsewhere: str | None = None
+        self._silent_since: float | None = None
+        self._looks_up = LooksUp(config)
 
     def export(self, fsid: str) -> None:
         config = self._config
@@ -239,7 +254,45 @@ class KernelNfs:
         if not self.is_running():
             return "nfsd has no threads"
         problem = self.unfenced() or self._export_problem()
-        return problem or null_call("127.0.0.1", self._config.nfs.port, deadline)
+        return problem or self._unserved(deadline)
+
+    def _unserved(self, deadline: Deadline) -> str | None:
+        """Says why a client wouldn't be served by what looks well from here."""
+        try:
+            fresh = not asks_for_names(read_foreign_text(self._exported))
+            ask_mountd(self._config.nfs.port, deadline, fresh=fresh)
+        except MountdSilent as error:
+            self._silent_since = monotonic() if self._silent_since is None else self._silent_since
+            return str(error)
+        except (OSError, StandfastError) as error:
+            return str(error)
+        self._silent_since = None
+        fsid = self._own_fsid()
+        problem = None if fsid is None else self._looks_up.problem(fsid, deadline)
+        named = None if problem is None else self.exports_problem()
+        return problem if named is None else f"{problem}: {named}"
+
+    def mend(self, deadline: Deadline) -> str | None:
+        if not self.is_running():
+            return None  # systemd would start it with its daemon
+        ended = [unit for unit in DAEMONS if self._has_ended(unit)]
+        if MOUNTD not in ended and self._is_stuck():
+            # A restart would stop nfsd as well, which requires it.
+            self._units.kill(MOUNTD, deadline)
+            while not self._units.has_ended(MOUNTD):
+                deadline.check(f"kill {MOUNTD}")
+                sleep(POLL_S)
+            ended.append(MOUNTD)
+        for unit in ended:
+            self._units.start(unit, deadline)
+        return f"{' and '.join(ended)} had ended: started again" if ended else None
+
+    def _has_ended(self, unit: str) -> bool:
+        """mountd is missing only where the kernel misses it: exportd can be there in its place."""
+        return (unit != MOUNTD or self._silent_since is not None) and self._units.has_ended(unit)
+
+    def _is_stuck(self) -> bool:
+        return self._silent_since is not None and monotonic() - self._silent_since >= STUCK_S
 
     def _export_problem(self) -> str | None:
         live = self._config.paths.live

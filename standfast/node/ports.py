@@ -143,8 +143,15 @@ class NfsServer(Protocol):
         seen that it doesn't."""
 
     def check(self, deadline: Deadline) -> str | None:
-        """Returns None when it really serves (threads, export, NULL call answered), else why
-        not."""
+        """Returns None when a client would be served (threads, export, the way to it, what the
+        server needs beside itself), else why not."""
+
+    def mend(self, deadline: Deadline) -> str | None:
+        """Starts again what a server that runs needs beside itself and has lost; returns what that
+        was, None: nothing. StandfastError: it doesn't start.
+
+        `check` says first whether anything is missed.
+        """
 
     def obstacles(self) -> Iterable[Obstacle]:
         """Looks ahead for what exporting the volume here and starting the server would fail at;

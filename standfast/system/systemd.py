@@ -59,6 +59,18 @@ class SystemdUnits:
     def is_active(self, unit: str) -> bool:
         return self.show(unit, "ActiveState") in ("active", "reloading", "refreshing")
 
+    def has_ended(self, unit: str) -> bool:
+        """Tells whether a unit that could run doesn't, and isn't about to; one that is masked or
+        that isn't installed couldn't."""
+        asked = ["--property=LoadState", "--property=ActiveState", "--", unit]
+        said = set(self._systemctl("show", asked, Deadline.after(ASK_S)).split())
+        ended = {"ActiveState=inactive", "ActiveState=failed"}
+        return "LoadState=loaded" in said and bool(ended & said)
+
+    def kill(self, unit: str, deadline: Deadline) -> None:
+        """Kills all processes of a unit. What requires it goes on, other than after a stop."""
+        self._systemctl("kill", ["--signal=KILL", "--", unit], deadline)
+
     def show(self, unit: str, prop: str) -> str:
         """Returns a property of a unit; StandfastError when the manager doesn't say."""
         value = self._systemctl(

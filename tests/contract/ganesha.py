@@ -97,5 +97,11 @@ class DirectUnits:
     def obstacle(self, unit: str) -> str | None:
         return None
 
+    def has_ended(self, unit: str) -> bool:
+        return False
+
+    def kill(self, unit: str, deadline: Deadline) -> None:
+        raise AssertionError(unit)
+
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
         return [JournalLine("nfs-server-guard", self.guard_says)] if self.guard_says else []

@@ -175,6 +175,7 @@ class FakeNfs:
     guard: Callable[[], None] = lambda: None
     """Refused: the server may not start."""
     in_the_way: Sequence[Obstacle] = ()
+    daemon_is_dead: bool = False
 
     def obstacles(self) -> Sequence[Obstacle]:
         return self.in_the_way
@@ -210,9 +211,16 @@ class FakeNfs:
         return None
 
     def check(self, deadline: Deadline) -> str | None:
-        if self.running and self.fsid is not None:
+        if not self.running or self.fsid is None:
+            return "not running" if not self.running else "not exported"
+        return "its daemon is dead" if self.daemon_is_dead else None
+
+    def mend(self, deadline: Deadline) -> str | None:
+        if not (self.running and self.daemon_is_dead):
             return None
-        return "not running" if not self.running else "not exported"
+        self.world.effect("mend")
+        self.daemon_is_dead = False
+        return "its daemon had ended: started again"
 
 
 @dataclass

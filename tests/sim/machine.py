@@ -187,6 +187,9 @@ class SimNfs:
             return "no answer"
         return None if self._volume in self._server.table else "not exported"
 
+    def mend(self, deadline: Deadline) -> str | None:
+        return None
+
 
 class SimBind:
     """The bind mount; gone at a reboot, as it is in a set of the node's."""

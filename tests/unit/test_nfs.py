@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 from standfast.config.model import Config, Nfs, Paths
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.nfs import kernel as nfs_module
+from standfast.nfs.as_client import LooksUp, MountdSilent
 from standfast.nfs.ganesha import GaneshaNfs, export_block
 from standfast.nfs.kernel import KernelNfs, escaped
 from standfast.nfs.state import settings
@@ -21,6 +23,7 @@ from standfast.nfs.unit import reason_in
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.systemd import JournalLine, SystemdUnits, parse_journal
+from tests.fakes.clock import stop_the_clock
 from tests.support.configs import config_of
 from tests.support.scripts import script as write_script
 from tests.support.waiting import soon
@@ -51,11 +54,27 @@ def config(tmp_path: Path) -> Config:
     )
 
 
+def answers(
+    monkeypatch: pytest.MonkeyPatch,
+    mountd: StandfastError | None = None,
+    client: str | None = None,
+) -> None:
+    """What is said to who asks as a client does; tests/unit/test_as_client.py has how."""
+
+    def ask(*_: Any, **__: Any) -> None:
+        if mountd is not None:
+            raise mountd
+
+    monkeypatch.setattr(nfs_module, "ask_mountd", ask)
+    monkeypatch.setattr(LooksUp, "problem", lambda *_: client)
+
+
 class FakeUnits:
     """A service manager whose starts and stops do what a test says."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.ended: set[str] = set()
         self.on_start: Callable[[], None] = lambda: None
         self.on_stop: Callable[[], None] = lambda: None
         self.said: list[JournalLine] = []
@@ -67,6 +86,7 @@ class FakeUnits:
     def start(self, unit: str, deadline: Deadline) -> None:
         self.calls.append(f"start {unit}")
         self.on_start()
+        self.ended.discard(unit)
 
     def stop(self, unit: str, deadline: Deadline) -> None:
         self.calls.append(f"stop {unit}")
@@ -74,6 +94,13 @@ class FakeUnits:
 
     def obstacle(self, unit: str) -> str | None:
         return self.wrong
+
+    def has_ended(self, unit: str) -> bool:
+        return unit in self.ended
+
+    def kill(self, unit: str, deadline: Deadline) -> None:
+        self.calls.append(f"kill {unit}")
+        self.ended.add(unit)
 
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
         return self.said
@@ -271,7 +298,7 @@ def test_a_server_that_the_fence_does_not_shut_is_not_well(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So this node doesn't vouch for it, and the role is surrendered."""
-    monkeypatch.setattr(nfs_module, "null_call", lambda *_: None)
+    answers(monkeypatch)
     host.threads(8)
     listens(host, "tcp 2049\nudp 2049\ntcp 2049\nudp 2049")
     host.nfs.export(FSID)
@@ -531,10 +558,7 @@ def test_without_the_nfsd_file_system_nothing_runs_and_garbage_is_an_error(host:
 def test_serving_takes_threads_export_and_an_answer(
     host: Host, config: Config, monkeypatch: pytest.MonkeyPatch, threads: int, etab: str, why: str
 ) -> None:
-    def nobody(address: str, port: int, deadline: Deadline) -> str:
-        return "can't be reached"
-
-    monkeypatch.setattr(nfs_module, "null_call", nobody)
+    answers(monkeypatch, StandfastError("can't be reached"))
     host.nfs.export(FSID)
     host.threads(threads)
     text = etab.format(live=escaped(config.paths.live), fsid=FSID)
@@ -545,12 +569,117 @@ def test_serving_takes_threads_export_and_an_answer(
 def test_a_serving_server_is_said_to_serve(
     host: Host, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nfs_module, "null_call", lambda *_: None)
+    answers(monkeypatch)
     host.nfs.export(FSID)
     host.threads(8)
     etab = f"{escaped(config.paths.live)}\tc9(rw,fsid={FSID},anonuid=65534)\n"
     (host.directory / "etab").write_text(etab)
     assert host.nfs.check(soon(5)) is None
+
+
+SILENT = MountdSilent("rpc.mountd doesn't answer the kernel")
+MOUNTD, CLD = "nfs-mountd.service", "nfsdcld.service"
+
+
+def serving(host: Host) -> None:
+    """By all that the kernel says."""
+    host.threads(8)
+    host.nfs.export(FSID)
+
+
+def test_a_server_whose_mountd_is_silent_does_not_serve_by_its_name(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, SILENT)
+    serving(host)
+    assert host.nfs.check(soon(5)) == "rpc.mountd doesn't answer the kernel"
+
+
+def test_what_a_client_gets_counts_and_what_is_in_its_way_is_named(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, client="a client gets another tree")
+    serving(host)
+    assert host.nfs.check(soon(5)) == "a client gets another tree"
+    (host.directory / "exports").write_text(f"{escaped(host.live.parent)} c9(rw)\n")
+    said = host.nfs.check(soon(5)) or ""
+    assert said.startswith(f"a client gets another tree: {host.directory}/exports:1 exports ")
+    answers(monkeypatch)
+    assert host.nfs.check(soon(5)) is None, "in nobody's way who asks from here"
+
+
+@pytest.mark.parametrize(("more", "fresh"), [("", True), ("/else\t*.example.net(rw)\n", False)])
+def test_where_clients_are_known_by_dns_alone_mountd_is_not_asked_for_new_addresses(
+    host: Host, monkeypatch: pytest.MonkeyPatch, more: str, fresh: bool
+) -> None:
+    asked: list[bool] = []
+    answers(monkeypatch)
+    monkeypatch.setattr(
+        nfs_module, "ask_mountd", lambda _port, _deadline, *, fresh: asked.append(fresh)
+    )
+    serving(host)
+    with (host.directory / "etab").open("a") as table:
+        table.write(more)
+    assert host.nfs.check(soon(5)) is None
+    assert asked == [fresh]
+
+
+def test_a_mountd_that_ended_is_started_again_once_the_kernel_misses_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exportd in its place answers the kernel as well."""
+    host.units.ended = {MOUNTD}
+    serving(host)
+    answers(monkeypatch)
+    assert host.nfs.check(soon(5)) is None
+    assert host.nfs.mend(soon(5)) is None and host.units.calls == []
+    answers(monkeypatch, SILENT)
+    assert host.nfs.check(soon(5))
+    assert host.nfs.mend(soon(5)) == f"{MOUNTD} had ended: started again"
+    assert host.units.calls == [f"start {MOUNTD}"]
+    assert host.nfs.mend(soon(5)) is None, "it runs"
+
+
+def test_an_nfsdcld_that_ended_is_started_again(host: Host) -> None:
+    serving(host)
+    host.units.ended = {CLD}
+    assert host.nfs.mend(soon(5)) == f"{CLD} had ended: started again"
+    assert host.units.calls == [f"start {CLD}"]
+
+
+def test_without_a_server_no_daemon_is_started(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nfs-mountd binds itself to the server: systemd would start that."""
+    answers(monkeypatch, SILENT)
+    serving(host)
+    assert host.nfs.check(soon(5))
+    host.units.ended = {MOUNTD, CLD}
+    host.threads(0)
+    assert host.nfs.mend(soon(5)) is None
+    assert host.units.calls == []
+
+
+def test_a_mountd_that_hangs_is_killed_in_time_and_started_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = stop_the_clock(monkeypatch)
+    serving(host)
+    for mountd, after_s in ((SILENT, 0.0), (None, 9.0), (SILENT, 9.0), (SILENT, 9.0)):
+        clock.sleep(after_s)
+        answers(monkeypatch, mountd)
+        host.nfs.check(soon(5))
+        assert host.nfs.mend(soon(5)) is None, "it may be slow"
+    clock.sleep(2.0)
+    assert host.nfs.check(soon(5))
+    assert host.nfs.mend(soon(5)) == f"{MOUNTD} had ended: started again"
+    assert host.units.calls == [f"kill {MOUNTD}", f"start {MOUNTD}"]
+
+
+def test_a_daemon_that_does_not_start_is_an_error(host: Host) -> None:
+    serving(host)
+    host.units.ended = {CLD}
+    host.units.on_start = fail_to_start
+    with pytest.raises(CommandFailed):
+        host.nfs.mend(soon(5))
 
 
 def test_the_ids_of_ganesha_follow_from_the_fsid(config: Config) -> None:
@@ -641,6 +770,30 @@ def test_a_manager_that_does_not_say_is_not_inactive(
     systemctl(script)
     with pytest.raises(StandfastError):
         SystemdUnits().is_active("a.service")
+
+
+@pytest.mark.parametrize(
+    ("load", "state", "ended"),
+    [
+        ("loaded", "failed", True),
+        ("loaded", "inactive", True),
+        ("loaded", "active", False),
+        ("loaded", "activating", False),
+        ("masked", "inactive", False),
+        ("not-found", "inactive", False),
+    ],
+)
+def test_what_could_run_and_does_not_has_ended(
+    systemctl: Callable[[str], Path], load: str, state: str, ended: bool
+) -> None:
+    systemctl(f"echo LoadState={load}; echo ActiveState={state}")
+    assert SystemdUnits().has_ended("a.service") is ended
+
+
+def test_a_unit_is_killed_without_being_stopped(systemctl: Callable[[str], Path]) -> None:
+    calls = systemctl("true")
+    SystemdUnits().kill("a.service", soon(5))
+    assert calls.read_text().splitlines() == ["kill --signal=KILL -- a.service"]
 
 
 def test_a_drop_in_is_written_once_and_taken_away(

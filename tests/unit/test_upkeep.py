@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from standfast.agent.inspector import Inspection
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
 from standfast.agent.main import go_on
-from standfast.agent.upkeep import SCHEDULE_EVERY_S, STUCK_S, keep_up
+from standfast.agent.upkeep import MEND_EVERY_S, SCHEDULE_EVERY_S, STUCK_S, keep_up
 from standfast.agent.watcher import Watcher
 from standfast.consul.blindness import Blind
 from standfast.consul.records import LeaderState
 from standfast.consul.values import Registration
 from standfast.doctor.service_checks import examine
-from standfast.errors import ConsulDenied
+from standfast.errors import ConsulDenied, StandfastError
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.protocol import NEVER
 from standfast.lease.surrender import TOLD_EVERY_S
@@ -34,7 +35,7 @@ from standfast.role.observation import Local
 from standfast.role.plan import names_of
 from standfast.role.steps import Effects
 from standfast.status.text import render
-from standfast.system.clock import monotonic, utc_now
+from standfast.system.clock import Deadline, monotonic, utc_now
 from standfast.system.locks import exclusive
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, FakeSchedule, fake_node
@@ -217,6 +218,107 @@ def test_looks_that_fail_do_not_make_a_server_sick_that_is_well(
             assert told == Vouch(clock.now, None)
             assert "pass-check" in node.world.log
     assert agent.trouble is not None and "does not hold an epoch" in agent.trouble
+
+
+def turn(node: FakeNode, agent: Agent) -> Vouch | None:
+    """One of upkeep beside a lease process; returns what that one is told."""
+    node.world.log.clear()
+    with exclusive(node.config.run_dir / "lease.lock", "the lease process"):
+        keep_up(agent)
+    return Vouch.load(node.config.run_dir)
+
+
+def test_a_daemon_that_the_server_misses_is_started_before_anybody_is_told(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    turn(node, agent)
+    node.nfs.daemon_is_dead = True
+    assert turn(node, agent) == Vouch(clock.now, None)
+    assert "mend" in node.world.log and "pass-check" in node.world.log
+    assert agent.sick is None
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_daemon_that_does_not_start_or_dies_again_is_told_and_tried_again(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """The lease process, which surrenders by it, Consul and `status` say the same."""
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    tried: list[float] = []
+
+    def mend(_: object) -> str | None:
+        tried.append(clock.now)
+        if not dies:
+            raise StandfastError("it doesn't start")
+        return "its daemon had ended: started again"
+
+    monkeypatch.setattr(node.nfs, "mend", mend)
+    node.nfs.daemon_is_dead = True
+    why = "its daemon is dead" if dies else "its daemon is dead; it doesn't start"
+    for _ in range(2):
+        clock.now += 5
+        assert turn(node, agent) == Vouch(clock.now, why)
+        assert "fail-check" in node.world.log
+        assert agent.sick == why
+    assert len(tried) == 2
+    node.nfs.daemon_is_dead = False
+    clock.now += 5
+    assert turn(node, agent) == Vouch(clock.now, None)
+
+
+def test_one_late_answer_is_no_sickness(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    late = iter([True])
+    check = node.nfs.check
+
+    def slow_once(deadline: Deadline) -> str | None:
+        return "no answer in time" if next(late, False) else check(deadline)
+
+    monkeypatch.setattr(node.nfs, "check", slow_once)
+    assert turn(node, agent) == Vouch(clock.now, None)
+    assert "fail-check" not in node.world.log
+
+
+def test_what_is_not_missed_at_once_is_looked_after_now_and_then(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    looked: list[float] = []
+    monkeypatch.setattr(node.nfs, "mend", lambda _: looked.append(clock.now))
+    for _ in range(7):
+        turn(node, agent)
+        clock.now += 5
+    assert [at - looked[0] for at in looked] == [0, MEND_EVERY_S, 2 * MEND_EVERY_S]
+
+
+@pytest.mark.parametrize("why", ["a plan", "a role that ended", "another decision", "no lease"])
+def test_no_daemon_is_started_in_a_plan_s_way_or_where_nobody_serves(
+    node: FakeNode, why: str
+) -> None:
+    serves(node)
+    agent = agent_that_saw(node, OWN)
+    node.nfs.daemon_is_dead = True
+    with contextlib.ExitStack() as held:
+        if why == "a plan":
+            held.enter_context(exclusive(node.config.run_dir / "plan.lock", "a plan"))
+        elif why == "a role that ended":
+            (node.config.state_dir / "own-epoch.json").unlink()
+        elif why == "another decision":
+            assert agent.seen is not None
+            decision = Decision(Action.PROMOTE, Reason.OPERATOR, "n1 takes over")
+            agent.seen = replace(agent.seen, decision=decision)
+        else:
+            assert agent.seen is not None
+            agent.seen = replace(agent.seen, local=replace(agent.seen.local, lease=None))
+        turn(node, agent)
+        assert "mend" not in node.world.log
 
 
 def test_the_end_of_a_long_plan_is_no_look_that_hangs(

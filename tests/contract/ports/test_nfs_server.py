@@ -24,6 +24,7 @@ from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.errors import CommandFailed, Refused, StandfastError
 from standfast.mounts.bind import LiveBind
 from standfast.nfs import kernel as nfs_module
+from standfast.nfs.as_client import LooksUp
 from standfast.nfs.ganesha import GaneshaNfs
 from standfast.nfs.kernel import KernelNfs
 from standfast.node.ports import NfsServer
@@ -112,6 +113,12 @@ class NfsdUnit:
     def obstacle(self, unit: str) -> str | None:
         return None
 
+    def has_ended(self, unit: str) -> bool:
+        return False
+
+    def kill(self, unit: str, deadline: Deadline) -> None:
+        raise AssertionError(unit)
+
     def journal(self, unit: str, since_utc: float, deadline: Deadline) -> list[JournalLine]:
         return [JournalLine("nfs-server-guard", self.guard_says)] if self.guard_says else []
 
@@ -135,8 +142,9 @@ def kernel_of_files(directory: Path) -> Iterator[Scene]:
         unit.guard_says = GUARD_S_NO
 
     path = {"PATH": f"{directory}/bin:{os.environ['PATH']}"}
-    answers = patch.object(nfs_module, "null_call", lambda *_: None)
-    with patch.dict(os.environ, path), answers:
+    mountd = patch.object(nfs_module, "ask_mountd", lambda *_, **__: None)
+    client = patch.object(LooksUp, "problem", lambda *_: None)
+    with patch.dict(os.environ, path), mountd, client:
         yield Scene(server(), server(), forbid)
 
 
@@ -215,6 +223,7 @@ def test_an_export_is_one_of_a_running_server(scene: Scene) -> None:
     for _ in range(2):
         nfs.start(soon(START_S))
         assert serves(scene, FSID)
+    assert nfs.mend(soon(START_S)) is None, "nothing is missing"
     assert not nfs.is_exported(OTHER)
     nfs.stop(soon(START_S))
     assert not nfs.is_running() and not nfs.is_exported(FSID)

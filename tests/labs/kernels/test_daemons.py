@@ -1,0 +1,153 @@
+"""What nfsd needs beside the kernel: rpc.mountd dies, hangs, and can't be started any more.
+
+The tests share one cluster, whose nodes are all clients, and run in this order: the last one leaves
+the role with n2.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.labs.kernels import workloads
+from tests.labs.kernels.clients_scene import wait_until_on
+from tests.labs.kernels.cluster import EXPORT, KernelCluster
+from tests.labs.kernels.node import VirtualMachine
+from tests.labs.kernels.workloads import missing_records
+from tests.support.figures import note
+
+MOUNTD = "nfs-mountd.service"
+SURRENDER_S = 60.0
+"""surrender_after, by default."""
+ASKED_OF_LOOPBACK = "grep -c 'nfsd *127\\.' /proc/net/rpc/auth.unix.ip/content || true"
+KNOWN_TO_NFSDCLD = """
+import sqlite3
+database = sqlite3.connect("file:/var/lib/nfs/nfsdcld/main.sqlite?mode=ro", uri=True)
+tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'rec-%'"
+for (name,) in database.execute(tables).fetchall():
+    print(name, database.execute(f'SELECT count(*) FROM "{name}"').fetchone())
+"""
+
+
+@pytest.fixture(scope="module")
+def followed(cluster_factory: Callable[..., KernelCluster]) -> KernelCluster:
+    cluster = cluster_factory(binds=[])
+    for node in cluster.lab:
+        wait_until_on(cluster, node.name, "n1")
+    return cluster
+
+
+def mountd_s_pid(node: VirtualMachine) -> str:
+    return node.sh("pidof rpc.mountd || true").strip()
+
+
+def forget_clients(node: VirtualMachine) -> None:
+    """From now on the kernel has to ask mountd for each of them."""
+    node.sh("exportfs -f")
+
+
+def sick(cluster: KernelCluster, name: str) -> str:
+    return str(cluster.status(name).get("sick") or "")
+
+
+def is_well(cluster: KernelCluster, name: str) -> bool:
+    status = cluster.status(name)
+    return status.get("sick", "unknown") is None and status.get("serving") == name
+
+
+def test_what_the_check_asks_for_leaves_nothing_with_the_server(followed: KernelCluster) -> None:
+    """Neither clients, nor records that a restart would wait for; mountd has answered for it."""
+    n1 = followed["n1"]
+    clients = "ls /proc/fs/nfsd/clients | wc -l"
+    known = ("/usr/bin/python3", "-c", KNOWN_TO_NFSDCLD)
+
+    def state() -> tuple[int, str]:
+        return int(n1.sh(clients)), n1.run(*known).stdout
+
+    before, asked = state(), int(n1.sh(ASKED_OF_LOOPBACK))
+    assert before[0] == 2, "n2 and c1"
+    followed.lab.wait_for(
+        lambda: int(n1.sh(ASKED_OF_LOOPBACK)) >= asked + 3, 120.0, "three more checks", 1.0
+    )
+    seen = [state() for _ in range(20)]
+    # One that is asking just now may be among them.
+    assert seen.count(before) >= 15, (before, seen)
+    assert is_well(followed, "n1"), sick(followed, "n1")
+
+
+def test_a_mountd_that_is_killed_runs_again_within_seconds_and_clients_go_on(
+    followed: KernelCluster,
+) -> None:
+    c1, n1 = followed["c1"], followed["n1"]
+    epoch, before = followed.epoch("n1"), mountd_s_pid(n1)
+    assert before
+    with workloads.start(c1, "reopened") as writer:
+        writer.wait_until_done(time.monotonic())
+        n1.sh(f"kill -9 {before}")
+        killed_s = time.monotonic()
+        forget_clients(n1)
+        followed.lab.wait_for(
+            lambda: mountd_s_pid(n1) not in ("", before), 60.0, "mountd runs again", 0.3
+        )
+        mended_s = time.monotonic()
+        back = writer.wait_until_done(mended_s, timeout_s=60.0)
+        assert writer.errors() == []
+    note(
+        f"daemons: mountd killed: runs again after {mended_s - killed_s:.1f} s, a client wrote "
+        f"after {back.t_s - killed_s:.1f} s"
+    )
+    followed.lab.wait_for(lambda: is_well(followed, "n1"), 60.0, "n1 is well", 1.0)
+    assert followed.epoch("n1") == epoch
+
+
+def test_a_mountd_that_hangs_is_told_by_name_and_started_again(followed: KernelCluster) -> None:
+    c1, n1 = followed["c1"], followed["n1"]
+    epoch, before = followed.epoch("n1"), mountd_s_pid(n1)
+    n1.sh(f"kill -STOP {before}")
+    told = []
+
+    def again() -> bool:
+        told.append(sick(followed, "n1"))
+        return mountd_s_pid(n1) not in ("", before)
+
+    followed.lab.wait_for(again, 90.0, "mountd runs again", 0.5)
+    assert any("rpc.mountd doesn't answer the kernel" in text for text in told), told
+    followed.lab.wait_for(lambda: is_well(followed, "n1"), 60.0, "n1 is well", 1.0)
+    c1.run("touch", "/data/services/after", timeout_s=60.0)
+    assert followed.epoch("n1") == epoch
+
+
+def test_a_mountd_that_can_not_be_started_costs_the_role_and_clients_follow(
+    followed: KernelCluster,
+) -> None:
+    c1, n1, n2 = followed["c1"], followed["n1"], followed["n2"]
+    with workloads.start(c1, "reopened") as writer:
+        writer.wait_until_done(time.monotonic())
+        followed.wait_until_replicated("n1")
+        n1.sh(f"systemctl mask --runtime {MOUNTD}; kill -9 {mountd_s_pid(n1)}")
+        safe_s = killed_s = time.monotonic()
+        forget_clients(n1)
+        told = []
+
+        def replaced() -> bool:
+            told.append(sick(followed, "n1"))
+            return followed.role("n2") == "primary"
+
+        followed.lab.wait_for(replaced, SURRENDER_S + 150.0, "n2 has the role", 1.0)
+        served_s = time.monotonic()
+        assert any("rpc.mountd doesn't answer the kernel" in text for text in told), told
+        back = writer.wait_until_done(served_s, timeout_s=90.0)
+        records = [entry for entry in writer.done() if entry.t_s < safe_s - 10.0]
+        assert missing_records(n2.read(f"{EXPORT}/{writer.path.rsplit('/', 1)[1]}"), records) == []
+    note(
+        f"daemons: mountd killed and masked: n2 has the role after {served_s - killed_s:.1f} s, a "
+        f"client wrote after {back.t_s - killed_s:.1f} s"
+    )
+    followed.lab.wait_for(lambda: followed.service("c1") != [], 60.0, "n2 is registered", 1.0)
+    [service] = followed.service("c1")
+    assert service["Address"] == n2.address
+    assert n1.nfsd_threads() == 0
+    n1.sh(f"systemctl unmask --runtime {MOUNTD}")
+    followed.wait_for_role("n1", "standby")

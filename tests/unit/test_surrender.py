@@ -747,11 +747,14 @@ def test_an_agent_that_is_away_while_the_server_answers_surrenders_nothing(
     assert not holding.keeper.over and holding.leader.unserved == 0
 
 
+@pytest.mark.parametrize("dead", ["server", "daemon"])
 def test_an_agent_that_is_dead_beside_a_dead_server_keeps_nobody_from_serving(
-    holding: Holding,
+    holding: Holding, dead: str
 ) -> None:
+    """Or beside one whose daemon is: the lease process asks as the agent does."""
     holding.vouches = False
-    holding.nfs.running = False
+    holding.nfs.running = dead != "server"
+    holding.nfs.daemon_is_dead = dead == "daemon"
     took_s = holding.run(500.0)
     assert holding.keeper.over
     assert took_s <= AFTER_S + VOUCH_S + ASK_EVERY_S + 10

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.labs.kernels import workloads
 from tests.labs.kernels.clients_scene import wait_until_on
-from tests.labs.kernels.cluster import EXPORT, KernelCluster
+from tests.labs.kernels.cluster import AGENT, EXPORT, VOLUME, KernelCluster
 from tests.labs.kernels.node import VirtualMachine
 from tests.labs.kernels.workloads import missing_records
 from tests.support.figures import note
@@ -75,6 +76,31 @@ def test_what_the_check_asks_for_leaves_nothing_with_the_server(followed: Kernel
     # One that is asking just now may be among them.
     assert seen.count(before) >= 15, (before, seen)
     assert is_well(followed, "n1"), sick(followed, "n1")
+
+
+def test_the_lease_process_asks_as_the_agent_does(followed: KernelCluster) -> None:
+    """From its sandbox, while the agent is away: of a server that is well the role isn't given up,
+    and of one whose mountd hangs others are told."""
+    n1, n2, epoch = followed["n1"], followed["n2"], followed.epoch("n1")
+
+    def leader() -> dict[str, Any]:
+        told = n2.consul_get(f"kv/standfast/{VOLUME}/leader?raw")
+        assert isinstance(told, dict)
+        return told
+
+    n1.run("systemctl", "stop", AGENT)
+    try:
+        asked = int(n1.sh(ASKED_OF_LOOPBACK))
+        followed.lab.wait_for(
+            lambda: int(n1.sh(ASKED_OF_LOOPBACK)) >= asked + 4, 180.0, "four more checks", 1.0
+        )
+        assert "unserved" not in leader()
+        n1.sh(f"kill -STOP {mountd_s_pid(n1)}")
+        followed.lab.wait_for(lambda: "unserved" in leader(), 90.0, "it isn't served", 0.5)
+    finally:
+        n1.sh(f"kill -CONT {mountd_s_pid(n1)}; systemctl start --no-block {AGENT}")
+    followed.lab.wait_for(lambda: is_well(followed, "n1"), 120.0, "n1 is well", 1.0)
+    assert followed.epoch("n1") == epoch
 
 
 def test_a_mountd_that_is_killed_runs_again_within_seconds_and_clients_go_on(

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from standfast.agent.command import Command
 from standfast.agent.document import build
+from standfast.agent.inspector import checks_in, refuse_unready
 from standfast.consul.blindness import Blind
 from standfast.errors import Refused, StepFailed, TimedOut, UsageError, did_you_mean, ours
 from standfast.lease.surrender import rank
-from standfast.node.obstacle import CHECKS, Obstacle, Weight, told
+from standfast.node.obstacle import Obstacle, Weight
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import registration
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 # For a look at the disk, seconds.
 LOOK_S = 3.0
-# For another node's look at what is in its way, seconds.
-INSPECTION_S = 60.0
 # Beyond W, for the wait of `promote`: Consul's own election after a death, seconds.
 PROMOTE_SLACK_S = 30.0
 # Between two attempts at a promotion, and two looks at what Consul tells, seconds.
@@ -361,32 +360,7 @@ def _check_target(agent: Agent, command: Command, to: str) -> None:
             Reason.NO_STANDBY_READY,
             f"{hidden}: `consul maint -disable` there, or mend what the check is about",
         )
-    _check_obstacles(agent, command, to)
-
-
-def _check_obstacles(agent: Agent, command: Command, to: str) -> None:
-    """Refused for what the target itself finds in its way, before anything stops."""
-    try:
-        obstacles = agent.machine.sender.inspect(to, Deadline.after(INSPECTION_S))
-    except Exception as error:  # noqa: BLE001  # an older version doesn't understand
-        evidence = f"{to} could not be asked what is in its way: {ours(error)}"
-        fix = f"`standfast doctor` on both nodes; is {to} of an older version? Upgrade it first"
-        obstacles = (Obstacle("inspection", evidence, fix, Weight.REFUSES),)
-    despite = _despite(command)
-    refusing = [
-        obstacle
-        for obstacle in obstacles
-        if obstacle.weight is Weight.BARS
-        or (obstacle.weight is Weight.REFUSES and obstacle.check not in despite)
-    ]
-    if refusing:
-        lighter = [obstacle.check for obstacle in refusing if obstacle.weight is Weight.REFUSES]
-        way = f"\nIn spite of it: `--despite {','.join(lighter)}`" if lighter else ""
-        raise Refused(
-            Reason.NOT_READY,
-            f"{to} is not ready to take over; nothing was stopped:\n{told(refusing)}{way}",
-        )
-    _tell_others(command, obstacles)
+    _tell_others(command, refuse_unready(agent.machine.sender, to, _despite(command)))
 
 
 def _tell_others(command: Command, obstacles: Sequence[Obstacle]) -> None:
@@ -398,8 +372,4 @@ def _tell_others(command: Command, obstacles: Sequence[Obstacle]) -> None:
 
 
 def _despite(command: Command) -> frozenset[str]:
-    names = frozenset(filter(None, (command.text("despite") or "").split(",")))
-    unknown = names - set(CHECKS)
-    if unknown:
-        raise UsageError(f"no check is called {min(unknown)!r}; they are {', '.join(CHECKS)}")
-    return names
+    return checks_in(command.text("despite"))

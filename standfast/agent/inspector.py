@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from standfast.node.obstacle import Obstacle, barring
+from standfast.errors import Refused, UsageError, did_you_mean, ours
+from standfast.node.obstacle import CHECKS, Obstacle, Weight, barring, told
+from standfast.node.ports import ReplicaSender
+from standfast.reasons import Reason
 from standfast.role.inspection import Scene, inspect
 from standfast.system.clock import Deadline, monotonic, sleep
 
@@ -22,6 +25,8 @@ AGAIN_S = 10.0
 """While something is in the way: whoever mends it wants to see it gone."""
 TICK_S = 1.0
 POLL_S = 0.05
+ASK_S = 60.0
+"""For another node's look."""
 LIMIT_S = 35.0
 """For a look that somebody waits for, with one before it; each of its questions has its own."""
 
@@ -101,3 +106,37 @@ class Inspector:
         every_s = AGAIN_S if last is not None and last.obstacles else EVERY_S
         if last is None or wanted or monotonic() - last.at >= every_s:
             self.look()
+
+
+def refuse_unready(sender: ReplicaSender, to: str, despite: frozenset[str]) -> Sequence[Obstacle]:
+    """Has the node that is to take over look, and returns what it found; Refused for what keeps the
+    role from being moved there, but for the checks that somebody goes past knowingly."""
+    try:
+        obstacles = sender.inspect(to, Deadline.after(ASK_S))
+    except Exception as error:  # noqa: BLE001  # an older version doesn't understand
+        evidence = f"{to} could not be asked what is in its way: {ours(error)}"
+        fix = f"`standfast doctor` on both nodes; is {to} of an older version? Upgrade it first"
+        obstacles = (Obstacle("inspection", evidence, fix, Weight.REFUSES),)
+    lighter = [seen for seen in obstacles if seen.weight is Weight.REFUSES]
+    left = [obstacle for obstacle in lighter if obstacle.check not in despite]
+    refusing = [*barring(obstacles), *left]
+    if refusing:
+        names = ",".join(sorted({obstacle.check for obstacle in lighter}))
+        way = "" if not left or barring(obstacles) else f"\nIn spite of it: `--despite {names}`"
+        raise Refused(
+            Reason.NOT_READY,
+            f"{to} is not ready to take over; nothing was stopped:\n{told(refusing)}{way}",
+        )
+    return obstacles
+
+
+def checks_in(text: str | None) -> frozenset[str]:
+    """Returns the checks of a list with commas; UsageError for one that nobody knows."""
+    names = frozenset(filter(None, (text or "").split(",")))
+    unknown = names - set(CHECKS)
+    if unknown:
+        raise UsageError(
+            f"no check is called {min(unknown)!r}{did_you_mean(min(unknown), CHECKS)}; they are "
+            f"{', '.join(CHECKS)}"
+        )
+    return names

@@ -63,7 +63,7 @@ def keep_up(agent: Agent) -> None:
     if own is not None and agent.busy is None:
         parts.append(lambda: _freeze_if_due(agent, own))
     parts.append(lambda: keep_reserve(agent.config.state_dir))
-    if serving:
+    if served is not None:
         parts.append(partial(_note_hidden, agent))
     # Each has its turn: a disk without room is no reason not to vouch for the server, and
     # what Consul refuses none to leave the fence open.

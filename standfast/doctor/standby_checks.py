@@ -13,9 +13,9 @@ from standfast.config.model import Config
 from standfast.doctor.finding import Finding, finding_of
 from standfast.errors import StandfastError
 from standfast.replication import preflight
-from standfast.replication.preflight import Facts
 from standfast.replication.standby_connection import StandbyConnection
 from standfast.replication.standby_step import Mark, Step
+from standfast.replication.storage_facts import Facts
 from standfast.replication.survey import both_sides
 from standfast.status.document import Standby, Status
 from standfast.system.clock import Deadline, format_utc

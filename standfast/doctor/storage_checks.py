@@ -10,7 +10,8 @@ from standfast.config.model import Config
 from standfast.doctor.finding import Finding, finding_of
 from standfast.errors import AS_ROOT, StandfastError, is_lack_of
 from standfast.node.ports import Snapshot
-from standfast.replication.preflight import Facts, facts_here, problems
+from standfast.replication.preflight import problems
+from standfast.replication.storage_facts import Facts, facts_here
 
 # Check by check, what is said when nothing is wrong.
 _WELL = {

@@ -21,6 +21,7 @@ from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.system.clock import Deadline
+from standfast.system.lines import lines_of
 from standfast.system.probe import listening
 from standfast.system.run import run
 from standfast.system.threads import Question
@@ -62,8 +63,8 @@ def exports_trial(config: Config, line: Callable[[Config, Path, str], str]) -> I
     Path("/etc/exports.d").mkdir(exist_ok=True)
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", TRIAL, "sh", text]
     done = run(argv, deadline=Deadline.after(TRIAL_S), op="exports-trial", check=False)
-    if done.returncode != 0 or len(done.stdout.splitlines()) < len(trial.nfs.clients):
-        said = " ".join(done.stderr.split()) or f"it ended with {done.returncode}"
+    if done.returncode != 0 or len(lines_of(done.stdout)) < len(trial.nfs.clients):
+        said = " ".join(lines_of(done.stderr)) or f"it ended with {done.returncode}"
         yield Obstacle(
             "exports",
             f"exportfs refuses the export of {config.paths.live}: {said[:500]}",

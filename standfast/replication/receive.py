@@ -25,7 +25,7 @@ from standfast.events.events import Kind, happened, tell
 from standfast.node.obstacle import Obstacle
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.replication import pins, preflight, receive_checks, verify, wire
+from standfast.replication import pins, receive_checks, storage_facts, verify, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.fingerprint import digest_of
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
@@ -165,7 +165,7 @@ class _Receiver:
         request = self._request(offered, deadline, told)
         match request:
             case wire.Survey():
-                facts = preflight.facts_here(self.config, self.store)
+                facts = storage_facts.facts_here(self.config, self.store)
                 self.say(wire.Surveyed(facts.document()))
             case wire.Inspect():
                 self.say(wire.Inspected(_obstacles(self.config)))

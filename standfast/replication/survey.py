@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from standfast.config.model import Config
-from standfast.replication import preflight, session, wire
+from standfast.replication import session, storage_facts, wire
 from standfast.replication.ports import ReplicaStore
 from standfast.system.clock import Deadline, monotonic
 
@@ -18,8 +18,8 @@ from standfast.system.clock import Deadline, monotonic
 class BothSides:
     """The answers of both sides."""
 
-    ours: preflight.Facts
-    theirs: preflight.Facts
+    ours: storage_facts.Facts
+    theirs: storage_facts.Facts
     snapshots: Sequence[wire.Offer]
     """What the standby has."""
     apart_s: float
@@ -35,7 +35,7 @@ def both_sides(config: Config, store: ReplicaStore, standby: str, deadline: Dead
     with session.greet(config, standby, deadline, wire.Purpose.ASK) as (asked, welcome):
         asked_at = monotonic()
         answer = session.ask(asked, wire.Survey(), deadline)
-    ours = preflight.facts_here(config, store)
+    ours = storage_facts.facts_here(config, store)
     apart_s = monotonic() - asked_at
-    theirs = preflight.Facts.parse(wire.parse(answer, wire.Surveyed).facts)
+    theirs = storage_facts.Facts.parse(wire.parse(answer, wire.Surveyed).facts)
     return BothSides(ours, theirs, welcome.snapshots, apart_s)

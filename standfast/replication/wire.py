@@ -175,7 +175,7 @@ class Surveyed(_Message, frozen=True):
     """Answers a survey."""
 
     facts: dict[str, Any]
-    """A `preflight.Facts` document; whoever reads it parses it with suspicion."""
+    """A `storage_facts.Facts` document; whoever reads it parses it with suspicion."""
 
 
 class Inspect(_Message, frozen=True):

@@ -17,6 +17,7 @@ from standfast.errors import StandfastError, ours
 from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.other_server import is_foreign, is_listed, taken_away, words
+from standfast.node.space import shortages
 from standfast.role import volume
 from standfast.role.decision import Action, Moment
 from standfast.role.observation import Cluster, Local
@@ -84,6 +85,11 @@ def _disk(scene: Scene) -> Iterator[Obstacle]:
         yield Obstacle("disk", str(error), "mount the volume's file system")
 
 
+def _space(scene: Scene) -> Iterator[Obstacle]:
+    for shortage in shortages(scene.machine.store.space()):
+        yield Obstacle("space", shortage.evidence, shortage.fix, Weight.REFUSES)
+
+
 def _server(scene: Scene) -> Iterable[Obstacle]:
     return scene.machine.nfs.obstacles()
 
@@ -142,6 +148,7 @@ Look = Callable[[Scene], Iterable[Obstacle]]
 LOOKS: Mapping[str, Look] = {
     "snapshot": _snapshot,
     "disk": _disk,
+    "space": _space,
     "server": _server,
     "lease": _lease_unit,
     "fence": _fence,

@@ -6,8 +6,11 @@ import contextlib
 import socket
 from pathlib import Path
 
+from standfast.system.files import read_foreign_text
+from standfast.system.lines import fields_of, lines_of
+
 PROBE_TIMEOUT_S = 0.4
-LISTEN = b"0A"
+LISTEN = "0A"
 """TCP_LISTEN, as /proc/net/tcp writes it."""
 
 
@@ -25,9 +28,9 @@ def listening(port: int, net: Path = Path("/proc/self/net")) -> bool:
     """Tells whether any program of this network namespace listens at a TCP port; OSError."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            for line in (net / table).read_bytes().split(b"\n")[1:]:
-                fields = line.split()
-                at = fields[1].rpartition(b":")[2] if len(fields) > 3 else b"0"
+            for line in lines_of(read_foreign_text(net / table))[1:]:
+                fields = fields_of(line)
+                at = fields[1].rpartition(":")[2] if len(fields) > 3 else "0"
                 if fields[3:4] == [LISTEN] and int(at, 16) == port:
                     return True
     return False

@@ -19,7 +19,8 @@ from standfast.doctor.storage_checks import look
 from standfast.errors import CommandFailed, Refused
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
-from standfast.replication.preflight import Facts, Problem, facts_here, problems
+from standfast.replication.preflight import Problem, problems
+from standfast.replication.storage_facts import Facts, facts_here
 from standfast.system.clock import utc_now
 from tests.support import needs
 from tests.support.volumes import btrfs_on_file, command, config_for, require_btrfs

@@ -23,7 +23,7 @@ from msgspec import structs
 
 from standfast.cli import standby_add
 from standfast.consul.records import StandbyRecord
-from standfast.replication import pins, preflight, session, state, survey
+from standfast.replication import pins, session, state, storage_facts, survey
 from standfast.replication.authorized import authorized_line
 from standfast.replication.keys import PublicKey, known_hosts
 from standfast.system.clock import monotonic
@@ -208,13 +208,13 @@ def test_what_a_slow_answer_may_explain_is_no_wrong_clock_but_what_a_slow_way_do
             moved.append(late_s)
         return answer
 
-    def facts_here(*arguments: Any) -> preflight.Facts:
-        facts = preflight.facts_here(*arguments)
+    def facts_here(*arguments: Any) -> storage_facts.Facts:
+        facts = storage_facts.facts_here(*arguments)
         return structs.replace(facts, utc_s=facts.utc_s - late_s)
 
     monkeypatch.setattr(survey, "session", SimpleNamespace(greet=greet, ask=ask))
-    asked = SimpleNamespace(**{**vars(preflight), "facts_here": facts_here})
-    monkeypatch.setattr(survey, "preflight", asked)
+    asked = SimpleNamespace(**{**vars(storage_facts), "facts_here": facts_here})
+    monkeypatch.setattr(survey, "storage_facts", asked)
     monkeypatch.setattr(survey, "monotonic", lambda: monotonic() + sum(moved))
     code, doc = pair.run_json("standby", "add", "c1")
     assert (code == 0, dict(marks(doc)).get("clock")) == (clock is None, clock), doc

@@ -15,7 +15,7 @@ from standfast.errors import Refused
 from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.replication import wire
-from standfast.replication.preflight import Facts
+from standfast.replication.storage_facts import Facts
 from tests.support.examples import examples
 
 NAME = "services@20270115T080000Z"

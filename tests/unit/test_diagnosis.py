@@ -25,7 +25,7 @@ from standfast.errors import TimedOut, Unreachable
 from standfast.names import SnapshotName
 from standfast.node.obstacle import CHECKS
 from standfast.node.ports import Snapshot
-from standfast.replication.preflight import Facts
+from standfast.replication.storage_facts import Facts
 from standfast.status.document import FromConsul, Standby, Status, Verified
 from standfast.system.clock import Deadline
 from tests.support.checkout import CHECKOUT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +18,19 @@ from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.consul.values import Instance
 from standfast.errors import StandfastError
 from standfast.names import SnapshotName
+from standfast.nfs import ahead
 from standfast.node.obstacle import CHECKS, Obstacle, Weight
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
+from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.role.decision import Moment
 from standfast.role.inspection import Scene, inspect
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
+from standfast.system.probe import listening
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
+from tests.support.scripts import write_script
 
 NOW = Moment(1000.0, 1_795_000_000.0)
 LEADER = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
@@ -97,6 +103,11 @@ def test_a_pause_and_an_old_snapshot_are_in_the_way_of_no_handover(
     old = replace(mine(), taken_at=NOW.utc - age_s)
     made = scene(node)
     assert inspect(replace(made, local=replace(made.local, snapshots=(old,)))) == ()
+
+
+def test_a_disk_that_is_nearly_full_is_told(node: FakeNode) -> None:
+    node.store.room = Space(size=1 << 40, data=1 << 40, metadata=1 << 20, reserve=1 << 29)
+    assert checks(inspect(scene(node))) == {"space": Weight.REFUSES}
 
 
 def test_what_the_server_finds_is_told(node: FakeNode) -> None:
@@ -245,3 +256,68 @@ def test_a_node_with_an_epoch_of_its_own_is_no_candidate(
     now[0] = replace(standby, local=replace(standby.local, own=own))
     inspector.turn()
     assert inspector.last is None and inspector.barring == ()
+
+
+# What this machine's NFS server would meet
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_program_that_listens_at_the_port_is_seen(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as server:
+        server.bind((address, 0))
+        port = server.getsockname()[1]
+        assert not listening(port)
+        server.listen()
+        assert listening(port)
+    assert not listening(port)
+
+
+def test_another_program_at_the_port_bars_a_promotion(node: FakeNode) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nfs = structs.replace(node.config.nfs, port=server.getsockname()[1])
+        config = structs.replace(node.config, nfs=nfs)
+        [obstacle] = ahead.taken_port(config, running=False)
+        assert obstacle.check == "port" and not list(ahead.taken_port(config, running=True))
+
+
+def test_only_names_of_hosts_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def resolve(name: str) -> None:
+        asked.append(name)
+        if name == "web2.lan":
+            raise OSError("Name or service not known")
+
+    clients = ("10.0.0.0/8", "192.168.1.7", "fd00::/8", "*.lan", "@group", "web1", "web2.lan")
+    [obstacle] = ahead.unresolved(clients, resolve)
+    assert sorted(asked) == ["web1", "web2.lan"]
+    assert "web2.lan" in obstacle.evidence and "web1" not in obstacle.evidence
+    assert obstacle.weight is Weight.REFUSES
+
+
+@pytest.mark.parametrize(
+    ("port", "rdma", "words"),
+    [
+        ("", "", ()),
+        ("2049", "n", ()),
+        ("nfs", "", ()),
+        ("20049", "", ("at port 20049",)),
+        ("", "y", ("by RDMA",)),
+        ("", "nfsrdma", ("by RDMA",)),
+    ],
+)
+def test_what_nfs_conf_says_of_the_listeners_is_compared(
+    node: FakeNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    port: str,
+    rdma: str,
+    words: Any,
+) -> None:
+    script = f'case "$3" in port) echo "{port}";; rdma) echo "{rdma}";; esac'
+    write_script(tmp_path / "bin" / "nfsconf", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    obstacles = list(ahead.listens_elsewhere(node.config))
+    assert len(obstacles) == len(words)
+    assert all(word in seen.evidence for word, seen in zip(words, obstacles, strict=True))

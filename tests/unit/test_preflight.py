@@ -13,7 +13,8 @@ from standfast.doctor.storage_checks import examine
 from standfast.errors import Refused
 from standfast.node.space import Space
 from standfast.reasons import Reason
-from standfast.replication.preflight import Facts, problems, problems_between
+from standfast.replication.preflight import problems, problems_between
+from standfast.replication.storage_facts import Facts
 
 MIB = 2**20
 WELL = Facts(

@@ -17,6 +17,7 @@ from pathlib import Path
 from standfast.config.model import Config
 from standfast.config.problems import Problem, dotted, shown
 from standfast.config.rules import names
+from standfast.system.lines import fields_of, lines_of
 
 # Of exports(5) and parseopts() in support/nfs/exports.c of nfs-utils 2.8.
 _EXPORT_OPTIONS = """
@@ -45,7 +46,7 @@ def advice(config: Config, *, here: bool) -> tuple[list[Problem], list[Problem]]
 def _export_options(config: Config) -> Iterator[Problem]:
     if config.nfs.server != "kernel":
         return
-    known = _EXPORT_OPTIONS.split()
+    known = fields_of(" ".join(lines_of(_EXPORT_OPTIONS)))
     for text in config.nfs.options.split(","):
         name, equals, _ = text.partition("=")
         if name + equals in known or _MORE_IDS.fullmatch(text):

@@ -174,19 +174,6 @@ def clients_rule(config: Config) -> Iterator[Problem]:
         )
 
 
-def export_options_rule(config: Config) -> Iterator[Problem]:
-    """`nfs.options` has no `fsid=`: each epoch has its own, by which clients see which tree they
-    have."""
-    for word in config.nfs.options.split(","):
-        if word.startswith("fsid="):
-            yield Problem(
-                "nfs.options",
-                shown(config.nfs.options),
-                f"{word} is not the volume's to have: each epoch's export has an fsid of its own",
-                f"take {word} out",
-            )
-
-
 def mount_options_rule(config: Config) -> Iterator[Problem]:
     """`client.options` is a hard NFS 4.1 or 4.2 mount: a soft one tells programs that a write
     failed which a failover would have carried out."""
@@ -234,7 +221,6 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     consul_rule,
     nomad_rule,
     clients_rule,
-    export_options_rule,
     mount_options_rule,
     binds_rule,
 )

@@ -105,7 +105,7 @@ def restarting(states: str, restarts: str) -> Finding:
         if count >= RESTARTS and any(fnmatch(name, pattern) for pattern in UNITS)
     }
     for block in states.split("\n\n"):
-        shown = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        shown = dict(line.split("=", 1) for line in lines_of(block) if "=" in line)
         count = shown.get("NRestarts", "")
         waits = shown.get("SubState", "").startswith("auto-restart")
         if waits and count.isdecimal() and int(count) >= RESTARTS:
@@ -118,7 +118,7 @@ def restarting(states: str, restarts: str) -> Finding:
 
 
 def _units_in(journal: str) -> Iterator[str]:
-    for line in journal.splitlines():
+    for line in lines_of(journal):
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
             if isinstance(entry, dict) and isinstance(entry.get("UNIT"), str):

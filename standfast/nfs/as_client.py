@@ -36,6 +36,7 @@ from standfast.errors import StandfastError
 from standfast.nfs.compound import EMPTY, MOST_NAMES, WRONG_SECURITY, OperationFailed, fsid_at
 from standfast.nfs.rpc import COMPOUND, NULL, Denied, NotHere, connected
 from standfast.system.clock import Deadline, monotonic
+from standfast.system.lines import fields_of, lines_of
 
 LOOPBACK = "127.0.0.1"
 LOOK_UP_EVERY_S = 60.0
@@ -131,7 +132,7 @@ def admits(clients: Sequence[str], address: str) -> bool:
 
 def asks_for_names(table: str) -> bool:
     """Tells whether an export of the table (etab) is for clients that mountd knows by DNS alone."""
-    clients = (word.partition("(")[0] for line in table.split("\n") for word in line.split()[1:])
+    clients = (word.partition("(")[0] for line in lines_of(table) for word in fields_of(line)[1:])
     return any(client != "*" and set("*?[@") & set(client) for client in clients)
 
 

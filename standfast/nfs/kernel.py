@@ -103,6 +103,9 @@ class KernelNfs:
         yield from ahead.listens_elsewhere(config)
         if (problem := self.unfenced()) is not None:
             yield Obstacle("port", problem, "as said there")
+        if "fsid=" in config.nfs.options:
+            text = f"nfs.options = {config.nfs.options!r} has an fsid; each epoch has its own"
+            yield Obstacle("exports", text, "take it out of nfs.options, on every node")
         if (foreign := self.exports_problem()) is not None:
             yield Obstacle("exports", foreign, "as said there")
         yield from ahead.exports_trial(config, export_line)

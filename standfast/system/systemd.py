@@ -63,7 +63,7 @@ class SystemdUnits:
         """Tells whether a unit that could run doesn't, and isn't about to; one that is masked or
         that isn't installed couldn't."""
         asked = ["--property=LoadState", "--property=ActiveState", "--", unit]
-        said = set(self._systemctl("show", asked, Deadline.after(ASK_S)).split())
+        said = set(lines_of(self._systemctl("show", asked, Deadline.after(ASK_S))))
         ended = {"ActiveState=inactive", "ActiveState=failed"}
         return "LoadState=loaded" in said and bool(ended & said)
 

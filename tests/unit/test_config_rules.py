@@ -51,12 +51,6 @@ def test_mount_options_that_would_tell_programs_of_a_failover_are_refused(
     assert said(config(client=Client(options="nfsvers=4.1,hard"))) == []
 
 
-def test_an_fsid_of_the_configuration_is_refused() -> None:
-    for word in ("fsid=0", "fsid=6b1f1d5e-6d3e-4a8c-9c57-0c7a3b9e2f10"):
-        [problem] = said(config(nfs=Nfs(options=f"rw,{word},sync")))
-        assert problem.startswith("nfs.options") and problem.endswith(f"take {word} out")
-
-
 def test_a_short_wait_is_refused_with_the_least_that_would_do() -> None:
     assert said(config(lease=LeaseTiming(wait=11.0))) == [
         "lease.wait = 11: breaks wait*(1-drift) >= (length+fence)*(1+drift) + 1 s: "

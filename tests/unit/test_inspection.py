@@ -30,7 +30,7 @@ from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
 from standfast.system.probe import listening
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
-from tests.support.scripts import write_script
+from tests.support.scripts import script as write_script
 
 NOW = Moment(1000.0, 1_795_000_000.0)
 LEADER = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
@@ -313,7 +313,7 @@ def test_what_nfs_conf_says_of_the_listeners_is_compared(
     monkeypatch: pytest.MonkeyPatch,
     port: str,
     rdma: str,
-    words: Any,
+    words: tuple[str, ...],
 ) -> None:
     script = f'case "$3" in port) echo "{port}";; rdma) echo "{rdma}";; esac'
     write_script(tmp_path / "bin" / "nfsconf", script)

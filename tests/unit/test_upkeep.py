@@ -486,6 +486,7 @@ def test_a_standby_in_maintenance_is_not_ready(node: FakeNode) -> None:
     agent = agent_that_saw(node, None)
     assert agent.seen is not None
     agent.seen = replace(agent.seen, view=view("n1"))
+    agent.inspector.last = Inspection((), monotonic())
     node.consul.maintain("n1")
     keep_up(agent)
     assert agent.hidden is not None and agent.told is not None

@@ -28,7 +28,7 @@ from standfast.consul.records import (
     StandbyRecord,
     dump_epoch,
 )
-from standfast.errors import StandfastError
+from standfast.errors import ConsulError, StandfastError
 from standfast.exporter import samples
 from standfast.lease.files import LeaseStatus
 from standfast.lease.surrender import FRESH_S, Sign
@@ -42,6 +42,7 @@ from standfast.status.document import Decision, Fence, Work
 from standfast.status.text import render
 from standfast.system.clock import monotonic
 from standfast.text import duration
+from tests.fakes.consul import MemoryConsul
 from tests.support.configs import config_in
 from tests.support.status_documents import parsed, served
 from tests.support.terminal import a_desk
@@ -415,6 +416,26 @@ def test_a_node_that_consul_calls_otherwise_is_in_trouble_and_serves_on(tmp_path
     status = document(made)
     assert "called N1.lan" in (status.as_json()["trouble"] or "")
     assert (status.serving, status.as_json()["decision"]["reason"]) == ("n1", Reason.SERVING)
+
+
+def test_who_asks_is_told_what_the_keys_say_now(tmp_path: Path) -> None:
+    """A replication has just ended, and the agent's details are some seconds old."""
+    made = agent(tmp_path, SERVING)
+    made.seen = made.look()
+    config, consul, old = made.config, made.machine.consul, made.seen.view
+    assert isinstance(old, Cluster) and old.leader is not None and isinstance(consul, MemoryConsul)
+    just_now = structs.replace(record("n3", 1), epoch=4)
+    consul.put(config.key("epoch"), dump_epoch(4))
+    consul.put(config.key("leader"), old.leader.dump())
+    consul.put(config.key("standbys/n3"), just_now.dump())
+    consul.put(config.key("candidates/n3"), word("n3").record.dump())
+    assert [each.snapshot for each in document(made, fresh=True).standbys if each.node == "n3"] == [
+        just_now.snapshot
+    ]
+    assert made.seen.view is old, "what is decided by is the look's own"
+    consul.error = ConsulError("no answer")
+    told = {each.node: each.snapshot for each in document(made, fresh=True).standbys}
+    assert told["n3"] == old.standbys["n3"].snapshot
 
 
 def test_a_fence_that_can_not_be_asked_leaves_the_rest_of_the_document(

@@ -56,6 +56,7 @@ from standfast.lease.surrender import (
 from standfast.lease.surrender import successor as judge
 from standfast.lease.unserved import ASK_EVERY_S, VOUCH_S, Now
 from standfast.names import SnapshotName
+from standfast.node.obstacle import Obstacle
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState, LiveTree, Snapshot
 from standfast.reasons import Reason
@@ -262,6 +263,58 @@ def test_a_standby_is_ready_when_it_would_take_over(
     decision = decide(replace(view, leader=gone), local, config, now)
     if ready:
         assert (decision.action, decision.reason) == (Action.PROMOTE, Reason.SURRENDERED)
+
+
+MASKED = Obstacle("unit", "nfs-server.service is masked", "unmask it")
+
+
+@pytest.mark.parametrize(
+    ("scene", "has", "changes", "because", "ready"),
+    [
+        ({}, {}, {}, Reason.TAKEOVER, True),
+        ({"age_s": 601.0}, {}, {}, Reason.TOO_OLD, False),
+        ({"pause": Pause("ann", "disks", 0.0)}, {}, {}, Reason.PAUSED, False),
+        ({}, {}, {"mode": "manual"}, Reason.MANUAL_MODE, False),
+        ({}, {"snapshots": ()}, {}, Reason.NO_PUBLISHED_SNAPSHOT, False),
+        ({}, {"read_only": True}, {}, Reason.VOLUME_READ_ONLY, False),
+        ({}, {"obstacles": (MASKED,)}, {}, Reason.NOT_READY, False),
+        (
+            {"leader": structs.replace(LEADER, state=LeaderState.CLEAN, to=None)},
+            {},
+            {},
+            Reason.DEMOTED,
+            False,
+        ),
+        # Another surrender may follow at once, another takeover not.
+        ({"began": "takeover"}, {}, {}, Reason.COOLDOWN, True),
+    ],
+)
+def test_a_standby_tells_what_it_would_do_if_the_primary_died(
+    scene: dict[str, Any],
+    has: dict[str, Any],
+    changes: dict[str, Any],
+    because: Reason,
+    ready: bool,
+    config: Config,
+) -> None:
+    config = structs.replace(config, node="n2", **changes)
+    began = scene.pop("began", None) if (scene := dict(scene)) else None
+    view, local, now = seen_by(config, **scene)
+    local = replace(local, **has)
+    if began is not None:
+        entry = HistoryEntry(5, "n1", None, began, None, 0.0, now.utc - 60)
+        view = replace(view, history={5: entry}, beginning=Beginning(5, NOW - 60, witnessed=True))
+    record = readiness.judge(view, local, config, now, (MASKED,))
+    assert record is not None and CandidateRecord.parse(record.dump()) == record
+    assert (record.takes_over, record.because) == (because is Reason.TAKEOVER, because)
+    assert (record.sentence is None) == record.takes_over
+    assert record.ready is ready and record.obstacles == (str(MASKED),)
+    # And then it does, or not: the same node, when the primary has been silent for long enough.
+    later = Moment(NOW + 1000.0, now.utc)
+    dead = replace(view, holder_health="critical")
+    decision = decide(dead, local, config, later)
+    if because is not Reason.COOLDOWN:  # which is over by then
+        assert (decision.action is Action.PROMOTE) == record.takes_over
 
 
 def test_a_standby_whose_disk_takes_no_writes_is_not_ready(config: Config) -> None:

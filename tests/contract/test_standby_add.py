@@ -305,9 +305,7 @@ HOSTILE = {
 
 @plain
 @pytest.mark.parametrize("lines", HOSTILE.values(), ids=list(HOSTILE))
-def test_what_root_configured_for_its_own_ssh_changes_no_replication(
-    pair: TwoNodes, lines: str
-) -> None:
+def test_roots_own_ssh_with(pair: TwoNodes, lines: str) -> None:
     let_in(pair)
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))

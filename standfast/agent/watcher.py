@@ -114,6 +114,7 @@ class Watcher:
         except ConsulError as error:
             self._index = 0
             self._readable_since = None
+            self._go_on_probing()
             return blindness(error)
         except ForeignValue as error:
             self._last_heartbeat = None  # as far as is known, something else stood there meanwhile
@@ -177,7 +178,7 @@ class Watcher:
             gapless = self._readable_since is not None
             self._beginning = Beginning(cluster.epoch, now, witnessed=gapless)
         cluster = replace(cluster, beginning=self._beginning, named=self._name(now, silent=silent))
-        if leader is None or leader.is_clean or not silent:
+        if leader is None or leader.is_clean or not self._looks_dead(now):
             self._unanswered_since = None
             return cluster
         return self._with_evidence(cluster, leader, silent_s)
@@ -220,6 +221,20 @@ class Watcher:
             holder_unanswered_s=unanswered_s,
             alive=alive,
         )
+
+    def _looks_dead(self, now: float) -> bool:
+        """Tells whether the last heartbeat is old by all that is known: also where the wait for the
+        lease's end began anew, as nobody was looking at Consul for a while."""
+        seen = self._last_heartbeat
+        return seen is not None and now - seen.evident_since > 1.5 * self._config.lease.heartbeat
+
+    def _go_on_probing(self) -> None:
+        """Consul elects a leader, say, whose machine died together with the holder: whether that
+        answers needs no Consul."""
+        seen = self._last_heartbeat
+        if seen is None or seen.identity is None or not self._looks_dead(monotonic()):
+            return
+        self._probe(seen.identity[1])
 
     def _health(self, node: str) -> str:
         return self._heard(self._consul.node_health(node))

@@ -470,6 +470,40 @@ def test_a_silent_primary_is_probed_and_gossip_is_asked(
     assert probed == ["192.168.1.3:7301"] * 2
 
 
+def test_a_silent_primary_is_probed_while_consul_can_not_be_read(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    """It led Consul, too: what it doesn't answer meanwhile counts when there is a leader again."""
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    keys.error = ConsulError("no leader")
+    for clock.now in (1004.0, 1008.0, 1012.0):
+        assert isinstance(watcher.look(0), Blind)
+    assert probed == ["192.168.1.3:7301"] * 3
+    keys.error = None
+    clock.now = 1016.0
+    view = cluster(watcher.look(0))
+    assert view.holder_unanswered_s == 12.0
+    # The wait for the end of its lease begins anew, as somebody else may have had it: not this.
+    assert view.last_heartbeat.first_seen == 1016.0
+    clock.now = 1017.0
+    assert cluster(watcher.look(0)).holder_unanswered_s == 13.0
+    beat(keys, 2)
+    clock.now = 1018.0
+    assert cluster(watcher.look(0)).holder_unanswered_s == 0.0
+
+
+def test_a_primary_that_may_heartbeat_unseen_is_not_probed_at_once(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    watcher = Watcher(config, keys)
+    watcher.look(0)
+    keys.error = ConsulError("no leader")
+    clock.now = 1002.0
+    watcher.look(0)
+    assert probed == []
+
+
 def test_one_answer_starts_the_count_again(
     config: Config, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,8 @@ def test_a_mountd_that_is_killed_runs_again_within_seconds_and_clients_go_on(
         mended_s = time.monotonic()
         back = writer.wait_until_done(mended_s, timeout_s=60.0)
         assert writer.errors() == []
+    # By the agent, and not since the server was started anew.
+    assert f"serving: {MOUNTD} had ended: started again" in n1.journal(AGENT)
     note(
         f"daemons: mountd killed: runs again after {mended_s - killed_s:.1f} s, a client wrote "
         f"after {back.t_s - killed_s:.1f} s"

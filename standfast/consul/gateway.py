@@ -30,11 +30,13 @@ from standfast.consul.values import (
     Op,
     Registration,
     Set,
+    check_key,
     dump_op,
     is_folder,
     parse_committed,
     parse_conflict,
     parse_critical,
+    parse_election_timeout,
     parse_entry,
     parse_entry_of,
     parse_instance,
@@ -61,6 +63,7 @@ __all__ = [
 ]
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
+CONSISTENCY = {True: "consistent", False: "default"}
 T = TypeVar("T")
 
 
@@ -135,10 +138,10 @@ class ConsulGateway:
         self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> Entry | None:
         """Returns the entry, or None when Consul says that the key doesn't exist."""
-        _check_key(key)
+        check_key(key)
 
         def call(client: Client) -> Entry | None:
-            _index, raw = client.kv.get(key, consistency=_consistency(consistent))
+            _index, raw = client.kv.get(key, consistency=CONSISTENCY[consistent])
             return parse_entry_of(raw, key)
 
         return self._ask(f"reading the key {key}", deadline, call)
@@ -148,10 +151,10 @@ class ConsulGateway:
     ) -> tuple[Entry, ...]:
         """Returns all entries whose key starts with `prefix`, at one point in time, sorted by key;
         no folders, which Consul's web interface makes."""
-        _check_key(prefix)
+        check_key(prefix)
 
         def call(client: Client) -> tuple[Entry, ...]:
-            _index, raw = client.kv.get(prefix, recurse=True, consistency=_consistency(consistent))
+            _index, raw = client.kv.get(prefix, recurse=True, consistency=CONSISTENCY[consistent])
             entries = [parse_entry(item) for item in raw or []]
             if not all(entry.key.startswith(prefix) for entry in entries):
                 raise ValueError(f"keys outside {prefix!r}")
@@ -177,7 +180,7 @@ class ConsulGateway:
         Returns the index to go on with, never below 1; one that went backwards (Consul was
         restored) is returned like any other, and so is an unchanged one after the whole time.
         """
-        _check_key(key)
+        check_key(key)
         whole = Deadline.after(wait_s * 17 / 16 + self.timeout_s)  # Consul adds up to 1/16
         question = Question(f"waiting for the key {key}", whole, patient=True)
 
@@ -192,7 +195,7 @@ class ConsulGateway:
     def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
         """Does all operations or none. ConsulError.maybe_applied: read back before going on."""
         for op in ops:
-            _check_key(op.key)
+            check_key(op.key)
         payload = json.dumps([dump_op(op) for op in ops])
         keys = ", ".join(dict.fromkeys(op.key for op in ops))
 
@@ -214,12 +217,12 @@ class ConsulGateway:
 
     def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
         """Sets the key whatever it holds."""
-        _check_key(key)
+        check_key(key)
         self._write(f"writing the key {key}", deadline, lambda client: client.kv.put(key, value))
 
     def delete(self, key: str, *, deadline: Deadline | None = None) -> None:
         """Deletes the key; one that doesn't exist is fine."""
-        _check_key(key)
+        check_key(key)
         self._write(f"deleting the key {key}", deadline, lambda client: client.kv.delete(key))
 
     # Services and nodes
@@ -347,7 +350,14 @@ class ConsulGateway:
             local=True,
         )
 
-    # Asking
+    def election_timeout_s(self, *, deadline: Deadline | None = None) -> float | None:
+        """Returns the Raft election timeout of the node's own agent, seconds; None: untold."""
+        return self._ask(
+            "asking the agent for its Raft timing",
+            deadline,
+            lambda client: parse_election_timeout(client.agent.self()),
+            local=True,
+        )
 
     def _ask(
         self,
@@ -384,15 +394,6 @@ def _list(client: Client, path: str, consistent: bool) -> list[Mapping[str, Any]
     """The library has no consistency on the health endpoints: the parameter is set here."""
     params = [("consistent", "1")] if consistent else None
     doc = client.http.get(lambda response: json.loads(response.body), path, params=params)
-    if not isinstance(doc, list):
-        raise TypeError("a list was expected")
-    return doc
-
-
-def _consistency(consistent: bool) -> str:
-    return "consistent" if consistent else "default"
-
-
-def _check_key(key: str) -> None:
-    if not key or key.startswith("/"):
-        raise ValueError(f"{key!r} is not a key or prefix")
+    if isinstance(doc, list):
+        return doc
+    raise TypeError("a list was expected")

@@ -6,12 +6,14 @@ that the answer isn't Consul's. Nothing here speaks to the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct, convert, field, to_builtins
 
 SERF_HEALTH = "serfHealth"
+_GO_SECONDS = re.compile(r"(\d+(?:\.\d+)?)(m?s)")
 _WORST_FIRST = ("critical", "warning", "passing")
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -170,8 +172,13 @@ class _AgentConfig(_Answer, frozen=True):
     node_name: Text
 
 
+class _AgentDebug(_Answer, frozen=True):
+    election_timeout: str | None = field(default=None, name="ConsulRaftElectionTimeout")
+
+
 class _Agent(_Answer, frozen=True):
     config: _AgentConfig
+    debug_config: _AgentDebug = field(default=_AgentDebug(), name="DebugConfig")
 
 
 class _NodeCheck(_Answer, frozen=True):
@@ -276,6 +283,19 @@ def parse_local_services(doc: Any) -> Mapping[str, Mapping[str, str]]:
 def parse_node_name(doc: Any) -> str:
     """Returns the agent's name of /v1/agent/self."""
     return _parsed(doc, _Agent).config.node_name
+
+
+def parse_election_timeout(doc: Any) -> float | None:
+    """Returns the seconds of ConsulRaftElectionTimeout of /v1/agent/self (Go's form: `5s`,
+    `1.5s`, `52ms`); None where there is none."""
+    match = _GO_SECONDS.fullmatch(_parsed(doc, _Agent).debug_config.election_timeout or "")
+    return None if match is None else float(match[1]) * (0.001 if match[2] == "ms" else 1.0)
+
+
+def check_key(key: str) -> None:
+    """Raises ValueError for what is no key of Consul's, nor the beginning of one."""
+    if not key or key.startswith("/"):
+        raise ValueError(f"{key!r} is not a key or prefix")
 
 
 def worst(statuses: Sequence[str]) -> str:

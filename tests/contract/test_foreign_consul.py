@@ -171,3 +171,11 @@ def test_a_limit_of_consul_is_named(tmp_path: Path) -> None:
         for _ in range(51):
             cluster.gateway().get("standfast/data/epoch")
     assert blindness(caught.value).reason is Reason.CONSUL_LIMITED
+
+
+@pytest.mark.parametrize("multiplier", [1, 5])
+def test_an_agent_tells_the_timing_of_its_elections(tmp_path: Path, multiplier: int) -> None:
+    """By which doctor says what an election of Consul's adds to a failover."""
+    timing = {"performance": {"raft_multiplier": multiplier}}
+    with real_cluster(tmp_path, timing) as cluster:
+        assert cluster.gateway().election_timeout_s() == multiplier

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from standfast.consul.gateway import Committed, Conflict, Entry, Instance, _check_key
+from standfast.consul.gateway import Committed, Conflict, Entry, Instance
 from standfast.consul.records import Leader, LeaderState
 from standfast.consul.values import (
     Cas,
@@ -24,6 +24,7 @@ from standfast.consul.values import (
     Op,
     Registration,
     Set,
+    check_key,
     is_folder,
 )
 from standfast.demo.consul.http import MAX_OPS
@@ -325,7 +326,7 @@ class SimConsul:
     def get(
         self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> Entry | None:
-        _check_key(key)
+        check_key(key)
         until = self._there("a read", deadline)
         entry = self._seen(consistent).get(key)
         self._back("a read", until)
@@ -334,7 +335,7 @@ class SimConsul:
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
     ) -> tuple[Entry, ...]:
-        _check_key(prefix)
+        check_key(prefix)
         until = self._there("a read", deadline)
         seen = self._seen(consistent)
         keys = [key for key in sorted(seen) if key.startswith(prefix) and not is_folder(key)]
@@ -377,7 +378,7 @@ class SimConsul:
 
     def txn(self, ops: Sequence[Op], *, deadline: Deadline | None = None) -> Committed | Conflict:
         for op in ops:
-            _check_key(op.key)
+            check_key(op.key)
         if len(ops) > MAX_OPS:
             raise ConsulGarbled(f"unexpected 413 'too many operations ({len(ops)} > {MAX_OPS})'")
         fault = self._link.fault(kind_of(ops)) if self._link.faults else None

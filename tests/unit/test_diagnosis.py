@@ -17,6 +17,7 @@ from msgspec import structs
 
 from standfast.cli import doctor, targets
 from standfast.config.model import Config, Hooks, Node, Replication
+from standfast.consul.values import parse_election_timeout
 from standfast.doctor import node_checks, standby_checks, storage_checks
 from standfast.doctor.causes import CAUSES
 from standfast.doctor.finding import Finding
@@ -43,7 +44,7 @@ SOURCES = {
     "node": ["doctor/node_checks.py"],
 }
 # Problems of the preflight come with their own names; these are never bad, or of any group.
-NEVER_BAD = {"eligible", "look", "ready", "users"}
+NEVER_BAD = {"elections", "eligible", "limit", "look", "ready", "users"}
 
 
 @pytest.fixture
@@ -367,3 +368,24 @@ def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> Non
     assert "pre-promotion is no event's directory" in finding.evidence
     looked = node_checks.look(structs.replace(config, hooks=Hooks(dir=tmp_path / "none")))
     assert [finding.check for finding in looked] == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "wait_s", "words"),
+    [(1.0, 12.0, ("1 s", "4 s", "no more")), (5.0, 12.0, ("5 s", "18 s", "12 s (W) after it"))],
+)
+def test_what_an_election_of_consul_adds_to_a_failover_is_told(
+    timeout_s: float, wait_s: float, words: tuple[str, ...]
+) -> None:
+    finding = node_checks.elections(timeout_s, wait_s)
+    assert finding.ok and all(word in finding.evidence for word in words), finding
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("5s", 5.0), ("1.5s", 1.5), ("52ms", 0.052), ("", None), ("1m0s", None), (None, None)],
+)
+def test_a_time_as_go_writes_it(told: str | None, seconds: float | None) -> None:
+    debug = {} if told is None else {"DebugConfig": {"ConsulRaftElectionTimeout": told}}
+    timeout_s = parse_election_timeout({"Config": {"NodeName": "n1"}, **debug})
+    assert timeout_s == (None if seconds is None else pytest.approx(seconds))

@@ -128,7 +128,11 @@ def _decided(agent: Agent, command: Command, request: Request) -> Seen:
         ):
             # For real, and before anything is taken; what bars a promotion is in the next decision.
             # Not by this thread: who doesn't look at Consul meanwhile knows nothing of a silence.
-            asked_at = agent.inspector.want() if asked_at is None else asked_at
+            if asked_at is None:
+                if not fresh:
+                    fresh = True
+                    continue
+                asked_at = agent.inspector.want()
             inspection = agent.inspector.since(asked_at)
             if inspection is not None:
                 _tell_others(command, inspection.obstacles)

@@ -57,12 +57,8 @@ TIMEOUT = Argument(
     kind="seconds",
     default=900.0,
 )
-DESPITE = Argument(
-    "--despite",
-    "go on though these checks of the next primary's readiness fail (`standfast doctor` names "
-    "them), separated by commas",
-    "CHECKS",
-)
+_KNOWN = "go on though these checks of the next primary (`standfast doctor`) fail: X,Y"
+DESPITE = Argument("--despite", _KNOWN, "CHECKS")
 _CHANGE = (VOLUME, DRY_RUN, JSON)
 _ROLE = (*_CHANGE, REASON, TIMEOUT)
 _GIVE_UP = (

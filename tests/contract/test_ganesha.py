@@ -109,7 +109,7 @@ def test_the_check_asks_as_a_client_does_and_leaves_nothing_behind(
             os.kill(pid, signal.SIGCONT)
 
 
-def test_another_epoch_s_export_is_served_when_it_is_said_to_be(
+def test_another_epochs_export_is_served_when_it_is_said_to_be(
     exported: GaneshaNfs, config: Config
 ) -> None:
     """Told once, ganesha drops the old export and doesn't take the new one in: same path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from msgspec import structs
 
 from standfast.agent import upkeep
 from standfast.agent.fence import FenceWatch
+from standfast.agent.inspector import Inspection
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import BACK_OFF_S, TICK_S, Agent, Seen
 from standfast.agent.main import keep_fenced, keep_up, serve
@@ -101,7 +103,9 @@ def test_the_loop_does_nothing_that_a_fresh_look_does_not_ask_for(node: FakeNode
 def test_promote_does_nothing_that_a_fresh_look_does_not_ask_for(node: FakeNode) -> None:
     agent = two_faced(node, stale=promotion(), fresh=STANDING_BY)
     waits = Decision(Action.WAIT, Reason.WAITING_FOR_LEASE_END, "the lease is over in 9 s")
-    for agent.first in ([], [waits]):  # it may have waited before, by looks that aren't fresh
+    agent.inspector.last = Inspection((), math.inf)
+    # It may have waited before, or after it looked ahead, by looks that aren't fresh.
+    for agent.first in ([], [waits], [promotion(), waits]):
         assert refusal(say(agent, "promote"))[0] == Reason.PRIMARY_ALIVE
         assert agent.ran == [] and agent.first == []
 

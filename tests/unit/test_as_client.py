@@ -54,7 +54,7 @@ def config_for(server: FakeNfsServer, *clients: str, address: str = "127.0.0.1")
 # -- the exported path -------------------------------------------------------------------
 
 
-def test_a_client_that_gets_this_epoch_s_tree_is_served_and_leaves_nothing_behind(
+def test_a_client_that_gets_this_epochs_tree_is_served_and_leaves_nothing_behind(
     server: FakeNfsServer,
 ) -> None:
     assert look_up(config_for(server), FSID, soon(10)) is None
@@ -62,7 +62,7 @@ def test_a_client_that_gets_this_epoch_s_tree_is_served_and_leaves_nothing_behin
     assert (server.clients, server.sessions) == (set(), {})
 
 
-def test_another_tree_at_the_path_is_none_of_this_epoch_s(server: FakeNfsServer) -> None:
+def test_another_tree_at_the_path_is_none_of_this_epochs(server: FakeNfsServer) -> None:
     said = look_up(config_for(server), OTHER, soon(10)) or ""
     assert f"another tree at /persist/services than this epoch's (fsid {FSID})" in said
 
@@ -180,7 +180,7 @@ def test_a_mountd_that_says_nothing_is_named(server: FakeNfsServer) -> None:
     assert server.calls == ["null"]
 
 
-def test_a_server_that_is_not_there_is_not_mountd_s_fault(server: FakeNfsServer) -> None:
+def test_a_server_that_is_not_there_is_not_mountds_fault(server: FakeNfsServer) -> None:
     with pytest.raises(StandfastError, match="refused") as caught:
         ask_mountd(1, soon(10), channel=Path("/nowhere"))
     assert not isinstance(caught.value, MountdSilent)

@@ -38,7 +38,7 @@ def seen(text: str, live: Path = LIVE) -> list[tuple[int, str, Relation]]:
         "/persist/my\\040services \\\n   c9(rw) \\\n   c8(rw)",
     ],
 )
-def test_an_export_of_the_volume_s_path_is_seen_however_it_is_written(line: str) -> None:
+def test_an_export_of_the_volumes_path_is_seen_however_it_is_written(line: str) -> None:
     expected = (2, "/persist/my services", Relation.SAME)
     assert seen(f"# a comment \\\n{line}\n/else c9(rw)\n") == [expected]
 

@@ -88,12 +88,12 @@ def plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 def test_status_says_whose_word_it_has_and_not_that_no_agent_runs(plain: Plain) -> None:
     code, out, err = plain.run("status")
-    assert code == 1 and "no agent runs here" not in out
+    assert code == 3 and "no agent runs here" not in out
     assert "agent.sock answers only root: `sudo standfast status`" in err
 
 
 def test_status_without_an_agent_says_so_to_everybody(plain: Plain) -> None:
-    assert main(["status"]) == 1
+    assert main(["status"]) == 3
     out, err = plain.capsys.readouterr()
     assert "no agent runs here" in out and err == ""
 

@@ -299,7 +299,7 @@ def test_what_is_not_missed_at_once_is_looked_after_now_and_then(
 
 
 @pytest.mark.parametrize("why", ["a plan", "a role that ended", "another decision", "no lease"])
-def test_no_daemon_is_started_in_a_plan_s_way_or_where_nobody_serves(
+def test_no_daemon_is_started_in_a_plans_way_or_where_nobody_serves(
     node: FakeNode, why: str
 ) -> None:
     serves(node)

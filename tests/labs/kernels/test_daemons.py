@@ -1,4 +1,5 @@
 """What nfsd needs beside the kernel: rpc.mountd dies, hangs, and can't be started any more.
+What a server would meet on the node that is to be next.
 
 The tests share one cluster, whose nodes are all clients, and run in this order: the last one leaves
 the role with n2.
@@ -6,8 +7,10 @@ the role with n2.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -56,6 +59,66 @@ def sick(cluster: KernelCluster, name: str) -> str:
 def is_well(cluster: KernelCluster, name: str) -> bool:
     status = cluster.status(name)
     return status.get("sick", "unknown") is None and status.get("serving") == name
+
+
+OPTIONS = f"/etc/standfast/{VOLUME}.toml"
+
+
+@contextmanager
+def planted(node: VirtualMachine, do: str, undo: str) -> Iterator[None]:
+    node.sh(do)
+    try:
+        yield
+    finally:
+        node.sh(undo)
+
+
+REFUSED = {
+    "a line of exports(5) that exportfs refuses": (
+        f"sed -i.good '/^.nfs.$/a options = \"rw,nonsense\"' {OPTIONS}; systemctl restart {AGENT}",
+        f"mv {OPTIONS}.good {OPTIONS}; systemctl restart {AGENT}",
+        "exportfs refuses the export",
+    ),
+    "an export of the path by somebody else": (
+        f"echo '{EXPORT} 10.0.0.0/8(ro)' >> /etc/exports",
+        f"sed -i '\\#^{EXPORT} #d' /etc/exports",
+        "/etc/exports:",
+    ),
+    "a unit that is masked": (
+        "systemctl mask --runtime -q nfs-server",
+        "systemctl unmask --runtime -q nfs-server",
+        "nfs-server.service is masked",
+    ),
+    "another port of nfsd": (
+        "printf '[nfsd]\\nport=20049\\n' > /etc/nfs.conf.d/zz.conf",
+        "rm /etc/nfs.conf.d/zz.conf",
+        "nfsd would listen at port 20049",
+    ),
+}
+
+
+def test_nothing_is_in_the_way_of_a_standby_that_is_well(followed: KernelCluster) -> None:
+    findings = json.loads(followed.standfast("n1", "doctor", "--json", check=False))["findings"]
+    takeover = [each for each in findings if each["group"] == "takeover"]
+    assert [(each["check"], each["subject"], each["ok"]) for each in takeover] == [
+        ("ready", "n2", True)
+    ], takeover
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_next_server_would_fail_at_refuses_a_switchover_before_it(
+    followed: KernelCluster, what: str
+) -> None:
+    do, undo, words = REFUSED[what]
+    n1, epoch = followed["n1"], followed.epoch("n1")
+    threads = n1.sh("cat /proc/fs/nfsd/threads")
+    with planted(followed["n2"], do, undo):
+        followed.wait_for_role("n2", "standby")
+        said = followed.standfast("n1", "switchover", "--to", "n2", check=False)
+    assert words in said and "nothing was stopped" in said, said
+    followed.wait_for_role("n2", "standby")
+    assert followed.epoch("n1") == epoch and is_well(followed, "n1")
+    assert n1.sh("cat /proc/fs/nfsd/threads") == threads
 
 
 def test_what_the_check_asks_for_leaves_nothing_with_the_server(followed: KernelCluster) -> None:

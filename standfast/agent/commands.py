@@ -162,7 +162,8 @@ def _decided(agent: Agent, command: Command, request: Request) -> Seen:
 
 def _once_more(agent: Agent, request: Request, failure: StepFailed, whole: Deadline) -> Seen:
     """Returns the look that the promotion goes on from; `failure` where it doesn't in time."""
-    while not whole.expired:
+    # Whoever asks for something else meanwhile (`demote` is the way out) isn't kept waiting.
+    while not whole.expired and agent.commands.empty() and not agent.stopping.is_set():
         sleep(AGAIN_S)
         seen = agent.look(fresh=True, request=request)
         action = seen.decision.action
@@ -358,13 +359,12 @@ def _check_target(agent: Agent, command: Command, to: str) -> None:
         raise Refused(
             Reason.NO_STANDBY_READY, f"{to} is {health} in Consul: it could not take over"
         )
-    hidden = registration.hidden(agent.machine, to)
-    if hidden is not None:
-        raise Refused(
-            Reason.NO_STANDBY_READY,
-            f"{hidden}: `consul maint -disable` there, or mend what the check is about",
-        )
-    _tell_others(command, refuse_unready(agent.machine.sender, to, _despite(command)))
+    agent.busy = f"ask {to} what is in its way"
+    try:
+        obstacles = refuse_unready(agent.machine.sender, to, _despite(command))
+    finally:
+        agent.busy, agent.moved_at = None, monotonic()
+    _tell_others(command, obstacles)
 
 
 def _tell_others(command: Command, obstacles: Sequence[Obstacle]) -> None:

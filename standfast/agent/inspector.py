@@ -25,7 +25,7 @@ AGAIN_S = 10.0
 """While something is in the way: whoever mends it wants to see it gone."""
 TICK_S = 1.0
 POLL_S = 0.05
-ASK_S = 60.0
+ASK_S = 45.0
 """For another node's look."""
 LIMIT_S = 35.0
 """For a look that somebody waits for, with one before it; each of its questions has its own."""
@@ -48,6 +48,8 @@ class Inspector:
     last: Inspection | None = None
     wanted_at: float = float("-inf")
     """When somebody last asked for a look (monotonic s)."""
+    _began_at: float = float("-inf")
+    """When the last look began (monotonic s), also where nothing of it is kept."""
     _looking: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,6 +78,7 @@ class Inspector:
             if self.last is not None and self.last.at >= asked_at:
                 return self.last.obstacles
         try:
+            self._began_at = monotonic()
             self.last = self._inspected()
             return self.last.obstacles
         finally:
@@ -91,17 +94,20 @@ class Inspector:
     def _inspected(self) -> Inspection:
         at, before, scene = monotonic(), self.last, self.scene()
         obstacles = () if scene is None else inspect(scene)
-        if before is None or set(map(str, before.obstacles)) != set(map(str, obstacles)):
-            for obstacle in obstacles:
+        known = () if before is None else before.obstacles
+        new = {obstacle.check for obstacle in obstacles} - {obstacle.check for obstacle in known}
+        for obstacle in obstacles:
+            if obstacle.check in new:
                 log.warning("in the way of a promotion here: %s -> %s", obstacle, obstacle.fix)
         return Inspection(obstacles, at)
 
     def turn(self) -> None:
         """Looks when it is time; a node that has, or had, an epoch of its own is no candidate."""
         scene, last = self.scene(), self.last
-        wanted = self.wanted_at > (float("-inf") if last is None else last.at)
+        wanted = self.wanted_at > self._began_at
         if scene is None or (scene.local.own is not None and not wanted):
-            self.last = None
+            if scene is None or monotonic() - self.wanted_at >= EVERY_S:
+                self.last = None  # before that, somebody may still come for the answer
             return
         every_s = AGAIN_S if last is not None and last.obstacles else EVERY_S
         if last is None or wanted or monotonic() - last.at >= every_s:

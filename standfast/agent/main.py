@@ -54,7 +54,10 @@ def keep_inspected(agent: Agent) -> None:
     """Looks ahead in a thread of its own: each look may wait for a server or another node."""
     while True:
         if agent.busy is None:
-            agent.inspector.turn()
+            try:
+                agent.inspector.turn()
+            except Exception as error:  # noqa: BLE001  # without looks nobody here is promoted by hand
+                log.warning("inspection: %s", ours(error))
         if agent.stopping.wait(TICK_S):
             return
 

@@ -202,7 +202,9 @@ class Watcher:
         It says nothing of the cluster, and one that hangs may cost no failover its time.
         """
         due = now - self._named_at >= NAME_EVERY_S
-        if self._named_at == NEVER or (due and not silent):
+        # A name that bars this node's promotion is asked for again at any time: none is under way.
+        wrong = self._named not in (None, self._config.node)
+        if self._named_at == NEVER or (due and (wrong or not silent)):
             self._named_at = now
             with contextlib.suppress(ConsulError):
                 self._named = self._consul.node_name()

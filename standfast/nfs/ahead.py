@@ -1,8 +1,8 @@
 """What starting the kernel's NFS server and exporting the volume would fail at, asked ahead.
 
 Invariant: nothing is exported, started or changed. exportfs itself reads the line that a promotion
-would write, in a mount namespace of its own where it finds nothing else and keeps its table for
-itself (it has no dry run; from the kernel it only takes what mountd tells it again).
+would write, in namespaces of its own, where it finds nothing else and keeps its table for itself
+(it has no dry run).
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from standfast.system.probe import listening
 from standfast.system.run import run
 from standfast.system.threads import Question
 
+EXPORTS = Path("/etc/exports.d")
 PROGRAMS = ("exportfs", "rpc.nfsd")
 RESOLVE_S = 5.0
 TRIAL_S = 10.0
+# The network's, too: exportfs has the kernel of it forget what mountd told.
+ALONE = ("--net", "--mount", "--propagation", "private")
 # $1: the line. tmpfs over both places that exportfs reads and keeps its table in.
 TRIAL = """set -e
 mount -t tmpfs tmpfs /var/lib/nfs
@@ -60,11 +63,13 @@ def exports_trial(config: Config, line: Callable[[Config, Path, str], str]) -> I
         config, nfs=structs.replace(config.nfs, clients=clients or ("127.0.0.1",))
     )
     text = line(trial, path, str(uuid.uuid4())).rstrip("\n")
-    Path("/etc/exports.d").mkdir(exist_ok=True)
-    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", TRIAL, "sh", text]
+    EXPORTS.mkdir(exist_ok=True)
+    argv = ["unshare", *ALONE, "sh", "-c", TRIAL, "sh", text]
     done = run(argv, deadline=Deadline.after(TRIAL_S), op="exports-trial", check=False)
-    if done.returncode != 0 or len(lines_of(done.stdout)) < len(trial.nfs.clients):
-        said = " ".join(lines_of(done.stderr)) or f"it ended with {done.returncode}"
+    said = " ".join(lines_of(done.stderr)) or f"it ended with {done.returncode}"
+    if done.returncode != 0:  # of what is around it: exportfs' own status isn't asked
+        raise StandfastError(f"the export could not be tried: {said[:500]}")
+    if len(lines_of(done.stdout)) < len(set(trial.nfs.clients)):
         yield Obstacle(
             "exports",
             f"exportfs refuses the export of {config.paths.live}: {said[:500]}",
@@ -119,21 +124,18 @@ def taken_port(config: Config, *, running: bool) -> Iterator[Obstacle]:
 
 
 def listens_elsewhere(config: Config) -> Iterator[Obstacle]:
-    """Asks nfs.conf where nfsd would listen; where there is no nfsconf to read it, nothing."""
+    """Asks nfs.conf where nfsd would listen, unless there is no nfsconf to read it.
+
+    Not for RDMA: that is turned off before each start (`state.settings`).
+    """
     if shutil.which("nfsconf") is None:
         return
-    port, rdma = _setting("port"), _setting("rdma")
+    port = _setting("port")
     if port and port not in (str(config.nfs.port), "nfs" if config.nfs.port == 2049 else ""):
         yield Obstacle(
             "port",
             f"nfsd would listen at port {port} by /etc/nfs.conf, and nfs.port is {config.nfs.port}",
             "[nfsd] in /etc/nfs.conf: the same port as nfs.port",
-        )
-    if rdma.lower() not in ("", "0", "n", "no", "f", "false", "off"):
-        yield Obstacle(
-            "port",
-            f"nfsd would listen by RDMA (rdma = {rdma} in /etc/nfs.conf), which no firewall shuts",
-            "[nfsd] in /etc/nfs.conf: rdma = n",
         )
 
 

@@ -64,12 +64,20 @@ def foreign_exports(texts: Mapping[Path, str], live: Path) -> list[ForeignExport
 def exports_problem(config: Config, etc: Path = ETC) -> str | None:
     """Says which lines get in the way of the volume's export, and what to do; None: none does, or
     they can't be read."""
-    named = foreign_exports(_texts(etc, own_file(config, etc)), config.paths.live)
-    if not named:
-        return None
+    named = foreign_here(config, etc)
+    return None if not named else f"{', '.join(map(str, named))}: {way_out(config)}"
+
+
+def foreign_here(config: Config, etc: Path = ETC) -> list[ForeignExport]:
+    """Returns those of this machine's files."""
+    return foreign_exports(_texts(etc, own_file(config, etc)), config.paths.live)
+
+
+def way_out(config: Config) -> str:
+    """Says what to do about them."""
     return (
-        f"{', '.join(map(str, named))}: only Standfast may export {config.paths.live}; take that "
-        f"out of the file, and run `exportfs -ra`"
+        f"only Standfast may export {config.paths.live}; take that out of the file, and run "
+        f"`exportfs -ra`"
     )
 
 

@@ -24,7 +24,15 @@ from standfast.nfs.as_client import (
     ask_mountd,
     asks_for_names,
 )
-from standfast.nfs.foreign_exports import ETC, exports_problem, files_of_others, own_file
+from standfast.nfs.foreign_exports import (
+    ETC,
+    Relation,
+    exports_problem,
+    files_of_others,
+    foreign_here,
+    own_file,
+    way_out,
+)
 from standfast.nfs.state import (
     CLIENTS,
     SETTINGS,
@@ -34,7 +42,7 @@ from standfast.nfs.state import (
     write_settings,
 )
 from standfast.nfs.unit import ServerUnits, start_server, unit_obstacle
-from standfast.node.obstacle import Obstacle
+from standfast.node.obstacle import Obstacle, Weight
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.files import read_foreign_text, write_atomically
 from standfast.system.lines import fields_of, lines_of, unescaped
@@ -56,6 +64,14 @@ it each new client waits for half a minute; idmapd has nothing to do with sec=sy
 STUCK_S = 10.0
 """A mountd that lives and has said nothing for so long is killed: it has nothing to lose, and it is
 to run again before the role is surrendered."""
+
+
+FOREIGN_WEIGHT = {
+    Relation.SAME: Weight.BARS,  # it has another fsid than the epoch's
+    Relation.ABOVE: Weight.REFUSES,  # its clients, which may be no others, don't come to the volume
+    Relation.ROOT: Weight.REFUSES,
+    Relation.BELOW: Weight.TOLD,
+}
 
 
 class KernelNfs:
@@ -106,8 +122,9 @@ class KernelNfs:
         if "fsid=" in config.nfs.options:
             text = f"nfs.options = {config.nfs.options!r} has an fsid; each epoch has its own"
             yield Obstacle("exports", text, "take it out of nfs.options, on every node")
-        if (foreign := self.exports_problem()) is not None:
-            yield Obstacle("exports", foreign, "as said there")
+        for foreign in foreign_here(config, self._etc):
+            weight = FOREIGN_WEIGHT[foreign.relation]
+            yield Obstacle("exports", str(foreign), way_out(config), weight)
         yield from ahead.exports_trial(config, export_line)
         yield from ahead.unresolved(config.nfs.clients)
 
@@ -286,6 +303,8 @@ class KernelNfs:
                 deadline.check(f"kill {MOUNTD}")
                 sleep(POLL_S)
             ended.append(MOUNTD)
+        if MOUNTD in ended:
+            self._silent_since = None  # one that has just begun gets its time
         for unit in ended:
             self._units.start(unit, deadline)
         return f"{' and '.join(ended)} had ended: started again" if ended else None

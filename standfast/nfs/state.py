@@ -51,6 +51,7 @@ def settings(config: Config) -> str:
         f"lease-time={lease_s}\n"
         "vers3=n\n"
         "vers4.0=n\n"
+        "rdma=n\n"  # which passes no firewall
     )
 
 

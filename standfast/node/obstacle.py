@@ -12,6 +12,7 @@ CHECKS = (
     "disk",
     "exports",
     "fence",
+    "hidden",
     "inspection",
     "lease",
     "name",

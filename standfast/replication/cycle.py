@@ -88,7 +88,12 @@ class Sender:
         with session.greet(self._config, standby, deadline, wire.Purpose.ASK) as (asked, _welcome):
             answer = session.ask(asked, wire.Inspect(), deadline)
         return tuple(
-            replace(obstacle, check=clean(obstacle.check), evidence=clean_lines(obstacle.evidence))
+            replace(
+                obstacle,
+                check=clean(obstacle.check),
+                evidence=clean_lines(obstacle.evidence),
+                fix=clean_lines(obstacle.fix),
+            )
             for obstacle in wire.parse(answer, wire.Inspected).obstacles
         )
 

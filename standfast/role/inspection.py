@@ -18,7 +18,8 @@ from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.other_server import is_foreign, is_listed, taken_away, words
 from standfast.node.space import shortages
-from standfast.role import volume
+from standfast.reasons import Reason
+from standfast.role import registration, volume
 from standfast.role.decision import Action, Moment
 from standfast.role.observation import Cluster, Local
 from standfast.role.readiness import if_handed_over
@@ -55,25 +56,31 @@ def inspect(scene: Scene) -> tuple[Obstacle, ...]:
 
 
 def _looked(check: str, look: Look, scene: Scene) -> list[Obstacle]:
+    seen: list[Obstacle] = []
     try:
-        return list(look(scene))
+        seen.extend(look(scene))
+        return seen
     except Exception as error:  # noqa: BLE001  # told, whatever it was
         evidence = f"it could not be looked at: {ours(error)}"
         fix = f"`standfast doctor` on {scene.config.node}"
-        return [Obstacle(check, evidence, fix, Weight.REFUSES)]
+        return [*seen, Obstacle(check, evidence, fix, Weight.REFUSES)]
 
 
 def _snapshot(scene: Scene) -> Iterator[Obstacle]:
     """Would it take the role over, if that was handed to it in order?"""
     view = scene.view
     if isinstance(view, Blind):
-        yield Obstacle("consul", view.sentence, f"see `{view.reason}` in docs/reason-codes.md")
+        # `decide` does nothing blindly, and what it sees is newer than this look.
+        fix = f"see `{view.reason}` in docs/reason-codes.md"
+        yield Obstacle("consul", view.sentence, fix, Weight.REFUSES)
         return
     if scene.leader is None:
         return  # what it says then is about the cluster, and nobody can hand anything over
     local = replace(scene.local, obstacles=())  # they are told by their own
     decision = if_handed_over(view, local, scene.config, scene.now)
-    if decision.action in (Action.BLOCKED, Action.NOTHING):
+    if decision.reason is Reason.NODE_MISNAMED:
+        yield Obstacle("name", decision.sentence, "as said there")
+    elif decision.action in (Action.BLOCKED, Action.NOTHING):
         fix = f"see `{decision.reason}` in docs/reason-codes.md"
         yield Obstacle("snapshot", decision.sentence, fix, Weight.REFUSES)
 
@@ -127,6 +134,13 @@ def _service(scene: Scene) -> Iterator[Obstacle]:
             yield Obstacle("service", text, taken_away(instance), Weight.TOLD)
 
 
+def _hidden(scene: Scene) -> Iterator[Obstacle]:
+    hidden = registration.hidden(scene.machine)
+    if hidden is not None:
+        fix = "`consul maint -disable` there, or mend what the check is about"
+        yield Obstacle("hidden", hidden, fix, Weight.REFUSES)
+
+
 def _way_back(scene: Scene) -> Iterator[Obstacle]:
     """What is written here after a takeover has to get to the node that has the role now."""
     leader, view, lease = scene.leader, scene.view, scene.config.lease
@@ -153,5 +167,6 @@ LOOKS: Mapping[str, Look] = {
     "lease": _lease_unit,
     "fence": _fence,
     "service": _service,
+    "hidden": _hidden,
     "way-back": _way_back,
 }

@@ -21,7 +21,7 @@ NEXT: Mapping[Reason, str] = {
     Reason.NOT_A_CANDIDATE: "`standfast promote` here if it is to be this node; check "
     "`[nodes]` on all nodes.",
     Reason.NOT_READY: "Mend what is named; `standfast doctor` on that node looks again. "
-    "`--despite CHECKS` goes on all the same.",
+    "`--despite CHECKS` goes past what is only better mended.",
     Reason.COOLDOWN: "Find out why the primary died, or can't serve, then `standfast promote`.",
     Reason.NO_STANDBY_READY: "`standfast standby list`; start the standby, replicate to it.",
     Reason.FOREIGN_VALUE: "`consul kv get KEY`; restore or delete it.",

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from msgspec import structs
 
+from standfast.agent import inspector as inspector_module
+from standfast.agent import main as agent_main
 from standfast.agent.inspector import AGAIN_S, EVERY_S, Inspector
+from standfast.agent.loop import Agent
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.consul.values import Instance
-from standfast.errors import StandfastError
+from standfast.errors import StandfastError, TimedOut
 from standfast.names import SnapshotName
 from standfast.nfs import ahead
+from standfast.nfs.kernel import export_line
 from standfast.node.obstacle import CHECKS, Obstacle, Weight
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
@@ -84,7 +90,7 @@ def read_only(scene: Scene) -> Scene:
     [
         (no_snapshot, "snapshot", Weight.REFUSES, "has no published snapshot"),
         (read_only, "snapshot", Weight.REFUSES, "takes no writes"),
-        (blind, "consul", Weight.BARS, "Consul hangs"),
+        (blind, "consul", Weight.REFUSES, "Consul hangs"),
     ],
 )
 def test_what_the_decision_would_be_is_told_ahead(
@@ -108,6 +114,22 @@ def test_a_pause_and_an_old_snapshot_are_in_the_way_of_no_handover(
 def test_a_disk_that_is_nearly_full_is_told(node: FakeNode) -> None:
     node.store.room = Space(size=1 << 40, data=1 << 40, metadata=1 << 20, reserve=1 << 29)
     assert checks(inspect(scene(node))) == {"space": Weight.REFUSES}
+
+
+def misnamed(scene: Scene) -> Scene:
+    assert isinstance(scene.view, Cluster)
+    return replace(scene, view=replace(scene.view, named="n1.lan"))
+
+
+def test_a_node_that_consul_calls_otherwise_is_told_by_that_name(node: FakeNode) -> None:
+    assert checks(inspect(misnamed(scene(node)))) == {"name": Weight.BARS}
+
+
+def test_a_node_that_consul_hides_is_told(node: FakeNode) -> None:
+    node.consul.maintain("n1")
+    [obstacle] = inspect(scene(node))
+    assert (obstacle.check, obstacle.weight) == ("hidden", Weight.REFUSES)
+    assert "'Node Maintenance Mode'" in obstacle.evidence and "maint -disable" in obstacle.fix
 
 
 def test_what_the_server_finds_is_told(node: FakeNode) -> None:
@@ -297,27 +319,79 @@ def test_only_names_of_hosts_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("port", "rdma", "words"),
-    [
-        ("", "", ()),
-        ("2049", "n", ()),
-        ("nfs", "", ()),
-        ("20049", "", ("at port 20049",)),
-        ("", "y", ("by RDMA",)),
-        ("", "nfsrdma", ("by RDMA",)),
-    ],
+    ("port", "is_wrong"), [("", False), ("2049", False), ("nfs", False), ("20049", True)]
 )
-def test_what_nfs_conf_says_of_the_listeners_is_compared(
-    node: FakeNode,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    port: str,
-    rdma: str,
-    words: tuple[str, ...],
+def test_what_nfs_conf_says_of_the_port_is_compared(
+    node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str, is_wrong: bool
 ) -> None:
-    script = f'case "$3" in port) echo "{port}";; rdma) echo "{rdma}";; esac'
-    write_script(tmp_path / "bin" / "nfsconf", script)
+    write_script(tmp_path / "bin" / "nfsconf", f'test "$3" = port && echo "{port}"')
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    obstacles = list(ahead.listens_elsewhere(node.config))
-    assert len(obstacles) == len(words)
-    assert all(word in seen.evidence for word, seen in zip(words, obstacles, strict=True))
+    said = [obstacle.evidence for obstacle in ahead.listens_elsewhere(node.config)]
+    assert [f"at port {port}" in text for text in said] == [True] * is_wrong
+
+
+@pytest.mark.parametrize("clients", [("10.0.0.0/8",), ("10.0.0.0/8", "10.0.0.0/8"), ("web1",)])
+def test_an_export_that_could_not_be_tried_bars_nobody(
+    node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: tuple[str, ...]
+) -> None:
+    """Where no namespace can be made, say; a client that is named twice has one line."""
+    write_script(tmp_path / "bin" / "exportfs", "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    config = structs.replace(node.config, nfs=structs.replace(node.config.nfs, clients=clients))
+    monkeypatch.setattr(ahead, "EXPORTS", tmp_path / "exports.d")
+    write_script(tmp_path / "bin" / "unshare", "echo Operation not permitted >&2; exit 1")
+    with pytest.raises(StandfastError, match="could not be tried: Operation not permitted"):
+        list(ahead.exports_trial(config, export_line))
+    write_script(tmp_path / "bin" / "unshare", "echo '/persist 10.0.0.0/8(rw)'")
+    assert list(ahead.exports_trial(config, export_line)) == []
+    write_script(tmp_path / "bin" / "unshare", "echo 'unknown keyword' >&2")
+    [obstacle] = ahead.exports_trial(config, export_line)
+    assert obstacle.weight is Weight.BARS and "unknown keyword" in obstacle.evidence
+
+
+def test_after_a_promotion_that_asked_nobody_looks_any_more(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standby = scene(node)
+    now, looks = [standby], []
+
+    def counted(seen: Scene) -> tuple[Obstacle, ...]:
+        looks.append(clock.now)
+        return inspect(seen)
+
+    monkeypatch.setattr(inspector_module, "inspect", counted)
+    inspector = Inspector(lambda: now[0])
+    at = inspector.want()
+    inspector.turn()
+    own = OwnEpoch(5, Stage.READY, "fsid", None, True)
+    now[0] = replace(standby, local=replace(standby.local, own=own))
+    for _ in range(5):
+        clock.now += 1
+        inspector.turn()
+    assert inspector.since(at) is not None, "whoever asked may come for it"
+    for _ in range(100):
+        clock.now += 1
+        inspector.turn()
+    assert len(looks) == 1 and inspector.last is None
+
+
+def test_a_look_that_does_not_end_ends_none_that_follows(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    made = agent_of_looks()
+
+    def turn(_inspector: Inspector) -> None:
+        turns.append(1)
+        if len(turns) == 3:
+            made.stopping.set()
+        raise TimedOut("the look before doesn't end")
+
+    monkeypatch.setattr(Inspector, "turn", turn)
+    monkeypatch.setattr(agent_main, "TICK_S", 0.0)
+    agent_main.keep_inspected(cast(Agent, made))
+    assert len(turns) == 3
+
+
+def agent_of_looks() -> Any:
+    return SimpleNamespace(busy=None, stopping=threading.Event(), inspector=Inspector(lambda: None))

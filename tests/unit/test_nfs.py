@@ -433,9 +433,16 @@ def test_times_and_versions_are_set_before_the_start(host: Host, config: Config)
     host.units.on_start = lambda: host.threads(8 if conf.exists() else 0)
     host.nfs.start(soon(5))
     lines = conf.read_text().splitlines()
-    assert lines[1:] == ["[nfsd]", "grace-time=10", "lease-time=10", "vers3=n", "vers4.0=n"]
-    times = replace(config, nfs=replace(config.nfs, lease_time=12.2))
-    assert "grace-time=13\nlease-time=13\n" in settings(times)
+    assert lines[1:] == [
+        "[nfsd]",
+        "grace-time=10",
+        "lease-time=10",
+        "vers3=n",
+        "vers4.0=n",
+        "rdma=n",
+    ]
+    longer = replace(config, nfs=replace(config.nfs, lease_time=12.2))
+    assert "grace-time=13\nlease-time=13\n" in settings(longer)
 
 
 def test_settings_that_can_not_be_written_keep_no_server_from_starting(
@@ -672,6 +679,10 @@ def test_a_mountd_that_hangs_is_killed_in_time_and_started_again(
     assert host.nfs.check(soon(5))
     assert host.nfs.mend(soon(5)) == f"{MOUNTD} had ended: started again"
     assert host.units.calls == [f"kill {MOUNTD}", f"start {MOUNTD}"]
+    for _ in range(2):
+        clock.sleep(4.0)
+        host.nfs.check(soon(5))
+        assert host.nfs.mend(soon(5)) is None, "one that has just begun gets its time, too"
 
 
 def test_a_daemon_that_does_not_start_is_an_error(host: Host) -> None:

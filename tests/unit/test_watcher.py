@@ -504,6 +504,20 @@ def test_a_primary_that_may_heartbeat_unseen_is_not_probed_at_once(
     assert probed == []
 
 
+def test_a_wrong_name_is_asked_for_again_while_the_primary_is_silent(
+    config: Config, keys: Keys, clock: Clock, probed: list[str]
+) -> None:
+    """It bars a promotion, and somebody has just mended it."""
+    keys.agents["n1"].node = "n1.lan"
+    watcher = Watcher(config, keys)
+    assert cluster(watcher.look(0)).named == "n1.lan"
+    keys.agents["n1"].node = "n1"
+    for _ in range(70):
+        clock.now += 1
+        view = cluster(watcher.look(0))
+    assert view.named == "n1"
+
+
 def test_one_answer_starts_the_count_again(
     config: Config, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,12 @@ FAMILIES = by_name(
             ("reason",),
         ),
         Family(
+            "takeover_obstacles",
+            "What a standby finds in the way of its own promotion, by its last look; no sample: it "
+            "says nothing",
+            _STANDBY,
+        ),
+        Family(
             "diverged_subvolumes",
             "Subvolumes kept aside here with data that the current primary never had",
         ),

@@ -51,6 +51,9 @@ def _from_consul(consul: FromConsul, config: Config) -> Iterator[Sample]:
         # An operator's own words may follow the code: they are no label.
         began_by = (consul.began_by or "").partition(":")[0]
         yield "epoch_start_timestamp_seconds", consul.since, (began_by,)
+    for standby in consul.standbys:
+        if standby.word is not UNSET and standby.word is not None:
+            yield "takeover_obstacles", len(standby.word.obstacles), (standby.node,)
     now = config.mode if consul.paused is None else "paused"
     for mode in MODES:
         yield "mode", float(mode == now), (mode,)

@@ -20,6 +20,7 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.stand_ins.directory import DirectoryStore, initialise
 from standfast.errors import StandfastError, Unreachable
+from standfast.exporter import samples
 from standfast.exporter.exporter import metrics_route
 from standfast.exporter.families import FAMILIES
 from standfast.exporter.metrics import Readers, Replica, VolumeMetrics, read_replica
@@ -32,7 +33,7 @@ from standfast.system.clock import Deadline
 from tests.support.checkout import CHECKOUT
 from tests.support.metrics import NOW, PRIMARY, name_of, values
 from tests.support.origins import note_epoch
-from tests.support.status_documents import parsed
+from tests.support.status_documents import parsed, served, standby
 from tests.support.terminal import write_config
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
@@ -395,3 +396,18 @@ def test_the_page_names_every_metric_and_no_other() -> None:
         if line.startswith("| `standfast_")
     }
     assert rows == {family.full_name for family in FAMILIES.values()}
+
+
+def test_what_standbys_find_in_their_way_is_counted_and_silence_is_no_zero(
+    config: Config,
+) -> None:
+    well = {"takes_over": True, "reason": "takeover", "sentence": None, "obstacles": []}
+    words = {"n2": {**well, "obstacles": ["unit: masked", "port: taken"]}, "n3": well, "n4": None}
+    standbys = [standby(name, 4.0, word=word) for name, word in words.items()]
+    status = parsed(served(standbys=standbys))
+    told = [
+        (value, labels)
+        for name, value, labels in samples.from_status(status, config, NOW)
+        if name == "takeover_obstacles"
+    ]
+    assert told == [(2, ("n2",)), (0, ("n3",))]

@@ -124,7 +124,17 @@ class Agent:
             else:
                 log.info("%s: %s", seen.decision.reason, seen.decision.sentence)
         self.seen = seen
+        self._look_ahead(seen)
         return seen
+
+    def _look_ahead(self, seen: Seen) -> None:
+        """Has the inspector look once more when the primary falls silent, while there is nothing
+        but waiting to do: who learns of an obstacle with the lease in its hands keeps it from
+        others."""
+        if isinstance(seen.view, Blind) or seen.decision.action is not Action.WAIT:
+            return
+        if self.inspector.wanted_at < seen.view.last_heartbeat.first_seen:
+            self.inspector.want()
 
     def _seen(self, wait_s: float, *, fresh: bool, request: Request) -> Seen:
         view = self.watcher.look(wait_s, fresh=fresh)

@@ -11,14 +11,14 @@ import contextlib
 
 from standfast.config.model import Config
 from standfast.consul.node_name import misnamed
-from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
+from standfast.consul.records import HistoryEntry, Leader, Pause, longest_wait_s
 from standfast.names import SnapshotName
 from standfast.node.obstacle import told
 from standfast.node.own_epoch import Stage
 from standfast.reasons import Reason
 from standfast.role.decision import Action, Decision, Moment, Request, blocked
 from standfast.role.observation import Available, Cluster, Local, newest
-from standfast.role.patience import is_behind, patience, still_waiting
+from standfast.role.patience import heard_within_s, is_behind, patience, still_waiting
 from standfast.system.clock import format_utc
 
 
@@ -167,9 +167,8 @@ def _may_go_on_in_place(view: Cluster, local: Local) -> bool:
 
 
 def _primary_alive(leader: Leader, view: Cluster, config: Config, now: Moment) -> Decision | None:
-    timing = config.lease
     silent_s = now.monotonic - view.last_heartbeat.first_seen
-    if leader.is_clean or silent_s > 2 * timing.heartbeat + timing.request_timeout:
+    if leader.is_clean or silent_s > heard_within_s(config.lease):
         return None
     return Decision(
         Action.NOTHING,
@@ -183,12 +182,9 @@ def _barred(
 ) -> Decision | None:
     leader = view.leader
     assert leader is not None
-    if view.pause is not None:
-        return blocked(
-            Reason.PAUSED,
-            f"paused by {view.pause.by} since {format_utc(view.pause.at)} ({view.pause.reason}): "
-            f"nobody takes over by itself; `standfast resume` ends that",
-        )
+    stopped = paused(view.pause)
+    if stopped is not None:
+        return stopped
     was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
     if leader.is_clean and leader.to is None:
         return blocked(
@@ -226,6 +222,17 @@ def _barred(
         f"epoch {leader.epoch} began by itself ({history_entry.reason}) at least {age_s:.0f} s "
         f"ago, as far as {local.node} has seen, and failover_cooldown is "
         f"{config.failover_cooldown:g} s: no second time yet; `standfast promote` goes at once",
+    )
+
+
+def paused(pause: Pause | None) -> Decision | None:
+    """Returns what a pause keeps every candidate from; None: there is none."""
+    if pause is None:
+        return None
+    return blocked(
+        Reason.PAUSED,
+        f"paused by {pause.by} since {format_utc(pause.at)} ({pause.reason}): "
+        f"nobody takes over by itself; `standfast resume` ends that",
     )
 
 

@@ -22,6 +22,7 @@ from standfast.reasons import Reason
 from standfast.role import registration, volume
 from standfast.role.decision import Action, Moment
 from standfast.role.observation import Cluster, Local
+from standfast.role.patience import heard_within_s
 from standfast.role.readiness import if_handed_over
 from standfast.system.clock import Deadline
 from standfast.system.probe import answers_nfs
@@ -147,7 +148,7 @@ def _way_back(scene: Scene) -> Iterator[Obstacle]:
     if leader is None or isinstance(view, Blind):
         return
     silent_s = scene.now.monotonic - view.last_heartbeat.first_seen
-    if leader.holder.node not in scene.config.standbys or silent_s > lease.wait:
+    if leader.holder.node not in scene.config.standbys or silent_s > heard_within_s(lease):
         return  # one that is dead has no say, and would be waited for
     other = leader.holder.node
     try:

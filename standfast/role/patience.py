@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import contextlib
 
-from standfast.config.model import Config
+from standfast.config.model import Config, LeaseTiming
 from standfast.consul.records import longest_wait_s
 from standfast.lease.surrender import rank
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
 from standfast.role.decision import Decision, Moment, wait
 from standfast.role.observation import Available, Cluster, Local, is_beyond, is_final
+
+
+def heard_within_s(timing: LeaseTiming) -> float:
+    """Returns the seconds within which a primary that lives and reaches Consul is heard of."""
+    return 2 * timing.heartbeat + timing.request_timeout
 
 
 def still_waiting(view: Cluster, config: Config, now: Moment) -> Decision | None:
@@ -75,7 +80,7 @@ def patience(
             )
         # Consul itself was away: a primary that lives sends a heartbeat within this time, and
         # then the outage was a pause and not a failover.
-        chance_s = 2 * timing.heartbeat + timing.request_timeout
+        chance_s = heard_within_s(timing)
         readable_s = now.monotonic - view.readable_since
         if readable_s < chance_s:
             return wait(

@@ -353,6 +353,15 @@ def server(world: SimWorld, deed: Deed) -> None:
         world.after(deed.length_s, lambda: setattr(nfsd, what, False))
 
 
+def mask(world: SimWorld, deed: Deed) -> None:
+    """systemctl mask of the server's unit, or of a lease process's: what is found by a look."""
+    nfsd, lease = chosen(world, deed).nfsd, seat_of(world, deed).lease
+    what: object = lease if deed.number % 3 == 0 else nfsd
+    setattr(what, "masked", True)  # noqa: B010  # either has it
+    if not lasts(world, deed):
+        world.after(deed.length_s, lambda: setattr(what, "masked", False))
+
+
 def slow_answers(world: SimWorld, deed: Deed) -> None:
     """Half of the time the primary is cut off meanwhile."""
     nfsd = chosen(world, deed).nfsd
@@ -500,6 +509,7 @@ DEEDS: dict[str, tuple[int, Act]] = {
     "var-error": (3, var_error),
     "late-mount": (2, late_mount),
     "server": (3, server),
+    "mask": (2, mask),
     "slow-answers": (2, slow_answers),
     "busy": (1, busy),
     "start-by-hand": (1, start_by_hand),
@@ -515,7 +525,7 @@ DEEDS: dict[str, tuple[int, Act]] = {
     "accept-epoch": (1, accept_epoch),
 }
 LASTING_SHARE = 0.15
-LASTING = ("disk-read-only", "var-error", "server")
+LASTING = ("disk-read-only", "var-error", "server", "mask")
 _NAMES = list(DEEDS)
 _WEIGHTS = [weight for weight, _ in DEEDS.values()]
 

@@ -108,6 +108,8 @@ class Nfsd:
     """Threads hang: no stop succeeds."""
     broken: bool = False
     """No start succeeds, and it answers nobody."""
+    masked: bool = False
+    """No start succeeds; whoever looks at its unit sees that."""
     stop_s: float = 0.1
     start_s: float = 0.1
     starts: int = 0
@@ -147,7 +149,9 @@ class SimNfs:
 
     def obstacles(self) -> Sequence[Obstacle]:
         self._node.world.clockwork.take(0.05)
-        return ()
+        if not self._server.masked:
+            return ()
+        return (Obstacle("unit", "nfs-server.service is masked", "`systemctl unmask` it"),)
 
     def would_export(self) -> bool:
         return self._volume in self._server.files

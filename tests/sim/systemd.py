@@ -49,6 +49,8 @@ class SimService:
     """When the program last said that it lives; None: it never did."""
     starts: list[float] = field(default_factory=list)
     error: BaseException | None = None
+    masked: bool = False
+    """No start succeeds that a program asks for; one that runs goes on."""
     changed: Signal = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +130,8 @@ class SimService:
 
     def start(self, deadline: Deadline) -> None:
         self.node.world.clockwork.take(0.02)
+        if self.masked and not self.runs:
+            raise CommandFailed(f"Unit {self.name} is masked.", returncode=1)
         if not self.runs and not self.launch():
             raise CommandFailed(f"{self.name}: start request repeated too quickly", returncode=1)
         until = self._until(deadline)
@@ -202,6 +206,8 @@ class Systemd:
 
     def _start(self, job: NfsJob) -> None:
         try:
+            if self.node.nfsd.masked:
+                raise CommandFailed("Unit nfs-server.service is masked.", returncode=1)
             self._ask_guard()
             node = self.node
             node.world.clockwork.take(node.nfsd.start_s)
@@ -292,7 +298,8 @@ class SimUnits:
         return self.seat.lease.runs
 
     def obstacle(self, unit: str) -> str | None:
-        return None
+        self.seat.node.world.clockwork.take(0.02)
+        return f"{unit} is masked" if self.seat.lease.masked else None
 
 
 @dataclass(slots=True, eq=False)

@@ -313,7 +313,9 @@ class SimWorld:
             if name != self.lasting:
                 node.disk.full = node.disk.broken = node.disk.frozen = False
                 node.disk.only = ""
-                node.nfsd.broken, node.var_error = False, 0
+                node.nfsd.broken, node.nfsd.masked, node.var_error = False, False, 0
+                for seat in node.seats.values():
+                    seat.lease.masked = False
             node.boot()
             for seat in node.seats.values():
                 if not seat.agent_service.runs and not seat.agent_service.wanted:

@@ -1,0 +1,94 @@
+"""What is in the way of a promotion, and what is said of it: who is barred claims nothing, another
+goes first, and what `status` answers is what happens when the primary dies right then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standfast.reasons import Reason
+from tests.sim.node import SimNode
+from tests.sim.world import FAST, SimWorld
+
+TAKEN_S = 11.0
+"""Until a standby serves: gossip tells late who is dead, and each better one has a head start."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[SimWorld]:
+    with SimWorld(tmp_path, timing=FAST) as world:
+        yield world
+        world.repair()
+        world.check_settled()
+        world.check_nothing_deleted()
+
+
+def claims(world: SimWorld, node: SimNode) -> int:
+    return sum(line.startswith(f"{node.name}: promotion: claim") for _, line, _ in world.lines)
+
+
+@pytest.mark.parametrize("before_s", [0.5, 20.0, 70.0])
+@pytest.mark.parametrize("what", ["server", "lease"])
+def test_a_node_whose_unit_is_masked_lets_another_go_first(
+    world: SimWorld, what: str, before_s: float
+) -> None:
+    """However short before the death it was: everybody looks once more when the primary is silent.
+    The masked one would be the first by its name."""
+    primary, barred = world.begin(), world["c"]
+    world.run(20.0)
+    if what == "server":
+        barred.nfsd.masked = True
+    else:
+        barred.seat.lease.masked = True
+    world.run(before_s)
+    primary.power_cut()
+    assert world.wait_for_primary() < TAKEN_S
+    assert world["b"].serves
+    assert claims(world, barred) == 0
+
+
+def test_a_node_takes_over_soon_after_what_was_in_its_way_is_gone(world: SimWorld) -> None:
+    primary = world.begin()
+    for name in "bc":
+        world[name].nfsd.masked = True
+    world.run(70.0)
+    primary.power_cut()
+    world.run(30.0)
+    assert world.epoch() == 1
+    for node in (world["b"], world["c"]):
+        assert node.decision is not None and node.decision.reason is Reason.NOT_READY
+    world["c"].nfsd.masked = False
+    assert world.wait_for_primary("c") < 15.0
+
+
+def test_a_switchover_to_a_node_that_is_not_ready_stops_nothing(world: SimWorld) -> None:
+    primary = world.begin()
+    world["b"].nfsd.masked = True
+    reply = primary.hand_to("b")
+    for _ in range(400):
+        world.run(0.05)
+        assert primary.serves
+    assert reply.closed and "not-ready" in reply.last and "masked" in reply.last
+    assert world.epoch() == 1
+    world["b"].nfsd.masked = False
+    primary.hand_to("b")
+    world.wait_for_primary("b")
+
+
+def test_a_promotion_says_what_is_in_its_way_and_can_be_tried_in_spite_of_it(
+    world: SimWorld,
+) -> None:
+    primary, node = world.begin(), world["b"]
+    world["c"].power_cut()
+    node.nfsd.masked = True
+    primary.power_cut()
+    world.run(20.0)
+    reply = node.ask("promote")
+    world.wait_for("an answer", lambda: reply.closed)
+    assert "nfs-server.service is masked" in reply.last and world.epoch() == 1
+    node.ask("promote", despite="unit")
+    world.wait_for("a try", lambda: claims(world, node) == 1)
+    node.nfsd.masked = False
+    world.wait_for_primary("b")

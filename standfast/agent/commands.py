@@ -279,8 +279,10 @@ def best_standby(agent: Agent, seen: Seen) -> str:
 def _hand_over(agent: Agent, command: Command, to: str | None) -> str | Planned:
     _as_primary(agent)
     if to is not None:
-        _check_target(agent, command, to)
+        _check_known(agent, to)
     plan = _orderly_or_not(agent, command, to)
+    if to is not None:
+        _check_target(agent, command, to, orderly=plan.no_return is not None)
     if command.dry_run:
         return Planned(plan)
     started = monotonic()
@@ -346,7 +348,7 @@ def _effects(agent: Agent, command: Command, to: str | None) -> Effects:
     )
 
 
-def _check_target(agent: Agent, command: Command, to: str) -> None:
+def _check_known(agent: Agent, to: str) -> None:
     if to not in agent.config.standbys:
         raise Refused(
             Reason.UNKNOWN_NODE,
@@ -354,6 +356,11 @@ def _check_target(agent: Agent, command: Command, to: str) -> None:
             f"{', '.join(agent.config.standbys) or 'there is none'}"
             f"{did_you_mean(to, agent.config.standbys)}",
         )
+
+
+def _check_target(agent: Agent, command: Command, to: str, *, orderly: bool) -> None:
+    """Raises Refused where the target could not take over, or says that it isn't ready; from a disk
+    that takes no writes nothing has to be replicated back soon."""
     health = agent.machine.consul.node_health(to)
     if health != "passing":
         raise Refused(
@@ -361,7 +368,8 @@ def _check_target(agent: Agent, command: Command, to: str) -> None:
         )
     agent.busy = f"ask {to} what is in its way"
     try:
-        obstacles = refuse_unready(agent.machine.sender, to, _despite(command))
+        despite = _despite(command) | (frozenset() if orderly else {"way-back"})
+        obstacles = refuse_unready(agent.machine.sender, to, despite)
     finally:
         agent.busy, agent.moved_at = None, monotonic()
     _tell_others(command, obstacles)

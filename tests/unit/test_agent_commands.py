@@ -538,3 +538,22 @@ def test_whoever_asks_for_something_else_is_not_kept_waiting_by_a_promotion(
         made.commands.put(Command(theirs, {"command": "demote"}))
         assert "start-nfs" in say(made, "promote", timeout_s=600.0)[-1]["error"]
     assert len(made.ran) == 1
+
+
+def test_from_a_disk_that_is_dying_the_role_goes_where_nothing_can_be_replicated_back_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is its own node that can't be replicated to."""
+    made = agent(tmp_path, SERVING)
+    sick = Ailment(Reason.VOLUME_READ_ONLY, "/persist takes no writes")
+    monkeypatch.setattr(made.machine.store, "ailment", lambda _deadline: sick)
+    way_back = Obstacle("way-back", "n1: EIO", "mend the disk", Weight.REFUSES)
+    with_obstacles(made, way_back, NAMELESS)
+    key = made.config.key("candidates/n2")
+    word = CandidateRecord("n2", 4, True, "surrendered", None, 4, 1e9)
+    made.machine.consul.txn([Set(key, word.dump())])
+    assert refusal(say(made, "switchover", to="n2"))[0] == Reason.VOLUME_READ_ONLY
+    reason, error = refusal(say(made, "switchover", to="n2", accept_data_loss=True))
+    assert reason == Reason.NOT_READY and "clients" in error and "EIO" not in error
+    with_obstacles(made, way_back)
+    assert say(made, "switchover", to="n2", accept_data_loss=True)[-1]["done"] is True

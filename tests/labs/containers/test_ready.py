@@ -60,9 +60,13 @@ def the_agent_is_down(scene: Scene) -> Iterator[None]:
 
 
 def it_has_no_snapshot(scene: Scene) -> Iterator[None]:
+    """Nor any of its own: it may have been primary before."""
+    rename = "cd /persist; for s in {}services@*; do [ ! -e $s ] || mv $s {}; done"
     scene.target.sh(f"mv {STANDBY} {STANDBY}.away && mkdir {STANDBY}")
+    scene.target.sh(rename.format("", "away.$s"))
     time.sleep(LOOK_S)
     yield
+    scene.target.sh(rename.format("away.", "${s#away.}"))
     scene.target.sh(f"rm -rf {STANDBY} && mv {STANDBY}.away {STANDBY}")
     time.sleep(LOOK_S)
 

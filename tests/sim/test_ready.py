@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from standfast.agent.document import document
 from standfast.reasons import Reason
-from standfast.status.document import Failover
+from tests.sim import outlook
 from tests.sim.node import SimNode
 from tests.sim.world import FAST, SimWorld
 
@@ -96,26 +95,30 @@ def test_a_promotion_says_what_is_in_its_way_and_can_be_tried_in_spite_of_it(
     world.wait_for_primary("b")
 
 
-def can_fail_over(world: SimWorld, node: SimNode) -> Failover:
-    """What `standfast status` answers on that node."""
-    agent, said = node.seat.agent, list[Failover | None]()
-    assert agent is not None
-    node.spawn("status", lambda: said.append(document(agent, fresh=True).failover))
-    world.wait_for("an answer of status", lambda: bool(said))
-    assert said[0] is not None
-    return said[0]
-
-
 @pytest.mark.parametrize("asked", ["a", "b"])
 def test_a_pause_is_told_at_once_by_all(world: SimWorld, asked: str) -> None:
     """A candidate reads it some seconds later; a primary that died then was followed by nobody,
     and `status` had just said who would."""
     world.begin()
     world.run(30.0)
-    assert can_fail_over(world, world[asked]).possible
+
+    def said() -> tuple[bool, str | None]:
+        answer = outlook.can_fail_over(world, world[asked])
+        assert answer is not None
+        return answer.possible, answer.reason
+
+    assert said() == (True, None)
     world.pause_failover()
-    answer = can_fail_over(world, world[asked])
-    assert (answer.possible, answer.reason) == (False, Reason.PAUSED)
+    assert said() == (False, Reason.PAUSED)
     world.store.delete(world.key("pause"))
-    said = lambda: can_fail_over(world, world[asked]).possible  # noqa: E731
-    assert world.wait_for("it can again", said) < 20.0
+    assert world.wait_for("it can again", lambda: said()[0]) < 20.0
+
+
+@pytest.mark.parametrize("seed", [6, 8, 20, 38, 40])
+def test_nobody_takes_over_where_status_says_so(seed: int) -> None:
+    assert outlook.run(seed) is False
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 4, 5, 9, 10])
+def test_somebody_takes_over_where_status_says_so(seed: int) -> None:
+    assert outlook.run(seed) is True

@@ -27,7 +27,7 @@ from standfast.lease.surrender import watch
 from standfast.nomad import reports
 from standfast.replication import state
 from standfast.replication.state import StandbyState
-from standfast.role.candidacy import paused
+from standfast.role.candidacy import stopped_for_all
 from standfast.role.decide import decide
 from standfast.role.decision import Moment
 from standfast.role.observation import Cluster, Local
@@ -92,7 +92,8 @@ def can_fail_over(
         nobody = local or Local(config.node, "", 0)
         decision = decide(view, nobody, config, Moment(monotonic(), utc))
         return Failover(False, decision.reason, decision.sentence)
-    stopped = None if view.given_up else paused(view.pause)
+    handed = view.given_up and view.leader.to is not None
+    stopped = None if handed else stopped_for_all(view)
     if stopped is not None:  # the candidates say so, too, when they have read it
         return Failover(False, stopped.reason, stopped.sentence)
     ages = {

@@ -11,7 +11,7 @@ import contextlib
 
 from standfast.config.model import Config
 from standfast.consul.node_name import misnamed
-from standfast.consul.records import HistoryEntry, Leader, Pause, longest_wait_s
+from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
 from standfast.names import SnapshotName
 from standfast.node.obstacle import told
 from standfast.node.own_epoch import Stage
@@ -182,16 +182,10 @@ def _barred(
 ) -> Decision | None:
     leader = view.leader
     assert leader is not None
-    stopped = paused(view.pause)
+    stopped = stopped_for_all(view)
     if stopped is not None:
         return stopped
     was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
-    if leader.is_clean and leader.to is None:
-        return blocked(
-            Reason.DEMOTED,
-            f"{leader.holder.node} gave the role up by `standfast demote`, to nobody"
-            f"{_left_behind(leader)}: `standfast promote` on a node of your choice goes on",
-        )
     if leader.holder.node == local.node and not was_holder:
         return blocked(
             Reason.NOT_A_CANDIDATE,
@@ -225,15 +219,23 @@ def _barred(
     )
 
 
-def paused(pause: Pause | None) -> Decision | None:
-    """Returns what a pause keeps every candidate from; None: there is none."""
-    if pause is None:
-        return None
-    return blocked(
-        Reason.PAUSED,
-        f"paused by {pause.by} since {format_utc(pause.at)} ({pause.reason}): "
-        f"nobody takes over by itself; `standfast resume` ends that",
-    )
+def stopped_for_all(view: Cluster) -> Decision | None:
+    """Returns what keeps every candidate from the role that isn't handed to it; None: nothing
+    does."""
+    leader, pause = view.leader, view.pause
+    if pause is not None:
+        return blocked(
+            Reason.PAUSED,
+            f"paused by {pause.by} since {format_utc(pause.at)} ({pause.reason}): "
+            f"nobody takes over by itself; `standfast resume` ends that",
+        )
+    if leader is not None and leader.is_clean and leader.to is None:
+        return blocked(
+            Reason.DEMOTED,
+            f"{leader.holder.node} gave the role up by `standfast demote`, to nobody"
+            f"{_left_behind(leader)}: `standfast promote` on a node of your choice goes on",
+        )
+    return None
 
 
 def _left_behind(leader: Leader) -> str:

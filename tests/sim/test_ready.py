@@ -114,6 +114,18 @@ def test_a_pause_is_told_at_once_by_all(world: SimWorld, asked: str) -> None:
     assert world.wait_for("it can again", lambda: said()[0]) < 20.0
 
 
+def test_a_role_that_was_given_up_to_nobody_is_told_at_once_by_all(world: SimWorld) -> None:
+    primary = world.begin()
+    world.run(30.0)
+    reply = primary.ask("demote")
+    world.wait_for("the demotion", lambda: reply.closed)
+    for node in world.nodes.values():
+        answer = outlook.can_fail_over(world, node)
+        assert answer is not None and answer.reason == Reason.DEMOTED
+    primary.ask("promote")
+    world.wait_for_primary(primary.name)
+
+
 @pytest.mark.parametrize("seed", [6, 8, 20, 38, 40])
 def test_nobody_takes_over_where_status_says_so(seed: int) -> None:
     assert outlook.run(seed) is False

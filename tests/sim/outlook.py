@@ -118,7 +118,10 @@ OWN: Mapping[str, Act] = {
 def can_fail_over(world: SimWorld, node: SimNode) -> Failover | None:
     """What `standfast status` answers on that node; None: no agent is there, or it is blind."""
     agent, said = node.seat.agent, list[Failover | None]()
-    if agent is None or not node.runs or not node.seat.agent_service.runs:
+    process = node.seat.agent_service.process
+    if agent is None or process is None or process.dead or not node.runs:
+        return None
+    if process.frozen_until > world.now:
         return None
     node.spawn("status", lambda: said.append(document(agent, fresh=True).failover))
     end = world.now + 5.0

@@ -76,8 +76,9 @@ def _nobody(candidates: Collection[str]) -> str:
         return "there is no standby: name one in [nodes], then `standfast standby add NODE`"
     names = ", ".join(sorted(candidates))
     return (
-        f"no standby says that it could take over ({names}: nothing was heard for {FRESH_S:g} s): "
-        f"is it on, does it reach Consul, and does its agent run (`standfast doctor` there)?"
+        f"no standby says that it could take over ({names}; a word counts {FRESH_S:g} s). After "
+        f"a change of the role that takes some seconds; else: is it on, does it reach Consul, and "
+        f"does its agent run (`standfast doctor` there)?"
     )
 
 

@@ -112,7 +112,7 @@ ANSWERS: Mapping[str, tuple[Cluster | Blind, Reason | None, str]] = {
     "blind": (Blind(Reason.CONSUL_TIMEOUT, "Consul hangs"), Reason.CONSUL_TIMEOUT, "hangs"),
     "foreign": (Blind(Reason.FOREIGN_VALUE, "what?"), Reason.FOREIGN_VALUE, "what?"),
     "no epoch": (view(epoch=None, leader=None), Reason.NOT_INITIALISED, "no primary yet"),
-    "nobody says anything": (said(), Reason.NO_STANDBY_READY, "nothing was heard for 45 s"),
+    "nobody says anything": (said(), Reason.NO_STANDBY_READY, "a word counts 45 s"),
     "there is nobody": (
         replace(led(candidates=()), words={}),
         Reason.NO_STANDBY_READY,

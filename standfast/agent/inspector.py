@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
 AGAIN_S = 10.0
-"""While something is in the way: whoever mends it wants to see it gone."""
+"""While this node is barred: as soon as that is mended it may take over."""
 TICK_S = 1.0
 POLL_S = 0.05
 ASK_S = 45.0
@@ -109,7 +109,7 @@ class Inspector:
             if scene is None or monotonic() - self.wanted_at >= EVERY_S:
                 self.last = None  # before that, somebody may still come for the answer
             return
-        every_s = AGAIN_S if last is not None and last.obstacles else EVERY_S
+        every_s = AGAIN_S if self.barring else EVERY_S
         if last is None or wanted or monotonic() - last.at >= every_s:
             self.look()
 

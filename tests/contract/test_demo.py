@@ -21,7 +21,7 @@ from standfast.demo.invariants import ONE_SERVER, Broken
 from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.demo.story import Times, first_promotion
 from standfast.system.clock import monotonic
-from standfast.system.run import start_detached
+from standfast.system.run import Child, start_detached
 from tests.contract.demo_scene import keep_pace, needed, quiet_cluster
 from tests.support.checkout import CHECKOUT
 from tests.support.figures import note
@@ -85,14 +85,18 @@ def test_a_second_server_behind_an_open_fence_is_found_while_it_runs() -> None:
     with quiet_cluster() as cluster:
         first_promotion(cluster, Times())
         rogue = cluster["c1"]
-        # What no part of Standfast does: an export, an open fence and a server, by hand.
-        EmbeddedNfs(rogue.config).export("rogue")
+        # What no part of Standfast does: an export, an open fence and a server, by hand; and again
+        # and again, as the agent's upkeep takes them away within seconds.
+        nfs, servers = EmbeddedNfs(rogue.config), list[Child]()
         fence = rogue.config.paths.run / "fence" / f"port-{rogue.config.nfs.port}.fence"
         argv = [sys.executable, "-m", "standfast.demo.stand_ins.file_server", rogue.config.volume]
-        environment = rogue.environment()
-        start_detached(argv, op="rogue", log_file=cluster.base / "rogue.log", env=environment)
+        log, env = cluster.base / "rogue.log", rogue.environment()
 
         def open_by_force() -> bool:
+            if not nfs.would_export():
+                nfs.export("rogue")
+            if not servers or servers[-1].poll() is not None:
+                servers.append(start_detached(argv, op="rogue", log_file=log, env=env))
             if fence.parent.exists():
                 fence.write_text(f'{{"v": 1, "until": {monotonic() + 60}}}')
             return False

@@ -74,7 +74,18 @@ def document(node: str, now: float) -> Mapping[str, Any]:
             "reason": None if primary else str(Reason.TOO_OLD),
             "sentence": "",
         },
-        "standbys": [{"node": "c1", "snapshot": str(SnapshotName.at("services", now - 42))}],
+        "standbys": [
+            {
+                "node": "c1",
+                "snapshot": str(SnapshotName.at("services", now - 42)),
+                "word": {
+                    "takes_over": primary,
+                    "reason": str(Reason.TOO_OLD),
+                    "sentence": None,
+                    "obstacles": ["unit: nfs-server.service is masked"],
+                },
+            }
+        ],
         "nomad": {"at": now, "role": "primary", "reason": "serving", "settled": True},
     }
 

@@ -123,7 +123,8 @@ ssh_key = "/root/.ssh/id_ed25519"
 
         def promoted() -> bool:
             done = self[PRIMARY].run("standfast", "promote", timeout_s=within_s, check=False)
-            if "refused [deadline]" in done.stdout + done.stderr:
+            # What it says of an attempt that failed on the way is not its end.
+            if done.returncode and "refused [deadline]" in done.stdout + done.stderr:
                 return False
             if done.returncode != STEP_FAILED:
                 done.checked()

@@ -61,6 +61,26 @@ def is_well(cluster: KernelCluster, name: str) -> bool:
     return status.get("sick", "unknown") is None and status.get("serving") == name
 
 
+def test_what_the_check_asks_for_leaves_nothing_with_the_server(followed: KernelCluster) -> None:
+    """Neither clients, nor records that a restart would wait for; mountd has answered for it."""
+    n1 = followed["n1"]
+    clients = "ls /proc/fs/nfsd/clients | wc -l"
+    known = ("/usr/bin/python3", "-c", KNOWN_TO_NFSDCLD)
+
+    def state() -> tuple[int, str]:
+        return int(n1.sh(clients)), n1.run(*known).stdout
+
+    before, asked = state(), int(n1.sh(ASKED_OF_LOOPBACK))
+    assert before[0] == 2, "n2 and c1"
+    followed.lab.wait_for(
+        lambda: int(n1.sh(ASKED_OF_LOOPBACK)) >= asked + 3, 120.0, "three more checks", 1.0
+    )
+    seen = [state() for _ in range(20)]
+    # One that is asking just now may be among them.
+    assert seen.count(before) >= 15, (before, seen)
+    assert is_well(followed, "n1"), sick(followed, "n1")
+
+
 OPTIONS = f"/etc/standfast/{VOLUME}.toml"
 
 
@@ -119,26 +139,6 @@ def test_what_the_next_server_would_fail_at_refuses_a_switchover_before_it(
     followed.wait_for_role("n2", "standby")
     assert followed.epoch("n1") == epoch and is_well(followed, "n1")
     assert n1.sh("cat /proc/fs/nfsd/threads") == threads
-
-
-def test_what_the_check_asks_for_leaves_nothing_with_the_server(followed: KernelCluster) -> None:
-    """Neither clients, nor records that a restart would wait for; mountd has answered for it."""
-    n1 = followed["n1"]
-    clients = "ls /proc/fs/nfsd/clients | wc -l"
-    known = ("/usr/bin/python3", "-c", KNOWN_TO_NFSDCLD)
-
-    def state() -> tuple[int, str]:
-        return int(n1.sh(clients)), n1.run(*known).stdout
-
-    before, asked = state(), int(n1.sh(ASKED_OF_LOOPBACK))
-    assert before[0] == 2, "n2 and c1"
-    followed.lab.wait_for(
-        lambda: int(n1.sh(ASKED_OF_LOOPBACK)) >= asked + 3, 120.0, "three more checks", 1.0
-    )
-    seen = [state() for _ in range(20)]
-    # One that is asking just now may be among them.
-    assert seen.count(before) >= 15, (before, seen)
-    assert is_well(followed, "n1"), sick(followed, "n1")
 
 
 def test_the_lease_process_asks_as_the_agent_does(followed: KernelCluster) -> None:

@@ -27,8 +27,9 @@ from standfast.role.readiness import if_handed_over
 from standfast.system.clock import Deadline
 from standfast.system.probe import answers_nfs
 
-ASK_S = 10.0
-"""For one look's question to another machine."""
+ASK_S = 20.0
+"""For one look's question to another machine: a login by ssh, and a program's start there that asks
+Consul. 10 s were too few in a virtual machine without hardware's help."""
 
 
 @dataclass(frozen=True, slots=True)

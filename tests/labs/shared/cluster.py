@@ -164,7 +164,12 @@ ssh_key = "/root/.ssh/id_ed25519"
         return primaries[0] if primaries else ""
 
     def epoch(self, ask: str) -> int:
-        return int(self.status(ask)["epoch"])
+        """What a node's status says, as soon as that node can read it: Consul may be silent."""
+        return self.lab.wait_for(
+            lambda: int(self.status(ask).get("epoch") or 0),
+            self.lab.pace.product_s,
+            f"{ask} knows the epoch",
+        )
 
     # -- what takes its time -------------------------------------------------------------
 

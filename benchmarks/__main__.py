@@ -20,14 +20,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cluster, demo, exporter, guard, lab, monitoring, nomad, page, replication
+from benchmarks import (
+    cluster,
+    demo,
+    elections,
+    exporter,
+    guard,
+    lab,
+    monitoring,
+    nomad,
+    page,
+    replication,
+)
 from benchmarks.figures import Benchmark, Document, Run, begin, missed, put, render, sentence
 from standfast.system.clock import format_utc, monotonic, utc_now
 from tests.support.checkout import CHECKOUT
 from tests.support.commands import sh
 
 DOCUMENT = CHECKOUT / "docs/benchmarks.json"
-SUBJECTS = (guard, exporter, page, demo, lab, cluster, nomad, monitoring, replication)
+SUBJECTS = (guard, exporter, page, demo, lab, cluster, elections, nomad, monitoring, replication)
 ALL: tuple[Benchmark[Any], ...] = tuple(
     benchmark for subject in SUBJECTS for benchmark in subject.BENCHMARKS
 )

@@ -209,7 +209,7 @@ def power_cut(cluster: ContainerCluster, path: str) -> float:
         others = [node.address for node in lab if node.name != old]
         first_s = lab.wait_for(
             lambda: [e.t_s for e in stream.acknowledged() if e.t_s > cut_s and e.server in others],
-            60.0,
+            120.0,
             "a write acknowledged by a standby",
             0.01,
         )[0]

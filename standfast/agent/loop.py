@@ -20,6 +20,7 @@ from standfast.agent.local_view import LocalView
 from standfast.agent.watcher import Watcher
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
+from standfast.consul.leadership import Leadership
 from standfast.consul.records import CandidateRecord
 from standfast.errors import ours
 from standfast.node.node import Machine
@@ -83,6 +84,7 @@ class Agent:
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
     mended_at: float = float("-inf")
     """When the daemons that the server needs were last seen to."""
+    leadership: Leadership = field(default_factory=Leadership)
     since: float = field(default_factory=monotonic)
     """When this process began: of what was before it only the files tell."""
     moved_at: float = field(default_factory=monotonic)

@@ -131,6 +131,7 @@ def _of_primary(agent: Agent, own: OwnEpoch, sick: str | None) -> Sequence[Calla
         partial(_keep_registered, agent, own, sick),
         partial(_keep_exported, agent, own),
         partial(_keep_scheduled, agent),
+        partial(_keep_led_elsewhere, agent),
     )
 
 
@@ -177,6 +178,11 @@ def _keep_scheduled(agent: Agent) -> None:
     if agent.scheduled_at is None or monotonic() - agent.scheduled_at > SCHEDULE_EVERY_S:
         agent.machine.schedule.start()
         agent.scheduled_at = monotonic()
+
+
+def _keep_led_elsewhere(agent: Agent) -> None:
+    if agent.config.consul.transfer_leadership and agent.busy is None:
+        agent.leadership.give_away(agent.machine.consul)
 
 
 def _keep_shut(agent: Agent) -> None:

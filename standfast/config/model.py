@@ -105,6 +105,11 @@ class ConsulAccess(Struct, frozen=True, kw_only=True):
         None, "Client certificate; needed where Consul verifies clients"
     )
     client_key: Path | None = option(None, "Key of the client certificate")
+    transfer_leadership: bool = option(
+        False,
+        "The node that serves gives Consul's leadership to another server when it has that as well:"
+        " its death then costs no election. Needs Consul 1.15 and a token with operator:write",
+    )
     service: str = option(
         "",
         "Name of the service; empty: the volume's name",

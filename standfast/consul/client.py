@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http.client import HTTPMessage
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from standfast.consul.http import Endpoint, Failure, Request, TransportError, exchange
 from standfast.errors import (
@@ -70,6 +70,7 @@ _NOTHING_APPLIED = ("No cluster leader", "No known Consul servers")
 # do it; with `request_limits`, from 1.15 on): agent/consul/rate/handler.go, agent/http.go.
 _LIMIT = "limit exceeded"
 DENIED = ("Permission denied", "ACL not found")
+TRANSFER = "/v1/operator/raft/transfer-leader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,10 @@ class _Http(base.HTTPClient):  # type: ignore[misc]
     ) -> Any:
         return callback(self._ask("DELETE", path, params, headers, data))
 
-    def post(self, *_args: Any, **_options: Any) -> NoReturn:
-        raise ConsulError("nothing that Standfast asks of Consul is a POST")
+    def post(
+        self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None
+    ) -> Any:
+        return callback(self._ask("POST", path, params, headers, data))
 
     def close(self) -> None:
         """Every request has its own connection."""
@@ -273,14 +276,15 @@ def _no_answer(error: TransportError, *, write: bool) -> Failed:
 
 
 def _check_status(method: str, path: str, status: int, headers: HTTPMessage, text: str) -> None:
-    """Lets through 200, a missing key and a failed txn; Failed for anything else."""
+    """Lets through 200, a missing key, a failed txn and a transfer that it doesn't know; Failed for
+    anything else."""
     said = f"{status} {text[:160].strip()!r}"
     write = method != "GET"
     agent_local = path.startswith("/v1/agent/")
     if status == 200 or (status == 404 and method == "GET" and path.startswith("/v1/kv/")):
         if not write and not agent_local and not path.startswith("/v1/status/"):
             _check_read_headers(headers, said)
-    elif status == 409 and path == "/v1/txn":
+    elif (status, path) in ((409, "/v1/txn"), (404, TRANSFER)):
         return
     elif status in (401, 403):
         raise Failed(ConsulDenied, said)

@@ -179,6 +179,11 @@ class _AgentDebug(_Answer, frozen=True):
 class _Agent(_Answer, frozen=True):
     config: _AgentConfig
     debug_config: _AgentDebug = field(default=_AgentDebug(), name="DebugConfig")
+    stats: dict[str, dict[str, str]] = {}
+
+
+class _Outcome(_Answer, frozen=True):
+    success: bool
 
 
 class _NodeCheck(_Answer, frozen=True):
@@ -290,6 +295,16 @@ def parse_election_timeout(doc: Any) -> float | None:
     `1.5s`, `52ms`); None where there is none."""
     match = _GO_SECONDS.fullmatch(_parsed(doc, _Agent).debug_config.election_timeout or "")
     return None if match is None else float(match[1]) * (0.001 if match[2] == "ms" else 1.0)
+
+
+def parse_is_leader(doc: Any) -> bool:
+    """Tells whether the agent of /v1/agent/self leads the servers; a client agent says nothing."""
+    return _parsed(doc, _Agent).stats.get("consul", {}).get("leader") == "true"
+
+
+def parse_success(doc: Any) -> bool:
+    """Tells whether an operator's request to the servers was done."""
+    return _parsed(doc, _Outcome).success
 
 
 def check_key(key: str) -> None:

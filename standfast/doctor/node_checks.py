@@ -72,10 +72,10 @@ def _elections(config: Config) -> Iterator[Finding]:
         consul = ConsulGateway.from_config(config, timeout_s=PATIENT_S)
         timeout_s = consul.election_timeout_s()
         if timeout_s is not None:
-            yield elections(timeout_s, config.lease.wait)
+            yield elections(timeout_s, config.lease.wait, is_leader=consul.is_leader())
 
 
-def elections(timeout_s: float, wait_s: float) -> Finding:
+def elections(timeout_s: float, wait_s: float, *, is_leader: bool) -> Finding:
     """Says what Raft's timing of this node's Consul agent makes of a failover; never bad.
 
     An election takes up to about 3.5 timeouts from the leader's death (measured on Consul 1.8.7,
@@ -87,7 +87,8 @@ def elections(timeout_s: float, wait_s: float) -> Finding:
         "elections",
         True,
         f"Raft's election timeout is {timeout_s:g} s: where the primary's machine leads Consul, a "
-        f"failover waits for an election of up to about {duration(longest_s)}, and {then}",
+        f"failover waits for an election of up to about {duration(longest_s)}, and {then}; this "
+        f"machine {'leads' if is_leader else 'does not lead'} Consul",
     )
 
 

@@ -164,6 +164,14 @@ class MemoryConsul:
         with self._call():
             return self._agent.node
 
+    def is_leader(self, *, deadline: Deadline | None = None) -> bool:
+        with self._call():
+            return self.node == next(iter(self.agents))
+
+    def transfer_leadership(self, *, deadline: Deadline | None = None) -> None:
+        with self._call():
+            raise ConsulError("before 1.15 it can't transfer its leadership")
+
     def register(self, entry: Registration, *, deadline: Deadline | None = None) -> None:
         document = {
             "ID": entry.service_id,

@@ -462,6 +462,14 @@ class SimConsul:
         self._local("asking the agent for its name")
         return self.node.name
 
+    def is_leader(self, *, deadline: Deadline | None = None) -> bool:
+        """Only asked where the configuration says so; no simulated one does."""
+        self._local("asking the agent whether it leads")
+        return True
+
+    def transfer_leadership(self, *, deadline: Deadline | None = None) -> None:
+        raise ConsulError("before 1.15 it can't transfer its leadership")
+
     def _local(self, what: str) -> None:
         clockwork = self._clockwork
         clockwork.take(0.002)

@@ -377,8 +377,11 @@ def test_hooks_that_are_not_run_are_named(config: Config, tmp_path: Path) -> Non
 def test_what_an_election_of_consul_adds_to_a_failover_is_told(
     timeout_s: float, wait_s: float, words: tuple[str, ...]
 ) -> None:
-    finding = node_checks.elections(timeout_s, wait_s)
+    finding = node_checks.elections(timeout_s, wait_s, is_leader=True)
     assert finding.ok and all(word in finding.evidence for word in words), finding
+    assert "this machine leads Consul" in finding.evidence
+    finding = node_checks.elections(timeout_s, wait_s, is_leader=False)
+    assert finding.ok and "this machine does not lead Consul" in finding.evidence
 
 
 @pytest.mark.parametrize(

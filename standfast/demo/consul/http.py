@@ -140,7 +140,8 @@ def _agent_self(_cluster: Cluster, call: Call) -> Reply:
         "Server": True,
         "Version": "1.8.7",
     }
-    return _json({"Config": config, "Member": {"Name": agent.node, "Addr": agent.address}})
+    member = {"Name": agent.node, "Addr": agent.address}
+    return _json({"Config": config, "Member": member, "Stats": {"consul": {"leader": "true"}}})
 
 
 def _agent_services(_cluster: Cluster, call: Call) -> Reply:

@@ -467,6 +467,13 @@ def test_the_agent_tells_its_name_which_is_that_of_what_it_registers(
     assert gateway.node_name() == gateway.instances(service)[0].node == NODE
 
 
+def test_a_server_alone_leads_and_its_version_can_not_hand_that_over(gateway: Gateway) -> None:
+    assert gateway.is_leader()
+    with pytest.raises(ConsulError, match=r"before 1\.15 it can't transfer its leadership"):
+        gateway.transfer_leadership()
+    assert gateway.is_leader()
+
+
 @pytest.mark.parametrize("key", ["", "/k"])
 def test_what_is_no_key_is_not_sent(keys: Keys, key: str) -> None:
     for call in (

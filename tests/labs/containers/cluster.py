@@ -79,6 +79,17 @@ class ContainerCluster(Installed[Container]):
         primary = self.primary()
         return next(node for node in self.lab if node.name != primary)
 
+    def move_role(self, *, to_consul_leader: bool) -> None:
+        """Hands the role over to the node that leads Consul, or to one that doesn't."""
+        leader, primary = self.lab.consul_leader().name, self.primary()
+        if (primary == leader) is to_consul_leader:
+            return
+        others = [node.name for node in self.storage if node.name != leader]
+        to = leader if to_consul_leader else others[0]
+        self.wait_until_replicated(primary)
+        self.standfast(primary, "switchover", "--to", to, timeout_s=120)
+        self.wait_for_role(to, "primary")
+
     def wait_for_heartbeats(self, count: int = 5) -> None:
         """So many commit from now on, whoever sends them; the default is more than a lease."""
         node, path = next(node for node in self.lab if node.pid), f"kv/standfast/{VOLUME}/leader"

@@ -1,0 +1,57 @@
+"""Keeps Consul's leadership away from the node that serves: one death is then no election as well.
+
+Invariant: at most one transfer in AGAIN_S, whatever comes of it: each one stalls all writes for a
+moment, those of the lease among them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from standfast.errors import StandfastError
+from standfast.system.clock import monotonic
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 60.0
+AGAIN_S = 600.0
+
+
+class Leader(Protocol):
+    """The node's own agent. ConsulError."""
+
+    def is_leader(self) -> bool: ...
+
+    def transfer_leadership(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Leadership:
+    """Remembers what was done, and for how long nothing more is."""
+
+    quiet_until: float = float("-inf")
+    """Monotonic s."""
+
+    failure: StandfastError | None = None
+    """Of the last transfer; told until the next one is due."""
+
+    def give_away(self, consul: Leader) -> None:
+        """Transfers the leadership if this node's agent has it; ConsulError."""
+        now = monotonic()
+        if now >= self.quiet_until:
+            self.failure, self.quiet_until = None, now + LOOK_EVERY_S
+            if consul.is_leader():
+                self.quiet_until = now + AGAIN_S
+                self._transfer(consul)
+        elif self.failure is not None:
+            raise self.failure.with_traceback(None)
+
+    def _transfer(self, consul: Leader) -> None:
+        try:
+            consul.transfer_leadership()
+        except StandfastError as error:
+            self.failure = error
+            raise
+        log.info("Consul is led by another server now")

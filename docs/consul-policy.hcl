@@ -24,3 +24,6 @@ node_prefix "" {
 agent_prefix "" {
   policy = "read"
 }
+
+# Only with `consul.transfer_leadership = true`. It is much: who has it may take servers out of Raft.
+# operator = "write"

@@ -182,7 +182,8 @@ def _keep_scheduled(agent: Agent) -> None:
 
 def _keep_led_elsewhere(agent: Agent) -> None:
     if agent.config.consul.transfer_leadership and agent.busy is None:
-        agent.leadership.give_away(agent.machine.consul)
+        consul = agent.machine.consul
+        agent.leadership.give_away(consul.is_leader, consul.transfer_leadership)
 
 
 def _keep_shut(agent: Agent) -> None:

@@ -8,14 +8,13 @@ import sys
 from msgspec.structs import replace
 
 from standfast.cli.output import note
-from standfast.cli.targets import Answer, forbidden, tell_of_each
-from standfast.config.load import load_volume
+from standfast.cli.targets import Answer, forbidden, tell_of_each, volumes
 from standfast.config.model import Config
 from standfast.errors import NeedsRoot, Unreachable
 from standfast.status.asking import of_agent
 from standfast.status.document import Status
 from standfast.status.text import render
-from standfast.status.watching import Watch
+from standfast.status.watching import Watch, Watched
 
 
 def fetch(config: Config) -> Status:
@@ -35,9 +34,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs `standfast status`: exit 0 when somebody serves, 1 when nobody does, 3 when that is not
     known."""
     if args.watch is not None:
-        config = load_volume(args.volume, require_storage=False)
-        _say_whose_word_it_is(config)
-        Watch(config, fetch, sys.stdout, args.watch, as_json=args.json).run()
+        configs = volumes(args.volume)
+        for config in configs:
+            _say_whose_word_it_is(config)
+        seen = [Watched(config) for config in configs]
+        Watch(seen, fetch, sys.stdout, args.watch, as_json=args.json).run()
     return tell_of_each(args, _answer)
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations
 from pathlib import Path
 
-from standfast.config.model import Config, ConsulAccess, LeaseTiming
+from standfast.config.consul import ConsulAccess
+from standfast.config.model import Config, LeaseTiming
 from standfast.config.nomad import NomadAccess
 from standfast.config.problems import Problem, dotted, shown
 

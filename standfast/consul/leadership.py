@@ -7,8 +7,8 @@ moment, those of the lease among them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from standfast.errors import StandfastError
 from standfast.system.clock import monotonic
@@ -17,14 +17,6 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 60.0
 AGAIN_S = 600.0
-
-
-class Leader(Protocol):
-    """The node's own agent. ConsulError."""
-
-    def is_leader(self) -> bool: ...
-
-    def transfer_leadership(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -37,20 +29,21 @@ class Leadership:
     failure: StandfastError | None = None
     """Of the last transfer; told until the next one is due."""
 
-    def give_away(self, consul: Leader) -> None:
-        """Transfers the leadership if this node's agent has it; ConsulError."""
+    def give_away(self, is_leader: Callable[[], bool], transfer: Callable[[], None]) -> None:
+        """Transfers the leadership if this node's agent has it (both are the gateway's);
+        ConsulError."""
         now = monotonic()
         if now >= self.quiet_until:
             self.failure, self.quiet_until = None, now + LOOK_EVERY_S
-            if consul.is_leader():
+            if is_leader():
                 self.quiet_until = now + AGAIN_S
-                self._transfer(consul)
+                self._do(transfer)
         elif self.failure is not None:
             raise self.failure.with_traceback(None)
 
-    def _transfer(self, consul: Leader) -> None:
+    def _do(self, transfer: Callable[[], None]) -> None:
         try:
-            consul.transfer_leadership()
+            transfer()
         except StandfastError as error:
             self.failure = error
             raise

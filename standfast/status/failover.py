@@ -65,7 +65,7 @@ def failover(
     if best is None:
         return Failover(False, Reason.NO_STANDBY_READY, _nobody(candidates))
     if would_take_over(best):
-        return Failover(True, None, _yes(best.node, ages.get(best.node)), best.node)
+        return Failover(True, None, _yes(best, ages.get(best.node)), best.node)
     reason = best.reason if best.because is None else best.because
     sentence = best.sentence or f"{best.node} says {reason}"
     return Failover(False, clean(reason), clean(sentence))
@@ -82,7 +82,10 @@ def _nobody(candidates: Collection[str]) -> str:
     )
 
 
-def _yes(node: str, age_s: float | None) -> str:
+def _yes(word: CandidateRecord, age_s: float | None) -> str:
+    """What is in its way bars it from nothing, but a nearly full disk may end the promotion."""
+    met = f"; in its way: {clean(word.obstacles[0])}" if word.obstacles else ""
+    met += f", and {len(word.obstacles) - 1} more" if len(word.obstacles) > 1 else ""
     if age_s is None:
-        return f"{node} would take over"
-    return f"{node} would lose {duration(age_s)} of data at most"
+        return f"{word.node} would take over{met}"
+    return f"{word.node} would lose {duration(age_s)} of data at most{met}"

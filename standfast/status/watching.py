@@ -2,7 +2,7 @@
 
 Invariant: a look that fails ends nothing: what was seen last is shown with its age still growing,
 and why there is nothing newer. On a terminal it is drawn in place; elsewhere blocks follow each
-other, and with `--json` each look is one line.
+other, and with `--json` each look at a volume is one line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -31,16 +31,52 @@ _HOME, _END_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
 
 
 @dataclass(slots=True)
-class Watch:
-    """Shows what was seen last, again and again."""
+class Watched:
+    """One volume, and what was seen of it last."""
 
     config: Config
+    last: Status | None = None
+    seen_at: float = 0.0
+    error: StandfastError | None = None
+
+    def look(self, fetch: Fetch) -> None:
+        """Looks once more; what fails is shown beside what was seen before."""
+        try:
+            self.last, self.seen_at, self.error = fetch(self.config), monotonic(), None
+        except StandfastError as error:
+            self.error = error
+
+    def document(self) -> dict[str, Any]:
+        """Returns what --json prints of the last look."""
+        if self.error is None:
+            return {} if self.last is None else self.last.as_json()
+        error = self.error
+        reason = str(error.reason) if isinstance(error, Refused) else None
+        failure = {"error": str(error), "reason": reason, "exit_code": error.exit_code}
+        return {"volume": self.config.volume, **failure}
+
+    def lines(self) -> list[str]:
+        """Returns what is shown to people of the last look, and why there is no newer one."""
+        lines = []
+        if self.error is not None:
+            lines += [f"NO ANSWER: {line}" for line in lines_of(str(self.error))]
+        if self.last is not None:
+            old_s = monotonic() - self.seen_at
+            if self.error is not None:
+                lines.append(f"what follows was seen {duration(old_s)} ago:")
+            lines += lines_of(render(aged(self.last, old_s)))
+        return lines
+
+
+@dataclass(slots=True)
+class Watch:
+    """Shows what was seen last of each volume, again and again."""
+
+    volumes: Sequence[Watched]
     fetch: Fetch
     out: TextIO
     every_s: float
     as_json: bool = False
-    last: Status | None = None
-    seen_at: float = 0.0
 
     def run(self) -> None:
         """Looks and shows until KeyboardInterrupt."""
@@ -51,37 +87,22 @@ class Watch:
 
     def turn(self) -> None:
         """Looks once and shows it."""
-        try:
-            self.last = self.fetch(self.config)
-            self.seen_at = monotonic()
-        except StandfastError as error:
-            self._show(error)
-        else:
-            self._show(None)
-
-    def _show(self, error: StandfastError | None) -> None:
+        for volume in self.volumes:
+            volume.look(self.fetch)
         if self.as_json:
-            self.out.write(json.dumps(self._document(error)) + "\n")
+            self.out.writelines(json.dumps(each.document()) + "\n" for each in self.volumes)
         elif self.out.isatty():
-            self.out.write(self._drawn(self._lines(error)))
+            self.out.write(self._drawn(self._lines()))
         else:
-            self.out.write("\n".join([*self._lines(error), "", ""]))
+            self.out.write("\n".join([*self._lines(), "", ""]))
         self.out.flush()
 
-    def _document(self, error: StandfastError | None) -> dict[str, Any] | None:
-        if error is not None:
-            return _failure(error)
-        return None if self.last is None else self.last.as_json()
-
-    def _lines(self, error: StandfastError | None) -> list[str]:
+    def _lines(self) -> list[str]:
         lines = [f"{format_utc(utc_now())}, every {self.every_s:g} s"]
-        if error is not None:
-            lines += [f"NO ANSWER: {line}" for line in lines_of(str(error))]
-        if self.last is not None:
-            old_s = monotonic() - self.seen_at
-            if error is not None:
-                lines.append(f"what follows was seen {duration(old_s)} ago:")
-            lines += lines_of(render(aged(self.last, old_s)))
+        for volume in self.volumes:
+            if len(self.volumes) > 1:
+                lines += ["", f"volume {volume.config.volume}"]
+            lines += volume.lines()
         return lines
 
     def _drawn(self, lines: list[str]) -> str:
@@ -111,8 +132,3 @@ def aged(status: Status, seconds: float) -> Status:
 
 def _later(age_s: float | None, seconds: float) -> float | None:
     return None if age_s is None else age_s + seconds
-
-
-def _failure(error: StandfastError) -> dict[str, Any]:
-    reason = str(error.reason) if isinstance(error, Refused) else None
-    return {"error": str(error), "reason": reason, "exit_code": error.exit_code}

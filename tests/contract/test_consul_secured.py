@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from standfast.config.model import ConsulAccess
+from standfast.config.consul import ConsulAccess
 from standfast.consul import watch
 from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
 from standfast.consul.records import ClientRecord

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from standfast.agent.watcher import Watcher
-from standfast.config.model import Config, ConsulAccess
+from standfast.config.consul import ConsulAccess
+from standfast.config.model import Config
 from standfast.consul.blindness import blindness
 from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState, dump_epoch
 from standfast.consul.values import Registration

@@ -18,7 +18,8 @@ import pytest
 from msgspec.structs import replace
 
 from standfast.cli import nomad_boot
-from standfast.config.model import Config, ConsulAccess, Paths
+from standfast.config.consul import ConsulAccess
+from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess
 from standfast.consul.values import Registration
 from standfast.doctor.nomad_checks import constrained_groups, look, stops_when_cut_off

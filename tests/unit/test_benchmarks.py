@@ -108,7 +108,8 @@ def test_every_benchmark_has_a_name_of_its_own_and_rounds() -> None:
     names = [benchmark.name for benchmark in runner.ALL]
     assert len(set(names)) == len(names)
     assert all(1 <= benchmark.quick <= benchmark.rounds for benchmark in runner.ALL)
-    assert runner.seconds(runner.ALL) <= 20 * 60
+    # An election by Consul's own timing takes a quarter of a minute.
+    assert runner.seconds(runner.ALL) <= 40 * 60
 
 
 def test_a_run_writes_the_document_and_its_page(

@@ -7,10 +7,10 @@ import pytest
 from msgspec.structs import replace
 
 from standfast.config.client import Client
+from standfast.config.consul import ConsulAccess
 from standfast.config.model import (
     FAST_PROFILE,
     Config,
-    ConsulAccess,
     Fencing,
     LeaseTiming,
     Nfs,

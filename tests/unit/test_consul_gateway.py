@@ -14,7 +14,8 @@ from unittest.mock import patch
 import consul
 import pytest
 
-from standfast.config.model import Config, ConsulAccess
+from standfast.config.consul import ConsulAccess
+from standfast.config.model import Config
 from standfast.consul.gateway import (
     Cas,
     CheckIndex,

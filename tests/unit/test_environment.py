@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from standfast.config.model import ConsulAccess
+from standfast.config.consul import ConsulAccess
 from standfast.consul import watch
 from standfast.system.environment import TAKEN, take
 from standfast.system.run import run

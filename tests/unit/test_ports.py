@@ -30,6 +30,7 @@ NO_PORTS = {
 SYSTEMD = "needs systemd: tests/labs/containers/test_ports.py"
 
 ELSEWHERE = {
+    "standfast.consul.keys.KeyGateway": "a part of the ConsulGateway",
     "standfast.fence.kernel.KernelFence": "what both backends of the kernel share",
     "standfast.mounts.units.SystemdMountUnits": SYSTEMD,
     "standfast.btrfs.names_and_places.Store": "what both stores share",

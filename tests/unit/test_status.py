@@ -158,6 +158,11 @@ ANSWERS: Mapping[str, tuple[Cluster | Blind, Reason | None, str]] = {
         Reason.TOO_OLD,
         "n2 says too-old",
     ),
+    "what is in its way bars it from nothing, and is told": (
+        said(word("n2", obstacles=("space: 2 % are left", "a:\x1b[2J", "b"))),
+        None,
+        "n2 would lose 30 s of data at most; in its way: space: 2 % are left, and 2 more",
+    ),
     "its record is gone": (said(word("n2"), standbys={}), None, "n2 would take over"),
 }
 

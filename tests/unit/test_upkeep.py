@@ -491,3 +491,20 @@ def test_a_standby_in_maintenance_is_not_ready(node: FakeNode) -> None:
     keep_up(agent)
     assert agent.hidden is not None and agent.told is not None
     assert not agent.told.ready
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("serves", [True, False])
+def test_only_a_node_that_serves_does_it_and_only_where_that_is_wanted(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, wanted: bool, serves: bool
+) -> None:
+    transfers: list[None] = []
+    monkeypatch.setattr(node.consul, "transfer_leadership", lambda: transfers.append(None))
+    OWN.save(node.config.state_dir)
+    agent = agent_that_saw(node, OWN if serves else None)
+    access = structs.replace(node.config.consul, transfer_leadership=wanted)
+    config = structs.replace(node.config, consul=access)
+    agent.machine = replace(agent.machine, config=config)
+    keep_up(agent)
+    assert len(transfers) == (1 if wanted and serves else 0)
+    assert agent.unkept is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.config.model import ConsulAccess
+from standfast.config.consul import ConsulAccess
 from standfast.consul.watch import Vantage, addresses
 from standfast.system.environment import TAKEN
 from tests.support.configs import config_of
@@ -80,7 +80,7 @@ def test_the_watch_asks_with_the_scheme_that_the_gateway_uses(
 ) -> None:
     """`consul` takes an address without one for plain HTTP, and sends it the token."""
     authority = tmp_path / "ca.pem"
-    monkeypatch.setattr("standfast.consul.gateway.tls_context", lambda *_: None)
+    monkeypatch.setattr("standfast.consul.keys.tls_context", lambda *_: None)
     monkeypatch.setitem(TAKEN, "CONSUL_CACERT", str(authority))
     access = ConsulAccess(addresses=(told,))
     if source == "environment":

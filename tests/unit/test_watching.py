@@ -19,7 +19,7 @@ from standfast.reasons import Reason
 from standfast.replication.state import StandbyState
 from standfast.status.document import Failover, FromConsul, Standby, Status
 from standfast.status.text import render
-from standfast.status.watching import Watch
+from standfast.status.watching import Watch, Watched
 from standfast.system.clock import monotonic
 from tests.support.configs import config_in
 from tests.unit.terminals import TerminalOutput
@@ -62,7 +62,7 @@ def looks(*answers: Status | StandfastError) -> Any:
 
 def watched(config: Config, out: io.StringIO, *answers: Any, as_json: bool = False) -> str:
     with pytest.raises(KeyboardInterrupt):
-        Watch(config, looks(*answers), out, 0.001, as_json).run()
+        Watch([Watched(config)], looks(*answers), out, 0.001, as_json).run()
     return out.getvalue()
 
 
@@ -91,9 +91,9 @@ def test_elsewhere_blocks_follow_each_other_without_control_characters(config: C
 
 def test_an_agent_that_is_away_leaves_the_last_look_with_growing_ages(config: Config) -> None:
     out = io.StringIO()
-    watch = Watch(config, looks(SEEN, TimedOut("no answer"), SEEN), out, 1.0)
+    watch = Watch([Watched(config)], looks(SEEN, TimedOut("no answer"), SEEN), out, 1.0)
     watch.turn()
-    watch.seen_at = monotonic() - 100.0
+    watch.volumes[0].seen_at = monotonic() - 100.0
     out.truncate(0)
     watch.turn()
     text = out.getvalue()
@@ -114,7 +114,31 @@ def test_as_json_each_look_is_one_line(config: Config) -> None:
     lines = watched(config, io.StringIO(), SEEN, gone, as_json=True).splitlines()
     assert [json.loads(line) for line in lines] == [
         json.loads(json.dumps(SEEN.as_json())),
-        {"error": "no", "reason": "consul-denied", "exit_code": 1},
+        {"volume": config.volume, "error": "no", "reason": "consul-denied", "exit_code": 1},
+    ]
+
+
+def test_of_several_volumes_each_is_shown_and_one_that_does_not_answer_hides_no_other(
+    config: Config,
+) -> None:
+    other = replace(config, volume="media")
+
+    def fetch(asked: Config) -> Status:
+        if asked.volume == "media":
+            return replace(SEEN, volume="media")
+        raise TimedOut("no answer")
+
+    out = io.StringIO()
+    Watch([Watched(config), Watched(other)], fetch, out, 1.0).turn()
+    text = out.getvalue()
+    assert "\nvolume data-services\nNO ANSWER: no answer\n" in text
+    assert "\nvolume media\nmedia: n1 is primary, epoch 4" in text
+    out = io.StringIO()
+    Watch([Watched(config), Watched(other)], fetch, out, 1.0, as_json=True).turn()
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [(line["volume"], "error" in line) for line in lines] == [
+        ("data-services", True),
+        ("media", False),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A request of an operator to the agent, and the connection that waits for its answer."""
+"""A request of an operator to the agent, with its connection, and the answer to a dry run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from standfast.errors import UsageError
+from standfast.role.plan import Plan
 from standfast.system.clock import Deadline
 from standfast.system.local_socket import send
 
@@ -45,3 +46,16 @@ class Command:
         # The operator may have gone; what was begun is finished all the same.
         with contextlib.suppress(OSError):
             send(self.connection, {"progress": text})
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What `--dry-run` tells of a plan; as a text it is what people are shown."""
+
+    plan: Plan
+    why: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{number}. {step.says}" for number, step in enumerate(self.plan.steps, 1)]
+        why = [self.why] if self.why else []
+        return "\n".join([*why, f"{self.plan.name}, nothing is done now:", *lines])

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from standfast.agent import isolated
 from standfast.agent.loop import Agent, Seen
 from standfast.consul.gateway import Committed
 from standfast.consul.values import Set
@@ -20,7 +19,7 @@ from standfast.lease import exports
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.surrender import TOLD_EVERY_S
 from standfast.node.own_epoch import OwnEpoch
-from standfast.role import readiness, registration
+from standfast.role import isolated, readiness, registration
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster
 from standfast.system.clock import Deadline, monotonic

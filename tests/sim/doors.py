@@ -18,13 +18,14 @@ from unittest.mock import patch
 from msgspec import to_builtins
 
 from standfast import names
-from standfast.agent import isolated, local_view, loop, main, watcher
+from standfast.agent import local_view, loop, main, watcher
 from standfast.btrfs import names_and_places as store
 from standfast.cli import accept_epoch
 from standfast.config.model import Config
 from standfast.errors import Unreachable
 from standfast.lease import process
 from standfast.replication import cycle, receive, session, shipment
+from standfast.role import isolated
 from standfast.role import steps as effects
 from standfast.role.execute import execute
 from standfast.role.plan import Do, Plan

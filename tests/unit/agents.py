@@ -39,6 +39,8 @@ class FakeAgent(Agent):
 
     decisions: list[Decision] = field(default_factory=list)
     view: Cluster | Blind = BLIND
+    views: list[Cluster | Blind] = field(default_factory=list)
+    """What the next looks see; the last of them stays."""
     requests: list[Request] = field(default_factory=list)
     ran: list[tuple[Plan, Effects]] = field(default_factory=list)
     broken: Exception | None = None
@@ -51,6 +53,7 @@ class FakeAgent(Agent):
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST
     ) -> Seen:
         self.requests.append(request)
+        self.view = self.views.pop(0) if self.views else self.view
         decision = self.decisions[0] if len(self.decisions) == 1 else self.decisions.pop(0)
         local = Local("n1", "boot-1", 4)
         return Seen(self.view, local, decision, Moment(monotonic(), utc_now()))

@@ -12,7 +12,8 @@ from msgspec import structs
 
 from standfast.agent import commands
 from standfast.agent.command import Command
-from standfast.agent.commands import answer, best_standby
+from standfast.agent.commands import answer
+from standfast.agent.handover import best_standby
 from standfast.config.model import LeaseTiming
 from standfast.consul.records import CandidateRecord, Holder, LeaderState, StandbyRecord
 from standfast.consul.values import Set
@@ -36,6 +37,7 @@ from tests.unit.agents import (
     promotion,
     refusal,
     say,
+    served_by,
     view,
     with_config,
 )
@@ -525,6 +527,66 @@ def test_a_command_is_done_when_consul_tells_everybody(
     made.tells = False
     [*_, last] = say(made, command, to="n2", timeout_s=20.0)
     assert last["exit_code"] == 3 and "doesn't tell yet that it serves" in last["error"]
+
+
+PUT_AWAY = Decision(Action.FINISH_DEMOTION, Reason.RESUME_DEMOTION, "n1 gave epoch 4 up")
+GIVEN = Decision(Action.WAIT, Reason.WAITING_FOR_BETTER_CANDIDATE, "n2 may take over first")
+
+
+def given_up(made: FakeAgent, *after: Decision) -> Cluster:
+    """The next plan gives epoch 4 up and then fails; what this node decides after it."""
+    made.breaks = [StepFailed("the switchover stopped at the step stop-lease: it hangs")]
+    serving = made.view
+    assert isinstance(serving, Cluster) and serving.leader is not None
+    gone = replace(serving, leader=structs.replace(serving.leader, state=LeaderState.CLEAN))
+    made.views, made.decisions = [serving, serving, gone], [SERVING, SERVING, *after]
+    return gone
+
+
+def test_a_handover_that_fails_on_its_way_after_the_release_goes_on_by_itself(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    """What is left here is put away, again where that fails once more, and the role gets there."""
+    made = agent(tmp_path, SERVING)
+    gone = given_up(made, PUT_AWAY, PUT_AWAY, GIVEN, STANDING_BY)
+    made.breaks.append(StepFailed("the put-away stopped at the step stop-lease: it hangs"))
+    made.tells = False
+    made.views += [gone, gone, BLIND, served_by(gone, "n2")]
+    lines = say(made, "switchover", to="n2")
+    assert lines[-1].get("text", lines[-1]).startswith("n2 is primary")
+    assert [plan.name for plan, _ in made.ran] == ["switchover", "put-away", "put-away"]
+    assert any("stop-lease" in line.get("progress", "") for line in lines)
+
+
+def test_a_demotion_that_fails_after_the_release_is_done_when_this_node_is_a_standby(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    made = agent(tmp_path, SERVING)
+    given_up(made, PUT_AWAY, STANDING_BY)
+    made.tells = False
+    assert say(made, "demote")[-1]["text"].startswith("n1 is a standby")
+    assert [plan.name for plan, _ in made.ran] == ["demotion", "put-away"]
+
+
+def test_a_wait_for_who_was_given_the_role_keeps_nobody_else_from_it(
+    tmp_path: Path, clock: StoppedClock
+) -> None:
+    made = agent(tmp_path, SERVING)
+    given_up(made, GIVEN, GIVEN, promotion())
+    [*_, last] = say(made, "switchover", to="n2", timeout_s=600.0)
+    assert last["exit_code"] == 4 and "stop-lease" in last["error"]
+    assert clock.slept < 10.0
+    made = agent(tmp_path, SERVING)
+    given_up(made, GIVEN)
+    [*_, last] = say(made, "switchover", to="n2", timeout_s=20.0)
+    assert last["exit_code"] == 4, "the time is up"
+
+
+def test_a_handover_that_was_undone_is_told_at_once(tmp_path: Path, clock: StoppedClock) -> None:
+    made = agent(tmp_path, SERVING)
+    made.breaks = [StepFailed("the switchover stopped at the step final-copy\nserves again")]
+    assert "serves again" in say(made, "switchover", to="n2", timeout_s=600.0)[-1]["error"]
+    assert clock.slept < 5.0
 
 
 def test_whoever_asks_for_something_else_is_not_kept_waiting_by_a_promotion(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from standfast.agent import isolated
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
 from standfast.agent.upkeep import keep_up
@@ -22,6 +21,7 @@ from standfast.lease.files import LeaseStatus
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import LiveTree
 from standfast.reasons import Reason
+from standfast.role import isolated
 from standfast.role import plan as plans
 from standfast.role import steps as effects_module
 from standfast.role.decision import Action, Decision, Moment

@@ -63,7 +63,7 @@ def keep_up(agent: Agent) -> None:
         parts.append(lambda: _freeze_if_due(agent, own))
     parts.append(lambda: keep_reserve(agent.config.state_dir))
     if served is not None:
-        parts.append(partial(_note_hidden, agent))
+        parts += [partial(_note_hidden, agent), partial(_keep_led_elsewhere, agent)]
     # Each has its turn: a disk without room is no reason not to vouch for the server, and
     # what Consul refuses none to leave the fence open.
     failures = [unheard, unmended, *map(_failure_of, parts)]
@@ -130,7 +130,6 @@ def _of_primary(agent: Agent, own: OwnEpoch, sick: str | None) -> Sequence[Calla
         partial(_keep_registered, agent, own, sick),
         partial(_keep_exported, agent, own),
         partial(_keep_scheduled, agent),
-        partial(_keep_led_elsewhere, agent),
     )
 
 

@@ -87,7 +87,7 @@ COMMANDS: tuple[Command, ...] = (
             ),
         ),
         "Exits 0 when a node serves, 1 when none does and 3 when that is not known. With --json "
-        "and --watch it prints one line each time. --watch shows one volume.",
+        "and --watch each look at a volume is one line.",
     ),
     Command(
         "doctor",

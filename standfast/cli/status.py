@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from standfast.cli.output import note
-from standfast.cli.targets import Answer, forbidden, tell_of_each, volumes
+from standfast.cli.targets import Answer, forbidden, tell_of_each
+from standfast.config.load import config_dir, config_files, load, load_volume
 from standfast.config.model import Config
 from standfast.errors import NeedsRoot, Unreachable
 from standfast.status.asking import of_agent
@@ -34,12 +38,24 @@ def run(args: argparse.Namespace) -> int:
     """Runs `standfast status`: exit 0 when somebody serves, 1 when nobody does, 3 when that is not
     known."""
     if args.watch is not None:
-        configs = volumes(args.volume)
-        for config in configs:
-            _say_whose_word_it_is(config)
-        seen = [Watched(config) for config in configs]
-        Watch(seen, fetch, sys.stdout, args.watch, as_json=args.json).run()
+        Watch(_watched(args.volume), sys.stdout, args.watch, as_json=args.json).run()
+        return 0
     return tell_of_each(args, _answer)
+
+
+def _watched(volume: str | None) -> Sequence[Watched]:
+    """The volume that is named, or the only one; else all of this node, where a file that is wrong
+    hides no other."""
+    paths = [] if volume else config_files(config_dir())
+    if len(paths) <= 1:
+        config = load_volume(volume, require_storage=False)
+        _say_whose_word_it_is(config)
+        return [Watched(config.volume, partial(fetch, config))]
+    return [Watched(path.stem, partial(_fetch_by, path)) for path in paths]
+
+
+def _fetch_by(path: Path) -> Status:
+    return fetch(load(path, require_storage=False))
 
 
 def _answer(config: Config) -> Answer:

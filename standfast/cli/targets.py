@@ -71,14 +71,6 @@ def _failed(volume: str, error: StandfastError) -> Answer:
     )
 
 
-def volumes(volume: str | None) -> Sequence[Config]:
-    """Returns the configuration of the volume that is named, or of each of this node; ConfigError
-    for one that is wrong."""
-    if volume is not None:
-        return (load_volume(volume, require_storage=False),)
-    return [load(path, require_storage=False) for path in config_files(config_dir())]
-
-
 def for_each_volume(volume: str | None, act: Callable[[Config], int]) -> int:
     """Runs `act` for the volume, or for each of this node; returns the highest exit code.
 

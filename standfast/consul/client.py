@@ -84,6 +84,8 @@ class Question:
     """Once connected, an address may use the whole deadline: nothing can be tried after it."""
     local: bool = False
     """Meant for the node's own agent, the first address."""
+    next_step: str | None = None
+    """For an answer of Consul's own that says no; None: by the kind of error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +246,10 @@ class Addresses:
             came = "; ".join(f"{endpoint}: {failed}" for endpoint, failed in failures)
         else:
             kind, came = ConsulTimedOut, "the deadline had passed before it was asked"
+        answered = kind in (ConsulError, ConsulNoQuorum)
+        step = question.next_step if answered and question.next_step else NEXT_STEP[kind]
         whether = " Whether it was applied is unknown: read it back." if maybe_applied else ""
-        text = f"Consul, {question.what}: {came}.{whether} {NEXT_STEP[kind]}"
+        text = f"Consul, {question.what}: {came}.{whether} {step}"
         if self._token:
             text = text.replace(self._token, "<token>")
         return kind(text, maybe_applied=maybe_applied)

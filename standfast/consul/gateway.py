@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from standfast.consul.client import NEXT_STEP, TRANSFER, Client, Failed
+from standfast.consul.client import NEXT_STEP, TRANSFER, Client, Failed, Question
 from standfast.consul.keys import KeyGateway
 from standfast.consul.values import (
     Cas,
@@ -215,11 +215,19 @@ class ConsulGateway(KeyGateway):
                 raise Failed(ConsulError, "before 1.15 it can't transfer its leadership")
             return parse_success(json.loads(response.body))
 
-        self._write(
-            "transferring its leadership",
-            deadline,
-            lambda client: client.http.post(parse, TRANSFER),
-            local=True,
+        def call(client: Client) -> None:
+            if client.http.post(parse, TRANSFER) is not True:
+                raise ValueError("no success")
+
+        # Raft waits until the other server has all of its log.
+        until = deadline or Deadline.after(PATIENT_S)
+        step = (
+            "Take consul.transfer_leadership out, or see `consul operator raft list-peers`: it "
+            "needs Consul 1.15 and another server that votes."
+        )
+        what = "transferring its leadership"
+        self._addresses.ask(
+            Question(what, until, write=True, patient=True, local=True, next_step=step), call
         )
 
 

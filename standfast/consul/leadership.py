@@ -23,28 +23,31 @@ AGAIN_S = 600.0
 class Leadership:
     """Remembers what was done, and for how long nothing more is."""
 
+    look_at: float = float("-inf")
     quiet_until: float = float("-inf")
-    """Monotonic s."""
-
+    """Monotonic s: when to look next, and until when nothing is transferred."""
     failure: StandfastError | None = None
-    """Of the last transfer; told until the next one is due."""
+    """Of the last transfer, as long as this node's agent goes on leading."""
 
     def give_away(self, is_leader: Callable[[], bool], transfer: Callable[[], None]) -> None:
         """Transfers the leadership if this node's agent has it (both are the gateway's);
-        ConsulError."""
+        ConsulError, also of the last attempt."""
         now = monotonic()
-        if now >= self.quiet_until:
-            self.failure, self.quiet_until = None, now + LOOK_EVERY_S
-            if is_leader():
+        if now >= self.look_at:
+            self.look_at = now + LOOK_EVERY_S
+            if not is_leader():
+                self.failure = None
+            elif now >= self.quiet_until:
                 self.quiet_until = now + AGAIN_S
-                self._do(transfer)
-        elif self.failure is not None:
+                self.failure = _failure_of(transfer)
+        if self.failure is not None:
             raise self.failure.with_traceback(None)
 
-    def _do(self, transfer: Callable[[], None]) -> None:
-        try:
-            transfer()
-        except StandfastError as error:
-            self.failure = error
-            raise
-        log.info("Consul is led by another server now")
+
+def _failure_of(transfer: Callable[[], None]) -> StandfastError | None:
+    try:
+        transfer()
+    except StandfastError as error:
+        return error
+    log.info("Consul is led by another server now")
+    return None

@@ -179,7 +179,10 @@ class _AgentDebug(_Answer, frozen=True):
 class _Agent(_Answer, frozen=True):
     config: _AgentConfig
     debug_config: _AgentDebug = field(default=_AgentDebug(), name="DebugConfig")
-    stats: dict[str, dict[str, str]] = {}
+
+
+class _Stats(_Answer, frozen=True):
+    stats: dict[str, dict[str, str]]
 
 
 class _Outcome(_Answer, frozen=True):
@@ -299,7 +302,7 @@ def parse_election_timeout(doc: Any) -> float | None:
 
 def parse_is_leader(doc: Any) -> bool:
     """Tells whether the agent of /v1/agent/self leads the servers; a client agent says nothing."""
-    return _parsed(doc, _Agent).stats.get("consul", {}).get("leader") == "true"
+    return _parsed(doc, _Stats).stats.get("consul", {}).get("leader") == "true"
 
 
 def parse_success(doc: Any) -> bool:

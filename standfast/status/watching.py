@@ -16,7 +16,6 @@ from typing import Any, TextIO
 
 from msgspec.structs import replace
 
-from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
 from standfast.status.document import Status
 from standfast.status.text import render
@@ -24,7 +23,7 @@ from standfast.system.clock import format_utc, monotonic, sleep, utc_now
 from standfast.system.lines import lines_of
 from standfast.text import duration
 
-Fetch = Callable[[Config], Status]
+Fetch = Callable[[], Status]
 _INDENT = " " * 11
 """As wide as the labels of `status.text`."""
 _HOME, _END_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
@@ -34,15 +33,16 @@ _HOME, _END_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
 class Watched:
     """One volume, and what was seen of it last."""
 
-    config: Config
+    volume: str
+    fetch: Fetch
     last: Status | None = None
     seen_at: float = 0.0
     error: StandfastError | None = None
 
-    def look(self, fetch: Fetch) -> None:
+    def look(self) -> None:
         """Looks once more; what fails is shown beside what was seen before."""
         try:
-            self.last, self.seen_at, self.error = fetch(self.config), monotonic(), None
+            self.last, self.seen_at, self.error = self.fetch(), monotonic(), None
         except StandfastError as error:
             self.error = error
 
@@ -53,7 +53,7 @@ class Watched:
         error = self.error
         reason = str(error.reason) if isinstance(error, Refused) else None
         failure = {"error": str(error), "reason": reason, "exit_code": error.exit_code}
-        return {"volume": self.config.volume, **failure}
+        return {"volume": self.volume, **failure}
 
     def lines(self) -> list[str]:
         """Returns what is shown to people of the last look, and why there is no newer one."""
@@ -73,7 +73,6 @@ class Watch:
     """Shows what was seen last of each volume, again and again."""
 
     volumes: Sequence[Watched]
-    fetch: Fetch
     out: TextIO
     every_s: float
     as_json: bool = False
@@ -88,7 +87,7 @@ class Watch:
     def turn(self) -> None:
         """Looks once and shows it."""
         for volume in self.volumes:
-            volume.look(self.fetch)
+            volume.look()
         if self.as_json:
             self.out.writelines(json.dumps(each.document()) + "\n" for each in self.volumes)
         elif self.out.isatty():
@@ -101,7 +100,7 @@ class Watch:
         lines = [f"{format_utc(utc_now())}, every {self.every_s:g} s"]
         for volume in self.volumes:
             if len(self.volumes) > 1:
-                lines += ["", f"volume {volume.config.volume}"]
+                lines += ["", f"volume {volume.volume}"]
             lines += volume.lines()
         return lines
 

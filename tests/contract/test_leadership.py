@@ -60,6 +60,20 @@ def test_why_it_can_not_is_told_until_it_is_tried_again(
         give_away(leadership, consul)
 
 
+def test_a_transfer_that_was_done_all_the_same_is_no_trouble_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its answer came too late, say."""
+    clock = stop_the_clock(monkeypatch)
+    leadership = Leadership()
+    with consul_servers(has_peers=False) as servers:
+        with pytest.raises(ConsulError, match="another server that votes"):
+            give_away(leadership, gateway(servers, "n1"))
+        servers.leader = "n2"
+        clock.sleep(LOOK_EVERY_S)
+        give_away(leadership, gateway(servers, "n1"))
+
+
 def test_servers_that_give_it_back_are_left_alone_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

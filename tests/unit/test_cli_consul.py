@@ -22,6 +22,7 @@ from standfast.consul.records import (
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
 from standfast.replication.published import note_origin, published_file
+from standfast.status.watching import Watch
 from standfast.system.clock import format_stamp, utc_now
 from tests.support.origins import Named
 from tests.support.terminal import Desk, a_desk
@@ -358,6 +359,17 @@ def test_a_volume_that_can_not_be_asked_keeps_no_other_from_its_turn(
     code, out, err = desk.run(*words.split())
     assert code == 2 and "volume data-services\n" in out
     assert "standfast: config-invalid: " in err and "media.toml: x = 1" in err
+
+
+def test_a_file_that_is_wrong_hides_no_other_volume_from_who_watches(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_second_volume(desk, "x = 1")
+    monkeypatch.setattr(Watch, "run", Watch.turn)
+    lines = desk.run("status", "--watch", "--json")[1].splitlines()
+    good, bad, *_ = [json.loads(line) for line in lines]
+    assert good["volume"] == "data-services" and "error" not in good
+    assert bad["volume"] == "media" and "x = 1" in bad["error"] and bad["exit_code"] == 2
 
 
 def test_what_changes_something_still_needs_the_name_of_one(desk: Desk) -> None:

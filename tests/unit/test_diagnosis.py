@@ -390,5 +390,5 @@ def test_what_an_election_of_consul_adds_to_a_failover_is_told(
 )
 def test_a_time_as_go_writes_it(told: str | None, seconds: float | None) -> None:
     debug = {} if told is None else {"DebugConfig": {"ConsulRaftElectionTimeout": told}}
-    timeout_s = parse_election_timeout({"Config": {"NodeName": "n1"}, **debug})
+    timeout_s = parse_election_timeout({"Config": {"NodeName": "n1"}, "Stats": None, **debug})
     assert timeout_s == (None if seconds is None else pytest.approx(seconds))

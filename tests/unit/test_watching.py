@@ -49,7 +49,7 @@ def looks(*answers: Status | StandfastError) -> Any:
     """What is fetched, one after the other; then ^C."""
     left = iter(answers)
 
-    def fetch(_config: Config) -> Status:
+    def fetch() -> Status:
         answer = next(left, None)
         if answer is None:
             raise KeyboardInterrupt
@@ -62,7 +62,7 @@ def looks(*answers: Status | StandfastError) -> Any:
 
 def watched(config: Config, out: io.StringIO, *answers: Any, as_json: bool = False) -> str:
     with pytest.raises(KeyboardInterrupt):
-        Watch([Watched(config)], looks(*answers), out, 0.001, as_json).run()
+        Watch([Watched(config.volume, looks(*answers))], out, 0.001, as_json).run()
     return out.getvalue()
 
 
@@ -91,7 +91,7 @@ def test_elsewhere_blocks_follow_each_other_without_control_characters(config: C
 
 def test_an_agent_that_is_away_leaves_the_last_look_with_growing_ages(config: Config) -> None:
     out = io.StringIO()
-    watch = Watch([Watched(config)], looks(SEEN, TimedOut("no answer"), SEEN), out, 1.0)
+    watch = Watch([Watched(config.volume, looks(SEEN, TimedOut("no answer"), SEEN))], out, 1.0)
     watch.turn()
     watch.volumes[0].seen_at = monotonic() - 100.0
     out.truncate(0)
@@ -121,20 +121,17 @@ def test_as_json_each_look_is_one_line(config: Config) -> None:
 def test_of_several_volumes_each_is_shown_and_one_that_does_not_answer_hides_no_other(
     config: Config,
 ) -> None:
-    other = replace(config, volume="media")
-
-    def fetch(asked: Config) -> Status:
-        if asked.volume == "media":
-            return replace(SEEN, volume="media")
-        raise TimedOut("no answer")
-
+    both = [
+        Watched(config.volume, looks(*[TimedOut("no answer")] * 2)),
+        Watched("media", looks(*[replace(SEEN, volume="media")] * 2)),
+    ]
     out = io.StringIO()
-    Watch([Watched(config), Watched(other)], fetch, out, 1.0).turn()
+    Watch(both, out, 1.0).turn()
     text = out.getvalue()
     assert "\nvolume data-services\nNO ANSWER: no answer\n" in text
     assert "\nvolume media\nmedia: n1 is primary, epoch 4" in text
     out = io.StringIO()
-    Watch([Watched(config), Watched(other)], fetch, out, 1.0, as_json=True).turn()
+    Watch(both, out, 1.0, as_json=True).turn()
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [(line["volume"], "error" in line) for line in lines] == [
         ("data-services", True),

@@ -33,8 +33,11 @@ def test_a_primary_that_led_consul_as_well_is_replaced_once_another_leads(
     """The standby begins to count anew when the election ends: one takeover, by one node."""
     elected.repair()
     elected.move_role(to_consul_leader=True)
+    leader = elected.lab.consul_leader().name
     takeover = power_cut(elected, "led")
     takeover.check(elected)
+    assert leader == takeover.old, "another one led at the cut"
+    assert elected.lab.consul_leader().name != leader
     note(
         f"elections: the primary led Consul: a pause of {takeover.writers.longest_pause_s():.1f} s"
     )

@@ -75,8 +75,8 @@ def test_what_the_check_asks_for_leaves_nothing_with_the_server(followed: Kernel
     followed.lab.wait_for(lambda: clients() == 2, 60.0, "n2 and c1 alone", 0.3)
     before, asked = records(), int(n1.sh(ASKED_OF_LOOPBACK))
     n1_lease_s = int(n1.read("/proc/fs/nfsd/nfsv4leasetime"))
-    # A look by a session of NFSv4.1 comes once a minute. Its client is there while it asks; one that
-    # was left would be there for the time of a lease.
+    # A look by a session of NFSv4.1 comes once a minute. Its client is there while it asks; one
+    # that was left would be there for the time of a lease.
     began_s, alone_s, longest_s = time.monotonic(), time.monotonic(), 0.0
     while time.monotonic() - began_s < 2.5 * LOOK_UP_EVERY_S:
         if clients() == 2:

@@ -36,7 +36,6 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("replication", "full"): "Both sides have no snapshot in common any more.",
     ("replication", "verified"): "One of the two nodes has damaged data.",
     ("replication", "clock"): "Ages and the names of snapshots tell the wrong time.",
-    ("replication", "space"): "The next snapshot doesn't fit on the standby.",
     ("replication", "store"): "The two nodes can't exchange snapshots.",
     ("replication", "options"): "One node is to send in a way that the other doesn't understand.",
     ("replication", "tools"): "Without these programs the standby can't receive.",

@@ -121,6 +121,7 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
         systems[role] = btrfs_place.file_system(getattr(paths, role))
     live = btrfs_info.read(paths.live) if on_btrfs else None
     ours = systems.get("standby")
+    progs = btrfs_versions.progs() if on_btrfs else None
     return Facts(
         node=config.node,
         store=store.kind,
@@ -130,12 +131,13 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
         wants=tuple(wants),
         has=(*has, *store.abilities()),
         kernel=btrfs_versions.kernel(),
-        progs=btrfs_versions.progs() if on_btrfs else None,
+        progs=progs,
         paths=Paths(
             live=str(paths.live), snapshots=str(paths.snapshots), standby=str(paths.standby)
         ),
         file_systems=systems,
-        nested=tuple(map(clean, store.nested()))[:_MOST] if live is not None else (),
+        # Without the program it can't be known; that it is missing is the finding then.
+        nested=tuple(map(clean, store.nested()))[:_MOST] if live and progs else (),
         live_received=live.received_uuid if live is not None and not live.read_only else None,
         partial_mount=_partial_mount(paths.standby) if ours is not None else None,
         copies=btrfs_place.copies_of(ours)[:_MOST] if ours is not None else (),

@@ -23,6 +23,7 @@ from standfast.replication.preflight import Problem, problems
 from standfast.replication.storage_facts import Facts, facts_here
 from standfast.system.clock import utc_now
 from tests.support import needs
+from tests.support.scripts import script
 from tests.support.volumes import btrfs_on_file, command, config_for, require_btrfs
 
 FOREIGN = "11111111-2222-4333-8444-555555555555"
@@ -257,11 +258,23 @@ def test_a_copy_of_the_disk_is_found_and_the_fix_makes_it_another_file_system(
 
 
 def test_what_only_root_may_ask_is_said_not_to_be_known(
+    node: BtrfsNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = "[ $1 = --version ] && echo btrfs-progs v6.2 && exit; echo not permitted >&2; exit 1"
+    tool = script(tmp_path / "bin" / "btrfs", refuses)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    [finding] = look(node.config)
+    assert not finding.ok and "not known" in finding.evidence and finding.fix
+
+
+def test_without_btrfs_progs_that_is_the_finding_and_all_else_is_looked_at(
     node: BtrfsNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    [finding] = look(node.config)
-    assert not finding.ok and "not known" in finding.evidence and finding.fix
+    bad, *others = look(node.config)
+    assert bad.check == "tools" and "no program `btrfs`" in bad.evidence
+    assert bad.fix == "install btrfs-progs"
+    assert others and all(finding.ok for finding in others)
 
 
 def test_what_no_snapshot_carries_is_told_with_its_paths(node: BtrfsNode) -> None:

@@ -23,6 +23,8 @@ PORT = 4646
 SERVER = f"http://{ADDRESS}:{PORT}"
 JOBS = {"db": "service", "sys": "system"}
 """Those that are constrained to the primary."""
+ENDS_WHEN_CUT_OFF = {"StopOnClientAfter": 25 * 10**9, "Replace": True}
+"""Of each group, as docs/nomad.md asks for it."""
 TIMES = ("--meta-delay", "1", "2", "--down-after", "5")
 OF_THE_HOST = f"""
 device=$(ip -o -4 addr show to {ADDRESS} | awk '{{print $2}}')
@@ -54,6 +56,7 @@ class Nomad:
         wait_for(lambda: said == ["ready\n"], 30.0, "the stand-in for Nomad listens")
         for name, kind in JOBS.items():
             made = job(name, meta_key="storage_role", kind=kind)
+            made["TaskGroups"][0]["Disconnect"] = ENDS_WHEN_CUT_OFF
             self.ask("POST", "/v1/jobs", {"Job": made})
 
     def close(self) -> None:

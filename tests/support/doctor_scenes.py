@@ -60,7 +60,11 @@ subprocess.run(["btrfs", "subvolume", "snapshot", aside, copy], check=True)
 info.stand_in(copy, known.content_id, aside)
 subprocess.run(["btrfs", "subvolume", "delete", aside], check=True)'
 """
-FULL_AGAIN = "standfast replicate $STANDBY --full; standfast verify $STANDBY --full"
+# A cycle of the timer's may be at work.
+FULL_AGAIN = (
+    "until standfast replicate $STANDBY --full; do sleep 0.5; done;"
+    " standfast verify $STANDBY --full"
+)
 FLUSHER = "systemd-run -q --unit=flusher sh -c 'while :; do nft flush ruleset; sleep 0.02; done'"
 
 SCENES: Mapping[str, Scene] = {
@@ -350,7 +354,7 @@ SCENES: Mapping[str, Scene] = {
         },
         (
             Sight("service", "serving", ("nobody", "{PRIMARY}"), PRIMARY),
-            Sight("service", "trouble", ("nfs-server",), PRIMARY),
+            Sight("service", "trouble", ("nfs", "journalctl -u standfast-agent@{VOLUME}"), PRIMARY),
         ),
     ),
     # What was flushed counts until the epoch is over.

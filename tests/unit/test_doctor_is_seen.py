@@ -52,7 +52,7 @@ ELSEWHERE: Mapping[tuple[str, str], tuple[str, str]] = {
 NOT_SEEN: Mapping[tuple[str, str], str] = {
     ("replication", "store"): "one side would run the demo's parts, which no unit starts",
     ("replication", "clock"): "containers share the host's clock",
-    ("node", "clock"): "containers share the host's clock, and who synchronises it",
+    ("node", "clock"): "seen where nothing synchronises the host's clock, and only there",
     ("node", "clock-set"): "containers share the host's clock",
     ("clients", "options"): "needs a soft NFS mount: in the kernel lab all mounts are as advised",
     ("nomad", "quarantine"): "a node has to be in quarantine for ten minutes",

@@ -145,11 +145,12 @@ def by_node(sights: tuple[Sight, ...]) -> dict[str, list[Sight]]:
 
 
 def wait_until_seen(cluster: WithNomad, told: Mapping[str, str], sights: tuple[Sight, ...]) -> None:
-    """All of one node's at the same moment."""
+    """Each at some look: what is tried again is no trouble meanwhile."""
     for part, wanted in by_node(sights).items():
 
         def unseen(found: list[Finding], wanted: list[Sight] = wanted) -> list[Sight]:
-            return [sight for sight in wanted if not is_seen(sight, found, told)]
+            wanted[:] = [sight for sight in wanted if not is_seen(sight, found, told)]
+            return list(wanted)
 
         wait_until(cluster, told[part], unseen, SEEN_S)
 

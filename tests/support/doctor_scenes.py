@@ -352,10 +352,7 @@ SCENES: Mapping[str, Scene] = {
             PRIMARY: "rm /run/systemd/system/nfs-server.service.d/zz-broken.conf;"
             " systemctl daemon-reload"
         },
-        (
-            Sight("service", "serving", ("nobody", "{PRIMARY}"), PRIMARY),
-            Sight("service", "trouble", ("nfs", "journalctl -u standfast-agent@{VOLUME}"), PRIMARY),
-        ),
+        (Sight("service", "serving", ("nobody", "{PRIMARY}"), PRIMARY),),
     ),
     # What was flushed counts until the epoch is over.
     "a firewall that somebody flushes again and again": Scene(

@@ -237,8 +237,11 @@ def test_what_only_a_replaced_primary_has_is_named_until_it_is_deleted(
 
 @pytest.mark.timeout(400)
 def test_in_the_end_every_check_of_every_node_is_well_again(examined: WithNomad) -> None:
-    """What an operator would undo is undone: who leads Consul with the role, who restarted."""
+    """On a slow machine a server that didn't start may have cost the role: what was kept aside then
+    goes as well. Restarts count for three minutes."""
     began = time.monotonic()
+    for node in examined.storage:
+        node.sh("btrfs subvolume delete /persist/services.diverged-* || true")
     examined.move_role(to_consul_leader=False)
     wait_until_green(examined, RESTARTS_S + 60.0)
     note(f"doctor: all was well again {time.monotonic() - began:.1f} s after the last cause")

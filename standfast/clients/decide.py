@@ -64,6 +64,8 @@ def decide(observed: Observed, config: Config) -> Decision:
         return _on_primary(observed, config)
     if config.client.manage == "never":
         return _nothing(Reason.NOT_A_CLIENT, 'client.manage = "never": nothing is done here')
+    if not _is_client(observed, config):
+        return _nothing(Reason.NOT_A_CLIENT, f"nothing on this node mounts {config.paths.bind}")
     service = observed.service
     if isinstance(service, Unreadable):
         return _wait(service.reason, f"{service.sentence}: the mount stays as it is")
@@ -78,6 +80,14 @@ def decide(observed: Observed, config: Config) -> Decision:
         )
     decision = _of_what_is_mounted(observed, service, config)
     return _in_its_turn(decision, observed, config)
+
+
+def _is_client(observed: Observed, config: Config) -> bool:
+    """Tells it whoever serves, or nobody: a node without a mount misses none."""
+    tie = observed.tie
+    let_go = observed.note is not None and observed.note.let_go
+    shown = observed.top is not None or tie.unit or tie.automount
+    return bool(shown or let_go or config.client.manage == "always")
 
 
 def _on_primary(observed: Observed, config: Config) -> Decision:
@@ -135,11 +145,6 @@ def _of_no_mount(observed: Observed, server: Server, config: Config) -> Decision
             Reason.AUTOMOUNT_IDLE,
             f"nobody uses {path}: the next access mounts from {_named(server)}",
         )
-    let_go = observed.note is not None and observed.note.let_go
-    if not (
-        observed.top or tie.unit or tie.automount or let_go or config.client.manage == "always"
-    ):
-        return _nothing(Reason.NOT_A_CLIENT, f"nothing on this node mounts {path}")
     what = "is being mounted from another server" if tie.mounting else "is not mounted"
     return Decision(
         Action.MOUNT,

@@ -6,6 +6,7 @@ import itertools
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -13,7 +14,16 @@ from msgspec import structs
 from standfast.clients import dependants, notes
 from standfast.clients.decide import PATIENCE_S, Action, decide, turn_s
 from standfast.clients.loop import Remount, look, role_of, server_of
-from standfast.clients.observation import Answer, NoServer, Note, Observed, Role, Server, Tie
+from standfast.clients.observation import (
+    Answer,
+    NoServer,
+    Note,
+    Observed,
+    Role,
+    Server,
+    Tie,
+    Unreadable,
+)
 from standfast.clients.plan import Do
 from standfast.clients.ports import Namespace, Use
 from standfast.config.client import Client
@@ -74,6 +84,16 @@ def test_a_name_that_does_not_resolve_changes_nothing() -> None:
     decision = decide(Observed(unresolved, (nfs(A),), answer=Answer.HANGS), CONFIG)
     assert (decision.action, decision.reason) == (Action.WAIT, Reason.NO_SERVER)
     assert "can't be resolved" in decision.sentence
+
+
+@pytest.mark.parametrize(
+    "service", [NoServer("none"), Unreadable(Reason.CONSUL_TIMEOUT, "it hangs"), server(A, 7, 2)]
+)
+def test_a_node_that_mounts_nothing_is_no_client_whoever_serves(service: Any) -> None:
+    """Doctor has nothing to say of its mount then, least of all that it is missing."""
+    assert decide(Observed(service, ()), CONFIG).reason is Reason.NOT_A_CLIENT
+    tied = Observed(service, (), tie=Tie(unit=True))
+    assert decide(tied, CONFIG).reason is not Reason.NOT_A_CLIENT
 
 
 # Turns

@@ -11,20 +11,18 @@ A path that leads to the volume by a symbolic link is not seen: the disk isn't a
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from standfast.config.model import Config
+from standfast.nfs.exports_file import Entry, entries
 from standfast.system.files import read_foreign_text
 
 ETC = Path("/etc")
-_PATH = re.compile(r'\s*((?:"[^"]*"|[^\s"])+)(.*)', re.DOTALL)
-_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
-_IS_ROOT = re.compile(r"\bfsid=(0|root)\b")
+_IS_ROOT = re.compile(r"(?a)(?:^-|[(,])\s*fsid=(?:root|0[xX]?0*)(?:[,)]|$)")
 
 
 class Relation(StrEnum):
@@ -42,7 +40,7 @@ class ForeignExport:
 
     file: Path
     line: int
-    """The first one of what backslashes continue, from 1."""
+    """Where its path stands, from 1."""
     path: Path
     relation: Relation
 
@@ -54,10 +52,10 @@ def foreign_exports(texts: Mapping[Path, str], live: Path) -> list[ForeignExport
     """Returns the exports that get in the way of `live`'s, by the texts (exports(5)) of files that
     aren't Standfast's."""
     return [
-        ForeignExport(file, number, path, relation)
+        ForeignExport(file, entry.line, entry.path, relation)
         for file, text in texts.items()
-        for number, path, options in _entries(text)
-        if (relation := _relation(path, options, live)) is not None
+        for entry in entries(text)
+        if (relation := _relation(entry, live)) is not None
     ]
 
 
@@ -103,29 +101,12 @@ def _texts(etc: Path, own: Path) -> dict[Path, str]:
     return texts
 
 
-def _entries(text: str) -> Iterator[tuple[int, Path, str]]:
-    """Yields each entry's line number, its path, and what is said of its clients."""
-    begun, whole = 1, ""
-    for number, line in enumerate(text.split("\n"), 1):
-        said, comment, _ = line.partition("#")
-        if said.endswith("\\") and not comment:
-            whole += f"{said[:-1]} "
-            continue
-        if match := _PATH.match(whole + said):
-            yield begun, _unescaped(match[1].replace('"', "")), match[2]
-        begun, whole = number + 1, ""
-
-
-def _unescaped(word: str) -> Path:
-    octal = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), os.fsencode(word))
-    return Path(os.fsdecode(octal))
-
-
-def _relation(path: Path, options: str, live: Path) -> Relation | None:
+def _relation(entry: Entry, live: Path) -> Relation | None:
+    path = entry.path
     if path == live:
         return Relation.SAME
     if live.is_relative_to(path):
         return Relation.ABOVE
     if path.is_relative_to(live):
         return Relation.BELOW
-    return Relation.ROOT if _IS_ROOT.search(options) else None
+    return Relation.ROOT if any(map(_IS_ROOT.search, entry.clients)) else None

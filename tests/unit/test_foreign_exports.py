@@ -36,11 +36,24 @@ def seen(text: str, live: Path = LIVE) -> list[tuple[int, str, Relation]]:
         "  /persist/my\\040services/ *",
         "/persist//my\\040services -rw,sync c9 c8(ro)",
         "/persist/my\\040services \\\n   c9(rw) \\\n   c8(rw)",
+        "/persist/x/../my\\040services c9(rw)",
+        "//persist/./my\\040services// c9(rw)",
+        '"/persist/my\\\n  services" c9(rw)',
+        "/persist/my\\134040services c9(rw)",
+        "/persist/my\\040services\vc9(rw)",
+        "/persist/my\\040services\\000x c9(rw)",
     ],
 )
 def test_an_export_of_the_volumes_path_is_seen_however_it_is_written(line: str) -> None:
     expected = (2, "/persist/my services", Relation.SAME)
     assert seen(f"# a comment \\\n{line}\n/else c9(rw)\n") == [expected]
+
+
+def test_what_a_blank_of_another_kind_begins_is_told_with_its_line() -> None:
+    """As exportfs of nfs-utils 2.6.2 read them."""
+    same = "/persist/my services", Relation.SAME
+    assert seen("/else c9(rw) \r/persist/my\\040services c9(rw)\n") == [(1, *same)]
+    assert seen('"/else\n1" c9 # c8\n\n"/persist/my services" \\\n') == [(4, *same)]
 
 
 def test_of_a_path_of_any_bytes_and_of_one_that_we_escape() -> None:
@@ -57,6 +70,7 @@ def test_of_a_path_of_any_bytes_and_of_one_that_we_escape() -> None:
         ("/persist/my\\040services/web *(ro)", Relation.BELOW),
         ("/srv/nfs4 *(ro,fsid=0)", Relation.ROOT),
         ("/srv/nfs4 -fsid=root,ro c9 c8", Relation.ROOT),
+        ("/srv/nfs4 c9(ro) c8(fsid=0x0)", Relation.ROOT),
     ],
 )
 def test_what_else_gets_in_the_way_of_it(line: str, relation: Relation) -> None:
@@ -73,6 +87,17 @@ def test_what_else_gets_in_the_way_of_it(line: str, relation: Relation) -> None:
         "/else c9(rw,fsid=0a3bc2d1)\n/more c9(fsid=10)",
         "/else \\\n/persist c9(rw)",
         "c9(rw) \\",
+        "/persist/my\\040services#old c9(rw)",
+        '"/persist/my services#old" c9(rw)',
+        "/persist/my\\040services\u00a0old c9(rw)",
+        "/persist/my\\040services\u2028x c9(rw)",
+        "/persist/my\\040services\x1cold c9(rw)",
+        "/persist/my\\040services\x85 c9(rw)",
+        "/persist/my\\040services/../x c9(rw)",
+        "/persist/my\\4040services c9(rw)",
+        "/else c9(rw) # \\\n/more c9(rw) # /persist\n#/persist c9",
+        "/else c9(fsid=01,mp=/fsid=0) fsid=0",
+        "/else c9(rw)\r\n\r\n/persist/my\\040services c9(rw)",
     ],
 )
 def test_what_concerns_others_alone_is_left_to_them(text: str) -> None:

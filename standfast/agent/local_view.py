@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from standfast.system.clock import Instant, instant
 from standfast.system.locks import is_locked
 
 SNAPSHOTS_EVERY_S = 15.0
+MOST_DIRECTORIES = 10_000
 
 
 def changed_at(paths: Sequence[Path]) -> tuple[int, ...]:
@@ -50,9 +52,26 @@ def _visible(directory: Path) -> Sequence[Path]:
         return []
 
 
-def _has_something(path: Path) -> bool:
-    """Tells whether it is a directory that isn't empty."""
-    return path.is_dir() and next(path.iterdir(), None) is not None
+def _has_data(path: Path) -> bool:
+    """Tells whether it is a directory in which, at any depth, something else than a directory lies.
+
+    Units and tmpfiles make directories in a tree that was made by hand. A tree too large to look
+    through each time counts as one with data. What is mounted there, or another subvolume, is no
+    part of the tree.
+    """
+    if not path.is_dir():
+        return False
+    device, seen, waiting = path.stat().st_dev, 0, [str(path)]
+    while waiting:
+        # One that goes meanwhile holds nothing any more.
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > MOST_DIRECTORIES or not entry.is_dir(follow_symlinks=False):
+                    return True
+                if entry.stat(follow_symlinks=False).st_dev == device:
+                    waiting.append(entry.path)
+    return False
 
 
 def _by_time(copy: Path) -> tuple[float, str]:
@@ -119,14 +138,14 @@ class LocalView:
         return False
 
     def _before_any_epoch(self, local: Local) -> Local:
-        """An empty snapshot tells of no data: a first promotion that failed leaves one."""
+        """A snapshot without data is no copy: a first promotion that failed leaves one."""
         paths, store = self._machine.config.paths, self._machine.store
         known = {snapshot.path for snapshot in store.snapshots()}
         trees = known.union(store.aside(), _visible(paths.standby))
         return replace(
             local,
-            live_is_empty=local.has_live and not _has_something(paths.live),
-            copies=tuple(sorted(filter(_has_something, trees), key=_by_time)),
+            live_is_empty=local.has_live and not _has_data(paths.live),
+            copies=tuple(sorted(filter(_has_data, trees), key=_by_time)),
         )
 
     def _known(self, *, fresh: bool) -> tuple[Available, ...]:

@@ -92,7 +92,9 @@ def _nothing_to_serve(view: Cluster, local: Local, config: Config) -> Decision |
     would see an empty volume, and standbys take it in. None: the volume is new."""
     live, node = config.paths.live, local.node
     reason = Reason.VOLUME_EMPTY if local.has_live else Reason.VOLUME_MISSING
-    what = f"{live} on {node} is empty" if local.has_live else f"there is no {live} on {node}"
+    what = (
+        f"{live} on {node} has no file in it" if local.has_live else f"there is no {live} on {node}"
+    )
     if local.copies:
         newest, more = local.copies[-1], len(local.copies) - 1
         away = f"mv {live} {live}.empty && " if local.has_live else ""

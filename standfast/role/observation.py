@@ -178,9 +178,9 @@ class Local:
     has_live: bool = False
     """There is a tree at the live path; once this node had an epoch: that one's."""
     live_is_empty: bool = False
-    """Nothing is in that tree; looked at only before this node has seen any epoch."""
+    """It has nothing but directories; looked at only before this node has seen any epoch."""
     copies: tuple[Path, ...] = ()
-    """Trees with something in them, where snapshots and what was put aside lie: of the volume,
+    """Trees with data in them, where snapshots and what was put aside lie: of the volume,
     whether a file of ours tells of them or not; the newest last. Looked at as `live_is_empty`."""
     nfs_running: bool = False
     read_only: bool = False

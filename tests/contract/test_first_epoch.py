@@ -56,12 +56,14 @@ def asked_to_promote(machine: Machine) -> Decision:
     return decide(view, local, machine.config, Moment(NOW_S, UTC), Request(promote=True))
 
 
-@pytest.mark.parametrize("live", ["none", "empty"])
+@pytest.mark.parametrize("live", ["none", "empty", "only directories"])
 def test_the_command_of_the_refusal_makes_a_tree_with_the_newest_files(
     machine: Machine, live: str
 ) -> None:
-    if live == "empty":
+    if live != "none":
         make_live(machine.config.paths.live, "btrfs")
+    if live == "only directories":
+        (machine.config.paths.live / "app" / "data").mkdir(parents=True)
     refused = asked_to_promote(machine)
     assert refused.action is Action.BLOCKED, refused.sentence
     told = next(part for part in refused.sentence.split("`") if "btrfs subvolume snapshot" in part)
@@ -73,11 +75,28 @@ def test_the_command_of_the_refusal_makes_a_tree_with_the_newest_files(
     assert files(snapshot.path).keys() == {"file", "more"}
 
 
+def test_what_is_mounted_in_the_tree_or_another_subvolume_is_no_part_of_it(
+    machine: Machine,
+) -> None:
+    live = machine.config.paths.live
+    make_live(live, "btrfs")
+    for part in ("nested", "mounted"):
+        command("btrfs", "-q", "subvolume", "create", live / part)
+    command("mount", "-t", "tmpfs", "tmpfs", live / "mounted")
+    try:
+        for part in ("nested", "mounted"):
+            (live / part / "file").touch()
+        assert LocalView(machine).look(fresh=True).live_is_empty
+    finally:
+        command("umount", live / "mounted")
+
+
 def test_a_new_volume_begins_empty_and_can_be_begun_again_after_a_failure(machine: Machine) -> None:
     """A promotion that failed leaves its snapshot of the empty tree."""
     for replica in machine.store.snapshots():
         command("btrfs", "-q", "subvolume", "delete", replica.path)
     make_live(machine.config.paths.live, "btrfs")
+    (machine.config.paths.live / "app").mkdir()
     assert asked_to_promote(machine).action is Action.PROMOTE
     volume.snapshot_of_epoch(machine, 0)
     assert asked_to_promote(machine).action is Action.PROMOTE

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from standfast.agent import local_view
 from standfast.agent.local_view import SNAPSHOTS_EVERY_S, LocalView, available
 from standfast.ages import Origin
 from standfast.consul.records import LeaderState
@@ -115,15 +117,46 @@ def test_before_any_epoch_it_is_seen_which_trees_with_files_lie_here(node: FakeN
     paths.live.mkdir()
     noted, unnoted = paths.standby / "services@20261118T102641Z", paths.standby / "by-hand"
     for tree in (noted, unnoted, paths.standby / ".staging" / "half"):
-        (tree / "file").mkdir(parents=True)
+        tree.mkdir(parents=True)
+        (tree / "file").touch()
     (paths.standby / "services@20261118T102650Z").mkdir()
     publish(node, 2, noted=False)
     local = view.look()
     assert (local.live_is_empty, local.copies) == (True, (unnoted, noted))
     (paths.live / "file").touch()
-    assert not view.look().live_is_empty
+    assert not view.look().live_is_empty and view.look().has_live
     view.note_epoch(1)
     assert view.look().copies == (), "and later nobody asks"
+
+
+@pytest.mark.parametrize(
+    ("make", "is_empty"),
+    [
+        (lambda at: None, True),
+        (lambda at: (at / "deeper").mkdir(), True),
+        (lambda at: (at / "file").touch(), False),
+        (lambda at: (at / "link").symlink_to("/nonexistent"), False),
+        (lambda at: (at / "link").symlink_to("/"), False),
+        (lambda at: os.mkfifo(at / "pipe"), False),
+        (lambda at: [(at / str(number)).mkdir() for number in range(6)], False),
+    ],
+    ids=["a directory", "two", "a file", "a link to nothing", "a link", "a pipe", "too many"],
+)
+def test_directories_alone_are_no_data(
+    node: FakeNode,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], object],
+    is_empty: bool,
+) -> None:
+    """A unit makes `app` in a tree that was made by hand, before the first promotion."""
+    monkeypatch.setattr(local_view, "MOST_DIRECTORIES", 6)
+    paths = node.config.paths
+    for tree in (paths.live, paths.standby / "copy"):
+        (tree / "app").mkdir(parents=True)
+        make(tree / "app")
+    local = LocalView(node.machine).look()
+    assert local.live_is_empty is is_empty
+    assert local.copies == (() if is_empty else (paths.standby / "copy",))
 
 
 def test_only_the_tree_of_its_own_epoch_can_be_gone_on_with(

@@ -136,7 +136,7 @@ def test_before_any_epoch_it_is_seen_which_trees_with_files_lie_here(node: FakeN
         (lambda at: (at / "deeper").mkdir(), True),
         (lambda at: (at / "file").touch(), False),
         (lambda at: (at / "link").symlink_to("/nonexistent"), False),
-        (lambda at: (at / "link").symlink_to("/"), False),
+        (lambda at: (at / "link").symlink_to(at.parent / "app2"), False),
         (lambda at: os.mkfifo(at / "pipe"), False),
         (lambda at: [(at / str(number)).mkdir() for number in range(6)], False),
     ],
@@ -152,7 +152,8 @@ def test_directories_alone_are_no_data(
     monkeypatch.setattr(local_view, "MOST_DIRECTORIES", 6)
     paths = node.config.paths
     for tree in (paths.live, paths.standby / "copy"):
-        (tree / "app").mkdir(parents=True)
+        for name in ("app", "app2"):
+            (tree / name).mkdir(parents=True)
         make(tree / "app")
     local = LocalView(node.machine).look()
     assert local.live_is_empty is is_empty

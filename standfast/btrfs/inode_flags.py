@@ -1,7 +1,7 @@
 """Inodes with flags that no send stream carries, and that a receive on top of them fails at.
 
-BTRFS_IOC_TREE_SEARCH_V2 gives each inode's item, a call for each (some 200,000 a second): no path
-is looked up and no file is opened. It needs root.
+They are found by the inodes' items (`tree_search`): no path is looked up and no file is opened. It
+needs root.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from standfast.btrfs.tree_search import SUBVOLUME, Search
 from standfast.system.clock import Deadline
 
 NODATASUM, NODATACOW, IMMUTABLE, APPEND = 1 << 0, 1 << 1, 1 << 6, 1 << 7
@@ -25,16 +26,7 @@ HINDERING = NODATASUM | NODATACOW | IMMUTABLE | APPEND
 
 _FIRST, _LAST = 256, 2**64 - 257
 _INODE_ITEM = 1
-# struct btrfs_ioctl_search_args_v2: the key (tree, ranges of object, offset and transaction, range
-# of type, number of items, reserved), the buffer's size, the buffer.
-_KEY = struct.Struct("=QQQQQQQIII36xQ")
-_ARGS_BYTES = 112
-_COUNT = struct.Struct("=I")
-_COUNT_AT = 64
-_ITEM_HEAD = struct.Struct("=QQQII")  # transaction, object, offset, type, length
 _ITEM = struct.Struct("=16xQ28xI8xQ")  # struct btrfs_inode_item: size, mode, flags
-_BUFFER_BYTES = 512
-_SEARCH = (3 << 30) | (_ARGS_BYTES << 16) | (0x94 << 8) | 17  # _IOWR(0x94, 17, args)
 _LOOKUP_BYTES = 4096
 _LOOKUP_HEAD = struct.Struct("=QQ")  # tree, object; then the path
 _INO_LOOKUP = (3 << 30) | (_LOOKUP_BYTES << 16) | (0x94 << 8) | 18  # _IOWR(0x94, 18, args)
@@ -66,20 +58,17 @@ def flagged(subvolume: int, deadline: Deadline) -> Iterator[Flagged]:
 
     OSError without root, or where this is no btrfs.
     """
-    args = bytearray(_ARGS_BYTES + _BUFFER_BYTES)
+    search = Search(subvolume, SUBVOLUME)
     at, looked_at = _FIRST, 0
     while at <= _LAST:
-        key = (0, at, _LAST, 0, 2**64 - 1, 0, 2**64 - 1, _INODE_ITEM, _INODE_ITEM, 1)
-        _KEY.pack_into(args, 0, *key, _BUFFER_BYTES)
-        fcntl.ioctl(subvolume, _SEARCH, args)
-        if _COUNT.unpack_from(args, _COUNT_AT)[0] == 0:
+        item = search.first((at, _LAST), _INODE_ITEM)
+        if item is None:
             return
-        _, inode, _, kind, _ = _ITEM_HEAD.unpack_from(args, _ARGS_BYTES)
-        if kind == _INODE_ITEM:
-            size, mode, flags = _ITEM.unpack_from(args, _ARGS_BYTES + _ITEM_HEAD.size)
+        if item.kind == _INODE_ITEM:
+            size, mode, flags = search.unpacked(_ITEM)
             if flags & HINDERING:
-                yield Flagged(inode, mode, size, flags)
-        at, looked_at = inode + 1, looked_at + 1
+                yield Flagged(item.number, mode, size, flags)
+        at, looked_at = item.number + 1, looked_at + 1
         if looked_at % _LOOK_UP_EVERY == 0 and deadline.remaining_s() <= 0:
             return
 

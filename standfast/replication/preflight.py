@@ -153,14 +153,20 @@ def _flagged(facts: Facts) -> Iterator[Problem]:
 
 
 def _limit(facts: Facts) -> Iterator[Problem]:
+    live = facts.paths["live"]
+    told, ends = [], []
     if facts.limit_bytes is not None:
-        live = facts.paths["live"]
+        told.append(f"{live} on {facts.node} to {facts.limit_bytes // 2**20} MiB")
+        ends += [f"btrfs qgroup limit none {live}", f"btrfs qgroup limit -e none {live}"]
+    for group, limit in facts.group_limits.items():
+        told.append(f"the group {group} of {live} on {facts.node} to {limit // 2**20} MiB")
+        ends += [f"btrfs qgroup limit {kind}none {group} {live}" for kind in ("", "-e ")]
+    if told:
         yield Problem(
             "limit",
-            f"btrfs' quota limits {live} on {facts.node} to {facts.limit_bytes // 2**20} MiB, "
-            f"which no snapshot carries to another node",
+            f"btrfs' quota limits {' and '.join(told)}, which no snapshot carries to another node",
             f"have a hook set it again where the role goes (docs/operators-guide.md), or end it: "
-            f"btrfs qgroup limit none {live}",
+            f"{'; '.join(ends)}",
             grave=False,
             lasts=True,
         )

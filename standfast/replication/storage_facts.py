@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
@@ -34,6 +35,7 @@ _FLAGS_S = 3.0
 """Some 600,000 inodes; whoever asks waits for it."""
 Text = Annotated[str, Meta(max_length=4096)]
 """Printable, too; may be empty."""
+Group = Annotated[str, Meta(pattern=r"^[0-9]{1,5}/[0-9]{1,15}\Z")]
 Texts = Annotated[tuple[Text, ...], Meta(max_length=_MOST)]
 
 
@@ -84,6 +86,8 @@ class Facts(Struct, frozen=True):
     """Some files of the live subvolume with flags that no stream carries: `+i DIRECTORY/FILE`."""
     limit_bytes: Whole | None = None
     """What btrfs' quota limits the live subvolume to."""
+    group_limits: Annotated[dict[Group, Whole], Meta(max_length=_MOST)] = {}
+    """... and each group of quota that it is in; an older version's node doesn't tell."""
     clock_set_s: Annotated[float, Meta(ge=0, lt=2**63)] | None = None
     """See `published.clock_set_ago`; an older version's node doesn't tell."""
 
@@ -120,6 +124,7 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
     for role in ROLES if on_btrfs else ():
         systems[role] = btrfs_place.file_system(getattr(paths, role))
     live = btrfs_info.read(paths.live) if on_btrfs else None
+    limits = quota.group_limits(paths.live) if live is not None else {}
     ours = systems.get("standby")
     progs = btrfs_versions.progs() if on_btrfs else None
     return Facts(
@@ -144,6 +149,7 @@ def facts_here(config: Config, store: ReplicaStore) -> Facts:
         space=store.space(),
         flags=_flags(paths.live) if live is not None else (),
         limit_bytes=quota.limit_of(paths.live) if live is not None else None,
+        group_limits=dict(islice(limits.items(), _MOST)),
     )
 
 

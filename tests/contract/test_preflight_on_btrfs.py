@@ -13,6 +13,7 @@ import pytest
 from msgspec import structs
 
 from standfast.btrfs import info as btrfs_info
+from standfast.btrfs import quota
 from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config
 from standfast.doctor.storage_checks import look
@@ -26,6 +27,7 @@ from tests.support import needs
 from tests.support.scripts import script
 from tests.support.volumes import btrfs_on_file, command, config_for, require_btrfs
 
+MIB = 2**20
 FOREIGN = "11111111-2222-4333-8444-555555555555"
 
 
@@ -288,6 +290,39 @@ def test_what_no_snapshot_carries_is_told_with_its_paths(node: BtrfsNode) -> Non
     assert problem.check == "limit" and "100 MiB" in problem.evidence
     sh(problem.fix.partition("end it: ")[2])
     assert node.problems() == []
+
+
+@pytest.mark.parametrize("kind", ["", "-e"], ids=["referenced", "exclusive"])
+def test_a_limit_is_told_with_what_ends_it_also_one_of_a_group_around_the_groups(
+    node: BtrfsNode, kind: str
+) -> None:
+    number = command("btrfs", "inspect-internal", "rootid", node.live).strip()
+    sh(
+        f"cd {node.live}; btrfs quota enable .; btrfs qgroup limit {kind} 90M ."
+        f"; for group in 1/0 1/1 2/7 2/6; do btrfs qgroup create $group .; done"
+        f"; btrfs qgroup assign 0/{number} 1/0 .; btrfs qgroup assign 1/0 2/7 ."
+        f"; btrfs qgroup assign 1/1 2/7 .; btrfs qgroup assign 1/0 2/6 ."
+        f"; btrfs qgroup limit {kind} 50M 1/1 .; btrfs qgroup limit {kind} 60M 2/7 ."
+    )
+    assert quota.group_limits(node.live) == {"2/7": 60 * MIB}
+    sh(f"cd {node.live}; btrfs qgroup limit {kind} 70M 1/0 .")
+    problem = node.the_problem()
+    assert problem.check == "limit" and not problem.grave
+    for told in (f"{node.live} on n1 to 90 MiB", "group 1/0 of ", "to 70 MiB", "group 2/7 of "):
+        assert told in problem.evidence
+    assert "1/1" not in problem.evidence and "2/6" not in problem.evidence
+    node.store.create_live_from(moved_away(node))
+    assert quota.group_limits(node.live) == {}, "the harm: a promotion's tree is in no group"
+    sh(f"btrfs subvolume delete {node.live}; mv {node.live}.old {node.live}")
+    sh(problem.fix.partition("end it: ")[2])
+    assert node.problems() == []
+
+
+def moved_away(node: BtrfsNode) -> Snapshot:
+    """A snapshot of the live tree, which isn't at its place any more."""
+    snapshot = node.take()
+    node.live.rename(f"{node.live}.old")
+    return snapshot
 
 
 def test_a_live_tree_that_is_immutable_itself_is_told_as_grave(node: BtrfsNode) -> None:

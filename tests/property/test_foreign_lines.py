@@ -23,7 +23,7 @@ FACTS = Facts(
     "n1", "btrfs", 1.5, 2**40, ("zstd",), ("zstd",), "6.1", None,
     {"live": "/p/s", "snapshots": "/p", "standby": "/p/t"},
     {"live": "u", "snapshots": None, "standby": "u"}, ("a b",), None, "/m", (),
-    Space(size=2**40, data=2**30, metadata=1, reserve=5), ("+i f",), 2**30,
+    Space(size=2**40, data=2**30, metadata=1, reserve=5), ("+i f",), 2**30, {"1/0": 2**20},
 )  # fmt: skip
 MESSAGES: list[Any] = [
     wire.Hello("alo", "v", "a", wire.Purpose.ASK),

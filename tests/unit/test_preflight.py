@@ -104,6 +104,7 @@ def test_a_file_system_that_is_nearly_full_is_told_and_an_older_peer_tells_nothi
     [
         ({"flags": ("+i etc/x", "+C db")}, "flags", r"n1 .*: \+i etc/x, \+C db"),
         ({"limit_bytes": 20 * MIB}, "limit", "/p/services on n1 to 20 MiB"),
+        ({"group_limits": {"1/0": 30 * MIB}}, "limit", "group 1/0 of /p/services on n1 to 30 MiB"),
     ],
 )
 def test_what_a_failover_loses_is_told_before_it(
@@ -169,7 +170,7 @@ def test_an_option_of_the_sender_is_looked_for_on_both_sides() -> None:
 
 def test_facts_survive_the_wire() -> None:
     odd = replace(WELL, live_received="1", nested=("a b",), copies=("/dev/x",), partial_mount="/m")
-    odd = replace(odd, flags=("+i f",), limit_bytes=1)
+    odd = replace(odd, flags=("+i f",), limit_bytes=1, group_limits={"1/0": 2})
     for facts in (WELL, odd, replace(WELL, store="directory", progs=None, file_systems={})):
         assert Facts.parse(json.loads(json.dumps(facts.document(), sort_keys=True))) == facts
 
@@ -188,6 +189,9 @@ def test_facts_survive_the_wire() -> None:
         {"nested": ["x"] * 1000},
         {"paths": {"live": "/p"}},
         {"paths": []},
+        {"group_limits": {"1/0; reboot": 1}},
+        {"group_limits": {"1/0\n": 1}},
+        {"group_limits": {"1/0": -1}},
         {"file_systems": {"live": 1, "snapshots": None, "standby": None}},
         {"file_systems": {"live": "u"}},
         {"file_systems": {"another": "u"}},

@@ -1,5 +1,5 @@
-"""What btrfs' quota limits a subvolume to, which each snapshot of it inherits, and groups that it is
-in, which none does."""
+"""Limits of btrfs' quota: a subvolume's own, which its snapshots inherit, and those of groups that
+it is in, which its snapshots aren't."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
-import re
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from standfast.config.model import Config
 from standfast.config.problems import Problem, dotted, shown
-from standfast.config.rules import names
+from standfast.config.rules import ALIKE, much_like, names
 from standfast.system.lines import fields_of, lines_of
 
 # Of exports(5) and parseopts() in support/nfs/exports.c of nfs-utils 2.8.
@@ -28,16 +28,18 @@ _EXPORT_OPTIONS = """
     anonuid= anongid= squash_uids= squash_gids= mountpoint= mp= refer= replicas= sec= xprtsec=
     reexport=
 """
-_MORE_IDS = re.compile(r"\d+(-\d+)?")
-"""What follows a comma in squash_uids=0-15,20."""
-_ALIKE = 0.7
+# A list of ids ends at its comma: of squash_uids=0-15,20 exportfs refuses the 20.
+_OWN_NAMES = (
+    "localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"
+)  # fmt: skip
+"""Of loopback, by the /etc/hosts of one distribution or another."""
 
 
 def advice(config: Config, *, here: bool) -> tuple[list[Problem], list[Problem]]:
     """Returns what can't work, and what is only worth a word. `here`: it is this host's own
     configuration, and not a file that may be meant for another one."""
     bad = [*_export_options(config), *_addresses(config)]
-    words = list(_resembling(config))
+    words = [*_resembling(config), *(_mount_points(config) if here else ())]
     for problem, certain in _files(config) if here else ():
         (bad if certain else words).append(problem)
     return bad, words
@@ -49,14 +51,14 @@ def _export_options(config: Config) -> Iterator[Problem]:
     known = fields_of(" ".join(lines_of(_EXPORT_OPTIONS)))
     for text in config.nfs.options.split(","):
         name, equals, _ = text.partition("=")
-        if name + equals in known or _MORE_IDS.fullmatch(text):
+        if name + equals in known:
             continue
         if name == "fsid":
             rule, way_out = "is given by Standfast, another one for each tree", "leave it out"
         else:
             rule = f"{shown(text)} is no export option: exportfs would refuse it, and with it the "
             rule += "whole export"
-            close = difflib.get_close_matches(name + equals, known, 1, _ALIKE)
+            close = difflib.get_close_matches(name + equals, known, 1, ALIKE)
             way_out = f"did you mean {close[0]}?" if close else "see `man 5 exports`"
         yield Problem("nfs.options", shown(config.nfs.options), rule, way_out)
 
@@ -73,12 +75,48 @@ def _addresses(config: Config) -> Iterator[Problem]:
 
 
 def _is_everybodys(address: str) -> bool:
-    try:
-        known = ipaddress.ip_address(address)
-    except ValueError:
+    known = _address(address)
+    if known is None:
         name = address.lower().removesuffix(".")
-        return name == "localhost" or name.startswith("localhost.") or name.endswith(".localhost")
-    return known.is_loopback
+        return name.partition(".")[0] in _OWN_NAMES or name.endswith(".localhost")
+    return known.is_loopback or known.is_unspecified
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Returns the address that a resolver makes of the text without asking anybody."""
+    try:
+        known = ipaddress.ip_address(text)
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(text))  # 0x7f.1, say
+        except OSError:
+            return None
+    mapped = known.ipv4_mapped if isinstance(known, ipaddress.IPv6Address) else None
+    return known if mapped is None else mapped
+
+
+def _mount_points(config: Config) -> Iterator[Problem]:
+    """Without a path it is the live tree that has to be one, and a subvolume is one to mountd."""
+    if config.nfs.server != "kernel" or config.node not in config.nodes:
+        return
+    for text in config.nfs.options.split(","):
+        name, _, path = text.partition("=")
+        if name in ("mp", "mountpoint") and path and not is_mount_point(path):
+            yield Problem(
+                "nfs.options",
+                shown(config.nfs.options),
+                f"{path} is no mount point now: with {shown(text)} mountd would export nothing",
+                "mount it, or take the option out",
+            )
+
+
+def is_mount_point(path: str) -> bool:
+    """Judges by the rule of mountd (support/misc/mountpoint.c of nfs-utils)."""
+    try:
+        own, above = os.lstat(path), os.lstat(f"{path}/..")
+    except OSError:
+        return False
+    return own.st_dev != above.st_dev or own.st_ino == above.st_ino
 
 
 def _files(config: Config) -> Iterator[tuple[Problem, bool]]:
@@ -120,21 +158,13 @@ def _wrong_with(path: Path) -> tuple[str, bool] | None:
 def _resembling(config: Config) -> Iterator[Problem]:
     if config.node in config.nodes:
         return
-    like = [name for name in sorted(config.nodes) if _alike(name, config.node)]
+    like = much_like(config, config.node)
     if like:
         yield Problem(
             "node",
             shown(config.node),
             f"this host is none of the storage nodes ({names(config)}), so that it counts as a "
             f"client; but its name is much like {like[0]}",
-            f'if it is that node, rename [nodes.{like[0]}], or set node = "{like[0]}"',
+            f'if it is that node, rename [{dotted("nodes", like[0])}], or set node = "{like[0]}"',
             ("nodes",),
         )
-
-
-def _alike(name: str, other: str) -> bool:
-    """Hosts that are numbered differ by their numbers, and on purpose."""
-    name, other = name.lower(), other.lower()
-    if re.findall(r"\d+", name) != re.findall(r"\d+", other):
-        return False
-    return difflib.SequenceMatcher(None, name, other).ratio() >= _ALIKE

@@ -5,6 +5,7 @@ The first paragraph of each rule's docstring is what the reference prints.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import math
 import re
@@ -21,6 +22,8 @@ from standfast.config.problems import Problem, dotted, shown
 MARGIN_S = 1.0
 # sun_path holds 108 bytes with the terminating zero.
 MOST_SOCKET_BYTES = 107
+ALIKE = 0.7
+"""Of two names: one may be the other, mistyped."""
 SOCKET_NAME = "agent.sock"
 _SNAPSHOT_BASE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,200}$")
 
@@ -104,11 +107,13 @@ def nodes_rule(config: Config) -> Iterator[Problem]:
         return
     for key, name in (("node", config.node), ("preferred", config.preferred)):
         if name and name not in config.nodes:
+            like = much_like(config, name)
             yield Problem(
                 key,
                 shown(name),
                 f"is not one of the nodes ({names(config)})",
-                f"use one of them or add [nodes.{name}]",
+                (f"did you mean {like[0]}? If not, " if like else "use one of them or ")
+                + f"add [{dotted('nodes', name)}]",
                 ("nodes",),
             )
     yield from _duplicate_addresses(config)
@@ -230,6 +235,24 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
 def names(config: Config) -> str:
     """Returns the storage nodes for a message."""
     return ", ".join(sorted(config.nodes)[:20])
+
+
+def much_like(config: Config, name: str) -> list[str]:
+    """Returns the storage nodes that a name is much like."""
+    return [known for known in sorted(config.nodes) if _alike(known, name)]
+
+
+def _alike(name: str, other: str) -> bool:
+    """Also where one of them has a domain."""
+    name, other = name.lower(), other.lower()
+    return _are_close(name, other) or _are_close(name.partition(".")[0], other.partition(".")[0])
+
+
+def _are_close(name: str, other: str) -> bool:
+    """Hosts that are numbered differ by their numbers, and on purpose."""
+    if re.findall(r"\d+", name) != re.findall(r"\d+", other):
+        return False
+    return difflib.SequenceMatcher(None, name, other).ratio() >= ALIKE
 
 
 def _both_or_none(table: str, access: ConsulAccess | NomadAccess) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from msgspec import structs
 from standfast.btrfs import info as btrfs_info
 from standfast.btrfs import quota
 from standfast.btrfs.store import BtrfsStore
+from standfast.config.advice import is_mount_point
 from standfast.config.model import Config
 from standfast.doctor.storage_checks import look
 from standfast.errors import CommandFailed, Refused
@@ -123,6 +124,13 @@ def test_the_standby_directory_is_made_a_subvolume_and_a_plain_one_will_do(node:
     assert plain.receive(node, snapshot).returncode == 0
     assert plain.store.publish(snapshot.name).content_id == snapshot.content_id
     assert plain.problems() == []
+
+
+def test_to_mountd_a_subvolume_is_a_mount_point(node: BtrfsNode) -> None:
+    """So the export option `mp` without a path is in nobody's way."""
+    assert is_mount_point(str(node.live)) and is_mount_point(str(node.root))
+    (node.live / "app").mkdir()
+    assert not is_mount_point(str(node.live / "app"))
 
 
 def test_nested_subvolumes_are_named_and_the_fix_turns_them_into_directories(

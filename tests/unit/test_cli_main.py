@@ -15,7 +15,6 @@ from standfast.cli import direct
 from standfast.cli.commands import COMMANDS
 from standfast.cli.main import main
 from standfast.cli.parser import build
-from standfast.config.load import load
 from standfast.errors import CommandFailed, Refused, StandfastError, StepFailed, TimedOut
 from standfast.reasons import Reason
 from tests.support.terminal import write_config
@@ -288,66 +287,6 @@ def test_config_check_of_a_client_says_so(
     monkeypatch.setattr("socket.gethostname", lambda: "laptop")
     assert main(["config", "check"]) == 0
     assert "laptop is a client (not in [nodes]: c1, zippy)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [
-        ("[nodes.c1]", '[nfs]\noptions = "rw,syncc"\n[nodes.c1]', "did you mean sync?"),
-        ("[nodes.c1]", '[nfs]\noptions = "rw,fsid=0"\n[nodes.c1]', "leave it out"),
-        ("192.168.1.3", "127.0.0.1", "nodes.c1.address"),
-        ("192.168.1.3", "localhost", "nodes.c1.address"),
-        ("192.168.1.3", "::1", "nodes.c1.address"),
-        ("[consul]", '[consul]\ntoken_file = "/nowhere/token"', "consul.token_file"),
-        ("[consul]", '[consul]\nca_cert = "/"', "consul.ca_cert"),
-        ("[consul]", '[nomad]\ntoken_file = "/nowhere/token"\n[consul]', "nomad.token_file"),
-    ],
-)
-def test_config_check_finds_what_breaks_no_rule_and_can_not_work(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Captured,
-    old: str,
-    new: str,
-    told: str,
-) -> None:
-    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(tmp_path / "etc"))
-    path = write_config(tmp_path / "etc", tmp_path, ["127.0.0.1:1"])
-    before = path.read_text()
-    assert old in before
-    path.write_text(before.replace(old, new))
-    load(path)  # no agent is kept from its start
-    assert main(["config", "check"]) == 2
-    out = capsys.readouterr().out
-    assert told in out and "is a storage node" not in out, out
-
-
-def test_config_check_of_a_file_does_not_look_for_the_files_that_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may be another host's."""
-    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(tmp_path / "etc"))
-    path = write_config(tmp_path / "etc", tmp_path, ["127.0.0.1:1"])
-    path.write_text(path.read_text().replace("[consul]", '[consul]\ntoken_file = "/nowhere/t"'))
-    assert main(["config", "check", str(path)]) == 0
-
-
-@pytest.mark.parametrize(
-    ("host", "like"), [("zipy", "zippy"), ("Zippy", "zippy"), ("laptop", ""), ("c2", "")]
-)
-def test_config_check_warns_a_host_whose_name_is_much_like_a_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, host: str, like: str
-) -> None:
-    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(tmp_path / "etc"))
-    path = write_config(tmp_path / "etc", tmp_path, ["127.0.0.1:1"])
-    path.write_text(path.read_text().replace('node = "zippy"', ""))
-    monkeypatch.setattr("socket.gethostname", lambda: host)
-    assert main(["config", "check", "--json"]) == 0
-    [file] = json.loads(capsys.readouterr().out)["files"]
-    assert (file["node"], file["storage_node"]) == (host, False)
-    told = [word["way_out"] for word in file["warnings"]]
-    way_out = f'if it is that node, rename [nodes.{like}], or set node = "{like}"'
-    assert told == ([way_out] if like else [])
 
 
 def test_config_check_without_any_file_tells_how_to_begin(

@@ -97,6 +97,15 @@ def test_named_nodes_are_among_the_nodes(key: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["c1.lan", "C1", "C1.rack.example.org"])
+def test_a_name_that_is_nearly_that_of_a_node_is_told_with_it(name: str) -> None:
+    [told] = said(config(node=name))
+    added = f'[nodes."{name}"]' if "." in name else f"[nodes.{name}]"
+    assert told.endswith(f"did you mean c1? If not, add {added}")
+    [told] = said(config(node=name.replace("1", "2")))
+    assert "use one of them" in told
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [("192.168.1.2", "192.168.1.2"), ("fd00::1", "fd00:0::1"), ("c1.net", "C1.net.")],

@@ -14,12 +14,14 @@ from pathlib import Path
 from standfast.errors import StandfastError
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
-from standfast.system.lines import lines_of
+from standfast.system.lines import fields_of, lines_of
 from standfast.system.run import run
 
 RUNTIME_UNITS = Path("/run/systemd/system")
 ASK_S = 5.0
 """Deadline of a question."""
+REQUIREMENTS = ("Requires", "BindsTo")
+"""Without whose start a unit isn't started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,33 @@ class SystemdUnits:
         return value
 
     def obstacle(self, unit: str) -> str | None:
-        """Says why a unit can't be started at all, whatever it would do; None: it can.
+        """Says why a unit can't be started at all, whatever it would do, as it or what it requires
+        is masked, say; None: it can.
 
         StandfastError when the manager doesn't say."""
-        state = self.show(unit, "LoadState")
-        return None if state == "loaded" else f"{unit} is {state}"
+        asked = [f"--property={','.join(('LoadState', *REQUIREMENTS))}", "--", unit]
+        said = _properties(self._systemctl("show", asked, Deadline.after(ASK_S)))
+        state = said.get("LoadState")
+        if not state:
+            raise StandfastError(f"systemd does not tell whether {unit} is loaded")
+        if state != "loaded":
+            return f"{unit} is {state}"
+        names = [name for kind in REQUIREMENTS for name in fields_of(said.get(kind, ""))]
+        # How systemctl writes a backslash (of a slice, a device) is another thing in each version.
+        required = sorted({name for name in names if "\\" not in name})
+        if not required:
+            return None
+        asked = ["--property=Id,LoadState", "--", *required]
+        states = self._systemctl("show", asked, Deadline.after(ASK_S))
+        wrong = {
+            fields["Id"]: fields["LoadState"]
+            for fields in map(_properties, states.split("\n\n"))
+            if fields.get("LoadState", "loaded") != "loaded" and "Id" in fields
+        }
+        if not wrong:
+            return None
+        named = " and ".join(f"{name}, which is {state}" for name, state in wrong.items())
+        return f"{unit} requires {named}"
 
     def write_drop_in(self, unit: str, name: str, text: str, deadline: Deadline) -> None:
         """Writes a drop-in that lasts until the next boot and is in force when this returns."""
@@ -133,6 +157,10 @@ class SystemdUnits:
         except StandfastError:
             return []
         return parse_journal(listing)
+
+
+def _properties(block: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in lines_of(block) if "=" in line)
 
 
 def parse_journal(listing: str) -> list[JournalLine]:

@@ -269,8 +269,8 @@ class FakeBind:
     """Whose live tree it is: of one that is read-only nobody keeps it."""
 
     def mount(self, deadline: Deadline) -> None:
-        if self.foreign:
-            raise StandfastError(f"the path is taken: {self.foreign}")
+        if (why := self.obstacle(deadline)) is not None:
+            raise StandfastError(why)
         self.world.effect("bind")
         self.mounted = True
 
@@ -283,6 +283,9 @@ class FakeBind:
 
     def is_mounted(self) -> bool:
         return self.mounted
+
+    def obstacle(self, deadline: Deadline) -> str | None:
+        return f"the path is taken: {self.foreign}" if self.foreign else None
 
 
 @dataclass
@@ -297,11 +300,14 @@ class FakeKeeper:
     clean: bool = False
     running: bool = False
     opened: bool = False
+    masked: bool = False
 
     def reset_failed(self, unit: str, deadline: Deadline) -> None:
         self.world.effect("reset-failed")
 
     def start(self, unit: str, deadline: Deadline) -> None:
+        if (why := self.obstacle(unit)) is not None:
+            raise CommandFailed(why, returncode=1)
         claim = take_claim(self.config.run_dir)
         self.world.effect("start-lease")
         if claim is not None and self.epoch is None:
@@ -324,7 +330,7 @@ class FakeKeeper:
         return self.running
 
     def obstacle(self, unit: str) -> str | None:
-        return None
+        return f"{unit} is masked" if self.masked else None
 
     def ask(
         self, _path: Path, request: Mapping[str, str | None], _deadline: Deadline

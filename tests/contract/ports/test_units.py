@@ -41,6 +41,11 @@ class Scene:
     unit: str
     spoil: Callable[[], object]
     """From now on a start of the unit fails."""
+    mask: Callable[[], object] | None = None
+    """Somebody masks the unit; None: there is no such thing here."""
+    mask_what_it_requires: Callable[[], object] | None = None
+    required: str = ""
+    """The name of that."""
 
 
 @contextlib.contextmanager
@@ -69,7 +74,10 @@ def fake(directory: Path) -> Iterator[Scene]:
     def spoil() -> None:
         (node.config.run_dir / "claim.json").unlink()
 
-    yield Scene(node.keeper, node.machine.lease_unit, spoil)
+    def mask() -> None:
+        node.keeper.masked = True
+
+    yield Scene(node.keeper, node.machine.lease_unit, spoil, mask)
 
 
 @contextlib.contextmanager
@@ -82,6 +90,7 @@ def simulated(directory: Path) -> Iterator[Scene]:
             SimUnits(seat),
             f"standfast-lease@{seat.volume}.service",
             lambda: give_the_lease(seat, Holder("b", "boot-2")),
+            lambda: setattr(seat.lease, "masked", True),
         )
 
 
@@ -120,3 +129,23 @@ def test_a_unit_that_ends_at_its_start_is_an_error_and_not_active(scene: Scene) 
 
 def test_a_unit_that_is_there_could_be_started(scene: Scene) -> None:
     assert scene.units.obstacle(scene.unit) is None
+
+
+def test_a_unit_that_is_masked_is_foreseen_and_starts_nothing(scene: Scene) -> None:
+    if scene.mask is None:
+        pytest.skip("the demo's processes are no units that could be masked")
+    scene.mask()
+    assert scene.units.obstacle(scene.unit) == f"{scene.unit} is masked"
+    with pytest.raises(StandfastError, match="masked"):
+        scene.units.start(scene.unit, soon(START_S))
+    assert not scene.units.is_active(scene.unit)
+
+
+def test_what_a_unit_requires_is_foreseen_as_well(scene: Scene) -> None:
+    if scene.mask_what_it_requires is None:
+        pytest.skip("one unit is all that is modelled")
+    scene.mask_what_it_requires()
+    expected = f"{scene.unit} requires {scene.required}, which is masked"
+    assert scene.units.obstacle(scene.unit) == expected
+    with pytest.raises(StandfastError, match="masked"):
+        scene.units.start(scene.unit, soon(START_S))

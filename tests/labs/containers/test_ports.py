@@ -25,7 +25,9 @@ from tests.support.scripts import script
 from tests.support.waiting import soon
 
 UNITS = "/run/systemd/system"
-UNIT = "held-to-the-contract.service"
+UNIT = "held-to-the-contract@a-volume.service"
+"""Of a template: systemd puts it into a slice whose name has backslashes, and requires that."""
+REQUIRED = "required-by-it.service"
 
 
 def held_to(suite: ModuleType) -> Callable[[type], type]:
@@ -69,13 +71,25 @@ def unit(node: Container, name: str, text: str) -> None:
 class TestUnits:
     @pytest.fixture
     def scene(self, node: Container) -> Iterator[test_units.Scene]:
-        unit(node, UNIT, "[Service]\nExecStart=/bin/sleep infinity\n")
+        unit(node, REQUIRED, "[Service]\nExecStart=/bin/sleep infinity\n")
+        text = f"[Unit]\nRequires={REQUIRED}\n[Service]\nExecStart=/bin/sleep infinity\n"
+        unit(node, UNIT, text)
+
+        def mask(name: str) -> None:
+            node.sh(f"rm {UNITS}/{name} && systemctl mask --runtime -q {name}")
+
         yield test_units.Scene(
             units_of(node),
             UNIT,
             lambda: unit(node, UNIT, "[Service]\nType=oneshot\nExecStart=/bin/false\n"),
+            lambda: mask(UNIT),
+            lambda: mask(REQUIRED),
+            REQUIRED,
         )
-        node.sh(f"systemctl stop {UNIT}; systemctl reset-failed {UNIT} || true")
+        names = f"{UNIT} {REQUIRED}"
+        node.sh(f"systemctl stop {names} || true; systemctl reset-failed {names} || true")
+        node.sh(f"systemctl unmask --runtime -q {names}; cd {UNITS}; rm -f {names}")
+        node.run("systemctl", "daemon-reload")
 
 
 @held_to(test_schedule)

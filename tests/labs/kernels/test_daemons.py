@@ -117,6 +117,11 @@ REFUSED = {
         "systemctl unmask --runtime -q nfs-server",
         "nfs-server.service is masked",
     ),
+    "what its unit requires is masked": (
+        f"systemctl mask --runtime -q {MOUNTD}",
+        f"systemctl unmask --runtime -q {MOUNTD}",
+        f"requires {MOUNTD}, which is masked",
+    ),
     "another port of nfsd": (
         "printf '[nfsd]\\nport=20049\\n' > /etc/nfs.conf.d/zz.conf",
         "rm /etc/nfs.conf.d/zz.conf",

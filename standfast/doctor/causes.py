@@ -46,6 +46,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("replication", "flags"): "It can't be set aside, and its snapshots can't be deleted.",
     ("replication", "room"): "After a failover it would soon take no writes.",
     ("replication", "copies"): "After a reboot the standby may mount the wrong one.",
+    ("takeover", "bind"): "The volume could not be shown at its path.",
     ("takeover", "clients"): "These clients could mount nothing from the next primary.",
     ("takeover", "consul"): "Without Consul nobody takes over.",
     ("takeover", "disk"): "Without the volume's disk there is nothing to serve.",

@@ -28,7 +28,7 @@ from standfast.mounts.units import mount_units
 from standfast.node.ports import BindMount
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import read_foreign_text
-from standfast.system.mountinfo import Mount, around, mounted_at, parse_mountinfo, root_of
+from standfast.system.mountinfo import Mount, around, mounted_at, parse_mountinfo, root_of, stack_at
 from standfast.system.run import run
 from standfast.system.systemd import SystemdUnits
 
@@ -74,16 +74,13 @@ class LiveBind:
             return
         self._let_go_of_dead_nfs(deadline)
         unit = self._unit(deadline)
+        if (why := self._taken(unit)) is not None:
+            raise StandfastError(why)
         if unit is not None and self._units is not None:
             # Before, not after: with an automount the next access mounts what the unit says then.
             self._turn_into_bind(unit, deadline)
             self._stop(unit, deadline)
             self._units.start(unit, deadline)
-        elif (foreign := mounted_at(self._mounts(), self._bind)) is not None:
-            raise StandfastError(
-                f"{self._bind} is taken: {foreign.kind} {foreign.root} is mounted there; unmount "
-                f"it, or give it a systemd mount unit, which is then turned into the bind mount"
-            )
         else:
             self._bind.mkdir(parents=True, exist_ok=True)
             argv = ["mount", "--bind", "--", str(self._live), str(self._bind)]
@@ -92,6 +89,29 @@ class LiveBind:
             raise StandfastError(
                 f"{self._live} was mounted at {self._bind}, but isn't what is seen there"
             )
+
+    def obstacle(self, deadline: Deadline) -> str | None:
+        if self.is_mounted():
+            return None
+        unit = self._unit(deadline)
+        masked = unit and self._units and self._units.obstacle(unit)
+        return masked or self._taken(unit)
+
+    def _taken(self, unit: str | None) -> str | None:
+        """Says why the path can't be had, whatever NFS mount is let go of there; None: it can.
+
+        Never touches a path that something is mounted at: who looks at a dead one hangs.
+        """
+        there = stack_at(self._mounts(), self._bind)
+        if not there:
+            return _unusable(self._bind)
+        foreign = next((mount for mount in reversed(there) if not mount.is_nfs), None)
+        if unit is not None or foreign is None:
+            return None
+        return (
+            f"{self._bind} is taken: {foreign.kind} {foreign.root} is mounted there; unmount "
+            f"it, or give it a systemd mount unit, which is then turned into the bind mount"
+        )
 
     def _let_go_of_dead_nfs(self, deadline: Deadline) -> None:
         """An NFS mount of the previous primary: its users hang for ever, and so would umount."""
@@ -213,6 +233,18 @@ class LiveBind:
                 writes = permissions[1] + permissions[3] == "ws"
                 return Use(int(process.name), name, path, "", writes=writes, hangs=False)
         return None
+
+
+def _unusable(path: Path) -> str | None:
+    """Says why nothing can be mounted at a path where nothing is; None: it can."""
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        return f"{path} is taken: {there} is no directory; move it away"
+    if (real := there.resolve()) != there:  # where a mount would be listed
+        return f"{path} is taken: {there} leads to {real} by a symbolic link; make it a directory"
+    if there != path and not os.access(there, os.W_OK):
+        return f"{path} is not there, and nothing can be made in {there}"
+    return None
 
 
 def named(users: Sequence[Use]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 CHECKS = (
+    "bind",
     "clients",
     "consul",
     "disk",

@@ -209,6 +209,10 @@ class BindMount(Protocol):
     def is_mounted(self) -> bool:
         """Tells whether the volume, and nothing else, is what is seen there."""
 
+    def obstacle(self, deadline: Deadline) -> str | None:
+        """Says why the volume could not be mounted there, by the judge that `mount` goes by; None:
+        it could. Nothing is changed."""
+
 
 class Units(Protocol):
     """The service manager, for units of ours."""

@@ -30,6 +30,8 @@ from standfast.system.probe import answers_nfs
 ASK_S = 20.0
 """For one look's question to another machine: a login by ssh, and a program's start there that asks
 Consul. 10 s were too few in a virtual machine without hardware's help."""
+BIND_S = 10.0
+"""For systemd's word on the mount unit of the volume's path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,12 @@ def _disk(scene: Scene) -> Iterator[Obstacle]:
         volume.check_place(scene.machine)
     except StandfastError as error:
         yield Obstacle("disk", str(error), "mount the volume's file system")
+
+
+def _bind(scene: Scene) -> Iterator[Obstacle]:
+    wrong = scene.machine.bind.obstacle(Deadline.after(BIND_S))
+    if wrong is not None:
+        yield Obstacle("bind", wrong, f"nothing else is at {scene.config.paths.bind}")
 
 
 def _space(scene: Scene) -> Iterator[Obstacle]:
@@ -164,6 +172,7 @@ Look = Callable[[Scene], Iterable[Obstacle]]
 LOOKS: Mapping[str, Look] = {
     "snapshot": _snapshot,
     "disk": _disk,
+    "bind": _bind,
     "space": _space,
     "server": _server,
     "lease": _lease_unit,

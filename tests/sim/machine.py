@@ -204,8 +204,8 @@ class SimBind:
 
     def mount(self, deadline: Deadline) -> None:
         self._node.world.clockwork.take(0.01)
-        if self._volume in self._node.taken:
-            raise StandfastError("the path is taken: tmpfs / is mounted there")
+        if (why := self.obstacle(deadline)) is not None:
+            raise StandfastError(why)
         if self._node.disk_of(self._volume) is None:
             raise CommandFailed("mount: the live subvolume does not exist", returncode=32)
         self._node.binds.add(self._volume)
@@ -220,3 +220,7 @@ class SimBind:
 
     def is_mounted(self) -> bool:
         return self._volume in self._node.binds
+
+    def obstacle(self, deadline: Deadline) -> str | None:
+        taken = not self.is_mounted() and self._volume in self._node.taken
+        return "the path is taken: tmpfs / is mounted there" if taken else None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -76,6 +76,50 @@ def test_what_somebody_else_mounted_there_is_not_touched(tmp_path: Path) -> None
     with pytest.raises(StandfastError, match="is taken: tmpfs / is mounted there"):
         bind.mount(soon(10))
     bind.unmount(soon(10))
+
+
+def on_disk(bind: Path, tmp_path: Path) -> LiveBind:
+    """Nothing is mounted there."""
+    (tmp_path / "self").mkdir(exist_ok=True)
+    (tmp_path / "self/mountinfo").write_text(MOUNTINFO)
+    return LiveBind(Path("/persist/services"), bind, None, proc=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (lambda place: place.touch(), "is no directory"),
+        (lambda place: place.symlink_to(place.parent), "by a symbolic link"),
+        (lambda place: place.symlink_to("/nowhere"), "is no directory"),
+        (lambda place: place.mkdir(), None),
+        (lambda _place: None, None),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_what_lies_at_the_path_or_above_it_is_foreseen(
+    tmp_path: Path, plant: Callable[[Path], object], words: str | None, below: str
+) -> None:
+    place = tmp_path / "data"
+    plant(place)
+    bind = on_disk(place / below, tmp_path)
+    foreseen = bind.obstacle(soon(10))
+    assert (foreseen is None) == (words is None), foreseen
+    if words is not None:
+        assert words in str(foreseen)
+        with pytest.raises(StandfastError, match=words):
+            bind.mount(soon(10))
+
+
+NFS_THERE = "44 43 0:70 / /data/services rw - nfs4 192.168.1.2:/persist/services rw\n"
+
+
+def test_an_nfs_mount_is_let_go_of_and_what_is_below_it_is_judged(tmp_path: Path) -> None:
+    """That of the primary, on a standby that is a client: nobody looks into it."""
+    without = MOUNTINFO.replace("43 42 0:60 / /data/services rw - tmpfs tmpfs rw\n", "")
+    without = without.replace("42 22 0:44 /data/services /data/services", "42 22 0:44 /x /y")
+    assert bind_with(without + NFS_THERE, tmp_path).obstacle(soon(10)) is None
+    foreseen = bind_with(MOUNTINFO + NFS_THERE, tmp_path).obstacle(soon(10))
+    assert "is taken: tmpfs" in str(foreseen)
 
 
 def test_the_drop_in_makes_any_mount_unit_a_bind_mount() -> None:

@@ -142,6 +142,13 @@ def test_a_disk_that_is_not_mounted_is_told(node: FakeNode) -> None:
     assert checks(inspect(scene(node)))["disk"] is Weight.BARS
 
 
+def test_a_path_that_the_volume_could_not_be_shown_at_bars_a_promotion(node: FakeNode) -> None:
+    node.bind.foreign = "tmpfs"
+    [obstacle] = inspect(scene(node))
+    assert (obstacle.check, obstacle.weight) == ("bind", Weight.BARS)
+    assert "is taken: tmpfs" in obstacle.evidence
+
+
 def test_a_lease_unit_that_can_not_be_started_is_told(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

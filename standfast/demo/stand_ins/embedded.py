@@ -223,14 +223,18 @@ class EmbeddedBind:
         self._live = config.paths.live
         self._bind = config.paths.bind
 
-    def mount(self, deadline: Deadline) -> None:  # noqa: ARG002 - a link doesn't wait
+    def mount(self, deadline: Deadline) -> None:
         if self.is_mounted():
             return
+        if (why := self.obstacle(deadline)) is not None:
+            raise StandfastError(why)
         self._bind.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._bind.symlink_to(self._live)
-        except FileExistsError as error:
-            raise StandfastError(f"{self._bind} is taken: move away what is there") from error
+        self._bind.symlink_to(self._live)
+
+    def obstacle(self, deadline: Deadline) -> str | None:  # noqa: ARG002 - a link doesn't wait
+        if self.is_mounted() or not os.path.lexists(self._bind):
+            return None
+        return f"{self._bind} is taken: move away what is there"
 
     def unmount(self, deadline: Deadline) -> None:  # noqa: ARG002 - a link doesn't wait
         if self.is_mounted():

@@ -42,6 +42,7 @@ SYSTEMCTL = """\
 what=$(sed -n 's/^What=//p' {drop_in} 2>/dev/null)
 case "$*" in
   *FragmentPath*) echo /etc/systemd/system/{unit} ;;
+  *LoadState*) echo LoadState=loaded ;;
   *ActiveState*) mountpoint -q {bind} && echo active || echo inactive ;;
   start*)
     mkdir -p {bind}
@@ -210,6 +211,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
 def test_the_volume_is_seen_at_its_path_until_it_is_unmounted(scene: Scene) -> None:
     assert not scene.bind.is_mounted()
     for _ in range(2):
+        assert scene.bind.obstacle(soon(10)) is None
         scene.bind.mount(soon(10))
         assert scene.bind.is_mounted() and scene.again.is_mounted()
         assert scene.shows()
@@ -224,8 +226,10 @@ def test_what_somebody_else_put_there_is_not_taken_for_the_volume_and_stays(scen
         pytest.skip("a mount unit's path is given to the volume, whatever the unit mounted there")
     scene.take_the_path()
     assert not scene.bind.is_mounted()
-    with pytest.raises(StandfastError, match="is taken"):
+    foreseen = scene.bind.obstacle(soon(10))
+    with pytest.raises(StandfastError, match="is taken") as refused:
         scene.bind.mount(soon(10))
+    assert foreseen == str(refused.value)
     assert not scene.bind.is_mounted()
     scene.bind.unmount(soon(10))
     assert scene.is_theirs()

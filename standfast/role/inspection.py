@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Leader
+from standfast.consul.values import Instance
 from standfast.errors import StandfastError, ours
 from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle, Weight
-from standfast.node.other_server import is_foreign, is_listed, taken_away, words
+from standfast.node.other_server import active_elsewhere, is_foreign, is_listed, taken_away, words
 from standfast.node.space import shortages
 from standfast.reasons import Reason
 from standfast.role import registration, volume
@@ -127,18 +129,27 @@ def _fence(scene: Scene) -> Iterator[Obstacle]:
 
 
 def _service(scene: Scene) -> Iterator[Obstacle]:
-    config, leader = scene.config, scene.leader
-    known = (
-        {config.node} if leader is None or leader.is_clean else {config.node, leader.holder.node}
-    )
-    addresses = {config.nodes[name].address for name in known & config.nodes.keys()}
-    instances = scene.machine.consul.instances(config.service)
-    for instance in (seen for seen in instances if is_foreign(seen) and is_listed(seen)):
+    """Asks as the guard will, with the epoch that this node would get. Of the entries that are
+    gone by then, or answered by then from here alone, it isn't asked."""
+    config, leader, view = scene.config, scene.leader, scene.view
+    if isinstance(view, Blind):
+        return  # the epoch isn't known, and `snapshot` tells it
+    holder = None if leader is None or leader.is_clean else leader.holder.node
+    known = {config.node, holder}
+    addresses = {node.address for name, node in config.nodes.items() if name in known}
+
+    def answers(instance: Instance, address: str, port: int) -> bool:
         # There it is the primary's own server that answers, or this node's with another volume.
-        expected = instance.node in known or instance.address in addresses
-        if not expected and scene.port_answers(instance.address, instance.port):
+        expected = instance.node in known or address in addresses
+        return not expected and scene.port_answers(address, port)
+
+    for instance in scene.machine.consul.instances(config.service):
+        if (instance.node, instance.service_id) == (holder, config.service_id):
+            continue  # it is deregistered before, or its node is dead
+        ask = partial(answers, instance)
+        if active_elsewhere((instance,), config.node, (view.epoch or 0) + 1, ask) is not None:
             yield Obstacle("service", words(config, instance), "as said there")
-        else:
+        elif is_foreign(instance) and is_listed(instance):
             at = f"{instance.address}:{instance.port}"
             text = f"a leftover of {config.service} at {at}, where Consul's DNS sends clients, too"
             yield Obstacle("service", text, taken_away(instance), Weight.TOLD)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +21,6 @@ from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.consul.values import Instance
 from standfast.errors import StandfastError, TimedOut
 from standfast.names import SnapshotName
-from standfast.nfs import ahead
-from standfast.nfs.kernel import export_line
 from standfast.node.obstacle import CHECKS, Obstacle, Weight
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
@@ -33,10 +29,8 @@ from standfast.reasons import Reason
 from standfast.role.decision import Moment
 from standfast.role.inspection import Scene, inspect
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
-from standfast.system.probe import listening
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
-from tests.support.scripts import script as write_script
 
 NOW = Moment(1000.0, 1_795_000_000.0)
 LEADER = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
@@ -200,6 +194,10 @@ def entry(
     return Instance("by-hand", name, address, 2049, meta or {}, "passing", "passing")
 
 
+def critical(instance: Instance) -> Instance:
+    return structs.replace(instance, checks="critical")
+
+
 @pytest.mark.parametrize(
     ("instance", "answers", "weight"),
     [
@@ -209,12 +207,22 @@ def entry(
         (entry("n2"), True, Weight.TOLD),
         (entry(address="192.168.1.3"), True, Weight.TOLD),
         (entry("n1"), True, Weight.TOLD),
-        (entry(meta={"epoch": "4"}), True, None),
-        (structs.replace(entry(), checks="critical"), True, None),
+        (critical(entry()), True, None),
         (structs.replace(entry(), node_health="critical"), True, None),
+        # Of a dead primary: its fence has failed where its port answers. This node would get 5.
+        (entry(meta={"epoch": "4"}), True, Weight.BARS),
+        (critical(entry(meta={"epoch": "3"})), True, Weight.BARS),
+        (entry(meta={"epoch": "4"}), False, None),
+        (entry("n2", meta={"epoch": "3"}), True, None),
+        (entry("n1", meta={"epoch": "9"}), True, None),
+        # Of one that this node's epoch isn't above.
+        (entry(meta={"epoch": "5"}), False, Weight.BARS),
+        (entry("n2", meta={"epoch": "9"}), False, Weight.BARS),
+        (entry(meta={"epoch": "x"}), False, Weight.BARS),
+        (critical(entry(meta={"epoch": "5"})), True, None),
     ],
 )
-def test_an_entry_by_hand_bars_a_promotion_where_its_port_answers(
+def test_an_entry_of_another_bars_a_promotion_where_the_guard_would_refuse_it(
     node: FakeNode,
     monkeypatch: pytest.MonkeyPatch,
     instance: Instance,
@@ -226,8 +234,23 @@ def test_an_entry_by_hand_bars_a_promotion_where_its_port_answers(
     assert checks(made) == ({} if weight is None else {"service": weight})
     for obstacle in made:
         deregister = f"on {instance.node}: consul services deregister -id=by-hand"
-        assert deregister in obstacle.evidence + obstacle.fix
+        by_hand = deregister in obstacle.evidence + obstacle.fix
+        assert by_hand == ("epoch" not in instance.meta)
         assert (weight is Weight.BARS) == ("Another NFS server" in obstacle.evidence)
+
+
+@pytest.mark.parametrize("epoch", ["4", "9"])
+def test_the_entry_of_the_present_primary_is_in_nobodys_way(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, epoch: str
+) -> None:
+    """Until it has given the role up: then the entry is to be gone."""
+    its = structs.replace(entry("n2", meta={"epoch": epoch}), service_id=node.config.service_id)
+    monkeypatch.setattr(node.consul, "instances", lambda _service: (its,))
+    made = scene(node, port_answers=lambda _address, _port: True)
+    assert inspect(made) == ()
+    assert isinstance(made.view, Cluster)
+    gone = structs.replace(LEADER, state=LeaderState.CLEAN)
+    assert "service" in checks(inspect(replace(made, view=replace(made.view, leader=gone))))
 
 
 # Who looks, and when
@@ -285,75 +308,6 @@ def test_a_node_with_an_epoch_of_its_own_is_no_candidate(
     now[0] = replace(standby, local=replace(standby.local, own=own))
     inspector.turn()
     assert inspector.last is None and inspector.barring == ()
-
-
-# What this machine's NFS server would meet
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_program_that_listens_at_the_port_is_seen(address: str) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as server:
-        server.bind((address, 0))
-        port = server.getsockname()[1]
-        assert not listening(port)
-        server.listen()
-        assert listening(port)
-    assert not listening(port)
-
-
-def test_another_program_at_the_port_bars_a_promotion(node: FakeNode) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        nfs = structs.replace(node.config.nfs, port=server.getsockname()[1])
-        config = structs.replace(node.config, nfs=nfs)
-        [obstacle] = ahead.taken_port(config, running=False)
-        assert obstacle.check == "port" and not list(ahead.taken_port(config, running=True))
-
-
-def test_only_names_of_hosts_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def resolve(name: str) -> None:
-        asked.append(name)
-        if name == "web2.lan":
-            raise OSError("Name or service not known")
-
-    clients = ("10.0.0.0/8", "192.168.1.7", "fd00::/8", "*.lan", "@group", "web1", "web2.lan")
-    [obstacle] = ahead.unresolved(clients, resolve)
-    assert sorted(asked) == ["web1", "web2.lan"]
-    assert "web2.lan" in obstacle.evidence and "web1" not in obstacle.evidence
-    assert obstacle.weight is Weight.REFUSES
-
-
-@pytest.mark.parametrize(
-    ("port", "is_wrong"), [("", False), ("2049", False), ("nfs", False), ("20049", True)]
-)
-def test_what_nfs_conf_says_of_the_port_is_compared(
-    node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str, is_wrong: bool
-) -> None:
-    write_script(tmp_path / "bin" / "nfsconf", f'test "$3" = port && echo "{port}"')
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    said = [obstacle.evidence for obstacle in ahead.listens_elsewhere(node.config)]
-    assert [f"at port {port}" in text for text in said] == [True] * is_wrong
-
-
-@pytest.mark.parametrize("clients", [("10.0.0.0/8",), ("10.0.0.0/8", "10.0.0.0/8"), ("web1",)])
-def test_an_export_that_could_not_be_tried_bars_nobody(
-    node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: tuple[str, ...]
-) -> None:
-    """Where no namespace can be made, say; a client that is named twice has one line."""
-    write_script(tmp_path / "bin" / "exportfs", "exit 1")
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    config = structs.replace(node.config, nfs=structs.replace(node.config.nfs, clients=clients))
-    monkeypatch.setattr(ahead, "EXPORTS", tmp_path / "exports.d")
-    write_script(tmp_path / "bin" / "unshare", "echo Operation not permitted >&2; exit 1")
-    with pytest.raises(StandfastError, match="could not be tried: Operation not permitted"):
-        list(ahead.exports_trial(config, export_line))
-    write_script(tmp_path / "bin" / "unshare", "echo '/persist 10.0.0.0/8(rw)'")
-    assert list(ahead.exports_trial(config, export_line)) == []
-    write_script(tmp_path / "bin" / "unshare", "echo 'unknown keyword' >&2")
-    [obstacle] = ahead.exports_trial(config, export_line)
-    assert obstacle.weight is Weight.BARS and "unknown keyword" in obstacle.evidence
 
 
 def test_after_a_promotion_that_asked_nobody_looks_any_more(

@@ -332,11 +332,15 @@ def test_a_leftover_registration_blocks_a_promotion_only_while_its_port_answers(
     put(cluster[other], "catalog/register", ghost)
     listener = lab.client.listen(2049)
     try:
-        cluster.standfast(name, "switchover", "--to", other, check=False, timeout_s=120)
-        said = cluster[other].journal("nfs-server")
+        epoch, pid = cluster.epoch(name), nfsd_pid(cluster[name])
+        said = cluster.standfast(name, "switchover", "--to", other, check=False, timeout_s=120)
         assert "ERROR: Another NFS server is already active at 192.168.1.100" in said
-        assert cluster.serving() == []
+        assert "nothing was stopped" in said
+        assert (cluster.serving(), cluster.epoch(name)) == ([name], epoch)
+        assert nfsd_pid(cluster[name]) == pid
         listener.kill()
+        listener.wait(30.0)
+        cluster.standfast(name, "switchover", "--to", other, timeout_s=120)
         cluster.wait_for_role(other, "primary")
     finally:
         listener.kill()

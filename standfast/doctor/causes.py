@@ -56,6 +56,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("takeover", "inspection"): "Whether the standby could take over is not known.",
     ("takeover", "lease"): "Without its lease process a node can't hold the role.",
     ("takeover", "name"): "Consul tells of this node by a name that nobody here knows.",
+    ("takeover", "nfs-conf"): "The server would not be there for clients.",
     ("takeover", "port"): "The server would not be where clients and fence expect it.",
     ("takeover", "server"): "Whether the NFS server could start is not known.",
     ("takeover", "service"): "Clients that ask Consul may be sent to another server.",

@@ -121,24 +121,3 @@ def taken_port(config: Config, *, running: bool) -> Iterator[Obstacle]:
             f"another program listens at TCP port {port}, and nfsd does not run",
             f"`ss -ltnp sport = :{port}` names it: end it",
         )
-
-
-def listens_elsewhere(config: Config) -> Iterator[Obstacle]:
-    """Asks nfs.conf where nfsd would listen, unless there is no nfsconf to read it.
-
-    Not for RDMA: that is turned off before each start (`state.settings`).
-    """
-    if shutil.which("nfsconf") is None:
-        return
-    port = _setting("port")
-    if port and port not in (str(config.nfs.port), "nfs" if config.nfs.port == 2049 else ""):
-        yield Obstacle(
-            "port",
-            f"nfsd would listen at port {port} by /etc/nfs.conf, and nfs.port is {config.nfs.port}",
-            "[nfsd] in /etc/nfs.conf: the same port as nfs.port",
-        )
-
-
-def _setting(name: str) -> str:
-    argv = ["nfsconf", "--get", "nfsd", name]
-    return run(argv, deadline=Deadline.after(5.0), op="nfsconf", check=False).stdout.strip()

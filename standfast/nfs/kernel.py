@@ -16,7 +16,7 @@ from pathlib import Path
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError, TimedOut
-from standfast.nfs import ahead
+from standfast.nfs import ahead, conf_ahead
 from standfast.nfs.as_client import (
     MOUNTD,
     LooksUp,
@@ -116,7 +116,7 @@ class KernelNfs:
         yield from ahead.missing_programs()
         yield from unit_obstacle(self._units, config.nfs.unit)
         yield from ahead.taken_port(config, running=running)
-        yield from ahead.listens_elsewhere(config)
+        yield from conf_ahead.obstacles(config)
         if (problem := self.unfenced()) is not None:
             yield Obstacle("port", problem, "as said there")
         if "fsid=" in config.nfs.options:

@@ -17,6 +17,7 @@ CHECKS = (
     "inspection",
     "lease",
     "name",
+    "nfs-conf",
     "port",
     "server",
     "service",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from pathlib import Path
 
@@ -44,4 +45,15 @@ def _connects(address: str, port: int, *, refused: bool) -> bool:
         return refused
     except OSError:
         return False
+    return True
+
+
+def is_ours(address: str) -> bool:
+    """Tells whether this machine has the address, or it is a wildcard; in doubt it has."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+            asked.bind((address, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
     return True

@@ -161,6 +161,12 @@ def test_the_export_is_one_line_with_every_client_and_the_fsid(host: Host, confi
     assert host.calls == [], "nobody serves: nothing to refresh"
 
 
+def test_nfs_conf_is_asked_ahead_and_the_file_is_named(host: Host) -> None:
+    host.program("nfsconf", '[ "$3" != tcp ] || echo n')
+    seen = next(each for each in host.nfs.obstacles() if each.check == "nfs-conf")
+    assert "by /etc/nfs.conf (tcp=n)" in seen.evidence
+
+
 def test_a_running_server_is_told_of_an_export_and_of_its_end(host: Host, config: Config) -> None:
     host.threads(8)
     host.nfs.export(FSID)

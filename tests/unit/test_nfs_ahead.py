@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
 from standfast.errors import StandfastError
-from standfast.nfs import ahead
+from standfast.nfs import ahead, conf_ahead
+from standfast.nfs.conf_ahead import NfsConf
 from standfast.nfs.kernel import export_line
 from standfast.node.obstacle import Weight
-from standfast.system.probe import listening
+from standfast.system.probe import is_ours, listening
 from tests.fakes.machine import FakeNode, fake_node
 from tests.support.scripts import script as write_script
 
@@ -58,16 +60,96 @@ def test_only_names_of_hosts_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert obstacle.weight is Weight.REFUSES
 
 
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., NfsConf]:
+    """What a file below nfs.conf.d says, on a node with two addresses."""
+
+    def make(*settings: str, file: str = "zz.conf") -> NfsConf:
+        etc = tmp_path / "etc"
+        path = etc / "nfs.conf.d" / file
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(["[mountd]", "vers4=y", "[nfsd]", *settings, ""]))
+        known = f'sed -n "/nfsd/,\\$s/^$3 *= *//p" {path} | tail -1'
+        write_script(tmp_path / "bin" / "nfsconf", known)
+        return NfsConf(etc, {"127.0.0.1", "192.168.1.2", "0.0.0.0", "::"}.__contains__)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return make
+
+
 @pytest.mark.parametrize(
     ("port", "is_wrong"), [("", False), ("2049", False), ("nfs", False), ("20049", True)]
 )
 def test_what_nfs_conf_says_of_the_port_is_compared(
-    node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str, is_wrong: bool
+    node: FakeNode, conf: Callable[..., NfsConf], port: str, is_wrong: bool
 ) -> None:
-    write_script(tmp_path / "bin" / "nfsconf", f'test "$3" = port && echo "{port}"')
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    said = [obstacle.evidence for obstacle in ahead.listens_elsewhere(node.config)]
+    said = [str(obstacle) for obstacle in conf_ahead.obstacles(node.config, conf(f"port={port}"))]
     assert [f"at port {port}" in text for text in said] == [True] * is_wrong
+
+
+@pytest.mark.parametrize(
+    ("setting", "weight", "words"),
+    [
+        ("vers4=n", Weight.BARS, "not speak NFS 4 by"),
+        ("vers4 = No", Weight.BARS, "not speak NFS 4 by"),
+        ("vers4=y", None, ""),
+        ("vers4.1=off", Weight.BARS, "not speak NFS 4.1"),
+        ("vers4.2=n", Weight.TOLD, "not speak NFS 4.2"),
+        ("vers4.0=n", None, ""),
+        ("tcp=false", Weight.BARS, "no TCP port"),
+        ("udp=n", None, ""),
+        ("threads=0", Weight.BARS, "no threads"),
+        ("threads=16", None, ""),
+        # Where it is asked whether it serves, and where clients are.
+        ("host=192.168.1.99", Weight.BARS, "which is no address of this node; it has to be"),
+        ("host=192.168.1.2", Weight.BARS, "reached at 127.0.0.1"),
+        ("host=127.0.0.1", Weight.BARS, "reached at 192.168.1.2"),
+        ("host=::", Weight.BARS, "reached at 127.0.0.1 and 192.168.1.2"),
+        ("host=127.0.0.1, 192.168.1.2", None, ""),
+        ("host=0.0.0.0", None, ""),
+    ],
+)
+def test_what_nfs_conf_says_of_a_server_for_nobody_is_foreseen_with_its_file(
+    node: FakeNode,
+    conf: Callable[..., NfsConf],
+    setting: str,
+    weight: Weight | None,
+    words: str,
+) -> None:
+    assert node.config.me.address == "192.168.1.2"
+    nfs = structs.replace(node.config.nfs, clients=("192.168.1.0/24",))
+    config = structs.replace(node.config, nfs=nfs)
+    made = list(conf_ahead.obstacles(config, conf(setting)))
+    assert [(each.check, each.weight) for each in made] == (
+        [("nfs-conf", weight)] if weight else []
+    )
+    for each in made:
+        assert words in each.evidence
+        assert "nfs.conf.d/zz.conf (" in each.evidence and "zz.conf" in each.fix
+
+
+def test_the_last_file_that_has_a_setting_for_nfsd_is_named(
+    node: FakeNode, conf: Callable[..., NfsConf]
+) -> None:
+    made = conf("tcp=n", file="aa.conf")
+    (made.etc / "nfs.conf").write_text("[nfsd]\ntcp=n\n")
+    (made.etc / "nfs.conf.d/zz.conf").write_text("[nfsd]\n# tcp=n\n[mountd]\ntcp=n\n")
+    [obstacle] = conf_ahead.obstacles(node.config, made)
+    assert f"by {made.etc}/nfs.conf.d/aa.conf (tcp=n)" in obstacle.evidence
+
+
+def test_nfs_4_1_is_missed_by_clients_where_this_node_asks_for_nothing_itself(
+    node: FakeNode, conf: Callable[..., NfsConf]
+) -> None:
+    nfs = structs.replace(node.config.nfs, clients=("10.9.0.0/16",))
+    config = structs.replace(node.config, nfs=nfs)
+    [obstacle] = conf_ahead.obstacles(config, conf("vers4.1=n"))
+    assert obstacle.weight is Weight.REFUSES
+
+
+def test_an_address_of_this_machine_is_told_from_one_of_another() -> None:
+    assert is_ours("127.0.0.1") and is_ours("0.0.0.0")
+    assert not is_ours("192.0.2.1")
 
 
 @pytest.mark.parametrize("clients", [("10.0.0.0/8",), ("10.0.0.0/8", "10.0.0.0/8"), ("web1",)])

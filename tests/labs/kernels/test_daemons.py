@@ -127,6 +127,11 @@ REFUSED = {
         "rm /etc/nfs.conf.d/zz.conf",
         "nfsd would listen at port 20049",
     ),
+    "no NFS 4": (
+        "printf '[nfsd]\\nvers4=n\\n' > /etc/nfs.conf.d/zz.conf",
+        "rm /etc/nfs.conf.d/zz.conf",
+        "nfsd would not speak NFS 4 by /etc/nfs.conf.d/zz.conf",
+    ),
 }
 
 

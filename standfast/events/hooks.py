@@ -130,7 +130,7 @@ def ask(config: Config, facts: Facts) -> None:
 
     A program that is broken is no veto, unless `hooks.pre_promote_failure` says so.
     """
-    strict = config.hooks.pre_promote_failure == "veto"
+    strict = _is_strict(config)
     for hook, failure in _run_all(config, Occasion.PRE_PROMOTE, facts):
         if failure.veto or strict:
             raise Refused(
@@ -139,6 +139,17 @@ def ask(config: Config, facts: Facts) -> None:
                 f"promote` asks again. To promote without it, remove it",
             )
         _tell_failure(config, hook, failure)
+
+
+def vetoes_foreseen(config: Config) -> list[Hook]:
+    """Returns the hooks of `pre-promote` by which `ask` would refuse without having run them."""
+    if not _is_strict(config):
+        return []
+    return [hook for hook in programs(config, Occasion.PRE_PROMOTE) if hook.wrong is not None]
+
+
+def _is_strict(config: Config) -> bool:
+    return config.hooks.pre_promote_failure == "veto"
 
 
 def announce(config: Config, occasion: Occasion, facts: Facts) -> None:

@@ -14,6 +14,7 @@ CHECKS = (
     "exports",
     "fence",
     "hidden",
+    "hooks",
     "inspection",
     "lease",
     "name",

@@ -16,6 +16,7 @@ from standfast.consul.blindness import Blind
 from standfast.consul.records import Leader
 from standfast.consul.values import Instance
 from standfast.errors import StandfastError, ours
+from standfast.events import hooks
 from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.other_server import active_elsewhere, is_foreign, is_listed, taken_away, words
@@ -162,6 +163,13 @@ def _hidden(scene: Scene) -> Iterator[Obstacle]:
         yield Obstacle("hidden", hidden, fix, Weight.REFUSES)
 
 
+def _hooks(scene: Scene) -> Iterator[Obstacle]:
+    """What they would say themselves is asked only by the promotion: they may have effects."""
+    for hook in hooks.vetoes_foreseen(scene.config):
+        text = f"{hook.name} would be a veto, as hooks.pre_promote_failure has it: {hook.wrong}"
+        yield Obstacle("hooks", text, "as said there, or remove it")
+
+
 def _way_back(scene: Scene) -> Iterator[Obstacle]:
     """What is written here after a takeover has to get to the node that has the role now."""
     leader, view, lease = scene.leader, scene.view, scene.config.lease
@@ -190,5 +198,6 @@ LOOKS: Mapping[str, Look] = {
     "fence": _fence,
     "service": _service,
     "hidden": _hidden,
+    "hooks": _hooks,
     "way-back": _way_back,
 }

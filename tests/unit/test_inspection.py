@@ -31,6 +31,7 @@ from standfast.role.inspection import Scene, inspect
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
+from tests.support.scripts import script
 
 NOW = Moment(1000.0, 1_795_000_000.0)
 LEADER = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
@@ -160,6 +161,23 @@ def test_a_fence_that_can_not_be_asked_is_told(
     [obstacle] = inspect(scene(node))
     assert (obstacle.check, obstacle.weight) == ("fence", Weight.BARS)
     assert "nft: not found" in obstacle.evidence
+
+
+@pytest.mark.parametrize("failure", ["veto", "go-on"])
+@pytest.mark.parametrize("mode", [0o755, 0o644, 0o777])
+def test_a_hook_that_would_be_a_veto_by_not_being_run_bars_a_promotion(
+    node: FakeNode, tmp_path: Path, failure: str, mode: int
+) -> None:
+    place = tmp_path / "hooks.d"
+    script(place / "pre-promote/10-disk", f"touch {tmp_path}/ran").chmod(mode)
+    script(place / "post-promote/10-mail", "").chmod(0o644)
+    set_up = structs.replace(node.config.hooks, dir=place, pre_promote_failure=failure)
+    node.config = structs.replace(node.config, hooks=set_up)
+    seen = inspect(scene(node))
+    is_wrong = failure == "veto" and mode != 0o755
+    assert checks(seen) == ({"hooks": Weight.BARS} if is_wrong else {})
+    assert all("pre-promote/10-disk would be a veto" in each.evidence for each in seen)
+    assert not (tmp_path / "ran").exists(), "a look runs nobody's program"
 
 
 def test_without_a_way_back_no_switchover_is_begun(node: FakeNode) -> None:

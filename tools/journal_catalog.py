@@ -84,7 +84,7 @@ TEXTS: Mapping[Kind, tuple[str, str]] = {
     ),
     Kind.PROMOTION_REFUSED: (
         "@STANDFAST_NODE@ is not promoted for @STANDFAST_VOLUME@",
-        "It could not be done safely, or something is in its way; nothing has changed. The "
+        "It could not be done safely, or something is in its way; it has changed nothing here. The "
         "message begins with a reason code.\n\n"
         "What to do for that code: docs/reason-codes.md; standfast status",
     ),

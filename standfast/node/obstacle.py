@@ -59,6 +59,11 @@ def barring(obstacles: Iterable[Obstacle]) -> tuple[Obstacle, ...]:
     return tuple(obstacle for obstacle in obstacles if obstacle.weight is Weight.BARS)
 
 
+def heaviest_first(obstacles: Iterable[Obstacle]) -> tuple[Obstacle, ...]:
+    """Returns them in the order in which they matter, for whoever shows the first one only."""
+    return tuple(sorted(obstacles, key=lambda obstacle: list(Weight).index(obstacle.weight)))
+
+
 def told(obstacles: Iterable[Obstacle]) -> str:
     """Writes each on a line of its own, with what mends it."""
     return "\n".join(f"  {obstacle}\n    -> {obstacle.fix}" for obstacle in obstacles)

@@ -14,7 +14,7 @@ from msgspec import structs
 from standfast.config.model import Config
 from standfast.consul.records import CandidateRecord, Leader, LeaderState, longest_wait_s
 from standfast.lease.surrender import TOLD_EVERY_S
-from standfast.node.obstacle import Obstacle
+from standfast.node.obstacle import Obstacle, heaviest_first
 from standfast.reasons import Reason
 from standfast.role.decide import decide
 from standfast.role.decision import Action, Decision, Moment
@@ -63,7 +63,7 @@ def judge(
         because=str(dead.reason),
         # What it would do is told by what is known of its snapshot: this is a mere supposition.
         sentence=None if dead.action in TO_ACT else dead.sentence,
-        obstacles=(*map(str, obstacles), *(() if hidden is None else (hidden,))),
+        obstacles=(*map(str, heaviest_first(obstacles)), *(() if hidden is None else (hidden,))),
     )
 
 

@@ -83,8 +83,8 @@ def _nobody(candidates: Collection[str]) -> str:
 
 
 def _yes(word: CandidateRecord, age_s: float | None) -> str:
-    """What is in its way bars it from nothing, but a nearly full disk may end the promotion."""
-    met = f"; in its way: {clean(word.obstacles[0])}" if word.obstacles else ""
+    """What else it tells bars it from nothing, but a nearly full disk may end the promotion."""
+    met = f"; it also tells: {clean(word.obstacles[0])}" if word.obstacles else ""
     met += f", and {len(word.obstacles) - 1} more" if len(word.obstacles) > 1 else ""
     if age_s is None:
         return f"{word.node} would take over{met}"

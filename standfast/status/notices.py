@@ -130,7 +130,7 @@ def _word(standby: Standby, volume: Volume) -> Iterator[Notice]:
         )
         yield Notice(Level.WARNING, "standby", text, step)
     for obstacle in word.obstacles:
-        yield Notice(Level.WARNING, "takeover", f"In the way of {name}: {obstacle}", step)
+        yield Notice(Level.WARNING, "takeover", f"{name} tells: {obstacle}", step)
 
 
 def _clients(volume: Volume) -> Iterator[Notice]:

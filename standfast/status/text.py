@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
+from standfast.node.obstacle import Weight
 from standfast.reasons import Reason
 from standfast.status.document import Failover, Fence, GivenUp, NomadReport, Standby, Status
 from standfast.system.clock import format_utc
@@ -38,7 +39,8 @@ def render(status: Status) -> str:
         lines.append(f"surrender: NO ({files.not_surrendered})")
     lines += [f"kept:      {path}" for path in status.aside or ()]
     for obstacle in status.obstacles or ():
-        lines.append(f"IN THE WAY: of a promotion here: {obstacle.check}: {obstacle.evidence}")
+        label = "told:      " if obstacle.weight == Weight.TOLD else "IN THE WAY:"
+        lines.append(f"{label} of a promotion here: {obstacle.check}: {obstacle.evidence}")
         lines.append(f"            -> {obstacle.fix}")
     if status.work is not None:
         work = status.work
@@ -153,7 +155,8 @@ def _word(standby: Standby, failover: Failover | None) -> list[str]:
         return []
     if word is None:
         return ["SAYS NOTHING OF ITSELF: does its agent run?"] if standby.candidate else []
-    lines = [f"in its way: {_first_line(obstacle)}" for obstacle in word.obstacles]
+    # What bars it from nothing is among them, and whoever only reads the word can't tell.
+    lines = [f"it tells: {_first_line(obstacle)}" for obstacle in word.obstacles]
     if not word.takes_over and (failover is None or failover.reason != word.reason):
         sentence = _first_line(word.sentence or "")
         lines.append(f"WOULD NOT TAKE OVER ({word.reason}): {sentence}")

@@ -152,7 +152,15 @@ def test_an_address_of_this_machine_is_told_from_one_of_another() -> None:
     assert not is_ours("192.0.2.1")
 
 
-@pytest.mark.parametrize("clients", [("10.0.0.0/8",), ("10.0.0.0/8", "10.0.0.0/8"), ("web1",)])
+@pytest.mark.parametrize(
+    "clients",
+    [
+        ("10.0.0.0/8",),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("*.LAN", "*.lan"),
+        ("web1",),
+    ],
+)
 def test_an_export_that_could_not_be_tried_bars_nobody(
     node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: tuple[str, ...]
 ) -> None:
@@ -166,6 +174,8 @@ def test_an_export_that_could_not_be_tried_bars_nobody(
         list(ahead.exports_trial(config, export_line))
     write_script(tmp_path / "bin" / "unshare", "echo '/persist 10.0.0.0/8(rw)'")
     assert list(ahead.exports_trial(config, export_line)) == []
-    write_script(tmp_path / "bin" / "unshare", "echo 'unknown keyword' >&2")
+    said = "exportfs: can't open /etc/exports for reading\nexportfs: unknown keyword"
+    write_script(tmp_path / "bin" / "unshare", f'echo "{said}" >&2')
     [obstacle] = ahead.exports_trial(config, export_line)
-    assert obstacle.weight is Weight.BARS and "unknown keyword" in obstacle.evidence
+    assert obstacle.weight is Weight.BARS
+    assert obstacle.evidence.endswith(": exportfs: unknown keyword")

@@ -38,7 +38,7 @@ from standfast.node.ports import FenceState, Snapshot
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
-from standfast.status.document import Decision, Fence, Work
+from standfast.status.document import Decision, Fence, Obstacle, Work
 from standfast.status.text import render
 from standfast.system.clock import monotonic
 from standfast.text import duration
@@ -158,10 +158,10 @@ ANSWERS: Mapping[str, tuple[Cluster | Blind, Reason | None, str]] = {
         Reason.TOO_OLD,
         "n2 says too-old",
     ),
-    "what is in its way bars it from nothing, and is told": (
+    "what bars it from nothing is told, and not as if it did": (
         said(word("n2", obstacles=("space: 2 % are left", "a:\x1b[2J", "b"))),
         None,
-        "n2 would lose 30 s of data at most; in its way: space: 2 % are left, and 2 more",
+        "n2 would lose 30 s of data at most; it also tells: space: 2 % are left, and 2 more",
     ),
     "its record is gone": (said(word("n2"), standbys={}), None, "n2 would take over"),
 }
@@ -181,7 +181,16 @@ def test_what_a_candidate_says_is_cleaned_before_it_is_shown(config: Config) -> 
     evil = no("n2", Reason.TOO_OLD, "old\x1b[2J")
     evil = replace(evil, record=structs.replace(evil.record, obstacles=("unit: \x1b[2J",)))
     doc = build(said(evil), None, config, NOW)
-    assert "\x1b" not in render(doc) and "in its way: unit" in render(doc)
+    assert "\x1b" not in render(doc) and "it tells: unit" in render(doc)
+
+
+def test_what_is_only_told_of_this_node_is_not_said_to_be_in_the_way(config: Config) -> None:
+    seen = tuple(
+        Obstacle(weight, f"{weight} it", "mend it", weight) for weight in ("told", "refuses")
+    )
+    text = render(structs.replace(build(said(word("n2")), None, config, NOW), obstacles=seen))
+    assert "IN THE WAY: of a promotion here: refuses: refuses it" in text
+    assert "told:       of a promotion here: told: told it" in text
 
 
 def test_a_candidate_that_says_nothing_is_told(config: Config) -> None:

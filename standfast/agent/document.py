@@ -271,12 +271,10 @@ def _read_again(agent: Agent, view: Cluster) -> Cluster:
 
 
 def _obstacles(agent: Agent) -> tuple[Obstacle, ...] | None:
-    last = agent.inspector.last
-    if last is None:
+    known = agent.inspector.known
+    if known is None:
         return None
-    return tuple(
-        Obstacle(seen.check, seen.evidence, seen.fix, seen.weight) for seen in last.obstacles
-    )
+    return tuple(Obstacle(seen.check, seen.evidence, seen.fix, seen.weight) for seen in known)
 
 
 def _fence(agent: Agent) -> Fence:

@@ -21,6 +21,8 @@ from standfast.system.clock import Deadline, monotonic, sleep
 log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
+STALE_S = 3 * EVERY_S
+"""An inspection that is older says nothing of now: the looks fail, or one hangs."""
 AGAIN_S = 10.0
 """While this node is barred: as soon as that is mended it may take over."""
 TICK_S = 1.0
@@ -52,6 +54,17 @@ class Inspector:
     """When the last look began (monotonic s), also where nothing of it is kept."""
     _looking: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def known(self) -> tuple[Obstacle, ...] | None:
+        """What is known to be in the way; None: nothing is known yet. That of an old look vouches
+        for nothing, and is told with that."""
+        last = self.last
+        if last is None or (age_s := monotonic() - last.at) <= STALE_S:
+            return None if last is None else last.obstacles
+        evidence = f"the last look at what is in the way is {age_s:.0f} s old: no other has ended"
+        fix = "the journal of standfast-agent may say why; `standfast doctor` on that node"
+        return *last.obstacles, Obstacle("inspection", evidence, fix, Weight.REFUSES)
 
     @property
     def barring(self) -> tuple[Obstacle, ...]:

@@ -230,11 +230,11 @@ def _tell_readiness(agent: Agent, seen: Seen) -> None:
     """Whether this node would take over, for a holder that can't serve."""
     if not isinstance(seen.view, Cluster) or monotonic() - seen.at.monotonic > TOLD_EVERY_S:
         return  # since then the looks fail: nothing is known any more
-    inspection = agent.inspector.last
-    if inspection is None:
+    obstacles = agent.inspector.known
+    if obstacles is None:
         return  # what it would meet isn't known yet
     word = readiness.judge(
-        seen.view, seen.local, agent.config, seen.at, inspection.obstacles, hidden=agent.hidden
+        seen.view, seen.local, agent.config, seen.at, obstacles, hidden=agent.hidden
     )
     if word is None or not readiness.is_due(agent.told, word, monotonic() - agent.told_at):
         return

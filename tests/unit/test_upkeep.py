@@ -12,7 +12,7 @@ from msgspec import structs
 
 from standfast.agent import loop as agent_module
 from standfast.agent.document import document
-from standfast.agent.inspector import Inspection
+from standfast.agent.inspector import EVERY_S, Inspection
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent, Seen
 from standfast.agent.main import go_on
@@ -26,6 +26,7 @@ from standfast.errors import ConsulDenied, StandfastError
 from standfast.lease.files import LeaseStatus, Vouch
 from standfast.lease.protocol import NEVER
 from standfast.lease.surrender import TOLD_EVERY_S
+from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role import plan as plans
@@ -433,6 +434,35 @@ def test_a_standby_whose_looks_fail_says_nothing_of_itself(
     agent.seen = replace(agent.seen, at=Moment(clock.now, utc_now()))
     keep_up(agent)
     assert agent.told_at == clock.now
+
+
+def test_an_old_inspection_vouches_for_nothing_and_is_told(
+    node: FakeNode, clock: StoppedClock
+) -> None:
+    """A look that hangs, or fails each time, while the rest goes on."""
+    agent = agent_that_saw(node, None)
+    assert agent.seen is not None
+    leftover = Obstacle("service", "a leftover", "take it away", Weight.TOLD)
+    agent.inspector.last = Inspection((leftover,), clock.now)
+
+    def word_after(seconds: float) -> tuple[str, ...]:
+        clock.now += seconds
+        assert agent.seen is not None
+        now = Moment(clock.now, utc_now())
+        agent.moved_at, agent.seen = clock.now, replace(agent.seen, view=view("n1"), at=now)
+        keep_up(agent)
+        assert agent.told is not None and agent.told.at == now.utc
+        return agent.told.obstacles
+
+    assert word_after(3 * EVERY_S) == ("service: a leftover",)
+    # The weightier one first, as the first is what is shown of several.
+    late, other = word_after(TOLD_EVERY_S + 1)
+    assert other == "service: a leftover"
+    assert late.startswith("inspection: the last look at what is in the way is 196 s old")
+    known = agent.inspector.known
+    assert known is not None and [each.weight for each in known] == [Weight.TOLD, Weight.REFUSES]
+    agent.inspector.last = Inspection((), clock.now)
+    assert word_after(1) == ()
 
 
 def test_a_standby_whose_rules_were_flushed_puts_them_back_shut(node: FakeNode) -> None:

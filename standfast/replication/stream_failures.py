@@ -16,7 +16,9 @@ from standfast.replication.receive_checks import RESERVE_BYTES
 
 _AT_THE_END = r": {}[.!]?$"
 _HINDERED = re.compile(_AT_THE_END.format("(?:Operation not permitted|Invalid argument)"), re.M)
-_NOT_CLONED = re.compile(r"failed to clone extents .*: Invalid argument$", re.M)
+_WITHOUT_CHECKSUMS = re.compile(
+    r"(?:failed to clone extents|lsetxattr .* btrfs\.compression=).*: Invalid argument$", re.M
+)
 _QUOTA = re.compile(_AT_THE_END.format("Disk quota exceeded"), re.M)
 
 
@@ -42,12 +44,13 @@ def why_not_taken_in(
             f"files that chattr (+C, +i, +a) or a mount option (nodatacow, nodatasum) changed, "
             f"which no stream carries. {once}",
         )
-    if _NOT_CLONED.search(error.stderr):
+    if _WITHOUT_CHECKSUMS.search(error.stderr):
         return Refused(
             Reason.NEEDS_FULL,
-            f"{error}. Nothing is shared between files with checksums and files without: was "
-            f"{node} mounted with nodatacow or nodatasum, or without, since it took in what this "
-            f"builds on? {once}",
+            f"{error}. A file without checksums shares no data with one that has some, and is not "
+            f"compressed, and no stream carries which have none: was `chattr +C` set on {node} "
+            f"when that was primary, or was it mounted with nodatacow or nodatasum, or without, "
+            f"since it took in what this builds on? {once}",
         )
     full = lacks_space(error) or free_bytes < RESERVE_BYTES
     return Refused(Reason.NO_SPACE if full else Reason.INCOMPLETE, str(error))

@@ -6,6 +6,7 @@ answers for this moment: the promotion's own steps and the guard have the last w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,15 +14,15 @@ from itertools import chain
 
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
+from standfast.consul.node_name import misnamed
 from standfast.consul.records import Leader
 from standfast.consul.values import Instance
-from standfast.errors import StandfastError, ours
+from standfast.errors import ConsulError, StandfastError, ours
 from standfast.events import hooks
 from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.other_server import active_elsewhere, is_foreign, is_listed, taken_away, words
 from standfast.node.space import shortages
-from standfast.reasons import Reason
 from standfast.role import registration, volume
 from standfast.role.decision import Action, Moment
 from standfast.role.observation import Cluster, Local
@@ -83,13 +84,23 @@ def _snapshot(scene: Scene) -> Iterator[Obstacle]:
         return
     if scene.leader is None:
         return  # what it says then is about the cluster, and nobody can hand anything over
-    local = replace(scene.local, obstacles=())  # they are told by their own
+    # These are told by their own.
+    local, view = replace(scene.local, obstacles=()), replace(view, named=None)
     decision = if_handed_over(view, local, scene.config, scene.now)
-    if decision.reason is Reason.NODE_MISNAMED:
-        yield Obstacle("name", decision.sentence, "as said there")
-    elif decision.action in (Action.BLOCKED, Action.NOTHING):
+    if decision.action in (Action.BLOCKED, Action.NOTHING):
         fix = f"see `{decision.reason}` in docs/reason-codes.md"
         yield Obstacle("snapshot", decision.sentence, fix, Weight.REFUSES)
+
+
+def _name(scene: Scene) -> Iterator[Obstacle]:
+    """Consul's agent may have been renamed since the view last asked it; but the view is what the
+    promotion goes by."""
+    node = scene.config.node
+    wrong = None if isinstance(scene.view, Blind) else misnamed(node, scene.view.named)
+    with contextlib.suppress(ConsulError):
+        wrong = wrong or misnamed(node, scene.machine.consul.node_name())
+    if wrong is not None:
+        yield Obstacle("name", f"{node}: {wrong}", "as said there")
 
 
 def _disk(scene: Scene) -> Iterator[Obstacle]:
@@ -190,6 +201,7 @@ def _way_back(scene: Scene) -> Iterator[Obstacle]:
 Look = Callable[[Scene], Iterable[Obstacle]]
 LOOKS: Mapping[str, Look] = {
     "snapshot": _snapshot,
+    "name": _name,
     "disk": _disk,
     "bind": _bind,
     "space": _space,

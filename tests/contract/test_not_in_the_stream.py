@@ -116,6 +116,25 @@ def test_a_file_without_checksums_needs_everything_once_and_it_is_said_why(
     arrived_whole(pair, again)
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["cp --reflink=always table table.bak", "btrfs property set table compression zstd"],
+)
+def test_a_file_without_checksums_is_what_is_blamed_after_the_first_increment_too(
+    pair: tuple[Peer, Peer], change: str
+) -> None:
+    """What that made has the file as the stand-in had it."""
+    live = pair[0].config.paths.live
+    command("sh", "-ec", f"cd {live}; touch table; chattr +C table; seq 100000 >table")
+    cycle = fail_over_and_back(pair, lambda new: (new / "other").write_text("x"))
+    assert not cycle().was_full
+    command("sh", "-ec", f"cd {pair[1].config.paths.live}; {change}")
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"table.*: Invalid argument.*\+C.*--full") as refusal:
+            cycle()
+        assert refusal.value.reason is Reason.NEEDS_FULL
+
+
 def test_a_standby_that_is_mounted_without_checksums_since_needs_everything_once(
     pair: tuple[Peer, Peer],
 ) -> None:

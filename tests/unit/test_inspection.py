@@ -19,7 +19,7 @@ from standfast.agent.loop import Agent
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.consul.values import Instance
-from standfast.errors import StandfastError, TimedOut
+from standfast.errors import ConsulDenied, StandfastError, TimedOut
 from standfast.names import SnapshotName
 from standfast.node.obstacle import CHECKS, Obstacle, Weight
 from standfast.node.own_epoch import OwnEpoch, Stage
@@ -118,6 +118,25 @@ def misnamed(scene: Scene) -> Scene:
 
 def test_a_node_that_consul_calls_otherwise_is_told_by_that_name(node: FakeNode) -> None:
     assert checks(inspect(misnamed(scene(node)))) == {"name": Weight.BARS}
+
+
+def test_a_consul_agent_that_was_renamed_since_the_last_look_is_told(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.consul, "node_name", lambda: "N1")
+    [obstacle] = inspect(scene(node))
+    assert (obstacle.check, obstacle.weight) == ("name", Weight.BARS)
+    assert "is called N1" in obstacle.evidence
+
+
+def test_a_consul_agent_that_does_not_tell_its_name_is_in_nobodys_way(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> str:
+        raise ConsulDenied("permission denied")
+
+    monkeypatch.setattr(node.consul, "node_name", refused)
+    assert inspect(scene(node)) == ()
 
 
 def test_a_node_that_consul_hides_is_told(node: FakeNode) -> None:

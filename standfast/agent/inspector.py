@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from standfast.errors import Refused, UsageError, did_you_mean, ours
+from standfast.errors import Refused, StandfastError, UsageError, did_you_mean, ours
 from standfast.node.obstacle import CHECKS, Obstacle, Weight, barring, told
 from standfast.node.ports import ReplicaSender
 from standfast.reasons import Reason
@@ -83,7 +83,12 @@ class Inspector:
         return self.last if self.last is not None and self.last.at >= at else None
 
     def look(self) -> tuple[Obstacle, ...]:
-        """Inspects now; for any thread. TimedOut."""
+        """Inspects now; for any thread. TimedOut; StandfastError where there is nothing to look at
+        yet, which is not the same as nothing in the way."""
+        if self.scene() is None:
+            raise StandfastError(
+                "it starts, and has not looked at Consul yet: ask again in seconds"
+            )
         asked_at, limit = monotonic(), Deadline.after(LIMIT_S)
         while not self._begin():
             limit.check("what is in the way of a promotion: the look before doesn't end")

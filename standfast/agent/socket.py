@@ -99,7 +99,8 @@ def _inspect(agent: Agent, connection: socket.socket) -> None:
         try:
             obstacles = agent.inspector.look()
         except Exception as error:
-            log.exception("the inspection failed unexpectedly")
+            if not isinstance(error, StandfastError):
+                log.exception("the inspection failed unexpectedly")
             send(connection, {"error": str(ours(error)), "exit_code": 4})
             return
         send(connection, {"done": True, "obstacles": to_builtins(obstacles)})

@@ -373,6 +373,12 @@ def test_after_a_promotion_that_asked_nobody_looks_any_more(
     assert len(looks) == 1 and inspector.last is None
 
 
+def test_an_agent_that_has_not_looked_yet_does_not_say_that_nothing_is_in_the_way() -> None:
+    """A switchover would be begun to a node of which nothing is known."""
+    with pytest.raises(StandfastError, match="has not looked at Consul yet"):
+        Inspector(lambda: None).look()
+
+
 def test_a_look_that_does_not_end_ends_none_that_follows(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

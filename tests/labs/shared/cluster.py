@@ -124,7 +124,8 @@ ssh_key = "/root/.ssh/id_ed25519"
         def promoted() -> bool:
             done = self[PRIMARY].run("standfast", "promote", timeout_s=within_s, check=False)
             # What it says of an attempt that failed on the way is not its end.
-            if done.returncode and "refused [deadline]" in done.stdout + done.stderr:
+            said = done.stdout + done.stderr
+            if done.returncode and ("refused [deadline]" in said or "going on with it" in said):
                 return False
             if done.returncode != STEP_FAILED:
                 done.checked()

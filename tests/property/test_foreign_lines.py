@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -92,13 +93,13 @@ def damaged(doc: dict[str, Any], chance: random.Random) -> dict[str, Any]:
         name = chance.choice([*doc, "later"])
         value = doc.get(name)
         if isinstance(value, list) and value and chance.random() < 0.5:
-            value[chance.randrange(len(value))] = chance.choice(ODD)
+            value[chance.randrange(len(value))] = copy.deepcopy(chance.choice(ODD))
         elif isinstance(value, dict) and value and chance.random() < 0.5:
             doc[name] = damaged(dict(value), chance)
         elif chance.random() < 0.2:
             doc.pop(name, None)
         else:
-            doc[name] = chance.choice(ODD)
+            doc[name] = copy.deepcopy(chance.choice(ODD))
     return doc
 
 

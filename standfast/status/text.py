@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from standfast.node.obstacle import Weight
 from standfast.reasons import Reason
 from standfast.status.document import Failover, Fence, GivenUp, NomadReport, Standby, Status
 from standfast.system.clock import format_utc
@@ -39,7 +38,7 @@ def render(status: Status) -> str:
         lines.append(f"surrender: NO ({files.not_surrendered})")
     lines += [f"kept:      {path}" for path in status.aside or ()]
     for obstacle in status.obstacles or ():
-        label = "told:      " if obstacle.weight == Weight.TOLD else "IN THE WAY:"
+        label = "told:      " if obstacle.weight == "told" else "IN THE WAY:"
         lines.append(f"{label} of a promotion here: {obstacle.check}: {obstacle.evidence}")
         lines.append(f"            -> {obstacle.fix}")
     if status.work is not None:

@@ -34,6 +34,7 @@ from standfast.role.plan import Plan, plan_for
 from standfast.role.steps import Effects
 from standfast.system.clock import Deadline, monotonic, utc_now
 from standfast.system.locks import exclusive
+from standfast.system.probe import answers_nfs
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class Agent:
     """The last word on whether this node could take over, and when it was written."""
     announcer: Announcer = field(init=False)
     fence: FenceWatch = field(init=False)
+    port_answers: Callable[[str, int], bool] = answers_nfs
+    """Tells whether another server's port lets this node in."""
     inspector: Inspector = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +110,9 @@ class Agent:
 
     def _scene(self) -> Scene | None:
         seen = self.seen
-        return None if seen is None else Scene(self.machine, seen.view, seen.local, seen.at)
+        if seen is None:
+            return None
+        return Scene(self.machine, seen.view, seen.local, seen.at, self.port_answers)
 
     def look(
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST

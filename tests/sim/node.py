@@ -231,6 +231,7 @@ class Seat:
                 LocalView(machine),
                 stopping=cast(Any, SimEvent(clockwork)),
                 woken=cast(Any, SimEvent(clockwork)),
+                port_answers=lambda address, _port: self.node.world.answers_nfs(self.node, address),
             )
             self.agent = agent
             settle(config, machine.fence, machine.nfs)

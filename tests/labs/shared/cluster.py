@@ -125,7 +125,9 @@ ssh_key = "/root/.ssh/id_ed25519"
             done = self[PRIMARY].run("standfast", "promote", timeout_s=within_s, check=False)
             # What it says of an attempt that failed on the way is not its end.
             said = done.stdout + done.stderr
-            if done.returncode and ("refused [deadline]" in said or "going on with it" in said):
+            if done.returncode and "already-primary" in said:
+                return "going on with it" not in said
+            if done.returncode and "refused [deadline]" in said:
                 return False
             if done.returncode != STEP_FAILED:
                 done.checked()

@@ -153,16 +153,20 @@ SCENES: Mapping[str, Scene] = {
         {
             STANDBY: "mv /usr/bin/zstd /usr/bin/zstd.away; cp $CONFIG $CONFIG.good;"
             " sed -i -e 's/^clients = ./&\"nobody.invalid\", /'"
-            " -e '/^.replication.$/a compression = \"zstd\"' $CONFIG; systemctl restart $AGENT"
+            " -e '/^.replication.$/a compression = \"zstd\"' $CONFIG;"
+            " printf '\\n[hooks]\\npre_promote_failure = \"veto\"\\n' >>$CONFIG;"
+            " mkdir -p /etc/standfast/hooks.d/pre-promote;"
+            " touch /etc/standfast/hooks.d/pre-promote/10-ask; systemctl restart $AGENT"
         },
         {
             STANDBY: "mv /usr/bin/zstd.away /usr/bin/zstd; mv $CONFIG.good $CONFIG;"
-            " systemctl restart $AGENT"
+            " rm -r /etc/standfast/hooks.d; systemctl restart $AGENT"
         },
         (
             Sight("storage", "options", ("{STANDBY} has no zstd", "install zstd")),
             Sight("replication", "options", ("{STANDBY} has no zstd", "install zstd"), PRIMARY),
             Sight("takeover", "clients", ("nobody.invalid", "nfs.clients")),
+            Sight("takeover", "hooks", ("10-ask would be a veto", "not executable")),
         ),
     ),
     "a disk that is not mounted": Scene(
@@ -267,10 +271,10 @@ SCENES: Mapping[str, Scene] = {
             STANDBY: "systemctl mask --runtime -q $LEASE; cd /etc/systemd/system;"
             " mv nfs-server.service /root; systemctl daemon-reload;"
             " systemd-run -q --unit=squatter python3 -m http.server 2049;"
-            " consul maint -enable"
+            " mount -t tmpfs none /data/services; consul maint -enable"
         },
         {
-            STANDBY: "consul maint -disable; systemctl stop squatter;"
+            STANDBY: "consul maint -disable; umount /data/services; systemctl stop squatter;"
             " mv /root/nfs-server.service /etc/systemd/system; systemctl daemon-reload;"
             " systemctl unmask --runtime -q $LEASE"
         },
@@ -278,6 +282,7 @@ SCENES: Mapping[str, Scene] = {
             Sight("takeover", "lease", ("standfast-lease@{VOLUME}", "masked", "unmask")),
             Sight("takeover", "unit", ("nfs-server.service is not-found",)),
             Sight("takeover", "port", ("listens at TCP port 2049", "ss -ltnp")),
+            Sight("takeover", "bind", ("/data/services is taken: tmpfs", "nothing else")),
             Sight("takeover", "hidden", ("consul maint -disable",)),
         ),
     ),

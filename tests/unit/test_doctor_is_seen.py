@@ -19,6 +19,7 @@ ON_BTRFS = "tests/contract/test_preflight_on_btrfs.py"
 FOREIGN_CONSUL = "tests/contract/test_foreign_consul.py"
 NAMES_WHAT_IS_LEFT = "test_doctor_names_what_a_client_without_its_handler_is_left_with"
 AFTER_A_POWER_CUT = "test_after_a_power_cut_every_program_that_opens_by_path_writes_again"
+REFUSED_BEFORE = "test_what_the_next_server_would_fail_at_refuses_a_switchover_before_it"
 A_COPY = "test_a_copy_of_the_disk_is_found_and_the_fix_makes_it_another_file_system"
 
 ELSEWHERE: Mapping[tuple[str, str], tuple[str, str]] = {
@@ -30,10 +31,8 @@ ELSEWHERE: Mapping[tuple[str, str], tuple[str, str]] = {
     ("storage", "copies"): (ON_BTRFS, A_COPY),
     # A standby judges its own disk by the same facts, which the primary is sent.
     ("replication", "copies"): (ON_BTRFS, A_COPY),
-    ("takeover", "exports"): (
-        DAEMONS,
-        "test_what_the_next_server_would_fail_at_refuses_a_switchover_before_it",
-    ),
+    ("takeover", "exports"): (DAEMONS, REFUSED_BEFORE),
+    ("takeover", "nfs-conf"): (DAEMONS, REFUSED_BEFORE),
     ("takeover", "name"): (
         FOREIGN_CONSUL,
         "test_a_node_that_consul_calls_otherwise_is_not_promoted",

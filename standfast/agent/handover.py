@@ -150,7 +150,7 @@ def _until_handed_over(
         if isinstance(seen.view, Blind):
             continue
         leader, action = seen.view.leader, seen.decision.action
-        is_taken = leader is not None and leader.epoch > epoch and leader.holder.node == to
+        is_taken = leader is not None and leader.epoch > epoch and to in (None, leader.holder.node)
         is_free = leader is not None and leader.epoch == epoch and leader.is_clean
         # Who would take over itself isn't kept from it by a wait for somebody else.
         if not (is_taken or is_free) or action is Action.PROMOTE:

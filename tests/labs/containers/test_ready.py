@@ -59,13 +59,13 @@ def the_agent_is_down(scene: Scene) -> Iterator[None]:
 
 
 def it_has_no_snapshot(scene: Scene) -> Iterator[None]:
-    """Nor any of its own: it may have been primary before."""
+    """Nor any of its own: it may have been primary before. Nor does it get one meanwhile."""
     rename = "cd /persist; for s in {}services@*; do [ ! -e $s ] || mv $s {}; done"
-    scene.target.sh(f"mv {STANDBY} {STANDBY}.away && mkdir {STANDBY}")
+    scene.target.sh(f"mv {STANDBY} {STANDBY}.away && mkdir {STANDBY} && chattr +i {STANDBY}")
     scene.target.sh(rename.format("", "away.$s"))
     yield
     scene.target.sh(rename.format("away.", "${s#away.}"))
-    scene.target.sh(f"rm -rf {STANDBY} && mv {STANDBY}.away {STANDBY}")
+    scene.target.sh(f"chattr -i {STANDBY}; rm -rf {STANDBY} && mv {STANDBY}.away {STANDBY}")
 
 
 def its_file_system_takes_no_writes(scene: Scene) -> Iterator[None]:

@@ -187,11 +187,12 @@ ssh_key = "/root/.ssh/id_ed25519"
         up = {n.name for n in self.storage if n.pid} - {name}
 
         def fresh() -> bool:
+            asked = time.time()  # an age is told of a moment after it
             standbys = {s["node"]: s for s in self.status(name).get("standbys", ())}
             return all(
                 n in standbys
                 and standbys[n]["age_s"] is not None
-                and time.time() - standbys[n]["age_s"] > after
+                and asked - standbys[n]["age_s"] > after
                 for n in up
             )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from standfast.config.model import Config
 from standfast.errors import StandfastError
+from standfast.nfs.exports_file import entries
 from standfast.system.files import read_foreign_text, read_json, write_atomically
 from standfast.system.lines import fields_of, lines_of
 
@@ -143,11 +144,11 @@ def exports_anything(*files: Path) -> bool:
     """Tells whether one of the files (exports(5)) has an export; unreadable ones may have."""
     for path in files:
         try:
-            lines = lines_of(read_foreign_text(path))
+            text = read_foreign_text(path)
         except FileNotFoundError:
             continue
         except OSError:
             return True
-        if any(line.strip() and not line.lstrip().startswith("#") for line in lines):
+        if next(entries(text), None) is not None:
             return True
     return False

@@ -410,7 +410,7 @@ def test_clients_of_another_export_are_kept(
     started_anew(host, OTHER_FSID)
     assert known(database) == kept
     assert "their records stay" in caplog.text
-    path.write_text("# /else c9(rw)\n")
+    path.write_text("# /else c9(rw)\n\\\n# as exportfs reads it, a blank was before this\n")
     started_anew(host, FSID)
     assert known(database) == 0
 

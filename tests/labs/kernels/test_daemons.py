@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -160,6 +161,38 @@ def test_what_the_next_server_would_fail_at_refuses_a_switchover_before_it(
     followed.wait_for_role("n2", "standby")
     assert followed.epoch("n1") == epoch and is_well(followed, "n1")
     assert n1.sh("cat /proc/fs/nfsd/threads") == threads
+
+
+ODD = r"$'odd \x0b\x0c\x1c\x1d\x1e\x85\xc2\x85\xe2\x80\xa8\xe9\xff'"
+"""As bash has it: what ends a line elsewhere, and bytes that are no UTF-8."""
+EXPORT_ODD = f"""
+name={ODD}; mkdir -p /srv/"$name"; mount -t tmpfs odd /srv/"$name"
+printf '"/srv/%s" 10.0.0.0/8(ro,fsid=77)\\n' "$name" > /etc/exports.d/odd.exports
+exportfs -ra
+"""
+FORGET_ODD = f"""
+name={ODD}; rm /etc/exports.d/odd.exports; exportfs -ra; exportfs -f
+umount /srv/"$name"; rmdir /srv/"$name"
+"""
+
+
+def test_another_export_with_a_name_of_any_bytes_is_in_nobodys_way(
+    followed: KernelCluster,
+) -> None:
+    """Neither in the files of exports, nor in exportfs' table, nor in the kernel's."""
+    n1, n2, epoch = followed["n1"], followed["n2"], followed.epoch("n1")
+    with planted(n1, EXPORT_ODD, FORGET_ODD), planted(n2, EXPORT_ODD, FORGET_ODD):
+        tables = n1.sh("exportfs -s | grep -ac odd; grep -ac /srv/odd /var/lib/nfs/etab")
+        assert tables.split() == ["1", "1"]
+        for frm, to in (("n1", "n2"), ("n2", "n1")):
+            followed.wait_until_replicated(frm)
+            followed.standfast(frm, "switchover", "--to", to, timeout_s=120.0)
+            followed.lab.wait_for(partial(is_well, followed, to), 90.0, f"{to} is well", 1.0)
+            followed.wait_for_role(frm, "standby")
+            wait_until_on(followed, "c1", to)
+    assert followed.epoch("n1") == epoch + 2
+    for node in (n1, n2):
+        assert "Traceback" not in node.journal()
 
 
 def test_the_lease_process_asks_as_the_agent_does(followed: KernelCluster) -> None:

@@ -22,6 +22,7 @@ from standfast.agent.handover import (
 from standfast.consul.blindness import Blind
 from standfast.errors import (
     Refused,
+    StandfastError,
     StepFailed,
     TimedOut,
     UsageError,
@@ -36,6 +37,18 @@ from standfast.system.local_socket import send
 if TYPE_CHECKING:
     from standfast.agent.loop import Agent, Seen
 
+PASSING = frozenset(
+    (
+        Reason.CONSUL_UNREACHABLE,
+        Reason.CONSUL_TIMEOUT,
+        Reason.CONSUL_NO_QUORUM,
+        Reason.CONSUL_LIMITED,
+        Reason.DEADLINE,
+        Reason.LEASE_TOO_SHORT,
+        Reason.FENCE_NOT_ARMED,
+    )
+)
+"""What the guard may refuse a start for, and not the next one, though nobody does anything."""
 # Beyond W, for the wait of `promote`: Consul's own election after a death, seconds.
 PROMOTE_SLACK_S = 30.0
 
@@ -91,7 +104,9 @@ def promote(agent: Agent, command: Command) -> str | Planned:
                 progress=command.progress,
             )
             break
-        except StepFailed as failure:
+        except (StepFailed, Refused) as failure:
+            if isinstance(failure, Refused) and failure.reason not in PASSING:
+                raise
             seen = _once_more(agent, request, failure, whole)
             command.progress(f"{failure}\ntrying again")
     until_told(agent, agent.config.node, whole)
@@ -145,7 +160,7 @@ def _decided(agent: Agent, command: Command, request: Request) -> Seen:
         fresh = False
 
 
-def _once_more(agent: Agent, request: Request, failure: StepFailed, whole: Deadline) -> Seen:
+def _once_more(agent: Agent, request: Request, failure: StandfastError, whole: Deadline) -> Seen:
     """Returns the look that the promotion goes on from; `failure` where it doesn't in time."""
     # Whoever asks for something else meanwhile (`demote` is the way out) isn't kept waiting.
     while not whole.expired and agent.commands.empty() and not agent.stopping.is_set():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from standfast.agent.announcer import Announcer
@@ -97,6 +97,8 @@ class Agent:
     fence: FenceWatch = field(init=False)
     port_answers: Callable[[str, int], bool] = answers_nfs
     """Tells whether another server's port lets this node in."""
+    volumes: Callable[[], Sequence[Config]] = tuple
+    """Reads the configurations of all volumes that are stored here, as the guard will."""
     inspector: Inspector = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class Agent:
         seen = self.seen
         if seen is None:
             return None
-        return Scene(self.machine, seen.view, seen.local, seen.at, self.port_answers)
+        return Scene(self.machine, seen.view, seen.local, seen.at, self.port_answers, self.volumes)
 
     def look(
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST

@@ -8,6 +8,7 @@ from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent
 from standfast.agent.watcher import Watcher
 from standfast.assembly.parts import parts
+from standfast.config.load import load_stored
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.errors import ConfigError
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 def agent_of(config: Config) -> Agent:
     """Returns the agent, before its first look."""
     machine = machine_of(config)
-    return Agent(machine, Watcher(config, machine.consul), LocalView(machine))
+    watcher, view = Watcher(config, machine.consul), LocalView(machine)
+    return Agent(machine, watcher, view, volumes=load_stored)
 
 
 def lease_parts(config: Config) -> process.Parts:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
+from standfast.btrfs.place import is_mount_point, nearest
 from standfast.config.model import Paths
 from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused, StandfastError, TimedOut, said
@@ -70,6 +71,17 @@ class Store(ABC):
                 f"{self._kind}; move it away, or make it one (copy its files into a new one)",
             )
         return LiveTree(path, info.uuid, writable=not info.read_only)
+
+    def obstacle(self) -> str | None:
+        live = self._paths.live
+        if not live.parent.is_dir():
+            return f"there is no directory {live.parent}, in which {live.name} would be made"
+        try:
+            if self.live() is not None and is_mount_point(live):
+                return f"{live} is a mount point, which can't be renamed: unmount it for good"
+        except Refused as refusal:
+            return str(refusal)
+        return None
 
     def snapshots(self) -> tuple[Snapshot, ...]:
         complete = [*self._complete(received=False), *self._complete(received=True)]
@@ -129,6 +141,8 @@ class Store(ABC):
             )
         self._refuse_nested(live.path)
         self._refuse_received(live.path)
+        if not os.path.lexists(self._paths.snapshots):
+            self._create_place(self._paths.snapshots)
         for _ in range(_ATTEMPTS):
             chosen = self._next_name(name)
             target = self._paths.snapshots / str(chosen)
@@ -228,7 +242,7 @@ class Store(ABC):
     def open_staging(self) -> Path:
         staging = self._paths.standby / STAGING
         if not os.path.lexists(self._paths.standby):
-            self._create_standby(self._paths.standby)
+            self._create_place(self._paths.standby)
         staging.mkdir(exist_ok=True, mode=0o700)
         self.clear_staging()
         return staging
@@ -352,8 +366,8 @@ class Store(ABC):
         """Snapshots `source` as `target`; False when `target` came into being meanwhile."""
 
     @abstractmethod
-    def _create_standby(self, path: Path) -> None:
-        """The directory of received snapshots, where nothing is yet."""
+    def _create_place(self, path: Path) -> None:
+        """The directory of own or of received snapshots, where nothing is yet."""
 
     @abstractmethod
     def _sync(self, path: Path) -> None:
@@ -371,11 +385,6 @@ class Store(ABC):
 
     @abstractmethod
     def _nested(self, tree: Path) -> Sequence[str]: ...
-
-
-def nearest(path: Path) -> Path:
-    """Returns the path itself, or of those above it the first that exists."""
-    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
 
 
 def _entries(directory: Path) -> list[Path]:

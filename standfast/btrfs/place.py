@@ -9,13 +9,14 @@ import struct
 import uuid
 from pathlib import Path
 
-from standfast.btrfs.names_and_places import nearest
 from standfast.errors import CommandFailed, TimedOut
 from standfast.system.clock import Deadline
+from standfast.system.files import read_foreign_text
 from standfast.system.lines import lines_of
-from standfast.system.mountinfo import around, parse_mountinfo
+from standfast.system.mountinfo import around, mounted_at, parse_mountinfo
 from standfast.system.run import run
 
+MOUNTS = Path("/proc/self/mountinfo")
 _FS_INFO_SIZE = 1024
 # struct btrfs_ioctl_fs_info_args: max_id, num_devices, fsid, ...
 _FS_INFO_HEAD = struct.Struct("=QQ16s")
@@ -38,6 +39,17 @@ def file_system(path: Path) -> str | None:
     finally:
         os.close(descriptor)
     return str(uuid.UUID(bytes=_FS_INFO_HEAD.unpack_from(answer)[2]))
+
+
+def nearest(path: Path) -> Path:
+    """Returns the path itself, or of those above it the first that exists."""
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+
+
+def is_mount_point(path: Path, mountinfo: Path = MOUNTS) -> bool:
+    """Tells whether something is mounted at the path itself; a mere subvolume is none."""
+    mounts = parse_mountinfo(read_foreign_text(mountinfo))
+    return mounted_at(mounts, path.parent.resolve() / path.name) is not None
 
 
 def mount_point_of(path: Path, mountinfo: str) -> Path:

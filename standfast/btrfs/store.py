@@ -162,10 +162,10 @@ class BtrfsStore(Store):
             raise
         return True
 
-    def _create_standby(self, path: Path) -> None:
+    def _create_place(self, path: Path) -> None:
         # A subvolume of its own, so that no snapshot of what lies above holds what is received.
         # Not its parents: a file system that isn't mounted is not to be made up.
-        self._btrfs("create-standby", "subvolume", "create", str(path))
+        self._btrfs("create-place", "subvolume", "create", str(path))
 
     def _sync(self, path: Path) -> None:
         self._btrfs("sync", "filesystem", "sync", str(path))

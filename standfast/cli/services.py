@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standfast.config.load import load_all, load_volume
+from standfast.config.load import load_stored, load_volume
 from standfast.errors import ConfigError, Refused, UsageError
 from standfast.events.log import set_up_log
 from standfast.reasons import Reason
@@ -69,7 +69,7 @@ def guard(args: argparse.Namespace) -> int:
     from standfast import guard as body
 
     try:
-        configs = load_all() if args.volume is None else (load_volume(args.volume),)
+        configs = load_stored() if args.volume is None else (load_volume(args.volume),)
     except ConfigError as error:
         print(body.words(body.refusal(error)), file=sys.stderr)
         return 1
@@ -131,7 +131,7 @@ def fence(args: argparse.Namespace) -> int:
 def exporter(args: argparse.Namespace) -> int:
     """Runs `standfast exporter` for every volume of this node."""
     set_up_log()
-    configs = load_all()
+    configs = load_stored()
     if args.textfile is not None:
         if args.listen:
             raise UsageError("--textfile writes once and listens nowhere: leave --listen out")

@@ -89,6 +89,21 @@ def load_all(
     return tuple(configs)
 
 
+def load_stored(environ: Mapping[str, str] = os.environ) -> tuple[Config, ...]:
+    """Returns the volumes that are stored on this node, leaving out those that it is only a client
+    of; refused where one is wrong, or there is none."""
+    configs = load_all(require_storage=False, environ=environ)
+    stored = tuple(config for config in configs if config.node in config.nodes)
+    for config in configs:
+        if config not in stored and known_name(config):
+            load(config.source)  # its state is here, under another name: says what to do
+    if not stored:
+        directory = config_dir(environ)
+        rule = f"no volume is stored on this node: {configs[0].node} is none of their [nodes]"
+        raise InvalidConfig(directory, [Problem("", "", rule, "run this on a storage node")])
+    return stored
+
+
 def together(configs: Sequence[Config]) -> list[InvalidConfig]:
     """Returns what is wrong between volumes of one node, by file."""
     by_file: dict[Path, list[Problem]] = {}

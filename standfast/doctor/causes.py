@@ -64,6 +64,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("takeover", "snapshot"): "It has nothing to take over from, or isn't meant to.",
     ("takeover", "space"): "A promotion needs room, and a full disk ends it.",
     ("takeover", "unit"): "The NFS server could not be started.",
+    ("takeover", "volumes"): "The guard answers for every volume of the node at once.",
     ("takeover", "way-back"): "What is written after a takeover would be on one node alone.",
     ("clients", "mount"): "Programs on this node don't see the volume as it is served now.",
     ("clients", "nfs-tools"): "Nothing can be mounted without them.",

@@ -8,6 +8,7 @@ would write, in namespaces of its own, where it finds nothing else and keeps its
 from __future__ import annotations
 
 import ipaddress
+import platform
 import shutil
 import socket
 import uuid
@@ -21,12 +22,14 @@ from standfast.config.model import Config
 from standfast.errors import StandfastError
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.system.clock import Deadline
-from standfast.system.lines import lines_of
+from standfast.system.files import read_foreign_text
+from standfast.system.lines import fields_of, lines_of
 from standfast.system.probe import listening
 from standfast.system.run import run
 from standfast.system.threads import Question
 
 EXPORTS = Path("/etc/exports.d")
+FILE_SYSTEMS = Path("/proc/filesystems")
 NO_MAIN_FILE = "can't open /etc/exports for reading"
 """Of a node that exports by its directory alone: no error."""
 PROGRAMS = ("exportfs", "rpc.nfsd")
@@ -51,6 +54,22 @@ def missing_programs() -> Iterator[Obstacle]:
     lacking = [name for name in PROGRAMS if shutil.which(name) is None]
     if lacking:
         yield Obstacle("unit", f"there is no {' and no '.join(lacking)}", "install the NFS server")
+
+
+def missing_kernel_part(kernel: Path = FILE_SYSTEMS) -> Iterator[Obstacle]:
+    """Looks whether the running kernel has nfsd, or a module for it: an upgrade of the kernel's
+    package may have taken away the modules of the one that runs."""
+    known = [fields_of(line)[-1:] for line in lines_of(read_foreign_text(kernel))]
+    if ["nfsd"] in known or shutil.which("modprobe") is None:
+        return
+    argv = ["modprobe", "--dry-run", "--quiet", "nfsd"]
+    if run(argv, deadline=Deadline.after(TRIAL_S), op="modprobe", check=False).returncode != 0:
+        yield Obstacle(
+            "unit",
+            f"the running kernel ({platform.release()}) has no nfsd, and no module for it",
+            "reboot, if its package was upgraded or removed since it started; or install a kernel "
+            "with nfsd",
+        )
 
 
 def exports_trial(config: Config, line: Callable[[Config, Path, str], str]) -> Iterator[Obstacle]:

@@ -97,8 +97,13 @@ def _host(config: Config, conf: NfsConf) -> Iterator[Obstacle]:
     if not hosts:
         return
     listens = {address for host in hosts for address in _addresses(host) if conf.owns(address)}
-    needed = dict.fromkeys((LOOPBACK, config.me.address))
-    missing = [each for each in needed if conf.owns(each) and not _covers(listens, each)]
+    missing = [
+        needed
+        for needed in dict.fromkeys((LOOPBACK, config.me.address))
+        # One that is a name, or spelt otherwise, is of several addresses: of ours one is enough.
+        if (ours := [each for each in _addresses(needed) if conf.owns(each)])
+        and not any(_covers(listens, each) for each in ours)
+    ]
     if missing:
         path = conf.file_of("host")
         none = "" if listens else ", which is no address of this node"

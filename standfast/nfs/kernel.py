@@ -114,6 +114,8 @@ class KernelNfs:
     def obstacles(self) -> Iterator[Obstacle]:
         config, running = self._config, self.is_running()
         yield from ahead.missing_programs()
+        if not running:
+            yield from ahead.missing_kernel_part()
         yield from unit_obstacle(self._units, config.nfs.unit)
         yield from ahead.taken_port(config, running=running)
         yield from conf_ahead.obstacles(config)

@@ -25,6 +25,7 @@ CHECKS = (
     "snapshot",
     "space",
     "unit",
+    "volumes",
     "way-back",
 )
 """Every check that an obstacle may be of."""

@@ -73,6 +73,10 @@ class VolumeStore(Protocol):
     def live(self) -> LiveTree | None:
         """Returns the live subvolume, or None when nothing is at its path."""
 
+    def obstacle(self) -> str | None:
+        """Says why no live subvolume could be made, or put away, at its path; None: nothing does.
+        Of what is there it tells only what could be asked for without a promotion."""
+
     def snapshots(self) -> Sequence[Snapshot]:
         """Returns all complete snapshots here, own and published; partial ones never appear."""
 

@@ -7,21 +7,23 @@ answers for this moment: the promotion's own steps and the guard have the last w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
+from standfast.consul.gateway import ConsulBlind
 from standfast.consul.node_name import misnamed
 from standfast.consul.records import Leader
 from standfast.consul.values import Instance
-from standfast.errors import ConsulError, StandfastError, ours
+from standfast.errors import ConfigError, ConsulError, StandfastError, ours
 from standfast.events import hooks
 from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.other_server import active_elsewhere, is_foreign, is_listed, taken_away, words
+from standfast.node.own_epoch import OwnEpoch
 from standfast.node.space import shortages
 from standfast.role import registration, volume
 from standfast.role.decision import Action, Moment
@@ -47,6 +49,8 @@ class Scene:
     local: Local
     now: Moment
     port_answers: Callable[[str, int], bool] = answers_nfs
+    volumes: Callable[[], Sequence[Config]] = tuple
+    """Reads the configurations of all volumes that are stored here; ConfigError."""
 
     @property
     def config(self) -> Config:
@@ -92,6 +96,33 @@ def _snapshot(scene: Scene) -> Iterator[Obstacle]:
         yield Obstacle("snapshot", decision.sentence, fix, Weight.REFUSES)
 
 
+def _token(scene: Scene) -> Iterator[Obstacle]:
+    """The guard believes no answer of a token that sees too little."""
+    if isinstance(scene.view, Blind):
+        return  # `snapshot` tells it
+    try:
+        scene.machine.consul.self_check()
+    except ConsulBlind as error:
+        yield Obstacle("consul", str(error), "see `consul-blind-token` in docs/reason-codes.md")
+
+
+def _volumes(scene: Scene) -> Iterator[Obstacle]:
+    """The guard answers for all volumes of this node at once, as its NFS server is one."""
+    fix = f"`standfast config check` on {scene.config.node}"
+    try:
+        others = [each for each in scene.volumes() if each.volume != scene.config.volume]
+    except ConfigError as error:
+        text = f"the guard would let no NFS server start: {error}"
+        yield Obstacle("volumes", text, fix)
+        return
+    for config in others:
+        try:
+            OwnEpoch.load(config.state_dir)
+        except StandfastError as error:
+            text = f"the guard may let no NFS server start: of the volume {config.volume}, {error}"
+            yield Obstacle("volumes", text, "as said there")
+
+
 def _name(scene: Scene) -> Iterator[Obstacle]:
     """Consul's agent may have been renamed since the view last asked it; but the view is what the
     promotion goes by."""
@@ -108,6 +139,9 @@ def _disk(scene: Scene) -> Iterator[Obstacle]:
         volume.check_place(scene.machine)
     except StandfastError as error:
         yield Obstacle("disk", str(error), "mount the volume's file system")
+        return
+    if (wrong := scene.machine.store.obstacle()) is not None:
+        yield Obstacle("disk", wrong, "as said there")
 
 
 def _bind(scene: Scene) -> Iterator[Obstacle]:
@@ -201,6 +235,8 @@ def _way_back(scene: Scene) -> Iterator[Obstacle]:
 Look = Callable[[Scene], Iterable[Obstacle]]
 LOOKS: Mapping[str, Look] = {
     "snapshot": _snapshot,
+    "consul": _token,
+    "volumes": _volumes,
     "name": _name,
     "disk": _disk,
     "bind": _bind,

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from standfast.consul.gateway import ConsulBlind
 from standfast.consul.values import (
     Check,
     Committed,
@@ -46,6 +47,8 @@ class MemoryConsul:
         """Told of every write before it is done; what it raises keeps it from being done."""
         self.error: Exception | None = None
         """What every call ends with."""
+        self.sees_all = True
+        """Whether the token sees enough for an empty answer to prove something."""
         for name in (node, *others):
             self.join(name)
 
@@ -147,6 +150,11 @@ class MemoryConsul:
         with self._call() as state:
             rows = state.services(service)[1]
             return tuple(parse_instance(health_shape(state, row)) for row in rows)
+
+    def self_check(self, *, deadline: Deadline | None = None) -> None:
+        with self._call():
+            if not self.sees_all:
+                raise ConsulBlind("The Consul token sees 0 instances of the service `consul`")
 
     def node_health(self, node: str, *, deadline: Deadline | None = None) -> str:
         with self._call() as state:

@@ -76,6 +76,8 @@ class FakeStore:
 
     room: Space = ROOM
     disk: str = "disk-1"
+    in_the_way: str | None = None
+    """At the live path, or missing around it."""
     mounted: bool = True
     """Without its disk there is nothing at its paths."""
 
@@ -88,6 +90,9 @@ class FakeStore:
 
     def live(self) -> LiveTree | None:
         return self.tree if self.mounted else None
+
+    def obstacle(self) -> str | None:
+        return self.in_the_way
 
     def snapshots(self) -> Sequence[Snapshot]:
         taken = self.taken if self.mounted else ()

@@ -236,7 +236,7 @@ class SimStore(Store):
         self._disk.here.put(path, tree)
         self._disk.changes += 1
 
-    def _create_standby(self, path: Path) -> None:
+    def _create_place(self, path: Path) -> None:
         self._work()
         try:
             path.mkdir()

@@ -232,6 +232,7 @@ class Seat:
                 stopping=cast(Any, SimEvent(clockwork)),
                 woken=cast(Any, SimEvent(clockwork)),
                 port_answers=lambda address, _port: self.node.world.answers_nfs(self.node, address),
+                volumes=lambda: [seat.config for seat in self.node.seats.values()],
             )
             self.agent = agent
             settle(config, machine.fence, machine.nfs)

@@ -117,6 +117,11 @@ SCENES: Mapping[str, Scene] = {
             Sight("node", "hooks", ("post-promote/10-mail is not executable",)),
         ),
     ),
+    "another volume's file that can't be read": Scene(
+        {STANDBY: "echo 'cluster =' >/etc/standfast/media.toml"},
+        {STANDBY: "rm /etc/standfast/media.toml"},
+        (Sight("takeover", "volumes", ("media.toml", "config check"), PRIMARY),),
+    ),
     "an agent that is down": Scene(
         {STANDBY: "systemctl stop $AGENT"},
         {STANDBY: "systemctl start $AGENT"},

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from standfast.agent import commands
 from standfast.agent.command import Command
-from standfast.agent.commands import answer
+from standfast.agent.commands import PASSING, answer
 from standfast.agent.handover import best_standby
 from standfast.config.model import LeaseTiming
 from standfast.consul.records import CandidateRecord, Holder, LeaderState, StandbyRecord
@@ -497,6 +497,18 @@ def test_a_promotion_that_fails_for_a_passing_reason_goes_on_by_itself(
     assert lines[-1]["done"] is True and lines[-1]["text"].startswith("n1 is primary")
     assert [plan.name for plan, _ in made.ran] == ["promotion", "go-on"]
     assert any("claim-lease" in line.get("progress", "") for line in lines)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_refusal_of_the_guard_that_may_pass_is_no_end_of_a_promotion(
+    tmp_path: Path, clock: StoppedClock, reason: Reason
+) -> None:
+    made = agent(tmp_path, promotion(), promotion(), RESUMED, SERVING)
+    made.breaks = [Refused(reason, f"refused [{reason}]")]
+    last = say(made, "promote")[-1]
+    assert (last.get("done") is True) == (reason in PASSING)
+    assert len(made.ran) == (2 if reason in PASSING else 1)
+    assert reason in PASSING or (last["reason"], last["exit_code"]) == (reason, 1)
 
 
 def test_a_promotion_that_goes_on_failing_is_told_when_the_time_is_up(

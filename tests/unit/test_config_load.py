@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from standfast.config.load import load, load_all, load_volume
+from standfast.config.load import load, load_all, load_stored, load_volume
 from standfast.config.model import Config, LeaseTiming, Node
 from standfast.config.parse import FORMER
 from standfast.config.problems import InvalidConfig
@@ -275,6 +275,42 @@ def test_volumes_of_one_node_are_checked_together(tmp_path: Path) -> None:
         'bind = "/data/media"',
     )
     assert [config.volume for config in load_all(environ=environ)] == ["data-services", "media"]
+
+
+ELSEWHERE = """\
+cluster = "alo"
+[consul]
+service = "media"
+[nodes.c1]
+address = "192.168.1.3"
+[nodes.c2]
+address = "192.168.1.4"
+[paths]
+state = "{state}"
+live = "/persist/media"
+standby = "/persist/media-standby"
+bind = "/data/media"
+"""
+
+
+def test_a_volume_that_this_node_is_only_a_client_of_is_in_no_storage_nodes_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "zippy.lan")
+    environ, state = {"STANDFAST_CONFIG_DIR": str(tmp_path)}, tmp_path / "state"
+    (tmp_path / "media.toml").write_text(ELSEWHERE.format(state=state))
+    with pytest.raises(ConfigError, match="no volume is stored on this node: zippy is none of"):
+        load_stored(environ)
+    write(tmp_path)
+    assert [config.volume for config in load_stored(environ)] == ["data-services"]
+    # What this node did as c1 before somebody renamed it isn't that of a client.
+    (state / "media").mkdir(parents=True)
+    (state / "media" / "node").write_text("c1\n")
+    with pytest.raises(ConfigError, match='set node = "c1": that is this node, by its own state'):
+        load_stored(environ)
+    (tmp_path / "media.toml").write_text("cluster =")
+    with pytest.raises(ConfigError, match=r"media\.toml: it is not TOML"):
+        load_stored(environ)
 
 
 def test_one_bad_file_does_not_hide_another(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from standfast.agent import inspector as inspector_module
 from standfast.agent import main as agent_main
 from standfast.agent.inspector import AGAIN_S, EVERY_S, Inspector
 from standfast.agent.loop import Agent
+from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.consul.values import Instance
-from standfast.errors import ConsulDenied, StandfastError, TimedOut
+from standfast.errors import ConfigError, ConsulDenied, StandfastError, TimedOut
 from standfast.names import SnapshotName
 from standfast.node.obstacle import CHECKS, Obstacle, Weight
 from standfast.node.own_epoch import OwnEpoch, Stage
@@ -109,6 +110,46 @@ def test_a_pause_and_an_old_snapshot_are_in_the_way_of_no_handover(
 def test_a_disk_that_is_nearly_full_is_told(node: FakeNode) -> None:
     node.store.room = Space(size=1 << 40, data=1 << 40, metadata=1 << 20, reserve=1 << 29)
     assert checks(inspect(scene(node))) == {"space": Weight.REFUSES}
+
+
+def test_what_no_live_tree_could_be_made_beside_bars_a_promotion(node: FakeNode) -> None:
+    node.store.in_the_way = "/persist/services is a mount point"
+    [obstacle] = inspect(scene(node))
+    assert (obstacle.check, obstacle.weight) == ("disk", Weight.BARS)
+
+
+def test_a_token_that_the_guard_would_not_believe_bars_a_promotion(node: FakeNode) -> None:
+    node.consul.sees_all = False
+    [obstacle] = inspect(scene(node))
+    assert (obstacle.check, obstacle.weight) == ("consul", Weight.BARS)
+    assert "sees 0 instances" in obstacle.evidence
+    assert checks(inspect(blind(scene(node)))) == {"consul": Weight.REFUSES}, "it is told once"
+
+
+def no_volumes() -> tuple[Config, ...]:
+    raise ConfigError("/etc/standfast/media.toml: not TOML")
+
+
+def test_the_file_of_another_volume_bars_a_promotion_where_the_guard_could_not_read_it(
+    node: FakeNode,
+) -> None:
+    [obstacle] = inspect(scene(node, volumes=no_volumes))
+    assert (obstacle.check, obstacle.weight) == ("volumes", Weight.BARS)
+    assert "media.toml" in obstacle.evidence
+
+
+@pytest.mark.parametrize("epoch", ["", "{"])
+def test_another_volume_whose_own_epoch_can_not_be_read_bars_a_promotion(
+    node: FakeNode, epoch: str
+) -> None:
+    """The guard can't tell whether the server would export it."""
+    media = structs.replace(node.config, volume="media")
+    media.state_dir.mkdir(parents=True)
+    if epoch:
+        (media.state_dir / "own-epoch.json").write_text(epoch)
+    made = inspect(scene(node, volumes=lambda: (node.config, media)))
+    assert checks(made) == ({"volumes": Weight.BARS} if epoch else {})
+    assert all("of the volume media, " in obstacle.evidence for obstacle in made)
 
 
 def misnamed(scene: Scene) -> Scene:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -145,6 +147,65 @@ def test_nfs_4_1_is_missed_by_clients_where_this_node_asks_for_nothing_itself(
     config = structs.replace(node.config, nfs=nfs)
     [obstacle] = conf_ahead.obstacles(config, conf("vers4.1=n"))
     assert obstacle.weight is Weight.REFUSES
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "is_missed"),
+    [
+        ("n1.lan", "127.0.0.1, 192.168.1.2", False),
+        ("n1.lan", "127.0.0.1", True),
+        ("gone.lan", "127.0.0.1", False),
+        ("fd00:0:0::2", "127.0.0.1 fd00::2", False),
+        ("fd00:0:0::2", "127.0.0.1", True),
+    ],
+)
+def test_the_address_that_clients_use_may_be_a_name_or_spelt_otherwise(
+    node: FakeNode,
+    conf: Callable[..., NfsConf],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    hosts: str,
+    is_missed: bool,
+) -> None:
+    def known(name: str, *_rest: object, **_more: object) -> list[Any]:
+        if name == "gone.lan":
+            raise socket.gaierror("Name or service not known")
+        # One of its addresses is another machine's, as of a name for all of them.
+        return [(0, 0, 0, "", (each, 0)) for each in ("192.168.1.2", "192.168.1.9")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    me = structs.replace(node.config.me, address=address)
+    config = structs.replace(node.config, nodes={**node.config.nodes, "n1": me})
+    made = conf(f"host={hosts}")
+    here = replace(made, owns={"127.0.0.1", "192.168.1.2", "fd00::2"}.__contains__)
+    seen = [str(obstacle) for obstacle in conf_ahead.obstacles(config, here)]
+    assert [f"reached at {address}" in text for text in seen] == [True] * is_missed
+
+
+@pytest.mark.parametrize(
+    ("kernel", "modprobe", "is_wrong"),
+    [
+        ("nodev\tsysfs\nnodev\tnfsd\n", "exit 1", False),
+        ("nodev\tsysfs\n\tbtrfs\n", "exit 0", False),
+        ("nodev\tsysfs\n\tbtrfs\n", "exit 1", True),
+        ("nodev\tnfsd4\n", "exit 1", True),
+        ("nodev\tsysfs\n", None, False),
+    ],
+)
+def test_a_kernel_that_could_not_serve_bars_a_promotion(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    modprobe: str | None,
+    is_wrong: bool,
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    if modprobe is not None:
+        write_script(tmp_path / "bin" / "modprobe", modprobe)
+    table = tmp_path / "filesystems"
+    table.write_text(kernel)
+    made = list(ahead.missing_kernel_part(table))
+    assert [(each.check, each.weight) for each in made] == [("unit", Weight.BARS)] * is_wrong
 
 
 def test_an_address_of_this_machine_is_told_from_one_of_another() -> None:

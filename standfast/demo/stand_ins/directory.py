@@ -109,7 +109,7 @@ class DirectoryStore(Store):
             shutil.rmtree(half, ignore_errors=True)
         return True
 
-    def _create_standby(self, path: Path) -> None:
+    def _create_place(self, path: Path) -> None:
         path.mkdir(parents=True, mode=0o755)
 
     def _sync(self, path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from standfast.btrfs.store import BtrfsStore
 from standfast.demo.stand_ins.directory import DirectoryStore
@@ -32,6 +33,7 @@ from tests.sim.one_node import on_a_node
 from tests.support.volumes import (
     BTRFS,
     btrfs_on_file,
+    command,
     make_live,
     mount_image,
     paths_below,
@@ -193,6 +195,49 @@ def test_names_rise_and_contents_differ_whatever_the_clock_says(
     assert len({snapshot.content_id for snapshot in taken}) == len(taken)
     assert not any(snapshot.received for snapshot in taken)
     assert list(store.snapshots()) == taken
+
+
+def test_what_no_live_tree_could_be_made_or_put_away_for_is_told_ahead(store: VolumeStore) -> None:
+    assert store.obstacle() is None
+    live = store.keep_aside(KEPT).with_name("services")
+    assert store.obstacle() is None
+    if not isinstance(store, BtrfsStore | DirectoryStore):
+        pytest.skip("its trees have no places")
+    live.mkdir()
+    assert f"{live} exists but is no " in str(store.obstacle())
+    live.rmdir()
+    away = live.parent.with_name("away")
+    other = type(store)(structs.replace(paths_below(live.parent), live=away / "services"))
+    assert f"there is no directory {away}, in which" in str(other.obstacle())
+
+
+@BTRFS
+def test_a_mount_point_could_not_be_put_away(tmp_path: Path) -> None:
+    """As of a line of fstab with `subvol=services`; of a mere subvolume `ismount` says so, too."""
+    with on_btrfs(tmp_path) as scene:
+        live = tmp_path / "disk" / "services"
+        device = command("findmnt", "-no", "SOURCE", live.parent).strip()
+        command("mount", "-o", "subvol=services", device, live)
+        try:
+            assert f"{live} is a mount point" in str(scene.store.obstacle())
+            with pytest.raises(OSError, match="Device or resource busy"):
+                scene.store.keep_aside(KEPT)
+        finally:
+            command("umount", live)
+        assert scene.store.obstacle() is None
+
+
+def test_the_directory_of_its_own_snapshots_is_made_where_it_is_missing(
+    store: VolumeStore,
+) -> None:
+    live = store.live()
+    if live is None or not isinstance(store, BtrfsStore | DirectoryStore):
+        pytest.skip("its trees have no places")
+    own = live.path.with_name("own")
+    elsewhere = type(store)(structs.replace(paths_below(live.path.parent), snapshots=own))
+    taken = elsewhere.take_snapshot(SnapshotName.at("services", NOW))
+    assert taken.path.parent == own
+    assert list(elsewhere.snapshots()) == [taken] and list(store.snapshots()) == []
 
 
 def test_the_live_tree_goes_read_only_and_back(store: VolumeStore) -> None:

@@ -70,7 +70,7 @@ complete -c standfast -f
 
 complete -c standfast -n _shtab_standfast_using -s h -l help -d 'show this help message and exit'
 complete -c standfast -n _shtab_standfast_using -l version -d 'show program'"'"'s version number and exit'
-complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a status -d 'Show who serves, how old the data of the standbys is and whether a failover is possible. Exits 0 when a node serves, 1 when none does and 3 when that is not known. With --json and --watch each look at a volume is one line.'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a status -d 'Show who serves, how old the data of the standbys is and whether a failover is possible. Exits 0 when a node serves, 1 when none does and 3 when that is not known. Where no agent runs it waits for the primary'"'"'s next heartbeat, for lease.length at most. With --json and --watch each look at a volume is one line.'
 complete -c standfast -n '_shtab_standfast_using status' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using status' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
 complete -c standfast -n '_shtab_standfast_using status' -l json -d 'print JSON'

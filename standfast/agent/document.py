@@ -11,18 +11,19 @@ from dataclasses import replace as evolve
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from msgspec import convert
+from msgspec import UNSET, convert
 from msgspec.structs import replace
 
 from standfast.agent.watcher import Watcher, assemble
 from standfast.ages import UNKNOWN, age_of
 from standfast.config.model import Config
-from standfast.consul.blindness import Blind
+from standfast.consul.blindness import Blind, blindness
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.node_name import misnamed
 from standfast.consul.records import CandidateRecord, Leader, LeaderState
 from standfast.errors import ConsulError, ForeignValue, StandfastError, Unreachable, ours
 from standfast.lease.files import LeaseStatus
+from standfast.lease.protocol import NEVER
 from standfast.lease.surrender import watch
 from standfast.nomad import reports
 from standfast.replication import state
@@ -30,7 +31,7 @@ from standfast.replication.state import StandbyState
 from standfast.role.candidacy import stopped_for_all
 from standfast.role.decide import decide
 from standfast.role.decision import Moment
-from standfast.role.observation import Cluster, Local
+from standfast.role.observation import Cluster, LastHeartbeat, Local, heartbeat_seen
 from standfast.status.asking import ANSWER_S, of_agent
 from standfast.status.document import (
     Decision,
@@ -59,6 +60,12 @@ T = TypeVar("T")
 
 READ_S = 1.0
 """For the keys, before the last look has to do."""
+LOOKS_WITHIN_S = 30.0
+"""Of two looks that are further apart, another heartbeat tells nothing of now."""
+
+Heard = dict[str, tuple[LastHeartbeat, float]]
+"""By volume, what a process that is no agent saw of the heartbeats, and when it looked last
+(monotonic seconds)."""
 
 
 def times(
@@ -123,7 +130,11 @@ def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float
 
 
 def _serving(consul: FromConsul, config: Config) -> str | None:
-    """Returns who serves; None: nobody, or a holder whose last heartbeat is older than a lease."""
+    """Returns who serves; None: nobody, or a holder whose last heartbeat is older than a lease.
+
+    An agent that has just started takes the heartbeat that it finds for one of now, so that it says
+    for a lease's length at most that a dead holder serves.
+    """
     seen_s = consul.last_heartbeat_seen_s
     fresh = seen_s is not None and seen_s <= config.lease.length
     serves = consul.state == LeaderState.SERVING and fresh and not consul.unserved_s
@@ -321,16 +332,66 @@ def with_notes(standby: Standby, noted: StandbyState) -> Standby:
     return replace(standby, verified=compared, failure=failure, needs_full=noted.needs_full)
 
 
-def without_agent(config: Config) -> Status:
-    """Makes the document from Consul alone: on clients, and while the agent is down."""
+def without_agent(config: Config, heard: Heard | None = None, *, listens: bool = False) -> Status:
+    """Makes the document from Consul alone: on clients, and while the agent is down.
+
+    A heartbeat that is merely found may be of any age: whether its holder serves is not known (no
+    `serving`, no age of the heartbeat) until another one is seen to follow upon it, or none for a
+    lease's length. `heard` keeps what is seen for the next look. Whoever `listens` waits for the
+    answer: until the next heartbeat or, without one, for a lease's length; never for longer than
+    two of them and the reads' own deadlines.
+    """
+    heard = {} if heard is None else heard
     consul = ConsulGateway.from_config(config, timeout_s=ANSWER_S)
+    limit, index, length_s = Deadline.after(2 * config.lease.length), 0, config.lease.length
+    while True:
+        view = _look_on(config, consul, heard)
+        left_s = _unheard_s(view, length_s)
+        if left_s is None or not listens or limit.expired:
+            break
+        assert isinstance(view, Cluster)
+        try:
+            since = index or view.last_heartbeat.index
+            index, _ = consul.wait(config.key("leader"), since, wait_s=left_s)
+        except ConsulError as error:
+            view, left_s = blindness(error), None
+            break
+    told = replace(build(view, None, config, utc_now()), agent=False)
+    if left_s is None or told.consul is None or told.serving is None:
+        return told
+    return replace(told, serving=UNSET, consul=replace(told.consul, last_heartbeat_seen_s=None))
+
+
+def _look_on(config: Config, consul: ConsulGateway, heard: Heard) -> Cluster | Blind:
+    """One look, with what earlier ones saw of the holder's heartbeats."""
     view = Watcher(config, consul).look(0.0, fresh=True)
-    return replace(build(view, None, config, utc_now()), agent=False)
+    if isinstance(view, Blind):
+        return view
+    found, now = view.last_heartbeat, monotonic()
+    before, looked_at = heard.get(config.volume, (None, now))
+    unbroken_since = now if now - looked_at > LOOKS_WITHIN_S else NEVER
+    # Two threads may overwrite each other's look by an older one: that costs a heartbeat's time.
+    last = heartbeat_seen(before, found.identity, found.index, found.first_seen, unbroken_since)
+    heard[config.volume] = last, now
+    held = view.leader is not None and not view.leader.is_clean
+    return evolve(view, last_heartbeat=last) if held else view
 
 
-def fetch(config: Config) -> Status:
-    """Returns the status document, from the agent if there is one; StandfastError."""
+def _unheard_s(view: Cluster | Blind, length_s: float) -> float | None:
+    """Returns for how long to listen yet, seconds, until it is known whether the holder sends
+    heartbeats; None: it is known, or there is no holder."""
+    if isinstance(view, Blind) or view.leader is None or view.leader.is_clean:
+        return None
+    silent_s = round(monotonic() - view.last_heartbeat.first_seen, 2)
+    if view.last_heartbeat.witnessed or silent_s > length_s:
+        return None
+    return length_s - silent_s + 0.05  # (beyond it, as the document rounds)
+
+
+def fetch(config: Config, heard: Heard | None = None, *, listens: bool = False) -> Status:
+    """Returns the status document, from the agent if there is one; else as `without_agent`;
+    StandfastError."""
     try:
         return of_agent(config)
     except Unreachable:
-        return without_agent(config)
+        return without_agent(config, heard, listens=listens)

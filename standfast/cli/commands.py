@@ -86,8 +86,9 @@ COMMANDS: tuple[Command, ...] = (
                 default=1.0,
             ),
         ),
-        "Exits 0 when a node serves, 1 when none does and 3 when that is not known. With --json "
-        "and --watch each look at a volume is one line.",
+        "Exits 0 when a node serves, 1 when none does and 3 when that is not known. Where no "
+        "agent runs it waits for the primary's next heartbeat, for lease.length at most. With "
+        "--json and --watch each look at a volume is one line.",
     ),
     Command(
         "doctor",

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from standfast.cli.output import note
@@ -20,16 +22,21 @@ from standfast.status.document import Status
 from standfast.status.text import render
 from standfast.status.watching import Watch, Watched
 
+if TYPE_CHECKING:
+    from standfast.agent.document import Heard
 
-def fetch(config: Config) -> Status:
-    """Returns the agent's document; one from Consul alone where no agent runs."""
+
+def fetch(config: Config, heard: Heard | None = None) -> Status:
+    """Returns the agent's document; one from Consul alone where no agent runs, which waits for a
+    heartbeat of the holder's: for a lease's length, where none comes. `heard` is kept for the next
+    look, which has to wait no more."""
     try:
         return of_agent(config)
     except (Unreachable, NeedsRoot) as error:
         # Loading what speaks to Consul would take longer than the agent's answer.
         from standfast.agent.document import without_agent
 
-        status = without_agent(config)
+        status = without_agent(config, heard, listens=True)
         # One that doesn't answer this user may run all the same.
         return replace(status, agent=None) if isinstance(error, NeedsRoot) else status
 
@@ -50,18 +57,19 @@ def _watched(volume: str | None) -> Sequence[Watched]:
     if len(paths) <= 1:
         config = load_volume(volume, require_storage=False)
         _say_whose_word_it_is(config)
-        return [Watched(config.volume, partial(fetch, config))]
-    return [Watched(path.stem, partial(_fetch_by, path)) for path in paths]
+        return [Watched(config.volume, partial(fetch, config, {}))]
+    return [Watched(path.stem, partial(_fetch_by, path, {})) for path in paths]
 
 
-def _fetch_by(path: Path) -> Status:
-    return fetch(load(path, require_storage=False))
+def _fetch_by(path: Path, heard: Heard) -> Status:
+    return fetch(load(path, require_storage=False), heard)
 
 
 def _answer(config: Config) -> Answer:
     _say_whose_word_it_is(config)
     status = fetch(config)
-    code = 0 if status.serving else Unreachable.exit_code if status.consul is None else 1
+    known = status.consul is not None and status.serving is not UNSET
+    code = 0 if status.serving else 1 if known else Unreachable.exit_code
     return Answer(status.as_json(), lambda: print(render(status)), code=code)
 
 

@@ -138,7 +138,7 @@ def looks_of(config: Config) -> dict[str, Look]:
 
 def _service(config: Config) -> tuple[Status | None, list[Finding]]:
     try:
-        status = fetch(config)
+        status = fetch(config, listens=True)
     except StandfastError as error:
         fix = f"systemctl restart standfast-agent@{config.volume} (what is served goes on)"
         return None, [Finding("agent", False, f"no answer: {error}", fix)]

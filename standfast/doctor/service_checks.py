@@ -6,9 +6,12 @@ The other checks: `storage_checks`, `standby_checks`, `node_checks`, `client_che
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from standfast.doctor.finding import Finding
 from standfast.status.advice import next_step
 from standfast.status.document import Status
+from standfast.status.text import unheard
 from standfast.text import duration
 
 
@@ -28,6 +31,9 @@ def _serving(status: Status) -> Finding:
         failover = status.failover
         why = "the agent has just started" if failover is None else failover.sentence
         return Finding("serving", False, f"not known: {why}", "bring Consul back")
+    if status.serving is UNSET and consul.holder and consul.last_heartbeat_seen_s is None:
+        why = unheard(consul.holder, consul.epoch)
+        return Finding("serving", False, f"not known: {why}", "`standfast status` listens again")
     return Finding(
         "serving",
         False,

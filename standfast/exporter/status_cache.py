@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from standfast.agent.document import fetch, without_agent
+from standfast.agent.document import Heard, fetch, without_agent
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import ClientRecord, HistoryEntry, Leader, StandbyRecord
@@ -79,12 +79,22 @@ class Readers:
     now: Callable[[], float] = monotonic
 
 
+def remembering() -> Readers:
+    """Returns readers that keep what they heard of heartbeats, without an agent: a page waits for
+    none."""
+    heard: Heard = {}
+    return Readers(
+        fetch=lambda config: fetch(config, heard),
+        from_consul=lambda config: without_agent(config, heard),
+    )
+
+
 class StatusCache:
     """Keeps the document of /api/v1/status, for any thread; `start` begins to keep the trends."""
 
     def __init__(self, configs: Sequence[Config], readers: Readers | None = None) -> None:
         self._configs = configs
-        self._read = readers or Readers()
+        self._read = readers or remembering()
         self._trends = {config.volume: Trend() for config in configs}
         self._lock = threading.Lock()
         self._body = b""

@@ -145,6 +145,7 @@ class FromConsul(Struct, frozen=True):
     state: str | None
     """Of the last heartbeat."""
     last_heartbeat_seen_s: float | None = None
+    """None: one was found, and how old it is is not known yet."""
     unserved_s: float | None = None
     """For how long the holder has not served; None: it serves."""
     given_up: GivenUp | None = None
@@ -197,7 +198,9 @@ class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
     files: FromFiles | None = None
     """None: told by Consul alone, or the agent has just started."""
     serving: str | UnsetType | None = UNSET
-    """Who serves; None: nobody, or a holder whose last heartbeat is older than a lease."""
+    """Who serves; None: nobody, or a holder whose last heartbeat is older than a lease, or Consul
+    could not be read. UNSET: there is a holder, and whether it sends heartbeats is not known yet;
+    or the agent has just started, or is an older one."""
     decision: Decision | None = None
     fence: Fence | None = None
     aside: tuple[str, ...] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from standfast.config.model import Config
 from standfast.consul.records import LeaderState
 from standfast.reasons import Reason
-from standfast.status.text import given_up
+from standfast.status.text import given_up, unheard
 from standfast.status.volume import Level, Line, Volume
 from standfast.system.clock import format_utc
 from standfast.text import duration
@@ -68,6 +68,9 @@ def _serving(volume: Volume, utc: float) -> Line:
 def _held(volume: Volume, config: Config) -> Line:
     name, holder, epoch = volume.volume, volume.holder, volume.epoch
     seen_s = volume.last_heartbeat_seen_s
+    if seen_s is None and volume.state == LeaderState.SERVING:
+        text = f"It is not known who serves {name}: {unheard(holder, epoch)}."
+        return Line(Level.UNKNOWN, text)
     if seen_s is not None and seen_s <= config.lease.length:
         if volume.unserved_s:
             return _unserved(volume, volume.unserved_s, config)

@@ -78,6 +78,14 @@ def given_up(epoch: int | None, how: GivenUp | None) -> tuple[str, str]:
     return text, f"{soon.capitalize()}; if none does: {promote}"
 
 
+def unheard(holder: str | None, epoch: int | None) -> str:
+    """Says why it is not known who serves, though Consul names a holder."""
+    return (
+        f"{holder} holds epoch {epoch}, and whether it still sends heartbeats is not known yet: "
+        "none has come since this node began to listen. Look again in a few seconds"
+    )
+
+
 def _headline(status: Status) -> str:
     volume, consul, failover = status.volume, status.consul, status.failover
     if consul is None:  # that is no proof that nobody serves
@@ -89,6 +97,8 @@ def _headline(status: Status) -> str:
             f"{volume}: NOBODY SERVES: {holder} holds epoch {epoch} and has not "
             f"served for {duration(consul.unserved_s)}"
         )
+    if holder and status.serving is UNSET and consul.last_heartbeat_seen_s is None:
+        return f"{volume}: UNKNOWN WHO SERVES: {unheard(holder, epoch)}"
     if holder and status.serving is None:
         return (
             f"{volume}: NOBODY SERVES: {holder} holds epoch {epoch} ({consul.state}), its last "

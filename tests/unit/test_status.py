@@ -534,9 +534,9 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("state", "code"),
-    [(LeaderState.SERVING, 0), (LeaderState.DRAINING, 1), (LeaderState.CLEAN, 1), (None, 1)],
+    [(LeaderState.DRAINING, 1), (LeaderState.CLEAN, 1), (None, 1)],
 )
-def test_a_script_can_ask_whether_anybody_serves(
+def test_a_script_can_ask_whether_nobody_serves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -140,7 +140,7 @@ function fence(volume) {
 
 function primary(volume) {
   return card("Primary", "third", facts(
-    ["Serves", el("strong", {}, volume.serving || (volume.sources.consul.ok ? "nobody" : "not known"))],
+    ["Serves", el("strong", {}, volume.serving || (volume.sources.consul.ok && volume.headline.level !== "unknown" ? "nobody" : "not known"))],
     volume.holder && !volume.serving ? ["Last holder", volume.holder] : null,
     ["Epoch", volume.epoch ?? "not known"],
     ["Since", moment(volume.since)],

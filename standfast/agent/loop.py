@@ -81,6 +81,8 @@ class Agent:
     """Why Consul tells nobody of this node's service, as it serves or as it would."""
     unkept: str | None = None
     """Why the last turn of upkeep failed."""
+    unshut: str | None = None
+    """Why upkeep could not put the fence's rules in place, when it last tried."""
     scheduled_at: float | None = float("-inf")
     """When the replication timers were last seen to; None: they don't run. Unknown at first."""
     mended_at: float = float("-inf")
@@ -115,6 +117,8 @@ class Agent:
         if seen is None:
             return None
         return Scene(self.machine, seen.view, seen.local, seen.at, self.port_answers, self.volumes)
+        asks = self.port_answers
+        return Scene(self.machine, seen.view, seen.local, seen.at, asks, self.unshut)
 
     def look(
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST

@@ -186,9 +186,22 @@ def _keep_led_elsewhere(agent: Agent) -> None:
 
 def _keep_shut(agent: Agent) -> None:
     fence = agent.machine.fence
-    if not fence.state().in_place:
+
+    def put_up() -> None:
+        before = agent.unshut
+        try:
+            fence.ensure_closed()
+        except Exception as error:
+            agent.unshut = str(ours(error))  # a promotion would fail at it, too
+            if before is None:
+                agent.inspector.want()
+            raise
         log.warning("the fence's rules were not in place: put there, with the port shut")
-        unless_changed(agent, None, fence.ensure_closed)
+        agent.unshut = None
+        agent.inspector.want()  # it may have found none in place
+
+    if not fence.state().in_place:
+        unless_changed(agent, None, put_up)
 
 
 def _keep_unexported(agent: Agent) -> None:

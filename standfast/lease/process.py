@@ -1,7 +1,7 @@
 """The process `standfast-lease@V.service`: from the claim to the end, by heartbeats and commands.
 
-Invariant: a lease that an earlier process of this boot held is taken up as it was, and nothing is
-shut on the way.
+Invariants: a lease that an earlier process of this boot held is taken up as it was, and nothing is
+shut on the way; a new one is acquired behind a fence that is up and shut.
 """
 
 from __future__ import annotations
@@ -133,8 +133,14 @@ def hold(keeper: Keeper, inbox: Inbox) -> None:
             return
 
 
-def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) -> HeldLease:
-    """Takes up the lease of this boot again, or makes a claim of the agent's good. Refused."""
+def obtain(
+    config: Config, keys: LeaseKeys, fence: Fence, earlier: LeaseStatus | None = None
+) -> HeldLease:
+    """Takes up the lease of this boot again, or shuts the port and makes a claim of the agent's
+    good.
+
+    Refused; StandfastError where the fence can't be put up: nothing is acquired then.
+    """
     highest = EpochFile(config.state_dir / "epoch")
     try:
         held_lease = keys.take_up(NO_MEMORY if earlier is None else earlier.memory)
@@ -152,6 +158,9 @@ def obtain(config: Config, keys: LeaseKeys, earlier: LeaseStatus | None = None) 
                 f"see `standfast status`, or ask with `standfast promote --volume {config.volume}`",
             )
         _refuse_older(claim.epoch, highest.read())
+        # Before: who finds out with the lease in its hands that nothing cuts this node off can't
+        # serve, and has the others wait once more.
+        fence.ensure_closed()
         held_lease = keys.acquire(claim)
         text = f"epoch {held_lease.epoch} begins on {config.node} ({claim.reason})"
         tell(happened(config, Kind.LEASE_ACQUIRED, text, epoch=held_lease.epoch))
@@ -182,15 +191,16 @@ def previous_status(run_dir: Path) -> LeaseStatus | None:
 def build(config: Config, keys: LeaseKeys, fence: Fence, nfs: NfsServer) -> Keeper:
     """Builds a keeper with the lease in its hand."""
     earlier = previous_status(config.run_dir)
-    held_lease = obtain(config, keys, earlier)
+    held_lease = obtain(config, keys, fence, earlier)
     keeper = Keeper(config, keys, fence, nfs, held_lease, since=monotonic())
     now_held = (held_lease.epoch, held_lease.holder.instance)
     if earlier is None or (earlier.epoch, earlier.instance) != now_held:
-        fence.ensure_closed()
-        forget_flush(config.run_dir)
-        forget_vouch(config.run_dir)
         # Of one that is taken up nobody knows whether it has served: then it has.
         taken_up = held_lease.earlier_until != protocol.NEVER
+        if taken_up:
+            fence.ensure_closed()
+        forget_flush(config.run_dir)
+        forget_vouch(config.run_dir)
         keeper.service.spell = Spell(monotonic(), served=taken_up, opened=taken_up)
     else:
         # Taken up: the kernel's timer goes on by itself, nothing is shut on the way.

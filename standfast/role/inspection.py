@@ -51,6 +51,8 @@ class Scene:
     port_answers: Callable[[str, int], bool] = answers_nfs
     volumes: Callable[[], Sequence[Config]] = tuple
     """Reads the configurations of all volumes that are stored here; ConfigError."""
+    unshut: str | None = None
+    """Why the fence's rules could not be put in place, when that was last tried."""
 
     @property
     def config(self) -> Config:
@@ -167,11 +169,20 @@ def _lease_unit(scene: Scene) -> Iterator[Obstacle]:
 
 
 def _fence(scene: Scene) -> Iterator[Obstacle]:
+    """Of a kernel without ipset it is seen only that no rules are in place: upkeep, which puts them
+    there, knows more."""
+    fix = f"`standfast doctor` on {scene.config.node}; fence.backend in the configuration"
     try:
-        scene.machine.fence.state()
+        if scene.machine.fence.state().in_place:
+            return
     except StandfastError as error:
-        fix = f"`standfast doctor` on {scene.config.node}; fence.backend in the configuration"
         yield Obstacle("fence", f"the fence can't be used: {error}", fix)
+        return
+    if scene.unshut is not None:
+        yield Obstacle("fence", f"the fence's rules can't be put in place: {scene.unshut}", fix)
+    else:
+        evidence = "the fence's rules are not in place yet: the agent puts them there in seconds"
+        yield Obstacle("fence", evidence, fix, Weight.REFUSES)
 
 
 def _service(scene: Scene) -> Iterator[Obstacle]:

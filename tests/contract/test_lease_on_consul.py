@@ -886,9 +886,10 @@ def test_a_client_that_says_nothing_does_not_cost_the_lease(faulty: Volume) -> N
 
 def test_a_claim_is_made_good_once(volume: Volume) -> None:
     save_claim(volume.config.run_dir, FIRST)
-    obtain(volume.config, volume.keys())
+    fence = FileFence(volume.config.paths.run / "fence", 2049)
+    obtain(volume.config, volume.keys(), fence)
     with pytest.raises(Refused, match="made no claim"):
-        obtain(volume.config, volume.keys(OTHER))
+        obtain(volume.config, volume.keys(OTHER), fence)
     assert (volume.epoch(), volume.leader().holder) == (1, ME)
 
 
@@ -962,6 +963,6 @@ def test_what_can_not_be_said_of_the_lease_is_an_error(faulty: Volume) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"v": 1, "epoch": 3}')
     with pytest.raises(StandfastError, match="not a claim"):
-        obtain(faulty.config, faulty.keys())
+        obtain(faulty.config, faulty.keys(), FileFence(faulty.config.paths.run / "fence", 2049))
     assert faulty.gateway.get(faulty.config.key("epoch")) is None
     assert list(path.parent.iterdir()) == [], "a claim is made good at most once"

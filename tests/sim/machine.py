@@ -35,6 +35,8 @@ class PacketFilter:
     slow_s: float = 0.0
     """So long the kernel takes to do what it was told."""
     keeps_latest: bool = True
+    unknown: bool = False
+    """The kernel has nothing of the kind: no rules can be put up."""
 
     def lets_in(self, now: float) -> bool:
         return not self.asks or now < self.open_until
@@ -66,6 +68,8 @@ class SimFence(KernelFence):
     def _build(self, deadline: Deadline) -> None:
         world, rules = self._node.world, self._node.rules
         world.clockwork.take(ARM_S)
+        if rules.unknown:
+            raise CommandFailed("ipset: Kernel error received", returncode=1)
         rules.asks = rules.answers = True
         rules.open_until = 0.0
 

@@ -50,6 +50,24 @@ def test_a_node_whose_unit_is_masked_lets_another_go_first(
     assert claims(world, barred) == 0
 
 
+@pytest.mark.parametrize("before_s", [0.5, 20.0])
+def test_a_node_that_can_not_be_cut_off_takes_no_epoch(world: SimWorld, before_s: float) -> None:
+    """Nor the role from somebody who serves. That its kernel has no fence is known when its agent
+    has tried; until then it may claim the lease, and leaves it to the next."""
+    primary, barred = world.begin(), world["c"]
+    world.run(20.0)
+    barred.rules.flush()
+    barred.rules.unknown = True
+    world.run(before_s)
+    reply = primary.hand_to("c")
+    world.wait_for("an answer", lambda: reply.closed)
+    assert "not-ready" in reply.last and "fence" in reply.last and primary.serves
+    primary.power_cut()
+    world.wait_for_primary("b")
+    assert world.epoch() == 2
+    assert before_s < 20.0 or claims(world, barred) == 0
+
+
 def test_a_node_takes_over_soon_after_what_was_in_its_way_is_gone(world: SimWorld) -> None:
     primary = world.begin()
     for name in "bc":

@@ -314,6 +314,7 @@ class SimWorld:
                 node.disk.full = node.disk.broken = node.disk.frozen = False
                 node.disk.only = ""
                 node.nfsd.broken, node.nfsd.masked, node.var_error = False, False, 0
+                node.rules.unknown = False
                 for seat in node.seats.values():
                     seat.lease.masked = False
             node.boot()

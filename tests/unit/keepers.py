@@ -12,7 +12,7 @@ from standfast.lease import protocol
 from standfast.lease.holding import Kept, LeaseKeys, Prospects
 from standfast.lease.keeper import Keeper
 from standfast.lease.process import build
-from standfast.lease.protocol import HeldLease, Memory, Versioned
+from standfast.lease.protocol import Claim, HeldLease, Memory, Versioned
 from standfast.system.clock import Deadline, monotonic
 from tests.fakes.machine import FakeFence, FakeNfs
 
@@ -34,6 +34,9 @@ class Keys:
     told_s: float = 0.0
     """How long it has not served, by the last heartbeat."""
     found: Prospects = field(default_factory=lambda: Prospects(None, None, {}))
+    free: bool = False
+    """Nobody holds the lease: it is to be acquired."""
+    acquired: list[Claim] = field(default_factory=list)
 
     def heartbeat(self, held_lease: HeldLease, state: LeaderState, word: Handover) -> Kept:
         self.sent.append(state)
@@ -58,8 +61,18 @@ class Keys:
         self.registered = False
 
     def take_up(self, memory: Memory) -> HeldLease | None:
+        if self.free:
+            return None
         leader = Leader(4, ME, 1, LeaderState.SERVING, ())
         return protocol.taken_up(Versioned(4, 10, leader, 11), ME, memory, monotonic(), 12.0)
+
+    def acquire(self, claim: Claim) -> HeldLease:
+        self.acquired.append(claim)
+        leader = Leader(claim.epoch + 1, ME, 1, LeaderState.STARTING, ())
+        held = Versioned(leader.epoch, 10, leader, 11)
+        held_lease = protocol.acquired(held, leader, monotonic(), LENGTH_S)
+        assert held_lease is not None
+        return held_lease
 
 
 @dataclass

@@ -223,6 +223,22 @@ def test_a_fence_that_can_not_be_asked_is_told(
     assert "nft: not found" in obstacle.evidence
 
 
+def test_a_fence_that_is_not_up_yet_lets_nobody_move_the_role_here(node: FakeNode) -> None:
+    """Just after boot. Where nobody serves, the lease process puts it up, or acquires nothing."""
+    node.fence.in_place = False
+    assert checks(inspect(scene(node))) == {"fence": Weight.REFUSES}
+
+
+def test_a_fence_that_could_not_be_put_up_bars_a_promotion(node: FakeNode) -> None:
+    """On a kernel without ipset every look says that no rules are in place, and nothing else."""
+    made = scene(node, unshut="ipset: Kernel error received: No such file or directory")
+    assert inspect(made) == (), "they are there by now"
+    node.fence.in_place = False
+    [obstacle] = inspect(made)
+    assert (obstacle.check, obstacle.weight) == ("fence", Weight.BARS)
+    assert "Kernel error received" in obstacle.evidence and "fence.backend" in obstacle.fix
+
+
 @pytest.mark.parametrize("failure", ["veto", "go-on"])
 @pytest.mark.parametrize("mode", [0o755, 0o644, 0o777])
 def test_a_hook_that_would_be_a_veto_by_not_being_run_bars_a_promotion(

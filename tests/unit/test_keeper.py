@@ -26,13 +26,14 @@ from standfast.lease.files import (
     Vouch,
     note_flush,
     note_start,
+    save_claim,
     was_flushed,
     was_never_open,
 )
 from standfast.lease.inbox import REQUEST_S, Answer, listening
 from standfast.lease.keeper import Keeper
 from standfast.lease.process import answer, hold, run
-from standfast.lease.protocol import NEVER
+from standfast.lease.protocol import NEVER, Claim
 from standfast.lease.surrender import Spell
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import NfsServer
@@ -428,6 +429,41 @@ def test_the_own_epoch_is_remembered_through_a_reboot(
     """Else a restored backup of Consul would not be noticed here."""
     started(config, keys, fence)
     assert EpochFile(config.state_dir / "epoch").read() == 4
+
+
+# Acquiring
+
+
+CLAIM = Claim(4, (4, "n2", "boot-2", 7), 100.0, None, "takeover", None, 60.0)
+
+
+def test_a_node_that_can_not_be_cut_off_acquires_no_lease(
+    config: Config, keys: Keys, fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not serve, and the others would wait once more for the lease that it took."""
+    keys.free = True
+    save_claim(config.run_dir, CLAIM)
+    can_not_be_set(fence, monkeypatch)
+    with pytest.raises(StandfastError, match="nft can't be run"):
+        started(config, keys, fence)
+    assert keys.acquired == []
+    assert EpochFile(config.state_dir / "epoch").read() == 0
+
+
+def test_a_lease_is_acquired_with_the_port_shut(config: Config, keys: Keys, fence: Fence) -> None:
+    keys.free, fence.in_place = True, False
+    save_claim(config.run_dir, CLAIM)
+    fence.open_until = monotonic() + 5
+    keeper = started(config, keys, fence)
+    assert keys.acquired == [CLAIM] and keeper.held_lease.epoch == 5
+    assert fence.world.log == ["shut"], "once: another volume may be served here"
+
+
+def test_who_has_nothing_to_acquire_shuts_nothing(config: Config, keys: Keys, fence: Fence) -> None:
+    keys.free = True
+    with pytest.raises(Refused, match="made no claim"):
+        started(config, keys, fence)
+    assert fence.world.log == []
 
 
 # The loop

@@ -474,6 +474,35 @@ def test_a_standby_whose_rules_were_flushed_puts_them_back_shut(node: FakeNode) 
     assert "shut" in node.world.log
 
 
+def test_rules_that_can_not_be_put_up_are_told_as_in_the_way_until_they_are_there(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, clock: StoppedClock
+) -> None:
+    """And looked at anew then: a first look after boot may come before upkeep's first turn."""
+
+    def fail(deadline: Deadline | None = None) -> None:
+        raise StandfastError("ipset: Kernel error received")
+
+    def found() -> dict[str, str]:
+        agent.inspector.turn()
+        known = agent.inspector.known or ()
+        return {each.check: each.weight for each in known if each.check == "fence"}
+
+    agent = agent_that_saw(node, None)
+    node.fence.in_place = False
+    assert found() == {"fence": Weight.REFUSES}
+    with monkeypatch.context() as broken:
+        broken.setattr(node.fence, "ensure_closed", fail)
+        keep_up(agent)
+        assert agent.unkept is not None and "Kernel error" in agent.unkept
+        clock.now += EVERY_S
+        assert found() == {"fence": Weight.BARS}
+    clock.now += 1
+    agent.moved_at = clock.now
+    keep_up(agent)
+    clock.now += 1
+    assert found() == {} and agent.unkept is None
+
+
 # What hides this node in Consul
 
 

@@ -15,8 +15,10 @@ from standfast.agent.document import build
 from standfast.agent.inspector import checks_in, refuse_unready
 from standfast.consul.blindness import Blind
 from standfast.errors import Refused, StandfastError, StepFailed, TimedOut, did_you_mean
+from standfast.lease.files import others_serving
 from standfast.lease.surrender import rank
-from standfast.node.obstacle import Obstacle, Weight
+from standfast.node.obstacle import Obstacle, Weight, told
+from standfast.node.other_server import active_elsewhere, deregistered
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import registration
@@ -122,6 +124,7 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str | Planned:
         _check_known(agent, to)
     plan = _orderly_or_not(agent, command, to)
     if to is not None:
+        _check_entries_here(agent, to, holds)
         _check_target(agent, command, to, orderly=plan.no_return is not None)
     if command.dry_run:
         return Planned(plan)
@@ -235,6 +238,36 @@ def _check_target(agent: Agent, command: Command, to: str, *, orderly: bool) -> 
     finally:
         agent.busy, agent.moved_at = None, monotonic()
     tell_others(command, obstacles)
+
+
+def _check_entries_here(agent: Agent, to: str, view: Cluster | Blind) -> None:
+    """Raises Refused where this node's server goes on for other volumes, and the target's guard
+    would find it active by another's entry in Consul; ConsulError. The target can't foresee that:
+    as far as it knows the server here ends with the role.
+    """
+    config = agent.config
+    others = others_serving(config)
+    if not others:
+        return  # it ends
+    assert isinstance(view, Cluster)
+    own, epoch = (config.node, config.service_id), (view.epoch or 0) + 1
+    obstacles = []
+    for entry in agent.machine.consul.instances(config.service):
+        is_here = entry.node == config.node or entry.address == config.me.address
+        if not is_here or (entry.node, entry.service_id) == own:
+            continue
+        if active_elsewhere((entry,), to, epoch, agent.port_answers) is not None:
+            evidence = (
+                f"another entry of {config.service} in Consul is at {entry.address}:{entry.port}, "
+                f"where this node's server goes on for {', '.join(others)}: the guard of {to} "
+                f"would find it active"
+            )
+            obstacles.append(Obstacle("service", evidence, deregistered(entry)))
+    if obstacles:
+        raise Refused(
+            Reason.NOT_READY,
+            f"{to} could not take over; nothing was stopped:\n{told(obstacles)}",
+        )
 
 
 def until_told(agent: Agent, node: str, whole: Deadline) -> None:

@@ -64,5 +64,10 @@ def taken_away(other: Instance) -> str:
     """Says how a foreign entry is taken away."""
     return (
         f"The entry was made by hand or by another program. If nothing is to serve there, stop "
-        f"that server, and on {other.node}: consul services deregister -id={other.service_id}"
+        f"that server, and {deregistered(other)}"
     )
+
+
+def deregistered(other: Instance) -> str:
+    """Says how an entry is taken away where the server goes on."""
+    return f"on {other.node}: consul services deregister -id={other.service_id}"

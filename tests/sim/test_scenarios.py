@@ -4,6 +4,7 @@ and no write is gone from every disk. The other invariants are checked all along
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from standfast.role.plan import Do
 from standfast.system.clock import Deadline
 from tests.sim.clockwork import Violation
 from tests.sim.disk import SimTree
+from tests.sim.model_consul import AgentService
 from tests.sim.node import SimNode
 from tests.sim.restores import is_clean, restored_to_a_clean
 from tests.sim.systemd import LEASE_BURST
@@ -1225,6 +1227,29 @@ def test_who_gave_one_of_two_volumes_up_keeps_no_successor_from_serving_it(tmp_p
             world[name].nfsd.broken = False
         world.wait_for_primary(volume="media", limit_s=60.0)
         world.wait_for_primary("a", volume="data", limit_s=20.0)
+
+
+def test_an_entry_by_hand_at_a_server_that_goes_on_keeps_the_role_where_it_is(
+    tmp_path: Path,
+) -> None:
+    """The target's guard would refuse the server with the lease in its hands."""
+    with SimWorld(tmp_path, volumes=("data", "media")) as world:
+        primary = world.begin()
+        world.run(5.0)
+        config, link = primary.seats["data"].config, primary.link
+        link.services["by-hand"] = AgentService(
+            config.service, config.me.address, config.nfs.port, {}, math.inf, passing=True
+        )
+        link.tell_servers()
+        world.copy_s = 2.0  # meanwhile the port is open again for `media`
+        reply = world.ask("a", "switchover", "data", to="b")
+        world.wait_for("an answer", lambda: reply.closed)
+        assert "on a: consul services deregister -id=by-hand" in reply.last
+        assert primary.serves and world.epoch("data") == 1
+        del link.services["by-hand"]
+        link.tell_servers()
+        world.ask("a", "switchover", "data", to="b")
+        world.wait_for_primary("b", volume="data")
 
 
 @pytest.mark.parametrize("ends", ["switchover", "surrender"])

@@ -16,14 +16,16 @@ from standfast.agent.commands import PASSING, answer
 from standfast.agent.handover import best_standby
 from standfast.config.model import LeaseTiming
 from standfast.consul.records import CandidateRecord, Holder, LeaderState, StandbyRecord
-from standfast.consul.values import Set
+from standfast.consul.values import Instance, Set
 from standfast.errors import Refused, StepFailed, UsageError
+from standfast.lease.files import LeaseStatus
 from standfast.node.obstacle import Obstacle, Weight
 from standfast.node.ports import Ailment
 from standfast.reasons import Reason
 from standfast.role.decision import Action, Decision, Request
 from standfast.role.observation import Cluster
 from standfast.role.plan import Do
+from standfast.system.clock import monotonic
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.consul import MemoryConsul
 from tests.fakes.machine import FakeSender
@@ -475,6 +477,62 @@ def test_a_target_that_can_not_be_asked_gets_no_role_without_a_word(tmp_path: Pa
     assert (reason, made.ran) == ("not-ready", [])
     assert "inspection: n2 could not be asked" in error and "Upgrade it first" in error
     assert say(made, "switchover", to="n2", despite="inspection")[-1]["done"] is True
+
+
+def serves_another(made: FakeAgent, volume: str = "media") -> None:
+    """Its server goes on for that one."""
+    until = monotonic() + 60
+    status = LeaseStatus(1, "boot-1", 1, LeaderState.SERVING, True, until, until, 1, monotonic())
+    (made.config.paths.run / volume).mkdir(parents=True)
+    status.save(made.config.paths.run / volume)
+
+
+BY_HAND = Instance("by-hand", "n1", "10.0.0.2", 2049, {}, "passing", "passing")
+"""An entry of a runbook's, of n1 by another of its addresses."""
+
+
+@pytest.mark.parametrize(
+    ("change", "shared", "answers", "is_refused"),
+    [
+        ({}, True, True, True),
+        ({"node": "n9"}, True, True, False),
+        ({"node": "n9", "address": "192.168.1.2"}, True, True, True),
+        ({"meta": {"epoch": "4"}}, True, True, True),  # the guard asks at one of an older epoch
+        ({}, False, True, False),
+        ({}, True, False, False),
+        ({"checks": "critical"}, True, True, False),
+        ({"node": "n2"}, True, True, False),
+        ({"service_id": "standfast-data-services", "meta": {"epoch": "4"}}, True, True, False),
+    ],
+)
+@pytest.mark.parametrize("command", ["switchover", "failback"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_where_this_server_goes_on_an_entry_of_another_at_it_is_in_the_way_of_a_handover(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    change: dict[str, Any],
+    *,
+    shared: bool,
+    answers: bool,
+    is_refused: bool,
+    dry_run: bool,
+) -> None:
+    """The target sees only that the primary's own server answers; its guard would refuse it."""
+    made = with_config(agent(tmp_path, SERVING), preferred="n2")
+    entry = structs.replace(BY_HAND, **change)
+    monkeypatch.setattr(made.machine.consul, "instances", lambda _service: (entry,))
+    made.port_answers = lambda _address, _port: answers
+    if shared:
+        serves_another(made)
+    lines = say(made, command, to="n2", dry_run=dry_run, despite="service")
+    if not is_refused:
+        assert lines[-1]["done"] is True and len(made.ran) == (not dry_run)
+        return
+    reason, error = refusal(lines)
+    assert (reason, made.ran) == ("not-ready", [])
+    assert "nothing was stopped" in error and "goes on for media" in error
+    assert f"on {entry.node}: consul services deregister -id=by-hand" in error
 
 
 def test_a_check_that_nobody_knows_is_a_usage_error(tmp_path: Path) -> None:

@@ -116,9 +116,8 @@ class Agent:
         seen = self.seen
         if seen is None:
             return None
-        return Scene(self.machine, seen.view, seen.local, seen.at, self.port_answers, self.volumes)
-        asks = self.port_answers
-        return Scene(self.machine, seen.view, seen.local, seen.at, asks, self.unshut)
+        asks, volumes = self.port_answers, self.volumes
+        return Scene(self.machine, seen.view, seen.local, seen.at, asks, volumes, self.unshut)
 
     def look(
         self, wait_s: float = 0.0, *, fresh: bool = False, request: Request = NO_REQUEST

@@ -148,7 +148,7 @@ def test_the_names_of_the_json_are_stable(config: Config) -> None:
 def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def hangs(_config: Config) -> dict[str, Any]:
+    def hangs(_config: Config, *, listens: bool) -> dict[str, Any]:  # noqa: ARG001
         raise TimedOut("no whole line arrived in time")
 
     strange = config.paths.live.parent / "hooks.d"
@@ -253,7 +253,7 @@ def test_who_has_the_role_is_told_to_the_look_at_the_storage(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.paths.live.mkdir(parents=True)
-    monkeypatch.setattr("standfast.doctor.run.fetch", lambda _config: held_by("n2"))
+    monkeypatch.setattr("standfast.doctor.run.fetch", lambda _config, **_: held_by("n2"))
     assert [seen.check for seen in looks_of(config)["storage"]() if not seen.ok] == ["replicas"]
 
 

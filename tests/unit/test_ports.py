@@ -51,6 +51,7 @@ ELSEWHERE = {
     "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",
     "tests.unit.test_receive.Arriving": "a DirectoryStore in which something arrives",
     "tests.unit.test_shipment.Sends": "a DirectoryStore that sends what a test says",
+    "tests.unit.test_without_agent.Keys": "a MemoryConsul that waits for no time",
     "tests.unit.test_watcher.Keys": "a MemoryConsul that notes what is read",
 }
 """Why a class that implements a port isn't in its suite's list; `CLASS as PORT`: of this port."""

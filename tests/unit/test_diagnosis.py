@@ -148,7 +148,7 @@ def test_the_names_of_the_json_are_stable(config: Config) -> None:
 def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def hangs(_config: Config, *, listens: bool) -> dict[str, Any]:  # noqa: ARG001
+    def hangs(_config: Config, *, listens: bool) -> dict[str, Any]:
         raise TimedOut("no whole line arrived in time")
 
     strange = config.paths.live.parent / "hooks.d"

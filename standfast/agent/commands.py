@@ -44,11 +44,13 @@ PASSING = frozenset(
         Reason.CONSUL_NO_QUORUM,
         Reason.CONSUL_LIMITED,
         Reason.DEADLINE,
+        Reason.BUSY,
+        Reason.LEASE_NOT_HELD,
         Reason.LEASE_TOO_SHORT,
         Reason.FENCE_NOT_ARMED,
     )
 )
-"""What the guard may refuse a start for, and not the next one, though nobody does anything."""
+"""What a step or the guard may refuse, and not the next time, though nobody does anything."""
 # Beyond W, for the wait of `promote`: Consul's own election after a death, seconds.
 PROMOTE_SLACK_S = 30.0
 

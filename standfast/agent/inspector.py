@@ -123,13 +123,25 @@ class Inspector:
         """Looks when it is time; a node that has, or had, an epoch of its own is no candidate."""
         scene, last = self.scene(), self.last
         wanted = self.wanted_at > self._began_at
-        if scene is None or (scene.local.own is not None and not wanted):
+        # One that comes back may be the next all the same: what was in its way is looked at again.
+        is_next = scene is not None and (
+            scene.local.own is None or (bool(self.barring) and not _holds(scene))
+        )
+        if scene is None or not (is_next or wanted):
             if scene is None or monotonic() - self.wanted_at >= EVERY_S:
                 self.last = None  # before that, somebody may still come for the answer
             return
         every_s = AGAIN_S if self.barring else EVERY_S
         if last is None or wanted or monotonic() - last.at >= every_s:
             self.look()
+
+
+def _holds(scene: Scene) -> bool:
+    """Tells whether this boot of the node has the role."""
+    leader, mine = scene.leader, (scene.config.node, scene.local.instance)
+    if leader is None or leader.is_clean:
+        return False
+    return (leader.holder.node, leader.holder.instance) == mine
 
 
 def refuse_unready(sender: ReplicaSender, to: str, despite: frozenset[str]) -> Sequence[Obstacle]:

@@ -38,7 +38,7 @@ def consider(
         barred = _barred(view, local, config, now, in_place=in_place)
         if barred is not None:
             return barred
-    unfit = wrongly_named(view, local) or _unwritable(local, config) or _obstructed(local, request)
+    unfit = wrongly_named(view, local) or unwritable(local, config) or obstructed(local, request)
     if unfit is not None:
         return unfit
     # What is handed over in order is the newest there is, however old; what is surrendered isn't.
@@ -267,7 +267,7 @@ def wrongly_named(view: Cluster, local: Local) -> Decision | None:
     return None if why is None else blocked(Reason.NODE_MISNAMED, f"{local.node}: {why}")
 
 
-def _unwritable(local: Local, config: Config) -> Decision | None:
+def unwritable(local: Local, config: Config) -> Decision | None:
     """Returns the refusal that no word lifts: the promotion would fail with the lease in its
     hands."""
     if not local.read_only:
@@ -279,7 +279,7 @@ def _unwritable(local: Local, config: Config) -> Decision | None:
     )
 
 
-def _obstructed(local: Local, request: Request) -> Decision | None:
+def obstructed(local: Local, request: Request) -> Decision | None:
     """Returns the refusal of a promotion that would fail; of somebody who has seen that, it is
     tried."""
     obstacles = [seen for seen in local.obstacles if seen.check not in request.despite]

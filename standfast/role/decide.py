@@ -11,7 +11,7 @@ from standfast.consul.blindness import Blind
 from standfast.consul.records import Leader
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
-from standfast.role.candidacy import consider, wrongly_named
+from standfast.role.candidacy import consider, obstructed, unwritable, wrongly_named
 from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request, blocked
 from standfast.role.observation import Cluster, Local
 from standfast.role.patience import still_waiting
@@ -68,7 +68,7 @@ def _without_epoch(
             Reason.NOT_INITIALISED,
             "there has been no primary yet: run `standfast promote` on the node with the data",
         )
-    unfit = wrongly_named(view, local)
+    unfit = wrongly_named(view, local) or unwritable(local, config) or obstructed(local, request)
     if unfit is not None:
         return unfit
     if not local.has_live or local.live_is_empty:

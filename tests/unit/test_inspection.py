@@ -374,6 +374,36 @@ def test_a_standby_looks_each_minute_and_sooner_while_something_is_in_the_way(
     assert inspector.barring == ()
 
 
+@pytest.mark.parametrize("leads", ["another", "this node before it went down", "this node"])
+def test_one_that_comes_back_looks_again_at_what_was_in_its_way(
+    node: FakeNode, clock: StoppedClock, leads: str
+) -> None:
+    """It may have the newest tree of all; held for longer than it is so, or forgotten while it is
+    so, an obstacle would cost data, or the lease without a server."""
+    of = {"another": ("n2", "boot-2"), "this node": ("n1", "boot-1")}.get(leads, ("n1", "boot-0"))
+    made = scene(node)
+    assert isinstance(made.view, Cluster)
+    view = replace(made.view, leader=structs.replace(LEADER, holder=Holder(*of)))
+    own = OwnEpoch(3, Stage.READY, "fsid", None, in_place=False, live_uuid="live")
+    back = replace(made, view=view, local=replace(made.local, own=own))
+    inspector = Inspector(lambda: back)
+    inspector.turn()
+    assert inspector.last is None, "nobody asks"
+    node.nfs.in_the_way = [Obstacle("unit", "masked", "unmask it")]
+    inspector.want()
+    for _ in range(12):
+        clock.now += AGAIN_S
+        inspector.turn()
+    if leads == "this node":
+        assert inspector.last is None, "it is no candidate"
+        return
+    assert list(map(str, inspector.barring)) == ["unit: masked"]
+    node.nfs.in_the_way = []
+    clock.now += AGAIN_S
+    inspector.turn()
+    assert inspector.barring == ()
+
+
 def test_who_asks_gets_a_look_of_now(node: FakeNode, clock: StoppedClock) -> None:
     inspector = Inspector(lambda: scene(node))
     inspector.turn()
@@ -389,17 +419,22 @@ def test_who_asks_gets_a_look_of_now(node: FakeNode, clock: StoppedClock) -> Non
     assert inspector.look() == ()
 
 
-def test_a_node_with_an_epoch_of_its_own_is_no_candidate(
-    node: FakeNode, clock: StoppedClock
-) -> None:
+def serving(standby: Scene) -> Scene:
+    """The same node when it has taken over."""
+    assert isinstance(standby.view, Cluster)
+    view = replace(standby.view, leader=structs.replace(LEADER, holder=Holder("n1", "boot-1")))
+    own = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
+    return replace(standby, view=view, local=replace(standby.local, own=own))
+
+
+def test_a_node_that_has_the_role_is_no_candidate(node: FakeNode, clock: StoppedClock) -> None:
     standby = scene(node)
-    own = OwnEpoch(4, Stage.READY, "fsid", None, True)
     now = [standby]
     inspector = Inspector(lambda: now[0])
     node.nfs.in_the_way = [Obstacle("unit", "masked", "unmask it")]
     inspector.turn()
     assert inspector.barring
-    now[0] = replace(standby, local=replace(standby.local, own=own))
+    now[0] = serving(standby)
     inspector.turn()
     assert inspector.last is None and inspector.barring == ()
 

@@ -218,6 +218,7 @@ class Agent:
             if progress is not None:
                 progress(text)
 
+        effects.say = say
         lock = self.config.run_dir / "plan.lock"
         plan_report = self.announcer.plan_report(plan, effects)
         try:

@@ -22,7 +22,7 @@ from standfast.node.node import Machine
 from standfast.node.own_epoch import Intent, OwnEpoch, Stage
 from standfast.node.ports import Jobs
 from standfast.reasons import Reason
-from standfast.role import registration, volume
+from standfast.role import copies, registration, volume
 from standfast.role.decision import Action, Decision
 from standfast.role.observation import LastHeartbeat
 from standfast.role.plan import ON_THE_TREE, Do
@@ -54,6 +54,8 @@ class Effects:
     gave_up: int = 0
     """The epoch that a step gave up."""
     deadline: Deadline = field(default_factory=lambda: Deadline.after(300.0))
+    say: Callable[[str], None] = lambda _: None
+    """Tells people how a step goes on."""
 
     def table(self) -> Mapping[Do, Callable[[], None]]:
         """Returns every step's function."""
@@ -337,17 +339,20 @@ class Effects:
             log.exception("the jobs of the primary are left to the next one")
 
     def deregister(self) -> None:
-        # From here on clients wait: a copy that hangs must not take all the time of a long one.
-        self.deadline = self.deadline.within(OUTAGE_LIMIT_S)
+        # From here on clients wait: a copy that hangs must not take all the time of a long one, and
+        # a long one that is over takes nothing of this.
+        self.deadline = Deadline.after(OUTAGE_LIMIT_S)
         registration.deregister(self.machine)
 
     # Copies
 
     def pre_copy(self) -> None:
         assert self.to is not None
-        snapshot = volume.snapshot_of_epoch(self.machine, self.epoch())
-        replicate = self.machine.sender.replicate
-        replicate(self.to, snapshot, self.epoch(), self.deadline, self._lease_is_over)
+        machine = self.machine
+        over, limit = self._lease_is_over, self.deadline
+        copies.copy_ahead(machine, self.to, self.epoch(), limit, over, self.say)
+        # However long it took: the jobs have their time to end.
+        self.deadline = Deadline.after(machine.config.replication.timeout)
 
     def _lease_is_over(self) -> str | None:
         """Says why a copy is to end: a long one keeps nobody from putting away an epoch that

@@ -295,6 +295,21 @@ def test_when_a_plan(node: FakeNode, fails: bool) -> None:
     assert (jobs.resumed, agent.busy) == (1, None)
 
 
+def test_what_a_step_says_is_told_to_whoever_asked_and_by_status(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, told = real_agent(node), list[str]()
+    effects = Effects(agent.machine)
+
+    def unexport() -> None:
+        effects.say("once more")
+        told.append(f"status: {agent.busy}")
+
+    monkeypatch.setattr(node.nfs, "unexport", unexport)
+    agent.run_plan(Plan("some", (Step(Do.UNEXPORT, "a step"),)), effects, told.append)
+    assert told == ["some 1/1: a step", "once more", "status: once more"]
+
+
 def test_one_plan_at_a_time(node: FakeNode, clock: StoppedClock) -> None:
     agent = real_agent(node)
     with (

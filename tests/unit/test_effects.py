@@ -435,8 +435,11 @@ def test_jobs_never_keep_the_storage_from_moving(node: FakeNode) -> None:
 # A handover
 
 
-def test_a_handover_has_a_limit_of_its_own_from_the_moment_clients_wait(node: FakeNode) -> None:
-    effects = Effects(node.machine, deadline=Deadline.after(3600))
+@pytest.mark.parametrize("left_s", [3600, 10])
+def test_a_handover_has_a_limit_of_its_own_from_the_moment_clients_wait(
+    left_s: float, node: FakeNode
+) -> None:
+    effects = Effects(node.machine, deadline=Deadline.after(left_s))
     effects.deregister()
     assert effects.deadline.remaining_s() == OUTAGE_LIMIT_S
 

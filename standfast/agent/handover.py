@@ -1,13 +1,13 @@
 """Commands that give the role up: demote, switchover, failback.
 
-Invariant: what can refuse one is asked first, of the node that is to take over, too; nothing has
-stopped then.
+Invariant: what can refuse one is asked first, of this node and of the one that is to take over;
+nothing has stopped then.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from standfast.agent.command import Command, Planned
@@ -17,11 +17,11 @@ from standfast.consul.blindness import Blind
 from standfast.errors import Refused, StandfastError, StepFailed, TimedOut, did_you_mean
 from standfast.lease.files import others_serving
 from standfast.lease.surrender import rank
-from standfast.node.obstacle import Obstacle, Weight, told
+from standfast.node.obstacle import Obstacle, Weight, barring, told
 from standfast.node.other_server import active_elsewhere, deregistered
 from standfast.reasons import Reason
+from standfast.role import letting_go, registration
 from standfast.role import plan as plans
-from standfast.role import registration
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster
 from standfast.role.plan import Plan, names_of
@@ -123,9 +123,12 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str | Planned:
     if to is not None:
         _check_known(agent, to)
     plan = _orderly_or_not(agent, command, to)
+    is_orderly = plan.no_return is not None
+    if is_orderly:
+        _check_can_let_go(agent, command, to)
     if to is not None:
         _check_entries_here(agent, to, holds)
-        _check_target(agent, command, to, orderly=plan.no_return is not None)
+        _check_target(agent, command, to, orderly=is_orderly)
     if command.dry_run:
         return Planned(plan)
     started, whole = monotonic(), command.limit()
@@ -231,12 +234,41 @@ def _check_target(agent: Agent, command: Command, to: str, *, orderly: bool) -> 
         raise Refused(
             Reason.NO_STANDBY_READY, f"{to} is {health} in Consul: it could not take over"
         )
-    agent.busy = f"ask {to} what is in its way"
-    try:
+    with _busy(agent, f"ask {to} what is in its way"):
         despite = despite_of(command) | (frozenset() if orderly else {"way-back"})
         obstacles = refuse_unready(agent.machine.sender, to, despite)
+    tell_others(command, obstacles)
+
+
+@contextlib.contextmanager
+def _busy(agent: Agent, text: str) -> Iterator[None]:
+    """The loop stands still meanwhile, and that is no sign of anything."""
+    agent.busy = text
+    try:
+        yield
     finally:
         agent.busy, agent.moved_at = None, monotonic()
+
+
+def _check_can_let_go(agent: Agent, command: Command, to: str | None) -> None:
+    """Raises Refused where a step of an orderly plan would fail on this node, after its clients
+    have begun to wait."""
+    with _busy(agent, "look for what keeps this node from giving the role up"):
+        obstacles = letting_go.in_the_way(agent.machine)
+    despite = despite_of(command)
+    lighter = [
+        seen for seen in obstacles if seen.weight is Weight.REFUSES and seen.check not in despite
+    ]
+    bars = barring(obstacles)
+    if bars or lighter:
+        names = ",".join(sorted({*despite, *(obstacle.check for obstacle in lighter)}))
+        # `demote` knows no such word.
+        way = "" if bars or to is None else f"\nIn spite of it: `--despite {names}`"
+        raise Refused(
+            Reason.NOT_READY,
+            f"{agent.config.node} can't let go of the role in order; nothing was stopped:\n"
+            f"{told([*bars, *lighter])}{way}",
+        )
     tell_others(command, obstacles)
 
 

@@ -6,6 +6,7 @@ needs root.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -35,7 +36,8 @@ _LOOK_UP_EVERY = 1000
 # linux/fs.h, as chattr has them
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
 _FS_FLAGS = struct.Struct("=i")
-_FS_HINDERING = 0x10 | 0x20 | 0x00800000  # FS_IMMUTABLE_FL, FS_APPEND_FL, FS_NOCOW_FL
+_FS_PINNED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+_FS_HINDERING = _FS_PINNED | 0x00800000  # FS_NOCOW_FL
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,22 @@ def _take_off(root: int, inode: Flagged) -> bool:
     finally:
         os.close(descriptor)
     return not stays
+
+
+def is_pinned(path: Path) -> bool:
+    """Tells whether a directory itself is immutable or append-only (`chattr +i`, `+a`), and neither
+    it nor what is in it can be renamed; OSError where it can't be looked at. It needs no root, and
+    a file system without such flags pins nothing."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        has = bytearray(_FS_FLAGS.size)
+        fcntl.ioctl(directory, _GETFLAGS, has)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(directory)
+    return bool(_FS_FLAGS.unpack(has)[0] & _FS_PINNED)
 
 
 def examples(path: Path, most: int, deadline: Deadline) -> tuple[str, ...]:

@@ -83,6 +83,13 @@ class Store(ABC):
             return str(refusal)
         return None
 
+    def snapshot_obstacle(self) -> str | None:
+        try:
+            self._to_snapshot()
+        except Refused as refusal:
+            return str(refusal)
+        return None
+
     def snapshots(self) -> tuple[Snapshot, ...]:
         complete = [*self._complete(received=False), *self._complete(received=True)]
         return tuple(sorted(complete, key=lambda snapshot: (snapshot.name, snapshot.received)))
@@ -134,19 +141,13 @@ class Store(ABC):
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
         """Moves the name on where needed: names here are unique and strictly rise."""
-        live = self.live()
-        if live is None:
-            raise Refused(
-                Reason.VOLUME_MISSING, f"{self._paths.live} does not exist: nothing to snapshot"
-            )
-        self._refuse_nested(live.path)
-        self._refuse_received(live.path)
+        live = self._to_snapshot()
         if not os.path.lexists(self._paths.snapshots):
             self._create_place(self._paths.snapshots)
         for _ in range(_ATTEMPTS):
             chosen = self._next_name(name)
             target = self._paths.snapshots / str(chosen)
-            if self._snapshot(live.path, target, read_only=True):
+            if self._snapshot(live, target, read_only=True):
                 self._sync(target)
                 return self._just_made(target, chosen, received=False)
         raise Refused(
@@ -330,24 +331,26 @@ class Store(ABC):
             raise StandfastError(f"{path} is not the {self._kind} that was just made there")
         return snapshot
 
-    def _refuse_nested(self, live: Path) -> None:
-        nested = self._nested(live)
-        if nested:
+    def _to_snapshot(self) -> Path:
+        """Returns the live tree; Refused where a snapshot of it would lack something, or would
+        carry the same content id as all others of it, whatever is in it."""
+        path, live = self._paths.live, self.live()
+        if live is None:
+            raise Refused(Reason.VOLUME_MISSING, f"{path} does not exist: nothing to snapshot")
+        if nested := self._nested(path):
             raise Refused(
                 Reason.INCOMPLETE,
-                f"{live} contains other subvolumes, which a snapshot silently leaves out: "
+                f"{path} contains other subvolumes, which a snapshot silently leaves out: "
                 f"{', '.join(nested)}. Turn them into directories, or move them elsewhere",
             )
-
-    def _refuse_received(self, live: Path) -> None:
-        """Every snapshot of such a tree would carry the same content id, whatever is in it."""
-        info = self._info(live)
+        info = self._info(path)
         if info is not None and info.received_uuid is not None:
             raise Refused(
                 Reason.UNEXPECTED,
-                f"{live} is the live tree and has a received UUID ({info.received_uuid}), which "
+                f"{path} is the live tree and has a received UUID ({info.received_uuid}), which "
                 f"all its snapshots would inherit; `standfast doctor` says how to remove it",
             )
+        return path
 
     def _staged(self) -> tuple[Path, ...]:
         entries = _entries(self._paths.standby / STAGING)

@@ -105,6 +105,18 @@ class BtrfsStore(Store):
             )
         return uuid
 
+    def obstacle(self) -> str | None:
+        if (why := super().obstacle()) is not None:
+            return why
+        live = self._paths.live
+        for place in (live, live.parent):
+            if os.path.lexists(place) and btrfs_flags.is_pinned(place):
+                return (
+                    f"{place} is immutable or append-only, so that {live} can't be put away: "
+                    f"chattr -i -a {place}"
+                )
+        return None
+
     def space(self) -> Space:
         return read_space(self._place()) or super().space()
 

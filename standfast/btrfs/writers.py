@@ -15,6 +15,7 @@ from pathlib import Path
 from standfast.btrfs import writers_look
 from standfast.errors import StandfastError
 from standfast.mounts.mounts import KernelMounts
+from standfast.mounts.processes import PROC, unit_of
 from standfast.node.ports import Writer
 from standfast.system.clock import Deadline
 from standfast.system.lines import lines_of
@@ -52,5 +53,6 @@ def parse(text: str) -> Sequence[Writer]:
     writers = []
     for line in lines_of(text):
         pid, name, target = line.split("\t")
-        writers.append(Writer(int(pid), str(ast.literal_eval(name)), str(ast.literal_eval(target))))
+        words = str(ast.literal_eval(name)), str(ast.literal_eval(target))
+        writers.append(Writer(int(pid), *words, unit_of(PROC / pid)))
     return writers

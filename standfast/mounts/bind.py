@@ -24,7 +24,7 @@ from standfast.config.model import Config
 from standfast.errors import CommandFailed, StandfastError
 from standfast.mounts.mounts import let_go
 from standfast.mounts.processes import ProcProcesses, hangs, pids_in
-from standfast.mounts.units import mount_units
+from standfast.mounts.units import mount_units, stopped_with
 from standfast.node.ports import BindMount
 from standfast.system.clock import Deadline, sleep
 from standfast.system.files import read_foreign_text
@@ -43,7 +43,8 @@ CANCELED = "canceled"
 
 class LiveBind:
     """Mounts live at bind. `proc` can be another directory for a test; `stopping` is called before
-    the services that require the path are stopped with it."""
+    the services that require the path are stopped with it; `stopped_with` tells which units stop
+    with one."""
 
     def __init__(
         self,
@@ -53,12 +54,14 @@ class LiveBind:
         *,
         proc: Path = Path("/proc"),
         stopping: Callable[[], None] = lambda: None,
+        stopped_with: Callable[[str], Sequence[str]] = lambda _unit: (),
     ) -> None:
         self._live = live
         self._bind = bind
         self._units = units
         self._proc = proc
         self._stopping = stopping
+        self._stopped_with = stopped_with
 
     def _mounts(self) -> list[Mount]:
         return parse_mountinfo(read_foreign_text(self._proc / "self/mountinfo"))
@@ -96,6 +99,22 @@ class LiveBind:
         unit = self._unit(deadline)
         masked = unit and self._units and self._units.obstacle(unit)
         return masked or self._taken(unit)
+
+    def mounts_below(self, deadline: Deadline) -> Sequence[str]:
+        if not self.is_mounted() or self._active_unit(deadline) is not None:
+            return ()  # systemd unmounts what is below a unit's path with it
+        points = {mount.point for mount in self._mounts()} - {str(self._bind)}
+        return sorted(point for point in points if Path(point).is_relative_to(self._bind))
+
+    def stops(self, deadline: Deadline) -> Sequence[str]:
+        unit = self._active_unit(deadline) if self.is_mounted() else None
+        return () if unit is None else self._stopped_with(unit)
+
+    def _active_unit(self, deadline: Deadline) -> str | None:
+        """Returns the mount unit that `unmount` stops; None: it unmounts by itself."""
+        unit = self._unit(deadline)
+        active = unit is not None and self._units is not None and self._units.is_active(unit)
+        return unit if active else None
 
     def _taken(self, unit: str | None) -> str | None:
         """Says why the path can't be had, whatever NFS mount is let go of there; None: it can.
@@ -272,4 +291,10 @@ def bind_from(config: Config) -> BindMount:
         except (StandfastError, OSError) as error:  # not to be taken for a busy mount
             log.warning("services stopped with %s may not be started again: %s", path, error)
 
-    return LiveBind(config.paths.live, path, SystemdUnits() if managed else None, stopping=stopping)
+    return LiveBind(
+        config.paths.live,
+        path,
+        SystemdUnits() if managed else None,
+        stopping=stopping,
+        stopped_with=stopped_with,
+    )

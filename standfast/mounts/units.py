@@ -20,6 +20,8 @@ from standfast.system.systemd import ASK_S
 # A unit file in such a state is meant to be mounted at boot.
 WANTED = ("enabled", "enabled-runtime", "generated", "linked", "linked-runtime", "transient")
 ACTIVE = ("active", "activating", "reloading")
+# Who is stopped with a unit, as systemd lists them in its properties.
+STOPPED_WITH = ("RequiredBy", "BoundBy", "ConsistsOf")
 # Of fstab: for the service manager, for mount(8), or against what this program does itself.
 NOT_FOR_MOUNT = re.compile(
     r"x-.*|_netdev|(no)?auto|nofail|(no)?user|users|owner|group|comment=.*|[bf]g|retry=.*"
@@ -91,6 +93,22 @@ class NoMountUnits:
     def restart(self, units: Sequence[str], deadline: Deadline) -> None: ...
 
     def end_mounting(self, path: Path, deadline: Deadline) -> None: ...
+
+
+def stopped_with(unit: str) -> Sequence[str]:
+    """Returns the units that systemd stops when it stops this one, sorted; StandfastError.
+
+    Of a unit with a backslash in its name it isn't asked who stops with it: how systemctl writes
+    that is another thing in each version.
+    """
+    found, ask = {unit}, {unit}
+    while ask:
+        shown = _show(sorted(ask), STOPPED_WITH)
+        names = {name for each in shown for value in each.values() for name in fields_of(value)}
+        names = {name.strip('"').replace("\\\\", "\\") for name in names} - found
+        found |= names
+        ask = {name for name in names if "\\" not in name}
+    return sorted(found - {unit})
 
 
 def unit_options(text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What is in the way of a promotion, as it was found by looking before anything stops."""
+"""What is in the way of a change of role, as it was found by looking before anything stops."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ CHECKS = (
     "unit",
     "volumes",
     "way-back",
+    "writers",
 )
 """Every check that an obstacle may be of."""
 

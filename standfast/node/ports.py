@@ -47,6 +47,8 @@ class Writer:
     name: str
     """Of the program, or of the device."""
     file: str
+    unit: str = ""
+    """The systemd unit that it runs in; empty: none, or not known."""
 
     def __str__(self) -> str:
         return f"{self.name} ({f'pid {self.pid}: ' if self.pid else ''}{self.file})"
@@ -76,6 +78,9 @@ class VolumeStore(Protocol):
     def obstacle(self) -> str | None:
         """Says why no live subvolume could be made, or put away, at its path; None: nothing does.
         Of what is there it tells only what could be asked for without a promotion."""
+
+    def snapshot_obstacle(self) -> str | None:
+        """Says why `take_snapshot` would refuse; None: it would not. Nothing is changed."""
 
     def snapshots(self) -> Sequence[Snapshot]:
         """Returns all complete snapshots here, own and published; partial ones never appear."""
@@ -216,6 +221,13 @@ class BindMount(Protocol):
     def obstacle(self, deadline: Deadline) -> str | None:
         """Says why the volume could not be mounted there, by the judge that `mount` goes by; None:
         it could. Nothing is changed."""
+
+    def mounts_below(self, deadline: Deadline) -> Sequence[str]:
+        """Returns where others mounted something below it that `unmount` would fail at; none of
+        what goes with it. Nothing is changed."""
+
+    def stops(self, deadline: Deadline) -> Sequence[str]:
+        """Returns the systemd units that `unmount` stops with it, sorted. Nothing is changed."""
 
 
 class Units(Protocol):

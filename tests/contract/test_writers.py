@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from standfast.btrfs import writers as writers_text
 from standfast.btrfs import writers_look
 from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Paths
@@ -103,6 +104,12 @@ def test_a_file_that_is_written_after_the_tree_is_read_only_shows_why_it_is_look
     assert path.read_text() == "written"
     with pytest.raises(OSError, match="Read-only"):
         path.open("r+b")
+
+
+def test_a_writer_is_told_with_its_unit(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writers_text, "unit_of", lambda process: f"of-{process}.service")
+    with holding("write", disk / "services/file of it") as pid:
+        assert [writer.unit for writer in look(disk)] == [f"of-/proc/{pid}.service"]
 
 
 @pytest.mark.parametrize(

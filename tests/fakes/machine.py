@@ -78,6 +78,8 @@ class FakeStore:
     disk: str = "disk-1"
     in_the_way: str | None = None
     """At the live path, or missing around it."""
+    left_out: str | None = None
+    """Why no snapshot would be whole."""
     mounted: bool = True
     """Without its disk there is nothing at its paths."""
 
@@ -94,6 +96,18 @@ class FakeStore:
     def obstacle(self) -> str | None:
         return self.in_the_way
 
+    def snapshot_obstacle(self) -> str | None:
+        try:
+            self._check_whole()
+        except Refused as refusal:
+            return str(refusal)
+        return None
+
+    def _check_whole(self) -> None:
+        self._live()
+        if self.left_out is not None:
+            raise Refused(Reason.INCOMPLETE, self.left_out)
+
     def snapshots(self) -> Sequence[Snapshot]:
         taken = self.taken if self.mounted else ()
         return tuple(sorted(taken, key=lambda snapshot: (snapshot.name, snapshot.received)))
@@ -105,7 +119,7 @@ class FakeStore:
         return live
 
     def take_snapshot(self, name: SnapshotName) -> Snapshot:
-        self._live()
+        self._check_whole()
         latest = max((s.name.stamp for s in self.taken), default=0.0)
         name = SnapshotName(max(name.stamp, latest + 1), name.base)
         snapshot = Snapshot(name, self.parent / str(name), uuid.uuid4().hex, received=False)
@@ -270,6 +284,10 @@ class FakeBind:
     """Who has a file open for writing."""
     foreign: str = ""
     """What somebody else put at the path."""
+    below: Sequence[str] = ()
+    """Where others mounted something below it."""
+    services: Sequence[str] = ()
+    """They require the path, and are stopped with it."""
     store: FakeStore | None = None
     """Whose live tree it is: of one that is read-only nobody keeps it."""
 
@@ -281,8 +299,9 @@ class FakeBind:
 
     def unmount(self, deadline: Deadline) -> None:
         live = None if self.store is None else self.store.live()
-        if self.mounted and self.writer and (live is None or live.writable):
-            raise CommandFailed(f"the path is in use by {self.writer}", returncode=32)
+        kept_by = self.writer or ", ".join(self.below)
+        if self.mounted and kept_by and (live is None or live.writable):
+            raise CommandFailed(f"the path is in use by {kept_by}", returncode=32)
         self.world.effect("unbind")
         self.mounted = False
 
@@ -291,6 +310,12 @@ class FakeBind:
 
     def obstacle(self, deadline: Deadline) -> str | None:
         return f"the path is taken: {self.foreign}" if self.foreign else None
+
+    def mounts_below(self, deadline: Deadline) -> Sequence[str]:
+        return self.below if self.mounted else ()
+
+    def stops(self, deadline: Deadline) -> Sequence[str]:
+        return self.services if self.mounted else ()
 
 
 @dataclass

@@ -228,3 +228,9 @@ class SimBind:
     def obstacle(self, deadline: Deadline) -> str | None:
         taken = not self.is_mounted() and self._volume in self._node.taken
         return "the path is taken: tmpfs / is mounted there" if taken else None
+
+    def mounts_below(self, deadline: Deadline) -> Sequence[str]:
+        return ()
+
+    def stops(self, deadline: Deadline) -> Sequence[str]:
+        return ()

@@ -18,7 +18,7 @@ from standfast.agent.watcher import Watcher
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.names import SnapshotName
-from standfast.node.ports import Snapshot
+from standfast.node.ports import LiveTree, Snapshot
 from standfast.reasons import Reason
 from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
@@ -97,6 +97,7 @@ def agent(
     directory: Path, *decisions: Decision, standbys: tuple[str, ...] = ("n2", "n3")
 ) -> FakeAgent:
     node = fake_node(directory)
+    node.store.tree = LiveTree(node.config.paths.live, "uuid", writable=True)
     machine = node.machine
     made = FakeAgent(machine, Watcher(machine.config, machine.consul), LocalView(machine))
     made.decisions = list(decisions)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from standfast.btrfs import info as btrfs_info
+from standfast.btrfs.inode_flags import is_pinned
 from standfast.btrfs.names_and_places import TreeInfo
 from standfast.btrfs.store import BtrfsStore, parse_listed_paths
 from standfast.config.model import Paths
@@ -158,3 +159,9 @@ def test_a_parent_is_always_named_with_p() -> None:
         "/persist/s@1",
         "/persist/s@2",
     ]
+
+
+def test_a_file_system_without_flags_pins_nothing() -> None:
+    assert not is_pinned(Path("/proc"))
+    with pytest.raises(FileNotFoundError):
+        is_pinned(Path("/proc/nothing"))

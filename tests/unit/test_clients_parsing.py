@@ -24,7 +24,7 @@ from standfast.doctor.client_checks import Facts, examine
 from standfast.errors import StandfastError
 from standfast.mounts.mounts import KernelMounts
 from standfast.mounts.processes import ProcProcesses, unit_of
-from standfast.mounts.units import SystemdMountUnits, parse_show, unit_options
+from standfast.mounts.units import SystemdMountUnits, parse_show, stopped_with, unit_options
 from standfast.system.clock import Deadline
 from standfast.system.mountinfo import (
     Mount,
@@ -252,6 +252,34 @@ def test_what_systemd_says_of_the_path(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "calls").read_text().splitlines()[-2:] == [
         "restart -- a.service b.service",
         "kill -- data-services.mount",
+    ]
+
+
+STOPPED_WITH = r"""
+shift 3
+for unit; do
+  case "$unit" in
+    data-my\\x2dvolume.mount) printf '%s\n' 'RequiredBy=db.service' 'BoundBy=' \
+      'ConsistsOf="a\\x2db.service" sync.service' "" ;;
+    db.service) printf '%s\n' 'RequiredBy=' 'BoundBy=web.service db.service' 'ConsistsOf=' "" ;;
+    a*) exit 1 ;;
+    *) printf '%s\n' 'RequiredBy=' 'BoundBy=data-my.mount' 'ConsistsOf=' "" ;;
+  esac
+done
+"""
+
+
+def test_who_stops_with_a_unit_stops_what_stops_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path / "systemctl", STOPPED_WITH)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert list(stopped_with(r"data-my\x2dvolume.mount")) == [
+        r"a\x2db.service",
+        "data-my.mount",
+        "db.service",
+        "sync.service",
+        "web.service",
     ]
 
 

@@ -236,6 +236,12 @@ class EmbeddedBind:
             return None
         return f"{self._bind} is taken: move away what is there"
 
+    def mounts_below(self, deadline: Deadline) -> Sequence[str]:  # noqa: ARG002 - as above
+        return ()
+
+    def stops(self, deadline: Deadline) -> Sequence[str]:  # noqa: ARG002 - as above
+        return ()
+
     def unmount(self, deadline: Deadline) -> None:  # noqa: ARG002 - a link doesn't wait
         if self.is_mounted():
             self._bind.unlink()

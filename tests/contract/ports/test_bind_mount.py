@@ -69,6 +69,10 @@ class Scene:
     """The live tree is read-only from now on."""
     hold: Callable[[str], AbstractContextManager[object]] | None = None
     """A process has the file open to read or to write; None: that keeps nothing there."""
+    mount_below: Callable[[], AbstractContextManager[Path]] | None = None
+    """Somebody mounts something below the path; None: that keeps nothing there."""
+    require: Callable[[str], object] | None = None
+    """A service requires the path from now on; None: none that would be stopped with it can."""
 
 
 def at(config: Config) -> tuple[Path, Path]:
@@ -91,7 +95,8 @@ def of_a_unit(directory: Path) -> Iterator[Scene]:
     script(tools / "systemctl", systemctl)
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
     with patch.dict(os.environ, path), kernel(directory, SystemdUnits(runtime)) as scene:
-        yield replace(scene, take_the_path=None)
+        # What is mounted below a unit's path is unmounted by systemd with it.
+        yield replace(scene, take_the_path=None, mount_below=None)
 
 
 @contextlib.contextmanager
@@ -104,15 +109,29 @@ def kernel(directory: Path, units: SystemdUnits | None = None) -> Iterator[Scene
         bind.mkdir()
         command("mount", "-t", "tmpfs", "somebody", bind)
 
+    @contextlib.contextmanager
+    def mount_below() -> Iterator[Path]:
+        (bind / "cache").mkdir()
+        command("mount", "-t", "tmpfs", "somebody", bind / "cache")
+        yield bind / "cache"
+        command("umount", bind / "cache")
+
+    services: list[str] = []
+
+    def stopped_with(_unit: str) -> list[str]:
+        return services
+
     try:
         yield Scene(
-            LiveBind(live, bind, units),
-            LiveBind(live, bind, units),
+            LiveBind(live, bind, units, stopped_with=stopped_with),
+            LiveBind(live, bind, units, stopped_with=stopped_with),
             (bind / "file").exists,
             take,
             lambda: "somebody" in command("findmnt", "-n", "-o", "SOURCE", bind),
             lambda: command("mount", "-o", "remount,bind,ro", directory),
             lambda how: holder(bind / "file", how),
+            mount_below,
+            None if units is None else services.append,
         )
     finally:
         while subprocess.run(["umount", bind], capture_output=True).returncode == 0:
@@ -163,7 +182,27 @@ def fake(directory: Path) -> Iterator[Scene]:
         yield
         bind.writer = ""
 
-    yield Scene(bind, bind, lambda: bind.mounted, take, lambda: bool(bind.foreign), freeze, hold)
+    @contextlib.contextmanager
+    def mount_below() -> Iterator[Path]:
+        below = node.config.paths.bind / "cache"
+        bind.below = [str(below)]
+        yield below
+        bind.below = []
+
+    def require(service: str) -> None:
+        bind.services = [service]
+
+    yield Scene(
+        bind,
+        bind,
+        lambda: bind.mounted,
+        take,
+        lambda: bool(bind.foreign),
+        freeze,
+        hold,
+        mount_below,
+        require,
+    )
 
 
 @contextlib.contextmanager
@@ -262,3 +301,28 @@ def test_nobody_keeps_what_can_not_be_written_any_more(scene: Scene) -> None:
         scene.freeze()
         scene.bind.unmount(soon(10))
         assert not scene.bind.is_mounted() and not scene.shows()
+
+
+def test_what_is_mounted_below_it_keeps_it_and_is_told_ahead(scene: Scene) -> None:
+    assert list(scene.bind.mounts_below(soon(10))) == []
+    scene.bind.mount(soon(10))
+    assert list(scene.bind.mounts_below(soon(10))) == []
+    if scene.mount_below is None:
+        pytest.skip("nothing there keeps it, or systemd unmounts it with the unit")
+    with scene.mount_below() as below:
+        assert list(scene.bind.mounts_below(soon(10))) == [str(below)]
+        with pytest.raises(StandfastError, match="in use by"):
+            scene.bind.unmount(soon(10))
+        assert scene.bind.is_mounted()
+    assert list(scene.bind.mounts_below(soon(10))) == []
+    scene.bind.unmount(soon(10))
+
+
+def test_who_is_stopped_with_it_is_told_ahead(scene: Scene) -> None:
+    if scene.require is not None:
+        scene.require("db.service")
+    assert list(scene.bind.stops(soon(10))) == []
+    scene.bind.mount(soon(10))
+    assert list(scene.bind.stops(soon(10))) == ([] if scene.require is None else ["db.service"])
+    scene.bind.unmount(soon(10))
+    assert list(scene.bind.stops(soon(10))) == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from standfast.btrfs import info as btrfs_info
 from standfast.btrfs.store import BtrfsStore
 from standfast.demo.stand_ins.directory import DirectoryStore
 from standfast.errors import Refused, StandfastError
@@ -209,6 +211,62 @@ def test_what_no_live_tree_could_be_made_or_put_away_for_is_told_ahead(store: Vo
     away = live.parent.with_name("away")
     other = type(store)(structs.replace(paths_below(live.parent), live=away / "services"))
     assert f"there is no directory {away}, in which" in str(other.obstacle())
+
+
+def test_a_snapshot_that_would_be_refused_is_told_ahead(scene: Scene, store: VolumeStore) -> None:
+    assert store.snapshot_obstacle() is None
+    assert list(store.snapshots()) == [], "nothing was taken"
+    scene.take()
+    assert store.snapshot_obstacle() is None
+    store.keep_aside(KEPT)
+    foreseen = store.snapshot_obstacle()
+    with pytest.raises(Refused) as refused:
+        scene.take()
+    assert foreseen == str(refused.value)
+
+
+@BTRFS
+@pytest.mark.parametrize("what", ["nested", "received"])
+def test_a_tree_of_which_no_snapshot_is_whole_is_told_ahead(tmp_path: Path, what: str) -> None:
+    with on_btrfs(tmp_path) as scene:
+        live = tmp_path / "disk" / "services"
+        if what == "nested":
+            command("btrfs", "subvolume", "create", live / "db")
+        else:
+            received_uuid(live)
+        foreseen = scene.store.snapshot_obstacle()
+        assert foreseen is not None and what in foreseen.replace("contains other", "nested")
+        with pytest.raises(Refused) as refused:
+            scene.take()
+        assert foreseen == str(refused.value)
+        assert scene.store.obstacle() is None, "it could be put away"
+
+
+def received_uuid(live: Path) -> None:
+    """As of a received tree that was made writable by force."""
+    snapshot = live.with_name("sent")
+    command("btrfs", "subvolume", "snapshot", "-r", live, snapshot)
+    btrfs_info.stand_in(live, str(uuid.uuid4()), snapshot)
+
+
+@BTRFS
+@pytest.mark.parametrize("letter", ["i", "a"])
+@pytest.mark.parametrize("place", ["services", "."])
+def test_a_tree_that_chattr_pins_could_not_be_put_away(
+    tmp_path: Path, letter: str, place: str
+) -> None:
+    with on_btrfs(tmp_path) as scene:
+        pinned = tmp_path / "disk" / place
+        command("chattr", f"+{letter}", pinned)
+        try:
+            foreseen = str(scene.store.obstacle())
+            assert f"{pinned} is immutable or append-only" in foreseen
+            assert f"chattr -i -a {pinned}" in foreseen
+            with pytest.raises(PermissionError):
+                scene.store.keep_aside(KEPT)
+        finally:
+            command("chattr", f"-{letter}", pinned)
+        assert scene.store.obstacle() is None
 
 
 @BTRFS

@@ -20,8 +20,9 @@ from standfast.lease.surrender import rank
 from standfast.node.obstacle import Obstacle, Weight, barring, told
 from standfast.node.other_server import active_elsewhere, deregistered
 from standfast.reasons import Reason
-from standfast.role import letting_go, registration
 from standfast.role import plan as plans
+from standfast.role import registration
+from standfast.role.ahead import letting_go
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster
 from standfast.role.plan import Plan, names_of

@@ -15,7 +15,7 @@ from standfast.errors import Refused, StandfastError, UsageError, did_you_mean, 
 from standfast.node.obstacle import CHECKS, Obstacle, Weight, barring, told
 from standfast.node.ports import ReplicaSender
 from standfast.reasons import Reason
-from standfast.role.inspection import Scene, inspect
+from standfast.role.ahead.inspection import Scene, inspect
 from standfast.system.clock import Deadline, monotonic, sleep
 
 log = logging.getLogger(__name__)

@@ -25,10 +25,10 @@ from standfast.consul.records import CandidateRecord
 from standfast.errors import ours
 from standfast.node.node import Machine
 from standfast.reasons import Reason
+from standfast.role.ahead.inspection import Scene
 from standfast.role.decide import decide
 from standfast.role.decision import NO_REQUEST, Action, Decision, Moment, Request
 from standfast.role.execute import execute
-from standfast.role.inspection import Scene
 from standfast.role.observation import Cluster, Local
 from standfast.role.plan import Plan, plan_for
 from standfast.role.steps import Effects

@@ -66,7 +66,6 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("takeover", "unit"): "The NFS server could not be started.",
     ("takeover", "volumes"): "The guard answers for every volume of the node at once.",
     ("takeover", "way-back"): "What is written after a takeover would be on one node alone.",
-    ("takeover", "writers"): "Asked by a handover: who gives the role up would stop in vain.",
     ("clients", "mount"): "Programs on this node don't see the volume as it is served now.",
     ("clients", "nfs-tools"): "Nothing can be mounted without them.",
     ("clients", "server"): "A mount would wait for the server.",

@@ -27,8 +27,8 @@ from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.node.space import Space
 from standfast.reasons import Reason
+from standfast.role.ahead.inspection import Scene, inspect
 from standfast.role.decision import Moment
-from standfast.role.inspection import Scene, inspect
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node

@@ -14,8 +14,8 @@ from standfast.node.node import Machine
 from standfast.node.obstacle import CHECKS, Weight
 from standfast.node.ports import LiveTree, Writer
 from standfast.node.space import MIB, Space
-from standfast.role import letting_go
-from standfast.role.letting_go import in_the_way
+from standfast.role.ahead import letting_go
+from standfast.role.ahead.letting_go import in_the_way
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
 from tests.support.scripts import script

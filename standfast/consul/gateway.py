@@ -189,7 +189,8 @@ class ConsulGateway(KeyGateway):
         )
 
     def election_timeout_s(self, *, deadline: Deadline | None = None) -> float | None:
-        """Returns the Raft election timeout of the node's own agent, seconds; None: untold."""
+        """Returns the Raft election timeout of the node's own agent, seconds; None: it tells none,
+        or is no server."""
         return self._ask(
             "asking the agent for its Raft timing",
             deadline,

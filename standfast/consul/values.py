@@ -170,6 +170,7 @@ class _Service(_LocalService, frozen=True):
 
 class _AgentConfig(_Answer, frozen=True):
     node_name: Text
+    server: bool = True
 
 
 class _AgentDebug(_Answer, frozen=True):
@@ -295,9 +296,14 @@ def parse_node_name(doc: Any) -> str:
 
 def parse_election_timeout(doc: Any) -> float | None:
     """Returns the seconds of ConsulRaftElectionTimeout of /v1/agent/self (Go's form: `5s`,
-    `1.5s`, `52ms`); None where there is none."""
-    match = _GO_SECONDS.fullmatch(_parsed(doc, _Agent).debug_config.election_timeout or "")
-    return None if match is None else float(match[1]) * (0.001 if match[2] == "ms" else 1.0)
+    `1.5s`, `52ms`); None where there is none, and of a client agent, whose own says nothing."""
+    agent = _parsed(doc, _Agent)
+    match = _GO_SECONDS.fullmatch(agent.debug_config.election_timeout or "")
+    return (
+        None
+        if match is None or not agent.config.server
+        else float(match[1]) * (0.001 if match[2] == "ms" else 1.0)
+    )
 
 
 def parse_is_leader(doc: Any) -> bool:

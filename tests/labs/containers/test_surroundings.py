@@ -89,7 +89,12 @@ def test_a_node_that_consul_calls_otherwise_is_told_refused_and_passed_over(
     assert ("name", "bars") in [(seen["check"], seen["weight"]) for seen in obstacles]
     word = standbys(misnamed, "n1")["n2"]["word"]
     assert (word["takes_over"], word["reason"]) == (False, "node-misnamed")
-    assert misnamed.status("n1")["failover"]["to"] == "n3", "n2 has the higher priority"
+
+    def passes_n2_over() -> bool:
+        return bool(misnamed.status("n1")["failover"]["to"] == "n3")
+
+    # It has the lower priority, and may have no snapshot yet.
+    lab.wait_for(passes_n2_over, patient(60.0), "n3 would take over", 1.0)
     finding = findings(n2)["node/name"]
     assert not finding["ok"] and words in finding["evidence"]
 

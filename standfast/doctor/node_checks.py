@@ -71,22 +71,16 @@ def _elections(config: Config) -> Iterator[Finding]:
     with contextlib.suppress(StandfastError):  # `name` says that it doesn't answer
         consul = ConsulGateway.from_config(config, timeout_s=PATIENT_S)
         timeout_s = consul.election_timeout_s()
-        yield elections(timeout_s, config.lease.wait, is_leader=consul.is_leader())
+        if timeout_s is not None:
+            yield elections(timeout_s, config.lease.wait, is_leader=consul.is_leader())
 
 
-def elections(timeout_s: float | None, wait_s: float, *, is_leader: bool) -> Finding:
+def elections(timeout_s: float, wait_s: float, *, is_leader: bool) -> Finding:
     """Says what Raft's timing of this node's Consul agent makes of a failover; never bad.
 
     An election takes up to about 3.5 timeouts from the leader's death (measured on Consul 1.8.7,
     three servers, a write through a survivor: 13.9-16.5 s with 5 s, 2.1-3.6 s with 1 s).
     """
-    if timeout_s is None:
-        text = (
-            "Raft's election timeout is not known here: this node's Consul agent is no server, or "
-            "tells none. `raft_multiplier` of the servers makes it (5 by default: an election of "
-            "up to about 18 s)"
-        )
-        return Finding("elections", True, text)
     longest_s = 3.5 * timeout_s
     then = "no more" if longest_s <= wait_s / 2 else f"{duration(wait_s)} (W) after it"
     return Finding(

@@ -91,6 +91,11 @@ def exported(network: None, config: Config, tmp_path: Path) -> Iterator[GaneshaN
         subprocess.run(["umount", "-l", config.paths.bind], capture_output=True, timeout=10)
 
 
+def is_stopped(pid: int) -> bool:
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 def test_the_check_asks_as_a_client_does_and_leaves_nothing_behind(
     exported: GaneshaNfs, config: Config, tmp_path: Path
 ) -> None:
@@ -102,6 +107,8 @@ def test_the_check_asks_as_a_client_does_and_leaves_nothing_behind(
     assert [path.name for path in kept] == ["v4recov", "node0"], "no client's record"
     for pid in exported.pids():
         os.kill(pid, signal.SIGSTOP)
+    # Its threads stop one after the other, when each comes to it.
+    wait_for(lambda: all(map(is_stopped, exported.pids())), 10.0, "all its threads stand still")
     try:
         assert "in time" in (look_up(config, FSID, Deadline.after(0.5)) or "")
     finally:

@@ -29,6 +29,8 @@ TICK_S = 1.0
 POLL_S = 0.05
 ASK_S = 45.0
 """For another node's look."""
+REST_S = 1.0
+"""Between two looks for who asks: others can ask as often as they like, and none costs nothing."""
 LIMIT_S = 35.0
 """For a look that somebody waits for, with one before it; each of its questions has its own."""
 
@@ -52,6 +54,8 @@ class Inspector:
     """When somebody last asked for a look (monotonic s)."""
     _began_at: float = float("-inf")
     """When the last look began (monotonic s), also where nothing of it is kept."""
+    _ended_at: float = float("-inf")
+    """When the last look for somebody ended (monotonic s)."""
     _looking: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -82,20 +86,32 @@ class Inspector:
             return Inspection((), at)
         return self.last if self.last is not None and self.last.at >= at else None
 
-    def look(self) -> tuple[Obstacle, ...]:
-        """Inspects now; for any thread. TimedOut; StandfastError where there is nothing to look at
-        yet, which is not the same as nothing in the way."""
+    def asked(self) -> tuple[Obstacle, ...]:
+        """Inspects for somebody who may ask again and again: never twice within REST_S, and once
+        for all who wait for that; errors as `look`."""
+        at = monotonic()
+        sleep(max(0.0, self._ended_at + REST_S - at))
+        try:
+            return self.look(at)
+        finally:
+            self._ended_at = monotonic()
+
+    def look(self, asked_at: float | None = None) -> tuple[Obstacle, ...]:
+        """Inspects now, or since `asked_at`; for any thread. TimedOut; StandfastError where there
+        is nothing to look at yet, which is not the same as nothing in the way."""
         if self.scene() is None:
             raise StandfastError(
                 "it starts, and has not looked at Consul yet: ask again in seconds"
             )
-        asked_at, limit = monotonic(), Deadline.after(LIMIT_S)
+        since, limit = monotonic() if asked_at is None else asked_at, Deadline.after(LIMIT_S)
         while not self._begin():
             limit.check("what is in the way of a promotion: the look before doesn't end")
             sleep(POLL_S)
-            if self.last is not None and self.last.at >= asked_at:
+            if self.last is not None and self.last.at >= since:
                 return self.last.obstacles
         try:
+            if asked_at is not None and self.last is not None and self.last.at > asked_at:
+                return self.last.obstacles  # one that ended while nobody else could begin
             self._began_at = monotonic()
             self.last = self._inspected()
             return self.last.obstacles

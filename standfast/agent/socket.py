@@ -97,7 +97,7 @@ def _inspect(agent: Agent, connection: socket.socket) -> None:
     """Takes as long as the looks: whoever asks for something else isn't kept waiting."""
     with connection, contextlib.suppress(OSError):
         try:
-            obstacles = agent.inspector.look()
+            obstacles = agent.inspector.asked()
         except Exception as error:
             if not isinstance(error, StandfastError):
                 log.exception("the inspection failed unexpectedly")

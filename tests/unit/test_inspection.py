@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from msgspec import structs
 
 from standfast.agent import inspector as inspector_module
 from standfast.agent import main as agent_main
-from standfast.agent.inspector import AGAIN_S, EVERY_S, Inspector
+from standfast.agent.inspector import AGAIN_S, EVERY_S, REST_S, Inspector
 from standfast.agent.loop import Agent
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
@@ -417,6 +419,45 @@ def test_who_asks_gets_a_look_of_now(node: FakeNode, clock: StoppedClock) -> Non
     node.nfs.in_the_way = []
     clock.now += 1
     assert inspector.look() == ()
+
+
+def test_who_asks_again_and_again_has_it_look_once_a_second_at_most(
+    node: FakeNode, clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def counted(seen: Scene) -> tuple[Obstacle, ...]:
+        looks.append(clock.now)
+        return inspect(seen)
+
+    monkeypatch.setattr(inspector_module, "inspect", counted)
+    inspector = Inspector(lambda: scene(node))
+    assert inspector.asked() == () and clock.slept == 0
+    node.nfs.in_the_way = [Obstacle("unit", "masked", "unmask it")]
+    for _ in range(5):
+        assert [seen.check for seen in inspector.asked()] == ["unit"], "it is a look of now"
+    assert len(looks) == 6
+    pauses = [later - before for before, later in itertools.pairwise(looks)]
+    assert min(pauses) >= REST_S
+
+
+def test_all_who_ask_at_once_share_a_look(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def slow(seen: Scene) -> tuple[Obstacle, ...]:
+        looks.append(1)
+        time.sleep(0.3)
+        return inspect(seen)
+
+    monkeypatch.setattr(inspector_module, "inspect", slow)
+    inspector = Inspector(lambda: scene(node))
+    inspector.asked()
+    threads = [threading.Thread(target=inspector.asked) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(looks) == 2
 
 
 def serving(standby: Scene) -> Scene:

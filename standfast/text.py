@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from standfast import ages
 from standfast.names import SnapshotName
+from standfast.system import lines
 from standfast.system.clock import utc_now
 from standfast.system.lines import lines_of
 
-
-def clean(text: str) -> str:
-    """Returns the text with everything unprintable replaced."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+clean = lines.clean
 
 
 def clean_lines(text: str) -> str:

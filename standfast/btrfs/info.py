@@ -41,12 +41,17 @@ def parse(raw: bytes) -> TreeInfo:
     if len(raw) != _SIZE:
         raise ValueError(f"the kernel's answer has {len(raw)} bytes, not {_SIZE}")
     fields = _HEAD.unpack_from(raw)
-    flags, own, received = fields[5], fields[6], fields[8]
+    flags, own, parent, received = fields[5], *fields[6:9]
     return TreeInfo(
         uuid=str(uuid.UUID(bytes=own)),
-        received_uuid=str(uuid.UUID(bytes=received)) if any(received) else None,
+        received_uuid=_uuid_or_none(received),
         read_only=bool(flags & _ROOT_READ_ONLY),
+        parent_uuid=_uuid_or_none(parent),
     )
+
+
+def _uuid_or_none(raw: bytes) -> str | None:
+    return str(uuid.UUID(bytes=raw)) if any(raw) else None
 
 
 def read(path: Path) -> TreeInfo | None:

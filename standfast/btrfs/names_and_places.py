@@ -37,6 +37,7 @@ class TreeInfo:
     uuid: str
     received_uuid: str | None
     read_only: bool
+    parent_uuid: str | None = None  # of what it is a snapshot of, or was received on
 
     @property
     def content_id(self) -> str:
@@ -112,12 +113,10 @@ class Store(ABC):
         return () if live is None else self._nested(live.path)
 
     def free_bytes(self) -> int:
-        _used, free = self._usage()
-        return free
+        return self._usage()[1]
 
     def used_bytes(self) -> int:
-        used, _free = self._usage()
-        return used
+        return self._usage()[0]
 
     def space(self) -> Space:
         """Returns what any file system says, unless the kind of storage knows more."""
@@ -253,10 +252,14 @@ class Store(ABC):
         if leftovers:
             self._delete(leftovers)
 
-    def verify_staged(self, name: SnapshotName, content_id: str) -> None:
-        staged = self._staged()
+    def verify_staged(
+        self,
+        name: SnapshotName,
+        content_id: str,
+        parent_content_id: str | None = None,  # noqa: ARG002
+    ) -> None:
         path = self._paths.standby / STAGING / str(name)
-        if staged != (path,):
+        if (staged := self._staged()) != (path,):
             names = ", ".join(tree.name for tree in staged) or "nothing"
             raise Refused(
                 Reason.INCOMPLETE, f"the stream held {names}; announced was {name}: not published"

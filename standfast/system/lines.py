@@ -28,3 +28,8 @@ def unescaped(field: str) -> str:
     """Returns a field as it is meant: the kernel and exportfs write blanks, backslashes and the
     like as octal bytes there."""
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), os.fsencode(field)))
+
+
+def clean(text: str) -> str:
+    """Returns the text with everything unprintable replaced."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -28,7 +28,7 @@ from typing import IO
 
 from standfast.errors import CommandFailed, TimedOut
 from standfast.system.clock import Deadline, monotonic
-from standfast.system.lines import lines_of
+from standfast.system.lines import clean, lines_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ _CHUNK = 64 * 1024
 _READS = 32  # at a time: more than any pipe holds, and an endless writer doesn't keep us
 
 Child = subprocess.Popen[bytes]
+Starts = Callable[[Callable[[], Child]], Child]
 
 _detached: list[Child] = []
 
@@ -79,6 +80,20 @@ def inheriting(lock: int) -> Iterator[None]:
         _inherited.reset(before)
 
 
+_starts: ContextVar[Starts] = ContextVar("starts", default=lambda start: start())
+
+
+@contextlib.contextmanager
+def starting(how: Starts) -> Iterator[None]:
+    """Has every program that is started inside be started by `how`, which calls what it is given,
+    in whatever thread."""
+    before = _starts.set(how)
+    try:
+        yield
+    finally:
+        _starts.reset(before)
+
+
 def announce(op: str, argv: Sequence[str]) -> None:
     """Says what is about to start; the place where a test's hook fails it."""
     if hook is not None:
@@ -91,10 +106,11 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _last_words(stderr: str) -> str:
-    """Returns the last lines that say something; not the `^^^^` below what a program points at."""
+    """Returns the last lines that say something, as they can be shown (a program passes on what
+    another machine says); not the `^^^^` below what a program points at."""
     lines = [line.strip() for line in lines_of(stderr)]
     telling = [line for line in lines if any(letter.isalnum() for letter in line)]
-    words = [line[:LINE_CHARS] for line in telling[-LAST_LINES:]]
+    words = [clean(line[:LINE_CHARS]) for line in telling[-LAST_LINES:]]
     return "; ".join(words) or "it said nothing on stderr"
 
 
@@ -126,7 +142,9 @@ def spawn(
     env: Mapping[str, str] | None = None,
 ) -> Child:
     """Starts a program in a session of its own; the caller ends it by `kill_group`."""
-    try:
+    kept = _inherited.get()
+
+    def start() -> Child:
         return subprocess.Popen(
             list(argv),
             stdin=stdin,
@@ -134,8 +152,11 @@ def spawn(
             stderr=stderr,
             env=_environment(env),
             start_new_session=True,
-            pass_fds=_inherited.get(),
+            pass_fds=kept,
         )
+
+    try:
+        return _starts.get()(start)
     except OSError as error:
         raise _not_started(op, argv, error) from error
 

@@ -56,6 +56,37 @@ def subvolume(name: str, identity: uuid.UUID) -> bytes:
     )
 
 
+def increment(name: str, identity: uuid.UUID, parent: uuid.UUID) -> bytes:
+    """Begins as a snapshot of the received subvolume `parent`."""
+    return command(
+        format_.SNAPSHOT,
+        {
+            format_.PATH: name.encode(),
+            format_.UUID: identity.bytes,
+            format_.CTRANSID: number(8),
+            format_.CLONE_UUID: parent.bytes,
+            format_.CLONE_CTRANSID: number(7),
+        },
+    )
+
+
+def reflink(path: str, source: uuid.UUID, source_path: str, length: int) -> bytes:
+    """Two commands: make the file, have it share the data of one of the subvolume `source`."""
+    named = {format_.PATH: path.encode()}
+    return command(format_.MKFILE, {**named, format_.INO: number(302)}) + command(
+        format_.CLONE,
+        {
+            format_.FILE_OFFSET: number(0),
+            format_.CLONE_LEN: number(length),
+            **named,
+            format_.CLONE_UUID: source.bytes,
+            format_.CLONE_CTRANSID: number(7),
+            format_.CLONE_PATH: source_path.encode(),
+            format_.CLONE_OFFSET: number(0),
+        },
+    )
+
+
 def file(path: str, content: bytes) -> bytes:
     """Two commands: make it, write it."""
     named = {format_.PATH: path.encode()}

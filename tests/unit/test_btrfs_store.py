@@ -19,18 +19,18 @@ from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from tests.support.scripts import script
 
-OWN, RECEIVED, NONE = uuid.uuid4(), uuid.uuid4(), uuid.UUID(int=0)
+OWN, RECEIVED, PARENT, NONE = uuid.uuid4(), uuid.uuid4(), uuid.uuid4(), uuid.UUID(int=0)
 
 
-def answer(flags: int, received: uuid.UUID) -> bytes:
+def answer(flags: int, received: uuid.UUID, parent: uuid.UUID = NONE) -> bytes:
     head = struct.pack("=Q256sQQQQ", 258, b"services", 5, 256, 7, flags)
-    return (head + OWN.bytes + uuid.uuid4().bytes + received.bytes).ljust(504, b"\0")
+    return (head + OWN.bytes + parent.bytes + received.bytes).ljust(504, b"\0")
 
 
 def test_the_kernels_answer_is_understood() -> None:
     assert btrfs_info.parse(answer(0, NONE)) == TreeInfo(str(OWN), None, read_only=False)
-    received = btrfs_info.parse(answer(1, RECEIVED))
-    assert received == TreeInfo(str(OWN), str(RECEIVED), read_only=True)
+    received = btrfs_info.parse(answer(1, RECEIVED, PARENT))
+    assert received == TreeInfo(str(OWN), str(RECEIVED), True, str(PARENT))
     assert received.content_id == str(RECEIVED)
 
 

@@ -35,6 +35,15 @@ def test_input_longer_than_a_pipe_reaches_the_command() -> None:
     )
 
 
+def test_the_last_words_of_a_program_do_nothing_to_a_terminal() -> None:
+    """They may be another machine's: ssh passes on what is printed there."""
+    words = "printf '\\033]0;title\\007no\\r\\nw\\302\\205\\342\\200\\250ay\\n' >&2; exit 3"
+    with pytest.raises(CommandFailed) as caught:
+        run(["sh", "-c", words], deadline=Deadline.after(patient(20)), op="odd")
+    assert str(caught.value) == "odd: sh ended with status 3: ?]0;title?no; w??ay"
+    assert str(caught.value).isprintable()
+
+
 def test_a_failure_names_operation_program_status_and_last_words() -> None:
     with pytest.raises(CommandFailed) as caught:
         sh("echo first >&2; echo 'target is busy' >&2; exit 32", op="umount:demote")

@@ -29,6 +29,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A developer's own Consul and Nomad are nobody's business here.
 environment.take()
 environment.TAKEN.clear()
+# Who came by ssh with a key of no node hears less, and a developer may have come by ssh.
+os.environ.pop("SSH_CONNECTION", None)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

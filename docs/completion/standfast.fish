@@ -63,7 +63,7 @@ function _shtab_standfast_using
 end
 
 set -g _shtab_standfast_commands status doctor promote switchover failback demote pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
-set -g _shtab_standfast_opts_with_value --despite --dir --event --file --instance --reason --timeout --to --volume --watch
+set -g _shtab_standfast_opts_with_value --despite --dir --event --file --from --instance --reason --timeout --to --volume --watch
 
 complete -c standfast -e
 complete -c standfast -f
@@ -147,15 +147,16 @@ complete -c standfast -n '_shtab_standfast_using standby add' -l volume -xka "(_
 complete -c standfast -n '_shtab_standfast_using standby add' -l dry-run -d 'print what the command would do, and change nothing'
 complete -c standfast -n '_shtab_standfast_using standby add' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using standby add' -l quiet -d 'no progress output'
-complete -c standfast -n '_shtab_standfast_using standby add' -l install-key -d 'install this node'"'"'s replication key there, over your own ssh'
+complete -c standfast -n '_shtab_standfast_using standby add' -l install-key -d 'install this node'"'"'s key there, over your own ssh'
 complete -c standfast -n '_shtab_standfast_using standby add' -l timeout -x -d 'give up after this many seconds; the standby'"'"'s own limit is its replication.timeout (default: 86400)'
 complete -c standfast -n '_shtab_standfast_using standby add; and test $_shtab_standfast_npos -eq 0' -ka "(_standfast_nodes)" -d 'a node of [nodes]'
-complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a authorize -d 'On a standby: allow another node'"'"'s replication key to send the volume, and nothing else. The other lines of the file stay unchanged. `standfast standby add` prints this command.'
+complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a authorize -d 'On a standby: allow another node'"'"'s replication key to send the volume, and nothing else. It speaks for that node alone, and only from its address in [nodes], unless that is a host name; a `from=` that is there stays. An older version'"'"'s line of the key gets what it lacks; other lines stay unchanged. `standfast standby add` prints this command.'
 complete -c standfast -n '_shtab_standfast_using standby authorize' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using standby authorize' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using standby authorize' -l dry-run -d 'print what the command would do, and change nothing'
 complete -c standfast -n '_shtab_standfast_using standby authorize' -l json -d 'print JSON'
-complete -c standfast -n '_shtab_standfast_using standby authorize' -l file -xka "(__fish_complete_path (commandline -ct))" -d 'the file to write when sshd doesn'"'"'t read .ssh/authorized_keys of replication.ssh_user'
+complete -c standfast -n '_shtab_standfast_using standby authorize' -l file -xka "(__fish_complete_path (commandline -ct))" -d 'instead of .ssh/authorized_keys of replication.ssh_user'
+complete -c standfast -n '_shtab_standfast_using standby authorize' -l from -xka "(_standfast_nodes)" -d 'whose key it is (default: as the key'"'"'s comment says)'
 complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a remove -d 'Forget a node that is no longer a storage node; its data stays there. Stops its timer and releases the snapshots kept for it. Run it on every storage node.'
 complete -c standfast -n '_shtab_standfast_using standby remove' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using standby remove' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
@@ -192,6 +193,7 @@ complete -c standfast -n '_shtab_standfast_using guard' -s h -l help -d 'show th
 complete -c standfast -n '_shtab_standfast_using guard' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a receive -d 'Receive one snapshot from stdin; the only command that the replication key may run'
 complete -c standfast -n '_shtab_standfast_using receive' -s h -l help -d 'show this help message and exit'
+complete -c standfast -n '_shtab_standfast_using receive' -l from -xka "(_standfast_nodes)" -d 'the node whose key it is: it speaks for no other one'
 complete -c standfast -n '_shtab_standfast_using receive; and test $_shtab_standfast_npos -eq 0' -ka "(_standfast_volumes)" -d 'the volume'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a remount -d 'Move this node'"'"'s mount of the volume to the node that serves now. Without --volume it does so for every volume of this node. Handlers and a timer run it automatically. It never unmounts the right server, and does nothing on the primary.'
 complete -c standfast -n '_shtab_standfast_using remount' -s h -l help -d 'show this help message and exit'

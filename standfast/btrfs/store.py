@@ -7,6 +7,7 @@ acknowledged before `btrfs filesystem sync`: `btrfs receive` with status 0 is no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ from standfast.btrfs.space import read_space
 from standfast.btrfs.stream import COMPRESSED_DATA, size_from_outline
 from standfast.config.model import Paths
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
+from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot, Writer
 from standfast.node.space import Space
 from standfast.reasons import Reason
@@ -45,6 +47,7 @@ _PIECE_BYTES = 64 * 1024
 _ANCHOR = ".parent-"
 """Of a stand-in's name: what begins with a dot is never taken for what a stream brought."""
 _LISTED_PATH = re.compile(r" path (?P<path>.*)$")
+_SHOWN_RECEIVED = re.compile(r"^\s*Received UUID:\s+(?P<uuid>[0-9a-f-]{36})$", re.M)
 
 
 class BtrfsStore(Store):
@@ -154,6 +157,44 @@ class BtrfsStore(Store):
         # -C: btrfs believes every path in a stream, `../..` and links to elsewhere, too. It finds
         # parents outside all the same, as it opens the file system before its chroot.
         return ["btrfs", "-q", "receive", "-C", str(staging)]
+
+    def within(self, parent_content_id: str | None) -> Sequence[Path]:
+        # A stream may reflink from any received subvolume of the file system, another volume's
+        # too, and by `..` and links from anything there.
+        known = [own for own in self.snapshots() if own.content_id == parent_content_id]
+        return [self._paths.standby, *(own.path for own in known)]
+
+    def verify_staged(
+        self, name: SnapshotName, content_id: str, parent_content_id: str | None = None
+    ) -> None:
+        super().verify_staged(name, content_id)
+        info = self._info(self._paths.standby / STAGING / str(name))
+        if info is None or not self._is_built_on(info, parent_content_id):
+            raise Refused(
+                Reason.INCOMPLETE,
+                f"{name} was built on another snapshot than announced "
+                f"({parent_content_id or 'none'}): not published",
+            )
+
+    def _is_built_on(self, info: TreeInfo, content_id: str | None) -> bool:
+        if info.parent_uuid is None or content_id is None:
+            return info.parent_uuid is content_id
+        staging = self._paths.standby / STAGING
+        anchor = staging / f"{_ANCHOR}{content_id}"
+        here = [own.path for own in self.snapshots() if own.content_id == content_id]
+        parents = [self._info(path) for path in (anchor, *here)]
+        return info.parent_uuid in {parent.uuid for parent in parents if parent is not None} or (
+            self._content_shown(info.parent_uuid) == content_id
+        )
+
+    def _content_shown(self, uuid: str) -> str | None:
+        """Of a subvolume anywhere: somebody may have put a copy of a parent elsewhere."""
+        place = str(self._paths.standby)
+        with contextlib.suppress(CommandFailed):
+            shown = self._btrfs("show-parent", "subvolume", "show", "-u", uuid, place).stdout
+            match = _SHOWN_RECEIVED.search(shown)
+            return None if match is None else match["uuid"]
+        return None
 
     def _btrfs(self, op: str, *arguments: str) -> Completed:
         return run(["btrfs", *arguments], deadline=Deadline.after(self._timeout_s), op=op)

@@ -177,9 +177,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             *_CHANGE,
             QUIET,
-            Argument(
-                "--install-key", "install this node's replication key there, over your own ssh"
-            ),
+            Argument("--install-key", "install this node's key there, over your own ssh"),
             Argument(
                 "--timeout",
                 "give up after this many seconds; the standby's own limit is its "
@@ -199,15 +197,13 @@ COMMANDS: tuple[Command, ...] = (
         "standfast.cli.standby_authorize:run",
         (
             *_CHANGE,
-            Argument(
-                "--file",
-                "the file to write when sshd doesn't read .ssh/authorized_keys of "
-                "replication.ssh_user",
-                "FILE",
-            ),
+            Argument("--file", "instead of .ssh/authorized_keys of replication.ssh_user", "FILE"),
+            Argument("--from", "whose key it is (default: as the key's comment says)", "NODE"),
             Argument("key", "the public key, in quotes: 'ssh-ed25519 AAAA... comment'", "KEY"),
         ),
-        "The other lines of the file stay unchanged. `standfast standby add` prints this command.",
+        "It speaks for that node alone, and only from its address in [nodes], unless that is a "
+        "host name; a `from=` that is there stays. An older version's line of the key gets what it "
+        "lacks; other lines stay unchanged. `standfast standby add` prints this command.",
     ),
     Command(
         "standby remove",
@@ -271,7 +267,10 @@ COMMANDS: tuple[Command, ...] = (
         "receive",
         "receive one snapshot from stdin; the only command that the replication key may run",
         "standfast.cli.receive:receive",
-        (Argument("volume", "the volume", "VOLUME", required=False),),
+        (
+            Argument("--from", "the node whose key it is: it speaks for no other one", "NODE"),
+            Argument("volume", "the volume", "VOLUME", required=False),
+        ),
     ),
     Command(
         "remount",

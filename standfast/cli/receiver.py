@@ -2,7 +2,7 @@
 
 Invariant: each conversation has a process of its own, which reads the configuration anew, and which
 ends when whoever handed it over is gone; this one only waits, so that no conversation can harm
-another. It is as good as none: where it doesn't answer, `standfast receive` does the work itself.
+another. No key takes the places of all others: half of them are the most for one sender.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NoReturn
 from standfast.assembly import parts
 from standfast.btrfs import store as btrfs
 from standfast.cli.main import run_entry
-from standfast.cli.receive import INSTALLED, MOST_BYTES
+from standfast.cli.receive import INSTALLED, MOST_BYTES, busy
 from standfast.consul import gateway as consul
 from standfast.errors import UsageError
 from standfast.events import journal
@@ -39,6 +39,9 @@ FIRST_DESCRIPTOR = 3
 """The socket that systemd passes (sd_listen_fds)."""
 REQUEST_S = 2.0
 MOST_SESSIONS = 16
+MOST_OF_ONE = 8
+"""Of one sender (`--from`), and of all whose lines name none: a volume's cycle and a question to
+it are two, and all volumes' cycles may come at once."""
 _NOT_OURS = ("JOURNAL_STREAM", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 
@@ -50,6 +53,25 @@ class Session:
     connection: socket.socket
     pid: int
     pidfd: int
+    bound: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What sshd says of a conversation; empty where it says nothing."""
+
+    volume: str
+    bound: str
+    connection: str
+    asked: str
+
+    @classmethod
+    def parse(cls, data: bytes) -> Request:
+        """Returns what `receive.request` wrote; ValueError for anything else."""
+        words = data.decode(errors="surrogateescape").split("\0", 3)
+        if len(words) != 4:
+            raise ValueError(f"{len(words)} words came, not 4")
+        return cls(*words)
 
 
 def main(_args: Namespace) -> int:
@@ -98,18 +120,33 @@ class Resident:
     def _take(self) -> None:
         connection, _ = self._listener.accept()
         try:
-            with _received(connection, len(self._sessions) // 2) as (volume, asked, descriptors):
-                pid = os.fork()
+            with _received(connection) as (request, descriptors):
+                pid = self._fork(request, connection)
                 if pid == 0:
-                    _converse(volume, asked, descriptors)
+                    _converse(request, descriptors)
         except (OSError, ValueError) as error:
             log.warning("a conversation was not taken over: %s", error)
             connection.close()
             return
-        session = Session(connection, pid, os.pidfd_open(pid))
+        session = Session(connection, pid, os.pidfd_open(pid), request.bound)
         for descriptor in (connection.fileno(), session.pidfd):
             self._sessions[descriptor] = session
             self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def _fork(self, request: Request, connection: socket.socket) -> int:
+        """OSError or ValueError when there is no place, which the other side has been told."""
+        try:
+            if not self._has_place(request.bound):
+                raise ValueError(f"no place is free for {request.bound or 'senders without name'}")
+            return os.fork()
+        except (OSError, ValueError):
+            connection.send(b"\1" + busy(request.bound or None))
+            raise
+
+    def _has_place(self, bound: str) -> bool:
+        sessions = list(self._sessions.values())  # each is there twice
+        of_one = sum(session.bound == bound for session in sessions)
+        return len(sessions) // 2 < MOST_SESSIONS and of_one // 2 < MOST_OF_ONE
 
     def _end(self, session: Session) -> None:
         """Ends a session that is over, or whose sender is gone with who handed it over."""
@@ -127,8 +164,8 @@ class Resident:
 
 
 @contextlib.contextmanager
-def _received(connection: socket.socket, sessions: int) -> Iterator[tuple[str, str, list[int]]]:
-    """Returns the request: volume, command that sshd was asked for, stdin, stdout and stderr.
+def _received(connection: socket.socket) -> Iterator[tuple[Request, list[int]]]:
+    """Yields the request, and stdin, stdout and stderr.
 
     OSError or ValueError when there is none: then nobody handed anything over.
     """
@@ -136,22 +173,19 @@ def _received(connection: socket.socket, sessions: int) -> Iterator[tuple[str, s
     _, user, _ = _CREDENTIALS.unpack(raw)
     if user not in (0, os.geteuid()):
         raise ValueError(f"user {user} may not hand a conversation over")
-    if sessions >= MOST_SESSIONS:
-        raise ValueError(f"{sessions} conversations are under way, and no more may be")
     connection.settimeout(REQUEST_S)
     connection.send(INSTALLED)
     request, descriptors, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
     try:
         if len(descriptors) != 3:
             raise ValueError(f"{len(descriptors)} descriptors came, not 3")
-        volume, _, asked = request.decode(errors="surrogateescape").partition("\0")
-        yield volume, asked, descriptors
+        yield Request.parse(request), descriptors
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _converse(volume: str, asked: str, descriptors: list[int]) -> NoReturn:
+def _converse(request: Request, descriptors: list[int]) -> NoReturn:
     """Does in the forked process what `standfast receive` does by itself."""
     code = 1
     try:
@@ -164,9 +198,11 @@ def _converse(volume: str, asked: str, descriptors: list[int]) -> NoReturn:
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         for name in _NOT_OURS:
             os.environ.pop(name, None)
-        os.environ["SSH_ORIGINAL_COMMAND"] = asked
+        os.environ["SSH_ORIGINAL_COMMAND"] = request.asked
+        os.environ["SSH_CONNECTION"] = request.connection
         logging.getLogger().handlers.clear()  # they speak to this node's journal
-        code = run_entry(ENTRY, SimpleNamespace(volume=volume or None))
+        args = {"volume": request.volume or None, "from": request.bound or None}
+        code = run_entry(ENTRY, SimpleNamespace(**args))
         journal.settle()  # what would be done at an exit
     finally:
         os._exit(code)

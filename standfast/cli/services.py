@@ -81,7 +81,7 @@ def guard(args: argparse.Namespace) -> int:
 
 
 def receive(args: argparse.Namespace | SimpleNamespace) -> int:
-    """Runs `standfast receive VOLUME` in this process: stdout belongs to the sender.
+    """Runs `standfast receive VOLUME --from NODE` in this process: stdout belongs to the sender.
 
     A key that may receive several volumes has a forced command without one: sshd then tells by
     SSH_ORIGINAL_COMMAND which one the sender asked for.
@@ -92,16 +92,19 @@ def receive(args: argparse.Namespace | SimpleNamespace) -> int:
     from standfast.replication import receive as body
     from standfast.replication import wire
 
+    bound = getattr(args, "from")  # the option's name is no name in Python
     try:
         config = load_volume(args.volume or _asked_volume(os.environ))
     except ConfigError as error:  # the sender's log is where somebody looks
-        print(wire.dump(wire.Refusal(Reason.CONFIG_INVALID, str(error))))
+        knows = bound is not None or not os.environ.get("SSH_CONNECTION")
+        text = str(error) if knows else "on this standby: standfast config check"
+        print(wire.dump(wire.Refusal(Reason.CONFIG_INVALID, text, bound)))
         return error.exit_code
     except Refused as refusal:
-        print(wire.dump(wire.Refusal(refusal.reason, str(refusal))))
+        print(wire.dump(wire.Refusal(refusal.reason, str(refusal), bound)))
         return refusal.exit_code
-    gateway = ConsulGateway.from_config(config)
-    return body.receive(config, open_store(config), gateway, sys.stdin.fileno(), sys.stdout)
+    gateway, store = ConsulGateway.from_config(config), open_store(config)
+    return body.receive(config, store, gateway, sys.stdin.fileno(), sys.stdout, bound=bound)
 
 
 def _asked_volume(environ: Mapping[str, str]) -> str | None:

@@ -48,7 +48,7 @@ class Place:
 def config_text(me: Place, places: Sequence[Place], root: Path, port: int) -> str:
     """The node's data-services.toml."""
     disk = root / me.name
-    receive = command(STANDFAST, "receive", "{volume}")
+    receive = command(STANDFAST, "receive", "{volume}", "--from", me.name)
     reach = ["env", f"STANDFAST_CONFIG_DIR={root}/{{node}}/etc", *receive]
     others = [place.consul for place in places if place != me]
     return as_toml(

@@ -79,8 +79,10 @@ def _data(told: Standby, config: Config) -> Iterator[Finding]:
 
 def way_and_facts(config: Config, name: str) -> list[Finding]:
     """Reaches it as a replication does, and asks what it is like."""
-    step = None
+    step, loose = None, list[Finding]()
     for step in StandbyConnection(config, name, dry_run=True).steps():
+        if step.mark is Mark.WORD:
+            loose.append(Finding("line", False, step.evidence, "; ".join(step.fix), name))
         if step.mark is Mark.BAD or (step.mark is Mark.LEFT and not config.replication.command):
             return [_blocked(name, step)]
     try:
@@ -88,10 +90,10 @@ def way_and_facts(config: Config, name: str) -> list[Finding]:
     except (StandfastError, OSError) as error:
         fix = f"standfast standby add {name} goes through it step by step"
         return [Finding("survey", False, str(error), fix, name)]
-    by_key = step is not None and step.mark is Mark.OK
+    by_key = step is not None and step.mark in (Mark.OK, Mark.WORD)
     evidence = step.evidence if step and by_key else "it answers, by replication.command"
     way = Finding("way", True, evidence, "", name)
-    return [way, *compare(both.ours, both.theirs, both.apart_s)]
+    return [way, *loose, *compare(both.ours, both.theirs, both.apart_s)]
 
 
 def _blocked(name: str, step: Step) -> Finding:

@@ -10,6 +10,12 @@ from standfast.config.model import Config
 from standfast.doctor.finding import Finding, finding_of
 from standfast.errors import AS_ROOT, StandfastError, is_lack_of
 from standfast.node.ports import Snapshot
+from standfast.replication.authorized import (
+    MOST_BYTES,
+    SYSTEM_KEYS,
+    authorized_keys_of,
+    loose_lines,
+)
 from standfast.replication.preflight import problems
 from standfast.replication.storage_facts import Facts, facts_here
 
@@ -53,13 +59,40 @@ def replicas(config: Config, snapshots: Sequence[Snapshot], holder: str) -> Find
     return Finding("replicas", False, text, fix)
 
 
+def lines(config: Config) -> list[Finding]:
+    """Judges the lines by which other nodes' keys may send here; none where no file is read."""
+    if config.replication.command:
+        return []
+    user, findings, seen = config.replication.ssh_user, [], 0
+    for place in (authorized_keys_of, SYSTEM_KEYS.joinpath):
+        try:
+            path = place(user)
+            text = path.read_bytes()[:MOST_BYTES]
+        except (StandfastError, OSError):  # there is none, or who looks isn't root
+            continue
+        seen += text.count(b"standfast receive")
+        for line in loose_lines(text, config):
+            findings.append(
+                Finding(
+                    "line",
+                    False,
+                    f"line {line.number} of {path} lacks {line.lacks}",
+                    f"put this one there instead, which `standfast standby add {config.node} "
+                    f"--install-key` does on the node whose key it is: {line.instead}",
+                )
+            )
+    if seen and not findings:
+        findings.append(Finding("line", True, "each key that may send here is one node's"))
+    return findings
+
+
 def look(config: Config, holder: str | None = None) -> list[Finding]:
     """Looks at this node; nothing for one that has no storage. `holder` has the role, if known."""
     if config.node not in config.nodes:
         return []
     try:
         store = open_store(config)
-        findings = examine(facts_here(config, store))
+        findings = [*examine(facts_here(config, store)), *lines(config)]
         if holder not in (None, config.node):
             findings.append(replicas(config, store.snapshots(), str(holder)))
         return findings

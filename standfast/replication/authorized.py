@@ -1,9 +1,13 @@
 """A replication key's line in a standby's authorized_keys.
 
-Invariant: a line that this module writes lets its key run `standfast receive` and nothing else,
-and every other line stays as it is, byte for byte. sshd takes the first line with a key, so a key
-has one line: it names the volume, or, once several volumes are sent with the same key, none (then
-the sender names it, and the configuration of that volume there decides).
+Invariant: a line that this module writes lets its key run `standfast receive` and nothing else, as
+the one storage node that it names and, where [nodes] has an address and no host name, from there
+alone; and every other line stays as it is, byte for byte. sshd takes the first line with a key, so
+a key has one line: it names the volume, or, once several volumes are sent with the same key, none
+(then the sender names it, and the configuration of that volume there decides).
+
+A line of an older version lacks the node, or the address: it still lets its key receive, as
+whichever node the sender says, and `loose_lines` names it with the line to put instead.
 """
 
 from __future__ import annotations
@@ -16,18 +20,76 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 
-from standfast.errors import Refused, StandfastError
+from standfast.config.model import Config
+from standfast.errors import Refused, StandfastError, did_you_mean
 from standfast.reasons import Reason
-from standfast.replication.keys import PublicKey
+from standfast.replication.keys import KINDS, PublicKey, comment_of
 from standfast.system.lines import fields_of
 
 MOST_BYTES = 1024 * 1024
-_RECEIVE = re.compile(r"(?P<program>(/[A-Za-z0-9._/+-]*/)?standfast receive)( (?P<volume>\S+))?\Z")
+SYSTEM_KEYS = Path("/etc/ssh/authorized_keys.d")
+"""Where NixOS has a file for each user, which sshd reads beside the user's own."""
+UNKNOWN_SENDER = "NODE"
+"""Stands in a line to be written for a name that only a person knows."""
+_RECEIVE = re.compile(
+    r"(?P<program>(/[A-Za-z0-9._/+-]*/)?standfast receive)"
+    r"( (?P<volume>[a-z0-9][a-z0-9-]*))?( --from (?P<node>[A-Za-z0-9][A-Za-z0-9._-]*))?\Z"
+)
 # Options that only take away: they may stand beside ours.
 _NARROWING = re.compile(r'(restrict|no-[a-z0-9-]+|from="[^"\\]*"|expiry-time="[^"\\]*")\Z', re.I)
 _OPTION = re.compile(r'[A-Za-z0-9-]+(="(?:[^"\\]|\\.)*")?')
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The storage node whose key it is, and the address from which alone it is let in.
+
+    `address` is None for a host name in [nodes]: sshd compares names only with UseDNS, which is
+    off, and what a name resolves to today may keep the node out tomorrow.
+    """
+
+    node: str
+    address: str | None
+
+    @classmethod
+    def to(cls, config: Config, node: str) -> Bound:
+        """Returns what binds a key to this node of the configuration."""
+        address = config.nodes[node].address
+        with contextlib.suppress(ValueError):
+            return cls(node, str(ip_address(address)))
+        return cls(node, None)
+
+    @classmethod
+    def of_key(cls, config: Config, key: PublicKey, node: str | None) -> Bound:
+        """Returns what binds the key to `node`, or else to the node that its comment names.
+
+        Refused (unknown-node) for what is no other storage node, or not told.
+        """
+        others = ", ".join(config.standbys) or "there is none"
+        if node is None:
+            node = named_by(config, key)
+        if node is None:
+            raise Refused(
+                Reason.UNKNOWN_NODE,
+                f"whose key is it? Its comment ({key.comment or 'none'}) doesn't say. Say it: "
+                f"--from NODE, one of: {others}",
+            )
+        if node not in config.standbys:
+            raise Refused(
+                Reason.UNKNOWN_NODE,
+                f"{node} is not another storage node of {config.source}: {others}"
+                f"{did_you_mean(node, config.standbys)}. Say whose key it is: --from NODE",
+            )
+        return cls.to(config, node)
+
+
+def named_by(config: Config, key: PublicKey) -> str | None:
+    """Returns the storage node that the key's comment names, as `standby add` makes it."""
+    named = (node for node in config.standbys if comment_of(config.cluster, node) == key.comment)
+    return next(named, None)
 
 
 class Change(StrEnum):
@@ -45,18 +107,27 @@ class _Owner:
     gid: int
 
 
-def authorized_line(volume: str | None, key: PublicKey) -> str:
+def authorized_line(volume: str | None, bound: Bound, key: PublicKey) -> str:
     """Returns the line of authorized_keys; without a volume, of every volume of the node."""
-    return f'restrict,command="{_command(volume)}" {key}'
+    return _line("standfast receive", volume, bound.node, _from(bound), key)
 
 
-def _command(volume: str | None) -> str:
-    return "standfast receive" + ("" if volume is None else f" {volume}")
+def _from(bound: Bound) -> list[str]:
+    return [] if bound.address is None else [f'from="{bound.address}"']
 
 
-def nixos_form(keys: Sequence[PublicKey]) -> str:
-    """Returns the same for a NixOS node whose module puts the restriction before each key."""
-    listed = " ".join(f'"{key}"' for key in keys)
+def _line(
+    program: str, volume: str | None, node: str, others: Sequence[str], key: PublicKey
+) -> str:
+    named = "" if volume is None else f" {volume}"
+    options = ["restrict", *others, f'command="{program}{named} --from {node}"']
+    return f"{','.join(options)} {key}"
+
+
+def nixos_form(lines: Sequence[str]) -> str:
+    """Returns the same for NixOS: whole lines, as what a module puts before every key alike can't
+    bind each to its node."""
+    listed = " ".join(f"''{line}''" for line in lines)
     return f"nfsServicesStandby.replicationKeys = [ {listed} ];"
 
 
@@ -66,12 +137,12 @@ def authorized_keys_of(user: str) -> Path:
 
 
 def authorize(
-    path: Path, user: str, volume: str, key: PublicKey, *, dry_run: bool = False
+    path: Path, user: str, volume: str, bound: Bound, key: PublicKey, *, dry_run: bool = False
 ) -> Change:
     """Lets `key` receive `volume`, by one line of the file at `path`; on disk when this returns.
 
     Refused when the file is a symlink, when somebody else could write there (sshd would ignore
-    it), or when the key may do something else there already.
+    it), or when the key may do something else there already, or is another node's.
     """
     entry = _entry(user)
     owner = _Owner(user, entry.pw_uid, entry.pw_gid)
@@ -79,24 +150,30 @@ def authorize(
         return Change.ADDED
     with _directory(path.parent, owner) as directory:
         before = _read(directory, path, owner)
-        after, change = with_line(before, volume, key, str(path))
+        after, change = with_line(before, volume, bound, key, str(path))
         if change is not Change.UNCHANGED and not dry_run:
             _replace(directory, path.name, after, owner)
     return change
 
 
-def with_line(text: bytes, volume: str, key: PublicKey, source: str) -> tuple[bytes, Change]:
-    """Returns the file's content with the key's one line; pure."""
-    lines = re.split(rb"(?<=\n)", text)
+def with_line(
+    text: bytes, volume: str, bound: Bound, key: PublicKey, source: str
+) -> tuple[bytes, Change]:
+    """Returns the file's content with the key's one line; pure.
+
+    A line of an older version gets what it lacks; other options that only narrow it stay, also
+    another `from=`: a jump host's, say.
+    """
+    lines = _lines(text)
     ours = [number for number, line in enumerate(lines) if _is_of(line, key)]
     if not ours:
         gap = b"" if not text or text.endswith(b"\n") else b"\n"
-        return text + gap + authorized_line(volume, key).encode() + b"\n", Change.ADDED
+        return text + gap + authorized_line(volume, bound, key).encode() + b"\n", Change.ADDED
     number = ours[0]
     line = lines[number].decode("utf-8", "replace").rstrip("\r\n")
-    options = _options_before(line, key)
-    allowed = None if options is None else _allowed(options)
-    if options is None or allowed is None:
+    parts = _parted(line, (key.kind,))
+    granted = None if parts is None else _granted(parts[0])
+    if granted is None:
         raise Refused(
             Reason.BAD_KEY,
             f"line {number + 1} of {source} lets this key do something else than receive, and "
@@ -109,17 +186,59 @@ def with_line(text: bytes, volume: str, key: PublicKey, source: str) -> tuple[by
             f"lines {numbers} of {source} have this key, and sshd takes the first one only: leave "
             f"that one, then run this again",
         )
-    program, granted = allowed
-    wanted = granted if granted in (None, volume) else None
-    command = program + ("" if wanted is None else f" {wanted}")
-    restricted = any(option.lower() == "restrict" for option in options)
-    if restricted and wanted == granted:
+    if granted.node not in (None, bound.node):
+        raise Refused(
+            Reason.BAD_KEY,
+            f"line {number + 1} of {source} has this key as that of {granted.node}: each node has "
+            f"one of its own. If {granted.node} is now called {bound.node}, remove that line and "
+            f"run this again; else move the key away on {bound.node}, and `standfast standby add` "
+            f"there makes another",
+        )
+    wanted = granted.volume if granted.volume in (None, volume) else None
+    if wanted == granted.volume and not granted.lacks(bound):
         return text, Change.UNCHANGED
-    ours_too = ("command=", "restrict")
-    others = [option for option in options if not option.lower().startswith(ours_too)]
-    new = ",".join(["restrict", *others, f'command="{command}"']) + f" {key}"
-    lines[number] = new.encode() + b"\n"
+    lines[number] = granted.completed(wanted, bound, key).encode() + b"\n"
     return b"".join(lines), Change.UPDATED
+
+
+@dataclass(frozen=True, slots=True)
+class LooseLine:
+    """A line that lets a key receive, and binds it to less than it could."""
+
+    number: int
+    lacks: str
+    instead: str
+    """The whole line to put there; with UNKNOWN_SENDER where nothing tells whose key it is."""
+
+
+def loose_lines(text: bytes, config: Config) -> list[LooseLine]:
+    """Returns the lines of a file that an older version wrote, or somebody by hand. Pure."""
+    found = []
+    for number, raw in enumerate(_lines(text), 1):
+        line = raw.decode("utf-8", "replace").strip()
+        parts = None if line.startswith("#") else _parted(line, KINDS)
+        granted = None if parts is None else _granted(parts[0])
+        key = None if parts is None else _key_in(parts[1])
+        if granted is None or key is None:
+            continue
+        node = granted.node or named_by(config, key) or UNKNOWN_SENDER
+        bound = Bound.to(config, node) if node in config.standbys else Bound(node, None)
+        if lacks := granted.lacks(bound):
+            found.append(LooseLine(number, lacks, granted.completed(granted.volume, bound, key)))
+    return found
+
+
+def _key_in(text: str) -> PublicKey | None:
+    """Returns the key at the end of a line, without a comment of several words; None: it is none,
+    for sshd as well."""
+    for words in (text, " ".join(fields_of(text)[:2])):
+        with contextlib.suppress(Refused):
+            return PublicKey.parse(words)
+    return None
+
+
+def _lines(text: bytes) -> list[bytes]:
+    return re.split(rb"(?<=\n)", text)
 
 
 def _is_of(line: bytes, key: PublicKey) -> bool:
@@ -127,10 +246,12 @@ def _is_of(line: bytes, key: PublicKey) -> bool:
     return not line.lstrip().startswith(b"#") and key.blob in words
 
 
-def _options_before(line: str, key: PublicKey) -> list[str] | None:
-    """Returns the options of a line with this key; None for what can't be told apart."""
+def _parted(line: str, kinds: Sequence[str]) -> tuple[list[str], str] | None:
+    """Returns the options of a line, and its key of one of these kinds; None for what can't be
+    told apart."""
+    starts = tuple(f"{kind} " for kind in kinds)
     rest, options = line.strip(), []
-    while not rest.startswith(f"{key.kind} "):
+    while not rest.startswith(starts):
         match = _OPTION.match(rest)
         if match is None:
             return None
@@ -141,17 +262,45 @@ def _options_before(line: str, key: PublicKey) -> list[str] | None:
         elif not rest.startswith((" ", "\t")):
             return None
         rest = rest.lstrip()
-    return options
+    return options, rest
 
 
-def _allowed(options: Sequence[str]) -> tuple[str, str | None] | None:
-    """(program, volume) when the options allow `standfast receive` and nothing else, else None."""
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """What the options of a line allow: `standfast receive` and nothing else."""
+
+    program: str
+    volume: str | None
+    node: str | None
+    narrowing: tuple[str, ...]
+    """The other options, as they came."""
+
+    def lacks(self, bound: Bound) -> str:
+        """Returns what a line of today has beyond this one; empty when nothing."""
+        lacking = [] if self._has("restrict") else ["restrict"]
+        lacking += [] if self.node is not None else [f"--from {bound.node}"]
+        lacking += [] if bound.address is None or self._has("from=") else _from(bound)
+        return ", ".join(lacking)
+
+    def completed(self, volume: str | None, bound: Bound, key: PublicKey) -> str:
+        others = [one for one in self.narrowing if one.lower() != "restrict"]
+        address = [] if self._has("from=") else _from(bound)
+        return _line(self.program, volume, self.node or bound.node, [*address, *others], key)
+
+    def _has(self, beginning: str) -> bool:
+        return any(option.lower().startswith(beginning) for option in self.narrowing)
+
+
+def _granted(options: Sequence[str]) -> _Granted | None:
+    """Returns what the options allow; None when that is not `standfast receive` alone."""
     commands = [option for option in options if option.lower().startswith("command=")]
     others = [option for option in options if option not in commands]
     if len(commands) != 1 or not all(map(_NARROWING.match, others)):
         return None
     match = _RECEIVE.match(commands[0].partition("=")[2].strip('"'))
-    return None if match is None else (match["program"], match["volume"])
+    if match is None:
+        return None
+    return _Granted(match["program"], match["volume"], match["node"], tuple(others))
 
 
 def _entry(user: str) -> pwd.struct_passwd:

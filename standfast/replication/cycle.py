@@ -26,7 +26,7 @@ from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
 from standfast.replication.published import note_origin, origin_of, origins_of_snapshots, take
 from standfast.replication.reporting import EpochInConsul
-from standfast.replication.session import check_standby, end, reach
+from standfast.replication.session import check_standby, end, hailing
 from standfast.replication.shipment import LOOK_UP_S, OnProgress, Order, Shipped, ship
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
 from standfast.system.locks import exclusive
@@ -72,7 +72,7 @@ class Sender:
         """
         with contextlib.ExitStack() as stack:
             self._wait_for(stack, standby, deadline, give_up)
-            conversation = stack.enter_context(reach(self._config, standby))
+            conversation = stack.enter_context(hailing(self._config, standby, wire.Purpose.SEND))
             order = self._order(standby, snapshot, epoch)
             order = replace(order, later=self._later(snapshot, epoch), give_up=give_up)
             self._send(order, conversation, deadline)
@@ -111,8 +111,11 @@ class Sender:
         `replication.timeout`.
         """
         deadline = Deadline.after(timeout_s or self._config.replication.timeout)
-        # The standby's side starts up while the snapshot is taken here.
-        with self._lock(standby, None), reach(self._config, standby) as conversation:
+        # The standby's side starts up, and asks Consul who we are, while the snapshot is taken.
+        with (
+            self._lock(standby, None),
+            hailing(self._config, standby, wire.Purpose.SEND) as conversation,
+        ):
             epoch = self._epoch.epoch()
             with self._noting_failures(standby):
                 snapshot = self._snapshot(standby, epoch)

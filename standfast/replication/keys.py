@@ -86,7 +86,7 @@ def ensure_key(config: Config, deadline: Deadline) -> bool:
             f"put the private key back, or move that part away, and a new key is made",
         )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    comment = f"standfast-{config.cluster}-{config.node}"
+    comment = comment_of(config.cluster, config.node)
     # Made beside its place and linked there: neither half-made nor over one that came meanwhile.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     made = (temporary, public_path(temporary))
@@ -103,6 +103,11 @@ def ensure_key(config: Config, deadline: Deadline) -> bool:
         for leftover in made:
             leftover.unlink(missing_ok=True)
     return True
+
+
+def comment_of(cluster: str, node: str) -> str:
+    """Returns the comment of a node's key, by which a standby knows whose it is."""
+    return f"standfast-{cluster}-{node}"
 
 
 def public_path(private: Path) -> Path:

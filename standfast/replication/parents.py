@@ -52,3 +52,9 @@ def choose(
         f"{standby} has {has} in common with this node: everything has to be sent once, "
         f"`standfast replicate {standby} --full`",
     )
+
+
+def taken_here(snapshots: Sequence[Snapshot], content_id: str | None) -> Snapshot | None:
+    """Returns the snapshot of this content that was taken here; None where it was received, too."""
+    same = [snapshot for snapshot in snapshots if snapshot.content_id == content_id]
+    return None if any(snapshot.received for snapshot in same) else next(iter(same), None)

@@ -64,8 +64,15 @@ class ReplicaStore(VolumeStore, Protocol):
     def clear_staging(self) -> None:
         """Deletes everything in the staging directory."""
 
-    def verify_staged(self, name: SnapshotName, content_id: str) -> None:
-        """Syncs, and raises Refused (incomplete) unless exactly this snapshot is staged, whole."""
+    def within(self, parent_content_id: str | None) -> Sequence[Path] | None:
+        """Returns the places below which what takes in an increment on this may open files; None:
+        it asks for none that a stream names."""
+
+    def verify_staged(
+        self, name: SnapshotName, content_id: str, parent_content_id: str | None = None
+    ) -> None:
+        """Syncs, and raises Refused (incomplete) unless exactly this snapshot is staged, whole, and
+        built on that one; None: on none."""
 
     def publish(self, name: SnapshotName) -> Snapshot:
         """Makes the staged snapshot visible under its final name; on disk when this returns.

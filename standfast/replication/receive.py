@@ -3,6 +3,8 @@
 Invariant: a snapshot becomes visible only after its sender was seen to hold the lease, its
 lineage was checked, the whole stream arrived, it was verified and is on disk; and it is
 acknowledged only after that again is on disk. Whatever fails before that leaves nothing behind.
+Why it failed hears only the node whose key it is, by the key's line; who came with a key that is
+bound to none, or says to be another one, hears the reason code, and this node's journal the rest.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from typing import TextIO
 from msgspec import UNSET, UnsetType, ValidationError, convert
 
 from standfast.ages import Origin, age_of
+from standfast.btrfs.landlock import confined
 from standfast.config.model import Config
+from standfast.consul.records import StandbyRecord
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
+from standfast.events import journal
 from standfast.events.events import Kind, happened, tell
 from standfast.node.obstacle import Obstacle
 from standfast.node.ports import Snapshot
@@ -28,6 +33,7 @@ from standfast.reasons import Reason
 from standfast.replication import pins, receive_checks, storage_facts, verify, wire
 from standfast.replication.failures import reason_of
 from standfast.replication.fingerprint import digest_of
+from standfast.replication.parents import taken_here
 from standfast.replication.ports import ReplicaGateway, ReplicaStore
 from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
@@ -40,8 +46,11 @@ from standfast.system.streams import pipeline
 
 log = logging.getLogger(__name__)
 
+HELLO_S = 30.0
+"""To say who it is, which a sender does at once. An older one takes its snapshot first: that is a
+matter of a second, and of minutes with replication.verify on a large volume."""
 LINE_TIMEOUT_S = 60.0
-"""For the next line of a sender that has begun to speak."""
+"""For the question of who wants to ask one."""
 STANDSTILL_S = 3.0
 """A sender of whom nothing came for this long gives way to another one."""
 TURN_S = STANDSTILL_S + 3.0
@@ -74,28 +83,38 @@ def receive(
     stdin_fd: int,
     stdout: TextIO,
     *,
+    bound: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
     """Holds one conversation and returns the exit status. Every refusal is answered with its
-    reason."""
-    receiver = _Receiver(config, store, gateway, stdin_fd, stdout)
+    reason.
+
+    `bound` is the node whose key it is, by the key's line (`--from`); None: an older line's, or
+    another transport than ssh.
+    """
+    by_ssh = environ.get("SSH_CONNECTION", "")
+    receiver = _Receiver(config, store, gateway, stdin_fd, stdout, bound)
+    receiver.stranger = bound is None and bool(by_ssh)
     try:
         receive_checks.check_original_command(config, environ)
+        receive_checks.check_bound(config, bound)
         config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         receiver.run()
     except Exception as failure:  # noqa: BLE001  # each refusal is answered, whatever it comes from
         error = ours(failure)
-        refusal = wire.Refusal(reason_of(error), str(error))
-        _tell(config, refusal)
+        refusal = wire.Refusal(reason_of(error), str(error), bound)
+        where = f" (to {by_ssh.split(' ')[0]})" if by_ssh else ""
+        text = f"refused{where}: {refusal.reason}: {refusal.message}"
+        event = happened(config, Kind.RECEIVE_REFUSED, text, reason=refusal.reason)
+        if receiver.stranger:  # who reads what is said on stderr, too
+            journal.deliver(event)
+            refusal = wire.in_short(refusal, config.node)
+        else:
+            tell(event)
         with contextlib.suppress(OSError):
             receiver.say(refusal)
         return 1
     return 0
-
-
-def _tell(config: Config, refusal: wire.Refusal) -> None:
-    text = f"refused: {refusal.reason}: {refusal.message}"
-    tell(happened(config, Kind.RECEIVE_REFUSED, text, reason=refusal.reason))
 
 
 @dataclass(slots=True)
@@ -105,6 +124,11 @@ class _Receiver:
     gateway: ReplicaGateway
     stdin_fd: int
     stdout: TextIO
+    bound: str | None
+    stranger: bool = False
+    """Nothing says that it is the node that it says to be."""
+    vouched: Mapping[str, StandbyRecord] | None = None
+    """See `Lease.vouched_for`; None: Consul didn't say."""
 
     def say(self, message: wire.Message) -> None:
         self.stdout.write(wire.dump(message) + "\n")
@@ -112,26 +136,34 @@ class _Receiver:
 
     def run(self) -> None:
         deadline = Deadline.after(self.config.replication.timeout)
-        # The sender takes its snapshot meanwhile, and maybe reads all of it: nobody waits for that.
-        line = _read_line(self.stdin_fd, deadline)
+        line = _read_line(self.stdin_fd, deadline.within(HELLO_S))
         if line is None:
             raise Refused(
                 Reason.PROTOCOL, "the sender closed the connection before it said anything"
             )
         hello = wire.parse(line, wire.Hello)
-        receive_checks.check_peer(self.config, hello)
+        self._check_peer(hello)
         if hello.purpose is wire.Purpose.ASK:
             self._answer(deadline)
             return
+        lease = receive_checks.Lease(self.config, self.gateway)
+        lease.check_holder(hello)
         with self._turn():
-            self._take_one(deadline)
+            self._take_one(deadline, lease)
+
+    def _check_peer(self, peer: wire.Hello | wire.Begin) -> None:
+        if self.bound is not None:
+            self.stranger = peer.sender != self.bound
+        receive_checks.check_sender(self.config, self.bound, peer)
+        receive_checks.check_peer(self.config, peer)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """One receive at a time; Refused (busy) while another one's stream moves.
 
-        One whose stream stands still gives way to whoever waits: a sender holds a lock of its own,
-        so the other one's is dead or not primary any more, which nobody told its connection.
+        One whose stream stands still, or who says nothing, gives way to whoever waits: that one
+        was just seen to hold the lease, and a sender holds a lock of its own, so the other one's
+        is dead or not primary any more, which nobody told its connection.
         What a killed one started may still fill the staging directory, and is waited for.
         """
         what = f"another receive of {self.config.volume}"
@@ -162,7 +194,7 @@ class _Receiver:
         offered = wire.offers(snapshots)
         ages = self._ages(snapshots)
         told = tuple(ages[offer.content_id] for offer in offered)
-        request = self._request(offered, deadline, told)
+        request = self._request(offered, deadline.within(LINE_TIMEOUT_S), told)
         match request:
             case wire.Survey():
                 facts = storage_facts.facts_here(self.config, self.store)
@@ -197,15 +229,15 @@ class _Receiver:
         unfinished = tuple(path.name for path in self.store.unfinished())[: wire.MAX_UNFINISHED]
         free, able = self.store.free_bytes(), tuple(self.store.abilities())
         self.say(wire.Welcome(offered, free, unfinished, able, ages))
-        line = _read_line(self.stdin_fd, deadline.within(LINE_TIMEOUT_S), self._give_way)
+        line = _read_line(self.stdin_fd, deadline, self._give_way)
         return None if line is None else wire.parse_request(line)
 
     # One snapshot
 
-    def _take_one(self, deadline: Deadline) -> None:
+    def _take_one(self, deadline: Deadline, lease: receive_checks.Lease) -> None:
         staging = self.store.open_staging()
-        snapshots = self.store.snapshots()
-        begin = self._request(wire.offers(snapshots), deadline)
+        # The sender takes its snapshot meanwhile, and maybe reads all of it.
+        begin = self._request(wire.offers(self.store.snapshots()), deadline)
         if begin is None:
             return  # it has seen that there is nothing to send
         if not isinstance(begin, wire.Begin):
@@ -213,9 +245,9 @@ class _Receiver:
         announced = _Announced(begin, monotonic())
         # A first send may take a day, as its sender knows; nothing here has to be set for it.
         deadline = Deadline.after(min(begin.patience_s, wire.MOST_PATIENCE_S))
-        lease = receive_checks.Lease(self.config, self.gateway)
-        receive_checks.check_peer(self.config, begin)
+        self._check_peer(begin)
         lease.check(begin)
+        snapshots = self.store.snapshots()
         receive_checks.check_lineage(self.config, begin, snapshots)
         receive_checks.check_space(self.config, self.store.free_bytes(), begin)
         receive_checks.check_decompressor(self.config, begin)
@@ -225,9 +257,10 @@ class _Receiver:
                 if parent is not None:
                     self.store.prepare_parent(parent)
                 # Before anything newer is here, for which older ones may be deleted.
+                self._ask_who_vouches(lease)
                 self._learn(begin, snapshots)
                 self.say(wire.Ready())
-                self._take_in(staging, begin, deadline, _own(snapshots, parent))
+                self._take_in(staging, begin, deadline, taken_here(snapshots, parent))
                 published = self._publish(staging, announced, lease, deadline)
                 self._pin(begin, published)
                 # Nobody has to wait for what is only tidied up.
@@ -241,16 +274,17 @@ class _Receiver:
     ) -> None:
         grow = [UNZSTD] if begin.compression is wire.Compression.ZSTD else []
         stages = [*grow, self.store.receive_argv(staging)]
-        stall_s = self.config.replication.stall_timeout
+        places = self.store.within(begin.parent_content_id)
         try:
-            pipeline(
-                stages,
-                deadline=deadline,
-                op="receive",
-                stdin=self.stdin_fd,
-                stall_s=stall_s,
-                give_up=self._give_way,
-            )
+            with confined(places):
+                pipeline(
+                    stages,
+                    deadline=deadline,
+                    op="receive",
+                    stdin=self.stdin_fd,
+                    stall_s=self.config.replication.stall_timeout,
+                    give_up=self._give_way,
+                )
         except CommandFailed as error:
             node, free = self.config.node, self.store.free_bytes()
             raise why_not_taken_in(error, node, own_parent, free) from error
@@ -259,7 +293,7 @@ class _Receiver:
         self, staging: Path, announced: _Announced, lease: receive_checks.Lease, deadline: Deadline
     ) -> Snapshot:
         begin = announced.begin
-        self.store.verify_staged(begin.name, begin.content_id)
+        self.store.verify_staged(begin.name, begin.content_id, begin.parent_content_id)
         if begin.fingerprint is not None:
             fingerprint = digest_of(staging / str(begin.name), deadline)
             if fingerprint != begin.fingerprint:
@@ -275,16 +309,24 @@ class _Receiver:
 
     # What is remembered
 
+    def _ask_who_vouches(self, lease: receive_checks.Lease) -> None:
+        """A failure costs space and an increment later, not this snapshot: it is only logged."""
+        try:
+            self.vouched = lease.vouched_for()
+        except StandfastError as error:
+            log.warning("nothing is deleted or pinned by the sender's word alone: %s", error)
+
     def _learn(self, begin: wire.Begin, snapshots: Sequence[Snapshot]) -> None:
         """What other nodes have of what is here, should this node become primary.
 
         A failure costs an increment later, not this snapshot: it is only logged.
         """
-        if begin.commons is None:
+        if begin.commons is None or self.vouched is None:
             return
         try:
             epochs = epochs_of_snapshots(self.config)
-            pins.learn(self.config, begin.commons, snapshots, epochs)
+            commons = receive_checks.believed(begin.commons, self.vouched, snapshots, epochs)
+            pins.learn(self.config, commons, snapshots, epochs)
         except (StandfastError, OSError) as error:
             log.warning("what other nodes have is not pinned: %s", error)
 
@@ -297,9 +339,22 @@ class _Receiver:
             log.warning("%s is published, but not pinned: %s", published.name, error)
 
     def _prune(self, begin: wire.Begin) -> None:
-        """What is old goes; a failure here changes nothing of what was acknowledged."""
-        if begin.commons is not None:
-            prune(self.config, self.store, also=(begin.content_id, *begin.commons.values()))
+        """What is old goes; a failure here changes nothing of what was acknowledged.
+
+        The newest snapshot of which the primary told Consul stays, however many others came since:
+        each one that came in over the replication key is the newest of its epoch, and moves the
+        pin. They may all be somebody's who has only the key, and then this one is all that the
+        primary's next increment can build on. That one, acknowledged and told to Consul, takes its
+        place: so it is one snapshot, and an old one only where nobody replicates any more. Of the
+        epochs before, the newest one stays anyhow (`retention`).
+        """
+        if begin.commons is None or self.vouched is None:
+            return
+        ours = [
+            record.content_id for node, record in self.vouched.items() if node == self.config.node
+        ]
+        also = (begin.content_id, *begin.commons.values(), *ours)
+        prune(self.config, self.store, also=also)
 
 
 def _obstacles(config: Config) -> tuple[Obstacle, ...]:
@@ -314,12 +369,6 @@ def _obstacles(config: Config) -> tuple[Obstacle, ...]:
             f"the agent of {config.node} doesn't say what a promotion there would meet: {error}. "
             f"There: systemctl status standfast-agent@{config.volume}",
         ) from error
-
-
-def _own(snapshots: Sequence[Snapshot], content_id: str | None) -> Snapshot | None:
-    """Returns the snapshot of this content that was taken here; None where it was received, too."""
-    same = [snapshot for snapshot in snapshots if snapshot.content_id == content_id]
-    return None if any(snapshot.received for snapshot in same) else next(iter(same), None)
 
 
 def _read_line(

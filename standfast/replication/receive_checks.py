@@ -1,7 +1,8 @@
 """What is asked before anything is taken in; every doubt is a refusal with its reason.
 
 Invariant: a stream is accepted only from the node that Consul names as holder of the lease at that
-moment, in an epoch not below the highest seen here, and on top of a history that it continues.
+moment, in an epoch not below the highest seen here, and on top of a history that it continues; and
+a key whose line names a node speaks for that one alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from standfast.config.model import Config
+from standfast.consul.records import Leader, StandbyRecord
 from standfast.errors import Refused
 from standfast.lease.epochs import EpochFile
 from standfast.node.ports import Snapshot
@@ -32,6 +34,27 @@ def check_original_command(config: Config, environ: Mapping[str, str] = os.envir
         raise Refused(
             Reason.PROTOCOL,
             f"this key may only run `standfast receive {config.volume}`, asked was {asked[:80]!r}",
+        )
+
+
+def check_bound(config: Config, bound: str | None) -> None:
+    """Refuses a key whose line names no other storage node: what it sent would be nobody's."""
+    if bound is not None and bound not in config.standbys:
+        others = ", ".join(config.standbys) or "there is none"
+        raise Refused(
+            Reason.UNKNOWN_NODE,
+            f"the key's line in authorized_keys says --from {bound}, which is not another storage "
+            f"node in {config.node}'s configuration ({others}): correct that line, or [nodes]",
+        )
+
+
+def check_sender(config: Config, bound: str | None, peer: wire.Hello | wire.Begin) -> None:
+    """Refuses who says to be another node than the one whose key it is."""
+    if bound is not None and peer.sender != bound:
+        raise Refused(
+            Reason.UNKNOWN_NODE,
+            f"{peer.sender!r} speaks with the key of {bound}, by that key's line in "
+            f"authorized_keys on {config.node}: somebody has the key, or a node was renamed",
         )
 
 
@@ -64,6 +87,13 @@ class Lease:
     config: Config
     gateway: ReplicaGateway
 
+    def check_holder(self, hello: wire.Hello) -> None:
+        """Raises Refused unless the sender holds the lease, in whatever epoch: nobody else gets a
+        turn, nor hears what is here."""
+        leader = self._leader()
+        if leader.holder.node != hello.sender or leader.is_clean:
+            raise _not_the_holder(f"{hello.sender} wants to send", leader)
+
     def check(self, begin: wire.Begin) -> None:
         """Raises Refused unless Consul says now that the sender holds the lease, in this epoch."""
         epochs = EpochFile(self.config.state_dir / "epoch")
@@ -74,20 +104,60 @@ class Lease:
                 f"{begin.sender} sends as primary of epoch {begin.epoch}, but {self.config.node} "
                 f"has seen epoch {highest}: epoch {begin.epoch} is over",
             )
+        leader = self._leader()
+        holds = leader.holder.node == begin.sender and leader.epoch == begin.epoch
+        if not holds or leader.is_clean:
+            raise _not_the_holder(f"{begin.sender} sends as primary of epoch {begin.epoch}", leader)
+        epochs.raise_to(begin.epoch)
+
+    def _leader(self) -> Leader:
         leader = patiently(lambda: leader_of(self.config, self.gateway))
         if leader is None:
             key = self.config.key("leader")
             raise Refused(
                 Reason.LEADER_MISSING, f"{key} doesn't exist in Consul: nobody holds the lease"
             )
-        holds = leader.holder.node == begin.sender and leader.epoch == begin.epoch
-        if not holds or leader.is_clean:
-            raise Refused(
-                Reason.NOT_THE_LEASE_HOLDER,
-                f"{begin.sender} sends as primary of epoch {begin.epoch}, but the lease says: "
-                f"epoch {leader.epoch}, {leader.holder.node}, {leader.state}",
-            )
-        epochs.raise_to(begin.epoch)
+        return leader
+
+    def vouched_for(self) -> Mapping[str, StandbyRecord]:
+        """Returns by node what it had last by the primary's own word in Consul, for which the
+        replication key isn't enough; ConsulError, ForeignValue."""
+        keys = [self.config.key(f"standbys/{node}") for node in self.config.nodes]
+        entries = [self.gateway.get(key, consistent=True) for key in keys]
+        records = (StandbyRecord.parse(entry.value, entry.key) for entry in entries if entry)
+        return {record.node: record for record in records}
+
+
+def believed(
+    commons: Mapping[str, str],
+    vouched: Mapping[str, StandbyRecord],
+    snapshots: Sequence[Snapshot],
+    epochs: Mapping[str, int],
+) -> Mapping[str, str]:
+    """Returns by node the content that it has in common with this one, empty where that is the
+    sender's word alone. Pure.
+
+    When something becomes common it is the newest of one of the two, which Consul says then, and
+    the other's newest isn't older. So who has only the key can't have the pins moved to what
+    nobody else has, and what they were on deleted.
+    """
+    ranks = {own.content_id: (epochs.get(own.content_id, -1), str(own.name)) for own in snapshots}
+    newest = {record.content_id for record in vouched.values()}
+    told = {}
+    for node, content_id in commons.items():
+        record = vouched.get(node)
+        told[node] = ""
+        if record is not None and content_id in newest & ranks.keys():
+            not_after = ranks[content_id] <= (record.epoch, record.snapshot)
+            told[node] = content_id if not_after else ""
+    return told
+
+
+def _not_the_holder(who: str, leader: Leader) -> Refused:
+    return Refused(
+        Reason.NOT_THE_LEASE_HOLDER,
+        f"{who}, but the lease says: epoch {leader.epoch}, {leader.holder.node}, {leader.state}",
+    )
 
 
 def check_lineage(config: Config, begin: wire.Begin, snapshots: Sequence[Snapshot]) -> None:

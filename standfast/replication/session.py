@@ -57,22 +57,25 @@ def reach(config: Config, standby: str) -> Conversation:
 
 
 @contextlib.contextmanager
+def hailing(config: Config, standby: str, purpose: wire.Purpose) -> Iterator[Conversation]:
+    """Yields a conversation in which was said who speaks, at once: the standby waits for nothing
+    else before it has asked Consul about that, and nobody waits for it here."""
+    with reach(config, standby) as conversation:
+        hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
+        say(conversation, hello, Deadline.after(ANSWER_S))
+        yield conversation
+
+
+@contextlib.contextmanager
 def greeting(
-    conversation: Conversation,
-    config: Config,
-    standby: str,
-    deadline: Deadline,
-    purpose: wire.Purpose,
+    conversation: Conversation, config: Config, standby: str, deadline: Deadline
 ) -> Iterator[wire.Welcome]:
-    """Says who speaks and yields what the standby answers. The block is the rest of the
-    conversation.
+    """Yields what the standby answers to the hello. The block is the rest of the conversation.
 
     Raises Unreachable when nobody answers, Refused with the standby's reason, TimedOut.
     """
     try:
         soon = deadline.within(ANSWER_S)
-        hello = wire.Hello(config.cluster, config.volume, config.node, purpose)
-        say(conversation, hello, soon)
         yield wire.parse(conversation.read_line(soon), wire.Welcome)
     except CommandFailed as error:
         if error.returncode == SSH_FAILED:
@@ -86,8 +89,8 @@ def greet(
 ) -> Iterator[tuple[Conversation, wire.Welcome]]:
     """Opens a conversation and yields it with what the standby said to it; errors as above."""
     with (
-        reach(config, standby) as conversation,
-        greeting(conversation, config, standby, deadline, purpose) as welcome,
+        hailing(config, standby, purpose) as conversation,
+        greeting(conversation, config, standby, deadline) as welcome,
     ):
         yield conversation, welcome
 

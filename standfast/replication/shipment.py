@@ -72,10 +72,10 @@ def ship(
     conversation: Conversation,
     deadline: Deadline,
 ) -> Shipped:
-    """Sends the snapshot, unless the standby has it; Refused with the standby's reason,
-    Unreachable, CommandFailed, TimedOut."""
+    """Sends the snapshot, unless the standby has it, in a conversation that was begun (`hailing`);
+    Refused with the standby's reason, Unreachable, CommandFailed, TimedOut."""
     fingerprint = _fingerprint(config, order, deadline)
-    with greeting(conversation, config, order.standby, deadline, wire.Purpose.SEND) as welcome:
+    with greeting(conversation, config, order.standby, deadline) as welcome:
         there = {offer.content_id for offer in welcome.snapshots if offer.received}
         if order.snapshot.content_id in there:  # only its acknowledgement was lost
             return Shipped(None, 0, was_full=False)
@@ -85,7 +85,7 @@ def ship(
 
 
 def _fingerprint(config: Config, order: Order, deadline: Deadline) -> str | None:
-    """Before the standby's other senders are kept waiting: it reads every inode."""
+    """Before anything is announced: it reads every inode."""
     if config.replication.verify != "metadata":
         return None
     return digest_of(order.snapshot.path, deadline)

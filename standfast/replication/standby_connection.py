@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, did_you_mean
 from standfast.reasons import Reason
-from standfast.replication.authorized import authorized_line, nixos_form
+from standfast.replication.authorized import Bound, authorized_line, nixos_form
 from standfast.replication.keys import (
     OF_SESSION,
     PublicKey,
@@ -31,6 +32,7 @@ from standfast.replication.standby_step import Mark, Step
 from standfast.system.clock import Deadline
 from standfast.system.lines import lines_of
 from standfast.system.run import Completed, run
+from standfast.text import clean
 
 KEY_S = 20.0
 PROBE_S = 40.0
@@ -69,7 +71,7 @@ class StandbyConnection:
             yield Step("door", Mark.LEFT, f"would show the new key to {self.standby}")
             return
         step = self._door(key)
-        if step.mark is Mark.BAD and self.install_key:
+        if step.mark in (Mark.BAD, Mark.WORD) and self.install_key:
             installed = self._install(key)
             yield installed
             if installed.mark is not Mark.OK:
@@ -134,19 +136,21 @@ class StandbyConnection:
 
     def _authorize(self, key: PublicKey) -> str:
         """Returns the command that has to be run on the standby."""
-        words = ["standfast", "standby", "authorize", "--volume", self.config.volume, str(key)]
-        return shlex.join(words)
+        config = self.config
+        words = ["standfast", "standby", "authorize", "--volume", config.volume]
+        return shlex.join([*words, "--from", config.node, str(key)])
 
     def _by_hand(self, key: PublicKey) -> tuple[str, ...]:
         config = self.config
         user = config.replication.ssh_user
+        line = authorized_line(config.volume, Bound.to(config, config.node), key)
         return (
             f"on {self.standby}: {self._authorize(key)}",
             f"or the line itself, in authorized_keys of {user} there:",
-            f"  {authorized_line(config.volume, key)}",
-            "or on NixOS (the step `door` then tells whether the module restricts it; if not, "
-            "the whole line above is what the list takes):",
-            f"  {nixos_form([key])}",
+            f"  {line}",
+            "or on NixOS (a module that puts a restriction of its own before each key can't bind "
+            f"it: then the line goes into users.users.{user}.openssh.authorizedKeys.keys):",
+            f"  {nixos_form([line])}",
         )
 
     # The door
@@ -168,14 +172,13 @@ class StandbyConnection:
         except StandfastError as error:
             return Step("door", Mark.BAD, str(error), error=error)
         step = self._judge(done, key)
-        if step.mark is Mark.OK and _text(hosts) != before:
-            noted = f"{step.evidence}; its host key was noted in {hosts}"
-            return Step(step.name, step.mark, noted)
+        if step.mark is not Mark.BAD and _text(hosts) != before:
+            return replace(step, evidence=f"{step.evidence}; its host key was noted in {hosts}")
         return step
 
     def _judge(self, done: Completed, key: PublicKey) -> Step:
         node, config = self.standby, self.config
-        last = (lines_of(done.stderr.strip()) or ["it said nothing"])[-1].strip()
+        last = clean((lines_of(done.stderr.strip()) or ["it said nothing"])[-1].strip())
         if _TOO_FREE in map(str.strip, lines_of(done.stdout)):
             return self._bad(
                 f"{node} lets the key run any command, a shell too",
@@ -185,8 +188,9 @@ class StandbyConnection:
                 f"if it isn't there: `ssh -G {config.nodes[node].address}` names another "
                 f"IdentityFile, with which you were let in",
             )
-        if _is_refusal(done.stdout):
-            return Step("door", Mark.OK, f"{node} lets the key receive and nothing else")
+        refusal = _refusal_in(done.stdout)
+        if refusal is not None:
+            return self._bound(refusal, key)
         if done.returncode != SSH_FAILED:
             return self._bad(
                 f"{node} answers, but not as `standfast receive` does: {last}",
@@ -198,11 +202,32 @@ class StandbyConnection:
         if "Permission denied" in done.stderr:
             return self._bad(f"{node} doesn't let the key in: {last}", *self._by_hand(key),
                              "or from here, over your own ssh: "
-                             f"standfast standby add {node} --install-key")  # fmt: skip
+                             f"standfast standby add {node} --install-key",
+                             "is the line there already? Its from= has to name the address that "
+                             f"{node} sees: another one behind a ProxyJump or NAT")  # fmt: skip
         return self._bad(
             f"{node} can't be reached at {config.nodes[node].address}: {last}",
             "is it up, is the address in [nodes] right, and does its sshd listen?",
         )
+
+    def _bound(self, refusal: dict[str, Any], key: PublicKey) -> Step:
+        """An older version doesn't say to whom the key's line binds it."""
+        node, config = self.standby, self.config
+        receives = f"{node} lets the key receive and nothing else"
+        bound = refusal.get("bound", config.node)
+        if bound == config.node:
+            return Step("door", Mark.OK, receives)
+        if bound is not None:
+            return self._bad(
+                f"{node} takes the key for that of {clean(str(bound))[:80]}",
+                f"on {node}, remove the key's line from authorized_keys of "
+                f"{config.replication.ssh_user}, then",
+                *self._by_hand(key),
+            )
+        evidence = f"{receives}, but its line there is an older version's: whoever has the key " \
+                   f"passes for any node"  # fmt: skip
+        fix = (*self._by_hand(key), f"or from here: standfast standby add {node} --install-key")
+        return Step("door", Mark.WORD, evidence, fix)
 
     def _unknown_host(self, told: str) -> Step:
         node, address = self.standby, self.config.nodes[self.standby].address
@@ -219,13 +244,14 @@ class StandbyConnection:
         return Step("door", Mark.BAD, evidence, fix, error)
 
 
-def _is_refusal(out: str) -> bool:
+def _refusal_in(out: str) -> dict[str, Any] | None:
     lines = lines_of(out.strip())
     try:
         doc = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return False
-    return isinstance(doc, dict) and doc.get("message_type") == "refusal"
+    except (ValueError, RecursionError):
+        return None
+    is_one = isinstance(doc, dict) and doc.get("message_type") == "refusal"
+    return doc if is_one else None
 
 
 def _text(path: Path) -> str:

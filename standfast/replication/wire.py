@@ -30,6 +30,7 @@ from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType, convert, field, to_builtins
+from msgspec.structs import replace
 
 from standfast.consul.records import MOST_SECONDS
 from standfast.errors import Refused
@@ -165,6 +166,8 @@ class Refusal(_Message, frozen=True):
     reason: Any
     """A `Reason`; anything else is taken for one of a newer version."""
     message: str
+    bound: str | None = None
+    """The node whose key it is by the key's own line; None: an old line doesn't say."""
 
 
 class Survey(_Message, frozen=True):
@@ -263,6 +266,16 @@ def _check(doc: Mapping[str, Any], message: _Message) -> None:
             raise ValueError(f"Object missing required field `{key}`")
         if key not in _SHOWN_CLEAN:
             check_printable(getattr(message, name), key)
+
+
+def in_short(refusal: Refusal, node: str) -> Refusal:
+    """Returns what a stranger is told: no holder, no epoch, no name, but the reason code."""
+    line = ""
+    if refusal.bound is None:
+        line = (
+            f"; the key's line there names no node: `standfast standby add {node}` has one to put"
+        )
+    return replace(refusal, message=f"the journal of {node} says more{line}")
 
 
 def _reason(value: Any) -> Reason:

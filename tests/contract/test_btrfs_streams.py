@@ -137,7 +137,8 @@ def test_reflinks_within_one_snapshot_and_to_its_parent_arrive_as_reflinks(
             assert list(staging.iterdir()) == []
         done = receive(b.receive_argv(staging), stream)
         assert done.returncode == 0, done.stderr
-        b.verify_staged(snapshot.name, snapshot.content_id)
+        above = None if parent is None else parent.content_id
+        b.verify_staged(snapshot.name, snapshot.content_id, above)
         assert files(b.publish(snapshot.name).path) == files(snapshot.path)
 
 

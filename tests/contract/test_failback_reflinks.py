@@ -90,7 +90,7 @@ def test_a_prepared_parent_takes_the_reflinks_in(failback: Failback) -> None:
     assert done.returncode == 0, done.stderr
     assert len(failback.stream) < 16_000
     store, back = failback.a, failback.back
-    store.verify_staged(back.name, back.content_id)
+    store.verify_staged(back.name, back.content_id, failback.common.content_id)
     published = store.publish(back.name)
     assert files(published.path) == {"big.bak": BIG}
     assert published.content_id == back.content_id

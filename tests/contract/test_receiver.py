@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,19 +17,23 @@ import pytest
 
 from standfast import __version__
 from standfast.cli.receive import INSTALLED, VARIABLE
+from standfast.cli.receiver import MOST_OF_ONE, MOST_SESSIONS
+from standfast.errors import Refused
+from standfast.reasons import Reason
 from standfast.replication import wire
 from tests.support.pace import patient
 from tests.support.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
 from tests.support.volumes import require_btrfs
 from tests.support.waiting import wait_for
 
+DONE_HERE = "check `cluster` in both configurations"
 HELLO = wire.dump(wire.Hello("another", VOLUME, "a", wire.Purpose.SEND)) + "\n"
 
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Bed]:
     require_btrfs()
-    with bed({"a": 256 * MIB, "b": 256 * MIB}) as place:
+    with bed({"a": 256 * MIB, "b": 256 * MIB, "c": 256 * MIB}) as place:
         subprocess.run(["btrfs", "-q", "subvolume", "create", place.live("a")], check=True)
         yield place
 
@@ -43,9 +48,12 @@ def beside(place: Bed) -> dict[str, str]:
     }
 
 
-def receiving(environment: dict[str, str], volume: str = VOLUME) -> subprocess.Popen[str]:
+def receiving(
+    environment: dict[str, str], volume: str = VOLUME, bound: str | None = None
+) -> subprocess.Popen[str]:
+    words = [] if bound is None else ["--from", bound]
     return subprocess.Popen(
-        [str(STANDFAST), "receive", volume],
+        [str(STANDFAST), "receive", volume, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,7 +99,7 @@ def test_what_is_refused_is_told_as_without_it(place: Bed, beside: dict[str, str
     for environment in (beside, apart):
         process = receiving(environment)
         out, log = process.communicate(HELLO, timeout=patient(60))
-        assert "check `cluster` in both configurations" in out
+        assert DONE_HERE in out
         assert "refused: protocol" in log
         assert not log.startswith("<"), "a priority for the journal, which the sender doesn't read"
         told.append((out, process.returncode))
@@ -122,6 +130,49 @@ def test_conversations_do_not_wait_for_each_other(place: Bed, beside: dict[str, 
     assert silent.poll() is None
     silent.communicate("", timeout=patient(60))
     assert silent.returncode == 1
+
+
+def test_whose_key_it_is_is_passed_on(place: Bed, beside: dict[str, str]) -> None:
+    over_ssh = {**beside, "SSH_CONNECTION": "127.0.0.9 40000 127.0.0.2 22"}
+    for bound, told in (("c", '"bound": "c"'), ("a", "check `cluster`"), (None, "says more")):
+        out, log = receiving(over_ssh, bound=bound).communicate(HELLO, timeout=patient(60))
+        assert told.replace(": ", ":", 1) in out or told in out, (bound, out)
+        if bound != "a":
+            assert "cluster" not in out + log, "it is no stranger's business"
+
+
+def test_no_key_takes_the_places_of_the_others_and_one_too_many_is_busy(
+    place: Bed, beside: dict[str, str]
+) -> None:
+    pid = resident(place)
+    until(lambda: children(pid) == [], "the ones before have ended")
+    with contextlib.ExitStack() as stack:
+        silent: list[subprocess.Popen[str]] = []
+
+        def takes_a_place(bound: str | None) -> bool:
+            process = stack.enter_context(receiving(beside, bound=bound))
+            stack.callback(process.kill)
+            until(
+                lambda: process.poll() is not None or len(children(pid)) == len(silent) + 1,
+                "it has a place, or was told that there is none",
+            )
+            if process.poll() is None:
+                silent.append(process)
+                return True
+            assert process.stdout is not None
+            line = process.stdout.read()
+            with pytest.raises(Refused, match="try again") as refusal:
+                wire.parse(line, wire.Welcome)
+            assert refusal.value.reason is Reason.BUSY and process.returncode == 1
+            return False
+
+        assert [takes_a_place("c") for _ in range(MOST_OF_ONE + 1)] == [True] * MOST_OF_ONE + [
+            False
+        ]
+        for bound in ("a", None, "a", None, "a", None, "a", None):
+            assert takes_a_place(bound), "there are places for others"
+        assert len(silent) == MOST_SESSIONS and not takes_a_place("a")
+    until(lambda: children(pid) == [], "all have ended")
 
 
 def test_who_is_gone_takes_its_conversation_along(place: Bed, beside: dict[str, str]) -> None:
@@ -165,12 +216,17 @@ def test_other_users_are_not_let_in(place: Bed) -> None:
 
 
 @pytest.mark.parametrize(
-    "says",
-    [b"", b"0.0.0", __version__.encode(), None],
+    ("says", "told"),
+    [
+        (b"", DONE_HERE),
+        (b"0.0.0", DONE_HERE),
+        (__version__.encode(), DONE_HERE),
+        (None, '"busy"'),
+    ],
     ids=["it closes", "another version", "another build of this version", "nothing"],
 )
-def test_where_nobody_takes_it_over_it_is_done_here(
-    place: Bed, tmp_path: Path, says: bytes | None
+def test_where_nobody_takes_it_over_it_is_done_here_and_where_nobody_has_time_not_at_all(
+    place: Bed, tmp_path: Path, says: bytes | None, told: str
 ) -> None:
     """The configuration is there this time."""
     path = str(tmp_path / "odd.sock")
@@ -191,7 +247,7 @@ def test_where_nobody_takes_it_over_it_is_done_here(
         process = receiving({**place.environment("b"), VARIABLE: path})
         out, _ = process.communicate(HELLO, timeout=patient(60))
         thread.join()
-    assert "check `cluster` in both configurations" in out
+    assert told in out
 
 
 def test_when_what_is_loaded_is_killed_its_conversations_fail_and_the_next_is_done_here(

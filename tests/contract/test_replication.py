@@ -19,10 +19,10 @@ from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.replication import pins, state
+from standfast.replication import pins, state, wire
 from standfast.replication.published import epochs_of_snapshots
 from standfast.replication.reporting import EpochInConsul
-from standfast.replication.session import reach
+from standfast.replication.session import hailing
 from standfast.replication.shipment import Order, ship
 from standfast.system.clock import Deadline, utc_now
 from standfast.system.locks import exclusive
@@ -443,7 +443,7 @@ def test_an_older_snapshot_than_the_published_one_is_refused(pair: tuple[Peer, P
     order = Order("b", old, 1, {}, True, full=True)
     with (
         pytest.raises(Refused, match="is not newer") as refusal,
-        reach(config, "b") as conversation,
+        hailing(config, "b", wire.Purpose.SEND) as conversation,
     ):
         ship(config, a.store, order, conversation, Deadline.after(60))
     assert refusal.value.reason is Reason.BAD_NAME

@@ -23,8 +23,9 @@ from msgspec import structs
 
 from standfast.cli import standby_add
 from standfast.consul.records import StandbyRecord
-from standfast.replication import pins, session, state, storage_facts, survey
-from standfast.replication.authorized import authorized_line
+from standfast.doctor import standby_checks
+from standfast.replication import pins, session, state, storage_facts, survey, wire
+from standfast.replication.authorized import Bound, authorized_line
 from standfast.replication.keys import PublicKey, known_hosts
 from standfast.system.clock import monotonic
 from tests.contract.two_nodes import (
@@ -36,11 +37,13 @@ from tests.contract.two_nodes import (
     two_nodes,
 )
 from tests.support.pace import patient
+from tests.support.scripts import script
 from tests.support.volumes import files
 from tests.support.waiting import wait_for
 
 THERE = f"{ME}@{ADDRESSES['c1']}"
 RECEIVE = "standfast receive data-services"
+ZIPPY = Bound("zippy", ADDRESSES["zippy"])
 
 
 @pytest.fixture
@@ -82,8 +85,8 @@ def test_a_standby_is_added_in_steps_each_of_which_says_what_is_missing(pair: Tw
     code, out, err = pair.run("standby", "add", "c1")
     assert code == 1
     assert err.startswith("standfast: standby-not-ready: c1 doesn't let the key in: ")
-    line = authorized_line("data-services", key_of(pair))
-    assert line in out and f'replicationKeys = [ "{key_of(pair)}" ]' in out
+    line = authorized_line("data-services", ZIPPY, key_of(pair))
+    assert line in out and f"replicationKeys = [ ''{line}'' ]" in out
     assert pair.names("c1", received=True) == []
 
     let_in(pair)
@@ -109,7 +112,7 @@ def test_the_key_is_installed_over_the_ssh_of_the_operator(pair: TwoNodes) -> No
     code, doc = pair.run_json("standby", "add", "c1", "--install-key")
     assert code == 0, doc
     assert ("install", "ok") in marks(doc)
-    line = authorized_line("data-services", key_of(pair))
+    line = authorized_line("data-services", ZIPPY, key_of(pair))
     assert pair.authorized.read_text() == f"{before}{line}\n"
     code, doc = pair.run_json("standby", "add", "c1", "--install-key")
     assert code == 0 and ("install", "ok") not in marks(doc)
@@ -268,6 +271,77 @@ def test_the_key_can_do_nothing_but_receive(pair: TwoNodes) -> None:
 
 
 @plain
+def test_the_key_opens_nothing_from_another_address(pair: TwoNodes) -> None:
+    let_in(pair)
+    assert pair.by_key("ssh", THERE, RECEIVE, input="").returncode == 1
+    stolen = pair.by_key("ssh", "-b", "127.0.0.3", THERE, RECEIVE, input="")
+    assert stolen.returncode == 255 and "Permission denied" in stolen.stderr
+    assert stolen.stdout == ""
+
+
+@plain
+def test_the_key_speaks_for_no_other_node(pair: TwoNodes) -> None:
+    let_in(pair)
+    pair.write_config("c1", nodes=("zippy", "c1", "c2"))
+    for purpose in wire.Purpose:
+        hello = wire.dump(wire.Hello("test", "data-services", "c2", purpose))
+        told = pair.by_key("ssh", THERE, RECEIVE, input=f"{hello}\n")
+        refusal = json.loads(told.stdout)
+        assert refusal["reason"] == "unknown-node"
+        assert refusal["message"] == "the journal of c1 says more"
+        assert "c2" not in told.stderr and "zippy" not in told.stderr
+
+
+@plain
+def test_a_line_of_an_older_version_replicates_and_is_told_with_the_new_one(
+    pair: TwoNodes,
+) -> None:
+    let_in(pair)
+    line = authorized_line("data-services", ZIPPY, key_of(pair))
+    pair.authorized.write_text(f'restrict,command="{RECEIVE}" {key_of(pair)}\n')
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert (code, doc["done"]) == (0, True), doc
+    [door] = [step for step in doc["steps"] if step["step"] == "door"]
+    assert door["mark"] == "!" and "passes for any node" in door["evidence"]
+    assert any(line in fix for fix in door["fix"])
+    [way, bound] = standby_checks.way_and_facts(pair.config("zippy"), "c1")[:2]
+    assert (way.check, way.ok, bound.check, bound.ok) == ("way", True, "line", False)
+    assert line in bound.fix
+    named = wire.dump(wire.Hello("test", "data-services", "c1"))
+    told = json.loads(pair.by_key("ssh", THERE, RECEIVE, input=f"{named}\n").stdout)
+    assert told["reason"] == "unknown-node" and "c1 says more" in told["message"]
+
+    before = pair.authorized.read_text()
+    operator_may_log_in(pair)
+    with pair.authorized.open("a") as file:
+        file.write(before)
+    code, doc = pair.run_json("standby", "add", "c1", "--install-key")
+    assert code == 0 and ("install", "ok") in marks(doc) and ("door", "ok") in marks(doc)
+    assert pair.authorized.read_text().splitlines()[-1] == line
+
+
+@plain
+def test_whose_key_it_is_has_to_be_known(pair: TwoNodes) -> None:
+    pair.run("standby", "add", "c1")
+    key = str(key_of(pair)).rpartition(" ")[0]
+    told = pair.on_c1(f"standfast standby authorize '{key} somebody' 2>&1 || true")
+    assert "whose key is it?" in told and "--from NODE, one of: zippy" in told
+    told = pair.on_c1(f"standfast standby authorize --from zipy '{key}' 2>&1 || true")
+    assert "did you mean zippy?" in told and not pair.authorized.exists()
+
+
+@plain
+def test_what_a_standby_prints_does_nothing_to_the_terminal(pair: TwoNodes) -> None:
+    let_in(pair)
+    pair.run("standby", "add", "c1")
+    script(pair.root / "c1-bin" / "standfast", "printf '\\033[2Jhello\\007\\n' >&2\nexit 7\n")
+    for words in (("replicate", "c1"), ("standby", "add", "c1")):
+        code, out, err = pair.run(*words)
+        assert code != 0 and "hello" in out + err
+        assert all(line.isprintable() for line in (out + err).splitlines()), (out, err)
+
+
+@plain
 def test_the_key_forwards_no_ports(pair: TwoNodes) -> None:
     let_in(pair)
     with socket.socket() as target, socket.socket() as probe:
@@ -371,8 +445,8 @@ def test_one_line_serves_several_volumes_of_one_key(pair: TwoNodes) -> None:
     let_in(pair)
     pair.write_config("c1", volume="media")
     key = key_of(pair)
-    pair.on_c1(f"standfast standby authorize --volume media '{key}'")
-    assert pair.authorized.read_text() == authorized_line(None, key) + "\n"
+    pair.on_c1(f"standfast standby authorize --volume media --from zippy '{key}'")
+    assert pair.authorized.read_text() == authorized_line(None, ZIPPY, key) + "\n"
     assert pair.run("standby", "add", "c1")[0] == 0
     told = pair.by_key("ssh", THERE, "standfast receive media", input="")
     assert "the sender closed the connection before it said anything" in told.stdout

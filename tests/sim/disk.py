@@ -189,14 +189,19 @@ class SimStore(Store):
     def receive_argv(self, staging: Path) -> list[str]:
         return ["receive", self._node.name, self._volume, str(staging)]
 
+    def within(self, parent_content_id: str | None) -> None:
+        """Nothing is opened."""
+
     def stage(self, path: Path, content_id: str, writes: Sequence[int]) -> None:
         """What `btrfs receive` leaves after a whole stream."""
         self._work()
         path.mkdir()
         self._put(path, SimTree(self._disk.new_uuid(), list(writes), content_id, read_only=True))
 
-    def verify_staged(self, name: SnapshotName, content_id: str) -> None:
-        super().verify_staged(name, content_id)
+    def verify_staged(
+        self, name: SnapshotName, content_id: str, parent_content_id: str | None = None
+    ) -> None:
+        super().verify_staged(name, content_id, parent_content_id)
         self._before = self._node.world.invariants.before_publishing(self._seat)
 
     def publish(self, name: SnapshotName) -> Snapshot:

@@ -24,7 +24,7 @@ from standfast.cli import accept_epoch
 from standfast.config.model import Config
 from standfast.errors import Unreachable
 from standfast.lease import process
-from standfast.replication import cycle, receive, session, shipment
+from standfast.replication import receive, session, shipment
 from standfast.role import isolated
 from standfast.role import steps as effects
 from standfast.role.execute import execute
@@ -172,7 +172,6 @@ def entered(world: SimWorld) -> Iterator[None]:
         (local_view, "changed_at", world.changed_at),
         (watcher, "answers", answers),
         (store, "_entries", partial(entries, [node.disk for node in world.nodes.values()])),
-        (cycle, "reach", streams.reach(world)),
         (session, "reach", streams.reach(world)),
         (receive, "ask", ask_agent),
         (shipment, "pipeline", streams.Pipeline(world)),

@@ -132,7 +132,10 @@ def no_look_at_the_holder() -> Iterator[None]:
             raise Refused(Reason.STALE_LINEAGE, f"epoch {begin.epoch} is over")
         epochs.raise_to(begin.epoch)
 
-    with patch.object(receive_checks.Lease, "check", check):
+    with (
+        patch.object(receive_checks.Lease, "check", check),
+        patch.object(receive_checks.Lease, "check_holder", lambda _lease, _hello: None),
+    ):
         yield
 
 

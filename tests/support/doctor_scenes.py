@@ -144,6 +144,14 @@ SCENES: Mapping[str, Scene] = {
             Sight("replication", "age", (" behind", "standfast replicate {STANDBY}"), PRIMARY),
         ),
     ),
+    "a key whose line names no node": Scene(
+        {STANDBY: f"sed -i.good 's/ --from [^\"]*//' {KEYS}"},
+        {STANDBY: f"mv {KEYS}.good {KEYS}"},
+        (
+            Sight("storage", "line", ("lacks --from NODE", f"of {KEYS}")),
+            Sight("replication", "line", ("passes for any node", "--from {PRIMARY}"), PRIMARY),
+        ),
+    ),
     "a primary that no key opens": Scene(
         {PRIMARY: f"mv {KEYS} {KEYS}.away"},
         {PRIMARY: f"mv {KEYS}.away {KEYS}"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import json
 import re
@@ -274,6 +275,25 @@ def test_a_standby_without_a_replica_is_not_well(config: Config) -> None:
     assert storage_checks.replicas(config, [own, published], "n2").ok
     lacking = storage_checks.replicas(config, [own], "n2")
     assert not lacking.ok and "on n2: standfast standby add n1" in lacking.fix
+
+
+def test_a_line_that_lets_a_key_pass_for_any_node_is_named_with_the_one_to_put_there(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "authorized_keys"
+    monkeypatch.setattr(storage_checks, "authorized_keys_of", lambda _user: file)
+    monkeypatch.setattr(storage_checks, "SYSTEM_KEYS", tmp_path / "none")
+    assert storage_checks.lines(config) == []
+    blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519" + bytes(36)).decode()
+    key = f"ssh-ed25519 {blob} standfast-{config.cluster}-n2"
+    file.write_text(f'restrict,command="standfast receive {config.volume}" {key}\n')
+    [bad] = storage_checks.lines(config)
+    assert not bad.ok and f"line 1 of {file} lacks --from n2, from=" in bad.evidence
+    file.write_text(bad.fix.rpartition(": ")[2])
+    [good] = storage_checks.lines(config)
+    assert good.ok and good.check == bad.check == "line"
+    by_hand = structs.replace(config.replication, command=("nc", "{address}"))
+    assert storage_checks.lines(structs.replace(config, replication=by_hand)) == []
 
 
 def test_a_disk_that_is_not_there_is_not_to_be_looked_at_as_root(

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from standfast.config.model import Config, Paths, Replication
+from standfast.config.model import Config, Node, Paths, Replication
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication.authorized import (
+    Bound,
     Change,
     authorize,
     authorized_keys_of,
     authorized_line,
+    loose_lines,
     nixos_form,
     with_line,
 )
@@ -143,20 +145,48 @@ def test_ssh_asks_nobody_and_notes_a_new_host_only_when_told(config: Config) -> 
 # The line
 
 
-def test_the_line_restricts_the_key_to_the_receive_of_the_volume() -> None:
-    line = authorized_line("data-services", KEY)
-    assert line == f'restrict,command="standfast receive data-services" {KEY}'
-    assert authorized_line(None, KEY) == f'restrict,command="standfast receive" {KEY}'
-    assert nixos_form([KEY]) == f'nfsServicesStandby.replicationKeys = [ "{KEY}" ];'
+def test_the_line_restricts_the_key_to_the_receive_of_the_volume_as_one_node() -> None:
+    line = authorized_line("data-services", ZIPPY, KEY)
+    receive = "standfast receive data-services --from zippy"
+    assert line == f'restrict,from="192.168.1.2",command="{receive}" {KEY}'
+    every = authorized_line(None, ZIPPY, KEY)
+    assert every == f'restrict,from="192.168.1.2",command="standfast receive --from zippy" {KEY}'
+    assert nixos_form([line]) == f"nfsServicesStandby.replicationKeys = [ ''{line}'' ];"
+
+
+def test_an_address_is_compared_and_a_host_name_is_not(config: Config) -> None:
+    assert Bound.to(config, "c1") == Bound("c1", "192.168.1.3")
+    for address, compared in (("FD00::1", "fd00::1"), ("c1.lan", None)):
+        named = replace(config, nodes={**config.nodes, "c1": Node(address=address)})
+        assert Bound.to(named, "c1") == Bound("c1", compared)
+    assert authorized_line(None, Bound("c1", None), KEY) == (
+        f'restrict,command="standfast receive --from c1" {KEY}'
+    )
+
+
+def test_a_key_is_that_of_the_node_which_is_named_or_which_its_comment_names(
+    config: Config,
+) -> None:
+    made = PublicKey(KEY.kind, KEY.blob, "standfast-alo-c1")
+    assert Bound.of_key(config, made, None).node == "c1"
+    assert Bound.of_key(config, KEY, "c1").node == "c1"
+    with pytest.raises(Refused, match=r"whose key is it.*--from NODE, one of: c1"):
+        Bound.of_key(config, KEY, None)
+    for other in ("zippy", "c2", "c"):
+        with pytest.raises(Refused, match=f"{other} is not another storage node.*: c1"):
+            Bound.of_key(config, KEY, other)
 
 
 def changed(text: str, volume: str = "data-services") -> tuple[str, Change]:
-    after, change = with_line(text.encode(), volume, KEY, "authorized_keys")
+    after, change = with_line(text.encode(), volume, ZIPPY, KEY, "authorized_keys")
     return after.decode(), change
 
 
 FOREIGN = f'# mine\n\n{OTHER}\nfrom="10.0.0.0/8",command="a b" {OTHER}x\n'
-LINE = authorized_line("data-services", KEY) + "\n"
+ZIPPY = Bound("zippy", "192.168.1.2")
+LINE = authorized_line("data-services", ZIPPY, KEY) + "\n"
+AS_ZIPPY = 'command="standfast receive data-services --from zippy"'
+OLDER = 'command="standfast receive data-services"'
 
 
 @pytest.mark.parametrize(
@@ -167,25 +197,34 @@ LINE = authorized_line("data-services", KEY) + "\n"
         (FOREIGN[:-1], FOREIGN + LINE, Change.ADDED),
         (f"# {KEY}\n", f"# {KEY}\n{LINE}", Change.ADDED),
         (FOREIGN + LINE + FOREIGN, FOREIGN + LINE + FOREIGN, Change.UNCHANGED),
+        (f"{OLDER} {KEY}\n{FOREIGN}", LINE + FOREIGN, Change.UPDATED),
+        (f"restrict,{OLDER} {KEY}\n", LINE, Change.UPDATED),
+        (f"restrict,{AS_ZIPPY} {KEY}\n", LINE, Change.UPDATED),
         (
-            f'command="standfast receive data-services" {KEY}\n{FOREIGN}',
-            LINE + FOREIGN,
+            f'restrict,expiry-time="20300101",from="10.0.0.1",{OLDER} {KEY}\n',
+            f'restrict,expiry-time="20300101",from="10.0.0.1",{AS_ZIPPY} {KEY}\n',
             Change.UPDATED,
         ),
         (
+            f'{AS_ZIPPY},from="a-jump-host",restrict {KEY}\n',
+            f'{AS_ZIPPY},from="a-jump-host",restrict {KEY}\n',
+            Change.UNCHANGED,
+        ),
+        (
             f'restrict,command="standfast receive media" {KEY}\n',
-            f'restrict,command="standfast receive" {KEY}\n',
+            authorized_line(None, ZIPPY, KEY) + "\n",
             Change.UPDATED,
         ),
         (
             f'restrict,from="192.168.1.2",command="/opt/bin/standfast receive media" {KEY}\n',
-            f'restrict,from="192.168.1.2",command="/opt/bin/standfast receive" {KEY}\n',
+            'restrict,from="192.168.1.2",command="/opt/bin/standfast receive --from zippy" '
+            f"{KEY}\n",
             Change.UPDATED,
         ),
         (
             f'command="standfast receive",restrict {KEY}\n',
-            f'command="standfast receive",restrict {KEY}\n',
-            Change.UNCHANGED,
+            authorized_line(None, ZIPPY, KEY) + "\n",
+            Change.UPDATED,
         ),
     ],
 )
@@ -200,6 +239,10 @@ def test_the_key_gets_one_line_and_the_others_stay(before: str, after: str, chan
         f"restrict {KEY}",
         f'restrict,command="bash" {KEY}',
         f'restrict,command="standfast receive data-services; sh" {KEY}',
+        f'restrict,command="standfast receive data-services --from a; sh" {KEY}',
+        f'restrict,command="standfast receive --from" {KEY}',
+        f'restrict,command="standfast receive --from -x" {KEY}',
+        f'restrict,command="standfast receive --instance" {KEY}',
         f'restrict,command="sh -c standfast receive data-services" {KEY}',
         f'restrict,pty,command="standfast receive data-services" {KEY}',
         f'restrict,port-forwarding,command="standfast receive data-services" {KEY}',
@@ -219,6 +262,32 @@ def test_two_lines_of_one_key_are_left_to_a_person() -> None:
         changed(LINE + LINE)
 
 
+def test_a_key_is_not_given_to_another_node() -> None:
+    theirs = authorized_line("data-services", Bound("c2", "192.168.1.4"), KEY)
+    with pytest.raises(Refused, match="line 2 of authorized_keys has this key as that of c2"):
+        changed(f"{OTHER}\n{theirs}\n")
+
+
+def test_lines_that_bind_a_key_to_less_than_they_could_are_named_with_what_to_put_there(
+    config: Config,
+) -> None:
+    made = PublicKey(KEY.kind, KEY.blob, "standfast-alo-c1")
+    whole = authorized_line("data-services", Bound("c1", "192.168.1.3"), made)
+    unbound = f"restrict,{OLDER} {made}"
+    anywhere = f'restrict,command="standfast receive data-services --from c1" {OTHER}'
+    unknown = f"restrict,{OLDER} {OTHER.kind} {OTHER.blob} some body"
+    text = f"# {unbound}\n{OTHER}\n{whole}\n{unbound}\n{anywhere}\n{unknown}\n"
+    found = loose_lines(text.encode() + b"\xff\xfe", config)
+    assert [(line.number, line.lacks) for line in found] == [
+        (4, '--from c1, from="192.168.1.3"'),
+        (5, 'from="192.168.1.3"'),
+        (6, "--from NODE"),
+    ]
+    assert found[0].instead == whole
+    assert "--from c1" in found[1].instead and 'from="192.168.1.3"' in found[1].instead
+    assert loose_lines(f"{whole}\n".encode(), config) == []
+
+
 # The file
 
 
@@ -228,16 +297,16 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_authorizing_twice_changes_the_file_once(file: Path) -> None:
-    assert authorize(file, ME, "data-services", KEY, dry_run=True) is Change.ADDED
+    assert authorize(file, ME, "data-services", ZIPPY, KEY, dry_run=True) is Change.ADDED
     assert not file.parent.exists()
-    assert authorize(file, ME, "data-services", KEY) is Change.ADDED
+    assert authorize(file, ME, "data-services", ZIPPY, KEY) is Change.ADDED
     first = file.stat()
     assert stat.S_IMODE(first.st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert authorize(file, ME, "data-services", KEY) is Change.UNCHANGED
+    assert authorize(file, ME, "data-services", ZIPPY, KEY) is Change.UNCHANGED
     assert file.stat().st_ino == first.st_ino
-    assert authorize(file, ME, "media", KEY) is Change.UPDATED
-    assert file.read_text() == authorized_line(None, KEY) + "\n"
+    assert authorize(file, ME, "media", ZIPPY, KEY) is Change.UPDATED
+    assert file.read_text() == authorized_line(None, ZIPPY, KEY) + "\n"
     assert [path.name for path in file.parent.iterdir()] == ["authorized_keys"]
 
 
@@ -245,10 +314,10 @@ def test_bytes_that_are_no_text_stay_as_they_are(file: Path) -> None:
     file.parent.mkdir(mode=0o700)
     file.write_bytes(b"# \xff\xfe\r\n\x0bodd\n")
     file.chmod(0o600)
-    authorize(file, ME, "data-services", KEY)
+    authorize(file, ME, "data-services", ZIPPY, KEY)
     assert file.read_bytes() == b"# \xff\xfe\r\n\x0bodd\n" + LINE.encode()
-    authorize(file, ME, "media", KEY)
-    changed_line = authorized_line(None, KEY).encode() + b"\n"
+    authorize(file, ME, "media", ZIPPY, KEY)
+    changed_line = authorized_line(None, ZIPPY, KEY).encode() + b"\n"
     assert file.read_bytes() == b"# \xff\xfe\r\n\x0bodd\n" + changed_line
 
 
@@ -287,7 +356,7 @@ def test_a_file_that_others_write_or_that_is_elsewhere_is_refused(
 ) -> None:
     spoil(file)
     with pytest.raises(Refused) as refusal:
-        authorize(file, ME, "data-services", KEY)
+        authorize(file, ME, "data-services", ZIPPY, KEY)
     assert refusal.value.reason is Reason.BAD_KEY
     assert "replicationKeys" in str(refusal.value)
 
@@ -299,7 +368,7 @@ def test_a_file_of_another_user_is_refused(file: Path) -> None:
     file.touch(0o600)
     os.chown(file, 65534, -1)
     with pytest.raises(Refused, match="belongs to uid 65534"):
-        authorize(file, ME, "data-services", KEY)
+        authorize(file, ME, "data-services", ZIPPY, KEY)
 
 
 def test_an_unknown_user_is_named() -> None:
@@ -311,7 +380,7 @@ def test_an_unknown_user_is_named() -> None:
 def test_a_new_file_belongs_to_the_user_of_the_replication(file: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: writes another user's file")
-    authorize(file, "nobody", "data-services", KEY)
+    authorize(file, "nobody", "data-services", ZIPPY, KEY)
     nobody = pwd.getpwnam("nobody").pw_uid
     assert (file.stat().st_uid, file.parent.stat().st_uid) == (nobody, nobody)
 

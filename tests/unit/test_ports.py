@@ -49,7 +49,7 @@ ELSEWHERE = {
     "tests.unit.test_fence_made.Rules": "a KernelFence over the note of which rules there are",
     "tests.unit.keepers.Fence": "a FakeFence that notes what it is asked",
     "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",
-    "tests.unit.test_receive.Arriving": "a DirectoryStore in which something arrives",
+    "tests.unit.receiving.Arriving": "a DirectoryStore in which something arrives",
     "tests.unit.test_shipment.Sends": "a DirectoryStore that sends what a test says",
     "tests.unit.test_without_agent.Keys": "a MemoryConsul that waits for no time",
     "tests.unit.test_watcher.Keys": "a MemoryConsul that notes what is read",

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,109 +11,24 @@ from msgspec import structs
 
 from standfast.ages import Origin
 from standfast.btrfs.names_and_places import TreeInfo
-from standfast.config.model import Config, KeepPublished
+from standfast.config.model import KeepPublished
 from standfast.consul.records import LeaderState
 from standfast.consul.values import Entry
-from standfast.demo.stand_ins.directory import DirectoryStore, save_info
+from standfast.demo.stand_ins.directory import save_info
 from standfast.errors import ConsulNoQuorum
 from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
-from standfast.replication import pins, wire
+from standfast.replication import pins
 from standfast.replication.published import epochs_of_snapshots, origins_of_snapshots
-from standfast.replication.receive import receive
 from standfast.replication.receive_checks import RESERVE_BYTES
 from standfast.system.clock import instant, monotonic, utc_now
 from standfast.system.locks import exclusive
-from tests.fakes.replication import LeaseKeys, storage_node
+from tests.fakes.replication import storage_node
 from tests.support.origins import note_epoch
 from tests.support.pace import patient
-
-EPOCH = 4
-NAME = SnapshotName.at("services", utc_now() - 100)
-
-
-class Arriving(DirectoryStore):
-    """A store in whose staging directory `arrives` lies when the stream begins."""
-
-    arrives = "content"
-    free = 10**12
-    name = NAME
-
-    def free_bytes(self) -> int:
-        return self.free
-
-    def receive_argv(self, staging: Path) -> list[str]:
-        tree = staging / str(self.name)
-        tree.mkdir()
-        save_info(tree, TreeInfo("x", self.arrives, read_only=True))
-        return ["cat"]
-
-
-@dataclass
-class Standby:
-    """`b`, to which `a` speaks as the primary of EPOCH; what it answers is kept."""
-
-    config: Config
-    store: Arriving
-    keys: LeaseKeys = field(default_factory=lambda: LeaseKeys("a", EPOCH))
-    begin: wire.Begin = field(
-        default_factory=lambda: wire.Begin(
-            "test",
-            "data-services",
-            "a",
-            EPOCH,
-            str(NAME),
-            "content",
-            None,
-            patience_s=int(patient(60)),
-        )
-    )
-    asked: str = ""
-    """What sshd was asked for."""
-    says: Callable[[str], None] = lambda _: None
-    """Called with each line that it says, before the sender has it."""
-
-    def hear(self, *, ends: bool = True) -> list[dict[str, Any]]:
-        """One conversation; `ends`: the sender closes the stream, which is empty."""
-        hello = wire.Hello(self.begin.cluster, self.begin.volume, self.begin.sender)
-        read, write = os.pipe()
-        os.write(write, f"{wire.dump(hello)}\n{wire.dump(self.begin)}\n".encode())
-        if ends:
-            os.close(write)
-        said = _Lines(self.says)
-        environ = {"SSH_ORIGINAL_COMMAND": self.asked}
-        try:
-            receive(self.config, self.store, self.keys, read, said, environ=environ)
-        finally:
-            os.close(read)
-            if not ends:
-                os.close(write)
-        return [json.loads(line) for line in said.getvalue().splitlines()]
-
-    def refusal(self, **how: bool) -> Reason:
-        """Why nothing was taken in; nothing may be left of it."""
-        last = self.hear(**how)[-1]
-        assert last["message_type"] == "refusal", last
-        assert self.published == []
-        staging = self.config.paths.standby / ".staging"
-        assert not staging.exists() or not list(staging.iterdir())
-        return Reason(last["reason"])
-
-    @property
-    def published(self) -> list[str]:
-        return [str(snapshot.name) for snapshot in self.store.snapshots() if snapshot.received]
-
-
-class _Lines(io.StringIO):
-    def __init__(self, says: Callable[[str], None]) -> None:
-        super().__init__()
-        self._says = says
-
-    def write(self, text: str) -> int:
-        self._says(text)
-        return super().write(text)
+from tests.unit.receiving import EPOCH, NAME, Arriving, Standby
 
 
 @pytest.fixture
@@ -164,16 +74,28 @@ def test_an_epoch_that_is_over_here_is_refused_even_where_consul_still_names_it(
 
 
 def test_who_has_given_the_lease_up_is_refused(standby: Standby) -> None:
-    standby.keys.lead(state=LeaderState.CLEAN)
+    """After its hello: before that, see `test_receive_keys`."""
+
+    def gives_up(line: str) -> None:
+        if "welcome" in line:
+            standby.keys.lead(state=LeaderState.CLEAN)
+
+    standby.says = gives_up
     assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER
+    assert "ready" not in standby.said
 
 
 @pytest.mark.parametrize(("holder", "epoch"), [("a", EPOCH + 1), ("c", EPOCH)])
 def test_who_does_not_hold_the_lease_in_this_epoch_is_refused(
     standby: Standby, holder: str, epoch: int
 ) -> None:
-    standby.keys.lead(holder, epoch)
+    def takeover(line: str) -> None:
+        if "welcome" in line:
+            standby.keys.lead(holder, epoch)
+
+    standby.says = takeover
     assert standby.refusal() is Reason.NOT_THE_LEASE_HOLDER
+    assert "ready" not in standby.said
 
 
 def test_what_continues_an_older_history_than_is_here_is_refused(standby: Standby) -> None:

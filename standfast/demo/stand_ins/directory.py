@@ -86,6 +86,9 @@ class DirectoryStore(Store):
     def receive_argv(self, staging: Path) -> list[str]:
         return _stream("receive", str(staging))
 
+    def within(self, parent_content_id: str | None) -> None:
+        """None: its own program takes the stream in, and opens nothing that a stream names."""
+
     def _info(self, path: Path) -> TreeInfo | None:
         return load_info(path)
 

@@ -194,7 +194,8 @@ def transfer(
     source: NodeVolume, target: NodeVolume, snapshot: Snapshot, parent: Snapshot | None = None
 ) -> Snapshot:
     assert target.receive(source.stream(snapshot, parent))
-    target.store.verify_staged(snapshot.name, snapshot.content_id)
+    above = None if parent is None else parent.content_id
+    target.store.verify_staged(snapshot.name, snapshot.content_id, above)
     published = target.store.publish(snapshot.name)
     target.store.clear_staging()
     return published

@@ -47,7 +47,7 @@ class ContainerCluster(Installed[Container]):
             self.configure(node)
             for other in self.lab:
                 if other is not node:
-                    node.authorize(other, f"standfast receive {VOLUME}")
+                    node.authorize(other, f"standfast receive {VOLUME} --from {other.name}")
             node.sh("mkdir -p /persist/services-standby /data/services")
         self.lab.together(self._start, self.lab)
 

@@ -190,8 +190,9 @@ class Container(Machine):
         return self.run("consul", *argv, timeout_s=timeout_s, check=check).stdout.strip()
 
     def authorize(self, key_of: Container, command: str | None = None) -> None:
-        """Let root of another node log in here, with a forced command if one is given."""
-        forced = f'restrict,command="{command}" ' if command else ""
+        """Let root of another node log in here, with a forced command if one is given; only from
+        its address then."""
+        forced = f'restrict,from="{key_of.address}",command="{command}" ' if command else ""
         line = f"{forced}{key_of.image.public_key('root')} root@{key_of.name}\n"
         path = "/root/.ssh/authorized_keys"
         here = self.run("cat", path, check=False).stdout if self.pid else ""

@@ -157,7 +157,7 @@ def test_a_standby_with_a_shut_door_says_what_opens_it_and_is_added(
     match = re.search(r"standfast standby authorize .*", said)
     assert match, said
     node.sh(match[0])
-    assert "restrict,command=" in node.read("/root/.ssh/authorized_keys")
+    assert 'restrict,from="' in node.read("/root/.ssh/authorized_keys")
     before = progress(sender, standby)
     cluster.standfast(primary, "standby", "add", standby)
     wait_for_success(cluster, primary, standby, more_than=before.successes)

@@ -30,7 +30,7 @@ class Watched(ContainerCluster):
             self.configure(node)
             for other in self.storage:
                 if other is not node:
-                    node.authorize(other, f"standfast receive {VOLUME}")
+                    node.authorize(other, f"standfast receive {VOLUME} --from {other.name}")
             node.sh("mkdir -p /persist/services-standby /data/services")
             listen = f"ExecStart=/usr/local/bin/standfast-exporter --listen {node.address}:9756"
             node.write(

@@ -66,7 +66,7 @@ class KernelCluster(Installed[VirtualMachine]):
         for node in self.storage:
             self.configure(node)
             others = [other for other in self.storage if other is not node]
-            node.authorized_keys(others, f"standfast receive {VOLUME}")
+            node.authorized_keys(others, f"standfast receive {VOLUME} --from {{}}")
 
     def start(self) -> None:
         """Boot everything; every storage node becomes a standby."""

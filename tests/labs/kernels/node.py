@@ -215,9 +215,11 @@ class VirtualMachine(Machine):
         return "\n".join(self.console().splitlines()[-lines:])
 
     def authorized_keys(self, others: Sequence[VirtualMachine], command: str) -> None:
-        """Let root of other nodes log in here, with one forced command."""
+        """Let root of other nodes log in here, with one forced command, in which {} is the node's
+        name, and only from its address."""
         lines = [
-            f'restrict,command="{command}" {other.public_key("root")} root@{other.name}\n'
+            f'restrict,from="{other.address}",command="{command.format(other.name)}" '
+            f"{other.public_key('root')} root@{other.name}\n"
             for other in others
         ]
         self.write("/root/.ssh/authorized_keys", "".join(lines), 0o600)

@@ -11,7 +11,7 @@ from standfast.consul.gateway import ConsulGateway
 from standfast.doctor.finding import Finding
 from standfast.errors import StandfastError
 from standfast.nomad import reports
-from standfast.nomad.constraints import PRIMARY, Meta, Tie, placement
+from standfast.nomad.constraints import PRIMARY, Meta, Tie, dicts, placement, text_of
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Notes
 from standfast.nomad.observation import Noted
@@ -278,8 +278,8 @@ def constrained_groups(
         if line.stopped or line.status == "dead":
             continue
         job = nomad.job(line.namespace, line.id)
-        for group in job.get("TaskGroups") or ():
-            name = str(group.get("Name"))
+        for group in dicts(job.get("TaskGroups")):
+            name = text_of(group, "Name")
             if placement(job, name, meta, own).tie is Tie.PRIMARY:
                 count += 1
                 if not stops_when_cut_off(group):

@@ -148,7 +148,7 @@ def _open_for_s(listing: str, port: int) -> float:
 
 def parse_time(text: str) -> float:
     """Returns the seconds of nft's `1m8s432ms`."""
-    parts = re.findall(r"(\d+)(ms|[dhms])", text)
+    parts = re.findall(r"(?<!\d)(\d+)(ms|[dhms])", text)
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 

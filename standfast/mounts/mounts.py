@@ -36,7 +36,8 @@ PATIENCE_S = 2.0
 PROBE = """
 import os, sys
 path, mark = sys.argv[1:]
-with open(mark, "w") as file:
+flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+with open(os.open(mark, flags, 0o644), "w") as file:
     file.write(str(os.getpid()))
 try:
     os.statvfs(path)
@@ -139,7 +140,7 @@ class KernelMounts:
         return state != "Z" and {os.fsencode(path), os.fsencode(self._mark)} <= set(words)
 
     def resolve(self, name: str, deadline: Deadline) -> frozenset[str]:
-        if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", name):
+        if re.fullmatch(r"[0-9.]+", name) or (":" in name and re.fullmatch("[0-9A-Fa-f:.]+", name)):
             return frozenset({canonical(name)})
         if not is_address(name):
             return frozenset()

@@ -114,7 +114,7 @@ def stopped_with(unit: str) -> Sequence[str]:
 def unit_options(text: str) -> str | None:
     """Returns the last Options= of a mount unit and its drop-ins, as far as mount(8) has to know
     them."""
-    given = re.findall(r"(?m)^Options\s*=\s*(.*?)\s*$", text)
+    given = [line.strip() for line in re.findall(r"(?m)^Options[ \t]*=(.*)$", text)]
     if not given:
         return None
     words = [word for word in given[-1].split(",") if word and not NOT_FOR_MOUNT.fullmatch(word)]

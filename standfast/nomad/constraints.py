@@ -4,11 +4,13 @@ Invariant: pure. A constraint is evaluated twice, for the node with the meta and
 without it. Only equality and presence are understood; what can't be told counts as constrained,
 since a job in the wrong place is the worse end. Affinities are preferences: never a reason to stop
 a job.
+
+Whoever may submit a job writes these texts: each is compared, and none is a pattern or is searched
+with one that tries its way back, which would hold up every thread of the agent.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,12 +20,10 @@ from msgspec.structs import replace
 
 from standfast.nomad.ports import Node
 
-# As Nomad reads them: spaces inside the braces are its HCL parser's, gone or not.
-_NAME = re.compile(r"^\$\{\s*(?P<name>[^}]*?)\s*\}$")
-
-
 PRIMARY = "primary"
 """The meta's value on the primary; elsewhere the meta is unset."""
+MOST_SHOWN = 200
+"""Characters of each side of a constraint, in what people are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ def lines(job: Mapping[str, Any], group: str, kind: str) -> Iterator[tuple[str, 
             continue
         yield from (("group", line) for line in dicts(candidate.get(kind)))
         for task in dicts(candidate.get("Tasks")):
-            yield from ((f"task {task.get('Name')}", line) for line in dicts(task.get(kind)))
+            name = text_of(task, "Name")
+            yield from ((f"task {name}", line) for line in dicts(task.get(kind)))
 
 
 def dicts(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -96,30 +97,36 @@ def dicts(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def sentence(line: Mapping[str, Any]) -> str:
-    """Returns the line as a job file has it."""
-    return " ".join(
-        word for word in (_text(line, "LTarget"), _operand(line), _text(line, "RTarget")) if word
-    )
+    """Returns the line as a job file has it; of a long text its beginning."""
+    words = (text_of(line, "LTarget"), _operand(line), text_of(line, "RTarget"))
+    return " ".join(word[:MOST_SHOWN] for word in words if word)
 
 
 def speaks_of(line: Mapping[str, Any], key: str) -> bool:
     """Tells whether either side is the meta's name."""
-    return f"meta.{key}" in (_name(_text(line, "LTarget")), _name(_text(line, "RTarget")))
+    return f"meta.{key}" in (_name(text_of(line, "LTarget")), _name(text_of(line, "RTarget")))
 
 
-def _text(line: Mapping[str, Any], side: str) -> str:
-    value = line.get(side)
+def text_of(document: Mapping[str, Any], key: str) -> str:
+    """Returns a text of a document; empty where there is none, or something else."""
+    value = document.get(key)
     return value if isinstance(value, str) else ""
 
 
 def _operand(line: Mapping[str, Any]) -> str:
-    return _text(line, "Operand") or "="
+    return text_of(line, "Operand") or "="
 
 
 def _name(target: str) -> str | None:
-    """Returns `meta.x` of `${meta.x}`; None for a literal."""
-    match = _NAME.match(target.strip())
-    return None if match is None else match["name"]
+    """Returns `meta.x` of `${meta.x}`; None for a literal.
+
+    As Nomad reads them: spaces inside the braces are its HCL parser's, gone or not.
+    """
+    target = target.strip()
+    if not (target.startswith("${") and target.endswith("}")):
+        return None
+    name = target[2:-1]
+    return None if "}" in name else name.strip()
 
 
 def resolve(target: str, node: Node) -> str | None:
@@ -147,8 +154,8 @@ def holds(line: Mapping[str, Any], node: Node) -> bool | None:
     Equality and presence follow Nomad's rules. Every other operator (regexp, version, semver,
     set_contains, distinct_hosts, <, ...) can't be told.
     """
-    left = resolve(_text(line, "LTarget"), node)
-    right = resolve(_text(line, "RTarget"), node)
+    left = resolve(text_of(line, "LTarget"), node)
+    right = resolve(text_of(line, "RTarget"), node)
     match _operand(line):
         case "=" | "==" | "is":
             return left is not None and left == right

@@ -12,8 +12,11 @@ from enum import StrEnum
 from typing import Any
 
 from standfast.consul.records import NomadNote
-from standfast.nomad.constraints import Meta, Tie, placement
+from standfast.nomad.constraints import Meta, Tie, dicts, placement, text_of
 from standfast.nomad.ports import RUN, Allocation, Node
+
+_MOST_NS = 2**63 - 1
+"""Of Nomad's durations."""
 
 
 class Role(StrEnum):
@@ -103,7 +106,7 @@ def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constraine
         allocation.namespace,
         allocation.job_id,
         allocation.group,
-        str(job.get("Type", "service")),
+        text_of(job, "Type") or "service",
         priority if isinstance(priority, int) else 50,
         allocation.desired == RUN,
         kill_timeout_s(job, allocation.group),
@@ -113,15 +116,15 @@ def constrained_of(allocation: Allocation, meta: Meta, node: Node) -> Constraine
 def kill_timeout_s(job: Mapping[str, Any], group: str) -> float:
     """Returns how long a group may take to stop, seconds; Nomad's own default is 5."""
     longest = 0.0
-    for candidate in job.get("TaskGroups") or ():
+    for candidate in dicts(job.get("TaskGroups")):
         if candidate.get("Name") != group:
             continue
         delay = _seconds(candidate.get("ShutdownDelay"), 0.0)
-        for task in candidate.get("Tasks") or ():
+        for task in dicts(candidate.get("Tasks")):
             own = delay + _seconds(task.get("ShutdownDelay"), 0.0)
             longest = max(longest, own + _seconds(task.get("KillTimeout"), 5.0))
     return longest
 
 
 def _seconds(nanoseconds: Any, default: float) -> float:
-    return nanoseconds / 1e9 if isinstance(nanoseconds, int) else default
+    return min(nanoseconds, _MOST_NS) / 1e9 if isinstance(nanoseconds, int) else default

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from standfast.nomad.constraints import dicts
+from standfast.nomad.constraints import dicts, text_of
 from standfast.nomad.ports import CsiVolume
 
 
@@ -59,7 +59,7 @@ def uses(job: Mapping[str, Any], group: str, shown: Shown, index: str = "") -> M
         for task in dicts(candidate.get("Tasks")):
             way = max(_ways(task, shown, volumes), key=lambda way: way.of_allocation, default=None)
             if way is not None:
-                ways[str(task.get("Name"))] = way
+                ways[text_of(task, "Name")] = way
     return ways
 
 
@@ -85,13 +85,13 @@ def _volumes(group: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _csi_id(volume: Mapping[str, Any], index: str) -> str:
-    return f"{volume.get('Source', '')}{index if volume.get('PerAlloc') is True else ''}"
+    return f"{text_of(volume, 'Source')}{index if volume.get('PerAlloc') is True else ''}"
 
 
 def _of_path(group: Mapping[str, Any], shown: Shown, index: str) -> Iterator[tuple[str, Way]]:
     """Yields the group's volumes that show the volume."""
     for name, volume in _volumes(group):
-        source = str(volume.get("Source", ""))
+        source = text_of(volume, "Source")
         if volume.get("Type") == "csi":
             if _is_ours(shown.csi_volumes.get(_csi_id(volume, index)), shown):
                 yield name, Way(f"CSI volume {_csi_id(volume, index)}", of_allocation=True)
@@ -119,8 +119,8 @@ def _mounts(server: str, export: str, shown: Shown) -> bool:
 
 def _ways(task: Mapping[str, Any], shown: Shown, volumes: Mapping[str, Way]) -> Iterator[Way]:
     for mount in dicts(task.get("VolumeMounts")):
-        if mount.get("Volume") in volumes:
-            yield volumes[mount["Volume"]]
+        if (name := text_of(mount, "Volume")) in volumes:
+            yield volumes[name]
     yield from map(Way, _ways_of_its_own(task, shown))
 
 
@@ -131,28 +131,29 @@ def _ways_of_its_own(task: Mapping[str, Any], shown: Shown) -> Iterator[str]:
     yield from _container_ways(config, shown)
     for text in _texts(config):
         if mentions(text, path):
-            yield f"{task.get('Driver') or 'its'} configuration"
+            yield f"{text_of(task, 'Driver') or 'its'} configuration"
     for name, text in _items(task.get("Env")):
         if mentions(text, path):
             yield f"environment {name}"
     for template in dicts(task.get("Templates")):
         for place in ("SourcePath", "EmbeddedTmpl", "DestPath"):
-            if mentions(str(template.get(place) or ""), path):
-                yield f"template {template.get('DestPath') or place}"
+            if mentions(text_of(template, place), path):
+                yield f"template {text_of(template, 'DestPath') or place}"
 
 
 def _container_ways(config: Mapping[str, Any], shown: Shown) -> Iterator[str]:
     """docker and podman have `volumes = ["/src:/dst:ro"]`, `mount { type source }`, `mounts`."""
-    for volume in config.get("volumes") or ():
-        source = str(volume).partition(":")[0]
+    volumes = config.get("volumes")
+    for volume in volumes if isinstance(volumes, list) else ():
+        source = volume.partition(":")[0] if isinstance(volume, str) else ""
         if shows(source, shown.path):
             yield f"volume {source}"
     for mount in (*_blocks(config.get("mount")), *_blocks(config.get("mounts"))):
-        source = str(mount.get("source") or "")
+        source = text_of(mount, "source")
         if mount.get("type", "bind") == "bind" and shows(source, shown.path):
             yield f"mount {source}"
         if any(_is_our_driver(driver, shown) for driver in _drivers(mount)):
-            yield f"docker volume {source or mount.get('target')}"
+            yield f"docker volume {source or text_of(mount, 'target')}"
 
 
 def _drivers(mount: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -163,7 +164,7 @@ def _drivers(mount: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _is_our_driver(driver: Mapping[str, Any], shown: Shown) -> bool:
     """Docker's own driver, `local`, mounts what its options say: `device` is `:/path`, with the
     server in `addr=` of the mount's options `o`, or `server:/path`; `addr=` counts."""
-    said = {key: str(text) for part in _blocks(driver.get("options")) for key, text in part.items()}
+    said = {key: text for part in _blocks(driver.get("options")) for key, text in _items(part)}
     if driver.get("name") not in ("local", "", None) or not said.get("type", "").startswith("nfs"):
         return False
     server, _, export = said.get("device", "").partition(":")
@@ -188,21 +189,25 @@ def shows(source: str, path: str) -> bool:
 
 def mentions(text: str, path: str) -> bool:
     """Tells whether a text names the path, or something below it."""
+    # Most texts don't: a pattern for each of a hundred thousand would take a second.
+    if path not in text:
+        return False
     return re.search(rf"(?<![\w.-]){re.escape(path)}(?![\w-]|\.\w)", text) is not None
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yields every text in a document."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+    """Yields every text in a document, however deep, in its order."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += reversed(value.values())
+        elif isinstance(value, list):
+            left += reversed(value)
 
 
 def _items(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
-        yield from ((str(key), str(text)) for key, text in value.items())
+        yield from ((key, text) for key, text in value.items() if isinstance(text, str))

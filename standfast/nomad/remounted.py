@@ -20,7 +20,9 @@ from typing import Any
 from msgspec import Struct
 
 from standfast.config.model import Config
+from standfast.config.problems import shown
 from standfast.errors import NomadError, NomadOutcome, StandfastError
+from standfast.nomad.constraints import text_of
 from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.path_use import Shown, Way, csi_ids, uses
 from standfast.nomad.ports import RUN, Allocation, CsiVolume, Node, NomadGateway
@@ -213,11 +215,11 @@ def users(
 def policy_of(job: Mapping[str, Any], default: str) -> str:
     """Returns the policy that the job's meta names, else the default."""
     meta = job.get("Meta")
-    said = meta.get(POLICY_KEY) if isinstance(meta, dict) else None
-    if said is None or said in POLICIES:
+    said = text_of(meta, POLICY_KEY) if isinstance(meta, dict) else ""
+    if not said or said in POLICIES:
         return said or default
-    log.warning("job %s: %s = %r is none of %s: %s", job.get("ID"), POLICY_KEY, said,
-                ", ".join(POLICIES), default)  # fmt: skip
+    log.warning("job %s: %s = %s is none of %s: %s", text_of(job, "ID"), POLICY_KEY,
+                shown(said), ", ".join(POLICIES), default)  # fmt: skip
     return default
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import thread_time
 
 import pytest
 
@@ -12,6 +13,8 @@ from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
 from standfast.replication.receive_checks import RESERVE_BYTES
 from standfast.replication.stream_failures import why_not_taken_in
+from standfast.system.run import TAIL_BYTES
+from tests.support.pace import patient
 
 OWN = Snapshot(SnapshotName.at("services", 1_800_000_000.0), Path("/p"), "x", received=False)
 
@@ -55,3 +58,12 @@ def test_what_a_file_without_checksums_can_not_take_is_sent_as_a_whole(words: st
     error = f"{words}Invalid argument\n"
     assert reason(error) is reason(error, own=None) is Reason.NEEDS_FULL
     assert reason(f"{words}Input/output error") is Reason.INCOMPLETE
+
+
+def test_names_that_were_made_for_it_hold_nobody_up() -> None:
+    """As much of stderr as is kept; who may write into the volume chooses the names in it."""
+    words = "ERROR: " + "lsetxattr  btrfs.compression=" * (TAIL_BYTES // 29)
+    started = thread_time()
+    assert reason(words) is Reason.INCOMPLETE
+    assert reason(words.replace(" ", "\n")) is Reason.INCOMPLETE
+    assert thread_time() - started < patient(0.05)

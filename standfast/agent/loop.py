@@ -39,6 +39,9 @@ from standfast.system.probe import answers_nfs
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+PATIENCE_S = 360.0
+"""Longer than the longest wait of a look, or of a step that goes by no plan's deadline (btrfs' 300
+s)."""
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0)
 
 
@@ -91,7 +94,9 @@ class Agent:
     since: float = field(default_factory=monotonic)
     """When this process began: of what was before it only the files tell."""
     moved_at: float = field(default_factory=monotonic)
-    """When a look or a plan ended last, well or not: one that fails doesn't hang."""
+    """When a look, a step or a plan ended last, well or not: one that fails doesn't hang."""
+    effects: Effects | None = None
+    """Of the plan that is being carried out: its deadline changes on the way."""
     told: CandidateRecord | None = None
     told_at: float = 0.0
     """The last word on whether this node could take over, and when it was written."""
@@ -111,6 +116,14 @@ class Agent:
     @property
     def config(self) -> Config:
         return self.machine.config
+
+    def overdue_at(self) -> float:
+        """Returns when the loop has broken its word: what it does now has been over for certain.
+
+        A step has the deadline of its plan, or the hooks' one, or less time than PATIENCE_S."""
+        effects = self.effects
+        plan_at = self.moved_at if effects is None else effects.deadline.at
+        return max(plan_at, self.moved_at + self.config.hooks.timeout) + PATIENCE_S
 
     def _scene(self) -> Scene | None:
         seen = self.seen
@@ -213,12 +226,12 @@ class Agent:
         """Runs any plan under the volume's lock, saying where it is."""
 
         def say(text: str) -> None:
-            self.busy = text
+            self.busy, self.moved_at = text, monotonic()
             log.info("%s", text)
             if progress is not None:
                 progress(text)
 
-        effects.say = say
+        effects.say, self.effects = say, effects
         lock = self.config.run_dir / "plan.lock"
         plan_report = self.announcer.plan_report(plan, effects)
         try:
@@ -233,6 +246,6 @@ class Agent:
                 raise  # one that causes itself has no end
             raise failure from error
         finally:
-            self.moved_at, self.busy = monotonic(), None
+            self.moved_at, self.busy, self.effects = monotonic(), None, None
             if self.machine.jobs is not None:
                 self.machine.jobs.resume()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -18,14 +19,16 @@ from standfast.config.model import Config
 from standfast.config.node_name import keep_name
 from standfast.errors import ours
 from standfast.fence.choice import settle
-from standfast.system.clock import Deadline
+from standfast.system.clock import Deadline, monotonic
 from standfast.system.locks import exclusive
-from standfast.system.sd_notify import notify
-from standfast.system.threads import start
+from standfast.system.sd_notify import notify, watchdog_s
+from standfast.system.threads import any_in_the_kernel, start
 
 log = logging.getLogger(__name__)
 
 UPKEEP_EVERY_S = 5.0
+FED_IN_A_LIMIT = 6
+"""Not once does it find a thread in the kernel while the loop is overdue: only then it starves."""
 
 
 def keep_up(agent: Agent) -> None:
@@ -62,6 +65,28 @@ def keep_inspected(agent: Agent) -> None:
             return
 
 
+def keep_fed(agent: Agent, every_s: float) -> None:
+    """Tells the service manager that all is well for as long as the loop keeps its word; a frozen
+    interpreter tells nothing.
+
+    While a disk or a mount has hold of this process it is told as well: it could not be killed, the
+    next agent would find its lock held or hang there too, and meanwhile upkeep, the fence and
+    `status` would be without it. Upkeep says what hangs, and vouches for nothing.
+    """
+    said = ""
+    while not agent.stopping.wait(every_s):
+        late_s = monotonic() - agent.overdue_at()
+        hangs = late_s > 0 and any_in_the_kernel()
+        if late_s <= 0 or hangs:
+            notify("WATCHDOG=1")
+        doing = agent.busy or "look"
+        word = f"{doing}: hangs in the kernel, on a disk or a mount: a new agent would hang as well"
+        word = word if hangs else f"{doing}: long overdue: the service manager starts a new agent"
+        if late_s > 0 and word != said:
+            log.error("%s", word)
+        said = word if late_s > 0 else ""
+
+
 def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], object] = start) -> None:
     """Looks, acts and answers commands until told to stop; `beside` runs what a thread runs."""
     # Before the first look: that may hang with the disk, which the lease process has to hear of.
@@ -69,6 +94,8 @@ def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], object] = st
     beside("fence", lambda: keep_fenced(agent))
     beside("inspection", lambda: keep_inspected(agent))
     nomad_thread.begin(agent)
+    if (limit_s := watchdog_s()) is not None:
+        beside("watchdog", lambda: keep_fed(agent, limit_s / FED_IN_A_LIMIT))
     notify("READY=1")
     while not agent.stopping.is_set():
         go_on(agent)
@@ -94,6 +121,8 @@ def main(config: Config, build: Callable[[Config], Agent]) -> int:
 
     `build` is called with the lock held: settling the fence is the holder's alone.
     """
+    # Where a watchdog's SIGABRT finds each thread goes to the journal, of a frozen interpreter too.
+    faulthandler.enable()
     with exclusive(
         config.run_dir / "agent.lock", "another agent of this volume", Deadline.after(2)
     ):

@@ -1,9 +1,18 @@
-"""Messages to the service manager; without one they go nowhere."""
+"""Messages to the service manager, which go nowhere without one; and how often it wants to hear."""
 
 from __future__ import annotations
 
 import os
 import socket
+
+
+def watchdog_s() -> float | None:
+    """Returns within how many seconds WATCHDOG=1 is due each time, by `sd_watchdog_enabled(3)`;
+    None: nobody waits for it from this process."""
+    told, whose = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
+    if whose not in (None, str(os.getpid())) or not (told.isascii() and told.isdigit()):
+        return None
+    return int(told) / 1e6 or None
 
 
 def notify(message: str) -> None:

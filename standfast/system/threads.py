@@ -4,14 +4,17 @@ what runs beside the rest, and questions that may get no answer.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from standfast.errors import TimedOut
 from standfast.system.clock import Deadline
 
 T = TypeVar("T")
+TASKS = Path("/proc/self/task")
 
 
 def start(name: str, body: Callable[[], object]) -> threading.Thread:
@@ -19,6 +22,16 @@ def start(name: str, body: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=body, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def any_in_the_kernel() -> bool:
+    """Tells whether one of this process's threads is in a wait that no signal ends (state D of
+    proc(5)): for a disk or a mount that hangs. Such a process can't be killed."""
+    for stat in TASKS.glob("*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if stat.read_bytes().rpartition(b") ")[2][:1] == b"D":
+                return True
+    return False
 
 
 class Question(Generic[T]):

@@ -59,6 +59,36 @@ def test_a_killed_or_restarted_process_of_ours_is_no_event(
     undisturbed(cluster, disturb)
 
 
+WATCHED = f"/run/systemd/system/{AGENT}.d/watchdog.conf"
+
+
+@pytest.mark.timeout(180)
+def test_a_frozen_agent_is_started_anew_by_its_watchdog(cluster: WithNomad) -> None:
+    """Within seconds here, a minute as shipped; one that works is left alone meanwhile."""
+    node = cluster[cluster.primary()]
+    shipped = node.run("systemctl", "show", "-P", "WatchdogUSec", AGENT).stdout.strip()
+    assert shipped == "1min"
+
+    def disturb(node: Container) -> None:
+        node.write(WATCHED, "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
+        node.run("systemctl", "daemon-reload")
+        node.run("systemctl", "restart", AGENT)
+        before = main_pid(node, AGENT)
+        time.sleep(6.0)
+        assert main_pid(node, AGENT) == before, "a loop that looks is fed for"
+        node.freeze_unit(AGENT)
+        node.wait_for(
+            lambda: main_pid(node, AGENT) not in ("0", before), 60.0, "the next agent runs"
+        )
+
+    try:
+        undisturbed(cluster, disturb)
+    finally:
+        node.run("rm", "-f", WATCHED)
+        node.run("systemctl", "daemon-reload")
+        node.run("systemctl", "restart", AGENT)
+
+
 def test_a_restarted_consul_agent_on_the_primary_is_no_event(cluster: WithNomad) -> None:
     undisturbed(cluster, restart_consul)
 

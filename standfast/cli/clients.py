@@ -22,7 +22,7 @@ from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError
 from standfast.events.log import set_up_log
 from standfast.system.clock import Deadline
-from standfast.system.files import read_foreign_text
+from standfast.system.files import read_foreign_text, write_atomically
 from standfast.text import clean
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def units(args: argparse.Namespace) -> int:
         path = directory / name
         same = path.exists() and read_foreign_text(path) == text
         if not same and not args.dry_run:
-            path.write_text(text)
+            write_atomically(path, text)
         done = "is there already" if same else "would be written" if args.dry_run else "written"
         print(f"{path}: {done}")
     mount, automount = files

@@ -36,7 +36,7 @@ def check(args: argparse.Namespace) -> int:
     for path in paths:
         try:
             # A client, which is no storage node, has the same files.
-            config = load(path, require_storage=False)
+            config = load(path, require_storage=False, acted_by=not args.files)
             check_name(config)
             good.append((config, _compared(config)))
             wrong, words[path] = advice(config, here=not args.files)

@@ -21,6 +21,7 @@ from standfast.config.node_name import known_name
 from standfast.config.parse import parse_values
 from standfast.config.problems import InvalidConfig, Problem, shown
 from standfast.config.rules import check, check_together, names
+from standfast.config.trust import mistrusted
 from standfast.errors import ConfigError, did_you_mean
 
 DEFAULT_DIR = Path("/etc/standfast")
@@ -28,11 +29,14 @@ MOST_BYTES = 1024 * 1024
 _VOLUME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
-def load(path: Path, *, node: str | None = None, require_storage: bool = True) -> Config:
+def load(
+    path: Path, *, node: str | None = None, require_storage: bool = True, acted_by: bool = True
+) -> Config:
     """Returns the configuration in `path`; the volume is the file's name.
 
     `node` replaces the file's and the host's name. With `require_storage` this node must be one
-    of [nodes]; without, it may be a client, and `Config.me` is not to be used. Raises ConfigError.
+    of [nodes]; without, it may be a client, and `Config.me` is not to be used. What is `acted_by`
+    as root has to be root's alone. Raises ConfigError.
     """
     problems: list[Problem] = []
     doc = _read(path)
@@ -44,6 +48,8 @@ def load(path: Path, *, node: str | None = None, require_storage: bool = True) -
     problems += _unless_already_bad(check(config), problems)
     config, unknown = _with_node(config, node, require_storage)
     problems += _unless_already_bad(unknown, problems)
+    if acted_by:
+        problems += _unless_already_bad(list(mistrusted(config)), problems)
     if problems:
         raise InvalidConfig(path, problems)
     return config

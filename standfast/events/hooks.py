@@ -11,7 +11,6 @@ import logging
 import os
 import queue
 import re
-import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from standfast.config.model import Config
+from standfast.config.trust import untrusted
 from standfast.errors import Refused, StandfastError, TimedOut
 from standfast.events.events import Kind, happened, tell
 from standfast.reasons import Reason
@@ -34,7 +34,6 @@ VETO = 75
 WAITING_MOST = 100
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\Z")
 _LEFTOVER = re.compile(r"(~|\.(bak|orig|rej|swp|tmp|dpkg-.*|rpm(new|save|orig)|ucf-.*))\Z")
-_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Occasion(StrEnum):
@@ -88,17 +87,11 @@ def strangers(config: Config) -> list[str]:
 
 def _wrong(path: Path) -> str | None:
     try:
-        real = path.resolve(strict=True)
-        places = {path.parent.parent, path.parent, real.parent, real}
-        for place in sorted(places):
-            status = place.stat()
-            if status.st_uid not in (0, os.geteuid()):
-                return f"{place} belongs to uid {status.st_uid}, not to root: chown root {place}"
-            if status.st_mode & _OTHERS_MAY_WRITE:
-                return f"{place} can be written by others than root: chmod go-w {place}"
-        if not real.is_file():
+        if (wrong := untrusted(path, (0, os.geteuid()))) is not None:
+            return wrong
+        if not path.is_file():
             return f"{path} is no file"
-        if not os.access(real, os.X_OK):
+        if not os.access(path, os.X_OK):
             return f"{path} is not executable: chmod +x {path}"
     except OSError as error:
         return f"{path} can't be looked at: {error.strerror}"

@@ -22,10 +22,12 @@ from standfast.lease.protocol import NEVER, Claim, Memory
 from standfast.node.own_epoch import OwnEpoch
 from standfast.system.clock import monotonic
 from standfast.system.files import (
+    beside,
     read_foreign_text,
     read_json,
     read_struct,
     write_atomically,
+    write_new,
     write_struct,
 )
 
@@ -48,8 +50,8 @@ def boot_instance(run: Path) -> str:
         if text:
             return text
         run.mkdir(parents=True, exist_ok=True, mode=0o755)
-        temporary = run / f".instance.{os.getpid()}"
-        temporary.write_text(uuid.uuid4().hex)
+        temporary = beside(path)
+        write_new(temporary, uuid.uuid4().hex)
         try:
             os.link(temporary, path)  # the first one wins, and never half-written
         except FileExistsError:

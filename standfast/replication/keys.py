@@ -19,7 +19,7 @@ from standfast.config.model import Config
 from standfast.errors import Refused
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
-from standfast.system.files import read_foreign_text
+from standfast.system.files import beside, read_foreign_text
 from standfast.system.run import run
 from standfast.text import clean
 
@@ -88,11 +88,9 @@ def ensure_key(config: Config, deadline: Deadline) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     comment = comment_of(config.cluster, config.node)
     # Made beside its place and linked there: neither half-made nor over one that came meanwhile.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = beside(path)
     made = (temporary, public_path(temporary))
     try:
-        for leftover in made:
-            leftover.unlink(missing_ok=True)
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment]
         run([*argv, "-f", str(temporary)], deadline=deadline, op="make-key")
         os.link(temporary, path)

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,22 +29,23 @@ RESERVE_FILES = 16
 RESERVE_BYTES = 32 * 1024
 """Of each at least: more where that is less than twice the largest file that it stands for."""
 MOST_RESERVE_BYTES = 1024 * 1024
+NEW = os.O_CREAT | os.O_EXCL
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(
     path: Path, text: str, *, durable: bool = False, reserved: bool = False, mode: int = 0o644
 ) -> None:
-    """Replaces `path`; with `durable` it has reached the disk when this returns.
+    """Replaces `path`, following no link; with `durable` it is on the disk when this returns.
 
     An OSError names the file, and leaves it as it was. With `reserved` a full disk is none as long
     as the directory's reserve lasts.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = beside(path)
         try:
-            _write(temporary, text, os.O_CREAT | os.O_TRUNC, durable=durable, mode=mode)
+            _write(temporary, text, NEW, durable=durable, mode=mode)
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -56,9 +58,22 @@ def write_atomically(
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def beside(path: Path) -> Path:
+    """Returns a name in its directory that nobody could have taken beforehand, of those that may
+    write there (the exporter's text file lies in another user's)."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Makes a file that isn't there; FileExistsError, for a link that leads nowhere as well."""
+    _write(path, text, NEW, durable=False, mode=0o644)
+
+
 def _write(path: Path, text: str, flags: int, *, durable: bool, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream:
+        if not flags & os.O_CREAT:
+            os.fchmod(descriptor, mode)
         stream.write(text)
         stream.flush()
         stream.truncate()
@@ -80,7 +95,6 @@ def _write_into_reserve(path: Path, temporary: Path, text: str, mode: int) -> No
     else:
         raise OSError(errno.ENOSPC, "No space left on device, and the reserve is used up")
     try:
-        temporary.chmod(mode)
         _write(temporary, text, 0, durable=True, mode=mode)
         temporary.replace(path)
     except OSError:
@@ -119,7 +133,8 @@ def keep_reserve(directory: Path) -> None:
     for name in missing:
         half = reserve / f".{name}"
         try:
-            descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(half, flags, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, wanted)
             finally:

@@ -22,7 +22,8 @@ def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iter
     The value is its descriptor, for `run.inheriting`.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
     try:
         while True:
             try:
@@ -42,7 +43,7 @@ def exclusive(path: Path, holder: str, deadline: Deadline | None = None) -> Iter
 def is_locked(path: Path) -> bool:
     """Tells whether a process holds the lock at `path` (see locks.exclusive)."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from standfast.errors import StandfastError
 from standfast.system.clock import Deadline
-from standfast.system.files import read_foreign_text
+from standfast.system.files import read_foreign_text, write_atomically
 from standfast.system.lines import fields_of, lines_of
 from standfast.system.run import run
 
@@ -136,8 +136,7 @@ class SystemdUnits:
     def _put(path: Path, text: str | None) -> None:
         """Writes a drop-in; None deletes it."""
         if text is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+            write_atomically(path, text)
             return
         path.unlink(missing_ok=True)
         if path.parent.exists() and not any(path.parent.iterdir()):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from standfast.errors import is_lack_of
 from standfast.lease.epochs import EpochFile
+from standfast.lease.files import boot_instance
 from standfast.node.own_epoch import Intent, OwnEpoch, Stage
 from standfast.system import files
 from standfast.system.files import (
@@ -21,6 +25,8 @@ from standfast.system.files import (
     read_foreign_text,
     write_atomically,
 )
+from standfast.system.locks import exclusive, is_locked
+from tests.support.checkout import CHECKOUT
 
 OWN = OwnEpoch(4, Stage.READY, "fsid", None, in_place=True)
 
@@ -169,3 +175,100 @@ def test_names_of_any_bytes_come_back_as_they_are(tmp_path: Path) -> None:
     path.write_bytes(b"/mnt/caf\xe9\n")
     [line] = read_foreign_text(path).splitlines()
     assert os.fsencode(line) == b"/mnt/caf\xe9"
+
+
+# Names that somebody else has planted: a directory may be another user's, as node_exporter's is
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    return path
+
+
+@pytest.mark.parametrize("pid", [True, False], ids=["the pid", "the random part"])
+def test_no_planted_link_is_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: Path, pid: bool
+) -> None:
+    if not pid:
+        monkeypatch.setattr(secrets, "token_hex", lambda _: "guessed")
+    guess = os.getpid() if pid else "guessed"
+    for name in ("x.prom", "instance"):
+        (tmp_path / f".{name}.{guess}").symlink_to(victim)
+    if pid:
+        write_atomically(tmp_path / "x.prom", "new")
+        assert (tmp_path / "x.prom").read_text() == "new"
+        assert boot_instance(tmp_path)
+    else:
+        with pytest.raises(FileExistsError):
+            write_atomically(tmp_path / "x.prom", "new")
+        with pytest.raises(FileExistsError):
+            boot_instance(tmp_path)
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_in_place_of_the_file_is_replaced(tmp_path: Path, victim: Path) -> None:
+    (tmp_path / "x.prom").symlink_to(victim)
+    write_atomically(tmp_path / "x.prom", "new")
+    assert not (tmp_path / "x.prom").is_symlink()
+    assert victim.read_text() == "precious"
+
+
+def test_a_spare_that_is_a_link_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: Path
+) -> None:
+    keep_reserve(tmp_path)
+    for spare in (tmp_path / RESERVE).iterdir():
+        spare.unlink()
+        spare.symlink_to(victim)
+    fill(monkeypatch)
+    with pytest.raises(OSError, match="symbolic links"):
+        OWN.save(tmp_path)
+    assert victim.read_text() == "precious"
+
+
+def test_a_lock_is_no_link(tmp_path: Path, victim: Path) -> None:
+    (tmp_path / "x.lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"), exclusive(tmp_path / "x.lock", "x"):
+        pass
+    with pytest.raises(OSError, match="symbolic links"):
+        is_locked(tmp_path / "x.lock")
+
+
+KERNEL_S = {"lease/cutoff.py: write_text", "nfs/kernel.py: write_text"}
+"""Files of /proc, where nobody makes a link."""
+THE_DEMO_S = {"system/run.py: open"}
+
+
+def writers(path: Path) -> Iterator[str]:
+    """What in a module opens a file for writing by a name, and would follow a link."""
+    tree = ast.parse(path.read_text())
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            text = ast.unparse(function)
+            if "os.O_CREAT" in text and "O_NOFOLLOW" not in text:
+                yield "os.open"
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call):
+            continue
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        name = call.func.id if isinstance(call.func, ast.Name) else name
+        if name in ("write_text", "write_bytes", "touch", "NamedTemporaryFile", "mktemp"):
+            yield name
+        modes = [word.value for word in call.args if isinstance(word, ast.Constant)]
+        if name == "open" and any(
+            isinstance(mode, str) and set(mode) & set("wax") for mode in modes
+        ):
+            yield name
+
+
+def test_what_is_written_is_written_through_this_door() -> None:
+    product = CHECKOUT / "standfast"
+    found = {
+        f"{path.relative_to(product)}: {what}"
+        for path in product.rglob("*.py")
+        if "demo" not in path.relative_to(product).parts
+        for what in writers(path)
+    }
+    assert found == KERNEL_S | THE_DEMO_S

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from standfast.config.model import Config, Hooks
@@ -18,6 +21,7 @@ from standfast.events.hooks import Later, Occasion
 from standfast.reasons import Reason
 from standfast.system.clock import monotonic
 from tests.support.configs import config_in
+from tests.support.examples import examples
 from tests.support.pace import patient
 from tests.support.scripts import script
 
@@ -181,6 +185,36 @@ def test_what_editors_and_packages_leave_does_not_count(
 ) -> None:
     put(f"post-promote/{name}", "exit 1")
     assert hooks.programs(config, Occasion.POST_PROMOTE) == []
+
+
+FILE_NAMES = st.one_of(
+    st.binary(min_size=1, max_size=40),
+    st.sampled_from([b"10-x", b"10-x.sh", b"x.bak.y", b"dpkg-new", b"_"]),
+    st.tuples(st.binary(max_size=5), st.sampled_from([b"~", b".bak", b".dpkg-old", b"\n"])).map(
+        b"".join
+    ),
+).filter(lambda name: b"/" not in name and b"\0" not in name and name not in (b"", b".", b".."))
+
+
+@examples(150)
+@given(st.sets(FILE_NAMES, max_size=5))
+def test_of_names_of_any_bytes_only_plain_ones_are_programs(
+    tmp_path_factory: pytest.TempPathFactory, names: set[bytes]
+) -> None:
+    root = tmp_path_factory.mktemp("names")
+    config = replace(config_in(root), hooks=Hooks(dir=root / "hooks.d"))
+    directory = root / "hooks.d" / Occasion.POST_DEMOTE
+    directory.mkdir(parents=True, mode=0o755)
+    for name in names:
+        script(directory / os.fsdecode(name), "true")
+    found = [hook.path.name for hook in hooks.programs(config, Occasion.POST_DEMOTE)]
+    assert found == sorted(found) and {os.fsencode(name) for name in found} <= names
+    for text in found:
+        assert text.isascii() and text.isprintable() and not set(text) & set(" /~$`'\"\\")
+        assert not text.endswith((".bak", ".orig", ".rej", ".swp", ".tmp"))
+    left_out = {os.fsdecode(name) for name in names} - set(found)
+    assert not any(re.fullmatch("[0-9]+-[a-z]+", text) for text in left_out)
+    assert hooks.strangers(config) == []
 
 
 def test_a_directory_of_no_event_is_named(config: Config, put: Put) -> None:

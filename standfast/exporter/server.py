@@ -1,8 +1,9 @@
 """The web server: waitress, with limits for clients that are slow, silent or many.
 
-Invariants: a client that sends nothing, or takes nothing of its answer, is cut off after
-PATIENCE_S; a route begins when its request is there as a whole, and ends without waiting for the
-client. What is asked is never logged. docs/metrics.md says what is not limited.
+Invariants: a client that has not sent its whole request PATIENCE_S after the first byte, or takes
+nothing of its answer for as long, is cut off, and so is one that takes longer than TAKING_S over
+it; a route begins when its request is there as a whole, and ends without waiting for the client.
+What is asked is never logged. docs/metrics.md says what is not limited.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import logging
 import socket
 from wsgiref.types import WSGIApplication
 
-from waitress.server import BaseWSGIServer, MultiSocketServer, create_server
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer, create_server
+
+from standfast.system.clock import monotonic
 
 PATIENCE_S = 10
+TAKING_S = 60
 # Each scrape of a source that hangs takes one for some seconds; the rest answers meanwhile.
 THREADS = 32
 # More than that wait in the kernel, for anybody's place.
@@ -44,11 +49,33 @@ def serve(application: WSGIApplication, listener: socket.socket) -> None:
     raise KeyboardInterrupt  # waitress took it for itself
 
 
-def server_of(
-    application: WSGIApplication, listener: socket.socket
-) -> BaseWSGIServer | MultiSocketServer:
+class _Channel(HTTPChannel):
+    """A connection. To waitress each byte is a sign of life: one a second keeps it for hours."""
+
+    asking_since = taking_since = 0.0
+
+    def handle_read(self) -> None:
+        """Keeps the time of the request's first byte as that of the last activity."""
+        super().handle_read()
+        if self.request is None:
+            self.asking_since = 0.0
+        else:
+            self.last_activity = self.asking_since = self.asking_since or self.last_activity
+
+    def handle_write(self) -> None:
+        """Ends a connection whose client takes too long over its answer."""
+        if not self.total_outbufs_len:
+            self.taking_since = 0.0
+        elif not self.taking_since:
+            self.taking_since = monotonic()
+        elif monotonic() - self.taking_since > TAKING_S:
+            self.will_close = True
+        super().handle_write()
+
+
+def server_of(application: WSGIApplication, listener: socket.socket) -> BaseWSGIServer:
     """Returns waitress with all its limits; `run` starts to answer."""
-    return create_server(
+    made = create_server(
         application,
         sockets=[listener],
         threads=THREADS,
@@ -64,3 +91,6 @@ def server_of(
         log_socket_errors=False,
         ident="standfast",
     )
+    assert isinstance(made, BaseWSGIServer)  # one socket, one server
+    made.channel_class = _Channel
+    return made

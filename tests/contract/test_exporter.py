@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from tests.support.figures import note
 from tests.support.metrics import PRIMARY, values
 from tests.support.pace import patient
 from tests.support.terminal import write_config
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
@@ -134,6 +136,55 @@ def test_slow_clients_keep_nobody_else_out_while_there_are_places(config: Config
         threads = len(list(Path(f"/proc/{exporter.process.pid}/task").iterdir()))
     assert took_s < patient(PATIENCE_S / 2)
     assert threads <= 2 * THREADS
+
+
+def test_clients_that_drip_hold_no_place_for_long(config: Config) -> None:
+    """A byte a second is a sign of life to most servers: 16 KiB of them take four hours."""
+    with (
+        exporting(config) as exporter,
+        dripping(exporter, 100) as dripped,
+    ):
+        started = monotonic()
+        assert exporter.get("/metrics")[0] == 200
+        wait_for(dripped.is_set, 3 * PATIENCE_S, "every one of them is cut off")
+        took_s = monotonic() - started
+    note(f"the last of 100 clients that sent a byte a second was cut off after {took_s:.1f} s")
+
+
+@contextlib.contextmanager
+def dripping(exporter: Exporter, count: int) -> Iterator[threading.Event]:
+    """Clients that begin a request and go on with a byte a second; set when none is left."""
+    ended, stopping = threading.Event(), threading.Event()
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = socket.create_connection(("127.0.0.1", exporter.port), patient(20.0))
+            clients.append(stack.enter_context(client))
+            client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+            client.setblocking(False)
+
+        def drip() -> None:
+            left = list(clients)
+            while left and not stopping.wait(1.0):
+                for client in list(left):
+                    try:
+                        client.sendall(b"x")
+                        if client.recv(4096) == b"":
+                            left.remove(client)
+                    except BlockingIOError:
+                        continue
+                    except OSError:
+                        left.remove(client)
+            if not left:
+                ended.set()
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield ended
+        finally:
+            stopping.set()
+            thread.join()
 
 
 def test_silent_clients_that_hold_every_place_are_cut_off(config: Config) -> None:

@@ -244,6 +244,26 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPat
         wait_for(lambda: not running.active_channels, 20.0, "its end")
 
 
+def test_who_takes_a_little_of_an_answer_now_and_then_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "TAKING_S", 1)
+    huge = Response(b"x" * server.MOST_ANSWER_BYTES)
+    with (
+        serving(application({"/": lambda _: huge})) as (port, running),
+        socket.create_connection(("127.0.0.1", port), patient(20.0)) as client,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: len(running.active_channels), 20.0, "the connection")
+
+        def is_over() -> bool:
+            with contextlib.suppress(OSError):
+                client.recv(65536)
+            return not running.active_channels
+
+        wait_for(is_over, 20.0, "its end")
+
+
 # Options
 
 

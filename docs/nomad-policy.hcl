@@ -1,4 +1,5 @@
-# Enough for Standfast on a storage node or a client, and not more than it uses:
+# Enough for Standfast on a storage node, and not more than it uses; nomad-policy-client.hcl is for one
+# that is only a client:
 #   nomad acl policy apply -description standfast standfast nomad-policy.hcl
 #   nomad acl token create -name standfast -policy standfast
 # tests/contract/ports/test_nomad.py proves both on a real Nomad.

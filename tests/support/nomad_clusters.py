@@ -32,6 +32,7 @@ NODES = ("node1", "node2")
 SERVER = "server"
 MANAGEMENT = "3f1e0b7a-77c9-4d8c-8ad5-2e5f6ac4c7c1"
 POLICY = CHECKOUT / "docs/nomad-policy.hcl"
+CLIENT_POLICY = CHECKOUT / "docs/nomad-policy-client.hcl"
 START_S = 60.0
 
 

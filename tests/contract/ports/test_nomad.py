@@ -7,6 +7,7 @@ own, so that nobody waits for a meta of an earlier one to go.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.contract.ports.implementations import Implementation, each
 from tests.fakes.nomad import NomadStandIn
 from tests.support.figures import note
 from tests.support.nomad_clusters import (
+    CLIENT_POLICY,
     NODES,
     ONE_AT_A_TIME,
     POLICY,
@@ -631,7 +633,7 @@ def test_a_namespace_that_can_not_be_read_is_left_out_without_a_word(scene: Scen
         assert jobs(of_web) == {("web", there)}
         assert {listed_job.namespace for listed_job in of_web.jobs()} == {"web"}
 
-        rules = _with('"read-job", "list-jobs", "alloc-lifecycle"').replace('"*"', '"web"')
+        rules = POLICY.read_text().replace('namespace "*"', 'namespace "web"')
         narrow = cluster.gateway(NEW, token=cluster.token(rules))
         assert jobs(narrow) == {("web", there)}
         assert {listed_job.namespace for listed_job in narrow.jobs()} == {"web"}
@@ -656,31 +658,45 @@ def test_no_token_and_an_unknown_one_are_denied_alike(cluster: NomadCluster) -> 
             assert "403 'Permission denied'" in text
 
 
-NODE_READ = 'node { policy = "read" }'
-AGENT_READ = 'agent { policy = "read" }'
+STORAGE, CLIENT = POLICY.read_text(), CLIENT_POLICY.read_text()
+NODE_WRITES = {"set_meta", "set_meta elsewhere", "set_eligible"}
+NODE_READS = {"own_node", "local_meta", "nodes", "node", "allocations"}
+JOB_READS = {"allocation", "allocations", "job", "job_allocations", "evaluation", "csi_volume"}
+CHANGES = {"stop", "restart", "signal"}
+NOT_A_CLIENT_S = NODE_WRITES | {"jobs"}
 
 
-def _with(capabilities: str) -> str:
-    return f'node {{ policy = "write" }} {AGENT_READ} namespace "*" {{ capabilities = ' \
-           f"[{capabilities}] }}"  # fmt: skip
+def without(policy: str, rule: str) -> str:
+    """A policy without one of its blocks or capabilities."""
+    block = re.compile(
+        rf"^{rule} \{{.*?^\}}$" if rule in ("node", "agent") else rf'"{rule}",? ?', re.M | re.S
+    )
+    left, count = block.subn("", policy)
+    assert count == 1, rule
+    return left
 
 
 @pytest.mark.parametrize(
     ("rules", "missing"),
     [
-        (f'{NODE_READ} {AGENT_READ} namespace "*" {{ capabilities = ["read-job", "list-jobs", '
-         '"alloc-lifecycle"] }', {"set_meta", "set_meta elsewhere", "set_eligible"}),
-        (_with('"list-jobs", "alloc-lifecycle"'),
-         {"allocation", "allocations", "job", "job_allocations", "evaluation", "csi_volume"}),
-        (_with('"read-job", "alloc-lifecycle"'), {"jobs"}),
-        (_with('"read-job", "list-jobs"'), {"stop", "restart", "signal"}),
-        ('node { policy = "write" } namespace "*" { capabilities = ["read-job", "list-jobs", '
-         '"alloc-lifecycle"] }', {"agent", "own_node"}),
-        (POLICY.read_text(), set()),
+        (STORAGE.replace('"write"', '"read"'), NODE_WRITES),
+        (without(STORAGE, "node"), NODE_WRITES | NODE_READS),
+        (without(STORAGE, "read-job"), JOB_READS),
+        (without(STORAGE, "list-jobs"), {"jobs"}),
+        (without(STORAGE, "alloc-lifecycle"), CHANGES),
+        (without(STORAGE, "agent"), {"agent", "own_node"}),
+        (STORAGE, set()),
+        (without(CLIENT, "node"), NOT_A_CLIENT_S | NODE_READS),
+        (without(CLIENT, "read-job"), NOT_A_CLIENT_S | JOB_READS),
+        (without(CLIENT, "alloc-lifecycle"), NOT_A_CLIENT_S | CHANGES),
+        (without(CLIENT, "agent"), NOT_A_CLIENT_S | {"agent", "own_node"}),
+        (CLIENT, NOT_A_CLIENT_S),
     ],
-    ids=["node read", "no read-job", "no list-jobs", "no alloc-lifecycle", "no agent", "shipped"],
+    ids=["node read", "no node", "no read-job", "no list-jobs", "no alloc-lifecycle", "no agent",
+         "shipped", "client: no node", "client: no read-job", "client: no alloc-lifecycle",
+         "client: no agent", "client: shipped"],
 )  # fmt: skip
-def test_the_shipped_policy_is_enough_and_nothing_of_it_too_much(
+def test_a_shipped_policy_is_enough_and_nothing_of_it_too_much(
     scene: Scene, rules: str, missing: set[str]
 ) -> None:
     job_id = scene.submit("acl", bound=False)

@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lab kernel-lab torture fresh check bench soak clean
+.PHONY: help venv wheel demo test lab kernel-lab torture fresh check bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
+UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
 
 help: ## this list
@@ -13,16 +14,21 @@ help: ## this list
 
 venv: $(READY) ## the virtual environment with the locked dependencies
 
-# uv comes from PyPI into the venv itself; every other package is pinned with its hash. Compiled here: where
+# Every package is pinned with its hash, uv and what builds this project among them. Compiled here: where
 # PYTHONDONTWRITEBYTECODE is set, each of the tests' processes would compile anew what it loads.
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock requirements-uv.lock $(wildcard bin/* handlers/* exporters/standfast-*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=...")'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@test -x $(VENV)/bin/uv || $(VENV)/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.5,<1'
-	@$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV)/bin/python --require-hashes -r requirements.lock
-	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --no-deps --editable .
+	@$(UV) --version 2>/dev/null | grep -qw "$$(sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements-uv.lock)" || \
+	  $(VENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(UV) pip install -q --compile-bytecode --python $(VENV)/bin/python --require-hashes -r requirements.lock
+	@$(UV) pip install -q --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+wheel: $(READY) ## dist/*.whl, built by the locked backend
+	@$(UV) build -q --wheel --no-build-isolation --python $(VENV)/bin/python --out-dir dist .
+	@ls dist/*.whl
 
 demo: $(READY) ## a cluster on loopback: failover and the way back, without root
 	@$(VENV)/bin/standfast demo

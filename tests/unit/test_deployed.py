@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.support.pace import patient
 HANDLERS = sorted(path.name for path in (CHECKOUT / "handlers").iterdir() if path.is_file())
 PROGRAMS = {
     path.name: f"{folder}/{path.name}"
-    for folder in ("handlers", "exporters")
+    for folder in ("bin", "handlers", "exporters")
     for path in sorted((CHECKOUT / folder).glob("*"))
     if path.is_file() and os.access(path, os.X_OK)
 }
@@ -69,9 +70,16 @@ def test_the_watches_look_at_the_service_and_the_epoch_and_never_at_the_heartbea
 def test_a_handler_is_executable_and_short(name: str) -> None:
     path = CHECKOUT / "handlers" / name
     assert os.access(path, os.X_OK)
-    lines = path.read_text().splitlines()
-    assert lines[0] == "#!/usr/bin/env python3", "the installation puts its own interpreter there"
-    assert len(lines) <= 15
+    assert len(path.read_text().splitlines()) <= 18
+
+
+def test_every_program_begins_alike() -> None:
+    """With what finds its interpreter, and has that load nothing of the caller's."""
+    beginnings = {
+        tuple((CHECKOUT / path).read_text().splitlines()[:5]) for path in PROGRAMS.values()
+    }
+    [beginning] = beginnings
+    assert ' -I "$program" "$@"' in beginning[2]
 
 
 @pytest.mark.parametrize("name", HANDLERS)
@@ -114,6 +122,15 @@ def test_the_units_that_units_name_exist() -> None:
             assert named.replace("%i", "") in names, f"{unit.name}: {named}"
 
 
+@pytest.mark.parametrize("process", ["agent", "lease"])
+def test_a_process_that_has_to_be_there_has_a_watchdog(process: str) -> None:
+    text = (CHECKOUT / f"systemd/standfast-{process}@.service").read_text()
+    [seconds] = re.findall(r"^WatchdogSec=(\d+)s$", text, re.M)
+    assert 20 <= int(seconds) <= 60
+    assert re.search(r"^Type=notify$", text, re.M)
+    assert re.search(r"^Restart=(always|on-failure)$", text, re.M)
+
+
 def test_the_guard_comes_before_the_exports() -> None:
     lines = (CHECKOUT / "systemd/nfs-server.service.d/standfast.conf").read_text().splitlines()
     pre = [line for line in lines if line.startswith("ExecStartPre=")]
@@ -133,13 +150,16 @@ def test_every_program_is_installed() -> None:
 
 # The wheel
 
+LOCKED = ("--no-build-isolation", "--python", sys.executable)
+"""With the backend of requirements.lock."""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = Path(sys.executable).parent / "uv"  # `make venv` puts it there
     out = tmp_path_factory.mktemp("wheel")
     built = subprocess.run(
-        [uv, "build", "--quiet", "--wheel", "--out-dir", out, CHECKOUT],
+        [uv, "build", "--quiet", "--wheel", *LOCKED, "--out-dir", out, CHECKOUT],
         capture_output=True,
         text=True,
         timeout=patient(100.0),
@@ -151,7 +171,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin/ of a new venv; the dependencies come from the one that runs the tests."""
+    """The bin/ of a new venv; the dependencies come from the one that runs the tests.
+
+    Programs are called by links in another directory, as the guide makes them.
+    """
     venv = tmp_path_factory.mktemp("installed") / "venv"
     uv = Path(sys.executable).parent / "uv"
     commands: list[list[str | Path]] = [
@@ -161,28 +184,31 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60.0))
         assert done.returncode == 0, done.stderr
-    return venv / "bin"
+    [here] = Path(sys.executable).parents[1].glob("lib/python*/site-packages")
+    [there] = venv.glob("lib/python*/site-packages")
+    for path in here.iterdir():
+        if (
+            "standfast" not in path.name
+            and path.suffix != ".pth"
+            and not (there / path.name).exists()
+        ):
+            (there / path.name).symlink_to(path)
+    links = venv.parent / "local-bin"
+    links.mkdir()
+    for name in PROGRAMS:
+        (links / name).symlink_to(venv / "bin" / name)
+    return links
 
 
 def run_installed(
-    installed: Path, name: str, *arguments: str, config: Path
+    installed: Path, name: str, *arguments: str, config: Path, **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """Elsewhere than in the checkout, whose standfast must not be found."""
-    dependencies = installed.parent / "dependencies"
-    if not dependencies.exists():
-        dependencies.mkdir()
-        [library] = Path(sys.executable).parents[1].glob("lib/python*/site-packages")
-        for path in library.iterdir():
-            if "standfast" not in path.name and path.suffix != ".pth":
-                (dependencies / path.name).symlink_to(path)
+    beside = (installed / "standfast").resolve().with_name("python")
     return subprocess.run(
-        [installed / name, *arguments],
-        cwd=installed.parent,
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(dependencies),
-            "STANDFAST_CONFIG_DIR": str(config),
-        },
+        [beside if name == "python" else installed / name, *arguments],
+        cwd=more.pop("cwd", installed.parent),
+        env={"PATH": os.environ["PATH"], "STANDFAST_CONFIG_DIR": str(config), **more},
         capture_output=True,
         text=True,
         timeout=patient(30.0),
@@ -223,8 +249,51 @@ def test_the_installed_guard_refuses_for_want_of_a_configuration(
     refused = run_installed(installed, "nfs-server-guard", config=tmp_path / "none")
     assert refused.returncode == 1, refused.stderr
     assert refused.stderr.startswith("refused [config-invalid]: ")
-    first = (installed / "nfs-server-guard").read_bytes().splitlines()[0]
-    assert first == f"#!{installed}/python".encode() or b"/bin/sh" in first, first
+
+
+# Whatever Python would look for at its start, or first of all of its library and of ours.
+PLANTED = ("sitecustomize", "usercustomize", "standfast", "signal", "json", "msgspec")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory full of modules that say that they were loaded."""
+    directory = tmp_path_factory.mktemp("planted")
+    for name in PLANTED:
+        (directory / f"{name}.py").write_text("open(PLACE, 'a').write(__name__ + '\\n')".replace(
+            "PLACE", repr(str(directory / "loaded"))))  # fmt: skip
+    user = directory / f"lib/python3.{sys.version_info.minor}/site-packages"
+    user.mkdir(parents=True)
+    (user / "usercustomize.py").symlink_to(directory / "usercustomize.py")
+    (user / "x.pth").write_text("import usercustomize\n")
+    return directory
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_program_loads_anything_of_its_caller(
+    installed: Path, planted: Path, tmp_path: Path, name: str
+) -> None:
+    done = run_installed(
+        installed,
+        name,
+        *(("--version",) if name == "standfast" else ("--help",)),
+        config=tmp_path,
+        cwd=planted,
+        HOME=str(planted),
+        PYTHONPATH=str(planted),
+        PYTHONUSERBASE=str(planted),
+        PYTHONSTARTUP=str(planted / "json.py"),
+        PYTHONHOME=str(planted / "nowhere"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (planted / "loaded").exists(), (planted / "loaded").read_text()
+
+
+def test_what_is_planted_would_be_loaded_otherwise(installed: Path, planted: Path) -> None:
+    run_installed(installed, "python", "-c", "import json", config=planted, PYTHONPATH=str(planted))
+    loaded = (planted / "loaded").read_text()
+    (planted / "loaded").unlink()
+    assert {"sitecustomize", "json"} <= set(loaded.split())
 
 
 def test_the_installed_watch_finds_its_definitions(installed: Path, tmp_path: Path) -> None:

@@ -110,11 +110,8 @@ class Lab(Machines[Container]):
 
 
 def _script(path: Path, interpreter: Path) -> str:
-    """A deployed executable as a wheel's installation leaves it: our interpreter's shebang."""
-    first, newline, rest = path.read_text().partition("\n")
-    if first.startswith("#!") and "python" in first:
-        first = f"#!{interpreter}" + (" -I" if first.endswith(" -I") else "")
-    return first + newline + rest
+    """A deployed executable, which looks for its interpreter beside itself, as a node has it."""
+    return path.read_text().replace('"${program%/*}/python"', str(interpreter))
 
 
 def _files(directory: Path, to: str, mode: int = 0o644) -> dict[str, tuple[str, int]]:
@@ -132,7 +129,7 @@ def _from_checkout(source: Path) -> dict[str, tuple[str, int]]:
     sh(*argv, check=False, timeout_s=120.0)
     scripts = [
         path
-        for pattern in (".venv/bin/standfast*", "handlers/*", "exporters/*")
+        for pattern in ("bin/*", "handlers/*", "exporters/*")
         for path in sorted(source.glob(pattern))
         if path.is_file() and path.read_bytes()[:2] == b"#!"
     ]
@@ -149,7 +146,8 @@ def _from_prefix(prefix: Path) -> dict[str, tuple[str, int]]:
         for path in sorted((prefix / "bin").iterdir())
         if path.is_file() and path.name not in foreign and path.read_bytes()[:2] == b"#!"
     ]
-    files = {f"/usr/local/bin/{p.name}": (p.read_text(), 0o755) for p in scripts}
+    interpreter = prefix / "bin/python"
+    files = {f"/usr/local/bin/{p.name}": (_script(p, interpreter), 0o755) for p in scripts}
     files |= _files(share / "systemd", "/etc/systemd/system")
     return files | _files(share / "watches", "/usr/share/standfast/watches")
 

@@ -28,7 +28,8 @@ def lay_out(tree: Path) -> Path:
     if not uv.exists():
         raise LabError(f"the wheel is built by uv, and {uv} is missing: make venv")
     dist = tree.with_name("dist")
-    sh(uv, "build", "--quiet", "--wheel", "--out-dir", dist, CHECKOUT, timeout_s=120.0)
+    locked = ("--no-build-isolation", "--python", sys.executable)
+    sh(uv, "build", "--quiet", "--wheel", *locked, "--out-dir", dist, CHECKOUT, timeout_s=120.0)
     [wheel] = dist.glob("*.whl")
     prefix = tree / PREFIX
     sh(uv, "venv", "--quiet", "--python", sys.executable, prefix)
@@ -79,8 +80,8 @@ def _move_in(tree: Path, prefix: Path) -> None:
         if _FOREIGN.match(path.name) or path.is_symlink() or path.read_bytes()[:2] != b"#!":
             continue
         first, newline, rest = path.read_text().partition("\n")
-        flags = " -I" if first.endswith(" -I") else ""
-        path.write_text(f"#!{interpreter}{flags}{newline}{rest}")
+        if "python" in first:  # else it looks beside itself
+            path.write_text(f"#!{interpreter}{newline}{rest}")
         (programs / path.name).symlink_to(f"/{path.relative_to(tree)}")
     share = prefix / "share/standfast"
     shutil.copytree(share / "systemd", tree / "etc/systemd/system")

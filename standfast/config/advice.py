@@ -11,12 +11,16 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from standfast.config.consul import ConsulAccess
 from standfast.config.model import Config
+from standfast.config.nomad import NomadAccess
 from standfast.config.problems import Problem, dotted, shown
 from standfast.config.rules import ALIKE, much_like, names
+from standfast.system.environment import TAKEN
 from standfast.system.lines import fields_of, lines_of
 
 # Of exports(5) and parseopts() in support/nfs/exports.c of nfs-utils 2.8.
@@ -40,6 +44,7 @@ def advice(config: Config, *, here: bool) -> tuple[list[Problem], list[Problem]]
     configuration, and not a file that may be meant for another one."""
     bad = [*_export_options(config), *_addresses(config)]
     words = [*_resembling(config), *(_mount_points(config) if here else ())]
+    words += in_the_clear(config, TAKEN if here else {})
     for problem, certain in _files(config) if here else ():
         (bad if certain else words).append(problem)
     return bad, words
@@ -93,6 +98,43 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
             return None
     mapped = known.ipv4_mapped if isinstance(known, ipaddress.IPv6Address) else None
     return known if mapped is None else mapped
+
+
+def in_the_clear(config: Config, environ: Mapping[str, str] = TAKEN) -> Iterator[Problem]:
+    """Yields each address of another machine to which an ACL token would go as it is; `environ` has
+    CONSUL_* and NOMAD_*, which count where the file says nothing."""
+    consul, nomad = config.consul, config.nomad
+    told = environ.get("CONSUL_HTTP_ADDR")
+    yield from _plain(
+        "consul.addresses", consul.addresses or ((told,) if told else ()),
+        has_token=bool(consul.token_file or environ.get("CONSUL_HTTP_TOKEN")),
+        tls=_has_tls(consul, "CONSUL", environ),
+    )  # fmt: skip
+    address = nomad.address or environ.get("NOMAD_ADDR")
+    if nomad.enabled:
+        yield from _plain(
+            "nomad.address", (address,) if address else (),
+            has_token=bool(nomad.token_file or environ.get("NOMAD_TOKEN")),
+            tls=_has_tls(nomad, "NOMAD", environ),
+        )  # fmt: skip
+
+
+def _has_tls(access: ConsulAccess | NomadAccess, program: str, environ: Mapping[str, str]) -> bool:
+    """Tells whether an address without a scheme is https, as the gateways have it."""
+    names = (f"{program}_CACERT", f"{program}_CLIENT_CERT")
+    return bool(access.ca_cert or access.client_cert or any(map(environ.get, names)))
+
+
+def _plain(key: str, addresses: Sequence[str], *, has_token: bool, tls: bool) -> Iterator[Problem]:
+    for text in addresses if has_token else ():
+        parts = urlsplit(text if "://" in text else f"{'https' if tls else 'http'}://{text}")
+        if parts.scheme == "http" and not _is_everybodys(parts.hostname or ""):
+            yield Problem(
+                key,
+                shown(text),
+                "is another machine's and plain HTTP: everybody on the way can read the ACL token",
+                "ask this node's own agent at 127.0.0.1, or give an https:// address (ca_cert)",
+            )
 
 
 def _mount_points(config: Config) -> Iterator[Problem]:

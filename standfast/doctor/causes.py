@@ -94,4 +94,5 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ): "What was noted before counts as older than it is, or its age is lost.",
     ("node", "name"): "It isn't promoted: the guard would take its server for another node's.",
     ("node", "hooks"): "They don't run at a change of role.",
+    ("node", "token"): "Whoever reads it may do what Standfast may, in Consul or Nomad.",
 }

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from standfast.assembly.parts import parts
 from standfast.btrfs.place import mount_point_of
+from standfast.config.advice import in_the_clear
 from standfast.config.model import Config
+from standfast.config.problems import Problem
 from standfast.consul.gateway import PATIENT_S, ConsulGateway
 from standfast.consul.node_name import misnamed
 from standfast.doctor.finding import Finding
@@ -43,7 +45,14 @@ CYCLES = "standfast-replicate@"
 def look(config: Config) -> list[Finding]:
     """Looks at this node; in the demo there is neither systemd nor a clock of its own."""
     findings = [*_units(), *_order(config), *_clock(), *_set(config)] if parts().is_machine else []
-    return [*findings, *_name(config), *_elections(config), *_hooks(config)]
+    findings += [*_name(config), *_elections(config), *_hooks(config)]
+    return [*findings, *map(_token, in_the_clear(config))]
+
+
+def _token(problem: Problem) -> Finding:
+    return Finding(
+        "token", False, f"{problem.key} = {problem.value} {problem.rule}", problem.way_out
+    )
 
 
 def _name(config: Config) -> Iterator[Finding]:

@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from standfast.cli.main import main
+from standfast.config.advice import in_the_clear
 from standfast.config.load import load
+from standfast.config.nomad import NomadAccess
 from standfast.config.problems import dotted
+from standfast.doctor import node_checks
 from tests.support.terminal import write_config
 
 Captured = pytest.CaptureFixture[str]
@@ -114,3 +118,49 @@ def test_config_check_warns_of_a_mount_point_that_is_none_now(
     assert main(["config", "check"]) == 0
     told = "mountd would export nothing" in capsys.readouterr().out
     assert told is (path in ("/nowhere", "/etc"))
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ('[consul]\ntoken_file = "T"\naddresses = ["127.0.0.1:1", "192.168.1.9:8500"]', "consul"),
+        ('[consul]\ntoken_file = "T"\naddresses = ["http://nas:8500"]\nca_cert = "T"', "consul"),
+        ('[consul]\ntoken_file = "T"\naddresses = ["https://nas:8501"]', None),
+        ('[consul]\ntoken_file = "T"\naddresses = ["nas:8501"]\nca_cert = "T"', None),
+        ('[consul]\ntoken_file = "T"\naddresses = ["localhost:8500", "[::1]:8500"]', None),
+        ('[consul]\naddresses = ["192.168.1.9:8500"]', None),
+        ('[consul]\n[nomad]\ntoken_file = "T"\naddress = "192.168.1.9:4646"', "nomad"),
+        ('[consul]\n[nomad]\ntoken_file = "T"\naddress = "127.0.0.1:4646"', None),
+    ],
+)
+@pytest.mark.usefixtures("demo_parts")
+def test_a_token_that_others_could_read_on_its_way_is_warned_of(
+    tmp_path: Path, capsys: Captured, table: str, key: str | None
+) -> None:
+    path = write_config(tmp_path / "etc", tmp_path, ["127.0.0.1:1"])
+    before = path.read_text()
+    assert '[consul]\naddresses = ["127.0.0.1:1"]' in before
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "token").chmod(0o600)
+    table = table.replace('"T"', f'"{tmp_path}/token"')
+    path.write_text(before.replace('[consul]\naddresses = ["127.0.0.1:1"]', table))
+    problems = list(in_the_clear(load(path), {}))
+    assert [problem.key.partition(".")[0] for problem in problems] == ([key] if key else [])
+    found = [finding for finding in node_checks.look(load(path)) if finding.check == "token"]
+    assert [finding.ok for finding in found] == ([False] if key else [])
+    assert main(["config", "check", str(path)]) == 0
+    assert ("everybody on the way" in capsys.readouterr().out) is (key is not None)
+
+
+def test_tokens_and_addresses_of_the_environment_count_where_the_file_says_nothing(
+    tmp_path: Path,
+) -> None:
+    config = load(write_config(tmp_path / "etc", tmp_path, ["127.0.0.1:1"]))
+    config = replace(
+        config, consul=replace(config.consul, addresses=()), nomad=NomadAccess(enabled=True)
+    )
+    told = {"CONSUL_HTTP_ADDR": "http://nas:8500", "NOMAD_ADDR": "http://nas:4646"}
+    assert list(in_the_clear(config, told)) == []
+    tokens = {"CONSUL_HTTP_TOKEN": "x", "NOMAD_TOKEN": "y"}
+    assert len(list(in_the_clear(config, told | tokens))) == 2
+    assert list(in_the_clear(config, tokens)) == []

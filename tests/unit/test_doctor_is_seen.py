@@ -53,6 +53,7 @@ NOT_SEEN: Mapping[tuple[str, str], str] = {
     ("replication", "clock"): "containers share the host's clock",
     ("node", "clock"): "seen where nothing synchronises the host's clock, and only there",
     ("node", "clock-set"): "containers share the host's clock",
+    ("node", "token"): "no node of the lab asks another's Consul with a token",
     ("clients", "options"): "needs a soft NFS mount: in the kernel lab all mounts are as advised",
     ("nomad", "quarantine"): "a node has to be in quarantine for ten minutes",
     ("nomad", "heartbeat"): "told by an agent that is a server, and the stand-in's nodes are none",

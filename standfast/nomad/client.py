@@ -51,6 +51,9 @@ _NOTHING_APPLIED = (
 )
 # An agent that passes a question on has 500 for what a server has 404 for; what a token may not
 # read is unknown, too.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+"""Of JSON: a text, or where an object or a list begins or ends."""
+MOST_DEEP = 100
 _NOT_FOUND = re.compile(r"^(rpc error: )?(Unknown (allocation|node|job)\b|[\w \"-]+ not found$)")
 
 
@@ -167,13 +170,45 @@ class Library:
 def ask(access: Access, question: Question, call: Callable[[Library], T]) -> T:
     """Returns the answer; NomadError when there is none."""
     try:
-        with _session(access) as session:
-            return call(Library(access, question.timeout_s, session))
+        try:
+            return _asked(access, question, call)
+        except RecursionError:
+            if question.write:
+                raise
+            return _asked(access, question, call, _leave_out_what_is_deep)
     except BaseNomadException as error:
         raise _refused(access, question, error.nomad_resp) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         text = f"not an answer of Nomad ({type(error).__name__}: {str(error)[:200]})"
         raise _error(access, question, NomadOutcome.GARBLED, text, maybe_applied=True) from None
+
+
+def _asked(
+    access: Access,
+    question: Question,
+    call: Callable[[Library], T],
+    *more: Callable[..., None],
+) -> T:
+    """Returns the answer, after `more` has seen the response."""
+    with _session(access) as session:
+        session.hooks["response"] += more
+        return call(Library(access, question.timeout_s, session))
+
+
+def _leave_out_what_is_deep(response: requests.Response, **_options: Any) -> None:
+    """Nulls what is nested deeper than anything that we look for: one job whose configuration no
+    parser here can follow would hide all others."""
+    body, depth, kept, start = response.content, 0, [], 0
+    for token in _TOKEN.finditer(body):
+        if token[0] in (b"[", b"{"):
+            depth += 1
+            if depth == MOST_DEEP:
+                kept += [body[start : token.start()], b"null"]
+        elif token[0] in (b"]", b"}"):
+            if depth == MOST_DEEP:
+                start = token.end()
+            depth -= 1
+    response._content = b"".join([*kept, body[start:]])
 
 
 def _session(access: Access) -> requests.Session:

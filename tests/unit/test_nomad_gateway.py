@@ -106,6 +106,34 @@ def nomad() -> NomadAgent:
     return NomadAgent(ADDRESS, token=TOKEN)
 
 
+@pytest.mark.parametrize("opening", ["[", '{"a]":'])
+def test_a_job_that_is_nested_too_deep_hides_no_other(
+    replay: Replay, nomad: NomadAgent, opening: str
+) -> None:
+    """Whoever may submit one writes its configuration; Go's parser follows ten thousand levels."""
+    good = recorded("node_allocations")
+    deep = json.loads(json.dumps(good.answer))
+    closing = "]" if opening == "[" else "}"
+    text = opening * 9000 + "1" + closing * 9000
+    [first, *_] = deep
+    for group in first["Job"]["TaskGroups"]:
+        for task in group["Tasks"]:
+            task["Config"] = {"deep": "@", "args": ['a ] " } b']}
+    body = json.dumps(deep).replace('"@"', text)
+    for _ in range(2):
+        replay.mock.add(good.method, f"{ADDRESS}{good.path.partition('?')[0]}", body=body)
+    allocations = nomad.allocations(good.path.split("/")[3])
+    assert len(allocations) == len(good.answer)
+    [task] = [
+        task
+        for each in allocations
+        if each.id == first["ID"]
+        for group in each.job["TaskGroups"]
+        for task in group["Tasks"][:1]
+    ][:1]
+    assert task["Config"]["args"] == ['a ] " } b']
+
+
 def outcome_of(call: Callable[[], object]) -> tuple[NomadOutcome, str, bool]:
     with pytest.raises(NomadError) as caught:
         call()

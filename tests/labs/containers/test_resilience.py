@@ -59,7 +59,7 @@ def test_a_killed_or_restarted_process_of_ours_is_no_event(
     undisturbed(cluster, disturb)
 
 
-WATCHED = f"/run/systemd/system/{AGENT}.d/watchdog.conf"
+WATCHED = f"/run/systemd/system/{AGENT}.service.d/watchdog.conf"
 
 
 @pytest.mark.timeout(180)

@@ -99,16 +99,17 @@ def test_switchover_and_failback_under_load_lose_no_acknowledged_write(cluster: 
 
 @pytest.fixture
 def without_watchdog(cluster: WithNomad) -> Iterator[str]:
-    """The primary, whose frozen lease process systemd leaves alone, however long it takes until
-    somebody takes over."""
+    """The primary, whose frozen lease process and agent systemd leaves alone, however long it takes
+    until somebody takes over."""
     name = cluster.primary()
     node = cluster[name]
-    dropin = f"/run/systemd/system/{LEASE}.service.d"
-    node.write(f"{dropin}/test.conf", "[Service]\nWatchdogSec=0\n")
-    node.sh(f"systemctl daemon-reload; systemctl restart {LEASE}")
+    dropins = [f"/run/systemd/system/{unit}.service.d" for unit in (LEASE, AGENT)]
+    for dropin in dropins:
+        node.write(f"{dropin}/test.conf", "[Service]\nWatchdogSec=0\n")
+    node.sh(f"systemctl daemon-reload; systemctl restart {LEASE} {AGENT}")
     cluster.wait_for_role(name, "primary")
     yield name
-    node.sh(f"rm -r {dropin}; systemctl daemon-reload")
+    node.sh(f"rm -r {' '.join(dropins)}; systemctl daemon-reload; systemctl restart {AGENT}")
 
 
 def test_a_frozen_lease_process_is_cut_off_by_the_kernel_and_never_serves_again(

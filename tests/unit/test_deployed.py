@@ -79,7 +79,7 @@ def test_every_program_begins_alike() -> None:
         tuple((CHECKOUT / path).read_text().splitlines()[:5]) for path in PROGRAMS.values()
     }
     [beginning] = beginnings
-    assert ' -I "$program" "$@"' in beginning[2]
+    assert ' -I "$program" "$@"' in beginning[3]
 
 
 @pytest.mark.parametrize("name", HANDLERS)

@@ -111,7 +111,7 @@ class Lab(Machines[Container]):
 
 def _script(path: Path, interpreter: Path) -> str:
     """A deployed executable, which looks for its interpreter beside itself, as a node has it."""
-    return path.read_text().replace('"${program%/*}/python"', str(interpreter))
+    return path.read_text().replace('exec "$python"', f"exec {interpreter}")
 
 
 def _files(directory: Path, to: str, mode: int = 0o644) -> dict[str, tuple[str, int]]:

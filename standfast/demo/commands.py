@@ -12,7 +12,13 @@ STANDFAST = "standfast"
 
 def command(program: str, *arguments: str) -> list[str]:
     """The command line that runs `program` with this interpreter."""
-    return [sys.executable, "-m", "standfast.demo.program", program, *arguments]
+    return run_module("standfast.demo.program", program, *arguments)
+
+
+def run_module(name: str, *arguments: str) -> list[str]:
+    """The same for a module. It loads nothing of the directory that it is run in, and nothing of
+    the environment where this process doesn't."""
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", name, *arguments]
 
 
 def handler(name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -217,3 +219,21 @@ def test_a_terminal_gets_a_table_that_is_drawn_over() -> None:
     screen.close()
     assert out.getvalue().count("\033[3A\r\033[J") == 2
     assert "SERVES epoch 3" in node_line(rows[0])
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_process_of_the_demo_loads_nothing_of_the_directory_it_is_run_in(
+    tmp_path: Path, isolated: bool
+) -> None:
+    (tmp_path / "standfast.py").write_text("print('planted')")
+    ask = "from standfast.demo.commands import command; print(*command('standfast', '--version'))"
+    flags = ["-I"] if isolated else []
+    told = subprocess.run(
+        [sys.executable, *flags, "-c", ask], capture_output=True, text=True, timeout=patient(30.0)
+    )
+    words = told.stdout.split()
+    assert ("-I" in words) is isolated
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, timeout=patient(30.0)
+    )
+    assert done.returncode == 0 and done.stdout.startswith("standfast "), done

@@ -13,13 +13,13 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from standfast.btrfs.names_and_places import Store, TreeInfo
+from standfast.demo.commands import run_module
 from standfast.node.ports import Snapshot
 from standfast.system.files import write_atomically
 
@@ -159,4 +159,4 @@ def _copy_file(source: str, target: str) -> None:
 
 
 def _stream(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "standfast.demo.stand_ins.directory_stream", *arguments]
+    return run_module("standfast.demo.stand_ins.directory_stream", *arguments)

@@ -11,12 +11,11 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from standfast.config.model import Config
-from standfast.demo.commands import STANDFAST, command, handler
+from standfast.demo.commands import STANDFAST, command, handler, run_module
 from standfast.demo.stand_ins.file_calls import Session
 from standfast.demo.stand_ins.file_server import export_file, lock_file, pid_file
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut
@@ -116,7 +115,7 @@ class EmbeddedNfs:
             raise Refused(reason_in(said), said)
         pid_file(config).unlink(missing_ok=True)
         log = log_dir(config) / "nfs.log"
-        argv = [sys.executable, "-m", "standfast.demo.stand_ins.file_server", config.volume]
+        argv = run_module("standfast.demo.stand_ins.file_server", config.volume)
         server = start_detached(argv, op="nfs:start", log_file=log, env=self._env)
         while not (pid_file(config).exists() and self.is_running()):
             _still_coming(server, "the stand-in server", log, deadline)

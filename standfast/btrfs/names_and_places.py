@@ -373,7 +373,9 @@ class Store(ABC):
 
     @abstractmethod
     def _create_place(self, path: Path) -> None:
-        """The directory of own or of received snapshots, where nothing is yet."""
+        """The directory of own or of received snapshots, where nothing is yet. Root's alone: what
+        is in a snapshot has the owners and the modes that it has on the primary, set-uid as well.
+        """
 
     @abstractmethod
     def _sync(self, path: Path) -> None:

@@ -219,6 +219,7 @@ class BtrfsStore(Store):
         # A subvolume of its own, so that no snapshot of what lies above holds what is received.
         # Not its parents: a file system that isn't mounted is not to be made up.
         self._btrfs("create-place", "subvolume", "create", str(path))
+        path.chmod(0o700)
 
     def _sync(self, path: Path) -> None:
         self._btrfs("sync", "filesystem", "sync", str(path))

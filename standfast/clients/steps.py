@@ -145,7 +145,7 @@ class Steps:
             raise StandfastError(f"this node has the role now: {self._path} is the agent's")
 
     def _options(self) -> str:
-        options = self.units.options(self._path) or self.config.client.options
+        options = self.units.options(self._path) or self.config.client.mount_options
         words = [word for word in options.split(",") if word != ALWAYS]
         if self.config.nfs.port != 2049 and not any(w.startswith("port=") for w in words):
             words.append(f"port={self.config.nfs.port}")

@@ -42,7 +42,7 @@ def unit_files(config: Config) -> dict[str, str]:
 
 
 def _mount(config: Config) -> str:
-    options = config.client.options
+    options = config.client.mount_options
     if config.nfs.port != 2049:
         options += f",port={config.nfs.port}"
     return f"""\

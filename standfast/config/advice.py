@@ -43,7 +43,8 @@ def advice(config: Config, *, here: bool) -> tuple[list[Problem], list[Problem]]
     """Returns what can't work, and what is only worth a word. `here`: it is this host's own
     configuration, and not a file that may be meant for another one."""
     bad = [*_export_options(config), *_addresses(config)]
-    words = [*_resembling(config), *(_mount_points(config) if here else ())]
+    words = [*_resembling(config), *wide_exports(config)]
+    words += _mount_points(config) if here else ()
     words += in_the_clear(config, TAKEN if here else {})
     for problem, certain in _files(config) if here else ():
         (bad if certain else words).append(problem)
@@ -66,6 +67,47 @@ def _export_options(config: Config) -> Iterator[Problem]:
             close = difflib.get_close_matches(name + equals, known, 1, ALIKE)
             way_out = f"did you mean {close[0]}?" if close else "see `man 5 exports`"
         yield Problem("nfs.options", shown(config.nfs.options), rule, way_out)
+
+
+def wide_exports(config: Config) -> Iterator[Problem]:
+    """Yields what lets more people into the volume than its list of clients looks like."""
+    ganesha = config.nfs.server != "kernel"
+    given = ["no_root_squash"] if ganesha else config.nfs.options.split(",")
+    wide = [client for client in config.nfs.clients if _is_wide(client)]
+    if wide and _keeps_root(given):
+        them = " and ".join(wide)
+        yield Problem(
+            "nfs.clients",
+            ", ".join(map(shown, config.nfs.clients)),
+            f"root of each machine of {them}, and of a container there that leaves by its address, "
+            f"is root in the volume (no_root_squash): it may put a set-uid program there",
+            "name the clients one by one" + ("" if ganesha else ", or use root_squash"),
+        )
+    if "insecure" in given:
+        yield Problem(
+            "nfs.options",
+            shown(config.nfs.options),
+            "insecure: with sec=sys every user of a client passes for any other one, as the server "
+            "takes requests from ports that aren't root's alone",
+            "take it out",
+        )
+
+
+def _keeps_root(options: Sequence[str]) -> bool:
+    """The last word counts, as for exportfs."""
+    said = [word for word in options if word in ("root_squash", "no_root_squash")]
+    return said[-1:] == ["no_root_squash"] and "all_squash" not in options
+
+
+def _is_wide(client: str) -> bool:
+    """Tells whether a client of exports(5) is more than one machine; a netgroup is a list of
+    names."""
+    if not client.startswith("@") and any(char in client for char in "*?["):
+        return True
+    try:
+        return ipaddress.ip_network(client, strict=False).num_addresses > 1
+    except ValueError:
+        return False
 
 
 def _addresses(config: Config) -> Iterator[Problem]:

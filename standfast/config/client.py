@@ -5,6 +5,10 @@ from msgspec import Struct
 
 from standfast.config.fields import option
 
+INERT = ("nosuid", "nodev")
+"""Mount options with which nobody gets anywhere by what somebody else put into the volume: root of
+a client may put a set-uid program there, or a device node."""
+
 
 class Client(Struct, frozen=True, kw_only=True):
     """[client]: how a node that mounts the volume follows it from server to server."""
@@ -24,6 +28,12 @@ class Client(Struct, frozen=True, kw_only=True):
         "vers=4.2,hard",
         "Mount options where no unit gives any; never soft, and NFS 4.1 at least",
         form="word",
+    )
+    nosuid: bool = option(
+        True,
+        "Set-uid programs and device nodes of the volume do nothing where it is mounted (nosuid, "
+        "nodev), on the primary as well; false if your jobs need them. A mount unit's own options "
+        "are left as they are",
     )
     spread: float = option(
         2.0,
@@ -61,3 +71,13 @@ class Client(Struct, frozen=True, kw_only=True):
         unit="s",
         least=1.0,
     )
+
+    @property
+    def inert(self) -> tuple[str, ...]:
+        """Returns the mount options that `nosuid` stands for."""
+        return INERT if self.nosuid else ()
+
+    @property
+    def mount_options(self) -> str:
+        """Returns the options of an NFS mount; what `options` has itself goes before."""
+        return ",".join((*self.inert, self.options))

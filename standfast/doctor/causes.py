@@ -27,6 +27,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("storage", "copies"): "The kernel may mount either of them.",
     ("storage", "replicas"): "If the primary died now, this node could not take over.",
     ("storage", "line"): "Whoever has the key can send as any node, and be believed.",
+    ("storage", "set-uid"): "Root of a client may have put a program there that is root here.",
     ("storage", "flags"): "It can't be set aside, and its snapshots can't be deleted.",
     ("storage", "room"): "A file system that is full takes no snapshots, and no writes.",
     ("storage", "options"): "The configuration asks for what this node can't do.",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from standfast.assembly.parts import open_store
+from standfast.assembly.parts import open_store, parts
 from standfast.config.model import Config
+from standfast.doctor import exposure_checks
 from standfast.doctor.finding import Finding, finding_of
 from standfast.errors import AS_ROOT, StandfastError, is_lack_of
 from standfast.node.ports import Snapshot
@@ -95,7 +96,7 @@ def look(config: Config, holder: str | None = None) -> list[Finding]:
         findings = [*examine(facts_here(config, store)), *lines(config)]
         if holder not in (None, config.node):
             findings.append(replicas(config, store.snapshots(), str(holder)))
-        return findings
+        return findings + (exposure_checks.look(config) if parts().is_machine else [])
     except (StandfastError, OSError) as error:
         fix = f"mount the volume's disk, or correct [paths] in {config.source}"
         if is_lack_of(error, errno.EACCES, errno.EPERM):

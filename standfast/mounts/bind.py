@@ -8,6 +8,9 @@ mount unit owns the path (an NFS mount, on a node that is a client at other time
 drop-in turns it into a bind mount; the next boot starts from the unit as it was written. Stopping
 that unit stops the services that require it: they are noted, and started again by whoever mounts
 the volume there next.
+
+By default a set-uid program or a device node of the volume does nothing where it is mounted: root
+of a client may have put it there. A mount that is there already stays as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 
 from standfast.clients.dependants import note_stopped
 from standfast.clients.ports import Use
+from standfast.config.client import INERT
 from standfast.config.model import Config
 from standfast.errors import CommandFailed, StandfastError
 from standfast.mounts.mounts import let_go
@@ -42,7 +46,7 @@ CANCELED = "canceled"
 
 
 class LiveBind:
-    """Mounts live at bind. `proc` can be another directory for a test; `stopping` is called before
+    """Mounts live at bind, with more options of mount(8). `proc` can be another directory for a test; `stopping` is called before
     the services that require the path are stopped with it; `stopped_with` tells which units stop
     with one."""
 
@@ -52,6 +56,7 @@ class LiveBind:
         bind: Path,
         units: SystemdUnits | None,
         *,
+        options: Sequence[str] = INERT,
         proc: Path = Path("/proc"),
         stopping: Callable[[], None] = lambda: None,
         stopped_with: Callable[[str], Sequence[str]] = lambda _unit: (),
@@ -59,6 +64,7 @@ class LiveBind:
         self._live = live
         self._bind = bind
         self._units = units
+        self._options = ("bind", *options)
         self._proc = proc
         self._stopping = stopping
         self._stopped_with = stopped_with
@@ -86,7 +92,8 @@ class LiveBind:
             self._units.start(unit, deadline)
         else:
             self._bind.mkdir(parents=True, exist_ok=True)
-            argv = ["mount", "--bind", "--", str(self._live), str(self._bind)]
+            options = ",".join(self._options)
+            argv = ["mount", "-o", options, "--", str(self._live), str(self._bind)]
             run(argv, deadline=deadline, op="mount:bind")
         if not self.is_mounted():
             raise StandfastError(
@@ -158,7 +165,8 @@ class LiveBind:
 
     def _turn_into_bind(self, unit: str | None, deadline: Deadline) -> None:
         if unit is not None and self._units is not None:
-            self._units.write_drop_in(unit, DROP_IN, drop_in(self._live), deadline)
+            text = drop_in(self._live, self._options)
+            self._units.write_drop_in(unit, DROP_IN, text, deadline)
 
     def _turn_back(self, unit: str | None, deadline: Deadline) -> None:
         if unit is not None and self._units is not None:
@@ -274,10 +282,11 @@ def named(users: Sequence[Use]) -> str:
     return text or "processes that can't be seen (a mount below it, or another mount namespace)"
 
 
-def drop_in(live: Path) -> str:
+def drop_in(live: Path, options: Sequence[str]) -> str:
     """Returns a drop-in that turns a mount unit, whatever it mounts, into a bind mount of the live
     subvolume."""
-    return f"[Mount]\nWhat={str(live).replace('%', '%%')}\nType=none\nOptions=bind\n"
+    what = str(live).replace("%", "%%")
+    return f"[Mount]\nWhat={what}\nType=none\nOptions={','.join(options)}\n"
 
 
 def bind_from(config: Config) -> BindMount:
@@ -295,6 +304,7 @@ def bind_from(config: Config) -> BindMount:
         config.paths.live,
         path,
         SystemdUnits() if managed else None,
+        options=config.client.inert,
         stopping=stopping,
         stopped_with=stopped_with,
     )

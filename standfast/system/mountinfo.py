@@ -30,6 +30,8 @@ class Mount:
     source: str = ""
     options: str = ""
     """Of the file system, not of the mount."""
+    flags: str = ""
+    """Of the mount itself: nosuid, ro..."""
 
     @property
     def is_nfs(self) -> bool:
@@ -76,6 +78,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
                 id=int(parts[0]) if parts[0].isdigit() else 0,
                 source=unescaped(after[1]) if len(after) > 1 else "",
                 options=unescaped(after[2]) if len(after) > 2 else "",
+                flags=parts[5] if len(parts) > 5 else "",
             )
         )
     return mounts

@@ -199,6 +199,11 @@ SCENES: Mapping[str, Scene] = {
             Sight("replication", "mounts", (f"{SNAPSHOTS} on {{STANDBY}}",), PRIMARY),
         ),
     ),
+    "snapshots that everybody can enter": Scene(
+        {STANDBY: f"chmod 0755 {SNAPSHOTS}"},
+        {STANDBY: f"chmod 0700 {SNAPSHOTS}"},
+        (Sight("storage", "set-uid", (f"enter {SNAPSHOTS}", f"chmod 0700 {SNAPSHOTS}")),),
+    ),
     "a full disk": Scene(
         {
             STANDBY: "free=$(df -B1 --output=avail /persist | tail -1);"

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
+from standfast.config.client import Client
 from standfast.errors import CommandFailed, StandfastError
-from standfast.mounts.bind import LiveBind, drop_in
+from standfast.mounts.bind import LiveBind, bind_from, drop_in
 from standfast.system.clock import Deadline
 from standfast.system.mountinfo import mounted_at, parse_mountinfo, root_of
 from standfast.system.systemd import SystemdUnits
+from tests.support.configs import config_in
 from tests.support.scripts import script
 from tests.support.waiting import soon
 
@@ -123,9 +126,25 @@ def test_an_nfs_mount_is_let_go_of_and_what_is_below_it_is_judged(tmp_path: Path
 
 
 def test_the_drop_in_makes_any_mount_unit_a_bind_mount() -> None:
-    assert drop_in(Path("/persist/50%")) == (
-        "[Mount]\nWhat=/persist/50%%\nType=none\nOptions=bind\n"
+    assert drop_in(Path("/persist/50%"), ("bind", "nosuid", "nodev")) == (
+        "[Mount]\nWhat=/persist/50%%\nType=none\nOptions=bind,nosuid,nodev\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("client", "options"), [(Client(), "bind,nosuid,nodev"), (Client(nosuid=False), "bind")]
+)
+def test_the_configuration_says_whether_set_uid_programs_work_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Client, options: str
+) -> None:
+    script(tmp_path / "bin/mount", f'echo "$*" >> {tmp_path}/calls')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setattr("standfast.mounts.bind.SystemdUnits", lambda: None)
+    config = replace(config_in(tmp_path), client=client)
+    with pytest.raises(StandfastError, match="isn't what is seen there"):
+        bind_from(config).mount(soon(10))
+    paths = config.paths
+    assert (tmp_path / "calls").read_text() == f"-o {options} -- {paths.live} {paths.bind}\n"
 
 
 FAKE_MOUNT = """\
@@ -133,7 +152,7 @@ FAKE_MOUNT = """\
 echo "$(basename "$0") $*" >> {log}
 case "$(basename "$0") $1" in
 "umount -l") grep -v nfs4 {info} > {info}.new; mv {info}.new {info}; {then};;
-"mount --bind") echo '50 22 0:44 /data/services /data/services rw - btrfs /dev/vdb rw' >> {info};;
+"mount -o") echo '50 22 0:44 /data/services /data/services rw - btrfs /dev/vdb rw' >> {info};;
 esac
 """
 
@@ -158,7 +177,7 @@ def test_the_nfs_mount_of_a_dead_primary_is_let_go_of_lazily(
     assert (tmp_path / "calls").read_text().splitlines() == [
         "unshare -m",
         "umount -l -i -c -- /data/services",
-        "mount --bind -- /persist/services /data/services",
+        "mount -o bind,nosuid,nodev -- /persist/services /data/services",
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from standfast.clients import notes
+from standfast.config.client import Client
 from standfast.config.model import Nfs
 from standfast.system.clock import Deadline
 from tests.fakes.client import FakeClient, fake_client
@@ -71,7 +72,19 @@ def test_a_server_on_another_port_is_mounted_by_that(tmp_path: Path) -> None:
     client.config = replace(client.config, nfs=Nfs(port=20490))
     client.run()
     [mounted] = [entry for entry in client.log if entry.startswith("mount:")]
-    assert mounted.endswith(":vers=4.2,hard,port=20490,retry=0")
+    assert mounted.endswith(":nosuid,nodev,vers=4.2,hard,port=20490,retry=0")
+
+
+def test_set_uid_programs_work_where_jobs_need_them(tmp_path: Path) -> None:
+    client = moved(tmp_path, nosuid=False)
+    client.run()
+    [mounted] = [entry for entry in client.log if entry.startswith("mount:")]
+    assert mounted.endswith(":vers=4.2,hard,retry=0")
+
+
+def test_what_the_options_say_themselves_goes_before(tmp_path: Path) -> None:
+    """Of two words for one thing mount(8) takes the last."""
+    assert Client(options="vers=4.2,hard,dev").mount_options == "nosuid,nodev,vers=4.2,hard,dev"
 
 
 def test_a_port_that_the_unit_names_is_not_named_twice(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_remount_lists_lets_go_mounts_binds_verifies_and_then_sees_to_the_user
     assert client.log == [
         "users",
         f"let-go:{path}",
-        f"mount:{B}:{live}:vers=4.2,hard,retry=0",
+        f"mount:{B}:{live}:nosuid,nodev,vers=4.2,hard,retry=0",
         "let-go:/srv/a",
         f"bind:{path}/sub/dir:/srv/a",
         "probe",

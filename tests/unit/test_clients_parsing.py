@@ -145,7 +145,7 @@ def test_the_units_are_those_of_the_runbook_and_systemd_takes_them(tmp_path: Pat
     assert list(files) == ["data-services.mount", "data-services.automount"]
     mount, automount = files.values()
     assert f"What=data-services.service.consul:{config.paths.live}" in mount
-    assert "Options=vers=4.2,hard,retry=0\n" in mount and "Type=nfs4\n" in mount
+    assert "Options=nosuid,nodev,vers=4.2,hard,retry=0\n" in mount and "Type=nfs4\n" in mount
     assert "TimeoutIdleSec=60s" in automount and "Where=/data/services\n" in automount
     for name, text in files.items():
         (tmp_path / name).write_text(text)

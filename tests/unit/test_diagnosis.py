@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("demo_parts")
 
 SOURCES = {
     "service": ["doctor/service_checks.py", "doctor/run.py"],
-    "storage": ["doctor/storage_checks.py"],
+    "storage": ["doctor/storage_checks.py", "doctor/exposure_checks.py"],
     "replication": ["doctor/standby_checks.py"],
     "clients": ["doctor/client_checks.py"],
     "takeover": ["doctor/takeover_checks.py"],
@@ -45,7 +45,7 @@ SOURCES = {
     "node": ["doctor/node_checks.py"],
 }
 # Problems of the preflight come with their own names; these are never bad, or of any group.
-NEVER_BAD = {"elections", "eligible", "limit", "look", "ready", "users"}
+NEVER_BAD = {"elections", "eligible", "export", "limit", "look", "ready", "users"}
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ class DirectoryStore(Store):
         return True
 
     def _create_place(self, path: Path) -> None:
-        path.mkdir(parents=True, mode=0o755)
+        path.mkdir(parents=True, mode=0o700)
 
     def _sync(self, path: Path) -> None:
         """Nothing: see the module's text."""

@@ -48,7 +48,7 @@ class ContainerCluster(Installed[Container]):
             for other in self.lab:
                 if other is not node:
                     node.authorize(other, f"standfast receive {VOLUME} --from {other.name}")
-            node.sh("mkdir -p /persist/services-standby /data/services")
+            node.sh("install -d -m 0700 /persist/services-standby; mkdir -p /data/services")
         self.lab.together(self._start, self.lab)
 
     def _start(self, node: Container) -> None:

@@ -82,6 +82,7 @@ Description=The node's btrfs disk
 What={DISK}
 Where=/persist
 Type=btrfs
+Options=nosuid,nodev
 
 [Install]
 WantedBy=local-fs.target

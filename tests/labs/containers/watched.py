@@ -31,7 +31,7 @@ class Watched(ContainerCluster):
             for other in self.storage:
                 if other is not node:
                     node.authorize(other, f"standfast receive {VOLUME} --from {other.name}")
-            node.sh("mkdir -p /persist/services-standby /data/services")
+            node.sh("install -d -m 0700 /persist/services-standby; mkdir -p /data/services")
             listen = f"ExecStart=/usr/local/bin/standfast-exporter --listen {node.address}:9756"
             node.write(
                 "/etc/systemd/system/standfast-exporter.service.d/listen.conf",

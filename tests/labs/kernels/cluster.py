@@ -77,7 +77,7 @@ class KernelCluster(Installed[VirtualMachine]):
             self.lab.together(lambda node: self.follow(node.name), self.lab)
 
     def _enable(self, node: VirtualMachine) -> None:
-        node.sh("mkdir -p /persist/services-standby /data/services")
+        node.sh("install -d -m 0700 /persist/services-standby; mkdir -p /data/services")
         self.start_units(node, f"{AGENT} {RECEIVER} {UNITS}")
 
     def begin(self) -> None:

@@ -1,0 +1,91 @@
+"""What each unit may do beside its work: no more than it was, by systemd's own score of it.
+
+Which unit may what, and why, is in docs/notes/sandboxes.md.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import needs
+from tests.support.checkout import CHECKOUT
+
+UNITS = CHECKOUT / "systemd"
+# Of `systemd-analyze security`, tenths: 100 is a unit with nothing set. Of systemd 252; a later
+# version that scores more is no fault of the unit.
+MOST = {
+    "standfast-agent@.service": 68,
+    "standfast-ended@.service": 20,
+    "standfast-exporter.service": 26,
+    "standfast-lease@.service": 45,
+    "standfast-lost@.service": 45,
+    "standfast-nomad@.service": 29,
+    "standfast-receive.service": 35,
+    "standfast-replicate@.service": 44,
+    "standfast-resync.service": 68,
+    "standfast-textfile.service": 26,
+    "standfast-verify@.service": 44,
+    "standfast-watch@.service": 68,
+}
+ON_THE_HOST = ("standfast-agent@", "standfast-resync", "standfast-watch@")
+"""What they mount has to appear on the host."""
+# exec_needs_mount_namespace() of systemd 252 to 257, and what these imply.
+MAKES_A_NAMESPACE = re.compile(
+    r"(?m)^(?:RootDirectory|RootImage|(?:ReadWrite|ReadOnly|Inaccessible|Exec|NoExec)Paths|Bind\w+"
+    r"|TemporaryFileSystem|MountImages|Extension\w+|MountFlags|DynamicUser|LogNamespace"
+    r"|Private(?:Tmp|Devices|Mounts|IPC|Users)|IPCNamespacePath"
+    r"|Protect(?:System|Home|KernelTunables|KernelModules|KernelLogs|ControlGroups|Proc)"
+    r"|ProcSubset)="
+)
+
+
+def test_every_service_has_its_limit() -> None:
+    assert set(MOST) == {path.name for path in UNITS.glob("*.service")}
+
+
+def offline() -> str | None:
+    """Why the units can't be judged here; None: they can."""
+    if reason := needs.why_no("systemd-analyze", "systemd"):
+        return reason
+    argv = ["systemd-analyze", "--help"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+    return None if "--offline" in said else "needs systemd 250: `systemd-analyze security --offline`"
+
+
+_REASON = offline()
+
+
+@pytest.mark.skipif(_REASON is not None, reason=_REASON or "")
+@pytest.mark.parametrize("name", MOST)
+def test_a_unit_may_do_no_more_than_it_was_given(name: str, tmp_path: Path) -> None:
+    # Its program is installed elsewhere.
+    text = re.sub(r"(?m)^(Exec\w+=[-+!:@]*).*$", r"\1/bin/true", (UNITS / name).read_text())
+    unit = tmp_path / name.replace("@.", "@volume.")
+    unit.write_text(text)
+    argv = ["systemd-analyze", "security", "--no-pager", "--offline=true"]
+    argv += [f"--threshold={MOST[name]}", str(unit)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ON_THE_HOST)
+def test_what_has_to_appear_on_the_host_is_mounted_in_its_namespace(name: str) -> None:
+    text = (UNITS / f"{name}.service").read_text()
+    assert MAKES_A_NAMESPACE.findall(text) == []
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_call_that_is_refused_is_an_error_and_no_death(name: str) -> None:
+    """A step that fails can be told and undone; a process that is killed can do neither."""
+    text = (UNITS / name).read_text()
+    assert ("SystemCallFilter=" in text) == ("SystemCallErrorNumber=EPERM" in text)
+    assert "NoNewPrivileges=yes" in text
+
+
+def test_a_received_file_keeps_its_set_uid_bit() -> None:
+    text = (UNITS / "standfast-receive.service").read_text()
+    assert not re.search(r"(?m)^(RestrictSUIDSGID|PrivateDevices|ProtectClock|DeviceAllow)=", text)

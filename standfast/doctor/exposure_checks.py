@@ -1,5 +1,5 @@
-"""What doctor says of who gets at the volume beside its clients' programs: whoever may mount it, and
-users of this machine who come upon a set-uid program in it.
+"""What doctor says of who gets at the volume beside its clients' programs: whoever may mount it,
+and users of this machine who come upon a set-uid program in it.
 
 Root of a client may put such a program there, and it is alive wherever the tree, or a snapshot of
 it, can be entered and isn't mounted with nosuid and nodev. The tree itself lies on a mount of the

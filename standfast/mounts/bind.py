@@ -46,9 +46,9 @@ CANCELED = "canceled"
 
 
 class LiveBind:
-    """Mounts live at bind, with more options of mount(8). `proc` can be another directory for a test; `stopping` is called before
-    the services that require the path are stopped with it; `stopped_with` tells which units stop
-    with one."""
+    """Mounts live at bind, with more options of mount(8). `proc` can be another directory for a
+    test; `stopping` is called before the services that require the path are stopped with it;
+    `stopped_with` tells which units stop with one."""
 
     def __init__(
         self,

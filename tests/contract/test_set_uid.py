@@ -25,7 +25,8 @@ from tests.support.volumes import BTRFS, btrfs_on_file, command
 from tests.support.waiting import soon
 
 pytestmark = [BTRFS, needs.tool("setpriv", "util-linux")]
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env")
+"""With `env`, as setpriv itself comes to its program with what root may."""
 
 
 @pytest.fixture

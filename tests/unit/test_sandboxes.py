@@ -18,18 +18,18 @@ UNITS = CHECKOUT / "systemd"
 # Of `systemd-analyze security`, tenths: 100 is a unit with nothing set. Of systemd 252; a later
 # version that scores more is no fault of the unit.
 MOST = {
-    "standfast-agent@.service": 68,
-    "standfast-ended@.service": 20,
-    "standfast-exporter.service": 26,
-    "standfast-lease@.service": 45,
-    "standfast-lost@.service": 45,
-    "standfast-nomad@.service": 29,
-    "standfast-receive.service": 35,
-    "standfast-replicate@.service": 44,
-    "standfast-resync.service": 68,
-    "standfast-textfile.service": 26,
-    "standfast-verify@.service": 44,
-    "standfast-watch@.service": 68,
+    "standfast-agent@.service": 66,
+    "standfast-ended@.service": 12,
+    "standfast-exporter.service": 22,
+    "standfast-lease@.service": 38,
+    "standfast-lost@.service": 38,
+    "standfast-nomad@.service": 22,
+    "standfast-receive.service": 39,
+    "standfast-replicate@.service": 35,
+    "standfast-resync.service": 59,
+    "standfast-textfile.service": 22,
+    "standfast-verify@.service": 35,
+    "standfast-watch@.service": 59,
 }
 ON_THE_HOST = ("standfast-agent@", "standfast-resync", "standfast-watch@")
 """What they mount has to appear on the host."""
@@ -53,7 +53,9 @@ def offline() -> str | None:
         return reason
     argv = ["systemd-analyze", "--help"]
     said = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-    return None if "--offline" in said else "needs systemd 250: `systemd-analyze security --offline`"
+    return (
+        None if "--offline" in said else "needs systemd 250: `systemd-analyze security --offline`"
+    )
 
 
 _REASON = offline()

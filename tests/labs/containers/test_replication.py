@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.labs.containers.cluster import VOLUME
 from tests.labs.containers.node import Container
 from tests.labs.containers.nomad import WithNomad
 from tests.labs.containers.replication import (
@@ -75,6 +76,39 @@ def test_cycles_are_taken_over_by_the_process_that_is_loaded(cluster: WithNomad)
     )
     node.wait_for(lambda: published(node) != there, 60.0, "a snapshot came in that way")
     assert node.run("systemctl", "show", "-P", "NRestarts", "standfast-receive").stdout == "0\n"
+
+
+EVERY_KIND = """cd /persist/services; mkdir kinds; cd kinds
+cp /usr/bin/id set-uid; chown 65534:65534 set-uid; chmod 6755 set-uid
+mknod -m 0666 zero c 1 5; mknod -m 0600 disk b 7 0; mknod pipe p; ln -s nowhere link
+touch owned; mkdir -m 1777 sticky; ln owned again
+python3 -c '
+import os
+os.setxattr("owned", "user.a", b"b")
+os.setxattr("owned", "trusted.a", b"b")
+os.setxattr("owned", "security.a", b"b")
+os.setxattr("owned", "security.capability", bytes.fromhex("01000002" + "00040000" + "00" * 12))'
+chown -h 12345:54321 link sticky; sync"""
+SHOW = "cd {}/kinds; stat -c '%n %A %u:%g %t,%T' *; getcap owned; getfattr -d -m - owned || true"
+
+
+def test_a_file_of_every_kind_goes_through_the_units_and_one_compares_it(
+    cluster: WithNomad,
+) -> None:
+    """What the sandboxes of sender, receiver and comparison might refuse."""
+    primary, standby, _ = roles(cluster)
+    node, to = cluster[primary], cluster[standby]
+    node.sh(EVERY_KIND)
+    cluster.wait_until_replicated(primary)
+    there = published(to)[-1]
+    wanted = node.sh(SHOW.format("/persist/services"))
+    assert "crw-rw-rw-" in wanted and "-rwsr-sr-x" in wanted
+    assert to.sh(SHOW.format(f"/persist/services-standby/{there}")) == wanted
+    for unit in (f"standfast-verify@{VOLUME}", "standfast-resync", "standfast-textfile"):
+        node.sh(f"mkdir -p /var/lib/prometheus/node-exporter; systemctl start {unit}", timeout_s=90)
+        assert node.run("systemctl", "show", "-P", "Result", unit).stdout == "success\n"
+    assert "standfast_" in node.sh("cat /var/lib/prometheus/node-exporter/standfast.prom")
+    node.sh("rm -r /persist/services/kinds")
 
 
 @pytest.mark.timeout(120)

@@ -200,8 +200,8 @@ SCENES: Mapping[str, Scene] = {
         ),
     ),
     "snapshots that everybody can enter": Scene(
-        {STANDBY: f"chmod 0755 {SNAPSHOTS}"},
-        {STANDBY: f"chmod 0700 {SNAPSHOTS}"},
+        {STANDBY: f"mount -o remount,suid,dev /persist; chmod 0755 {SNAPSHOTS}"},
+        {STANDBY: f"mount -o remount,nosuid,nodev /persist; chmod 0700 {SNAPSHOTS}"},
         (Sight("storage", "set-uid", (f"enter {SNAPSHOTS}", f"chmod 0700 {SNAPSHOTS}")),),
     ),
     "a full disk": Scene(

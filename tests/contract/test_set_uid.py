@@ -17,10 +17,12 @@ import pytest
 
 from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Paths
+from standfast.doctor.exposure_checks import look
 from standfast.mounts.bind import LiveBind
 from standfast.names import SnapshotName
 from standfast.system.clock import utc_now
 from tests.support import needs
+from tests.support.configs import config_of
 from tests.support.volumes import BTRFS, btrfs_on_file, command
 from tests.support.waiting import soon
 
@@ -96,5 +98,32 @@ def test_where_jobs_need_it_it_has_its_power(paths: Paths) -> None:
     try:
         assert user_of(paths.bind / "id") == "0"
         assert can_read(paths.bind / "zero")
+    finally:
+        bind.unmount(soon(10))
+
+
+def test_doctor_names_what_is_from_before_and_its_own_lines_mend_it(paths: Paths) -> None:
+    """An installation that was upgraded: its places keep their modes, its mount its options."""
+    config = config_of(paths=paths)
+    for place in (paths.standby, paths.snapshots):
+        place.mkdir(mode=0o755)
+    bind = LiveBind(paths.live, paths.bind, None, options=())
+    bind.mount(soon(10))
+    try:
+        BtrfsStore(paths).open_staging()
+        assert paths.standby.stat().st_mode & 0o777 == 0o755, "it may be shared on purpose"
+        [found, _export] = look(config)
+        assert not found.ok
+        for path in (paths.standby, paths.snapshots, paths.bind):
+            assert str(path) in found.evidence
+        subprocess.run(["sh", "-ec", found.fix], check=True)
+        [found, _export] = look(config)
+        assert found.ok
+        assert f"unless {paths.live.parent} is mounted with nosuid,nodev" in found.evidence
+        assert user_of(paths.bind / "id") == "65534" and not can_read(paths.bind / "zero")
+        command("mount", "-o", "remount,nosuid,nodev", paths.live.parent)
+        [found, _export] = look(config)
+        assert found.evidence == "no set-uid program of the volume works on this machine"
+        assert user_of(paths.live / "id") == "65534" and not can_read(paths.live / "zero")
     finally:
         bind.unmount(soon(10))

@@ -5,6 +5,7 @@ What is in the suites' own lists runs in tests/contract/ports.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -118,6 +119,45 @@ class TestMountUnits:
     @pytest.fixture
     def scene(self, node: Container) -> test_mount_units.Scene:
         return test_mount_units.Scene(SystemdMountUnits(), Path("/nowhere/at/all"))
+
+
+LIMITS = re.compile(
+    r"(?m)^(?:Capability|Lock|Memory|NoNew|Private|Protect|Read|Restrict|SystemCall)\w*=.*\n"
+)
+AS_IN_A_REMOUNT = """set -e
+mkdir /run/tried; mount -t tmpfs none /run/tried; mkdir /run/tried/a /run/tried/b
+mount -o bind,nosuid,nodev -- /run/tried/a /run/tried/b
+unshare -m --propagation private umount -l -i -c -- /run/tried/b
+ls -l /proc/1/fd >/dev/null; getent ahosts localhost; systemctl show -P Id -- -.mount
+chown 65534 /run/tried/a; su -s /bin/sh nobody -c "touch /run/tried/a/x"
+"""
+AS_THE_AGENT = """unshare --net --mount --propagation private mount -t tmpfs none /mnt
+ss -K -tn state connected sport = :2049; nft list tables
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("standfast-resync.service", ""),
+        ("standfast-watch@.service", ""),
+        ("standfast-agent@.service", AS_THE_AGENT),
+    ],
+)
+def test_what_a_unit_mounts_within_its_limits_appears_on_the_host(
+    node: Container, name: str, more: str
+) -> None:
+    """The containers have no NFS client: what a remount does beside the mount itself."""
+    limits = "".join(LIMITS.findall((CHECKOUT / "systemd" / name).read_text()))
+    assert limits.count("\n") > 8
+    node.write("/run/tried.sh", AS_IN_A_REMOUNT + more)
+    unit(node, UNIT, f"[Service]\nType=oneshot\n{limits}ExecStart=/bin/sh /run/tried.sh\n")
+    try:
+        node.run("systemctl", "start", UNIT)
+        assert "nosuid,nodev" in node.sh("findmnt -n -o VFS-OPTIONS /run/tried/b")
+        assert node.sh("stat -c %U /run/tried/a/x") == "nobody\n"
+    finally:
+        node.sh("umount -lR /run/tried || true; rm -r /run/tried")
 
 
 def test_the_unit_of_a_path_and_who_requires_it_are_known(node: Container) -> None:

@@ -80,8 +80,15 @@ def _places(config: Config, mounts: Sequence[Mount]) -> Iterator[Place]:
         real = path.resolve()
         mount = around(mounts, real)
         alive = _can_be_entered(real) and not (mount is not None and _is_inert(mount))
-        is_ours = not paths.live.is_relative_to(path)
+        is_ours = path == paths.standby or _has_snapshots_alone(path, config)
         yield Place(path, "/" if mount is None else mount.point, alive, is_ours)
+
+
+def _has_snapshots_alone(path: Path, config: Config) -> bool:
+    """A directory above the live tree has to be open: NFS 4 clients come through it, and their root
+    as nobody."""
+    names = [entry.name for entry in path.iterdir()]
+    return all(name.startswith(f"{config.base}@") for name in names)
 
 
 def _can_be_entered(path: Path) -> bool:

@@ -121,6 +121,10 @@ def test_doctor_names_what_is_from_before_and_its_own_lines_mend_it(paths: Paths
         assert found.ok
         assert f"unless {paths.live.parent} is mounted with nosuid,nodev" in found.evidence
         assert user_of(paths.bind / "id") == "65534" and not can_read(paths.bind / "zero")
+        (paths.snapshots / "of-others").touch()
+        paths.snapshots.chmod(0o755)
+        [found, _export] = look(config)
+        assert found.ok and f"in {paths.snapshots}, unless" in found.evidence
         command("mount", "-o", "remount,nosuid,nodev", paths.live.parent)
         [found, _export] = look(config)
         assert found.evidence == "no set-uid program of the volume works on this machine"

@@ -122,7 +122,7 @@ class GaneshaNfs:
 
     def pids(self) -> list[int]:
         """Returns the living processes of the server; one in another network (a container's) is not
-        ours."""
+        ours. StandfastError where that can't be told: it needs CAP_SYS_PTRACE."""
         entries = (entry for entry in self._proc.iterdir() if entry.name.isdigit())
         return sorted(int(entry.name) for entry in entries if self._is_server(entry))
 
@@ -132,6 +132,10 @@ class GaneshaNfs:
             if name != PROGRAM or rest.startswith(" Z "):
                 return False
             return (entry / "ns/net").readlink() == (self._proc / "self/ns/net").readlink()
+        except PermissionError as error:  # a server that can't be told is no server that is gone
+            raise StandfastError(
+                f"whether {PROGRAM} (pid {entry.name}) is in this network can't be told: {error}"
+            ) from error
         except OSError:
             return False
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -727,6 +728,23 @@ def test_a_ganesha_in_another_network_is_not_ours(config: Config, tmp_path: Path
     process("10", "10 (nfs (x) y) S 1", "net:[1]")
     server = GaneshaNfs(replace(config), FakeUnits(), proc=proc)
     assert server.pids() == [7]
+
+
+def test_a_ganesha_that_can_not_be_told_is_no_ganesha_that_is_gone(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without CAP_SYS_PTRACE: the end of a lease would take it for stopped."""
+    process = tmp_path / "proc/7"
+    process.mkdir(parents=True)
+    (process / "stat").write_text("7 (ganesha.nfsd) S 1")
+
+    def refused(_path: Path) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "readlink", refused)
+    server = GaneshaNfs(replace(config), FakeUnits(), proc=tmp_path / "proc")
+    with pytest.raises(StandfastError, match=r"pid 7\) is in this network can't be told"):
+        server.is_running()
 
 
 def test_the_lines_of_the_journal_come_with_their_program() -> None:

@@ -160,6 +160,27 @@ def test_what_a_unit_mounts_within_its_limits_appears_on_the_host(
         node.sh("umount -lR /run/tried || true; rm -r /run/tried")
 
 
+AS_THE_LEASE_PROCESS = """set -e
+readlink /proc/1/ns/net; kill $(systemctl show -P MainPID by-hand)
+nft add table inet tried; nft delete table inet tried; ss -K -tn state connected sport = :2049
+touch /run/tried
+"""
+
+
+@pytest.mark.parametrize("name", ["standfast-lease@.service", "standfast-lost@.service"])
+def test_who_ends_the_server_sees_it_within_its_limits_and_can(node: Container, name: str) -> None:
+    """Whose server it is its network tells, to those who may trace it; its user may be another."""
+    limits = "".join(LIMITS.findall((CHECKOUT / "systemd" / name).read_text()))
+    node.run("systemd-run", "-q", "--unit=by-hand", "--uid=nobody", "sleep", "999")
+    node.write("/run/tried.sh", AS_THE_LEASE_PROCESS)
+    unit(node, UNIT, f"[Service]\nType=oneshot\n{limits}ExecStart=/bin/sh /run/tried.sh\n")
+    try:
+        node.run("systemctl", "start", UNIT)
+        node.wait_for(lambda: not node.is_active("by-hand"), 20.0, "it was ended")
+    finally:
+        node.sh("systemctl stop by-hand || true; systemctl reset-failed; rm -f /run/tried")
+
+
 def test_the_unit_of_a_path_and_who_requires_it_are_known(node: Container) -> None:
     path, mount, units = Path("/mnt/contract"), "mnt-contract.mount", SystemdMountUnits()
     unit(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import stat
@@ -64,10 +65,13 @@ def _start_confined(places: Sequence[Path], start: Callable[[], Child]) -> Child
 
 
 def is_there() -> bool:
-    """Tells whether this kernel has it."""
-    with contextlib.suppress(OSError):
+    """Tells whether this kernel has it, and lets this process use it."""
+    try:
         return _call(_CREATE_RULESET, None, 0, 1) >= _OLDEST
-    return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+            log.warning("Landlock is shut to this process, by a filter of system calls: %s", error)
+        return False
 
 
 def _search_path() -> list[Path]:

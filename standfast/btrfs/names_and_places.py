@@ -373,9 +373,7 @@ class Store(ABC):
 
     @abstractmethod
     def _create_place(self, path: Path) -> None:
-        """The directory of own or of received snapshots, where nothing is yet. Root's alone: what
-        is in a snapshot has the owners and the modes that it has on the primary, set-uid as well.
-        """
+        """The place of own or of received snapshots, root's alone: set-uid files lie in them."""
 
     @abstractmethod
     def _sync(self, path: Path) -> None:

@@ -22,6 +22,11 @@ from tests.labs.shared.node import ENVIRONMENT, Machine, Pace
 from tests.labs.shared.spec import Spec
 from tests.support.commands import Finished, LabError, Output, Process, sh, wait_for, words
 
+# What a machine allows and nspawn doesn't by itself.
+CALLS = (
+    "open_by_handle_at",
+    *(f"landlock_{call}" for call in ("create_ruleset", "add_rule", "restrict_self")),
+)
 POWEROFF = signal.SIGRTMIN + 4
 PACE = Pace(
     command_s=30.0,
@@ -82,7 +87,7 @@ class Container(Machine):
             *("-M", f"sflab-{self.place.tag}-{self.name}", f"--hostname={self.name}"),
             *("--register=no", "--keep-unit", "--resolv-conf=off", "--timezone=off"),
             *("--link-journal=no", f"--network-namespace-path=/run/netns/{self.netns}"),
-            *("--capability=all", "--system-call-filter=open_by_handle_at"),
+            *("--capability=all", f"--system-call-filter={' '.join(CALLS)}"),
             *(f"--bind={self.disk.device}:{DISK}", "--console=read-only"),
             *(f"--bind-ro={host}:{inside}" for host, inside in self.place.binds.items()),
         ]

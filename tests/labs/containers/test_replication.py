@@ -20,6 +20,7 @@ from tests.labs.containers.replication import (
     ssh,
     wait_for_success,
 )
+from tests.support.checkout import CHECKOUT
 from tests.support.figures import note
 
 TREE_MIB = 64
@@ -109,6 +110,12 @@ def test_a_file_of_every_kind_goes_through_the_units_and_one_compares_it(
         assert node.run("systemctl", "show", "-P", "Result", unit).stdout == "success\n"
     assert "standfast_" in node.sh("cat /var/lib/prometheus/node-exporter/standfast.prom")
     node.sh("rm -r /persist/services/kinds")
+    # By what its unit may call, the receiver can shut what a stream may open.
+    allowed = to.sh("systemctl show -P SystemCallFilter standfast-receive.service").split()
+    argv = ["systemd-run", "--wait", "--pipe", "-q", "-p", "SystemCallErrorNumber=EPERM"]
+    argv += ["-p", f"SystemCallFilter={' '.join(allowed)}", f"{CHECKOUT}/.venv/bin/python", "-c"]
+    code = "from standfast.btrfs import landlock; print(landlock.is_there())"
+    assert to.run(*argv, code).stdout == "True\n"
 
 
 @pytest.mark.timeout(120)

@@ -1,23 +1,24 @@
 # Enough for a node that only mounts, for a volume and service `data-services` with the default key
-# prefix: it can change nothing but what clients say of their mounts.
-# tests/contract/test_consul_secured.py proves it on a real Consul.
+# prefix: it can change nothing but what clients say of their mounts. With other names, change the
+# first three rules. tests/contract/test_consul_secured.py takes each rule away on a real Consul.
 
+# Where the server is.
 service "data-services" {
   policy = "read"
 }
 
-key_prefix "standfast/" {
+# Who holds the current epoch: no entry of the service is believed without it.
+key_prefix "standfast/data-services/" {
   policy = "read"
 }
 
-key_prefix "standfast/data-services/clients/" {
+# What clients say of their mounts lies beside the volume's keys: whatever is written here, nothing
+# that a storage node reads gets longer.
+key_prefix "standfast-clients/data-services/" {
   policy = "write"
 }
 
-service "consul" {
-  policy = "read"
-}
-
+# Which nodes are alive; without it Consul leaves instances out of its answers without a word.
 node_prefix "" {
   policy = "read"
 }

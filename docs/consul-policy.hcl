@@ -1,12 +1,18 @@
 # Enough for Standfast on a storage node or a client, for a volume and service `data-services`
-# with the default key prefix. tests/contract/test_consul_secured.py proves it on a real Consul.
-# With other names, change the first two rules. One service rule per volume.
+# with the default key prefix. With other names, change the first three rules. One service rule per
+# volume. tests/contract/test_consul_secured.py takes each rule away on a real Consul.
 
 service "data-services" {
   policy = "write"
 }
 
 key_prefix "standfast/" {
+  policy = "write"
+}
+
+# What clients say of their mounts: the status page reads it, and a storage node is a client of the
+# one that serves.
+key_prefix "standfast-clients/" {
   policy = "write"
 }
 

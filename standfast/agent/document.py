@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import UNSET, convert
 from msgspec.structs import replace
 
-from standfast.agent.watcher import Watcher, assemble
+from standfast.agent.watcher import CANDIDATES, Watcher, assemble
 from standfast.ages import UNKNOWN, age_of
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind, blindness
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.node_name import misnamed
 from standfast.consul.records import CandidateRecord, Leader, LeaderState
+from standfast.consul.volume_keys import read_volume
 from standfast.errors import ConsulError, ForeignValue, StandfastError, Unreachable, ours
 from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER
@@ -51,7 +52,6 @@ from standfast.status.document import (
 )
 from standfast.status.failover import failover, spoken, would_take_over
 from standfast.system.clock import Deadline, monotonic, utc_now
-from standfast.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from standfast.agent.loop import Agent
@@ -184,9 +184,7 @@ def _standby(
 
 def _word(word: CandidateRecord) -> Word:
     reason = word.reason if word.because is None else word.because
-    sentence = None if word.sentence is None else clean_lines(word.sentence)
-    obstacles = tuple(map(clean_lines, word.obstacles))
-    return Word(would_take_over(word), clean(reason), sentence, obstacles)
+    return Word(would_take_over(word), reason, word.sentence, word.obstacles)
 
 
 def _held(local: Local) -> LeaseStatus | None:
@@ -259,7 +257,7 @@ def _read_again(agent: Agent, view: Cluster) -> Cluster:
     config = agent.config
     try:
         limit = Deadline.after(READ_S)
-        entries = agent.machine.consul.get_many(config.key(""), deadline=limit)
+        entries = read_volume(agent.machine.consul, config, CANDIDATES, deadline=limit)
         now = assemble(config, entries, view.last_heartbeat)
     except (ConsulError, ForeignValue):
         return view

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -22,10 +23,10 @@ from standfast.consul.records import (
     Leader,
     Pause,
     StandbyRecord,
-    highest_epoch,
     is_epoch,
     parse_epoch,
 )
+from standfast.consul.volume_keys import highest_epoch, read_volume
 from standfast.errors import (
     ConsulError,
     ForeignValue,
@@ -48,14 +49,17 @@ NAME_EVERY_S = 60.0
 """How often Consul's agent is asked what this node is called: it may start again as another."""
 
 
-def assemble(config: Config, entries: tuple[Entry, ...], last_heartbeat: LastHeartbeat) -> Cluster:
-    """Reads the volume's keys as a Cluster; ForeignValue when one of ours isn't ours."""
-    prefix = config.key("")
-    values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
+CANDIDATES = "candidates/"
+
+
+def assemble(
+    config: Config, entries: Mapping[str, Entry], last_heartbeat: LastHeartbeat
+) -> Cluster:
+    """Reads the volume's keys, by name, as a Cluster; ForeignValue when one of ours isn't ours."""
+    values = {name: entry.value for name, entry in entries.items()}
     epoch = values.get("epoch")
     leader = values.get("leader")
     pause = values.get("pause")
-    indexes = {entry.key.removeprefix(prefix): entry.modify_index for entry in entries}
     history = {}
     standbys = {}
     words = {}
@@ -65,7 +69,10 @@ def assemble(config: Config, entries: tuple[Entry, ...], last_heartbeat: LastHea
             history[int(rest)] = HistoryEntry.parse(value, config.key(name))
         elif kind == "candidates" and rest:
             with contextlib.suppress(ForeignValue):  # whoever wrote it is no candidate
-                words[rest] = (CandidateRecord.parse(value, config.key(name)), indexes[name])
+                words[rest] = (
+                    CandidateRecord.parse(value, config.key(name)),
+                    entries[name].modify_index,
+                )
         elif kind == "standbys" and rest:
             standbys[rest] = StandbyRecord.parse(value, config.key(name))
     return Cluster(
@@ -82,7 +89,7 @@ def assemble(config: Config, entries: tuple[Entry, ...], last_heartbeat: LastHea
 
 @dataclass(slots=True)
 class _Details:
-    entries: tuple[Entry, ...]
+    entries: Mapping[str, Entry]
     at: float
 
 
@@ -188,11 +195,11 @@ class Watcher:
         details = self._details
         due = details is None or now - details.at >= limit_s
         if not due and details is not None:
-            key = self._config.key("epoch")
-            known = next((parse_epoch(e.value, key) for e in details.entries if e.key == key), None)
+            entry = details.entries.get("epoch")
+            known = None if entry is None else parse_epoch(entry.value, entry.key)
             due = leader is not None and leader.epoch != known
         if details is None or due or fresh:
-            entries = self._heard(self._consul.get_many(self._config.key(""), consistent=True))
+            entries = self._heard(read_volume(self._consul, self._config, CANDIDATES))
             details = self._details = _Details(entries, now)
         return details
 

@@ -17,7 +17,7 @@ from shutil import disk_usage
 
 from standfast.btrfs.place import is_mount_point, nearest
 from standfast.config.model import Paths
-from standfast.consul.records import MOST_SECONDS
+from standfast.consul.record import MOST_SECONDS
 from standfast.errors import Refused, StandfastError, TimedOut, said
 from standfast.names import SnapshotName
 from standfast.node.ports import Ailment, LiveTree, Snapshot, Writer

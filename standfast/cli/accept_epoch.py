@@ -12,8 +12,9 @@ from standfast.cli.output import print_done
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import Cas, ConsulGateway, Entry
-from standfast.consul.records import dump_epoch, highest_epoch, parse_epoch
+from standfast.consul.records import dump_epoch, parse_epoch
 from standfast.consul.values import Committed
+from standfast.consul.volume_keys import highest_epoch, read_volume
 from standfast.errors import Refused
 from standfast.lease.epochs import EpochFile
 from standfast.reasons import Reason
@@ -26,12 +27,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_volume(args.volume)
     here = EpochFile(config.state_dir / "epoch").read()
     gateway = ConsulGateway.from_config(config)
-    prefix = config.key("")
     for _ in range(ATTEMPTS):
-        entries = {
-            entry.key.removeprefix(prefix): entry
-            for entry in gateway.get_many(prefix, consistent=True)
-        }
+        entries = read_volume(gateway, config)
         told = highest_epoch({name: entry.value for name, entry in entries.items()})
         entry, seen = entries.get("epoch"), max(here, told)
         stored = None if entry is None else parse_epoch(entry.value, entry.key)

@@ -15,7 +15,7 @@ from standfast.config.advice import advice
 from standfast.config.load import config_dir, config_files, load, together
 from standfast.config.model import Config
 from standfast.config.node_name import check_name
-from standfast.config.problems import InvalidConfig, Problem, plain, shown
+from standfast.config.problems import InvalidConfig, Problem, shown
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.node_name import misnamed
 from standfast.errors import StandfastError
@@ -105,10 +105,10 @@ def _report(
                 print(f"{config.source}: {clean(why)}")
         for path, problems in bad.items():
             for problem in problems:
-                print(f"{plain(str(path))}: {problem}")
+                print(f"{clean(str(path))}: {problem}")
         for path, doubtful in words.items():
             for problem in doubtful:
-                print(f"{plain(str(path))}: warning: {problem}")
+                print(f"{clean(str(path))}: warning: {problem}")
     return 2 if bad else 0
 
 

@@ -174,7 +174,7 @@ def _other(config: Config, node: str, ours: Mapping[str, Doc]) -> Doc:
         "snapshots": [
             _offer(offer, age, ours) for offer, age in zip(welcome.snapshots, ages, strict=True)
         ],
-        "partial": [wire.printable(name) for name in welcome.unfinished],
+        "partial": [clean(name) for name in welcome.unfinished],
         "free_bytes": welcome.free_bytes,
         "tells_ages": welcome.ages is not UNSET,
     }

@@ -1,4 +1,5 @@
-"""What this client mounts, told to the others in Consul: `clients/<node>`, for people to look at.
+"""What this client mounts, told to the others in Consul (`Config.client_key`), for people to look
+at.
 
 Invariant: it comes last, after the mount was seen to and its lock let go of, has a short deadline,
 and fails without a consequence: the next run of the timer tries again.
@@ -57,8 +58,7 @@ def report(config: Config, consul: Consul, decision: Decision) -> None:
     if before is not None and replace(before, at=now) == record and 0 <= now - before.at < RENEW_S:
         return
     try:
-        key = config.key(f"clients/{config.node}")
-        consul.put(key, record.dump(), deadline=Deadline.after(WRITE_S))
+        consul.put(config.client_key(config.node), record.dump(), deadline=Deadline.after(WRITE_S))
         write_struct(config.run_dir / WRITTEN, record)
     except (StandfastError, OSError) as error:
         log.info("what is mounted here was not told to the others: %s", error)
@@ -68,7 +68,7 @@ def _written(config: Config) -> ClientRecord | None:
     """Returns what was written last in this boot; None: nothing, or nothing that can be
     understood."""
     try:
-        return ClientRecord.parse((config.run_dir / WRITTEN).read_bytes(), WRITTEN)
+        return ClientRecord.parse((config.run_dir / WRITTEN).read_bytes(), config.node)
     except (OSError, StandfastError):
         return None
 

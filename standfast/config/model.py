@@ -367,3 +367,9 @@ class Config(Struct, frozen=True, kw_only=True):
     def key(self, name: str) -> str:
         """Returns the full name of one of the volume's keys in Consul."""
         return f"{self.consul.prefix}/{self.volume}/{name}"
+
+    def client_key(self, node: str) -> str:
+        """Returns the full name of the key where a client says what it mounts; with no node, of all
+        clients' folder. It lies beside the volume's keys: a client's token may write there, and
+        nothing else."""
+        return f"{self.consul.prefix}-clients/{self.volume}/{node}"

@@ -272,8 +272,11 @@ _FORMS: Mapping[str, tuple[Callable[[str], bool], str, str]] = {
         "choose such a name, or leave the key out",
     ),
     "prefix": (
-        lambda text: all(_NAME.match(part) for part in text.split("/")),
-        "must be names with single slashes between them, none at either end",
+        lambda text: (
+            all(_NAME.match(part) for part in text.split("/")) and not text.endswith("-clients")
+        ),
+        "must be names with single slashes between them, none at either end, and not end with "
+        "-clients: beside each prefix that is where clients write",
         'give one like "standfast"',
     ),
     "unit": (

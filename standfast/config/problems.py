@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from standfast.errors import ConfigError
+from standfast.text import clean
 
 MOST_SHOWN = 50
 _BARE_KEY = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
@@ -28,7 +29,7 @@ class Problem(Struct, frozen=True):
     def __str__(self) -> str:
         subject = f"{self.key} = {self.value}" if self.value else self.key
         start = f"{subject}: " if subject else ""
-        return plain(f"{start}{self.rule}; {self.way_out}")
+        return clean(f"{start}{self.rule}; {self.way_out}")
 
 
 class InvalidConfig(ConfigError):
@@ -37,9 +38,9 @@ class InvalidConfig(ConfigError):
     def __init__(self, source: Path, problems: Sequence[Problem]) -> None:
         self.source = source
         self.problems = tuple(problems)
-        lines = [f"{plain(str(source))}: {problem}" for problem in self.problems[:MOST_SHOWN]]
+        lines = [f"{clean(str(source))}: {problem}" for problem in self.problems[:MOST_SHOWN]]
         if len(self.problems) > MOST_SHOWN:
-            lines.append(f"{plain(str(source))}: and {len(self.problems) - MOST_SHOWN} more")
+            lines.append(f"{clean(str(source))}: and {len(self.problems) - MOST_SHOWN} more")
         super().__init__("\n".join(lines))
 
 
@@ -64,10 +65,5 @@ def shown(value: Any) -> str:
         text = "a table"
     else:
         text = str(value)
-    text = plain(text)
+    text = clean(text)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def plain(text: str) -> str:
-    """Returns the text without anything that could break the line or steer a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)

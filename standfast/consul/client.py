@@ -35,7 +35,8 @@ T = TypeVar("T")
 SHUN_S = 10.0
 # The most informative first: an answer says more than none.
 NEXT_STEP: dict[type[ConsulError], str] = {
-    ConsulDenied: "Check the ACL token and its policy (docs/consul-policy.hcl is enough).",
+    ConsulDenied: "Check the ACL token and its policy (docs/consul-policy.hcl is enough, and for a "
+    "node that only mounts docs/consul-policy-client.hcl).",
     ConsulLimited: "Raise `limits` of the Consul agent, or find out what asks it so often.",
     ConsulNoQuorum: "Check `consul operator raft list-peers`: a majority of servers must be up.",
     ConsulError: "Look at the Consul agent's log.",
@@ -71,6 +72,7 @@ _NOTHING_APPLIED = ("No cluster leader", "No known Consul servers")
 _LIMIT = "limit exceeded"
 DENIED = ("Permission denied", "ACL not found")
 TRANSFER = "/v1/operator/raft/transfer-leader"
+TXN = "/v1/txn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class _Http(base.HTTPClient):  # type: ignore[misc]
         """Every request has its own connection."""
 
     def _ask(self, method: str, path: str, params: Any, headers: Any, data: Any = None) -> Any:
-        attempt = self._attempt
+        attempt, write = self._attempt, self._attempt.question.write
         all_headers = {**(headers or {}), **attempt.headers}
         body = data.encode() if isinstance(data, str) else data
         target = self.uri(path, params)[len(self.base_uri) :]
@@ -162,9 +164,9 @@ class _Http(base.HTTPClient):  # type: ignore[misc]
                 tls=attempt.tls,
             )
         except TransportError as error:
-            raise _no_answer(error, write=method != "GET") from error
+            raise _no_answer(error, write=write) from error
         text = answer.body.decode("utf-8", "strict" if answer.status == 200 else "replace")
-        _check_status(method, path, answer.status, answer.headers, text)
+        _check_status(path, answer.status, answer.headers, text, write=write)
         fields = {
             "code": answer.status,
             "headers": answer.headers,
@@ -279,16 +281,15 @@ def _no_answer(error: TransportError, *, write: bool) -> Failed:
     return Failed(kind, str(error), maybe_applied=write and error.sent, silent=True)
 
 
-def _check_status(method: str, path: str, status: int, headers: HTTPMessage, text: str) -> None:
+def _check_status(path: str, status: int, headers: HTTPMessage, text: str, *, write: bool) -> None:
     """Lets through 200, a missing key, a failed txn and a transfer that it doesn't know; Failed for
     anything else."""
     said = f"{status} {text[:160].strip()!r}"
-    write = method != "GET"
     agent_local = path.startswith("/v1/agent/")
-    if status == 200 or (status == 404 and method == "GET" and path.startswith("/v1/kv/")):
+    if status == 200 or (status == 404 and not write and path.startswith("/v1/kv/")):
         if not write and not agent_local and not path.startswith("/v1/status/"):
-            _check_read_headers(headers, said)
-    elif (status, path) in ((409, "/v1/txn"), (404, TRANSFER)):
+            _check_read_headers(path, headers, said)
+    elif (status, path) in ((409, TXN), (404, TRANSFER)):
         return
     elif status in (401, 403):
         raise Failed(ConsulDenied, said)
@@ -304,9 +305,12 @@ def _check_status(method: str, path: str, status: int, headers: HTTPMessage, tex
         )
 
 
-def _check_read_headers(headers: HTTPMessage, said: str) -> None:
+def _check_read_headers(path: str, headers: HTTPMessage, said: str) -> None:
     """A read without Consul's own headers was answered by something else (or has no leader)."""
-    if not (headers.get("X-Consul-Index") or "").isdecimal():
+    leader = headers.get("X-Consul-KnownLeader")
+    if path == TXN and leader is None:  # an index is not told there
+        raise Failed(ConsulGarbled, f"no X-Consul-KnownLeader with {said}")
+    if path != TXN and not (headers.get("X-Consul-Index") or "").isdecimal():
         raise Failed(ConsulGarbled, f"no X-Consul-Index with {said}")
-    if headers.get("X-Consul-KnownLeader") == "false":
+    if leader == "false":
         raise Failed(ConsulNoQuorum, "it answered without knowing a leader")

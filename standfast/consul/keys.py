@@ -6,19 +6,19 @@ Invariants: those of the gateway, which this is a part of.
 from __future__ import annotations
 
 import json
-import os.path
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from standfast.config.model import Config
 from standfast.consul.access import check_token, env_path, read_token
-from standfast.consul.client import DENIED, Addresses, Client, Failed, Question
+from standfast.consul.client import DENIED, TXN, Addresses, Client, Failed, Question
 from standfast.consul.http import Endpoint, tls_context
 from standfast.consul.values import (
     Committed,
     Conflict,
     Entry,
+    GetTree,
     Op,
     check_key,
     dump_op,
@@ -27,6 +27,7 @@ from standfast.consul.values import (
     parse_conflict,
     parse_entry,
     parse_entry_of,
+    parse_read,
 )
 from standfast.errors import ConfigError, ConsulDenied
 from standfast.system.clock import Deadline
@@ -126,15 +127,34 @@ class KeyGateway:
         return self._ask(f"reading the keys under {prefix}", deadline, call)
 
     def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
+        self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
-        """Returns several keys at one point in time, by one consistent read of their common
-        prefix."""
-        prefix = os.path.commonprefix(list(keys))  # noqa: RUF071 - keys are texts, not paths
-        entries = {
-            entry.key: entry for entry in self.get_many(prefix, consistent=True, deadline=deadline)
-        }
-        return {key: entries.get(key) for key in keys}
+        """Returns several keys, and every key in several folders (`.../history/`), at one point in
+        time, consistently; nothing of anything else.
+
+        A key that the token may not read counts as missing, as with every read of Consul's but
+        that of one key.
+        """
+        # A transaction that only reads goes through no log. `get` of a missing key would fail all
+        # of it; what a tree has beyond the key that it begins with is left out.
+        trees = [GetTree(key) for key in (*keys, *folders)]
+        for tree in trees:
+            check_key(tree.key)
+        payload = json.dumps([dump_op(tree) for tree in trees])
+
+        def parse(response: Any) -> dict[str, Entry]:
+            doc = json.loads(response.body)
+            if response.code != 200:
+                raise ValueError("; ".join(parse_conflict(doc).errors))
+            return {entry.key: entry for entry in parse_read(doc, trees)}
+
+        def call(client: Client) -> Mapping[str, Entry | None]:
+            once = [("consistent", "1")]
+            found: dict[str, Entry] = client.http.put(parse, TXN, params=once, data=payload)
+            inside = [key for key in sorted(found) if key.startswith(tuple(folders))]
+            return {key: found.get(key) for key in (*keys, *inside) if not is_folder(key)}
+
+        return self._ask(f"reading {_named(keys, folders)}", deadline, call)
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
         """Waits up to `wait_s` for a change of the key after `index` (0: answers at once).
@@ -172,7 +192,7 @@ class KeyGateway:
             return conflict
 
         def call(client: Client) -> Committed | Conflict:
-            outcome: Committed | Conflict = client.http.put(parse, "/v1/txn", data=payload)
+            outcome: Committed | Conflict = client.http.put(parse, TXN, data=payload)
             return outcome
 
         return self._ask(f"a transaction on {keys}", deadline, call, write=True)
@@ -216,3 +236,9 @@ class KeyGateway:
                 raise ValueError(f"{result!r} instead of true")
 
         self._ask(what, deadline, done, write=True, local=local)
+
+
+def _named(keys: Sequence[str], folders: Sequence[str]) -> str:
+    """Says what is read, without the whole of a long list."""
+    names = [*keys, *folders]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more keys"

@@ -13,7 +13,7 @@ class Keys(Protocol):
     """Reads our keys as they are now, and changes them in one transaction. ConsulError."""
 
     def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
+        self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]: ...
 
     def get_many(

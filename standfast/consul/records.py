@@ -1,7 +1,7 @@
-"""The values under `standfast/<volume>/` in Consul: parsed with suspicion, written in one way.
+"""The values of our keys in Consul: parsed with suspicion, written in one way.
 
 Every value is a JSON object with a `v`. Anything else (hand-written, foreign, of a newer version)
-is a ForeignValue: the caller stops, nothing is overwritten.
+is a ForeignValue: the caller stops, nothing is overwritten. Under `standfast/<volume>/`:
 
     epoch            {"v": 1, "epoch": 7}                          changes only at an acquisition
     leader           {"v": 1, "epoch", "holder", "seq", "state", "candidates", "to", "note",
@@ -14,103 +14,37 @@ is a ForeignValue: the caller stops, nothing is overwritten.
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
                       "at", "takes_over", "because", "sentence", "obstacles"}
     pause            {"v": 1, "by", "reason", "at"}
-    clients/<node>   {"v": 1, "node", "server", "epoch", "state", "at"}   shown, never acted on
     nomad/<node id>  {"v": 1, "node", "by", "epoch", "at", "firm", "ahead"}
+
+Under `standfast-clients/<volume>/`, shown and never acted on:
+
+    <node>           {"v": 1, "node", "server", "epoch", "state", "at"}
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from msgspec import Meta, Struct, ValidationError, convert, to_builtins
+from msgspec import Struct
 
 from standfast.ages import time_by_record, time_of
-from standfast.errors import ForeignValue
+from standfast.consul.record import (
+    Lenient,
+    Name,
+    Number,
+    Record,
+    Seconds,
+    Text,
+    is_not_false,
+    is_true,
+    shown_lines,
+    shown_seconds,
+    shown_text,
+    shown_texts,
+)
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
-
-VERSION = 1
-MOST_SHOWN = 20
-MOST_SECONDS = 253_402_300_800  # the year 10000 can't be printed
-
-Number = Annotated[int, Meta(ge=0, lt=2**53)]
-Seconds = Annotated[float, Meta(ge=0, lt=MOST_SECONDS)]
-Text = Annotated[str, Meta(min_length=1)]
-
-
-def shown_seconds(value: Any) -> float | None:
-    """Returns a time that is only shown: None for one that is none, which makes no record
-    foreign."""
-    try:
-        return convert(value, Seconds | None)
-    except ValidationError:
-        return None
-
-
-def _shown_text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _shown_texts(value: Any) -> tuple[str, ...]:
-    """Of anything that was written there, what can be shown."""
-    texts = value if isinstance(value, list) else ()
-    return tuple(text for text in texts if isinstance(text, str))[:MOST_SHOWN]
-
-
-def _is_true(value: Any) -> bool:
-    return value is True
-
-
-def _is_not_false(value: Any) -> bool:
-    return value is not False
-
-
-class Record(Struct, frozen=True, omit_defaults=True):
-    """A value in Consul. Its fields say what is accepted: one without a default has to be there,
-    one with a default is not written while it has it, and an unknown one is room for later."""
-
-    default_key: ClassVar[str]
-    named_by: ClassVar[str] = ""
-    """The field that the key ends with: a record of something else is foreign there."""
-    lenient: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """Fields that make no record foreign, each with what a value of it counts as."""
-
-    def fields(self) -> dict[str, Any]:
-        """Returns what is written, without the version."""
-        fields: dict[str, Any] = to_builtins(self)
-        return fields
-
-    def check(self) -> None:
-        """Raises ValueError where the fields contradict each other."""
-
-    def dump(self) -> bytes:
-        # By json: to msgspec a text with an undecodable byte, an operator's reason say, is no text.
-        return json.dumps({"v": VERSION, **self.fields()}, separators=(",", ":")).encode()
-
-    @classmethod
-    def parse(cls, raw: bytes, key: str | None = None) -> Self:
-        """Returns the record in `raw`, the value of `key`; ForeignValue for anything else."""
-        try:
-            doc = json.loads(raw)
-            if not isinstance(doc, dict) or type(doc.get("v")) is not int or doc["v"] != VERSION:
-                raise ValueError(f'it is not a JSON object with "v": {VERSION}')
-            doc |= {name: read(doc[name]) for name, read in cls.lenient.items() if name in doc}
-            record = convert(doc, cls)
-            record.check()
-            if key and cls.named_by:
-                told = str(getattr(record, cls.named_by))
-                if key.rpartition(f"{cls.default_key}/")[2] != told:
-                    raise ValueError(f"its {cls.named_by} is {told}")
-        except (ValueError, RecursionError) as error:
-            raise ForeignValue(
-                f"{key or cls.default_key} in Consul holds a value that Standfast did not write "
-                f"({error!r}): {raw[:80].decode('utf-8', 'replace')!r}. Nothing was changed. "
-                f"Look at it with `consul kv get`, and restore or delete it."
-            ) from error
-        return record
 
 
 class LeaderState(StrEnum):
@@ -125,8 +59,8 @@ class LeaderState(StrEnum):
 class Holder(Struct, frozen=True):
     """A node in one of its boots: two machines with one name don't pass for each other."""
 
-    node: Text
-    instance: Text
+    node: Name
+    instance: Name
 
 
 class Handover(Struct, frozen=True):
@@ -154,21 +88,22 @@ class Leader(Record, frozen=True):
     """One heartbeat."""
 
     default_key = "leader"
-    lenient = {"surrendered": _is_true, "idle": _is_true, "operator": _shown_text}
+    lenient: ClassVar[Lenient] = {"surrendered": is_true, "idle": is_true, "operator": shown_text}
+    shown = ("note",)
 
     epoch: Number
     holder: Holder
     seq: Number
     state: LeaderState
-    candidates: tuple[Text, ...]
-    to: Text | None = None
+    candidates: tuple[Name, ...]
+    to: Name | None = None
     note: Text | None = None
-    final: Text | None = None
+    final: Name | None = None
     """With CLEAN, these three and `final_id`: see Handover."""
     wait: Seconds = 0.0
     """The holder's own W, seconds: unheard of for so long it serves no more, whatever a candidate's
     configuration says. 0: an older version's, which doesn't tell."""
-    final_id: Text | None = None
+    final_id: Name | None = None
     """None: an older version's, which tells only the name."""
     surrendered: bool = False
     unserved: Seconds = 0.0
@@ -209,26 +144,6 @@ def longest_wait_s(leader: Leader | None, wait_s: float) -> float:
     return wait_s if leader is None else max(wait_s, leader.wait)
 
 
-def highest_epoch(values: Mapping[str, bytes]) -> int:
-    """Returns the highest epoch that any of the volume's keys tells of; 0: none does.
-
-    `values` is by the key's name below the volume's prefix. The epoch's own key may be gone or
-    written by hand: none of these numbers may be given to an epoch again. ForeignValue.
-    """
-    epochs = [0]
-    for name, raw in values.items():
-        kind, _, rest = name.partition("/")
-        if name == "epoch":
-            epochs.append(parse_epoch(raw, name))
-        elif name == "leader":
-            epochs.append(Leader.parse(raw, name).epoch)
-        elif kind == "history" and is_epoch(rest):
-            epochs.append(int(rest))
-        elif kind == "standbys" and rest:
-            epochs.append(StandbyRecord.parse(raw, name).epoch)
-    return max(epochs)
-
-
 def is_epoch(text: str) -> bool:
     """Tells whether the last part of a history's key is a number of ours."""
     return text.isascii() and text.isdigit() and len(text) < 16
@@ -239,10 +154,11 @@ class HistoryEntry(Record, frozen=True):
 
     default_key = "history"
     named_by = "epoch"
+    shown = ("reason", "operator")
 
     epoch: Number
-    node: Text
-    base: Text | None
+    node: Name
+    base: Name | None
     reason: Text
     operator: Text | None
     lost_s: Seconds | None
@@ -273,12 +189,12 @@ class StandbyRecord(Record, frozen=True):
 
     default_key = "standbys"
     named_by = "node"
-    lenient = {"taken_at": shown_seconds, "by": _shown_text}
+    lenient: ClassVar[Lenient] = {"taken_at": shown_seconds, "by": shown_text}
 
-    node: Text
+    node: Name
     epoch: Number
-    snapshot: Text
-    content_id: Text
+    snapshot: Name
+    content_id: Name
     at: Seconds
     taken_at: Seconds | None = None
     """When the snapshot was taken, UTC seconds by the primary's clock; None: an older version's, of
@@ -304,6 +220,7 @@ class Pause(Record, frozen=True):
     """While it exists nobody takes over by itself."""
 
     default_key = "pause"
+    shown = ("by", "reason")
 
     by: Text
     reason: Text
@@ -316,21 +233,22 @@ class CandidateRecord(Record, frozen=True):
 
     default_key = "candidates"
     named_by = "node"
-    lenient = {
-        "ready": _is_true,
-        "takes_over": _is_true,
-        "because": _shown_text,
-        "sentence": _shown_text,
-        "obstacles": _shown_texts,
+    lenient: ClassVar[Lenient] = {
+        "ready": is_true,
+        "takes_over": is_true,
+        "because": shown_text,
+        "sentence": shown_lines,
+        "obstacles": shown_texts,
     }
+    shown = ("reason",)
 
-    node: Text
+    node: Name
     epoch: Number
     """Of the epoch that it would end."""
     ready: bool
     reason: Text
     """A reason code: why not, or what it would do."""
-    snapshot: Text | None
+    snapshot: Name | None
     snapshot_epoch: Number
     at: Seconds
     takes_over: bool | None = None
@@ -348,9 +266,11 @@ class ClientRecord(Record, frozen=True):
     """What a client says of its mount, for people to look at; nothing is decided on it."""
 
     default_key = "clients"
+    named_by = "node"
+    shown = ("state",)
 
-    node: Text
-    server: Text | None
+    node: Name
+    server: Name | None
     """Node, or else address, that the mount is of; None: nothing is mounted, or not known."""
     epoch: Number | None
     """Epoch that it was mounted in."""
@@ -367,11 +287,11 @@ class NomadNote(Record, frozen=True, omit_defaults=False):
     """
 
     default_key = "nomad"
-    lenient = {"firm": _is_not_false, "ahead": _is_true}
+    lenient: ClassVar[Lenient] = {"firm": is_not_false, "ahead": is_true}
 
-    node: Text
+    node: Name
     """Its name."""
-    by: Text
+    by: Name
     """The node that did it."""
     epoch: Number
     """The epoch in which it was done; 0: by the node itself."""

@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct, convert, field, to_builtins
 
+from standfast.text import MOST_NAME, MOST_SENTENCE, clean
+
 SERF_HEALTH = "serfHealth"
 _GO_SECONDS = re.compile(r"(\d+(?:\.\d+)?)(m?s)")
 _WORST_FIRST = ("critical", "warning", "passing")
@@ -42,6 +44,8 @@ class Instance(Struct, frozen=True):
     """serfHealth of its node: passing, critical or unknown."""
     checks: str
     """The worst of the service's own checks: passing, warning or critical."""
+    has_own_check: bool = False
+    """The check that `register` makes is among them."""
 
 
 class Check(Struct, frozen=True):
@@ -85,6 +89,10 @@ class Delete(_Op, frozen=True, tag="delete"):
     """Deletes the key."""
 
 
+class GetTree(_Op, frozen=True, tag="get-tree"):
+    """Reads the key, and every other one that begins with it. Only for transactions of these."""
+
+
 Op = CheckIndex | CheckNotExists | Cas | Set | Delete
 
 
@@ -112,7 +120,12 @@ class Registration(Struct, frozen=True):
     check_name: str
 
 
-def dump_op(op: Op) -> dict[str, Any]:
+def check_id_of(service_id: str) -> str:
+    """Returns what Consul calls the one check that a service is registered with."""
+    return f"service:{service_id}"
+
+
+def dump_op(op: Op | GetTree) -> dict[str, Any]:
     """Returns the operation as a transaction takes it; values go as base64."""
     return {"KV": to_builtins(op)}
 
@@ -137,6 +150,15 @@ class _Written(_Answer, frozen=True):
 
 class _Result(_Answer, frozen=True):
     kv: _Written | None = field(default=None, name="KV")
+
+
+class _Got(_Answer, frozen=True):
+    kv: _Entry = field(name="KV")
+
+
+class _Read(_Answer, frozen=True):
+    results: list[_Got] | None
+    errors: None
 
 
 class _Problem(_Answer, frozen=True):
@@ -245,10 +267,23 @@ def parse_committed(doc: Any, ops: Sequence[Op]) -> Committed:
     return Committed({key: indexes[key] for key in sorted(written)})
 
 
+def parse_read(doc: Any, trees: Sequence[GetTree]) -> tuple[Entry, ...]:
+    """Returns the entries in the answer to a txn that read these; a value comes as base64."""
+    prefixes = tuple(tree.key for tree in trees)
+    entries = [
+        Entry(got.kv.key, got.kv.value or b"", got.kv.modify_index)
+        for got in convert(doc, _Read).results or ()
+    ]
+    if not all(entry.key.startswith(prefixes) for entry in entries):
+        raise ValueError(f"keys outside {prefixes!r}")
+    return tuple(entries)
+
+
 def parse_conflict(doc: Any) -> Conflict:
     """Returns what the answer to a txn with status 409 says."""
     problems = _parsed(doc, _Undone).errors
-    return Conflict(tuple(f"operation {problem.op_index}: {problem.what}" for problem in problems))
+    told = [f"operation {each.op_index}: {clean(each.what, MOST_SENTENCE)}" for each in problems]
+    return Conflict(tuple(told))
 
 
 def parse_instance(raw: Any) -> Instance:
@@ -256,15 +291,19 @@ def parse_instance(raw: Any) -> Instance:
     health = _parsed(raw, _Health)
     node, service = health.node, health.service
     of_node = [check for check in health.checks if not check.service_id]
-    own = [check.status for check in health.checks if check.service_id == service.id]
+    of_service = [check for check in health.checks if check.service_id == service.id]
+    own = [check.status for check in of_service]
+    meta = service.meta or {}
+    # Made printable: none of our own names changes by that, and none comes out of another one.
     return Instance(
-        service_id=service.id,
-        node=node.node,
-        address=service.address or node.address,
+        service_id=_shown(service.id),
+        node=_shown(node.node),
+        address=_shown(service.address or node.address),
         port=service.port,
-        meta=service.meta or {},
+        meta={_shown(name): _shown(value) for name, value in meta.items()},
         node_health=_node_health(of_node) or "unknown",
         checks=worst(own),
+        has_own_check=any(check.id == check_id_of(service.id) for check in of_service),
     )
 
 
@@ -279,7 +318,10 @@ def parse_critical(doc: Any) -> tuple[Check, ...]:
     checks = _parsed(doc, list[_NamedCheck])
     worst([check.status for check in checks])
     critical = [each for each in checks if each.status == "critical" and each.id != SERF_HEALTH]
-    told = [Check(each.id, each.name or each.id, each.service_id) for each in critical]
+    told = [
+        Check(_shown(each.id), _shown(each.name or each.id), _shown(each.service_id))
+        for each in critical
+    ]
     return tuple(sorted(told, key=lambda check: check.check_id))
 
 
@@ -291,7 +333,7 @@ def parse_local_services(doc: Any) -> Mapping[str, Mapping[str, str]]:
 
 def parse_node_name(doc: Any) -> str:
     """Returns the agent's name of /v1/agent/self."""
-    return _parsed(doc, _Agent).config.node_name
+    return _shown(_parsed(doc, _Agent).config.node_name)
 
 
 def parse_election_timeout(doc: Any) -> float | None:
@@ -331,6 +373,10 @@ def worst(statuses: Sequence[str]) -> str:
         if status not in _WORST_FIRST:
             raise ValueError(f"the check status {status!r} is unknown")
     return next((status for status in _WORST_FIRST if status in statuses), "passing")
+
+
+def _shown(text: str) -> str:
+    return clean(text, MOST_NAME)
 
 
 def _node_health(checks: Sequence[_NodeCheck]) -> str | None:

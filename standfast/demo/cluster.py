@@ -15,6 +15,7 @@ from pathlib import Path
 from standfast.agent.watcher import assemble
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import HistoryEntry, Leader, StandbyRecord
+from standfast.consul.volume_keys import read_volume
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.invariants import Invariants
 from standfast.demo.ledger import Client, Every, Ledger, poll
@@ -146,7 +147,7 @@ class Cluster:
 
     def _look_at_keys(self) -> None:
         config = self["c2"].config
-        entries = self.gateway.get_many(config.key(""), consistent=True)
+        entries = read_volume(self.gateway, config)
         view = assemble(config, entries, LastHeartbeat(None, 0, 0.0))
         self.invariants.consul(view.epoch, view.leader, view.history.values())
 

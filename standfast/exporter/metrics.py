@@ -31,6 +31,7 @@ from standfast.status.document import Status
 from standfast.system.clock import Deadline, instant, utc_now
 from standfast.system.single_flight import SingleFlight
 from standfast.system.threads import all_at_once
+from standfast.text import MOST_NAME, clean
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,9 @@ class VolumeMetrics:
         metrics["time_seconds"].add_metric((), utc)
         for config, told in zip(self._configs, self._volumes(utc, deadline), strict=True):
             for name, value, labels in told:
-                metrics[name].add_metric((config.volume, *map(_clean, labels)), value)
+                metrics[name].add_metric(
+                    (config.volume, *(clean(label, MOST_NAME) for label in labels)), value
+                )
         return (metric for metric in metrics.values() if metric.samples)
 
     def _volumes(self, utc: float, deadline: Deadline) -> Sequence[Sequence[Sample]]:
@@ -158,11 +161,6 @@ class _Scrape(Collector):
 
     def collect(self) -> Iterator[Metric]:
         return self.metrics.collect(self.deadline)
-
-
-def _clean(label: str) -> str:
-    """Names and codes of others may be any bytes, the exposition format is UTF-8."""
-    return label if label.isascii() else label.encode(errors="replace").decode()
 
 
 class _Look:

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +19,8 @@ from standfast.agent.document import Heard, fetch, without_agent
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import ClientRecord, HistoryEntry, Leader, StandbyRecord
-from standfast.errors import ForeignValue, StandfastError
+from standfast.consul.volume_keys import read_volume
+from standfast.errors import ConsulError, ForeignValue, StandfastError
 from standfast.exporter.trend import STEP_S, Trend
 from standfast.replication import state
 from standfast.status.document import Status
@@ -27,6 +28,7 @@ from standfast.status.overview import Keys, Seen, describe, document
 from standfast.status.volume import Volume
 from standfast.system.clock import monotonic, utc_now
 from standfast.system.threads import all_at_once, start
+from standfast.text import MOST_NAME, clean
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +40,38 @@ CONSUL_S = 2.0
 
 
 def read_keys(config: Config) -> Keys:
-    """Reads everything below the volume's prefix at once; ConsulError."""
-    entries = ConsulGateway.from_config(config, timeout_s=CONSUL_S).get_many(config.key(""))
-    prefix = config.key("")
-    return sort_keys({entry.key.removeprefix(prefix): entry.value for entry in entries})
+    """Reads the volume's keys at once, and what clients say; ConsulError."""
+    consul = ConsulGateway.from_config(config, timeout_s=CONSUL_S)
+    keys = sort_keys({name: entry.value for name, entry in read_volume(consul, config).items()})
+    prefix = config.client_key("")
+    try:
+        # Apart, and last: whatever clients write, it hides nothing but them.
+        told = consul.get_many(prefix)
+    except ConsulError as error:
+        return replace(keys, clients=str(error))
+    return with_clients(keys, {entry.key.removeprefix(prefix): entry.value for entry in told})
+
+
+def with_clients(keys: Keys, values: Mapping[str, bytes]) -> Keys:
+    """Adds what clients say, by their names; one that isn't ours is named, and hides no other."""
+    clients, foreign = [], []
+    for node, value in values.items():
+        try:
+            clients.append(ClientRecord.parse(value, node))
+        except ForeignValue:
+            foreign.append(clean(node, MOST_NAME))
+    return replace(keys, clients=clients, foreign_clients=foreign)
 
 
 def sort_keys(values: Mapping[str, bytes]) -> Keys:
     """Parses values by their keys without the prefix; what isn't ours is named, and hides nothing
     else."""
-    history, clients, foreign = [], [], []
+    history, foreign = [], []
     for key, value in values.items():
         kind = key.partition("/")[0]
         try:
             if kind == "history":
                 history.append(HistoryEntry.parse(value, key))
-            elif kind == "clients":
-                clients.append(ClientRecord.parse(value, key))
             elif kind == "standbys":
                 record = StandbyRecord.parse(value, key)
                 if record.time is None:
@@ -62,8 +79,8 @@ def sort_keys(values: Mapping[str, bytes]) -> Keys:
             elif key == "leader":
                 Leader.parse(value, key)
         except (ForeignValue, ValueError):
-            foreign.append(key)
-    return Keys(history, clients, foreign)
+            foreign.append(clean(key, MOST_NAME))
+    return Keys(history, foreign=foreign)
 
 
 @dataclass(frozen=True, slots=True)

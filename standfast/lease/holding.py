@@ -34,10 +34,10 @@ from standfast.consul.records import (
     LeaderState,
     Pause,
     dump_epoch,
-    highest_epoch,
     parse_epoch,
 )
 from standfast.consul.values import Op
+from standfast.consul.volume_keys import highest_epoch, read_volume
 from standfast.errors import ConsulError, ForeignValue, Refused
 from standfast.lease import protocol
 from standfast.lease.protocol import (
@@ -128,10 +128,9 @@ class LeaseKeys:
     def read_all(self) -> Versioned:
         """Reads as `read` does, and whatever the volume's other keys say of epochs and of a
         pause."""
-        prefix = self._config.key("")
-        entries = self._consul.get_many(prefix, consistent=True, deadline=self._deadline())
-        held = self._versioned({entry.key: entry for entry in entries})
-        values = {entry.key.removeprefix(prefix): entry.value for entry in entries}
+        entries = read_volume(self._consul, self._config, deadline=self._deadline())
+        held = self._versioned({entry.key: entry for entry in entries.values()})
+        values = {name: entry.value for name, entry in entries.items()}
         return replace(held, highest=highest_epoch(values), paused="pause" in values)
 
     def prospects(self, epoch: int, deadline: Deadline) -> Prospects:

@@ -27,7 +27,7 @@ from msgspec import Meta, Struct, convert, field, to_builtins
 
 from standfast.ages import WAS_SET_S, Before, Origin, Seen
 from standfast.config.model import Config
-from standfast.consul.records import MOST_SECONDS
+from standfast.consul.record import MOST_SECONDS
 from standfast.errors import Refused, StandfastError
 from standfast.lease.files import boot_instance
 from standfast.names import MOST_AHEAD_S, SnapshotName

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from standfast.ages import Origin
 from standfast.config.model import Config
-from standfast.consul.records import Leader, LeaderState, StandbyRecord, parse_epoch, shown_seconds
+from standfast.consul.record import shown_seconds
+from standfast.consul.records import Leader, LeaderState, StandbyRecord, parse_epoch
 from standfast.consul.values import CheckIndex, Conflict, Op, Set
 from standfast.errors import ConsulError, Refused
 from standfast.node.ports import Snapshot

@@ -21,10 +21,10 @@ from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.replication.ports import ReplicaStore
 from standfast.replication.published import clock_set_ago
-from standfast.replication.wire import Whole, check_printable
+from standfast.replication.wire import Whole
 from standfast.system.clock import Deadline, instant, utc_now
 from standfast.system.files import read_foreign_text
-from standfast.text import clean
+from standfast.text import check_printable, clean
 
 ZSTD = "zstd"
 Role = Literal["live", "snapshots", "standby"]

@@ -32,12 +32,13 @@ from typing import Annotated, Any, TypeVar
 from msgspec import UNSET, Meta, Struct, UnsetType, convert, field, to_builtins
 from msgspec.structs import replace
 
-from standfast.consul.records import MOST_SECONDS
+from standfast.consul.record import MOST_SECONDS
 from standfast.errors import Refused
 from standfast.names import SnapshotName
 from standfast.node.obstacle import Obstacle
 from standfast.node.ports import Snapshot
 from standfast.reasons import Reason
+from standfast.text import check_printable, clean
 
 VERSION = 1
 """Version of the lines' form."""
@@ -47,6 +48,8 @@ MAX_LINE_BYTES = 64 * 1024
 MAX_OFFERED = 300
 """So many snapshots, the newest, are offered as parents: they fit one line."""
 MAX_UNFINISHED = 20
+MOST_MESSAGE = 2000
+"""Characters of a refusal that are shown."""
 MOST_PATIENCE_S = 31 * 86400
 _MAY_LACK = frozenset({"purpose", "age_s", "ages"})
 """Fields that came later than their messages: an older version's line has none of them."""
@@ -250,11 +253,13 @@ def _parse(line: str, expected: str, kinds: Any) -> Any:
         raise Refused(
             Reason.PROTOCOL,
             f"the other side said something that is no {expected} of Standfast's "
-            f"replication ({printable(str(error))[:200]}): {line[:80]!r}. Are both ends of the "
+            f"replication ({clean(str(error), 200)}): {line[:80]!r}. Are both ends of the "
             f"same version, and does the remote shell print anything at login?",
         ) from error
     if isinstance(message, Refusal):
-        raise Refused(_reason(message.reason), printable(message.message))
+        raise Refused(
+            _reason(message.reason), clean(message.message.replace("\n", " "), MOST_MESSAGE)
+        )
     return message
 
 
@@ -283,24 +288,3 @@ def _reason(value: Any) -> Reason:
         return Reason(value)
     except ValueError:  # of a newer version: the message says it all the same
         return Reason.REPLICATION_FAILED
-
-
-def printable(text: str) -> str:
-    """Returns as much of a foreign text as can be shown."""
-    return "".join(char if char.isprintable() else " " for char in text)[:2000]
-
-
-def check_printable(value: Any, where: str) -> None:
-    """Raises ValueError for a text anywhere in `value` that would do something to a terminal: what
-    `isprintable` says no pattern can."""
-    match value:
-        case str():
-            if not value.isprintable():
-                raise ValueError(f"{value[:40]!r} is not a printable text - at `$.{where}`")
-        case Mapping():
-            check_printable((*value, *value.values()), where)
-        case tuple():
-            for item in value:
-                check_printable(item, where)
-        case Offer():
-            check_printable((value.name, value.content_id), where)

@@ -8,12 +8,13 @@ from msgspec import UNSET
 
 from standfast.config.model import Config
 from standfast.status.volume import Level, Notice, Standby, Volume
-from standfast.text import duration
+from standfast.text import duration, some
 
 _SOURCES = {
     "agent": "The agent of this node can't be asked",
     "consul": "Consul can't be read",
-    "keys": "History and clients can't be read from Consul",
+    "keys": "The volume's keys can't be read from Consul",
+    "clients": "What the clients say can't be read from Consul",
     "replication": "This node's notes of its replications can't be read",
 }
 
@@ -140,10 +141,10 @@ def _clients(volume: Volume) -> Iterator[Notice]:
     away = [client.node for client in volume.clients if client.level == Level.WARNING]
     if away:
         text = f"{len(away)} of {len(volume.clients)} clients are not well on {volume.serving}: "
-        yield Notice(Level.WARNING, "clients", text + _some(away), "`standfast doctor` on them.")
+        yield Notice(Level.WARNING, "clients", text + some(away), "`standfast doctor` on them.")
     silent = [client.node for client in volume.clients if client.level == Level.UNKNOWN]
     if silent:
-        text = f"Nothing was heard for long of {_some(silent)}"
+        text = f"Nothing was heard for long of {some(silent)}"
         yield Notice(Level.NOTE, "clients-silent", text)
 
 
@@ -155,7 +156,7 @@ def _nomad(volume: Volume) -> Iterator[Notice]:
 def _kept(volume: Volume) -> Iterator[Notice]:
     diverged = [path for path in volume.kept_aside or () if ".diverged-" in path]
     if diverged:
-        text = f"{volume.node} keeps data that the primary never had: {_some(diverged)}"
+        text = f"{volume.node} keeps data that the primary never had: {some(diverged)}"
         step = "Get back from it what is needed, then `btrfs subvolume delete`."
         yield Notice(Level.NOTE, "diverged", text, step)
 
@@ -166,9 +167,6 @@ def _sources(volume: Volume) -> Iterator[Notice]:
         if not source.ok and source.text not in told:  # one cause, one notice
             told.add(source.text)
             text = f"{_SOURCES[name]}: {source.text}"
-            yield Notice(Level.UNKNOWN, f"source-{name}", text)
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+            # What a client wrote may not have the volume look any worse.
+            level = Level.NOTE if name == "clients" else Level.UNKNOWN
+            yield Notice(level, f"source-{name}", text)

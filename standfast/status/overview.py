@@ -37,6 +37,7 @@ from standfast.status.volume import (
     Trend,
     Volume,
 )
+from standfast.text import some
 
 VERSION = 1
 MOST_EPOCHS = 20
@@ -55,8 +56,10 @@ class Keys:
     """Holds what is in Consul beside the status; a value that isn't ours is named in `foreign`."""
 
     history: Sequence[HistoryEntry] = ()
-    clients: Sequence[ClientRecord] = ()
+    clients: Sequence[ClientRecord] | str = ()
+    """Or why they are not known."""
     foreign: Sequence[str] = ()
+    foreign_clients: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,9 @@ def describe(seen: Seen, config: Config) -> Volume:
         decision=status.decision,
         standbys=None if status.consul is None else _standbys(seen, consul, config),
         history=None if keys is None else tuple(map(structs.asdict, _newest(keys.history))),
-        clients=None if keys is None else _clients(keys.clients, status.serving or None, seen.utc),
+        clients=None
+        if keys is None or isinstance(keys.clients, str)
+        else _clients(keys.clients, status.serving or None, seen.utc),
         nomad=status.nomad,
         busy=work.busy,
         trouble=work.trouble,
@@ -243,12 +248,26 @@ def _sources(seen: Seen) -> dict[str, Source]:
         if status.role == "starting":
             agent = "the agent has just started"
         consul = None if status.consul is not None else _failover(status).sentence
-    keys = seen.keys if isinstance(seen.keys, str) else None
     replication = seen.replication if isinstance(seen.replication, str) else None
-    if keys is None and isinstance(seen.keys, Keys) and seen.keys.foreign:
-        keys = f"values that are not Standfast's: {', '.join(seen.keys.foreign)}"
-    failures = {"agent": agent, "consul": consul, "keys": keys, "replication": replication}
+    if isinstance(seen.keys, str):
+        keys: str | None = seen.keys
+        clients: str | None = seen.keys
+    else:
+        told = seen.keys.clients
+        keys = _not_ours(seen.keys.foreign)
+        clients = told if isinstance(told, str) else _not_ours(seen.keys.foreign_clients)
+    failures = {
+        "agent": agent,
+        "consul": consul,
+        "keys": keys,
+        "clients": clients,
+        "replication": replication,
+    }
     return {name: Source(text is None, text) for name, text in failures.items()}
+
+
+def _not_ours(names: Sequence[str]) -> str | None:
+    return f"values that are not Standfast's: {some(names)}" if names else None
 
 
 def _short(age_s: float | None) -> float | None:

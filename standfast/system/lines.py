@@ -30,6 +30,8 @@ def unescaped(field: str) -> str:
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), os.fsencode(field)))
 
 
-def clean(text: str) -> str:
-    """Returns the text with everything unprintable replaced."""
+def clean(text: str, most: int | None = None) -> str:
+    """Returns the text with everything unprintable replaced, at most so many characters of it."""
+    if most is not None and len(text) > most:
+        text = text[: most - 3] + "..."
     return "".join(char if char.isprintable() else "?" for char in text)

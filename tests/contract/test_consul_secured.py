@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from standfast.config.consul import ConsulAccess
 from standfast.consul import watch
 from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
-from standfast.consul.records import ClientRecord
+from standfast.consul.records import ClientRecord, dump_epoch
 from standfast.consul.values import Registration
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
 from tests.contract.consul_scene import SYNC_S, SYNCED
+from tests.contract.secured_consul import SecuredConsul, secured_consul
 from tests.support.checkout import CHECKOUT
 from tests.support.configs import config_of
 from tests.support.consul_clusters import (
@@ -30,50 +31,21 @@ from tests.support.consul_clusters import (
 from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
-MASTER = "3f1e0b7a-77c9-4d8c-8ad5-2e5f6ac4c7c1"
-SERVICE = "data-services"
+CONFIG = config_of()
+SERVICE = CONFIG.service
+STORAGE, CLIENT = (CHECKOUT / f"docs/consul-policy{kind}.hcl" for kind in ("", "-client"))
 pytestmark = SYNCED
-
-
-@dataclass(frozen=True)
-class SecuredConsul:
-    cluster: ConsulCluster
-
-    def token(self, name: str, rules: str) -> str:
-        """The secret of a new token with a policy of its own."""
-        self._put("/v1/acl/policy", {"Name": name, "Rules": rules})
-        made = self._put("/v1/acl/token", {"Policies": [{"Name": name}]})
-        return str(made["SecretID"])
-
-    def revoke(self, secret: str) -> None:
-        listed = self.cluster.get_json("/v1/acl/tokens")
-        for token in listed:
-            accessor = token["AccessorID"]
-            if self.cluster.get_json(f"/v1/acl/token/{accessor}")["SecretID"] == secret:
-                self.cluster.ask("DELETE", f"/v1/acl/token/{accessor}")
-
-    def _put(self, target: str, doc: object) -> Any:
-        answer = self.cluster.ask("PUT", target, json.dumps(doc).encode())
-        assert answer.status == 200, answer
-        return json.loads(answer.body)
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredConsul]:
-    acl = {
-        "enabled": True,
-        "default_policy": "deny",
-        "token_ttl": "0s",
-        "tokens": {"master": MASTER, "agent": MASTER},
-    }
-    directory = tmp_path_factory.mktemp("consul-acl")
-    with real_cluster(directory, {"acl": acl}, token=MASTER) as cluster:
-        yield SecuredConsul(cluster)
+    with secured_consul(tmp_path_factory.mktemp("consul-acl")) as secured:
+        yield secured
 
 
 @pytest.fixture(scope="module")
 def enough(secured: SecuredConsul) -> str:
-    return secured.token("standfast", (CHECKOUT / "docs/consul-policy.hcl").read_text())
+    return secured.token("standfast", STORAGE.read_text())
 
 
 def test_the_shipped_policy_is_enough_for_every_call(secured: SecuredConsul, enough: str) -> None:
@@ -86,6 +58,7 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: SecuredConsul, eno
     assert entry is not None and entry.value == b"2"
     assert gateway.read([key, f"standfast/{SERVICE}/leader"])[key] == entry
     assert gateway.get_many(f"standfast/{SERVICE}/") == (entry,)
+    assert gateway.read([], folders=[f"standfast/{SERVICE}/"]) == {key: entry}
     assert gateway.wait(key, 0, wait_s=1) == (entry.modify_index, entry)
     gateway.delete(key)
     assert gateway.node_health(NODE) == "passing"
@@ -107,28 +80,137 @@ def test_the_shipped_policy_is_enough_for_every_call(secured: SecuredConsul, eno
 def test_the_policy_of_a_client_lets_it_say_what_it_mounts_and_change_nothing_else(
     secured: SecuredConsul, enough: str
 ) -> None:
-    rules = (CHECKOUT / "docs/consul-policy-client.hcl").read_text()
-    gateway = secured.cluster.gateway(token=secured.token("standfast-client", rules))
+    gateway = secured.cluster.gateway(token=secured.token("standfast-client", CLIENT.read_text()))
     record = ClientRecord("c7", "n1", 5, "mount-current", 7.0)
-    gateway.self_check()
-    gateway.put(f"standfast/{SERVICE}/clients/c7", record.dump())
-    [entry] = gateway.get_many(f"standfast/{SERVICE}/clients/")
-    assert ClientRecord.parse(entry.value, entry.key) == record
-    for key in (f"standfast/{SERVICE}/epoch", f"standfast/{SERVICE}/clients", "elsewhere"):
+    gateway.put(CONFIG.client_key("c7"), record.dump())
+    [entry] = gateway.get_many(CONFIG.client_key(""))
+    assert ClientRecord.parse(entry.value, "c7") == record
+    others = (CONFIG.key("epoch"), CONFIG.key("clients/c7"), "standfast-clients/other/c7")
+    for key in (*others, "elsewhere"):
         with pytest.raises(ConsulDenied):
             gateway.put(key, b"8")
     secured.cluster.gateway(token=enough).delete(entry.key)
 
 
-def test_the_shipped_policy_is_enough_for_a_watch(secured: SecuredConsul, enough: str) -> None:
+@pytest.mark.parametrize("policy", [STORAGE, CLIENT], ids=lambda path: path.stem)
+def test_the_shipped_policies_are_enough_for_a_watch(secured: SecuredConsul, policy: Path) -> None:
+    token = secured.token(f"watching-{policy.stem}", policy.read_text())
+    assert watched(secured.cluster, token)
+
+
+def watched(cluster: ConsulCluster, token: str) -> bool:
     shown = subprocess.run(
         [consul_binary(), "watch", "-type=service", f"-service={SERVICE}"],
-        env={**secured.cluster.cli_env(), "CONSUL_HTTP_TOKEN": enough},
+        env={**cluster.cli_env(), "CONSUL_HTTP_TOKEN": token},
         capture_output=True,
         text=True,
         timeout=patient(20.0),
     )
-    assert (shown.returncode, shown.stdout.strip()) == (0, "[]")
+    return shown.returncode == 0 and isinstance(json.loads(shown.stdout), list)
+
+
+# Each rule is needed
+
+
+def rules_of(policy: Path) -> list[str]:
+    """The rules that are in force: comments are not."""
+    text = re.sub(r"(?m)^#.*$", "", policy.read_text())
+    return re.findall(r"\w+ \"[^\"]*\" \{[^}]*\}", text)
+
+
+def written(consul: ConsulGateway) -> bool:
+    return isinstance(consul.txn([Set(CONFIG.key("epoch"), dump_epoch(7))]), Committed)
+
+
+def registered(consul: ConsulGateway) -> bool:
+    entry = Registration("own", SERVICE, "10.0.0.1", 2049, {"epoch": "7"}, 30, "answers NFS")
+    consul.register(entry)
+    consul.deregister("own")
+    return True
+
+
+def told(consul: ConsulGateway) -> bool:
+    consul.put(CONFIG.client_key("c7"), b"{}")
+    return bool(consul.get_many(CONFIG.client_key("")))
+
+
+def sees_enough(consul: ConsulGateway) -> bool:
+    consul.self_check()
+    return True
+
+
+def finds_the_server(consul: ConsulGateway) -> bool:
+    return bool(consul.instances(SERVICE)) and consul.node_health(NODE) == "passing"
+
+
+def knows_the_epoch(consul: ConsulGateway) -> bool:
+    return consul.get(CONFIG.key("epoch"), consistent=True) is not None
+
+
+def knows_the_agent(consul: ConsulGateway) -> bool:
+    return consul.node_name() == NODE
+
+
+Able = Callable[[ConsulGateway], bool]
+NEEDED: Mapping[tuple[Path, str], Sequence[Able]] = {
+    (STORAGE, 'service "data-services"'): (registered,),
+    (STORAGE, 'key_prefix "standfast/"'): (written, knows_the_epoch),
+    (STORAGE, 'key_prefix "standfast-clients/"'): (told,),
+    (STORAGE, 'service "consul"'): (sees_enough,),
+    (STORAGE, 'node_prefix ""'): (sees_enough, finds_the_server),
+    (STORAGE, 'agent_prefix ""'): (knows_the_agent,),
+    (CLIENT, 'service "data-services"'): (finds_the_server,),
+    (CLIENT, 'key_prefix "standfast/data-services/"'): (knows_the_epoch,),
+    (CLIENT, 'key_prefix "standfast-clients/data-services/"'): (told,),
+    (CLIENT, 'node_prefix ""'): (finds_the_server,),
+    (CLIENT, 'agent_prefix ""'): (knows_the_agent,),
+}
+"""What each rule is there for: without it, that is refused or not seen."""
+
+
+def is_able(able: Able, consul: ConsulGateway) -> bool:
+    try:
+        return able(consul)
+    except ConsulDenied:
+        return False
+
+
+def test_each_rule_of_the_shipped_policies_is_there_for_something() -> None:
+    for policy in (STORAGE, CLIENT):
+        named = [rule.partition(" {")[0] for rule in rules_of(policy)]
+        assert named == [rule for path, rule in NEEDED if path == policy]
+
+
+@pytest.fixture(scope="module")
+def served(secured: SecuredConsul, enough: str) -> ConsulCluster:
+    """Somebody serves."""
+    consul = secured.cluster.gateway(token=enough)
+    assert written(consul)
+    consul.register(Registration("server", SERVICE, "10.0.0.1", 2049, {"epoch": "7"}, 600, "nfs"))
+    consul.pass_check("service:server", "fine")
+    wait_for(lambda: bool(consul.instances(SERVICE)), SYNC_S, "it is in the catalog")
+    return secured.cluster
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"), NEEDED, ids=lambda part: part.stem if isinstance(part, Path) else part
+)
+def test_without_a_rule_of_the_shipped_policies_something_is_refused(
+    secured: SecuredConsul, served: ConsulCluster, policy: Path, rule: str
+) -> None:
+    rules = rules_of(policy)
+    all_able = [able for (path, _), needs in NEEDED.items() if path == policy for able in needs]
+    name = re.sub(r"\W+", "-", rule)
+    whole = served.gateway(token=secured.token(f"all-{policy.stem}-{name}", "\n".join(rules)))
+    assert all(is_able(able, whole) for able in all_able), "the policy is enough"
+    left = [each for each in rules if not each.startswith(f"{rule} {{")]
+    assert len(left) == len(rules) - 1
+    token = secured.token(f"without-{policy.stem}-{name}", "\n".join(left))
+    without = served.gateway(token=token)
+    for able in NEEDED[policy, rule]:
+        assert not is_able(able, without), able
+    if rule.startswith("agent_prefix"):
+        assert not watched(served, token)
 
 
 def test_the_shipped_policy_is_not_more_than_needed(secured: SecuredConsul, enough: str) -> None:
@@ -160,6 +242,23 @@ def test_no_token_at_all_is_blind_too(secured: SecuredConsul) -> None:
         secured.cluster.gateway().self_check()
 
 
+NO_KEYS = 'node_prefix "" { policy = "read" }'
+
+
+def test_what_may_not_be_read_is_denied_alone_and_left_out_among_others(
+    secured: SecuredConsul, enough: str
+) -> None:
+    """As Consul has always done it, so whoever reads several has to know that it sees something."""
+    key = CONFIG.key("leader")
+    secured.cluster.gateway(token=enough).put(key, b"x")
+    gateway = secured.cluster.gateway(token=secured.token("no-keys", NO_KEYS))
+    with pytest.raises(ConsulDenied):
+        gateway.get(key, consistent=True)
+    assert gateway.get_many(CONFIG.key("")) == ()
+    assert gateway.read([key]) == {key: None}
+    secured.cluster.gateway(token=enough).delete(key)
+
+
 def test_a_denied_transaction_is_denied_and_no_conflict(secured: SecuredConsul) -> None:
     rules = 'key_prefix "standfast/" { policy = "read" }'
     gateway = secured.cluster.gateway(token=secured.token("reader", rules))
@@ -169,7 +268,7 @@ def test_a_denied_transaction_is_denied_and_no_conflict(secured: SecuredConsul) 
 
 
 def test_a_revoked_token_is_denied_everywhere(secured: SecuredConsul) -> None:
-    token = secured.token("short-lived", (CHECKOUT / "docs/consul-policy.hcl").read_text())
+    token = secured.token("short-lived", STORAGE.read_text())
     gateway = secured.cluster.gateway(token=token)
     gateway.self_check()
     secured.revoke(token)

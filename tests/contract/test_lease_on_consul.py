@@ -326,9 +326,9 @@ class Racer:
         self.results: list[Committed | Conflict] = []
 
     def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
+        self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
-        return self._gateway.read(keys, deadline=deadline)
+        return self._gateway.read(keys, folders=folders, deadline=deadline)
 
     def get_many(
         self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None

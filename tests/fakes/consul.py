@@ -109,10 +109,14 @@ class MemoryConsul:
             )
 
     def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
+        self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
         with self._call() as state:
-            return {key: _entry(state.key(_checked(key))[1]) for key in keys}
+            inside = [
+                row.key for folder in folders for row in state.keys_under(_checked(folder))[1]
+            ]
+            names = [*keys, *(key for key in inside if not is_folder(key))]
+            return {key: _entry(state.key(_checked(key))[1]) for key in names}
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
         with self._call() as state:

@@ -43,6 +43,7 @@ from standfast.role.observation import (
     in_lineage,
     is_beyond,
 )
+from standfast.text import clean
 from tests.support.configs import config_of
 from tests.support.examples import examples
 
@@ -52,7 +53,7 @@ UTC = 1_795_342_500.0
 nodes = st.sampled_from((*NODES, "stranger"))
 epochs = st.integers(0, 5)
 times = st.floats(0, 253_402_300_799, allow_nan=False)
-texts = st.text(min_size=1, max_size=8)
+texts = st.text(min_size=1, max_size=8).map(clean)
 # By the fields' names: by position, a field that moves gives another's values to its neighbours.
 holders = st.builds(Holder, node=nodes, instance=st.sampled_from(["1", "2"]))
 names = st.builds(

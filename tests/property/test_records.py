@@ -4,84 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from standfast.consul import records
-from standfast.consul.records import Record
+from standfast.consul.record import Record
 from standfast.errors import ForeignValue
+from tests.property.kinds_of_records import KINDS
 
-KINDS: dict[type[Record], dict[str, Any]] = {
-    records.Leader: {
-        "v": 1,
-        "epoch": 5,
-        "holder": {"node": "a", "instance": "a1"},
-        "seq": 7,
-        "state": "clean",
-        "candidates": ["b"],
-        "to": "b",
-        "note": "disks",
-        "final": "services@20261122T101500Z",
-        "final_id": "c0ffee",
-        "wait": 12.5,
-        "surrendered": True,
-        "unserved": 2.5,
-        "idle": True,
-        "operator": "ann",
-    },
-    records.HistoryEntry: {
-        "v": 1,
-        "epoch": 7,
-        "node": "b",
-        "base": None,
-        "reason": "takeover",
-        "operator": "ann\udcff",
-        "lost_s": 60.0,
-        "at": 1.7e9,
-        "follows": 5,
-    },
-    records.StandbyRecord: {
-        "v": 1,
-        "node": "b",
-        "epoch": 5,
-        "snapshot": "services@20261122T101500Z",
-        "content_id": "c0ffee",
-        "at": 1.7e9,
-        "taken_at": 1.6e9,
-        "by": "a",
-    },
-    records.Pause: {"v": 1, "by": "ann", "reason": "disks", "at": 1.0},
-    records.CandidateRecord: {
-        "v": 1,
-        "node": "b",
-        "epoch": 4,
-        "ready": True,
-        "reason": "ready",
-        "snapshot": None,
-        "snapshot_epoch": 4,
-        "at": 5.0,
-    },
-    records.ClientRecord: {
-        "v": 1,
-        "node": "c",
-        "server": "a",
-        "epoch": None,
-        "state": "mounted",
-        "at": 6.5,
-    },
-    records.NomadNote: {
-        "v": 1,
-        "node": "b",
-        "by": "a",
-        "epoch": 5,
-        "at": 7.5,
-        "firm": False,
-        "ahead": True,
-    },
-}
 OPTIONAL = {"to", "note", "final", "final_id", "wait", "surrendered", "unserved", "idle"} | {
     "operator",
     "follows",

@@ -344,11 +344,13 @@ class SimConsul:
         return entries
 
     def read(
-        self, keys: Sequence[str], *, deadline: Deadline | None = None
+        self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Mapping[str, Entry | None]:
         fault = self._link.fault("read")
         until = self._there("a read", deadline)
-        entries = {key: self._store.get(key) for key in keys}
+        inside = [key for key in sorted(self._store.entries) if key.startswith(tuple(folders))]
+        names = [*keys, *(key for key in inside if not is_folder(key))]
+        entries = {key: self._store.get(key) for key in names}
         self._back("a read", until)
         if fault is not None:
             self._clockwork.stall(fault.delay_s)
@@ -435,9 +437,8 @@ class SimConsul:
             for key, (known, state) in node.link.catalog.items():
                 if known.name == service:
                     health = self.node.world.health(name)
-                    instances.append(
-                        Instance(key, name, known.address, known.port, known.meta, health, state)
-                    )
+                    made = (key, name, known.address, known.port, known.meta, health, state)
+                    instances.append(Instance(*made, has_own_check=True))
         self._back("a read", until)
         return tuple(instances)
 

@@ -13,8 +13,10 @@ from standfast.consul.records import (
     LeaderState,
     StandbyRecord,
 )
+from standfast.exporter.status_cache import sort_keys, with_clients
 from standfast.names import SnapshotName
 from standfast.status.document import Status
+from standfast.status.overview import Keys
 
 # 2026-11-22 14:06:40 UTC
 NOW = 1_795_356_400.0
@@ -128,14 +130,23 @@ def keys(utc: float = NOW) -> Mapping[str, bytes]:
         StandbyRecord(name, 7, snapshot(age_s, utc), "c0ffee", utc - age_s)
         for name, age_s in (("n1", 9000.0), ("n2", 4.0), ("n3", 65.0))
     ]
-    clients = [
-        ClientRecord("web-1", "n1", 7, "mount-current", utc - 60),
-        ClientRecord("web-2", "n1", 7, "mount-current", utc - 40),
-    ]
     return {
         "epoch": b'{"v":1,"epoch":7}',
         "leader": leader.dump(),
         **{f"history/{entry.epoch}": entry.dump() for entry in history_entries},
         **{f"standbys/{record.node}": record.dump() for record in standbys},
-        **{f"clients/{client.node}": client.dump() for client in clients},
     }
+
+
+def clients(utc: float = NOW) -> Mapping[str, bytes]:
+    """What the clients say there, by their names."""
+    records = [
+        ClientRecord("web-1", "n1", 7, "mount-current", utc - 60),
+        ClientRecord("web-2", "n1", 7, "mount-current", utc - 40),
+    ]
+    return {record.node: record.dump() for record in records}
+
+
+def known_keys() -> Keys:
+    """The same, as a page has it."""
+    return with_clients(sort_keys(keys()), clients())

@@ -292,15 +292,16 @@ def test_an_epoch_raised_by_somebody_else_meanwhile_is_not_overwritten(
 ) -> None:
     has_seen(desk, 7)
     desk.put("epoch", dump_epoch(4))
-    ask = ConsulGateway.get_many
+    ask = ConsulGateway.read
 
-    def get_then_an_acquisition(self: ConsulGateway, prefix: str, **options: Any) -> object:
-        entries = ask(self, prefix, **options)
-        if any(e.key.endswith("/epoch") and parse_epoch(e.value) == 4 for e in entries):
+    def read_then_an_acquisition(self: ConsulGateway, keys: Any, **options: Any) -> object:
+        entries = ask(self, keys, **options)
+        found = [entry for key, entry in entries.items() if key.endswith("/epoch")]
+        if any(entry is not None and parse_epoch(entry.value) == 4 for entry in found):
             desk.put("epoch", dump_epoch(8))
         return entries
 
-    monkeypatch.setattr(ConsulGateway, "get_many", get_then_an_acquisition)
+    monkeypatch.setattr(ConsulGateway, "read", read_then_an_acquisition)
     code, out, _ = desk.run("accept-epoch")
     assert (code, out[:14]) == (0, "nothing to do:")
     monkeypatch.undo()

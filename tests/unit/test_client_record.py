@@ -14,7 +14,7 @@ from standfast.consul.records import ClientRecord
 from standfast.errors import ForeignValue, StandfastError
 from tests.fakes.client import FakeClient, fake_client
 
-KEY = "standfast/data-services/clients/client-7"
+KEY = "standfast-clients/data-services/client-7"
 N1, N2 = "192.168.1.2", "192.168.1.3"
 
 
@@ -40,16 +40,16 @@ def tell(client: FakeClient) -> ClientRecord | None:
     run = client.run()
     report(client.config, client, run.decide()[1])
     value = client.told.get(KEY)
-    return None if value is None else ClientRecord.parse(value, KEY)
+    return None if value is None else ClientRecord.parse(value, "client-7")
 
 
 def test_a_mount_is_told_once_and_again_when_it_moves(client: FakeClient, now: list[float]) -> None:
     first = tell(client)
-    assert first == ClientRecord("client-7", f"node-{N1}", 5, "mount-current", now[-1])
+    assert first == ClientRecord("client-7", "n1", 5, "mount-current", now[-1])
     now.append(now[-1] + 60)
     assert tell(client) is None
     client.serve(N2, 6, 2)
-    assert tell(client) == ClientRecord("client-7", f"node-{N2}", 6, "mount-current", now[-1])
+    assert tell(client) == ClientRecord("client-7", "n2", 6, "mount-current", now[-1])
 
 
 def test_an_old_word_is_said_again_so_that_silence_tells(

@@ -114,6 +114,7 @@ def test_a_key_of_an_earlier_version_is_told_with_what_to_do(tmp_path: Path, key
         ('[nodes."a b"]\naddress = "c9"', 'nodes."a b": a name has up to 128 letters, '),
         ('[consul]\naddresses = ["x:0"]', 'consul.addresses = ["x:0"]: must be HOST:PORT'),
         ("[consul]\naddresses = [8500]", "consul.addresses = [8500]: a list of texts can't hold"),
+        ('[consul]\nprefix = "a-clients"', 'consul.prefix = "a-clients": must be names'),
         ('[consul]\nprefix = "/a"', 'consul.prefix = "/a": must be names with single slashes'),
         ('[nfs]\nclients = ["a b"]', 'nfs.clients = ["a b"]: must not be empty or hold blanks'),
         ('[nfs]\nunit = "nfs"', 'nfs.unit = "nfs": must be the full name of a service unit'),

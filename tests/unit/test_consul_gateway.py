@@ -223,14 +223,72 @@ def test_keys_outside_the_prefix_are_not_believed(field: Field) -> None:
         field.gateway(FOUND).get_many("other/")
 
 
-def test_several_keys_are_read_at_one_point_in_time(field: Field) -> None:
-    gateway = field.gateway(reply_json([{**ENTRY, "Key": "s/v/epoch"}]))
-    assert gateway.read(["s/v/epoch", "s/v/leader"]) == {
+def trees(*names: str, **changes: Any) -> Manner:
+    """The answer to a transaction that reads: it tells a leader, and no index."""
+    results = [{"KV": {**ENTRY, "Key": name}} for name in names]
+    document = {"Results": results, "Errors": None, "Index": 0, **changes}
+    return reply(json.dumps(document).encode(), headers={"X-Consul-KnownLeader": "true"})
+
+
+def test_several_keys_are_read_at_one_point_in_time_and_nothing_else(field: Field) -> None:
+    manner = trees("s/v/epoch", "s/v/epoch-of-another", "s/v/history/", "s/v/history/7")
+    gateway = field.gateway(manner)
+    read = gateway.read(["s/v/epoch", "s/v/leader"], folders=["s/v/history/"])
+    assert read == {
         "s/v/epoch": Entry("s/v/epoch", b"v1", 7),
         "s/v/leader": None,
+        "s/v/history/7": Entry("s/v/history/7", b"v1", 7),
     }
     (request,) = field.servers[0].requests
-    assert request.startswith(b"GET /v1/kv/s/v/?recurse=1&consistent=1 ")
+    assert request.startswith(b"PUT /v1/txn?consistent=1 ")
+    asked = json.loads(request.partition(b"\r\n\r\n")[2])
+    names = ("s/v/epoch", "s/v/leader", "s/v/history/")
+    assert asked == [{"KV": {"Verb": "get-tree", "Key": name}} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("manner", "kind", "words"),
+    [
+        pytest.param(
+            reply(b"{}", headers={}), ConsulGarbled, "no X-Consul-KnownLeader", id="not Consul's"
+        ),
+        pytest.param(trees("s/w"), ConsulGarbled, "keys outside", id="another key"),
+        pytest.param(trees(Results=None), None, "", id="nothing found"),
+        pytest.param(trees(Errors=[{"What": "x"}]), ConsulGarbled, "not an", id="with errors"),
+        pytest.param(
+            reply(
+                b'{"Errors":[{"OpIndex":0,"What":"no such verb"}]}',
+                status="409 Conflict",
+                headers={"X-Consul-KnownLeader": "true"},
+            ),
+            ConsulGarbled,
+            "no such verb",
+            id="refused",
+        ),
+        pytest.param(
+            reply(b"{}", headers={"X-Consul-KnownLeader": "false"}),
+            ConsulNoQuorum,
+            "without knowing a leader",
+            id="no leader",
+        ),
+    ],
+)
+def test_an_unusable_answer_to_a_read_of_several_has_a_name(
+    field: Field, manner: Manner, kind: type[ConsulError] | None, words: str
+) -> None:
+    gateway = field.gateway(manner)
+    if kind is None:
+        assert gateway.read(["s/v"]) == {"s/v": None}
+        return
+    with pytest.raises(kind, match=words) as caught:
+        gateway.read(["s/v"])
+    assert not caught.value.maybe_applied, "it was a read"
+
+
+def test_a_read_of_several_goes_on_to_the_next_address(field: Field) -> None:
+    """As any read: nothing can have been applied."""
+    gateway = field.gateway(hang_up, trees("s/v"))
+    assert gateway.read(["s/v"]) == {"s/v": Entry("s/v", b"v1", 7)}
 
 
 @pytest.mark.parametrize("key", ["", "/k"])

@@ -17,7 +17,7 @@ from msgspec import structs, to_builtins
 from standfast.config.model import Config
 from standfast.consul.records import ClientRecord
 from standfast.errors import StandfastError, TimedOut
-from standfast.exporter.status_cache import KEEP_S, Readers, StatusCache, sort_keys
+from standfast.exporter.status_cache import KEEP_S, Readers, StatusCache, sort_keys, with_clients
 from standfast.exporter.trend import BUCKETS, MOST_STANDBYS, STEP_S, Trend
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState, StandbyState
@@ -31,8 +31,10 @@ from tests.support.configs import config_in
 from tests.support.status_documents import (
     NOW,
     blind,
+    clients,
     dead,
     keys,
+    known_keys,
     parsed,
     served,
     snapshot,
@@ -47,7 +49,7 @@ def config(tmp_path: Path) -> Config:
 
 def volume_of(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> Volume:
     seen_status = status if isinstance(status, str) else parsed(status)
-    return describe(replace(Seen(NOW, seen_status, keys=sort_keys(keys())), **changes), config)
+    return describe(replace(Seen(NOW, seen_status, keys=known_keys()), **changes), config)
 
 
 def told(status: Mapping[str, Any] | str, config: Config, **changes: Any) -> dict[str, Any]:
@@ -337,17 +339,33 @@ def test_a_client_is_well_on_the_server_that_serves_and_unknown_when_silent(
 
 
 def test_the_newest_twenty_epochs_are_told(config: Config) -> None:
-    [seventh] = [entry for entry in sort_keys(keys()).history if entry.epoch == 7]
+    [seventh] = [entry for entry in known_keys().history if entry.epoch == 7]
     many = [structs.replace(seventh, epoch=epoch) for epoch in range(1, 100)]
     history = told(served(), config, keys=Keys(history=many))["history"]
     assert [row["epoch"] for row in history] == list(range(99, 99 - MOST_EPOCHS, -1))
 
 
 def test_a_value_by_hand_hides_nothing_but_itself() -> None:
-    values = {**keys(), "clients/web-3": b"hello", "history/8": b"{}", "standbys/n9": b"7"}
-    sorted_out = sort_keys(values)
-    assert sorted(sorted_out.foreign) == ["clients/web-3", "history/8", "standbys/n9"]
+    values = {**keys(), "history/8": b"{}", "standbys/n9": b"7"}
+    sorted_out = with_clients(sort_keys(values), {**clients(), "web-3": b"hello"})
+    assert sorted(sorted_out.foreign) == ["history/8", "standbys/n9"]
+    assert sorted_out.foreign_clients == ["web-3"]
     assert len(sorted_out.history) == 3 and len(sorted_out.clients) == 2
+
+
+def test_what_clients_say_is_a_source_of_its_own(config: Config) -> None:
+    """It can't be read, or one of them wrote something else: nothing else is any less known."""
+    for changes, shown in (
+        ({"clients": "too much of it"}, None),
+        ({"foreign_clients": ["web-3"]}, 2),
+    ):
+        doc = told(served(), config, keys=replace(known_keys(), **changes))
+        assert (None if doc["clients"] is None else len(doc["clients"])) == shown
+        assert len(doc["history"]) == 3
+        bad = [name for name, source in doc["sources"].items() if not source["ok"]]
+        assert bad == ["clients"]
+        assert [notice["what"] for notice in doc["notices"]] == ["source-clients"]
+        assert doc["level"] == "note", "no client makes the volume look any worse"
 
 
 def test_the_whole_is_as_well_as_its_worst_volume(config: Config) -> None:
@@ -419,7 +437,7 @@ def readers(**changes: Any) -> Readers:
     calm = Readers(
         fetch=lambda config: parsed(served()),
         from_consul=lambda config: parsed(served(agent=False)),
-        keys=lambda config: sort_keys(keys()),
+        keys=lambda config: known_keys(),
         replication=lambda config: ReplicationState(),
         utc=lambda: NOW,
         now=lambda: 5000.0,
@@ -482,11 +500,15 @@ def test_who_asks_during_a_look_gets_the_same_one(config: Config) -> None:
 def test_a_source_that_fails_is_named_and_the_others_are_shown(
     config: Config, error: Exception
 ) -> None:
-    for source, name in (("fetch", "agent"), ("keys", "keys"), ("replication", "replication")):
+    for source, names in (
+        ("fetch", {"agent"}),
+        ("keys", {"keys", "clients"}),
+        ("replication", {"replication"}),
+    ):
         [volume] = answer(StatusCache([config], readers(**{source: raises(error)})))["volumes"]
         assert volume["serving"] == "n1"
         bad = {key for key, outcome in volume["sources"].items() if not outcome["ok"]}
-        assert bad == {name}
+        assert bad == names
         assert volume["level"] == "unknown"
     everything = {name: raises(error) for name in ("fetch", "from_consul", "keys", "replication")}
     [volume] = answer(StatusCache([config], readers(**everything)))["volumes"]
@@ -498,7 +520,7 @@ def test_a_consul_that_is_silent_is_waited_for_once(config: Config) -> None:
 
     def read(config: Config) -> Keys:
         asked.append(config)
-        return sort_keys(keys())
+        return known_keys()
 
     silent = parsed(blind("n2", agent=False))
     for reads in (

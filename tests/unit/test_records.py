@@ -132,3 +132,20 @@ def test_a_long_foreign_value_is_shown_in_part() -> None:
     with pytest.raises(ForeignValue) as caught:
         Leader.parse(b"x" * 10_000_000)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("odd", ["a\x1b[2J", "a\x00", "a\udcff", "a\u202eb", "a\nb"])
+def test_what_is_shown_is_made_printable_and_what_is_compared_is_foreign(odd: str) -> None:
+    whole = HistoryEntry(7, "n2", "services@20261122T101500Z", odd, odd, None, 5.0)
+    read = HistoryEntry.parse(whole.dump(), "history/7")
+    assert read.reason == read.operator == "".join(c if c.isprintable() else "?" for c in odd)
+    for changes in ({"node": odd}, {"base": odd}):
+        with pytest.raises(ForeignValue, match="not a printable text"):
+            HistoryEntry.parse(replace(whole, **changes).dump(), "history/7")
+
+
+def test_a_long_text_is_cut_and_a_long_name_is_foreign() -> None:
+    whole = HistoryEntry(7, "n2", None, "x" * 5000, None, None, 5.0)
+    assert len(HistoryEntry.parse(whole.dump()).reason) == 1000
+    with pytest.raises(ForeignValue):
+        HistoryEntry.parse(replace(whole, node="n" * 300).dump())

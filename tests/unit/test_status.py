@@ -179,8 +179,9 @@ def test_can_we_fail_over_now(config: Config, case: str) -> None:
 
 def test_what_a_candidate_says_is_cleaned_before_it_is_shown(config: Config) -> None:
     evil = no("n2", Reason.TOO_OLD, "old\x1b[2J")
-    evil = replace(evil, record=structs.replace(evil.record, obstacles=("unit: \x1b[2J",)))
-    doc = build(said(evil), None, config, NOW)
+    record = structs.replace(evil.record, obstacles=("unit: \x1b[2J",))
+    read = CandidateRecord.parse(record.dump())
+    doc = build(said(replace(evil, record=read)), None, config, NOW)
     assert "\x1b" not in render(doc) and "it tells: unit" in render(doc)
 
 

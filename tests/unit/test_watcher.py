@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,15 +55,14 @@ class Keys(MemoryConsul):
         self.put(PREFIX + name, value)
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
-        return MemoryConsul.get_many(self, PREFIX)
+    def entries(self) -> Mapping[str, Entry]:
+        return {entry.key.removeprefix(PREFIX): entry for entry in self.get_many(PREFIX)}
 
-    def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
-    ) -> tuple[Entry, ...]:
-        assert consistent, "details are read consistently"
+    def read(
+        self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None
+    ) -> Mapping[str, Entry | None]:
         self.reads.append("details")
-        return super().get_many(prefix, consistent=consistent, deadline=deadline)
+        return super().read(keys, folders=folders, deadline=deadline)
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
         self.reads.append(f"wait:{index}")
@@ -124,7 +123,7 @@ def beat(keys: Keys, seq: int, **changes: object) -> None:
 
 def index_of(keys: Keys) -> int:
     """Of the leader's key."""
-    [entry] = [entry for entry in keys.entries if entry.key == PREFIX + "leader"]
+    [entry] = [entry for entry in keys.entries.values() if entry.key == PREFIX + "leader"]
     return entry.modify_index
 
 
@@ -278,7 +277,7 @@ def test_keys_that_are_gone_are_a_last_heartbeat_too(
 ) -> None:
     watcher = Watcher(config, keys)
     watcher.look(0)
-    for entry in keys.entries:
+    for entry in keys.entries.values():
         keys.delete(entry.key)
     clock.now = 1002.0
     view = cluster(watcher.look(0, fresh=True))

@@ -7,7 +7,7 @@ them); what isn't offered is refused in words, never answered by a guess.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -25,6 +25,7 @@ from standfast.system.clock import monotonic
 
 MAX_VALUE_BYTES = 512 * 1024
 MAX_OPS = 64
+READS = "get-tree"
 
 
 class Cluster(Protocol):
@@ -116,6 +117,8 @@ def _txn(cluster: Cluster, call: Call) -> Reply:
     for op in ops:
         if not isinstance(op["KV"].get("Key"), str) or not isinstance(op["KV"].get("Verb"), str):
             raise BadRequest("Failed to parse body: Key and Verb are texts")
+    if all(op["KV"]["Verb"] == READS for op in ops):
+        return _read_txn(cluster, call, [op["KV"]["Key"] for op in ops])
     try:
         results, errors = cluster.write(lambda: cluster.state.transact(ops))
     except (
@@ -126,6 +129,19 @@ def _txn(cluster: Cluster, call: Call) -> Reply:
     if errors:
         return _json({"Results": None, "Errors": errors}, 409)
     return _json({"Results": results, "Errors": None})
+
+
+def _read_txn(cluster: Cluster, call: Call, prefixes: Sequence[str]) -> Reply:
+    """As Consul: it moves no index, and tells none."""
+
+    def compute() -> tuple[int, list[Any]]:
+        trees = [cluster.state.keys_under(prefix)[1] for prefix in prefixes]
+        return 0, [{"KV": row.dump()} for rows in trees for row in rows]
+
+    _, results, known = cluster.read(call, compute)
+    headers = _read_headers(0, known)
+    del headers["X-Consul-Index"]
+    return _json({"Results": results, "Errors": None, "Index": 0}, headers=headers)
 
 
 # Agent

@@ -219,9 +219,10 @@ class EmbeddedConsul:
 
     def serve(self, agent: Agent, method: str, target: str, body: bytes) -> Reply | None:
         """The reply to a request, or None when it is to be lost."""
-        path = target.split("?", 1)[0]
-        held = self._hold(method, path)
-        dropped = self._is_dropped(method, path)
+        path, _, query = target.partition("?")
+        told = "GET" if query.startswith("consistent") else method  # a transaction that only reads
+        held = self._hold(told, path)
+        dropped = self._is_dropped(told, path)
         try:
             reply = answer(self, Call.parse(agent, method, target, body))
         except BadRequest as refusal:

@@ -271,6 +271,20 @@ def test_a_transaction_is_all_or_nothing_and_tells_each_failed_condition(
     assert keys.read([a, b]) == {a: Entry(a, b"1", index), b: None}
 
 
+def test_a_read_of_several_has_these_keys_and_folders_and_nothing_else(
+    keys: Keys, prefix: str
+) -> None:
+    there = ("a", "a/1", "ab", "b/", "b/1", "b/2", "c/1")
+    for name in there:
+        keys.put(prefix + name, name.encode())
+    names = {prefix + name for name in ("a", "missing", "b/1", "b/2")}
+    found = keys.read([prefix + "a", prefix + "missing"], folders=[prefix + "b/", prefix + "none/"])
+    assert set(found) == names
+    assert found[prefix + "missing"] is None
+    one = found[prefix + "b/1"]
+    assert one is not None and one == keys.get(prefix + "b/1")
+
+
 def test_the_lease_transactions_work_as_designed(keys: Keys, prefix: str) -> None:
     epoch, leader, history = prefix + "epoch", prefix + "leader", prefix + "history/1"
     taken = keys.txn([Cas(epoch, 0, b"1"), Cas(leader, 0, b"seq1"), Set(history, b"h")])

@@ -71,7 +71,11 @@ def check(question: Question) -> None:
     instance = boot_instance(config.paths.run)
     held = lease if lease is not None and lease.instance == instance else None
     other = active_elsewhere(
-        instances, config.node, 0 if held is None else held.epoch, question.port_answers
+        instances,
+        config,
+        config.node,
+        0 if held is None else held.epoch,
+        question.port_answers,
     )
     if other is not None:
         raise Refused(Reason.OTHER_SERVER_ACTIVE, words_of(config, other))

@@ -289,7 +289,7 @@ def _check_entries_here(agent: Agent, to: str, view: Cluster | Blind) -> None:
         is_here = entry.node == config.node or entry.address == config.me.address
         if not is_here or (entry.node, entry.service_id) == own:
             continue
-        if active_elsewhere((entry,), to, epoch, agent.port_answers) is not None:
+        if active_elsewhere((entry,), config, to, epoch, agent.port_answers) is not None:
             evidence = (
                 f"another entry of {config.service} in Consul is at {entry.address}:{entry.port}, "
                 f"where this node's server goes on for {', '.join(others)}: the guard of {to} "

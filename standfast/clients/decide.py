@@ -72,7 +72,7 @@ def decide(observed: Observed, config: Config) -> Decision:
     if isinstance(service, NoServer):
         return _wait(Reason.NO_SERVER, f"{service.sentence}: the mount stays as it is")
     note = observed.note
-    if note is not None and service.epoch < note.epoch:
+    if note is not None and note.confirmed and service.epoch < note.epoch:
         return _wait(
             Reason.OLDER_EPOCH,
             f"Consul names {service.node} with epoch {service.epoch}, and epoch {note.epoch} was "
@@ -204,6 +204,7 @@ def _healthy(observed: Observed, server: Server, top: Mount, config: Config) -> 
         and note.is_of(top)
         and not observed.stopped
         and (note.fsid, note.epoch, note.let_go) == (server.fsid, server.epoch, False)
+        and note.confirmed
     )
     if not noted:
         moved = _has_moved(observed, server)

@@ -27,11 +27,16 @@ from standfast.clients.ports import Consul, Mounts, MountUnits, Processes
 from standfast.clients.steps import PROBE_S, Steps
 from standfast.config.model import Config
 from standfast.consul.blindness import blindness
-from standfast.errors import ConsulError, Refused, StandfastError, ours
+from standfast.consul.gateway import Instance
+from standfast.consul.records import Leader, parse_epoch
+from standfast.errors import ConsulError, ForeignValue, Refused, StandfastError, ours
+from standfast.node.other_server import epoch_of, is_well, registered_by
 from standfast.node.own_epoch import OwnEpoch, Stage
+from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.locks import exclusive
 from standfast.system.mountinfo import canonical, elsewhere, stack_at
+from standfast.text import some
 
 log = logging.getLogger(__name__)
 
@@ -67,26 +72,59 @@ class Outcome:
 
 
 def server_of(parts: Parts) -> Service:
-    """Tells who serves, by Consul: of the healthy instances the one with the highest epoch."""
-    service = parts.config.service
+    """Tells who serves: the holder of the epoch that Consul's key names, by the entry that it made.
+
+    An entry is made after the keys of its epoch were written, so it is looked at before them: of
+    the current epoch's, none is taken for one of a later epoch.
+    """
+    config, consul = parts.config, parts.consul
     try:
-        instances = parts.consul.instances(service)
+        instances = consul.instances(config.service)
+        epoch, holder = _holder(config, consul)
     except ConsulError as error:
         blind = blindness(error)
         return Unreadable(blind.reason, blind.sentence)
-    healthy = [
-        (int(text), instance)
-        for instance in instances
-        if instance.checks == "passing"
-        and instance.node_health != "critical"
-        and (text := instance.meta.get("epoch", "")).isascii()
-        and text.isdigit()
+    except ForeignValue as error:
+        return Unreadable(Reason.FOREIGN_VALUE, str(error))
+    if holder is None:
+        return NoServer(f"in Consul nobody holds the lease of {config.volume}, epoch {epoch}")
+    for instance in instances:
+        right = epoch_of(instance) == epoch and registered_by(holder, instance, config)
+        if right and is_well(instance):
+            addresses = parts.mounts.resolve(instance.address, Deadline.after(RESOLVE_S))
+            fsid = instance.meta.get("fsid")
+            return Server(holder, instance.address, addresses, epoch or 0, fsid)
+    return NoServer(_nobody(instances, holder, epoch, config))
+
+
+def _holder(config: Config, consul: Consul) -> tuple[int | None, str | None]:
+    """Returns the current epoch, and which node holds it; ConsulError, ForeignValue.
+
+    Each key by itself: so a token that may not read it is told that, instead of that there is none.
+    """
+    epoch_key, leader_key = config.key("epoch"), config.key("leader")
+    found = consul.get(leader_key, consistent=True)
+    leader = None if found is None else Leader.parse(found.value, leader_key)
+    found = consul.get(epoch_key, consistent=True)
+    epoch = None if found is None else parse_epoch(found.value, epoch_key)
+    held = leader is not None and leader.epoch == epoch and not leader.is_clean
+    return epoch, leader.holder.node if leader is not None and held else None
+
+
+def _nobody(instances: Sequence[Instance], holder: str, epoch: int | None, config: Config) -> str:
+    """Says why none of the entries is followed."""
+    known = config.nodes.get(holder)
+    where = "which is no node of [nodes] here" if known is None else f"at {known.address}"
+    told = [
+        f"{each.node} ({each.address}, epoch {each.meta.get('epoch', 'none')}"
+        f"{'' if is_well(each) else ', not passing'})"
+        for each in instances
     ]
-    if not healthy:
-        return NoServer(f"Consul has {len(instances)} instances of {service}, and no healthy one")
-    epoch, best = max(healthy, key=lambda pair: (pair[0], pair[1].node))
-    addresses = parts.mounts.resolve(best.address, Deadline.after(RESOLVE_S))
-    return Server(best.node, best.address, addresses, epoch, best.meta.get("fsid"))
+    beside = f": there is {some(told)}" if told else ""
+    return (
+        f"{holder}, {where}, holds epoch {epoch}, and Consul lists no healthy instance of "
+        f"{config.service} that it registered{beside}"
+    )
 
 
 def role_of(config: Config) -> Role:

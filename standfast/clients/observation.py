@@ -26,7 +26,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The healthy instance of the service with the highest epoch."""
+    """The entry of the node that holds the current epoch, while it is healthy."""
 
     node: str
     address: str
@@ -40,7 +40,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class NoServer:
-    """Consul answers, and knows no healthy instance."""
+    """Consul answers, and nobody serves as far as it knows."""
 
     sentence: str
 
@@ -68,6 +68,8 @@ class Note(Struct, frozen=True):
     device: str
     let_go: bool = False
     """It was unmounted here to be mounted anew, and that isn't done yet."""
+    confirmed: bool = False
+    """The epoch was that of Consul's key then; an older version took the service's word for it."""
 
     def is_of(self, mount: Mount) -> bool:
         """Tells whether it speaks of this very mount. Ids and devices are used again, addresses

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from standfast.clients.observation import Answer, Tie
-from standfast.consul.gateway import Instance
+from standfast.consul.gateway import Entry, Instance
 from standfast.system.clock import Deadline
 from standfast.system.mountinfo import Mount
 
@@ -95,5 +95,9 @@ class Consul(Protocol):
     def instances(
         self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
     ) -> tuple[Instance, ...]: ...
+
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None: ...
 
     def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None: ...

@@ -173,7 +173,9 @@ class Steps:
             note = Note("bind", "", None, 0, top.id, top.device)
         else:
             address = top.address or server.address
-            note = Note("nfs", address, server.fsid, server.epoch, top.id, top.device)
+            note = Note(
+                "nfs", address, server.fsid, server.epoch, top.id, top.device, confirmed=True
+            )
         notes.save(self.config.run_dir, note)
 
     def rebind(self, target: Path) -> None:

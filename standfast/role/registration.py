@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from standfast.consul.records import is_epoch
-from standfast.consul.values import Instance, Registration
+from standfast.config.model import Config
+from standfast.consul.values import Instance, Registration, check_id_of
 from standfast.errors import ConsulError, TimedOut, ours
 from standfast.lease.files import LeaseStatus
 from standfast.node.node import Machine
+from standfast.node.other_server import epoch_of, registered_by
 from standfast.node.own_epoch import OwnEpoch
 from standfast.system.clock import Deadline, monotonic, sleep
 
@@ -23,7 +24,7 @@ POLL_S = 0.2
 
 
 def check_id(machine: Machine) -> str:
-    return f"service:{machine.config.service_id}"
+    return check_id_of(machine.config.service_id)
 
 
 def register(machine: Machine, epoch: int) -> None:
@@ -106,7 +107,7 @@ def await_successor(machine: Machine, to: str, epoch: int, deadline: Deadline) -
             blind = ""
         except ConsulError as error:  # it elects a leader, say: the role is given up already
             instances, blind = (), f" ({error})"
-        if any(_is_successor(instance, to, epoch) for instance in instances):
+        if any(_is_successor(instance, machine.config, to, epoch) for instance in instances):
             return
         sleep(POLL_S)
     raise TimedOut(
@@ -116,10 +117,9 @@ def await_successor(machine: Machine, to: str, epoch: int, deadline: Deadline) -
     )
 
 
-def _is_successor(instance: Instance, to: str, epoch: int) -> bool:
-    told = instance.meta.get("epoch", "")
-    later = is_epoch(told) and int(told) > epoch
-    return later and instance.node == to and instance.checks == "passing"
+def _is_successor(instance: Instance, config: Config, to: str, epoch: int) -> bool:
+    later = (epoch_of(instance) or 0) > epoch
+    return later and instance.checks == "passing" and registered_by(to, instance, config)
 
 
 def hidden(machine: Machine, node: str | None = None) -> str | None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from standfast.clients.loop import Outcome, Parts, Remount
 from standfast.clients.ports import Namespace
 from standfast.config.client import Client
 from standfast.config.model import Config
-from standfast.consul.gateway import Instance
+from standfast.consul.gateway import Entry, Instance
 from standfast.mounts import mounts as mounts_module
 from standfast.mounts.mounts import KernelMounts
 from standfast.mounts.processes import ProcProcesses
 from standfast.mounts.units import NoMountUnits
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.mountinfo import Mount
-from tests.fakes.client import fsid, instance
+from tests.fakes.client import fsid, instance, keys_of
 from tests.support.configs import config_in
 from tests.support.waiting import soon, wait_for
 
@@ -75,11 +75,17 @@ class Catalog:
     """Consul's answer."""
 
     listed: tuple[Instance, ...] = ()
+    keys: dict[str, bytes] = field(default_factory=dict)
 
     def instances(
         self, service: str, *, consistent: bool = True, deadline: Deadline | None = None
     ) -> tuple[Instance, ...]:
         return self.listed
+
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None:
+        return Entry(key, self.keys[key], 1)
 
     def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
         """What a client tells of itself is read by nobody here."""
@@ -98,6 +104,7 @@ class Scene:
 
     def serve(self, address: str, epoch: int) -> None:
         self.catalog.listed = (instance(address, epoch, fsid(epoch)),)
+        self.catalog.keys = keys_of(self.config, address, epoch)
 
     def shown(self, path: Path | None = None) -> str:
         return ((path or self.config.paths.bind) / "who").read_text()

@@ -65,7 +65,7 @@ def test_a_node_that_consul_calls_otherwise_is_not_promoted(
     )
     consul.pass_check(f"service:{config.service_id}", "")
     listed(consul, config.service, "passing")
-    other = active_elsewhere(consul.instances(config.service), node, 4, lambda *_: True)
+    other = active_elsewhere(consul.instances(config.service), config, node, 4, lambda *_: True)
     assert (other is not None) == (node != NODE)
 
 

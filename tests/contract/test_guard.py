@@ -365,7 +365,7 @@ def test_the_own_registration_is_not_another_server(
     assert asked(node).code == 0
 
 
-def test_a_machine_that_takes_no_packets_does_not_hold_the_guard_up() -> None:
+def test_a_machine_that_takes_no_packets_does_not_hold_the_guard_up(node: StorageNode) -> None:
     asked = []
 
     def answers(address: str, port: int) -> bool:
@@ -373,7 +373,7 @@ def test_a_machine_that_takes_no_packets_does_not_hold_the_guard_up() -> None:
         return False
 
     leftover = Instance("x", "n2", "10.0.0.2", 2049, {"epoch": "6"}, "passing", "passing")
-    assert active_elsewhere([leftover], "n1", 7, answers) is None
+    assert active_elsewhere([leftover], node.config, "n1", 7, answers) is None
     assert asked == [("10.0.0.2", 2049)]
 
 

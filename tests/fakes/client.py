@@ -17,11 +17,14 @@ from standfast.clients.observation import Answer, Tie
 from standfast.clients.ports import Namespace, Use
 from standfast.config.client import Client
 from standfast.config.model import Config
-from standfast.consul.gateway import Instance
+from standfast.consul.gateway import Entry, Instance
+from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
 from standfast.errors import CommandFailed, ConsulNoQuorum, TimedOut
 from standfast.system.clock import Deadline
 from standfast.system.mountinfo import Mount, canonical, mounted_at, wire_fsid
-from tests.support.configs import config_in
+from tests.support.configs import config_in, config_of
+
+SERVICE_ID = config_of().service_id
 
 
 def fsid(number: int) -> str:
@@ -35,6 +38,7 @@ class FakeClient:
     config: Config
     trees: dict[str, int | None] = field(default_factory=dict)
     instances_: list[Instance] = field(default_factory=list)
+    keys: dict[str, bytes] = field(default_factory=dict)
     consul_up: bool = True
     kernel: bool = True
     """The kernel tells the fsids on the wire."""
@@ -77,7 +81,13 @@ class FakeClient:
 
     def serve(self, address: str, epoch: int, tree: int) -> None:
         self.trees[address] = tree
-        self.instances_ = [instance(address, epoch, fsid(tree))]
+        self.hold(address, epoch)
+        node = node_of(address, self.config)
+        self.instances_ = [instance(address, epoch, fsid(tree), node=node)]
+
+    def hold(self, address: str, epoch: int) -> None:
+        """The node there has the epoch by Consul's keys, whatever is registered."""
+        self.keys = keys_of(self.config, address, epoch)
 
     @property
     def named(self) -> tuple[str, str] | None:
@@ -230,6 +240,15 @@ class FakeClient:
             raise ConsulNoQuorum("Consul has no leader")
         return tuple(self.instances_)
 
+    def get(
+        self, key: str, *, consistent: bool = False, deadline: Deadline | None = None
+    ) -> Entry | None:
+        assert consistent
+        if not self.consul_up:
+            raise ConsulNoQuorum("Consul has no leader")
+        value = self.keys.get(key)
+        return None if value is None else Entry(key, value, 1)
+
     def put(self, key: str, value: bytes, *, deadline: Deadline | None = None) -> None:
         assert deadline is not None and deadline.remaining_s() <= 2.0
         self._effect(f"put:{key}", deadline)
@@ -238,11 +257,31 @@ class FakeClient:
         self.told[key] = value
 
 
+def node_of(address: str, config: Config) -> str:
+    return next(name for name, node in config.nodes.items() if node.address == address)
+
+
 def instance(
-    address: str, epoch: int, fsid_: str, *, checks: str = "passing", node_health: str = "passing"
+    address: str,
+    epoch: int,
+    fsid_: str,
+    *,
+    node: str = "",
+    checks: str = "passing",
+    node_health: str = "passing",
 ) -> Instance:
-    meta = {"epoch": str(epoch), "node": f"node-{address}", "fsid": fsid_}
-    return Instance("id", f"node-{address}", address, 2049, meta, node_health, checks)
+    """As a storage node registers itself; its name is that of the tests' usual configuration."""
+    name = node or f"n{int(address.rpartition('.')[2]) - 1}"
+    meta = {"epoch": str(epoch), "node": name, "fsid": fsid_}
+    made = (SERVICE_ID, name, address, 2049, meta, node_health, checks)
+    return Instance(*made, has_own_check=True)
+
+
+def keys_of(config: Config, address: str, epoch: int) -> dict[str, bytes]:
+    """The keys of an epoch of the node with that address."""
+    holder = Holder(node_of(address, config), "boot-1")
+    leader = Leader(epoch, holder, 7, LeaderState.SERVING, tuple(config.nodes))
+    return {config.key("epoch"): dump_epoch(epoch), config.key("leader"): leader.dump()}
 
 
 def fake_client(directory: Path, **client: object) -> FakeClient:

@@ -509,11 +509,10 @@ class FakeNode:
 
     def successor_serves(self) -> None:
         """n2 is registered as the primary, and its check passes."""
-        there, service = self.consul.at("n2"), self.config.service
-        there.register(
-            Registration(service, service, "192.168.1.3", 2049, {"epoch": "99"}, 1e6, "answers NFS")
-        )
-        there.pass_check(f"service:{service}", "")
+        there, config = self.consul.at("n2"), self.config
+        names = (config.service_id, config.service)
+        there.register(Registration(*names, "192.168.1.3", 2049, {"epoch": "99"}, 1e6, "nfs"))
+        there.pass_check(f"service:{config.service_id}", "")
 
     @property
     def serves(self) -> bool:

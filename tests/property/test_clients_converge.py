@@ -72,7 +72,7 @@ SERVICES: tuple[Service, ...] = (
 
 def note(epoch: int, *, kind: str = "nfs", let_go: bool = False, mount_id: int = 30) -> Note:
     address, tree = TREES[epoch]
-    return Note(kind, address, fsid(tree), epoch, mount_id, f"0:{tree}", let_go)
+    return Note(kind, address, fsid(tree), epoch, mount_id, f"0:{tree}", let_go, confirmed=True)
 
 
 NOTES = (

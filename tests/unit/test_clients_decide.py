@@ -27,6 +27,7 @@ from standfast.clients.observation import (
 from standfast.clients.plan import Do
 from standfast.clients.ports import Namespace, Use
 from standfast.config.client import Client
+from standfast.consul.records import Leader, LeaderState
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
@@ -57,18 +58,94 @@ def server(address: str, epoch: int, tree: int) -> Server:
 # Which server
 
 
-def test_the_healthy_instance_with_the_highest_epoch_serves(client: FakeClient) -> None:
+def test_the_entry_of_the_holder_of_the_epoch_serves(client: FakeClient) -> None:
+    client.hold(B, 7)
     client.instances_ = [
-        instance("10.0.0.1", 9, fsid(9), checks="critical"),
-        instance("10.0.0.2", 8, fsid(8), node_health="critical"),
-        instance("10.0.0.3", 6, fsid(6)),
-        instance("10.0.0.4", 7, fsid(7)),
-        structs.replace(instance("10.0.0.5", 7, fsid(7)), meta={"epoch": "many"}),
-        structs.replace(instance("10.0.0.6", 7, fsid(7)), meta={}),
+        instance("10.0.0.1", 9999, fsid(9)),
+        instance(A, 8, fsid(8)),
+        instance(A, 7, fsid(3)),
+        instance(B, 6, fsid(6)),
+        instance(B, 7, fsid(7)),
     ]
     chosen = server_of(client.parts)
     assert isinstance(chosen, Server)
-    assert (chosen.address, chosen.epoch, chosen.fsid) == ("10.0.0.4", 7, fsid(7))
+    assert (chosen.address, chosen.epoch, chosen.fsid) == (B, 7, fsid(7))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checks": "critical"},
+        {"checks": "warning"},
+        {"node_health": "critical"},
+        {"has_own_check": False},
+        {"service_id": "by-hand"},
+        {"address": "10.0.0.9"},
+        {"node": "n3"},
+        {"meta": {}},
+        {"meta": {"epoch": "many"}},
+        {"meta": {"epoch": "6"}},
+        {"meta": {"epoch": "8"}},
+    ],
+    ids=str,
+)
+def test_no_other_entry_is_followed(client: FakeClient, changes: dict[str, Any]) -> None:
+    """The mount stays, though what was mounted is no better: nobody says where to go."""
+    client.mounted(A, 1)
+    client.hold(B, 7)
+    client.instances_ = [structs.replace(instance(B, 7, fsid(7)), **changes)]
+    service = server_of(client.parts)
+    assert isinstance(service, NoServer) and "n2, at 192.168.1.3, holds epoch 7" in service.sentence
+    client.run()
+    assert client.log == []
+
+
+def test_an_address_in_another_spelling_is_the_same(client: FakeClient) -> None:
+    client.hold(B, 7)
+    client.instances_ = [structs.replace(instance(B, 7, fsid(7)), address=f"::ffff:{B}")]
+    assert isinstance(server_of(client.parts), Server)
+
+
+@pytest.mark.parametrize("lacks", ["epoch", "leader"])
+def test_without_a_key_nobody_is_followed(client: FakeClient, lacks: str) -> None:
+    client.serve(B, 7, 7)
+    del client.keys[client.config.key(lacks)]
+    assert isinstance(server_of(client.parts), NoServer)
+
+
+@pytest.mark.parametrize("name", ["epoch", "leader"])
+def test_a_foreign_key_is_told(client: FakeClient, name: str) -> None:
+    client.serve(B, 7, 7)
+    client.keys[client.config.key(name)] = b"7"
+    service = server_of(client.parts)
+    assert isinstance(service, Unreadable) and service.reason is Reason.FOREIGN_VALUE
+
+
+def test_who_gave_the_role_up_is_not_followed_any_more(client: FakeClient) -> None:
+    """Its entry may be in the catalogue for a while yet."""
+    client.serve(B, 7, 7)
+    leader = Leader.parse(client.keys[client.config.key("leader")])
+    clean = structs.replace(leader, state=LeaderState.CLEAN)
+    client.keys[client.config.key("leader")] = clean.dump()
+    assert isinstance(server_of(client.parts), NoServer)
+
+
+def test_a_failover_is_followed_once_its_primary_is_registered_and_never_back(
+    client: FakeClient,
+) -> None:
+    client.serve(A, 7, 7)
+    client.run()
+    seen = []
+    old, new = instance(A, 7, fsid(7)), instance(B, 8, fsid(8))
+    client.trees[B] = 8
+    for listed in ([old], [old, new], [new], [old, new]):
+        client.hold(B, 8)
+        client.instances_ = listed
+        client.run()
+        assert client.top is not None
+        seen.append(client.top.address)
+    assert seen == [A, B, B, B]
+    assert sum(entry.startswith("mount:") for entry in client.log) == 2, "it doesn't flap"
 
 
 def test_nobody_healthy_is_no_server_and_never_a_reason_to_unmount(client: FakeClient) -> None:
@@ -163,6 +240,19 @@ def test_an_older_epoch_than_was_mounted_is_not_followed(client: FakeClient) -> 
     client.serve(A, 4, 4)
     client.run()
     assert client.top is not None and client.top.address == B
+
+
+def test_a_note_of_an_epoch_that_no_key_confirmed_holds_nobody(client: FakeClient) -> None:
+    """An older version mounted whatever was registered, with whatever epoch."""
+    client.serve(B, 5, 5)
+    client.run()
+    noted = notes.load(client.config.run_dir)
+    assert noted is not None and noted.confirmed
+    forged = structs.replace(noted, epoch=9999, confirmed=False)
+    notes.save(client.config.run_dir, forged)
+    client.serve(A, 6, 6)
+    client.run()
+    assert client.top is not None and client.top.address == A
 
 
 def test_a_note_that_can_not_be_read_counts_as_none(client: FakeClient) -> None:

@@ -452,7 +452,9 @@ def instances_one_by_one(
 
     def instances(_service: str) -> tuple[Instance, ...]:
         name, checks, epoch = left.pop(0) if len(left) > 1 else left[0]
-        return (Instance("x", name, "192.168.1.3", 2049, {"epoch": epoch}, "passing", checks),)
+        meta, own = {"epoch": epoch}, node.config.service_id
+        made = (own, name, "192.168.1.3", 2049, meta, "passing", checks)
+        return (Instance(*made, has_own_check=True),)
 
     monkeypatch.setattr(node.consul, "instances", instances)
     return left

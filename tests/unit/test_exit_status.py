@@ -24,7 +24,7 @@ from standfast.replication.verify import Comparison
 from standfast.status.document import Status
 from standfast.system.clock import Deadline
 from standfast.system.local_socket import connect, listen
-from tests.fakes.client import FakeClient, fsid, instance
+from tests.fakes.client import FakeClient
 from tests.support.observations import UTC, cluster
 from tests.support.observations import config as of_three
 from tests.support.scripts import script
@@ -236,8 +236,7 @@ def test_a_volume_that_is_configured_wrongly_does_not_keep_the_others_from_their
 ) -> None:
     (zippy.config.source.parent / "a-broken-one.toml").write_text("cluster = 1")
     client = FakeClient(zippy.config)
-    client.instances_ = [instance("192.168.1.3", 1, fsid(1))]
-    client.trees["192.168.1.3"] = 1
+    client.serve("192.168.1.3", 1, 1)
     monkeypatch.setattr(clients, "parts_of", lambda _: client.parts)
     assert zippy.run("remount")[0] == 2
     assert client.is_right()

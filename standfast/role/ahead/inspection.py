@@ -204,9 +204,10 @@ def _service(scene: Scene) -> Iterator[Obstacle]:
         if (instance.node, instance.service_id) == (holder, config.service_id):
             continue  # it is deregistered before, or its node is dead
         ask = partial(answers, instance)
-        if active_elsewhere((instance,), config.node, (view.epoch or 0) + 1, ask) is not None:
+        epoch = (view.epoch or 0) + 1
+        if active_elsewhere((instance,), config, config.node, epoch, ask) is not None:
             yield Obstacle("service", words(config, instance), "as said there")
-        elif is_foreign(instance) and is_listed(instance):
+        elif is_foreign(instance, config) and is_listed(instance):
             at = f"{instance.address}:{instance.port}"
             text = f"a leftover of {config.service} at {at}, where Consul's DNS sends clients, too"
             yield Obstacle("service", text, taken_away(instance), Weight.TOLD)

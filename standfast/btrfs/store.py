@@ -47,7 +47,7 @@ _PIECE_BYTES = 64 * 1024
 _ANCHOR = ".parent-"
 """Of a stand-in's name: what begins with a dot is never taken for what a stream brought."""
 _LISTED_PATH = re.compile(r" path (?P<path>.*)$")
-_SHOWN_RECEIVED = re.compile(r"^\s*Received UUID:\s+(?P<uuid>[0-9a-f-]{36})$", re.M)
+_SHOWN_RECEIVED = re.compile(r"Received UUID:[ \t]{1,40}(?P<uuid>[0-9a-f-]{36})$", re.M)
 
 
 class BtrfsStore(Store):

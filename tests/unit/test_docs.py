@@ -17,6 +17,8 @@ PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")])
 DESIGN = CHECKOUT / "DESIGN.md"
 FAILURES = CHECKOUT / "docs/handled-failures.md"
 SCENARIOS = 45
+SECURITY = CHECKOUT / "docs/security.md"
+SENTENCES = 18
 
 
 def rows() -> list[list[str]]:
@@ -60,6 +62,17 @@ def test_every_test_that_the_page_names_exists_where_it_says() -> None:
         named = re.findall(r"`(test_\w+)`", tested)
         placed = re.findall(r"(?:\w+: |, )`(test_\w+)`", tested)
         assert named == placed, f"{number}: a test without its place"
+
+
+def test_each_line_of_who_can_do_what_is_shown_by_tests() -> None:
+    lines = re.findall(r"(?m)^\| (?!can \||---)(.+) \|$", SECURITY.read_text())
+    assert len(lines) >= SENTENCES
+    known = set().union(*map(named_tests, (CHECKOUT / "tests").rglob("test_*.py")))
+    for line in lines:
+        _can, _can_not, tests = line.split(" | ")
+        named = set(re.findall(r"`(test_\w+)`", tests))
+        assert named or tests == "no test", line
+        assert not named - known, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))

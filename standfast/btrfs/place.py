@@ -92,5 +92,5 @@ def _is_used_by_another(device: str) -> bool:
     """A path or a leg of a device built on it (multipath, mirror) is no copy."""
     try:
         return any(os.scandir(f"/sys/class/block/{Path(device).name}/holders"))
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -23,7 +23,7 @@ COMPRESSED_DATA_PROGS: Version = (6, 2)
 OLDEST_KERNEL: Version = (4, 18)
 """Of BTRFS_IOC_GET_SUBVOL_INFO, by which subvolumes are told apart."""
 _TIMEOUT_S = 5.0
-_VERSION = re.compile(r"(?<!\d)\d+(?:\.\d+)+")
+_VERSION = re.compile(r"(?<!\d)\d{1,9}(?:\.\d{1,9}(?!\d))+")
 
 
 def parse(text: str) -> Version:

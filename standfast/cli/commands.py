@@ -295,7 +295,7 @@ COMMANDS: tuple[Command, ...] = (
             VOLUME,
             DRY_RUN,
             Argument("--install", "write them to /etc/systemd/system"),
-            Argument("--dir", "write them to this directory instead", "DIR"),
+            Argument("--dir", "with --install: write them to this directory instead", "DIR"),
         ),
     ),
     Command(

@@ -66,12 +66,13 @@ def serves(config: Config) -> bool:
 
 def addresses(config: Config, consul: ConsulGateway) -> Iterator[str]:
     """Yields the addresses of Nomad's other agents, from Consul's catalog."""
+    scheme = "https://" if config.nomad.address.startswith("https://") else ""
     _, _, port = config.nomad.address.rpartition(":")
     wanted = int(port) if port.isdecimal() else PORT
     for instance in consul.instances(SERVICE, consistent=False):
         if instance.node != config.node and instance.port == wanted:
             host = f"[{instance.address}]" if ":" in instance.address else instance.address
-            yield f"{host}:{wanted}"
+            yield f"{scheme}{host}:{wanted}"
 
 
 def attempt(config: Config) -> Sequence[str]:

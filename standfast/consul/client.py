@@ -35,8 +35,8 @@ T = TypeVar("T")
 SHUN_S = 10.0
 # The most informative first: an answer says more than none.
 NEXT_STEP: dict[type[ConsulError], str] = {
-    ConsulDenied: "Check the ACL token and its policy (docs/consul-policy.hcl is enough, and for a "
-    "node that only mounts docs/consul-policy-client.hcl).",
+    ConsulDenied: "Check the ACL token and its policy (share/standfast/consul-policy.hcl is "
+    "enough, and for a node that only mounts consul-policy-client.hcl).",
     ConsulLimited: "Raise `limits` of the Consul agent, or find out what asks it so often.",
     ConsulNoQuorum: "Check `consul operator raft list-peers`: a majority of servers must be up.",
     ConsulError: "Look at the Consul agent's log.",

@@ -144,7 +144,7 @@ def _options(facts: Facts) -> Finding:
         "options",
         False,
         f"mounted with {', '.join(wrong)}: programs get errors, or wait long, at a failover",
-        "Options=vers=4.2,hard in the unit or fstab, then mount anew",
+        "vers=4.2,hard instead of these among the options of the unit (or fstab), then mount anew",
     )
 
 

@@ -61,7 +61,7 @@ def _name(config: Config) -> Iterator[Finding]:
     try:
         yield name(config.node, ConsulGateway.from_config(config, timeout_s=PATIENT_S).node_name())
     except StandfastError as error:
-        fix = "bring the Consul agent of this node back; docs/consul-policy.hcl"
+        fix = "bring the Consul agent of this node back; share/standfast/consul-policy.hcl"
         yield Finding("name", False, f"not compared with Consul's: {error}", fix)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from collections.abc import Callable, Sequence
 
 from prometheus_client.exposition import choose_encoder
@@ -112,7 +113,7 @@ def address_of(text: str) -> tuple[str, int]:
     all: that would be every address of this machine."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
+    if not (host and colon and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
         raise UsageError(f"{text!r} is not ADDRESS:PORT, for example {DEFAULT_LISTEN}")
     return host, int(port)
 

@@ -110,7 +110,7 @@ def build_script(table: str, port: int) -> str:
 
 
 _CHAINS = {"input": ("iif", "dport"), "output": ("oif", "sport")}
-_ELEMENT = re.compile(r"\b(?P<port>\d+)(?: timeout \w+)?(?: expires (?P<left>\w+))?")
+_ELEMENT = re.compile(r"\b(?P<port>\d{1,5})(?: timeout \w+)?(?: expires (?P<left>\w+))?")
 _UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 

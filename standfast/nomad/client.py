@@ -33,7 +33,8 @@ _API: Any = api
 NEXT_STEP = {
     NomadOutcome.UNREACHABLE: "Check that the Nomad agent runs there and listens on this address.",
     NomadOutcome.TIMEOUT: "Check whether the Nomad agent hangs, and its way to the servers.",
-    NomadOutcome.DENIED: "Check the ACL token and its policy (docs/nomad-policy.hcl is enough).",
+    NomadOutcome.DENIED: "Check the ACL token and its policy (share/standfast/nomad-policy.hcl "
+    "is enough, and for a node that only mounts nomad-policy-client.hcl).",
     NomadOutcome.NOT_FOUND: "Check `nomad node status` and `nomad job status`.",
     NomadOutcome.BAD_REQUEST: "Check that the agent is Nomad 1.5 or later and runs a client.",
     NomadOutcome.SERVER_ERROR: "Check `nomad operator raft list-peers` and the agent's log.",

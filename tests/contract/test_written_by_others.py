@@ -190,7 +190,7 @@ def test_a_client_that_may_not_read_the_keys_is_told_what_it_needs(
     parts = replace(client.parts, consul=served.consul.cluster.gateway(token=token))
     found = server_of(parts)
     assert isinstance(found, Unreadable) and found.reason is Reason.CONSUL_DENIED
-    assert "docs/consul-policy-client.hcl" in found.sentence
+    assert "consul-policy-client.hcl" in found.sentence
     Remount(parts, limit=soon(0.0)).run()
     assert client.top is not None and client.top.address == PRIMARY
 

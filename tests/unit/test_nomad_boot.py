@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from standfast.cli import nomad_boot
 from standfast.config.model import Config, Paths
 from standfast.config.nomad import NomadAccess
+from standfast.consul.gateway import ConsulGateway, Instance
 from standfast.consul.records import LeaderState
 from standfast.errors import TimedOut
 from standfast.lease.files import LeaseStatus
@@ -85,6 +87,30 @@ def test_it_tries_for_a_while_and_is_never_an_error(
     made = config("a", nomad=NomadAccess(), paths=Paths(run=tmp_path))
     status, tries = run(made, monkeypatch)
     assert status == 0 and tries > 1
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        ("", "10.0.0.2:4646"),
+        ("http://127.0.0.1:4646", "10.0.0.2:4646"),
+        ("https://127.0.0.1:4646", "https://10.0.0.2:4646"),
+    ],
+)
+def test_others_are_asked_as_the_own_agent_is(own: str, theirs: str) -> None:
+    """The token goes to them, too."""
+
+    made = config("a", nomad=NomadAccess(address=own))
+
+    class Catalog:
+        def instances(self, _service: str, *, consistent: bool) -> tuple[Instance, ...]:
+            assert not consistent
+            return tuple(
+                Instance(node, "n", address, 4646, {}, "passing", "passing")
+                for node, address in ((made.node, "10.0.0.1"), ("other", "10.0.0.2"))
+            )
+
+    assert list(nomad_boot.addresses(made, cast(ConsulGateway, Catalog()))) == [theirs]
 
 
 def test_a_primary_whose_nomad_is_only_restarted_keeps_its_jobs(

@@ -99,14 +99,13 @@ def test_it_tries_for_a_while_and_is_never_an_error(
 )
 def test_others_are_asked_as_the_own_agent_is(own: str, theirs: str) -> None:
     """The token goes to them, too."""
-
     made = config("a", nomad=NomadAccess(address=own))
 
     class Catalog:
         def instances(self, _service: str, *, consistent: bool) -> tuple[Instance, ...]:
             assert not consistent
             return tuple(
-                Instance(node, "n", address, 4646, {}, "passing", "passing")
+                Instance("n", node, address, 4646, {}, "passing", "passing")
                 for node, address in ((made.node, "10.0.0.1"), ("other", "10.0.0.2"))
             )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from standfast.config.consul import ConsulAccess
+from standfast.config.fields import TLS_FILES
 from standfast.config.model import Config
 from standfast.config.nomad import NomadAccess
 from standfast.config.problems import Problem, dotted, shown
@@ -209,7 +210,7 @@ def _files(config: Config) -> Iterator[tuple[Problem, bool]]:
     if not config.nomad.enabled:
         del tables["nomad"]
     for table, access in tables.items():
-        for key in ("token_file", "ca_cert", "client_cert", "client_key"):
+        for key in ("token_file", *TLS_FILES):
             path = getattr(access, key)
             wrong = None if path is None else _wrong_with(path)
             if wrong is not None:

@@ -8,6 +8,8 @@ from msgspec import NODEFAULT, Struct, field
 
 # No time in the configuration is longer, seconds: more would overflow timers further down.
 MOST_S = 31 * 86400.0
+TLS_FILES = ("ca_cert", "client_cert", "client_key")
+"""Keys of [consul] and of [nomad]."""
 
 
 class Key(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from standfast.config.fields import TLS_FILES
 from standfast.config.model import Config
 from standfast.config.problems import Problem, shown
 
@@ -64,7 +65,7 @@ def mistrusted(config: Config) -> Iterator[Problem]:
         return
     for key, path in _named(config):
         try:
-            wrong = untrusted(path, (0,))
+            wrong = untrusted(path, _owners(key, path))
         except OSError:
             continue  # whoever needs it says what is wrong with it
         if wrong is not None:
@@ -73,11 +74,18 @@ def mistrusted(config: Config) -> Iterator[Problem]:
             yield Problem(key, value, f"{rule}: root would act by what others write", way_out)
 
 
+def _owners(key: str, path: Path) -> Collection[int]:
+    """A certificate, or its key, may be that of the agent that is asked with it, whose user has it:
+    who is that user passes for the agent anyway."""
+    return (0, path.stat().st_uid) if key.rpartition(".")[2] in TLS_FILES else (0,)
+
+
 def _named(config: Config) -> Iterator[tuple[str, Path]]:
     yield "", config.source
     for table, access in (("consul", config.consul), ("nomad", config.nomad)):
-        if access.token_file is not None:
-            yield f"{table}.token_file", access.token_file
+        for key in ("token_file", *TLS_FILES):
+            if (path := getattr(access, key)) is not None:
+                yield f"{table}.{key}", path
     command = config.replication.command
     if config.node in config.nodes and not command:
         yield "replication.ssh_key", config.replication.ssh_key

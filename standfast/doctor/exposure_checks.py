@@ -63,7 +63,9 @@ def set_uid(places: Sequence[Place], bind: str | None) -> Finding:
 def exports(config: Config) -> list[Finding]:
     """Judges the list of clients; never bad, as only the operator knows his machines. Pure."""
     told = [f"{problem.rule}: {problem.way_out}" for problem in wide_exports(config)]
-    return [Finding("export", True, "; ".join(told) or "its clients are named one by one")]
+    return [
+        Finding("export", True, "; ".join(told) or "root of no whole network is root in the volume")
+    ]
 
 
 def look(config: Config) -> list[Finding]:

@@ -23,7 +23,7 @@ from standfast.errors import Refused, StandfastError, TimedOut
 from standfast.events.events import Kind, happened, tell
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
-from standfast.system.lines import lines_of
+from standfast.system.lines import clean, lines_of
 from standfast.system.run import run
 from standfast.system.threads import start
 
@@ -181,7 +181,7 @@ def _run(hook: Hook, env: Mapping[str, str], deadline: Deadline) -> _Failure | N
         return _Failure("it didn't end in time (hooks.timeout, for all of an event) and was killed")
     except StandfastError as error:
         return _Failure(str(error))
-    said = [*lines_of(done.stdout), *lines_of(done.stderr)]
+    said = [clean(line) for text in (done.stdout, done.stderr) for line in lines_of(text)]
     for line in said:
         log.info("hook %s: %s", hook.name, line)
     last = f': "{said[-1].strip()[:300]}"' if said else ", and it said nothing"

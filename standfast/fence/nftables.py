@@ -33,7 +33,7 @@ from standfast.fence.kernel import (
 )
 from standfast.node.ports import FenceState
 from standfast.system.clock import Deadline
-from standfast.system.lines import fields_of, lines_of
+from standfast.system.lines import clean, fields_of, lines_of
 from standfast.system.run import exec_before, run
 
 
@@ -55,7 +55,7 @@ class NftFence(KernelFence):
             if "No such file or directory" in done.stderr:
                 return FenceState(in_place=False, open_for_s=0.0)
             raise CommandFailed(
-                f"nft can't list the table inet {self.table}: {done.stderr.strip()}",
+                f"nft can't list the table inet {self.table}: {clean(done.stderr.strip())}",
                 returncode=done.returncode,
                 stderr=done.stderr,
             )

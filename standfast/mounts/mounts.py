@@ -22,7 +22,7 @@ from standfast.errors import CommandFailed, StandfastError, TimedOut
 from standfast.mounts.processes import pids_in, unit_of
 from standfast.system.clock import Deadline
 from standfast.system.files import read_foreign_text
-from standfast.system.lines import fields_of, lines_of
+from standfast.system.lines import clean, fields_of, lines_of
 from standfast.system.mountinfo import Mount, canonical, mounted_at, parse_mountinfo, parse_volumes
 from standfast.system.run import run
 
@@ -126,7 +126,7 @@ class KernelMounts:
         if done.returncode < 0:
             return Answer.HANGS, f"the look at it was killed by signal {-done.returncode}"
         name = errno.errorcode.get(done.returncode, str(done.returncode))
-        return Answer.FAILS, f"{name} {done.stderr.strip()[-200:]}".strip()
+        return Answer.FAILS, f"{name} {clean(done.stderr.strip()[-200:])}".strip()
 
     def _still_hangs(self, path: Path) -> bool:
         """Tells whether the last probe of this path is still there: another one would stay, too."""

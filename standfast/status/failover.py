@@ -68,7 +68,7 @@ def failover(
         return Failover(True, None, _yes(best, ages.get(best.node)), best.node)
     reason = best.reason if best.because is None else best.because
     sentence = best.sentence or f"{best.node} says {reason}"
-    return Failover(False, reason, clean(sentence))
+    return Failover(False, reason, sentence)
 
 
 def _nobody(candidates: Collection[str]) -> str:

@@ -80,4 +80,4 @@ def test_root_of_a_whole_network_and_ports_of_everybody_are_told(
     [finding] = exports(config)
     assert finding.ok and all(word in finding.evidence for word in told)
     if not told:
-        assert finding.evidence == "its clients are named one by one"
+        assert finding.evidence == "root of no whole network is root in the volume"

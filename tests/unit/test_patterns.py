@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -33,6 +33,10 @@ FLAGS = {
     "DOTALL": re.S,
     "MULTILINE": re.M,
 }
+BUILT = {"fence/ipset.py", "nomad/path_use.py"}
+"""These put an escaped text between pieces that have no repetition but of digits."""
+MATCHED = {"nfs/exports_file.py"}
+"""These hand their patterns to a function, which asks for nothing but a beginning."""
 PUMPS = (" ", "\t", "\n", "\\", "a", "A", "0", ".", "-", "_", ",", ":", ";", "=", '"', "/", "[",
          "]", "(", "{", "}", "#", "@", "a ", "a.", "0.", "a=", "a\n", ", ")  # fmt: skip
 """What is repeated, until the pattern can't but fail."""
@@ -42,6 +46,22 @@ def patterns() -> Iterator[tuple[str, str | bytes, int, frozenset[str]]]:
     """Where each pattern of the product is, the pattern, its flags, how it is asked."""
     for path in sorted((CHECKOUT / "standfast").rglob("*.py")):
         yield from patterns_of(path)
+
+
+def pattern_of(call: ast.Call, path: Path, names: Mapping[str, str]) -> str | bytes | None:
+    """The pattern itself, or what the module has under its name; None: see BUILT."""
+    written = call.args[0]
+    if isinstance(written, ast.Constant) and isinstance(written.value, str | bytes):
+        return written.value
+    inside = path.relative_to(CHECKOUT).with_suffix("")
+    module = importlib.import_module(".".join(inside.parts))
+    name = written.id if isinstance(written, ast.Name) else names.get(ast.unparse(call))
+    value = None if name is None else getattr(module, name, None)
+    pattern = value.pattern if isinstance(value, re.Pattern) else value
+    if isinstance(pattern, str | bytes):
+        return pattern
+    assert str(path.relative_to(CHECKOUT / "standfast")) in BUILT, ast.unparse(call)
+    return None
 
 
 def patterns_of(path: Path) -> Iterator[tuple[str, str | bytes, int, frozenset[str]]]:
@@ -60,8 +80,7 @@ def patterns_of(path: Path) -> Iterator[tuple[str, str | bytes, int, frozenset[s
             and ast.unparse(call.func.value) == "re"
             and call.func.attr in ASKED
             and call.args
-            and isinstance(call.args[0], ast.Constant)
-            and isinstance(pattern := call.args[0].value, str | bytes)
+            and (pattern := pattern_of(call, path, names)) is not None
         ):
             words = [*call.args[1:], *(keyword.value for keyword in call.keywords)]
             flags = sum(
@@ -75,6 +94,8 @@ def patterns_of(path: Path) -> Iterator[tuple[str, str | bytes, int, frozenset[s
                 name = names.get(ast.unparse(call))
                 asked = {ASKED[how] for of, how in uses if of == name and how in ASKED}
             where = f"{path.relative_to(CHECKOUT / 'standfast')}:{call.lineno}"
+            if where.partition(":")[0] in MATCHED and not asked - {""}:
+                asked = {"match"}
             yield where, pattern, int(flags), frozenset(asked - {""}) or ALL
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from standfast.config import trust
+from standfast.config.fields import TLS_FILES
 from standfast.config.load import load, load_all, load_volume
 from standfast.config.trust import untrusted
 from standfast.errors import ConfigError
@@ -138,7 +139,16 @@ def test_root_acts_by_no_configuration_that_others_may_write(written: Path) -> N
 
 
 @AS_ROOT
-@pytest.mark.parametrize("key", ["consul.token_file", "replication.ssh_key", "replication.command"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "consul.token_file",
+        "nomad.token_file",
+        *(f"{table}.{name}" for table in ("consul", "nomad") for name in TLS_FILES),
+        "replication.ssh_key",
+        "replication.command",
+    ],
+)
 def test_what_it_names_has_to_be_of_root_too(written: Path, tmp_path: Path, key: str) -> None:
     named = tmp_path / "named"
     named.write_text("x")
@@ -151,8 +161,15 @@ def test_what_it_names_has_to_be_of_root_too(written: Path, tmp_path: Path, key:
     config = replace(config, **{table: replace(getattr(config, table), **{name: given})})
     assert list(trust.mistrusted(config)) == []
     os.chown(named, 1234, 0)
+    if name in TLS_FILES:  # of the agent that is asked, which has a user of its own
+        assert list(trust.mistrusted(config)) == []
+    else:
+        [problem] = trust.mistrusted(config)
+        assert (problem.key, problem.way_out) == (key, f"chown -h root {named}")
+    os.chown(named, 0, 0)
+    named.chmod(0o660)
     [problem] = trust.mistrusted(config)
-    assert (problem.key, problem.way_out) == (key, f"chown -h root {named}")
+    assert (problem.key, problem.way_out) == (key, f"chmod go-w {named}")
 
 
 def test_what_a_user_runs_is_the_business_of_that_user(

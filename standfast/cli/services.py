@@ -125,7 +125,8 @@ def fence(args: argparse.Namespace) -> int:
     from standfast.assembly.parts import parts
     from standfast.lease.cutoff import stop_for_good
 
-    config = load_volume(args.volume)
+    # It shuts a port: whoever may have written the file, no port is to stay open for that.
+    config = load_volume(args.volume, acted_by=False)
     deadline = Deadline.after(config.nfs.start_timeout)
     stop_for_good(parts().fence(config), parts().nfs(config), deadline)
     return 0

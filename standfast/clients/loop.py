@@ -80,25 +80,28 @@ def server_of(parts: Parts) -> Service:
     config, consul = parts.config, parts.consul
     try:
         instances = consul.instances(config.service)
-        epoch, holder = _holder(config, consul)
+        epoch, leader = _leader(config, consul)
     except ConsulError as error:
         blind = blindness(error)
         return Unreadable(blind.reason, blind.sentence)
     except ForeignValue as error:
         return Unreadable(Reason.FOREIGN_VALUE, str(error))
-    if holder is None:
+    if leader is None:
         return NoServer(f"in Consul nobody holds the lease of {config.volume}, epoch {epoch}")
+    holder = leader.holder.node
     for instance in instances:
         right = epoch_of(instance) == epoch and registered_by(holder, instance, config)
         if right and is_well(instance):
             addresses = parts.mounts.resolve(instance.address, Deadline.after(RESOLVE_S))
             fsid = instance.meta.get("fsid")
-            return Server(holder, instance.address, addresses, epoch or 0, fsid)
+            strangers = tuple(node for node in leader.candidates if node not in config.nodes)
+            return Server(holder, instance.address, addresses, epoch or 0, fsid, strangers)
     return NoServer(_nobody(instances, holder, epoch, config))
 
 
-def _holder(config: Config, consul: Consul) -> tuple[int | None, str | None]:
-    """Returns the current epoch, and which node holds it; ConsulError, ForeignValue.
+def _leader(config: Config, consul: Consul) -> tuple[int | None, Leader | None]:
+    """Returns the current epoch, and its last heartbeat, unless its holder gave it up; ConsulError,
+    ForeignValue.
 
     Each key by itself: so a token that may not read it is told that, instead of that there is none.
     """
@@ -108,7 +111,7 @@ def _holder(config: Config, consul: Consul) -> tuple[int | None, str | None]:
     found = consul.get(epoch_key, consistent=True)
     epoch = None if found is None else parse_epoch(found.value, epoch_key)
     held = leader is not None and leader.epoch == epoch and not leader.is_clean
-    return epoch, leader.holder.node if leader is not None and held else None
+    return epoch, leader if held else None
 
 
 def _nobody(instances: Sequence[Instance], holder: str, epoch: int | None, config: Config) -> str:

@@ -36,6 +36,9 @@ class Server:
     epoch: int
     fsid: str | None
     """None: its node's version doesn't tell yet."""
+    strangers: tuple[str, ...] = ()
+    """Nodes that may serve next, by its word, and that this node's file doesn't have: they would
+    not be followed."""
 
 
 @dataclass(frozen=True, slots=True)

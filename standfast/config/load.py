@@ -59,6 +59,7 @@ def load_volume(
     volume: str | None,
     *,
     require_storage: bool = True,
+    acted_by: bool = True,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
     """Returns the configuration of a volume, or of the only one when `volume` is None."""
@@ -66,7 +67,8 @@ def load_volume(
     if volume is not None:
         if not _VOLUME.match(volume):
             raise InvalidConfig(directory, [_bad_volume(volume)])
-        return load(directory / f"{volume}.toml", require_storage=require_storage)
+        path = directory / f"{volume}.toml"
+        return load(path, require_storage=require_storage, acted_by=acted_by)
     files = config_files(directory)
     if len(files) > 1:
         choices = ", ".join(shown(path.stem) for path in files)
@@ -74,7 +76,7 @@ def load_volume(
             directory,
             [Problem("", "", f"there are several volumes ({choices})", "choose with --volume")],
         )
-    return load(files[0], require_storage=require_storage)
+    return load(files[0], require_storage=require_storage, acted_by=acted_by)
 
 
 def load_all(

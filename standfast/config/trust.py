@@ -75,9 +75,9 @@ def mistrusted(config: Config) -> Iterator[Problem]:
 
 
 def _owners(key: str, path: Path) -> Collection[int]:
-    """A certificate, or its key, may be that of the agent that is asked with it, whose user has it:
-    who is that user passes for the agent anyway."""
-    return (0, path.stat().st_uid) if key.rpartition(".")[2] in TLS_FILES else (0,)
+    """A token, a certificate or its key may be that of the agent that is asked with it, whose user
+    has it: who is that user passes for the agent anyway."""
+    return (0, path.stat().st_uid) if key.partition(".")[0] in ("consul", "nomad") else (0,)
 
 
 def _named(config: Config) -> Iterator[tuple[str, Path]]:

@@ -98,6 +98,15 @@ def _server(facts: Facts, config: Config) -> Finding:
     service = facts.observed.service
     if not isinstance(service, Server):
         return Finding("server", False, service.sentence, "`standfast status`")
+    if facts.no_answer is None and service.strangers:
+        them = " and ".join(service.strangers)
+        return Finding(
+            "server",
+            False,
+            f"{them} may serve next, and {config.source} doesn't have it in [nodes]: the mount "
+            f"would stay with {service.node}, which is gone then",
+            "the storage nodes' [nodes] in that file, too",
+        )
     if facts.no_answer is None:
         return Finding("server", True, f"{service.node} ({service.address}) answers NFS")
     return Finding(

@@ -47,8 +47,7 @@ from standfast.system.streams import pipeline
 log = logging.getLogger(__name__)
 
 HELLO_S = 30.0
-"""To say who it is, which a sender does at once. An older one takes its snapshot first: that is a
-matter of a second, and of minutes with replication.verify on a large volume."""
+"""To say who it is, which a sender does at once."""
 LINE_TIMEOUT_S = 60.0
 """For the question of who wants to ask one."""
 STANDSTILL_S = 3.0
@@ -136,7 +135,9 @@ class _Receiver:
 
     def run(self) -> None:
         deadline = Deadline.after(self.config.replication.timeout)
-        line = _read_line(self.stdin_fd, deadline.within(HELLO_S))
+        # The version that has no `--from` in its lines says hello after its snapshot.
+        hello_s = HELLO_S if self.bound is not None else self.config.replication.timeout
+        line = _read_line(self.stdin_fd, deadline.within(hello_s))
         if line is None:
             raise Refused(
                 Reason.PROTOCOL, "the sender closed the connection before it said anything"

@@ -85,9 +85,9 @@ class FakeClient:
         node = node_of(address, self.config)
         self.instances_ = [instance(address, epoch, fsid(tree), node=node)]
 
-    def hold(self, address: str, epoch: int) -> None:
+    def hold(self, address: str, epoch: int, candidates: tuple[str, ...] = ()) -> None:
         """The node there has the epoch by Consul's keys, whatever is registered."""
-        self.keys = keys_of(self.config, address, epoch)
+        self.keys = keys_of(self.config, address, epoch, candidates)
 
     @property
     def named(self) -> tuple[str, str] | None:
@@ -277,10 +277,12 @@ def instance(
     return Instance(*made, has_own_check=True)
 
 
-def keys_of(config: Config, address: str, epoch: int) -> dict[str, bytes]:
+def keys_of(
+    config: Config, address: str, epoch: int, candidates: tuple[str, ...] = ()
+) -> dict[str, bytes]:
     """The keys of an epoch of the node with that address."""
     holder = Holder(node_of(address, config), "boot-1")
-    leader = Leader(epoch, holder, 7, LeaderState.SERVING, tuple(config.nodes))
+    leader = Leader(epoch, holder, 7, LeaderState.SERVING, candidates or tuple(config.nodes))
     return {config.key("epoch"): dump_epoch(epoch), config.key("leader"): leader.dump()}
 
 

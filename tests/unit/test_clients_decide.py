@@ -70,6 +70,14 @@ def test_the_entry_of_the_holder_of_the_epoch_serves(client: FakeClient) -> None
     chosen = server_of(client.parts)
     assert isinstance(chosen, Server)
     assert (chosen.address, chosen.epoch, chosen.fsid) == (B, 7, fsid(7))
+    assert chosen.strangers == ()
+
+
+def test_a_node_that_may_serve_next_and_would_not_be_followed_is_known(client: FakeClient) -> None:
+    client.hold(B, 7, candidates=("n1", "n9"))
+    client.instances_ = [instance(B, 7, fsid(7))]
+    chosen = server_of(client.parts)
+    assert isinstance(chosen, Server) and chosen.strangers == ("n9",)
 
 
 @pytest.mark.parametrize(

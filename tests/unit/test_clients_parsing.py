@@ -484,6 +484,10 @@ USE = Use(41, "mysqld", "/x/data/ibdata1", "mysql.service", writes=True, hangs=T
         (facts(replace(WELL, stack=())), "mount", "is not mounted", "standfast-watch@"),
         (facts(replace(WELL, service=NoServer("none"))), "server", "none", "standfast status"),
         (facts(no_answer="it does not answer in time"), "server", "can't mount", "firewalls"),
+        (
+            facts(replace(WELL, service=replace(SERVER, strangers=("n9",)))),
+            "server", "n9 may serve next", "[nodes] in that file",
+        ),
         (facts(name_gives=frozenset()), "dns", "does not resolve", "8600"),
         (facts(name_gives=frozenset({B})), "dns", f"is {B}, and n1", "cache"),
         (facts(has_helper=False), "nfs-tools", "no mount.nfs4", "nfs-common"),

@@ -123,6 +123,7 @@ def test_who_says_nothing_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(receive, "HELLO_S", 0.2)
     standby.silent = True
+    standby.bound = "a"
     [refusal] = standby.hear(ends=False)
     assert refusal["reason"] == Reason.DEADLINE
 

@@ -63,8 +63,8 @@ def _rules() -> str:
         "- Volumes of one node have services of their own, directories that don't overlap, and the "
         "same `nfs.port` and `fence.backend`: it has one NFS server and one fence.",
         "- To root: the file, and what `replication.ssh_key` and an absolute `replication.command` "
-        "name, belong to root and can be written by nobody else, nor can the directories above them "
-        "(a sticky one may). Tokens and certificates may belong to any one user.",
+        "name, belong to root and can be written by nobody else, nor can the directories above "
+        "them (a sticky one may). Tokens and certificates may belong to any one user.",
         "- `consul.prefix` doesn't end with `-clients`: clients write to PREFIX-clients.",
         "",
     ]

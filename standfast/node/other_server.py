@@ -9,6 +9,7 @@ of ours, the port is asked. Where it answers, somebody serves; where not, it is 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 from standfast.config.model import Config
@@ -107,5 +108,6 @@ def taken_away(other: Instance) -> str:
 
 
 def deregistered(other: Instance) -> str:
-    """Says how an entry is taken away where the server goes on."""
-    return f"on {other.node}: consul services deregister -id={other.service_id}"
+    """Says how an entry is taken away where the server goes on. Its id is anybody's text, and this
+    line is for a shell."""
+    return f"on {other.node}: consul services deregister {shlex.quote(f'-id={other.service_id}')}"

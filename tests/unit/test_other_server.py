@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from standfast.node.other_server import active_elsewhere, is_foreign, registered_by, words
+from standfast.node.other_server import (
+    active_elsewhere,
+    deregistered,
+    is_foreign,
+    registered_by,
+    words,
+)
 from tests.fakes.client import fsid, instance
 from tests.support.configs import config_of
 
@@ -91,3 +97,8 @@ def test_of_an_entry_elsewhere_it_is_said_how_it_is_taken_away() -> None:
         CONFIG, entry
     )
     assert "deregister" not in words(CONFIG, N2)
+
+
+def test_a_line_for_a_shell_runs_nothing_of_what_an_entry_says() -> None:
+    other = replace(N2, service_id="x; rm -rf $HOME")
+    assert "deregister '-id=x; rm -rf $HOME'" in deregistered(other)

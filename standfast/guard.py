@@ -29,12 +29,11 @@ from standfast.events.events import Kind, happened
 from standfast.fence.choice import check_settled
 from standfast.lease.epochs import EpochFile
 from standfast.lease.files import LeaseStatus, boot_instance
-from standfast.node.other_server import active_elsewhere
+from standfast.node.other_server import DOORS_S, Answering, active_elsewhere, unasked
 from standfast.node.other_server import words as words_of
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline, monotonic, sleep
-from standfast.system.probe import answers_nfs
 from standfast.system.threads import start
 
 if TYPE_CHECKING:
@@ -43,20 +42,22 @@ if TYPE_CHECKING:
 
 # Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
 ENOUGH_SHARE = 0.25
+# Of what is left of the deadline, for the doors of others: each volume has its time all the same.
+TO_ASK_SHARE = 0.25
 # Of the deadline, kept back for the refusal's own words, seconds.
 TO_SAY_WHY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the guard asks with; `port_answers` tells whether a machine's NFS port is reachable."""
+    """What the guard asks with; `answering` tells where another server answers."""
 
     config: Config
     consul: ConsulGateway
     store: VolumeStore
     fence: Fence
     nfs: NfsServer
-    port_answers: Callable[[str, int], bool]
+    answering: Answering
     deadline: Deadline
 
 
@@ -70,15 +71,15 @@ def check(question: Question) -> None:
     lease = LeaseStatus.load(config.run_dir)
     instance = boot_instance(config.paths.run)
     held = lease if lease is not None and lease.instance == instance else None
-    other = active_elsewhere(
-        instances,
-        config,
-        config.node,
-        0 if held is None else held.epoch,
-        question.port_answers,
+    held_epoch = 0 if held is None else held.epoch
+    ask_by = limit.within(min(DOORS_S, limit.remaining_s() * TO_ASK_SHARE))
+    others = active_elsewhere(
+        instances, config, config.node, held_epoch, question.answering, ask_by
     )
-    if other is not None:
-        raise Refused(Reason.OTHER_SERVER_ACTIVE, words_of(config, other))
+    if others:
+        raise Refused(Reason.OTHER_SERVER_ACTIVE, words_of(config, others[0]))
+    if told := unasked(instances, config, config.node, held_epoch):
+        sys.stderr.write(f"guard: {told}\n")
     epoch_entry, leader_entry = entries[epoch_key], entries[leader_key]
     epoch = None if epoch_entry is None else parse_epoch(epoch_entry.value, epoch_key)
     leader = None if leader_entry is None else Leader.parse(leader_entry.value, leader_key)
@@ -203,7 +204,7 @@ def asked_here(config: Config, deadline: Deadline) -> Question:
         made.store(config),
         fence,
         made.nfs(config),
-        answers_nfs,
+        made.answering,
         deadline,
     )
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import UNSET, convert
 from msgspec.structs import replace
 
-from standfast.agent.watcher import CANDIDATES, Watcher, assemble
+from standfast.agent.watcher import Watcher, assemble
 from standfast.ages import UNKNOWN, age_of
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind, blindness
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.node_name import misnamed
 from standfast.consul.records import CandidateRecord, Leader, LeaderState
-from standfast.consul.volume_keys import read_volume
+from standfast.consul.volume_keys import CANDIDATES, read_volume
 from standfast.errors import ConsulError, ForeignValue, StandfastError, Unreachable, ours
 from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER

@@ -18,7 +18,7 @@ from standfast.errors import Refused, StandfastError, StepFailed, TimedOut, did_
 from standfast.lease.files import others_serving
 from standfast.lease.surrender import rank
 from standfast.node.obstacle import Obstacle, Weight, barring, told
-from standfast.node.other_server import active_elsewhere, deregistered
+from standfast.node.other_server import DOORS_S, active_elsewhere, deregistered
 from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import registration
@@ -28,6 +28,7 @@ from standfast.role.observation import Cluster
 from standfast.role.plan import Plan, names_of
 from standfast.role.steps import Effects
 from standfast.system.clock import Deadline, monotonic, sleep, utc_now
+from standfast.system.mountinfo import canonical
 
 if TYPE_CHECKING:
     from standfast.agent.loop import Agent, Seen
@@ -284,18 +285,22 @@ def _check_entries_here(agent: Agent, to: str, view: Cluster | Blind) -> None:
         return  # it ends
     assert isinstance(view, Cluster)
     own, epoch = (config.node, config.service_id), (view.epoch or 0) + 1
+    here = canonical(config.me.address)
+    entries = [
+        entry
+        for entry in agent.machine.consul.instances(config.service)
+        if entry.node == config.node or canonical(entry.address) == here
+        if (entry.node, entry.service_id) != own
+    ]
+    limit = Deadline.after(DOORS_S)
     obstacles = []
-    for entry in agent.machine.consul.instances(config.service):
-        is_here = entry.node == config.node or entry.address == config.me.address
-        if not is_here or (entry.node, entry.service_id) == own:
-            continue
-        if active_elsewhere((entry,), config, to, epoch, agent.port_answers) is not None:
-            evidence = (
-                f"another entry of {config.service} in Consul is at {entry.address}:{entry.port}, "
-                f"where this node's server goes on for {', '.join(others)}: the guard of {to} "
-                f"would find it active"
-            )
-            obstacles.append(Obstacle("service", evidence, deregistered(entry)))
+    for entry in active_elsewhere(entries, config, to, epoch, agent.answering, limit):
+        evidence = (
+            f"another entry of {config.service} in Consul is at {entry.address}:{entry.port}, "
+            f"where this node's server goes on for {', '.join(others)}: the guard of {to} "
+            f"would find it active"
+        )
+        obstacles.append(Obstacle("service", evidence, deregistered(entry)))
     if obstacles:
         raise Refused(
             Reason.NOT_READY,

@@ -24,6 +24,7 @@ from standfast.consul.leadership import Leadership
 from standfast.consul.records import CandidateRecord
 from standfast.errors import ours
 from standfast.node.node import Machine
+from standfast.node.other_server import Answering, nobody
 from standfast.reasons import Reason
 from standfast.role.ahead.inspection import Scene
 from standfast.role.decide import decide
@@ -34,7 +35,6 @@ from standfast.role.plan import Plan, plan_for
 from standfast.role.steps import Effects
 from standfast.system.clock import Deadline, monotonic, utc_now
 from standfast.system.locks import exclusive
-from standfast.system.probe import answers_nfs
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ class Agent:
     """The last word on whether this node could take over, and when it was written."""
     announcer: Announcer = field(init=False)
     fence: FenceWatch = field(init=False)
-    port_answers: Callable[[str, int], bool] = answers_nfs
-    """Tells whether another server's port lets this node in."""
+    answering: Answering = nobody
+    """Tells where another server answers."""
     volumes: Callable[[], Sequence[Config]] = tuple
     """Reads the configurations of all volumes that are stored here, as the guard will."""
     inspector: Inspector = field(init=False)
@@ -129,7 +129,7 @@ class Agent:
         seen = self.seen
         if seen is None:
             return None
-        asks, volumes = self.port_answers, self.volumes
+        asks, volumes = self.answering, self.volumes
         return Scene(self.machine, seen.view, seen.local, seen.at, asks, volumes, self.unshut)
 
     def look(

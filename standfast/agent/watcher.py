@@ -26,7 +26,7 @@ from standfast.consul.records import (
     is_epoch,
     parse_epoch,
 )
-from standfast.consul.volume_keys import highest_epoch, read_volume
+from standfast.consul.volume_keys import CANDIDATES, highest_epoch, read_volume
 from standfast.errors import (
     ConsulError,
     ForeignValue,
@@ -47,9 +47,6 @@ DETAILS_EVERY_S = 10.0
 SILENT_DETAILS_EVERY_S = 1.0
 NAME_EVERY_S = 60.0
 """How often Consul's agent is asked what this node is called: it may start again as another."""
-
-
-CANDIDATES = "candidates/"
 
 
 def assemble(

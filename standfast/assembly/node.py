@@ -28,7 +28,7 @@ def agent_of(config: Config) -> Agent:
     """Returns the agent, before its first look."""
     machine = machine_of(config)
     watcher, view = Watcher(config, machine.consul), LocalView(machine)
-    return Agent(machine, watcher, view, volumes=load_stored)
+    return Agent(machine, watcher, view, answering=parts().answering, volumes=load_stored)
 
 
 def lease_parts(config: Config) -> process.Parts:

@@ -6,9 +6,13 @@ loaded when it is asked for: a server waits for the guard, and a client has none
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from standfast.config.model import Config
+from standfast.node.other_server import Door
 from standfast.node.ports import BindMount, Fence, NfsServer, Schedule, Units
 from standfast.replication.ports import ReplicaStore
+from standfast.system.clock import Deadline
 
 
 class Parts:
@@ -47,6 +51,12 @@ class Parts:
         fence = self.fence(config)
         settle(config, fence, nfs)
         return fence
+
+    def answering(self, doors: Sequence[Door], deadline: Deadline) -> Collection[Door]:
+        """Returns those of other servers' doors that answer by the deadline."""
+        from standfast.nfs.elsewhere import answering
+
+        return answering(doors, deadline)
 
     def bind(self, config: Config) -> BindMount:
         from standfast.mounts.bind import bind_from

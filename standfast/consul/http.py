@@ -15,14 +15,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from standfast.errors import ConfigError, TimedOut
+from standfast.errors import ConfigError
 from standfast.system.clock import Deadline, monotonic
-from standfast.system.threads import Question
+from standfast.system.probe import connect
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
@@ -267,7 +266,8 @@ def _connect(endpoint: Endpoint, deadline: Deadline, tls: ssl.SSLContext | None)
     started = monotonic()
     sock: socket.socket | None = None
     try:
-        sock = _open_socket(endpoint, deadline)
+        sock = connect(endpoint.host, endpoint.port, deadline)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if endpoint.scheme == "https":
             name = endpoint.server_name or endpoint.host
             sock = _start_tls(sock, name, deadline, tls or tls_context())
@@ -279,24 +279,6 @@ def _connect(endpoint: Endpoint, deadline: Deadline, tls: ssl.SSLContext | None)
             text = f"no connection within {monotonic() - started:.1f} s"
             raise TransportError(Failure.TIMEOUT, text, sent=False) from error
         raise TransportError(Failure.UNREACHABLE, _describe(error), sent=False) from error
-
-
-def _open_socket(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
-    last: OSError = OSError("the name has no address")
-    for family, address in _resolve(endpoint.host, endpoint.port, deadline):
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            left_s = deadline.remaining_s()
-            if left_s <= 0:
-                raise TimeoutError("deadline")
-            sock.settimeout(left_s)
-            sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-        except OSError as error:
-            sock.close()
-            last = error
-    raise last
 
 
 def _start_tls(
@@ -313,24 +295,3 @@ def _start_tls(
         wrapped.close()
         raise OSError(f"the TLS handshake failed: {error}") from error
     return wrapped
-
-
-def _resolve(host: str, port: int, deadline: Deadline) -> list[tuple[int, Any]]:
-    try:
-        flags = socket.AI_NUMERICHOST
-        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-        return [(family, address) for family, _, _, _, address in answers]
-    except socket.gaierror:
-        return _resolve_name(host, port, deadline)
-
-
-def _resolve_name(host: str, port: int, deadline: Deadline) -> list[tuple[int, Any]]:
-    """The resolver has no deadline of its own: it gets a thread, left behind when it hangs."""
-    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    try:
-        answers = Question(f"resolve {host}", look_up).answer(deadline)
-    except TimedOut as error:
-        raise TimeoutError(f"resolving {host}") from error
-    except (OSError, ValueError) as error:
-        raise OSError(f"the name can't be resolved: {error}") from error
-    return [(family, address) for family, _, _, _, address in answers]

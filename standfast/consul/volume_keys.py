@@ -1,7 +1,8 @@
 """Which of a volume's keys are read together: these and no others, at one point in time.
 
 What else lies below its prefix, or beside it, costs no reader anything: whoever may write there
-can't keep this program from reading what it needs.
+can't keep this program from reading what it needs. (What begins like a single key, `epoch.old` say,
+is fetched with it and left out: to make that takes the right to write the volume's keys.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from standfast.system.clock import Deadline
 ONES = ("epoch", "leader", "pause")
 FOLDERS = ("history/", "standbys/")
 """With ONES: all that tells of an epoch."""
+CANDIDATES = "candidates/"
+"""Each node's word on itself."""
 
 
 def read_volume(
@@ -24,7 +27,7 @@ def read_volume(
 ) -> Mapping[str, Entry]:
     """Returns what is there of these keys, by their names below the volume's prefix, consistently.
 
-    `more`: other folders, `candidates/` say. ConsulError.
+    `more`: other folders, CANDIDATES say. ConsulError.
     """
     entries = consul.read(
         [config.key(name) for name in ONES],

@@ -126,7 +126,11 @@ class Every:
 
 
 class Client(Every):
-    """Writes one line after the other, through whatever server Consul's catalog names."""
+    """Writes one line after the other, through whatever server Consul's catalog names.
+
+    It stands for a client that mounts by Consul's DNS alone: a node with Standfast on it follows
+    the holder's own entry only (`node/other_server.py`). In the demo nobody forges one.
+    """
 
     def __init__(
         self, consul: ConsulGateway, service: str, ledger: Ledger, invariants: Invariants

@@ -37,7 +37,7 @@ from standfast.consul.records import (
     parse_epoch,
 )
 from standfast.consul.values import Op
-from standfast.consul.volume_keys import highest_epoch, read_volume
+from standfast.consul.volume_keys import CANDIDATES, highest_epoch, read_volume
 from standfast.errors import ConsulError, ForeignValue, Refused
 from standfast.lease import protocol
 from standfast.lease.protocol import (
@@ -140,16 +140,19 @@ class LeaseKeys:
         epoch_keys = {
             past: self._config.key(f"history/{past}") for past in range(epoch, oldest, -1)
         }
-        entries = self._consul.read([pause_key, *epoch_keys.values()], deadline=deadline)
+        folder = self._config.key(CANDIDATES)
+        keys = [pause_key, *epoch_keys.values()]
+        entries = self._consul.read(keys, folders=[folder], deadline=deadline)
         pause = entries[pause_key]
         history_entries = {
             past: HistoryEntry.parse(entry.value, key)
             for past, key in epoch_keys.items()
             if (entry := entries[key]) is not None
         }
-        prefix = self._config.key("candidates/")
         words = {}
-        for entry in self._consul.get_many(prefix, consistent=True, deadline=deadline):
+        for key, entry in entries.items():
+            if entry is None or not key.startswith(folder):
+                continue
             with contextlib.suppress(ForeignValue):  # whoever wrote it is no candidate
                 word = CandidateRecord.parse(entry.value, entry.key)
                 words[word.node] = (word, entry.modify_index)

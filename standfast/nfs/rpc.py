@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from standfast.errors import StandfastError, TimedOut
 from standfast.system.clock import Deadline
+from standfast.system.probe import connect
 
 NFS_PROGRAM = 100003
 NFS_VERSION = 4
@@ -112,7 +113,7 @@ def connected(
         raise TimedOut(f"no time left to ask {where}")
     try:
         if source is None:
-            connection = socket.create_connection((address, port), left_s)
+            connection = connect(address, port, deadline)
         else:
             connection = _from(source, address, port, left_s)
     except OSError as error:

@@ -14,7 +14,7 @@ from standfast.consul.values import Instance, Registration, check_id_of
 from standfast.errors import ConsulError, TimedOut, ours
 from standfast.lease.files import LeaseStatus
 from standfast.node.node import Machine
-from standfast.node.other_server import epoch_of, registered_by
+from standfast.node.other_server import epoch_of, is_well, registered_by
 from standfast.node.own_epoch import OwnEpoch
 from standfast.system.clock import Deadline, monotonic, sleep
 
@@ -119,7 +119,7 @@ def await_successor(machine: Machine, to: str, epoch: int, deadline: Deadline) -
 
 def _is_successor(instance: Instance, config: Config, to: str, epoch: int) -> bool:
     later = (epoch_of(instance) or 0) > epoch
-    return later and instance.checks == "passing" and registered_by(to, instance, config)
+    return later and is_well(instance) and registered_by(to, instance, config)
 
 
 def hidden(machine: Machine, node: str | None = None) -> str | None:

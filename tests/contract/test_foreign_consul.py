@@ -65,8 +65,9 @@ def test_a_node_that_consul_calls_otherwise_is_not_promoted(
     )
     consul.pass_check(f"service:{config.service_id}", "")
     listed(consul, config.service, "passing")
-    other = active_elsewhere(consul.instances(config.service), config, node, 4, lambda *_: True)
-    assert (other is not None) == (node != NODE)
+    entries = consul.instances(config.service)
+    others = active_elsewhere(entries, config, node, 4, lambda doors, _: doors, soon(10.0))
+    assert bool(others) == (node != NODE)
 
 
 def serving(cluster: ConsulCluster, machine: Machine) -> list[str]:

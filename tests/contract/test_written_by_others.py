@@ -5,6 +5,9 @@ a client writes. Neither leads clients astray, nor keeps the true primary from s
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +26,19 @@ from standfast.consul.records import ClientRecord, Holder, Leader, LeaderState, 
 from standfast.consul.values import Registration
 from standfast.exporter.status_cache import read_keys
 from standfast.lease.holding import LeaseKeys
-from standfast.node.other_server import active_elsewhere, words
+from standfast.node.other_server import active_elsewhere, nobody
 from standfast.reasons import Reason
 from standfast.role.observation import Cluster
 from tests.contract.consul_scene import SYNC_S, SYNCED
+from tests.contract.own_network import own_network
 from tests.contract.secured_consul import SecuredConsul, secured_consul
 from tests.fakes.client import FakeClient, fake_client, fsid
+from tests.fakes.nfs_server import FakeNfsServer, serve
+from tests.support import needs
 from tests.support.checkout import CHECKOUT
-from tests.support.consul_clusters import NODE
+from tests.support.consul_clusters import NODE, free_ports
+from tests.support.pace import patient
+from tests.support.storage_node import StorageNode, unhurried_guard
 from tests.support.waiting import soon, wait_for
 
 pytestmark = SYNCED
@@ -63,7 +71,7 @@ class Served:
                 "ID": service_id,
                 "Service": self.config.service,
                 "Address": address,
-                "Port": 2049,
+                "Port": changes.get("port", 2049),
                 "Meta": meta,
             },
             "Check": {
@@ -195,24 +203,95 @@ def test_a_client_that_may_not_read_the_keys_is_told_what_it_needs(
     assert client.top is not None and client.top.address == PRIMARY
 
 
-def test_the_guard_lets_the_true_primary_serve_beside_a_forged_entry(served: Served) -> None:
-    """Where its port answers, somebody serves: then the guard says how the entry is taken away."""
-    served.forge("evil", EVIL)
-    instances = served.storage.instances(served.config.service)
+HANGS = "hangs.example"
+RESOLVER = f"""
+import socket, time
+ask = socket.getaddrinfo
+def hang(host, *given, flags=0, **more):
+    if host == {HANGS!r} and not flags:
+        time.sleep(600)
+    return ask(host, *given, flags=flags, **more)
+socket.getaddrinfo = hang
+"""
+"""The resolver of the guard's process, for which no name server answers."""
+DROPPED = [f"127.66.0.{number}" for number in range(1, 9)]
+DROP = """
+table inet drop {
+    chain input { type filter hook input priority 0; ip daddr 127.66.0.0/16 drop; }
+}"""
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A network in which nothing answers at DROPPED, neither well nor badly."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: a network namespace")
+    needs.require({"nft": "nftables", "ip": "iproute2"})
+    with own_network():
+        subprocess.run(["nft", "-f", "-"], input=DROP.encode(), timeout=patient(20.0), check=True)
+        yield
+
+
+def storing(served: Served, root: Path) -> StorageNode:
+    """NODE as its guard looks at it, which gets three seconds for all."""
+    [port] = free_ports(1)
+    node = StorageNode(root, served.consul.cluster.address, port)
+    access = {"addresses": [node.consul], "token_file": str(served.token_file)}
+    node.configure(consul=access, guard={"deadline": patient(3.0)})
+    node.be_primary()
+    leader = Leader(EPOCH, node.holder, 3, LeaderState.STARTING, ("n2", "n3"))
+    served.storage.put(served.config.key("leader"), leader.dump())
+    return node
+
+
+FORGED_ELSEWHERE: Mapping[str, list[str]] = {
+    "where packets are dropped": DROPPED,
+    "whose name no server tells": [HANGS],
+    "of both kinds, and many": [*DROPPED, HANGS, *(f"127.66.1.{number}" for number in range(12))],
+}
+
+
+@pytest.mark.parametrize("case", FORGED_ELSEWHERE)
+def test_the_guard_lets_the_true_primary_serve_beside_forged_entries(
+    alone: None,  # noqa: ARG001  # before Consul starts in it
+    served: Served,
+    tmp_path: Path,
+    case: str,
+) -> None:
+    node = storing(served, tmp_path / "node")
+    addresses = FORGED_ELSEWHERE[case]
+    for number, address in enumerate(addresses):
+        served.forge("evil", address, service_id=f"x{number}")
+    assert len(served.storage.instances(served.config.service)) == len(addresses) + 1
+    ended = unhurried_guard(node, changed=RESOLVER)
+    assert ended.code == 0, ended
+    assert ("5 entries of data-services that none" in ended.said) == ("many" in case), ended
+
+
+def test_the_guard_refuses_where_an_nfs_server_answers_behind_an_entry(
+    served: Served, tmp_path: Path
+) -> None:
+    """Somebody serves; what else answers there, or at a port that the entry chose, says nothing."""
+    node = storing(served, tmp_path / "node")
     config = served.config
-    assert active_elsewhere(instances, config, NODE, EPOCH, lambda *_: False) is None
-    found = active_elsewhere(instances, config, NODE, EPOCH, lambda *_: True)
-    assert found is not None and found.node == "evil"
-    assert f"on evil: consul services deregister -id={config.service_id}" in words(config, found)
+    with socket.create_server(("127.0.0.9", 0)) as other:
+        served.forge("evil", "127.0.0.9", port=other.getsockname()[1])
+        assert unhurried_guard(node).code == 0
+    with socket.create_server(("127.0.0.9", node.port)):
+        assert unhurried_guard(node).code == 0
+    with serve(FakeNfsServer(), "127.0.0.9", node.port):
+        ended = unhurried_guard(node)
+    assert ended.code == 1 and "already active at 127.0.0.9" in ended.said, ended
+    assert f"on evil: consul services deregister -id={config.service_id}" in ended.said
 
 
 def test_an_entry_of_a_later_epoch_on_a_storage_node_stops_the_guard(served: Served) -> None:
-    """Whatever the keys say: they may have been deleted, or restored. Nobody's port is asked."""
+    """Whatever the keys say: they may have been deleted, or restored. Nobody is asked."""
     served.forge("n2", STANDBY)
     served.storage.delete(served.config.key("epoch"))
     instances = served.storage.instances(served.config.service)
-    found = active_elsewhere(instances, served.config, NODE, EPOCH, lambda *_: False)
-    assert found is not None and found.node == "n2"
+    found = active_elsewhere(instances, served.config, NODE, EPOCH, nobody, soon(10.0))
+    assert [each.node for each in found] == ["n2"]
 
 
 @pytest.mark.parametrize("place", ["beside", "as an older version had it"])

@@ -175,9 +175,11 @@ class FakeNfsServer:
 
 
 @contextlib.contextmanager
-def serve(server: FakeNfsServer) -> Iterator[FakeNfsServer]:
-    """Serves at a port of its own until the context ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def serve(
+    server: FakeNfsServer, address: str = "127.0.0.1", port: int = 0
+) -> Iterator[FakeNfsServer]:
+    """Serves at this port (0: one of its own) until the context ends."""
+    listener = socket.create_server((address, port))
     server.port = listener.getsockname()[1]
     threads: list[threading.Thread] = []
 

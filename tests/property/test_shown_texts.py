@@ -27,7 +27,7 @@ from standfast.events.hooks import Occasion, environment
 from standfast.events.journal import encode, entry
 from standfast.exporter.metrics import Readers, Replica, VolumeMetrics
 from standfast.exporter.status_cache import sort_keys, with_clients
-from standfast.node.other_server import active_elsewhere, words
+from standfast.node.other_server import active_elsewhere, unasked, words
 from standfast.reasons import Reason
 from standfast.replication.state import ReplicationState
 from standfast.role.decide import decide
@@ -180,7 +180,9 @@ def health(draw: st.DrawFn) -> dict[str, Any]:
 def test_nothing_odd_of_an_instance_is_shown(raw: dict[str, Any], critical: dict[str, Any]) -> None:
     instance = parse_instance(raw)
     assert_harmless(to_builtins(instance), words(CONFIG, instance))
-    active_elsewhere([instance], CONFIG, "a", 7, lambda *_: True)
+    many = [instance] * 20
+    active_elsewhere(many, CONFIG, "a", 7, lambda doors, _deadline: doors, Deadline(0.0))
+    assert_harmless(unasked(many, CONFIG, "a", 7) or "")
     client = FakeClient(CONFIG, instances_=[instance])
     client.hold("192.168.1.3", 8)
     assert_harmless(getattr(server_of(client.parts), "sentence", ""))

@@ -231,7 +231,7 @@ class Seat:
                 LocalView(machine),
                 stopping=cast(Any, SimEvent(clockwork)),
                 woken=cast(Any, SimEvent(clockwork)),
-                port_answers=lambda address, _port: self.node.world.answers_nfs(self.node, address),
+                answering=lambda doors, _deadline: self.node.world.answering(self.node, doors),
                 volumes=lambda: [seat.config for seat in self.node.seats.values()],
             )
             self.agent = agent

@@ -244,7 +244,7 @@ class Systemd:
             seat.store(),
             seat.fence(),
             seat.nfs(),
-            lambda address, port: world.answers_nfs(self.node, address),
+            lambda doors, _deadline: world.answering(self.node, doors),
             deadline,
         )
 

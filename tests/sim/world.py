@@ -22,6 +22,7 @@ from standfast.config.model import Node as NodeConfig
 from standfast.consul.gateway import Entry
 from standfast.consul.records import CandidateRecord, HistoryEntry, Leader, Pause, parse_epoch
 from standfast.errors import StandfastError
+from standfast.node.other_server import DOORS_S, Door
 from standfast.role.decision import Action
 from tests.sim.clockwork import UTC_START, Clockwork, NodeClock, SimProcess, Violation
 from tests.sim.disk import SimDisk, SimTree, paths_of
@@ -470,14 +471,17 @@ class SimWorld:
         self.clockwork.take(0.4)
         return False
 
-    def answers_nfs(self, asking: SimNode, address: str) -> bool:
-        """The guard's probe of another node's NFS port."""
-        asked = self._at(address)
+    def answering(self, asking: SimNode, doors: Sequence[Door]) -> set[Door]:
+        """The guard's question to other nodes' NFS servers, which are asked at once."""
         self.clockwork.take(0.002)
-        if asked.answers and self.linked(asking.name, asked.name):
-            return True
-        self.clockwork.take(0.4)
-        return False
+        answered = set()
+        for door in doors:
+            asked = self._at(door.address)
+            if asked.answers and self.linked(asking.name, asked.name):
+                answered.add(door)
+        if len(answered) < len(doors):
+            self.clockwork.take(DOORS_S)
+        return answered
 
     def changed_at(self, paths: Sequence[Path]) -> tuple[int, ...]:
         """`local_view.changed_at`: real times of change are too coarse for virtual time."""

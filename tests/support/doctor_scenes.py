@@ -7,8 +7,11 @@ node's own; beside them VOLUME, AGENT, LEASE, CONFIG, NOMAD, OWN_NOMAD and PYTHO
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from tests.support.null_server import BESIDE_THE_FENCE, SOURCE
 
 PRIMARY, STANDBY, THIRD = "PRIMARY", "STANDBY", "THIRD"
 
@@ -315,10 +318,12 @@ SCENES: Mapping[str, Scene] = {
     ),
     "another server in Consul, which answers": Scene(
         {
-            THIRD: "systemd-run -q --unit=by-hand python3 -m http.server 12049;"
-            " consul services register -name=$VOLUME -id=by-hand -port=12049"
+            STANDBY: f"systemd-run -q --unit=by-hand python3 -c {shlex.quote(SOURCE)}"
+            f" {BESIDE_THE_FENCE} 2049",
+            THIRD: "consul services register -name=$VOLUME -id=by-hand"
+            f" -address={BESIDE_THE_FENCE} -port=2049",
         },
-        {THIRD: "consul services deregister -id=by-hand; systemctl stop by-hand"},
+        {THIRD: "consul services deregister -id=by-hand", STANDBY: "systemctl stop by-hand"},
         (Sight("takeover", "service", ("already active at", "deregister -id=by-hand")),),
     ),
     "a node that is to mount the volume, and can't": Scene(

@@ -190,9 +190,11 @@ def guard(node: StorageNode, **env: str) -> Ended:
     return run_handler("nfs-server-guard", env=node.environment(**env))
 
 
-def unhurried_guard(node: StorageNode, *, stdin: int | bytes | None = b"", **env: str) -> Ended:
+def unhurried_guard(
+    node: StorageNode, *, stdin: int | bytes | None = b"", changed: str = "", **env: str
+) -> Ended:
     """The same without that timer: for answers that are the same on a slow machine."""
-    no_timer = "import signal; signal.setitimer = lambda *_: None"
+    no_timer = f"import signal; signal.setitimer = lambda *_: None\n{changed}"
     return run_handler(
         "nfs-server-guard", env=node.environment(**env), stdin=stdin, changed=no_timer
     )

@@ -497,6 +497,7 @@ BY_HAND = Instance("by-hand", "n1", "10.0.0.2", 2049, {}, "passing", "passing")
         ({}, True, True, True),
         ({"node": "n9"}, True, True, False),
         ({"node": "n9", "address": "192.168.1.2"}, True, True, True),
+        ({"node": "n9", "address": "::ffff:192.168.1.2"}, True, True, True),
         ({"meta": {"epoch": "4"}}, True, True, True),  # the guard asks at one of an older epoch
         ({}, False, True, False),
         ({}, True, False, False),
@@ -522,7 +523,7 @@ def test_where_this_server_goes_on_an_entry_of_another_at_it_is_in_the_way_of_a_
     made = with_config(agent(tmp_path, SERVING), preferred="n2")
     entry = structs.replace(BY_HAND, **change)
     monkeypatch.setattr(made.machine.consul, "instances", lambda _service: (entry,))
-    made.port_answers = lambda _address, _port: answers
+    made.answering = lambda doors, _deadline: doors if answers else ()
     if shared:
         serves_another(made)
     lines = say(made, command, to="n2", dry_run=dry_run, despite="service")

@@ -447,13 +447,15 @@ def test_a_handover_has_a_limit_of_its_own_from_the_moment_clients_wait(
 def instances_one_by_one(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch, *shown: tuple[str, str, str]
 ) -> list[tuple[str, str, str]]:
-    """What Consul shows at each look, as (node, checks, epoch); what is left of it."""
+    """What Consul shows at each look, as (node, checks, epoch); what is left of it. Checks that end
+    with "!" are on a node that is critical."""
     left = list(shown)
 
     def instances(_service: str) -> tuple[Instance, ...]:
         name, checks, epoch = left.pop(0) if len(left) > 1 else left[0]
         meta, own = {"epoch": epoch}, node.config.service_id
-        made = (own, name, "192.168.1.3", 2049, meta, "passing", checks)
+        health = "critical" if checks.endswith("!") else "passing"
+        made = (own, name, "192.168.1.3", 2049, meta, health, checks.removesuffix("!"))
         return (Instance(*made, has_own_check=True),)
 
     monkeypatch.setattr(node.consul, "instances", instances)
@@ -468,6 +470,7 @@ def test_a_successor_serves_when_its_check_passes(
         ("n3", "passing", "8"),
         ("n2", "critical", "8"),
         ("n2", "warning", "8"),
+        ("n2", "passing!", "8"),
         ("n2", "passing", ""),
         ("n2", "passing", "7"),
         ("n2", "passing", "8"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +18,17 @@ from standfast.agent import inspector as inspector_module
 from standfast.agent import main as agent_main
 from standfast.agent.inspector import AGAIN_S, EVERY_S, REST_S, Inspector
 from standfast.agent.loop import Agent
+from standfast.assembly.node import agent_of
+from standfast.assembly.parts import Parts, use
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
 from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
 from standfast.consul.values import Instance
+from standfast.demo.parts import DemoParts
 from standfast.errors import ConfigError, ConsulDenied, StandfastError, TimedOut
 from standfast.names import SnapshotName
 from standfast.node.obstacle import CHECKS, Obstacle, Weight
+from standfast.node.other_server import MOST_ASKED, Door
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import Snapshot
 from standfast.node.space import Space
@@ -32,8 +36,11 @@ from standfast.reasons import Reason
 from standfast.role.ahead.inspection import Scene, inspect
 from standfast.role.decision import Moment
 from standfast.role.observation import Available, Cluster, LastHeartbeat, Local
+from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock, stop_the_clock
 from tests.fakes.machine import FakeNode, fake_node
+from tests.fakes.nfs_server import FakeNfsServer, serve
+from tests.support.configs import config_in
 from tests.support.scripts import script
 
 NOW = Moment(1000.0, 1_795_000_000.0)
@@ -57,7 +64,7 @@ def scene(node: FakeNode, **changes: Any) -> Scene:
         4, LEADER, LastHeartbeat(LEADER.identity, 9, NOW.monotonic), standbys={"n1": record}
     )
     local = Local("n1", "boot-1", 4, snapshots=(mine(),))
-    made = Scene(node.machine, view, local, NOW, port_answers=lambda _address, _port: False)
+    made = Scene(node.machine, view, local, NOW)
     return replace(made, **changes)
 
 
@@ -302,6 +309,7 @@ def critical(instance: Instance) -> Instance:
         # The primary's own server answers there, and this node's with another volume.
         (entry("n2"), True, Weight.TOLD),
         (entry(address="192.168.1.3"), True, Weight.TOLD),
+        (entry(address="::FFFF:192.168.1.3"), True, Weight.TOLD),
         (entry("n1"), True, Weight.TOLD),
         (critical(entry()), True, None),
         (structs.replace(entry(), node_health="critical"), True, None),
@@ -329,13 +337,44 @@ def test_an_entry_of_another_bars_a_promotion_where_the_guard_would_refuse_it(
     weight: Weight | None,
 ) -> None:
     monkeypatch.setattr(node.consul, "instances", lambda _service: (instance,))
-    made = inspect(scene(node, port_answers=lambda _address, _port: answers))
+    made = inspect(scene(node, answering=lambda doors, _deadline: doors if answers else ()))
     assert checks(made) == ({} if weight is None else {"service": weight})
     for obstacle in made:
         deregister = f"on {instance.node}: consul services deregister -id=by-hand"
         by_hand = deregister in obstacle.evidence + obstacle.fix
         assert by_hand == ("epoch" not in instance.meta or instance.node == "n9")
         assert (weight is Weight.BARS) == ("Another NFS server" in obstacle.evidence)
+
+
+def test_of_entries_without_end_some_are_asked_and_the_others_told_of_in_one_line(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = tuple(
+        structs.replace(entry(address=f"10.0.1.{number}"), service_id=f"x{number}")
+        for number in range(100)
+    )
+    asked: list[Door] = []
+
+    def answering(doors: Sequence[Door], _deadline: Deadline) -> tuple[Door, ...]:
+        asked.extend(doors)
+        return ()
+
+    monkeypatch.setattr(node.consul, "instances", lambda _service: many)
+    made = inspect(scene(node, answering=answering))
+    assert len(asked) == MOST_ASKED
+    assert checks(made) == {"service": Weight.TOLD} and len(made) == MOST_ASKED + 1
+    assert "84 entries" in made[-1].evidence and "x16 on n9" in made[-1].evidence
+
+
+def test_the_agent_asks_the_machines_themselves(tmp_path: Path) -> None:
+    use(DemoParts())
+    try:
+        made = agent_of(config_in(tmp_path, "n1", "n2"))
+        with serve(FakeNfsServer()) as server:
+            door = Door("127.0.0.1", server.port, nfs=True)
+            assert made.answering([door], Deadline.after(5.0)) == {door}
+    finally:
+        use(Parts())
 
 
 @pytest.mark.parametrize("epoch", ["4", "9"])
@@ -345,7 +384,7 @@ def test_the_entry_of_the_present_primary_is_in_nobodys_way(
     """Until it has given the role up: then the entry is to be gone."""
     its = structs.replace(entry("n2", meta={"epoch": epoch}), service_id=node.config.service_id)
     monkeypatch.setattr(node.consul, "instances", lambda _service: (its,))
-    made = scene(node, port_answers=lambda _address, _port: True)
+    made = scene(node, answering=lambda doors, _deadline: doors)
     assert inspect(made) == ()
     assert isinstance(made.view, Cluster)
     gone = structs.replace(LEADER, state=LeaderState.CLEAN)

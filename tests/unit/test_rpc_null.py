@@ -9,8 +9,11 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from standfast.nfs.elsewhere import answering
 from standfast.nfs.rpc_null import null_call
+from standfast.node.other_server import Door
 from standfast.system.clock import Deadline, monotonic, sleep
+from tests.fakes.nfs_server import FakeNfsServer, serve
 from tests.support.pace import patient
 
 
@@ -100,3 +103,26 @@ def test_nobody_there_is_said_with_the_reason() -> None:
         port = listener.getsockname()[1]
     assert "Connection refused" in (ask(port) or "")
     assert "no time left" in (null_call("127.0.0.1", port, Deadline(0.0)) or "")
+
+
+# Many at once
+
+
+def test_of_doors_those_answer_that_do_what_is_asked_of_them() -> None:
+    """A port that is open is enough where a fence should have shut it."""
+    with serve(FakeNfsServer()) as nfs, server(lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]) as web:
+        ports = (nfs.port, web)
+        doors = [Door("127.0.0.1", port, spoken) for port in ports for spoken in (True, False)]
+        doors.append(Door("nobody.invalid", nfs.port, nfs=True))
+        answered = answering(doors, Deadline.after(patient(1.0)))
+    assert answered == {doors[0], doors[1], doors[3]}
+    assert answering([], Deadline.after(5.0)) == frozenset()
+
+
+def test_doors_behind_which_nobody_speaks_take_no_longer_than_the_deadline() -> None:
+    began = monotonic()
+    with socket.create_server(("", 0)) as listener:
+        port = listener.getsockname()[1]
+        doors = [Door(f"127.0.0.{number}", port, nfs=True) for number in range(1, 17)]
+        assert answering(doors, Deadline.after(0.2)) == frozenset()
+    assert monotonic() - began < patient(3.0)

@@ -737,6 +737,22 @@ def test_in_a_turn_without_a_heartbeat_nobody_is_asked(
     assert asked == (["server", "Consul"] if heard else [])
 
 
+def test_who_could_succeed_is_read_at_one_point_in_time(
+    holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding.run(5.0)
+    read, asked = holding.consul.read, []
+
+    def noted(keys: Any, **more: Any) -> Any:
+        asked.append(more)
+        return read(keys, **more)
+
+    monkeypatch.setattr(holding.consul, "read", noted)
+    monkeypatch.setattr(holding.consul, "get_many", None)
+    found = holding.keeper.keys.prospects(1, Deadline.after(60.0))
+    assert (len(asked), list(found.candidates)) == (1, ["n2"])
+
+
 def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:
     holding.vouches = "nfsd has no threads"
     holding.run(TOLD_FROM_S - 3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -34,10 +36,11 @@ from standfast.errors import (
     ConsulUnreachable,
     ForeignValue,
 )
+from standfast.nfs.rpc_null import null_call
 from standfast.reasons import Reason
 from standfast.role.observation import Beginning, Cluster, LastHeartbeat
-from standfast.system.clock import Deadline
-from standfast.system.probe import answers, answers_nfs
+from standfast.system.clock import Deadline, monotonic
+from standfast.system.probe import answers, lets_in
 from tests.fakes.consul import MemoryConsul
 from tests.support.configs import config_in
 
@@ -593,12 +596,36 @@ ANSWERS: Mapping[str, tuple[bool, bool, bool]] = {
 def test_a_port_that(case: str, port: Callable[[bool], int]) -> None:
     listens, alive, nfs = ANSWERS[case]
     number = port(listens)
-    assert (answers("127.0.0.1", number), answers_nfs("127.0.0.1", number)) == (alive, nfs)
+    let_in = lets_in("127.0.0.1", number, Deadline.after(5.0))
+    assert (answers("127.0.0.1", number), let_in) == (alive, nfs)
 
 
 def test_a_name_that_leads_nowhere_is_no_answer() -> None:
     assert not answers("no-such-host.invalid", 8301)
-    assert not answers_nfs("no-such-host.invalid", 2049)
+    assert not lets_in("no-such-host.invalid", 2049, Deadline.after(5.0))
+
+
+def test_a_name_server_that_hangs_is_waited_for_until_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_go, real = threading.Event(), socket.getaddrinfo
+
+    def hangs(*given: Any, flags: int = 0, **more: Any) -> Any:
+        return real(*given, flags=flags, **more) if flags else let_go.wait(60)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    began = monotonic()
+    assert not answers("hangs.example", 8301)
+    assert not lets_in("hangs.example", 2049, Deadline.after(0.1))
+    assert "in time" in (null_call("hangs.example", 2049, Deadline.after(0.1)) or "")
+    assert monotonic() - began < 30
+    let_go.set()
+
+
+@pytest.mark.parametrize("address", ["", "a\0b", "x" * 300, "1.2.3.4.5", "fe80::1%nowhere", ".."])
+def test_an_address_that_is_none_does_not_answer(address: str) -> None:
+    assert not lets_in(address, 1, Deadline.after(5.0))
+    assert null_call(address, 1, Deadline.after(5.0))
 
 
 def test_after_what_kept_a_primary_from_its_heartbeats_it_gets_a_chance_first(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 
 from standfast.config.model import Config
@@ -22,7 +21,18 @@ from standfast.errors import ConfigError, ConsulError, StandfastError, ours
 from standfast.events import hooks
 from standfast.node.node import Machine
 from standfast.node.obstacle import Obstacle, Weight
-from standfast.node.other_server import active_elsewhere, is_foreign, is_listed, taken_away, words
+from standfast.node.other_server import (
+    DOORS_S,
+    MOST_ASKED,
+    Answering,
+    active_elsewhere,
+    is_foreign,
+    is_listed,
+    nobody,
+    taken_away,
+    unasked,
+    words,
+)
 from standfast.node.own_epoch import OwnEpoch
 from standfast.node.space import shortages
 from standfast.role import registration, volume
@@ -31,7 +41,7 @@ from standfast.role.observation import Cluster, Local
 from standfast.role.patience import heard_within_s
 from standfast.role.readiness import if_handed_over
 from standfast.system.clock import Deadline
-from standfast.system.probe import answers_nfs
+from standfast.system.mountinfo import canonical
 
 ASK_S = 20.0
 """For one look's question to another machine: a login by ssh, and a program's start there that asks
@@ -48,7 +58,7 @@ class Scene:
     view: Cluster | Blind
     local: Local
     now: Moment
-    port_answers: Callable[[str, int], bool] = answers_nfs
+    answering: Answering = nobody
     volumes: Callable[[], Sequence[Config]] = tuple
     """Reads the configurations of all volumes that are stored here; ConfigError."""
     unshut: str | None = None
@@ -193,24 +203,39 @@ def _service(scene: Scene) -> Iterator[Obstacle]:
         return  # the epoch isn't known, and `snapshot` tells it
     holder = None if leader is None or leader.is_clean else leader.holder.node
     known = {config.node, holder}
-    addresses = {node.address for name, node in config.nodes.items() if name in known}
+    addresses = {canonical(node.address) for name, node in config.nodes.items() if name in known}
+    entries = [
+        entry
+        for entry in scene.machine.consul.instances(config.service)
+        # It is deregistered before, or its node is dead.
+        if (entry.node, entry.service_id) != (holder, config.service_id)
+    ]
 
-    def answers(instance: Instance, address: str, port: int) -> bool:
+    def is_expected(entry: Instance) -> bool:
         # There it is the primary's own server that answers, or this node's with another volume.
-        expected = instance.node in known or address in addresses
-        return not expected and scene.port_answers(address, port)
+        return entry.node in known or canonical(entry.address) in addresses
 
-    for instance in scene.machine.consul.instances(config.service):
-        if (instance.node, instance.service_id) == (holder, config.service_id):
-            continue  # it is deregistered before, or its node is dead
-        ask = partial(answers, instance)
-        epoch = (view.epoch or 0) + 1
-        if active_elsewhere((instance,), config, config.node, epoch, ask) is not None:
-            yield Obstacle("service", words(config, instance), "as said there")
-        elif is_foreign(instance, config) and is_listed(instance):
-            at = f"{instance.address}:{instance.port}"
-            text = f"a leftover of {config.service} at {at}, where Consul's DNS sends clients, too"
-            yield Obstacle("service", text, taken_away(instance), Weight.TOLD)
+    others = [entry for entry in entries if not is_expected(entry)]
+    asked = (config, config.node, (view.epoch or 0) + 1)
+    limit = Deadline.after(DOORS_S)
+    active = (
+        *active_elsewhere(list(filter(is_expected, entries)), *asked, nobody, limit),
+        *active_elsewhere(others, *asked, scene.answering, limit),
+    )
+    for entry in active:
+        yield Obstacle("service", words(config, entry), "as said there")
+    leftovers = [
+        entry
+        for entry in entries
+        if entry not in active and is_foreign(entry, config) and is_listed(entry)
+    ]
+    for entry in leftovers[:MOST_ASKED]:
+        at = f"{entry.address}:{entry.port}"
+        text = f"a leftover of {config.service} at {at}, where Consul's DNS sends clients, too"
+        yield Obstacle("service", text, taken_away(entry), Weight.TOLD)
+    if more := len(leftovers[MOST_ASKED:]):
+        text = unasked(others, *asked) or f"{more} more leftovers of {config.service}"
+        yield Obstacle("service", text, "find the token that makes them, revoke it, and deregister them", Weight.TOLD)
 
 
 def _hidden(scene: Scene) -> Iterator[Obstacle]:

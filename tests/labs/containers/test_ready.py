@@ -6,7 +6,7 @@ The kernel's server, and what exportfs says of its exports, are in the kernel la
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from tests.labs.containers.cluster import AGENT, LEASE, VOLUME
 from tests.labs.containers.node import Container
 from tests.labs.containers.nomad import WithNomad
 from tests.support.figures import note
+from tests.support.null_server import BESIDE_THE_FENCE, SOURCE
 from tests.support.pace import patient
 
 CONFIG = f"/etc/standfast/{VOLUME}.toml"
@@ -40,8 +41,10 @@ def masked(node: Container, unit: str) -> Iterator[None]:
     node.run("systemctl", "unmask", "--runtime", "--quiet", unit)
 
 
-def listening(node: Container, name: str, port: int) -> Iterator[None]:
-    node.run("systemd-run", f"--unit={name}", "python3", "-m", "http.server", str(port))
+def listening(
+    node: Container, name: str, port: int, program: Sequence[str] = ("-m", "http.server")
+) -> Iterator[None]:
+    node.run("systemd-run", f"--unit={name}", "python3", *program, str(port))
     node.wait_for(lambda: f":{port}" in node.sh("ss -Hltn"), 30.0, "it listens")
     yield
     node.run("systemctl", "stop", name)
@@ -86,9 +89,10 @@ def another_program_has_the_port(scene: Scene) -> Iterator[None]:
 
 
 def another_server_is_registered_and_answers(scene: Scene) -> Iterator[None]:
-    node = scene.third
-    for _ in listening(node, "by-hand", 12049):
-        node.consul("services", "register", f"-name={VOLUME}", "-id=by-hand", "-port=12049")
+    """To the target, which reaches it in itself."""
+    node, at = scene.third, f"-address={BESIDE_THE_FENCE}"
+    for _ in listening(scene.target, "by-hand", 2049, ("-c", SOURCE, BESIDE_THE_FENCE)):
+        node.consul("services", "register", f"-name={VOLUME}", "-id=by-hand", at, "-port=2049")
         scene.target.wait_for(
             lambda: is_listed(scene.target, on=node),
             30.0,

@@ -18,6 +18,7 @@ from types import TracebackType
 
 from tests.support import pace
 from tests.support.commands import LabError, LabTimeout, Process, wait_for
+from tests.support.null_server import SOURCE
 
 SCRIPT = Path(__file__).with_name("nfs_client.py")
 EXPORT = "/persist/services"
@@ -84,14 +85,10 @@ class Client:
         return True
 
     def listen(self, port: int) -> Process:
-        """A process that accepts connections on this host; returns once it does. Kill it."""
-        script = (
-            "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); "
-            "print(flush=True)\nwhile True: s.accept()"
-        )
+        """A process that answers as an NFS server on this host; returns once it does. Kill it."""
         said: list[str] = []
         process = Process(
-            ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-c", script, str(port)],
+            ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-c", SOURCE, "", str(port)],
             out=said.append,
         )
         wait_for(lambda: said, 30.0, f"something listens at port {port} of {self.netns}", 0.01)

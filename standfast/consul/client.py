@@ -16,7 +16,14 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, TypeVar
 
-from standfast.consul.http import Endpoint, Failure, Request, TransportError, exchange
+from standfast.consul.http import (
+    MAX_BODY_BYTES,
+    Endpoint,
+    Failure,
+    Request,
+    TransportError,
+    exchange,
+)
 from standfast.errors import (
     ConsulDenied,
     ConsulError,
@@ -88,6 +95,8 @@ class Question:
     """Meant for the node's own agent, the first address."""
     next_step: str | None = None
     """For an answer of Consul's own that says no; None: by the kind of error."""
+    most_bytes: int = MAX_BODY_BYTES
+    """Of the answer: one of what others write is several times in memory while it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +171,7 @@ class _Http(base.HTTPClient):  # type: ignore[misc]
                 attempt.deadline,
                 connect_by=attempt.connect_by,
                 tls=attempt.tls,
+                most_bytes=attempt.question.most_bytes,
             )
         except TransportError as error:
             raise _no_answer(error, write=write) from error

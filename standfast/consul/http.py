@@ -161,11 +161,12 @@ def exchange(
     *,
     connect_by: Deadline | None = None,
     tls: ssl.SSLContext | None = None,
+    most_bytes: int = MAX_BODY_BYTES,
 ) -> Answer:
     """Sends one request and reads its whole answer by `deadline`; TransportError otherwise.
 
     `connect_by` (default: the deadline) limits connecting alone, so that another address can
-    still be asked. `tls` is required for an https endpoint.
+    still be asked. `tls` is required for an https endpoint. `most_bytes`: of the answer's body.
     """
     started = monotonic()
     link = _connect(endpoint, connect_by or deadline, tls)
@@ -177,7 +178,7 @@ def exchange(
         headers = {"Connection": "close", **request.headers}
         connection.request(request.method, request.target, body=request.body, headers=headers)
         response = connection.getresponse()
-        body = _read_body(response)
+        body = _read_body(response, most_bytes)
         return Answer(response.status, response.headers, body)
     except TimeoutError as error:
         text = f"no whole answer within {monotonic() - started:.1f} s"
@@ -204,12 +205,12 @@ def _describe(error: Exception) -> str:
     return str(error)[:200] or type(error).__name__
 
 
-def _read_body(response: http.client.HTTPResponse) -> bytes:
+def _read_body(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
     body = bytearray()
     while chunk := response.read(_CHUNK_BYTES):
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ValueError(f"the body is larger than {MAX_BODY_BYTES} bytes")
+        if len(body) > most_bytes:
+            raise ValueError(f"the body is larger than {most_bytes} bytes")
     if response.length:  # what Content-Length promised and didn't come
         raise ValueError(f"the body is cut off, {response.length} bytes are missing")
     return bytes(body)

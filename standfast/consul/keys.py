@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from standfast.config.model import Config
 from standfast.consul.access import check_token, env_path, read_token
 from standfast.consul.client import DENIED, TXN, Addresses, Client, Failed, Question
-from standfast.consul.http import Endpoint, tls_context
+from standfast.consul.http import MAX_BODY_BYTES, Endpoint, tls_context
 from standfast.consul.values import (
     Committed,
     Conflict,
@@ -110,10 +110,18 @@ class KeyGateway:
         return self._ask(f"reading the key {key}", deadline, call)
 
     def get_many(
-        self, prefix: str, *, consistent: bool = False, deadline: Deadline | None = None
+        self,
+        prefix: str,
+        *,
+        consistent: bool = False,
+        deadline: Deadline | None = None,
+        most_bytes: int = MAX_BODY_BYTES,
     ) -> tuple[Entry, ...]:
         """Returns all entries whose key starts with `prefix`, at one point in time, sorted by key;
-        no folders, which Consul's web interface makes."""
+        no folders, which Consul's web interface makes.
+
+        `most_bytes`: of the answer, where others write what they like. ConsulGarbled beyond it.
+        """
         check_key(prefix)
 
         def call(client: Client) -> tuple[Entry, ...]:
@@ -124,7 +132,9 @@ class KeyGateway:
             ours = [entry for entry in entries if not is_folder(entry.key)]
             return tuple(sorted(ours, key=lambda entry: entry.key))
 
-        return self._ask(f"reading the keys under {prefix}", deadline, call)
+        return self._ask(
+            f"reading the keys under {prefix}", deadline, call, most_bytes=most_bytes
+        )
 
     def read(
         self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None
@@ -215,11 +225,13 @@ class KeyGateway:
         *,
         write: bool = False,
         local: bool = False,
+        most_bytes: int = MAX_BODY_BYTES,
     ) -> T:
         until = deadline or Deadline.after(self.timeout_s)
-        return self._addresses.ask(
-            Question(what, until, write=write, patient=write, local=local), call
+        question = Question(
+            what, until, write=write, patient=write, local=local, most_bytes=most_bytes
         )
+        return self._addresses.ask(question, call)
 
     def _write(
         self,

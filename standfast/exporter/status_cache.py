@@ -37,6 +37,9 @@ T = TypeVar("T")
 KEEP_S = 1.0
 SAMPLE_EVERY_S = 10.0
 CONSUL_S = 2.0
+MOST_CLIENTS_BYTES = 1 << 20
+"""Of all that clients say, as Consul sends it: room for more than a thousand, and several times in
+memory while it is read (the unit has MemoryMax=128M)."""
 
 
 def read_keys(config: Config) -> Keys:
@@ -46,7 +49,7 @@ def read_keys(config: Config) -> Keys:
     prefix = config.client_key("")
     try:
         # Apart, and last: whatever clients write, it hides nothing but them.
-        told = consul.get_many(prefix)
+        told = consul.get_many(prefix, most_bytes=MOST_CLIENTS_BYTES)
     except ConsulError as error:
         return replace(keys, clients=str(error))
     return with_clients(keys, {entry.key.removeprefix(prefix): entry.value for entry in told})

@@ -64,13 +64,12 @@ class _Channel(HTTPChannel):
 
     def handle_write(self) -> None:
         """Ends a connection whose client takes too long over its answer."""
-        if not self.total_outbufs_len:
-            self.taking_since = 0.0
-        elif not self.taking_since:
-            self.taking_since = monotonic()
-        elif monotonic() - self.taking_since > TAKING_S:
+        self.taking_since = self.taking_since or monotonic()
+        if monotonic() - self.taking_since > TAKING_S:
             self.will_close = True
         super().handle_write()
+        if not self.total_outbufs_len:  # this isn't called again until there is another answer
+            self.taking_since = 0.0
 
 
 def server_of(application: WSGIApplication, listener: socket.socket) -> BaseWSGIServer:

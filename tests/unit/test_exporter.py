@@ -6,8 +6,10 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -201,6 +203,10 @@ def test_of_several_volumes_one_has_to_be_named(config: Config) -> None:
 # The server
 
 
+A_LITTLE = 16 << 10
+"""Bytes of an answer, of which more is taken before waitress sends more: TCP waits for room."""
+
+
 @contextlib.contextmanager
 def serving(answers: WSGIApplication) -> Iterator[tuple[int, Any]]:
     """waitress with the exporter's limits, in a thread of this process: its port, and itself."""
@@ -255,13 +261,39 @@ def test_who_takes_a_little_of_an_answer_now_and_then_is_cut_off(
     ):
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: len(running.active_channels), 20.0, "the connection")
+        taken = 0
 
         def is_over() -> bool:
+            nonlocal taken
             with contextlib.suppress(OSError):
-                client.recv(65536)
+                taken += len(client.recv(A_LITTLE))
             return not running.active_channels
 
         wait_for(is_over, 20.0, "its end")
+        assert 0 < taken < server.MOST_ANSWER_BYTES / 2, "it had not taken all and gone"
+
+
+def test_a_connection_that_is_kept_has_as_long_for_each_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ours keep none today (`web.application`): a route that told its length would."""
+
+    def here(_: object, start: Any) -> list[bytes]:
+        start("200 OK", [("Content-Length", "4")])
+        return [b"here"]
+
+    monkeypatch.setattr(server, "TAKING_S", 0.5)
+    with (
+        serving(here) as (port, _),
+        contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=patient(20.0))) as client,
+    ):
+        client.connect()
+        first = client.sock
+        for _ in range(3):
+            client.request("GET", "/")
+            assert client.getresponse().read() == b"here"
+            assert client.sock is first, "it is the same one"
+            time.sleep(0.6)
 
 
 # Options

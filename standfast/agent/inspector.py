@@ -56,6 +56,8 @@ class Inspector:
     """When the last look began (monotonic s), also where nothing of it is kept."""
     _ended_at: float = float("-inf")
     """When the last look for somebody ended (monotonic s)."""
+    _failed: tuple[float, Exception] | None = None
+    """When the last look that failed began, and of what it failed."""
     _looking: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -88,35 +90,55 @@ class Inspector:
 
     def asked(self) -> tuple[Obstacle, ...]:
         """Inspects for somebody who may ask again and again: never twice within REST_S, and once
-        for all who wait for that; errors as `look`."""
-        at = monotonic()
-        sleep(max(0.0, self._ended_at + REST_S - at))
-        try:
-            return self.look(at)
-        finally:
-            self._ended_at = monotonic()
+        for all who wait for that, also where it fails; errors as `look`."""
+        return self._look(REST_S)
 
-    def look(self, asked_at: float | None = None) -> tuple[Obstacle, ...]:
-        """Inspects now, or since `asked_at`; for any thread. TimedOut; StandfastError where there
-        is nothing to look at yet, which is not the same as nothing in the way."""
+    def look(self) -> tuple[Obstacle, ...]:
+        """Inspects now; for any thread. TimedOut; StandfastError where there is nothing to look at
+        yet, which is not the same as nothing in the way."""
+        return self._look(0.0)
+
+    def _look(self, rest_s: float) -> tuple[Obstacle, ...]:
         if self.scene() is None:
             raise StandfastError(
                 "it starts, and has not looked at Consul yet: ask again in seconds"
             )
-        since, limit = monotonic() if asked_at is None else asked_at, Deadline.after(LIMIT_S)
+        asked_at, limit = monotonic(), Deadline.after(LIMIT_S)
         while not self._begin():
             limit.check("what is in the way of a promotion: the look before doesn't end")
             sleep(POLL_S)
-            if self.last is not None and self.last.at >= since:
-                return self.last.obstacles
+            if (found := self._found_since(asked_at)) is not None:
+                return found
         try:
-            if asked_at is not None and self.last is not None and self.last.at > asked_at:
-                return self.last.obstacles  # one that ended while nobody else could begin
-            self._began_at = monotonic()
-            self.last = self._inspected()
-            return self.last.obstacles
+            if (found := self._found_since(asked_at)) is not None:
+                return found  # by one that ended while nobody else could begin
+            # Only now: another may have ended since this was asked.
+            sleep(max(0.0, self._ended_at + rest_s - monotonic()))
+            return self._look_now(for_somebody=rest_s > 0)
         finally:
             self._looking = False
+
+    def _look_now(self, *, for_somebody: bool) -> tuple[Obstacle, ...]:
+        self._began_at = monotonic()
+        try:
+            self.last = self._inspected()
+            return self.last.obstacles
+        except Exception as error:
+            self._failed = (self._began_at, error)
+            raise
+        finally:
+            if for_somebody:
+                self._ended_at = monotonic()
+
+    def _found_since(self, at: float) -> tuple[Obstacle, ...] | None:
+        """Returns what a look that began after `at` has found, or raises what it failed of; None:
+        there was none."""
+        last, failed = self.last, self._failed
+        if last is not None and last.at > at:
+            return last.obstacles
+        if failed is not None and failed[0] > at:
+            raise failed[1]
+        return None
 
     def _begin(self) -> bool:
         with self._lock:

@@ -42,6 +42,7 @@ from tests.fakes.machine import FakeNode, fake_node
 from tests.fakes.nfs_server import FakeNfsServer, serve
 from tests.support.configs import config_in
 from tests.support.scripts import script
+from tests.support.waiting import wait_for
 
 NOW = Moment(1000.0, 1_795_000_000.0)
 LEADER = Leader(4, Holder("n2", "boot-2"), 9, LeaderState.SERVING, ("n1", "n3"))
@@ -500,6 +501,56 @@ def test_all_who_ask_at_once_share_a_look(node: FakeNode, monkeypatch: pytest.Mo
     for thread in threads:
         thread.join()
     assert len(looks) == 2
+
+
+def test_all_who_ask_at_once_share_a_look_that_fails(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    failures: list[str] = []
+
+    def fails(_: Scene) -> tuple[Obstacle, ...]:
+        looks.append(1)
+        time.sleep(0.3)
+        raise RuntimeError("a bug")
+
+    def asks() -> None:
+        try:
+            inspector.asked()
+        except RuntimeError as error:
+            failures.append(str(error))
+
+    monkeypatch.setattr(inspector_module, "inspect", fails)
+    inspector = Inspector(lambda: scene(node))
+    asks()
+    threads = [threading.Thread(target=asks) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(looks), failures) == (2, ["a bug"] * 9)
+
+
+def test_who_asks_during_a_look_gets_another_one_and_not_at_once(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    ended: list[float] = []
+
+    def slow(seen: Scene) -> tuple[Obstacle, ...]:
+        begun.append(time.monotonic())
+        time.sleep(0.3)
+        ended.append(time.monotonic())
+        return inspect(seen)
+
+    monkeypatch.setattr(inspector_module, "inspect", slow)
+    inspector = Inspector(lambda: scene(node))
+    first = threading.Thread(target=inspector.asked)
+    first.start()
+    wait_for(lambda: begun, 10.0, "the first look has begun")
+    inspector.asked()
+    first.join()
+    assert len(begun) == 2 and begun[1] - ended[0] >= REST_S
 
 
 def serving(standby: Scene) -> Scene:

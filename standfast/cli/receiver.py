@@ -26,8 +26,9 @@ from standfast.assembly import parts
 from standfast.btrfs import store as btrfs
 from standfast.cli.main import run_entry
 from standfast.cli.receive import INSTALLED, MOST_BYTES, busy
+from standfast.config.load import config_dir, config_files
 from standfast.consul import gateway as consul
-from standfast.errors import UsageError
+from standfast.errors import ConfigError, UsageError
 from standfast.events import journal
 from standfast.events.log import set_up_log
 from standfast.replication import pruning, receive
@@ -38,12 +39,27 @@ ENTRY = "standfast.cli.services:receive"
 FIRST_DESCRIPTOR = 3
 """The socket that systemd passes (sd_listen_fds)."""
 REQUEST_S = 2.0
-MOST_SESSIONS = 16
-MOST_OF_ONE = 8
-"""Of one sender (`--from`), and of all whose lines name none: a volume's cycle and a question to
-it are two, and all volumes' cycles may come at once."""
+LEAST_OF_ONE, MOST_OF_ONE = 8, 32
+"""Places for one sender, with few volumes and with many: TasksMax= and MemoryMax= of
+standfast-receive.service are for twice the latter."""
 _NOT_OURS = ("JOURNAL_STREAM", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
+
+
+def most_of_one(volumes: int) -> int:
+    """Returns how many places one sender (`--from`) may have, and all whose lines name none.
+
+    A volume's cycle and a question to it are two, and the cycles of all volumes may come at once.
+    """
+    return min(max(LEAST_OF_ONE, 2 * volumes), MOST_OF_ONE)
+
+
+def _volumes() -> int:
+    """Returns how many are configured here now; what is wrong with them each conversation says."""
+    try:
+        return len(config_files(config_dir()))
+    except ConfigError:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +162,8 @@ class Resident:
     def _has_place(self, bound: str) -> bool:
         sessions = list(self._sessions.values())  # each is there twice
         of_one = sum(session.bound == bound for session in sessions)
-        return len(sessions) // 2 < MOST_SESSIONS and of_one // 2 < MOST_OF_ONE
+        most = most_of_one(_volumes())
+        return len(sessions) // 2 < 2 * most and of_one // 2 < most
 
     def _end(self, session: Session) -> None:
         """Ends a session that is over, or whose sender is gone with who handed it over."""

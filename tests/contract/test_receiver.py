@@ -17,10 +17,11 @@ import pytest
 
 from standfast import __version__
 from standfast.cli.receive import INSTALLED, VARIABLE
-from standfast.cli.receiver import MOST_OF_ONE, MOST_SESSIONS
+from standfast.cli.receiver import LEAST_OF_ONE, MOST_OF_ONE, Resident, Session, most_of_one
 from standfast.errors import Refused
 from standfast.reasons import Reason
 from standfast.replication import wire
+from tests.support.checkout import CHECKOUT
 from tests.support.pace import patient
 from tests.support.replication_bed import MIB, STANDFAST, VOLUME, Bed, bed
 from tests.support.volumes import require_btrfs
@@ -141,6 +142,30 @@ def test_whose_key_it_is_is_passed_on(place: Bed, beside: dict[str, str]) -> Non
             assert "cluster" not in out + log, "it is no stranger's business"
 
 
+def test_each_volume_has_a_place_for_its_cycle_and_for_a_question_to_it() -> None:
+    assert [most_of_one(volumes) for volumes in (0, 1, 4)] == [LEAST_OF_ONE] * 3
+    assert [most_of_one(volumes) for volumes in (5, 9, 16)] == [10, 18, 32]
+    assert most_of_one(1000) == MOST_OF_ONE
+    unit = (CHECKOUT / "systemd/standfast-receive.service").read_text()
+    assert "TasksMax=400\n" in unit and 2 * MOST_OF_ONE * 6 < 400
+
+
+def test_with_many_volumes_a_sender_has_more_places(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As many as are configured now: a volume may come while this process runs."""
+    monkeypatch.setenv("STANDFAST_CONFIG_DIR", str(tmp_path))
+    with socket.socket() as listener:
+        resident = Resident(listener)
+        for number in range(LEAST_OF_ONE):
+            session = Session(listener, 0, 0, "c")
+            resident._sessions |= {2 * number: session, 2 * number + 1: session}
+        assert not resident._has_place("c") and resident._has_place("a")
+        for number in range(9):
+            (tmp_path / f"v{number}.toml").touch()
+        assert resident._has_place("c")
+
+
 def test_no_key_takes_the_places_of_the_others_and_one_too_many_is_busy(
     place: Bed, beside: dict[str, str]
 ) -> None:
@@ -166,12 +191,11 @@ def test_no_key_takes_the_places_of_the_others_and_one_too_many_is_busy(
             assert refusal.value.reason is Reason.BUSY and process.returncode == 1
             return False
 
-        assert [takes_a_place("c") for _ in range(MOST_OF_ONE + 1)] == [True] * MOST_OF_ONE + [
-            False
-        ]
+        taken = [takes_a_place("c") for _ in range(LEAST_OF_ONE + 1)]
+        assert taken == [True] * LEAST_OF_ONE + [False]
         for bound in ("a", None, "a", None, "a", None, "a", None):
             assert takes_a_place(bound), "there are places for others"
-        assert len(silent) == MOST_SESSIONS and not takes_a_place("a")
+        assert len(silent) == 2 * LEAST_OF_ONE and not takes_a_place("a")
     until(lambda: children(pid) == [], "all have ended")
 
 

@@ -24,7 +24,7 @@ from standfast.node.ports import Ailment, LiveTree, Snapshot, Writer
 from standfast.node.space import Space
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
-from standfast.system.single_flight import SingleFlight
+from standfast.system.threads import SingleFlight
 
 STAGING = ".staging"
 _ATTEMPTS = 5

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from standfast.cli.output import print_done
 from standfast.config.load import load_volume
-from standfast.replication.authorized import Bound, Change, authorize, authorized_keys_of
+from standfast.replication.authorized import Bound, Change, authorize
+from standfast.replication.authorized_file import authorized_keys_of
 from standfast.replication.keys import PublicKey
 
 

@@ -9,16 +9,19 @@ from standfast.assembly.parts import open_store, parts
 from standfast.config.model import Config
 from standfast.doctor import exposure_checks
 from standfast.doctor.finding import Finding, finding_of
-from standfast.errors import AS_ROOT, StandfastError, is_lack_of
+from standfast.errors import AS_ROOT, Refused, StandfastError, is_lack_of
 from standfast.node.ports import Snapshot
-from standfast.replication.authorized import (
-    MOST_BYTES,
+from standfast.replication.authorized import loose_lines
+from standfast.replication.authorized_file import (
     SYSTEM_KEYS,
+    Owner,
     authorized_keys_of,
-    loose_lines,
+    own_keys,
+    system_keys,
 )
 from standfast.replication.preflight import problems
 from standfast.replication.storage_facts import Facts, facts_here
+from standfast.system import landlock
 
 # Check by check, what is said when nothing is wrong.
 _WELL = {
@@ -65,11 +68,19 @@ def lines(config: Config) -> list[Finding]:
     if config.replication.command:
         return []
     user, findings, seen = config.replication.ssh_user, [], 0
-    for place in (authorized_keys_of, SYSTEM_KEYS.joinpath):
+    try:
+        own, owner = authorized_keys_of(user), Owner.of(user)
+    except StandfastError:  # there is no such user here
+        return []
+    of_system = SYSTEM_KEYS / user
+    looks = {own: lambda: own_keys(own, owner), of_system: lambda: system_keys(of_system)}
+    for path, read in looks.items():
         try:
-            path = place(user)
-            text = path.read_bytes()[:MOST_BYTES]
-        except (StandfastError, OSError):  # there is none, or who looks isn't root
+            text = read()
+        except Refused as refused:  # sshd may think otherwise
+            findings.append(Finding("line", True, f"not looked at: {refused}"))
+            continue
+        except OSError:  # who looks isn't root
             continue
         seen += text.count(b"standfast receive")
         for line in loose_lines(text, config):
@@ -87,13 +98,32 @@ def lines(config: Config) -> list[Finding]:
     return findings
 
 
+def confined(store: str, *, there: bool) -> list[Finding]:
+    """Says whether a stream from another node can get at what else is on the disk; never bad, as an
+    older kernel does without. Pure."""
+    if store != "btrfs":
+        return []
+    if there:
+        text = "what is received is kept by Landlock to this volume's directories"
+    else:
+        text = (
+            "what is received is not confined, as this kernel has no Landlock (Linux 5.19, "
+            "CONFIG_SECURITY_LANDLOCK, lsm=): who has a key may read other volumes of this disk"
+        )
+    return [Finding("confined", True, text)]
+
+
 def look(config: Config, holder: str | None = None) -> list[Finding]:
     """Looks at this node; nothing for one that has no storage. `holder` has the role, if known."""
     if config.node not in config.nodes:
         return []
     try:
         store = open_store(config)
-        findings = [*examine(facts_here(config, store)), *lines(config)]
+        findings = [
+            *examine(facts_here(config, store)),
+            *confined(store.kind, there=landlock.is_there()),
+            *lines(config),
+        ]
         if holder not in (None, config.node):
             findings.append(replicas(config, store.snapshots(), str(holder)))
         return findings + (exposure_checks.look(config) if parts().is_machine else [])

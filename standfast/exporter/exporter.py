@@ -23,7 +23,7 @@ from standfast.exporter.web import Request, Response, Routes, application, plain
 from standfast.status.asking import ANSWER_S
 from standfast.status.document import Status
 from standfast.system.clock import Deadline
-from standfast.system.single_flight import SingleFlight
+from standfast.system.threads import SingleFlight
 
 log = logging.getLogger(__name__)
 

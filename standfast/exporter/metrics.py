@@ -29,8 +29,7 @@ from standfast.replication import state
 from standfast.replication.published import origins_of_snapshots
 from standfast.status.document import Status
 from standfast.system.clock import Deadline, instant, utc_now
-from standfast.system.single_flight import SingleFlight
-from standfast.system.threads import all_at_once
+from standfast.system.threads import SingleFlight, all_at_once
 from standfast.text import MOST_NAME, clean
 
 log = logging.getLogger(__name__)

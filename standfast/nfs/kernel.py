@@ -47,7 +47,7 @@ from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.files import read_foreign_text, write_atomically
 from standfast.system.lines import fields_of, lines_of, unescaped
 from standfast.system.run import failure, run
-from standfast.system.single_flight import SingleFlight
+from standfast.system.threads import SingleFlight
 
 log = logging.getLogger(__name__)
 

@@ -13,25 +13,20 @@ whichever node the sender says, and `loose_lines` names it with the line to put 
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import re
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
 
 from standfast.config.model import Config
-from standfast.errors import Refused, StandfastError, did_you_mean
+from standfast.errors import Refused, did_you_mean
 from standfast.reasons import Reason
+from standfast.replication.authorized_file import Owner, directory_of, read_in, replace
 from standfast.replication.keys import KINDS, PublicKey, comment_of
 from standfast.system.lines import fields_of
 
-MOST_BYTES = 1024 * 1024
-SYSTEM_KEYS = Path("/etc/ssh/authorized_keys.d")
-"""Where NixOS has a file for each user, which sshd reads beside the user's own."""
 UNKNOWN_SENDER = "NODE"
 """Stands in a line to be written for a name that only a person knows."""
 _RECEIVE = re.compile(
@@ -100,13 +95,6 @@ class Change(StrEnum):
     UNCHANGED = "unchanged"
 
 
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    name: str
-    uid: int
-    gid: int
-
-
 def authorized_line(volume: str | None, bound: Bound, key: PublicKey) -> str:
     """Returns the line of authorized_keys; without a volume, of every volume of the node."""
     return _line("standfast receive", volume, bound.node, _from(bound), key)
@@ -131,11 +119,6 @@ def nixos_form(lines: Sequence[str]) -> str:
     return f"nfsServicesStandby.replicationKeys = [ {listed} ];"
 
 
-def authorized_keys_of(user: str) -> Path:
-    """Returns the file that sshd reads by default; StandfastError when there is no such user."""
-    return Path(_entry(user).pw_dir) / ".ssh" / "authorized_keys"
-
-
 def authorize(
     path: Path, user: str, volume: str, bound: Bound, key: PublicKey, *, dry_run: bool = False
 ) -> Change:
@@ -144,15 +127,14 @@ def authorize(
     Refused when the file is a symlink, when somebody else could write there (sshd would ignore
     it), or when the key may do something else there already, or is another node's.
     """
-    entry = _entry(user)
-    owner = _Owner(user, entry.pw_uid, entry.pw_gid)
+    owner = Owner.of(user)
     if dry_run and not path.parent.exists():
         return Change.ADDED
-    with _directory(path.parent, owner) as directory:
-        before = _read(directory, path, owner)
+    with directory_of(path, owner) as directory:
+        before = read_in(directory, path, owner)
         after, change = with_line(before, volume, bound, key, str(path))
         if change is not Change.UNCHANGED and not dry_run:
-            _replace(directory, path.name, after, owner)
+            replace(directory, path.name, after, owner)
     return change
 
 
@@ -301,80 +283,3 @@ def _granted(options: Sequence[str]) -> _Granted | None:
     if match is None:
         return None
     return _Granted(match["program"], match["volume"], match["node"], tuple(others))
-
-
-def _entry(user: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(user)
-    except KeyError:
-        raise StandfastError(
-            f"there is no user {user} here (replication.ssh_user): create it, or correct that"
-        ) from None
-
-
-@contextlib.contextmanager
-def _directory(path: Path, owner: _Owner) -> Iterator[int]:
-    """Yields the directory as a descriptor, so that nobody exchanges it under our hands."""
-    made = not os.path.lexists(path)
-    if made:
-        path.mkdir(mode=0o700)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unsafe(path, f"can't be used ({error.strerror}); a symlink isn't followed") from None
-    try:
-        _check_owned(path, os.fstat(descriptor), owner)
-        if made:
-            os.fchown(descriptor, owner.uid, owner.gid)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(directory: int, path: Path, owner: _Owner) -> bytes:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path.name, flags, dir_fd=directory)
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise _unsafe(
-            path, f"can't be used ({error.strerror}); a symlink means that something else writes it"
-        ) from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
-            raise _unsafe(path, f"is no file of at most {MOST_BYTES} bytes")
-        _check_owned(path, status, owner)
-        return file.read(MOST_BYTES)
-
-
-def _check_owned(path: Path, status: os.stat_result, owner: _Owner) -> None:
-    if status.st_uid not in (0, owner.uid):
-        raise _unsafe(path, f"belongs to uid {status.st_uid}, not to {owner.name}")
-    if status.st_mode & 0o022:
-        raise _unsafe(path, f"can be written by others (mode {status.st_mode & 0o7777:04o})")
-
-
-def _unsafe(path: Path, what: str) -> Refused:
-    return Refused(
-        Reason.BAD_KEY,
-        f"{path} {what}: sshd doesn't trust it, or another tool keeps it. Correct that, or put "
-        f"the line there yourself (NixOS: nfsServicesStandby.replicationKeys)",
-    )
-
-
-def _replace(directory: int, name: str, content: bytes, owner: _Owner) -> None:
-    temporary = f".{name}.{os.getpid()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=directory)
-    descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchown(descriptor, owner.uid, owner.gid)
-        os.fchmod(descriptor, 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    os.fsync(directory)

@@ -21,7 +21,6 @@ from typing import TextIO
 from msgspec import UNSET, UnsetType, ValidationError, convert
 
 from standfast.ages import Origin, age_of
-from standfast.btrfs.landlock import confined
 from standfast.config.model import Config
 from standfast.consul.records import StandbyRecord
 from standfast.errors import CommandFailed, Refused, StandfastError, TimedOut, ours
@@ -39,6 +38,7 @@ from standfast.replication.pruning import prune
 from standfast.replication.published import epochs_of_snapshots, note_origin, origins_of_snapshots
 from standfast.replication.stream_failures import why_not_taken_in
 from standfast.system.clock import Deadline, instant, monotonic, utc_now
+from standfast.system.landlock import confined
 from standfast.system.local_socket import ask
 from standfast.system.locks import exclusive, is_locked
 from standfast.system.run import inheriting

@@ -1,12 +1,12 @@
 """Threads of which one that hangs keeps neither the process from its end nor anybody else waiting:
-what runs beside the rest, and questions that may get no answer.
+what runs beside the rest, and questions that may get no answer, of which none piles up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -59,6 +59,41 @@ class Question(Generic[T]):
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer[0]
+
+
+class SingleFlight:
+    """Lets one look at a time go to each source that may hang; for any thread.
+
+    However many ask and however long it hangs: there are never more hanging threads than sources.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[Hashable, threading.Lock] = {}
+
+    def look(self, source: Hashable, read: Callable[[], T], deadline: Deadline) -> T:
+        """Returns what `read` returns or raises; TimedOut when it takes too long, or the one before
+        does.
+
+        A look that came too late ends by itself, unheard.
+        """
+        with self._lock:
+            flight = self._flights.setdefault(source, threading.Lock())
+        if not flight.acquire(timeout=deadline.remaining_s()):
+            raise TimedOut("the look before this one hangs, still")
+
+        def read_and_release() -> T:
+            try:
+                return read()
+            finally:
+                flight.release()
+
+        try:
+            question = Question(f"look at {source}", read_and_release)
+        except RuntimeError:  # no more threads: the source must not stay locked for ever
+            flight.release()
+            raise
+        return question.answer(deadline)
 
 
 def all_at_once(name: str, reads: Sequence[Callable[[], T]]) -> list[T]:

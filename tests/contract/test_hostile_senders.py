@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from standfast.btrfs import landlock
 from standfast.btrfs.store import BtrfsStore
 from standfast.config.model import Config, KeepPublished
 from standfast.consul.records import StandbyRecord
@@ -27,12 +26,15 @@ from standfast.replication import receive as receiving
 from standfast.replication import wire
 from standfast.replication.receive import receive
 from standfast.system.clock import utc_now
+from standfast.system.landlock import confined
 from standfast.system.locks import exclusive
+from standfast.system.run import run
 from tests.fakes.replication import LeaseKeys
 from tests.support import btrfs_streams as made
+from tests.support import needs
 from tests.support.configs import config_in
 from tests.support.volumes import btrfs_on_file, command, files, require_btrfs
-from tests.support.waiting import wait_for
+from tests.support.waiting import soon, wait_for
 
 EPOCH = 4
 SECRET = os.urandom(8192)
@@ -162,12 +164,11 @@ WAYS = {
 }
 
 
+@needs.landlock()
 @pytest.mark.parametrize("way", WAYS)
 def test_a_stream_takes_no_data_from_another_volume_of_the_same_disk_by(
     standby: Standby, tmp_path: Path, way: str
 ) -> None:
-    if not landlock.is_there():
-        pytest.skip("this kernel has no Landlock (Linux 5.19, CONFIG_SECURITY_LANDLOCK)")
     other_volume(tmp_path / "disk")
     earlier = SnapshotName.at("services", NAME.stamp - 10)
     stream = stream_of(earlier, EARLIER_ID, made.symlink("way", AWAY))
@@ -181,6 +182,24 @@ def test_a_stream_takes_no_data_from_another_volume_of_the_same_disk_by(
     assert (said["message_type"], said["reason"]) == ("refusal", "incomplete")
     assert "Permission denied" in said["message"]
     assert standby.store.snapshots() == before and standby.store.unfinished() == ()
+
+
+@needs.landlock()
+def test_what_takes_the_stream_in_writes_in_its_own_places_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else it opens is there to be read."""
+    for name in ("ours", "programs", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text("before")
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{tmp_path}/programs")
+    tries = "for d in ours programs elsewhere; do cat $d/f; echo after >$d/f; done; echo >/dev/null"
+    with confined([tmp_path / "ours"]):
+        done = run(["sh", "-c", f"cd {tmp_path}; {tries}"], deadline=soon(20), op="try")
+    assert done.stdout == "before" * 2, done.stderr
+    now = {name: (tmp_path / name / "f").read_text() for name in ("ours", "programs", "elsewhere")}
+    assert now == {"ours": "after\n", "programs": "before", "elsewhere": "before"}
+    assert "/dev/null" not in done.stderr
 
 
 def test_only_what_takes_the_stream_in_is_confined(

@@ -6,6 +6,8 @@ import argparse
 import base64
 import errno
 import json
+import os
+import pwd
 import re
 import sys
 import threading
@@ -30,8 +32,10 @@ from standfast.node.ports import Snapshot
 from standfast.replication.storage_facts import Facts
 from standfast.status.document import FromConsul, Standby, Status, Verified
 from standfast.system.clock import Deadline
+from standfast.system.threads import Question
 from tests.support.checkout import CHECKOUT
 from tests.support.configs import config_in
+from tests.support.pace import patient
 
 pytestmark = pytest.mark.usefixtures("demo_parts")
 
@@ -45,7 +49,7 @@ SOURCES = {
     "node": ["doctor/node_checks.py"],
 }
 # Problems of the preflight come with their own names; these are never bad, or of any group.
-NEVER_BAD = {"elections", "eligible", "export", "limit", "look", "ready", "users"}
+NEVER_BAD = {"confined", "elections", "eligible", "export", "limit", "look", "ready", "users"}
 
 
 @pytest.fixture
@@ -277,15 +281,20 @@ def test_a_standby_without_a_replica_is_not_well(config: Config) -> None:
     assert not lacking.ok and "on n2: standfast standby add n1" in lacking.fix
 
 
+def blob() -> str:
+    return base64.b64encode(b"\0\0\0\x0bssh-ed25519" + bytes(36)).decode()
+
+
 def test_a_line_that_lets_a_key_pass_for_any_node_is_named_with_the_one_to_put_there(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "authorized_keys"
     monkeypatch.setattr(storage_checks, "authorized_keys_of", lambda _user: file)
     monkeypatch.setattr(storage_checks, "SYSTEM_KEYS", tmp_path / "none")
+    me = pwd.getpwuid(os.getuid()).pw_name
+    config = structs.replace(config, replication=structs.replace(config.replication, ssh_user=me))
     assert storage_checks.lines(config) == []
-    blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519" + bytes(36)).decode()
-    key = f"ssh-ed25519 {blob} standfast-{config.cluster}-n2"
+    key = f"ssh-ed25519 {blob()} standfast-{config.cluster}-n2"
     file.write_text(f'restrict,command="standfast receive {config.volume}" {key}\n')
     [bad] = storage_checks.lines(config)
     assert not bad.ok and f"line 1 of {file} lacks --from n2, from=" in bad.evidence
@@ -294,6 +303,66 @@ def test_a_line_that_lets_a_key_pass_for_any_node_is_named_with_the_one_to_put_t
     assert good.ok and good.check == bad.check == "line"
     by_hand = structs.replace(config.replication, command=("nc", "{address}"))
     assert storage_checks.lines(structs.replace(config, replication=by_hand)) == []
+
+
+@pytest.mark.parametrize("what", ["a FIFO", "a link", "huge"])
+def test_a_file_of_keys_that_a_user_has_spoiled_is_not_read(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Doctor is root: it waits for nobody, and reads nothing that the user could not."""
+    file, secret = tmp_path / "authorized_keys", tmp_path / "secret"
+    line = f'restrict,command="standfast receive {config.volume}" ssh-ed25519 {"A" * 68}\n'
+    if what == "a FIFO":
+        os.mkfifo(file)
+    elif what == "a link":
+        secret.write_text(line)
+        file.symlink_to(secret)
+    else:
+        file.touch()
+        os.truncate(file, 2 << 20)
+    monkeypatch.setattr(storage_checks, "authorized_keys_of", lambda _user: file)
+    monkeypatch.setattr(storage_checks, "SYSTEM_KEYS", tmp_path / "none")
+    me = pwd.getpwuid(os.getuid()).pw_name
+    config = structs.replace(config, replication=structs.replace(config.replication, ssh_user=me))
+    looked = Question("lines", lambda: storage_checks.lines(config))
+    [told] = looked.answer(Deadline.after(patient(10.0)))
+    assert told.ok and f"not looked at: {file} " in told.evidence
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the places are root's")
+def test_the_systems_file_of_keys_may_be_a_link_of_roots_and_of_nobody_elses(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is on NixOS."""
+    store, etc = tmp_path / "store", tmp_path / "authorized_keys.d"
+    store.mkdir()
+    etc.mkdir()
+    key = f"ssh-ed25519 {blob()} standfast-{config.cluster}-n2"
+    (store / "keys").write_text(f'restrict,command="standfast receive" {key}\n')
+    (etc / "root").symlink_to(store / "keys")
+    monkeypatch.setattr(storage_checks, "authorized_keys_of", lambda _user: tmp_path / "no/file")
+    monkeypatch.setattr(storage_checks, "SYSTEM_KEYS", etc)
+    config = structs.replace(
+        config, replication=structs.replace(config.replication, ssh_user="root")
+    )
+    [bad] = storage_checks.lines(config)
+    assert not bad.ok and "lacks --from n2" in bad.evidence
+    os.chown(store, 65534, -1)
+    [told] = storage_checks.lines(config)
+    assert told.ok and f"chown -h root {store}" in told.evidence
+    os.chown(store, 0, -1)
+    (store / "keys").unlink()
+    os.mkfifo(store / "keys", 0o600)
+    [told] = storage_checks.lines(config)
+    assert told.ok and "is no file of at most" in told.evidence
+
+
+def test_whether_what_is_received_is_confined_is_told_and_never_bad() -> None:
+    [there] = storage_checks.confined("btrfs", there=True)
+    [lacking] = storage_checks.confined("btrfs", there=False)
+    assert there.ok and lacking.ok and there.check == lacking.check == "confined"
+    assert "not confined" in lacking.evidence and "5.19" in lacking.evidence
+    assert storage_checks.confined("directory", there=False) == []
 
 
 def test_a_disk_that_is_not_there_is_not_to_be_looked_at_as_root(

@@ -19,12 +19,12 @@ from standfast.replication.authorized import (
     Bound,
     Change,
     authorize,
-    authorized_keys_of,
     authorized_line,
     loose_lines,
     nixos_form,
     with_line,
 )
+from standfast.replication.authorized_file import authorized_keys_of
 from standfast.replication.keys import PublicKey, ensure_key, public_key, public_path, ssh_argv
 from standfast.system.clock import Deadline
 from tests.support import needs
@@ -361,13 +361,27 @@ def test_a_file_that_others_write_or_that_is_elsewhere_is_refused(
     assert "replicationKeys" in str(refusal.value)
 
 
+def test_what_lies_beside_the_file_is_in_nobodys_way(file: Path) -> None:
+    file.parent.mkdir(mode=0o700)
+    planted = file.with_name(f".authorized_keys.{os.getpid()}")
+    planted.write_text("of somebody else")
+    authorize(file, ME, "data-services", ZIPPY, KEY)
+    assert planted.read_text() == "of somebody else"
+
+
+def test_a_file_that_others_write_is_told_with_the_way_out(file: Path) -> None:
+    open_file(file)
+    with pytest.raises(Refused, match=f"chmod go-w {file}"):
+        authorize(file, ME, "data-services", ZIPPY, KEY)
+
+
 def test_a_file_of_another_user_is_refused(file: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: gives a file to another user")
     file.parent.mkdir(mode=0o700)
     file.touch(0o600)
     os.chown(file, 65534, -1)
-    with pytest.raises(Refused, match="belongs to uid 65534"):
+    with pytest.raises(Refused, match=f"belongs to uid 65534.* chown {ME} {file}"):
         authorize(file, ME, "data-services", ZIPPY, KEY)
 
 

@@ -114,7 +114,7 @@ def test_a_file_of_every_kind_goes_through_the_units_and_one_compares_it(
     allowed = to.sh("systemctl show -P SystemCallFilter standfast-receive.service").split()
     argv = ["systemd-run", "--wait", "--pipe", "-q", "-p", "SystemCallErrorNumber=EPERM"]
     argv += ["-p", f"SystemCallFilter={' '.join(allowed)}", f"{CHECKOUT}/.venv/bin/python", "-c"]
-    code = "from standfast.btrfs import landlock; print(landlock.is_there())"
+    code = "from standfast.system import landlock; print(landlock.is_there())"
     assert to.run(*argv, code).stdout == "True\n"
 
 

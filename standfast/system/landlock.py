@@ -33,15 +33,16 @@ _RULE = struct.Struct("=Qi")
 _SET_NO_NEW_PRIVS = 38
 PROGRAMS = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store"),
-    *("/etc/ld.so.cache", "/proc", "/sys", "/dev/null"),
+    *("/etc/ld.so.cache", "/proc", "/sys"),
 )
 """What a program needs to start: itself, its libraries, and what the kernel says of the machine."""
+_NOTHING = Path("/dev/null")
 
 
 @contextlib.contextmanager
 def confined(places: Sequence[Path] | None) -> Iterator[None]:
-    """Lets programs that are started inside open files below `places` and where programs are, and
-    no others. Directories they may list everywhere. None, or without Landlock: as ever.
+    """Lets programs that are started inside open files below `places`, and read those where programs
+    are, and no others. Directories they may list everywhere. None, or without Landlock: as ever.
 
     Starting one raises OSError where Landlock is there and refuses.
     """
@@ -49,7 +50,7 @@ def confined(places: Sequence[Path] | None) -> Iterator[None]:
         log.debug("not confined: the store needs it not, or this kernel has no Landlock")
         yield
         return
-    with starting(partial(_start_confined, [*places, *map(Path, PROGRAMS), *_search_path()])):
+    with starting(partial(_start_confined, [*places, _NOTHING])):
         yield
 
 
@@ -84,20 +85,25 @@ def _confine(places: Sequence[Path]) -> None:
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for place in places:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                _allow(ruleset, place)
+            _allow(ruleset, place, _READ_FILE | _WRITE_FILE | _RENAME_ACROSS)
+        for place in (*map(Path, PROGRAMS), *_search_path()):
+            _allow(ruleset, place, _READ_FILE)
         _prctl(_SET_NO_NEW_PRIVS)
         _call(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
 
 
-def _allow(ruleset: int, place: Path) -> None:
-    descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+def _allow(ruleset: int, place: Path, access: int) -> None:
+    """One that isn't there needs no leave."""
     try:
-        of_directory = _RENAME_ACROSS if stat.S_ISDIR(os.fstat(descriptor).st_mode) else 0
-        rule = _RULE.pack(_READ_FILE | _WRITE_FILE | of_directory, descriptor)
-        _call(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
+        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            access &= ~_RENAME_ACROSS  # the kernel takes that of directories alone
+        _call(_ADD_RULE, ruleset, _PATH_BENEATH, _RULE.pack(access, descriptor), 0)
     finally:
         os.close(descriptor)
 

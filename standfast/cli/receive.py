@@ -4,7 +4,8 @@ Loading takes longer than all the rest of a cycle in which nothing changed (110 
 much processor time), and a sender waits for it. Invariant: a conversation is handed over before a
 byte of it was read, and once; where nobody listens, or another version does, this process has it,
 as it would without. One that has no place free, or no time to say so, is `busy`, which ends it
-here: whoever comes often enough doesn't get past that process's limits.
+here: whoever comes often enough doesn't get past that process's limits. That it hangs for good is
+its service's to end (WatchdogSec=).
 """
 
 from __future__ import annotations

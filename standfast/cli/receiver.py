@@ -1,8 +1,10 @@
 """The process to which `standfast receive` hands over: it has loaded everything, and forks.
 
 Invariant: each conversation has a process of its own, which reads the configuration anew, and which
-ends when whoever handed it over is gone; this one only waits, so that no conversation can harm
-another. No key takes the places of all others: half of them are the most for one sender.
+ends when whoever handed it over is gone; this one only waits, and never for one of them alone, so
+that no conversation can harm another: one that a sick disk has hold of can't be killed, and is
+gone when its end comes. No key takes the places of all others: half of them are the most for one
+sender; and no volume, of whose disk that may be, those of another.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from standfast.errors import ConfigError, UsageError
 from standfast.events import journal
 from standfast.events.log import set_up_log
 from standfast.replication import pruning, receive
+from standfast.system.sd_notify import notify, watchdog_s
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,14 @@ REQUEST_S = 2.0
 LEAST_OF_ONE, MOST_OF_ONE = 8, 32
 """Places for one sender, with few volumes and with many: TasksMax= and MemoryMax= of
 standfast-receive.service are for twice the latter."""
-_NOT_OURS = ("JOURNAL_STREAM", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+MOST_OF_VOLUME = 4
+"""Of one sender to one volume; also those count that were killed and that a disk has hold of."""
+FED_IN_A_LIMIT = 4
+"""So often the service manager's watchdog hears of it, also when nothing happens."""
+_NOT_OURS = (
+    *("JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"),
+    *("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"),
+)
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 
 
@@ -70,6 +80,7 @@ class Session:
     pid: int
     pidfd: int
     bound: str
+    volume: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,11 @@ class Request:
         if len(words) != 4:
             raise ValueError(f"{len(words)} words came, not 4")
         return cls(*words)
+
+    @property
+    def of_volume(self) -> str:
+        """Returns what the line names or, where it names none, the sender; empty: neither does."""
+        return self.volume or self.asked.strip().removeprefix("standfast receive ")
 
 
 def main(_args: Namespace) -> int:
@@ -125,13 +141,20 @@ class Resident:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def run(self) -> NoReturn:
+        limit_s = watchdog_s()
+        pause_s = None if limit_s is None else limit_s / FED_IN_A_LIMIT
         while True:
-            for key, _ in self._selector.select():
+            notify("WATCHDOG=1")
+            for key, _ in self._selector.select(pause_s):
                 session = self._sessions.get(key.fd)
                 if key.fd == self._listener.fileno():
                     self._take()
-                elif session is not None:  # else it ended with an event before this one
-                    self._end(session)
+                elif session is None:
+                    pass  # it ended with an event before this one
+                elif key.fd == session.pidfd:
+                    self._reap(session)
+                else:
+                    self._kill(session)
 
     def _take(self) -> None:
         connection, _ = self._listener.accept()
@@ -144,7 +167,8 @@ class Resident:
             log.warning("a conversation was not taken over: %s", error)
             connection.close()
             return
-        session = Session(connection, pid, os.pidfd_open(pid), request.bound)
+        pidfd = os.pidfd_open(pid)
+        session = Session(connection, pid, pidfd, request.bound, request.of_volume)
         for descriptor in (connection.fileno(), session.pidfd):
             self._sessions[descriptor] = session
             self._selector.register(descriptor, selectors.EVENT_READ)
@@ -152,7 +176,7 @@ class Resident:
     def _fork(self, request: Request, connection: socket.socket) -> int:
         """OSError or ValueError when there is no place, which the other side has been told."""
         try:
-            if not self._has_place(request.bound):
+            if not self._has_place(request.bound) or self._is_full(request):
                 raise ValueError(f"no place is free for {request.bound or 'senders without name'}")
             return os.fork()
         except (OSError, ValueError):
@@ -165,15 +189,32 @@ class Resident:
         most = most_of_one(_volumes())
         return len(sessions) // 2 < 2 * most and of_one // 2 < most
 
-    def _end(self, session: Session) -> None:
-        """Ends a session that is over, or whose sender is gone with who handed it over."""
-        for descriptor in (session.connection.fileno(), session.pidfd):
-            self._selector.unregister(descriptor)
-            del self._sessions[descriptor]
+    def _is_full(self, request: Request) -> bool:
+        """Tells whether this volume has as many conversations of this sender as it may."""
+        whose = (request.bound, request.of_volume)
+        of_these = sum((one.bound, one.volume) == whose for one in self._sessions.values())
+        return of_these // 2 >= MOST_OF_VOLUME  # each is there twice
+
+    def _kill(self, session: Session) -> None:
+        """Ends a session whose sender is gone with who handed it over.
+
+        It keeps its place until it has ended: not before its disk answers, where that is sick.
+        """
+        self._selector.unregister(session.connection)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(session.pidfd, signal.SIGKILL)  # nothing to one that has ended
-        _, status = os.waitpid(session.pid, 0)
+
+    def _reap(self, session: Session) -> None:
+        """Tells how a session ended that has ended."""
+        pid, status = os.waitpid(session.pid, os.WNOHANG)
+        if pid == 0:
+            return
         code = os.waitstatus_to_exitcode(status)
+        self._selector.unregister(session.pidfd)
+        with contextlib.suppress(KeyError):  # it was killed
+            self._selector.unregister(session.connection)
+        for descriptor in (session.connection.fileno(), session.pidfd):
+            del self._sessions[descriptor]
         with contextlib.suppress(OSError):
             session.connection.send(bytes([code if 0 <= code < 256 else 1]))
         os.close(session.pidfd)

@@ -17,7 +17,14 @@ import pytest
 
 from standfast import __version__
 from standfast.cli.receive import INSTALLED, VARIABLE
-from standfast.cli.receiver import LEAST_OF_ONE, MOST_OF_ONE, Resident, Session, most_of_one
+from standfast.cli.receiver import (
+    LEAST_OF_ONE,
+    MOST_OF_ONE,
+    MOST_OF_VOLUME,
+    Resident,
+    Session,
+    most_of_one,
+)
 from standfast.errors import Refused
 from standfast.reasons import Reason
 from standfast.replication import wire
@@ -158,7 +165,7 @@ def test_with_many_volumes_a_sender_has_more_places(
     with socket.socket() as listener:
         resident = Resident(listener)
         for number in range(LEAST_OF_ONE):
-            session = Session(listener, 0, 0, "c")
+            session = Session(listener, 0, 0, "c", "v")
             resident._sessions |= {2 * number: session, 2 * number + 1: session}
         assert not resident._has_place("c") and resident._has_place("a")
         for number in range(9):
@@ -171,11 +178,17 @@ def test_no_key_takes_the_places_of_the_others_and_one_too_many_is_busy(
 ) -> None:
     pid = resident(place)
     until(lambda: children(pid) == [], "the ones before have ended")
+    configured = place.directory("b") / f"{VOLUME}.toml"
+    volumes = [VOLUME, *(f"another{n}" for n in range(LEAST_OF_ONE // MOST_OF_VOLUME))]
     with contextlib.ExitStack() as stack:
+        for volume in volumes[1:]:
+            another = configured.with_name(f"{volume}.toml")
+            another.write_text(configured.read_text())
+            stack.callback(another.unlink)
         silent: list[subprocess.Popen[str]] = []
 
-        def takes_a_place(bound: str | None) -> bool:
-            process = stack.enter_context(receiving(beside, bound=bound))
+        def takes_a_place(bound: str | None, volume: str = VOLUME) -> bool:
+            process = stack.enter_context(receiving(beside, volume, bound))
             stack.callback(process.kill)
             until(
                 lambda: process.poll() is not None or len(children(pid)) == len(silent) + 1,
@@ -191,8 +204,10 @@ def test_no_key_takes_the_places_of_the_others_and_one_too_many_is_busy(
             assert refusal.value.reason is Reason.BUSY and process.returncode == 1
             return False
 
-        taken = [takes_a_place("c") for _ in range(LEAST_OF_ONE + 1)]
-        assert taken == [True] * LEAST_OF_ONE + [False]
+        for volume in volumes[:-1]:
+            assert all(takes_a_place("c", volume) for _ in range(MOST_OF_VOLUME))
+            assert not takes_a_place("c", volume)
+        assert len(silent) == LEAST_OF_ONE and not takes_a_place("c", volumes[-1])
         for bound in ("a", None, "a", None, "a", None, "a", None):
             assert takes_a_place(bound), "there are places for others"
         assert len(silent) == 2 * LEAST_OF_ONE and not takes_a_place("a")

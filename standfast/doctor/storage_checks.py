@@ -11,7 +11,6 @@ from standfast.doctor import exposure_checks
 from standfast.doctor.finding import Finding, finding_of
 from standfast.errors import AS_ROOT, Refused, StandfastError, is_lack_of
 from standfast.node.ports import Snapshot
-from standfast.replication.authorized import loose_lines
 from standfast.replication.authorized_file import (
     SYSTEM_KEYS,
     Owner,
@@ -19,6 +18,7 @@ from standfast.replication.authorized_file import (
     own_keys,
     system_keys,
 )
+from standfast.replication.loose_lines import loose_lines
 from standfast.replication.preflight import problems
 from standfast.replication.storage_facts import Facts, facts_here
 from standfast.system import landlock
@@ -67,13 +67,17 @@ def lines(config: Config) -> list[Finding]:
     """Judges the lines by which other nodes' keys may send here; none where no file is read."""
     if config.replication.command:
         return []
-    user, findings, seen = config.replication.ssh_user, [], 0
+    user, findings, files = config.replication.ssh_user, list[Finding](), dict[str, bytes]()
     try:
         own, owner = authorized_keys_of(user), Owner.of(user)
     except StandfastError:  # there is no such user here
         return []
-    of_system = SYSTEM_KEYS / user
-    looks = {own: lambda: own_keys(own, owner), of_system: lambda: system_keys(of_system)}
+    second, of_system = own.with_name(f"{own.name}2"), SYSTEM_KEYS / user
+    looks = {
+        own: lambda: own_keys(own, owner),
+        second: lambda: own_keys(second, owner),  # which sshd reads by default as well
+        of_system: lambda: system_keys(of_system),
+    }
     for path, read in looks.items():
         try:
             text = read()
@@ -82,19 +86,13 @@ def lines(config: Config) -> list[Finding]:
             continue
         except OSError:  # who looks isn't root
             continue
-        seen += text.count(b"standfast receive")
-        for line in loose_lines(text, config):
-            findings.append(
-                Finding(
-                    "line",
-                    False,
-                    f"line {line.number} of {path} lacks {line.lacks}",
-                    f"put this one there instead, which `standfast standby add {config.node} "
-                    f"--install-key` does on the node whose key it is: {line.instead}",
-                )
-            )
-    if seen and not findings:
-        findings.append(Finding("line", True, "each key that may send here is one node's"))
+        files[str(path)] = text
+    findings += [
+        Finding("line", False, f"line {line.number} of {line.source} {line.what}", line.fix)
+        for line in loose_lines(files, config)
+    ]
+    if not findings and any(b"standfast receive" in text for text in files.values()):
+        return [Finding("line", True, "each key that may send here is one node's")]
     return findings
 
 

@@ -2,12 +2,14 @@
 
 Invariant: a line that this module writes lets its key run `standfast receive` and nothing else, as
 the one storage node that it names and, where [nodes] has an address and no host name, from there
-alone; and every other line stays as it is, byte for byte. sshd takes the first line with a key, so
-a key has one line: it names the volume, or, once several volumes are sent with the same key, none
+alone; and every other line stays as it is, byte for byte. A key has one line: of several, sshd
+takes the first that is for the address from which somebody comes, so another one lets in whoever
+comes from elsewhere. It names the volume, or, once several volumes are sent with the same key, none
 (then the sender names it, and the configuration of that volume there decides).
 
 A line of an older version lacks the node, or the address: it still lets its key receive, as
-whichever node the sender says, and `loose_lines` names it with the line to put instead.
+whichever node the sender says. `loose_lines.py` names it with the line to put instead, and every
+other one that a key has.
 """
 
 from __future__ import annotations
@@ -24,11 +26,9 @@ from standfast.config.model import Config
 from standfast.errors import Refused, did_you_mean
 from standfast.reasons import Reason
 from standfast.replication.authorized_file import Owner, directory_of, read_in, replace
-from standfast.replication.keys import KINDS, PublicKey, comment_of
+from standfast.replication.keys import PublicKey, comment_of
 from standfast.system.lines import fields_of
 
-UNKNOWN_SENDER = "NODE"
-"""Stands in a line to be written for a name that only a person knows."""
 _RECEIVE = re.compile(
     r"(?P<program>(/[A-Za-z0-9._/+-]*/)?standfast receive)"
     r"( (?P<volume>[a-z0-9][a-z0-9-]*))?( --from (?P<node>[A-Za-z0-9][A-Za-z0-9._-]*))?\Z"
@@ -146,27 +146,27 @@ def with_line(
     A line of an older version gets what it lacks; other options that only narrow it stay, also
     another `from=`: a jump host's, say.
     """
-    lines = _lines(text)
+    lines = lines_in(text)
     ours = [number for number, line in enumerate(lines) if _is_of(line, key)]
     if not ours:
         gap = b"" if not text or text.endswith(b"\n") else b"\n"
         return text + gap + authorized_line(volume, bound, key).encode() + b"\n", Change.ADDED
     number = ours[0]
     line = lines[number].decode("utf-8", "replace").rstrip("\r\n")
-    parts = _parted(line, (key.kind,))
-    granted = None if parts is None else _granted(parts[0])
+    parts = parted(line, (key.kind,))
+    granted = None if parts is None else granted_by(parts[0])
     if granted is None:
         raise Refused(
             Reason.BAD_KEY,
-            f"line {number + 1} of {source} lets this key do something else than receive, and "
-            f"sshd takes the first line with a key: remove it, then run this again",
+            f"line {number + 1} of {source} lets this key do something else than receive: remove "
+            f"it, then run this again",
         )
     if len(ours) > 1:
         numbers = ", ".join(str(line + 1) for line in ours)
         raise Refused(
             Reason.BAD_KEY,
-            f"lines {numbers} of {source} have this key, and sshd takes the first one only: leave "
-            f"that one, then run this again",
+            f"lines {numbers} of {source} have this key, and sshd takes whichever is for the "
+            f"sender's address: leave one that binds it to {bound.node}, then run this again",
         )
     if granted.node not in (None, bound.node):
         raise Refused(
@@ -183,43 +183,8 @@ def with_line(
     return b"".join(lines), Change.UPDATED
 
 
-@dataclass(frozen=True, slots=True)
-class LooseLine:
-    """A line that lets a key receive, and binds it to less than it could."""
-
-    number: int
-    lacks: str
-    instead: str
-    """The whole line to put there; with UNKNOWN_SENDER where nothing tells whose key it is."""
-
-
-def loose_lines(text: bytes, config: Config) -> list[LooseLine]:
-    """Returns the lines of a file that an older version wrote, or somebody by hand. Pure."""
-    found = []
-    for number, raw in enumerate(_lines(text), 1):
-        line = raw.decode("utf-8", "replace").strip()
-        parts = None if line.startswith("#") else _parted(line, KINDS)
-        granted = None if parts is None else _granted(parts[0])
-        key = None if parts is None else _key_in(parts[1])
-        if granted is None or key is None:
-            continue
-        node = granted.node or named_by(config, key) or UNKNOWN_SENDER
-        bound = Bound.to(config, node) if node in config.standbys else Bound(node, None)
-        if lacks := granted.lacks(bound):
-            found.append(LooseLine(number, lacks, granted.completed(granted.volume, bound, key)))
-    return found
-
-
-def _key_in(text: str) -> PublicKey | None:
-    """Returns the key at the end of a line, without a comment of several words; None: it is none,
-    for sshd as well."""
-    for words in (text, " ".join(fields_of(text)[:2])):
-        with contextlib.suppress(Refused):
-            return PublicKey.parse(words)
-    return None
-
-
-def _lines(text: bytes) -> list[bytes]:
+def lines_in(text: bytes) -> list[bytes]:
+    """Returns the lines of a file, with their ends, and what is after the last one."""
     return re.split(rb"(?<=\n)", text)
 
 
@@ -228,7 +193,7 @@ def _is_of(line: bytes, key: PublicKey) -> bool:
     return not line.lstrip().startswith(b"#") and key.blob in words
 
 
-def _parted(line: str, kinds: Sequence[str]) -> tuple[list[str], str] | None:
+def parted(line: str, kinds: Sequence[str]) -> tuple[list[str], str] | None:
     """Returns the options of a line, and its key of one of these kinds; None for what can't be
     told apart."""
     starts = tuple(f"{kind} " for kind in kinds)
@@ -248,7 +213,7 @@ def _parted(line: str, kinds: Sequence[str]) -> tuple[list[str], str] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Granted:
+class Granted:
     """What the options of a line allow: `standfast receive` and nothing else."""
 
     program: str
@@ -273,7 +238,7 @@ class _Granted:
         return any(option.lower().startswith(beginning) for option in self.narrowing)
 
 
-def _granted(options: Sequence[str]) -> _Granted | None:
+def granted_by(options: Sequence[str]) -> Granted | None:
     """Returns what the options allow; None when that is not `standfast receive` alone."""
     commands = [option for option in options if option.lower().startswith("command=")]
     others = [option for option in options if option not in commands]
@@ -282,4 +247,4 @@ def _granted(options: Sequence[str]) -> _Granted | None:
     match = _RECEIVE.match(commands[0].partition("=")[2].strip('"'))
     if match is None:
         return None
-    return _Granted(match["program"], match["volume"], match["node"], tuple(others))
+    return Granted(match["program"], match["volume"], match["node"], tuple(others))

@@ -23,7 +23,7 @@ from msgspec import structs
 
 from standfast.cli import standby_add
 from standfast.consul.records import StandbyRecord
-from standfast.doctor import standby_checks
+from standfast.doctor import standby_checks, storage_checks
 from standfast.replication import pins, session, state, storage_facts, survey, wire
 from standfast.replication.authorized import Bound, authorized_line
 from standfast.replication.keys import PublicKey, known_hosts
@@ -277,6 +277,25 @@ def test_the_key_opens_nothing_from_another_address(pair: TwoNodes) -> None:
     stolen = pair.by_key("ssh", "-b", "127.0.0.3", THERE, RECEIVE, input="")
     assert stolen.returncode == 255 and "Permission denied" in stolen.stderr
     assert stolen.stdout == ""
+
+
+@plain
+@pytest.mark.parametrize("where", ["below it", "in the second file"])
+def test_who_stole_the_key_is_let_in_by_a_further_line_which_is_named(
+    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """That sshd goes on where `from=` isn't for the sender is what `loose_lines` is about."""
+    let_in(pair)
+    second = pair.authorized.with_name("authorized_keys2")
+    with (pair.authorized if where == "below it" else second).open("a") as file:
+        file.write(f"{key_of(pair)}\n")
+    own = pair.by_key("ssh", THERE, "id", input="")
+    assert "uid=" not in own.stdout and json.loads(own.stdout)["reason"] == "protocol"
+    stolen = pair.by_key("ssh", "-b", "127.0.0.3", THERE, "id", input="")
+    assert "uid=" in stolen.stdout
+    monkeypatch.setattr(storage_checks, "authorized_keys_of", lambda _user: pair.authorized)
+    [line] = storage_checks.lines(pair.config("c1"))
+    assert not line.ok and "do something else than receive" in line.evidence
 
 
 @plain

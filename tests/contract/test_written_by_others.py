@@ -253,7 +253,7 @@ FORGED_ELSEWHERE: Mapping[str, list[str]] = {
 
 @pytest.mark.parametrize("case", FORGED_ELSEWHERE)
 def test_the_guard_lets_the_true_primary_serve_beside_forged_entries(
-    alone: None,  # noqa: ARG001  # before Consul starts in it
+    alone: None,  # before Consul starts in it
     served: Served,
     tmp_path: Path,
     case: str,

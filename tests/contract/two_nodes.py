@@ -215,7 +215,7 @@ Port {port}
 ListenAddress {ADDRESSES["c1"]}
 HostKey {root}/host_key
 PidFile none
-AuthorizedKeysFile {pair.authorized}
+AuthorizedKeysFile {pair.authorized} {pair.authorized}2
 StrictModes no
 UsePAM no
 PasswordAuthentication no

@@ -14,13 +14,12 @@ from standfast.cli.receive import MOST_BYTES, request
 from standfast.cli.receiver import Request
 from standfast.errors import Refused, UsageError
 from standfast.replication.authorized import (
-    UNKNOWN_SENDER,
     Bound,
     Change,
-    loose_lines,
     with_line,
 )
 from standfast.replication.keys import PublicKey
+from standfast.replication.loose_lines import UNKNOWN_SENDER, loose_lines
 from standfast.system.lines import fields_of
 from tests.support.configs import config_of
 from tests.support.examples import examples
@@ -73,10 +72,10 @@ def test_any_file_gets_one_line_of_the_key_and_keeps_the_others(before: bytes) -
 @examples(500)
 @given(FILES)
 def test_in_any_file_the_line_to_put_instead_is_one_that_is_not_named_again(text: bytes) -> None:
-    for line in loose_lines(text, CONFIG):
-        assert line.lacks and "\n" not in line.instead
+    for line in loose_lines({"keys": text}, CONFIG):
+        assert line.what and line.fix and "\n" not in line.instead
         if UNKNOWN_SENDER not in line.instead:
-            assert loose_lines(line.instead.encode("utf-8", "replace"), CONFIG) == []
+            assert loose_lines({"keys": line.instead.encode("utf-8", "replace")}, CONFIG) == []
 
 
 @examples(500)

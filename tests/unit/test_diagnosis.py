@@ -301,6 +301,10 @@ def test_a_line_that_lets_a_key_pass_for_any_node_is_named_with_the_one_to_put_t
     file.write_text(bad.fix.rpartition(": ")[2])
     [good] = storage_checks.lines(config)
     assert good.ok and good.check == bad.check == "line"
+    file.with_name("authorized_keys2").write_text(f"{key}\n")
+    [further] = storage_checks.lines(config)
+    assert not further.ok and f"line 1 of {file}2 lets do something else" in further.evidence
+    assert f"the key of line 1 of {file}," in further.evidence
     by_hand = structs.replace(config.replication, command=("nc", "{address}"))
     assert storage_checks.lines(structs.replace(config, replication=by_hand)) == []
 

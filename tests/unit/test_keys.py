@@ -20,12 +20,12 @@ from standfast.replication.authorized import (
     Change,
     authorize,
     authorized_line,
-    loose_lines,
     nixos_form,
     with_line,
 )
 from standfast.replication.authorized_file import authorized_keys_of
 from standfast.replication.keys import PublicKey, ensure_key, public_key, public_path, ssh_argv
+from standfast.replication.loose_lines import loose_lines
 from standfast.system.clock import Deadline
 from tests.support import needs
 from tests.support.configs import config_of
@@ -276,16 +276,79 @@ def test_lines_that_bind_a_key_to_less_than_they_could_are_named_with_what_to_pu
     unbound = f"restrict,{OLDER} {made}"
     anywhere = f'restrict,command="standfast receive data-services --from c1" {OTHER}'
     unknown = f"restrict,{OLDER} {OTHER.kind} {OTHER.blob} some body"
-    text = f"# {unbound}\n{OTHER}\n{whole}\n{unbound}\n{anywhere}\n{unknown}\n"
-    found = loose_lines(text.encode() + b"\xff\xfe", config)
-    assert [(line.number, line.lacks) for line in found] == [
-        (4, '--from c1, from="192.168.1.3"'),
-        (5, 'from="192.168.1.3"'),
-        (6, "--from NODE"),
+    text = f"# {unbound}\n# {whole}\n\n{unbound}\n{anywhere}\n"
+    found = loose_lines({"keys": text.encode() + b"\xff\xfe"}, config)
+    assert [(line.number, line.what) for line in found] == [
+        (4, 'lacks --from c1, from="192.168.1.3"'),
+        (5, 'lacks from="192.168.1.3"'),
     ]
     assert found[0].instead == whole
     assert "--from c1" in found[1].instead and 'from="192.168.1.3"' in found[1].instead
-    assert loose_lines(f"{whole}\n".encode(), config) == []
+    [found_unknown] = loose_lines({"keys": unknown.encode()}, config)
+    assert found_unknown.what == "lacks --from NODE" and "--from NODE" in found_unknown.instead
+    assert loose_lines({"keys": f"{whole}\n".encode()}, config) == []
+
+
+MADE = PublicKey(KEY.kind, KEY.blob, "standfast-alo-c1")
+OF_C1 = authorized_line("data-services", Bound("c1", "192.168.1.3"), MADE)
+
+
+@pytest.mark.parametrize(
+    ("further", "what"),
+    [
+        (str(MADE), "lets do something else than receive"),
+        (f"{KEY.kind} {KEY.blob}", "lets do something else than receive"),
+        (f'command="standfast receive",pty {MADE}', "lets do something else than receive"),
+        (f'odd"option {MADE}', "lets do something else than receive"),
+        (OF_C1, "lets receive"),
+    ],
+)
+def test_every_further_line_of_a_key_is_named_wherever_it_is(
+    config: Config, further: str, what: str
+) -> None:
+    for files, place in (
+        ({"keys": f"{OF_C1}\n{further}\n"}, ("keys", 2)),
+        ({"keys": f"{OF_C1}\n", "keys2": f"\n{OTHER}\n{further}\n"}, ("keys2", 3)),
+    ):
+        [line] = loose_lines({name: text.encode() for name, text in files.items()}, config)
+        assert (line.source, line.number) == place and line.fix == "remove it"
+        assert line.what.startswith(f"{what} whoever has the key of line 1 of keys")
+
+
+def test_a_free_line_above_the_keys_own_and_one_of_a_nodes_key_alone_are_named(
+    config: Config,
+) -> None:
+    [line] = loose_lines({"keys": f"{MADE}\n{OF_C1}\n".encode()}, config)
+    assert line.number == 1 and "something else than receive" in line.what
+    [line] = loose_lines({"keys": f"{OTHER}\n{MADE}\n".encode()}, config)
+    assert line.number == 2 and line.what == "lets the key of c1 do something else than receive"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "wide"),
+    [
+        ("*", "*"),
+        ("192.168.1.3,10.0.0.0/8", "10.0.0.0/8"),
+        ("192.168.1.?,fd00::/64,!192.168.1.9", "192.168.1.?, fd00::/64"),
+        ("192.168.1.3/oops", "192.168.1.3/oops"),
+        ("192.168.1.3", ""),
+        ("192.168.1.3,10.0.0.1,fd00::1/128,10.0.0.2/32,a-jump-host,!10.0.0.0/8", ""),
+    ],
+)
+def test_a_from_that_is_for_more_than_single_addresses_is_named(
+    config: Config, patterns: str, wide: str
+) -> None:
+    line = OF_C1.replace("192.168.1.3", patterns)
+    found = [(one.what, one.instead) for one in loose_lines({"keys": line.encode()}, config)]
+    assert found == ([(f"lets its key in from {wide}", OF_C1)] if wide else [])
+
+
+def test_a_comment_that_names_another_node_than_the_line_is_named(config: Config) -> None:
+    named = replace(config, nodes={**config.nodes, "c2": Node(address="192.168.1.4")})
+    line = OF_C1.replace("standfast-alo-c1", "standfast-alo-c2")
+    [found] = loose_lines({"keys": line.encode()}, named)
+    assert found.what == "takes the key for that of c1, and its comment names c2"
+    assert not found.instead
 
 
 # The file

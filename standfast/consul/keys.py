@@ -132,9 +132,7 @@ class KeyGateway:
             ours = [entry for entry in entries if not is_folder(entry.key)]
             return tuple(sorted(ours, key=lambda entry: entry.key))
 
-        return self._ask(
-            f"reading the keys under {prefix}", deadline, call, most_bytes=most_bytes
-        )
+        return self._ask(f"reading the keys under {prefix}", deadline, call, most_bytes=most_bytes)
 
     def read(
         self, keys: Sequence[str], *, folders: Sequence[str] = (), deadline: Deadline | None = None

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,7 +25,7 @@ from pathlib import Path
 from standfast.config.model import Config
 from standfast.errors import Refused, did_you_mean
 from standfast.reasons import Reason
-from standfast.replication.authorized_file import Owner, directory_of, read_in, replace
+from standfast.replication.authorized_file import Owner, directory_of, put_in, read_in
 from standfast.replication.keys import PublicKey, comment_of
 from standfast.system.lines import fields_of
 
@@ -120,31 +120,41 @@ def nixos_form(lines: Sequence[str]) -> str:
 
 
 def authorize(
-    path: Path, user: str, volume: str, bound: Bound, key: PublicKey, *, dry_run: bool = False
+    path: Path,
+    user: str,
+    volume: str,
+    bound: Bound,
+    key: PublicKey,
+    *,
+    dry_run: bool = False,
+    elsewhere: bool = False,
 ) -> Change:
     """Lets `key` receive `volume`, by one line of the file at `path`; on disk when this returns.
 
     Refused when the file is a symlink, when somebody else could write there (sshd would ignore
     it), or when the key may do something else there already, or is another node's.
+
+    `elsewhere`: the node was seen to come from another address than `bound` has. A line that lets
+    it in gets no `from=` then, as that would keep it out.
     """
     owner = Owner.of(user)
     if dry_run and not path.parent.exists():
         return Change.ADDED
     with directory_of(path, owner) as directory:
         before = read_in(directory, path, owner)
-        after, change = with_line(before, volume, bound, key, str(path))
+        after, change = with_line(before, volume, bound, key, str(path), elsewhere=elsewhere)
         if change is not Change.UNCHANGED and not dry_run:
-            replace(directory, path.name, after, owner)
+            put_in(directory, path.name, after, owner)
     return change
 
 
 def with_line(
-    text: bytes, volume: str, bound: Bound, key: PublicKey, source: str
+    text: bytes, volume: str, bound: Bound, key: PublicKey, source: str, *, elsewhere: bool = False
 ) -> tuple[bytes, Change]:
     """Returns the file's content with the key's one line; pure.
 
     A line of an older version gets what it lacks; other options that only narrow it stay, also
-    another `from=`: a jump host's, say.
+    another `from=`: a jump host's, say. `elsewhere` as for `authorize`.
     """
     lines = lines_in(text)
     ours = [number for number, line in enumerate(lines) if _is_of(line, key)]
@@ -176,6 +186,8 @@ def with_line(
             f"run this again; else move the key away on {bound.node}, and `standfast standby add` "
             f"there makes another",
         )
+    if elsewhere:
+        bound = replace(bound, address=None)
     wanted = granted.volume if granted.volume in (None, volume) else None
     if wanted == granted.volume and not granted.lacks(bound):
         return text, Change.UNCHANGED

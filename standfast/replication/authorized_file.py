@@ -1,6 +1,6 @@
 """The files of keys that sshd reads: looked at and replaced by root, in directories of others.
 
-Invariants: of a user's own file no link is followed, and of the system's only links that are root's;
+Invariants: of a user's own file no link is followed, of the system's only links that are root's;
 nothing is waited for (a FIFO), nor read without end. A file that sshd would not trust is none.
 """
 
@@ -141,7 +141,7 @@ def _unsafe(path: Path, what: str, way_out: str = "Correct that") -> Refused:
     )
 
 
-def replace(directory: int, name: str, content: bytes, owner: Owner) -> None:
+def put_in(directory: int, name: str, content: bytes, owner: Owner) -> None:
     """Replaces a file by its directory's descriptor; on disk when this returns. OSError."""
     temporary = beside(Path(name)).name
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from standfast.config.model import Config
@@ -20,6 +21,8 @@ from standfast.errors import Refused
 from standfast.reasons import Reason
 from standfast.system.clock import Deadline
 from standfast.system.files import beside, read_foreign_text
+from standfast.system.lines import lines_of
+from standfast.system.probe import is_ours, source_to
 from standfast.system.run import run
 from standfast.text import clean
 
@@ -134,6 +137,8 @@ def known_hosts(config: Config) -> Path:
     return config.paths.state / "known_hosts"
 
 
+CONFIGURED_S = 5.0
+"""For ssh to say what it is configured to."""
 OF_SESSION = (
     # Some of these are younger than some ssh, and what its configuration has may be as well.
     "IgnoreUnknown=*",
@@ -181,7 +186,7 @@ def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[
     """
     options = config.replication
     ours = str(known_hosts(config)).replace("%", "%%")
-    return [
+    argv = [
         *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
         *as_options(OF_SESSION),
         *as_options(OF_KEY),
@@ -191,3 +196,31 @@ def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[
         *("-i", str(options.ssh_key)),
         f"{options.ssh_user}@{config.nodes[standby].address}",
     ]
+    return [argv[0], *from_own_address(config, standby, argv), *argv[1:]]
+
+
+def from_own_address(config: Config, standby: str, argv: Sequence[str]) -> list[str]:
+    """Returns the options by which ssh leaves by this node's address in [nodes], which the key's
+    line on the standby names (`from=`): the kernel takes another one where it has several, also one
+    of IPv6 that changes by the day. None are needed where it takes that one anyway.
+
+    `argv` is ssh's command line to the standby. What root's configuration says of the way counts:
+    another address of either end, or another network, is as somebody wants it. A ProxyJump or
+    ProxyCommand makes connections of its own, to which this option does nothing.
+    """
+    address = config.nodes[standby].address
+    try:
+        own, there = ip_address(config.nodes[config.node].address), ip_address(address)
+    except (KeyError, ValueError):
+        return []
+    if own.version != there.version or not is_ours(str(own)):
+        return []
+    if source_to(str(there)) in (None, str(own)):
+        return []
+    asked = [argv[0], "-G", *argv[1:]]
+    told = run(asked, deadline=Deadline.after(CONFIGURED_S), op="ssh-configured", check=False)
+    said = dict(line.split(" ", 1) for line in lines_of(told.stdout) if " " in line)
+    theirs = {"bindaddress", "bindinterface"} & set(said)
+    if said.get("hostname") != address or theirs:
+        return []
+    return ["-o", f"BindAddress={own}"]

@@ -22,6 +22,7 @@ from standfast.replication.keys import (
     PublicKey,
     as_options,
     ensure_key,
+    from_own_address,
     known_hosts,
     public_key,
     public_path,
@@ -124,6 +125,8 @@ class StandbyConnection:
         words = self._authorize(key)
         argv = ["ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
         argv += [*as_options(OF_SESSION), target]
+        # As the replication does: the standby looks from where this comes.
+        argv[1:1] = from_own_address(config, self.standby, argv)
         if self.dry_run:
             return Step("install", Mark.LEFT, f"would run there, as {target}: {words}")
         try:

@@ -98,6 +98,20 @@ def _connects(address: str, port: int, deadline: Deadline, *, refused: bool) -> 
     return True
 
 
+def source_to(address: str) -> str | None:
+    """Returns the own address by which this machine goes to an IP address; None: there is no way.
+
+    Nothing is sent: the kernel's table of routes says it.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+            asked.connect((address, 9))
+            return str(asked.getsockname()[0])
+    except OSError:
+        return None
+
+
 def is_ours(address: str) -> bool:
     """Tells whether this machine has the address, or it is a wildcard; in doubt it has."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -277,6 +278,64 @@ def test_the_key_opens_nothing_from_another_address(pair: TwoNodes) -> None:
     stolen = pair.by_key("ssh", "-b", "127.0.0.3", THERE, RECEIVE, input="")
     assert stolen.returncode == 255 and "Permission denied" in stolen.stderr
     assert stolen.stdout == ""
+
+
+PROXY = """
+import os, socket, sys, threading
+there = socket.create_connection(sys.argv[1:], source_address=("127.0.0.3", 0))
+def send():
+    while data := os.read(0, 65536):
+        there.sendall(data)
+    there.shutdown(socket.SHUT_WR)
+threading.Thread(target=send, daemon=True).start()
+while data := there.recv(65536):
+    os.write(1, data)
+"""
+
+
+def move_zippy(pair: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To an address of this machine that isn't the one by which it goes to c1."""
+    monkeypatch.setitem(ADDRESSES, "zippy", "127.0.0.3")
+    for node in ("zippy", "c1"):
+        pair.write_config(node)
+
+
+@plain
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["directly", "by a proxy"])
+def test_a_node_with_several_addresses_comes_from_the_one_that_its_line_names(
+    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch, by_proxy: bool
+) -> None:
+    move_zippy(pair, monkeypatch)
+    (pair.root / "proxy.py").write_text(PROXY)
+    if by_proxy:
+        with (pair.root / "product.conf").open("a") as conf:
+            conf.write(f"ProxyCommand {sys.executable} {pair.root}/proxy.py %h %p\n")
+    let_in(pair)
+    assert 'from="127.0.0.3"' in pair.authorized.read_text()
+    code, doc = pair.run_json("standby", "add", "c1")
+    assert (code, doc["done"]) == (0, True), doc
+
+
+@plain
+@pytest.mark.parametrize("names", ["BindAddress 127.0.0.4", "BindInterface lo"])
+def test_what_roots_ssh_says_of_the_way_counts_and_a_line_that_works_stays_open(
+    pair: TwoNodes, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    move_zippy(pair, monkeypatch)
+    for conf in ("product.conf", "operator.conf"):
+        with (pair.root / conf).open("a") as file:
+            file.write(f"{names}\n")
+    pair.run("standby", "add", "c1")  # makes the key
+    operator_may_log_in(pair)
+    with pair.authorized.open("a") as file:
+        file.write(f'restrict,command="{RECEIVE}" {key_of(pair)}\n')
+    code, doc = pair.run_json("standby", "add", "c1", "--install-key")
+    assert (code, doc["done"]) == (0, True), doc
+    [said] = [step["evidence"] for step in doc["steps"] if step["step"] == "install"]
+    assert "Its from= was left as it was: this came from 127.0.0." in said
+    assert "[nodes.zippy] has 127.0.0.3" in said
+    line = pair.authorized.read_text().splitlines()[-1]
+    assert line == f'restrict,command="{RECEIVE} --from zippy" {key_of(pair)}'
 
 
 @plain

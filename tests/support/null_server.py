@@ -1,4 +1,4 @@
-"""A program that answers the NULL call of NFS and nothing else, for nodes that have only python3."""
+"""A program that answers NFS' NULL call and nothing else, for nodes that have only python3."""
 
 from __future__ import annotations
 

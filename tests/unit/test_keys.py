@@ -142,6 +142,26 @@ def test_ssh_asks_nobody_and_notes_a_new_host_only_when_told(config: Config) -> 
     assert "StrictHostKeyChecking=accept-new" in ssh_argv(config, "c1", accept_new=True)
 
 
+@pytest.mark.parametrize(
+    ("own", "there", "options"),
+    [
+        ("127.0.0.3", "127.0.0.2", ["-o", "BindAddress=127.0.0.3"]),
+        ("127.0.0.1", "127.0.0.2", []),
+        ("192.0.2.1", "127.0.0.2", []),
+        ("127.0.0.3", "::1", []),
+        ("zippy.lan", "127.0.0.2", []),
+        ("127.0.0.3", "c1.lan", []),
+    ],
+    ids=["another one", "the one that is taken anyway", "not here", "kinds", "name", "name there"],
+)
+def test_ssh_leaves_by_the_address_of_its_node(
+    config: Config, own: str, there: str, options: list[str]
+) -> None:
+    nodes = {"zippy": Node(address=own), "c1": Node(address=there)}
+    argv = ssh_argv(replace(config, node="zippy", nodes=nodes), "c1")
+    assert argv[1:3] == options or (not options and "BindAddress" not in " ".join(argv))
+
+
 # The line
 
 
@@ -255,6 +275,14 @@ def test_the_key_gets_one_line_and_the_others_stay(before: str, after: str, chan
 def test_a_key_that_may_do_something_else_already_is_left_to_a_person(line: str) -> None:
     with pytest.raises(Refused, match="line 2 of authorized_keys lets this key do something else"):
         changed(f"{OTHER}\n{line}\n")
+
+
+def test_a_line_that_works_gets_no_address_from_which_its_node_does_not_come() -> None:
+    text = f"restrict,{OLDER} {KEY}\n".encode()
+    after, change = with_line(text, "data-services", ZIPPY, KEY, "keys", elsewhere=True)
+    assert (after.decode(), change) == (f"restrict,{AS_ZIPPY} {KEY}\n", Change.UPDATED)
+    again, change = with_line(after, "data-services", ZIPPY, KEY, "keys", elsewhere=True)
+    assert (again, change) == (after, Change.UNCHANGED)
 
 
 def test_two_lines_of_one_key_are_left_to_a_person() -> None:

@@ -62,7 +62,7 @@ class Place:
         connection.settimeout(patient(10))
         connection.connect(str(self.path))
         assert connection.recv(4096) == INSTALLED
-        with open(os.devnull, "r+b") as null:
+        with Path(os.devnull).open("r+b") as null:
             words = request(volume or None, bound, "", asked)
             socket.send_fds(connection, [words], [null.fileno()] * 3)
         return connection
@@ -102,7 +102,7 @@ def test_what_hangs_on_one_volume_takes_no_place_of_another(place: Place) -> Non
         by_line = number % 2 == 0
         asked = "" if by_line else "standfast receive sick"
         hangs = place.hand_over("sick" if by_line else "", asked=asked)
-        wait_for(lambda n=number: len(children(place, hangs)) == n + 1, 30, "taken over")
+        wait_for(lambda n=number, who=hangs: len(children(place, who)) == n + 1, 30, "taken over")
         hangs.close()
     with place.hand_over("sick") as one_more:
         assert is_busy(one_more.recv(4096))

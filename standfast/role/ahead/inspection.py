@@ -235,7 +235,8 @@ def _service(scene: Scene) -> Iterator[Obstacle]:
         yield Obstacle("service", text, taken_away(entry), Weight.TOLD)
     if more := len(leftovers[MOST_ASKED:]):
         text = unasked(others, *asked) or f"{more} more leftovers of {config.service}"
-        yield Obstacle("service", text, "find the token that makes them, revoke it, and deregister them", Weight.TOLD)
+        fix = "find the token that makes them, revoke it, and deregister them"
+        yield Obstacle("service", text, fix, Weight.TOLD)
 
 
 def _hidden(scene: Scene) -> Iterator[Obstacle]:

@@ -88,7 +88,10 @@ class Client:
         """A process that answers as an NFS server on this host; returns once it does. Kill it."""
         said: list[str] = []
         process = Process(
-            ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-c", SOURCE, "", str(port)],
+            [
+                *("nsenter", f"--net=/run/netns/{self.netns}"),
+                *(sys.executable, "-c", SOURCE, "", str(port)),
+            ],
             out=said.append,
         )
         wait_for(lambda: said, 30.0, f"something listens at port {port} of {self.netns}", 0.01)
